@@ -1,0 +1,74 @@
+package probe
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// DefaultLockDir is where the lock is pinned. In a pod it must be a host path mounted with
+// mountPropagation Bidirectional, or the lock dies with the sensor's pod.
+const DefaultLockDir = "/sys/fs/bpf/stanch"
+
+var (
+	// ErrHostNetwork says that a process shares the node's network: it has no wire of its own that could be held.
+	ErrHostNetwork = errors.New("process is in the host's network namespace")
+	// ErrHeld says that a cgroup is held for another lease.
+	ErrHeld = errors.New("already held for another lease")
+	// ErrNotSupported says that this kernel cannot do it. Test with errors.Is.
+	ErrNotSupported = errors.New("not supported by this kernel")
+)
+
+// LockRequest says what to hold and until when.
+type LockRequest struct {
+	// Lease is the id of the lease that this lock belongs to. Required.
+	Lease string
+	// Cgroups are the ids to hold: the pod's own cgroup, or a container's where there is no pod. Everything below
+	// them is held too, also what is made later. At least one.
+	Cgroups []uint64
+	// Wires are the host-side veths of the pod (FindWires). Empty: only the cgroup program holds, raw packet sockets
+	// pass, and LockState.Wire is false.
+	Wires []Wire
+	// HostNetwork says that the cgroups share the node's network. Loopback is then the node's and is denied too.
+	HostNetwork bool
+	// Until is the end, enforced by the kernel's boot-time clock. Required, in the future.
+	Until time.Time
+	// Allow are destinations that stay reachable. Empty: none.
+	Allow []Allow
+	// NodeAddrs are the addresses from which the node's own processes (the kubelet's probes) reach the pod. TCP
+	// connections that they open are answered. Nil: every address of this node, found now.
+	NodeAddrs []netip.Addr
+}
+
+// Allow is a destination that a lock leaves open.
+type Allow struct {
+	Prefix netip.Prefix
+	// Port 0 means every port; Protocol is "tcp", "udp" or "" for both.
+	Port     uint16
+	Protocol string
+}
+
+// Wire is the host-side end of a pod's interface.
+type Wire struct {
+	Index int    // interface index in the host's network namespace
+	Name  string // for people
+	// Addrs and MAC are those of the pod's end: ARP from the pod may name nothing else.
+	Addrs []netip.Addr
+	MAC   [6]byte
+}
+
+// LockState is what a lock does at this moment.
+type LockState struct {
+	Held    bool      `json:"held"`
+	Lease   string    `json:"lease,omitempty"`
+	Until   time.Time `json:"until,omitzero"`
+	Cgroups []uint64  `json:"cgroups,omitempty"`
+	// Wire says that the host-side veths are held as well, so that raw packet sockets do not pass.
+	Wire  bool  `json:"wire"`
+	Wires []int `json:"wires,omitempty"` // interface indexes
+	// Denied counts packets that were dropped, in all and by what they were.
+	Denied   uint64            `json:"denied"`
+	DeniedBy map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
+	// Answered counts packets let through as replies to the node's own connections.
+	Answered uint64 `json:"answered"`
+}

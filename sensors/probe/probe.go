@@ -1,0 +1,75 @@
+// Package probe is the only user of package bpf and of cilium/ebpf: it turns inert kernel programs into live ones.
+// Probe reports what containers do as sensors.Event values; Lock holds a pod's network on this node.
+//
+// It refuses to judge: it knows no rules, no Kubernetes and no container runtime. It never denies anything but
+// what an egress lock says, and a lock ends by itself in the kernel. What a kernel lacks is turned off and said
+// in Status; the rest stays on.
+package probe
+
+import (
+	"time"
+
+	"stanch/sensors"
+)
+
+// Options says how to observe. The zero value observes all containers of this machine.
+type Options struct {
+	// Node is copied into events. Empty: the host's name.
+	Node string
+	// CgroupRoot is the mount point of cgroup v2. Empty: found in /proc/self/mountinfo.
+	CgroupRoot string
+	// Classify tells whether a cgroup (path below CgroupRoot, with a leading slash) holds a container. It is asked
+	// once for each cgroup that exists at Load and once for each new one at its first event. Nil: DefaultClassify.
+	Classify func(path string) Class
+	// Host also reports what runs outside of containers (loud; for debugging).
+	Host bool
+	// Disable names hooks that stay off, for example HookOpen whose tracepoint taxes every system call a little.
+	Disable []Hook
+	// AlertBytes and TelemetryBytes size the two rings, powers of two. Zero: 4 MiB and 1 MiB.
+	AlertBytes, TelemetryBytes int
+}
+
+// Class says whose a cgroup is.
+type Class uint8
+
+// The classes of cgroups.
+const (
+	ClassUnknown   Class = iota // not decided: watched, asked again later
+	ClassContainer              // watched
+	ClassHost                   // filtered in the kernel
+)
+
+// Hook names one place in the kernel where the probe listens.
+type Hook string
+
+// The hooks.
+const (
+	HookExec     Hook = "exec"
+	HookExit     Hook = "exit"
+	HookConnect4 Hook = "connect4"
+	HookConnect6 Hook = "connect6"
+	HookOpen     Hook = "open"
+)
+
+// Hooks lists every hook.
+var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen}
+
+// Status is what the probe does at this moment.
+type Status struct {
+	Hooks []HookStatus `json:"hooks"`
+	// Events counts what was handed to Run's callback, by kind.
+	Events map[sensors.Kind]uint64 `json:"events"`
+	// Drops counts events that were lost, by reason: "alerts ring full", "telemetry ring full", "no scratch",
+	// "undecodable".
+	Drops map[string]uint64 `json:"drops"`
+	// Filtered counts cgroups that are known to be the host's.
+	Filtered int       `json:"filtered"`
+	Since    time.Time `json:"since"`
+}
+
+// HookStatus says whether a hook is on, and if not why not and what would mend it.
+type HookStatus struct {
+	Hook   Hook   `json:"hook"`
+	On     bool   `json:"on"`
+	Reason string `json:"reason,omitempty"`
+}
