@@ -1,0 +1,254 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"stanch/sensors/link/linkpb"
+	"stanch/sensors/proof"
+)
+
+// MaxMessage bounds a message on the link, in bytes.
+const MaxMessage = 1 << 20
+
+// ErrRefused is wrapped by a Handler's error when the node will not obey, as against could not.
+var ErrRefused = errors.New("refused by the node")
+
+// Blob is a named piece of evidence that goes with a command's result.
+type Blob struct {
+	Name string
+	Data []byte
+}
+
+// Handler obeys commands. It must verify the proof of each by keys.
+type Handler interface {
+	Handle(ctx context.Context, kind CommandKind, body []byte, keys proof.Keyring) (result any, blobs []Blob, err error)
+}
+
+// Client is a node's end of the link. All fields but Log are required.
+type Client struct {
+	Address string
+	TLS     *tls.Config
+	Node    string
+	Version string
+	BootID  string
+	Spool   *Spool
+	Handler Handler
+	// Status is sent every HealthEvery (default 10 s).
+	Status      func() any
+	HealthEvery time.Duration
+	Log         *slog.Logger
+}
+
+// Run keeps the stream up until ctx ends. It dials again after 0.1 s at first and 5 s at most.
+func (c *Client) Run(ctx context.Context) error {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	conn, err := grpc.NewClient(c.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.TLS)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage+4096), grpc.MaxCallSendMsgSize(MaxMessage+4096)))
+	if err != nil {
+		return fmt.Errorf("dial gateway %s: %w", c.Address, err)
+	}
+	defer func() { _ = conn.Close() }()
+	wait := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := c.stream(ctx, linkpb.NewGatewayClient(conn))
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			wait = 100 * time.Millisecond
+		}
+		c.Log.Warn("the gateway is away; detections are spooled", "gateway", c.Address, "error", err, "spooled", c.Spool.Len(), "again_in", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+		case <-timer.C:
+		}
+		wait = min(wait*2, 5*time.Second)
+		conn.ResetConnectBackoff()
+	}
+	return ctx.Err()
+}
+
+// session is one connected stream.
+type session struct {
+	*Client
+	stream linkpb.Gateway_NodeClient
+	send   sync.Mutex
+	keys   proof.Keyring
+	acks   chan uint64
+}
+
+func (c *Client) stream(ctx context.Context, gateway linkpb.GatewayClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := gateway.Node(ctx)
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	s := &session{Client: c, stream: stream, acks: make(chan uint64, 1)}
+	if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Hello{Hello: &linkpb.Hello{Node: c.Node, Version: c.Version, BootId: c.BootID}}}); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return fmt.Errorf("wait for welcome: %w", err)
+	}
+	if first.GetWelcome() == nil {
+		return errors.New("the gateway's first word was no welcome")
+	}
+	if s.keys, err = proof.ParseKeyring(first.GetWelcome().GetAuthorityKeys()); err != nil {
+		return err
+	}
+	c.Log.Info("connected to the gateway", "gateway", c.Address)
+
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	failed := make(chan error, 2)
+	parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
+	parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			select {
+			case cause := <-failed:
+				return cause
+			default:
+				return fmt.Errorf("receive: %w", err)
+			}
+		}
+		switch body := msg.GetBody().(type) {
+		case *linkpb.ToNode_Ack:
+			for _, r := range body.Ack.GetRefused() {
+				c.Log.Error("the gateway refused a detection", "detection", r.GetId(), "reason", r.GetReason())
+			}
+			select {
+			case s.acks <- body.Ack.GetSequence():
+			case <-ctx.Done():
+			}
+		case *linkpb.ToNode_Command:
+			parts.Go(func() { s.obey(ctx, body.Command) })
+		}
+	}
+}
+
+func (s *session) say(msg *linkpb.FromNode) error {
+	s.send.Lock()
+	defer s.send.Unlock()
+	if err := s.stream.Send(msg); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	return nil
+}
+
+// sendDetections sends what is spooled, a batch at a time, and forgets a batch when it is acknowledged.
+func (s *session) sendDetections(ctx context.Context) error {
+	const batch = 200
+	for sequence := uint64(1); ; {
+		head := s.Spool.Head(batch)
+		if len(head) == 0 {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-s.Spool.More():
+			}
+			continue
+		}
+		size := 0
+		for i, line := range head {
+			if size += len(line); size > MaxMessage && i > 0 {
+				head = head[:i]
+				break
+			}
+		}
+		if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Detections{Detections: &linkpb.Detections{Sequence: sequence, Detection: head}}}); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case acked := <-s.acks:
+			if acked != sequence {
+				return fmt.Errorf("the gateway acknowledged batch %d, not %d", acked, sequence)
+			}
+		}
+		if err := s.Spool.Done(len(head)); err != nil {
+			s.Log.Warn("spool", "error", err)
+		}
+		sequence++
+	}
+}
+
+func (s *session) sendHealth(ctx context.Context) error {
+	every := s.HealthEvery
+	if every == 0 {
+		every = 10 * time.Second
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if s.Status != nil {
+			raw, err := json.Marshal(s.Status())
+			if err != nil {
+				return fmt.Errorf("encode status: %w", err)
+			}
+			if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Health{Health: &linkpb.Health{Status: raw}}}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// obey runs one command and answers it. A panic in a handler must not take the sensor down with it.
+func (s *session) obey(ctx context.Context, cmd *linkpb.Command) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(cmd.GetDeadlineMs())*time.Millisecond)
+	defer cancel()
+	result, blobs, err := func() (result any, blobs []Blob, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("the node failed on %s: %v", cmd.GetKind(), p)
+			}
+		}()
+		return s.Handler.Handle(ctx, CommandKind(cmd.GetKind()), cmd.GetBody(), s.keys)
+	}()
+	answer := &linkpb.Result{Id: cmd.GetId(), Done: true}
+	if err != nil {
+		answer.Error, answer.Refused = err.Error(), errors.Is(err, ErrRefused)
+	} else if answer.Body, err = json.Marshal(result); err != nil {
+		answer.Error = fmt.Sprintf("encode result: %v", err)
+	}
+	for _, blob := range blobs {
+		for data, first := blob.Data, true; first || len(data) > 0; first = false {
+			n := min(len(data), MaxMessage/2)
+			if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Result{Result: &linkpb.Result{Id: cmd.GetId(), BlobName: blob.Name, Blob: data[:n]}}}); err != nil {
+				return
+			}
+			data = data[n:]
+		}
+	}
+	if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Result{Result: answer}}); err != nil {
+		s.Log.Warn("answer a command", "kind", cmd.GetKind(), "error", err)
+	}
+}

@@ -1,0 +1,93 @@
+// Package link is the connection between a node and the gateway: what is said on it, the node's end of it, and
+// the spool that keeps detections until they are acknowledged.
+//
+// It refuses to open a port, to hold credentials other than the node's certificate, and to act on a command: it
+// hands commands to a Handler, which proves each before it obeys.
+package link
+
+//go:generate protoc --go_out=linkpb --go_opt=paths=source_relative --go-grpc_out=linkpb --go-grpc_opt=paths=source_relative link.proto
+
+import (
+	"time"
+
+	"stanch/sensors/proof"
+)
+
+// CommandKind names what the gateway asks of a node.
+type CommandKind string
+
+// The commands. Those that change something carry a lease token, which the node verifies itself.
+const (
+	CommandSnapshot    CommandKind = "snapshot"
+	CommandLock        CommandKind = "lock"
+	CommandUnlock      CommandKind = "unlock"
+	CommandLockState   CommandKind = "lock-state"
+	CommandFreeze      CommandKind = "freeze"
+	CommandThaw        CommandKind = "thaw"
+	CommandFreezeState CommandKind = "freeze-state"
+)
+
+// NodeTarget names a pod or a container on the node, by what is never reused. The node finds the cgroup itself.
+type NodeTarget struct {
+	PodUID      string `json:"pod_uid,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
+}
+
+// ID is the target as statements name it: "pod:<uid>" or "container:<id>".
+func (t NodeTarget) ID() string {
+	if t.PodUID != "" {
+		return "pod:" + t.PodUID
+	}
+	return "container:" + t.ContainerID
+}
+
+// HoldCommand applies a lock or a freeze.
+type HoldCommand struct {
+	Target NodeTarget   `json:"target"`
+	Action string       `json:"action"` // the action of the token
+	Lease  string       `json:"lease"`
+	Until  time.Time    `json:"until"`
+	Allow  []AllowRule  `json:"allow,omitempty"`
+	Token  proof.Signed `json:"token"`
+	// Grant is needed to end a hold earlier than it was stamped.
+	Grant *proof.Signed `json:"grant,omitempty"`
+}
+
+// AllowRule lets one destination through a lock.
+type AllowRule struct {
+	Prefix string `json:"prefix"`         // CIDR
+	Port   uint16 `json:"port,omitempty"` // 0 means any
+}
+
+// EndCommand ends a hold. Without a grant the node obeys only when the hold's own end has passed.
+type EndCommand struct {
+	Target NodeTarget    `json:"target"`
+	Lease  string        `json:"lease"`
+	Grant  *proof.Signed `json:"grant,omitempty"`
+}
+
+// StateCommand asks for the state of a hold.
+type StateCommand struct {
+	Target NodeTarget `json:"target"`
+}
+
+// HoldState is what a node observes of a hold.
+type HoldState struct {
+	Held  bool      `json:"held"`
+	Lease string    `json:"lease,omitempty"`
+	Until time.Time `json:"until,omitzero"`
+	// Wire: the packet path outside of the pod is held too, so raw frames do not pass.
+	Wire   bool   `json:"wire,omitempty"`
+	Denied uint64 `json:"denied,omitempty"` // packets refused so far
+	// Gone: the pod or container no longer runs on this node.
+	Gone bool   `json:"gone,omitempty"`
+	Note string `json:"note,omitempty"`
+	// AppliedAt is the node's own time of the moment at which the hold took effect.
+	AppliedAt time.Time `json:"applied_at,omitzero"`
+}
+
+// SnapshotCommand captures the processes of a target. Proof is an attested detection about the target.
+type SnapshotCommand struct {
+	Target NodeTarget   `json:"target"`
+	Proof  proof.Signed `json:"proof"`
+}

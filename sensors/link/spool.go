@@ -1,0 +1,176 @@
+package link
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"stanch/sensors"
+)
+
+// SpoolLimit bounds a spool. The zero value means the defaults.
+type SpoolLimit struct {
+	Detections int   // default 10,000
+	Bytes      int64 // default 64 MiB
+}
+
+func (l SpoolLimit) orDefault() SpoolLimit {
+	if l.Detections == 0 {
+		l.Detections = 10_000
+	}
+	if l.Bytes == 0 {
+		l.Bytes = 64 << 20
+	}
+	return l
+}
+
+// Spool keeps detections, in order, until they are acknowledged. It is a file, so that it survives a kill of the
+// process; it is not synced, so a crash of the machine may lose what came last.
+type Spool struct {
+	mu      sync.Mutex
+	file    *os.File
+	limit   SpoolLimit
+	pending [][]byte // JSON lines not yet acknowledged
+	bytes   int64
+	dropped uint64
+	more    chan struct{}
+}
+
+// OpenSpool opens the spool in dir and reads back what a previous process left. A torn last line is dropped.
+func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	path := filepath.Join(dir, "detections.spool")
+	s := &Spool{limit: limit.orDefault(), more: make(chan struct{}, 1)}
+	old, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("open spool: %w", err)
+	default:
+		lines := bufio.NewScanner(old)
+		lines.Buffer(make([]byte, 0, 64<<10), 4<<20)
+		for lines.Scan() {
+			if json.Valid(lines.Bytes()) {
+				s.hold(append([]byte(nil), lines.Bytes()...))
+			}
+		}
+		_ = old.Close()
+	}
+	if err := s.rewrite(path); err != nil {
+		return nil, err
+	}
+	s.wake()
+	return s, nil
+}
+
+func (s *Spool) hold(line []byte) {
+	s.pending = append(s.pending, line)
+	s.bytes += int64(len(line))
+}
+
+// rewrite replaces the file by what is pending, atomically.
+func (s *Spool) rewrite(path string) error {
+	next, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("rewrite spool: %w", err)
+	}
+	for _, line := range s.pending {
+		if _, err := next.Write(append(line[:len(line):len(line)], '\n')); err != nil {
+			_ = next.Close()
+			return fmt.Errorf("rewrite spool: %w", err)
+		}
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		_ = next.Close()
+		return fmt.Errorf("rewrite spool: %w", err)
+	}
+	if s.file != nil {
+		_ = s.file.Close()
+	}
+	s.file = next
+	return nil
+}
+
+// Add keeps a detection. A full spool drops it and counts the drop; a full disk keeps it in memory only.
+func (s *Spool) Add(d sensors.Detection) error {
+	line, err := json.Marshal(d)
+	if err != nil {
+		return fmt.Errorf("spool detection %s: %w", d.ID, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) >= s.limit.Detections || s.bytes+int64(len(line)) > s.limit.Bytes {
+		s.dropped++
+		return fmt.Errorf("spool is full (%d detections, %d bytes): detection %s dropped", len(s.pending), s.bytes, d.ID)
+	}
+	s.hold(line)
+	s.wake()
+	if _, err := s.file.Write(append(line[:len(line):len(line)], '\n')); err != nil {
+		return fmt.Errorf("spool detection %s: kept in memory only: %w", d.ID, err)
+	}
+	return nil
+}
+
+func (s *Spool) wake() {
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+}
+
+// More is signalled when there may be something to send.
+func (s *Spool) More() <-chan struct{} { return s.more }
+
+// Head gives the oldest detections, at most n.
+func (s *Spool) Head(n int) [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([][]byte(nil), s.pending[:min(n, len(s.pending))]...)
+}
+
+// Done forgets the oldest n detections: they were acknowledged.
+func (s *Spool) Done(n int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n = min(n, len(s.pending))
+	for _, line := range s.pending[:n] {
+		s.bytes -= int64(len(line))
+	}
+	s.pending = append([][]byte(nil), s.pending[n:]...)
+	if len(s.pending) > 0 {
+		s.wake()
+		// The file is shortened only when it is empty: a restart in between sends some twice, which the
+		// gateway recognises by id.
+		return nil
+	}
+	if err := s.file.Truncate(0); err != nil {
+		return fmt.Errorf("shorten spool: %w", err)
+	}
+	if _, err := s.file.Seek(0, 0); err != nil {
+		return fmt.Errorf("shorten spool: %w", err)
+	}
+	return nil
+}
+
+// Len is the number of detections kept; Dropped how many a full spool refused.
+func (s *Spool) Len() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.pending) }
+
+// Dropped is how many detections a full spool refused since it was opened.
+func (s *Spool) Dropped() uint64 { s.mu.Lock(); defer s.mu.Unlock(); return s.dropped }
+
+// Close closes the file and keeps what is in it.
+func (s *Spool) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.file.Close(); err != nil {
+		return fmt.Errorf("close spool: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package proof
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
+// contained unless a person granted it.
+type Attestation struct {
+	Detection  string    `json:"detection"` // Detection.ID
+	Hash       string    `json:"hash"`      // of the whole detection
+	Target     string    `json:"target"`    // "pod:<uid>" or "container:<id>"
+	Rule       string    `json:"rule"`
+	Objective  string    `json:"objective"`
+	Severity   string    `json:"severity"`
+	Confidence float64   `json:"confidence"`
+	Node       string    `json:"node"`
+	Scope      string    `json:"scope,omitempty"` // "drill" for a drill's own target
+	Accepted   time.Time `json:"accepted"`
+}
+
+// OpenAttestation verifies s and that it is about target and was accepted within maxAge before now.
+func (r Keyring) OpenAttestation(s Signed, target string, now time.Time, maxAge time.Duration) (Attestation, error) {
+	var a Attestation
+	if err := r.Open(s, PurposeAttestation, &a); err != nil {
+		return Attestation{}, err
+	}
+	if a.Target != target {
+		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnproved, a.Detection, a.Target, target)
+	}
+	if age := now.Sub(a.Accepted); age > maxAge || age < -clockSkew {
+		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, at most %s is fresh", ErrUnproved, a.Detection, age.Round(time.Second), maxAge)
+	}
+	return a, nil
+}
+
+// Operation is what a grant permits.
+type Operation string
+
+// The operations.
+const (
+	OperationApply   Operation = "apply"
+	OperationRelease Operation = "release"
+	OperationExtend  Operation = "extend"
+)
+
+// Grant is a permission that people gave for exactly one thing.
+type Grant struct {
+	Nonce     string    `json:"nonce"`
+	Operation Operation `json:"operation"`
+	// PlanHash and Targets bind OperationApply to the plan that was shown; Lease binds the others.
+	PlanHash string    `json:"plan_hash,omitempty"`
+	Targets  []string  `json:"targets,omitempty"`
+	Lease    string    `json:"lease,omitempty"`
+	Holder   string    `json:"holder,omitempty"` // "" means every holder
+	Until    time.Time `json:"until,omitzero"`   // OperationExtend: the new end
+	Incident string    `json:"incident,omitempty"`
+	Step     string    `json:"step,omitempty"`
+	People   []string  `json:"people"` // who, and how it was proved: "uid:0 (local socket)"
+	Issued   time.Time `json:"issued"`
+	Expires  time.Time `json:"expires"`
+}
+
+// OpenGrant verifies s, its operation and its expiry. The caller compares plan, targets and lease.
+func (r Keyring) OpenGrant(s Signed, operation Operation, now time.Time) (Grant, error) {
+	var g Grant
+	if err := r.Open(s, PurposeGrant, &g); err != nil {
+		return Grant{}, err
+	}
+	if g.Operation != operation {
+		return Grant{}, fmt.Errorf("%w: the grant permits %q, not %q", ErrUnproved, g.Operation, operation)
+	}
+	if now.After(g.Expires) || now.Before(g.Issued.Add(-clockSkew)) {
+		return Grant{}, fmt.Errorf("%w: the grant was valid from %s to %s", ErrUnproved, g.Issued.Format(time.RFC3339), g.Expires.Format(time.RFC3339))
+	}
+	return g, nil
+}
+
+// Permits tells whether the grant covers this plan on this target.
+func (g Grant) Permits(planHash, target string) error {
+	if g.PlanHash != planHash {
+		return fmt.Errorf("%w: the plan changed since it was approved", ErrUnproved)
+	}
+	if !slices.Contains(g.Targets, target) {
+		return fmt.Errorf("%w: %s is not among the approved targets", ErrUnproved, target)
+	}
+	return nil
+}
+
+// Token is what the authority issues once every guard let a containment through: re-applying it while the lease
+// holds, and the node itself, need nothing else. It ends with the lease.
+type Token struct {
+	Nonce    string    `json:"nonce"`
+	Lease    string    `json:"lease"`
+	Action   string    `json:"action"`
+	Target   string    `json:"target"`
+	Params   string    `json:"params"` // hash of the parameters
+	Incident string    `json:"incident"`
+	Basis    string    `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
+	Issued   time.Time `json:"issued"`
+	Until    time.Time `json:"until"`
+}
+
+// OpenToken verifies s for one action on one target.
+func (r Keyring) OpenToken(s Signed, action, target string, now time.Time) (Token, error) {
+	var t Token
+	if err := r.Open(s, PurposeToken, &t); err != nil {
+		return Token{}, err
+	}
+	if t.Action != action || t.Target != target {
+		return Token{}, fmt.Errorf("%w: the lease token is for %s on %s, not %s on %s", ErrUnproved, t.Action, t.Target, action, target)
+	}
+	if now.After(t.Until) {
+		return Token{}, fmt.Errorf("%w: the lease token ended at %s", ErrUnproved, t.Until.Format(time.RFC3339))
+	}
+	return t, nil
+}
