@@ -1,0 +1,95 @@
+package kube
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+)
+
+func dial(network, address string) error {
+	conn, err := net.DialTimeout(network, address, time.Second)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// writeContainerd configures a containerd that shares nothing with the host's: own root, state, socket, network.
+func (c *Cluster) writeContainerd() error {
+	if err := os.MkdirAll(c.path("cni"), 0o700); err != nil {
+		return fmt.Errorf("make the CNI directory: %w", err)
+	}
+	if err := c.write("cni/10-lab.conflist", `{
+  "cniVersion": "0.4.0", "name": "`+c.NodeName+`",
+  "plugins": [{
+    "type": "bridge", "bridge": "`+c.Bridge+`", "isGateway": true, "hairpinMode": true,
+    "ipam": {"type": "host-local", "dataDir": "`+c.path("ipam")+`", "routes": [{"dst": "0.0.0.0/0"}],
+      "ranges": [[{"subnet": "`+c.PodCIDR+`", "gateway": "`+c.NodeIP+`"}]]}
+  }]
+}`); err != nil {
+		return err
+	}
+	// restrict_oom_score_adj: without CAP_SYS_RESOURCE runc dies with "can't get final child's PID from pipe".
+	return c.write("containerd.toml", `version = 2
+root = "`+c.path("r")+`"
+state = "`+c.path("s")+`"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+[grpc]
+  address = "`+c.CRISocket+`"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "`+c.path("opt")+`"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "`+PauseImage+`"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  disable_tcp_service = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "/usr/lib/cni"
+  conf_dir = "`+c.path("cni")+`"
+`)
+}
+
+// writeKubelet configures a kubelet that works on cgroup v1 and v2, evicts nothing and lets everybody in: the
+// lab is for tests and listens on a bridge of its own.
+func (c *Cluster) writeKubelet() error {
+	port, err := freePort(c.NodeIP)
+	if err != nil {
+		return err
+	}
+	c.KubeletPort = port
+	config := strings.NewReplacer("PORT", fmt.Sprint(port), "NODEIP", c.NodeIP, "SOCKET", c.CRISocket, "DIR", c.Dir,
+		"CGROUP", c.CgroupRoot).Replace(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: NODEIP
+port: PORT
+readOnlyPort: 0
+healthzPort: 0
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+containerRuntimeEndpoint: unix://SOCKET
+cgroupDriver: cgroupfs
+cgroupRoot: CGROUP
+failCgroupV1: false
+failSwapOn: false
+enforceNodeAllocatable: []
+makeIPTablesUtilChains: false
+oomScoreAdj: 0
+podLogsDir: DIR/pods
+volumePluginDir: DIR/volume-plugins
+resolvConf: ""
+registerNode: true
+maxPods: 100
+evictionHard: {memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+syncFrequency: 10s
+nodeStatusUpdateFrequency: 5s
+serializeImagePulls: false
+shutdownGracePeriod: 0s
+`)
+	return c.write("kubelet.yaml", config)
+}

@@ -1,0 +1,229 @@
+package kube
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// The images that every lab has. Pause holds a pod's namespaces; Busybox has a shell and all applets.
+const (
+	PauseImage   = "stanch.lab/pause:1"
+	BusyboxImage = "stanch.lab/busybox:1"
+	// AttackImage is Busybox with testenv/attack as /attack and entrypoint; see ImportAttack.
+	AttackImage = "stanch.lab/attack:1"
+)
+
+// Image says what an image is made of.
+type Image struct {
+	Name       string          // with a tag, which is not "latest": "stanch.lab/shop:1"
+	Files      map[string]File // by absolute path in the image; parents are made
+	Busybox    bool            // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
+	Entrypoint []string
+	Env        []string // NAME=value
+	User       string   // "" is root
+}
+
+// File is one file of an image; one of Data, From and Link says what it holds.
+type File struct {
+	Data []byte
+	From string      // a file of the host, copied
+	Link string      // the target of a symbolic link
+	Mode fs.FileMode // 0 means 0755
+}
+
+// ImportImage makes an image of one layer and gives it to the lab's containerd under its name and by digest, so
+// that pods report the digest as they do for a pulled image. It returns the digest ("sha256:…").
+func (c *Cluster) ImportImage(ctx context.Context, image Image) (digest string, err error) {
+	archive, digest, err := image.archive()
+	if err != nil {
+		return "", fmt.Errorf("make the image %s: %w", image.Name, err)
+	}
+	cmd := exec.CommandContext(ctx, "ctr", "--address", c.CRISocket, "--namespace", "k8s.io", "images", "import", "-")
+	cmd.Stdin = bytes.NewReader(archive)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("import the image %s: %w: %s", image.Name, err, out)
+	}
+	return digest, nil
+}
+
+func (c *Cluster) importBaseImages(ctx context.Context) error {
+	_, err := c.ImportImage(ctx, Image{
+		Name: PauseImage, Busybox: true, Entrypoint: []string{"/bin/busybox", "sleep", "2147483647"},
+	})
+	_, err2 := c.ImportImage(ctx, Image{Name: BusyboxImage, Busybox: true, Entrypoint: []string{"/bin/sh"}})
+	return errors.Join(err, err2)
+}
+
+// ImportAttack builds testenv/attack and imports it as AttackImage, returning the image's digest.
+func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
+	program := c.path("attack")
+	if err := BuildStatic(ctx, "stanch/testenv/attack", program); err != nil {
+		return "", err
+	}
+	return c.ImportImage(ctx, Image{
+		Name: AttackImage, Busybox: true, Files: map[string]File{"/attack": {From: program}}, Entrypoint: []string{"/attack"},
+	})
+}
+
+// BuildStatic builds one of our commands so that it runs in an image that has nothing else.
+func BuildStatic(ctx context.Context, pkg, out string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if root, err := moduleDir(); err == nil {
+		cmd.Dir = filepath.Join(root, "../../..")
+	}
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", pkg, err, said)
+	}
+	return nil
+}
+
+// busyboxFiles are the files that Image.Busybox adds.
+func busyboxFiles() (map[string]File, error) {
+	program, err := lookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("find busybox (apt-get install busybox-static): %w", err)
+	}
+	applets, err := exec.Command(program, "--list").Output()
+	if err != nil {
+		return nil, fmt.Errorf("list busybox's applets: %w", err)
+	}
+	files := map[string]File{
+		"/bin/busybox": {From: program},
+		"/etc/passwd":  {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
+		"/etc/group":   {Data: []byte("root:x:0:\nnobody:x:65534:\n"), Mode: 0o644},
+		"/etc/shadow":  {Data: []byte("root:*:19000:0:99999:7:::\n"), Mode: 0o600},
+		"/tmp":         {Mode: fs.ModeDir | fs.ModeSticky | 0o777},
+		"/root":        {Mode: fs.ModeDir | 0o700},
+	}
+	for applet := range strings.FieldsSeq(string(applets)) {
+		if applet != "busybox" {
+			files["/bin/"+applet] = File{Link: "busybox"}
+		}
+	}
+	return files, nil
+}
+
+// archive makes an OCI layout in a tar with the image named twice: by tag and by digest.
+func (image Image) archive() (content []byte, digest string, err error) {
+	files := map[string]File{}
+	if image.Busybox {
+		if files, err = busyboxFiles(); err != nil {
+			return nil, "", err
+		}
+	}
+	maps.Copy(files, image.Files)
+	layer, err := layerOf(files)
+	if err != nil {
+		return nil, "", err
+	}
+	blobs := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)}
+	add := func(media string, content []byte) map[string]any {
+		sum := sha256.Sum256(content)
+		name := hex.EncodeToString(sum[:])
+		blobs["blobs/sha256/"+name] = content
+		return map[string]any{"mediaType": media, "digest": "sha256:" + name, "size": len(content)}
+	}
+	layerRef := add("application/vnd.oci.image.layer.v1.tar", layer)
+	configRef := add("application/vnd.oci.image.config.v1+json", encode(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": map[string]any{
+			"Entrypoint": image.Entrypoint, "User": image.User,
+			"Env": append([]string{"PATH=/bin:/sbin:/usr/bin"}, image.Env...),
+		},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
+	}))
+	manifest := add("application/vnd.oci.image.manifest.v1+json", encode(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": configRef, "layers": []any{layerRef},
+	}))
+	digest = manifest["digest"].(string)
+	repository, _, _ := strings.Cut(image.Name, ":")
+	var named []any
+	for _, name := range []string{image.Name, repository + "@" + digest} {
+		m := maps.Clone(manifest)
+		m["annotations"] = map[string]string{"io.containerd.image.name": name}
+		named = append(named, m)
+	}
+	blobs["index.json"] = encode(map[string]any{"schemaVersion": 2, "manifests": named})
+
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, name := range slices.Sorted(maps.Keys(blobs)) {
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(blobs[name]))}),
+			second(w.Write(blobs[name]))); err != nil {
+			return nil, "", err
+		}
+	}
+	return out.Bytes(), digest, w.Close()
+}
+
+func second(_ int, err error) error { return err }
+
+// encode is for values that always encode.
+func encode(v any) []byte {
+	content, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return content
+}
+
+// layerOf makes the layer, the same bytes for the same files.
+func layerOf(files map[string]File) ([]byte, error) {
+	for name := range maps.Clone(files) {
+		for dir := path.Dir(name); dir != "/"; dir = path.Dir(dir) {
+			if _, ok := files[dir]; !ok {
+				files[dir] = File{Mode: fs.ModeDir | 0o755}
+			}
+		}
+	}
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		f := files[name]
+		mode := f.Mode
+		if mode == 0 {
+			mode = 0o755
+		}
+		h := &tar.Header{Name: strings.TrimPrefix(name, "/"), Mode: int64(mode.Perm()), Typeflag: tar.TypeReg}
+		if mode&fs.ModeSticky != 0 {
+			h.Mode |= 0o1000
+		}
+		data := f.Data
+		switch {
+		case mode.IsDir():
+			h.Name, h.Typeflag = h.Name+"/", tar.TypeDir
+		case f.Link != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		case f.From != "":
+			var err error
+			if data, err = os.ReadFile(f.From); err != nil {
+				return nil, err
+			}
+		}
+		h.Size = int64(len(data))
+		if err := w.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(data); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), w.Close()
+}

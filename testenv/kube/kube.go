@@ -1,0 +1,162 @@
+// Package kube is the lab: a real Kubernetes node on this machine, up in seconds, for tests that must not be fooled.
+//
+// etcd, API server (with RBAC), controller manager, scheduler, kubelet, containerd and runc are the real ones;
+// pods, probes, logs, exec, tokens and events are real. It refuses three things: to reach a registry (images are
+// made from files and imported), to be a cluster for anything but tests (its keys lie in a temporary directory
+// and its kubelet asks nobody who they are), and to leave anything behind. There is no kube-proxy and no DNS: of
+// Services only `kubernetes` can be reached, because its address is where the API server listens. The network is
+// a plain bridge, which enforces no NetworkPolicy, as on many small clusters.
+//
+// Several labs can run at once; each has its own directory, bridge, subnets and cgroup.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Options say how a lab is started; the zero value works.
+type Options struct {
+	// Detached leaves the lab running when the process that started it ends. Without it, a lab whose starter was
+	// killed is swept by whoever starts the next one.
+	Detached bool
+	// Progress is told what happens, a line each; nil is silent.
+	Progress func(format string, args ...any)
+	// ReadyWithin bounds the start; 0 means 90 s. On an idle machine 8 s are enough.
+	ReadyWithin time.Duration
+}
+
+// Cluster is a running lab.
+type Cluster struct {
+	State
+
+	config *rest.Config
+	client *kubernetes.Clientset
+	parts  []*part
+}
+
+// State is what it takes to attach to a running lab, or to clean up after one; it is kept as a JSON file.
+type State struct {
+	ID        string `json:"id"`
+	Dir       string `json:"dir"`
+	NodeName  string `json:"node_name"`
+	NodeIP    string `json:"node_ip"`    // the host's address on the pods' bridge; pods can reach it
+	APIServer string `json:"api_server"` // https URL; the same from the host, host-network pods and pods
+	// Kubeconfig is the path of an administrator's kubeconfig (group system:masters).
+	Kubeconfig string `json:"kubeconfig"`
+	// CRISocket is the path of containerd's socket, which speaks CRI; containers are in the namespace k8s.io.
+	CRISocket string `json:"cri_socket"`
+	PodCIDR   string `json:"pod_cidr"`
+	Bridge    string `json:"bridge"`
+	// CgroupRoot is the parent of kubepods in each hierarchy, with a leading slash.
+	CgroupRoot  string `json:"cgroup_root"`
+	KubeletPort int    `json:"kubelet_port"` // on NodeIP, https, authorises everybody
+
+	Owner    process           `json:"owner"`
+	Detached bool              `json:"detached"`
+	Parts    []process         `json:"parts"`
+	Sysctls  map[string]string `json:"sysctls,omitempty"` // what they were before the kubelet
+}
+
+// Start sweeps what killed labs left, then starts a lab and waits until pods can run. It needs root, the
+// binaries named by Missing, and the node's binary (see Build); ErrNotBuilt says that the last is lacking.
+func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
+	if o.Progress == nil {
+		o.Progress = func(string, ...any) {}
+	}
+	if o.ReadyWithin == 0 {
+		o.ReadyWithin = 90 * time.Second
+	}
+	if lacking := Missing(); len(lacking) > 0 {
+		return nil, fmt.Errorf("start the lab: lacking %v", lacking)
+	}
+	binary, err := Binary()
+	if err != nil {
+		return nil, err
+	}
+	if err := Sweep(); err != nil {
+		o.Progress("labnode: sweep of earlier labs: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.ReadyWithin)
+	defer cancel()
+
+	c := &Cluster{}
+	c.Detached = o.Detached
+	defer func() {
+		if err != nil && c.ID != "" {
+			err = errors.Join(fmt.Errorf("start the lab: %w", err), c.complaints(), c.Stop())
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"claim a place", func(context.Context) error { return c.claim() }},
+		{"network", func(context.Context) error { return c.makeNetwork() }},
+		{"keys", func(context.Context) error { return c.makeKeys() }},
+		{"cgroups", func(context.Context) error { return makeCgroups(c.CgroupRoot) }},
+		{"containerd and etcd", func(ctx context.Context) error { return c.startGround(ctx, binary) }},
+		{"api server", func(context.Context) error { return c.startAPI(binary) }},
+		{"images", c.importBaseImages},
+		{"api server answers", c.waitAPI},
+		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNode(binary) }},
+		{"ready", c.waitReady},
+	} {
+		began := time.Now()
+		if err := step.do(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", step.name, err)
+		}
+		o.Progress("labnode: %-32s %5d ms", step.name, time.Since(began).Milliseconds())
+	}
+	return c, nil
+}
+
+// Attach opens a lab that runs already, from its state file. Of a lab that is only half there it can do no more than
+// Stop.
+func Attach(path string) (*Cluster, error) {
+	c := &Cluster{}
+	if err := c.read(path); err != nil {
+		return nil, fmt.Errorf("attach to the lab %s: %w", path, err)
+	}
+	if _, err := os.Stat(c.Kubeconfig); err != nil {
+		return c, nil // half a lab: good enough to stop
+	}
+	if err := c.connect(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Cluster) connect() error {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read the lab's kubeconfig: %w", err)
+	}
+	config.QPS, config.Burst = -1, -1 // no client-side throttle
+	c.config = config
+	c.client, err = kubernetes.NewForConfig(config)
+	return err
+}
+
+// Config is an administrator's client configuration, without client-side throttling. The caller gets a copy.
+func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
+
+// Client is an administrator's client.
+func (c *Cluster) Client() kubernetes.Interface { return c.client }
+
+// path is a file in the lab's directory.
+func (c *State) path(name string) string { return c.Dir + "/" + name }
+
+func (c *Cluster) write(name, content string) error {
+	if err := os.WriteFile(c.path(name), []byte(content), 0o600); err != nil {
+		return fmt.Errorf("write the lab's %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// part is one process of the lab that this process started.
+type part struct {
+	process
+	log   string
+	ended chan struct{} // closed when it has been reaped
+}
+
+// start runs a part with its output in a log file of the lab's directory, and records it in the state first of
+// all, so that a sweep finds it whatever happens.
+func (c *Cluster) start(name, program string, args ...string) error {
+	p := &part{log: c.path(name + ".log"), ended: make(chan struct{})}
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open %s's log: %w", name, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(program, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, log, log
+	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C for the tests is not one for the lab
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() { _ = cmd.Wait(); close(p.ended) }()
+	if p.process, err = identify(cmd.Process.Pid); err != nil {
+		return fmt.Errorf("start %s: it ended at once: %s", name, tail(p.log, 5))
+	}
+	p.Name = name
+	c.parts = append(c.parts, p)
+	c.Parts = append(c.Parts, p.process)
+	return c.save()
+}
+
+// startGround starts what needs nobody: the container runtime and the store.
+func (c *Cluster) startGround(ctx context.Context, binary string) error {
+	if err := c.writeContainerd(); err != nil {
+		return err
+	}
+	containerd, err := lookPath("containerd")
+	if err != nil {
+		return err
+	}
+	if err := c.start("containerd", containerd, "--config", c.path("containerd.toml")); err != nil {
+		return err
+	}
+	peers, err := freePort("127.0.0.1")
+	if err != nil {
+		return err
+	}
+	if err := c.start("etcd", binary, "etcd", "--data-dir", c.path("etcd"), "--unsafe-no-fsync",
+		"--listen-client-urls", "unix://"+c.path("etcd.sock"), "--advertise-client-urls", "unix://"+c.path("etcd.sock"),
+		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
+		"--initial-advertise-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
+		"--initial-cluster", fmt.Sprintf("default=http://127.0.0.1:%d", peers), "--log-level", "warn"); err != nil {
+		return err
+	}
+	return c.poll(ctx, "containerd and etcd to listen", func() error {
+		return errors.Join(dial("unix", c.CRISocket), dial("unix", c.path("etcd.sock")))
+	})
+}
+
+func (c *Cluster) startAPI(binary string) error {
+	services := strings.TrimSuffix(c.apiServerIP(), "1") + "0/24"
+	return c.start("kube-apiserver", binary, "kube-apiserver",
+		"--etcd-servers=unix://"+c.path("etcd.sock"), "--bind-address="+c.apiServerIP(), "--secure-port=443",
+		"--advertise-address="+c.apiServerIP(), "--service-cluster-ip-range="+services,
+		"--tls-cert-file="+c.path("server.crt"), "--tls-private-key-file="+c.path("server.key"),
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.path("sa.key"),
+		"--service-account-signing-key-file="+c.path("sa.key"), "--token-auth-file="+c.path("tokens.csv"),
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+		"--kubelet-preferred-address-types=InternalIP", "--profiling=false")
+}
+
+func (c *Cluster) waitAPI(ctx context.Context) error {
+	return c.poll(ctx, "the API server", func() error {
+		_, err := c.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		return err
+	})
+}
+
+func (c *Cluster) startNode(binary string) error {
+	if err := c.writeKubelet(); err != nil {
+		return err
+	}
+	return errors.Join(
+		c.start("kube-controller-manager", binary, "kube-controller-manager", "--kubeconfig="+c.path("controllers.kubeconfig"),
+			"--leader-elect=false", "--secure-port=0", "--root-ca-file="+c.path("ca.crt"),
+			"--service-account-private-key-file="+c.path("sa.key")),
+		c.start("kube-scheduler", binary, "kube-scheduler", "--kubeconfig="+c.path("scheduler.kubeconfig"),
+			"--leader-elect=false", "--secure-port=0"),
+		c.start("kubelet", binary, "kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("kubelet.kubeconfig"),
+			"--root-dir="+c.path("kubelet"), "--cert-dir="+c.path("kubelet-pki"), "--hostname-override="+c.NodeName,
+			"--node-ip="+c.NodeIP),
+	)
+}
+
+// waitReady waits until the node takes pods and the default service account exists, without which none is made.
+func (c *Cluster) waitReady(ctx context.Context) error {
+	return c.poll(ctx, "the node to be ready", func() error {
+		if _, err := c.client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{}); err != nil {
+			return err
+		}
+		node, err := c.client.CoreV1().Nodes().Get(ctx, c.NodeName, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, t := range node.Spec.Taints {
+			return fmt.Errorf("the node has the taint %s", t.Key)
+		}
+		for _, cond := range node.Status.Conditions {
+			if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue {
+				return nil
+			}
+		}
+		return errors.New("the node is not ready")
+	})
+}
+
+// poll tries until it works, the time is up, or a part has died.
+func (c *Cluster) poll(ctx context.Context, what string, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		for _, p := range c.parts {
+			select {
+			case <-p.ended:
+				return fmt.Errorf("wait for %s: %s ended by itself", what, p.Name)
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w; last: %w", what, ctx.Err(), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// complaints gathers the last lines of every part's log, for a start that failed.
+func (c *Cluster) complaints() error {
+	var all []error
+	for _, p := range c.parts {
+		all = append(all, fmt.Errorf("--- the last of %s:\n%s", p.Name, tail(p.log, 8)))
+	}
+	return errors.Join(all...)
+}
+
+func tail(path string, lines int) string {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

@@ -1,0 +1,195 @@
+package kube
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// registry holds a state file per lab of this machine, and the lock under which they come and go.
+const registry = "/run/stanch-lab"
+
+// maxLabs bounds how many labs one machine runs at once; each has a number below this.
+const maxLabs = 64
+
+// needed are the programs that the lab starts, with the Debian package of each.
+var needed = []struct{ file, from string }{
+	{"containerd", "containerd"}, {"ctr", "containerd"}, {"runc", "runc"}, {"iptables", "iptables"},
+	{"/usr/lib/cni/bridge", "containernetworking-plugins"}, {"/usr/lib/cni/host-local", "containernetworking-plugins"},
+	{"busybox", "busybox-static"},
+}
+
+// Missing lists what this machine lacks for a lab, apart from the node's own binary; empty is good.
+func Missing() []string {
+	var missing []string
+	if os.Geteuid() != 0 {
+		missing = append(missing, "root")
+	}
+	for _, n := range needed {
+		if _, err := lookPath(n.file); err != nil {
+			missing = append(missing, n.file+" (apt-get install "+n.from+")")
+		}
+	}
+	return missing
+}
+
+// lookPath also looks into sbin, which is not on every PATH.
+func lookPath(file string) (string, error) {
+	if path, err := exec.LookPath(file); err == nil {
+		return path, nil
+	}
+	return exec.LookPath(filepath.Join("/usr/sbin", file))
+}
+
+// claim takes the first free number and with it names and addresses that no other lab has.
+func (c *Cluster) claim() error {
+	if err := os.MkdirAll(registry, 0o755); err != nil {
+		return fmt.Errorf("make the registry of labs: %w", err)
+	}
+	unlock, err := lockFile(registry + "/lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for n := range maxLabs {
+		pods, services := fmt.Sprintf("10.231.%d.", n), fmt.Sprintf("10.232.%d.", n)
+		if _, err := os.Stat(statePath(strconv.Itoa(n))); err == nil || addressInUse(pods, services) {
+			continue
+		}
+		dir, err := os.MkdirTemp("", fmt.Sprintf("stanch-lab%d-", n))
+		if err != nil {
+			return fmt.Errorf("make the lab's directory: %w", err)
+		}
+		owner, err := identify(os.Getpid())
+		if err != nil {
+			return err
+		}
+		c.State = State{
+			ID: strconv.Itoa(n), Dir: dir, Detached: c.Detached, Owner: owner,
+			NodeName: fmt.Sprintf("stanch-lab%d", n), NodeIP: pods + "1", PodCIDR: pods + "0/24",
+			APIServer: "https://" + services + "1:443", Bridge: fmt.Sprintf("stanch-lab%d", n),
+			CgroupRoot: fmt.Sprintf("/stanch-lab%d", n), Kubeconfig: dir + "/admin.kubeconfig", CRISocket: dir + "/c.sock",
+		}
+		if c.Sysctls, err = sysctlsBefore(); err != nil {
+			return err
+		}
+		return c.save()
+	}
+	return fmt.Errorf("all %d labs of this machine are taken; see %s", maxLabs, registry)
+}
+
+// sysctlsBefore reads what another lab found when it came, or, if there is none, what is set now.
+func sysctlsBefore() (map[string]string, error) {
+	labs, err := otherLabs("")
+	if err != nil || len(labs) == 0 {
+		return readSysctls(), err
+	}
+	return labs[0].Sysctls, nil
+}
+
+// otherLabs reads the state of every lab of this machine except the one with this id.
+func otherLabs(id string) ([]State, error) {
+	paths, err := filepath.Glob(registry + "/*.json")
+	if err != nil {
+		return nil, err
+	}
+	var labs []State
+	for _, path := range paths {
+		var s State
+		if err := s.read(path); err == nil && s.ID != id {
+			labs = append(labs, s)
+		}
+	}
+	return labs, nil
+}
+
+// addressInUse tells whether an interface of this machine has an address that begins so.
+func addressInUse(prefixes ...string) bool {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		for _, p := range prefixes {
+			if strings.HasPrefix(a.String(), p) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func statePath(id string) string { return registry + "/" + id + ".json" }
+
+// StateFile is where the lab's state is kept: the value for STANCH_LAB.
+func (c *State) StateFile() string { return statePath(c.ID) }
+
+func (c *State) save() error {
+	content, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the lab's state: %w", err)
+	}
+	partial := c.StateFile() + ".partial"
+	if err := os.WriteFile(partial, content, 0o600); err != nil {
+		return fmt.Errorf("write the lab's state: %w", err)
+	}
+	return os.Rename(partial, c.StateFile())
+}
+
+func (c *State) read(path string) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(content, c)
+}
+
+// Sweep stops every lab whose starter is gone, unless it was left running on purpose.
+func Sweep() error {
+	labs, err := otherLabs("")
+	all := []error{err}
+	for _, lab := range labs {
+		if !lab.Detached && !lab.Owner.alive() {
+			all = append(all, (&Cluster{State: lab}).Stop())
+		}
+	}
+	return errors.Join(all...)
+}
+
+// process names a process by what is never reused: its id and when it started, in ticks since boot.
+type process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"`
+	Name  string `json:"name,omitempty"`
+}
+
+func identify(pid int) (process, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return process{}, fmt.Errorf("identify process %d: %w", pid, err)
+	}
+	// The name, in brackets, may hold anything; the start is the 20th field after it.
+	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
+	fields := strings.Fields(rest)
+	if len(fields) < 20 || fields[0] == "Z" {
+		return process{}, fmt.Errorf("identify process %d: it has ended", pid)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	return process{PID: pid, Start: start}, err
+}
+
+func (p process) alive() bool {
+	now, err := identify(p.PID)
+	return err == nil && now.Start == p.Start
+}
+
+// signal is sent only if the process is still the same one.
+func (p process) signal(s syscall.Signal) {
+	if p.alive() {
+		_ = syscall.Kill(p.PID, s)
+	}
+}

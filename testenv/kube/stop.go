@@ -1,0 +1,145 @@
+package kube
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stop ends the lab and removes everything that it made: containers, shims, parts, mounts, cgroups, bridge,
+// directory, and its state file the last, so that a Stop that was interrupted can be made again. It works on a
+// running lab, on half of one, and on what a killed one left.
+func (c *Cluster) Stop() error {
+	unlock, err := lockFile(registry + "/lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(c.StateFile()); os.IsNotExist(err) {
+		return nil // stopped before
+	}
+	var failed []error
+	for _, step := range []func() error{
+		func() error { c.killParts("kubelet"); return nil }, // it would start again what is killed
+		func() error { return killCgroups(c.CgroupRoot) },
+		c.killShims,
+		func() error { c.killParts(""); return nil },
+		func() error { return killCgroups(c.CgroupRoot) },
+		c.unmountAll,
+		func() error { return removeCgroups(c.CgroupRoot) },
+		c.removeNetwork,
+		c.removeLogLinks,
+		func() error { return os.RemoveAll(c.Dir) },
+	} {
+		failed = append(failed, step())
+	}
+	if err := errors.Join(failed...); err != nil {
+		return fmt.Errorf("stop the lab %s (its state file stays: try again with `labnode down`): %w", c.ID, err)
+	}
+	others, err := otherLabs(c.ID)
+	if err == nil && len(others) == 0 {
+		restoreSysctls(c.Sysctls)
+	}
+	return os.Remove(c.StateFile())
+}
+
+// killParts kills the part of this name, or all for "", and waits until they are gone.
+func (c *Cluster) killParts(name string) {
+	for _, p := range c.Parts {
+		if name == "" || p.Name == name {
+			p.signal(syscall.SIGKILL)
+			waitGone(p)
+		}
+	}
+}
+
+func waitGone(p process) {
+	for deadline := time.Now().Add(5 * time.Second); p.alive() && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// killShims kills the shims that serve this lab's containerd, told by their arguments, and removes their sockets.
+func (c *Cluster) killShims() error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		args, err := os.ReadFile(dir + "/cmdline")
+		if err != nil || !bytes.Contains(args, []byte("\x00-address\x00"+c.CRISocket+"\x00")) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue
+		}
+		if p, err := identify(pid); err == nil {
+			p.signal(syscall.SIGKILL)
+			waitGone(p)
+		}
+	}
+	sockets, _ := filepath.Glob(c.path("s") + "/io.containerd.runtime.v2.task/*/*/address")
+	for _, file := range sockets {
+		if address, err := os.ReadFile(file); err == nil {
+			_ = os.Remove(strings.TrimPrefix(string(address), "unix://"))
+		}
+	}
+	return nil
+}
+
+func killNumber(pid string) {
+	if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+		_ = syscall.Kill(n, syscall.SIGKILL)
+	}
+}
+
+// unmountAll unmounts what is mounted under the lab's directory, the latest first.
+func (c *Cluster) unmountAll() error {
+	for range 5 { // a mount can hide another
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			return fmt.Errorf("list mounts: %w", err)
+		}
+		var ours []string
+		for line := range strings.Lines(string(mounts)) {
+			if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], c.Dir+"/") {
+				ours = append(ours, strings.ReplaceAll(f[4], `\040`, " "))
+			}
+		}
+		if len(ours) == 0 {
+			return nil
+		}
+		slices.Reverse(ours)
+		for _, path := range ours {
+			_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+	}
+	return fmt.Errorf("unmount everything under %s: some mounts stay", c.Dir)
+}
+
+// removeLogLinks removes the links in /var/log/containers, a path that the kubelet lets nobody choose.
+func (c *Cluster) removeLogLinks() error {
+	const dir = "/var/log/containers"
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink(dir + "/" + e.Name()); err == nil && strings.HasPrefix(target, c.Dir+"/") {
+			_ = os.Remove(dir + "/" + e.Name())
+		}
+	}
+	_ = os.Remove(dir) // only if it is empty now
+	return err
+}
