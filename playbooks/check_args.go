@@ -1,0 +1,206 @@
+package playbooks
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"stanch/sensors/diagnostic"
+)
+
+// arguments checks `with` against the action's parameters: names, types, bounds.
+func (c *checker) arguments(s *Step, spec Spec, names scope) {
+	params := spec.ParamType()
+	fields := map[string]reflect.StructField{}
+	var known []string
+	if params != nil {
+		for i := range params.NumField() {
+			if name := jsonName(params.Field(i)); name != "" {
+				fields[name] = params.Field(i)
+				known = append(known, name)
+			}
+		}
+	}
+	given := map[string]bool{}
+	constant := map[string]any{}
+	complete := true
+	for _, arg := range s.With {
+		field, ok := fields[arg.Name]
+		if !ok {
+			hint := diagnostic.DidYouMean(arg.Name, known)
+			if len(known) == 0 {
+				hint = "it takes none"
+			}
+			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, clip(arg.Name, 40))
+			complete = false
+			continue
+		}
+		given[arg.Name] = true
+		if v, isConstant := c.value(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names); isConstant {
+			constant[arg.Name] = v
+		} else {
+			complete = false
+		}
+	}
+	for _, name := range known {
+		if tagHas(fields[name].Tag.Get("jsonschema"), "required") && !given[name] {
+			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` needs the parameter `%s`", s.Action, name)
+			complete = false
+		}
+	}
+	if !complete || params == nil {
+		return
+	}
+	value := reflect.New(params)
+	raw, err := json.Marshal(constant)
+	if err != nil || json.Unmarshal(raw, value.Interface()) != nil {
+		return // its types were reported above
+	}
+	check, ok := value.Interface().(Checker)
+	if !ok {
+		return
+	}
+	if name, problem := check.Check(); problem != "" {
+		pos := s.ActionPos
+		for _, arg := range s.With {
+			if arg.Name == name {
+				pos = arg.Pos
+			}
+		}
+		c.errorf(pos, "value", "", "%s", problem)
+	}
+}
+
+func tagHas(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
+
+// value checks one value against a Go type. It returns the value and true where no expression is part of it.
+func (c *checker) value(v Value, want reflect.Type, tag, name string, names scope) (any, bool) {
+	for want.Kind() == reflect.Pointer {
+		want = want.Elem()
+	}
+	switch {
+	case v.Expr != nil:
+		if got := c.compile(v.Expr, names, nil); got != nil && !assignable(got, want) {
+			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, the expression gives %s", name, typeName(want), typeName(got))
+		}
+		return nil, false
+	case v.Text != nil:
+		if want.Kind() != reflect.String {
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a text", name, typeName(want))
+		}
+		c.text(v.Text, names)
+		return nil, false
+	case v.IsList:
+		if want.Kind() != reflect.Slice {
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a list", name, typeName(want))
+			return nil, false
+		}
+		out, constant := []any{}, true
+		for _, item := range v.List {
+			element, ok := c.value(item, want.Elem(), "", name, names)
+			out, constant = append(out, element), constant && ok
+		}
+		return out, constant
+	case v.IsMap:
+		if want.Kind() != reflect.Map {
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a mapping", name, typeName(want))
+			return nil, false
+		}
+		out, constant := map[string]any{}, true
+		for _, entry := range v.Map {
+			element, ok := c.value(entry.Value, want.Elem(), "", entry.Name, names)
+			out[entry.Name], constant = element, constant && ok
+		}
+		return out, constant
+	}
+	return v.Literal, c.literal(v, want, tag, name)
+}
+
+func (c *checker) literal(v Value, want reflect.Type, tag, name string) bool {
+	if v.Literal == nil {
+		c.errorf(v.Pos, "type", "remove the key or give it a value", "`%s` is empty", name)
+		return false
+	}
+	got := reflect.TypeOf(v.Literal)
+	if !assignable(got, want) {
+		c.errorf(v.Pos, "type", "", "`%s` must be %s, not %s", name, typeName(want), typeName(got))
+		return false
+	}
+	number, isNumber := 0.0, false
+	switch n := v.Literal.(type) {
+	case int:
+		number, isNumber = float64(n), true
+	case float64:
+		number, isNumber = n, true
+	}
+	var enum []string
+	for _, rule := range strings.Split(tag, ",") {
+		key, bound, _ := strings.Cut(rule, "=")
+		limit, err := strconv.ParseFloat(bound, 64)
+		switch {
+		case key == "enum":
+			enum = append(enum, bound)
+		case !isNumber || err != nil:
+		case key == "minimum" && number < limit:
+			c.errorf(v.Pos, "range", "", "`%s` must be at least %s", name, bound)
+			return false
+		case key == "maximum" && number > limit:
+			c.errorf(v.Pos, "range", "", "`%s` must be at most %s", name, bound)
+			return false
+		}
+	}
+	if text, ok := v.Literal.(string); ok && len(enum) > 0 && !slices.Contains(enum, text) {
+		c.errorf(v.Pos, "value", diagnostic.DidYouMean(text, enum), "`%s` cannot be `%s`", name, clip(text, 40))
+		return false
+	}
+	return true
+}
+
+// assignable tells whether a value of one type fits where another is needed; whole numbers fit where any number is.
+func assignable(got, want reflect.Type) bool {
+	if got == nil || got.AssignableTo(want) {
+		return true
+	}
+	if got.Kind() == reflect.Interface || want.Kind() == reflect.Interface {
+		return true
+	}
+	switch {
+	case isInt(want):
+		return isInt(got)
+	case want.Kind() == reflect.Float64 || want.Kind() == reflect.Float32:
+		return isInt(got) || got.Kind() == reflect.Float64 || got.Kind() == reflect.Float32
+	case want.Kind() == reflect.Slice:
+		return got.Kind() == reflect.Slice && assignable(got.Elem(), want.Elem())
+	}
+	return got.Kind() == want.Kind() && got.Kind() != reflect.Struct
+}
+
+func isInt(t reflect.Type) bool { return t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 }
+
+func typeName(t reflect.Type) string {
+	switch {
+	case t == nil:
+		return "nothing"
+	case t.Kind() == reflect.Bool:
+		return "true or false"
+	case t.Kind() == reflect.String:
+		return "a string"
+	case isInt(t):
+		return "a whole number"
+	case t.Kind() == reflect.Float64, t.Kind() == reflect.Float32:
+		return "a number"
+	case t.Kind() == reflect.Slice:
+		return "a list"
+	case t.Kind() == reflect.Map, t.Kind() == reflect.Struct:
+		return "a mapping"
+	}
+	return t.String()
+}
+
+func isTargets(t reflect.Type) bool {
+	target := reflect.TypeOf(Target{})
+	return t == target || (t.Kind() == reflect.Slice && (t.Elem() == target || t.Elem().Kind() == reflect.Interface))
+}

@@ -1,0 +1,76 @@
+package playbooks
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"stanch/sensors"
+)
+
+// Signal is what correlation needs to know of a detection. Guards build it from attestations alone, so that a
+// confidence that permits an automatic effect rests on nothing that was not attested.
+type Signal struct {
+	Rule       string
+	Objective  sensors.Objective
+	Confidence float64
+	Severity   sensors.Severity
+}
+
+// Verdict is what the detections say together.
+type Verdict struct {
+	Objective  sensors.Objective
+	Severity   sensors.Severity
+	Confidence float64
+	Reasons    []string
+}
+
+// maxConfidence: nothing that a machine concludes is certain.
+const maxConfidence = 0.99
+
+// Correlate weighs signals: repetition of a rule counts once, several rules of one objective count as the surest
+// of them, and each further objective adds what is left of the doubt (1-(1-a)(1-b)…).
+func Correlate(signals []Signal) Verdict {
+	best := map[sensors.Objective]Signal{}
+	v := Verdict{}
+	for _, s := range signals {
+		if b, ok := best[s.Objective]; !ok || s.Confidence > b.Confidence || (s.Confidence == b.Confidence && s.Rule < b.Rule) {
+			best[s.Objective] = s
+		}
+		if s.Severity.Rank() > v.Severity.Rank() {
+			v.Severity = s.Severity
+		}
+	}
+	var order []sensors.Objective
+	for _, o := range sensors.Objectives {
+		if _, ok := best[o]; ok {
+			order = append(order, o)
+		}
+	}
+	// Objectives that a foreign source made up come last, by name.
+	var foreign []sensors.Objective
+	for o := range best {
+		if !slices.Contains(order, o) {
+			foreign = append(foreign, o)
+		}
+	}
+	slices.Sort(foreign)
+	order = append(order, foreign...)
+
+	doubt := 1.0
+	var names []string
+	for _, o := range order {
+		s := best[o]
+		doubt *= 1 - min(max(s.Confidence, 0), 1)
+		if v.Objective == "" || s.Confidence > best[v.Objective].Confidence {
+			v.Objective = o
+		}
+		names = append(names, string(o))
+		v.Reasons = append(v.Reasons, fmt.Sprintf("rule %q alone is sure to %.2f (%s)", s.Rule, s.Confidence, o))
+	}
+	v.Confidence = min(1-doubt, maxConfidence)
+	if len(order) > 1 {
+		v.Reasons = append(v.Reasons, fmt.Sprintf("%d objectives in one window (%s): together %.2f", len(order), strings.Join(names, ", "), v.Confidence))
+	}
+	return v
+}

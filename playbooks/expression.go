@@ -1,0 +1,58 @@
+package playbooks
+
+import (
+	"reflect"
+	"strings"
+)
+
+// scope is the names that an expression may use, each with a zero value of its type.
+type scope map[string]any
+
+// stepType is the struct under which a step appears to later expressions: its outputs by their JSON names, with
+// `outcome` and the number of `targets`.
+func stepType(outputs reflect.Type) reflect.Type {
+	fields := []reflect.StructField{
+		{Name: "Outcome", Type: reflect.TypeOf(""), Tag: `expr:"outcome"`},
+		{Name: "Targets", Type: reflect.TypeOf(0), Tag: `expr:"targets"`},
+	}
+	if outputs != nil {
+		for i := range outputs.NumField() {
+			f := outputs.Field(i)
+			if name := jsonName(f); name != "" && name != "outcome" && name != "targets" {
+				fields = append(fields, reflect.StructField{Name: "Out" + f.Name, Type: f.Type, Tag: reflect.StructTag(`expr:"` + name + `"`)})
+			}
+		}
+	}
+	return reflect.StructOf(fields)
+}
+
+// stepValue is a step as expressions see it: a value of stepType. An invalid value leaves the outputs at zero.
+func stepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int) any {
+	out := reflect.New(stepType(outputs)).Elem()
+	out.Field(0).SetString(string(outcome))
+	out.Field(1).SetInt(int64(targets))
+	if value.IsValid() {
+		for i := range outputs.NumField() {
+			if field := out.FieldByName("Out" + outputs.Field(i).Name); field.IsValid() {
+				field.Set(value.Field(i))
+			}
+		}
+	}
+	return out.Interface()
+}
+
+func zeroStep(outputs reflect.Type) any { return reflect.Zero(stepType(outputs)).Interface() }
+
+func jsonName(f reflect.StructField) string {
+	if !f.IsExported() {
+		return ""
+	}
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	switch name {
+	case "-":
+		return ""
+	case "":
+		return f.Name
+	}
+	return name
+}

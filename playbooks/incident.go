@@ -1,0 +1,206 @@
+// Package playbooks holds the incident as people and playbooks see it, and the language of playbooks: parse,
+// check, compile, evaluate. Each stage takes the one before and returns every problem it found.
+//
+// It is pure. It refuses to run anything: it knows no Temporal, no Kubernetes, no kernel and no clock, so that a
+// playbook can be checked, explained, fuzzed and simulated anywhere. Whoever runs a playbook
+// (workflows/playbook) walks the checked program and evaluates its expressions here.
+package playbooks
+
+import (
+	"fmt"
+	"time"
+
+	"stanch/sensors"
+)
+
+// IncidentVersion is the version of Incident's JSON shape.
+const IncidentVersion = 1
+
+// Incident is the minimum incident package: enough to decide without opening another tool.
+type Incident struct {
+	Version int       `json:"version" expr:"version"`
+	ID      string    `json:"id" expr:"id"`   // INC-…, never used twice
+	Key     string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
+	Cluster string    `json:"cluster" expr:"cluster"`
+	Status  string    `json:"status" expr:"status"` // "open" or "closed"
+	Opened  time.Time `json:"opened" expr:"opened"`
+	Updated time.Time `json:"updated" expr:"updated"`
+	Closed  time.Time `json:"closed,omitzero" expr:"closed"`
+	// Scope is the configured scope that holds the workload; Phase the phase in force there.
+	Scope string `json:"scope" expr:"scope"`
+	Phase int    `json:"phase" expr:"phase"`
+	Drill bool   `json:"drill,omitempty" expr:"drill"`
+
+	Summary    string             `json:"summary" expr:"summary"`
+	Severity   sensors.Severity   `json:"severity" expr:"severity"`
+	Objective  sensors.Objective  `json:"objective" expr:"objective"`
+	Confidence float64            `json:"confidence" expr:"confidence"`
+	Reasons    []string           `json:"reasons" expr:"reasons"`
+	Techniques []string           `json:"techniques,omitempty" expr:"techniques"`
+	Workload   WorkloadIdentity   `json:"workload" expr:"workload"`
+	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, whole
+	Detections []DetectionSummary `json:"detections" expr:"detections"`
+	// Total counts every detection, also those folded together or past the bound of Detections.
+	Total   int      `json:"total" expr:"total"`
+	Targets []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
+
+	Changes []Change    `json:"changes,omitempty" expr:"changes"`
+	Blast   BlastRadius `json:"blast_radius,omitzero" expr:"blast_radius"`
+	// Context says what of the context is missing, and why ("forbidden: list rolebindings").
+	Context ContextState `json:"context,omitzero" expr:"context"`
+
+	Playbooks []PlaybookRun   `json:"playbooks,omitempty" expr:"playbooks"`
+	Leases    []LeaseReport   `json:"leases,omitempty" expr:"leases"`
+	Evidence  []EvidenceRef   `json:"evidence,omitempty" expr:"evidence"`
+	Timeline  []TimelineEntry `json:"timeline,omitempty" expr:"timeline"`
+}
+
+// WorkloadIdentity says what is affected.
+type WorkloadIdentity struct {
+	Namespace      string            `json:"namespace,omitempty" expr:"namespace"`
+	Kind           string            `json:"kind" expr:"kind"`
+	Name           string            `json:"name" expr:"name"`
+	Image          string            `json:"image,omitempty" expr:"image"`
+	ImageDigest    string            `json:"image_digest,omitempty" expr:"image_digest"`
+	ServiceAccount string            `json:"service_account,omitempty" expr:"service_account"`
+	Node           string            `json:"node,omitempty" expr:"node"`
+	Labels         map[string]string `json:"labels,omitempty" expr:"labels"`
+}
+
+// String is the workload as people say it: "shop/Deployment/web".
+func (w WorkloadIdentity) String() string {
+	if w.Namespace == "" {
+		return w.Kind + "/" + w.Name
+	}
+	return w.Namespace + "/" + w.Kind + "/" + w.Name
+}
+
+// DetectionSummary is a detection inside an incident; alike ones are counted and not repeated.
+type DetectionSummary struct {
+	ID         string            `json:"id" expr:"id"`
+	Rule       string            `json:"rule" expr:"rule"`
+	Title      string            `json:"title" expr:"title"`
+	Severity   sensors.Severity  `json:"severity" expr:"severity"`
+	Confidence float64           `json:"confidence" expr:"confidence"`
+	Objective  sensors.Objective `json:"objective" expr:"objective"`
+	Technique  string            `json:"technique,omitempty" expr:"technique"`
+	Source     string            `json:"source" expr:"source"`
+	Target     string            `json:"target" expr:"target"`
+	What       string            `json:"what" expr:"what"` // one line: the process, file or address
+	Reasons    []string          `json:"reasons,omitempty" expr:"reasons"`
+	First      time.Time         `json:"first" expr:"first"`
+	Last       time.Time         `json:"last" expr:"last"`
+	Count      int               `json:"count" expr:"count"`
+}
+
+// Target is what one action works on.
+type Target struct {
+	Kind           TargetKind `json:"kind" expr:"kind"`
+	Namespace      string     `json:"namespace,omitempty" expr:"namespace"`
+	Name           string     `json:"name" expr:"name"`
+	UID            string     `json:"uid" expr:"uid"` // pod UID, workload UID or container id: never reused
+	Node           string     `json:"node,omitempty" expr:"node"`
+	WorkloadKind   string     `json:"workload_kind,omitempty" expr:"workload_kind"` // TargetWorkload
+	ContainerID    string     `json:"container_id,omitempty" expr:"container_id"`   // where the detection was
+	ContainerName  string     `json:"container_name,omitempty" expr:"container_name"`
+	ServiceAccount string     `json:"service_account,omitempty" expr:"service_account"`
+	HostNetwork    bool       `json:"host_network,omitempty" expr:"host_network"`
+}
+
+// TargetKind says what kind of thing a target is.
+type TargetKind string
+
+// The kinds of target.
+const (
+	TargetPod       TargetKind = "pod"
+	TargetContainer TargetKind = "container" // a container of a host without Kubernetes
+	TargetWorkload  TargetKind = "workload"
+	TargetIncident  TargetKind = "incident" // notify, ticket: the incident itself
+)
+
+// ID is the identity as leases and proofs use it.
+func (t Target) ID() string { return string(t.Kind) + ":" + t.UID }
+
+// String is the target as people say it.
+func (t Target) String() string {
+	if t.Namespace == "" {
+		return fmt.Sprintf("%s %s", t.Kind, t.Name)
+	}
+	return fmt.Sprintf("%s %s/%s", t.Kind, t.Namespace, t.Name)
+}
+
+// Change is something that changed recently around the workload.
+type Change struct {
+	When time.Time `json:"when" expr:"when"`
+	What string    `json:"what" expr:"what"`
+}
+
+// BlastRadius is what else may be hit.
+type BlastRadius struct {
+	Replicas       int      `json:"replicas,omitempty" expr:"replicas"`
+	SameDigestPods int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
+	SameDigest     []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
+	SameNodePods   int      `json:"same_node_pods" expr:"same_node_pods"`
+	MayDo          []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
+}
+
+// ContextState says how complete the context is.
+type ContextState struct {
+	Enriched bool     `json:"enriched" expr:"enriched"`
+	Missing  []string `json:"missing,omitempty" expr:"missing"`
+}
+
+// PlaybookRun is one playbook of an incident.
+type PlaybookRun struct {
+	Playbook string       `json:"playbook" expr:"playbook"`
+	Hash     string       `json:"hash" expr:"hash"` // of its source
+	Run      string       `json:"run" expr:"run"`   // workflow id
+	Started  time.Time    `json:"started" expr:"started"`
+	Ended    time.Time    `json:"ended,omitzero" expr:"ended"`
+	Steps    []StepReport `json:"steps,omitempty" expr:"steps"`
+	Error    string       `json:"error,omitempty" expr:"error"`
+}
+
+// StepReport is what became of one step on one target.
+type StepReport struct {
+	Step    string    `json:"step" expr:"step"` // its id, or its place ("steps[2]")
+	Action  string    `json:"action" expr:"action"`
+	Target  string    `json:"target,omitempty" expr:"target"`
+	Outcome Outcome   `json:"outcome" expr:"outcome"`
+	Reason  string    `json:"reason,omitempty" expr:"reason"`
+	Lease   string    `json:"lease,omitempty" expr:"lease"`
+	At      time.Time `json:"at" expr:"at"`
+}
+
+// LeaseReport is the state of a lease as the incident knows it.
+type LeaseReport struct {
+	ID       string    `json:"id" expr:"id"`
+	Action   string    `json:"action" expr:"action"`
+	Target   string    `json:"target" expr:"target"`
+	Facet    string    `json:"facet" expr:"facet"`
+	State    string    `json:"state" expr:"state"`
+	Outcome  Outcome   `json:"outcome,omitempty" expr:"outcome"`
+	Verified bool      `json:"verified" expr:"verified"`
+	Undone   bool      `json:"undone" expr:"undone"`
+	Until    time.Time `json:"until,omitzero" expr:"until"`
+	Reason   string    `json:"reason,omitempty" expr:"reason"`
+	At       time.Time `json:"at" expr:"at"`
+	// AppliedAt is when the effect took hold, by the clock of where it did.
+	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
+}
+
+// EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.
+type EvidenceRef struct {
+	Name   string    `json:"name" expr:"name"`
+	Action string    `json:"action" expr:"action"`
+	Target string    `json:"target" expr:"target"`
+	SHA256 string    `json:"sha256" expr:"sha256"`
+	Bytes  int64     `json:"bytes" expr:"bytes"`
+	At     time.Time `json:"at" expr:"at"`
+}
+
+// TimelineEntry is one line of the incident's story.
+type TimelineEntry struct {
+	At   time.Time `json:"at" expr:"at"`
+	What string    `json:"what" expr:"what"`
+}

@@ -1,0 +1,110 @@
+package playbooks_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+)
+
+// catalogue is a small one of every class, so that the language is tested apart from the real actions.
+func catalogue() playbooks.Catalogue {
+	type tail struct {
+		Tail     int  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=10000"`
+		Previous bool `json:"previous,omitempty"`
+	}
+	type scale struct {
+		Replicas int `json:"replicas" jsonschema:"minimum=0,maximum=100"`
+	}
+	type text struct {
+		Text string `json:"text,omitempty"`
+	}
+	type ctx struct {
+		SameDigestPods int `json:"same_digest_pods"`
+	}
+	pod := []playbooks.TargetKind{playbooks.TargetPod}
+	c := playbooks.Catalogue{}
+	for _, s := range []playbooks.Spec{
+		{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: pod, Outputs: ctx{}},
+		{Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod},
+		{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod, Params: tail{}},
+		{Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod},
+		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
+		{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
+		{Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod},
+		{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true, Params: scale{}},
+		{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: pod, Params: text{}},
+	} {
+		c[s.Name] = s
+	}
+	return c
+}
+
+func TestTheShippedLibraryIsValid(t *testing.T) {
+	files, err := filepath.Glob("library/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, f := range files {
+		source, err := os.ReadFile(f)
+		require.NoError(t, err)
+		_, problems := playbooks.Load(f, source, catalogue())
+		for _, p := range problems {
+			t.Error(p.Render(source))
+		}
+	}
+}
+
+// Each folder of testdata/cases holds a playbook and the exact text of what is wrong with it.
+func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
+	cases, err := filepath.Glob("testdata/cases/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, cases)
+	for _, file := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			source, err := os.ReadFile(file)
+			require.NoError(t, err)
+			_, problems := playbooks.Load(filepath.Base(file), source, catalogue())
+			var got strings.Builder
+			for _, p := range problems {
+				got.WriteString(p.Render(source) + "\n")
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			if os.Getenv("UPDATE") != "" {
+				require.NoError(t, os.WriteFile(golden, []byte(got.String()), 0o600))
+			}
+			want, err := os.ReadFile(golden)
+			require.NoError(t, err)
+			require.Equal(t, string(want), got.String())
+		})
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			require.NoError(f, err)
+			f.Add(source)
+		}
+	}
+	f.Fuzz(func(t *testing.T, source []byte) {
+		program, problems := playbooks.Load("fuzz.yaml", source, catalogue())
+		if program == nil && !problems.HasErrors() {
+			t.Fatal("neither a program nor an error")
+		}
+		for _, p := range problems {
+			_ = p.Render(source)
+		}
+		if program != nil {
+			program.Matches(playbooks.Incident{})
+			_, err := json.Marshal(program.Name)
+			require.NoError(t, err)
+		}
+	})
+}

@@ -1,0 +1,50 @@
+package playbooks
+
+// Outcome is what became of a step; the vocabulary is the same everywhere.
+type Outcome string
+
+// The outcomes.
+const (
+	OutcomeChanged    Outcome = "changed"    // applied, effect observed
+	OutcomeUnverified Outcome = "unverified" // applied, effect cannot be observed
+	OutcomeUnchanged  Outcome = "unchanged"  // it was so already
+	OutcomeProposed   Outcome = "proposed"   // phase or budget does not allow it; planned for real
+	OutcomeDenied     Outcome = "denied"     // asked, and the answer was no or none came
+	OutcomeRefused    Outcome = "refused"    // the action or a guard will not
+	OutcomeFailed     Outcome = "failed"     // tried, and failed after its retries; what it did is undone
+	OutcomeSkipped    Outcome = "skipped"    // its `if` was false
+)
+
+// Outcomes lists every outcome, the best first. Where a step has several targets its own outcome is the worst of
+// theirs, which is the later in this list.
+var Outcomes = []Outcome{
+	OutcomeSkipped, OutcomeUnchanged, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
+}
+
+// RunsOnFailure tells whether the step's `on_failure` runs.
+func (o Outcome) RunsOnFailure() bool { return o == OutcomeRefused || o == OutcomeFailed }
+
+// RunsOnDenied tells whether the step's `on_denied` runs.
+func (o Outcome) RunsOnDenied() bool { return o == OutcomeDenied }
+
+// Usable tells whether the step's outputs may be read.
+func (o Outcome) Usable() bool {
+	return o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
+}
+
+// Worse is the worse of two outcomes; "" is better than any.
+func (o Outcome) Worse(other Outcome) Outcome {
+	if outcomeRank(other) > outcomeRank(o) {
+		return other
+	}
+	return o
+}
+
+func outcomeRank(o Outcome) int {
+	for i, known := range Outcomes {
+		if o == known {
+			return i
+		}
+	}
+	return -1
+}

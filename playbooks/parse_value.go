@@ -1,0 +1,217 @@
+package playbooks
+
+import (
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+func (p *parser) str(n *yaml.Node, what string) string {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
+		p.errorf(posOf(n), "type", "", "`%s` must be a string, not %s", what, kindName(n))
+		return ""
+	}
+	return n.Value
+}
+
+func (p *parser) strings(n *yaml.Node, what string) []string {
+	if n.Kind == yaml.ScalarNode {
+		return []string{p.str(n, what)}
+	}
+	if n.Kind != yaml.SequenceNode {
+		p.errorf(posOf(n), "type", "", "`%s` must be a string or a list of strings, not %s", what, kindName(n))
+		return nil
+	}
+	var out []string
+	for _, item := range n.Content {
+		out = append(out, p.str(item, what))
+	}
+	return out
+}
+
+func (p *parser) integer(n *yaml.Node, what string) int {
+	var i int
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || n.Decode(&i) != nil {
+		p.errorf(posOf(n), "type", "", "`%s` must be a whole number, not %s", what, kindName(n))
+	}
+	return i
+}
+
+func (p *parser) duration(n *yaml.Node, what string) time.Duration {
+	d, err := time.ParseDuration(n.Value)
+	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
+		p.errorf(posOf(n), "duration", "write for example `90s`, `15m` or `2h`", "`%s` must be a duration, not %s", what, kindName(n))
+		return 0
+	}
+	if d > 30*24*time.Hour {
+		p.errorf(posOf(n), "range", "", "`%s` is longer than 30 days", what)
+	}
+	return d
+}
+
+// contentPos is where the text of a scalar begins: behind its quote.
+func contentPos(n *yaml.Node) Pos {
+	pos := posOf(n)
+	switch n.Style {
+	case yaml.DoubleQuotedStyle, yaml.SingleQuotedStyle:
+		pos.Column++
+	case yaml.LiteralStyle, yaml.FoldedStyle:
+		pos.Line++
+		pos.Column = 1
+	}
+	return pos
+}
+
+// expr reads a value that is an expression as a whole, with or without `${…}` around it.
+func (p *parser) expr(n *yaml.Node, what string) *Expr {
+	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+		p.errorf(posOf(n), "type", "", "`%s` must be an expression, not %s", what, kindName(n))
+		return nil
+	}
+	pos, source := contentPos(n), n.Value
+	if trimmed := strings.TrimSpace(source); strings.HasPrefix(trimmed, "${") && strings.HasSuffix(trimmed, "}") {
+		pos.Column += strings.Index(source, "${") + 2
+		source = trimmed[2 : len(trimmed)-1]
+	}
+	if strings.TrimSpace(source) == "" {
+		p.errorf(posOf(n), "type", "", "`%s` is an empty expression", what)
+		return nil
+	}
+	return &Expr{Source: source, Pos: pos}
+}
+
+// text splits a string at its `${…}`. A `$${` stands for a plain `${`.
+func (p *parser) text(n *yaml.Node) *Text {
+	s := p.str(n, "a text")
+	t := &Text{Pos: contentPos(n)}
+	literal := strings.Builder{}
+	for i := 0; i < len(s); {
+		switch {
+		case strings.HasPrefix(s[i:], "$${"):
+			literal.WriteString("${")
+			i += 3
+		case strings.HasPrefix(s[i:], "${"):
+			end := closing(s[i+2:])
+			if end < 0 {
+				p.errorf(offset(t.Pos, s, i), "expression", "close it with `}`", "`${` is not closed")
+				return t
+			}
+			if literal.Len() > 0 {
+				t.Parts = append(t.Parts, TextPart{Literal: literal.String()})
+				literal.Reset()
+			}
+			t.Parts = append(t.Parts, TextPart{Expr: &Expr{Source: s[i+2 : i+2+end], Pos: offset(t.Pos, s, i+2)}})
+			i += 2 + end + 1
+		default:
+			literal.WriteByte(s[i])
+			i++
+		}
+	}
+	if literal.Len() > 0 {
+		t.Parts = append(t.Parts, TextPart{Literal: literal.String()})
+	}
+	return t
+}
+
+// offset is the place of byte i of a text that begins at pos.
+func offset(pos Pos, s string, i int) Pos {
+	before := s[:i]
+	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
+		return Pos{pos.Line + strings.Count(before, "\n"), len([]rune(before[nl+1:])) + 1}
+	}
+	return Pos{pos.Line, pos.Column + len([]rune(before))}
+}
+
+// closing finds the brace that ends an expression, passing over braces inside of it and its strings.
+func closing(s string) int {
+	depth := 0
+	var quote byte
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case quote != 0:
+			if c == '\\' && quote != '`' {
+				i++
+			} else if c == quote {
+				quote = 0
+			}
+		case c == '"' || c == '\'' || c == '`':
+			quote = c
+		case c == '{':
+			depth++
+		case c == '}':
+			if depth == 0 {
+				return i
+			}
+			depth--
+		}
+	}
+	return -1
+}
+
+func (p *parser) arguments(n *yaml.Node, what string) []Argument {
+	if n.Kind != yaml.MappingNode {
+		p.errorf(posOf(n), "type", "", "%s must be a mapping, not %s", what, kindName(n))
+		return nil
+	}
+	seen := map[string]bool{}
+	var args []Argument
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if seen[key.Value] {
+			p.errorf(posOf(key), "duplicate-key", "remove one of them", "`%s` is given twice", key.Value)
+			continue
+		}
+		seen[key.Value] = true
+		args = append(args, Argument{Name: key.Value, Pos: posOf(key), Value: p.value(value)})
+	}
+	return args
+}
+
+func (p *parser) value(n *yaml.Node) Value {
+	v := Value{Pos: posOf(n)}
+	switch n.Kind {
+	case yaml.SequenceNode:
+		v.IsList = true
+		for _, item := range n.Content {
+			v.List = append(v.List, p.value(item))
+		}
+	case yaml.MappingNode:
+		v.IsMap = true
+		v.Map = p.arguments(n, "this")
+	default:
+		switch n.Tag {
+		case "!!str":
+			if !strings.Contains(n.Value, "${") {
+				v.Literal = n.Value
+				break
+			}
+			t := p.text(n)
+			if len(t.Parts) == 1 && t.Parts[0].Expr != nil {
+				v.Expr = t.Parts[0].Expr
+			} else {
+				v.Text = t
+			}
+		case "!!int":
+			var i int
+			if n.Decode(&i) != nil {
+				p.errorf(v.Pos, "range", "", "the number %s is out of range", clip(n.Value, 40))
+			}
+			v.Literal = i
+		case "!!float":
+			var f float64
+			if n.Decode(&f) == nil {
+				v.Literal = f
+			}
+		case "!!bool":
+			var b bool
+			if n.Decode(&b) == nil {
+				v.Literal = b
+			}
+		case "!!null":
+		default:
+			p.errorf(v.Pos, "type", "put it in quotes", "a value of type %s is not known here", n.Tag)
+		}
+	}
+	return v
+}

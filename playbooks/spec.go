@@ -1,0 +1,105 @@
+package playbooks
+
+import (
+	"reflect"
+	"time"
+)
+
+// Verb is the kind of step that calls an action.
+type Verb string
+
+// The verbs, as the keys of a step.
+const (
+	VerbEnrich   Verb = "enrich"
+	VerbEvidence Verb = "evidence"
+	VerbContain  Verb = "contain"
+	VerbNotify   Verb = "notify"
+	VerbTicket   Verb = "ticket"
+)
+
+// Verbs lists the verbs.
+var Verbs = []Verb{VerbEnrich, VerbEvidence, VerbContain, VerbNotify, VerbTicket}
+
+// Class is how much an action can hurt.
+type Class string
+
+// The classes, in rising order.
+const (
+	ClassObserve Class = "observe"
+	ClassContain Class = "contain"
+	ClassDisrupt Class = "disrupt"
+)
+
+// Facet is the aspect of a target that an action takes hold of; a lease holds one facet of one target.
+type Facet string
+
+// The facets.
+const (
+	FacetNone       Facet = ""
+	FacetNetwork    Facet = "network"
+	FacetExecution  Facet = "execution"
+	FacetReplicas   Facet = "replicas"
+	FacetScheduling Facet = "scheduling"
+	FacetIdentity   Facet = "identity"
+	FacetImage      Facet = "image"
+	FacetLabels     Facet = "labels"
+)
+
+// Spec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
+type Spec struct {
+	Name  string // "pod.isolate"; unique
+	Verb  Verb
+	Doc   string // one line
+	Class Class
+	Facet Facet
+	// Targets are the kinds it works on, the default first.
+	Targets []TargetKind
+	// Reversible actions are leases and need `for`; others are acts and forbid it.
+	Reversible bool
+	// Params and Outputs are zero values of structs with json and jsonschema tags. Params implements Checker
+	// where tags do not say enough.
+	Params  any
+	Outputs any
+	// Timeout bounds one attempt; 0 means 30 s for containments and 10 s for evidence.
+	Timeout time.Duration
+	// Kubernetes rights, for planning (reads) and for applying.
+	PlanRights  []Right
+	ApplyRights []Right
+	D3FEND      string // technique id, "D3-NTF"
+}
+
+// Right is one Kubernetes permission.
+type Right struct {
+	Group        string   `json:"group"` // "" is the core group
+	Resource     string   `json:"resource"`
+	Verbs        []string `json:"verbs"`
+	Namespaced   bool     `json:"namespaced"`
+	Subresource  string   `json:"subresource,omitempty"`
+	ResourceName string   `json:"resource_name,omitempty"`
+}
+
+// Checker is implemented by Params that have rules of their own.
+type Checker interface {
+	// Check returns a problem in words for a person, and the JSON name of the parameter, or "".
+	Check() (param, problem string)
+}
+
+// Catalogue is the actions by name.
+type Catalogue map[string]Spec
+
+// ParamType is the struct type of the parameters, or nil.
+func (s Spec) ParamType() reflect.Type { return structType(s.Params) }
+
+// OutputType is the struct type of the outputs, or nil.
+func (s Spec) OutputType() reflect.Type { return structType(s.Outputs) }
+
+func structType(v any) reflect.Type {
+	t := reflect.TypeOf(v)
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil || t.Kind() != reflect.Struct {
+		return nil
+	}
+	return t
+}

@@ -1,0 +1,112 @@
+// Package condition compiles and runs the expressions of rules and playbooks: expr, with an allow-list of
+// deterministic builtins and bounds on size, nesting and memory. It refuses whatever cannot be bounded or would
+// give another value on replay: clocks, random orders, untyped results.
+package condition
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/expr-lang/expr"
+	"github.com/expr-lang/expr/ast"
+	"github.com/expr-lang/expr/file"
+	"github.com/expr-lang/expr/vm"
+)
+
+// Bounds of one expression. expr has no limit of time of its own: nesting and size are what bounds it.
+const (
+	maxExprBytes   = 4 << 10
+	maxExprNodes   = 400
+	maxExprNesting = 2      // predicates inside of predicates
+	memoryBudget   = 50_000 // elements that one evaluation may make
+)
+
+// builtins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
+var builtins = []string{
+	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs", "ceil",
+	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "join", "indexOf",
+	"lastIndexOf", "hasPrefix", "hasSuffix", "replace", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
+}
+
+// Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
+// the allow-list of builtins and the bounds. env is a value whose type is the environment's.
+func Options(env any) []expr.Option {
+	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes)}
+	for _, name := range builtins {
+		options = append(options, expr.EnableBuiltin(name))
+	}
+	return options
+}
+
+// Error is a problem of one expression; Offset is the character in it, from 0.
+type Error struct {
+	Offset  int
+	Line    int // from 0, within the expression
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Compile compiles source against an environment under Options. The error is an *Error.
+func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
+	if len(source) > maxExprBytes {
+		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), maxExprBytes)}
+	}
+	nesting := &nestingVisitor{}
+	options := append(Options(env), more...)
+	program, err := expr.Compile(source, options...)
+	if err != nil {
+		var located *file.Error
+		if errors.As(err, &located) {
+			return nil, &Error{Offset: located.Column, Line: max(located.Line-1, 0), Message: located.Message}
+		}
+		return nil, &Error{Message: firstLine(err.Error())}
+	}
+	root := program.Node()
+	nesting.walk(root, 0)
+	if nesting.deepest > maxExprNesting {
+		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.deepest, maxExprNesting)}
+	}
+	return program, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// nestingVisitor measures how deep predicates stand inside of each other.
+type nestingVisitor struct{ deepest int }
+
+type predicateFinder struct {
+	found []ast.Node
+}
+
+func (f *predicateFinder) Visit(node *ast.Node) {
+	if p, ok := (*node).(*ast.PredicateNode); ok {
+		f.found = append(f.found, p.Node)
+	}
+}
+
+func (v *nestingVisitor) walk(node ast.Node, depth int) {
+	v.deepest = max(v.deepest, depth)
+	if depth > maxExprNesting+1 {
+		return
+	}
+	finder := &predicateFinder{}
+	ast.Walk(&node, finder)
+	for _, inner := range finder.found {
+		v.walk(inner, depth+1)
+	}
+}
+
+// Run evaluates a compiled expression. It is deterministic: the same environment gives the same value.
+func Run(program *vm.Program, env any) (any, error) {
+	machine := vm.VM{MemoryBudget: memoryBudget}
+	out, err := machine.Run(program, env)
+	if err != nil {
+		return nil, fmt.Errorf("evaluate: %s", firstLine(err.Error()))
+	}
+	return out, nil
+}
