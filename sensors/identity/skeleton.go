@@ -76,12 +76,3 @@ type PodGroup struct {
 	// PIDs are the processes of the pod, the pause process included; the first is in the pod's network namespace.
 	PIDs []int
 }
-
-// PIDs lists the processes in a cgroup (absolute path of its v2 directory) and all below it.
-func PIDs(cgroupDir string) ([]int, error) { return nil, errors.New("not yet") }
-
-// CgroupID gives the id of a cgroup (absolute path of its v2 directory): its inode.
-func CgroupID(cgroupDir string) (uint64, error) { return 0, errors.New("not yet") }
-
-// PathOf finds the path of a cgroup (below the root, with a leading slash) by its id.
-func (r *Resolver) PathOf(cgroupID uint64) (string, error) { return "", errors.New("not yet") }

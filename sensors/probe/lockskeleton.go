@@ -1,31 +1,6 @@
 package probe
 
-import (
-	"context"
-	"errors"
-
-	"stanch/sensors"
-)
-
-// Probe observes the containers of this machine. Its methods may be called from several goroutines.
-type Probe struct{}
-
-// Load loads and attaches the programs. It fails only if nothing at all can be observed; a hook that this kernel
-// lacks is off and said in Status.
-func Load(Options) (*Probe, error) { return nil, errors.New("not yet") }
-
-// Run hands every event to f, one at a time, until ctx ends (then it returns nil) or Close. An event's
-// Container has only CgroupID and CgroupPath set: see package identity. f must not block for long: the rings are finite.
-func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error { return errors.New("not yet") }
-
-// Ignore filters a cgroup in the kernel from now on: the sensor's own, for example.
-func (p *Probe) Ignore(cgroupID uint64) error { return errors.New("not yet") }
-
-// Status tells what is on and what was lost.
-func (p *Probe) Status() Status { return Status{} }
-
-// Close detaches everything. It does not touch egress locks.
-func (p *Probe) Close() error { return nil }
+import "errors"
 
 // Lock is this node's egress lock: it outlives the process that applied it, and ends by itself.
 type Lock struct{}

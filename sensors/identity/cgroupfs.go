@@ -1,0 +1,122 @@
+package identity
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// FindCgroupRoot finds where cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside v1.
+func FindCgroupRoot() (string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find cgroup v2: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		left, right, ok := strings.Cut(line, " - ")
+		f := strings.Fields(left)
+		if ok && len(f) >= 5 && strings.HasPrefix(right, "cgroup2 ") && f[3] == "/" {
+			return f[4], nil
+		}
+	}
+	return "", errors.New("find cgroup v2: it is not mounted with its root; mount -t cgroup2 none /sys/fs/cgroup")
+}
+
+// CgroupID gives the id of a cgroup (absolute path of its v2 directory): its inode.
+func CgroupID(cgroupDir string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(cgroupDir, &st); err != nil {
+		return 0, fmt.Errorf("id of cgroup %s: %w", cgroupDir, err)
+	}
+	return st.Ino, nil
+}
+
+// fileidKernfs is the kernel's type of a file handle that holds nothing but a kernfs id.
+const fileidKernfs = 0xfe
+
+// PathOf finds the path of a cgroup, below root and with a leading slash, by its id. It asks the kernel to open the
+// id, which takes microseconds; where that is not allowed it walks the tree.
+func PathOf(root string, id uint64) (string, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return "", fmt.Errorf("path of cgroup %d: %w", id, err)
+	}
+	defer dir.Close()
+	var handle [8]byte
+	binary.NativeEndian.PutUint64(handle[:], id)
+	fd, err := unix.OpenByHandleAt(int(dir.Fd()), unix.NewFileHandle(fileidKernfs, handle[:]), unix.O_RDONLY|unix.O_CLOEXEC)
+	switch {
+	case err == nil:
+		defer unix.Close(fd)
+		full, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+		if err != nil {
+			return "", fmt.Errorf("path of cgroup %d: %w", id, err)
+		}
+		if strings.HasSuffix(full, " (deleted)") {
+			return "", fmt.Errorf("cgroup %d: %w", id, ErrNotFound)
+		}
+		return below(root, full), nil
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENOENT):
+		return "", fmt.Errorf("cgroup %d: %w", id, ErrNotFound)
+	}
+	found := ""
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // a cgroup that went away under the walk is not the one
+		}
+		if got, err := CgroupID(p); err == nil && got == id {
+			found = p
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if err != nil || found == "" {
+		return "", fmt.Errorf("cgroup %d: %w", id, ErrNotFound)
+	}
+	return below(root, found), nil
+}
+
+func below(root, full string) string {
+	rest := strings.TrimPrefix(full, strings.TrimRight(root, "/"))
+	if rest == "" {
+		return "/"
+	}
+	return rest
+}
+
+// maxPIDs bounds how many processes of a cgroup are listed.
+const maxPIDs = 65536
+
+// PIDs lists the processes in a cgroup (absolute path of its v2 directory) and all below it.
+func PIDs(cgroupDir string) ([]int, error) {
+	if _, err := os.Stat(cgroupDir); err != nil {
+		return nil, fmt.Errorf("processes of cgroup: %w", err)
+	}
+	var pids []int
+	err := filepath.WalkDir(cgroupDir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		b, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
+		if err != nil {
+			return nil // gone, or a threaded cgroup whose processes its domain lists
+		}
+		for line := range strings.Lines(string(b)) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		if len(pids) > maxPIDs {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return pids, err
+}

@@ -1,0 +1,95 @@
+package identity
+
+import (
+	"regexp"
+	"strings"
+)
+
+// Path is what the path of a cgroup tells by itself.
+type Path struct {
+	Runtime     string // "containerd", "cri-o", "docker", "podman", "" where the path does not say
+	ContainerID string // "" for a pod's cgroup or one that is not a container's
+	PodUID      string // with dashes; "" outside of Kubernetes
+	// ContainerPath and PodPath are the prefixes of the path that end at the container's and the pod's own cgroup.
+	ContainerPath string
+	PodPath       string
+	// Host says that the path belongs to the host's own units.
+	Host bool
+}
+
+var (
+	hexID    = regexp.MustCompile(`^[0-9a-f]{32,64}$`)
+	scopeID  = regexp.MustCompile(`^(cri-containerd|crio|docker|libpod|nerdctl)-([0-9a-f]{12,64})\.scope$`)
+	podDir   = regexp.MustCompile(`^pod([0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32})$`)
+	podSlice = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
+)
+
+// runtimeOf names the runtime that makes scopes with a prefix.
+func runtimeOf(prefix string) string {
+	switch prefix {
+	case "cri-containerd", "nerdctl":
+		return "containerd"
+	case "crio":
+		return "cri-o"
+	case "docker":
+		return "docker"
+	case "libpod":
+		return "podman"
+	}
+	return ""
+}
+
+// ParsePath reads the path of a cgroup below the root of cgroup v2, as cgroupfs and systemd drivers of the usual
+// runtimes make them. It knows names only and touches no file.
+func ParsePath(path string) Path {
+	var p Path
+	if len(path) > 4096 {
+		return p
+	}
+	segments := strings.Split(strings.Trim(path, "/"), "/")
+	if segments[0] == "" {
+		return Path{Host: true}
+	}
+	at := ""
+	for i, s := range segments {
+		at += "/" + s
+		if m := podDir.FindStringSubmatch(s); m != nil && p.PodUID == "" {
+			p.PodUID, p.PodPath = m[1], at
+			continue
+		}
+		if m := podSlice.FindStringSubmatch(s); m != nil && p.PodUID == "" {
+			p.PodUID, p.PodPath = strings.ReplaceAll(m[1], "_", "-"), at
+			continue
+		}
+		if m := scopeID.FindStringSubmatch(s); m != nil {
+			p.Runtime, p.ContainerID, p.ContainerPath = runtimeOf(m[1]), m[2], at
+			return p
+		}
+		if hexID.MatchString(s) {
+			switch {
+			case p.PodUID != "": // the kubelet's cgroupfs driver: the runtime is not in the path
+			case i > 0 && segments[i-1] == "docker":
+				p.Runtime = "docker"
+			default:
+				continue
+			}
+			p.ContainerID, p.ContainerPath = s, at
+			return p
+		}
+		if crio, ok := strings.CutPrefix(s, "crio-"); ok && hexID.MatchString(crio) && p.PodUID != "" {
+			p.Runtime, p.ContainerID, p.ContainerPath = "cri-o", crio, at
+			return p
+		}
+	}
+	p.Host = p.PodUID == "" && hostUnit(segments)
+	return p
+}
+
+// hostUnit tells whether a path is that of a systemd unit or a session of the host.
+func hostUnit(segments []string) bool {
+	switch segments[0] {
+	case "init.scope", "system.slice", "user.slice", "machine.slice", "podruntime", "runtime.slice":
+		return true
+	}
+	return strings.HasSuffix(segments[0], ".service") || strings.HasSuffix(segments[0], ".mount")
+}

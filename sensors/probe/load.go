@@ -1,0 +1,284 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"stanch/bpf"
+	"stanch/sensors"
+	"stanch/sensors/identity"
+)
+
+// Probe observes the containers of this machine. Its methods may be called from several goroutines.
+type Probe struct {
+	opt       Options
+	boot      string // the first eight characters of the boot id
+	coll      *ebpf.Collection
+	links     []link.Link
+	alerts    *ringbuf.Reader
+	telemetry *ringbuf.Reader
+	hooks     []HookStatus
+	since     time.Time
+	table     *identity.Table
+	close     sync.Once
+
+	mu     sync.Mutex // orders calls of Run's callback, and guards what follows
+	groups map[uint64]group
+	clock  clock
+	counts [4]atomic.Uint64 // by kind, exec first
+	bad    atomic.Uint64
+}
+
+// attachment is one program and where it goes.
+type attachment struct {
+	hook    Hook
+	program string
+	// optional: other programs of the same hook are enough.
+	optional bool
+	attach   func(p *Probe, prog *ebpf.Program) (link.Link, error)
+}
+
+var attachments = []attachment{
+	{HookExec, bpf.ObserveProgObserveExec, false, attachTracing},
+	{HookExit, bpf.ObserveProgObserveExit, false, attachTracing},
+	{HookConnect4, bpf.ObserveProgObserveConnect4, false, attachCgroup(ebpf.AttachCGroupInet4Connect)},
+	{HookConnect6, bpf.ObserveProgObserveConnect6, false, attachCgroup(ebpf.AttachCGroupInet6Connect)},
+	{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
+	{HookOpen, bpf.ObserveProgObserveOpenat2, true, attachSyscall("sys_exit_openat2")},
+	{HookOpen, bpf.ObserveProgObserveOpen, true, attachSyscall("sys_exit_open")}, // no such call on arm64
+}
+
+func attachTracing(_ *Probe, prog *ebpf.Program) (link.Link, error) {
+	return link.AttachTracing(link.TracingOptions{Program: prog})
+}
+
+func attachCgroup(at ebpf.AttachType) func(*Probe, *ebpf.Program) (link.Link, error) {
+	return func(p *Probe, prog *ebpf.Program) (link.Link, error) {
+		return link.AttachCgroup(link.CgroupOptions{Path: p.opt.CgroupRoot, Attach: at, Program: prog})
+	}
+}
+
+func attachSyscall(name string) func(*Probe, *ebpf.Program) (link.Link, error) {
+	return func(_ *Probe, prog *ebpf.Program) (link.Link, error) {
+		if err := mountTracefs(); err != nil {
+			return nil, err
+		}
+		return link.Tracepoint("syscalls", name, prog, nil)
+	}
+}
+
+// mountTracefs mounts the tracing file system where it is looked for, if it is not there.
+func mountTracefs() error {
+	const dir = "/sys/kernel/tracing"
+	if _, err := os.Stat(dir + "/events"); err == nil {
+		return nil
+	}
+	if err := unix.Mount("tracefs", dir, "tracefs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("mount tracefs at %s (needed for syscall tracepoints): %w", dir, err)
+	}
+	return nil
+}
+
+// Load loads and attaches the programs. It fails only if nothing at all can be observed; a hook that this kernel
+// lacks is off and said in Status.
+func Load(opt Options) (*Probe, error) {
+	p := &Probe{
+		opt: opt, since: time.Now(), table: identity.NewTable(0), groups: map[uint64]group{},
+		clock: clock{read: readClock},
+	}
+	if p.opt.CgroupRoot == "" {
+		root, err := identity.FindCgroupRoot()
+		if err != nil {
+			return nil, err
+		}
+		p.opt.CgroupRoot = root
+	}
+	if p.opt.Node == "" {
+		p.opt.Node, _ = os.Hostname()
+	}
+	if p.opt.Classify == nil {
+		p.opt.Classify = DefaultClassify
+	}
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 8 {
+		return nil, fmt.Errorf("read the boot id: %w", err)
+	}
+	p.boot = string(b[:8])
+
+	if err := p.load(); err != nil {
+		_ = p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Probe) load() error {
+	// Old kernels account BPF memory to RLIMIT_MEMLOCK; new ones do not care.
+	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+
+	spec, err := bpf.LoadObserve()
+	if err != nil {
+		return fmt.Errorf("read the embedded programs: %w", err)
+	}
+	if p.opt.AlertBytes > 0 {
+		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.opt.AlertBytes) //nolint:gosec // a size in memory
+	}
+	if p.opt.TelemetryBytes > 0 {
+		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(p.opt.TelemetryBytes) //nolint:gosec // a size in memory
+	}
+	programs := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	if p.coll, err = ebpf.NewCollection(spec); err != nil {
+		return fmt.Errorf("make the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are needed): %w", err)
+	}
+	if err := p.prepare(); err != nil {
+		return err
+	}
+
+	// Each program is loaded alone, so that one that this kernel refuses takes no other with it.
+	status := map[Hook]*HookStatus{}
+	for _, hook := range Hooks {
+		status[hook] = &HookStatus{Hook: hook}
+	}
+	on := 0
+	for _, a := range attachments {
+		st := status[a.hook]
+		if p.disabled(a.hook) {
+			st.Reason = "disabled by configuration"
+			continue
+		}
+		if err := p.attachOne(a, spec, programs[a.program]); err != nil {
+			if !a.optional {
+				st.Reason = why(err)
+			}
+			continue
+		}
+		st.On = st.On || !a.optional
+		on++
+	}
+	for _, hook := range Hooks {
+		p.hooks = append(p.hooks, *status[hook])
+	}
+	if on == 0 {
+		return fmt.Errorf("no hook could be attached: %s", p.hooks[0].Reason)
+	}
+	if p.alerts, err = ringbuf.NewReader(p.coll.Maps[bpf.ObserveMapAlerts]); err != nil {
+		return fmt.Errorf("open the alerts ring: %w", err)
+	}
+	if p.telemetry, err = ringbuf.NewReader(p.coll.Maps[bpf.ObserveMapTelemetry]); err != nil {
+		return fmt.Errorf("open the telemetry ring: %w", err)
+	}
+	return nil
+}
+
+func (p *Probe) disabled(h Hook) bool {
+	for _, d := range p.opt.Disable {
+		if d == h {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Probe) attachOne(a attachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {
+	one := maps.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{a.program: prog.Copy()}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: p.coll.Maps})
+	if err != nil {
+		return err
+	}
+	defer coll.Close() // the link holds the program
+	l, err := a.attach(p, coll.Programs[a.program])
+	if err != nil {
+		return err
+	}
+	p.links = append(p.links, l)
+	return nil
+}
+
+// why makes a short reason of an error for people: the verifier's log is for bug reports.
+func why(err error) string {
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) {
+		return "refused by this kernel's verifier: " + firstLine(err)
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+		return "this kernel has no such hook: " + firstLine(err)
+	case errors.Is(err, unix.EPERM):
+		return "not permitted (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN needed; or locked down): " + firstLine(err)
+	}
+	return firstLine(err)
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+// prepare fills the maps that the programs read: which names are sensitive, which cgroups are the host's.
+func (p *Probe) prepare() error {
+	for i, name := range sensitiveNames {
+		var key [48]byte
+		copy(key[:], name)
+		if err := p.coll.Maps[bpf.ObserveMapSensitive].Put(key, uint32(i)); err != nil { //nolint:gosec // a short list
+			return fmt.Errorf("tell the kernel the sensitive names: %w", err)
+		}
+	}
+	return p.scan()
+}
+
+// Status tells what is on and what was lost.
+func (p *Probe) Status() Status {
+	s := Status{Hooks: p.hooks, Since: p.since, Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}
+	for i, kind := range []sensors.Kind{sensors.KindExec, sensors.KindExit, sensors.KindConnect, sensors.KindOpen} {
+		s.Events[kind] = p.counts[i].Load()
+	}
+	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch"} {
+		var perCPU []uint64
+		if err := p.coll.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil { //nolint:gosec // three
+			for _, n := range perCPU {
+				s.Drops[reason] += n
+			}
+		}
+	}
+	s.Drops["undecodable"] = p.bad.Load()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, g := range p.groups {
+		if g.class == ClassHost {
+			s.Filtered++
+		}
+	}
+	return s
+}
+
+// Close detaches everything. It does not touch egress locks.
+func (p *Probe) Close() error {
+	var errs []error
+	p.close.Do(func() {
+		for _, l := range p.links {
+			errs = append(errs, l.Close())
+		}
+		if p.alerts != nil {
+			errs = append(errs, p.alerts.Close())
+		}
+		if p.telemetry != nil {
+			errs = append(errs, p.telemetry.Close())
+		}
+		if p.coll != nil {
+			p.coll.Close()
+		}
+	})
+	return errors.Join(errs...)
+}

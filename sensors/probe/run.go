@@ -1,0 +1,96 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"stanch/sensors"
+)
+
+// Run hands every event to f, one at a time, until ctx ends (then it returns nil) or Close. An event's
+// Container has only CgroupID and CgroupPath set: see package identity. f must not block for long: the rings are
+// finite. Exits come through a ring of their own and may overtake what the same process did before.
+func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
+	var (
+		wg   sync.WaitGroup
+		errs [2]error
+	)
+	for i, ring := range []*ringbuf.Reader{p.alerts, p.telemetry} {
+		wg.Go(func() { errs[i] = p.drain(ctx, ring, f) })
+	}
+	stop := context.AfterFunc(ctx, func() {
+		// A deadline in the past wakes the readers; the rings stay usable for another Run.
+		p.alerts.SetDeadline(time.Unix(1, 0))
+		p.telemetry.SetDeadline(time.Unix(1, 0))
+	})
+	wg.Wait()
+	if !stop() {
+		p.alerts.SetDeadline(time.Time{})
+		p.telemetry.SetDeadline(time.Time{})
+	}
+	return errors.Join(errs[:]...)
+}
+
+func (p *Probe) drain(ctx context.Context, ring *ringbuf.Reader, f func(sensors.Event)) error {
+	var rec ringbuf.Record
+	for ctx.Err() == nil {
+		err := ring.ReadInto(&rec)
+		switch {
+		case errors.Is(err, ringbuf.ErrClosed):
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
+			continue
+		case err != nil:
+			return fmt.Errorf("read the kernel's ring: %w", err)
+		}
+		d, err := decode(rec.RawSample)
+		if err != nil {
+			p.bad.Add(1)
+			continue
+		}
+		p.deliver(&d, f)
+	}
+	return nil
+}
+
+func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
+	e := &d.event
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g := p.classify(e.Container.CgroupID, e.Process.PID)
+	if g.class == ClassHost {
+		if !p.opt.Host {
+			return // made before the kernel knew, or while we found out
+		}
+		e.Container = sensors.Container{}
+	}
+	e.Container.CgroupPath = g.path
+	if e.Kind == sensors.KindOpen {
+		if e.File.Sensitive = sensitiveClass(e.File.Path); e.File.Sensitive == "" {
+			return // only its base name looked sensitive
+		}
+	}
+	e.Node = p.opt.Node
+	e.Time = p.clock.wall(d.boot)
+	e.ID = p.opt.Node + "-" + p.boot + "-" + strconv.FormatUint(d.boot, 36) + "-" + strconv.FormatUint(uint64(d.cpu), 36)
+	p.table.Learn(e)
+	p.table.Enrich(e)
+	switch e.Kind {
+	case sensors.KindExec:
+		p.counts[0].Add(1)
+	case sensors.KindExit:
+		p.counts[1].Add(1)
+	case sensors.KindConnect:
+		p.counts[2].Add(1)
+	case sensors.KindOpen:
+		p.counts[3].Add(1)
+	}
+	f(*e)
+}
