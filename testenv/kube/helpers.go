@@ -26,7 +26,8 @@ func (c *Cluster) Namespace(t testing.TB) string {
 		t.Fatalf("make a namespace: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx := context.Background()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the lab may be gone, on purpose
+		defer cancel()
 		now := int64(0)
 		_ = c.client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
 		_ = c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
@@ -61,7 +62,8 @@ func (c *Cluster) As(t testing.TB, namespace, name string, rules ...rbacv1.Polic
 		t.Fatalf("bind the role %s: %v", full, err)
 	}
 	t.Cleanup(func() {
-		ctx := context.Background()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
 		_ = c.client.RbacV1().ClusterRoleBindings().Delete(ctx, full, metav1.DeleteOptions{})
 		_ = c.client.RbacV1().ClusterRoles().Delete(ctx, full, metav1.DeleteOptions{})
 	})

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -71,7 +72,8 @@ func (c *Cluster) importBaseImages(ctx context.Context) error {
 
 // ImportAttack builds testenv/attack and imports it as AttackImage, returning the image's digest.
 func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
-	program := c.path("attack")
+	program := c.path("attack-" + rand.Text()) // several test processes may share the lab
+	defer os.Remove(program)
 	if err := BuildStatic(ctx, "stanch/testenv/attack", program); err != nil {
 		return "", err
 	}

@@ -64,7 +64,8 @@ func (c *Cluster) startGround(ctx context.Context, binary string) error {
 		return err
 	}
 	if err := c.start("etcd", binary, "etcd", "--data-dir", c.path("etcd"), "--unsafe-no-fsync",
-		"--listen-client-urls", "unix://"+c.path("etcd.sock"), "--advertise-client-urls", "unix://"+c.path("etcd.sock"),
+		"--listen-client-urls", "unix://"+c.path("etcd.sock"),
+		"--advertise-client-urls", fmt.Sprintf("http://127.0.0.1:%d", peers), // nobody asks; a socket is not accepted
 		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
 		"--initial-advertise-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", peers),
 		"--initial-cluster", fmt.Sprintf("default=http://127.0.0.1:%d", peers), "--log-level", "warn"); err != nil {
