@@ -1,0 +1,244 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// VerifyIsolate observes whether the isolation is in place as it was applied: the policy with exactly its spec, the
+// label that it selects by, the expiry on both. A pod that is gone no longer needs its label; then the refusal says so.
+func VerifyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*Verification, *Refusal, error) {
+	pod, refusal, err := getPod(ctx, client, r.Pod)
+	if err != nil || refusal != nil {
+		return nil, refusal, err
+	}
+	policy, err := r.getPolicy(ctx, client)
+	if err != nil {
+		return nil, nil, fmt.Errorf("verify the isolation of pod %s: %w", r.Pod, err)
+	}
+	v := &Verification{Limits: []string{
+		"that the cluster's network enforces NetworkPolicies, and cuts connections that were open, cannot be seen from the API server",
+	}}
+	if policy == nil {
+		v.Differences = append(v.Differences, Difference{Object: r.policyObject(), Field: "object", Want: "present", Have: "absent"})
+	} else {
+		v.Differences = append(v.Differences, r.policyDifferences(policy)...)
+		v.Differences = append(v.Differences, r.different(r.policyObject(), policy, "annotation", policy.Annotations, r.Lease.annotations(FacetNetwork))...)
+	}
+	v.Differences = append(v.Differences, r.labelDifference(pod)...)
+	v.Differences = append(v.Differences, r.different("Pod "+r.Pod.String(), pod, "annotation", pod.Annotations, r.Lease.annotations(FacetNetwork))...)
+	v.Holds = len(v.Differences) == 0
+	return v, nil, nil
+}
+
+// UndoIsolate takes back what ApplyIsolate made, and only that: the pod's label first, so that its network is back at
+// once, then the policy. What is already gone needs no undo, so that it may be repeated. If somebody changed since
+// what is ours, nothing is touched and the drift says what differs; with force, ours is removed as it is.
+func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest, force bool) (*Drift, error) {
+	fail := func(err error) (*Drift, error) {
+		return nil, fmt.Errorf("undo the isolation of pod %s: %w", r.Pod, err)
+	}
+	gone := refuse(ReasonGone, "the pod is not known") // a sweeper may find a policy alone
+	var pod *corev1.Pod
+	var err error
+	if r.Pod.Name != "" {
+		if pod, gone, err = getPod(ctx, client, r.Pod); err != nil {
+			return fail(err)
+		}
+	}
+	policy, err := r.getPolicy(ctx, client)
+	if err != nil {
+		return fail(err)
+	}
+	ours := policy != nil && policy.Annotations[FacetNetwork.LeaseKey()] == r.Lease.ID
+	if !force {
+		var drift Drift
+		if policy != nil && !ours {
+			drift.Differences = append(drift.Differences, r.different(r.policyObject(), policy, "annotation", policy.Annotations,
+				map[string]string{FacetNetwork.LeaseKey(): r.Lease.ID})...)
+		}
+		if ours {
+			drift.Differences = append(drift.Differences, r.policyDifferences(policy)...)
+		}
+		// A label that is absent is what undo wants; one with another value is somebody else's.
+		if gone == nil && pod.Labels[IsolateLabel] != "" {
+			drift.Differences = append(drift.Differences, r.labelDifference(pod)...)
+		}
+		if len(drift.Differences) > 0 {
+			return &drift, nil
+		}
+	}
+	if gone == nil && r.marked(pod) {
+		if _, err := r.applyPod(ctx, client, nil, nil); err != nil {
+			return fail(fmt.Errorf("take the label off: %w", err))
+		}
+		if err := r.takeBack(ctx, client); err != nil {
+			return fail(err)
+		}
+	}
+	if ours {
+		if err := r.deletePolicy(ctx, client); err != nil {
+			return fail(err)
+		}
+	}
+	return nil, nil
+}
+
+// takeBack removes our label and annotations where somebody wrote the same values after us: the API server then
+// counts them as owned by both, and giving up our share leaves them. The values name this lease, so they are ours.
+func (r IsolateRequest) takeBack(ctx context.Context, client kubernetes.Interface) error {
+	pod, gone, err := getPod(ctx, client, r.Pod)
+	if err != nil || gone != nil || !r.marked(pod) {
+		return err
+	}
+	labels, annotations := map[string]any{}, map[string]any{}
+	if pod.Labels[IsolateLabel] == ShortID(r.Lease.ID) {
+		labels[IsolateLabel] = nil
+	}
+	if pod.Annotations[FacetNetwork.LeaseKey()] == r.Lease.ID {
+		for k := range r.Lease.annotations(FacetNetwork) {
+			annotations[k] = nil
+		}
+	}
+	return mergeMetadata(ctx, func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
+		_, err := client.CoreV1().Pods(r.Pod.Namespace).Patch(ctx, r.Pod.Name, mergePatch, body, o)
+		return err
+	}, r.Pod.UID, r.Lease.FieldManager(), labels, annotations)
+}
+
+// marked tells whether the pod carries our label or annotations for this lease.
+func (r IsolateRequest) marked(pod *corev1.Pod) bool {
+	return pod.Labels[IsolateLabel] == ShortID(r.Lease.ID) || pod.Annotations[FacetNetwork.LeaseKey()] == r.Lease.ID
+}
+
+func (r IsolateRequest) getPolicy(ctx context.Context, client kubernetes.Interface) (*networkingv1.NetworkPolicy, error) {
+	policy, err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Get(ctx, r.policyName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", r.policyObject(), err)
+	}
+	return policy, nil
+}
+
+func (r IsolateRequest) policyDifferences(policy *networkingv1.NetworkPolicy) []Difference {
+	want := r.policy().Spec
+	if apiequality.Semantic.DeepEqual(policy.Spec, want) {
+		return nil
+	}
+	by, when := lastWriter(policy, r.Lease.FieldManager())
+	return []Difference{{
+		Object: r.policyObject(), Field: "spec", Want: compact(want), Have: compact(policy.Spec), By: by, When: when,
+	}}
+}
+
+func (r IsolateRequest) labelDifference(pod *corev1.Pod) []Difference {
+	return r.different("Pod "+r.Pod.String(), pod, "label", pod.Labels, map[string]string{IsolateLabel: ShortID(r.Lease.ID)})
+}
+
+// different compares the entries that we want of a map of labels or annotations.
+func (r IsolateRequest) different(object string, o metav1.Object, what string, have, want map[string]string) []Difference {
+	return differences(object, o, r.Lease.FieldManager(), what, have, want)
+}
+
+// Orphan is something contained whose expiry has passed while it is still in place.
+type Orphan struct {
+	Object   string    `json:"object"` // "NetworkPolicy ns/name", "Pod ns/name", "Deployment ns/name"
+	Lease    string    `json:"lease"`
+	Incident string    `json:"incident"`
+	Expired  time.Time `json:"expired"`
+	// Isolate is what to give UndoIsolate, for an isolation; Scale and Prior what to give UndoScale, for a scaling.
+	// Prior is nil if it cannot be read any more: then a person must say.
+	Isolate *IsolateRequest `json:"isolate,omitempty"`
+	Scale   *ScaleRequest   `json:"scale,omitempty"`
+	Prior   *ScalePrior     `json:"prior,omitempty"`
+}
+
+// SweepIsolate lists isolations in all namespaces whose stamped expiry is before now, one per lease, whether the
+// policy, the pod's label or both are left. An expiry that cannot be read counts as passed at the zero time: somebody
+// tampered with it.
+func SweepIsolate(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
+	policies, err := client.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{
+		LabelSelector: ManagedByLabel + "=" + ManagedBy + "," + IsolateLabel,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sweep isolations: list network policies: %w", err)
+	}
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: IsolateLabel})
+	if err != nil {
+		return nil, fmt.Errorf("sweep isolations: list pods: %w", err)
+	}
+	var orphans []Orphan
+	seen := map[string]bool{}
+	for i := range policies.Items {
+		p := &policies.Items[i]
+		lease, expired := stamped(p, FacetNetwork, now)
+		if lease.ID == "" || !expired {
+			continue
+		}
+		seen[lease.ID] = true
+		var prior struct {
+			Pod PodRef `json:"pod"`
+		}
+		if err := json.Unmarshal([]byte(p.Annotations[FacetNetwork.PriorKey()]), &prior); err != nil || prior.Pod.UID == "" {
+			prior.Pod = labelled(pods.Items, p) // somebody tampered with it: go by the label
+		}
+		orphans = append(orphans, Orphan{
+			Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires,
+			Isolate: &IsolateRequest{Pod: prior.Pod, Lease: lease, Ingress: len(p.Spec.PolicyTypes) > 1},
+		})
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		lease, expired := stamped(p, FacetNetwork, now)
+		if lease.ID == "" || !expired || seen[lease.ID] {
+			continue
+		}
+		ref := PodRef{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+		orphans = append(orphans, Orphan{
+			Object: "Pod " + ref.String(), Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires,
+			Isolate: &IsolateRequest{Pod: ref, Lease: lease},
+		})
+	}
+	return orphans, nil
+}
+
+// labelled finds the pod that a policy of ours selects; if there is none only the namespace is known.
+func labelled(pods []corev1.Pod, policy *networkingv1.NetworkPolicy) PodRef {
+	for i := range pods {
+		if p := &pods[i]; p.Namespace == policy.Namespace && p.Labels[IsolateLabel] == policy.Labels[IsolateLabel] {
+			return PodRef{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+		}
+	}
+	return PodRef{Namespace: policy.Namespace}
+}
+
+// stamped reads the lease that an object carries for a facet, and whether it has expired.
+func stamped(o metav1.Object, f Facet, now time.Time) (Lease, bool) {
+	a := o.GetAnnotations()
+	lease := Lease{ID: a[f.LeaseKey()], Incident: a[f.IncidentKey()]}
+	expires, err := time.Parse(time.RFC3339, a[f.ExpiresKey()])
+	if err != nil {
+		return lease, true
+	}
+	lease.Expires = expires
+	return lease, !now.Before(expires)
+}
+
+func compact(v any) string {
+	content, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(content)
+}

@@ -1,0 +1,295 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+)
+
+// WorkloadRef names one workload that has replicas.
+type WorkloadRef struct {
+	Kind      string `json:"kind"` // "Deployment", "StatefulSet", "ReplicaSet"
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+}
+
+func (r WorkloadRef) String() string { return r.Kind + " " + r.Namespace + "/" + r.Name }
+
+// ScaleRequest asks for a number of replicas.
+type ScaleRequest struct {
+	Target   WorkloadRef `json:"target"`
+	Replicas int32       `json:"replicas"`
+	Lease    Lease       `json:"lease"`
+}
+
+// ScalePlan is what a scaling would change.
+type ScalePlan struct {
+	Target WorkloadRef `json:"target"`
+	From   int32       `json:"from"`
+	To     int32       `json:"to"`
+	// Changes are what apply would do, a sentence each; empty if all is so already.
+	Changes []string `json:"changes,omitempty"`
+	// Fights are sentences about what will work against it, such as an autoscaler.
+	Fights []string   `json:"fights,omitempty"`
+	Prior  ScalePrior `json:"prior"`
+}
+
+// ScalePrior is what was before, and what undo restores.
+type ScalePrior struct {
+	Replicas int32 `json:"replicas"`
+}
+
+// ScalePermissions are what scaling needs. Patch on the workload itself is for the annotations of the lease.
+func ScalePermissions() Permissions {
+	kinds := []string{"deployments", "statefulsets", "replicasets"}
+	scales := []string{"deployments/scale", "statefulsets/scale", "replicasets/scale"}
+	apps, autoscalers := []string{"apps"}, rule("autoscaling", "horizontalpodautoscalers", "list")
+	return Permissions{
+		Plan: []rbacv1.PolicyRule{{APIGroups: apps, Resources: kinds, Verbs: []string{"get"}}, autoscalers},
+		Apply: []rbacv1.PolicyRule{
+			{APIGroups: apps, Resources: kinds, Verbs: []string{"get", "list", "patch"}}, autoscalers,
+			{APIGroups: apps, Resources: scales, Verbs: []string{"get", "update"}},
+		},
+	}
+}
+
+// PlanScale says what a scaling would change, and changes nothing.
+func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
+	plan, _, refusal, err := r.survey(ctx, client)
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan to scale %s: %w", r.Target, err)
+	}
+	return plan, refusal, nil
+}
+
+func (r ScaleRequest) survey(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *workload, *Refusal, error) {
+	if r.Replicas < 0 {
+		return nil, nil, nil, fmt.Errorf("%d replicas: want 0 or more", r.Replicas)
+	}
+	w, refusal, err := r.Target.open(ctx, client)
+	if err != nil || refusal != nil {
+		return nil, nil, refusal, err
+	}
+	plan := &ScalePlan{Target: r.Target, From: w.replicas, To: r.Replicas, Prior: ScalePrior{Replicas: w.replicas}}
+	if owner := metav1.GetControllerOf(w.meta); owner != nil {
+		return nil, nil, refuse(ReasonOwned, "%s belongs to %s %s, which would scale it back: scale that", r.Target, owner.Kind, owner.Name), nil
+	}
+	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseKey()]; lease {
+	case "":
+		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.Target, w.replicas))
+	case r.Lease.ID:
+		prior, err := readPrior(w.meta)
+		if err != nil {
+			return nil, nil, refuse(ReasonForeign, "%s carries this lease, but its saved state cannot be read: %v", r.Target, err), nil
+		}
+		plan.Prior = prior
+	default:
+		return nil, nil, refuse(ReasonForeign, "%s is held by another lease, %s", r.Target, lease), nil
+	}
+	if w.replicas != r.Replicas {
+		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))
+	}
+	if plan.Fights, err = r.fights(ctx, client); err != nil {
+		return nil, nil, nil, err
+	}
+	return plan, w, nil, nil
+}
+
+// fights finds autoscalers of the target. They leave a workload of zero replicas alone.
+func (r ScaleRequest) fights(ctx context.Context, client kubernetes.Interface) ([]string, error) {
+	list, err := client.AutoscalingV1().HorizontalPodAutoscalers(r.Target.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list autoscalers: %w", err)
+	}
+	var fights []string
+	for _, h := range list.Items {
+		if h.Spec.ScaleTargetRef.Kind != r.Target.Kind || h.Spec.ScaleTargetRef.Name != r.Target.Name {
+			continue
+		}
+		if r.Replicas == 0 {
+			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s rests while there are 0 replicas and goes on afterwards", h.Name))
+		} else {
+			fights = append(fights, fmt.Sprintf("HorizontalPodAutoscaler %s will scale it back", h.Name))
+		}
+	}
+	return fights, nil
+}
+
+func readPrior(o metav1.Object) (ScalePrior, error) {
+	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorKey()], 10, 32)
+	if err != nil || n < 0 {
+		return ScalePrior{}, fmt.Errorf("annotation %s is %q, want a number of replicas", FacetReplicas.PriorKey(), o.GetAnnotations()[FacetReplicas.PriorKey()])
+	}
+	return ScalePrior{Replicas: int32(n)}, nil
+}
+
+// ApplyScale saves the number of replicas in the workload's annotations and sets the new one through the scale
+// subresource. It may be repeated: what was saved first stays, the number is set again, the expiry moves. The
+// plan that it returns says what it found; its Prior is for UndoScale.
+func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
+	fail := func(err error) (*ScalePlan, *Refusal, error) {
+		return nil, nil, fmt.Errorf("scale %s: %w", r.Target, err)
+	}
+	plan, w, refusal, err := r.survey(ctx, client)
+	if err != nil {
+		return fail(err)
+	}
+	if refusal != nil {
+		return nil, refusal, nil
+	}
+	annotations := map[string]any{FacetReplicas.PriorKey(): strconv.Itoa(int(plan.Prior.Replicas))}
+	for k, v := range r.Lease.annotations(FacetReplicas) {
+		annotations[k] = v
+	}
+	label := map[string]any{ScaleLabel: ShortID(r.Lease.ID)}
+	if err := mergeMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
+		return fail(fmt.Errorf("annotate it: %w", err))
+	}
+	scale, err := w.scales.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
+	if err != nil {
+		return fail(fmt.Errorf("read the scale: %w", err))
+	}
+	if err := w.set(ctx, r, scale.ResourceVersion, r.Replicas); err != nil {
+		return fail(err)
+	}
+	return plan, nil, nil
+}
+
+// VerifyScale observes whether the workload is asked for, and has, the number of replicas. While pods still come or
+// go it does not hold yet.
+func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*Verification, *Refusal, error) {
+	w, refusal, err := r.Target.open(ctx, client)
+	if err != nil || refusal != nil {
+		return nil, refusal, err
+	}
+	v := &Verification{}
+	by, when := lastWriter(w.meta, r.Lease.FieldManager())
+	if w.replicas != r.Replicas {
+		v.Differences = append(v.Differences, r.replicasDiffer("spec.replicas", r.Replicas, w.replicas, by, when))
+	}
+	if w.observed != r.Replicas {
+		v.Differences = append(v.Differences, Difference{
+			Object: r.Target.String(), Field: "status.replicas",
+			Want: strconv.Itoa(int(r.Replicas)), Have: strconv.Itoa(int(w.observed)),
+		})
+	}
+	v.Differences = append(v.Differences, differences(r.Target.String(), w.meta, r.Lease.FieldManager(), "annotation",
+		w.meta.GetAnnotations(), r.Lease.annotations(FacetReplicas))...)
+	v.Holds = len(v.Differences) == 0
+	return v, nil, nil
+}
+
+// UndoScale restores the number of replicas that was saved and takes the lease's annotations off. A workload that is
+// gone needs no undo, nor does one that was undone before. If the number or the annotations are no longer ours,
+// nothing is touched and the drift says what differs; with force, the prior number is set whatever there is.
+func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
+	w, gone, err := r.Target.open(ctx, client)
+	if err != nil {
+		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
+	}
+	if gone != nil {
+		return nil, nil
+	}
+	lease := w.meta.GetAnnotations()[FacetReplicas.LeaseKey()]
+	if lease == "" && w.replicas == prior.Replicas {
+		return nil, nil // undone before
+	}
+	if !force {
+		by, when := lastWriter(w.meta, r.Lease.FieldManager())
+		var drift Drift
+		if lease != r.Lease.ID {
+			drift.Differences = append(drift.Differences, differences(r.Target.String(), w.meta, r.Lease.FieldManager(),
+				"annotation", w.meta.GetAnnotations(), map[string]string{FacetReplicas.LeaseKey(): r.Lease.ID})...)
+		}
+		if w.replicas != r.Replicas && w.replicas != prior.Replicas {
+			drift.Differences = append(drift.Differences, r.replicasDiffer("spec.replicas", r.Replicas, w.replicas, by, when))
+		}
+		if len(drift.Differences) > 0 {
+			return &drift, nil
+		}
+	}
+	// The version that was judged above is the one that is changed, or the API server says conflict.
+	if err := w.set(ctx, r, w.meta.GetResourceVersion(), prior.Replicas); err != nil {
+		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
+	}
+	if lease != r.Lease.ID {
+		return nil, nil // forced; somebody else's lease keeps its annotations
+	}
+	annotations := map[string]any{FacetReplicas.PriorKey(): nil}
+	for k := range r.Lease.annotations(FacetReplicas) {
+		annotations[k] = nil
+	}
+	label := map[string]any{ScaleLabel: nil}
+	if err := mergeMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
+		return nil, fmt.Errorf("undo the scaling of %s: take the annotations off: %w", r.Target, err)
+	}
+	return nil, nil
+}
+
+// set sets the number through the scale subresource, of this UID at this version and no other. A workload that went
+// meanwhile needs nothing; verification says so.
+func (w *workload) set(ctx context.Context, r ScaleRequest, version string, replicas int32) error {
+	_, err := w.scales.UpdateScale(ctx, r.Target.Name, &autoscalingv1.Scale{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: r.Target.Namespace, Name: r.Target.Name, UID: types.UID(r.Target.UID), ResourceVersion: version,
+		},
+		Spec: autoscalingv1.ScaleSpec{Replicas: replicas},
+	}, metav1.UpdateOptions{FieldManager: r.Lease.FieldManager()})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("set %d replicas: %w", replicas, err)
+	}
+	return nil
+}
+
+// SweepScale lists scaled workloads in all namespaces whose stamped expiry is before now. The request of an orphan
+// has the number of replicas that is there, so that undoing it restores what was saved.
+func SweepScale(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
+	var orphans []Orphan
+	add := func(kind string, o metav1.Object, replicas *int32) {
+		lease, expired := stamped(o, FacetReplicas, now)
+		if lease.ID == "" || !expired {
+			return
+		}
+		ref := WorkloadRef{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: string(o.GetUID())}
+		orphan := Orphan{
+			Object: ref.String(), Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires,
+			Scale: &ScaleRequest{Target: ref, Replicas: count(replicas), Lease: lease},
+		}
+		if prior, err := readPrior(o); err == nil {
+			orphan.Prior = &prior
+		}
+		orphans = append(orphans, orphan)
+	}
+	scaled := metav1.ListOptions{LabelSelector: ScaleLabel}
+	deployments, err := client.AppsV1().Deployments("").List(ctx, scaled)
+	if err != nil {
+		return nil, fmt.Errorf("sweep scalings: list deployments: %w", err)
+	}
+	for i := range deployments.Items {
+		add("Deployment", &deployments.Items[i], deployments.Items[i].Spec.Replicas)
+	}
+	sets, err := client.AppsV1().StatefulSets("").List(ctx, scaled)
+	if err != nil {
+		return nil, fmt.Errorf("sweep scalings: list stateful sets: %w", err)
+	}
+	for i := range sets.Items {
+		add("StatefulSet", &sets.Items[i], sets.Items[i].Spec.Replicas)
+	}
+	replicaSets, err := client.AppsV1().ReplicaSets("").List(ctx, scaled)
+	if err != nil {
+		return nil, fmt.Errorf("sweep scalings: list replica sets: %w", err)
+	}
+	for i := range replicaSets.Items {
+		add("ReplicaSet", &replicaSets.Items[i], replicaSets.Items[i].Spec.Replicas)
+	}
+	return orphans, nil
+}
