@@ -62,7 +62,7 @@ func cgroup(t *testing.T, parent string) (dir string, id uint64) {
 	}
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		eventually(t, "cgroup goes away", func() bool { return os.Remove(dir) == nil || errors.Is(os.ErrNotExist, nil) })
+		eventually(t, "cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
 	})
 	id, err = identity.CgroupID(dir)
 	if err != nil {

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
 
@@ -26,15 +24,13 @@ func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
 		wg.Go(func() { errs[i] = p.drain(ctx, ring, f) })
 	}
 	stop := context.AfterFunc(ctx, func() {
-		// A deadline in the past wakes the readers; the rings stay usable for another Run.
-		p.alerts.SetDeadline(time.Unix(1, 0))
-		p.telemetry.SetDeadline(time.Unix(1, 0))
+		// Wakes the readers; a deadline would not, once they wait. The rings stay usable for another Run.
+		for _, ring := range []*ringbuf.Reader{p.alerts, p.telemetry} {
+			_ = ring.Flush()
+		}
 	})
+	defer stop()
 	wg.Wait()
-	if !stop() {
-		p.alerts.SetDeadline(time.Time{})
-		p.telemetry.SetDeadline(time.Time{})
-	}
 	return errors.Join(errs[:]...)
 }
 
@@ -45,7 +41,7 @@ func (p *Probe) drain(ctx context.Context, ring *ringbuf.Reader, f func(sensors.
 		switch {
 		case errors.Is(err, ringbuf.ErrClosed):
 			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
+		case errors.Is(err, ringbuf.ErrFlushed):
 			continue
 		case err != nil:
 			return fmt.Errorf("read the kernel's ring: %w", err)
