@@ -1,0 +1,444 @@
+package kube_test
+
+import (
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities/kube"
+	lab "stanch/testenv/kube"
+)
+
+func TestIsolate(t *testing.T) {
+	p := newPlace(t)
+	client := p.as(t, "stanch", kube.IsolatePermissions().Apply)
+	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
+		"one pod and none of its siblings":              isolateOne,
+		"planning needs no right to write":              planReadOnly,
+		"repeating and extending":                       isolateAgain,
+		"somebody else's policies defeat it":            isolateDefeated,
+		"what is refused":                               isolateRefused,
+		"a pod that came later is not touched":          isolateReplaced,
+		"undo of what somebody changed is a drift":      isolateDrift,
+		"apply puts back what somebody removed":         isolateRestore,
+		"undo gives up labels that others wrote too":    isolateCoOwned,
+		"the sweeper finds what lost its lease":         isolateSweep,
+		"undo works when the pod is gone":               isolatePodGone,
+		"an expired policy without its pod is undone":   isolateLonePolicy,
+		"a half-applied isolation is finished by apply": isolateHalf,
+	} {
+		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
+	}
+}
+
+func request(t *testing.T, ref kube.PodRef) kube.IsolateRequest {
+	return kube.IsolateRequest{Pod: ref, Lease: lease(t, inAnHour())}
+}
+
+func isolateOne(t *testing.T, p place, client kubernetes.Interface) {
+	ctx := t.Context()
+	before, ref := p.sleeper(t, "one")
+	sibling, _ := p.sleeper(t, "two")
+	r := request(t, ref)
+	r.Ingress = true
+
+	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
+	must(t, refusal, err)
+	if len(plan.Changes) != 2 || plan.Incomplete() || plan.Prior.Labelled {
+		t.Errorf("plan %+v", plan)
+	}
+	v, refusal, err := kube.VerifyIsolate(ctx, client, r)
+	wantHolds(t, v, refusal, err)
+	policy, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.Policy, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	selected, err := p.Client().CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	if err != nil || len(selected.Items) != 1 || selected.Items[0].UID != before.UID {
+		t.Errorf("the policy selects %d pods, %v", len(selected.Items), err)
+	}
+	if len(policy.Spec.PolicyTypes) != 2 || len(policy.Spec.Egress)+len(policy.Spec.Ingress) != 0 {
+		t.Errorf("the policy allows something: %+v", policy.Spec)
+	}
+	if by := policy.ManagedFields[0].Manager; by != "stanch/INC-01TEST" {
+		t.Errorf("field manager %q", by)
+	}
+
+	drift, err := kube.UndoIsolate(ctx, client, r, false)
+	wantUndone(t, drift, err)
+	after, err := p.Client().CoreV1().Pods(p.namespace).Get(ctx, "one", metav1.GetOptions{})
+	if err != nil || !maps.Equal(after.Labels, before.Labels) || !maps.Equal(after.Annotations, before.Annotations) {
+		t.Errorf("labels %v, annotations %v, %v; want them as before: %v, %v", after.Labels, after.Annotations, err, before.Labels, before.Annotations)
+	}
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the policy after undo: %v", err)
+	}
+	now, err := p.Client().CoreV1().Pods(p.namespace).Get(ctx, "two", metav1.GetOptions{})
+	if err != nil || !maps.Equal(now.Labels, sibling.Labels) {
+		t.Errorf("the sibling: %v, %v", now.Labels, err)
+	}
+	drift, err = kube.UndoIsolate(ctx, client, r, false) // an undo that is tried again
+	wantUndone(t, drift, err)
+}
+
+func planReadOnly(t *testing.T, p place, _ kubernetes.Interface) {
+	_, ref := p.sleeper(t, "planned")
+	reader := p.as(t, "planner", kube.IsolatePermissions().Plan)
+	plan, refusal, err := kube.PlanIsolate(t.Context(), reader, request(t, ref))
+	must(t, refusal, err)
+	if len(plan.Changes) != 2 {
+		t.Errorf("changes %q", plan.Changes)
+	}
+	if _, _, err := kube.ApplyIsolate(t.Context(), reader, request(t, ref)); !apierrors.IsForbidden(err) {
+		t.Errorf("apply with the rights of plan: %v", err)
+	}
+}
+
+func isolateAgain(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "again")
+	r := request(t, ref)
+	for range 3 {
+		_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+		must(t, refusal, err)
+	}
+	r.Lease.Expires = r.Lease.Expires.Add(time.Hour)
+	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if v.Holds || len(v.Differences) != 2 {
+		t.Errorf("the old expiry is on both objects, and %v differ", v.Differences)
+	}
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if len(plan.Changes) != 0 || !plan.Prior.Labelled {
+		t.Errorf("plan of the extension: %+v", plan)
+	}
+	v, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
+	wantHolds(t, v, refusal, err)
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+}
+
+func isolateDefeated(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "web")
+	api := p.Client().NetworkingV1().NetworkPolicies(p.namespace)
+	allowAll := []networkingv1.NetworkPolicyEgressRule{{}}
+	for name, spec := range map[string]networkingv1.NetworkPolicySpec{
+		"allows": {
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, Egress: allowAll,
+		},
+		"denies": {
+			PodSelector: metav1.LabelSelector{}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+		},
+		"other": {PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "other"}}, Egress: allowAll},
+		"lets-in": {
+			PodSelector: metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: "app", Operator: metav1.LabelSelectorOpExists},
+			}}, Ingress: []networkingv1.NetworkPolicyIngressRule{{}},
+		},
+	} {
+		policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}
+		if _, err := api.Create(t.Context(), policy, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), name, metav1.DeleteOptions{})
+		})
+	}
+	defer func() {
+		for _, name := range []string{"allows", "denies", "other", "lets-in"} {
+			_ = api.Delete(t.Context(), name, metav1.DeleteOptions{})
+		}
+	}()
+	r := request(t, ref)
+	plan, refusal, err := kube.PlanIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if !plan.Incomplete() || len(plan.Defeats) != 1 ||
+		plan.Defeats[0].String() != "NetworkPolicy allows selects by app and allows egress everything" {
+		t.Errorf("defeats %v", plan.Defeats)
+	}
+	r.Ingress = true
+	plan, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if len(plan.Defeats) != 2 {
+		t.Errorf("with ingress: defeats %v", plan.Defeats)
+	}
+	pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil || pod.Labels["app"] != "web" {
+		t.Errorf("the user's label is gone: %v, %v", pod.Labels, err)
+	}
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+}
+
+func isolateRefused(t *testing.T, p place, client kubernetes.Interface) {
+	host := lab.Pod("host", lab.BusyboxImage, "sleep", "600")
+	host.Spec.HostNetwork = true
+	hostPod := p.RunPod(t, p.namespace, host)
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, request(t, refOf(hostPod)))
+	wantRefusal(t, kube.ReasonHostNetwork, refusal, err)
+
+	_, refusal, err = kube.PlanIsolate(t.Context(), client, request(t, kube.PodRef{Namespace: p.namespace, Name: "nobody", UID: "u"}))
+	wantRefusal(t, kube.ReasonGone, refusal, err)
+
+	pod, ref := p.sleeper(t, "held")
+	r := request(t, ref)
+	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	other := r
+	other.Lease.ID = "another"
+	_, refusal, err = kube.ApplyIsolate(t.Context(), client, other)
+	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+
+	// A policy with the name that ours would have, made by somebody else, is neither used nor removed.
+	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortID(r.Lease.ID)}}
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
+	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	if now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil || now.Labels[kube.IsolateLabel] != "" {
+		t.Errorf("the pod was labelled for a refusal: %v, %v", now.Labels, err)
+	}
+	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
+	wantUndone(t, drift, err)
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), foreign.Name, metav1.GetOptions{}); err != nil {
+		t.Errorf("the foreign policy after a forced undo: %v", err)
+	}
+}
+
+func isolateReplaced(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "again-by-name")
+	r := request(t, ref)
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.replace(t, "again-by-name")
+	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
+	wantRefusal(t, kube.ReasonGone, refusal, err)
+	_, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
+	wantRefusal(t, kube.ReasonGone, refusal, err)
+	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "again-by-name", metav1.GetOptions{})
+	if err != nil || now.Labels[kube.IsolateLabel] != "" {
+		t.Errorf("the pod that came later is labelled: %v, %v", now.Labels, err)
+	}
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+}
+
+func isolateDrift(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "drift")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.patchPolicy(t, plan.Policy, `{"spec":{"egress":[{}]}}`)
+	p.patchPod(t, "drift", `{"metadata":{"labels":{"stanch.dev/isolate":"mine"}}}`)
+
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantDrift(t, drift, err, "NetworkPolicy "+p.namespace+"/"+plan.Policy+": spec is ", "Pod "+ref.String()+": label stanch.dev/isolate is mine")
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); err != nil {
+		t.Errorf("a drifted undo touched the policy: %v", err)
+	}
+	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
+	wantUndone(t, drift, err)
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("after the forced undo: %v", err)
+	}
+	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "drift", metav1.GetOptions{})
+	if err != nil || now.Labels[kube.IsolateLabel] != "mine" {
+		t.Errorf("somebody else's label after the forced undo: %v, %v", now.Labels, err)
+	}
+}
+
+func isolateRestore(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "restore")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.patchPolicy(t, plan.Policy, `{"spec":{"egress":[{}]}}`)
+	p.patchPod(t, "restore", `{"metadata":{"labels":{"stanch.dev/isolate":null}}}`)
+	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if v.Holds || len(v.Differences) != 2 {
+		t.Errorf("differences %v", v.Differences)
+	}
+	plan, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if len(plan.Changes) != 2 || !strings.HasPrefix(plan.Changes[0], "put back") {
+		t.Errorf("changes %q", plan.Changes)
+	}
+	v, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
+	wantHolds(t, v, refusal, err)
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+}
+
+// isolateCoOwned: a GitOps tool that read our label and wrote the whole object back owns it too.
+func isolateCoOwned(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "both")
+	r := request(t, ref)
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	body := `{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"stanch.dev/isolate":"` + kube.ShortID(r.Lease.ID) + `"}}}`
+	if _, err := p.Client().CoreV1().Pods(p.namespace).Patch(t.Context(), "both", types.ApplyPatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: "gitops"}); err != nil {
+		t.Fatal(err)
+	}
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "both", metav1.GetOptions{})
+	if err != nil || now.Labels[kube.IsolateLabel] != "" {
+		t.Errorf("labels after undo: %v, %v", now.Labels, err)
+	}
+}
+
+func isolateSweep(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "swept")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if found := p.orphans(t, client, time.Now()); len(found) != 0 {
+		t.Errorf("before the expiry: %+v", found)
+	}
+	after := r.Lease.Expires.Add(time.Second)
+	found := p.orphans(t, client, after)
+	if len(found) != 1 || found[0].Lease != r.Lease.ID || found[0].Isolate.Pod != ref {
+		t.Fatalf("after the expiry: %+v", found)
+	}
+	// Without the policy the pod's label still tells.
+	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.Policy, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	found = p.orphans(t, client, after)
+	if len(found) != 1 || found[0].Object != "Pod "+ref.String() {
+		t.Fatalf("the label alone: %+v", found)
+	}
+	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].Isolate, false)
+	wantUndone(t, drift, err)
+	if found := p.orphans(t, client, after); len(found) != 0 {
+		t.Errorf("after the undo: %+v", found)
+	}
+}
+
+func isolatePodGone(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "gone")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.remove(t, "gone")
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the policy stays: %v", err)
+	}
+}
+
+func isolateLonePolicy(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "lone")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.patchPolicy(t, plan.Policy, `{"metadata":{"annotations":{"network.stanch.dev/prior":"tampered"}}}`)
+	p.remove(t, "lone")
+	found := p.orphans(t, client, r.Lease.Expires)
+	if len(found) != 1 {
+		t.Fatalf("orphans %+v", found)
+	}
+	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].Isolate, false)
+	wantUndone(t, drift, err)
+	if found := p.orphans(t, client, r.Lease.Expires); len(found) != 0 {
+		t.Errorf("after the undo: %+v", found)
+	}
+}
+
+func isolateHalf(t *testing.T, p place, client kubernetes.Interface) {
+	_, ref := p.sleeper(t, "half")
+	r := request(t, ref)
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	p.patchPod(t, "half", `{"metadata":{"labels":{"stanch.dev/isolate":null},"annotations":null}}`)
+	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
+	must(t, refusal, err)
+	if len(plan.Changes) != 1 || !strings.HasPrefix(plan.Changes[0], "label pod ") {
+		t.Errorf("changes %q", plan.Changes)
+	}
+	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
+	wantHolds(t, v, refusal, err)
+	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
+	wantUndone(t, drift, err)
+}
+
+func refOf(pod *corev1.Pod) kube.PodRef {
+	return kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}
+}
+
+// orphans are those of this test's namespace: the lab may be shared.
+func (p place) orphans(t *testing.T, client kubernetes.Interface, now time.Time) []kube.Orphan {
+	t.Helper()
+	all, err := kube.SweepIsolate(t.Context(), client, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var here []kube.Orphan
+	for _, o := range all {
+		if strings.Contains(o.Object, p.namespace+"/") && strings.Contains(o.Lease, t.Name()) {
+			here = append(here, o)
+		}
+	}
+	return here
+}
+
+func (p place) patchPolicy(t *testing.T, name, body string) {
+	t.Helper()
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Patch(t.Context(), name, types.MergePatchType,
+		[]byte(body), metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p place) patchPod(t *testing.T, name, body string) {
+	t.Helper()
+	if _, err := p.Client().CoreV1().Pods(p.namespace).Patch(t.Context(), name, types.MergePatchType, []byte(body),
+		metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p place) remove(t *testing.T, name string) {
+	t.Helper()
+	now := int64(0)
+	api := p.Client().CoreV1().Pods(p.namespace)
+	if err := api.Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, 20*time.Second, "the pod to go", func() error {
+		_, err := api.Get(t.Context(), name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err == nil {
+			err = apierrors.NewTimeoutError("still there", 0)
+		}
+		return err
+	})
+}
+
+// replace makes another pod of the same name.
+func (p place) replace(t *testing.T, name string) {
+	t.Helper()
+	p.remove(t, name)
+	p.sleeper(t, name)
+}

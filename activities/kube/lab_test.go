@@ -1,0 +1,104 @@
+package kube_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities/kube"
+	lab "stanch/testenv/kube"
+)
+
+// place is a namespace of a real cluster for one test.
+type place struct {
+	*lab.Cluster
+	namespace string
+}
+
+func newPlace(t *testing.T) place {
+	t.Helper()
+	c := lab.Shared(t)
+	return place{Cluster: c, namespace: c.Namespace(t)}
+}
+
+// as is a client with exactly these rights: a call that needs one more fails the test.
+func (p place) as(t *testing.T, name string, rules []rbacv1.PolicyRule) kubernetes.Interface {
+	t.Helper()
+	client, err := kube.NewClient(p.As(t, p.namespace, name, rules...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// sleeper runs a pod that does nothing.
+func (p place) sleeper(t *testing.T, name string) (*corev1.Pod, kube.PodRef) {
+	t.Helper()
+	pod := p.RunPod(t, p.namespace, lab.Pod(name, lab.BusyboxImage, "sleep", "600"))
+	return pod, kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}
+}
+
+func lease(t *testing.T, expires time.Time) kube.Lease {
+	return kube.Lease{ID: "lab/" + t.Name() + "/network", Incident: "INC-01TEST", Expires: expires.Truncate(time.Second)}
+}
+
+func inAnHour() time.Time { return time.Now().Add(time.Hour) }
+
+// must fails the test on an error or a refusal.
+func must(t *testing.T, refusal *kube.Refusal, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refusal != nil {
+		t.Fatalf("refused: %s", refusal)
+	}
+}
+
+func wantRefusal(t *testing.T, want kube.Reason, refusal *kube.Refusal, err error) {
+	t.Helper()
+	if err != nil || refusal == nil || refusal.Reason != want {
+		t.Errorf("refusal %v, error %v; want the reason %s", refusal, err, want)
+	}
+}
+
+func wantHolds(t *testing.T, v *kube.Verification, refusal *kube.Refusal, err error) {
+	t.Helper()
+	must(t, refusal, err)
+	if !v.Holds {
+		t.Errorf("does not hold: %v", v.Differences)
+	}
+}
+
+// wantDrift expects differences of exactly these objects and fields, each "object: field" by its beginning.
+func wantDrift(t *testing.T, drift *kube.Drift, err error, want ...string) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if drift == nil {
+		t.Fatalf("no drift, want %v", want)
+	}
+	if len(drift.Differences) != len(want) {
+		t.Fatalf("drift %v, want %v", drift.Differences, want)
+	}
+	for i, d := range drift.Differences {
+		if !strings.HasPrefix(d.String(), want[i]) {
+			t.Errorf("difference %q, want %q…", d, want[i])
+		}
+		if d.By == "" {
+			t.Errorf("difference %q does not say by whom", d)
+		}
+	}
+}
+
+func wantUndone(t *testing.T, drift *kube.Drift, err error) {
+	t.Helper()
+	if err != nil || drift != nil {
+		t.Fatalf("undo: drift %v, error %v", drift, err)
+	}
+}
