@@ -1,0 +1,176 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
+)
+
+// LogsRequest asks for what a container has written.
+type LogsRequest struct {
+	Pod       PodRef `json:"pod"`
+	Container string `json:"container,omitempty"` // "" is the pod's first
+	Tail      int64  `json:"tail,omitempty"`      // lines from the end; 0 is all
+	Previous  bool   `json:"previous,omitempty"`  // of the container's life before its last restart
+	// LimitBytes bounds the answer, 0 is 10 MiB. With a tail the limit counts from the tail's start.
+	LimitBytes int64 `json:"limit_bytes,omitempty"`
+}
+
+// LogsPermissions are what PodLogs needs.
+func LogsPermissions() Permissions {
+	rules := []rbacv1.PolicyRule{rule("", "pods", "get"), rule("", "pods/log", "get")}
+	return Permissions{Plan: rules, Apply: rules}
+}
+
+// Logs is what a container has written.
+type Logs struct {
+	Container string `json:"container"`
+	Content   []byte `json:"-"`
+	// Truncated: there was more than the limit.
+	Truncated bool `json:"truncated,omitempty"`
+	// Absent says why there is nothing: no previous life, or a container that has not started. It is no failure.
+	Absent string `json:"absent,omitempty"`
+}
+
+// PodLogs reads a container's log, each line with its time. The content belongs to an attacker.
+func PodLogs(ctx context.Context, client kubernetes.Interface, r LogsRequest) (*Logs, *Refusal, error) {
+	pod, refusal, err := getPod(ctx, client, r.Pod)
+	if err != nil || refusal != nil {
+		return nil, refusal, err
+	}
+	limit := r.LimitBytes
+	if limit <= 0 {
+		limit = 10 << 20
+	}
+	logs := &Logs{Container: r.Container}
+	if logs.Container == "" {
+		logs.Container = pod.Spec.Containers[0].Name
+	}
+	options := &corev1.PodLogOptions{Container: logs.Container, Previous: r.Previous, Timestamps: true}
+	if r.Tail > 0 {
+		options.TailLines = &r.Tail
+	}
+	stream, err := client.CoreV1().Pods(r.Pod.Namespace).GetLogs(r.Pod.Name, options).Stream(ctx)
+	if apierrors.IsBadRequest(err) { // the kubelet's words for: there is none
+		logs.Absent = deniedDetail(err)
+		return logs, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the log of container %s of pod %s: %w", logs.Container, r.Pod, err)
+	}
+	defer stream.Close()
+	content, err := io.ReadAll(io.LimitReader(stream, limit+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the log of container %s of pod %s: %w", logs.Container, r.Pod, err)
+	}
+	logs.Truncated = int64(len(content)) > limit
+	logs.Content = content[:min(int64(len(content)), limit)]
+	return logs, nil, nil
+}
+
+// ManifestPermissions are what PodManifest needs.
+func ManifestPermissions() Permissions {
+	rules := []rbacv1.PolicyRule{rule("", "pods", "get")}
+	return Permissions{Plan: rules, Apply: rules}
+}
+
+// Manifest is a pod as the API server has it.
+type Manifest struct {
+	YAML []byte `json:"-"`
+	// Redacted names the values that were taken out: "main: DB_PASSWORD".
+	Redacted []string `json:"redacted,omitempty"`
+}
+
+// Redacted stands where a value was.
+const Redacted = "(redacted)"
+
+// PodManifest reads the pod as YAML, without managed fields and without values that look secret: of environment
+// variables, arguments, and annotations that hold an earlier copy of the manifest. The names stay.
+func PodManifest(ctx context.Context, client kubernetes.Interface, ref PodRef) (*Manifest, *Refusal, error) {
+	pod, refusal, err := getPod(ctx, client, ref)
+	if err != nil || refusal != nil {
+		return nil, refusal, err
+	}
+	m := &Manifest{}
+	pod.ManagedFields = nil
+	for key := range pod.Annotations {
+		if key == corev1.LastAppliedConfigAnnotation || secretName(key) {
+			pod.Annotations[key] = Redacted
+			m.Redacted = append(m.Redacted, "annotation: "+key)
+		}
+	}
+	for i := range pod.Spec.InitContainers {
+		m.clean(&pod.Spec.InitContainers[i])
+	}
+	for i := range pod.Spec.Containers {
+		m.clean(&pod.Spec.Containers[i])
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		c := corev1.Container(pod.Spec.EphemeralContainers[i].EphemeralContainerCommon)
+		m.clean(&c)
+		pod.Spec.EphemeralContainers[i].EphemeralContainerCommon = corev1.EphemeralContainerCommon(c)
+	}
+	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
+	if m.YAML, err = yaml.Marshal(pod); err != nil {
+		return nil, nil, fmt.Errorf("encode pod %s: %w", ref, err)
+	}
+	return m, nil, nil
+}
+
+func (m *Manifest) clean(c *corev1.Container) {
+	for i := range c.Env {
+		e := &c.Env[i]
+		if e.Value != "" && (secretName(e.Name) || secretValue(e.Value)) {
+			e.Value = Redacted
+			m.Redacted = append(m.Redacted, c.Name+": "+e.Name)
+		}
+	}
+	c.Command = m.cleanArgs(c.Name, c.Command)
+	c.Args = m.cleanArgs(c.Name, c.Args)
+}
+
+// cleanArgs takes out "--password=x", what follows "--password", and values that look secret by themselves.
+func (m *Manifest) cleanArgs(container string, args []string) []string {
+	next := ""
+	for i, arg := range args {
+		name, value, assigned := strings.Cut(arg, "=")
+		switch {
+		case next != "" && !strings.HasPrefix(arg, "-"):
+			args[i] = Redacted
+			m.Redacted = append(m.Redacted, container+": "+next)
+		case assigned && value != "" && (secretName(name) || secretValue(value)):
+			args[i] = name + "=" + Redacted
+			m.Redacted = append(m.Redacted, container+": "+name)
+		case secretValue(arg):
+			args[i] = Redacted
+			m.Redacted = append(m.Redacted, fmt.Sprintf("%s: argument %d", container, i+1))
+		}
+		next = ""
+		if strings.HasPrefix(arg, "-") && !assigned && secretName(arg) {
+			next = arg
+		}
+	}
+	return args
+}
+
+// secretName tells whether what has this name is a secret, by the words in it.
+func secretName(name string) bool { return secretNames().MatchString(name) }
+
+func secretNames() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)pass(word|wd|phrase)?([^a-z]|$)|secret|token|credential|api[_-]?key|access[_-]?key|private[_-]?key|auth([^a-z]|$)|connection[_-]?string|dsn$`)
+}
+
+// secretValue tells whether a value is a secret whatever its name: a key, a token, a URL with a password.
+func secretValue(value string) bool {
+	return regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`).
+		MatchString(value)
+}

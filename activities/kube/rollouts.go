@@ -1,0 +1,140 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/kubernetes"
+)
+
+// revisionAnnotation is where the Deployment controller counts.
+const revisionAnnotation = "deployment.kubernetes.io/revision"
+
+// readRollouts lists the owner's revisions with their images, and notes recent ones as changes.
+func (q *question) readRollouts(ctx context.Context, client kubernetes.Interface) error {
+	var all []Rollout
+	var err error
+	switch q.info.Owner.Kind {
+	case "Deployment":
+		all, err = q.replicaSets(ctx, client)
+	case "StatefulSet", "DaemonSet":
+		all, err = q.controllerRevisions(ctx, client)
+	}
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(all, func(a, b Rollout) int { return int(b.Revision - a.Revision) })
+	for i, r := range all {
+		r.Current = i == 0
+		q.info.Rollouts.add(r, q.Most)
+		if !r.Created.After(q.since()) {
+			continue
+		}
+		what := fmt.Sprintf("revision %d of %s %s runs %v", r.Revision, q.info.Owner.Kind, q.info.Owner.Name, r.Images)
+		if i+1 < len(all) && !slices.Equal(all[i+1].Images, r.Images) {
+			what += fmt.Sprintf(", before %v", all[i+1].Images)
+		}
+		q.change(Change{When: r.Created, Kind: "rollout", What: what, By: r.By})
+	}
+	return nil
+}
+
+func (q *question) replicaSets(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
+	sets, err := client.AppsV1().ReplicaSets(q.pod.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	digests, err := q.digestsBy(ctx, client, appsv1.DefaultDeploymentUniqueLabelKey)
+	if err != nil {
+		return nil, err
+	}
+	var all []Rollout
+	for i := range sets.Items {
+		s := &sets.Items[i]
+		if o := metav1.GetControllerOf(s); o == nil || string(o.UID) != q.info.Owner.UID {
+			continue
+		}
+		// A revision that cannot be read sorts last.
+		revision, _ := strconv.ParseInt(s.Annotations[revisionAnnotation], 10, 64)
+		by, _ := lastWriter(s, "")
+		all = append(all, Rollout{
+			Revision: revision, Name: s.Name, Created: s.CreationTimestamp.Time, By: by, Images: imagesOf(s.Spec.Template.Spec),
+			Digests: digests[s.Labels[appsv1.DefaultDeploymentUniqueLabelKey]],
+		})
+	}
+	return all, nil
+}
+
+func (q *question) controllerRevisions(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
+	revisions, err := client.AppsV1().ControllerRevisions(q.pod.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	digests, err := q.digestsBy(ctx, client, appsv1.ControllerRevisionHashLabelKey)
+	if err != nil {
+		return nil, err
+	}
+	var all []Rollout
+	for i := range revisions.Items {
+		r := &revisions.Items[i]
+		if o := metav1.GetControllerOf(r); o == nil || string(o.UID) != q.info.Owner.UID {
+			continue
+		}
+		var patch struct {
+			Spec struct {
+				Template corev1.PodTemplateSpec `json:"template"`
+			} `json:"spec"`
+		}
+		// The data is the controller's own; without images the revision and its time still tell something.
+		_ = json.Unmarshal(r.Data.Raw, &patch)
+		// A StatefulSet's pods carry the revision's name, a DaemonSet's its hash.
+		seen := digests[r.Name]
+		if seen == nil {
+			seen = digests[r.Labels[appsv1.ControllerRevisionHashLabelKey]]
+		}
+		by, _ := lastWriter(r, "")
+		all = append(all, Rollout{
+			Revision: r.Revision, Name: r.Name, Created: r.CreationTimestamp.Time, By: by, Images: imagesOf(patch.Spec.Template.Spec), Digests: seen,
+		})
+	}
+	return all, nil
+}
+
+// digestsBy reads which digests the workload's pods run, by the value of the label that tells revisions apart.
+func (q *question) digestsBy(ctx context.Context, client kubernetes.Interface, label string) (map[string][]string, error) {
+	same := labels.Set{}
+	for k, v := range q.pod.Labels {
+		if k != label && k != IsolateLabel && k != "statefulset.kubernetes.io/pod-name" && k != "apps.kubernetes.io/pod-index" && k != "pod-template-generation" {
+			same[k] = v
+		}
+	}
+	pods, err := client.CoreV1().Pods(q.pod.Namespace).List(ctx, metav1.ListOptions{LabelSelector: same.String()})
+	if err != nil {
+		return nil, err
+	}
+	digests := map[string][]string{}
+	for i := range pods.Items {
+		value := pods.Items[i].Labels[label]
+		for _, s := range pods.Items[i].Status.ContainerStatuses {
+			if d := digestOf(s.ImageID); d != "" && !slices.Contains(digests[value], d) {
+				digests[value] = append(digests[value], d)
+			}
+		}
+	}
+	return digests, nil
+}
+
+func imagesOf(spec corev1.PodSpec) []string {
+	var images []string
+	for _, c := range spec.Containers {
+		images = append(images, c.Image)
+	}
+	return images
+}

@@ -1,0 +1,299 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// WorkloadOptions bound what Workload gathers; the zero value works.
+type WorkloadOptions struct {
+	// Most bounds each list; 0 means 50.
+	Most int
+	// Recent is how far back a change counts as recent; 0 means seven days.
+	Recent time.Duration
+	// Now is the time to count from; the zero value means the clock's.
+	Now time.Time
+}
+
+// WorkloadPermissions are what Workload reads. Where a right is lacking, its part is missing and the result says so;
+// only the pod itself must be readable.
+func WorkloadPermissions() Permissions {
+	rules := []rbacv1.PolicyRule{
+		rule("", "pods", "get", "list"),
+		rule("", "nodes", "get"),
+		rule("", "serviceaccounts", "get"),
+		{APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets"}, Verbs: []string{"get"}},
+		{APIGroups: []string{"apps"}, Resources: []string{"replicasets"}, Verbs: []string{"get", "list"}},
+		rule("apps", "controllerrevisions", "list"),
+		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
+		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"roles", "clusterroles"}, Verbs: []string{"get"}},
+		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"rolebindings", "clusterrolebindings"}, Verbs: []string{"list"}},
+	}
+	return Permissions{Plan: rules, Apply: rules}
+}
+
+// question is one call of Workload.
+type question struct {
+	WorkloadOptions
+	info *WorkloadInfo
+	pod  *corev1.Pod
+}
+
+// Workload gathers what a responder wants to know about the pod. A part that may not be read is told in Missing; any
+// other failure is an error, so that the caller tries again. Reading a reference cut off half-way is no failure: the
+// owner chain then ends there.
+func Workload(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo, *Refusal, error) {
+	if o.Most == 0 {
+		o.Most = 50
+	}
+	if o.Recent == 0 {
+		o.Recent = 7 * 24 * time.Hour
+	}
+	if o.Now.IsZero() {
+		o.Now = time.Now()
+	}
+	pod, refusal, err := getPod(ctx, client, ref)
+	if err != nil || refusal != nil {
+		return nil, refusal, err
+	}
+	q := &question{WorkloadOptions: o, pod: pod, info: &WorkloadInfo{Pod: podInfo(pod)}}
+	q.info.Owner.ObjectRef = ObjectRef{Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}
+	q.info.Owner.Labels, q.info.Owner.Created = pod.Labels, pod.CreationTimestamp.Time
+	q.info.Node.Name = pod.Spec.NodeName
+	for _, part := range []struct {
+		name string
+		read func(context.Context, kubernetes.Interface) error
+	}{
+		{"owner", q.readOwners},
+		{"rollouts", q.readRollouts}, // needs the owner
+		{"other pods", q.readPods},
+		{"service account", q.readAccount},
+		{"rights", q.readRights},
+		{"node", q.readNode},
+	} {
+		err := part.read(ctx, client)
+		if apierrors.IsForbidden(err) {
+			q.info.Missing = append(q.info.Missing, MissingPart{Part: part.name, Detail: deniedDetail(err)})
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("describe the workload of pod %s: %s: %w", ref, part.name, err)
+		}
+	}
+	slices.SortStableFunc(q.info.Changes.Items, func(a, b Change) int { return b.When.Compare(a.When) })
+	q.info.Changes.Items = q.info.Changes.Items[:min(len(q.info.Changes.Items), o.Most)]
+	return q.info, nil, nil
+}
+
+// deniedDetail is the API server's sentence, which names the resource and the verb.
+func deniedDetail(err error) string {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return status.Status().Message
+	}
+	return err.Error()
+}
+
+func (q *question) since() time.Time { return q.Now.Add(-q.Recent) }
+
+// change keeps every change; Workload sorts and bounds them at the end.
+func (q *question) change(c Change) { q.info.Changes.add(c, 10_000) }
+
+func podInfo(pod *corev1.Pod) PodInfo {
+	info := PodInfo{
+		PodRef: PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}, Labels: pod.Labels,
+		Created: pod.CreationTimestamp.Time, Phase: string(pod.Status.Phase), IP: pod.Status.PodIP,
+		HostNetwork: pod.Spec.HostNetwork, HostPID: pod.Spec.HostPID,
+	}
+	privileged := map[string]bool{}
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		privileged[c.Name] = c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
+	}
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses) {
+		c := ContainerInfo{
+			Name: s.Name, Image: s.Image, Digest: digestOf(s.ImageID), Privileged: privileged[s.Name], Ready: s.Ready, Restarts: s.RestartCount,
+		}
+		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
+		if s.State.Running != nil {
+			c.Started = s.State.Running.StartedAt.Time
+		}
+		info.Containers = append(info.Containers, c)
+	}
+	return info
+}
+
+// digestOf takes the digest from an image id, in whichever way the runtime writes it.
+func digestOf(imageID string) string {
+	if i := strings.LastIndex(imageID, "sha256:"); i >= 0 {
+		return imageID[i:]
+	}
+	return ""
+}
+
+// readOwners climbs the chain of controllers.
+func (q *question) readOwners(ctx context.Context, client kubernetes.Interface) error {
+	next := metav1.GetControllerOf(q.pod)
+	for range 5 { // deeper chains are somebody's joke
+		if next == nil {
+			return nil
+		}
+		ref := ObjectRef{Kind: next.Kind, Name: next.Name, UID: string(next.UID)}
+		q.info.Chain = append(q.info.Chain, ref)
+		q.info.Owner = OwnerInfo{ObjectRef: ref}
+		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, ref)
+		if apierrors.IsNotFound(err) || o == nil && err == nil {
+			return nil // deleted while its pods stay, or of a kind that is not known here
+		}
+		if err != nil {
+			return err
+		}
+		q.info.Owner.Labels, q.info.Owner.Created = o.GetLabels(), o.GetCreationTimestamp().Time
+		q.info.Owner.Desired, q.info.Owner.Ready = desired, ready
+		next = metav1.GetControllerOf(o)
+	}
+	return nil
+}
+
+// getOwner reads an owner of a known kind; the object is nil for others.
+func getOwner(ctx context.Context, client kubernetes.Interface, namespace string, ref ObjectRef) (
+	o metav1.Object, desired, ready *int32, err error,
+) {
+	switch ref.Kind {
+	case "Deployment", "StatefulSet", "ReplicaSet":
+		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.open(ctx, client)
+		if err != nil || gone != nil {
+			return nil, nil, nil, err
+		}
+		return w.meta, &w.replicas, &w.ready, nil
+	case "DaemonSet":
+		d, err := client.AppsV1().DaemonSets(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		return d, &d.Status.DesiredNumberScheduled, &d.Status.NumberReady, err
+	case "Job":
+		j, err := client.BatchV1().Jobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		return j, j.Spec.Parallelism, j.Status.Ready, err
+	case "CronJob":
+		c, err := client.BatchV1().CronJobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		return c, nil, nil, err
+	}
+	return nil, nil, nil, nil
+}
+
+// readPods looks over every pod of the cluster once, for the same image and the same node.
+func (q *question) readPods(ctx context.Context, client kubernetes.Interface) error {
+	ours := map[string]bool{}
+	for _, c := range q.info.Pod.Containers {
+		if c.Digest != "" {
+			ours[c.Digest] = true
+		}
+	}
+	all, err := client.CoreV1().Pods("").List(ctx, cached())
+	if err != nil {
+		return err
+	}
+	for i := range all.Items {
+		p := &all.Items[i]
+		if p.UID == q.pod.UID {
+			continue
+		}
+		summary := summarise(p)
+		if runsOne(p, ours) {
+			q.info.SameDigest.add(summary, q.Most)
+		}
+		if p.Spec.NodeName != "" && p.Spec.NodeName == q.pod.Spec.NodeName {
+			q.info.SameNode.add(summary, q.Most)
+		}
+	}
+	return nil
+}
+
+func summarise(p *corev1.Pod) PodSummary {
+	s := PodSummary{PodRef: PodRef{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}, Node: p.Spec.NodeName}
+	if o := metav1.GetControllerOf(p); o != nil {
+		s.Owner = ObjectRef{Kind: o.Kind, Name: o.Name, UID: string(o.UID)}
+	}
+	return s
+}
+
+// runsOne tells whether a container of the pod that has not ended for good runs one of the digests.
+func runsOne(p *corev1.Pod, digests map[string]bool) bool {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return false
+	}
+	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if digests[digestOf(s.ImageID)] {
+			return true
+		}
+	}
+	return false
+}
+
+func (q *question) readAccount(ctx context.Context, client kubernetes.Interface) error {
+	account := &q.info.Account
+	account.Namespace, account.Name = q.pod.Namespace, cmp.Or(q.pod.Spec.ServiceAccountName, "default")
+	for _, v := range q.pod.Spec.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			account.TokenMounted = account.TokenMounted || s.ServiceAccountToken != nil
+		}
+	}
+	sa, err := client.CoreV1().ServiceAccounts(account.Namespace).Get(ctx, account.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil // deleted under a pod that runs
+	}
+	if err != nil {
+		return err
+	}
+	for _, key := range []string{"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id"} {
+		if value := sa.Annotations[key]; value != "" {
+			account.Cloud = append(account.Cloud, CloudBridge{Annotation: key, Value: value})
+		}
+	}
+	return nil
+}
+
+func (q *question) readRights(ctx context.Context, client kubernetes.Interface) error {
+	account := &q.info.Account
+	grants, dangerous, changes, err := q.account(ctx, client, account.Namespace, account.Name, q.since())
+	if err != nil {
+		return err
+	}
+	account.Dangerous = dangerous
+	for _, g := range grants {
+		account.Grants.add(g, q.Most)
+	}
+	for _, c := range changes {
+		q.change(c)
+	}
+	return nil
+}
+
+func (q *question) readNode(ctx context.Context, client kubernetes.Interface) error {
+	if q.pod.Spec.NodeName == "" {
+		return nil
+	}
+	node, err := client.CoreV1().Nodes().Get(ctx, q.pod.Spec.NodeName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	q.info.Node = NodeInfo{
+		Name: node.Name, UID: string(node.UID), Kernel: node.Status.NodeInfo.KernelVersion, Created: node.CreationTimestamp.Time,
+		Runtime: node.Status.NodeInfo.ContainerRuntimeVersion, Unschedulable: node.Spec.Unschedulable,
+	}
+	return nil
+}
