@@ -1,6 +1,8 @@
 package playbooks
 
 import (
+	"encoding/json"
+	"fmt"
 	"reflect"
 	"time"
 )
@@ -66,6 +68,8 @@ type Spec struct {
 	PlanRights  []Right
 	ApplyRights []Right
 	D3FEND      string // technique id, "D3-NTF"
+	// Combine joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
+	Combine func(a, b json.RawMessage) (json.RawMessage, error)
 }
 
 // Right is one Kubernetes permission.
@@ -102,4 +106,18 @@ func structType(v any) reflect.Type {
 		return nil
 	}
 	return t
+}
+
+// Combiner gives the function that joins two holders' parameters into the strictest of both. An action without one
+// takes only equal parameters.
+func (s Spec) Combiner() func(a, b json.RawMessage) (json.RawMessage, error) {
+	if s.Combine != nil {
+		return s.Combine
+	}
+	return func(a, b json.RawMessage) (json.RawMessage, error) {
+		if string(a) != string(b) {
+			return nil, fmt.Errorf("%s is in force with other parameters (%s)", s.Name, a)
+		}
+		return a, nil
+	}
 }

@@ -29,6 +29,8 @@ const (
 	PurposeAttestation Purpose = "stanch/attestation/v1"
 	PurposeGrant       Purpose = "stanch/grant/v1"
 	PurposeToken       Purpose = "stanch/lease-token/v1"
+	PurposeReceipt     Purpose = "stanch/receipt/v1"
+	PurposeVote        Purpose = "stanch/vote/v1"
 )
 
 // Signed is a statement with its signature. It is safe to store and to send: it holds no secret.

@@ -117,3 +117,26 @@ func (r Keyring) OpenToken(s Signed, action, target string, now time.Time) (Toke
 	}
 	return t, nil
 }
+
+// Receipt says that evidence of a target was attempted for an incident, well or badly: no containment comes before.
+type Receipt struct {
+	Incident string    `json:"incident"`
+	Target   string    `json:"target"`
+	Action   string    `json:"action"`
+	OK       bool      `json:"ok"`
+	At       time.Time `json:"at"`
+}
+
+// Vote is one person's answer to one question, as the gateway proved it.
+type Vote struct {
+	Incident string    `json:"incident"`
+	Run      string    `json:"run"` // the playbook's workflow id
+	Step     string    `json:"step"`
+	PlanHash string    `json:"plan_hash"`
+	Person   string    `json:"person"`
+	Proved   string    `json:"proved"` // how: "uid 0 on the local socket"
+	Approve  bool      `json:"approve"`
+	Reason   string    `json:"reason,omitempty"`
+	Groups   []string  `json:"groups"` // of the person, when they voted
+	At       time.Time `json:"at"`
+}

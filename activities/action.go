@@ -1,0 +1,181 @@
+// Package activities holds the actions: what a step of a playbook calls, each a file with its spec, and the Temporal
+// activities through which workflows reach them.
+//
+// It refuses to decide: guards (worker/guards) say whether an effect may happen, immediately before it does, and
+// proofs (sensors/proof) say on whose word. An action that changes something owns what it makes, saves what was
+// there before, observes what it did, and can undo it.
+package activities
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors/link"
+	"stanch/sensors/proof"
+)
+
+// Action is what every action has: its spec. It is an Observer or a Container besides.
+type Action interface {
+	Spec() playbooks.Spec
+}
+
+// Observer is an action that changes nothing.
+type Observer interface {
+	Action
+	// Observe returns outputs (of the spec's type, or nil) and pieces of evidence. It is safe to repeat.
+	Observe(ctx context.Context, r Request) (Observation, error)
+}
+
+// Containment is an action that changes something, and can take it back if its spec says so.
+type Containment interface {
+	Action
+	// Plan says what would change, from reads alone.
+	Plan(ctx context.Context, r Request) (Plan, error)
+	// Apply makes the change and observes it. Repeated with the same request it changes nothing more.
+	Apply(ctx context.Context, r Request, prior json.RawMessage, token proof.Signed) (Effect, error)
+	// Verify observes whether the change is in force now. The bool is whether it is.
+	Verify(ctx context.Context, r Request, prior json.RawMessage) (bool, string, error)
+	// Undo restores what was saved. A Drift says that somebody else changed it since: nothing was restored.
+	Undo(ctx context.Context, r Request, prior json.RawMessage, grant *proof.Signed) (*Drift, error)
+}
+
+// Request is what an action is asked to do.
+type Request struct {
+	Action   string           `json:"action"`
+	Params   json.RawMessage  `json:"params"`
+	Target   playbooks.Target `json:"target"`
+	Incident Brief            `json:"incident"`
+	Lease    string           `json:"lease,omitempty"`
+	Until    time.Time        `json:"until,omitzero"`
+	// Shorten is a release grant under which the end may come earlier than was stamped.
+	Shorten *proof.Signed `json:"shorten,omitempty"`
+}
+
+// Brief is what an action needs to know of the incident.
+type Brief struct {
+	ID         string                     `json:"id"`
+	Key        string                     `json:"key"`
+	Cluster    string                     `json:"cluster"`
+	Summary    string                     `json:"summary"`
+	Scope      string                     `json:"scope"`
+	Workload   playbooks.WorkloadIdentity `json:"workload"`
+	Confidence float64                    `json:"confidence"`
+	MaxPhase   int                        `json:"max_phase,omitempty"` // the playbook's ceiling; 0 is none
+	Opened     time.Time                  `json:"opened"`
+}
+
+// Observation is what an Observer found.
+type Observation struct {
+	Outputs any
+	Pieces  []Piece
+	Note    string // what is missing, for the record
+}
+
+// Piece is one piece of evidence before it is stored.
+type Piece struct {
+	Name string
+	Data []byte
+}
+
+// Plan says what a containment would change.
+type Plan struct {
+	Action  string          `json:"action"`
+	Target  string          `json:"target"` // its ID
+	Params  json.RawMessage `json:"params"`
+	Changes []string        `json:"changes"` // sentences for a person
+	// Prior is the state to restore. It is recorded before anything is applied.
+	Prior    json.RawMessage `json:"prior,omitempty"`
+	Warnings []string        `json:"warnings,omitempty"`
+	// Nothing: it is so already.
+	Nothing bool `json:"nothing,omitempty"`
+}
+
+// Hash is what an approval is bound to: action, target, parameters and changes.
+func (p Plan) Hash() string {
+	return proof.Hash(struct {
+		Action, Target string
+		Params         json.RawMessage
+		Changes        []string
+	}{p.Action, p.Target, p.Params, p.Changes})
+}
+
+// Effect is what Apply did and observed.
+type Effect struct {
+	Outcome playbooks.Outcome `json:"outcome"` // changed, unverified or unchanged
+	Reason  string            `json:"reason,omitempty"`
+	// AppliedAt is when it took hold, by the clock of where it did.
+	AppliedAt time.Time `json:"applied_at,omitzero"`
+}
+
+// Drift says what somebody else changed since a containment was applied.
+type Drift struct {
+	Detail string `json:"detail"`
+}
+
+// Refusal is an action's or a guard's "I will not": a value, not a failure. Trying again does not help.
+type Refusal struct {
+	Reason string
+}
+
+func (r *Refusal) Error() string { return r.Reason }
+
+// Refuse makes a refusal.
+func Refuse(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
+
+// AsRefusal gives the refusal in an error's chain. A node's refusal counts as one.
+func AsRefusal(err error) (*Refusal, bool) {
+	var r *Refusal
+	if errors.As(err, &r) {
+		return r, true
+	}
+	if errors.Is(err, link.ErrRefused) || errors.Is(err, proof.ErrUnproved) {
+		return &Refusal{err.Error()}, true
+	}
+	return nil, false
+}
+
+// ErrNodeAway says that no stream to the node is open here.
+var ErrNodeAway = errors.New("the node's sensor is not connected")
+
+// Nodes calls a command on a node over its stream.
+type Nodes interface {
+	// Call returns the result decoded into out, and the blobs. It returns ErrNodeAway if the stream is elsewhere or
+	// down, and an error wrapping link.ErrRefused if the node would not.
+	Call(ctx context.Context, node string, kind link.CommandKind, body, out any) ([]link.Blob, error)
+}
+
+// NodeTarget is a target as a node knows it.
+func NodeTarget(t playbooks.Target) link.NodeTarget {
+	if t.Kind == playbooks.TargetPod {
+		return link.NodeTarget{PodUID: t.UID}
+	}
+	return link.NodeTarget{ContainerID: t.UID}
+}
+
+// Params decodes a request's parameters.
+func Params[T any](r Request) (T, error) {
+	var p T
+	if len(r.Params) == 0 {
+		return p, nil
+	}
+	if err := json.Unmarshal(r.Params, &p); err != nil {
+		return p, fmt.Errorf("parameters of %s: %w", r.Action, err)
+	}
+	return p, nil
+}
+
+// Saved decodes a prior state.
+func Saved[T any](raw json.RawMessage) (T, error) {
+	var p T
+	if len(raw) == 0 {
+		return p, nil
+	}
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return p, fmt.Errorf("saved prior state: %w", err)
+	}
+	return p, nil
+}

@@ -1,0 +1,366 @@
+package activities
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"go.temporal.io/sdk/temporal"
+
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+)
+
+// Set is the actions with what they and the activities around them need. Its exported methods with a context are
+// the Temporal activities.
+type Set struct {
+	actions   map[string]Action
+	Guards    Guards
+	Authority Authority
+	Evidence  *EvidenceStore
+	Log       *slog.Logger
+	// At is called at named points, so that tests can kill the process there. Nil does nothing.
+	At func(point string)
+}
+
+// NewSet makes a set of actions. Two of one name are a mistake of the program.
+func NewSet(actions ...Action) *Set {
+	s := &Set{actions: map[string]Action{}, Log: slog.Default()}
+	for _, a := range actions {
+		name := a.Spec().Name
+		if _, twice := s.actions[name]; twice {
+			panic("two actions are called " + name)
+		}
+		s.actions[name] = a
+	}
+	return s
+}
+
+// Catalogue is the specs of the set's actions.
+func (s *Set) Catalogue() playbooks.Catalogue {
+	c := playbooks.Catalogue{}
+	for name, a := range s.actions {
+		c[name] = a.Spec()
+	}
+	return c
+}
+
+// Actions lists the actions by name.
+func (s *Set) Actions() []Action {
+	var out []Action
+	for _, a := range s.actions {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(a, b Action) int {
+		if a.Spec().Name < b.Spec().Name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+func (s *Set) at(point string) {
+	if s.At != nil {
+		s.At(point)
+	}
+}
+
+// Result is what became of one action on one target.
+type Result struct {
+	Outcome  playbooks.Outcome       `json:"outcome"`
+	Reason   string                  `json:"reason,omitempty"`
+	Outputs  json.RawMessage         `json:"outputs,omitempty"`
+	Evidence []playbooks.EvidenceRef `json:"evidence,omitempty"`
+	Receipt  *proof.Signed           `json:"receipt,omitempty"`
+}
+
+// errorTypeRetryable marks failures that may pass; refusals are values and never errors here.
+const errorTypeRetryable = "stanch.failed"
+
+func failed(err error) error {
+	return temporal.NewApplicationErrorWithCause(err.Error(), errorTypeRetryable, err)
+}
+
+// ObserveInput is the input of Observe.
+type ObserveInput struct {
+	Request Request        `json:"request"`
+	Proofs  []proof.Signed `json:"proofs,omitempty"` // attested detections of the target
+}
+
+type proofsKey struct{}
+
+// Proofs gives the attested detections that came with the observation.
+func Proofs(ctx context.Context) []proof.Signed {
+	p, _ := ctx.Value(proofsKey{}).([]proof.Signed)
+	return p
+}
+
+// Observe runs an action that changes nothing. Evidence always gets a receipt, also when it failed: an attacker who
+// makes evidence fail must not prevent containment.
+func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
+	action, ok := s.actions[in.Request.Action].(Observer)
+	if !ok {
+		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("there is no observing action %q", in.Request.Action)}, nil
+	}
+	spec := action.Spec()
+	s.at("observe/" + spec.Name)
+	result, err := s.observe(context.WithValue(ctx, proofsKey{}, in.Proofs), action, in.Request)
+	if spec.Verb == playbooks.VerbEvidence {
+		receipt, signErr := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{
+			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: time.Now(),
+		})
+		if signErr != nil {
+			return Result{}, fmt.Errorf("sign the receipt: %w", signErr)
+		}
+		result.Receipt = &receipt
+		if err != nil {
+			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil
+		}
+	}
+	if err != nil {
+		return Result{}, failed(err)
+	}
+	return result, nil
+}
+
+func (s *Set) observe(ctx context.Context, action Observer, r Request) (Result, error) {
+	seen, err := action.Observe(ctx, r)
+	if refusal, ok := AsRefusal(err); ok {
+		return Result{Outcome: playbooks.OutcomeRefused, Reason: refusal.Reason}, nil
+	}
+	if err != nil {
+		return Result{}, fmt.Errorf("%s of %s: %w", r.Action, r.Target, err)
+	}
+	result := Result{Outcome: playbooks.OutcomeChanged, Reason: seen.Note}
+	for _, piece := range seen.Pieces {
+		ref, err := s.Evidence.Put(ctx, r.Incident.ID, r.Action, r.Target.ID(), piece, time.Now())
+		if err != nil {
+			return Result{}, err
+		}
+		result.Evidence = append(result.Evidence, ref)
+	}
+	if seen.Outputs != nil {
+		if result.Outputs, err = json.Marshal(seen.Outputs); err != nil {
+			return Result{}, fmt.Errorf("outputs of %s: %w", r.Action, err)
+		}
+	}
+	return result, nil
+}
+
+// PlanInput is the input of Plan.
+type PlanInput struct {
+	Request Request `json:"request"`
+	Basis   Basis   `json:"basis"`
+}
+
+// PlanResult is a plan and what the guards say of it.
+type PlanResult struct {
+	Plan     Plan     `json:"plan"`
+	Hash     string   `json:"hash"`
+	Decision Decision `json:"decision"`
+}
+
+// Plan says what a containment would change and whether it may. It changes nothing.
+func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
+	action, ok := s.actions[in.Request.Action].(Containment)
+	if !ok {
+		return PlanResult{Decision: Decision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", in.Request.Action)}}, nil
+	}
+	plan, err := action.Plan(ctx, in.Request)
+	if refusal, ok := AsRefusal(err); ok {
+		return PlanResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}, nil
+	}
+	if err != nil {
+		return PlanResult{}, failed(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))
+	}
+	plan.Action, plan.Target, plan.Params = in.Request.Action, in.Request.Target.ID(), in.Request.Params
+	out := PlanResult{Plan: plan, Hash: plan.Hash()}
+	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: time.Now()})
+	if err != nil {
+		return PlanResult{}, failed(fmt.Errorf("guards: %w", err))
+	}
+	return out, nil
+}
+
+// ApplyInput is the input of Apply.
+type ApplyInput struct {
+	Request Request         `json:"request"`
+	Basis   Basis           `json:"basis"`
+	Prior   json.RawMessage `json:"prior,omitempty"`
+	// Token is the lease's from its first effect: it stands for the guards while the lease holds.
+	Token *proof.Signed `json:"token,omitempty"`
+}
+
+// ApplyResult is what Apply did.
+type ApplyResult struct {
+	Effect   Effect        `json:"effect"`
+	Decision Decision      `json:"decision"`
+	Token    *proof.Signed `json:"token,omitempty"`
+}
+
+// Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.
+func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
+	r := in.Request
+	action, ok := s.actions[r.Action].(Containment)
+	if !ok {
+		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", r.Action)}}, nil
+	}
+	s.at("apply/before/" + r.Action)
+	decision, token, err := s.permit(ctx, action, in)
+	if err != nil {
+		return ApplyResult{}, failed(err)
+	}
+	if decision.Verdict != VerdictRun {
+		return ApplyResult{Decision: decision}, nil
+	}
+	effect, err := action.Apply(ctx, r, in.Prior, token)
+	s.at("apply/after/" + r.Action)
+	if refusal, ok := AsRefusal(err); ok {
+		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason, Phase: decision.Phase}}, nil
+	}
+	if err != nil {
+		if drift, undoErr := s.rollback(ctx, action, in); undoErr != nil {
+			err = errors.Join(err, fmt.Errorf("and undoing what was done failed: %w", undoErr))
+		} else if drift != nil {
+			err = errors.Join(err, fmt.Errorf("and what was done was changed by somebody else: %s", drift.Detail))
+		}
+		return ApplyResult{}, failed(fmt.Errorf("apply %s to %s: %w", r.Action, r.Target, err))
+	}
+	return ApplyResult{Effect: effect, Decision: decision, Token: &token}, nil
+}
+
+// rollback undoes a first apply that failed half-way. While the lease holds already, what is in force stays.
+func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
+	if in.Token != nil {
+		return nil, nil
+	}
+	grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
+		Nonce: uuid.NewString(), Operation: proof.OperationRelease, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
+		People: []string{"stanch: its own failed apply"}, Issued: time.Now(), Expires: time.Now().Add(time.Minute),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return action.Undo(ctx, in.Request, in.Prior, &grant)
+}
+
+// permit gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
+// a new one after every guard.
+func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (Decision, proof.Signed, error) {
+	r, now := in.Request, time.Now()
+	if in.Token != nil {
+		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
+		if err == nil && token.Lease == r.Lease && !r.Until.After(token.Until) && token.Params == proof.Hash(r.Params) {
+			return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, nil
+		}
+	}
+	plan, err := action.Plan(ctx, r)
+	if refusal, ok := AsRefusal(err); ok {
+		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, proof.Signed{}, nil
+	}
+	if err != nil {
+		return Decision{}, proof.Signed{}, fmt.Errorf("plan %s again: %w", r.Action, err)
+	}
+	plan.Action, plan.Target, plan.Params = r.Action, r.Target.ID(), r.Params
+	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Now: now, Before: true})
+	if err != nil {
+		return Decision{}, proof.Signed{}, fmt.Errorf("guards: %w", err)
+	}
+	if decision.Verdict != VerdictRun {
+		return decision, proof.Signed{}, nil
+	}
+	token, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
+		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
+		Incident: r.Incident.ID, Basis: decision.On, Issued: now, Until: r.Until,
+	})
+	if err != nil {
+		return Decision{}, proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)
+	}
+	return decision, token, nil
+}
+
+// VerifyInput is the input of Verify.
+type VerifyInput struct {
+	Request Request         `json:"request"`
+	Prior   json.RawMessage `json:"prior,omitempty"`
+}
+
+// VerifyResult is what is observed of a containment.
+type VerifyResult struct {
+	InForce bool   `json:"in_force"`
+	Detail  string `json:"detail,omitempty"`
+}
+
+// Verify observes whether a containment is in force.
+func (s *Set) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) {
+	action, ok := s.actions[in.Request.Action].(Containment)
+	if !ok {
+		return VerifyResult{}, failed(fmt.Errorf("there is no containment %q", in.Request.Action))
+	}
+	inForce, detail, err := action.Verify(ctx, in.Request, in.Prior)
+	if err != nil {
+		return VerifyResult{}, failed(fmt.Errorf("verify %s of %s: %w", in.Request.Action, in.Request.Target, err))
+	}
+	return VerifyResult{InForce: inForce, Detail: detail}, nil
+}
+
+// UndoInput is the input of Undo.
+type UndoInput struct {
+	Request Request         `json:"request"`
+	Prior   json.RawMessage `json:"prior,omitempty"`
+	// Grant is needed before the end that is stamped on the contained object.
+	Grant *proof.Signed `json:"grant,omitempty"`
+}
+
+// UndoResult is what Undo did.
+type UndoResult struct {
+	Undone bool   `json:"undone"`
+	Drift  *Drift `json:"drift,omitempty"`
+	Reason string `json:"reason,omitempty"` // why it was refused
+}
+
+// Undo takes a containment back, and observes that it is gone.
+func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
+	r := in.Request
+	action, ok := s.actions[r.Action].(Containment)
+	if !ok {
+		return UndoResult{}, failed(fmt.Errorf("there is no containment %q", r.Action))
+	}
+	if in.Grant != nil {
+		g, err := s.Authority.Keys().OpenGrant(*in.Grant, proof.OperationRelease, time.Now())
+		if err == nil && g.Lease != r.Lease {
+			err = fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
+		}
+		if err != nil {
+			return UndoResult{Reason: err.Error()}, nil
+		}
+	}
+	s.at("undo/before/" + r.Action)
+	drift, err := action.Undo(ctx, r, in.Prior, in.Grant)
+	s.at("undo/after/" + r.Action)
+	if refusal, ok := AsRefusal(err); ok {
+		return UndoResult{Reason: refusal.Reason}, nil
+	}
+	if err != nil {
+		return UndoResult{}, failed(fmt.Errorf("undo %s of %s: %w", r.Action, r.Target, err))
+	}
+	if drift != nil {
+		return UndoResult{Drift: drift}, nil
+	}
+	inForce, detail, err := action.Verify(ctx, r, in.Prior)
+	if err != nil {
+		return UndoResult{}, failed(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))
+	}
+	if inForce {
+		return UndoResult{}, failed(fmt.Errorf("undo %s of %s: it is still in force: %s", r.Action, r.Target, detail))
+	}
+	return UndoResult{Undone: true}, nil
+}

@@ -1,0 +1,47 @@
+package activities
+
+import "stanch/playbooks"
+
+// WorkloadContext is what `enrich: workload` finds out; its fields are what a playbook reads of the step.
+type WorkloadContext struct {
+	Owner          Owner              `json:"owner"`
+	Replicas       int                `json:"replicas"`
+	SameDigestPods int                `json:"same_digest_pods"` // other pods with the image
+	SameDigest     []string           `json:"same_digest"`
+	SameNodePods   int                `json:"same_node_pods"`
+	ServiceAccount string             `json:"service_account"`
+	MayDo          []string           `json:"may_do"` // what of it is dangerous
+	Image          string             `json:"image"`
+	ImageDigest    string             `json:"image_digest"`
+	Labels         map[string]string  `json:"labels"`
+	Changes        []playbooks.Change `json:"changes"`
+	Missing        []string           `json:"missing"` // what could not be found out, and why
+}
+
+// Owner is the top of a pod's owner chain.
+type Owner struct {
+	Kind string `json:"kind" expr:"kind"`
+	Name string `json:"name" expr:"name"`
+	UID  string `json:"uid" expr:"uid"`
+}
+
+// Into enters the context into an incident.
+func (w WorkloadContext) Into(in *playbooks.Incident) {
+	if w.Owner.Name != "" {
+		in.Workload.Kind, in.Workload.Name = w.Owner.Kind, w.Owner.Name
+	}
+	if w.Image != "" {
+		in.Workload.Image = w.Image
+	}
+	if w.ImageDigest != "" {
+		in.Workload.ImageDigest = w.ImageDigest
+	}
+	if w.ServiceAccount != "" {
+		in.Workload.ServiceAccount = w.ServiceAccount
+	}
+	if len(w.Labels) > 0 {
+		in.Workload.Labels = w.Labels
+	}
+	in.Changes = w.Changes
+	in.Blast = playbooks.BlastRadius{Replicas: w.Replicas, SameDigestPods: w.SameDigestPods, SameDigest: w.SameDigest, SameNodePods: w.SameNodePods, MayDo: w.MayDo}
+}

@@ -1,0 +1,71 @@
+package activities
+
+import (
+	"context"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+)
+
+// Basis is on whose word a containment happens: attested detections, or a grant of people; and the receipts of the
+// evidence that was attempted before.
+type Basis struct {
+	Attestations []proof.Signed `json:"attestations,omitempty"`
+	Receipts     []proof.Signed `json:"receipts,omitempty"`
+	Grant        *proof.Signed  `json:"grant,omitempty"`
+	// Asked: the step stands inside of an approval, so only a grant lets it run.
+	Asked bool `json:"asked,omitempty"`
+}
+
+// Verdict is what the guards say.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictRun     Verdict = "run"
+	VerdictPropose Verdict = "propose" // phase or budget does not allow it
+	VerdictAsk     Verdict = "ask"     // the approvers named must agree
+	VerdictRefuse  Verdict = "refuse"
+)
+
+// Decision is a verdict with its reason.
+type Decision struct {
+	Verdict   Verdict   `json:"verdict"`
+	Guard     string    `json:"guard,omitempty"` // which one decided
+	Reason    string    `json:"reason"`
+	Phase     int       `json:"phase"`
+	Approvers Approvers `json:"approvers,omitzero"`
+	// On is the id of the detection or the nonce of the grant that it rests on.
+	On string `json:"on,omitempty"`
+}
+
+// Approvers says who may agree.
+type Approvers struct {
+	Groups  []string      `json:"groups,omitempty"`
+	Users   []string      `json:"users,omitempty"`
+	Quorum  int           `json:"quorum"`
+	Timeout time.Duration `json:"timeout"`
+}
+
+// Question is what the guards are asked, when planning and again immediately before the effect.
+type Question struct {
+	Spec     playbooks.Spec
+	Request  Request
+	Basis    Basis
+	PlanHash string
+	Now      time.Time
+	// Before is true immediately before the effect: the budget is then spent.
+	Before bool
+}
+
+// Guards decide.
+type Guards interface {
+	Decide(ctx context.Context, q Question) (Decision, error)
+}
+
+// Authority signs what guards let through.
+type Authority interface {
+	Keys() proof.Keyring
+	Sign(purpose proof.Purpose, body any) (proof.Signed, error)
+}

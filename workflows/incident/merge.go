@@ -1,0 +1,196 @@
+package incident
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/proof"
+)
+
+// Attested is a detection with the gateway's word that it accepted it.
+type Attested struct {
+	Detection   sensors.Detection `json:"detection"`
+	Attestation proof.Signed      `json:"attestation"`
+}
+
+// Bounds of what an incident keeps; past them it counts.
+const (
+	maxSummaries    = 50
+	maxSeen         = 2000
+	maxAttestations = 8
+	maxTimeline     = 200
+	maxTargets      = 50
+)
+
+// state is everything that an incident carries through continue-as-new.
+type state struct {
+	Incident     playbooks.Incident        `json:"incident"`
+	Seen         []string                  `json:"seen"` // detection ids, the oldest first
+	Attestations map[string][]proof.Signed `json:"attestations"`
+	Last         time.Time                 `json:"last"` // of the last detection, by the workflow's clock
+	// Covered are the targets for which a playbook runs or ran, by playbook and target.
+	Covered map[string]bool `json:"covered"`
+	Runs    int             `json:"runs"`
+}
+
+// TargetOf is what a detection is about: its pod, or its container outside of Kubernetes.
+func TargetOf(d sensors.Detection) playbooks.Target {
+	c := d.Event.Container
+	if c.Pod.UID != "" {
+		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: c.Pod.Namespace, Name: c.Pod.Name, UID: c.Pod.UID, Node: d.Node,
+			ContainerID: c.ID, ContainerName: c.Name, ServiceAccount: c.Pod.ServiceAccount, HostNetwork: c.Pod.HostNetwork}
+	}
+	name := c.Name
+	if name == "" {
+		name = short(c.ID)
+	}
+	return playbooks.Target{Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID, ContainerName: c.Name}
+}
+
+func short(id string) string { return id[:min(12, len(id))] }
+
+// WorkloadOf is what a detection's container belongs to.
+func WorkloadOf(d sensors.Detection) playbooks.WorkloadIdentity {
+	c := d.Event.Container
+	w := playbooks.WorkloadIdentity{Namespace: c.Pod.Namespace, Kind: c.Workload.Kind, Name: c.Workload.Name, Image: c.Image, ImageDigest: c.ImageDigest,
+		ServiceAccount: c.Pod.ServiceAccount, Node: d.Node, Labels: c.Pod.Labels}
+	switch {
+	case w.Kind != "" && w.Name != "":
+	case c.Pod.Name != "":
+		w.Kind, w.Name = "Pod", c.Pod.Name
+	default:
+		w.Kind, w.Name = "Container", TargetOf(d).Name
+	}
+	return w
+}
+
+// add takes in one detection; false if it was seen before.
+func (s *state) add(a Attested, now time.Time) bool {
+	d := a.Detection
+	if slices.Contains(s.Seen, d.ID) {
+		return false
+	}
+	if s.Seen = append(s.Seen, d.ID); len(s.Seen) > maxSeen {
+		s.Seen = s.Seen[len(s.Seen)-maxSeen:]
+	}
+	in := &s.Incident
+	target := TargetOf(d)
+	count := max(d.Count, 1)
+	in.Total += count
+	in.Updated, s.Last = now, now
+	if in.Trigger.ID == "" {
+		in.Trigger, in.Workload = d, WorkloadOf(d)
+	}
+	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && len(in.Targets) < maxTargets {
+		in.Targets = append(in.Targets, target)
+	}
+	s.attest(target.ID(), d.Rule, a.Attestation)
+	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool { return x.Rule == d.Rule && x.Target == target.ID() }); i >= 0 {
+		in.Detections[i].Count += count
+		in.Detections[i].Last = d.Time
+	} else if len(in.Detections) < maxSummaries {
+		in.Detections = append(in.Detections, playbooks.DetectionSummary{
+			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective, Technique: d.Technique,
+			Source: d.Source, Target: target.ID(), What: What(d), Reasons: d.Reasons, First: d.Time, Last: d.Time, Count: count,
+		})
+		s.line(d.Time, fmt.Sprintf("%s on %s: %s", d.Title, target, What(d)))
+	}
+	return true
+}
+
+// attest keeps the newest attestations of a target.
+func (s *state) attest(target, _ string, a proof.Signed) {
+	list := append(s.Attestations[target], a)
+	if len(list) > maxAttestations {
+		list = list[len(list)-maxAttestations:]
+	}
+	s.Attestations[target] = list
+}
+
+func (s *state) line(at time.Time, what string) {
+	if len(s.Incident.Timeline) < maxTimeline {
+		s.Incident.Timeline = append(s.Incident.Timeline, playbooks.TimelineEntry{At: at, What: what})
+	}
+}
+
+// What is a detection's behaviour in one line. Its words are an attacker's: it is data.
+func What(d sensors.Detection) string {
+	e := d.Event
+	process := e.Process.Exe
+	if process == "" {
+		process = e.Process.Name
+	}
+	var what string
+	switch e.Kind {
+	case sensors.KindConnect:
+		what = fmt.Sprintf("%s connected to %s port %d", process, e.Network.Address, e.Network.Port)
+	case sensors.KindOpen:
+		what = fmt.Sprintf("%s opened %s", process, e.File.Path)
+	default:
+		what = fmt.Sprintf("%s executed as %q", process, strings.Join(e.Process.Args, " "))
+	}
+	if len(e.Process.Ancestors) > 0 {
+		what += " under " + e.Process.Ancestors[0].Name
+	}
+	if r := []rune(what); len(r) > 200 {
+		what = string(r[:200]) + "…"
+	}
+	return what
+}
+
+// conclude weighs what is known and writes the summary.
+func (s *state) conclude() {
+	in := &s.Incident
+	signals := make([]playbooks.Signal, 0, len(in.Detections))
+	techniques := map[string]bool{}
+	in.Techniques = nil
+	for _, d := range in.Detections {
+		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity})
+		if d.Technique != "" && !techniques[d.Technique] {
+			techniques[d.Technique] = true
+			in.Techniques = append(in.Techniques, d.Technique)
+		}
+	}
+	v := playbooks.Correlate(signals)
+	in.Objective, in.Severity, in.Confidence = v.Objective, v.Severity, v.Confidence
+	in.Reasons = v.Reasons
+	for _, c := range in.Changes {
+		in.Reasons = append(in.Reasons, "changed recently: "+c.What)
+	}
+	in.Summary = Summary(*in)
+}
+
+// Summary says in plain language what is known.
+func Summary(in playbooks.Incident) string {
+	var b strings.Builder
+	first := in.Trigger
+	fmt.Fprintf(&b, "%s in %s: %s.", first.Title, in.Workload, What(first))
+	if len(in.Detections) > 1 {
+		fmt.Fprintf(&b, " %d more kinds of detection followed.", len(in.Detections)-1)
+	}
+	fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
+	if len(in.Targets) > 1 {
+		fmt.Fprintf(&b, " %d pods are affected.", len(in.Targets))
+	}
+	if in.Blast.SameDigestPods > 0 {
+		fmt.Fprintf(&b, " The same image runs in %d other pods.", in.Blast.SameDigestPods)
+	}
+	if len(in.Blast.MayDo) > 0 {
+		fmt.Fprintf(&b, " Its service account may: %s.", strings.Join(in.Blast.MayDo, ", "))
+	}
+	if len(in.Changes) > 0 {
+		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].What)
+	}
+	return b.String()
+}
+
+// brief is what actions need to know.
+func (s *state) brief() activities.Brief {
+	in := s.Incident
+	return activities.Brief{ID: in.ID, Key: in.Key, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened}
+}

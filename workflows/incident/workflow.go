@@ -1,0 +1,301 @@
+// Package incident is one story for each attack: it takes in detections by signal, correlates them, gets the
+// context, starts every playbook that matches, and closes after a quiet window when nothing is held any more.
+//
+// It refuses to contain: playbooks and leases do, and report here. It loses no report: playbooks and leases are
+// abandoned children, and everything is carried through continue-as-new.
+package incident
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// Input starts an incident, or goes on with one.
+type Input struct {
+	ID      string `json:"id"` // minted by the gateway: INC- and a ULID
+	Key     string `json:"key"`
+	Cluster string `json:"cluster"`
+	Scope   string `json:"scope"`
+	Phase   int    `json:"phase"`
+	Drill   bool   `json:"drill,omitempty"`
+	// Quiet is how long nothing must happen before the incident closes. Default 15 min.
+	Quiet  time.Duration `json:"quiet,omitempty"`
+	Timing lease.Timing  `json:"timing"`
+	Carry  *state        `json:"carry,omitempty"`
+}
+
+// Selected is a playbook that matches, with its source.
+type Selected struct {
+	Name   string `json:"name"`
+	File   string `json:"file"`
+	Source []byte `json:"source"`
+}
+
+// Match is the local activity that picks playbooks; the worker implements it from the library that it loaded.
+const Match = "MatchPlaybooks"
+
+// Workflows are the incident workflow with the playbook workflow that it starts.
+type Workflows struct {
+	Playbooks *playbook.Workflows
+}
+
+// Incident runs one incident to its end and returns it.
+func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident, error) {
+	r := &run{w: w, in: in, state: in.Carry}
+	if r.state == nil {
+		now := workflow.Now(ctx)
+		r.state = &state{Last: now, Covered: map[string]bool{}, Attestations: map[string][]proof.Signed{}, Incident: playbooks.Incident{
+			Version: playbooks.IncidentVersion, ID: in.ID, Key: in.Key, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
+			Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
+		}}
+	}
+	r.in.Quiet = cmp.Or(in.Quiet, 15*time.Minute)
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return r.Incident, nil }); err != nil {
+		return playbooks.Incident{}, err //nolint:wrapcheck // a mistake of the program
+	}
+	if r.enriched = r.Incident.Context.Enriched; in.Carry != nil {
+		r.enriched = true
+	}
+	for {
+		r.receive(ctx)
+		if r.closeable(workflow.Now(ctx)) {
+			// Signals that came while this task ran must not be lost with the close.
+			if r.receive(ctx) {
+				continue
+			}
+			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
+			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
+			return r.Incident, nil
+		}
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 {
+			next := in
+			next.Carry = r.state
+			return playbooks.Incident{}, workflow.NewContinueAsNewError(ctx, w.Incident, next)
+		}
+		r.wait(ctx)
+	}
+}
+
+type run struct {
+	w *Workflows
+	*state
+	in        Input
+	enriched  bool
+	enriching int
+	woken     bool
+}
+
+// receive takes in every signal that is there; true if there was any.
+func (r *run) receive(ctx workflow.Context) bool {
+	any, news := false, false
+	for {
+		var batch []Attested
+		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
+			break
+		}
+		any = true
+		for _, a := range batch {
+			news = r.add(a, workflow.Now(ctx)) || news
+		}
+	}
+	if news {
+		r.conclude()
+		r.start(ctx)
+		r.enrich(ctx)
+	}
+	for {
+		var report playbook.Report
+		if !workflow.GetSignalChannel(ctx, workflows.SignalPlaybookReport).ReceiveAsync(&report) {
+			break
+		}
+		any = true
+		r.heardPlaybook(report, workflow.Now(ctx))
+	}
+	for {
+		var report lease.Report
+		if !workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).ReceiveAsync(&report) {
+			break
+		}
+		any = true
+		r.heardLease(report.Lease)
+	}
+	return any
+}
+
+func (r *run) wait(ctx workflow.Context) {
+	timerCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	idle := max(r.Last.Add(r.in.Quiet).Sub(workflow.Now(ctx)), time.Second)
+	if !r.quiet(workflow.Now(ctx)) {
+		idle = max(idle, r.in.Quiet)
+	}
+	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
+	for _, name := range []string{workflows.SignalDetections, workflows.SignalPlaybookReport, workflows.SignalLeaseReport} {
+		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
+	}
+	s.Select(ctx)
+}
+
+// quiet tells whether nothing is under way.
+func (r *run) quiet(time.Time) bool {
+	if r.enriching > 0 {
+		return false
+	}
+	for _, p := range r.Incident.Playbooks {
+		if p.Ended.IsZero() {
+			return false
+		}
+	}
+	for _, l := range r.Incident.Leases {
+		if l.State != string(lease.StateEnded) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *run) closeable(now time.Time) bool {
+	return r.quiet(now) && !now.Before(r.Last.Add(r.in.Quiet)) && r.Incident.Total > 0 || r.Incident.Total == 0 && !now.Before(r.Last.Add(r.in.Quiet))
+}
+
+// start runs every playbook that matches, on the targets that it does not cover yet.
+func (r *run) start(ctx workflow.Context) {
+	local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{ScheduleToCloseTimeout: 10 * time.Second})
+	var selected []Selected
+	if err := workflow.ExecuteLocalActivity(local, Match, r.Incident).Get(ctx, &selected); err != nil {
+		r.line(workflow.Now(ctx), "playbooks could not be matched: "+err.Error())
+		return
+	}
+	for _, s := range selected {
+		var targets []playbooks.Target
+		for _, t := range r.Incident.Targets {
+			if !r.Covered[s.Name+"\x00"+t.ID()] {
+				targets = append(targets, t)
+			}
+		}
+		if len(targets) == 0 {
+			continue
+		}
+		r.launch(ctx, s, targets)
+	}
+}
+
+func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target) {
+	r.Runs++
+	snapshot := r.Incident
+	snapshot.Targets = targets
+	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence = nil, nil, nil, nil
+	attestations := map[string][]proof.Signed{}
+	for _, t := range targets {
+		r.Covered[s.Name+"\x00"+t.ID()] = true
+		attestations[t.ID()] = r.Attestations[t.ID()]
+	}
+	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.Runs, s.Name)
+	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
+		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
+	})
+	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing}
+	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
+	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, Run: id, Started: workflow.Now(ctx)})
+	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
+			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it could not be started: " + err.Error()}, workflow.Now(ctx))
+			return
+		}
+		// A run that was terminated reports nothing; its end as a child is heard all the same.
+		var report playbook.Report
+		if err := child.Get(ctx, &report); err != nil && ctx.Err() == nil {
+			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: err.Error()}, workflow.Now(ctx))
+		}
+	})
+}
+
+func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
+	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == report.Run })
+	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
+		return
+	}
+	p := &r.Incident.Playbooks[i]
+	p.Hash, p.Steps, p.Error, p.Ended = report.Hash, report.Steps, report.Error, report.Ended
+	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
+	for _, step := range report.Steps {
+		text := fmt.Sprintf("%s: %s %s", report.Playbook, step.Action, step.Outcome)
+		if step.Reason != "" {
+			text += " (" + step.Reason + ")"
+		}
+		r.line(step.At, text)
+	}
+	if report.Error != "" {
+		r.line(now, report.Playbook+" failed: "+report.Error)
+	}
+	r.Incident.Updated = now
+}
+
+func (r *run) heardLease(l playbooks.LeaseReport) {
+	text := fmt.Sprintf("lease %s of %s on %s is %s", l.ID, l.Action, l.Target, l.State)
+	if l.Undone {
+		text += ", undone and observed"
+	}
+	if l.Reason != "" {
+		text += ": " + l.Reason
+	}
+	r.line(l.At, text)
+	r.Incident.Updated = l.At
+	if i := slices.IndexFunc(r.Incident.Leases, func(x playbooks.LeaseReport) bool { return x.ID == l.ID }); i >= 0 {
+		r.Incident.Leases[i] = l
+		return
+	}
+	r.Incident.Leases = append(r.Incident.Leases, l)
+}
+
+// enrich gets the context once, beside the playbooks and not before them; playbooks that match only then start then.
+func (r *run) enrich(ctx workflow.Context) {
+	if r.enriched || len(r.Incident.Targets) == 0 {
+		return
+	}
+	r.enriched = true
+	r.enriching++
+	target := r.Incident.Targets[0]
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		defer func() { r.enriching-- }()
+		var set *activities.Set
+		var result activities.Result
+		o := workflow.ActivityOptions{TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 20 * time.Second, ScheduleToCloseTimeout: time.Minute,
+			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3}}
+		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
+			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, Incident: r.brief()}}).Get(ctx, &result)
+		if err != nil || !result.Outcome.Usable() {
+			reason := result.Reason
+			if err != nil {
+				reason = err.Error()
+			}
+			r.Incident.Context.Missing = append(r.Incident.Context.Missing, "workload: "+reason)
+			return
+		}
+		var w activities.WorkloadContext
+		if err := json.Unmarshal(result.Outputs, &w); err != nil {
+			r.Incident.Context.Missing = append(r.Incident.Context.Missing, "workload: "+err.Error())
+			return
+		}
+		r.Incident.Context = playbooks.ContextState{Enriched: true, Missing: w.Missing}
+		w.Into(&r.Incident)
+		r.conclude()
+		r.start(ctx)
+	})
+}

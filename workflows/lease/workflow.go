@@ -1,0 +1,186 @@
+package lease
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/workflows"
+)
+
+// Input starts a lease, or goes on with one after continue-as-new.
+type Input struct {
+	Target playbooks.Target `json:"target"`
+	Facet  playbooks.Facet  `json:"facet"`
+	First  Holder           `json:"first"`
+	Timing Timing           `json:"timing"`
+	Carry  *Machine         `json:"carry,omitempty"`
+}
+
+// ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.
+type ReleaseSignal struct {
+	Holder string       `json:"holder,omitempty"`
+	Grant  proof.Signed `json:"grant"`
+}
+
+// ExtendSignal moves a holder's end.
+type ExtendSignal struct {
+	Holder string       `json:"holder,omitempty"`
+	Until  time.Time    `json:"until"`
+	Grant  proof.Signed `json:"grant"`
+}
+
+// Workflows are the lease workflow with the catalogue that it combines parameters by.
+type Workflows struct{ Catalogue playbooks.Catalogue }
+
+// Lease runs one lease to its end. It is deaf to cancellation: a containment ends by its end or by a grant.
+func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
+	ctx, _ = workflow.NewDisconnectedContext(ctx)
+	m := in.Carry
+	if m == nil {
+		id := "LSE-" + strings.ToUpper(strings.ReplaceAll(workflow.GetInfo(ctx).FirstRunID, "-", ""))[:20]
+		m = New(id, in.Target, in.Facet, in.First, workflow.Now(ctx), in.Timing)
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
+		return err //nolint:wrapcheck // a mistake of the program
+	}
+	l := &loop{Machine: m, combine: w.Catalogue[m.Action].Combiner()}
+	for {
+		l.receive(ctx)
+		l.send(ctx)
+		switch cmd := m.Next(workflow.Now(ctx)); cmd.Kind {
+		case CommandApply:
+			l.apply(ctx)
+		case CommandVerify:
+			l.verify(ctx)
+		case CommandUndo:
+			l.undo(ctx)
+		case CommandWait:
+			l.wait(ctx, cmd.Until)
+		case CommandEnd:
+			l.finish(ctx)
+			return nil
+		}
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
+			l.receive(ctx)
+			l.finish(ctx)
+			return workflow.NewContinueAsNewError(ctx, w.Lease, Input{Target: in.Target, Facet: in.Facet, Carry: m})
+		}
+	}
+}
+
+type loop struct {
+	*Machine
+	combine func(a, b json.RawMessage) (json.RawMessage, error)
+	sending []workflow.Future
+}
+
+// receive takes in every signal that is there.
+func (l *loop) receive(ctx workflow.Context) {
+	now := workflow.Now(ctx)
+	for {
+		var h Holder
+		if !workflow.GetSignalChannel(ctx, workflows.SignalJoin).ReceiveAsync(&h) {
+			break
+		}
+		l.Join(h, now, l.combine)
+	}
+	for {
+		var r ReleaseSignal
+		if !workflow.GetSignalChannel(ctx, workflows.SignalRelease).ReceiveAsync(&r) {
+			break
+		}
+		l.Release(r.Holder, r.Grant, now)
+	}
+	for {
+		var e ExtendSignal
+		if !workflow.GetSignalChannel(ctx, workflows.SignalExtend).ReceiveAsync(&e) {
+			break
+		}
+		l.Extend(e.Holder, e.Until, e.Grant)
+	}
+}
+
+// send sends what the machine owes; an incident or playbook that has ended already is no error.
+func (l *loop) send(ctx workflow.Context) {
+	for _, r := range l.Reports {
+		l.sending = append(l.sending, workflow.SignalExternalWorkflow(ctx, r.To, "", workflows.SignalLeaseReport, r))
+	}
+	l.Reports = nil
+}
+
+// finish waits until what was sent has arrived: a closing workflow's signals could be lost.
+func (l *loop) finish(ctx workflow.Context) {
+	l.send(ctx)
+	for _, f := range l.sending {
+		if err := f.Get(ctx, nil); err != nil {
+			workflow.GetLogger(ctx).Info("a report did not arrive; its workflow has ended", "error", err)
+		}
+	}
+	l.sending = nil
+}
+
+func (l *loop) wait(ctx workflow.Context, until time.Time) {
+	timerCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	woken := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, until.Sub(workflow.Now(ctx))), func(workflow.Future) {})
+	for _, name := range []string{workflows.SignalJoin, workflows.SignalRelease, workflows.SignalExtend} {
+		woken.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
+	}
+	woken.Select(ctx)
+}
+
+// nodeWait is how long a node's queue may let an activity lie before the work is done without the node.
+const nodeWait = 5 * time.Second
+
+// call runs an activity where the target's node is connected, or, if no gateway holds the node's stream, anywhere.
+func call(ctx workflow.Context, target playbooks.Target, attempts int32, activity, in, out any) error {
+	options := workflow.ActivityOptions{
+		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 30 * time.Second,
+		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
+	}
+	if target.Node != "" && target.Kind != playbooks.TargetWorkload {
+		here := options
+		here.TaskQueue, here.ScheduleToStartTimeout = workflows.NodeQueue(target.Node), nodeWait
+		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, here), activity, in).Get(ctx, out)
+		var timeout *temporal.TimeoutError
+		if !errors.As(err, &timeout) || timeout.TimeoutType() != enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START {
+			return err //nolint:wrapcheck // the machine says what was done
+		}
+	}
+	return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, options), activity, in).Get(ctx, out) //nolint:wrapcheck // the machine says what was done
+}
+
+func (l *loop) apply(ctx workflow.Context) {
+	var set *activities.Set
+	r := l.Request()
+	var result activities.ApplyResult
+	err := call(ctx, l.Target, 4, set.Apply, activities.ApplyInput{Request: r, Basis: l.Basis, Prior: l.Prior, Token: l.Token}, &result)
+	if err != nil {
+		l.ChangeFailed(err, workflow.Now(ctx))
+		return
+	}
+	l.Changed(result, r.Until, workflow.Now(ctx))
+}
+
+func (l *loop) verify(ctx workflow.Context) {
+	var set *activities.Set
+	var result activities.VerifyResult
+	err := call(ctx, l.Target, 2, set.Verify, activities.VerifyInput{Request: l.Request(), Prior: l.Prior}, &result)
+	l.Observed(result, err, workflow.Now(ctx))
+}
+
+func (l *loop) undo(ctx workflow.Context) {
+	var set *activities.Set
+	var result activities.UndoResult
+	err := call(ctx, l.Target, 3, set.Undo, activities.UndoInput{Request: l.Request(), Prior: l.Prior, Grant: l.Grant}, &result)
+	l.TakenBack(result, err, workflow.Now(ctx))
+}
