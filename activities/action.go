@@ -141,6 +141,9 @@ func AsRefusal(err error) (*Refusal, bool) {
 // ErrNodeAway says that no stream to the node is open here.
 var ErrNodeAway = errors.New("the node's sensor is not connected")
 
+// ErrGone says that the target no longer exists: nothing is left to contain.
+var ErrGone = errors.New("the target is gone")
+
 // Nodes calls a command on a node over its stream.
 type Nodes interface {
 	// Call returns the result decoded into out, and the blobs. It returns ErrNodeAway if the stream is elsewhere or

@@ -256,9 +256,15 @@ func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (
 // a new one after every guard.
 func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (Decision, proof.Signed, error) {
 	r, now := in.Request, time.Now()
+	if r.Shorten != nil {
+		g, err := s.Authority.Keys().OpenGrant(*r.Shorten, proof.OperationRelease, now)
+		if err != nil || g.Lease != r.Lease {
+			r.Shorten = nil // spent, or another lease's
+		}
+	}
 	if in.Token != nil {
 		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
-		if err == nil && token.Lease == r.Lease && !r.Until.After(token.Until) && token.Params == proof.Hash(r.Params) {
+		if err == nil && token.Lease == r.Lease && (r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until)) && token.Params == proof.Hash(r.Params) {
 			return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, nil
 		}
 	}
@@ -297,6 +303,7 @@ type VerifyInput struct {
 type VerifyResult struct {
 	InForce bool   `json:"in_force"`
 	Detail  string `json:"detail,omitempty"`
+	Gone    bool   `json:"gone,omitempty"` // the target no longer exists
 }
 
 // Verify observes whether a containment is in force.
@@ -306,6 +313,9 @@ func (s *Set) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) 
 		return VerifyResult{}, failed(fmt.Errorf("there is no containment %q", in.Request.Action))
 	}
 	inForce, detail, err := action.Verify(ctx, in.Request, in.Prior)
+	if errors.Is(err, ErrGone) {
+		return VerifyResult{Gone: true, Detail: err.Error()}, nil
+	}
 	if err != nil {
 		return VerifyResult{}, failed(fmt.Errorf("verify %s of %s: %w", in.Request.Action, in.Request.Target, err))
 	}
@@ -356,6 +366,9 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 		return UndoResult{Drift: drift}, nil
 	}
 	inForce, detail, err := action.Verify(ctx, r, in.Prior)
+	if errors.Is(err, ErrGone) {
+		return UndoResult{Undone: true}, nil
+	}
 	if err != nil {
 		return UndoResult{}, failed(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))
 	}

@@ -28,7 +28,7 @@ type Owner struct {
 // Into enters the context into an incident.
 func (w WorkloadContext) Into(in *playbooks.Incident) {
 	if w.Owner.Name != "" {
-		in.Workload.Kind, in.Workload.Name = w.Owner.Kind, w.Owner.Name
+		in.Workload.Kind, in.Workload.Name, in.Workload.UID = w.Owner.Kind, w.Owner.Name, w.Owner.UID
 	}
 	if w.Image != "" {
 		in.Workload.Image = w.Image

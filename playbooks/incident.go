@@ -60,6 +60,7 @@ type WorkloadIdentity struct {
 	Namespace      string            `json:"namespace,omitempty" expr:"namespace"`
 	Kind           string            `json:"kind" expr:"kind"`
 	Name           string            `json:"name" expr:"name"`
+	UID            string            `json:"uid,omitempty" expr:"uid"` // of the owner, once it is known
 	Image          string            `json:"image,omitempty" expr:"image"`
 	ImageDigest    string            `json:"image_digest,omitempty" expr:"image_digest"`
 	ServiceAccount string            `json:"service_account,omitempty" expr:"service_account"`

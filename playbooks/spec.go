@@ -72,14 +72,11 @@ type Spec struct {
 	Combine func(a, b json.RawMessage) (json.RawMessage, error)
 }
 
-// Right is one Kubernetes permission.
+// Right is one Kubernetes permission, as in an RBAC rule.
 type Right struct {
-	Group        string   `json:"group"` // "" is the core group
-	Resource     string   `json:"resource"`
-	Verbs        []string `json:"verbs"`
-	Namespaced   bool     `json:"namespaced"`
-	Subresource  string   `json:"subresource,omitempty"`
-	ResourceName string   `json:"resource_name,omitempty"`
+	Groups    []string `json:"groups"` // "" is the core group
+	Resources []string `json:"resources"`
+	Verbs     []string `json:"verbs"`
 }
 
 // Checker is implemented by Params that have rules of their own.

@@ -162,15 +162,13 @@ func (m *Manifest) cleanArgs(container string, args []string) []string {
 	return args
 }
 
-// secretName tells whether what has this name is a secret, by the words in it.
-func secretName(name string) bool { return secretNames().MatchString(name) }
+// secretNames are words in the name of what is a secret.
+var secretNames = regexp.MustCompile(`(?i)pass(word|wd|phrase)?([^a-z]|$)|secret|token|credential|api[_-]?key|` +
+	`access[_-]?key|private[_-]?key|auth([^a-z]|$)|connection[_-]?string|dsn$`)
 
-func secretNames() *regexp.Regexp {
-	return regexp.MustCompile(`(?i)pass(word|wd|phrase)?([^a-z]|$)|secret|token|credential|api[_-]?key|access[_-]?key|private[_-]?key|auth([^a-z]|$)|connection[_-]?string|dsn$`)
-}
+// secretValues are secrets whatever their name: keys, tokens, a URL with a password.
+var secretValues = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|` +
+	`\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`)
 
-// secretValue tells whether a value is a secret whatever its name: a key, a token, a URL with a password.
-func secretValue(value string) bool {
-	return regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|://[^/\s:@]*:[^/\s@]+@`).
-		MatchString(value)
-}
+func secretName(name string) bool   { return secretNames.MatchString(name) }
+func secretValue(value string) bool { return secretValues.MatchString(value) }

@@ -136,7 +136,7 @@ func (r IsolateRequest) policyDifferences(policy *networkingv1.NetworkPolicy) []
 	if apiequality.Semantic.DeepEqual(policy.Spec, want) {
 		return nil
 	}
-	by, when := lastWriter(policy, r.Lease.FieldManager())
+	by, when := writerOf(policy, r.Lease.FieldManager(), "spec")
 	return []Difference{{
 		Object: r.policyObject(), Field: "spec", Want: compact(want), Have: compact(policy.Spec), By: by, When: when,
 	}}

@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -120,7 +121,7 @@ type Difference struct {
 	Field  string    `json:"field"`
 	Want   string    `json:"want"`
 	Have   string    `json:"have"`
-	By     string    `json:"by,omitempty"`  // the field manager that wrote the object last, as the API server recorded it
+	By     string    `json:"by,omitempty"`  // the field manager that wrote it last, as the API server recorded it
 	When   time.Time `json:"when,omitzero"` // and when
 }
 
@@ -189,10 +190,41 @@ func getPod(ctx context.Context, client kubernetes.Interface, ref PodRef) (*core
 
 // lastWriter tells who wrote an object last, apart from the manager given and from status updates.
 func lastWriter(o metav1.Object, except string) (by string, when time.Time) {
+	return writerOf(o, except)
+}
+
+// writerOf tells who wrote a field last, apart from the manager given: the API server records that as a tree of
+// "f:name". Without a path it is whoever wrote anything.
+func writerOf(o metav1.Object, except string, path ...string) (by string, when time.Time) {
 	for _, f := range o.GetManagedFields() {
-		if f.Manager != except && f.Subresource != "status" && f.Time != nil && f.Time.After(when) {
+		if f.Manager == except || f.Subresource == "status" || f.Time == nil || !owns(f.FieldsV1, path) {
+			continue
+		}
+		if by == "" || f.Time.After(when) {
 			by, when = f.Manager, f.Time.Time
 		}
 	}
 	return by, when
+}
+
+func owns(fields *metav1.FieldsV1, path []string) bool {
+	if len(path) == 0 {
+		return true
+	}
+	if fields == nil {
+		return false
+	}
+	tree := json.RawMessage(fields.Raw)
+	for _, name := range path {
+		var level map[string]json.RawMessage
+		if err := json.Unmarshal(tree, &level); err != nil {
+			return false
+		}
+		next, ok := level["f:"+name]
+		if !ok {
+			return false
+		}
+		tree = next
+	}
+	return true
 }

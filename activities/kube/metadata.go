@@ -47,7 +47,10 @@ func differences(object string, o metav1.Object, manager, what string, have, wan
 		if !ok {
 			value = "absent"
 		}
-		by, when := lastWriter(o, manager)
+		by, when := writerOf(o, manager, "metadata", what+"s", key)
+		if by == "" { // nobody owns what was removed: whoever wrote the object last is the best guess
+			by, when = lastWriter(o, manager)
+		}
 		found = append(found, Difference{
 			Object: object, Field: what + " " + key, Want: want[key], Have: value, By: by, When: when,
 		})

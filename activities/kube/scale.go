@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 )
 
 // WorkloadRef names one workload that has replicas.
@@ -154,11 +155,13 @@ func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest
 	if err := mergeMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
 		return fail(fmt.Errorf("annotate it: %w", err))
 	}
-	scale, err := w.scales.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
-	if err != nil {
-		return fail(fmt.Errorf("read the scale: %w", err))
-	}
-	if err := w.set(ctx, r, scale.ResourceVersion, r.Replicas); err != nil {
+	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		scale, err := w.scales.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("read the scale: %w", err)
+		}
+		return w.set(ctx, r, scale.ResourceVersion, r.Replicas)
+	}); err != nil {
 		return fail(err)
 	}
 	return plan, nil, nil
@@ -172,7 +175,7 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 		return nil, refusal, err
 	}
 	v := &Verification{}
-	by, when := lastWriter(w.meta, r.Lease.FieldManager())
+	by, when := writerOf(w.meta, r.Lease.FieldManager(), "spec", "replicas")
 	if w.replicas != r.Replicas {
 		v.Differences = append(v.Differences, r.replicasDiffer("spec.replicas", r.Replicas, w.replicas, by, when))
 	}
@@ -191,7 +194,16 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 // UndoScale restores the number of replicas that was saved and takes the lease's annotations off. A workload that is
 // gone needs no undo, nor does one that was undone before. If the number or the annotations are no longer ours,
 // nothing is touched and the drift says what differs; with force, the prior number is set whatever there is.
-func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
+func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (drift *Drift, err error) {
+	// The controller writes the object's status all the time: on a conflict all is read and judged again.
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		drift, err = undoScale(ctx, client, r, prior, force)
+		return err
+	})
+	return drift, err
+}
+
+func undoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
 	w, gone, err := r.Target.open(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
@@ -204,7 +216,7 @@ func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest,
 		return nil, nil // undone before
 	}
 	if !force {
-		by, when := lastWriter(w.meta, r.Lease.FieldManager())
+		by, when := writerOf(w.meta, r.Lease.FieldManager(), "spec", "replicas")
 		var drift Drift
 		if lease != r.Lease.ID {
 			drift.Differences = append(drift.Differences, differences(r.Target.String(), w.meta, r.Lease.FieldManager(),

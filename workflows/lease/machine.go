@@ -170,8 +170,11 @@ func (m *Machine) Next(now time.Time) Command {
 // Request is what the activities are asked for the lease as it stands.
 func (m *Machine) Request() activities.Request {
 	until := m.End()
+	if m.State == StateUndoing || m.State == StateStuck || !m.Reapply && !m.Stamped.IsZero() {
+		until = m.Stamped // what is in force, which is not always what was asked for
+	}
 	if until.IsZero() {
-		until = m.Stamped
+		until = m.End()
 	}
 	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, Until: until, Shorten: m.Grant}
 }
@@ -317,6 +320,11 @@ func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) 
 	switch {
 	case err != nil:
 		m.Verified, m.Reason = false, "it cannot be observed: "+err.Error()
+	case r.Gone:
+		// Nothing is left to hold: what is left of the containment is taken away.
+		m.State, m.UndoTried, m.NextCheck, m.Reason = StateUndoing, 0, now, r.Detail
+		m.tell(now)
+		return
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
 	default:

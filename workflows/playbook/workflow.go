@@ -6,6 +6,7 @@
 package playbook
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -307,7 +308,7 @@ func (r *run) targets(s *playbooks.Step, env playbooks.Env) ([]playbooks.Target,
 		return []playbooks.Target{{Kind: playbooks.TargetIncident, Name: r.brief.ID, UID: r.brief.ID}}, nil
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetWorkload:
 		w := r.in.Incident.Workload
-		return []playbooks.Target{{Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name, UID: w.String(), Node: w.Node}}, nil
+		return []playbooks.Target{{Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name, UID: w.UID, Node: w.Node}}, nil
 	}
 	return targets, nil
 }
@@ -354,6 +355,13 @@ func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activitie
 		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityError(err)}
 		if s.Verb == playbooks.VerbEvidence {
 			result.Receipt = r.timedOutReceipt(ctx, request)
+		}
+	}
+	if s.Action == "workload" && result.Outcome.Usable() {
+		// Steps on the workload need its identity, which detections do not carry.
+		var found activities.WorkloadContext
+		if json.Unmarshal(result.Outputs, &found) == nil {
+			found.Into(&r.in.Incident)
 		}
 	}
 	if result.Receipt != nil {

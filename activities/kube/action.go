@@ -1,0 +1,206 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
+)
+
+// Actions are this package's actions on one cluster.
+func Actions(client kubernetes.Interface) []activities.Action {
+	return []activities.Action{
+		&workloadAction{client}, &logsAction{client}, &manifestAction{client}, &scaleAction{client},
+	}
+}
+
+// Rights gives RBAC rules as specs hold them.
+func Rights(rules []rbacv1.PolicyRule) []playbooks.Right {
+	var out []playbooks.Right
+	for _, r := range rules {
+		out = append(out, playbooks.Right{Groups: r.APIGroups, Resources: r.Resources, Verbs: r.Verbs})
+	}
+	return out
+}
+
+// refusal turns this package's answer into the engine's.
+func refusal(r *Refusal) error {
+	if r == nil {
+		return nil
+	}
+	return activities.Refuse("%s", r.Detail)
+}
+
+// needPod gives the pod of a request, or refuses: without a cluster there is none.
+func needPod(client kubernetes.Interface, r activities.Request) (PodRef, error) {
+	if client == nil {
+		return PodRef{}, activities.Refuse("no cluster is connected")
+	}
+	if r.Target.Kind != playbooks.TargetPod {
+		return PodRef{}, activities.Refuse("%s is no pod", r.Target)
+	}
+	return PodOf(r.Target), nil
+}
+
+// PodOf is a target as this package names it.
+func PodOf(t playbooks.Target) PodRef {
+	return PodRef{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
+}
+
+// LeaseOf is what is stamped on a contained object.
+func LeaseOf(r activities.Request) Lease {
+	return Lease{ID: r.Lease, Incident: r.Incident.ID, Expires: r.Until}
+}
+
+// logsParams are the parameters of pod.logs.
+type logsParams struct {
+	Tail      int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; all if not given"`
+	Previous  bool   `json:"previous,omitempty" doc:"also of the container's life before its last restart"`
+	Container string `json:"container,omitempty" doc:"one container; that of the detection if not given"`
+}
+
+type logsAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*logsAction)(nil)
+
+func (*logsAction) Spec() playbooks.Spec {
+	p := LogsPermissions()
+	return playbooks.Spec{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc: "Keep what the container has written.", Params: logsParams{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+}
+
+func (a *logsAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	pod, err := needPod(a.client, r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	params, err := activities.Params[logsParams](r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	if params.Container == "" {
+		params.Container = r.Target.ContainerName
+	}
+	var out activities.Observation
+	for _, previous := range []bool{false, true} {
+		if previous && !params.Previous {
+			break
+		}
+		logs, refused, err := PodLogs(ctx, a.client, LogsRequest{Pod: pod, Container: params.Container, Tail: params.Tail, Previous: previous})
+		if err != nil {
+			return out, err
+		}
+		if refused != nil {
+			return out, refusal(refused)
+		}
+		name := "logs-" + logs.Container
+		if previous {
+			name += "-previous"
+		}
+		if logs.Absent != "" {
+			out.Note = logs.Absent
+			continue
+		}
+		out.Pieces = append(out.Pieces, activities.Piece{Name: name + ".txt", Data: logs.Content})
+	}
+	return out, nil
+}
+
+type manifestAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*manifestAction)(nil)
+
+func (*manifestAction) Spec() playbooks.Spec {
+	p := ManifestPermissions()
+	return playbooks.Spec{Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc: "Keep the pod as the API server has it, without secret values.", PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+}
+
+func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	pod, err := needPod(a.client, r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	manifest, refused, err := PodManifest(ctx, a.client, pod)
+	if err != nil || refused != nil {
+		return activities.Observation{}, first(err, refusal(refused))
+	}
+	out := activities.Observation{Pieces: []activities.Piece{{Name: "manifest.yaml", Data: manifest.YAML}}}
+	if n := len(manifest.Redacted); n > 0 {
+		out.Note = fmt.Sprintf("%d values that look secret were taken out", n)
+	}
+	return out, nil
+}
+
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type workloadAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*workloadAction)(nil)
+
+func (*workloadAction) Spec() playbooks.Spec {
+	p := WorkloadPermissions()
+	return playbooks.Spec{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
+		Doc:     "Find out whose it is, what changed, where else the image runs and what its service account may do.",
+		Outputs: activities.WorkloadContext{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+}
+
+func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	if r.Target.Kind != playbooks.TargetPod {
+		// A container of a host: all that is known came with the detection.
+		w := r.Incident.Workload
+		return activities.Observation{Outputs: activities.WorkloadContext{
+			Owner: activities.Owner{Kind: w.Kind, Name: w.Name}, Image: w.Image, ImageDigest: w.ImageDigest,
+			Missing: []string{"no cluster is connected: owner, rollouts and rights are not known"},
+		}}, nil
+	}
+	pod, err := needPod(a.client, r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	info, refused, err := Workload(ctx, a.client, pod, WorkloadOptions{Most: 10})
+	if err != nil || refused != nil {
+		return activities.Observation{}, first(err, refusal(refused))
+	}
+	return activities.Observation{Outputs: contextOf(info, r.Target.ContainerID)}, nil
+}
+
+func contextOf(info *WorkloadInfo, container string) activities.WorkloadContext {
+	out := activities.WorkloadContext{
+		Owner:          activities.Owner{Kind: info.Owner.Kind, Name: info.Owner.Name, UID: info.Owner.UID},
+		SameDigestPods: info.SameDigest.Total, SameNodePods: info.SameNode.Total, MayDo: info.Account.Dangerous, Labels: info.Pod.Labels,
+	}
+	if info.Account.Name != "" {
+		out.ServiceAccount = info.Account.Namespace + "/" + info.Account.Name
+	}
+	if info.Owner.Desired != nil {
+		out.Replicas = int(*info.Owner.Desired)
+	}
+	for _, p := range info.SameDigest.Items {
+		out.SameDigest = append(out.SameDigest, fmt.Sprintf("%s/%s on %s", p.Namespace, p.Name, p.Node))
+	}
+	for i, c := range info.Pod.Containers {
+		if c.ID == container || i == 0 {
+			out.Image, out.ImageDigest = c.Image, c.Digest
+		}
+	}
+	for _, c := range info.Changes.Items {
+		out.Changes = append(out.Changes, playbooks.Change{When: c.When, What: c.What})
+	}
+	for _, m := range info.Missing {
+		out.Missing = append(out.Missing, m.Part+": "+m.Detail)
+	}
+	return out
+}

@@ -1,0 +1,243 @@
+package kube_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities/kube"
+	lab "stanch/testenv/kube"
+)
+
+func TestWorkload(t *testing.T) {
+	p := newPlace(t)
+	client := p.as(t, "stanch", kube.WorkloadPermissions().Plan)
+	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
+		"a deployment after a rollout":         workloadRollout,
+		"jobs belong to their cron job":        workloadCronJob,
+		"a daemon set and its revisions":       workloadDaemonSet,
+		"what the service account may do":      workloadRights,
+		"without rights the result is partial": workloadPartial,
+		"lists are bounded and say how many":   workloadBounded,
+		"a pod of nobody":                      workloadBare,
+	} {
+		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
+	}
+}
+
+func describe(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
+	t.Helper()
+	info, refusal, err := kube.Workload(t.Context(), client, refOf(pod), o)
+	must(t, refusal, err)
+	return info
+}
+
+// podOf finds a running pod by its label.
+func (p place) podOf(t *testing.T, app string) *corev1.Pod {
+	t.Helper()
+	var pod *corev1.Pod
+	lab.Eventually(t, 60*time.Second, "a pod of "+app, func() error {
+		pods, err := p.Client().CoreV1().Pods(p.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
+		if err != nil {
+			return err
+		}
+		for i := range pods.Items {
+			if lab.Ready(&pods.Items[i]) && pods.Items[i].DeletionTimestamp == nil {
+				pod = &pods.Items[i]
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d is ready", len(pods.Items))
+	})
+	return pod
+}
+
+func workloadRollout(t *testing.T, p place, client kubernetes.Interface) {
+	d := p.deploy(t, "shop", 2)
+	if _, err := p.ImportImage(t.Context(), lab.Image{
+		Name: "stanch.lab/shop:2", Busybox: true, Files: map[string]lab.File{"/two": {Data: []byte("two")}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p.patchDeployment(t, "shop", `{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"stanch.lab/shop:2","command":["sleep","600"]}]}}}}`)
+	p.settled(t, "shop", 2)
+	var pod *corev1.Pod
+	lab.Eventually(t, 30*time.Second, "a pod of the new revision", func() error {
+		if pod = p.podOf(t, "shop"); pod.Spec.Containers[0].Image != "stanch.lab/shop:2" {
+			return fmt.Errorf("image %s", pod.Spec.Containers[0].Image)
+		}
+		return nil
+	})
+	info := describe(t, client, pod, kube.WorkloadOptions{})
+	if len(info.Missing) > 0 {
+		t.Errorf("missing with all rights: %+v", info.Missing)
+	}
+	if info.Owner.Kind != "Deployment" || info.Owner.UID != string(d.UID) || *info.Owner.Desired != 2 || *info.Owner.Ready != 2 {
+		t.Errorf("owner %+v", info.Owner)
+	}
+	if len(info.Chain) != 2 || info.Chain[0].Kind != "ReplicaSet" {
+		t.Errorf("chain %+v", info.Chain)
+	}
+	r := info.Rollouts
+	digest := info.Pod.Containers[0].Digest
+	if r.Total != 2 || !r.Items[0].Current || r.Items[1].Current || !slices.Equal(r.Items[0].Digests, []string{digest}) ||
+		!slices.Equal(r.Items[1].Images, []string{lab.BusyboxImage}) {
+		t.Errorf("rollouts %+v", r)
+	}
+	if c := info.Changes.Items; len(c) == 0 || !strings.Contains(c[0].What,
+		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") || c[0].By != "kube-controller-manager" {
+		t.Errorf("changes %+v", c)
+	}
+	if s := info.SameDigest; s.Total != 1 || s.Items[0].Owner.Kind != "ReplicaSet" || s.Items[0].Name == pod.Name {
+		t.Errorf("same digest %+v", s)
+	}
+	if info.SameNode.Total < 1 || info.Node.UID == "" || info.Node.Name != p.NodeName {
+		t.Errorf("node %+v, others there %d", info.Node, info.SameNode.Total)
+	}
+	if info.Account.Name != "default" || !info.Account.TokenMounted {
+		t.Errorf("account %+v", info.Account)
+	}
+}
+
+func workloadCronJob(t *testing.T, p place, client kubernetes.Interface) {
+	pod := lab.Pod("nightly", lab.BusyboxImage, "sleep", "600")
+	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+	template := batchv1.JobSpec{Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}}
+	cron, err := p.Client().BatchV1().CronJobs(p.namespace).Create(t.Context(), &batchv1.CronJob{
+		ObjectMeta: metav1.ObjectMeta{Name: "nightly"},
+		Spec:       batchv1.CronJobSpec{Schedule: "0 0 1 1 *", JobTemplate: batchv1.JobTemplateSpec{Spec: template}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As `kubectl create job --from` does: an owner reference to the cron job.
+	if _, err := p.Client().BatchV1().Jobs(p.namespace).Create(t.Context(), &batchv1.Job{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:            "nightly-1",
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(cron, batchv1.SchemeGroupVersion.WithKind("CronJob"))},
+		}, Spec: template,
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	info := describe(t, client, p.podOf(t, "nightly"), kube.WorkloadOptions{})
+	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.Chain) != 2 || info.Owner.Desired != nil {
+		t.Errorf("owner %+v, chain %+v", info.Owner, info.Chain)
+	}
+}
+
+func workloadDaemonSet(t *testing.T, p place, client kubernetes.Interface) {
+	pod := lab.Pod("agent", lab.BusyboxImage, "sleep", "600")
+	ds := daemonSet(pod)
+	if _, err := p.Client().AppsV1().DaemonSets(p.namespace).Create(t.Context(), ds, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	info := describe(t, client, p.podOf(t, "agent"), kube.WorkloadOptions{})
+	if info.Owner.Kind != "DaemonSet" || *info.Owner.Desired != 1 || info.Rollouts.Total != 1 {
+		t.Fatalf("owner %+v, rollouts %+v", info.Owner, info.Rollouts)
+	}
+	if r := info.Rollouts.Items[0]; !slices.Equal(r.Images, []string{lab.BusyboxImage}) || len(r.Digests) != 1 {
+		t.Errorf("rollout %+v", r)
+	}
+}
+
+func workloadRights(t *testing.T, p place, client kubernetes.Interface) {
+	p.namespace = p.Namespace(t) // what is granted here is granted to a whole namespace
+	p.As(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
+		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "list"}})
+	role := &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Name: "handy"},
+		Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}},
+			{APIGroups: []string{"*"}, Resources: []string{"*"}, Verbs: []string{"*"}},
+		},
+	}
+	if _, err := p.Client().RbacV1().Roles(p.namespace).Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Client().RbacV1().RoleBindings(p.namespace).Create(t.Context(), &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "handy"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "handy"},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + p.namespace}},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := lab.Pod("clerk", lab.BusyboxImage, "sleep", "600")
+	pod.Spec.ServiceAccountName = "clerk"
+	info := describe(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
+	for _, want := range []string{
+		"may read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
+		"may run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
+		"may do everything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
+	} {
+		if !slices.Contains(info.Account.Dangerous, want) {
+			t.Errorf("dangerous rights %q\nlack %q", info.Account.Dangerous, want)
+		}
+	}
+	if len(info.Account.Dangerous) != 3 || info.Account.Grants.Total != 4 {
+		t.Errorf("dangerous %q, grants %+v", info.Account.Dangerous, info.Account.Grants)
+	}
+	var rights []string
+	for _, c := range info.Changes.Items {
+		if c.Kind == "rights" {
+			rights = append(rights, c.What)
+		}
+	}
+	if len(rights) != 4 || !slices.Contains(rights, "RoleBinding "+p.namespace+"/handy was created") {
+		t.Errorf("changed rights %q", rights)
+	}
+	// Seen from next month nothing of this is recent.
+	info = describe(t, client, p.podOf(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
+	if info.Changes.Total != 0 {
+		t.Errorf("old changes are told as recent: %+v", info.Changes)
+	}
+}
+
+func workloadPartial(t *testing.T, p place, _ kubernetes.Interface) {
+	p.deploy(t, "partial", 1)
+	poor := p.as(t, "poor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}})
+	info := describe(t, poor, p.podOf(t, "partial"), kube.WorkloadOptions{})
+	var parts []string
+	for _, m := range info.Missing {
+		parts = append(parts, m.Part)
+		if !strings.Contains(m.Detail, "cannot") {
+			t.Errorf("%s: the detail %q does not say what is lacking", m.Part, m.Detail)
+		}
+	}
+	if !slices.Equal(parts, []string{"owner", "other pods", "service account", "rights", "node"}) {
+		t.Errorf("missing %q", parts)
+	}
+	if info.Owner.Kind != "ReplicaSet" || info.Pod.Containers[0].Digest == "" {
+		t.Errorf("what the pod itself tells: %+v", info)
+	}
+}
+
+func workloadBounded(t *testing.T, p place, client kubernetes.Interface) {
+	p.deploy(t, "many", 4)
+	info := describe(t, client, p.podOf(t, "many"), kube.WorkloadOptions{Most: 2})
+	if len(info.SameDigest.Items) != 2 || info.SameDigest.Total < 3 || len(info.SameNode.Items) != 2 || info.SameNode.Total < 3 {
+		t.Errorf("same digest %d of %d, same node %d of %d", len(info.SameDigest.Items), info.SameDigest.Total,
+			len(info.SameNode.Items), info.SameNode.Total)
+	}
+	if content, err := json.Marshal(info); err != nil || len(content) > 20_000 {
+		t.Errorf("%d bytes of JSON, %v", len(content), err)
+	}
+}
+
+func workloadBare(t *testing.T, p place, client kubernetes.Interface) {
+	pod, ref := p.sleeper(t, "bare")
+	info := describe(t, client, pod, kube.WorkloadOptions{})
+	if info.Owner.Kind != "Pod" || info.Owner.Name != "bare" || len(info.Chain) != 0 {
+		t.Errorf("owner %+v", info.Owner)
+	}
+	ref.UID = "another"
+	_, refusal, err := kube.Workload(t.Context(), client, ref, kube.WorkloadOptions{})
+	wantRefusal(t, kube.ReasonGone, refusal, err)
+}

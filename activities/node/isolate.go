@@ -1,0 +1,323 @@
+// Package node holds the actions that take hold of a target on its node, through the stream that its sensor opened:
+// snapshot, freeze, and the isolation, which is the node's egress lock at once and a NetworkPolicy besides.
+//
+// It refuses to touch a node without a lease token that the node can verify, and to call an isolation verified that
+// nobody measured: a NetworkPolicy alone is "unverified".
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/activities/kube"
+	"stanch/playbooks"
+	"stanch/sensors/link"
+	"stanch/sensors/proof"
+)
+
+// Isolate is `contain: pod.isolate`.
+type Isolate struct {
+	Nodes activities.Nodes
+	Kube  kubernetes.Interface // nil without a cluster
+}
+
+var _ activities.Containment = (*Isolate)(nil)
+
+// IsolateParams are the parameters of pod.isolate.
+type IsolateParams struct {
+	Allow   []string `json:"allow,omitempty" doc:"CIDRs that stay reachable, for example a forensic collector"`
+	Ingress bool     `json:"ingress,omitempty" doc:"deny incoming connections too (by NetworkPolicy)"`
+}
+
+// Check finds a CIDR that is none.
+func (p *IsolateParams) Check() (param, problem string) {
+	for _, cidr := range p.Allow {
+		if _, err := parsePrefix(cidr); err != nil {
+			return "allow", fmt.Sprintf("`%s` is not a CIDR such as 192.0.2.0/24", cidr)
+		}
+	}
+	return "", ""
+}
+
+// Spec declares pod.isolate.
+func (*Isolate) Spec() playbooks.Spec {
+	p := kube.IsolatePermissions()
+	return playbooks.Spec{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Params: IsolateParams{}, D3FEND: "D3-NI",
+		Doc:        "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
+		PlanRights: kube.Rights(p.Plan), ApplyRights: kube.Rights(p.Apply), Combine: strictest}
+}
+
+// strictest is the intersection of what two holders leave open.
+func strictest(a, b json.RawMessage) (json.RawMessage, error) {
+	var x, y IsolateParams
+	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
+		return nil, fmt.Errorf("parameters of pod.isolate: %w", err)
+	}
+	both := IsolateParams{Ingress: x.Ingress || y.Ingress}
+	for _, cidr := range x.Allow {
+		for _, other := range y.Allow {
+			if cidr == other {
+				both.Allow = append(both.Allow, cidr)
+			}
+		}
+	}
+	raw, err := json.Marshal(both)
+	if err != nil {
+		return nil, fmt.Errorf("parameters of pod.isolate: %w", err)
+	}
+	return raw, nil
+}
+
+// isolatePrior is what was before.
+type isolatePrior struct {
+	Policy bool `json:"policy"` // a NetworkPolicy is part of it
+	Lock   bool `json:"lock"`   // the node's lock is part of it
+}
+
+// onCluster tells whether the pod has an API server's object here.
+func (a *Isolate) onCluster(r activities.Request) bool {
+	return a.Kube != nil && r.Target.Kind == playbooks.TargetPod && r.Target.Namespace != ""
+}
+
+func (a *Isolate) kubeRequest(r activities.Request, p IsolateParams) kube.IsolateRequest {
+	return kube.IsolateRequest{Pod: kube.PodOf(r.Target), Lease: kube.LeaseOf(r), Ingress: p.Ingress}
+}
+
+// lockState asks the node. away is the reason where the node's lock cannot be part of it.
+func (a *Isolate) lockState(ctx context.Context, r activities.Request) (state link.HoldState, away string, err error) {
+	_, err = a.Nodes.Call(ctx, r.Target.Node, link.CommandLockState, link.StateCommand{Target: activities.NodeTarget(r.Target)}, &state)
+	switch {
+	case errors.Is(err, activities.ErrNodeAway):
+		return state, err.Error(), nil
+	case errors.Is(err, link.ErrRefused):
+		return state, err.Error(), nil
+	case err != nil:
+		return state, "", fmt.Errorf("ask the node: %w", err)
+	}
+	return state, "", nil
+}
+
+// Plan says what would change.
+func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	params, err := activities.Params[IsolateParams](r)
+	if err != nil {
+		return activities.Plan{}, err
+	}
+	if r.Target.HostNetwork {
+		return activities.Plan{}, activities.Refuse("%s shares the node's network: isolating it would isolate the node", r.Target)
+	}
+	state, away, err := a.lockState(ctx, r)
+	if err != nil {
+		return activities.Plan{}, err
+	}
+	prior := isolatePrior{Lock: away == "", Policy: a.onCluster(r)}
+	var plan activities.Plan
+	switch {
+	case away != "" && !prior.Policy:
+		return plan, activities.Refuse("nothing here can isolate %s: %s", r.Target, away)
+	case away != "":
+		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect nobody can observe: "+away)
+	case state.Gone:
+		return plan, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
+	case state.Held:
+		plan.Nothing = true
+	}
+	if prior.Lock {
+		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
+		if len(params.Allow) > 0 {
+			change += ", but to " + strings.Join(params.Allow, ", ")
+		}
+		plan.Changes = append(plan.Changes, change)
+	}
+	if prior.Policy {
+		found, refused, err := kube.PlanIsolate(ctx, a.Kube, a.kubeRequest(r, params))
+		if err != nil {
+			return plan, fmt.Errorf("plan the policy: %w", err)
+		}
+		if refused != nil {
+			return plan, activities.Refuse("%s", refused.Detail)
+		}
+		// The names of policy and label hold the lease's id, which a plan that is shown does not know yet.
+		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects it alone", r.Target))
+		plan.Nothing = plan.Nothing && len(found.Changes) == 0
+		for _, d := range found.Defeats {
+			plan.Warnings = append(plan.Warnings, d.String())
+		}
+	}
+	if plan.Prior, err = json.Marshal(prior); err != nil {
+		return plan, fmt.Errorf("save the prior state: %w", err)
+	}
+	return plan, nil
+}
+
+// Apply locks on the node first, since that holds within microseconds, and adds the policy then.
+func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token proof.Signed) (activities.Effect, error) {
+	params, err := activities.Params[IsolateParams](r)
+	if err != nil {
+		return activities.Effect{}, err
+	}
+	prior, err := activities.Saved[isolatePrior](raw)
+	if err != nil {
+		return activities.Effect{}, err
+	}
+	var effect activities.Effect
+	var notes []string
+	locked := false
+	if prior.Lock {
+		state, err := a.lock(ctx, r, params, token)
+		switch {
+		case errors.Is(err, activities.ErrNodeAway) && prior.Policy:
+			notes = append(notes, "the node's lock is missing: "+err.Error())
+		case err != nil:
+			return effect, err
+		case state.Gone:
+			return effect, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
+		default:
+			locked = state.Held
+			effect.AppliedAt = state.AppliedAt
+			if state.Note != "" {
+				notes = append(notes, state.Note)
+			}
+		}
+	}
+	if prior.Policy {
+		request := a.kubeRequest(r, params)
+		if err := kube.MayShorten(ctx, a.Kube, request, r); err != nil {
+			return effect, err
+		}
+		found, refused, err := kube.ApplyIsolate(ctx, a.Kube, request)
+		if err != nil {
+			return effect, fmt.Errorf("apply the policy: %w", err)
+		}
+		if refused != nil && !locked {
+			return effect, activities.Refuse("%s", refused.Detail)
+		}
+		if refused != nil {
+			notes = append(notes, "no NetworkPolicy: "+refused.Detail)
+		} else if !locked {
+			for _, d := range found.Defeats {
+				notes = append(notes, "incomplete: "+d.String())
+			}
+		}
+	}
+	effect.Outcome = playbooks.OutcomeChanged
+	if !locked {
+		effect.Outcome, effect.AppliedAt = playbooks.OutcomeUnverified, time.Now()
+		notes = append(notes, "a NetworkPolicy is in place; whether the network enforces it was not observed")
+	}
+	effect.Reason = strings.Join(notes, "; ")
+	return effect, nil
+}
+
+func (a *Isolate) lock(ctx context.Context, r activities.Request, params IsolateParams, token proof.Signed) (link.HoldState, error) {
+	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Token: token, Grant: r.Shorten}
+	for _, cidr := range params.Allow {
+		cmd.Allow = append(cmd.Allow, link.AllowRule{Prefix: cidr})
+	}
+	var state link.HoldState
+	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandLock, cmd, &state); err != nil {
+		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
+	}
+	return state, nil
+}
+
+// Verify observes the lock on the node and the policy at the API server.
+func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
+	params, err := activities.Params[IsolateParams](r)
+	if err != nil {
+		return false, "", err
+	}
+	prior, err := activities.Saved[isolatePrior](raw)
+	if err != nil {
+		return false, "", err
+	}
+	holds, details := true, []string{}
+	if prior.Lock {
+		state, away, err := a.lockState(ctx, r)
+		switch {
+		case err != nil:
+			return false, "", err
+		case away != "" && !time.Now().Before(r.Until):
+			holds = false
+			details = append(details, "the lock has lapsed by itself in the kernel")
+		case away != "":
+			return false, "", fmt.Errorf("the lock cannot be observed: %s", away)
+		case state.Gone:
+			return false, "", fmt.Errorf("%s no longer runs on node %s: %w", r.Target, r.Target.Node, activities.ErrGone)
+		case !state.Held || state.Lease != r.Lease:
+			holds = false
+			details = append(details, "the node's lock is not in force")
+		default:
+			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.Until.Format(time.RFC3339), state.Denied))
+		}
+	}
+	if prior.Policy {
+		verified, refused, err := kube.VerifyIsolate(ctx, a.Kube, a.kubeRequest(r, params))
+		switch {
+		case err != nil:
+			return false, "", fmt.Errorf("observe the policy: %w", err)
+		case refused != nil:
+			holds = false
+			details = append(details, refused.Detail)
+		case !verified.Holds:
+			holds = false
+			for _, d := range verified.Differences {
+				details = append(details, d.String())
+			}
+		}
+	}
+	return holds, strings.Join(details, "; "), nil
+}
+
+// Undo lifts both. What is gone needs no undo.
+func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+	params, err := activities.Params[IsolateParams](r)
+	if err != nil {
+		return nil, err
+	}
+	prior, err := activities.Saved[isolatePrior](raw)
+	if err != nil {
+		return nil, err
+	}
+	if prior.Policy {
+		request := a.kubeRequest(r, params)
+		stamp, err := request.Stamp(ctx, a.Kube)
+		if err != nil {
+			return nil, err
+		}
+		if err := stamp.ErrNotYet(time.Now()); err != nil && grant == nil && !stamp.PodGone {
+			return nil, activities.Refuse("%v", err)
+		}
+		drift, err := kube.UndoIsolate(ctx, a.Kube, request, false)
+		if err != nil {
+			return nil, fmt.Errorf("take the policy back: %w", err)
+		}
+		if drift != nil {
+			var details []string
+			for _, d := range drift.Differences {
+				details = append(details, d.String())
+			}
+			return &activities.Drift{Detail: strings.Join(details, "; ")}, nil
+		}
+	}
+	if !prior.Lock {
+		return nil, nil
+	}
+	var state link.HoldState
+	_, err = a.Nodes.Call(ctx, r.Target.Node, link.CommandUnlock, link.EndCommand{Target: activities.NodeTarget(r.Target), Lease: r.Lease, Grant: grant}, &state)
+	if errors.Is(err, activities.ErrNodeAway) && !time.Now().Before(r.Until) {
+		return nil, nil // its end has passed: the kernel has let go by itself
+	}
+	if err != nil {
+		return nil, fmt.Errorf("unlock on node %s: %w", r.Target.Node, err)
+	}
+	return nil, nil
+}

@@ -1,0 +1,40 @@
+// Package notify tells people. It refuses to interpret what it is given: text from a playbook may hold an
+// attacker's words and stays data.
+package notify
+
+import (
+	"context"
+	"log/slog"
+
+	"stanch/activities"
+	"stanch/playbooks"
+)
+
+// Log is `notify: log`: a line in Stanch's own log.
+type Log struct{ Logger *slog.Logger }
+
+var _ activities.Observer = (*Log)(nil)
+
+// LogParams are the parameters of log.
+type LogParams struct {
+	Text string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+}
+
+// Spec declares log.
+func (*Log) Spec() playbooks.Spec {
+	return playbooks.Spec{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc: "Write a line into Stanch's own log.", Params: LogParams{}}
+}
+
+// Observe writes the line.
+func (a *Log) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	params, err := activities.Params[LogParams](r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	if params.Text == "" {
+		params.Text = r.Incident.Summary
+	}
+	a.Logger.LogAttrs(ctx, slog.LevelWarn, "notify", slog.String("incident", r.Incident.ID), slog.String("text", params.Text))
+	return activities.Observation{}, nil
+}

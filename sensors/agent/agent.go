@@ -1,0 +1,243 @@
+// Package agent is the node's part of Stanch: it turns the probe's events into detections, spools them for the
+// gateway, and obeys the gateway's commands.
+//
+// It refuses to trust the gateway's worker: a command that changes something must carry a lease token or a grant
+// of the authority's, which it verifies itself against its own clock. It opens no port and calls no API server.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+	"stanch/sensors/probe"
+	"stanch/sensors/redact"
+	"stanch/sensors/rules"
+	"stanch/sensors/snapshot"
+)
+
+// Options are the parts of an agent. Probe, Lock and Freezer may be nil where the kernel lacks what they need;
+// what depends on them is then refused with the reason.
+type Options struct {
+	Node     string
+	Probe    *probe.Probe
+	Resolver *identity.Resolver
+	Lock     *probe.Lock
+	LockWhy  string // why Lock is nil
+	Freezer  *snapshot.Freezer
+	// StateDir keeps what must survive a restart: leases that were released before their end.
+	StateDir string
+	Log      *slog.Logger
+	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
+	Fold time.Duration
+}
+
+// Agent watches one node.
+type Agent struct {
+	Options
+	released *ledger
+
+	mu      sync.RWMutex
+	rules   *rules.Set
+	missed  uint64 // events whose container could not be named
+	failing map[string]time.Time
+}
+
+// New makes an agent with the given rules.
+func New(o Options, set *rules.Set) (*Agent, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Fold == 0 {
+		o.Fold = 10 * time.Second
+	}
+	released, err := openLedger(o.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	return &Agent{Options: o, rules: set, released: released, failing: map[string]time.Time{}}, nil
+}
+
+// Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
+func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
+	if a.Probe == nil {
+		<-ctx.Done()
+		return nil
+	}
+	fold := newFolder(a.Fold, detection)
+	go fold.run(ctx)
+	err := a.Probe.Run(ctx, func(e sensors.Event) {
+		e.Node = a.Node
+		if !a.name(&e) {
+			return
+		}
+		e.Process.Args = redact.Args(e.Process.Args)
+		for i := range e.Process.Ancestors {
+			e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
+		}
+		if event != nil {
+			event(e)
+		}
+		if detection == nil {
+			return
+		}
+		found, errs := a.rules.Evaluate(e)
+		for _, err := range errs {
+			a.complain("evaluate", err)
+		}
+		for _, d := range found {
+			d.Detected = time.Now()
+			fold.add(d)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watch the kernel: %w", err)
+	}
+	return nil
+}
+
+// name fills in whose event it is; false for the host's own.
+func (a *Agent) name(e *sensors.Event) bool {
+	if a.Resolver == nil {
+		return true
+	}
+	seen := e.Container
+	c, err := a.Resolver.Resolve(seen.CgroupID)
+	switch {
+	case errors.Is(err, identity.ErrNotFound) && (c.ID == "" && seen.CgroupPath == ""):
+		a.mu.Lock()
+		a.missed++
+		a.mu.Unlock()
+	case err != nil:
+		a.complain("name the container", err)
+	}
+	if c.CgroupID == 0 {
+		c.CgroupID = seen.CgroupID
+	}
+	if c.CgroupPath == "" {
+		c.CgroupPath = seen.CgroupPath
+	}
+	e.Container = c
+	return c.ID != ""
+}
+
+// complain logs an error that may come with every event, at most once a minute for each cause.
+func (a *Agent) complain(what string, err error) {
+	cause := what + ": " + err.Error()
+	if i := strings.IndexAny(cause, "0123456789"); i > 0 {
+		cause = cause[:i]
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.failing[cause]) < time.Minute {
+		return
+	}
+	if len(a.failing) > 100 {
+		clear(a.failing)
+	}
+	a.failing[cause] = time.Now()
+	a.Log.Warn("the sensor goes on after an error", "doing", what, "error", err)
+}
+
+// Health is what the node tells the gateway about itself.
+type Health struct {
+	Node     string       `json:"node"`
+	Probe    probe.Status `json:"probe,omitzero"`
+	Runtime  string       `json:"runtime"`
+	Lock     string       `json:"lock"` // "on", or why not
+	Nameless uint64       `json:"nameless_events"`
+}
+
+// Health gives the node's state.
+func (a *Agent) Health() Health {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	h := Health{Node: a.Node, Lock: "on", Nameless: a.missed}
+	if a.Lock == nil {
+		h.Lock = a.LockWhy
+	}
+	if a.Probe != nil {
+		h.Probe = a.Probe.Status()
+	}
+	if a.Resolver != nil {
+		h.Runtime = a.Resolver.Runtime()
+	}
+	return h
+}
+
+// folder sends the first of detections alike at once, and counts those that follow within a window.
+type folder struct {
+	window time.Duration
+	send   func(sensors.Detection)
+	mu     sync.Mutex
+	held   map[string]*folded
+}
+
+type folded struct {
+	until time.Time
+	last  sensors.Detection
+	count int
+}
+
+// maxFolded bounds the folder's memory; past it detections are sent one by one.
+const maxFolded = 4096
+
+func newFolder(window time.Duration, send func(sensors.Detection)) *folder {
+	return &folder{window: window, send: send, held: map[string]*folded{}}
+}
+
+func (f *folder) add(d sensors.Detection) {
+	key := strings.Join(append([]string{d.Rule, d.Event.Container.ID, d.Event.Process.Exe, d.Event.File.Path, d.Event.Network.Address}, d.Event.Process.Args...), "\x00")
+	f.mu.Lock()
+	if held, ok := f.held[key]; ok {
+		held.count++
+		held.last = d
+		f.mu.Unlock()
+		return
+	}
+	if len(f.held) < maxFolded {
+		f.held[key] = &folded{until: time.Now().Add(f.window)}
+	}
+	f.mu.Unlock()
+	f.send(d)
+}
+
+func (f *folder) run(ctx context.Context) {
+	tick := time.NewTicker(max(f.window/4, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			f.flush(now)
+		}
+	}
+}
+
+func (f *folder) flush(now time.Time) {
+	f.mu.Lock()
+	var out []sensors.Detection
+	for key, held := range f.held {
+		if now.Before(held.until) {
+			continue
+		}
+		delete(f.held, key)
+		if held.count > 0 {
+			held.last.Count = held.count
+			out = append(out, held.last)
+		}
+	}
+	f.mu.Unlock()
+	slices.SortFunc(out, func(a, b sensors.Detection) int { return a.Time.Compare(b.Time) })
+	for _, d := range out {
+		f.send(d)
+	}
+}

@@ -1,0 +1,281 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"stanch/sensors/identity"
+	"stanch/sensors/link"
+	"stanch/sensors/probe"
+	"stanch/sensors/proof"
+	"stanch/sensors/snapshot"
+)
+
+var _ link.Handler = (*Agent)(nil)
+
+// snapshotFresh is how old an attested detection may be for a snapshot of its target.
+const snapshotFresh = 24 * time.Hour
+
+// Handle obeys one command, if its proof holds.
+func (a *Agent) Handle(ctx context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
+	switch kind {
+	case link.CommandSnapshot:
+		var c link.SnapshotCommand
+		if err := decode(body, &c); err != nil {
+			return nil, nil, err
+		}
+		if _, err := keys.OpenAttestation(c.Proof, c.Target.ID(), time.Now(), snapshotFresh); err != nil {
+			return nil, nil, refused(err)
+		}
+		return a.snapshot(ctx, c.Target)
+	case link.CommandLock, link.CommandFreeze:
+		var c link.HoldCommand
+		if err := decode(body, &c); err != nil {
+			return nil, nil, err
+		}
+		if err := a.prove(c, keys); err != nil {
+			return nil, nil, refused(err)
+		}
+		if kind == link.CommandFreeze {
+			state, err := a.freeze(ctx, c)
+			return state, nil, err
+		}
+		state, err := a.lock(ctx, c, keys)
+		return state, nil, err
+	case link.CommandUnlock, link.CommandThaw:
+		var c link.EndCommand
+		if err := decode(body, &c); err != nil {
+			return nil, nil, err
+		}
+		state, err := a.end(ctx, kind, c, keys)
+		return state, nil, err
+	case link.CommandLockState, link.CommandFreezeState:
+		var c link.StateCommand
+		if err := decode(body, &c); err != nil {
+			return nil, nil, err
+		}
+		if kind == link.CommandFreezeState {
+			state, err := a.freezeState(ctx, c.Target)
+			return state, nil, err
+		}
+		state, err := a.lockState(ctx, c.Target)
+		return state, nil, err
+	}
+	return nil, nil, refused(fmt.Errorf("this sensor does not know the command %q; is it older than the gateway?", kind))
+}
+
+func decode(body []byte, out any) error {
+	if err := json.Unmarshal(body, out); err != nil {
+		return refused(fmt.Errorf("the command cannot be read: %w", err))
+	}
+	return nil
+}
+
+func refused(err error) error { return fmt.Errorf("%w: %w", link.ErrRefused, err) }
+
+// prove checks that the authority's token covers what the command asks.
+func (a *Agent) prove(c link.HoldCommand, keys proof.Keyring) error {
+	token, err := keys.OpenToken(c.Token, c.Action, c.Target.ID(), time.Now())
+	if err != nil {
+		return err
+	}
+	switch {
+	case token.Lease != c.Lease:
+		return fmt.Errorf("%w: the token is for lease %s", proof.ErrUnproved, token.Lease)
+	case c.Until.After(token.Until):
+		return fmt.Errorf("%w: the command ends at %s, the token at %s", proof.ErrUnproved, c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339))
+	case a.released.isSpent(token.Lease, token.Issued):
+		return fmt.Errorf("%w: the lease was released, its token is spent", proof.ErrUnproved)
+	}
+	return nil
+}
+
+// place is where a target is on this node.
+type place struct {
+	cgroupID  uint64
+	dir       string // absolute
+	pid       int
+	container bool
+}
+
+func (a *Agent) find(ctx context.Context, t link.NodeTarget) (place, error) {
+	if a.Resolver == nil {
+		return place{}, refused(errors.New("this sensor cannot tell containers apart"))
+	}
+	root := a.Resolver.CgroupRoot()
+	if t.PodUID != "" {
+		group, err := a.Resolver.Pod(ctx, t.PodUID)
+		if err != nil {
+			return place{}, fmt.Errorf("find pod %s: %w", t.PodUID, err)
+		}
+		p := place{cgroupID: group.CgroupID, dir: filepath.Join(root, group.CgroupPath)}
+		if len(group.PIDs) > 0 {
+			p.pid = group.PIDs[0]
+		}
+		return p, nil
+	}
+	c, err := a.Resolver.Container(ctx, t.ContainerID)
+	if err != nil {
+		return place{}, fmt.Errorf("find container %s: %w", t.ContainerID, err)
+	}
+	p := place{cgroupID: c.CgroupID, dir: filepath.Join(root, c.CgroupPath), container: true}
+	if pids, err := identity.PIDs(p.dir); err == nil && len(pids) > 0 {
+		p.pid = pids[0]
+	}
+	return p, nil
+}
+
+func (a *Agent) lock(ctx context.Context, c link.HoldCommand, keys proof.Keyring) (link.HoldState, error) {
+	if a.Lock == nil {
+		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+	}
+	at, err := a.find(ctx, c.Target)
+	if errors.Is(err, identity.ErrNotFound) {
+		return link.HoldState{Gone: true, Note: "it no longer runs on this node"}, nil
+	}
+	if err != nil {
+		return link.HoldState{}, err
+	}
+	if before, err := a.Lock.State(at.cgroupID); err == nil && before.Held && before.Lease == c.Lease && c.Until.Before(before.Until.Add(-time.Second)) {
+		if err := mayEnd(c.Grant, c.Lease, keys); err != nil {
+			return link.HoldState{}, refused(fmt.Errorf("ending a lock at %s instead of %s: %w", c.Until.Format(time.RFC3339), before.Until.Format(time.RFC3339), err))
+		}
+	}
+	request := probe.LockRequest{Lease: c.Lease, Cgroups: []uint64{at.cgroupID}, Until: c.Until}
+	note := ""
+	if at.pid > 0 {
+		wires, err := probe.FindWires(at.pid)
+		switch {
+		case errors.Is(err, probe.ErrHostNetwork):
+			request.HostNetwork, note = true, "it shares the node's network: raw packet sockets are not held"
+		case err != nil:
+			note = fmt.Sprintf("its wire was not found, raw packet sockets are not held: %v", err)
+		default:
+			request.Wires = wires
+		}
+	}
+	for _, rule := range c.Allow {
+		prefix, err := netip.ParsePrefix(rule.Prefix)
+		if err != nil {
+			return link.HoldState{}, refused(fmt.Errorf("allow %q: %w", rule.Prefix, err))
+		}
+		request.Allow = append(request.Allow, probe.Allow{Prefix: prefix, Port: rule.Port})
+	}
+	state, err := a.Lock.Apply(request)
+	if errors.Is(err, probe.ErrHeld) {
+		return link.HoldState{}, refused(err)
+	}
+	if err != nil {
+		return link.HoldState{}, fmt.Errorf("apply the egress lock: %w", err)
+	}
+	out := holdState(state)
+	out.Note, out.AppliedAt = note, time.Now()
+	return out, nil
+}
+
+func holdState(s probe.LockState) link.HoldState {
+	return link.HoldState{Held: s.Held, Lease: s.Lease, Until: s.Until, Wire: s.Wire, Denied: s.Denied}
+}
+
+func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldState, error) {
+	if a.Lock == nil {
+		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+	}
+	at, err := a.find(ctx, t)
+	if errors.Is(err, identity.ErrNotFound) {
+		return link.HoldState{Gone: true}, nil
+	}
+	if err != nil {
+		return link.HoldState{}, err
+	}
+	state, err := a.Lock.State(at.cgroupID)
+	if err != nil {
+		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
+	}
+	out := holdState(state)
+	if out.Held && at.pid > 0 {
+		// A pod whose sandbox was made anew has another wire than the one that is held.
+		if wires, err := probe.FindWires(at.pid); err == nil {
+			held := map[int]bool{}
+			for _, index := range state.Wires {
+				held[index] = true
+			}
+			for _, w := range wires {
+				out.Wire = out.Wire && held[w.Index]
+			}
+		}
+	}
+	return out, nil
+}
+
+// mayEnd checks a grant that ends a hold before its time.
+func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) error {
+	if grant == nil {
+		return fmt.Errorf("%w: its end has not come, and no grant was given", proof.ErrUnproved)
+	}
+	g, err := keys.OpenGrant(*grant, proof.OperationRelease, time.Now())
+	if err != nil {
+		return err
+	}
+	if g.Lease != lease {
+		return fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
+	}
+	return nil
+}
+
+// end lifts a lock or a freeze: with a grant, or when its stamped end has passed.
+func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
+	state, err := a.current(ctx, kind, c)
+	if err != nil || !state.Held || state.Lease != c.Lease {
+		return link.HoldState{Gone: state.Gone}, err
+	}
+	if time.Now().Before(state.Until) {
+		if err := mayEnd(c.Grant, c.Lease, keys); err != nil {
+			return state, refused(err)
+		}
+		if err := a.released.spend(c.Lease, state.Until); err != nil {
+			a.complain("remember a release", err)
+		}
+	}
+	if kind == link.CommandThaw {
+		if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
+			return state, fmt.Errorf("thaw: %w", err)
+		}
+		return link.HoldState{}, nil
+	}
+	if err := a.Lock.Release(c.Lease); err != nil {
+		return state, fmt.Errorf("lift the egress lock: %w", err)
+	}
+	return a.lockState(ctx, c.Target)
+}
+
+func (a *Agent) current(ctx context.Context, kind link.CommandKind, c link.EndCommand) (link.HoldState, error) {
+	if kind == link.CommandThaw {
+		return a.freezeState(ctx, c.Target)
+	}
+	return a.lockState(ctx, c.Target)
+}
+
+func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Blob, error) {
+	at, err := a.find(ctx, t)
+	if err != nil {
+		if errors.Is(err, identity.ErrNotFound) {
+			return nil, nil, refused(fmt.Errorf("it no longer runs on this node: %w", err))
+		}
+		return nil, nil, err
+	}
+	taken, blobs, err := snapshot.Take(ctx, snapshot.Target{CgroupDirs: []string{at.dir}}, snapshot.Limits{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("take a snapshot: %w", err)
+	}
+	out := make([]link.Blob, 0, len(blobs))
+	for _, b := range blobs {
+		out = append(out, link.Blob{Name: b.Name, Data: b.Data})
+	}
+	return taken, out, nil
+}
