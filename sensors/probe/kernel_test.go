@@ -496,6 +496,10 @@ func helper(what string, args []string) error {
 	switch what {
 	case "connect":
 		return connect(args[0], args[1])
+	case "actor":
+		return helperActor()
+	case "lock":
+		return helperLock(args)
 	}
 	return errors.New("no such helper: " + what)
 }

@@ -55,6 +55,8 @@ type Wire struct {
 	// Addrs and MAC are those of the pod's end: ARP from the pod may name nothing else.
 	Addrs []netip.Addr
 	MAC   [6]byte
+	// Gateways are the next hops of the pod's routes: replies to the node may have to go through them.
+	Gateways []netip.Addr
 }
 
 // LockState is what a lock does at this moment.
@@ -66,6 +68,8 @@ type LockState struct {
 	// Wire says that the host-side veths are held as well, so that raw packet sockets do not pass.
 	Wire  bool  `json:"wire"`
 	Wires []int `json:"wires,omitempty"` // interface indexes
+	// WireProblem says why a wire that was asked for is not held (from Apply only).
+	WireProblem string `json:"wire_problem,omitempty"`
 	// Denied counts packets that were dropped, in all and by what they were.
 	Denied   uint64            `json:"denied"`
 	DeniedBy map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"

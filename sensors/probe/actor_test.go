@@ -1,0 +1,224 @@
+package probe
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func nsOf(t *testing.T, a *actor) string {
+	t.Helper()
+	for _, arg := range a.cmd.Args {
+		if ns, ok := strings.CutPrefix(arg, "--net="); ok {
+			return ns
+		}
+	}
+	t.Fatal("actor without a namespace")
+	return ""
+}
+
+// ask opens a connection, says something and gives the answer.
+func ask(host, port string) (string, error) {
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, port), time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	fmt.Fprintln(c, "question")
+	b, err := io.ReadAll(c)
+	return strings.TrimSpace(string(b)), err
+}
+
+// helperActor does what it is told, a line each: it sends in every way there is, serves, and listens to the wire.
+func helperActor() error {
+	var (
+		mu     sync.Mutex
+		frames = map[string]int{}
+		text   bytes.Buffer
+		conn   net.Conn
+	)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(swap(unix.ETH_P_ALL)))
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := unix.Recvfrom(fd, buf, 0)
+			if err != nil {
+				return
+			}
+			if ll, ok := from.(*unix.SockaddrLinklayer); !ok || ll.Pkttype == unix.PACKET_OUTGOING || n < 14 {
+				continue
+			}
+			if buf[12] == 8 && buf[13] == 6 { // ARP is the node's question or its answer
+				continue
+			}
+			mu.Lock()
+			frames[net.HardwareAddr(buf[6:12]).String()]++
+			mu.Unlock()
+		}
+	}()
+	ln, err := net.Listen("tcp", ":7000")
+	go func() {
+		for err == nil { // a second actor in a namespace does not listen
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				buf := make([]byte, 4096)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					text.Write(buf[:n])
+					mu.Unlock()
+				}
+			}()
+		}
+	}()
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		w := strings.Fields(in.Text())
+		answer := "sent"
+		var err error
+		switch w[0] {
+		case "hello":
+			answer = "hello"
+		case "frames":
+			mu.Lock()
+			answer = strconv.Itoa(frames[w[1]])
+			mu.Unlock()
+		case "text":
+			mu.Lock()
+			answer = strconv.Quote(text.String())
+			mu.Unlock()
+		case "tcp":
+			var c net.Conn
+			if c, err = net.DialTimeout("tcp", net.JoinHostPort(w[1], w[2]), 300*time.Millisecond); err == nil {
+				_, err = c.Write([]byte("token"))
+				c.Close()
+			}
+		case "udp":
+			var c net.Conn
+			if c, err = net.Dial("udp", net.JoinHostPort(w[1], w[2])); err == nil {
+				_, err = c.Write([]byte("token"))
+				c.Close()
+			}
+		case "raw": // a TCP segment in the middle of nothing, from a raw socket
+			err = sendRaw(unix.IPPROTO_TCP, w[1], append([]byte{0x1f, 0x90, 0x1b, 0x58, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "token"...))
+		case "icmp":
+			err = sendRaw(unix.IPPROTO_ICMP, w[1], append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, "token"...))
+		case "packet":
+			err = sendPacket(w[1])
+		case "open":
+			answer = "open"
+			conn, err = net.DialTimeout("tcp", net.JoinHostPort(w[1], w[2]), time.Second)
+		case "say":
+			answer = "said"
+			_, err = conn.Write([]byte(w[1]))
+		case "serve":
+			var l net.Listener
+			if l, err = net.Listen("tcp", ":"+w[1]); err == nil {
+				go serve(l)
+			} else if strings.Contains(err.Error(), "in use") {
+				err = nil
+			}
+		case "ask":
+			answer, err = ask(w[1], w[2])
+		}
+		if err != nil {
+			answer = "error: " + err.Error()
+		}
+		fmt.Println(answer)
+	}
+	return nil
+}
+
+func serve(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = bufio.NewReader(c).ReadString('\n')
+		fmt.Fprintln(c, "answer")
+		c.Close()
+	}
+}
+
+func swap(v uint16) uint16 { return v<<8 | v>>8 }
+
+func sendRaw(protocol int, to string, payload []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, protocol)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, payload, 0, &unix.SockaddrInet4{Addr: netip.MustParseAddr(to).As4()})
+}
+
+// sendPacket broadcasts a frame of a made-up protocol from a packet socket.
+func sendPacket(name string) error {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	frame := append(bytes.Repeat([]byte{0xff}, 6), ifi.HardwareAddr...)
+	frame = append(frame, 0x88, 0xb5)
+	frame = append(frame, "a token in a frame of its own, long enough to be one"...)
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
+}
+
+// helperLock applies a lock and waits to be killed: dir, cgroup, interface, its MAC, duration.
+func helperLock(args []string) error {
+	l, err := OpenLock(args[0])
+	if err != nil {
+		return err
+	}
+	id, _ := strconv.ParseUint(args[1], 10, 64)
+	index, _ := strconv.Atoi(args[2])
+	hw, err := net.ParseMAC(args[3])
+	if err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(args[4])
+	if err != nil {
+		return err
+	}
+	st, err := l.Apply(LockRequest{
+		Lease: "owner", Cgroups: []uint64{id}, Wires: []Wire{{Index: index, MAC: [6]byte(hw)}}, Until: time.Now().Add(d),
+	})
+	if err != nil {
+		return err
+	}
+	if !st.Wire {
+		return errors.New("no wire")
+	}
+	fmt.Println("locked", filepath.Base(args[0]))
+	select {}
+}

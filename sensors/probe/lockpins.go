@@ -1,0 +1,200 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"stanch/bpf"
+)
+
+// lockLayout names the directory of pins. It changes when the maps' layout does: what an older version pinned then
+// lapses by itself beside it.
+const lockLayout = "lock-1"
+
+// mountBPF makes dir and sees to it that it lies on a BPF file system.
+func mountBPF(dir string) error {
+	isBPF := func(path string) bool {
+		var st unix.Statfs_t
+		return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC //nolint:gosec // a magic number
+	}
+	const usual = "/sys/fs/bpf"
+	at := dir
+	if strings.HasPrefix(dir, usual+"/") {
+		at = usual
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	if !isBPF(at) {
+		if err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mount the BPF file system at %s (mount -t bpf bpf %s): %w", at, at, err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return nil
+}
+
+var wirePrograms = []struct {
+	pin     string
+	program string
+	at      ebpf.AttachType
+}{
+	{"out", bpf.LockProgLockWireOut, ebpf.AttachTCXEgress}, // first: it notes the node's connections
+	{"in", bpf.LockProgLockWireIn, ebpf.AttachTCXIngress},
+}
+
+func (l *Lock) wirePin(index int, pin string) string {
+	return filepath.Join(l.dir, "wire-"+strconv.Itoa(index)+"-"+pin)
+}
+
+// attachWire holds a host-side veth, before any other program there can decide. It keeps what is attached already.
+func (l *Lock) attachWire(index int) error {
+	for _, w := range wirePrograms {
+		pin := l.wirePin(index, w.pin)
+		if linkAlive(pin, index) {
+			continue
+		}
+		_ = os.Remove(pin)
+		made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: l.coll.Programs[w.program], Attach: w.at, Anchor: link.Head()})
+		if err != nil {
+			return fmt.Errorf("attach to the wire: %w", err)
+		}
+		err = made.Pin(pin)
+		made.Close()
+		if err != nil {
+			return fmt.Errorf("pin the wire's program: %w", err)
+		}
+	}
+	return nil
+}
+
+// linkAlive tells whether a pinned link is still on its interface: it is not when the interface has gone.
+func linkAlive(pin string, index int) bool {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil || info.TCX() == nil {
+		return false
+	}
+	return int(info.TCX().Ifindex) == index
+}
+
+func (l *Lock) wireHeld(index int) bool {
+	for _, w := range wirePrograms {
+		if !linkAlive(l.wirePin(index, w.pin), index) {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Lock) detachWire(index int) {
+	for _, w := range wirePrograms {
+		unpin(l.wirePin(index, w.pin))
+	}
+}
+
+// unpin detaches now, also while another process has the link open.
+func unpin(pin string) {
+	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+		_ = l.Detach()
+		l.Close()
+	}
+	_ = os.Remove(pin)
+}
+
+// adoptWires puts this version's programs into the pinned links of an earlier process, and removes those whose
+// interface has gone or that hold nothing any more.
+func (l *Lock) adoptWires() error {
+	pins, err := os.ReadDir(l.dir)
+	if err != nil {
+		return fmt.Errorf("adopt pinned wires: %w", err)
+	}
+	for _, entry := range pins {
+		index, which, ok := cutWire(entry.Name())
+		if !ok {
+			continue
+		}
+		pin := filepath.Join(l.dir, entry.Name())
+		var v holdValue
+		held := l.m(bpf.LockMapHolds).Lookup(holdKey{ID: uint64(index), Kind: holdWire}, &v) == nil //nolint:gosec // an index
+		if !held || !linkAlive(pin, index) {
+			unpin(pin)
+			continue
+		}
+		for _, w := range wirePrograms {
+			if w.pin != which {
+				continue
+			}
+			old, err := link.LoadPinnedLink(pin, nil)
+			if err == nil {
+				err = old.Update(l.coll.Programs[w.program])
+				old.Close()
+			}
+			if err != nil {
+				return fmt.Errorf("renew the program on wire %d: %w", index, err)
+			}
+		}
+	}
+	return nil
+}
+
+func cutWire(name string) (index int, which string, ok bool) {
+	rest, ok := strings.CutPrefix(name, "wire-")
+	if !ok {
+		return 0, "", false
+	}
+	number, which, ok := strings.Cut(rest, "-")
+	index, err := strconv.Atoi(number)
+	return index, which, ok && err == nil
+}
+
+// Disarm removes every lock, program and pin under dir (empty: DefaultLockDir). It works without an open Lock, and
+// when there is nothing.
+func Disarm(dir string) error {
+	if dir == "" {
+		dir = DefaultLockDir
+	}
+	var errs []error
+	layouts, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("disarm: %w", err)
+	}
+	for _, layout := range layouts {
+		if !layout.IsDir() || !strings.HasPrefix(layout.Name(), "lock-") {
+			continue
+		}
+		at := filepath.Join(dir, layout.Name())
+		pins, err := os.ReadDir(at)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("disarm: %w", err))
+			continue
+		}
+		for _, pin := range pins {
+			if pin.Name() == "egress" || strings.HasPrefix(pin.Name(), "wire-") {
+				unpin(filepath.Join(at, pin.Name()))
+			}
+		}
+		if err := os.RemoveAll(at); err != nil {
+			errs = append(errs, fmt.Errorf("disarm: %w", err))
+		}
+	}
+	_ = os.Remove(dir) // only if it is empty
+	return errors.Join(errs...)
+}
