@@ -219,6 +219,19 @@ func nothingLeft(t *testing.T, s lab.State) {
 			t.Errorf("a process is left: %s %q", p, args)
 		}
 	}
+	for pattern, what := range map[string]string{
+		"/var/lib/cni/results/" + s.NodeName + "-*": "results of CNI",
+	} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("%s are left: %v", what, left)
+		}
+	}
+	links, _ := filepath.Glob("/var/log/containers/*") // another lab's may be there
+	for _, link := range links {
+		if target, _ := os.Readlink(link); strings.HasPrefix(target, s.Dir) {
+			t.Errorf("a link to a log is left: %s", link)
+		}
+	}
 	if rules, err := exec.Command("/usr/sbin/iptables-save").Output(); err == nil && strings.Contains(string(rules), s.NodeName) {
 		t.Error("iptables rules are left")
 	}

@@ -39,6 +39,7 @@ func (c *Cluster) Stop() error {
 		func() error { return removeCgroups(c.CgroupRoot) },
 		c.removeNetwork,
 		c.removeLogLinks,
+		c.removeNetworkResults,
 		func() error { return os.RemoveAll(c.Dir) },
 	} {
 		failed = append(failed, step())
@@ -142,4 +143,22 @@ func (c *Cluster) removeLogLinks() error {
 	}
 	_ = os.Remove(dir) // only if it is empty now
 	return err
+}
+
+// resultsDir is where CNI keeps what it gave to each pod, a path that containerd lets nobody choose.
+const resultsDir = "/var/lib/cni/results"
+
+func (c *Cluster) removeNetworkResults() error {
+	ours, err := filepath.Glob(resultsDir + "/" + c.NodeName + "-*-eth0")
+	if err != nil {
+		return err
+	}
+	for _, path := range ours {
+		sandbox := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), c.NodeName+"-"), "-eth0")
+		_ = os.Remove(resultsDir + "/cni-loopback-" + sandbox + "-lo")
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove what CNI kept: %w", err)
+		}
+	}
+	return nil
 }
