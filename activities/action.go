@@ -65,6 +65,7 @@ type Brief struct {
 	Workload   playbooks.WorkloadIdentity `json:"workload"`
 	Confidence float64                    `json:"confidence"`
 	MaxPhase   int                        `json:"max_phase,omitempty"` // the playbook's ceiling; 0 is none
+	Replicas   int                        `json:"replicas,omitempty"`  // of the workload, once known
 	Opened     time.Time                  `json:"opened"`
 }
 

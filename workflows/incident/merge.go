@@ -192,5 +192,5 @@ func Summary(in playbooks.Incident) string {
 // brief is what actions need to know.
 func (s *state) brief() activities.Brief {
 	in := s.Incident
-	return activities.Brief{ID: in.ID, Key: in.Key, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened}
+	return activities.Brief{ID: in.ID, Key: in.Key, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.Blast.Replicas}
 }

@@ -1,0 +1,211 @@
+package authority
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// PKI is the small certificate authority of one installation: it names the gateway, the nodes and, in `stanch up`,
+// the client of the embedded Temporal. Its key lies in a directory that only the owner may read.
+type PKI struct {
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+}
+
+// Names in certificates. A node's certificate has its name as CommonName and RoleNode as organisational unit.
+const (
+	RoleGateway  = "gateway"
+	RoleNode     = "node"
+	RoleTemporal = "temporal"
+)
+
+// OpenPKI reads the authority in dir, or makes one.
+func OpenPKI(dir string) (*PKI, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	p := &PKI{dir: dir}
+	raw, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, p.create()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	keyRaw, err := os.ReadFile(filepath.Join(dir, "ca.key"))
+	if err != nil {
+		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	pair, err := tls.X509KeyPair(raw, keyRaw)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate authority in %s is damaged: %w", dir, err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("the certificate authority in %s has a key of an unknown kind", dir)
+	}
+	p.cert, p.key, p.pem = pair.Leaf, key, raw
+	return p, nil
+}
+
+func (p *PKI) create() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, MaxPathLenZero: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return fmt.Errorf("make the certificate authority: %w", err)
+	}
+	if p.cert, err = x509.ParseCertificate(der); err != nil {
+		return fmt.Errorf("make the certificate authority: %w", err)
+	}
+	p.key, p.pem = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	// The key first: a crash in between makes a new authority the next time, never one without its key.
+	if err := os.WriteFile(filepath.Join(p.dir, "ca.key"), keyPEM, 0o600); err != nil {
+		return fmt.Errorf("keep the certificate authority: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(p.dir, "ca.crt"), p.pem, 0o600); err != nil {
+		return fmt.Errorf("keep the certificate authority: %w", err)
+	}
+	return nil
+}
+
+func serial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		panic(err) // the system's random source is gone: nothing can be safe
+	}
+	return n
+}
+
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode a key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// CA is the authority's certificate as PEM.
+func (p *PKI) CA() []byte { return p.pem }
+
+// Pool trusts this authority and no other.
+func (p *PKI) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(p.cert)
+	return pool
+}
+
+// certLife is how long an issued certificate holds.
+const certLife = 90 * 24 * time.Hour
+
+// Issue makes a certificate for a role and a name, good for server and client. Hosts are names or addresses.
+func (p *PKI) Issue(role, name string, hosts ...string) (certPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(certLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, p.cert, &key.PublicKey, p.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
+	}
+	if keyPEM, err = encodeKey(key); err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+}
+
+// TLS issues a certificate and gives the configuration of one end of a mutually authenticated connection.
+func (p *PKI) TLS(role, name string, hosts ...string) (*tls.Config, error) {
+	certPEM, keyPEM, err := p.Issue(role, name, hosts...)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s: %w", name, err)
+	}
+	return Mutual(pair, p.Pool()), nil
+}
+
+// Mutual is the configuration of either end: both show a certificate of the pool's authority.
+func Mutual(pair tls.Certificate, pool *x509.CertPool) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: ServerName,
+	}
+}
+
+// ServerName is the name that the gateway's certificate always carries, whatever its address.
+const ServerName = "gateway.stanch.internal"
+
+// Files issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.
+func (p *PKI) Files(dir, base, role, name string, hosts ...string) (cert, key string, err error) {
+	certPEM, keyPEM, err := p.Issue(role, name, hosts...)
+	if err != nil {
+		return "", "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
+	}
+	cert, key = filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key")
+	for path, data := range map[string][]byte{cert: certPEM, key: keyPEM, filepath.Join(dir, "ca.crt"): p.pem} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
+		}
+	}
+	return cert, key, nil
+}
+
+// LoadTLS reads NAME.crt, NAME.key and ca.crt from a directory, as Files wrote them.
+func LoadTLS(dir, base string) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
+	}
+	return Mutual(pair, pool), nil
+}

@@ -1,0 +1,302 @@
+// Package config is stanch.yaml: scopes, phases, approvers, what is protected, the budget. It is read strictly: an
+// unknown key, a value out of range or a name that nobody defines is an error with its line.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/diagnostic"
+)
+
+// Config is the whole file.
+type Config struct {
+	Cluster string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the cluster's name in incidents"`
+	// Phase is the cluster's: 1 observe, 2 contain, 3 disrupt behind approval. No scope goes beyond it.
+	Phase     int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
+	Quiet     Duration  `yaml:"quiet" json:"quiet,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
+	Scopes    []Scope   `yaml:"scopes" json:"scopes,omitempty"`
+	People    []Person  `yaml:"people" json:"people,omitempty"`
+	Protected Protected `yaml:"protected" json:"protected,omitempty"`
+	Budget    Budget    `yaml:"budget" json:"budget,omitempty"`
+	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
+	Library   *bool     `yaml:"library" json:"library,omitempty" jsonschema:"description=whether the shipped playbooks are used; true if not given"`
+	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
+	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
+}
+
+// Scope is a part of the estate with its own phase, approvers and thresholds.
+type Scope struct {
+	Name       string    `yaml:"name" json:"name"`
+	Namespaces []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
+	Phase      int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3"`
+	Confidence float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=what counts as high; 0.8 if not given"`
+	Approvers  Approvers `yaml:"approvers" json:"approvers,omitempty"`
+}
+
+// Approvers may agree to what the phase does not let run by itself.
+type Approvers struct {
+	Groups  []string `yaml:"groups" json:"groups,omitempty"`
+	Users   []string `yaml:"users" json:"users,omitempty"`
+	Quorum  int      `yaml:"quorum" json:"quorum,omitempty" jsonschema:"minimum=1,maximum=10"`
+	Timeout Duration `yaml:"timeout" json:"timeout,omitempty"`
+}
+
+// Person is somebody who may answer, and how they are known.
+type Person struct {
+	Name   string   `yaml:"name" json:"name"`
+	UID    *uint32  `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`
+	Groups []string `yaml:"groups" json:"groups,omitempty"`
+}
+
+// Protected is never contained.
+type Protected struct {
+	Namespaces []string `yaml:"namespaces" json:"namespaces,omitempty"`
+	Workloads  []string `yaml:"workloads" json:"workloads,omitempty" jsonschema:"description=namespace/Kind/name"`
+}
+
+// Budget bounds what may be contained without a person.
+type Budget struct {
+	PerHour int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
+	Share   float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
+}
+
+// Foreign is a source of detections that posts over HTTP with a token.
+type Foreign struct {
+	Name      string `yaml:"name" json:"name"`
+	TokenFile string `yaml:"token_file" json:"token_file"`
+}
+
+// Duration is a time.Duration that is written "15m".
+type Duration time.Duration
+
+// UnmarshalYAML reads "15m".
+func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
+	v, err := time.ParseDuration(n.Value)
+	if err != nil || v <= 0 {
+		return fmt.Errorf("line %d: `%s` is not a duration such as 90s or 15m", n.Line, n.Value)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes "15m0s".
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads "15m".
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = Duration(v)
+	return err //nolint:wrapcheck // it names the value
+}
+
+// The scope and the namespace of drills. Only drills live there: it is phase 3 for the drill's own approver.
+const (
+	DrillScope     = "drill"
+	DrillNamespace = "stanch-drill"
+)
+
+// Default is what holds without a file: phase 1, nobody may approve but the user who runs Stanch.
+func Default() *Config {
+	return (&Config{}).withDefaults()
+}
+
+func (c *Config) withDefaults() *Config {
+	if c.Cluster == "" {
+		c.Cluster = "local"
+	}
+	if c.Phase == 0 {
+		c.Phase = 1
+	}
+	if c.Quiet == 0 {
+		c.Quiet = Duration(15 * time.Minute)
+	}
+	if c.Budget.PerHour == 0 {
+		c.Budget.PerHour = 20
+	}
+	if c.Budget.Share == 0 {
+		c.Budget.Share = 0.5
+	}
+	if len(c.Protected.Namespaces) == 0 {
+		c.Protected.Namespaces = []string{"kube-system", "stanch-system"}
+	}
+	for i := range c.Scopes {
+		s := &c.Scopes[i]
+		if s.Phase == 0 {
+			s.Phase = c.Phase
+		}
+		s.Confidence = orElse(s.Confidence, 0.8)
+		s.Approvers.Quorum = orElse(s.Approvers.Quorum, 1)
+		s.Approvers.Timeout = orElse(s.Approvers.Timeout, Duration(15*time.Minute))
+	}
+	return c
+}
+
+func orElse[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// ScopeOf is the scope of a namespace ("" for containers of the host). The first that fits counts; what fits none
+// is in the scope "default" with the cluster's phase and no approvers.
+func (c *Config) ScopeOf(namespace string) Scope {
+	for _, s := range c.Scopes {
+		for _, pattern := range s.Namespaces {
+			if ok, err := path.Match(pattern, namespace); err == nil && ok {
+				s.Phase = min(s.Phase, c.Phase)
+				return s
+			}
+		}
+	}
+	return Scope{Name: "default", Phase: c.Phase, Confidence: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
+}
+
+// PersonByUID finds who has a user id; more than one is nobody.
+func (c *Config) PersonByUID(uid uint32) (Person, bool) {
+	var found []Person
+	for _, p := range c.People {
+		if p.UID != nil && *p.UID == uid {
+			found = append(found, p)
+		}
+	}
+	if len(found) != 1 {
+		return Person{}, false
+	}
+	return found[0], true
+}
+
+// Load reads a file; a file that does not exist is an error.
+func Load(file string) (*Config, diagnostic.Diagnostics, error) {
+	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("there is no config file %s; leave --config away to run with the defaults", file)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the config: %w", err)
+	}
+	c, problems := Parse(file, raw)
+	return c, problems, nil
+}
+
+var atLine = regexp.MustCompile(`line (\d+): (.*)`)
+
+var unknownField = regexp.MustCompile(`field (\S+) not found in type config\.(\S+)`)
+
+// Parse reads the text of a file.
+func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
+	p := &parser{file: file}
+	decoder := yaml.NewDecoder(bytes.NewReader(raw))
+	decoder.KnownFields(true)
+	c := &Config{}
+	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			m := atLine.FindStringSubmatch(line)
+			if m == nil {
+				if !strings.Contains(line, "unmarshal errors") {
+					p.errorf(1, "yaml", "", "%s", strings.TrimPrefix(line, "yaml: "))
+				}
+				continue
+			}
+			n, _ := strconv.Atoi(m[1])
+			if f := unknownField.FindStringSubmatch(m[2]); f != nil {
+				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], keysOf(f[2])), "there is no key `%s` here", f[1])
+				continue
+			}
+			p.errorf(n, "yaml", "", "%s", m[2])
+		}
+	}
+	p.check(c)
+	if p.problems.HasErrors() {
+		return nil, p.problems.Sorted()
+	}
+	return c.withDefaults(), p.problems.Sorted()
+}
+
+type parser struct {
+	file     string
+	problems diagnostic.Diagnostics
+}
+
+func (p *parser) errorf(line int, code, hint, format string, args ...any) {
+	p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: line, Column: 1, Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+func (p *parser) check(c *Config) {
+	phase := func(what string, n int) {
+		if n < 0 || n > 3 {
+			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)
+		}
+	}
+	phase("the cluster", c.Phase)
+	var groups, names []string
+	for _, person := range c.People {
+		if person.Name == "" {
+			p.errorf(1, "required", "", "a person has no name")
+		}
+		if slices.Contains(names, person.Name) {
+			p.errorf(1, "duplicate", "", "two people are called `%s`", person.Name)
+		}
+		names, groups = append(names, person.Name), append(groups, person.Groups...)
+	}
+	seen := map[string]bool{DrillScope: true}
+	for _, s := range c.Scopes {
+		if s.Name == "" || seen[s.Name] {
+			p.errorf(1, "name", "`drill` is taken by drills", "the scope name `%s` is empty or used twice", s.Name)
+		}
+		seen[s.Name] = true
+		phase("scope "+s.Name, s.Phase)
+		if s.Confidence < 0 || s.Confidence > 1 {
+			p.errorf(1, "range", "", "scope %s: `confidence` must be from 0 to 1", s.Name)
+		}
+		for _, pattern := range s.Namespaces {
+			if _, err := path.Match(pattern, ""); err != nil {
+				p.errorf(1, "pattern", "", "scope %s: `%s` is not a pattern", s.Name, pattern)
+			}
+		}
+		for _, g := range s.Approvers.Groups {
+			if !slices.Contains(groups, g) {
+				p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, groups), "scope %s: nobody is in the group `%s`", s.Name, g)
+			}
+		}
+		for _, u := range s.Approvers.Users {
+			if !slices.Contains(names, u) {
+				p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, names), "scope %s: there is no person `%s`", s.Name, u)
+			}
+		}
+	}
+}
+
+func keysOf(typeName string) []string {
+	switch typeName {
+	case "Config":
+		return []string{"cluster", "phase", "quiet", "scopes", "people", "protected", "budget", "playbooks", "library", "rules", "foreign"}
+	case "Scope":
+		return []string{"name", "namespaces", "phase", "confidence", "approvers"}
+	case "Approvers":
+		return []string{"groups", "users", "quorum", "timeout"}
+	case "Person":
+		return []string{"name", "uid", "groups"}
+	case "Protected":
+		return []string{"namespaces", "workloads"}
+	case "Budget":
+		return []string{"per_hour", "share"}
+	case "Foreign":
+		return []string{"name", "token_file"}
+	}
+	return nil
+}

@@ -1,0 +1,249 @@
+// Package guards decides whether an effect may happen: a chain of pure functions, each with a reason, run when a
+// containment is planned and again in the activity immediately before its effect. A playbook cannot get around it.
+//
+// It refuses to believe the workflow: phase, scope, confidence and evidence are taken from the configuration and
+// from signed statements, never from what the request claims.
+package guards
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+)
+
+// Fresh is how old an attested detection may be for an automatic effect.
+const Fresh = 15 * time.Minute
+
+// Switch is the kill switch.
+type Switch interface {
+	// Stopped tells whether new containments are stopped, and by whom. An error counts as stopped.
+	Stopped(ctx context.Context) (bool, string, error)
+}
+
+// Budget is the blast-radius budget.
+type Budget interface {
+	// Spend takes one containment out of the budget, or says why there is none left. The same lease costs once.
+	Spend(f Facts) (reason string)
+	// Left says the same without spending.
+	Left(f Facts) (reason string)
+}
+
+// Chain is the guards with what they read.
+type Chain struct {
+	Config *config.Config
+	Keys   proof.Keyring
+	Switch Switch
+	Budget Budget
+	// Self are Stanch's own pods, by UID: never contained.
+	Self []string
+}
+
+var _ activities.Guards = (*Chain)(nil)
+
+// Facts is what a guard judges by. Everything in it was verified.
+type Facts struct {
+	activities.Question
+	Config     *config.Config
+	Scope      config.Scope
+	Stopped    string // who stopped, "" if nobody did
+	Signals    []playbooks.Signal
+	Verdict    playbooks.Verdict // of the signals
+	Receipts   []proof.Receipt
+	Grant      *proof.Grant
+	GrantError string // why a grant that was offered does not hold
+	On         string
+	Budget     Budget
+	Self       []string
+	Drill      bool
+}
+
+// guard is one link of the chain: nil lets it pass.
+type guard struct {
+	name  string
+	judge func(Facts) *activities.Decision
+}
+
+// chain is the order in which guards judge.
+var chain = []guard{
+	{"kill-switch", killSwitch}, // a person stopped everything new
+	{"protected", protected},    // what must never be contained
+	{"evidence", evidence},      // volatile evidence was attempted before
+	{"grant", offeredGrant},     // a grant that was offered must hold
+	{"budget", budget},          // how much may be contained without a person
+	{"phase", phase},            // how much the scope automates, and on what proof
+}
+
+// Decide runs the chain.
+func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
+	f, err := c.facts(ctx, q)
+	if err != nil {
+		return activities.Decision{}, err
+	}
+	for _, g := range chain {
+		if d := g.judge(f); d != nil {
+			d.Guard, d.Phase = g.name, f.phase()
+			if d.Verdict == activities.VerdictRun && q.Before {
+				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
+					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase()}, nil
+				}
+			}
+			return *d, nil
+		}
+	}
+	return activities.Decision{}, errors.New("no guard decided")
+}
+
+func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error) {
+	f := Facts{Question: q, Config: c.Config, Budget: c.Budget, Self: c.Self}
+	target := q.Request.Target
+	f.Scope = c.Config.ScopeOf(target.Namespace)
+	stopped, who, err := c.Switch.Stopped(ctx)
+	if err != nil {
+		stopped, who = true, "the kill switch cannot be read: "+err.Error()
+	}
+	if stopped {
+		f.Stopped = who
+	}
+	drill := target.Namespace == config.DrillNamespace
+	for _, s := range q.Basis.Attestations {
+		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
+		if err != nil {
+			continue // old, or another target's: it counts for nothing
+		}
+		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
+		f.On = a.Detection
+		drill = drill || a.Scope == config.DrillScope && target.Namespace == ""
+	}
+	f.Verdict = playbooks.Correlate(f.Signals)
+	for _, s := range q.Basis.Receipts {
+		var r proof.Receipt
+		if c.Keys.Open(s, proof.PurposeReceipt, &r) == nil && r.Incident == q.Request.Incident.ID {
+			f.Receipts = append(f.Receipts, r)
+		}
+	}
+	if q.Basis.Grant != nil {
+		g, err := c.Keys.OpenGrant(*q.Basis.Grant, proof.OperationApply, q.Now)
+		if err == nil {
+			err = g.Permits(q.PlanHash, target.ID())
+		}
+		if err != nil {
+			f.GrantError = err.Error()
+		} else {
+			f.Grant, f.On = &g, g.Nonce
+		}
+	}
+	if drill {
+		f.Drill = true
+		f.Scope = config.Scope{Name: config.DrillScope, Phase: 3, Confidence: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
+	}
+	return f, nil
+}
+
+func (f Facts) phase() int {
+	p := f.Scope.Phase
+	if f.Request.Incident.MaxPhase > 0 {
+		p = min(p, f.Request.Incident.MaxPhase)
+	}
+	return p
+}
+
+func (f Facts) approvers() activities.Approvers {
+	a := f.Scope.Approvers
+	return activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
+}
+
+func refuse(format string, args ...any) *activities.Decision {
+	return &activities.Decision{Verdict: activities.VerdictRefuse, Reason: fmt.Sprintf(format, args...)}
+}
+
+func propose(format string, args ...any) *activities.Decision {
+	return &activities.Decision{Verdict: activities.VerdictPropose, Reason: fmt.Sprintf(format, args...)}
+}
+
+func killSwitch(f Facts) *activities.Decision {
+	if f.Stopped == "" {
+		return nil
+	}
+	return refuse("new containments are stopped (%s); `stanch resume` lets them go on", f.Stopped)
+}
+
+func protected(f Facts) *activities.Decision {
+	t := f.Request.Target
+	if t.Namespace != "" && slices.Contains(f.Config.Protected.Namespaces, t.Namespace) {
+		return refuse("the namespace %s is protected", t.Namespace)
+	}
+	if slices.Contains(f.Self, t.UID) {
+		return refuse("%s is Stanch itself", t)
+	}
+	w := f.Request.Incident.Workload
+	if t.Kind == playbooks.TargetWorkload {
+		w = playbooks.WorkloadIdentity{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name}
+	}
+	if w.Namespace == t.Namespace && slices.Contains(f.Config.Protected.Workloads, w.String()) {
+		return refuse("the workload %s is protected", w)
+	}
+	return nil
+}
+
+func evidence(f Facts) *activities.Decision {
+	if !f.Before {
+		return nil // plans inside of an approval are made before the evidence may have run
+	}
+	for _, r := range f.Receipts {
+		if r.Target == f.Request.Target.ID() || f.Request.Target.Kind == playbooks.TargetWorkload {
+			return nil
+		}
+	}
+	return refuse("no evidence of %s was attempted before", f.Request.Target)
+}
+
+func offeredGrant(f Facts) *activities.Decision {
+	if f.Basis.Grant == nil {
+		return nil
+	}
+	if f.Grant == nil {
+		return refuse("the grant does not hold: %s", f.GrantError)
+	}
+	return nil
+}
+
+func budget(f Facts) *activities.Decision {
+	if f.Grant != nil {
+		return nil // people decided; the budget bounds what runs without them
+	}
+	if reason := f.Budget.Left(f); reason != "" {
+		return propose("%s", reason)
+	}
+	return nil
+}
+
+// phase is the table: what a class of action may do in a phase.
+func phase(f Facts) *activities.Decision {
+	class, p := f.Spec.Class, f.phase()
+	switch {
+	case class == playbooks.ClassObserve:
+		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "it changes nothing"}
+	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
+		return propose("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
+	case f.Grant != nil:
+		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.People, ", "), On: f.On}
+	case class == playbooks.ClassDisrupt || f.Basis.Asked:
+		return &activities.Decision{Verdict: activities.VerdictAsk, Reason: "it runs only with the grant of its approval", Approvers: f.approvers()}
+	case len(f.Signals) == 0:
+		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, Fresh)
+	case f.Verdict.Confidence < f.Scope.Confidence:
+		return &activities.Decision{Verdict: activities.VerdictAsk, Approvers: f.approvers(),
+			Reason: fmt.Sprintf("confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)}
+	}
+	return &activities.Decision{Verdict: activities.VerdictRun, On: f.On,
+		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence)}
+}
