@@ -3,11 +3,114 @@
 // It is pure and errs on the side of hiding: it refuses to decide whether a secret is a real one.
 package redact
 
-// Args gives a copy of a command line with what looks like a secret replaced by Mark.
-func Args(args []string) []string { return args }
-
-// Text does the same for free text.
-func Text(s string) string { return s }
+import (
+	"regexp"
+	"strings"
+)
 
 // Mark stands where a secret was.
 const Mark = "[redacted]"
+
+// secretWord matches names of options and variables whose value is a secret.
+var secretWord = regexp.MustCompile(`(?i)(passw(or)?d|passwd|passphrase|^-*pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
+	`credential|auth(orization)?$|bearer|session[-_.]?id|cookie|client[-_.]?key|encryption[-_.]?key|signing[-_.]?key|^-*pwd$|_pwd$|_pass$|mnemonic|wallet[-_.]?seed)`)
+
+// shapes matches what is a secret by its form, wherever it stands. A group named keep stays before the mark.
+var shapes = []*regexp.Regexp{
+	regexp.MustCompile(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`),              // user info of a URL
+	regexp.MustCompile(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`), // HTTP authorization
+	regexp.MustCompile(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`),              // AWS key ids
+	regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`), // JWT
+	regexp.MustCompile(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`),  // GitHub
+	regexp.MustCompile(`\bglpat-[A-Za-z0-9_-]{16,}`),                                     // GitLab
+	regexp.MustCompile(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-[A-Za-z0-9-]{10,}`),      // Slack
+	regexp.MustCompile(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`),                         // Stripe
+	regexp.MustCompile(`\bAIza[A-Za-z0-9_-]{30,}`),                                       // Google
+	regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`),
+	regexp.MustCompile(`(?P<keep>(?i)\b[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*["']?\s*[=:]\s*["']?)[^\s"'&;,}]+`),
+}
+
+// Args gives a copy of a command line with what looks like a secret replaced by Mark. It knows --name=value,
+// --name value, -pVALUE of database clients, NAME=value and what Text knows.
+func Args(args []string) []string {
+	if args == nil {
+		return nil
+	}
+	out := make([]string, len(args))
+	hideNext := false
+	for i, a := range args {
+		switch name, value, hasValue := strings.Cut(a, "="); {
+		case i == 0:
+			out[i] = Text(a)
+		case hideNext && !(strings.HasPrefix(a, "-") && len(a) > 1 && secretOption(a)):
+			out[i], hideNext = Mark, false
+		case hasValue && value != "" && optionName.MatchString(name) && secretWord.MatchString(name) && wholeValue(a):
+			out[i], hideNext = name+"="+Mark, false
+		case secretOption(a):
+			out[i], hideNext = a, true
+		case databasePassword(args[0], a):
+			out[i] = "-p" + Mark
+		case userPassword(args[0], args, i):
+			user, _, _ := strings.Cut(a, ":")
+			out[i] = user + ":" + Mark
+		default:
+			out[i] = Text(a)
+		}
+	}
+	return out
+}
+
+// optionName is what an option or a variable is called.
+var optionName = regexp.MustCompile(`^[\w.-]+$`)
+
+// wholeValue tells whether all behind the sign is the value. NAME=value with blanks is a line for a shell, and the rest
+// of the line is what a responder wants to see; an option has no such line.
+func wholeValue(a string) bool {
+	return strings.HasPrefix(a, "-") || !strings.ContainsAny(a, " \t\n")
+}
+
+// secretOption tells whether an option's value is a secret that is the next argument.
+func secretOption(a string) bool {
+	return strings.HasPrefix(a, "-") && !strings.ContainsAny(a, "= \t\n") && len(a) < 64 && secretWord.MatchString(a)
+}
+
+// databasePassword tells whether an argument is -pVALUE of a MySQL client.
+func databasePassword(program, a string) bool {
+	base := program[strings.LastIndexByte(program, '/')+1:]
+	return len(a) > 2 && strings.HasPrefix(a, "-p") && (strings.HasPrefix(base, "mysql") || strings.HasPrefix(base, "mariadb"))
+}
+
+// userPassword tells whether an argument is the user:password of curl or wget.
+func userPassword(program string, args []string, i int) bool {
+	base := program[strings.LastIndexByte(program, '/')+1:]
+	prev := args[i-1]
+	return base == "curl" && (prev == "-u" || prev == "--user" || prev == "--proxy-user" || prev == "-U") && strings.Contains(args[i], ":")
+}
+
+// Text replaces what looks like a secret in free text.
+func Text(s string) string {
+	for _, re := range shapes {
+		if keep := re.SubexpIndex("keep"); keep > 0 {
+			with := "${keep}" + Mark
+			if strings.Contains(re.String(), "://") {
+				with += "@"
+			}
+			s = re.ReplaceAllString(s, with)
+			continue
+		}
+		s = re.ReplaceAllLiteralString(s, Mark)
+	}
+	return s
+}
+
+// EnvNames gives the names of an environment ("NAME=value" each) and none of its values. What has no "=" is left out: it
+// could be a value.
+func EnvNames(env []string) []string {
+	var out []string
+	for _, e := range env {
+		if name, _, ok := strings.Cut(e, "="); ok && name != "" && len(name) <= 256 {
+			out = append(out, name)
+		}
+	}
+	return out
+}

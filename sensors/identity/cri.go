@@ -1,0 +1,280 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"stanch/sensors"
+)
+
+// usualSockets are where runtimes listen.
+var usualSockets = []string{
+	"/run/containerd/containerd.sock",
+	"/run/crio/crio.sock",
+	"/var/run/containerd/containerd.sock",
+	"/run/k3s/containerd/containerd.sock",
+	"/var/snap/microk8s/common/run/containerd.sock",
+	"/run/cri-dockerd.sock",
+}
+
+// pauseName is what the pause container is called here: to the runtime it is the sandbox and has no name.
+const pauseName = "pause"
+
+// The kubelet's labels and annotations on containers and sandboxes.
+const (
+	labelContainerName = "io.kubernetes.container.name"
+	labelPodName       = "io.kubernetes.pod.name"
+	labelPodNamespace  = "io.kubernetes.pod.namespace"
+	labelPodUID        = "io.kubernetes.pod.uid"
+)
+
+// runtimeClient asks a CRI runtime. It connects at the first question and again after the runtime was away.
+type runtimeClient struct {
+	socket  string
+	timeout time.Duration
+
+	mu   sync.Mutex
+	conn *grpc.ClientConn
+	rt   cri.RuntimeServiceClient
+	name string // "containerd 1.6.20 at /run/…"
+	// last is the latest failure; it stands until retry, so that a runtime that hangs costs its timeout once a second.
+	last  error
+	retry time.Time
+	// pods keeps the sandbox of a container's pod: its containers share it. Bounded by clearing.
+	pods map[string]sensors.Pod
+}
+
+func newRuntimeClient(socket string, timeout time.Duration) *runtimeClient {
+	return &runtimeClient{socket: socket, timeout: timeout, pods: map[string]sensors.Pod{}}
+}
+
+var errNoRuntime = errors.New("no CRI runtime socket on this machine")
+
+func (r *runtimeClient) client(ctx context.Context) (cri.RuntimeServiceClient, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rt != nil {
+		return r.rt, nil
+	}
+	socket := r.socket
+	if socket == "none" {
+		return nil, errNoRuntime
+	}
+	if r.last != nil && time.Now().Before(r.retry) {
+		return nil, r.last
+	}
+	r.retry = time.Now().Add(time.Second)
+	if socket == "" {
+		for _, s := range usualSockets {
+			if _, err := os.Stat(s); err == nil {
+				socket = s
+				break
+			}
+		}
+	}
+	if socket == "" {
+		r.last = errNoRuntime
+		return nil, r.last
+	}
+	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		r.last = fmt.Errorf("connect to the runtime at %s: %w", socket, err)
+		return nil, r.last
+	}
+	rt := cri.NewRuntimeServiceClient(conn)
+	v, err := rt.Version(ctx, &cri.VersionRequest{})
+	if err != nil {
+		conn.Close()
+		r.last = fmt.Errorf("ask the runtime at %s (is its CRI plugin enabled?): %w", socket, err)
+		return nil, r.last
+	}
+	r.conn, r.rt, r.last = conn, rt, nil
+	r.name = fmt.Sprintf("%s %s at %s", v.GetRuntimeName(), v.GetRuntimeVersion(), socket)
+	return rt, nil
+}
+
+// fill asks for a container by its id and fills in what the runtime knows. A sandbox is the pause container.
+func (r *runtimeClient) fill(ctx context.Context, c *sensors.Container) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	rt, err := r.client(ctx)
+	if errors.Is(err, errNoRuntime) {
+		return nil // the cgroup alone is all that this machine can tell
+	}
+	if err != nil {
+		return err
+	}
+	if c.Runtime == "" {
+		r.mu.Lock()
+		c.Runtime, _, _ = strings.Cut(r.name, " ")
+		r.mu.Unlock()
+	}
+	st, err := rt.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.ID})
+	if status.Code(err) == codes.NotFound {
+		pod, err := r.sandbox(ctx, rt, c.ID)
+		if err != nil {
+			return fmt.Errorf("ask the runtime about container %s: %w", c.ID, err)
+		}
+		c.Name, c.Pod = pauseName, pod
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ask the runtime about container %s: %w", c.ID, err)
+	}
+	s := st.GetStatus()
+	c.Name = s.GetMetadata().GetName()
+	c.Image = s.GetImage().GetImage()
+	c.ImageDigest = digest(s.GetImageRef())
+	if strings.HasPrefix(c.Image, "sha256:") && s.GetImage().GetUserSpecifiedImage() != "" {
+		c.Image = s.GetImage().GetUserSpecifiedImage()
+	}
+	if at := s.GetStartedAt(); at > 0 {
+		c.StartedAt = time.Unix(0, at).UTC()
+	}
+	labels := s.GetLabels()
+	c.Pod.Namespace, c.Pod.Name = labels[labelPodNamespace], labels[labelPodName]
+	if uid := labels[labelPodUID]; uid != "" {
+		c.Pod.UID = uid
+	}
+	// The sandbox has the pod's own labels, its address and its namespaces. The list is the only way from a container to it.
+	list, err := rt.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: c.ID}})
+	if err != nil || len(list.GetContainers()) != 1 {
+		return err
+	}
+	pod, err := r.sandbox(ctx, rt, list.GetContainers()[0].GetPodSandboxId())
+	if err != nil {
+		return fmt.Errorf("ask the runtime about the sandbox of container %s: %w", c.ID, err)
+	}
+	c.Pod = pod
+	return nil
+}
+
+func (r *runtimeClient) sandbox(ctx context.Context, rt cri.RuntimeServiceClient, id string) (sensors.Pod, error) {
+	r.mu.Lock()
+	pod, ok := r.pods[id]
+	r.mu.Unlock()
+	if ok {
+		return pod, nil
+	}
+	res, err := rt.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
+	if status.Code(err) == codes.NotFound {
+		return pod, ErrNotFound
+	}
+	if err != nil {
+		return pod, err
+	}
+	s := res.GetStatus()
+	pod = sensors.Pod{
+		Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(), UID: s.GetMetadata().GetUid(),
+		IP: s.GetNetwork().GetIp(), HostNetwork: s.GetLinux().GetNamespaces().GetOptions().GetNetwork() == cri.NamespaceMode_NODE,
+		Labels: own(s.GetLabels()), Annotations: own(s.GetAnnotations()),
+	}
+	if s.GetState() == cri.PodSandboxState_SANDBOX_READY && (pod.IP != "" || pod.HostNetwork) {
+		r.mu.Lock()
+		if len(r.pods) >= 4096 {
+			clear(r.pods)
+		}
+		r.pods[id] = pod
+		r.mu.Unlock()
+	}
+	return pod, nil
+}
+
+// own leaves out what the kubelet added: it is in fields of its own.
+func own(m map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range m {
+		switch {
+		case k == labelPodName, k == labelPodNamespace, k == labelPodUID, k == labelContainerName:
+		case strings.HasPrefix(k, "kubernetes.io/config."), k == "kubectl.kubernetes.io/last-applied-configuration":
+		default:
+			out[k] = v
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// digest takes "sha256:…" out of a reference to an image, which may be a name with a digest or the bare id.
+func digest(ref string) string {
+	if _, d, ok := strings.Cut(ref, "@"); ok {
+		ref = d
+	}
+	if hex, ok := strings.CutPrefix(ref, "sha256:"); ok && len(hex) == 64 {
+		return ref
+	}
+	return ""
+}
+
+func (r *runtimeClient) describe() string {
+	ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
+	defer cancel()
+	if _, err := r.client(ctx); err != nil {
+		return err.Error()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.name
+}
+
+func (r *runtimeClient) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return nil
+	}
+	err := r.conn.Close()
+	r.conn, r.rt = nil, nil
+	return err
+}
+
+var (
+	replicaSetPod = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
+	ordinalPod    = regexp.MustCompile(`^(.+)-[0-9]+$`)
+)
+
+// workload guesses nothing: it reads the labels that the controllers themselves put on their pods.
+func workload(c *sensors.Container) sensors.Workload {
+	p := &c.Pod
+	if p.Name == "" {
+		if p.UID != "" {
+			return sensors.Workload{Kind: "Pod"}
+		}
+		return sensors.Workload{Kind: "Container", Name: c.ID}
+	}
+	if hash := p.Labels["pod-template-hash"]; hash != "" {
+		if m := replicaSetPod.FindStringSubmatch(p.Name); m != nil {
+			if name, ok := strings.CutSuffix(m[1], "-"+hash); ok && name != "" {
+				return sensors.Workload{Kind: "Deployment", Name: name}
+			}
+		}
+	}
+	if p.Labels["statefulset.kubernetes.io/pod-name"] == p.Name {
+		if m := ordinalPod.FindStringSubmatch(p.Name); m != nil {
+			return sensors.Workload{Kind: "StatefulSet", Name: m[1]}
+		}
+	}
+	if job := p.Labels["batch.kubernetes.io/job-name"]; job != "" {
+		return sensors.Workload{Kind: "Job", Name: job}
+	}
+	if p.Labels["controller-revision-hash"] != "" && p.Labels["pod-template-generation"] != "" {
+		if m := replicaSetPod.FindStringSubmatch(p.Name); m != nil {
+			return sensors.Workload{Kind: "DaemonSet", Name: m[1]}
+		}
+	}
+	return sensors.Workload{Kind: "Pod", Name: p.Name}
+}

@@ -1,0 +1,62 @@
+package redact
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestArgs(t *testing.T) {
+	for _, c := range []struct{ in, want []string }{
+		{[]string{"app", "--password=hunter22", "--port=80"}, []string{"app", "--password=" + Mark, "--port=80"}},
+		{[]string{"app", "--api-key", "hunter22", "run"}, []string{"app", "--api-key", Mark, "run"}},
+		{[]string{"app", "--token", "--secret", "hunter22"}, []string{"app", "--token", "--secret", Mark}},
+		{[]string{"env", "DB_PASSWORD=hunter22", "sh"}, []string{"env", "DB_PASSWORD=" + Mark, "sh"}},
+		{[]string{"/usr/bin/mysql", "-uroot", "-phunter22"}, []string{"/usr/bin/mysql", "-uroot", "-p" + Mark}},
+		{[]string{"curl", "-u", "bob:hunter22", "https://x"}, []string{"curl", "-u", "bob:" + Mark, "https://x"}},
+		{[]string{"git", "clone", "https://bob:hunter22@example.org/r"}, []string{"git", "clone", "https://" + Mark + "@example.org/r"}},
+		{[]string{"curl", "-H", "Authorization: Bearer abcdefgh12345678"}, []string{"curl", "-H", "Authorization: Bearer " + Mark}},
+		{[]string{"sh", "-c", "PGPASSWORD=hunter22 psql -h db"}, []string{"sh", "-c", "PGPASSWORD=" + Mark + " psql -h db"}},
+		{[]string{"aws", "AKIAABCDEFGHIJKLMNOP"}, []string{"aws", Mark}},
+		{[]string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}, []string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}},
+		{[]string{"ls", "-p", "/tmp"}, []string{"ls", "-p", "/tmp"}},
+		{nil, nil},
+	} {
+		in := slices.Clone(c.in)
+		if got := Args(c.in); !slices.Equal(got, c.want) {
+			t.Errorf("%q\n got %q\nwant %q", c.in, got, c.want)
+		}
+		if !slices.Equal(in, c.in) {
+			t.Errorf("the argument was changed: %q", c.in)
+		}
+	}
+}
+
+func TestEnvNames(t *testing.T) {
+	got := EnvNames([]string{"A=1", "TOKEN=eyJ", "orphan of a value", "=x"})
+	if !slices.Equal(got, []string{"A", "TOKEN"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func FuzzArgs(f *testing.F) {
+	for _, s := range []string{"app\x00--password=x", "curl\x00-u\x00a:b", "-----BEGIN PRIVATE KEY-----", "", "a\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		args := strings.Split(s, "\x00")
+		got := Args(args)
+		if len(got) != len(args) {
+			t.Fatalf("%d arguments became %d", len(args), len(got))
+		}
+		secret := "Zq8" + "correcthorse"
+		for _, with := range [][]string{
+			append(slices.Clone(args[:1]), "--password="+secret), {"app", "--token", secret}, {"app", "https://u:" + secret + "@h/" + strings.ReplaceAll(s, "@", "")},
+		} {
+			if joined := strings.Join(Args(with), " "); strings.Contains(joined, secret) && !strings.Contains(s, secret) {
+				t.Fatalf("%q is in %q", secret, joined)
+			}
+		}
+		EnvNames(args)
+	})
+}
