@@ -6,11 +6,7 @@
 // not fit is said in Missing, never silently left out.
 package snapshot
 
-import (
-	"context"
-	"errors"
-	"time"
-)
+import "time"
 
 // Target is what to take.
 type Target struct {
@@ -91,46 +87,3 @@ type Blob struct {
 	Size   int64  `json:"size"`   // of the file; Data may be shorter
 	Data   []byte `json:"-"`
 }
-
-// Take takes a snapshot. It returns what it got with whatever error ended it; only a target that does not exist gives
-// nothing. A context that ends gives a partial snapshot that says so, and no error.
-func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []Blob, error) {
-	return Snapshot{}, nil, errors.New("not yet")
-}
-
-// Freeze stops every process of a cgroup (absolute path of its v2 directory) and waits until they stand still.
-// Freezing is for seconds: probes of a frozen pod fail and the kubelet kills it.
-func Freeze(ctx context.Context, cgroupDir string) error { return errors.New("not yet") }
-
-// Thaw lets them go on. Thawing what is not frozen, or is gone, is no error.
-func Thaw(ctx context.Context, cgroupDir string) error { return errors.New("not yet") }
-
-// FreezeState is how a cgroup stands.
-type FreezeState struct {
-	Asked  bool `json:"asked"`  // cgroup.freeze is 1
-	Frozen bool `json:"frozen"` // the kernel says that all stand still
-}
-
-// Frozen reads how a cgroup stands.
-func Frozen(cgroupDir string) (FreezeState, error) { return FreezeState{}, errors.New("not yet") }
-
-// Freezer freezes with an end: it thaws by itself. Close thaws everything. A sensor that is killed leaves cgroups
-// frozen, so its next start calls Sweep.
-type Freezer struct{}
-
-// NewFreezer keeps its list of what is frozen until when in a file under stateDir, so that Sweep knows.
-func NewFreezer(stateDir string) (*Freezer, error) { return nil, errors.New("not yet") }
-
-// Freeze freezes for a lease until the given time. Again with the same lease moves the end.
-func (f *Freezer) Freeze(ctx context.Context, lease, cgroupDir string, until time.Time) error {
-	return errors.New("not yet")
-}
-
-// Thaw ends a lease's freeze now.
-func (f *Freezer) Thaw(ctx context.Context, lease string) error { return errors.New("not yet") }
-
-// Sweep thaws what an earlier process left frozen past its end and takes over the rest.
-func (f *Freezer) Sweep(ctx context.Context) error { return errors.New("not yet") }
-
-// Close thaws everything that it holds.
-func (f *Freezer) Close() error { return nil }

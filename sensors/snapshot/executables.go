@@ -1,0 +1,165 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+type fileID struct{ dev, ino uint64 }
+
+type hashed struct {
+	sum   string
+	upper bool
+}
+
+// executables hashes what the processes run, and copies what is in no image. It reads through /proc/<pid>/exe, so that a
+// deleted file and one without a name are read too.
+func (k *taking) executables(ctx context.Context) {
+	for i := range k.snap.Processes {
+		p := &k.snap.Processes[i]
+		if p.Exe == "" {
+			continue
+		}
+		if ctx.Err() != nil {
+			k.missing("executables from process %d on: out of time", p.PID)
+			return
+		}
+		if err := k.executable(ctx, p); err != nil {
+			k.missing("executable %s of process %d: %v", p.Exe, p.PID, err)
+		}
+	}
+}
+
+func (k *taking) executable(ctx context.Context, p *Process) error {
+	f, err := os.Open(dirOf(p.PID) + "/exe")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	id := fileID{st.Dev, st.Ino}
+	if h, ok := k.hashes[id]; ok {
+		p.SHA256, p.Upper = h.sum, h.upper
+		return nil
+	}
+	upper := !p.Memfd && !p.Deleted && inUpperLayer(p)
+	p.Upper = upper
+	why := ""
+	switch {
+	case p.Memfd:
+		why = "memfd"
+	case p.Deleted:
+		why = "deleted"
+	case upper:
+		why = "upper layer"
+	}
+	if st.Size > k.lim.HashBytes {
+		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.lim.HashBytes)
+	}
+	room := min(k.lim.BlobBytes, k.lim.TotalBytes-k.total)
+	if why == "" {
+		room = 0
+	}
+	sum, head, err := hashAndCopy(ctx, f, room)
+	if err != nil {
+		return err
+	}
+	p.SHA256 = sum
+	k.hashes[id] = hashed{sum, upper}
+	if why == "" {
+		return nil
+	}
+	if int64(len(head)) < st.Size {
+		k.missing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head), st.Size)
+	}
+	if len(head) == 0 {
+		return nil
+	}
+	k.total += int64(len(head))
+	own := sha256.Sum256(head)
+	k.blobs = append(k.blobs, Blob{
+		Name: "exe-" + sum[:16], Source: p.Exe, Why: why, SHA256: hex.EncodeToString(own[:]), Size: st.Size, Data: head,
+	})
+	return nil
+}
+
+// hashAndCopy hashes a file and keeps at most room bytes of it. It stops when ctx ends.
+func hashAndCopy(ctx context.Context, r io.Reader, room int64) (string, []byte, error) {
+	hash := sha256.New()
+	var head bytes.Buffer
+	buf := make([]byte, 256<<10)
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", nil, fmt.Errorf("out of time: %w", err)
+		}
+		n, err := r.Read(buf)
+		hash.Write(buf[:n])
+		if keep := min(int64(n), room-int64(head.Len())); keep > 0 {
+			head.Write(buf[:keep])
+		}
+		if err == io.EOF {
+			return hex.EncodeToString(hash.Sum(nil)), head.Bytes(), nil
+		}
+		if err != nil {
+			return "", nil, err
+		}
+	}
+}
+
+// inUpperLayer tells whether a process's executable lies in the writable layer of its overlay: the mount's options
+// name the directory, and a file of that name is in it. The upper directory may be out of sight of the sensor; then the
+// answer is no, and events still carry the kernel's own.
+func inUpperLayer(p *Process) bool {
+	b, _, err := readMax(dirOf(p.PID)+"/mountinfo", 1<<20)
+	if err != nil {
+		return false
+	}
+	best, upper := "", ""
+	for f := range lines(b) {
+		at := sepAt(f)
+		if at < 0 || len(f) < at+4 {
+			continue
+		}
+		point := f[4]
+		if !(point == "/" || p.Exe == point || strings.HasPrefix(p.Exe, strings.TrimRight(point, "/")+"/")) || len(point) < len(best) {
+			continue
+		}
+		best, upper = point, ""
+		if f[at+1] != "overlay" {
+			continue
+		}
+		for o := range strings.SplitSeq(f[at+3], ",") {
+			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+				upper = dir
+			}
+		}
+	}
+	if upper == "" || !strings.HasPrefix(upper, "/") {
+		return false
+	}
+	name := filepath.Join("/", strings.TrimPrefix(p.Exe, strings.TrimRight(best, "/")))
+	st, err := os.Lstat(upper + name)
+	return err == nil && st.Mode().IsRegular()
+}
+
+// sepAt finds the "-" behind the optional fields of a line of mountinfo.
+func sepAt(f []string) int {
+	for i := 6; i < len(f); i++ {
+		if f[i] == "-" {
+			return i
+		}
+	}
+	return -1
+}

@@ -1,0 +1,196 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors/redact"
+)
+
+// What is read of one file in /proc at most.
+const (
+	maxCmdline = 64 << 10
+	maxEnviron = 256 << 10
+	maxSmall   = 64 << 10
+)
+
+// lines splits a file of /proc into lines and fields.
+func lines(b []byte) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		for line := range strings.Lines(string(b)) {
+			if !yield(strings.Fields(line)) {
+				return
+			}
+		}
+	}
+}
+
+func readMax(path string, limit int64) ([]byte, bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if int64(len(b)) > limit {
+		return b[:limit], true, err
+	}
+	return b, false, err
+}
+
+func dirOf(pid int) string { return "/proc/" + strconv.Itoa(pid) }
+
+// process reads one process. It is gone when its status is; whatever else cannot be read is said in Missing.
+func (k *taking) process(pid int) (Process, error) {
+	p := Process{PID: pid}
+	dir := dirOf(pid)
+	status, _, err := readMax(dir+"/status", maxSmall)
+	if errors.Is(err, unix.ESRCH) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return p, err
+	}
+	p.fromStatus(status)
+	if p.Started, err = k.started(dir); err != nil {
+		k.missing("process %d: its start: %v", pid, err)
+	}
+	if b, cut, err := readMax(dir+"/cmdline", maxCmdline); err == nil && len(b) > 0 {
+		p.Args = redact.Args(strings.Split(strings.ToValidUTF8(strings.TrimSuffix(string(b), "\x00"), "\uFFFD"), "\x00"))
+		if cut {
+			k.missing("process %d: arguments after the first %d bytes", pid, maxCmdline)
+		}
+	}
+	if b, cut, err := readMax(dir+"/environ", maxEnviron); err != nil {
+		k.missing("process %d: names of its environment: %v", pid, err)
+	} else {
+		p.Env = redact.EnvNames(strings.Split(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00"))
+		if cut {
+			k.missing("process %d: environment after the first %d bytes", pid, maxEnviron)
+		}
+	}
+	if b, _, err := readMax(dir+"/cgroup", maxSmall); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+				p.Cgroup = path
+			}
+		}
+	}
+	p.Cwd, _ = os.Readlink(dir + "/cwd")
+	p.exeName(dir)
+	k.files(&p, dir)
+	return p, nil
+}
+
+func (p *Process) fromStatus(b []byte) {
+	for f := range lines(b) {
+		if len(f) < 2 {
+			continue
+		}
+		number := func(s string) int {
+			n, _ := strconv.Atoi(s) // the kernel writes numbers
+			return n
+		}
+		switch f[0] {
+		case "Name:":
+			p.Name = strings.ToValidUTF8(f[1], "\uFFFD")
+		case "State:":
+			p.State = f[1]
+		case "PPid:":
+			p.PPID = number(f[1])
+		case "NSpid:":
+			p.NSPID = number(f[len(f)-1])
+		case "Uid:":
+			p.UID = number(f[1])
+		case "Gid:":
+			p.GID = number(f[1])
+		case "Threads:":
+			p.Threads = number(f[1])
+		case "CapEff:":
+			p.Capabilities = f[1]
+		}
+	}
+}
+
+// started reads when a process started: field 22 of stat, in hundredths of a second since boot.
+func (k *taking) started(dir string) (time.Time, error) {
+	b, _, err := readMax(dir+"/stat", maxSmall)
+	if err != nil {
+		return time.Time{}, err
+	}
+	// The name in brackets may itself hold blanks and brackets: the last one ends it.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 20 {
+		return time.Time{}, fmt.Errorf("%d fields in stat", len(f))
+	}
+	ticks, err := strconv.ParseInt(f[19], 10, 64)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return k.boot.Add(time.Duration(ticks) * 10 * time.Millisecond), nil
+}
+
+// exeName reads the executable's name and what it says about the file.
+func (p *Process) exeName(dir string) {
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return // a kernel thread or a zombie
+	}
+	if name, ok := strings.CutPrefix(exe, "/memfd:"); ok {
+		p.Memfd = true
+		p.Exe = "memfd:" + strings.TrimSuffix(name, " (deleted)")
+		return
+	}
+	p.Exe, p.Deleted = strings.CutSuffix(exe, " (deleted)")
+}
+
+// files lists what a process has open, and notes who holds which socket.
+func (k *taking) files(p *Process, dir string) {
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		k.missing("process %d: open files: %v", p.PID, err)
+		return
+	}
+	left := 0
+	for _, e := range fds {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		to, err := os.Readlink(dir + "/fd/" + e.Name())
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if inode, ok := socketInode(to); ok && !slices.Contains(k.holders[inode], p.PID) {
+			k.holders[inode] = append(k.holders[inode], p.PID)
+		}
+		if len(p.Files) >= k.lim.Files {
+			left++
+			continue
+		}
+		p.Files = append(p.Files, File{FD: fd, Target: redact.Text(strings.ToValidUTF8(to, "\uFFFD"))})
+	}
+	slices.SortFunc(p.Files, func(a, b File) int { return a.FD - b.FD })
+	if left > 0 {
+		k.missing("process %d: %d of %d open files: more than the limit", p.PID, left, left+len(p.Files))
+	}
+}
+
+func socketInode(target string) (uint64, bool) {
+	s, ok := strings.CutPrefix(target, "socket:[")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 64)
+	return n, err == nil
+}

@@ -1,0 +1,131 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"net/netip"
+	"os"
+	"strconv"
+)
+
+// tables are the files of /proc/<pid>/net and where the inode stands in them.
+var tables = []struct {
+	file, protocol string
+	inode          int
+}{
+	{"tcp", "tcp", 9}, {"tcp6", "tcp6", 9}, {"udp", "udp", 9}, {"udp6", "udp6", 9},
+	{"raw", "raw", 9}, {"raw6", "raw6", 9}, {"packet", "packet", 8}, {"unix", "unix", 6},
+}
+
+// tcpStates are the kernel's, in its numbering.
+var tcpStates = []string{
+	"", "established", "syn-sent", "syn-received", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait", "last-ack",
+	"listen", "closing", "new-syn-received",
+}
+
+// maxTable bounds what is read of one table: a busy node's own may be long, where the container shares its network.
+const maxTable = 16 << 20
+
+// sockets lists the sockets that the processes hold, from each network namespace that they are in.
+func (k *taking) sockets(ctx context.Context) {
+	seen := map[string]bool{}
+	for i := range k.snap.Processes {
+		pid := k.snap.Processes[i].PID
+		ns, err := os.Readlink(dirOf(pid) + "/ns/net")
+		if err != nil || seen[ns] {
+			continue
+		}
+		if ctx.Err() != nil {
+			k.missing("sockets: out of time")
+			return
+		}
+		seen[ns] = true
+		for _, t := range tables {
+			b, cut, err := readMax(dirOf(pid)+"/net/"+t.file, maxTable)
+			if err != nil {
+				if !os.IsNotExist(err) {
+					k.missing("sockets of %s: %v", t.file, err)
+				}
+				continue
+			}
+			if cut {
+				k.missing("sockets of %s: the table is longer than %d bytes", t.file, maxTable)
+			}
+			for f := range lines(b) {
+				if s, ok := socket(f, t.protocol, t.inode); ok {
+					k.addSocket(s)
+				}
+			}
+		}
+	}
+}
+
+// addSocket keeps a socket that one of the processes has open. A container that shares the node's network sees all of
+// the node's: those of others are not its.
+func (k *taking) addSocket(s Socket) {
+	s.PIDs = k.holders[s.Inode]
+	if len(s.PIDs) == 0 {
+		return
+	}
+	if len(k.snap.Sockets) >= k.lim.Sockets {
+		k.missing("sockets: more than the limit of %d", k.lim.Sockets)
+		return
+	}
+	k.snap.Sockets = append(k.snap.Sockets, s)
+}
+
+// socket reads one line of a table, and refuses its heading and what is malformed.
+func socket(f []string, protocol string, inodeAt int) (Socket, bool) {
+	if len(f) <= inodeAt {
+		return Socket{}, false
+	}
+	inode, err := strconv.ParseUint(f[inodeAt], 10, 64)
+	if err != nil || inode == 0 {
+		return Socket{}, false
+	}
+	s := Socket{Protocol: protocol, Inode: inode}
+	switch protocol {
+	case "packet":
+		return s, true
+	case "unix":
+		if len(f) > 7 {
+			s.Local = f[7]
+		}
+		return s, true
+	}
+	local, ok1 := address(f[1])
+	remote, ok2 := address(f[2])
+	if !ok1 || !ok2 {
+		return Socket{}, false
+	}
+	s.Local = local.String()
+	if remote.Port() != 0 || !remote.Addr().IsUnspecified() {
+		s.Remote = remote.String()
+	}
+	if state, err := strconv.ParseUint(f[3], 16, 8); err == nil && (protocol == "tcp" || protocol == "tcp6") && int(state) < len(tcpStates) {
+		s.State = tcpStates[state]
+	}
+	return s, true
+}
+
+// address reads "0100007F:1F90": words in the machine's byte order, and a port.
+func address(s string) (netip.AddrPort, bool) {
+	i := len(s) - 5
+	if i < 0 || s[i] != ':' {
+		return netip.AddrPort{}, false
+	}
+	b, err := hex.DecodeString(s[:i])
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	for w := 0; w+4 <= len(b); w += 4 {
+		binary.BigEndian.PutUint32(b[w:], binary.NativeEndian.Uint32(b[w:]))
+	}
+	addr, ok := netip.AddrFromSlice(b)
+	port, err := strconv.ParseUint(s[i+1:], 16, 16)
+	if !ok || err != nil {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(addr.Unmap(), uint16(port)), true
+}
