@@ -62,6 +62,7 @@ func (p place) podOf(t *testing.T, app string) *corev1.Pod {
 }
 
 func workloadRollout(t *testing.T, p place, client kubernetes.Interface) {
+	p.sleeper(t, "stranger") // runs another image on the same node
 	d := p.deploy(t, "shop", 2)
 	if _, err := p.ImportImage(t.Context(), lab.Image{
 		Name: "stanch.lab/shop:2", Busybox: true, Files: map[string]lab.File{"/two": {Data: []byte("two")}},
