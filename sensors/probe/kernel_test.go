@@ -19,6 +19,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/identity"
+	"stanch/testenv/require"
 )
 
 // needKernel skips loudly where the real kernel cannot be used.
@@ -40,10 +41,7 @@ func skip(t *testing.T, lacking string) {
 	if lacking == "" {
 		return
 	}
-	if os.Getenv("STANCH_NO_SKIP") == "1" {
-		t.Fatalf("this machine lacks %s", lacking)
-	}
-	t.Skipf("SKIPPED: this machine lacks %s", lacking)
+	require.Lacking(t, "%s", lacking)
 }
 
 // cgroup makes a cgroup that ends with the test, whatever is in it.

@@ -150,8 +150,13 @@ func inUpperLayer(p *Process) bool {
 		return false
 	}
 	name := filepath.Join("/", strings.TrimPrefix(p.Exe, strings.TrimRight(best, "/")))
-	st, err := os.Lstat(upper + name)
-	return err == nil && st.Mode().IsRegular()
+	// In a pod the sensor sees the node's files through the first process.
+	for _, root := range []string{"", "/proc/1/root"} {
+		if st, err := os.Lstat(root + upper + name); err == nil && st.Mode().IsRegular() {
+			return true
+		}
+	}
+	return false
 }
 
 // sepAt finds the "-" behind the optional fields of a line of mountinfo.

@@ -1,0 +1,310 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors/identity"
+	"stanch/testenv/require"
+)
+
+func need(t *testing.T) string {
+	t.Helper()
+	root, err := identity.FindCgroupRoot()
+	require.Root(t)
+	if err != nil {
+		require.Lacking(t, "%v", err)
+	}
+	return root
+}
+
+func cgroup(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(need(t), "stanch-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
+		eventually(t, "the cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+	})
+	return dir
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func start(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
+	fd, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return cmd
+}
+
+func find(t *testing.T, s Snapshot, pid int) Process {
+	t.Helper()
+	i := slices.IndexFunc(s.Processes, func(p Process) bool { return p.PID == pid })
+	if i < 0 {
+		t.Fatalf("process %d is not in %+v", pid, s)
+	}
+	return s.Processes[i]
+}
+
+func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
+	dir := cgroup(t)
+	sleep, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	tcp, _ := ln.(*net.TCPListener)
+	listener, err := tcp.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+
+	plain := exec.Command("/bin/sh", "-c", "read x", "--password=hunter22", "postgres://bob:hunter22@db/x")
+	plain.Env = []string{"API_TOKEN=hunter22", "HOME=/"}
+	plain.ExtraFiles = []*os.File{listener}
+	in, err := plain.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	start(t, dir, plain)
+
+	fd, err := unix.MemfdCreate("payload", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem := os.NewFile(uintptr(fd), "payload")
+	defer mem.Close()
+	if _, err := mem.Write(sleep); err != nil {
+		t.Fatal(err)
+	}
+	fileless := start(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "60"))
+
+	path := filepath.Join(t.TempDir(), "gone")
+	if err := os.WriteFile(path, append(sleep, "another"...), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	gone := start(t, dir, exec.Command(path, "60"))
+	eventually(t, "it runs", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", gone.Process.Pid))
+		return err == nil && string(b) == "gone\n"
+	})
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+
+	s, blobs, err := Take(context.Background(), Target{CgroupDirs: []string{dir}}, Limits{})
+	if err != nil || len(s.Missing) != 0 || len(s.Processes) != 3 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	p := find(t, s, plain.Process.Pid)
+	if !slices.Equal(p.Env, []string{"API_TOKEN", "HOME"}) || p.PPID != os.Getpid() || p.SHA256 == "" || p.Cwd == "" || p.State == "" ||
+		p.Cgroup != "/"+filepath.Base(dir) || time.Since(p.Started) > time.Minute || time.Since(p.Started) < -2*time.Second {
+		t.Errorf("%+v", p)
+	}
+	if m := find(t, s, fileless.Process.Pid); !m.Memfd || m.Exe != "memfd:payload" {
+		t.Errorf("%+v", m)
+	}
+	if g := find(t, s, gone.Process.Pid); !g.Deleted || g.Exe != path {
+		t.Errorf("%+v", g)
+	}
+	whys := map[string]int{}
+	for _, b := range blobs {
+		whys[b.Why]++
+		if !bytes.HasPrefix(b.Data, sleep) || b.Size != int64(len(b.Data)) {
+			t.Errorf("blob %+v is not the executable", b)
+		}
+	}
+	if len(whys) != 2 || whys["memfd"] != 1 || whys["deleted"] != 1 {
+		t.Errorf("blobs: %v", whys)
+	}
+	listening := slices.ContainsFunc(s.Sockets, func(k Socket) bool {
+		return k.Protocol == "tcp" && k.Local == ln.Addr().String() && k.State == "listen" && slices.Contains(k.PIDs, plain.Process.Pid)
+	})
+	if !listening {
+		t.Errorf("sockets: %+v", s.Sockets)
+	}
+	b, err := json.Marshal(s)
+	if err != nil || bytes.Contains(b, []byte("hunter22")) {
+		t.Errorf("a secret is in %s (%v)", b, err)
+	}
+}
+
+func TestWhatDoesNotFitIsSaid(t *testing.T) {
+	dir := cgroup(t)
+	sleep, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "big")
+	if err := os.WriteFile(path, sleep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	start(t, dir, exec.Command(path, "60"))
+	start(t, dir, exec.Command("/bin/sleep", "60"))
+	eventually(t, "it runs", func() bool { p, _ := identity.PIDs(dir); return len(p) == 2 })
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	take := func(ctx context.Context, lim Limits) (string, []Blob) {
+		s, blobs, err := Take(ctx, Target{CgroupDirs: []string{dir}}, lim)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(s.Missing, "\n"), blobs
+	}
+	for name, c := range map[string]struct {
+		lim  Limits
+		want string
+	}{
+		"processes": {Limits{Processes: 1}, "1 of 2 processes"},
+		"files":     {Limits{Files: 1}, "open files: more than the limit"},
+		"copy":      {Limits{BlobBytes: 10}, "copied 10 of"},
+		"hash":      {Limits{HashBytes: 10}, "not hashed"},
+	} {
+		if got, _ := take(context.Background(), c.lim); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q does not say %q", name, got, c.want)
+		}
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if got, _ := take(ended, Limits{}); !strings.Contains(got, "out of time") {
+		t.Errorf("a context that ended: %q", got)
+	}
+	if _, _, err := Take(context.Background(), Target{CgroupDirs: []string{dir + "-none"}}, Limits{}); err == nil {
+		t.Error("a cgroup that does not exist gave a snapshot")
+	}
+}
+
+func TestAFreezeEndsByItself(t *testing.T) {
+	dir := cgroup(t)
+	start(t, dir, exec.Command("/bin/sh", "-c", "while :; do :; done"))
+	frozen := func() bool { st, err := Frozen(dir); return err == nil && st.Asked && st.Frozen }
+	f, err := NewFreezer(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx := context.Background()
+	if err := f.Freeze(ctx, "a", dir, time.Now().Add(time.Minute)); err != nil || !frozen() {
+		t.Fatalf("freeze: %v", err)
+	}
+	if err := f.Freeze(ctx, "b", dir, time.Now().Add(time.Minute)); !errors.Is(err, ErrFrozen) {
+		t.Errorf("another lease: %v", err)
+	}
+	if lease, _ := f.Held(dir); lease != "a" {
+		t.Errorf("held for %q", lease)
+	}
+	if err := f.Freeze(ctx, "a", dir, time.Now().Add(150*time.Millisecond)); err != nil || !frozen() {
+		t.Fatalf("moving the end: %v", err)
+	}
+	eventually(t, "it thaws", func() bool { return !frozen() })
+	if lease, _ := f.Held(dir); lease != "" {
+		t.Errorf("still held for %q", lease)
+	}
+}
+
+func TestAFreezeOfAKilledOwnerIsSwept(t *testing.T) {
+	state := t.TempDir()
+	past, later := cgroup(t), cgroup(t)
+	f, err := NewFreezer(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := f.Freeze(ctx, "past", past, time.Now().Add(100*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Freeze(ctx, "later", later, time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock() // the owner dies: its timers never fire
+	for _, h := range f.held {
+		h.timer.Stop()
+	}
+	f.mu.Unlock()
+	time.Sleep(time.Until(f.held["past"].Until)) // the end itself, not a guess
+
+	next, err := NewFreezer(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := Frozen(past); st.Asked {
+		t.Error("past its end and still frozen")
+	}
+	if st, _ := Frozen(later); !st.Asked {
+		t.Error("thawed before its end")
+	}
+	if lease, _ := next.Held(later); lease != "later" {
+		t.Errorf("not taken over: %q", lease)
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := Frozen(later); st.Asked {
+		t.Error("Close left it frozen")
+	}
+	if err := Thaw(ctx, later+"-gone"); err != nil {
+		t.Errorf("thawing what is gone: %v", err)
+	}
+}
+
+func FuzzSocketLine(f *testing.F) {
+	f.Add("0: 0100007F:1F90 00000000:0000 0A 0:0 0:0 0 0 0 12345", "tcp")
+	f.Add("ffff 3 3 0003 2 1 0 0 99", "packet")
+	f.Fuzz(func(_ *testing.T, line, protocol string) {
+		for _, table := range tables {
+			socket(strings.Fields(line), protocol, table.inode)
+		}
+	})
+}
+
+func TestSocketLine(t *testing.T) {
+	f := strings.Fields("0: 0100007F:1F90 0200000A:0050 01 0:0 0:0 0 0 0 12345 1")
+	s, ok := socket(f, "tcp", 9)
+	if !ok || s.Local != "127.0.0.1:8080" || s.Remote != "10.0.0.2:80" || s.State != "established" || s.Inode != 12345 {
+		t.Errorf("%+v", s)
+	}
+}
