@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // IsolateRequest asks for a NetworkPolicy that takes the network from exactly one pod and none of its siblings.
@@ -73,20 +75,27 @@ func (r IsolateRequest) survey(ctx context.Context, client kubernetes.Interface)
 	fail := func(refusal *Refusal, err error) (*IsolatePlan, *corev1.Pod, *networkingv1.NetworkPolicy, *Refusal, error) {
 		return nil, nil, nil, refusal, err
 	}
+	// Both reads at once: a round trip counts while something is being stolen.
+	var policies *networkingv1.NetworkPolicyList
+	var listing errgroup.Group
+	listing.Go(func() (err error) {
+		policies, err = client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).List(ctx, metav1.ListOptions{})
+		return err
+	})
 	pod, refusal, err := getPod(ctx, client, r.Pod)
+	listErr := listing.Wait()
 	if refusal == nil && err == nil {
 		refusal = r.objection(pod)
 	}
 	if refusal != nil || err != nil {
 		return fail(refusal, err)
 	}
+	if listErr != nil {
+		return fail(nil, fmt.Errorf("list network policies: %w", listErr))
+	}
 	plan := &IsolatePlan{
 		Pod: r.Pod, Policy: r.policyName(), Label: IsolateLabel + "=" + ShortID(r.Lease.ID),
 		Prior: IsolatePrior{Labelled: pod.Labels[IsolateLabel] != ""},
-	}
-	policies, err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fail(nil, fmt.Errorf("list network policies: %w", err))
 	}
 	var policy *networkingv1.NetworkPolicy
 	for i := range policies.Items {
@@ -207,7 +216,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	}
 	label := map[string]string{IsolateLabel: ShortID(r.Lease.ID)}
 	if !within(label, pod.Labels) || !within(r.Lease.annotations(FacetNetwork), pod.Annotations) {
-		refusal, err := r.applyPod(ctx, client, label, r.Lease.annotations(FacetNetwork))
+		_, refusal, err := r.applyPod(ctx, client, label, r.Lease.annotations(FacetNetwork))
 		if err != nil {
 			return fail(fmt.Errorf("label the pod: %w", err))
 		}
@@ -222,8 +231,10 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 }
 
 // applyPod makes our fields of the pod's metadata exactly these, by server-side apply: with none, all of ours go and
-// nobody else's. The UID in it makes the API server refuse a pod that came later, and create none.
-func (r IsolateRequest) applyPod(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (*Refusal, error) {
+// nobody else's. It returns the pod as it is then. The UID in it makes the API server refuse a pod that came later, and create none.
+func (r IsolateRequest) applyPod(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (
+	*corev1.Pod, *Refusal, error,
+) {
 	body, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
 		"metadata": map[string]any{
@@ -231,17 +242,17 @@ func (r IsolateRequest) applyPod(ctx context.Context, client kubernetes.Interfac
 		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	_, err = client.CoreV1().Pods(r.Pod.Namespace).Patch(ctx, r.Pod.Name, types.ApplyPatchType, body,
+	pod, err := client.CoreV1().Pods(r.Pod.Namespace).Patch(ctx, r.Pod.Name, types.ApplyPatchType, body,
 		metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		_, gone, getErr := getPod(ctx, client, r.Pod)
 		if getErr == nil && gone != nil {
-			return gone, nil
+			return nil, gone, nil
 		}
 	}
-	return nil, err
+	return pod, nil, err
 }
 
 func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface) error {

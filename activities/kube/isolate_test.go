@@ -2,6 +2,8 @@ package kube_test
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/yaml"
 
 	"stanch/activities/kube"
 	lab "stanch/testenv/kube"
@@ -26,6 +29,7 @@ func TestIsolate(t *testing.T) {
 		"repeating and extending":                       isolateAgain,
 		"somebody else's policies defeat it":            isolateDefeated,
 		"what is refused":                               isolateRefused,
+		"a static pod is refused":                       isolateStatic,
 		"a pod that came later is not touched":          isolateReplaced,
 		"undo of what somebody changed is a drift":      isolateDrift,
 		"apply puts back what somebody removed":         isolateRestore,
@@ -219,6 +223,29 @@ func isolateRefused(t *testing.T, p place, client kubernetes.Interface) {
 	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), foreign.Name, metav1.GetOptions{}); err != nil {
 		t.Errorf("the foreign policy after a forced undo: %v", err)
 	}
+}
+
+// isolateStatic: the kubelet would not heed a label on the mirror of a static pod.
+func isolateStatic(t *testing.T, p place, client kubernetes.Interface) {
+	static := lab.Pod("static-"+p.namespace, lab.BusyboxImage, "sleep", "600")
+	static.Namespace, static.TypeMeta = p.namespace, metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
+	static.Spec.AutomountServiceAccountToken = new(bool)
+	manifest, err := yaml.Marshal(static)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(p.StaticPods(), static.Name+".yaml")
+	if err := os.WriteFile(file, manifest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(file)
+	var mirror *corev1.Pod
+	lab.Eventually(t, 30*time.Second, "the mirror pod", func() (err error) {
+		mirror, err = p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), static.Name+"-"+p.NodeName, metav1.GetOptions{})
+		return err
+	})
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, request(t, refOf(mirror)))
+	wantRefusal(t, kube.ReasonStatic, refusal, err)
 }
 
 func isolateReplaced(t *testing.T, p place, client kubernetes.Interface) {

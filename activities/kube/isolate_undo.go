@@ -78,11 +78,12 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 		}
 	}
 	if gone == nil && r.marked(pod) {
-		if _, err := r.applyPod(ctx, client, nil, nil); err != nil {
-			return fail(fmt.Errorf("take the label off: %w", err))
+		left, gone, err := r.applyPod(ctx, client, nil, nil)
+		if err == nil && gone == nil && r.marked(left) {
+			err = r.takeBack(ctx, client, left)
 		}
-		if err := r.takeBack(ctx, client); err != nil {
-			return fail(err)
+		if err != nil {
+			return fail(fmt.Errorf("take the label off: %w", err))
 		}
 	}
 	if ours {
@@ -95,11 +96,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 
 // takeBack removes our label and annotations where somebody wrote the same values after us: the API server then
 // counts them as owned by both, and giving up our share leaves them. The values name this lease, so they are ours.
-func (r IsolateRequest) takeBack(ctx context.Context, client kubernetes.Interface) error {
-	pod, gone, err := getPod(ctx, client, r.Pod)
-	if err != nil || gone != nil || !r.marked(pod) {
-		return err
-	}
+func (r IsolateRequest) takeBack(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) error {
 	labels, annotations := map[string]any{}, map[string]any{}
 	if pod.Labels[IsolateLabel] == ShortID(r.Lease.ID) {
 		labels[IsolateLabel] = nil

@@ -57,9 +57,15 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 `)
 }
 
+// StaticPods is the directory from which the kubelet takes static pods; a test writes a manifest there, and removes it.
+func (c *State) StaticPods() string { return c.path("static") }
+
 // writeKubelet configures a kubelet that works on cgroup v1 and v2, evicts nothing and lets everybody in: the
 // lab is for tests and listens on a bridge of its own.
 func (c *Cluster) writeKubelet() error {
+	if err := os.MkdirAll(c.StaticPods(), 0o700); err != nil {
+		return fmt.Errorf("make the directory of static pods: %w", err)
+	}
 	port, err := freePort(c.NodeIP)
 	if err != nil {
 		return err
@@ -83,6 +89,8 @@ enforceNodeAllocatable: []
 makeIPTablesUtilChains: false
 oomScoreAdj: 0
 podLogsDir: DIR/pods
+staticPodPath: DIR/static
+fileCheckFrequency: 1s
 volumePluginDir: DIR/volume-plugins
 resolvConf: ""
 registerNode: true
