@@ -1,0 +1,120 @@
+package probe
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"stanch/bpf"
+	"stanch/sensors"
+)
+
+func TestAHookThatTheKernelLacksTakesNoOtherWithIt(t *testing.T) {
+	needKernel(t)
+	p, err := Load(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	spec, err := bpf.LoadObserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	prog := spec.Programs[bpf.ObserveProgObserveOpenat]
+	maps := spec.Copy()
+	maps.Programs = nil
+	err = p.attachOne(attachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")}, maps, prog)
+	if err == nil || !strings.Contains(why(err), "no such hook") {
+		t.Errorf("a tracepoint that is none: %v", err)
+	}
+	bad := prog.Copy()
+	bad.Instructions = bad.Instructions[len(bad.Instructions)-1:]
+	err = p.attachOne(attachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")}, maps, bad)
+	if err == nil || !strings.Contains(why(err), "verifier") {
+		t.Errorf("a program that the verifier refuses: %v", err)
+	}
+}
+
+func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
+	needKernel(t)
+	w := watch(t, Options{Disable: []Hook{HookOpen, HookExit, HookConnect4, HookConnect6}})
+	for _, h := range w.probe.Status().Hooks {
+		if h.On != (h.Hook == HookExec) || h.On == (h.Reason != "") {
+			t.Errorf("%+v", h)
+		}
+	}
+	dir, id := cgroup(t, "")
+	if err := inCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
+		t.Fatal(err)
+	}
+	w.wait(t, "exec", kindIn(sensors.KindExec, id))
+	if err := w.probe.Ignore(id); err != nil {
+		t.Fatal(err)
+	}
+	before := w.probe.Status().Events[sensors.KindExec]
+	if err := inCgroup(t, dir, exec.Command("/bin/true")).Run(); err != nil {
+		t.Fatal(err)
+	}
+	other, otherID := cgroup(t, "")
+	if err := inCgroup(t, other, exec.Command("/bin/true")).Run(); err != nil {
+		t.Fatal(err)
+	}
+	w.wait(t, "exec elsewhere", kindIn(sensors.KindExec, otherID))
+	if after := w.probe.Status().Events[sensors.KindExec]; after != before+1 {
+		t.Errorf("%d events after Ignore, want 1", after-before)
+	}
+	if _, err := Load(Options{Disable: Hooks}); err == nil {
+		t.Error("a probe that sees nothing was loaded")
+	}
+}
+
+// TestDescribeBySelf runs the shared logic without its hooks: where BPF_PROG_TEST_RUN works and hooks do not, it still
+// proves what a record says of a process.
+func TestDescribeBySelf(t *testing.T) {
+	needKernel(t)
+	spec, err := bpf.LoadObserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Programs = map[string]*ebpf.ProgramSpec{bpf.ObserveProgObserveSelf: spec.Programs[bpf.ObserveProgObserveSelf]}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer coll.Close()
+	ring, err := ringbuf.NewReader(coll.Maps[bpf.ObserveMapAlerts])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	if _, err := coll.Programs[bpf.ObserveProgObserveSelf].Run(&ebpf.RunOptions{Context: make([]byte, 16)}); err != nil {
+		t.Fatal(err)
+	}
+	ring.SetDeadline(time.Now().Add(5 * time.Second))
+	rec, err := ring.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := decode(rec.RawSample)
+	if err != nil || d.event.Process.ExeName() != "probe.test" || len(d.event.Process.Args) == 0 || d.event.Process.Cwd == "" {
+		t.Errorf("%+v, %v", d.event.Process, err)
+	}
+}
+
+func TestAWireThatGoesAwayIsSaid(t *testing.T) {
+	n := newLab(t)
+	l := openLock(t, lockDir(t))
+	r := LockRequest{Lease: "w", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: time.Now().Add(time.Minute)}
+	if st, err := l.Apply(r); err != nil || !st.Wire {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	ip(t, "link", "del", n.wires[0].Name)
+	eventually(t, "the wire is gone", func() bool { st, err := l.State(n.podID); return err == nil && st.Held && !st.Wire })
+	if st, err := l.Apply(r); err != nil || st.Wire || st.WireProblem == "" || !st.Held {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
