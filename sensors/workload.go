@@ -1,0 +1,37 @@
+package sensors
+
+import (
+	"regexp"
+	"strings"
+)
+
+var (
+	generatedPod = regexp.MustCompile(`^(.+)-[a-z0-9]{5}$`)
+	ordinalPod   = regexp.MustCompile(`^(.+)-\d+$`)
+)
+
+// WorkloadHint tells from a pod's name and labels alone what owns it: controllers put their mark on both. It is what
+// groups an incident before, and without, the API server's word.
+func WorkloadHint(pod string, labels map[string]string) Workload {
+	if hash := labels["pod-template-hash"]; hash != "" {
+		if m := generatedPod.FindStringSubmatch(pod); m != nil {
+			if name, ok := strings.CutSuffix(m[1], "-"+hash); ok && name != "" {
+				return Workload{Kind: "Deployment", Name: name}
+			}
+		}
+	}
+	if labels["statefulset.kubernetes.io/pod-name"] == pod {
+		if m := ordinalPod.FindStringSubmatch(pod); m != nil {
+			return Workload{Kind: "StatefulSet", Name: m[1]}
+		}
+	}
+	if job := labels["batch.kubernetes.io/job-name"]; job != "" {
+		return Workload{Kind: "Job", Name: job}
+	}
+	if labels["controller-revision-hash"] != "" && labels["pod-template-generation"] != "" {
+		if m := generatedPod.FindStringSubmatch(pod); m != nil {
+			return Workload{Kind: "DaemonSet", Name: m[1]}
+		}
+	}
+	return Workload{Kind: "Pod", Name: pod}
+}

@@ -1,0 +1,271 @@
+// Package gateway is the edge: nodes' streams, detections from elsewhere, and people. It proves who speaks, attests
+// what it accepts, and hands it to Temporal.
+//
+// It refuses to contain anything itself, to accept a detection about a pod from a node on which the pod does not
+// run, and to acknowledge a detection that Temporal does not have.
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"stanch/activities"
+	"stanch/sensors"
+	"stanch/sensors/link"
+	"stanch/sensors/link/linkpb"
+	"stanch/sensors/proof"
+	"stanch/worker/authority"
+)
+
+// maxBlobs bounds what one command's answer may bring, in bytes.
+const maxBlobs = 128 << 20
+
+// Hub holds the streams of the nodes that dialled this replica.
+type Hub struct {
+	linkpb.UnimplementedGatewayServer
+	Keys   proof.Keyring
+	Intake *Intake
+	Log    *slog.Logger
+	// Serve starts to serve a node's task queue and returns what stops it.
+	Serve func(node string) (stop func(), err error)
+
+	mu    sync.Mutex
+	nodes map[string]*node
+}
+
+var _ activities.Nodes = (*Hub)(nil)
+
+// node is one connected node.
+type node struct {
+	name   string
+	send   func(*linkpb.ToNode) error
+	done   <-chan struct{}
+	mu     sync.Mutex
+	calls  map[string]*call
+	health json.RawMessage
+	since  time.Time
+}
+
+type call struct {
+	blobs   []link.Blob
+	bytes   int
+	answers chan *linkpb.Result
+}
+
+// NodeOf is the name in a peer's certificate, if it is a node's.
+func nodeOf(ctx context.Context) (string, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return "", errors.New("the connection shows no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return "", errors.New("the connection shows no verified certificate")
+	}
+	subject := info.State.VerifiedChains[0][0].Subject
+	if !slices.Contains(subject.OrganizationalUnit, authority.RoleNode) {
+		return "", fmt.Errorf("the certificate of %q is not a node's", subject.CommonName)
+	}
+	return subject.CommonName, nil
+}
+
+// Node serves one node's stream.
+func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
+	ctx := stream.Context()
+	name, err := nodeOf(ctx)
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err //nolint:wrapcheck // the stream ended
+	}
+	hello := first.GetHello()
+	if hello == nil || hello.GetNode() != name {
+		return status.Errorf(codes.PermissionDenied, "the certificate is node %q's, hello says %q", name, hello.GetNode())
+	}
+	var send sync.Mutex
+	n := &node{name: name, done: ctx.Done(), calls: map[string]*call{}, since: time.Now(), send: func(m *linkpb.ToNode) error {
+		send.Lock()
+		defer send.Unlock()
+		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
+	}}
+	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines()}}}); err != nil {
+		return err
+	}
+	h.enter(n)
+	stop, err := h.Serve(name)
+	if err != nil {
+		h.leave(n)
+		return status.Errorf(codes.Unavailable, "serve the node's queue: %v", err)
+	}
+	h.Log.Info("node connected", "node", name, "version", hello.GetVersion())
+	defer func() {
+		h.leave(n)
+		stop()
+		h.Log.Info("node disconnected", "node", name)
+	}()
+	for {
+		msg, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // the stream ended
+		}
+		switch body := msg.GetBody().(type) {
+		case *linkpb.FromNode_Detections:
+			if err := h.detections(ctx, n, body.Detections); err != nil {
+				return status.Error(codes.Unavailable, err.Error())
+			}
+		case *linkpb.FromNode_Result:
+			n.answer(body.Result)
+		case *linkpb.FromNode_Health:
+			n.mu.Lock()
+			n.health = append(json.RawMessage(nil), body.Health.GetStatus()...)
+			n.mu.Unlock()
+		}
+	}
+}
+
+func (h *Hub) enter(n *node) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.nodes == nil {
+		h.nodes = map[string]*node{}
+	}
+	h.nodes[n.name] = n // the newest stream counts; an older one of the same node is a dying one
+}
+
+func (h *Hub) leave(n *node) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.nodes[n.name] == n {
+		delete(h.nodes, n.name)
+	}
+}
+
+// Nodes lists the connected nodes with their last health.
+func (h *Hub) Nodes() map[string]json.RawMessage {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]json.RawMessage{}
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		out[name] = n.health
+		n.mu.Unlock()
+	}
+	return out
+}
+
+func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections) error {
+	ack := &linkpb.Ack{Sequence: batch.GetSequence()}
+	var good []sensors.Detection
+	for _, raw := range batch.GetDetection() {
+		d, err := DecodeDetection(raw)
+		if err == nil {
+			d.Node = n.name
+			err = h.Intake.Check(ctx, d, n.name)
+		}
+		if temporary := new(TemporaryError); errors.As(err, &temporary) {
+			return err
+		}
+		if err != nil {
+			ack.Refused = append(ack.Refused, &linkpb.Refused{Id: d.ID, Reason: err.Error()})
+			continue
+		}
+		good = append(good, d)
+	}
+	if err := h.Intake.Accept(ctx, good); err != nil {
+		return err
+	}
+	return n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Ack{Ack: ack}})
+}
+
+func (n *node) answer(r *linkpb.Result) {
+	n.mu.Lock()
+	c := n.calls[r.GetId()]
+	if c == nil {
+		n.mu.Unlock()
+		return // late, or never asked
+	}
+	if !r.GetDone() {
+		if c.bytes += len(r.GetBlob()); c.bytes <= maxBlobs {
+			if last := len(c.blobs) - 1; last >= 0 && c.blobs[last].Name == r.GetBlobName() {
+				c.blobs[last].Data = append(c.blobs[last].Data, r.GetBlob()...)
+			} else {
+				c.blobs = append(c.blobs, link.Blob{Name: r.GetBlobName(), Data: append([]byte(nil), r.GetBlob()...)})
+			}
+		}
+		n.mu.Unlock()
+		return
+	}
+	delete(n.calls, r.GetId())
+	n.mu.Unlock()
+	c.answers <- r
+}
+
+// Call sends a command to a node whose stream is here, and waits for the answer.
+func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body, out any) ([]link.Blob, error) {
+	h.mu.Lock()
+	n := h.nodes[name]
+	h.mu.Unlock()
+	if n == nil {
+		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeAway)
+	}
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", kind, err)
+	}
+	limit := 30 * time.Second
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)-50*time.Millisecond)
+	}
+	id := uuid.NewString()
+	c := &call{answers: make(chan *linkpb.Result, 1)}
+	n.mu.Lock()
+	n.calls[id] = c
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		delete(n.calls, id)
+		n.mu.Unlock()
+	}()
+	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Command{Command: &linkpb.Command{Id: id, Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds()}}}); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeAway, err)
+	}
+	timer := time.NewTimer(limit + 50*time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s on node %s: %w", kind, name, ctx.Err())
+	case <-timer.C:
+		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, limit.Round(time.Millisecond))
+	case <-n.done:
+		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeAway)
+	case r := <-c.answers:
+		if r.GetError() != "" {
+			if r.GetRefused() {
+				return nil, fmt.Errorf("%w: %s", link.ErrRefused, r.GetError())
+			}
+			return nil, fmt.Errorf("%s on node %s: %s", kind, name, r.GetError())
+		}
+		if err := json.Unmarshal(r.GetBody(), out); err != nil {
+			return nil, fmt.Errorf("%s on node %s: its answer cannot be read: %w", kind, name, err)
+		}
+		return c.blobs, nil
+	}
+}

@@ -1,0 +1,286 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors"
+	"stanch/sensors/proof"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+)
+
+// Bounds of what is accepted.
+const (
+	maxDetection = 256 << 10
+	maxBatch     = 100
+	maxQueue     = 20_000
+	maxFuture    = 2 * time.Minute
+)
+
+// TemporaryError says that a detection may be sent again.
+type TemporaryError struct{ Err error }
+
+func (e *TemporaryError) Error() string { return e.Err.Error() }
+func (e *TemporaryError) Unwrap() error { return e.Err }
+
+// Intake attests detections and gives them to their incidents, in batches: however many arrive in a second, an
+// incident gets few signals, and what is alike is counted.
+type Intake struct {
+	Temporal  client.Client
+	Authority *authority.Authority
+	Config    *config.Config
+	Kube      kubernetes.Interface // nil without a cluster
+	Timing    lease.Timing
+	Log       *slog.Logger
+	// Incident is the workflow function.
+	Incident any
+
+	mu     sync.Mutex
+	queues map[string]*queue
+	queued int
+	places sync.Map // pod UID to node name
+}
+
+// queue is the detections of one incident that wait for Temporal.
+type queue struct {
+	waiting []*item
+	running bool
+}
+
+type item struct {
+	detection sensors.Detection
+	done      []chan error
+}
+
+// DecodeDetection reads one detection strictly: what is too large or not of the shape is refused.
+func DecodeDetection(raw []byte) (sensors.Detection, error) {
+	var d sensors.Detection
+	if len(raw) > maxDetection {
+		return d, fmt.Errorf("the detection has %d bytes, at most %d are accepted", len(raw), maxDetection)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&d); err != nil {
+		return d, fmt.Errorf("the detection cannot be read: %w", err)
+	}
+	return d, nil
+}
+
+// Check tells why a detection will never be accepted, or a *TemporaryError if it cannot be told now. from is the
+// node that sent it, "" for a foreign source.
+func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) error {
+	switch {
+	case d.ID == "" || len(d.ID) > 200:
+		return errors.New("it has no id, or one that is too long")
+	case d.Rule == "" || len(d.Rule) > 200 || d.Title == "" || len(d.Title) > 500:
+		return errors.New("it has no rule or no title, or one that is too long")
+	case d.Severity.Rank() < 0:
+		return fmt.Errorf("the severity %q is unknown", clip(string(d.Severity)))
+	case d.Confidence < 0 || d.Confidence > 1:
+		return fmt.Errorf("the confidence %v is not from 0 to 1", d.Confidence)
+	case len(d.Objective) == 0 || len(d.Objective) > 64:
+		return errors.New("it has no objective")
+	case d.Time.After(time.Now().Add(maxFuture)):
+		return fmt.Errorf("its time %s lies in the future; set the node's clock", d.Time.Format(time.RFC3339))
+	case d.Event.Container.ID == "" && d.Event.Container.Pod.UID == "":
+		return errors.New("it names neither a container nor a pod")
+	}
+	if uid := d.Event.Container.Pod.UID; uid != "" && i.Kube != nil && from != "" {
+		return i.runsOn(ctx, d, from)
+	}
+	return nil
+}
+
+// runsOn refuses a detection about a pod that runs on another node.
+func (i *Intake) runsOn(ctx context.Context, d sensors.Detection, node string) error {
+	pod := d.Event.Container.Pod
+	if known, ok := i.places.Load(pod.UID); ok {
+		if known.(string) != node {
+			return fmt.Errorf("pod %s/%s does not run on node %s", pod.Namespace, pod.Name, node)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	got, err := i.Kube.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+	switch {
+	case err == nil && string(got.UID) == pod.UID:
+		i.places.Store(pod.UID, got.Spec.NodeName)
+		if got.Spec.NodeName != node {
+			return fmt.Errorf("pod %s/%s does not run on node %s", pod.Namespace, pod.Name, node)
+		}
+		return nil
+	case err == nil || isNotFound(err):
+		return fmt.Errorf("there is no pod %s/%s with UID %s any more", clip(pod.Namespace), clip(pod.Name), clip(pod.UID))
+	}
+	// A cluster that is away must not make Stanch blind: the node's word is taken, and Kubernetes is asked again by
+	// every action before it acts.
+	i.Log.Warn("the API server does not say where a pod runs; the node's word is taken", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+	return nil
+}
+
+// Accept gives detections to their incidents and returns when Temporal has all of them.
+func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) error {
+	var waits []chan error
+	for _, d := range detections {
+		wait, err := i.enqueue(d)
+		if err != nil {
+			return err
+		}
+		waits = append(waits, wait)
+	}
+	for _, wait := range waits {
+		select {
+		case err := <-wait:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Key is the grouping key of a detection: one incident for each workload.
+func (i *Intake) Key(d sensors.Detection) string {
+	return i.Config.Cluster + "/" + incident.WorkloadOf(d).String()
+}
+
+func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
+	key, wait := i.Key(d), make(chan error, 1)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.queues == nil {
+		i.queues = map[string]*queue{}
+	}
+	q := i.queues[key]
+	if q == nil {
+		q = &queue{}
+		i.queues[key] = q
+	}
+	// What is alike and still waits is counted: ten thousand in a second cost one signal.
+	for _, w := range q.waiting {
+		if alike(w.detection, d) {
+			if w.detection.ID != d.ID {
+				w.detection.Count = max(w.detection.Count, 1) + max(d.Count, 1)
+			}
+			w.done = append(w.done, wait)
+			return wait, nil
+		}
+	}
+	if i.queued >= maxQueue {
+		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queued)}
+	}
+	q.waiting = append(q.waiting, &item{detection: d, done: []chan error{wait}})
+	i.queued++
+	if !q.running {
+		q.running = true
+		go i.drain(key, q)
+	}
+	return wait, nil
+}
+
+func alike(a, b sensors.Detection) bool {
+	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
+		a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+}
+
+// drain gives an incident what waits for it until nothing does.
+func (i *Intake) drain(key string, q *queue) {
+	for {
+		i.mu.Lock()
+		n := min(len(q.waiting), maxBatch)
+		if n == 0 {
+			q.running = false
+			delete(i.queues, key)
+			i.mu.Unlock()
+			return
+		}
+		batch := q.waiting[:n]
+		q.waiting = slices.Clone(q.waiting[n:])
+		i.queued -= n
+		i.mu.Unlock()
+		err := i.signal(key, batch)
+		for _, it := range batch {
+			for _, done := range it.done {
+				done <- err
+			}
+		}
+	}
+}
+
+// signal starts or signals the incident with what is attested.
+func (i *Intake) signal(key string, batch []*item) error {
+	now := time.Now()
+	first := batch[0].detection
+	scope, phase, drill := i.scope(first)
+	attested := make([]incident.Attested, 0, len(batch))
+	for _, it := range batch {
+		d := it.detection
+		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
+		signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
+			Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
+			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Scope: scope, Accepted: now,
+		})
+		if err != nil {
+			return fmt.Errorf("attest detection %s: %w", d.ID, err)
+		}
+		attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
+	}
+	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
+	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing}
+	if drill {
+		in.Quiet = 30 * time.Second
+	}
+	options := client.StartWorkflowOptions{
+		ID: workflows.IncidentID(key), TaskQueue: workflows.TaskQueue,
+		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(id)),
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentID(key), workflows.SignalDetections, attested, options, i.Incident, in); err != nil {
+		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
+	}
+	return nil
+}
+
+// DrillCgroup is the part of a container's cgroup path that only a drill on this host makes.
+const DrillCgroup = "/stanch-drill-"
+
+func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill bool) {
+	c := d.Event.Container
+	if c.Pod.Namespace == config.DrillNamespace || c.Pod.UID == "" && strings.Contains(c.CgroupPath, DrillCgroup) {
+		return config.DrillScope, 3, true
+	}
+	s := i.Config.ScopeOf(c.Pod.Namespace)
+	return s.Name, s.Phase, false
+}
+
+func clip(s string) string {
+	if r := []rune(s); len(r) > 80 {
+		return string(r[:80]) + "…"
+	}
+	return s
+}

@@ -1,0 +1,190 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+
+	"stanch/playbooks"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// Reader reads incidents, questions and leases from Temporal, which is where they are.
+type Reader struct{ Temporal client.Client }
+
+// maxListed bounds a list.
+const maxListed = 500
+
+func (r *Reader) list(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
+	var out []*workflowpb.WorkflowExecutionInfo
+	var token []byte
+	for len(out) < maxListed {
+		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
+		if err != nil {
+			return nil, fmt.Errorf("ask Temporal: %w", err)
+		}
+		out = append(out, page.GetExecutions()...)
+		if token = page.GetNextPageToken(); len(token) == 0 {
+			break
+		}
+	}
+	return out, nil
+}
+
+var incidentID = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
+
+// Incident gives one incident whole.
+func (r *Reader) Incident(ctx context.Context, id string) (playbooks.Incident, error) {
+	if !incidentID.MatchString(id) {
+		return playbooks.Incident{}, missing("%q is not an incident's id; `stanch incidents` lists them", clip(id))
+	}
+	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
+	if err != nil {
+		return playbooks.Incident{}, err
+	}
+	for _, w := range found {
+		if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
+			continue
+		}
+		return r.read(ctx, w)
+	}
+	return playbooks.Incident{}, missing("there is no incident %s; `stanch incidents` lists them", id)
+}
+
+func (r *Reader) read(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident, error) {
+	var in playbooks.Incident
+	if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
+		if err := r.Temporal.GetWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId()).Get(ctx, &in); err != nil {
+			return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
+		}
+		return in, nil
+	}
+	value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryIncident)
+	if err == nil {
+		err = value.Get(&in)
+	}
+	if err != nil {
+		return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
+	}
+	return in, nil
+}
+
+// Incidents lists incidents, the newest first.
+func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
+	found, err := r.list(ctx, "WorkflowType = 'Incident'")
+	if err != nil {
+		return nil, err
+	}
+	out := []playbooks.Incident{}
+	for _, w := range found {
+		if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
+			continue
+		}
+		in, err := r.read(ctx, w)
+		if err != nil {
+			// One that cannot be read must not hide the others.
+			in = playbooks.Incident{Key: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
+		}
+		if in.Total > 0 || in.Status == "unreadable" {
+			out = append(out, in)
+		}
+	}
+	return out, nil
+}
+
+// Pending gives an incident's open questions.
+func (r *Reader) Pending(ctx context.Context, incident string) ([]playbook.Pending, error) {
+	if !incidentID.MatchString(incident) {
+		return nil, missing("%q is not an incident's id", clip(incident))
+	}
+	return r.pending(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentAttribute, incident))
+}
+
+// AllPending gives every open question.
+func (r *Reader) AllPending(ctx context.Context) ([]playbook.Pending, error) {
+	return r.pending(ctx, "WorkflowType = 'Playbook' AND ExecutionStatus = 'Running'")
+}
+
+func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending, error) {
+	found, err := r.list(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	out := []playbook.Pending{}
+	for _, w := range found {
+		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPending)
+		var gone *serviceerror.NotFound
+		if errors.As(err, &gone) {
+			continue
+		}
+		var some []playbook.Pending
+		if err == nil {
+			err = value.Get(&some)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err)
+		}
+		out = append(out, some...)
+	}
+	return out, nil
+}
+
+// Machines gives every lease that runs, by workflow id.
+func (r *Reader) Machines(ctx context.Context) (map[string]*lease.Machine, error) {
+	return r.machines(ctx, "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'")
+}
+
+func (r *Reader) machines(ctx context.Context, query string) (map[string]*lease.Machine, error) {
+	found, err := r.list(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]*lease.Machine{}
+	for _, w := range found {
+		id := w.GetExecution().GetWorkflowId()
+		value, err := r.Temporal.QueryWorkflow(ctx, id, w.GetExecution().GetRunId(), workflows.QueryLease)
+		var gone *serviceerror.NotFound
+		if errors.As(err, &gone) {
+			continue
+		}
+		m := &lease.Machine{}
+		if err == nil {
+			err = value.Get(m)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask %s: %w", id, err)
+		}
+		key := id
+		if _, twice := out[key]; twice {
+			key = id + "/" + w.GetExecution().GetRunId()
+		}
+		out[key] = m
+	}
+	return out, nil
+}
+
+// Leases lists the leases in force, or all that Temporal still has.
+func (r *Reader) Leases(ctx context.Context, all bool) ([]*lease.Machine, error) {
+	query := "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'"
+	if all {
+		query = "WorkflowType = 'Lease'"
+	}
+	machines, err := r.machines(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	out := []*lease.Machine{}
+	for _, m := range machines {
+		out = append(out, m)
+	}
+	return out, nil
+}

@@ -1,0 +1,80 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"stanch/playbooks"
+	"stanch/playbooks/library"
+	"stanch/sensors/diagnostic"
+	"stanch/worker/config"
+	"stanch/workflows/incident"
+)
+
+// Library is the playbooks that a worker runs, checked.
+type Library struct {
+	programs []*playbooks.Program
+}
+
+// LoadLibrary loads the shipped playbooks and those of the configured folders. A playbook of a folder takes the
+// place of a shipped one of its name.
+func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, diagnostic.Diagnostics, error) {
+	l := &Library{}
+	var problems diagnostic.Diagnostics
+	add := func(source fs.FS, where string) error {
+		files, err := fs.Glob(source, "*.yaml")
+		if err != nil {
+			return fmt.Errorf("list playbooks in %s: %w", where, err)
+		}
+		for _, file := range files {
+			if ok, _ := fs.Glob(source, file); len(ok) == 0 || isTest(file) {
+				continue
+			}
+			raw, err := fs.ReadFile(source, file)
+			if err != nil {
+				return fmt.Errorf("read playbook %s: %w", file, err)
+			}
+			program, found := playbooks.Load(where+file, raw, catalogue)
+			problems = append(problems, found...)
+			if program == nil {
+				continue
+			}
+			l.programs = slices.DeleteFunc(l.programs, func(p *playbooks.Program) bool { return p.Name == program.Name })
+			l.programs = append(l.programs, program)
+		}
+		return nil
+	}
+	if c.Library == nil || *c.Library {
+		if err := add(library.Files, "library/"); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, dir := range c.Playbooks {
+		if err := add(os.DirFS(dir), dir+"/"); err != nil {
+			return nil, nil, err
+		}
+	}
+	return l, problems, nil
+}
+
+func isTest(file string) bool {
+	const suffix = "_test.yaml"
+	return len(file) > len(suffix) && file[len(file)-len(suffix):] == suffix
+}
+
+// Match gives the playbooks that handle an incident. It is a local activity: its result is recorded.
+func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
+	out := []incident.Selected{}
+	for _, p := range l.programs {
+		if ok, _ := p.Matches(in); ok {
+			out = append(out, incident.Selected{Name: p.Name, File: p.File, Source: p.Source})
+		}
+	}
+	return out, nil
+}
+
+// Programs lists the playbooks.
+func (l *Library) Programs() []*playbooks.Program { return l.programs }

@@ -1,0 +1,101 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+
+	"stanch/activities/kube"
+	"stanch/playbooks"
+	"stanch/workflows"
+)
+
+// sweepEvery is how often what outlived its lease is looked for.
+const sweepEvery = time.Minute
+
+// sweep takes back what is contained past its stamped end and has no lease that runs: what a terminated workflow
+// left. The node's lock needs no sweeper, it ends in the kernel.
+func (w *Worker) sweep(ctx context.Context) {
+	if w.Kube == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	w.closers = append(w.closers, cancel)
+	go func() {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			if err := w.SweepOnce(ctx, time.Now().Add(-30*time.Second)); err != nil && ctx.Err() == nil {
+				w.Log.Warn("the sweeper goes on after an error", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+}
+
+// SweepOnce takes back what expired before the time given.
+func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
+	isolated, err := kube.SweepIsolate(ctx, w.Kube, before)
+	if err != nil {
+		return fmt.Errorf("look for isolations: %w", err)
+	}
+	scaled, err := kube.SweepScale(ctx, w.Kube, before)
+	if err != nil {
+		return fmt.Errorf("look for scalings: %w", err)
+	}
+	var problems []error
+	for _, o := range append(isolated, scaled...) {
+		if running, err := w.leaseRuns(ctx, o); err != nil || running {
+			problems = append(problems, err)
+			continue
+		}
+		var drift *kube.Drift
+		var err error
+		switch {
+		case o.Isolate != nil:
+			drift, err = kube.UndoIsolate(ctx, w.Kube, *o.Isolate, false)
+		case o.Scale != nil && o.Prior != nil:
+			drift, err = kube.UndoScale(ctx, w.Kube, *o.Scale, *o.Prior, false)
+		default:
+			err = fmt.Errorf("%s: what was before cannot be read; undo it by hand", o.Object)
+		}
+		switch {
+		case err != nil:
+			problems = append(problems, err)
+		case drift != nil:
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+		default:
+			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// leaseRuns tells whether the lease's own workflow will do it.
+func (w *Worker) leaseRuns(ctx context.Context, o kube.Orphan) (bool, error) {
+	var target playbooks.Target
+	facet := playbooks.FacetNetwork
+	switch {
+	case o.Isolate != nil:
+		target = playbooks.Target{Kind: playbooks.TargetPod, UID: o.Isolate.Pod.UID}
+	case o.Scale != nil:
+		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.Scale.Target.UID}, playbooks.FacetReplicas
+	}
+	d, err := w.Client.DescribeWorkflowExecution(ctx, workflows.LeaseID(w.Config.Cluster, target, facet), "")
+	var gone *serviceerror.NotFound
+	if errors.As(err, &gone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for the lease of %s: %w", o.Object, err)
+	}
+	return d.GetWorkflowExecutionInfo().GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING, nil
+}

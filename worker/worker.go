@@ -1,0 +1,271 @@
+// Package worker is the wiring: it puts the gateway, the guards, the actions and the workflows together around one
+// Temporal client, and takes them apart again.
+//
+// It refuses to hold logic of its own: what is decided is decided in guards, what is done is done in activities.
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	sdkworker "go.temporal.io/sdk/worker"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/activities/kube"
+	"stanch/activities/node"
+	"stanch/activities/notify"
+	"stanch/playbooks"
+	"stanch/sensors/link"
+	"stanch/sensors/link/linkpb"
+	"stanch/worker/authority"
+	"stanch/worker/codec"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// Options are what a worker is made of.
+type Options struct {
+	Config    *config.Config
+	Dir       string // data: keys, evidence, the kill switch
+	Client    client.Client
+	Kube      kubernetes.Interface // nil without a cluster
+	Authority *authority.Authority
+	PKI       *authority.PKI
+	Library   *Library
+	Timing    lease.Timing
+	Self      []string // Stanch's own pods, by UID
+	// NodeListen is where nodes dial, with mutual TLS. NodeHosts are the names in the gateway's certificate.
+	NodeListen string
+	NodeHosts  []string
+	// Listen is where foreign sensors post; "" does not listen.
+	Listen string
+	// Socket is the local API; "" does not listen.
+	Socket string
+	Log    *slog.Logger
+	// At is called at named points, so that tests can kill the process there.
+	At func(point string)
+}
+
+// Worker is everything that runs beside Temporal.
+type Worker struct {
+	Options
+	Hub      *gateway.Hub
+	Intake   *gateway.Intake
+	Reader   *gateway.Reader
+	Set      *activities.Set
+	NodeAddr string // where nodes dial, as it was bound
+	HTTPAddr string
+
+	main    sdkworker.Worker
+	closers []func()
+}
+
+// Actions gives every action. Without nodes and cluster it still tells their specs.
+func Actions(nodes activities.Nodes, client kubernetes.Interface, log *slog.Logger) []activities.Action {
+	return append(kube.Actions(client),
+		&node.Isolate{Nodes: nodes, Kube: client},
+		&node.Freeze{Nodes: nodes},
+		&node.Snapshot{Nodes: nodes},
+		&notify.Log{Logger: log},
+	)
+}
+
+// Catalogue is the specs of every action.
+func Catalogue() playbooks.Catalogue {
+	return activities.NewSet(Actions(nil, nil, slog.Default())...).Catalogue()
+}
+
+// Start starts all parts. Close stops them.
+func Start(ctx context.Context, o Options) (*Worker, error) {
+	w := &Worker{Options: o}
+	if err := w.start(ctx); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Worker) start(ctx context.Context) error {
+	o := w.Options
+	w.Reader = &gateway.Reader{Temporal: o.Client}
+	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
+	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
+	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
+	w.Set.Evidence = &activities.EvidenceStore{Dir: filepath.Join(o.Dir, "evidence")}
+	killSwitch := guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
+	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: guards.NewWindow(nil, nil), Self: o.Self}
+
+	catalogue := w.Set.Catalogue()
+	leases := &lease.Workflows{Catalogue: catalogue}
+	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
+	incidents := &incident.Workflows{Playbooks: plays}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident}
+	w.Hub.Intake = w.Intake
+
+	w.main = sdkworker.New(o.Client, workflows.TaskQueue, sdkworker.Options{
+		MaxConcurrentWorkflowTaskPollers: 4, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: 5 * time.Second,
+	})
+	w.main.RegisterWorkflow(leases.Lease)
+	w.main.RegisterWorkflow(plays.Playbook)
+	w.main.RegisterWorkflow(incidents.Incident)
+	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
+	if err := w.main.Start(); err != nil {
+		return fmt.Errorf("start the Temporal worker: %w", err)
+	}
+	w.closers = append(w.closers, w.main.Stop)
+	if err := w.listenNodes(); err != nil {
+		return err
+	}
+	if err := w.listenForeign(); err != nil {
+		return err
+	}
+	w.sweep(ctx)
+	return w.listenLocal(killSwitch)
+}
+
+// serveNode polls a node's task queue while its stream is here.
+func (w *Worker) serveNode(name string) (func(), error) {
+	nodeWorker := sdkworker.New(w.Client, workflows.NodeQueue(name), sdkworker.Options{
+		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second,
+	})
+	nodeWorker.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	if err := nodeWorker.Start(); err != nil {
+		return nil, fmt.Errorf("serve node %s: %w", name, err)
+	}
+	return nodeWorker.Stop, nil
+}
+
+func (w *Worker) listenNodes() error {
+	if w.NodeListen == "" {
+		return nil
+	}
+	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, authority.ServerName)...)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", w.NodeListen) //nolint:noctx // at once
+	if err != nil {
+		return fmt.Errorf("listen for nodes: %w", err)
+	}
+	w.NodeAddr = l.Addr().String()
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(link.MaxMessage+4096), grpc.MaxSendMsgSize(link.MaxMessage+4096),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
+	linkpb.RegisterGatewayServer(server, w.Hub)
+	go func() {
+		if err := server.Serve(l); err != nil {
+			w.Log.Error("the gateway for nodes ended", "error", err)
+		}
+	}()
+	w.closers = append(w.closers, server.Stop)
+	return nil
+}
+
+func (w *Worker) listenForeign() error {
+	if w.Listen == "" {
+		return nil
+	}
+	foreign, err := gateway.NewForeign(w.Intake, w.Config.Foreign, w.Log)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", w.Listen) //nolint:noctx // at once
+	if err != nil {
+		return fmt.Errorf("listen for foreign detections: %w", err)
+	}
+	w.HTTPAddr = l.Addr().String()
+	w.serve(foreign.Server(), l)
+	return nil
+}
+
+func (w *Worker) listenLocal(killSwitch guards.FileSwitch) error {
+	if w.Socket == "" {
+		return nil
+	}
+	l, err := gateway.Listen(w.Socket)
+	if err != nil {
+		return err
+	}
+	local := &gateway.Local{Reader: w.Reader, Authority: w.Authority, Config: w.Config, Switch: killSwitch, Hub: w.Hub, Log: w.Log}
+	w.serve(local.Server(), l)
+	return nil
+}
+
+func (w *Worker) serve(server *http.Server, l net.Listener) {
+	go func() {
+		if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			w.Log.Error("a server ended", "address", l.Addr().String(), "error", err)
+		}
+	}()
+	w.closers = append(w.closers, func() { _ = server.Close() })
+}
+
+// Close stops all parts, the last started first.
+func (w *Worker) Close() {
+	for i := len(w.closers) - 1; i >= 0; i-- {
+		w.closers[i]()
+	}
+	w.closers = nil
+}
+
+// DialOptions are what every client of Stanch's Temporal needs: its encryption, and nothing in the clear.
+func DialOptions(o client.Options, dir string) (client.Options, error) {
+	c, err := PayloadCodec(dir)
+	if err != nil {
+		return o, err
+	}
+	o.DataConverter = converter.DataConverter(c.Converter())
+	o.FailureConverter = c.Failures()
+	return o, nil
+}
+
+// PayloadCodec is the codec with the key in dir, which is made if it is not there.
+func PayloadCodec(dir string) (*codec.Codec, error) {
+	key, err := authority.Secret(filepath.Join(dir, "codec.key"), 32)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the file
+	}
+	sum := sha256.Sum256(key)
+	id := hex.EncodeToString(sum[:4])
+	return codec.New(id, map[string][]byte{id: key}) //nolint:wrapcheck // it names the key
+}
+
+// LockDir makes sure that one process alone uses a data directory.
+func LockDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	if err := flock(f); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one its own --data", dir)
+	}
+	var once sync.Once
+	return func() { once.Do(func() { _ = f.Close() }) }, nil
+}
