@@ -13,12 +13,14 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	lab "stanch/testenv/kube"
 )
@@ -48,6 +50,7 @@ func TestLabRunsWorkloadsAndLeavesNothing(t *testing.T) {
 		namespace := c.Namespace(t)
 		t.Run("a deployment with probes", func(t *testing.T) { deploymentWithProbes(t, c, namespace) })
 		t.Run("pods reach the API server", func(t *testing.T) { podsReachTheAPI(t, c, namespace) })
+		t.Run("privileged pods see the node", func(t *testing.T) { privilegedPods(t, c, namespace) })
 		t.Run("rights are enforced", func(t *testing.T) { rightsAreEnforced(t, c, namespace) })
 		t.Run("a pod reports its image's digest", func(t *testing.T) {
 			pod := c.RunPod(t, namespace, lab.Pod("digest", lab.BusyboxImage, "sleep", "600"))
@@ -132,6 +135,7 @@ func podsReachTheAPI(t *testing.T, c *lab.Cluster, namespace string) {
 			}
 			return err
 		})
+		callAsPod(t, c, namespace, pod.Name)
 	}
 }
 
@@ -234,5 +238,56 @@ func nothingLeft(t *testing.T, s lab.State) {
 	}
 	if rules, err := exec.Command("/usr/sbin/iptables-save").Output(); err == nil && strings.Contains(string(rules), s.NodeName) {
 		t.Error("iptables rules are left")
+	}
+}
+
+// privilegedPods: the node agent runs as such a pod, and sees the node.
+func privilegedPods(t *testing.T, c *lab.Cluster, namespace string) {
+	pod := lab.Pod("agent", lab.BusyboxImage, "sleep", "600")
+	yes := true
+	pod.Spec.HostPID, pod.Spec.HostNetwork = true, true
+	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+	for name, path := range map[string]string{"bpf": "/sys/fs/bpf", "cgroup": "/sys/fs/cgroup", "runtime": filepath.Dir(c.CRISocket)} {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
+			Name: name, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}},
+		})
+		pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: name, MountPath: path})
+	}
+	c.RunPod(t, namespace, pod)
+	for _, check := range []string{
+		"test -S " + c.CRISocket, "test -r /sys/kernel/btf/vmlinux", "mount | grep -q /sys/fs/cgroup", "test -d /proc/" + fmt.Sprint(os.Getpid()),
+	} {
+		if out, err := c.Exec(t.Context(), namespace, "agent", "main", "sh", "-c", check); err != nil {
+			t.Errorf("%s: %v %s", check, err, out)
+		}
+	}
+	found, err := filepath.Glob("/sys/fs/cgroup/*" + c.CgroupRoot + "/kubepods")
+	pure, _ := filepath.Glob("/sys/fs/cgroup" + c.CgroupRoot + "/kubepods")
+	if err != nil || len(found)+len(pure) == 0 {
+		t.Errorf("no kubepods below %s: %v", c.CgroupRoot, err)
+	}
+}
+
+// callAsPod calls the API server with what lies in the pod, as an in-cluster client does.
+func callAsPod(t *testing.T, c *lab.Cluster, namespace, pod string) {
+	read := func(command string) string {
+		out, err := c.Exec(t.Context(), namespace, pod, "main", "sh", "-c", command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	const dir = "/var/run/secrets/kubernetes.io/serviceaccount/"
+	client, err := kubernetes.NewForConfig(&rest.Config{
+		Host:            "https://" + strings.TrimSpace(read("echo $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT")),
+		BearerToken:     read("cat " + dir + "token"),
+		TLSClientConfig: rest.TLSClientConfig{CAData: []byte(read("cat " + dir + "ca.crt"))},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	who, err := client.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil || who.Status.UserInfo.Username != "system:serviceaccount:"+namespace+":default" {
+		t.Errorf("the API server sees %v, %v", who, err)
 	}
 }
