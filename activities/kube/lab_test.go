@@ -1,6 +1,7 @@
 package kube_test
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"stanch/activities/kube"
 	lab "stanch/testenv/kube"
 )
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 // place is a namespace of a real cluster for one test.
 type place struct {

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 
@@ -49,4 +50,28 @@ func Own(t testing.TB, o Options) *Cluster {
 		}
 	})
 	return c
+}
+
+// Main is for the TestMain of a package whose tests all need a lab: they share one, as under STANCH_LAB, instead of
+// starting one each. Where a lab cannot run, each test says so itself.
+func Main(m *testing.M) (code int) {
+	if _, err := Binary(); err != nil || os.Getenv(StateEnv) != "" || len(Missing()) > 0 {
+		return m.Run()
+	}
+	c, err := Start(context.Background(), Options{})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() {
+		if err := c.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}()
+	if err := os.Setenv(StateEnv, c.StateFile()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
 }
