@@ -13,20 +13,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FindCgroupRoot finds where cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside v1.
+// FindCgroupRoot finds where the root of cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside v1. In a
+// pod it is where the node's /sys/fs/cgroup was mounted as a host path.
 func FindCgroupRoot() (string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return "", fmt.Errorf("find cgroup v2: %w", err)
 	}
-	for line := range strings.Lines(string(b)) {
+	if root := cgroupRoot(string(b)); root != "" {
+		return root, nil
+	}
+	return "", errors.New("find cgroup v2: its root is not mounted; mount -t cgroup2 none /sys/fs/cgroup, or in a pod mount the host path /sys/fs/cgroup")
+}
+
+// cgroupRoot finds the mount that shows the most of the hierarchy. In a cgroup namespace of one's own "/" is merely one's
+// own cgroup, and the true root is as many steps up as one is deep: "/../../..".
+func cgroupRoot(mountinfo string) string {
+	best, steps := "", -1
+	for line := range strings.Lines(mountinfo) {
 		left, right, ok := strings.Cut(line, " - ")
 		f := strings.Fields(left)
-		if ok && len(f) >= 5 && strings.HasPrefix(right, "cgroup2 ") && f[3] == "/" {
-			return f[4], nil
+		if !ok || len(f) < 5 || !strings.HasPrefix(right, "cgroup2 ") {
+			continue
+		}
+		if up := strings.Count(f[3], ".."); strings.Trim(f[3], "/.") == "" && up > steps {
+			best, steps = f[4], up
 		}
 	}
-	return "", errors.New("find cgroup v2: it is not mounted with its root; mount -t cgroup2 none /sys/fs/cgroup")
+	return best
 }
 
 // CgroupID gives the id of a cgroup (absolute path of its v2 directory): its inode.

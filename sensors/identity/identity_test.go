@@ -67,6 +67,20 @@ func TestParsePath(t *testing.T) {
 	}
 }
 
+func TestTheRootIsTheNodesAndNotOnesOwn(t *testing.T) {
+	for name, c := range map[string]struct{ mountinfo, want string }{
+		"pure v2": {"30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw", "/sys/fs/cgroup"},
+		"hybrid":  {"30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 23 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw", "/sys/fs/cgroup/unified"},
+		"pod":     {"30 23 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n31 23 0:26 /../../../.. /host/cgroup rw - cgroup2 cgroup2 rw", "/host/cgroup"},
+		"part":    {"30 23 0:26 /kubepods/x /sys/fs/cgroup ro - cgroup2 cgroup rw", ""},
+		"v1":      {"30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu", ""},
+	} {
+		if got := cgroupRoot(c.mountinfo); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
 func FuzzParsePath(f *testing.F) {
 	f.Add("/kubepods/burstable/pod" + uid + "/" + id64)
 	f.Add("/system.slice/docker-" + id64 + ".scope")

@@ -70,6 +70,8 @@ func ParsePath(path string) Path {
 			case p.PodUID != "": // the kubelet's cgroupfs driver: the runtime is not in the path
 			case i > 0 && segments[i-1] == "docker":
 				p.Runtime = "docker"
+			case i > 0 && strings.HasPrefix(segments[i-1], "stanch-drill-"): // a drill's own container
+				p.Runtime = "stanch"
 			default:
 				continue
 			}

@@ -79,7 +79,7 @@ func cgroupOf(pid string) string {
 	}
 	for line := range strings.Lines(string(b)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return path
+			return filepath.Clean(path) // in a cgroup namespace of our own it begins with steps up to the root
 		}
 	}
 	return ""

@@ -1,162 +1,19 @@
 package probe
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors"
-	"stanch/sensors/identity"
-	"stanch/testenv/require"
 )
-
-// needKernel skips loudly where the real kernel cannot be used.
-func needKernel(t *testing.T) {
-	t.Helper()
-	why := ""
-	if os.Geteuid() != 0 {
-		why = "root"
-	} else if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
-		why = "a kernel with BTF"
-	} else if _, err := identity.FindCgroupRoot(); err != nil {
-		why = "cgroup v2"
-	}
-	skip(t, why)
-}
-
-func skip(t *testing.T, lacking string) {
-	t.Helper()
-	if lacking == "" {
-		return
-	}
-	require.Lacking(t, "%s", lacking)
-}
-
-// cgroup makes a cgroup that ends with the test, whatever is in it.
-func cgroup(t *testing.T, parent string) (dir string, id uint64) {
-	t.Helper()
-	if parent == "" {
-		root, err := identity.FindCgroupRoot()
-		if err != nil {
-			t.Fatal(err)
-		}
-		parent = root
-	}
-	dir, err := os.MkdirTemp(parent, "stanch-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		eventually(t, "cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
-	})
-	id, err = identity.CgroupID(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir, id
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// inCgroup makes a command start in a cgroup.
-func inCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
-	t.Helper()
-	fd, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { fd.Close() })
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(fd.Fd())
-	return cmd
-}
-
-// watcher collects events.
-type watcher struct {
-	mu     sync.Mutex
-	events []sensors.Event
-	probe  *Probe
-}
-
-func watch(t *testing.T, opt Options) *watcher {
-	t.Helper()
-	p, err := Load(opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &watcher{probe: p}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- p.Run(ctx, func(e sensors.Event) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.events = append(w.events, e)
-		})
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		if err := p.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	return w
-}
-
-func (w *watcher) wait(t *testing.T, what string, match func(*sensors.Event) bool) sensors.Event {
-	t.Helper()
-	var found sensors.Event
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		w.mu.Lock()
-		for i := range w.events {
-			if match(&w.events[i]) {
-				found = w.events[i]
-				w.mu.Unlock()
-				return found
-			}
-		}
-		n := len(w.events)
-		w.mu.Unlock()
-		if time.Now().After(deadline) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			t.Fatalf("no event: %s, in %d: %+v", what, n, w.events)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-func kindIn(kind sensors.Kind, cgroup uint64) func(*sensors.Event) bool {
-	return func(e *sensors.Event) bool { return e.Kind == kind && e.Container.CgroupID == cgroup }
-}
 
 func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
 	needKernel(t)
@@ -469,54 +326,4 @@ func TestAFullRingIsCounted(t *testing.T) {
 	if n := p.Status().Drops["alerts ring full"]; n == 0 {
 		t.Errorf("drops: %+v", p.Status().Drops)
 	}
-}
-
-// self runs this test binary as a helper.
-func self(args ...string) *exec.Cmd {
-	exe, _ := os.Executable()
-	cmd := exec.Command(exe, args...)
-	cmd.Env = append(os.Environ(), "STANCH_TEST_HELPER=1")
-	return cmd
-}
-
-func TestMain(m *testing.M) {
-	if os.Getenv("STANCH_TEST_HELPER") == "1" {
-		if err := helper(os.Args[1], os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-func helper(what string, args []string) error {
-	switch what {
-	case "connect":
-		return connect(args[0], args[1])
-	case "actor":
-		return helperActor()
-	case "lock":
-		return helperLock(args)
-	}
-	return errors.New("no such helper: " + what)
-}
-
-// connect does not let Go's resolver turn a mapped address into IPv4.
-func connect(host, port string) error {
-	addr := net.ParseIP(host)
-	var n int
-	fmt.Sscan(port, &n)
-	if strings.Contains(host, ":") {
-		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
-		if err != nil {
-			return err
-		}
-		return unix.Connect(fd, &unix.SockaddrInet6{Port: n, Addr: [16]byte(addr.To16())})
-	}
-	c, err := net.Dial("tcp4", net.JoinHostPort(host, port))
-	if err == nil {
-		_, err = io.Copy(io.Discard, c)
-	}
-	return err
 }

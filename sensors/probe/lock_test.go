@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -220,6 +221,16 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 			t.Errorf("the node's probe of %s: %q, %v", host, got, err)
 		}
 	}
+	// The pod reaches nothing of the node's by that, neither a listener nor the port that it answered.
+	local, err := net.Listen("tcp", nodeIP+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	_, port, _ := net.SplitHostPort(local.Addr().String())
+	if got := n.pod.do(t, "tcp", nodeIP, port); got == "sent" {
+		t.Error("the pod opened a connection to the node")
+	}
 	if got := n.sibling.do(t, "ask", podIP, "8080"); got == "answer" {
 		t.Error("another pod was answered")
 	}
@@ -342,6 +353,11 @@ func TestAnAllowListIsTheOnlyWayOut(t *testing.T) {
 	}
 	if got := n.pod.do(t, "udp", peerIP, "9"); got != "sent" {
 		t.Errorf("allowed by the wider prefix: %s", got)
+	}
+	for to, want := range map[string]bool{peerIP + ":7000": false, peerIP + ":7002": true, siblingIP + ":7000": true, "127.0.0.1:1": false} {
+		if got := l.Denies(n.podID, netip.MustParseAddrPort(to)); got != want {
+			t.Errorf("Denies %s: %v, want %v", to, got, want)
+		}
 	}
 	for _, way := range [][]string{{"tcp", peerIP, "7002"}, {"udp", peerIP, "7000"}, {"tcp", siblingIP, "7000"}} {
 		if got := n.pod.do(t, way...); got == "sent" {

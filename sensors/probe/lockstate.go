@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -18,17 +19,7 @@ import (
 func (l *Lock) State(cgroupID uint64) (LockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ids := []uint64{cgroupID}
-	if path, err := identity.PathOf(l.root, cgroupID); err == nil {
-		for i := len(path) - 1; i > 0; i-- {
-			if path[i] == '/' {
-				if id, err := identity.CgroupID(l.root + path[:i]); err == nil {
-					ids = append(ids, id)
-				}
-			}
-		}
-	}
-	for _, id := range ids {
+	for _, id := range l.above(cgroupID) {
 		var v holdValue
 		if l.m(bpf.LockMapHolds).Lookup(holdKey{ID: id, Kind: holdCgroup}, &v) != nil {
 			continue
@@ -38,6 +29,53 @@ func (l *Lock) State(cgroupID uint64) (LockState, error) {
 		}
 	}
 	return LockState{}, nil
+}
+
+// above gives a cgroup and those that it is in, but for the root.
+func (l *Lock) above(cgroupID uint64) []uint64 {
+	ids := []uint64{cgroupID}
+	path, err := identity.PathOf(l.root, cgroupID)
+	if err != nil {
+		return ids
+	}
+	for i := len(path) - 1; i > 0; i-- {
+		if path[i] == '/' {
+			if id, err := identity.CgroupID(l.root + path[:i]); err == nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+// Denies tells whether a TCP connection from a cgroup would be refused now. It is for telling people: what is refused
+// is decided in the kernel.
+func (l *Lock) Denies(cgroupID uint64, to netip.AddrPort) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var latest uint64
+	now := uint64(bootNow()) //nolint:gosec // positive
+	if l.m(bpf.LockMapLatest).Lookup(uint32(0), &latest) != nil || latest <= now {
+		return false
+	}
+	for _, id := range l.above(cgroupID) {
+		var v holdValue
+		var rec lockRecord
+		if l.m(bpf.LockMapHolds).Lookup(holdKey{ID: id, Kind: holdCgroup}, &v) != nil || l.m(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
+			continue
+		}
+		if rec.Expiry <= now || to.Addr().IsLoopback() && rec.Flags&lockHostNetwork == 0 {
+			continue
+		}
+		var allow allowValue
+		key := allowKeyOf(v.Lock, netip.PrefixFrom(to.Addr(), to.Addr().BitLen()))
+		if l.m(bpf.LockMapAllow).Lookup(key, &allow) != nil || !slices.ContainsFunc(allow[:], func(r allowRule) bool {
+			return r.Used == 1 && (r.Protocol == 0 || r.Protocol == 6) && (r.Port == 0 || r.Port == to.Port())
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // List gives every lock in force, and forgets those that have lapsed.

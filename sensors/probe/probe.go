@@ -7,6 +7,7 @@
 package probe
 
 import (
+	"net/netip"
 	"time"
 
 	"stanch/sensors"
@@ -25,6 +26,8 @@ type Options struct {
 	Host bool
 	// Disable names hooks that stay off, for example HookOpen whose tracepoint taxes every system call a little.
 	Disable []Hook
+	// Denies tells whether an egress lock refuses a connection (Lock.Denies); events then say so. Nil: no event does.
+	Denies func(cgroupID uint64, to netip.AddrPort) bool
 	// AlertBytes and TelemetryBytes size the two rings, powers of two. Zero: 4 MiB and 1 MiB.
 	AlertBytes, TelemetryBytes int
 }

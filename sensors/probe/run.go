@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"sync"
 
@@ -71,6 +72,11 @@ func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
 	if e.Kind == sensors.KindOpen {
 		if e.File.Sensitive = sensitiveClass(e.File.Path); e.File.Sensitive == "" {
 			return // only its base name looked sensitive
+		}
+	}
+	if e.Kind == sensors.KindConnect && p.opt.Denies != nil {
+		if to, err := netip.ParseAddr(e.Network.Address); err == nil {
+			e.Network.Denied = p.opt.Denies(e.Container.CgroupID, netip.AddrPortFrom(to, e.Network.Port))
 		}
 	}
 	e.Node = p.opt.Node

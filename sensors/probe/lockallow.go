@@ -1,0 +1,137 @@
+package probe
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+
+	"stanch/bpf"
+)
+
+// destinations writes the node's and the pod's addresses and the allow list, and takes away what no longer counts.
+func (l *Lock) destinations(id uint64, r LockRequest) error {
+	nodes := r.NodeAddrs
+	if nodes == nil {
+		var err error
+		if nodes, err = nodeAddrs(); err != nil {
+			return err
+		}
+	}
+	addrs := map[addressKey]bool{}
+	for _, a := range nodes {
+		addrs[addressKey{Lock: id, Address: a.As16(), Role: roleNode}] = true
+	}
+	for _, w := range r.Wires {
+		for _, a := range w.Addrs {
+			addrs[addressKey{Lock: id, Address: a.As16(), Role: rolePod}] = true
+		}
+		for _, a := range w.Gateways {
+			addrs[addressKey{Lock: id, Address: a.As16(), Role: roleNode}] = true
+		}
+	}
+	allow := map[allowKey]allowValue{}
+	for _, a := range r.Allow {
+		k := allowKeyOf(id, a.Prefix)
+		v := allow[k]
+		if !v.add(a) {
+			return fmt.Errorf("egress lock: more than %d ports of %s", len(v), a.Prefix)
+		}
+		allow[k] = v
+	}
+	widen(allow)
+	for k := range addrs {
+		if err := l.m(bpf.LockMapAddresses).Put(k, uint8(1)); err != nil {
+			return fmt.Errorf("egress lock: write addresses: %w", err)
+		}
+	}
+	for k, v := range allow {
+		if err := l.m(bpf.LockMapAllow).Put(k, v); err != nil {
+			return fmt.Errorf("egress lock: write the allow list: %w", err)
+		}
+	}
+	prune(l.m(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id && !addrs[k] })
+	prune(l.m(bpf.LockMapAllow), func(k allowKey) bool {
+		_, keep := allow[k]
+		return k.lock() == id && !keep
+	})
+	return nil
+}
+
+func allowKeyOf(id uint64, p netip.Prefix) allowKey {
+	p = p.Masked()
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	k := allowKey{Prefix: uint32(64 + bits), Address: p.Addr().As16()} //nolint:gosec // at most 192
+	// A trie compares bytes in memory order; the program writes the halves the same way.
+	k.LockHigh, k.LockLow = uint32(id>>32), uint32(id&math.MaxUint32)
+	return k
+}
+
+func (k allowKey) lock() uint64 { return uint64(k.LockHigh)<<32 | uint64(k.LockLow) }
+
+func (k allowKey) covers(o allowKey) bool {
+	if k.Prefix >= o.Prefix || k.LockHigh != o.LockHigh || k.LockLow != o.LockLow {
+		return false
+	}
+	a, b := netip.AddrFrom16(k.Address), netip.AddrFrom16(o.Address)
+	return netip.PrefixFrom(a, int(k.Prefix)-64).Contains(b)
+}
+
+func (v *allowValue) add(a Allow) bool {
+	r := allowRule{Port: a.Port, Used: 1}
+	switch a.Protocol {
+	case "tcp":
+		r.Protocol = 6
+	case "udp":
+		r.Protocol = 17
+	}
+	for i := range v {
+		if v[i] == r {
+			return true
+		}
+		if v[i].Used == 0 {
+			v[i] = r
+			return true
+		}
+	}
+	return false
+}
+
+// widen gives every prefix the ports of those around it: the kernel looks at the longest match only.
+func widen(allow map[allowKey]allowValue) {
+	for k, v := range allow {
+		for o, outer := range allow {
+			if !o.covers(k) {
+				continue
+			}
+			for _, r := range outer {
+				if r.Used == 1 && !slices.Contains(v[:], r) {
+					if i := slices.Index(v[:], allowRule{}); i >= 0 {
+						v[i] = r
+					}
+				}
+			}
+		}
+		allow[k] = v
+	}
+}
+
+func nodeAddrs() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list this node's addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok && !addr.IsLoopback() {
+				out = append(out, addr.Unmap())
+			}
+		}
+	}
+	return out, nil
+}
