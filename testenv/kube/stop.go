@@ -29,7 +29,9 @@ func (c *Cluster) Stop() error {
 	if err := now.read(c.StateFile()); errors.Is(err, fs.ErrNotExist) || err == nil && now.Dir != c.Dir {
 		return nil // stopped before, and perhaps another lab has its number now: hands off
 	}
-	c.Parts = now.Parts // the starter may have added some since this was read
+	if now.Dir == c.Dir {
+		c.Parts = now.Parts // the starter may have added some since this was read
+	}
 	var failed []error
 	for _, step := range []func() error{
 		func() error { c.killParts("kubelet"); return nil }, // it would start again what is killed
