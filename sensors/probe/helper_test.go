@@ -9,9 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"stanch/sensors"
-	"stanch/sensors/identity"
-	"stanch/testenv/require"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +16,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+	"stanch/testenv/require"
 )
 
 // needKernel skips loudly where the real kernel cannot be used.

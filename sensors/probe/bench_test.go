@@ -1,0 +1,121 @@
+package probe
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+)
+
+func benchCgroup(b *testing.B) (string, uint64) {
+	b.Helper()
+	if os.Geteuid() != 0 {
+		b.Skip("SKIPPED: lacking: root")
+	}
+	root, err := identity.FindCgroupRoot()
+	if err != nil {
+		b.Skip("SKIPPED: lacking: " + err.Error())
+	}
+	dir, err := os.MkdirTemp(root, "stanch-bench-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.Remove(dir) })
+	id, err := identity.CgroupID(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return dir, id
+}
+
+// BenchmarkLock is the time from the decision to a cgroup that is held (without the wire's programs).
+func BenchmarkLock(b *testing.B) {
+	_, id := benchCgroup(b)
+	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
+	l, err := OpenLock(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close(); _ = Disarm(dir) })
+	for b.Loop() {
+		if _, err := l.Apply(LockRequest{Lease: "bench", Cgroups: []uint64{id}, Until: time.Now().Add(time.Minute)}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSyscallTax is what a system call that nobody watches costs, with and without the open hook.
+func BenchmarkSyscallTax(b *testing.B) {
+	benchCgroup(b)
+	for name, opt := range map[string]*Options{"no probe": nil, "without open": {Disable: []Hook{HookOpen}}, "all": {}} {
+		b.Run(name, func(b *testing.B) {
+			if opt != nil {
+				p, err := Load(*opt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer p.Close()
+			}
+			for b.Loop() {
+				_ = unix.Getppid()
+			}
+		})
+	}
+}
+
+// BenchmarkExec is a whole fork, exec and exit of a program in a watched cgroup; it reports how late its events arrive.
+func BenchmarkExec(b *testing.B) {
+	dir, _ := benchCgroup(b)
+	fd, err := os.Open(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer fd.Close()
+	for _, probed := range []bool{false, true} {
+		b.Run("probed="+strconv.FormatBool(probed), func(b *testing.B) {
+			var (
+				mu   sync.Mutex
+				late []time.Duration
+			)
+			if probed {
+				p, err := Load(Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer p.Close()
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				go func() {
+					_ = p.Run(ctx, func(e sensors.Event) {
+						mu.Lock()
+						defer mu.Unlock()
+						late = append(late, time.Since(e.Time))
+					})
+				}()
+			}
+			for b.Loop() {
+				cmd := exec.Command("/bin/true")
+				cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+				if err := cmd.Run(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if len(late) > 0 {
+				slices.Sort(late)
+				b.ReportMetric(float64(late[len(late)/2].Microseconds()), "p50-late-µs")
+				b.ReportMetric(float64(late[len(late)*99/100].Microseconds()), "p99-late-µs")
+			}
+		})
+	}
+}
