@@ -162,7 +162,7 @@ func (w *Worker) listenNodes() error {
 	if w.NodeListen == "" {
 		return nil
 	}
-	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, authority.ServerName)...)
+	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -269,3 +269,6 @@ func LockDir(dir string) (unlock func(), err error) {
 	var once sync.Once
 	return func() { once.Do(func() { _ = f.Close() }) }, nil
 }
+
+// ActionSet is every action without anything to act on: for documentation.
+func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, slog.Default())...) }

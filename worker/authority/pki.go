@@ -1,6 +1,8 @@
 package authority
 
 import (
+	"stanch/sensors/link"
+
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -161,19 +163,8 @@ func (p *PKI) TLS(role, name string, hosts ...string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", name, err)
 	}
-	return Mutual(pair, p.Pool()), nil
+	return link.Mutual(pair, p.Pool()), nil
 }
-
-// Mutual is the configuration of either end: both show a certificate of the pool's authority.
-func Mutual(pair tls.Certificate, pool *x509.CertPool) *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: ServerName,
-	}
-}
-
-// ServerName is the name that the gateway's certificate always carries, whatever its address.
-const ServerName = "gateway.stanch.internal"
 
 // Files issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.
 func (p *PKI) Files(dir, base, role, name string, hosts ...string) (cert, key string, err error) {
@@ -191,21 +182,4 @@ func (p *PKI) Files(dir, base, role, name string, hosts ...string) (cert, key st
 		}
 	}
 	return cert, key, nil
-}
-
-// LoadTLS reads NAME.crt, NAME.key and ca.crt from a directory, as Files wrote them.
-func LoadTLS(dir, base string) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key"))
-	if err != nil {
-		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
-	}
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
-	}
-	return Mutual(pair, pool), nil
 }

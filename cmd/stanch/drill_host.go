@@ -1,0 +1,237 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors/identity"
+)
+
+// stage is where a drill attacks: a container made for it, and the peer that it talks to.
+type stage interface {
+	// Target is what the incident must be about: a container's id or a pod's UID.
+	Target() string
+	// Heard is how many lines the peer got from the attacked, SiblingHeard from its sibling.
+	Heard() uint64
+	SiblingHeard() uint64
+	Close()
+}
+
+// hostStage is a container of this machine: namespaces and a cgroup of its own, a cable to the drill's peer.
+type hostStage struct {
+	id      string
+	heard   atomic.Uint64
+	sibling atomic.Uint64
+	closers []func()
+}
+
+func (s *hostStage) Target() string       { return s.id }
+func (s *hostStage) Heard() uint64        { return s.heard.Load() }
+func (s *hostStage) SiblingHeard() uint64 { return s.sibling.Load() }
+
+func (s *hostStage) Close() {
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		s.closers[i]()
+	}
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	if _, err := rand.Read(b); err != nil {
+		panic(err)
+	}
+	return hex.EncodeToString(b)
+}
+
+// newHostStage makes the attacked container and a sibling, and starts the attack.
+func newHostStage(ctx context.Context, kind string) (_ *hostStage, err error) {
+	if os.Getuid() != 0 {
+		return nil, errors.New("a drill on this host makes a container and needs root")
+	}
+	s := &hostStage{}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	resolver, err := identity.Open(identity.Options{CRISocket: "none"})
+	if err != nil {
+		return nil, fmt.Errorf("find the cgroups: %w", err)
+	}
+	root := resolver.CgroupRoot()
+	_ = resolver.Close()
+	name := "stanch-drill-" + randomHex(3)
+	if s.id, err = s.container(ctx, root, name, "0", kind, &s.heard); err != nil {
+		return nil, err
+	}
+	if _, err = s.container(ctx, root, name+"b", "1", "wait", &s.sibling); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// container starts one container whose process attacks the peer that it makes.
+func (s *hostStage) container(ctx context.Context, root, name, net4, kind string, heard *atomic.Uint64) (string, error) {
+	id := randomHex(32)
+	dir := filepath.Join(root, name, id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the drill's cgroup: %w", err)
+	}
+	s.closers = append(s.closers, func() { removeCgroup(dir); removeCgroup(filepath.Dir(dir)) })
+	cgroup, err := os.Open(dir)
+	if err != nil {
+		return "", fmt.Errorf("open the drill's cgroup: %w", err)
+	}
+	defer func() { _ = cgroup.Close() }()
+
+	hostIP, peerIP := subnet()
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	// The peer listens before its address exists: the kernel allows it with IP_FREEBIND.
+	listener, err := (&net.ListenConfig{Control: freebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, "3333"))
+	if err != nil {
+		return "", fmt.Errorf("listen as the drill's peer: %w", err)
+	}
+	s.closers = append(s.closers, func() { _ = listener.Close() })
+	go listen(listener, kind == "reverse-shell", heard)
+
+	c := exec.CommandContext(ctx, self, attackCommand, kind, listener.Addr().String())
+	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	ready, err := c.StdinPipe()
+	if err != nil {
+		return "", fmt.Errorf("start the drill's container: %w", err)
+	}
+	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
+	if err := c.Start(); err != nil {
+		return "", fmt.Errorf("start the drill's container: %w", err)
+	}
+	s.closers = append(s.closers, func() { _ = c.Process.Kill(); _ = c.Wait() })
+	if err := cable(c.Process.Pid, "stdr"+name[len("stanch-drill-"):]+net4, hostIP, peerIP); err != nil {
+		return "", err
+	}
+	if err := ready.Close(); err != nil {
+		return "", fmt.Errorf("start the attack: %w", err)
+	}
+	return id, nil
+}
+
+// subnet picks two addresses of the range for benchmarks (RFC 2544), which nobody routes.
+func subnet() (host, peer string) {
+	b := make([]byte, 2)
+	_, _ = rand.Read(b)
+	base := int(b[1]) &^ 3
+	return fmt.Sprintf("198.18.%d.%d", b[0], base+1), fmt.Sprintf("198.18.%d.%d", b[0], base+2)
+}
+
+func freebind(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(err, failed)
+}
+
+// cable connects the network namespace of a process to this machine.
+func cable(pid int, name, hostIP, peerIP string) error {
+	fail := func(err error) error { return fmt.Errorf("cable the drill's container: %w", err) }
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fail(err)
+	}
+	host, err := netlink.LinkByName(name)
+	if err != nil {
+		return fail(err)
+	}
+	addr, err := netlink.ParseAddr(hostIP + "/30")
+	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(netlink.AddrAdd(host, addr), netlink.LinkSetUp(host)); err != nil {
+		return fail(err)
+	}
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = ns.Close() }()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fail(err)
+	}
+	defer inside.Close()
+	if addr, err = netlink.ParseAddr(peerIP + "/30"); err != nil {
+		return fail(err)
+	}
+	for _, dev := range []string{"lo", "eth0"} {
+		l, err := inside.LinkByName(dev)
+		if err != nil {
+			return fail(err)
+		}
+		if dev == "eth0" {
+			if err := inside.AddrAdd(l, addr); err != nil {
+				return fail(err)
+			}
+		}
+		if err := inside.LinkSetUp(l); err != nil {
+			return fail(err)
+		}
+	}
+	return nil
+}
+
+// listen counts the lines that arrive. To a reverse shell it says what to do.
+func listen(l net.Listener, shell bool, heard *atomic.Uint64) {
+	var open sync.WaitGroup
+	defer open.Wait()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		open.Go(func() {
+			defer func() { _ = c.Close() }()
+			if shell {
+				_, _ = fmt.Fprintln(c, "while echo beat; do sleep 0.05; done")
+			}
+			lines := bufio.NewScanner(c)
+			for lines.Scan() {
+				heard.Add(1)
+			}
+		})
+	}
+}
+
+// removeCgroup kills what is left in a cgroup and removes it.
+func removeCgroup(dir string) {
+	_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0o600)
+	_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0o600)
+	for range 50 {
+		if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if pids, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil && strings.TrimSpace(string(pids)) == "" {
+			_ = os.Remove(dir)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}

@@ -1,0 +1,148 @@
+// Command stanch is everything that people use: it runs Stanch, shows what it does, and answers it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"stanch/sensors/diagnostic"
+	"stanch/worker/config"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	// The drill's harmless attacker is this program again, inside of the drill's container.
+	if len(os.Args) > 1 && os.Args[1] == attackCommand {
+		os.Exit(attackMain(os.Args[2:]))
+	}
+	if kind, address, ok := strings.Cut(os.Getenv(attackEnv), " "); ok {
+		os.Exit(attackMain([]string{kind, address}))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := command().ExecuteContext(ctx)
+	if err != nil && !errors.Is(err, errAnswered) {
+		fmt.Fprintln(os.Stderr, "stanch:", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+// errAnswered says that the answer is no and was printed already.
+var errAnswered = errors.New("no")
+
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usageError{}):
+		return 2
+	}
+	return 1
+}
+
+// globals are the flags that every command has.
+type globals struct {
+	data   string
+	config string
+}
+
+func command() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use: "stanch", Short: "Contain what goes wrong in containers: durably, reversibly, with proof",
+		Long: `Stanch takes a detection from the kernel to a contained, documented incident.
+
+Start with:
+  stanch up                everything on this machine, in one process
+  stanch drill             a harmless real attack, followed to its end`,
+		SilenceUsage: true, SilenceErrors: true, Version: version,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVar(&g.data, "data", defaultData(), "the data directory: keys, Temporal's file, evidence")
+	root.PersistentFlags().StringVar(&g.config, "config", "", "the configuration, stanch.yaml (default: phase 1, nobody may approve but you)")
+	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
+	for group, commands := range map[string][]*cobra.Command{
+		"run":   {upCommand(g), workerCommand(g), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
+		"see":   {incidentsCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), stopCommand(g), resumeCommand(g)},
+		"write": {validateCommand(), actionsCommand(), schemaCommand(), rulesCommand(g)},
+	} {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	return root
+}
+
+func defaultData() string {
+	if os.Getuid() == 0 {
+		return "/var/lib/stanch"
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		return filepath.Join(home, ".local", "share", "stanch")
+	}
+	return "stanch-data"
+}
+
+// socket is the local API's.
+func (g *globals) socket() string { return filepath.Join(g.data, "stanch.sock") }
+
+// load reads the configuration, printing what is wrong with it.
+func (g *globals) load() (*config.Config, error) {
+	if g.config == "" {
+		return config.Default(), nil
+	}
+	c, problems, err := config.Load(g.config)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := os.ReadFile(g.config)
+	if err != nil {
+		return nil, fmt.Errorf("read the config: %w", err)
+	}
+	printProblems(problems, raw)
+	if problems.HasErrors() {
+		return nil, fmt.Errorf("%s has %d problems", g.config, len(problems))
+	}
+	return c, nil
+}
+
+func printProblems(problems diagnostic.Diagnostics, source []byte) {
+	for _, p := range problems {
+		fmt.Fprintln(os.Stderr, p.Render(source))
+	}
+}
+
+// outputFlag adds -o.
+func outputFlag(c *cobra.Command, out *string) {
+	c.Flags().StringVarP(out, "output", "o", "text", "text or json")
+	run := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if *out != "text" && *out != "json" {
+			return usageError{fmt.Errorf("-o is text or json, not %q", *out)}
+		}
+		return run(cmd, args)
+	}
+}
+
+// args turns cobra's complaints about arguments into wrong use.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, given []string) error {
+		if err := check(c, given); err != nil {
+			return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
+		}
+		return nil
+	}
+}

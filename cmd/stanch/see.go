@@ -1,0 +1,264 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stanch/playbooks"
+	"stanch/worker/gateway"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// plain makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0x202e || r == 0x2066 || r == 0x2067 {
+			return '·'
+		}
+		return r
+	}, s)
+}
+
+func incidentsCommand(g *globals) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "incidents [ID]", Short: "List incidents, or show one whole", Args: args(cobra.MaximumNArgs(1)),
+		Example: "  stanch incidents\n  stanch incidents INC-01JABC… -o json",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			out := cmd.OutOrStdout()
+			if len(ids) == 1 {
+				var in playbooks.Incident
+				if err := g.local().get(cmd.Context(), "/v1/incidents/"+ids[0], &in); err != nil {
+					return err
+				}
+				if output == "json" {
+					return printJSON(out, in)
+				}
+				var pending []playbook.Pending
+				if err := g.local().get(cmd.Context(), "/v1/pending", &pending); err != nil {
+					return err
+				}
+				showIncident(out, in, pending)
+				return nil
+			}
+			var list []playbooks.Incident
+			if err := g.local().get(cmd.Context(), "/v1/incidents", &list); err != nil {
+				return err
+			}
+			if output == "json" {
+				return printJSON(out, list)
+			}
+			if len(list) == 0 {
+				fmt.Fprintln(out, "no incidents")
+				return nil
+			}
+			t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(t, "INCIDENT\tSTATUS\tOPENED\tSEVERITY\tOBJECTIVE\tCONFIDENCE\tWORKLOAD\tLEASES")
+			for _, in := range list {
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.2f\t%s\t%d\n", in.ID, in.Status, in.Opened.Local().Format(time.DateTime), in.Severity, in.Objective, in.Confidence, plain(in.Workload.String()), len(in.Leases))
+			}
+			return t.Flush()
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}
+
+func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pending) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+	p("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.Status)
+	p("%s", in.Summary)
+	p("")
+	p("workload    %s", in.Workload)
+	p("image       %s %s", in.Workload.Image, in.Workload.ImageDigest)
+	p("account     %s", in.Workload.ServiceAccount)
+	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
+	p("blast       %d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods)
+	for _, m := range in.Blast.MayDo {
+		p("            its account may: %s", m)
+	}
+	for _, r := range in.Reasons {
+		p("why         %s", r)
+	}
+	for _, m := range in.Context.Missing {
+		p("missing     %s", m)
+	}
+	for _, d := range in.Detections {
+		p("detection   %s ×%d: %s", d.Rule, d.Count, d.What)
+	}
+	for _, l := range in.Leases {
+		p("lease       %s %s on %s: %s, verified %v, undone %v, until %s %s", l.ID, l.Action, l.Target, l.State, l.Verified, l.Undone, l.Until.Local().Format(time.DateTime), l.Reason)
+	}
+	for _, e := range in.Evidence {
+		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
+	}
+	p("")
+	for _, e := range in.Timeline {
+		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.What)
+	}
+	for _, q := range pending {
+		if q.Incident != in.ID {
+			continue
+		}
+		p("")
+		p("ASKED: %s", q.Title)
+		if q.Ask != "" {
+			p("  %s", q.Ask)
+		}
+		for _, plan := range q.Plans {
+			for _, change := range plan.Plan.Changes {
+				p("  would %s", change)
+			}
+			for _, warning := range plan.Plan.Warnings {
+				p("  but: %s", warning)
+			}
+		}
+		p("  of %s, quorum %d, until %s", strings.Join(append(q.Approvers.Groups, q.Approvers.Users...), ", "), q.Approvers.Quorum, q.Deadline.Local().Format(time.TimeOnly))
+		p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", in.ID, q.ID, in.ID, q.ID)
+	}
+}
+
+func leasesCommand(g *globals) *cobra.Command {
+	var output string
+	var all bool
+	c := &cobra.Command{
+		Use: "leases", Short: "List the containments in force", Args: args(cobra.NoArgs), Example: "  stanch leases\n  stanch leases --all -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path := "/v1/leases"
+			if all {
+				path += "?all=1"
+			}
+			var list []*lease.Machine
+			if err := g.local().get(cmd.Context(), path, &list); err != nil {
+				return err
+			}
+			reports := []playbooks.LeaseReport{}
+			for _, m := range list {
+				reports = append(reports, m.Report(time.Now()))
+			}
+			if output == "json" {
+				return printJSON(cmd.OutOrStdout(), reports)
+			}
+			if len(reports) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing is held")
+				return nil
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			fmt.Fprintln(t, "LEASE\tSTATE\tACTION\tTARGET\tVERIFIED\tUNTIL\tWHY")
+			for _, r := range reports {
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.ID, r.State, r.Action, plain(r.Target), r.Verified, r.Until.Local().Format(time.DateTime), plain(r.Reason))
+			}
+			return t.Flush()
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "those that have ended too")
+	outputFlag(c, &output)
+	return c
+}
+
+func releaseCommand(g *globals) *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use: "release LEASE", Short: "End a containment now", Args: args(cobra.MaximumNArgs(1)), Example: "  stanch release LSE-0A1B…\n  stanch release --all",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			if all == (len(ids) == 1) {
+				return usageError{fmt.Errorf("name one lease, or --all")}
+			}
+			q := gateway.LeaseRequest{All: all}
+			if !all {
+				q.Lease = ids[0]
+			}
+			var done []playbooks.LeaseReport
+			if err := g.local().post(cmd.Context(), "/v1/release", q, &done); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "released %d; `stanch leases --all` shows when each is undone\n", len(done))
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "end every lease")
+	return c
+}
+
+func extendCommand(g *globals) *cobra.Command {
+	var d time.Duration
+	c := &cobra.Command{
+		Use: "extend LEASE --for 1h", Short: "Let a containment last longer", Args: args(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			if d <= 0 {
+				return usageError{fmt.Errorf("say how long from now: --for 1h")}
+			}
+			var done []playbooks.LeaseReport
+			if err := g.local().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{Lease: ids[0], For: d}, &done); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s now ends at %s\n", ids[0], time.Now().Add(d).Format(time.DateTime))
+			return nil
+		},
+	}
+	c.Flags().DurationVar(&d, "for", 0, "how long from now")
+	return c
+}
+
+func voteCommand(g *globals, approve bool) *cobra.Command {
+	word, short := "approve", "Say yes to a question of an incident"
+	if !approve {
+		word, short = "deny", "Say no to a question of an incident"
+	}
+	var reason string
+	c := &cobra.Command{
+		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
+		Long:    short + ". The kernel tells Stanch who you are; the configuration says whether you may answer.",
+		Example: fmt.Sprintf("  stanch %s INC-01JABC… 'stop the workload' --reason \"known build job\"", word),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason}
+			if len(a) == 2 {
+				v.Step = a[1]
+			}
+			var asked playbook.Pending
+			if err := g.local().post(cmd.Context(), "/v1/vote", v, &asked); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: your answer to %q is recorded\n", a[0], plain(asked.Title))
+			return nil
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
+
+func stopCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "stop", Short: "The kill switch: start no new containment; undo nothing", Args: args(cobra.NoArgs), Example: "  stanch stop",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := g.local().post(cmd.Context(), "/v1/stop", nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "stopped: nothing new is contained; leases in force stay (`stanch release --all` ends them)")
+			return nil
+		},
+	}
+}
+
+func resumeCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "resume", Short: "Lift the kill switch", Args: args(cobra.NoArgs), Example: "  stanch resume",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := g.local().post(cmd.Context(), "/v1/resume", nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "resumed")
+			return nil
+		},
+	}
+}
+
+// progress writes a line for people, never into a machine's output.
+func progress(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	"github.com/temporalio/ui-server/v2/server"
+	uiconfig "github.com/temporalio/ui-server/v2/server/config"
+	"github.com/temporalio/ui-server/v2/server/server_options"
+
+	"stanch/sensors/link"
+	"stanch/worker/authority"
+	"stanch/worker/engine"
+)
+
+// uiConfig hands Temporal's web page its configuration.
+type uiConfig struct{ uiconfig.Config }
+
+func (c uiConfig) GetConfig() (*uiconfig.Config, error) { return &c.Config, nil }
+
+// startUI shows Temporal's own web page, read-only, on loopback. Payloads are encrypted: it shows what ran and when.
+func startUI(ctx context.Context, address string, temporal *engine.Server, pki *authority.PKI, dir string) (string, error) {
+	if address == "" {
+		return "", nil
+	}
+	host, port, err := splitPort(address)
+	if err != nil {
+		return "", err
+	}
+	if port == 0 {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			return "", fmt.Errorf("find a port: %w", err)
+		}
+		port = l.Addr().(*net.TCPAddr).Port
+		if err := l.Close(); err != nil {
+			return "", fmt.Errorf("find a port: %w", err)
+		}
+	}
+	cert, key, err := pki.Files(dir, "ui", authority.RoleTemporal, "ui")
+	if err != nil {
+		return "", err
+	}
+	s := server.NewServer(server_options.WithConfigProvider(uiConfig{uiconfig.Config{
+		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true, DefaultNamespace: engine.Namespace,
+		DisableWriteActions: true, WorkflowTerminateDisabled: true, WorkflowCancelDisabled: true, WorkflowSignalDisabled: true, WorkflowUpdateDisabled: true,
+		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true, ActivityCommandsDisabled: true,
+		HideLogs: true, DisableNewsFetch: true,
+		CORS: uiconfig.CORS{CookieInsecure: true},
+		TLS:  uiconfig.TLS{CaFile: filepath.Join(dir, "ca.crt"), CertFile: cert, KeyFile: key, EnableHostVerification: true, ServerName: link.ServerName},
+	}}))
+	go func() { _ = s.Start() }()
+	context.AfterFunc(ctx, s.Stop)
+	return net.JoinHostPort(host, fmt.Sprint(port)), nil
+}

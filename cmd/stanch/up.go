@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"stanch/activities/kube"
+	"stanch/sensors/agent"
+	"stanch/sensors/link"
+	"stanch/worker"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/engine"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+type upOptions struct {
+	listen     string
+	nodes      string
+	kubeconfig string
+	node       string
+	cri        string
+	lockDir    string
+	verify     time.Duration
+	noSensor   bool
+	ui         string
+	crash      string
+}
+
+func upCommand(g *globals) *cobra.Command {
+	o := upOptions{}
+	c := &cobra.Command{
+		Use: "up", Short: "Run everything on this machine, in one process", Args: args(cobra.NoArgs),
+		Long: `Run Temporal, the gateway, the worker and this machine's sensor in one process,
+with the cluster of the kubeconfig if there is one. Without Kubernetes it protects
+the containers of this host.`,
+		Example: "  stanch up\n  stanch up --config stanch.yaml --listen 127.0.0.1:7480",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), g, o, cmd.ErrOrStderr()) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
+	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "where other nodes' sensors dial, with a certificate of `stanch cert`")
+	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
+	f.StringVar(&o.node, "node", "", "this machine's node name (default: the host's)")
+	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
+	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
+	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
+	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
+	f.StringVar(&o.crash, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
+	_ = f.MarkHidden("crash-at")
+	return c
+}
+
+func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	cfg, err := g.load()
+	if err != nil {
+		return err
+	}
+	unlock, err := worker.LockDir(g.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	pki, err := authority.OpenPKI(filepath.Join(g.data, "pki"))
+	if err != nil {
+		return err
+	}
+	auth, err := authority.Open(filepath.Join(g.data, "keys"))
+	if err != nil {
+		return err
+	}
+	server, err := engine.Start(ctx, engine.Options{Dir: filepath.Join(g.data, "temporal"), PKI: pki, Log: log,
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.Stop()) }()
+	// The address is for this machine's own tools; the certificate beside it is what lets them in.
+	if err := os.WriteFile(filepath.Join(g.data, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
+		return fmt.Errorf("note Temporal's address: %w", err)
+	}
+	options, err := worker.DialOptions(client.Options{HostPort: server.Address, Namespace: engine.Namespace, Logger: sdkLog{log},
+		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, filepath.Join(g.data, "keys"))
+	if err != nil {
+		return err
+	}
+	temporal, err := client.DialContext(ctx, options)
+	if err != nil {
+		return fmt.Errorf("connect to Temporal: %w", err)
+	}
+	defer temporal.Close()
+	cluster, clusterName, err := connectCluster(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	library, problems, err := worker.LoadLibrary(cfg, worker.Catalogue())
+	if err != nil {
+		return err
+	}
+	for _, p := range problems {
+		log.Error("a playbook is left out", "problem", p.String(), "hint", p.Hint)
+	}
+	w, err := worker.Start(ctx, worker.Options{
+		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Library: library, Timing: lease.Timing{Verify: o.verify},
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash),
+	})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	sensorDone := make(chan error, 1)
+	if !o.noSensor {
+		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, log) }()
+	}
+	ui, err := startUI(ctx, o.ui, server, pki, filepath.Join(g.data, "temporal", "tls"))
+	if err != nil {
+		log.Warn("Temporal's web page is off", "error", err)
+	}
+	announce(out, g, cfg, w, clusterName, ui)
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
+		return nil
+	case err := <-sensorDone:
+		if err != nil {
+			log.Error("this machine's sensor ended; the rest goes on", "error", err)
+		}
+		<-ctx.Done()
+		return nil
+	}
+}
+
+func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui string) {
+	lines := []string{
+		"Stanch is up.",
+		fmt.Sprintf("  phase      %d (1 observes, 2 contains, 3 disrupts behind approval)", cfg.Phase),
+		"  cluster    " + cluster,
+		"  data       " + g.data,
+		"  nodes dial " + w.NodeAddr,
+	}
+	if w.HTTPAddr != "" {
+		lines = append(lines, "  detections http://"+w.HTTPAddr+"/v1/falco")
+	}
+	if ui != "" {
+		lines = append(lines, "  history    http://"+ui+" (read-only)")
+	}
+	lines = append(lines, "Next: stanch drill --data "+g.data, "      stanch incidents --data "+g.data)
+	fmt.Fprintln(out, strings.Join(lines, "\n"))
+}
+
+// connectCluster connects to the cluster of a kubeconfig, to the one that this process runs in, or to none.
+func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
+	if kubeconfig == "none" {
+		return nil, "none: containers of this host", nil
+	}
+	cfg, err := rest.InClusterConfig()
+	if err != nil || kubeconfig != "" {
+		rules := clientcmd.NewDefaultClientConfigLoadingRules()
+		rules.ExplicitPath = kubeconfig
+		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	}
+	if err != nil {
+		if kubeconfig == "" {
+			return nil, "none (no kubeconfig): containers of this host", nil
+		}
+		return nil, "", fmt.Errorf("kubeconfig %s: %w; \"none\" runs without a cluster", kubeconfig, err)
+	}
+	c, err := kube.NewClient(cfg)
+	if err != nil {
+		return nil, "", err
+	}
+	return c, cfg.Host, nil
+}
+
+// runSensor is this machine's own node agent, over the same link as any other's.
+func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, log *slog.Logger) error {
+	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: cfg.Rules, Log: log}
+	a, closeAll, err := agent.Make(setup)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	tlsConfig, err := pki.TLS(authority.RoleNode, a.Node)
+	if err != nil {
+		return err
+	}
+	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = spool.Close() }()
+	return a.Serve(ctx, &link.Client{Address: address, TLS: tlsConfig, Node: a.Node, Version: version, Log: log}, spool)
+}
+
+func splitPort(address string) (string, int, error) {
+	host, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %q: %w", address, err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %q: %w", address, err)
+	}
+	return host, port, nil
+}
+
+// crashAt gives the hook that kills this process at a named point, as a crash would.
+func crashAt(point string) func(string) {
+	if point == "" {
+		return nil
+	}
+	return func(at string) {
+		if at != point {
+			return
+		}
+		// Once: a marker beside the process's environment keeps the next start from dying again.
+		marker := os.Getenv("STANCH_CRASH_MARKER")
+		if marker != "" {
+			f, err := os.OpenFile(marker, os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return
+			}
+			_ = f.Close()
+		}
+		fmt.Fprintln(os.Stderr, "crashing at", point)
+		self, err := os.FindProcess(os.Getpid())
+		if err == nil {
+			_ = self.Kill()
+		}
+		select {}
+	}
+}
+
+// sdkLog passes on what Temporal's SDK says: its warnings are for who debugs Stanch.
+type sdkLog struct{ log *slog.Logger }
+
+func (sdkLog) Debug(string, ...any)               {}
+func (sdkLog) Info(string, ...any)                {}
+func (l sdkLog) Warn(msg string, keyvals ...any)  { l.log.Debug("temporal sdk: "+msg, keyvals...) }
+func (l sdkLog) Error(msg string, keyvals ...any) { l.log.Warn("temporal sdk: "+msg, keyvals...) }

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/invopop/jsonschema"
+	"github.com/spf13/cobra"
+
+	"stanch/playbooks"
+	"stanch/sensors/diagnostic"
+	"stanch/sensors/rules"
+	"stanch/worker"
+	"stanch/worker/config"
+)
+
+func validateCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: args(cobra.MinimumNArgs(1)),
+		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json",
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			files, err := yamlFiles(paths)
+			if err != nil {
+				return err
+			}
+			catalogue := worker.Catalogue()
+			all := diagnostic.Diagnostics{}
+			names := map[string]string{}
+			for _, file := range files {
+				source, err := os.ReadFile(file)
+				if err != nil {
+					return fmt.Errorf("read a playbook: %w", err)
+				}
+				program, problems := playbooks.Load(file, source, catalogue)
+				if program != nil {
+					if first, twice := names[program.Name]; twice {
+						problems = append(problems, diagnostic.Diagnostic{File: file, Line: 1, Column: 1, Severity: "error", Code: "duplicate-name",
+							Message: fmt.Sprintf("the playbook `%s` stands in %s already", program.Name, first), Hint: "choose another name"})
+					}
+					names[program.Name] = file
+				}
+				all = append(all, problems...)
+				if output == "text" {
+					for _, p := range problems {
+						fmt.Fprintln(cmd.OutOrStdout(), plainLines(p.Render(source)))
+					}
+				}
+			}
+			if output == "json" {
+				if err := printJSON(cmd.OutOrStdout(), all); err != nil {
+					return err
+				}
+			}
+			if all.HasErrors() {
+				return errAnswered
+			}
+			if output == "text" {
+				fmt.Fprintf(cmd.OutOrStdout(), "%d playbooks are valid\n", len(files))
+			}
+			return nil
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}
+
+func plainLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = plain(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// yamlFiles gives the files named, and those of the folders named but for tests.
+func yamlFiles(paths []string) ([]string, error) {
+	var files []string
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("no such file or folder: %s", path)
+		}
+		if !info.IsDir() {
+			files = append(files, path)
+			continue
+		}
+		err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && (strings.HasSuffix(p, ".yaml") || strings.HasSuffix(p, ".yml")) && !strings.HasSuffix(p, "_test.yaml") {
+				files = append(files, p)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no playbook (*.yaml) in %s", strings.Join(paths, ", "))
+	}
+	return files, nil
+}
+
+// actionDoc is an action as `stanch actions -o json` shows it.
+type actionDoc struct {
+	Name       string             `json:"name"`
+	Verb       playbooks.Verb     `json:"verb"`
+	Doc        string             `json:"doc"`
+	Class      playbooks.Class    `json:"class"`
+	Facet      playbooks.Facet    `json:"facet,omitempty"`
+	Targets    []string           `json:"targets"`
+	Reversible bool               `json:"reversible"`
+	Params     *jsonschema.Schema `json:"params,omitempty"`
+	Outputs    *jsonschema.Schema `json:"outputs,omitempty"`
+	Plan       []playbooks.Right  `json:"rights_to_plan,omitempty"`
+	Apply      []playbooks.Right  `json:"rights_to_apply,omitempty"`
+	D3FEND     string             `json:"d3fend,omitempty"`
+}
+
+func docOf(s playbooks.Spec) actionDoc {
+	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanRights, Apply: s.ApplyRights, D3FEND: s.D3FEND}
+	for _, t := range s.Targets {
+		d.Targets = append(d.Targets, string(t))
+	}
+	reflector := &jsonschema.Reflector{Anonymous: true, DoNotReference: true, AllowAdditionalProperties: false, RequiredFromJSONSchemaTags: true}
+	if s.ParamType() != nil {
+		d.Params = reflector.ReflectFromType(s.ParamType())
+	}
+	if s.OutputType() != nil {
+		d.Outputs = reflector.ReflectFromType(s.OutputType())
+	}
+	return d
+}
+
+func actionsCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "actions [NAME]", Short: "List what a step can do, or explain one action", Args: args(cobra.MaximumNArgs(1)),
+		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			out := cmd.OutOrStdout()
+			var docs []actionDoc
+			var known []string
+			for _, a := range worker.ActionSet().Actions() {
+				known = append(known, a.Spec().Name)
+				if len(names) == 0 || a.Spec().Name == names[0] {
+					docs = append(docs, docOf(a.Spec()))
+				}
+			}
+			if len(docs) == 0 {
+				return fmt.Errorf("there is no action %q; %s", names[0], diagnostic.DidYouMean(names[0], known))
+			}
+			if output == "json" {
+				return printJSON(out, docs)
+			}
+			if len(names) == 1 {
+				d := docs[0]
+				fmt.Fprintf(out, "%s: %s\n%s\n\nclass %s, targets %s", d.Verb, d.Name, d.Doc, d.Class, strings.Join(d.Targets, ", "))
+				if d.Reversible {
+					fmt.Fprintf(out, ", a lease on %s: needs `for`", d.Facet)
+				}
+				fmt.Fprintln(out)
+				if t := worker.Catalogue()[d.Name].ParamType(); t != nil {
+					for i := range t.NumField() {
+						f := t.Field(i)
+						name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+						fmt.Fprintf(out, "  %-12s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
+					}
+				}
+				for _, r := range d.Apply {
+					fmt.Fprintf(out, "  needs        %s %s\n", strings.Join(r.Verbs, ","), strings.Join(r.Resources, ","))
+				}
+				return nil
+			}
+			t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(t, "STEP\tCLASS\tLEASE\tWHAT IT DOES")
+			for _, d := range docs {
+				held := "-"
+				if d.Reversible {
+					held = string(d.Facet)
+				}
+				fmt.Fprintf(t, "%s: %s\t%s\t%s\t%s\n", d.Verb, d.Name, d.Class, held, d.Doc)
+			}
+			return t.Flush()
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}
+
+func schemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "schema playbook|rules|config|incident", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
+		ValidArgs: []string{"playbook", "rules", "config", "incident"}, Example: "  stanch schema playbook > playbook.json",
+		RunE: func(cmd *cobra.Command, a []string) error {
+			reflector := &jsonschema.Reflector{RequiredFromJSONSchemaTags: true}
+			var schema any
+			switch a[0] {
+			case "playbook":
+				schema = playbooks.Schema(worker.Catalogue())
+			case "rules":
+				schema = reflector.Reflect(struct {
+					Lists map[string][]string `json:"lists"`
+					Rules []rules.Rule        `json:"rules"`
+				}{})
+			case "config":
+				schema = reflector.Reflect(config.Config{})
+			case "incident":
+				schema = reflector.Reflect(playbooks.Incident{})
+			default:
+				return usageError{fmt.Errorf("there is no schema %q: playbook, rules, config, incident", a[0])}
+			}
+			return printJSON(cmd.OutOrStdout(), schema)
+		},
+	}
+}
+
+func rulesCommand(g *globals) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "rules", Short: "List the detection rules", Args: args(cobra.NoArgs), Example: "  stanch rules\n  stanch rules -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := g.load()
+			if err != nil {
+				return err
+			}
+			sources := []fs.FS{rules.Shipped}
+			for _, dir := range cfg.Rules {
+				sources = append(sources, os.DirFS(dir))
+			}
+			set, problems := rules.Load(sources...)
+			if output == "json" {
+				raw, err := json.Marshal(set.Rules())
+				if err != nil {
+					return fmt.Errorf("print: %w", err)
+				}
+				return printJSON(cmd.OutOrStdout(), json.RawMessage(raw))
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+			fmt.Fprintln(t, "RULE\tON\tSEVERITY\tCONFIDENCE\tOBJECTIVE\tATT&CK\tTITLE")
+			for _, r := range set.Rules() {
+				fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\n", r.Name, r.On, r.Severity, r.Confidence, r.Objective, r.Technique, r.Title)
+			}
+			if err := t.Flush(); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+			for _, p := range problems {
+				fmt.Fprintln(os.Stderr, p.String())
+			}
+			if problems.HasErrors() {
+				return errAnswered
+			}
+			return nil
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}

@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+	"stanch/sensors/link"
+	"stanch/sensors/probe"
+	"stanch/sensors/rules"
+	"stanch/sensors/snapshot"
+)
+
+// Setup says how to make an agent on this machine. The zero value watches every container of it.
+type Setup struct {
+	Node      string // default: the host's name
+	StateDir  string // default: none is kept
+	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
+	CRISocket string
+	RuleDirs  []string
+	NoLock    bool // only watch
+	Log       *slog.Logger
+}
+
+// Make opens everything that this machine has and says what it lacks. Close ends it; locks in force stay.
+func Make(s Setup) (a *Agent, closeAll func(), err error) {
+	if s.Log == nil {
+		s.Log = slog.Default()
+	}
+	if s.Node == "" {
+		if s.Node, err = os.Hostname(); err != nil {
+			return nil, nil, fmt.Errorf("find this node's name: %w; give it with --node", err)
+		}
+	}
+	set, err := loadRules(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	var closers []func()
+	closeAll = func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			closers[i]()
+		}
+	}
+	o := Options{Node: s.Node, StateDir: s.StateDir, Log: s.Log}
+	if o.Resolver, err = identity.Open(identity.Options{CRISocket: s.CRISocket}); err != nil {
+		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
+	}
+	closers = append(closers, func() { _ = o.Resolver.Close() })
+	if o.Probe, err = probe.Load(probe.Options{Node: s.Node}); err != nil {
+		s.Log.Error("the kernel cannot be watched; foreign detections still work", "error", err)
+	} else {
+		closers = append(closers, func() { _ = o.Probe.Close() })
+		for _, h := range o.Probe.Status().Hooks {
+			if !h.On {
+				s.Log.Warn("a probe is off, the others are on", "hook", h.Hook, "reason", h.Reason)
+			}
+		}
+	}
+	if !s.NoLock {
+		if o.Lock, err = probe.OpenLock(s.LockDir); err != nil {
+			o.LockWhy = err.Error()
+			s.Log.Error("the egress lock is off: isolation has only NetworkPolicies", "error", err)
+		} else {
+			closers = append(closers, func() { _ = o.Lock.Close() })
+		}
+		freezeDir := s.StateDir
+		if freezeDir != "" {
+			if o.Freezer, err = snapshot.NewFreezer(filepath.Join(freezeDir, "freezer")); err != nil {
+				s.Log.Error("freezing is off", "error", err)
+			} else {
+				if err := o.Freezer.Sweep(context.Background()); err != nil {
+					s.Log.Warn("sweep what was left frozen", "error", err)
+				}
+				closers = append(closers, func() { _ = o.Freezer.Close() })
+			}
+		}
+	} else {
+		o.LockWhy = "this sensor only watches"
+	}
+	a, err = New(o, set)
+	if err != nil {
+		closeAll()
+		return nil, nil, err
+	}
+	return a, closeAll, nil
+}
+
+func loadRules(s Setup) (*rules.Set, error) {
+	sources := []fs.FS{rules.Shipped}
+	for _, dir := range s.RuleDirs {
+		sources = append(sources, os.DirFS(dir))
+	}
+	set, problems := rules.Load(sources...)
+	for _, p := range problems {
+		s.Log.Error("a rule is left out", "problem", p.String(), "hint", p.Hint)
+	}
+	if len(set.Rules()) == 0 {
+		return nil, errors.New("no rule could be loaded")
+	}
+	return set, nil
+}
+
+// BootID names this boot of the machine.
+func BootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// Serve watches, spools and obeys until ctx ends. The client's Handler, Spool and Status are this agent's.
+func (a *Agent) Serve(ctx context.Context, client *link.Client, spool *link.Spool) error {
+	client.Handler, client.Spool, client.BootID = a, spool, BootID()
+	client.Status = func() any {
+		return struct {
+			Health
+			Spooled int    `json:"spooled"`
+			Dropped uint64 `json:"spool_dropped"`
+		}{a.Health(), spool.Len(), spool.Dropped()}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 2)
+	go func() { failed <- client.Run(ctx) }()
+	go func() {
+		failed <- a.Watch(ctx, nil, func(d sensors.Detection) {
+			if err := spool.Add(d); err != nil {
+				a.complain("spool a detection", err)
+			}
+		})
+	}()
+	err := <-failed
+	cancel()
+	<-failed
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

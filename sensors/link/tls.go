@@ -1,0 +1,45 @@
+package link
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Mutual is the configuration of either end: both show a certificate of the pool's authority.
+func Mutual(pair tls.Certificate, pool *x509.CertPool) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: ServerName,
+	}
+}
+
+// ServerName is the name that the gateway's certificate always carries, whatever its address.
+const ServerName = "gateway.stanch.internal"
+
+// LoadTLS reads NAME.crt, NAME.key and ca.crt from a directory, as Files wrote them.
+func LoadTLS(dir, base string) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
+	}
+	return Mutual(pair, pool), nil
+}
+
+// NameOf is the name in the certificate of a configuration.
+func NameOf(c *tls.Config) string {
+	if len(c.Certificates) == 0 || c.Certificates[0].Leaf == nil {
+		return ""
+	}
+	return c.Certificates[0].Leaf.Subject.CommonName
+}
