@@ -304,10 +304,8 @@ static __always_inline bool passes(__u64 lock, const struct packet *p, __u64 now
 {
 	if (allowed(lock, p))
 		return true;
-	if (answers(lock, p, now)) {
-		answered(lock);
+	if (answers(lock, p, now))
 		return true;
-	}
 	denied(lock, kind_of(p->protocol));
 	return false;
 }
@@ -460,7 +458,11 @@ int lock_wire_in(struct __sk_buff *skb)
 	}
 	if (neighbour(skb, id, &p, lock, now))
 		return TCX_NEXT;
-	return passes(id, &p, now) ? TCX_NEXT : TCX_DROP;
+	if (!passes(id, &p, now))
+		return TCX_DROP;
+	if (p.protocol == PROTO_TCP && answers(id, &p, now))
+		answered(id); // counted here alone: every answer comes by, also a reset by the kernel
+	return TCX_NEXT;
 }
 
 #define SOCK_STREAM 1
