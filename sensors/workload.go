@@ -6,7 +6,7 @@ import (
 )
 
 var (
-	generatedPod = regexp.MustCompile(`^(.+)-[a-z0-9]{5}$`)
+	generatedPod = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
 	ordinalPod   = regexp.MustCompile(`^(.+)-\d+$`)
 )
 

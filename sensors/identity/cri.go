@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -242,11 +241,6 @@ func (r *runtimeClient) close() error {
 	return err
 }
 
-var (
-	replicaSetPod = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
-	ordinalPod    = regexp.MustCompile(`^(.+)-[0-9]+$`)
-)
-
 // workload guesses nothing: it reads the labels that the controllers themselves put on their pods.
 func workload(c *sensors.Container) sensors.Workload {
 	p := &c.Pod
@@ -254,27 +248,7 @@ func workload(c *sensors.Container) sensors.Workload {
 		if p.UID != "" {
 			return sensors.Workload{Kind: "Pod"}
 		}
-		return sensors.Workload{Kind: "Container", Name: c.ID}
+		return sensors.Workload{Kind: "Container", Name: c.ID[:min(12, len(c.ID))]}
 	}
-	if hash := p.Labels["pod-template-hash"]; hash != "" {
-		if m := replicaSetPod.FindStringSubmatch(p.Name); m != nil {
-			if name, ok := strings.CutSuffix(m[1], "-"+hash); ok && name != "" {
-				return sensors.Workload{Kind: "Deployment", Name: name}
-			}
-		}
-	}
-	if p.Labels["statefulset.kubernetes.io/pod-name"] == p.Name {
-		if m := ordinalPod.FindStringSubmatch(p.Name); m != nil {
-			return sensors.Workload{Kind: "StatefulSet", Name: m[1]}
-		}
-	}
-	if job := p.Labels["batch.kubernetes.io/job-name"]; job != "" {
-		return sensors.Workload{Kind: "Job", Name: job}
-	}
-	if p.Labels["controller-revision-hash"] != "" && p.Labels["pod-template-generation"] != "" {
-		if m := replicaSetPod.FindStringSubmatch(p.Name); m != nil {
-			return sensors.Workload{Kind: "DaemonSet", Name: m[1]}
-		}
-	}
-	return sensors.Workload{Kind: "Pod", Name: p.Name}
+	return sensors.WorkloadHint(p.Name, p.Labels)
 }

@@ -166,8 +166,8 @@ func (r *Resolver) ofPath(ctx context.Context, path string, id uint64) (sensors.
 		return c, nil
 	}
 	// Docker and podman have no CRI; their id and path are all there is.
-	if p.Runtime == "docker" || p.Runtime == "podman" {
-		c.Workload = sensors.Workload{Kind: "Container", Name: c.ID}
+	if p.Runtime == "docker" || p.Runtime == "podman" || p.Runtime == "stanch" {
+		c.Workload = workload(&c)
 		return c, nil
 	}
 	err := r.cri.fill(ctx, &c)
@@ -179,6 +179,9 @@ func (r *Resolver) ofPath(ctx context.Context, path string, id uint64) (sensors.
 
 // Container finds a running container by its id.
 func (r *Resolver) Container(ctx context.Context, id string) (sensors.Container, error) {
+	if c, ok := r.remembered(id); ok {
+		return c, nil
+	}
 	all, err := r.Containers(ctx)
 	if err != nil {
 		return sensors.Container{}, err
@@ -189,6 +192,25 @@ func (r *Resolver) Container(ctx context.Context, id string) (sensors.Container,
 		}
 	}
 	return sensors.Container{}, fmt.Errorf("container %q: %w", id, ErrNotFound)
+}
+
+// remembered finds a container that was seen before and still has its cgroup: a command about it, which mostly comes
+// right after its event, must not walk the whole tree.
+func (r *Resolver) remembered(id string) (sensors.Container, bool) {
+	r.mu.Lock()
+	var found sensors.Container
+	for el := r.order.Front(); el != nil; el = el.Next() {
+		if a, ok := el.Value.(*answer); ok && a.container.ID == id && a.container.CgroupPath != "" && a.err == nil {
+			found = a.container
+			break
+		}
+	}
+	r.mu.Unlock()
+	if found.ID == "" {
+		return found, false
+	}
+	now, err := CgroupID(r.opt.CgroupRoot + found.CgroupPath)
+	return found, err == nil && now == found.CgroupID
 }
 
 // Containers lists every container that runs on this node now. What the runtime will not say is left empty.
@@ -216,6 +238,9 @@ func (r *Resolver) Containers(ctx context.Context) ([]sensors.Container, error) 
 		}
 		if pids, err := PIDs(full); err != nil || len(pids) == 0 {
 			return nil
+		}
+		if own, err := os.ReadFile(filepath.Join(full, "cgroup.procs")); p.ContainerID == "" && (err != nil || len(own) == 0) {
+			return nil // only a folder of others
 		}
 		c, _ := r.Resolve(id) // without the runtime's words it is still a container
 		if c.ID != "" {
