@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/worker/gateway"
 	"stanch/workflows/lease"
@@ -231,24 +233,44 @@ func (d *drill) follow(ctx context.Context) {
 	if !d.check("detected", ok, "rule %s, incident %s: %s", rule, in.ID, in.Summary) {
 		return
 	}
+	// Questions about the whole workload wait: to scale it away would take the sibling and the open connection along.
 	approved := false
 	in, ok = d.until(ctx, 40*time.Second, func(in playbooks.Incident) bool {
-		approved = d.approve(ctx) || approved
-		return slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State == string(lease.StateHeld) && l.Verified }) && ended(in)
+		if slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State == string(lease.StateHeld) && l.Verified }) {
+			return true
+		}
+		approved = d.approve(ctx, aboutPods) || approved
+		return false
 	})
-	if approved {
-		d.check("approved", true, "the scope's approver was asked and said yes with the drill's key")
-	}
-	d.result.Evidence = len(in.Evidence)
-	d.check("evidence", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
 	if !d.check("contained", ok, "%s", leaseLine(in)) {
 		d.explain(in)
 		return
 	}
 	d.latency(in)
 	d.onTheWire(ctx)
+	in, ok = d.until(ctx, 60*time.Second, func(in playbooks.Incident) bool {
+		approved = d.approve(ctx, everything) || approved
+		return ended(in) && !slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State != string(lease.StateHeld) || !l.Verified })
+	})
+	if approved {
+		d.check("approved", true, "the scope's approver was asked and said yes with the drill's key")
+	}
+	d.result.Evidence = len(in.Evidence)
+	d.check("evidence", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
+	if !d.check("playbook", ok, "%s", leaseLine(in)) {
+		d.explain(in)
+	}
 	d.release(ctx)
 }
+
+// aboutPods tells whether a question touches single pods or containers only.
+func aboutPods(p playbook.Pending) bool {
+	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
+		return strings.HasPrefix(r.Plan.Target, string(playbooks.TargetWorkload)+":")
+	})
+}
+
+func everything(playbook.Pending) bool { return true }
 
 func ended(in playbooks.Incident) bool {
 	return len(in.Playbooks) > 0 && !slices.ContainsFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Ended.IsZero() })
@@ -271,15 +293,15 @@ func (d *drill) explain(in playbooks.Incident) {
 	}
 }
 
-// approve answers every question of the drill's incident with the drill's own key.
-func (d *drill) approve(ctx context.Context) bool {
+// approve says yes to the incident's questions that fit, with the drill's own key.
+func (d *drill) approve(ctx context.Context, fits func(playbook.Pending) bool) bool {
 	var pending []playbook.Pending
 	if d.local.get(ctx, "/v1/pending", &pending) != nil {
 		return false
 	}
 	any := false
 	for _, p := range pending {
-		if p.Incident == d.result.Incident && len(p.Votes) == 0 {
+		if p.Incident == d.result.Incident && len(p.Votes) == 0 && fits(p) {
 			any = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.ID, Approve: true, Reason: "drill"}, nil) == nil || any
 		}
 	}
@@ -301,10 +323,19 @@ func (d *drill) latency(in playbooks.Incident) {
 // onTheWire watches that nothing of the attacked arrives at the peer while its sibling's goes on.
 func (d *drill) onTheWire(ctx context.Context) {
 	_ = pause(ctx, 200*time.Millisecond) // what was on its way arrives
+	hold := d.o.hold
+	probed, hasProbes := d.stage.(probedStage)
+	if hasProbes {
+		hold = max(hold, probed.Hold())
+	}
 	before, sibling := d.stage.Heard(), d.stage.SiblingHeard()
-	_ = pause(ctx, d.o.hold)
-	d.check("silent", d.stage.Heard() == before, "%d lines arrived at the peer in %s", d.stage.Heard()-before, d.o.hold)
+	_ = pause(ctx, hold)
+	d.check("silent", d.stage.Heard() == before, "%d lines arrived at the peer in %s", d.stage.Heard()-before, hold)
 	d.check("sibling", d.stage.SiblingHeard() > sibling, "the untouched sibling sent %d lines meanwhile", d.stage.SiblingHeard()-sibling)
+	if hasProbes {
+		detail, err := probed.Probes(ctx)
+		d.check("probes", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+	}
 }
 
 // release ends the leases as a person would, and follows them to their undoing.
@@ -327,14 +358,22 @@ func (d *drill) release(ctx context.Context) {
 			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone})
 	}
 	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and observed to be", len(in.Leases))
-	resumed := false
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && !resumed; {
-		resumed = d.stage.Heard() > before
-		if pause(ctx, 50*time.Millisecond) != nil {
-			break
-		}
+	what := "the attacker's connection goes on"
+	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
+		what = "the workload's new pods talk to the peer"
 	}
-	d.check("resumed", resumed, "the attacker's connection goes on")
+	resumed := poll(ctx, 20*time.Second, func() error {
+		if d.stage.Heard() == before {
+			return errors.New("nothing is heard yet")
+		}
+		return nil
+	}) == nil
+	d.check("resumed", resumed, "%s", what)
+	if s, ok := d.stage.(probedStage); ok {
+		var detail string
+		err := poll(ctx, 30*time.Second, func() (err error) { detail, err = s.Restored(ctx); return err })
+		d.check("restored", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+	}
 }
 
 func (d *drill) report(cmd *cobra.Command) error {

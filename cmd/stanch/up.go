@@ -120,7 +120,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		log.Error("a playbook is left out", "problem", p.String(), "hint", p.Hint)
 	}
 	w, err := worker.Start(ctx, worker.Options{
-		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Library: library, Timing: lease.Timing{Verify: o.verify},
+		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Library: library, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
 		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash),
 	})
 	if err != nil {
@@ -172,23 +172,35 @@ func connectCluster(kubeconfig string) (kubernetes.Interface, string, error) {
 	if kubeconfig == "none" {
 		return nil, "none: containers of this host", nil
 	}
-	cfg, err := rest.InClusterConfig()
-	if err != nil || kubeconfig != "" {
-		rules := clientcmd.NewDefaultClientConfigLoadingRules()
-		rules.ExplicitPath = kubeconfig
-		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	}
+	cfg, err := clusterConfig(kubeconfig)
 	if err != nil {
 		if kubeconfig == "" {
 			return nil, "none (no kubeconfig): containers of this host", nil
 		}
-		return nil, "", fmt.Errorf("kubeconfig %s: %w; \"none\" runs without a cluster", kubeconfig, err)
+		return nil, "", fmt.Errorf("%w; \"none\" runs without a cluster", err)
 	}
 	c, err := kube.NewClient(cfg)
 	if err != nil {
 		return nil, "", err
 	}
 	return c, cfg.Host, nil
+}
+
+// clusterConfig says how to reach the cluster of a kubeconfig; with "" the one that this process runs in, or else that
+// of the usual kubeconfig.
+func clusterConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		if cfg, err := rest.InClusterConfig(); err == nil {
+			return cfg, nil
+		}
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", kubeconfig, err)
+	}
+	return cfg, nil
 }
 
 // runSensor is this machine's own node agent, over the same link as any other's.

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"stanch/activities/kube"
+	"stanch/worker/config"
+)
+
+// victims is how many pods the attacked Deployment has: the attacked and its sibling.
+const victims = 2
+
+// The peer's ports. Only the attack talks to the ports that rules know.
+const (
+	beatPort  = "8080"
+	poolPort  = "3333"
+	shellPort = "4443"
+	probePort = 8081
+)
+
+// peerScript listens with nothing but busybox: its nc takes one connection each, so several listen in turn. What they
+// hear is the pod's log. To a reverse shell it says what to do.
+const peerScript = `
+hear() { while :; do nc -l -p $1 </dev/null 2>/dev/null || sleep 0.3; done; }
+hear 8080 & hear 8080 & hear 8080 & hear 8080 & hear 8080 & hear 8080 &
+hear 3333 &
+while :; do echo 'while echo beat $POD; do sleep 0.1; done' | nc -l -p 4443; done`
+
+// victimScript answers probes and talks to the peer, as an honest service does.
+const victimScript = `
+httpd -p 8081 -h /tmp
+while :; do while echo beat $POD; do sleep 0.1; done | nc $PEER 8080; sleep 0.1; done`
+
+func (s *clusterStage) name(of string) string { return of + "-" + s.suffix }
+
+func (s *clusterStage) labels(app string) map[string]string {
+	return map[string]string{"app": s.name(app), drillLabel: s.suffix, kube.ManagedByLabel: kube.ManagedBy}
+}
+
+func (s *clusterStage) podSpec(script string, env ...corev1.EnvVar) corev1.PodSpec {
+	now, no := int64(0), false
+	return corev1.PodSpec{
+		TerminationGracePeriodSeconds: &now, AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
+		Containers: []corev1.Container{{
+			Name: "main", Image: s.image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sh", "-c", script},
+			Env: append(env, corev1.EnvVar{Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}}),
+		}},
+	}
+}
+
+func (s *clusterStage) startPeer(ctx context.Context) error {
+	pods := s.client.CoreV1().Pods(config.DrillNamespace)
+	peer := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: s.name("peer"), Labels: s.labels("peer")}, Spec: s.podSpec(peerScript)}
+	err := poll(ctx, 20*time.Second, func() error { // a new namespace has no service account at first
+		_, err := pods.Create(ctx, peer, metav1.CreateOptions{})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return poll(ctx, time.Minute, func() error {
+		now, err := pods.Get(ctx, peer.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if s.peer = now.Status.PodIP; s.peer == "" || !podReady(now) {
+			return notReady(now)
+		}
+		return nil
+	})
+}
+
+func (s *clusterStage) startPods(ctx context.Context) error {
+	replicas := int32(victims)
+	spec := s.podSpec(victimScript, corev1.EnvVar{Name: "PEER", Value: s.peer})
+	probe := &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
+		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}}}
+	// What the probe asks for must exist.
+	spec.Containers[0].Command[2] = "echo ok >/tmp/index.html" + spec.Containers[0].Command[2]
+	spec.Containers[0].LivenessProbe, spec.Containers[0].ReadinessProbe = probe, probe
+	_, err := s.client.AppsV1().Deployments(config.DrillNamespace).Create(ctx, &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: s.name("victim"), Labels: s.labels("victim")},
+		Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.name("victim")}},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: s.labels("victim")}, Spec: spec}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	return poll(ctx, time.Minute, func() error {
+		list, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + s.name("victim")})
+		if err != nil {
+			return err
+		}
+		if len(list.Items) != victims {
+			return fmt.Errorf("%d of %d pods are there", len(list.Items), victims)
+		}
+		for i := range list.Items {
+			if !podReady(&list.Items[i]) {
+				return notReady(&list.Items[i])
+			}
+		}
+		s.victim = &list.Items[0]
+		s.sibling.Store(&list.Items[1].Name)
+		return nil
+	})
+}
+
+// notReady says why a pod is not ready, as far as the kubelet does.
+func notReady(pod *corev1.Pod) error {
+	for _, c := range pod.Status.ContainerStatuses {
+		if w := c.State.Waiting; w != nil {
+			return fmt.Errorf("pod %s: %s: %s; choose another --image?", pod.Name, w.Reason, w.Message)
+		}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status != corev1.ConditionTrue {
+			return fmt.Errorf("pod %s: %s", pod.Name, c.Message)
+		}
+	}
+	return errors.New("pod " + pod.Name + " is not ready yet")
+}
