@@ -78,17 +78,17 @@ func newHostStage(ctx context.Context, kind string) (_ *hostStage, err error) {
 	root := resolver.CgroupRoot()
 	_ = resolver.Close()
 	name := "stanch-drill-" + randomHex(3)
-	if s.id, err = s.container(ctx, root, name, "0", kind, &s.heard); err != nil {
+	if s.id, err = s.container(ctx, root, name, "3333", kind, &s.heard); err != nil {
 		return nil, err
 	}
-	if _, err = s.container(ctx, root, name+"b", "1", "wait", &s.sibling); err != nil {
+	if _, err = s.container(ctx, root, name+"b", "8333", "wait", &s.sibling); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
 // container starts one container whose process attacks the peer that it makes.
-func (s *hostStage) container(ctx context.Context, root, name, net4, kind string, heard *atomic.Uint64) (string, error) {
+func (s *hostStage) container(ctx context.Context, root, name, port, kind string, heard *atomic.Uint64) (string, error) {
 	id := randomHex(32)
 	dir := filepath.Join(root, name, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -107,7 +107,7 @@ func (s *hostStage) container(ctx context.Context, root, name, net4, kind string
 		return "", fmt.Errorf("find this program: %w", err)
 	}
 	// The peer listens before its address exists: the kernel allows it with IP_FREEBIND.
-	listener, err := (&net.ListenConfig{Control: freebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, "3333"))
+	listener, err := (&net.ListenConfig{Control: freebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, port))
 	if err != nil {
 		return "", fmt.Errorf("listen as the drill's peer: %w", err)
 	}
@@ -126,7 +126,7 @@ func (s *hostStage) container(ctx context.Context, root, name, net4, kind string
 		return "", fmt.Errorf("start the drill's container: %w", err)
 	}
 	s.closers = append(s.closers, func() { _ = c.Process.Kill(); _ = c.Wait() })
-	if err := cable(c.Process.Pid, "stdr"+name[len("stanch-drill-"):]+net4, hostIP, peerIP); err != nil {
+	if err := cable(c.Process.Pid, "stdr"+name[len("stanch-drill-"):], hostIP, peerIP); err != nil {
 		return "", err
 	}
 	if err := ready.Close(); err != nil {

@@ -65,6 +65,10 @@ func (k *taking) executable(ctx context.Context, p *Process) error {
 	case upper:
 		why = "upper layer"
 	}
+	if why == "" && st.Size > k.lim.ImageHashBytes {
+		p.HashSkipped = "it is in the image, whose digest names it, and is large"
+		return nil
+	}
 	if st.Size > k.lim.HashBytes {
 		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.lim.HashBytes)
 	}

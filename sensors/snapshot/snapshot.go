@@ -16,13 +16,15 @@ type Target struct {
 
 // Limits bounds a snapshot. Zero fields have the defaults named.
 type Limits struct {
-	Processes  int           // 512
-	Files      int           // open files per process: 256
-	Sockets    int           // 2048
-	BlobBytes  int64         // one executable: 32 MiB
-	TotalBytes int64         // all executables: 64 MiB
-	HashBytes  int64         // executables larger than this are not hashed: 256 MiB
-	Time       time.Duration // in all: 8s; the context's deadline counts too
+	Processes  int   // 512
+	Files      int   // open files per process: 256
+	Sockets    int   // 2048
+	BlobBytes  int64 // one executable: 32 MiB
+	TotalBytes int64 // all executables: 64 MiB
+	HashBytes  int64 // executables larger than this are not hashed: 256 MiB
+	// ImageHashBytes is the same for executables that are in the image: 16 MiB. Containment waits for the snapshot.
+	ImageHashBytes int64
+	Time           time.Duration // in all: 8s; the context's deadline counts too
 }
 
 // Snapshot is what was there. Its JSON is stable.
@@ -39,20 +41,22 @@ type Snapshot struct {
 
 // Process is one process of the target.
 type Process struct {
-	PID     int      `json:"pid"` // on the host
-	NSPID   int      `json:"ns_pid,omitempty"`
-	PPID    int      `json:"ppid"`
-	Name    string   `json:"name"`
-	Exe     string   `json:"exe,omitempty"`
-	Deleted bool     `json:"deleted,omitempty"`
-	Memfd   bool     `json:"memfd,omitempty"`
-	Upper   bool     `json:"upper_layer,omitempty"`
-	SHA256  string   `json:"sha256,omitempty"` // of the executable
-	Args    []string `json:"args,omitempty"`   // redacted
-	Env     []string `json:"env,omitempty"`    // names only
-	Cwd     string   `json:"cwd,omitempty"`
-	UID     int      `json:"uid"`
-	GID     int      `json:"gid"`
+	PID     int    `json:"pid"` // on the host
+	NSPID   int    `json:"ns_pid,omitempty"`
+	PPID    int    `json:"ppid"`
+	Name    string `json:"name"`
+	Exe     string `json:"exe,omitempty"`
+	Deleted bool   `json:"deleted,omitempty"`
+	Memfd   bool   `json:"memfd,omitempty"`
+	Upper   bool   `json:"upper_layer,omitempty"`
+	SHA256  string `json:"sha256,omitempty"` // of the executable
+	// HashSkipped says why there is no hash of an executable that could have been hashed.
+	HashSkipped string   `json:"hash_skipped,omitempty"`
+	Args        []string `json:"args,omitempty"` // redacted
+	Env         []string `json:"env,omitempty"`  // names only
+	Cwd         string   `json:"cwd,omitempty"`
+	UID         int      `json:"uid"`
+	GID         int      `json:"gid"`
 	// Capabilities is the effective set as a hexadecimal mask.
 	Capabilities string    `json:"capabilities,omitempty"`
 	Started      time.Time `json:"started,omitzero"`

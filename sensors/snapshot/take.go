@@ -22,6 +22,7 @@ func (l Limits) defaults() Limits {
 	l.BlobBytes = cmp.Or(l.BlobBytes, 32<<20)
 	l.TotalBytes = cmp.Or(l.TotalBytes, 64<<20)
 	l.HashBytes = cmp.Or(l.HashBytes, 256<<20)
+	l.ImageHashBytes = cmp.Or(l.ImageHashBytes, 16<<20)
 	l.Time = cmp.Or(l.Time, 8*time.Second)
 	return l
 }

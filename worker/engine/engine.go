@@ -126,15 +126,15 @@ func (s *Server) Stop() error {
 func prepare(o Options, cfg *config.Config) error {
 	sql := cfg.Persistence.DataStores[sqliteplugin.PluginName].SQL
 	if _, err := os.Stat(sql.DatabaseName); errors.Is(err, fs.ErrNotExist) {
-		// A schema half made would never be mended: it is made beside and moved.
-		target := sql.DatabaseName
-		sql.DatabaseName = target + ".new"
-		_ = os.Remove(sql.DatabaseName)
-		if err := sqlite.SetupSchema(sql); err != nil {
+		// A schema half made would never be mended: it is made beside, without a log of its own, and moved.
+		fresh := *sql
+		fresh.DatabaseName = sql.DatabaseName + ".new"
+		fresh.ConnectAttributes = map[string]string{"mode": "rwc"}
+		_ = os.Remove(fresh.DatabaseName)
+		if err := sqlite.SetupSchema(&fresh); err != nil {
 			return fmt.Errorf("make the schema: %w", err)
 		}
-		sql.DatabaseName = target
-		if err := os.Rename(target+".new", target); err != nil {
+		if err := os.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
 			return fmt.Errorf("make the schema: %w", err)
 		}
 	}
@@ -176,7 +176,9 @@ func configuration(o Options, cert, key, ca string) (*config.Config, error) {
 		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
 		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
 			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.Dir, "temporal.db"),
-			ConnectAttributes: map[string]string{"mode": "rwc", "_journal_mode": "wal", "_synchronous": "1"},
+			// With a write-ahead log a commit survives the death of the process without waiting for the disk; only a
+			// crash of the machine itself may lose the last moments.
+			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal"},
 		}}},
 	}
 	cfg.ClusterMetadata = &cluster.Config{

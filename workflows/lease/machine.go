@@ -16,6 +16,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
+	"stanch/workflows"
 )
 
 // State is where a lease stands.
@@ -48,6 +49,8 @@ type Timing struct {
 	Verify     time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
 	RetryFirst time.Duration `json:"retry_first,omitempty"` // after a failed undo; default 2 s, doubling
 	RetryMost  time.Duration `json:"retry_most,omitempty"`  // default 1 min
+	// Route is where its activities run.
+	Route workflows.Route `json:"route,omitzero"`
 }
 
 func (t Timing) orDefault() Timing {

@@ -2,11 +2,9 @@ package lease
 
 import (
 	"encoding/json"
-	"errors"
 	"strings"
 	"time"
 
-	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
@@ -138,32 +136,19 @@ func (l *loop) wait(ctx workflow.Context, until time.Time) {
 	woken.Select(ctx)
 }
 
-// nodeWait is how long a node's queue may let an activity lie before the work is done without the node.
-const nodeWait = 5 * time.Second
-
-// call runs an activity where the target's node is connected, or, if no gateway holds the node's stream, anywhere.
-func call(ctx workflow.Context, target playbooks.Target, attempts int32, activity, in, out any) error {
-	options := workflow.ActivityOptions{
-		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 30 * time.Second,
-		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
-	}
-	if target.Node != "" && target.Kind != playbooks.TargetWorkload {
-		here := options
-		here.TaskQueue, here.ScheduleToStartTimeout = workflows.NodeQueue(target.Node), nodeWait
-		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, here), activity, in).Get(ctx, out)
-		var timeout *temporal.TimeoutError
-		if !errors.As(err, &timeout) || timeout.TimeoutType() != enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START {
-			return err //nolint:wrapcheck // the machine says what was done
-		}
-	}
-	return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, options), activity, in).Get(ctx, out) //nolint:wrapcheck // the machine says what was done
+// call runs an activity of the lease's target.
+func (l *loop) call(ctx workflow.Context, attempts int32, activity, in, out any) error {
+	return l.Timing.Route.Run(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
+		StartToCloseTimeout: 30 * time.Second,
+		RetryPolicy:         &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
+	}, activity, in, out)
 }
 
 func (l *loop) apply(ctx workflow.Context) {
 	var set *activities.Set
 	r := l.Request()
 	var result activities.ApplyResult
-	err := call(ctx, l.Target, 4, set.Apply, activities.ApplyInput{Request: r, Basis: l.Basis, Prior: l.Prior, Token: l.Token}, &result)
+	err := l.call(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Basis: l.Basis, Prior: l.Prior, Token: l.Token}, &result)
 	if err != nil {
 		l.ChangeFailed(err, workflow.Now(ctx))
 		return
@@ -174,13 +159,13 @@ func (l *loop) apply(ctx workflow.Context) {
 func (l *loop) verify(ctx workflow.Context) {
 	var set *activities.Set
 	var result activities.VerifyResult
-	err := call(ctx, l.Target, 2, set.Verify, activities.VerifyInput{Request: l.Request(), Prior: l.Prior}, &result)
+	err := l.call(ctx, 2, set.Verify, activities.VerifyInput{Request: l.Request(), Prior: l.Prior}, &result)
 	l.Observed(result, err, workflow.Now(ctx))
 }
 
 func (l *loop) undo(ctx workflow.Context) {
 	var set *activities.Set
 	var result activities.UndoResult
-	err := call(ctx, l.Target, 3, set.Undo, activities.UndoInput{Request: l.Request(), Prior: l.Prior, Grant: l.Grant}, &result)
+	err := l.call(ctx, 3, set.Undo, activities.UndoInput{Request: l.Request(), Prior: l.Prior, Grant: l.Grant}, &result)
 	l.TakenBack(result, err, workflow.Now(ctx))
 }

@@ -7,12 +7,10 @@ package playbook
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
@@ -313,7 +311,7 @@ func (r *run) targets(s *playbooks.Step, env playbooks.Env) ([]playbooks.Target,
 	return targets, nil
 }
 
-func (r *run) activityOptions(s *playbooks.Step, target playbooks.Target) workflow.ActivityOptions {
+func (r *run) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
 	spec := r.Catalogue[s.Action]
 	limit := spec.Timeout
 	if limit == 0 {
@@ -326,32 +324,17 @@ func (r *run) activityOptions(s *playbooks.Step, target playbooks.Target) workfl
 		limit = s.Timeout
 	}
 	o := workflow.ActivityOptions{
-		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second,
+		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
 	}
-	if target.Node != "" && target.Kind != playbooks.TargetWorkload {
-		o.TaskQueue = workflows.NodeQueue(target.Node)
-		o.ScheduleToStartTimeout = 5 * time.Second
-	}
 	return o
-}
-
-// onNode runs an activity on the target's node, or anywhere if no gateway holds the node's stream.
-func onNode(ctx workflow.Context, o workflow.ActivityOptions, activity, in, out any) error {
-	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out)
-	var timeout *temporal.TimeoutError
-	if o.TaskQueue != workflows.TaskQueue && errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START {
-		o.TaskQueue, o.ScheduleToStartTimeout = workflows.TaskQueue, 0
-		err = workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out)
-	}
-	return err //nolint:wrapcheck // the step's report says what was done
 }
 
 func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activities.Request) outcome {
 	var set *activities.Set
 	var result activities.Result
 	in := activities.ObserveInput{Request: request, Proofs: last(r.in.Attestations[request.Target.ID()], 1)}
-	if err := onNode(ctx, r.activityOptions(s, request.Target), set.Observe, in, &result); err != nil {
+	if err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Observe, in, &result); err != nil {
 		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityError(err)}
 		if s.Verb == playbooks.VerbEvidence {
 			result.Receipt = r.timedOutReceipt(ctx, request)
@@ -463,9 +446,8 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 }
 
 func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.Request, basis activities.Basis) (activities.PlanResult, error) {
-	var set *activities.Set
 	var planned activities.PlanResult
-	err := onNode(ctx, r.activityOptions(s, request.Target), set.Plan, activities.PlanInput{Request: request, Basis: basis}, &planned)
+	err := r.in.Timing.Route.RunShort(ctx, request.Target, r.activityOptions(s), "Plan", activities.PlanInput{Request: request, Basis: basis}, &planned)
 	return planned, err
 }
 
@@ -474,7 +456,7 @@ func (r *run) act(ctx workflow.Context, s *playbooks.Step, request activities.Re
 	var set *activities.Set
 	var result activities.ApplyResult
 	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s", r.brief.ID, s.Name()), workflow.Now(ctx).Add(5*time.Minute)
-	err := onNode(ctx, r.activityOptions(s, request.Target), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
+	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
 	o, reason := result.Effect.Outcome, result.Effect.Reason
 	switch {
 	case err != nil:

@@ -1,0 +1,59 @@
+# `make run` does the main job on a fresh machine, `make test` passes the tests; each installs what it needs.
+SHELL      := /bin/bash
+GO         ?= go
+CACHE      ?= $(or $(STANCH_CACHE),$(HOME)/.cache/stanch)
+DATA       ?= $(CURDIR)/.cache/data
+LAB        := $(CACHE)/lab/state.json
+TOOL       := $(GO) tool -modfile=tools/go.mod
+VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
+LDFLAGS    := -s -w -X main.version=$(VERSION)
+PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static
+
+.PHONY: help run stop build setup test test-short bench check lint generate fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## build, start Stanch, run one drill, leave it up
+	@bash scripts/run.sh "$(DATA)"
+
+stop: ## stop the Stanch that `make run` left up
+	@pid=$$(cat "$(DATA)/pid" 2>/dev/null) && kill $$pid && echo stopped || echo "no Stanch of make run is up"
+
+build: bin/stanch bin/stanch-sensor ## build both programs (the first time takes minutes: it embeds Temporal)
+
+SOURCES := $(shell find bpf sensors playbooks activities workflows worker cmd -name '*.go' -o -name '*.o' -o -name '*.yaml' 2>/dev/null) go.mod go.sum
+
+bin/stanch: $(SOURCES)
+	@echo "building bin/stanch; the first build compiles the embedded Temporal, some 5 to 10 minutes on two cores"
+	@bash scripts/progress.sh $(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch
+
+bin/stanch-sensor: $(SOURCES)
+	@CGO_ENABLED=0 $(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
+
+setup: ## install what the tests need (Debian packages) and build the lab's Kubernetes node
+	@bash scripts/setup.sh $(PACKAGES)
+	@$(GO) run ./testenv/kube/cmd/labnode build
+
+test: setup build ## run every test: kernel, node, Temporal and Kubernetes included
+	@bash scripts/test.sh "$(LAB)"
+
+test-short: ## the tests that need neither root nor a cluster
+	$(GO) test ./sensors ./sensors/rules ./sensors/proof ./sensors/link ./sensors/redact ./sensors/foreign ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
+
+bench: build setup ## measure; results in bench.json (one object a line, with the baseline of the same run)
+	@bash scripts/bench.sh "$(LAB)"
+
+check: ## format, vet, lint with the import direction, workflows deterministic, generated code up to date
+	@bash scripts/check.sh
+
+lint: check
+
+generate: ## regenerate the kernel objects (clang-16) and the link's protocol
+	$(GO) generate ./bpf ./sensors/link
+
+fuzz: ## fuzz every parser for a minute each
+	@for p in ./playbooks:FuzzLoad ./sensors/probe:FuzzDecode; do $(GO) test -run '^$$' -fuzz $${p##*:} -fuzztime 60s $${p%%:*} || exit 1; done
+
+clean: ## remove what was built here
+	rm -rf bin .cache
