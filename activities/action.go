@@ -53,6 +53,8 @@ type Request struct {
 	Until    time.Time        `json:"until,omitzero"`
 	// Shorten is a release grant under which the end may come earlier than was stamped.
 	Shorten *proof.Signed `json:"shorten,omitempty"`
+	// Extend is a grant under which a lease that holds may end later than its token says.
+	Extend *proof.Signed `json:"extend,omitempty"`
 }
 
 // Brief is what an action needs to know of the incident.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -264,8 +265,14 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (De
 	}
 	if in.Token != nil {
 		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
-		if err == nil && token.Lease == r.Lease && (r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until)) && token.Params == proof.Hash(r.Params) {
-			return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, nil
+		if err == nil && token.Lease == r.Lease && token.Params == proof.Hash(r.Params) {
+			if r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until) {
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, nil
+			}
+			if g, ok := s.extension(r, now); ok {
+				signed, err := s.token(r, g.Nonce, now)
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, err
+			}
 		}
 	}
 	plan, err := action.Plan(ctx, r)
@@ -283,14 +290,29 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (De
 	if decision.Verdict != VerdictRun {
 		return decision, proof.Signed{}, nil
 	}
-	token, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
+	signed, err := s.token(r, decision.On, now)
+	return decision, signed, err
+}
+
+// extension gives the grant under which a lease that holds may last until the request's end.
+func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
+	if r.Extend == nil {
+		return proof.Grant{}, false
+	}
+	g, err := s.Authority.Keys().OpenGrant(*r.Extend, proof.OperationExtend, now)
+	return g, err == nil && g.Lease == r.Lease && !r.Until.After(g.Until)
+}
+
+// token signs what the node needs to see, and what stands for the guards while the lease holds.
+func (s *Set) token(r Request, on string, now time.Time) (proof.Signed, error) {
+	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
 		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: decision.On, Issued: now, Until: r.Until,
+		Incident: r.Incident.ID, Basis: on, Issued: now, Until: r.Until,
 	})
 	if err != nil {
-		return Decision{}, proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)
+		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)
 	}
-	return decision, token, nil
+	return signed, nil
 }
 
 // VerifyInput is the input of Verify.

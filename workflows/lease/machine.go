@@ -80,6 +80,7 @@ type Machine struct {
 	Basis     activities.Basis   `json:"basis"`
 	Token     *proof.Signed      `json:"token,omitempty"`
 	Grant     *proof.Signed      `json:"grant,omitempty"` // a release that people gave
+	Extension *proof.Signed      `json:"extension,omitempty"` // a longer hold that people gave
 	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
 	Reason    string             `json:"reason,omitempty"`
 	Stamped   time.Time          `json:"stamped,omitzero"` // the end on the contained object
@@ -179,7 +180,7 @@ func (m *Machine) Request() activities.Request {
 	if until.IsZero() {
 		until = m.End()
 	}
-	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, Until: until, Shorten: m.Grant}
+	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, Until: until, Shorten: m.Grant, Extend: m.Extension}
 }
 
 // Join takes a further holder in. Another action on the same facet, or a lease that is ending, refuses it.
@@ -252,8 +253,7 @@ func (m *Machine) Extend(holder string, until time.Time, grant proof.Signed) {
 		}
 	}
 	if m.End().After(m.Stamped) {
-		m.Reapply, m.Token = true, nil
-		m.Basis.Grant = &grant
+		m.Reapply, m.Extension = true, &grant
 	}
 }
 
