@@ -1,0 +1,56 @@
+package acceptance
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/testenv/stand"
+)
+
+// Everything is killed, the sensor included, and nothing is started again before the end: the kernel holds alone.
+func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
+	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: holdFor(8 * time.Second)})
+	c, in := contained(t, s)
+	locks := s.Locks(t)
+	require.Len(t, locks, 1)
+	require.Equal(t, in.Leases[0].ID, locks[0].Lease)
+	end := locks[0].Until
+
+	s.Kill()
+	heard := c.Heard()
+	for time.Now().Before(end.Add(-200 * time.Millisecond)) {
+		require.Equal(t, heard, c.Heard(), "something arrived %s before the end, with nobody left to hold it", time.Until(end))
+		time.Sleep(20 * time.Millisecond)
+	}
+	require.True(t, c.Resumed(2*time.Second), "the lock lapses at its end, with nobody left to lift it")
+	require.WithinDuration(t, end, c.LastHeard(), 1500*time.Millisecond)
+	require.Empty(t, s.Locks(t))
+
+	s.Up(t)
+	after := s.Incident(t, c.ID, 40*time.Second, "the lease ended as undone", undone)
+	require.Equal(t, in.ID, after.ID, "it is the same incident")
+	require.True(t, c.Resumed(time.Second), "nothing was locked again")
+}
+
+// A restart in the middle neither lifts the lock nor applies it again; the lease ends by a person's word.
+func TestALeaseGoesOnAfterARestartAndIsReleased(t *testing.T) {
+	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: holdFor(10 * time.Minute)})
+	c, in := contained(t, s)
+	before := s.Locks(t)
+	s.Kill()
+	require.True(t, c.Silent(300*time.Millisecond))
+	s.Up(t)
+	require.True(t, c.Silent(300*time.Millisecond))
+	after := s.Locks(t)
+	require.Len(t, after, 1)
+	require.Equal(t, before[0].Lease, after[0].Lease)
+	require.WithinDuration(t, before[0].Until, after[0].Until, time.Second)
+
+	_, stderr, code := s.Run(t, "release", in.Leases[0].ID)
+	require.Zero(t, code, stderr)
+	s.Incident(t, c.ID, 30*time.Second, "released and undone", undone)
+	require.Empty(t, s.Locks(t))
+	require.True(t, c.Resumed(2*time.Second))
+}

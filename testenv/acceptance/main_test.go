@@ -1,0 +1,80 @@
+// Package acceptance plays the scenarios of the acceptance list against the real `stanch up` on this host: its kernel,
+// its Temporal, its certificates, and processes that really send.
+//
+// It refuses to believe Stanch about itself: what holds is read from the kernel's maps and from what arrives at a peer.
+package acceptance
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/testenv/stand"
+)
+
+// binary is the program under test; TestMain sets it once.
+var binary string
+
+func TestMain(m *testing.M) {
+	stand.Beacon()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run() // every scenario says that it is skipped
+	}
+	dir, err := os.MkdirTemp("", "acceptance-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	if binary, err = stand.Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// contains is a configuration in which containments of this host run by themselves, for the stand's containers only.
+const contains = "phase: 2\nlibrary: false\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
+
+// holdFor is a playbook that isolates the stand's containers for so long.
+func holdFor(d time.Duration) map[string]string {
+	return map[string]string{"hold.yaml": fmt.Sprintf(`playbook: hold
+match:
+  objective: crypto-mining
+  when: incident.workload.name startsWith "%s"
+steps:
+  - evidence: process.snapshot
+  - contain: pod.isolate
+    for: %s
+`, stand.Prefix, d)}
+}
+
+func held(in playbooks.Incident) bool {
+	return len(in.Leases) > 0 && in.Leases[0].State == "held" && in.Leases[0].Verified
+}
+
+func undone(in playbooks.Incident) bool {
+	return len(in.Leases) > 0 && in.Leases[0].State == "ended" && in.Leases[0].Undone
+}
+
+func playbookEnded(in playbooks.Incident) bool {
+	return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero()
+}
+
+// contained attacks in a new container and waits until it is held.
+func contained(t *testing.T, s *stand.Stand) (*stand.Container, playbooks.Incident) {
+	t.Helper()
+	c := stand.NewContainer(t)
+	c.Attack(t)
+	in := s.Incident(t, c.ID, 30*time.Second, "held", held)
+	require.True(t, c.Silent(300*time.Millisecond), "nothing arrives at the peer while the lease holds")
+	return c, in
+}

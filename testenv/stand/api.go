@@ -1,0 +1,139 @@
+package stand
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+
+	"stanch/playbooks"
+	"stanch/worker"
+	"stanch/worker/authority"
+	"stanch/worker/engine"
+)
+
+// Socket is the path of the local API.
+func (s *Stand) Socket() string { return filepath.Join(s.Data, "stanch.sock") }
+
+// Get asks the local API.
+func (s *Stand) Get(path string, out any) error { return s.call(http.MethodGet, path, nil, out) }
+
+// Post changes something through the local API.
+func (s *Stand) Post(path string, in, out any) error { return s.call(http.MethodPost, path, in, out) }
+
+func (s *Stand) call(method, path string, in, out any) error {
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", s.Socket())
+	}}}
+	raw, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	r, err := http.NewRequestWithContext(context.Background(), method, "http://stanch"+path, bytes.NewReader(raw))
+	if err != nil {
+		return fmt.Errorf("ask: %w", err)
+	}
+	resp, err := c.Do(r)
+	if err != nil {
+		return fmt.Errorf("ask: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if raw, err = io.ReadAll(resp.Body); err != nil {
+		return fmt.Errorf("ask: %w", err)
+	}
+	if resp.StatusCode >= 400 {
+		return errors.New(strings.TrimSpace(string(raw)))
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return nil
+}
+
+// About gives the incidents, open or closed, that are about a container.
+func (s *Stand) About(container string) ([]playbooks.Incident, error) {
+	var list []playbooks.Incident
+	if err := s.Get("/v1/incidents", &list); err != nil {
+		return nil, err
+	}
+	var out []playbooks.Incident
+	for _, in := range list {
+		for _, target := range in.Targets {
+			if target.UID != container {
+				continue
+			}
+			var whole playbooks.Incident
+			if err := s.Get("/v1/incidents/"+in.ID, &whole); err != nil {
+				return nil, err
+			}
+			out = append(out, whole)
+		}
+	}
+	return out, nil
+}
+
+// Incident polls until the container's incident is as it should be, and fails with what is known if it never is.
+func (s *Stand) Incident(t testing.TB, container string, limit time.Duration, what string, ok func(playbooks.Incident) bool) playbooks.Incident {
+	t.Helper()
+	var last playbooks.Incident
+	var lastErr error
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		found, err := s.About(container)
+		if err != nil {
+			lastErr = err
+			continue
+		}
+		for _, in := range found {
+			last = in
+			if ok(in) {
+				return in
+			}
+		}
+	}
+	story, _ := json.MarshalIndent(last, "", " ")
+	require.Fail(t, "never: "+what, "last error: %v\nlast seen: %s", lastErr, story)
+	return last
+}
+
+// Temporal connects to Stanch's Temporal as somebody who has a client certificate; withKey says whether they have the
+// payload codec's key too. Nobody gets the authority's key.
+func (s *Stand) Temporal(t testing.TB, withKey bool) client.Client {
+	t.Helper()
+	address, err := os.ReadFile(filepath.Join(s.Data, "temporal", "address"))
+	require.NoError(t, err)
+	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki"))
+	require.NoError(t, err)
+	tlsConfig, err := pki.TLS(authority.RoleTemporal, "intruder")
+	require.NoError(t, err)
+	o := client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: engine.Namespace, Logger: quiet{}, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}
+	if withKey {
+		o, err = worker.DialOptions(o, filepath.Join(s.Data, "keys"))
+		require.NoError(t, err)
+	}
+	c, err := client.Dial(o)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
+}
+
+type quiet struct{}
+
+func (quiet) Debug(string, ...any) {}
+func (quiet) Info(string, ...any)  {}
+func (quiet) Warn(string, ...any)  {}
+func (quiet) Error(string, ...any) {}
