@@ -5,6 +5,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -63,7 +64,11 @@ type Options struct {
 	Listen string
 	// Socket is the local API; "" does not listen.
 	Socket string
-	Log    *slog.Logger
+	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
+	Switch guards.Lever
+	// Evidence is where evidence is kept; "" means below Dir.
+	Evidence string
+	Log      *slog.Logger
 	// At is called at named points, so that tests can kill the process there.
 	At func(point string)
 }
@@ -113,8 +118,11 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
-	w.Set.Evidence = &activities.EvidenceStore{Dir: filepath.Join(o.Dir, "evidence")}
-	killSwitch := guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
+	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
+	killSwitch := o.Switch
+	if killSwitch == nil {
+		killSwitch = guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
+	}
 	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: guards.NewWindow(nil, nil), Self: o.Self}
 
 	catalogue := w.Set.Catalogue()
@@ -201,7 +209,7 @@ func (w *Worker) listenForeign() error {
 	return nil
 }
 
-func (w *Worker) listenLocal(killSwitch guards.FileSwitch) error {
+func (w *Worker) listenLocal(killSwitch guards.Lever) error {
 	if w.Socket == "" {
 		return nil
 	}

@@ -38,7 +38,7 @@ type Local struct {
 	Reader    *Reader
 	Authority *authority.Authority
 	Config    *config.Config
-	Switch    guards.FileSwitch
+	Switch    guards.Lever
 	Hub       *Hub
 	Log       *slog.Logger
 
