@@ -1,0 +1,73 @@
+package config_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/worker/config"
+)
+
+func TestMistakesAreNamedWithTheirLine(t *testing.T) {
+	_, problems := config.Parse("stanch.yaml", []byte(`phase: 4
+quiet: soon
+scopes:
+  - name: shop
+    namspaces: [shop]
+    approvers: { groups: [nobody] }
+people:
+  - { name: alice, uid: 1, groups: [oncall] }
+`))
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.String())
+	}
+	require.Contains(t, got, "stanch.yaml:5:1: error: there is no key `namspaces` here [unknown-key]")
+	require.Contains(t, got, "stanch.yaml:2:1: error: `soon` is not a duration such as 90s or 15m [yaml]")
+}
+
+func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
+	_, problems := config.Parse("c", []byte("phase: 7\nscopes: [{name: shop, approvers: {groups: [oncal], users: [bob]}}]\npeople: [{name: alice, groups: [oncall]}]\n"))
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Message+" / "+p.Hint)
+	}
+	require.Equal(t, []string{
+		"the cluster: the phase 7 is none / 1 observes, 2 contains, 3 disrupts behind approval",
+		"scope shop: nobody is in the group `oncal` / did you mean `oncall`?",
+		"scope shop: there is no person `bob` / known here: alice",
+	}, got)
+}
+
+func TestWithoutAFileNothingIsContained(t *testing.T) {
+	c := config.Default()
+	require.Equal(t, 1, c.ScopeOf("anything").Phase)
+	require.Empty(t, c.ScopeOf("anything").Approvers.Groups)
+}
+
+func TestAScopeNeverGoesBeyondItsCluster(t *testing.T) {
+	c, problems := config.Parse("c", []byte("phase: 2\nscopes: [{name: a, namespaces: [shop-*], phase: 3}]\n"))
+	require.Empty(t, problems)
+	require.Equal(t, 2, c.ScopeOf("shop-eu").Phase)
+	require.Equal(t, "default", c.ScopeOf("bank").Name)
+}
+
+func TestAUserIDOfTwoPeopleIsNobody(t *testing.T) {
+	c, problems := config.Parse("c", []byte("people: [{name: a, uid: 5}, {name: b, uid: 5}, {name: c, uid: 6}]\n"))
+	require.Empty(t, problems)
+	_, ok := c.PersonByUID(5)
+	require.False(t, ok)
+	p, ok := c.PersonByUID(6)
+	require.True(t, ok)
+	require.Equal(t, "c", p.Name)
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("phase: 2\nscopes: [{name: a, namespaces: [x]}]"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c, problems := config.Parse("c", raw)
+		if c == nil && !problems.HasErrors() {
+			t.Fatal("neither a config nor an error")
+		}
+	})
+}

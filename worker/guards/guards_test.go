@@ -1,0 +1,221 @@
+package guards_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+)
+
+var now = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+
+func key(t *testing.T, seed byte) proof.Key {
+	t.Helper()
+	k, err := proof.NewKey(bytes.Repeat([]byte{seed}, 32))
+	require.NoError(t, err)
+	return k
+}
+
+// desk is a guard chain with everything in order for an automatic containment in phase 2; scenarios spoil one thing.
+type desk struct {
+	t      *testing.T
+	key    proof.Key
+	chain  *guards.Chain
+	target playbooks.Target
+	q      activities.Question
+}
+
+type fixedSwitch struct {
+	stopped bool
+	err     error
+}
+
+func (s fixedSwitch) Stopped(context.Context) (bool, string, error) {
+	return s.stopped, "by alice", s.err
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	cfg, problems := config.Parse("stanch.yaml", []byte(`
+phase: 3
+scopes:
+  - { name: shop, namespaces: [shop], phase: 2, approvers: { groups: [oncall], quorum: 2 } }
+  - { name: bank, namespaces: [bank], phase: 3 }
+  - { name: look, namespaces: [look], phase: 1 }
+people: [{ name: alice, uid: 1, groups: [oncall] }]
+protected: { namespaces: [kube-system], workloads: [shop/Deployment/db] }
+budget: { per_hour: 3, share: 0.5 }
+`))
+	require.Empty(t, problems)
+	k := key(t, 1)
+	d := &desk{t: t, key: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
+	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil, nil)}
+	d.q = activities.Question{
+		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain}, PlanHash: "plan", Now: now, Before: true,
+		Request: activities.Request{Target: d.target, Lease: "LSE-1", Until: now.Add(time.Hour), Incident: activities.Brief{ID: "INC-1",
+			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"}}},
+	}
+	d.q.Basis.Attestations = []proof.Signed{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Basis.Receipts = []proof.Signed{d.sign(k, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID(), At: now})}
+	return d
+}
+
+func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
+	s, err := k.Sign(purpose, body)
+	require.NoError(d.t, err)
+	return s
+}
+
+func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
+	return d.sign(k, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: target, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at})
+}
+
+func (d *desk) grant(k proof.Key, g proof.Grant) *proof.Signed {
+	if g.Issued.IsZero() {
+		g.Issued, g.Expires = now.Add(-time.Minute), now.Add(time.Minute)
+	}
+	s := d.sign(k, proof.PurposeGrant, g)
+	return &s
+}
+
+func (d *desk) goodGrant() proof.Grant {
+	return proof.Grant{Nonce: "n", Operation: proof.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, People: []string{"alice", "bob"}}
+}
+
+func (d *desk) decide() activities.Decision {
+	got, err := d.chain.Decide(context.Background(), d.q)
+	require.NoError(d.t, err)
+	return got
+}
+
+func TestEveryGuardDecidesForItsReason(t *testing.T) {
+	thief := key(t, 9)
+	for name, c := range map[string]struct {
+		spoil   func(*desk)
+		verdict activities.Verdict
+		guard   string
+		reason  string
+	}{
+		"all in order":                 {func(*desk) {}, activities.VerdictRun, "phase", "confidence 0.90"},
+		"somebody stopped everything":  {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
+		"the switch cannot be read":    {func(d *desk) { d.chain.Switch = fixedSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
+		"a protected namespace":        {func(d *desk) { d.q.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
+		"a protected workload":         {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"Stanch itself":                {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
+		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident": {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"a receipt that somebody else signed": {func(d *desk) {
+			d.q.Basis.Receipts = []proof.Signed{d.sign(thief, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID()})}
+		}, activities.VerdictRefuse, "evidence", "no evidence"},
+		"no attestation":                {func(d *desk) { d.q.Basis.Attestations = nil }, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation of another pod": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:other", 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"an old attestation": {func(d *desk) {
+			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
+		}, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation from the future": {func(d *desk) {
+			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(time.Hour))}
+		}, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation that somebody signed": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(thief, d.target.ID(), 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"a changed attestation": {func(d *desk) {
+			d.q.Basis.Attestations[0].Body = bytes.Replace(d.q.Basis.Attestations[0].Body, []byte("0.9"), []byte("1.0"), 1)
+		}, activities.VerdictRefuse, "phase", "without proof"},
+		"a grant offered as an attestation": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{*d.grant(d.key, d.goodGrant())} }, activities.VerdictRefuse, "phase", "without proof"},
+		"low confidence asks":               {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.6, now)} }, activities.VerdictAsk, "phase", "below the 0.80"},
+		"a claim of confidence is not believed": {func(d *desk) {
+			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.6, now)}
+			d.q.Request.Incident.Confidence = 1
+		}, activities.VerdictAsk, "phase", "0.60"},
+		"phase 1 proposes":                 {func(d *desk) { d.move("look") }, activities.VerdictPropose, "phase", "phase 1"},
+		"the playbook's ceiling":           {func(d *desk) { d.q.Request.Incident.MaxPhase = 1 }, activities.VerdictPropose, "phase", "phase 1"},
+		"a claim of scope is not believed": {func(d *desk) { d.move("look"); d.q.Request.Incident.Scope = "drill" }, activities.VerdictPropose, "phase", "phase 1"},
+		"disrupt in phase 2 is proposed":   {func(d *desk) { d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictPropose, "phase", "disrupt"},
+		"disrupt in phase 2 is proposed even with a grant": {func(d *desk) {
+			d.q.Spec.Class = playbooks.ClassDisrupt
+			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+		}, activities.VerdictPropose, "phase", "disrupt"},
+		"disrupt in phase 3 asks": {func(d *desk) { d.move("bank"); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAsk, "phase", "grant"},
+		"disrupt in phase 3 with its grant": {func(d *desk) {
+			d.move("bank")
+			d.q.Spec.Class = playbooks.ClassDisrupt
+			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+		}, activities.VerdictRun, "phase", "alice, bob"},
+		"a grant of another plan":   {func(d *desk) { g := d.goodGrant(); g.PlanHash = "other"; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "plan changed"},
+		"a grant of another target": {func(d *desk) { g := d.goodGrant(); g.Targets = []string{"pod:x"}; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "not among"},
+		"a grant that has expired": {func(d *desk) {
+			g := d.goodGrant()
+			g.Issued, g.Expires = now.Add(-time.Hour), now.Add(-time.Minute)
+			d.q.Basis.Grant = d.grant(d.key, g)
+		}, activities.VerdictRefuse, "grant", "valid from"},
+		"a grant for a release": {func(d *desk) {
+			g := d.goodGrant()
+			g.Operation = proof.OperationRelease
+			d.q.Basis.Grant = d.grant(d.key, g)
+		}, activities.VerdictRefuse, "grant", "release"},
+		"a grant that somebody signed":                 {func(d *desk) { d.q.Basis.Grant = d.grant(thief, d.goodGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
+		"a grant stands for low confidence":            {func(d *desk) { d.q.Basis.Attestations = nil; d.q.Basis.Grant = d.grant(d.key, d.goodGrant()) }, activities.VerdictRun, "phase", "granted"},
+		"inside of an approval it waits for the grant": {func(d *desk) { d.q.Basis.Asked = true }, activities.VerdictAsk, "phase", "grant of its approval"},
+		"the drill's own namespace is phase 3": {func(d *desk) {
+			d.move(config.DrillNamespace)
+			d.q.Spec.Class = playbooks.ClassDisrupt
+			d.q.Basis.Asked = true
+		}, activities.VerdictAsk, "phase", "grant"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			c.spoil(d)
+			got := d.decide()
+			require.Equal(t, c.verdict, got.Verdict, got.Reason)
+			require.Equal(t, c.guard, got.Guard)
+			require.Contains(t, got.Reason, c.reason)
+		})
+	}
+}
+
+// move puts the target into another namespace.
+func (d *desk) move(namespace string) {
+	d.q.Request.Target.Namespace = namespace
+	d.q.Request.Incident.Workload.Namespace = namespace
+}
+
+func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
+	d := newDesk(t)
+	for i := range 3 {
+		d.q.Request.Lease = fmt.Sprintf("LSE-%d", i)
+		require.Equal(t, activities.VerdictRun, d.decide().Verdict)
+	}
+	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "a retry of one that was paid for costs nothing")
+	d.q.Request.Lease = "LSE-4"
+	got := d.decide()
+	require.Equal(t, activities.VerdictPropose, got.Verdict)
+	require.Contains(t, got.Reason, "3 containments an hour")
+	d.q.Now = now.Add(14 * time.Minute)
+	require.Equal(t, activities.VerdictPropose, d.decide().Verdict)
+	d.q.Basis.Grant = d.grant(d.key, func() proof.Grant {
+		g := d.goodGrant()
+		g.Issued, g.Expires = d.q.Now, d.q.Now.Add(time.Minute)
+		return g
+	}())
+	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "people may go beyond it")
+}
+
+func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {
+	d := newDesk(t)
+	d.q.Request.Incident.Replicas = 4
+	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
+		uid := fmt.Sprintf("uid-%d", i)
+		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
+		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid})}
+		require.Equal(t, want, d.decide().Verdict, uid)
+	}
+}
