@@ -86,7 +86,8 @@ type Duration time.Duration
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	v, err := time.ParseDuration(n.Value)
 	if err != nil || v <= 0 {
-		return fmt.Errorf("line %d: `%s` is not a duration such as 90s or 15m", n.Line, n.Value)
+		// A TypeError is collected with the file's others; any other error would hide them.
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: `%s` is not a duration such as 90s or 15m", n.Line, n.Value)}}
 	}
 	*d = Duration(v)
 	return nil
