@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/klog/v2"
 
 	"stanch/activities/kube"
 	"stanch/worker/config"
@@ -69,6 +71,7 @@ func newClusterStage(ctx context.Context, o drillOptions, kind string) (_ stage,
 	if err != nil {
 		return nil, err
 	}
+	klog.SetLogger(logr.Discard()) // client-go tells of streams that the drill itself ends
 	s := &clusterStage{client: client, config: cfg, suffix: randomHex(3), image: o.image, failed: make(chan error, 1)}
 	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop

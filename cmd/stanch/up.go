@@ -112,15 +112,8 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	library, problems, err := worker.LoadLibrary(cfg, worker.Catalogue())
-	if err != nil {
-		return err
-	}
-	for _, p := range problems {
-		log.Error("a playbook is left out", "problem", p.String(), "hint", p.Hint)
-	}
-	w, err := worker.Start(ctx, worker.Options{
-		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Library: library, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
+	w, err := startWorker(ctx, worker.Options{
+		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
 		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash),
 	})
 	if err != nil {

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/spf13/cobra"
+
+	"stanch/worker"
+	"stanch/worker/authority"
+)
+
+func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) } //nolint:noctx,wrapcheck // at once
+
+func certCommand(g *globals) *cobra.Command {
+	var pki, out string
+	c := &cobra.Command{
+		Use: "cert", Short: "Make an installation's keys, and certificates for its nodes",
+		Example: "  stanch cert authority --out ./secrets\n  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
+		Args:    args(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	node := &cobra.Command{
+		Use: "node NAME", Short: "Issue the certificate with which a node's sensor dials in", Args: args(cobra.ExactArgs(1)),
+		Long: `Issue node.crt, node.key and ca.crt for one node. NAME is the node's name in
+Kubernetes: the gateway accepts detections about a pod only from the node that
+it runs on. Put the folder on that node, and nowhere else.`,
+		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if out == "" {
+				return usageError{errors.New("say where to with --out DIR")}
+			}
+			if !nodeName.MatchString(names[0]) {
+				return usageError{fmt.Errorf("%q is not a node's name; `kubectl get nodes` lists them", names[0])}
+			}
+			if pki == "" {
+				pki = filepath.Join(g.data, "pki")
+			}
+			if !exists(filepath.Join(pki, "ca.key")) {
+				return fmt.Errorf("there is no certificate authority in %s; name it with --pki, or make one with `stanch cert authority`", pki)
+			}
+			ca, err := authority.OpenPKI(pki)
+			if err != nil {
+				return err
+			}
+			if _, _, err := ca.Files(out, "node", authority.RoleNode, names[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s holds the certificate of node %s for 90 days\n", out, names[0])
+			return nil
+		},
+	}
+	node.Flags().StringVar(&pki, "pki", "", "the folder of the certificate authority (default: DATA/pki)")
+	node.Flags().StringVar(&out, "out", "", "the folder to write (required)")
+	all := &cobra.Command{
+		Use: "authority", Short: "Make the keys that all workers of an installation share", Args: args(cobra.NoArgs),
+		Long: `Make DIR/keys (what signs grants and what encrypts payloads) and DIR/pki (the
+certificate authority). What is there is kept.`,
+		Example: "  stanch cert authority --out ./secrets",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if out == "" {
+				return usageError{errors.New("say where to with --out DIR")}
+			}
+			if err := makeAuthority(out); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds the keys; `stanch manifests` says how they become secrets. Keep a copy offline:\nwithout codec.key nobody reads the incidents, without authority.seed nobody releases a lease before its end.\n", out)
+			return err
+		},
+	}
+	all.Flags().StringVar(&out, "out", "", "the folder to write (required)")
+	c.AddCommand(all, node)
+	return c
+}
+
+var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+
+func makeAuthority(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	if _, err := authority.Open(filepath.Join(dir, "keys")); err != nil {
+		return err
+	}
+	if _, err := worker.PayloadCodec(filepath.Join(dir, "keys")); err != nil {
+		return err
+	}
+	_, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	return err
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"stanch/worker"
+	"stanch/worker/manifests"
+)
+
+func manifestsCommand(g *globals) *cobra.Command {
+	o := manifests.Options{}
+	c := &cobra.Command{
+		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: args(cobra.NoArgs),
+		Long: `Print the YAML that installs worker and sensor in a cluster. Its rights are the sum
+of what the actions declare for the phase: in phase 1 nothing can be written but
+the kill switch. It holds no secret; its head says how to make them.`,
+		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
+  stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if g.config != "" {
+				cfg, err := g.load()
+				if err != nil {
+					return err
+				}
+				if cfg.Phase > o.Phase {
+					return fmt.Errorf("%s is for phase %d, which the rights of phase %d do not permit; print them with --phase %d", g.config, cfg.Phase, o.Phase, cfg.Phase)
+				}
+				raw, err := os.ReadFile(g.config)
+				if err != nil {
+					return fmt.Errorf("read the config: %w", err)
+				}
+				o.Config = string(raw)
+			}
+			out, err := manifests.YAML(worker.Catalogue(), o)
+			if err != nil {
+				return usageError{err}
+			}
+			_, err = cmd.OutOrStdout().Write(out)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&o.Phase, "phase", 1, "1 observes, 2 contains, 3 disrupts behind approval: the rights follow")
+	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
+	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")
+	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the sensor's image")
+	f.StringVar(&o.Temporal, "temporal", "", "Temporal's frontend as pods reach it, host:port (required)")
+	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the Temporal namespace")
+	f.BoolVar(&o.TemporalTLS, "temporal-tls", false, "reach Temporal with the certificate of the secret "+manifests.TemporalSecret)
+	f.StringVar(&o.TemporalServer, "temporal-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
+	f.Int32Var(&o.Replicas, "replicas", 1, "how many workers; more than one need a volume for evidence that many can write")
+	f.StringVar(&o.Gateway, "gateway", "", "where sensors dial, host:port (default: the Service)")
+	f.BoolVar(&o.HostNetwork, "host-network", false, "put the worker into its node's network, for a Temporal that is reached only there")
+	f.StringVar(&o.DataPath, "data-path", "", "keep the worker's data in this folder of its node, instead of a claim")
+	f.StringVar(&o.CRI, "cri", "/run/containerd/containerd.sock", "the container runtime's CRI socket on the nodes")
+	f.StringVar(&o.NodeCert, "node-cert", "/etc/stanch/node", "the folder on each node with the certificate of `stanch cert node`")
+	f.StringVar(&o.LockDir, "lock-dir", "", "where the egress lock is pinned")
+	return c
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/operatorservice/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/client"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/worker"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+type workerOptions struct {
+	temporal, namespace                       string
+	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir string
+	keys, pki                                 string
+	nodes, listen, health                     string
+	kubeconfig                                string
+	ownNamespace, ownUID                      string
+	evidence                                  string
+	verify                                    time.Duration
+}
+
+func workerCommand(g *globals) *cobra.Command {
+	o := workerOptions{}
+	c := &cobra.Command{
+		Use: "worker", Short: "Run the gateway and the worker against your own Temporal", Args: args(cobra.NoArgs),
+		Long: `Run the gateway and the worker against your own Temporal. Several may run: what
+they share is in Temporal, and the kill switch in the cluster. Nodes run
+stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a cluster, and
+` + "`stanch cert authority`" + ` makes the keys.`,
+		Example: `  stanch worker --temporal temporal.example:7233 --namespace stanch --keys /etc/stanch/keys --pki /etc/stanch/pki`,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runWorker(cmd.Context(), g, o, cmd.ErrOrStderr()) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.temporal, "temporal", "", "Temporal's frontend, host:port (required)")
+	f.StringVar(&o.namespace, "namespace", "stanch", "the Temporal namespace")
+	f.StringVar(&o.tlsDir, "tls", "", "a folder with tls.crt, tls.key and ca.crt for Temporal, as a Kubernetes secret has them")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "the client certificate for Temporal")
+	f.StringVar(&o.tlsKey, "tls-key", "", "its key")
+	f.StringVar(&o.tlsCA, "tls-ca", "", "who signs Temporal's certificate (default: the system's authorities)")
+	f.StringVar(&o.tlsServer, "tls-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
+	f.StringVar(&o.keys, "keys", "", "the folder with authority.seed and codec.key (default: DATA/keys)")
+	f.StringVar(&o.pki, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
+	f.StringVar(&o.nodes, "listen-nodes", ":7443", "where nodes' sensors dial, with a certificate of `stanch cert`")
+	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
+	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does; \"\" for nowhere")
+	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster (default: the one that this runs in); \"none\" for no cluster")
+	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
+	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"), "the UID of the pod that this runs in: never contained")
+	f.StringVar(&o.evidence, "evidence", "", "where evidence is kept (default: DATA/evidence)")
+	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
+	return c
+}
+
+// paths fills in where the keys lie.
+func (o *workerOptions) paths(data string) error {
+	if o.keys == "" {
+		o.keys = filepath.Join(data, "keys")
+	}
+	if o.pki == "" {
+		o.pki = filepath.Join(data, "pki")
+	}
+	// A replica that made keys of its own would trust nobody and be trusted by nobody.
+	for _, file := range []string{filepath.Join(o.keys, "authority.seed"), filepath.Join(o.keys, "codec.key"), filepath.Join(o.pki, "ca.crt"), filepath.Join(o.pki, "ca.key")} {
+		if _, err := os.Stat(file); err != nil {
+			return fmt.Errorf("find the installation's keys: %w; `stanch cert authority --out DIR` makes them once for all replicas", err)
+		}
+	}
+	return nil
+}
+
+// tls is how Temporal is reached: with nothing given, in the clear.
+func (o *workerOptions) tls() (*tls.Config, error) {
+	if o.tlsDir != "" {
+		o.tlsCert, o.tlsKey = filepath.Join(o.tlsDir, "tls.crt"), filepath.Join(o.tlsDir, "tls.key")
+		if ca := filepath.Join(o.tlsDir, "ca.crt"); o.tlsCA == "" && exists(ca) {
+			o.tlsCA = ca
+		}
+	}
+	if o.tlsCert == "" && o.tlsCA == "" {
+		return nil, nil //nolint:nilnil // no TLS is an answer
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: o.tlsServer}
+	if o.tlsCert != "" {
+		pair, err := tls.LoadX509KeyPair(o.tlsCert, o.tlsKey)
+		if err != nil {
+			return nil, fmt.Errorf("read the certificate for Temporal: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	if o.tlsCA != "" {
+		raw, err := os.ReadFile(o.tlsCA)
+		if err != nil {
+			return nil, fmt.Errorf("read Temporal's authority: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(raw) {
+			return nil, fmt.Errorf("%s holds no certificate", o.tlsCA)
+		}
+	}
+	return c, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if o.temporal == "" {
+		return usageError{errors.New("say where Temporal is with --temporal HOST:PORT; `stanch up` brings its own")}
+	}
+	cfg, err := g.load()
+	if err != nil {
+		return err
+	}
+	if err := o.paths(g.data); err != nil {
+		return err
+	}
+	unlock, err := worker.LockDir(g.data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	pki, err := authority.OpenPKI(o.pki)
+	if err != nil {
+		return err
+	}
+	auth, err := authority.Open(o.keys)
+	if err != nil {
+		return err
+	}
+	temporal, err := o.dial(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer temporal.Close()
+	cluster, clusterName, err := connectCluster(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	options := worker.Options{
+		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster),
+	}
+	if o.ownUID != "" {
+		options.Self = []string{o.ownUID}
+	}
+	w, err := startWorker(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	stopHealth, err := serveHealth(o.health, temporal)
+	if err != nil {
+		return err
+	}
+	defer stopHealth()
+	fmt.Fprintf(out, "the worker is up: cluster %s, Temporal %s, nodes dial %s\n", clusterName, o.temporal, w.NodeAddr)
+	<-ctx.Done()
+	fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
+	return nil
+}
+
+// startWorker loads the playbooks, tells what is wrong with them, and starts the worker.
+func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) {
+	library, problems, err := worker.LoadLibrary(o.Config, worker.Catalogue())
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range problems {
+		o.Log.Error("a playbook is left out", "problem", p.String(), "hint", p.Hint)
+	}
+	o.Library = library
+	return worker.Start(ctx, o)
+}
+
+// protectSelf puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
+func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface) guards.Lever {
+	if o.ownNamespace == "" {
+		return nil
+	}
+	if !slices.Contains(cfg.Protected.Namespaces, o.ownNamespace) {
+		cfg.Protected.Namespaces = append(cfg.Protected.Namespaces, o.ownNamespace)
+	}
+	if cluster == nil {
+		return nil
+	}
+	return &guards.SharedSwitch{Client: cluster, Namespace: o.ownNamespace}
+}
+
+// dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
+func (o *workerOptions) dial(ctx context.Context, log *slog.Logger) (client.Client, error) {
+	tlsConfig, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
+	options, err := worker.DialOptions(client.Options{HostPort: o.temporal, Namespace: o.namespace, Logger: sdkLog{log},
+		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}, o.keys)
+	if err != nil {
+		return nil, err
+	}
+	temporal, err := client.DialContext(ctx, options)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporal, err)
+	}
+	if err := registerAttribute(ctx, temporal, o.namespace); err != nil {
+		temporal.Close()
+		return nil, err
+	}
+	return temporal, nil
+}
+
+// registerAttribute makes the search attribute by which incidents are found, unless it is there.
+func registerAttribute(ctx context.Context, temporal client.Client, namespace string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	hint := fmt.Sprintf("; an administrator of Temporal makes it with `temporal operator search-attribute create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentAttribute)
+	have, err := temporal.OperatorService().ListSearchAttributes(ctx, &operatorservice.ListSearchAttributesRequest{Namespace: namespace})
+	var noNamespace *serviceerror.NamespaceNotFound
+	if errors.As(err, &noNamespace) {
+		return fmt.Errorf("there is no namespace %s in Temporal; make it with `temporal operator namespace create --namespace %s --retention 90d`: %w", namespace, namespace, err)
+	}
+	if err == nil {
+		if _, ok := have.GetCustomAttributes()[workflows.IncidentAttribute]; ok {
+			return nil
+		}
+		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{Namespace: namespace,
+			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+		var there *serviceerror.AlreadyExists
+		if errors.As(err, &there) {
+			return nil // another replica was faster
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make the search attribute %s: %w%s", workflows.IncidentAttribute, err, hint)
+	}
+	return nil
+}
+
+// serveHealth answers /healthz: well as long as Temporal answers, without which nothing can be decided.
+func serveHealth(address string, temporal client.Client) (stop func(), err error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if _, err := temporal.CheckHealth(ctx, &client.CheckHealthRequest{}); err != nil {
+			http.Error(w, "Temporal does not answer: "+strings.TrimSpace(err.Error()), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second}
+	l, err := listenTCP(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for health: %w", err)
+	}
+	go func() { _ = server.Serve(l) }()
+	return func() { _ = server.Close() }, nil
+}

@@ -1,0 +1,231 @@
+// Package manifests writes what installs Stanch in a cluster: the worker, the sensor on every node, and exactly the
+// rights that a phase needs, taken from the actions' specs.
+//
+// It refuses to grant a right that no spec declares, to hold a secret (it names secrets and says how to make them), and
+// to give the sensor any credential of the cluster: a node that was taken over must not be able to write elsewhere.
+package manifests
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"stanch/playbooks"
+	"stanch/worker/guards"
+)
+
+// The names of what is installed, and of the secrets that must be there.
+const (
+	WorkerName     = "stanch-worker"
+	SensorName     = "stanch-sensor"
+	GatewayService = "stanch-gateway"
+	ConfigName     = "stanch-config"
+	EvidenceClaim  = "stanch-evidence"
+	KeysSecret     = "stanch-keys" //nolint:gosec // a name
+	PKISecret      = "stanch-pki"
+	TemporalSecret = "stanch-temporal"
+	// GatewayPort is where nodes dial.
+	GatewayPort = 7443
+	healthPort  = 7481
+)
+
+// Options say what to install. Phase, Image, SensorImage and Temporal are needed.
+type Options struct {
+	Phase       int
+	Namespace   string // "" means stanch-system
+	Image       string
+	SensorImage string
+	Temporal    string // host:port as pods reach it
+	// TemporalNamespace is Temporal's; "" means stanch.
+	TemporalNamespace string
+	// TemporalTLS mounts the secret stanch-temporal. TemporalServer is the name in Temporal's certificate, if it is not
+	// the host's.
+	TemporalTLS    bool
+	TemporalServer string
+	Config         string // the text of stanch.yaml; "" means the defaults in this phase
+	Replicas       int32  // of the worker; 0 means 1
+	// Gateway is where sensors dial; "" means the Service.
+	Gateway string
+	// HostNetwork puts the worker into the node's network, for a Temporal that can only be reached there.
+	HostNetwork bool
+	// DataPath keeps the worker's data in a folder of its node, instead of a claim for the evidence.
+	DataPath string
+	CRI      string // the runtime's socket on the nodes; "" means /run/containerd/containerd.sock
+	NodeCert string // the folder on each node with its certificate; "" means /etc/stanch/node
+	LockDir  string // "" means the sensor's default
+}
+
+func (o Options) withDefaults() Options {
+	set := func(s *string, otherwise string) {
+		if *s == "" {
+			*s = otherwise
+		}
+	}
+	set(&o.Namespace, "stanch-system")
+	set(&o.TemporalNamespace, "stanch")
+	set(&o.CRI, "/run/containerd/containerd.sock")
+	set(&o.NodeCert, "/etc/stanch/node")
+	set(&o.Gateway, fmt.Sprintf("%s.%s.svc:%d", GatewayService, o.Namespace, GatewayPort))
+	set(&o.Config, fmt.Sprintf("phase: %d\n", o.Phase))
+	if o.Replicas == 0 {
+		o.Replicas = 1
+	}
+	return o
+}
+
+func (o Options) check() error {
+	switch {
+	case o.Phase < 1 || o.Phase > 3:
+		return fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.Phase)
+	case o.Image == "" || o.SensorImage == "":
+		return fmt.Errorf("name the images of worker and sensor")
+	case o.Temporal == "":
+		return fmt.Errorf("say where Temporal is, as pods reach it")
+	case o.DataPath != "" && o.Replicas > 1:
+		return fmt.Errorf("%d workers cannot share a folder of one node", o.Replicas)
+	}
+	return nil
+}
+
+// Objects gives everything in the order in which it is to be made.
+func Objects(catalogue playbooks.Catalogue, o Options) ([]runtime.Object, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	out := []runtime.Object{
+		&corev1.Namespace{TypeMeta: kind("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: o.Namespace, Labels: map[string]string{
+			"pod-security.kubernetes.io/enforce": "privileged", // the sensor loads programs into the kernel
+		}}},
+		account(o, WorkerName), account(o, SensorName),
+	}
+	out = append(out, o.rbac(catalogue)...)
+	out = append(out,
+		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.SwitchName)},
+		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(ConfigName), Data: map[string]string{"stanch.yaml": o.Config}},
+		o.service(),
+	)
+	if o.DataPath == "" {
+		out = append(out, o.claim())
+	}
+	return append(out, o.worker(), o.sensor()), nil
+}
+
+func (o Options) rbac(catalogue playbooks.Catalogue) []runtime.Object {
+	clusterName := WorkerName
+	if o.Namespace != "stanch-system" {
+		clusterName = o.Namespace + "-" + WorkerName // two installations do not share a role
+	}
+	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
+	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: labels("")}
+	return []runtime.Object{
+		&rbacv1.ClusterRole{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: Rights(catalogue, o.Phase)},
+		&rbacv1.ClusterRoleBinding{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName}},
+		&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(guards.SwitchName), Rules: []rbacv1.PolicyRule{
+			{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{guards.SwitchName}, Verbs: []string{"get", "patch"}}}},
+		&rbacv1.RoleBinding{TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(guards.SwitchName), Subjects: subject,
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: guards.SwitchName}},
+	}
+}
+
+func kind(version, name string) metav1.TypeMeta {
+	return metav1.TypeMeta{APIVersion: version, Kind: name}
+}
+
+// labels mark all that is installed; app is the part's name.
+func labels(app string) map[string]string {
+	out := map[string]string{"app.kubernetes.io/part-of": "stanch"}
+	if app != "" {
+		out["app.kubernetes.io/name"] = app
+	}
+	return out
+}
+
+func (o Options) meta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: o.Namespace, Name: name, Labels: labels("")}
+}
+
+func account(o Options, name string) runtime.Object {
+	no := false // whoever needs the token says so
+	return &corev1.ServiceAccount{TypeMeta: kind("v1", "ServiceAccount"), ObjectMeta: o.meta(name), AutomountServiceAccountToken: &no}
+}
+
+// YAML writes the objects as one stream, with what a person must do before.
+func YAML(catalogue playbooks.Catalogue, o Options) ([]byte, error) {
+	objects, err := Objects(catalogue, o)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	out.WriteString(preface(o.withDefaults()))
+	for _, object := range objects {
+		raw, err := json.Marshal(object)
+		if err != nil {
+			return nil, fmt.Errorf("write a manifest: %w", err)
+		}
+		var tree map[string]any
+		if err := json.Unmarshal(raw, &tree); err != nil {
+			return nil, fmt.Errorf("write a manifest: %w", err)
+		}
+		delete(tree, "status")
+		prune(tree)
+		text, err := yaml.Marshal(tree)
+		if err != nil {
+			return nil, fmt.Errorf("write a manifest: %w", err)
+		}
+		out.WriteString("---\n")
+		out.Write(text)
+	}
+	return out.Bytes(), nil
+}
+
+// prune takes away what Go's types write although nothing was said. An empty object can mean something (emptyDir), so
+// only these go.
+func prune(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, key := range []string{"creationTimestamp", "resources", "strategy", "updateStrategy"} {
+			if inner, ok := v[key]; ok {
+				if m, isMap := inner.(map[string]any); inner == nil || isMap && len(m) == 0 {
+					delete(v, key)
+				}
+			}
+		}
+		for _, inner := range v {
+			prune(inner)
+		}
+	case []any:
+		for _, inner := range v {
+			prune(inner)
+		}
+	}
+}
+
+func preface(o Options) string {
+	lines := []string{
+		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{"it observes, and may write nothing but its own kill switch",
+			"it contains, reversibly", "it contains, and disrupts behind approval"}[o.Phase-1]),
+		"Before raising or lowering the phase apply the manifests of the new one; before lowering it `stanch release --all`,",
+		"or what is in force can no longer be undone.",
+		"",
+		"Make the secrets once, in a safe place:",
+		"  stanch cert authority --out secrets",
+		fmt.Sprintf("  kubectl create namespace %s", o.Namespace),
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/keys", o.Namespace, KeysSecret),
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=secrets/pki", o.Namespace, PKISecret),
+	}
+	if o.TemporalTLS {
+		lines = append(lines, fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA", o.Namespace, TemporalSecret))
+	}
+	lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
+		"  stanch cert node NODE --pki secrets/pki --out NODE")
+	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"
+}

@@ -1,0 +1,171 @@
+package manifests_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+
+	"stanch/worker"
+	"stanch/worker/guards"
+	"stanch/worker/manifests"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func options(phase int) manifests.Options {
+	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", Temporal: "temporal.example:7233"}
+}
+
+// What is installed changes only on purpose: each phase is compared with what was agreed.
+func TestGolden(t *testing.T) {
+	cases := map[string]manifests.Options{"phase1": options(1), "phase2": options(2), "phase3": options(3)}
+	all := options(3)
+	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServer = "security", 3, true, "temporal.internal"
+	all.Config, all.Gateway, all.CRI, all.NodeCert, all.LockDir = "phase: 3\ncluster: shop\n", "stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
+	cases["everything"] = all
+	host := options(2)
+	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
+	cases["host"] = host
+	for name, o := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := manifests.YAML(worker.Catalogue(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join("testdata", name+".yaml")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != string(want) {
+				t.Errorf("%s differs; look at it with `go test ./worker/manifests -update && git diff`", file)
+			}
+		})
+	}
+}
+
+var reads = []string{"get", "list", "watch"}
+
+// writes lists every right to write that the objects hold.
+func writes(t *testing.T, phase int) []string {
+	t.Helper()
+	objects, err := manifests.Objects(worker.Catalogue(), options(phase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	note := func(rules []rbacv1.PolicyRule) {
+		for _, r := range rules {
+			for _, verb := range r.Verbs {
+				if !slices.Contains(reads, verb) {
+					out = append(out, fmt.Sprintf("%s %s %v", verb, strings.Join(r.Resources, ","), r.ResourceNames))
+				}
+			}
+		}
+	}
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *rbacv1.ClusterRole:
+			note(o.Rules)
+		case *rbacv1.Role:
+			note(o.Rules)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestPhaseOneMayWriteNothingButTheKillSwitch(t *testing.T) {
+	if got, want := writes(t, 1), []string{"patch configmaps [" + guards.SwitchName + "]"}; !slices.Equal(got, want) {
+		t.Errorf("phase 1 may %q, want only %q", got, want)
+	}
+}
+
+func TestOnlyPhaseThreeMayScale(t *testing.T) {
+	for phase, want := range map[int]bool{2: false, 3: true} {
+		if got := strings.Contains(strings.Join(writes(t, phase), "\n"), "deployments/scale"); got != want {
+			t.Errorf("phase %d may scale: %t, want %t", phase, got, want)
+		}
+		if !strings.Contains(strings.Join(writes(t, phase), "\n"), "create networkpolicies") {
+			t.Errorf("phase %d may not isolate", phase)
+		}
+	}
+}
+
+// No right may be a wildcard, none may reach secrets, and nobody may widen their own.
+func TestNoRightIsBroad(t *testing.T) {
+	for _, r := range manifests.Rights(worker.Catalogue(), 3) {
+		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
+			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" || word == "impersonate" {
+				t.Errorf("the rule %v is too broad", r)
+			}
+		}
+	}
+}
+
+// A taken node must not be able to speak for Stanch in the cluster.
+func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
+	objects, err := manifests.Objects(worker.Catalogue(), options(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *appsv1.DaemonSet:
+			found = true
+			if mount := o.Spec.Template.Spec.AutomountServiceAccountToken; mount == nil || *mount {
+				t.Error("the sensor's token is mounted")
+			}
+			for _, v := range o.Spec.Template.Spec.Volumes {
+				if v.Secret != nil || v.Projected != nil {
+					t.Errorf("the sensor mounts the secret %s", v.Name)
+				}
+			}
+		case *rbacv1.ClusterRoleBinding:
+			noSensor(t, o.Subjects)
+		case *rbacv1.RoleBinding:
+			noSensor(t, o.Subjects)
+		case *corev1.Secret:
+			t.Errorf("the manifests hold the secret %s", o.Name)
+		}
+	}
+	if !found {
+		t.Error("there is no DaemonSet")
+	}
+}
+
+func noSensor(t *testing.T, subjects []rbacv1.Subject) {
+	t.Helper()
+	for _, s := range subjects {
+		if s.Name != manifests.WorkerName {
+			t.Errorf("%s has rights", s.Name)
+		}
+	}
+}
+
+func TestWrongOptionsAreNamed(t *testing.T) {
+	for want, o := range map[string]manifests.Options{
+		"the phase 4 is none":      options(4),
+		"say where Temporal is":    {Phase: 1, Image: "a", SensorImage: "b"},
+		"name the images":          {Phase: 1, Temporal: "a:1"},
+		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", Temporal: "a:1", Replicas: 2, DataPath: "/a"},
+	} {
+		if _, err := manifests.YAML(worker.Catalogue(), o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+}

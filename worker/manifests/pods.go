@@ -1,0 +1,157 @@
+package manifests
+
+import (
+	"fmt"
+	"path/filepath"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func (o Options) service() runtime.Object {
+	return &corev1.Service{TypeMeta: kind("v1", "Service"), ObjectMeta: o.meta(GatewayService), Spec: corev1.ServiceSpec{
+		Selector: map[string]string{"app.kubernetes.io/name": WorkerName},
+		Ports:    []corev1.ServicePort{{Name: "nodes", Port: GatewayPort, TargetPort: intstr.FromString("nodes")}},
+	}}
+}
+
+func (o Options) claim() runtime.Object {
+	mode := corev1.ReadWriteOnce
+	if o.Replicas > 1 {
+		mode = corev1.ReadWriteMany
+	}
+	return &corev1.PersistentVolumeClaim{TypeMeta: kind("v1", "PersistentVolumeClaim"), ObjectMeta: o.meta(EvidenceClaim), Spec: corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{mode},
+		Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}},
+	}}
+}
+
+// volume is a volume with its mount.
+type volume struct {
+	name   string
+	source corev1.VolumeSource
+	mount  corev1.VolumeMount
+}
+
+func mounted(pod *corev1.PodSpec, volumes ...volume) {
+	for _, v := range volumes {
+		v.mount.Name = v.name
+		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: v.name, VolumeSource: v.source})
+		pod.Containers[0].VolumeMounts = append(pod.Containers[0].VolumeMounts, v.mount)
+	}
+}
+
+func secret(name string) corev1.VolumeSource {
+	mode := int32(0o400)
+	return corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: name, DefaultMode: &mode}}
+}
+
+func hostPath(path string, t corev1.HostPathType) corev1.VolumeSource {
+	return corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path, Type: &t}}
+}
+
+func field(name, path string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+}
+
+func requests(cpu, memory, limit string) corev1.ResourceRequirements {
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory)},
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(limit)},
+	}
+}
+
+func template(app string, spec corev1.PodSpec) (*metav1.LabelSelector, corev1.PodTemplateSpec) {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{"app.kubernetes.io/name": app}},
+		corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels(app)}, Spec: spec}
+}
+
+// worker is the gateway and the Temporal worker. It needs no privilege on its node.
+func (o Options) worker() runtime.Object {
+	yes, no := true, false
+	user, group := int64(65532), int64(65532)
+	if o.DataPath != "" {
+		user, group = 0, 0 // a folder of the node is root's
+	}
+	args := []string{"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
+		"--temporal", o.Temporal, "--namespace", o.TemporalNamespace, "--listen-nodes", fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort)}
+	if o.TemporalTLS {
+		args = append(args, "--tls", "/etc/stanch/temporal")
+	}
+	if o.TemporalServer != "" {
+		args = append(args, "--tls-server-name", o.TemporalServer)
+	}
+	pod := corev1.PodSpec{
+		ServiceAccountName: WorkerName, AutomountServiceAccountToken: &yes, HostNetwork: o.HostNetwork,
+		SecurityContext: &corev1.PodSecurityContext{RunAsUser: &user, RunAsGroup: &group, FSGroup: &group, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		Containers: []corev1.Container{{
+			Name: "worker", Image: o.Image, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: requests("100m", "128Mi", "1Gi"),
+			Env:   []corev1.EnvVar{field("POD_NAMESPACE", "metadata.namespace"), field("POD_UID", "metadata.uid")},
+			Ports: []corev1.ContainerPort{{Name: "nodes", ContainerPort: GatewayPort}, {Name: "health", ContainerPort: healthPort}},
+			ReadinessProbe: &corev1.Probe{PeriodSeconds: 5, TimeoutSeconds: 3,
+				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("health")}}},
+			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+		}},
+	}
+	if o.HostNetwork {
+		pod.DNSPolicy = corev1.DNSClusterFirstWithHostNet
+	}
+	mounted(&pod,
+		volume{"config", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: ConfigName}}}, corev1.VolumeMount{MountPath: "/etc/stanch/config", ReadOnly: true}},
+		volume{"keys", secret(KeysSecret), corev1.VolumeMount{MountPath: "/etc/stanch/keys", ReadOnly: true}},
+		volume{"pki", secret(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}})
+	if o.TemporalTLS {
+		mounted(&pod, volume{"temporal", secret(TemporalSecret), corev1.VolumeMount{MountPath: "/etc/stanch/temporal", ReadOnly: true}})
+	}
+	if o.DataPath != "" {
+		mounted(&pod, volume{"data", hostPath(o.DataPath, corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch"}})
+	} else {
+		mounted(&pod, // the local socket is each replica's own, the evidence is everybody's
+			volume{"data", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}, corev1.VolumeMount{MountPath: "/var/lib/stanch"}},
+			volume{"evidence", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: EvidenceClaim}}, corev1.VolumeMount{MountPath: "/var/lib/stanch/evidence"}})
+	}
+	selector, podTemplate := template(WorkerName, pod)
+	strategy := appsv1.DeploymentStrategy{}
+	if o.Replicas == 1 {
+		strategy.Type = appsv1.RecreateDeploymentStrategyType // two must not want the same volume
+	}
+	return &appsv1.Deployment{TypeMeta: kind("apps/v1", "Deployment"), ObjectMeta: o.meta(WorkerName),
+		Spec: appsv1.DeploymentSpec{Replicas: &o.Replicas, Selector: selector, Template: podTemplate, Strategy: strategy}}
+}
+
+// sensor is the node agent: all power over its own node, none over the cluster.
+func (o Options) sensor() runtime.Object {
+	yes, no := true, false
+	both := corev1.MountPropagationBidirectional
+	args := []string{"--gateway", o.Gateway, "--certs", "/etc/stanch/node", "--cri", o.CRI}
+	if o.LockDir != "" {
+		args = append(args, "--lock-dir", o.LockDir)
+	}
+	runtimeDir := filepath.Dir(o.CRI)
+	pod := corev1.PodSpec{
+		ServiceAccountName: SensorName, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, HostPID: true, HostNetwork: true,
+		DNSPolicy: corev1.DNSClusterFirstWithHostNet, PriorityClassName: "system-node-critical",
+		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		Containers: []corev1.Container{{
+			Name: "sensor", Image: o.SensorImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: requests("50m", "64Mi", "256Mi"),
+			Env:             []corev1.EnvVar{field("NODE_NAME", "spec.nodeName")},
+			SecurityContext: &corev1.SecurityContext{Privileged: &yes, ReadOnlyRootFilesystem: &yes},
+		}},
+	}
+	mounted(&pod,
+		volume{"certificate", hostPath(o.NodeCert, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true}},
+		volume{"state", hostPath("/var/lib/stanch-sensor", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch-sensor"}},
+		volume{"cgroup", hostPath("/sys/fs/cgroup", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/cgroup"}},
+		// The lock is pinned here and outlives the pod, also if the pod is the first to mount it.
+		volume{"bpf", hostPath("/sys/fs/bpf", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/bpf", MountPropagation: &both}},
+		volume{"tracing", hostPath("/sys/kernel/tracing", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/kernel/tracing"}},
+		volume{"runtime", hostPath(runtimeDir, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: runtimeDir}},
+		volume{"runc", hostPath("/run/runc", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/run/runc", ReadOnly: true}},
+	)
+	selector, podTemplate := template(SensorName, pod)
+	return &appsv1.DaemonSet{TypeMeta: kind("apps/v1", "DaemonSet"), ObjectMeta: o.meta(SensorName), Spec: appsv1.DaemonSetSpec{Selector: selector, Template: podTemplate}}
+}

@@ -1,0 +1,96 @@
+package manifests
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+
+	"stanch/playbooks"
+)
+
+// Rights gives the cluster-wide rules that a worker needs in a phase and nothing more: what every action needs to
+// observe and to plan, and what those need to act whose class the phase lets run. Rules are merged and sorted.
+func Rights(catalogue playbooks.Catalogue, phase int) []rbacv1.PolicyRule {
+	all := rights{}
+	for _, spec := range catalogue {
+		all.add(spec.PlanRights)
+		if runsIn(spec.Class, phase) {
+			all.add(spec.ApplyRights)
+		}
+	}
+	all.add(ownReads)
+	return all.rules()
+}
+
+// runsIn is the table of phases: what a class of action may do in one.
+func runsIn(class playbooks.Class, phase int) bool {
+	switch class {
+	case playbooks.ClassObserve:
+		return true
+	case playbooks.ClassContain:
+		return phase >= 2
+	case playbooks.ClassDisrupt:
+		return phase >= 3
+	}
+	return false
+}
+
+// ownReads are what the gateway and the sweeper read by themselves.
+var ownReads = []playbooks.Right{
+	// The gateway asks where a pod runs before it believes a node; the sweeper looks for pods that lost their lease.
+	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
+	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
+	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
+}
+
+// rights are verbs by "group/resource".
+type rights map[string]map[string]bool
+
+func (r rights) add(more []playbooks.Right) {
+	for _, right := range more {
+		for _, group := range right.Groups {
+			for _, resource := range right.Resources {
+				key := group + "|" + resource
+				if r[key] == nil {
+					r[key] = map[string]bool{}
+				}
+				for _, verb := range right.Verbs {
+					r[key][verb] = true
+				}
+			}
+		}
+	}
+}
+
+// rules writes resources of one group with the same verbs as one rule.
+func (r rights) rules() []rbacv1.PolicyRule {
+	same := map[string]*rbacv1.PolicyRule{}
+	for _, key := range slices.Sorted(maps.Keys(r)) {
+		group, resource, _ := strings.Cut(key, "|")
+		verbs := slices.SortedFunc(maps.Keys(r[key]), byVerb)
+		id := group + "|" + fmt.Sprint(verbs)
+		if same[id] == nil {
+			same[id] = &rbacv1.PolicyRule{APIGroups: []string{group}, Verbs: verbs}
+		}
+		same[id].Resources = append(same[id].Resources, resource)
+	}
+	var out []rbacv1.PolicyRule
+	for _, id := range slices.Sorted(maps.Keys(same)) {
+		out = append(out, *same[id])
+	}
+	return out
+}
+
+// verbs are in the order in which people read them: first what reads.
+var verbOrder = []string{"get", "list", "watch", "create", "update", "patch", "delete"}
+
+func byVerb(a, b string) int {
+	x, y := slices.Index(verbOrder, a), slices.Index(verbOrder, b)
+	if x < 0 || y < 0 || x == y {
+		return strings.Compare(a, b)
+	}
+	return x - y
+}
