@@ -79,7 +79,7 @@ type Machine struct {
 	Prior     json.RawMessage    `json:"prior,omitempty"`
 	Basis     activities.Basis   `json:"basis"`
 	Token     *proof.Signed      `json:"token,omitempty"`
-	Grant     *proof.Signed      `json:"grant,omitempty"` // a release that people gave
+	Grant     *proof.Signed      `json:"grant,omitempty"`     // a release that people gave
 	Extension *proof.Signed      `json:"extension,omitempty"` // a longer hold that people gave
 	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
 	Reason    string             `json:"reason,omitempty"`

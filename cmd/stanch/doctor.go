@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors/identity"
+	"stanch/sensors/probe"
+)
+
+// finding is one thing that the doctor looked at.
+type finding struct {
+	Name string `json:"name"`
+	// OK is true where nothing is lacking; Needed is false for what Stanch can do without.
+	OK     bool   `json:"ok"`
+	Needed bool   `json:"needed"`
+	Detail string `json:"detail"`
+	Mend   string `json:"mend,omitempty"`
+}
+
+func doctorCommand(g *globals) *cobra.Command {
+	var output, kubeconfig, cri string
+	c := &cobra.Command{
+		Use: "doctor", Short: "Check everything that Stanch needs, and say how to mend it", Args: args(cobra.NoArgs),
+		Example: "  stanch doctor\n  stanch doctor -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found := examine(cmd.Context(), g, kubeconfig, cri)
+			bad := false
+			for _, f := range found {
+				bad = bad || f.Needed && !f.OK
+			}
+			if output == "json" {
+				if err := printJSON(cmd.OutOrStdout(), found); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range found {
+					mark := "ok     "
+					switch {
+					case !f.OK && f.Needed:
+						mark = "LACKING"
+					case !f.OK:
+						mark = "without"
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s  %-16s %s\n", mark, f.Name, plain(f.Detail))
+					if !f.OK && f.Mend != "" {
+						fmt.Fprintf(cmd.OutOrStdout(), "         %-16s -> %s\n", "", f.Mend)
+					}
+				}
+			}
+			if bad {
+				return errAnswered
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
+	c.Flags().StringVar(&cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	outputFlag(c, &output)
+	return c
+}
+
+func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding {
+	var out []finding
+	add := func(name string, needed, ok bool, detail, mend string) {
+		out = append(out, finding{Name: name, OK: ok, Needed: needed, Detail: detail, Mend: mend})
+	}
+	var uts unix.Utsname
+	_ = unix.Uname(&uts)
+	add("kernel", true, true, unix.ByteSliceToString(uts.Release[:]), "")
+	_, err := os.Stat("/sys/kernel/btf/vmlinux")
+	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux", "run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
+	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()), "run as root, or give CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
+	root, err := identity.FindCgroupRoot()
+	add("cgroup v2", true, err == nil, detailOr(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	out = append(out, probes()...)
+	out = append(out, lockFinding())
+	if resolver, err := identity.Open(identity.Options{CRISocket: cri}); err == nil {
+		runtime := resolver.Runtime()
+		add("runtime", false, strings.Contains(runtime, " at "), runtime, "containers are told apart by their cgroup alone; name the CRI socket with --cri")
+		_ = resolver.Close()
+	}
+	out = append(out, clusterFinding(ctx, kubeconfig))
+	out = append(out, diskFinding(g.data))
+	var nodes map[string]any
+	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
+		add("stanch", false, false, err.Error(), "")
+	} else {
+		names := make([]string, 0, len(nodes))
+		for n := range nodes {
+			names = append(names, n)
+		}
+		add("stanch", false, true, fmt.Sprintf("up; %d nodes connected: %s", len(nodes), strings.Join(names, ", ")), "")
+	}
+	return out
+}
+
+func detailOr(detail string, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return detail
+}
+
+// probes loads every hook for real: asking the kernel whether it could says less.
+func probes() []finding {
+	p, err := probe.Load(probe.Options{})
+	if err != nil {
+		return []finding{{Name: "probes", Needed: true, Detail: err.Error(), Mend: "without them only foreign detections work"}}
+	}
+	defer func() { _ = p.Close() }()
+	var out []finding
+	for _, h := range p.Status().Hooks {
+		detail := "on"
+		if !h.On {
+			detail = h.Reason
+		}
+		out = append(out, finding{Name: "probe " + string(h.Hook), OK: h.On, Detail: detail, Mend: "the other probes stay on"})
+	}
+	return out
+}
+
+func lockFinding() finding {
+	dir := filepath.Join("/sys/fs/bpf", "stanch-doctor")
+	l, err := probe.OpenLock(dir)
+	if err != nil {
+		return finding{Name: "egress lock", Needed: false, Detail: err.Error(), Mend: "isolation then has only NetworkPolicies, which nobody can observe"}
+	}
+	_ = l.Close()
+	err = probe.Disarm(dir)
+	return finding{Name: "egress lock", OK: err == nil, Detail: detailOr("loads and attaches", err)}
+}
+
+func clusterFinding(ctx context.Context, kubeconfig string) finding {
+	f := finding{Name: "cluster", Mend: "start with --kubeconfig none to protect this host's containers, or mend the kubeconfig"}
+	client, name, err := connectCluster(kubeconfig)
+	if err != nil || client == nil {
+		f.Detail, f.OK = detailOr(name, err), err == nil
+		return f
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{Limit: 500})
+	if err != nil {
+		f.Detail = err.Error()
+		return f
+	}
+	f.OK, f.Detail = true, fmt.Sprintf("%s, %d nodes", name, len(nodes.Items))
+	return f
+}
+
+// leastDisk is what Temporal's file and some evidence want, in bytes.
+const leastDisk = 2 << 30
+
+func diskFinding(dir string) finding {
+	f := finding{Name: "disk", Needed: true, Mend: "free some space, or choose another --data"}
+	at := dir
+	for {
+		if _, err := os.Stat(at); err == nil || at == "/" {
+			break
+		}
+		at = filepath.Dir(at)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(at, &fs); err != nil {
+		f.Detail = fmt.Sprintf("%s: %v", at, err)
+		return f
+	}
+	free := fs.Bavail * uint64(fs.Bsize)
+	f.OK, f.Detail = free >= leastDisk, fmt.Sprintf("%s: %.1f GiB free", dir, float64(free)/(1<<30))
+	return f
+}
