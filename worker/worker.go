@@ -123,7 +123,12 @@ func (w *Worker) start(ctx context.Context) error {
 	if killSwitch == nil {
 		killSwitch = guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
 	}
-	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: guards.NewWindow(nil, nil), Self: o.Self}
+	purse, stop, err := openPurse(ctx, o.Client, o.Config.Cluster, o.Log)
+	if err != nil {
+		return err
+	}
+	w.closers = append(w.closers, stop)
+	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
 
 	catalogue := w.Set.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}

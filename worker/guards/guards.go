@@ -61,6 +61,7 @@ type Facts struct {
 	Grant      *proof.Grant
 	GrantError string // why a grant that was offered does not hold
 	On         string
+	Since      time.Time // of the newest detection
 	Budget     Budget
 	Self       []string
 	Drill      bool
@@ -78,7 +79,7 @@ var chain = []guard{
 	{"protected", protected},    // what must never be contained
 	{"evidence", evidence},      // volatile evidence was attempted before
 	{"grant", offeredGrant},     // a grant that was offered must hold
-	{"budget", budget},          // how much may be contained without a person
+	{"budget", withinBudget},    // how much may be contained without a person
 	{"phase", phase},            // how much the scope automates, and on what proof
 }
 
@@ -91,6 +92,9 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
 			d.Guard, d.Phase = g.name, f.phase()
+			if f.Grant == nil {
+				d.Since = f.Since
+			}
 			if d.Verdict == activities.VerdictRun && q.Before {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
 					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase()}, nil
@@ -113,15 +117,19 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	if stopped {
 		f.Stopped = who
 	}
-	drill := target.Namespace == config.DrillNamespace
+	// A workload has no detections of its own: its namespace is the API server's word, since that is where it is found.
+	drill := target.Kind == playbooks.TargetWorkload && target.Namespace == config.DrillNamespace
 	for _, s := range q.Basis.Attestations {
 		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
-		if err != nil {
-			continue // old, or another target's: it counts for nothing
+		if err != nil || a.Namespace != target.Namespace {
+			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
+		}
+		if a.Accepted.After(f.Since) {
+			f.Since = a.Accepted
 		}
 		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
 		f.On = a.Detection
-		drill = drill || a.Scope == config.DrillScope && target.Namespace == ""
+		drill = drill || a.Scope == config.DrillScope
 	}
 	f.Verdict = playbooks.Correlate(f.Signals)
 	for _, s := range q.Basis.Receipts {
@@ -216,7 +224,7 @@ func offeredGrant(f Facts) *activities.Decision {
 	return nil
 }
 
-func budget(f Facts) *activities.Decision {
+func withinBudget(f Facts) *activities.Decision {
 	if f.Grant != nil {
 		return nil // people decided; the budget bounds what runs without them
 	}

@@ -59,7 +59,7 @@ budget: { per_hour: 3, share: 0.5 }
 	require.Empty(t, problems)
 	k := key(t, 1)
 	d := &desk{t: t, key: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
-	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil, nil)}
+	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.q = activities.Question{
 		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain}, PlanHash: "plan", Now: now, Before: true,
 		Request: activities.Request{Target: d.target, Lease: "LSE-1", Until: now.Add(time.Hour), Incident: activities.Brief{ID: "INC-1",

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/workflows/budget"
 )
 
 // FileSwitch is a kill switch that is a file: there means stopped.
@@ -60,42 +61,23 @@ func (s FileSwitch) Resume(context.Context) error {
 	return nil
 }
 
-// Spent is one containment that the budget paid for.
-type Spent struct {
-	At       time.Time `json:"at"`
-	Lease    string    `json:"lease"`
-	Target   string    `json:"target"`
-	Workload string    `json:"workload"`
-	Until    time.Time `json:"until"`
-}
-
-// Window is the budget of the last hour.
+// Window is the budget of the last hour, as one worker knows it.
 type Window struct {
 	mu     sync.Mutex
-	spent  []Spent
-	report func(Spent) // nil, or told of each spending so that it is kept durably
+	spent  []budget.Spent
+	report func(budget.Spent)
 }
 
 var _ Budget = (*Window)(nil)
 
-// NewWindow starts with what was spent before.
-func NewWindow(before []Spent, report func(Spent)) *Window {
-	return &Window{spent: before, report: report}
-}
+// NewWindow starts with nothing spent. report, which may be nil, hears of each spending, so that it is kept durably.
+func NewWindow(report func(budget.Spent)) *Window { return &Window{report: report} }
 
-// Merge takes over what other workers spent.
-func (w *Window) Merge(all []Spent) {
+// Merge takes over what is kept durably: what other workers spent, and this one before a restart.
+func (w *Window) Merge(all []budget.Spent) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	known := map[string]bool{}
-	for _, s := range w.spent {
-		known[s.Lease] = true
-	}
-	for _, s := range all {
-		if !known[s.Lease] {
-			w.spent = append(w.spent, s)
-		}
-	}
+	w.spent = budget.Add(w.spent, all, time.Now())
 }
 
 // Left says why there is no budget, or "".
@@ -109,29 +91,29 @@ func (w *Window) left(f Facts) string {
 	if f.Drill {
 		return "" // a drill's targets are its own
 	}
-	w.forget(f.Now)
-	b := f.Config.Budget
+	w.spent = budget.Add(w.spent, nil, f.Now)
+	limit := f.Config.Budget
 	hour, held := 0, map[string]bool{}
 	workload := workloadOf(f)
 	for _, s := range w.spent {
 		if s.Lease == f.Request.Lease && s.Lease != "" {
 			return "" // it was paid for
 		}
-		if f.Now.Sub(s.At) < time.Hour {
+		if f.Now.Sub(s.At) < budget.Window {
 			hour++
 		}
 		if s.Workload == workload && f.Now.Before(s.Until) && s.Target != f.Request.Target.ID() {
 			held[s.Target] = true
 		}
 	}
-	if hour >= b.PerHour {
-		return fmt.Sprintf("the budget of %d containments an hour is spent", b.PerHour)
+	if hour >= limit.PerHour {
+		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
 	replicas := f.Request.Incident.Replicas
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
-		most := int(math.Max(1, math.Floor(b.Share*float64(replicas))))
+		most := int(math.Max(1, math.Floor(limit.Share*float64(replicas))))
 		if len(held)+1 > most {
-			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", len(held), replicas, workload, b.Share*100)
+			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", len(held), replicas, workload, limit.Share*100)
 		}
 	}
 	return ""
@@ -149,7 +131,7 @@ func (w *Window) Spend(f Facts) string {
 			return ""
 		}
 	}
-	s := Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: workloadOf(f), Until: f.Request.Until}
+	s := budget.Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: workloadOf(f), Until: f.Request.Until}
 	if f.Drill {
 		return ""
 	}
@@ -158,16 +140,6 @@ func (w *Window) Spend(f Facts) string {
 		w.report(s)
 	}
 	return ""
-}
-
-func (w *Window) forget(now time.Time) {
-	kept := w.spent[:0]
-	for _, s := range w.spent {
-		if now.Sub(s.At) < time.Hour || now.Before(s.Until) {
-			kept = append(kept, s)
-		}
-	}
-	w.spent = kept
 }
 
 func workloadOf(f Facts) string {

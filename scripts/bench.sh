@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Measures; results in bench.json, an object a line. $1: the lab's state file. STANCH_BENCH_N: runs of each (30).
+set -euo pipefail
+lab=$1
+mkdir -p "$(dirname "$lab")"
+go run ./testenv/kube/cmd/labnode down --state "$lab" >/dev/null 2>&1 || true
+go run ./testenv/kube/cmd/labnode up --state "$lab"
+trap 'go run ./testenv/kube/cmd/labnode down --state "$lab" >/dev/null 2>&1 || true' EXIT
+export STANCH_LAB=$lab STANCH_BIN=$PWD/bin STANCH_BENCH_OUT=$PWD/bench.json
+: >"$STANCH_BENCH_OUT"
+n=${STANCH_BENCH_N:-30}
+go test -run '^$' -bench . -benchtime "${n}x" -timeout 60m ./testenv/bench
+go test -run '^$' -bench . -benchtime 1s ./sensors/rules ./sensors/probe
+cat "$STANCH_BENCH_OUT"

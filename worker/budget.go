@@ -1,0 +1,115 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	sdkworker "go.temporal.io/sdk/worker"
+
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/budget"
+)
+
+// How often spendings are given to the budget workflow, and what other workers spent is read from it.
+const (
+	// The budget has a queue of its own, so that it can be read before anything that spends is started.
+	budgetQueue   = workflows.TaskQueue + "-budget"
+	budgetFlush   = 200 * time.Millisecond
+	budgetRefresh = 5 * time.Second
+)
+
+// purse is this worker's view of the budget: its own spendings at once, those of others after a moment.
+type purse struct {
+	temporal client.Client
+	cluster  string
+	window   *guards.Window
+	spent    chan budget.Spent
+	log      *slog.Logger
+}
+
+// openPurse starts the budget workflow where it does not run, and reads what was spent before.
+func openPurse(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *purse, stop func(), err error) {
+	p = &purse{temporal: temporal, cluster: cluster, spent: make(chan budget.Spent, 10_000), log: log}
+	p.window = guards.NewWindow(func(s budget.Spent) {
+		select {
+		case p.spent <- s:
+		default:
+			log.Error("a spending is not kept durably: too many wait", "lease", s.Lease)
+		}
+	})
+	w := sdkworker.New(temporal, budgetQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2})
+	w.RegisterWorkflow(budget.Budget)
+	if err := w.Start(); err != nil {
+		return nil, nil, fmt.Errorf("keep the budget: %w", err)
+	}
+	if err = p.give(ctx, nil); err == nil {
+		err = p.refresh(ctx)
+	}
+	if err != nil {
+		w.Stop()
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go p.run(ctx)
+	return p, func() { cancel(); w.Stop() }, nil
+}
+
+func (p *purse) give(ctx context.Context, batch []budget.Spent) error {
+	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.ID(p.cluster), budget.Signal, batch, client.StartWorkflowOptions{
+		ID: budget.ID(p.cluster), TaskQueue: budgetQueue, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+	}, budget.Budget, budget.Input{})
+	if err != nil {
+		return fmt.Errorf("keep the budget: %w", err)
+	}
+	return nil
+}
+
+// refresh reads what was spent, by this worker before it was started anew and by others.
+func (p *purse) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	value, err := p.temporal.QueryWorkflow(ctx, budget.ID(p.cluster), "", budget.Query)
+	var all []budget.Spent
+	if err == nil {
+		err = value.Get(&all)
+	}
+	if err != nil {
+		return fmt.Errorf("read the budget: %w", err)
+	}
+	p.window.Merge(all)
+	return nil
+}
+
+// run keeps both up to date until ctx ends. What cannot be given now is given later.
+func (p *purse) run(ctx context.Context) {
+	flush, refresh := time.NewTicker(budgetFlush), time.NewTicker(budgetRefresh)
+	defer flush.Stop()
+	defer refresh.Stop()
+	var batch []budget.Spent
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-p.spent:
+			batch = append(batch, s)
+		case <-refresh.C:
+			if err := p.refresh(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn("the budget goes on with what this worker knows", "error", err)
+			}
+		case <-flush.C:
+			if len(batch) == 0 {
+				continue
+			}
+			if err := p.give(ctx, batch); err != nil {
+				p.log.Warn("spendings are kept later", "error", err)
+				continue
+			}
+			batch = nil
+		}
+	}
+}
