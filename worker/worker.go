@@ -261,9 +261,14 @@ func PayloadCodec(dir string) (*codec.Codec, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names the file
 	}
-	sum := sha256.Sum256(key)
-	id := hex.EncodeToString(sum[:4])
+	id := CodecKeyID(key)
 	return codec.New(id, map[string][]byte{id: key}) //nolint:wrapcheck // it names the key
+}
+
+// CodecKeyID names a payload key: it stands on every payload that the key encrypted.
+func CodecKeyID(key []byte) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:4])
 }
 
 // LockDir makes sure that one process alone uses a data directory.
