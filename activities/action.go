@@ -95,6 +95,9 @@ type Plan struct {
 	Warnings []string        `json:"warnings,omitempty"`
 	// Nothing: it is so already.
 	Nothing bool `json:"nothing,omitempty"`
+	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
+	// force was not its own doing.
+	Held bool `json:"held,omitempty"`
 }
 
 // Hash is what an approval is bound to: action, target, parameters and changes.

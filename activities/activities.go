@@ -213,10 +213,11 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", r.Action)}}, nil
 	}
 	s.at("apply/before/" + r.Action)
-	decision, token, err := s.permit(ctx, action, in)
+	decision, token, held, err := s.permit(ctx, action, in)
 	if err != nil {
 		return ApplyResult{}, failed(err)
 	}
+	s.at("apply/permitted/" + r.Action)
 	if decision.Verdict != VerdictRun {
 		return ApplyResult{Decision: decision}, nil
 	}
@@ -226,7 +227,9 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason, Phase: decision.Phase}}, nil
 	}
 	if err != nil {
-		if drift, undoErr := s.rollback(ctx, action, in); undoErr != nil {
+		if held {
+			err = errors.Join(err, errors.New("what was in force before stays"))
+		} else if drift, undoErr := s.rollback(ctx, action, in); undoErr != nil {
 			err = errors.Join(err, fmt.Errorf("and undoing what was done failed: %w", undoErr))
 		} else if drift != nil {
 			err = errors.Join(err, fmt.Errorf("and what was done was changed by somebody else: %s", drift.Detail))
@@ -236,13 +239,11 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 	return ApplyResult{Effect: effect, Decision: decision, Token: &token}, nil
 }
 
-// rollback undoes a first apply that failed half-way. While the lease holds already, what is in force stays.
+// rollback undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request
+// that is made to fail would end a lease of its choice.
 func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
-	if in.Token != nil {
-		return nil, nil
-	}
 	grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: uuid.NewString(), Operation: proof.OperationRelease, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
+		Nonce: uuid.NewString(), Operation: proof.OperationRollback, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
 		People: []string{"stanch: its own failed apply"}, Issued: time.Now(), Expires: time.Now().Add(time.Minute),
 	})
 	if err != nil {
@@ -254,8 +255,8 @@ func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (
 }
 
 // permit gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
-// a new one after every guard.
-func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (Decision, proof.Signed, error) {
+// a new one after every guard. held tells whether something is in force already.
+func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ Decision, _ proof.Signed, held bool, _ error) {
 	r, now := in.Request, time.Now()
 	if r.Shorten != nil {
 		g, err := s.Authority.Keys().OpenGrant(*r.Shorten, proof.OperationRelease, now)
@@ -267,31 +268,32 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (De
 		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
 		if err == nil && token.Lease == r.Lease && token.Params == proof.Hash(r.Params) {
 			if r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until) {
-				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, nil
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, true, nil
 			}
 			if g, ok := s.extension(r, now); ok {
-				signed, err := s.token(r, g.Nonce, now)
-				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, err
+				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
+				signed, err := s.token(r, g.Nonce, token.Issued, token.Since)
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
 			}
 		}
 	}
 	plan, err := action.Plan(ctx, r)
 	if refusal, ok := AsRefusal(err); ok {
-		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, proof.Signed{}, nil
+		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, proof.Signed{}, false, nil
 	}
 	if err != nil {
-		return Decision{}, proof.Signed{}, fmt.Errorf("plan %s again: %w", r.Action, err)
+		return Decision{}, proof.Signed{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
 	}
 	plan.Action, plan.Target, plan.Params = r.Action, r.Target.ID(), r.Params
 	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Now: now, Before: true})
 	if err != nil {
-		return Decision{}, proof.Signed{}, fmt.Errorf("guards: %w", err)
+		return Decision{}, proof.Signed{}, false, fmt.Errorf("guards: %w", err)
 	}
 	if decision.Verdict != VerdictRun {
-		return decision, proof.Signed{}, nil
+		return decision, proof.Signed{}, false, nil
 	}
-	signed, err := s.token(r, decision.On, now)
-	return decision, signed, err
+	signed, err := s.token(r, decision.On, now, decision.Since)
+	return decision, signed, plan.Held, err
 }
 
 // extension gives the grant under which a lease that holds may last until the request's end.
@@ -304,10 +306,10 @@ func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
 }
 
 // token signs what the node needs to see, and what stands for the guards while the lease holds.
-func (s *Set) token(r Request, on string, now time.Time) (proof.Signed, error) {
+func (s *Set) token(r Request, on string, issued, since time.Time) (proof.Signed, error) {
 	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
 		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: on, Issued: now, Until: r.Until,
+		Incident: r.Incident.ID, Basis: on, Since: since, Issued: issued, Until: r.Until,
 	})
 	if err != nil {
 		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)

@@ -38,6 +38,8 @@ type Decision struct {
 	Approvers Approvers `json:"approvers,omitzero"`
 	// On is the id of the detection or the nonce of the grant that it rests on.
 	On string `json:"on,omitempty"`
+	// Since is when the newest detection that it rests on was accepted; zero if people granted it.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Approvers says who may agree.

@@ -21,6 +21,18 @@ func (s *Set) Attempted(_ context.Context, r Request) (proof.Signed, error) {
 	return signed, nil
 }
 
+// QuestionHash is what a vote is bound to: every plan with its target, in order, and who had to agree.
+func QuestionHash(plans []PlanResult, approvers Approvers) string {
+	hashes := make([]string, len(plans))
+	for i, p := range plans {
+		hashes[i] = p.Hash
+	}
+	return proof.Hash(struct {
+		Plans     []string
+		Approvers Approvers
+	}{hashes, approvers})
+}
+
 // TallyInput is a question with the votes so far.
 type TallyInput struct {
 	Incident  string         `json:"incident"`
@@ -47,6 +59,9 @@ const grantLife = 10 * time.Minute
 // CountVotes verifies every vote and, when enough different people with the right said yes to exactly these plans,
 // signs a grant for each plan. One no of somebody with the right denies.
 func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
+	if in.Hash != QuestionHash(in.Plans, in.Approvers) {
+		return Tally{Denied: true, Reason: "the question that is counted is not the one that people answered"}, nil
+	}
 	yes := map[string]proof.Vote{}
 	for _, signed := range in.Votes {
 		var v proof.Vote

@@ -45,7 +45,7 @@ func (a *Freeze) Plan(ctx context.Context, r activities.Request) (activities.Pla
 	if state.Gone {
 		return activities.Plan{}, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 	}
-	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held}, nil
+	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held, Held: state.Held}, nil
 }
 
 // Apply freezes; the node thaws by itself at the end.

@@ -130,6 +130,7 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 	case state.Held:
 		plan.Nothing = true
 	}
+	plan.Held = state.Held
 	if prior.Lock {
 		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
 		if len(params.Allow) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"stanch/sensors/identity"
@@ -38,14 +39,15 @@ func (a *Agent) Handle(ctx context.Context, kind link.CommandKind, body []byte, 
 		if err := decode(body, &c); err != nil {
 			return nil, nil, err
 		}
-		if err := a.prove(c, keys); err != nil {
+		token, err := a.prove(c, keys)
+		if err != nil {
 			return nil, nil, refused(err)
 		}
 		if kind == link.CommandFreeze {
-			state, err := a.freeze(ctx, c)
+			state, err := a.freeze(ctx, c, token)
 			return state, nil, err
 		}
-		state, err := a.lock(ctx, c, keys)
+		state, err := a.lock(ctx, c, token, keys)
 		return state, nil, err
 	case link.CommandUnlock, link.CommandThaw:
 		var c link.EndCommand
@@ -79,18 +81,26 @@ func decode(body []byte, out any) error {
 func refused(err error) error { return fmt.Errorf("%w: %w", link.ErrRefused, err) }
 
 // prove checks that the authority's token covers what the command asks.
-func (a *Agent) prove(c link.HoldCommand, keys proof.Keyring) error {
+func (a *Agent) prove(c link.HoldCommand, keys proof.Keyring) (proof.Token, error) {
 	token, err := keys.OpenToken(c.Token, c.Action, c.Target.ID(), time.Now())
 	if err != nil {
-		return err
+		return token, err
 	}
 	switch {
 	case token.Lease != c.Lease:
-		return fmt.Errorf("%w: the token is for lease %s", proof.ErrUnproved, token.Lease)
+		return token, fmt.Errorf("%w: the token is for lease %s", proof.ErrUnproved, token.Lease)
 	case c.Until.After(token.Until):
-		return fmt.Errorf("%w: the command ends at %s, the token at %s", proof.ErrUnproved, c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339))
+		return token, fmt.Errorf("%w: the command ends at %s, the token at %s", proof.ErrUnproved, c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339))
 	case a.released.isSpent(token.Lease, token.Issued):
-		return fmt.Errorf("%w: the lease was released, its token is spent", proof.ErrUnproved)
+		return token, fmt.Errorf("%w: the lease was released, its token is spent", proof.ErrUnproved)
+	}
+	return token, nil
+}
+
+// anew checks that a hold which is not in force yet rests on something newer than people's release of its target.
+func (a *Agent) anew(target string, token proof.Token) error {
+	if !token.Since.IsZero() && a.released.isReleased(target, token.Since) {
+		return refused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", proof.ErrUnproved, target))
 	}
 	return nil
 }
@@ -130,7 +140,7 @@ func (a *Agent) find(ctx context.Context, t link.NodeTarget) (place, error) {
 	return p, nil
 }
 
-func (a *Agent) lock(ctx context.Context, c link.HoldCommand, keys proof.Keyring) (link.HoldState, error) {
+func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token, keys proof.Keyring) (link.HoldState, error) {
 	if a.Lock == nil {
 		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
 	}
@@ -140,11 +150,6 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, keys proof.Keyring
 	}
 	if err != nil {
 		return link.HoldState{}, err
-	}
-	if before, err := a.Lock.State(at.cgroupID); err == nil && before.Held && before.Lease == c.Lease && c.Until.Before(before.Until.Add(-time.Second)) {
-		if err := mayEnd(c.Grant, c.Lease, keys); err != nil {
-			return link.HoldState{}, refused(fmt.Errorf("ending a lock at %s instead of %s: %w", c.Until.Format(time.RFC3339), before.Until.Format(time.RFC3339), err))
-		}
 	}
 	request := probe.LockRequest{Lease: c.Lease, Cgroups: []uint64{at.cgroupID}, Until: c.Until}
 	note := ""
@@ -166,6 +171,9 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, keys proof.Keyring
 		}
 		request.Allow = append(request.Allow, probe.Allow{Prefix: prefix, Port: rule.Port})
 	}
+	if err := a.mayReplace(c, request, token, keys); err != nil {
+		return link.HoldState{}, err
+	}
 	state, err := a.Lock.Apply(request)
 	if errors.Is(err, probe.ErrHeld) {
 		return link.HoldState{}, refused(err)
@@ -176,6 +184,39 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, keys proof.Keyring
 	out := holdState(state)
 	out.Note, out.AppliedAt = note, time.Now()
 	return out, nil
+}
+
+// mayReplace checks what a request would take from the lock that its lease has in force already: another target, an
+// earlier end and a wider allow list all let go of something, and that needs a grant or is refused.
+func (a *Agent) mayReplace(c link.HoldCommand, r probe.LockRequest, token proof.Token, keys proof.Keyring) error {
+	before, err := a.Lock.Lease(c.Lease)
+	if err != nil {
+		return fmt.Errorf("read the egress lock: %w", err)
+	}
+	if !before.Held {
+		return a.anew(c.Target.ID(), token)
+	}
+	if !slices.Equal(before.Cgroups, r.Cgroups) {
+		return refused(fmt.Errorf("lease %s holds another target; a lease is for one", c.Lease))
+	}
+	less := ""
+	if c.Until.Before(before.Until.Add(-time.Second)) {
+		less = fmt.Sprintf("ending a lock at %s instead of %s", c.Until.Format(time.RFC3339), before.Until.Format(time.RFC3339))
+	}
+	open := a.Lock.Open(c.Lease)
+	for _, wanted := range r.Allow {
+		if !slices.ContainsFunc(open, func(o probe.Allow) bool { return o.Covers(wanted) }) {
+			less = fmt.Sprintf("opening a lock to %s", wanted.Prefix)
+			break
+		}
+	}
+	if less == "" {
+		return nil
+	}
+	if _, err := mayEnd(c.Grant, c.Lease, keys); err != nil {
+		return refused(fmt.Errorf("%s: %w", less, err))
+	}
+	return nil
 }
 
 func holdState(s probe.LockState) link.HoldState {
@@ -214,18 +255,20 @@ func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldStat
 }
 
 // mayEnd checks a grant that ends a hold before its time.
-func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) error {
+func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) (proof.Grant, error) {
 	if grant == nil {
-		return fmt.Errorf("%w: its end has not come, and no grant was given", proof.ErrUnproved)
+		return proof.Grant{}, fmt.Errorf("%w: its end has not come, and no grant was given", proof.ErrUnproved)
 	}
 	g, err := keys.OpenGrant(*grant, proof.OperationRelease, time.Now())
 	if err != nil {
-		return err
+		if g, err = keys.OpenGrant(*grant, proof.OperationRollback, time.Now()); err != nil {
+			return g, err
+		}
 	}
 	if g.Lease != lease {
-		return fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
+		return g, fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
 	}
-	return nil
+	return g, nil
 }
 
 // end lifts a lock or a freeze: with a grant, or when its stamped end has passed.
@@ -235,10 +278,11 @@ func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndComman
 		return link.HoldState{Gone: state.Gone}, err
 	}
 	if time.Now().Before(state.Until) {
-		if err := mayEnd(c.Grant, c.Lease, keys); err != nil {
+		grant, err := mayEnd(c.Grant, c.Lease, keys)
+		if err != nil {
 			return state, refused(err)
 		}
-		if err := a.released.spend(c.Lease, state.Until); err != nil {
+		if err := a.released.spend(c.Lease, c.Target.ID(), state.Until, grant); err != nil {
 			a.complain("remember a release", err)
 		}
 	}

@@ -8,13 +8,14 @@ import (
 
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
+	"stanch/sensors/proof"
 	"stanch/sensors/snapshot"
 )
 
 // maxFreeze bounds a freeze: probes of a frozen pod fail and the kubelet kills it.
 const maxFreeze = 5 * time.Minute
 
-func (a *Agent) freeze(ctx context.Context, c link.HoldCommand) (link.HoldState, error) {
+func (a *Agent) freeze(ctx context.Context, c link.HoldCommand, token proof.Token) (link.HoldState, error) {
 	if a.Freezer == nil {
 		return link.HoldState{}, refused(errors.New("this node cannot freeze cgroups"))
 	}
@@ -27,6 +28,11 @@ func (a *Agent) freeze(ctx context.Context, c link.HoldCommand) (link.HoldState,
 	}
 	if err != nil {
 		return link.HoldState{}, err
+	}
+	if lease, _ := a.Freezer.Held(at.dir); lease != c.Lease {
+		if err := a.anew(c.Target.ID(), token); err != nil {
+			return link.HoldState{}, err
+		}
 	}
 	if err := a.Freezer.Freeze(ctx, c.Lease, at.dir, c.Until); err != nil {
 		return link.HoldState{}, fmt.Errorf("freeze: %w", err)

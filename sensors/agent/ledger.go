@@ -9,14 +9,16 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"stanch/sensors/proof"
 )
 
 // ledger remembers which leases were ended early, until their stamped end: without it, a token issued before a
-// release could be replayed after it.
+// release could be replayed after it. It remembers the targets that people released, too.
 type ledger struct {
 	mu    sync.Mutex
 	path  string
-	spent map[string]release
+	spent map[string]release // by lease, and by target
 }
 
 type release struct {
@@ -46,8 +48,12 @@ func openLedger(dir string) (*ledger, error) {
 	return l, nil
 }
 
-// spend notes that a lease was ended now although it was stamped to last until then.
-func (l *ledger) spend(lease string, until time.Time) error {
+// releaseMemory is how long it is remembered that people released a target: longer than a detection is fresh.
+const releaseMemory = time.Hour
+
+// spend notes that a lease was ended now although it was stamped to last until then. by is the grant; when people gave
+// it, the target counts as released: what was detected before is no ground to contain it again.
+func (l *ledger) spend(lease, target string, until time.Time, by proof.Grant) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -57,6 +63,9 @@ func (l *ledger) spend(lease string, until time.Time) error {
 		}
 	}
 	l.spent[lease] = release{At: now, Until: until}
+	if by.Operation == proof.OperationRelease {
+		l.spent[target] = release{At: by.Issued, Until: now.Add(releaseMemory)}
+	}
 	if l.path == "" {
 		return nil
 	}
@@ -71,6 +80,14 @@ func (l *ledger) spend(lease string, until time.Time) error {
 		return fmt.Errorf("write the node's ledger: %w", err)
 	}
 	return nil
+}
+
+// isReleased tells whether people released a target at or after the time given.
+func (l *ledger) isReleased(target string, since time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.spent[target]
+	return ok && !since.After(r.At) && time.Now().Before(r.Until)
 }
 
 // isSpent tells whether a token of the lease, issued then, was spent by a release.

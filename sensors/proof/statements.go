@@ -17,7 +17,8 @@ type Attestation struct {
 	Severity   string    `json:"severity"`
 	Confidence float64   `json:"confidence"`
 	Node       string    `json:"node"`
-	Scope      string    `json:"scope,omitempty"` // "drill" for a drill's own target
+	Namespace  string    `json:"namespace,omitempty"` // of the pod, as the gateway knows it
+	Scope      string    `json:"scope,omitempty"`     // "drill" for a drill's own target
 	Accepted   time.Time `json:"accepted"`
 }
 
@@ -44,6 +45,8 @@ const (
 	OperationApply   Operation = "apply"
 	OperationRelease Operation = "release"
 	OperationExtend  Operation = "extend"
+	// OperationRollback takes back what an apply of Stanch's own did before it failed. People gave no word.
+	OperationRollback Operation = "rollback"
 )
 
 // Grant is a permission that people gave for exactly one thing.
@@ -92,15 +95,18 @@ func (g Grant) Permits(planHash, target string) error {
 // Token is what the authority issues once every guard let a containment through: re-applying it while the lease
 // holds, and the node itself, need nothing else. It ends with the lease.
 type Token struct {
-	Nonce    string    `json:"nonce"`
-	Lease    string    `json:"lease"`
-	Action   string    `json:"action"`
-	Target   string    `json:"target"`
-	Params   string    `json:"params"` // hash of the parameters
-	Incident string    `json:"incident"`
-	Basis    string    `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
-	Issued   time.Time `json:"issued"`
-	Until    time.Time `json:"until"`
+	Nonce    string `json:"nonce"`
+	Lease    string `json:"lease"`
+	Action   string `json:"action"`
+	Target   string `json:"target"`
+	Params   string `json:"params"` // hash of the parameters
+	Incident string `json:"incident"`
+	Basis    string `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
+	// Since is when the newest detection that it rests on was accepted; zero if it rests on a grant. What people
+	// released later is not contained on older grounds.
+	Since  time.Time `json:"since,omitzero"`
+	Issued time.Time `json:"issued"`
+	Until  time.Time `json:"until"`
 }
 
 // OpenToken verifies s for one action on one target.

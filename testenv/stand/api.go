@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
 
 	"stanch/playbooks"
 	"stanch/worker"
@@ -129,6 +130,14 @@ func (s *Stand) Temporal(t testing.TB, withKey bool) client.Client {
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c
+}
+
+// Converter reads Stanch's payloads, as whoever has the codec's key can.
+func (s *Stand) Converter(t testing.TB) converter.DataConverter {
+	t.Helper()
+	c, err := worker.PayloadCodec(filepath.Join(s.Data, "keys"))
+	require.NoError(t, err)
+	return c.Converter()
 }
 
 type quiet struct{}

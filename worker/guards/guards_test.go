@@ -77,7 +77,8 @@ func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
 }
 
 func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
-	return d.sign(k, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: target, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at})
+	return d.sign(k, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: target, Namespace: d.target.Namespace, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
+		Scope: map[bool]string{true: config.DrillScope}[d.target.Namespace == config.DrillNamespace]})
 }
 
 func (d *desk) grant(k proof.Key, g proof.Grant) *proof.Signed {
@@ -110,6 +111,7 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"somebody stopped everything":  {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
 		"the switch cannot be read":    {func(d *desk) { d.chain.Switch = fixedSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
 		"a protected namespace":        {func(d *desk) { d.q.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
+		"a misstated namespace":        {func(d *desk) { d.q.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
 		"a protected workload":         {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"Stanch itself":                {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
 		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
@@ -138,7 +140,15 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"phase 1 proposes":                 {func(d *desk) { d.move("look") }, activities.VerdictPropose, "phase", "phase 1"},
 		"the playbook's ceiling":           {func(d *desk) { d.q.Request.Incident.MaxPhase = 1 }, activities.VerdictPropose, "phase", "phase 1"},
 		"a claim of scope is not believed": {func(d *desk) { d.move("look"); d.q.Request.Incident.Scope = "drill" }, activities.VerdictPropose, "phase", "phase 1"},
-		"disrupt in phase 2 is proposed":   {func(d *desk) { d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictPropose, "phase", "disrupt"},
+		"a claim of the drill's namespace is not believed": {func(d *desk) {
+			d.move("look")
+			d.q.Request.Target.Namespace = config.DrillNamespace
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
+		"a claim of a laxer namespace is not believed": {func(d *desk) {
+			d.move("look")
+			d.q.Request.Target.Namespace = "shop"
+		}, activities.VerdictRefuse, "phase", "no attested detection"},
+		"disrupt in phase 2 is proposed": {func(d *desk) { d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictPropose, "phase", "disrupt"},
 		"disrupt in phase 2 is proposed even with a grant": {func(d *desk) {
 			d.q.Spec.Class = playbooks.ClassDisrupt
 			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
@@ -183,8 +193,8 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 
 // move puts the target into another namespace.
 func (d *desk) move(namespace string) {
-	d.q.Request.Target.Namespace = namespace
-	d.q.Request.Incident.Workload.Namespace = namespace
+	d.target.Namespace, d.q.Request.Target.Namespace, d.q.Request.Incident.Workload.Namespace = namespace, namespace, namespace
+	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
@@ -215,7 +225,7 @@ func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
 		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid})}
+		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }

@@ -52,20 +52,11 @@ type answer struct {
 	grants  map[string]proof.Signed // by plan hash
 }
 
-// plansHash is what people approve: every plan with its target, in order.
-func plansHash(plans []activities.PlanResult) string {
-	hashes := make([]string, len(plans))
-	for i, p := range plans {
-		hashes[i] = p.Hash
-	}
-	return proof.Hash(hashes)
-}
-
 // ask waits until the votes permit or deny, or until nobody answered in time, which denies.
 func (r *run) ask(ctx workflow.Context, p Pending) answer {
 	r.asked++
 	p.ID, p.Run, p.Incident = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
-	p.Hash, p.Asked = plansHash(p.Plans), workflow.Now(ctx)
+	p.Hash, p.Asked = activities.QuestionHash(p.Plans, p.Approvers), workflow.Now(ctx)
 	p.Deadline = p.Asked.Add(p.Approvers.Timeout)
 	p.changed = workflow.NewBufferedChannel(ctx, maxVotes)
 	if len(p.Approvers.Groups)+len(p.Approvers.Users) == 0 {

@@ -1,0 +1,319 @@
+package acceptance
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/probe"
+	"stanch/sensors/proof"
+	"stanch/testenv/stand"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// scene is what an intruder finds: a container that is held, one that people released, one about which there is a
+// genuine detection and that is not held, and one about which nobody ever said anything.
+type scene struct {
+	*stand.Stand
+	held, freed, known, clean *stand.Container
+	heldIn, freedIn, knownIn  playbooks.Incident
+	heldLease, freedLease     *lease.Machine // as they were while both were held
+	freedGrant                proof.Signed   // the genuine release of freed
+	target, freedTarget       playbooks.Target
+	lock                      probe.LockState
+}
+
+func (w *scene) cleanTarget() playbooks.Target {
+	target := w.target
+	target.UID, target.ContainerID, target.Name = w.clean.ID, w.clean.ID, w.clean.ID[:12]
+	return target
+}
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	w := &scene{Stand: stand.Start(t, binary, stand.Options{Config: contains, Playbooks: holdFor(30 * time.Minute)})}
+	reader := newIntruder(t, w.Stand, true)
+	w.freed, w.freedIn = contained(t, w.Stand)
+	w.freedTarget = w.freedIn.Targets[0]
+	w.freedLease = reader.lease(w.freedTarget)
+	_, stderr, code := w.Run(t, "release", "--all")
+	require.Zero(t, code, stderr)
+	w.Incident(t, w.freed.ID, 20*time.Second, "released", undone)
+	w.freedGrant = *reader.lease(w.freedTarget).Grant
+
+	_, stderr, code = w.Run(t, "stop")
+	require.Zero(t, code, stderr)
+	w.known = stand.NewContainer(t)
+	w.known.Attack(t)
+	w.knownIn = w.Incident(t, w.known.ID, 20*time.Second, "refused by the kill switch", playbookEnded)
+	require.Empty(t, w.knownIn.Leases)
+	_, stderr, code = w.Run(t, "resume")
+	require.Zero(t, code, stderr)
+
+	w.clean = stand.NewContainer(t)
+	w.clean.Attack(t, "web-server", "--port", "8080")
+	w.held, w.heldIn = contained(t, w.Stand)
+	w.target = w.heldIn.Targets[0]
+	w.heldLease = reader.lease(w.target)
+	locks := w.Locks(t)
+	require.Len(t, locks, 1)
+	w.lock = locks[0]
+	return w
+}
+
+// unchanged is what must hold after every attack: read from the kernel and from what arrives.
+func (w *scene) unchanged(t *testing.T) {
+	t.Helper()
+	require.True(t, w.held.Silent(300*time.Millisecond), "the held container sends: its lock was lifted")
+	locks := w.Locks(t)
+	require.Len(t, locks, 1, "one lock was in force and one must be")
+	require.Equal(t, w.lock.Lease, locks[0].Lease)
+	require.Equal(t, w.lock.Cgroups, locks[0].Cgroups)
+	require.WithinDuration(t, w.lock.Until, locks[0].Until, time.Second, "its end was moved")
+	for name, c := range map[string]*stand.Container{"released": w.freed, "known": w.known, "clean": w.clean} {
+		require.True(t, c.Resumed(time.Second), "the %s container is contained", name)
+	}
+}
+
+// request is an honest request of the held lease.
+func (w *scene) request() activities.Request { return w.heldLease.Request() }
+
+// on is a request to isolate a target under a lease of the intruder's invention.
+func (w *scene) on(target playbooks.Target, name string) activities.Request {
+	r := w.request()
+	r.Target, r.Lease, r.Until = target, name, time.Now().Add(10*time.Minute)
+	return r
+}
+
+func (w *scene) holder(target playbooks.Target, basis activities.Basis) lease.Input {
+	plan := activities.Plan{Action: "pod.isolate", Target: target.ID(), Prior: w.heldLease.Prior}
+	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{
+		ID: "intruder", Incident: w.heldLease.Incident, Action: "pod.isolate", Params: w.heldLease.Params, For: 10 * time.Minute, Plan: plan, Basis: basis}}
+}
+
+func attestationOf(target playbooks.Target) proof.Attestation {
+	return proof.Attestation{Detection: "invented", Target: target.ID(), Rule: "miner-process", Objective: "crypto-mining", Severity: "critical", Confidence: 1, Node: target.Node, Accepted: time.Now()}
+}
+
+func releaseOf(name string) proof.Grant {
+	return proof.Grant{Nonce: uuid.NewString(), Operation: proof.OperationRelease, Lease: name, People: []string{"root"}, Issued: time.Now(), Expires: time.Now().Add(time.Hour)}
+}
+
+// detectionOf is an invented detection about a container.
+func detectionOf(target playbooks.Target) sensors.Detection {
+	return sensors.Detection{ID: uuid.NewString(), Rule: "miner-process", Title: "invented", Severity: sensors.SeverityCritical, Confidence: 1, Objective: sensors.ObjectiveCryptoMining,
+		Source: "stanch", Time: time.Now(), Node: target.Node, Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: target.UID, Name: target.Name}}}
+}
+
+// Somebody who has everything of Temporal, and in most attacks the payload codec's key too, but never the authority's.
+func TestWhoHasTemporalCanNeitherContainNorRelease(t *testing.T) {
+	w := newScene(t)
+	for _, attack := range attacks {
+		t.Run(attack.name, func(t *testing.T) {
+			attack.do(t, w, newIntruder(t, w.Stand, !attack.keyless))
+			w.unchanged(t)
+		})
+	}
+	// After all of that a person can still release, and the lease is undone.
+	_, stderr, code := w.Run(t, "release", w.lock.Lease)
+	require.Zero(t, code, stderr)
+	w.Incident(t, w.held.ID, 40*time.Second, "released by a person", undone)
+	require.True(t, w.held.Resumed(2*time.Second))
+}
+
+var attacks = []struct {
+	name    string
+	keyless bool // without the codec's key
+	do      func(t *testing.T, w *scene, i *intruder)
+}{
+	{"without the codec's key, an invented incident in plain text", true, func(_ *testing.T, w *scene, i *intruder) {
+		i.start("Incident", "incident/invented", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", Key: "invented", Phase: 3})
+	}},
+	{"without the codec's key, a lease in plain text", true, func(_ *testing.T, w *scene, i *intruder) {
+		i.start("Lease", leaseID(w.cleanTarget()), w.holder(w.cleanTarget(), activities.Basis{}))
+	}},
+	{"without the codec's key, a release in plain text", true, func(t *testing.T, w *scene, i *intruder) {
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(proof.PurposeGrant, releaseOf(w.lock.Lease))}))
+	}},
+	{"without the codec's key, the encrypted start of a released lease again", true, func(_ *testing.T, w *scene, i *intruder) {
+		var raw []any
+		for _, p := range i.input(leaseID(w.freedTarget)) {
+			raw = append(raw, converter.NewRawValue(p))
+		}
+		run, err := i.ExecuteWorkflow(i.ctx(), client.StartWorkflowOptions{ID: leaseID(w.freedTarget), TaskQueue: workflows.TaskQueue}, "Lease", raw...)
+		i.t.Logf("started: %v %v", run, err)
+		time.Sleep(2 * time.Second)
+		_ = i.TerminateWorkflow(i.ctx(), leaseID(w.freedTarget), "", "the attack is over")
+	}},
+	{"cancelling the held lease", true, func(t *testing.T, w *scene, i *intruder) {
+		require.NoError(t, i.CancelWorkflow(i.ctx(), leaseID(w.target), ""))
+	}},
+	{"an invented incident with an unsigned attestation", false, func(_ *testing.T, w *scene, i *intruder) {
+		body, _ := json.Marshal(attestationOf(w.cleanTarget()))
+		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: proof.Signed{Purpose: proof.PurposeAttestation, Body: body}})
+	}},
+	{"an invented incident with a self-signed attestation", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: i.forge(proof.PurposeAttestation, attestationOf(w.cleanTarget()))})
+	}},
+	{"an invented incident with another target's attestation", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: w.heldLease.Basis.Attestations[0]})
+	}},
+	{"a playbook of one's own", false, func(_ *testing.T, w *scene, i *intruder) {
+		in := w.heldIn
+		in.Targets = []playbooks.Target{w.cleanTarget()}
+		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(holdFor(time.Hour)["hold.yaml"]),
+			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]proof.Signed{w.cleanTarget().ID(): w.heldLease.Basis.Attestations}})
+	}},
+	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *scene, i *intruder) {
+		in := w.holder(w.cleanTarget(), w.heldLease.Basis)
+		m := lease.New("LSE-INVENTED", in.Target, in.Facet, in.First, time.Now(), lease.Timing{})
+		m.Token, m.Basis = w.heldLease.Token, w.heldLease.Basis
+		in.Carry = m
+		i.start("Lease", leaseID(w.cleanTarget()), in)
+	}},
+	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.on(w.cleanTarget(), "LSE-INVENTED")
+		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.forge(proof.PurposeAttestation, attestationOf(r.Target))}, Receipts: i.receipt(r)}, w, nil)
+	}},
+	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.on(w.cleanTarget(), "LSE-INVENTED")
+		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.pretend(*w.heldLease.Token, proof.PurposeAttestation, attestationOf(r.Target))}, Receipts: i.receipt(r)}, w, nil)
+	}},
+	{"applying with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.on(w.cleanTarget(), "LSE-INVENTED")
+		grant := i.forge(proof.PurposeGrant, proof.Grant{Nonce: "x", Operation: proof.OperationApply, Targets: []string{r.Target.ID()}, People: []string{"root"}, Issued: time.Now(), Expires: time.Now().Add(time.Hour)})
+		i.apply(r, activities.Basis{Grant: &grant, Receipts: i.receipt(r)}, w, nil)
+	}},
+	{"applying with a self-signed token", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.on(w.cleanTarget(), "LSE-INVENTED")
+		token := i.forge(proof.PurposeToken, proof.Token{Nonce: "x", Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params), Issued: time.Now(), Until: r.Until})
+		i.apply(r, activities.Basis{}, w, &token)
+	}},
+	{"applying with an attestation dressed up as a token", false, func(_ *testing.T, w *scene, i *intruder) {
+		token := w.heldLease.Basis.Attestations[0]
+		token.Purpose = proof.PurposeToken
+		i.apply(w.on(w.cleanTarget(), "LSE-INVENTED"), activities.Basis{}, w, &token)
+	}},
+	{"votes of one's own", false, func(t *testing.T, w *scene, i *intruder) {
+		r := w.on(w.cleanTarget(), "LSE-INVENTED")
+		plan := activities.Plan{Action: r.Action, Target: r.Target.ID(), Params: r.Params}
+		in := activities.TallyInput{Incident: r.Incident.ID, Run: "x", Step: "x", Hash: "x", Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}},
+			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour)}
+		in.Votes = []proof.Signed{i.forge(proof.PurposeVote, proof.Vote{Incident: in.Incident, Run: "x", Step: "x", PlanHash: "x", Person: "root", Approve: true, At: time.Now()})}
+		raw, err := i.order("CountVotes", in)
+		require.NoError(t, err)
+		var tally activities.Tally
+		require.NoError(t, json.Unmarshal(raw, &tally))
+		require.False(t, tally.Granted)
+	}},
+	{"a release with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(proof.PurposeGrant, releaseOf(w.lock.Lease))}))
+		time.Sleep(time.Second)
+	}},
+	{"a release with the genuine grant of another lease", false, func(t *testing.T, w *scene, i *intruder) {
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: w.freedGrant}))
+		time.Sleep(time.Second)
+	}},
+	{"an undo whose end is claimed to have passed", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		r.Until = time.Now().Add(-time.Hour)
+		_, _ = i.order("Undo", activities.UndoInput{Request: r, Prior: w.heldLease.Prior})
+	}},
+	{"an undo with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
+		grant := i.pretend(w.freedGrant, proof.PurposeGrant, releaseOf(w.lock.Lease))
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), Prior: w.heldLease.Prior, Grant: &grant})
+	}},
+	{"an undo with the genuine grant of another lease", false, func(_ *testing.T, w *scene, i *intruder) {
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), Prior: w.heldLease.Prior, Grant: &w.freedGrant})
+	}},
+	{"a lease whose carried state says that the held one is being undone", false, func(_ *testing.T, w *scene, i *intruder) {
+		m := *w.heldLease
+		m.State, m.Stamped, m.NextCheck, m.Timing = lease.StateUndoing, time.Now().Add(-time.Hour), time.Time{}, lease.Timing{RetryFirst: time.Second, RetryMost: time.Second}
+		in := w.holder(w.target, w.heldLease.Basis)
+		in.Carry = &m
+		i.start("Lease", "lease/invented", in)
+	}},
+	{"applying the held lease with an earlier end", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		r.Until = time.Now().Add(3 * time.Second)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+		i.apply(r, activities.Basis{}, w, w.heldLease.Token)
+		time.Sleep(3 * time.Second)
+	}},
+	{"applying the held lease with everything allowed", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		r.Params = json.RawMessage(`{"allow":["0.0.0.0/0"]}`)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+	}},
+	{"joining the held lease with everything allowed", false, func(t *testing.T, w *scene, i *intruder) {
+		h := w.holder(w.target, w.heldLease.Basis).First
+		h.Params, h.For = json.RawMessage(`{"allow":["0.0.0.0/0"]}`), time.Minute
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalJoin, h))
+		time.Sleep(time.Second)
+	}},
+	{"applying the held lease so that it fails and is rolled back", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		var many []string
+		for n := range 80_000 {
+			many = append(many, fmt.Sprintf("10.%d.%d.%d/32", n>>16, n>>8&255, n&255))
+		}
+		r.Params, _ = json.Marshal(map[string]any{"allow": many})
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+	}},
+	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
+		target := w.knownIn.Targets[0]
+		r := w.on(target, w.lock.Lease)
+		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].Run, target), Receipts: i.receipt(r)}, w, nil)
+	}},
+	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, w.freedLease.Token)
+	}},
+	{"applying a released lease again with its own attestation", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, nil)
+	}},
+	{"a new lease on a released target with the old attestation", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.apply(w.on(w.freedTarget, "LSE-INVENTED"), w.freedLease.Basis, w, nil)
+	}},
+	{"an extension with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
+		g := releaseOf(w.lock.Lease)
+		g.Operation, g.Until = proof.OperationExtend, time.Now().Add(10*time.Hour)
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtend, lease.ExtendSignal{Until: g.Until, Grant: i.forge(proof.PurposeGrant, g)}))
+		time.Sleep(time.Second)
+	}},
+	{"answering the node's and the workers' tasks falsely", false, func(_ *testing.T, w *scene, i *intruder) {
+		i.answerFalsely(w.target.Node, 6*time.Second)
+	}},
+}
+
+// incident starts an incident of the intruder's invention.
+func (i *intruder) incident(a incident.Attested) {
+	i.t.Helper()
+	key := "local/Container/" + a.Detection.Event.Container.Name
+	_, err := i.SignalWithStartWorkflow(i.ctx(), workflows.IncidentID(key), workflows.SignalDetections, []incident.Attested{a},
+		client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", Key: key, Cluster: "local", Scope: "drill", Phase: 3, Drill: true})
+	require.NoError(i.t, err)
+	require.Eventually(i.t, func() bool {
+		value, err := i.QueryWorkflow(i.ctx(), workflows.IncidentID(key), "", workflows.QueryIncident)
+		var in playbooks.Incident
+		return err == nil && value.Get(&in) == nil && playbookEnded(in)
+	}, 15*time.Second, 100*time.Millisecond, "its playbook ran to its end")
+	_ = i.TerminateWorkflow(i.ctx(), workflows.IncidentID(key), "", "the attack is over")
+}
+
+// apply orders the Apply activity.
+func (i *intruder) apply(r activities.Request, basis activities.Basis, w *scene, token *proof.Signed) {
+	i.t.Helper()
+	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Basis: basis, Prior: w.heldLease.Prior, Token: token})
+}
