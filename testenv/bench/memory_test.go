@@ -1,0 +1,75 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors/probe"
+	"stanch/testenv/stand"
+)
+
+// The node agent's memory: as a process of its own against a gateway, after a storm of processes in a container.
+func BenchmarkSensorMemory(b *testing.B) {
+	address := stand.FreePort(b)
+	s := stand.New(b, binary, stand.Options{Config: strings.Split(config, "foreign")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s.Launch(b)
+	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
+	certs := filepath.Join(s.Dir, "node")
+	_, stderr, code := s.Run(b, "cert", "node", "bench", "--out", certs)
+	require.Zero(b, code, stderr)
+	lockDir := s.LockDir + "-sensor"
+	b.Cleanup(func() { _ = probe.Disarm(lockDir); _ = os.RemoveAll(lockDir) })
+	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state", filepath.Join(s.Dir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
+	sensor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(b, sensor.Start())
+	defer func() { _ = sensor.Process.Kill(); _ = sensor.Wait() }()
+	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil && len(nodes) == 1 }, time.Minute, 50*time.Millisecond)
+	rest := rss(b, sensor.Process.Pid)
+	container := stand.NewContainer(b)
+	for b.Loop() {
+		for range 50 {
+			attack := container.Attack(b, "sh", "-c", "true")
+			_ = attack.Process.Kill()
+		}
+	}
+	record(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": rss(b, sensor.Process.Pid)})
+	b.ReportMetric(float64(rss(b, sensor.Process.Pid))/(1<<20), "sensor_MiB")
+	record(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.RSS(b)})
+}
+
+// sensorBinary is the one that make built, or one built now.
+func sensorBinary(b *testing.B) string {
+	b.Helper()
+	if dir := os.Getenv("STANCH_BIN"); dir != "" {
+		return filepath.Join(dir, "stanch-sensor")
+	}
+	out := filepath.Join(b.TempDir(), "stanch-sensor")
+	cmd := exec.CommandContext(b.Context(), "go", "build", "-o", out, "stanch/cmd/stanch-sensor")
+	raw, err := cmd.CombinedOutput()
+	require.NoError(b, err, string(raw))
+	return out
+}
+
+func rss(b *testing.B, pid int) int64 {
+	b.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(b, err)
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			require.NoError(b, err)
+			return n << 10
+		}
+	}
+	b.Fatal("no VmRSS")
+	return 0
+}
