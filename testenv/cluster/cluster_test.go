@@ -1,0 +1,153 @@
+// Package cluster proves Stanch as it is installed: worker and sensor as pods in a real node, under the rights that
+// `stanch manifests` prints and nothing more.
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/testenv/kube"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/worker/manifests"
+)
+
+func TestMain(m *testing.M) { os.Exit(kube.Main(m)) }
+
+// result is what `stanch drill -o json` promises.
+type result struct {
+	OK       bool   `json:"ok"`
+	Incident string `json:"incident"`
+	Checks   []struct {
+		Name   string `json:"name"`
+		OK     bool   `json:"ok"`
+		Detail string `json:"detail"`
+	} `json:"checks"`
+	Latency  map[string]float64 `json:"latency_ms"`
+	Evidence int                `json:"evidence"`
+	Leases   []struct {
+		Action   string `json:"action"`
+		Outcome  string `json:"outcome"`
+		Verified bool   `json:"verified"`
+		Undone   bool   `json:"undone"`
+	} `json:"leases"`
+}
+
+func TestInstalled(t *testing.T) {
+	in := install(t, 3, "")
+
+	for name, actions := range map[string][]string{
+		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"},
+	} {
+		t.Run("drill "+name, func(t *testing.T) { in.drill(t, name, actions) })
+	}
+
+	t.Run("the worker's rights are those of the manifests and no more", func(t *testing.T) {
+		cfg, err := in.TokenConfig(t.Context(), in.namespace, manifests.WorkerName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		as, err := kubernetes.NewForConfig(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := as.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Errorf("it cannot list pods: %v", err)
+		}
+		_, secrets := as.CoreV1().Secrets(in.namespace).List(t.Context(), metav1.ListOptions{})
+		_, other := as.CoreV1().ConfigMaps(in.namespace).Get(t.Context(), manifests.ConfigName, metav1.GetOptions{})
+		for what, err := range map[string]error{
+			"list secrets":     secrets,
+			"delete pods":      as.CoreV1().Pods(in.namespace).Delete(t.Context(), "x", metav1.DeleteOptions{}),
+			"read its config":  other,
+			"delete workloads": as.AppsV1().Deployments(in.namespace).Delete(t.Context(), "x", metav1.DeleteOptions{}),
+		} {
+			if !apierrors.IsForbidden(err) {
+				t.Errorf("it may %s: %v", what, err)
+			}
+		}
+	})
+
+	t.Run("the kill switch is the cluster's", func(t *testing.T) {
+		by := func() string {
+			m, err := in.Client().CoreV1().ConfigMaps(in.namespace).Get(t.Context(), guards.SwitchName, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m.Data["by"]
+		}
+		in.stanch(t, "stop", "--data", in.data)
+		if by() == "" {
+			t.Error("stopped, and the cluster does not know")
+		}
+		in.stanch(t, "resume", "--data", in.data)
+		if by() != "" {
+			t.Error("resumed, and the cluster does not know")
+		}
+	})
+}
+
+// drill runs one drill from the host against the pods' Stanch, and looks on from the side.
+func (in *installation) drill(t *testing.T, name string, actions []string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
+	defer cancel()
+	seen := make(chan bool, 1)
+	go func() { seen <- in.policyAppears(ctx) }()
+	raw, err := in.try(ctx, "drill", name, "--data", in.data, "--kubeconfig", in.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
+	cancel()
+	var got result
+	if jsonErr := json.Unmarshal(raw, &got); jsonErr != nil {
+		t.Fatalf("%v; %v: %s", err, jsonErr, raw)
+	}
+	if err != nil || !got.OK {
+		t.Errorf("the drill did not hold: %v\n%s", err, raw)
+	}
+	if !<-seen {
+		t.Error("no NetworkPolicy of Stanch's was seen while the pod was held")
+	}
+	held := map[string]bool{}
+	for _, l := range got.Leases {
+		held[l.Action] = true
+		if !l.Verified || !l.Undone {
+			t.Errorf("%s: %s, verified %t, undone %t", l.Action, l.Outcome, l.Verified, l.Undone)
+		}
+	}
+	for _, action := range actions {
+		if !held[action] {
+			t.Errorf("%s was not among the leases %v", action, got.Leases)
+		}
+	}
+	if len(got.Leases) != len(actions) || got.Evidence == 0 {
+		t.Errorf("%d leases, %d pieces of evidence", len(got.Leases), got.Evidence)
+	}
+	t.Logf("%s: %v ms", name, got.Latency)
+	kube.Eventually(t, 30*time.Second, "the drill's namespace to be gone", func() error {
+		_, err := in.Client().CoreV1().Namespaces().Get(t.Context(), config.DrillNamespace, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return context.DeadlineExceeded
+	})
+}
+
+// policyAppears watches for a policy of Stanch's in the drill's namespace until ctx ends.
+func (in *installation) policyAppears(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		found, err := in.Client().NetworkingV1().NetworkPolicies(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=stanch"})
+		if err == nil && len(found.Items) > 0 {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return false
+}
