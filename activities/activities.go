@@ -112,6 +112,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	spec := action.Spec()
 	s.at("observe/" + spec.Name)
 	result, err := s.observe(context.WithValue(ctx, proofsKey{}, in.Proofs), action, in.Request)
+	s.at("observed/" + spec.Name)
 	if spec.Verb == playbooks.VerbEvidence {
 		receipt, signErr := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{
 			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: time.Now(),
@@ -182,6 +183,7 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	}
 	plan.Action, plan.Target, plan.Params = in.Request.Action, in.Request.Target.ID(), in.Request.Params
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
+	s.at("planned/" + in.Request.Action)
 	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: time.Now()})
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("guards: %w", err))

@@ -134,7 +134,7 @@ func (w *Worker) start(ctx context.Context) error {
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At}
 	w.Hub.Intake = w.Intake
 
 	w.main = sdkworker.New(o.Client, workflows.TaskQueue, sdkworker.Options{

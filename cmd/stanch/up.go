@@ -198,7 +198,7 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 
 // runSensor is this machine's own node agent, over the same link as any other's.
 func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, log *slog.Logger) error {
-	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: cfg.Rules, Log: log}
+	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: cfg.Rules, Log: log, At: crashAt(o.crash)}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
 		return err

@@ -35,6 +35,8 @@ type Options struct {
 	// StateDir keeps what must survive a restart: leases that were released before their end.
 	StateDir string
 	Log      *slog.Logger
+	// At is called at named points, so that tests can kill the process there. Nil does nothing.
+	At func(point string)
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
 }

@@ -175,6 +175,7 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token,
 		return link.HoldState{}, err
 	}
 	state, err := a.Lock.Apply(request)
+	a.at("agent/locked")
 	if errors.Is(err, probe.ErrHeld) {
 		return link.HoldState{}, refused(err)
 	}
@@ -295,6 +296,7 @@ func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndComman
 	if err := a.Lock.Release(c.Lease); err != nil {
 		return state, fmt.Errorf("lift the egress lock: %w", err)
 	}
+	a.at("agent/unlocked")
 	return a.lockState(ctx, c.Target)
 }
 

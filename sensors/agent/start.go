@@ -25,7 +25,8 @@ type Setup struct {
 	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
 	CRISocket string
 	RuleDirs  []string
-	NoLock    bool // only watch
+	NoLock    bool               // only watch
+	At        func(point string) // for tests: see Options
 	Log       *slog.Logger
 }
 
@@ -49,7 +50,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, StateDir: s.StateDir, Log: s.Log}
+	o := Options{Node: s.Node, StateDir: s.StateDir, Log: s.Log, At: s.At}
 	if o.Resolver, err = identity.Open(identity.Options{CRISocket: s.CRISocket}); err != nil {
 		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
 	}
@@ -108,6 +109,12 @@ func loadRules(s Setup) (*rules.Set, error) {
 	return set, nil
 }
 
+func (a *Agent) at(point string) {
+	if a.At != nil {
+		a.At(point)
+	}
+}
+
 // BootID names this boot of the machine.
 func BootID() string {
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -133,6 +140,7 @@ func (a *Agent) Serve(ctx context.Context, client *link.Client, spool *link.Spoo
 	go func() { failed <- client.Run(ctx) }()
 	go func() {
 		failed <- a.Watch(ctx, nil, func(d sensors.Detection) {
+			a.at("agent/detected/" + d.Rule)
 			if err := spool.Add(d); err != nil {
 				a.complain("spool a detection", err)
 			}

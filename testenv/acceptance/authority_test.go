@@ -3,6 +3,7 @@ package acceptance
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,14 +56,14 @@ func newScene(t *testing.T) *scene {
 
 	_, stderr, code = w.Run(t, "stop")
 	require.Zero(t, code, stderr)
-	w.known = stand.NewContainer(t)
+	w.known = w.Container(t)
 	w.known.Attack(t)
 	w.knownIn = w.Incident(t, w.known.ID, 20*time.Second, "refused by the kill switch", playbookEnded)
 	require.Empty(t, w.knownIn.Leases)
 	_, stderr, code = w.Run(t, "resume")
 	require.Zero(t, code, stderr)
 
-	w.clean = stand.NewContainer(t)
+	w.clean = w.Container(t)
 	w.clean.Attack(t, "web-server", "--port", "8080")
 	w.held, w.heldIn = contained(t, w.Stand)
 	w.target = w.heldIn.Targets[0]
@@ -173,7 +174,7 @@ var attacks = []struct {
 	{"a playbook of one's own", false, func(_ *testing.T, w *scene, i *intruder) {
 		in := w.heldIn
 		in.Targets = []playbooks.Target{w.cleanTarget()}
-		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(holdFor(time.Hour)["hold.yaml"]),
+		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
 			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]proof.Signed{w.cleanTarget().ID(): w.heldLease.Basis.Attestations}})
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -185,16 +186,16 @@ var attacks = []struct {
 	}},
 	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.forge(proof.PurposeAttestation, attestationOf(r.Target))}, Receipts: i.receipt(r)}, w, nil)
+		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.forge(proof.PurposeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.pretend(*w.heldLease.Token, proof.PurposeAttestation, attestationOf(r.Target))}, Receipts: i.receipt(r)}, w, nil)
+		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.pretend(*w.heldLease.Token, proof.PurposeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
 		grant := i.forge(proof.PurposeGrant, proof.Grant{Nonce: "x", Operation: proof.OperationApply, Targets: []string{r.Target.ID()}, People: []string{"root"}, Issued: time.Now(), Expires: time.Now().Add(time.Hour)})
-		i.apply(r, activities.Basis{Grant: &grant, Receipts: i.receipt(r)}, w, nil)
+		i.apply(r, activities.Basis{Grant: &grant}, w, nil)
 	}},
 	{"applying with a self-signed token", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
@@ -211,7 +212,8 @@ var attacks = []struct {
 		plan := activities.Plan{Action: r.Action, Target: r.Target.ID(), Params: r.Params}
 		in := activities.TallyInput{Incident: r.Incident.ID, Run: "x", Step: "x", Hash: "x", Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}},
 			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour)}
-		in.Votes = []proof.Signed{i.forge(proof.PurposeVote, proof.Vote{Incident: in.Incident, Run: "x", Step: "x", PlanHash: "x", Person: "root", Approve: true, At: time.Now()})}
+		in.Hash = activities.QuestionHash(in.Plans, in.Approvers)
+		in.Votes = []proof.Signed{i.forge(proof.PurposeVote, proof.Vote{Incident: in.Incident, Run: "x", Step: "x", PlanHash: in.Hash, Person: "root", Approve: true, At: time.Now()})}
 		raw, err := i.order("CountVotes", in)
 		require.NoError(t, err)
 		var tally activities.Tally
@@ -248,14 +250,14 @@ var attacks = []struct {
 	{"applying the held lease with an earlier end", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.Until = time.Now().Add(3 * time.Second)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 		i.apply(r, activities.Basis{}, w, w.heldLease.Token)
 		time.Sleep(3 * time.Second)
 	}},
 	{"applying the held lease with everything allowed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.Params = json.RawMessage(`{"allow":["0.0.0.0/0"]}`)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"joining the held lease with everything allowed", false, func(t *testing.T, w *scene, i *intruder) {
 		h := w.holder(w.target, w.heldLease.Basis).First
@@ -270,12 +272,12 @@ var attacks = []struct {
 			many = append(many, fmt.Sprintf("10.%d.%d.%d/32", n>>16, n>>8&255, n&255))
 		}
 		r.Params, _ = json.Marshal(map[string]any{"allow": many})
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations, Receipts: w.heldLease.Basis.Receipts}, w, nil)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
 		target := w.knownIn.Targets[0]
 		r := w.on(target, w.lock.Lease)
-		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].Run, target), Receipts: i.receipt(r)}, w, nil)
+		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].Run, target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
 		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, w.freedLease.Token)
@@ -315,5 +317,7 @@ func (i *intruder) incident(a incident.Attested) {
 // apply orders the Apply activity.
 func (i *intruder) apply(r activities.Request, basis activities.Basis, w *scene, token *proof.Signed) {
 	i.t.Helper()
+	// A receipt is had for the asking: what refuses must be something better.
+	basis.Receipts = append(i.receipt(r), basis.Receipts...)
 	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Basis: basis, Prior: w.heldLease.Prior, Token: token})
 }

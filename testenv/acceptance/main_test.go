@@ -49,12 +49,12 @@ func holdFor(d time.Duration) map[string]string {
 	return map[string]string{"hold.yaml": fmt.Sprintf(`playbook: hold
 match:
   objective: crypto-mining
-  when: incident.workload.name startsWith "%s"
+  when: incident.workload.name startsWith "MARK"
 steps:
   - evidence: process.snapshot
   - contain: pod.isolate
     for: %s
-`, stand.Prefix, d)}
+`, d)}
 }
 
 func held(in playbooks.Incident) bool {
@@ -72,7 +72,7 @@ func playbookEnded(in playbooks.Incident) bool {
 // contained attacks in a new container and waits until it is held.
 func contained(t *testing.T, s *stand.Stand) (*stand.Container, playbooks.Incident) {
 	t.Helper()
-	c := stand.NewContainer(t)
+	c := s.Container(t)
 	c.Attack(t)
 	in := s.Incident(t, c.ID, 30*time.Second, "held", held)
 	require.True(t, c.Silent(300*time.Millisecond), "nothing arrives at the peer while the lease holds")

@@ -21,8 +21,7 @@ import (
 	"stanch/sensors/identity"
 )
 
-// Prefix begins the id of every container of a stand, so that the tests' playbooks can tell them from others that
-// happen to run on this machine.
+// Prefix begins the id of every container of any stand; Stand.Mark goes on with the stand's own.
 const Prefix = "acce97"
 
 // Miner is the command line of the attack that rules see at once.
@@ -41,14 +40,25 @@ type Container struct {
 	last      atomic.Int64
 }
 
-// NewContainer makes an empty container.
+// Container makes an empty container. Every Stanch of this machine sees it: its id says whose it is.
+func (s *Stand) Container(t testing.TB) *Container {
+	t.Helper()
+	return newContainer(t, s.Mark)
+}
+
+// NewContainer makes an empty container of no particular stand.
 func NewContainer(t testing.TB) *Container {
+	t.Helper()
+	return newContainer(t, Prefix)
+}
+
+func newContainer(t testing.TB, mark string) *Container {
 	t.Helper()
 	resolver, err := identity.Open(identity.Options{CRISocket: "none"})
 	require.NoError(t, err)
 	root := resolver.CgroupRoot()
 	require.NoError(t, resolver.Close())
-	c := &Container{ID: Prefix + randomHex(32-len(Prefix)/2)}
+	c := &Container{ID: mark + randomHex(32-len(mark)/2)}
 	parent := filepath.Join(root, "stand-"+randomHex(3))
 	c.dir = filepath.Join(parent, c.ID)
 	require.NoError(t, os.MkdirAll(c.dir, 0o755)) //nolint:gosec // a cgroup

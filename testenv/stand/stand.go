@@ -39,6 +39,7 @@ type Options struct {
 type Stand struct {
 	Data    string // the data directory
 	LockDir string // where its egress lock is pinned
+	Mark    string // begins the id of each of its containers; "MARK" in playbooks
 	Dir     string // what the test wrote: configuration, playbooks, tokens
 	binary  string
 	options Options
@@ -68,7 +69,7 @@ func New(t testing.TB, binary string, o Options) *Stand {
 	// A unix socket's path is short: the test's own directory may be too deep for it.
 	dir, err := os.MkdirTemp("", "stand-")
 	require.NoError(t, err)
-	s := &Stand{Data: filepath.Join(dir, "data"), Dir: dir, LockDir: "/sys/fs/bpf/" + filepath.Base(dir), binary: binary, options: o, log: &syncBuffer{}}
+	s := &Stand{Data: filepath.Join(dir, "data"), Dir: dir, LockDir: "/sys/fs/bpf/" + filepath.Base(dir), Mark: Prefix + randomHex(2), binary: binary, options: o, log: &syncBuffer{}}
 	t.Cleanup(func() {
 		s.Kill()
 		if t.Failed() {
@@ -83,7 +84,7 @@ func New(t testing.TB, binary string, o Options) *Stand {
 	plays := filepath.Join(dir, "playbooks")
 	require.NoError(t, os.MkdirAll(plays, 0o700))
 	for name, text := range o.Playbooks {
-		require.NoError(t, os.WriteFile(filepath.Join(plays, name), []byte(text), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(plays, name), []byte(strings.ReplaceAll(text, "MARK", s.Mark)), 0o600))
 	}
 	if o.Config != "" {
 		s.config = filepath.Join(dir, "stanch.yaml")

@@ -52,8 +52,13 @@ type Intake struct {
 	Kube      kubernetes.Interface // nil without a cluster
 	Timing    lease.Timing
 	Log       *slog.Logger
+	// NoHostDrills: drills on hosts are not this installation's, so what looks like one is judged like all else. Only
+	// `stanch up` runs drills on its own host.
+	NoHostDrills bool
 	// Incident is the workflow function.
 	Incident any
+	// At is called at named points, so that tests can kill the process there. Nil does nothing.
+	At func(point string)
 
 	mu     sync.Mutex
 	queues map[string]*queue
@@ -248,6 +253,7 @@ func (i *Intake) signal(key string, batch []*item) error {
 		}
 		attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
 	}
+	i.at("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
 	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing}
 	if drill {
@@ -263,7 +269,14 @@ func (i *Intake) signal(key string, batch []*item) error {
 	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentID(key), workflows.SignalDetections, attested, options, i.Incident, in); err != nil {
 		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
 	}
+	i.at("intake/given")
 	return nil
+}
+
+func (i *Intake) at(point string) {
+	if i.At != nil {
+		i.At(point)
+	}
 }
 
 // DrillCgroup is the part of a container's cgroup path that only a drill on this host makes.
@@ -271,7 +284,7 @@ const DrillCgroup = "/stanch-drill-"
 
 func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill bool) {
 	c := d.Event.Container
-	if c.Pod.Namespace == config.DrillNamespace || c.Pod.UID == "" && strings.Contains(c.CgroupPath, DrillCgroup) {
+	if c.Pod.Namespace == config.DrillNamespace || !i.NoHostDrills && c.Pod.UID == "" && strings.Contains(c.CgroupPath, DrillCgroup) {
 		return config.DrillScope, 3, true
 	}
 	s := i.Config.ScopeOf(c.Pod.Namespace)
