@@ -34,14 +34,14 @@ func (c *checker) evidenceStep(s *Step, have []attempt, conditions []string) []a
 		have = append(have, attempt{target, conditions})
 	case s.Verb == VerbContain:
 		covered := slices.ContainsFunc(have, func(a attempt) bool {
-			return a.target == target && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(conditions, cond) })
+			return covers(a.target, target) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(conditions, cond) })
 		})
 		if _, known := c.program.catalogue[s.Action]; known && !covered {
 			hint := "put `- evidence: process.snapshot` before it"
 			if target != "" {
 				hint = "put an evidence step with the same `target` before it"
 			}
-			if slices.ContainsFunc(have, func(a attempt) bool { return a.target == target }) {
+			if slices.ContainsFunc(have, func(a attempt) bool { return covers(a.target, target) }) {
 				hint = "the evidence step before it stands under an `if` of its own: move it out, or put the containment under the same `if`"
 			}
 			c.errorf(s.ActionPos, "evidence-first", hint, "`%s` comes before any evidence of its target", s.Action)
@@ -59,4 +59,14 @@ func (c *checker) evidenceStep(s *Step, have []attempt, conditions []string) []a
 	c.evidence(s.OnFailure, have, conditions)
 	c.evidence(s.OnDenied, have, conditions)
 	return have
+}
+
+// covers tells whether evidence of one target is evidence of the other: the default is every pod of the incident with
+// a detection of its own, so a selection of them is covered too.
+func covers(evidence, containment string) bool {
+	if evidence == containment {
+		return true
+	}
+	selection := strings.Contains(containment, "incident.targets") && !strings.Contains(containment, "concat(") && !strings.Contains(containment, "map(")
+	return evidence == "" && selection
 }

@@ -1,6 +1,7 @@
 package workflows
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -19,11 +20,16 @@ type Route struct {
 	// Here: one process alone holds every node's stream (`stanch up`). What concerns a node then runs wherever the
 	// workflow does, and starts with the workflow task that asked for it.
 	Here bool `json:"here,omitempty"`
+	// Queue is where everything else runs; "" is TaskQueue.
+	Queue string `json:"queue,omitempty"`
 }
+
+// Anywhere is the task queue of what needs no node.
+func (r Route) Anywhere() string { return cmp.Or(r.Queue, TaskQueue) }
 
 // Run runs an activity where the target's node is connected or, if no gateway holds the node's stream, anywhere.
 func (r Route) Run(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity, in, out any) error {
-	o.TaskQueue = TaskQueue
+	o.TaskQueue = r.Anywhere()
 	if target.Node == "" || target.Kind == playbooks.TargetWorkload || r.Here {
 		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // callers say what was done
 	}

@@ -85,9 +85,14 @@ func (ds Diagnostics) Err() error {
 
 // DidYouMean gives a hint with the known word that is nearest, or the words themselves where they are few.
 func DidYouMean(word string, known []string) string {
-	best, bestDistance := "", 3
-	for _, k := range known {
-		if d := distance(strings.ToLower(word), strings.ToLower(k)); d < bestDistance {
+	// The nearest word; of two as near the one of the same length, then the first by the alphabet.
+	best, bestDistance := "", 6
+	for _, k := range slices.Sorted(slices.Values(known)) {
+		d := 2 * distance(strings.ToLower(word), strings.ToLower(k))
+		if len(k) != len(word) {
+			d++
+		}
+		if d < bestDistance {
 			best, bestDistance = k, d
 		}
 	}

@@ -330,6 +330,9 @@ func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) 
 		return
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
+		if m.Fought { // it holds now; that somebody keeps undoing it must still be seen
+			m.Reason = fmt.Sprintf("it is being fought over, put back %d times; it holds now: %s", m.Reapplied, r.Detail)
+		}
 	default:
 		m.Verified, m.Reapply = false, true
 		m.Reapplied++

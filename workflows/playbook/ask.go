@@ -12,7 +12,6 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
-	"stanch/workflows"
 )
 
 // Pending is one question that waits for people.
@@ -78,7 +77,7 @@ func (r *run) ask(ctx workflow.Context, p Pending) answer {
 		}
 		var set *activities.Set
 		var t activities.Tally
-		o := workflow.ActivityOptions{TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
+		o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
 		in := activities.TallyInput{Incident: r.brief.ID, Run: r.id, Step: p.ID, Hash: p.Hash, Plans: p.Plans, Approvers: p.Approvers, Votes: p.Votes, Deadline: p.Deadline}
 		if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t); err != nil {
 			workflow.GetLogger(ctx).Error("count the votes", "error", err)

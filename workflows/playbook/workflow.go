@@ -360,7 +360,7 @@ func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activitie
 func (r *run) timedOutReceipt(ctx workflow.Context, request activities.Request) *proof.Signed {
 	var set *activities.Set
 	var receipt proof.Signed
-	o := workflow.ActivityOptions{TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 10 * time.Second}
+	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second}
 	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Attempted, request).Get(ctx, &receipt); err != nil {
 		return nil
 	}

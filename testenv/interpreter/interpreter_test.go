@@ -1,0 +1,375 @@
+// Package interpreter runs playbooks through the production workflows on a real Temporal, with actions of its own
+// whose answers a scenario chooses: the outcome table of the language, line by line.
+package interpreter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	sdkworker "go.temporal.io/sdk/worker"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/worker"
+	"stanch/worker/authority"
+	"stanch/worker/engine"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// world is what the actions act on.
+type world struct {
+	mu      sync.Mutex
+	answers map[string][]error // by action: the errors of its calls in turn, nil for success
+	calls   []string
+	held    map[string]bool // by target
+	verdict map[string]activities.Decision
+}
+
+func (w *world) call(action, what string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, action+" "+what)
+	if len(w.answers[action]) == 0 {
+		return nil
+	}
+	err := w.answers[action][0]
+	w.answers[action] = w.answers[action][1:]
+	return err
+}
+
+func (w *world) count(call string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, c := range w.calls {
+		if c == call {
+			n++
+		}
+	}
+	return n
+}
+
+// Decide lets everything run that the scenario does not decide otherwise.
+func (w *world) Decide(_ context.Context, q activities.Question) (activities.Decision, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d, ok := w.verdict[q.Spec.Name]
+	if q.Basis.Grant != nil || !ok {
+		return activities.Decision{Verdict: activities.VerdictRun}, nil
+	}
+	return d, nil
+}
+
+type look struct {
+	*world
+	name string
+	verb playbooks.Verb
+}
+
+type found struct {
+	Count int `json:"count"`
+}
+
+func (l *look) Spec() playbooks.Spec {
+	return playbooks.Spec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: found{}}
+}
+
+func (l *look) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
+	return activities.Observation{Outputs: found{Count: 7}}, l.call(l.name, r.Target.Name)
+}
+
+type hold struct {
+	*world
+	name  string
+	class playbooks.Class
+}
+
+func (h *hold) Spec() playbooks.Spec {
+	return playbooks.Spec{Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name), Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true}
+}
+
+func (h *hold) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
+	return activities.Plan{Changes: []string{h.name + " " + r.Target.Name}}, nil
+}
+
+func (h *hold) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+	if err := h.call(h.name, r.Target.Name); err != nil {
+		return activities.Effect{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held[r.Target.Name] = true
+	return activities.Effect{Outcome: playbooks.OutcomeChanged}, nil
+}
+
+func (h *hold) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[r.Target.Name], "", nil
+}
+
+func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *proof.Signed) (*activities.Drift, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held[r.Target.Name] = false
+	return nil, nil
+}
+
+// lab is one Temporal for all scenarios.
+type lab struct {
+	options client.Options
+	key     *authority.Authority
+}
+
+var shared lab
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "interpreter-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		err = shared.start(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func (l *lab) start(dir string) error {
+	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	if err != nil {
+		return err
+	}
+	if l.key, err = authority.Open(dir); err != nil {
+		return err
+	}
+	server, err := engine.Start(context.Background(), engine.Options{Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+	if err != nil {
+		return err
+	}
+	l.options, err = worker.DialOptions(client.Options{HostPort: server.Address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, dir)
+	return err
+}
+
+// scenario is one playbook and what the world answers.
+type scenario struct {
+	steps   string
+	answers map[string][]error
+	verdict map[string]activities.Decision
+	vote    *bool // what the approver says; nil says nothing
+	want    []string
+	check   func(*testing.T, *world)
+}
+
+func yes() *bool { v := true; return &v }
+func no() *bool  { v := false; return &v }
+
+var errAway = errors.New("it is away")
+
+func TestTheOutcomeTable(t *testing.T) {
+	const approval = `
+  - evidence: snapshot
+  - approval: sure
+    from: { groups: [people] }
+    timeout: 5s
+    on_timeout: deny
+    steps:
+      - contain: scale
+        for: 1h
+    on_denied:
+      - notify: tell
+`
+	for name, s := range map[string]scenario{
+		"a containment that holds": {
+			steps: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    on_failure:\n      - notify: tell\n",
+			want:  []string{"snapshot a changed", "snapshot b changed", "isolate a changed", "isolate b changed"},
+		},
+		"a refusal runs on_failure": {
+			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
+			answers: map[string][]error{"isolate": {activities.Refuse("host network")}},
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a refused (host network)", "tell a changed", "tell b changed"},
+		},
+		"one target that fails makes the step fail, the other is held": {
+			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
+			answers: map[string][]error{"isolate": {activities.Refuse("no"), nil}},
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate ? refused (no)", "isolate ? changed", "tell a changed", "tell b changed"},
+		},
+		"evidence that fails does not stop the containment": {
+			steps:   "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			answers: map[string][]error{"snapshot": {errAway, errAway, errAway, errAway, errAway, errAway, errAway, errAway}},
+			want:    []string{"snapshot a failed", "snapshot b failed", "isolate a changed"},
+		},
+		"what the phase does not let run is proposed, and on_failure does not run": {
+			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
+			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a proposed (would isolate a (phase 1))"},
+		},
+		"an if that is false skips": {
+			steps: "\n  - enrich: ctx\n    id: c\n  - notify: tell\n    if: c.count > 100\n  - notify: tell\n    if: c.count == 7\n",
+			want:  []string{"ctx a changed", "ctx b changed", "tell  skipped (`if` is false)", "tell a changed", "tell b changed"},
+		},
+		"a retry tries again": {
+			steps:   "\n  - enrich: ctx\n    target: incident.targets[0]\n    retry: { attempts: 2, backoff: 10ms }\n",
+			answers: map[string][]error{"ctx": {errAway, errAway, errAway, nil}},
+			want:    []string{"ctx a failed", "ctx a changed"},
+		},
+		"parallel branches are joined before what follows": {
+			steps: "\n  - parallel:\n      - enrich: ctx\n        id: c\n      - evidence: snapshot\n  - notify: tell\n    if: c.count == 7\n",
+			want:  []string{"ctx a changed", "ctx b changed", "snapshot a changed", "snapshot b changed", "tell a changed", "tell b changed"},
+		},
+		"an approval that is given runs its steps": {
+			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+			want: []string{"snapshot a changed", "snapshot b changed", "approval  changed", "scale a changed", "scale b changed"},
+		},
+		"an approval that is refused runs on_denied and nothing else": {
+			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: no(),
+			want:  []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
+		},
+		"silence denies": {
+			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}},
+			want: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+		},
+		"where the phase lets nothing run nobody is asked": {
+			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, vote: yes(),
+			want:  []string{"snapshot a changed", "snapshot b changed", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
+			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
+		},
+		"a scope that wants its approvers asked asks them": {
+			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
+			vote:    yes(),
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a changed"},
+		},
+		"a scope without approvers denies": {
+			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a denied (nobody may approve"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, report := play(t, s)
+			got := make([]string, 0, len(report.Steps))
+			names := map[string]string{"pod:" + t.Name() + "/a": "a", "pod:" + t.Name() + "/b": "b"}
+			for _, step := range report.Steps {
+				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Action, names[step.Target], step.Outcome, step.Reason), " ()"))
+			}
+			compare(t, s.want, got)
+			if s.check != nil {
+				s.check(t, w)
+			}
+		})
+	}
+}
+
+// compare wants each line to be there, in the order of the steps; targets and branches of one step may change places.
+func compare(t *testing.T, want, got []string) {
+	t.Helper()
+	require.Len(t, got, len(want), strings.Join(got, "\n"))
+	left := slices.Clone(got)
+	for _, line := range want {
+		i := slices.IndexFunc(left, func(g string) bool {
+			if action, outcome, ok := strings.Cut(line, " ? "); ok {
+				return strings.HasPrefix(g, action+" ") && strings.Contains(g, " "+outcome)
+			}
+			return strings.HasPrefix(g, line)
+		})
+		require.GreaterOrEqual(t, i, 0, "no line %q in\n%s", line, strings.Join(got, "\n"))
+		left = slices.Delete(left, i, i+1)
+	}
+}
+
+// play runs a scenario's playbook on a task queue of its own.
+func play(t *testing.T, s scenario) (*world, playbook.Report) {
+	t.Helper()
+	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict}
+	if w.answers == nil {
+		w.answers = map[string][]error{}
+	}
+	set := activities.NewSet(&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
+		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt})
+	set.Guards, set.Authority, set.Evidence = w, shared.key, &activities.EvidenceStore{Dir: t.TempDir()}
+
+	options := shared.options
+	options.Logger = quiet{}
+	c, err := client.Dial(options)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	// Scenarios share Temporal and run at once: each has a namespace of queues by its own client's identity.
+	queue := workflows.TaskQueue + "/" + t.Name()
+	catalogue := set.Catalogue()
+	leases := &lease.Workflows{Catalogue: catalogue}
+	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
+	work := sdkworker.New(c, queue, sdkworker.Options{})
+	work.RegisterWorkflow(leases.Lease)
+	work.RegisterWorkflow(plays.Playbook)
+	work.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	require.NoError(t, work.Start())
+	t.Cleanup(work.Stop)
+
+	target := func(name string) playbooks.Target {
+		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
+	}
+	in := playbook.Input{Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + s.steps),
+		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
+		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}}}
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
+	require.NoError(t, err)
+	if s.vote != nil {
+		answer(t, c, run.GetID(), *s.vote)
+	}
+	var report playbook.Report
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	require.NoError(t, run.Get(ctx, &report))
+	require.Empty(t, report.Error)
+	return w, report
+}
+
+// answer votes as the gateway would, when a question is open or the run has ended without one.
+func answer(t *testing.T, c client.Client, id string, approve bool) {
+	t.Helper()
+	var open []playbook.Pending
+	require.Eventually(t, func() bool {
+		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+		if err != nil || value.Get(&open) != nil {
+			return false
+		}
+		d, err := c.DescribeWorkflowExecution(t.Context(), id, "")
+		return len(open) > 0 || err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
+	}, 30*time.Second, 20*time.Millisecond)
+	for _, p := range open {
+		signed, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: "alice", Groups: []string{"people"}, Approve: approve, At: time.Now()})
+		require.NoError(t, err)
+		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, signed))
+	}
+}
+
+type quiet struct{}
+
+func (quiet) Debug(string, ...any) {}
+func (quiet) Info(string, ...any)  {}
+func (quiet) Warn(string, ...any)  {}
+func (quiet) Error(string, ...any) {}
