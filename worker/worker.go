@@ -66,6 +66,8 @@ type Options struct {
 	Socket string
 	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
 	Switch guards.Lever
+	// NoHostDrills: see gateway.Intake.
+	NoHostDrills bool
 	// Evidence is where evidence is kept; "" means below Dir.
 	Evidence string
 	Log      *slog.Logger
@@ -115,7 +117,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
-	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
+	w.Hub = &gateway.Hub{Started: time.Now(), Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
@@ -134,7 +136,7 @@ func (w *Worker) start(ctx context.Context) error {
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills}
 	w.Hub.Intake = w.Intake
 
 	w.main = sdkworker.New(o.Client, workflows.TaskQueue, sdkworker.Options{

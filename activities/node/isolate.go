@@ -203,9 +203,13 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 		}
 		if refused != nil {
 			notes = append(notes, "no NetworkPolicy: "+refused.Detail)
-		} else if !locked {
+		} else {
 			for _, d := range found.Defeats {
-				notes = append(notes, "incomplete: "+d.String())
+				if locked {
+					notes = append(notes, "the node's lock holds, but the NetworkPolicy alone would not: "+d.String())
+				} else {
+					notes = append(notes, "incomplete: "+d.String())
+				}
 			}
 		}
 	}

@@ -163,7 +163,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	}
 	options := worker.Options{
 		Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster),
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster), NoHostDrills: true,
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}

@@ -147,6 +147,9 @@ func (in *installation) apply(t *testing.T, stream []byte, secrets map[string]st
 		if !ok {
 			t.Fatalf("manifests hold a %s, which this test does not know", o.GetKind())
 		}
+		if o.GetKind() == "Deployment" {
+			observeOften(t, o)
+		}
 		gvk := o.GroupVersionKind()
 		where := client.Resource(schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: resource})
 		strict := metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}
@@ -163,6 +166,21 @@ func (in *installation) apply(t *testing.T, stream []byte, secrets map[string]st
 				in.secret(t, name, dir)
 			}
 		}
+	}
+}
+
+// observeOften lets leases observe every second what they do every half minute by default.
+func observeOften(t *testing.T, deployment *unstructured.Unstructured) {
+	t.Helper()
+	containers, _, err := unstructured.NestedSlice(deployment.Object, "spec", "template", "spec", "containers")
+	if err != nil || len(containers) != 1 {
+		t.Fatalf("the worker has %d containers (%v)", len(containers), err)
+	}
+	worker, _ := containers[0].(map[string]any)
+	args, _ := worker["args"].([]any)
+	worker["args"] = append(args, "--verify-every", "1s")
+	if err := unstructured.SetNestedSlice(deployment.Object, containers, "spec", "template", "spec", "containers"); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"stanch/activities"
@@ -330,17 +331,11 @@ func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) 
 		return
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
-		if m.Fought { // it holds now; that somebody keeps undoing it must still be seen
-			m.Reason = fmt.Sprintf("it is being fought over, put back %d times; it holds now: %s", m.Reapplied, r.Detail)
-		}
 	default:
 		m.Verified, m.Reapply = false, true
 		m.Reapplied++
 		m.Fought = m.Fought || m.Reapplied >= foughtLimit
 		m.Reason = "it was put back: " + r.Detail
-		if m.Fought {
-			m.Reason = fmt.Sprintf("it is being fought over, put back %d times: %s", m.Reapplied, r.Detail)
-		}
 	}
 	if was != m.Verified || m.Reapply {
 		m.tell(now)
@@ -371,9 +366,13 @@ func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
 }
 
 func (m *Machine) report(now time.Time) playbooks.LeaseReport {
+	reason := m.Reason
+	if m.Fought { // also while it holds: somebody keeps undoing it
+		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.Reapplied, reason), ": ")
+	}
 	return playbooks.LeaseReport{
 		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
-		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: m.Reason, At: now, AppliedAt: m.Applied,
+		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: reason, At: now, AppliedAt: m.Applied,
 	}
 }
 
