@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 
 	"stanch/playbooks"
@@ -110,6 +111,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 		return Result{Outcome: playbooks.OutcomeRefused, Reason: fmt.Sprintf("there is no observing action %q", in.Request.Action)}, nil
 	}
 	spec := action.Spec()
+	defer beat(ctx)()
 	s.at("observe/" + spec.Name)
 	result, err := s.observe(context.WithValue(ctx, proofsKey{}, in.Proofs), action, in.Request)
 	s.at("observed/" + spec.Name)
@@ -214,6 +216,7 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 	if !ok {
 		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", r.Action)}}, nil
 	}
+	defer beat(ctx)()
 	s.at("apply/before/" + r.Action)
 	decision, token, held, err := s.permit(ctx, action, in)
 	if err != nil {
@@ -319,6 +322,31 @@ func (s *Set) token(r Request, on string, issued, since time.Time) (proof.Signed
 	return signed, nil
 }
 
+// Heartbeat is how long an activity may be silent: one whose process died is tried again after that, and not when its
+// whole time is up.
+const Heartbeat = 3 * time.Second
+
+// beat tells Temporal that the activity lives until what it returns is called.
+func beat(ctx context.Context) (stop func()) {
+	if !activity.IsActivity(ctx) {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		tick := time.NewTicker(Heartbeat / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				activity.RecordHeartbeat(ctx)
+			}
+		}
+	}()
+	return cancel
+}
+
 // VerifyInput is the input of Verify.
 type VerifyInput struct {
 	Request Request         `json:"request"`
@@ -338,6 +366,7 @@ func (s *Set) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) 
 	if !ok {
 		return VerifyResult{}, failed(fmt.Errorf("there is no containment %q", in.Request.Action))
 	}
+	defer beat(ctx)()
 	inForce, detail, err := action.Verify(ctx, in.Request, in.Prior)
 	if errors.Is(err, ErrGone) {
 		return VerifyResult{Gone: true, Detail: err.Error()}, nil
@@ -379,6 +408,7 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 			return UndoResult{Reason: err.Error()}, nil
 		}
 	}
+	defer beat(ctx)()
 	s.at("undo/before/" + r.Action)
 	drift, err := action.Undo(ctx, r, in.Prior, in.Grant)
 	s.at("undo/after/" + r.Action)

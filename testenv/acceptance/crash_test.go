@@ -36,39 +36,50 @@ var points = []struct {
 	{name: "undo/after/pod.isolate", release: true},
 }
 
-// after a death and a new start it all goes on to its end: one incident, one lock, one undo.
+// After a death and a new start it all goes on to its end: one incident, one lock, one undo. All die first and are
+// followed then: most of the time they wait for Temporal to notice.
 func TestDeathAtAnyPointLosesNothing(t *testing.T) {
 	stand.Needs(t)
-	slots := make(chan struct{}, 4) // as many at once: most of each is waiting for Temporal's timeouts
-	for _, point := range points {
-		t.Run(point.name, func(t *testing.T) {
-			t.Parallel()
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			s := stand.New(t, binary, stand.Options{Config: contains, Playbooks: holdFor(10 * time.Minute)})
-			s.Up(t, "STANCH_CRASH_AT="+point.name, "STANCH_CRASH_MARKER="+filepath.Join(s.Dir, "crashed"))
-			c := s.Container(t)
+	type victim struct {
+		*stand.Stand
+		c *stand.Container
+	}
+	victims := make([]victim, len(points))
+	for i, point := range points {
+		s := stand.New(t, binary, stand.Options{Config: contains, Playbooks: holdFor(10 * time.Minute)})
+		s.Up(t, "STANCH_CRASH_AT="+point.name, "STANCH_CRASH_MARKER="+filepath.Join(s.Dir, "crashed"))
+		c := s.Container(t)
+		c.Attack(t)
+		if point.release {
+			in := s.Incident(t, c.ID, 30*time.Second, "held", held)
+			release(t, s, in)
+		}
+		require.True(t, s.Ended(30*time.Second), "the process dies at %s", point.name)
+		s.Up(t)
+		if point.again {
 			c.Attack(t)
-			if point.release {
-				in := s.Incident(t, c.ID, 30*time.Second, "held", held)
-				_, stderr, code := s.Run(t, "release", in.Leases[0].ID)
-				require.Zero(t, code, stderr)
-			}
-			require.True(t, s.Ended(30*time.Second), "the process dies at the point")
-			s.Up(t)
-			if point.again {
-				c.Attack(t)
-			}
+		}
+		victims[i] = victim{s, c}
+	}
+	for i, point := range points {
+		t.Run(point.name, func(t *testing.T) {
+			s, c := victims[i].Stand, victims[i].c
 			if !point.release {
 				in := s.Incident(t, c.ID, 70*time.Second, "held", held)
 				heldOnce(t, s, c, in)
-				_, stderr, code := s.Run(t, "release", in.Leases[0].ID)
-				require.Zero(t, code, stderr)
+				release(t, s, in)
 			}
 			s.Incident(t, c.ID, 70*time.Second, "released and undone", undone)
 			undoneOnce(t, s, c)
+			s.Kill()
 		})
 	}
+}
+
+func release(t *testing.T, s *stand.Stand, in playbooks.Incident) {
+	t.Helper()
+	_, stderr, code := s.Run(t, "release", in.Leases[0].ID)
+	require.Zero(t, code, stderr)
 }
 
 func heldOnce(t *testing.T, s *stand.Stand, c *stand.Container, in playbooks.Incident) {

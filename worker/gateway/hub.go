@@ -42,9 +42,17 @@ type Hub struct {
 	// Serve starts to serve a node's task queue and returns what stops it.
 	Serve func(node string) (stop func(), err error)
 
+	// Started is when this process began to listen for nodes.
+	Started time.Time
+
 	mu    sync.Mutex
 	nodes map[string]*node
+	left  map[string]time.Time // when a node's last stream ended
 }
+
+// patience is how long a node that was here a moment ago, or that had no time to dial since this process started, is
+// waited for: a restart must not turn a containment into a refusal.
+const patience = 8 * time.Second
 
 var _ activities.Nodes = (*Hub)(nil)
 
@@ -155,6 +163,10 @@ func (h *Hub) leave(n *node) {
 	defer h.mu.Unlock()
 	if h.nodes[n.name] == n {
 		delete(h.nodes, n.name)
+		if h.left == nil {
+			h.left = map[string]time.Time{}
+		}
+		h.left[n.name] = time.Now()
 	}
 }
 
@@ -218,11 +230,28 @@ func (n *node) answer(r *linkpb.Result) {
 	c.answers <- r
 }
 
+// find gives a node's stream, waiting for it where it can be expected to come.
+func (h *Hub) find(ctx context.Context, name string) *node {
+	for {
+		h.mu.Lock()
+		n, left := h.nodes[name], h.left[name]
+		h.mu.Unlock()
+		if n != nil || time.Since(left) > patience && time.Since(h.Started) > patience {
+			return n
+		}
+		timer := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
 // Call sends a command to a node whose stream is here, and waits for the answer.
 func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body, out any) ([]link.Blob, error) {
-	h.mu.Lock()
-	n := h.nodes[name]
-	h.mu.Unlock()
+	n := h.find(ctx, name)
 	if n == nil {
 		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeAway)
 	}

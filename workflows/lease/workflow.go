@@ -139,8 +139,8 @@ func (l *loop) wait(ctx workflow.Context, until time.Time) {
 // call runs an activity of the lease's target.
 func (l *loop) call(ctx workflow.Context, attempts int32, activity, in, out any) error {
 	return l.Timing.Route.Run(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
-		StartToCloseTimeout: 30 * time.Second,
-		RetryPolicy:         &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
+		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.Heartbeat,
+		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
 	}, activity, in, out)
 }
 

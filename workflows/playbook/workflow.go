@@ -324,7 +324,7 @@ func (r *run) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
 		limit = s.Timeout
 	}
 	o := workflow.ActivityOptions{
-		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second,
+		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second, HeartbeatTimeout: activities.Heartbeat,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
 	}
 	return o
