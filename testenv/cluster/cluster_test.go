@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -22,7 +23,26 @@ import (
 // onlyPods leaves the containers of this machine alone that are no pods: other tests' are among them.
 const onlyPods = "phase: 3\nbudget: {per_hour: 1000}\nscopes:\n  - {name: hosts, namespaces: [\"\"], phase: 1}\n"
 
-func TestMain(m *testing.M) { os.Exit(kube.Main(m)) }
+// programs is the folder of the programs under test; TestMain builds them once.
+var programs string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 || len(kube.Missing()) > 0 {
+		return m.Run() // every test says that it is skipped
+	}
+	dir, err := os.MkdirTemp("", "cluster-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		programs, err = dir, build(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return kube.Main(m)
+}
 
 // result is what `stanch drill -o json` promises.
 type result struct {
@@ -44,7 +64,7 @@ type result struct {
 }
 
 func TestInstalled(t *testing.T) {
-	in := install(t, 3, onlyPods)
+	in := install(t, kube.Shared(t), 3, onlyPods)
 
 	for name, actions := range map[string][]string{
 		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"},

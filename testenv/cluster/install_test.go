@@ -42,17 +42,15 @@ type installation struct {
 }
 
 // install does what a user does: keys, secrets, certificates, manifests. Everything is gone when the test ends.
-func install(t *testing.T, phase int, config string) *installation {
+func install(t *testing.T, lab *kube.Cluster, phase int, config string) *installation {
 	t.Helper()
 	require.Root(t)
-	in := &installation{Cluster: kube.Shared(t), dir: shortDir(t)}
+	in := &installation{Cluster: lab, dir: shortDir(t)}
 	in.namespace = "stanch-" + filepath.Base(in.dir)
 	in.data, in.lockDir = filepath.Join(in.dir, "data"), "/sys/fs/bpf/"+in.namespace
 	shareBPF(t)
-	in.binary = filepath.Join(in.dir, "stanch")
-	sensor := filepath.Join(in.dir, "stanch-sensor")
-	build(t, in.binary, "stanch/cmd/stanch")
-	build(t, sensor, "stanch/cmd/stanch-sensor")
+	in.binary = filepath.Join(programs, "stanch")
+	sensor := filepath.Join(programs, "stanch-sensor")
 	in.image(t, "stanch.lab/stanch:1", in.binary, "/stanch")
 	in.image(t, "stanch.lab/stanch-sensor:1", sensor, "/stanch-sensor")
 	if _, err := in.ImportAttack(t.Context()); err != nil {
@@ -283,12 +281,12 @@ func (in *installation) image(t *testing.T, name, program, at string) {
 }
 
 // build builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes minutes.
-func build(t *testing.T, out, pkg string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", out, pkg)
+func build(dir string) error {
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/", "stanch/cmd/stanch", "stanch/cmd/stanch-sensor")
 	if said, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v: %s", pkg, err, said)
+		return fmt.Errorf("build the programs: %w: %s", err, said)
 	}
+	return nil
 }
 
 // shortDir is a folder whose path leaves room for the name of a unix socket.
