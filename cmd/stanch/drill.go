@@ -299,13 +299,13 @@ func (d *drill) approve(ctx context.Context, fits func(playbook.Pending) bool) b
 	if d.local.get(ctx, "/v1/pending", &pending) != nil {
 		return false
 	}
-	any := false
+	answered := false
 	for _, p := range pending {
 		if p.Incident == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			any = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.ID, Approve: true, Reason: "drill"}, nil) == nil || any
+			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.ID, Approve: true, Reason: "drill"}, nil) == nil || answered
 		}
 	}
-	return any
+	return answered
 }
 
 func (d *drill) latency(in playbooks.Incident) {

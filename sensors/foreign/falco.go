@@ -83,7 +83,10 @@ func Falco(raw []byte) (sensors.Detection, error) {
 			}
 			return s
 		}
-		return strings.Trim(string(v), "null")
+		if string(v) == "null" {
+			return ""
+		}
+		return string(v)
 	}
 	number := func(name string) uint32 {
 		n, err := strconv.ParseUint(get(name), 10, 32)
