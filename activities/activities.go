@@ -124,7 +124,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 		}
 		result.Receipt = &receipt
 		if err != nil {
-			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil
+			return Result{Outcome: playbooks.OutcomeFailed, Reason: err.Error(), Receipt: &receipt}, nil //nolint:nilerr // a failure that is recorded, and stops nothing
 		}
 	}
 	if err != nil {
@@ -423,7 +423,7 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 	}
 	inForce, detail, err := action.Verify(ctx, r, in.Prior)
 	if errors.Is(err, ErrGone) {
-		return UndoResult{Undone: true}, nil
+		return UndoResult{Undone: true}, nil //nolint:nilerr // nothing is left that could be in force
 	}
 	if err != nil {
 		return UndoResult{}, failed(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))

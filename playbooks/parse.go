@@ -270,7 +270,7 @@ func (p *parser) step(n *yaml.Node, path string) Step {
 		"steps": func(k, v *yaml.Node) { approvalKeys["steps"] = posOf(k); approval.Steps = p.steps(v, path+".steps") },
 	}
 	for _, verb := range Verbs {
-		readers[string(verb)] = func(k, v *yaml.Node) {
+		readers[string(verb)] = func(_, v *yaml.Node) {
 			kinds = append(kinds, string(verb))
 			s.Verb, s.Action, s.ActionPos = verb, p.str(v, string(verb)), posOf(v)
 		}

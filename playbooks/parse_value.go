@@ -59,6 +59,7 @@ func contentPos(n *yaml.Node) Pos {
 	case yaml.LiteralStyle, yaml.FoldedStyle:
 		pos.Line++
 		pos.Column = 1
+	default: // plain: its text begins where it does
 	}
 	return pos
 }

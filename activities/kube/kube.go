@@ -214,7 +214,7 @@ func owns(fields *metav1.FieldsV1, path []string) bool {
 	if fields == nil {
 		return false
 	}
-	tree := json.RawMessage(fields.Raw)
+	tree := json.RawMessage(fields.GetRawBytes())
 	for _, name := range path {
 		var level map[string]json.RawMessage
 		if err := json.Unmarshal(tree, &level); err != nil {

@@ -91,8 +91,7 @@ type rights struct {
 }
 
 type role struct {
-	rules   []rbacv1.PolicyRule
-	counted bool // its changes are told
+	rules []rbacv1.PolicyRule
 }
 
 func (r *rights) binding(ctx context.Context, client kubernetes.Interface, label, namespace string, o metav1.Object,

@@ -172,6 +172,7 @@ func what(e sensors.Event) string {
 		return fmt.Sprintf("%s -> %s port %d", e.Process.Exe, e.Network.Address, e.Network.Port)
 	case sensors.KindOpen:
 		return fmt.Sprintf("%s opened %s", e.Process.Exe, e.File.Path)
+	default:
+		return fmt.Sprint(e.Process.Exe, " ", e.Process.Args)
 	}
-	return fmt.Sprint(e.Process.Exe, " ", e.Process.Args)
 }

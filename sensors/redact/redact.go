@@ -42,7 +42,7 @@ func Args(args []string) []string {
 		switch name, value, hasValue := strings.Cut(a, "="); {
 		case i == 0:
 			out[i] = Text(a)
-		case hideNext && !(strings.HasPrefix(a, "-") && len(a) > 1 && secretOption(a)):
+		case hideNext && (!strings.HasPrefix(a, "-") || len(a) <= 1 || !secretOption(a)):
 			out[i], hideNext = Mark, false
 		case hasValue && value != "" && optionName.MatchString(name) && secretWord.MatchString(name) && wholeValue(a):
 			out[i], hideNext = name+"="+Mark, false

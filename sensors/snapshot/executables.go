@@ -137,7 +137,8 @@ func inUpperLayer(p *Process) bool {
 			continue
 		}
 		point := f[4]
-		if !(point == "/" || p.Exe == point || strings.HasPrefix(p.Exe, strings.TrimRight(point, "/")+"/")) || len(point) < len(best) {
+		inside := point == "/" || p.Exe == point || strings.HasPrefix(p.Exe, strings.TrimRight(point, "/")+"/")
+		if !inside || len(point) < len(best) {
 			continue
 		}
 		best, upper = point, ""
