@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -63,6 +64,7 @@ func write(ctx context.Context, data, out string) error {
 	if err != nil {
 		return fmt.Errorf("list workflows: %w", err)
 	}
+	ids := map[string]string{}
 	for i, w := range list.GetExecutions() {
 		history := &historypb.History{}
 		for it := c.GetWorkflowHistory(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), false, enums.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
@@ -80,7 +82,15 @@ func write(ctx context.Context, data, out string) error {
 		if err := os.WriteFile(filepath.Join(out, name), append(raw, '\n'), 0o600); err != nil {
 			return fmt.Errorf("write a history: %w", err)
 		}
+		ids[name] = w.GetExecution().GetWorkflowId()
 		fmt.Println(name, w.GetExecution().GetWorkflowId(), w.GetStatus())
+	}
+	raw, err := json.MarshalIndent(ids, "", "  ")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(out, "ids"), append(raw, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the workflows' ids: %w", err)
 	}
 	return nil
 }
