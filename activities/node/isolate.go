@@ -139,11 +139,15 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		plan.Changes = append(plan.Changes, change)
 	}
 	if prior.Policy {
-		found, refused, err := kube.PlanIsolate(ctx, a.Kube, a.kubeRequest(r, params))
-		if err != nil {
-			return plan, fmt.Errorf("plan the policy: %w", err)
-		}
-		if refused != nil {
+		found, refused, err := a.planPolicy(ctx, r, params, prior.Lock)
+		switch {
+		case err != nil && prior.Lock:
+			// A cluster that is away must not keep the lock waiting: the policy follows when it is back.
+			plan.Warnings = append(plan.Warnings, "the API server does not answer, the policy follows when it does: "+err.Error())
+			found = &kube.IsolatePlan{Changes: []string{"unknown"}}
+		case err != nil:
+			return plan, err
+		case refused != nil:
 			return plan, activities.Refuse("%s", refused.Detail)
 		}
 		// The names of policy and label hold the lease's id, which a plan that is shown does not know yet.
@@ -157,6 +161,53 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		return plan, fmt.Errorf("save the prior state: %w", err)
 	}
 	return plan, nil
+}
+
+// clusterWait is how long the API server may take while the node's lock is what holds.
+const clusterWait = 1500 * time.Millisecond
+
+func (a *Isolate) planPolicy(ctx context.Context, r activities.Request, params IsolateParams, lockToo bool) (*kube.IsolatePlan, *kube.Refusal, error) {
+	if lockToo {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, clusterWait)
+		defer cancel()
+	}
+	found, refused, err := kube.PlanIsolate(ctx, a.Kube, a.kubeRequest(r, params))
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan the policy: %w", err)
+	}
+	return found, refused, nil
+}
+
+// applyPolicy adds the policy, and says what is to be known of it.
+func (a *Isolate) applyPolicy(ctx context.Context, r activities.Request, params IsolateParams, locked bool) (notes []string, err error) {
+	if locked {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 2*clusterWait)
+		defer cancel()
+	}
+	request := a.kubeRequest(r, params)
+	if err := kube.MayShorten(ctx, a.Kube, request, r); err != nil {
+		return nil, fmt.Errorf("read the policy's stamp: %w", err)
+	}
+	found, refused, err := kube.ApplyIsolate(ctx, a.Kube, request)
+	if err != nil {
+		return nil, fmt.Errorf("apply the policy: %w", err)
+	}
+	if refused != nil && !locked {
+		return nil, activities.Refuse("%s", refused.Detail)
+	}
+	if refused != nil {
+		return []string{"no NetworkPolicy: " + refused.Detail}, nil
+	}
+	for _, d := range found.Defeats {
+		if locked {
+			notes = append(notes, "the node's lock holds, but the NetworkPolicy alone would not: "+d.String())
+		} else {
+			notes = append(notes, "incomplete: "+d.String())
+		}
+	}
+	return notes, nil
 }
 
 // Apply locks on the node first, since that holds within microseconds, and adds the policy then.
@@ -190,28 +241,17 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 		}
 	}
 	if prior.Policy {
-		request := a.kubeRequest(r, params)
-		if err := kube.MayShorten(ctx, a.Kube, request, r); err != nil {
+		policy, err := a.applyPolicy(ctx, r, params, locked)
+		_, refused := activities.AsRefusal(err)
+		switch {
+		case err != nil && locked && !refused:
+			// What holds must not be taken back because the cluster is away; the next verification misses the policy
+			// and has it applied.
+			notes = append(notes, "the node's lock holds; the policy follows when the API server answers: "+err.Error())
+		case err != nil:
 			return effect, err
 		}
-		found, refused, err := kube.ApplyIsolate(ctx, a.Kube, request)
-		if err != nil {
-			return effect, fmt.Errorf("apply the policy: %w", err)
-		}
-		if refused != nil && !locked {
-			return effect, activities.Refuse("%s", refused.Detail)
-		}
-		if refused != nil {
-			notes = append(notes, "no NetworkPolicy: "+refused.Detail)
-		} else {
-			for _, d := range found.Defeats {
-				if locked {
-					notes = append(notes, "the node's lock holds, but the NetworkPolicy alone would not: "+d.String())
-				} else {
-					notes = append(notes, "incomplete: "+d.String())
-				}
-			}
-		}
+		notes = append(notes, policy...)
 	}
 	effect.Outcome = playbooks.OutcomeChanged
 	if !locked {
