@@ -3,6 +3,8 @@ SHELL      := /bin/bash
 GO         ?= go
 CACHE      ?= $(or $(STANCH_CACHE),$(HOME)/.cache/stanch)
 DATA       ?= $(CURDIR)/.cache/data
+# One static build serves the machine, the images of the tests, and the tests themselves.
+export CGO_ENABLED := 0
 LAB        := $(CACHE)/lab/state.json
 TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
@@ -29,7 +31,7 @@ bin/stanch: $(SOURCES)
 	@bash scripts/progress.sh $(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch
 
 bin/stanch-sensor: $(SOURCES)
-	@CGO_ENABLED=0 $(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
+	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
 setup: ## install what the tests need (Debian packages) and build the lab's Kubernetes node
 	@bash scripts/setup.sh $(PACKAGES)
