@@ -84,6 +84,23 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	}
 }
 
+func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
+	for when, want := range map[string]bool{
+		`incident.objective == "crypto-mining" && incident.severity != "low"`:          true,
+		`incident.objective in ["escape", "crypto-mining"]`:                            true,
+		`any(incident.detections, .objective == "execution" && .severity == "medium")`: true,
+		`any(incident.targets, .kind == "container")`:                                  false,
+		`incident.objective startsWith "crypto" and len(incident.objective) == 13`:     true,
+	} {
+		source := "playbook: p\nmatch: { when: '" + when + "' }\nsteps:\n  - evidence: pod.logs\n"
+		program, problems := playbooks.Load("p.yaml", []byte(source), catalogue())
+		require.NoError(t, problems.Err(), when)
+		got, why := program.Matches(playbooks.Incident{Objective: "crypto-mining", Severity: "high", Targets: []playbooks.Target{{Kind: playbooks.TargetPod}},
+			Detections: []playbooks.DetectionSummary{{Objective: "execution", Severity: "medium"}}})
+		require.Equal(t, want, got, "%s: %s", when, why)
+	}
+}
+
 func FuzzLoad(f *testing.F) {
 	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml"} {
 		files, _ := filepath.Glob(pattern)

@@ -6,6 +6,7 @@ package condition
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/expr-lang/expr"
@@ -32,11 +33,26 @@ var builtins = []string{
 // Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
 // the allow-list of builtins and the bounds. env is a value whose type is the environment's.
 func Options(env any) []expr.Option {
-	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes)}
+	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes), expr.Patch(namedStrings{})}
 	for _, name := range builtins {
 		options = append(options, expr.EnableBuiltin(name))
 	}
 	return options
+}
+
+// namedStrings makes a plain string of every field whose Go type is a string by another name, so that people compare
+// `incident.objective` with "crypto-mining" as they would expect.
+type namedStrings struct{}
+
+func (namedStrings) Visit(node *ast.Node) {
+	switch (*node).(type) {
+	case *ast.IdentifierNode, *ast.MemberNode:
+	default:
+		return
+	}
+	if t := (*node).Type(); t != nil && t.Kind() == reflect.String && t != reflect.TypeFor[string]() {
+		ast.Patch(node, &ast.BuiltinNode{Name: "string", Arguments: []ast.Node{*node}})
+	}
 }
 
 // Error is a problem of one expression; Offset is the character in it, from 0.
