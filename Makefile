@@ -54,8 +54,11 @@ lint: check
 generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/link
 
+FUZZ := playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
+	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs
+
 fuzz: ## fuzz every parser for a minute each
-	@for p in ./playbooks:FuzzLoad ./sensors/probe:FuzzDecode; do $(GO) test -run '^$$' -fuzz $${p##*:} -fuzztime 60s $${p%%:*} || exit 1; done
+	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done
 
 clean: ## remove what was built here
 	rm -rf bin .cache
