@@ -42,17 +42,19 @@ func openPurse(ctx context.Context, temporal client.Client, cluster string, log 
 			log.Error("a spending is not kept durably: too many wait", "lease", s.Lease)
 		}
 	})
-	w := sdkworker.New(temporal, budgetQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2})
+	w := sdkworker.New(temporal, budgetQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second})
 	w.RegisterWorkflow(budget.Budget)
 	if err := w.Start(); err != nil {
 		return nil, nil, fmt.Errorf("keep the budget: %w", err)
 	}
-	if err = p.give(ctx, nil); err == nil {
-		err = p.refresh(ctx)
-	}
-	if err != nil {
+	if err := p.give(ctx, nil); err != nil {
 		w.Stop()
 		return nil, nil, err
+	}
+	if err := p.refresh(ctx); err != nil {
+		// After a crash Temporal may still wait for the dead worker's answer. That must not keep Stanch down: the budget
+		// is read again within seconds.
+		log.Warn("the budget goes on with what this worker knows", "error", err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go p.run(ctx)
@@ -71,7 +73,7 @@ func (p *purse) give(ctx context.Context, batch []budget.Spent) error {
 
 // refresh reads what was spent, by this worker before it was started anew and by others.
 func (p *purse) refresh(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
 	defer cancel()
 	value, err := p.temporal.QueryWorkflow(ctx, budget.ID(p.cluster), "", budget.Query)
 	var all []budget.Spent
