@@ -51,6 +51,8 @@ type Request struct {
 	Incident Brief            `json:"incident"`
 	Lease    string           `json:"lease,omitempty"`
 	Until    time.Time        `json:"until,omitzero"`
+	// For is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
+	For time.Duration `json:"for,omitempty"`
 	// Shorten is a release grant under which the end may come earlier than was stamped.
 	Shorten *proof.Signed `json:"shorten,omitempty"`
 	// Extend is a grant under which a lease that holds may end later than its token says.
@@ -89,7 +91,8 @@ type Plan struct {
 	Action  string          `json:"action"`
 	Target  string          `json:"target"` // its ID
 	Params  json.RawMessage `json:"params"`
-	Changes []string        `json:"changes"` // sentences for a person
+	For     time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
+	Changes []string        `json:"changes"`       // sentences for a person
 	// Prior is the state to restore. It is recorded before anything is applied.
 	Prior    json.RawMessage `json:"prior,omitempty"`
 	Warnings []string        `json:"warnings,omitempty"`
@@ -100,13 +103,19 @@ type Plan struct {
 	Held bool `json:"held,omitempty"`
 }
 
-// Hash is what an approval is bound to: action, target, parameters and changes.
+// bind says which request the plan is for.
+func (p *Plan) bind(r Request) {
+	p.Action, p.Target, p.Params, p.For = r.Action, r.Target.ID(), r.Params, r.For
+}
+
+// Hash is what an approval is bound to: action, target, parameters, how long, and changes.
 func (p Plan) Hash() string {
 	return proof.Hash(struct {
 		Action, Target string
 		Params         json.RawMessage
+		For            time.Duration
 		Changes        []string
-	}{p.Action, p.Target, p.Params, p.Changes})
+	}{p.Action, p.Target, p.Params, p.For, p.Changes})
 }
 
 // Effect is what Apply did and observed.

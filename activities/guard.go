@@ -56,7 +56,9 @@ type Question struct {
 	Request  Request
 	Basis    Basis
 	PlanHash string
-	Now      time.Time
+	// Held is until when the same lease holds already, by its token; zero if it does not.
+	Held time.Time
+	Now  time.Time
 	// Before is true immediately before the effect: the budget is then spent.
 	Before bool
 }

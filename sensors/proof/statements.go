@@ -18,6 +18,7 @@ type Attestation struct {
 	Confidence float64   `json:"confidence"`
 	Node       string    `json:"node"`
 	Namespace  string    `json:"namespace,omitempty"` // of the pod, as the gateway knows it
+	Workload   string    `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
 	Scope      string    `json:"scope,omitempty"`     // "drill" for a drill's own target
 	Accepted   time.Time `json:"accepted"`
 }

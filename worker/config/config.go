@@ -71,6 +71,8 @@ type Protected struct {
 type Budget struct {
 	PerHour int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
 	Share   float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
+	// Longest is for how long a containment may hold that nobody approved.
+	Longest Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
 // Foreign is a source of detections that posts over HTTP with a token.
@@ -129,6 +131,9 @@ func (c *Config) withDefaults() *Config {
 	}
 	if c.Budget.Share == 0 {
 		c.Budget.Share = 0.5
+	}
+	if c.Budget.Longest == 0 {
+		c.Budget.Longest = Duration(24 * time.Hour)
 	}
 	if len(c.Protected.Namespaces) == 0 {
 		c.Protected.Namespaces = []string{"kube-system", "stanch-system"}
@@ -295,7 +300,7 @@ func keysOf(typeName string) []string {
 	case "Protected":
 		return []string{"namespaces", "workloads"}
 	case "Budget":
-		return []string{"per_hour", "share"}
+		return []string{"per_hour", "share", "longest"}
 	case "Foreign":
 		return []string{"name", "token_file"}
 	}

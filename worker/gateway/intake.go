@@ -246,7 +246,8 @@ func (i *Intake) signal(key string, batch []*item) error {
 		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
 		signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
 			Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
-			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Scope: scope, Accepted: now,
+			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
+			Workload: incident.WorkloadOf(d).String(), Scope: scope, Accepted: now,
 		})
 		if err != nil {
 			return fmt.Errorf("attest detection %s: %w", d.ID, err)

@@ -59,7 +59,8 @@ type Facts struct {
 	Verdict    playbooks.Verdict // of the signals
 	Receipts   []proof.Receipt
 	Grant      *proof.Grant
-	GrantError string // why a grant that was offered does not hold
+	GrantError string   // why a grant that was offered does not hold
+	Workloads  []string // of the attested detections, as the gateway knows them
 	On         string
 	Since      time.Time // of the newest detection
 	Budget     Budget
@@ -79,6 +80,7 @@ var chain = []guard{
 	{"protected", protected},    // what must never be contained
 	{"evidence", evidence},      // volatile evidence was attempted before
 	{"grant", offeredGrant},     // a grant that was offered must hold
+	{"duration", asPlanned},     // no longer than was planned, and so shown
 	{"budget", withinBudget},    // how much may be contained without a person
 	{"phase", phase},            // how much the scope automates, and on what proof
 }
@@ -128,6 +130,7 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 			f.Since = a.Accepted
 		}
 		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
+		f.Workloads = append(f.Workloads, a.Workload)
 		f.On = a.Detection
 		drill = drill || a.Scope == config.DrillScope
 	}
@@ -199,6 +202,11 @@ func protected(f Facts) *activities.Decision {
 	if w.Namespace == t.Namespace && slices.Contains(f.Config.Protected.Workloads, w.String()) {
 		return refuse("the workload %s is protected", w)
 	}
+	for _, attested := range f.Workloads {
+		if slices.Contains(f.Config.Protected.Workloads, attested) {
+			return refuse("the workload %s is protected", attested)
+		}
+	}
 	return nil
 }
 
@@ -220,6 +228,18 @@ func offeredGrant(f Facts) *activities.Decision {
 	}
 	if f.Grant == nil {
 		return refuse("the grant does not hold: %s", f.GrantError)
+	}
+	return nil
+}
+
+// slack is how much later than planned an effect may begin, and by how much clocks may differ.
+const slack = 5 * time.Minute
+
+// asPlanned holds the end to what the plan says: a grant is bound to the plan, and so to how long it holds.
+func asPlanned(f Facts) *activities.Decision {
+	r := f.Request
+	if end := f.Now.Add(r.For + slack); r.Until.After(end) && r.Until.After(f.Held) {
+		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.Until.UTC().Format(time.RFC3339), r.For)
 	}
 	return nil
 }
@@ -251,6 +271,9 @@ func phase(f Facts) *activities.Decision {
 	case f.Verdict.Confidence < f.Scope.Confidence:
 		return &activities.Decision{Verdict: activities.VerdictAsk, Approvers: f.approvers(),
 			Reason: fmt.Sprintf("confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)}
+	case f.Request.For > time.Duration(f.Config.Budget.Longest):
+		return &activities.Decision{Verdict: activities.VerdictAsk, Approvers: f.approvers(),
+			Reason: fmt.Sprintf("%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest))}
 	}
 	return &activities.Decision{Verdict: activities.VerdictRun, On: f.On,
 		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence)}

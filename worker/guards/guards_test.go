@@ -62,7 +62,7 @@ budget: { per_hour: 3, share: 0.5 }
 	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.q = activities.Question{
 		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain}, PlanHash: "plan", Now: now, Before: true,
-		Request: activities.Request{Target: d.target, Lease: "LSE-1", Until: now.Add(time.Hour), Incident: activities.Brief{ID: "INC-1",
+		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{ID: "INC-1",
 			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"}}},
 	}
 	d.q.Basis.Attestations = []proof.Signed{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
@@ -107,15 +107,22 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		guard   string
 		reason  string
 	}{
-		"all in order":                 {func(*desk) {}, activities.VerdictRun, "phase", "confidence 0.90"},
-		"somebody stopped everything":  {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
-		"the switch cannot be read":    {func(d *desk) { d.chain.Switch = fixedSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
-		"a protected namespace":        {func(d *desk) { d.q.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
-		"a misstated namespace":        {func(d *desk) { d.q.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
-		"a protected workload":         {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
-		"Stanch itself":                {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
-		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident": {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"all in order":                {func(*desk) {}, activities.VerdictRun, "phase", "confidence 0.90"},
+		"somebody stopped everything": {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "kill-switch", "by alice"},
+		"the switch cannot be read":   {func(d *desk) { d.chain.Switch = fixedSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
+		"a protected namespace":       {func(d *desk) { d.q.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
+		"a misstated namespace":       {func(d *desk) { d.q.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
+		"a protected workload":        {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"a protected workload, misstated by the request": {func(d *desk) {
+			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: d.target.ID(), Namespace: "shop", Workload: "shop/Deployment/db",
+				Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now})}
+		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h0m0s that was planned"},
+		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
+		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "24h0m0s that `budget.longest`"},
+		"Stanch itself":                     {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
+		"no evidence was attempted":         {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident":      {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"a receipt that somebody else signed": {func(d *desk) {
 			d.q.Basis.Receipts = []proof.Signed{d.sign(thief, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},

@@ -9,9 +9,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"stanch/activities"
@@ -79,6 +76,7 @@ type Machine struct {
 	Incident  activities.Brief   `json:"incident"` // of the first holder
 	Prior     json.RawMessage    `json:"prior,omitempty"`
 	Basis     activities.Basis   `json:"basis"`
+	For       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
 	Token     *proof.Signed      `json:"token,omitempty"`
 	Grant     *proof.Signed      `json:"grant,omitempty"`     // a release that people gave
 	Extension *proof.Signed      `json:"extension,omitempty"` // a longer hold that people gave
@@ -96,13 +94,6 @@ type Machine struct {
 	Timing    Timing             `json:"timing"`
 	// Reports are what is to be told: to holders once each, to incidents at every change.
 	Reports []Report `json:"reports,omitempty"`
-}
-
-// Report is a message that the lease owes.
-type Report struct {
-	To     string                `json:"to"` // workflow id
-	Holder string                `json:"holder,omitempty"`
-	Lease  playbooks.LeaseReport `json:"lease"`
 }
 
 // CommandKind is what to do next.
@@ -126,7 +117,7 @@ type Command struct {
 // New starts a lease with its first holder.
 func New(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
 	m := &Machine{Lease: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.orDefault()}
-	m.Action, m.Params, m.Incident, m.Prior, m.Basis = first.Action, first.Params, first.Incident, first.Plan.Prior, first.Basis
+	m.Action, m.Params, m.Incident, m.Prior, m.Basis, m.For = first.Action, first.Params, first.Incident, first.Plan.Prior, first.Basis, first.For
 	first.Until = now.Add(first.For)
 	m.Holders[first.ID] = &first
 	return m
@@ -181,7 +172,7 @@ func (m *Machine) Request() activities.Request {
 	if until.IsZero() {
 		until = m.End()
 	}
-	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, Until: until, Shorten: m.Grant, Extend: m.Extension}
+	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, For: m.For, Until: until, Shorten: m.Grant, Extend: m.Extension}
 }
 
 // Join takes a further holder in. Another action on the same facet, or a lease that is ending, refuses it.
@@ -211,8 +202,8 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	before := m.End()
 	m.Holders[h.ID] = &h
 	if string(params) != string(m.Params) || h.Until.After(before) {
-		m.Params, m.Reapply, m.Token = params, true, nil
-		m.Basis = h.Basis
+		// The token stays: what it covers, the guards need not permit again.
+		m.Params, m.Reapply, m.Basis, m.For = params, true, h.Basis, h.For
 	}
 	if m.State == StateHeld && !m.Reapply {
 		r := m.report(now)
@@ -362,49 +353,5 @@ func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
 	if (r.Drift != nil || m.UndoTried >= undoTries) && m.State != StateStuck {
 		m.State = StateStuck
 		m.tell(now)
-	}
-}
-
-func (m *Machine) report(now time.Time) playbooks.LeaseReport {
-	reason := m.Reason
-	if m.Fought { // also while it holds: somebody keeps undoing it
-		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.Reapplied, reason), ": ")
-	}
-	return playbooks.LeaseReport{
-		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
-		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: reason, At: now, AppliedAt: m.Applied,
-	}
-}
-
-// Report is the lease as it stands.
-func (m *Machine) Report(now time.Time) playbooks.LeaseReport { return m.report(now) }
-
-// tell reports to every incident that holds the lease.
-func (m *Machine) tell(now time.Time) {
-	seen := map[string]bool{}
-	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
-		if key := m.Holders[id].Incident.Key; !seen[key] {
-			seen[key] = true
-			m.Reports = append(m.Reports, Report{To: "incident/" + key, Lease: m.report(now)})
-		}
-	}
-}
-
-// tellAll reports to incidents and to every holder that waits for its first word.
-func (m *Machine) tellAll(now time.Time) {
-	m.tellWaiting(now, m.Outcome, m.Reason)
-	m.tell(now)
-}
-
-func (m *Machine) tellWaiting(now time.Time, outcome playbooks.Outcome, reason string) {
-	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
-		h := m.Holders[id]
-		if h.ReportTo == "" {
-			continue
-		}
-		r := m.report(now)
-		r.Outcome, r.Reason = outcome, reason
-		m.Reports = append(m.Reports, Report{To: h.ReportTo, Holder: id, Lease: r})
-		h.ReportTo = "" // told
 	}
 }

@@ -141,7 +141,7 @@ func (r *run) wrapped(ctx workflow.Context, steps []playbooks.Step, env playbook
 				continue
 			}
 			for _, target := range targets {
-				request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, Until: workflow.Now(ctx).Add(s.For)}
+				request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, For: s.For, Until: workflow.Now(ctx).Add(s.For)}
 				planned, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
 				if err != nil {
 					problems = append(problems, activityError(err))

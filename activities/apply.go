@@ -1,0 +1,146 @@
+package activities
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"stanch/sensors/proof"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// ApplyInput is the input of Apply.
+type ApplyInput struct {
+	Request Request         `json:"request"`
+	Basis   Basis           `json:"basis"`
+	Prior   json.RawMessage `json:"prior,omitempty"`
+	// Token is the lease's from its first effect: it stands for the guards while the lease holds.
+	Token *proof.Signed `json:"token,omitempty"`
+}
+
+// ApplyResult is what Apply did.
+type ApplyResult struct {
+	Effect   Effect        `json:"effect"`
+	Decision Decision      `json:"decision"`
+	Token    *proof.Signed `json:"token,omitempty"`
+}
+
+// Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.
+func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
+	r := in.Request
+	action, ok := s.actions[r.Action].(Containment)
+	if !ok {
+		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Reason: fmt.Sprintf("there is no containment %q", r.Action)}}, nil
+	}
+	defer beat(ctx)()
+	s.at("apply/before/" + r.Action)
+	decision, token, held, err := s.permit(ctx, action, in)
+	if err != nil {
+		return ApplyResult{}, failed(err)
+	}
+	s.at("apply/permitted/" + r.Action)
+	if decision.Verdict != VerdictRun {
+		return ApplyResult{Decision: decision}, nil
+	}
+	effect, err := action.Apply(ctx, r, in.Prior, token)
+	s.at("apply/after/" + r.Action)
+	if refusal, ok := AsRefusal(err); ok {
+		return ApplyResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason, Phase: decision.Phase}}, nil
+	}
+	if err != nil {
+		if held {
+			err = errors.Join(err, errors.New("what was in force before stays"))
+		} else if drift, undoErr := s.rollback(ctx, action, in); undoErr != nil {
+			err = errors.Join(err, fmt.Errorf("and undoing what was done failed: %w", undoErr))
+		} else if drift != nil {
+			err = errors.Join(err, fmt.Errorf("and what was done was changed by somebody else: %s", drift.Detail))
+		}
+		return ApplyResult{}, failed(fmt.Errorf("apply %s to %s: %w", r.Action, r.Target, err))
+	}
+	return ApplyResult{Effect: effect, Decision: decision, Token: &token}, nil
+}
+
+// rollback undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request
+// that is made to fail would end a lease of its choice.
+func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
+	grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
+		Nonce: uuid.NewString(), Operation: proof.OperationRollback, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
+		People: []string{"stanch: its own failed apply"}, Issued: time.Now(), Expires: time.Now().Add(time.Minute),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return action.Undo(ctx, in.Request, in.Prior, &grant)
+}
+
+// permit gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
+// a new one after every guard. held tells whether something is in force already.
+func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ Decision, _ proof.Signed, held bool, _ error) {
+	r, now := in.Request, time.Now()
+	if r.Shorten != nil {
+		g, err := s.Authority.Keys().OpenGrant(*r.Shorten, proof.OperationRelease, now)
+		if err != nil || g.Lease != r.Lease {
+			r.Shorten = nil // spent, or another lease's
+		}
+	}
+	var heldUntil time.Time
+	if in.Token != nil {
+		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
+		if err == nil && token.Lease == r.Lease {
+			heldUntil = token.Until
+		}
+		if err == nil && token.Lease == r.Lease && token.Params == proof.Hash(r.Params) {
+			if r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until) {
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, true, nil
+			}
+			if g, ok := s.extension(r, now); ok {
+				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
+				signed, err := s.token(r, g.Nonce, token.Issued, token.Since)
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
+			}
+		}
+	}
+	plan, err := action.Plan(ctx, r)
+	if refusal, ok := AsRefusal(err); ok {
+		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, proof.Signed{}, false, nil
+	}
+	if err != nil {
+		return Decision{}, proof.Signed{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
+	}
+	plan.bind(r)
+	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Held: heldUntil, Now: now, Before: true})
+	if err != nil {
+		return Decision{}, proof.Signed{}, false, fmt.Errorf("guards: %w", err)
+	}
+	if decision.Verdict != VerdictRun {
+		return decision, proof.Signed{}, false, nil
+	}
+	signed, err := s.token(r, decision.On, now, decision.Since)
+	return decision, signed, plan.Held, err
+}
+
+// extension gives the grant under which a lease that holds may last until the request's end.
+func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
+	if r.Extend == nil {
+		return proof.Grant{}, false
+	}
+	g, err := s.Authority.Keys().OpenGrant(*r.Extend, proof.OperationExtend, now)
+	return g, err == nil && g.Lease == r.Lease && !r.Until.After(g.Until)
+}
+
+// token signs what the node needs to see, and what stands for the guards while the lease holds.
+func (s *Set) token(r Request, on string, issued, since time.Time) (proof.Signed, error) {
+	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
+		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
+		Incident: r.Incident.ID, Basis: on, Since: since, Issued: issued, Until: r.Until,
+	})
+	if err != nil {
+		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)
+	}
+	return signed, nil
+}

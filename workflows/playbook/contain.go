@@ -1,0 +1,104 @@
+package playbook
+
+import (
+	"fmt"
+	"stanch/activities"
+	"stanch/playbooks"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+)
+
+// contain plans, asks the guards, and takes a lease.
+func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activities.Request, under *approved) outcome {
+	target := request.Target.ID()
+	done := func(o playbooks.Outcome, reason, leaseID string) outcome {
+		r.note(ctx, s, target, o, reason, leaseID)
+		return outcome{Outcome: o, reason: reason}
+	}
+	basis := activities.Basis{Attestations: last(r.in.Attestations[target], 8), Receipts: last(r.receipts[target], 2), Asked: under != nil}
+	if len(basis.Receipts) == 0 {
+		// A workload's evidence is that of its pods.
+		for _, t := range r.in.Incident.Targets {
+			basis.Receipts = append(basis.Receipts, last(r.receipts[t.ID()], 1)...)
+		}
+	}
+	request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
+	planned, err := r.plan(ctx, s, request, basis)
+	if err != nil {
+		return done(playbooks.OutcomeFailed, activityError(err), "")
+	}
+	for range 3 {
+		if planned.Decision.Verdict == activities.VerdictRefuse {
+			return done(playbooks.OutcomeRefused, planned.Decision.Reason, "")
+		}
+		if under != nil && under.propose || planned.Decision.Verdict == activities.VerdictPropose {
+			return done(playbooks.OutcomeProposed, "would "+strings.Join(planned.Plan.Changes, "; ")+" ("+planned.Decision.Reason+")", "")
+		}
+		if under == nil && planned.Decision.Verdict == activities.VerdictRun {
+			break
+		}
+		if under != nil {
+			if grant, ok := under.grants[planned.Hash]; ok {
+				basis.Grant = &grant
+				break
+			}
+		}
+		// The scope wants its approvers asked, or what was approved has changed since: ask for what is planned now.
+		approvers, title := planned.Decision.Approvers, s.Action+" of "+request.Target.String()
+		if under != nil {
+			approvers = activities.Approvers{Groups: under.approval.Groups, Users: under.approval.Users, Quorum: under.approval.Quorum, Timeout: under.approval.Timeout}
+			title = under.title + " (the plan changed since it was approved)"
+		}
+		answer := r.ask(ctx, Pending{Step: s.Name(), Title: title, Plans: []activities.PlanResult{planned}, Approvers: approvers})
+		if !answer.granted {
+			return done(playbooks.OutcomeDenied, answer.reason, "")
+		}
+		again, err := r.plan(ctx, s, request, basis)
+		if err != nil {
+			return done(playbooks.OutcomeFailed, activityError(err), "")
+		}
+		if grant, ok := answer.grants[again.Hash]; ok {
+			planned, basis.Grant = again, &grant
+			break
+		}
+		planned = again
+	}
+	if planned.Decision.Verdict != activities.VerdictRun && basis.Grant == nil {
+		return done(playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")
+	}
+	if !r.Catalogue[s.Action].Reversible {
+		return r.act(ctx, s, request, planned, basis)
+	}
+	report, err := r.hold(ctx, s, request, planned, basis)
+	if err != nil {
+		return done(playbooks.OutcomeFailed, err.Error(), "")
+	}
+	return done(report.Outcome, report.Reason, report.ID)
+}
+
+func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.Request, basis activities.Basis) (activities.PlanResult, error) {
+	var planned activities.PlanResult
+	err := r.in.Timing.Route.RunShort(ctx, request.Target, r.activityOptions(s), "Plan", activities.PlanInput{Request: request, Basis: basis}, &planned)
+	return planned, err
+}
+
+// act runs an irreversible action: verified and recorded, with no undo to promise.
+func (r *run) act(ctx workflow.Context, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) outcome {
+	var set *activities.Set
+	var result activities.ApplyResult
+	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s", r.brief.ID, s.Name()), workflow.Now(ctx).Add(5*time.Minute)
+	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
+	o, reason := result.Effect.Outcome, result.Effect.Reason
+	switch {
+	case err != nil:
+		o, reason = playbooks.OutcomeFailed, activityError(err)
+	case result.Decision.Verdict == activities.VerdictRefuse:
+		o, reason = playbooks.OutcomeRefused, result.Decision.Reason
+	case result.Decision.Verdict != activities.VerdictRun:
+		o, reason = playbooks.OutcomeProposed, result.Decision.Reason
+	}
+	r.note(ctx, s, request.Target.ID(), o, reason, "")
+	return outcome{Outcome: o, reason: reason}
+}
