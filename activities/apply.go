@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"stanch/sensors/proof"
 	"strings"
 	"time"
+
+	"stanch/sensors/proof"
 
 	"github.com/google/uuid"
 )

@@ -95,8 +95,10 @@ func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 		source := "playbook: p\nmatch: { when: '" + when + "' }\nsteps:\n  - evidence: pod.logs\n"
 		program, problems := playbooks.Load("p.yaml", []byte(source), catalogue())
 		require.NoError(t, problems.Err(), when)
-		got, why := program.Matches(playbooks.Incident{Objective: "crypto-mining", Severity: "high", Targets: []playbooks.Target{{Kind: playbooks.TargetPod}},
-			Detections: []playbooks.DetectionSummary{{Objective: "execution", Severity: "medium"}}})
+		got, why := program.Matches(playbooks.Incident{
+			Objective: "crypto-mining", Severity: "high", Targets: []playbooks.Target{{Kind: playbooks.TargetPod}},
+			Detections: []playbooks.DetectionSummary{{Objective: "execution", Severity: "medium"}},
+		})
 		require.Equal(t, want, got, "%s: %s", when, why)
 	}
 }

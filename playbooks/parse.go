@@ -45,8 +45,10 @@ type parser struct {
 
 func (p *parser) errorf(pos Pos, code, hint, format string, args ...any) {
 	if len(p.problems) < 100 {
-		p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: max(pos.Line, 1), Column: max(pos.Column, 1),
-			Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
+		p.problems = append(p.problems, diagnostic.Diagnostic{
+			File: p.file, Line: max(pos.Line, 1), Column: max(pos.Column, 1),
+			Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+		})
 	}
 }
 

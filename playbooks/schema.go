@@ -24,7 +24,8 @@ func Schema(catalogue Catalogue) any {
 		"on_failure": stepList,
 		"on_denied":  stepList,
 		"retry": object{"type": "object", "additionalProperties": false, "properties": object{
-			"attempts": object{"type": "integer", "minimum": 1, "maximum": 20}, "backoff": duration}},
+			"attempts": object{"type": "integer", "minimum": 1, "maximum": 20}, "backoff": duration,
+		}},
 	}
 	var shapes []any
 	reflector := &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}
@@ -55,7 +56,8 @@ func Schema(catalogue Catalogue) any {
 		"steps":      stepList,
 		"on_timeout": object{"const": "deny", "description": "silence permits nothing"},
 		"from": object{"type": "object", "additionalProperties": false, "properties": object{
-			"groups": texts, "users": texts, "quorum": object{"type": "integer", "minimum": 1, "maximum": 10}}},
+			"groups": texts, "users": texts, "quorum": object{"type": "integer", "minimum": 1, "maximum": 10},
+		}},
 	})
 	shapes = append(shapes,
 		object{"type": "object", "title": "parallel", "properties": parallel, "required": []string{"parallel"}, "additionalProperties": false},
@@ -67,7 +69,8 @@ func Schema(catalogue Catalogue) any {
 			"playbook": object{"type": "string"}, "description": object{"type": "string"}, "steps": stepList,
 			"max_phase": object{"type": "integer", "minimum": 1, "maximum": 3, "description": "this playbook never goes beyond this phase"},
 			"match": object{"type": "object", "additionalProperties": false, "properties": object{
-				"objective": texts, "severity": object{"enum": []string{"info", "low", "medium", "high", "critical"}}, "when": expression}},
+				"objective": texts, "severity": object{"enum": []string{"info", "low", "medium", "high", "critical"}}, "when": expression,
+			}},
 		},
 		"$defs": object{"step": object{"oneOf": shapes}},
 	}

@@ -69,8 +69,10 @@ var _ activities.Observer = (*logsAction)(nil)
 
 func (*logsAction) Spec() playbooks.Spec {
 	p := LogsPermissions()
-	return playbooks.Spec{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep what the container has written.", Params: logsParams{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+	return playbooks.Spec{
+		Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc: "Keep what the container has written.", Params: logsParams{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+	}
 }
 
 func (a *logsAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
@@ -116,8 +118,10 @@ var _ activities.Observer = (*manifestAction)(nil)
 
 func (*manifestAction) Spec() playbooks.Spec {
 	p := ManifestPermissions()
-	return playbooks.Spec{Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep the pod as the API server has it, without secret values.", PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+	return playbooks.Spec{
+		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc: "Keep the pod as the API server has it, without secret values.", PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+	}
 }
 
 func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
@@ -151,10 +155,12 @@ var _ activities.Observer = (*workloadAction)(nil)
 
 func (*workloadAction) Spec() playbooks.Spec {
 	p := WorkloadPermissions()
-	return playbooks.Spec{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
+	return playbooks.Spec{
+		Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
 		Doc:     "Find out whose it is, what changed, where else the image runs and what its service account may do.",
-		Outputs: activities.WorkloadContext{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply)}
+		Outputs: activities.WorkloadContext{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+	}
 }
 
 func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {

@@ -25,10 +25,12 @@ var _ activities.Containment = (*scaleAction)(nil)
 
 func (*scaleAction) Spec() playbooks.Spec {
 	p := ScalePermissions()
-	return playbooks.Spec{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
+	return playbooks.Spec{
+		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
 		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, Params: scaleParams{}, D3FEND: "D3-PT",
 		Doc:        "Scale a Deployment, StatefulSet or ReplicaSet, and back to what it was when the lease ends.",
-		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply), Combine: fewest}
+		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply), Combine: fewest,
+	}
 }
 
 // fewest is the stricter of two holders' parameters.
@@ -55,8 +57,10 @@ func (a *scaleAction) request(r activities.Request) (ScaleRequest, error) {
 	case r.Target.UID == "":
 		return ScaleRequest{}, activities.Refuse("the identity of %s is not known; put `enrich: workload` before it", r.Target)
 	}
-	return ScaleRequest{Target: WorkloadRef{Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name, UID: r.Target.UID},
-		Replicas: params.Replicas, Lease: LeaseOf(r)}, nil
+	return ScaleRequest{
+		Target:   WorkloadRef{Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name, UID: r.Target.UID},
+		Replicas: params.Replicas, Lease: LeaseOf(r),
+	}, nil
 }
 
 func (a *scaleAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {

@@ -61,8 +61,10 @@ func TestPodManifest(t *testing.T) {
 	pod := lab.Pod("keeper", lab.BusyboxImage, "sh", "-c", "exec sleep 600", "--password", "hunter2-a", "--api-key=hunter2-b", "postgres://u:hunter2-c@db/x")
 	pod.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: `{"env":"hunter2-d"}`, "team": "shop"}
 	pod.Spec.Containers[0].Env = []corev1.EnvVar{
-		{Name: "DB_PASSWORD", Value: "hunter2-e"}, {Name: "DATABASE", Value: "mysql://shop:hunter2-f@db"},
-		{Name: "LOG_LEVEL", Value: "debug"}, {Name: "AUTHOR", Value: "somebody"},
+		{Name: "DB_PASSWORD", Value: "hunter2-e"},
+		{Name: "DATABASE", Value: "mysql://shop:hunter2-f@db"},
+		{Name: "LOG_LEVEL", Value: "debug"},
+		{Name: "AUTHOR", Value: "somebody"},
 	}
 	ref := refOf(p.RunPod(t, p.namespace, pod))
 	m, refusal, err := kube.PodManifest(t.Context(), client, ref)

@@ -57,7 +57,8 @@ func ScalePermissions() Permissions {
 	return Permissions{
 		Plan: []rbacv1.PolicyRule{{APIGroups: apps, Resources: kinds, Verbs: []string{"get"}}, autoscalers},
 		Apply: []rbacv1.PolicyRule{
-			{APIGroups: apps, Resources: kinds, Verbs: []string{"get", "list", "patch"}}, autoscalers,
+			{APIGroups: apps, Resources: kinds, Verbs: []string{"get", "list", "patch"}},
+			autoscalers,
 			{APIGroups: apps, Resources: scales, Verbs: []string{"get", "update"}},
 		},
 	}

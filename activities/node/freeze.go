@@ -20,9 +20,11 @@ var _ activities.Containment = (*Freeze)(nil)
 
 // Spec declares pod.freeze.
 func (*Freeze) Spec() playbooks.Spec {
-	return playbooks.Spec{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
+	return playbooks.Spec{
+		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, D3FEND: "D3-PS",
-		Doc: "Stop every process of the pod where it stands, for seconds: longer, and its probes fail and the kubelet kills it."}
+		Doc: "Stop every process of the pod where it stands, for seconds: longer, and its probes fail and the kubelet kills it.",
+	}
 }
 
 func (a *Freeze) state(ctx context.Context, r activities.Request) (link.HoldState, error) {

@@ -26,9 +26,11 @@ var _ activities.Observer = (*Snapshot)(nil)
 
 // Spec declares process.snapshot.
 func (*Snapshot) Spec() playbooks.Spec {
-	return playbooks.Spec{Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
+	return playbooks.Spec{
+		Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, D3FEND: "D3-PA",
-		Doc: "Keep the processes, their sockets and files, and a copy of executables that are not in the image."}
+		Doc: "Keep the processes, their sockets and files, and a copy of executables that are not in the image.",
+	}
 }
 
 // Observe asks the node for the snapshot.

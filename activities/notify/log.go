@@ -22,8 +22,10 @@ type LogParams struct {
 
 // Spec declares log.
 func (*Log) Spec() playbooks.Spec {
-	return playbooks.Spec{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Write a line into Stanch's own log.", Params: LogParams{}}
+	return playbooks.Spec{
+		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
+		Doc: "Write a line into Stanch's own log.", Params: LogParams{},
+	}
 }
 
 // Observe writes the line.

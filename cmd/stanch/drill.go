@@ -354,8 +354,10 @@ func (d *drill) release(ctx context.Context) {
 		return !slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return !l.Undone })
 	})
 	for _, l := range in.Leases {
-		d.result.Leases = append(d.result.Leases, drillLease{Action: l.Action, Target: l.Target, Facet: l.Facet, Outcome: l.Outcome,
-			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone})
+		d.result.Leases = append(d.result.Leases, drillLease{
+			Action: l.Action, Target: l.Target, Facet: l.Facet, Outcome: l.Outcome,
+			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone,
+		})
 	}
 	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and observed to be", len(in.Leases))
 	what := "the attacker's connection goes on"

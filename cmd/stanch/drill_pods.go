@@ -81,15 +81,19 @@ func (s *clusterStage) startPeer(ctx context.Context) error {
 func (s *clusterStage) startPods(ctx context.Context) error {
 	replicas := int32(victims)
 	spec := s.podSpec(victimScript, corev1.EnvVar{Name: "PEER", Value: s.peer})
-	probe := &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
-		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}}}
+	probe := &corev1.Probe{
+		PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
+		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}},
+	}
 	// What the probe asks for must exist.
 	spec.Containers[0].Command[2] = "echo ok >/tmp/index.html" + spec.Containers[0].Command[2]
 	spec.Containers[0].LivenessProbe, spec.Containers[0].ReadinessProbe = probe, probe
 	_, err := s.client.AppsV1().Deployments(config.DrillNamespace).Create(ctx, &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: s.name("victim"), Labels: s.labels("victim")},
-		Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.name("victim")}},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: s.labels("victim")}, Spec: spec}},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.name("victim")}},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: s.labels("victim")}, Spec: spec},
+		},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return err

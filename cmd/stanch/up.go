@@ -88,8 +88,10 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	server, err := engine.Start(ctx, engine.Options{Dir: filepath.Join(g.data, "temporal"), PKI: pki, Log: log,
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+	server, err := engine.Start(ctx, engine.Options{
+		Dir: filepath.Join(g.data, "temporal"), PKI: pki, Log: log,
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	})
 	if err != nil {
 		return err
 	}
@@ -98,8 +100,10 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err := os.WriteFile(filepath.Join(g.data, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
 		return fmt.Errorf("note Temporal's address: %w", err)
 	}
-	options, err := worker.DialOptions(client.Options{HostPort: server.Address, Namespace: engine.Namespace, Logger: sdkLog{log},
-		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, filepath.Join(g.data, "keys"))
+	options, err := worker.DialOptions(client.Options{
+		HostPort: server.Address, Namespace: engine.Namespace, Logger: sdkLog{log},
+		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
+	}, filepath.Join(g.data, "keys"))
 	if err != nil {
 		return err
 	}

@@ -217,8 +217,10 @@ func (o *workerOptions) dial(ctx context.Context, log *slog.Logger) (client.Clie
 	if err != nil {
 		return nil, err
 	}
-	options, err := worker.DialOptions(client.Options{HostPort: o.temporal, Namespace: o.namespace, Logger: sdkLog{log},
-		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}, o.keys)
+	options, err := worker.DialOptions(client.Options{
+		HostPort: o.temporal, Namespace: o.namespace, Logger: sdkLog{log},
+		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
+	}, o.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -247,8 +249,10 @@ func registerAttribute(ctx context.Context, temporal client.Client, namespace st
 		if _, ok := have.GetCustomAttributes()[workflows.IncidentAttribute]; ok {
 			return nil
 		}
-		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{Namespace: namespace,
-			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{
+			Namespace:        namespace,
+			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		})
 		var there *serviceerror.AlreadyExists
 		if errors.As(err, &there) {
 			return nil // another replica was faster

@@ -40,8 +40,10 @@ func validateCommand() *cobra.Command {
 				program, problems := playbooks.Load(file, source, catalogue)
 				if program != nil {
 					if first, twice := names[program.Name]; twice {
-						problems = append(problems, diagnostic.Diagnostic{File: file, Line: 1, Column: 1, Severity: "error", Code: "duplicate-name",
-							Message: fmt.Sprintf("the playbook `%s` stands in %s already", program.Name, first), Hint: "choose another name"})
+						problems = append(problems, diagnostic.Diagnostic{
+							File: file, Line: 1, Column: 1, Severity: "error", Code: "duplicate-name",
+							Message: fmt.Sprintf("the playbook `%s` stands in %s already", program.Name, first), Hint: "choose another name",
+						})
 					}
 					names[program.Name] = file
 				}

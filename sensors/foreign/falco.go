@@ -45,12 +45,21 @@ var objectives = []struct {
 	word      string
 	objective sensors.Objective
 }{
-	{"crypto", sensors.ObjectiveCryptoMining}, {"miner", sensors.ObjectiveCryptoMining}, {"mitre_impact", sensors.ObjectiveCryptoMining},
-	{"reverse shell", sensors.ObjectiveCommandControl}, {"redirect stdout", sensors.ObjectiveCommandControl}, {"mitre_command_and_control", sensors.ObjectiveCommandControl},
-	{"mitre_privilege_escalation", sensors.ObjectiveEscape}, {"escape", sensors.ObjectiveEscape},
-	{"mitre_credential_access", sensors.ObjectiveCredentialAccess}, {"mitre_lateral_movement", sensors.ObjectiveLateralMovement},
-	{"mitre_exfiltration", sensors.ObjectiveExfiltration}, {"mitre_persistence", sensors.ObjectivePersistence},
-	{"mitre_defense_evasion", sensors.ObjectiveDefenceEvasion}, {"mitre_discovery", sensors.ObjectiveDiscovery}, {"mitre_execution", sensors.ObjectiveExecution},
+	{"crypto", sensors.ObjectiveCryptoMining},
+	{"miner", sensors.ObjectiveCryptoMining},
+	{"mitre_impact", sensors.ObjectiveCryptoMining},
+	{"reverse shell", sensors.ObjectiveCommandControl},
+	{"redirect stdout", sensors.ObjectiveCommandControl},
+	{"mitre_command_and_control", sensors.ObjectiveCommandControl},
+	{"mitre_privilege_escalation", sensors.ObjectiveEscape},
+	{"escape", sensors.ObjectiveEscape},
+	{"mitre_credential_access", sensors.ObjectiveCredentialAccess},
+	{"mitre_lateral_movement", sensors.ObjectiveLateralMovement},
+	{"mitre_exfiltration", sensors.ObjectiveExfiltration},
+	{"mitre_persistence", sensors.ObjectivePersistence},
+	{"mitre_defense_evasion", sensors.ObjectiveDefenceEvasion},
+	{"mitre_discovery", sensors.ObjectiveDiscovery},
+	{"mitre_execution", sensors.ObjectiveExecution},
 }
 
 // maxFields bounds what one report may bring.
@@ -98,10 +107,14 @@ func Falco(raw []byte) (sensors.Detection, error) {
 	d := sensors.Detection{
 		ID: f.UUID, Rule: f.Rule, Title: f.Rule, Severity: known.severity, Confidence: known.confidence, Source: "falco", Time: f.Time, Node: f.Hostname,
 		Objective: sensors.ObjectiveExecution, Reasons: []string{"Falco's rule fired at priority " + f.Priority + "."},
-		Event: sensors.Event{Kind: sensors.KindExec, Time: f.Time, Node: f.Hostname,
+		Event: sensors.Event{
+			Kind: sensors.KindExec, Time: f.Time, Node: f.Hostname,
 			Process: sensors.Process{PID: number("proc.pid"), PPID: number("proc.ppid"), UID: number("user.uid"), Name: get("proc.name"), Exe: get("proc.exepath"), Args: strings.Fields(get("proc.cmdline"))},
-			Container: sensors.Container{ID: get("container.id"), Name: get("container.name"), Image: get("container.image.repository"), ImageDigest: get("container.image.digest"),
-				Pod: sensors.Pod{Namespace: get("k8s.ns.name"), Name: get("k8s.pod.name"), UID: get("k8s.pod.uid")}}},
+			Container: sensors.Container{
+				ID: get("container.id"), Name: get("container.name"), Image: get("container.image.repository"), ImageDigest: get("container.image.digest"),
+				Pod: sensors.Pod{Namespace: get("k8s.ns.name"), Name: get("k8s.pod.name"), UID: get("k8s.pod.uid")},
+			},
+		},
 	}
 	if tag := get("container.image.tag"); tag != "" && d.Event.Container.Image != "" {
 		d.Event.Container.Image += ":" + tag

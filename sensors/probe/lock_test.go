@@ -168,8 +168,15 @@ func openLock(t *testing.T, dir string) *Lock {
 
 // everything is every way out of the pod, each in a form that arrives when nothing holds it.
 var everything = [][]string{
-	{"tcp", peerIP, "7000"}, {"tcp", peer6, "7000"}, {"udp", peerIP, "7001"}, {"udp", peer6, "7001"},
-	{"raw", peerIP}, {"icmp", peerIP}, {"packet", "eth0"}, {"tcp", nodeIP, "1"}, {"udp", nodeIP, "7001"},
+	{"tcp", peerIP, "7000"},
+	{"tcp", peer6, "7000"},
+	{"udp", peerIP, "7001"},
+	{"udp", peer6, "7001"},
+	{"raw", peerIP},
+	{"icmp", peerIP},
+	{"packet", "eth0"},
+	{"tcp", nodeIP, "1"},
+	{"udp", nodeIP, "7001"},
 }
 
 func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {

@@ -67,8 +67,10 @@ rules:
 func TestADetectionSaysWhatAndWhy(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	event := sensors.Event{ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
-		Process: sensors.Process{PID: 7, Exe: "/tmp/xmrig", Args: []string{"xmrig"}, UpperLayer: true}}
+	event := sensors.Event{
+		ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
+		Process: sensors.Process{PID: 7, Exe: "/tmp/xmrig", Args: []string{"xmrig"}, UpperLayer: true},
+	}
 	found, errs := set.Evaluate(event)
 	require.Empty(t, errs)
 	require.Len(t, found, 2, "the miner and the drift")
@@ -80,8 +82,10 @@ func TestADetectionSaysWhatAndWhy(t *testing.T) {
 func BenchmarkEvaluateNoMatch(b *testing.B) {
 	set, err := rules.LoadShipped()
 	require.NoError(b, err)
-	event := sensors.Event{ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
-		Process: sensors.Process{PID: 7, Exe: "/usr/bin/nginx", Args: []string{"nginx", "-g", "daemon off;"}}}
+	event := sensors.Event{
+		ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
+		Process: sensors.Process{PID: 7, Exe: "/usr/bin/nginx", Args: []string{"nginx", "-g", "daemon off;"}},
+	}
 	for b.Loop() {
 		set.Evaluate(event)
 	}

@@ -14,8 +14,14 @@ var tables = []struct {
 	file, protocol string
 	inode          int
 }{
-	{"tcp", "tcp", 9}, {"tcp6", "tcp6", 9}, {"udp", "udp", 9}, {"udp6", "udp6", 9},
-	{"raw", "raw", 9}, {"raw6", "raw6", 9}, {"packet", "packet", 8}, {"unix", "unix", 6},
+	{"tcp", "tcp", 9},
+	{"tcp6", "tcp6", 9},
+	{"udp", "udp", 9},
+	{"udp6", "udp6", 9},
+	{"raw", "raw", 9},
+	{"raw6", "raw6", 9},
+	{"packet", "packet", 8},
+	{"unix", "unix", 6},
 }
 
 // tcpStates are the kernel's, in its numbering.

@@ -101,7 +101,8 @@ func (w *scene) on(target playbooks.Target, name string) activities.Request {
 func (w *scene) holder(target playbooks.Target, basis activities.Basis) lease.Input {
 	plan := activities.Plan{Action: "pod.isolate", Target: target.ID(), Prior: w.heldLease.Prior}
 	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{
-		ID: "intruder", Incident: w.heldLease.Incident, Action: "pod.isolate", Params: w.heldLease.Params, For: 10 * time.Minute, Plan: plan, Basis: basis}}
+		ID: "intruder", Incident: w.heldLease.Incident, Action: "pod.isolate", Params: w.heldLease.Params, For: 10 * time.Minute, Plan: plan, Basis: basis,
+	}}
 }
 
 func attestationOf(target playbooks.Target) proof.Attestation {
@@ -114,8 +115,10 @@ func releaseOf(name string) proof.Grant {
 
 // detectionOf is an invented detection about a container.
 func detectionOf(target playbooks.Target) sensors.Detection {
-	return sensors.Detection{ID: uuid.NewString(), Rule: "miner-process", Title: "invented", Severity: sensors.SeverityCritical, Confidence: 1, Objective: sensors.ObjectiveCryptoMining,
-		Source: "stanch", Time: time.Now(), Node: target.Node, Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: target.UID, Name: target.Name}}}
+	return sensors.Detection{
+		ID: uuid.NewString(), Rule: "miner-process", Title: "invented", Severity: sensors.SeverityCritical, Confidence: 1, Objective: sensors.ObjectiveCryptoMining,
+		Source: "stanch", Time: time.Now(), Node: target.Node, Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: target.UID, Name: target.Name}},
+	}
 }
 
 // Somebody who has everything of Temporal, and in most attacks the payload codec's key too, but never the authority's.
@@ -155,7 +158,7 @@ var attacks = []struct {
 		}
 		run, err := i.ExecuteWorkflow(i.ctx(), client.StartWorkflowOptions{ID: leaseID(w.freedTarget), TaskQueue: workflows.TaskQueue}, "Lease", raw...)
 		i.t.Logf("started: %v %v", run, err)
-		time.Sleep(2 * time.Second)
+		i.settled(leaseID(w.freedTarget))
 		_ = i.TerminateWorkflow(i.ctx(), leaseID(w.freedTarget), "", "the attack is over")
 	}},
 	{"cancelling the held lease", true, func(t *testing.T, w *scene, i *intruder) {
@@ -174,8 +177,10 @@ var attacks = []struct {
 	{"a playbook of one's own", false, func(_ *testing.T, w *scene, i *intruder) {
 		in := w.heldIn
 		in.Targets = []playbooks.Target{w.cleanTarget()}
-		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
-			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]proof.Signed{w.cleanTarget().ID(): w.heldLease.Basis.Attestations}})
+		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{
+			Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
+			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]proof.Signed{w.cleanTarget().ID(): w.heldLease.Basis.Attestations},
+		})
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *scene, i *intruder) {
 		in := w.holder(w.cleanTarget(), w.heldLease.Basis)
@@ -210,8 +215,10 @@ var attacks = []struct {
 	{"votes of one's own", false, func(t *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
 		plan := activities.Plan{Action: r.Action, Target: r.Target.ID(), Params: r.Params}
-		in := activities.TallyInput{Incident: r.Incident.ID, Run: "x", Step: "x", Hash: "x", Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}},
-			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour)}
+		in := activities.TallyInput{
+			Incident: r.Incident.ID, Run: "x", Step: "x", Hash: "x", Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}},
+			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
+		}
 		in.Hash = activities.QuestionHash(in.Plans, in.Approvers)
 		in.Votes = []proof.Signed{i.forge(proof.PurposeVote, proof.Vote{Incident: in.Incident, Run: "x", Step: "x", PlanHash: in.Hash, Person: "root", Approve: true, At: time.Now()})}
 		raw, err := i.order("CountVotes", in)
@@ -222,11 +229,11 @@ var attacks = []struct {
 	}},
 	{"a release with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
 		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(proof.PurposeGrant, releaseOf(w.lock.Lease))}))
-		time.Sleep(time.Second)
+		i.settled(leaseID(w.target))
 	}},
 	{"a release with the genuine grant of another lease", false, func(t *testing.T, w *scene, i *intruder) {
 		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: w.freedGrant}))
-		time.Sleep(time.Second)
+		i.settled(leaseID(w.target))
 	}},
 	{"an undo whose end is claimed to have passed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
@@ -252,7 +259,18 @@ var attacks = []struct {
 		r.Until = time.Now().Add(3 * time.Second)
 		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 		i.apply(r, activities.Basis{}, w, w.heldLease.Token)
-		time.Sleep(3 * time.Second)
+		require.True(i.t, w.held.Silent(4*time.Second), "it was let go at the earlier end")
+	}},
+	{"applying the held lease with a later end than was planned", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		r.Until = time.Now().Add(30 * 24 * time.Hour)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, w.heldLease.Token)
+	}},
+	{"applying the held lease for longer than runs without a person", false, func(_ *testing.T, w *scene, i *intruder) {
+		r := w.request()
+		r.For, r.Until = 30*24*time.Hour, time.Now().Add(30*24*time.Hour)
+		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"applying the held lease with everything allowed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
@@ -263,7 +281,7 @@ var attacks = []struct {
 		h := w.holder(w.target, w.heldLease.Basis).First
 		h.Params, h.For = json.RawMessage(`{"allow":["0.0.0.0/0"]}`), time.Minute
 		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalJoin, h))
-		time.Sleep(time.Second)
+		i.settled(leaseID(w.target))
 	}},
 	{"applying the held lease so that it fails and is rolled back", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
@@ -292,11 +310,24 @@ var attacks = []struct {
 		g := releaseOf(w.lock.Lease)
 		g.Operation, g.Until = proof.OperationExtend, time.Now().Add(10*time.Hour)
 		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtend, lease.ExtendSignal{Until: g.Until, Grant: i.forge(proof.PurposeGrant, g)}))
-		time.Sleep(time.Second)
+		i.settled(leaseID(w.target))
 	}},
 	{"answering the node's and the workers' tasks falsely", false, func(_ *testing.T, w *scene, i *intruder) {
 		i.answerFalsely(w.target.Node, 6*time.Second)
 	}},
+}
+
+// settled polls until a workflow has done what the last signal led to: no task and no activity of it is under way.
+func (i *intruder) settled(id string) {
+	i.t.Helper()
+	quiet := 0
+	require.Eventually(i.t, func() bool {
+		d, err := i.DescribeWorkflowExecution(i.ctx(), id, "")
+		if quiet++; err != nil || d.GetPendingWorkflowTask() != nil || len(d.GetPendingActivities()) > 0 {
+			quiet = 0
+		}
+		return quiet == 3
+	}, 15*time.Second, 50*time.Millisecond, "%s never settled", id)
 }
 
 // incident starts an incident of the intruder's invention.

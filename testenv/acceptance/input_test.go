@@ -58,8 +58,10 @@ func (d *door) post(c *http.Client, path, token string, body []byte) (int, strin
 }
 
 func foreignDetection(container string, n int) []byte {
-	raw, err := json.Marshal(sensors.Detection{ID: fmt.Sprintf("elsewhere-%d", n), Rule: "odd", Title: "odd", Severity: sensors.SeverityLow, Confidence: 0.3, Objective: sensors.ObjectiveDiscovery,
-		Time: time.Now(), Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: container}}})
+	raw, err := json.Marshal(sensors.Detection{
+		ID: fmt.Sprintf("elsewhere-%d", n), Rule: "odd", Title: "odd", Severity: sensors.SeverityLow, Confidence: 0.3, Objective: sensors.ObjectiveDiscovery,
+		Time: time.Now(), Event: sensors.Event{Kind: sensors.KindExec, Container: sensors.Container{ID: container}},
+	})
 	if err != nil {
 		panic(err)
 	}

@@ -45,8 +45,10 @@ const intrudersQueue = "intruder"
 
 // intrude is the intruder's own workflow: it makes Stanch's workers run any activity with any input.
 func intrude(ctx workflow.Context, o order) (json.RawMessage, error) {
-	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{TaskQueue: o.Queue, ScheduleToCloseTimeout: 15 * time.Second,
-		RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1}})
+	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue: o.Queue, ScheduleToCloseTimeout: 15 * time.Second,
+		RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1},
+	})
 	var out json.RawMessage
 	err := workflow.ExecuteActivity(ctx, o.Activity, o.Input).Get(ctx, &out)
 	return out, err //nolint:wrapcheck // the test shows it

@@ -105,13 +105,18 @@ steps:
 
 // From the kernel's event to the egress lock in force, on the durable path.
 func BenchmarkEventToLocked(b *testing.B) {
-	s := stand.Start(b, binary, stand.Options{Config: config, Playbooks: shortest(`incident.workload.name startsWith "` + stand.Prefix + `"`),
-		Args: []string{}})
+	s := stand.Start(b, binary, stand.Options{
+		Config: config, Playbooks: shortest(`incident.workload.name startsWith "` + stand.Prefix + `"`),
+		Args: []string{},
+	})
 	require.NoError(b, os.WriteFile(filepath.Join(s.Dir, "token"), []byte("0123456789abcdef"), 0o600))
 	var detection, incident, locked series
 	for b.Loop() {
 		c := stand.NewContainer(b)
+		before := len(s.Locks(b))
 		attack := c.Attack(b)
+		// Asking for incidents would load what is measured: the kernel's map says when to ask.
+		require.Eventually(b, func() bool { return len(s.Locks(b)) > before }, time.Minute, 10*time.Millisecond)
 		in := s.Incident(b, c.ID, time.Minute, "held", func(in playbooks.Incident) bool {
 			return len(in.Leases) > 0 && in.Leases[0].State == "held"
 		})
@@ -122,6 +127,8 @@ func BenchmarkEventToLocked(b *testing.B) {
 		_, stderr, code := s.Run(b, "release", in.Leases[0].ID)
 		require.Zero(b, code, stderr)
 		_ = attack.Process.Kill()
+		// The next one begins when nothing of this one is under way.
+		require.Eventually(b, func() bool { return len(s.Locks(b)) == before }, time.Minute, 50*time.Millisecond)
 	}
 	tell(b, "event_to_detection", detection)
 	tell(b, "event_to_incident", incident)
@@ -199,16 +206,20 @@ func BenchmarkPostedToPolicyVisible(b *testing.B) {
 	api := cluster.Client()
 	namespace := cluster.Namespace(b)
 	address := stand.FreePort(b)
-	s := stand.New(b, binary, stand.Options{Config: config, Playbooks: shortest(fmt.Sprintf("incident.workload.namespace == %q", namespace)),
-		Args: []string{"--kubeconfig", cluster.Kubeconfig, "--cri", cluster.CRISocket, "--node", cluster.NodeName, "--listen", address}})
+	s := stand.New(b, binary, stand.Options{
+		Config: config, Playbooks: shortest(fmt.Sprintf("incident.workload.namespace == %q", namespace)),
+		Args: []string{"--kubeconfig", cluster.Kubeconfig, "--cri", cluster.CRISocket, "--node", cluster.NodeName, "--listen", address},
+	})
 	require.NoError(b, os.WriteFile(filepath.Join(s.Dir, "token"), []byte("0123456789abcdef"), 0o600))
 	s.Up(b)
 	var posted, created series
 	for i := 0; b.Loop(); i++ {
 		pod := lab.Pod(fmt.Sprintf("victim-%d", i), lab.BusyboxImage, "sleep", "3600")
 		cluster.RunPod(b, namespace, pod)
-		event := map[string]any{"rule": "Detect crypto miners using the Stratum protocol", "priority": "Critical", "time": time.Now(), "tags": []string{"mitre_impact"},
-			"output_fields": map[string]any{"k8s.ns.name": namespace, "k8s.pod.name": pod.Name, "proc.name": "xmrig", "proc.cmdline": "xmrig -o stratum+tcp://pool:3333"}}
+		event := map[string]any{
+			"rule": "Detect crypto miners using the Stratum protocol", "priority": "Critical", "time": time.Now(), "tags": []string{"mitre_impact"},
+			"output_fields": map[string]any{"k8s.ns.name": namespace, "k8s.pod.name": pod.Name, "proc.name": "xmrig", "proc.cmdline": "xmrig -o stratum+tcp://pool:3333"},
+		}
 		body, err := json.Marshal(event)
 		require.NoError(b, err)
 		posted = append(posted, visible(b, api, namespace, func() {

@@ -62,9 +62,11 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	in.stanch(t, "cert", "node", in.NodeName, "--pki", filepath.Join(secrets, "pki"), "--out", node)
 	temporal := in.startTemporal(t)
 
-	args := []string{"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1", "--sensor-image", "stanch.lab/stanch-sensor:1",
+	args := []string{
+		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1", "--sensor-image", "stanch.lab/stanch-sensor:1",
 		"--temporal", temporal, "--temporal-namespace", engine.Namespace, "--temporal-tls", "--host-network", "--data-path", in.data,
-		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node, "--lock-dir", in.lockDir}
+		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node, "--lock-dir", in.lockDir,
+	}
 	if config != "" {
 		file := filepath.Join(in.dir, "stanch.yaml")
 		write(t, file, config)
@@ -72,7 +74,8 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	}
 	t.Cleanup(func() { in.uninstall(t) })
 	in.apply(t, in.stanch(t, args...), map[string]string{
-		manifests.KeysSecret: filepath.Join(secrets, "keys"), manifests.PKISecret: filepath.Join(secrets, "pki"), manifests.TemporalSecret: filepath.Join(in.dir, "tls")})
+		manifests.KeysSecret: filepath.Join(secrets, "keys"), manifests.PKISecret: filepath.Join(secrets, "pki"), manifests.TemporalSecret: filepath.Join(in.dir, "tls"),
+	})
 	in.waitReady(t)
 	return in
 }

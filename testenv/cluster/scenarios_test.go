@@ -183,7 +183,8 @@ func testScenarios(t *testing.T, in *installation) {
 			t.Fatal(err)
 		}
 		now.Spec.EphemeralContainers = append(now.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-			Name: "joins", Image: kube.AttackImage, Command: []string{"/attack", "beacon", "tcp-new", p.address}}})
+			Name: "joins", Image: kube.AttackImage, Command: []string{"/attack", "beacon", "tcp-new", p.address},
+		}})
 		if _, err := in.Client().CoreV1().Pods(ns).UpdateEphemeralContainers(t.Context(), pod.Name, now, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}

@@ -163,8 +163,10 @@ func (l *lab) start(dir string) error {
 	if l.key, err = authority.Open(dir); err != nil {
 		return err
 	}
-	server, err := engine.Start(context.Background(), engine.Options{Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD}})
+	server, err := engine.Start(context.Background(), engine.Options{
+		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	})
 	if err != nil {
 		return err
 	}
@@ -332,9 +334,11 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	target := func(name string) playbooks.Target {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
-	in := playbook.Input{Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + s.steps),
+	in := playbook.Input{
+		Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + s.steps),
 		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
-		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}}}
+		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
+	}
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
 	require.NoError(t, err)
 	if s.vote != nil {

@@ -21,8 +21,12 @@ const maxLabs = 64
 
 // needed are the programs that the lab starts, with the Debian package of each.
 var needed = []struct{ file, from string }{
-	{"containerd", "containerd"}, {"ctr", "containerd"}, {"runc", "runc"}, {"iptables", "iptables"},
-	{"/usr/lib/cni/bridge", "containernetworking-plugins"}, {"/usr/lib/cni/host-local", "containernetworking-plugins"},
+	{"containerd", "containerd"},
+	{"ctr", "containerd"},
+	{"runc", "runc"},
+	{"iptables", "iptables"},
+	{"/usr/lib/cni/bridge", "containernetworking-plugins"},
+	{"/usr/lib/cni/host-local", "containernetworking-plugins"},
 	{"busybox", "busybox-static"},
 }
 

@@ -1,8 +1,6 @@
 package authority
 
 import (
-	"stanch/sensors/link"
-
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -18,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"stanch/sensors/link"
 )
 
 // PKI is the small certificate authority of one installation: it names the gateway, the nodes and, in `stanch up`,

@@ -30,6 +30,7 @@ func (l quietLogger) Panic(msg string, tags ...tag.Tag) {
 	l.say(slog.LevelError, msg, tags)
 	panic(msg)
 }
+
 func (l quietLogger) Fatal(msg string, tags ...tag.Tag) {
 	l.say(slog.LevelError, msg, tags)
 	panic(msg)

@@ -267,8 +267,10 @@ func (l *Local) vote(r *http.Request) (any, error) {
 		l.Log.Warn("an unauthorised answer", "person", s.Name, "uid", s.uid, "incident", v.Incident, "step", open.ID)
 		return nil, deny("%s may not answer this: it is for %s", s.Name, strings.Join(append(open.Approvers.Groups, open.Approvers.Users...), ", "))
 	}
-	vote := proof.Vote{Incident: open.Incident, Run: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, Proved: s.proved, Approve: v.Approve,
-		Reason: v.Reason[:min(len(v.Reason), maxReasonLen)], Groups: s.Groups, At: time.Now()}
+	vote := proof.Vote{
+		Incident: open.Incident, Run: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, Proved: s.proved, Approve: v.Approve,
+		Reason: v.Reason[:min(len(v.Reason), maxReasonLen)], Groups: s.Groups, At: time.Now(),
+	}
 	if s.drill != "" {
 		inc, err := l.Reader.Incident(r.Context(), v.Incident)
 		if err != nil {

@@ -269,12 +269,18 @@ func phase(f Facts) *activities.Decision {
 	case len(f.Signals) == 0:
 		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, Fresh)
 	case f.Verdict.Confidence < f.Scope.Confidence:
-		return &activities.Decision{Verdict: activities.VerdictAsk, Approvers: f.approvers(),
-			Reason: fmt.Sprintf("confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)}
+		return &activities.Decision{
+			Verdict: activities.VerdictAsk, Approvers: f.approvers(),
+			Reason: fmt.Sprintf("confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name),
+		}
 	case f.Request.For > time.Duration(f.Config.Budget.Longest):
-		return &activities.Decision{Verdict: activities.VerdictAsk, Approvers: f.approvers(),
-			Reason: fmt.Sprintf("%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest))}
+		return &activities.Decision{
+			Verdict: activities.VerdictAsk, Approvers: f.approvers(),
+			Reason: fmt.Sprintf("%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest)),
+		}
 	}
-	return &activities.Decision{Verdict: activities.VerdictRun, On: f.On,
-		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence)}
+	return &activities.Decision{
+		Verdict: activities.VerdictRun, On: f.On,
+		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence),
+	}
 }

@@ -62,8 +62,10 @@ budget: { per_hour: 3, share: 0.5 }
 	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.q = activities.Question{
 		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain}, PlanHash: "plan", Now: now, Before: true,
-		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{ID: "INC-1",
-			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"}}},
+		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{
+			ID:       "INC-1",
+			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
+		}},
 	}
 	d.q.Basis.Attestations = []proof.Signed{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
 	d.q.Basis.Receipts = []proof.Signed{d.sign(k, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID(), At: now})}
@@ -77,8 +79,10 @@ func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
 }
 
 func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
-	return d.sign(k, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: target, Namespace: d.target.Namespace, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
-		Scope: map[bool]string{true: config.DrillScope}[d.target.Namespace == config.DrillNamespace]})
+	return d.sign(k, proof.PurposeAttestation, proof.Attestation{
+		Detection: "d", Target: target, Namespace: d.target.Namespace, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
+		Scope: map[bool]string{true: config.DrillScope}[d.target.Namespace == config.DrillNamespace],
+	})
 }
 
 func (d *desk) grant(k proof.Key, g proof.Grant) *proof.Signed {
@@ -114,8 +118,10 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"a misstated namespace":       {func(d *desk) { d.q.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
 		"a protected workload":        {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"a protected workload, misstated by the request": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Detection: "d", Target: d.target.ID(), Namespace: "shop", Workload: "shop/Deployment/db",
-				Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now})}
+			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
+				Detection: "d", Target: d.target.ID(), Namespace: "shop", Workload: "shop/Deployment/db",
+				Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now,
+			})}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h0m0s that was planned"},
 		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},

@@ -127,12 +127,17 @@ func (o Options) rbac(catalogue playbooks.Catalogue) []runtime.Object {
 	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: labels("")}
 	return []runtime.Object{
 		&rbacv1.ClusterRole{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: Rights(catalogue, o.Phase)},
-		&rbacv1.ClusterRoleBinding{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
-			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName}},
+		&rbacv1.ClusterRoleBinding{
+			TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
+		},
 		&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(guards.SwitchName), Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{guards.SwitchName}, Verbs: []string{"get", "patch"}}}},
-		&rbacv1.RoleBinding{TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(guards.SwitchName), Subjects: subject,
-			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: guards.SwitchName}},
+			{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{guards.SwitchName}, Verbs: []string{"get", "patch"}},
+		}},
+		&rbacv1.RoleBinding{
+			TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(guards.SwitchName), Subjects: subject,
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: guards.SwitchName},
+		},
 	}
 }
 
@@ -211,8 +216,10 @@ func prune(v any) {
 
 func preface(o Options) string {
 	lines := []string{
-		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{"it observes, and may write nothing but its own kill switch",
-			"it contains, reversibly", "it contains, and disrupts behind approval"}[o.Phase-1]),
+		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{
+			"it observes, and may write nothing but its own kill switch",
+			"it contains, reversibly", "it contains, and disrupts behind approval",
+		}[o.Phase-1]),
 		"Before raising or lowering the phase apply the manifests of the new one; before lowering it `stanch release --all`,",
 		"or what is in force can no longer be undone.",
 		"",

@@ -77,8 +77,10 @@ func (o Options) worker() runtime.Object {
 	if o.DataPath != "" {
 		user, group = 0, 0 // a folder of the node is root's
 	}
-	args := []string{"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
-		"--temporal", o.Temporal, "--namespace", o.TemporalNamespace, "--listen-nodes", fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort)}
+	args := []string{
+		"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
+		"--temporal", o.Temporal, "--namespace", o.TemporalNamespace, "--listen-nodes", fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort),
+	}
 	if o.TemporalTLS {
 		args = append(args, "--tls", "/etc/stanch/temporal")
 	}
@@ -92,8 +94,10 @@ func (o Options) worker() runtime.Object {
 			Name: "worker", Image: o.Image, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: requests("100m", "128Mi", "1Gi"),
 			Env:   []corev1.EnvVar{field("POD_NAMESPACE", "metadata.namespace"), field("POD_UID", "metadata.uid")},
 			Ports: []corev1.ContainerPort{{Name: "nodes", ContainerPort: GatewayPort}, {Name: "health", ContainerPort: healthPort}},
-			ReadinessProbe: &corev1.Probe{PeriodSeconds: 5, TimeoutSeconds: 3,
-				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("health")}}},
+			ReadinessProbe: &corev1.Probe{
+				PeriodSeconds: 5, TimeoutSeconds: 3,
+				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("health")}},
+			},
 			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
 		}},
 	}
@@ -119,8 +123,10 @@ func (o Options) worker() runtime.Object {
 	if o.Replicas == 1 {
 		strategy.Type = appsv1.RecreateDeploymentStrategyType // two must not want the same volume
 	}
-	return &appsv1.Deployment{TypeMeta: kind("apps/v1", "Deployment"), ObjectMeta: o.meta(WorkerName),
-		Spec: appsv1.DeploymentSpec{Replicas: &o.Replicas, Selector: selector, Template: podTemplate, Strategy: strategy}}
+	return &appsv1.Deployment{
+		TypeMeta: kind("apps/v1", "Deployment"), ObjectMeta: o.meta(WorkerName),
+		Spec: appsv1.DeploymentSpec{Replicas: &o.Replicas, Selector: selector, Template: podTemplate, Strategy: strategy},
+	}
 }
 
 // sensor is the node agent: all power over its own node, none over the cluster.

@@ -42,8 +42,10 @@ type state struct {
 func TargetOf(d sensors.Detection) playbooks.Target {
 	c := d.Event.Container
 	if c.Pod.UID != "" {
-		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: c.Pod.Namespace, Name: c.Pod.Name, UID: c.Pod.UID, Node: d.Node,
-			ContainerID: c.ID, ContainerName: c.Name, ServiceAccount: c.Pod.ServiceAccount, HostNetwork: c.Pod.HostNetwork}
+		return playbooks.Target{
+			Kind: playbooks.TargetPod, Namespace: c.Pod.Namespace, Name: c.Pod.Name, UID: c.Pod.UID, Node: d.Node,
+			ContainerID: c.ID, ContainerName: c.Name, ServiceAccount: c.Pod.ServiceAccount, HostNetwork: c.Pod.HostNetwork,
+		}
 	}
 	name := c.Name
 	if name == "" {
@@ -57,8 +59,10 @@ func short(id string) string { return id[:min(12, len(id))] }
 // WorkloadOf is what a detection's container belongs to.
 func WorkloadOf(d sensors.Detection) playbooks.WorkloadIdentity {
 	c := d.Event.Container
-	w := playbooks.WorkloadIdentity{Namespace: c.Pod.Namespace, Kind: c.Workload.Kind, Name: c.Workload.Name, Image: c.Image, ImageDigest: c.ImageDigest,
-		ServiceAccount: c.Pod.ServiceAccount, Node: d.Node, Labels: c.Pod.Labels}
+	w := playbooks.WorkloadIdentity{
+		Namespace: c.Pod.Namespace, Kind: c.Workload.Kind, Name: c.Workload.Name, Image: c.Image, ImageDigest: c.ImageDigest,
+		ServiceAccount: c.Pod.ServiceAccount, Node: d.Node, Labels: c.Pod.Labels,
+	}
 	switch {
 	case w.Kind != "" && w.Name != "":
 	case c.Pod.Name != "":

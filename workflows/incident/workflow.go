@@ -276,8 +276,10 @@ func (r *run) enrich(ctx workflow.Context) {
 		defer func() { r.enriching-- }()
 		var set *activities.Set
 		var result activities.Result
-		o := workflow.ActivityOptions{TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 20 * time.Second, ScheduleToCloseTimeout: time.Minute,
-			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3}}
+		o := workflow.ActivityOptions{
+			TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 20 * time.Second, ScheduleToCloseTimeout: time.Minute,
+			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3},
+		}
 		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
 			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, Incident: r.brief()}}).Get(ctx, &result)
 		if err != nil || !result.Outcome.Usable() {

@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"stanch/playbooks"
 	"strings"
 	"time"
+
+	"stanch/playbooks"
 )
 
 // Report is a message that the lease owes.

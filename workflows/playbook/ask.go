@@ -113,8 +113,10 @@ func (r *run) approval(ctx workflow.Context, s *playbooks.Step, env playbooks.En
 		r.note(ctx, s, "", playbooks.OutcomeFailed, strings.Join(reasons, "; "), "")
 		return outcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
-	got := r.ask(ctx, Pending{Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable,
-		Approvers: activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout}})
+	got := r.ask(ctx, Pending{
+		Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable,
+		Approvers: activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout},
+	})
 	if !got.granted {
 		r.note(ctx, s, "", playbooks.OutcomeDenied, got.reason, "")
 		return outcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}

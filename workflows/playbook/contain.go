@@ -2,10 +2,11 @@ package playbook
 
 import (
 	"fmt"
-	"stanch/activities"
-	"stanch/playbooks"
 	"strings"
 	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
 
 	"go.temporal.io/sdk/workflow"
 )
