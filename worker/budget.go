@@ -63,7 +63,8 @@ func openPurse(ctx context.Context, temporal client.Client, cluster string, log 
 
 func (p *purse) give(ctx context.Context, batch []budget.Spent) error {
 	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.ID(p.cluster), budget.Signal, batch, client.StartWorkflowOptions{
-		ID: budget.ID(p.cluster), TaskQueue: budgetQueue, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		// It answers nobody while a worker that died may still have its task: that is a short while.
+		ID: budget.ID(p.cluster), TaskQueue: budgetQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 	}, budget.Budget, budget.Input{})
 	if err != nil {
 		return fmt.Errorf("keep the budget: %w", err)

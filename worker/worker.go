@@ -117,7 +117,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
-	w.Hub = &gateway.Hub{Started: time.Now(), Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
+	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
@@ -147,13 +147,16 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(incidents.Incident)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
+	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
+	// time may have passed (reading the budget right after a crash takes seconds).
+	w.Hub.Started = time.Now()
+	if err := w.listenNodes(); err != nil {
+		return err
+	}
 	if err := w.main.Start(); err != nil {
 		return fmt.Errorf("start the Temporal worker: %w", err)
 	}
 	w.closers = append(w.closers, w.main.Stop)
-	if err := w.listenNodes(); err != nil {
-		return err
-	}
 	if err := w.listenForeign(); err != nil {
 		return err
 	}

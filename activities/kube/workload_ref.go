@@ -6,10 +6,12 @@ import (
 	"strconv"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -29,44 +31,45 @@ type scaler interface {
 	UpdateScale(ctx context.Context, name string, s *autoscalingv1.Scale, o metav1.UpdateOptions) (*autoscalingv1.Scale, error)
 }
 
+// workloads is what the typed clients of the three kinds have in common.
+type workloads[T metav1.Object] interface {
+	scaler
+	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, body []byte, o metav1.PatchOptions, subresources ...string) (T, error)
+}
+
+// read gets one workload; view says where its kind keeps what we need.
+func read[T metav1.Object](ctx context.Context, name string, api workloads[T], view func(T) workload) (*workload, error) {
+	object, err := api.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller names the workload
+	}
+	w := view(object)
+	w.meta, w.scales = object, api
+	w.patch = func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
+		_, err := api.Patch(ctx, name, mergePatch, body, o)
+		return err //nolint:wrapcheck // the caller names the workload
+	}
+	return &w, nil
+}
+
 // open reads the workload. Without a UID in the reference any UID will do, which only reading callers may use.
 func (r WorkloadRef) open(ctx context.Context, client kubernetes.Interface) (*workload, *Refusal, error) {
 	var w *workload
 	var err error
-	switch r.Kind {
+	switch apps := client.AppsV1(); r.Kind {
 	case "Deployment":
-		api := client.AppsV1().Deployments(r.Namespace)
-		d, getErr := api.Get(ctx, r.Name, metav1.GetOptions{})
-		err = getErr
-		w = &workload{
-			meta: d, template: &d.Spec.Template, replicas: count(d.Spec.Replicas), observed: d.Status.Replicas, ready: d.Status.ReadyReplicas, scales: api,
-			patch: func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
-				_, err := api.Patch(ctx, r.Name, mergePatch, body, o)
-				return err
-			},
-		}
+		w, err = read(ctx, r.Name, apps.Deployments(r.Namespace), func(d *appsv1.Deployment) workload {
+			return workload{template: &d.Spec.Template, replicas: count(d.Spec.Replicas), observed: d.Status.Replicas, ready: d.Status.ReadyReplicas}
+		})
 	case "StatefulSet":
-		api := client.AppsV1().StatefulSets(r.Namespace)
-		s, getErr := api.Get(ctx, r.Name, metav1.GetOptions{})
-		err = getErr
-		w = &workload{
-			meta: s, template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas, scales: api,
-			patch: func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
-				_, err := api.Patch(ctx, r.Name, mergePatch, body, o)
-				return err
-			},
-		}
+		w, err = read(ctx, r.Name, apps.StatefulSets(r.Namespace), func(s *appsv1.StatefulSet) workload {
+			return workload{template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas}
+		})
 	case "ReplicaSet":
-		api := client.AppsV1().ReplicaSets(r.Namespace)
-		s, getErr := api.Get(ctx, r.Name, metav1.GetOptions{})
-		err = getErr
-		w = &workload{
-			meta: s, template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas, scales: api,
-			patch: func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
-				_, err := api.Patch(ctx, r.Name, mergePatch, body, o)
-				return err
-			},
-		}
+		w, err = read(ctx, r.Name, apps.ReplicaSets(r.Namespace), func(s *appsv1.ReplicaSet) workload {
+			return workload{template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas}
+		})
 	default:
 		return nil, refuse(ReasonUnsupported, "a %s has no replicas to set; want Deployment, StatefulSet or ReplicaSet", r.Kind), nil
 	}
