@@ -3,14 +3,15 @@ package gateway
 import (
 	"fmt"
 	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
 	"stanch/playbooks"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/lease"
-	"time"
-
-	"github.com/google/uuid"
 )
 
 // LeaseRequest names one lease, or all.
