@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"stanch/sensors/proof"
-
 	"github.com/google/uuid"
+
+	"stanch/sensors/proof"
 )
 
 // ApplyInput is the input of Apply.

@@ -180,6 +180,10 @@ func propose(format string, args ...any) *activities.Decision {
 	return &activities.Decision{Verdict: activities.VerdictPropose, Reason: fmt.Sprintf(format, args...)}
 }
 
+func ask(f Facts, format string, args ...any) *activities.Decision {
+	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: f.approvers()}
+}
+
 func killSwitch(f Facts) *activities.Decision {
 	if f.Stopped == "" {
 		return nil
@@ -265,19 +269,13 @@ func phase(f Facts) *activities.Decision {
 	case f.Grant != nil:
 		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.People, ", "), On: f.On}
 	case class == playbooks.ClassDisrupt || f.Basis.Asked:
-		return &activities.Decision{Verdict: activities.VerdictAsk, Reason: "it runs only with the grant of its approval", Approvers: f.approvers()}
+		return ask(f, "it runs only with the grant of its approval")
 	case len(f.Signals) == 0:
 		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, Fresh)
 	case f.Verdict.Confidence < f.Scope.Confidence:
-		return &activities.Decision{
-			Verdict: activities.VerdictAsk, Approvers: f.approvers(),
-			Reason: fmt.Sprintf("confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name),
-		}
+		return ask(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)
 	case f.Request.For > time.Duration(f.Config.Budget.Longest):
-		return &activities.Decision{
-			Verdict: activities.VerdictAsk, Approvers: f.approvers(),
-			Reason: fmt.Sprintf("%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest)),
-		}
+		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest))
 	}
 	return &activities.Decision{
 		Verdict: activities.VerdictRun, On: f.On,

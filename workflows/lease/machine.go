@@ -202,8 +202,12 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	before := m.End()
 	m.Holders[h.ID] = &h
 	if string(params) != string(m.Params) || h.Until.After(before) {
-		// The token stays: what it covers, the guards need not permit again.
-		m.Params, m.Reapply, m.Basis, m.For = params, true, h.Basis, h.For
+		// The token stays: what it covers, the guards need not permit again. Before there is one, the end is that of the
+		// longest hold, whosever it is.
+		longest := max(m.For, h.For)
+		if m.Params, m.Reapply, m.Basis, m.For = params, true, h.Basis, h.For; m.Token == nil {
+			m.For = longest
+		}
 	}
 	if m.State == StateHeld && !m.Reapply {
 		r := m.report(now)

@@ -98,6 +98,17 @@ func TestAFailedApplyIsUndone(t *testing.T) {
 	require.Equal(t, lease.CommandUndo, m.Next(start).Kind)
 }
 
+// Two playbooks take hold of a target in the same moment: the stricter and shorter one must not make the guards refuse
+// the longer one's end.
+func TestAStricterHolderThatJoinsBeforeTheFirstEffectDoesNotShortenTheHold(t *testing.T) {
+	m := newMachine()
+	b := holder("b", time.Minute)
+	b.Params = json.RawMessage(`{"ingress":true}`)
+	m.Join(b, start, func(_, b json.RawMessage) (json.RawMessage, error) { return b, nil })
+	require.Equal(t, at(time.Hour), m.Request().Until)
+	require.Equal(t, time.Hour, m.Request().For)
+}
+
 func TestASecondHolderJoinsAndTheLastEndUndoes(t *testing.T) {
 	m := held(t)
 	m.Join(holder("b", 10*time.Minute), at(time.Minute), equal)
