@@ -116,6 +116,9 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 			for _, change := range plan.Plan.Changes {
 				p("  would %s", change)
 			}
+			if plan.Plan.For > 0 {
+				p("  and undo it after %s", plan.Plan.For)
+			}
 			for _, warning := range plan.Plan.Warnings {
 				p("  but: %s", warning)
 			}
