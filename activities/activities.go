@@ -176,7 +176,9 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	}
 	plan, err := action.Plan(ctx, in.Request)
 	if refusal, ok := AsRefusal(err); ok {
-		return PlanResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}, nil
+		refused := PlanResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}
+		refused.Plan.bind(in.Request) // the record says what was refused
+		return refused, nil
 	}
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))

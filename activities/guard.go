@@ -40,6 +40,8 @@ type Decision struct {
 	On string `json:"on,omitempty"`
 	// Since is when the newest detection that it rests on was accepted; zero if people granted it.
 	Since time.Time `json:"since,omitzero"`
+	// Config is the short hash of the configuration in force.
+	Config string `json:"config,omitempty"`
 }
 
 // Approvers says who may agree.

@@ -68,6 +68,8 @@ type Options struct {
 	Switch guards.Lever
 	// NoHostDrills: see gateway.Intake.
 	NoHostDrills bool
+	// Converter reads what Client's does: audits decrypt histories with it.
+	Converter converter.DataConverter
 	// Evidence is where evidence is kept; "" means below Dir.
 	Evidence string
 	Log      *slog.Logger
@@ -161,6 +163,7 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.sweep(ctx)
+	w.archiveClosed(ctx)
 	return w.listenLocal(killSwitch)
 }
 
@@ -227,7 +230,7 @@ func (w *Worker) listenLocal(killSwitch guards.Lever) error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{Reader: w.Reader, Authority: w.Authority, Config: w.Config, Switch: killSwitch, Hub: w.Hub, Log: w.Log}
+	local := &gateway.Local{Reader: w.Reader, Authority: w.Authority, Config: w.Config, Switch: killSwitch, Hub: w.Hub, Auditor: w.auditor(), Log: w.Log}
 	w.serve(local.Server(), l)
 	return nil
 }

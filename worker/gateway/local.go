@@ -38,6 +38,7 @@ type Local struct {
 	Config    *config.Config
 	Switch    guards.Lever
 	Hub       *Hub
+	Auditor   Auditor // nil tells no story
 	Log       *slog.Logger
 
 	mu     sync.Mutex
@@ -74,6 +75,7 @@ func (l *Local) Server() *http.Server {
 		return l.Reader.Leases(r.Context(), r.URL.Query().Get("all") != "")
 	}))
 	mux.HandleFunc("GET /v1/nodes", l.answer(func(*http.Request) (any, error) { return l.Hub.Nodes(), nil }))
+	l.auditRoutes(mux)
 	mux.HandleFunc("POST /v1/vote", l.answer(l.vote))
 	mux.HandleFunc("POST /v1/release", l.answer(l.release))
 	mux.HandleFunc("POST /v1/extend", l.answer(l.extend))

@@ -35,7 +35,9 @@ type Input struct {
 	// Quiet is how long nothing must happen before the incident closes. Default 15 min.
 	Quiet  time.Duration `json:"quiet,omitempty"`
 	Timing lease.Timing  `json:"timing"`
-	Carry  *state        `json:"carry,omitempty"`
+	// Config is the short hash of the configuration that was in force when it began.
+	Config string `json:"config,omitempty"`
+	Carry  *state `json:"carry,omitempty"`
 }
 
 // Selected is a playbook that matches, with its source.
