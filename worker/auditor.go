@@ -14,10 +14,12 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/recording"
 	"stanch/sensors/proof"
 	"stanch/worker/archive"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
+	"stanch/worker/recorder"
 )
 
 // Auditor tells and verifies stories: from Temporal, and from the archive once Temporal no longer has an incident.
@@ -155,6 +157,25 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	}
 	story.Verified = report
 	return story, nil
+}
+
+// Record makes a recording of an incident, ready to be written to a file.
+func (a *Auditor) Record(ctx context.Context, incident string, anonymise bool) ([]byte, error) {
+	live, archived, _, err := a.runs(ctx, incident, false)
+	if err != nil {
+		return nil, err
+	}
+	if !whole(live) {
+		live = archived
+	}
+	r, err := recorder.From(live, incident, a.Converter)
+	if err == nil && anonymise {
+		r, err = recording.Anonymise(r)
+	}
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the incident
+	}
+	return recording.Encode(r) //nolint:wrapcheck // it says what was done
 }
 
 func events(runs []audit.Run) int {

@@ -61,10 +61,10 @@ type Entry struct {
 
 // file is what is written.
 type file struct {
-	Version   int                `json:"version"`
-	Incident  string             `json:"incident"`
+	Version   int          `json:"version"`
+	Incident  string       `json:"incident"`
 	Statement proof.Signed `json:"statement"`
-	Histories []stored           `json:"histories"`
+	Histories []stored     `json:"histories"`
 }
 
 type stored struct {

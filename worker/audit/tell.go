@@ -21,11 +21,11 @@ type teller struct {
 	story *Story
 	names map[string]string // of targets, by their id
 	// signals are the rules that fired, for the confidence.
-	signals   map[string]playbooks.Signal
-	seen      map[string]bool // detections by id
-	people    map[string]*Person
-	configs   map[string]bool
-	effects   map[string]*Effect // by lease
+	signals map[string]playbooks.Signal
+	seen    map[string]bool // detections by id
+	people  map[string]*Person
+	configs map[string]bool
+	effects map[string]*Effect // by lease
 	// stored is what the incident wrote down about itself: compared, never told.
 	stored *playbooks.Incident
 	// reports are what playbooks told the incident, by run; facts what their own histories say.
@@ -194,3 +194,6 @@ func plural(n int, one, many string) string {
 	}
 	return fmt.Sprintf("%d %s", n, many)
 }
+
+// Unsigned reads a statement's body without believing it: for what records it and decides nothing by it.
+func Unsigned(s proof.Signed, out any) error { return unsigned(s, out) }
