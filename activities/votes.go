@@ -14,7 +14,7 @@ import (
 
 // Attempted gives a receipt for evidence that was attempted and never answered.
 func (s *Set) Attempted(_ context.Context, r Request) (proof.Signed, error) {
-	signed, err := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{Incident: r.Incident.ID, Target: r.Target.ID(), Action: r.Action, At: time.Now()})
+	signed, err := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{Incident: r.Incident.ID, Target: r.Target.ID(), Action: r.Action, At: s.now()})
 	if err != nil {
 		return proof.Signed{}, failed(fmt.Errorf("sign the receipt: %w", err))
 	}
@@ -86,7 +86,7 @@ func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
 	}
 	slices.Sort(people)
 	out := Tally{Granted: true, Reason: "approved by " + strings.Join(people, ", "), Grants: map[string]proof.Signed{}}
-	now := time.Now()
+	now := s.now()
 	for _, p := range in.Plans {
 		if p.Plan.Hash() != p.Hash {
 			return Tally{Denied: true, Reason: "the plan that was shown is not the plan that was hashed"}, nil

@@ -20,7 +20,7 @@ func Redact(r Recording) Recording {
 		d.Event.Process.Args = redact.Args(d.Event.Process.Args)
 		d.Event.Process.Ancestors = slices.Clone(d.Event.Process.Ancestors)
 		for k := range d.Event.Process.Ancestors {
-			d.Event.Process.Ancestors[k].Args = redact.Args(d.Event.Process.Ancestors[k].Args)
+			d.Event.Process.Ancestors[k].Args = nil // also of the host's own processes, whose business they are
 		}
 		d.Event.Container.Pod.Annotations = nil // they hold whole manifests, and nothing that is decided by
 		d.Title, d.Reasons = redact.Text(d.Title), texts(d.Reasons)
@@ -58,8 +58,8 @@ func texts(list []string) []string {
 
 // walked redacts every text of a JSON value, and whatever stands under a name that is a secret's.
 func walked(raw json.RawMessage) json.RawMessage {
-	if len(raw) == 0 {
-		return raw
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil
 	}
 	v, err := generic(raw)
 	if err != nil {
@@ -173,6 +173,8 @@ func Anonymise(r Recording) (Recording, error) {
 	for i := range out.Detections {
 		pod := &out.Detections[i].Detection.Event.Container.Pod
 		pod.Labels, pod.IP = nil, ""
+		process := &out.Detections[i].Detection.Event.Process
+		process.Cwd, process.Ancestors = "", process.Ancestors[:min(1, len(process.Ancestors))]
 	}
 	out.Anonymised = true
 	return out, nil
