@@ -27,6 +27,9 @@ type ApplyResult struct {
 	Effect   Effect        `json:"effect"`
 	Decision Decision      `json:"decision"`
 	Token    *proof.Signed `json:"token,omitempty"`
+	// Entry is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
+	Entry      string `json:"entry,omitempty"`
+	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
 // Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.
@@ -61,7 +64,25 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 		}
 		return ApplyResult{}, failed(fmt.Errorf("apply %s to %s: %w", r.Action, r.Target, err))
 	}
-	return ApplyResult{Effect: effect, Decision: decision, Token: &token}, nil
+	result := ApplyResult{Effect: effect, Decision: decision, Token: &token}
+	result.Entry, result.Unrecorded = s.record(r.Incident.ID, EntryEffect, Act{
+		Action: r.Action, Target: r.Target.ID(), Lease: r.Lease, Outcome: effect.Outcome, On: decision.On, Note: "until " + r.Until.UTC().Format(time.RFC3339),
+	})
+	return result, nil
+}
+
+// record enters an act into the incident's manifest. A store that is full or damaged takes nothing back that was done:
+// what could not be entered is said in the result, and so in the history.
+func (s *Set) record(incident string, kind EntryKind, act Act) (entry, unrecorded string) {
+	if s.Evidence == nil {
+		return "", "there is no evidence store"
+	}
+	entry, err := s.Evidence.Note(incident, kind, act)
+	if err != nil {
+		s.Log.Error("an act is not in the manifest", "incident", incident, "kind", kind, "error", err)
+		return "", err.Error()
+	}
+	return entry, ""
 }
 
 // rollback undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request

@@ -51,6 +51,9 @@ type Tally struct {
 	Denied  bool                    `json:"denied"`
 	Reason  string                  `json:"reason,omitempty"`
 	Grants  map[string]proof.Signed `json:"grants,omitempty"` // by plan hash
+	// Entry is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	Entry      string `json:"entry,omitempty"`
+	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
 // grantLife is how long an approved plan may wait for its effect.
@@ -100,6 +103,7 @@ func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
 		}
 		out.Grants[p.Hash] = grant
 	}
+	out.Entry, out.Unrecorded = s.record(in.Incident, EntryApproval, Act{Action: in.Step, Who: people, On: in.Hash})
 	return out, nil
 }
 

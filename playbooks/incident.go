@@ -198,6 +198,9 @@ type EvidenceRef struct {
 	SHA256 string    `json:"sha256" expr:"sha256"`
 	Bytes  int64     `json:"bytes" expr:"bytes"`
 	At     time.Time `json:"at" expr:"at"`
+	// Source is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
+	Source string `json:"source,omitempty" expr:"source"`
+	Entry  string `json:"entry,omitempty" expr:"entry"`
 }
 
 // TimelineEntry is one line of the incident's story.

@@ -7,8 +7,6 @@ package worker
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,7 +34,6 @@ import (
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
-	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
@@ -120,7 +117,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
-	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
+	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
 	if killSwitch == nil {
 		killSwitch = guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
@@ -258,22 +255,6 @@ func DialOptions(o client.Options, dir string) (client.Options, error) {
 	o.DataConverter = converter.DataConverter(c.Converter())
 	o.FailureConverter = c.Failures()
 	return o, nil
-}
-
-// PayloadCodec is the codec with the key in dir, which is made if it is not there.
-func PayloadCodec(dir string) (*codec.Codec, error) {
-	key, err := authority.Secret(filepath.Join(dir, "codec.key"), 32)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
-	}
-	id := CodecKeyID(key)
-	return codec.New(id, map[string][]byte{id: key}) //nolint:wrapcheck // it names the key
-}
-
-// CodecKeyID names a payload key: it stands on every payload that the key encrypted.
-func CodecKeyID(key []byte) string {
-	sum := sha256.Sum256(key)
-	return hex.EncodeToString(sum[:4])
 }
 
 // LockDir makes sure that one process alone uses a data directory.

@@ -312,7 +312,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	}
 	set := activities.NewSet(&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
 		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt})
-	set.Guards, set.Authority, set.Evidence = w, shared.key, &activities.EvidenceStore{Dir: t.TempDir()}
+	set.Guards, set.Authority, set.Evidence = w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
 
 	options := shared.options
 	options.Logger = quiet{}
