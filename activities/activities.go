@@ -21,6 +21,8 @@ import (
 type Set struct {
 	actions   map[string]Action
 	Guards    Guards
+	Scopes    Scopes
+	Desk      Desk // nil: people are told nothing by chat
 	Authority Authority
 	Evidence  *EvidenceStore
 	Log       *slog.Logger

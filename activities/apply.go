@@ -122,7 +122,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 			}
 			if g, ok := s.extension(r, now); ok {
 				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
-				signed, err := s.token(r, g.Nonce, token.Issued, token.Since)
+				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.Since, Drill: token.Drill}, token.Issued)
 				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
 			}
 		}
@@ -142,7 +142,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 	if decision.Verdict != VerdictRun {
 		return decision, proof.Signed{}, false, nil
 	}
-	signed, err := s.token(r, decision.On, now, decision.Since)
+	signed, err := s.token(r, decision, now)
 	return decision, signed, plan.Held, err
 }
 
@@ -156,10 +156,10 @@ func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
 }
 
 // token signs what the node needs to see, and what stands for the guards while the lease holds.
-func (s *Set) token(r Request, on string, issued, since time.Time) (proof.Signed, error) {
+func (s *Set) token(r Request, d Decision, issued time.Time) (proof.Signed, error) {
 	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
 		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: on, Since: since, Issued: issued, Until: r.Until,
+		Incident: r.Incident.ID, Basis: d.On, Since: d.Since, Namespace: r.Target.Namespace, Drill: d.Drill, Issued: issued, Until: r.Until,
 	})
 	if err != nil {
 		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)

@@ -26,10 +26,17 @@ type EntryKind string
 const (
 	EntryEvidence EntryKind = "evidence" // a piece was stored
 	EntryApproval EntryKind = "approval" // people permitted a plan
-	EntryEffect   EntryKind = "effect"   // a containment took hold
-	EntryUndo     EntryKind = "undo"     // a containment was taken back
-	EntryArchive  EntryKind = "archive"  // the workflows' histories were archived
-	EntryAccess   EntryKind = "access"   // somebody took a piece out
+	// EntryBreakGlass: one person took the right of the quorum.
+	EntryBreakGlass EntryKind = "break-glass"
+	EntryRelease    EntryKind = "release" // a person ends a containment early
+	EntryExtend     EntryKind = "extend"  // a person lets a containment last longer
+	EntryMark       EntryKind = "mark"    // a person took the incident over, or called it a false positive
+	EntryStop       EntryKind = "stop"    // the kill switch was set
+	EntryResume     EntryKind = "resume"  // and lifted
+	EntryEffect     EntryKind = "effect"  // a containment took hold
+	EntryUndo       EntryKind = "undo"    // a containment was taken back
+	EntryArchive    EntryKind = "archive" // the workflows' histories were archived
+	EntryAccess     EntryKind = "access"  // somebody took a piece out
 )
 
 // Entry is one line of an incident's manifest. It names the line before it by its hash, and is signed.

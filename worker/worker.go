@@ -127,7 +127,9 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
+	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
+	w.Set.Guards, w.Set.Scopes = chain, chain
+	o.Library.Authority = o.Authority
 
 	catalogue := w.Set.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}

@@ -32,6 +32,8 @@ const (
 	PurposeReceipt     Purpose = "stanch/receipt/v1"
 	PurposeVote        Purpose = "stanch/vote/v1"
 	PurposeCustody     Purpose = "stanch/custody/v1"
+	PurposeSelection   Purpose = "stanch/selection/v1"
+	PurposeSwitch      Purpose = "stanch/switch/v1"
 )
 
 // Signed is a statement with its signature. It is safe to store and to send: it holds no secret.
