@@ -25,9 +25,12 @@ type EvidenceStore struct {
 }
 
 var (
-	incidentID = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
+	incidentID = regexp.MustCompile(`^(INC-[0-9A-Z]{10,40}|` + Journal + `)$`)
 	contentID  = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
+
+// Journal is the manifest of what concerns no single incident: the kill switch, above all.
+const Journal = "JOURNAL"
 
 // maxPiece bounds one piece, in bytes.
 const maxPiece = 128 << 20
@@ -106,7 +109,7 @@ func (s *EvidenceStore) Open(sum string) ([]byte, error) {
 
 // Incidents lists the incidents that have a manifest.
 func (s *EvidenceStore) Incidents() ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(s.Dir, "incidents", "INC-*.jsonl"))
+	files, err := filepath.Glob(filepath.Join(s.Dir, "incidents", "*.jsonl"))
 	if err != nil {
 		return nil, fmt.Errorf("list the manifests: %w", err)
 	}

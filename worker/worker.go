@@ -7,6 +7,7 @@ package worker
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,7 @@ import (
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
+	"stanch/workflows/thread"
 )
 
 // Options are what a worker is made of.
@@ -54,6 +56,10 @@ type Options struct {
 	Library   *Library
 	Timing    lease.Timing
 	Self      []string // Stanch's own pods, by UID
+	// ConfigFile is where Config came from; "" is nowhere. Who may answer is read from it anew.
+	ConfigFile string
+	// APIListen is where the API listens for people with a Kubernetes token; "" does not listen.
+	APIListen string
 	// NodeListen is where nodes dial, with mutual TLS. NodeHosts are the names in the gateway's certificate.
 	NodeListen string
 	NodeHosts  []string
@@ -78,9 +84,11 @@ type Worker struct {
 	Hub      *gateway.Hub
 	Intake   *gateway.Intake
 	Reader   *gateway.Reader
+	Decider  *gateway.Decider
 	Set      *activities.Set
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
+	APIAddr  string
 
 	main    sdkworker.Worker
 	closers []func()
@@ -120,7 +128,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
 	if killSwitch == nil {
-		killSwitch = guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
+		killSwitch = &guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped"), Authority: o.Authority}
 	}
 	purse, stop, err := openPurse(ctx, o.Client, o.Config.Cluster, o.Log)
 	if err != nil {
@@ -130,6 +138,9 @@ func (w *Worker) start(ctx context.Context) error {
 	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
 	w.Set.Guards, w.Set.Scopes = chain, chain
 	o.Library.Authority = o.Authority
+	w.Decider = &gateway.Decider{
+		Reader: w.Reader, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), Scopes: chain, Switch: killSwitch, Evidence: w.Set.Evidence, Log: o.Log,
+	}
 
 	catalogue := w.Set.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}
@@ -144,6 +155,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(leases.Lease)
 	w.main.RegisterWorkflow(plays.Playbook)
 	w.main.RegisterWorkflow(incidents.Incident)
+	w.main.RegisterWorkflow(thread.Thread)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
 	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
@@ -160,7 +172,7 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.sweep(ctx)
-	return w.listenLocal(killSwitch)
+	return errors.Join(w.listenAPI(), w.listenLocal())
 }
 
 // serveNode polls a node's task queue while its stream is here.
@@ -218,7 +230,7 @@ func (w *Worker) listenForeign() error {
 	return nil
 }
 
-func (w *Worker) listenLocal(killSwitch guards.Lever) error {
+func (w *Worker) listenLocal() error {
 	if w.Socket == "" {
 		return nil
 	}
@@ -226,8 +238,31 @@ func (w *Worker) listenLocal(killSwitch guards.Lever) error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{Reader: w.Reader, Authority: w.Authority, Config: w.Config, Switch: killSwitch, Hub: w.Hub, Log: w.Log}
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub}}
 	w.serve(local.Server(), l)
+	return nil
+}
+
+// listenAPI lets people in a cluster answer with a Kubernetes token.
+func (w *Worker) listenAPI() error {
+	if w.APIListen == "" {
+		return nil
+	}
+	if w.Kube == nil {
+		return errors.New("listen for people: their tokens are reviewed by a cluster, and there is none")
+	}
+	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	if err != nil {
+		return err
+	}
+	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people show a token
+	l, err := tls.Listen("tcp", w.APIListen, tlsConfig)
+	if err != nil {
+		return fmt.Errorf("listen for people: %w", err)
+	}
+	w.APIAddr = l.Addr().String()
+	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub}, Kube: w.Kube}
+	w.serve(remote.Server(), l)
 	return nil
 }
 
