@@ -84,6 +84,9 @@ type Observation struct {
 type Piece struct {
 	Name string
 	Data []byte
+	// Source is where it was captured; SHA256 its hash there, "" where the source says none.
+	Source string
+	SHA256 string
 }
 
 // Plan says what a containment would change.

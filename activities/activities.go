@@ -21,6 +21,8 @@ import (
 type Set struct {
 	actions   map[string]Action
 	Guards    Guards
+	Scopes    Scopes
+	Desk      Desk // nil: people are told nothing by chat
 	Authority Authority
 	Evidence  *EvidenceStore
 	Log       *slog.Logger
@@ -270,6 +272,9 @@ type UndoResult struct {
 	Undone bool   `json:"undone"`
 	Drift  *Drift `json:"drift,omitempty"`
 	Reason string `json:"reason,omitempty"` // why it was refused
+	// Entry is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	Entry      string `json:"entry,omitempty"`
+	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
 // Undo takes a containment back, and observes that it is gone.
@@ -303,7 +308,7 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 	}
 	inForce, detail, err := action.Verify(ctx, r, in.Prior)
 	if errors.Is(err, ErrGone) {
-		return UndoResult{Undone: true}, nil //nolint:nilerr // nothing is left that could be in force
+		return s.undone(in, "the target is gone"), nil // nothing is left that could be in force
 	}
 	if err != nil {
 		return UndoResult{}, failed(fmt.Errorf("observe that %s of %s is undone: %w", r.Action, r.Target, err))
@@ -311,5 +316,19 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 	if inForce {
 		return UndoResult{}, failed(fmt.Errorf("undo %s of %s: it is still in force: %s", r.Action, r.Target, detail))
 	}
-	return UndoResult{Undone: true}, nil
+	return s.undone(in, ""), nil
+}
+
+// undone records that a containment was taken back, and on whose word if it was early.
+func (s *Set) undone(in UndoInput, note string) UndoResult {
+	act := Act{Action: in.Request.Action, Target: in.Request.Target.ID(), Lease: in.Request.Lease, Note: note}
+	if in.Grant != nil {
+		var g proof.Grant
+		if s.Authority.Keys().Open(*in.Grant, proof.PurposeGrant, &g) == nil {
+			act.On, act.Who = g.Nonce, g.People
+		}
+	}
+	result := UndoResult{Undone: true}
+	result.Entry, result.Unrecorded = s.record(in.Request.Incident.ID, EntryUndo, act)
+	return result
 }

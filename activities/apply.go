@@ -27,6 +27,9 @@ type ApplyResult struct {
 	Effect   Effect        `json:"effect"`
 	Decision Decision      `json:"decision"`
 	Token    *proof.Signed `json:"token,omitempty"`
+	// Entry is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
+	Entry      string `json:"entry,omitempty"`
+	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
 // Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.
@@ -61,7 +64,25 @@ func (s *Set) Apply(ctx context.Context, in ApplyInput) (ApplyResult, error) {
 		}
 		return ApplyResult{}, failed(fmt.Errorf("apply %s to %s: %w", r.Action, r.Target, err))
 	}
-	return ApplyResult{Effect: effect, Decision: decision, Token: &token}, nil
+	result := ApplyResult{Effect: effect, Decision: decision, Token: &token}
+	result.Entry, result.Unrecorded = s.record(r.Incident.ID, EntryEffect, Act{
+		Action: r.Action, Target: r.Target.ID(), Lease: r.Lease, Outcome: effect.Outcome, On: decision.On, Note: "until " + r.Until.UTC().Format(time.RFC3339),
+	})
+	return result, nil
+}
+
+// record enters an act into the incident's manifest. A store that is full or damaged takes nothing back that was done:
+// what could not be entered is said in the result, and so in the history.
+func (s *Set) record(incident string, kind EntryKind, act Act) (entry, unrecorded string) {
+	if s.Evidence == nil {
+		return "", "there is no evidence store"
+	}
+	entry, err := s.Evidence.Note(incident, kind, act)
+	if err != nil {
+		s.Log.Error("an act is not in the manifest", "incident", incident, "kind", kind, "error", err)
+		return "", err.Error()
+	}
+	return entry, ""
 }
 
 // rollback undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request
@@ -101,7 +122,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 			}
 			if g, ok := s.extension(r, now); ok {
 				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
-				signed, err := s.token(r, g.Nonce, token.Issued, token.Since)
+				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.Since, Drill: token.Drill}, token.Issued)
 				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
 			}
 		}
@@ -121,7 +142,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 	if decision.Verdict != VerdictRun {
 		return decision, proof.Signed{}, false, nil
 	}
-	signed, err := s.token(r, decision.On, now, decision.Since)
+	signed, err := s.token(r, decision, now)
 	return decision, signed, plan.Held, err
 }
 
@@ -135,10 +156,10 @@ func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
 }
 
 // token signs what the node needs to see, and what stands for the guards while the lease holds.
-func (s *Set) token(r Request, on string, issued, since time.Time) (proof.Signed, error) {
+func (s *Set) token(r Request, d Decision, issued time.Time) (proof.Signed, error) {
 	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
 		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: on, Since: since, Issued: issued, Until: r.Until,
+		Incident: r.Incident.ID, Basis: d.On, Since: d.Since, Namespace: r.Target.Namespace, Drill: d.Drill, Issued: issued, Until: r.Until,
 	})
 	if err != nil {
 		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)

@@ -4,103 +4,118 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
-	"sync"
 	"time"
 
 	"stanch/playbooks"
 )
 
-// EvidenceStore keeps evidence by content in a directory: blobs/<sha256>, and a manifest for each incident, a
-// JSON line a piece.
+// EvidenceStore keeps evidence by content in a directory, blobs/<sha256>, with a manifest for each incident: a
+// hash-chained, signed line for each piece and each act (custody.go). What it holds can be read and verified without
+// a running Stanch.
 type EvidenceStore struct {
 	Dir string
-	mu  sync.Mutex
+	// Authority signs the manifests. Nil only reads.
+	Authority Authority
 }
 
-var incidentID = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
+var (
+	incidentID = regexp.MustCompile(`^(INC-[0-9A-Z]{10,40}|` + Journal + `)$`)
+	contentID  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// Journal is the manifest of what concerns no single incident: the kill switch, above all.
+const Journal = "JOURNAL"
 
 // maxPiece bounds one piece, in bytes.
 const maxPiece = 128 << 20
 
-// Put stores one piece and enters it into the incident's manifest. A piece is whole or not there.
+// Put stores one piece and enters it into the incident's manifest. A piece is whole or not there, and is entered only
+// once it is there.
 func (s *EvidenceStore) Put(_ context.Context, incident, action, target string, piece Piece, at time.Time) (playbooks.EvidenceRef, error) {
-	if !incidentID.MatchString(incident) {
-		return playbooks.EvidenceRef{}, Refuse("%q is not an incident's id", incident)
-	}
 	if len(piece.Data) > maxPiece {
 		return playbooks.EvidenceRef{}, Refuse("evidence %s has %d bytes, at most %d are kept", piece.Name, len(piece.Data), maxPiece)
 	}
 	sum := sha256.Sum256(piece.Data)
-	ref := playbooks.EvidenceRef{Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(piece.Data)), At: at}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := writeOnce(filepath.Join(s.Dir, "blobs", ref.SHA256[:2], ref.SHA256), piece.Data); err != nil {
+	ref := playbooks.EvidenceRef{
+		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(piece.Data)), At: at.UTC(), Source: piece.Source,
+	}
+	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
+		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, clip(piece.SHA256, 64), piece.Source, ref.SHA256)
+	}
+	if err := s.write(ref.SHA256, piece.Data); err != nil {
 		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
 	}
-	line, err := json.Marshal(ref)
+	entered := ref
+	hash, err := s.enter(Entry{Incident: incident, Kind: EntryEvidence, Evidence: &entered, At: ref.At})
 	if err != nil {
-		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
+		return playbooks.EvidenceRef{}, err
 	}
-	manifest := filepath.Join(s.Dir, "incidents", incident+".jsonl")
-	if err := os.MkdirAll(filepath.Dir(manifest), 0o700); err != nil {
-		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
-	}
-	// A retry of the activity must not enter the same piece twice.
-	if before, err := os.ReadFile(manifest); err == nil && strings.Contains(string(before), fmt.Sprintf(`"action":%q,"target":%q,"sha256":%q`, action, target, ref.SHA256)) {
-		return ref, nil
-	}
-	f, err := os.OpenFile(manifest, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
-	}
-	_, err = f.Write(append(line, '\n'))
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return playbooks.EvidenceRef{}, fmt.Errorf("enter evidence %s into the manifest: %w", piece.Name, err)
-	}
+	ref.Entry = hash
 	return ref, nil
 }
 
-func writeOnce(path string, data []byte) error {
-	if info, err := os.Stat(path); err == nil && info.Size() == int64(len(data)) {
+func (s *EvidenceStore) blob(sum string) string { return filepath.Join(s.Dir, "blobs", sum[:2], sum) }
+
+// write stores bytes under their hash. What is there already and is not what its name says is written anew.
+func (s *EvidenceStore) write(sum string, data []byte) error {
+	if _, err := s.Open(sum); err == nil {
 		return nil
 	}
+	path := s.blob(sum)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err //nolint:wrapcheck // the caller says what was stored
 	}
-	if err := os.WriteFile(path+".new", data, 0o400); err != nil {
+	f, err := os.CreateTemp(filepath.Dir(path), "new-*")
+	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was stored
 	}
-	return os.Rename(path+".new", path) //nolint:wrapcheck // the caller says what was stored
-}
-
-// List reads an incident's manifest.
-func (s *EvidenceStore) List(incident string) ([]playbooks.EvidenceRef, error) {
-	if !incidentID.MatchString(incident) {
-		return nil, Refuse("%q is not an incident's id", incident)
-	}
-	raw, err := os.ReadFile(filepath.Join(s.Dir, "incidents", incident+".jsonl"))
-	if os.IsNotExist(err) {
-		return nil, nil
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o400), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list evidence of %s: %w", incident, err)
+		return errors.Join(err, os.Remove(f.Name())) // a full disk leaves nothing behind
 	}
-	var refs []playbooks.EvidenceRef
-	for line := range strings.Lines(string(raw)) {
-		var ref playbooks.EvidenceRef
-		if err := json.Unmarshal([]byte(line), &ref); err != nil {
-			return nil, fmt.Errorf("manifest of %s: %w", incident, err)
-		}
-		refs = append(refs, ref)
+	return nil
+}
+
+// ErrDamaged says that a piece is there and is not what was stored.
+var ErrDamaged = errors.New("it is not what was stored")
+
+// Open reads a piece and checks that it is what its hash says.
+func (s *EvidenceStore) Open(sum string) ([]byte, error) {
+	if !contentID.MatchString(sum) {
+		return nil, Refuse("%q is not a SHA-256 in hex", clip(sum, 80))
 	}
-	return refs, nil
+	data, err := os.ReadFile(s.blob(sum))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the piece is gone from the store: %w", fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a piece: %w", err)
+	}
+	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
+		return nil, fmt.Errorf("%w: its bytes hash to %s", ErrDamaged, hex.EncodeToString(got[:]))
+	}
+	return data, nil
+}
+
+// Incidents lists the incidents that have a manifest.
+func (s *EvidenceStore) Incidents() ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(s.Dir, "incidents", "*.jsonl"))
+	if err != nil {
+		return nil, fmt.Errorf("list the manifests: %w", err)
+	}
+	var out []string
+	for _, f := range files {
+		out = append(out, filepath.Base(f[:len(f)-len(".jsonl")]))
+	}
+	return out, nil
 }

@@ -2,6 +2,9 @@ package activities
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"stanch/playbooks"
@@ -42,6 +45,7 @@ type Decision struct {
 	Since time.Time `json:"since,omitzero"`
 	// Config is the short hash of the configuration in force.
 	Config string `json:"config,omitempty"`
+	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
 }
 
 // Approvers says who may agree.
@@ -50,6 +54,45 @@ type Approvers struct {
 	Users   []string      `json:"users,omitempty"`
 	Quorum  int           `json:"quorum"`
 	Timeout time.Duration `json:"timeout"`
+	// Escalate widens the circle when nobody has decided for a while.
+	Escalate *Escalation `json:"escalate,omitempty"`
+}
+
+// Escalation says who may agree too, from when on.
+type Escalation struct {
+	After  time.Duration `json:"after"`
+	Groups []string      `json:"groups,omitempty"`
+	Users  []string      `json:"users,omitempty"`
+}
+
+// May tells whether a person of these groups may answer, so long after the question was asked.
+func (a Approvers) May(person string, groups []string, after time.Duration) bool {
+	if among(person, groups, a.Users, a.Groups) {
+		return true
+	}
+	return a.Escalate != nil && after >= a.Escalate.After && among(person, groups, a.Escalate.Users, a.Escalate.Groups)
+}
+
+func among(person string, mine, users, groups []string) bool {
+	return slices.Contains(users, person) || slices.ContainsFunc(mine, func(g string) bool { return slices.Contains(groups, g) })
+}
+
+// Nobody tells whether there is nobody who may agree.
+func (a Approvers) Nobody() bool { return len(a.Groups)+len(a.Users) == 0 }
+
+// Who names them for a person.
+func (a Approvers) Who() string {
+	who := strings.Join(slices.Concat(a.Groups, a.Users), ", ")
+	if a.Escalate != nil {
+		who += fmt.Sprintf("; after %s also %s", a.Escalate.After, strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
+	}
+	return who
+}
+
+// Scopes tells who may approve where, by the configuration and by no workflow's word.
+type Scopes interface {
+	// ApproversOf are those of the scope that holds a namespace, or of drills.
+	ApproversOf(namespace string, drill bool) Approvers
 }
 
 // Question is what the guards are asked, when planning and again immediately before the effect.

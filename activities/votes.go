@@ -3,12 +3,14 @@ package activities
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"stanch/playbooks"
 	"stanch/sensors/proof"
 )
 
@@ -42,70 +44,161 @@ type TallyInput struct {
 	Plans     []PlanResult   `json:"plans"`
 	Approvers Approvers      `json:"approvers"`
 	Votes     []proof.Signed `json:"votes"`
+	Asked     time.Time      `json:"asked,omitzero"`
 	Deadline  time.Time      `json:"deadline"`
+	// Targets are the plans', in their order.
+	Targets []playbooks.Target `json:"targets,omitempty"`
+	// Selection proves whose playbook asks; nil where the scope's own approvers are asked.
+	Selection *proof.Signed `json:"selection,omitempty"`
 }
 
 // Tally is what the votes come to.
 type Tally struct {
-	Granted bool                    `json:"granted"`
-	Denied  bool                    `json:"denied"`
-	Reason  string                  `json:"reason,omitempty"`
+	Granted bool     `json:"granted"`
+	Denied  bool     `json:"denied"`
+	Reason  string   `json:"reason,omitempty"`
+	Yes     []string `json:"yes,omitempty"` // who has agreed so far
+	// Ignored says of each vote that does not count why not.
+	Ignored []string                `json:"ignored,omitempty"`
 	Grants  map[string]proof.Signed `json:"grants,omitempty"` // by plan hash
+	// Entry is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	Entry      string `json:"entry,omitempty"`
+	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
 // grantLife is how long an approved plan may wait for its effect.
 const grantLife = 10 * time.Minute
 
 // CountVotes verifies every vote and, when enough different people with the right said yes to exactly these plans,
-// signs a grant for each plan. One no of somebody with the right denies.
+// signs a grant for each plan. One no of somebody with the right denies. Who has the right is the scope's or a known
+// playbook's to say, and not the workflow's.
 func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
 	if in.Hash != QuestionHash(in.Plans, in.Approvers) {
 		return Tally{Denied: true, Reason: "the question that is counted is not the one that people answered"}, nil
 	}
-	yes := map[string]proof.Vote{}
+	if reason := s.mayAsk(in); reason != "" {
+		return Tally{Denied: true, Reason: reason}, nil
+	}
+	c := s.count(in)
+	if c.no != nil {
+		return Tally{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s said no. %s", c.no.Person, c.no.Reason)), Ignored: c.ignored}, nil
+	}
+	out := Tally{Yes: slices.Sorted(maps.Keys(c.yes)), Ignored: c.ignored}
+	quorum := max(in.Approvers.Quorum, 1)
+	if len(c.yes) < quorum && c.broke == nil {
+		out.Reason = fmt.Sprintf("%d of %d", len(c.yes), quorum)
+		return out, nil
+	}
+	out.Granted = true
+	return s.grant(in, c, out)
+}
+
+// mayAsk says why these people may not be asked about these plans, or "".
+func (s *Set) mayAsk(in TallyInput) string {
+	if len(in.Targets) != len(in.Plans) {
+		return "the question does not name the target of each plan"
+	}
+	for i, p := range in.Plans {
+		switch {
+		case p.Plan.Hash() != p.Hash:
+			return "the plan that was shown is not the plan that was hashed"
+		case in.Targets[i].ID() != p.Plan.Target:
+			return "a plan's target is not the one that is named"
+		}
+	}
+	if in.Selection != nil {
+		var selection proof.Selection
+		if err := s.Authority.Keys().Open(*in.Selection, proof.PurposeSelection, &selection); err != nil {
+			return "the playbook that asks is not one of this installation's: " + err.Error()
+		}
+		if slices.Contains(selection.Asks, AsksHash(in.Approvers)) {
+			return ""
+		}
+	}
+	if s.Scopes == nil {
+		return "nobody is configured who may approve"
+	}
+	for _, target := range in.Targets {
+		if !sameApprovers(in.Approvers, s.Scopes.ApproversOf(target.Namespace, false)) && !sameApprovers(in.Approvers, s.Scopes.ApproversOf("", true)) {
+			return fmt.Sprintf("whom it asks (%s) is neither the scope of %s nor the playbook's to ask", clip(in.Approvers.Who(), 200), target)
+		}
+	}
+	return ""
+}
+
+// AsksHash names whom an approval asks.
+func AsksHash(a Approvers) string { return proof.Hash(a) }
+
+func sameApprovers(a, b Approvers) bool { return !a.Nobody() && proof.Hash(a) == proof.Hash(b) }
+
+// counted is what the votes come to.
+type counted struct {
+	yes     map[string]proof.Vote
+	no      *proof.Vote
+	broke   *proof.Vote // one who broke the glass
+	ignored []string
+}
+
+func (s *Set) count(in TallyInput) counted {
+	c := counted{yes: map[string]proof.Vote{}}
+	ignore := func(who, why string) { c.ignored = append(c.ignored, clip(who, 80)+": "+why) }
 	for _, signed := range in.Votes {
 		var v proof.Vote
 		if err := s.Authority.Keys().Open(signed, proof.PurposeVote, &v); err != nil {
 			s.Log.Warn("a vote is not proved", "incident", in.Incident, "step", in.Step, "error", err)
+			ignore("somebody", err.Error())
 			continue
 		}
-		if v.Incident != in.Incident || v.Run != in.Run || v.Step != in.Step || v.PlanHash != in.Hash || v.At.After(in.Deadline) || !entitled(v, in.Approvers) {
-			continue
+		switch {
+		case v.Incident != in.Incident || v.Run != in.Run || v.Step != in.Step:
+			continue // another question's
+		case v.Refused != "":
+			ignore(v.Person, v.Refused)
+		case v.PlanHash != in.Hash:
+			ignore(v.Person, "answered another plan")
+		case v.At.After(in.Deadline):
+			ignore(v.Person, "answered too late")
+		case v.BreakGlass && v.Approve:
+			c.broke, c.yes[v.Person] = &v, v
+		case !in.Approvers.May(v.Person, v.Groups, v.At.Sub(in.Asked)):
+			ignore(v.Person, "may not answer this")
+		case !v.Approve:
+			c.no = &v
+			return c
+		default:
+			c.yes[v.Person] = v
 		}
-		if !v.Approve {
-			return Tally{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s said no. %s", v.Person, v.Reason))}, nil
-		}
-		yes[v.Person] = v
 	}
-	if len(yes) < max(in.Approvers.Quorum, 1) {
-		return Tally{Reason: fmt.Sprintf("%d of %d", len(yes), in.Approvers.Quorum)}, nil
-	}
+	return c
+}
+
+// grant signs a grant for each plan.
+func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	var people []string
-	for _, v := range yes {
+	drill := false
+	for _, v := range c.yes {
 		people = append(people, fmt.Sprintf("%s (%s)", v.Person, v.Proved))
+		drill = drill || v.Drill
 	}
 	slices.Sort(people)
-	out := Tally{Granted: true, Reason: "approved by " + strings.Join(people, ", "), Grants: map[string]proof.Signed{}}
+	out.Reason, out.Grants = "approved by "+strings.Join(people, ", "), map[string]proof.Signed{}
+	act := Act{Action: in.Step, Who: people, On: in.Hash}
+	kind := EntryApproval
+	if c.broke != nil {
+		out.Reason = fmt.Sprintf("%s broke the glass: %s. %s", c.broke.Person, c.broke.Reason, out.Reason)
+		kind, act.Note = EntryBreakGlass, c.broke.Person+": "+c.broke.Reason
+	}
 	now := s.now()
-	for _, p := range in.Plans {
-		if p.Plan.Hash() != p.Hash {
-			return Tally{Denied: true, Reason: "the plan that was shown is not the plan that was hashed"}, nil
-		}
+	for i, p := range in.Plans {
 		grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
-			Nonce: uuid.NewString(), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target},
-			Incident: in.Incident, Step: in.Step, People: people, Issued: now, Expires: now.Add(grantLife),
+			Nonce: uuid.NewString(), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,
+			Incident: in.Incident, Step: in.Step, People: people, Drill: drill, BreakGlass: c.broke != nil, Issued: now, Expires: now.Add(grantLife),
 		})
 		if err != nil {
 			return Tally{}, failed(fmt.Errorf("sign the grant: %w", err))
 		}
 		out.Grants[p.Hash] = grant
 	}
+	out.Entry, out.Unrecorded = s.record(in.Incident, kind, act)
 	return out, nil
-}
-
-func entitled(v proof.Vote, a Approvers) bool {
-	if slices.Contains(a.Users, v.Person) {
-		return true
-	}
-	return slices.ContainsFunc(v.Groups, func(g string) bool { return slices.Contains(a.Groups, g) })
 }

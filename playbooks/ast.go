@@ -65,9 +65,17 @@ type Approval struct {
 	Groups    []string
 	Users     []string
 	Quorum    int
+	Escalate  *Escalation // nil: nobody else is asked
 	Timeout   time.Duration
 	OnTimeout string // "deny"
 	Steps     []Step
+}
+
+// Escalation says who is asked too when nobody has decided for a while.
+type Escalation struct {
+	After  time.Duration
+	Groups []string
+	Users  []string
 }
 
 // Retry says how often a failed step is tried again.

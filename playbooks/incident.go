@@ -30,6 +30,12 @@ type Incident struct {
 	Scope string `json:"scope" expr:"scope"`
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
+	// Owner is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
+	Owner    string `json:"owner,omitempty" expr:"owner"`
+	Judged   string `json:"judged,omitempty" expr:"judged"`
+	JudgedBy string `json:"judged_by,omitempty" expr:"judged_by"`
+	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
+	Actors []string `json:"actors,omitempty" expr:"actors"`
 
 	Summary    string             `json:"summary" expr:"summary"`
 	Severity   sensors.Severity   `json:"severity" expr:"severity"`
@@ -198,6 +204,9 @@ type EvidenceRef struct {
 	SHA256 string    `json:"sha256" expr:"sha256"`
 	Bytes  int64     `json:"bytes" expr:"bytes"`
 	At     time.Time `json:"at" expr:"at"`
+	// Source is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
+	Source string `json:"source,omitempty" expr:"source"`
+	Entry  string `json:"entry,omitempty" expr:"entry"`
 }
 
 // TimelineEntry is one line of the incident's story.

@@ -301,6 +301,9 @@ func (p *parser) step(n *yaml.Node, path string) Step {
 	if approval.Timeout == 0 {
 		p.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
 	}
+	if e := approval.Escalate; e != nil && approval.Timeout > 0 && e.After >= approval.Timeout {
+		p.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", e.After, approval.Timeout)
+	}
 	if len(approval.Steps) == 0 {
 		p.errorf(s.Pos, "required", "put what it permits under `steps`", "the approval permits nothing")
 	}
@@ -316,10 +319,27 @@ func (p *parser) from(n *yaml.Node, a *Approval) {
 				p.errorf(posOf(v), "range", "", "`quorum` must be from 1 to 10")
 			}
 		},
+		"escalate": func(_, v *yaml.Node) { a.Escalate = p.escalate(v) },
 	})
 	if len(a.Groups)+len(a.Users) == 0 {
 		p.errorf(posOf(n), "required", "name `groups` or `users`", "`from` names nobody")
 	}
+}
+
+func (p *parser) escalate(n *yaml.Node) *Escalation {
+	e := &Escalation{}
+	p.fields(n, "`escalate`", map[string]func(k, v *yaml.Node){
+		"after":  func(_, v *yaml.Node) { e.After = p.duration(v, "after") },
+		"groups": func(_, v *yaml.Node) { e.Groups = p.strings(v, "groups") },
+		"users":  func(_, v *yaml.Node) { e.Users = p.strings(v, "users") },
+	})
+	if e.After <= 0 {
+		p.errorf(posOf(n), "required", "say from when on: `after: 5m`", "`escalate` has no `after`")
+	}
+	if len(e.Groups)+len(e.Users) == 0 {
+		p.errorf(posOf(n), "required", "name `groups` or `users`", "`escalate` names nobody")
+	}
+	return e
 }
 
 func (p *parser) retry(n *yaml.Node) *Retry {

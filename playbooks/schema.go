@@ -57,6 +57,9 @@ func Schema(catalogue Catalogue) any {
 		"on_timeout": object{"const": "deny", "description": "silence permits nothing"},
 		"from": object{"type": "object", "additionalProperties": false, "properties": object{
 			"groups": texts, "users": texts, "quorum": object{"type": "integer", "minimum": 1, "maximum": 10},
+			"escalate": object{"type": "object", "additionalProperties": false, "required": []string{"after"}, "description": "who is asked too when nobody has decided for a while", "properties": object{
+				"after": object{"type": "string"}, "groups": texts, "users": texts,
+			}},
 		}},
 	})
 	shapes = append(shapes,

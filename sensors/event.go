@@ -33,6 +33,8 @@ type Event struct {
 	Kind Kind      `json:"kind" expr:"kind"`
 	Time time.Time `json:"time" expr:"time"`
 	Node string    `json:"node,omitempty" expr:"node"`
+	// Actor is the person or account behind it where the source knows one: "kubernetes:alice@example.com", "aws:arn:…".
+	Actor string `json:"actor,omitempty" expr:"actor"`
 
 	Process   Process   `json:"process" expr:"process"`
 	Container Container `json:"container,omitzero" expr:"container"`

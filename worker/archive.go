@@ -9,6 +9,7 @@ import (
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/converter"
 
+	"stanch/activities"
 	"stanch/worker/archive"
 	"stanch/worker/audit"
 	"stanch/workflows"
@@ -67,6 +68,9 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 		if err == nil {
 			err = a.Archive.Write(id, runs, signer, time.Now())
 		}
+		if err == nil {
+			err = a.noteArchive(id)
+		}
 		if err != nil {
 			failures = fmt.Errorf("archive %s: %w", id, err)
 			continue
@@ -74,6 +78,15 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 		done++
 	}
 	return done, failures
+}
+
+// noteArchive enters an archive's hash into the incident's manifest, where the chain holds it.
+func (a *Auditor) noteArchive(incident string) error {
+	sum, err := a.Archive.Sum(incident)
+	if err == nil {
+		_, err = a.Evidence.Note(incident, activities.EntryArchive, activities.Act{Action: "archive", SHA256: sum})
+	}
+	return err //nolint:wrapcheck // the caller says which incident's
 }
 
 // closed lists the incidents that have closed and are not archived, the oldest first: their retention ends first.

@@ -2,11 +2,8 @@ package worker
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -44,7 +41,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 	if err != nil {
 		return nil, err
 	}
-	auth, err := authority.Open(filepath.Join(dir, "keys"))
+	auth, err := authority.Read(filepath.Join(dir, "keys"))
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names the file
 	}
@@ -186,53 +183,42 @@ func events(runs []audit.Run) int {
 	return n
 }
 
-// verifyEvidence compares each piece that history names with the store and with the manifest.
+// verifyEvidence compares each piece that history names with the store, the manifest with itself and with the history.
 func (a *Auditor) verifyEvidence(incident string, story audit.Story) (string, []audit.Difference) {
 	var out []audit.Difference
-	for _, e := range story.Evidence {
-		if problem := a.verifyBlob(e.SHA256, e.Bytes); problem != "" {
-			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s: %s", e.Name, problem), Ref: e.Ref})
-		}
-	}
-	manifest, err := a.Evidence.List(incident)
+	lines, findings, err := a.Evidence.Verify(incident, a.Keys, "")
 	if err != nil {
-		return "evidence", append(out, audit.Difference{What: "the evidence's manifest cannot be read: " + err.Error()})
+		out = append(out, audit.Difference{What: "the evidence's manifest cannot be read: " + err.Error()})
 	}
+	for _, f := range findings {
+		out = append(out, audit.Difference{What: "evidence: " + f.String()})
+	}
+	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
 	inHistory, inManifest := map[string]bool{}, map[string]bool{}
 	for _, e := range story.Evidence {
-		inHistory[e.Action+e.Target+e.SHA256] = true
+		inHistory[key(e.EvidenceRef)] = true
 	}
-	for _, ref := range manifest {
-		key := ref.Action + ref.Target + ref.SHA256
-		inManifest[key] = true
-		if !inHistory[key] {
-			out = append(out, audit.Difference{What: fmt.Sprintf("the manifest names evidence %s with SHA-256 %s, and no history does", ref.Name, ref.SHA256)})
+	for _, l := range lines {
+		switch {
+		case l.Entry.Kind == activities.EntryEvidence && l.Entry.Evidence != nil:
+			ref := *l.Entry.Evidence
+			inManifest[key(ref)] = true
+			if !inHistory[key(ref)] {
+				out = append(out, audit.Difference{What: fmt.Sprintf("line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)})
+			}
+		case l.Entry.Kind == activities.EntryArchive && l.Entry.Act != nil && a.Archive.Has(incident):
+			if sum, err := a.Archive.Sum(incident); err != nil || sum != l.Entry.Act.SHA256 {
+				out = append(out, audit.Difference{What: fmt.Sprintf("line %d of the manifest says that the archive has SHA-256 %s; the file has %s", l.Number, l.Entry.Act.SHA256, sum)})
+			}
 		}
 	}
 	for _, e := range story.Evidence {
-		if !inManifest[e.Action+e.Target+e.SHA256] {
+		if !inManifest[key(e.EvidenceRef)] {
 			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256), Ref: e.Ref})
 		}
+		if _, err := a.Evidence.Open(e.SHA256); err != nil {
+			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err), Ref: e.Ref})
+		}
 	}
-	return fmt.Sprintf("%d pieces of evidence: their bytes against the SHA-256 in the history, and the manifest against the history", len(story.Evidence)), out
-}
-
-func (a *Auditor) verifyBlob(sum string, size int64) string {
-	if raw, err := hex.DecodeString(sum); err != nil || len(raw) != sha256.Size {
-		return "the history names no SHA-256"
-	}
-	f, err := os.Open(filepath.Join(a.Evidence.Dir, "blobs", sum[:2], sum))
-	if err != nil {
-		return "it is not in the store: " + err.Error()
-	}
-	defer func() { _ = f.Close() }()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	if err != nil {
-		return "it cannot be read: " + err.Error()
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != sum || n != size {
-		return fmt.Sprintf("it was changed: the store has %d bytes with SHA-256 %s, the history says %d with %s", n, got, size, sum)
-	}
-	return ""
+	return fmt.Sprintf("%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the history", len(story.Evidence), len(lines)), out
 }

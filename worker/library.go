@@ -6,17 +6,23 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
 )
 
 // Library is the playbooks that a worker runs, checked.
 type Library struct {
-	programs []*playbooks.Program
+	// Authority signs what is selected, so that its approvals count as this installation's. Nil signs nothing.
+	Authority activities.Authority
+	programs  []*playbooks.Program
 }
 
 // LoadLibrary loads the shipped playbooks and those of the configured folders. A playbook of a folder takes the
@@ -69,11 +75,36 @@ func isTest(file string) bool {
 func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
 	out := []incident.Selected{}
 	for _, p := range l.programs {
-		if ok, _ := p.Matches(in); ok {
-			out = append(out, incident.Selected{Name: p.Name, File: p.File, Source: p.Source})
+		if ok, _ := p.Matches(in); !ok {
+			continue
 		}
+		selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source}
+		if l.Authority != nil {
+			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, MaxPhase: p.MaxPhase, Asks: asks(p.Steps), At: time.Now()})
+			if err != nil {
+				return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
+			}
+			selected.Selection = &signed
+		}
+		out = append(out, selected)
 	}
 	return out, nil
+}
+
+// asks are the hashes of whom each approval of the steps asks.
+func asks(steps []playbooks.Step) []string {
+	var out []string
+	for i := range steps {
+		s := &steps[i]
+		if s.Approval != nil {
+			out = append(out, activities.AsksHash(playbook.ApproversOf(s.Approval)))
+			out = append(out, asks(s.Approval.Steps)...)
+		}
+		for _, inner := range [][]playbooks.Step{s.Parallel, s.OnFailure, s.OnDenied} {
+			out = append(out, asks(inner)...)
+		}
+	}
+	return out
 }
 
 // Programs lists the playbooks.

@@ -7,8 +7,7 @@ package worker
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,7 +35,6 @@ import (
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
-	"stanch/worker/codec"
 	"stanch/worker/config"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
@@ -44,6 +42,7 @@ import (
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
+	"stanch/workflows/thread"
 )
 
 // Options are what a worker is made of.
@@ -57,6 +56,10 @@ type Options struct {
 	Library   *Library
 	Timing    lease.Timing
 	Self      []string // Stanch's own pods, by UID
+	// ConfigFile is where Config came from; "" is nowhere. Who may answer is read from it anew.
+	ConfigFile string
+	// APIListen is where the API listens for people with a Kubernetes token; "" does not listen.
+	APIListen string
 	// NodeListen is where nodes dial, with mutual TLS. NodeHosts are the names in the gateway's certificate.
 	NodeListen string
 	NodeHosts  []string
@@ -83,9 +86,11 @@ type Worker struct {
 	Hub      *gateway.Hub
 	Intake   *gateway.Intake
 	Reader   *gateway.Reader
+	Decider  *gateway.Decider
 	Set      *activities.Set
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
+	APIAddr  string
 
 	main    sdkworker.Worker
 	closers []func()
@@ -122,17 +127,22 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
-	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
+	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
 	if killSwitch == nil {
-		killSwitch = guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped")}
+		killSwitch = &guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped"), Authority: o.Authority}
 	}
 	purse, stop, err := openPurse(ctx, o.Client, o.Config.Cluster, o.Log)
 	if err != nil {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	w.Set.Guards = &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
+	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
+	w.Set.Guards, w.Set.Scopes = chain, chain
+	o.Library.Authority = o.Authority
+	w.Decider = &gateway.Decider{
+		Reader: w.Reader, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), Scopes: chain, Switch: killSwitch, Evidence: w.Set.Evidence, Log: o.Log,
+	}
 
 	catalogue := w.Set.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}
@@ -147,6 +157,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(leases.Lease)
 	w.main.RegisterWorkflow(plays.Playbook)
 	w.main.RegisterWorkflow(incidents.Incident)
+	w.main.RegisterWorkflow(thread.Thread)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
 	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
@@ -164,7 +175,7 @@ func (w *Worker) start(ctx context.Context) error {
 	}
 	w.sweep(ctx)
 	w.archiveClosed(ctx)
-	return w.listenLocal(killSwitch)
+	return errors.Join(w.listenAPI(), w.listenLocal())
 }
 
 // serveNode polls a node's task queue while its stream is here.
@@ -222,7 +233,7 @@ func (w *Worker) listenForeign() error {
 	return nil
 }
 
-func (w *Worker) listenLocal(killSwitch guards.Lever) error {
+func (w *Worker) listenLocal() error {
 	if w.Socket == "" {
 		return nil
 	}
@@ -230,8 +241,31 @@ func (w *Worker) listenLocal(killSwitch guards.Lever) error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{Reader: w.Reader, Authority: w.Authority, Config: w.Config, Switch: killSwitch, Hub: w.Hub, Auditor: w.auditor(), Log: w.Log}
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}}
 	w.serve(local.Server(), l)
+	return nil
+}
+
+// listenAPI lets people in a cluster answer with a Kubernetes token.
+func (w *Worker) listenAPI() error {
+	if w.APIListen == "" {
+		return nil
+	}
+	if w.Kube == nil {
+		return errors.New("listen for people: their tokens are reviewed by a cluster, and there is none")
+	}
+	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	if err != nil {
+		return err
+	}
+	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people show a token
+	l, err := tls.Listen("tcp", w.APIListen, tlsConfig)
+	if err != nil {
+		return fmt.Errorf("listen for people: %w", err)
+	}
+	w.APIAddr = l.Addr().String()
+	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
+	w.serve(remote.Server(), l)
 	return nil
 }
 
@@ -261,22 +295,6 @@ func DialOptions(o client.Options, dir string) (client.Options, error) {
 	o.DataConverter = converter.DataConverter(c.Converter())
 	o.FailureConverter = c.Failures()
 	return o, nil
-}
-
-// PayloadCodec is the codec with the key in dir, which is made if it is not there.
-func PayloadCodec(dir string) (*codec.Codec, error) {
-	key, err := authority.Secret(filepath.Join(dir, "codec.key"), 32)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // it names the file
-	}
-	id := CodecKeyID(key)
-	return codec.New(id, map[string][]byte{id: key}) //nolint:wrapcheck // it names the key
-}
-
-// CodecKeyID names a payload key: it stands on every payload that the key encrypted.
-func CodecKeyID(key []byte) string {
-	sum := sha256.Sum256(key)
-	return hex.EncodeToString(sum[:4])
 }
 
 // LockDir makes sure that one process alone uses a data directory.

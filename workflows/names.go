@@ -24,6 +24,8 @@ const (
 	SignalPlaybookReport = "playbook-report" // playbook to incident
 	SignalLeaseReport    = "lease-report"    // lease to playbook and incident
 	SignalVote           = "vote"            // gateway to playbook
+	SignalMark           = "mark"            // gateway to incident: taken over, false positive
+	SignalLook           = "look"            // incident and playbook to thread: something happened
 	SignalJoin           = "join"            // playbook to lease
 	SignalRelease        = "release"         // gateway to lease
 	SignalExtend         = "extend"          // gateway to lease
@@ -39,6 +41,9 @@ const (
 
 // IncidentID is the workflow id of the incident of a workload: the grouping key.
 func IncidentID(key string) string { return "incident/" + key }
+
+// ThreadID is the workflow id of what keeps an incident's message.
+func ThreadID(incident string) string { return "thread/" + incident }
 
 // LeaseID is the workflow id of the lease of one facet of one target.
 func LeaseID(cluster string, target playbooks.Target, facet playbooks.Facet) string {

@@ -107,7 +107,7 @@ func (a *logsAction) Observe(ctx context.Context, r activities.Request) (activit
 			out.Note = logs.Absent
 			continue
 		}
-		out.Pieces = append(out.Pieces, activities.Piece{Name: name + ".txt", Data: logs.Content})
+		out.Pieces = append(out.Pieces, activities.Piece{Name: name + ".txt", Data: logs.Content, Source: "API server"})
 	}
 	return out, nil
 }
@@ -133,7 +133,7 @@ func (a *manifestAction) Observe(ctx context.Context, r activities.Request) (act
 	if err != nil || refused != nil {
 		return activities.Observation{}, first(err, refusal(refused))
 	}
-	out := activities.Observation{Pieces: []activities.Piece{{Name: "manifest.yaml", Data: manifest.YAML}}}
+	out := activities.Observation{Pieces: []activities.Piece{{Name: "manifest.yaml", Data: manifest.YAML, Source: "API server"}}}
 	if n := len(manifest.Redacted); n > 0 {
 		out.Note = fmt.Sprintf("%d values that look secret were taken out", n)
 	}

@@ -45,15 +45,27 @@ func (a *Snapshot) Observe(ctx context.Context, r activities.Request) (activitie
 	if err != nil {
 		return activities.Observation{}, fmt.Errorf("snapshot on node %s: %w", r.Target.Node, err)
 	}
-	out := activities.Observation{Pieces: []activities.Piece{{Name: "processes.json", Data: taken}}}
-	for _, b := range blobs {
-		out.Pieces = append(out.Pieces, activities.Piece{Name: b.Name, Data: b.Data})
-	}
-	var missing struct {
+	var said struct {
 		Missing []string `json:"missing"`
+		Blobs   []struct {
+			Name   string `json:"name"`
+			SHA256 string `json:"sha256"`
+		} `json:"blobs"`
 	}
-	if json.Unmarshal(taken, &missing) == nil && len(missing.Missing) > 0 {
-		out.Note = fmt.Sprintf("incomplete: %s", missing.Missing[0])
+	_ = json.Unmarshal(taken, &said) // a node that says nothing readable is kept as it is
+	source := "node " + r.Target.Node
+	out := activities.Observation{Pieces: []activities.Piece{{Name: "processes.json", Data: taken, Source: source}}}
+	for _, b := range blobs {
+		piece := activities.Piece{Name: b.Name, Data: b.Data, Source: source}
+		for _, hashed := range said.Blobs {
+			if hashed.Name == b.Name {
+				piece.SHA256 = hashed.SHA256
+			}
+		}
+		out.Pieces = append(out.Pieces, piece)
+	}
+	if len(said.Missing) > 0 {
+		out.Note = fmt.Sprintf("incomplete: %s", said.Missing[0])
 	}
 	return out, nil
 }

@@ -73,7 +73,70 @@ certificate authority). What is there is kept.`,
 		},
 	}
 	all.Flags().StringVar(&out, "out", "", "the folder to write (required)")
-	c.AddCommand(all, node)
+	c.AddCommand(all, node, publicCommand(g), rotateCommand(g))
+	return c
+}
+
+// keysFlag names the folder with the authority's key.
+func keysFlag(c *cobra.Command, g *globals) func() string {
+	dir := c.Flags().String("keys", "", "the folder with authority.seed (default: DATA/keys)")
+	return func() string {
+		if *dir != "" {
+			return *dir
+		}
+		return filepath.Join(g.data, "keys")
+	}
+}
+
+func publicCommand(g *globals) *cobra.Command {
+	c := &cobra.Command{
+		Use: "public", Short: "Print the authority's public keys, with which evidence is verified elsewhere", Args: args(cobra.NoArgs),
+		Example: "  stanch cert public > authority.pub",
+	}
+	dir := keysFlag(c, g)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		a, err := authority.Read(dir())
+		if err != nil {
+			return err
+		}
+		for _, line := range a.Keys().Lines() {
+			fmt.Fprintln(cmd.OutOrStdout(), line)
+		}
+		return nil
+	}
+	return c
+}
+
+func rotateCommand(g *globals) *cobra.Command {
+	var distrust, payload bool
+	c := &cobra.Command{
+		Use: "rotate", Short: "Make a new signing key, or payload key; what holds under the old one goes on", Args: args(cobra.NoArgs),
+		Long: `Make a new key that signs grants, attestations and tokens. What the old one signed is
+still believed: leases go on, evidence still verifies. With --distrust it is not:
+use that for a key that somebody else may have; what holds then ends by itself.
+
+With --payload make a new key that encrypts what Temporal stores; the old one still
+reads. Restart every worker after either.`,
+		Example: "  stanch cert rotate\n  stanch cert rotate --payload\n  stanch cert rotate --distrust --keys ./secrets/keys",
+	}
+	dir := keysFlag(c, g)
+	c.Flags().BoolVar(&distrust, "distrust", false, "believe nothing any more that the old key signed")
+	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads instead")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		rotate := func() (string, string, error) { return authority.Rotate(dir(), distrust) }
+		if payload {
+			if distrust {
+				return usageError{errors.New("a payload key is not distrusted: without it nobody reads what it encrypted")}
+			}
+			rotate = func() (string, string, error) { return worker.RotatePayloadKey(dir()) }
+		}
+		before, after, err := rotate()
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s took the place of %s. Restart every worker (in a cluster: update the secret first).\n", after, before)
+		return err
+	}
 	return c
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,21 +13,60 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
+
+	"stanch/sensors/link"
 )
 
-// local is the client of the running Stanch's local socket.
+// local is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
 type local struct {
-	path  string
-	drill string // the key of a drill
+	path   string
+	drill  string // the key of a drill
+	server remote
 }
 
-func (g *globals) local() *local { return &local{path: g.socket()} }
+// remote is how to reach an API in a cluster.
+type remote struct {
+	address string // host:port
+	token   string // a file with a Kubernetes token
+	ca      string // a file with the certificate authority of `stanch cert authority`
+}
+
+func (g *globals) local() *local { return &local{path: g.socket(), server: g.server} }
+
+// transport gives how to reach Stanch, what to put before a path, and the token to show.
+func (l *local) transport() (t *http.Transport, base, token string, err error) {
+	if l.server.address == "" {
+		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", l.path)
+		}}, "http://stanch", "", nil
+	}
+	if l.server.token == "" || l.server.ca == "" {
+		return nil, "", "", usageError{errors.New("--server needs --token-file (kubectl create token NAME --audience stanch) and --server-ca (pki/ca.crt)")}
+	}
+	raw, err := os.ReadFile(l.server.token)
+	if err != nil {
+		return nil, "", "", fmt.Errorf("read the token: %w", err)
+	}
+	pem, err := os.ReadFile(l.server.ca)
+	if err != nil {
+		return nil, "", "", fmt.Errorf("read the certificate authority: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, "", "", fmt.Errorf("%s holds no certificate", l.server.ca)
+	}
+	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: link.ServerName}}
+	return t, "https://" + l.server.address, strings.TrimSpace(string(raw)), nil
+}
 
 func (l *local) call(ctx context.Context, method, path string, in, out any) error {
-	client := &http.Client{Timeout: 60 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", l.path)
-	}}}
+	transport, base, token, err := l.transport()
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Timeout: 60 * time.Second, Transport: transport}
 	var body io.Reader
 	if in != nil {
 		raw, err := json.Marshal(in)
@@ -34,14 +75,20 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 		}
 		body = bytes.NewReader(raw)
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://stanch"+path, body)
+	r, err := http.NewRequestWithContext(ctx, method, base+path, body)
 	if err != nil {
 		return fmt.Errorf("make the request: %w", err)
 	}
 	if l.drill != "" {
 		r.Header.Set("Stanch-Drill", l.drill)
 	}
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
 	resp, err := client.Do(r)
+	if err != nil && l.server.address != "" {
+		return fmt.Errorf("reach Stanch at %s: %w", l.server.address, err)
+	}
 	if err != nil {
 		if _, statErr := os.Stat(l.path); errors.Is(statErr, fs.ErrNotExist) {
 			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.path)

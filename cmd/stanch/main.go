@@ -56,6 +56,7 @@ func exitCode(err error) int {
 type globals struct {
 	data   string
 	config string
+	server remote
 }
 
 func command() *cobra.Command {
@@ -72,10 +73,13 @@ Start with:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&g.data, "data", defaultData(), "the data directory: keys, Temporal's file, evidence")
 	root.PersistentFlags().StringVar(&g.config, "config", "", "the configuration, stanch.yaml (default: phase 1, nobody may approve but you)")
+	root.PersistentFlags().StringVar(&g.server.address, "server", os.Getenv("STANCH_SERVER"), "answer a Stanch in a cluster at this HOST:PORT, instead of this machine's")
+	root.PersistentFlags().StringVar(&g.server.token, "token-file", os.Getenv("STANCH_TOKEN_FILE"), "with --server: a file with a Kubernetes token for the audience stanch")
+	root.PersistentFlags().StringVar(&g.server.ca, "server-ca", os.Getenv("STANCH_SERVER_CA"), "with --server: the certificate authority, pki/ca.crt")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {upCommand(g), workerCommand(g), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
-		"see":   {incidentsCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), stopCommand(g), resumeCommand(g)},
+		"see":   {incidentsCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), markCommand(g), stopCommand(g), resumeCommand(g), evidenceCommand(g)},
 		"write": {validateCommand(), actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {
 		for _, c := range commands {

@@ -13,6 +13,7 @@ import (
 	"stanch/playbooks"
 	"stanch/worker/audit"
 	"stanch/worker/gateway"
+	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
 )
@@ -106,6 +107,9 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 		if q.Ask != "" {
 			p("  %s", q.Ask)
 		}
+		for _, change := range q.Changed {
+			p("  changed since you were asked: %s", change)
+		}
 		for _, plan := range q.Plans {
 			for _, change := range plan.Plan.Changes {
 				p("  would %s", change)
@@ -117,7 +121,10 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 				p("  but: %s", warning)
 			}
 		}
-		p("  of %s, quorum %d, until %s", strings.Join(append(q.Approvers.Groups, q.Approvers.Users...), ", "), q.Approvers.Quorum, q.Deadline.Local().Format(time.TimeOnly))
+		p("  of %s, quorum %d, until %s", q.Approvers.Who(), q.Approvers.Quorum, q.Deadline.Local().Format(time.TimeOnly))
+		if len(q.Yes) > 0 {
+			p("  agreed so far: %s", strings.Join(q.Yes, ", "))
+		}
 		p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", in.ID, q.ID, in.ID, q.ID)
 	}
 }
@@ -210,12 +217,17 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 		word, short = "deny", "Say no to a question of an incident"
 	}
 	var reason string
+	var breakGlass bool
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
-		Long:    short + ". The kernel tells Stanch who you are; the configuration says whether you may answer.",
+		Long: short + `. The kernel tells Stanch who you are, or with --server the
+cluster does; the configuration says whether you may answer.`,
 		Example: fmt.Sprintf("  stanch %s INC-01JABC… 'stop the workload' --reason \"known build job\"", word),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason}
+			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass}
+			if breakGlass && strings.TrimSpace(reason) == "" {
+				return usageError{fmt.Errorf("breaking the glass needs a --reason, for the record")}
+			}
 			if len(a) == 2 {
 				v.Step = a[1]
 			}
@@ -228,6 +240,9 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	if approve {
+		c.Flags().BoolVar(&breakGlass, "break-glass", false, "answer alone for the whole quorum, where your configuration lets you; it is recorded")
+	}
 	return c
 }
 
@@ -255,6 +270,32 @@ func resumeCommand(g *globals) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func markCommand(g *globals) *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "mark INCIDENT taken-over|false-positive", Short: "Take an incident over, or call it a false positive", Args: args(cobra.ExactArgs(2)),
+		Long: `Say something about an incident. In both cases no further playbook starts in it.
+
+  taken-over       it is yours from now on; what holds goes on to its end
+  false-positive   what it holds is released, what it asks is denied`,
+		ValidArgs: []string{"taken-over", "false-positive"},
+		Example:   "  stanch mark INC-01JABC… false-positive --reason \"the nightly build\"",
+		RunE: func(cmd *cobra.Command, a []string) error {
+			q := gateway.MarkRequest{Incident: a[0], Kind: incident.MarkKind(a[1]), Reason: reason}
+			if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
+				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
+			}
+			if err := g.local().post(cmd.Context(), "/v1/mark", q, nil); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], a[1])
+			return nil
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
 }
 
 // progress writes a line for people, never into a machine's output.

@@ -34,7 +34,7 @@ type workerOptions struct {
 	temporal, namespace                       string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir string
 	keys, pki                                 string
-	nodes, listen, health                     string
+	nodes, listen, health, api                string
 	kubeconfig                                string
 	ownNamespace, ownUID                      string
 	evidence                                  string
@@ -64,6 +64,7 @@ stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a 
 	f.StringVar(&o.pki, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
 	f.StringVar(&o.nodes, "listen-nodes", ":7443", "where nodes' sensors dial, with a certificate of `stanch cert`")
 	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
+	f.StringVar(&o.api, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
 	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does; \"\" for nowhere")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster (default: the one that this runs in); \"none\" for no cluster")
 	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
@@ -166,8 +167,8 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	options := worker.Options{
-		Converter: codec.Converter(), Config: cfg, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster), NoHostDrills: true,
+		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api,
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}
@@ -202,7 +203,7 @@ func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) 
 }
 
 // protectSelf puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
-func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface) guards.Lever {
+func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.Lever {
 	if o.ownNamespace == "" {
 		return nil
 	}
@@ -212,7 +213,7 @@ func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Inter
 	if cluster == nil {
 		return nil
 	}
-	return &guards.SharedSwitch{Client: cluster, Namespace: o.ownNamespace}
+	return &guards.SharedSwitch{Client: cluster, Namespace: o.ownNamespace, Authority: auth}
 }
 
 // dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.

@@ -31,6 +31,9 @@ const (
 	PurposeToken       Purpose = "stanch/lease-token/v1"
 	PurposeReceipt     Purpose = "stanch/receipt/v1"
 	PurposeVote        Purpose = "stanch/vote/v1"
+	PurposeCustody     Purpose = "stanch/custody/v1"
+	PurposeSelection   Purpose = "stanch/selection/v1"
+	PurposeSwitch      Purpose = "stanch/switch/v1"
 )
 
 // Signed is a statement with its signature. It is safe to store and to send: it holds no secret.

@@ -48,6 +48,8 @@ const (
 	OperationExtend  Operation = "extend"
 	// OperationRollback takes back what an apply of Stanch's own did before it failed. People gave no word.
 	OperationRollback Operation = "rollback"
+	// OperationMark says something about an incident: who takes it over, or that it is a false positive.
+	OperationMark Operation = "mark"
 )
 
 // Grant is a permission that people gave for exactly one thing.
@@ -62,9 +64,16 @@ type Grant struct {
 	Until    time.Time `json:"until,omitzero"`   // OperationExtend: the new end
 	Incident string    `json:"incident,omitempty"`
 	Step     string    `json:"step,omitempty"`
-	People   []string  `json:"people"` // who, and how it was proved: "uid:0 (local socket)"
-	Issued   time.Time `json:"issued"`
-	Expires  time.Time `json:"expires"`
+	// Namespace is the target's, in whose scope the people have the right. Of a host's container it is "".
+	Namespace string `json:"namespace,omitempty"`
+	// Drill: it was given with a drill's key and permits nothing outside of a drill.
+	Drill bool `json:"drill,omitempty"`
+	// BreakGlass: one person took the right of the quorum, and answers for it.
+	BreakGlass bool      `json:"break_glass,omitempty"`
+	Note       string    `json:"note,omitempty"` // a reason in a person's words
+	People     []string  `json:"people"`         // who, and how it was proved: "uid:0 (local socket)"
+	Issued     time.Time `json:"issued"`
+	Expires    time.Time `json:"expires"`
 }
 
 // OpenGrant verifies s, its operation and its expiry. The caller compares plan, targets and lease.
@@ -103,6 +112,9 @@ type Token struct {
 	Params   string `json:"params"` // hash of the parameters
 	Incident string `json:"incident"`
 	Basis    string `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
+	// Namespace is the target's as it was verified when the effect was permitted: in whose scope a release is given.
+	Namespace string `json:"namespace,omitempty"`
+	Drill     bool   `json:"drill,omitempty"`
 	// Since is when the newest detection that it rests on was accepted; zero if it rests on a grant. What people
 	// released later is not contained on older grounds.
 	Since  time.Time `json:"since,omitzero"`
@@ -146,4 +158,27 @@ type Vote struct {
 	Reason   string    `json:"reason,omitempty"`
 	Groups   []string  `json:"groups"` // of the person, when they voted
 	At       time.Time `json:"at"`
+	// Drill: it was given with a drill's key. BreakGlass: it counts as the whole quorum.
+	Drill      bool `json:"drill,omitempty"`
+	BreakGlass bool `json:"break_glass,omitempty"`
+	// Refused says why it does not count: it is kept for the record.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Selection is the worker's word that a playbook is one of this installation's: whom it asks, and up to which phase it
+// goes, is then not for a workflow to claim.
+type Selection struct {
+	Playbook string    `json:"playbook"`
+	Hash     string    `json:"hash"` // of its source
+	MaxPhase int       `json:"max_phase,omitempty"`
+	Asks     []string  `json:"asks,omitempty"` // hashes of whom its approvals ask
+	At       time.Time `json:"at"`
+}
+
+// SwitchState is the state of the kill switch. The highest Seq is the one in force.
+type SwitchState struct {
+	Seq     int64     `json:"seq"`
+	Stopped bool      `json:"stopped"`
+	By      string    `json:"by"` // who, and how it was proved
+	At      time.Time `json:"at"`
 }

@@ -37,6 +37,8 @@ type Snapshot struct {
 	Sockets   []Socket      `json:"sockets"`
 	// Missing says, sentence by sentence, what could not be taken and why. Empty: complete.
 	Missing []string `json:"missing,omitempty"`
+	// Blobs names the executables that were copied, with their hashes here at the source.
+	Blobs []Blob `json:"blobs,omitempty"`
 }
 
 // Process is one process of the target.

@@ -79,6 +79,7 @@ func Take(ctx context.Context, t Target, lim Limits) (Snapshot, []Blob, error) {
 	k.sockets(ctx)
 	k.executables(ctx)
 	k.snap.Took = time.Since(start)
+	k.snap.Blobs = k.blobs
 	return k.snap, k.blobs, nil
 }
 

@@ -303,6 +303,11 @@ func compare(t *testing.T, want, got []string) {
 	}
 }
 
+// ApproversOf are those whom the scenarios ask.
+func (*world) ApproversOf(string, bool) activities.Approvers {
+	return activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}
+}
+
 // play runs a scenario's playbook on a task queue of its own.
 func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	t.Helper()
@@ -312,7 +317,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	}
 	set := activities.NewSet(&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
 		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt})
-	set.Guards, set.Authority, set.Evidence = w, shared.key, &activities.EvidenceStore{Dir: t.TempDir()}
+	set.Guards, set.Scopes, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
 
 	options := shared.options
 	options.Logger = quiet{}

@@ -95,6 +95,20 @@ func (s Store) Has(incident string) bool {
 	return err == nil
 }
 
+// Sum is the SHA-256 of an incident's archive as it lies there.
+func (s Store) Sum(incident string) (string, error) {
+	path, err := s.Path(incident)
+	if err != nil {
+		return "", err
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the archive: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
 // List gives the incidents that are archived.
 func (s Store) List() ([]string, error) {
 	entries, err := os.ReadDir(s.Dir)

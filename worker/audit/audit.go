@@ -61,6 +61,7 @@ const (
 	KindFailure      Kind = "failure"
 	KindRetry        Kind = "retry"
 	KindNotification Kind = "notification"
+	KindMark         Kind = "mark"  // a person took it over, or says that it is none
 	KindEnded        Kind = "ended" // a playbook's run
 	KindClosed       Kind = "closed"
 )

@@ -88,9 +88,33 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 			r.reports[report.Run] = r.ref(e)
 		}
 	case workflows.SignalLeaseReport: // the lease's own history tells it
+	case workflows.SignalMark:
+		var m incident.Mark
+		if r.decode(e, "a person's word about the incident", a.GetInput(), &m) {
+			r.marked(e, m)
+		}
 	default:
 		r.line(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
 	}
+}
+
+// marked tells what a person said about the incident.
+func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
+	var g proof.Grant
+	holds := r.open(e, "the grant of what a person said", m.Grant, proof.PurposeGrant, &g) && g.Operation == proof.OperationMark && g.Incident == r.story.Incident
+	who := r.grantees(g.People, string(m.Kind))
+	what := who + " took the incident over: nothing new starts by itself"
+	if m.Kind == incident.MarkFalsePositive {
+		what = who + " says that it is a false positive: nothing new starts by itself"
+	}
+	if m.Reason != "" {
+		what += ". " + m.Reason
+	}
+	if !holds {
+		what += ". Its grant does not hold"
+		r.problem(e, "%s in the name of %s came without a grant that permits it", m.Kind, m.Person)
+	}
+	r.line(e, KindMark, who, what, map[string]any{"mark": string(m.Kind), "reason": m.Reason, "holds": holds})
 }
 
 func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
@@ -152,6 +176,12 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 		return
 	}
 	name, hash, _ := r.program(in)
+	if in.Selection != nil {
+		var s proof.Selection
+		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, proof.PurposeSelection, &s) && (s.Hash != hash || s.Playbook != name) {
+			r.problem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, digest(hash), s.Playbook, digest(s.Hash))
+		}
+	}
 	var targets []string
 	for _, t := range in.Incident.Targets {
 		r.learn(t)

@@ -229,7 +229,7 @@ func (a *asking) timer(e *historypb.HistoryEvent) {
 	title := ""
 	var about []pendingPlan
 	if approval := a.approvalOf(limit); approval != nil {
-		approvers = activities.Approvers{Groups: approval.Groups, Users: approval.Users, Quorum: approval.Quorum, Timeout: approval.Timeout}
+		approvers = playbook.ApproversOf(approval)
 		title, about, a.open = approval.Title, a.open, nil
 	} else {
 		i := slices.IndexFunc(a.open, func(p pendingPlan) bool { return p.plan.Decision.Approvers.Timeout == limit })
@@ -286,8 +286,8 @@ func (r *reader) ask(e *historypb.HistoryEvent, title string, plans []activities
 		}
 		would = append(would, text)
 	}
-	of := append(slices.Clone(approvers.Groups), approvers.Users...)
-	r.line(e, KindQuestion, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", strings.Join(of, ", "), max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
+	of := approvers.Who()
+	r.line(e, KindQuestion, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
 		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.QuestionHash(plans, approvers)})
 }
 

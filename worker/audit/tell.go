@@ -49,7 +49,7 @@ func newTeller(runs []Run, o Options) *teller {
 		},
 	}
 	// Incidents first: they know the names of the targets. Then in the order in which they began.
-	order := map[string]int{TypeIncident: 0, TypePlaybook: 1, TypeLease: 2}
+	order := map[string]int{TypeIncident: -3, TypePlaybook: -2, TypeLease: -1}
 	runs = slices.Clone(runs)
 	slices.SortStableFunc(runs, func(a, b Run) int {
 		if a.Type != b.Type {
@@ -68,10 +68,19 @@ func newTeller(runs []Run, o Options) *teller {
 			r.playbook()
 		case TypeLease:
 			r.lease()
+		default:
+			r.other()
 		}
 	}
 	t.finish()
 	return t
+}
+
+// other tells of a workflow of another type only what went wrong: a thread shows what the story tells.
+func (r *reader) other() {
+	for _, e := range r.run.Events {
+		r.common(e)
+	}
 }
 
 func began(r Run) time.Time {

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	historypb "go.temporal.io/api/history/v1"
@@ -55,7 +54,7 @@ func (r *reader) rejudge(q activities.TallyInput) {
 			continue
 		}
 		judgement := Judge(c.vote, q, yes[c.vote.Person])
-		yes[c.vote.Person] = yes[c.vote.Person] || judgement == countedYes
+		yes[c.vote.Person] = yes[c.vote.Person] || judgement == countedYes || judgement == brokeGlass
 		if c.done {
 			continue
 		}
@@ -82,6 +81,7 @@ func (r *reader) unanswered() {
 const (
 	countedYes = "counted as a yes"
 	countedNo  = "counted as a no"
+	brokeGlass = "counted as the whole quorum: this person broke the glass"
 )
 
 // Judge says how a proved vote counts for a question: by the rules under which votes are counted.
@@ -89,11 +89,15 @@ func Judge(v proof.Vote, q activities.TallyInput, again bool) string {
 	switch {
 	case v.Incident != q.Incident || v.Run != q.Run || v.Step != q.Step:
 		return "not counted: it answers another question"
+	case v.Refused != "":
+		return "not counted: " + v.Refused
 	case v.PlanHash != q.Hash:
 		return "not counted: the plan changed since it was shown"
 	case v.At.After(q.Deadline):
 		return "not counted: it came too late"
-	case !slices.Contains(q.Approvers.Users, v.Person) && !slices.ContainsFunc(v.Groups, func(g string) bool { return slices.Contains(q.Approvers.Groups, g) }):
+	case v.BreakGlass && v.Approve:
+		return brokeGlass
+	case !q.Approvers.May(v.Person, v.Groups, v.At.Sub(q.Asked)):
 		return "not counted: this person may not answer"
 	case !v.Approve:
 		return countedNo
@@ -140,7 +144,7 @@ func (r *reader) recount(e *historypb.HistoryEvent, q activities.TallyInput, got
 		r.problem(e, "the question that was counted is not the one that people were asked")
 		return
 	}
-	yes, no := map[string]bool{}, []string{}
+	yes, no, broke := map[string]bool{}, []string{}, false
 	for _, signed := range q.Votes {
 		var v proof.Vote
 		if r.o.Keys.Open(signed, proof.PurposeVote, &v) != nil {
@@ -149,11 +153,13 @@ func (r *reader) recount(e *historypb.HistoryEvent, q activities.TallyInput, got
 		switch Judge(v, q, yes[v.Person]) {
 		case countedYes:
 			yes[v.Person] = true
+		case brokeGlass:
+			yes[v.Person], broke = true, true
 		case countedNo:
 			no = append(no, v.Person)
 		}
 	}
-	if enough := len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
+	if enough := broke || len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
 		r.problem(e, "the votes were counted as a yes, but %s said yes, %d must, and %d said no", plural(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
 	} else if !got.Granted && !got.Denied && enough && len(no) == 0 {
 		r.problem(e, "the votes were counted as not enough, but %s said yes", strings.TrimSpace(plural(len(yes), "person", "people")))

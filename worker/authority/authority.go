@@ -4,11 +4,16 @@
 package authority
 
 import (
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,21 +26,112 @@ import (
 type Authority struct {
 	key  proof.Key
 	keys proof.Keyring
+	seed []byte
 }
 
 var _ activities.Authority = (*Authority)(nil)
 
+// The files of a key directory.
+const (
+	seedFile    = "authority.seed"
+	retiredFile = "authority.retired" // public keys that verify and no longer sign
+)
+
 // Open reads the signing key in dir, or makes one.
 func Open(dir string) (*Authority, error) {
-	seed, err := Secret(filepath.Join(dir, "authority.seed"), 32)
+	if _, err := Secret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
+		return nil, err
+	}
+	return Read(dir)
+}
+
+// Read reads the signing key in dir and the keys before it. It makes none.
+func Read(dir string) (*Authority, error) {
+	seed, err := readSecret(filepath.Join(dir, seedFile), ed25519.SeedSize)
 	if err != nil {
 		return nil, err
 	}
 	key, err := proof.NewKey(seed)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "authority.seed"), err)
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, seedFile), err)
 	}
-	return &Authority{key: key, keys: proof.NewKeyring(key.Public())}, nil
+	a := &Authority{key: key, keys: proof.NewKeyring(key.Public()), seed: seed}
+	raw, err := os.ReadFile(filepath.Join(dir, retiredFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return a, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the retired keys: %w", err)
+	}
+	retired, err := proof.ParseKeyring(strings.Split(string(raw), "\n"))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, retiredFile), err)
+	}
+	maps.Copy(a.keys, retired)
+	return a, nil
+}
+
+// Rotate makes a new signing key in dir. The old one still verifies, so that what holds under it goes on, unless it is
+// distrusted: then nothing that it signed counts any more, and what holds ends by itself.
+func Rotate(dir string, distrust bool) (before, after string, err error) {
+	old, err := Read(dir)
+	if err != nil {
+		return "", "", err
+	}
+	seed := make([]byte, ed25519.SeedSize)
+	if _, err := rand.Read(seed); err != nil {
+		return "", "", fmt.Errorf("make a key: %w", err)
+	}
+	next, err := proof.NewKey(seed)
+	if err != nil {
+		return "", "", fmt.Errorf("make a key: %w", err)
+	}
+	retired := maps.Clone(old.keys)
+	if distrust {
+		delete(retired, old.key.ID())
+	}
+	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
+	if err := writeFile(filepath.Join(dir, retiredFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.Lines(), "\n")+"\n", len(retired) > 0); err != nil {
+		return "", "", err
+	}
+	if err := writeFile(filepath.Join(dir, seedFile), base64.StdEncoding.EncodeToString(seed)+"\n", true); err != nil {
+		return "", "", err
+	}
+	return old.key.ID(), next.ID(), nil
+}
+
+// writeFile replaces a file as a whole, or takes it away.
+func writeFile(path, text string, keep bool) error {
+	if !keep {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("make %s: %w", path, err)
+	}
+	return nil
+}
+
+// KeyID is the id of the key that signs.
+func (a *Authority) KeyID() string { return a.key.ID() }
+
+// MAC is a keyed hash of a message for one purpose: what comes back from outside unchanged need not be signed.
+func (a *Authority) MAC(purpose string, message []byte) []byte {
+	key, err := hkdf.Key(sha256.New, a.seed, nil, "stanch/mac/"+purpose, 32)
+	if err != nil {
+		panic(fmt.Sprintf("derive a key: %v", err)) // only for lengths that are not asked for
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(message)
+	return mac.Sum(nil)
 }
 
 // Keys verify what this authority signed.
@@ -48,23 +144,18 @@ func (a *Authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) 
 
 // Secret reads n random bytes from a file of base64 text, or makes the file.
 func Secret(path string, n int) ([]byte, error) {
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		secret := make([]byte, n)
 		if _, err := rand.Read(secret); err != nil {
 			return nil, fmt.Errorf("make %s: %w", path, err)
 		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, fmt.Errorf("make %s: %w", path, err)
-		}
-		if err := os.WriteFile(path+".new", []byte(base64.StdEncoding.EncodeToString(secret)+"\n"), 0o600); err != nil {
-			return nil, fmt.Errorf("make %s: %w", path, err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			return nil, fmt.Errorf("make %s: %w", path, err)
-		}
-		return secret, nil
+		return secret, writeFile(path, base64.StdEncoding.EncodeToString(secret)+"\n", true)
 	}
+	return readSecret(path, n)
+}
+
+func readSecret(path string, n int) ([]byte, error) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read a key: %w", err)
 	}

@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
+	"reflect"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,8 @@ type Config struct {
 	Quiet     Duration  `yaml:"quiet" json:"quiet,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
 	Scopes    []Scope   `yaml:"scopes" json:"scopes,omitempty"`
 	People    []Person  `yaml:"people" json:"people,omitempty"`
+	Groups    []Group   `yaml:"groups" json:"groups,omitempty"`
+	Slack     *Slack    `yaml:"slack" json:"slack,omitempty"`
 	Protected Protected `yaml:"protected" json:"protected,omitempty"`
 	Budget    Budget    `yaml:"budget" json:"budget,omitempty"`
 	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
@@ -52,13 +55,8 @@ type Approvers struct {
 	Users   []string `yaml:"users" json:"users,omitempty"`
 	Quorum  int      `yaml:"quorum" json:"quorum,omitempty" jsonschema:"minimum=1,maximum=10"`
 	Timeout Duration `yaml:"timeout" json:"timeout,omitempty"`
-}
-
-// Person is somebody who may answer, and how they are known.
-type Person struct {
-	Name   string   `yaml:"name" json:"name"`
-	UID    *uint32  `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`
-	Groups []string `yaml:"groups" json:"groups,omitempty"`
+	// Escalate widens the circle when nobody has decided for a while.
+	Escalate *Escalation `yaml:"escalate" json:"escalate,omitempty"`
 }
 
 // Protected is never contained.
@@ -172,20 +170,6 @@ func (c *Config) ScopeOf(namespace string) Scope {
 	return Scope{Name: "default", Phase: c.Phase, Confidence: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
 }
 
-// PersonByUID finds who has a user id; more than one is nobody.
-func (c *Config) PersonByUID(uid uint32) (Person, bool) {
-	var found []Person
-	for _, p := range c.People {
-		if p.UID != nil && *p.UID == uid {
-			found = append(found, p)
-		}
-	}
-	if len(found) != 1 {
-		return Person{}, false
-	}
-	return found[0], true
-}
-
 // Load reads a file; a file that does not exist is an error.
 func Load(file string) (*Config, diagnostic.Diagnostics, error) {
 	raw, err := os.ReadFile(file)
@@ -249,16 +233,8 @@ func (p *parser) check(c *Config) {
 		}
 	}
 	phase("the cluster", c.Phase)
-	var groups, names []string
-	for _, person := range c.People {
-		if person.Name == "" {
-			p.errorf(1, "required", "", "a person has no name")
-		}
-		if slices.Contains(names, person.Name) {
-			p.errorf(1, "duplicate", "", "two people are called `%s`", person.Name)
-		}
-		names, groups = append(names, person.Name), append(groups, person.Groups...)
-	}
+	groups, names := p.people(c)
+	p.slack(c.Slack)
 	seen := map[string]bool{DrillScope: true}
 	for _, s := range c.Scopes {
 		if s.Name == "" || seen[s.Name] {
@@ -274,35 +250,45 @@ func (p *parser) check(c *Config) {
 				p.errorf(1, "pattern", "", "scope %s: `%s` is not a pattern", s.Name, pattern)
 			}
 		}
-		for _, g := range s.Approvers.Groups {
-			if !slices.Contains(groups, g) {
-				p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, groups), "scope %s: nobody is in the group `%s`", s.Name, g)
-			}
-		}
-		for _, u := range s.Approvers.Users {
-			if !slices.Contains(names, u) {
-				p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, names), "scope %s: there is no person `%s`", s.Name, u)
+		p.known("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, groups, names)
+		if e := s.Approvers.Escalate; e != nil {
+			p.known("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
+			if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
+				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`", "scope %s: `escalate` names nobody, or does not begin before the timeout", s.Name)
 			}
 		}
 	}
 }
 
+// keysOf are the keys of one of the configuration's types, for hints.
 func keysOf(typeName string) []string {
-	switch typeName {
-	case "Config":
-		return []string{"cluster", "phase", "quiet", "scopes", "people", "protected", "budget", "playbooks", "library", "rules", "foreign"}
-	case "Scope":
-		return []string{"name", "namespaces", "phase", "confidence", "approvers"}
-	case "Approvers":
-		return []string{"groups", "users", "quorum", "timeout"}
-	case "Person":
-		return []string{"name", "uid", "groups"}
-	case "Protected":
-		return []string{"namespaces", "workloads"}
-	case "Budget":
-		return []string{"per_hour", "share", "longest"}
-	case "Foreign":
-		return []string{"name", "token_file"}
+	var find func(t reflect.Type) []string
+	find = func(t reflect.Type) []string {
+		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct || t.PkgPath() != reflect.TypeFor[Config]().PkgPath() {
+			return nil
+		}
+		var keys []string
+		for f := range fields(t) {
+			if t.Name() == typeName {
+				keys = append(keys, f.Tag.Get("yaml"))
+			} else if keys = find(f.Type); keys != nil {
+				break
+			}
+		}
+		return keys
 	}
-	return nil
+	return find(reflect.TypeFor[Config]())
+}
+
+func fields(t reflect.Type) iter.Seq[reflect.StructField] {
+	return func(yield func(reflect.StructField) bool) {
+		for i := range t.NumField() {
+			if !yield(t.Field(i)) {
+				return
+			}
+		}
+	}
 }

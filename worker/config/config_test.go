@@ -1,6 +1,8 @@
 package config_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -53,13 +55,61 @@ func TestAScopeNeverGoesBeyondItsCluster(t *testing.T) {
 }
 
 func TestAUserIDOfTwoPeopleIsNobody(t *testing.T) {
-	c, problems := config.Parse("c", []byte("people: [{name: a, uid: 5}, {name: b, uid: 5}, {name: c, uid: 6}]\n"))
-	require.Empty(t, problems)
+	_, problems := config.Parse("c", []byte("people: [{name: a, uid: 5}, {name: b, uid: 5}, {name: c, uid: 6}]\n"))
+	require.ErrorContains(t, problems.Err(), "two people have the uid 5")
+	five, six := uint32(5), uint32(6)
+	c := &config.Config{People: []config.Person{{Name: "a", UID: &five}, {Name: "b", UID: &five}, {Name: "c", UID: &six}}}
 	_, ok := c.PersonByUID(5)
 	require.False(t, ok)
 	p, ok := c.PersonByUID(6)
 	require.True(t, ok)
 	require.Equal(t, "c", p.Name)
+}
+
+func TestWhoMayAnswerIsCheckedStrictly(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"a homoglyph":            {"people: [{name: alice}, {name: \u0430lice}]", "can be mistaken"},
+		"an invisible character": {"people: [{name: \"ali\\u200bce\"}]", "can be mistaken"},
+		"another case":           {"people: [{name: alice}, {name: Alice}]", "two people are called"},
+		"one Slack member twice": {"people: [{name: a, slack: U0AAAA}, {name: b, slack: U0AAAA}]", "two people have the Slack member"},
+		"a name for an id":       {"people: [{name: a, slack: '@alice'}]", "not a member id"},
+		"the drills' group":      {"people: [{name: a, groups: [drill]}]", "belongs to drills"},
+		"a group without Slack":  {"groups: [{name: sre, slack: S0AAAA}]", "no Slack is configured"},
+		"a channel's name":       {"slack: {channel: '#incidents', bot_token_file: t, app_token_file: a}", "not the id of a channel"},
+		"no way to answer":       {"slack: {channel: C0AAAA, bot_token_file: t}", "nobody could answer"},
+		"a late escalation":      {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], timeout: 5m, escalate: {after: 5m, groups: [x]}}}]", "does not begin before"},
+		"an unknown group":       {"people: [{name: a, groups: [x]}]\nscopes: [{name: s, approvers: {groups: [x], escalate: {after: 1m, groups: [y]}}}]", "nobody is in the group `y`"},
+		"an unknown key":         {"slack: {chanel: C0AAAA}", "chanel"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, problems := config.Parse("c", []byte(c.text))
+			require.ErrorContains(t, problems.Err(), c.want)
+		})
+	}
+}
+
+// Who was taken off the list a moment ago is off it now, and while the list cannot be read nobody is on it.
+func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "stanch.yaml")
+	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }
+	write("people: [{name: alice, uid: 1}, {name: bob, uid: 2}]")
+	start, problems, err := config.Load(file)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	roster := config.NewRoster(start, file)
+	now, err := roster.Current()
+	require.NoError(t, err)
+	require.Len(t, now.People, 2)
+	write("people: [{name: alice, uid: 1}]")
+	now, err = roster.Current()
+	require.NoError(t, err)
+	require.Len(t, now.People, 1)
+	write("people: [{name: alice, uid: 1}, ")
+	_, err = roster.Current()
+	require.ErrorContains(t, err, "who may answer is not known")
+	require.NoError(t, os.Remove(file))
+	_, err = roster.Current()
+	require.Error(t, err)
 }
 
 func FuzzParse(f *testing.F) {

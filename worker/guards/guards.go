@@ -47,7 +47,32 @@ type Chain struct {
 	Self []string
 }
 
-var _ activities.Guards = (*Chain)(nil)
+var (
+	_ activities.Guards = (*Chain)(nil)
+	_ activities.Scopes = (*Chain)(nil)
+)
+
+// drillScope is phase 3 for the drill's own approver, on the drill's own targets.
+func drillScope() config.Scope {
+	return config.Scope{Name: config.DrillScope, Phase: 3, Confidence: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
+}
+
+// ApproversOf are the approvers of the scope that holds a namespace, or of drills.
+func (c *Chain) ApproversOf(namespace string, drill bool) activities.Approvers {
+	if drill {
+		return approversOf(drillScope())
+	}
+	return approversOf(c.Config.ScopeOf(namespace))
+}
+
+func approversOf(s config.Scope) activities.Approvers {
+	a := s.Approvers
+	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
+	if e := a.Escalate; e != nil {
+		out.Escalate = &activities.Escalation{After: time.Duration(e.After), Groups: e.Groups, Users: e.Users}
+	}
+	return out
+}
 
 // Facts is what a guard judges by. Everything in it was verified.
 type Facts struct {
@@ -93,7 +118,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	}
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
-			d.Guard, d.Phase, d.Config = g.name, f.phase(), c.Config.Hash()
+			d.Guard, d.Phase, d.Drill, d.Config = g.name, f.phase(), f.Drill, c.Config.Hash()
 			if f.Grant == nil {
 				d.Since = f.Since
 			}
@@ -154,7 +179,7 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	}
 	if drill {
 		f.Drill = true
-		f.Scope = config.Scope{Name: config.DrillScope, Phase: 3, Confidence: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
+		f.Scope = drillScope()
 	}
 	return f, nil
 }
@@ -167,11 +192,6 @@ func (f Facts) phase() int {
 	return p
 }
 
-func (f Facts) approvers() activities.Approvers {
-	a := f.Scope.Approvers
-	return activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
-}
-
 func refuse(format string, args ...any) *activities.Decision {
 	return &activities.Decision{Verdict: activities.VerdictRefuse, Reason: fmt.Sprintf(format, args...)}
 }
@@ -181,7 +201,7 @@ func propose(format string, args ...any) *activities.Decision {
 }
 
 func ask(f Facts, format string, args ...any) *activities.Decision {
-	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: f.approvers()}
+	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: approversOf(f.Scope)}
 }
 
 func killSwitch(f Facts) *activities.Decision {
@@ -230,8 +250,13 @@ func offeredGrant(f Facts) *activities.Decision {
 	if f.Basis.Grant == nil {
 		return nil
 	}
-	if f.Grant == nil {
+	switch target := f.Request.Target; {
+	case f.Grant == nil:
 		return refuse("the grant does not hold: %s", f.GrantError)
+	case f.Grant.Namespace != target.Namespace:
+		return refuse("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
+	case f.Grant.Drill && !f.Drill:
+		return refuse("what a drill's key granted permits nothing outside of a drill")
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func (d *desk) grant(k proof.Key, g proof.Grant) *proof.Signed {
 }
 
 func (d *desk) goodGrant() proof.Grant {
-	return proof.Grant{Nonce: "n", Operation: proof.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, People: []string{"alice", "bob"}}
+	return proof.Grant{Nonce: "n", Operation: proof.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, People: []string{"alice", "bob"}}
 }
 
 func (d *desk) decide() activities.Decision {

@@ -11,6 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/sensors/proof"
 )
 
 // Lever is a kill switch that a person can set and lift.
@@ -18,11 +21,11 @@ type Lever interface {
 	Switch
 	// Stop sets the switch, Resume lifts it.
 	Stop(ctx context.Context, by string) error
-	Resume(ctx context.Context) error
+	Resume(ctx context.Context, by string) error
 }
 
 var (
-	_ Lever = FileSwitch{}
+	_ Lever = (*FileSwitch)(nil)
 	_ Lever = (*SharedSwitch)(nil)
 )
 
@@ -38,15 +41,18 @@ const (
 	switchGrace = 5 * time.Minute
 )
 
-// SharedSwitch is the kill switch of all replicas: a ConfigMap whose key "by" says who stopped.
+// SharedSwitch is the kill switch of all replicas: a ConfigMap whose key "state" holds a signed state. In an emergency
+// anything under its key "by" stops too: `kubectl patch` needs no key for the safe direction.
 type SharedSwitch struct {
 	Client    kubernetes.Interface
 	Namespace string
+	Authority activities.Authority
 	Now       func() time.Time // nil means time.Now
 
-	mu   sync.Mutex
-	at   time.Time // of the last reading
-	last stopped   // By is empty unless stopped
+	mu     sync.Mutex
+	at     time.Time // of the last reading
+	last   proof.SwitchState
+	sealed sealed
 }
 
 func (s *SharedSwitch) now() time.Time {
@@ -65,10 +71,7 @@ func (s *SharedSwitch) Stopped(ctx context.Context) (bool, string, error) {
 			return true, "", fmt.Errorf("read the kill switch %s/%s: %w", s.Namespace, SwitchName, err)
 		}
 	}
-	if s.last.By == "" {
-		return false, "", nil
-	}
-	return true, fmt.Sprintf("by %s at %s", s.last.By, s.last.At.Format(time.RFC3339)), nil
+	return s.last.Stopped, said(s.last), nil
 }
 
 func (s *SharedSwitch) read(ctx context.Context) error {
@@ -78,36 +81,43 @@ func (s *SharedSwitch) read(ctx context.Context) error {
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was read
 	}
-	s.last, s.at = stopped{By: m.Data["by"]}, s.now()
-	if at, err := time.Parse(time.RFC3339, m.Data["at"]); err == nil {
-		s.last.At = at
+	s.last, s.at = s.sealed.open(m.Data["state"], s.Authority.Keys()), s.now()
+	if by := m.Data["by"]; by != "" {
+		s.last = proof.SwitchState{Stopped: true, By: "by " + by + " in the ConfigMap"}
 	}
 	return nil
 }
 
 // Stop sets the switch for every replica.
 func (s *SharedSwitch) Stop(ctx context.Context, by string) error {
-	if by == "" {
-		by = "somebody"
-	}
-	return s.write(ctx, "set", map[string]any{"by": by, "at": s.now().UTC().Format(time.RFC3339)})
+	return s.write(ctx, "set", true, by)
 }
 
 // Resume lifts it for every replica.
-func (s *SharedSwitch) Resume(ctx context.Context) error {
-	return s.write(ctx, "lift", map[string]any{"by": nil, "at": nil})
+func (s *SharedSwitch) Resume(ctx context.Context, by string) error {
+	return s.write(ctx, "lift", false, by)
 }
 
-func (s *SharedSwitch) write(ctx context.Context, what string, data map[string]any) error {
-	patch, err := json.Marshal(map[string]any{"data": data})
-	if err == nil {
-		_, err = s.Client.CoreV1().ConfigMaps(s.Namespace).Patch(ctx, SwitchName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"})
-	}
-	if err != nil {
+func (s *SharedSwitch) write(ctx context.Context, what string, stopped bool, by string) error {
+	fail := func(err error) error {
 		return fmt.Errorf("%s the kill switch %s/%s: %w", what, s.Namespace, SwitchName, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.read(ctx); err != nil { // what was seen last must not be newer than what is written now
+		return fail(err)
+	}
+	text, err := s.sealed.next(s.Authority, stopped, by, s.now())
+	if err != nil {
+		return fail(err)
+	}
+	patch, err := json.Marshal(map[string]any{"data": map[string]any{"state": text, "by": nil}})
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := s.Client.CoreV1().ConfigMaps(s.Namespace).Patch(ctx, SwitchName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "stanch"}); err != nil {
+		return fail(err)
+	}
 	s.at = time.Time{} // what was read before is no longer so
 	return s.read(ctx)
 }

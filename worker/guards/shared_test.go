@@ -2,7 +2,11 @@ package guards
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,15 +15,87 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
+
+	"stanch/sensors/proof"
 )
+
+// holder is the authority's key.
+type holder struct{ key proof.Key }
+
+func (h holder) Keys() proof.Keyring { return proof.NewKeyring(h.key.Public()) }
+
+func (h holder) Sign(p proof.Purpose, body any) (proof.Signed, error) { return h.key.Sign(p, body) }
+
+func newHolder(t *testing.T) holder {
+	t.Helper()
+	seed := make([]byte, 32)
+	if _, err := rand.Read(seed); err != nil {
+		t.Fatal(err)
+	}
+	key, err := proof.NewKey(seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return holder{key}
+}
+
+// Whoever can write where the switch is kept can stop, and cannot lift it: not without a signature, not with one of
+// their own, not with an older state, and not by taking it away.
+func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
+	h, path := newHolder(t), filepath.Join(t.TempDir(), "switch")
+	s := &FileSwitch{Path: path, Authority: h}
+	is := func(want bool, when string) {
+		t.Helper()
+		if stopped, by, err := s.Stopped(t.Context()); err != nil || stopped != want {
+			t.Errorf("%s: stopped is %t by %q (%v), want %t", when, stopped, by, err, want)
+		}
+	}
+	put := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	is(false, "at first")
+	must(s.Stop(t.Context(), "ann"))
+	must(s.Resume(t.Context(), "ann"))
+	is(false, "lifted by a person")
+	lifted, err := os.ReadFile(path)
+	must(err)
+	must(s.Stop(t.Context(), "ann"))
+	is(true, "stopped again")
+	genuine, err := os.ReadFile(path)
+	must(err)
+	put("{}")
+	is(true, "nothing signed")
+	own, err := (&sealed{}).next(newHolder(t), false, "mallory", time.Now().Add(time.Hour))
+	must(err)
+	put(own)
+	is(true, "signed with another key")
+	put(string(lifted))
+	is(true, "an older state")
+	must(os.Remove(path))
+	is(true, "taken away")
+	put(strings.Replace(string(genuine), "\"body\":\"", "\"body\":\"e", 1))
+	is(true, "changed")
+	must(s.Resume(t.Context(), "ann"))
+	is(false, "lifted by a person in the end")
+}
 
 // What one replica is told, all know; and a cluster that is away neither starts nor stops anything for a while.
 func TestSharedSwitch(t *testing.T) {
 	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: SwitchName}})
+	holder := newHolder(t)
 	now := time.Now()
 	clock := func() time.Time { return now }
-	a := &SharedSwitch{Client: client, Namespace: "stanch-system", Now: clock}
-	b := &SharedSwitch{Client: client, Namespace: "stanch-system", Now: clock}
+	a := &SharedSwitch{Client: client, Namespace: "stanch-system", Authority: holder, Now: clock}
+	b := &SharedSwitch{Client: client, Namespace: "stanch-system", Authority: holder, Now: clock}
 	is := func(s *SharedSwitch, want bool, when string) {
 		t.Helper()
 		stopped, by, err := s.Stopped(context.Background())
@@ -35,7 +111,7 @@ func TestSharedSwitch(t *testing.T) {
 	is(a, true, "where it was stopped, at once")
 	now = now.Add(switchFresh)
 	is(b, true, "at the other, a moment later")
-	if err := b.Resume(t.Context()); err != nil {
+	if err := b.Resume(t.Context(), "bob"); err != nil {
 		t.Fatal(err)
 	}
 	is(b, false, "resumed")
@@ -50,7 +126,7 @@ func TestSharedSwitch(t *testing.T) {
 	if stopped, _, err := a.Stopped(t.Context()); !stopped || err == nil {
 		t.Errorf("away for long: stopped is %t (%v), want an error that counts as stopped", stopped, err)
 	}
-	if stopped, _, err := (&SharedSwitch{Client: client, Namespace: "stanch-system"}).Stopped(t.Context()); !stopped || err == nil {
+	if stopped, _, err := (&SharedSwitch{Client: client, Namespace: "stanch-system", Authority: holder}).Stopped(t.Context()); !stopped || err == nil {
 		t.Errorf("never read: stopped is %t (%v), want an error that counts as stopped", stopped, err)
 	}
 	away = nil

@@ -2,7 +2,6 @@ package guards
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,52 +10,59 @@ import (
 	"sync"
 	"time"
 
+	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/proof"
 	"stanch/workflows/budget"
 )
 
-// FileSwitch is a kill switch that is a file: there means stopped.
-type FileSwitch struct{ Path string }
+// FileSwitch is a kill switch that is a file with a signed state. No file means that nobody ever stopped.
+type FileSwitch struct {
+	Path      string
+	Authority activities.Authority
 
-var _ Switch = FileSwitch{}
-
-type stopped struct {
-	By string    `json:"by"`
-	At time.Time `json:"at"`
+	sealed sealed
 }
 
-// Stopped tells whether the file is there.
-func (s FileSwitch) Stopped(context.Context) (bool, string, error) {
-	raw, err := os.ReadFile(s.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, "", nil
-	}
+var _ Switch = (*FileSwitch)(nil)
+
+// Stopped reads the file.
+func (s *FileSwitch) Stopped(context.Context) (bool, string, error) {
+	state, err := s.read()
 	if err != nil {
-		return true, "", fmt.Errorf("read the kill switch: %w", err)
+		return true, "", err
 	}
-	var by stopped
-	if json.Unmarshal(raw, &by) != nil || by.By == "" {
-		return true, "the kill switch is set", nil
+	return state.Stopped, said(state), nil
+}
+
+func (s *FileSwitch) read() (proof.SwitchState, error) {
+	raw, err := os.ReadFile(s.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return proof.SwitchState{}, fmt.Errorf("read the kill switch: %w", err)
 	}
-	return true, fmt.Sprintf("by %s at %s", by.By, by.At.Format(time.RFC3339)), nil
+	return s.sealed.open(string(raw), s.Authority.Keys()), nil
 }
 
 // Stop sets the switch.
-func (s FileSwitch) Stop(_ context.Context, by string) error {
-	raw, err := json.Marshal(stopped{By: by, At: time.Now()})
+func (s *FileSwitch) Stop(_ context.Context, by string) error { return s.write("set", true, by) }
+
+// Resume lifts it.
+func (s *FileSwitch) Resume(_ context.Context, by string) error { return s.write("lift", false, by) }
+
+func (s *FileSwitch) write(what string, stopped bool, by string) error {
+	_, err := s.read()
+	var text string
 	if err == nil {
-		err = os.WriteFile(s.Path, raw, 0o600)
+		text, err = s.sealed.next(s.Authority, stopped, by, time.Now())
+	}
+	if err == nil {
+		err = os.WriteFile(s.Path+".new", []byte(text), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(s.Path+".new", s.Path)
 	}
 	if err != nil {
-		return fmt.Errorf("set the kill switch: %w", err)
-	}
-	return nil
-}
-
-// Resume takes it away.
-func (s FileSwitch) Resume(context.Context) error {
-	if err := os.Remove(s.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("lift the kill switch: %w", err)
+		return fmt.Errorf("%s the kill switch: %w", what, err)
 	}
 	return nil
 }

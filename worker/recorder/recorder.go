@@ -45,7 +45,7 @@ func From(runs []audit.Run, incidentID string, c converter.DataConverter) (recor
 		Version: recording.Version, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{}, Answers: []recording.Answer{}, Steps: []recording.Step{},
 	}}
 	runs = slices.Clone(runs)
-	order := map[string]int{audit.TypeIncident: 0, audit.TypePlaybook: 1, audit.TypeLease: 2}
+	order := map[string]int{audit.TypeIncident: -3, audit.TypePlaybook: -2, audit.TypeLease: -1}
 	slices.SortStableFunc(runs, func(a, b audit.Run) int {
 		if a.Type != b.Type {
 			return cmp.Compare(order[a.Type], order[b.Type])

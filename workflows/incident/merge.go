@@ -36,6 +36,8 @@ type state struct {
 	// Covered are the targets for which a playbook runs or ran, by playbook and target.
 	Covered map[string]bool `json:"covered"`
 	Runs    int             `json:"runs"`
+	// Threaded: the thread was started.
+	Threaded bool `json:"threaded,omitempty"`
 }
 
 // TargetOf is what a detection is about: its pod, or its container outside of Kubernetes.
@@ -79,6 +81,7 @@ func (s *state) add(a Attested, now time.Time) bool {
 	if slices.Contains(s.Seen, d.ID) {
 		return false
 	}
+	s.actor(d)
 	if s.Seen = append(s.Seen, d.ID); len(s.Seen) > maxSeen {
 		s.Seen = s.Seen[len(s.Seen)-maxSeen:]
 	}

@@ -37,6 +37,8 @@ type Input struct {
 	Timing lease.Timing  `json:"timing"`
 	// Config is the short hash of the configuration that was in force when it began.
 	Config string `json:"config,omitempty"`
+	// Thread: people are told by chat.
+	Thread bool   `json:"thread,omitempty"`
 	Carry  *state `json:"carry,omitempty"`
 }
 
@@ -45,6 +47,8 @@ type Selected struct {
 	Name   string `json:"name"`
 	File   string `json:"file"`
 	Source []byte `json:"source"`
+	// Selection proves that it is one of the installation's.
+	Selection *proof.Signed `json:"selection,omitempty"`
 }
 
 // Match is the local activity that picks playbooks; the worker implements it from the library that it loaded.
@@ -72,6 +76,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 	if r.enriched = r.Incident.Context.Enriched; in.Carry != nil {
 		r.enriched = true
 	}
+	r.keepThread(ctx)
 	for {
 		r.receive(ctx)
 		if r.closeable(workflow.Now(ctx)) {
@@ -81,6 +86,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
 			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
+			r.lastLook(ctx)
 			return r.Incident, nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 {
@@ -98,7 +104,8 @@ type run struct {
 	in        Input
 	enriched  bool
 	enriching int
-	woken     bool
+	told      bool // the thread was told of everything so far
+	handed    bool // it was said that nothing starts any more
 }
 
 // receive takes in every signal that is there; true if there was any.
@@ -120,6 +127,14 @@ func (r *run) receive(ctx workflow.Context) bool {
 		r.enrich(ctx)
 	}
 	for {
+		var mark Mark
+		if !workflow.GetSignalChannel(ctx, workflows.SignalMark).ReceiveAsync(&mark) {
+			break
+		}
+		any = true
+		r.heardMark(mark, workflow.Now(ctx))
+	}
+	for {
 		var report playbook.Report
 		if !workflow.GetSignalChannel(ctx, workflows.SignalPlaybookReport).ReceiveAsync(&report) {
 			break
@@ -135,6 +150,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		any = true
 		r.heardLease(report.Lease)
 	}
+	r.told = r.told && !any
 	return any
 }
 
@@ -146,7 +162,7 @@ func (r *run) wait(ctx workflow.Context) {
 		idle = max(idle, r.in.Quiet)
 	}
 	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalDetections, workflows.SignalPlaybookReport, workflows.SignalLeaseReport} {
+	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport} {
 		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	s.Select(ctx)
@@ -176,6 +192,13 @@ func (r *run) closeable(now time.Time) bool {
 
 // start runs every playbook that matches, on the targets that it does not cover yet.
 func (r *run) start(ctx workflow.Context) {
+	if r.inHand() {
+		if !r.handed {
+			r.handed = true
+			r.line(workflow.Now(ctx), notStarted(r.Incident))
+		}
+		return
+	}
 	local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{ScheduleToCloseTimeout: 10 * time.Second})
 	var selected []Selected
 	if err := workflow.ExecuteLocalActivity(local, Match, r.Incident).Get(ctx, &selected); err != nil {
@@ -211,7 +234,7 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
 	})
-	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing}
+	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread}
 	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
 	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, Run: id, Started: workflow.Now(ctx)})
 	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")
@@ -275,7 +298,7 @@ func (r *run) enrich(ctx workflow.Context) {
 	r.enriching++
 	target := r.Incident.Targets[0]
 	workflow.Go(ctx, func(ctx workflow.Context) {
-		defer func() { r.enriching-- }()
+		defer func() { r.enriching--; r.told = false }()
 		var set *activities.Set
 		var result activities.Result
 		o := workflow.ActivityOptions{

@@ -12,27 +12,19 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
+	"stanch/workflows"
 )
 
 // Pending is one question that waits for people.
-type Pending struct {
-	ID        string                  `json:"id"` // within the run
-	Run       string                  `json:"run"`
-	Incident  string                  `json:"incident"`
-	Step      string                  `json:"step"`
-	Title     string                  `json:"title"`
-	Ask       string                  `json:"ask,omitempty"`
-	Plans     []activities.PlanResult `json:"plans"`
-	Hash      string                  `json:"hash"` // of all plans: what a vote is bound to
-	Approvers activities.Approvers    `json:"approvers"`
-	Asked     time.Time               `json:"asked"`
-	Deadline  time.Time               `json:"deadline"`
-	Votes     []proof.Signed          `json:"votes,omitempty"`
+type Pending = activities.Pending
 
+// open is a question with what wakes who waits for its answer.
+type open struct {
+	Pending
 	changed workflow.Channel
 }
 
-// maxVotes bounds what a flood of votes can put into the history's state.
+// maxVotes bounds what a flood of votes can put into the workflow's state.
 const maxVotes = 100
 
 func (r *run) vote(v proof.Signed) {
@@ -45,24 +37,44 @@ func (r *run) vote(v proof.Signed) {
 	}
 }
 
+// look tells the thread that there is something to show. Nobody waits for it: the thread looks by itself too.
+func (r *run) look(ctx workflow.Context) {
+	if r.in.Thread {
+		workflow.SignalExternalWorkflow(ctx, workflows.ThreadID(r.brief.ID), "", workflows.SignalLook, nil)
+	}
+}
+
 type answer struct {
 	granted bool
 	reason  string
 	grants  map[string]proof.Signed // by plan hash
 }
 
+// ApproversOf is whom an approval asks.
+func ApproversOf(a *playbooks.Approval) activities.Approvers {
+	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout}
+	if e := a.Escalate; e != nil {
+		out.Escalate = &activities.Escalation{After: e.After, Groups: e.Groups, Users: e.Users}
+	}
+	return out
+}
+
+// recount is how long to wait when votes could not be counted.
+const recount = 5 * time.Second
+
 // ask waits until the votes permit or deny, or until nobody answered in time, which denies.
-func (r *run) ask(ctx workflow.Context, p Pending) answer {
+func (r *run) ask(ctx workflow.Context, q Pending) answer {
 	r.asked++
+	p := &open{Pending: q, changed: workflow.NewBufferedChannel(ctx, maxVotes)}
 	p.ID, p.Run, p.Incident = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
 	p.Hash, p.Asked = activities.QuestionHash(p.Plans, p.Approvers), workflow.Now(ctx)
 	p.Deadline = p.Asked.Add(p.Approvers.Timeout)
-	p.changed = workflow.NewBufferedChannel(ctx, maxVotes)
-	if len(p.Approvers.Groups)+len(p.Approvers.Users) == 0 {
+	if p.Approvers.Nobody() {
 		return answer{reason: "nobody may approve: the scope names no approvers"}
 	}
-	r.pending[p.ID] = &p
-	defer delete(r.pending, p.ID)
+	r.pending[p.ID] = p
+	r.look(ctx)
+	defer func() { delete(r.pending, p.ID); r.look(ctx) }()
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	deadline := workflow.NewTimer(timerCtx, p.Approvers.Timeout)
@@ -75,13 +87,10 @@ func (r *run) ask(ctx workflow.Context, p Pending) answer {
 		if late || ctx.Err() != nil {
 			return answer{reason: fmt.Sprintf("nobody with the right answered within %s", p.Approvers.Timeout)}
 		}
-		var set *activities.Set
-		var t activities.Tally
-		o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
-		in := activities.TallyInput{Incident: r.brief.ID, Run: r.id, Step: p.ID, Hash: p.Hash, Plans: p.Plans, Approvers: p.Approvers, Votes: p.Votes, Deadline: p.Deadline}
-		if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t); err != nil {
-			workflow.GetLogger(ctx).Error("count the votes", "error", err)
-			continue
+		t, err := r.tally(ctx, p)
+		for err != nil && !deadline.IsReady() && workflow.Sleep(ctx, recount) == nil {
+			// A vote that was given counts: it does not wait for the next one.
+			t, err = r.tally(ctx, p)
 		}
 		switch {
 		case t.Denied:
@@ -89,18 +98,33 @@ func (r *run) ask(ctx workflow.Context, p Pending) answer {
 		case t.Granted:
 			return answer{granted: true, reason: t.Reason, grants: t.Grants}
 		}
+		p.Yes, p.Ignored = t.Yes, t.Ignored
+		r.look(ctx)
 	}
+}
+
+func (r *run) tally(ctx workflow.Context, p *open) (activities.Tally, error) {
+	var set *activities.Set
+	var t activities.Tally
+	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
+	in := activities.TallyInput{
+		Incident: r.brief.ID, Run: r.id, Step: p.ID, Hash: p.Hash, Plans: p.Plans, Targets: p.Targets, Approvers: p.Approvers,
+		Votes: p.Votes, Asked: p.Asked, Deadline: p.Deadline, Selection: r.in.Selection,
+	}
+	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t)
+	if err != nil {
+		workflow.GetLogger(ctx).Error("count the votes", "error", err)
+	}
+	return t, err //nolint:wrapcheck // it is logged
 }
 
 // approval plans every containment that it wraps, asks for all of them at once, and runs what was permitted.
 func (r *run) approval(ctx workflow.Context, s *playbooks.Step, env playbooks.Env) outcome {
 	a := s.Approval
 	plans, reasons := r.wrapped(ctx, a.Steps, env)
-	runnable := slices.DeleteFunc(slices.Clone(plans), func(p activities.PlanResult) bool {
-		return p.Decision.Verdict == activities.VerdictPropose || p.Decision.Verdict == activities.VerdictRefuse
-	})
-	if len(plans) > 0 && len(runnable) == 0 {
-		reason := plans[0].Decision.Reason
+	runnable := plans.runnable()
+	if len(plans.results) > 0 && len(runnable.results) == 0 {
+		reason := plans.results[0].Decision.Reason
 		r.note(ctx, s, "", playbooks.OutcomeProposed, "would ask: "+reason, "")
 		r.steps(ctx, a.Steps, env, &approved{approval: a, propose: true, title: a.Title})
 		return outcome{Outcome: playbooks.OutcomeProposed, reason: reason}
@@ -114,21 +138,51 @@ func (r *run) approval(ctx workflow.Context, s *playbooks.Step, env playbooks.En
 		return outcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
 	got := r.ask(ctx, Pending{
-		Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable,
-		Approvers: activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout},
+		Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
 	})
 	if !got.granted {
 		r.note(ctx, s, "", playbooks.OutcomeDenied, got.reason, "")
 		return outcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
 	}
 	r.note(ctx, s, "", playbooks.OutcomeChanged, got.reason, "")
-	r.steps(ctx, a.Steps, env, &approved{approval: a, grants: got.grants, title: a.Title})
+	r.steps(ctx, a.Steps, env, &approved{approval: a, grants: got.grants, title: a.Title, plans: runnable})
 	return outcome{Outcome: playbooks.OutcomeChanged, reason: got.reason}
+}
+
+// planned are plans with their targets.
+type planned struct {
+	results []activities.PlanResult
+	targets []playbooks.Target
+}
+
+func (p *planned) add(r activities.PlanResult, target playbooks.Target) {
+	p.results, p.targets = append(p.results, r), append(p.targets, target)
+}
+
+// runnable are those that a yes would let run.
+func (p planned) runnable() planned {
+	var out planned
+	for i, r := range p.results {
+		if r.Decision.Verdict != activities.VerdictPropose && r.Decision.Verdict != activities.VerdictRefuse {
+			out.add(r, p.targets[i])
+		}
+	}
+	return out
+}
+
+// of is the plan for a target.
+func (p planned) of(target, action string) (activities.PlanResult, bool) {
+	for _, r := range p.results {
+		if r.Plan.Target == target && r.Plan.Action == action {
+			return r, true
+		}
+	}
+	return activities.PlanResult{}, false
 }
 
 // wrapped plans the containments inside of an approval. What stands under `on_failure` or an `if` is planned too:
 // people see all that their yes may lead to.
-func (r *run) wrapped(ctx workflow.Context, steps []playbooks.Step, env playbooks.Env) (plans []activities.PlanResult, problems []string) {
+func (r *run) wrapped(ctx workflow.Context, steps []playbooks.Step, env playbooks.Env) (plans planned, problems []string) {
 	for i := range steps {
 		s := &steps[i]
 		if s.Verb == playbooks.VerbContain {
@@ -144,17 +198,17 @@ func (r *run) wrapped(ctx workflow.Context, steps []playbooks.Step, env playbook
 			}
 			for _, target := range targets {
 				request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, For: s.For, Until: workflow.Now(ctx).Add(s.For)}
-				planned, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
+				result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
 				if err != nil {
 					problems = append(problems, activityError(err))
 					continue
 				}
-				plans = append(plans, planned)
+				plans.add(result, target)
 			}
 		}
 		for _, inner := range [][]playbooks.Step{s.Parallel, s.OnFailure, s.OnDenied} {
 			p, q := r.wrapped(ctx, inner, env)
-			plans, problems = append(plans, p...), append(problems, q...)
+			plans.results, plans.targets, problems = append(plans.results, p.results...), append(plans.targets, p.targets...), append(problems, q...)
 		}
 	}
 	return plans, problems

@@ -30,6 +30,7 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 	if err != nil {
 		return done(playbooks.OutcomeFailed, activityError(err), "")
 	}
+	var before *activities.PlanResult // what was approved, if it has changed since
 	for range 3 {
 		if planned.Decision.Verdict == activities.VerdictRefuse {
 			return done(playbooks.OutcomeRefused, planned.Decision.Reason, "")
@@ -47,12 +48,19 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 			}
 		}
 		// The scope wants its approvers asked, or what was approved has changed since: ask for what is planned now.
-		approvers, title := planned.Decision.Approvers, s.Action+" of "+request.Target.String()
+		q := Pending{Step: s.Name(), Title: s.Action + " of " + request.Target.String(), Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target}, Approvers: planned.Decision.Approvers}
 		if under != nil {
-			approvers = activities.Approvers{Groups: under.approval.Groups, Users: under.approval.Users, Quorum: under.approval.Quorum, Timeout: under.approval.Timeout}
-			title = under.title + " (the plan changed since it was approved)"
+			q.Approvers = ApproversOf(under.approval)
+			q.Title = under.title + " (the plan changed since it was approved)"
+			if was, ok := under.plans.of(target, s.Action); ok {
+				q.Before, q.Changed = activities.QuestionHash(under.plans.results, q.Approvers), planned.Plan.Since(was.Plan)
+			}
+		} else if before != nil {
+			q.Title += " (the plan changed since it was approved)"
+			q.Before, q.Changed = activities.QuestionHash([]activities.PlanResult{*before}, q.Approvers), planned.Plan.Since(before.Plan)
 		}
-		answer := r.ask(ctx, Pending{Step: s.Name(), Title: title, Plans: []activities.PlanResult{planned}, Approvers: approvers})
+		before = &planned
+		answer := r.ask(ctx, q)
 		if !answer.granted {
 			return done(playbooks.OutcomeDenied, answer.reason, "")
 		}

@@ -7,6 +7,8 @@ package playbook
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +33,10 @@ type Input struct {
 	// Attestations are the attested detections of each target, by its ID.
 	Attestations map[string][]proof.Signed `json:"attestations"`
 	Timing       lease.Timing              `json:"timing"`
+	// Selection proves that the playbook is one of the installation's.
+	Selection *proof.Signed `json:"selection,omitempty"`
+	// Thread: people are told in the incident's thread.
+	Thread bool `json:"thread,omitempty"`
 }
 
 // Report is what the incident hears of a run.
@@ -63,7 +69,7 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	report.Playbook, report.Hash = program.Name, program.Hash
 	r := &run{
 		Workflows: w, Program: program, in: in, id: info.WorkflowExecution.ID, report: &report,
-		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]proof.Signed{}, pending: map[string]*Pending{},
+		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]proof.Signed{}, pending: map[string]*open{},
 	}
 	r.brief = in.Brief
 	r.brief.MaxPhase = program.MaxPhase
@@ -96,7 +102,7 @@ type run struct {
 	receipts map[string][]proof.Signed // by target
 	waiting  map[string]workflow.Settable
 	early    map[string]playbooks.LeaseReport
-	pending  map[string]*Pending
+	pending  map[string]*open
 	asked    int
 	holders  int
 }
@@ -107,11 +113,11 @@ func (r *run) handlers(ctx workflow.Context) error {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]Pending, error) {
-		var open []Pending
-		for _, p := range r.pending {
-			open = append(open, *p)
+		var all []Pending
+		for _, id := range slices.Sorted(maps.Keys(r.pending)) {
+			all = append(all, r.pending[id].Pending)
 		}
-		return open, nil
+		return all, nil
 	}); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
@@ -142,6 +148,7 @@ type approved struct {
 	approval *playbooks.Approval
 	grants   map[string]proof.Signed
 	title    string
+	plans    planned // as they were approved
 	// denied or proposed: the steps inside are recorded and not run.
 	propose bool
 }

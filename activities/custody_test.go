@@ -1,0 +1,262 @@
+package activities_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"stanch/activities"
+	lacking "stanch/testenv/require"
+	"stanch/worker/authority"
+)
+
+const incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+// kept is a store with three pieces and two acts of one incident.
+func kept(t testing.TB) (*activities.EvidenceStore, *authority.Authority) {
+	t.Helper()
+	a, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
+	for _, text := range []string{"first", "second", "third"} {
+		_, err := s.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: text + ".txt", Data: []byte(text), Source: "API server"}, time.Now())
+		require.NoError(t, err)
+	}
+	for _, kind := range []activities.EntryKind{activities.EntryEffect, activities.EntryUndo} {
+		_, err := s.Note(incident, kind, activities.Act{Action: "pod.isolate", Target: "pod:1", Lease: "LSE-1"})
+		require.NoError(t, err)
+	}
+	return s, a
+}
+
+func manifestOf(s *activities.EvidenceStore) string {
+	return filepath.Join(s.Dir, "incidents", incident+".jsonl")
+}
+
+func findings(t testing.TB, s *activities.EvidenceStore, a *authority.Authority, head string) []activities.Finding {
+	t.Helper()
+	_, found, err := s.Verify(incident, a.Keys(), head)
+	require.NoError(t, err)
+	return found
+}
+
+func TestWhatWasKeptVerifies(t *testing.T) {
+	s, a := kept(t)
+	lines, found, err := s.Verify(incident, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Len(t, lines, 5)
+	require.Empty(t, findings(t, s, a, activities.Head(lines)))
+}
+
+func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
+	s, a := kept(t)
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(t, err)
+	last := bytes.LastIndexByte(whole[:len(whole)-1], '\n') + 1
+	for i := range whole {
+		if i%7 != 0 && i < last { // no later line vouches for the last one: every byte of it
+			continue
+		}
+		changed := bytes.Clone(whole)
+		changed[i] ^= 1
+		_, found := activities.ReadManifest(incident, changed, a.Keys())
+		require.NotEmpty(t, found, "byte %d (%q) was flipped", i, whole[i])
+	}
+}
+
+func TestAFlippedByteInTheStoreIsFound(t *testing.T) {
+	s, a := kept(t)
+	blobs, err := filepath.Glob(filepath.Join(s.Dir, "blobs", "*", "*"))
+	require.NoError(t, err)
+	require.Len(t, blobs, 3)
+	for _, blob := range blobs {
+		whole, err := os.ReadFile(blob)
+		require.NoError(t, err)
+		changed := bytes.Clone(whole)
+		changed[len(changed)-1] ^= 1
+		require.NoError(t, os.Chmod(blob, 0o600))
+		require.NoError(t, os.WriteFile(blob, changed, 0o600))
+		require.ErrorContains(t, inAll(findings(t, s, a, "")), filepath.Base(blob))
+		require.NoError(t, os.WriteFile(blob, whole, 0o600))
+	}
+	require.NoError(t, os.Remove(blobs[0]))
+	require.ErrorContains(t, inAll(findings(t, s, a, "")), "gone from the store")
+}
+
+func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
+	s, a := kept(t)
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(t, err)
+	all, _, err := s.Manifest(incident, a.Keys())
+	require.NoError(t, err)
+	lines := strings.SplitAfter(strings.TrimSuffix(string(whole), "\n"), "\n")
+	for name, changed := range map[string][]string{
+		"one in the middle is gone": {lines[0], lines[2], lines[3], lines[4]},
+		"the first is gone":         lines[1:],
+		"two are swapped":           {lines[0], lines[2], lines[1], lines[3], lines[4]},
+		"one is doubled":            {lines[0], lines[0], lines[1], lines[2], lines[3], lines[4]},
+	} {
+		_, found := activities.ReadManifest(incident, []byte(strings.Join(changed, "")), a.Keys())
+		require.NotEmpty(t, found, name)
+	}
+	// The end that was cut off shows against a head that was kept elsewhere.
+	require.NoError(t, os.WriteFile(manifestOf(s), []byte(strings.Join(lines[:3], "")), 0o600))
+	require.Empty(t, findings(t, s, a, ""))
+	require.ErrorContains(t, inAll(findings(t, s, a, activities.Head(all))), "cut off")
+}
+
+func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
+	s, a := kept(t)
+	other, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	require.ErrorContains(t, inAll(findings(t, s, other, "")), "unknown key")
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(t, err)
+	_, found := activities.ReadManifest("INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", whole, a.Keys())
+	require.ErrorContains(t, inAll(found), "belongs to the manifest of")
+}
+
+// An entry that a death cut short was never acknowledged: it is taken away, and the chain goes on.
+func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
+	s, a := kept(t)
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(manifestOf(s), append(bytes.Clone(whole), whole[:200]...), 0o600))
+	require.ErrorContains(t, inAll(findings(t, s, a, "")), "torn")
+	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "after"})
+	require.NoError(t, err)
+	require.Empty(t, findings(t, s, a, ""))
+}
+
+func TestARetryIsNotEnteredTwice(t *testing.T) {
+	s, a := kept(t)
+	piece := activities.Piece{Name: "first.txt", Data: []byte("first"), Source: "API server"}
+	again, err := s.Put(t.Context(), incident, "pod.logs", "pod:1", piece, time.Now())
+	require.NoError(t, err)
+	lines, _, err := s.Manifest(incident, a.Keys())
+	require.NoError(t, err)
+	require.Len(t, lines, 5)
+	require.Equal(t, lines[0].Hash, again.Entry)
+}
+
+// Two replicas write the same manifest on one volume.
+func TestReplicasShareAManifest(t *testing.T) {
+	s, a := kept(t)
+	var all sync.WaitGroup
+	for n := range 8 {
+		store := &activities.EvidenceStore{Dir: s.Dir, Authority: a}
+		all.Go(func() {
+			for i := range 10 {
+				if _, err := store.Note(incident, activities.EntryEffect, activities.Act{Action: strings.Repeat("x", n*10+i+1)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	lines, found, err := s.Verify(incident, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Len(t, lines, 85)
+}
+
+func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
+	s, _ := kept(t)
+	_, err := s.Put(t.Context(), incident, "process.snapshot", "pod:1", activities.Piece{Name: "exe", Data: []byte("x"), Source: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
+	require.ErrorContains(t, err, "arrived as")
+}
+
+// On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
+func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
+	lacking.Root(t)
+	a, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		lacking.Lacking(t, "the right to mount a tmpfs: "+err.Error())
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s := &activities.EvidenceStore{Dir: dir, Authority: a}
+	put := func(size int) error {
+		_, err := s.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: "log", Data: bytes.Repeat([]byte("x"), size)}, time.Now())
+		return err
+	}
+	require.NoError(t, put(1000))
+	require.ErrorIs(t, put(1<<20), unix.ENOSPC)
+	left, err := filepath.Glob(filepath.Join(dir, "blobs", "*", "new-*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+	var noteErr error
+	for n := 0; n < 5000 && noteErr == nil; n++ { // until not even a line fits
+		_, noteErr = s.Note(incident, activities.EntryEffect, activities.Act{Note: strings.Repeat("y", n%4000)})
+	}
+	require.ErrorIs(t, noteErr, unix.ENOSPC)
+	_, found, err := s.Verify(incident, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+}
+
+// A rotated key's entries still verify; a distrusted key's do not.
+func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
+	keys := t.TempDir()
+	a, err := authority.Open(keys)
+	require.NoError(t, err)
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
+	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "before"})
+	require.NoError(t, err)
+	before, after, err := authority.Rotate(keys, false)
+	require.NoError(t, err)
+	require.NotEqual(t, before, after)
+	next, err := authority.Read(keys)
+	require.NoError(t, err)
+	require.Equal(t, after, next.KeyID())
+	s.Authority = next
+	_, err = s.Note(incident, activities.EntryUndo, activities.Act{Action: "after"})
+	require.NoError(t, err)
+	require.Empty(t, findings(t, s, next, ""))
+	_, _, err = authority.Rotate(keys, true)
+	require.NoError(t, err)
+	last, err := authority.Read(keys)
+	require.NoError(t, err)
+	require.ErrorContains(t, inAll(findings(t, s, last, "")), after)
+	require.NotContains(t, inAll(findings(t, s, last, "")).Error(), before)
+}
+
+type problem string
+
+func (p problem) Error() string { return string(p) }
+
+// inAll makes one error of findings.
+func inAll(found []activities.Finding) error {
+	if len(found) == 0 {
+		return nil
+	}
+	var text []string
+	for _, f := range found {
+		text = append(text, f.String())
+	}
+	return problem(strings.Join(text, "\n"))
+}
+
+func FuzzReadManifest(f *testing.F) {
+	s, a := kept(f)
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(f, err)
+	f.Add(whole)
+	f.Add([]byte("{}\n"))
+	f.Add([]byte("\n\n{"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		lines, found := activities.ReadManifest(incident, raw, a.Keys())
+		if !bytes.HasPrefix(whole, raw) && len(found) == 0 && len(lines) > 0 {
+			t.Fatalf("%q passes", raw)
+		}
+	})
+}

@@ -1,0 +1,58 @@
+package activities
+
+import (
+	"slices"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+)
+
+// Pending is one question that waits for people.
+type Pending struct {
+	ID       string       `json:"id"`  // within the run
+	Run      string       `json:"run"` // the playbook's workflow id
+	Incident string       `json:"incident"`
+	Step     string       `json:"step"`
+	Title    string       `json:"title"`
+	Ask      string       `json:"ask,omitempty"`
+	Plans    []PlanResult `json:"plans"`
+	// Targets are the plans', in their order.
+	Targets   []playbooks.Target `json:"targets,omitempty"`
+	Hash      string             `json:"hash"` // of all plans: what a vote is bound to
+	Approvers Approvers          `json:"approvers"`
+	Asked     time.Time          `json:"asked"`
+	Deadline  time.Time          `json:"deadline"`
+	// Before is the hash of the question that this one takes the place of, and Changed what is different since.
+	Before  string         `json:"before,omitempty"`
+	Changed []string       `json:"changed,omitempty"`
+	Votes   []proof.Signed `json:"votes,omitempty"`
+	// Yes are who has agreed so far; Ignored says of each vote that does not count why not.
+	Yes     []string `json:"yes,omitempty"`
+	Ignored []string `json:"ignored,omitempty"`
+}
+
+// Since says what is different between two plans, in sentences for a person.
+func (p Plan) Since(before Plan) []string {
+	var out []string
+	for _, was := range before.Changes {
+		if !slices.Contains(p.Changes, was) {
+			out = append(out, "no longer: "+was)
+		}
+	}
+	for _, is := range p.Changes {
+		if !slices.Contains(before.Changes, is) {
+			out = append(out, "now: "+is)
+		}
+	}
+	if p.For != before.For {
+		out = append(out, "now for "+p.For.String()+" and not for "+before.For.String())
+	}
+	if string(p.Params) != string(before.Params) {
+		out = append(out, "its parameters are others")
+	}
+	if p.Target != before.Target {
+		out = append(out, "it is about "+p.Target+" and not about "+before.Target)
+	}
+	return out
+}

@@ -1,0 +1,72 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+)
+
+// ThreadState is what is remembered of an incident's message and its thread.
+type ThreadState struct {
+	Channel string `json:"channel,omitempty"`
+	TS      string `json:"ts,omitempty"`    // names the message in its channel
+	Shown   string `json:"shown,omitempty"` // hash of what it shows
+	// Said are the replies that were written, by what they are about.
+	Said map[string]bool `json:"said,omitempty"`
+}
+
+// LookInput is the input of Look.
+type LookInput struct {
+	Incident string      `json:"incident"`
+	State    ThreadState `json:"state"`
+}
+
+// LookResult is what Look did.
+type LookResult struct {
+	State ThreadState `json:"state"`
+	// Done: the incident is closed and its message shows that.
+	Done bool `json:"done,omitempty"`
+	// Next is when to look again if nothing happens before; zero is for the workflow to choose.
+	Next time.Duration `json:"next,omitempty"`
+}
+
+// Desk is where people read and answer.
+type Desk interface {
+	// Look brings an incident's message to what is so now. It is safe to repeat: what was written by an attempt that
+	// died is found and not written twice. An error wrapping a *LaterError says when to try again.
+	Look(ctx context.Context, in LookInput) (LookResult, error)
+	// Say writes a reply into the incident's thread; key makes it safe to repeat.
+	Say(ctx context.Context, incident Brief, key, text string) error
+}
+
+// LaterError says that the other side wants to be asked later.
+type LaterError struct {
+	After time.Duration
+	Err   error
+}
+
+func (e *LaterError) Error() string { return e.Err.Error() }
+func (e *LaterError) Unwrap() error { return e.Err }
+
+// Later makes an error of an activity that Temporal tries again when the other side said.
+func Later(err error) error {
+	var later *LaterError
+	if errors.As(err, &later) {
+		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable, temporal.ApplicationErrorOptions{NextRetryDelay: later.After, Cause: err})
+	}
+	return failed(err)
+}
+
+// Look brings an incident's message to what is so now.
+func (s *Set) Look(ctx context.Context, in LookInput) (LookResult, error) {
+	if s.Desk == nil {
+		return LookResult{State: in.State, Next: 10 * time.Minute}, nil
+	}
+	out, err := s.Desk.Look(ctx, in)
+	if err != nil {
+		return LookResult{}, Later(err)
+	}
+	return out, nil
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stanch/activities"
+	"stanch/sensors/proof"
+	"stanch/worker/authority"
+)
+
+// evidenceOptions say where evidence and the keys that verify it are: by default those of the data directory, or
+// copies of them on a machine that runs no Stanch.
+type evidenceOptions struct {
+	dir    string
+	keys   string
+	output string
+}
+
+func evidenceCommand(g *globals) *cobra.Command {
+	o := &evidenceOptions{}
+	c := &cobra.Command{
+		Use: "evidence", Short: "List, take out and verify evidence, also without a running Stanch",
+		Long: `Evidence lies in a directory by its content, with a manifest for each incident: a
+line for each piece and each act, each naming the line before it by its hash, and
+signed by the authority's key. All of it can be copied and verified elsewhere.`,
+		Example: `  stanch evidence list
+  stanch evidence list INC-01JABC…
+  stanch evidence verify INC-01JABC… --head 3f9a…
+  stanch evidence get INC-01JABC… processes.json > processes.json`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.PersistentFlags().StringVar(&o.dir, "dir", "", "the evidence directory (default: evidence below --data)")
+	c.PersistentFlags().StringVar(&o.keys, "keys", "", "a file with the authority's public keys, of `stanch cert public` (default: those of --data)")
+	c.AddCommand(evidenceList(g, o), evidenceGet(g, o), evidenceVerify(g, o))
+	return c
+}
+
+func (o *evidenceOptions) store(g *globals) (*activities.EvidenceStore, error) {
+	dir := o.dir
+	if dir == "" {
+		dir = filepath.Join(g.data, "evidence")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("there is no evidence at %s; name its --dir or the --data of the Stanch that keeps it", dir)
+	}
+	return &activities.EvidenceStore{Dir: dir}, nil
+}
+
+// keyring reads the keys that verify. It makes none: a key made now would verify nothing.
+func (o *evidenceOptions) keyring(g *globals) (proof.Keyring, error) {
+	if o.keys != "" {
+		raw, err := os.ReadFile(o.keys)
+		if err != nil {
+			return nil, fmt.Errorf("read the authority's keys: %w", err)
+		}
+		ring, err := proof.ParseKeyring(strings.Split(strings.TrimSpace(string(raw)), "\n"))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", o.keys, err)
+		}
+		return ring, nil
+	}
+	a, err := authority.Read(filepath.Join(g.data, "keys"))
+	if err != nil {
+		return nil, fmt.Errorf("%w; name the public keys with --keys (`stanch cert public` prints them)", err)
+	}
+	return a.Keys(), nil
+}
+
+func evidenceList(g *globals, o *evidenceOptions) *cobra.Command {
+	c := &cobra.Command{
+		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: args(cobra.MaximumNArgs(1)),
+		Example: "  stanch evidence list\n  stanch evidence list INC-01JABC… -o json",
+	}
+	c.RunE = func(cmd *cobra.Command, ids []string) error {
+		store, err := o.store(g)
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return listIncidents(cmd.OutOrStdout(), store, o.output)
+		}
+		keys, err := o.keyring(g)
+		if err != nil {
+			return err
+		}
+		lines, _, err := store.Manifest(ids[0], keys)
+		if err != nil {
+			return err
+		}
+		if len(lines) == 0 {
+			return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
+		}
+		if o.output == "json" {
+			return printJSON(cmd.OutOrStdout(), entries(lines))
+		}
+		return printLines(cmd.OutOrStdout(), lines)
+	}
+	outputFlag(c, &o.output)
+	return c
+}
+
+func listIncidents(out io.Writer, store *activities.EvidenceStore, output string) error {
+	incidents, err := store.Incidents()
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		return printJSON(out, append([]string{}, incidents...))
+	}
+	for _, id := range incidents {
+		fmt.Fprintln(out, id)
+	}
+	return nil
+}
+
+func entries(lines []activities.Line) []activities.Entry {
+	out := []activities.Entry{}
+	for _, l := range lines {
+		out = append(out, l.Entry)
+	}
+	return out
+}
+
+func printLines(out io.Writer, lines []activities.Line) error {
+	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "NO\tAT\tKIND\tWHAT\tTARGET\tSHA256")
+	for _, l := range lines {
+		what, target, sum := "", "", ""
+		switch e := l.Entry; {
+		case e.Evidence != nil:
+			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.Bytes, e.Evidence.Source), e.Evidence.Target, e.Evidence.SHA256
+		case e.Act != nil:
+			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.Act.Action, string(e.Act.Outcome), e.Act.Lease, strings.Join(e.Act.Who, ", "), e.Act.Note}, " ")), " "), e.Act.Target, e.Act.SHA256
+		}
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Seq, l.Entry.At.Local().Format(time.DateTime), l.Entry.Kind, plain(what), plain(target), sum)
+	}
+	fmt.Fprintf(t, "\nhead %s\n", activities.Head(lines))
+	return t.Flush()
+}
+
+func evidenceGet(g *globals, o *evidenceOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "get INCIDENT NAME|SHA256", Short: "Write one piece to the standard output; the manifest notes that you took it", Args: args(cobra.ExactArgs(2)),
+		Long: `Write one piece to the standard output, after checking that it is what was stored.
+It is an attacker's: do not run it, and look at it where that does no harm. Where
+the authority's key is at hand the manifest notes who took the piece out.`,
+		Example: "  stanch evidence get INC-01JABC… processes.json | jq .",
+		RunE: func(cmd *cobra.Command, a []string) error {
+			store, err := o.store(g)
+			if err != nil {
+				return err
+			}
+			keys, err := o.keyring(g)
+			if err != nil {
+				return err
+			}
+			lines, _, err := store.Manifest(a[0], keys)
+			if err != nil {
+				return err
+			}
+			for _, l := range lines {
+				ref := l.Entry.Evidence
+				if ref == nil || ref.Name != a[1] && ref.SHA256 != a[1] {
+					continue
+				}
+				data, err := store.Open(ref.SHA256)
+				if err != nil {
+					return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
+				}
+				if o.keys == "" { // a copy elsewhere is not ours to write to
+					if store.Authority, err = authority.Read(filepath.Join(g.data, "keys")); err != nil {
+						return err
+					}
+					who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
+					if _, err := store.Note(a[0], activities.EntryAccess, activities.Act{Action: "evidence get", SHA256: ref.SHA256, Who: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
+						progress("the manifest does not note that you took it: %v", err)
+					}
+				}
+				_, err = io.Copy(cmd.OutOrStdout(), bytes.NewReader(data))
+				return err
+			}
+			return fmt.Errorf("the manifest of %s has no piece %q; `stanch evidence list %s` lists them", a[0], a[1], a[0])
+		},
+	}
+}
+
+// evidenceResult is what `evidence verify -o json` prints.
+type evidenceResult struct {
+	Incident string               `json:"incident"`
+	OK       bool                 `json:"ok"`
+	Entries  int                  `json:"entries"`
+	Head     string               `json:"head"`
+	Findings []activities.Finding `json:"findings"`
+}
+
+func evidenceVerify(g *globals, o *evidenceOptions) *cobra.Command {
+	head := ""
+	c := &cobra.Command{
+		Use: "verify INCIDENT", Short: "Check the manifest's chain and signatures, and every stored byte", Args: args(cobra.ExactArgs(1)),
+		Long: `Check an incident's manifest and what it names: the chain of hashes, the signature
+of every line, and every byte of every piece. Exit 1 if anything is not as it was.
+
+What was cut off at the manifest's end shows only against a head that was kept
+elsewhere (a ticket, a chat message): give it with --head.`,
+		Example: "  stanch evidence verify INC-01JABC…\n  stanch evidence verify INC-01JABC… --dir /mnt/copy --keys authority.pub --head 3f9a…",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			store, err := o.store(g)
+			if err != nil {
+				return err
+			}
+			keys, err := o.keyring(g)
+			if err != nil {
+				return err
+			}
+			lines, findings, err := store.Verify(ids[0], keys, head)
+			if err != nil {
+				return err
+			}
+			if len(lines) == 0 && len(findings) == 0 {
+				return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
+			}
+			if o.output == "json" {
+				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.Head(lines), append([]activities.Finding{}, findings...)})
+			} else {
+				for _, f := range findings {
+					fmt.Fprintln(cmd.OutOrStdout(), "NOT AS IT WAS  "+plain(f.String()))
+				}
+				if len(findings) == 0 {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d entries, chain, signatures and bytes hold; head %s\n", ids[0], len(lines), activities.Head(lines))
+				}
+			}
+			if err == nil && len(findings) > 0 {
+				return errAnswered
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&head, "head", "", "a head of the manifest that was kept elsewhere")
+	outputFlag(c, &o.output)
+	return c
+}

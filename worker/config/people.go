@@ -1,0 +1,193 @@
+package config
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+
+	"stanch/sensors/diagnostic"
+)
+
+// Person is somebody who may answer, and how they are known.
+type Person struct {
+	Name string  `yaml:"name" json:"name"`
+	UID  *uint32 `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`
+	// Slack is a member id: names in Slack can be chosen, ids cannot.
+	Slack string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the member id in Slack (U…): in the profile under Copy member ID"`
+	// Kubernetes is the user name that TokenReview gives.
+	Kubernetes string   `yaml:"kubernetes" json:"kubernetes,omitempty" jsonschema:"description=the user name in Kubernetes; kubectl auth whoami shows it"`
+	AWS        string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS: who triggered something there does not approve it"`
+	Groups     []string `yaml:"groups" json:"groups,omitempty"`
+	// BreakGlass lets them answer alone for a whole quorum, with a reason and a record of its own.
+	BreakGlass bool `yaml:"break_glass" json:"break_glass,omitempty" jsonschema:"description=may answer alone for a whole quorum; it is recorded and told to everybody"`
+}
+
+// Is tells whether a source's name of an actor is this person.
+func (p Person) Is(actor string) bool {
+	return p.Kubernetes != "" && actor == "kubernetes:"+p.Kubernetes || p.AWS != "" && actor == "aws:"+p.AWS
+}
+
+// Group takes members from a user group in Slack, beside the people who name it. Who is in it must be a person here too.
+type Group struct {
+	Name  string `yaml:"name" json:"name"`
+	Slack string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the id of a user group in Slack (S…)"`
+}
+
+// Slack is where incidents are shown and answered. One of AppTokenFile and SigningSecretFile is needed for answers.
+type Slack struct {
+	Channel           string `yaml:"channel" json:"channel" jsonschema:"description=the id of the channel (C…)"`
+	BotTokenFile      string `yaml:"bot_token_file" json:"bot_token_file"`
+	AppTokenFile      string `yaml:"app_token_file" json:"app_token_file,omitempty" jsonschema:"description=for Socket Mode: Stanch dials out and opens no port"`
+	SigningSecretFile string `yaml:"signing_secret_file" json:"signing_secret_file,omitempty" jsonschema:"description=for requests of Slack to --listen /slack/interactions"`
+	APIURL            string `yaml:"api_url" json:"api_url,omitempty" jsonschema:"description=another address of Slack's API, such as https://slack-gov.com/api/"`
+}
+
+// Escalation says who is asked too when nobody has decided for a while.
+type Escalation struct {
+	After  Duration `yaml:"after" json:"after"`
+	Groups []string `yaml:"groups" json:"groups,omitempty"`
+	Users  []string `yaml:"users" json:"users,omitempty"`
+}
+
+// GroupNames are the groups that a person's groups may name: those with members, from here or from Slack.
+func (c *Config) GroupNames() []string {
+	var names []string
+	for _, p := range c.People {
+		names = append(names, p.Groups...)
+	}
+	for _, g := range c.Groups {
+		names = append(names, g.Name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// PersonBy finds the one person for whom is holds; more than one is nobody.
+func (c *Config) PersonBy(is func(Person) bool) (Person, bool) {
+	var found []Person
+	for _, p := range c.People {
+		if is(p) {
+			found = append(found, p)
+		}
+	}
+	if len(found) != 1 {
+		return Person{}, false
+	}
+	return found[0], true
+}
+
+// PersonByUID finds who has a user id.
+func (c *Config) PersonByUID(uid uint32) (Person, bool) {
+	return c.PersonBy(func(p Person) bool { return p.UID != nil && *p.UID == uid })
+}
+
+// PersonBySlack finds who has a member id.
+func (c *Config) PersonBySlack(id string) (Person, bool) {
+	return c.PersonBy(func(p Person) bool { return id != "" && p.Slack == id })
+}
+
+// PersonByKubernetes finds who has a user name in Kubernetes.
+func (c *Config) PersonByKubernetes(user string) (Person, bool) {
+	return c.PersonBy(func(p Person) bool { return user != "" && p.Kubernetes == user })
+}
+
+var (
+	slackMember  = regexp.MustCompile(`^[UW][A-Z0-9]{4,}$`)
+	slackGroup   = regexp.MustCompile(`^S[A-Z0-9]{4,}$`)
+	slackChannel = regexp.MustCompile(`^[CG][A-Z0-9]{4,}$`)
+)
+
+// alphabet is the one script of a name's letters; two are a name that may be meant to look like another.
+func alphabet(name string) (ok bool) {
+	scripts := []*unicode.RangeTable{unicode.Latin, unicode.Cyrillic, unicode.Greek, unicode.Armenian, unicode.Cherokee}
+	var seen *unicode.RangeTable
+	for _, r := range name {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return false
+		}
+		for _, s := range scripts {
+			if !unicode.Is(s, r) {
+				continue
+			}
+			if seen != nil && seen != s {
+				return false
+			}
+			seen = s
+		}
+	}
+	return true
+}
+
+// people checks who may answer, and gives the names that others may use.
+func (p *parser) people(c *Config) (groups, names []string) {
+	same := func(what, a string, others []Person, of func(Person) string) {
+		if a != "" && slices.ContainsFunc(others, func(o Person) bool { return of(o) == a }) {
+			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the %s `%s`", what, a)
+		}
+	}
+	for i, person := range c.People {
+		before := c.People[:i]
+		switch {
+		case person.Name == "":
+			p.errorf(1, "required", "", "a person has no name")
+		case !alphabet(person.Name) || strings.TrimSpace(person.Name) != person.Name:
+			p.errorf(1, "name", "write it in one alphabet, without invisible characters", "the name `%s` can be mistaken for another", person.Name)
+		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
+			p.errorf(1, "duplicate", "", "two people are called `%s`", person.Name)
+		}
+		if person.Slack != "" && !slackMember.MatchString(person.Slack) {
+			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "`%s` of %s is not a member id of Slack", person.Slack, person.Name)
+		}
+		same("Slack member", person.Slack, before, func(o Person) string { return o.Slack })
+		same("Kubernetes user", person.Kubernetes, before, func(o Person) string { return o.Kubernetes })
+		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool { return o.UID != nil && *o.UID == *person.UID }) {
+			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the uid %d", *person.UID)
+		}
+		if slices.Contains(person.Groups, DrillScope) {
+			p.errorf(1, "name", "choose another name", "%s is in the group `%s`, which belongs to drills", person.Name, DrillScope)
+		}
+		names, groups = append(names, person.Name), append(groups, person.Groups...)
+	}
+	for i, g := range c.Groups {
+		switch {
+		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i], func(o Group) bool { return o.Name == g.Name }):
+			p.errorf(1, "name", "`drill` is taken by drills", "the group name `%s` is empty or used twice", g.Name)
+		case g.Slack != "" && !slackGroup.MatchString(g.Slack):
+			p.errorf(1, "slack", "it begins with S", "`%s` of the group %s is not the id of a user group in Slack", g.Slack, g.Name)
+		case g.Slack != "" && c.Slack == nil:
+			p.errorf(1, "slack", "add `slack:` with a bot token", "the group %s has its members from Slack, and no Slack is configured", g.Name)
+		}
+		groups = append(groups, g.Name)
+	}
+	return groups, names
+}
+
+// known checks that whoever is named exists.
+func (p *parser) known(where string, groups, users, allGroups, allNames []string) {
+	for _, g := range groups {
+		if !slices.Contains(allGroups, g) {
+			p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, allGroups), "%s: nobody is in the group `%s`", where, g)
+		}
+	}
+	for _, u := range users {
+		if !slices.Contains(allNames, u) {
+			p.errorf(1, "unknown-person", diagnostic.DidYouMean(u, allNames), "%s: there is no person `%s`", where, u)
+		}
+	}
+}
+
+func (p *parser) slack(s *Slack) {
+	if s == nil {
+		return
+	}
+	if !slackChannel.MatchString(s.Channel) {
+		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details", "`slack.channel`: `%s` is not the id of a channel", s.Channel)
+	}
+	if s.BotTokenFile == "" {
+		p.errorf(1, "required", "write the bot token (xoxb-…) into a file that only Stanch can read", "`slack.bot_token_file` is missing")
+	}
+	if s.AppTokenFile == "" && s.SigningSecretFile == "" {
+		p.errorf(1, "required", "`app_token_file` for Socket Mode, `signing_secret_file` for requests to --listen", "`slack`: nobody could answer")
+	}
+}

@@ -1,0 +1,52 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// Roster is who may answer now: the people of the configuration file as it is at this moment. Somebody who was taken
+// off the list a second ago may not answer any more, without a restart.
+type Roster struct {
+	// File is the configuration's; "" keeps to what was given.
+	File string
+
+	mu      sync.Mutex
+	current *Config
+	changed time.Time
+	size    int64
+}
+
+// NewRoster starts with a configuration that was read from file; file may be "".
+func NewRoster(c *Config, file string) *Roster { return &Roster{File: file, current: c} }
+
+// Current reads the file again if it has changed. A file that is damaged or gone is an error: whoever asks must fail
+// closed, since nobody can tell who is on the list.
+func (r *Roster) Current() (*Config, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.File == "" {
+		return r.current, nil
+	}
+	info, err := os.Stat(r.File)
+	if err != nil {
+		return nil, fmt.Errorf("who may answer is not known: %w", err)
+	}
+	if info.ModTime().Equal(r.changed) && info.Size() == r.size {
+		return r.current, nil
+	}
+	c, problems, err := Load(r.File)
+	if err == nil {
+		err = problems.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("who may answer is not known: %w", err)
+	}
+	// The rest of the configuration stays as it was when this process started.
+	next := *r.current
+	next.People, next.Groups = c.People, c.Groups
+	r.current, r.changed, r.size = &next, info.ModTime(), info.Size()
+	return r.current, nil
+}

@@ -1,0 +1,303 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
+)
+
+// Decider takes people's answers, wherever they were given: it looks up what the person may do, signs what they did,
+// and gives it to the workflow that waits.
+type Decider struct {
+	Reader    *Reader
+	Authority *authority.Authority
+	Roster    *config.Roster
+	Scopes    activities.Scopes
+	Switch    guards.Lever
+	Evidence  *activities.EvidenceStore
+	Members   Membership // nil: groups are those of the configuration
+	Log       *slog.Logger
+
+	limits   limits
+	refusals refusals
+}
+
+const maxReasonLen = 500
+
+// VoteRequest is an answer to a pending question.
+type VoteRequest struct {
+	Incident string `json:"incident"`
+	Step     string `json:"step"` // the question's id or its step's
+	// Hash is of the plans that the person saw; "" is what is asked now.
+	Hash    string `json:"hash,omitempty"`
+	Approve bool   `json:"approve"`
+	Reason  string `json:"reason,omitempty"`
+	// BreakGlass answers alone for the whole quorum.
+	BreakGlass bool `json:"break_glass,omitempty"`
+}
+
+// permitted is what everything that a person asks begins with.
+func (d *Decider) permitted(s Speaker) (*config.Config, error) {
+	if !d.limits.allow(s.Key) {
+		return nil, &problem{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	}
+	cfg, err := d.Roster.Current()
+	if err != nil {
+		return nil, deny("%v", err)
+	}
+	return cfg, nil
+}
+
+// Vote proves who answers and gives the signed vote to the playbook's run.
+func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook.Pending, error) {
+	cfg, err := d.permitted(s)
+	if err != nil {
+		return nil, err
+	}
+	open, err := d.question(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	vote := proof.Vote{
+		Incident: open.Incident, Run: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, Proved: s.Proved, Approve: v.Approve,
+		Reason: cut(v.Reason, maxReasonLen), At: time.Now(), Drill: s.Drill != "", BreakGlass: v.BreakGlass,
+	}
+	why := d.mayAnswer(ctx, cfg, s, *open, &vote)
+	if why != nil {
+		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.Proved, "incident", v.Incident, "step", open.ID, "why", why.Error())
+		if !d.refusals.keep(open.Run+open.ID, s.Key) {
+			return nil, why
+		}
+		vote.Refused = why.Error()
+	}
+	signed, err := d.Authority.Sign(proof.PurposeVote, vote)
+	if err != nil {
+		return nil, fmt.Errorf("sign the vote: %w", err)
+	}
+	if err := d.Reader.Temporal.SignalWorkflow(ctx, open.Run, "", workflows.SignalVote, signed); err != nil {
+		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.Run, err))
+	}
+	return open, why
+}
+
+// question finds what the person answers. A question that was asked with other plans is named as what it is.
+func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
+	pending, err := d.Reader.Pending(ctx, v.Incident)
+	if err != nil {
+		return nil, err
+	}
+	for i := range pending {
+		p := &pending[i]
+		if v.Hash != "" && p.Hash != v.Hash {
+			if p.Before == v.Hash {
+				return nil, &problem{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.Changed, "; ") + "): answer the new question"}
+			}
+			continue
+		}
+		if p.ID == v.Step || p.Step == v.Step || v.Step == "" && len(pending) == 1 {
+			return p, nil
+		}
+	}
+	if v.Hash != "" {
+		return nil, &problem{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
+	}
+	return nil, missing("incident %s has no open question %q; `stanch incidents %s` lists them", v.Incident, clip(v.Step), v.Incident)
+}
+
+// mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
+func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *proof.Vote) error {
+	in, err := d.Reader.Incident(ctx, q.Incident)
+	if err != nil {
+		return err
+	}
+	if s.Drill != "" && !in.Drill {
+		return deny("a drill's key answers for drills only")
+	}
+	for _, actor := range in.Actors {
+		if s.Person.Is(actor) {
+			return deny("%s triggered this (%s): somebody else must answer it", s.Name, clip(actor))
+		}
+	}
+	if vote.At.After(q.Deadline) {
+		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	}
+	if vote.Groups, err = d.groupsOf(ctx, cfg, s, q.Approvers); err != nil {
+		return err
+	}
+	if vote.BreakGlass {
+		switch {
+		case !s.BreakGlass:
+			return deny("%s may not break the glass: `break_glass` is not set for them", s.Name)
+		case strings.TrimSpace(vote.Reason) == "":
+			return deny("breaking the glass needs a reason, for the record")
+		}
+		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.Proved, "incident", q.Incident, "step", q.ID, "reason", vote.Reason)
+		return nil
+	}
+	if !q.Approvers.May(s.Name, vote.Groups, vote.At.Sub(q.Asked)) {
+		return deny("%s may not answer this: it is for %s", s.Name, q.Approvers.Who())
+	}
+	return nil
+}
+
+// entitled says why the person may not change what holds in a namespace, or nil.
+func (d *Decider) entitled(ctx context.Context, cfg *config.Config, s Speaker, namespace string, drill bool) error {
+	if s.Operator && s.Drill == "" {
+		return nil
+	}
+	if s.Drill != "" {
+		if !drill {
+			return deny("a drill's key releases drills' leases only")
+		}
+		return nil
+	}
+	approvers := d.Scopes.ApproversOf(namespace, false)
+	groups, err := d.groupsOf(ctx, cfg, s, approvers)
+	if err != nil {
+		return err
+	}
+	if !approvers.May(s.Name, groups, 1<<62) {
+		return deny("%s may not change what holds in %q: that is for %s", s.Name, namespace, orNobody(approvers))
+	}
+	return nil
+}
+
+func orNobody(a activities.Approvers) string {
+	if a.Nobody() {
+		return "nobody, since its scope names no approvers"
+	}
+	return a.Who()
+}
+
+// MarkRequest says something about an incident.
+type MarkRequest struct {
+	Incident string            `json:"incident"`
+	Kind     incident.MarkKind `json:"kind"`
+	Reason   string            `json:"reason,omitempty"`
+}
+
+// Mark lets a person take an incident over, or call it a false positive: then what it holds is released too, and its
+// open questions are denied.
+func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbooks.Incident, error) {
+	cfg, err := d.permitted(s)
+	if err != nil {
+		return nil, err
+	}
+	if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
+		return nil, &problem{http.StatusBadRequest, fmt.Sprintf("%q is no mark: %s or %s", clip(string(q.Kind)), incident.MarkTakenOver, incident.MarkFalsePositive)}
+	}
+	in, err := d.Reader.Incident(ctx, q.Incident)
+	if err != nil {
+		return nil, err
+	}
+	if in.Status != "open" {
+		return nil, &problem{http.StatusConflict, "the incident is closed"}
+	}
+	if err := d.entitled(ctx, cfg, s, in.Workload.Namespace, in.Drill); err != nil {
+		return nil, err
+	}
+	mark := incident.Mark{Kind: q.Kind, Person: s.Name, Reason: cut(q.Reason, maxReasonLen)}
+	mark.Grant, err = d.Authority.Sign(proof.PurposeGrant, proof.Grant{
+		Nonce: uuid.NewString(), Operation: proof.OperationMark, Incident: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
+		Note: mark.Reason, People: []string{s.who()}, Issued: time.Now(), Expires: time.Now().Add(releaseLife),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sign the mark: %w", err)
+	}
+	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.Key), "", workflows.SignalMark, mark); err != nil {
+		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
+	}
+	d.record(in.ID, activities.EntryMark, activities.Act{Action: string(q.Kind), Who: []string{s.who()}, Note: mark.Reason})
+	if q.Kind == incident.MarkFalsePositive {
+		return &in, d.letGo(ctx, s, in)
+	}
+	return &in, nil
+}
+
+// letGo denies what an incident asks and releases what it holds.
+func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) error {
+	var problems []error
+	pending, err := d.Reader.Pending(ctx, in.ID)
+	problems = append(problems, err)
+	for _, p := range pending {
+		if _, err := d.Vote(ctx, s, VoteRequest{Incident: in.ID, Step: p.ID, Hash: p.Hash, Reason: "a false positive"}); err != nil {
+			problems = append(problems, fmt.Errorf("deny %s: %w", p.ID, err))
+		}
+	}
+	_, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
+	return errors.Join(append(problems, err)...)
+}
+
+func (s Speaker) who() string { return fmt.Sprintf("%s (%s)", s.Name, s.Proved) }
+
+// Stop sets the kill switch: whoever is known may.
+func (d *Decider) Stop(ctx context.Context, s Speaker) error {
+	if _, err := d.permitted(s); err != nil {
+		return err
+	}
+	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved)
+	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	return d.Switch.Stop(ctx, s.who())
+}
+
+// Resume lifts it: the operator may, and whoever approves somewhere.
+func (d *Decider) Resume(ctx context.Context, s Speaker) error {
+	cfg, err := d.permitted(s)
+	if err != nil {
+		return err
+	}
+	may := s.Operator && s.Drill == ""
+	for _, scope := range cfg.Scopes {
+		a := d.Scopes.ApproversOf(firstOf(scope.Namespaces), false)
+		if groups, err := d.groupsOf(ctx, cfg, s, a); s.Drill == "" && err == nil && a.May(s.Name, groups, 1<<62) {
+			may = true
+		}
+	}
+	if !may {
+		return deny("%s may not lift the kill switch: that is for who runs Stanch and for the approvers of a scope", s.Name)
+	}
+	d.Log.Warn("the kill switch was lifted", "by", s.Name, "proved", s.Proved)
+	d.record(activities.Journal, activities.EntryResume, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	return d.Switch.Resume(ctx, s.who())
+}
+
+func firstOf(patterns []string) string {
+	if len(patterns) == 0 {
+		return ""
+	}
+	return patterns[0]
+}
+
+// record enters what a person did into a manifest. It holds nobody up: what could not be entered is logged, and the
+// signed statement is in the history all the same.
+func (d *Decider) record(manifest string, kind activities.EntryKind, act activities.Act) {
+	if d.Evidence == nil {
+		return
+	}
+	if _, err := d.Evidence.Note(manifest, kind, act); err != nil {
+		d.Log.Error("an act is not in the manifest", "manifest", manifest, "kind", kind, "error", err)
+	}
+}
+
+func cut(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n])
+	}
+	return s
+}

@@ -1,0 +1,151 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// LeaseRequest names one lease, those of an incident, or all.
+type LeaseRequest struct {
+	Lease    string        `json:"lease,omitempty"`
+	Incident string        `json:"incident,omitempty"`
+	All      bool          `json:"all,omitempty"`
+	For      time.Duration `json:"for,omitempty"` // extend: from now
+	Reason   string        `json:"reason,omitempty"`
+	// From is what an extension is counted from; zero is now. A repeated request then asks for the same end.
+	From time.Time `json:"from,omitzero"`
+}
+
+func (q LeaseRequest) names(id string, m *lease.Machine) bool {
+	return q.All || q.Lease != "" && (m.Lease == q.Lease || id == q.Lease) || q.Incident != "" && m.Incident.ID == q.Incident
+}
+
+// releaseLife is how long a release may take to get through; a lease that is stuck is released anew.
+const releaseLife = 24 * time.Hour
+
+// longestExtension bounds one extension.
+const longestExtension = 7 * 24 * time.Hour
+
+// Release ends leases now.
+func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
+	return d.each(ctx, s, q, proof.OperationRelease, func(id string, m *lease.Machine, scope place) error {
+		grant, err := d.grantFor(s, proof.OperationRelease, m, scope, time.Time{}, q.Reason)
+		if err != nil {
+			return err
+		}
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalRelease, lease.ReleaseSignal{Grant: grant}); err != nil {
+			return fmt.Errorf("release %s: %w", m.Lease, err)
+		}
+		d.record(m.Incident.ID, activities.EntryRelease, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
+		return nil
+	})
+}
+
+// Extend lets leases last longer.
+func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
+	if q.For <= 0 || q.For > longestExtension {
+		return nil, &problem{http.StatusBadRequest, "say how long from now: at most 168h"}
+	}
+	from := time.Now()
+	if !q.From.IsZero() && q.From.Before(from) {
+		from = q.From
+	}
+	until := from.Add(q.For)
+	return d.each(ctx, s, q, proof.OperationExtend, func(id string, m *lease.Machine, scope place) error {
+		grant, err := d.grantFor(s, proof.OperationExtend, m, scope, until, q.Reason)
+		if err != nil {
+			return err
+		}
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: grant}); err != nil {
+			return fmt.Errorf("extend %s: %w", m.Lease, err)
+		}
+		d.record(m.Incident.ID, activities.EntryExtend, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
+		return nil
+	})
+}
+
+// place is where a lease's target is, by the token that was signed when its effect was permitted.
+type place struct {
+	namespace string
+	drill     bool
+}
+
+// placeOf reads a lease's token. Without one, nothing was ever permitted: only who runs Stanch may end that.
+func (d *Decider) placeOf(s Speaker, m *lease.Machine) (place, error) {
+	var token proof.Token
+	if m.Token != nil && d.Authority.Keys().Open(*m.Token, proof.PurposeToken, &token) == nil && token.Lease == m.Lease && token.Target == m.Target.ID() {
+		return place{token.Namespace, token.Drill}, nil
+	}
+	if s.Operator && s.Drill == "" {
+		return place{namespace: m.Target.Namespace}, nil
+	}
+	return place{}, deny("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.Lease)
+}
+
+func (d *Decider) grantFor(s Speaker, operation proof.Operation, m *lease.Machine, p place, until time.Time, reason string) (proof.Signed, error) {
+	signed, err := d.Authority.Sign(proof.PurposeGrant, proof.Grant{
+		Nonce: uuid.NewString(), Operation: operation, Lease: m.Lease, Until: until, Incident: m.Incident.ID, Namespace: p.namespace, Drill: p.drill,
+		Note: cut(reason, maxReasonLen), Targets: []string{m.Target.ID()}, People: []string{s.who()}, Issued: time.Now(), Expires: time.Now().Add(releaseLife),
+	})
+	if err != nil {
+		return proof.Signed{}, fmt.Errorf("sign the grant: %w", err)
+	}
+	return signed, nil
+}
+
+func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation proof.Operation, do func(id string, m *lease.Machine, p place) error) ([]playbooks.LeaseReport, error) {
+	cfg, err := d.permitted(s)
+	if err != nil {
+		return nil, err
+	}
+	if !q.All && q.Lease == "" && q.Incident == "" {
+		return nil, &problem{http.StatusBadRequest, "name a lease, an incident, or all"}
+	}
+	machines, err := d.Reader.Machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	done := []playbooks.LeaseReport{}
+	var refused error
+	for id, m := range machines {
+		if !q.names(id, m) {
+			continue
+		}
+		if err := d.one(ctx, cfg, s, id, m, do); err != nil {
+			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved, "why", err.Error())
+			refused = err
+			continue // the others are not to wait for it
+		}
+		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved)
+		done = append(done, m.Report(time.Now()))
+	}
+	if refused != nil {
+		return done, refused
+	}
+	if len(done) == 0 && q.Lease != "" {
+		return nil, missing("there is no lease %s in force; `stanch leases` lists them", clip(q.Lease))
+	}
+	return done, nil
+}
+
+func (d *Decider) one(ctx context.Context, cfg *config.Config, s Speaker, id string, m *lease.Machine, do func(id string, m *lease.Machine, p place) error) error {
+	p, err := d.placeOf(s, m)
+	if err != nil {
+		return err
+	}
+	if err := d.entitled(ctx, cfg, s, p.namespace, p.drill); err != nil {
+		return err
+	}
+	return do(id, m, p)
+}

@@ -1,0 +1,71 @@
+package guards
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"stanch/activities"
+	"stanch/sensors/proof"
+)
+
+// sealed reads and makes signed states of a kill switch. Whoever can write where the state is kept can stop, as anybody
+// may in an emergency; nobody can lift it without the authority, not with an older state either while this process
+// lives.
+type sealed struct {
+	mu      sync.Mutex
+	highest int64
+}
+
+// open tells what a stored state says. What is not signed, or older than what was seen, counts as stopped.
+func (s *sealed) open(text string, keys proof.Keyring) proof.SwitchState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if text == "" && s.highest == 0 {
+		return proof.SwitchState{}
+	}
+	var signed proof.Signed
+	var state proof.SwitchState
+	switch err := json.Unmarshal([]byte(text), &signed); {
+	case text == "":
+		return proof.SwitchState{Stopped: true, By: "the switch's state was taken away"}
+	case err != nil:
+		return proof.SwitchState{Stopped: true, By: "the switch's state cannot be read"}
+	}
+	if err := keys.Open(signed, proof.PurposeSwitch, &state); err != nil {
+		return proof.SwitchState{Stopped: true, By: "the switch's state is not signed by the authority"}
+	}
+	if state.Seq < s.highest {
+		return proof.SwitchState{Stopped: true, By: "the switch's state is older than one that was seen"}
+	}
+	s.highest = state.Seq
+	return state
+}
+
+// next signs a new state. Its number is the time in milliseconds, so that replicas need not agree on one.
+func (s *sealed) next(a activities.Authority, stopped bool, by string, now time.Time) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if by == "" {
+		by = "somebody"
+	}
+	s.highest = max(s.highest+1, now.UnixMilli())
+	signed, err := a.Sign(proof.PurposeSwitch, proof.SwitchState{Seq: s.highest, Stopped: stopped, By: by, At: now.UTC()})
+	if err != nil {
+		return "", fmt.Errorf("sign: %w", err)
+	}
+	raw, err := json.Marshal(signed)
+	return string(raw), err //nolint:wrapcheck // plain data
+}
+
+// said is who stopped, for a person.
+func said(s proof.SwitchState) string {
+	switch {
+	case !s.Stopped:
+		return ""
+	case s.At.IsZero():
+		return s.By
+	}
+	return fmt.Sprintf("by %s at %s", s.By, s.At.Format(time.RFC3339))
+}
