@@ -1,0 +1,448 @@
+// Package simulate runs recordings through the production workflow code: the same incident, playbook and lease
+// workflows, the same guards, with time skipped and actions that answer from the recording.
+//
+// It refuses to touch anything: no action of it reaches a node, a cluster, a store or a person. What the recording has
+// no answer for is refused, and said.
+package simulate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// Match picks the playbooks for an incident, as a worker's library does.
+type Match func(ctx context.Context, in playbooks.Incident) ([]incident.Selected, error)
+
+// Options say how recordings are simulated. The zero value of each is as it was when they were made.
+type Options struct {
+	// Playbooks makes the library's Match for an authority that signs what it selects.
+	Playbooks func(activities.Authority) Match
+	Catalogue playbooks.Catalogue
+	// Config is what the guards read; nil is made from the recording.
+	Config *config.Config
+	// Phase is the phase everywhere; 0 is as configured, or as it was. A drill is then simulated as an attack.
+	Phase int
+	// Answers say what people answer.
+	Answers Answers
+	// Limit bounds one incident in real time; 0 is a minute.
+	Limit time.Duration
+}
+
+// Result is what became of one recording.
+type Result struct {
+	Recording string   `json:"recording"` // the file
+	Incident  string   `json:"incident"`
+	Workload  string   `json:"workload"`
+	Scope     string   `json:"scope"`
+	Phase     int      `json:"phase"`
+	Drill     bool     `json:"drill,omitempty"`
+	Playbooks []string `json:"playbooks"`
+	Steps     []Step   `json:"steps"`
+	Effects   []Effect `json:"effects"`
+	Events    []Event  `json:"events"`
+	Questions []Asked  `json:"questions"`
+	// Missing is what the recording has no answer for.
+	Missing []string `json:"missing"`
+	EndsMS  int64    `json:"ends_ms"` // when the incident would close
+	Error   string   `json:"error,omitempty"`
+	// Decisions are what the guards said of each plan, in order.
+	Decisions []Decision `json:"decisions"`
+}
+
+// Step is what became of one step on one target.
+type Step struct {
+	Playbook string            `json:"playbook"`
+	Step     string            `json:"step"`
+	Action   string            `json:"action"`
+	Target   string            `json:"target,omitempty"`
+	Outcome  playbooks.Outcome `json:"outcome"`
+	Reason   string            `json:"reason,omitempty"`
+	AtMS     int64             `json:"at_ms"`
+}
+
+// Decision is what the guards said of a plan.
+type Decision struct {
+	Action  string             `json:"action"`
+	Target  string             `json:"target"`
+	Verdict activities.Verdict `json:"verdict"`
+	Guard   string             `json:"guard,omitempty"`
+	Reason  string             `json:"reason"`
+	Phase   int                `json:"phase"`
+	AtMS    int64              `json:"at_ms"`
+	// Before: immediately before the effect, and not when it was planned.
+	Before bool `json:"before,omitempty"`
+}
+
+// Effect is a containment that would have been in force.
+type Effect struct {
+	Action  string            `json:"action"`
+	Target  string            `json:"target"`
+	Params  string            `json:"params,omitempty"`
+	Outcome playbooks.Outcome `json:"outcome"`
+	FromMS  int64             `json:"from_ms"`
+	ToMS    int64             `json:"to_ms,omitempty"`
+	Assumed bool              `json:"assumed,omitempty"` // the recording has its plan and no effect
+}
+
+// Event is one line of what would have happened.
+type Event struct {
+	AtMS int64  `json:"at_ms"`
+	Kind string `json:"kind"`
+	What string `json:"what"`
+}
+
+// Asked is a question that people would have been asked.
+type Asked struct {
+	AtMS      int64    `json:"at_ms"`
+	Step      string   `json:"step"`
+	Title     string   `json:"title"`
+	Ask       string   `json:"ask,omitempty"`
+	Would     []string `json:"would"`
+	Approvers string   `json:"approvers"`
+	Quorum    int      `json:"quorum"`
+	TimeoutMS int64    `json:"timeout_ms"`
+	Answers   []string `json:"answers"`
+}
+
+// sim is one simulation under way.
+type sim struct {
+	o       Options
+	rec     recording.Recording
+	env     *testsuite.TestWorkflowEnvironment
+	keys    authority
+	started time.Time
+
+	mu     sync.Mutex
+	result Result
+	runs   []string
+	known  map[string]bool // questions
+	names  map[string]string
+}
+
+// Run simulates one recording. What goes wrong is in the result.
+func Run(ctx context.Context, file string, rec recording.Recording, o Options) (result Result) {
+	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}}
+	s.result = Result{
+		Recording: file, Incident: rec.Incident.ID, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+	}
+	// The test environment panics where it cannot go on; one recording must not end the others.
+	defer func() {
+		if p := recover(); p != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.result.Error = fmt.Sprintf("the simulation could not go on: %.300v", p)
+			result = s.result
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		s.result.Error = err.Error()
+		return s.result
+	}
+	if err := s.run(); err != nil {
+		s.result.Error = err.Error()
+	}
+	slices.Sort(s.result.Missing)
+	s.result.Missing = slices.Compact(s.result.Missing)
+	slices.SortStableFunc(s.result.Events, func(a, b Event) int { return cmp.Compare(a.AtMS, b.AtMS) })
+	return s.result
+}
+
+// newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
+func newAuthority() (authority, error) {
+	key, err := proof.NewKey([]byte("a simulation's key: proves nothing"[:32]))
+	if err != nil {
+		return authority{}, err //nolint:wrapcheck // a mistake of the program
+	}
+	return authority{key: key, ring: proof.NewKeyring(key.Public())}, nil
+}
+
+type authority struct {
+	key  proof.Key
+	ring proof.Keyring
+}
+
+func (a authority) Keys() proof.Keyring { return a.ring }
+func (a authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
+	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+}
+
+// off is a kill switch that nobody set.
+type off struct{}
+
+func (off) Stopped(context.Context) (bool, string, error) { return false, "", nil }
+
+func (s *sim) run() error {
+	var err error
+	if s.keys, err = newAuthority(); err != nil {
+		return err
+	}
+	cfg, in := s.settings()
+	var suite testsuite.WorkflowTestSuite
+	suite.SetLogger(quiet{})
+	s.env = suite.NewTestWorkflowEnvironment()
+	env := s.env
+	env.SetStartTime(s.started)
+	env.SetTestTimeout(cmp.Or(s.o.Limit, time.Minute))
+	env.SetDataConverter(converter.GetDefaultDataConverter())
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
+	// A report to a workflow that has ended: the production code takes that for no error either.
+	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
+
+	set := activities.NewSet(s.actions()...)
+	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil)}
+	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
+	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
+	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases}
+	incidents := &incident.Workflows{Playbooks: plays}
+	env.RegisterWorkflow(leases.Lease)
+	env.RegisterWorkflow(plays.Playbook)
+	env.RegisterWorkflow(incidents.Incident)
+	env.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.o.Playbooks(s.keys)), activity.RegisterOptions{Name: incident.Match})
+	s.listen(cfg)
+	s.feed(in)
+
+	env.ExecuteWorkflow(incidents.Incident, in)
+	var out playbooks.Incident
+	if err := env.GetWorkflowError(); err != nil {
+		return fmt.Errorf("simulate %s: %w", in.ID, err)
+	}
+	if err := env.GetWorkflowResult(&out); err != nil {
+		return fmt.Errorf("simulate %s: %w", in.ID, err)
+	}
+	s.conclude(out, in)
+	return nil
+}
+
+// settings are the guards' configuration and the incident's input: as given, or as they were.
+func (s *sim) settings() (*config.Config, incident.Input) {
+	was := s.rec.Incident
+	in := incident.Input{
+		ID: was.ID, Key: was.Key, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, Quiet: time.Duration(was.QuietMS) * time.Millisecond,
+		Timing: lease.Timing{Verify: s.verifyEvery(), Route: workflows.Route{Here: true}},
+	}
+	namespace := s.rec.Detections[0].Detection.Event.Container.Pod.Namespace
+	cfg := s.o.Config
+	if cfg == nil {
+		cfg = asItWas(s.rec, namespace)
+	} else {
+		own := *cfg
+		own.Scopes = slices.Clone(cfg.Scopes)
+		cfg = &own
+		if !in.Drill {
+			scope := cfg.ScopeOf(namespace)
+			in.Scope, in.Phase = scope.Name, scope.Phase
+		}
+	}
+	if s.o.Phase > 0 {
+		cfg.Phase = s.o.Phase
+		for i := range cfg.Scopes {
+			cfg.Scopes[i].Phase = s.o.Phase
+		}
+		scope := cfg.ScopeOf(namespace)
+		in.Drill, in.Phase, in.Scope = false, s.o.Phase, scope.Name
+	}
+	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill, strings.TrimPrefix(in.Key, in.Cluster+"/")
+	return cfg, in
+}
+
+// verifyEvery is how often leases observe themselves: as they did if that ever told anything, else seldom, since each
+// would give the same answer.
+func (s *sim) verifyEvery() time.Duration {
+	for _, a := range s.rec.Answers {
+		if a.Operation == recording.Verify && (!a.InForce || a.Failure != "") {
+			return time.Duration(s.rec.Incident.VerifyMS) * time.Millisecond
+		}
+	}
+	return time.Hour
+}
+
+// asItWas is a configuration under which the guards decide as they did.
+func asItWas(rec recording.Recording, namespace string) *config.Config {
+	c := config.Default()
+	c.Cluster, c.Phase = rec.Incident.Cluster, rec.Incident.Phase
+	scope := config.Scope{Name: rec.Incident.Scope, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
+	for _, a := range rec.Answers {
+		if a.Decision != nil && a.Decision.Verdict == string(activities.VerdictAsk) {
+			q := a.Decision.Approvers
+			scope.Approvers = config.Approvers{Groups: q.Groups, Users: q.Users, Quorum: q.Quorum, Timeout: config.Duration(time.Duration(q.TimeoutMS) * time.Millisecond)}
+			break
+		}
+	}
+	if scope.Approvers.Quorum == 0 {
+		scope.Approvers.Quorum, scope.Approvers.Timeout = 1, config.Duration(15*time.Minute)
+	}
+	c.Scopes = []config.Scope{scope}
+	for _, v := range rec.Votes {
+		if !slices.ContainsFunc(c.People, func(p config.Person) bool { return p.Name == v.Person }) {
+			c.People = append(c.People, config.Person{Name: v.Person, Groups: v.Groups})
+		}
+	}
+	return c
+}
+
+// feed gives the detections to the incident when they came, attested then.
+func (s *sim) feed(in incident.Input) {
+	batches := map[int][]recording.Detection{}
+	var order []int
+	for _, d := range s.rec.Detections {
+		if _, ok := batches[d.Batch]; !ok {
+			order = append(order, d.Batch)
+		}
+		batches[d.Batch] = append(batches[d.Batch], d)
+	}
+	for _, n := range order {
+		batch := batches[n]
+		s.env.RegisterDelayedCallback(func() {
+			now := s.env.Now()
+			var attested []incident.Attested
+			for _, one := range batch {
+				d := one.Detection
+				scope := in.Scope
+				if in.Drill {
+					scope = config.DrillScope
+				}
+				target := incident.TargetOf(d)
+				s.learn(target)
+				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
+					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Accepted: now,
+				})
+				if err != nil {
+					s.event("error", "%v", err)
+					continue
+				}
+				attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
+				s.event("detection", "%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence)
+			}
+			s.env.SignalWorkflow(workflows.SignalDetections, attested)
+		}, time.Duration(batch[0].AfterMS)*time.Millisecond)
+	}
+}
+
+// listen notices playbooks that start and questions that are asked.
+func (s *sim) listen(cfg *config.Config) {
+	s.env.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
+		if info.WorkflowType.Name != "Playbook" {
+			return
+		}
+		var in playbook.Input
+		name := info.WorkflowExecution.ID
+		if args.Get(&in) == nil {
+			book, _ := playbooks.Parse(in.File, in.Source)
+			name = book.Name
+		}
+		s.mu.Lock()
+		s.runs = append(s.runs, info.WorkflowExecution.ID)
+		s.result.Playbooks = append(s.result.Playbooks, name)
+		s.mu.Unlock()
+		s.event("playbook", "playbook %s started", name)
+	})
+	// A question begins with the timer of its deadline.
+	s.env.SetOnTimerScheduledListener(func(string, time.Duration) {
+		s.env.RegisterDelayedCallback(func() { s.questions(cfg) }, 0)
+	})
+}
+
+func (s *sim) after() int64 { return s.env.Now().Sub(s.started).Milliseconds() }
+
+func (s *sim) event(kind, format string, args ...any) {
+	at := s.after()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.result.Events = append(s.result.Events, Event{AtMS: at, Kind: kind, What: fmt.Sprintf(format, args...)})
+}
+
+func (s *sim) learn(t playbooks.Target) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[t.ID()] = t.String()
+}
+
+func (s *sim) name(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.names[id], id)
+}
+
+// conclude takes over what the incident says became of it.
+func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
+	for _, p := range out.Playbooks {
+		for _, step := range p.Steps {
+			s.result.Steps = append(s.result.Steps, Step{
+				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(),
+			})
+		}
+		if p.Error != "" {
+			s.result.Error = fmt.Sprintf("playbook %s: %s", p.Playbook, p.Error)
+		}
+	}
+	if len(out.Playbooks) == 0 {
+		s.result.Events = append(s.result.Events, Event{AtMS: 0, Kind: "playbook", What: "no playbook matches"})
+	}
+	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
+	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.Quiet)})
+}
+
+// heard is the real guards, with what they say written down.
+type heard struct {
+	activities.Guards
+	sim *sim
+}
+
+// Decide lets the guards decide.
+func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
+	d, err := h.Guards.Decide(ctx, q)
+	if err != nil {
+		return d, err //nolint:wrapcheck // the activity says what was asked
+	}
+	s := h.sim
+	s.learn(q.Request.Target)
+	target := q.Request.Target.ID()
+	one := Decision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.after(), Before: q.Before}
+	s.mu.Lock()
+	s.result.Decisions = append(s.result.Decisions, one)
+	s.mu.Unlock()
+	if !q.Before || d.Verdict != activities.VerdictRun {
+		s.event("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.name(target), verdicts[d.Verdict], d.Guard, d.Reason)
+	}
+	return d, nil
+}
+
+// verdicts are the guards' words as people say them.
+var verdicts = map[activities.Verdict]string{
+	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAsk: "people would be asked", activities.VerdictRefuse: "would be refused",
+}
+
+// quiet is the SDK's log, which nobody reads.
+type quiet struct{}
+
+func (quiet) Debug(string, ...any) {}
+func (quiet) Info(string, ...any)  {}
+func (quiet) Warn(string, ...any)  {}
+func (quiet) Error(string, ...any) {}
