@@ -21,6 +21,7 @@ import (
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/testsuite"
+	sdkworker "go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/activities"
@@ -142,11 +143,13 @@ type sim struct {
 	runs   []string
 	known  map[string]bool // questions
 	names  map[string]string
+	places map[string]int // of steps in their playbook
+	last   map[string]activities.Verdict
 }
 
 // Run simulates one recording. What goes wrong is in the result.
 func Run(ctx context.Context, file string, rec recording.Recording, o Options) (result Result) {
-	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}}
+	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}}
 	s.result = Result{
 		Recording: file, Incident: rec.Incident.ID, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
 	}
@@ -168,8 +171,30 @@ func Run(ctx context.Context, file string, rec recording.Recording, o Options) (
 	}
 	slices.Sort(s.result.Missing)
 	s.result.Missing = slices.Compact(s.result.Missing)
-	slices.SortStableFunc(s.result.Events, func(a, b Event) int { return cmp.Compare(a.AtMS, b.AtMS) })
+	s.order()
 	return s.result
+}
+
+// order puts what happened at once into one order, which chance does not choose.
+func (s *sim) order() {
+	slices.SortStableFunc(s.result.Events, func(a, b Event) int { return cmp.Compare(a.AtMS, b.AtMS) })
+	looks := func(e Event) bool {
+		return e.Kind == string(playbooks.VerbEvidence) || e.Kind == string(playbooks.VerbEnrich)
+	}
+	for i := 0; i < len(s.result.Events); {
+		j := i + 1
+		for looks(s.result.Events[i]) && j < len(s.result.Events) && looks(s.result.Events[j]) && s.result.Events[j].AtMS == s.result.Events[i].AtMS {
+			j++
+		}
+		slices.SortFunc(s.result.Events[i:j], func(a, b Event) int { return cmp.Compare(a.What, b.What) })
+		i = j
+	}
+	slices.SortStableFunc(s.result.Steps, func(a, b Step) int {
+		if a.Playbook != b.Playbook {
+			return cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook))
+		}
+		return cmp.Compare(s.places[a.Playbook+"\x00"+a.Step], s.places[b.Playbook+"\x00"+b.Step])
+	})
 }
 
 // newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
@@ -207,7 +232,9 @@ func (s *sim) run() error {
 	s.env = suite.NewTestWorkflowEnvironment()
 	env := s.env
 	env.SetStartTime(s.started)
-	env.SetTestTimeout(cmp.Or(s.o.Limit, time.Minute))
+	limit := cmp.Or(s.o.Limit, time.Minute)
+	env.SetTestTimeout(limit)
+	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit}) // a busy machine is no deadlock
 	env.SetDataConverter(converter.GetDefaultDataConverter())
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
@@ -286,7 +313,11 @@ func (s *sim) verifyEvery() time.Duration {
 func asItWas(rec recording.Recording, namespace string) *config.Config {
 	c := config.Default()
 	c.Cluster, c.Phase = rec.Incident.Cluster, rec.Incident.Phase
-	scope := config.Scope{Name: rec.Incident.Scope, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
+	name := rec.Incident.Scope
+	if rec.Incident.Drill {
+		name = "default" // that of drills is the guards' own
+	}
+	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
 	for _, a := range rec.Answers {
 		if a.Decision != nil && a.Decision.Verdict == string(activities.VerdictAsk) {
 			q := a.Decision.Approvers
@@ -341,7 +372,7 @@ func (s *sim) feed(in incident.Input) {
 				s.event("detection", "%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence)
 			}
 			s.env.SignalWorkflow(workflows.SignalDetections, attested)
-		}, time.Duration(batch[0].AfterMS)*time.Millisecond)
+		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
 	}
 }
 
@@ -354,8 +385,14 @@ func (s *sim) listen(cfg *config.Config) {
 		var in playbook.Input
 		name := info.WorkflowExecution.ID
 		if args.Get(&in) == nil {
-			book, _ := playbooks.Parse(in.File, in.Source)
-			name = book.Name
+			if program, _ := playbooks.Load(in.File, in.Source, s.o.Catalogue); program != nil {
+				name = program.Name
+				n := 0
+				program.Walk(func(step *playbooks.Step) {
+					n++
+					s.places[name+"\x00"+step.Name()] = n
+				})
+			}
 		}
 		s.mu.Lock()
 		s.runs = append(s.runs, info.WorkflowExecution.ID)
@@ -428,10 +465,20 @@ func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.D
 	s.mu.Lock()
 	s.result.Decisions = append(s.result.Decisions, one)
 	s.mu.Unlock()
-	if !q.Before || d.Verdict != activities.VerdictRun {
+	if s.news(one) {
 		s.event("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.name(target), verdicts[d.Verdict], d.Guard, d.Reason)
 	}
 	return d, nil
+}
+
+// news tells whether a decision says something that the last one of the same action on the same target did not.
+func (s *sim) news(d Decision) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := d.Action + "\x00" + d.Target
+	was, known := s.last[key]
+	s.last[key] = d.Verdict
+	return !known || was != d.Verdict
 }
 
 // verdicts are the guards' words as people say them.
