@@ -166,6 +166,10 @@ func stepChanges(before, after Result) []string {
 		}
 	}
 	for _, k := range order {
+		name, _, _ := strings.Cut(k, "\x00")
+		if !slices.Contains(before.Playbooks, name) || !slices.Contains(after.Playbooks, name) {
+			continue // it is said already that it runs now, or no longer
+		}
 		for i := range max(len(was[k]), len(is[k])) {
 			switch {
 			case i >= len(was[k]):
