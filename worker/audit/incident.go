@@ -175,7 +175,7 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 	if !r.decode(e, "the playbook's input", a.GetInput(), &in) {
 		return
 	}
-	name, hash, _ := r.program(in)
+	name, hash, _ := r.source(in)
 	if in.Selection != nil {
 		var s proof.Selection
 		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, proof.PurposeSelection, &s) && (s.Hash != hash || s.Playbook != name) {
@@ -191,8 +191,8 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 		map[string]any{"playbook": name, "file": in.File, "sha256": hash, "run": a.GetWorkflowId(), "targets": targets})
 }
 
-// program gives what a playbook's source says of itself; its hash is computed here and not read.
-func (r *reader) program(in playbook.Input) (name, hash string, p *playbooks.Program) {
+// source gives what a playbook's source says of itself; its hash is computed here and not read.
+func (r *reader) source(in playbook.Input) (name, hash string, p *playbooks.Program) {
 	sum := sha256.Sum256(in.Source)
 	hash = hex.EncodeToString(sum[:])
 	book, _ := playbooks.Parse(in.File, in.Source)

@@ -18,7 +18,6 @@ import (
 
 // playbook tells one run of a playbook.
 func (r *reader) playbook() {
-	var program *playbooks.Program
 	fact := PlaybookFact{Run: r.run.Workflow, Steps: []playbooks.StepReport{}}
 	asks := &asking{reader: r}
 	for _, e := range r.run.Events {
@@ -26,9 +25,8 @@ func (r *reader) playbook() {
 		case input(e) != nil:
 			var in playbook.Input
 			if r.decode(e, "the playbook's input", input(e).GetInput(), &in) {
-				fact.Name, fact.Hash, program = r.program(in)
+				fact.Name, fact.Hash, r.program = r.source(in)
 				fact.File, fact.Ref = in.File, r.ref(e)
-				asks.program = program
 			}
 		case e.GetMarkerRecordedEventAttributes() != nil:
 			if got, ok := r.plannedHere(e); ok {
@@ -114,6 +112,10 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	if p.Action != "" {
 		what = p.Action + " on " + r.targetName(p.Target)
 	}
+	if r.decidedBefore(got) {
+		r.line(e, KindDecision, "", fmt.Sprintf("Looked once more before %s: the plan is still the same", what), details)
+		return
+	}
 	would := strings.Join(p.Changes, "; ")
 	if p.For > 0 {
 		would += ", and undo it after " + span(p.For)
@@ -130,6 +132,17 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	default:
 		r.problem(e, "the verdict %q is unknown", d.Verdict)
 	}
+}
+
+// decidedBefore tells whether the same plan got the same verdict in this run already.
+func (r *reader) decidedBefore(got activities.PlanResult) bool {
+	if got.Hash == "" {
+		return false
+	}
+	key := got.Hash + string(got.Decision.Verdict)
+	before := r.plans[key]
+	r.plans[key] = true
+	return before
 }
 
 func guardName(guard string) string {
@@ -186,6 +199,27 @@ func (r *reader) playbookEnded(e *historypb.HistoryEvent, fact *PlaybookFact) {
 	r.line(e, KindEnded, "", fmt.Sprintf("Playbook %s ended: %s", fact.Name, strings.Join(parts, ", ")), map[string]any{"steps": steps})
 }
 
+// questionName is a question as people say it: its step's title or action, from the playbook that ran.
+func (r *reader) questionName(id string) string {
+	step, _, _ := strings.Cut(id, "#")
+	name := ""
+	if r.program != nil {
+		r.program.Walk(func(s *playbooks.Step) {
+			switch {
+			case s.Name() != step:
+			case s.Approval != nil:
+				name = s.Approval.Title
+			default:
+				name = s.Action
+			}
+		})
+	}
+	if name == "" {
+		return fmt.Sprintf("%q", id)
+	}
+	return fmt.Sprintf("%q (question %s)", name, id)
+}
+
 // said is what a notification says, from its parameters.
 func said(params json.RawMessage) string {
 	var p struct {
@@ -202,7 +236,6 @@ func said(params json.RawMessage) string {
 // timer are.
 type asking struct {
 	*reader
-	program *playbooks.Program
 	open    []pendingPlan
 	timers  map[int64]string // by the event that started it: what was asked
 	told    map[string]bool

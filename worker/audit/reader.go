@@ -10,6 +10,7 @@ import (
 	failurepb "go.temporal.io/api/failure/v1"
 	historypb "go.temporal.io/api/history/v1"
 
+	"stanch/playbooks"
 	"stanch/sensors/proof"
 )
 
@@ -20,6 +21,9 @@ type reader struct {
 	// activities are what was scheduled, by event id.
 	activities map[int64]*task
 	held       *held // in a lease's run
+	// plans are those that were decided, by their hash and verdict; program is what a playbook's run runs.
+	plans   map[string]bool
+	program *playbooks.Program
 }
 
 // task is one activity from its scheduling to its end.

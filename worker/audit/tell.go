@@ -58,7 +58,7 @@ func newTeller(runs []Run, o Options) *teller {
 		return began(a).Compare(began(b))
 	})
 	for i := range runs {
-		r := &reader{teller: t, run: &runs[i], activities: map[int64]*task{}}
+		r := &reader{teller: t, run: &runs[i], activities: map[int64]*task{}, plans: map[string]bool{}}
 		t.story.Histories = append(t.story.Histories, HistoryFact{Workflow: runs[i].Workflow, Run: runs[i].ID, Type: runs[i].Type, Events: len(runs[i].Events), Open: runs[i].Open})
 		r.gaps()
 		switch runs[i].Type {

@@ -19,7 +19,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 		answer = "yes"
 	}
 	who := fmt.Sprintf("%s (%s)", v.Person, v.Proved)
-	what := fmt.Sprintf("%s said %s to %q", who, answer, v.Step)
+	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason
 	}
@@ -29,7 +29,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 		who = ""
 		details["counted"] = "not counted: it is not proved"
 	} else {
-		r.person(v.Person, v.Proved, fmt.Sprintf("said %s to %q", answer, v.Step))
+		r.person(v.Person, v.Proved, fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step)))
 	}
 	r.line(e, KindVote, who, what, details)
 	if proved {
@@ -113,9 +113,9 @@ func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got
 	r.recount(e, q, got)
 	switch {
 	case got.Denied:
-		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %q is no: %s", q.Step, got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is no: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
 	case got.Granted:
-		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %q is yes: %s", q.Step, got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is yes: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
 		for _, p := range q.Plans {
 			signed, ok := got.Grants[p.Hash]
 			if !ok {
@@ -134,7 +134,7 @@ func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got
 				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.People, "expires": g.Expires.UTC(), "holds": holds})
 		}
 	default:
-		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %q: %s", q.Step, got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
 	}
 }
 
