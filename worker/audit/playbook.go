@@ -236,9 +236,9 @@ func said(params json.RawMessage) string {
 // timer are.
 type asking struct {
 	*reader
-	open    []pendingPlan
-	timers  map[int64]string // by the event that started it: what was asked
-	told    map[string]bool
+	open   []pendingPlan
+	timers map[int64]string // by the event that started it: what was asked
+	told   map[string]bool
 }
 
 type pendingPlan struct {
