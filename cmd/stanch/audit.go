@@ -7,11 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"stanch/playbooks/recording"
 	"stanch/worker"
 	"stanch/worker/audit"
 )
@@ -19,6 +21,7 @@ import (
 func auditCommand(g *globals) *cobra.Command {
 	var output string
 	var verify bool
+	var recorded string
 	c := &cobra.Command{
 		Use: "audit ID", Short: "Tell an incident's story from its history, and verify it", Args: args(cobra.ExactArgs(1)),
 		Long: `Tell an incident from the first event to the last lease undone, recomputed from the
@@ -30,9 +33,17 @@ holds, that the stored incident, the archive and the evidence say the same. Ever
 difference is named, and the exit code is 1 if there is one.`,
 		Example: "  stanch audit INC-01JABC…\n  stanch audit INC-01JABC… --verify\n  stanch audit INC-01JABC… -o html > story.html",
 		RunE: func(cmd *cobra.Command, ids []string) error {
+			if recorded != "" && !verify {
+				return usageError{errors.New("--recording is checked with --verify")}
+			}
 			story, err := g.story(cmd.Context(), ids[0], verify)
 			if err != nil {
 				return err
+			}
+			if recorded != "" {
+				if err := verifyRecording(recorded, &story); err != nil {
+					return err
+				}
 			}
 			switch output {
 			case "json":
@@ -49,8 +60,50 @@ difference is named, and the exit code is 1 if there is one.`,
 		},
 	}
 	c.Flags().BoolVar(&verify, "verify", false, "check every proof, the archive and the evidence, and name every difference")
+	c.Flags().StringVar(&recorded, "recording", "", "with --verify: check this recording of the incident too")
 	formatFlag(c, &output, "text", "json", "html")
 	return c
+}
+
+// verifyRecording compares a recording with its own hash, and with the story of its incident.
+func verifyRecording(file string, s *audit.Story) error {
+	raw, err := readBounded(file, recording.MaxBytes)
+	if err != nil {
+		return err
+	}
+	v := s.Verified
+	differ := func(format string, args ...any) {
+		v.OK = false
+		v.Differences = append(v.Differences, audit.Difference{What: file + ": " + fmt.Sprintf(format, args...)})
+	}
+	v.Checked = append(v.Checked, "the recording "+file+" against its own SHA-256, and its steps against the history")
+	r, err := recording.Decode(raw)
+	if err != nil {
+		differ("%v", err)
+		return nil
+	}
+	if r.Incident.ID != s.Incident {
+		differ("it is of %s", r.Incident.ID)
+		return nil
+	}
+	var steps []string
+	for _, p := range s.Playbooks {
+		for _, step := range p.Steps {
+			steps = append(steps, fmt.Sprintf("%s: %s on %s was %s", p.Name, step.Action, step.Target, step.Outcome))
+		}
+	}
+	for _, step := range r.Steps {
+		said := fmt.Sprintf("%s: %s on %s was %s", step.Playbook, step.Action, step.Target, step.Outcome)
+		if i := slices.Index(steps, said); i >= 0 {
+			steps = slices.Delete(steps, i, i+1)
+		} else {
+			differ("it says that %s, and the history does not", said)
+		}
+	}
+	for _, said := range steps {
+		differ("it leaves out that %s", said)
+	}
+	return nil
 }
 
 // story asks the running Stanch; without one the archive of the data directory is read.

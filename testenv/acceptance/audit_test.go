@@ -102,6 +102,9 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 
 	changed := filepath.Join(t.TempDir(), "recording.json")
 	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)), 0o600))
+	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)
+	require.Equal(t, 1, code)
+	require.Contains(t, stdout, "was changed since it was made")
 	_, stderr, code = s.Run(t, "simulate", "--playbooks", filepath.Join(s.Dir, "playbooks"), "--incident", changed)
 	require.Equal(t, 1, code)
 	require.Contains(t, stderr, "was changed since it was made")
