@@ -221,4 +221,3 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 	s.mu.Unlock()
 	s.event("vote", "%s to %q", text, p.Title)
 }
-

@@ -234,7 +234,7 @@ func (s *sim) run() error {
 	env.SetStartTime(s.started)
 	limit := cmp.Or(s.o.Limit, time.Minute)
 	env.SetTestTimeout(limit)
-	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit}) // a busy machine is no deadlock
+	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
 	env.SetDataConverter(converter.GetDefaultDataConverter())
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.

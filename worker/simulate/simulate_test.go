@@ -277,4 +277,3 @@ func TestThePageEscapes(t *testing.T) {
 	require.NotContains(t, b.String(), "\u202e")
 	require.Contains(t, b.String(), "&lt;script&gt;")
 }
-
