@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
+	"stanch/sensors/redact"
 	"stanch/worker/gateway"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
@@ -18,14 +19,7 @@ import (
 )
 
 // plain makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0x202e || r == 0x2066 || r == 0x2067 {
-			return '·'
-		}
-		return r
-	}, s)
-}
+func plain(s string) string { return redact.Plain(s) }
 
 func incidentsCommand(g *globals) *cobra.Command {
 	var output string

@@ -24,6 +24,8 @@ import (
 type Foreign struct {
 	Intake *Intake
 	Log    *slog.Logger
+	// Slack takes signed clicks at /slack/interactions; nil takes none.
+	Slack  *Slack
 	tokens map[string]string // source to token
 }
 
@@ -49,6 +51,9 @@ func (f *Foreign) Server() *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/falco", f.take(func(raw []byte) (sensors.Detection, error) { return foreign.Falco(raw) }))
 	mux.HandleFunc("POST /v1/detections", f.take(DecodeDetection))
+	if f.Slack != nil {
+		mux.Handle("/slack/interactions", f.Slack)
+	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, MaxHeaderBytes: 16 << 10}
 }
 
