@@ -94,6 +94,12 @@ func freePort(t *testing.T) string {
 
 func newChat(t *testing.T, playbooks map[string]string) *chat {
 	t.Helper()
+	return newChatWith(t, playbooks, "", func(config string) string { return config }, nil)
+}
+
+// newChatWith adds to the configuration, changes it, and writes further files.
+func newChatWith(t *testing.T, playbooks map[string]string, more string, change func(string) string, files map[string]string) *chat {
+	t.Helper()
 	c := &chat{slack: slack.Start(t), listen: freePort(t)}
 	for _, m := range []slack.Member{
 		{ID: alice}, {ID: bob}, {ID: carol}, {ID: dora}, {ID: grace}, {ID: mallory},
@@ -102,9 +108,12 @@ func newChat(t *testing.T, playbooks map[string]string) *chat {
 		c.slack.Member(m)
 	}
 	c.slack.Group("S0ONCALL", carol)
-	c.Stand = stand.New(t, binary, stand.Options{Config: strings.ReplaceAll(chatConfig, "API", c.slack.API()), Playbooks: playbooks, Args: []string{"--listen", c.listen}})
+	c.Stand = stand.New(t, binary, stand.Options{Config: change(strings.ReplaceAll(chatConfig, "API", c.slack.API())) + more, Playbooks: playbooks, Args: []string{"--listen", c.listen}})
 	for name, secret := range map[string]string{"bot": slack.Token, "app": slack.AppToken, "secret": slack.Secret} {
 		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(secret), 0o600))
+	}
+	for name, text := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o600))
 	}
 	c.Up(t)
 	return c

@@ -17,6 +17,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/foreign"
+	"stanch/sensors/redact"
 	"stanch/worker/config"
 )
 
@@ -71,6 +72,19 @@ func (f *Foreign) source(r *http.Request) (string, bool) {
 	return name, found
 }
 
+// withoutSecrets does for detections of other sensors what the node does for its own.
+func withoutSecrets(d *sensors.Detection) {
+	p := &d.Event.Process
+	p.Args = redact.Args(p.Args)
+	for i := range p.Ancestors {
+		p.Ancestors[i].Args = redact.Args(p.Ancestors[i].Args)
+	}
+	for i := range d.Reasons {
+		d.Reasons[i] = redact.Text(d.Reasons[i])
+	}
+	d.Title = redact.Text(d.Title)
+}
+
 func (f *Foreign) take(decode func([]byte) (sensors.Detection, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		say := func(code int, text string) {
@@ -94,6 +108,7 @@ func (f *Foreign) take(decode func([]byte) (sensors.Detection, error)) http.Hand
 			return
 		}
 		d.Source = source
+		withoutSecrets(&d)
 		if err := f.complete(r.Context(), &d); err != nil {
 			say(http.StatusUnprocessableEntity, err.Error())
 			return
