@@ -94,7 +94,10 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	}, map[string]string{"token": token})
 	box := c.Container(t)
 	box.Attack(t, "web-server")
+	host, err := os.Hostname()
+	require.NoError(t, err)
 	raw, err := json.Marshal(sensors.Detection{
+		Node: host,
 		ID: "exec-1", Rule: "exec-into-pod", Title: "somebody went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
 		Event: sensors.Event{Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com", Container: sensors.Container{ID: box.ID, Name: c.Mark + "box"}},
 	})
@@ -107,6 +110,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	require.NoError(t, resp.Body.Close())
 	require.Less(t, resp.StatusCode, 300)
 	in := c.Incident(t, box.ID, 20*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	in = c.Incident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool { _, ok := c.open(t, in.ID); return ok })
 	m := c.message(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
 	_, _ = c.click(t, alice, m, "approve")
 	c.toldTo(t, alice, "somebody else must answer it")
