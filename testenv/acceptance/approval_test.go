@@ -98,7 +98,7 @@ func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
 	require.NoError(t, err)
 	raw, err := json.Marshal(sensors.Detection{
 		Node: host,
-		ID: "exec-1", Rule: "exec-into-pod", Title: "somebody went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
+		ID:   "exec-1", Rule: "exec-into-pod", Title: "somebody went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
 		Event: sensors.Event{Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com", Container: sensors.Container{ID: box.ID, Name: c.Mark + "box"}},
 	})
 	require.NoError(t, err)

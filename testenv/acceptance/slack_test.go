@@ -102,8 +102,16 @@ func newChatWith(t *testing.T, playbooks map[string]string, more string, change 
 	t.Helper()
 	c := &chat{slack: slack.Start(t), listen: freePort(t)}
 	for _, m := range []slack.Member{
-		{ID: alice}, {ID: bob}, {ID: carol}, {ID: dora}, {ID: grace}, {ID: mallory},
-		{ID: guest, Guest: true}, {ID: gone, Deleted: true}, {ID: foreign, Stranger: true, Team: "T0OTHER"}, {ID: robot, Bot: true},
+		{ID: alice},
+		{ID: bob},
+		{ID: carol},
+		{ID: dora},
+		{ID: grace},
+		{ID: mallory},
+		{ID: guest, Guest: true},
+		{ID: gone, Deleted: true},
+		{ID: foreign, Stranger: true, Team: "T0OTHER"},
+		{ID: robot, Bot: true},
 	} {
 		c.slack.Member(m)
 	}
