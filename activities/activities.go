@@ -137,7 +137,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 		}
 	}
 	if err != nil {
-		return Result{}, failed(err)
+		return Result{}, Later(err)
 	}
 	return result, nil
 }

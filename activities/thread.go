@@ -64,6 +64,7 @@ func (s *Set) Look(ctx context.Context, in LookInput) (LookResult, error) {
 	if s.Desk == nil {
 		return LookResult{State: in.State, Next: 10 * time.Minute}, nil
 	}
+	defer beat(ctx)()
 	out, err := s.Desk.Look(ctx, in)
 	if err != nil {
 		return LookResult{}, Later(err)

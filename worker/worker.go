@@ -31,6 +31,7 @@ import (
 	"stanch/activities/kube"
 	"stanch/activities/node"
 	"stanch/activities/notify"
+	view "stanch/activities/slack"
 	"stanch/playbooks"
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
@@ -93,22 +94,24 @@ type Worker struct {
 	APIAddr  string
 
 	main    sdkworker.Worker
+	slack   *gateway.Slack // nil without a configuration
 	closers []func()
 }
 
 // Actions gives every action. Without nodes and cluster it still tells their specs.
-func Actions(nodes activities.Nodes, client kubernetes.Interface, log *slog.Logger) []activities.Action {
+func Actions(nodes activities.Nodes, client kubernetes.Interface, desk activities.Desk, log *slog.Logger) []activities.Action {
 	return append(kube.Actions(client),
 		&node.Isolate{Nodes: nodes, Kube: client},
 		&node.Freeze{Nodes: nodes},
 		&node.Snapshot{Nodes: nodes},
 		&notify.Log{Logger: log},
+		&view.Say{Desk: desk},
 	)
 }
 
 // Catalogue is the specs of every action.
 func Catalogue() playbooks.Catalogue {
-	return activities.NewSet(Actions(nil, nil, slog.Default())...).Catalogue()
+	return ActionSet().Catalogue()
 }
 
 // Start starts all parts. Close stops them.
@@ -125,7 +128,7 @@ func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
-	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
+	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, desk{w}, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
@@ -148,8 +151,11 @@ func (w *Worker) start(ctx context.Context) error {
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
 	w.Hub.Intake = w.Intake
+	if err := w.openSlack(); err != nil {
+		return err
+	}
 
 	w.main = sdkworker.New(o.Client, workflows.TaskQueue, sdkworker.Options{
 		MaxConcurrentWorkflowTaskPollers: 4, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: 5 * time.Second,
@@ -173,6 +179,7 @@ func (w *Worker) start(ctx context.Context) error {
 	if err := w.listenForeign(); err != nil {
 		return err
 	}
+	w.runSlack()
 	w.sweep(ctx)
 	w.archiveClosed(ctx)
 	return errors.Join(w.listenAPI(), w.listenLocal())
@@ -229,6 +236,9 @@ func (w *Worker) listenForeign() error {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
 	w.HTTPAddr = l.Addr().String()
+	if w.slack != nil && w.slack.Secret != "" {
+		foreign.Slack = w.slack
+	}
 	w.serve(foreign.Server(), l)
 	return nil
 }
@@ -315,4 +325,4 @@ func LockDir(dir string) (unlock func(), err error) {
 }
 
 // ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, slog.Default())...) }
+func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, nil, slog.Default())...) }

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
-	"stanch/worker/audit"
+	"stanch/sensors/redact"
 	"stanch/worker/gateway"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
@@ -19,7 +19,7 @@ import (
 )
 
 // plain makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
-func plain(s string) string { return audit.Plain(s) }
+func plain(s string) string { return redact.Plain(s) }
 
 func incidentsCommand(g *globals) *cobra.Command {
 	var output string

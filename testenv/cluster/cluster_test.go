@@ -101,19 +101,22 @@ func TestInstalled(t *testing.T) {
 	})
 
 	t.Run("the kill switch is the cluster's", func(t *testing.T) {
-		by := func() string {
-			m, err := in.Client().CoreV1().ConfigMaps(in.namespace).Get(t.Context(), guards.SwitchName, metav1.GetOptions{})
+		switches := in.Client().CoreV1().ConfigMaps(in.namespace)
+		state := func() string {
+			m, err := switches.Get(t.Context(), guards.SwitchName, metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return m.Data["by"]
+			return m.Data["state"]
 		}
+		before := state()
 		in.stanch(t, "stop", "--data", in.data)
-		if by() == "" {
+		stopped := state()
+		if stopped == before {
 			t.Error("stopped, and the cluster does not know")
 		}
 		in.stanch(t, "resume", "--data", in.data)
-		if by() != "" {
+		if state() == stopped {
 			t.Error("resumed, and the cluster does not know")
 		}
 	})

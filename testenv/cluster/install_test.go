@@ -69,7 +69,7 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	}
 	if config != "" {
 		file := filepath.Join(in.dir, "stanch.yaml")
-		write(t, file, config)
+		write(t, file, strings.ReplaceAll(config, "NAMESPACE", in.namespace))
 		args = append(args, "--config", file)
 	}
 	t.Cleanup(func() { in.uninstall(t) })

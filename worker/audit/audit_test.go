@@ -12,6 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
+	"stanch/sensors/redact"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
 )
@@ -65,7 +66,7 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 		require.NotNil(t, event, "the event of %q is there", l.What)
 		require.Equal(t, l.At, event.GetEventTime().AsTime())
 	}
-	require.NotContains(t, audit.Plain(text), "\u001b", "an attacker's control characters are not obeyed")
+	require.NotContains(t, redact.Plain(text), "\u001b", "an attacker's control characters are not obeyed")
 }
 
 func TestEachVoteIsJudged(t *testing.T) {

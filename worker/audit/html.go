@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"stanch/sensors/redact"
 )
 
 //go:embed story.html
@@ -22,7 +24,7 @@ func HTML(w io.Writer, s Story) error {
 		runs[h.Workflow]++
 	}
 	t, err := template.New("story").Funcs(template.FuncMap{
-		"plain": Plain,
+		"plain": redact.Plain,
 		"time":  func(t time.Time) string { return t.UTC().Format("15:04:05.000") },
 		"day":   func(t time.Time) string { return t.UTC().Format(time.DateOnly) },
 		"moment": func(t time.Time) string {
@@ -42,13 +44,13 @@ func HTML(w io.Writer, s Story) error {
 			case r.Workflow == "":
 				return ""
 			case r.Event == 0:
-				return Plain(r.Workflow)
+				return redact.Plain(r.Workflow)
 			case runs[r.Workflow] > 1:
-				return Plain(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
+				return redact.Plain(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
 			}
-			return Plain(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
+			return redact.Plain(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
 		},
-		"join": func(list []string) string { return Plain(strings.Join(list, ", ")) },
+		"join": func(list []string) string { return redact.Plain(strings.Join(list, ", ")) },
 		"newday": func(lines []Line, i int) bool {
 			return i == 0 || lines[i].At.UTC().Format(time.DateOnly) != lines[i-1].At.UTC().Format(time.DateOnly)
 		},
@@ -95,7 +97,7 @@ func extras(l Line) []string {
 		if shown[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.What, text) {
 			continue
 		}
-		out = append(out, Plain(strings.ReplaceAll(k, "_", " ")+": "+text))
+		out = append(out, redact.Plain(strings.ReplaceAll(k, "_", " ")+": "+text))
 	}
 	return out
 }

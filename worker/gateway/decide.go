@@ -79,6 +79,10 @@ func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook
 		Reason: cut(v.Reason, maxReasonLen), At: time.Now(), Drill: s.Drill != "", BreakGlass: v.BreakGlass,
 	}
 	why := d.mayAnswer(ctx, cfg, s, *open, &vote)
+	var no *problem
+	if why != nil && !errors.As(why, &no) {
+		return nil, why // it is not known whether they may
+	}
 	if why != nil {
 		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.Proved, "incident", v.Incident, "step", open.ID, "why", why.Error())
 		if !d.refusals.keep(open.Run+open.ID, s.Key) {

@@ -17,6 +17,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/foreign"
+	"stanch/sensors/redact"
 	"stanch/worker/config"
 )
 
@@ -24,6 +25,8 @@ import (
 type Foreign struct {
 	Intake *Intake
 	Log    *slog.Logger
+	// Slack takes signed clicks at /slack/interactions; nil takes none.
+	Slack  *Slack
 	tokens map[string]string // source to token
 }
 
@@ -49,6 +52,9 @@ func (f *Foreign) Server() *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/falco", f.take(func(raw []byte) (sensors.Detection, error) { return foreign.Falco(raw) }))
 	mux.HandleFunc("POST /v1/detections", f.take(DecodeDetection))
+	if f.Slack != nil {
+		mux.Handle("/slack/interactions", f.Slack)
+	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, MaxHeaderBytes: 16 << 10}
 }
 
@@ -64,6 +70,19 @@ func (f *Foreign) source(r *http.Request) (string, bool) {
 		}
 	}
 	return name, found
+}
+
+// withoutSecrets does for detections of other sensors what the node does for its own.
+func withoutSecrets(d *sensors.Detection) {
+	p := &d.Event.Process
+	p.Args = redact.Args(p.Args)
+	for i := range p.Ancestors {
+		p.Ancestors[i].Args = redact.Args(p.Ancestors[i].Args)
+	}
+	for i := range d.Reasons {
+		d.Reasons[i] = redact.Text(d.Reasons[i])
+	}
+	d.Title = redact.Text(d.Title)
 }
 
 func (f *Foreign) take(decode func([]byte) (sensors.Detection, error)) http.HandlerFunc {
@@ -89,6 +108,7 @@ func (f *Foreign) take(decode func([]byte) (sensors.Detection, error)) http.Hand
 			return
 		}
 		d.Source = source
+		withoutSecrets(&d)
 		if err := f.complete(r.Context(), &d); err != nil {
 			say(http.StatusUnprocessableEntity, err.Error())
 			return

@@ -55,6 +55,8 @@ type Intake struct {
 	// NoHostDrills: drills on hosts are not this installation's, so what looks like one is judged like all else. Only
 	// `stanch up` runs drills on its own host.
 	NoHostDrills bool
+	// Thread: incidents are shown in a chat.
+	Thread bool
 	// Incident is the workflow function.
 	Incident any
 	// At is called at named points, so that tests can kill the process there. Nil does nothing.
@@ -256,7 +258,7 @@ func (i *Intake) signal(key string, batch []*item) error {
 	}
 	i.at("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
-	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Config: i.Config.Hash()}
+	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread, Config: i.Config.Hash()}
 	if drill {
 		in.Quiet = 30 * time.Second
 	}

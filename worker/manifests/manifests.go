@@ -31,8 +31,12 @@ const (
 	KeysSecret     = "stanch-keys" //nolint:gosec // a name
 	PKISecret      = "stanch-pki"
 	TemporalSecret = "stanch-temporal"
-	// GatewayPort is where nodes dial.
+	// SlackSecret holds Slack's tokens, if there is a Slack: what stanch.yaml names lies in SlackDir.
+	SlackSecret = "stanch-slack" //nolint:gosec // a name
+	SlackDir    = "/etc/stanch/slack"
+	// GatewayPort is where nodes dial, PeoplePort where people answer with a Kubernetes token.
 	GatewayPort = 7443
+	PeoplePort  = 7444
 	healthPort  = 7481
 )
 
@@ -232,6 +236,8 @@ func preface(o Options) string {
 	if o.TemporalTLS {
 		lines = append(lines, fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA", o.Namespace, TemporalSecret))
 	}
+	lines = append(lines, "If stanch.yaml has a `slack:`, the tokens that it names in "+SlackDir+":",
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret))
 	lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
 		"  stanch cert node NODE --pki secrets/pki --out NODE")
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"

@@ -15,7 +15,10 @@ import (
 func (o Options) service() runtime.Object {
 	return &corev1.Service{TypeMeta: kind("v1", "Service"), ObjectMeta: o.meta(GatewayService), Spec: corev1.ServiceSpec{
 		Selector: map[string]string{"app.kubernetes.io/name": WorkerName},
-		Ports:    []corev1.ServicePort{{Name: "nodes", Port: GatewayPort, TargetPort: intstr.FromString("nodes")}},
+		Ports: []corev1.ServicePort{
+			{Name: "nodes", Port: GatewayPort, TargetPort: intstr.FromString("nodes")},
+			{Name: "people", Port: PeoplePort, TargetPort: intstr.FromString("people")},
+		},
 	}}
 }
 
@@ -80,6 +83,7 @@ func (o Options) worker() runtime.Object {
 	args := []string{
 		"worker", "--config", "/etc/stanch/config/stanch.yaml", "--data", "/var/lib/stanch", "--keys", "/etc/stanch/keys", "--pki", "/etc/stanch/pki",
 		"--temporal", o.Temporal, "--namespace", o.TemporalNamespace, "--listen-nodes", fmt.Sprintf(":%d", GatewayPort), "--health", fmt.Sprintf(":%d", healthPort),
+		"--listen-api", fmt.Sprintf(":%d", PeoplePort),
 	}
 	if o.TemporalTLS {
 		args = append(args, "--tls", "/etc/stanch/temporal")
@@ -93,7 +97,7 @@ func (o Options) worker() runtime.Object {
 		Containers: []corev1.Container{{
 			Name: "worker", Image: o.Image, ImagePullPolicy: corev1.PullIfNotPresent, Args: args, Resources: requests("100m", "128Mi", "1Gi"),
 			Env:   []corev1.EnvVar{field("POD_NAMESPACE", "metadata.namespace"), field("POD_UID", "metadata.uid")},
-			Ports: []corev1.ContainerPort{{Name: "nodes", ContainerPort: GatewayPort}, {Name: "health", ContainerPort: healthPort}},
+			Ports: []corev1.ContainerPort{{Name: "nodes", ContainerPort: GatewayPort}, {Name: "people", ContainerPort: PeoplePort}, {Name: "health", ContainerPort: healthPort}},
 			ReadinessProbe: &corev1.Probe{
 				PeriodSeconds: 5, TimeoutSeconds: 3,
 				ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromString("health")}},
@@ -108,6 +112,9 @@ func (o Options) worker() runtime.Object {
 		volume{"config", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: ConfigName}}}, corev1.VolumeMount{MountPath: "/etc/stanch/config", ReadOnly: true}},
 		volume{"keys", secret(KeysSecret), corev1.VolumeMount{MountPath: "/etc/stanch/keys", ReadOnly: true}},
 		volume{"pki", secret(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}})
+	optional := secret(SlackSecret)
+	optional.Secret.Optional = &yes
+	mounted(&pod, volume{"slack", optional, corev1.VolumeMount{MountPath: SlackDir, ReadOnly: true}})
 	if o.TemporalTLS {
 		mounted(&pod, volume{"temporal", secret(TemporalSecret), corev1.VolumeMount{MountPath: "/etc/stanch/temporal", ReadOnly: true}})
 	}

@@ -44,6 +44,8 @@ var ownReads = []playbooks.Right{
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
 	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
 	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
+	// The gateway asks whose token a person shows. It is "created" and changes nothing.
+	{Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
 }
 
 // rights are verbs by "group/resource".

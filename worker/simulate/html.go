@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"stanch/worker/audit"
+	"stanch/sensors/redact"
 )
 
 //go:embed report.html
@@ -17,8 +17,8 @@ var page string
 // HTML writes a report as one page that needs nothing else and prints well.
 func HTML(w io.Writer, r Report) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"plain": audit.Plain,
-		"short": func(s string) string { return audit.Plain(short(s)) },
+		"plain": redact.Plain,
+		"short": func(s string) string { return redact.Plain(short(s)) },
 		"at": func(ms int64) string {
 			d := time.Duration(ms) * time.Millisecond
 			if d < time.Minute {

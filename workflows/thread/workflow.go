@@ -61,7 +61,7 @@ func look(ctx workflow.Context, incident string, state *activities.ThreadState) 
 	var set *activities.Set
 	var out activities.LookResult
 	o := workflow.ActivityOptions{
-		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second,
+		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.Heartbeat,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
 	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.LookInput{Incident: incident, State: *state}).Get(ctx, &out); err != nil {

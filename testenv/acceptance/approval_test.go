@@ -1,0 +1,261 @@
+package acceptance
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/testenv/slack"
+)
+
+// Two people click at once, many times each: one grant comes of it, and one effect.
+func TestRacingClicksGrantOnce(t *testing.T) {
+	c := newChat(t, asking(2, "10m"))
+	box, q, m := c.asked(t)
+	var all sync.WaitGroup
+	for n := range 10 {
+		for _, member := range []string{alice, bob} {
+			all.Go(func() {
+				r := slack.Sign(slack.Payload(member, m, m.Buttons(t)["approve"][0], nil), time.Now().Add(-time.Duration(n)*time.Second), slack.Secret)
+				if code, body := r.Send(t, c.url()); code != http.StatusOK {
+					t.Errorf("%s: %d %s", member, code, body)
+				}
+			})
+		}
+	}
+	all.Wait()
+	c.Incident(t, box.ID, 30*time.Second, "held", held)
+	require.Len(t, c.Locks(t), 1)
+	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 1}, c.manifest(t, q.Incident))
+}
+
+// manifest counts the entries of an incident's manifest by kind, after it was verified.
+func (c *chat) manifest(t *testing.T, incident string) map[string]int {
+	t.Helper()
+	_, stderr, code := c.Run(t, "evidence", "verify", incident)
+	require.Zero(t, code, stderr)
+	stdout, stderr, code := c.Run(t, "evidence", "list", incident, "-o", "json")
+	require.Zero(t, code, stderr)
+	var entries []struct {
+		Kind string `json:"kind"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &entries))
+	kinds := map[string]int{}
+	for _, e := range entries {
+		kinds[e.Kind]++
+	}
+	return kinds
+}
+
+func TestAClickAfterTheTimeIsLate(t *testing.T) {
+	c := newChat(t, asking(1, "4s"))
+	box, _, m := c.asked(t)
+	c.Incident(t, box.ID, 20*time.Second, "denied by silence", stepped(playbooks.OutcomeDenied))
+	code, _ := c.click(t, alice, m, "approve")
+	require.Equal(t, http.StatusOK, code)
+	c.toldTo(t, alice, "this question is closed")
+	require.False(t, box.Silent(300*time.Millisecond), "nothing is contained")
+}
+
+// When nobody decides, a second group is called, and may answer from then on and not before.
+func TestAQuestionEscalates(t *testing.T) {
+	plays := asking(1, "10m")
+	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "quorum: 1 }", "quorum: 1, escalate: { after: 8s, groups: [managers] } }", 1)
+	c := newChat(t, plays)
+	box, _, m := c.asked(t)
+	_, _ = c.click(t, dora, m, "approve")
+	c.toldTo(t, dora, "may not answer this")
+	require.Eventually(t, func() bool {
+		thread, err := json.Marshal(c.slack.Thread(m.TS))
+		return err == nil && strings.Contains(string(thread), "nobody decided within 8s") && strings.Contains(string(thread), dora)
+	}, 30*time.Second, 100*time.Millisecond, "the second group is called")
+	_, _ = c.click(t, dora, m, "approve")
+	c.Incident(t, box.ID, 30*time.Second, "held", held)
+}
+
+// Nobody approves what they triggered.
+func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
+	c := newChatWith(t, asking(1, "10m"), "foreign: [{ name: elsewhere, token_file: DIR/token }]\n", func(config string) string {
+		return strings.Replace(config, "name: alice,", "name: alice, kubernetes: alice@example.com,", 1)
+	}, map[string]string{"token": token})
+	box := c.Container(t)
+	box.Attack(t, "web-server")
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	raw, err := json.Marshal(sensors.Detection{
+		Node: host,
+		ID:   "exec-1", Rule: "exec-into-pod", Title: "somebody went into a container", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Time: time.Now(),
+		Event: sensors.Event{Kind: sensors.KindExec, Actor: "kubernetes:alice@example.com", Container: sensors.Container{ID: box.ID, Name: c.Mark + "box"}},
+	})
+	require.NoError(t, err)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.listen+"/v1/detections", bytes.NewReader(raw))
+	require.NoError(t, err)
+	r.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Less(t, resp.StatusCode, 300)
+	in := c.Incident(t, box.ID, 20*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	in = c.Incident(t, box.ID, 20*time.Second, "a question", func(in playbooks.Incident) bool { _, ok := c.open(t, in.ID); return ok })
+	m := c.message(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	_, _ = c.click(t, alice, m, "approve")
+	c.toldTo(t, alice, "somebody else must answer it")
+	_, _ = c.click(t, bob, m, "approve")
+	c.Incident(t, box.ID, 20*time.Second, "bob's counts", stepped(playbooks.OutcomeChanged))
+}
+
+// A new signing key: what holds under the old one goes on, is observed, extended and released, and its evidence verifies.
+func TestKeysRotateWhileALeaseHolds(t *testing.T) {
+	c := newChat(t, asking(1, "10m"))
+	box, q, m := c.asked(t)
+	_, _ = c.click(t, alice, m, "approve")
+	before := c.Incident(t, box.ID, 30*time.Second, "held", held)
+	c.Stop()
+	stdout, stderr, code := c.Run(t, "cert", "rotate")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "took the place of")
+	_, stderr, code = c.Run(t, "cert", "rotate", "--payload")
+	require.Zero(t, code, stderr)
+	require.True(t, box.Silent(200*time.Millisecond), "it holds while Stanch is down")
+	c.Up(t)
+	m = c.message(t, q.Incident, "its buttons are of the new key", func(now slack.Message) bool {
+		b := now.Buttons(t)["release"]
+		return len(b) == 1 && b[0].Value != m.Buttons(t)["take-over"][0].Value
+	})
+	c.Incident(t, box.ID, 30*time.Second, "still observed", func(in playbooks.Incident) bool {
+		return held(in) && in.Leases[0].Until.Equal(before.Leases[0].Until)
+	})
+	_, stderr, code = c.Run(t, "extend", before.Leases[0].ID, "--for", "2h")
+	require.Zero(t, code, stderr)
+	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
+		return held(in) && time.Until(in.Leases[0].Until) > 100*time.Minute
+	})
+	_, stderr, code = c.Run(t, "release", before.Leases[0].ID)
+	require.Zero(t, code, stderr)
+	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
+	require.True(t, box.Resumed(2*time.Second))
+	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 2, "extend": 1, "release": 1, "undo": 1}, c.manifest(t, q.Incident))
+}
+
+// Deaths while a question is open: no question and no answer is lost, and none is granted twice.
+func TestDeathWhileAQuestionIsOpen(t *testing.T) {
+	kills := 3
+	if text := os.Getenv("STANCH_KILLS"); text != "" {
+		n, err := strconv.Atoi(text)
+		require.NoError(t, err)
+		kills = n
+	}
+	c := newChat(t, asking(2, "30m"))
+	answered := map[string]int{}
+	for n := range kills {
+		box, q, m := c.asked(t)
+		kill := func() {
+			time.Sleep(time.Duration(rand.IntN(120)) * time.Millisecond)
+			c.Kill()
+		}
+		first := make(chan int, 1)
+		go func() {
+			code, _ := c.click(t, alice, m, "approve")
+			first <- code
+		}()
+		kill()
+		code := <-first
+		answered[fmt.Sprintf("killed during the first answer, which was answered with %d", code)]++
+		c.Up(t)
+		open := c.question(t, q.Incident)
+		require.Equal(t, q.ID, open.ID, "the question is open as it was")
+		require.Equal(t, q.Hash, open.Hash)
+		if code == http.StatusOK { // what was acknowledged is not lost
+			require.Eventually(t, func() bool { return len(c.question(t, q.Incident).Yes) == 1 }, 60*time.Second, 50*time.Millisecond, "the acknowledged answer counts")
+		} else {
+			code, body := c.click(t, alice, m, "approve")
+			require.Equal(t, http.StatusOK, code, body)
+		}
+		go func() {
+			code, _ := c.click(t, bob, m, "approve")
+			first <- code
+		}()
+		kill()
+		code = <-first
+		c.Up(t)
+		if code != http.StatusOK {
+			if _, still := c.open(t, q.Incident); still {
+				_, _ = c.click(t, bob, m, "approve")
+			}
+		}
+		in := c.Incident(t, box.ID, 90*time.Second, "held", held)
+		require.Len(t, in.Leases, 1)
+		require.Len(t, c.Locks(t), 1)
+		kinds := c.manifest(t, q.Incident)
+		require.Equal(t, 1, kinds["approval"], "granted once: %v", kinds)
+		require.Equal(t, 1, kinds["effect"], "contained once: %v", kinds)
+		_, stderr, exit := c.Run(t, "release", in.Leases[0].ID)
+		require.Zero(t, exit, stderr)
+		c.Incident(t, box.ID, 60*time.Second, "undone", undone)
+		require.Empty(t, c.Locks(t))
+		t.Logf("round %d: held and undone", n+1)
+	}
+	t.Logf("%d rounds of two kills: %v", kills, answered)
+}
+
+// Secrets that an attacker or a careless user put into command lines and environments reach neither Temporal's
+// database, nor the logs, the evidence, or Slack.
+func TestPlantedSecretsStayOnTheNode(t *testing.T) {
+	secrets := map[string]string{
+		"password": "pLaNtEd-PaSsWoRd-0001", "aws": "AKIAPLANTED000000001", "token": "ghp_PLANTED0000000000000000000000000001",
+		"url": "pLaNtEdUrLpAsS0001", "jwt": "eyJhbGciPLANTED1.eyJzdWIiOiPLANTED1.c2lnbmF0dXJl", "env": "pLaNtEd-EnV-vAlUe-0001",
+	}
+	c := newChat(t, asking(1, "10m"))
+	box := c.Container(t)
+	t.Setenv("DATABASE_PASSWORD", secrets["env"])
+	box.Attack(t, append(append([]string{}, "xmrig"), "--url", "stratum+tcp://wallet:"+secrets["url"]+"@pool.example:3333", "--donate-level", "1",
+		"--password", secrets["password"], "AWS_ACCESS_KEY_ID="+secrets["aws"], "--auth="+secrets["token"], secrets["jwt"])...)
+	in := c.Incident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	m := c.message(t, in.ID, "a question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	require.Contains(t, string(m.Blocks), "xmrig", "the command line is shown")
+	_, _ = c.click(t, alice, m, "approve")
+	c.Incident(t, box.ID, 30*time.Second, "held", held)
+	_, stderr, code := c.Run(t, "release", "--all")
+	require.Zero(t, code, stderr)
+	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
+	everything := map[string]string{"Slack": c.slack.Everything(), "the log": c.Log()}
+	files := 0
+	require.NoError(t, filepath.WalkDir(c.Data, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		everything[path] = string(raw)
+		files++
+		return err
+	}))
+	require.Greater(t, files, 5)
+	require.Contains(t, strings.Join(namesOf(everything), " "), "temporal")
+	for name, secret := range secrets {
+		for where, text := range everything {
+			require.NotContains(t, text, secret, "the %s is in %s", name, where)
+		}
+	}
+}
+
+func namesOf(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
+}

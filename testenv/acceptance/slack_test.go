@@ -1,0 +1,357 @@
+package acceptance
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/testenv/slack"
+	"stanch/testenv/stand"
+	"stanch/workflows/playbook"
+)
+
+// The members of the stand-in's workspace.
+const (
+	alice   = "U0ALICE"
+	bob     = "U0BOB"
+	carol   = "U0CAROL"  // in the user group only
+	dora    = "U0DORA"   // of the second group
+	grace   = "U0GRACE"  // may break the glass
+	mallory = "U0MALLO"  // nobody in the configuration
+	guest   = "U0GUEST"  // configured, and a guest in Slack
+	gone    = "U0GONE"   // configured, and deactivated
+	foreign = "U0FOREIG" // configured, and of a connected organisation
+	robot   = "U0ROBOT"  // configured, and a bot
+)
+
+const chatConfig = `phase: 3
+library: false
+playbooks: [DIR/playbooks]
+budget: {per_hour: 1000}
+scopes:
+  - { name: all, namespaces: ["*"], phase: 3, approvers: { groups: [responders], quorum: 1, timeout: 10m } }
+people:
+  - { name: alice, slack: U0ALICE, groups: [responders] }
+  - { name: bob, slack: U0BOB, groups: [responders] }
+  - { name: carol, slack: U0CAROL }
+  - { name: dora, slack: U0DORA, groups: [managers] }
+  - { name: grace, slack: U0GRACE, break_glass: true }
+  - { name: guest, slack: U0GUEST, groups: [responders] }
+  - { name: gone, slack: U0GONE, groups: [responders] }
+  - { name: foreign, slack: U0FOREIG, groups: [responders] }
+  - { name: robot, slack: U0ROBOT, groups: [responders] }
+groups:
+  - { name: responders, slack: S0ONCALL }
+slack:
+  channel: C0INCIDENTS
+  api_url: API
+  bot_token_file: DIR/bot
+  app_token_file: DIR/app
+  signing_secret_file: DIR/secret
+`
+
+// asking is a playbook that isolates only after so many people agreed.
+func asking(quorum int, timeout string) map[string]string {
+	return map[string]string{"ask.yaml": fmt.Sprintf(`playbook: ask
+match:
+  objective: crypto-mining
+  when: incident.workload.name startsWith "MARK"
+steps:
+  - evidence: process.snapshot
+  - approval: isolate the miner
+    ask: "Isolate ${incident.workload.name}?"
+    from: { groups: [responders], quorum: %d }
+    timeout: %s
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 20m
+`, quorum, timeout)}
+}
+
+// chat is a Stanch with a Slack.
+type chat struct {
+	*stand.Stand
+	slack  *slack.Slack
+	listen string
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func newChat(t *testing.T, playbooks map[string]string) *chat {
+	t.Helper()
+	return newChatWith(t, playbooks, "", func(config string) string { return config }, nil)
+}
+
+// newChatWith adds to the configuration, changes it, and writes further files.
+func newChatWith(t *testing.T, playbooks map[string]string, more string, change func(string) string, files map[string]string) *chat {
+	t.Helper()
+	c := &chat{slack: slack.Start(t), listen: freePort(t)}
+	for _, m := range []slack.Member{
+		{ID: alice},
+		{ID: bob},
+		{ID: carol},
+		{ID: dora},
+		{ID: grace},
+		{ID: mallory},
+		{ID: guest, Guest: true},
+		{ID: gone, Deleted: true},
+		{ID: foreign, Stranger: true, Team: "T0OTHER"},
+		{ID: robot, Bot: true},
+	} {
+		c.slack.Member(m)
+	}
+	c.slack.Group("S0ONCALL", carol)
+	c.Stand = stand.New(t, binary, stand.Options{Config: change(strings.ReplaceAll(chatConfig, "API", c.slack.API())) + more, Playbooks: playbooks, Args: []string{"--listen", c.listen}})
+	for name, secret := range map[string]string{"bot": slack.Token, "app": slack.AppToken, "secret": slack.Secret} {
+		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(secret), 0o600))
+	}
+	for name, text := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o600))
+	}
+	c.Up(t)
+	return c
+}
+
+func (c *chat) url() string { return "http://" + c.listen + "/slack/interactions" }
+
+// message waits until the incident's one message is as it should be.
+func (c *chat) message(t *testing.T, incident, what string, ok func(slack.Message) bool) slack.Message {
+	t.Helper()
+	var last slack.Message
+	require.Eventually(t, func() bool {
+		for _, m := range c.slack.Messages() {
+			if strings.Contains(m.Text, incident) {
+				if last = m; ok(m) {
+					return true
+				}
+			}
+		}
+		return false
+	}, 30*time.Second, 50*time.Millisecond, "%s: %v", what, func() string { return string(last.Blocks) })
+	return last
+}
+
+// asked attacks in a new container and waits until Slack shows the question.
+func (c *chat) asked(t *testing.T) (*stand.Container, playbook.Pending, slack.Message) {
+	t.Helper()
+	box := c.Container(t)
+	box.Attack(t)
+	in := c.Incident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	m := c.message(t, in.ID, "a question with buttons", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	return box, c.question(t, in.ID), m
+}
+
+func (c *chat) question(t *testing.T, incident string) playbook.Pending {
+	t.Helper()
+	q, ok := c.open(t, incident)
+	require.True(t, ok, "no open question of %s", incident)
+	return q
+}
+
+func (c *chat) open(t *testing.T, incident string) (playbook.Pending, bool) {
+	t.Helper()
+	var all []playbook.Pending
+	require.NoError(t, c.Get("/v1/pending", &all))
+	for _, q := range all {
+		if q.Incident == incident {
+			return q, true
+		}
+	}
+	return playbook.Pending{}, false
+}
+
+// click presses a button as Slack would send it, signed.
+func (c *chat) click(t *testing.T, member string, m slack.Message, kind string) (int, string) {
+	t.Helper()
+	buttons := m.Buttons(t)[kind]
+	require.NotEmpty(t, buttons, "no button %s in %s", kind, m.Blocks)
+	return slack.Sign(slack.Payload(member, m, buttons[0], nil), time.Now(), slack.Secret).Send(t, c.url())
+}
+
+// toldTo waits for what is said to one member alone.
+func (c *chat) toldTo(t *testing.T, member, what string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		for _, w := range c.slack.Whispers(member) {
+			if strings.Contains(string(w.Blocks), what) {
+				return true
+			}
+		}
+		return false
+	}, 10*time.Second, 50*time.Millisecond, "%s is told %q: %v", member, what, c.slack.Whispers(member))
+}
+
+func stepped(outcome playbooks.Outcome) func(playbooks.Incident) bool {
+	return func(in playbooks.Incident) bool {
+		for _, run := range in.Playbooks {
+			for _, s := range run.Steps {
+				if s.Action == "approval" && s.Outcome == outcome {
+					return true
+				}
+			}
+		}
+		return false
+	}
+}
+
+// The way of an incident that people decide in Slack: one message, kept at what is so, from the question to the end.
+func TestPeopleDecideInSlack(t *testing.T) {
+	c := newChat(t, asking(2, "10m"))
+	box, q, m := c.asked(t)
+	require.False(t, box.Silent(200*time.Millisecond), "nothing is contained before people agree")
+	require.Contains(t, string(m.Blocks), "0 of 2 agreed")
+	thread := c.slack.Thread(m.TS)
+	require.NotEmpty(t, thread, "those who are asked are called in the thread")
+	require.Contains(t, string(thread[0].Blocks), alice)
+	require.Contains(t, string(thread[0].Blocks), "S0ONCALL")
+
+	code, body := c.click(t, alice, m, "approve")
+	require.Equal(t, http.StatusOK, code, body)
+	c.toldTo(t, alice, "recorded")
+	m = c.message(t, q.Incident, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 agreed (alice)") })
+	// The same person again, by Socket Mode this time, is still one person.
+	_, acked := c.slack.Push(t, slack.Payload(alice, m, m.Buttons(t)["approve"][0], nil))
+	require.True(t, acked)
+	require.False(t, box.Silent(300*time.Millisecond))
+	// Carol is in the user group in Slack.
+	_, acked = c.slack.Push(t, slack.Payload(carol, m, m.Buttons(t)["approve"][0], nil))
+	require.True(t, acked)
+	in := c.Incident(t, box.ID, 30*time.Second, "held", held)
+	require.True(t, box.Silent(300*time.Millisecond))
+	m = c.message(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
+		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "observed to hold")
+	})
+	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
+
+	code, body = c.click(t, bob, m, "extend")
+	require.Equal(t, http.StatusOK, code, body)
+	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
+		return time.Until(in.Leases[0].Until) > 50*time.Minute
+	})
+	code, body = c.click(t, bob, m, "release")
+	require.Equal(t, http.StatusOK, code, body)
+	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
+	require.True(t, box.Resumed(2*time.Second))
+	c.message(t, in.ID, "undone", func(m slack.Message) bool {
+		return len(m.Buttons(t)["release"]) == 0 && strings.Contains(string(m.Blocks), "undone, and observed to be")
+	})
+	require.Len(t, c.slack.Messages(), 1, "one message for one incident")
+}
+
+// A no needs a reason, which is asked for in a form, and denies.
+func TestANoIsGivenWithItsReason(t *testing.T) {
+	c := newChat(t, asking(2, "10m"))
+	box, q, m := c.asked(t)
+	code, body := c.click(t, bob, m, "deny")
+	require.Equal(t, http.StatusOK, code, body)
+	var form slack.View
+	require.Eventually(t, func() bool {
+		views := c.slack.Views()
+		if len(views) > 0 {
+			form = views[0]
+		}
+		return len(views) > 0
+	}, 5*time.Second, 20*time.Millisecond)
+	// Somebody else submits a form of their own with the same content: it is refused in the form.
+	_, answer := slack.Sign(slack.Submit(mallory, form, "because"), time.Now(), slack.Secret).Send(t, c.url())
+	require.Contains(t, answer, "nobody in Stanch's configuration")
+	code, answer = slack.Sign(slack.Submit(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.Secret).Send(t, c.url())
+	require.Equal(t, http.StatusOK, code, answer)
+	c.Incident(t, box.ID, 20*time.Second, "denied", stepped(playbooks.OutcomeDenied))
+	c.message(t, q.Incident, "the reason is shown as text", func(m slack.Message) bool {
+		return strings.Contains(string(m.Blocks), "bob said no. it is the nightly benchmark")
+	})
+	require.NotContains(t, string(c.message(t, q.Incident, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
+	require.False(t, box.Silent(200*time.Millisecond), "nothing was contained")
+}
+
+// One person who may, and says why, answers alone; it stands in a record of its own.
+func TestTheGlassIsBroken(t *testing.T) {
+	c := newChat(t, asking(2, "10m"))
+	box, q, m := c.asked(t)
+	_, _ = c.click(t, grace, m, "break-glass")
+	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 5*time.Second, 20*time.Millisecond)
+	form := c.slack.Views()[0]
+	_, answer := slack.Sign(slack.Submit(alice, form, "no time"), time.Now(), slack.Secret).Send(t, c.url())
+	require.Contains(t, answer, "may not break the glass")
+	_, answer = slack.Sign(slack.Submit(grace, form, "  "), time.Now(), slack.Secret).Send(t, c.url())
+	require.Contains(t, answer, "needs a reason")
+	_, answer = slack.Sign(slack.Submit(grace, form, "exfiltration is under way"), time.Now(), slack.Secret).Send(t, c.url())
+	require.Empty(t, answer)
+	c.Incident(t, box.ID, 30*time.Second, "held", held)
+	c.message(t, q.Incident, "said to everybody", func(m slack.Message) bool {
+		return strings.Contains(string(m.Blocks), "grace broke the glass: exfiltration is under way")
+	})
+	stdout, stderr, code := c.Run(t, "evidence", "list", q.Incident, "-o", "json")
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, `"break-glass"`)
+	_, _, code = c.Run(t, "evidence", "verify", q.Incident)
+	require.Zero(t, code)
+}
+
+// A person calls it a false positive: what holds is released, and nothing new starts.
+func TestAFalsePositiveLetsGo(t *testing.T) {
+	c := newChat(t, asking(1, "10m"))
+	box, q, m := c.asked(t)
+	_, _ = c.click(t, alice, m, "approve")
+	c.Incident(t, box.ID, 30*time.Second, "held", held)
+	_, _ = c.click(t, bob, m, "false-positive")
+	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 5*time.Second, 20*time.Millisecond)
+	code, answer := slack.Sign(slack.Submit(bob, c.slack.Views()[0], "our own load test"), time.Now(), slack.Secret).Send(t, c.url())
+	require.Equal(t, http.StatusOK, code, answer)
+	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Judged == "false-positive" })
+	require.Equal(t, "bob", in.JudgedBy)
+	require.True(t, box.Resumed(2*time.Second))
+	c.message(t, q.Incident, "shown", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "false-positive, says bob") })
+}
+
+// Slack is away, slow and forgetful, and Stanch dies in the middle: the message is there once, and an answer counts.
+func TestSlackIsAwayAndStanchDies(t *testing.T) {
+	c := newChat(t, asking(1, "10m"))
+	c.slack.Away(true)
+	box := c.Container(t)
+	box.Attack(t)
+	in := c.Incident(t, box.ID, 30*time.Second, "asked", func(in playbooks.Incident) bool { return in.ID != "" })
+	require.Eventually(t, func() bool { _, ok := c.open(t, in.ID); return ok }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return c.slack.Calls("chat.postMessage") > 0 }, 20*time.Second, 50*time.Millisecond)
+	c.Kill()
+	c.slack.Away(false)
+	c.slack.Limit(2)
+	dying := make(chan bool, 1)
+	c.slack.AfterPost(func() { c.Kill(); dying <- true }) // it was written, and Stanch never hears of it
+	c.Launch(t)
+	select {
+	case <-dying:
+	case <-time.After(90 * time.Second):
+		t.Fatal("the message was not written")
+	}
+	c.Up(t)
+	m := c.message(t, in.ID, "the question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	require.Eventually(t, func() bool { return len(c.slack.Thread(m.TS)) > 0 }, 90*time.Second, 100*time.Millisecond, "the thread goes on")
+	require.Len(t, c.slack.Messages(), 1, "it is written once")
+	code, body := c.click(t, alice, m, "approve")
+	require.Equal(t, http.StatusOK, code, body)
+	c.Incident(t, box.ID, 60*time.Second, "held", held)
+	calls := 0
+	for _, reply := range c.slack.Thread(m.TS) {
+		if strings.Contains(string(reply.Blocks), "you are asked") {
+			calls++
+		}
+	}
+	require.Equal(t, 1, calls, "and its call too")
+}

@@ -1,0 +1,100 @@
+package cluster
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/playbooks"
+	"stanch/testenv/kube"
+	"stanch/worker/gateway"
+	"stanch/worker/manifests"
+)
+
+// token makes a service account, which is a person to Stanch or nobody, and a token of it for an audience.
+func (in *installation) token(t *testing.T, name, audience string) string {
+	t.Helper()
+	accounts := in.Client().CoreV1().ServiceAccounts(in.namespace)
+	_, _ = accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	spec := authenticationv1.TokenRequestSpec{}
+	if audience != "" {
+		spec.Audiences = []string{audience}
+	}
+	answer, err := accounts.CreateToken(t.Context(), name, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(in.dir, name+"-"+audience+".token")
+	write(t, file, answer.Status.Token)
+	return file
+}
+
+// In a cluster people answer with a Kubernetes token that was made for Stanch; the API server says whose it is.
+func TestPeopleAnswerWithATokenOfTheCluster(t *testing.T) {
+	lab := kube.Shared(t)
+	// The namespace of the installation is only known once it is installed: the name of the person is put in later.
+	in := install(t, lab, 2, `phase: 2
+quiet: 5m
+scopes:
+  - { name: all, namespaces: ["*"], phase: 2, confidence: 1, approvers: { groups: [oncall], quorum: 1, timeout: 10m } }
+people:
+  - { name: ann, kubernetes: "system:serviceaccount:NAMESPACE:ann", groups: [oncall] }
+  - { name: ben, kubernetes: "system:serviceaccount:NAMESPACE:ben" }
+`)
+	as := func(file string) []string {
+		return []string{"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.PeoplePort), "--token-file", file, "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt")}
+	}
+	ns, p := in.Namespace(t), in.newPeer(t)
+	pod := in.RunPod(t, ns, miner("asked", p))
+	var asked playbooks.Incident
+	in.about(t, pod, "an open question", func(i playbooks.Incident) error {
+		asked = i
+		raw, err := in.try(t.Context(), "incidents", i.ID, "--data", in.data)
+		if err == nil && !strings.Contains(string(raw), "ASKED:") {
+			err = fmt.Errorf("nothing is asked: %s", raw)
+		}
+		return err
+	})
+	ann, ben := in.token(t, "ann", gateway.Audience), in.token(t, "ben", gateway.Audience)
+	notAToken := filepath.Join(in.dir, "invented")
+	write(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
+	for name, c := range map[string]struct{ token, want string }{
+		"an invented token":                        {notAToken, "not valid"},
+		"a token that was made for the API server": {in.token(t, "ann", ""), "not valid for the audience"},
+		"a token for something else":               {in.token(t, "ann", "vault"), "not valid for the audience"},
+		"an account that is nobody":                {in.token(t, "eve", gateway.Audience), "is nobody in the configuration"},
+		"the worker's own account":                 {in.token(t, manifests.WorkerName, gateway.Audience), "is nobody in the configuration"},
+		"a person without the right":               {ben, "may not answer this"},
+	} {
+		_, err := in.try(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if p.silent(time.Second) == nil {
+		t.Fatal("the pod is held without an approval")
+	}
+	in.stanch(t, append([]string{"approve", asked.ID}, as(ann)...)...)
+	in.about(t, pod, "the lease", held)
+	if err := p.silent(time.Second); err != nil {
+		t.Error(err)
+	}
+	if _, err := in.try(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what holds") {
+		t.Errorf("ben releases: %v", err)
+	}
+	in.stanch(t, append([]string{"release", "--all"}, as(ann)...)...)
+	in.about(t, pod, "the undoing", func(i playbooks.Incident) error {
+		for _, l := range i.Leases {
+			if !l.Undone {
+				return fmt.Errorf("%s is %s", l.Action, l.State)
+			}
+		}
+		return nil
+	})
+}

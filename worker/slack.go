@@ -1,0 +1,103 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slack-go/slack"
+
+	"stanch/activities"
+	view "stanch/activities/slack"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+)
+
+// openSlack makes the desk and what takes its clicks, or neither without a configuration. It asks Slack nothing: a
+// chat that is away holds no start up.
+func (w *Worker) openSlack() error {
+	c := w.Config.Slack
+	if c == nil {
+		return nil
+	}
+	options := []slack.Option{slack.OptionHTTPClient(&http.Client{Timeout: 10 * time.Second})}
+	if c.APIURL != "" {
+		options = append(options, slack.OptionAPIURL(strings.TrimSuffix(c.APIURL, "/")+"/"))
+	}
+	bot, err := secretFile("slack.bot_token_file", c.BotTokenFile)
+	if err != nil {
+		return err
+	}
+	s := &gateway.Slack{Decider: w.Decider, Channel: c.Channel}
+	if c.AppTokenFile != "" {
+		app, err := secretFile("slack.app_token_file", c.AppTokenFile)
+		if err != nil {
+			return err
+		}
+		options = append(options, slack.OptionAppLevelToken(app))
+	}
+	if c.SigningSecretFile != "" {
+		if s.Secret, err = secretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
+			return err
+		}
+		if w.Listen == "" {
+			return fmt.Errorf("slack.signing_secret_file: Slack sends its requests to --listen ADDRESS, and none is given")
+		}
+	}
+	s.API = slack.New(bot, options...)
+	w.slack, w.Decider.Members = s, s
+	w.Set.Desk = &view.Desk{
+		API: s.API, Channel: c.Channel, Reader: w.Reader, Sealer: w.Authority, Mentions: gateway.Callers{Roster: w.Decider.Roster}, Head: w.head, Log: w.Log,
+		BreakGlass: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
+	}
+	return nil
+}
+
+// desk is the worker's desk, which is known later than the actions that write to it.
+type desk struct{ w *Worker }
+
+func (d desk) Look(ctx context.Context, in activities.LookInput) (activities.LookResult, error) {
+	return d.w.Set.Look(ctx, in) //nolint:wrapcheck // it names the incident
+}
+
+func (d desk) Say(ctx context.Context, incident activities.Brief, key, text string) error {
+	if d.w.Set.Desk == nil {
+		return activities.Refuse("no Slack is configured: add `slack:` to stanch.yaml")
+	}
+	return d.w.Set.Desk.Say(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
+}
+
+// head is the head of an incident's manifest.
+func (w *Worker) head(incident string) string {
+	lines, _, err := w.Set.Evidence.Manifest(incident, w.Authority.Keys())
+	if err != nil {
+		return ""
+	}
+	return activities.Head(lines)
+}
+
+// runSlack takes clicks by Socket Mode, where that is configured.
+func (w *Worker) runSlack() {
+	if w.slack == nil || w.Config.Slack.AppTokenFile == "" {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	w.closers = append(w.closers, stop)
+	go w.slack.Run(ctx)
+}
+
+func secretFile(key, path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
+	}
+	secret := strings.TrimSpace(string(raw))
+	if secret == "" {
+		return "", fmt.Errorf("%s: %s is empty", key, path)
+	}
+	return secret, nil
+}
