@@ -135,7 +135,9 @@ func Anonymise(r Recording) (Recording, error) {
 		name("host", d.Detection.Node)
 		name("host", d.Detection.Event.Node)
 		name("pod", c.Pod.Name)
-		name("workload", c.Workload.Name)
+		if !strings.HasPrefix(c.ID, c.Workload.Name) { // outside of Kubernetes it is the container's own id
+			name("workload", c.Workload.Name)
+		}
 		name("namespace", c.Pod.Namespace)
 		name("account", c.Pod.ServiceAccount)
 		if c.Pod.UID != "" {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 		var now playbooks.Incident
 		return s.Get("/v1/incidents/"+in.ID, &now) == nil && closed(now)
 	}, time.Minute, 200*time.Millisecond)
+
+	alike(t, s, in.ID, "asked", filepath.Join(s.Dir, "playbooks"))
 
 	stdout, stderr, code := s.Run(t, "audit", in.ID, "--verify")
 	require.Zero(t, code, "%s%s", stdout, stderr)
@@ -143,21 +146,30 @@ func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
 					return s.Get("/v1/incidents/"+drill.Incident, &now) == nil && closed(now)
 				}, 2*time.Minute, 500*time.Millisecond)
 			}
-			raw, stderr, code := s.Run(t, "record", drill.Incident, "--anonymise")
-			require.Zero(t, code, stderr)
-			rec, err := recording.Decode([]byte(raw))
-			require.NoError(t, err)
-			file := filepath.Join(t.TempDir(), name+".json")
-			require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
-			if out != "" {
-				require.NoError(t, os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644)) //nolint:gosec // it is committed
-			}
-			stdout, stderr, code = s.Run(t, "simulate", "--playbooks", "../../playbooks/library", "--incident", file, "-o", "json")
-			require.Zero(t, code, "%s%s", stdout, stderr)
-			var report simulate.Report
-			require.NoError(t, json.Unmarshal([]byte(stdout), &report))
-			require.Len(t, report.Results, 1)
-			require.Empty(t, simulate.Unlike(rec, report.Results[0]))
+			alike(t, s, drill.Incident, name, "../../playbooks/library")
 		})
 	}
+}
+
+// alike records an incident and simulates it with the playbooks that ran: it must go as it went.
+func alike(t *testing.T, s *stand.Stand, id, name, plays string) {
+	t.Helper()
+	raw, stderr, code := s.Run(t, "record", id, "--anonymise")
+	require.Zero(t, code, stderr)
+	rec, err := recording.Decode([]byte(raw))
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), name+".json")
+	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
+	if out := os.Getenv("STANCH_RECORDINGS"); out != "" {
+		require.NoError(t, os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644)) //nolint:gosec // it is committed
+	}
+	command := s.Command("simulate", "--playbooks", plays, "--incident", file, "-o", "json")
+	// Without its configuration: as it was is known from the recording alone.
+	command.Args = slices.DeleteFunc(command.Args, func(a string) bool { return a == "--config" || strings.HasSuffix(a, "stanch.yaml") })
+	stdout, err := command.Output()
+	require.NoError(t, err)
+	var report simulate.Report
+	require.NoError(t, json.Unmarshal(stdout, &report))
+	require.Len(t, report.Results, 1)
+	require.Empty(t, simulate.Unlike(rec, report.Results[0]))
 }

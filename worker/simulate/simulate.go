@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -309,6 +311,8 @@ func (s *sim) verifyEvery() time.Duration {
 	return time.Hour
 }
 
+var threshold = regexp.MustCompile(`^confidence [0-9.]+ is below the ([0-9.]+) that scope `)
+
 // asItWas is a configuration under which the guards decide as they did.
 func asItWas(rec recording.Recording, namespace string) *config.Config {
 	c := config.Default()
@@ -323,6 +327,17 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 			q := a.Decision.Approvers
 			scope.Approvers = config.Approvers{Groups: q.Groups, Users: q.Users, Quorum: q.Quorum, Timeout: config.Duration(time.Duration(q.TimeoutMS) * time.Millisecond)}
 			break
+		}
+	}
+	// What counted as high confidence stands only in the guards' own words; a test holds that they are still read.
+	for _, a := range rec.Answers {
+		if a.Decision == nil {
+			continue
+		}
+		if m := threshold.FindStringSubmatch(a.Decision.Reason); m != nil {
+			if v, err := strconv.ParseFloat(m[1], 64); err == nil {
+				scope.Confidence = v
+			}
 		}
 	}
 	if scope.Approvers.Quorum == 0 {
