@@ -54,7 +54,7 @@ lint: check
 generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/link
 
-FUZZ := activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
+FUZZ := playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
 	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs
 
 fuzz: ## fuzz every parser for a minute each

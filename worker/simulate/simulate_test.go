@@ -167,6 +167,16 @@ func TestPeopleAnswer(t *testing.T) {
 	}
 }
 
+// What alice answered is answered again, unless nobody is to answer.
+func TestARecordedAnswerIsGivenAgain(t *testing.T) {
+	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
+	require.NoError(t, err)
+	o := with(t, string(own))
+	require.Equal(t, "changed", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
+	o.Answers.None = true
+	require.Equal(t, "denied", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
+}
+
 func TestWhatIsNotRecordedIsRefusedAndSaid(t *testing.T) {
 	o := with(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
 	r := run(t, read(t, "cryptominer"), o)
