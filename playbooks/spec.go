@@ -71,7 +71,7 @@ type Spec struct {
 	// PlanCloud and ApplyCloud are the IAM permissions for the same; apply includes verification and undo.
 	PlanCloud  []CloudRight
 	ApplyCloud []CloudRight
-	D3FEND      string // technique id, "D3-NTF"
+	D3FEND     string // technique id, "D3-NTF"
 	// Combine joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
 	Combine func(a, b json.RawMessage) (json.RawMessage, error)
 }

@@ -185,4 +185,3 @@ func (s *search) take(e types.Event) {
 	s.body.Write(line)
 	s.body.WriteByte('\n')
 }
-

@@ -78,7 +78,8 @@ func (*identity) Spec() playbooks.Spec {
 	cloud := append([]playbooks.CloudRight{
 		roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:ListAttachedRolePolicies"),
 		{Actions: []string{"iam:GetPolicy", "iam:GetPolicyVersion"}, Resources: []string{"*"}},
-		{Actions: []string{"iam:GetAccessKeyLastUsed"}, Resources: []string{"*"}}, userRight("iam:GetUser"),
+		{Actions: []string{"iam:GetAccessKeyLastUsed"}, Resources: []string{"*"}},
+		userRight("iam:GetUser"),
 	}, associationRights()...)
 	rights := append(podRights(), playbooks.Right{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
 	return playbooks.Spec{
