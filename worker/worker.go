@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
+	"stanch/activities/aws"
 	"stanch/activities/kube"
 	"stanch/activities/node"
 	"stanch/activities/notify"
@@ -89,9 +90,9 @@ type Worker struct {
 	closers []func()
 }
 
-// Actions gives every action. Without nodes and cluster it still tells their specs.
-func Actions(nodes activities.Nodes, client kubernetes.Interface, log *slog.Logger) []activities.Action {
-	return append(kube.Actions(client),
+// Actions gives every action. Without nodes, cluster and account it still tells their specs.
+func Actions(nodes activities.Nodes, client kubernetes.Interface, account *aws.Account, log *slog.Logger) []activities.Action {
+	return append(append(kube.Actions(client), aws.Actions(account, client)...),
 		&node.Isolate{Nodes: nodes, Kube: client},
 		&node.Freeze{Nodes: nodes},
 		&node.Snapshot{Nodes: nodes},
@@ -101,7 +102,16 @@ func Actions(nodes activities.Nodes, client kubernetes.Interface, log *slog.Logg
 
 // Catalogue is the specs of every action.
 func Catalogue() playbooks.Catalogue {
-	return activities.NewSet(Actions(nil, nil, slog.Default())...).Catalogue()
+	return activities.NewSet(Actions(nil, nil, nil, slog.Default())...).Catalogue()
+}
+
+// OpenAccount opens the AWS account of the configuration; nil if there is none.
+func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
+	if c.AWS == nil {
+		return nil, nil //nolint:nilnil // no account is an answer
+	}
+	a := c.AWS
+	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, Protected: c.Protected.Roles})
 }
 
 // Start starts all parts. Close stops them.
@@ -118,7 +128,11 @@ func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
-	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, o.Log)...)
+	account, err := OpenAccount(ctx, o.Config)
+	if err != nil {
+		return err
+	}
+	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, account, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}
 	killSwitch := o.Switch
@@ -294,4 +308,4 @@ func LockDir(dir string) (unlock func(), err error) {
 }
 
 // ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, slog.Default())...) }
+func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, nil, slog.Default())...) }

@@ -7,6 +7,7 @@ package playbook
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -344,6 +345,20 @@ func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activitie
 		var found activities.WorkloadContext
 		if json.Unmarshal(result.Outputs, &found) == nil {
 			found.Into(&r.in.Incident)
+		}
+	}
+	if s.Action == "aws.identity" && result.Outcome.Usable() {
+		// No detection is about a role: the guards learn from the pod's through whom it was reached.
+		var found struct {
+			Role        playbooks.Target
+			Keys, Users []playbooks.Target
+		}
+		if r.in.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
+			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {
+				if t.UID != "" && t.Kind.Cloud() {
+					r.in.Attestations[t.ID()] = append(r.in.Attestations[t.ID()], last(r.in.Attestations[request.Target.ID()], 1)...)
+				}
+			}
 		}
 	}
 	if result.Receipt != nil {
