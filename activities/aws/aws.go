@@ -196,6 +196,15 @@ func (p *pacer) wait(ctx context.Context, every time.Duration) error {
 	return pause(ctx, at.Sub(now))
 }
 
+// answered puts the next call off: the SDK may have tried several times.
+func (p *pacer) answered(every time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at := time.Now().Add(every); at.After(p.next) {
+		p.next = at
+	}
+}
+
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -144,6 +144,7 @@ func (s *search) lookup(ctx context.Context, key types.LookupAttributeKey, value
 			LookupAttributes: []types.LookupAttribute{{AttributeKey: key, AttributeValue: &value}},
 			StartTime:        &s.head.From, EndTime: &s.head.To, NextToken: next,
 		})
+		s.account.rate.answered(lookupEvery)
 		if err != nil {
 			return fail(err, "cloudtrail:LookupEvents", "look events up in CloudTrail")
 		}
