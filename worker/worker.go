@@ -86,6 +86,7 @@ type Worker struct {
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
 
+	account *aws.Account // nil without one
 	main    sdkworker.Worker
 	closers []func()
 }
@@ -132,6 +133,7 @@ func (w *Worker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.account = account
 	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, account, o.Log)...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence"))}

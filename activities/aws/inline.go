@@ -141,8 +141,13 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d denial
 	return seen.denied || seen.silent, seen.detail, nil
 }
 
-// undoInline deletes the deny if it is as it was written, and nothing else.
+// undoInline takes the deny of a lease away.
 func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d denial, r activities.Request, grant *proof.Signed) (*activities.Drift, error) {
+	return a.undoPolicy(ctx, t, policyName(d.prefix, r.Lease), grant)
+}
+
+// undoPolicy deletes a deny if it is as it was written, and nothing else.
+func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *proof.Signed) (*activities.Drift, error) {
 	p, err := a.find(ctx, t)
 	if errors.Is(err, activities.ErrGone) {
 		return nil, nil // its policies went with it; the name's new owner is none of ours
@@ -150,7 +155,6 @@ func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d denial, 
 	if err != nil {
 		return nil, err
 	}
-	policy := policyName(d.prefix, r.Lease)
 	text, err := a.inline(ctx, p, policy)
 	if err != nil || text == "" {
 		return nil, err

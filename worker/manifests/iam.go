@@ -56,6 +56,9 @@ func iamPolicy(catalogue playbooks.Catalogue, phase int) policy {
 			add(spec.ApplyCloud)
 		}
 	}
+	if phase > 1 {
+		add(sweeps)
+	}
 	out := policy{Version: "2012-10-17"}
 	for _, resource := range slices.Sorted(maps.Keys(actions)) {
 		var reads, writes []string
@@ -77,6 +80,9 @@ func iamPolicy(catalogue playbooks.Catalogue, phase int) policy {
 	}
 	return out
 }
+
+// sweeps are what the sweeper reads by itself, to find what outlived its lease.
+var sweeps = []playbooks.CloudRight{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
 
 // readsOnly tells whether an action changes nothing, by the verb of its name.
 func readsOnly(action string) bool {
