@@ -43,15 +43,6 @@ type Identity struct {
 	Missing        []string           `json:"missing"` // what could not be found out, and why
 }
 
-// Targets are what of the identity can be contained.
-func (i Identity) Targets() []playbooks.Target {
-	var out []playbooks.Target
-	if i.Role.UID != "" {
-		out = append(out, i.Role)
-	}
-	return append(append(out, i.Keys...), i.Users...)
-}
-
 // The ways in which a pod gets credentials.
 const (
 	howIRSA = "irsa"
