@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -72,8 +73,13 @@ func (a *denyPod) role(ctx context.Context, r activities.Request) (principal, er
 	return a.account.roleByARN(ctx, found.role)
 }
 
-// roleByARN reads a role that something names by its ARN.
+var aRole = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
+
+// roleByARN reads a role that something names by its ARN. An annotation holds whatever somebody wrote into it.
 func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) {
+	if !aRole.MatchString(arn) {
+		return principal{}, activities.Refuse("%q is not the ARN of a role", clip(arn, 200))
+	}
 	me, err := a.whoami(ctx)
 	if err != nil {
 		return principal{}, err

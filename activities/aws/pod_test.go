@@ -126,6 +126,15 @@ func TestAPodsIdentity(t *testing.T) {
 		require.Empty(t, got.Role.UID)
 		require.Contains(t, got.Missing[0], "is of account 999999999999")
 	})
+	t.Run("an annotation that is no role", func(t *testing.T) {
+		for i, text := range []string{"x", "arn:aws:iam::123456789012:role/", "arn:aws:iam::123456789012:role/a b", "arn:aws:iam::123456789012:user/" + web.Name} {
+			account := fmt.Sprintf("odd-%d", i)
+			e.account(t, account, text)
+			got := e.identity(t, e.pod(t, account, account))
+			require.Empty(t, got.Role.UID)
+			require.Contains(t, got.Missing[0], "is not the ARN of a role")
+		}
+	})
 	t.Run("what it may not see is named", func(t *testing.T) {
 		e.Deny("ListAttachedRolePolicies")
 		e.Deny("ListPodIdentityAssociations")
