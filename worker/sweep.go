@@ -29,7 +29,7 @@ func (w *Worker) sweep(ctx context.Context) {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for round := 0; ; round++ {
-			if w.account != nil && round%cloudRounds == 0 {
+			if w.account != nil && w.Config.Phase > 1 && round%cloudRounds == 0 { // in phase 1 nothing there is Stanch's
 				if err := w.sweepCloud(ctx, time.Now().Add(-sweepEvery)); err != nil && ctx.Err() == nil {
 					w.Log.Warn("the sweeper of the AWS account goes on after an error", "error", err)
 				}
