@@ -88,8 +88,16 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := account{aws.Start(t), t}
+	// What a terminated workflow left is looked for when Stanch starts: one whose end has come, and one whose has not.
+	a.role("orphaned", podsTrust)
+	for name, until := range map[string]string{"stanch-revoke-LSE-OLD": "20260101T000000Z", "stanch-revoke-LSE-NEW": "21000101T000000Z"} {
+		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + until + `","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
+		if _, err := a.IAM().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := stand.Start(t, filepath.Join(programs, "stanch"), stand.Options{
-		Config: fmt.Sprintf("phase: 1\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n", aws.Region, a.URL),
+		Config: fmt.Sprintf("phase: 2\nscopes: [{name: hosts, namespaces: [\"\"], phase: 1}]\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n", aws.Region, a.URL),
 		Env:    aws.Env(), Args: []string{"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node", lab.NodeName},
 	})
 	drill := func(t *testing.T, role string) (result, []string) {
@@ -127,6 +135,14 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		}
 		return fmt.Errorf("%s was not %s and undone: %+v", action, outcome, got.Leases)
 	}
+
+	kube.Eventually(t, 20*time.Second, "the sweeper to take away what its end has come for, and nothing else", func() error {
+		now, err := a.state(t.Context(), "orphaned")
+		if err == nil && (strings.Contains(now, "LSE-OLD") || !strings.Contains(now, "LSE-NEW")) {
+			err = fmt.Errorf("it is %s", now)
+		}
+		return err
+	})
 
 	t.Run("by EKS Pod Identity, from this pod alone", func(t *testing.T) {
 		role := "pods-of-the-drill"
