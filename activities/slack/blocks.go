@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -35,9 +36,12 @@ func hashOf(blocks []slack.Block) string {
 	return hex.EncodeToString(sum[:8])
 }
 
+// longID matches ids and hashes, of which nobody reads more than the beginning.
+var longID = regexp.MustCompile(`[0-9a-f]{40,}`)
+
 // text is literal: control characters, invisible ones and those that turn the direction are shown as dots.
 func text(s string, n int) string {
-	s = redact.Plain(s)
+	s = longID.ReplaceAllStringFunc(redact.Plain(s), func(id string) string { return id[:12] + "…" })
 	if r := []rune(s); len(r) > n {
 		return string(r[:n]) + "…"
 	}
@@ -118,7 +122,7 @@ func (p *page) blocks() []slack.Block {
 	if in.Status == "open" {
 		blocks = append(blocks, slack.NewDividerBlock(), p.hand())
 	}
-	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, text(p.foot(), 1900), false, false)))
+	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, redact.Plain(p.foot()), false, false)))
 }
 
 func (p *page) facts() []*slack.RichTextSection {
@@ -144,7 +148,7 @@ func (p *page) facts() []*slack.RichTextSection {
 	for _, c := range first(in.Changes, 3) {
 		add("Changed", c.What+", "+c.When.UTC().Format(time.DateTime)+" UTC")
 	}
-	if in.Context.Enriched {
+	if in.Context.Enriched && (in.Blast.SameDigestPods+in.Blast.SameNodePods > 0 || len(in.Context.Missing) == 0) {
 		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods))
 	}
 	for _, m := range first(in.Blast.MayDo, 4) {
@@ -176,11 +180,7 @@ func (p *page) done() []*slack.RichTextSection {
 			if s.Outcome == playbooks.OutcomeSkipped || s.Action == "parallel" {
 				continue
 			}
-			line := string(s.Outcome)
-			if s.Reason != "" {
-				line += ": " + s.Reason
-			}
-			out = append(out, item(s.Action, line))
+			out = append(out, item(s.Action, became(s)))
 		}
 		if run.Error != "" {
 			out = append(out, item(run.Playbook, "failed: "+run.Error))
@@ -194,12 +194,38 @@ func (p *page) done() []*slack.RichTextSection {
 		if l.Undone {
 			what = "undone, and observed to be"
 		}
-		out = append(out, item(l.Action, fmt.Sprintf("%s at %s UTC", what, l.At.UTC().Format(time.TimeOnly))))
+		what += fmt.Sprintf(" at %s UTC", l.At.UTC().Format(time.TimeOnly))
+		if l.Reason != "" {
+			what += ": " + l.Reason
+		}
+		out = append(out, item(l.Action, what))
 	}
 	if e := len(p.in.Evidence); e > 0 {
-		out = append(out, item("evidence", fmt.Sprintf("%d pieces kept", e)))
+		out = append(out, item("evidence", count(e, "piece", "kept")))
 	}
 	return out[max(0, len(out)-maxSteps):]
+}
+
+func count(n int, what, done string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s %s", n, what, done)
+}
+
+// became says in a person's words what became of a step.
+func became(s playbooks.StepReport) string {
+	said := map[playbooks.Outcome]string{
+		playbooks.OutcomeChanged: "done", playbooks.OutcomeUnverified: "done, and not observed", playbooks.OutcomeUnchanged: "it was so already",
+		playbooks.OutcomeProposed: "not done; proposed", playbooks.OutcomeDenied: "denied", playbooks.OutcomeRefused: "refused", playbooks.OutcomeFailed: "FAILED",
+	}[s.Outcome]
+	switch {
+	case s.Reason == "":
+		return said
+	case s.Action == "approval" && s.Outcome == playbooks.OutcomeChanged:
+		return s.Reason
+	}
+	return said + ": " + s.Reason
 }
 
 func (p *page) held() []playbooks.LeaseReport {
@@ -249,7 +275,7 @@ func (p *page) question(i int, q activities.Pending) []slack.Block {
 			would = append(would, item("Would", c))
 		}
 		if plan.Plan.For > 0 {
-			would = append(would, item("Undone", "after "+plan.Plan.For.String()+" by itself"))
+			would = append(would, item("Undone", "after "+brief(plan.Plan.For)+", by itself"))
 		}
 		for _, w := range plan.Plan.Warnings {
 			would = append(would, item("But", w))
@@ -282,6 +308,18 @@ func (p *page) question(i int, q activities.Pending) []slack.Block {
 		slack.NewRichTextBlock("", slack.NewRichTextSection(head...), list(would...)),
 		slack.NewActionBlock(fmt.Sprintf("question/%d/%s", i, q.Hash[:min(16, len(q.Hash))]), buttons...),
 	}
+}
+
+// brief is a duration without the parts that are nothing.
+func brief(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 func changes(q activities.Pending) []string {

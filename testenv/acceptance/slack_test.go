@@ -196,6 +196,18 @@ func (c *chat) toldTo(t *testing.T, member, what string) {
 	}, 10*time.Second, 50*time.Millisecond, "%s is told %q: %v", member, what, c.slack.Whispers(member))
 }
 
+// picture writes what Slack shows into the folder of STANCH_PICTURES, for somebody to look at.
+func (c *chat) picture(t *testing.T, name string, m slack.Message) {
+	t.Helper()
+	dir := os.Getenv("STANCH_PICTURES")
+	if dir == "" {
+		return
+	}
+	page, err := slack.Page(append([]slack.Message{m}, c.slack.Thread(m.TS)...)...)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name+".html"), []byte(page), 0o600))
+}
+
 func stepped(outcome playbooks.Outcome) func(playbooks.Incident) bool {
 	return func(in playbooks.Incident) bool {
 		for _, run := range in.Playbooks {
@@ -224,6 +236,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	require.Equal(t, http.StatusOK, code, body)
 	c.toldTo(t, alice, "recorded")
 	m = c.message(t, q.Incident, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 agreed (alice)") })
+	c.picture(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
 	_, acked := c.slack.Push(t, slack.Payload(alice, m, m.Buttons(t)["approve"][0], nil))
 	require.True(t, acked)
@@ -238,6 +251,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
+	c.picture(t, "slack-held", m)
 	code, body = c.click(t, bob, m, "extend")
 	require.Equal(t, http.StatusOK, code, body)
 	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
@@ -247,10 +261,11 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	require.Equal(t, http.StatusOK, code, body)
 	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
 	require.True(t, box.Resumed(2*time.Second))
-	c.message(t, in.ID, "undone", func(m slack.Message) bool {
+	m = c.message(t, in.ID, "undone", func(m slack.Message) bool {
 		return len(m.Buttons(t)["release"]) == 0 && strings.Contains(string(m.Blocks), "undone, and observed to be")
 	})
 	require.Len(t, c.slack.Messages(), 1, "one message for one incident")
+	c.picture(t, "slack-undone", m)
 }
 
 // A no needs a reason, which is asked for in a form, and denies.

@@ -342,7 +342,7 @@ func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
 	m.UndoTried++
 	switch {
 	case err == nil && r.Undone:
-		m.State, m.Undone, m.Reason = StateEnded, true, ""
+		m.State, m.Undone, m.Reason = StateEnded, true, m.releasedBy()
 		m.tell(now)
 		return
 	case err != nil:

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/proof"
 )
 
 // Report is a message that the lease owes.
@@ -26,6 +28,19 @@ func (m *Machine) report(now time.Time) playbooks.LeaseReport {
 		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
 		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: reason, At: now, AppliedAt: m.Applied,
 	}
+}
+
+// releasedBy names who ended it early, for people to read: what was permitted was judged by the grant's signature.
+func (m *Machine) releasedBy() string {
+	var g proof.Grant
+	if m.Grant == nil || json.Unmarshal(m.Grant.Body, &g) != nil || len(g.People) == 0 {
+		return ""
+	}
+	who := "released by " + strings.Join(g.People, ", ")
+	if g.Note != "" {
+		who += ": " + g.Note
+	}
+	return who
 }
 
 // Report is the lease as it stands.

@@ -1,0 +1,124 @@
+package slack
+
+import (
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"strings"
+)
+
+// Page draws messages roughly as Slack shows them, so that somebody can look at what was sent.
+func Page(messages ...Message) (string, error) {
+	var b strings.Builder
+	b.WriteString(pageHead)
+	for _, m := range messages {
+		var blocks []map[string]any
+		if err := json.Unmarshal(m.Blocks, &blocks); err != nil {
+			return "", fmt.Errorf("blocks of %s: %w", m.TS, err)
+		}
+		class := "message"
+		if m.Thread != "" {
+			class += " reply"
+		}
+		fmt.Fprintf(&b, `<div class=%q><div class="avatar">S</div><div class="body"><div class="who">Stanch <span>APP</span></div>`, class)
+		for _, block := range blocks {
+			drawBlock(&b, block)
+		}
+		b.WriteString("</div></div>")
+	}
+	b.WriteString("</body></html>")
+	return b.String(), nil
+}
+
+const pageHead = `<!doctype html><html><head><meta charset="utf-8"><style>
+body{font:15px/1.46 Lato,"Helvetica Neue",Arial,sans-serif;color:#1d1c1d;margin:24px;width:760px}
+.message{display:flex;gap:10px;margin-bottom:16px}.reply{margin-left:46px}
+.avatar{width:36px;height:36px;border-radius:6px;background:#611f69;color:#fff;text-align:center;line-height:36px;font-weight:700;flex:none}
+.who{font-weight:900}.who span{font-size:10px;background:#e8e8e8;padding:1px 3px;border-radius:2px;font-weight:400}
+.header{font-size:18px;font-weight:900;margin:4px 0}ul{margin:2px 0 4px;padding-left:24px}
+code{font:12px Monaco,Menlo,monospace;color:#e01e5a;background:#f7f7f8;border:1px solid #ddd;border-radius:3px;padding:1px 3px}
+.actions{display:flex;gap:8px;margin:6px 0 10px}.actions b{font-weight:700;font-size:13px;border:1px solid #bbb;border-radius:4px;padding:5px 11px}
+.actions b.primary{background:#007a5a;color:#fff;border-color:#007a5a}.actions b.danger{background:#e01e5a;color:#fff;border-color:#e01e5a}
+.context{font-size:12px;color:#616061;margin-top:4px}hr{border:0;border-top:1px solid #ddd;margin:10px 0}
+.mention{background:#e8f5fa;color:#1264a3;border-radius:3px;padding:0 2px}</style></head><body>`
+
+func drawBlock(b *strings.Builder, block map[string]any) {
+	switch block["type"] {
+	case "header":
+		fmt.Fprintf(b, `<div class="header">%s</div>`, plainText(block["text"]))
+	case "divider":
+		b.WriteString("<hr>")
+	case "context":
+		b.WriteString(`<div class="context">`)
+		for _, e := range listOf(block["elements"]) {
+			b.WriteString(plainText(e))
+		}
+		b.WriteString("</div>")
+	case "actions":
+		b.WriteString(`<div class="actions">`)
+		for _, e := range listOf(block["elements"]) {
+			style, _ := e["style"].(string)
+			fmt.Fprintf(b, `<b class=%q>%s</b>`, style, plainText(e["text"]))
+		}
+		b.WriteString("</div>")
+	case "rich_text":
+		for _, e := range listOf(block["elements"]) {
+			drawRich(b, e)
+		}
+	default:
+		fmt.Fprintf(b, "<p>[%v]</p>", block["type"])
+	}
+}
+
+func drawRich(b *strings.Builder, e map[string]any) {
+	open, end := "<div>", "</div>"
+	if e["type"] == "rich_text_list" {
+		b.WriteString("<ul>")
+		for _, item := range listOf(e["elements"]) {
+			b.WriteString("<li>")
+			drawRich(b, item)
+			b.WriteString("</li>")
+		}
+		b.WriteString("</ul>")
+		return
+	}
+	b.WriteString(open)
+	for _, part := range listOf(e["elements"]) {
+		text, _ := part["text"].(string)
+		switch part["type"] {
+		case "user":
+			fmt.Fprintf(b, `<span class="mention">@%v</span>`, template.HTMLEscapeString(fmt.Sprint(part["user_id"])))
+			continue
+		case "usergroup":
+			fmt.Fprintf(b, `<span class="mention">@%v</span>`, template.HTMLEscapeString(fmt.Sprint(part["usergroup_id"])))
+			continue
+		}
+		text = template.HTMLEscapeString(text)
+		style, _ := part["style"].(map[string]any)
+		if style["bold"] == true {
+			text = "<strong>" + text + "</strong>"
+		}
+		if style["code"] == true {
+			text = "<code>" + text + "</code>"
+		}
+		b.WriteString(text)
+	}
+	b.WriteString(end)
+}
+
+func plainText(v any) string {
+	m, _ := v.(map[string]any)
+	text, _ := m["text"].(string)
+	return template.HTMLEscapeString(text)
+}
+
+func listOf(v any) []map[string]any {
+	all, _ := v.([]any)
+	var out []map[string]any
+	for _, one := range all {
+		if m, ok := one.(map[string]any); ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
