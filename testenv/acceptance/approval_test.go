@@ -153,7 +153,7 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 
 // Deaths while a question is open: no question and no answer is lost, and none is granted twice.
 func TestDeathWhileAQuestionIsOpen(t *testing.T) {
-	kills := 3
+	kills := 2
 	if text := os.Getenv("STANCH_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)
 		require.NoError(t, err)
