@@ -9,7 +9,7 @@ LAB        := $(CACHE)/lab/state.json
 TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
-PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static
+PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static python3-venv
 
 .PHONY: help run stop build setup test test-short bench check lint generate fuzz clean
 
@@ -33,8 +33,9 @@ bin/stanch: $(SOURCES)
 bin/stanch-sensor: $(SOURCES)
 	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
-setup: ## install what the tests need (Debian packages) and build the lab's Kubernetes node
+setup: ## install what the tests need (Debian packages, moto_server) and build the lab's Kubernetes node
 	@bash scripts/setup.sh $(PACKAGES)
+	@bash scripts/moto.sh "$(CACHE)/moto"
 	@$(GO) run ./testenv/kube/cmd/labnode build
 
 test: setup build ## run every test: kernel, node, Temporal and Kubernetes included
@@ -55,6 +56,7 @@ generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/link
 
 FUZZ := activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
+	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll \
 	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs
 
 fuzz: ## fuzz every parser for a minute each

@@ -33,6 +33,10 @@ func (c *checker) evidenceStep(s *Step, have []attempt, conditions []string) []a
 	case s.Verb == VerbEvidence:
 		have = append(have, attempt{target, conditions})
 	case s.Verb == VerbContain:
+		// What no detection is about has no evidence of its own: any of the incident counts, as it does for the guard.
+		spec := c.program.catalogue[s.Action]
+		derived := len(spec.Targets) > 0 && !spec.Targets[0].Detected()
+		covers := func(evidence, containment string) bool { return derived || covers(evidence, containment) }
 		covered := slices.ContainsFunc(have, func(a attempt) bool {
 			return covers(a.target, target) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(conditions, cond) })
 		})

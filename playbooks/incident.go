@@ -105,13 +105,16 @@ type Target struct {
 	Kind           TargetKind `json:"kind" expr:"kind"`
 	Namespace      string     `json:"namespace,omitempty" expr:"namespace"`
 	Name           string     `json:"name" expr:"name"`
-	UID            string     `json:"uid" expr:"uid"` // pod UID, workload UID or container id: never reused
+	UID            string     `json:"uid" expr:"uid"` // pod UID, workload UID, container id, RoleId: never reused
 	Node           string     `json:"node,omitempty" expr:"node"`
 	WorkloadKind   string     `json:"workload_kind,omitempty" expr:"workload_kind"` // TargetWorkload
 	ContainerID    string     `json:"container_id,omitempty" expr:"container_id"`   // where the detection was
 	ContainerName  string     `json:"container_name,omitempty" expr:"container_name"`
 	ServiceAccount string     `json:"service_account,omitempty" expr:"service_account"`
 	HostNetwork    bool       `json:"host_network,omitempty" expr:"host_network"`
+	// Account and ARN are those of a cloud target. Its namespace is that of the pod through which it was found.
+	Account string `json:"account,omitempty" expr:"account"`
+	ARN     string `json:"arn,omitempty" expr:"arn"`
 }
 
 // TargetKind says what kind of thing a target is.
@@ -123,14 +126,27 @@ const (
 	TargetContainer TargetKind = "container" // a container of a host without Kubernetes
 	TargetWorkload  TargetKind = "workload"
 	TargetIncident  TargetKind = "incident" // notify, ticket: the incident itself
+	TargetRole      TargetKind = "role"     // an IAM role, by its RoleId
+	TargetUser      TargetKind = "user"     // an IAM user, by its UserId
+	TargetKey       TargetKind = "key"      // an access key, by its id; its name is its user's
 )
+
+// Cloud tells whether the target lies outside of the cluster.
+func (k TargetKind) Cloud() bool { return k == TargetRole || k == TargetUser || k == TargetKey }
+
+// Detected tells whether detections are about targets of this kind. What is not detected has no evidence and no
+// attestation of its own: that of the pods through which it was found counts.
+func (k TargetKind) Detected() bool { return k == TargetPod || k == TargetContainer }
 
 // ID is the identity as leases and proofs use it.
 func (t Target) ID() string { return string(t.Kind) + ":" + t.UID }
 
 // String is the target as people say it.
 func (t Target) String() string {
-	if t.Namespace == "" {
+	switch {
+	case t.Kind == TargetKey:
+		return fmt.Sprintf("key %s of user %s", t.UID, t.Name)
+	case t.Namespace == "" || t.Kind.Cloud():
 		return fmt.Sprintf("%s %s", t.Kind, t.Name)
 	}
 	return fmt.Sprintf("%s %s/%s", t.Kind, t.Namespace, t.Name)

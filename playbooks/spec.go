@@ -45,6 +45,7 @@ const (
 	FacetIdentity   Facet = "identity"
 	FacetImage      Facet = "image"
 	FacetLabels     Facet = "labels"
+	FacetTrust      Facet = "trust" // who may become a role; its own, so that sessions can be revoked besides
 )
 
 // Spec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
@@ -67,7 +68,10 @@ type Spec struct {
 	// Kubernetes rights, for planning (reads) and for applying.
 	PlanRights  []Right
 	ApplyRights []Right
-	D3FEND      string // technique id, "D3-NTF"
+	// PlanCloud and ApplyCloud are the IAM permissions for the same; apply includes verification and undo.
+	PlanCloud  []CloudRight
+	ApplyCloud []CloudRight
+	D3FEND     string // technique id, "D3-NTF"
 	// Combine joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
 	Combine func(a, b json.RawMessage) (json.RawMessage, error)
 }
@@ -77,6 +81,12 @@ type Right struct {
 	Groups    []string `json:"groups"` // "" is the core group
 	Resources []string `json:"resources"`
 	Verbs     []string `json:"verbs"`
+}
+
+// CloudRight is one IAM permission, as in a statement of a policy.
+type CloudRight struct {
+	Actions   []string `json:"actions"`
+	Resources []string `json:"resources"`
 }
 
 // Checker is implemented by Params that have rules of their own.

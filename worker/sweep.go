@@ -20,7 +20,7 @@ const sweepEvery = time.Minute
 // sweep takes back what is contained past its stamped end and has no lease that runs: what a terminated workflow
 // left. The node's lock needs no sweeper, it ends in the kernel.
 func (w *Worker) sweep(ctx context.Context) {
-	if w.Kube == nil {
+	if w.Kube == nil && w.account == nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -28,7 +28,12 @@ func (w *Worker) sweep(ctx context.Context) {
 	go func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
-		for {
+		for round := 0; ; round++ {
+			if w.account != nil && w.Config.Phase > 1 && round%cloudRounds == 0 { // in phase 1 nothing there is Stanch's
+				if err := w.sweepCloud(ctx, time.Now().Add(-sweepEvery)); err != nil && ctx.Err() == nil {
+					w.Log.Warn("the sweeper of the AWS account goes on after an error", "error", err)
+				}
+			}
 			if err := w.SweepOnce(ctx, time.Now().Add(-30*time.Second)); err != nil && ctx.Err() == nil {
 				w.Log.Warn("the sweeper goes on after an error", "error", err)
 			}
@@ -43,6 +48,9 @@ func (w *Worker) sweep(ctx context.Context) {
 
 // SweepOnce takes back what expired before the time given.
 func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
+	if w.Kube == nil {
+		return nil
+	}
 	isolated, err := kube.SweepIsolate(ctx, w.Kube, before)
 	if err != nil {
 		return fmt.Errorf("look for isolations: %w", err)
@@ -89,13 +97,45 @@ func (w *Worker) leaseRuns(ctx context.Context, o kube.Orphan) (bool, error) {
 	case o.Scale != nil:
 		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.Scale.Target.UID}, playbooks.FacetReplicas
 	}
+	return w.holds(ctx, target, facet, o.Object)
+}
+
+// cloudRounds is how many rounds of the sweeper pass between two looks at the whole account, which are many calls.
+const cloudRounds = 15
+
+// sweepCloud takes back what is contained in the account past its stamped end and has no lease that runs.
+func (w *Worker) sweepCloud(ctx context.Context, before time.Time) error {
+	orphans, err := w.account.Sweep(ctx, before)
+	if err != nil {
+		return fmt.Errorf("look for what is contained in AWS: %w", err)
+	}
+	var problems []error
+	for _, o := range orphans {
+		if running, err := w.holds(ctx, o.Target, o.Facet, o.Object); err != nil || running {
+			problems = append(problems, err)
+			continue
+		}
+		switch drift, err := o.Undo(ctx); {
+		case err != nil:
+			problems = append(problems, err)
+		case drift != nil:
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.Lease, "difference", drift.Detail)
+		default:
+			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// holds tells whether the lease of a target's facet runs.
+func (w *Worker) holds(ctx context.Context, target playbooks.Target, facet playbooks.Facet, object string) (bool, error) {
 	d, err := w.Client.DescribeWorkflowExecution(ctx, workflows.LeaseID(w.Config.Cluster, target, facet), "")
 	var gone *serviceerror.NotFound
 	if errors.As(err, &gone) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("ask for the lease of %s: %w", o.Object, err)
+		return false, fmt.Errorf("ask for the lease of %s: %w", object, err)
 	}
 	return d.GetWorkflowExecutionInfo().GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING, nil
 }

@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
+	"stanch/activities/aws"
 	"stanch/activities/kube"
 	"stanch/activities/node"
 	"stanch/activities/notify"
@@ -91,25 +92,44 @@ type Worker struct {
 	HTTPAddr string
 	APIAddr  string
 
+	account *aws.Account // nil without one
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
 	closers []func()
 }
 
-// Actions gives every action. Without nodes and cluster it still tells their specs.
-func Actions(nodes activities.Nodes, client kubernetes.Interface, desk activities.Desk, log *slog.Logger) []activities.Action {
-	return append(kube.Actions(client),
-		&node.Isolate{Nodes: nodes, Kube: client},
-		&node.Freeze{Nodes: nodes},
-		&node.Snapshot{Nodes: nodes},
-		&notify.Log{Logger: log},
-		&view.Say{Desk: desk},
+// Parts are what actions act on. The zero value acts on nothing: its actions still tell their specs.
+type Parts struct {
+	Nodes   activities.Nodes
+	Kube    kubernetes.Interface // nil without a cluster
+	Account *aws.Account         // nil without an account
+	Desk    activities.Desk      // nil without a chat
+	Log     *slog.Logger         // nil is the default
+}
+
+// Actions gives every action.
+func Actions(p Parts) []activities.Action {
+	return append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...),
+		&node.Isolate{Nodes: p.Nodes, Kube: p.Kube},
+		&node.Freeze{Nodes: p.Nodes},
+		&node.Snapshot{Nodes: p.Nodes},
+		&notify.Log{Logger: cmp.Or(p.Log, slog.Default())},
+		&view.Say{Desk: p.Desk},
 	)
 }
 
 // Catalogue is the specs of every action.
 func Catalogue() playbooks.Catalogue {
 	return ActionSet().Catalogue()
+}
+
+// OpenAccount opens the AWS account of the configuration; nil if there is none.
+func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
+	if c.AWS == nil {
+		return nil, nil //nolint:nilnil // no account is an answer
+	}
+	a := c.AWS
+	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, Protected: c.Protected.Roles})
 }
 
 // Start starts all parts. Close stops them.
@@ -126,7 +146,12 @@ func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
 	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
-	w.Set = activities.NewSet(Actions(w.Hub, o.Kube, desk{w}, o.Log)...)
+	account, err := OpenAccount(ctx, o.Config)
+	if err != nil {
+		return err
+	}
+	w.account = account
+	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Log: o.Log})...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
@@ -322,4 +347,4 @@ func LockDir(dir string) (unlock func(), err error) {
 }
 
 // ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Set { return activities.NewSet(Actions(nil, nil, nil, slog.Default())...) }
+func ActionSet() *activities.Set { return activities.NewSet(Actions(Parts{})...) }

@@ -48,6 +48,10 @@ func attackMain(args []string) int {
 		err = terminalShell()
 	case "reverse-shell":
 		err = reverseShell(address)
+	case "credentials":
+		if err = readToken(); err == nil {
+			return mine(address)
+		}
 	}
 	fmt.Fprintln(os.Stderr, "drill attack:", err)
 	return 1
@@ -72,6 +76,28 @@ func mine(address string) int {
 		}
 		_ = c.Close()
 	}
+}
+
+// readToken lays a token that is worth nothing where pods have theirs, seen by this process's mount namespace alone, and
+// reads it with a tool.
+func readToken() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("keep the mount to itself: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "size=64k"); err != nil {
+		return fmt.Errorf("mount a place for the token: %w", err)
+	}
+	const dir = "/run/secrets/kubernetes.io/serviceaccount"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("lay the token: %w", err)
+	}
+	if err := os.WriteFile(dir+"/token", []byte("a drill's token, worth nothing\n"), 0o600); err != nil {
+		return fmt.Errorf("lay the token: %w", err)
+	}
+	if err := exec.Command("cat", dir+"/token").Run(); err != nil { //nolint:noctx // at once
+		return fmt.Errorf("read the token: %w", err)
+	}
+	return nil
 }
 
 // terminalShell runs a shell on a terminal of its own.

@@ -14,6 +14,8 @@ import (
 
 	"stanch/sensors/identity"
 	"stanch/sensors/probe"
+	"stanch/worker"
+	"stanch/worker/config"
 )
 
 // finding is one thing that the doctor looked at.
@@ -89,6 +91,9 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 		_ = resolver.Close()
 	}
 	out = append(out, clusterFinding(ctx, kubeconfig))
+	if cfg, err := g.load(); err == nil && cfg.AWS != nil {
+		out = append(out, awsFinding(ctx, cfg))
+	}
 	out = append(out, diskFinding(g.data))
 	var nodes map[string]any
 	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
@@ -101,6 +106,21 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 		add("stanch", false, true, fmt.Sprintf("up; %d nodes connected: %s", len(nodes), strings.Join(names, ", ")), "")
 	}
 	return out
+}
+
+// awsFinding asks AWS who Stanch is there. Without an account its steps are refused and the others go on.
+func awsFinding(ctx context.Context, cfg *config.Config) finding {
+	f := finding{Name: "AWS", Mend: "give Stanch credentials where the AWS SDK looks for them; `stanch manifests --iam` prints the policy that they need"}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	account, err := worker.OpenAccount(ctx, cfg)
+	if err == nil {
+		f.Detail, err = account.Check(ctx)
+	}
+	if f.OK = err == nil; err != nil {
+		f.Detail = err.Error()
+	}
+	return f
 }
 
 func detailOr(detail string, err error) string {

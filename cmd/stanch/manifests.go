@@ -12,14 +12,25 @@ import (
 
 func manifestsCommand(g *globals) *cobra.Command {
 	o := manifests.Options{}
+	var iam bool
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: args(cobra.NoArgs),
 		Long: `Print the YAML that installs worker and sensor in a cluster. Its rights are the sum
 of what the actions declare for the phase: in phase 1 nothing can be written but
-the kill switch. It holds no secret; its head says how to make them.`,
+the kill switch. It holds no secret; its head says how to make them. With --iam it
+prints the AWS policy of the phase instead, for the identity that Stanch works as.`,
 		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
-  stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml`,
+  stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
+  stanch manifests --phase 2 --iam > stanch-policy.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if iam {
+				out, err := manifests.IAM(worker.Catalogue(), o.Phase)
+				if err != nil {
+					return usageError{err}
+				}
+				_, err = cmd.OutOrStdout().Write(out)
+				return err
+			}
 			if g.config != "" {
 				cfg, err := g.load()
 				if err != nil {
@@ -44,6 +55,7 @@ the kill switch. It holds no secret; its head says how to make them.`,
 	}
 	f := c.Flags()
 	f.IntVar(&o.Phase, "phase", 1, "1 observes, 2 contains, 3 disrupts behind approval: the rights follow")
+	f.BoolVar(&iam, "iam", false, "print the IAM policy of the phase, as JSON, and nothing else")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the sensor's image")

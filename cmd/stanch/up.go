@@ -84,12 +84,17 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
+	// Temporal trusts an authority of its own: the one that issues nodes' certificates opens nothing there.
+	inner, err := authority.OpenPKI(filepath.Join(g.data, "pki", "temporal"))
+	if err != nil {
+		return err
+	}
 	auth, err := authority.Open(filepath.Join(g.data, "keys"))
 	if err != nil {
 		return err
 	}
 	server, err := engine.Start(ctx, engine.Options{
-		Dir: filepath.Join(g.data, "temporal"), PKI: pki, Log: log,
+		Dir: filepath.Join(g.data, "temporal"), PKI: inner, Log: log,
 		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
@@ -128,7 +133,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if !o.noSensor {
 		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, log) }()
 	}
-	ui, err := startUI(ctx, o.ui, server, pki, filepath.Join(g.data, "temporal", "tls"))
+	ui, err := startUI(ctx, o.ui, server, inner, filepath.Join(g.data, "temporal", "tls"))
 	if err != nil {
 		log.Warn("Temporal's web page is off", "error", err)
 	}

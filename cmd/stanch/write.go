@@ -110,22 +110,24 @@ func yamlFiles(paths []string) ([]string, error) {
 
 // actionDoc is an action as `stanch actions -o json` shows it.
 type actionDoc struct {
-	Name       string             `json:"name"`
-	Verb       playbooks.Verb     `json:"verb"`
-	Doc        string             `json:"doc"`
-	Class      playbooks.Class    `json:"class"`
-	Facet      playbooks.Facet    `json:"facet,omitempty"`
-	Targets    []string           `json:"targets"`
-	Reversible bool               `json:"reversible"`
-	Params     *jsonschema.Schema `json:"params,omitempty"`
-	Outputs    *jsonschema.Schema `json:"outputs,omitempty"`
-	Plan       []playbooks.Right  `json:"rights_to_plan,omitempty"`
-	Apply      []playbooks.Right  `json:"rights_to_apply,omitempty"`
-	D3FEND     string             `json:"d3fend,omitempty"`
+	Name       string                 `json:"name"`
+	Verb       playbooks.Verb         `json:"verb"`
+	Doc        string                 `json:"doc"`
+	Class      playbooks.Class        `json:"class"`
+	Facet      playbooks.Facet        `json:"facet,omitempty"`
+	Targets    []string               `json:"targets"`
+	Reversible bool                   `json:"reversible"`
+	Params     *jsonschema.Schema     `json:"params,omitempty"`
+	Outputs    *jsonschema.Schema     `json:"outputs,omitempty"`
+	Plan       []playbooks.Right      `json:"rights_to_plan,omitempty"`
+	Apply      []playbooks.Right      `json:"rights_to_apply,omitempty"`
+	PlanIAM    []playbooks.CloudRight `json:"iam_to_plan,omitempty"`
+	ApplyIAM   []playbooks.CloudRight `json:"iam_to_apply,omitempty"`
+	D3FEND     string                 `json:"d3fend,omitempty"`
 }
 
 func docOf(s playbooks.Spec) actionDoc {
-	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanRights, Apply: s.ApplyRights, D3FEND: s.D3FEND}
+	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanRights, Apply: s.ApplyRights, PlanIAM: s.PlanCloud, ApplyIAM: s.ApplyCloud, D3FEND: s.D3FEND}
 	for _, t := range s.Targets {
 		d.Targets = append(d.Targets, string(t))
 	}
@@ -176,6 +178,9 @@ func actionsCommand() *cobra.Command {
 				}
 				for _, r := range d.Apply {
 					fmt.Fprintf(out, "  needs        %s %s\n", strings.Join(r.Verbs, ","), strings.Join(r.Resources, ","))
+				}
+				for _, r := range d.ApplyIAM {
+					fmt.Fprintf(out, "  needs in AWS %s on %s\n", strings.Join(r.Actions, ","), strings.Join(r.Resources, ","))
 				}
 				return nil
 			}

@@ -36,7 +36,7 @@ func TestEachDrillHolds(t *testing.T) {
 		lacking.Lacking(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer", pid)
 	}
 	s := stand.Start(t, binary, stand.Options{})
-	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
+	for _, name := range []string{"cryptominer", "shell", "reverse-shell", "credentials"} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, code := s.Run(t, "drill", name, "-o", "json")
 			require.Zero(t, code, "%s\n%s", stdout, stderr)

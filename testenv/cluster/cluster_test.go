@@ -67,7 +67,7 @@ func TestInstalled(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, onlyPods)
 
 	for name, actions := range map[string][]string{
-		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"},
+		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"}, "credentials": {"pod.isolate"},
 	} {
 		t.Run("drill "+name, func(t *testing.T) { in.drill(t, name, actions) })
 	}

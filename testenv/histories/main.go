@@ -33,7 +33,7 @@ func main() {
 }
 
 func write(ctx context.Context, data, out string) error {
-	pki, err := authority.OpenPKI(filepath.Join(data, "pki"))
+	pki, err := authority.OpenPKI(filepath.Join(data, "pki", "temporal"))
 	if err != nil {
 		return err
 	}

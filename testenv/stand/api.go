@@ -117,7 +117,7 @@ func (s *Stand) Temporal(t testing.TB, withKey bool) client.Client {
 	t.Helper()
 	address, err := os.ReadFile(filepath.Join(s.Data, "temporal", "address"))
 	require.NoError(t, err)
-	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki"))
+	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki", "temporal"))
 	require.NoError(t, err)
 	tlsConfig, err := pki.TLS(authority.RoleTemporal, "intruder")
 	require.NoError(t, err)

@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"net"
+	"net/url"
 	"os"
 	"path"
 	"reflect"
@@ -38,6 +40,7 @@ type Config struct {
 	Library   *bool     `yaml:"library" json:"library,omitempty" jsonschema:"description=whether the shipped playbooks are used; true if not given"`
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
 	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
+	AWS       *AWS      `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
 }
 
 // Scope is a part of the estate with its own phase, approvers and thresholds.
@@ -63,6 +66,7 @@ type Approvers struct {
 type Protected struct {
 	Namespaces []string `yaml:"namespaces" json:"namespaces,omitempty"`
 	Workloads  []string `yaml:"workloads" json:"workloads,omitempty" jsonschema:"description=namespace/Kind/name"`
+	Roles      []string `yaml:"roles" json:"roles,omitempty" jsonschema:"description=IAM roles and users: names or ARNs; * and ? are patterns"`
 }
 
 // Budget bounds what may be contained without a person.
@@ -77,6 +81,15 @@ type Budget struct {
 type Foreign struct {
 	Name      string `yaml:"name" json:"name"`
 	TokenFile string `yaml:"token_file" json:"token_file"`
+}
+
+// AWS is the account that aws.* actions work on. Credentials come from the SDK's usual places, never from this file.
+type AWS struct {
+	Region   string `yaml:"region" json:"region" jsonschema:"required,description=such as eu-central-1"`
+	Endpoint string `yaml:"endpoint" json:"endpoint,omitempty" jsonschema:"description=https URL of a private endpoint; AWS's own if not given"`
+	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=of the shared configuration files"`
+	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
+	Cluster  string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the EKS cluster's name; EKS Pod Identity is looked up with it"`
 }
 
 // Duration is a time.Duration that is written "15m".
@@ -107,6 +120,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 const (
 	DrillScope     = "drill"
 	DrillNamespace = "stanch-drill"
+	// DrillRole begins the names of IAM roles that were made for drills.
+	DrillRole = "stanch-drill-"
 )
 
 // Default is what holds without a file: phase 1, nobody may approve but the user who runs Stanch.
@@ -227,6 +242,7 @@ func (p *parser) errorf(line int, code, hint, format string, args ...any) {
 }
 
 func (p *parser) check(c *Config) {
+	p.checkAWS(c)
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)
@@ -258,6 +274,51 @@ func (p *parser) check(c *Config) {
 			}
 		}
 	}
+}
+
+var (
+	region     = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$`)
+	roleARN    = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}$`)
+	eksCluster = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$`)
+)
+
+func (p *parser) checkAWS(c *Config) {
+	for _, pattern := range c.Protected.Roles {
+		if _, err := path.Match(pattern, ""); err != nil {
+			p.errorf(1, "pattern", "", "protected: `%s` is not a pattern", pattern)
+		}
+	}
+	a := c.AWS
+	if a == nil {
+		return
+	}
+	switch {
+	case a.Region == "":
+		p.errorf(1, "required", "add `region:`, such as eu-central-1", "aws: the region is missing")
+	case !region.MatchString(a.Region):
+		p.errorf(1, "value", "such as eu-central-1", "aws: `%s` is not a region", a.Region)
+	}
+	if a.RoleARN != "" && !roleARN.MatchString(a.RoleARN) {
+		p.errorf(1, "value", "such as arn:aws:iam::123456789012:role/stanch", "aws: `%s` is not the ARN of a role", a.RoleARN)
+	}
+	if a.Cluster != "" && !eksCluster.MatchString(a.Cluster) {
+		p.errorf(1, "value", "its name, and not its ARN", "aws: `%s` is not the name of an EKS cluster", a.Cluster)
+	}
+	if a.Endpoint == "" {
+		return
+	}
+	u, err := url.Parse(a.Endpoint)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		p.errorf(1, "value", "such as https://vpce-….amazonaws.com", "aws: `%s` is not a URL", a.Endpoint)
+	case u.Scheme == "http" && !loopback(u.Hostname()):
+		p.errorf(1, "value", "use https", "aws: credentials would go to %s in the clear", u.Host)
+	}
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // keysOf are the keys of one of the configuration's types, for hints.

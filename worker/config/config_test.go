@@ -112,6 +112,29 @@ func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestTheAccountIsCheckedStrictly(t *testing.T) {
+	c, problems := config.Parse("c", []byte("aws: { region: eu-central-1, cluster: shop, endpoint: \"http://127.0.0.1:5000\" }\nprotected: { roles: [\"billing-*\"] }\n"))
+	require.Empty(t, problems)
+	require.Equal(t, "shop", c.AWS.Cluster)
+	require.Nil(t, config.Default().AWS, "no account unless one is named")
+
+	_, problems = config.Parse("c", []byte("aws:\n  regio: eu\n"))
+	require.Equal(t, "c:2:1: error: there is no key `regio` here [unknown-key]", problems[len(problems)-1].String())
+	require.Contains(t, problems[len(problems)-1].Hint, "did you mean `region`?")
+
+	_, problems = config.Parse("c", []byte("aws: { region: Frankfurt, role_arn: stanch, cluster: \"arn:aws:eks:x\", endpoint: \"http://aws.example\" }\nprotected: { roles: [\"[\"] }\n"))
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Message)
+	}
+	require.Equal(t, []string{
+		"protected: `[` is not a pattern", "aws: `Frankfurt` is not a region", "aws: `stanch` is not the ARN of a role",
+		"aws: `arn:aws:eks:x` is not the name of an EKS cluster", "aws: credentials would go to aws.example in the clear",
+	}, got)
+	_, problems = config.Parse("c", []byte("aws: {}\n"))
+	require.Contains(t, problems[0].Message, "the region is missing")
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("phase: 2\nscopes: [{name: a, namespaces: [x]}]"))
 	f.Fuzz(func(t *testing.T, raw []byte) {

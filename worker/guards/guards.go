@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stanch/activities"
+	"stanch/activities/aws"
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/proof"
@@ -136,7 +137,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error) {
 	f := Facts{Question: q, Config: c.Config, Budget: c.Budget, Self: c.Self}
 	target := q.Request.Target
-	f.Scope = c.Config.ScopeOf(target.Namespace)
+	f.Scope = c.scope(q)
 	stopped, who, err := c.Switch.Stopped(ctx)
 	if err != nil {
 		stopped, who = true, "the kill switch cannot be read: "+err.Error()
@@ -146,6 +147,8 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	}
 	// A workload has no detections of its own: its namespace is the API server's word, since that is where it is found.
 	drill := target.Kind == playbooks.TargetWorkload && target.Namespace == config.DrillNamespace
+	// Of a role it is its name, which the action compares with the RoleId at IAM.
+	drill = drill || target.Kind == playbooks.TargetRole && strings.HasPrefix(target.Name, config.DrillRole)
 	for _, s := range q.Basis.Attestations {
 		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
 		if err != nil || a.Namespace != target.Namespace {
@@ -182,6 +185,35 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		f.Scope = drillScope()
 	}
 	return f, nil
+}
+
+// told is how old an attestation may be that says no more than from where a cloud target was reached.
+const told = 24 * time.Hour
+
+// scope is that of the target's namespace. A cloud target has none of its own: the namespace of the pod through which it
+// was found counts if the gateway attested a detection there, and else no scope's phase is lent to it.
+func (c *Chain) scope(q activities.Question) config.Scope {
+	target := q.Request.Target
+	own := c.Config.ScopeOf(target.Namespace)
+	if !target.Kind.Cloud() {
+		return own
+	}
+	for _, s := range q.Basis.Attestations {
+		var a proof.Attestation
+		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace {
+			continue
+		}
+		if age := q.Now.Sub(a.Accepted); age < told && age > -slack {
+			return own
+		}
+	}
+	for _, s := range c.Config.Scopes {
+		if s.Phase < own.Phase {
+			own.Phase = s.Phase
+		}
+	}
+	own.Name, own.Approvers = "default", config.Approvers{Quorum: 1, Timeout: own.Approvers.Timeout}
+	return own
 }
 
 func (f Facts) phase() int {
@@ -226,6 +258,11 @@ func protected(f Facts) *activities.Decision {
 	if w.Namespace == t.Namespace && slices.Contains(f.Config.Protected.Workloads, w.String()) {
 		return refuse("the workload %s is protected", w)
 	}
+	for _, pattern := range f.Config.Protected.Roles {
+		if t.Kind.Cloud() && aws.Matches(pattern, t.Name, t.ARN) {
+			return refuse("%s is protected (%s)", t, pattern)
+		}
+	}
 	for _, attested := range f.Workloads {
 		if slices.Contains(f.Config.Protected.Workloads, attested) {
 			return refuse("the workload %s is protected", attested)
@@ -239,7 +276,7 @@ func evidence(f Facts) *activities.Decision {
 		return nil // plans inside of an approval are made before the evidence may have run
 	}
 	for _, r := range f.Receipts {
-		if r.Target == f.Request.Target.ID() || f.Request.Target.Kind == playbooks.TargetWorkload {
+		if r.Target == f.Request.Target.ID() || !f.Request.Target.Kind.Detected() {
 			return nil
 		}
 	}

@@ -353,6 +353,20 @@ func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activitie
 			found.Into(&r.in.Incident)
 		}
 	}
+	if s.Action == "aws.identity" && result.Outcome.Usable() {
+		// No detection is about a role: the guards learn from the pod's through whom it was reached.
+		var found struct {
+			Role        playbooks.Target
+			Keys, Users []playbooks.Target
+		}
+		if r.in.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
+			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {
+				if t.UID != "" && t.Kind.Cloud() {
+					r.in.Attestations[t.ID()] = append(r.in.Attestations[t.ID()], last(r.in.Attestations[request.Target.ID()], 1)...)
+				}
+			}
+		}
+	}
 	if result.Receipt != nil {
 		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
 	}

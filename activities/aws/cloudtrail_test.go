@@ -1,0 +1,91 @@
+package aws_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	testaws "stanch/testenv/aws"
+)
+
+func (w *world) trail(target playbooks.Target) (activities.Observation, []map[string]any) {
+	w.t.Helper()
+	seen, err := w.actions["aws.cloudtrail"].(activities.Observer).Observe(w.t.Context(), asked("aws.cloudtrail", target, 0, `{"hours":3}`))
+	require.NoError(w.t, err)
+	require.Len(w.t, seen.Pieces, 1)
+	var lines []map[string]any
+	for line := range bytes.Lines(seen.Pieces[0].Data) {
+		var one map[string]any
+		require.NoError(w.t, json.Unmarshal(line, &one))
+		lines = append(lines, one)
+	}
+	return seen, lines
+}
+
+func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
+	w := newWorld(t, nil)
+	role := playbooks.Target{Kind: playbooks.TargetRole, Name: "web", UID: "AROA1", ARN: "arn:aws:iam::123456789012:role/web"}
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
+	const assumed = `{"eventName":"AssumeRoleForPodIdentity","responseElements":{"credentials":{"accessKeyId":"ASIA1","sessionToken":"IQoJb3Jp","expiration":"later"}}}`
+	w.Happened(2,
+		testaws.Event{Name: "TooOld", Key: "ASIA1", At: ago(4 * time.Hour)},
+		testaws.Event{Name: "AssumeRoleForPodIdentity", Resource: role.ARN, At: ago(50 * time.Minute), Raw: assumed},
+		testaws.Event{Name: "ListBuckets", Key: "ASIA1", At: ago(40 * time.Minute)},
+		testaws.Event{Name: "GetCallerIdentity", Key: "ASIA1", At: ago(30 * time.Minute)},
+		testaws.Event{Name: "CreateUser", Key: "ASIA1", At: ago(20 * time.Minute)},
+		testaws.Event{Name: "SomebodyElse", Key: "ASIA2", At: ago(10 * time.Minute)},
+	)
+	w.Throttle("LookupEvents", 2)
+	seen, lines := w.trail(role)
+	var names []string
+	for _, line := range lines[1:] {
+		names = append(names, line["eventName"].(string))
+	}
+	require.Equal(t, []string{"AssumeRoleForPodIdentity", "CreateUser", "GetCallerIdentity", "ListBuckets"}, names)
+	require.Equal(t, "role:AROA1", lines[0]["target"])
+	require.Equal(t, true, lines[0]["complete"])
+	require.Contains(t, seen.Note, "4 events")
+	require.Contains(t, seen.Note, "may still have happened")
+	require.NotContains(t, string(seen.Pieces[0].Data), "IQoJb3Jp", "a session token is a secret")
+	calls := w.Calls("LookupEvents")[2:] // the first two were the SDK's own tries
+	for i := 1; i < len(calls); i++ {
+		require.GreaterOrEqual(t, calls[i].Sub(calls[i-1]), 400*time.Millisecond, "CloudTrail allows two a second")
+	}
+}
+
+func TestNothingFoundIsEvidenceToo(t *testing.T) {
+	w := newWorld(t, nil)
+	seen, lines := w.trail(playbooks.Target{Kind: playbooks.TargetKey, Name: "bob", UID: "AKIA1"})
+	require.Len(t, lines, 1)
+	require.Contains(t, seen.Note, "0 events")
+	require.Contains(t, seen.Note, "what is not here may still have happened")
+}
+
+func TestTheTrailIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	var events []testaws.Event
+	for i := range 40 {
+		events = append(events, testaws.Event{Name: fmt.Sprintf("E%d", i), User: "bob", At: time.Now().Add(-time.Hour + time.Duration(i)*time.Second)})
+	}
+	w.Happened(1, events...)
+	seen, lines := w.trail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
+	require.Len(t, lines, 17)
+	require.Equal(t, false, lines[0]["complete"])
+	require.Contains(t, seen.Note, "there are more")
+}
+
+func TestWhatTheTrailRefuses(t *testing.T) {
+	w := newWorld(t, nil)
+	observe := w.actions["aws.cloudtrail"].(activities.Observer)
+	_, err := observe.Observe(t.Context(), asked("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
+	wantRefusal(t, err, "neither a role nor a user nor a key")
+	w.Deny("LookupEvents")
+	_, err = observe.Observe(t.Context(), asked("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
+	wantRefusal(t, err, "cloudtrail:LookupEvents")
+}

@@ -1,0 +1,96 @@
+package aws
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestDangerIsTold(t *testing.T) {
+	for policy, want := range map[string]string{
+		`{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`:                                      "may do everything (*)",
+		`{"Statement":[{"Effect":"Allow","Action":["s3:*"],"Resource":"*"}]}`:                               "may read every bucket that lets it (s3:*)",
+		`{"Statement":[{"Effect":"Allow","Action":"iam:*","Resource":"arn:aws:iam::1:role/x"}]}`:            "may change IAM, and so give itself any right (iam:*)",
+		`{"Statement":[{"Effect":"Allow","Action":"IAM:passrole","Resource":"*"}]}`:                         "may give any role to what it starts (IAM:passrole)",
+		`{"Statement":[{"Effect":"Allow","Action":"sts:AssumeRole","Resource":"arn:aws:iam::1:role/x"}]}`:   "may become other roles, whose sessions a deny of this one does not reach (sts:AssumeRole)",
+		`{"Statement":[{"Effect":"Allow","NotAction":"iam:*","Resource":"*"}]}`:                             "may do everything but iam:*",
+		`{"Statement":[{"Effect":"Allow","Action":"sqs:*","Resource":"*","Condition":{"Bool":{"a":"b"}}}]}`: "may do everything in sqs, under a condition",
+		`{"Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::a/*"}]}`:          "",
+		`{"Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}`:                                     "",
+		`not json`: "cannot be read",
+	} {
+		require.Equal(t, want, strings.Join(dangerous(policy), "; "), policy)
+	}
+}
+
+func TestOnlyWhatStanchWroteIsReadAsItsOwn(t *testing.T) {
+	mine := denyAll{Condition: map[string]map[string]string{"StringEquals": {podTag: "u"}}, Until: time.Date(2026, 11, 23, 14, 0, 0, 0, time.UTC)}
+	got, err := readDenyAll(mine.text())
+	require.NoError(t, err)
+	require.Equal(t, mine, got)
+	for _, change := range [][2]string{
+		{`"Deny"`, `"Allow"`},
+		{`"Resource":"*"`, `"Resource":"arn:aws:s3:::a"`},
+		{`StanchUntil2026`, `StanchUntil26`},
+		{`"Action":"*"`, `"Action":["*"]`},
+		{`"Version":"2012-10-17"`, `"Version":"2008-10-17"`},
+		{`"Effect"`, `"NotPrincipal":"*","Effect"`},
+		{"}]}", `},{"Effect":"Allow"}]}`},
+	} {
+		text := strings.Replace(mine.text(), change[0], change[1], 1)
+		require.NotEqual(t, mine.text(), text)
+		_, err := readDenyAll(text)
+		require.Error(t, err, text)
+	}
+}
+
+func TestWhoATrustPolicyAdmits(t *testing.T) {
+	const p = "arn:aws:iam::1:oidc-provider/oidc/id/A"
+	policy := func(condition string) trust {
+		tr, err := readTrust(`{"Statement":{"Effect":"Allow","Principal":{"Federated":"` + p + `"},"Action":"sts:AssumeRoleWithWebIdentity","Condition":` + condition + `}}`)
+		require.NoError(t, err)
+		return tr
+	}
+	const web = "system:serviceaccount:shop:web"
+	require.True(t, policy(`{"StringEquals":{"oidc/id/A:sub":"system:serviceaccount:shop:web"}}`).admits(web))
+	require.True(t, policy(`{"StringLike":{"oidc/id/A:sub":"system:serviceaccount:shop:*"}}`).admits(web))
+	require.True(t, policy(`{"StringEquals":{"oidc/id/A:aud":"sts.amazonaws.com"}}`).admits(web), "no condition on the subject admits everybody")
+	require.False(t, policy(`{"StringEquals":{"oidc/id/A:sub":["system:serviceaccount:shop:web2"]}}`).admits(web))
+	require.False(t, policy(`{"StringLike":{"oidc/id/A:sub":"system:serviceaccount:bank:*"}}`).admits(web))
+}
+
+func FuzzReadDenyAll(f *testing.F) {
+	f.Add(denyAll{Until: time.Unix(0, 0)}.text())
+	f.Add(`{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil20261123T140000Z","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"x"}}}]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if d, err := readDenyAll(text); err == nil && canonical(d.text()) != canonical(text) {
+			t.Errorf("%q was taken for %q", text, d.text())
+		}
+	})
+}
+
+// Whatever is added is taken out again, and nothing else.
+func FuzzReadTrust(f *testing.F) {
+	f.Add(`{"Statement":{"Effect":"Allow","Principal":{"Federated":"arn:aws:iam::1:oidc-provider/a"},"Action":"sts:*"},"Id":"x"}`)
+	f.Add(`{"Statement":[{"Sid":"Stanch"},1,null,"a"]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		tr, err := readTrust(text)
+		if err != nil {
+			return
+		}
+		rest, _, _ := tr.split()
+		tr.summarise()
+		tr.admits("system:serviceaccount:a:b")
+		dangerous(text)
+		again, err := readTrust(rest.with([]string{"system:serviceaccount:a:b"}, "LSE-1", time.Unix(1e9, 0)).text())
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, _, _ := again.split()
+		if canonical(back.text()) != canonical(rest.text()) {
+			t.Errorf("%s came back as %s", rest.text(), back.text())
+		}
+	})
+}

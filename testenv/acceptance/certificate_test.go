@@ -1,0 +1,80 @@
+package acceptance
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"stanch/sensors/link"
+	"stanch/sensors/link/linkpb"
+	"stanch/testenv/stand"
+	"stanch/worker/authority"
+	"stanch/worker/engine"
+)
+
+// A node that was taken over has its own certificate and nothing else: it is no other node, and no client of Temporal.
+func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
+	s := stand.Start(t, binary, stand.Options{})
+	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki"))
+	require.NoError(t, err)
+	found := regexp.MustCompile(`nodes dial (\S+)`).FindStringSubmatch(s.Log())
+	require.NotEmpty(t, found)
+
+	say := func(certificate, hello string, role string) error {
+		tlsConfig, err := pki.TLS(role, certificate)
+		require.NoError(t, err)
+		tlsConfig.ServerName = link.ServerName
+		conn, err := grpc.NewClient(found[1], grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		stream, err := linkpb.NewGatewayClient(conn).Node(ctx)
+		if err != nil {
+			return err //nolint:wrapcheck // the test shows it
+		}
+		if err := stream.Send(&linkpb.FromNode{Body: &linkpb.FromNode_Hello{Hello: &linkpb.Hello{Node: hello}}}); err != nil {
+			return err //nolint:wrapcheck // the test shows it
+		}
+		_, err = stream.Recv()
+		return err //nolint:wrapcheck // the test shows it
+	}
+	require.NoError(t, say("node-a", "node-a", authority.RoleNode), "it is itself")
+	require.ErrorContains(t, say("node-a", "node-b", authority.RoleNode), "hello says")
+	require.ErrorContains(t, say("node-a", "", authority.RoleNode), "hello says")
+	require.ErrorContains(t, say("somebody", "somebody", authority.RoleTemporal), "not a node's")
+
+	address, err := os.ReadFile(filepath.Join(s.Data, "temporal", "address"))
+	require.NoError(t, err)
+	// Not even the installation's authority itself opens Temporal, which trusts one of its own.
+	for _, role := range []string{authority.RoleNode, authority.RoleGateway, authority.RoleTemporal} {
+		require.Error(t, knock(t, pki, role, strings.TrimSpace(string(address))), "Temporal takes a certificate of the role %s", role)
+	}
+	inner, err := authority.OpenPKI(filepath.Join(s.Data, "pki", "temporal"))
+	require.NoError(t, err)
+	require.NoError(t, knock(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))), "its own opens it")
+}
+
+// knock asks Temporal for something with a certificate.
+func knock(t *testing.T, pki *authority.PKI, role, address string) error {
+	t.Helper()
+	tlsConfig, err := pki.TLS(role, "node-a")
+	require.NoError(t, err)
+	c, err := client.Dial(client.Options{HostPort: address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
+	if err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err = c.CheckHealth(ctx, nil)
+		c.Close()
+	}
+	return err //nolint:wrapcheck // the test shows it
+}

@@ -1,0 +1,132 @@
+// Package aws is an AWS account on this machine: moto_server as a real process, and in front of it a stand-in that
+// answers what moto lacks (CloudTrail's lookups, policy simulation, EKS Pod Identity) and passes everything else on.
+//
+// It refuses to evaluate what it does not know: a simulation over a condition that Stanch does not write is an error and
+// never a guess. It proves that policies say what they should, and not that AWS enforces them.
+package aws
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+
+	"stanch/testenv/require"
+)
+
+// Region and Number are those of the account.
+const (
+	Region = "eu-central-1"
+	Number = "123456789012"
+)
+
+// The credentials that moto takes for its root.
+const (
+	RootKey    = "AKIAIOSFODNN7ROOT000"
+	RootSecret = "moto-takes-anything" //nolint:gosec // it takes anything
+)
+
+// Moto is a running moto_server.
+type Moto struct {
+	URL string
+	cmd *exec.Cmd
+}
+
+// ErrNoMoto says that the machine has no moto_server.
+var ErrNoMoto = errors.New("moto_server is missing: `make setup` installs it (pip install 'moto[server]==5.2.1')")
+
+// find looks where `make setup` puts it, and on the path.
+func find() (string, error) {
+	home, _ := os.UserHomeDir()
+	cache := os.Getenv("STANCH_CACHE")
+	if cache == "" {
+		cache = filepath.Join(home, ".cache", "stanch")
+	}
+	for _, candidate := range []string{filepath.Join(cache, "moto", "bin", "moto_server"), "moto_server", filepath.Join(home, ".pyenv", "shims", "moto_server")} {
+		if path, err := exec.LookPath(candidate); err == nil {
+			return path, nil
+		}
+	}
+	return "", ErrNoMoto
+}
+
+// Open starts moto_server on a free port of loopback.
+func Open(ctx context.Context) (*Moto, error) {
+	path, err := find()
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	if err != nil {
+		return nil, fmt.Errorf("find a free port: %w", err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	_ = l.Close()
+	m := &Moto{URL: "http://127.0.0.1:" + port, cmd: exec.Command(path, "-H", "127.0.0.1", "-p", port)} //nolint:noctx // it is killed by Close
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := m.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start moto_server: %w", err)
+	}
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, m.URL+"/moto-api/data.json", nil)
+		if err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			_ = response.Body.Close()
+			return m, nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return nil, errors.Join(fmt.Errorf("moto_server does not answer: %w", err), m.Close())
+		}
+		time.Sleep(50 * time.Millisecond) // polled until it answers
+	}
+}
+
+// Close ends the process.
+func (m *Moto) Close() error {
+	if err := syscall.Kill(-m.cmd.Process.Pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end moto_server: %w", err)
+	}
+	_ = m.cmd.Wait()
+	return nil
+}
+
+// IAM is a client of moto itself, past the stand-in and with all rights: what a test reads there is what is there.
+func (m *Moto) IAM() *iam.Client {
+	return iam.NewFromConfig(awssdk.Config{
+		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootKey, RootSecret, ""), BaseEndpoint: &m.URL,
+	})
+}
+
+// Start starts both for one test.
+func Start(t testing.TB) *StandIn {
+	t.Helper()
+	m, err := Open(context.Background())
+	if errors.Is(err, ErrNoMoto) {
+		require.Lacking(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m.StandIn(t)
+}
+
+// Env are the variables by which a program finds its credentials here.
+func Env() []string {
+	return []string{"AWS_ACCESS_KEY_ID=" + RootKey, "AWS_SECRET_ACCESS_KEY=" + RootSecret, "AWS_EC2_METADATA_DISABLED=true"}
+}

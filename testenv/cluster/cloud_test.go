@@ -1,0 +1,200 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/testenv/aws"
+	"stanch/testenv/kube"
+	"stanch/testenv/stand"
+	"stanch/worker/config"
+)
+
+const (
+	oidc      = "arn:aws:iam::123456789012:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/LAB"
+	podsTrust = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"pods.eks.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession"]}]}`
+	irsaTrust = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Federated":"` + oidc + `"},"Action":"sts:AssumeRoleWithWebIdentity",
+  "Condition":{"StringEquals":{"oidc.eks.eu-central-1.amazonaws.com/id/LAB:sub":"system:serviceaccount:stanch-drill:default"}}}]}`
+)
+
+// account is an AWS account whose state is read from moto itself.
+type account struct {
+	*aws.StandIn
+	t *testing.T
+}
+
+func (a account) role(name, trust string) string {
+	a.t.Helper()
+	out, err := a.IAM().CreateRole(a.t.Context(), &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return *out.Role.Arn
+}
+
+// state is the role's trust policy and its inline policies, in one text.
+func (a account) state(ctx context.Context, name string) (string, error) {
+	role, err := a.IAM().GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
+	if err != nil {
+		return "", err
+	}
+	list, err := a.IAM().ListRolePolicies(ctx, &iam.ListRolePoliciesInput{RoleName: &name})
+	if err != nil {
+		return "", err
+	}
+	out := awssdk.ToString(role.Role.AssumeRolePolicyDocument)
+	for _, policy := range list.PolicyNames {
+		one, err := a.IAM().GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &name, PolicyName: &policy})
+		if err != nil {
+			continue // it went between the two
+		}
+		out += "\n" + policy + " " + awssdk.ToString(one.PolicyDocument)
+	}
+	return url.QueryUnescape(out)
+}
+
+// seen gathers the states that a role goes through until ctx ends.
+func (a account) seen(ctx context.Context, name string) []string {
+	var out []string
+	for ctx.Err() == nil {
+		if now, err := a.state(ctx, name); err == nil && !slices.Contains(out, now) {
+			out = append(out, now)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return out
+}
+
+func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
+	lab := kube.Shared(t)
+	stand.Needs(t)
+	if _, err := lab.ImportAttack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := account{aws.Start(t), t}
+	// What a terminated workflow left is looked for when Stanch starts: one whose end has come, and one whose has not.
+	a.role("orphaned", podsTrust)
+	for name, until := range map[string]string{"stanch-revoke-LSE-OLD": "20260101T000000Z", "stanch-revoke-LSE-NEW": "21000101T000000Z"} {
+		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + until + `","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
+		if _, err := a.IAM().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := stand.Start(t, filepath.Join(programs, "stanch"), stand.Options{
+		Config: fmt.Sprintf("phase: 2\nscopes: [{name: hosts, namespaces: [\"\"], phase: 1}]\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n", aws.Region, a.URL),
+		Env:    aws.Env(), Args: []string{"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node", lab.NodeName},
+	})
+	drill := func(t *testing.T, role string) (result, []string) {
+		t.Helper()
+		before, err := a.state(t.Context(), role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		states := make(chan []string, 1)
+		go func() { states <- a.seen(ctx, role) }()
+		stdout, stderr, code := s.Run(t, "drill", "credentials", "--kubeconfig", lab.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
+		cancel()
+		var got result
+		if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != 0 || !got.OK {
+			t.Fatalf("the drill did not hold: %v, code %d\n%s\n%s", err, code, stdout, stderr)
+		}
+		after, err := a.state(t.Context(), role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after != before {
+			t.Errorf("the role is not as it was:\n%s\nand was\n%s", after, before)
+		}
+		for _, c := range got.Checks {
+			t.Logf("%s: %s", c.Name, c.Detail)
+		}
+		return got, <-states
+	}
+	held := func(got result, action, outcome string) error {
+		for _, l := range got.Leases {
+			if l.Action == action && l.Outcome == outcome && l.Undone {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s was not %s and undone: %+v", action, outcome, got.Leases)
+	}
+
+	kube.Eventually(t, 20*time.Second, "the sweeper to take away what its end has come for, and nothing else", func() error {
+		now, err := a.state(t.Context(), "orphaned")
+		if err == nil && (strings.Contains(now, "LSE-OLD") || !strings.Contains(now, "LSE-NEW")) {
+			err = fmt.Errorf("it is %s", now)
+		}
+		return err
+	})
+
+	t.Run("by EKS Pod Identity, from this pod alone", func(t *testing.T) {
+		role := "pods-of-the-drill"
+		a.Associate(aws.Association{Cluster: "lab", Namespace: config.DrillNamespace, ServiceAccount: "default", RoleARN: a.role(role, podsTrust)})
+		got, states := drill(t, role)
+		if err := held(got, "aws.role.deny-pod", "changed"); err != nil {
+			t.Error(err)
+		}
+		if !slices.ContainsFunc(states, func(s string) bool {
+			return strings.Contains(s, `"Effect":"Deny"`) && strings.Contains(s, "aws:PrincipalTag/kubernetes-pod-uid")
+		}) {
+			t.Errorf("moto never had the deny: %q", states)
+		}
+		kube.Eventually(t, 60*time.Second, "the drill's namespace to be gone", func() error {
+			_, err := lab.Client().CoreV1().Namespaces().Get(t.Context(), config.DrillNamespace, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return context.DeadlineExceeded
+		})
+	})
+
+	t.Run("by IRSA, the whole role behind approval", func(t *testing.T) {
+		role := config.DrillRole + "irsa"
+		arn := a.role(role, irsaTrust)
+		_, err := lab.Client().CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = lab.Client().CoreV1().Namespaces().Delete(context.WithoutCancel(t.Context()), config.DrillNamespace, metav1.DeleteOptions{})
+		}()
+		accounts := lab.Client().CoreV1().ServiceAccounts(config.DrillNamespace)
+		kube.Eventually(t, 20*time.Second, "the service account", func() error {
+			sa, err := accounts.Get(t.Context(), "default", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			sa.Annotations = map[string]string{"eks.amazonaws.com/role-arn": arn}
+			_, err = accounts.Update(t.Context(), sa, metav1.UpdateOptions{})
+			return err
+		})
+		got, states := drill(t, role)
+		for action, outcome := range map[string]string{"aws.irsa.untrust": "unverified", "aws.role.revoke-sessions": "changed"} {
+			if err := held(got, action, outcome); err != nil {
+				t.Error(err)
+			}
+		}
+		if !slices.ContainsFunc(states, func(s string) bool {
+			return strings.Contains(s, "aws:TokenIssueTime") && strings.Contains(s, `"Effect":"Deny","Principal"`)
+		}) {
+			t.Errorf("moto never had both denies: %q", states)
+		}
+	})
+}
