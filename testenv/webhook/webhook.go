@@ -32,7 +32,8 @@ type Receiver struct {
 	Secret string
 
 	mu       sync.Mutex
-	answers  []http.HandlerFunc
+	answers  []http.HandlerFunc // before a request is looked at
+	afters   []http.HandlerFunc // once it was taken
 	came     []Delivery
 	accepted []Delivery
 }
@@ -54,7 +55,14 @@ func (r *Receiver) Next(answer http.HandlerFunc) {
 	r.answers = append(r.answers, answer)
 }
 
-// Came are all the requests, Accepted those that were new and signed.
+// NextAfter lets the next request be taken, if it is signed, and then answered like this.
+func (r *Receiver) NextAfter(answer http.HandlerFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.afters = append(r.afters, answer)
+}
+
+// Came are all the requests.
 func (r *Receiver) Came() []Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -95,6 +103,12 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		r.accepted = append(r.accepted, d)
 	}
 	r.came = append(r.came, d)
+	if len(r.afters) > 0 {
+		answer := r.afters[0]
+		r.afters = r.afters[1:]
+		answer(w, q)
+		return
+	}
 	w.WriteHeader(d.Status)
 }
 
