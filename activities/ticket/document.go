@@ -8,6 +8,7 @@ type Node struct {
 	Version int            `json:"version,omitempty"`
 	Text    string         `json:"text,omitempty"`
 	Attrs   map[string]any `json:"attrs,omitempty"`
+	Marks   []Node         `json:"marks,omitempty"`
 	Content []Node         `json:"content,omitempty"`
 }
 
@@ -49,7 +50,13 @@ func block(s string) Node { return Node{Type: "codeBlock", Content: []Node{text(
 func tableRow(kind string, cells Row) Node {
 	row := Node{Type: "tableRow"}
 	for _, c := range cells {
-		row.Content = append(row.Content, Node{Type: kind, Content: []Node{paragraph(c)}})
+		p := paragraph(c)
+		for i := range p.Content {
+			if kind == "tableCell" {
+				p.Content[i].Marks = []Node{{Type: "code"}}
+			}
+		}
+		row.Content = append(row.Content, Node{Type: kind, Content: []Node{p}})
 	}
 	return row
 }

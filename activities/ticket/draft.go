@@ -101,7 +101,7 @@ func (d Draft) chain() (sentences []string, wrong string) {
 
 // sigils are the characters that make a reference in a title, each with one that looks alike and makes none: GitLab
 // pings and links from titles too.
-var sigils = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
+var sigils = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
 
 // Title makes a string fit for a title.
 func Title(s string) string {

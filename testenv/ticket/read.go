@@ -68,7 +68,7 @@ type Node struct {
 	Version int             `json:"version"`
 	Text    *string         `json:"text"`
 	Attrs   json.RawMessage `json:"attrs"`
-	Marks   json.RawMessage `json:"marks"`
+	Marks   []Node          `json:"marks"`
 	Content []Node          `json:"content"`
 }
 
@@ -121,6 +121,9 @@ func (i Issue) readDocument() (Seen, error) {
 	var walk func(n Node)
 	walk = func(n Node) {
 		switch {
+		case len(n.Marks) == 1 && n.Marks[0].Type == "code":
+			seen.Code = append(seen.Code, n.plain())
+			return
 		case n.Type == "mention" || n.Type == "inlineCard" || n.Type == "emoji" || len(n.Marks) > 0:
 			seen.Alive = append(seen.Alive, n.Type)
 		case n.Type == "codeBlock":
