@@ -109,8 +109,14 @@ func body(in activities.Brief, text, head string) string {
 	quote("Stanch says:", text)
 	quote("What happened:", in.Summary)
 	for _, f := range [][2]string{
-		{"Incident", in.ID}, {"Cluster", in.Cluster}, {"Scope", in.Scope}, {"Workload", in.Workload.String()}, {"Image", in.Workload.Image},
-		{"Confidence", fmt.Sprintf("%.2f", in.Confidence)}, {"Opened", in.Opened.UTC().Format(time.RFC3339)}, {"Evidence up to", head},
+		{"Incident", in.ID},
+		{"Cluster", in.Cluster},
+		{"Scope", in.Scope},
+		{"Workload", in.Workload.String()},
+		{"Image", in.Workload.Image},
+		{"Confidence", fmt.Sprintf("%.2f", in.Confidence)},
+		{"Opened", in.Opened.UTC().Format(time.RFC3339)},
+		{"Evidence up to", head},
 	} {
 		if f[1] != "" {
 			fmt.Fprintf(&b, "%-15s %s\n", f[0]+":", outside.Line(f[1], 300))

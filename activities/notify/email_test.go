@@ -3,12 +3,11 @@ package notify_test
 import (
 	"bufio"
 	"mime"
+	"mime/quotedprintable"
 	"net/mail"
 	"net/textproto"
 	"strings"
 	"testing"
-
-	"mime/quotedprintable"
 
 	"github.com/stretchr/testify/require"
 

@@ -49,9 +49,18 @@ func facts(in activities.Brief) (out [][2]string) {
 		replicas = strconv.Itoa(in.Replicas)
 	}
 	for _, f := range [][2]string{
-		{"incident", in.ID}, {"opened", in.Opened.UTC().Format(time.RFC3339)}, {"cluster", in.Cluster}, {"scope", in.Scope}, {"workload", w.String()},
-		{"replicas", replicas}, {"image", w.Image}, {"digest", w.ImageDigest}, {"service account", w.ServiceAccount}, {"node", w.Node},
-		{"confidence", fmt.Sprintf("%.2f", in.Confidence)}, {"grouped by", in.Key},
+		{"incident", in.ID},
+		{"opened", in.Opened.UTC().Format(time.RFC3339)},
+		{"cluster", in.Cluster},
+		{"scope", in.Scope},
+		{"workload", w.String()},
+		{"replicas", replicas},
+		{"image", w.Image},
+		{"digest", w.ImageDigest},
+		{"service account", w.ServiceAccount},
+		{"node", w.Node},
+		{"confidence", fmt.Sprintf("%.2f", in.Confidence)},
+		{"grouped by", in.Key},
 	} {
 		if f[1] != "" {
 			out = append(out, [2]string{f[0], outside.Line(f[1], 300)})

@@ -1,13 +1,12 @@
 package ticket_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"encoding/json"
 
 	"github.com/stretchr/testify/require"
 
@@ -313,7 +312,9 @@ func TestAWrongTokenIsToldWithoutTheToken(t *testing.T) {
 func TestATokenGoesNowhereElse(t *testing.T) {
 	each(t, func(t *testing.T, p product, s *stand.Server) {
 		elsewhere := p.start(t)
-		s.Next(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL+r.URL.RequestURI(), http.StatusTemporaryRedirect) })
+		s.Next(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+		})
 		ran := step.Run(t, p.action(s), step.Brief(), ticket.CreateParams{})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "redirects are not followed")

@@ -132,7 +132,9 @@ func (s *Server) Messages() []Message {
 }
 
 // NewSession begins a connection.
-func (s *Server) NewSession(c *smtp.Conn) (smtp.Session, error) { return &session{server: s, conn: c}, nil }
+func (s *Server) NewSession(c *smtp.Conn) (smtp.Session, error) {
+	return &session{server: s, conn: c}, nil
+}
 
 type session struct {
 	server *Server
