@@ -73,7 +73,12 @@ func TestNothingGoesOutInTheClear(t *testing.T) {
 	require.Error(t, ran.Err)
 	require.Empty(t, s.Messages())
 
-	e := post(s, notify.MailPlain)
+	e := post(s, notify.MailStartTLS)
+	e.Server.Username = "" // no login that would fail anyway
+	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "STARTTLS")
+	require.Empty(t, s.Messages())
+
+	e = post(s, notify.MailPlain)
 	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "a password in the clear")
 	e.Server.Username, e.Server.Host = "", "mail.example.com"

@@ -166,7 +166,7 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
 	for name, address := range map[string]string{
-		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
+		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "written otherwise": closed.URL + "/é/sEcReTpAtH", "no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &notify.Webhook{Receivers: map[string]notify.Receiver{"pager": {URL: address, Key: key}}}
