@@ -26,6 +26,8 @@ type Set struct {
 	Authority Authority
 	Evidence  *EvidenceStore
 	Log       *slog.Logger
+	// Now is the clock; nil is the machine's. Simulation gives the skipped time.
+	Now func() time.Time
 	// At is called at named points, so that tests can kill the process there. Nil does nothing.
 	At func(point string)
 }
@@ -65,6 +67,13 @@ func (s *Set) Actions() []Action {
 		return 1
 	})
 	return out
+}
+
+func (s *Set) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
 }
 
 func (s *Set) at(point string) {
@@ -117,7 +126,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	s.at("observed/" + spec.Name)
 	if spec.Verb == playbooks.VerbEvidence {
 		receipt, signErr := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{
-			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: time.Now(),
+			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: s.now(),
 		})
 		if signErr != nil {
 			return Result{}, fmt.Errorf("sign the receipt: %w", signErr)
@@ -146,7 +155,7 @@ func (s *Set) observe(ctx context.Context, action Observer, r Request) (Result, 
 		result.Outcome = playbooks.OutcomeUnchanged
 	}
 	for _, piece := range seen.Pieces {
-		ref, err := s.Evidence.Put(ctx, r.Incident.ID, r.Action, r.Target.ID(), piece, time.Now())
+		ref, err := s.Evidence.Put(ctx, r.Incident.ID, r.Action, r.Target.ID(), piece, s.now())
 		if err != nil {
 			return Result{}, err
 		}
@@ -181,7 +190,9 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	}
 	plan, err := action.Plan(ctx, in.Request)
 	if refusal, ok := AsRefusal(err); ok {
-		return PlanResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}, nil
+		refused := PlanResult{Decision: Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}}
+		refused.Plan.bind(in.Request) // the record says what was refused
+		return refused, nil
 	}
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))
@@ -189,7 +200,7 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	plan.bind(in.Request)
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
 	s.at("planned/" + in.Request.Action)
-	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: time.Now()})
+	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: s.now()})
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("guards: %w", err))
 	}
@@ -277,7 +288,7 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 		return UndoResult{}, failed(fmt.Errorf("there is no containment %q", r.Action))
 	}
 	if in.Grant != nil {
-		g, err := s.Authority.Keys().OpenGrant(*in.Grant, proof.OperationRelease, time.Now())
+		g, err := s.Authority.Keys().OpenGrant(*in.Grant, proof.OperationRelease, s.now())
 		if err == nil && g.Lease != r.Lease {
 			err = fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
 		}

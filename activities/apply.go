@@ -90,7 +90,7 @@ func (s *Set) record(incident string, kind EntryKind, act Act) (entry, unrecorde
 func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
 	grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
 		Nonce: uuid.NewString(), Operation: proof.OperationRollback, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
-		People: []string{"stanch: its own failed apply"}, Issued: time.Now(), Expires: time.Now().Add(time.Minute),
+		People: []string{"stanch: its own failed apply"}, Issued: s.now(), Expires: s.now().Add(time.Minute),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -103,7 +103,7 @@ func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (
 // permit gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
 // a new one after every guard. held tells whether something is in force already.
 func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ Decision, _ proof.Signed, held bool, _ error) {
-	r, now := in.Request, time.Now()
+	r, now := in.Request, s.now()
 	if r.Shorten != nil {
 		g, err := s.Authority.Keys().OpenGrant(*r.Shorten, proof.OperationRelease, now)
 		if err != nil || g.Lease != r.Lease {

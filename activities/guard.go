@@ -43,7 +43,9 @@ type Decision struct {
 	On string `json:"on,omitempty"`
 	// Since is when the newest detection that it rests on was accepted; zero if people granted it.
 	Since time.Time `json:"since,omitzero"`
-	Drill bool      `json:"drill,omitempty"` // the target is a drill's own
+	// Config is the short hash of the configuration in force.
+	Config string `json:"config,omitempty"`
+	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
 }
 
 // Approvers says who may agree.

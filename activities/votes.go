@@ -16,7 +16,7 @@ import (
 
 // Attempted gives a receipt for evidence that was attempted and never answered.
 func (s *Set) Attempted(_ context.Context, r Request) (proof.Signed, error) {
-	signed, err := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{Incident: r.Incident.ID, Target: r.Target.ID(), Action: r.Action, At: time.Now()})
+	signed, err := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{Incident: r.Incident.ID, Target: r.Target.ID(), Action: r.Action, At: s.now()})
 	if err != nil {
 		return proof.Signed{}, failed(fmt.Errorf("sign the receipt: %w", err))
 	}
@@ -188,7 +188,7 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 		out.Reason = fmt.Sprintf("%s broke the glass: %s. %s", c.broke.Person, c.broke.Reason, out.Reason)
 		kind, act.Note = EntryBreakGlass, c.broke.Person+": "+c.broke.Reason
 	}
-	now := time.Now()
+	now := s.now()
 	for i, p := range in.Plans {
 		grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
 			Nonce: uuid.NewString(), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,

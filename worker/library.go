@@ -25,6 +25,11 @@ type Library struct {
 	programs  []*playbooks.Program
 }
 
+// LibraryOf is a library of the playbooks given: simulation selects by the same code.
+func LibraryOf(authority activities.Authority, programs ...*playbooks.Program) *Library {
+	return &Library{Authority: authority, programs: programs}
+}
+
 // LoadLibrary loads the shipped playbooks and those of the configured folders. A playbook of a folder takes the
 // place of a shipped one of its name.
 func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, diagnostic.Diagnostics, error) {

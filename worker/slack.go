@@ -24,22 +24,11 @@ func (w *Worker) openSlack() error {
 	if c == nil {
 		return nil
 	}
-	options := []slack.Option{slack.OptionHTTPClient(&http.Client{Timeout: 10 * time.Second})}
-	if c.APIURL != "" {
-		options = append(options, slack.OptionAPIURL(strings.TrimSuffix(c.APIURL, "/")+"/"))
-	}
-	bot, err := secretFile("slack.bot_token_file", c.BotTokenFile)
+	api, err := slackClient(c)
 	if err != nil {
 		return err
 	}
-	s := &gateway.Slack{Decider: w.Decider, Channel: c.Channel}
-	if c.AppTokenFile != "" {
-		app, err := secretFile("slack.app_token_file", c.AppTokenFile)
-		if err != nil {
-			return err
-		}
-		options = append(options, slack.OptionAppLevelToken(app))
-	}
+	s := &gateway.Slack{Decider: w.Decider, API: api, Channel: c.Channel}
 	if c.SigningSecretFile != "" {
 		if s.Secret, err = secretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
 			return err
@@ -48,13 +37,48 @@ func (w *Worker) openSlack() error {
 			return fmt.Errorf("slack.signing_secret_file: Slack sends its requests to --listen ADDRESS, and none is given")
 		}
 	}
-	s.API = slack.New(bot, options...)
 	w.slack, w.Decider.Members = s, s
 	w.Set.Desk = &view.Desk{
 		API: s.API, Channel: c.Channel, Reader: w.Reader, Sealer: w.Authority, Mentions: gateway.Callers{Roster: w.Decider.Roster}, Head: w.head, Log: w.Log,
 		BreakGlass: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil
+}
+
+// slackClient is the client with the tokens that the configuration names.
+func slackClient(c *config.Slack) (*slack.Client, error) {
+	options := []slack.Option{slack.OptionHTTPClient(&http.Client{Timeout: 10 * time.Second})}
+	if c.APIURL != "" {
+		options = append(options, slack.OptionAPIURL(strings.TrimSuffix(c.APIURL, "/")+"/"))
+	}
+	bot, err := secretFile("slack.bot_token_file", c.BotTokenFile)
+	if err != nil {
+		return nil, err
+	}
+	if c.AppTokenFile != "" {
+		app, err := secretFile("slack.app_token_file", c.AppTokenFile)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, slack.OptionAppLevelToken(app))
+	}
+	return slack.New(bot, options...), nil
+}
+
+// CheckSlack asks Slack who Stanch is there and whether it may read its channel, which it needs after a crash.
+func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
+	api, err := slackClient(c)
+	if err != nil {
+		return "", err
+	}
+	me, err := api.AuthTestContext(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask Slack who Stanch is: %w", err)
+	}
+	if _, err := api.GetConversationHistoryContext(ctx, &slack.GetConversationHistoryParameters{ChannelID: c.Channel, Limit: 1}); err != nil {
+		return "", fmt.Errorf("read the channel %s: %w", c.Channel, err)
+	}
+	return fmt.Sprintf("%s in %s, channel %s", me.User, me.Team, c.Channel), nil
 }
 
 // desk is the worker's desk, which is known later than the actions that write to it.

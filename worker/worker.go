@@ -73,6 +73,8 @@ type Options struct {
 	Switch guards.Lever
 	// NoHostDrills: see gateway.Intake.
 	NoHostDrills bool
+	// Converter reads what Client's does: audits decrypt histories with it.
+	Converter converter.DataConverter
 	// Evidence is where evidence is kept; "" means below Dir.
 	Evidence string
 	Log      *slog.Logger
@@ -210,6 +212,7 @@ func (w *Worker) start(ctx context.Context) error {
 	}
 	w.runSlack()
 	w.sweep(ctx)
+	w.archiveClosed(ctx)
 	return errors.Join(w.listenAPI(), w.listenLocal())
 }
 
@@ -279,7 +282,7 @@ func (w *Worker) listenLocal() error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub}}
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}}
 	w.serve(local.Server(), l)
 	return nil
 }
@@ -302,7 +305,7 @@ func (w *Worker) listenAPI() error {
 		return fmt.Errorf("listen for people: %w", err)
 	}
 	w.APIAddr = l.Addr().String()
-	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub}, Kube: w.Kube}
+	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
 	w.serve(remote.Server(), l)
 	return nil
 }

@@ -94,6 +94,9 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 	if cfg, err := g.load(); err == nil && cfg.AWS != nil {
 		out = append(out, awsFinding(ctx, cfg))
 	}
+	if cfg, err := g.load(); err == nil && cfg.Slack != nil {
+		out = append(out, slackFinding(ctx, cfg.Slack))
+	}
 	out = append(out, diskFinding(g.data))
 	var nodes map[string]any
 	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
@@ -120,6 +123,16 @@ func awsFinding(ctx context.Context, cfg *config.Config) finding {
 	if f.OK = err == nil; err != nil {
 		f.Detail = err.Error()
 	}
+	return f
+}
+
+// slackFinding asks Slack who Stanch is there, and whether its channel is open to it.
+func slackFinding(ctx context.Context, c *config.Slack) finding {
+	f := finding{Name: "Slack", Mend: "check the files that `slack:` names, invite the app to the channel, and give its bot chat:write, users:read, usergroups:read and channels:history"}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	detail, err := worker.CheckSlack(ctx, c)
+	f.Detail, f.OK = detailOr(detail, err), err == nil
 	return f
 }
 

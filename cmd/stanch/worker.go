@@ -162,8 +162,12 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	if err != nil {
 		return err
 	}
+	codec, err := worker.PayloadCodec(o.keys)
+	if err != nil {
+		return err
+	}
 	options := worker.Options{
-		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
+		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
 		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api,
 	}
 	if o.ownUID != "" {

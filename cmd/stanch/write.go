@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
+	"stanch/playbooks/recording"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
 	"stanch/worker"
@@ -202,8 +203,8 @@ func actionsCommand() *cobra.Command {
 
 func schemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema playbook|rules|config|incident", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
-		ValidArgs: []string{"playbook", "rules", "config", "incident"}, Example: "  stanch schema playbook > playbook.json",
+		Use: "schema playbook|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
+		ValidArgs: []string{"playbook", "rules", "config", "incident", "recording"}, Example: "  stanch schema playbook > playbook.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			reflector := &jsonschema.Reflector{RequiredFromJSONSchemaTags: true}
 			var schema any
@@ -219,8 +220,10 @@ func schemaCommand() *cobra.Command {
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
 				schema = reflector.Reflect(playbooks.Incident{})
+			case "recording":
+				schema = recording.Schema()
 			default:
-				return usageError{fmt.Errorf("there is no schema %q: playbook, rules, config, incident", a[0])}
+				return usageError{fmt.Errorf("there is no schema %q: playbook, rules, config, incident, recording", a[0])}
 			}
 			return printJSON(cmd.OutOrStdout(), schema)
 		},

@@ -35,6 +35,8 @@ import (
 
 // world is what the actions act on.
 type world struct {
+	planned map[string]int
+	shifts  bool
 	mu      sync.Mutex
 	answers map[string][]error // by action: the errors of its calls in turn, nil for success
 	calls   []string
@@ -106,7 +108,13 @@ func (h *hold) Spec() playbooks.Spec {
 }
 
 func (h *hold) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
-	return activities.Plan{Changes: []string{h.name + " " + r.Target.Name}}, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change := h.name + " " + r.Target.Name
+	if h.planned[change]++; h.planned[change] > 1 && h.shifts {
+		return activities.Plan{Changes: []string{change + " and its neighbours"}}, nil
+	}
+	return activities.Plan{Changes: []string{change}}, nil
 }
 
 func (h *hold) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
@@ -176,6 +184,8 @@ func (l *lab) start(dir string) error {
 
 // scenario is one playbook and what the world answers.
 type scenario struct {
+	shifts  bool // plans change after they were shown
+	then    func(t *testing.T, c client.Client, id string)
 	steps   string
 	answers map[string][]error
 	verdict map[string]activities.Decision
@@ -286,6 +296,37 @@ func TestTheOutcomeTable(t *testing.T) {
 	}
 }
 
+// What was approved has changed when it is about to be done: it is asked anew, and says what is different.
+func TestAStalePlanIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	_, report := play(t, scenario{
+		shifts: true, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
+			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
+		then: func(t *testing.T, c client.Client, id string) {
+			var again playbook.Pending
+			require.Eventually(t, func() bool {
+				var open []playbook.Pending
+				value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+				if err != nil || value.Get(&open) != nil || len(open) != 1 || open[0].Before == "" {
+					return false
+				}
+				again = open[0]
+				return true
+			}, 20*time.Second, 20*time.Millisecond, "it is asked again")
+			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.Changed)
+			require.NotEqual(t, again.Before, again.Hash)
+			// The old yes is worth nothing for the new plan.
+			stale, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: again.Incident, Run: again.Run, Step: again.ID, PlanHash: again.Before, Person: "bob", Groups: []string{"people"}, Approve: true, At: time.Now()})
+			require.NoError(t, err)
+			require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, stale))
+			answer(t, c, id, true)
+		},
+	})
+	last := report.Steps[len(report.Steps)-1]
+	require.Equal(t, playbooks.OutcomeChanged, last.Outcome, report.Steps)
+}
+
 // compare wants each line to be there, in the order of the steps; targets and branches of one step may change places.
 func compare(t *testing.T, want, got []string) {
 	t.Helper()
@@ -311,7 +352,7 @@ func (*world) ApproversOf(string, bool) activities.Approvers {
 // play runs a scenario's playbook on a task queue of its own.
 func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	t.Helper()
-	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict}
+	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict, planned: map[string]int{}, shifts: s.shifts}
 	if w.answers == nil {
 		w.answers = map[string][]error{}
 	}
@@ -348,6 +389,9 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	require.NoError(t, err)
 	if s.vote != nil {
 		answer(t, c, run.GetID(), *s.vote)
+	}
+	if s.then != nil {
+		s.then(t, c, run.GetID())
 	}
 	var report playbook.Report
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)

@@ -258,7 +258,7 @@ func (i *Intake) signal(key string, batch []*item) error {
 	}
 	i.at("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
-	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread}
+	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread, Config: i.Config.Hash()}
 	if drill {
 		in.Quiet = 30 * time.Second
 	}

@@ -119,13 +119,13 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	}
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
-			d.Guard, d.Phase, d.Drill = g.name, f.phase(), f.Drill
+			d.Guard, d.Phase, d.Drill, d.Config = g.name, f.phase(), f.Drill, c.Config.Hash()
 			if f.Grant == nil {
 				d.Since = f.Since
 			}
 			if d.Verdict == activities.VerdictRun && q.Before {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
-					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase()}, nil
+					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), Config: c.Config.Hash()}, nil
 				}
 			}
 			return *d, nil

@@ -174,6 +174,12 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		}, activities.VerdictRun, "phase", "alice, bob"},
 		"a grant of another plan":   {func(d *desk) { g := d.goodGrant(); g.PlanHash = "other"; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "plan changed"},
 		"a grant of another target": {func(d *desk) { g := d.goodGrant(); g.Targets = []string{"pod:x"}; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "not among"},
+		"a grant of the approvers of another namespace": {func(d *desk) {
+			g := d.goodGrant()
+			g.Namespace = "bank"
+			d.q.Basis.Grant = d.grant(d.key, g)
+		}, activities.VerdictRefuse, "grant", "for the namespace"},
+		"a grant that a drill's key gave": {func(d *desk) { g := d.goodGrant(); g.Drill = true; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "outside of a drill"},
 		"a grant that has expired": {func(d *desk) {
 			g := d.goodGrant()
 			g.Issued, g.Expires = now.Add(-time.Hour), now.Add(-time.Minute)

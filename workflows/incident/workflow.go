@@ -35,6 +35,8 @@ type Input struct {
 	// Quiet is how long nothing must happen before the incident closes. Default 15 min.
 	Quiet  time.Duration `json:"quiet,omitempty"`
 	Timing lease.Timing  `json:"timing"`
+	// Config is the short hash of the configuration that was in force when it began.
+	Config string `json:"config,omitempty"`
 	// Thread: people are told by chat.
 	Thread bool   `json:"thread,omitempty"`
 	Carry  *state `json:"carry,omitempty"`

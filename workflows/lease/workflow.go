@@ -44,8 +44,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	m := in.Carry
 	if m == nil {
-		id := "LSE-" + strings.ToUpper(strings.ReplaceAll(workflow.GetInfo(ctx).FirstRunID, "-", ""))[:20]
-		m = New(id, in.Target, in.Facet, in.First, workflow.Now(ctx), in.Timing)
+		m = New(idOf(workflow.GetInfo(ctx)), in.Target, in.Facet, in.First, workflow.Now(ctx), in.Timing)
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
@@ -73,6 +72,16 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 			return workflow.NewContinueAsNewError(ctx, w.Lease, Input{Target: in.Target, Facet: in.Facet, Carry: m})
 		}
 	}
+}
+
+// idOf names a lease by the first run of its chain: it is unique and never used twice. Simulation gives no such id; the
+// name is then made from the workflow's own.
+func idOf(info *workflow.Info) string {
+	first := strings.ToUpper(strings.ReplaceAll(info.FirstRunID, "-", ""))
+	if len(first) < 20 {
+		first = strings.ToUpper(proof.Hash([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
+	}
+	return "LSE-" + first[:20]
 }
 
 type loop struct {

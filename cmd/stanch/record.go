@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"stanch/worker"
+)
+
+func recordCommand(g *globals) *cobra.Command {
+	var anonymise bool
+	c := &cobra.Command{
+		Use: "record ID > FILE", Short: "Turn an incident into a recording, for `stanch simulate`", Args: args(cobra.ExactArgs(1)),
+		Long: `Turn an incident into a recording: what was detected and when, what every action
+answered, what was decided and by whom, and what became of each step. It holds no
+signature, and what looks like a secret is taken out. People's names stay, unless
+--anonymise takes them out with those of pods, workloads and hosts.`,
+		Example: "  stanch record INC-01JABC… > miner.json\n  stanch record INC-01JABC… --anonymise > miner.json",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			raw, err := g.recording(cmd.Context(), ids[0], anonymise)
+			if err != nil {
+				return err
+			}
+			if _, err := cmd.OutOrStdout().Write(raw); err != nil {
+				return fmt.Errorf("write the recording: %w", err)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&anonymise, "anonymise", false, "numbers in place of the names of pods, workloads, hosts and people")
+	return c
+}
+
+// recording asks the running Stanch; without one the archive of the data directory is read.
+func (g *globals) recording(ctx context.Context, id string, anonymise bool) ([]byte, error) {
+	if _, err := os.Stat(g.socket()); !errors.Is(err, fs.ErrNotExist) {
+		path := "/v1/recording/" + id
+		if anonymise {
+			path += "?anonymise=1"
+		}
+		var out struct {
+			Recording []byte `json:"recording"`
+		}
+		err := g.local().get(ctx, path, &out)
+		return out.Recording, err
+	}
+	auditor, err := worker.OpenAuditor(g.data)
+	if err != nil {
+		return nil, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socket(), err)
+	}
+	return auditor.Record(ctx, id, anonymise)
+}

@@ -1,0 +1,145 @@
+package recording_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks/recording"
+	"stanch/sensors"
+)
+
+func example() recording.Recording {
+	d := sensors.Detection{
+		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Node: "node-berlin",
+		Time: time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC),
+		Event: sensors.Event{Kind: sensors.KindExec, Node: "node-berlin", Process: sensors.Process{
+			Exe: "/usr/bin/curl", Args: []string{"curl", "-u", "bob:hunter2", "https://x"}, Ancestors: []sensors.Ancestor{{Name: "sh", Args: []string{"sh", "-c", "TOKEN=abc env"}}}, StartNS: 1<<62 + 1,
+		}, Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "payments", Name: "checkout-7f", UID: "u-1", Annotations: map[string]string{"last-applied": "password: hunter2"}}}},
+	}
+	return recording.Recording{
+		Version:    recording.Version,
+		Incident:   recording.Incident{ID: "INC-01JABCDEFGHJKMNPQRSTVWXYZ0", Key: "prod/payments/Pod/checkout-7f", Cluster: "prod", Scope: "web", Phase: 2, Opened: d.Time},
+		Detections: []recording.Detection{{AfterMS: 0, Batch: 1, Detection: d}},
+		Playbooks:  []recording.Playbook{{Name: "miner", File: "miner.yaml", Hash: strings.Repeat("a", 64), Run: "playbook/1"}},
+		Answers: []recording.Answer{{
+			Operation: recording.Observe, Action: "pod.manifest", Target: "pod:u-1", Attempt: 1, Outcome: "changed", Reason: "of checkout-7f on node-berlin",
+			Outputs: json.RawMessage(`{"env":{"DB":"hunter2"},"db_password":"hunter2","count":4611686018427387905,"note":"token=hunter2 seen"}`),
+		}},
+		Votes: []recording.Vote{{Run: "playbook/1", Step: "s#1", Person: "alice", Proved: "uid 1000 on the local socket", Approve: true, Reason: "alice knows"}},
+		Steps: []recording.Step{{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "pod:u-1", Outcome: "denied", Reason: "alice (uid 1000 on the local socket) said no"}},
+	}
+}
+
+func TestARecordingIsReadAsItWasWritten(t *testing.T) {
+	raw, err := recording.Encode(example())
+	require.NoError(t, err)
+	got, err := recording.Decode(raw)
+	require.NoError(t, err)
+	want := example()
+	want.SHA256 = got.SHA256
+	again, err := recording.Encode(got)
+	require.NoError(t, err)
+	require.Equal(t, string(raw), string(again))
+	require.Equal(t, want.Votes, got.Votes)
+}
+
+func TestAnyFlippedByteIsFound(t *testing.T) {
+	raw, err := recording.Encode(example())
+	require.NoError(t, err)
+	for i := range raw {
+		changed := bytes.Clone(raw)
+		changed[i] ^= 1
+		_, err := recording.Decode(changed)
+		require.Error(t, err, "byte %d of %q", i, raw[max(0, i-20):min(len(raw), i+20)])
+	}
+}
+
+func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
+	raw, err := recording.Encode(example())
+	require.NoError(t, err)
+	for _, c := range []struct {
+		name, want string
+		file       []byte
+	}{
+		{"truncated", "truncated", raw[:len(raw)/2]},
+		{"empty", "truncated", nil},
+		{"another version", "version 7, this program reads version 1", bytes.Replace(raw, []byte(`"version": 1`), []byte(`"version": 7`), 1)},
+		{"no version", "no recording", []byte(`{}`)},
+		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 1`), []byte(`"extra": 1, "version": 1`), 1)},
+		{"changed", "was changed since it was made", bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1)},
+		{"no hash", "carries no SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
+		{"more after it", "after top-level value", append(bytes.Clone(raw), "{}"...)},
+		{"deep", "nested", []byte(strings.Repeat(`[`, 100))},
+	} {
+		_, err := recording.Decode(c.file)
+		require.ErrorContains(t, err, c.want, c.name)
+	}
+	large := example()
+	for range recording.MaxDetections + 1 {
+		large.Detections = append(large.Detections, large.Detections[0])
+	}
+	_, err = recording.Encode(large)
+	require.ErrorContains(t, err, "more than is read")
+}
+
+func TestSecretsAreTakenOut(t *testing.T) {
+	raw, err := recording.Encode(recording.Redact(example()))
+	require.NoError(t, err)
+	require.NotContains(t, string(raw), "hunter2")
+	require.NotContains(t, string(raw), "TOKEN=abc")
+	require.Contains(t, string(raw), "4611686018427387905", "numbers keep every digit")
+	require.Contains(t, string(raw), "alice", "people's names stay")
+}
+
+func TestAnonymisedNamesNobody(t *testing.T) {
+	r, err := recording.Anonymise(recording.Redact(example()))
+	require.NoError(t, err)
+	raw, err := recording.Encode(r)
+	require.NoError(t, err)
+	for _, name := range []string{"alice", "node-berlin", "checkout-7f", "payments", "prod/", "uid 1000"} {
+		require.NotContains(t, string(raw), name)
+	}
+	require.Contains(t, r.Answers[0].Reason, "pod-1 on host-1", "the same name is the same number everywhere")
+	require.EqualValues(t, 1<<62+1, r.Detections[0].Detection.Event.Process.StartNS)
+	require.Equal(t, "miner-process", r.Detections[0].Detection.Rule)
+}
+
+func TestCommittedRecordingsAreWhole(t *testing.T) {
+	files, err := filepath.Glob("../../testenv/recordings/*.json")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		require.NoError(t, err)
+		r, err := recording.Decode(raw)
+		require.NoError(t, err, file)
+		require.NotEmpty(t, r.Steps)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	raw, err := recording.Encode(example())
+	require.NoError(f, err)
+	f.Add(raw)
+	f.Add([]byte(`{"version":1}`))
+	f.Add([]byte(`{"version":1,"sha256":"00"}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := recording.Decode(raw)
+		if err != nil {
+			return
+		}
+		again, err := recording.Encode(r)
+		require.NoError(t, err, "what is read can be written")
+		_, err = recording.Decode(again)
+		require.NoError(t, err)
+		_, err = recording.Anonymise(recording.Redact(r))
+		require.NoError(t, err)
+	})
+}

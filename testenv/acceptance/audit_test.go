@@ -1,0 +1,175 @@
+package acceptance
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/testenv/stand"
+	"stanch/worker/audit"
+	"stanch/worker/simulate"
+)
+
+// asks is a configuration under which alice, who is root here, is asked before anything is contained.
+const asks = `phase: 2
+quiet: 3s
+library: false
+playbooks: [DIR/playbooks]
+scopes: [{ name: host, namespaces: [""], phase: 2, confidence: 0.97, approvers: { groups: [responders], quorum: 1, timeout: 1m } }]
+people: [{ name: alice, uid: 0, groups: [responders] }]
+`
+
+func closed(in playbooks.Incident) bool { return in.Status == "closed" }
+
+// From the first event to the undone lease, and then each thing that is kept of it is changed by one byte.
+func TestAnIncidentIsToldAndVerified(t *testing.T) {
+	s := stand.Start(t, binary, stand.Options{Config: asks, Playbooks: holdFor(5 * time.Second)})
+	c := s.Container(t)
+	c.Attack(t)
+	in := s.Incident(t, c.ID, 30*time.Second, "started", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 })
+	require.Eventually(t, func() bool {
+		_, _, code := s.Run(t, "approve", in.ID, "--reason", "a miner \u202e<script>alert(1)</script>")
+		return code == 0
+	}, 20*time.Second, 100*time.Millisecond)
+	s.Incident(t, c.ID, 30*time.Second, "held", held)
+	require.Eventually(t, func() bool {
+		var now playbooks.Incident
+		return s.Get("/v1/incidents/"+in.ID, &now) == nil && closed(now)
+	}, time.Minute, 200*time.Millisecond)
+
+	alike(t, s, in.ID, "asked", filepath.Join(s.Dir, "playbooks"))
+
+	stdout, stderr, code := s.Run(t, "audit", in.ID, "--verify")
+	require.Zero(t, code, "%s%s", stdout, stderr)
+	t.Log("\n" + stdout)
+	at := 0
+	for _, next := range []string{
+		"  opened ", "  detection ", "  playbook ", "  evidence ", "Decided to ask people before pod.isolate", "  question ", "alice (uid 0 on the local socket) said yes to \"pod.isolate\"", "  answer ", "  grant ",
+		"took hold", "  verification ", "was undone and observed to be: its time was over", "  closed ", "verified: nothing differs",
+	} {
+		i := strings.Index(stdout[at:], next)
+		require.GreaterOrEqual(t, i, 0, "after the line before, the story says %q", next)
+		at += i
+	}
+	require.NotContains(t, stdout, "\u202e", "what turns the direction of writing is not obeyed")
+	line := regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3}  .*  \[\S.* #\d+\]$`)
+	for text := range strings.Lines(stdout) {
+		if regexp.MustCompile(`^\d\d:\d\d:`).MatchString(text) {
+			require.Regexp(t, line, strings.TrimSuffix(text, "\n"), "every line ends with its event of history")
+		}
+	}
+	page, _, code := s.Run(t, "audit", in.ID, "-o", "html")
+	require.Zero(t, code)
+	require.NotContains(t, page, "<script>", "an attacker's markup is text")
+	require.Contains(t, page, "&lt;script&gt;")
+
+	// The archive is written when Stanch starts; the story is then told from it, also while nothing runs.
+	s.Stop()
+	s.Up(t)
+	file := filepath.Join(s.Data, "archive", in.ID+".json.gz")
+	require.Eventually(t, func() bool { _, err := os.Stat(file); return err == nil }, 30*time.Second, 100*time.Millisecond)
+	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
+	require.Zero(t, code, "%s%s", stdout, stderr)
+	require.Contains(t, stdout, "Temporal's histories against the archive")
+	rec, _, code := s.Run(t, "record", in.ID)
+	require.Zero(t, code)
+	s.Stop()
+	_ = os.Remove(s.Socket())
+	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify", "-o", "json")
+	require.Zero(t, code, "%s%s", stdout, stderr)
+	var story audit.Story
+	require.NoError(t, json.Unmarshal([]byte(stdout), &story))
+	require.Equal(t, "archive", story.Source)
+	require.NotEmpty(t, story.Evidence)
+
+	blob := filepath.Join(s.Data, "evidence", "blobs", story.Evidence[0].SHA256[:2], story.Evidence[0].SHA256)
+	manifest := filepath.Join(s.Data, "evidence", "incidents", in.ID+".jsonl")
+	for name, what := range map[string]string{blob: story.Evidence[0].SHA256, manifest: "manifest of " + in.ID, file: "archive"} {
+		undo := flip(t, name)
+		stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
+		require.Equal(t, 1, code, name)
+		require.Contains(t, stdout+stderr, what, "the difference is named")
+		undo()
+	}
+	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
+	require.Zero(t, code, "%s%s", stdout, stderr)
+
+	changed := filepath.Join(t.TempDir(), "recording.json")
+	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)), 0o600))
+	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)
+	require.Equal(t, 1, code)
+	require.Contains(t, stdout, "was changed since it was made")
+	_, stderr, code = s.Run(t, "simulate", "--playbooks", filepath.Join(s.Dir, "playbooks"), "--incident", changed)
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "was changed since it was made")
+}
+
+// flip changes one byte in the middle of a file, and gives what changes it back.
+func flip(t *testing.T, file string) (undo func()) {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	require.NoError(t, err)
+	raw[len(raw)/2] ^= 1
+	write := func() {
+		require.NoError(t, os.Chmod(file, 0o600)) //nolint:gosec // a test's own file
+		require.NoError(t, os.WriteFile(file, raw, 0o600))
+	}
+	write()
+	return func() { raw[len(raw)/2] ^= 1; write() }
+}
+
+// Each drill, recorded, goes in a simulation as it went. With STANCH_RECORDINGS the recordings are written there.
+func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
+	stand.Needs(t)
+	out := os.Getenv("STANCH_RECORDINGS")
+	s := stand.Start(t, binary, stand.Options{})
+	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, code := s.Run(t, "drill", name, "-o", "json")
+			require.Zero(t, code, "%s%s", stdout, stderr)
+			var drill struct {
+				Incident string `json:"incident"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(stdout), &drill))
+			if out != "" {
+				require.Eventually(t, func() bool {
+					var now playbooks.Incident
+					return s.Get("/v1/incidents/"+drill.Incident, &now) == nil && closed(now)
+				}, 2*time.Minute, 500*time.Millisecond)
+			}
+			alike(t, s, drill.Incident, name, "../../playbooks/library")
+		})
+	}
+}
+
+// alike records an incident and simulates it with the playbooks that ran: it must go as it went.
+func alike(t *testing.T, s *stand.Stand, id, name, plays string) {
+	t.Helper()
+	raw, stderr, code := s.Run(t, "record", id, "--anonymise")
+	require.Zero(t, code, stderr)
+	rec, err := recording.Decode([]byte(raw))
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), name+".json")
+	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
+	if out := os.Getenv("STANCH_RECORDINGS"); out != "" {
+		require.NoError(t, os.WriteFile(filepath.Join(out, name+".json"), []byte(raw), 0o644)) //nolint:gosec // it is committed
+	}
+	command := s.Command("simulate", "--playbooks", plays, "--incident", file, "-o", "json")
+	// Without its configuration: as it was is known from the recording alone.
+	command.Args = slices.DeleteFunc(command.Args, func(a string) bool { return a == "--config" || strings.HasSuffix(a, "stanch.yaml") })
+	stdout, err := command.Output()
+	require.NoError(t, err)
+	var report simulate.Report
+	require.NoError(t, json.Unmarshal(stdout, &report))
+	require.Len(t, report.Results, 1)
+	require.Empty(t, simulate.Unlike(rec, report.Results[0]))
+}

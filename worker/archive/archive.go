@@ -1,0 +1,331 @@
+// Package archive keeps the histories of closed incidents as files, for when Temporal no longer has them: raw, with
+// their payloads encrypted as they were stored, each with its SHA-256, and all of them under a signed statement.
+//
+// It refuses to read what is in a history: it copies bytes. It refuses to overwrite an archive, and to write one of an
+// incident that is not closed.
+package archive
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	historypb "go.temporal.io/api/history/v1"
+	pb "google.golang.org/protobuf/proto"
+
+	"stanch/sensors/proof"
+	"stanch/worker/audit"
+)
+
+// Version is the version of the file's shape.
+const Version = 1
+
+// Purpose is what the statement of an archive is signed for.
+const Purpose proof.Purpose = "stanch/archive/v1"
+
+// Bounds of one archive.
+const (
+	maxFile   = 256 << 20 // unpacked
+	maxPacked = 128 << 20
+)
+
+// ErrNone says that there is no archive of an incident.
+var ErrNone = errors.New("there is no archive of it")
+
+// Statement is what the authority signs: which histories an incident had, by their hashes.
+type Statement struct {
+	Incident  string    `json:"incident"`
+	Exported  time.Time `json:"exported"`
+	Histories []Entry   `json:"histories"`
+}
+
+// Entry is one history by its hash.
+type Entry struct {
+	Workflow string `json:"workflow_id"`
+	Run      string `json:"run_id"`
+	Type     string `json:"type"`
+	Events   int    `json:"events"`
+	SHA256   string `json:"sha256"`
+}
+
+// file is what is written.
+type file struct {
+	Version   int          `json:"version"`
+	Incident  string       `json:"incident"`
+	Statement proof.Signed `json:"statement"`
+	Histories []stored     `json:"histories"`
+}
+
+type stored struct {
+	Entry
+	History []byte `json:"history"` // temporal.api.history.v1.History, exactly the bytes that were hashed
+}
+
+// Store is a folder of archives.
+type Store struct{ Dir string }
+
+var incidentID = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
+
+// Path is where an incident's archive lies.
+func (s Store) Path(incident string) (string, error) {
+	if !incidentID.MatchString(incident) {
+		return "", fmt.Errorf("%q is not an incident's id", incident)
+	}
+	return filepath.Join(s.Dir, incident+".json.gz"), nil
+}
+
+// Has tells whether an incident is archived.
+func (s Store) Has(incident string) bool {
+	path, err := s.Path(incident)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(path)
+	return err == nil
+}
+
+// Sum is the SHA-256 of an incident's archive as it lies there.
+func (s Store) Sum(incident string) (string, error) {
+	path, err := s.Path(incident)
+	if err != nil {
+		return "", err
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the archive: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// List gives the incidents that are archived.
+func (s Store) List() ([]string, error) {
+	entries, err := os.ReadDir(s.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the archive: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json.gz"); ok && incidentID.MatchString(name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// Signer signs the statement.
+type Signer interface {
+	Sign(purpose proof.Purpose, body any) (proof.Signed, error)
+}
+
+// Write archives an incident whose workflows have all closed. One that is archived already is left as it is.
+func (s Store) Write(incident string, runs []audit.Run, signer Signer, now time.Time) error {
+	path, err := s.Path(incident)
+	if err != nil {
+		return err
+	}
+	if s.Has(incident) {
+		return nil
+	}
+	f := file{Version: Version, Incident: incident}
+	statement := Statement{Incident: incident, Exported: now.UTC()}
+	for _, r := range runs {
+		if r.Open {
+			return fmt.Errorf("archive %s: %s has not closed", incident, r.Workflow)
+		}
+		one, err := pack(r)
+		if err != nil {
+			return fmt.Errorf("archive %s: %w", incident, err)
+		}
+		f.Histories = append(f.Histories, one)
+		statement.Histories = append(statement.Histories, one.Entry)
+	}
+	if f.Statement, err = signer.Sign(Purpose, statement); err != nil {
+		return fmt.Errorf("archive %s: %w", incident, err)
+	}
+	raw, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("archive %s: %w", incident, err)
+	}
+	if len(raw) > maxFile {
+		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw), maxFile)
+	}
+	return write(path, raw)
+}
+
+func pack(r audit.Run) (stored, error) {
+	raw, err := pb.MarshalOptions{Deterministic: true}.Marshal(&historypb.History{Events: r.Events})
+	if err != nil {
+		return stored{}, fmt.Errorf("pack %s: %w", r.Workflow, err)
+	}
+	sum := sha256.Sum256(raw)
+	return stored{Entry: Entry{Workflow: r.Workflow, Run: r.ID, Type: r.Type, Events: len(r.Events), SHA256: hex.EncodeToString(sum[:])}, History: raw}, nil
+}
+
+func write(path string, raw []byte) error {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if _, err := z.Write(raw); err != nil {
+		return fmt.Errorf("pack the archive: %w", err)
+	}
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("pack the archive: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write the archive: %w", err)
+	}
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the archive: %w", err)
+	}
+	_, err = f.Write(b.Bytes())
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the archive: %w", err)
+	}
+	return nil
+}
+
+// Archive is one incident's archive as it was read.
+type Archive struct {
+	Runs      []audit.Run
+	Statement Statement
+	// Differences are what is not as the statement says; the archive is read as far as it can be.
+	Differences []audit.Difference
+}
+
+// Read reads an incident's archive and compares it with its signed statement. It returns ErrNone if there is none.
+func (s Store) Read(incident string, keys proof.Keyring) (Archive, error) {
+	path, err := s.Path(incident)
+	if err != nil {
+		return Archive{}, err
+	}
+	raw, err := unpack(path)
+	if err != nil {
+		return Archive{}, err
+	}
+	return Decode(raw, incident, keys)
+}
+
+func unpack(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNone
+	}
+	if err == nil && info.Size() > maxPacked {
+		return nil, fmt.Errorf("the archive %s has %d bytes, at most %d are read", path, info.Size(), maxPacked)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the archive: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
+	}
+	raw, err := io.ReadAll(io.LimitReader(z, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
+	}
+	if len(raw) > maxFile {
+		return nil, fmt.Errorf("the archive %s unpacks to more than %d bytes", path, maxFile)
+	}
+	return raw, nil
+}
+
+// Decode reads an unpacked archive strictly.
+func Decode(raw []byte, incident string, keys proof.Keyring) (Archive, error) {
+	var f file
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&f); err != nil {
+		return Archive{}, fmt.Errorf("the archive of %s cannot be read: %w", incident, err)
+	}
+	if f.Version != Version {
+		return Archive{}, fmt.Errorf("the archive of %s has version %d, this program reads %d", incident, f.Version, Version)
+	}
+	var a Archive
+	differ := func(e Entry, format string, args ...any) {
+		a.Differences = append(a.Differences, audit.Difference{What: fmt.Sprintf(format, args...), Ref: audit.Ref{Workflow: e.Workflow, Run: e.Run}})
+	}
+	if err := keys.Open(f.Statement, Purpose, &a.Statement); err != nil {
+		differ(Entry{}, "the archive's statement does not hold: %v", err)
+	}
+	if f.Incident != incident || a.Statement.Incident != incident {
+		differ(Entry{}, "the archive is of %s, its statement of %s, not of %s", f.Incident, a.Statement.Incident, incident)
+	}
+	signed := map[Entry]bool{}
+	for _, e := range a.Statement.Histories {
+		signed[e] = true
+	}
+	for _, h := range f.Histories {
+		sum := sha256.Sum256(h.History)
+		switch hash := hex.EncodeToString(sum[:]); {
+		case hash != h.SHA256:
+			differ(h.Entry, "the archived history of %s was changed: it has SHA-256 %s, the archive says %s", h.Workflow, hash, h.SHA256)
+		case !signed[h.Entry]:
+			differ(h.Entry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.Workflow, h.SHA256)
+		}
+		delete(signed, h.Entry)
+		var history historypb.History
+		if err := pb.Unmarshal(h.History, &history); err != nil {
+			differ(h.Entry, "the archived history of %s cannot be read: %v", h.Workflow, err)
+			continue
+		}
+		a.Runs = append(a.Runs, audit.Run{Workflow: h.Workflow, ID: h.Run, Type: h.Type, Events: history.GetEvents()})
+	}
+	for _, e := range a.Statement.Histories {
+		if signed[e] {
+			differ(e, "the history of %s stands in the signed statement and is missing or changed in the archive", e.Workflow)
+		}
+	}
+	return a, nil
+}
+
+// Compare names what differs between the histories that Temporal has and those that were archived.
+func Compare(live, archived []audit.Run) []audit.Difference {
+	var out []audit.Difference
+	differ := func(r audit.Run, event int64, format string, args ...any) {
+		out = append(out, audit.Difference{What: fmt.Sprintf(format, args...), Ref: audit.Ref{Workflow: r.Workflow, Run: r.ID, Event: event}})
+	}
+	kept := map[string]audit.Run{}
+	for _, r := range archived {
+		kept[r.Workflow+"\x00"+r.ID] = r
+	}
+	for _, r := range live {
+		key := r.Workflow + "\x00" + r.ID
+		old, ok := kept[key]
+		delete(kept, key)
+		switch {
+		case !ok:
+			differ(r, 0, "Temporal has a run of %s that the archive does not have", r.Workflow)
+			continue
+		case len(r.Events) != len(old.Events):
+			differ(r, 0, "Temporal has %d events of %s, the archive %d", len(r.Events), r.Workflow, len(old.Events))
+		}
+		for i := range min(len(r.Events), len(old.Events)) {
+			if !pb.Equal(r.Events[i], old.Events[i]) {
+				differ(r, r.Events[i].GetEventId(), "event %d of %s differs between Temporal and the archive", r.Events[i].GetEventId(), r.Workflow)
+			}
+		}
+	}
+	return out // what Temporal no longer has is no difference: that is what the archive is for
+}

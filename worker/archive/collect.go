@@ -1,0 +1,185 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+
+	"stanch/worker/audit"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// Collector gets every history of an incident from Temporal.
+type Collector struct {
+	Temporal  client.Client
+	Converter converter.DataConverter
+}
+
+// Bounds of what is collected for one incident.
+const (
+	maxRuns   = 300
+	maxEvents = 200_000
+)
+
+// gathering is one collection under way.
+type gathering struct {
+	*Collector
+	runs   []audit.Run
+	have   map[string]bool // run ids
+	events int
+}
+
+// Collect gives the histories of an incident: its own runs, its playbooks, its leases, and the leases of others that it
+// joined. It returns no runs if Temporal has none.
+func (c *Collector) Collect(ctx context.Context, incident string) ([]audit.Run, error) {
+	if !incidentID.MatchString(incident) {
+		return nil, fmt.Errorf("%q is not an incident's id", incident)
+	}
+	g := &gathering{Collector: c, have: map[string]bool{}}
+	if err := g.listed(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentAttribute, incident), nil); err != nil {
+		return nil, err
+	}
+	// Visibility may lag behind: children are followed from the histories themselves.
+	for i := 0; i < len(g.runs); i++ {
+		if err := g.children(ctx, i); err != nil {
+			return nil, err
+		}
+	}
+	if err := g.joined(ctx); err != nil {
+		return nil, err
+	}
+	return g.runs, nil
+}
+
+func (g *gathering) listed(ctx context.Context, query string, fits func(audit.Run) bool) error {
+	var token []byte
+	for {
+		page, err := g.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
+		if err != nil {
+			return fmt.Errorf("ask Temporal for the incident's workflows: %w", err)
+		}
+		for _, w := range page.GetExecutions() {
+			if err := g.add(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), fits); err != nil {
+				return err
+			}
+		}
+		if token = page.GetNextPageToken(); len(token) == 0 {
+			return nil
+		}
+	}
+}
+
+// add reads one run's history.
+func (g *gathering) add(ctx context.Context, workflow, run string, fits func(audit.Run) bool) error {
+	if g.have[run] {
+		return nil
+	}
+	if len(g.runs) >= maxRuns {
+		return fmt.Errorf("the incident has more than %d workflows", maxRuns)
+	}
+	r := audit.Run{Workflow: workflow, ID: run, Open: true}
+	for it := g.Temporal.GetWorkflowHistory(ctx, workflow, run, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+		e, err := it.Next()
+		var gone *serviceerror.NotFound
+		if errors.As(err, &gone) {
+			return nil // its retention ended between the list and this
+		}
+		if err != nil {
+			return fmt.Errorf("read the history of %s: %w", workflow, err)
+		}
+		if g.events++; g.events > maxEvents {
+			return fmt.Errorf("the incident's histories have more than %d events", maxEvents)
+		}
+		r.Events = append(r.Events, e)
+	}
+	if len(r.Events) == 0 {
+		return nil
+	}
+	r.Type = r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetWorkflowType().GetName()
+	switch r.Events[len(r.Events)-1].GetEventType() {
+	case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
+		enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
+		r.Open = false
+	}
+	if fits != nil && !fits(r) {
+		return nil
+	}
+	g.have[run] = true
+	g.runs = append(g.runs, r)
+	return nil
+}
+
+// children follows what a run started, and the run that goes on where it ends.
+func (g *gathering) children(ctx context.Context, i int) error {
+	r := g.runs[i]
+	for _, e := range r.Events {
+		if a := e.GetChildWorkflowExecutionStartedEventAttributes(); a != nil {
+			if err := g.add(ctx, a.GetWorkflowExecution().GetWorkflowId(), a.GetWorkflowExecution().GetRunId(), nil); err != nil {
+				return err
+			}
+		}
+		if a := e.GetWorkflowExecutionContinuedAsNewEventAttributes(); a != nil {
+			if err := g.add(ctx, r.Workflow, a.GetNewExecutionRunId(), nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// joined gets leases of other incidents that reported to this one's playbooks or to it.
+func (g *gathering) joined(ctx context.Context) error {
+	wanted := map[string][]string{} // workflow id to lease ids
+	for _, r := range g.runs {
+		if r.Type == audit.TypeLease || len(r.Events) == 0 {
+			continue
+		}
+		for _, e := range r.Events {
+			a := e.GetWorkflowExecutionSignaledEventAttributes()
+			if a.GetSignalName() != workflows.SignalLeaseReport {
+				continue
+			}
+			var report lease.Report
+			if g.Converter.FromPayloads(a.GetInput(), &report) != nil || report.Lease.ID == "" {
+				continue // the story names what cannot be read
+			}
+			id := a.GetExternalWorkflowExecution().GetWorkflowId()
+			if !strings.HasPrefix(id, "lease/") || !strings.HasSuffix(id, "/"+report.Lease.Target+"/"+report.Lease.Facet) {
+				continue
+			}
+			if !slices.Contains(wanted[id], report.Lease.ID) {
+				wanted[id] = append(wanted[id], report.Lease.ID)
+			}
+		}
+	}
+	for _, r := range g.runs {
+		if ids, ok := wanted[r.Workflow]; ok {
+			wanted[r.Workflow] = slices.DeleteFunc(ids, func(id string) bool { return id == leaseID(r) })
+		}
+	}
+	for workflow, ids := range wanted {
+		if len(ids) == 0 || strings.ContainsAny(workflow, "'\"") {
+			continue
+		}
+		if err := g.listed(ctx, fmt.Sprintf("WorkflowId = '%s'", workflow), func(r audit.Run) bool { return slices.Contains(ids, leaseID(r)) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaseID is the id of the lease that a run is of: it is made from the first run of its chain.
+func leaseID(r audit.Run) string {
+	first := r.Events[0].GetWorkflowExecutionStartedEventAttributes().GetFirstExecutionRunId()
+	first = strings.ToUpper(strings.ReplaceAll(first, "-", ""))
+	return "LSE-" + first[:min(20, len(first))]
+}

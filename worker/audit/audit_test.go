@@ -1,0 +1,202 @@
+package audit_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/sensors/redact"
+	"stanch/worker/audit"
+	"stanch/worker/authority"
+)
+
+// say is the story as kinds and sentences.
+func say(s audit.Story) string {
+	var b strings.Builder
+	for _, l := range s.Lines {
+		b.WriteString(string(l.Kind) + ": " + l.What + "\n")
+	}
+	return b.String()
+}
+
+func named(all []audit.Difference) string {
+	var b strings.Builder
+	for _, d := range all {
+		b.WriteString(d.What + " " + d.Workflow + "\n")
+	}
+	return b.String()
+}
+
+func TestTheStoryIsToldInOrder(t *testing.T) {
+	m := newMade(t).whole(nil)
+	s, differences := audit.Check(m.runs, m.options())
+	require.Empty(t, differences, named(differences))
+	text, at := say(s), 0
+	for _, next := range []string{
+		"opened: Incident " + incidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
+		"evidence: Evidence was kept: processes.json", "decision: Decided to ask people before pod.isolate on pod shop/web-1", "question: Asked responders, of whom 1 must agree",
+		`vote: alice (uid 7 on the local socket) said yes to "pod.isolate"`, "answer: The answer to", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
+		"effect: pod.isolate on pod shop/web-1 took hold", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
+		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and observed to be: released by bob", "closed: ",
+	} {
+		i := strings.Index(text[at:], next)
+		require.GreaterOrEqual(t, i, 0, "%q is not told where it belongs:\n%s", next, text)
+		at += i
+	}
+	require.Equal(t, []string{"abcdef012345"}, s.Configs)
+	require.Len(t, s.Effects, 1)
+	require.Equal(t, "undone", s.Effects[0].State)
+	require.Equal(t, 3, s.Effects[0].Observed)
+	require.Equal(t, "alice", s.People[0].Name)
+	require.Equal(t, []string{"uid 8 on the local socket"}, s.People[1].Proved)
+	for _, l := range s.Lines {
+		var event *historypb.HistoryEvent
+		for _, r := range m.runs {
+			if r.Workflow == l.Workflow && r.ID == l.Run {
+				event = r.Events[l.Event-1]
+			}
+		}
+		require.NotNil(t, event, "the event of %q is there", l.What)
+		require.Equal(t, l.At, event.GetEventTime().AsTime())
+	}
+	require.NotContains(t, redact.Plain(text), "\u001b", "an attacker's control characters are not obeyed")
+}
+
+func TestEachVoteIsJudged(t *testing.T) {
+	m := newMade(t)
+	stranger, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	forged, err := stranger.Sign(proof.PurposeVote, proof.Vote{Person: "mallory", Approve: true})
+	require.NoError(t, err)
+	m.whole(func(p *parts) {
+		p.votes = []proof.Signed{
+			m.vote("eve", true, time.Minute, "visitors"), m.vote("carol", true, time.Hour, "responders"), forged,
+			m.vote("alice", true, time.Minute, "responders"), m.vote("alice", true, 2*time.Minute, "responders"),
+		}
+	})
+	s := audit.Tell(m.runs, m.options())
+	counted := map[string][]string{}
+	for _, l := range s.Lines {
+		if l.Kind == audit.KindVote {
+			name, _ := l.Details["person"].(string)
+			counted[name] = append(counted[name], l.Details["counted"].(string))
+		}
+	}
+	require.Equal(t, map[string][]string{
+		"eve": {"not counted: this person may not answer"}, "carol": {"not counted: it came too late"}, "mallory": {"not counted: it is not proved"},
+		"alice": {"counted as a yes", "not counted: the same person said yes before"},
+	}, counted)
+	require.Contains(t, named(s.Problems), "a vote does not hold")
+	for _, p := range s.People {
+		require.NotEqual(t, "mallory", p.Name, "who is not proved did nothing")
+	}
+}
+
+// A question that nobody answers leaves no event of its own: it is known from its plan and its deadline.
+func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
+	m := newMade(t)
+	m.run(audit.TypePlaybook, runOf, map[string]any{"file": "miner.yaml", "source": []byte(source)})
+	m.marked("Plan", plan())
+	m.fired(m.timer(15 * time.Minute))
+	text := say(audit.Tell(m.runs, m.options()))
+	require.Contains(t, text, "question: Asked responders")
+	require.Contains(t, text, "answer: Nobody with the right answered in time")
+}
+
+func TestEachLieIsNamed(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(m *made, p *parts)
+		after  func(m *made)
+		want   string
+	}{
+		"a payload's byte": {after: func(m *made) {
+			data := m.runs[0].Events[1].GetWorkflowExecutionSignaledEventAttributes().GetInput().GetPayloads()[0].Data
+			data[len(data)/2] ^= 1
+		}, want: "a batch of detections cannot be read"},
+		"a payload in the clear": {after: func(m *made) {
+			p := m.runs[1].Events[1].GetActivityTaskScheduledEventAttributes().GetInput().GetPayloads()[0]
+			p.Metadata, p.Data = map[string][]byte{"encoding": []byte("json/plain")}, []byte(`{}`)
+		}, want: "not encrypted"},
+		"an event left out":            {after: func(m *made) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "some are missing"},
+		"a detection that was changed": {change: func(_ *made, p *parts) { p.detection.Detection.Confidence = 0.99 }, want: "it was changed since"},
+		"an attestation of another key": {change: func(m *made, p *parts) {
+			other, err := authority.Open(m.t.TempDir())
+			require.NoError(m.t, err)
+			p.detection.Attestation, err = other.Sign(proof.PurposeAttestation, proof.Attestation{Detection: "d1"})
+			require.NoError(m.t, err)
+		}, want: "the attestation of detection d1 does not hold"},
+		"a grant for another plan": {change: func(m *made, p *parts) {
+			p.tally.Grants[plan().Hash] = m.grant(func(g *proof.Grant) { g.PlanHash = "other" })
+		}, want: "does not fit its plan"},
+		"a yes without a vote": {change: func(_ *made, p *parts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
+		"a no that was passed over": {change: func(m *made, p *parts) {
+			p.votes = append(p.votes, m.vote("bob", false, time.Minute, "responders"))
+		}, want: "1 said no"},
+		"a token of another lease": {change: func(_ *made, p *parts) { p.token.Lease = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
+		"a release of another lease": {change: func(m *made, p *parts) {
+			p.release = m.sign(proof.PurposeGrant, proof.Grant{Operation: proof.OperationRelease, Lease: "LSE-OTHER"})
+		}, want: "not for releasing " + leaseID},
+		"a vote as a release":   {change: func(m *made, p *parts) { p.release = m.vote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
+		"the stored count":      {change: func(_ *made, p *parts) { p.stored.Total = 7 }, want: "it counts 7 detections, the history has 1"},
+		"the stored confidence": {change: func(_ *made, p *parts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
+		"a stored step": {change: func(_ *made, p *parts) {
+			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
+		}, want: "the steps of playbook miner are others"},
+		"stored evidence": {change: func(_ *made, p *parts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
+		"a stored lease":  {change: func(_ *made, p *parts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
+		"another source":  {change: func(_ *made, p *parts) { p.report.Hash = "0123456789abcdef" }, want: "the report names the source"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMade(t)
+			m.whole(func(p *parts) {
+				if c.change != nil {
+					c.change(m, p)
+				}
+			})
+			if c.after != nil {
+				c.after(m)
+			}
+			_, differences := audit.Check(m.runs, m.options())
+			require.Contains(t, named(differences), c.want)
+		})
+	}
+}
+
+func TestATerminatedWorkflowAndARetryAreTold(t *testing.T) {
+	m := newMade(t)
+	m.run(audit.TypeLease, leaseOf, map[string]any{"target": target})
+	id := m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
+		ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{Input: m.payloads(activities.ApplyInput{Request: activities.Request{Action: "pod.isolate", Target: target}})},
+	}})
+	m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_STARTED, Attributes: &historypb.HistoryEvent_ActivityTaskStartedEventAttributes{
+		ActivityTaskStartedEventAttributes: &historypb.ActivityTaskStartedEventAttributes{ScheduledEventId: id, Attempt: 3},
+	}})
+	m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
+		WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "because", Identity: "somebody@host"},
+	}})
+	text := say(audit.Tell(m.runs, m.options()))
+	require.Contains(t, text, "retry: ")
+	require.Contains(t, text, "attempt 3")
+	require.Contains(t, text, "terminated this workflow: because")
+}
+
+func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
+	m := newMade(t)
+	m.whole(func(p *parts) {
+		p.detection.Detection.Title = "<img src=x onerror=alert(1)>\u202e"
+	})
+	var b strings.Builder
+	require.NoError(t, audit.HTML(&b, audit.Tell(m.runs, m.options())))
+	require.NotContains(t, b.String(), "<img")
+	require.NotContains(t, b.String(), "\u202e")
+	require.NotContains(t, b.String(), "http://")
+	require.NotContains(t, b.String(), "<script")
+	require.Contains(t, b.String(), "&lt;img")
+}

@@ -1,0 +1,103 @@
+package audit
+
+import (
+	_ "embed"
+	"fmt"
+	"html/template"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/sensors/redact"
+)
+
+//go:embed story.html
+var page string
+
+// HTML writes the story as one page that needs nothing else and prints well. Every string in it may be an attacker's:
+// it is escaped, and what is not to be shown is shown as a dot.
+func HTML(w io.Writer, s Story) error {
+	runs := map[string]int{}
+	for _, h := range s.Histories {
+		runs[h.Workflow]++
+	}
+	t, err := template.New("story").Funcs(template.FuncMap{
+		"plain": redact.Plain,
+		"time":  func(t time.Time) string { return t.UTC().Format("15:04:05.000") },
+		"day":   func(t time.Time) string { return t.UTC().Format(time.DateOnly) },
+		"moment": func(t time.Time) string {
+			if t.IsZero() {
+				return "–"
+			}
+			return t.UTC().Format(time.DateTime)
+		},
+		"lasted": func(e Effect) string {
+			if e.Undone == nil || e.AppliedAt.IsZero() {
+				return ""
+			}
+			return e.UndoneAt.Sub(e.AppliedAt).Round(time.Second).String()
+		},
+		"ref": func(r Ref) string {
+			switch {
+			case r.Workflow == "":
+				return ""
+			case r.Event == 0:
+				return redact.Plain(r.Workflow)
+			case runs[r.Workflow] > 1:
+				return redact.Plain(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
+			}
+			return redact.Plain(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
+		},
+		"join": func(list []string) string { return redact.Plain(strings.Join(list, ", ")) },
+		"newday": func(lines []Line, i int) bool {
+			return i == 0 || lines[i].At.UTC().Format(time.DateOnly) != lines[i-1].At.UTC().Format(time.DateOnly)
+		},
+		"source": func(s string) string {
+			if s == "archive" {
+				return "the archive"
+			}
+			return "Temporal"
+		},
+		"extras": extras,
+	}).Parse(page)
+	if err != nil {
+		return fmt.Errorf("the page's template: %w", err)
+	}
+	if err := t.Execute(w, s); err != nil {
+		return fmt.Errorf("write the page: %w", err)
+	}
+	return nil
+}
+
+// shown are the details that stand in the sentence already, or in a table of their own.
+var shown = map[string]bool{
+	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
+	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
+	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "quorum": true, "missing": true, "may_do": true, "objective": true, "reasons": true,
+}
+
+// extras are the details that an auditor compares with other records.
+func extras(l Line) []string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(l.Details)) {
+		v := l.Details[k]
+		text := fmt.Sprint(v)
+		if list, ok := v.([]string); ok {
+			text = strings.Join(list, "; ")
+		}
+		if list, ok := v.([]any); ok {
+			parts := make([]string, len(list))
+			for i := range list {
+				parts[i] = fmt.Sprint(list[i])
+			}
+			text = strings.Join(parts, "; ")
+		}
+		if shown[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.What, text) {
+			continue
+		}
+		out = append(out, redact.Plain(strings.ReplaceAll(k, "_", " ")+": "+text))
+	}
+	return out
+}

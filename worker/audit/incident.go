@@ -1,0 +1,371 @@
+package audit
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	commonpb "go.temporal.io/api/common/v1"
+	historypb "go.temporal.io/api/history/v1"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
+)
+
+// incident tells one run of the incident's own workflow.
+func (r *reader) incident() {
+	for _, e := range r.run.Events {
+		switch {
+		case input(e) != nil:
+			r.opened(e)
+		case e.GetWorkflowExecutionSignaledEventAttributes() != nil:
+			r.incidentSignal(e)
+		case e.GetMarkerRecordedEventAttributes() != nil:
+			r.matched(e)
+		case e.GetStartChildWorkflowExecutionInitiatedEventAttributes() != nil:
+			r.startedPlaybook(e)
+		case e.GetStartChildWorkflowExecutionFailedEventAttributes() != nil:
+			a := e.GetStartChildWorkflowExecutionFailedEventAttributes()
+			r.line(e, KindFailure, "", fmt.Sprintf("%s could not be started: %s", a.GetWorkflowId(), a.GetCause()), nil)
+		case e.GetActivityTaskScheduledEventAttributes() != nil:
+			r.schedule(e)
+		case e.GetActivityTaskStartedEventAttributes() != nil:
+			r.start(e)
+		case r.activityEnded(e):
+		case e.GetWorkflowExecutionContinuedAsNewEventAttributes() != nil:
+			// The next run of the chain goes on where this one ends: nothing happened.
+		case e.GetWorkflowExecutionCompletedEventAttributes() != nil:
+			r.closed(e)
+		default:
+			r.common(e)
+		}
+	}
+}
+
+func (r *reader) opened(e *historypb.HistoryEvent) {
+	var in incident.Input
+	if !r.decode(e, "the incident's input", input(e).GetInput(), &in) {
+		return
+	}
+	if in.Carry != nil {
+		return // a later run of the chain
+	}
+	s := r.story
+	s.Incident, s.Key, s.Cluster, s.Scope, s.Phase, s.Drill, s.Opened = in.ID, in.Key, in.Cluster, in.Scope, in.Phase, in.Drill, e.GetEventTime().AsTime()
+	what := fmt.Sprintf("Incident %s was opened for %s: scope %s, phase %d", in.ID, strings.TrimPrefix(in.Key, in.Cluster+"/"), in.Scope, in.Phase)
+	if in.Drill {
+		what += ", a drill"
+	}
+	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": span(in.Quiet)}
+	if in.Config != "" {
+		r.configs[in.Config] = true
+		details["config"] = in.Config
+		what += ", configuration " + in.Config
+	}
+	r.line(e, KindOpened, "", what, details)
+}
+
+func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
+	a := e.GetWorkflowExecutionSignaledEventAttributes()
+	switch a.GetSignalName() {
+	case workflows.SignalDetections:
+		var batch []incident.Attested
+		if r.decode(e, "a batch of detections", a.GetInput(), &batch) {
+			for _, one := range batch {
+				r.detection(e, one)
+			}
+		}
+	case workflows.SignalPlaybookReport:
+		var report playbook.Report
+		if r.decode(e, "a playbook's report", a.GetInput(), &report) {
+			r.reports[report.Run] = r.ref(e)
+		}
+	case workflows.SignalLeaseReport: // the lease's own history tells it
+	case workflows.SignalMark:
+		var m incident.Mark
+		if r.decode(e, "a person's word about the incident", a.GetInput(), &m) {
+			r.marked(e, m)
+		}
+	default:
+		r.line(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
+	}
+}
+
+// marked tells what a person said about the incident.
+func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
+	var g proof.Grant
+	holds := r.open(e, "the grant of what a person said", m.Grant, proof.PurposeGrant, &g) && g.Operation == proof.OperationMark && g.Incident == r.story.Incident
+	who := r.grantees(g.People, string(m.Kind))
+	what := who + " took the incident over: nothing new starts by itself"
+	if m.Kind == incident.MarkFalsePositive {
+		what = who + " says that it is a false positive: nothing new starts by itself"
+	}
+	if m.Reason != "" {
+		what += ". " + m.Reason
+	}
+	if !holds {
+		what += ". Its grant does not hold"
+		r.problem(e, "%s in the name of %s came without a grant that permits it", m.Kind, m.Person)
+	}
+	r.line(e, KindMark, who, what, map[string]any{"mark": string(m.Kind), "reason": m.Reason, "holds": holds})
+}
+
+func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
+	d := one.Detection
+	target := incident.TargetOf(d)
+	r.learn(target)
+	var att proof.Attestation
+	attested := r.open(e, "the attestation of detection "+d.ID, one.Attestation, proof.PurposeAttestation, &att)
+	if attested && (att.Detection != d.ID || att.Hash != proof.Hash(d) || att.Target != target.ID()) {
+		r.problem(e, "the attestation is of another detection than %s, or it was changed since", d.ID)
+		attested = false
+	}
+	details := map[string]any{
+		"detection": d.ID, "rule": d.Rule, "target": target.ID(), "node": d.Node, "source": d.Source, "happened": d.Time.UTC().Format(time.RFC3339Nano),
+		"confidence": d.Confidence, "severity": string(d.Severity), "objective": string(d.Objective), "technique": d.Technique, "attested": attested, "reasons": d.Reasons,
+	}
+	count := max(d.Count, 1)
+	if r.seen[d.ID] {
+		r.line(e, KindDetection, "", fmt.Sprintf("The same detection %s came again and was not counted", d.ID), details)
+		return
+	}
+	r.seen[d.ID] = true
+	s := r.story
+	s.Detections += count
+	if s.Workload == "" {
+		w := incident.WorkloadOf(d)
+		s.Workload, s.Image, s.Digest, s.Node = w.String(), w.Image, w.ImageDigest, w.Node
+	}
+	key := d.Rule + "\x00" + target.ID()
+	if _, known := r.signals[key]; !known {
+		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity}
+	}
+	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.What(d), d.Rule, d.Severity, d.Confidence)
+	if count > 1 {
+		what += fmt.Sprintf(", %d alike", count)
+	}
+	if !attested {
+		what += ". Its attestation does not hold"
+	}
+	r.line(e, KindDetection, "", what, details)
+}
+
+// matched reads the local activity that picks playbooks: only its failure is told.
+func (r *reader) matched(e *historypb.HistoryEvent) {
+	name, _ := r.marker(e)
+	if f := e.GetMarkerRecordedEventAttributes().GetFailure(); f != nil {
+		r.line(e, KindFailure, "", name+" failed: "+r.failure(f), nil)
+	}
+}
+
+func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
+	a := e.GetStartChildWorkflowExecutionInitiatedEventAttributes()
+	if a.GetWorkflowType().GetName() != TypePlaybook {
+		r.line(e, KindNotification, "", fmt.Sprintf("%s was started: %s", a.GetWorkflowType().GetName(), a.GetWorkflowId()), nil)
+		return
+	}
+	var in playbook.Input
+	if !r.decode(e, "the playbook's input", a.GetInput(), &in) {
+		return
+	}
+	name, hash, _ := r.source(in)
+	if in.Selection != nil {
+		var s proof.Selection
+		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, proof.PurposeSelection, &s) && (s.Hash != hash || s.Playbook != name) {
+			r.problem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, digest(hash), s.Playbook, digest(s.Hash))
+		}
+	}
+	var targets []string
+	for _, t := range in.Incident.Targets {
+		r.learn(t)
+		targets = append(targets, t.String())
+	}
+	r.line(e, KindPlaybook, "", fmt.Sprintf("Playbook %s started on %s (%s, SHA-256 %s)", name, strings.Join(targets, ", "), in.File, digest(hash)),
+		map[string]any{"playbook": name, "file": in.File, "sha256": hash, "run": a.GetWorkflowId(), "targets": targets})
+}
+
+// source gives what a playbook's source says of itself; its hash is computed here and not read.
+func (r *reader) source(in playbook.Input) (name, hash string, p *playbooks.Program) {
+	sum := sha256.Sum256(in.Source)
+	hash = hex.EncodeToString(sum[:])
+	book, _ := playbooks.Parse(in.File, in.Source)
+	name = book.Name
+	if name == "" {
+		name = in.File
+	}
+	if r.o.Catalogue != nil {
+		p, _ = playbooks.Load(in.File, in.Source, r.o.Catalogue)
+	}
+	return name, hash, p
+}
+
+// activityEnded tells how an activity ended, whichever it was. It is false for other events.
+func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
+	var scheduled int64
+	var result *commonpb.Payloads
+	failed := ""
+	switch {
+	case e.GetActivityTaskCompletedEventAttributes() != nil:
+		a := e.GetActivityTaskCompletedEventAttributes()
+		scheduled, result = a.GetScheduledEventId(), a.GetResult()
+	case e.GetActivityTaskFailedEventAttributes() != nil:
+		a := e.GetActivityTaskFailedEventAttributes()
+		scheduled, failed = a.GetScheduledEventId(), r.failure(a.GetFailure())
+	case e.GetActivityTaskTimedOutEventAttributes() != nil:
+		a := e.GetActivityTaskTimedOutEventAttributes()
+		scheduled, failed = a.GetScheduledEventId(), r.failure(a.GetFailure())
+	case e.GetActivityTaskCanceledEventAttributes() != nil:
+		scheduled, failed = e.GetActivityTaskCanceledEventAttributes().GetScheduledEventId(), "it was cancelled"
+	default:
+		return false
+	}
+	t := r.activities[scheduled]
+	if t == nil {
+		r.problem(e, "an activity ended that was never scheduled")
+		return true
+	}
+	delete(r.activities, scheduled)
+	if failed != "" {
+		if t.name == "Verify" {
+			r.breakWatch()
+		}
+		r.line(e, KindFailure, "", fmt.Sprintf("%s failed: %s", r.nameOf(t), failed), map[string]any{"reason": failed, "attempt": t.attempt})
+		r.failedEffect(e, t, failed)
+		return true
+	}
+	in := t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput()
+	switch t.name {
+	case "Observe":
+		var q activities.ObserveInput
+		var got activities.Result
+		if r.decode(t.scheduled, "what was to be observed", in, &q) && r.decode(e, "what was observed", result, &got) {
+			r.observed(e, q.Request, got)
+		}
+	case "Plan":
+		var q activities.PlanInput
+		var got activities.PlanResult
+		if r.decode(t.scheduled, "what was to be planned", in, &q) && r.decode(e, "the plan", result, &got) {
+			r.learn(q.Request.Target)
+			r.decided(e, got)
+		}
+	case "CountVotes":
+		var q activities.TallyInput
+		var got activities.Tally
+		if r.decode(t.scheduled, "the question", in, &q) && r.decode(e, "the count of the votes", result, &got) {
+			r.counted(e, q, got)
+		}
+	case "Apply":
+		var q activities.ApplyInput
+		var got activities.ApplyResult
+		if r.decode(t.scheduled, "what was to be applied", in, &q) && r.decode(e, "what was applied", result, &got) {
+			r.applied(e, q, got)
+		}
+	case "Verify":
+		var got activities.VerifyResult
+		if r.decode(e, "what was verified", result, &got) {
+			r.verified(e, got)
+		}
+	case "Undo":
+		var q activities.UndoInput
+		var got activities.UndoResult
+		if r.decode(t.scheduled, "what was to be undone", in, &q) && r.decode(e, "what was undone", result, &got) {
+			r.undone(e, q, got)
+		}
+	case "Attempted":
+		r.line(e, KindEvidence, "", "Evidence that did not answer in time got its receipt: that it was attempted counts, or an attacker would only have to make it hang", nil)
+	default:
+		r.line(e, KindNotification, "", t.name+" was done", nil)
+	}
+	return true
+}
+
+// observed tells what an action that changes nothing found.
+func (r *reader) observed(e *historypb.HistoryEvent, q activities.Request, got activities.Result) {
+	r.learn(q.Target)
+	spec, known := r.o.Catalogue[q.Action]
+	kind := KindContext
+	switch {
+	case known && spec.Verb == playbooks.VerbEvidence || got.Receipt != nil:
+		kind = KindEvidence
+	case known && (spec.Verb == playbooks.VerbNotify || spec.Verb == playbooks.VerbTicket):
+		kind = KindNotification
+	}
+	details := map[string]any{"action": q.Action, "target": q.Target.ID(), "outcome": string(got.Outcome)}
+	if len(q.Params) > 0 {
+		details["params"] = string(q.Params)
+	}
+	if got.Receipt != nil {
+		var receipt proof.Receipt
+		details["receipt_holds"] = r.open(e, "the receipt of "+q.Action, *got.Receipt, proof.PurposeReceipt, &receipt)
+	}
+	on := r.targetName(q.Target.ID())
+	switch {
+	case got.Outcome == playbooks.OutcomeRefused:
+		r.line(e, KindRefusal, "", fmt.Sprintf("%s on %s was refused: %s", q.Action, on, got.Reason), details)
+		return
+	case !got.Outcome.Usable():
+		r.line(e, KindFailure, "", fmt.Sprintf("%s on %s %s: %s", q.Action, on, got.Outcome, got.Reason), details)
+		return
+	}
+	for _, ref := range got.Evidence {
+		r.story.Evidence = append(r.story.Evidence, EvidenceFact{EvidenceRef: ref, Ref: r.ref(e)})
+		r.line(e, KindEvidence, "", fmt.Sprintf("Evidence was kept: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.Bytes, ref.SHA256),
+			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.Bytes})
+	}
+	note := ""
+	if got.Reason != "" {
+		note = " (" + got.Reason + ")"
+	}
+	switch {
+	case kind == KindNotification:
+		r.line(e, kind, "", fmt.Sprintf("Told through %s%s", q.Action, said(q.Params)), details)
+	case len(got.Evidence) == 0 && q.Action == "workload":
+		r.line(e, kind, "", around(on, got.Outputs, details)+note, details)
+	case len(got.Evidence) == 0:
+		r.line(e, kind, "", fmt.Sprintf("%s looked at %s%s", q.Action, on, note), details)
+	case note != "":
+		r.line(e, kind, "", fmt.Sprintf("%s on %s is incomplete%s", q.Action, on, note), details)
+	}
+}
+
+// around says what was found out about the workload.
+func around(on string, outputs json.RawMessage, details map[string]any) string {
+	var w activities.WorkloadContext
+	if json.Unmarshal(outputs, &w) != nil {
+		return "Looked up what is around " + on
+	}
+	what := "Looked up what is around " + on
+	if w.Owner.Name != "" {
+		what += fmt.Sprintf(": it belongs to %s %s", w.Owner.Kind, w.Owner.Name)
+	}
+	what += fmt.Sprintf("; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods"))
+	if len(w.MayDo) > 0 {
+		what += "; its account may " + strings.Join(w.MayDo, ", ")
+		details["may_do"] = w.MayDo
+	}
+	for _, c := range w.Changes {
+		what += "; changed recently: " + c.What
+	}
+	if len(w.Missing) > 0 {
+		what += "; not known: " + strings.Join(w.Missing, ", ")
+		details["missing"] = w.Missing
+	}
+	return what
+}
+
+func (r *reader) closed(e *historypb.HistoryEvent) {
+	s := r.story
+	s.Status, s.Closed = "closed", e.GetEventTime().AsTime()
+	var stored playbooks.Incident
+	if r.decode(e, "the incident as it closed", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &stored) {
+		r.stored = &stored
+	}
+	r.line(e, KindClosed, "", "The incident was closed: it stayed quiet and nothing is held any more", nil)
+}

@@ -1,0 +1,79 @@
+package audit
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"stanch/playbooks"
+)
+
+// Check tells the story and compares it with what the incident stored about itself. What does not decrypt and what is
+// not proved stands in the story's problems and among the differences.
+func Check(runs []Run, o Options) (Story, []Difference) {
+	t := newTeller(runs, o)
+	return *t.story, slices.Concat(t.story.Problems, t.compare())
+}
+
+// compare names where the incident's stored summary differs from what its histories say.
+func (t *teller) compare() []Difference {
+	stored, s := t.stored, t.story
+	if stored == nil {
+		return nil // it is open: nothing is stored yet
+	}
+	var out []Difference
+	at := Ref{}
+	for _, l := range s.Lines {
+		if l.Kind == KindClosed {
+			at = l.Ref
+		}
+	}
+	differ := func(format string, args ...any) {
+		out = append(out, Difference{What: "the stored incident differs from its history: " + fmt.Sprintf(format, args...), Ref: at})
+	}
+	if stored.ID != s.Incident {
+		differ("it is %s, the history is of %s", stored.ID, s.Incident)
+	}
+	if stored.Total != s.Detections {
+		differ("it counts %d detections, the history has %d", stored.Total, s.Detections)
+	}
+	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
+		differ("it says %s with confidence %.2f, the detections say %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
+	}
+	for _, p := range stored.Playbooks {
+		i := slices.IndexFunc(s.Playbooks, func(f PlaybookFact) bool { return f.Run == p.Run })
+		if i < 0 {
+			differ("it names the run %s, which has no history", p.Run)
+			continue
+		}
+		if p.Hash != "" && p.Hash != s.Playbooks[i].Hash {
+			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, digest(p.Hash), digest(s.Playbooks[i].Hash))
+		}
+		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
+			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.Lease == b.Lease
+		}) {
+			differ("the steps of playbook %s are others than its run reported", p.Playbook)
+		}
+	}
+	for _, l := range stored.Leases {
+		effect := t.effects[l.ID]
+		if effect == nil {
+			differ("it names the lease %s, which has no history", l.ID)
+			continue
+		}
+		if undone := effect.State == "undone"; l.Undone && !undone && effect.Undone == nil {
+			differ("it says that lease %s was undone, its history says %s", l.ID, effect.State)
+		}
+	}
+	for _, ref := range stored.Evidence {
+		if !slices.ContainsFunc(s.Evidence, func(e EvidenceFact) bool { return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.Bytes == ref.Bytes }) {
+			differ("it names evidence %s with SHA-256 %s, which no activity stored", ref.Name, ref.SHA256)
+		}
+	}
+	for _, e := range s.Evidence {
+		if !slices.ContainsFunc(stored.Evidence, func(ref playbooks.EvidenceRef) bool { return e.SHA256 == ref.SHA256 }) {
+			differ("it leaves out evidence %s with SHA-256 %s", e.Name, e.SHA256)
+		}
+	}
+	return out
+}

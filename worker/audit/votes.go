@@ -1,0 +1,167 @@
+package audit
+
+import (
+	"fmt"
+	"strings"
+
+	historypb "go.temporal.io/api/history/v1"
+
+	"stanch/activities"
+	"stanch/sensors/proof"
+)
+
+// voted tells a vote; how it counted is judged here from the signed vote alone, and again once the question is known.
+func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
+	var v proof.Vote
+	proved := r.open(e, "a vote", signed, proof.PurposeVote, &v)
+	answer := "no"
+	if v.Approve {
+		answer = "yes"
+	}
+	who := fmt.Sprintf("%s (%s)", v.Person, v.Proved)
+	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
+	if v.Reason != "" {
+		what += ": " + v.Reason
+	}
+	details := map[string]any{"person": v.Person, "proved": v.Proved, "groups": v.Groups, "answer": answer, "reason": v.Reason, "question": v.Step, "question_hash": v.PlanHash, "holds": proved}
+	if !proved {
+		what = fmt.Sprintf("A vote that is not proved came in the name of %q and was not counted", v.Person)
+		who = ""
+		details["counted"] = "not counted: it is not proved"
+	} else {
+		r.person(v.Person, v.Proved, fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step)))
+	}
+	r.line(e, KindVote, who, what, details)
+	if proved {
+		r.votes = append(r.votes, castVote{line: len(r.story.Lines) - 1, vote: v, run: r.run.Workflow})
+	}
+}
+
+// castVote is a proved vote and the line that tells it.
+type castVote struct {
+	line int
+	vote proof.Vote
+	run  string
+	done bool
+}
+
+// rejudge says of each vote how it counts for the question.
+func (r *reader) rejudge(q activities.TallyInput) {
+	yes := map[string]bool{}
+	for i := range r.votes {
+		c := &r.votes[i]
+		if c.run != r.run.Workflow || c.vote.Step != q.Step {
+			continue
+		}
+		judgement := Judge(c.vote, q, yes[c.vote.Person])
+		yes[c.vote.Person] = yes[c.vote.Person] || judgement == countedYes || judgement == brokeGlass
+		if c.done {
+			continue
+		}
+		c.done = true
+		l := &r.story.Lines[c.line]
+		l.Details["counted"] = judgement
+		if judgement != countedYes && judgement != countedNo {
+			l.What += " (" + judgement + ")"
+		}
+	}
+}
+
+// unanswered says of the votes that were left over that no question was open for them.
+func (r *reader) unanswered() {
+	for i := range r.votes {
+		if c := &r.votes[i]; c.run == r.run.Workflow && !c.done {
+			c.done = true
+			r.story.Lines[c.line].Details["counted"] = "not counted: no question was open"
+			r.story.Lines[c.line].What += " (not counted: the question was answered already, or its time was over)"
+		}
+	}
+}
+
+const (
+	countedYes = "counted as a yes"
+	countedNo  = "counted as a no"
+	brokeGlass = "counted as the whole quorum: this person broke the glass"
+)
+
+// Judge says how a proved vote counts for a question: by the rules under which votes are counted.
+func Judge(v proof.Vote, q activities.TallyInput, again bool) string {
+	switch {
+	case v.Incident != q.Incident || v.Run != q.Run || v.Step != q.Step:
+		return "not counted: it answers another question"
+	case v.Refused != "":
+		return "not counted: " + v.Refused
+	case v.PlanHash != q.Hash:
+		return "not counted: the plan changed since it was shown"
+	case v.At.After(q.Deadline):
+		return "not counted: it came too late"
+	case v.BreakGlass && v.Approve:
+		return brokeGlass
+	case !q.Approvers.May(v.Person, v.Groups, v.At.Sub(q.Asked)):
+		return "not counted: this person may not answer"
+	case !v.Approve:
+		return countedNo
+	case again:
+		return "not counted: the same person said yes before"
+	}
+	return countedYes
+}
+
+// counted tells what the votes came to.
+func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got activities.Tally) {
+	r.rejudge(q)
+	r.recount(e, q, got)
+	switch {
+	case got.Denied:
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is no: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+	case got.Granted:
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is yes: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+		for _, p := range q.Plans {
+			signed, ok := got.Grants[p.Hash]
+			if !ok {
+				r.problem(e, "the answer is yes and no grant for %s was signed", p.Plan.Action)
+				continue
+			}
+			var g proof.Grant
+			holds := r.open(e, "the grant for "+p.Plan.Action, signed, proof.PurposeGrant, &g)
+			if holds {
+				if err := g.Permits(p.Hash, p.Plan.Target); err != nil {
+					r.problem(e, "the grant for %s does not fit its plan: %v", p.Plan.Action, err)
+				}
+			}
+			who := r.grantees(g.People, "")
+			r.line(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.Target), who, g.Expires.UTC().Format("15:04:05")),
+				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.People, "expires": g.Expires.UTC(), "holds": holds})
+		}
+	default:
+		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+	}
+}
+
+// recount counts the votes again and names a count that differs.
+func (r *reader) recount(e *historypb.HistoryEvent, q activities.TallyInput, got activities.Tally) {
+	if q.Hash != activities.QuestionHash(q.Plans, q.Approvers) {
+		r.problem(e, "the question that was counted is not the one that people were asked")
+		return
+	}
+	yes, no, broke := map[string]bool{}, []string{}, false
+	for _, signed := range q.Votes {
+		var v proof.Vote
+		if r.o.Keys.Open(signed, proof.PurposeVote, &v) != nil {
+			continue
+		}
+		switch Judge(v, q, yes[v.Person]) {
+		case countedYes:
+			yes[v.Person] = true
+		case brokeGlass:
+			yes[v.Person], broke = true, true
+		case countedNo:
+			no = append(no, v.Person)
+		}
+	}
+	if enough := broke || len(yes) >= max(q.Approvers.Quorum, 1); got.Granted && (!enough || len(no) > 0) {
+		r.problem(e, "the votes were counted as a yes, but %s said yes, %d must, and %d said no", plural(len(yes), "person", "people"), max(q.Approvers.Quorum, 1), len(no))
+	} else if !got.Granted && !got.Denied && enough && len(no) == 0 {
+		r.problem(e, "the votes were counted as not enough, but %s said yes", strings.TrimSpace(plural(len(yes), "person", "people")))
+	}
+}

@@ -1,0 +1,229 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.temporal.io/sdk/converter"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors/proof"
+	"stanch/worker/archive"
+	"stanch/worker/audit"
+	"stanch/worker/authority"
+	"stanch/worker/recorder"
+)
+
+// Auditor tells and verifies stories: from Temporal, and from the archive once Temporal no longer has an incident.
+type Auditor struct {
+	// Collect gets histories from Temporal; nil reads the archive alone.
+	Collect   *archive.Collector
+	Archive   archive.Store
+	Converter converter.DataConverter
+	Keys      proof.Keyring
+	Catalogue playbooks.Catalogue
+	Evidence  *activities.EvidenceStore
+}
+
+// OpenAuditor reads the archive of a data directory without a running Stanch.
+func OpenAuditor(dir string) (*Auditor, error) {
+	for _, file := range []string{"authority.seed", "codec.key"} {
+		if _, err := os.Stat(filepath.Join(dir, "keys", file)); err != nil {
+			return nil, fmt.Errorf("find the keys to read the archive with: %w", err)
+		}
+	}
+	c, err := PayloadCodec(filepath.Join(dir, "keys"))
+	if err != nil {
+		return nil, err
+	}
+	auth, err := authority.Read(filepath.Join(dir, "keys"))
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the file
+	}
+	return &Auditor{
+		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.Converter(), Keys: auth.Keys(), Catalogue: Catalogue(),
+		Evidence: &activities.EvidenceStore{Dir: filepath.Join(dir, "evidence")},
+	}, nil
+}
+
+// auditor is the running worker's.
+func (w *Worker) auditor() *Auditor {
+	return &Auditor{
+		Collect: &archive.Collector{Temporal: w.Client, Converter: w.converter()}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
+		Converter: w.converter(), Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+	}
+}
+
+func (w *Worker) converter() converter.DataConverter {
+	if w.Converter == nil {
+		return converter.GetDefaultDataConverter()
+	}
+	return w.Converter
+}
+
+// ErrNoIncident says that neither Temporal nor the archive has an incident.
+var ErrNoIncident = errors.New("neither Temporal nor the archive has it; `stanch incidents` lists what there is")
+
+// runs gives an incident's histories from where they are. Differences are the archive's own.
+func (a *Auditor) runs(ctx context.Context, incident string, both bool) (live, archived []audit.Run, differences []audit.Difference, err error) {
+	if a.Collect != nil {
+		if live, err = a.Collect.Collect(ctx, incident); err != nil {
+			return nil, nil, nil, err //nolint:wrapcheck // it says what was done
+		}
+	}
+	if whole(live) && !both {
+		return live, nil, nil, nil
+	}
+	kept, err := a.Archive.Read(incident, a.Keys)
+	if errors.Is(err, archive.ErrNone) {
+		if len(live) == 0 {
+			return nil, nil, nil, fmt.Errorf("incident %s: %w", incident, ErrNoIncident)
+		}
+		return live, nil, nil, nil
+	}
+	if err != nil {
+		// A damaged archive is a difference and hides nothing of what Temporal still has.
+		if !whole(live) {
+			return nil, nil, nil, err //nolint:wrapcheck // it names the file
+		}
+		return live, nil, []audit.Difference{{What: err.Error()}}, nil
+	}
+	return live, kept.Runs, kept.Differences, nil
+}
+
+// whole tells whether Temporal still has the incident itself and not only some lease of it.
+func whole(runs []audit.Run) bool {
+	for _, r := range runs {
+		if r.Type == audit.TypeIncident {
+			return true
+		}
+	}
+	return false
+}
+
+// options are what a story is told with.
+func (a *Auditor) options(incident, source string) audit.Options {
+	return audit.Options{Incident: incident, Converter: a.Converter, Keys: a.Keys, Catalogue: a.Catalogue, Source: source}
+}
+
+// Audit tells an incident's story, and verifies it if asked.
+func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audit.Story, error) {
+	live, archived, damaged, err := a.runs(ctx, incident, verify)
+	if err != nil {
+		return audit.Story{}, err
+	}
+	runs, source := live, "temporal"
+	if !whole(live) {
+		runs, source = archived, "archive"
+	}
+	story, differences := audit.Check(runs, a.options(incident, source))
+	if !verify {
+		if source == "archive" {
+			story.Problems = append(story.Problems, damaged...)
+		}
+		return story, nil
+	}
+	report := &audit.VerifiedReport{Checked: []string{
+		fmt.Sprintf("%d histories with %d events: every payload decrypts, every attestation, vote, grant, token and receipt is signed by the authority and is about what it is used for", len(runs), events(runs)),
+	}}
+	if story.Status == "closed" {
+		report.Checked = append(report.Checked, "the incident's stored summary against the histories")
+	}
+	report.Differences = append(report.Differences, differences...)
+	report.Differences = append(report.Differences, damaged...)
+	switch {
+	case archived == nil && damaged == nil:
+		report.Checked = append(report.Checked, "there is no archive yet to compare with")
+	case source == "archive":
+		report.Checked = append(report.Checked, "the archive against its signed statement (Temporal no longer has the incident)")
+	case archived != nil:
+		report.Checked = append(report.Checked, "the archive against its signed statement, and Temporal's histories against the archive")
+		report.Differences = append(report.Differences, archive.Compare(live, archived)...)
+	}
+	checked, differ := a.verifyEvidence(incident, story)
+	report.Checked = append(report.Checked, checked)
+	report.Differences = append(report.Differences, differ...)
+	report.OK = len(report.Differences) == 0
+	if report.Differences == nil {
+		report.Differences = []audit.Difference{}
+	}
+	story.Verified = report
+	return story, nil
+}
+
+// Record makes a recording of an incident, ready to be written to a file.
+func (a *Auditor) Record(ctx context.Context, incident string, anonymise bool) ([]byte, error) {
+	live, archived, _, err := a.runs(ctx, incident, false)
+	if err != nil {
+		return nil, err
+	}
+	if !whole(live) {
+		live = archived
+	}
+	r, err := recorder.From(live, incident, a.Converter)
+	if err == nil && anonymise {
+		r, err = recording.Anonymise(r)
+	}
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the incident
+	}
+	return recording.Encode(r) //nolint:wrapcheck // it says what was done
+}
+
+func events(runs []audit.Run) int {
+	n := 0
+	for _, r := range runs {
+		n += len(r.Events)
+	}
+	return n
+}
+
+// verifyEvidence compares each piece that history names with the store, the manifest with itself and with the history.
+func (a *Auditor) verifyEvidence(incident string, story audit.Story) (string, []audit.Difference) {
+	var out []audit.Difference
+	lines, findings, err := a.Evidence.Verify(incident, a.Keys, "")
+	if err != nil {
+		out = append(out, audit.Difference{What: "the evidence's manifest cannot be read: " + err.Error()})
+	}
+	for _, f := range findings {
+		out = append(out, audit.Difference{What: "evidence: " + f.String()})
+	}
+	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
+	var archived []string
+	inHistory, inManifest := map[string]bool{}, map[string]bool{}
+	for _, e := range story.Evidence {
+		inHistory[key(e.EvidenceRef)] = true
+	}
+	for _, l := range lines {
+		switch {
+		case l.Entry.Kind == activities.EntryEvidence && l.Entry.Evidence != nil:
+			ref := *l.Entry.Evidence
+			inManifest[key(ref)] = true
+			if !inHistory[key(ref)] {
+				out = append(out, audit.Difference{What: fmt.Sprintf("line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)})
+			}
+		case l.Entry.Kind == activities.EntryArchive && l.Entry.Act != nil:
+			archived = append(archived, l.Entry.Act.SHA256)
+		}
+	}
+	// Each replica has an archive of its own, and enters it.
+	if sum, err := a.Archive.Sum(incident); err == nil && len(archived) > 0 && !slices.Contains(archived, sum) {
+		out = append(out, audit.Difference{What: fmt.Sprintf("the archive has SHA-256 %s; the manifest says %s", sum, strings.Join(archived, " or "))})
+	}
+	for _, e := range story.Evidence {
+		if !inManifest[key(e.EvidenceRef)] {
+			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256), Ref: e.Ref})
+		}
+		if _, err := a.Evidence.Open(e.SHA256); err != nil {
+			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err), Ref: e.Ref})
+		}
+	}
+	return fmt.Sprintf("%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the history", len(story.Evidence), len(lines)), out
+}

@@ -1,0 +1,301 @@
+package simulate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors/proof"
+)
+
+// notRecorded is the reason of what the recording has no answer for.
+const notRecorded = "not in the recording"
+
+// tape is a recording's answers, each given in turn.
+type tape struct {
+	sim *sim
+	mu  sync.Mutex
+	// answers are by operation, action and target; next is the one to give.
+	answers map[string][]recording.Answer
+	next    map[string]int
+	held    map[string]int // by action and target: the index of its effect, plus one
+}
+
+func key(op recording.Operation, action, target string) string {
+	return string(op) + "\x00" + action + "\x00" + target
+}
+
+// actions are one for each of the catalogue, all of them reading the tape.
+func (s *sim) actions() []activities.Action {
+	t := &tape{sim: s, answers: map[string][]recording.Answer{}, next: map[string]int{}, held: map[string]int{}}
+	for _, a := range s.rec.Answers {
+		k := key(a.Operation, a.Action, a.Target)
+		t.answers[k] = append(t.answers[k], a)
+	}
+	var out []activities.Action
+	for _, spec := range s.o.Catalogue {
+		if spec.Verb == playbooks.VerbContain {
+			out = append(out, &containing{tape: t, spec: spec})
+		} else {
+			out = append(out, &looking{tape: t, spec: spec})
+		}
+	}
+	return out
+}
+
+// give is the next answer; the last one is given again.
+func (t *tape) give(op recording.Operation, r activities.Request) (recording.Answer, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := key(op, r.Action, r.Target.ID())
+	all := t.answers[k]
+	if len(all) == 0 {
+		return recording.Answer{}, false
+	}
+	i := min(t.next[k], len(all)-1)
+	t.next[k]++
+	return all[i], true
+}
+
+// missing notes what the recording has no answer for, and refuses.
+func (t *tape) missing(op recording.Operation, r activities.Request) error {
+	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
+	t.sim.mu.Lock()
+	t.sim.result.Missing = append(t.sim.result.Missing, what)
+	t.sim.mu.Unlock()
+	t.sim.event("missing", "%s: %s", what, notRecorded)
+	return activities.Refuse("%s: %s was never asked of %s", notRecorded, r.Action, r.Target)
+}
+
+// failure is a recorded failure, without what the activity around it says again.
+func failure(a recording.Answer, prefixes ...string) error {
+	text := a.Failure
+	for _, p := range prefixes {
+		text = strings.TrimPrefix(text, p)
+	}
+	return errors.New(text)
+}
+
+// looking answers for an action that changes nothing.
+type looking struct {
+	*tape
+	spec playbooks.Spec
+}
+
+var _ activities.Observer = (*looking)(nil)
+
+// Spec is the real action's.
+func (l *looking) Spec() playbooks.Spec { return l.spec }
+
+// Observe gives what was observed.
+func (l *looking) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
+	if l.spec.Verb == playbooks.VerbNotify || l.spec.Verb == playbooks.VerbTicket {
+		// Nobody is told; one that could not be told then could not be told now.
+		a, _ := l.give(recording.Observe, r)
+		switch {
+		case a.Refused != "":
+			return activities.Observation{}, activities.Refuse("%s", a.Refused)
+		case a.Failure != "":
+			return activities.Observation{}, failure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
+		}
+		l.sim.event("notification", "%s would tell: %s", r.Action, told(r.Params))
+		return activities.Observation{Note: a.Reason}, nil
+	}
+	l.sim.learn(r.Target)
+	a, ok := l.give(recording.Observe, r)
+	if !ok {
+		return activities.Observation{}, l.missing(recording.Observe, r)
+	}
+	switch {
+	case a.Refused != "":
+		l.sim.event(string(l.spec.Verb), "%s on %s was refused: %s", r.Action, r.Target, a.Refused)
+		return activities.Observation{}, activities.Refuse("%s", a.Refused)
+	case a.Failure != "":
+		l.sim.event(string(l.spec.Verb), "%s on %s failed: %s", r.Action, r.Target, a.Failure)
+		return activities.Observation{}, failure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
+	}
+	if n := len(a.Pieces); n > 0 {
+		l.sim.event(string(l.spec.Verb), "%s on %s: %d pieces of evidence", r.Action, r.Target, n)
+	} else {
+		l.sim.event(string(l.spec.Verb), "%s on %s", r.Action, r.Target)
+	}
+	out := activities.Observation{Note: a.Reason}
+	if len(a.Outputs) > 0 {
+		out.Outputs = a.Outputs
+	}
+	return out, nil
+}
+
+func told(params json.RawMessage) string {
+	var p struct {
+		Text string `json:"text"`
+	}
+	if json.Unmarshal(params, &p) == nil && p.Text != "" {
+		return p.Text
+	}
+	return string(params)
+}
+
+// containing answers for an action that changes something. It changes nothing but its own memory.
+type containing struct {
+	*tape
+	spec playbooks.Spec
+}
+
+var _ activities.Containment = (*containing)(nil)
+
+// Spec is the real action's.
+func (c *containing) Spec() playbooks.Spec { return c.spec }
+
+// Plan gives what was planned. A plan is asked for twice, when it is made and before its effect: the same is given.
+func (c *containing) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
+	c.sim.learn(r.Target)
+	a, ok := c.planned(r)
+	if !ok {
+		return activities.Plan{}, c.missing(recording.Plan, r)
+	}
+	switch {
+	case a.Refused != "":
+		return activities.Plan{}, activities.Refuse("%s", a.Refused)
+	case a.Failure != "":
+		return activities.Plan{}, failure(a, fmt.Sprintf("plan %s of %s: ", r.Action, r.Target))
+	}
+	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, Prior: a.Prior, Nothing: a.Nothing, Held: a.Held}
+	if !same(a.Params, r.Params) {
+		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recording's plan is for other parameters")
+	}
+	return plan, nil
+}
+
+// planned passes over failed attempts once and then stays with the first plan.
+func (c *containing) planned(r activities.Request) (recording.Answer, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := key(recording.Plan, r.Action, r.Target.ID())
+	all := c.answers[k]
+	if len(all) == 0 {
+		return recording.Answer{}, false
+	}
+	i := min(c.next[k], len(all)-1)
+	if all[i].Failure != "" {
+		c.next[k]++
+	}
+	return all[i], true
+}
+
+func same(a, b json.RawMessage) bool {
+	var x, y any
+	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
+		return len(bytes.TrimSpace(a)) == len(bytes.TrimSpace(b))
+	}
+	p, errA := json.Marshal(x)
+	q, errB := json.Marshal(y)
+	return errA == nil && errB == nil && bytes.Equal(p, q)
+}
+
+// Apply gives the effect that was recorded. Where there is a plan and no effect, since nobody let it happen, the effect
+// is assumed, and said to be.
+func (c *containing) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+	a, ok := c.give(recording.Apply, r)
+	assumed := false
+	if !ok || a.Decision != nil && a.Decision.Verdict != string(activities.VerdictRun) && a.Refused == "" {
+		if _, planned := c.planned(r); !planned {
+			return activities.Effect{}, c.missing(recording.Apply, r)
+		}
+		assumed = true
+		a = recording.Answer{Outcome: playbooks.OutcomeUnverified, Reason: "assumed: the recording has its plan and no effect"}
+	}
+	switch {
+	case a.Refused != "":
+		c.sim.event("effect", "%s on %s was refused: %s", r.Action, r.Target, a.Refused)
+		return activities.Effect{}, activities.Refuse("%s", a.Refused)
+	case a.Failure != "":
+		c.sim.event("effect", "%s on %s failed: %s", r.Action, r.Target, a.Failure)
+		return activities.Effect{}, failure(a, fmt.Sprintf("apply %s to %s: ", r.Action, r.Target))
+	}
+	c.took(r, a, assumed)
+	return activities.Effect{Outcome: a.Outcome, Reason: a.Reason, AppliedAt: c.sim.env.Now()}, nil
+}
+
+func (c *containing) took(r activities.Request, a recording.Answer, assumed bool) {
+	k := r.Action + "\x00" + r.Target.ID()
+	at := c.sim.after()
+	c.mu.Lock()
+	again := c.held[k] > 0
+	c.mu.Unlock()
+	if again {
+		c.sim.event("effect", "%s on %s would be applied again", r.Action, r.Target)
+		return
+	}
+	c.sim.mu.Lock()
+	c.sim.result.Effects = append(c.sim.result.Effects, Effect{Action: r.Action, Target: r.Target.ID(), Params: string(r.Params), Outcome: a.Outcome, FromMS: at, Assumed: assumed})
+	n := len(c.sim.result.Effects)
+	c.sim.mu.Unlock()
+	c.mu.Lock()
+	c.held[k] = n
+	c.mu.Unlock()
+	note := ""
+	if a.Reason != "" {
+		note = " (" + a.Reason + ")"
+	}
+	c.sim.event("effect", "%s on %s would take hold%s", r.Action, r.Target, note)
+}
+
+// Verify says whether the effect is in force: as it was observed, as long as it holds.
+func (c *containing) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	c.mu.Lock()
+	held := c.held[r.Action+"\x00"+r.Target.ID()] > 0
+	left := c.next[key(recording.Verify, r.Action, r.Target.ID())] < len(c.answers[key(recording.Verify, r.Action, r.Target.ID())])
+	c.mu.Unlock()
+	if !held || !left {
+		return held, "", nil
+	}
+	a, _ := c.give(recording.Verify, r)
+	switch {
+	case a.Failure != "":
+		return false, "", failure(a, fmt.Sprintf("verify %s of %s: ", r.Action, r.Target))
+	case a.Gone:
+		c.sim.event("verification", "%s is gone", r.Target)
+		return false, "", activities.ErrGone
+	case !a.InForce:
+		c.sim.event("verification", "%s on %s is no longer in force: %s", r.Action, r.Target, a.Detail)
+	}
+	return a.InForce, a.Detail, nil
+}
+
+// Undo takes the effect back, after whatever hindered that in the recording.
+func (c *containing) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *proof.Signed) (*activities.Drift, error) {
+	c.mu.Lock()
+	k := key(recording.Undo, r.Action, r.Target.ID())
+	left := c.next[k] < len(c.answers[k])
+	c.mu.Unlock()
+	if left {
+		switch a, _ := c.give(recording.Undo, r); {
+		case a.Failure != "":
+			c.sim.event("undo", "undoing %s on %s failed: %s", r.Action, r.Target, a.Failure)
+			return nil, failure(a, fmt.Sprintf("undo %s of %s: ", r.Action, r.Target))
+		case a.Drift != "":
+			c.sim.event("undo", "undoing %s on %s: somebody else changed it since: %s", r.Action, r.Target, a.Drift)
+			return &activities.Drift{Detail: a.Drift}, nil
+		}
+	}
+	at := c.sim.after()
+	c.mu.Lock()
+	n := c.held[r.Action+"\x00"+r.Target.ID()]
+	c.held[r.Action+"\x00"+r.Target.ID()] = 0
+	c.mu.Unlock()
+	if n > 0 {
+		c.sim.mu.Lock()
+		c.sim.result.Effects[n-1].ToMS = at
+		c.sim.mu.Unlock()
+	}
+	c.sim.event("undo", "%s on %s would be undone", r.Action, r.Target)
+	return nil, nil //nolint:nilnil // no drift is an answer
+}

@@ -1,0 +1,100 @@
+package simulate
+
+import (
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks/recording"
+	"stanch/worker/config"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+)
+
+// settings are the guards' configuration and the incident's input: as given, or as they were.
+func (s *sim) settings() (*config.Config, incident.Input) {
+	was := s.rec.Incident
+	in := incident.Input{
+		ID: was.ID, Key: was.Key, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, Quiet: time.Duration(was.QuietMS) * time.Millisecond,
+		Timing: lease.Timing{Verify: s.verifyEvery(), Route: workflows.Route{Here: true}},
+	}
+	namespace := s.rec.Detections[0].Detection.Event.Container.Pod.Namespace
+	cfg := s.o.Config
+	if cfg == nil {
+		cfg = asItWas(s.rec, namespace)
+	} else {
+		own := *cfg
+		own.Scopes = slices.Clone(cfg.Scopes)
+		cfg = &own
+		if !in.Drill {
+			scope := cfg.ScopeOf(namespace)
+			in.Scope, in.Phase = scope.Name, scope.Phase
+		}
+	}
+	if s.o.Phase > 0 {
+		cfg.Phase = s.o.Phase
+		for i := range cfg.Scopes {
+			cfg.Scopes[i].Phase = s.o.Phase
+		}
+		scope := cfg.ScopeOf(namespace)
+		in.Drill, in.Phase, in.Scope = false, s.o.Phase, scope.Name
+	}
+	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill, strings.TrimPrefix(in.Key, in.Cluster+"/")
+	return cfg, in
+}
+
+// verifyEvery is how often leases observe themselves: as they did if that ever told anything, else seldom, since each
+// would give the same answer.
+func (s *sim) verifyEvery() time.Duration {
+	for _, a := range s.rec.Answers {
+		if a.Operation == recording.Verify && (!a.InForce || a.Failure != "") {
+			return time.Duration(s.rec.Incident.VerifyMS) * time.Millisecond
+		}
+	}
+	return time.Hour
+}
+
+var threshold = regexp.MustCompile(`^confidence [0-9.]+ is below the ([0-9.]+) that scope `)
+
+// asItWas is a configuration under which the guards decide as they did.
+func asItWas(rec recording.Recording, namespace string) *config.Config {
+	c := config.Default()
+	c.Cluster, c.Phase = rec.Incident.Cluster, rec.Incident.Phase
+	name := rec.Incident.Scope
+	if rec.Incident.Drill {
+		name = "default" // that of drills is the guards' own
+	}
+	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
+	for _, a := range rec.Answers {
+		if a.Decision != nil && a.Decision.Verdict == string(activities.VerdictAsk) {
+			q := a.Decision.Approvers
+			scope.Approvers = config.Approvers{Groups: q.Groups, Users: q.Users, Quorum: q.Quorum, Timeout: config.Duration(time.Duration(q.TimeoutMS) * time.Millisecond)}
+			break
+		}
+	}
+	// What counted as high confidence stands only in the guards' own words; a test holds that they are still read.
+	for _, a := range rec.Answers {
+		if a.Decision == nil {
+			continue
+		}
+		if m := threshold.FindStringSubmatch(a.Decision.Reason); m != nil {
+			if v, err := strconv.ParseFloat(m[1], 64); err == nil {
+				scope.Confidence = v
+			}
+		}
+	}
+	if scope.Approvers.Quorum == 0 {
+		scope.Approvers.Quorum, scope.Approvers.Timeout = 1, config.Duration(15*time.Minute)
+	}
+	c.Scopes = []config.Scope{scope}
+	for _, v := range rec.Votes {
+		if !slices.ContainsFunc(c.People, func(p config.Person) bool { return p.Name == v.Person }) {
+			c.People = append(c.People, config.Person{Name: v.Person, Groups: v.Groups})
+		}
+	}
+	return c
+}

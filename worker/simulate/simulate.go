@@ -1,0 +1,347 @@
+// Package simulate runs recordings through the production workflow code: the same incident, playbook and lease
+// workflows, the same guards, with time skipped and actions that answer from the recording.
+//
+// It refuses to touch anything: no action of it reaches a node, a cluster, a store or a person. What the recording has
+// no answer for is refused, and said.
+package simulate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/testsuite"
+	sdkworker "go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+	"stanch/workflows/playbook"
+)
+
+// Match picks the playbooks for an incident, as a worker's library does.
+type Match func(ctx context.Context, in playbooks.Incident) ([]incident.Selected, error)
+
+// Options say how recordings are simulated. The zero value of each is as it was when they were made.
+type Options struct {
+	// Playbooks makes the library's Match for an authority that signs what it selects.
+	Playbooks func(activities.Authority) Match
+	Catalogue playbooks.Catalogue
+	// Config is what the guards read; nil is made from the recording.
+	Config *config.Config
+	// Phase is the phase everywhere; 0 is as configured, or as it was. A drill is then simulated as an attack.
+	Phase int
+	// Answers say what people answer.
+	Answers Answers
+	// Limit bounds one incident in real time; 0 is a minute.
+	Limit time.Duration
+}
+
+// sim is one simulation under way.
+type sim struct {
+	o       Options
+	rec     recording.Recording
+	env     *testsuite.TestWorkflowEnvironment
+	keys    authority
+	started time.Time
+
+	mu     sync.Mutex
+	result Result
+	runs   []string
+	known  map[string]bool // questions
+	names  map[string]string
+	places map[string]int // of steps in their playbook
+	last   map[string]activities.Verdict
+}
+
+// Run simulates one recording. What goes wrong is in the result.
+func Run(ctx context.Context, file string, rec recording.Recording, o Options) (result Result) {
+	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}}
+	s.result = Result{
+		Recording: file, Incident: rec.Incident.ID, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+	}
+	// The test environment panics where it cannot go on; one recording must not end the others.
+	defer func() {
+		if p := recover(); p != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.result.Error = fmt.Sprintf("the simulation could not go on: %.300v", p)
+			result = s.result
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		s.result.Error = err.Error()
+		return s.result
+	}
+	if err := s.run(); err != nil {
+		s.result.Error = err.Error()
+	}
+	slices.Sort(s.result.Missing)
+	s.result.Missing = slices.Compact(s.result.Missing)
+	s.order()
+	return s.result
+}
+
+// order puts what happened at once into one order, which chance does not choose.
+func (s *sim) order() {
+	slices.SortStableFunc(s.result.Events, func(a, b Event) int { return cmp.Compare(a.AtMS, b.AtMS) })
+	looks := func(e Event) bool {
+		return e.Kind == string(playbooks.VerbEvidence) || e.Kind == string(playbooks.VerbEnrich)
+	}
+	for i := 0; i < len(s.result.Events); {
+		j := i + 1
+		for looks(s.result.Events[i]) && j < len(s.result.Events) && looks(s.result.Events[j]) && s.result.Events[j].AtMS == s.result.Events[i].AtMS {
+			j++
+		}
+		slices.SortFunc(s.result.Events[i:j], func(a, b Event) int { return cmp.Compare(a.What, b.What) })
+		i = j
+	}
+	slices.SortStableFunc(s.result.Steps, func(a, b Step) int {
+		if a.Playbook != b.Playbook {
+			return cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook))
+		}
+		return cmp.Compare(s.places[a.Playbook+"\x00"+a.Step], s.places[b.Playbook+"\x00"+b.Step])
+	})
+}
+
+// newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
+func newAuthority() (authority, error) {
+	key, err := proof.NewKey([]byte("a simulation's key: proves nothing"[:32]))
+	if err != nil {
+		return authority{}, err //nolint:wrapcheck // a mistake of the program
+	}
+	return authority{key: key, ring: proof.NewKeyring(key.Public())}, nil
+}
+
+type authority struct {
+	key  proof.Key
+	ring proof.Keyring
+}
+
+func (a authority) Keys() proof.Keyring { return a.ring }
+func (a authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
+	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+}
+
+// off is a kill switch that nobody set.
+type off struct{}
+
+func (off) Stopped(context.Context) (bool, string, error) { return false, "", nil }
+
+func (s *sim) run() error {
+	var err error
+	if s.keys, err = newAuthority(); err != nil {
+		return err
+	}
+	cfg, in := s.settings()
+	var suite testsuite.WorkflowTestSuite
+	suite.SetLogger(quiet{})
+	s.env = suite.NewTestWorkflowEnvironment()
+	env := s.env
+	env.SetStartTime(s.started)
+	limit := cmp.Or(s.o.Limit, time.Minute)
+	env.SetTestTimeout(limit)
+	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
+	env.SetDataConverter(converter.GetDefaultDataConverter())
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
+	// A report to a workflow that has ended: the production code takes that for no error either.
+	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
+
+	set := activities.NewSet(s.actions()...)
+	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil)}
+	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
+	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
+	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases}
+	incidents := &incident.Workflows{Playbooks: plays}
+	env.RegisterWorkflow(leases.Lease)
+	env.RegisterWorkflow(plays.Playbook)
+	env.RegisterWorkflow(incidents.Incident)
+	env.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.o.Playbooks(s.keys)), activity.RegisterOptions{Name: incident.Match})
+	s.listen(cfg)
+	s.feed(in)
+
+	env.ExecuteWorkflow(incidents.Incident, in)
+	var out playbooks.Incident
+	if err := env.GetWorkflowError(); err != nil {
+		return fmt.Errorf("simulate %s: %w", in.ID, err)
+	}
+	if err := env.GetWorkflowResult(&out); err != nil {
+		return fmt.Errorf("simulate %s: %w", in.ID, err)
+	}
+	s.conclude(out, in)
+	return nil
+}
+
+// feed gives the detections to the incident when they came, attested then.
+func (s *sim) feed(in incident.Input) {
+	batches := map[int][]recording.Detection{}
+	var order []int
+	for _, d := range s.rec.Detections {
+		if _, ok := batches[d.Batch]; !ok {
+			order = append(order, d.Batch)
+		}
+		batches[d.Batch] = append(batches[d.Batch], d)
+	}
+	for _, n := range order {
+		batch := batches[n]
+		s.env.RegisterDelayedCallback(func() {
+			now := s.env.Now()
+			var attested []incident.Attested
+			for _, one := range batch {
+				d := one.Detection
+				scope := in.Scope
+				if in.Drill {
+					scope = config.DrillScope
+				}
+				target := incident.TargetOf(d)
+				s.learn(target)
+				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
+					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Accepted: now,
+				})
+				if err != nil {
+					s.event("error", "%v", err)
+					continue
+				}
+				attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
+				s.event("detection", "%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence)
+			}
+			s.env.SignalWorkflow(workflows.SignalDetections, attested)
+		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
+	}
+}
+
+// listen notices playbooks that start and questions that are asked.
+func (s *sim) listen(cfg *config.Config) {
+	s.env.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
+		if info.WorkflowType.Name != "Playbook" {
+			return
+		}
+		var in playbook.Input
+		name := info.WorkflowExecution.ID
+		if args.Get(&in) == nil {
+			if program, _ := playbooks.Load(in.File, in.Source, s.o.Catalogue); program != nil {
+				name = program.Name
+				n := 0
+				program.Walk(func(step *playbooks.Step) {
+					n++
+					s.places[name+"\x00"+step.Name()] = n
+				})
+			}
+		}
+		s.mu.Lock()
+		s.runs = append(s.runs, info.WorkflowExecution.ID)
+		s.result.Playbooks = append(s.result.Playbooks, name)
+		s.mu.Unlock()
+		s.event("playbook", "playbook %s started", name)
+	})
+	// A question begins with the timer of its deadline.
+	s.env.SetOnTimerScheduledListener(func(string, time.Duration) {
+		s.env.RegisterDelayedCallback(func() { s.questions(cfg) }, 0)
+	})
+}
+
+func (s *sim) after() int64 { return s.env.Now().Sub(s.started).Milliseconds() }
+
+func (s *sim) event(kind, format string, args ...any) {
+	at := s.after()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.result.Events = append(s.result.Events, Event{AtMS: at, Kind: kind, What: fmt.Sprintf(format, args...)})
+}
+
+func (s *sim) learn(t playbooks.Target) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[t.ID()] = t.String()
+}
+
+func (s *sim) name(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.names[id], id)
+}
+
+// conclude takes over what the incident says became of it.
+func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
+	for _, p := range out.Playbooks {
+		for _, step := range p.Steps {
+			s.result.Steps = append(s.result.Steps, Step{
+				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(),
+			})
+		}
+		if p.Error != "" {
+			s.result.Error = fmt.Sprintf("playbook %s: %s", p.Playbook, p.Error)
+		}
+	}
+	if len(out.Playbooks) == 0 {
+		s.result.Events = append(s.result.Events, Event{AtMS: 0, Kind: "playbook", What: "no playbook matches"})
+	}
+	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
+	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.Quiet)})
+}
+
+// heard is the real guards, with what they say written down.
+type heard struct {
+	activities.Guards
+	sim *sim
+}
+
+// Decide lets the guards decide.
+func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
+	d, err := h.Guards.Decide(ctx, q)
+	if err != nil {
+		return d, err //nolint:wrapcheck // the activity says what was asked
+	}
+	s := h.sim
+	s.learn(q.Request.Target)
+	target := q.Request.Target.ID()
+	one := Decision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.after(), Before: q.Before}
+	s.mu.Lock()
+	s.result.Decisions = append(s.result.Decisions, one)
+	s.mu.Unlock()
+	if s.news(one) {
+		s.event("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.name(target), verdicts[d.Verdict], d.Guard, d.Reason)
+	}
+	return d, nil
+}
+
+// news tells whether a decision says something that the last one of the same action on the same target did not.
+func (s *sim) news(d Decision) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := d.Action + "\x00" + d.Target
+	was, known := s.last[key]
+	s.last[key] = d.Verdict
+	return !known || was != d.Verdict
+}
+
+// verdicts are the guards' words as people say them.
+var verdicts = map[activities.Verdict]string{
+	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAsk: "people would be asked", activities.VerdictRefuse: "would be refused",
+}
+
+// quiet is the SDK's log, which nobody reads.
+type quiet struct{}
+
+func (quiet) Debug(string, ...any) {}
+func (quiet) Info(string, ...any)  {}
+func (quiet) Warn(string, ...any)  {}
+func (quiet) Error(string, ...any) {}

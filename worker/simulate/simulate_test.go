@@ -1,0 +1,292 @@
+package simulate_test
+
+import (
+	"context"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/library"
+	"stanch/playbooks/recording"
+	"stanch/worker"
+	"stanch/worker/config"
+	"stanch/worker/simulate"
+	"stanch/workflows/incident"
+)
+
+func read(t testing.TB, name string) recording.Recording {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("../../testenv/recordings", name+".json"))
+	require.NoError(t, err)
+	r, err := recording.Decode(raw)
+	require.NoError(t, err)
+	return r
+}
+
+// with are options with the playbooks given, or the shipped ones.
+func with(t testing.TB, sources ...string) simulate.Options {
+	t.Helper()
+	catalogue := worker.Catalogue()
+	var programs []*playbooks.Program
+	add := func(file string, source []byte) {
+		p, problems := playbooks.Load(file, source, catalogue)
+		require.NotNil(t, p, "%v", problems)
+		programs = append(programs, p)
+	}
+	if sources == nil {
+		files, err := fs.Glob(library.Files, "*.yaml")
+		require.NoError(t, err)
+		for _, file := range files {
+			raw, err := fs.ReadFile(library.Files, file)
+			require.NoError(t, err)
+			add("library/"+file, raw)
+		}
+	}
+	for _, s := range sources {
+		add("test.yaml", []byte(s))
+	}
+	return simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
+}
+
+func run(t testing.TB, rec recording.Recording, o simulate.Options) simulate.Result {
+	t.Helper()
+	r := simulate.Run(t.Context(), "test", rec, o)
+	require.Empty(t, r.Error)
+	return r
+}
+
+// outcome is what became of an action, "" if it never came to it.
+func outcome(r simulate.Result, action string) string {
+	for _, s := range r.Steps {
+		if s.Action == action {
+			return string(s.Outcome)
+		}
+	}
+	return ""
+}
+
+// What was decided and what became of each step is simulated as it was, for every recording that is kept.
+func TestRecordingsGoAsTheyWent(t *testing.T) {
+	files, err := filepath.Glob("../../testenv/recordings/*.json")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".json")
+		t.Run(name, func(t *testing.T) {
+			rec, o := read(t, name), with(t)
+			if own, err := os.ReadFile(strings.TrimSuffix(file, ".json") + ".yaml"); err == nil {
+				o = with(t, string(own)) // it ran another playbook than the shipped ones
+			}
+			r := run(t, rec, o)
+			require.Empty(t, simulate.Unlike(rec, r))
+			require.Empty(t, r.Missing)
+			require.NotEmpty(t, r.Effects)
+			require.Positive(t, r.Effects[0].ToMS, "every lease is undone")
+			// The comparison can fail.
+			r.Steps[0].Outcome = playbooks.OutcomeFailed
+			require.NotEmpty(t, simulate.Unlike(rec, r))
+		})
+	}
+}
+
+func TestTheSameIsSimulatedTwice(t *testing.T) {
+	rec := read(t, "shell")
+	a, b := run(t, rec, with(t)), run(t, rec, with(t))
+	require.Equal(t, a.Steps, b.Steps)
+	require.Empty(t, simulate.Differences(a, b))
+}
+
+func TestPhaseOneOnlyProposes(t *testing.T) {
+	o := with(t)
+	o.Phase = 1
+	r := run(t, read(t, "cryptominer"), o)
+	require.Equal(t, "proposed", outcome(r, "pod.isolate"))
+	require.Empty(t, r.Effects)
+	require.Equal(t, 1, r.Phase)
+	require.False(t, r.Drill, "in another phase it is an attack like any other")
+}
+
+const twoMustAgree = `playbook: careful
+match: { objective: crypto-mining }
+steps:
+  - evidence: process.snapshot
+  - approval: cut its line
+    from: { groups: [responders], quorum: 2 }
+    timeout: 15m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 1h
+`
+
+func TestPeopleAnswer(t *testing.T) {
+	rec := read(t, "cryptominer")
+	cfg := config.Default()
+	cfg.Cluster, cfg.Phase = rec.Incident.Cluster, 3
+	cfg.People = []config.Person{{Name: "alice", Groups: []string{"responders"}}, {Name: "bob", Groups: []string{"responders"}}, {Name: "eve", Groups: []string{"visitors"}}}
+	answers := func(text string) simulate.Answers {
+		a, err := simulate.ParseAnswers("answers.yaml", []byte(text))
+		require.NoError(t, err)
+		return a
+	}
+	for _, c := range []struct {
+		name    string
+		answers simulate.Answers
+		want    string
+		asked   int64 // when the effect begins, in seconds, roughly
+	}{
+		{"nobody answers", simulate.Answers{None: true}, "denied", 0},
+		{"all say yes", simulate.Answers{All: true}, "changed", 60},
+		{"one of two is not enough", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
+		{"the same person twice is one", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
+		{"a stranger counts for nothing", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
+		{"two", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "changed", 300},
+		{"too late", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"), "denied", 0},
+		{"one no denies", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := with(t, twoMustAgree)
+			o.Config, o.Phase, o.Answers = cfg, 3, c.answers
+			r := run(t, rec, o)
+			require.Equal(t, c.want, outcome(r, "approval"), "%+v", r.Events)
+			require.Len(t, r.Questions, 1)
+			if c.want == "changed" {
+				require.InDelta(t, c.asked, r.Effects[0].FromMS/1000, 5)
+				require.InDelta(t, 3600, (r.Effects[0].ToMS-r.Effects[0].FromMS)/1000, 5)
+			} else {
+				require.Empty(t, r.Effects)
+			}
+		})
+	}
+}
+
+// What alice answered is answered again, unless nobody is to answer.
+func TestARecordedAnswerIsGivenAgain(t *testing.T) {
+	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
+	require.NoError(t, err)
+	o := with(t, string(own))
+	require.Equal(t, "changed", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
+	o.Answers.None = true
+	require.Equal(t, "denied", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
+}
+
+func TestWhatIsNotRecordedIsRefusedAndSaid(t *testing.T) {
+	o := with(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
+	r := run(t, read(t, "cryptominer"), o)
+	require.Equal(t, "refused", outcome(r, "pod.freeze"))
+	require.NotEmpty(t, r.Missing)
+	require.Contains(t, r.Missing[0], "pod.freeze")
+	require.Empty(t, r.Effects)
+}
+
+// A recording of phase 1 has plans and no effects: what they would have done is assumed, and said to be.
+func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
+	rec := read(t, "cryptominer")
+	var kept []recording.Answer
+	for _, a := range rec.Answers {
+		if a.Operation != recording.Apply {
+			kept = append(kept, a)
+		}
+	}
+	rec.Answers = kept
+	r := run(t, rec, with(t))
+	require.Equal(t, "unverified", outcome(r, "pod.isolate"))
+	require.True(t, r.Effects[0].Assumed)
+}
+
+// What fails, is fought over and drifts in the recording does so in the simulation, which ends all the same.
+func TestTroubleIsReplayed(t *testing.T) {
+	rec := read(t, "cryptominer")
+	var target string
+	for i, a := range rec.Answers {
+		if a.Operation == recording.Apply {
+			target = a.Target
+			rec.Answers[i].Attempt = 2
+		}
+	}
+	trouble := []recording.Answer{
+		{Operation: recording.Apply, Action: "pod.isolate", Target: target, Attempt: 1, Failure: "the node did not answer"},
+		{Operation: recording.Verify, Action: "pod.isolate", Target: target, Attempt: 1, InForce: false, Detail: "somebody took it away"},
+		{Operation: recording.Undo, Action: "pod.isolate", Target: target, Attempt: 1, Drift: "it is not what it was"},
+	}
+	rec.Answers = append(trouble, rec.Answers...)
+	r := run(t, rec, with(t))
+	require.Equal(t, "changed", outcome(r, "pod.isolate"), "an attempt that fails is tried again")
+	text, err := json.Marshal(r.Events)
+	require.NoError(t, err)
+	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it since", "would be undone"} {
+		require.Contains(t, string(text), want)
+	}
+}
+
+func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
+	var all []simulate.Loaded
+	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
+		all = append(all, simulate.Loaded{File: name, Recording: read(t, name)})
+	}
+	base := simulate.All(t.Context(), all, with(t))
+	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.All(t.Context(), all, with(t))).Summary)
+
+	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
+	catalogue := worker.Catalogue()
+	edited := with(t)
+	p, _ := playbooks.Load("shell.yaml", []byte(shorter), catalogue)
+	require.NotNil(t, p)
+	before := edited.Playbooks
+	edited.Playbooks = func(a activities.Authority) simulate.Match {
+		shipped, own := before(a), worker.LibraryOf(a, p)
+		return func(ctx context.Context, in playbooks.Incident) (out []incident.Selected, err error) {
+			was, err := shipped(ctx, in)
+			if err != nil {
+				return nil, err
+			}
+			for _, s := range was {
+				if s.Name != p.Name {
+					out = append(out, s)
+				}
+			}
+			mine, err := own.Match(ctx, in)
+			return append(out, mine...), err
+		}
+	}
+	report := simulate.NewReport(simulate.All(t.Context(), all, edited), base)
+	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
+	require.Equal(t, "shell", report.Changes[0].Recording)
+	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "holds for 5m0s, and not for 30m0s")
+	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "workload on container")
+}
+
+func TestAnswersAreReadStrictly(t *testing.T) {
+	for _, text := range []string{"", "answers: []", "answers: [{person: a}]", "answers: [{person: a, answer: maybe}]", "answers: [{person: a, answer: 'yes', when: 2m}]", "answers: [{person: a, answer: 'yes', after: -2m}]"} {
+		_, err := simulate.ParseAnswers("a.yaml", []byte(text))
+		require.ErrorContains(t, err, "a.yaml", text)
+	}
+}
+
+func FuzzParseAnswers(f *testing.F) {
+	f.Add([]byte("answers: [{person: a, answer: 'yes', after: 2m}]"))
+	f.Add([]byte("answers: &a [*a]"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		a, err := simulate.ParseAnswers("a.yaml", raw)
+		require.True(t, err != nil || len(a.List) > 0)
+	})
+}
+
+// The page shows an attacker's words as text.
+func TestThePageEscapes(t *testing.T) {
+	rec := read(t, "cryptominer")
+	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}
+	r := run(t, rec, with(t))
+	var b strings.Builder
+	require.NoError(t, simulate.HTML(&b, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.NotContains(t, b.String(), "<script>")
+	require.NotContains(t, b.String(), "\u202e")
+	require.Contains(t, b.String(), "&lt;script&gt;")
+}
