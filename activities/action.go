@@ -78,6 +78,8 @@ type Observation struct {
 	Outputs any
 	Pieces  []Piece
 	Note    string // what is missing, for the record
+	// Unchanged: it was so already.
+	Unchanged bool
 }
 
 // Piece is one piece of evidence before it is stored.

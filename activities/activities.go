@@ -151,6 +151,9 @@ func (s *Set) observe(ctx context.Context, action Observer, r Request) (Result, 
 		return Result{}, fmt.Errorf("%s of %s: %w", r.Action, r.Target, err)
 	}
 	result := Result{Outcome: playbooks.OutcomeChanged, Reason: seen.Note}
+	if seen.Unchanged {
+		result.Outcome = playbooks.OutcomeUnchanged
+	}
 	for _, piece := range seen.Pieces {
 		ref, err := s.Evidence.Put(ctx, r.Incident.ID, r.Action, r.Target.ID(), piece, s.now())
 		if err != nil {

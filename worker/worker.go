@@ -106,12 +106,13 @@ type Parts struct {
 	Kube    kubernetes.Interface // nil without a cluster
 	Account *aws.Account         // nil without an account
 	Desk    activities.Desk      // nil without a chat
+	Outside Outside              // the zero value tells nobody
 	Log     *slog.Logger         // nil is the default
 }
 
 // Actions gives every action.
 func Actions(p Parts) []activities.Action {
-	return append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...),
+	return append(append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...), p.Outside.actions()...),
 		&node.Isolate{Nodes: p.Nodes, Kube: p.Kube},
 		&node.Freeze{Nodes: p.Nodes},
 		&node.Snapshot{Nodes: p.Nodes},
@@ -153,7 +154,12 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.account = account
-	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Log: o.Log})...)
+	outside, err := OpenOutside(o.Config)
+	if err != nil {
+		return err
+	}
+	outside.Records, outside.Head, outside.At = records{w}, w.head, o.At
+	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Outside: outside, Log: o.Log})...)
 	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch

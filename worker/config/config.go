@@ -41,6 +41,9 @@ type Config struct {
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
 	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
 	AWS       *AWS      `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
+	Webhooks  []Webhook `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
+	Email     *Email    `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
+	Ticket    *Ticket   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
 }
 
 // Scope is a part of the estate with its own phase, approvers and thresholds.
@@ -243,6 +246,7 @@ func (p *parser) errorf(line int, code, hint, format string, args ...any) {
 
 func (p *parser) check(c *Config) {
 	p.checkAWS(c)
+	p.outside(c)
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)

@@ -34,6 +34,9 @@ const (
 	// SlackSecret holds Slack's tokens, if there is a Slack: what stanch.yaml names lies in SlackDir.
 	SlackSecret = "stanch-slack" //nolint:gosec // a name
 	SlackDir    = "/etc/stanch/slack"
+	// OutsideSecret holds what webhooks, mail and tickets need, if there are any, in OutsideDir.
+	OutsideSecret = "stanch-outside" //nolint:gosec // a name
+	OutsideDir    = "/etc/stanch/outside"
 	// GatewayPort is where nodes dial, PeoplePort where people answer with a Kubernetes token.
 	GatewayPort = 7443
 	PeoplePort  = 7444
@@ -237,7 +240,9 @@ func preface(o Options) string {
 		lines = append(lines, fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=tls.crt=CERT --from-file=tls.key=KEY --from-file=ca.crt=CA", o.Namespace, TemporalSecret))
 	}
 	lines = append(lines, "If stanch.yaml has a `slack:`, the tokens that it names in "+SlackDir+":",
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret))
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),
+		"If it has `webhooks:`, `email:` or a `ticket:`, their keys, password and token in "+OutsideDir+":",
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, OutsideSecret))
 	lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
 		"  stanch cert node NODE --pki secrets/pki --out NODE")
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"

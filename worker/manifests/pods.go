@@ -112,9 +112,13 @@ func (o Options) worker() runtime.Object {
 		volume{"config", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: ConfigName}}}, corev1.VolumeMount{MountPath: "/etc/stanch/config", ReadOnly: true}},
 		volume{"keys", secret(KeysSecret), corev1.VolumeMount{MountPath: "/etc/stanch/keys", ReadOnly: true}},
 		volume{"pki", secret(PKISecret), corev1.VolumeMount{MountPath: "/etc/stanch/pki", ReadOnly: true}})
-	optional := secret(SlackSecret)
-	optional.Secret.Optional = &yes
-	mounted(&pod, volume{"slack", optional, corev1.VolumeMount{MountPath: SlackDir, ReadOnly: true}})
+	for _, v := range []volume{
+		{"slack", secret(SlackSecret), corev1.VolumeMount{MountPath: SlackDir, ReadOnly: true}},
+		{"outside", secret(OutsideSecret), corev1.VolumeMount{MountPath: OutsideDir, ReadOnly: true}},
+	} {
+		v.source.Secret.Optional = &yes
+		mounted(&pod, v)
+	}
 	if o.TemporalTLS {
 		mounted(&pod, volume{"temporal", secret(TemporalSecret), corev1.VolumeMount{MountPath: "/etc/stanch/temporal", ReadOnly: true}})
 	}

@@ -1,0 +1,172 @@
+package notify_test
+
+import (
+	"bufio"
+	"mime"
+	"mime/quotedprintable"
+	"net/mail"
+	"net/textproto"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities/notify"
+	"stanch/playbooks"
+	server "stanch/testenv/mail"
+	"stanch/testenv/step"
+)
+
+func post(s *server.Server, with notify.MailTLS) *notify.Email {
+	return &notify.Email{Head: func(string) string { return "abc123" }, Server: &notify.MailServer{
+		Host: s.Host, Port: s.Port, TLS: with, From: "Stanch <stanch@example.com>", To: []string{"oncall@example.com", "bob@example.com"},
+		Username: server.User, Password: server.Password, Roots: s.Roots,
+	}}
+}
+
+// read takes a message apart as a mail program does.
+func read(t *testing.T, m server.Message) (header mail.Header, subject, body string) {
+	t.Helper()
+	parsed, err := mail.ReadMessage(strings.NewReader(m.Raw))
+	require.NoError(t, err)
+	require.Equal(t, "text/plain; charset=UTF-8", parsed.Header.Get("Content-Type"))
+	require.Equal(t, "quoted-printable", parsed.Header.Get("Content-Transfer-Encoding"))
+	var b strings.Builder
+	lines := bufio.NewScanner(quotedprintable.NewReader(parsed.Body))
+	for lines.Scan() {
+		b.WriteString(lines.Text() + "\n")
+	}
+	require.NoError(t, lines.Err())
+	subject, err = new(mime.WordDecoder).DecodeHeader(parsed.Header.Get("Subject"))
+	require.NoError(t, err)
+	return parsed.Header, subject, b.String()
+}
+
+func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode server.Mode
+		with notify.MailTLS
+	}{"STARTTLS": {server.StartTLS, notify.MailStartTLS}, "TLS from the start": {server.Implicit, notify.MailImplicit}} {
+		t.Run(name, func(t *testing.T) {
+			s := server.Start(t, c.mode)
+			ran := step.Run(t, post(s, c.with), step.Brief(), notify.EmailParams{Text: "isolated"})
+			require.NoError(t, ran.Err)
+			require.Equal(t, playbooks.OutcomeChanged, ran.Outcome, ran.Reason)
+			require.Len(t, s.Messages(), 1)
+			m := s.Messages()[0]
+			require.True(t, m.Encrypted)
+			require.Equal(t, server.User, m.Login)
+			require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
+			header, subject, body := read(t, m)
+			require.Equal(t, step.Incident+": shop/Deployment/web in test", subject)
+			require.Equal(t, "auto-generated", header.Get("Auto-Submitted"))
+			require.Contains(t, body, "| isolated\n")
+			require.Contains(t, body, "| A miner was started in shop/Deployment/web.\n")
+			require.Contains(t, body, "Evidence up to: abc123\n")
+		})
+	}
+}
+
+func TestNothingGoesOutInTheClear(t *testing.T) {
+	s := server.Start(t, server.Plain) // it offers no STARTTLS
+	ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	require.Error(t, ran.Err)
+	require.Empty(t, s.Messages())
+
+	e := post(s, notify.MailStartTLS)
+	e.Server.Username = "" // no login that would fail anyway
+	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "STARTTLS")
+	require.Empty(t, s.Messages())
+
+	e = post(s, notify.MailPlain)
+	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "a password in the clear")
+	e.Server.Username, e.Server.Host = "", "mail.example.com"
+	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "another machine")
+	e.Server.Host = s.Host
+	require.NoError(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err)
+	require.Len(t, s.Messages(), 1, "a server on this machine")
+}
+
+func TestAForgedServerGetsNoMail(t *testing.T) {
+	s, other := server.Start(t, server.StartTLS), server.Start(t, server.StartTLS)
+	e := post(s, notify.MailStartTLS)
+	e.Server.Roots = other.Roots
+	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "certificate")
+	require.Empty(t, s.Messages())
+}
+
+func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
+	s := server.Start(t, server.StartTLS)
+	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
+	s.Fail(451, "try again")
+	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
+	messages := s.Messages()
+	require.Len(t, messages, 2)
+	first, _, _ := read(t, messages[0])
+	second, _, _ := read(t, messages[1])
+	require.Regexp(t, `^<stanch_[0-9a-f]{32}@example\.com>$`, first.Get("Message-Id"))
+	// The two runs stand for two attempts of one activity: the same workflow, the same activity, another time of sending.
+	require.Equal(t, first.Get("Message-Id"), second.Get("Message-Id"))
+}
+
+func TestAnAttackersWordsStayInTheBody(t *testing.T) {
+	s := server.Start(t, server.StartTLS)
+	in := step.Brief()
+	in.Workload.Name = "web\r\nBcc: eve@evil.example\r\n\r\n<b>hi</b>"
+	in.Cluster = "test\nX-Evil: 1"
+	in.Summary = "a process\r\n.\r\nMAIL FROM:<eve@evil.example>\r\nIncident: INC-FORGED\r\n--boundary\r\nContent-Type: text/html\r\n\r\n<script>\u202eevil</script>"
+	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
+	require.Len(t, s.Messages(), 1)
+	m := s.Messages()[0]
+	require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
+	header, subject, body := read(t, m)
+	for _, name := range []string{"Bcc", "X-Evil", "Cc"} {
+		require.Empty(t, header[textproto.CanonicalMIMEHeaderKey(name)])
+	}
+	require.Contains(t, subject, "Bcc: eve@evil.example <b>hi</b> in test X-Evil: 1")
+	require.Contains(t, body, "| MAIL FROM:<eve@evil.example>\n| Incident: INC-FORGED\n")
+	require.Contains(t, body, "| <script>·evil</script>\n")
+	require.NotContains(t, body, "\nIncident: INC-FORGED")
+	require.NotContains(t, body, "\nConfidence: 0.00")
+	require.Contains(t, body, "\nConfidence:     0.93\n")
+}
+
+func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
+	s := server.Start(t, server.StartTLS)
+	for _, to := range []string{"eve@evil.example", "bob@example.com\r\nBcc: eve@evil.example", "bob@example.com, eve@evil.example"} {
+		ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{To: []string{"bob@example.com", to}})
+		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+		require.Contains(t, ran.Reason, "is not one of the recipients")
+	}
+	require.Empty(t, s.Messages())
+	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{To: []string{"bob@example.com"}}).Err)
+	require.Equal(t, []string{"bob@example.com"}, s.Messages()[0].To)
+	ran := step.Run(t, &notify.Email{}, step.Brief(), notify.EmailParams{})
+	require.Equal(t, "no email is configured: add `email:` to stanch.yaml", ran.Reason)
+}
+
+func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
+	s := server.Start(t, server.StartTLS)
+	s.Forget("bob@example.com")
+	ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	require.NoError(t, ran.Err)
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+	require.Contains(t, ran.Reason, "no such mailbox")
+}
+
+// The server repeats the password that it did not take.
+func TestNoErrorTellsThePassword(t *testing.T) {
+	s := server.Start(t, server.StartTLS)
+	e := post(s, notify.MailStartTLS)
+	e.Server.Password = "Tr0ub4dor-and-3"
+	ran := step.Run(t, e, step.Brief(), notify.EmailParams{})
+	said := ran.Reason
+	if ran.Err != nil {
+		said += ran.Err.Error()
+	}
+	require.Contains(t, said, "no such login")
+	require.NotContains(t, said, e.Server.Password)
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+}

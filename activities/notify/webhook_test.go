@@ -1,0 +1,201 @@
+package notify_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities/notify"
+	"stanch/playbooks"
+	"stanch/testenv/step"
+	"stanch/testenv/webhook"
+)
+
+const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the one of the standard's example
+
+func hook(t *testing.T, r *webhook.Receiver, secret string) *notify.Webhook {
+	t.Helper()
+	key, err := notify.ReadKey(secret)
+	require.NoError(t, err)
+	return &notify.Webhook{Receivers: map[string]notify.Receiver{"pager": {URL: r.URL, Key: key}}, Head: func(string) string { return "abc123" }}
+}
+
+func pager(text string) notify.WebhookParams { return notify.WebhookParams{Name: "pager", Text: text} }
+
+func TestTheSignatureIsTheStandards(t *testing.T) {
+	key, err := notify.ReadKey(secret)
+	require.NoError(t, err)
+	require.Equal(t, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+		notify.Sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)))
+}
+
+func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
+	r := webhook.Start(t, secret)
+	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("it was \x1b[31misolated; token=hunter2hunter2"))
+	require.NoError(t, ran.Err)
+	require.Equal(t, playbooks.OutcomeChanged, ran.Outcome)
+	require.Len(t, r.Accepted(), 1)
+	var m map[string]any
+	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))
+	require.Equal(t, "it was ·[31misolated; token=[redacted]", m["text"])
+	require.Equal(t, float64(1), m["version"])
+	require.Equal(t, "stanch.incident.notify", m["type"])
+	require.Equal(t, step.Incident, m["incident"])
+	require.Equal(t, "abc123", m["manifest_head"])
+	for _, key := range []string{"key", "cluster", "summary", "scope", "workload", "confidence", "at"} {
+		require.NotEmpty(t, m[key], key)
+	}
+}
+
+func TestWithoutATextItSaysTheSummary(t *testing.T) {
+	r := webhook.Start(t, secret)
+	require.NoError(t, step.Run(t, hook(t, r, secret), step.Brief(), pager("")).Err)
+	var m notify.Message
+	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))
+	require.Equal(t, step.Brief().Summary, m.Text)
+}
+
+func TestAWrongSecretIsTurnedAway(t *testing.T) {
+	r := webhook.Start(t, secret)
+	other := "whsec_" + strings.Repeat("QUFB", 10)
+	ran := step.Run(t, hook(t, r, other), step.Brief(), pager("x"))
+	require.NoError(t, ran.Err)
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+	require.Equal(t, "webhook pager answered 401", ran.Reason)
+	require.Empty(t, r.Accepted())
+	require.Len(t, r.Came(), 1, "what is refused is not tried again")
+}
+
+// The receiver took it, and the answer was lost: it comes again under the same name and is dropped.
+func TestARepetitionIsTheSameMessage(t *testing.T) {
+	r := webhook.Start(t, secret)
+	cut := func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			_ = c.Close()
+		}
+	}
+	r.NextAfter(cut)
+	r.NextAfter(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+	require.NoError(t, ran.Err)
+	came := r.Came()
+	require.Len(t, came, 3)
+	require.Equal(t, came[0].ID, came[1].ID)
+	require.Equal(t, came[0].ID, came[2].ID)
+	require.Equal(t, string(came[0].Body), string(came[2].Body))
+	require.Len(t, r.Accepted(), 1)
+
+	other := step.Brief()
+	other.ID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
+	require.NoError(t, step.Run(t, hook(t, r, secret), other, pager("x")).Err)
+	require.Len(t, r.Accepted(), 2, "another incident's is another message")
+}
+
+func TestAReceiverMayAskForPatience(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		after  string
+		least  time.Duration
+	}{
+		"seconds":      {http.StatusTooManyRequests, "40", 40 * time.Second},
+		"a busy one":   {http.StatusServiceUnavailable, "20", 20 * time.Second},
+		"a date":       {http.StatusTooManyRequests, time.Now().Add(50 * time.Second).UTC().Format(http.TimeFormat), 45 * time.Second},
+		"without word": {http.StatusTooManyRequests, "", time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := webhook.Start(t, secret)
+			r.Next(func(w http.ResponseWriter, _ *http.Request) {
+				if c.after != "" {
+					w.Header().Set("Retry-After", c.after)
+				}
+				w.WriteHeader(c.status)
+			})
+			ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+			require.NoError(t, ran.Err)
+			require.Len(t, r.Accepted(), 1)
+			require.GreaterOrEqual(t, ran.Took, c.least)
+			require.Less(t, ran.Took, c.least+10*time.Second)
+		})
+	}
+}
+
+func TestWhatCannotWaitThatLongFailsAndSaysSo(t *testing.T) {
+	r := webhook.Start(t, secret)
+	r.Next(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "999999999")
+		w.WriteHeader(http.StatusTooManyRequests)
+	})
+	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+	require.ErrorContains(t, ran.Err, "wants to be asked again in 1h0m0s")
+	require.Empty(t, r.Accepted())
+}
+
+func TestARedirectIsNotFollowed(t *testing.T) {
+	r := webhook.Start(t, secret)
+	elsewhere := webhook.Start(t, secret)
+	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+		r.Next(func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL, status) })
+		ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+		require.NoError(t, ran.Err)
+		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+		require.Contains(t, ran.Reason, "redirects are not followed")
+	}
+	require.Empty(t, elsewhere.Came())
+}
+
+func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
+	r := webhook.Start(t, secret)
+	ran := step.Run(t, hook(t, r, secret), step.Brief(), notify.WebhookParams{Name: r.URL})
+	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
+	require.Contains(t, ran.Reason, "there is no webhook")
+	ran = step.Run(t, &notify.Webhook{}, step.Brief(), pager("x"))
+	require.Equal(t, "no webhooks are configured: add `webhooks:` to stanch.yaml", ran.Reason)
+	require.Empty(t, r.Came())
+}
+
+// Addresses of receivers are often secrets themselves.
+func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
+	key, err := notify.ReadKey(secret)
+	require.NoError(t, err)
+	closed := httptest.NewServer(http.NotFoundHandler())
+	closed.Close()
+	for name, address := range map[string]string{
+		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "written otherwise": closed.URL + "/é/sEcReTpAtH", "no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &notify.Webhook{Receivers: map[string]notify.Receiver{"pager": {URL: address, Key: key}}}
+			ran := step.Run(t, w, step.Brief(), pager("x"))
+			said := ran.Reason
+			if ran.Err != nil {
+				said += ran.Err.Error()
+			}
+			require.Contains(t, said, "pager")
+			require.NotContains(t, said, "sEcReTpAtH")
+			require.NotContains(t, said, secret[6:])
+		})
+	}
+	_, err = notify.ReadKey("not base64: hunter2")
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "hunter2")
+}
+
+// An endless answer ends.
+func TestAnAnswerIsBounded(t *testing.T) {
+	r := webhook.Start(t, secret)
+	for range 3 {
+		r.Next(func(w http.ResponseWriter, _ *http.Request) {
+			for range 3 << 8 {
+				if _, err := w.Write(make([]byte, 4096)); err != nil {
+					return
+				}
+			}
+		})
+	}
+	require.ErrorContains(t, step.Run(t, hook(t, r, secret), step.Brief(), pager("x")).Err, "more than 1048576 bytes")
+}

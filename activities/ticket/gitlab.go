@@ -1,0 +1,73 @@
+package ticket
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"stanch/activities/outside"
+)
+
+// GitLab keeps tickets as issues of a project.
+type GitLab struct {
+	peer   outside.Peer
+	issues string
+}
+
+// NewGitLab makes the tracker of a project, by its number or its path.
+func NewGitLab(w Where) *GitLab {
+	return &GitLab{
+		peer:   outside.Peer{Name: "GitLab", Base: w.URL, Secrets: []string{w.Token}, HTTP: w.HTTP, Header: http.Header{"Private-Token": {w.Token}}},
+		issues: "/api/v4/projects/" + url.PathEscape(w.Project) + "/issues",
+	}
+}
+
+var _ Tracker = (*GitLab)(nil)
+
+type gitlabIssue struct {
+	IID    int      `json:"iid"`
+	URL    string   `json:"web_url"`
+	Labels []string `json:"labels"`
+}
+
+func (i gitlabIssue) issue() Issue {
+	return Issue{ID: fmt.Sprintf("#%d", i.IID), URL: address(i.URL), Labels: i.Labels}
+}
+
+// Find lists the issues with a label.
+func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
+	query := url.Values{"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"}, "per_page": {"1"}}
+	raw, err := g.peer.Call(ctx, http.MethodGet, g.issues+"?"+query.Encode(), nil, nil)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names GitLab
+	}
+	var issues []gitlabIssue
+	if err := json.Unmarshal(raw, &issues); err != nil {
+		return nil, fmt.Errorf("GitLab's issues: %w", errAnswer)
+	}
+	if len(issues) == 0 || issues[0].IID == 0 {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	out := issues[0].issue()
+	return &out, nil
+}
+
+// Open makes an issue.
+func (g *GitLab) Open(ctx context.Context, d Draft) (Issue, error) {
+	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
+	if err != nil {
+		return Issue{}, fmt.Errorf("write the issue: %w", err)
+	}
+	raw, err := g.peer.Call(ctx, http.MethodPost, g.issues, nil, body)
+	if err != nil {
+		return Issue{}, err //nolint:wrapcheck // it names GitLab
+	}
+	var made gitlabIssue
+	if err := json.Unmarshal(raw, &made); err != nil || made.IID == 0 {
+		return Issue{}, fmt.Errorf("GitLab's new issue: %w", errAnswer)
+	}
+	return made.issue(), nil
+}

@@ -1,0 +1,200 @@
+// Package mail is a small mail server: real SMTP with STARTTLS or TLS from the start, a login, and messages in memory.
+//
+// It refuses what a careful server refuses: mail in the clear where it has a certificate, a wrong login, and whom it is
+// told not to know.
+package mail
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+)
+
+// The login of the server.
+const (
+	User     = "stanch"
+	Password = "correct-horse-battery" //nolint:gosec // a stand-in's
+)
+
+// Message is one message as it came.
+type Message struct {
+	From string
+	To   []string
+	Raw  string
+	// Encrypted and Login say how it came.
+	Encrypted bool
+	Login     string
+}
+
+// Server is a running server.
+type Server struct {
+	Host  string
+	Port  int
+	Roots *x509.CertPool
+
+	mu       sync.Mutex
+	messages []Message
+	fail     []error
+	unknown  string
+}
+
+// Mode is how the server protects its connections.
+type Mode int
+
+// The modes.
+const (
+	StartTLS Mode = iota
+	Implicit
+	Plain
+)
+
+// Start starts a server on loopback.
+func Start(t testing.TB, mode Mode) *Server {
+	t.Helper()
+	s := &Server{Host: "127.0.0.1"}
+	server := smtp.NewServer(s)
+	server.Domain, server.MaxRecipients, server.MaxMessageBytes = "mail.example", 20, 1<<20
+	server.ReadTimeout, server.WriteTimeout = 10*time.Second, 10*time.Second
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Port = l.Addr().(*net.TCPAddr).Port
+	if mode != Plain {
+		certificate := s.certificate(t)
+		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
+		if mode == Implicit {
+			l = tls.NewListener(l, server.TLSConfig)
+		}
+	}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return s
+}
+
+func (s *Server) certificate(t testing.TB) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mail.example"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Roots = x509.NewCertPool()
+	s.Roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}
+}
+
+// Fail makes the next message fail with an SMTP error.
+func (s *Server) Fail(code int, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = append(s.fail, &smtp.SMTPError{Code: code, Message: text})
+}
+
+// Forget makes the server not know a recipient.
+func (s *Server) Forget(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unknown = address
+}
+
+// Messages are those that came.
+func (s *Server) Messages() []Message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.messages)
+}
+
+// NewSession begins a connection.
+func (s *Server) NewSession(c *smtp.Conn) (smtp.Session, error) {
+	return &session{server: s, conn: c}, nil
+}
+
+type session struct {
+	server *Server
+	conn   *smtp.Conn
+	login  string
+	now    Message
+}
+
+func (s *session) encrypted() bool {
+	_, ok := s.conn.TLSConnectionState()
+	return ok
+}
+
+func (s *session) AuthMechanisms() []string { return []string{sasl.Plain} }
+
+func (s *session) Auth(string) (sasl.Server, error) {
+	return sasl.NewPlainServer(func(_, user, password string) error {
+		if user != User || password != Password {
+			// As some servers do, it repeats what it was told.
+			return &smtp.SMTPError{Code: 535, EnhancedCode: smtp.EnhancedCode{5, 7, 8}, Message: "no such login: " + user + " " + password}
+		}
+		s.login = user
+		return nil
+	}), nil
+}
+
+func (s *session) Mail(from string, _ *smtp.MailOptions) error {
+	if s.server.Roots != nil && !s.encrypted() {
+		return &smtp.SMTPError{Code: 530, Message: "must issue a STARTTLS command first"}
+	}
+	s.now = Message{From: from, Encrypted: s.encrypted(), Login: s.login}
+	return nil
+}
+
+func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+	if to == s.server.unknown {
+		return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox"}
+	}
+	s.now.To = append(s.now.To, to)
+	return nil
+}
+
+func (s *session) Data(r io.Reader) error {
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return errors.New("the message did not arrive")
+	}
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+	if len(s.server.fail) > 0 {
+		err := s.server.fail[0]
+		s.server.fail = s.server.fail[1:]
+		return err
+	}
+	s.now.Raw = string(raw)
+	s.server.messages = append(s.server.messages, s.now)
+	return nil
+}
+
+func (s *session) Reset()        { s.now = Message{} }
+func (s *session) Logout() error { return nil }

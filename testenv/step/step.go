@@ -1,0 +1,72 @@
+// Package step runs an observing action as a playbook's step runs it: as an activity, tried again as often, in skipped
+// time.
+//
+// It refuses to run what changes something: that is a lease's.
+package step
+
+import (
+	"encoding/json"
+	"log/slog"
+	"testing"
+	"time"
+
+	"go.temporal.io/sdk/log"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+)
+
+// Incident is the id of the incident that steps are run for.
+const Incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+// Brief is an incident.
+func Brief() activities.Brief {
+	return activities.Brief{
+		ID: Incident, Key: "test/shop/Deployment/web", Cluster: "test", Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
+		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web", Image: "registry.example/web:1", ImageDigest: "sha256:1234", ServiceAccount: "web", Node: "node-a"},
+		Opened:   time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
+	}
+}
+
+// Ran is what became of a step.
+type Ran struct {
+	activities.Result
+	Err error
+	// Took is how long it waited between its attempts, all together.
+	Took time.Duration
+}
+
+// Run runs an action once, with the retries of a step.
+func Run(t testing.TB, action activities.Observer, in activities.Brief, params any) Ran {
+	t.Helper()
+	raw, err := json.Marshal(params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := action.Spec()
+	set := activities.NewSet(action)
+	suite := &testsuite.WorkflowTestSuite{}
+	suite.SetLogger(log.NewStructuredLogger(slog.New(slog.DiscardHandler)))
+	env := suite.NewTestWorkflowEnvironment()
+	env.RegisterActivity(set.Observe)
+	var ran Ran
+	env.ExecuteWorkflow(func(ctx workflow.Context) error {
+		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+			StartToCloseTimeout: spec.Timeout, ScheduleToCloseTimeout: spec.Timeout + 5*time.Second,
+			RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
+		})
+		began := workflow.Now(ctx)
+		ran.Err = workflow.ExecuteActivity(ctx, set.Observe, activities.ObserveInput{Request: activities.Request{
+			Action: spec.Name, Params: raw, Target: playbooks.Target{Kind: playbooks.TargetIncident, Name: in.ID, UID: in.ID}, Incident: in,
+		}}).Get(ctx, &ran.Result)
+		ran.Took = workflow.Now(ctx).Sub(began)
+		return nil
+	})
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	return ran
+}
