@@ -54,40 +54,6 @@ const (
 
 var _ Membership = (*Slack)(nil)
 
-// seen remembers requests for as long as their signature is taken: a replay is refused.
-type seen struct {
-	mu sync.Mutex
-	by map[string]time.Time
-}
-
-const seenFor = 11 * time.Minute
-
-// first tells whether a request comes for the first time.
-func (s *seen) first(id string, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.by == nil {
-		s.by = map[string]time.Time{}
-	}
-	for k, at := range s.by {
-		if now.Sub(at) > seenFor {
-			delete(s.by, k)
-		}
-	}
-	if _, known := s.by[id]; known || len(s.by) > 50_000 {
-		return false
-	}
-	s.by[id] = now
-	return true
-}
-
-// forget lets a request that failed be sent again.
-func (s *seen) forget(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.by, id)
-}
-
 // ServeHTTP takes a signed request.
 func (s *Slack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
