@@ -1,6 +1,7 @@
 package slack
 
 import (
+	_ "embed" // the style
 	"encoding/json"
 	"fmt"
 	"html/template"
@@ -10,7 +11,7 @@ import (
 // Page draws messages roughly as Slack shows them, so that somebody can look at what was sent.
 func Page(messages ...Message) (string, error) {
 	var b strings.Builder
-	b.WriteString(pageHead)
+	b.WriteString(`<!doctype html><html><head><meta charset="utf-8"><style>` + "\n" + pageStyle + `</style></head><body>`)
 	for _, m := range messages {
 		var blocks []map[string]any
 		if err := json.Unmarshal(m.Blocks, &blocks); err != nil {
@@ -30,17 +31,8 @@ func Page(messages ...Message) (string, error) {
 	return b.String(), nil
 }
 
-const pageHead = `<!doctype html><html><head><meta charset="utf-8"><style>
-body{font:15px/1.46 Lato,"Helvetica Neue",Arial,sans-serif;color:#1d1c1d;margin:24px;width:760px}
-.message{display:flex;gap:10px;margin-bottom:16px}.reply{margin-left:46px}
-.avatar{width:36px;height:36px;border-radius:6px;background:#611f69;color:#fff;text-align:center;line-height:36px;font-weight:700;flex:none}
-.who{font-weight:900}.who span{font-size:10px;background:#e8e8e8;padding:1px 3px;border-radius:2px;font-weight:400}
-.header{font-size:18px;font-weight:900;margin:4px 0}ul{margin:2px 0 4px;padding-left:24px}
-code{font:12px Monaco,Menlo,monospace;color:#e01e5a;background:#f7f7f8;border:1px solid #ddd;border-radius:3px;padding:1px 3px}
-.actions{display:flex;gap:8px;margin:6px 0 10px}.actions b{font-weight:700;font-size:13px;border:1px solid #bbb;border-radius:4px;padding:5px 11px}
-.actions b.primary{background:#007a5a;color:#fff;border-color:#007a5a}.actions b.danger{background:#e01e5a;color:#fff;border-color:#e01e5a}
-.context{font-size:12px;color:#616061;margin-top:4px}hr{border:0;border-top:1px solid #ddd;margin:10px 0}
-.mention{background:#e8f5fa;color:#1264a3;border-radius:3px;padding:0 2px}</style></head><body>`
+//go:embed page.css
+var pageStyle string
 
 func drawBlock(b *strings.Builder, block map[string]any) {
 	switch block["type"] {
