@@ -1,7 +1,8 @@
 // Package slack is a stand-in for Slack: the methods of its API that Stanch calls, with members, user groups and
 // messages in memory; clicks that are signed as Slack signs, or sent by Socket Mode; and outages on demand.
 //
-// It refuses what Slack refuses: unknown tokens, channels and messages, blocks with a block_id twice, too many blocks.
+// It refuses what Slack refuses: unknown tokens, channels and messages, blocks with a block_id twice, too many
+// blocks, too many characters in them, and texts that are empty.
 package slack
 
 import (
@@ -67,6 +68,7 @@ type Slack struct {
 	views     []View
 	away      bool
 	limited   int // that many calls are answered with 429
+	longest   int // how many characters of blocks are taken
 	calls     map[string]int
 	clock     int64
 	sockets   map[*socket]bool
@@ -82,7 +84,7 @@ type View struct {
 // Start starts a stand-in that ends with the test.
 func Start(t testing.TB) *Slack {
 	t.Helper()
-	s := &Slack{members: map[string]Member{}, groups: map[string][]string{}, calls: map[string]int{}, clock: time.Now().Unix(), sockets: map[*socket]bool{}}
+	s := &Slack{members: map[string]Member{}, groups: map[string][]string{}, calls: map[string]int{}, clock: time.Now().Unix(), longest: maxTotal, sockets: map[*socket]bool{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(s.Close)
 	return s
@@ -117,6 +119,13 @@ func (s *Slack) Limit(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.limited = n
+}
+
+// Longest says how many characters of blocks a message may have: nobody knows exactly how the real one counts.
+func (s *Slack) Longest(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.longest = n
 }
 
 // AfterPost is called once, after the next message is stored and before that is answered.
@@ -284,8 +293,8 @@ func (s *Slack) post(r *http.Request) object {
 	if r.FormValue("channel") != Channel {
 		return refuse("channel_not_found")
 	}
-	if why := badBlocks(r.FormValue("blocks")); why != "" {
-		return object{"ok": false, "error": "invalid_blocks", "response_metadata": object{"messages": []string{why}}}
+	if refused := s.badBlocks(r.FormValue("blocks")); refused != nil {
+		return refused
 	}
 	m := &Message{Channel: Channel, TS: s.tick(), Thread: r.FormValue("thread_ts"), Text: r.FormValue("text"), Blocks: raw(r.FormValue("blocks")), Metadata: raw(r.FormValue("metadata")), User: "U0BOT", Type: "message"}
 	s.messages = append(s.messages, m)
@@ -293,8 +302,8 @@ func (s *Slack) post(r *http.Request) object {
 }
 
 func (s *Slack) update(r *http.Request) object {
-	if why := badBlocks(r.FormValue("blocks")); why != "" {
-		return object{"ok": false, "error": "invalid_blocks", "response_metadata": object{"messages": []string{why}}}
+	if refused := s.badBlocks(r.FormValue("blocks")); refused != nil {
+		return refused
 	}
 	for _, m := range s.messages {
 		if m.TS == r.FormValue("ts") && m.Channel == r.FormValue("channel") {
@@ -349,56 +358,6 @@ func (s *Slack) openView(r *http.Request) object {
 	}
 	s.views = append(s.views, View{q.Trigger, q.View})
 	return object{"view": object{"id": fmt.Sprintf("V%d", len(s.views))}}
-}
-
-// Slack's own bounds.
-const (
-	maxBlocks = 50
-	maxHeader = 150
-	maxValue  = 2000
-)
-
-// badBlocks says what Slack would not take.
-func badBlocks(text string) string {
-	if text == "" {
-		return ""
-	}
-	var blocks []struct {
-		Type    string `json:"type"`
-		BlockID string `json:"block_id"`
-		Text    struct {
-			Text string `json:"text"`
-		} `json:"text"`
-		Elements []struct {
-			Type     string `json:"type"`
-			ActionID string `json:"action_id"`
-			Value    string `json:"value"`
-		} `json:"elements"`
-	}
-	if err := json.Unmarshal([]byte(text), &blocks); err != nil {
-		return err.Error()
-	}
-	if len(blocks) > maxBlocks {
-		return fmt.Sprintf("%d blocks", len(blocks))
-	}
-	ids := map[string]bool{}
-	for _, b := range blocks {
-		if b.BlockID != "" && ids[b.BlockID] {
-			return "block_id twice: " + b.BlockID
-		}
-		ids[b.BlockID] = true
-		if len(b.BlockID) > 255 || b.Type == "header" && len([]rune(b.Text.Text)) > maxHeader {
-			return "too long: " + b.BlockID + b.Text.Text
-		}
-		actions := map[string]bool{}
-		for _, e := range b.Elements {
-			if b.Type == "actions" && (e.ActionID == "" || actions[e.ActionID] || len(e.Value) > maxValue) {
-				return "bad button " + e.ActionID
-			}
-			actions[e.ActionID] = true
-		}
-	}
-	return ""
 }
 
 // Members lists the ids of the members, in order.
