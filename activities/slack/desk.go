@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/slack-go/slack"
@@ -79,11 +80,17 @@ func (d *Desk) Look(ctx context.Context, in activities.LookInput) (activities.Lo
 	if err := p.recall(ctx); err != nil {
 		return activities.LookResult{}, classify("find what was written before", err)
 	}
-	if err := p.show(ctx); err != nil {
-		return activities.LookResult{}, classify("show "+in.Incident, err)
+	showErr := p.show(ctx)
+	if showErr != nil && (p.state.TS == "" || asksToWait(showErr)) {
+		return activities.LookResult{}, classify("show "+in.Incident, showErr)
 	}
-	if err := p.reply(ctx); err != nil {
-		return activities.LookResult{}, classify("write into the thread of "+in.Incident, err)
+	// Who is asked is called even where the message cannot show the question.
+	replyErr := p.reply(ctx)
+	switch {
+	case showErr != nil:
+		return activities.LookResult{}, classify("show "+in.Incident, errors.Join(showErr, replyErr))
+	case replyErr != nil:
+		return activities.LookResult{}, classify("write into the thread of "+in.Incident, replyErr)
 	}
 	return activities.LookResult{State: p.state, Done: incident.Status == "closed", Next: p.next()}, nil
 }
@@ -95,6 +102,21 @@ func classify(what string, err error) error {
 		return &activities.LaterError{After: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, limited.RetryAfter)}
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+func asksToWait(err error) bool {
+	var limited *slack.RateLimitedError
+	return errors.As(err, &limited)
+}
+
+// notTaken tells whether Slack refuses a message for what it holds, and what it says of that.
+func notTaken(err error) (why string, is bool) {
+	var refused slack.SlackErrorResponse
+	if !errors.As(err, &refused) {
+		return "", false
+	}
+	is = strings.HasPrefix(refused.Err, "invalid_blocks") || strings.HasPrefix(refused.Err, "msg_") && strings.HasSuffix(refused.Err, "too_long")
+	return text(strings.Join(refused.ResponseMetadata.Messages, "; "), maxText), is
 }
 
 // page is one look at one incident.
@@ -188,11 +210,26 @@ func (p *page) show(ctx context.Context) error {
 	if p.state.TS != "" && p.state.Shown == shown {
 		return nil
 	}
+	err := p.put(ctx, blocks)
+	if why, is := notTaken(err); is {
+		if p.Log != nil {
+			p.Log.Error("Slack does not take an incident's message: only what is asked is shown", "incident", p.in.ID, "error", err, "why", why, "characters", sizes(blocks))
+		}
+		err = p.put(ctx, p.least())
+	}
+	if err != nil {
+		return err
+	}
+	p.state.Shown = shown
+	return nil
+}
+
+// put changes the message to these blocks, or writes it.
+func (p *page) put(ctx context.Context, blocks []slack.Block) error {
 	options := []slack.MsgOption{slack.MsgOptionText(p.line(), true), slack.MsgOptionBlocks(blocks...), p.metadata(messageKey), slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl()}
 	if p.state.TS != "" {
 		_, _, _, err := p.API.UpdateMessageContext(ctx, p.state.Channel, p.state.TS, options...)
 		if err == nil {
-			p.state.Shown = shown
 			return nil
 		}
 		if err.Error() != "message_not_found" {
@@ -205,7 +242,7 @@ func (p *page) show(ctx context.Context) error {
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was done
 	}
-	p.state.Channel, p.state.TS, p.state.Shown = channel, ts, shown
+	p.state.Channel, p.state.TS = channel, ts
 	return nil
 }
 

@@ -62,7 +62,7 @@ func (p *page) call(ctx context.Context, key, why string, q activities.Pending, 
 			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), words(" "))
 		}
 	}
-	elements = append(elements, words(why+q.Title+". Answer in the message above."))
+	elements = append(elements, words(why+text(q.Title, maxHeader)+". Answer in the message above, or with `stanch approve "+p.in.ID+"`."))
 	return p.say(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 
