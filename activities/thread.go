@@ -21,6 +21,8 @@ type ThreadState struct {
 type LookInput struct {
 	Incident string      `json:"incident"`
 	State    ThreadState `json:"state"`
+	// Again: a message of the incident may be there that the state does not know.
+	Again bool `json:"again,omitempty"`
 }
 
 // LookResult is what Look did.

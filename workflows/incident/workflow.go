@@ -86,7 +86,12 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
 			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
-			r.lastLook(ctx)
+			if r.lastLook(ctx) && r.receive(ctx) {
+				// It arrived while the thread was told: it must not be lost with the close.
+				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
+				r.line(workflow.Now(ctx), "open again: something arrived while it closed")
+				continue
+			}
 			return r.Incident, nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 {
@@ -132,7 +137,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 			break
 		}
 		any = true
-		r.heardMark(mark, workflow.Now(ctx))
+		r.heardMark(ctx, mark)
 	}
 	for {
 		var report playbook.Report
