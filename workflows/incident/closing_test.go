@@ -21,7 +21,7 @@ import (
 	"stanch/workflows/thread"
 )
 
-// onSignal calls a function whenever a workflow is about to signal another.
+// onSignal calls a function whenever a workflow is about to signal another, which then takes a second.
 type onSignal struct {
 	interceptor.WorkerInterceptorBase
 	interceptor.WorkflowInboundInterceptorBase
@@ -39,7 +39,12 @@ func (o *onSignal) Init(next interceptor.WorkflowOutboundInterceptor) error {
 
 func (o *onSignal) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
 	o.do(ctx)
-	return o.WorkflowOutboundInterceptorBase.Next.SignalExternalWorkflow(ctx, id, run, name, arg)
+	sent, set := workflow.NewFuture(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		_ = workflow.Sleep(ctx, time.Second)
+		set.Chain(o.WorkflowOutboundInterceptorBase.Next.SignalExternalWorkflow(ctx, id, run, name, arg))
+	})
+	return sent
 }
 
 // A detection that comes while the incident tells its thread that it is closed is not lost: the incident opens again.
@@ -52,7 +57,6 @@ func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	env.RegisterActivity(set.Observe)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) { return nil, nil }, activity.RegisterOptions{Name: Match})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
-	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, workflows.SignalLook, mock.Anything).After(time.Second).Return(nil)
 	env.OnWorkflow(thread.Thread, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
 	detected := func(id string) {
 		d := sensors.Detection{ID: id, Rule: "rule", Title: "title"}
