@@ -54,8 +54,7 @@ func (e *LaterError) Unwrap() error { return e.Err }
 
 // Later makes an error of an activity that Temporal tries again when the other side said.
 func Later(err error) error {
-	var later *LaterError
-	if errors.As(err, &later) {
+	if later, ok := errors.AsType[*LaterError](err); ok {
 		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable, temporal.ApplicationErrorOptions{NextRetryDelay: later.After, Cause: err})
 	}
 	return failed(err)

@@ -115,13 +115,13 @@ type run struct {
 
 // receive takes in every signal that is there; true if there was any.
 func (r *run) receive(ctx workflow.Context) bool {
-	any, news := false, false
+	heard, news := false, false
 	for {
 		var batch []Attested
 		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
 			break
 		}
-		any = true
+		heard = true
 		for _, a := range batch {
 			news = r.add(a, workflow.Now(ctx)) || news
 		}
@@ -136,7 +136,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		if !workflow.GetSignalChannel(ctx, workflows.SignalMark).ReceiveAsync(&mark) {
 			break
 		}
-		any = true
+		heard = true
 		r.heardMark(ctx, mark)
 	}
 	for {
@@ -144,7 +144,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		if !workflow.GetSignalChannel(ctx, workflows.SignalPlaybookReport).ReceiveAsync(&report) {
 			break
 		}
-		any = true
+		heard = true
 		r.heardPlaybook(report, workflow.Now(ctx))
 	}
 	for {
@@ -152,11 +152,11 @@ func (r *run) receive(ctx workflow.Context) bool {
 		if !workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).ReceiveAsync(&report) {
 			break
 		}
-		any = true
+		heard = true
 		r.heardLease(report.Lease)
 	}
-	r.told = r.told && !any
-	return any
+	r.told = r.told && !heard
+	return heard
 }
 
 func (r *run) wait(ctx workflow.Context) {
