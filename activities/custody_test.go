@@ -14,16 +14,14 @@ import (
 
 	"stanch/activities"
 	lacking "stanch/testenv/require"
-	"stanch/worker/authority"
 )
 
 const incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // kept is a store with three pieces and two acts of one incident.
-func kept(t testing.TB) (*activities.EvidenceStore, *authority.Authority) {
+func kept(t testing.TB) (*activities.EvidenceStore, *signer) {
 	t.Helper()
-	a, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	a := newSigner(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, text := range []string{"first", "second", "third"} {
 		_, err := s.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: text + ".txt", Data: []byte(text), Source: "API server"}, time.Now())
@@ -40,7 +38,7 @@ func manifestOf(s *activities.EvidenceStore) string {
 	return filepath.Join(s.Dir, "incidents", incident+".jsonl")
 }
 
-func findings(t testing.TB, s *activities.EvidenceStore, a *authority.Authority, head string) []activities.Finding {
+func findings(t testing.TB, s *activities.EvidenceStore, a *signer, head string) []activities.Finding {
 	t.Helper()
 	_, found, err := s.Verify(incident, a.Keys(), head)
 	require.NoError(t, err)
@@ -115,8 +113,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 
 func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 	s, a := kept(t)
-	other, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	other := newSigner(t)
 	require.ErrorContains(t, inAll(findings(t, s, other, "")), "unknown key")
 	whole, err := os.ReadFile(manifestOf(s))
 	require.NoError(t, err)
@@ -177,8 +174,7 @@ func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
 // On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
 func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 	lacking.Root(t)
-	a, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	a := newSigner(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
 		lacking.Lacking(t, "the right to mount a tmpfs: "+err.Error())
@@ -202,32 +198,6 @@ func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 	_, found, err := s.Verify(incident, a.Keys(), "")
 	require.NoError(t, err)
 	require.Empty(t, found)
-}
-
-// A rotated key's entries still verify; a distrusted key's do not.
-func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
-	keys := t.TempDir()
-	a, err := authority.Open(keys)
-	require.NoError(t, err)
-	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
-	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "before"})
-	require.NoError(t, err)
-	before, after, err := authority.Rotate(keys, false)
-	require.NoError(t, err)
-	require.NotEqual(t, before, after)
-	next, err := authority.Read(keys)
-	require.NoError(t, err)
-	require.Equal(t, after, next.KeyID())
-	s.Authority = next
-	_, err = s.Note(incident, activities.EntryUndo, activities.Act{Action: "after"})
-	require.NoError(t, err)
-	require.Empty(t, findings(t, s, next, ""))
-	_, _, err = authority.Rotate(keys, true)
-	require.NoError(t, err)
-	last, err := authority.Read(keys)
-	require.NoError(t, err)
-	require.ErrorContains(t, inAll(findings(t, s, last, "")), after)
-	require.NotContains(t, inAll(findings(t, s, last, "")).Error(), before)
 }
 
 type problem string

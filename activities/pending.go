@@ -1,6 +1,8 @@
 package activities
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -30,6 +32,19 @@ type Pending struct {
 	// Yes are who has agreed so far; Ignored says of each vote that does not count why not.
 	Yes     []string `json:"yes,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
+}
+
+// Sound says why a question is not what its hash says, or nil. What is shown must be what a yes is bound to.
+func (p Pending) Sound() error {
+	if QuestionHash(p.Plans, p.Approvers) != p.Hash || len(p.Targets) != len(p.Plans) {
+		return errors.New("the question's hash is not that of its plans")
+	}
+	for i, r := range p.Plans {
+		if r.Plan.Hash() != r.Hash || r.Plan.Target != p.Targets[i].ID() {
+			return fmt.Errorf("the plan for %s is not the one of its hash", clip(r.Plan.Target, 80))
+		}
+	}
+	return nil
 }
 
 // Since says what is different between two plans, in sentences for a person.

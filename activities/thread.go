@@ -21,6 +21,8 @@ type ThreadState struct {
 type LookInput struct {
 	Incident string      `json:"incident"`
 	State    ThreadState `json:"state"`
+	// Again: a message of the incident may be there that the state does not know.
+	Again bool `json:"again,omitempty"`
 }
 
 // LookResult is what Look did.
@@ -52,8 +54,7 @@ func (e *LaterError) Unwrap() error { return e.Err }
 
 // Later makes an error of an activity that Temporal tries again when the other side said.
 func Later(err error) error {
-	var later *LaterError
-	if errors.As(err, &later) {
+	if later, ok := errors.AsType[*LaterError](err); ok {
 		return temporal.NewApplicationErrorWithOptions(err.Error(), errorTypeRetryable, temporal.ApplicationErrorOptions{NextRetryDelay: later.After, Cause: err})
 	}
 	return failed(err)

@@ -10,13 +10,12 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
-	"stanch/worker/authority"
 )
 
 // ballot is a question about one plan, asked of the scope's approvers, two of whom must agree.
 type ballot struct {
 	t    *testing.T
-	key  *authority.Authority
+	key  *signer
 	set  *activities.Set
 	in   activities.TallyInput
 	mind activities.Approvers // the scope's
@@ -34,8 +33,7 @@ func (b *ballot) ApproversOf(namespace string, drill bool) activities.Approvers 
 
 func newBallot(t *testing.T) *ballot {
 	t.Helper()
-	key, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	key := newSigner(t)
 	b := &ballot{t: t, key: key, mind: activities.Approvers{
 		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &activities.Escalation{After: 10 * time.Minute, Groups: []string{"managers"}},
 	}}
@@ -106,8 +104,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("ben", func(v *proof.Vote) { v.Refused = "he triggered it" }, "oncall")
 		}, false, false, "1 of 2"},
 		"signed by somebody else": {func(b *ballot) {
-			other, err := authority.Open(b.t.TempDir())
-			require.NoError(b.t, err)
+			other := newSigner(b.t)
 			b.vote("ann", nil, "oncall")
 			genuine := b.key
 			b.key = other
@@ -146,8 +143,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("boss", nil)
 		}, true, false, "boss"},
 		"an unknown playbook's": {func(b *ballot) {
-			other, err := authority.Open(b.t.TempDir())
-			require.NoError(b.t, err)
+			other := newSigner(b.t)
 			b.ask(other, "boss")
 			b.vote("boss", nil)
 		}, false, true, "not one of this installation's"},
@@ -175,7 +171,7 @@ func TestVotesAreCounted(t *testing.T) {
 }
 
 // ask lets a playbook of somebody's ask one person.
-func (b *ballot) ask(signer *authority.Authority, person string) {
+func (b *ballot) ask(signer *signer, person string) {
 	b.in.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.hash()
 	signed, err := signer.Sign(proof.PurposeSelection, proof.Selection{Playbook: "p", Hash: "h", Asks: []string{activities.AsksHash(b.in.Approvers)}, At: time.Now()})

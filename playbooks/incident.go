@@ -36,6 +36,8 @@ type Incident struct {
 	JudgedBy string `json:"judged_by,omitempty" expr:"judged_by"`
 	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
 	Actors []string `json:"actors,omitempty" expr:"actors"`
+	// MoreActors: there were more than are named.
+	MoreActors bool `json:"more_actors,omitempty" expr:"more_actors"`
 
 	Summary    string             `json:"summary" expr:"summary"`
 	Severity   sensors.Severity   `json:"severity" expr:"severity"`

@@ -105,12 +105,12 @@ func (w *Worker) head(incident string) string {
 }
 
 // runSlack takes clicks by Socket Mode, where that is configured.
-func (w *Worker) runSlack() {
+func (w *Worker) runSlack(ctx context.Context) {
 	if w.slack == nil || w.Config.Slack.AppTokenFile == "" {
 		return
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	w.closers = append(w.closers, stop)
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	w.closers = append(w.closers, func() { stop() })
 	go w.slack.Run(ctx)
 }
 

@@ -210,7 +210,7 @@ func (w *Worker) start(ctx context.Context) error {
 	if err := w.listenForeign(); err != nil {
 		return err
 	}
-	w.runSlack()
+	w.runSlack(ctx)
 	w.sweep(ctx)
 	w.archiveClosed(ctx)
 	return errors.Join(w.listenAPI(), w.listenLocal())

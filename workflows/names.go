@@ -25,6 +25,7 @@ const (
 	SignalLeaseReport    = "lease-report"    // lease to playbook and incident
 	SignalVote           = "vote"            // gateway to playbook
 	SignalMark           = "mark"            // gateway to incident: taken over, false positive
+	SignalHalt           = "halt"            // incident to playbook: a person decides from now on
 	SignalLook           = "look"            // incident and playbook to thread: something happened
 	SignalJoin           = "join"            // playbook to lease
 	SignalRelease        = "release"         // gateway to lease

@@ -118,7 +118,7 @@ func Falco(raw []byte) (sensors.Detection, error) {
 	}
 	for field, prefix := range map[string]string{"ka.user.name": "kubernetes:", "ct.user.arn": "aws:"} {
 		if name := get(field); name != "" {
-			d.Event.Actor = prefix + clip(name)
+			d.Event.Actor = prefix + name
 		}
 	}
 	if tag := get("container.image.tag"); tag != "" && d.Event.Container.Image != "" {

@@ -1,6 +1,7 @@
 package foreign_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -26,6 +27,16 @@ func TestAFalcoAlertBecomesADetection(t *testing.T) {
 	require.Equal(t, "web-1", d.Event.Container.Pod.Name)
 	require.Empty(t, d.Event.Process.Exe, "<NA> is nothing")
 	require.Equal(t, 123456789, d.Time.Nanosecond(), "no digit of the time is lost")
+}
+
+// Who did it is named whole: a name that was cut is nobody's, and its owner could approve what they triggered.
+func TestTheActorIsNamedWhole(t *testing.T) {
+	arn := "arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_AdministratorAccess_0123456789abcdef/alice@example.com"
+	for field, want := range map[string]string{"ka.user.name": "kubernetes:" + arn, "ct.user.arn": "aws:" + arn} {
+		d, err := foreign.Falco([]byte(strings.Replace(alert, `"output_fields":{`, `"output_fields":{"`+field+`":"`+arn+`",`, 1)))
+		require.NoError(t, err)
+		require.Equal(t, want, d.Event.Actor)
+	}
 }
 
 func TestWhatIsNoAlertAboutAContainerIsRefused(t *testing.T) {

@@ -37,6 +37,7 @@ import (
 type world struct {
 	planned map[string]int
 	shifts  bool
+	quorum  int
 	mu      sync.Mutex
 	answers map[string][]error // by action: the errors of its calls in turn, nil for success
 	calls   []string
@@ -185,7 +186,8 @@ func (l *lab) start(dir string) error {
 // scenario is one playbook and what the world answers.
 type scenario struct {
 	shifts  bool // plans change after they were shown
-	then    func(t *testing.T, c client.Client, id string)
+	quorum  int
+	then    func(t *testing.T, c client.Client, id string, away func(func()))
 	steps   string
 	answers map[string][]error
 	verdict map[string]activities.Decision
@@ -303,7 +305,7 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 		shifts: true, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
 		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
-		then: func(t *testing.T, c client.Client, id string) {
+		then: func(t *testing.T, c client.Client, id string, _ func(func())) {
 			var again playbook.Pending
 			require.Eventually(t, func() bool {
 				var open []playbook.Pending
@@ -327,6 +329,84 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeChanged, last.Outcome, report.Steps)
 }
 
+// asked waits for the run's open question.
+func asked(t *testing.T, c client.Client, id string) playbook.Pending {
+	t.Helper()
+	var open []playbook.Pending
+	require.Eventually(t, func() bool {
+		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+		return err == nil && value.Get(&open) == nil && len(open) == 1
+	}, 20*time.Second, 20*time.Millisecond, "it is asked")
+	return open[0]
+}
+
+// say signs and sends a vote as the gateway does.
+func say(t *testing.T, c client.Client, p playbook.Pending, person string, approve bool) {
+	t.Helper()
+	signed, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: person, Groups: []string{"people"}, Approve: approve, At: time.Now()})
+	require.NoError(t, err)
+	require.NoError(t, c.SignalWorkflow(t.Context(), p.Run, "", workflows.SignalVote, signed))
+}
+
+func askingFor(steps string) scenario {
+	return scenario{
+		verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}},
+		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
+			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n" + steps,
+	}
+}
+
+// What was given in time counts, though no worker was there to count it before the time was over.
+func TestAnAnswerInTimeCountsLate(t *testing.T) {
+	t.Parallel()
+	s := askingFor("")
+	s.then = func(t *testing.T, c client.Client, id string, away func(func())) {
+		q := asked(t, c, id)
+		away(func() {
+			say(t, c, q, "alice", true)
+			require.Less(t, time.Now(), q.Deadline)
+			require.Eventually(t, func() bool { return time.Now().After(q.Deadline.Add(time.Second)) }, 20*time.Second, 50*time.Millisecond)
+		})
+	}
+	_, report := play(t, s)
+	require.Equal(t, playbooks.OutcomeChanged, report.Steps[len(report.Steps)-1].Outcome, report.Steps)
+}
+
+// One who says the same again and again fills nobody's place.
+func TestNobodyMutesTheOthers(t *testing.T) {
+	t.Parallel()
+	s := askingFor("")
+	s.quorum = 2
+	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
+		q := asked(t, c, id)
+		for range 120 {
+			say(t, c, q, "alice", true)
+		}
+		say(t, c, q, "bob", false)
+	}
+	_, report := play(t, s)
+	last := report.Steps[len(report.Steps)-1]
+	require.Equal(t, playbooks.OutcomeDenied, last.Outcome, report.Steps)
+	require.Contains(t, last.Reason, "bob said no")
+}
+
+// A person who says that it is a false positive is heard by what runs: it asks on for nothing and contains nothing.
+func TestAHaltIsHeard(t *testing.T) {
+	t.Parallel()
+	s := askingFor("  - contain: isolate\n    for: 1h\n")
+	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
+		q := asked(t, c, id)
+		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalHalt, "bob says that it is a false positive"))
+		say(t, c, q, "alice", true)
+	}
+	w, report := play(t, s)
+	require.Zero(t, w.count("scale a")+w.count("isolate a")+w.count("isolate b"))
+	for _, step := range report.Steps[2:] {
+		require.Equal(t, playbooks.OutcomeDenied, step.Outcome, report.Steps)
+		require.Contains(t, step.Reason, "false positive")
+	}
+}
+
 // compare wants each line to be there, in the order of the steps; targets and branches of one step may change places.
 func compare(t *testing.T, want, got []string) {
 	t.Helper()
@@ -345,14 +425,14 @@ func compare(t *testing.T, want, got []string) {
 }
 
 // ApproversOf are those whom the scenarios ask.
-func (*world) ApproversOf(string, bool) activities.Approvers {
-	return activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}
+func (w *world) ApproversOf(string, bool) activities.Approvers {
+	return activities.Approvers{Groups: []string{"people"}, Quorum: max(w.quorum, 1), Timeout: 5 * time.Second}
 }
 
 // play runs a scenario's playbook on a task queue of its own.
 func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	t.Helper()
-	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict, planned: map[string]int{}, shifts: s.shifts}
+	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict, planned: map[string]int{}, shifts: s.shifts, quorum: s.quorum}
 	if w.answers == nil {
 		w.answers = map[string][]error{}
 	}
@@ -370,18 +450,22 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	catalogue := set.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
-	work := sdkworker.New(c, queue, sdkworker.Options{})
-	work.RegisterWorkflow(leases.Lease)
-	work.RegisterWorkflow(plays.Playbook)
-	work.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	require.NoError(t, work.Start())
-	t.Cleanup(work.Stop)
+	serve := func() sdkworker.Worker {
+		work := sdkworker.New(c, queue, sdkworker.Options{})
+		work.RegisterWorkflow(leases.Lease)
+		work.RegisterWorkflow(plays.Playbook)
+		work.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+		require.NoError(t, work.Start())
+		return work
+	}
+	work := serve()
+	t.Cleanup(func() { work.Stop() })
 
 	target := func(name string) playbooks.Target {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
 	in := playbook.Input{
-		Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + s.steps),
+		Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
 		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
 		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
 	}
@@ -391,7 +475,11 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 		answer(t, c, run.GetID(), *s.vote)
 	}
 	if s.then != nil {
-		s.then(t, c, run.GetID())
+		s.then(t, c, run.GetID(), func(meanwhile func()) {
+			work.Stop()
+			meanwhile()
+			work = serve()
+		})
 	}
 	var report playbook.Report
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)

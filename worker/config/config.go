@@ -34,8 +34,8 @@ type Config struct {
 	People    []Person  `yaml:"people" json:"people,omitempty"`
 	Groups    []Group   `yaml:"groups" json:"groups,omitempty"`
 	Slack     *Slack    `yaml:"slack" json:"slack,omitempty"`
-	Protected Protected `yaml:"protected" json:"protected,omitempty"`
-	Budget    Budget    `yaml:"budget" json:"budget,omitempty"`
+	Protected Protected `yaml:"protected" json:"protected,omitzero"`
+	Budget    Budget    `yaml:"budget" json:"budget,omitzero"`
 	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
 	Library   *bool     `yaml:"library" json:"library,omitempty" jsonschema:"description=whether the shipped playbooks are used; true if not given"`
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
@@ -52,7 +52,7 @@ type Scope struct {
 	Namespaces []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
 	Phase      int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3"`
 	Confidence float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=what counts as high; 0.8 if not given"`
-	Approvers  Approvers `yaml:"approvers" json:"approvers,omitempty"`
+	Approvers  Approvers `yaml:"approvers" json:"approvers,omitzero"`
 }
 
 // Approvers may agree to what the phase does not let run by itself.

@@ -22,6 +22,13 @@ type Roster struct {
 // NewRoster starts with a configuration that was read from file; file may be "".
 func NewRoster(c *Config, file string) *Roster { return &Roster{File: file, current: c} }
 
+// Last is what was read last, for who needs nobody's leave.
+func (r *Roster) Last() *Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current
+}
+
 // Current reads the file again if it has changed. A file that is damaged or gone is an error: whoever asks must fail
 // closed, since nobody can tell who is on the list.
 func (r *Roster) Current() (*Config, error) {

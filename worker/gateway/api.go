@@ -119,8 +119,7 @@ func (a *API) answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 }
 
 func statusOf(err error) int {
-	var p *problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*problem](err); ok {
 		return p.code
 	}
 	return http.StatusInternalServerError

@@ -27,8 +27,21 @@ type LeaseRequest struct {
 	From time.Time `json:"from,omitzero"`
 }
 
-func (q LeaseRequest) names(id string, m *lease.Machine) bool {
-	return q.All || q.Lease != "" && (m.Lease == q.Lease || id == q.Lease) || q.Incident != "" && m.Incident.ID == q.Incident
+// names gives the holders of a lease that a request is about; "" is every holder.
+func (q LeaseRequest) names(id string, m *lease.Machine) []string {
+	if q.All || q.Lease != "" && (m.Lease == q.Lease || id == q.Lease) {
+		return []string{""}
+	}
+	var own []string
+	for holder, h := range m.Holders {
+		if q.Incident != "" && h.Incident.ID == q.Incident {
+			own = append(own, holder)
+		}
+	}
+	if len(own) > 0 && len(own) == len(m.Holders) {
+		return []string{""}
+	}
+	return own // what another incident holds stays
 }
 
 // releaseLife is how long a release may take to get through; a lease that is stuck is released anew.
@@ -39,12 +52,12 @@ const longestExtension = 7 * 24 * time.Hour
 
 // Release ends leases now.
 func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
-	return d.each(ctx, s, q, proof.OperationRelease, func(id string, m *lease.Machine, scope place) error {
-		grant, err := d.grantFor(s, proof.OperationRelease, m, scope, time.Time{}, q.Reason)
+	return d.each(ctx, s, q, proof.OperationRelease, func(id, holder string, m *lease.Machine, scope place) error {
+		grant, err := d.grantFor(s, proof.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
 		if err != nil {
 			return err
 		}
-		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalRelease, lease.ReleaseSignal{Grant: grant}); err != nil {
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalRelease, lease.ReleaseSignal{Holder: holder, Grant: grant}); err != nil {
 			return fmt.Errorf("release %s: %w", m.Lease, err)
 		}
 		d.record(m.Incident.ID, activities.EntryRelease, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
@@ -62,12 +75,12 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		from = q.From
 	}
 	until := from.Add(q.For)
-	return d.each(ctx, s, q, proof.OperationExtend, func(id string, m *lease.Machine, scope place) error {
-		grant, err := d.grantFor(s, proof.OperationExtend, m, scope, until, q.Reason)
+	return d.each(ctx, s, q, proof.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
+		grant, err := d.grantFor(s, proof.OperationExtend, m, holder, scope, until, q.Reason)
 		if err != nil {
 			return err
 		}
-		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: grant}); err != nil {
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtend, lease.ExtendSignal{Holder: holder, Until: until, Grant: grant}); err != nil {
 			return fmt.Errorf("extend %s: %w", m.Lease, err)
 		}
 		d.record(m.Incident.ID, activities.EntryExtend, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
@@ -93,9 +106,9 @@ func (d *Decider) placeOf(s Speaker, m *lease.Machine) (place, error) {
 	return place{}, deny("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.Lease)
 }
 
-func (d *Decider) grantFor(s Speaker, operation proof.Operation, m *lease.Machine, p place, until time.Time, reason string) (proof.Signed, error) {
+func (d *Decider) grantFor(s Speaker, operation proof.Operation, m *lease.Machine, holder string, p place, until time.Time, reason string) (proof.Signed, error) {
 	signed, err := d.Authority.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: uuid.NewString(), Operation: operation, Lease: m.Lease, Until: until, Incident: m.Incident.ID, Namespace: p.namespace, Drill: p.drill,
+		Nonce: uuid.NewString(), Operation: operation, Lease: m.Lease, Holder: holder, Until: until, Incident: m.Incident.ID, Namespace: p.namespace, Drill: p.drill,
 		Note: cut(reason, maxReasonLen), Targets: []string{m.Target.ID()}, People: []string{s.who()}, Issued: time.Now(), Expires: time.Now().Add(releaseLife),
 	})
 	if err != nil {
@@ -104,7 +117,7 @@ func (d *Decider) grantFor(s Speaker, operation proof.Operation, m *lease.Machin
 	return signed, nil
 }
 
-func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation proof.Operation, do func(id string, m *lease.Machine, p place) error) ([]playbooks.LeaseReport, error) {
+func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation proof.Operation, do func(id, holder string, m *lease.Machine, p place) error) ([]playbooks.LeaseReport, error) {
 	cfg, err := d.permitted(s)
 	if err != nil {
 		return nil, err
@@ -119,10 +132,11 @@ func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation
 	done := []playbooks.LeaseReport{}
 	var refused error
 	for id, m := range machines {
-		if !q.names(id, m) {
+		holders := q.names(id, m)
+		if len(holders) == 0 {
 			continue
 		}
-		if err := d.one(ctx, cfg, s, id, m, do); err != nil {
+		if err := d.one(ctx, cfg, s, id, holders, m, do); err != nil {
 			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved, "why", err.Error())
 			refused = err
 			continue // the others are not to wait for it
@@ -139,7 +153,7 @@ func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation
 	return done, nil
 }
 
-func (d *Decider) one(ctx context.Context, cfg *config.Config, s Speaker, id string, m *lease.Machine, do func(id string, m *lease.Machine, p place) error) error {
+func (d *Decider) one(ctx context.Context, cfg *config.Config, s Speaker, id string, holders []string, m *lease.Machine, do func(id, holder string, m *lease.Machine, p place) error) error {
 	p, err := d.placeOf(s, m)
 	if err != nil {
 		return err
@@ -147,5 +161,10 @@ func (d *Decider) one(ctx context.Context, cfg *config.Config, s Speaker, id str
 	if err := d.entitled(ctx, cfg, s, p.namespace, p.drill); err != nil {
 		return err
 	}
-	return do(id, m, p)
+	for _, holder := range holders {
+		if err := do(id, holder, m, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }

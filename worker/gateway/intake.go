@@ -35,6 +35,7 @@ const (
 	maxBatch     = 100
 	maxQueue     = 20_000
 	maxFuture    = 2 * time.Minute
+	maxActor     = 2048
 )
 
 // TemporaryError says that a detection may be sent again.
@@ -109,6 +110,10 @@ func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) er
 		return errors.New("it has no objective")
 	case d.Time.After(time.Now().Add(maxFuture)):
 		return fmt.Errorf("its time %s lies in the future; set the node's clock", d.Time.Format(time.RFC3339))
+	case len(d.Event.Actor) > maxActor:
+		return fmt.Errorf("its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActor)
+	case d.Event.Actor != "" && from != "":
+		return errors.New("it names an actor, which a node does not know")
 	case d.Event.Container.ID == "" && d.Event.Container.Pod.UID == "":
 		return errors.New("it names neither a container nor a pod")
 	}
@@ -210,7 +215,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 
 func alike(a, b sensors.Detection) bool {
 	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
-		a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+		a.Event.Actor == b.Event.Actor && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
 }
 
 // drain gives an incident what waits for it until nothing does.

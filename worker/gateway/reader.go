@@ -133,7 +133,11 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 		if err != nil {
 			return nil, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err)
 		}
-		out = append(out, some...)
+		for _, p := range some {
+			if p.Sound() == nil { // another is not shown: nobody can say yes to what they did not see
+				out = append(out, p)
+			}
+		}
 	}
 	return out, nil
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -110,11 +111,4 @@ func (d *Decider) groupsOf(ctx context.Context, cfg *config.Config, s Speaker, a
 	return append(append([]string{}, groups...), more...), nil
 }
 
-func contains(all []string, one string) bool {
-	for _, a := range all {
-		if a == one {
-			return true
-		}
-	}
-	return false
-}
+func contains(all []string, one string) bool { return slices.Contains(all, one) }

@@ -35,8 +35,9 @@ type Mark struct {
 
 // heardMark takes in a person's word: Stanch starts nothing new in an incident that is a person's or that is none.
 // What holds goes on to its end.
-func (r *run) heardMark(m Mark, now time.Time) {
-	text := m.Person + " has taken it over: no further playbook starts by itself"
+func (r *run) heardMark(ctx workflow.Context, m Mark) {
+	now := workflow.Now(ctx)
+	text := m.Person + " has taken it over: nothing further is contained by itself"
 	switch m.Kind {
 	case MarkTakenOver:
 		r.Incident.Owner = m.Person
@@ -51,6 +52,11 @@ func (r *run) heardMark(m Mark, now time.Time) {
 	}
 	r.line(now, text)
 	r.Incident.Updated = now
+	for _, p := range r.Incident.Playbooks {
+		if p.Ended.IsZero() { // one that has just ended hears nothing, and has nothing left to do
+			workflow.SignalExternalWorkflow(ctx, p.Run, "", workflows.SignalHalt, notStarted(r.Incident))
+		}
+	}
 }
 
 // inHand tells whether a person decides what happens from now on.
@@ -83,38 +89,44 @@ func (r *run) tell(ctx workflow.Context) {
 	if r.Threaded && workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalLook, nil).Get(ctx, nil) == nil {
 		return
 	}
+	before := r.Threaded
 	r.Threaded = true
 	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
 	})
-	if err := workflow.ExecuteChildWorkflow(childCtx, thread.Thread, thread.Input{Incident: r.Incident.ID}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
+	if err := workflow.ExecuteChildWorkflow(childCtx, thread.Thread, thread.Input{Incident: r.Incident.ID, Again: before}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
 		workflow.GetLogger(ctx).Error("the incident's thread could not be started", "error", err)
 	}
 }
 
-// lastLook makes sure that the thread shows the end.
-func (r *run) lastLook(ctx workflow.Context) {
+// lastLook makes sure that the thread shows the end; true if it waited for that.
+func (r *run) lastLook(ctx workflow.Context) bool {
 	if r.in.Thread {
 		r.tell(ctx)
 	}
+	return r.in.Thread
 }
 
-// maxActors bounds who is named as having done it.
-const maxActors = 10
+// maxActors bounds who is named as having done it. Past it nobody can tell any more who may answer, and so nobody may.
+const maxActors = 50
 
 // actor notes who did what was detected: nobody approves what they triggered.
 func (s *state) actor(d sensors.Detection) {
-	if a := d.Event.Actor; a != "" && !slices.Contains(s.Incident.Actors, a) && len(s.Incident.Actors) < maxActors {
+	switch a := d.Event.Actor; {
+	case a == "" || slices.Contains(s.Incident.Actors, a):
+	case len(s.Incident.Actors) < maxActors:
 		s.Incident.Actors = append(s.Incident.Actors, a)
+	default:
+		s.Incident.MoreActors = true
 	}
 }
 
 // notStarted says why a playbook that matches does not run.
 func notStarted(in playbooks.Incident) string {
 	if in.Judged != "" {
-		return fmt.Sprintf("no further playbook starts: %s says that it is a false positive", in.JudgedBy)
+		return fmt.Sprintf("nothing further is contained: %s says that it is a false positive", in.JudgedBy)
 	}
-	return fmt.Sprintf("no further playbook starts: %s has taken it over", in.Owner)
+	return fmt.Sprintf("nothing further is contained: %s has taken it over", in.Owner)
 }

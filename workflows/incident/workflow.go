@@ -86,7 +86,12 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
 			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
-			r.lastLook(ctx)
+			if r.lastLook(ctx) && r.receive(ctx) {
+				// It arrived while the thread was told: it must not be lost with the close.
+				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
+				r.line(workflow.Now(ctx), "open again: something arrived while it closed")
+				continue
+			}
 			return r.Incident, nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 {
@@ -110,13 +115,13 @@ type run struct {
 
 // receive takes in every signal that is there; true if there was any.
 func (r *run) receive(ctx workflow.Context) bool {
-	any, news := false, false
+	heard, news := false, false
 	for {
 		var batch []Attested
 		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
 			break
 		}
-		any = true
+		heard = true
 		for _, a := range batch {
 			news = r.add(a, workflow.Now(ctx)) || news
 		}
@@ -131,15 +136,15 @@ func (r *run) receive(ctx workflow.Context) bool {
 		if !workflow.GetSignalChannel(ctx, workflows.SignalMark).ReceiveAsync(&mark) {
 			break
 		}
-		any = true
-		r.heardMark(mark, workflow.Now(ctx))
+		heard = true
+		r.heardMark(ctx, mark)
 	}
 	for {
 		var report playbook.Report
 		if !workflow.GetSignalChannel(ctx, workflows.SignalPlaybookReport).ReceiveAsync(&report) {
 			break
 		}
-		any = true
+		heard = true
 		r.heardPlaybook(report, workflow.Now(ctx))
 	}
 	for {
@@ -147,11 +152,11 @@ func (r *run) receive(ctx workflow.Context) bool {
 		if !workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).ReceiveAsync(&report) {
 			break
 		}
-		any = true
+		heard = true
 		r.heardLease(report.Lease)
 	}
-	r.told = r.told && !any
-	return any
+	r.told = r.told && !heard
+	return heard
 }
 
 func (r *run) wait(ctx workflow.Context) {

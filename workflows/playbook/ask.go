@@ -1,8 +1,8 @@
 package playbook
 
 import (
+	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,19 +22,44 @@ type Pending = activities.Pending
 type open struct {
 	Pending
 	changed workflow.Channel
+	counted int // so many of its votes
 }
 
 // maxVotes bounds what a flood of votes can put into the workflow's state.
 const maxVotes = 100
 
+// vote puts a vote to its question, once for each thing that a person says: nobody can fill the place of the others.
+// Whose vote it really is, and whether it counts, is judged by its signature when it is counted.
 func (r *run) vote(v proof.Signed) {
-	for _, id := range slices.Sorted(maps.Keys(r.pending)) {
-		p := r.pending[id]
-		if len(p.Votes) < maxVotes {
-			p.Votes = append(p.Votes, v)
-			p.changed.SendAsync(true)
-		}
+	says := said(v)
+	p := r.pending[says.Step]
+	if p == nil || len(p.Votes) >= maxVotes || slices.ContainsFunc(p.Votes, func(o proof.Signed) bool { return said(o) == says }) {
+		return
 	}
+	p.Votes = append(p.Votes, v)
+	p.changed.SendAsync(true)
+}
+
+// saying is what a vote says, as far as two that say the same are one.
+type saying struct {
+	Step, PlanHash, Person, Refused string
+	Approve, BreakGlass             bool
+}
+
+func said(v proof.Signed) saying {
+	var b proof.Vote
+	if json.Unmarshal(v.Body, &b) != nil {
+		return saying{}
+	}
+	return saying{b.Step, b.PlanHash, b.Person, b.Refused, b.Approve, b.BreakGlass}
+}
+
+// drain lets the branch that takes votes in have its turn: where a task brings votes and the deadline at once, the
+// branch that asks may come first.
+func (r *run) drain(ctx workflow.Context) {
+	turn := workflow.NewChannel(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) { turn.Send(ctx, true) })
+	turn.Receive(ctx, nil)
 }
 
 // look tells the thread that there is something to show. Nobody waits for it: the thread looks by itself too.
@@ -59,8 +84,11 @@ func ApproversOf(a *playbooks.Approval) activities.Approvers {
 	return out
 }
 
-// recount is how long to wait when votes could not be counted.
-const recount = 5 * time.Second
+const (
+	// recount is how long to wait when votes could not be counted, recountFor how long after the deadline it is tried.
+	recount    = 5 * time.Second
+	recountFor = 10 * time.Minute
+)
 
 // ask waits until the votes permit or deny, or until nobody answered in time, which denies.
 func (r *run) ask(ctx workflow.Context, q Pending) answer {
@@ -84,19 +112,24 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 			AddReceive(p.changed, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
 			AddFuture(deadline, func(workflow.Future) { late = true }).
 			Select(ctx)
-		if late || ctx.Err() != nil {
-			return answer{reason: fmt.Sprintf("nobody with the right answered within %s", p.Approvers.Timeout)}
+		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", p.Approvers.Timeout)}
+		// What was given in time counts, also where no worker was there to count it until now.
+		if r.drain(ctx); ctx.Err() != nil || late && len(p.Votes) == p.counted {
+			return nobody
 		}
 		t, err := r.tally(ctx, p)
-		for err != nil && !deadline.IsReady() && workflow.Sleep(ctx, recount) == nil {
-			// A vote that was given counts: it does not wait for the next one.
+		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountFor)) && workflow.Sleep(ctx, recount) == nil {
 			t, err = r.tally(ctx, p)
 		}
 		switch {
+		case err != nil:
+			return answer{reason: "the votes could not be counted: " + activityError(err)}
 		case t.Denied:
 			return answer{reason: t.Reason}
 		case t.Granted:
 			return answer{granted: true, reason: t.Reason, grants: t.Grants}
+		case late:
+			return nobody
 		}
 		p.Yes, p.Ignored = t.Yes, t.Ignored
 		r.look(ctx)
@@ -104,6 +137,7 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 }
 
 func (r *run) tally(ctx workflow.Context, p *open) (activities.Tally, error) {
+	p.counted = len(p.Votes)
 	var set *activities.Set
 	var t activities.Tally
 	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
@@ -140,6 +174,9 @@ func (r *run) approval(ctx workflow.Context, s *playbooks.Step, env playbooks.En
 	got := r.ask(ctx, Pending{
 		Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
 	})
+	if r.halted != "" {
+		got = answer{reason: r.halted}
+	}
 	if !got.granted {
 		r.note(ctx, s, "", playbooks.OutcomeDenied, got.reason, "")
 		return outcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}

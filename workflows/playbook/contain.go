@@ -25,6 +25,9 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 			basis.Receipts = append(basis.Receipts, last(r.receipts[t.ID()], 1)...)
 		}
 	}
+	if r.halted != "" {
+		return done(playbooks.OutcomeDenied, r.halted, "")
+	}
 	request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
 	planned, err := r.plan(ctx, s, request, basis)
 	if err != nil {
@@ -73,6 +76,9 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 			break
 		}
 		planned = again
+	}
+	if r.halted != "" {
+		return done(playbooks.OutcomeDenied, r.halted, "")
 	}
 	if planned.Decision.Verdict != activities.VerdictRun && basis.Grant == nil {
 		return done(playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")

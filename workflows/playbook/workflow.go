@@ -104,6 +104,7 @@ type run struct {
 	early    map[string]playbooks.LeaseReport
 	pending  map[string]*open
 	asked    int
+	halted   string // why nothing is contained any more: a person decides
 	holders  int
 }
 
@@ -131,6 +132,13 @@ func (r *run) handlers(ctx workflow.Context) error {
 			} else {
 				r.early[l.Holder] = l.Lease
 			}
+		}
+	})
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		for {
+			var why string
+			workflow.GetSignalChannel(ctx, workflows.SignalHalt).Receive(ctx, &why)
+			r.halted = why
 		}
 	})
 	workflow.Go(ctx, func(ctx workflow.Context) {

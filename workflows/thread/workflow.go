@@ -19,6 +19,8 @@ import (
 type Input struct {
 	Incident string                 `json:"incident"` // its id
 	State    activities.ThreadState `json:"state"`
+	// Again: there was a thread before, whose message is to be found.
+	Again bool `json:"again,omitempty"`
 }
 
 // Timing of looking.
@@ -37,7 +39,7 @@ func Thread(ctx workflow.Context, in Input) error {
 		for looked.ReceiveAsync(nil) {
 			continue
 		}
-		next := look(ctx, in.Incident, &state)
+		next := look(ctx, in, &state)
 		if next == 0 {
 			return nil
 		}
@@ -57,14 +59,14 @@ func Thread(ctx workflow.Context, in Input) error {
 }
 
 // look brings the message up to date and says when to look again; 0 is never.
-func look(ctx workflow.Context, incident string, state *activities.ThreadState) time.Duration {
+func look(ctx workflow.Context, in Input, state *activities.ThreadState) time.Duration {
 	var set *activities.Set
 	var out activities.LookResult
 	o := workflow.ActivityOptions{
 		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.Heartbeat,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.LookInput{Incident: incident, State: *state}).Get(ctx, &out); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.LookInput{Incident: in.Incident, State: *state, Again: in.Again}).Get(ctx, &out); err != nil {
 		workflow.GetLogger(ctx).Error("an incident's message cannot be kept", "error", err)
 		return restart
 	}

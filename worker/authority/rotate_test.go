@@ -1,0 +1,48 @@
+package authority_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/worker/authority"
+)
+
+const incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+// A rotated key's entries still verify; a distrusted key's do not.
+func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
+	keys := t.TempDir()
+	a, err := authority.Open(keys)
+	require.NoError(t, err)
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
+	found := func(a *authority.Authority) string {
+		_, all, err := s.Verify(incident, a.Keys(), "")
+		require.NoError(t, err)
+		var text []string
+		for _, f := range all {
+			text = append(text, f.String())
+		}
+		return strings.Join(text, "\n")
+	}
+	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "before"})
+	require.NoError(t, err)
+	before, after, err := authority.Rotate(keys, false)
+	require.NoError(t, err)
+	require.NotEqual(t, before, after)
+	next, err := authority.Read(keys)
+	require.NoError(t, err)
+	require.Equal(t, after, next.KeyID())
+	s.Authority = next
+	_, err = s.Note(incident, activities.EntryUndo, activities.Act{Action: "after"})
+	require.NoError(t, err)
+	require.Empty(t, found(next))
+	_, _, err = authority.Rotate(keys, true)
+	require.NoError(t, err)
+	last, err := authority.Read(keys)
+	require.NoError(t, err)
+	require.Contains(t, found(last), after)
+	require.NotContains(t, found(last), before)
+}

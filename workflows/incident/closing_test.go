@@ -1,0 +1,81 @@
+package incident
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/interceptor"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+	"stanch/workflows/thread"
+)
+
+// onSignal calls a function whenever a workflow is about to signal another, which then takes a second.
+type onSignal struct {
+	interceptor.WorkerInterceptorBase
+	interceptor.WorkflowInboundInterceptorBase
+	interceptor.WorkflowOutboundInterceptorBase
+	do func(ctx workflow.Context)
+}
+
+func (o *onSignal) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
+	return &onSignal{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, do: o.do}
+}
+
+func (o *onSignal) Init(next interceptor.WorkflowOutboundInterceptor) error {
+	return o.WorkflowInboundInterceptorBase.Next.Init(&onSignal{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, do: o.do}) //nolint:wrapcheck // the library's
+}
+
+func (o *onSignal) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
+	o.do(ctx)
+	sent, set := workflow.NewFuture(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		_ = workflow.Sleep(ctx, time.Second)
+		set.Chain(o.WorkflowOutboundInterceptorBase.Next.SignalExternalWorkflow(ctx, id, run, name, arg))
+	})
+	return sent
+}
+
+// A detection that comes while the incident tells its thread that it is closed is not lost: the incident opens again.
+func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
+	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
+	w := &Workflows{Playbooks: &playbook.Workflows{}}
+	env.RegisterWorkflow(w.Incident)
+	env.RegisterWorkflow(thread.Thread)
+	var set *activities.Set
+	env.RegisterActivity(set.Observe)
+	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) { return nil, nil }, activity.RegisterOptions{Name: Match})
+	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
+	env.OnWorkflow(thread.Thread, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
+	detected := func(id string) {
+		d := sensors.Detection{ID: id, Rule: "rule", Title: "title"}
+		d.Event.Container.ID = "container"
+		env.SignalWorkflow(workflows.SignalDetections, []Attested{{Detection: d}})
+	}
+	env.RegisterDelayedCallback(func() { detected("first") }, 0)
+	begin, second := env.Now(), false
+	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&onSignal{do: func(ctx workflow.Context) {
+		if quiet := workflow.Now(ctx).Sub(begin) >= 15*time.Minute; quiet && !second && workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
+			second = true
+			detected("second")
+		}
+	}}}})
+	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key", Thread: true})
+	var in playbooks.Incident
+	require.NoError(t, env.GetWorkflowResult(&in))
+	require.True(t, second, "the scenario did not happen")
+	require.Equal(t, 2, in.Total)
+	require.Equal(t, "closed", in.Status)
+	require.GreaterOrEqual(t, in.Closed.Sub(begin), 30*time.Minute, "it was quiet for its whole window again")
+}
