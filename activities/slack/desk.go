@@ -97,22 +97,21 @@ func (d *Desk) Look(ctx context.Context, in activities.LookInput) (activities.Lo
 
 // classify says when to try again, and leaves out what an error of the library may carry of a request.
 func classify(what string, err error) error {
-	var limited *slack.RateLimitedError
-	if errors.As(err, &limited) {
+	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
 		return &activities.LaterError{After: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, limited.RetryAfter)}
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
 
 func asksToWait(err error) bool {
-	var limited *slack.RateLimitedError
-	return errors.As(err, &limited)
+	_, is := errors.AsType[*slack.RateLimitedError](err)
+	return is
 }
 
 // notTaken tells whether Slack refuses a message for what it holds, and what it says of that.
 func notTaken(err error) (why string, is bool) {
-	var refused slack.SlackErrorResponse
-	if !errors.As(err, &refused) {
+	refused, ok := errors.AsType[slack.SlackErrorResponse](err)
+	if !ok {
 		return "", false
 	}
 	is = strings.HasPrefix(refused.Err, "invalid_blocks") || strings.HasPrefix(refused.Err, "msg_") && strings.HasSuffix(refused.Err, "too_long")
