@@ -73,7 +73,7 @@ func (d *Desk) Look(ctx context.Context, in activities.LookInput) (activities.Lo
 		return activities.LookResult{}, err //nolint:wrapcheck // it names the incident
 	}
 	slices.SortFunc(pending, func(a, b activities.Pending) int { return a.Asked.Compare(b.Asked) })
-	p := &page{Desk: d, in: incident, pending: pending, state: in.State}
+	p := &page{Desk: d, in: incident, pending: pending, state: in.State, before: in.Again}
 	if p.state.Said == nil {
 		p.state.Said = map[string]bool{}
 	}
@@ -124,6 +124,7 @@ type page struct {
 	in      playbooks.Incident
 	pending []activities.Pending
 	state   activities.ThreadState
+	before  bool // there was a thread before this one
 }
 
 // eventType marks Stanch's messages, so that one that was written by a process that died is found again.
@@ -147,9 +148,9 @@ const (
 	maxPages = 10
 )
 
-// recall finds what an attempt that died has written.
+// recall finds what an attempt that died has written, or a thread before this one.
 func (p *page) recall(ctx context.Context) error {
-	if !again(ctx) {
+	if !again(ctx) && (!p.before || p.state.TS != "") {
 		return nil
 	}
 	if p.state.TS == "" {
