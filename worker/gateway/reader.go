@@ -14,7 +14,6 @@ import (
 
 	"stanch/playbooks"
 	"stanch/workflows"
-	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
 )
 
@@ -25,19 +24,27 @@ type Reader struct{ Temporal client.Client }
 const maxListed = 500
 
 func (r *Reader) list(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
-	var out []*workflowpb.WorkflowExecutionInfo
+	out, _, err := r.pages(ctx, query, maxListed)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// pages lists up to a bound, and tells whether there is more. What was listed before an error is given with it.
+func (r *Reader) pages(ctx context.Context, query string, most int) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
 	var token []byte
-	for len(out) < maxListed {
+	for len(out) < most {
 		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
 		if err != nil {
-			return nil, fmt.Errorf("ask Temporal: %w", err)
+			return out, true, fmt.Errorf("ask Temporal: %w", err)
 		}
 		out = append(out, page.GetExecutions()...)
 		if token = page.GetNextPageToken(); len(token) == 0 {
-			break
+			return out, false, nil
 		}
 	}
-	return out, nil
+	return out, true, nil
 }
 
 var incidentID = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
@@ -101,7 +108,7 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	return out, nil
 }
 
-// Pending gives an incident's open questions.
+// Pending gives an incident's open questions; those that could be read come with an error that names what could not.
 func (r *Reader) Pending(ctx context.Context, incident string) ([]playbook.Pending, error) {
 	if !incidentID.MatchString(incident) {
 		return nil, missing("%q is not an incident's id", clip(incident))
@@ -120,6 +127,7 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 		return nil, err
 	}
 	out := []playbook.Pending{}
+	var problems []error
 	for _, w := range found {
 		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPending)
 		var gone *serviceerror.NotFound
@@ -131,60 +139,10 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 			err = value.Get(&some)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err)
+			problems = append(problems, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err))
+			continue
 		}
 		out = append(out, some...)
 	}
-	return out, nil
-}
-
-// Machines gives every lease that runs, by workflow id.
-func (r *Reader) Machines(ctx context.Context) (map[string]*lease.Machine, error) {
-	return r.machines(ctx, "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'")
-}
-
-func (r *Reader) machines(ctx context.Context, query string) (map[string]*lease.Machine, error) {
-	found, err := r.list(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]*lease.Machine{}
-	for _, w := range found {
-		id := w.GetExecution().GetWorkflowId()
-		value, err := r.Temporal.QueryWorkflow(ctx, id, w.GetExecution().GetRunId(), workflows.QueryLease)
-		var gone *serviceerror.NotFound
-		if errors.As(err, &gone) {
-			continue
-		}
-		m := &lease.Machine{}
-		if err == nil {
-			err = value.Get(m)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("ask %s: %w", id, err)
-		}
-		key := id
-		if _, twice := out[key]; twice {
-			key = id + "/" + w.GetExecution().GetRunId()
-		}
-		out[key] = m
-	}
-	return out, nil
-}
-
-// Leases lists the leases in force, or all that Temporal still has.
-func (r *Reader) Leases(ctx context.Context, all bool) ([]*lease.Machine, error) {
-	query := "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'"
-	if all {
-		query = "WorkflowType = 'Lease'"
-	}
-	machines, err := r.machines(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	out := []*lease.Machine{}
-	for _, m := range machines {
-		out = append(out, m)
-	}
-	return out, nil
+	return out, errors.Join(problems...)
 }

@@ -1,0 +1,82 @@
+package gateway_test
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/playbooks"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// held is a lease that waits to be released. A damaged one cannot say what it is.
+func held(ctx workflow.Context, name string, damaged bool) error {
+	id := lease.ID(workflow.GetInfo(ctx).FirstRunID)
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
+		if damaged {
+			return nil, errors.New("its state is damaged")
+		}
+		return &lease.Machine{Lease: id, State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name}}, nil
+	}); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, workflows.SignalRelease).Receive(ctx, nil)
+	return nil
+}
+
+func decider(t *testing.T, s *temporal.Server) *gateway.Decider {
+	t.Helper()
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "stanch.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("phase: 2\n"), 0o600))
+	cfg, _, err := config.Load(file)
+	require.NoError(t, err)
+	return &gateway.Decider{Reader: &gateway.Reader{Temporal: s}, Authority: auth, Roster: config.NewRoster(cfg, file), Log: slog.New(slog.DiscardHandler)}
+}
+
+func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Lease": held})
+	d, operator := decider(t, s), gateway.Speaker{Person: config.Person{Name: "ann"}, Proved: "uid 7", Operator: true}
+	one := s.Run("Lease", "lease/prod/pod:1/network", "", "1", false)
+	s.Run("Lease", "lease/prod/pod:2/network", "", "2", false)
+	damaged := s.Run("Lease", "lease/prod/pod:3/network", "", "3", true)
+	s.Listed("Lease", "Running", 3)
+
+	list, err := d.Reader.Leases(t.Context(), false)
+	require.NoError(t, err)
+	require.Len(t, list, 3)
+	states := map[string]lease.State{}
+	for _, m := range list {
+		states[m.Lease] = m.State
+		require.NotPanics(t, func() { m.Report(time.Now()) })
+	}
+	require.EqualValues(t, "unreadable", states[lease.ID(damaged.GetRunID())], "it stands in the list by its id")
+
+	// One that is named is found beside it, and not held up by it.
+	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(one.GetRunID())})
+	require.NoError(t, err)
+	require.Len(t, done, 1)
+	require.NoError(t, one.Get(t.Context(), nil))
+	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(damaged.GetRunID())})
+	require.ErrorContains(t, err, "its state is damaged")
+
+	// All that can be are released, and what could not be is named.
+	s.Listed("Lease", "Running", 2)
+	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
+	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.ID(damaged.GetRunID())+") cannot be read")
+	require.Len(t, done, 1)
+	require.Equal(t, "pod:2", done[0].Target)
+	s.Listed("Lease", "Running", 1)
+}
