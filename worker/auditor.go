@@ -28,6 +28,7 @@ type Auditor struct {
 	Keys      proof.Keyring
 	Catalogue playbooks.Catalogue
 	Evidence  *activities.EvidenceStore
+	line      queue // of ArchiveClosed, which is called by one at a time
 }
 
 // OpenAuditor reads the archive of a data directory without a running Stanch.

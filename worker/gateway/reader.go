@@ -12,6 +12,7 @@ import (
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
@@ -82,7 +83,38 @@ func (r *Reader) read(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) 
 	if err != nil {
 		return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
 	}
+	if w.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		// Somebody terminated it, or it failed: what it says of itself is from before, and nothing changes it any more.
+		in.Status, in.Closed = "closed", w.GetCloseTime().AsTime()
+	}
 	return in, nil
+}
+
+var _ activities.Endings = (*Reader)(nil)
+
+// Ending tells how an incident ended.
+func (r *Reader) Ending(ctx context.Context, id string) (activities.Ending, error) {
+	if !incidentID.MatchString(id) {
+		return activities.Ending{}, missing("%q is not an incident's id", clip(id))
+	}
+	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
+	if err != nil {
+		return activities.Ending{}, err
+	}
+	for _, w := range found {
+		switch w.GetStatus() {
+		case enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW:
+			continue
+		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED, enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
+			return activities.Ending{At: w.GetCloseTime().AsTime(), Broken: true}, nil
+		case enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED:
+			return activities.Ending{At: w.GetCloseTime().AsTime()}, nil
+		default:
+			return activities.Ending{}, nil
+		}
+	}
+	// Between two runs of its chain a list may show only those before.
+	return activities.Ending{Gone: len(found) == 0}, nil
 }
 
 // Incidents lists incidents, the newest first.

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/workflow"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
@@ -19,6 +20,8 @@ import (
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
+
+const incidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // held is a lease that waits to be released. A damaged one cannot say what it is.
 func held(ctx workflow.Context, name string, damaged bool) error {
@@ -33,6 +36,19 @@ func held(ctx workflow.Context, name string, damaged bool) error {
 	}
 	workflow.GetSignalChannel(ctx, workflows.SignalRelease).Receive(ctx, nil)
 	return nil
+}
+
+// opened is an incident that is open until it is told to close.
+func opened(ctx workflow.Context, readable bool) (playbooks.Incident, error) {
+	in := playbooks.Incident{ID: incidentID, Status: "open"}
+	if readable {
+		if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+			return in, err
+		}
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	in.Status = "closed"
+	return in, nil
 }
 
 func decider(t *testing.T, s *temporal.Server) *gateway.Decider {
@@ -79,4 +95,26 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	require.Len(t, done, 1)
 	require.Equal(t, "pod:2", done[0].Target)
 	s.Listed("Lease", "Running", 1)
+}
+
+func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": opened})
+	r := &gateway.Reader{Temporal: s}
+	ending := func() activities.Ending {
+		e, err := r.Ending(t.Context(), incidentID)
+		require.NoError(t, err)
+		return e
+	}
+	require.Equal(t, activities.Ending{Gone: true}, ending())
+	run := s.Run("Incident", "incident/a", incidentID, true)
+	s.Listed("Incident", "Running", 1)
+	require.Equal(t, activities.Ending{}, ending())
+
+	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
+	s.Listed("Incident", "Terminated", 1)
+	require.True(t, ending().Broken)
+	require.WithinDuration(t, time.Now(), ending().At, time.Minute)
+	in, err := r.Incident(t.Context(), incidentID)
+	require.NoError(t, err)
+	require.Equal(t, "closed", in.Status, "what it said of itself before it was terminated is not so any more")
 }
