@@ -22,7 +22,8 @@ type Set struct {
 	actions   map[string]Action
 	Guards    Guards
 	Scopes    Scopes
-	Desk      Desk // nil: people are told nothing by chat
+	Desk      Desk    // nil: people are told nothing by chat
+	Endings   Endings // nil: a message is kept until the desk says that it is done
 	Authority Authority
 	Evidence  *EvidenceStore
 	Log       *slog.Logger

@@ -79,6 +79,9 @@ type Line struct {
 	Hash   string // SHA-256 of its bytes, without the line's end
 	Entry  Entry
 	Signed proof.Signed
+	// Proved: the authority signed this line, as it stands and for this incident. Its place in the chain is another
+	// matter: else whoever writes one line into a manifest would take all of it away from those who need it.
+	Proved bool
 }
 
 // Finding is one thing that is not as it was.
@@ -211,11 +214,14 @@ func ReadManifest(incident string, raw []byte, keys proof.Keyring) (lines []Line
 			continue
 		}
 		// One form only: what decodes to the same and is written otherwise was changed all the same.
-		if canonical, err := json.Marshal(l.Signed); err != nil || !bytes.Equal(canonical, line) {
+		canonical, err := json.Marshal(l.Signed)
+		l.Proved = err == nil && bytes.Equal(canonical, line)
+		if !l.Proved {
 			find("it is not written as it was")
 		}
 		if err := keys.Open(l.Signed, proof.PurposeCustody, &l.Entry); err != nil {
 			find("%v", err)
+			l.Proved = false
 			if l.Entry, err = peek(line); err != nil {
 				prev = l.Hash
 				continue
@@ -230,6 +236,7 @@ func ReadManifest(incident string, raw []byte, keys proof.Keyring) (lines []Line
 			find("it does not follow the line before it: that line was changed, or one between them is missing")
 		}
 		prev = l.Hash
+		l.Proved = l.Proved && l.Entry.Incident == incident
 		lines = append(lines, l)
 	}
 	return lines, findings

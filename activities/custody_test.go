@@ -121,6 +121,34 @@ func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 	require.ErrorContains(t, inAll(found), "belongs to the manifest of")
 }
 
+// A line that somebody put before the others proves nothing, and takes nothing from the proof of those behind it.
+func TestEachLineIsProvedByItself(t *testing.T) {
+	s, a := kept(t)
+	whole, err := os.ReadFile(manifestOf(s))
+	require.NoError(t, err)
+	stranger, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	theirs := &activities.EvidenceStore{Dir: t.TempDir(), Authority: stranger}
+	_, err = theirs.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: "first.txt", Data: []byte("planted")}, time.Now())
+	require.NoError(t, err)
+	forged, err := os.ReadFile(manifestOf(theirs))
+	require.NoError(t, err)
+	lines, found := activities.ReadManifest(incident, append(forged, whole...), a.Keys())
+	require.NotEmpty(t, found)
+	require.Len(t, lines, 6)
+	for i, l := range lines {
+		require.Equal(t, i > 0, l.Proved, "line %d", i+1)
+	}
+	// Nor does what is signed for another incident, or is written otherwise.
+	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {incident, strings.ReplaceAll(string(whole), `{"purpose"`, `{ "purpose"`)}} {
+		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keys())
+		require.Len(t, lines, 5)
+		for _, l := range lines {
+			require.False(t, l.Proved)
+		}
+	}
+}
+
 // An entry that a death cut short was never acknowledged: it is taken away, and the chain goes on.
 func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
 	s, a := kept(t)

@@ -11,7 +11,6 @@ import (
 
 	"stanch/activities"
 	"stanch/worker/archive"
-	"stanch/worker/audit"
 	"stanch/workflows"
 )
 
@@ -48,7 +47,8 @@ func (w *Worker) archiveClosed(ctx context.Context) {
 }
 
 // ArchiveClosed archives every closed incident that is not archived yet and whose workflows have all closed. It goes on
-// past one that fails, and tells how many it archived.
+// past one that fails, and tells how many it archived. What could not be archived before comes last, so that some that
+// never can keep no other from it.
 func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, archiveRound)
 	defer cancel()
@@ -57,12 +57,13 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 		return 0, err
 	}
 	done, failures := 0, error(nil)
-	for _, id := range closed {
+	for _, id := range a.line.order(closed) {
 		if done >= archiveMost || ctx.Err() != nil {
 			break
 		}
 		runs, err := a.Collect.Collect(ctx, id)
-		if err == nil && (!whole(runs) || slices.ContainsFunc(runs, func(r audit.Run) bool { return r.Open })) {
+		a.line.tried(id)
+		if err == nil && (!whole(runs) || !archive.Closed(runs)) {
 			continue // a lease still holds: later
 		}
 		if err == nil {
@@ -78,6 +79,31 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 		done++
 	}
 	return done, failures
+}
+
+// queue remembers which incidents were tried and are still to be archived, and in which order.
+type queue struct {
+	last map[string]int // the number of its last try
+	n    int
+}
+
+// order puts those that were never tried first, as they come, and then those that were tried the longest ago.
+func (q *queue) order(ids []string) []string {
+	still := map[string]int{}
+	for _, id := range ids {
+		if n := q.last[id]; n > 0 {
+			still[id] = n
+		}
+	}
+	q.last = still
+	ids = slices.Clone(ids)
+	slices.SortStableFunc(ids, func(a, b string) int { return still[a] - still[b] })
+	return ids
+}
+
+func (q *queue) tried(id string) {
+	q.n++
+	q.last[id] = q.n
 }
 
 // noteArchive enters an archive's hash into the incident's manifest, where the chain holds it.

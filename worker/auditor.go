@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"go.temporal.io/sdk/converter"
 
@@ -30,6 +28,7 @@ type Auditor struct {
 	Keys      proof.Keyring
 	Catalogue playbooks.Catalogue
 	Evidence  *activities.EvidenceStore
+	line      queue // of ArchiveClosed, which is called by one at a time
 }
 
 // OpenAuditor reads the archive of a data directory without a running Stanch.
@@ -148,7 +147,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 		report.Differences = append(report.Differences, archive.Compare(live, archived)...)
 	}
 	checked, differ := a.verifyEvidence(incident, story)
-	report.Checked = append(report.Checked, checked)
+	report.Checked = append(report.Checked, checked...)
 	report.Differences = append(report.Differences, differ...)
 	report.OK = len(report.Differences) == 0
 	if report.Differences == nil {
@@ -183,47 +182,4 @@ func events(runs []audit.Run) int {
 		n += len(r.Events)
 	}
 	return n
-}
-
-// verifyEvidence compares each piece that history names with the store, the manifest with itself and with the history.
-func (a *Auditor) verifyEvidence(incident string, story audit.Story) (string, []audit.Difference) {
-	var out []audit.Difference
-	lines, findings, err := a.Evidence.Verify(incident, a.Keys, "")
-	if err != nil {
-		out = append(out, audit.Difference{What: "the evidence's manifest cannot be read: " + err.Error()})
-	}
-	for _, f := range findings {
-		out = append(out, audit.Difference{What: "evidence: " + f.String()})
-	}
-	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
-	var archived []string
-	inHistory, inManifest := map[string]bool{}, map[string]bool{}
-	for _, e := range story.Evidence {
-		inHistory[key(e.EvidenceRef)] = true
-	}
-	for _, l := range lines {
-		switch {
-		case l.Entry.Kind == activities.EntryEvidence && l.Entry.Evidence != nil:
-			ref := *l.Entry.Evidence
-			inManifest[key(ref)] = true
-			if !inHistory[key(ref)] {
-				out = append(out, audit.Difference{What: fmt.Sprintf("line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)})
-			}
-		case l.Entry.Kind == activities.EntryArchive && l.Entry.Act != nil:
-			archived = append(archived, l.Entry.Act.SHA256)
-		}
-	}
-	// Each replica has an archive of its own, and enters it.
-	if sum, err := a.Archive.Sum(incident); err == nil && len(archived) > 0 && !slices.Contains(archived, sum) {
-		out = append(out, audit.Difference{What: fmt.Sprintf("the archive has SHA-256 %s; the manifest says %s", sum, strings.Join(archived, " or "))})
-	}
-	for _, e := range story.Evidence {
-		if !inManifest[key(e.EvidenceRef)] {
-			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256), Ref: e.Ref})
-		}
-		if _, err := a.Evidence.Open(e.SHA256); err != nil {
-			out = append(out, audit.Difference{What: fmt.Sprintf("evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err), Ref: e.Ref})
-		}
-	}
-	return fmt.Sprintf("%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the history", len(story.Evidence), len(lines)), out
 }

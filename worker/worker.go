@@ -160,7 +160,7 @@ func (w *Worker) start(ctx context.Context) error {
 	}
 	outside.Records, outside.Head, outside.At = records{w}, w.head, o.At
 	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Outside: outside, Log: o.Log})...)
-	w.Set.Authority, w.Set.Log, w.Set.At = o.Authority, o.Log, o.At
+	w.Set.Authority, w.Set.Log, w.Set.At, w.Set.Endings = o.Authority, o.Log, o.At, w.Reader
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
 	killSwitch := o.Switch
 	if killSwitch == nil {

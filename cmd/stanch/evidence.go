@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/sensors/proof"
 	"stanch/worker/authority"
 )
@@ -92,10 +94,11 @@ func evidenceList(g *globals, o *evidenceOptions) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		lines, _, err := store.Manifest(ids[0], keys)
+		lines, findings, err := store.Manifest(ids[0], keys)
 		if err != nil {
 			return err
 		}
+		warn(findings)
 		if len(lines) == 0 {
 			return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
 		}
@@ -122,10 +125,23 @@ func listIncidents(out io.Writer, store *activities.EvidenceStore, output string
 	return nil
 }
 
-func entries(lines []activities.Line) []activities.Entry {
-	out := []activities.Entry{}
+// warn says on the standard error what is not as it was: what is printed beside it may be a lie.
+func warn(findings []activities.Finding) {
+	for _, f := range findings {
+		progress("NOT AS IT WAS  %s", plain(f.String()))
+	}
+}
+
+// listedEntry is a line as `evidence list -o json` prints it.
+type listedEntry struct {
+	activities.Entry
+	Proved bool `json:"proved"` // false: somebody else than the authority wrote it
+}
+
+func entries(lines []activities.Line) []listedEntry {
+	out := []listedEntry{}
 	for _, l := range lines {
-		out = append(out, l.Entry)
+		out = append(out, listedEntry{l.Entry, l.Proved})
 	}
 	return out
 }
@@ -141,7 +157,10 @@ func printLines(out io.Writer, lines []activities.Line) error {
 		case e.Act != nil:
 			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.Act.Action, string(e.Act.Outcome), e.Act.Lease, strings.Join(e.Act.Who, ", "), e.Act.Note}, " ")), " "), e.Act.Target, e.Act.SHA256
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Seq, l.Entry.At.Local().Format(time.DateTime), l.Entry.Kind, plain(what), plain(target), sum)
+		if !l.Proved {
+			what = "NOT PROVED: " + what
+		}
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Seq, l.Entry.At.Local().Format(time.DateTime), plain(string(l.Entry.Kind)), plain(what), plain(target), plain(sum))
 	}
 	fmt.Fprintf(t, "\nhead %s\n", activities.Head(lines))
 	return t.Flush()
@@ -163,34 +182,64 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 			if err != nil {
 				return err
 			}
-			lines, _, err := store.Manifest(a[0], keys)
+			lines, findings, err := store.Manifest(a[0], keys)
 			if err != nil {
 				return err
 			}
-			for _, l := range lines {
-				ref := l.Entry.Evidence
-				if ref == nil || ref.Name != a[1] && ref.SHA256 != a[1] {
-					continue
-				}
-				data, err := store.Open(ref.SHA256)
-				if err != nil {
-					return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
-				}
-				if o.keys == "" { // a copy elsewhere is not ours to write to
-					if store.Authority, err = authority.Read(filepath.Join(g.data, "keys")); err != nil {
-						return err
-					}
-					who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
-					if _, err := store.Note(a[0], activities.EntryAccess, activities.Act{Action: "evidence get", SHA256: ref.SHA256, Who: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
-						progress("the manifest does not note that you took it: %v", err)
-					}
-				}
-				_, err = io.Copy(cmd.OutOrStdout(), bytes.NewReader(data))
+			warn(findings)
+			ref, err := pick(a[0], a[1], lines)
+			if err != nil {
 				return err
 			}
-			return fmt.Errorf("the manifest of %s has no piece %q; `stanch evidence list %s` lists them", a[0], a[1], a[0])
+			data, err := store.Open(ref.SHA256)
+			if err != nil {
+				return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
+			}
+			if o.keys == "" { // a copy elsewhere is not ours to write to
+				if store.Authority, err = authority.Read(filepath.Join(g.data, "keys")); err != nil {
+					return err
+				}
+				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
+				if _, err := store.Note(a[0], activities.EntryAccess, activities.Act{Action: "evidence get", SHA256: ref.SHA256, Who: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
+					progress("the manifest does not note that you took it: %v", err)
+				}
+			}
+			_, err = io.Copy(cmd.OutOrStdout(), bytes.NewReader(data))
+			return err
 		},
 	}
+}
+
+// pick finds the one piece that is meant, on lines that the authority signed: bytes that somebody put beside the store
+// are given out as nobody's evidence, and of two pieces with one name none is guessed.
+func pick(incident, wanted string, lines []activities.Line) (playbooks.EvidenceRef, error) {
+	byName, byHash, unproved := []playbooks.EvidenceRef{}, []playbooks.EvidenceRef{}, 0
+	for _, l := range lines {
+		ref := l.Entry.Evidence
+		switch {
+		case ref == nil || ref.Name != wanted && ref.SHA256 != wanted:
+		case !l.Proved || l.Entry.Kind != activities.EntryEvidence:
+			unproved = l.Number
+		case ref.SHA256 == wanted:
+			byHash = append(byHash, *ref)
+		case !slices.ContainsFunc(byName, func(r playbooks.EvidenceRef) bool { return r.SHA256 == ref.SHA256 }):
+			byName = append(byName, *ref)
+		}
+	}
+	found := append(byHash, byName...)
+	switch {
+	case len(byHash) > 0 || len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		var each strings.Builder
+		for _, r := range found {
+			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, plain(r.Action), plain(r.Target), r.At.UTC().Format(time.DateTime))
+		}
+		return playbooks.EvidenceRef{}, fmt.Errorf("%s has %d pieces called %q; name one by its SHA-256:%s", incident, len(found), wanted, each.String())
+	case unproved > 0:
+		return playbooks.EvidenceRef{}, fmt.Errorf("only line %d of the manifest of %s names %q, and the authority did not sign it: it is nobody's evidence; `stanch evidence verify %s` says what is wrong", unproved, incident, wanted, incident)
+	}
+	return playbooks.EvidenceRef{}, fmt.Errorf("the manifest of %s has no piece %q; `stanch evidence list %s` lists them", incident, wanted, incident)
 }
 
 // evidenceResult is what `evidence verify -o json` prints.

@@ -103,6 +103,17 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
 	require.Zero(t, code, "%s%s", stdout, stderr)
 
+	// What is left of a manifest whose end was cut off is in order by itself: the history knows what it had.
+	whole, err := os.ReadFile(manifest)
+	require.NoError(t, err)
+	lines := strings.SplitAfter(strings.TrimSuffix(string(whole), "\n"), "\n")
+	require.NoError(t, os.WriteFile(manifest, []byte(strings.Join(lines[:len(lines)-2], "")), 0o600)) // the archive's line, and the undoing's
+	stdout, _, code = s.Run(t, "audit", in.ID, "--verify")
+	require.Equal(t, 1, code)
+	require.Contains(t, stdout, "undoing pod.isolate")
+	require.Contains(t, stdout, "which is not there")
+	require.NoError(t, os.WriteFile(manifest, whole, 0o600))
+
 	changed := filepath.Join(t.TempDir(), "recording.json")
 	require.NoError(t, os.WriteFile(changed, []byte(strings.Replace(rec, `"severity": "high"`, `"severity": "info"`, 1)), 0o600))
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)

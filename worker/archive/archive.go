@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -132,7 +133,13 @@ type Signer interface {
 	Sign(purpose proof.Purpose, body any) (proof.Signed, error)
 }
 
-// Write archives an incident whose workflows have all closed. One that is archived already is left as it is.
+// Closed tells whether all of an incident's workflows have closed. What keeps its message does not count: a chat that is
+// away would hold up the archive until Temporal no longer has what belongs into it.
+func Closed(runs []audit.Run) bool {
+	return !slices.ContainsFunc(runs, func(r audit.Run) bool { return r.Open && r.Type != audit.TypeThread })
+}
+
+// Write archives an incident whose workflows have all closed, without what still keeps its message. One that is archived already is left as it is.
 func (s Store) Write(incident string, runs []audit.Run, signer Signer, now time.Time) error {
 	path, err := s.Path(incident)
 	if err != nil {
@@ -144,6 +151,9 @@ func (s Store) Write(incident string, runs []audit.Run, signer Signer, now time.
 	f := file{Version: Version, Incident: incident}
 	statement := Statement{Incident: incident, Exported: now.UTC()}
 	for _, r := range runs {
+		if r.Open && r.Type == audit.TypeThread {
+			continue
+		}
 		if r.Open {
 			return fmt.Errorf("archive %s: %s has not closed", incident, r.Workflow)
 		}
@@ -315,6 +325,8 @@ func Compare(live, archived []audit.Run) []audit.Difference {
 		old, ok := kept[key]
 		delete(kept, key)
 		switch {
+		case !ok && r.Type == audit.TypeThread:
+			continue // it was open when the others were archived
 		case !ok:
 			differ(r, 0, "Temporal has a run of %s that the archive does not have", r.Workflow)
 			continue

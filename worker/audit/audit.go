@@ -24,6 +24,7 @@ const (
 	TypeIncident = "Incident"
 	TypePlaybook = "Playbook"
 	TypeLease    = "Lease"
+	TypeThread   = "Thread" // only shows what the others do
 )
 
 // Run is the history of one run of one workflow.
@@ -111,6 +112,7 @@ type Story struct {
 	People    []Person        `json:"people"`
 	Effects   []Effect        `json:"effects"`
 	Evidence  []EvidenceFact  `json:"evidence"`
+	Acts      []ActFact       `json:"acts"`
 	Lines     []Line          `json:"lines"`
 	Histories []HistoryFact   `json:"histories"`
 	Source    string          `json:"source"` // "temporal" or "archive"
@@ -160,6 +162,16 @@ type Effect struct {
 type EvidenceFact struct {
 	playbooks.EvidenceRef
 	Ref Ref `json:"ref"`
+}
+
+// ActFact is an act that was to be entered into a manifest, and what its activity says of that.
+type ActFact struct {
+	What     string `json:"what"`
+	Incident string `json:"incident"` // whose manifest: a lease may have been joined
+	Entry    string `json:"entry,omitempty"`
+	// Unrecorded says why it was not entered.
+	Unrecorded string `json:"unrecorded,omitempty"`
+	Ref        Ref    `json:"ref"`
 }
 
 // HistoryFact is one history that the story was told from.

@@ -200,3 +200,17 @@ func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
 	require.NotContains(t, b.String(), "<script")
 	require.Contains(t, b.String(), "&lt;img")
 }
+
+// Whatever an activity says of the manifest is in the story, to be compared with it.
+func TestEachActSaysWhereItWasEntered(t *testing.T) {
+	m := newMade(t).whole(func(p *parts) { p.tally.Entry, p.applied.Entry, p.undone.Unrecorded = "aa", "bb", "no space left" })
+	s := audit.Tell(m.runs, m.options())
+	var got []string
+	for _, a := range s.Acts {
+		require.Equal(t, incidentID, a.Incident)
+		require.NotZero(t, a.Ref.Event)
+		got = append(got, a.What+" "+a.Entry+a.Unrecorded)
+	}
+	require.Equal(t, []string{`the answer to "pod.isolate" (question cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
+	require.Empty(t, audit.Tell(newMade(t).whole(nil).runs, m.options()).Acts, "histories from before say nothing of a manifest")
+}

@@ -260,12 +260,14 @@ func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
 		var got activities.Tally
 		if r.decode(t.scheduled, "the question", in, &q) && r.decode(e, "the count of the votes", result, &got) {
 			r.counted(e, q, got)
+			r.entered(e, "the answer to "+r.questionName(q.Step), q.Incident, got.Entry, got.Unrecorded)
 		}
 	case "Apply":
 		var q activities.ApplyInput
 		var got activities.ApplyResult
 		if r.decode(t.scheduled, "what was to be applied", in, &q) && r.decode(e, "what was applied", result, &got) {
 			r.applied(e, q, got)
+			r.entered(e, r.nameOf(t), q.Request.Incident.ID, got.Entry, got.Unrecorded)
 		}
 	case "Verify":
 		var got activities.VerifyResult
@@ -277,6 +279,7 @@ func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
 		var got activities.UndoResult
 		if r.decode(t.scheduled, "what was to be undone", in, &q) && r.decode(e, "what was undone", result, &got) {
 			r.undone(e, q, got)
+			r.entered(e, r.nameOf(t), q.Request.Incident.ID, got.Entry, got.Unrecorded)
 		}
 	case "Attempted":
 		r.line(e, KindEvidence, "", "Evidence that did not answer in time got its receipt: that it was attempted counts, or an attacker would only have to make it hang", nil)
@@ -284,6 +287,17 @@ func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
 		r.line(e, KindNotification, "", t.name+" was done", nil)
 	}
 	return true
+}
+
+// entered notes what an activity says of the act's line in a manifest. One that says nothing had nothing to enter.
+func (r *reader) entered(e *historypb.HistoryEvent, what, incident, entry, unrecorded string) {
+	if entry == "" && unrecorded == "" {
+		return
+	}
+	if incident == "" {
+		incident = r.o.Incident
+	}
+	r.story.Acts = append(r.story.Acts, ActFact{What: what, Incident: incident, Entry: entry, Unrecorded: unrecorded, Ref: r.ref(e)})
 }
 
 // observed tells what an action that changes nothing found.

@@ -192,6 +192,8 @@ type parts struct {
 	release   proof.Signed
 	stored    playbooks.Incident
 	report    playbook.Report
+	applied   activities.ApplyResult
+	undone    activities.UndoResult
 }
 
 func (m *made) whole(change func(*parts)) *made {
@@ -203,6 +205,7 @@ func (m *made) whole(change func(*parts)) *made {
 		token:   proof.Token{Nonce: "t", Lease: leaseID, Action: "pod.isolate", Target: "pod:u-1", Basis: "n-1", Until: began.Add(time.Hour)},
 		release: m.sign(proof.PurposeGrant, proof.Grant{Nonce: "r-1", Operation: proof.OperationRelease, Lease: leaseID, People: []string{"bob (uid 8 on the local socket)"}}),
 		report:  playbook.Report{Run: runOf, Playbook: "miner", Steps: steps},
+		undone:  activities.UndoResult{Undone: true},
 		stored: playbooks.Incident{
 			ID: incidentID, Total: 1, Objective: sensors.ObjectiveCryptoMining, Confidence: 0.7, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Run: runOf, Steps: steps}},
 			Leases: []playbooks.LeaseReport{{ID: leaseID, Undone: true}}, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", Bytes: 3, Action: "process.snapshot", Target: "pod:u-1"}},
@@ -230,14 +233,14 @@ func (m *made) whole(change func(*parts)) *made {
 	request = activities.Request{Action: "pod.isolate", Target: target, Lease: leaseID, Params: json.RawMessage(`{}`), Until: began.Add(time.Hour)}
 	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{Action: "pod.isolate", Incident: activities.Brief{ID: incidentID}}})
 	token := m.sign(proof.PurposeToken, p.token)
-	m.did("Apply", activities.ApplyInput{Request: request, Basis: activities.Basis{Grant: &p.grant}}, activities.ApplyResult{
-		Effect: activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, Decision: activities.Decision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}, Token: &token,
-	})
+	p.applied.Effect, p.applied.Token = activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, &token
+	p.applied.Decision = activities.Decision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}
+	m.did("Apply", activities.ApplyInput{Request: request, Basis: activities.Basis{Grant: &p.grant}}, p.applied)
 	for _, inForce := range []bool{true, true, false, true} {
 		m.did("Verify", activities.VerifyInput{Request: request}, activities.VerifyResult{InForce: inForce, Detail: "looked"})
 	}
 	m.signal("release", lease.ReleaseSignal{Grant: p.release})
-	m.did("Undo", activities.UndoInput{Request: request}, activities.UndoResult{Undone: true})
+	m.did("Undo", activities.UndoInput{Request: request}, p.undone)
 	m.completed(nil)
 
 	// The incident's own history goes on behind its children's.

@@ -45,7 +45,7 @@ func newTeller(runs []Run, o Options) *teller {
 		effects: map[string]*Effect{}, reports: map[string]Ref{},
 		story: &Story{
 			Version: Version, Incident: o.Incident, Status: "open", Source: o.Source, Reasons: []string{}, Configs: []string{}, Playbooks: []PlaybookFact{},
-			People: []Person{}, Effects: []Effect{}, Evidence: []EvidenceFact{}, Lines: []Line{}, Histories: []HistoryFact{}, Problems: []Difference{},
+			People: []Person{}, Effects: []Effect{}, Evidence: []EvidenceFact{}, Acts: []ActFact{}, Lines: []Line{}, Histories: []HistoryFact{}, Problems: []Difference{},
 		},
 	}
 	// Incidents first: they know the names of the targets. Then in the order in which they began.

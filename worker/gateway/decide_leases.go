@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -125,10 +126,7 @@ func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation
 	if !q.All && q.Lease == "" && q.Incident == "" {
 		return nil, &problem{http.StatusBadRequest, "name a lease, an incident, or all"}
 	}
-	machines, err := d.Reader.Machines(ctx)
-	if err != nil {
-		return nil, err
-	}
+	machines, unread := d.Reader.Machines(ctx, q.Lease)
 	done := []playbooks.LeaseReport{}
 	var refused error
 	for id, m := range machines {
@@ -138,14 +136,18 @@ func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation
 		}
 		if err := d.one(ctx, cfg, s, id, holders, m, do); err != nil {
 			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved, "why", err.Error())
-			refused = err
+			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.Lease, err))
 			continue // the others are not to wait for it
 		}
 		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved)
 		done = append(done, m.Report(time.Now()))
 	}
-	if refused != nil {
-		return done, refused
+	if err := errors.Join(refused, unread); err != nil {
+		if q.Lease != "" {
+			return done, err
+		}
+		// What cannot be read may be among what was asked for.
+		return done, fmt.Errorf("%d leases were changed, and these were not: %w", len(done), err)
 	}
 	if len(done) == 0 && q.Lease != "" {
 		return nil, missing("there is no lease %s in force; `stanch leases` lists them", clip(q.Lease))

@@ -12,9 +12,9 @@ import (
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/workflows"
-	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
 )
 
@@ -25,19 +25,27 @@ type Reader struct{ Temporal client.Client }
 const maxListed = 500
 
 func (r *Reader) list(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
-	var out []*workflowpb.WorkflowExecutionInfo
+	out, _, err := r.pages(ctx, query, maxListed)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// pages lists up to a bound, and tells whether there is more. What was listed before an error is given with it.
+func (r *Reader) pages(ctx context.Context, query string, most int) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
 	var token []byte
-	for len(out) < maxListed {
+	for len(out) < most {
 		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
 		if err != nil {
-			return nil, fmt.Errorf("ask Temporal: %w", err)
+			return out, true, fmt.Errorf("ask Temporal: %w", err)
 		}
 		out = append(out, page.GetExecutions()...)
 		if token = page.GetNextPageToken(); len(token) == 0 {
-			break
+			return out, false, nil
 		}
 	}
-	return out, nil
+	return out, true, nil
 }
 
 var incidentID = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
@@ -75,7 +83,38 @@ func (r *Reader) read(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) 
 	if err != nil {
 		return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
 	}
+	if w.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		// Somebody terminated it, or it failed: what it says of itself is from before, and nothing changes it any more.
+		in.Status, in.Closed = "closed", w.GetCloseTime().AsTime()
+	}
 	return in, nil
+}
+
+var _ activities.Endings = (*Reader)(nil)
+
+// Ending tells how an incident ended.
+func (r *Reader) Ending(ctx context.Context, id string) (activities.Ending, error) {
+	if !incidentID.MatchString(id) {
+		return activities.Ending{}, missing("%q is not an incident's id", clip(id))
+	}
+	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
+	if err != nil {
+		return activities.Ending{}, err
+	}
+	for _, w := range found {
+		switch w.GetStatus() {
+		case enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW:
+			continue
+		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED, enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
+			return activities.Ending{At: w.GetCloseTime().AsTime(), Broken: true}, nil
+		case enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED:
+			return activities.Ending{At: w.GetCloseTime().AsTime()}, nil
+		default:
+			return activities.Ending{}, nil
+		}
+	}
+	// Between two runs of its chain a list may show only those before.
+	return activities.Ending{Gone: len(found) == 0}, nil
 }
 
 // Incidents lists incidents, the newest first.
@@ -101,7 +140,7 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	return out, nil
 }
 
-// Pending gives an incident's open questions.
+// Pending gives an incident's open questions; those that could be read come with an error that names what could not.
 func (r *Reader) Pending(ctx context.Context, incident string) ([]playbook.Pending, error) {
 	if !incidentID.MatchString(incident) {
 		return nil, missing("%q is not an incident's id", clip(incident))
@@ -120,6 +159,7 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 		return nil, err
 	}
 	out := []playbook.Pending{}
+	var problems []error
 	for _, w := range found {
 		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPending)
 		var gone *serviceerror.NotFound
@@ -131,7 +171,8 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 			err = value.Get(&some)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err)
+			problems = append(problems, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err))
+			continue
 		}
 		for _, p := range some {
 			if p.Sound() == nil { // another is not shown: nobody can say yes to what they did not see
@@ -139,56 +180,5 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 			}
 		}
 	}
-	return out, nil
-}
-
-// Machines gives every lease that runs, by workflow id.
-func (r *Reader) Machines(ctx context.Context) (map[string]*lease.Machine, error) {
-	return r.machines(ctx, "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'")
-}
-
-func (r *Reader) machines(ctx context.Context, query string) (map[string]*lease.Machine, error) {
-	found, err := r.list(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]*lease.Machine{}
-	for _, w := range found {
-		id := w.GetExecution().GetWorkflowId()
-		value, err := r.Temporal.QueryWorkflow(ctx, id, w.GetExecution().GetRunId(), workflows.QueryLease)
-		var gone *serviceerror.NotFound
-		if errors.As(err, &gone) {
-			continue
-		}
-		m := &lease.Machine{}
-		if err == nil {
-			err = value.Get(m)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("ask %s: %w", id, err)
-		}
-		key := id
-		if _, twice := out[key]; twice {
-			key = id + "/" + w.GetExecution().GetRunId()
-		}
-		out[key] = m
-	}
-	return out, nil
-}
-
-// Leases lists the leases in force, or all that Temporal still has.
-func (r *Reader) Leases(ctx context.Context, all bool) ([]*lease.Machine, error) {
-	query := "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'"
-	if all {
-		query = "WorkflowType = 'Lease'"
-	}
-	machines, err := r.machines(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	out := []*lease.Machine{}
-	for _, m := range machines {
-		out = append(out, m)
-	}
-	return out, nil
+	return out, errors.Join(problems...)
 }

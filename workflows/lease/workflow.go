@@ -77,11 +77,18 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 // idOf names a lease by the first run of its chain: it is unique and never used twice. Simulation gives no such id; the
 // name is then made from the workflow's own.
 func idOf(info *workflow.Info) string {
-	first := strings.ToUpper(strings.ReplaceAll(info.FirstRunID, "-", ""))
-	if len(first) < 20 {
-		first = strings.ToUpper(proof.Hash([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
+	if len(strings.ReplaceAll(info.FirstRunID, "-", "")) < idDigits {
+		return ID(proof.Hash([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
 	}
-	return "LSE-" + first[:20]
+	return ID(info.FirstRunID)
+}
+
+const idDigits = 20
+
+// ID is the id of the lease whose chain of runs begins with this one.
+func ID(firstRun string) string {
+	digits := strings.ToUpper(strings.ReplaceAll(firstRun, "-", ""))
+	return "LSE-" + digits[:min(idDigits, len(digits))]
 }
 
 type loop struct {

@@ -1,0 +1,77 @@
+// Package temporal starts a real Temporal with workflows that a test writes. It refuses to stand in for it: what lists,
+// queries and terminates is Temporal.
+package temporal
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	sdklog "go.temporal.io/sdk/log"
+	"go.temporal.io/sdk/temporal"
+	sdkworker "go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/worker/authority"
+	"stanch/worker/engine"
+	"stanch/workflows"
+)
+
+// Server is Temporal, with a worker for the workflows given.
+type Server struct {
+	client.Client
+	t testing.TB
+}
+
+// Start starts it, and stops it when the test ends. kinds are workflows by the names of their types.
+func Start(t testing.TB, kinds map[string]any) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	require.NoError(t, err)
+	server, err := engine.Start(context.Background(), engine.Options{
+		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = server.Stop() })
+	c, err := client.Dial(client.Options{
+		HostPort: server.Address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	w := sdkworker.New(c, workflows.TaskQueue, sdkworker.Options{})
+	for name, f := range kinds {
+		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
+	}
+	require.NoError(t, w.Start())
+	t.Cleanup(w.Stop)
+	return &Server{Client: c, t: t}
+}
+
+// Run starts a workflow of an incident.
+func (s *Server) Run(kind, id, incident string, in ...any) client.WorkflowRun {
+	s.t.Helper()
+	o := client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue}
+	if incident != "" {
+		o.TypedSearchAttributes = temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(incident))
+	}
+	run, err := s.ExecuteWorkflow(context.Background(), o, kind, in...)
+	require.NoError(s.t, err)
+	return run
+}
+
+// Listed waits until so many workflows of a kind and status are listed: lists lag behind.
+func (s *Server) Listed(kind, status string, n int) {
+	s.t.Helper()
+	require.Eventually(s.t, func() bool {
+		page, err := s.ListWorkflow(context.Background(), &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowType = '%s' AND ExecutionStatus = '%s'", kind, status)})
+		return err == nil && len(page.GetExecutions()) == n
+	}, 20*time.Second, 50*time.Millisecond, "%d %s are listed as %s", n, kind, status)
+}

@@ -1,0 +1,127 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/worker/audit"
+)
+
+// verifyEvidence compares each piece and each act that history names with the store, and the manifest with itself and
+// with the history. It says what it checked, and what differs.
+func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []string, out []audit.Difference) {
+	differ := func(ref audit.Ref, format string, args ...any) {
+		out = append(out, audit.Difference{What: fmt.Sprintf(format, args...), Ref: ref})
+	}
+	lines, findings, err := a.Evidence.Verify(incident, a.Keys, "")
+	if err != nil {
+		differ(audit.Ref{}, "the evidence's manifest cannot be read: %v", err)
+	}
+	for _, f := range findings {
+		differ(audit.Ref{}, "evidence: %s", f)
+	}
+	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
+	var archived []string
+	inHistory, inManifest := map[string]bool{}, map[string]bool{}
+	for _, e := range story.Evidence {
+		inHistory[key(e.EvidenceRef)] = true
+	}
+	for _, l := range lines {
+		if !l.Proved {
+			continue // a finding says so: what it names is nobody's word
+		}
+		switch {
+		case l.Entry.Kind == activities.EntryEvidence && l.Entry.Evidence != nil:
+			ref := *l.Entry.Evidence
+			inManifest[key(ref)] = true
+			if !inHistory[key(ref)] {
+				differ(audit.Ref{}, "line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)
+			}
+		case l.Entry.Kind == activities.EntryArchive && l.Entry.Act != nil:
+			archived = append(archived, l.Entry.Act.SHA256)
+		}
+	}
+	if what := a.compareArchive(incident, archived); what != "" {
+		differ(audit.Ref{}, "%s", what)
+	}
+	m := &manifests{Auditor: a, lines: map[string]map[string]bool{incident: hashes(lines)}}
+	for _, e := range story.Evidence {
+		switch {
+		case !inManifest[key(e.EvidenceRef)]:
+			differ(e.Ref, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
+		case e.Entry != "" && !m.has(incident, e.Entry):
+			differ(e.Ref, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.Entry)
+		}
+		if _, err := a.Evidence.Open(e.SHA256); err != nil {
+			differ(e.Ref, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
+		}
+	}
+	entered, unrecorded := 0, []string{}
+	for _, act := range story.Acts {
+		switch {
+		case act.Entry == "":
+			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.What, act.Unrecorded))
+			continue
+		case !m.has(act.Incident, act.Entry):
+			differ(act.Ref, "the history says that %s was entered into the manifest of %s as line %s, which is not there: it was cut off or replaced", act.What, act.Incident, act.Entry)
+		}
+		entered++
+	}
+	checked = []string{fmt.Sprintf(
+		"%d pieces of evidence: their bytes against the SHA-256 in the history, the chain and signatures of the manifest's %d lines, and the manifest against the history's pieces and %d acts", len(story.Evidence), len(lines), entered,
+	)}
+	if len(unrecorded) > 0 {
+		checked = append(checked, fmt.Sprintf("%d acts could not be entered into a manifest when they were done, by the history's own word: %s", len(unrecorded), strings.Join(unrecorded, "; ")))
+	}
+	return checked, out
+}
+
+// compareArchive compares the archive with what the manifest says of it. Each replica has an archive of its own, and
+// enters it.
+func (a *Auditor) compareArchive(incident string, archived []string) string {
+	if len(archived) == 0 {
+		return ""
+	}
+	said := strings.Join(archived, " or ")
+	switch sum, err := a.Archive.Sum(incident); {
+	case errors.Is(err, fs.ErrNotExist):
+		return "the manifest names an archive that is not here: SHA-256 " + said
+	case err != nil:
+		return fmt.Sprintf("the manifest names an archive with SHA-256 %s, and it cannot be read: %v", said, err)
+	case !slices.Contains(archived, sum):
+		return fmt.Sprintf("the archive has SHA-256 %s; the manifest says %s", sum, said)
+	}
+	return ""
+}
+
+// manifests are those that an incident's acts stand in: a lease that it joined has its acts in another incident's.
+type manifests struct {
+	*Auditor
+	lines map[string]map[string]bool // hashes of proved lines, by incident
+}
+
+func (m *manifests) has(incident, entry string) bool {
+	if _, read := m.lines[incident]; !read {
+		lines, _, err := m.Evidence.Manifest(incident, m.Keys)
+		if err != nil {
+			lines = nil // then nothing of it can be shown to be there
+		}
+		m.lines[incident] = hashes(lines)
+	}
+	return m.lines[incident][entry]
+}
+
+func hashes(lines []activities.Line) map[string]bool {
+	out := map[string]bool{}
+	for _, l := range lines {
+		if l.Proved {
+			out[l.Hash] = true
+		}
+	}
+	return out
+}

@@ -1,0 +1,120 @@
+package gateway_test
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+const incidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+// held is a lease that waits to be released. A damaged one cannot say what it is.
+func held(ctx workflow.Context, name string, damaged bool) error {
+	id := lease.ID(workflow.GetInfo(ctx).FirstRunID)
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
+		if damaged {
+			return nil, errors.New("its state is damaged")
+		}
+		return &lease.Machine{Lease: id, State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name}}, nil
+	}); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, workflows.SignalRelease).Receive(ctx, nil)
+	return nil
+}
+
+// opened is an incident that is open until it is told to close.
+func opened(ctx workflow.Context, readable bool) (playbooks.Incident, error) {
+	in := playbooks.Incident{ID: incidentID, Status: "open"}
+	if readable {
+		if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+			return in, err
+		}
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	in.Status = "closed"
+	return in, nil
+}
+
+func decider(t *testing.T, s *temporal.Server) *gateway.Decider {
+	t.Helper()
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "stanch.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("phase: 2\n"), 0o600))
+	cfg, _, err := config.Load(file)
+	require.NoError(t, err)
+	return &gateway.Decider{Reader: &gateway.Reader{Temporal: s}, Authority: auth, Roster: config.NewRoster(cfg, file), Log: slog.New(slog.DiscardHandler)}
+}
+
+func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Lease": held})
+	d, operator := decider(t, s), gateway.Speaker{Person: config.Person{Name: "ann"}, Proved: "uid 7", Operator: true}
+	one := s.Run("Lease", "lease/prod/pod:1/network", "", "1", false)
+	s.Run("Lease", "lease/prod/pod:2/network", "", "2", false)
+	damaged := s.Run("Lease", "lease/prod/pod:3/network", "", "3", true)
+	s.Listed("Lease", "Running", 3)
+
+	list, err := d.Reader.Leases(t.Context(), false)
+	require.NoError(t, err)
+	require.Len(t, list, 3)
+	states := map[string]lease.State{}
+	for _, m := range list {
+		states[m.Lease] = m.State
+		require.NotPanics(t, func() { m.Report(time.Now()) })
+	}
+	require.EqualValues(t, "unreadable", states[lease.ID(damaged.GetRunID())], "it stands in the list by its id")
+
+	// One that is named is found beside it, and not held up by it.
+	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(one.GetRunID())})
+	require.NoError(t, err)
+	require.Len(t, done, 1)
+	require.NoError(t, one.Get(t.Context(), nil))
+	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(damaged.GetRunID())})
+	require.ErrorContains(t, err, "its state is damaged")
+
+	// All that can be are released, and what could not be is named.
+	s.Listed("Lease", "Running", 2)
+	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
+	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.ID(damaged.GetRunID())+") cannot be read")
+	require.Len(t, done, 1)
+	require.Equal(t, "pod:2", done[0].Target)
+	s.Listed("Lease", "Running", 1)
+}
+
+func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": opened})
+	r := &gateway.Reader{Temporal: s}
+	ending := func() activities.Ending {
+		e, err := r.Ending(t.Context(), incidentID)
+		require.NoError(t, err)
+		return e
+	}
+	require.Equal(t, activities.Ending{Gone: true}, ending())
+	run := s.Run("Incident", "incident/a", incidentID, true)
+	s.Listed("Incident", "Running", 1)
+	require.Equal(t, activities.Ending{}, ending())
+
+	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
+	s.Listed("Incident", "Terminated", 1)
+	require.True(t, ending().Broken)
+	require.WithinDuration(t, time.Now(), ending().At, time.Minute)
+	in, err := r.Incident(t.Context(), incidentID)
+	require.NoError(t, err)
+	require.Equal(t, "closed", in.Status, "what it said of itself before it was terminated is not so any more")
+}
