@@ -14,14 +14,15 @@ import (
 
 	"stanch/activities"
 	lacking "stanch/testenv/require"
+	"stanch/testenv/signer"
 )
 
 const incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // kept is a store with three pieces and two acts of one incident.
-func kept(t testing.TB) (*activities.EvidenceStore, *signer) {
+func kept(t testing.TB) (*activities.EvidenceStore, *signer.Signer) {
 	t.Helper()
-	a := newSigner(t)
+	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, text := range []string{"first", "second", "third"} {
 		_, err := s.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: text + ".txt", Data: []byte(text), Source: "API server"}, time.Now())
@@ -38,7 +39,7 @@ func manifestOf(s *activities.EvidenceStore) string {
 	return filepath.Join(s.Dir, "incidents", incident+".jsonl")
 }
 
-func findings(t testing.TB, s *activities.EvidenceStore, a *signer, head string) []activities.Finding {
+func findings(t testing.TB, s *activities.EvidenceStore, a *signer.Signer, head string) []activities.Finding {
 	t.Helper()
 	_, found, err := s.Verify(incident, a.Keys(), head)
 	require.NoError(t, err)
@@ -113,7 +114,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 
 func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 	s, a := kept(t)
-	other := newSigner(t)
+	other := signer.New(t)
 	require.ErrorContains(t, inAll(findings(t, s, other, "")), "unknown key")
 	whole, err := os.ReadFile(manifestOf(s))
 	require.NoError(t, err)
@@ -126,8 +127,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 	s, a := kept(t)
 	whole, err := os.ReadFile(manifestOf(s))
 	require.NoError(t, err)
-	stranger, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	stranger := signer.New(t)
 	theirs := &activities.EvidenceStore{Dir: t.TempDir(), Authority: stranger}
 	_, err = theirs.Put(t.Context(), incident, "pod.logs", "pod:1", activities.Piece{Name: "first.txt", Data: []byte("planted")}, time.Now())
 	require.NoError(t, err)
@@ -202,7 +202,7 @@ func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
 // On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
 func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 	lacking.Root(t)
-	a := newSigner(t)
+	a := signer.New(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
 		lacking.Lacking(t, "the right to mount a tmpfs: "+err.Error())

@@ -10,12 +10,13 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
+	"stanch/testenv/signer"
 )
 
 // ballot is a question about one plan, asked of the scope's approvers, two of whom must agree.
 type ballot struct {
 	t    *testing.T
-	key  *signer
+	key  *signer.Signer
 	set  *activities.Set
 	in   activities.TallyInput
 	mind activities.Approvers // the scope's
@@ -33,7 +34,7 @@ func (b *ballot) ApproversOf(namespace string, drill bool) activities.Approvers 
 
 func newBallot(t *testing.T) *ballot {
 	t.Helper()
-	key := newSigner(t)
+	key := signer.New(t)
 	b := &ballot{t: t, key: key, mind: activities.Approvers{
 		Groups: []string{"oncall"}, Quorum: 2, Timeout: time.Hour, Escalate: &activities.Escalation{After: 10 * time.Minute, Groups: []string{"managers"}},
 	}}
@@ -104,7 +105,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("ben", func(v *proof.Vote) { v.Refused = "he triggered it" }, "oncall")
 		}, false, false, "1 of 2"},
 		"signed by somebody else": {func(b *ballot) {
-			other := newSigner(b.t)
+			other := signer.New(b.t)
 			b.vote("ann", nil, "oncall")
 			genuine := b.key
 			b.key = other
@@ -143,7 +144,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("boss", nil)
 		}, true, false, "boss"},
 		"an unknown playbook's": {func(b *ballot) {
-			other := newSigner(b.t)
+			other := signer.New(b.t)
 			b.ask(other, "boss")
 			b.vote("boss", nil)
 		}, false, true, "not one of this installation's"},
@@ -171,10 +172,10 @@ func TestVotesAreCounted(t *testing.T) {
 }
 
 // ask lets a playbook of somebody's ask one person.
-func (b *ballot) ask(signer *signer, person string) {
+func (b *ballot) ask(by *signer.Signer, person string) {
 	b.in.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.hash()
-	signed, err := signer.Sign(proof.PurposeSelection, proof.Selection{Playbook: "p", Hash: "h", Asks: []string{activities.AsksHash(b.in.Approvers)}, At: time.Now()})
+	signed, err := by.Sign(proof.PurposeSelection, proof.Selection{Playbook: "p", Hash: "h", Asks: []string{activities.AsksHash(b.in.Approvers)}, At: time.Now()})
 	require.NoError(b.t, err)
 	b.in.Selection = &signed
 }

@@ -3,6 +3,8 @@ package slack_test
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -17,7 +19,6 @@ import (
 	view "stanch/activities/slack"
 	"stanch/playbooks"
 	stand "stanch/testenv/slack"
-	"stanch/worker/authority"
 )
 
 const incidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -46,17 +47,25 @@ func (*desk) Mention(groups, _ []string) (members, userGroups []string) {
 	return members, nil
 }
 
+// seal is a key of the test's own.
+type seal string
+
+func (s seal) MAC(purpose string, message []byte) []byte {
+	h := hmac.New(sha256.New, []byte(s))
+	h.Write([]byte(purpose))
+	h.Write(message)
+	return h.Sum(nil)
+}
+
 func open(t *testing.T) *desk {
 	t.Helper()
-	a, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
 	d := &desk{slack: stand.Start(t)}
 	d.incident = playbooks.Incident{
 		ID: incidentID, Status: "open", Opened: asked, Severity: "critical", Objective: "impact", Summary: "a miner", Scope: "shop", Phase: 2,
 		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 	}
 	d.Desk = view.Desk{
-		API: slack.New(stand.Token, slack.OptionAPIURL(d.slack.API())), Channel: stand.Channel, Reader: d, Sealer: a, Mentions: d, BreakGlass: true,
+		API: slack.New(stand.Token, slack.OptionAPIURL(d.slack.API())), Channel: stand.Channel, Reader: d, Sealer: seal("a key of the test"), Mentions: d, BreakGlass: true,
 		Log: slog.New(slog.NewTextHandler(&d.log, nil)), Now: func() time.Time { return asked.Add(time.Minute) },
 	}
 	return d
@@ -293,4 +302,14 @@ func TestAQuestionIsNotLostAmongMany(t *testing.T) {
 	m := d.message(t)
 	require.Len(t, m.Buttons(t)["deny"], 5)
 	require.Contains(t, texts(t, m), "and 4 more questions; `stanch incidents "+incidentID+"` shows them")
+}
+
+// A thread that begins again, knowing nothing of the one before it, goes on with the message that is there.
+func TestAThreadThatBeginsAgainFindsItsMessage(t *testing.T) {
+	d := open(t)
+	before := d.message(t)
+	out, err := d.Look(t.Context(), activities.LookInput{Incident: incidentID, Again: true})
+	require.NoError(t, err)
+	require.Equal(t, before.TS, out.State.TS)
+	require.Len(t, d.slack.Messages(), 1)
 }

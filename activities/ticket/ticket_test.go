@@ -14,9 +14,9 @@ import (
 	"stanch/activities/ticket"
 	"stanch/playbooks"
 	"stanch/sensors/proof"
+	"stanch/testenv/signer"
 	"stanch/testenv/step"
 	stand "stanch/testenv/ticket"
-	"stanch/worker/authority"
 )
 
 // product is a tracker and its stand-in.
@@ -61,7 +61,7 @@ func seen(t *testing.T, i stand.Issue) stand.Seen {
 	return out
 }
 
-// records is a real store with a real authority.
+// records is a real store with its keys.
 type records struct {
 	*activities.EvidenceStore
 	keys proof.Keyring
@@ -73,8 +73,7 @@ func (r records) Manifest(incident string) ([]activities.Line, []activities.Find
 
 func evidence(t *testing.T, names ...string) records {
 	t.Helper()
-	a, err := authority.Open(t.TempDir())
-	require.NoError(t, err)
+	a := signer.New(t)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	for _, name := range names {
 		_, err := s.Put(t.Context(), step.Incident, "pod.logs", "pod:1", activities.Piece{Name: name, Data: []byte(name)}, time.Now())
@@ -239,9 +238,7 @@ func TestAManifestThatDoesNotHoldIsSaid(t *testing.T) {
 	each(t, func(t *testing.T, p product, s *stand.Server) {
 		a := p.action(s)
 		r := evidence(t, "a.log")
-		other, err := authority.Open(t.TempDir())
-		require.NoError(t, err)
-		r.keys = other.Keys()
+		r.keys = signer.New(t).Keys()
 		a.Records = r
 		outputs(t, step.Run(t, a, step.Brief(), ticket.CreateParams{}))
 		require.Contains(t, strings.Join(seen(t, s.Issues()[0]).Code, "\n"), "The manifest does not hold:\nmanifest of "+step.Incident+", line 1")
