@@ -109,6 +109,8 @@ func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
 	run := s.Run("Incident", "incident/a", incidentID, true)
 	s.Listed("Incident", "Running", 1)
 	require.Equal(t, activities.Ending{}, ending())
+	_, err := r.Incident(t.Context(), incidentID)
+	require.NoError(t, err, "it has run, so that it can be asked afterwards")
 
 	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
 	s.Listed("Incident", "Terminated", 1)
