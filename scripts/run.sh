@@ -23,6 +23,7 @@ bin/stanch drill cryptominer --data "$data"
 echo
 echo "Stanch stays up; its log is $data/log. Look at:"
 echo "  bin/stanch incidents --data $data"
+echo "  bin/stanch audit INC-… --data $data        # with the incident's id from above"
 echo "  bin/stanch leases --all --data $data"
 echo "  bin/stanch drill reverse-shell --data $data"
 echo "stop it with: make stop"
