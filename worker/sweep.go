@@ -24,7 +24,7 @@ func (w *Worker) sweep(ctx context.Context) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w.closers = append(w.closers, cancel)
+	w.closers = append(w.closers, func() { cancel() })
 	go func() {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()

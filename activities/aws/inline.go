@@ -132,7 +132,7 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d denial
 	}
 	have, err := readDenyAll(text)
 	if err != nil || !alike(have, d.say(nil)) {
-		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil
+		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // what cannot be read is not what was written
 	}
 	seen, err := a.simulate(ctx, p, d.keys(have)...)
 	if err != nil {

@@ -106,7 +106,7 @@ func question(n int, change func(i int) string, plans int) activities.Pending {
 
 func isolate(i int) string { return fmt.Sprintf("isolate pod shop/web-%d.", i) }
 
-// texts are all literal texts of a message, in their order, without the dialogs.
+// texts are all literal texts of a message, in their order, without what a button asks back.
 func texts(t *testing.T, m stand.Message) []string {
 	t.Helper()
 	var blocks any

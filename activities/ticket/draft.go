@@ -91,8 +91,8 @@ func (d Draft) literal() string {
 
 // chain says in sentences what the manifest is, and what is wrong with it.
 func (d Draft) chain() (sentences []string, wrong string) {
-	switch {
-	case d.Head == "":
+	switch d.Head {
+	case "":
 		sentences = append(sentences, "There was no evidence when this ticket was opened.")
 	default:
 		sentences = append(sentences,

@@ -72,7 +72,7 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		Issues *[]jiraIssue `json:"issues"`
 	}
 	if err := json.Unmarshal(raw, &answer); err != nil || answer.Issues == nil {
-		return nil, fmt.Errorf("Jira's search: %w", errAnswer)
+		return nil, fmt.Errorf("the search of Jira: %w", errAnswer)
 	}
 	if len(*answer.Issues) == 0 || (*answer.Issues)[0].Key == "" {
 		return nil, nil //nolint:nilnil // none is an answer
@@ -100,7 +100,7 @@ func (j *Jira) Open(ctx context.Context, d Draft) (Issue, error) {
 	}
 	var made jiraIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Key == "" {
-		return Issue{}, fmt.Errorf("Jira's new issue: %w", errAnswer)
+		return Issue{}, fmt.Errorf("the new issue of Jira: %w", errAnswer)
 	}
 	made.Fields.Labels = d.Labels // Jira takes all of a request or nothing
 	return j.issue(made), nil

@@ -42,7 +42,7 @@ func attackMain(args []string) int {
 		// A sibling: it only sends.
 		return mine(address)
 	case "cryptominer":
-		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env)
+		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env) //nolint:gosec // the drill's own program under a miner's name
 	case "shell":
 		go mine(address)
 		err = terminalShell()

@@ -95,7 +95,7 @@ func (r *runtimeClient) client(ctx context.Context) (cri.RuntimeServiceClient, e
 	rt := cri.NewRuntimeServiceClient(conn)
 	v, err := rt.Version(ctx, &cri.VersionRequest{})
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		r.last = fmt.Errorf("ask the runtime at %s (is its CRI plugin enabled?): %w", socket, err)
 		return nil, r.last
 	}

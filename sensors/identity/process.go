@@ -78,7 +78,7 @@ func (t *Table) get(pid uint32, name string) *program {
 	if f, err := os.Open(dir + "/cmdline"); err == nil {
 		buf := make([]byte, ancestorArgs)
 		n, _ := f.Read(buf)
-		f.Close()
+		_ = f.Close()
 		if n > 0 {
 			line := strings.ToValidUTF8(strings.TrimRight(string(buf[:n]), "\x00"), "\uFFFD")
 			p.args = strings.Split(line, "\x00")

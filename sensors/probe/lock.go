@@ -134,7 +134,7 @@ func (l *Lock) attachCgroup() error {
 	old, err := link.LoadPinnedLink(pin, nil)
 	if err == nil {
 		if err := old.Update(prog); err != nil {
-			old.Close()
+			_ = old.Close()
 			return fmt.Errorf("renew the pinned egress program: %w", err)
 		}
 		l.held = old

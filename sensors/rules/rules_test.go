@@ -60,7 +60,7 @@ rules:
 		"p.yaml:12:12: error: rule `broken` does not pass its test `fires` (fired: false, error: <nil>) [test]",
 		"p.yaml:13:5: error: rule `misspelt` has no `severity` [required]",
 		"p.yaml:17:5: error: a rule has no key `severty` [unknown-key]",
-		"p.yaml:26:16: error: rule `unknown-name`: unknown name proces [expression]",
+		"p.yaml:26:16: error: rule `unknown-name`: unknown name proces [expression]", //nolint:misspell // it is misspelt
 	}, lines)
 }
 

@@ -87,7 +87,7 @@ func (in *installation) startTemporal(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := engine.Start(t.Context(), engine.Options{Dir: filepath.Join(in.dir, "temporal"), PKI: pki, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	server, err := engine.Start(t.Context(), engine.Options{Dir: filepath.Join(in.dir, "temporal"), PKI: pki, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

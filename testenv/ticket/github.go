@@ -32,7 +32,7 @@ func GitHub(t testing.TB) *Server {
 func (s *Server) githubIssue(i Issue) object {
 	labels := []object{}
 	for _, l := range i.Labels {
-		labels = append(labels, object{"name": l, "color": "ededed"})
+		labels = append(labels, object{"name": l, "color": "ededed"}) //nolint:misspell // GitHub's word
 	}
 	return object{
 		"number": i.Number, "html_url": fmt.Sprintf("https://github.com/%s/issues/%d", s.Project, i.Number), "title": i.Title, "body": i.Body, "labels": labels, "state": "open",

@@ -14,7 +14,7 @@ func GitLab(t testing.TB) *Server {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Header.Get("Private-Token") != Token:
-				answer(w, http.StatusUnauthorized, object{"message": "401 Unauthorized"})
+				answer(w, http.StatusUnauthorized, object{"message": "401 Unauthorized"}) //nolint:misspell // GitLab's words
 			case r.URL.EscapedPath() != "/api/v4/projects/acme%2Fops%2Fincidents/issues": // a path is one segment
 				answer(w, http.StatusNotFound, object{"message": "404 Project Not Found"})
 			case r.Method == http.MethodGet:

@@ -246,7 +246,7 @@ func (r *recorder) ended(p pending, e *historypb.HistoryEvent, result *commonpb.
 		var got activities.Result
 		if failure == "" && r.decode(e, result, &got) {
 			answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
-			switch got.Outcome {
+			switch got.Outcome { //nolint:exhaustive // the others have no words of their own
 			case playbooks.OutcomeRefused:
 				answer.Refused = got.Reason
 			case playbooks.OutcomeFailed:
