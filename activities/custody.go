@@ -64,6 +64,9 @@ type Act struct {
 
 // sameAs tells whether an activity that is tried again enters what it entered before.
 func (e Entry) sameAs(o Entry) bool {
+	if e.Kind != o.Kind {
+		return false
+	}
 	e.Seq, e.Prev, e.At, o.Seq, o.Prev, o.At = 0, "", time.Time{}, 0, "", time.Time{}
 	if e.Evidence != nil && o.Evidence != nil {
 		a, b := *e.Evidence, *o.Evidence
@@ -125,8 +128,8 @@ func (s *EvidenceStore) enter(e Entry) (string, error) {
 		return fail(err)
 	}
 	defer func() { _ = f.Close() }() // gives the lock back too
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return fail(fmt.Errorf("lock it: %w", err))
+	if err := lock(f, time.Now().Add(lockWait)); err != nil {
+		return fail(err)
 	}
 	raw, err := io.ReadAll(f)
 	if err != nil {
@@ -164,6 +167,25 @@ func (s *EvidenceStore) enter(e Entry) (string, error) {
 		return fail(errors.Join(err, f.Truncate(int64(whole))))
 	}
 	return lineHash(line), nil
+}
+
+// lockWait is how long another writer is waited for. One that stopped in the middle must not hold up a containment: what
+// could not be entered is said in the result of what was done.
+const lockWait = 3 * time.Second
+
+func lock(f *os.File, until time.Time) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("lock it: %w", err)
+		case time.Now().After(until):
+			return fmt.Errorf("another process has held it for %s", lockWait)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 // peek reads a line's entry without asking who signed it.

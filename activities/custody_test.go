@@ -193,6 +193,20 @@ func TestReplicasShareAManifest(t *testing.T) {
 	require.Len(t, lines, 85)
 }
 
+// Somebody who holds the manifest and does not let go holds up nobody for long.
+func TestAManifestThatIsHeldHoldsUpNobody(t *testing.T) {
+	s, a := kept(t)
+	f, err := os.Open(manifestOf(s))
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "meanwhile"})
+	require.ErrorContains(t, err, "another process has held it")
+	require.NoError(t, f.Close())
+	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "afterwards"})
+	require.NoError(t, err)
+	require.Empty(t, findings(t, s, a, ""))
+}
+
 func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
 	s, _ := kept(t)
 	_, err := s.Put(t.Context(), incident, "process.snapshot", "pod:1", activities.Piece{Name: "exe", Data: []byte("x"), Source: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
