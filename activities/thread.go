@@ -35,13 +35,18 @@ type LookResult struct {
 	Next time.Duration `json:"next,omitempty"`
 }
 
+// Teller writes into an incident's thread.
+type Teller interface {
+	// Say writes a reply; key makes it safe to repeat.
+	Say(ctx context.Context, incident Brief, key, text string) error
+}
+
 // Desk is where people read and answer.
 type Desk interface {
+	Teller
 	// Look brings an incident's message to what is so now. It is safe to repeat: what was written by an attempt that
 	// died is found and not written twice. An error wrapping a *LaterError says when to try again.
 	Look(ctx context.Context, in LookInput) (LookResult, error)
-	// Say writes a reply into the incident's thread; key makes it safe to repeat.
-	Say(ctx context.Context, incident Brief, key, text string) error
 }
 
 // LaterError says that the other side wants to be asked later.

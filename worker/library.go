@@ -85,7 +85,7 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 		}
 		selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source}
 		if l.Authority != nil {
-			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, MaxPhase: p.MaxPhase, Asks: asks(p.Steps), At: time.Now()})
+			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p.Steps), At: time.Now()})
 			if err != nil {
 				return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
 			}

@@ -84,10 +84,6 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 // desk is the worker's desk, which is known later than the actions that write to it.
 type desk struct{ w *Worker }
 
-func (d desk) Look(ctx context.Context, in activities.LookInput) (activities.LookResult, error) {
-	return d.w.Set.Look(ctx, in) //nolint:wrapcheck // it names the incident
-}
-
 func (d desk) Say(ctx context.Context, incident activities.Brief, key, text string) error {
 	if d.w.Set.Desk == nil {
 		return activities.Refuse("no Slack is configured: add `slack:` to stanch.yaml")

@@ -105,7 +105,7 @@ type Parts struct {
 	Nodes   activities.Nodes
 	Kube    kubernetes.Interface // nil without a cluster
 	Account *aws.Account         // nil without an account
-	Desk    activities.Desk      // nil without a chat
+	Desk    activities.Teller    // nil without a chat
 	Outside Outside              // the zero value tells nobody
 	Log     *slog.Logger         // nil is the default
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // Say is `notify: slack`: a line in the incident's thread.
-type Say struct{ Desk activities.Desk }
+type Say struct{ Desk activities.Teller }
 
 var _ activities.Observer = (*Say)(nil)
 

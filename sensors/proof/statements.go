@@ -165,12 +165,11 @@ type Vote struct {
 	Refused string `json:"refused,omitempty"`
 }
 
-// Selection is the worker's word that a playbook is one of this installation's: whom it asks, and up to which phase it
-// goes, is then not for a workflow to claim.
+// Selection is the worker's word that a playbook is one of this installation's: whom it asks is then not for a workflow
+// to claim.
 type Selection struct {
 	Playbook string    `json:"playbook"`
-	Hash     string    `json:"hash"` // of its source
-	MaxPhase int       `json:"max_phase,omitempty"`
+	Hash     string    `json:"hash"`           // of its source
 	Asks     []string  `json:"asks,omitempty"` // hashes of whom its approvals ask
 	At       time.Time `json:"at"`
 }

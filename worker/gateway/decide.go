@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,7 +81,7 @@ func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook
 	if err != nil {
 		return nil, err
 	}
-	if v.Approve && contains(open.Yes, s.Name) {
+	if v.Approve && slices.Contains(open.Yes, s.Name) {
 		return open, nil // said already
 	}
 	vote := proof.Vote{
@@ -280,7 +281,7 @@ func (d *Decider) Resume(ctx context.Context, s Speaker) error {
 	}
 	may := s.Operator && s.Drill == ""
 	for _, scope := range cfg.Scopes {
-		a := d.Scopes.ApproversOf(firstOf(scope.Namespaces), false)
+		a := guards.ApproversOf(scope)
 		if groups, err := d.groupsOf(ctx, cfg, s, a); s.Drill == "" && err == nil && a.May(s.Name, groups, 1<<62) {
 			may = true
 		}
@@ -291,13 +292,6 @@ func (d *Decider) Resume(ctx context.Context, s Speaker) error {
 	d.Log.Warn("the kill switch was lifted", "by", s.Name, "proved", s.Proved)
 	d.record(activities.Journal, activities.EntryResume, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	return d.Switch.Resume(ctx, s.who())
-}
-
-func firstOf(patterns []string) string {
-	if len(patterns) == 0 {
-		return ""
-	}
-	return patterns[0]
 }
 
 // record enters what a person did into a manifest. It holds nobody up: what could not be entered is logged, and the

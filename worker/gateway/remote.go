@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,7 +46,7 @@ func (m *Remote) who(r *http.Request) (Speaker, error) {
 	if err != nil {
 		return Speaker{}, deny("the API server cannot say whose token this is: %v", err)
 	}
-	if !review.Status.Authenticated || !contains(review.Status.Audiences, Audience) {
+	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, Audience) {
 		return Speaker{}, &problem{http.StatusUnauthorized, "the token is not valid for the audience " + Audience}
 	}
 	name := review.Status.User.Username

@@ -95,7 +95,7 @@ func (d *Decider) groupsOf(ctx context.Context, cfg *config.Config, s Speaker, a
 	}
 	var wanted []config.Group
 	for _, g := range cfg.Groups {
-		if g.Slack != "" && (contains(a.Groups, g.Name) || a.Escalate != nil && contains(a.Escalate.Groups, g.Name)) && !contains(groups, g.Name) {
+		if g.Slack != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil && slices.Contains(a.Escalate.Groups, g.Name)) && !slices.Contains(groups, g.Name) {
 			wanted = append(wanted, g)
 		}
 	}
@@ -110,5 +110,3 @@ func (d *Decider) groupsOf(ctx context.Context, cfg *config.Config, s Speaker, a
 	}
 	return append(append([]string{}, groups...), more...), nil
 }
-
-func contains(all []string, one string) bool { return slices.Contains(all, one) }

@@ -61,12 +61,13 @@ func drillScope() config.Scope {
 // ApproversOf are the approvers of the scope that holds a namespace, or of drills.
 func (c *Chain) ApproversOf(namespace string, drill bool) activities.Approvers {
 	if drill {
-		return approversOf(drillScope())
+		return ApproversOf(drillScope())
 	}
-	return approversOf(c.Config.ScopeOf(namespace))
+	return ApproversOf(c.Config.ScopeOf(namespace))
 }
 
-func approversOf(s config.Scope) activities.Approvers {
+// ApproversOf are the approvers of a scope.
+func ApproversOf(s config.Scope) activities.Approvers {
 	a := s.Approvers
 	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
 	if e := a.Escalate; e != nil {
@@ -233,7 +234,7 @@ func propose(format string, args ...any) *activities.Decision {
 }
 
 func ask(f Facts, format string, args ...any) *activities.Decision {
-	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: approversOf(f.Scope)}
+	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOf(f.Scope)}
 }
 
 func killSwitch(f Facts) *activities.Decision {
