@@ -21,8 +21,9 @@ const (
 	// maxLeases bounds how many leases are read in one request.
 	maxLeases = 10_000
 	// leaseAnswer is how long one lease may take to answer, and leasesAtOnce how many are asked at once: one whose
-	// worker hangs holds up no other.
-	leaseAnswer  = 5 * time.Second
+	// worker hangs holds up no other. After a crash Temporal asks the worker that has died first, for five seconds, and
+	// the one that lives only then.
+	leaseAnswer  = 20 * time.Second
 	leasesAtOnce = 16
 )
 
