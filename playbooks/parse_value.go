@@ -38,6 +38,47 @@ func (p *parser) integer(n *yaml.Node, what string) int {
 	return i
 }
 
+// between reads a whole number with bounds.
+func (p *parser) between(n *yaml.Node, what string, low, high int) int {
+	before := len(p.problems)
+	i := p.integer(n, what)
+	if len(p.problems) == before && (i < low || i > high) {
+		p.errorf(posOf(n), "range", "", "`%s` must be from %d to %d", what, low, high)
+	}
+	return min(max(i, low), high)
+}
+
+func (p *parser) boolean(n *yaml.Node, what string) bool {
+	var b bool
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Decode(&b) != nil {
+		p.errorf(posOf(n), "type", "", "`%s` must be `true` or `false`, not %s", what, kindName(n))
+	}
+	return b
+}
+
+func (p *parser) number(n *yaml.Node, what string) *float64 {
+	var f float64
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" && n.Tag != "!!float" || n.Decode(&f) != nil {
+		p.errorf(posOf(n), "type", "", "`%s` must be a number, not %s", what, kindName(n))
+		return nil
+	}
+	return &f
+}
+
+// words are strings with their places.
+func (p *parser) words(n *yaml.Node, what string) []Word {
+	nodes := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		nodes = n.Content
+	}
+	texts := p.strings(n, what)
+	out := make([]Word, 0, len(texts))
+	for i, text := range texts {
+		out = append(out, Word{text, posOf(nodes[i])})
+	}
+	return out
+}
+
 func (p *parser) duration(n *yaml.Node, what string) time.Duration {
 	d, err := time.ParseDuration(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
@@ -151,21 +192,10 @@ func closing(s string) int {
 }
 
 func (p *parser) arguments(n *yaml.Node, what string) []Argument {
-	if n.Kind != yaml.MappingNode {
-		p.errorf(posOf(n), "type", "", "%s must be a mapping, not %s", what, kindName(n))
-		return nil
-	}
-	seen := map[string]bool{}
 	var args []Argument
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		if seen[key.Value] {
-			p.errorf(posOf(key), "duplicate-key", "remove one of them", "`%s` is given twice", key.Value)
-			continue
-		}
-		seen[key.Value] = true
+	p.entries(n, what, func(key, value *yaml.Node) {
 		args = append(args, Argument{Name: key.Value, Pos: posOf(key), Value: p.value(value)})
-	}
+	})
 	return args
 }
 
