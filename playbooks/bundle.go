@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -160,14 +159,18 @@ func LoadBundle(main Source, called []Source, catalogue Catalogue) (*Program, di
 	return nil, problems
 }
 
-// bundleHash is the hash of a playbook with all that it calls.
-func bundleHash(p *Program) string {
-	h := sha256.New()
-	sum := sha256.Sum256(p.Source)
-	_, _ = io.WriteString(h, "stanch playbook with calls\n"+hex.EncodeToString(sum[:])+"\n")
-	for _, callee := range p.Called() {
-		sum := sha256.Sum256(callee.Source)
-		_, _ = io.WriteString(h, callee.Name+" "+hex.EncodeToString(sum[:])+"\n")
+// HashOf is the hash of a playbook: SHA-256 of its source, and of the sources of all that it calls where it calls any.
+func HashOf(source []byte, called []Source) string {
+	sum := sha256.Sum256(source)
+	if len(called) == 0 {
+		return hex.EncodeToString(sum[:])
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	var sums []string
+	for _, c := range called {
+		one := sha256.Sum256(c.Source)
+		sums = append(sums, hex.EncodeToString(one[:]))
+	}
+	slices.Sort(sums)
+	sum = sha256.Sum256([]byte("a playbook of Stanch with those that it calls\n" + hex.EncodeToString(sum[:]) + "\n" + strings.Join(sums, "\n")))
+	return hex.EncodeToString(sum[:])
 }

@@ -72,9 +72,7 @@ func Check(book *Playbook, catalogue Catalogue, callees ...*Program) (*Program, 
 	for _, stage := range stages {
 		stage.run(c)
 	}
-	if len(c.program.Callees) > 0 {
-		c.program.Hash = bundleHash(c.program)
-	}
+	book.Hash = HashOf(book.Source, c.program.Sources())
 	return c.program, c.problems.Sorted()
 }
 

@@ -2,8 +2,6 @@ package playbooks
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -30,8 +28,7 @@ const (
 // every problem of syntax, unknown key and malformed value.
 func Parse(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
 	p := &parser{file: file}
-	sum := sha256.Sum256(source)
-	book := &Playbook{File: file, Source: source, Hash: hex.EncodeToString(sum[:]), MaxPhase: 3}
+	book := &Playbook{File: file, Source: source, Hash: HashOf(source, nil), MaxPhase: 3}
 	root := p.document(source)
 	if root != nil {
 		p.playbook(root, book)

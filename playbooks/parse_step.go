@@ -38,12 +38,12 @@ func lastElement(path string) string { return path[strings.LastIndexByte(path, '
 // stepReader reads one step. What the keys of a kind share is put together once all of them are read.
 type stepReader struct {
 	*parser
-	s           Step
-	kinds       []string
-	approval    Approval
-	each        ForEach
-	inner       []Step
-	reason      *Text
+	s        Step
+	kinds    []string
+	approval Approval
+	each     ForEach
+	inner    []Step
+	reason   *Text
 }
 
 func (p *parser) step(n *yaml.Node, path string) Step {
