@@ -125,7 +125,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 		c.errorf(pos, "expression", hint, "%s", message)
 		return nil
 	}
-	got := program.Node().Type()
+	got := typeOfNode(program.Node())
 	if want != nil && (got == nil || got.Kind() == reflect.Interface || !assignable(got, want)) {
 		c.errorf(e.Pos, "type", "", "the expression gives %s where %s is needed", typeName(got), typeName(want))
 		return nil

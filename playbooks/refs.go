@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"reflect"
 	"slices"
 
 	"github.com/expr-lang/expr/ast"
@@ -63,4 +64,67 @@ func (v *readVisitor) Visit(node *ast.Node) {
 			v.always[id.Value]++
 		}
 	}
+}
+
+// typeOfNode is the type of an expression. Where expr knows only that it is a list, what the list is made from tells
+// what is in it.
+func typeOfNode(node ast.Node) reflect.Type {
+	t := node.Type()
+	if t == nil || t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Interface {
+		return t
+	}
+	if element := elementOf(node); element != nil {
+		return reflect.SliceOf(element)
+	}
+	return t
+}
+
+func elementOf(node ast.Node) reflect.Type {
+	switch n := node.(type) {
+	case *ast.ChainNode:
+		return elementOf(n.Node)
+	case *ast.SliceNode:
+		return elementOf(n.Node)
+	case *ast.ConditionalNode:
+		if a, b := elementOf(n.Exp1), elementOf(n.Exp2); a == b {
+			return a
+		}
+	case *ast.ArrayNode:
+		return same(n.Nodes, func(e ast.Node) reflect.Type { return e.Type() })
+	case *ast.BuiltinNode:
+		switch n.Name {
+		case "filter", "take", "reverse", "sort", "sortBy", "uniq":
+			return elementOf(n.Arguments[0])
+		case "concat":
+			return same(n.Arguments, elementOf)
+		case "map":
+			if p, ok := n.Arguments[1].(*ast.PredicateNode); ok {
+				return known(p.Node.Type())
+			}
+		}
+	}
+	if t := node.Type(); t != nil && t.Kind() == reflect.Slice {
+		return known(t.Elem())
+	}
+	return nil
+}
+
+// same is the type that all of the nodes have, or nil.
+func same(nodes []ast.Node, of func(ast.Node) reflect.Type) reflect.Type {
+	var all reflect.Type
+	for i, n := range nodes {
+		t := known(of(n))
+		if t == nil || i > 0 && t != all {
+			return nil
+		}
+		all = t
+	}
+	return all
+}
+
+func known(t reflect.Type) reflect.Type {
+	if t == nil || t.Kind() == reflect.Interface {
+		return nil
+	}
+	return t
 }

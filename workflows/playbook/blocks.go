@@ -40,8 +40,8 @@ func (r *run) within(ctx workflow.Context, f frame, s *playbooks.Step, block fun
 	timer, stopTimer := workflow.WithCancel(ctx)
 	defer stopTimer()
 	over, done := false, workflow.NewChannel(ctx)
-	workflow.Go(ctx, func(workflow.Context) {
-		if workflow.NewTimer(timer, s.Timeout).Get(timer, nil) == nil {
+	workflow.Go(timer, func(ctx workflow.Context) {
+		if workflow.Sleep(ctx, s.Timeout) == nil {
 			over = true
 			cancel()
 		}
