@@ -39,7 +39,18 @@ func LoadAll(files []Source, catalogue Catalogue) ([]*Program, diagnostic.Diagno
 			programs = append(programs, p)
 		}
 	}
-	return programs, l.problems
+	var problems diagnostic.Diagnostics
+	for _, f := range files {
+		var mine diagnostic.Diagnostics
+		for _, p := range l.problems {
+			if p.File == f.File {
+				mine = append(mine, p)
+			}
+		}
+		problems = append(problems, mine.Sorted()...)
+		l.problems = slices.DeleteFunc(l.problems, func(p diagnostic.Diagnostic) bool { return p.File == f.File })
+	}
+	return programs, problems
 }
 
 type loader struct {

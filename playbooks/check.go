@@ -64,7 +64,7 @@ func Check(book *Playbook, catalogue Catalogue, callees ...*Program) (*Program, 
 			Playbook: book, Callees: map[string]*Program{}, catalogue: catalogue, exprs: map[*Expr]*vm.Program{}, reads: map[*Expr][]string{},
 			values: map[string]any{}, loops: map[*ForEach]reflect.Type{},
 		},
-		known: map[string]*Program{}, ids: map[string]Pos{}, born: map[string]place{}, bad: map[*Step]bool{}, read: map[string]bool{}, aliases: map[string]bool{},
+		known: map[string]*Program{}, ids: map[string]Pos{}, born: map[string]place{}, paths: map[string]string{}, bad: map[*Step]bool{}, read: map[string]bool{}, aliases: map[string]bool{},
 	}
 	for _, callee := range callees {
 		c.known[callee.Name] = callee
@@ -83,6 +83,7 @@ type checker struct {
 	ids     map[string]Pos      // of steps and of values
 	bad     map[*Step]bool      // steps of which a name is wrong: their types are not judged
 	born    map[string]place    // where each name gets its value
+	paths   map[string]string   // of the steps with an id
 	uses    []use
 	read    map[string]bool // names that an expression reads
 	aliases map[string]bool // names of elements of loops

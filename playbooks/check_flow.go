@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/expr-lang/expr/ast"
+	"stanch/sensors/condition"
 )
 
 // flowStage checks that every step can be reached, and that what an expression reads has run.
@@ -29,6 +29,10 @@ func (c *checker) flowStage() {
 // mayNotHaveRun reports an output of a step that stands under conditions under which the expression does not.
 func (c *checker) mayNotHaveRun(u use, name string, h how) {
 	born, ok := c.born[name]
+	if ok && h.outputs && c.isStep(name) && slices.Contains(u.at.conditions, "failed:"+c.paths[name]) {
+		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`", "the step `%s` has failed here: it has no outputs", name)
+		return
+	}
 	if !ok || !h.outputs || !c.isStep(name) || h.outcome || slices.Contains(u.at.checked, name) {
 		return
 	}
@@ -104,6 +108,10 @@ func (c *checker) constant(e *Expr) (value, constant bool) {
 	if e == nil || program == nil {
 		return false, false
 	}
-	b, ok := program.Node().(*ast.BoolNode)
-	return ok && b.Value, ok
+	if len(readsOf(program.Node())) > 0 {
+		return false, false
+	}
+	out, err := condition.Run(program, nil)
+	value, constant = out.(bool)
+	return value, constant && err == nil
 }

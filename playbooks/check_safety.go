@@ -41,7 +41,7 @@ func (c *checker) lease(s *Step) {
 	case s.For > 7*24*time.Hour:
 		c.errorf(s.ForPos, "range", "extend it when the time comes", "a lease is at most 168h")
 	case s.For > 0 && s.For < spec.MinFor:
-		c.errorf(s.ForPos, "too-short", fmt.Sprintf("hold it for at least `%s`", spec.MinFor), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, s.For, spec.MinFor)
+		c.errorf(s.ForPos, "too-short", fmt.Sprintf("hold it for at least `%s`", short(spec.MinFor)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, short(s.For), short(spec.MinFor))
 	}
 }
 

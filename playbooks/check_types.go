@@ -106,7 +106,7 @@ func (c *checker) typesOfStep(s *Step, names scope, at place) {
 	}
 	if _, mine := c.ids[s.ID]; s.ID != "" && mine {
 		names[s.ID] = zeroStep(c.program.outputsOf(s))
-		c.born[s.ID] = at
+		c.born[s.ID], c.paths[s.ID] = at, s.Path
 	}
 	c.typesOf(s.OnFailure, names, at.under("failed:"+s.Path, s.ID))
 	c.typesOf(s.OnDenied, names, at.under("denied:"+s.Path, s.ID))

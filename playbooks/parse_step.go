@@ -159,7 +159,7 @@ func (r *stepReader) finish(kind string) {
 			r.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
 		}
 		if e := a.Escalate; e != nil && a.Timeout > 0 && e.After >= a.Timeout {
-			r.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", e.After, a.Timeout)
+			r.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", short(e.After), short(a.Timeout))
 		}
 		if len(a.Steps) == 0 {
 			r.errorf(s.Pos, "required", "put what it permits under `steps`", "the approval permits nothing")

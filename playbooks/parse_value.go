@@ -91,6 +91,18 @@ func (p *parser) duration(n *yaml.Node, what string) time.Duration {
 	return d
 }
 
+// short is a duration as people write it: 10m, not 10m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // contentPos is where the text of a scalar begins: behind its quote.
 func contentPos(n *yaml.Node) Pos {
 	pos := posOf(n)
