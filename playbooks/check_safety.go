@@ -200,15 +200,20 @@ func with(m map[string]string, key, value string) map[string]string {
 	return out
 }
 
-// resolve is an expression's text, with a name that stands for another expression replaced by it.
+// word is a name in an expression, with the fields that follow it.
+var word = regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_.]*`)
+
+// resolve is an expression's text, with names that stand for other expressions replaced by these.
 func (w *safetyWalk) resolve(e *Expr) string {
 	if e == nil {
 		return ""
 	}
-	text := normal(e.Source)
-	if meant, ok := w.aliases[text]; ok {
-		return meant
-	}
+	text := word.ReplaceAllStringFunc(normal(e.Source), func(name string) string {
+		if meant, ok := w.aliases[name]; ok {
+			return meant
+		}
+		return name
+	})
 	if w.prefix != "" && !strings.Contains(text, "incident.targets") {
 		return w.prefix + text // names of a called playbook are its own
 	}

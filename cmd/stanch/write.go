@@ -93,6 +93,15 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 	return all
 }
 
+// loadBeside loads files that may call each other and the library's playbooks.
+func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
+	given := library.Sources()
+	for _, file := range files {
+		given = append(given, playbooks.Source{File: file, Source: sources[file]})
+	}
+	return playbooks.LoadAll(given, worker.Catalogue())
+}
+
 func plainLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
