@@ -141,7 +141,7 @@ func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 }
 
 func FuzzLoad(f *testing.F) {
-	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml"} {
+	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml", "testdata/constructs/*/*.yaml"} {
 		files, _ := filepath.Glob(pattern)
 		for _, file := range files {
 			source, err := os.ReadFile(file)
@@ -149,8 +149,16 @@ func FuzzLoad(f *testing.F) {
 			f.Add(source)
 		}
 	}
+	called, err := os.ReadFile("testdata/constructs/call/hold-pods.yaml")
+	require.NoError(f, err)
+	callee, problems := playbooks.Load("hold-pods.yaml", called, catalogue())
+	require.NoError(f, problems.Err())
 	f.Fuzz(func(t *testing.T, source []byte) {
-		program, problems := playbooks.Load("fuzz.yaml", source, catalogue())
+		began := time.Now()
+		program, problems := playbooks.Load("fuzz.yaml", source, catalogue(), callee)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("it took %s", took)
+		}
 		if program == nil && !problems.HasErrors() {
 			t.Fatal("neither a program nor an error")
 		}
@@ -159,6 +167,8 @@ func FuzzLoad(f *testing.F) {
 		}
 		if program != nil {
 			program.Matches(playbooks.Incident{})
+			_ = playbooks.Explain(program)
+			_, _ = playbooks.LoadAll([]playbooks.Source{{File: "a.yaml", Source: source}, {File: "b.yaml", Source: source}}, catalogue())
 			_, err := json.Marshal(program.Name)
 			require.NoError(t, err)
 		}

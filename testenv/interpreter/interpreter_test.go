@@ -142,8 +142,17 @@ func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, 
 	return nil, nil
 }
 
+// actions are what the scenarios' playbooks call.
+func (w *world) actions() []activities.Action {
+	return []activities.Action{
+		&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
+		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt},
+	}
+}
+
 // lab is one Temporal for all scenarios.
 type lab struct {
+	dir     string
 	options client.Options
 	key     *authority.Authority
 }
@@ -166,6 +175,7 @@ func run(m *testing.M) int {
 }
 
 func (l *lab) start(dir string) error {
+	l.dir = dir
 	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
 	if err != nil {
 		return err
@@ -441,8 +451,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	if w.answers == nil {
 		w.answers = map[string][]error{}
 	}
-	set := activities.NewSet(&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
-		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt})
+	set := activities.NewSet(w.actions()...)
 	set.Guards, set.Scopes, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
 
 	options := shared.options
@@ -499,6 +508,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	}
 	require.NoError(t, err)
 	require.Empty(t, report.Error)
+	store(t, c, run.GetID())
 	return w, report
 }
 
