@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -10,8 +11,8 @@ import (
 // flowStage checks that every step can be reached, and that what an expression reads has run.
 func (c *checker) flowStage() {
 	for _, u := range c.uses {
-		for name, h := range u.reads {
-			c.mayNotHaveRun(u, name, h)
+		for _, name := range slices.Sorted(maps.Keys(u.reads)) {
+			c.mayNotHaveRun(u, name, u.reads[name])
 		}
 	}
 	c.reached(c.program.Steps)

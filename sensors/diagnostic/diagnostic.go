@@ -59,7 +59,7 @@ type Diagnostics []Diagnostic
 // Sorted is the diagnostics in the order of the file, each once.
 func (ds Diagnostics) Sorted() Diagnostics {
 	slices.SortStableFunc(ds, func(a, b Diagnostic) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Message, b.Message))
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 	return slices.CompactFunc(ds, func(a, b Diagnostic) bool { return a == b })
 }
