@@ -108,7 +108,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 		pos, message := e.Pos, err.Error()
 		if errors.As(err, &located) {
 			if located.Line > 0 {
-				pos = Pos{pos.Line + located.Line, 1 + located.Offset}
+				pos = Pos{pos.Line + located.Line, pos.Column + located.Offset}
 			} else {
 				pos.Column += located.Offset
 			}

@@ -27,7 +27,7 @@ const (
 // Parse reads one playbook. It never returns a playbook without having read the whole of it; the diagnostics hold
 // every problem of syntax, unknown key and malformed value.
 func Parse(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
-	p := &parser{file: file}
+	p := &parser{file: file, source: source}
 	book := &Playbook{File: file, Source: source, Hash: HashOf(source, nil), MaxPhase: 3}
 	root := p.document(source)
 	if root != nil {
@@ -40,6 +40,8 @@ type parser struct {
 	file     string
 	problems diagnostic.Diagnostics
 	count    int // of steps
+	source   []byte
+	lines    []string // of the source, once they are needed
 }
 
 func (p *parser) errorf(pos Pos, code, hint, format string, args ...any) {

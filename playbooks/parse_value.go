@@ -104,17 +104,28 @@ func short(d time.Duration) string {
 }
 
 // contentPos is where the text of a scalar begins: behind its quote.
-func contentPos(n *yaml.Node) Pos {
+func (p *parser) contentPos(n *yaml.Node) Pos {
 	pos := posOf(n)
 	switch n.Style {
 	case yaml.DoubleQuotedStyle, yaml.SingleQuotedStyle:
 		pos.Column++
 	case yaml.LiteralStyle, yaml.FoldedStyle:
 		pos.Line++
-		pos.Column = 1
+		pos.Column = p.indent(pos.Line)
 	default: // plain: its text begins where it does
 	}
 	return pos
+}
+
+// indent is the column in which a line's text begins.
+func (p *parser) indent(line int) int {
+	if p.lines == nil {
+		p.lines = strings.Split(string(p.source), "\n")
+	}
+	if line < 1 || line > len(p.lines) {
+		return 1
+	}
+	return len(p.lines[line-1]) - len(strings.TrimLeft(p.lines[line-1], " ")) + 1
 }
 
 // expr reads a value that is an expression as a whole, with or without `${…}` around it.
@@ -123,7 +134,7 @@ func (p *parser) expr(n *yaml.Node, what string) *Expr {
 		p.errorf(posOf(n), "type", "", "`%s` must be an expression, not %s", what, kindName(n))
 		return nil
 	}
-	pos, source := contentPos(n), n.Value
+	pos, source := p.contentPos(n), n.Value
 	if trimmed := strings.TrimSpace(source); strings.HasPrefix(trimmed, "${") && strings.HasSuffix(trimmed, "}") {
 		pos.Column += strings.Index(source, "${") + 2
 		source = trimmed[2 : len(trimmed)-1]
@@ -138,7 +149,7 @@ func (p *parser) expr(n *yaml.Node, what string) *Expr {
 // text splits a string at its `${…}`. A `$${` stands for a plain `${`.
 func (p *parser) text(n *yaml.Node) *Text {
 	s := p.str(n, "a text")
-	t := &Text{Pos: contentPos(n)}
+	t := &Text{Pos: p.contentPos(n)}
 	literal := strings.Builder{}
 	for i := 0; i < len(s); {
 		switch {
@@ -172,7 +183,7 @@ func (p *parser) text(n *yaml.Node) *Text {
 func offset(pos Pos, s string, i int) Pos {
 	before := s[:i]
 	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
-		return Pos{pos.Line + strings.Count(before, "\n"), len([]rune(before[nl+1:])) + 1}
+		return Pos{pos.Line + strings.Count(before, "\n"), pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
 	}
 	return Pos{pos.Line, pos.Column + len([]rune(before))}
 }
