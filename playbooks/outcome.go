@@ -21,6 +21,29 @@ var Outcomes = []Outcome{
 	OutcomeSkipped, OutcomeUnchanged, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
 }
 
+// Doc says what the outcome means, for people.
+func (o Outcome) Doc() string {
+	switch o {
+	case OutcomeChanged:
+		return "applied, effect observed"
+	case OutcomeUnverified:
+		return "applied, effect cannot be observed; says why"
+	case OutcomeUnchanged:
+		return "it was so already (joins the lease if there is one)"
+	case OutcomeProposed:
+		return "phase or budget does not allow it; planned for real, recorded as \"would have\""
+	case OutcomeDenied:
+		return "asked, and the answer was no or none came"
+	case OutcomeRefused:
+		return "the action or a guard will not, with the reason"
+	case OutcomeFailed:
+		return "tried, and failed after its retries; what it did is undone"
+	case OutcomeSkipped:
+		return "its `if` was false"
+	}
+	return ""
+}
+
 // RunsOnFailure tells whether the step's `on_failure` runs.
 func (o Outcome) RunsOnFailure() bool { return o == OutcomeRefused || o == OutcomeFailed }
 

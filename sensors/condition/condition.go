@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/expr-lang/expr"
@@ -29,6 +30,9 @@ var builtins = []string{
 	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "join", "indexOf",
 	"lastIndexOf", "hasPrefix", "hasSuffix", "replace", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
 }
+
+// Builtins lists the functions that expressions may call.
+func Builtins() []string { return slices.Sorted(slices.Values(builtins)) }
 
 // Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
 // the allow-list of builtins and the bounds. env is a value whose type is the environment's.
