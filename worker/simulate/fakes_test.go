@@ -27,7 +27,9 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 		return run(t, rec, o)
 	}
 	only := func(op recording.Operation, action string, a recording.Answer) simulate.Fakes {
-		return func(c simulate.Call) (recording.Answer, bool) { return a, c.Operation == op && c.Request.Action == action }
+		return func(c simulate.Call) (recording.Answer, bool) {
+			return a, c.Operation == op && c.Request.Action == action
+		}
 	}
 	plain := step(with(only("", "", recording.Answer{})), "process.snapshot")
 	require.Equal(t, playbooks.OutcomeChanged, plain.Outcome, "what is not faked the recording answers")
