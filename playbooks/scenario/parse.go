@@ -70,8 +70,12 @@ func (f *File) fields() []yamlnode.Field {
 	read := file.Read
 	file.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
-		for _, b := range books {
-			f.Playbooks = append(f.Playbooks, Ref{b, yamlnode.At(v)})
+		for i, b := range books {
+			at := yamlnode.At(v)
+			if v.Kind == yaml.SequenceNode {
+				at = yamlnode.At(v.Content[i])
+			}
+			f.Playbooks = append(f.Playbooks, Ref{b, at})
 		}
 	}
 	return []yamlnode.Field{

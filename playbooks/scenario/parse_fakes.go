@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"slices"
+
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
@@ -95,7 +97,11 @@ func (t *Test) whole(r *yamlnode.Reader) {
 			r.Errorf(c.at["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Clip(c.Workload, 60))
 		}
 	}
-	if t.expect == nil && t.Asks == nil && len(t.Never) == 0 && t.Effects == nil && t.Leases == nil && t.Outcome == nil && t.Matched == nil && t.Bound == nil {
+	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {
+		_, given := t.at[key]
+		return given
+	})
+	if !expects {
 		r.Errorf(t.Pos, "required", "write `expect:` and let `stanch test --update` fill it in", "the test expects nothing")
 	}
 	for _, s := range t.Expect {

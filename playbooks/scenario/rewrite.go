@@ -17,8 +17,12 @@ func (t *Test) Unwritten() bool {
 }
 
 // Rewrite gives the file with the `expect` of the tests replaced by what happened. Only those lines change: an expected
-// step that came as it was expected stays as it is written, and so does every comment.
-func Rewrite(f *File, tests map[*Test]Happened) []byte {
+// step that came as it was expected stays as it is written, and so does every comment. A file in which that cannot be
+// done line by line is left alone, with an error.
+func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
+	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
+		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
+	}
 	lines := strings.SplitAfter(string(f.Source), "\n")
 	// From the end, so that the lines before keep their numbers.
 	order := slices.Clone(f.Tests)
@@ -28,23 +32,35 @@ func Rewrite(f *File, tests map[*Test]Happened) []byte {
 		if !ok || t.expect == nil {
 			continue
 		}
-		lines = rewritten(lines, t, h)
+		if line := lines[t.expect.key.Line-1]; strings.Trim(line[:min(t.expect.key.Column-1, len(line))], " -") != "" || !strings.HasPrefix(line[min(t.expect.key.Column-1, len(line)):], "expect:") {
+			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only where it begins a line of its own", f.File, t.expect.key.Line, t.expect.key.Column)
+		}
+		if lines, ok = rewritten(lines, t, h); !ok {
+			return nil, unfit(f)
+		}
 	}
-	return []byte(strings.Join(lines, ""))
+	out := []byte(strings.Join(lines, ""))
+	if again, problems := Parse(f.File, out); problems.HasErrors() || len(again.Tests) != len(f.Tests) {
+		return nil, unfit(f)
+	}
+	return out, nil
 }
 
-func rewritten(lines []string, t *Test, h Happened) []string {
+func unfit(f *File) error {
+	return fmt.Errorf("%s is written in a way in which `expect` cannot be rewritten: rewrite it by hand", f.File)
+}
+
+func rewritten(lines []string, t *Test, h Happened) ([]string, bool) {
 	key, list := t.expect.key, t.expect.list
 	indent := strings.Repeat(" ", key.Column-1+2)
-	from := key.Line // the index of the line after the key's
 	block := list.Kind == yaml.SequenceNode && list.Style&yaml.FlowStyle == 0 && len(list.Content) > 0
 	if !block {
 		head, rest := cut(lines, key, list)
 		made := written(nil, nil, t, h, indent)
-		return slices.Concat(lines[:key.Line-1], []string{head}, made, rest)
+		return slices.Concat(lines[:key.Line-1], []string{head}, made, rest), true
 	}
 	indent = strings.Repeat(" ", list.Column-1)
-	from = list.Content[0].Line - 1
+	from := list.Content[0].Line - 1
 	end := from
 	for i := from; i < len(lines); i++ {
 		text := strings.TrimRight(lines[i], " \r\n")
@@ -57,10 +73,12 @@ func rewritten(lines []string, t *Test, h Happened) []string {
 		}
 	}
 	var starts []int
-	for _, item := range list.Content {
-		starts = append(starts, item.Line-1)
+	for i, item := range list.Content {
+		if starts = append(starts, item.Line-1); item.Line > end || i > 0 && starts[i] <= starts[i-1] {
+			return nil, false // its lines are not its own
+		}
 	}
-	return slices.Concat(lines[:from], written(lines[:end], starts, t, h, indent), lines[end:])
+	return slices.Concat(lines[:from], written(lines[:end], starts, t, h, indent), lines[end:]), true
 }
 
 // cut takes a value that stands on its key's line, or in brackets, out of the lines.

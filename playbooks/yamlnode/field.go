@@ -222,8 +222,15 @@ func List(name, doc, what string, most int, begin func(key, list *yaml.Node), it
 				begin(key, v)
 			}
 			for _, n := range v.Content {
-				r.Mapping(n, "a "+what, item(n))
+				r.Mapping(n, article(what), item(n))
 			}
 		},
 	}
+}
+
+func article(what string) string {
+	if strings.ContainsAny(what[:1], "aeiou") {
+		return "an " + what
+	}
+	return "a " + what
 }

@@ -61,7 +61,7 @@ func made(t *scenario.Test, known map[string]*rules.Rule) recording.Recording {
 
 func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rule) sensors.Detection {
 	out := sensors.Detection{
-		ID: fmt.Sprintf("test-%d", i+1), Rule: cmp.Or(d.Rule, "test"), Title: d.Title, Severity: d.Severity, Objective: d.Objective, Technique: d.Technique,
+		ID: fmt.Sprintf("test-%d", i+1), Rule: d.Rule, Title: d.Title, Severity: d.Severity, Objective: d.Objective, Technique: d.Technique,
 		Reasons: d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: opened().Add(d.At), Detected: opened().Add(d.At), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
 	}
 	sure := confidence
@@ -77,6 +77,7 @@ func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rul
 	}
 	out.Confidence = sure
 	out.Severity, out.Objective = cmp.Or(out.Severity, sensors.SeverityHigh), cmp.Or(out.Objective, sensors.ObjectiveExecution)
+	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two of one rule would be one, repeated
 	out.Title = cmp.Or(out.Title, "Sign of "+string(out.Objective))
 	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: containerOf(d, c)}
 	if out.Event.Kind == "" {

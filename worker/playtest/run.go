@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"runtime"
 	"slices"
 	"sync"
@@ -166,7 +167,10 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 	}
 	// What happened at one time is in the order of the file: chance must not choose.
 	slices.SortStableFunc(r.Steps, func(a, b simulate.Step) int {
-		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(places[key(a.Playbook, scenario.Last(a.Step))], places[key(b.Playbook, scenario.Last(b.Step))]))
+		return cmp.Or(
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(places[key(a.Playbook, scenario.Last(a.Step))], places[key(b.Playbook, scenario.Last(b.Step))]),
+			cmp.Compare(counted(a.Step), counted(b.Step)), cmp.Compare(a.Target, b.Target),
+		)
 	})
 	told := p.told()
 	for _, s := range r.Steps {
@@ -187,6 +191,13 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 		h.Effects = append(h.Effects, held)
 	}
 	return h
+}
+
+var digits = regexp.MustCompile(`[0-9]+`)
+
+// counted is a step's name with numbers that compare as numbers do: each[2] comes before each[10].
+func counted(step string) string {
+	return digits.ReplaceAllStringFunc(step, func(n string) string { return fmt.Sprintf("%12s", n) })
 }
 
 // count sums up, and measures what of the playbooks was gone through.

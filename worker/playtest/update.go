@@ -28,7 +28,11 @@ func Update(r Report) ([]string, error) {
 		if len(rewrites) == 0 {
 			continue
 		}
-		if err := replace(f.File, scenario.Rewrite(f.Suite.Tests, rewrites)); err != nil {
+		text, err := scenario.Rewrite(f.Suite.Tests, rewrites)
+		if err != nil {
+			return changed, fmt.Errorf("update: %w", err)
+		}
+		if err := replace(f.File, text); err != nil {
 			return changed, err
 		}
 		changed = append(changed, f.File)
