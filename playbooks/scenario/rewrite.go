@@ -236,10 +236,23 @@ func (c *comparison) line(r Ran) string {
 	switch r.Outcome {
 	case playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeDenied:
 		if r.Reason != "" {
-			parts = append(parts, "reason: "+quote(r.Reason))
+			parts = append(parts, "reason: "+quote(telling(r.Reason)))
 		}
 	}
 	return "{ " + strings.Join(parts, ", ") + " }"
+}
+
+// telling is the part of a long reason that says it: the last, where one error wraps another.
+func telling(reason string) string {
+	const long = 100
+	r := []rune(reason)
+	if len(r) <= long {
+		return reason
+	}
+	if i := strings.LastIndex(reason, "): "); i >= 0 {
+		r = []rune(reason[i+3:])
+	}
+	return string(r[:min(long, len(r))])
 }
 
 // quote writes a text as YAML reads it in double quotes: JSON is YAML.

@@ -47,7 +47,7 @@ func (p *player) answer(c simulate.Call) (recording.Answer, bool) {
 	r := c.Request
 	p.names[r.Target.ID()] = r.Target
 	k := key(r.Action, r.Target.ID())
-	own := r.Params == nil // the incident's own look at its workload is no step's
+	own := len(r.Params) == 0 || string(r.Params) == "null" // the incident's own look at its workload is no step's
 	call := p.calls[k] + 1
 	switch c.Operation {
 	case recording.Observe:

@@ -211,7 +211,10 @@ func TestWhatIsReportedIsTheSameEveryTime(t *testing.T) {
 		require.NoError(t, err)
 		return string(raw)
 	}
-	require.Equal(t, report(), report())
+	first := report()
+	for range 4 {
+		require.True(t, first == report(), "the report is another one")
+	}
 }
 
 func TestJUnitCanBeRead(t *testing.T) {

@@ -183,6 +183,9 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 	for _, q := range r.Questions {
 		h.Asked = append(h.Asked, scenario.Asked{Title: q.Title, Text: q.Ask, Would: q.Would, Of: q.Approvers, Quorum: q.Quorum, Answers: q.Answers, At: ms(q.AtMS), AtMS: q.AtMS})
 	}
+	slices.SortStableFunc(r.Effects, func(a, b simulate.Effect) int {
+		return cmp.Or(cmp.Compare(a.FromMS, b.FromMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
 	for _, e := range r.Effects {
 		held := scenario.Held{Action: e.Action, Target: e.Target, Outcome: e.Outcome, From: ms(e.FromMS), To: ms(e.ToMS), FromMS: e.FromMS, ToMS: e.ToMS}
 		if json.Valid([]byte(e.Params)) {
