@@ -7,38 +7,81 @@ import (
 )
 
 // LanguageVersion travels in a playbook workflow's input, so that an edit of the language never changes a run
-// that is under way.
-const LanguageVersion = 1
+// that is under way. Version 2 has every construct, gives `parallel` the worst outcome of its branches, and does not
+// read outputs that are not there.
+const LanguageVersion = 2
 
 // Playbook is a parsed file. Its expressions are text until Check compiles them.
 type Playbook struct {
 	File        string
 	Source      []byte
-	Hash        string // SHA-256 of Source, hex
+	Hash        string // SHA-256, hex: of Source, and of the playbooks that it calls where it calls any
 	Name        string
+	NamePos     Pos
 	Description string
-	Match       Match
-	MaxPhase    int // ceiling on the phase; 3 unless the file says less
-	Steps       []Step
+	// Match is nil where only `call` runs the playbook.
+	Match    *Match
+	MaxPhase int // ceiling on the phase; 3 unless the file says less
+	Inputs   []Input
+	Outputs  []Output
+	Steps    []Step
+	// Finally runs at the end, whatever happened.
+	Finally []Step
 }
 
 // Match says which incidents a playbook handles: all that is given must hold.
 type Match struct {
-	Objectives []string
-	Severity   string // at least this
+	Objectives []Word
+	Severity   Word // at least this
 	When       *Expr
+	// Priority: of several playbooks that match, the highest starts first.
+	Priority int
+	// Exclusive: where it matches, none of the same or a lower priority is started.
+	Exclusive bool
 }
 
-// Step is one step. Exactly one of Action, Parallel and Approval is set.
+// Word is a word of the file and where it stands.
+type Word struct {
+	Text string
+	Pos  Pos
+}
+
+// Input is a value that a playbook takes, typed.
+type Input struct {
+	Name        string
+	Pos         Pos
+	Type        string // one of InputTypes
+	TypePos     Pos
+	Default     *Value // nil: it must be given
+	Enum        []string
+	Minimum     *float64
+	Maximum     *float64
+	Description string
+}
+
+// Output is a value that a playbook gives to its caller.
+type Output struct {
+	Name string
+	Pos  Pos
+	Expr *Expr
+}
+
+// Step is one step. Exactly one of Action, Parallel, Approval, ForEach, Call, Wait, Set and Stop is set.
 type Step struct {
 	Pos       Pos
 	Path      string // "steps[2].parallel[0]"
 	ID        string
+	IDPos     Pos
 	Verb      Verb
 	Action    string
 	ActionPos Pos
 	Parallel  []Step
 	Approval  *Approval
+	ForEach   *ForEach
+	Call      *Call
+	Wait      *Wait
+	Set       []Argument
+	Stop      *Stop
 	With      []Argument
 	If        *Expr
 	Target    *Expr
@@ -48,6 +91,8 @@ type Step struct {
 	Retry     *Retry
 	OnFailure []Step
 	OnDenied  []Step
+	// keys are the keys that were given and where they stand.
+	keys map[string]Pos
 }
 
 // Name is the step's id, or its path where it has none.
@@ -56,6 +101,56 @@ func (s *Step) Name() string {
 		return s.ID
 	}
 	return s.Path
+}
+
+// Kind is the key that says what the step is: a verb, "parallel", "approval", "foreach", "call", "wait", "set" or "stop".
+func (s *Step) Kind() string {
+	switch {
+	case s.Parallel != nil:
+		return "parallel"
+	case s.Approval != nil:
+		return "approval"
+	case s.ForEach != nil:
+		return "foreach"
+	case s.Call != nil:
+		return "call"
+	case s.Wait != nil:
+		return "wait"
+	case s.Set != nil:
+		return "set"
+	case s.Stop != nil:
+		return "stop"
+	}
+	return string(s.Verb)
+}
+
+// Block is a sequence of steps inside of a step, under the key that holds it.
+type Block struct {
+	Kind  string // "parallel", "steps", "on_failure", "on_denied"
+	Steps []Step
+}
+
+// Blocks are the sequences inside of the step that are not empty, in the order of their keys above.
+func (s *Step) Blocks() []Block {
+	all := []Block{{"parallel", s.Parallel}, {"steps", s.inner()}, {"on_failure", s.OnFailure}, {"on_denied", s.OnDenied}}
+	var out []Block
+	for _, b := range all {
+		if len(b.Steps) > 0 {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// inner is what stands under `steps`.
+func (s *Step) inner() []Step {
+	switch {
+	case s.Approval != nil:
+		return s.Approval.Steps
+	case s.ForEach != nil:
+		return s.ForEach.Steps
+	}
+	return nil
 }
 
 // Approval is what an approval step asks, of whom, and what it permits.
@@ -78,13 +173,46 @@ type Escalation struct {
 	Users  []string
 }
 
+// ForEach runs its steps for each element of a list.
+type ForEach struct {
+	List        *Expr
+	As          string // the element's name inside; "item" unless said
+	AsPos       Pos
+	Concurrency int // how many at once; 1 unless said
+	Max         int // more elements than this fail the step; MaxItems unless said
+	Steps       []Step
+}
+
+// MaxItems bounds the elements of a `foreach`.
+const MaxItems = 50
+
+// Call runs another playbook.
+type Call struct {
+	Playbook string
+	Pos      Pos
+}
+
+// Wait waits for a time, or until an expression holds.
+type Wait struct {
+	For     time.Duration // 0 where Until is set
+	Until   *Expr
+	Timeout time.Duration // of Until
+}
+
+// Stop ends the playbook.
+type Stop struct {
+	Outcome Outcome
+	Pos     Pos
+	Reason  *Text
+}
+
 // Retry says how often a failed step is tried again.
 type Retry struct {
 	Attempts int
 	Backoff  time.Duration
 }
 
-// Argument is one entry of `with`.
+// Argument is one entry of `with` or `set`.
 type Argument struct {
 	Name  string
 	Pos   Pos

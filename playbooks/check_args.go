@@ -12,7 +12,7 @@ import (
 )
 
 // arguments checks `with` against the action's parameters: names, types, bounds.
-func (c *checker) arguments(s *Step, spec Spec, names scope) {
+func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
 	params := spec.ParamType()
 	fields := map[string]reflect.StructField{}
 	var known []string
@@ -39,7 +39,7 @@ func (c *checker) arguments(s *Step, spec Spec, names scope) {
 			continue
 		}
 		given[arg.Name] = true
-		if v, isConstant := c.value(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names); isConstant {
+		if v, isConstant := c.value(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names, at); isConstant {
 			constant[arg.Name] = v
 		} else {
 			complete = false
@@ -77,13 +77,13 @@ func (c *checker) arguments(s *Step, spec Spec, names scope) {
 func tagHas(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
 
 // value checks one value against a Go type. It returns the value and true where no expression is part of it.
-func (c *checker) value(v Value, want reflect.Type, tag, name string, names scope) (any, bool) {
+func (c *checker) value(v Value, want reflect.Type, tag, name string, names scope, at place) (any, bool) {
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
 	}
 	switch {
 	case v.Expr != nil:
-		if got := c.compile(v.Expr, names, nil); got != nil && !assignable(got, want) {
+		if got := c.compile(v.Expr, names, at, nil); got != nil && !assignable(got, want) {
 			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, the expression gives %s", name, typeName(want), typeName(got))
 		}
 		return nil, false
@@ -91,7 +91,7 @@ func (c *checker) value(v Value, want reflect.Type, tag, name string, names scop
 		if want.Kind() != reflect.String {
 			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a text", name, typeName(want))
 		}
-		c.text(v.Text, names)
+		c.text(v.Text, names, at)
 		return nil, false
 	case v.IsList:
 		if want.Kind() != reflect.Slice {
@@ -100,7 +100,7 @@ func (c *checker) value(v Value, want reflect.Type, tag, name string, names scop
 		}
 		out, constant := []any{}, true
 		for _, item := range v.List {
-			element, ok := c.value(item, want.Elem(), "", name, names)
+			element, ok := c.value(item, want.Elem(), "", name, names, at)
 			out, constant = append(out, element), constant && ok
 		}
 		return out, constant
@@ -111,7 +111,7 @@ func (c *checker) value(v Value, want reflect.Type, tag, name string, names scop
 		}
 		out, constant := map[string]any{}, true
 		for _, entry := range v.Map {
-			element, ok := c.value(entry.Value, want.Elem(), "", entry.Name, names)
+			element, ok := c.value(entry.Value, want.Elem(), "", entry.Name, names, at)
 			out[entry.Name], constant = element, constant && ok
 		}
 		return out, constant

@@ -2,6 +2,7 @@ package playbooks
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -10,35 +11,60 @@ import (
 	"stanch/sensors/condition"
 )
 
-// Env is what a run's expressions see: the incident as it was when the playbook matched, and the steps so far.
+// Env is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
+// far.
 type Env struct {
-	values map[string]any
+	values   map[string]any
+	outcomes map[string]Outcome // of the steps that have run
+	lenient  bool
 }
 
-// NewEnv is the environment at the start of a run: every step has not run.
-func (p *Program) NewEnv(incident Incident) Env {
-	e := Env{values: map[string]any{"incident": incident}}
+// NewEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
+// defaults; an error names one that is missing or does not fit.
+func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
+	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}}
 	p.Walk(func(s *Step) {
 		if s.ID != "" {
-			e.values[s.ID] = stepValue(p.catalogue[s.Action].OutputType(), reflect.Value{}, OutcomeSkipped, 0)
+			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0)
 		}
 	})
+	for name, zero := range p.values {
+		e.values[name] = zero
+	}
+	inputs, err := p.bind(given, e)
+	e.values["inputs"] = inputs
+	return e, err
+}
+
+// Lenient is an environment in which outputs that are not there are zero values, as version 1 of the language had it.
+func (e Env) Lenient() Env {
+	e.lenient = true
 	return e
 }
 
+// outputsOf is the struct type of a step's outputs, or nil.
+func (p *Program) outputsOf(s *Step) reflect.Type {
+	if s.Call != nil {
+		if callee := p.Callees[s.Call.Playbook]; callee != nil {
+			return callee.outputs
+		}
+		return nil
+	}
+	return p.catalogue[s.Action].OutputType()
+}
+
 // Walk visits every step, in the order of the file.
-func (p *Program) Walk(visit func(*Step)) { walk(p.Steps, visit) }
+func (p *Program) Walk(visit func(*Step)) {
+	walk(p.Steps, visit)
+	walk(p.Finally, visit)
+}
 
 func walk(steps []Step, visit func(*Step)) {
 	for i := range steps {
-		s := &steps[i]
-		visit(s)
-		walk(s.Parallel, visit)
-		if s.Approval != nil {
-			walk(s.Approval.Steps, visit)
+		visit(&steps[i])
+		for _, b := range steps[i].Blocks() {
+			walk(b.Steps, visit)
 		}
-		walk(s.OnFailure, visit)
-		walk(s.OnDenied, visit)
 	}
 }
 
@@ -47,7 +73,7 @@ func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMess
 	if s.ID == "" {
 		return nil
 	}
-	t := p.catalogue[s.Action].OutputType()
+	t := p.outputsOf(s)
 	var value reflect.Value
 	if t != nil && len(outputs) > 0 && outcome.Usable() {
 		out := reflect.New(t)
@@ -57,7 +83,112 @@ func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMess
 		value = out.Elem()
 	}
 	env.values[s.ID] = stepValue(t, value, outcome, targets)
+	env.outcomes[s.ID] = outcome
 	return nil
+}
+
+// Element enters the element of a loop's list.
+func (e Env) Element(f *ForEach, element any) { e.values[f.As] = element }
+
+// Set evaluates the values of a `set` step and gives them their names. Where one cannot be evaluated none is set.
+func (p *Program) Set(s *Step, env Env) error {
+	got := map[string]any{}
+	for _, a := range s.Set {
+		v, err := p.value(a.Value, env)
+		if err != nil {
+			return fmt.Errorf("`%s`: %w", a.Name, err)
+		}
+		value, err := convert(v, reflect.TypeOf(p.values[a.Name]))
+		if err != nil {
+			return fmt.Errorf("`%s` %w", a.Name, err)
+		}
+		got[a.Name] = value.Interface()
+	}
+	for name, v := range got {
+		env.values[name] = v
+	}
+	return nil
+}
+
+// Items evaluates the list of a loop.
+func (p *Program) Items(f *ForEach, env Env) ([]any, error) {
+	out, err := p.eval(f.List, env)
+	if err != nil {
+		return nil, err
+	}
+	list := reflect.ValueOf(out)
+	if out == nil || list.Kind() != reflect.Slice {
+		return nil, fmt.Errorf("`foreach` was given %T and no list", out)
+	}
+	items := make([]any, list.Len())
+	for i := range items {
+		element, err := convert(list.Index(i).Interface(), p.loops[f])
+		if err != nil {
+			return nil, fmt.Errorf("an element of the list %w", err)
+		}
+		items[i] = element.Interface()
+	}
+	return items, nil
+}
+
+// Inputs evaluates what a call gives, by input.
+func (p *Program) Given(s *Step, env Env) (map[string]any, error) {
+	given := map[string]any{}
+	for _, arg := range s.With {
+		v, err := p.value(arg.Value, env)
+		if err != nil {
+			return nil, fmt.Errorf("input %s: %w", arg.Name, err)
+		}
+		given[arg.Name] = v
+	}
+	return given, nil
+}
+
+// Give evaluates the outputs of a playbook that has run, as JSON.
+func (p *Program) Give(env Env) (json.RawMessage, error) {
+	out := map[string]any{}
+	for _, o := range p.Outputs {
+		v, err := p.eval(o.Expr, env)
+		if err != nil {
+			return nil, fmt.Errorf("output %s: %w", o.Name, err)
+		}
+		out[o.Name] = v
+	}
+	raw, err := json.Marshal(out)
+	if err != nil {
+		return nil, fmt.Errorf("outputs of %s: %w", p.Name, err)
+	}
+	return raw, nil
+}
+
+// Holds evaluates what a `wait` waits for, on the incident as it is now.
+func (p *Program) Holds(w *Wait, env Env, live Incident) (bool, error) {
+	inside := env.Clone()
+	inside.values["live"] = live
+	return p.Bool(w.Until, inside)
+}
+
+// eval runs an expression. It is an error to read the outputs of a step that has none.
+func (p *Program) eval(e *Expr, env Env) (any, error) {
+	for _, name := range p.reads[e] {
+		if o, ran := env.outcomes[name]; !env.lenient && (!ran || !o.Usable()) {
+			if !ran {
+				o = OutcomeSkipped
+			}
+			return nil, &unreadError{name, o}
+		}
+	}
+	return condition.Run(p.exprs[e], env.values) //nolint:wrapcheck // it says that it evaluates
+}
+
+// unreadError is that an expression reads a step that has no outputs.
+type unreadError struct {
+	step    string
+	outcome Outcome
+}
+
+func (e *unreadError) Error() string {
+	return fmt.Sprintf("the outputs of step %s cannot be read: its outcome is %s", e.step, e.outcome)
 }
 
 // Clone gives a branch an environment of its own.
@@ -66,14 +197,21 @@ func (e Env) Clone() Env {
 	for k, v := range e.values {
 		values[k] = v
 	}
-	return Env{values: values}
+	outcomes := make(map[string]Outcome, len(e.outcomes))
+	for k, v := range e.outcomes {
+		outcomes[k] = v
+	}
+	return Env{values: values, outcomes: outcomes, lenient: e.lenient}
 }
 
 // Merge takes over what a joined branch recorded for the steps given.
 func (e Env) Merge(branch Env, s *Step) {
 	walk([]Step{*s}, func(inner *Step) {
-		if v, ok := branch.values[inner.ID]; ok && inner.ID != "" {
-			e.values[inner.ID] = v
+		if o, ran := branch.outcomes[inner.ID]; ran && inner.ID != "" {
+			e.values[inner.ID], e.outcomes[inner.ID] = branch.values[inner.ID], o
+		}
+		for _, a := range inner.Set {
+			e.values[a.Name] = branch.values[a.Name]
 		}
 	})
 }
@@ -86,7 +224,7 @@ func (p *Program) Bool(e *Expr, env Env) (bool, error) {
 	if e == nil {
 		return true, nil
 	}
-	out, err := condition.Run(p.exprs[e], env.values)
+	out, err := p.eval(e, env)
 	if err != nil {
 		return false, err
 	}
@@ -108,7 +246,12 @@ func (p *Program) Text(t *Text, env Env) (string, error) {
 			b.WriteString(part.Literal)
 			continue
 		}
-		out, err := condition.Run(p.exprs[part.Expr], env.values)
+		out, err := p.eval(part.Expr, env)
+		if unread := (*unreadError)(nil); errors.As(err, &unread) {
+			// What people are told does not fail with what was to be found out for it.
+			fmt.Fprintf(&b, "(unknown: step %s %s)", unread.step, unread.outcome)
+			continue
+		}
 		if err != nil {
 			return "", err
 		}
@@ -175,7 +318,7 @@ func (s Spec) CanonicalParams(raw json.RawMessage) (json.RawMessage, error) {
 func (p *Program) value(v Value, env Env) (any, error) {
 	switch {
 	case v.Expr != nil:
-		return condition.Run(p.exprs[v.Expr], env.values)
+		return p.eval(v.Expr, env)
 	case v.Text != nil:
 		return p.Text(v.Text, env)
 	case v.IsList:
@@ -210,7 +353,7 @@ func (p *Program) Targets(s *Step, env Env) ([]Target, error) {
 	incident := env.Incident()
 	targets := incident.Targets
 	if s.Target != nil {
-		out, err := condition.Run(p.exprs[s.Target], env.values)
+		out, err := p.eval(s.Target, env)
 		if err != nil {
 			return nil, fmt.Errorf("target: %w", err)
 		}
@@ -236,29 +379,4 @@ func (p *Program) Targets(s *Step, env Env) ([]Target, error) {
 		return nil, fmt.Errorf("target: %d targets, at most %d are allowed", len(targets), MaxTargets)
 	}
 	return targets, nil
-}
-
-// Matches tells whether the playbook handles the incident, and why or why not in one sentence.
-func (p *Program) Matches(incident Incident) (bool, string) {
-	m := p.Match
-	if len(m.Objectives) > 0 {
-		found := false
-		for _, o := range m.Objectives {
-			found = found || o == string(incident.Objective)
-		}
-		if !found {
-			return false, fmt.Sprintf("the objective is %s, not %s", incident.Objective, strings.Join(m.Objectives, " or "))
-		}
-	}
-	if m.Severity != "" && incident.Severity.Rank() < sensors.Severity(m.Severity).Rank() {
-		return false, fmt.Sprintf("the severity is %s, below %s", incident.Severity, m.Severity)
-	}
-	ok, err := p.Bool(m.When, p.NewEnv(incident))
-	switch {
-	case err != nil:
-		return false, fmt.Sprintf("its condition cannot be evaluated: %v", err)
-	case !ok:
-		return false, fmt.Sprintf("its condition does not hold: %s", m.When.Source)
-	}
-	return true, "it matches"
 }

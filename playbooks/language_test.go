@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -37,6 +38,7 @@ func catalogue() playbooks.Catalogue {
 		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod},
+		{Name: "key.revoke", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true, MinFor: time.Hour},
 		{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true, Params: scale{}},
 		{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: pod, Params: text{}},
 	} {
@@ -70,6 +72,55 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	}
 }
 
+// Each folder of testdata/constructs is one construct: pass.yaml has nothing wrong with it, fail.yaml what fail.txt says.
+// The other files of a folder are what these two may call.
+func TestEachConstructPassesAndFails(t *testing.T) {
+	folders, err := filepath.Glob("testdata/constructs/*")
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for _, dir := range folders {
+		seen[filepath.Base(dir)] = true
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			require.Empty(t, checkCase(t, dir, "pass.yaml"))
+			got := checkCase(t, dir, "fail.yaml")
+			golden := filepath.Join(dir, "fail.txt")
+			if os.Getenv("UPDATE") != "" {
+				require.NoError(t, os.WriteFile(golden, []byte(got), 0o600))
+			}
+			want, err := os.ReadFile(golden)
+			require.NoError(t, err)
+			require.Equal(t, string(want), got)
+		})
+	}
+	for _, kind := range playbooks.Kinds() {
+		require.True(t, seen[kind.Name] || kind.Name == "notify" || kind.Name == "ticket", "no case for `%s`", kind.Name)
+	}
+}
+
+// checkCase checks one of two cases of a folder, with the files that it may call.
+func checkCase(t *testing.T, dir, name string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	require.NoError(t, err)
+	var sources []playbooks.Source
+	texts := map[string][]byte{}
+	for _, file := range files {
+		base := filepath.Base(file)
+		if base != name && (base == "pass.yaml" || base == "fail.yaml") {
+			continue
+		}
+		texts[base], err = os.ReadFile(file)
+		require.NoError(t, err)
+		sources = append(sources, playbooks.Source{File: base, Source: texts[base]})
+	}
+	_, problems := playbooks.LoadAll(sources, catalogue())
+	var got strings.Builder
+	for _, p := range problems {
+		got.WriteString(p.Render(texts[p.File]) + "\n")
+	}
+	return got.String()
+}
+
 func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 	for when, want := range map[string]bool{
 		`incident.objective == "crypto-mining" && incident.severity != "low"`:          true,
@@ -90,7 +141,7 @@ func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 }
 
 func FuzzLoad(f *testing.F) {
-	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml"} {
+	for _, pattern := range []string{"library/*.yaml", "testdata/cases/*.yaml", "testdata/constructs/*/*.yaml"} {
 		files, _ := filepath.Glob(pattern)
 		for _, file := range files {
 			source, err := os.ReadFile(file)
@@ -98,8 +149,16 @@ func FuzzLoad(f *testing.F) {
 			f.Add(source)
 		}
 	}
+	called, err := os.ReadFile("testdata/constructs/call/hold-pods.yaml")
+	require.NoError(f, err)
+	callee, problems := playbooks.Load("hold-pods.yaml", called, catalogue())
+	require.NoError(f, problems.Err())
 	f.Fuzz(func(t *testing.T, source []byte) {
-		program, problems := playbooks.Load("fuzz.yaml", source, catalogue())
+		began := time.Now()
+		program, problems := playbooks.Load("fuzz.yaml", source, catalogue(), callee)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("it took %s", took)
+		}
 		if program == nil && !problems.HasErrors() {
 			t.Fatal("neither a program nor an error")
 		}
@@ -108,6 +167,8 @@ func FuzzLoad(f *testing.F) {
 		}
 		if program != nil {
 			program.Matches(playbooks.Incident{})
+			_ = playbooks.Explain(program)
+			_, _ = playbooks.LoadAll([]playbooks.Source{{File: "a.yaml", Source: source}, {File: "b.yaml", Source: source}}, catalogue())
 			_, err := json.Marshal(program.Name)
 			require.NoError(t, err)
 		}

@@ -38,6 +38,47 @@ func (p *parser) integer(n *yaml.Node, what string) int {
 	return i
 }
 
+// between reads a whole number with bounds.
+func (p *parser) between(n *yaml.Node, what string, low, high int) int {
+	before := len(p.problems)
+	i := p.integer(n, what)
+	if len(p.problems) == before && (i < low || i > high) {
+		p.errorf(posOf(n), "range", "", "`%s` must be from %d to %d", what, low, high)
+	}
+	return min(max(i, low), high)
+}
+
+func (p *parser) boolean(n *yaml.Node, what string) bool {
+	var b bool
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Decode(&b) != nil {
+		p.errorf(posOf(n), "type", "", "`%s` must be `true` or `false`, not %s", what, kindName(n))
+	}
+	return b
+}
+
+func (p *parser) number(n *yaml.Node, what string) *float64 {
+	var f float64
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" && n.Tag != "!!float" || n.Decode(&f) != nil {
+		p.errorf(posOf(n), "type", "", "`%s` must be a number, not %s", what, kindName(n))
+		return nil
+	}
+	return &f
+}
+
+// words are strings with their places.
+func (p *parser) words(n *yaml.Node, what string) []Word {
+	nodes := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		nodes = n.Content
+	}
+	texts := p.strings(n, what)
+	out := make([]Word, 0, len(texts))
+	for i, text := range texts {
+		out = append(out, Word{text, posOf(nodes[i])})
+	}
+	return out
+}
+
 func (p *parser) duration(n *yaml.Node, what string) time.Duration {
 	d, err := time.ParseDuration(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
@@ -50,18 +91,41 @@ func (p *parser) duration(n *yaml.Node, what string) time.Duration {
 	return d
 }
 
+// short is a duration as people write it: 10m, not 10m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // contentPos is where the text of a scalar begins: behind its quote.
-func contentPos(n *yaml.Node) Pos {
+func (p *parser) contentPos(n *yaml.Node) Pos {
 	pos := posOf(n)
 	switch n.Style {
 	case yaml.DoubleQuotedStyle, yaml.SingleQuotedStyle:
 		pos.Column++
 	case yaml.LiteralStyle, yaml.FoldedStyle:
 		pos.Line++
-		pos.Column = 1
+		pos.Column = p.indent(pos.Line)
 	default: // plain: its text begins where it does
 	}
 	return pos
+}
+
+// indent is the column in which a line's text begins.
+func (p *parser) indent(line int) int {
+	if p.lines == nil {
+		p.lines = strings.Split(string(p.source), "\n")
+	}
+	if line < 1 || line > len(p.lines) {
+		return 1
+	}
+	return len(p.lines[line-1]) - len(strings.TrimLeft(p.lines[line-1], " ")) + 1
 }
 
 // expr reads a value that is an expression as a whole, with or without `${…}` around it.
@@ -70,7 +134,7 @@ func (p *parser) expr(n *yaml.Node, what string) *Expr {
 		p.errorf(posOf(n), "type", "", "`%s` must be an expression, not %s", what, kindName(n))
 		return nil
 	}
-	pos, source := contentPos(n), n.Value
+	pos, source := p.contentPos(n), n.Value
 	if trimmed := strings.TrimSpace(source); strings.HasPrefix(trimmed, "${") && strings.HasSuffix(trimmed, "}") {
 		pos.Column += strings.Index(source, "${") + 2
 		source = trimmed[2 : len(trimmed)-1]
@@ -85,7 +149,7 @@ func (p *parser) expr(n *yaml.Node, what string) *Expr {
 // text splits a string at its `${…}`. A `$${` stands for a plain `${`.
 func (p *parser) text(n *yaml.Node) *Text {
 	s := p.str(n, "a text")
-	t := &Text{Pos: contentPos(n)}
+	t := &Text{Pos: p.contentPos(n)}
 	literal := strings.Builder{}
 	for i := 0; i < len(s); {
 		switch {
@@ -119,7 +183,7 @@ func (p *parser) text(n *yaml.Node) *Text {
 func offset(pos Pos, s string, i int) Pos {
 	before := s[:i]
 	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
-		return Pos{pos.Line + strings.Count(before, "\n"), len([]rune(before[nl+1:])) + 1}
+		return Pos{pos.Line + strings.Count(before, "\n"), pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
 	}
 	return Pos{pos.Line, pos.Column + len([]rune(before))}
 }
@@ -151,21 +215,10 @@ func closing(s string) int {
 }
 
 func (p *parser) arguments(n *yaml.Node, what string) []Argument {
-	if n.Kind != yaml.MappingNode {
-		p.errorf(posOf(n), "type", "", "%s must be a mapping, not %s", what, kindName(n))
-		return nil
-	}
-	seen := map[string]bool{}
 	var args []Argument
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		if seen[key.Value] {
-			p.errorf(posOf(key), "duplicate-key", "remove one of them", "`%s` is given twice", key.Value)
-			continue
-		}
-		seen[key.Value] = true
+	p.entries(n, what, func(key, value *yaml.Node) {
 		args = append(args, Argument{Name: key.Value, Pos: posOf(key), Value: p.value(value)})
-	}
+	})
 	return args
 }
 

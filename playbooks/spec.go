@@ -59,6 +59,8 @@ type Spec struct {
 	Targets []TargetKind
 	// Reversible actions are leases and need `for`; others are acts and forbid it.
 	Reversible bool
+	// MinFor is the shortest lease that makes sense: what it revokes lives at least so long.
+	MinFor time.Duration
 	// Params and Outputs are zero values of structs with json and jsonschema tags. Params implements Checker
 	// where tags do not say enough.
 	Params  any

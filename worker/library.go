@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"time"
 
 	"stanch/activities"
@@ -33,42 +32,34 @@ func LibraryOf(authority activities.Authority, programs ...*playbooks.Program) *
 // LoadLibrary loads the shipped playbooks and those of the configured folders. A playbook of a folder takes the
 // place of a shipped one of its name.
 func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, diagnostic.Diagnostics, error) {
-	l := &Library{}
-	var problems diagnostic.Diagnostics
+	var sources []playbooks.Source
 	add := func(source fs.FS, where string) error {
 		files, err := fs.Glob(source, "*.yaml")
 		if err != nil {
 			return fmt.Errorf("list playbooks in %s: %w", where, err)
 		}
 		for _, file := range files {
-			if ok, _ := fs.Glob(source, file); len(ok) == 0 || isTest(file) {
+			if isTest(file) {
 				continue
 			}
 			raw, err := fs.ReadFile(source, file)
 			if err != nil {
 				return fmt.Errorf("read playbook %s: %w", file, err)
 			}
-			program, found := playbooks.Load(where+file, raw, catalogue)
-			problems = append(problems, found...)
-			if program == nil {
-				continue
-			}
-			l.programs = slices.DeleteFunc(l.programs, func(p *playbooks.Program) bool { return p.Name == program.Name })
-			l.programs = append(l.programs, program)
+			sources = append(sources, playbooks.Source{File: where + file, Source: raw})
 		}
 		return nil
 	}
 	if c.Library == nil || *c.Library {
-		if err := add(library.Files, "library/"); err != nil {
-			return nil, nil, err
-		}
+		sources = library.Sources()
 	}
 	for _, dir := range c.Playbooks {
 		if err := add(os.DirFS(dir), dir+"/"); err != nil {
 			return nil, nil, err
 		}
 	}
-	return l, problems, nil
+	programs, problems := playbooks.LoadAll(sources, catalogue)
+	return &Library{programs: programs}, problems, nil
 }
 
 func isTest(file string) bool {
@@ -79,13 +70,14 @@ func isTest(file string) bool {
 // Match gives the playbooks that handle an incident. It is a local activity: its result is recorded.
 func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
 	out := []incident.Selected{}
-	for _, p := range l.programs {
-		if ok, _ := p.Matches(in); !ok {
+	for _, choice := range playbooks.Choose(l.programs, in) {
+		if !choice.Chosen {
 			continue
 		}
-		selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source}
+		p := choice.Program
+		selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources()}
 		if l.Authority != nil {
-			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p.Steps), At: time.Now()})
+			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p), At: time.Now()})
 			if err != nil {
 				return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
 			}
@@ -96,18 +88,15 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 	return out, nil
 }
 
-// asks are the hashes of whom each approval of the steps asks.
-func asks(steps []playbooks.Step) []string {
+// asks are the hashes of whom each approval of a playbook asks, and of those that it calls.
+func asks(p *playbooks.Program) []string {
 	var out []string
-	for i := range steps {
-		s := &steps[i]
-		if s.Approval != nil {
-			out = append(out, activities.AsksHash(playbook.ApproversOf(s.Approval)))
-			out = append(out, asks(s.Approval.Steps)...)
-		}
-		for _, inner := range [][]playbooks.Step{s.Parallel, s.OnFailure, s.OnDenied} {
-			out = append(out, asks(inner)...)
-		}
+	for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
+		book.Walk(func(s *playbooks.Step) {
+			if s.Approval != nil {
+				out = append(out, activities.AsksHash(playbook.ApproversOf(s.Approval)))
+			}
+		})
 	}
 	return out
 }

@@ -22,7 +22,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 
 func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.Catalogue())
+		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.Catalogue())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}

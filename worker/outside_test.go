@@ -31,7 +31,7 @@ func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
 	pager, tracker := webhook.Start(t, secret), stand.GitHub(t)
 	c, problems := config.Parse("c", []byte("webhooks: [{name: pager, url: '"+pager.URL+"', secret_file: "+secretIn(t, secret)+"}]\n"+
 		"ticket: {kind: github, url: '"+tracker.URL+"', project: acme/incidents, token_file: "+secretIn(t, stand.Token)+", labels: [security]}\n"))
-	require.Empty(t, problems)
+	require.NoError(t, problems.Err())
 	outside, err := worker.OpenOutside(c)
 	require.NoError(t, err)
 	for _, a := range worker.Actions(worker.Parts{Outside: outside}) {
@@ -58,7 +58,7 @@ func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			parsed, problems := config.Parse("c", []byte(c.text))
-			require.Empty(t, problems)
+			require.NoError(t, problems.Err())
 			_, err := worker.OpenOutside(parsed)
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), "hunter2")
@@ -68,7 +68,7 @@ func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {
 
 func TestAPlaybookMayUseWhatATicketIsCalled(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.Catalogue())
+		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.Catalogue())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}

@@ -26,6 +26,8 @@ const (
 	SignalVote           = "vote"            // gateway to playbook
 	SignalMark           = "mark"            // gateway to incident: taken over, false positive
 	SignalHalt           = "halt"            // incident to playbook: a person decides from now on
+	SignalWatch          = "watch"           // playbook to incident: say how it is whenever it changes
+	SignalLive           = "live"            // incident to playbook: how it is
 	SignalLook           = "look"            // incident and playbook to thread: something happened
 	SignalJoin           = "join"            // playbook to lease
 	SignalRelease        = "release"         // gateway to lease

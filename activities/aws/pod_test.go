@@ -157,11 +157,12 @@ func TestAPodsIdentity(t *testing.T) {
 		for _, a := range aws.Actions(nil, nil) {
 			catalogue[a.Spec().Name] = a.Spec()
 		}
-		program, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: {}\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalogue)
-		require.Empty(t, problems)
+		program, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalogue)
+		require.NoError(t, problems.Err())
 		raw, err := json.Marshal(e.identity(t, e.pod(t, "read", "web")))
 		require.NoError(t, err)
-		env := program.NewEnv(playbooks.Incident{})
+		env, err := program.NewEnv(playbooks.Incident{}, nil)
+		require.NoError(t, err)
 		require.NoError(t, program.Record(env, &program.Steps[0], playbooks.OutcomeChanged, raw, 1))
 		targets, err := program.Targets(&program.Steps[1], env)
 		require.NoError(t, err)

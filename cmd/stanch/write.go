@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
+	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
 	"stanch/playbooks/scenario"
 	"stanch/sensors/diagnostic"
@@ -31,29 +34,16 @@ func validateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			catalogue := worker.Catalogue()
-			all := diagnostic.Diagnostics{}
-			names := map[string]string{}
+			sources := map[string][]byte{}
 			for _, file := range files {
-				source, err := os.ReadFile(file)
-				if err != nil {
+				if sources[file], err = os.ReadFile(file); err != nil {
 					return fmt.Errorf("read a playbook: %w", err)
 				}
-				program, problems := playbooks.Load(file, source, catalogue)
-				if program != nil {
-					if first, twice := names[program.Name]; twice {
-						problems = append(problems, diagnostic.Diagnostic{
-							File: file, Line: 1, Column: 1, Severity: "error", Code: "duplicate-name",
-							Message: fmt.Sprintf("the playbook `%s` stands in %s already", program.Name, first), Hint: "choose another name",
-						})
-					}
-					names[program.Name] = file
-				}
-				all = append(all, problems...)
-				if output == "text" {
-					for _, p := range problems {
-						fmt.Fprintln(cmd.OutOrStdout(), plainLines(p.Render(source)))
-					}
+			}
+			all := validate(files, sources)
+			if output == "text" {
+				for _, p := range all {
+					fmt.Fprintln(cmd.OutOrStdout(), plainLines(p.Render(sources[p.File])))
 				}
 			}
 			if output == "json" {
@@ -72,6 +62,45 @@ func validateCommand() *cobra.Command {
 	}
 	outputFlag(c, &output)
 	return c
+}
+
+// validate checks files that may call each other and the library's playbooks. A playbook of theirs takes the place of one
+// of the library of its name; two of theirs with one name are a mistake.
+func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics {
+	var given []playbooks.Source
+	names := map[string]string{}
+	all := diagnostic.Diagnostics{}
+	for _, file := range files {
+		given = append(given, playbooks.Source{File: file, Source: sources[file]})
+		book, _ := playbooks.Parse(file, sources[file])
+		if first, twice := names[book.Name]; twice && book.Name != "" {
+			all = append(all, diagnostic.Diagnostic{
+				File: file, Line: max(book.NamePos.Line, 1), Column: max(book.NamePos.Column, 1), Severity: "error", Code: "duplicate-name",
+				Message: fmt.Sprintf("the playbook `%s` stands in %s already", book.Name, first), Hint: "choose another name",
+			})
+			continue
+		}
+		names[book.Name] = file
+	}
+	_, problems := playbooks.LoadAll(append(library.Sources(), given...), worker.Catalogue())
+	for _, p := range problems {
+		if sources[p.File] != nil {
+			all = append(all, p)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b diagnostic.Diagnostic) int {
+		return cmp.Or(cmp.Compare(slices.Index(files, a.File), slices.Index(files, b.File)), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return all
+}
+
+// loadBeside loads files that may call each other and the library's playbooks.
+func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
+	given := library.Sources()
+	for _, file := range files {
+		given = append(given, playbooks.Source{File: file, Source: sources[file]})
+	}
+	return playbooks.LoadAll(given, worker.Catalogue())
 }
 
 func plainLines(s string) string {

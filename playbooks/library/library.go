@@ -2,9 +2,29 @@
 // could have written.
 package library
 
-import "embed"
+import (
+	"embed"
+	"strings"
 
-// Files holds the shipped playbooks.
+	"stanch/playbooks"
+)
+
+// Files holds the shipped playbooks, with their tests beside them.
 //
 //go:embed *.yaml
 var Files embed.FS
+
+// Sources are the shipped playbooks without their tests, by the order of their names.
+func Sources() []playbooks.Source {
+	entries, err := Files.ReadDir(".")
+	if err != nil {
+		return nil // it is part of the program
+	}
+	var out []playbooks.Source
+	for _, e := range entries {
+		if raw, err := Files.ReadFile(e.Name()); err == nil && !strings.HasSuffix(e.Name(), "_test.yaml") {
+			out = append(out, playbooks.Source{File: "library/" + e.Name(), Source: raw})
+		}
+	}
+	return out
+}

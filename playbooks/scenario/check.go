@@ -29,6 +29,19 @@ func SplitWorkload(s string) (namespace, kind, name string, ok bool) {
 // reported are words that stand for an action in the report of a step that calls none.
 var reported = []string{"approval", "parallel", "foreach", "call", "wait", "set", "stop"}
 
+// family are programs with those that they call, each once.
+func family(programs []*playbooks.Program) []*playbooks.Program {
+	var out []*playbooks.Program
+	for _, p := range programs {
+		for _, one := range append([]*playbooks.Program{p}, p.Called()...) {
+			if !slices.ContainsFunc(out, func(o *playbooks.Program) bool { return o.File == one.File && o.Name == one.Name }) {
+				out = append(out, one)
+			}
+		}
+	}
+	return out
+}
+
 type checker struct {
 	yamlnode.Reader
 	catalogue playbooks.Catalogue
@@ -41,7 +54,7 @@ type checker struct {
 // Check checks the tests against the playbooks that they test: what does not exist is an error with a hint.
 func Check(f *File, programs []*playbooks.Program, catalogue playbooks.Catalogue) diagnostic.Diagnostics {
 	c := &checker{Reader: yamlnode.Reader{File: f.File}, catalogue: catalogue, steps: map[string]bool{}, paths: map[string]string{}}
-	for _, p := range programs {
+	for _, p := range family(programs) {
 		c.books = append(c.books, p.Name)
 		p.Walk(func(s *playbooks.Step) {
 			c.steps[s.Name()] = true

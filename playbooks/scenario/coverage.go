@@ -1,8 +1,6 @@
 package scenario
 
 import (
-	"strings"
-
 	"stanch/playbooks"
 )
 
@@ -35,20 +33,19 @@ type Point struct {
 const ifFalse = "`if` is false"
 
 // Cover says which ways through a playbook the runs took: each step, each condition both ways, each approval granted
-// and denied, each `on_failure` and `on_denied`. peers are all the playbooks of the runs.
+// and denied, each `on_failure` and `on_denied`. peers are all the playbooks of the runs: what they call counts.
 func Cover(p *playbooks.Program, peers []*playbooks.Program, runs []Happened) Coverage {
-	own := map[string]bool{} // steps of the other playbooks
-	for _, peer := range peers {
-		peer.Walk(func(s *playbooks.Step) { own[peer.Name+"\x00"+s.Name()] = true })
-	}
 	came := map[string][]Ran{}
 	for _, run := range runs {
 		for _, r := range run.Steps {
-			name := Last(r.Step)
-			// Inside of a call the steps are another playbook's.
-			called := strings.Contains(r.Step, "/") && !own[r.Playbook+"\x00"+name]
-			if r.Playbook == p.Name || called {
-				came[name] = append(came[name], r)
+			for _, peer := range peers {
+				if peer.Name != r.Playbook {
+					continue
+				}
+				if in, s := Resolve(peer, r.Step); s != nil && in.File == p.File {
+					came[s.Name()] = append(came[s.Name()], r)
+				}
+				break
 			}
 		}
 	}
@@ -98,10 +95,13 @@ func (c *Coverage) step(s *playbooks.Step, came map[string][]Ran) {
 
 // blocks are the steps that run where the step itself does.
 func blocks(s *playbooks.Step) []playbooks.Step {
-	if s.Approval != nil {
-		return s.Approval.Steps
+	var out []playbooks.Step
+	for _, b := range s.Blocks() {
+		if b.Kind == "parallel" || b.Kind == "steps" {
+			out = append(out, b.Steps...)
+		}
 	}
-	return s.Parallel
+	return out
 }
 
 func reached(steps []playbooks.Step, came map[string][]Ran) bool {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -179,12 +180,56 @@ func TestCoverageNamesTheWaysThatNobodyTook(t *testing.T) {
 	require.Equal(t, 9, c.Points)
 	require.Equal(t, 6, c.Covered)
 	require.Equal(t, 11, c.Missing[0].Line)
+}
 
-	looped := happened()
-	for i := range looped.Steps {
-		looped.Steps[i].Step = "each[2]/" + looped.Steps[i].Step
+const caller = `playbook: caller
+match: { objective: crypto-mining }
+steps:
+  - foreach: incident.targets
+    id: each
+    steps:
+      - evidence: pod.logs
+        id: logs
+      - call: callee
+        id: sub
+finally:
+  - evidence: pod.logs
+    id: last
+`
+
+const callee = `playbook: callee
+inputs: { why: { type: string, default: none } }
+steps:
+  - evidence: pod.logs
+  - contain: pod.isolate
+    for: 1h
+`
+
+func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
+	programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "caller.yaml", Source: []byte(caller)}, {File: "callee.yaml", Source: []byte(callee)}}, catalogue())
+	require.NoError(t, problems.Err())
+	for name, want := range map[string]string{
+		"each": "caller.yaml each", "each[1]/logs": "caller.yaml logs", "each[1]/sub": "caller.yaml sub", "each[1]/sub/steps[1]": "callee.yaml steps[1]", "last": "caller.yaml last",
+		"each[1]/sub/steps[9]": "", "other/steps[0]": "", "": "",
+	} {
+		in, s := scenario.Resolve(programs[0], name)
+		got := ""
+		if s != nil {
+			got = in.File + " " + s.Name()
+		}
+		require.Equal(t, want, got, name)
 	}
-	require.Equal(t, c, scenario.Cover(p, []*playbooks.Program{p}, []scenario.Happened{looped}), "inside of a loop it is the same step")
+	require.Negative(t, slices.Compare(scenario.Order(programs[0], "each[2]/sub/steps[1]"), scenario.Order(programs[0], "each[10]/logs")))
+
+	h := scenario.Happened{Steps: []scenario.Ran{{Playbook: "caller", Step: "each[0]/logs", Outcome: playbooks.OutcomeChanged}, {Playbook: "caller", Step: "each[0]/sub/steps[1]", Outcome: playbooks.OutcomeChanged}}}
+	cover := func(p *playbooks.Program) (missing []string) {
+		for _, m := range scenario.Cover(p, programs, []scenario.Happened{h}).Missing {
+			missing = append(missing, m.Step)
+		}
+		return missing
+	}
+	require.Equal(t, []string{"sub", "last"}, cover(programs[0]))
+	require.Equal(t, []string{"steps[0]"}, cover(programs[1]))
 }
 
 const before = `# Kept.

@@ -86,7 +86,7 @@ func (ds Diagnostics) Err() error {
 // DidYouMean gives a hint with the known word that is nearest, or the words themselves where they are few.
 func DidYouMean(word string, known []string) string {
 	// The nearest word; of two as near the one of the same length, then the first by the alphabet.
-	best, bestDistance := "", 6
+	best, bestDistance := "", min(6, len([]rune(word))+1)
 	for _, k := range slices.Sorted(slices.Values(known)) {
 		d := 2 * distance(strings.ToLower(word), strings.ToLower(k))
 		if len(k) != len(word) {

@@ -3,6 +3,7 @@
 package interpreter
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,8 +142,17 @@ func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, 
 	return nil, nil
 }
 
+// actions are what the scenarios' playbooks call.
+func (w *world) actions() []activities.Action {
+	return []activities.Action{
+		&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
+		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt},
+	}
+}
+
 // lab is one Temporal for all scenarios.
 type lab struct {
+	dir     string
 	options client.Options
 	key     *authority.Authority
 }
@@ -165,6 +175,7 @@ func run(m *testing.M) int {
 }
 
 func (l *lab) start(dir string) error {
+	l.dir = dir
 	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
 	if err != nil {
 		return err
@@ -189,6 +200,10 @@ type scenario struct {
 	quorum  int
 	then    func(t *testing.T, c client.Client, id string, away func(func()))
 	steps   string
+	head    string                  // what stands before `steps`
+	called  []string                // playbooks that it may call
+	ends    func(*testing.T, error) // where the run does not end by itself
+	version int                     // of the language that the run began with; 0 is this one's
 	answers map[string][]error
 	verdict map[string]activities.Decision
 	vote    *bool // what the approver says; nil says nothing
@@ -436,8 +451,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	if w.answers == nil {
 		w.answers = map[string][]error{}
 	}
-	set := activities.NewSet(&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
-		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt})
+	set := activities.NewSet(w.actions()...)
 	set.Guards, set.Scopes, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
 
 	options := shared.options
@@ -465,9 +479,12 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
 	in := playbook.Input{
-		Language: playbooks.LanguageVersion, File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\nsteps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
+		Language: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
 		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
 		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
+	}
+	for _, source := range s.called {
+		in.Called = append(in.Called, playbooks.Source{File: "called.yaml", Source: []byte(source)})
 	}
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
 	require.NoError(t, err)
@@ -484,8 +501,14 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	var report playbook.Report
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	require.NoError(t, run.Get(ctx, &report))
+	err = run.Get(ctx, &report)
+	if s.ends != nil {
+		s.ends(t, err)
+		return w, report
+	}
+	require.NoError(t, err)
 	require.Empty(t, report.Error)
+	store(t, c, run.GetID())
 	return w, report
 }
 

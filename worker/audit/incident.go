@@ -1,8 +1,6 @@
 package audit
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -193,16 +191,16 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 
 // source gives what a playbook's source says of itself; its hash is computed here and not read.
 func (r *reader) source(in playbook.Input) (name, hash string, p *playbooks.Program) {
-	sum := sha256.Sum256(in.Source)
-	hash = hex.EncodeToString(sum[:])
+	hash = playbooks.HashOf(in.Source, in.Called)
 	book, _ := playbooks.Parse(in.File, in.Source)
 	name = book.Name
 	if name == "" {
 		name = in.File
 	}
 	if r.o.Catalogue != nil {
-		p, _ = playbooks.Load(in.File, in.Source, r.o.Catalogue)
+		p, _ = in.Load(r.o.Catalogue)
 	}
+
 	return name, hash, p
 }
 

@@ -290,22 +290,28 @@ func (a *asking) approvalOf(limit time.Duration) *playbooks.Approval {
 		return nil
 	}
 	var found *playbooks.Approval
-	a.program.Walk(func(s *playbooks.Step) {
-		if found != nil || s.Approval == nil || s.Approval.Timeout != limit {
-			return
-		}
-		for _, p := range a.open {
-			if wraps(s.Approval.Steps, p.plan.Plan.Action) {
-				found = s.Approval
+	for _, book := range append([]*playbooks.Program{a.program}, a.program.Called()...) {
+		book.Walk(func(s *playbooks.Step) {
+			if found != nil || s.Approval == nil || s.Approval.Timeout != limit {
+				return
 			}
-		}
-	})
+			for _, p := range a.open {
+				if wraps(book, s.Approval.Steps, p.plan.Plan.Action) {
+					found = s.Approval
+				}
+			}
+		})
+	}
 	return found
 }
 
-func wraps(steps []playbooks.Step, action string) bool {
+// wraps tells whether an action is among steps, or in what they call.
+func wraps(book *playbooks.Program, steps []playbooks.Step, action string) bool {
 	return slices.ContainsFunc(steps, func(s playbooks.Step) bool {
-		return s.Action == action || wraps(s.Parallel, action) || wraps(s.OnFailure, action) || wraps(s.OnDenied, action)
+		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && wraps(book.Callees[s.Call.Playbook], book.Callees[s.Call.Playbook].Steps, action) {
+			return true
+		}
+		return s.Action == action || slices.ContainsFunc(s.Blocks(), func(b playbooks.Block) bool { return wraps(book, b.Steps, action) })
 	})
 }
 

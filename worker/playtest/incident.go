@@ -158,11 +158,13 @@ func settings(t *scenario.Test, rec recording.Recording, programs []*playbooks.P
 func asked(t *scenario.Test, programs []*playbooks.Program) []string {
 	groups := []string{}
 	for _, p := range programs {
-		p.Walk(func(s *playbooks.Step) {
-			if s.Approval != nil {
-				groups = append(groups, s.Approval.Groups...)
-			}
-		})
+		for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
+			book.Walk(func(s *playbooks.Step) {
+				if s.Approval != nil {
+					groups = append(groups, s.Approval.Groups...)
+				}
+			})
+		}
 	}
 	if t.Approvers != nil {
 		groups = append(groups, t.Approvers.Groups...)

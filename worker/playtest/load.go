@@ -131,43 +131,85 @@ func (s *Suite) load(catalogue playbooks.Catalogue) error {
 		return fmt.Errorf("read the folder of %s: %w", s.File, err)
 	}
 	defer func() { _ = root.Close() }()
-	refs := s.Tests.Playbooks
-	if len(refs) == 0 {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return fmt.Errorf("read the folder of %s: %w", s.File, err)
-		}
-		for _, e := range entries {
-			if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), scenario.Suffix) {
-				refs = append(refs, scenario.Ref{Path: e.Name()})
-			}
-		}
-		if len(refs) == 0 {
+	beside, err := folder(dir)
+	if err != nil {
+		return err
+	}
+	tested := s.Tests.Playbooks
+	if len(tested) == 0 {
+		if tested = beside; len(tested) == 0 {
 			s.errorf(scenario.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
 		}
 	}
-	for _, ref := range refs {
+	// What is tested may call the others of its folder.
+	sources, names := []playbooks.Source{}, map[string]string{}
+	want := map[string]bool{}
+	for i, ref := range slices.Concat(tested, beside) {
+		file := filepath.Join(dir, ref.Path)
+		if _, known := s.sources[file]; known {
+			continue
+		}
 		source, err := within(root, ref.Path)
 		if err != nil {
-			s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
+			if i < len(tested) {
+				s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
+			}
 			continue
 		}
-		file := filepath.Join(dir, ref.Path)
-		program, problems := playbooks.Load(file, source, catalogue)
-		if problems.HasErrors() {
-			s.sources[file] = source
-			s.Problems = append(s.Problems, problems...)
-		}
-		if program == nil {
+		book, _ := playbooks.Parse(file, source)
+		first, twice := names[book.Name]
+		switch {
+		case twice && i < len(tested):
+			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s are both called `%s`", first, file, book.Name)
+			continue
+		case twice:
 			continue
 		}
-		if i := slices.IndexFunc(s.Programs, func(p *playbooks.Program) bool { return p.Name == program.Name }); i >= 0 {
-			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s are both called `%s`", s.Programs[i].File, file, program.Name)
-			continue
+		names[book.Name], want[file] = file, i < len(tested)
+		s.sources[file] = source
+		sources = append(sources, playbooks.Source{File: file, Source: source})
+	}
+	programs, problems := playbooks.LoadAll(sources, catalogue)
+	for _, p := range programs {
+		if want[p.File] {
+			s.Programs = append(s.Programs, p)
 		}
-		s.Programs = append(s.Programs, program)
+	}
+	for _, p := range problems {
+		if p.Severity == "error" && want[p.File] {
+			s.Problems = append(s.Problems, p)
+		}
+	}
+	// One that is tested and has no program calls one that is not valid.
+	if len(s.Problems) == 0 && len(s.Programs) < count(want) {
+		s.Problems = append(s.Problems, problems...)
 	}
 	return nil
+}
+
+func count(set map[string]bool) int {
+	n := 0
+	for _, in := range set {
+		if in {
+			n++
+		}
+	}
+	return n
+}
+
+// folder lists the playbooks of a folder.
+func folder(dir string) ([]scenario.Ref, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the folder %s: %w", dir, err)
+	}
+	var out []scenario.Ref
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), scenario.Suffix) {
+			out = append(out, scenario.Ref{Path: e.Name()})
+		}
+	}
+	return out, nil
 }
 
 // within reads a file of a folder; what leads out of it is refused.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"runtime"
 	"slices"
 	"sync"
@@ -159,17 +158,25 @@ func one(ctx context.Context, s *Suite, t *scenario.Test, known map[string]*rule
 
 // happened is what a simulation tells, in the words of a test.
 func happened(r simulate.Result, p *player, programs []*playbooks.Program) scenario.Happened {
-	h := scenario.Happened{Playbooks: r.Playbooks, Steps: []scenario.Ran{}, Asked: []scenario.Asked{}, Effects: []scenario.Held{}, Leases: r.Final.Leases, Final: r.Final, Names: p.names, Error: r.Error}
+	ran := []string{}
+	for _, name := range r.Playbooks {
+		ran = append(ran, scenario.Last(name))
+	}
+	h := scenario.Happened{Playbooks: ran, Steps: []scenario.Ran{}, Asked: []scenario.Asked{}, Effects: []scenario.Held{}, Leases: r.Final.Leases, Final: r.Final, Names: p.names, Error: r.Error}
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
-	places := map[string]int{}
-	for _, program := range programs {
-		program.Walk(func(s *playbooks.Step) { places[key(program.Name, s.Name())] = len(places) + 1 })
+	order := map[string][]int{}
+	for _, step := range r.Steps {
+		for _, program := range programs {
+			if program.Name == step.Playbook {
+				order[key(step.Playbook, step.Step)] = scenario.Order(program, step.Step)
+			}
+		}
 	}
 	// What happened at one time is in the order of the file: chance must not choose.
 	slices.SortStableFunc(r.Steps, func(a, b simulate.Step) int {
 		return cmp.Or(
-			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(places[key(a.Playbook, scenario.Last(a.Step))], places[key(b.Playbook, scenario.Last(b.Step))]),
-			cmp.Compare(counted(a.Step), counted(b.Step)), cmp.Compare(a.Target, b.Target),
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
+			slices.Compare(order[key(a.Playbook, a.Step)], order[key(b.Playbook, b.Step)]), cmp.Compare(a.Target, b.Target),
 		)
 	})
 	told := p.told()
@@ -194,13 +201,6 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 		h.Effects = append(h.Effects, held)
 	}
 	return h
-}
-
-var digits = regexp.MustCompile(`[0-9]+`)
-
-// counted is a step's name with numbers that compare as numbers do: each[2] comes before each[10].
-func counted(step string) string {
-	return digits.ReplaceAllStringFunc(step, func(n string) string { return fmt.Sprintf("%12s", n) })
 }
 
 // count sums up, and measures what of the playbooks was gone through.

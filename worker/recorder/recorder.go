@@ -4,8 +4,6 @@ package recorder
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -202,9 +200,8 @@ func (r *recorder) started(e *historypb.HistoryEvent) {
 	if a.GetWorkflowType().GetName() != audit.TypePlaybook || !r.decode(e, a.GetInput(), &in) {
 		return
 	}
-	sum := sha256.Sum256(in.Source)
 	book, _ := playbooks.Parse(in.File, in.Source)
-	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, Hash: hex.EncodeToString(sum[:]), Run: a.GetWorkflowId(), AfterMS: r.after(e.GetEventTime().AsTime())})
+	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, Hash: playbooks.HashOf(in.Source, in.Called), Run: a.GetWorkflowId(), AfterMS: r.after(e.GetEventTime().AsTime())})
 }
 
 // marker reads a plan that was made inside of a workflow task.

@@ -38,6 +38,8 @@ type state struct {
 	Runs    int             `json:"runs"`
 	// Threaded: the thread was started.
 	Threaded bool `json:"threaded,omitempty"`
+	// Watchers are the runs of playbooks that wait for a change of the incident.
+	Watchers []string `json:"watchers,omitempty"`
 }
 
 // TargetOf is what a detection is about: its pod, or its container outside of Kubernetes.

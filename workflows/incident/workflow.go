@@ -47,6 +47,8 @@ type Selected struct {
 	Name   string `json:"name"`
 	File   string `json:"file"`
 	Source []byte `json:"source"`
+	// Called are the playbooks that it calls, whole.
+	Called []playbooks.Source `json:"called,omitempty"`
 	// Selection proves that it is one of the installation's.
 	Selection *proof.Signed `json:"selection,omitempty"`
 }
@@ -77,6 +79,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 		r.enriched = true
 	}
 	r.keepThread(ctx)
+	r.keepWatchers(ctx)
 	for {
 		r.receive(ctx)
 		if r.closeable(workflow.Now(ctx)) {
@@ -111,6 +114,8 @@ type run struct {
 	enriching int
 	told      bool // the thread was told of everything so far
 	handed    bool // it was said that nothing starts any more
+	watched   bool // somebody tells the watchers
+	changed   bool // the watchers were not told yet
 }
 
 // receive takes in every signal that is there; true if there was any.
@@ -155,7 +160,15 @@ func (r *run) receive(ctx workflow.Context) bool {
 		heard = true
 		r.heardLease(report.Lease)
 	}
-	r.told = r.told && !heard
+	for {
+		var id string
+		if !workflow.GetSignalChannel(ctx, workflows.SignalWatch).ReceiveAsync(&id) {
+			break
+		}
+		heard = true
+		r.heardWatch(ctx, id)
+	}
+	r.told, r.changed = r.told && !heard, r.changed || heard
 	return heard
 }
 
@@ -167,7 +180,7 @@ func (r *run) wait(ctx workflow.Context) {
 		idle = max(idle, r.in.Quiet)
 	}
 	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport} {
+	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatch} {
 		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	s.Select(ctx)
@@ -239,7 +252,7 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
 	})
-	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread}
+	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Called: s.Called, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread}
 	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
 	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, Run: id, Started: workflow.Now(ctx)})
 	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")
@@ -262,7 +275,7 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 		return
 	}
 	p := &r.Incident.Playbooks[i]
-	p.Hash, p.Steps, p.Error, p.Ended = report.Hash, report.Steps, report.Error, report.Ended
+	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
 		text := fmt.Sprintf("%s: %s %s", report.Playbook, step.Action, step.Outcome)
@@ -270,6 +283,9 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 			text += " (" + step.Reason + ")"
 		}
 		r.line(step.At, text)
+	}
+	if report.Reason != "" {
+		r.line(report.Ended, fmt.Sprintf("%s stopped, %s: %s", report.Playbook, report.Outcome, report.Reason))
 	}
 	if report.Error != "" {
 		r.line(now, report.Playbook+" failed: "+report.Error)
@@ -303,7 +319,7 @@ func (r *run) enrich(ctx workflow.Context) {
 	r.enriching++
 	target := r.Incident.Targets[0]
 	workflow.Go(ctx, func(ctx workflow.Context) {
-		defer func() { r.enriching--; r.told = false }()
+		defer func() { r.enriching--; r.told, r.changed = false, true }()
 		var set *activities.Set
 		var result activities.Result
 		o := workflow.ActivityOptions{

@@ -153,36 +153,40 @@ func (r *run) tally(ctx workflow.Context, p *open) (activities.Tally, error) {
 }
 
 // approval plans every containment that it wraps, asks for all of them at once, and runs what was permitted.
-func (r *run) approval(ctx workflow.Context, s *playbooks.Step, env playbooks.Env) outcome {
+func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	a := s.Approval
-	plans, reasons := r.wrapped(ctx, a.Steps, env)
+	planning := f
+	if r.in.Language >= 2 {
+		planning = f.branch() // what is set while it is planned is set again when it runs
+	}
+	plans, reasons := r.wrapped(ctx, planning, a.Steps)
 	runnable := plans.runnable()
 	if len(plans.results) > 0 && len(runnable.results) == 0 {
 		reason := plans.results[0].Decision.Reason
-		r.note(ctx, s, "", playbooks.OutcomeProposed, "would ask: "+reason, "")
-		r.steps(ctx, a.Steps, env, &approved{approval: a, propose: true, title: a.Title})
+		r.note(ctx, f, s, "", playbooks.OutcomeProposed, "would ask: "+reason, "")
+		r.steps(ctx, f.permitted(&approved{approval: a, propose: true, title: a.Title}), a.Steps)
 		return outcome{Outcome: playbooks.OutcomeProposed, reason: reason}
 	}
-	text, err := r.Text(a.Ask, env)
+	text, err := f.Text(a.Ask, f.env)
 	if err != nil {
 		reasons = append(reasons, "`ask`: "+err.Error())
 	}
 	if len(reasons) > 0 {
-		r.note(ctx, s, "", playbooks.OutcomeFailed, strings.Join(reasons, "; "), "")
+		r.note(ctx, f, s, "", playbooks.OutcomeFailed, strings.Join(reasons, "; "), "")
 		return outcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
 	got := r.ask(ctx, Pending{
-		Step: s.Name(), Title: a.Title, Ask: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
+		Step: f.name(s), Title: a.Title, Ask: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
 	})
 	if r.halted != "" {
 		got = answer{reason: r.halted}
 	}
 	if !got.granted {
-		r.note(ctx, s, "", playbooks.OutcomeDenied, got.reason, "")
+		r.note(ctx, f, s, "", playbooks.OutcomeDenied, got.reason, "")
 		return outcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
 	}
-	r.note(ctx, s, "", playbooks.OutcomeChanged, got.reason, "")
-	r.steps(ctx, a.Steps, env, &approved{approval: a, grants: got.grants, title: a.Title, plans: runnable})
+	r.note(ctx, f, s, "", playbooks.OutcomeChanged, got.reason, "")
+	r.steps(ctx, f.permitted(&approved{approval: a, grants: got.grants, title: a.Title, plans: runnable}), a.Steps)
 	return outcome{Outcome: playbooks.OutcomeChanged, reason: got.reason}
 }
 
@@ -217,36 +221,60 @@ func (p planned) of(target, action string) (activities.PlanResult, bool) {
 	return activities.PlanResult{}, false
 }
 
-// wrapped plans the containments inside of an approval. What stands under `on_failure` or an `if` is planned too:
-// people see all that their yes may lead to.
-func (r *run) wrapped(ctx workflow.Context, steps []playbooks.Step, env playbooks.Env) (plans planned, problems []string) {
+// wrapped plans the containments inside of an approval, through loops and calls. What stands under `on_failure` or an
+// `if` is planned too: people see all that their yes may lead to.
+func (r *run) wrapped(ctx workflow.Context, f frame, steps []playbooks.Step) (plans planned, problems []string) {
+	take := func(p planned, q []string) {
+		plans.results, plans.targets, problems = append(plans.results, p.results...), append(plans.targets, p.targets...), append(problems, q...)
+	}
 	for i := range steps {
 		s := &steps[i]
-		if s.Verb == playbooks.VerbContain {
-			params, err := r.Arguments(s, env)
+		switch {
+		case s.Verb == playbooks.VerbContain:
+			take(r.wrappedAction(ctx, f, s))
+		case s.Set != nil:
+			_ = f.Set(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
+		case s.ForEach != nil:
+			items, err := f.Items(s.ForEach, f.env)
+			if err != nil || len(items) > s.ForEach.Max {
+				break // it is refused when it runs
+			}
+			for n, item := range items {
+				take(r.wrapped(ctx, f.element(s, n, item), s.ForEach.Steps))
+			}
+		case s.Call != nil:
+			inner, err := f.callee(s)
 			if err != nil {
 				problems = append(problems, err.Error())
-				continue
+				break
 			}
-			targets, err := r.targets(s, env)
-			if err != nil {
-				problems = append(problems, err.Error())
-				continue
-			}
-			for _, target := range targets {
-				request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, For: s.For, Until: workflow.Now(ctx).Add(s.For)}
-				result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
-				if err != nil {
-					problems = append(problems, activityError(err))
-					continue
-				}
-				plans.add(result, target)
-			}
+			take(r.wrapped(ctx, inner, inner.Steps))
 		}
 		for _, inner := range [][]playbooks.Step{s.Parallel, s.OnFailure, s.OnDenied} {
-			p, q := r.wrapped(ctx, inner, env)
-			plans.results, plans.targets, problems = append(plans.results, p.results...), append(plans.targets, p.targets...), append(problems, q...)
+			take(r.wrapped(ctx, f, inner))
 		}
+	}
+	return plans, problems
+}
+
+// wrappedAction plans one containment on each of its targets.
+func (r *run) wrappedAction(ctx workflow.Context, f frame, s *playbooks.Step) (plans planned, problems []string) {
+	params, err := f.Arguments(s, f.env)
+	if err != nil {
+		return plans, []string{err.Error()}
+	}
+	targets, err := r.targets(f, s)
+	if err != nil {
+		return plans, []string{err.Error()}
+	}
+	for _, target := range targets {
+		request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, For: s.For, Until: workflow.Now(ctx).Add(s.For)}
+		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
+		if err != nil {
+			problems = append(problems, activityError(err))
+			continue
+		}
+		plans.add(result, target)
 	}
 	return plans, problems
 }

@@ -12,10 +12,10 @@ import (
 )
 
 // contain plans, asks the guards, and takes a lease.
-func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activities.Request, under *approved) outcome {
-	target := request.Target.ID()
+func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request) outcome {
+	target, under := request.Target.ID(), f.under
 	done := func(o playbooks.Outcome, reason, leaseID string) outcome {
-		r.note(ctx, s, target, o, reason, leaseID)
+		r.note(ctx, f, s, target, o, reason, leaseID)
 		return outcome{Outcome: o, reason: reason}
 	}
 	basis := activities.Basis{Attestations: last(r.in.Attestations[target], 8), Receipts: last(r.receipts[target], 2), Asked: under != nil}
@@ -51,7 +51,7 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 			}
 		}
 		// The scope wants its approvers asked, or what was approved has changed since: ask for what is planned now.
-		q := Pending{Step: s.Name(), Title: s.Action + " of " + request.Target.String(), Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target}, Approvers: planned.Decision.Approvers}
+		q := Pending{Step: f.name(s), Title: s.Action + " of " + request.Target.String(), Plans: []activities.PlanResult{planned}, Targets: []playbooks.Target{request.Target}, Approvers: planned.Decision.Approvers}
 		if under != nil {
 			q.Approvers = ApproversOf(under.approval)
 			q.Title = under.title + " (the plan changed since it was approved)"
@@ -84,9 +84,9 @@ func (r *run) contain(ctx workflow.Context, s *playbooks.Step, request activitie
 		return done(playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")
 	}
 	if !r.Catalogue[s.Action].Reversible {
-		return r.act(ctx, s, request, planned, basis)
+		return r.act(ctx, f, s, request, planned, basis)
 	}
-	report, err := r.hold(ctx, s, request, planned, basis)
+	report, err := r.hold(ctx, f, s, request, planned, basis)
 	if err != nil {
 		return done(playbooks.OutcomeFailed, err.Error(), "")
 	}
@@ -100,10 +100,10 @@ func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.R
 }
 
 // act runs an irreversible action: verified and recorded, with no undo to promise.
-func (r *run) act(ctx workflow.Context, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) outcome {
+func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) outcome {
 	var set *activities.Set
 	var result activities.ApplyResult
-	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s", r.brief.ID, s.Name()), workflow.Now(ctx).Add(5*time.Minute)
+	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s", r.brief.ID, f.name(s)), workflow.Now(ctx).Add(5*time.Minute)
 	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
 	o, reason := result.Effect.Outcome, result.Effect.Reason
 	switch {
@@ -114,6 +114,6 @@ func (r *run) act(ctx workflow.Context, s *playbooks.Step, request activities.Re
 	case result.Decision.Verdict != activities.VerdictRun:
 		o, reason = playbooks.OutcomeProposed, result.Decision.Reason
 	}
-	r.note(ctx, s, request.Target.ID(), o, reason, "")
+	r.note(ctx, f, s, request.Target.ID(), o, reason, "")
 	return outcome{Outcome: o, reason: reason}
 }

@@ -20,10 +20,10 @@ const reportWait = 3 * time.Minute
 
 // hold starts the lease of the action's facet of the target, or joins the one that is in force, and waits for its
 // first word. The lease outlives this run.
-func (r *run) hold(ctx workflow.Context, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) (playbooks.LeaseReport, error) {
+func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) (playbooks.LeaseReport, error) {
 	r.holders++
 	holder := lease.Holder{
-		ID: fmt.Sprintf("%s/%s/%d", r.id, s.Path, r.holders), ReportTo: r.id, Incident: r.brief,
+		ID: fmt.Sprintf("%s/%s%s/%d", r.id, f.prefix, s.Path, r.holders), ReportTo: r.id, Incident: r.brief,
 		Action: s.Action, Params: request.Params, For: s.For, Plan: planned.Plan, Basis: basis,
 	}
 	facet := r.Catalogue[s.Action].Facet
@@ -66,5 +66,8 @@ func (r *run) hold(ctx workflow.Context, s *playbooks.Step, request activities.R
 		AddFuture(heard, func(f workflow.Future) { err = f.Get(ctx, &report) }).
 		AddFuture(workflow.NewTimer(timerCtx, reportWait), func(workflow.Future) { delete(r.waiting, holder.ID) }).
 		Select(ctx)
+	if ctx.Err() != nil && err != nil {
+		return report, fmt.Errorf("the time of its block was over before the lease %s reported; it goes on and ends by itself", id)
+	}
 	return report, err
 }

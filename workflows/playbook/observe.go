@@ -13,7 +13,7 @@ import (
 )
 
 // observe runs an action that changes nothing, and keeps what later steps need of it.
-func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activities.Request) outcome {
+func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request) outcome {
 	var set *activities.Set
 	var result activities.Result
 	in := activities.ObserveInput{Request: request, Proofs: last(r.in.Attestations[request.Target.ID()], 1)}
@@ -48,7 +48,7 @@ func (r *run) observe(ctx workflow.Context, s *playbooks.Step, request activitie
 		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
 	}
 	r.report.Evidence = append(r.report.Evidence, result.Evidence...)
-	r.note(ctx, s, request.Target.ID(), result.Outcome, result.Reason, "")
+	r.note(ctx, f, s, request.Target.ID(), result.Outcome, result.Reason, "")
 	return outcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
 }
 

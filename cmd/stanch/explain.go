@@ -1,0 +1,256 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/worker"
+	"stanch/workflows/incident"
+)
+
+func explainCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "explain FILE", Short: "Say in plain words what a playbook does, phase by phase", Args: args(cobra.ExactArgs(1)),
+		Long: `Say in plain words what a playbook does, step by step, and what becomes of each step in each phase:
+
+  runs       it is done
+  runs/asks  it is done where the confidence is high, else the scope's approvers are asked
+  asks       people are asked first
+  proposed   it is planned and recorded, and not done`,
+		Example: "  stanch explain cryptominer.yaml",
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			p, err := loadPlaybook(paths[0])
+			if err != nil {
+				return err
+			}
+			e := playbooks.Explain(p)
+			if output == "json" {
+				return printJSON(cmd.OutOrStdout(), e)
+			}
+			return showExplanation(cmd.OutOrStdout(), e)
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}
+
+// loadPlaybook checks one playbook; it may call those beside it and the library's.
+func loadPlaybook(file string) (*playbooks.Program, error) {
+	source, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("no such playbook: %s", file)
+	}
+	beside, err := yamlFiles([]string{filepath.Dir(file)})
+	if err != nil {
+		return nil, err
+	}
+	files := []string{}
+	sources := map[string][]byte{file: source}
+	for _, f := range beside {
+		if filepath.Clean(f) == filepath.Clean(file) {
+			continue
+		}
+		if raw, err := os.ReadFile(f); err == nil {
+			files, sources[f] = append(files, f), raw
+		}
+	}
+	programs, problems := loadBeside(append(files, file), sources)
+	for _, p := range problems {
+		if p.File == file && p.Severity == "error" {
+			fmt.Fprintln(os.Stderr, plainLines(p.Render(source)))
+		}
+	}
+	for _, p := range programs {
+		if p.File == file {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is not valid", file)
+}
+
+func showExplanation(out io.Writer, e playbooks.Explanation) error {
+	fmt.Fprintf(out, "%s (%s)\n", e.Playbook, e.File)
+	if e.Description != "" {
+		fmt.Fprintf(out, "%s\n", plain(e.Description))
+	}
+	fmt.Fprintf(out, "\nHandles %s.\n", plain(e.Handles))
+	for _, in := range e.Takes {
+		fmt.Fprintf(out, "Takes   %s\n", plain(in))
+	}
+	for _, o := range e.Gives {
+		fmt.Fprintf(out, "Gives   %s\n", plain(o))
+	}
+	if e.MaxPhase < 3 {
+		fmt.Fprintf(out, "It never goes beyond phase %d.\n", e.MaxPhase)
+	}
+	fmt.Fprintln(out)
+	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "PHASE 1\tPHASE 2\tPHASE 3\tWHAT")
+	for _, l := range e.Lines {
+		phases := "\t\t"
+		if len(l.Phases) > 0 {
+			phases = strings.Join(l.Phases, "\t")
+		}
+		fmt.Fprintf(t, "%s\t%s%s\n", phases, strings.Repeat("  ", l.Depth), plain(l.Text))
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}
+
+// playbookRow is one playbook as `stanch playbooks` shows it.
+type playbookRow struct {
+	Playbook    string `json:"playbook"`
+	File        string `json:"file"`
+	Description string `json:"description,omitempty"`
+	Handles     string `json:"handles"`
+	Priority    int    `json:"priority"`
+	Starts      *bool  `json:"starts,omitempty"` // for the incident that was asked about
+	Why         string `json:"why,omitempty"`
+}
+
+func playbooksCommand(g *globals) *cobra.Command {
+	var output string
+	var folders []string
+	c := &cobra.Command{
+		Use: "playbooks [INCIDENT|FILE]", Short: "List the playbooks; of an incident, which would start, and why or why not", Args: args(cobra.MaximumNArgs(1)),
+		Long: `List the playbooks that Stanch would use: the library's, and those of the configuration's folders.
+
+Given the id of an incident, or a file with one (a recording, or an incident as ` + "`stanch incidents ID -o json`" + ` prints it),
+say of each whether it would start, and why or why not.`,
+		Example: "  stanch playbooks\n  stanch playbooks INC-01JABC…\n  stanch playbooks recording.json --playbooks ./mine",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			config, err := g.load()
+			if err != nil {
+				return err
+			}
+			config.Playbooks = append(config.Playbooks, folders...)
+			library, problems, err := worker.LoadLibrary(config, worker.Catalogue())
+			if err != nil {
+				return fmt.Errorf("load the playbooks: %w", err)
+			}
+			for _, p := range problems {
+				if p.Severity == "error" {
+					fmt.Fprintln(os.Stderr, plain(p.String()))
+				}
+			}
+			var in *playbooks.Incident
+			if len(given) == 1 {
+				if in, err = g.incident(cmd, given[0]); err != nil {
+					return err
+				}
+			}
+			rows := playbookRows(library.Programs(), in)
+			if output == "json" {
+				err = printJSON(cmd.OutOrStdout(), rows)
+			} else {
+				err = showPlaybooks(cmd.OutOrStdout(), rows, in)
+			}
+			if err == nil && problems.HasErrors() {
+				return fmt.Errorf("some playbooks are not valid and are not listed: `stanch validate` says why")
+			}
+			return err
+		},
+	}
+	c.Flags().StringSliceVar(&folders, "playbooks", nil, "a folder of playbooks besides those of the configuration")
+	outputFlag(c, &output)
+	return c
+}
+
+// incident reads an incident: from a file, or from the Stanch that runs.
+func (g *globals) incident(cmd *cobra.Command, what string) (*playbooks.Incident, error) {
+	var in playbooks.Incident
+	raw, err := readBounded(what, 64<<20)
+	if err != nil {
+		if strings.ContainsAny(what, "./") {
+			return nil, fmt.Errorf("read the incident: %w", err)
+		}
+		err = g.local().get(cmd.Context(), "/v1/incidents/"+what, &in)
+		return &in, err
+	}
+	if rec, err := recording.Decode(raw); err == nil {
+		recorded := asRecorded(rec)
+		return &recorded, nil
+	}
+	if err := json.Unmarshal(raw, &in); err != nil || in.ID == "" {
+		return nil, fmt.Errorf("%s is neither a recording (`stanch record ID`) nor an incident (`stanch incidents ID -o json`)", what)
+	}
+	return &in, nil
+}
+
+// asRecorded is the incident of a recording, as far as its detections tell: what enrichment found is not in it.
+func asRecorded(rec recording.Recording) playbooks.Incident {
+	in := playbooks.Incident{
+		ID: rec.Incident.ID, Key: rec.Incident.Key, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
+	}
+	var signals []playbooks.Signal
+	for i, d := range rec.Detections {
+		if i == 0 {
+			in.Trigger, in.Workload = d.Detection, incident.WorkloadOf(d.Detection)
+		}
+		in.Total++
+		signals = append(signals, playbooks.Signal{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
+		if target := incident.TargetOf(d.Detection); !slices.Contains(in.Targets, target) {
+			in.Targets = append(in.Targets, target)
+		}
+	}
+	verdict := playbooks.Correlate(signals)
+	in.Objective, in.Severity, in.Confidence, in.Reasons = verdict.Objective, verdict.Severity, verdict.Confidence, verdict.Reasons
+	return in
+}
+
+func playbookRows(programs []*playbooks.Program, in *playbooks.Incident) []playbookRow {
+	rows := []playbookRow{}
+	var about playbooks.Incident
+	if in != nil {
+		about = *in
+	}
+	for _, c := range playbooks.Choose(programs, about) {
+		e := playbooks.Explain(c.Program)
+		row := playbookRow{Playbook: c.Name, File: c.File, Description: c.Description, Handles: e.Handles}
+		if c.Match != nil {
+			row.Priority = c.Match.Priority
+		}
+		if in != nil {
+			row.Starts, row.Why = &c.Chosen, c.Why
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func showPlaybooks(out io.Writer, rows []playbookRow, in *playbooks.Incident) error {
+	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	if in == nil {
+		fmt.Fprintln(t, "PLAYBOOK\tHANDLES\tFILE")
+	} else {
+		fmt.Fprintln(t, "PLAYBOOK\tSTARTS\tWHY\tFILE")
+	}
+	for _, r := range rows {
+		if in == nil {
+			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, plain(r.Handles), r.File)
+			continue
+		}
+		starts := "no"
+		if *r.Starts {
+			starts = "yes"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Playbook, starts, plain(r.Why), r.File)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}

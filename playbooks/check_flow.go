@@ -1,0 +1,118 @@
+package playbooks
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"stanch/sensors/condition"
+)
+
+// flowStage checks that every step can be reached, and that what an expression reads has run.
+func (c *checker) flowStage() {
+	for _, u := range c.uses {
+		for _, name := range slices.Sorted(maps.Keys(u.reads)) {
+			c.mayNotHaveRun(u, name, u.reads[name])
+		}
+	}
+	c.reached(c.program.Steps)
+	c.reached(c.program.Finally)
+	walk(c.program.Finally, func(s *Step) {
+		switch {
+		case s.Verb == VerbContain || s.Approval != nil || s.Call != nil || s.Wait != nil:
+			c.errorf(s.Pos, "finally", "put it at the end of `steps`", "`%s` has no place in `finally`: what runs at the end only observes, and waits for nobody", s.Kind())
+		case s.Stop != nil:
+			c.errorf(s.Pos, "finally", "remove it", "`stop` has no meaning in `finally`: it is the end already")
+		}
+	})
+}
+
+// mayNotHaveRun reports an output of a step that stands under conditions under which the expression does not.
+func (c *checker) mayNotHaveRun(u use, name string, h how) {
+	born, ok := c.born[name]
+	if ok && h.outputs && c.isStep(name) && slices.Contains(u.at.conditions, "failed:"+c.paths[name]) {
+		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`", "the step `%s` has failed here: it has no outputs", name)
+		return
+	}
+	if !ok || !h.outputs || !c.isStep(name) || h.outcome || slices.Contains(u.at.checked, name) {
+		return
+	}
+	for _, condition := range born.conditions {
+		if !slices.Contains(u.at.conditions, condition) {
+			c.errorf(u.expr.Pos, "may-not-have-run", "look at its outcome first: `"+name+".outcome == \"changed\" && …`, or put this under the same condition",
+				"the step `%s` may not have run here: it stands %s", name, conditionWords(condition))
+			return
+		}
+	}
+}
+
+// conditionWords says a condition for a person.
+func conditionWords(condition string) string {
+	kind, path, _ := strings.Cut(condition, ":")
+	switch kind {
+	case "approved":
+		return "in the approval " + path
+	case "failed":
+		return "in the `on_failure` of " + path
+	case "denied":
+		return "in the `on_denied` of " + path
+	case "each":
+		return "in the loop " + path
+	case "finally":
+		return "in `finally`"
+	}
+	return "under `if: " + clip(condition, 60) + "`"
+}
+
+// reached reports steps that can never run.
+func (c *checker) reached(steps []Step) {
+	ended := Pos{}
+	for i := range steps {
+		s := &steps[i]
+		if ended != (Pos{}) {
+			c.errorf(s.Pos, "unreachable", "remove it, or give the `stop` an `if`", "this can never run: the playbook stops at line %d", ended.Line)
+			ended = Pos{}
+		}
+		if value, constant := c.constant(s.If); constant && !value {
+			c.errorf(s.If.Pos, "unreachable", "remove the step", "this can never run: its `if` is always false")
+		}
+		if s.Stop != nil && s.If == nil {
+			ended = s.Pos
+		}
+		if s.ForEach != nil {
+			c.lost(s)
+		}
+		for j := range s.Parallel {
+			c.reached(s.Parallel[j : j+1])
+		}
+		c.reached(s.inner())
+		c.reached(s.OnFailure)
+		c.reached(s.OnDenied)
+	}
+}
+
+// lost reports values that a loop sets and that are gone after each of its rounds.
+func (c *checker) lost(loop *Step) {
+	inside := "each:" + loop.Path
+	walk(loop.ForEach.Steps, func(s *Step) {
+		for _, a := range s.Set {
+			if born, ok := c.born[a.Name]; ok && !slices.Contains(born.conditions, inside) {
+				c.errorf(a.Pos, "lost", "give it another name; what a loop finds out stays inside of it", "`%s` is set outside of the loop too: what is set here is gone after each round", a.Name)
+			}
+		}
+	})
+}
+
+// constant tells the value of a condition that does not depend on anything.
+func (c *checker) constant(e *Expr) (value, constant bool) {
+	program := c.program.exprs[e]
+	if e == nil || program == nil {
+		return false, false
+	}
+	if len(readsOf(program.Node())) > 0 {
+		return false, false
+	}
+	out, err := condition.Run(program, nil)
+	value, constant = out.(bool)
+	return value, constant && err == nil
+}

@@ -1,0 +1,149 @@
+package playbooks
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+)
+
+// goType is the type of an input's value.
+func (in Input) goType() reflect.Type {
+	switch in.Type {
+	case "string":
+		return reflect.TypeFor[string]()
+	case "integer":
+		return reflect.TypeFor[int]()
+	case "number":
+		return reflect.TypeFor[float64]()
+	case "boolean":
+		return reflect.TypeFor[bool]()
+	case "strings":
+		return reflect.TypeFor[[]string]()
+	case "target":
+		return reflect.TypeFor[Target]()
+	case "targets":
+		return reflect.TypeFor[[]Target]()
+	}
+	return reflect.TypeFor[any]()
+}
+
+// tag is an input's bounds, as action parameters carry them.
+func (in Input) tag() string {
+	tag := ""
+	for _, word := range in.Enum {
+		tag += ",enum=" + word
+	}
+	if in.Minimum != nil {
+		tag += ",minimum=" + strconv.FormatFloat(*in.Minimum, 'g', -1, 64)
+	}
+	if in.Maximum != nil {
+		tag += ",maximum=" + strconv.FormatFloat(*in.Maximum, 'g', -1, 64)
+	}
+	return tag
+}
+
+// inputType is the struct under which expressions see inputs.
+func inputType(inputs []Input) reflect.Type {
+	var fields []reflect.StructField
+	seen := map[string]bool{}
+	for _, in := range inputs {
+		if identifier.MatchString(in.Name) && !seen[in.Name] {
+			seen[in.Name] = true
+			fields = append(fields, outputField(in.Name, in.goType()))
+		}
+	}
+	return reflect.StructOf(fields)
+}
+
+// input checks the declaration of one input.
+func (c *checker) input(in *Input, names scope) {
+	numeric := in.Type == "integer" || in.Type == "number"
+	if in.Type == "" {
+		return
+	}
+	if in.Enum != nil && in.Type != "string" {
+		c.errorf(in.TypePos, "conflict", "remove it", "`enum` has no meaning on %s", in.Type)
+	}
+	if (in.Minimum != nil || in.Maximum != nil) && !numeric {
+		c.errorf(in.TypePos, "conflict", "remove it", "`minimum` and `maximum` have no meaning on %s", in.Type)
+	}
+	if in.Minimum != nil && in.Maximum != nil && *in.Minimum > *in.Maximum {
+		c.errorf(in.TypePos, "range", "", "the minimum of `%s` is above its maximum", in.Name)
+	}
+	if in.Default != nil {
+		c.value(*in.Default, in.goType(), in.tag(), in.Name, names, place{})
+	} else if c.program.Match != nil {
+		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`", "nobody gives the input `%s` when an incident starts the playbook", in.Name)
+	}
+}
+
+// bind makes the struct of inputs from what was given, and the defaults of what was not.
+func (p *Program) bind(given map[string]any, env Env) (any, error) {
+	out := reflect.New(inputType(p.Inputs)).Elem()
+	for _, in := range p.Inputs {
+		v, ok := given[in.Name]
+		if !ok && in.Default != nil {
+			var err error
+			if v, err = p.value(*in.Default, env); err != nil {
+				return nil, fmt.Errorf("the default of input %s: %w", in.Name, err)
+			}
+		}
+		if v == nil {
+			return nil, fmt.Errorf("the input %s was not given", in.Name)
+		}
+		value, err := convert(v, in.goType())
+		if err == nil {
+			err = in.within(value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the input %s %w", in.Name, err)
+		}
+		out.FieldByName("Out_" + in.Name).Set(value)
+	}
+	return out.Interface(), nil
+}
+
+// within checks a value against its bounds.
+func (in Input) within(v reflect.Value) error {
+	number := 0.0
+	switch {
+	case v.CanInt():
+		number = float64(v.Int())
+	case v.CanFloat():
+		number = v.Float()
+	case v.Kind() == reflect.String && in.Enum != nil && !slices.Contains(in.Enum, v.String()):
+		return fmt.Errorf("cannot be %q: it is one of %s", clip(v.String(), 60), quoted(in.Enum))
+	}
+	if in.Minimum != nil && number < *in.Minimum {
+		return fmt.Errorf("must be at least %v, not %v", *in.Minimum, number)
+	}
+	if in.Maximum != nil && number > *in.Maximum {
+		return fmt.Errorf("must be at most %v, not %v", *in.Maximum, number)
+	}
+	return nil
+}
+
+// convert makes a value of a type from what an expression or a file gave.
+func convert(v any, t reflect.Type) (reflect.Value, error) {
+	got := reflect.ValueOf(v)
+	switch {
+	case got.IsValid() && got.Type() == t:
+		return got, nil
+	case got.IsValid() && t.Kind() == reflect.Slice && got.Kind() == reflect.Slice:
+		out := reflect.MakeSlice(t, 0, got.Len())
+		for i := range got.Len() {
+			element, err := convert(got.Index(i).Interface(), t.Elem())
+			if err != nil {
+				return reflect.Value{}, err
+			}
+			out = reflect.Append(out, element)
+		}
+		return out, nil
+	case got.IsValid() && t.Kind() == reflect.Float64 && (got.CanInt() || got.CanUint() || got.CanFloat()),
+		got.IsValid() && t.Kind() == reflect.Int && (got.CanInt() || got.CanUint()),
+		got.IsValid() && t.Kind() == reflect.String && got.Kind() == reflect.String:
+		return got.Convert(t), nil
+	}
+	return reflect.Value{}, fmt.Errorf("must be %s, not %T", typeName(t), v)
+}

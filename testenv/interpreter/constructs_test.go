@@ -1,0 +1,283 @@
+package interpreter
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/workflows"
+)
+
+// counter is a playbook that others call: it holds what it is given, and says how many there were.
+const counter = `
+playbook: counter
+inputs:
+  pods: { type: targets }
+  floor: { type: integer, default: 5 }
+outputs:
+  found: seen.count
+  many: seen.count > inputs.floor
+steps:
+  - enrich: ctx
+    id: seen
+    target: inputs.pods
+  - contain: isolate
+    id: hold
+    target: inputs.pods
+    for: 1h
+`
+
+// Each line of `want` is a line of the report: the step's name, its action, its outcome and the beginning of its reason.
+func TestEveryConstructRuns(t *testing.T) {
+	for name, s := range map[string]struct {
+		scenario
+		outcome playbooks.Outcome // of the run
+		inOrder bool
+	}{
+		"a loop runs its steps for each element, and its names stay inside": {
+			scenario: scenario{
+				steps: `
+  - evidence: snapshot
+  - foreach: incident.targets
+    id: each
+    as: pod
+    steps:
+      - enrich: ctx
+        id: c
+        target: pod
+      - contain: isolate
+        target: pod
+        if: c.count == 7
+        for: 1h
+  - notify: tell
+    target: incident.targets[0]
+    if: each.outcome == "changed" && each.targets == 2
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "each[0]/c ctx changed", "each[0]/steps[1].steps[1] isolate changed",
+					"each[1]/c ctx changed", "each[1]/steps[1].steps[1] isolate changed", "steps[2] tell changed",
+				},
+			}, outcome: "changed", inOrder: true,
+		},
+		"a loop's outcome is the worst of its rounds, and the others run": {
+			scenario: scenario{
+				answers: map[string][]error{"isolate": {activities.Refuse("host network"), nil}},
+				steps: `
+  - evidence: snapshot
+  - foreach: incident.targets
+    steps:
+      - contain: isolate
+        target: item
+        for: 1h
+    on_failure:
+      - notify: tell
+        target: incident.targets[0]
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1][0]/steps[1].steps[0] isolate refused (host network)",
+					"steps[1][1]/steps[1].steps[0] isolate changed", "steps[1].on_failure[0] tell changed",
+				},
+			}, outcome: "changed", inOrder: true,
+		},
+		"a list that is too long is refused before anything runs": {
+			scenario: scenario{
+				steps: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
+				want:  []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell changed"},
+			}, outcome: "changed",
+		},
+		"a loop over nothing is skipped": {
+			scenario: scenario{
+				steps: "\n  - foreach: filter(incident.targets, .name == \"nobody\")\n    concurrency: 2\n    steps:\n      - enrich: ctx\n        target: item\n",
+				want:  []string{"steps[0] foreach skipped (the list is empty)"},
+			}, outcome: "skipped",
+		},
+		"a call gives inputs and reads outputs": {
+			scenario: scenario{
+				called: []string{counter},
+				steps: `
+  - evidence: snapshot
+  - call: counter
+    id: sub
+    with: { pods: "${incident.targets}" }
+  - notify: tell
+    target: incident.targets[0]
+    if: sub.found == 7 && sub.many
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed", "sub/hold isolate changed",
+					"sub call changed", "steps[2] tell changed",
+				},
+			}, outcome: "changed",
+		},
+		"a call that fails runs on_failure, and its outputs cannot be read": {
+			scenario: scenario{
+				called: []string{counter}, answers: map[string][]error{"isolate": {activities.Refuse("no")}},
+				steps: `
+  - evidence: snapshot
+  - call: counter
+    id: sub
+    with: { pods: "${[incident.targets[0]]}" }
+    on_failure:
+      - notify: tell
+        target: incident.targets[0]
+  - notify: tell
+    if: sub.many
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/hold isolate refused (no)", "sub call refused (no)",
+					"steps[1].on_failure[0] tell changed", "steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
+				},
+			}, outcome: "failed", inOrder: true,
+		},
+		"a stop ends the playbook with its outcome, and finally runs": {
+			scenario: scenario{
+				head: "finally:\n  - notify: tell\n    target: incident.targets[0]\n",
+				steps: `
+  - enrich: ctx
+    id: c
+    target: incident.targets[0]
+  - stop: unchanged
+    if: c.count > 5
+    reason: "a scan, ${c.count} of it"
+  - enrich: ctx
+`,
+				want: []string{"c ctx changed", "steps[1] stop unchanged (a scan, 7 of it)", "finally[0] tell changed"},
+			}, outcome: "unchanged", inOrder: true,
+		},
+		"a stop in a called playbook ends that one only": {
+			scenario: scenario{
+				called: []string{"playbook: early\ninputs: {}\nsteps:\n  - parallel:\n      - stop: skipped\n      - wait: 1s\n  - enrich: ctx\n"},
+				steps:  "\n  - call: early\n    id: sub\n  - notify: tell\n    target: incident.targets[0]\n    if: sub.outcome == \"skipped\"\n",
+				want:   []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait changed (waited for 1s)", "sub call skipped", "steps[1] tell changed"},
+			}, outcome: "changed",
+		},
+		"values keep their names, through branches and not out of loops": {
+			scenario: scenario{
+				steps: `
+  - set: { wide: false, why: "nobody knows" }
+  - parallel:
+      - set: { wide: "${len(incident.targets) == 2}" }
+      - enrich: ctx
+  - foreach: incident.targets
+    steps:
+      - set: { name: "${item.name}" }
+      - notify: tell
+        target: item
+        if: wide && name == "b"
+  - notify: tell
+    target: incident.targets[0]
+    if: wide && why startsWith "nobody"
+`,
+				want: []string{
+					"steps[0] set changed (wide, why)", "steps[1].parallel[0] set changed (wide)", "steps[1].parallel[1] ctx changed", "steps[1].parallel[1] ctx changed",
+					"steps[2][0]/steps[2].steps[0] set changed (name)", "steps[2][0]/steps[2].steps[1] tell skipped", "steps[2][1]/steps[2].steps[0] set changed (name)",
+					"steps[2][1]/steps[2].steps[1] tell changed", "steps[3] tell changed",
+				},
+			}, outcome: "changed",
+		},
+		"what is not done in time has failed": {
+			scenario: scenario{
+				steps: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
+				want: []string{
+					"steps[0].parallel[1] ctx changed", "steps[0].parallel[0] wait failed (it was cut off)", "steps[0] parallel failed (not done within 1s",
+					"steps[0].on_failure[0] tell changed",
+				},
+			}, outcome: "changed", inOrder: true,
+		},
+		"a branch that fails makes the parallel fail": {
+			scenario: scenario{
+				answers: map[string][]error{"isolate": {activities.Refuse("no")}},
+				steps:   "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
+				want:    []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait changed", "steps[1].on_failure[0] stop refused (no)"},
+			}, outcome: "refused",
+		},
+		"a run that began with the first version goes on with it": {
+			scenario: scenario{
+				version: 1, answers: map[string][]error{"isolate": {activities.Refuse("no")}, "ctx": {errAway, errAway, errAway}},
+				steps: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
+				want:  []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
+			}, outcome: "changed",
+		},
+		"an approval permits what a loop and a call inside of it hold": {
+			scenario: scenario{
+				called: []string{counter}, verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk}, "scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+				steps: `
+  - evidence: snapshot
+  - approval: all of it
+    ask: "Hold ${len(incident.targets)} pods?"
+    from: { groups: [people] }
+    timeout: 5s
+    on_timeout: deny
+    steps:
+      - call: counter
+        id: sub
+        with: { pods: "${incident.targets}" }
+      - foreach: incident.targets
+        as: pod
+        concurrency: 2
+        steps:
+          - contain: scale
+            target: pod
+            for: 1h
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed",
+					"sub/hold isolate changed", "sub call changed", "steps[1].steps[1][0]/steps[1].steps[1].steps[0] scale changed", "steps[1].steps[1][1]/steps[1].steps[1].steps[0] scale changed",
+				},
+			}, outcome: "changed",
+		},
+		"a wait for what never holds fails": {
+			scenario: scenario{
+				steps: "\n  - wait: { until: live.total > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
+				want:  []string{"steps[0] wait failed (it did not hold within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
+			}, outcome: "failed",
+		},
+		"a wait ends when the incident is as it waits for": {
+			scenario: scenario{
+				steps: "\n  - wait: { until: live.total > incident.total + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
+				want:  []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
+				then: func(t *testing.T, c client.Client, id string, _ func(func())) {
+					for total := range 3 {
+						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalLive, playbooks.Incident{Total: total}))
+					}
+				},
+			}, outcome: "changed", inOrder: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, report := play(t, s.scenario)
+			var got []string
+			for _, step := range report.Steps {
+				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Step, step.Action, step.Outcome, step.Reason), " ()"))
+			}
+			compare(t, s.want, got)
+			for i := range got {
+				require.True(t, !s.inOrder || strings.HasPrefix(got[i], s.want[i]), "line %d is %q, not %q", i, got[i], s.want[i])
+			}
+			require.Equal(t, s.outcome, report.Outcome, report.Reason)
+		})
+	}
+}
+
+// A worker of an earlier version leaves a run of a later one alone: it waits for a worker that knows its language.
+func TestARunOfALaterLanguageWaits(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	s := scenario{version: playbooks.LanguageVersion + 1, steps: "\n  - enrich: ctx\n"}
+	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
+		require.Eventually(t, func() bool {
+			d, err := c.DescribeWorkflowExecution(t.Context(), id, "")
+			return err == nil && d.GetPendingWorkflowTask().GetAttempt() > 1
+		}, 20*time.Second, 50*time.Millisecond, "its task is tried again, after %s", time.Since(began))
+		require.NoError(t, c.TerminateWorkflow(t.Context(), id, "", "the test is over"))
+	}
+	s.ends = func(t *testing.T, err error) { require.ErrorContains(t, err, "terminated") }
+	play(t, s)
+}

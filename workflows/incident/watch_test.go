@@ -1,0 +1,84 @@
+package incident
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/interceptor"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// waits runs an incident whose playbook waits for enough detections. It gives the incident, what became of the wait, and
+// how often the incident spoke to the playbook.
+func waits(t *testing.T, enough int, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
+	t.Helper()
+	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
+	plays := &playbook.Workflows{Catalogue: playbooks.Catalogue{}}
+	w := &Workflows{Playbooks: plays}
+	env.RegisterWorkflow(w.Incident)
+	env.RegisterWorkflow(plays.Playbook)
+	var set *activities.Set
+	env.RegisterActivity(set.Observe)
+	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n", enough)
+	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) {
+		return []Selected{{Name: "p", File: "p.yaml", Source: source}}, nil
+	}, activity.RegisterOptions{Name: Match})
+	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
+	for i, after := range detections {
+		env.RegisterDelayedCallback(func() {
+			d := sensors.Detection{ID: fmt.Sprint(i), Rule: "rule", Title: "title"}
+			d.Event.Container.ID = "container"
+			env.SignalWorkflow(workflows.SignalDetections, []Attested{{Detection: d}})
+		}, after)
+	}
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID("key"), TaskQueue: workflows.TaskQueue})
+	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&onSignal{do: func(ctx workflow.Context) {
+		if workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
+			spoken++
+		}
+	}}}})
+	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key"})
+	require.NoError(t, env.GetWorkflowResult(&in))
+	require.Len(t, in.Playbooks, 1)
+	require.Len(t, in.Playbooks[0].Steps, 1, in.Playbooks[0].Error)
+	return in, in.Playbooks[0].Steps[0], spoken
+}
+
+// A playbook that waits for more hears of it when it comes.
+func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
+	in, wait, _ := waits(t, 5, []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
+	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome, wait.Reason)
+	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
+}
+
+// What never comes is not waited for longer than was said.
+func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
+	_, wait, _ := waits(t, 5, []time.Duration{0, time.Minute})
+	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
+	require.Equal(t, "it did not hold within 20m0s", wait.Reason)
+}
+
+// A storm of detections does not fill the history of a playbook that waits.
+func TestAStormIsToldInSteps(t *testing.T) {
+	var storm []time.Duration
+	for i := range 600 {
+		storm = append(storm, time.Duration(i)*100*time.Millisecond)
+	}
+	_, wait, spoken := waits(t, len(storm), storm)
+	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
+	require.LessOrEqual(t, spoken, 15, "a minute of it, told every five seconds at most")
+}
