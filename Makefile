@@ -33,9 +33,10 @@ bin/stanch: $(SOURCES)
 bin/stanch-sensor: $(SOURCES)
 	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
-setup: ## install what the tests need (Debian packages, moto_server) and build the lab's Kubernetes node
+setup: ## install what the tests need (Debian packages, moto_server, the YAML language server) and build the lab's Kubernetes node
 	@bash scripts/setup.sh $(PACKAGES)
 	@bash scripts/moto.sh "$(CACHE)/moto"
+	@bash scripts/languageserver.sh "$(CACHE)/yaml-language-server"
 	@$(GO) run ./testenv/kube/cmd/labnode build
 
 test: setup build ## run every test: kernel, node, Temporal and Kubernetes included

@@ -1,0 +1,242 @@
+// Package editor drives a real YAML language server, the one inside of most editors, with the schema of playbooks: what
+// a user sees while writing. It refuses to judge playbooks by itself.
+package editor
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sourcegraph/jsonrpc2"
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/playbooks/library"
+	needs "stanch/testenv/require"
+	"stanch/worker"
+)
+
+// object is a message's content.
+type object = map[string]any
+
+// server is a language server with one open document.
+type server struct {
+	conn   *jsonrpc2.Conn
+	schema string
+	file   string
+
+	mu          sync.Mutex
+	diagnostics map[string][]diagnostic
+}
+
+type diagnostic struct {
+	Message string
+	Range   struct{ Start struct{ Line, Character int } }
+}
+
+type stdio struct {
+	io.Reader
+	io.WriteCloser
+}
+
+func start(t *testing.T) *server {
+	t.Helper()
+	program := os.Getenv("STANCH_YAML_LANGUAGE_SERVER")
+	if program == "" {
+		cache := os.Getenv("STANCH_CACHE")
+		if home, err := os.UserHomeDir(); err == nil && cache == "" {
+			cache = filepath.Join(home, ".cache", "stanch")
+		}
+		program = filepath.Join(cache, "yaml-language-server", "node_modules", ".bin", "yaml-language-server")
+	}
+	if _, err := os.Stat(program); err != nil {
+		needs.Lacking(t, "the YAML language server is not installed (`make setup` does, with npm)")
+	}
+	dir := t.TempDir()
+	raw, err := json.Marshal(playbooks.Schema(worker.Catalogue()))
+	require.NoError(t, err)
+	s := &server{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
+	require.NoError(t, os.WriteFile(s.schema, raw, 0o600))
+
+	cmd := exec.CommandContext(t.Context(), program, "--stdio")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	s.conn = jsonrpc2.NewConn(context.Background(), jsonrpc2.NewBufferedStream(stdio{out, in}, jsonrpc2.VSCodeObjectCodec{}), jsonrpc2.HandlerWithError(s.handle))
+	root := (&url.URL{Scheme: "file", Path: dir}).String()
+	s.call(t, "initialize", object{
+		"processId": os.Getpid(), "rootUri": root, "workspaceFolders": []any{object{"uri": root, "name": "test"}},
+		"capabilities": object{
+			"workspace":    object{"configuration": true, "workspaceFolders": true, "didChangeConfiguration": object{"dynamicRegistration": true}},
+			"textDocument": object{"completion": object{"completionItem": object{"documentationFormat": []string{"markdown"}}}, "hover": object{"contentFormat": []string{"markdown"}}, "publishDiagnostics": object{}},
+		},
+	}, nil)
+	s.tell(t, "initialized", object{})
+	s.tell(t, "workspace/didChangeConfiguration", object{"settings": s.settings()})
+	return s
+}
+
+func (s *server) settings() object {
+	return object{"yaml": object{"schemas": object{"file://" + s.schema: "*.yaml"}, "validate": true, "hover": true, "completion": true, "schemaStore": object{"enable": false}}}
+}
+
+// handle answers what the server asks, and keeps what it finds.
+func (s *server) handle(_ context.Context, _ *jsonrpc2.Conn, r *jsonrpc2.Request) (any, error) {
+	switch r.Method {
+	case "workspace/configuration":
+		var q struct{ Items []struct{ Section string } }
+		if err := json.Unmarshal(*r.Params, &q); err != nil {
+			return nil, err //nolint:wrapcheck // the library sends it back
+		}
+		var out []any
+		for _, item := range q.Items {
+			out = append(out, s.settings()[item.Section])
+		}
+		return out, nil
+	case "textDocument/publishDiagnostics":
+		var p struct {
+			URI         string
+			Diagnostics []diagnostic
+		}
+		if err := json.Unmarshal(*r.Params, &p); err != nil {
+			return nil, err //nolint:wrapcheck // the library sends it back
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.diagnostics[p.URI] = p.Diagnostics
+	}
+	return nil, nil
+}
+
+func (s *server) call(t *testing.T, method string, in, out any) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, s.conn.Call(ctx, method, in, out), method)
+}
+
+func (s *server) tell(t *testing.T, method string, in any) {
+	t.Helper()
+	require.NoError(t, s.conn.Notify(t.Context(), method, in), method)
+}
+
+// open opens a document and gives what is wrong with it.
+func (s *server) open(t *testing.T, name, text string) (uri string, found []diagnostic) {
+	t.Helper()
+	uri = strings.TrimSuffix(s.file, "playbook.yaml") + name
+	s.tell(t, "textDocument/didOpen", object{"textDocument": object{"uri": uri, "languageId": "yaml", "version": 1, "text": text}})
+	require.Eventually(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, judged := s.diagnostics[uri]
+		found = s.diagnostics[uri]
+		return judged
+	}, 30*time.Second, 10*time.Millisecond, "the server judges %s", name)
+	return uri, found
+}
+
+// at finds the place of the mark ‸ in a text, and the text without it.
+func at(text string) (clean string, position object) {
+	before, after, _ := strings.Cut(text, "‸")
+	line := strings.Count(before, "\n")
+	return before + after, object{"line": line, "character": len(before) - strings.LastIndex(before, "\n") - 1}
+}
+
+// offers are what the editor proposes at the mark.
+func (s *server) offers(t *testing.T, name, text string) map[string]string {
+	t.Helper()
+	clean, position := at(text)
+	uri, _ := s.open(t, name, clean)
+	var list struct {
+		Items []struct {
+			Label         string
+			Documentation json.RawMessage
+		}
+	}
+	s.call(t, "textDocument/completion", object{"textDocument": object{"uri": uri}, "position": position}, &list)
+	out := map[string]string{}
+	for _, item := range list.Items {
+		out[item.Label] = string(item.Documentation)
+	}
+	return out
+}
+
+// hover is what the editor shows of the word at the mark.
+func (s *server) hover(t *testing.T, name, text string) string {
+	t.Helper()
+	clean, position := at(text)
+	uri, _ := s.open(t, name, clean)
+	var shown struct{ Contents struct{ Value string } }
+	s.call(t, "textDocument/hover", object{"textDocument": object{"uri": uri}, "position": position}, &shown)
+	return shown.Contents.Value
+}
+
+const head = "playbook: p\ndescription: d\nmatch: { objective: crypto-mining }\nsteps:\n"
+
+func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
+	s := start(t)
+	t.Run("valid playbooks have no mistakes", func(t *testing.T) {
+		for _, source := range library.Sources() {
+			text := strings.Replace(string(source.Source), "https://stanch.dev/schema/playbook.json", "file://"+s.schema, 1)
+			_, found := s.open(t, filepath.Base(source.File), text)
+			require.Empty(t, found, source.File)
+		}
+	})
+	t.Run("mistakes are marked where they are", func(t *testing.T) {
+		for name, text := range map[string]string{
+			"a key that is none":            head + "  - evidence: process.snapshot\n    timout: 5s‸\n",
+			"an action that is none":        head + "  - evidence: process.snapshott‸\n",
+			"a lease without an end":        head + "  - contain: pod.isolate‸\n",
+			"an act with one":               head + "  - contain: pod.restart‸\n    for: 5m\n",
+			"a parameter that is none":      head + "  - evidence: pod.logs\n    with: { tial: 5 }‸\n",
+			"a parameter out of its bounds": head + "  - evidence: pod.logs\n    with: { tail: 0 }‸\n",
+			"a key of another kind":         head + "  - wait: 5m\n    with: { tail: 0 }‸\n",
+			"an approval without people":    head + "  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
+			"an objective that is none":     "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
+			"an outcome that is none":       head + "  - stop: succeeded‸\n",
+		} {
+			clean, position := at(text)
+			_, found := s.open(t, name+".yaml", clean)
+			require.NotEmpty(t, found, name)
+			// Some are of the step, some of the line.
+			require.GreaterOrEqual(t, position["line"].(int), found[0].Range.Start.Line, "%s: %v", name, found)
+		}
+	})
+	t.Run("it offers actions, parameters and keys, with what they are for", func(t *testing.T) {
+		contain := s.offers(t, "contain.yaml", head+"  - contain: ‸\n")
+		require.Contains(t, contain, "pod.isolate")
+		require.Contains(t, contain, "workload.scale")
+		require.NotContains(t, contain, "pod.logs", "an action of another verb")
+		with := s.offers(t, "with.yaml", head+"  - evidence: pod.logs\n    with:\n      ‸\n")
+		require.Contains(t, with, "tail")
+		require.Contains(t, with["tail"], "lines from the end")
+		require.NotContains(t, with, "replicas", "a parameter of another action")
+		keys := s.offers(t, "keys.yaml", head+"  - evidence: pod.logs\n    ‸\n")
+		require.Contains(t, keys, "target")
+		require.Contains(t, keys["on_failure"], "refused")
+		kinds := s.offers(t, "kinds.yaml", head+"  - ‸\n")
+		for _, kind := range playbooks.Kinds() {
+			require.Contains(t, kinds, kind.Name)
+		}
+		objectives := s.offers(t, "objectives.yaml", "playbook: p\nmatch:\n  objective: ‸\n")
+		require.Contains(t, objectives, "crypto-mining")
+	})
+	t.Run("it says what a word means", func(t *testing.T) {
+		require.Contains(t, s.hover(t, "h1.yaml", head+"  - contain: pod.iso‸late\n    for: 1h\n"), "Take the network from one pod")
+		require.Contains(t, s.hover(t, "h2.yaml", head+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"), "lines from the end")
+		require.Contains(t, s.hover(t, "h3.yaml", head+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
+		require.Contains(t, s.hover(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "never goes beyond")
+	})
+}
