@@ -124,6 +124,12 @@ tests:
     expect:
       - { step: isolate, target: web-1, outcome: unverified, reason: the node is away }
       - { step: isolate, target: web-2, outcome: refused }
+  - name: each call has its answer
+    detections: [{ objective: crypto-mining }]
+    actions: { log: [{ call: 2, outcome: failed, reason: the receiver is away }] }
+    expect:
+      - { action: log, outcome: changed, with: { text: " in 0 pods, changed: 0" } }
+      - { action: log, outcome: failed, reason: the receiver is away }
   - name: what takes time takes it
     detections: [{ objective: crypto-mining }]
     actions: { process.snapshot: { takes: 4s }, pod.isolate: { takes: 3s } }
