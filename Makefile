@@ -56,7 +56,7 @@ lint: check
 generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/link
 
-FUZZ := playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
+FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
 	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs
 

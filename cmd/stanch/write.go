@@ -17,6 +17,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
+	"stanch/playbooks/scenario"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
 	"stanch/worker"
@@ -232,14 +233,16 @@ func actionsCommand() *cobra.Command {
 
 func schemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema playbook|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
-		ValidArgs: []string{"playbook", "rules", "config", "incident", "recording"}, Example: "  stanch schema playbook > playbook.json",
+		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
+		ValidArgs: []string{"playbook", "test", "rules", "config", "incident", "recording"}, Example: "  stanch schema playbook > playbook.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			reflector := &jsonschema.Reflector{RequiredFromJSONSchemaTags: true}
 			var schema any
 			switch a[0] {
 			case "playbook":
 				schema = playbooks.Schema(worker.Catalogue())
+			case "test":
+				schema = scenario.Schema()
 			case "rules":
 				schema = reflector.Reflect(struct {
 					Lists map[string][]string `json:"lists"`
@@ -252,7 +255,7 @@ func schemaCommand() *cobra.Command {
 			case "recording":
 				schema = recording.Schema()
 			default:
-				return usageError{fmt.Errorf("there is no schema %q: playbook, rules, config, incident, recording", a[0])}
+				return usageError{fmt.Errorf("there is no schema %q: playbook, test, rules, config, incident, recording", a[0])}
 			}
 			return printJSON(cmd.OutOrStdout(), schema)
 		},

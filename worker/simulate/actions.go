@@ -95,10 +95,10 @@ var _ activities.Observer = (*looking)(nil)
 func (l *looking) Spec() playbooks.Spec { return l.spec }
 
 // Observe gives what was observed.
-func (l *looking) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
+func (l *looking) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	if l.spec.Verb == playbooks.VerbNotify || l.spec.Verb == playbooks.VerbTicket {
 		// Nobody is told; one that could not be told then could not be told now.
-		a, _ := l.give(recording.Observe, r)
+		a, _ := l.answer(ctx, recording.Observe, r)
 		switch {
 		case a.Refused != "":
 			return activities.Observation{}, activities.Refuse("%s", a.Refused)
@@ -106,10 +106,10 @@ func (l *looking) Observe(_ context.Context, r activities.Request) (activities.O
 			return activities.Observation{}, failure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
 		}
 		l.sim.event("notification", "%s would tell: %s", r.Action, told(r.Params))
-		return activities.Observation{Note: a.Reason}, nil
+		return observed(a), nil
 	}
 	l.sim.learn(r.Target)
-	a, ok := l.give(recording.Observe, r)
+	a, ok := l.answer(ctx, recording.Observe, r)
 	if !ok {
 		return activities.Observation{}, l.missing(recording.Observe, r)
 	}
@@ -126,11 +126,15 @@ func (l *looking) Observe(_ context.Context, r activities.Request) (activities.O
 	} else {
 		l.sim.event(string(l.spec.Verb), "%s on %s", r.Action, r.Target)
 	}
-	out := activities.Observation{Note: a.Reason}
+	return observed(a), nil
+}
+
+func observed(a recording.Answer) activities.Observation {
+	out := activities.Observation{Note: a.Reason, Unchanged: a.Outcome == playbooks.OutcomeUnchanged}
 	if len(a.Outputs) > 0 {
 		out.Outputs = a.Outputs
 	}
-	return out, nil
+	return out
 }
 
 func told(params json.RawMessage) string {
@@ -155,9 +159,12 @@ var _ activities.Containment = (*containing)(nil)
 func (c *containing) Spec() playbooks.Spec { return c.spec }
 
 // Plan gives what was planned. A plan is asked for twice, when it is made and before its effect: the same is given.
-func (c *containing) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
+func (c *containing) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
 	c.sim.learn(r.Target)
-	a, ok := c.planned(r)
+	a, ok := c.faked(ctx, recording.Plan, r)
+	if !ok {
+		a, ok = c.planned(r)
+	}
 	if !ok {
 		return activities.Plan{}, c.missing(recording.Plan, r)
 	}
@@ -202,8 +209,8 @@ func same(a, b json.RawMessage) bool {
 
 // Apply gives the effect that was recorded. Where there is a plan and no effect, since nobody let it happen, the effect
 // is assumed, and said to be.
-func (c *containing) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
-	a, ok := c.give(recording.Apply, r)
+func (c *containing) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+	a, ok := c.answer(ctx, recording.Apply, r)
 	assumed := false
 	if !ok || a.Decision != nil && a.Decision.Verdict != string(activities.VerdictRun) && a.Refused == "" {
 		if _, planned := c.planned(r); !planned {

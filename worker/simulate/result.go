@@ -24,6 +24,8 @@ type Result struct {
 	Error   string   `json:"error,omitempty"`
 	// Decisions are what the guards said of each plan, in order.
 	Decisions []Decision `json:"decisions"`
+	// Final is the incident as it ended.
+	Final playbooks.Incident `json:"-"`
 }
 
 // Step is what became of one step on one target.

@@ -49,6 +49,8 @@ type Options struct {
 	Phase int
 	// Answers say what people answer.
 	Answers Answers
+	// Fakes answer before the recording does; nil leaves every answer to it.
+	Fakes Fakes
 	// Limit bounds one incident in real time; 0 is a minute.
 	Limit time.Duration
 }
@@ -172,7 +174,7 @@ func (s *sim) run() error {
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
-	env.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions(&timed{Set: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.o.Playbooks(s.keys)), activity.RegisterOptions{Name: incident.Match})
 	s.listen(cfg)
 	s.feed(in)
@@ -281,6 +283,7 @@ func (s *sim) name(id string) string {
 
 // conclude takes over what the incident says became of it.
 func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
+	s.result.Final = out
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, Step{

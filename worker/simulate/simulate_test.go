@@ -44,6 +44,9 @@ func with(t testing.TB, sources ...string) simulate.Options {
 		files, err := fs.Glob(library.Files, "*.yaml")
 		require.NoError(t, err)
 		for _, file := range files {
+			if strings.HasSuffix(file, "_test.yaml") {
+				continue
+			}
 			raw, err := fs.ReadFile(library.Files, file)
 			require.NoError(t, err)
 			add("library/"+file, raw)

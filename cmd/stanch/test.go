@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"stanch/worker"
+	"stanch/worker/playtest"
+)
+
+type testOptions struct {
+	output      string
+	junit       string
+	update      bool
+	coverage    bool
+	minCoverage int
+	verbose     bool
+}
+
+func testCommand() *cobra.Command {
+	o := testOptions{}
+	c := &cobra.Command{
+		Use: "test PATH…", Short: "Run the tests of playbooks: *_test.yaml files beside them", Args: args(cobra.MinimumNArgs(1)),
+		Long: `Run tests of playbooks through the production workflow code, with time skipped and
+nothing touched. A test says what is detected, what each action answers and who
+answers what, and what must become of it. cryptominer_test.yaml, beside cryptominer.yaml:
+
+  playbook: cryptominer.yaml
+  tests:
+    - name: a pod in the host's network is frozen
+      detections: [{ rule: miner-process }]
+      actions:
+        pod.isolate: { outcome: refused, reason: host network }
+      expect:
+        - { step: isolate, outcome: refused, reason: host network }
+        - { action: pod.freeze, outcome: changed, within: 30s }
+      never: [workload.scale]
+
+An action that is not named succeeds. ` + "`stanch schema test`" + ` has every key.`,
+		Example: "  stanch test playbooks/\n  stanch test playbooks/ --min-coverage 100 --junit report.xml\n  stanch test cryptominer_test.yaml --update",
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			return runTests(cmd.Context(), cmd.OutOrStdout(), paths, o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.junit, "junit", "", "write the results to this file as JUnit XML too")
+	f.BoolVar(&o.update, "update", false, "rewrite the `expect` of tests that fail with what happened")
+	f.BoolVar(&o.coverage, "coverage", false, "show which ways through the playbooks no test takes")
+	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this percentage of a playbook is covered")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell the story of each test")
+	outputFlag(c, &o.output)
+	return c
+}
+
+func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions) error {
+	if o.minCoverage < 0 || o.minCoverage > 100 {
+		return usageError{fmt.Errorf("--min-coverage is a percentage from 0 to 100, not %d", o.minCoverage)}
+	}
+	files, err := playtest.Find(paths)
+	if err != nil {
+		return err
+	}
+	catalogue := worker.Catalogue()
+	run := func() (playtest.Report, error) {
+		suites := make([]*playtest.Suite, len(files))
+		for i, file := range files {
+			if suites[i], err = playtest.Load(file, catalogue); err != nil {
+				return playtest.Report{}, err
+			}
+		}
+		return playtest.Run(ctx, suites, catalogue)
+	}
+	report, err := run()
+	if err != nil {
+		return err
+	}
+	var updated []string
+	if o.update {
+		if updated, err = playtest.Update(report); err != nil {
+			return err
+		}
+		if len(updated) > 0 {
+			if report, err = run(); err != nil {
+				return err
+			}
+		}
+	}
+	if o.junit != "" {
+		if err := writeJUnit(o.junit, report); err != nil {
+			return err
+		}
+	}
+	if o.output == "json" {
+		if err := printJSON(out, report); err != nil {
+			return err
+		}
+	} else {
+		showTests(out, report, updated, o)
+	}
+	if !report.OK() {
+		return errAnswered
+	}
+	return enough(out, report, o)
+}
+
+func writeJUnit(file string, report playtest.Report) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return fmt.Errorf("write the JUnit file: %w", err)
+	}
+	return errors.Join(playtest.JUnit(f, report), f.Close())
+}
+
+// enough holds each playbook to the coverage that was asked for.
+func enough(out io.Writer, r playtest.Report, o testOptions) error {
+	short := false
+	for _, c := range r.Coverage {
+		if c.Percent() < float64(o.minCoverage) {
+			short = true
+			if o.output == "text" {
+				fmt.Fprintln(out, plain(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.Covered, c.Points, o.minCoverage)))
+			}
+		}
+	}
+	if short {
+		return errAnswered
+	}
+	return nil
+}
+
+func showTests(out io.Writer, r playtest.Report, updated []string, o testOptions) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+	for _, file := range updated {
+		p("updated %s", file)
+	}
+	for _, f := range r.Files {
+		if len(f.Problems) > 0 {
+			for _, problem := range f.Problems {
+				fmt.Fprintln(out, plainLines(problem.Render(f.Suite.Source(problem.File))))
+			}
+			if f.Problems.HasErrors() {
+				p("FAIL  %s: not run", f.File)
+				continue
+			}
+		}
+		failed := 0
+		for _, t := range f.Tests {
+			if !t.Passed {
+				failed++
+			}
+			if o.verbose || !t.Passed {
+				showTest(p, f.File, t, o.verbose)
+			}
+		}
+		if failed > 0 {
+			p("FAIL  %s: %d of %s failed", f.File, failed, plural(len(f.Tests), "test", "tests"))
+		} else {
+			p("ok    %s: %s", f.File, plural(len(f.Tests), "test", "tests"))
+		}
+	}
+	if o.coverage {
+		showCoverage(out, r)
+	}
+	text := plural(r.Passed+r.Failed, "test", "tests") + fmt.Sprintf(", %d passed", r.Passed)
+	if r.Failed > 0 {
+		text += fmt.Sprintf(", %d failed; --verbose tells what happened", r.Failed)
+	}
+	if r.Invalid > 0 {
+		text += fmt.Sprintf("; %s not run", plural(r.Invalid, "file was", "files were"))
+	}
+	p("%s", text)
+}
+
+func showTest(p func(string, ...any), file string, t playtest.Result, verbose bool) {
+	word := "pass"
+	if !t.Passed {
+		word = "FAIL"
+	}
+	p("%s  %s:%d %s", word, file, t.Line, t.Name)
+	for _, f := range t.Failures {
+		p("  %s:%d:%d: %s", filepath.Base(file), f.Line, f.Column, f.What)
+	}
+	if !verbose {
+		return
+	}
+	for _, e := range t.Events {
+		p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.What)
+	}
+	for _, s := range t.Steps {
+		reason := ""
+		if s.Reason != "" {
+			reason = ": " + s.Reason
+		}
+		p("  %10s  step %s (%s) %s%s", "+"+offset(s.AtMS), s.Step, s.Action, s.Outcome, reason)
+	}
+}
+
+func showCoverage(out io.Writer, r playtest.Report) {
+	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "COVERED\tOF\tPERCENT\tPLAYBOOK")
+	for _, c := range r.Coverage {
+		fmt.Fprintln(t, plain(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.Covered, c.Points, c.Percent(), c.File)))
+	}
+	_ = t.Flush()
+	for _, c := range r.Coverage {
+		for _, m := range c.Missing {
+			fmt.Fprintln(out, plain(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.What)))
+		}
+	}
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

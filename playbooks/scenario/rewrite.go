@@ -1,0 +1,274 @@
+package scenario
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"stanch/playbooks"
+)
+
+// Unwritten tells whether the test has an `expect` that nobody has filled in yet.
+func (t *Test) Unwritten() bool {
+	return t.expect != nil && len(t.Expect) == 0 && t.expect.list.Tag == "!!null"
+}
+
+// Rewrite gives the file with the `expect` of the tests replaced by what happened. Only those lines change: an expected
+// step that came as it was expected stays as it is written, and so does every comment. A file in which that cannot be
+// done line by line is left alone, with an error.
+func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
+	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
+		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
+	}
+	lines := strings.SplitAfter(string(f.Source), "\n")
+	// From the end, so that the lines before keep their numbers.
+	order := slices.Clone(f.Tests)
+	slices.SortFunc(order, func(a, b *Test) int { return b.Pos.Line - a.Pos.Line })
+	for _, t := range order {
+		h, ok := tests[t]
+		if !ok || t.expect == nil {
+			continue
+		}
+		if line := lines[t.expect.key.Line-1]; strings.Trim(line[:min(t.expect.key.Column-1, len(line))], " -") != "" || !strings.HasPrefix(line[min(t.expect.key.Column-1, len(line)):], "expect:") {
+			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only where it begins a line of its own", f.File, t.expect.key.Line, t.expect.key.Column)
+		}
+		if lines, ok = rewritten(lines, t, h); !ok {
+			return nil, unfit(f)
+		}
+	}
+	out := []byte(strings.Join(lines, ""))
+	if again, problems := Parse(f.File, out); problems.HasErrors() || len(again.Tests) != len(f.Tests) {
+		return nil, unfit(f)
+	}
+	return out, nil
+}
+
+func unfit(f *File) error {
+	return fmt.Errorf("%s is written in a way in which `expect` cannot be rewritten: rewrite it by hand", f.File)
+}
+
+func rewritten(lines []string, t *Test, h Happened) ([]string, bool) {
+	key, list := t.expect.key, t.expect.list
+	indent := strings.Repeat(" ", key.Column-1+2)
+	block := list.Kind == yaml.SequenceNode && list.Style&yaml.FlowStyle == 0 && len(list.Content) > 0
+	if !block {
+		head, rest := cut(lines, key, list)
+		made := written(nil, nil, t, h, indent)
+		return slices.Concat(lines[:key.Line-1], []string{head}, made, rest), true
+	}
+	indent = strings.Repeat(" ", list.Column-1)
+	from := list.Content[0].Line - 1
+	end := from
+	for i := from; i < len(lines); i++ {
+		text := strings.TrimRight(lines[i], " \r\n")
+		in := len(text) - len(strings.TrimLeft(text, " "))
+		if text != "" && !strings.HasPrefix(strings.TrimLeft(text, " "), "#") {
+			if in < list.Column-1 || in == list.Column-1 && text[in] != '-' {
+				break
+			}
+			end = i + 1
+		}
+	}
+	var starts []int
+	for i, item := range list.Content {
+		if starts = append(starts, item.Line-1); item.Line > end || i > 0 && starts[i] <= starts[i-1] {
+			return nil, false // its lines are not its own
+		}
+	}
+	return slices.Concat(lines[:from], written(lines[:end], starts, t, h, indent), lines[end:]), true
+}
+
+// cut takes a value that stands on its key's line, or in brackets, out of the lines.
+func cut(lines []string, key, list *yaml.Node) (head string, rest []string) {
+	line := lines[key.Line-1]
+	head = line[:strings.Index(line, "expect:")+len("expect:")]
+	last := key.Line - 1
+	tail := line[len(head):]
+	if list.Kind == yaml.SequenceNode {
+		depth, quote := 0, rune(0)
+	scan:
+		for last = list.Line - 1; last < len(lines); last++ {
+			text := lines[last]
+			begin := 0
+			if last == list.Line-1 {
+				begin = min(strings.IndexByte(text, '['), len(text))
+			}
+			for i, r := range text[begin:] {
+				switch {
+				case quote != 0:
+					if r == quote {
+						quote = 0
+					}
+				case r == '"' || r == '\'':
+					quote = r
+				case r == '[' || r == '{':
+					depth++
+				case r == ']' || r == '}':
+					if depth--; depth == 0 {
+						tail = text[begin+i+1:]
+						break scan
+					}
+				}
+			}
+		}
+	}
+	if i := strings.IndexByte(tail, '#'); i >= 0 {
+		head += " " + strings.TrimRight(tail[i:], "\r\n")
+	}
+	return head + "\n", lines[min(last+1, len(lines)):]
+}
+
+// written are the lines of `expect` for what happened. Of an item that stands there already its lines are kept if it
+// came so, and its comments in any case.
+func written(lines []string, starts []int, t *Test, h Happened, indent string) []string {
+	c := &comparison{Test: t, Happened: h}
+	kept := map[int]int{} // by what happened, the item
+	cursor := 0
+	for i, want := range t.Expect {
+		near := -1
+		for k := cursor; k < len(h.Steps); k++ {
+			if !c.names(want, h.Steps[k]) {
+				continue
+			}
+			if near < 0 {
+				near = k
+			}
+			if key, _ := c.differs(want, h.Steps[k]); key == "" {
+				near = k
+				break
+			}
+		}
+		if near >= 0 {
+			kept[near], cursor = i, near+1
+		}
+	}
+	var out []string
+	next := 0 // the first item whose comments are not written yet
+	comments := func(upTo int) {
+		for ; next <= upTo && next < len(starts); next++ {
+			out = append(out, comment(lines, starts, next)...)
+		}
+	}
+	for k, ran := range h.Steps {
+		item, ok := kept[k]
+		if !ok || item >= len(starts) {
+			out = append(out, indent+"- "+c.line(ran)+"\n")
+			continue
+		}
+		comments(item)
+		if key, _ := c.differs(t.Expect[item], ran); key == "" {
+			out = append(out, body(lines, starts, item)...)
+			continue
+		}
+		text := indent + "- " + c.line(ran)
+		if said := lineComment(t.Expect[item].node); said != "" {
+			text += " " + said
+		}
+		out = append(out, text+"\n")
+	}
+	comments(len(starts))
+	return out
+}
+
+// body are the lines of an item, without the comments of the next.
+func body(lines []string, starts []int, i int) []string {
+	end := len(lines)
+	if i+1 < len(starts) {
+		end = starts[i+1] - len(comment(lines, starts, i+1))
+	}
+	out := slices.Clone(lines[starts[i]:end])
+	if n := len(out); n > 0 && !strings.HasSuffix(out[n-1], "\n") {
+		out[n-1] += "\n"
+	}
+	return out
+}
+
+// comment are the comments and empty lines before an item. Those before the first stand outside of what is rewritten.
+func comment(lines []string, starts []int, i int) []string {
+	if i == 0 {
+		return nil
+	}
+	from := starts[i]
+	for from > starts[i-1]+1 {
+		text := strings.TrimSpace(lines[from-1])
+		if text != "" && !strings.HasPrefix(text, "#") {
+			break
+		}
+		from--
+	}
+	return lines[from:starts[i]]
+}
+
+func lineComment(n *yaml.Node) string {
+	if n == nil {
+		return ""
+	}
+	if n.LineComment != "" {
+		return n.LineComment
+	}
+	for _, child := range n.Content {
+		if s := lineComment(child); s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// line is what became of a step, as a test expects it.
+func (c *comparison) line(r Ran) string {
+	parts := []string{"step: " + quoteIfNeeded(r.Step)}
+	if len(c.Playbooks) > 1 {
+		parts = append(parts, "playbook: "+quoteIfNeeded(r.Playbook))
+	}
+	same := 0
+	for _, s := range c.Steps {
+		if s.Step == r.Step && s.Playbook == r.Playbook {
+			same++
+		}
+	}
+	if t, ok := c.Names[r.Target]; ok && same > 1 {
+		parts = append(parts, "target: "+quoteIfNeeded(t.Name))
+	}
+	parts = append(parts, "outcome: "+string(r.Outcome))
+	switch r.Outcome {
+	case playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeDenied:
+		if r.Reason != "" {
+			parts = append(parts, "reason: "+quote(telling(r.Reason)))
+		}
+	}
+	return "{ " + strings.Join(parts, ", ") + " }"
+}
+
+// telling is the part of a long reason that says it: the last, where one error wraps another.
+func telling(reason string) string {
+	const long = 100
+	r := []rune(reason)
+	if len(r) <= long {
+		return reason
+	}
+	if i := strings.LastIndex(reason, "): "); i >= 0 {
+		r = []rune(reason[i+3:])
+	}
+	return string(r[:min(long, len(r))])
+}
+
+// quote writes a text as YAML reads it in double quotes: JSON is YAML.
+func quote(s string) string {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Sprintf("%q", s)
+	}
+	return string(raw)
+}
+
+// quoteIfNeeded leaves what is a plain word as it is.
+func quoteIfNeeded(s string) string {
+	plain := s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.") == ""
+	if plain && (s[0] >= 'a' && s[0] <= 'z' || s[0] >= 'A' && s[0] <= 'Z') && !slices.Contains([]string{"true", "false", "null", "yes", "no"}, strings.ToLower(s)) {
+		return s
+	}
+	return quote(s)
+}

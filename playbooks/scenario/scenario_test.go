@@ -1,0 +1,355 @@
+package scenario_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/playbooks/scenario"
+)
+
+func catalogue() playbooks.Catalogue {
+	type tail struct {
+		Tail int `json:"tail,omitempty"`
+	}
+	type found struct {
+		SameDigestPods int `json:"same_digest_pods"`
+	}
+	pod := []playbooks.TargetKind{playbooks.TargetPod}
+	c := playbooks.Catalogue{}
+	for _, s := range []playbooks.Spec{
+		{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: pod, Outputs: found{}},
+		{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod, Params: tail{}},
+		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
+		{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
+		{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true},
+	} {
+		c[s.Name] = s
+	}
+	return c
+}
+
+const book = `playbook: book
+match: { objective: crypto-mining }
+steps:
+  - evidence: pod.logs
+  - contain: pod.isolate
+    id: isolate
+    for: 1h
+    on_failure:
+      - contain: pod.freeze
+        for: 60s
+  - approval: stop the workload
+    if: incident.total > 1
+    from: { groups: [responders] }
+    timeout: 15m
+    on_timeout: deny
+    steps:
+      - contain: workload.scale
+        for: 4h
+`
+
+func program(t testing.TB) *playbooks.Program {
+	t.Helper()
+	p, problems := playbooks.Load("book.yaml", []byte(book), catalogue())
+	require.NotNil(t, p, "%v", problems)
+	return p
+}
+
+// Each file of testdata/cases has beside it the exact text of what is wrong with it.
+func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
+	cases, err := filepath.Glob("testdata/cases/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, cases)
+	for _, file := range cases {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			source, err := os.ReadFile(file)
+			require.NoError(t, err)
+			f, problems := scenario.Parse(filepath.Base(file), source)
+			if !problems.HasErrors() || strings.HasSuffix(file, "unchecked.yaml") {
+				problems = append(problems, scenario.Check(f, []*playbooks.Program{program(t)}, catalogue())...).Sorted()
+			}
+			var got strings.Builder
+			for _, p := range problems {
+				got.WriteString(p.Render(source) + "\n")
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			if os.Getenv("UPDATE") != "" {
+				require.NoError(t, os.WriteFile(golden, []byte(got.String()), 0o600))
+			}
+			want, err := os.ReadFile(golden)
+			require.NoError(t, err)
+			require.Equal(t, string(want), got.String())
+		})
+	}
+}
+
+func parse(t testing.TB, text string) *scenario.File {
+	t.Helper()
+	f, problems := scenario.Parse("book_test.yaml", []byte(text))
+	require.NoError(t, problems.Err())
+	return f
+}
+
+// happened is a run in which the pod could not be isolated and was frozen, and people said no.
+func happened() scenario.Happened {
+	ran := func(step, action, target string, o playbooks.Outcome, reason string, at time.Duration) scenario.Ran {
+		return scenario.Ran{Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason, At: at}
+	}
+	const pod = "pod:u1"
+	logs := ran("steps[0]", "pod.logs", pod, playbooks.OutcomeChanged, "", 0)
+	logs.With = json.RawMessage(`{"tail":500,"previous":true}`)
+	return scenario.Happened{
+		Playbooks: []string{"book"},
+		Steps: []scenario.Ran{
+			logs,
+			ran("isolate", "pod.isolate", pod, playbooks.OutcomeRefused, "host network", 0),
+			ran("steps[1].on_failure[0]", "pod.freeze", pod, playbooks.OutcomeChanged, "", 2*time.Second),
+			ran("steps[2]", "approval", "", playbooks.OutcomeDenied, "alice said no", 2*time.Minute),
+		},
+		Asked:   []scenario.Asked{{Title: "stop the workload", Text: "Scale web to zero?", Of: "responders, bob", Quorum: 2, At: 2 * time.Second}},
+		Effects: []scenario.Held{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, From: 2 * time.Second, To: 62 * time.Second}},
+		Leases:  []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
+		Final:   playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
+		Names:   map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
+	}
+}
+
+func TestWhatCameIsComparedWithWhatIsExpected(t *testing.T) {
+	for _, c := range []struct{ expects, want string }{
+		{"matched: true", ""},
+		{"matched: false", "it is handled by book, and should be by none"},
+		{"expect: [{ step: isolate, outcome: refused, reason: host }, { action: pod.freeze, target: web-1, within: 2s }, { action: approval, at: 2m }]", ""},
+		{"expect: [{ step: isolate, outcome: changed }]", "step isolate on pod shop/web-1: outcome is refused, not changed: host network"},
+		{"expect: [{ step: isolate, reason: foreign }]", `step isolate on pod shop/web-1: the reason is "host network", without "foreign"`},
+		{"expect: [{ action: pod.freeze }, { step: isolate }]", "step isolate on pod shop/web-1 came before steps[1].on_failure[0] and not after it (refused at 0s)"},
+		{"expect: [{ action: pod.freeze, within: 1s }]", "step steps[1].on_failure[0] on pod shop/web-1: it is changed at 2s, not within 1s"},
+		{"expect: [{ action: approval, at: 15m }]", "step steps[2]: it is denied at 2m0s, not at 15m0s"},
+		{"expect: [{ action: pod.logs, with: { tail: 500 } }]", ""},
+		{"expect: [{ action: pod.logs, with: { tail: 2000 } }]", "step steps[0] on pod shop/web-1: `tail` is 500, not 2000"},
+		{"expect: [{ step: isolate, target: web-2 }]", "step isolate of web-2 did not come; it came on pod shop/web-1"},
+		{"expect: [{ action: workload.scale }]", "step workload.scale did not come; what came: steps[0] changed, isolate refused, steps[1].on_failure[0] changed, steps[2] denied"},
+		{"asks: [{ title: stop, text: Scale, of: [responders, bob], quorum: 2, within: 2s }]", ""},
+		{"asks: []", `"stop the workload" is asked too, at 2s`},
+		{"asks: [{ of: alice }]", "responders, bob are asked, not alice"},
+		{"asks: [{ quorum: 1 }]", "the quorum is 2, not 1"},
+		{"asks: [{}, { title: more }]", `the question "more" was not asked; asked is "stop the workload"`},
+		{"never: [workload.scale, isolate]", ""},
+		{"never: [pod.freeze]", "pod.freeze takes hold of pod shop/web-1 at 2s, and never should"},
+		{"never: [pod.logs]", "pod.logs is changed at 0s, and never should be"},
+		{"effects: [{ action: pod.freeze, target: shop/web-1, for: 60s }]", ""},
+		{"effects: [{ action: pod.freeze, for: 2h }]", "pod.freeze on pod shop/web-1: it holds for 1m0s, not for 2h0m0s"},
+		{"effects: []", "pod.freeze takes hold of pod shop/web-1 too, at 2s"},
+		{"effects: [{ action: pod.freeze }, { action: pod.isolate }]", "pod.isolate takes no hold; step isolate is refused: host network"},
+		{"leases: [{ action: pod.freeze, state: ended, undone: true }]", ""},
+		{"leases: [{ action: pod.freeze, undone: false }]", "the lease of pod.freeze on pod shop/web-1: undone is true, not false"},
+		{"leases: [{ action: pod.isolate }, { action: pod.freeze }]", "there is no lease of pod.isolate; step isolate is refused: host network"},
+		{"leases: []", "there is a lease of pod.freeze on pod shop/web-1 too, ended"},
+		{"outcome: { status: closed, objective: crypto-mining, severity: high, confidence: 0.9, summary: miner }", ""},
+		{"outcome: { severity: low }", "the incident's severity is high, not low"},
+		{"outcome: { confidence: 0.8 }", "the incident's confidence is 0.90, not 0.80"},
+		{"time_to_contain: <= 2s", ""},
+		{"time_to_contain: < 2s", "the first containment is in force after 2s, not < 2s"},
+	} {
+		f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+c.expects+"\n")
+		var got []string
+		for _, x := range scenario.Compare(f.Tests[0], happened()) {
+			require.Equal(t, 4, x.Line, c.expects)
+			require.Greater(t, x.Column, 4, c.expects)
+			got = append(got, x.What)
+		}
+		require.Equal(t, c.want, strings.Join(got, "\n"), c.expects)
+	}
+}
+
+func TestCoverageNamesTheWaysThatNobodyTook(t *testing.T) {
+	p := program(t)
+	c := scenario.Cover(p, []*playbooks.Program{p}, []scenario.Happened{happened()})
+	var missing []string
+	for _, m := range c.Missing {
+		missing = append(missing, m.Step+": "+m.What)
+	}
+	require.Equal(t, []string{"steps[2]: `if` is never false", "steps[2]: it is never granted", "steps[2].steps[0]: the step does not run"}, missing)
+	require.Equal(t, 9, c.Points)
+	require.Equal(t, 6, c.Covered)
+	require.Equal(t, 11, c.Missing[0].Line)
+}
+
+const caller = `playbook: caller
+match: { objective: crypto-mining }
+steps:
+  - foreach: incident.targets
+    id: each
+    steps:
+      - evidence: pod.logs
+        id: logs
+      - call: callee
+        id: sub
+finally:
+  - evidence: pod.logs
+    id: last
+`
+
+const callee = `playbook: callee
+inputs: { why: { type: string, default: none } }
+steps:
+  - evidence: pod.logs
+  - contain: pod.isolate
+    for: 1h
+`
+
+func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
+	programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "caller.yaml", Source: []byte(caller)}, {File: "callee.yaml", Source: []byte(callee)}}, catalogue())
+	require.NoError(t, problems.Err())
+	for name, want := range map[string]string{
+		"each": "caller.yaml each", "each[1]/logs": "caller.yaml logs", "each[1]/sub": "caller.yaml sub", "each[1]/sub/steps[1]": "callee.yaml steps[1]", "last": "caller.yaml last",
+		"each[1]/sub/steps[9]": "", "other/steps[0]": "", "": "",
+	} {
+		in, s := scenario.Resolve(programs[0], name)
+		got := ""
+		if s != nil {
+			got = in.File + " " + s.Name()
+		}
+		require.Equal(t, want, got, name)
+	}
+	require.Negative(t, slices.Compare(scenario.Order(programs[0], "each[2]/sub/steps[1]"), scenario.Order(programs[0], "each[10]/logs")))
+
+	h := scenario.Happened{Steps: []scenario.Ran{{Playbook: "caller", Step: "each[0]/logs", Outcome: playbooks.OutcomeChanged}, {Playbook: "caller", Step: "each[0]/sub/steps[1]", Outcome: playbooks.OutcomeChanged}}}
+	cover := func(p *playbooks.Program) (missing []string) {
+		for _, m := range scenario.Cover(p, programs, []scenario.Happened{h}).Missing {
+			missing = append(missing, m.Step)
+		}
+		return missing
+	}
+	require.Equal(t, []string{"sub", "last"}, cover(programs[0]))
+	require.Equal(t, []string{"steps[0]"}, cover(programs[1]))
+}
+
+const before = `# Kept.
+tests:
+  - name: one # kept
+    detections: [{ objective: escape }]
+    expect: # kept too
+      # the logs
+      - { step: "steps[0]", outcome: changed, with: { tail: 500 } } # as written
+      # the pod
+
+      - { step: isolate, outcome: changed } # why
+      - action: approval
+        outcome: denied
+    # after it
+    matched: true
+  - name: two
+    detections: [{ objective: escape }]
+    expect:
+  - name: three
+    detections: [{ objective: escape }]
+    expect: [{ action: "workload.scale" },
+      { action: pod.logs }] # flow
+    matched: true
+`
+
+const after = `# Kept.
+tests:
+  - name: one # kept
+    detections: [{ objective: escape }]
+    expect: # kept too
+      # the logs
+      - { step: "steps[0]", outcome: changed, with: { tail: 500 } } # as written
+      # the pod
+
+      - { step: isolate, outcome: refused, reason: "host network" } # why
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - action: approval
+        outcome: denied
+    # after it
+    matched: true
+  - name: two
+    detections: [{ objective: escape }]
+    expect:
+      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+  - name: three
+    detections: [{ objective: escape }]
+    expect: # flow
+      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+    matched: true
+`
+
+func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
+	f := parse(t, before)
+	rewrites := map[*scenario.Test]scenario.Happened{}
+	for _, one := range f.Tests {
+		rewrites[one] = happened()
+	}
+	got, err := scenario.Rewrite(f, rewrites)
+	require.NoError(t, err)
+	require.Equal(t, after, string(got))
+	again := parse(t, string(got))
+	for _, one := range again.Tests {
+		require.Empty(t, scenario.Compare(one, happened()), "what was rewritten passes")
+	}
+	got, err = scenario.Rewrite(f, nil)
+	require.NoError(t, err)
+	require.Equal(t, before, string(got))
+
+	flow := parse(t, "tests: [{ name: one, detections: [{ objective: escape }], expect: [{ step: x }] }]\n")
+	_, err = scenario.Rewrite(flow, map[*scenario.Test]scenario.Happened{flow.Tests[0]: happened()})
+	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
+}
+
+func TestTheSchemaHasEveryKeyThatIsRead(t *testing.T) {
+	raw, err := json.Marshal(scenario.Schema())
+	require.NoError(t, err)
+	for _, key := range []string{"playbook", "detections", "blast_radius", "ancestors", "fails", "time_to_contain", "undone", "additionalProperties"} {
+		require.Contains(t, string(raw), `"`+key+`"`)
+	}
+	again, err := json.Marshal(scenario.Schema())
+	require.NoError(t, err)
+	require.Equal(t, string(raw), string(again))
+}
+
+func FuzzParse(f *testing.F) {
+	for _, pattern := range []string{"testdata/cases/*.yaml", "../library/*_test.yaml"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			require.NoError(f, err)
+			f.Add(source)
+		}
+	}
+	f.Add([]byte(before))
+	p := program(f)
+	f.Fuzz(func(t *testing.T, source []byte) {
+		file, problems := scenario.Parse("fuzz_test.yaml", source)
+		for _, one := range problems {
+			_ = one.Render(source)
+		}
+		if problems.HasErrors() {
+			return
+		}
+		scenario.Check(file, []*playbooks.Program{p}, catalogue())
+		rewrites := map[*scenario.Test]scenario.Happened{}
+		for _, one := range file.Tests {
+			scenario.Compare(one, happened())
+			rewrites[one] = happened()
+		}
+		if text, err := scenario.Rewrite(file, rewrites); err == nil {
+			again, problems := scenario.Parse("fuzz_test.yaml", text)
+			require.NoError(t, problems.Err(), "what was rewritten can be read: %q", source)
+			require.Len(t, again.Tests, len(file.Tests))
+		}
+	})
+}

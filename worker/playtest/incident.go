@@ -1,0 +1,174 @@
+package playtest
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/playbooks/scenario"
+	"stanch/sensors"
+	"stanch/sensors/rules"
+	"stanch/worker/config"
+	"stanch/worker/simulate"
+)
+
+// What stands for what a test does not say.
+const (
+	cluster    = "test"
+	scope      = "test"
+	incidentID = "INC-01TESTTESTTESTTESTTESTTEST"
+	workload   = "shop/Deployment/web"
+	node       = "node-1"
+	container  = "app"
+	confidence = 0.9
+)
+
+// opened is when every incident of a test begins.
+func opened() time.Time { return time.Date(2026, 1, 5, 3, 0, 0, 0, time.UTC) }
+
+// contextOf is the test's context with what it does not say.
+func contextOf(t *scenario.Test) scenario.Context {
+	var c scenario.Context
+	if t.Incident != nil {
+		c = *t.Incident
+	}
+	c.Workload, c.Node = cmp.Or(c.Workload, workload), cmp.Or(c.Node, node)
+	return c
+}
+
+// made is the recording of an incident that a test makes up: its detections, and no answers.
+func made(t *scenario.Test, known map[string]*rules.Rule) recording.Recording {
+	c := contextOf(t)
+	r := recording.Recording{Version: recording.Version, Incident: recording.Incident{
+		ID: incidentID, Key: cluster + "/" + c.Workload, Cluster: cluster, Scope: scope, Phase: cmp.Or(t.Phase, 3), Opened: opened(),
+	}}
+	batches := map[time.Duration]int{}
+	for i, d := range t.Detections {
+		if _, ok := batches[d.At]; !ok {
+			batches[d.At] = len(batches) + 1
+		}
+		r.Detections = append(r.Detections, recording.Detection{AfterMS: d.At.Milliseconds(), Batch: batches[d.At], Detection: detection(i, d, c, known[d.Rule])})
+	}
+	slices.SortStableFunc(r.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.AfterMS, b.AfterMS) })
+	return r
+}
+
+func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rule) sensors.Detection {
+	out := sensors.Detection{
+		ID: fmt.Sprintf("test-%d", i+1), Rule: d.Rule, Title: d.Title, Severity: d.Severity, Objective: d.Objective, Technique: d.Technique,
+		Reasons: d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: opened().Add(d.At), Detected: opened().Add(d.At), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
+	}
+	sure := confidence
+	if rule != nil {
+		out.Title, out.Severity, out.Objective, out.Technique = cmp.Or(out.Title, rule.Title), cmp.Or(out.Severity, rule.Severity), cmp.Or(out.Objective, rule.Objective), cmp.Or(out.Technique, rule.Technique)
+		sure = rule.Confidence
+		if out.Reasons == nil && rule.Reason != "" {
+			out.Reasons = []string{rule.Reason}
+		}
+	}
+	if d.Confidence != nil {
+		sure = *d.Confidence
+	}
+	out.Confidence = sure
+	out.Severity, out.Objective = cmp.Or(out.Severity, sensors.SeverityHigh), cmp.Or(out.Objective, sensors.ObjectiveExecution)
+	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two of one rule would be one, repeated
+	out.Title = cmp.Or(out.Title, "Sign of "+string(out.Objective))
+	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: containerOf(d, c)}
+	if out.Event.Kind == "" {
+		switch {
+		case rule != nil:
+			out.Event.Kind = rule.On
+		case d.Network != (sensors.Network{}):
+			out.Event.Kind = sensors.KindConnect
+		case d.FileOpened != (sensors.File{}):
+			out.Event.Kind = sensors.KindOpen
+		default:
+			out.Event.Kind = sensors.KindExec
+		}
+	}
+	if reflect.DeepEqual(out.Event.Process, sensors.Process{}) {
+		out.Event.Process = sensors.Process{PID: 1000, Name: "app", Exe: "/usr/bin/app", Args: []string{"app"}}
+	}
+	return out
+}
+
+func containerOf(d *scenario.Detection, c scenario.Context) sensors.Container {
+	namespace, kind, name, _ := scenario.SplitWorkload(c.Workload)
+	out := sensors.Container{
+		Name: cmp.Or(d.Container, container), Runtime: "containerd", Image: cmp.Or(d.Image, c.Image), ImageDigest: cmp.Or(d.Digest, c.ImageDigest),
+		Workload: sensors.Workload{Kind: kind, Name: name},
+	}
+	pod := cmp.Or(d.Pod, name+"-1")
+	if namespace == "" {
+		out.Name = cmp.Or(d.Container, name)
+		pod = ""
+	} else {
+		out.Pod = sensors.Pod{
+			Namespace: namespace, Name: pod, UID: "uid-" + pod, ServiceAccount: cmp.Or(d.Identity, c.ServiceAccount), Labels: c.Labels,
+			HostNetwork: d.HostNetwork != nil && *d.HostNetwork,
+		}
+	}
+	sum := sha256.Sum256([]byte(namespace + "/" + pod + "/" + out.Name))
+	out.ID = hex.EncodeToString(sum[:])
+	return out
+}
+
+// settings are the guards' configuration and who answers; nil is as it was recorded.
+func settings(t *scenario.Test, rec recording.Recording, programs []*playbooks.Program) (*config.Config, simulate.Answers) {
+	groups := asked(t, programs)
+	answers := simulate.Answers{None: t.Answers != nil || t.Recording.Path == ""}
+	var people []config.Person
+	for _, a := range t.Answers {
+		mine := a.Groups
+		if mine == nil {
+			mine = groups
+		}
+		answer := "no"
+		if a.Yes {
+			answer = "yes"
+		}
+		answers.None = false
+		answers.List = append(answers.List, simulate.Answer{Person: a.Person, Answer: answer, After: config.Duration(a.After), To: a.To, Reason: a.Reason, Groups: mine})
+		people = append(people, config.Person{Name: a.Person, Groups: mine})
+	}
+	if t.Recording.Path != "" && t.Approvers == nil && t.Confidence == nil {
+		return nil, answers
+	}
+	c := config.Default()
+	c.Cluster, c.Phase, c.People = rec.Incident.Cluster, cmp.Or(t.Phase, rec.Incident.Phase), people
+	own := config.Scope{Name: scope, Namespaces: []string{"*"}, Phase: c.Phase, Confidence: 0.8}
+	own.Approvers = config.Approvers{Quorum: 1, Timeout: config.Duration(15 * time.Minute)}
+	if t.Confidence != nil {
+		own.Confidence = *t.Confidence
+	}
+	if a := t.Approvers; a != nil {
+		own.Approvers = config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: max(a.Quorum, 1), Timeout: cmp.Or(config.Duration(a.Timeout), own.Approvers.Timeout)}
+	}
+	c.Scopes = []config.Scope{own}
+	return c, answers
+}
+
+// asked are the groups that are asked at first: a person of whom no groups are said is in all of them.
+func asked(t *scenario.Test, programs []*playbooks.Program) []string {
+	groups := []string{}
+	for _, p := range programs {
+		for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
+			book.Walk(func(s *playbooks.Step) {
+				if s.Approval != nil {
+					groups = append(groups, s.Approval.Groups...)
+				}
+			})
+		}
+	}
+	if t.Approvers != nil {
+		groups = append(groups, t.Approvers.Groups...)
+	}
+	slices.Sort(groups)
+	return slices.Compact(groups)
+}

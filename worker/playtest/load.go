@@ -1,0 +1,290 @@
+// Package playtest runs tests of playbooks: the production workflow code on made-up or recorded incidents, with actions
+// that answer as the test says.
+//
+// It refuses to touch anything, as simulation does, and to read what lies outside of the folders that it was given.
+package playtest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/playbooks/scenario"
+	"stanch/sensors/diagnostic"
+)
+
+const (
+	maxFiles = 10_000
+	maxTests = 1 << 20 // bytes of one file
+)
+
+// Suite is one file of tests with the playbooks that it tests, ready to run unless there are problems.
+type Suite struct {
+	File       string
+	Tests      *scenario.File
+	Programs   []*playbooks.Program
+	Problems   diagnostic.Diagnostics
+	sources    map[string][]byte // by file, of what has problems
+	recordings map[string]recording.Recording
+}
+
+// Source is the text of a file that has problems.
+func (s *Suite) Source(file string) []byte { return s.sources[file] }
+
+// Find lists the files of tests: those named, and those of the folders named and below. A link is followed only to
+// where it stays inside.
+func Find(paths []string) ([]string, error) {
+	var out []string
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("no such file or folder: %s", path)
+		case !info.IsDir() && !strings.HasSuffix(path, scenario.Suffix):
+			return nil, fmt.Errorf("%s is no file of tests: their names end with %s; `stanch validate` checks playbooks", path, scenario.Suffix)
+		case !info.Mode().IsRegular() && !info.IsDir():
+			return nil, fmt.Errorf("%s is no regular file", path)
+		case !info.IsDir():
+			out = append(out, path)
+			continue
+		}
+		root, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(p, scenario.Suffix) {
+				return err
+			}
+			if inside(root, p) {
+				out = append(out, p)
+			}
+			if len(out) > maxFiles {
+				return fmt.Errorf("more than %d files of tests", maxFiles)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+	}
+	slices.Sort(out)
+	if out = slices.Compact(out); len(out) == 0 {
+		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how", scenario.Suffix, strings.Join(paths, ", "))
+	}
+	return out, nil
+}
+
+// inside tells whether a path is a regular file below root once its links are followed.
+func inside(root, path string) bool {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(root, real)
+	if err != nil || !filepath.IsLocal(rel) {
+		return false
+	}
+	info, err := os.Stat(real)
+	return err == nil && info.Mode().IsRegular()
+}
+
+// Load reads a file of tests and what it names. What is wrong with any of them is in the suite's problems.
+func Load(file string, catalogue playbooks.Catalogue) (*Suite, error) {
+	raw, err := bounded(file, maxTests)
+	if err != nil {
+		return nil, err
+	}
+	s := &Suite{File: file, sources: map[string][]byte{file: raw}, recordings: map[string]recording.Recording{}}
+	s.Tests, s.Problems = scenario.Parse(file, raw)
+	if err := s.load(catalogue); err != nil {
+		return nil, err
+	}
+	if len(s.Problems) == 0 {
+		s.Problems = scenario.Check(s.Tests, s.Programs, catalogue)
+	}
+	for _, t := range s.Tests.Tests {
+		s.record(t.Recording)
+	}
+	return s, nil
+}
+
+func (s *Suite) errorf(at scenario.Pos, code, hint, format string, args ...any) {
+	s.Problems = append(s.Problems, diagnostic.Diagnostic{
+		File: s.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+// load loads the playbooks that are tested.
+func (s *Suite) load(catalogue playbooks.Catalogue) error {
+	dir := filepath.Dir(s.File)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("read the folder of %s: %w", s.File, err)
+	}
+	defer func() { _ = root.Close() }()
+	beside, err := folder(dir)
+	if err != nil {
+		return err
+	}
+	tested := s.Tests.Playbooks
+	if len(tested) == 0 {
+		if tested = beside; len(tested) == 0 {
+			s.errorf(scenario.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
+		}
+	}
+	// What is tested may call the others of its folder.
+	sources, names := []playbooks.Source{}, map[string]string{}
+	want := map[string]bool{}
+	for i, ref := range slices.Concat(tested, beside) {
+		file := filepath.Join(dir, ref.Path)
+		if _, known := s.sources[file]; known {
+			continue
+		}
+		source, err := within(root, ref.Path)
+		if err != nil {
+			if i < len(tested) {
+				s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
+			}
+			continue
+		}
+		book, _ := playbooks.Parse(file, source)
+		first, twice := names[book.Name]
+		switch {
+		case twice && i < len(tested):
+			s.errorf(ref.Pos, "duplicate-name", "choose another name", "%s and %s are both called `%s`", first, file, book.Name)
+			continue
+		case twice:
+			continue
+		}
+		names[book.Name], want[file] = file, i < len(tested)
+		s.sources[file] = source
+		sources = append(sources, playbooks.Source{File: file, Source: source})
+	}
+	programs, problems := playbooks.LoadAll(sources, catalogue)
+	for _, p := range programs {
+		if want[p.File] {
+			s.Programs = append(s.Programs, p)
+		}
+	}
+	for _, p := range problems {
+		if p.Severity == "error" && want[p.File] {
+			s.Problems = append(s.Problems, p)
+		}
+	}
+	// One that is tested and has no program calls one that is not valid.
+	if len(s.Problems) == 0 && len(s.Programs) < count(want) {
+		s.Problems = append(s.Problems, problems...)
+	}
+	return nil
+}
+
+func count(set map[string]bool) int {
+	n := 0
+	for _, in := range set {
+		if in {
+			n++
+		}
+	}
+	return n
+}
+
+// folder lists the playbooks of a folder.
+func folder(dir string) ([]scenario.Ref, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the folder %s: %w", dir, err)
+	}
+	var out []scenario.Ref
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), scenario.Suffix) {
+			out = append(out, scenario.Ref{Path: e.Name()})
+		}
+	}
+	return out, nil
+}
+
+// within reads a file of a folder; what leads out of it is refused.
+func within(root *os.Root, path string) ([]byte, error) {
+	if !filepath.IsLocal(path) {
+		return nil, fmt.Errorf("%s lies outside of the folder of the tests", path)
+	}
+	info, err := root.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no playbook %s", path)
+	case err != nil:
+		return nil, fmt.Errorf("%s cannot be read, or leads out of the folder of the tests", path)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	f, err := root.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be read", path)
+	}
+	defer func() { _ = f.Close() }()
+	return limited(f, path, playbooks.MaxFileBytes)
+}
+
+// record loads a recording that a test names.
+func (s *Suite) record(ref scenario.Ref) {
+	if _, known := s.recordings[ref.Path]; known || ref.Path == "" {
+		return
+	}
+	if filepath.IsAbs(ref.Path) {
+		s.errorf(ref.Pos, "no-recording", "name it relative to the file of tests", "the recording's path is absolute")
+		return
+	}
+	raw, err := bounded(filepath.Join(filepath.Dir(s.File), ref.Path), recording.MaxBytes)
+	if err != nil {
+		s.errorf(ref.Pos, "no-recording", "`stanch record ID > FILE` makes one", "%v", err)
+		return
+	}
+	r, err := recording.Decode(raw)
+	if err != nil {
+		s.errorf(ref.Pos, "no-recording", "", "%s: %v", ref.Path, err)
+		return
+	}
+	s.recordings[ref.Path] = r
+}
+
+func bounded(file string, most int64) ([]byte, error) {
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("there is no file %s", file)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no regular file", file)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	defer func() { _ = f.Close() }()
+	return limited(f, file, most)
+}
+
+// limited reads one byte more than is allowed at most: whoever parses it says that it is too large.
+func limited(f io.Reader, name string, most int64) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return raw, nil
+}
+
+// sorted puts problems into the order of their files and lines.
+func sorted(ds diagnostic.Diagnostics) diagnostic.Diagnostics {
+	slices.SortStableFunc(ds, func(a, b diagnostic.Diagnostic) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return ds
+}

@@ -1,0 +1,241 @@
+package playtest
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/scenario"
+	"stanch/sensors/diagnostic"
+	"stanch/sensors/rules"
+	"stanch/worker"
+	"stanch/worker/simulate"
+	"stanch/workflows/incident"
+)
+
+// Report is what `stanch test -o json` prints.
+type Report struct {
+	Version  int                 `json:"version"`
+	Files    []FileResult        `json:"files"`
+	Coverage []scenario.Coverage `json:"coverage"`
+	Passed   int                 `json:"passed"`
+	Failed   int                 `json:"failed"`
+	Invalid  int                 `json:"invalid"` // files that were not run
+}
+
+// FileResult is what became of the tests of one file.
+type FileResult struct {
+	File     string                 `json:"file"`
+	Problems diagnostic.Diagnostics `json:"problems"`
+	Tests    []Result               `json:"tests"`
+	Suite    *Suite                 `json:"-"`
+}
+
+// Result is what became of one test.
+type Result struct {
+	Name      string             `json:"name"`
+	Line      int                `json:"line"`
+	Passed    bool               `json:"passed"`
+	Failures  []scenario.Failure `json:"failures"`
+	Playbooks []string           `json:"playbooks"`
+	Steps     []scenario.Ran     `json:"steps"`
+	Asked     []scenario.Asked   `json:"asked"`
+	Effects   []scenario.Held    `json:"effects"`
+	EndsMS    int64              `json:"ends_ms"`
+
+	Test     *scenario.Test    `json:"-"`
+	Happened scenario.Happened `json:"-"`
+	Events   []simulate.Event  `json:"-"`
+	Took     time.Duration     `json:"-"` // by the clock on the wall
+}
+
+// Run runs the tests of every suite that has no problems, as many at once as there are processors. What it gives is in
+// the order of the files.
+func Run(ctx context.Context, suites []*Suite, catalogue playbooks.Catalogue) (Report, error) {
+	set, err := rules.LoadShipped()
+	if err != nil {
+		return Report{}, fmt.Errorf("the shipped rules: %w", err)
+	}
+	known := map[string]*rules.Rule{}
+	for _, r := range set.Rules() {
+		known[r.Name] = r
+	}
+	report := Report{Version: 1, Files: make([]FileResult, len(suites)), Coverage: []scenario.Coverage{}}
+	var jobs []func()
+	for i, s := range suites {
+		s.Problems = sorted(append(s.Problems, unknownRules(s, known)...))
+		report.Files[i] = FileResult{File: s.File, Problems: append(diagnostic.Diagnostics{}, s.Problems...), Tests: []Result{}, Suite: s}
+		if s.Problems.HasErrors() {
+			continue
+		}
+		results := make([]Result, len(s.Tests.Tests))
+		report.Files[i].Tests = results
+		for k, t := range s.Tests.Tests {
+			jobs = append(jobs, func() { results[k] = one(ctx, s, t, known, catalogue) })
+		}
+	}
+	atOnce(jobs)
+	if err := ctx.Err(); err != nil {
+		return Report{}, fmt.Errorf("run the tests: %w", err)
+	}
+	report.count()
+	return report, nil
+}
+
+func atOnce(jobs []func()) {
+	next := make(chan func())
+	var working sync.WaitGroup
+	for range max(1, min(runtime.GOMAXPROCS(0), len(jobs))) {
+		working.Go(func() {
+			for job := range next {
+				job()
+			}
+		})
+	}
+	for _, job := range jobs {
+		next <- job
+	}
+	close(next)
+	working.Wait()
+}
+
+// unknownRules are rules of which nothing is known but a name that may be misspelt.
+func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics {
+	var names []string
+	for name := range known {
+		names = append(names, name)
+	}
+	var out diagnostic.Diagnostics
+	for _, t := range s.Tests.Tests {
+		for _, d := range t.Detections {
+			if known[d.Rule] == nil && d.Objective == "" {
+				at := d.Pos("rule")
+				message, hint := fmt.Sprintf("no shipped rule is called `%s`, and no `objective` is given", d.Rule), diagnostic.DidYouMean(d.Rule, names)
+				if d.Rule == "" {
+					message, hint = "the detection has no `rule` and no `objective`", "write for example `objective: crypto-mining`"
+				}
+				out = append(out, diagnostic.Diagnostic{File: s.File, Line: at.Line, Column: at.Column, Severity: "error", Code: "unknown-rule", Message: message, Hint: hint})
+			}
+		}
+	}
+	return out
+}
+
+// one runs one test.
+func one(ctx context.Context, s *Suite, t *scenario.Test, known map[string]*rules.Rule, catalogue playbooks.Catalogue) Result {
+	begun := time.Now()
+	rec, recorded := s.recordings[t.Recording.Path]
+	if !recorded {
+		rec = made(t, known)
+	}
+	p := newPlayer(t, catalogue)
+	o := simulate.Options{Catalogue: catalogue, Fakes: p.answer, Phase: t.Phase}
+	o.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, s.Programs...).Match }
+	o.Config, o.Answers = settings(t, rec, s.Programs)
+	for _, d := range rec.Detections {
+		target := incident.TargetOf(d.Detection)
+		p.names[target.ID()] = target
+	}
+	r := simulate.Run(ctx, s.File, rec, o)
+	h := happened(r, p, s.Programs)
+	out := Result{
+		Name: t.Name, Line: t.Pos.Line, Failures: scenario.Compare(t, h), Playbooks: h.Playbooks, Steps: h.Steps, Asked: h.Asked, Effects: h.Effects, EndsMS: r.EndsMS,
+		Test: t, Happened: h, Events: r.Events, Took: time.Since(begun),
+	}
+	out.Passed = len(out.Failures) == 0
+	if out.Failures == nil {
+		out.Failures = []scenario.Failure{}
+	}
+	return out
+}
+
+// happened is what a simulation tells, in the words of a test.
+func happened(r simulate.Result, p *player, programs []*playbooks.Program) scenario.Happened {
+	ran := []string{}
+	for _, name := range r.Playbooks {
+		ran = append(ran, scenario.Last(name))
+	}
+	h := scenario.Happened{Playbooks: ran, Steps: []scenario.Ran{}, Asked: []scenario.Asked{}, Effects: []scenario.Held{}, Leases: r.Final.Leases, Final: r.Final, Names: p.names, Error: r.Error}
+	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+	order := map[string][]int{}
+	for _, step := range r.Steps {
+		for _, program := range programs {
+			if program.Name == step.Playbook {
+				order[key(step.Playbook, step.Step)] = scenario.Order(program, step.Step)
+			}
+		}
+	}
+	// What happened at one time is in the order of the file: chance must not choose.
+	slices.SortStableFunc(r.Steps, func(a, b simulate.Step) int {
+		return cmp.Or(
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook),
+			slices.Compare(order[key(a.Playbook, a.Step)], order[key(b.Playbook, b.Step)]), cmp.Compare(a.Target, b.Target),
+		)
+	})
+	told := p.told()
+	for _, s := range r.Steps {
+		ran := scenario.Ran{Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, At: ms(s.AtMS), AtMS: s.AtMS}
+		if s.Target != "" {
+			ran.With = told(s.Action, s.Target)
+		}
+		h.Steps = append(h.Steps, ran)
+	}
+	for _, q := range r.Questions {
+		h.Asked = append(h.Asked, scenario.Asked{Title: q.Title, Text: q.Ask, Would: q.Would, Of: q.Approvers, Quorum: q.Quorum, Answers: q.Answers, At: ms(q.AtMS), AtMS: q.AtMS})
+	}
+	slices.SortStableFunc(r.Effects, func(a, b simulate.Effect) int {
+		return cmp.Or(cmp.Compare(a.FromMS, b.FromMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
+	for _, e := range r.Effects {
+		held := scenario.Held{Action: e.Action, Target: e.Target, Outcome: e.Outcome, From: ms(e.FromMS), To: ms(e.ToMS), FromMS: e.FromMS, ToMS: e.ToMS}
+		if json.Valid([]byte(e.Params)) {
+			held.With = json.RawMessage(e.Params)
+		}
+		h.Effects = append(h.Effects, held)
+	}
+	return h
+}
+
+// count sums up, and measures what of the playbooks was gone through.
+func (r *Report) count() {
+	r.Passed, r.Failed, r.Invalid = 0, 0, 0
+	var programs []*playbooks.Program
+	peers, runs := map[string][]*playbooks.Program{}, map[string][]scenario.Happened{}
+	for _, f := range r.Files {
+		if f.Problems.HasErrors() {
+			r.Invalid++
+			continue
+		}
+		for _, p := range f.Suite.Programs {
+			if !slices.ContainsFunc(programs, func(o *playbooks.Program) bool { return o.File == p.File }) {
+				programs = append(programs, p)
+			}
+			peers[p.File] = append(peers[p.File], f.Suite.Programs...)
+			for _, t := range f.Tests {
+				runs[p.File] = append(runs[p.File], t.Happened)
+			}
+		}
+		for _, t := range f.Tests {
+			if t.Passed {
+				r.Passed++
+			} else {
+				r.Failed++
+			}
+		}
+	}
+	slices.SortFunc(programs, func(a, b *playbooks.Program) int { return cmp.Compare(a.File, b.File) })
+	r.Coverage = []scenario.Coverage{}
+	for _, p := range programs {
+		r.Coverage = append(r.Coverage, scenario.Cover(p, peers[p.File], runs[p.File]))
+	}
+}
+
+// OK tells whether every test ran and passed.
+func (r Report) OK() bool { return r.Failed == 0 && r.Invalid == 0 }

@@ -1,0 +1,61 @@
+package simulate_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/worker/simulate"
+)
+
+func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
+	rec := read(t, "cryptominer")
+	step := func(r simulate.Result, action string) simulate.Step {
+		for _, s := range r.Steps {
+			if s.Action == action {
+				return s
+			}
+		}
+		t.Fatalf("%s did not run", action)
+		return simulate.Step{}
+	}
+	with := func(fake simulate.Fakes) simulate.Result {
+		o := with(t)
+		o.Fakes = fake
+		return run(t, rec, o)
+	}
+	only := func(op recording.Operation, action string, a recording.Answer) simulate.Fakes {
+		return func(c simulate.Call) (recording.Answer, bool) {
+			return a, c.Operation == op && c.Request.Action == action
+		}
+	}
+	plain := step(with(only("", "", recording.Answer{})), "process.snapshot")
+	require.Equal(t, playbooks.OutcomeChanged, plain.Outcome, "what is not faked the recording answers")
+
+	refused := with(only(recording.Plan, "pod.isolate", recording.Answer{Refused: "host network"}))
+	require.Equal(t, playbooks.OutcomeRefused, step(refused, "pod.isolate").Outcome)
+	require.NotEmpty(t, step(refused, "pod.freeze").Outcome, "on_failure runs")
+
+	slow := step(with(only(recording.Observe, "process.snapshot", recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 4000})), "process.snapshot")
+	require.Equal(t, playbooks.OutcomeChanged, slow.Outcome)
+	require.InDelta(t, 4000, slow.AtMS, 500, "a busy machine lets the clock run on for a moment")
+
+	hung := with(only(recording.Observe, "process.snapshot", recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 3_600_000}))
+	require.Equal(t, playbooks.OutcomeFailed, step(hung, "process.snapshot").Outcome)
+	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome, "evidence that hangs does not stop a containment")
+
+	tries := 0
+	again := with(func(c simulate.Call) (recording.Answer, bool) {
+		if c.Operation != recording.Apply || c.Request.Action != "pod.isolate" {
+			return recording.Answer{}, false
+		}
+		if tries++; c.Attempt <= 2 {
+			return recording.Answer{Failure: "the API server is away"}, true
+		}
+		return recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 2000}, true
+	})
+	require.Equal(t, playbooks.OutcomeChanged, step(again, "pod.isolate").Outcome)
+	require.Equal(t, 3, tries)
+}
