@@ -19,6 +19,7 @@ type Playbook struct {
 	Name        string
 	NamePos     Pos
 	Description string
+	Guide       string // for the responder
 	// Match is nil where only `call` runs the playbook.
 	Match    *Match
 	MaxPhase int // ceiling on the phase; 3 unless the file says less

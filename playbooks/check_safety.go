@@ -212,12 +212,29 @@ func (w *safetyWalk) resolve(e *Expr) string {
 		if meant, ok := w.aliases[name]; ok {
 			return meant
 		}
+		if id, ok := strings.CutSuffix(name, ".failed"); ok {
+			if s := stepOf(w.book, id); s != nil && s.Target != nil && normal(s.Target.Source) != name {
+				return "(" + w.resolve(s.Target) + ")"
+			} else if s != nil {
+				return "(incident.targets)" // a selection of them
+			}
+		}
 		return name
 	})
 	if w.prefix != "" && !strings.Contains(text, "incident.targets") {
 		return w.prefix + text // names of a called playbook are its own
 	}
 	return text
+}
+
+// stepOf finds a step by its id.
+func stepOf(p *Program, id string) (found *Step) {
+	p.Walk(func(s *Step) {
+		if s.ID == id {
+			found = s
+		}
+	})
+	return found
 }
 
 func (w *safetyWalk) targetOf(s *Step) string { return w.resolve(s.Target) }

@@ -33,7 +33,7 @@ func (c *checker) typesStage() {
 			c.errorf(o.Expr.Pos, "type", "give a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, typeName(t))
 			continue
 		}
-		if o.Name == "outcome" || o.Name == "targets" {
+		if slices.Contains(alwaysKnown, o.Name) {
 			c.errorf(o.Pos, "name", "choose another name", "every step has `%s` already", o.Name)
 			continue
 		}

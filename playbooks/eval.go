@@ -25,7 +25,7 @@ func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
 	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}}
 	p.Walk(func(s *Step) {
 		if s.ID != "" {
-			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0)
+			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0, nil)
 		}
 	})
 	for name, zero := range p.values {
@@ -69,7 +69,7 @@ func walk(steps []Step, visit func(*Step)) {
 }
 
 // Record enters a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
-func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMessage, targets int) error {
+func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMessage, targets int, failed ...Target) error {
 	if s.ID == "" {
 		return nil
 	}
@@ -82,7 +82,7 @@ func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMess
 		}
 		value = out.Elem()
 	}
-	env.values[s.ID] = stepValue(t, value, outcome, targets)
+	env.values[s.ID] = stepValue(t, value, outcome, targets, failed)
 	env.outcomes[s.ID] = outcome
 	return nil
 }

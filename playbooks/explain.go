@@ -11,6 +11,7 @@ type Explanation struct {
 	Playbook    string   `json:"playbook"`
 	File        string   `json:"file"`
 	Description string   `json:"description,omitempty"`
+	Guide       string   `json:"guide,omitempty"`
 	Handles     string   `json:"handles"`
 	Takes       []string `json:"takes,omitempty"`
 	Gives       []string `json:"gives,omitempty"`
@@ -39,7 +40,7 @@ const (
 
 // Explain says what a playbook does, step by step and phase by phase.
 func Explain(p *Program) Explanation {
-	e := Explanation{Playbook: p.Name, File: p.File, Description: p.Description, Handles: p.handles(), MaxPhase: p.MaxPhase, Lines: []Line{}}
+	e := Explanation{Playbook: p.Name, File: p.File, Description: p.Description, Guide: p.Guide, Handles: p.handles(), MaxPhase: p.MaxPhase, Lines: []Line{}}
 	for _, in := range p.Inputs {
 		text := in.Name + ", " + in.Type
 		if in.Default == nil {

@@ -2,6 +2,7 @@ package playbooks
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -9,16 +10,18 @@ import (
 type scope map[string]any
 
 // stepType is the struct under which a step appears to later expressions: its outputs by their JSON names, with
-// `outcome` and the number of `targets`.
+// `outcome`, the number of `targets`, and those of them that `failed` or
+// were refused.
 func stepType(outputs reflect.Type) reflect.Type {
 	fields := []reflect.StructField{
 		{Name: "Outcome", Type: reflect.TypeOf(""), Tag: `expr:"outcome"`},
 		{Name: "Targets", Type: reflect.TypeOf(0), Tag: `expr:"targets"`},
+		{Name: "Failed", Type: reflect.TypeFor[[]Target](), Tag: `expr:"failed"`},
 	}
 	if outputs != nil {
 		for i := range outputs.NumField() {
 			f := outputs.Field(i)
-			if name := jsonName(f); name != "" && name != "outcome" && name != "targets" {
+			if name := jsonName(f); name != "" && !slices.Contains(alwaysKnown, name) {
 				fields = append(fields, reflect.StructField{Name: "Out" + f.Name, Type: f.Type, Tag: reflect.StructTag(`expr:"` + name + `"`)})
 			}
 		}
@@ -26,11 +29,15 @@ func stepType(outputs reflect.Type) reflect.Type {
 	return reflect.StructOf(fields)
 }
 
+// alwaysKnown are what expressions may read of every step, whatever became of it.
+var alwaysKnown = []string{"outcome", "targets", "failed"}
+
 // stepValue is a step as expressions see it: a value of stepType. An invalid value leaves the outputs at zero.
-func stepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int) any {
+func stepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int, failed []Target) any {
 	out := reflect.New(stepType(outputs)).Elem()
 	out.Field(0).SetString(string(outcome))
 	out.Field(1).SetInt(int64(targets))
+	out.Field(2).Set(reflect.ValueOf(failed))
 	if value.IsValid() {
 		for i := range outputs.NumField() {
 			if field := out.FieldByName("Out" + outputs.Field(i).Name); field.IsValid() {

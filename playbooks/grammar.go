@@ -20,7 +20,7 @@ type Kind struct {
 
 // The keys that several kinds take.
 var (
-	keyID        = Key{Name: "id", Type: "name", Doc: "the name by which later steps read this one: `NAME.outcome`, `NAME.targets` and its outputs"}
+	keyID        = Key{Name: "id", Type: "name", Doc: "the name by which later steps read this one: `NAME.outcome`, `NAME.targets` (how many), `NAME.failed` (those that failed or were refused) and its outputs"}
 	keyIf        = Key{Name: "if", Type: "expression", Doc: "the step runs only where it is true; else its outcome is `skipped`"}
 	keyTarget    = Key{Name: "target", Type: "expression", Doc: "one target or a list; each pod or container with a detection of its own unless said"}
 	keyWith      = Key{Name: "with", Type: "mapping", Doc: "the parameters; a value may be `${expression}`"}
@@ -34,6 +34,7 @@ var (
 var PlaybookKeys = []Key{
 	{Name: "playbook", Type: "name", Doc: "its name: letters, digits and `-`", Required: true},
 	{Name: "description", Type: "text", Doc: "what it does, for the responder"},
+	{Name: "guide", Type: "text", Doc: "a paragraph for who is woken by it: what has been done by now, what to look at first, when it is a false alarm"},
 	{Name: "match", Type: "mapping", Doc: "which incidents it handles; without it (and with `inputs` or `outputs`) only `call` runs it"},
 	{Name: "max_phase", Type: "1, 2 or 3", Doc: "it never goes beyond this phase, whatever the scope allows"},
 	{Name: "inputs", Type: "mapping", Doc: "typed values that it takes, read as `inputs.NAME`"},

@@ -184,6 +184,8 @@ type PlaybookRun struct {
 	Ended    time.Time    `json:"ended,omitzero" expr:"ended"`
 	Steps    []StepReport `json:"steps,omitempty" expr:"steps"`
 	Error    string       `json:"error,omitempty" expr:"error"`
+	// Guide is the playbook's paragraph for the responder.
+	Guide string `json:"guide,omitempty"`
 	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
 	Outcome Outcome `json:"outcome,omitempty" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`

@@ -23,6 +23,7 @@ func (p *parser) playbook(n *yaml.Node, book *Playbook) {
 			}
 		},
 		"description": func(_, v *yaml.Node) { book.Description = p.str(v, "description") },
+		"guide":       func(_, v *yaml.Node) { book.Guide = p.guide(v) },
 		"match":       func(_, v *yaml.Node) { book.Match = p.match(v) },
 		"max_phase":   func(_, v *yaml.Node) { book.MaxPhase = p.between(v, "max_phase", 1, 3) },
 		"inputs":      func(_, v *yaml.Node) { book.Inputs = p.inputs(v) },
@@ -42,6 +43,17 @@ func (p *parser) playbook(n *yaml.Node, book *Playbook) {
 	if len(book.Steps) == 0 {
 		p.errorf(posOf(n), "required", "", "`steps` is missing or empty")
 	}
+}
+
+// MaxGuide bounds a guide, in bytes: it travels with each run and is read by night.
+const MaxGuide = 2000
+
+func (p *parser) guide(n *yaml.Node) string {
+	text := p.str(n, "guide")
+	if len(text) > MaxGuide {
+		p.errorf(posOf(n), "too-large", "say the rest where it is read by day", "the guide has %d bytes, at most %d are shown", len(text), MaxGuide)
+	}
+	return strings.TrimSpace(text)
 }
 
 func (p *parser) match(n *yaml.Node) *Match {

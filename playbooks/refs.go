@@ -28,7 +28,7 @@ type use struct {
 // how an expression reads a step.
 type how struct{ outcome, outputs bool }
 
-// readsOf finds the names that an expression reads: `x.outcome` and `x.targets` are known of every step, the rest only
+// readsOf finds the names that an expression reads: `x.outcome`, `x.targets` and `x.failed` are known of every step, the rest only
 // of one that has run.
 func readsOf(node ast.Node) map[string]how {
 	v := &readVisitor{found: map[string]how{}, always: map[string]int{}, all: map[string]int{}}
@@ -60,7 +60,7 @@ func (v *readVisitor) Visit(node *ast.Node) {
 		case "outcome":
 			v.always[id.Value]++
 			v.found[id.Value] = how{outcome: true}
-		case "targets":
+		case "targets", "failed":
 			v.always[id.Value]++
 		}
 	}

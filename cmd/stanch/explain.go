@@ -84,6 +84,9 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 	if e.Description != "" {
 		fmt.Fprintf(out, "%s\n", plain(e.Description))
 	}
+	if e.Guide != "" {
+		fmt.Fprintf(out, "\n%s\n", plainLines(e.Guide))
+	}
 	fmt.Fprintf(out, "\nHandles %s.\n", plain(e.Handles))
 	for _, in := range e.Takes {
 		fmt.Fprintf(out, "Takes   %s\n", plain(in))

@@ -95,6 +95,12 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
 	}
 	p("")
+	for _, run := range in.Playbooks {
+		if run.Guide != "" {
+			p("guide       %s: %s", run.Playbook, strings.Join(strings.Fields(run.Guide), " "))
+		}
+	}
+	p("")
 	for _, e := range in.Timeline {
 		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.What)
 	}

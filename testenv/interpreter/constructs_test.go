@@ -85,6 +85,14 @@ func TestEveryConstructRuns(t *testing.T) {
 				},
 			}, outcome: "changed", inOrder: true,
 		},
+		"what failed is known, and only that is mended": {
+			scenario: scenario{
+				answers: map[string][]error{"isolate": {activities.Refuse("host network"), nil}},
+				steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: scale\n        for: 1h\n        target: hold.failed\n",
+				want:    []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] scale changed"},
+				check:   func(t *testing.T, w *world) { require.Len(t, w.held, 2) },
+			}, outcome: "changed",
+		},
 		"a list that is too long is refused before anything runs": {
 			scenario: scenario{
 				steps: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
@@ -252,7 +260,10 @@ func TestEveryConstructRuns(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, report := play(t, s.scenario)
+			w, report := play(t, s.scenario)
+			if s.check != nil {
+				s.check(t, w)
+			}
 			var got []string
 			for _, step := range report.Steps {
 				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Step, step.Action, step.Outcome, step.Reason), " ()"))

@@ -275,7 +275,7 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 		return
 	}
 	p := &r.Incident.Playbooks[i]
-	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason
+	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.Guide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
 		text := fmt.Sprintf("%s: %s %s", report.Playbook, step.Action, step.Outcome)

@@ -47,6 +47,7 @@ type outcome struct {
 	reason  string
 	outputs []byte
 	targets int
+	failed  []playbooks.Target
 }
 
 // worse takes over the other outcome if it is the worse.
@@ -101,7 +102,7 @@ func (r *run) steps(ctx workflow.Context, f frame, steps []playbooks.Step) outco
 // step runs one step and what it does about its outcome. What was mended counts as what mended it.
 func (r *run) step(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	out := r.guarded(ctx, f, s)
-	if err := f.Record(f.env, s, out.Outcome, out.outputs, out.targets); err != nil {
+	if err := f.Record(f.env, s, out.Outcome, out.outputs, out.targets, out.failed...); err != nil {
 		r.note(ctx, f, s, "", playbooks.OutcomeFailed, err.Error(), "")
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
@@ -209,8 +210,11 @@ func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	}
 	joined.Wait(ctx)
 	all := outcome{outputs: results[0].outputs, targets: len(targets)}
-	for _, one := range results {
+	for i, one := range results {
 		all.worse(one)
+		if one.RunsOnFailure() {
+			all.failed = append(all.failed, targets[i])
+		}
 	}
 	return all
 }

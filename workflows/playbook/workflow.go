@@ -53,6 +53,7 @@ type Report struct {
 	// Outcome is the run's as a whole: what it stopped with, else the worst of its steps. Reason is that of its `stop`.
 	Outcome playbooks.Outcome `json:"outcome,omitempty"`
 	Reason  string            `json:"reason,omitempty"`
+	Guide   string            `json:"guide,omitempty"` // for the responder
 }
 
 // Load loads the playbook of a run, with those that it calls.
@@ -80,7 +81,7 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 		report.Error, report.Ended = problems.Err().Error(), workflow.Now(ctx)
 		return report, tellIncident(ctx, in, report)
 	}
-	report.Playbook, report.Hash = program.Name, program.Hash
+	report.Playbook, report.Hash, report.Guide = program.Name, program.Hash, program.Guide
 	r := &run{
 		Workflows: w, in: in, id: info.WorkflowExecution.ID, report: &report,
 		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]proof.Signed{}, pending: map[string]*open{},
