@@ -15,9 +15,6 @@ import (
 	"stanch/sensors/proof"
 )
 
-// notRecorded is the reason of what the recording has no answer for.
-const notRecorded = "not in the recording"
-
 // tape is a recording's answers, each given in turn.
 type tape struct {
 	sim *sim
@@ -40,7 +37,7 @@ func (s *sim) actions() []activities.Action {
 		t.answers[k] = append(t.answers[k], a)
 	}
 	var out []activities.Action
-	for _, spec := range s.o.Catalogue {
+	for _, spec := range s.specs {
 		if spec.Verb == playbooks.VerbContain {
 			out = append(out, &containing{tape: t, spec: spec})
 		} else {
@@ -62,16 +59,6 @@ func (t *tape) give(op recording.Operation, r activities.Request) (recording.Ans
 	i := min(t.next[k], len(all)-1)
 	t.next[k]++
 	return all[i], true
-}
-
-// missing notes what the recording has no answer for, and refuses.
-func (t *tape) missing(op recording.Operation, r activities.Request) error {
-	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
-	t.sim.mu.Lock()
-	t.sim.result.Missing = append(t.sim.result.Missing, what)
-	t.sim.mu.Unlock()
-	t.sim.event("missing", "%s: %s", what, notRecorded)
-	return activities.Refuse("%s: %s was never asked of %s", notRecorded, r.Action, r.Target)
 }
 
 // failure is a recorded failure, without what the activity around it says again.
@@ -111,7 +98,7 @@ func (l *looking) Observe(_ context.Context, r activities.Request) (activities.O
 	l.sim.learn(r.Target)
 	a, ok := l.give(recording.Observe, r)
 	if !ok {
-		return activities.Observation{}, l.missing(recording.Observe, r)
+		a = l.assume(recording.Observe, l.spec, r)
 	}
 	switch {
 	case a.Refused != "":
@@ -159,7 +146,7 @@ func (c *containing) Plan(_ context.Context, r activities.Request) (activities.P
 	c.sim.learn(r.Target)
 	a, ok := c.planned(r)
 	if !ok {
-		return activities.Plan{}, c.missing(recording.Plan, r)
+		a = c.assume(recording.Plan, c.spec, r)
 	}
 	switch {
 	case a.Refused != "":
@@ -168,7 +155,7 @@ func (c *containing) Plan(_ context.Context, r activities.Request) (activities.P
 		return activities.Plan{}, failure(a, fmt.Sprintf("plan %s of %s: ", r.Action, r.Target))
 	}
 	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, Prior: a.Prior, Nothing: a.Nothing, Held: a.Held}
-	if !same(a.Params, r.Params) {
+	if ok && !same(a.Params, r.Params) {
 		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recording's plan is for other parameters")
 	}
 	return plan, nil
@@ -206,11 +193,12 @@ func (c *containing) Apply(_ context.Context, r activities.Request, _ json.RawMe
 	a, ok := c.give(recording.Apply, r)
 	assumed := false
 	if !ok || a.Decision != nil && a.Decision.Verdict != string(activities.VerdictRun) && a.Refused == "" {
-		if _, planned := c.planned(r); !planned {
-			return activities.Effect{}, c.missing(recording.Apply, r)
-		}
 		assumed = true
-		a = recording.Answer{Outcome: playbooks.OutcomeUnverified, Reason: "assumed: the recording has its plan and no effect"}
+		if _, planned := c.planned(r); !planned {
+			a = c.assume(recording.Apply, c.spec, r)
+		} else {
+			a = recording.Answer{Outcome: playbooks.OutcomeUnverified, Reason: noEffect}
+		}
 	}
 	switch {
 	case a.Refused != "":

@@ -92,7 +92,7 @@ func (s *sim) questions(cfg *config.Config) {
 // asked notes a question and schedules its answers.
 func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
 	q := Asked{
-		AtMS: s.after(), Step: p.Step, Title: p.Title, Ask: p.Ask, Would: []string{}, Approvers: p.Approvers.Who(), Quorum: max(p.Approvers.Quorum, 1),
+		AtMS: s.after(), Playbook: playbookOf(p.Run), Step: p.Step, Title: p.Title, Ask: p.Ask, Would: []string{}, Approvers: p.Approvers.Who(), Quorum: max(p.Approvers.Quorum, 1),
 		TimeoutMS: p.Approvers.Timeout.Milliseconds(), Answers: []string{},
 	}
 	for _, plan := range p.Plans {

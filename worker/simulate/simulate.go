@@ -2,7 +2,7 @@
 // workflows, the same guards, with time skipped and actions that answer from the recording.
 //
 // It refuses to touch anything: no action of it reaches a node, a cluster, a store or a person. What the recording has
-// no answer for is refused, and said.
+// no answer for is assumed from the action's spec, and said to be.
 package simulate
 
 import (
@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -53,12 +54,33 @@ type Options struct {
 	Limit time.Duration
 }
 
+// Simulator runs recordings one by one, or several at once: what is the same for all of them is made once.
+type Simulator struct {
+	o        Options
+	keys     authority
+	match    Match
+	programs *programs
+	specs    []playbooks.Spec
+}
+
+// New makes a simulator.
+func New(o Options) (*Simulator, error) {
+	keys, err := newAuthority()
+	if err != nil {
+		return nil, err
+	}
+	m := &Simulator{o: o, keys: keys, match: o.Playbooks(keys), programs: &programs{}}
+	for _, name := range slices.Sorted(maps.Keys(o.Catalogue)) {
+		m.specs = append(m.specs, o.Catalogue[name])
+	}
+	return m, nil
+}
+
 // sim is one simulation under way.
 type sim struct {
-	o       Options
+	*Simulator
 	rec     recording.Recording
 	env     *testsuite.TestWorkflowEnvironment
-	keys    authority
 	started time.Time
 
 	mu     sync.Mutex
@@ -68,14 +90,39 @@ type sim struct {
 	names  map[string]string
 	places map[string]int // of steps in their playbook
 	last   map[string]activities.Verdict
+	// assumed are the actions, by target, that answered what the recording does not hold.
+	assumed map[string]bool
 }
 
 // Run simulates one recording. What goes wrong is in the result.
-func Run(ctx context.Context, file string, rec recording.Recording, o Options) (result Result) {
-	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}}
-	s.result = Result{
-		Recording: file, Incident: rec.Incident.ID, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+func Run(ctx context.Context, file string, rec recording.Recording, o Options) Result {
+	m, err := New(o)
+	if err != nil {
+		return Broken(file, err)
 	}
+	return m.Run(ctx, file, rec)
+}
+
+// Broken is the result of a recording that could not be read.
+func Broken(file string, err error) Result {
+	r := empty(file)
+	r.Error = err.Error()
+	return r
+}
+
+func empty(file string) Result {
+	return Result{
+		Recording: file, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+	}
+}
+
+// Run simulates one recording. What goes wrong is in the result.
+func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
+	s := &sim{
+		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{},
+	}
+	s.result = empty(file)
+	s.result.Incident = rec.Incident.ID
 	// The test environment panics where it cannot go on; one recording must not end the others.
 	defer func() {
 		if p := recover(); p != nil {
@@ -145,10 +192,6 @@ type off struct{}
 func (off) Stopped(context.Context) (bool, string, error) { return false, "", nil }
 
 func (s *sim) run() error {
-	var err error
-	if s.keys, err = newAuthority(); err != nil {
-		return err
-	}
 	cfg, in := s.settings()
 	var suite testsuite.WorkflowTestSuite
 	suite.SetLogger(quiet{})
@@ -167,13 +210,13 @@ func (s *sim) run() error {
 	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil)}
 	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
-	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases}
+	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
 	env.RegisterActivityWithOptions(set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.o.Playbooks(s.keys)), activity.RegisterOptions{Name: incident.Match})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
 	s.listen(cfg)
 	s.feed(in)
 
@@ -204,6 +247,7 @@ func (s *sim) feed(in incident.Input) {
 		s.env.RegisterDelayedCallback(func() {
 			now := s.env.Now()
 			var attested []incident.Attested
+			var alike lines
 			for _, one := range batch {
 				d := one.Detection
 				scope := in.Scope
@@ -221,7 +265,10 @@ func (s *sim) feed(in incident.Input) {
 					continue
 				}
 				attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
-				s.event("detection", "%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence)
+				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence), max(d.Count, 1))
+			}
+			for _, what := range alike.all() {
+				s.event("detection", "%s", what)
 			}
 			s.env.SignalWorkflow(workflows.SignalDetections, attested)
 		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
@@ -237,7 +284,7 @@ func (s *sim) listen(cfg *config.Config) {
 		var in playbook.Input
 		name := info.WorkflowExecution.ID
 		if args.Get(&in) == nil {
-			if program, _ := playbooks.Load(in.File, in.Source, s.o.Catalogue); program != nil {
+			if program, _ := s.programs.load(in.File, in.Source, s.o.Catalogue); program != nil {
 				name = program.Name
 				n := 0
 				program.Walk(func(step *playbooks.Step) {
@@ -251,6 +298,16 @@ func (s *sim) listen(cfg *config.Config) {
 		s.result.Playbooks = append(s.result.Playbooks, name)
 		s.mu.Unlock()
 		s.event("playbook", "playbook %s started", name)
+	})
+	s.env.SetOnActivityStartedListener(func(*activity.Info, context.Context, converter.EncodedValues) {
+		s.mu.Lock()
+		s.result.Activities++
+		s.mu.Unlock()
+	})
+	s.env.SetOnLocalActivityStartedListener(func(*activity.Info, context.Context, []any) {
+		s.mu.Lock()
+		s.result.Activities++
+		s.mu.Unlock()
 	})
 	// A question begins with the timer of its deadline.
 	s.env.SetOnTimerScheduledListener(func(string, time.Duration) {
@@ -281,10 +338,15 @@ func (s *sim) name(id string) string {
 
 // conclude takes over what the incident says became of it.
 func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
+	for _, e := range s.result.Effects {
+		if first := s.result.FirstContainmentMS; first == nil || e.FromMS < *first {
+			s.result.FirstContainmentMS = &e.FromMS
+		}
+	}
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, Step{
-				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(),
+				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {
@@ -294,6 +356,7 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	if len(out.Playbooks) == 0 {
 		s.result.Events = append(s.result.Events, Event{AtMS: 0, Kind: "playbook", What: "no playbook matches"})
 	}
+	s.waits()
 	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
 	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.Quiet)})
 }

@@ -16,6 +16,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/diagnostic"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -54,11 +55,17 @@ type Workflows struct {
 	Catalogue playbooks.Catalogue
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
+	// Load reads and checks a playbook; nil is playbooks.Load. Simulation remembers what it has checked.
+	Load func(file string, source []byte, catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics)
 }
 
 // Playbook runs one playbook on one incident.
 func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
-	program, problems := playbooks.Load(in.File, in.Source, w.Catalogue)
+	load := w.Load
+	if load == nil {
+		load = playbooks.Load
+	}
+	program, problems := load(in.File, in.Source, w.Catalogue)
 	info := workflow.GetInfo(ctx)
 	report := Report{Run: info.WorkflowExecution.ID}
 	if program == nil {
