@@ -46,7 +46,7 @@ file says:
 
 With --baseline two versions of the playbooks are compared.`,
 		Example: "  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2\n  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html",
-		RunE: func(cmd *cobra.Command, _ []string) error { return g.simulate(cmd, o) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return g.simulate(cmd, o) },
 	}
 	f := c.Flags()
 	f.StringVar(&o.playbooks, "playbooks", "", "the playbooks: a file or a folder")

@@ -112,7 +112,9 @@ func (s *story) decide(confidence float64) *recording.Decision {
 
 // effect is what became of a plan.
 func (s *story) effect(plan recording.Answer, step string, held time.Duration) {
-	done := func(o playbooks.Outcome, reason string) { s.step(s.playbook(), step, plan.Action, plan.Target, o, reason) }
+	done := func(o playbooks.Outcome, reason string) {
+		s.step(s.playbook(), step, plan.Action, plan.Target, o, reason)
+	}
 	switch plan.Decision.Verdict {
 	case "propose":
 		done(playbooks.OutcomeProposed, "would "+plan.Changes[0]+" ("+plan.Decision.Reason+")")

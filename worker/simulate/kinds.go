@@ -36,44 +36,51 @@ func Compare(before, after Result) *Change {
 	return &Change{Recording: after.Recording, Incident: after.Incident, Kinds: kinds, First: firstDecision(before, after), What: what}
 }
 
-// decisions are what a reader of the timeline would call decisions, in time: what runs, is asked, and becomes of steps.
-func decisions(r Result) []string {
-	type line struct {
-		at   int64
-		what string
+// decisions are what a reader of the timeline would call decisions, in time: which playbooks run, what the guards say, who
+// is asked, and what becomes of each step. What happens at once stands in that order.
+func decisions(r Result) []decision {
+	var all []decision
+	for _, e := range r.Events {
+		if e.Kind == "playbook" {
+			all = append(all, decision{e.AtMS, 0, e.What})
+		}
 	}
-	var all []line
 	for _, d := range r.Decisions {
 		if !d.Before {
-			all = append(all, line{d.AtMS, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, short(d.Target), verdicts[d.Verdict], d.Guard, d.Reason)})
+			all = append(all, decision{d.AtMS, 1, fmt.Sprintf("%s on %s: %s (%s: %s)", d.Action, short(d.Target), verdicts[d.Verdict], d.Guard, d.Reason)})
 		}
 	}
 	for _, q := range r.Questions {
-		all = append(all, line{q.AtMS, fmt.Sprintf("%s: %s would be asked: %s", q.Playbook, q.Approvers, q.Title)})
+		all = append(all, decision{q.AtMS, 2, fmt.Sprintf("%s: %s would be asked: %s", q.Playbook, q.Approvers, q.Title)})
 	}
 	for _, s := range r.Steps {
-		what := fmt.Sprintf("%s: %s is %s", s.Playbook, step(s), because(s))
-		all = append(all, line{s.AtMS, what})
+		all = append(all, decision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, step(s), because(s))})
 	}
-	slices.SortStableFunc(all, func(a, b line) int { return cmp.Or(cmp.Compare(a.at, b.at), strings.Compare(a.what, b.what)) })
-	out := make([]string, len(all))
-	for i, l := range all {
-		out[i] = "+" + ms(l.at).String() + " " + l.what
-	}
-	return out
+	slices.SortStableFunc(all, func(a, b decision) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.rank, b.rank), strings.Compare(a.what, b.what))
+	})
+	return all
 }
 
-// firstDecision is where both first part.
+type decision struct {
+	at   int64
+	rank int
+	what string
+}
+
+func (d decision) String() string { return at(d.at) + " " + d.what }
+
+// firstDecision is where both first part. That the same is decided a moment later is no parting.
 func firstDecision(before, after Result) *Parting {
 	was, is := decisions(before), decisions(after)
 	for i := range max(len(was), len(is)) {
 		switch {
 		case i >= len(was):
-			return &Parting{Now: is[i]}
+			return &Parting{Now: is[i].String()}
 		case i >= len(is):
-			return &Parting{Was: was[i]}
-		case was[i] != is[i]:
-			return &Parting{Was: was[i], Now: is[i]}
+			return &Parting{Was: was[i].String()}
+		case was[i].what != is[i].what:
+			return &Parting{Was: was[i].String(), Now: is[i].String()}
 		}
 	}
 	return nil

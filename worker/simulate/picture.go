@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -26,10 +27,12 @@ type stat struct{ Name, Value, Note string }
 // lane is a row of the timeline.
 type lane struct {
 	Playbook string // a heading, where it is not ""
+	Started  string // under the heading
 	Name     string
 	Sub      string
 	Bars     []bar
 	Marks    []mark
+	Ends     []mark // what became of it, in words
 }
 
 // bar and mark are placed in percent of the width.
@@ -84,13 +87,19 @@ func draw(o Outcome, n int) picture {
 	p.Lanes = append(p.Lanes, detected(r, a))
 	byKey := map[string]int{}
 	heading := ""
-	for _, s := range r.Steps {
-		key := s.Playbook + "\x00" + s.Step + "\x00" + s.Action + "\x00" + s.Target
+	steps := slices.Clone(r.Steps)
+	slices.SortStableFunc(steps, func(a, b Step) int { return cmp.Compare(a.Run, b.Run) })
+	for _, s := range steps {
+		key := fmt.Sprint(s.Run) + "\x00" + s.Step + "\x00" + s.Action + "\x00" + s.Target
 		i, ok := byKey[key]
 		if !ok {
 			l := lane{Name: s.Action, Sub: short(s.Target)}
-			if s.Playbook != heading {
-				l.Playbook, heading = s.Playbook, s.Playbook
+			if run := fmt.Sprint(s.Run, s.Playbook); run != heading {
+				heading = run
+				l.Playbook, l.Started = s.Playbook, "for what was detected later, "+at(s.AtMS)
+				if s.AtMS < 1000 {
+					l.Started = ""
+				}
 			}
 			p.Lanes = append(p.Lanes, l)
 			i = len(p.Lanes) - 1
@@ -98,7 +107,10 @@ func draw(o Outcome, n int) picture {
 			questions(&p.Lanes[i], r, s, a)
 			effects(&p.Lanes[i], r, s, a)
 		}
-		p.Lanes[i].Marks = append(p.Lanes[i].Marks, mark{Left: a.x(s.AtMS), Class: string(s.Outcome), Title: strings.TrimSpace(at(s.AtMS) + " " + because(s)), Text: said(s)})
+		p.Lanes[i].Marks = append(p.Lanes[i].Marks, mark{Left: a.x(s.AtMS), Class: string(s.Outcome), Title: strings.TrimSpace(at(s.AtMS) + " " + because(s))})
+		if text := said(s); !slices.ContainsFunc(p.Lanes[i].Ends, func(m mark) bool { return m.Text == text }) {
+			p.Lanes[i].Ends = append(p.Lanes[i].Ends, mark{Class: string(s.Outcome), Text: text})
+		}
 	}
 	if len(p.Lanes) > maxLanes {
 		p.Hidden = len(p.Lanes) - maxLanes
@@ -139,7 +151,7 @@ func detected(r Result, a axis) lane {
 
 func questions(l *lane, r Result, s Step, a axis) {
 	for _, q := range r.Questions {
-		if q.Playbook != s.Playbook || q.Step != s.Step || s.Target != "" && !strings.Contains(q.Title, s.Action) {
+		if q.Run != s.Run || q.Step != s.Step || s.Target != "" && !strings.Contains(q.Title, s.Action) {
 			continue
 		}
 		left := a.x(q.AtMS)
@@ -152,7 +164,7 @@ func questions(l *lane, r Result, s Step, a axis) {
 
 func effects(l *lane, r Result, s Step, a axis) {
 	for _, e := range r.Effects {
-		if e.Action != s.Action || e.Target != s.Target || s.Outcome == playbooks.OutcomeSkipped {
+		if e.Action != s.Action || e.Target != s.Target || e.FromMS > s.AtMS+1000 || s.Outcome == playbooks.OutcomeSkipped {
 			continue
 		}
 		to, class, text := e.ToMS, "held", "held "+held(e).String()

@@ -63,7 +63,7 @@ func (s *sim) waits() {
 		q := &s.result.Questions[i]
 		q.WaitedMS = q.TimeoutMS
 		for _, step := range s.result.Steps {
-			if step.Playbook == q.Playbook && step.Step == q.Step && step.AtMS >= q.AtMS {
+			if step.Run == q.Run && step.Step == q.Step && step.AtMS >= q.AtMS {
 				q.WaitedMS = min(q.WaitedMS, step.AtMS-q.AtMS)
 			}
 		}

@@ -33,6 +33,7 @@ type Result struct {
 // Step is what became of one step on one target.
 type Step struct {
 	Playbook string            `json:"playbook"`
+	Run      int               `json:"run"` // of the incident's playbooks, from 1
 	Step     string            `json:"step"`
 	Action   string            `json:"action"`
 	Target   string            `json:"target,omitempty"`
@@ -77,6 +78,7 @@ type Event struct {
 type Asked struct {
 	AtMS      int64    `json:"at_ms"`
 	Playbook  string   `json:"playbook"`
+	Run       int      `json:"run"` // of the incident's playbooks, from 1
 	Step      string   `json:"step"`
 	Title     string   `json:"title"`
 	Ask       string   `json:"ask,omitempty"`

@@ -346,7 +346,7 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, Step{
-				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
+				Playbook: p.Playbook, Run: runOf(p.Run), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {
