@@ -143,6 +143,20 @@ func ran(r Result) (map[string][]Step, []string) {
 	return out, order
 }
 
+// outcomesOf are what became of a playbook's action, on whatever targets.
+func outcomesOf(r Result) map[string][]string {
+	out := map[string][]string{}
+	for _, s := range r.Steps {
+		k := s.Playbook + "\x00" + s.Action
+		kind, _, _ := strings.Cut(s.Target, ":")
+		out[k] = append(out[k], kind+" "+string(s.Outcome))
+	}
+	for _, all := range out {
+		slices.Sort(all)
+	}
+	return out
+}
+
 func stepChanges(before, after Result) []string {
 	var out []string
 	was, order := ran(before)
@@ -152,8 +166,12 @@ func stepChanges(before, after Result) []string {
 			order = append(order, k)
 		}
 	}
+	as, now := outcomesOf(before), outcomesOf(after)
 	for _, k := range order {
 		name, _, _ := strings.Cut(k, "\x00")
+		if of := k[:strings.LastIndexByte(k, '\x00')]; slices.Equal(as[of], now[of]) {
+			continue // which of several pods the budget is spent on first is chance
+		}
 		if !slices.Contains(before.Playbooks, name) || !slices.Contains(after.Playbooks, name) {
 			continue // it is said already that it runs now, or no longer
 		}

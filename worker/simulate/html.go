@@ -72,7 +72,7 @@ type share struct {
 // Close writes the page.
 func (p *Page) Close(all *Tally) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"plain": redact.Plain, "short": func(s string) string { return redact.Plain(short(s)) }, "at": at, "span": span, "held": func(e Effect) string { return held(e).String() },
+		"plain": redact.Plain, "short": func(s string) string { return redact.Plain(short(s)) }, "at": at, "span": span, "held": func(e Effect) string { return span(held(e).Milliseconds()) },
 		"verdict": func(d Decision) string { return verdicts[d.Verdict] },
 	}).Parse(page)
 	if err != nil {

@@ -37,7 +37,7 @@ func Compare(before, after Result) *Change {
 }
 
 // decisions are what a reader of the timeline would call decisions, in time: which playbooks run, what the guards say, who
-// is asked, and what becomes of each step. What happens at once stands in that order.
+// is asked, what becomes of each step, and how long it holds. What happens at once stands in that order.
 func decisions(r Result) []decision {
 	var all []decision
 	for _, e := range r.Events {
@@ -55,6 +55,9 @@ func decisions(r Result) []decision {
 	}
 	for _, s := range r.Steps {
 		all = append(all, decision{s.AtMS, 3, fmt.Sprintf("%s: %s is %s", s.Playbook, step(s), because(s))})
+	}
+	for _, e := range r.Effects {
+		all = append(all, decision{e.FromMS, 4, fmt.Sprintf("%s on %s holds for %s", e.Action, short(e.Target), held(e))})
 	}
 	slices.SortStableFunc(all, func(a, b decision) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.rank, b.rank), strings.Compare(a.what, b.what))

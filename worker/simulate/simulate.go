@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -160,11 +161,30 @@ func (s *sim) order() {
 		i = j
 	}
 	slices.SortStableFunc(s.result.Steps, func(a, b Step) int {
-		if a.Playbook != b.Playbook {
-			return cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook))
-		}
-		return cmp.Compare(s.places[a.Playbook+"\x00"+a.Step], s.places[b.Playbook+"\x00"+b.Step])
+		return cmp.Or(
+			cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook)), cmp.Compare(s.place(a), s.place(b)),
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Target, b.Target),
+		)
 	})
+	slices.SortStableFunc(s.result.Effects, func(a, b Effect) int {
+		return cmp.Or(cmp.Compare(a.FromMS, b.FromMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
+	slices.SortStableFunc(s.result.Decisions, func(a, b Decision) int {
+		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
+	slices.SortStableFunc(s.result.Questions, func(a, b Asked) int {
+		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Title, b.Title))
+	})
+}
+
+// place is where a step stands in its playbook; one of a loop or a call is named after where it is run from.
+func (s *sim) place(of Step) int {
+	if n, ok := s.places[of.Playbook+"\x00"+of.Step]; ok {
+		return n
+	}
+	name, _, _ := strings.Cut(of.Step, "[")
+	first, _, _ := strings.Cut(name, "/")
+	return s.places[of.Playbook+"\x00"+first]
 }
 
 // newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.

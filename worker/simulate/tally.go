@@ -17,6 +17,7 @@ type Tally struct {
 	Assumed      int            `json:"assumed"`  // incidents with answers that are not in the recording
 	Missing      int            `json:"missing"`  // answers that are not in the recordings
 	Untouched    int            `json:"no_match"` // no playbook matches
+	Activities   int            `json:"activities"`
 	Outcomes     map[string]int `json:"outcomes"` // of steps
 	Playbooks    map[string]int `json:"playbooks"`
 	// Containment is how long it takes to the first containment.
@@ -51,6 +52,7 @@ func (t *Tally) Add(o Outcome) {
 	t.Containments += len(r.Effects)
 	t.Questions += len(r.Questions)
 	t.Missing += len(r.Missing)
+	t.Activities += r.Activities
 	if r.FirstContainmentMS != nil {
 		t.Contained++
 		t.Containment.add(*r.FirstContainmentMS)
