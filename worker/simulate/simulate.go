@@ -61,6 +61,7 @@ type Simulator struct {
 	keys     authority
 	match    Match
 	programs *programs
+	copiers  copiers
 	specs    []playbooks.Spec
 }
 
@@ -221,7 +222,7 @@ func (s *sim) run() error {
 	limit := cmp.Or(s.o.Limit, time.Minute)
 	env.SetTestTimeout(limit)
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
-	env.SetDataConverter(converter.GetDefaultDataConverter())
+	env.SetDataConverter(newKeeper(&s.copiers))
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
