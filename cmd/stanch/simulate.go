@@ -72,9 +72,9 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	if err != nil {
 		return err
 	}
-	// A corpus is garbage as soon as it is read: collecting it less often is a quarter faster, within a bound.
+	// A corpus is garbage as soon as it is read: collecting it less often is faster, within a bound.
 	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(2 << 30)
+	debug.SetMemoryLimit(400 << 20)
 	tally, shown := simulate.NewTally(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
 	err = simulate.Each(cmd.Context(), all.entries, now, base, func(one simulate.Outcome) error {
 		tally.Add(one)

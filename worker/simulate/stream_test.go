@@ -57,6 +57,9 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	all := made(t, corpus.Options{Seed: 5, Count: 60, Storm: 100})
 	read := func() (names []string, steps [][]simulate.Step) {
 		require.NoError(t, simulate.Each(t.Context(), entries(all), simulator(t, with(t)), nil, func(o simulate.Outcome) error {
+			for i := range o.Result.Steps {
+				o.Result.Steps[i].AtMS = 0 // on a machine that is far too busy Temporal's test environment lets real time in
+			}
 			names, steps = append(names, o.Result.Incident), append(steps, o.Result.Steps)
 			return nil
 		}))
