@@ -20,9 +20,31 @@ import (
 
 // carried are the types that workflows and activities give each other.
 var carried = []any{
-	incident.Input{}, []incident.Attested{}, []incident.Selected{}, playbooks.Incident{}, playbook.Input{}, playbook.Report{}, []playbook.Pending{}, lease.Input{}, lease.Holder{}, lease.Report{},
-	activities.ObserveInput{}, activities.Result{}, activities.PlanInput{}, activities.PlanResult{}, activities.ApplyInput{}, activities.ApplyResult{}, activities.VerifyInput{}, activities.VerifyResult{},
-	activities.UndoInput{}, activities.UndoResult{}, activities.TallyInput{}, activities.Tally{}, activities.Request{}, proof.Signed{}, incident.Mark{},
+	incident.Input{},
+	[]incident.Attested{},
+	[]incident.Selected{},
+	playbooks.Incident{},
+	playbook.Input{},
+	playbook.Report{},
+	[]playbook.Pending{},
+	lease.Input{},
+	lease.Holder{},
+	lease.Report{},
+	activities.ObserveInput{},
+	activities.Result{},
+	activities.PlanInput{},
+	activities.PlanResult{},
+	activities.ApplyInput{},
+	activities.ApplyResult{},
+	activities.VerifyInput{},
+	activities.VerifyResult{},
+	activities.UndoInput{},
+	activities.UndoResult{},
+	activities.TallyInput{},
+	activities.Tally{},
+	activities.Request{},
+	proof.Signed{},
+	incident.Mark{},
 }
 
 // What the keeper hands over is what JSON would have, for values of every type that is carried, filled by chance.
