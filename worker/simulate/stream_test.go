@@ -112,12 +112,12 @@ func TestABrokenRecordingEndsNothing(t *testing.T) {
 
 // However many recordings there are, only a window of them is held, and what nobody wants any more is not read.
 func TestOnlyAWindowIsHeld(t *testing.T) {
-	rec := read(t, "shell")
+	unread := errors.New("not there")
 	var asked, given, most atomic.Int64
 	endless := func(yield func(simulate.Entry) bool) {
 		for range 300 {
 			most.Store(max(most.Load(), asked.Add(1)-given.Load()))
-			if !yield(simulate.Entry{Name: "r", Read: func() (recording.Recording, error) { return rec, nil }}) {
+			if !yield(simulate.Entry{Name: "r", Read: func() (recording.Recording, error) { return recording.Recording{}, unread }}) {
 				return
 			}
 		}
@@ -127,6 +127,7 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 	err := simulate.Each(t.Context(), endless, simulator(t, with(t)), nil, func(simulate.Outcome) error {
 		if given.Load() == 0 { // whoever takes them is slow: reading goes on until the window is full
 			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
+			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
 		}
 		if given.Add(1) == 50 {
 			return stop
