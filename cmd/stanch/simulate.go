@@ -73,8 +73,8 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 		return err
 	}
 	// A corpus is garbage as soon as it is read: collecting it less often is faster, within a bound.
-	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(400 << 20)
+	debug.SetGCPercent(300)
+	debug.SetMemoryLimit(3 << 29)
 	tally, shown := simulate.NewTally(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
 	err = simulate.Each(cmd.Context(), all.entries, now, base, func(one simulate.Outcome) error {
 		tally.Add(one)

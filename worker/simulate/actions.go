@@ -32,6 +32,7 @@ func key(op recording.Operation, action, target string) string {
 // actions are one for each of the catalogue, all of them reading the tape.
 func (s *sim) actions() []activities.Action {
 	t := &tape{sim: s, answers: map[string][]recording.Answer{}, next: map[string]int{}, held: map[string]int{}}
+	s.tape = t
 	for _, a := range s.rec.Answers {
 		k := key(a.Operation, a.Action, a.Target)
 		t.answers[k] = append(t.answers[k], a)

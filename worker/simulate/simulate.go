@@ -94,6 +94,32 @@ type sim struct {
 	last   map[string]activities.Verdict
 	// assumed are the actions, by target, that answered what the recording does not hold.
 	assumed map[string]bool
+	kept    *keeper
+	tape    *tape
+}
+
+// forget lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
+// as long as the longest timer of a workflow that was cancelled, a quarter of an hour; so much of it must not be kept.
+func (s *sim) forget() {
+	s.mu.Lock()
+	s.rec, s.result = recording.Recording{}, Result{}
+	s.mu.Unlock()
+	if s.kept != nil {
+		s.kept.mu.Lock()
+		s.kept.values = nil
+		s.kept.mu.Unlock()
+	}
+	if s.tape != nil {
+		s.tape.mu.Lock()
+		s.tape.answers = nil
+		s.tape.mu.Unlock()
+	}
+	if s.env != nil {
+		s.env.SetOnChildWorkflowStartedListener(nil)
+		s.env.SetOnTimerScheduledListener(nil)
+		s.env.SetOnActivityStartedListener(nil)
+		s.env.SetOnLocalActivityStartedListener(nil)
+	}
 }
 
 // Run simulates one recording. What goes wrong is in the result.
@@ -144,7 +170,9 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 	slices.Sort(s.result.Missing)
 	s.result.Missing = slices.Compact(s.result.Missing)
 	s.order()
-	return s.result
+	result = s.result
+	s.forget()
+	return result
 }
 
 // order puts what happened at once into one order, which chance does not choose.
@@ -222,7 +250,8 @@ func (s *sim) run() error {
 	limit := cmp.Or(s.o.Limit, time.Minute)
 	env.SetTestTimeout(limit)
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
-	env.SetDataConverter(newKeeper(&s.copiers))
+	s.kept = newKeeper(&s.copiers)
+	env.SetDataConverter(s.kept)
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
