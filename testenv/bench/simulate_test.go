@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,6 +57,7 @@ func BenchmarkValidate(b *testing.B) {
 	dir := b.TempDir()
 	shipped, err := filepath.Glob("../../playbooks/library/*.yaml")
 	require.NoError(b, err)
+	shipped = slices.DeleteFunc(shipped, func(file string) bool { return strings.HasSuffix(file, "_test.yaml") })
 	for i := range n {
 		source, err := os.ReadFile(shipped[i%len(shipped)])
 		require.NoError(b, err)
