@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime/debug"
 	"slices"
 
@@ -23,6 +25,7 @@ type simulateOptions struct {
 	phase     int
 	whole     bool
 	output    string
+	share     bool // this process is one of several
 }
 
 func simulateCommand(g *globals) *cobra.Command {
@@ -55,6 +58,8 @@ With --baseline two versions of the playbooks are compared.`,
 	f.StringVar(&o.approve, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
 	f.BoolVar(&o.whole, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
+	f.BoolVar(&o.share, "share", false, "simulate what comes on standard input, for another of these")
+	_ = f.MarkHidden("share")
 	formatFlag(c, &o.output, "text", "json", "html")
 	return c
 }
@@ -64,6 +69,13 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	if err != nil {
 		return err
 	}
+	// What was simulated is garbage: collecting it seldom is faster, within a bound.
+	debug.SetGCPercent(800)
+	debug.SetMemoryLimit(384 << 20)
+	pair := simulate.Pair{Now: now, Base: base}
+	if o.share {
+		return simulate.Serve(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), pair)
+	}
 	all, err := openCorpus(o.incident)
 	if err != nil {
 		return err
@@ -72,11 +84,12 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	if err != nil {
 		return err
 	}
-	// A corpus is garbage as soon as it is read: collecting it less often is faster, within a bound.
-	debug.SetGCPercent(300)
-	debug.SetMemoryLimit(3 << 29)
 	tally, shown := simulate.NewTally(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
-	err = simulate.Each(cmd.Context(), all.entries, now, base, func(one simulate.Outcome) error {
+	runner := func() simulate.Runner { return pair }
+	if all.total == 0 || all.total > 2*shareOf {
+		runner = func() simulate.Runner { return &simulate.Process{Share: shareOf, Command: shareCommand} }
+	}
+	err = simulate.Each(cmd.Context(), all.entries, runner, func(one simulate.Outcome) error {
 		tally.Add(one)
 		shown.add(one.Result, o.output)
 		return out.Add(one)
@@ -95,6 +108,21 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 		return errAnswered
 	}
 	return nil
+}
+
+// shareOf is how many recordings of a corpus one process simulates.
+const shareOf = 500
+
+// shareCommand is this program again, with the same playbooks and answers, for a share of a corpus.
+func shareCommand(ctx context.Context) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--share")...)
+	// One processor each: one incident at a time has nothing to gain from more, and pays for waking them.
+	c.Env, c.Stderr = append(os.Environ(), "GOMAXPROCS=1"), os.Stderr
+	return c
 }
 
 // simulators are that of the playbooks and, with --baseline, that of the others.

@@ -32,11 +32,14 @@ func openCorpus(path string) (recordings, error) {
 	case err != nil:
 		return recordings{}, fmt.Errorf("no such file or folder: %s", path)
 	case !info.IsDir() && !strings.HasSuffix(path, ".jsonl"):
-		r, err := readRecording(path)
+		raw, err := readBounded(path, recording.MaxBytes)
 		if err != nil {
 			return recordings{}, err
 		}
-		read := func() (recording.Recording, error) { return r, nil }
+		if _, err := recording.Decode(raw); err != nil {
+			return recordings{}, fmt.Errorf("%s: %w", path, err)
+		}
+		read := func() ([]byte, error) { return raw, nil }
 		return recordings{one: true, total: 1, entries: func(yield func(simulate.Entry) bool) { yield(simulate.Entry{Name: path, Read: read}) }}, nil
 	case !info.IsDir():
 		return many([]string{path}), nil
@@ -69,7 +72,7 @@ func many(files []string) recordings {
 	r.entries = func(yield func(simulate.Entry) bool) {
 		for _, file := range files {
 			if !strings.HasSuffix(file, ".jsonl") {
-				if !yield(simulate.Entry{Name: file, Read: func() (recording.Recording, error) { return readRecording(file) }}) {
+				if !yield(simulate.Entry{Name: file, Read: func() ([]byte, error) { return readBounded(file, recording.MaxBytes) }}) {
 					return
 				}
 				continue
@@ -96,13 +99,7 @@ func readLines(file string, yield func(simulate.Entry) bool) (more bool, err err
 	more = true
 	err = recording.Lines(f, func(n int, line []byte) error {
 		name := fmt.Sprintf("%s:%d", file, n)
-		more = yield(simulate.Entry{Name: name, Read: func() (recording.Recording, error) {
-			r, err := recording.Decode(line)
-			if err != nil {
-				return r, fmt.Errorf("%s: %w", name, err)
-			}
-			return r, nil
-		}})
+		more = yield(simulate.Entry{Name: name, Read: func() ([]byte, error) { return line, nil }})
 		if !more {
 			return io.EOF
 		}
@@ -115,18 +112,6 @@ func readLines(file string, yield func(simulate.Entry) bool) (more bool, err err
 		return false, fmt.Errorf("%s: %w", file, err)
 	}
 	return more, nil
-}
-
-func readRecording(file string) (recording.Recording, error) {
-	raw, err := readBounded(file, recording.MaxBytes)
-	if err != nil {
-		return recording.Recording{}, err
-	}
-	r, err := recording.Decode(raw)
-	if err != nil {
-		return r, fmt.Errorf("%s: %w", file, err)
-	}
-	return r, nil
 }
 
 func readBounded(file string, limit int64) ([]byte, error) {

@@ -13,22 +13,50 @@ import (
 // Entry is one recording of a corpus, read when its turn comes.
 type Entry struct {
 	Name string
-	Read func() (recording.Recording, error)
+	Read func() ([]byte, error)
+}
+
+// Runner simulates recordings, one at a time.
+type Runner interface {
+	// Run simulates an encoded recording. What goes wrong is in the result.
+	Run(ctx context.Context, name string, raw []byte) Outcome
+	Close()
+}
+
+// Pair simulates recordings under playbooks and, for comparison, under others. Base is nil without a baseline.
+type Pair struct{ Now, Base *Simulator }
+
+var _ Runner = Pair{}
+
+// Close does nothing.
+func (Pair) Close() {}
+
+// Run simulates a recording in this process.
+func (p Pair) Run(ctx context.Context, name string, raw []byte) Outcome {
+	rec, err := recording.Decode(raw)
+	if err != nil {
+		return Outcome{Result: Broken(name, fmt.Errorf("%s: %w", name, err))}
+	}
+	out := Outcome{Result: p.Now.Run(ctx, name, rec)}
+	if p.Base != nil {
+		out.Change = Compare(p.Base.Run(ctx, name, rec), out.Result)
+	}
+	return out
 }
 
 // Outcome is what became of one recording, and with a baseline what becomes of it under that.
 type Outcome struct {
-	Result Result
+	Result Result `json:"result"`
 	// Change is nil without a baseline, and where nothing changes.
-	Change *Change
+	Change *Change `json:"change,omitempty"`
 }
 
 // window is how many recordings are under way or wait for an earlier one, for each processor.
 const window = 8
 
 // Each simulates recordings on every processor and gives the outcomes in their order. Only a window of them is held at
-// any time. base is nil without a baseline. An error of each ends it.
-func Each(ctx context.Context, entries iter.Seq[Entry], now, base *Simulator, each func(Outcome) error) error {
+// any time. runner makes the runner of a processor. An error of each ends it.
+func Each(ctx context.Context, entries iter.Seq[Entry], runner func() Runner, each func(Outcome) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type job struct {
@@ -40,8 +68,15 @@ func Each(ctx context.Context, entries iter.Seq[Entry], now, base *Simulator, ea
 	var working sync.WaitGroup
 	for range processors {
 		working.Go(func() {
+			r := runner()
+			defer r.Close()
 			for j := range jobs {
-				j.done <- simulated(ctx, j.entry, now, base)
+				raw, err := j.entry.Read()
+				if err != nil {
+					j.done <- Outcome{Result: Broken(j.entry.Name, err)}
+					continue
+				}
+				j.done <- r.Run(ctx, j.entry.Name, raw)
 			}
 		})
 	}
@@ -78,16 +113,4 @@ func Each(ctx context.Context, entries iter.Seq[Entry], now, base *Simulator, ea
 		return fmt.Errorf("simulate: %w", err)
 	}
 	return nil
-}
-
-func simulated(ctx context.Context, e Entry, now, base *Simulator) Outcome {
-	rec, err := e.Read()
-	if err != nil {
-		return Outcome{Result: Broken(e.Name, err)}
-	}
-	out := Outcome{Result: now.Run(ctx, e.Name, rec)}
-	if base != nil {
-		out.Change = Compare(base.Run(ctx, e.Name, rec), out.Result)
-	}
-	return out
 }

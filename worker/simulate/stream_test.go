@@ -2,9 +2,13 @@ package simulate_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
+	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -13,8 +17,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
 	"stanch/testenv/corpus"
+	"stanch/worker"
 	"stanch/worker/simulate"
 )
 
@@ -25,10 +33,15 @@ func simulator(t testing.TB, o simulate.Options) *simulate.Simulator {
 	return m
 }
 
+// pair makes the runners of this process.
+func pair(now, base *simulate.Simulator) func() simulate.Runner {
+	return func() simulate.Runner { return simulate.Pair{Now: now, Base: base} }
+}
+
 func entries(all []simulate.Loaded) iter.Seq[simulate.Entry] {
 	return func(yield func(simulate.Entry) bool) {
 		for _, l := range all {
-			if !yield(simulate.Entry{Name: l.File, Read: func() (recording.Recording, error) { return l.Recording, nil }}) {
+			if !yield(simulate.Entry{Name: l.File, Read: func() ([]byte, error) { return recording.Encode(l.Recording) }}) {
 				return
 			}
 		}
@@ -39,7 +52,7 @@ func entries(all []simulate.Loaded) iter.Seq[simulate.Entry] {
 func TestACorpusHasEverything(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
 	all := made(t, corpus.Options{Seed: 3, Count: 400, Storm: 60})
-	require.NoError(t, simulate.Each(t.Context(), entries(all), simulator(t, with(t)), nil, func(o simulate.Outcome) error {
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
 		require.Empty(t, o.Result.Error, o.Result.Recording)
 		for _, s := range o.Result.Steps {
 			outcomes[string(s.Outcome)]++
@@ -57,7 +70,7 @@ func TestACorpusHasEverything(t *testing.T) {
 func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	all := made(t, corpus.Options{Seed: 5, Count: 60, Storm: 100})
 	read := func() (names []string, steps [][]simulate.Step) {
-		require.NoError(t, simulate.Each(t.Context(), entries(all), simulator(t, with(t)), nil, func(o simulate.Outcome) error {
+		require.NoError(t, simulate.Each(t.Context(), entries(all), pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
 			for i := range o.Result.Steps {
 				o.Result.Steps[i].AtMS = 0 // on a machine that is far too busy Temporal's test environment lets real time in
 			}
@@ -78,7 +91,7 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 		}
 	}
 	m := simulator(t, with(t))
-	require.NoError(t, simulate.Each(t.Context(), entries(all), m, m, func(o simulate.Outcome) error {
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(m, m), func(o simulate.Outcome) error {
 		require.Nil(t, o.Change, "%+v", o.Change)
 		return nil
 	}))
@@ -91,7 +104,7 @@ func TestABrokenRecordingEndsNothing(t *testing.T) {
 		n := 0
 		for e := range entries(all) {
 			if n++; n == 2 {
-				e = simulate.Entry{Name: "b.json", Read: func() (recording.Recording, error) { return recording.Recording{}, errors.New("b.json: it is damaged") }}
+				e = simulate.Entry{Name: "b.json", Read: func() ([]byte, error) { return nil, errors.New("b.json: it is damaged") }}
 			}
 			if !yield(e) {
 				return
@@ -100,7 +113,7 @@ func TestABrokenRecordingEndsNothing(t *testing.T) {
 	}
 	tally := simulate.NewTally(false)
 	var errs []string
-	require.NoError(t, simulate.Each(t.Context(), broken, simulator(t, with(t)), nil, func(o simulate.Outcome) error {
+	require.NoError(t, simulate.Each(t.Context(), broken, pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
 		tally.Add(o)
 		errs = append(errs, o.Result.Error)
 		return nil
@@ -117,14 +130,14 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 	endless := func(yield func(simulate.Entry) bool) {
 		for range 300 {
 			most.Store(max(most.Load(), asked.Add(1)-given.Load()))
-			if !yield(simulate.Entry{Name: "r", Read: func() (recording.Recording, error) { return recording.Recording{}, unread }}) {
+			if !yield(simulate.Entry{Name: "r", Read: func() ([]byte, error) { return nil, unread }}) {
 				return
 			}
 		}
 	}
 	stop := errors.New("enough")
 	window := int64(8 * runtime.GOMAXPROCS(0))
-	err := simulate.Each(t.Context(), endless, simulator(t, with(t)), nil, func(simulate.Outcome) error {
+	err := simulate.Each(t.Context(), endless, pair(simulator(t, with(t)), nil), func(simulate.Outcome) error {
 		if given.Load() == 0 { // whoever takes them is slow: reading goes on until the window is full
 			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
 			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
@@ -148,7 +161,7 @@ func TestTheStreamIsOneDocument(t *testing.T) {
 	w, err := simulate.NewJSON(&out, true)
 	require.NoError(t, err)
 	tally := simulate.NewTally(true)
-	require.NoError(t, simulate.Each(t.Context(), entries(all), now, base, func(o simulate.Outcome) error {
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(now, base), func(o simulate.Outcome) error {
 		tally.Add(o)
 		return w.Add(o)
 	}))
@@ -217,4 +230,72 @@ func TestThePageIsBounded(t *testing.T) {
 		return out.Len()
 	}
 	require.InDelta(t, size(1000), size(3000), 100)
+}
+
+// A corpus that is simulated in processes that are replaced on the way comes to what one process comes to, and a process
+// that dies takes one recording with it and not the run.
+func TestProcessesComeToTheSame(t *testing.T) {
+	all := made(t, corpus.Options{Seed: 9, Count: 30, Storm: 50})
+	for i := range all {
+		all[i].File = fmt.Sprintf("%d.json", i)
+	}
+	m := simulator(t, with(t))
+	each := func(runner func() simulate.Runner) (steps [][]simulate.Step, broken []string) {
+		require.NoError(t, simulate.Each(t.Context(), entries(all), runner, func(o simulate.Outcome) error {
+			if o.Result.Error != "" {
+				broken = append(broken, o.Result.Recording)
+			}
+			for i := range o.Result.Steps {
+				o.Result.Steps[i].AtMS = 0 // chance, on a busy machine
+			}
+			steps = append(steps, o.Result.Steps)
+			return nil
+		}))
+		return steps, broken
+	}
+	want, broken := each(pair(m, nil))
+	require.Empty(t, broken)
+	command := func(env ...string) func() simulate.Runner {
+		return func() simulate.Runner {
+			return &simulate.Process{Share: 7, Command: func(ctx context.Context) *exec.Cmd {
+				c := exec.CommandContext(ctx, os.Args[0])
+				c.Env, c.Stderr = append(append(os.Environ(), "STANCH_TEST_SERVE=1"), env...), os.Stderr
+				return c
+			}}
+		}
+	}
+	got, broken := each(command())
+	require.Empty(t, broken)
+	require.Equal(t, want, got)
+	_, broken = each(command("STANCH_TEST_DIES=" + all[11].File))
+	require.Equal(t, []string{all[11].File}, broken)
+}
+
+// dies is a runner whose process dies of one recording.
+type dies struct {
+	simulate.Pair
+	of string
+}
+
+func (d dies) Run(ctx context.Context, name string, raw []byte) simulate.Outcome {
+	if name == d.of {
+		os.Exit(3)
+	}
+	return d.Pair.Run(ctx, name, raw)
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv("STANCH_TEST_SERVE") == "" {
+		os.Exit(m.Run())
+	}
+	catalogue := worker.Catalogue()
+	programs, _ := playbooks.LoadAll(library.Sources(), catalogue)
+	now, err := simulate.New(simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }})
+	if err == nil {
+		err = simulate.Serve(context.Background(), os.Stdin, os.Stdout, dies{simulate.Pair{Now: now}, os.Getenv("STANCH_TEST_DIES")})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
