@@ -198,8 +198,9 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 }
 
 // UndoCordon puts back what was before and takes the lease's annotations off. A node that is gone needs no undo, nor
-// does one that was undone before. If somebody cordoned it since for reasons of their own, or took our stamp off,
-// nothing is touched and the drift says what differs.
+// does one that was undone before. If our stamp is gone or another's while it is cordoned, nothing is touched and the
+// drift says what differs. A second cordon by somebody looks the same as the first: who wants it to outlive the lease
+// takes the stamp off.
 func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		drift, err = undoCordon(ctx, client, r, prior)
@@ -223,11 +224,6 @@ func undoCordon(ctx context.Context, client kubernetes.Interface, r CordonReques
 	if lease != r.Lease.ID {
 		return &Drift{differences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations,
 			map[string]string{FacetScheduling.LeaseKey(): r.Lease.ID})}, nil
-	}
-	// What we changed is ours alone; another writer of the field wrote it after us.
-	by, when := writerOf(node, r.Lease.FieldManager(), "spec", "unschedulable")
-	if node.Spec.Unschedulable && !prior.Unschedulable && by != "" {
-		return &Drift{[]Difference{{Object: prior.String(), Field: "spec.unschedulable", Want: "written by us alone", Have: "true", By: by, When: when}}}, nil
 	}
 	off := map[string]any{FacetScheduling.PriorKey(): nil}
 	for k := range r.Lease.annotations(FacetScheduling) {
