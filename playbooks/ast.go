@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"stanch/playbooks/yamlnode"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -221,9 +222,9 @@ type Argument struct {
 }
 
 // Pos is a place in the file, from 1.
-type Pos struct{ Line, Column int }
+type Pos = yamlnode.Pos
 
-func posOf(n *yaml.Node) Pos { return Pos{n.Line, n.Column} }
+func posOf(n *yaml.Node) Pos { return yamlnode.At(n) }
 
 // Expr is one expression, with where its first character stands.
 type Expr struct {

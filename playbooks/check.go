@@ -11,6 +11,7 @@ import (
 
 	"github.com/expr-lang/expr/vm"
 
+	"stanch/playbooks/yamlnode"
 	"stanch/sensors/condition"
 	"stanch/sensors/diagnostic"
 )
@@ -59,7 +60,7 @@ var stages = []struct {
 // Check checks a parsed playbook: names, types, flow, and what safety forbids. It reports every problem.
 func Check(book *Playbook, catalogue Catalogue, callees ...*Program) (*Program, diagnostic.Diagnostics) {
 	c := &checker{
-		parser: parser{file: book.File},
+		parser: parser{Reader: yamlnode.Reader{File: book.File}},
 		program: &Program{
 			Playbook: book, Callees: map[string]*Program{}, catalogue: catalogue, exprs: map[*Expr]*vm.Program{}, reads: map[*Expr][]string{},
 			values: map[string]any{}, loops: map[*ForEach]reflect.Type{},
@@ -73,7 +74,7 @@ func Check(book *Playbook, catalogue Catalogue, callees ...*Program) (*Program, 
 		stage.run(c)
 	}
 	book.Hash = HashOf(book.Source, c.program.Sources())
-	return c.program, c.problems.Sorted()
+	return c.program, c.Problems.Sorted()
 }
 
 type checker struct {
@@ -90,10 +91,10 @@ type checker struct {
 }
 
 func (c *checker) warn(pos Pos, code, hint, format string, args ...any) {
-	before := len(c.problems)
+	before := len(c.Problems)
 	c.errorf(pos, code, hint, format, args...)
-	if len(c.problems) > before {
-		c.problems[before].Severity = "warning"
+	if len(c.Problems) > before {
+		c.Problems[before].Severity = "warning"
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 // adviceStage warns of what is legal and unwise. It is silent about a playbook with errors: they come first.
 func (c *checker) adviceStage() {
-	if c.problems.HasErrors() {
+	if c.Problems.HasErrors() {
 		return
 	}
 	book := c.program.Playbook

@@ -65,7 +65,7 @@ func (p *parser) match(n *yaml.Node) *Match {
 		"priority":  func(_, v *yaml.Node) { m.Priority = p.between(v, "priority", 0, 1000) },
 		"exclusive": func(_, v *yaml.Node) { m.Exclusive = p.boolean(v, "exclusive") },
 	})
-	if given && len(m.Objectives) == 0 && m.Severity.Text == "" && m.When == nil && len(p.problems) == 0 {
+	if given && len(m.Objectives) == 0 && m.Severity.Text == "" && m.When == nil && len(p.Problems) == 0 {
 		p.errorf(posOf(n), "required", "say `objective`, `severity` or `when`; `when: \"true\"` for every incident", "`match` says nothing")
 	}
 	return m

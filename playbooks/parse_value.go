@@ -40,9 +40,9 @@ func (p *parser) integer(n *yaml.Node, what string) int {
 
 // between reads a whole number with bounds.
 func (p *parser) between(n *yaml.Node, what string, low, high int) int {
-	before := len(p.problems)
+	before := len(p.Problems)
 	i := p.integer(n, what)
-	if len(p.problems) == before && (i < low || i > high) {
+	if len(p.Problems) == before && (i < low || i > high) {
 		p.errorf(posOf(n), "range", "", "`%s` must be from %d to %d", what, low, high)
 	}
 	return min(max(i, low), high)

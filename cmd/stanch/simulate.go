@@ -4,19 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
+	"os/exec"
+	"runtime/debug"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/playbooks/recording"
 	"stanch/worker"
 	"stanch/worker/simulate"
 )
@@ -27,7 +23,9 @@ type simulateOptions struct {
 	baseline  string
 	approve   string
 	phase     int
+	whole     bool
 	output    string
+	share     bool // this process is one of several
 }
 
 func simulateCommand(g *globals) *cobra.Command {
@@ -36,8 +34,13 @@ func simulateCommand(g *globals) *cobra.Command {
 		Use: "simulate --playbooks PATH --incident FILE|DIR", Short: "Show what playbooks would have done in recorded incidents", Args: args(cobra.NoArgs),
 		Long: `Run recorded incidents through the production workflow code with time skipped, and
 show what would have run, been asked, proposed and refused, and when. Nothing is
-touched: every action answers from the recording, and what the recording has no
-answer for is refused and said. An action takes no time in a simulation; waiting does.
+touched: every action answers from the recording, and what the recorded run never
+asked is assumed from the action's spec and marked so. An action takes no time in a
+simulation; waiting does.
+
+--incident is one recording, a folder of them (with its folders), or a file that ends
+in .jsonl with a recording a line. A recording that cannot be read is named and does
+not end the run; the exit code is then 1.
 
 People answer as they did when it was recorded, or all yes, or not at all, or as a
 file says:
@@ -46,77 +49,113 @@ file says:
 
 With --baseline two versions of the playbooks are compared.`,
 		Example: "  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2\n  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			report, err := g.simulate(cmd.Context(), o)
-			if err != nil {
-				return err
-			}
-			switch o.output {
-			case "json":
-				err = printJSON(cmd.OutOrStdout(), report)
-			case "html":
-				err = simulate.HTML(cmd.OutOrStdout(), report)
-			default:
-				showReport(cmd.OutOrStdout(), report)
-			}
-			if err == nil && slices.ContainsFunc(report.Results, func(r simulate.Result) bool { return r.Error != "" }) {
-				return errAnswered
-			}
-			return err
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return g.simulate(cmd, o) },
 	}
 	f := c.Flags()
 	f.StringVar(&o.playbooks, "playbooks", "", "the playbooks: a file or a folder")
-	f.StringVar(&o.incident, "incident", "", "a recording of `stanch record`, or a folder of them")
+	f.StringVar(&o.incident, "incident", "", "a recording of `stanch record`, a folder of them, or a .jsonl file with one a line")
 	f.StringVar(&o.baseline, "baseline", "", "other playbooks to compare with")
 	f.StringVar(&o.approve, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
+	f.BoolVar(&o.whole, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
+	f.BoolVar(&o.share, "share", false, "simulate what comes on standard input, for another of these")
+	_ = f.MarkHidden("share")
 	formatFlag(c, &o.output, "text", "json", "html")
 	return c
 }
 
-func (g *globals) simulate(ctx context.Context, o simulateOptions) (simulate.Report, error) {
-	var none simulate.Report
+func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
+	now, base, err := g.simulators(o)
+	if err != nil {
+		return err
+	}
+	// What was simulated is garbage: collecting it seldom is faster, within a bound.
+	debug.SetGCPercent(800)
+	debug.SetMemoryLimit(384 << 20)
+	pair := simulate.Pair{Now: now, Base: base}
+	if o.share {
+		return simulate.Serve(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), pair)
+	}
+	all, err := openCorpus(o.incident)
+	if err != nil {
+		return err
+	}
+	out, err := reportWriter(cmd.OutOrStdout(), o, all.one)
+	if err != nil {
+		return err
+	}
+	tally, shown := simulate.NewTally(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
+	runner := func() simulate.Runner { return pair }
+	if all.total == 0 || all.total > 2*shareOf {
+		runner = func() simulate.Runner { return &simulate.Process{Share: shareOf, Command: shareCommand} }
+	}
+	err = simulate.Each(cmd.Context(), all.entries, runner, func(one simulate.Outcome) error {
+		tally.Add(one)
+		shown.add(one.Result, o.output)
+		return out.Add(one)
+	})
+	shown.end()
+	if err != nil {
+		return err
+	}
+	if err := out.Close(tally); err != nil {
+		return err
+	}
+	if all.failed != nil && *all.failed != nil {
+		return *all.failed // what was read until then is in the report
+	}
+	if tally.Failed > 0 {
+		return errAnswered
+	}
+	return nil
+}
+
+// shareOf is how many recordings of a corpus one process simulates.
+const shareOf = 500
+
+// shareCommand is this program again, with the same playbooks and answers, for a share of a corpus.
+func shareCommand(ctx context.Context) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--share")...)
+	// One processor each: one incident at a time has nothing to gain from more, and pays for waking them.
+	c.Env, c.Stderr = append(os.Environ(), "GOMAXPROCS=1"), os.Stderr
+	return c
+}
+
+// simulators are that of the playbooks and, with --baseline, that of the others.
+func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, err error) {
 	if o.playbooks == "" || o.incident == "" {
-		return none, usageError{errors.New("name the playbooks and the recordings: --playbooks PATH --incident FILE|DIR")}
+		return nil, nil, usageError{errors.New("name the playbooks and the recordings: --playbooks PATH --incident FILE|DIR")}
 	}
 	if o.phase < 0 || o.phase > 3 {
-		return none, usageError{fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.phase)}
+		return nil, nil, usageError{fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.phase)}
 	}
 	options := simulate.Options{Catalogue: worker.Catalogue(), Phase: o.phase}
-	var err error
 	if g.config != "" {
 		if options.Config, err = g.load(); err != nil {
-			return none, err
+			return nil, nil, err
 		}
 	}
 	if options.Answers, err = answersOf(o.approve); err != nil {
-		return none, err
+		return nil, nil, err
 	}
-	recordings, err := loadRecordings(o.incident)
-	if err != nil {
-		return none, err
-	}
-	run := func(path string) ([]simulate.Result, error) {
-		programs, err := loadPrograms(path, options.Catalogue)
+	of := func(path string) (*simulate.Simulator, error) {
+		programs, err := loadPrograms(path)
 		if err != nil {
 			return nil, err
 		}
 		with := options
 		with.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }
-		return simulate.All(ctx, recordings, with), nil
+		return simulate.New(with)
 	}
-	results, err := run(o.playbooks)
-	if err != nil {
-		return none, err
+	if now, err = of(o.playbooks); err != nil || o.baseline == "" {
+		return now, nil, err
 	}
-	var base []simulate.Result
-	if o.baseline != "" {
-		if base, err = run(o.baseline); err != nil {
-			return none, err
-		}
-	}
-	return simulate.NewReport(results, base), nil
+	base, err = of(o.baseline)
+	return now, base, err
 }
 
 func answersOf(approve string) (simulate.Answers, error) {
@@ -135,127 +174,27 @@ func answersOf(approve string) (simulate.Answers, error) {
 	return simulate.ParseAnswers(approve, raw)
 }
 
-// loadPrograms checks playbooks; one that is not valid ends it, with what is wrong.
-func loadPrograms(path string, catalogue playbooks.Catalogue) ([]*playbooks.Program, error) {
+// loadPrograms checks playbooks, which may call each other and the library's; one that is not valid ends it, with what is
+// wrong.
+func loadPrograms(path string) ([]*playbooks.Program, error) {
 	files, err := yamlFiles([]string{path})
 	if err != nil {
 		return nil, err
 	}
-	var out []*playbooks.Program
+	sources := map[string][]byte{}
 	for _, file := range files {
-		source, err := os.ReadFile(file)
-		if err != nil {
+		if sources[file], err = os.ReadFile(file); err != nil {
 			return nil, fmt.Errorf("read a playbook: %w", err)
 		}
-		program, problems := playbooks.Load(file, source, catalogue)
-		if program == nil {
-			printProblems(problems, source)
-			return nil, fmt.Errorf("%s is not valid; `stanch validate %s` says why", file, file)
-		}
-		if slices.ContainsFunc(out, func(p *playbooks.Program) bool { return p.Name == program.Name }) {
-			return nil, fmt.Errorf("%s: a playbook of the name `%s` was read already", file, program.Name)
-		}
-		out = append(out, program)
 	}
-	return out, nil
-}
-
-// loadRecordings reads a recording, or those of a folder.
-func loadRecordings(path string) ([]simulate.Loaded, error) {
-	files := []string{path}
-	if info, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("no such file or folder: %s", path)
-	} else if info.IsDir() {
-		files = nil
-		err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() && strings.HasSuffix(p, ".json") {
-				files = append(files, p)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-		if len(files) == 0 {
-			return nil, fmt.Errorf("no recording (*.json) in %s; `stanch record ID > FILE` makes one", path)
-		}
-	}
-	var out []simulate.Loaded
-	for _, file := range files {
-		raw, err := readBounded(file, recording.MaxBytes)
-		if err != nil {
-			return nil, err
-		}
-		r, err := recording.Decode(raw)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		out = append(out, simulate.Loaded{File: file, Recording: r})
-	}
-	return out, nil
-}
-
-func readBounded(file string, limit int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("read a recording: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
-	}
-	return raw, nil
-}
-
-func showReport(out io.Writer, r simulate.Report) {
-	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	if r.Changes != nil {
-		for _, c := range r.Changes {
-			p("%s  %s", c.Incident, c.Recording)
-			for _, w := range c.What {
-				p("  %s", w)
+	if problems := validate(files, sources); problems.HasErrors() {
+		for _, p := range problems {
+			if p.Severity == "error" {
+				fmt.Fprintln(os.Stderr, plainLines(p.Render(sources[p.File])))
 			}
 		}
-		p("%s", r.Summary)
-		return
+		return nil, fmt.Errorf("%s is not valid", path)
 	}
-	for _, one := range r.Results {
-		drill := ""
-		if one.Drill {
-			drill = ", a drill"
-		}
-		p("%s  %s  scope %s, phase %d%s  (%s)", one.Incident, one.Workload, one.Scope, one.Phase, drill, one.Recording)
-		for _, e := range one.Events {
-			p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.What)
-		}
-		for _, s := range one.Steps {
-			target := s.Target
-			if target != "" {
-				target = " on " + target[:min(len(target), 24)]
-			}
-			reason := ""
-			if s.Reason != "" {
-				reason = ": " + s.Reason
-			}
-			p("  step        %-10s %s %s%s%s", s.Outcome, s.Playbook, s.Action, target, reason)
-		}
-		for _, m := range one.Missing {
-			p("  missing     %s: not in the recording", m)
-		}
-		if one.Error != "" {
-			p("  ERROR       %s", one.Error)
-		}
-		p("")
-	}
-	p("%s", r.Summary)
-}
-
-// offset is a time since the incident was opened.
-func offset(ms int64) string {
-	d := time.Duration(ms) * time.Millisecond
-	if d < time.Minute {
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	}
-	return d.Round(time.Second).String()
+	programs, _ := loadBeside(files, sources)
+	return slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return sources[p.File] == nil }), nil
 }

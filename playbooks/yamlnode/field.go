@@ -38,7 +38,7 @@ func (r *Reader) Mapping(n *yaml.Node, what string, fields []Field) bool {
 	for i, f := range fields {
 		known[i] = f.Name
 	}
-	seen := r.keys(n, func(key, value *yaml.Node) {
+	seen := r.Keys(n, func(key, value *yaml.Node) {
 		i := slices.Index(known, key.Value)
 		if i < 0 {
 			r.Errorf(At(key), "unknown-key", diagnostic.DidYouMean(key.Value, known), "%s has no key `%s`", what, Clip(key.Value, 40))
@@ -54,8 +54,8 @@ func (r *Reader) Mapping(n *yaml.Node, what string, fields []Field) bool {
 	return true
 }
 
-// keys visits each key of a mapping once.
-func (r *Reader) keys(n *yaml.Node, visit func(key, value *yaml.Node)) map[string]Pos {
+// Keys visits each key of a mapping once; a duplicate is an error at the key.
+func (r *Reader) Keys(n *yaml.Node, visit func(key, value *yaml.Node)) map[string]Pos {
 	seen := map[string]Pos{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]

@@ -40,7 +40,7 @@ func (r *Reader) generic(n *yaml.Node) any {
 	switch n.Kind {
 	case yaml.MappingNode:
 		out := map[string]any{}
-		r.keys(n, func(key, value *yaml.Node) { out[key.Value] = r.generic(value) })
+		r.Keys(n, func(key, value *yaml.Node) { out[key.Value] = r.generic(value) })
 		return out
 	case yaml.SequenceNode:
 		out := []any{}

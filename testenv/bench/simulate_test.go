@@ -1,57 +1,170 @@
 package bench
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/testsuite"
 
-	"stanch/activities"
-	"stanch/playbooks"
-	"stanch/playbooks/recording"
-	"stanch/worker"
+	"stanch/testenv/corpus"
 	"stanch/worker/simulate"
 )
 
-// How many recorded incidents a second go through the production workflows, on all processors.
-func BenchmarkSimulate(b *testing.B) {
-	catalogue := worker.Catalogue()
-	var programs []*playbooks.Program
-	files, err := filepath.Glob("../../playbooks/library/*.yaml")
-	require.NoError(b, err)
-	for _, file := range files {
-		source, err := os.ReadFile(file)
-		require.NoError(b, err)
-		p, problems := playbooks.Load(file, source, catalogue)
-		require.NotNil(b, p, "%v", problems)
-		programs = append(programs, p)
-	}
-	var all []simulate.Loaded
-	files, err = filepath.Glob("../recordings/*.json")
-	require.NoError(b, err)
-	require.NotEmpty(b, files)
-	for _, file := range files {
-		raw, err := os.ReadFile(file)
-		require.NoError(b, err)
-		r, err := recording.Decode(raw)
-		require.NoError(b, err)
-		// The window of an ordinary incident: a drill's is 30 s, so that its incident looks up 240 times in two hours.
-		r.Incident.QuietMS = (15 * time.Minute).Milliseconds()
-		for range 20 {
-			all = append(all, simulate.Loaded{File: file, Recording: r})
-		}
-	}
-	o := simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
-	n, started := 0, time.Now()
-	for b.Loop() {
-		for _, r := range simulate.All(b.Context(), all, o) {
-			require.Empty(b, r.Error)
-			n++
-		}
-	}
-	perSecond := float64(n) / time.Since(started).Seconds()
-	b.ReportMetric(perSecond, "incidents/s")
-	record(b, map[string]any{"name": "simulate", "n": n, "incidents_per_second": perSecond})
+// measured is what one run of the program took.
+type measured struct {
+	wall, cpu time.Duration
+	peak      int64
+	out       []byte
 }
+
+// timed runs the program to its end; its output goes to a file, as a pipeline's would.
+func timed(b *testing.B, args ...string) measured {
+	b.Helper()
+	out, err := os.Create(filepath.Join(b.TempDir(), "out"))
+	require.NoError(b, err)
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(b.Context(), binary, args...)
+	cmd.Stdout, cmd.Stderr = out, &stderr
+	began := time.Now()
+	require.NoError(b, cmd.Run(), stderr.String())
+	m := measured{wall: time.Since(began)}
+	require.NoError(b, out.Close())
+	u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	require.True(b, ok)
+	m.cpu, m.peak = time.Duration(u.Utime.Nano()+u.Stime.Nano()), u.Maxrss<<10
+	m.out, err = os.ReadFile(out.Name())
+	require.NoError(b, err)
+	return m
+}
+
+// How long it takes to check a thousand playbooks.
+func BenchmarkValidate(b *testing.B) {
+	const n = 1000
+	dir := b.TempDir()
+	shipped, err := filepath.Glob("../../playbooks/library/*.yaml")
+	require.NoError(b, err)
+	shipped = slices.DeleteFunc(shipped, func(file string) bool { return strings.HasSuffix(file, "_test.yaml") })
+	for i := range n {
+		source, err := os.ReadFile(shipped[i%len(shipped)])
+		require.NoError(b, err)
+		text := strings.Replace(string(source), "\nplaybook: ", fmt.Sprintf("\nplaybook: n%d-", i), 1)
+		require.NoError(b, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%04d.yaml", i)), []byte(text), 0o600))
+	}
+	var took series
+	for b.Loop() {
+		took = append(took, ms(timed(b, "validate", dir).wall))
+	}
+	tell(b, "validate_1000_playbooks", took)
+}
+
+// sizeOf the corpus: STANCH_BENCH_CORPUS, or a small one. The record is made with 10000.
+func sizeOf(b *testing.B) int {
+	b.Helper()
+	text := os.Getenv("STANCH_BENCH_CORPUS")
+	if text == "" {
+		return 500
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(b, err)
+	return max(n, 10)
+}
+
+// A corpus through `stanch simulate`: how many a second, in how much memory, what each costs as the corpus grows
+// tenfold, and how that compares with the bare test environment of Temporal's SDK with as many activities.
+func BenchmarkSimulate(b *testing.B) {
+	n := sizeOf(b)
+	small, large := filepath.Join(b.TempDir(), "small"), filepath.Join(b.TempDir(), "large")
+	_, err := corpus.Write(corpus.Options{Seed: 1, Count: n / 10}, small)
+	require.NoError(b, err)
+	_, err = corpus.Write(corpus.Options{Seed: 1, Count: n}, large)
+	require.NoError(b, err)
+	args := func(dir string) []string {
+		return []string{"simulate", "--playbooks", "../../playbooks/library", "--incident", dir, "-o", "json"}
+	}
+	for b.Loop() {
+		tenth, all := timed(b, args(small)...), timed(b, args(large)...)
+		sum := tallyOf(b, all.out)
+		require.Equal(b, n, sum.Incidents)
+		require.Zero(b, sum.Failed)
+		activities := sum.Activities / n
+		bareRate, bareCPU := bareIncidents(b, activities, min(n, 2000))
+		rate := float64(n) / all.wall.Seconds()
+		cost := func(m measured, n int) float64 { return ms(m.cpu) / float64(n) }
+		record(b, map[string]any{
+			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n), "peak_bytes": all.peak, "processors": runtime.GOMAXPROCS(0),
+			"activities_per_incident": activities, "baseline": "bare TestWorkflowEnvironment with as many activities", "baseline_per_second": bareRate, "baseline_cpu_ms": bareCPU,
+			"ratio": rate / bareRate, "ratio_cpu": bareCPU / cost(all, n),
+			"tenth_cpu_ms_per_incident": cost(tenth, n/10), "tenth_peak_bytes": tenth.peak, "growth_of_cost": cost(all, n) / cost(tenth, n/10),
+		})
+		b.ReportMetric(rate, "incidents/s")
+		b.ReportMetric(cost(all, n), "cpu-ms/incident")
+		b.ReportMetric(float64(all.peak)/(1<<20), "peak-MiB")
+		b.ReportMetric(bareRate, "bare/s")
+		b.ReportMetric(rate/bareRate, "ratio")
+		b.ReportMetric(cost(all, n)/cost(tenth, n/10), "growth")
+	}
+}
+
+// tallyOf is what stands at the end of a report.
+func tallyOf(b *testing.B, raw []byte) simulate.Tally {
+	b.Helper()
+	var r struct {
+		Tally simulate.Tally `json:"tally"`
+	}
+	require.NoError(b, json.Unmarshal(raw, &r))
+	return r.Tally
+}
+
+// bareIncidents runs a workflow of so many activities that do nothing, on every processor, each in an environment of
+// its own.
+func bareIncidents(b *testing.B, activities, n int) (perSecond, cpuMS float64) {
+	b.Helper()
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as the program does
+	used := func() time.Duration {
+		var u syscall.Rusage
+		require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	began, before := time.Now(), used()
+	each := n / runtime.GOMAXPROCS(0)
+	var working sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		working.Go(func() {
+			for range each {
+				var suite testsuite.WorkflowTestSuite
+				suite.SetLogger(silent{})
+				env := suite.NewTestWorkflowEnvironment()
+				env.RegisterActivity(nothing)
+				env.RegisterWorkflow(bare)
+				env.ExecuteWorkflow(bare, activities)
+				if err := env.GetWorkflowError(); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	working.Wait()
+	done := float64(each * runtime.GOMAXPROCS(0))
+	return done / time.Since(began).Seconds(), ms(used()-before) / done
+}
+
+type silent struct{}
+
+func (silent) Debug(string, ...any) {}
+func (silent) Info(string, ...any)  {}
+func (silent) Warn(string, ...any)  {}
+func (silent) Error(string, ...any) {}

@@ -88,8 +88,8 @@ func TestEveryConstructRuns(t *testing.T) {
 		"what failed is known, and only that is mended": {
 			scenario: scenario{
 				answers: map[string][]error{"isolate": {activities.Refuse("host network"), nil}},
-				steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: scale\n        for: 1h\n        target: hold.failed\n",
-				want:    []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] scale changed"},
+				steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
+				want:    []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
 				check:   func(t *testing.T, w *world) { require.Len(t, w.held, 2) },
 			}, outcome: "changed",
 		},

@@ -146,7 +146,7 @@ func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, 
 func (w *world) actions() []activities.Action {
 	return []activities.Action{
 		&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
-		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt},
+		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "freeze", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt},
 	}
 }
 

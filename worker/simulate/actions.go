@@ -15,9 +15,6 @@ import (
 	"stanch/sensors/proof"
 )
 
-// notRecorded is the reason of what the recording has no answer for.
-const notRecorded = "not in the recording"
-
 // tape is a recording's answers, each given in turn.
 type tape struct {
 	sim *sim
@@ -35,12 +32,13 @@ func key(op recording.Operation, action, target string) string {
 // actions are one for each of the catalogue, all of them reading the tape.
 func (s *sim) actions() []activities.Action {
 	t := &tape{sim: s, answers: map[string][]recording.Answer{}, next: map[string]int{}, held: map[string]int{}}
+	s.tape = t
 	for _, a := range s.rec.Answers {
 		k := key(a.Operation, a.Action, a.Target)
 		t.answers[k] = append(t.answers[k], a)
 	}
 	var out []activities.Action
-	for _, spec := range s.o.Catalogue {
+	for _, spec := range s.specs {
 		if spec.Verb == playbooks.VerbContain {
 			out = append(out, &containing{tape: t, spec: spec})
 		} else {
@@ -62,16 +60,6 @@ func (t *tape) give(op recording.Operation, r activities.Request) (recording.Ans
 	i := min(t.next[k], len(all)-1)
 	t.next[k]++
 	return all[i], true
-}
-
-// missing notes what the recording has no answer for, and refuses.
-func (t *tape) missing(op recording.Operation, r activities.Request) error {
-	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
-	t.sim.mu.Lock()
-	t.sim.result.Missing = append(t.sim.result.Missing, what)
-	t.sim.mu.Unlock()
-	t.sim.event("missing", "%s: %s", what, notRecorded)
-	return activities.Refuse("%s: %s was never asked of %s", notRecorded, r.Action, r.Target)
 }
 
 // failure is a recorded failure, without what the activity around it says again.
@@ -111,7 +99,7 @@ func (l *looking) Observe(ctx context.Context, r activities.Request) (activities
 	l.sim.learn(r.Target)
 	a, ok := l.answer(ctx, recording.Observe, r)
 	if !ok {
-		return activities.Observation{}, l.missing(recording.Observe, r)
+		a = l.assume(recording.Observe, l.spec, r)
 	}
 	switch {
 	case a.Refused != "":
@@ -166,7 +154,7 @@ func (c *containing) Plan(ctx context.Context, r activities.Request) (activities
 		a, ok = c.planned(r)
 	}
 	if !ok {
-		return activities.Plan{}, c.missing(recording.Plan, r)
+		a = c.assume(recording.Plan, c.spec, r)
 	}
 	switch {
 	case a.Refused != "":
@@ -175,7 +163,7 @@ func (c *containing) Plan(ctx context.Context, r activities.Request) (activities
 		return activities.Plan{}, failure(a, fmt.Sprintf("plan %s of %s: ", r.Action, r.Target))
 	}
 	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, Prior: a.Prior, Nothing: a.Nothing, Held: a.Held}
-	if !same(a.Params, r.Params) {
+	if ok && !same(a.Params, r.Params) {
 		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recording's plan is for other parameters")
 	}
 	return plan, nil
@@ -213,11 +201,12 @@ func (c *containing) Apply(ctx context.Context, r activities.Request, _ json.Raw
 	a, ok := c.answer(ctx, recording.Apply, r)
 	assumed := false
 	if !ok || a.Decision != nil && a.Decision.Verdict != string(activities.VerdictRun) && a.Refused == "" {
-		if _, planned := c.planned(r); !planned {
-			return activities.Effect{}, c.missing(recording.Apply, r)
-		}
 		assumed = true
-		a = recording.Answer{Outcome: playbooks.OutcomeUnverified, Reason: "assumed: the recording has its plan and no effect"}
+		if _, planned := c.planned(r); !planned {
+			a = c.assume(recording.Apply, c.spec, r)
+		} else {
+			a = recording.Answer{Outcome: playbooks.OutcomeUnverified, Reason: noEffect}
+		}
 	}
 	switch {
 	case a.Refused != "":

@@ -22,12 +22,19 @@ type Loaded struct {
 // All simulates recordings, as many at once as there are processors; the results are in their order.
 func All(ctx context.Context, recordings []Loaded, o Options) []Result {
 	out := make([]Result, len(recordings))
+	m, err := New(o)
+	if err != nil {
+		for i := range recordings {
+			out[i] = Broken(recordings[i].File, err)
+		}
+		return out
+	}
 	next := make(chan int)
 	var working sync.WaitGroup
 	for range max(1, min(runtime.GOMAXPROCS(0), len(recordings))) {
 		working.Go(func() {
 			for i := range next {
-				out[i] = Run(ctx, recordings[i].File, recordings[i].Recording, o)
+				out[i] = m.Run(ctx, recordings[i].File, recordings[i].Recording)
 			}
 		})
 	}
@@ -39,59 +46,14 @@ func All(ctx context.Context, recordings []Loaded, o Options) []Result {
 	return out
 }
 
-// Report is what `stanch simulate -o json` prints.
-type Report struct {
-	Version int      `json:"version"`
-	Results []Result `json:"results"`
-	Changes []Change `json:"changes,omitempty"` // with a baseline
-	Summary string   `json:"summary"`
-}
-
 // Change is how one incident would go otherwise than with the baseline.
 type Change struct {
 	Recording string   `json:"recording"`
 	Incident  string   `json:"incident"`
-	What      []string `json:"what"`
-}
-
-// NewReport sums results up; base is nil without a baseline.
-func NewReport(results, base []Result) Report {
-	r := Report{Version: 1, Results: results}
-	failed := 0
-	for _, one := range results {
-		if one.Error != "" {
-			failed++
-		}
-	}
-	if base == nil {
-		r.Summary = count(results)
-	} else {
-		r.Changes = []Change{}
-		for i := range results {
-			if what := Differences(base[i], results[i]); len(what) > 0 {
-				r.Changes = append(r.Changes, Change{Recording: results[i].Recording, Incident: results[i].Incident, What: what})
-			}
-		}
-		r.Summary = fmt.Sprintf("this edit changes %d of %s", len(r.Changes), plural(len(results), "incident", "incidents"))
-	}
-	if failed > 0 {
-		r.Summary += fmt.Sprintf("; %d could not be simulated to the end", failed)
-	}
-	return r
-}
-
-func count(results []Result) string {
-	effects, asked, missing := 0, 0, 0
-	for _, r := range results {
-		effects += len(r.Effects)
-		asked += len(r.Questions)
-		missing += len(r.Missing)
-	}
-	text := fmt.Sprintf("%s: %s, %s", plural(len(results), "incident", "incidents"), plural(effects, "containment", "containments"), plural(asked, "question", "questions"))
-	if missing > 0 {
-		text += fmt.Sprintf("; %d answers are not in the recordings", missing)
-	}
-	return text
+	Kinds     []string `json:"kinds"` // of ChangeKinds
+	// First is the first decision that differs.
+	First *Parting `json:"first,omitempty"`
+	What  []string `json:"what"`
 }
 
 func plural(n int, one, many string) string {
@@ -104,22 +66,46 @@ func plural(n int, one, many string) string {
 // Differences say how after goes otherwise than before: in what runs, what is asked, what becomes of each step, and how
 // long it holds.
 func Differences(before, after Result) []string {
-	var out []string
+	what, _ := differences(before, after)
+	return what
+}
+
+func differences(before, after Result) (what, kinds []string) {
+	add := func(kind string, lines ...string) {
+		if len(lines) > 0 && !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+		what = append(what, lines...)
+	}
 	if before.Error != after.Error {
-		out = append(out, fmt.Sprintf("it ended with %q, now with %q", before.Error, after.Error))
+		add(ChangeError, fmt.Sprintf("it ended with %q, now with %q", before.Error, after.Error))
 	}
 	for _, p := range after.Playbooks {
 		if !slices.Contains(before.Playbooks, p) {
-			out = append(out, "playbook "+p+" runs now")
+			add(ChangePlaybooks, "playbook "+p+" runs now")
 		}
 	}
 	for _, p := range before.Playbooks {
 		if !slices.Contains(after.Playbooks, p) {
-			out = append(out, "playbook "+p+" no longer runs")
+			add(ChangePlaybooks, "playbook "+p+" no longer runs")
 		}
 	}
-	out = append(out, stepChanges(before, after)...)
-	out = append(out, effectChanges(before, after)...)
+	add(ChangeOutcome, stepChanges(before, after)...)
+	add(ChangeEffect, effectChanges(before, after)...)
+	add(ChangeQuestion, questionChanges(before, after)...)
+	was, is := before.FirstContainmentMS, after.FirstContainmentMS
+	switch {
+	case was == nil && is != nil:
+		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not never", ms(*is)))
+	case was != nil && is == nil:
+		add(ChangeTiming, fmt.Sprintf("nothing is contained; it was after %s", ms(*was)))
+	case was != nil && max(*was-*is, *is-*was) >= 1000: // less is chance
+		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not after %s", ms(*is), ms(*was)))
+	}
+	return what, kinds
+}
+
+func questionChanges(before, after Result) []string {
 	asked := func(r Result) []string {
 		var all []string
 		for _, q := range r.Questions {
@@ -129,6 +115,7 @@ func Differences(before, after Result) []string {
 		return all
 	}
 	was, is := asked(before), asked(after)
+	var out []string
 	for _, q := range is {
 		if !slices.Contains(was, q) {
 			out = append(out, "asks now: "+q)
@@ -156,6 +143,20 @@ func ran(r Result) (map[string][]Step, []string) {
 	return out, order
 }
 
+// outcomesOf are what became of a playbook's action, on whatever targets.
+func outcomesOf(r Result) map[string][]string {
+	out := map[string][]string{}
+	for _, s := range r.Steps {
+		k := s.Playbook + "\x00" + s.Action
+		kind, _, _ := strings.Cut(s.Target, ":")
+		out[k] = append(out[k], kind+" "+string(s.Outcome))
+	}
+	for _, all := range out {
+		slices.Sort(all)
+	}
+	return out
+}
+
 func stepChanges(before, after Result) []string {
 	var out []string
 	was, order := ran(before)
@@ -165,8 +166,12 @@ func stepChanges(before, after Result) []string {
 			order = append(order, k)
 		}
 	}
+	as, now := outcomesOf(before), outcomesOf(after)
 	for _, k := range order {
 		name, _, _ := strings.Cut(k, "\x00")
+		if of := k[:strings.LastIndexByte(k, '\x00')]; slices.Equal(as[of], now[of]) {
+			continue // which of several pods the budget is spent on first is chance
+		}
 		if !slices.Contains(before.Playbooks, name) || !slices.Contains(after.Playbooks, name) {
 			continue // it is said already that it runs now, or no longer
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,7 +93,7 @@ func (s *sim) questions(cfg *config.Config) {
 // asked notes a question and schedules its answers.
 func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
 	q := Asked{
-		AtMS: s.after(), Step: p.Step, Title: p.Title, Ask: p.Ask, Would: []string{}, Approvers: p.Approvers.Who(), Quorum: max(p.Approvers.Quorum, 1),
+		AtMS: s.after(), Playbook: playbookOf(p.Run), Run: runOf(p.Run), Step: p.Step, Title: p.Title, Ask: p.Ask, Would: []string{}, Approvers: p.Approvers.Who(), Quorum: max(p.Approvers.Quorum, 1),
 		TimeoutMS: p.Approvers.Timeout.Milliseconds(), Answers: []string{},
 	}
 	for _, plan := range p.Plans {
@@ -173,6 +174,16 @@ func (s *sim) recorded(p playbook.Pending) []ballot {
 
 // playbookOf is the name at the end of a run's id; its number may be another in a simulation.
 func playbookOf(run string) string { return run[strings.LastIndexByte(run, '/')+1:] }
+
+// runOf is the number in a run's id, before the playbook's name.
+func runOf(run string) int {
+	parts := strings.Split(run, "/")
+	if len(parts) < 2 {
+		return 0
+	}
+	n, _ := strconv.Atoi(parts[len(parts)-2])
+	return n
+}
 
 // entitled are people who may answer: those of the configuration or, where it names nobody, somebody of the group.
 func entitled(a activities.Approvers, cfg *config.Config) []config.Person {

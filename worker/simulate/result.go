@@ -18,10 +18,14 @@ type Result struct {
 	Effects   []Effect `json:"effects"`
 	Events    []Event  `json:"events"`
 	Questions []Asked  `json:"questions"`
-	// Missing is what the recording has no answer for.
+	// FirstContainmentMS is when the first containment would have taken hold; nil if none would.
+	FirstContainmentMS *int64 `json:"first_containment_ms,omitempty"`
+	// Missing is what the recording has no answer for: it was assumed.
 	Missing []string `json:"missing"`
 	EndsMS  int64    `json:"ends_ms"` // when the incident would close
 	Error   string   `json:"error,omitempty"`
+	// Activities is how many activities, local ones too, the workflows ran.
+	Activities int `json:"activities"`
 	// Decisions are what the guards said of each plan, in order.
 	Decisions []Decision `json:"decisions"`
 	// Final is the incident as it ended.
@@ -31,12 +35,14 @@ type Result struct {
 // Step is what became of one step on one target.
 type Step struct {
 	Playbook string            `json:"playbook"`
+	Run      int               `json:"run"` // of the incident's playbooks, from 1
 	Step     string            `json:"step"`
 	Action   string            `json:"action"`
 	Target   string            `json:"target,omitempty"`
 	Outcome  playbooks.Outcome `json:"outcome"`
 	Reason   string            `json:"reason,omitempty"`
 	AtMS     int64             `json:"at_ms"`
+	Assumed  bool              `json:"assumed,omitempty"` // its answers are not in the recording
 }
 
 // Decision is what the guards said of a plan.
@@ -60,7 +66,7 @@ type Effect struct {
 	Outcome playbooks.Outcome `json:"outcome"`
 	FromMS  int64             `json:"from_ms"`
 	ToMS    int64             `json:"to_ms,omitempty"`
-	Assumed bool              `json:"assumed,omitempty"` // the recording has its plan and no effect
+	Assumed bool              `json:"assumed,omitempty"` // the recording has no such effect
 }
 
 // Event is one line of what would have happened.
@@ -73,6 +79,8 @@ type Event struct {
 // Asked is a question that people would have been asked.
 type Asked struct {
 	AtMS      int64    `json:"at_ms"`
+	Playbook  string   `json:"playbook"`
+	Run       int      `json:"run"` // of the incident's playbooks, from 1
 	Step      string   `json:"step"`
 	Title     string   `json:"title"`
 	Ask       string   `json:"ask,omitempty"`
@@ -80,5 +88,7 @@ type Asked struct {
 	Approvers string   `json:"approvers"`
 	Quorum    int      `json:"quorum"`
 	TimeoutMS int64    `json:"timeout_ms"`
-	Answers   []string `json:"answers"`
+	// WaitedMS is how long the question stood open.
+	WaitedMS int64    `json:"waited_ms"`
+	Answers  []string `json:"answers"`
 }

@@ -2,7 +2,7 @@
 // workflows, the same guards, with time skipped and actions that answer from the recording.
 //
 // It refuses to touch anything: no action of it reaches a node, a cluster, a store or a person. What the recording has
-// no answer for is refused, and said.
+// no answer for is assumed from the action's spec, and said to be.
 package simulate
 
 import (
@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,12 +57,34 @@ type Options struct {
 	Limit time.Duration
 }
 
+// Simulator runs recordings one by one, or several at once: what is the same for all of them is made once.
+type Simulator struct {
+	o        Options
+	keys     authority
+	match    Match
+	programs *programs
+	copiers  copiers
+	specs    []playbooks.Spec
+}
+
+// New makes a simulator.
+func New(o Options) (*Simulator, error) {
+	keys, err := newAuthority()
+	if err != nil {
+		return nil, err
+	}
+	m := &Simulator{o: o, keys: keys, match: o.Playbooks(keys), programs: &programs{}}
+	for _, name := range slices.Sorted(maps.Keys(o.Catalogue)) {
+		m.specs = append(m.specs, o.Catalogue[name])
+	}
+	return m, nil
+}
+
 // sim is one simulation under way.
 type sim struct {
-	o       Options
+	*Simulator
 	rec     recording.Recording
 	env     *testsuite.TestWorkflowEnvironment
-	keys    authority
 	started time.Time
 
 	mu     sync.Mutex
@@ -70,14 +94,65 @@ type sim struct {
 	names  map[string]string
 	places map[string]int // of steps in their playbook
 	last   map[string]activities.Verdict
+	// assumed are the actions, by target, that answered what the recording does not hold.
+	assumed map[string]bool
+	kept    *keeper
+	tape    *tape
+}
+
+// forget lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
+// as long as the longest timer of a workflow that was cancelled, a quarter of an hour; so much of it must not be kept.
+func (s *sim) forget() {
+	s.mu.Lock()
+	s.rec, s.result = recording.Recording{}, Result{}
+	s.mu.Unlock()
+	if s.kept != nil {
+		s.kept.mu.Lock()
+		s.kept.values = nil
+		s.kept.mu.Unlock()
+	}
+	if s.tape != nil {
+		s.tape.mu.Lock()
+		s.tape.answers = nil
+		s.tape.mu.Unlock()
+	}
+	if s.env != nil {
+		s.env.SetOnChildWorkflowStartedListener(nil)
+		s.env.SetOnTimerScheduledListener(nil)
+		s.env.SetOnActivityStartedListener(nil)
+		s.env.SetOnLocalActivityStartedListener(nil)
+	}
 }
 
 // Run simulates one recording. What goes wrong is in the result.
-func Run(ctx context.Context, file string, rec recording.Recording, o Options) (result Result) {
-	s := &sim{o: o, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}}
-	s.result = Result{
-		Recording: file, Incident: rec.Incident.ID, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+func Run(ctx context.Context, file string, rec recording.Recording, o Options) Result {
+	m, err := New(o)
+	if err != nil {
+		return Broken(file, err)
 	}
+	return m.Run(ctx, file, rec)
+}
+
+// Broken is the result of a recording that could not be read.
+func Broken(file string, err error) Result {
+	r := empty(file)
+	r.Error = err.Error()
+	return r
+}
+
+func empty(file string) Result {
+	return Result{
+		Recording: file, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+	}
+}
+
+// Run simulates one recording. What goes wrong is in the result.
+func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
+	s := &sim{
+		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{},
+	}
+	s.result = empty(file)
+	s.result.Incident = rec.Incident.ID
 	// The test environment panics where it cannot go on; one recording must not end the others.
 	defer func() {
 		if p := recover(); p != nil {
@@ -97,7 +172,9 @@ func Run(ctx context.Context, file string, rec recording.Recording, o Options) (
 	slices.Sort(s.result.Missing)
 	s.result.Missing = slices.Compact(s.result.Missing)
 	s.order()
-	return s.result
+	result = s.result
+	s.forget()
+	return result
 }
 
 // order puts what happened at once into one order, which chance does not choose.
@@ -115,11 +192,30 @@ func (s *sim) order() {
 		i = j
 	}
 	slices.SortStableFunc(s.result.Steps, func(a, b Step) int {
-		if a.Playbook != b.Playbook {
-			return cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook))
-		}
-		return cmp.Compare(s.places[a.Playbook+"\x00"+a.Step], s.places[b.Playbook+"\x00"+b.Step])
+		return cmp.Or(
+			cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook)), cmp.Compare(s.place(a), s.place(b)),
+			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Target, b.Target),
+		)
 	})
+	slices.SortStableFunc(s.result.Effects, func(a, b Effect) int {
+		return cmp.Or(cmp.Compare(a.FromMS, b.FromMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
+	slices.SortStableFunc(s.result.Decisions, func(a, b Decision) int {
+		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
+	})
+	slices.SortStableFunc(s.result.Questions, func(a, b Asked) int {
+		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Title, b.Title))
+	})
+}
+
+// place is where a step stands in its playbook; one of a loop or a call is named after where it is run from.
+func (s *sim) place(of Step) int {
+	if n, ok := s.places[of.Playbook+"\x00"+of.Step]; ok {
+		return n
+	}
+	name, _, _ := strings.Cut(of.Step, "[")
+	first, _, _ := strings.Cut(name, "/")
+	return s.places[of.Playbook+"\x00"+first]
 }
 
 // newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
@@ -147,10 +243,6 @@ type off struct{}
 func (off) Stopped(context.Context) (bool, string, error) { return false, "", nil }
 
 func (s *sim) run() error {
-	var err error
-	if s.keys, err = newAuthority(); err != nil {
-		return err
-	}
 	cfg, in := s.settings()
 	var suite testsuite.WorkflowTestSuite
 	suite.SetLogger(quiet{})
@@ -160,7 +252,8 @@ func (s *sim) run() error {
 	limit := cmp.Or(s.o.Limit, time.Minute)
 	env.SetTestTimeout(limit)
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
-	env.SetDataConverter(converter.GetDefaultDataConverter())
+	s.kept = newKeeper(&s.copiers)
+	env.SetDataConverter(s.kept)
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
@@ -169,13 +262,13 @@ func (s *sim) run() error {
 	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil)}
 	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
-	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases}
+	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
 	env.RegisterActivityWithOptions(&timed{Set: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.o.Playbooks(s.keys)), activity.RegisterOptions{Name: incident.Match})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
 	s.listen(cfg)
 	s.feed(in)
 
@@ -206,6 +299,7 @@ func (s *sim) feed(in incident.Input) {
 		s.env.RegisterDelayedCallback(func() {
 			now := s.env.Now()
 			var attested []incident.Attested
+			var alike lines
 			for _, one := range batch {
 				d := one.Detection
 				scope := in.Scope
@@ -223,7 +317,10 @@ func (s *sim) feed(in incident.Input) {
 					continue
 				}
 				attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
-				s.event("detection", "%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence)
+				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence), max(d.Count, 1))
+			}
+			for _, what := range alike.all() {
+				s.event("detection", "%s", what)
 			}
 			s.env.SignalWorkflow(workflows.SignalDetections, attested)
 		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
@@ -239,7 +336,7 @@ func (s *sim) listen(cfg *config.Config) {
 		var in playbook.Input
 		name := info.WorkflowExecution.ID
 		if args.Get(&in) == nil {
-			if program, _ := playbooks.Load(in.File, in.Source, s.o.Catalogue); program != nil {
+			if program, _ := s.programs.load(in, s.o.Catalogue); program != nil {
 				name = program.Name
 				n := 0
 				program.Walk(func(step *playbooks.Step) {
@@ -253,6 +350,16 @@ func (s *sim) listen(cfg *config.Config) {
 		s.result.Playbooks = append(s.result.Playbooks, name)
 		s.mu.Unlock()
 		s.event("playbook", "playbook %s started", name)
+	})
+	s.env.SetOnActivityStartedListener(func(*activity.Info, context.Context, converter.EncodedValues) {
+		s.mu.Lock()
+		s.result.Activities++
+		s.mu.Unlock()
+	})
+	s.env.SetOnLocalActivityStartedListener(func(*activity.Info, context.Context, []any) {
+		s.mu.Lock()
+		s.result.Activities++
+		s.mu.Unlock()
 	})
 	// A question begins with the timer of its deadline.
 	s.env.SetOnTimerScheduledListener(func(string, time.Duration) {
@@ -284,10 +391,15 @@ func (s *sim) name(id string) string {
 // conclude takes over what the incident says became of it.
 func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	s.result.Final = out
+	for _, e := range s.result.Effects {
+		if first := s.result.FirstContainmentMS; first == nil || e.FromMS < *first {
+			s.result.FirstContainmentMS = &e.FromMS
+		}
+	}
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, Step{
-				Playbook: p.Playbook, Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(),
+				Playbook: p.Playbook, Run: runOf(p.Run), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {
@@ -297,48 +409,9 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	if len(out.Playbooks) == 0 {
 		s.result.Events = append(s.result.Events, Event{AtMS: 0, Kind: "playbook", What: "no playbook matches"})
 	}
+	s.waits()
 	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
 	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.Quiet)})
-}
-
-// heard is the real guards, with what they say written down.
-type heard struct {
-	activities.Guards
-	sim *sim
-}
-
-// Decide lets the guards decide.
-func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
-	d, err := h.Guards.Decide(ctx, q)
-	if err != nil {
-		return d, err //nolint:wrapcheck // the activity says what was asked
-	}
-	s := h.sim
-	s.learn(q.Request.Target)
-	target := q.Request.Target.ID()
-	one := Decision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.after(), Before: q.Before}
-	s.mu.Lock()
-	s.result.Decisions = append(s.result.Decisions, one)
-	s.mu.Unlock()
-	if s.news(one) {
-		s.event("decision", "%s on %s: %s (guard %s: %s)", q.Request.Action, s.name(target), verdicts[d.Verdict], d.Guard, d.Reason)
-	}
-	return d, nil
-}
-
-// news tells whether a decision says something that the last one of the same action on the same target did not.
-func (s *sim) news(d Decision) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := d.Action + "\x00" + d.Target
-	was, known := s.last[key]
-	s.last[key] = d.Verdict
-	return !known || was != d.Verdict
-}
-
-// verdicts are the guards' words as people say them.
-var verdicts = map[activities.Verdict]string{
-	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAsk: "people would be asked", activities.VerdictRefuse: "would be refused",
 }
 
 // quiet is the SDK's log, which nobody reads.

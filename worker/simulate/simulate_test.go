@@ -180,13 +180,27 @@ func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 	require.Equal(t, "denied", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
 }
 
-func TestWhatIsNotRecordedIsRefusedAndSaid(t *testing.T) {
+// What the recorded run never asked is assumed from the action's spec, and every report marks it.
+func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 	o := with(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
 	r := run(t, read(t, "cryptominer"), o)
-	require.Equal(t, "refused", outcome(r, "pod.freeze"))
+	require.Equal(t, "unverified", outcome(r, "pod.freeze"))
 	require.NotEmpty(t, r.Missing)
 	require.Contains(t, r.Missing[0], "pod.freeze")
+	require.True(t, r.Effects[0].Assumed)
+	for _, s := range r.Steps {
+		require.Equal(t, s.Action == "pod.freeze", s.Assumed, "%+v", s)
+	}
+	var page strings.Builder
+	require.NoError(t, simulate.HTML(&page, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.Contains(t, page.String(), "unverified, assumed")
+	require.Contains(t, page.String(), "Not in the recording, and assumed")
+
+	// What it cannot work on is refused as it would be.
+	o = with(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
+	r = run(t, read(t, "cryptominer"), o)
 	require.Empty(t, r.Effects)
+	require.Equal(t, "refused", outcome(r, "workload.scale"))
 }
 
 // A recording of phase 1 has plans and no effects: what they would have done is assumed, and said to be.

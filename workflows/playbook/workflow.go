@@ -66,6 +66,8 @@ type Workflows struct {
 	Catalogue playbooks.Catalogue
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
+	// Load reads and checks a playbook; nil is playbooks.Load. Simulation remembers what it has checked.
+	Load func(in Input, catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics)
 }
 
 // Playbook runs one playbook on one incident.
@@ -74,7 +76,11 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 		// An older worker beside newer ones: the task is tried again until one of those takes it.
 		panic(fmt.Sprintf("the run needs version %d of the language, this worker has %d", in.Language, playbooks.LanguageVersion))
 	}
-	program, problems := in.Load(w.Catalogue)
+	load := w.Load
+	if load == nil {
+		load = Input.Load
+	}
+	program, problems := load(in, w.Catalogue)
 	info := workflow.GetInfo(ctx)
 	report := Report{Run: info.WorkflowExecution.ID}
 	if program == nil {

@@ -1,0 +1,62 @@
+package recording
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// EncodeLine writes a recording as one line, for files that hold many. Its SHA-256 is of the line with its end.
+func EncodeLine(r Recording) ([]byte, error) {
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	r.SHA256 = zeros
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(r); err != nil {
+		return nil, fmt.Errorf("write the recording: %w", err)
+	}
+	if b.Len() > MaxBytes {
+		return nil, fmt.Errorf("the recording has %d bytes, at most %d are kept", b.Len(), MaxBytes)
+	}
+	sum := sha256.Sum256(b.Bytes())
+	return bytes.Replace(b.Bytes(), []byte(zeros), []byte(hex.EncodeToString(sum[:])), 1), nil
+}
+
+// Lines gives the lines of a file of recordings one by one, with their ends; Decode reads each. A line that is too
+// long ends it: what follows cannot be found.
+func Lines(r io.Reader, each func(n int, line []byte) error) error {
+	in := bufio.NewReaderSize(r, 1<<16)
+	for n := 1; ; n++ {
+		var line []byte
+		for {
+			part, err := in.ReadSlice('\n')
+			line = append(line, part...)
+			if len(line) > MaxBytes {
+				return fmt.Errorf("line %d has more than %d bytes, more than is read", n, MaxBytes)
+			}
+			if errors.Is(err, bufio.ErrBufferFull) {
+				continue
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("line %d: %w", n, err)
+			}
+			if len(bytes.TrimSpace(line)) > 0 {
+				if failed := each(n, line); failed != nil {
+					return failed
+				}
+			}
+			if err != nil {
+				return nil //nolint:nilerr // the end of the file
+			}
+			break
+		}
+	}
+}

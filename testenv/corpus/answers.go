@@ -1,0 +1,258 @@
+package corpus
+
+import (
+	"fmt"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+)
+
+// What the shipped playbooks asked of actions, and what those answered.
+
+func (s *story) play(name string) {
+	s.at = max(s.at, 5)
+	s.rec.Playbooks = append(s.rec.Playbooks, recording.Playbook{
+		Name: name, File: "library/" + name + ".yaml", Hash: hexOf(s.random, 64), Run: fmt.Sprintf("playbook/%s/%d/%s", s.rec.Incident.ID, 1+len(s.rec.Playbooks), name), AfterMS: s.at,
+	})
+}
+
+func (s *story) run() string { return s.rec.Playbooks[len(s.rec.Playbooks)-1].Run }
+
+// workload is what the context of a pod was.
+func (s *story) workload(p *pod) {
+	out := activities.WorkloadContext{
+		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.others + len(s.pods), SameDigestPods: s.others, SameDigest: []string{}, SameNodePods: s.random.IntN(20),
+		ServiceAccount: s.name, MayDo: []string{}, Image: s.image, ImageDigest: s.digest, Labels: map[string]string{"app": s.name}, Changes: []playbooks.Change{}, Missing: []string{},
+	}
+	for i := range s.others {
+		out.SameDigest = append(out.SameDigest, fmt.Sprintf("%s/%s-sibling-%d on node-%d", s.namespace, s.name, i, i))
+	}
+	if s.random.IntN(4) == 0 {
+		out.MayDo = []string{"read secrets of its namespace"}
+	}
+	if s.random.IntN(3) == 0 {
+		out.Changes = []playbooks.Change{{When: s.rec.Incident.Opened.Add(-time.Duration(s.random.IntN(3000)) * time.Second), What: "rollout of " + s.image}}
+	}
+	s.answer(recording.Answer{Operation: recording.Observe, Action: "workload", Target: p.target(), Outcome: playbooks.OutcomeChanged, Outputs: raw(out)})
+}
+
+func (s *story) snapshot(p *pod) {
+	a := recording.Answer{Operation: recording.Observe, Action: "process.snapshot", Target: p.target(), Params: raw(struct{}{}), Outcome: playbooks.OutcomeChanged, Pieces: []recording.Piece{piece(s.random, "processes.json")}}
+	if s.trouble == troubleEvidence {
+		a.Outcome, a.Pieces, a.Failure = playbooks.OutcomeFailed, nil, "process.snapshot of "+s.said(p)+": the node did not answer within 10s"
+	}
+	s.answer(a)
+	s.step(s.playbook(), "steps[0]", a.Action, a.Target, a.Outcome, a.Failure)
+}
+
+func (s *story) playbook() string { return s.rec.Playbooks[len(s.rec.Playbooks)-1].Name }
+
+func (s *story) after(p *pod, tail int, previous bool) {
+	s.workload(p)
+	s.step(s.playbook(), "steps[2].parallel[0]", "workload", p.target(), playbooks.OutcomeChanged, "")
+	params := map[string]any{"previous": previous, "tail": tail}
+	if s.random.IntN(12) == 0 {
+		const gone = "the pod is gone"
+		s.answer(recording.Answer{Operation: recording.Observe, Action: "pod.logs", Target: p.target(), Params: raw(params), Refused: gone, Outcome: playbooks.OutcomeRefused, Reason: gone})
+	} else {
+		s.answer(recording.Answer{Operation: recording.Observe, Action: "pod.logs", Target: p.target(), Params: raw(params), Outcome: playbooks.OutcomeChanged, Pieces: []recording.Piece{piece(s.random, "app.log")}})
+	}
+	s.answer(recording.Answer{Operation: recording.Observe, Action: "pod.manifest", Target: p.target(), Params: raw(struct{}{}), Outcome: playbooks.OutcomeChanged, Pieces: []recording.Piece{piece(s.random, "pod.yaml")}})
+}
+
+func (s *story) tell() {
+	s.answer(recording.Answer{Operation: recording.Observe, Action: "log", Target: "incident:" + s.rec.Incident.ID, Params: raw(map[string]string{"text": s.rec.Incident.ID}), Outcome: playbooks.OutcomeChanged})
+}
+
+// isolate plans, is decided about, and holds or does not.
+func (s *story) isolate(p *pod, held time.Duration, confidence float64) {
+	const action = "pod.isolate"
+	target, params := p.target(), raw(struct{}{})
+	plan := recording.Answer{Operation: recording.Plan, Action: action, Target: target, Params: params, ForMS: held.Milliseconds()}
+	if p.hostNetwork {
+		plan.Refused = fmt.Sprintf("pod %s/%s has its node's network: isolating it would isolate the node", s.namespace, p.name)
+		plan.Decision = &recording.Decision{Verdict: "refuse", Guard: "action", Reason: plan.Refused}
+		s.answer(plan)
+		s.step(s.playbook(), "isolate", action, target, playbooks.OutcomeRefused, plan.Refused)
+		s.freeze(p, confidence)
+		return
+	}
+	plan.Changes = []string{"hold everything that " + s.said(p) + " sends, on node " + p.node, "create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress"}
+	plan.Prior = raw(map[string]bool{"lock": true, "policy": true})
+	plan.Decision = s.decide(confidence)
+	s.answer(plan)
+	s.effect(plan, "isolate", held)
+}
+
+// freeze is what is tried where isolation is not possible.
+func (s *story) freeze(p *pod, confidence float64) {
+	plan := recording.Answer{
+		Operation: recording.Plan, Action: "pod.freeze", Target: p.target(), Params: raw(struct{}{}), ForMS: 60_000, Changes: []string{"freeze the processes of " + s.said(p)}, Prior: raw(map[string]bool{"frozen": false}),
+		Decision: s.decide(confidence),
+	}
+	s.answer(plan)
+	s.effect(plan, "steps[1].on_failure[0]", time.Minute)
+}
+
+func (s *story) decide(confidence float64) *recording.Decision {
+	d := &recording.Decision{Guard: "phase", Phase: s.phase, Config: "0123456789ab"}
+	switch {
+	case s.phase < 2:
+		d.Verdict, d.Reason = "propose", fmt.Sprintf("phase %d of scope %s does not let a contain action run", s.phase, s.namespace)
+	case confidence < 0.8:
+		d.Verdict, d.Reason = "ask", fmt.Sprintf("confidence %.2f is below the 0.80 that scope %s lets run by itself", confidence, s.namespace)
+		d.Approvers = recording.Approvers{Groups: []string{"responders"}, Quorum: 1, TimeoutMS: (15 * time.Minute).Milliseconds()}
+	default:
+		d.Verdict, d.Reason = "run", fmt.Sprintf("phase %d, confidence %.2f from attested detections", s.phase, confidence)
+	}
+	return d
+}
+
+// effect is what became of a plan.
+func (s *story) effect(plan recording.Answer, step string, held time.Duration) {
+	done := func(o playbooks.Outcome, reason string) {
+		s.step(s.playbook(), step, plan.Action, plan.Target, o, reason)
+	}
+	switch plan.Decision.Verdict {
+	case "propose":
+		done(playbooks.OutcomeProposed, "would "+plan.Changes[0]+" ("+plan.Decision.Reason+")")
+		return
+	case "ask":
+		if yes, reason := s.ask(step, plan); !yes {
+			done(playbooks.OutcomeDenied, reason)
+			return
+		}
+	}
+	apply := recording.Answer{Operation: recording.Apply, Action: plan.Action, Target: plan.Target, Params: plan.Params, Outcome: playbooks.OutcomeChanged, Decision: plan.Decision}
+	tries := 0
+	switch s.trouble {
+	case troubleOnce:
+		tries = 1
+	case troubleAlways:
+		tries = 4
+	}
+	for range tries {
+		s.answer(recording.Answer{Operation: recording.Apply, Action: plan.Action, Target: plan.Target, Params: plan.Params, Failure: "the node did not answer"})
+	}
+	if s.trouble == troubleAlways {
+		done(playbooks.OutcomeFailed, "the node did not answer")
+		return
+	}
+	apply.AppliedMS = s.at + 30
+	s.answer(apply)
+	done(playbooks.OutcomeChanged, "")
+	if s.trouble == troubleDrift {
+		s.answer(recording.Answer{Operation: recording.Verify, Action: plan.Action, Target: plan.Target, Detail: "the network policy was taken away"})
+	}
+	began := s.at
+	s.at += held.Milliseconds()
+	undo := recording.Answer{Operation: recording.Undo, Action: plan.Action, Target: plan.Target, Params: plan.Params, Undone: true}
+	if s.trouble == troubleDrift && s.random.IntN(2) == 0 {
+		undo.Undone, undo.Drift = false, "the network policy was changed by somebody else"
+	}
+	s.answer(undo)
+	s.rec.Leases = append(s.rec.Leases, recording.LeaseReport{AfterMS: s.at, Report: playbooks.LeaseReport{
+		ID: "LSE-" + hexOf(s.random, 20), Action: plan.Action, Target: plan.Target, Facet: "network", State: "ended", Outcome: playbooks.OutcomeChanged, Verified: true, Undone: undo.Undone,
+		At: s.rec.Incident.Opened.Add(time.Duration(s.at) * time.Millisecond), AppliedAt: s.rec.Incident.Opened.Add(time.Duration(apply.AppliedMS) * time.Millisecond),
+	}})
+	s.at = began // the playbook went on meanwhile
+}
+
+// ask asks people: two of three answer, most of them yes.
+func (s *story) ask(step string, plan recording.Answer) (bool, string) {
+	id := fmt.Sprintf("%s#%d", step, 1+len(s.rec.Questions))
+	asked := s.at
+	s.rec.Questions = append(s.rec.Questions, recording.Question{
+		AfterMS: asked, Run: s.run(), Step: id, Approvers: plan.Decision.Approvers, DeadlineMS: asked + plan.Decision.Approvers.TimeoutMS, Actions: []string{plan.Action + " on " + plan.Target},
+	})
+	if s.random.IntN(3) == 0 {
+		s.at += plan.Decision.Approvers.TimeoutMS
+		return false, "nobody with the right answered within 15m0s"
+	}
+	s.at += 20_000 + s.random.Int64N(600_000)
+	v := recording.Vote{AfterMS: s.at, Run: s.run(), Step: id, Person: pick(s.random, people), Proved: "uid 1000 on the local socket", Groups: []string{"responders"}, Approve: s.random.IntN(4) > 0}
+	s.rec.Votes = append(s.rec.Votes, v)
+	if !v.Approve {
+		return false, v.Person + " (uid 1000 on the local socket) said no"
+	}
+	return true, ""
+}
+
+// confidence is what the detections say together, as the engine correlates them.
+func (s *story) confidence() float64 {
+	var signals []playbooks.Signal
+	for i, d := range s.rec.Detections {
+		if i < 100 { // more say the same
+			signals = append(signals, playbooks.Signal{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
+		}
+	}
+	return playbooks.Correlate(signals).Confidence
+}
+
+// The shipped playbooks, as far as recordings show them.
+
+func (s *story) shell(p *pod) {
+	s.play("shell-in-production")
+	s.workload(p)
+	s.snapshot(p)
+	s.isolate(p, 30*time.Minute, s.confidence())
+	s.after(p, 500, false)
+	s.tell()
+}
+
+func (s *story) cut(p *pod) {
+	s.play("reverse-shell")
+	s.workload(p)
+	s.snapshot(p)
+	s.isolate(p, 2*time.Hour, s.confidence())
+	s.after(p, 2000, true)
+	s.tell()
+}
+
+func (s *story) mined(pods ...*pod) {
+	s.play("cryptominer")
+	s.workload(pods[0])
+	for _, p := range pods {
+		s.snapshot(p)
+	}
+	for _, p := range pods {
+		s.isolate(p, 2*time.Hour, s.confidence())
+	}
+	for _, p := range pods {
+		s.after(p, 2000, true)
+	}
+	if s.others > 0 {
+		s.scale()
+	}
+	s.tell()
+}
+
+// scale plans to stop the workload, behind an approval of its own.
+func (s *story) scale() {
+	plan := recording.Answer{
+		Operation: recording.Plan, Action: "workload.scale", Target: "workload:" + s.workloadUID, Params: raw(map[string]int{"replicas": 0}), ForMS: (4 * time.Hour).Milliseconds(),
+		Changes: []string{fmt.Sprintf("scale %s/%s/%s from %d to 0", s.namespace, s.kind, s.name, s.others+1)}, Prior: raw(map[string]int{"replicas": s.others + 1}),
+		Decision: &recording.Decision{Verdict: "ask", Guard: "phase", Reason: "it runs only with the grant of its approval", Phase: s.phase, Approvers: recording.Approvers{Groups: []string{"responders"}, Quorum: 1, TimeoutMS: (15 * time.Minute).Milliseconds()}},
+	}
+	if s.phase < 3 {
+		plan.Decision = &recording.Decision{Verdict: "propose", Guard: "phase", Reason: fmt.Sprintf("phase %d of scope %s does not let a disrupt action run", s.phase, s.namespace), Phase: s.phase}
+	}
+	s.answer(plan)
+	trouble := s.trouble
+	s.trouble = troubleNone
+	s.effect(plan, "steps[3]", 4*time.Hour)
+	s.trouble = trouble
+}
+
+func (s *story) stolen(p *pod) {
+	s.play("credentials")
+	s.workload(p)
+	s.snapshot(p)
+	s.isolate(p, 2*time.Hour, s.confidence())
+	s.after(p, 2000, false)
+	const none = "no AWS account is configured: `aws:` in stanch.yaml"
+	s.answer(recording.Answer{Operation: recording.Observe, Action: "aws.identity", Target: p.target(), Params: raw(struct{}{}), Refused: none, Outcome: playbooks.OutcomeRefused, Reason: none})
+	s.tell()
+}

@@ -1,0 +1,54 @@
+package simulate
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+)
+
+const (
+	notRecorded = "assumed: the recording has no answer"
+	noEffect    = "assumed: the recording has its plan and no effect"
+)
+
+// assume answers what the recorded run never asked, as the action's spec lets one expect: an observation with nothing in
+// it, a plan that says its own name, an effect that nobody observed. It is noted, so that every report marks it.
+func (t *tape) assume(op recording.Operation, spec playbooks.Spec, r activities.Request) recording.Answer {
+	s := t.sim
+	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
+	s.mu.Lock()
+	first := !slices.Contains(s.result.Missing, what)
+	if first {
+		s.result.Missing = append(s.result.Missing, what)
+	}
+	s.assumed[r.Action+"\x00"+r.Target.ID()] = true
+	s.mu.Unlock()
+	if first {
+		s.event("assumed", "%s: the recording has no answer", what)
+	}
+	a := recording.Answer{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: notRecorded}
+	if len(spec.Targets) > 0 && !slices.Contains(spec.Targets, r.Target.Kind) {
+		a.Refused = fmt.Sprintf("%s does not work on a %s", r.Action, r.Target.Kind)
+		return a
+	}
+	switch op {
+	case recording.Observe:
+		a.Outcome = playbooks.OutcomeChanged
+		if out := spec.OutputType(); out != nil {
+			if raw, err := json.Marshal(reflect.New(out).Interface()); err == nil {
+				a.Outputs = raw
+			}
+		}
+	case recording.Plan:
+		a.Changes = []string{fmt.Sprintf("%s on %s", r.Action, r.Target)}
+		a.Warnings = []string{notRecorded}
+	case recording.Apply, recording.Verify, recording.Undo:
+		a.Outcome = playbooks.OutcomeUnverified
+	}
+	return a
+}

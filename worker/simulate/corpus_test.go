@@ -1,0 +1,62 @@
+package simulate_test
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/testenv/corpus"
+	"stanch/worker/simulate"
+)
+
+func made(t testing.TB, o corpus.Options) []simulate.Loaded {
+	t.Helper()
+	all, err := corpus.All(o)
+	require.NoError(t, err)
+	var out []simulate.Loaded
+	for _, r := range all {
+		out = append(out, simulate.Loaded{File: r.Incident.Config, Recording: r})
+	}
+	return out
+}
+
+func BenchmarkCorpus(b *testing.B) {
+	all := made(b, corpus.Options{Seed: 1, Count: 1000})
+	o := with(b)
+	for b.Loop() {
+		for _, r := range simulate.All(b.Context(), all, o) {
+			require.Empty(b, r.Error)
+		}
+	}
+	b.ReportMetric(float64(b.N*len(all))/b.Elapsed().Seconds(), "incidents/s")
+}
+
+// What each kind costs, in CPU time.
+func BenchmarkKinds(b *testing.B) {
+	for _, k := range corpus.Kinds {
+		b.Run(k.Name, func(b *testing.B) {
+			all := made(b, corpus.Options{Seed: 1, Count: 60, Kinds: []string{k.Name}})
+			m, err := simulate.New(with(b))
+			require.NoError(b, err)
+			began, n, activities := cpu(b), 0, 0
+			for b.Loop() {
+				for _, one := range all {
+					r := m.Run(b.Context(), one.File, one.Recording)
+					require.Empty(b, r.Error)
+					activities += r.Activities
+					n++
+				}
+			}
+			b.ReportMetric((cpu(b)-began).Seconds()*1000/float64(n), "cpu-ms/incident")
+			b.ReportMetric(float64(activities)/float64(n), "activities")
+		})
+	}
+}
+
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

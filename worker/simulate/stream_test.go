@@ -1,0 +1,301 @@
+package simulate_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/library"
+	"stanch/playbooks/recording"
+	"stanch/testenv/corpus"
+	"stanch/worker"
+	"stanch/worker/simulate"
+)
+
+func simulator(t testing.TB, o simulate.Options) *simulate.Simulator {
+	t.Helper()
+	m, err := simulate.New(o)
+	require.NoError(t, err)
+	return m
+}
+
+// pair makes the runners of this process.
+func pair(now, base *simulate.Simulator) func() simulate.Runner {
+	return func() simulate.Runner { return simulate.Pair{Now: now, Base: base} }
+}
+
+func entries(all []simulate.Loaded) iter.Seq[simulate.Entry] {
+	return func(yield func(simulate.Entry) bool) {
+		for _, l := range all {
+			if !yield(simulate.Entry{Name: l.File, Read: func() ([]byte, error) { return recording.Encode(l.Recording) }}) {
+				return
+			}
+		}
+	}
+}
+
+// Every kind of a corpus can be simulated to its end, and together they show every outcome there is.
+func TestACorpusHasEverything(t *testing.T) {
+	outcomes, asked := map[string]int{}, 0
+	all := made(t, corpus.Options{Seed: 3, Count: 400, Storm: 60})
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
+		require.Empty(t, o.Result.Error, o.Result.Recording)
+		for _, s := range o.Result.Steps {
+			outcomes[string(s.Outcome)]++
+		}
+		asked += len(o.Result.Questions)
+		return nil
+	}))
+	for _, want := range []string{"changed", "proposed", "denied", "refused", "failed", "skipped", "unverified"} {
+		require.Positive(t, outcomes[want], "%s in %v", want, outcomes)
+	}
+	require.Positive(t, asked)
+}
+
+// Results come in the order of the recordings, and twice the same, whatever chance does to the processors.
+func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
+	all := made(t, corpus.Options{Seed: 5, Count: 60, Storm: 100})
+	read := func() (names []string, steps [][]simulate.Step) {
+		require.NoError(t, simulate.Each(t.Context(), entries(all), pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
+			for i := range o.Result.Steps {
+				o.Result.Steps[i].AtMS = 0 // on a machine that is far too busy Temporal's test environment lets real time in
+			}
+			names, steps = append(names, o.Result.Incident), append(steps, o.Result.Steps)
+			return nil
+		}))
+		return names, steps
+	}
+	names, steps := read()
+	for i, l := range all {
+		require.Equal(t, l.Recording.Incident.ID, names[i])
+	}
+	again, same := read()
+	require.Equal(t, names, again)
+	for i, l := range all {
+		if l.Recording.Incident.Config != "corpus:miner-pods" { // of several pods at once chance picks on which the budget is spent
+			require.Equal(t, steps[i], same[i], names[i])
+		}
+	}
+	m := simulator(t, with(t))
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(m, m), func(o simulate.Outcome) error {
+		require.Nil(t, o.Change, "%+v", o.Change)
+		return nil
+	}))
+}
+
+// What cannot be read is named, and the others go on.
+func TestABrokenRecordingEndsNothing(t *testing.T) {
+	all := made(t, corpus.Options{Seed: 1, Count: 3})
+	broken := func(yield func(simulate.Entry) bool) {
+		n := 0
+		for e := range entries(all) {
+			if n++; n == 2 {
+				e = simulate.Entry{Name: "b.json", Read: func() ([]byte, error) { return nil, errors.New("b.json: it is damaged") }}
+			}
+			if !yield(e) {
+				return
+			}
+		}
+	}
+	tally := simulate.NewTally(false)
+	var errs []string
+	require.NoError(t, simulate.Each(t.Context(), broken, pair(simulator(t, with(t)), nil), func(o simulate.Outcome) error {
+		tally.Add(o)
+		errs = append(errs, o.Result.Error)
+		return nil
+	}))
+	require.Equal(t, []string{"", "b.json: it is damaged", ""}, errs)
+	require.Contains(t, tally.Summary(), "3 incidents")
+	require.Contains(t, tally.Summary(), "1 could not be simulated to the end")
+}
+
+// However many recordings there are, only a window of them is held, and what nobody wants any more is not read.
+func TestOnlyAWindowIsHeld(t *testing.T) {
+	unread := errors.New("not there")
+	var asked, given, most atomic.Int64
+	endless := func(yield func(simulate.Entry) bool) {
+		for range 300 {
+			most.Store(max(most.Load(), asked.Add(1)-given.Load()))
+			if !yield(simulate.Entry{Name: "r", Read: func() ([]byte, error) { return nil, unread }}) {
+				return
+			}
+		}
+	}
+	stop := errors.New("enough")
+	window := int64(8 * runtime.GOMAXPROCS(0))
+	err := simulate.Each(t.Context(), endless, pair(simulator(t, with(t)), nil), func(simulate.Outcome) error {
+		if given.Load() == 0 { // whoever takes them is slow: reading goes on until the window is full
+			require.Eventually(t, func() bool { return asked.Load() > window }, time.Minute, time.Millisecond)
+			require.Never(t, func() bool { return asked.Load() > window+3 }, 100*time.Millisecond, time.Millisecond)
+		}
+		if given.Add(1) == 50 {
+			return stop
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, stop)
+	require.LessOrEqual(t, most.Load(), window+3)
+	require.Less(t, asked.Load(), int64(300))
+}
+
+// The streamed document is one, and says the same as the report that is held whole.
+func TestTheStreamIsOneDocument(t *testing.T) {
+	all := made(t, corpus.Options{Seed: 2, Count: 40, Storm: 20})
+	edited := "playbook: cryptominer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 10m\n"
+	now, base := simulator(t, with(t, edited)), simulator(t, with(t))
+	var out bytes.Buffer
+	w, err := simulate.NewJSON(&out, true)
+	require.NoError(t, err)
+	tally := simulate.NewTally(true)
+	require.NoError(t, simulate.Each(t.Context(), entries(all), pair(now, base), func(o simulate.Outcome) error {
+		tally.Add(o)
+		return w.Add(o)
+	}))
+	require.NoError(t, w.Close(tally))
+	var got simulate.Report
+	decoder := json.NewDecoder(&out)
+	decoder.DisallowUnknownFields()
+	require.NoError(t, decoder.Decode(&got))
+	require.Len(t, got.Results, 40)
+	whole := simulate.NewReport(simulate.All(t.Context(), all, with(t, edited)), simulate.All(t.Context(), all, with(t)))
+	require.Equal(t, whole.Summary, got.Summary)
+	require.Len(t, got.Changes, len(whole.Changes))
+	for i := range got.Changes {
+		require.Equal(t, whole.Changes[i].Incident, got.Changes[i].Incident)
+		require.Equal(t, whole.Changes[i].Kinds, got.Changes[i].Kinds)
+	}
+	require.NotEmpty(t, got.Changes)
+	require.Equal(t, len(got.Changes), got.Tally.Changed)
+	for _, c := range got.Changes {
+		require.NotEmpty(t, c.Kinds, "%+v", c)
+		require.NotNil(t, c.First, "%+v", c)
+	}
+	// Without anything it is a document too.
+	var nothing bytes.Buffer
+	w, err = simulate.NewJSON(&nothing, false)
+	require.NoError(t, err)
+	require.NoError(t, w.Close(simulate.NewTally(false)))
+	require.True(t, json.Valid(nothing.Bytes()), nothing.String())
+}
+
+// An edit that asks later, holds shorter or matches less is named by its kind, with the first decision that differs.
+func TestAChangeIsNamedByItsKind(t *testing.T) {
+	const before = "playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
+	rec := read(t, "cryptominer")
+	for _, c := range []struct{ name, after, kind, first string }{
+		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "holds for 10m0s"},
+		{"no longer", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
+		{"asked", twoMustAgree, simulate.ChangeQuestion, "playbook careful started"},
+		{"later", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := simulate.Compare(run(t, rec, with(t, before)), run(t, rec, with(t, c.after)))
+			require.NotNil(t, got)
+			require.Contains(t, got.Kinds, c.kind)
+			require.Contains(t, got.First.Now, c.first)
+			require.NotEqual(t, got.First.Was, got.First.Now)
+		})
+	}
+	require.Nil(t, simulate.Compare(run(t, rec, with(t, before)), run(t, rec, with(t, before))))
+}
+
+// The page of a corpus is bounded, whatever it is of.
+func TestThePageIsBounded(t *testing.T) {
+	r := run(t, read(t, "shell"), with(t))
+	size := func(n int) int {
+		var out bytes.Buffer
+		page, tally := simulate.NewHTML(&out, false), simulate.NewTally(false)
+		for range n {
+			tally.Add(simulate.Outcome{Result: r})
+			require.NoError(t, page.Add(simulate.Outcome{Result: r}))
+		}
+		require.NoError(t, page.Close(tally))
+		require.Contains(t, out.String(), "default-src 'none'")
+		require.NotContains(t, out.String(), "http://")
+		require.NotContains(t, out.String(), "https://")
+		return out.Len()
+	}
+	require.InDelta(t, size(1000), size(3000), 100)
+}
+
+// A corpus that is simulated in processes that are replaced on the way comes to what one process comes to, and a process
+// that dies takes one recording with it and not the run.
+func TestProcessesComeToTheSame(t *testing.T) {
+	all := made(t, corpus.Options{Seed: 9, Count: 30, Storm: 50})
+	for i := range all {
+		all[i].File = fmt.Sprintf("%d.json", i)
+	}
+	m := simulator(t, with(t))
+	each := func(runner func() simulate.Runner) (steps [][]simulate.Step, broken []string) {
+		require.NoError(t, simulate.Each(t.Context(), entries(all), runner, func(o simulate.Outcome) error {
+			if o.Result.Error != "" {
+				broken = append(broken, o.Result.Recording)
+			}
+			for i := range o.Result.Steps {
+				o.Result.Steps[i].AtMS = 0 // chance, on a busy machine
+			}
+			steps = append(steps, o.Result.Steps)
+			return nil
+		}))
+		return steps, broken
+	}
+	want, broken := each(pair(m, nil))
+	require.Empty(t, broken)
+	command := func(env ...string) func() simulate.Runner {
+		return func() simulate.Runner {
+			return &simulate.Process{Share: 7, Command: func(ctx context.Context) *exec.Cmd {
+				c := exec.CommandContext(ctx, os.Args[0])
+				c.Env, c.Stderr = append(append(os.Environ(), "STANCH_TEST_SERVE=1"), env...), os.Stderr
+				return c
+			}}
+		}
+	}
+	got, broken := each(command())
+	require.Empty(t, broken)
+	require.Equal(t, want, got)
+	_, broken = each(command("STANCH_TEST_DIES=" + all[11].File))
+	require.Equal(t, []string{all[11].File}, broken)
+}
+
+// dies is a runner whose process dies of one recording.
+type dies struct {
+	simulate.Pair
+	of string
+}
+
+func (d dies) Run(ctx context.Context, name string, raw []byte) simulate.Outcome {
+	if name == d.of {
+		os.Exit(3)
+	}
+	return d.Pair.Run(ctx, name, raw)
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv("STANCH_TEST_SERVE") == "" {
+		os.Exit(m.Run())
+	}
+	catalogue := worker.Catalogue()
+	programs, _ := playbooks.LoadAll(library.Sources(), catalogue)
+	now, err := simulate.New(simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }})
+	if err == nil {
+		err = simulate.Serve(context.Background(), os.Stdin, os.Stdout, dies{simulate.Pair{Now: now}, os.Getenv("STANCH_TEST_DIES")})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
