@@ -1,8 +1,9 @@
 package playbooks
 
 import (
-	"stanch/playbooks/yamlnode"
 	"time"
+
+	"stanch/playbooks/yamlnode"
 
 	"go.yaml.in/yaml/v3"
 )

@@ -109,7 +109,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 		pos, message := e.Pos, err.Error()
 		if errors.As(err, &located) {
 			if located.Line > 0 {
-				pos = Pos{pos.Line + located.Line, pos.Column + located.Offset}
+				pos = Pos{Line: pos.Line + located.Line, Column: pos.Column + located.Offset}
 			} else {
 				pos.Column += located.Offset
 			}
@@ -157,7 +157,7 @@ func (c *checker) exprHint(message string, names scope) string {
 		return diagnostic.DidYouMean(m[1], slices.Collect(maps.Keys(names)))
 	}
 	if m := noField.FindStringSubmatch(message); m != nil {
-		known := exprNames(reflect.TypeOf(Incident{}))
+		known := exprNames(reflect.TypeFor[Incident]())
 		if !strings.HasSuffix(m[1], ".Incident") {
 			known = nil
 			for _, name := range exprTag.FindAllStringSubmatch(m[1], -1) {
@@ -191,8 +191,8 @@ func knownFields(name string) []string {
 
 func exprNames(t reflect.Type) []string {
 	var names []string
-	for i := range t.NumField() {
-		if name := t.Field(i).Tag.Get("expr"); name != "" {
+	for field := range t.Fields() {
+		if name := field.Tag.Get("expr"); name != "" {
 			names = append(names, name)
 		}
 	}

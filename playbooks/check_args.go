@@ -17,9 +17,9 @@ func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
 	fields := map[string]reflect.StructField{}
 	var known []string
 	if params != nil {
-		for i := range params.NumField() {
-			if name := jsonName(params.Field(i)); name != "" {
-				fields[name] = params.Field(i)
+		for field := range params.Fields() {
+			if name := jsonName(field); name != "" {
+				fields[name] = field
 				known = append(known, name)
 			}
 		}
@@ -137,7 +137,7 @@ func (c *checker) literal(v Value, want reflect.Type, tag, name string) bool {
 		number, isNumber = n, true
 	}
 	var enum []string
-	for _, rule := range strings.Split(tag, ",") {
+	for rule := range strings.SplitSeq(tag, ",") {
 		key, bound, _ := strings.Cut(rule, "=")
 		limit, err := strconv.ParseFloat(bound, 64)
 		switch {
@@ -201,6 +201,6 @@ func typeName(t reflect.Type) string {
 }
 
 func isTargets(t reflect.Type) bool {
-	target := reflect.TypeOf(Target{})
+	target := reflect.TypeFor[Target]()
 	return t == target || (t.Kind() == reflect.Slice && (t.Elem() == target || t.Elem().Kind() == reflect.Interface))
 }

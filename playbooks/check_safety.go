@@ -65,7 +65,7 @@ func (c *checker) secrets() {
 	for i, line := range strings.Split(string(c.program.Source), "\n") {
 		for _, p := range secretPatterns {
 			if at := p.re.FindStringIndex(line); at != nil {
-				c.errorf(Pos{i + 1, len([]rune(line[:at[0]])) + 1}, "secret", "take it out, revoke it, and name a file or variable of the worker's configuration instead", "this looks like %s", p.what)
+				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret", "take it out, revoke it, and name a file or variable of the worker's configuration instead", "this looks like %s", p.what)
 				break
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 
@@ -28,9 +29,7 @@ func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
 			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0, nil)
 		}
 	})
-	for name, zero := range p.values {
-		e.values[name] = zero
-	}
+	maps.Copy(e.values, p.values)
 	inputs, err := p.bind(given, e)
 	e.values["inputs"] = inputs
 	return e, err
@@ -104,9 +103,7 @@ func (p *Program) Set(s *Step, env Env) error {
 		}
 		got[a.Name] = value.Interface()
 	}
-	for name, v := range got {
-		env.values[name] = v
-	}
+	maps.Copy(env.values, got)
 	return nil
 }
 
@@ -194,13 +191,9 @@ func (e *unreadError) Error() string {
 // Clone gives a branch an environment of its own.
 func (e Env) Clone() Env {
 	values := make(map[string]any, len(e.values))
-	for k, v := range e.values {
-		values[k] = v
-	}
+	maps.Copy(values, e.values)
 	outcomes := make(map[string]Outcome, len(e.outcomes))
-	for k, v := range e.outcomes {
-		outcomes[k] = v
-	}
+	maps.Copy(outcomes, e.outcomes)
 	return Env{values: values, outcomes: outcomes, lenient: e.lenient}
 }
 

@@ -14,13 +14,12 @@ type scope map[string]any
 // were refused.
 func stepType(outputs reflect.Type) reflect.Type {
 	fields := []reflect.StructField{
-		{Name: "Outcome", Type: reflect.TypeOf(""), Tag: `expr:"outcome"`},
-		{Name: "Targets", Type: reflect.TypeOf(0), Tag: `expr:"targets"`},
+		{Name: "Outcome", Type: reflect.TypeFor[string](), Tag: `expr:"outcome"`},
+		{Name: "Targets", Type: reflect.TypeFor[int](), Tag: `expr:"targets"`},
 		{Name: "Failed", Type: reflect.TypeFor[[]Target](), Tag: `expr:"failed"`},
 	}
 	if outputs != nil {
-		for i := range outputs.NumField() {
-			f := outputs.Field(i)
+		for f := range outputs.Fields() {
 			if name := jsonName(f); name != "" && !slices.Contains(alwaysKnown, name) {
 				fields = append(fields, reflect.StructField{Name: "Out" + f.Name, Type: f.Type, Tag: reflect.StructTag(`expr:"` + name + `"`)})
 			}

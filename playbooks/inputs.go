@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // goType is the type of an input's value.
@@ -30,17 +31,17 @@ func (in Input) goType() reflect.Type {
 
 // tag is an input's bounds, as action parameters carry them.
 func (in Input) tag() string {
-	tag := ""
+	var tag strings.Builder
 	for _, word := range in.Enum {
-		tag += ",enum=" + word
+		tag.WriteString(",enum=" + word)
 	}
 	if in.Minimum != nil {
-		tag += ",minimum=" + strconv.FormatFloat(*in.Minimum, 'g', -1, 64)
+		tag.WriteString(",minimum=" + strconv.FormatFloat(*in.Minimum, 'g', -1, 64))
 	}
 	if in.Maximum != nil {
-		tag += ",maximum=" + strconv.FormatFloat(*in.Maximum, 'g', -1, 64)
+		tag.WriteString(",maximum=" + strconv.FormatFloat(*in.Maximum, 'g', -1, 64))
 	}
-	return tag
+	return tag.String()
 }
 
 // inputType is the struct under which expressions see inputs.

@@ -183,9 +183,9 @@ func (p *parser) text(n *yaml.Node) *Text {
 func offset(pos Pos, s string, i int) Pos {
 	before := s[:i]
 	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
-		return Pos{pos.Line + strings.Count(before, "\n"), pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
+		return Pos{Line: pos.Line + strings.Count(before, "\n"), Column: pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
 	}
-	return Pos{pos.Line, pos.Column + len([]rune(before))}
+	return Pos{Line: pos.Line, Column: pos.Column + len([]rune(before))}
 }
 
 // closing finds the brace that ends an expression, passing over braces inside of it and its strings.

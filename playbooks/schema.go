@@ -207,8 +207,8 @@ func (s *schemaMaker) parameters(spec Spec) object {
 
 // parameterDoc says what a parameter is, from its `doc` tag, with its type and bounds.
 func parameterDoc(t reflect.Type, name string) string {
-	for i := range t.NumField() {
-		if f := t.Field(i); jsonName(f) == name {
+	for f := range t.Fields() {
+		if jsonName(f) == name {
 			doc := typeName(f.Type)
 			if text := f.Tag.Get("doc"); text != "" {
 				doc = text + " (" + doc + ")"

@@ -3,6 +3,7 @@ package aws
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -40,9 +41,7 @@ func readTrust(text string) (trust, error) {
 
 func (t trust) text() string {
 	doc := map[string]any{"Statement": t.statements}
-	for k, v := range t.fields {
-		doc[k] = v
-	}
+	maps.Copy(doc, t.fields)
 	raw, err := json.Marshal(doc)
 	if err != nil {
 		panic(err) // it was decoded from JSON

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -67,9 +68,7 @@ func (p *Peer) Call(ctx context.Context, method, path string, header http.Header
 		return nil, activities.Refuse("the address of %s is not a URL", p.Name) // err would tell it
 	}
 	for _, from := range []http.Header{p.Header, header} {
-		for k, v := range from {
-			request.Header[k] = v
-		}
+		maps.Copy(request.Header, from)
 	}
 	if len(body) > 0 {
 		request.Header.Set("Content-Type", "application/json")

@@ -226,11 +226,12 @@ func TestATicketFitsItsTracker(t *testing.T) {
 		require.Less(t, len([]rune(i.Title)), 255)
 		page := seen(t, i)
 		require.Contains(t, page.Prose, "30 more pieces are in the manifest.")
-		text := page.Prose + strings.Join(page.Code, "")
+		var text strings.Builder
+		text.WriteString(page.Prose + strings.Join(page.Code, ""))
 		for _, row := range page.Table {
-			text += strings.Join(row, "")
+			text.WriteString(strings.Join(row, ""))
 		}
-		require.Less(t, len([]rune(text)), 32767)
+		require.Less(t, len([]rune(text.String())), 32767)
 	})
 }
 

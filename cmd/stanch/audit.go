@@ -129,10 +129,8 @@ func formatFlag(c *cobra.Command, out *string, formats ...string) {
 	c.Flags().StringVarP(out, "output", "o", formats[0], strings.Join(formats, ", "))
 	run := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		for _, f := range formats {
-			if *out == f {
-				return run(cmd, args)
-			}
+		if slices.Contains(formats, *out) {
+			return run(cmd, args)
 		}
 		return usageError{fmt.Errorf("-o is one of %s, not %q", strings.Join(formats, ", "), *out)}
 	}

@@ -201,8 +201,7 @@ func actionsCommand() *cobra.Command {
 				}
 				fmt.Fprintln(out)
 				if t := worker.Catalogue()[d.Name].ParamType(); t != nil {
-					for i := range t.NumField() {
-						f := t.Field(i)
+					for f := range t.Fields() {
 						name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 						fmt.Fprintf(out, "  %-12s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
 					}

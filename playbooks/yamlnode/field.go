@@ -2,6 +2,7 @@ package yamlnode
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -74,9 +75,7 @@ func Schema(fields []Field) Object {
 	properties, required := Object{}, []string{}
 	for _, f := range fields {
 		one := Object{"description": f.Doc}
-		for k, v := range f.Schema() {
-			one[k] = v
-		}
+		maps.Copy(one, f.Schema())
 		properties[f.Name] = one
 		if f.Required {
 			required = append(required, f.Name)

@@ -50,19 +50,19 @@ func ParsePath(path string) Path {
 	if segments[0] == "" {
 		return Path{Host: true}
 	}
-	at := ""
+	var at strings.Builder
 	for i, s := range segments {
-		at += "/" + s
+		at.WriteString("/" + s)
 		if m := podDir.FindStringSubmatch(s); m != nil && p.PodUID == "" {
-			p.PodUID, p.PodPath = m[1], at
+			p.PodUID, p.PodPath = m[1], at.String()
 			continue
 		}
 		if m := podSlice.FindStringSubmatch(s); m != nil && p.PodUID == "" {
-			p.PodUID, p.PodPath = strings.ReplaceAll(m[1], "_", "-"), at
+			p.PodUID, p.PodPath = strings.ReplaceAll(m[1], "_", "-"), at.String()
 			continue
 		}
 		if m := scopeID.FindStringSubmatch(s); m != nil {
-			p.Runtime, p.ContainerID, p.ContainerPath = runtimeOf(m[1]), m[2], at
+			p.Runtime, p.ContainerID, p.ContainerPath = runtimeOf(m[1]), m[2], at.String()
 			return p
 		}
 		if hexID.MatchString(s) {
@@ -75,11 +75,11 @@ func ParsePath(path string) Path {
 			default:
 				continue
 			}
-			p.ContainerID, p.ContainerPath = s, at
+			p.ContainerID, p.ContainerPath = s, at.String()
 			return p
 		}
 		if crio, ok := strings.CutPrefix(s, "crio-"); ok && hexID.MatchString(crio) && p.PodUID != "" {
-			p.Runtime, p.ContainerID, p.ContainerPath = "cri-o", crio, at
+			p.Runtime, p.ContainerID, p.ContainerPath = "cri-o", crio, at.String()
 			return p
 		}
 	}

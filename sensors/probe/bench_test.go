@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"slices"
@@ -92,8 +91,7 @@ func BenchmarkExec(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer p.Close()
-				ctx, cancel := context.WithCancel(context.Background())
-				defer cancel()
+				ctx := b.Context()
 				go func() {
 					_ = p.Run(ctx, func(e sensors.Event) {
 						mu.Lock()

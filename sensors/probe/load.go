@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -182,12 +183,7 @@ func (p *Probe) load() error {
 }
 
 func (p *Probe) disabled(h Hook) bool {
-	for _, d := range p.opt.Disable {
-		if d == h {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(p.opt.Disable, h)
 }
 
 func (p *Probe) attachOne(a attachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {

@@ -55,15 +55,16 @@ func (a account) state(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out := awssdk.ToString(role.Role.AssumeRolePolicyDocument)
+	var out strings.Builder
+	out.WriteString(awssdk.ToString(role.Role.AssumeRolePolicyDocument))
 	for _, policy := range list.PolicyNames {
 		one, err := a.IAM().GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &name, PolicyName: &policy})
 		if err != nil {
 			continue // it went between the two
 		}
-		out += "\n" + policy + " " + awssdk.ToString(one.PolicyDocument)
+		out.WriteString("\n" + policy + " " + awssdk.ToString(one.PolicyDocument))
 	}
-	return url.QueryUnescape(out)
+	return url.QueryUnescape(out.String())
 }
 
 // seen gathers the states that a role goes through until ctx ends.

@@ -232,12 +232,12 @@ func (in *installation) podLogs(ctx context.Context) string {
 	if err != nil {
 		return err.Error()
 	}
-	out := ""
+	var out strings.Builder
 	for _, p := range pods.Items {
 		logs, err := in.Logs(ctx, in.namespace, p.Name, p.Spec.Containers[0].Name)
-		out += fmt.Sprintf("--- %s (%v)\n%s", p.Name, err, logs[max(0, len(logs)-6000):])
+		out.WriteString(fmt.Sprintf("--- %s (%v)\n%s", p.Name, err, logs[max(0, len(logs)-6000):]))
 	}
-	return out
+	return out.String()
 }
 
 func (in *installation) uninstall(t *testing.T) {

@@ -3,6 +3,7 @@ package slack
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -80,10 +81,8 @@ func wrong(text string) string {
 func hasEmpty(v any) bool {
 	switch v := v.(type) {
 	case []any:
-		for _, one := range v {
-			if hasEmpty(one) {
-				return true
-			}
+		if slices.ContainsFunc(v, hasEmpty) {
+			return true
 		}
 	case map[string]any:
 		switch v["type"] {

@@ -353,23 +353,24 @@ func around(on string, outputs json.RawMessage, details map[string]any) string {
 	if json.Unmarshal(outputs, &w) != nil {
 		return "Looked up what is around " + on
 	}
-	what := "Looked up what is around " + on
+	var what strings.Builder
+	what.WriteString("Looked up what is around " + on)
 	if w.Owner.Name != "" {
-		what += fmt.Sprintf(": it belongs to %s %s", w.Owner.Kind, w.Owner.Name)
+		what.WriteString(fmt.Sprintf(": it belongs to %s %s", w.Owner.Kind, w.Owner.Name))
 	}
-	what += fmt.Sprintf("; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods"))
+	what.WriteString(fmt.Sprintf("; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods")))
 	if len(w.MayDo) > 0 {
-		what += "; its account may " + strings.Join(w.MayDo, ", ")
+		what.WriteString("; its account may " + strings.Join(w.MayDo, ", "))
 		details["may_do"] = w.MayDo
 	}
 	for _, c := range w.Changes {
-		what += "; changed recently: " + c.What
+		what.WriteString("; changed recently: " + c.What)
 	}
 	if len(w.Missing) > 0 {
-		what += "; not known: " + strings.Join(w.Missing, ", ")
+		what.WriteString("; not known: " + strings.Join(w.Missing, ", "))
 		details["missing"] = w.Missing
 	}
-	return what
+	return what.String()
 }
 
 func (r *reader) closed(e *historypb.HistoryEvent) {

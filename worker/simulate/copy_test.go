@@ -125,9 +125,9 @@ func fill(r *rand.Rand, v reflect.Value, depth int) {
 			}
 		}
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if v.Field(i).CanSet() {
-				fill(r, v.Field(i), depth+1)
+		for _, field := range v.Fields() {
+			if field.CanSet() {
+				fill(r, field, depth+1)
 			}
 		}
 	}

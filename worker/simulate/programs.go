@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"stanch/playbooks"
@@ -21,16 +22,17 @@ type checked struct {
 }
 
 func (p *programs) load(in playbook.Input, catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics) {
-	key := in.File + "\x00" + string(in.Source)
+	var key strings.Builder
+	key.WriteString(in.File + "\x00" + string(in.Source))
 	for _, called := range in.Called {
-		key += "\x00" + string(called.Source)
+		key.WriteString("\x00" + string(called.Source))
 	}
-	if was, ok := p.known.Load(key); ok {
+	if was, ok := p.known.Load(key.String()); ok {
 		c := was.(checked) //nolint:forcetypeassert // nothing else is stored
 		return c.program, c.problems
 	}
 	program, problems := in.Load(catalogue)
-	p.known.Store(key, checked{program, problems})
+	p.known.Store(key.String(), checked{program, problems})
 	return program, problems
 }
 
