@@ -137,10 +137,22 @@ func restartPlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
 	}
 }
 
-// A sleeping busybox is the first process of its container and ignores SIGTERM; the pod's own grace period is 30 s.
+// A sleeping busybox is the first process of its container and ignores SIGTERM; the pod gives it two minutes, and the
+// restart two seconds.
 func restartStubborn(t *testing.T, p place, client kubernetes.Interface) {
-	p.deploy(t, "stubborn", 1)
-	r := kube.RestartRequest{Pod: refOf(p.podOf(t, "stubborn")), Grace: 2 * time.Second}
+	d := p.deploy(t, "stubborn", 1)
+	patience := int64(120)
+	d.Spec.Template.Spec.TerminationGracePeriodSeconds = &patience
+	api := p.Client().AppsV1().Deployments(p.namespace)
+	if _, err := api.Update(t.Context(), d, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.settled(t, "stubborn", 1)
+	pod := p.podOf(t, "stubborn")
+	if *pod.Spec.TerminationGracePeriodSeconds != patience {
+		t.Fatalf("the pod is of the template before: %d", *pod.Spec.TerminationGracePeriodSeconds)
+	}
+	r := kube.RestartRequest{Pod: refOf(pod), Grace: 2 * time.Second}
 	begin := time.Now()
 	_, refusal, err := kube.ApplyRestart(t.Context(), client, r)
 	must(t, refusal, err)
@@ -148,4 +160,9 @@ func restartStubborn(t *testing.T, p place, client kubernetes.Interface) {
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("it had %s to end", took)
 	}
+	next := p.podOf(t, "stubborn") // which must not hold up the end of the namespace
+	if err := api.Delete(t.Context(), "stubborn", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.remove(t, next.Name)
 }
