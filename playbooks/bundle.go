@@ -47,6 +47,9 @@ func LoadAll(files []Source, catalogue Catalogue) ([]*Program, diagnostic.Diagno
 				mine = append(mine, p)
 			}
 		}
+		if mine.HasErrors() {
+			mine = mine.Errors()
+		}
 		problems = append(problems, mine.Sorted()...)
 		l.problems = slices.DeleteFunc(l.problems, func(p diagnostic.Diagnostic) bool { return p.File == f.File })
 	}

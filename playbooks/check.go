@@ -39,7 +39,7 @@ func Load(file string, source []byte, catalogue Catalogue, callees ...*Program) 
 	program, more := Check(book, catalogue, callees...)
 	problems = append(problems, more...).Sorted()
 	if problems.HasErrors() {
-		return nil, problems
+		return nil, problems.Errors()
 	}
 	return program, problems
 }
@@ -115,6 +115,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 			}
 		}
 		hint := c.exprHint(message, names)
+		message, hint = inWords(message, hint)
 		if m := noField.FindStringSubmatch(message); m != nil {
 			message = fmt.Sprintf("there is no field `%s` here", m[2])
 		}
@@ -133,6 +134,13 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 		return nil
 	}
 	c.program.exprs[e] = program
+	for _, word := range badOutcomes(program.Node()) {
+		var known []string
+		for _, o := range Outcomes {
+			known = append(known, string(o))
+		}
+		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "no outcome is ever `%s`", clip(word, 40))
+	}
 	found := readsOf(program.Node())
 	c.uses = append(c.uses, use{e, found, at})
 	for name, how := range found {
@@ -154,10 +162,17 @@ func (c *checker) isStep(name string) bool {
 
 func (c *checker) exprHint(message string, names scope) string {
 	if m := unknownName.FindStringSubmatch(message); m != nil {
-		return diagnostic.DidYouMean(m[1], slices.Collect(maps.Keys(names)))
+		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), condition.Builtins()))
+		if near == "" {
+			near = "put it into quotes if it is a text; known here: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions of `stanch help expressions`"
+		}
+		return near
 	}
 	if m := noField.FindStringSubmatch(message); m != nil {
 		known := exprNames(reflect.TypeFor[Incident]())
+		if path := nested(m[2]); path != "" && strings.HasSuffix(m[1], ".Incident") {
+			return fmt.Sprintf("did you mean `%s`?", path)
+		}
 		if !strings.HasSuffix(m[1], ".Incident") {
 			known = nil
 			for _, name := range exprTag.FindAllStringSubmatch(m[1], -1) {
@@ -187,6 +202,48 @@ func knownFields(name string) []string {
 		}
 	}
 	return nil
+}
+
+// nested is where in the incident a field of the name stands, if it is one level down.
+func nested(name string) string {
+	for f := range reflect.TypeFor[Incident]().Fields() {
+		t := f.Type
+		if t.Kind() == reflect.Struct && slices.Contains(exprNames(t), name) {
+			return f.Tag.Get("expr") + "." + name
+		}
+	}
+	return ""
+}
+
+// What expr says, and what it means to who writes a playbook.
+var exprWords = []struct{ said, means, hint string }{
+	{`unexpected token Operator("=")`, "`=` compares nothing", "write `==`"},
+	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
+	{`unexpected token Identifier("OR")`, "", "write `||` or `or`"},
+	{`unexpected token EOF`, "the expression ends too early", "is a bracket not closed, or a value missing?"},
+	{`unexpected token Operator(".")`, "", "`.field` stands for a list's element inside of a function that looks at each: `any(incident.detections, .rule == \"drift\")`"},
+	{`unclosed`, "", "close it"},
+}
+
+var typeWords = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "whole number")
+
+// inWords says in words what expr says of types and tokens.
+func inWords(message, hint string) (string, string) {
+	for _, w := range exprWords {
+		if strings.Contains(message, w.said) {
+			if w.means != "" {
+				message = w.means
+			}
+			if hint == "" {
+				hint = w.hint
+			}
+			return message, hint
+		}
+	}
+	if strings.Contains(message, "mismatched types") {
+		message = typeWords.Replace(message)
+	}
+	return message, hint
 }
 
 func exprNames(t reflect.Type) []string {

@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -55,6 +56,8 @@ func (c *checker) advise(s *Step) {
 		c.adviseApproval(s.Approval, s)
 	case spec.Class == ClassContain && c.program.MaxPhase < 2, spec.Class == ClassDisrupt && c.program.MaxPhase < 3:
 		c.warn(s.ActionPos, "never-runs", "raise `max_phase`, or remove the step", "`%s` is only ever proposed: the playbook goes no further than phase %d", s.Action, c.program.MaxPhase)
+	case spec.MaxFor > 0 && s.For > spec.MaxFor:
+		c.warn(s.ForPos, "too-long", fmt.Sprintf("hold it for at most `%s`", short(spec.MaxFor)), "`%s` for %s: %s", s.Action, short(s.For), lower(spec.Doc))
 	case spec.Reversible && s.For > 24*time.Hour:
 		c.warn(s.ForPos, "long-lease", "hold for hours and extend it: `stanch extend`", "a lease of %s holds long after everybody has gone home", short(s.For))
 	case s.Verb == VerbContain && !spec.Reversible && s.Retry != nil:

@@ -126,7 +126,11 @@ func (c *checker) literal(v Value, want reflect.Type, tag, name string) bool {
 	}
 	got := reflect.TypeOf(v.Literal)
 	if !assignable(got, want) {
-		c.errorf(v.Pos, "type", "", "`%s` must be %s, not %s", name, typeName(want), typeName(got))
+		what := typeName(got)
+		if f, ok := v.Literal.(float64); ok && isInt(want) {
+			what = fmt.Sprint(f)
+		}
+		c.errorf(v.Pos, "type", "", "`%s` must be %s, not %s", name, typeName(want), what)
 		return false
 	}
 	number, isNumber := 0.0, false

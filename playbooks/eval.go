@@ -128,7 +128,7 @@ func (p *Program) Items(f *ForEach, env Env) ([]any, error) {
 	return items, nil
 }
 
-// Inputs evaluates what a call gives, by input.
+// Given evaluates what a call gives, by input.
 func (p *Program) Given(s *Step, env Env) (map[string]any, error) {
 	given := map[string]any{}
 	for _, arg := range s.With {

@@ -132,7 +132,7 @@ func (r *stepReader) finish(kind string) {
 	given := func(key string) bool { _, ok := s.keys[key]; return ok }
 	switch kind {
 	case "parallel":
-		if s.Parallel == nil || len(s.Parallel) == 0 {
+		if len(s.Parallel) == 0 {
 			s.Parallel = []Step{}
 			r.errorf(s.keys["parallel"], "required", "put at least one step under it", "`parallel` runs nothing")
 		}

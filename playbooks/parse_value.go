@@ -130,6 +130,10 @@ func (p *parser) indent(line int) int {
 
 // expr reads a value that is an expression as a whole, with or without `${…}` around it.
 func (p *parser) expr(n *yaml.Node, what string) *Expr {
+	if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
+		p.errorf(posOf(n), "type", "put the expression into quotes", "`%s` begins with `!`, which is a tag to YAML", what)
+		return nil
+	}
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
 		p.errorf(posOf(n), "type", "", "`%s` must be an expression, not %s", what, kindName(n))
 		return nil

@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"maps"
 	"reflect"
 	"slices"
 
@@ -39,6 +40,55 @@ func readsOf(node ast.Node) map[string]how {
 		v.found[name] = h
 	}
 	return v.found
+}
+
+// badOutcomes finds comparisons of an outcome with what no outcome is.
+func badOutcomes(node ast.Node) []string {
+	v := &outcomeVisitor{}
+	ast.Walk(&node, v)
+	return v.bad
+}
+
+type outcomeVisitor struct{ bad []string }
+
+func (v *outcomeVisitor) Visit(node *ast.Node) {
+	b, ok := (*node).(*ast.BinaryNode)
+	if !ok {
+		return
+	}
+	for _, pair := range [][2]ast.Node{{b.Left, b.Right}, {b.Right, b.Left}} {
+		member, isMember := pair[0].(*ast.MemberNode)
+		if !isMember {
+			continue
+		}
+		property, isWord := member.Property.(*ast.StringNode)
+		if _, plain := member.Node.(*ast.IdentifierNode); !plain || !isWord || property.Value != "outcome" {
+			continue
+		}
+		switch other := pair[1].(type) {
+		case *ast.StringNode:
+			v.check(other.Value)
+		case *ast.ConstantNode:
+			switch values := other.Value.(type) {
+			case map[string]struct{}:
+				for _, word := range slices.Sorted(maps.Keys(values)) {
+					v.check(word)
+				}
+			case []any:
+				for _, word := range values {
+					if s, ok := word.(string); ok {
+						v.check(s)
+					}
+				}
+			}
+		}
+	}
+}
+
+func (v *outcomeVisitor) check(word string) {
+	if !slices.Contains(Outcomes, Outcome(word)) {
+		v.bad = append(v.bad, word)
+	}
 }
 
 type readVisitor struct {

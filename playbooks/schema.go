@@ -19,7 +19,7 @@ func Schema(catalogue Catalogue) any {
 	s := &schemaMaker{catalogue: catalogue, reflector: &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}}
 	properties, required := s.keys(PlaybookKeys, map[string]object{
 		"playbook":  {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,63}$"},
-		"max_phase": {"type": "integer", "minimum": 1, "maximum": 3},
+		"max_phase": {"type": "integer", "minimum": 1, "maximum": 3, "default": 2},
 		"match":     s.match(),
 		"inputs":    {"type": "object", "additionalProperties": s.input()},
 		"outputs":   {"type": "object", "additionalProperties": expression("an expression; its value is the output")},
@@ -93,9 +93,9 @@ func (s *schemaMaker) typed(k Key) object {
 	case "0 to 1000":
 		return object{"type": "integer", "minimum": 0, "maximum": 1000}
 	case "1 to 10":
-		return object{"type": "integer", "minimum": 1, "maximum": 10}
+		return object{"type": "integer", "minimum": 1, "maximum": 10, "default": 1}
 	case "1 to 50":
-		return object{"type": "integer", "minimum": 1, "maximum": MaxItems}
+		return object{"type": "integer", "minimum": 1, "maximum": MaxItems, "default": MaxItems}
 	case "deny":
 		return object{"const": "deny"}
 	}
@@ -162,7 +162,7 @@ func (s *schemaMaker) actions(verb Verb) object {
 	if names == nil {
 		return object{"type": "string"}
 	}
-	return object{"enum": names, "enumDescriptions": docs, "markdownEnumDescriptions": docs}
+	return object{"type": "string", "enum": names, "enumDescriptions": docs, "markdownEnumDescriptions": docs}
 }
 
 // actionRules say what the actions of a verb take.
@@ -174,7 +174,7 @@ func (s *schemaMaker) actionRules(verb Verb) []any {
 			continue
 		}
 		is := object{string(verb): object{"const": name}}
-		properties := object{string(verb): object{"description": spec.Doc}, "with": s.parameters(spec)}
+		properties := object{"with": s.parameters(spec)}
 		then := object{"properties": properties}
 		if spec.Reversible {
 			then["required"] = []string{"for"}

@@ -61,6 +61,8 @@ type Spec struct {
 	Reversible bool
 	// MinFor is the shortest lease that makes sense: what it revokes lives at least so long.
 	MinFor time.Duration
+	// MaxFor is how long a lease makes sense at most; longer is warned of. 0 is any.
+	MaxFor time.Duration
 	// Params and Outputs are zero values of structs with json and jsonschema tags. Params implements Checker
 	// where tags do not say enough.
 	Params  any

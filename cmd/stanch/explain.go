@@ -14,25 +14,32 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
+	"stanch/sensors/diagnostic"
 	"stanch/worker"
 	"stanch/workflows/incident"
 )
 
 func explainCommand() *cobra.Command {
 	var output string
+	var source bool
 	c := &cobra.Command{
-		Use: "explain FILE", Short: "Say in plain words what a playbook does, phase by phase", Args: args(cobra.ExactArgs(1)),
+		Use: "explain FILE|NAME", Short: "Say in plain words what a playbook does, phase by phase", Args: args(cobra.ExactArgs(1)),
 		Long: `Say in plain words what a playbook does, step by step, and what becomes of each step in each phase:
 
   runs       it is done
-  runs/asks  it is done where the confidence is high, else the scope's approvers are asked
+  runs/asks  it is done where the incident's confidence is high (0.80, unless the scope says otherwise), else the
+             scope's approvers are asked; a scope without approvers says no
   asks       people are asked first
   proposed   it is planned and recorded, and not done`,
-		Example: "  stanch explain cryptominer.yaml",
+		Example: "  stanch explain mine.yaml\n  stanch explain cryptominer            # one of the library\n  stanch explain cryptominer --source   # the file itself, to begin with",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			p, err := loadPlaybook(paths[0])
 			if err != nil {
 				return err
+			}
+			if source {
+				_, err := cmd.OutOrStdout().Write(p.Source)
+				return err //nolint:wrapcheck // nothing to add
 			}
 			e := playbooks.Explain(p)
 			if output == "json" {
@@ -41,15 +48,28 @@ func explainCommand() *cobra.Command {
 			return showExplanation(cmd.OutOrStdout(), e)
 		},
 	}
+	c.Flags().BoolVar(&source, "source", false, "print the playbook itself")
 	outputFlag(c, &output)
 	return c
 }
 
-// loadPlaybook checks one playbook; it may call those beside it and the library's.
+// loadPlaybook checks one playbook; it may call those beside it and the library's. A name that is no file is one of the
+// library's.
 func loadPlaybook(file string) (*playbooks.Program, error) {
 	source, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("no such playbook: %s", file)
+		var known []string
+		shipped, _ := loadBeside(nil, nil)
+		for _, p := range shipped {
+			if known = append(known, p.Name); p.Name == file || p.File == file {
+				return p, nil
+			}
+		}
+		hint := diagnostic.DidYouMean(file, known)
+		if hint == "" {
+			hint = "`stanch playbooks` lists the library's"
+		}
+		return nil, fmt.Errorf("no such playbook: %s; %s", file, hint)
 	}
 	beside, err := yamlFiles([]string{filepath.Dir(file)})
 	if err != nil {

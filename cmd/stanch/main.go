@@ -80,13 +80,14 @@ Start with:
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {upCommand(g), workerCommand(g), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
 		"see":   {incidentsCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), markCommand(g), stopCommand(g), resumeCommand(g), evidenceCommand(g)},
-		"write": {validateCommand(), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
+		"write": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
 			root.AddCommand(c)
 		}
 	}
+	root.AddCommand(expressionsTopic())
 	return root
 }
 

@@ -53,7 +53,7 @@ With --baseline two versions of the playbooks are compared.`,
 	}
 	f := c.Flags()
 	f.StringVar(&o.playbooks, "playbooks", "", "the playbooks: a file or a folder")
-	f.StringVar(&o.incident, "incident", "", "a recording of `stanch record`, a folder of them, or a .jsonl file with one a line")
+	f.StringVar(&o.incident, "incident", "", "a recording made by 'stanch record', a folder of them, or a .jsonl file with one a line")
 	f.StringVar(&o.baseline, "baseline", "", "other playbooks to compare with")
 	f.StringVar(&o.approve, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")

@@ -51,7 +51,7 @@ An action that is not named succeeds. ` + "`stanch schema test`" + ` has every k
 	}
 	f := c.Flags()
 	f.StringVar(&o.junit, "junit", "", "write the results to this file as JUnit XML too")
-	f.BoolVar(&o.update, "update", false, "rewrite the `expect` of tests that fail with what happened")
+	f.BoolVar(&o.update, "update", false, "rewrite what tests that fail expect with what happened")
 	f.BoolVar(&o.coverage, "coverage", false, "show which ways through the playbooks no test takes")
 	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this percentage of a playbook is covered")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell the story of each test")

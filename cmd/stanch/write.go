@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -24,10 +25,12 @@ import (
 	"stanch/worker/config"
 )
 
-func validateCommand() *cobra.Command {
+func validateCommand(g *globals) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: args(cobra.MinimumNArgs(1)),
+		Long: `Check playbooks: syntax, names, types, flow and safety; every problem at once, with its place. Warnings (what is
+legal and unwise) come once there are no errors. With --config also whether the people and groups that are asked exist.`,
 		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			files, err := yamlFiles(paths)
@@ -41,6 +44,13 @@ func validateCommand() *cobra.Command {
 				}
 			}
 			all := validate(files, sources)
+			if g.config != "" {
+				more, err := g.unknownPeople(files, sources)
+				if err != nil {
+					return err
+				}
+				all = append(all, more...)
+			}
 			if output == "text" {
 				for _, p := range all {
 					fmt.Fprintln(cmd.OutOrStdout(), plainLines(p.Render(sources[p.File])))
@@ -55,7 +65,11 @@ func validateCommand() *cobra.Command {
 				return errAnswered
 			}
 			if output == "text" {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d playbooks are valid\n", len(files))
+				text := "1 playbook is valid"
+				if len(files) > 1 {
+					text = fmt.Sprintf("%d playbooks are valid", len(files))
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), text)
 			}
 			return nil
 		},
@@ -94,6 +108,54 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 	return all
 }
 
+// unknownPeople names the groups and people that playbooks ask and the configuration does not have.
+func (g *globals) unknownPeople(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
+	c, err := g.load()
+	if err != nil {
+		return nil, err
+	}
+	groups := c.GroupNames()
+	var people []string
+	for _, p := range c.People {
+		people = append(people, p.Name)
+	}
+	var out diagnostic.Diagnostics
+	programs, _ := loadBeside(files, sources)
+	for _, p := range programs {
+		if sources[p.File] == nil {
+			continue
+		}
+		p.Walk(func(s *playbooks.Step) {
+			if s.Approval == nil {
+				return
+			}
+			unknown := func(what, name string, known []string) {
+				if !slices.Contains(known, name) {
+					out = append(out, diagnostic.Diagnostic{
+						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what, Hint: diagnostic.DidYouMean(name, known),
+						Message: fmt.Sprintf("the approval asks the %s `%s`, which %s does not have", what, name, g.config),
+					})
+				}
+			}
+			asked := append(append([]string{}, s.Approval.Groups...), escalated(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
+			for _, name := range asked {
+				unknown("group", name, groups)
+			}
+			for _, name := range append(append([]string{}, s.Approval.Users...), escalated(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
+				unknown("person", name, people)
+			}
+		})
+	}
+	return out, nil
+}
+
+func escalated(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {
+	if a.Escalate == nil {
+		return nil
+	}
+	return of(a.Escalate)
+}
+
 // loadBeside loads files that may call each other and the library's playbooks.
 func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
 	given := library.Sources()
@@ -118,6 +180,9 @@ func yamlFiles(paths []string) ([]string, error) {
 		info, err := os.Stat(path)
 		if err != nil {
 			return nil, fmt.Errorf("no such file or folder: %s", path)
+		}
+		if !info.IsDir() && strings.HasSuffix(path, "_test.yaml") {
+			return nil, fmt.Errorf("%s is a file of tests: `stanch test %s` runs them", path, path)
 		}
 		if !info.IsDir() {
 			files = append(files, path)
@@ -188,7 +253,11 @@ func actionsCommand() *cobra.Command {
 				}
 			}
 			if len(docs) == 0 {
-				return fmt.Errorf("there is no action %q; %s", names[0], diagnostic.DidYouMean(names[0], known))
+				hint := diagnostic.DidYouMean(names[0], known)
+				if hint == "" {
+					hint = "`stanch actions` lists them"
+				}
+				return fmt.Errorf("there is no action %q; %s", names[0], hint)
 			}
 			if output == "json" {
 				return printJSON(out, docs)
@@ -204,6 +273,13 @@ func actionsCommand() *cobra.Command {
 					for f := range t.Fields() {
 						name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 						fmt.Fprintf(out, "  %-12s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
+					}
+				}
+				if t := worker.Catalogue()[d.Name].OutputType(); t != nil {
+					for f := range t.Fields() {
+						if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+							fmt.Fprintf(out, "  gives        ID.%-20s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
+						}
 					}
 				}
 				for _, r := range d.Apply {
@@ -230,10 +306,21 @@ func actionsCommand() *cobra.Command {
 	return c
 }
 
+func oneSchema(_ *cobra.Command, given []string) error {
+	if len(given) != 1 {
+		return errors.New("name one schema: playbook, test, rules, config, incident or recording")
+	}
+	return nil
+}
+
 func schemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(cobra.ExactArgs(1)),
-		ValidArgs: []string{"playbook", "test", "rules", "config", "incident", "recording"}, Example: "  stanch schema playbook > playbook.json",
+		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(oneSchema),
+		Long: `Print a JSON Schema. Editors with the YAML language server complete and explain with it if a file begins with:
+
+  # yaml-language-server: $schema=playbook.schema.json`,
+		ValidArgs: []string{"playbook", "test", "rules", "config", "incident", "recording"},
+		Example:   "  stanch schema playbook > playbook.schema.json\n  stanch schema test > test.schema.json",
 		RunE: func(cmd *cobra.Command, a []string) error {
 			reflector := &jsonschema.Reflector{RequiredFromJSONSchemaTags: true}
 			var schema any

@@ -35,6 +35,9 @@ func Compare(t *Test, h Happened) []Failure {
 			c.failf(t.at["matched"], "", "it is handled by %s, and should be by none", strings.Join(h.Playbooks, ", "))
 		}
 	}
+	if t.expectsNothing() {
+		c.failf(t.Pos, "", "it expects nothing, and so would never fail: write what is to happen, or let `stanch test --update` write what does")
+	}
 	c.steps()
 	c.asks()
 	c.never()
@@ -44,6 +47,10 @@ func Compare(t *Test, h Happened) []Failure {
 	c.contained()
 	slices.SortStableFunc(c.failures, func(a, b Failure) int { return 1000*(a.Line-b.Line) + a.Column - b.Column })
 	return c.failures
+}
+
+func (t *Test) expectsNothing() bool {
+	return len(t.Expect) == 0 && t.Asks == nil && len(t.Never) == 0 && t.Effects == nil && t.Leases == nil && t.Outcome == nil && t.Matched == nil && t.Bound == nil
 }
 
 func (c *comparison) failf(at Pos, step, format string, args ...any) {

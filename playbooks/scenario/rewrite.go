@@ -233,11 +233,8 @@ func (c *comparison) line(r Ran) string {
 		parts = append(parts, "target: "+quoteIfNeeded(t.Name))
 	}
 	parts = append(parts, "outcome: "+string(r.Outcome))
-	switch r.Outcome {
-	case playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeDenied:
-		if r.Reason != "" {
-			parts = append(parts, "reason: "+quote(telling(r.Reason)))
-		}
+	if (r.Outcome.RunsOnFailure() || r.Outcome.RunsOnDenied()) && r.Reason != "" {
+		parts = append(parts, "reason: "+quote(telling(r.Reason)))
 	}
 	return "{ " + strings.Join(parts, ", ") + " }"
 }

@@ -10,9 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
-	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -72,8 +69,6 @@ func (r *Reader) Errorf(at Pos, code, hint, format string, args ...any) {
 	}
 }
 
-var errorLine = regexp.MustCompile(`line (\d+):\s*`)
-
 // Document is the one document of a file, or nil where there is none to read.
 func (r *Reader) Document(source []byte, limits Limits) *yaml.Node {
 	limits = limits.orDefault()
@@ -92,12 +87,8 @@ func (r *Reader) Document(source []byte, limits Limits) *yaml.Node {
 			r.Errorf(Pos{1, 1}, "empty", r.Begin, "the file is empty")
 			return nil
 		}
-		line, text := 1, strings.TrimPrefix(err.Error(), "yaml: ")
-		if m := errorLine.FindStringSubmatch(text); m != nil {
-			line, _ = strconv.Atoi(m[1])
-			text = strings.Replace(text, m[0], "", 1)
-		}
-		r.Errorf(Pos{line, 1}, "yaml", "", "not YAML: %s", text)
+		at, text, hint := misread(source, err)
+		r.Errorf(at, "yaml", hint, "not YAML: %s", text)
 		return nil
 	}
 	var second yaml.Node

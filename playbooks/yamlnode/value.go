@@ -48,6 +48,7 @@ func (r *Reader) generic(n *yaml.Node) any {
 			out = append(out, r.generic(item))
 		}
 		return out
+	default: // a scalar
 	}
 	var v any
 	switch n.Tag {

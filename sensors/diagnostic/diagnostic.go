@@ -64,6 +64,11 @@ func (ds Diagnostics) Sorted() Diagnostics {
 	return slices.CompactFunc(ds, func(a, b Diagnostic) bool { return a == b })
 }
 
+// Errors are the diagnostics without the warnings, which wait until the errors are mended.
+func (ds Diagnostics) Errors() Diagnostics {
+	return slices.DeleteFunc(slices.Clone(ds), func(d Diagnostic) bool { return d.Severity != "error" })
+}
+
 // HasErrors tells whether any is an error and not a warning.
 func (ds Diagnostics) HasErrors() bool {
 	return slices.ContainsFunc(ds, func(d Diagnostic) bool { return d.Severity == "error" })

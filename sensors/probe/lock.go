@@ -148,7 +148,7 @@ func (l *Lock) attachCgroup() error {
 		return fmt.Errorf("attach the egress program to %s: %w: %s", l.root, ErrNotSupported, why(err))
 	}
 	if err := made.Pin(pin); err != nil {
-		made.Close()
+		_ = made.Close()
 		return fmt.Errorf("pin the egress program: %w", err)
 	}
 	l.held = made

@@ -70,7 +70,7 @@ func (l *Lock) attachWire(index int) error {
 			return fmt.Errorf("attach to the wire: %w", err)
 		}
 		err = made.Pin(pin)
-		made.Close()
+		_ = made.Close()
 		if err != nil {
 			return fmt.Errorf("pin the wire's program: %w", err)
 		}
@@ -111,7 +111,7 @@ func (l *Lock) detachWire(index int) {
 func unpin(pin string) {
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 		_ = l.Detach()
-		l.Close()
+		_ = l.Close()
 	}
 	_ = os.Remove(pin)
 }

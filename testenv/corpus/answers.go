@@ -132,6 +132,7 @@ func (s *story) effect(plan recording.Answer, step string, held time.Duration) {
 		tries = 1
 	case troubleAlways:
 		tries = 4
+	default: // the first one answers
 	}
 	for range tries {
 		s.answer(recording.Answer{Operation: recording.Apply, Action: plan.Action, Target: plan.Target, Params: plan.Params, Failure: "the node did not answer"})

@@ -24,11 +24,11 @@ type story struct {
 	storms  int
 	trouble trouble
 	// The workload that it is about.
-	namespace, name, kind, image, digest, node string
-	siblings, workloadUID                      string
-	others                                     int // pods with the same image
-	phase                                      int
-	attempts                                   map[string]int
+	namespace, name, kind, image, digest string
+	workloadUID                          string
+	others                               int // pods with the same image
+	phase                                int
+	attempts                             map[string]int
 }
 
 // trouble is what goes wrong with actions.
@@ -134,6 +134,7 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: fmt.Sprintf("198.51.100.%d", 1+s.random.IntN(254)), Port: pick(s.random, []uint16{80, 443, 3333, 4444, 14444})}
 	case sensors.KindOpen:
 		e.File = sensors.File{Path: "/var/run/secrets/kubernetes.io/serviceaccount/token", Sensitive: "service-account-token"}
+	default: // the process alone
 	}
 	s.rec.Detections = append(s.rec.Detections, recording.Detection{AfterMS: after, Batch: batch, Detection: sensors.Detection{
 		ID: hexOf(s.random, 24), Rule: r.name, Title: r.title, Severity: r.severity, Confidence: r.confidence, Objective: r.objective, Technique: r.technique,

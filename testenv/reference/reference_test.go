@@ -167,7 +167,7 @@ func write(t *testing.T) string {
 	w.expressions()
 	w.actions()
 	w.limits()
-	return w.Builder.String()
+	return w.String()
 }
 
 func (w *writer) outcomes() {

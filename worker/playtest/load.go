@@ -85,15 +85,15 @@ func Find(paths []string) ([]string, error) {
 
 // inside tells whether a path is a regular file below root once its links are followed.
 func inside(root, path string) bool {
-	real, err := filepath.EvalSymlinks(path)
+	followed, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return false
 	}
-	rel, err := filepath.Rel(root, real)
+	rel, err := filepath.Rel(root, followed)
 	if err != nil || !filepath.IsLocal(rel) {
 		return false
 	}
-	info, err := os.Stat(real)
+	info, err := os.Stat(followed)
 	return err == nil && info.Mode().IsRegular()
 }
 

@@ -73,6 +73,7 @@ func (c *copiers) make(t reflect.Type) copier {
 		}
 	case reflect.Struct:
 		return c.structs(t)
+	default: // JSON knows
 	}
 	return byJSON
 }
@@ -217,6 +218,7 @@ func empties(v reflect.Value) bool {
 		return v.Len() == 0
 	case reflect.Struct:
 		return false
+	default:
+		return v.IsZero()
 	}
-	return v.IsZero()
 }

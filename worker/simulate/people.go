@@ -103,7 +103,7 @@ func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
 	s.result.Questions = append(s.result.Questions, q)
 	n := len(s.result.Questions) - 1
 	s.mu.Unlock()
-	s.event("question", "%s would be asked, of whom %d must agree within %s: %s? It would %s", q.Approvers, q.Quorum, p.Approvers.Timeout, p.Title, strings.Join(q.Would, "; "))
+	s.event("question", "%s would be asked, of whom %d must agree within %s: %s A yes would: %s", q.Approvers, q.Quorum, p.Approvers.Timeout, asking(p.Title), strings.Join(q.Would, "; "))
 	for _, a := range s.answersTo(p, cfg) {
 		s.env.RegisterDelayedCallback(func() { s.vote(p, a, n) }, max(a.after, time.Millisecond))
 	}
@@ -232,3 +232,6 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 	s.mu.Unlock()
 	s.event("vote", "%s to %q", text, p.Title)
 }
+
+// asking is a title as a question, which it may be already.
+func asking(title string) string { return strings.TrimRight(strings.TrimSpace(title), "?.! ") + "?" }

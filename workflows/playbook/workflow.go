@@ -6,12 +6,14 @@
 package playbook
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/activities"
@@ -189,6 +191,13 @@ type approved struct {
 func last[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
 
 func activityError(err error) string {
+	// What the activity said, and not how it travelled.
+	if app := (*temporal.ApplicationError)(nil); errors.As(err, &app) {
+		return app.Message()
+	}
+	if late := (*temporal.TimeoutError)(nil); errors.As(err, &late) {
+		return "it was not done in time"
+	}
 	text := err.Error()
 	if i := strings.Index(text, "): "); i > 0 && strings.HasPrefix(text, "activity error") {
 		text = text[i+3:]
