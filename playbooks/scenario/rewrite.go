@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-
-	"stanch/playbooks"
 )
 
 // Unwritten tells whether the test has an `expect` that nobody has filled in yet.
