@@ -1,11 +1,13 @@
 package worker_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"stanch/playbooks"
+	"stanch/sensors"
 	"stanch/worker"
 	"stanch/worker/config"
 )
@@ -17,7 +19,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 	for _, p := range problems {
 		t.Error(p.String(), p.Hint)
 	}
-	require.Len(t, library.Programs(), 4)
+	require.Len(t, library.Programs(), 17)
 }
 
 func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
@@ -33,4 +35,63 @@ func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 	require.Equal(t, []string{"`aws.key.disable` comes before any evidence of its target"}, load(contain))
 	require.Contains(t, load("  - evidence: process.snapshot\n  - enrich: aws.identity\n    id: cloud\n  - contain: aws.role.revoke-sessions\n    target: cloud.role\n    for: 12h\n"),
 		"`aws.role.revoke-sessions` disrupts: it is allowed only inside of an approval")
+}
+
+// Every incident that Stanch makes is somebody's business, and none is contained by two playbooks of the library.
+func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
+	library, _, err := worker.LoadLibrary(config.Default(), worker.Catalogue())
+	require.NoError(t, err)
+	contains := map[string]bool{}
+	for _, p := range library.Programs() {
+		for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
+			book.Walk(func(s *playbooks.Step) { contains[p.Name] = contains[p.Name] || s.Verb == playbooks.VerbContain })
+		}
+	}
+	techniques := map[sensors.Objective][]string{
+		sensors.ObjectiveCredentialAccess: {"T1528", "T1552.001", "T1552.005"},
+		sensors.ObjectiveEscape:           {"T1611", "T1548.001"},
+		sensors.ObjectivePersistence:      {"T1105", "T1098", "T1525"},
+	}
+	started := map[string]bool{}
+	for _, objective := range sensors.Objectives {
+		for _, technique := range append(techniques[objective], "") {
+			for _, confidence := range []float64{0.3, 0.6, 0.75, 0.9, 0.99} {
+				for _, pods := range []int{1, 2, 6} {
+					for _, shape := range []string{"", "host network", "drill", "second objective"} {
+						in := playbooks.Incident{Objective: objective, Confidence: confidence, Severity: sensors.SeverityHigh, Drill: shape == "drill"}
+						in.Detections = []playbooks.DetectionSummary{{Rule: "r", Objective: objective, Technique: technique, Confidence: confidence}}
+						if shape == "second objective" {
+							in.Detections = append(in.Detections, playbooks.DetectionSummary{Rule: "s", Objective: sensors.ObjectiveDiscovery, Technique: "T1082"})
+						}
+						for _, d := range in.Detections {
+							if d.Technique != "" {
+								in.Techniques = append(in.Techniques, d.Technique)
+							}
+						}
+						for i := range pods {
+							in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetPod, UID: string(rune('a' + i)), HostNetwork: shape == "host network"})
+						}
+						var all, containing []string
+						for _, c := range playbooks.Choose(library.Programs(), in) {
+							if !c.Chosen {
+								continue
+							}
+							all, started[c.Name] = append(all, c.Name), true
+							if contains[c.Name] {
+								containing = append(containing, c.Name)
+							}
+						}
+						what := fmt.Sprintf("%s %s, confidence %.2f, %d pods, %s", objective, technique, confidence, pods, shape)
+						require.LessOrEqual(t, len(containing), 1, what)
+						if shape != "drill" {
+							require.NotEmpty(t, all, what)
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, p := range library.Programs() {
+		require.True(t, started[p.Name] || p.Match == nil, "%s is never started", p.Name)
+	}
 }

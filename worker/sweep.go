@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
@@ -60,7 +61,11 @@ func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
 		return fmt.Errorf("look for scalings: %w", err)
 	}
 	var problems []error
-	for _, o := range append(isolated, scaled...) {
+	cordoned, err := kube.SweepCordon(ctx, w.Kube, before)
+	if err != nil { // an installation from before cordons may not list nodes: the others are swept all the same
+		problems = append(problems, fmt.Errorf("look for cordons: %w", err))
+	}
+	for _, o := range slices.Concat(isolated, scaled, cordoned) {
 		if running, err := w.leaseRuns(ctx, o); err != nil || running {
 			problems = append(problems, err)
 			continue
@@ -72,6 +77,8 @@ func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
 			drift, err = kube.UndoIsolate(ctx, w.Kube, *o.Isolate, false)
 		case o.Scale != nil && o.Prior != nil:
 			drift, err = kube.UndoScale(ctx, w.Kube, *o.Scale, *o.Prior, false)
+		case o.Cordon != nil && o.CordonPrior != nil:
+			drift, err = kube.UndoCordon(ctx, w.Kube, *o.Cordon, *o.CordonPrior)
 		default:
 			err = fmt.Errorf("%s: what was before cannot be read; undo it by hand", o.Object)
 		}
@@ -96,6 +103,8 @@ func (w *Worker) leaseRuns(ctx context.Context, o kube.Orphan) (bool, error) {
 		target = playbooks.Target{Kind: playbooks.TargetPod, UID: o.Isolate.Pod.UID}
 	case o.Scale != nil:
 		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.Scale.Target.UID}, playbooks.FacetReplicas
+	case o.Cordon != nil:
+		target, facet = playbooks.Target{Kind: playbooks.TargetPod, UID: o.Cordon.Pod.UID}, playbooks.FacetScheduling
 	}
 	return w.holds(ctx, target, facet, o.Object)
 }

@@ -159,6 +159,9 @@ type Orphan struct {
 	Isolate *IsolateRequest `json:"isolate,omitempty"`
 	Scale   *ScaleRequest   `json:"scale,omitempty"`
 	Prior   *ScalePrior     `json:"prior,omitempty"`
+	// Cordon and CordonPrior are what to give UndoCordon, for a node; the prior is nil as above.
+	Cordon      *CordonRequest `json:"cordon,omitempty"`
+	CordonPrior *CordonPrior   `json:"cordon_prior,omitempty"`
 }
 
 // SweepIsolate lists isolations in all namespaces whose stamped expiry is before now, one per lease, whether the

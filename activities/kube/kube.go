@@ -36,6 +36,8 @@ const (
 	IsolateLabel = "stanch.dev/isolate"
 	// ScaleLabel marks a scaled workload; its value is ShortID of the lease.
 	ScaleLabel = "stanch.dev/scale"
+	// CordonLabel marks a cordoned node; its value is ShortID of the lease.
+	CordonLabel = "stanch.dev/cordon"
 	// ManagedByLabel, with the value ManagedBy, marks objects that Stanch made.
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	ManagedBy      = "stanch"
@@ -46,8 +48,9 @@ type Facet string
 
 // The facets of this package's actions.
 const (
-	FacetNetwork  Facet = "network"
-	FacetReplicas Facet = "replicas"
+	FacetNetwork    Facet = "network"
+	FacetReplicas   Facet = "replicas"
+	FacetScheduling Facet = "scheduling"
 )
 
 // LeaseKey is the annotation with the lease's whole id, IncidentKey that with the incident's, ExpiresKey that with the
@@ -94,13 +97,16 @@ type Reason string
 
 // The reasons.
 const (
-	ReasonGone        Reason = "gone"         // no such object, or another one has its name now
-	ReasonEnded       Reason = "ended"        // the pod has run to its end
-	ReasonHostNetwork Reason = "host-network" // the pod has the node's network: isolating it would isolate the node
-	ReasonStatic      Reason = "static-pod"   // the kubelet owns the pod; the API server only mirrors it
-	ReasonForeign     Reason = "foreign"      // an object or field in the way is not ours
-	ReasonOwned       Reason = "owned"        // a controller above would put it back: take hold of that one
-	ReasonUnsupported Reason = "unsupported"  // this kind cannot be worked on
+	ReasonGone         Reason = "gone"              // no such object, or another one has its name now
+	ReasonEnded        Reason = "ended"             // the pod has run to its end
+	ReasonHostNetwork  Reason = "host-network"      // the pod has the node's network: isolating it would isolate the node
+	ReasonStatic       Reason = "static-pod"        // the kubelet owns the pod; the API server only mirrors it
+	ReasonForeign      Reason = "foreign"           // an object or field in the way is not ours
+	ReasonOwned        Reason = "owned"             // a controller above would put it back: take hold of that one
+	ReasonUnsupported  Reason = "unsupported"       // this kind cannot be worked on
+	ReasonNoController Reason = "no-controller"     // nothing would start the pod again
+	ReasonBudget       Reason = "disruption-budget" // a PodDisruptionBudget forbids it
+	ReasonLastNode     Reason = "last-node"         // nothing could be scheduled any more
 )
 
 // Refusal says why an action will not be done. It is an answer and not a failure: trying again changes nothing.

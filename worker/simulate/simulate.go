@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +27,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
+	"stanch/playbooks/scenario"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/worker/guards"
@@ -87,13 +87,13 @@ type sim struct {
 	env     *testsuite.TestWorkflowEnvironment
 	started time.Time
 
-	mu     sync.Mutex
-	result Result
-	runs   []string
-	known  map[string]bool // questions
-	names  map[string]string
-	places map[string]int // of steps in their playbook
-	last   map[string]activities.Verdict
+	mu      sync.Mutex
+	result  Result
+	runs    []string
+	known   map[string]bool // questions
+	names   map[string]string
+	running map[string]*playbooks.Program // by name
+	last    map[string]activities.Verdict
 	// assumed are the actions, by target, that answered what the recording does not hold.
 	assumed map[string]bool
 	kept    *keeper
@@ -149,7 +149,7 @@ func empty(file string) Result {
 // Run simulates one recording. What goes wrong is in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
 	s := &sim{
-		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, places: map[string]int{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{},
+		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{},
 	}
 	s.result = empty(file)
 	s.result.Incident = rec.Incident.ID
@@ -191,9 +191,17 @@ func (s *sim) order() {
 		slices.SortFunc(s.result.Events[i:j], func(a, b Event) int { return cmp.Compare(a.What, b.What) })
 		i = j
 	}
+	places := map[string][]int{} // of steps, with the loops and calls that they stand in
+	place := func(of Step) []int {
+		key := of.Playbook + "\x00" + of.Step
+		if _, known := places[key]; !known && s.running[of.Playbook] != nil {
+			places[key] = scenario.Order(s.running[of.Playbook], of.Step)
+		}
+		return places[key]
+	}
 	slices.SortStableFunc(s.result.Steps, func(a, b Step) int {
 		return cmp.Or(
-			cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook)), cmp.Compare(s.place(a), s.place(b)),
+			cmp.Compare(slices.Index(s.result.Playbooks, a.Playbook), slices.Index(s.result.Playbooks, b.Playbook)), slices.Compare(place(a), place(b)),
 			cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Target, b.Target),
 		)
 	})
@@ -206,16 +214,6 @@ func (s *sim) order() {
 	slices.SortStableFunc(s.result.Questions, func(a, b Asked) int {
 		return cmp.Or(cmp.Compare(a.AtMS, b.AtMS), cmp.Compare(a.Playbook, b.Playbook), cmp.Compare(a.Run, b.Run), cmp.Compare(a.Title, b.Title))
 	})
-}
-
-// place is where a step stands in its playbook; one of a loop or a call is named after where it is run from.
-func (s *sim) place(of Step) int {
-	if n, ok := s.places[of.Playbook+"\x00"+of.Step]; ok {
-		return n
-	}
-	name, _, _ := strings.Cut(of.Step, "[")
-	first, _, _ := strings.Cut(name, "/")
-	return s.places[of.Playbook+"\x00"+first]
 }
 
 // newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
@@ -338,11 +336,7 @@ func (s *sim) listen(cfg *config.Config) {
 		if args.Get(&in) == nil {
 			if program, _ := s.programs.load(in, s.o.Catalogue); program != nil {
 				name = program.Name
-				n := 0
-				program.Walk(func(step *playbooks.Step) {
-					n++
-					s.places[name+"\x00"+step.Name()] = n
-				})
+				s.running[name] = program
 			}
 		}
 		s.mu.Lock()

@@ -3,7 +3,6 @@ package simulate_test
 import (
 	"context"
 	"encoding/json"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,27 +33,15 @@ func read(t testing.TB, name string) recording.Recording {
 func with(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
 	catalogue := worker.Catalogue()
-	var programs []*playbooks.Program
-	add := func(file string, source []byte) {
-		p, problems := playbooks.Load(file, source, catalogue)
-		require.NotNil(t, p, "%v", problems)
-		programs = append(programs, p)
-	}
-	if sources == nil {
-		files, err := fs.Glob(library.Files, "*.yaml")
-		require.NoError(t, err)
-		for _, file := range files {
-			if strings.HasSuffix(file, "_test.yaml") {
-				continue
-			}
-			raw, err := fs.ReadFile(library.Files, file)
-			require.NoError(t, err)
-			add("library/"+file, raw)
-		}
+	given := library.Sources()
+	if sources != nil {
+		given = nil
 	}
 	for _, s := range sources {
-		add("test.yaml", []byte(s))
+		given = append(given, playbooks.Source{File: "test.yaml", Source: []byte(s)})
 	}
+	programs, problems := playbooks.LoadAll(given, catalogue)
+	require.NoError(t, problems.Err())
 	return simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
 }
 

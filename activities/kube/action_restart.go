@@ -1,0 +1,101 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+)
+
+// restartParams are the parameters of pod.restart. What an attacker left running decides nothing: the pod's own grace
+// period, which may be hours, does not count.
+type restartParams struct {
+	Grace int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds that its processes have to end before they are killed; 10 if not given"`
+}
+
+// restartTimeout holds the longest grace and the time in which a kubelet tells that all is gone.
+const restartTimeout = 90 * time.Second
+
+type restartAction struct{ client kubernetes.Interface }
+
+var _ activities.Containment = (*restartAction)(nil)
+
+func (*restartAction) Spec() playbooks.Spec {
+	p := RestartPermissions()
+	return playbooks.Spec{
+		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FEND: "D3-PT", Timeout: restartTimeout,
+		Doc:        "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
+		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+	}
+}
+
+func (a *restartAction) request(r activities.Request) (RestartRequest, error) {
+	pod, err := needPod(a.client, r)
+	if err != nil {
+		return RestartRequest{}, err
+	}
+	params, err := activities.Params[restartParams](r)
+	if params.Grace == 0 {
+		params.Grace = 10
+	}
+	return RestartRequest{Pod: pod, Grace: time.Duration(params.Grace) * time.Second}, err
+}
+
+func (a *restartAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	request, err := a.request(r)
+	if err != nil {
+		return activities.Plan{}, err
+	}
+	plan, refused, err := PlanRestart(ctx, a.client, request)
+	if err != nil || refused != nil {
+		return activities.Plan{}, first(err, refusal(refused))
+	}
+	return activities.Plan{Changes: plan.Changes, Nothing: plan.Gone}, nil
+}
+
+func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+	request, err := a.request(r)
+	if err != nil {
+		return activities.Effect{}, err
+	}
+	done, refused, err := ApplyRestart(ctx, a.client, request)
+	if err != nil || refused != nil {
+		return activities.Effect{}, first(err, refusal(refused))
+	}
+	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
+	if !done {
+		effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "the pod had gone already"
+		return effect, nil
+	}
+	for ctx.Err() == nil {
+		gone, detail, err := VerifyRestart(ctx, a.client, request)
+		if err != nil || gone {
+			return effect, err
+		}
+		if time.Since(effect.AppliedAt) > request.Grace+15*time.Second {
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, detail
+			return effect, nil
+		}
+		pause(ctx, 200*time.Millisecond)
+	}
+	return effect, ctx.Err()
+}
+
+func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	request, err := a.request(r)
+	if err != nil {
+		return false, "", err
+	}
+	return VerifyRestart(ctx, a.client, request)
+}
+
+// Undo has nothing to restore: what was in the pod is gone with it, and its controller has started another.
+func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage, *proof.Signed) (*activities.Drift, error) {
+	return nil, nil
+}

@@ -1,0 +1,272 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
+)
+
+// CordonRequest asks for the node under a pod to take no new pods. A pod never moves: its UID names its node.
+type CordonRequest struct {
+	Pod   PodRef `json:"pod"`
+	Lease Lease  `json:"lease"`
+}
+
+// CordonPrior is which node it is and on account of which pod, and what was before.
+type CordonPrior struct {
+	Node          string `json:"node"`
+	UID           string `json:"uid"`
+	Pod           PodRef `json:"pod"`
+	Unschedulable bool   `json:"unschedulable"`
+}
+
+func (p CordonPrior) String() string { return "Node " + p.Node }
+
+// CordonPlan is what a cordon would change.
+type CordonPlan struct {
+	Changes []string    `json:"changes,omitempty"`
+	Prior   CordonPrior `json:"prior"`
+}
+
+// CordonPermissions are what a cordon needs. Patch on nodes is for spec.unschedulable and the lease's annotations.
+func CordonPermissions() Permissions {
+	return Permissions{
+		Plan:  []rbacv1.PolicyRule{rule("", "pods", "get"), rule("", "nodes", "get", "list")},
+		Apply: []rbacv1.PolicyRule{rule("", "pods", "get"), rule("", "nodes", "get", "list", "patch")},
+	}
+}
+
+// PlanCordon says what a cordon would change, and changes nothing.
+func PlanCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (*CordonPlan, *Refusal, error) {
+	plan, _, refusal, err := r.survey(ctx, client)
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan to cordon the node of pod %s: %w", r.Pod, err)
+	}
+	return plan, refusal, nil
+}
+
+func (r CordonRequest) survey(ctx context.Context, client kubernetes.Interface) (*CordonPlan, *corev1.Node, *Refusal, error) {
+	pod, refusal, err := getPod(ctx, client, r.Pod)
+	if err != nil || refusal != nil {
+		return nil, nil, refusal, err
+	}
+	if pod.Spec.NodeName == "" {
+		return nil, nil, refuse(ReasonGone, "pod %s is on no node yet", r.Pod), nil
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var node *corev1.Node
+	others := 0
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		switch {
+		case n.Name == pod.Spec.NodeName:
+			node = n
+		case schedulable(n):
+			others++
+		}
+	}
+	if node == nil {
+		return nil, nil, refuse(ReasonGone, "node %s is gone", pod.Spec.NodeName), nil
+	}
+	plan := &CordonPlan{Prior: CordonPrior{Node: node.Name, UID: string(node.UID), Pod: r.Pod, Unschedulable: node.Spec.Unschedulable}}
+	switch lease := node.Annotations[FacetScheduling.LeaseKey()]; lease {
+	case "":
+		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate node %s with the lease", node.Name))
+	case r.Lease.ID:
+		if plan.Prior, err = savedCordon(node); err != nil {
+			return nil, nil, refuse(ReasonForeign, "node %s carries this lease, but its saved state cannot be read: %v", node.Name, err), nil
+		}
+	default:
+		return nil, nil, refuse(ReasonForeign, "node %s is held by another lease, %s", node.Name, lease), nil
+	}
+	if !node.Spec.Unschedulable {
+		if others == 0 {
+			return nil, nil, refuse(ReasonLastNode, "node %s is the only one that is ready and takes pods: cordoned, nothing could start any more", node.Name), nil
+		}
+		plan.Changes = append(plan.Changes, fmt.Sprintf("cordon node %s: what runs there goes on, nothing new is scheduled (%d others take pods)", node.Name, others))
+	}
+	return plan, node, nil, nil
+}
+
+// savedCordon reads what was stamped on a node. Which node it is, the node itself says.
+func savedCordon(node *corev1.Node) (CordonPrior, error) {
+	var prior CordonPrior
+	if err := json.Unmarshal([]byte(node.Annotations[FacetScheduling.PriorKey()]), &prior); err != nil {
+		return CordonPrior{}, fmt.Errorf("annotation %s: %w", FacetScheduling.PriorKey(), err)
+	}
+	prior.Node, prior.UID = node.Name, string(node.UID)
+	return prior, nil
+}
+
+// schedulable tells whether a node takes any pod: it is ready, not cordoned, and not kept for pods that tolerate it.
+func schedulable(n *corev1.Node) bool {
+	if n.Spec.Unschedulable {
+		return false
+	}
+	for _, t := range n.Spec.Taints {
+		if t.Effect != corev1.TaintEffectPreferNoSchedule {
+			return false
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// ApplyCordon cordons the node and stamps the lease on it in one write. It may be repeated: what was saved first stays,
+// the expiry moves.
+func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (plan *CordonPlan, refusal *Refusal, err error) {
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		var node *corev1.Node
+		if plan, node, refusal, err = r.survey(ctx, client); err != nil || refusal != nil {
+			return err
+		}
+		set := map[string]any{FacetScheduling.PriorKey(): compact(plan.Prior)}
+		for k, v := range r.Lease.annotations(FacetScheduling) {
+			set[k] = v
+		}
+		return r.patch(ctx, client, node, true, ShortID(r.Lease.ID), set)
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("cordon the node of pod %s: %w", r.Pod, err)
+	}
+	return plan, refusal, nil
+}
+
+// patch writes the node that was judged, at the version that was judged, or the API server says conflict.
+func (r CordonRequest) patch(ctx context.Context, client kubernetes.Interface, node *corev1.Node, unschedulable bool, label any, annotations map[string]any) error {
+	body, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{
+			"uid": node.UID, "resourceVersion": node.ResourceVersion,
+			"labels": map[string]any{CordonLabel: label}, "annotations": annotations,
+		},
+		"spec": map[string]any{"unschedulable": unschedulable},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatch, body, metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
+	if apierrors.IsNotFound(err) {
+		return nil // verification says so
+	}
+	return err
+}
+
+// node reads the node of a cordon, or nil if it is gone.
+func (p CordonPrior) node(ctx context.Context, client kubernetes.Interface) (*corev1.Node, error) {
+	node, err := client.CoreV1().Nodes().Get(ctx, p.Node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && string(node.UID) != p.UID {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read node %s: %w", p.Node, err)
+	}
+	return node, nil
+}
+
+// VerifyCordon observes whether the node is cordoned and carries the lease. The pod may be gone: the node is held.
+func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Verification, *Refusal, error) {
+	node, err := prior.node(ctx, client)
+	if err != nil {
+		return nil, nil, err
+	}
+	if node == nil {
+		return nil, refuse(ReasonGone, "node %s is gone", prior.Node), nil
+	}
+	v := &Verification{}
+	if !node.Spec.Unschedulable {
+		by, when := lastWriter(node, r.Lease.FieldManager())
+		v.Differences = append(v.Differences, Difference{Object: prior.String(), Field: "spec.unschedulable", Want: "true", Have: "false", By: by, When: when})
+	}
+	v.Differences = append(v.Differences, differences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations, r.Lease.annotations(FacetScheduling))...)
+	v.Holds = len(v.Differences) == 0
+	return v, nil, nil
+}
+
+// UndoCordon puts back what was before and takes the lease's annotations off. A node that is gone needs no undo, nor
+// does one that was undone before. If our stamp is gone or another's while it is cordoned, nothing is touched and the
+// drift says what differs. A second cordon by somebody looks the same as the first: who wants it to outlive the lease
+// takes the stamp off.
+func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		drift, err = undoCordon(ctx, client, r, prior)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("uncordon node %s: %w", prior.Node, err)
+	}
+	return drift, nil
+}
+
+func undoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Drift, error) {
+	node, err := prior.node(ctx, client)
+	if err != nil || node == nil {
+		return nil, err
+	}
+	lease := node.Annotations[FacetScheduling.LeaseKey()]
+	if lease == "" && node.Spec.Unschedulable == prior.Unschedulable {
+		return nil, nil // undone before
+	}
+	if lease != r.Lease.ID {
+		return &Drift{differences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations,
+			map[string]string{FacetScheduling.LeaseKey(): r.Lease.ID})}, nil
+	}
+	off := map[string]any{FacetScheduling.PriorKey(): nil}
+	for k := range r.Lease.annotations(FacetScheduling) {
+		off[k] = nil
+	}
+	return nil, r.patch(ctx, client, node, prior.Unschedulable, nil, off)
+}
+
+// Stamp reads the stamp of a cordon, and what was saved with it.
+func (r CordonRequest) Stamp(ctx context.Context, client kubernetes.Interface, prior CordonPrior) (Stamp, *CordonPrior, error) {
+	node, err := prior.node(ctx, client)
+	if err != nil || node == nil {
+		return Stamp{}, nil, err
+	}
+	s := stampOf(node, FacetScheduling, r.Lease.ID)
+	if !s.Held {
+		return s, nil, nil
+	}
+	before, err := savedCordon(node)
+	if err != nil {
+		return s, nil, fmt.Errorf("read the stamp of node %s: %w", prior.Node, err)
+	}
+	return s, &before, nil
+}
+
+// SweepCordon lists cordoned nodes whose stamped expiry is before now.
+func SweepCordon(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: CordonLabel})
+	if err != nil {
+		return nil, fmt.Errorf("sweep cordons: list nodes: %w", err)
+	}
+	var orphans []Orphan
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		lease, expired := stamped(n, FacetScheduling, now)
+		if lease.ID == "" || !expired {
+			continue
+		}
+		o := Orphan{Object: "Node " + n.Name, Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires, Cordon: &CordonRequest{Lease: lease}}
+		if prior, err := savedCordon(n); err == nil {
+			o.Cordon.Pod, o.CordonPrior = prior.Pod, &prior
+		}
+		orphans = append(orphans, o)
+	}
+	return orphans, nil
+}

@@ -1,0 +1,133 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+)
+
+// RestartRequest asks for one pod to be evicted, so that its controller starts another from the image.
+type RestartRequest struct {
+	Pod   PodRef        `json:"pod"`
+	Grace time.Duration `json:"grace"` // how long its processes have to end
+}
+
+// RestartPlan is what a restart would do. Its sentence is the same while the pod goes, so that an act that is tried
+// again is the act that was permitted.
+type RestartPlan struct {
+	Changes []string `json:"changes"`
+	// Gone: no pod of that UID is there any more.
+	Gone bool `json:"gone,omitempty"`
+}
+
+// RestartPermissions are what a restart needs: never the right to delete pods, which would pass disruption budgets by.
+func RestartPermissions() Permissions {
+	read := []rbacv1.PolicyRule{rule("", "pods", "get"), rule("policy", "poddisruptionbudgets", "list")}
+	return Permissions{Plan: read, Apply: append(read[:2:2], rule("", "pods/eviction", "create"))}
+}
+
+// PlanRestart says what would happen, or why it must not, and changes nothing.
+func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (*RestartPlan, *Refusal, error) {
+	plan := &RestartPlan{Changes: []string{fmt.Sprintf("evict pod %s (UID %s), so that its controller starts another from the image", r.Pod, r.Pod.UID)}}
+	pod, gone, err := getPod(ctx, client, r.Pod)
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan to restart pod %s: %w", r.Pod, err)
+	}
+	if gone != nil {
+		plan.Gone = true
+		return plan, nil, nil
+	}
+	if refusal := r.objection(pod); refusal != nil {
+		return nil, refusal, nil
+	}
+	if pod.DeletionTimestamp != nil {
+		return plan, nil, nil // it goes already, and counts in no budget
+	}
+	budgets, err := client.PolicyV1().PodDisruptionBudgets(r.Pod.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan to restart pod %s: list disruption budgets: %w", r.Pod, err)
+	}
+	refusal, err := r.forbidden(pod, budgets.Items)
+	return plan, refusal, err
+}
+
+// objection refuses pods that nobody would start again, or that an eviction does not restart.
+func (r RestartRequest) objection(pod *corev1.Pod) *Refusal {
+	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	owner := metav1.GetControllerOf(pod)
+	switch {
+	case mirror || owner != nil && owner.Kind == "Node":
+		return refuse(ReasonStatic, "pod %s is a static pod of node %s: the API server only mirrors it", r.Pod, pod.Spec.NodeName)
+	case owner == nil:
+		return refuse(ReasonNoController, "pod %s has no controller: nothing would start it again; isolate it instead", r.Pod)
+	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
+		return refuse(ReasonEnded, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
+	}
+	return nil
+}
+
+// forbidden refuses what a disruption budget would: the API server says so again, with the last word.
+func (r RestartRequest) forbidden(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
+	for _, b := range budgets {
+		selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+		if err != nil {
+			return nil, fmt.Errorf("read the selector of PodDisruptionBudget %s/%s: %w", b.Namespace, b.Name, err)
+		}
+		if selector.Matches(labels.Set(pod.Labels)) && b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
+			return refuse(ReasonBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		}
+	}
+	return nil, nil
+}
+
+// ApplyRestart evicts the pod of this UID and no other; what is gone or going is left to go. done tells whether there
+// was something to do.
+func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (done bool, _ *Refusal, _ error) {
+	plan, refusal, err := PlanRestart(ctx, client, r)
+	if err != nil || refusal != nil || plan.Gone {
+		return false, refusal, err
+	}
+	uid, grace := types.UID(r.Pod.UID), int64(r.Grace/time.Second)
+	err = client.PolicyV1().Evictions(r.Pod.Namespace).Evict(ctx, &policyv1.Eviction{
+		ObjectMeta:    metav1.ObjectMeta{Namespace: r.Pod.Namespace, Name: r.Pod.Name},
+		DeleteOptions: &metav1.DeleteOptions{GracePeriodSeconds: &grace, Preconditions: &metav1.Preconditions{UID: &uid}},
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, nil, nil
+	case apierrors.IsConflict(err):
+		// Another one has its name now, which is not touched; or a budget was just counted anew.
+		if gone, _, verifyErr := VerifyRestart(ctx, client, r); verifyErr == nil && gone {
+			return false, nil, nil
+		}
+		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
+	case apierrors.IsTooManyRequests(err):
+		return false, refuse(ReasonBudget, "a disruption budget forbids to evict pod %s now: %v", r.Pod, err), nil
+	case err != nil:
+		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
+	}
+	return true, nil, nil
+}
+
+// VerifyRestart observes whether the pod of this UID is gone.
+func VerifyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (bool, string, error) {
+	pod, gone, err := getPod(ctx, client, r.Pod)
+	switch {
+	case err != nil:
+		return false, "", fmt.Errorf("observe the restart of pod %s: %w", r.Pod, err)
+	case gone != nil:
+		return true, "", nil
+	case pod.DeletionTimestamp != nil:
+		return false, fmt.Sprintf("pod %s is still ending", r.Pod), nil
+	}
+	return false, fmt.Sprintf("pod %s is still there", r.Pod), nil
+}
