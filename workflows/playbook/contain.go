@@ -103,7 +103,7 @@ func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.R
 func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) outcome {
 	var set *activities.Set
 	var result activities.ApplyResult
-	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s", r.brief.ID, f.name(s)), workflow.Now(ctx).Add(5*time.Minute)
+	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s-%s", r.brief.ID, f.name(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
 	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
 	o, reason := result.Effect.Outcome, result.Effect.Reason
 	switch {
