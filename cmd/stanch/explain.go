@@ -257,20 +257,24 @@ func playbookRows(programs []*playbooks.Program, in *playbooks.Incident) []playb
 func showPlaybooks(out io.Writer, rows []playbookRow, in *playbooks.Incident) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if in == nil {
-		fmt.Fprintln(t, "PLAYBOOK\tHANDLES\tFILE")
+		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tHANDLES")
 	} else {
-		fmt.Fprintln(t, "PLAYBOOK\tSTARTS\tWHY\tFILE")
+		fmt.Fprintln(t, "PLAYBOOK\tSTARTS\tWHY")
 	}
 	for _, r := range rows {
 		if in == nil {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, plain(r.Handles), r.File)
+			handles := []rune(plain(r.Handles))
+			if len(handles) > 110 {
+				handles = append(handles[:109], '…') // whole: stanch explain NAME
+			}
+			fmt.Fprintf(t, "%s\t%d\t%s\n", r.Playbook, r.Priority, string(handles))
 			continue
 		}
 		starts := "no"
 		if *r.Starts {
 			starts = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", r.Playbook, starts, plain(r.Why), r.File)
+		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, plain(r.Why))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write: %w", err)
