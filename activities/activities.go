@@ -125,7 +125,9 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	s.at("observe/" + spec.Name)
 	result, err := s.observe(context.WithValue(ctx, proofsKey{}, in.Proofs), action, in.Request)
 	s.at("observed/" + spec.Name)
-	if spec.Verb == playbooks.VerbEvidence {
+	// An action that does not work on such targets has attempted nothing.
+	fits := len(spec.Targets) == 0 || slices.Contains(spec.Targets, in.Request.Target.Kind)
+	if spec.Verb == playbooks.VerbEvidence && fits {
 		receipt, signErr := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{
 			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: s.now(),
 		})

@@ -76,6 +76,7 @@ func (c *checker) secrets() {
 type attempt struct {
 	target     string
 	conditions []string
+	detected   bool // it looks at what detections are about, and not only at what was found through it
 }
 
 // path is what must have held on the way to a step.
@@ -137,7 +138,7 @@ func (w *safetyWalk) step(s *Step, have []attempt, in path) []attempt {
 	}
 	switch {
 	case s.Verb == VerbEvidence:
-		have = append(have, attempt{w.targetOf(s), in.all})
+		have = append(have, attempt{w.targetOf(s), in.all, w.book.catalogue[s.Action].detected()})
 	case s.Verb == VerbContain:
 		w.contains(s, have, in)
 	case s.Parallel != nil:
@@ -200,13 +201,21 @@ func with(m map[string]string, key, value string) map[string]string {
 	return out
 }
 
+// maxResolve bounds what names stand for: each may stand for another.
+const maxResolve = 16
+
 // word is a name in an expression, with the fields that follow it.
 var word = regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_.]*`)
 
 // resolve is an expression's text, with names that stand for other expressions replaced by these.
-func (w *safetyWalk) resolve(e *Expr) string {
+func (w *safetyWalk) resolve(e *Expr) string { return w.resolved(e, 0) }
+
+func (w *safetyWalk) resolved(e *Expr, deep int) string {
 	if e == nil {
 		return ""
+	}
+	if deep > maxResolve {
+		return "(nobody knows)" // names that stand for each other: they are errors of their own
 	}
 	text := word.ReplaceAllStringFunc(normal(e.Source), func(name string) string {
 		if meant, ok := w.aliases[name]; ok {
@@ -214,7 +223,7 @@ func (w *safetyWalk) resolve(e *Expr) string {
 		}
 		if id, ok := strings.CutSuffix(name, ".failed"); ok {
 			if s := stepOf(w.book, id); s != nil && s.Target != nil && normal(s.Target.Source) != name {
-				return "(" + w.resolve(s.Target) + ")"
+				return "(" + w.resolved(s.Target, deep+1) + ")"
 			} else if s != nil {
 				return "(incident.targets)" // a selection of them
 			}
@@ -243,7 +252,7 @@ func (w *safetyWalk) targetOf(s *Step) string { return w.resolve(s.Target) }
 // stands behind an approval.
 func (w *safetyWalk) contains(s *Step, have []attempt, in path) {
 	spec, known := w.book.catalogue[s.Action]
-	if !known || w.alone && w.site == nil {
+	if !known || w.alone {
 		return
 	}
 	if spec.Class == ClassDisrupt && !in.inApproval {
@@ -252,9 +261,9 @@ func (w *safetyWalk) contains(s *Step, have []attempt, in path) {
 	// What no detection is about has no evidence of its own: any of the incident counts, as it does for the guard.
 	derived := len(spec.Targets) > 0 && !spec.Targets[0].Detected()
 	target := w.targetOf(s)
-	covers := func(evidence string) bool { return derived || covers(evidence, target) }
+	covers := func(a attempt) bool { return derived || a.detected && covers(a.target, target) }
 	covered := slices.ContainsFunc(have, func(a attempt) bool {
-		return covers(a.target) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(in.all, cond) })
+		return covers(a) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(in.all, cond) })
 	})
 	if covered {
 		return
@@ -263,7 +272,7 @@ func (w *safetyWalk) contains(s *Step, have []attempt, in path) {
 	if target != "" {
 		hint = "put an evidence step with the same `target` before it"
 	}
-	if slices.ContainsFunc(have, func(a attempt) bool { return covers(a.target) }) {
+	if slices.ContainsFunc(have, covers) {
 		hint = "the evidence step before it stands under an `if` of its own: move it out, or put the containment under the same `if`"
 	}
 	w.report(s.ActionPos, "evidence-first", hint, "`%s` comes before any evidence of its target", s.Action)

@@ -17,13 +17,14 @@ import (
 type Env struct {
 	values   map[string]any
 	outcomes map[string]Outcome // of the steps that have run
+	set      map[string]bool    // the values that were set in this branch
 	lenient  bool
 }
 
 // NewEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
 // defaults; an error names one that is missing or does not fit.
 func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
-	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}}
+	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, set: map[string]bool{}}
 	p.Walk(func(s *Step) {
 		if s.ID != "" {
 			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0, nil)
@@ -104,6 +105,9 @@ func (p *Program) Set(s *Step, env Env) error {
 		got[a.Name] = value.Interface()
 	}
 	maps.Copy(env.values, got)
+	for name := range got {
+		env.set[name] = true
+	}
 	return nil
 }
 
@@ -194,7 +198,7 @@ func (e Env) Clone() Env {
 	maps.Copy(values, e.values)
 	outcomes := make(map[string]Outcome, len(e.outcomes))
 	maps.Copy(outcomes, e.outcomes)
-	return Env{values: values, outcomes: outcomes, lenient: e.lenient}
+	return Env{values: values, outcomes: outcomes, set: map[string]bool{}, lenient: e.lenient}
 }
 
 // Merge takes over what a joined branch recorded for the steps given.
@@ -204,7 +208,9 @@ func (e Env) Merge(branch Env, s *Step) {
 			e.values[inner.ID], e.outcomes[inner.ID] = branch.values[inner.ID], o
 		}
 		for _, a := range inner.Set {
-			e.values[a.Name] = branch.values[a.Name]
+			if branch.set[a.Name] {
+				e.values[a.Name], e.set[a.Name] = branch.values[a.Name], true
+			}
 		}
 	})
 }

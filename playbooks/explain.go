@@ -55,6 +55,7 @@ func Explain(p *Program) Explanation {
 		e.Gives = append(e.Gives, o.Name+" = "+normal(o.Expr.Source))
 	}
 	x := &explainer{Explanation: &e}
+	x.ceiling = p.MaxPhase
 	x.steps(p, p.Steps, 0, false)
 	if len(p.Finally) > 0 {
 		x.add(Line{Text: "At the end, whatever happened:"})
@@ -95,7 +96,8 @@ func (p *Program) handles() string {
 
 type explainer struct {
 	*Explanation
-	deep int
+	deep    int
+	ceiling int // the lowest on the way
 }
 
 func (x *explainer) add(l Line) { x.Lines = append(x.Lines, l) }
@@ -120,10 +122,10 @@ func (x *explainer) step(p *Program, s *Step, depth int, inApproval bool) {
 	case s.ForEach != nil:
 		x.steps(p, s.ForEach.Steps, depth+1, inApproval)
 	case s.Call != nil && p.Callees[s.Call.Playbook] != nil && x.deep < maxCallDeep:
-		x.deep++
-		callee := p.Callees[s.Call.Playbook]
+		callee, ceiling := p.Callees[s.Call.Playbook], x.ceiling
+		x.deep, x.ceiling = x.deep+1, min(ceiling, callee.MaxPhase)
 		x.steps(callee, callee.Steps, depth+1, inApproval)
-		x.deep--
+		x.deep, x.ceiling = x.deep-1, ceiling
 	}
 	for _, then := range []struct {
 		text  string
@@ -213,7 +215,7 @@ func lower(s string) string {
 func (x *explainer) phases(p *Program, s *Step, inApproval bool) []string {
 	out := make([]string, 3)
 	for i := range out {
-		out[i] = inPhase(p, s, min(i+1, x.MaxPhase), inApproval)
+		out[i] = inPhase(p, s, min(i+1, x.ceiling), inApproval)
 	}
 	return out
 }

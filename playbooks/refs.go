@@ -141,6 +141,8 @@ func elementOf(node ast.Node) reflect.Type {
 		}
 	case *ast.ArrayNode:
 		return same(n.Nodes, func(e ast.Node) reflect.Type { return e.Type() })
+	case *ast.ConstantNode:
+		return elementOfValue(reflect.ValueOf(n.Value))
 	case *ast.BuiltinNode:
 		switch n.Name {
 		case "filter", "take", "reverse", "sort", "sortBy", "uniq":
@@ -157,6 +159,24 @@ func elementOf(node ast.Node) reflect.Type {
 		return known(t.Elem())
 	}
 	return nil
+}
+
+// elementOfValue is the type that all elements of a list have, or nil.
+func elementOfValue(list reflect.Value) (t reflect.Type) {
+	if list.Kind() != reflect.Slice {
+		return nil
+	}
+	for i := range list.Len() {
+		element := list.Index(i)
+		if element.Kind() == reflect.Interface {
+			element = element.Elem()
+		}
+		if !element.IsValid() || t != nil && t != element.Type() {
+			return nil
+		}
+		t = element.Type()
+	}
+	return t
 }
 
 // same is the type that all of the nodes have, or nil.

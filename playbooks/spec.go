@@ -102,6 +102,16 @@ type Checker interface {
 // Catalogue is the actions by name.
 type Catalogue map[string]Spec
 
+// detected tells whether the action works on what detections are about: pods and containers.
+func (s Spec) detected() bool {
+	for _, kind := range s.Targets {
+		if kind.Detected() {
+			return true
+		}
+	}
+	return len(s.Targets) == 0
+}
+
 // ParamType is the struct type of the parameters, or nil.
 func (s Spec) ParamType() reflect.Type { return structType(s.Params) }
 

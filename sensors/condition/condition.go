@@ -84,6 +84,9 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 		return nil, &Error{Message: firstLine(err.Error())}
 	}
 	root := program.Node()
+	if whole := (&wholeFinder{}); whole.in(root) {
+		return nil, &Error{Message: "`$env` is not known here: name what is read"}
+	}
 	nesting.walk(root, 0)
 	if nesting.deepest > maxExprNesting {
 		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.deepest, maxExprNesting)}
@@ -94,6 +97,21 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line
+}
+
+// wholeFinder finds `$env`, by which names could be read without being named.
+type wholeFinder struct{ found bool }
+
+func (f *wholeFinder) in(node ast.Node) bool {
+	ast.Walk(&node, f)
+	return f.found
+}
+
+// Visit looks at one node.
+func (f *wholeFinder) Visit(node *ast.Node) {
+	if id, ok := (*node).(*ast.IdentifierNode); ok && id.Value == "$env" {
+		f.found = true
+	}
 }
 
 // nestingVisitor measures how deep predicates stand inside of each other.

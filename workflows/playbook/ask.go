@@ -271,7 +271,8 @@ func (r *run) wrappedAction(ctx workflow.Context, f frame, s *playbooks.Step) (p
 		return plans, []string{err.Error()}
 	}
 	for _, target := range targets {
-		request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief, For: s.For, Until: workflow.Now(ctx).Add(s.For)}
+		request := r.request(f, s, params, target)
+		request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
 		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
 		if err != nil {
 			problems = append(problems, activityError(err))

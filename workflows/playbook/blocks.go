@@ -128,7 +128,7 @@ func (f frame) callee(s *playbooks.Step) (frame, error) {
 		return frame{}, err //nolint:wrapcheck // it names the input
 	}
 	env, err := program.NewEnv(f.env.Incident(), given)
-	return frame{Program: program, env: env, under: f.under, prefix: f.name(s) + "/", end: &end{}}, err //nolint:wrapcheck // it names the input
+	return frame{Program: program, env: env, under: f.under, prefix: f.name(s) + "/", end: &end{}, phase: min(f.phase, program.MaxPhase)}, err //nolint:wrapcheck // it names the input
 }
 
 func (r *run) call(ctx workflow.Context, f frame, s *playbooks.Step) outcome {

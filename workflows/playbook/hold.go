@@ -6,6 +6,7 @@ import (
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
@@ -40,7 +41,8 @@ func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request act
 		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{Target: request.Target, Facet: facet, First: holder, Timing: r.in.Timing})
 		err := child.GetChildWorkflowExecution().Get(ctx, nil)
 		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
-		if errors.As(err, &running) {
+		var started *serviceerror.WorkflowExecutionAlreadyStarted // what the SDK's test environment says
+		if errors.As(err, &running) || errors.As(err, &started) {
 			err = workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalJoin, holder).Get(ctx, nil)
 		}
 		if err == nil {

@@ -2,6 +2,7 @@ package playbook
 
 import (
 	"cmp"
+	"encoding/json"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -17,6 +18,7 @@ type frame struct {
 	env    playbooks.Env
 	under  *approved
 	prefix string // of the names of steps: "each[2]/"
+	phase  int    // no playbook on the way here goes beyond it
 	end    *end
 }
 
@@ -67,7 +69,7 @@ func (r *run) main(ctx workflow.Context, program *playbooks.Program) {
 	if r.in.Language < 2 {
 		env = env.Lenient()
 	}
-	out := r.whole(ctx, frame{Program: program, env: env, end: &end{}})
+	out := r.whole(ctx, frame{Program: program, env: env, end: &end{}, phase: program.MaxPhase})
 	r.report.Outcome, r.report.Reason = out.Outcome, clip(out.reason)
 }
 
@@ -200,7 +202,7 @@ func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 		joined.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer joined.Done()
-			request := activities.Request{Action: s.Action, Params: params, Target: target, Incident: r.brief}
+			request := r.request(f, s, params, target)
 			if r.Catalogue[s.Action].Verb == playbooks.VerbContain {
 				results[i] = r.contain(ctx, f, s, request)
 			} else {
@@ -217,6 +219,13 @@ func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 		}
 	}
 	return all
+}
+
+// request asks an action to do something for a step, under the lowest ceiling on the way there.
+func (r *run) request(f frame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
+	brief := r.brief
+	brief.MaxPhase = f.phase
+	return activities.Request{Action: s.Action, Params: params, Target: target, Incident: brief}
 }
 
 // targets are the step's own, or the action's kind of the incident's.
