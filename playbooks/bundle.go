@@ -20,10 +20,24 @@ type Source struct {
 // LoadAll parses and checks files that may call each other, in the order given. Where two have one name, the later
 // takes the place of the earlier. Files with errors give no program, and neither do those that call them.
 func LoadAll(files []Source, catalogue Catalogue) ([]*Program, diagnostic.Diagnostics) {
-	l := &loader{catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}}
+	return loadAll(files, catalogue, false)
+}
+
+// fatal are the problems with which a playbook cannot be run at all.
+func fatal(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
+	return slices.DeleteFunc(slices.Clone(problems), func(d diagnostic.Diagnostic) bool {
+		return !slices.Contains([]string{"yaml", "encoding", "empty", "alias", "expression", "unknown-action", "unknown-playbook", "cycle", "callee"}, d.Code)
+	})
+}
+
+func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnostic.Diagnostics) {
+	l := &loader{run: run, catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}}
 	var order []string
 	for _, f := range files {
 		book, problems := Parse(f.File, f.Source)
+		if l.run {
+			problems = fatal(problems)
+		}
 		l.problems = append(l.problems, problems...)
 		if book.Name == "" {
 			continue
@@ -57,6 +71,7 @@ func LoadAll(files []Source, catalogue Catalogue) ([]*Program, diagnostic.Diagno
 }
 
 type loader struct {
+	run       bool // one under way is loaded
 	catalogue Catalogue
 	books     map[string]*Playbook
 	done      map[string]*Program // nil where it has errors
@@ -110,7 +125,14 @@ func (l *loader) load(name string, path []string) *Program {
 			unusable[s.Call.Playbook] = "errors"
 		}
 	})
-	program, problems := Check(book, l.catalogue, callees...)
+	upTo := len(stages)
+	if l.run {
+		upTo = forRun
+	}
+	program, problems := check(book, l.catalogue, upTo, callees)
+	if l.run {
+		problems = fatal(problems)
+	}
 	for _, p := range problems {
 		if p.Code == "unknown-playbook" && slices.ContainsFunc(slices.Sorted(maps.Keys(unusable)), func(n string) bool { return strings.HasSuffix(p.Message, "`"+n+"`") }) {
 			continue // it was said why
@@ -159,12 +181,10 @@ func (p *Program) Sources() []Source {
 	return out
 }
 
-// LoadBundle loads a playbook with those that it calls.
-func LoadBundle(main Source, called []Source, catalogue Catalogue) (*Program, diagnostic.Diagnostics) {
-	if len(called) == 0 {
-		return Load(main.File, main.Source, catalogue)
-	}
-	programs, problems := LoadAll(append(slices.Clone(called), main), catalogue)
+// LoadRun loads a playbook of a run under way with those that it calls. It was judged when it was selected: only what
+// cannot be run at all is an error.
+func LoadRun(main Source, called []Source, catalogue Catalogue) (*Program, diagnostic.Diagnostics) {
+	programs, problems := loadAll(append(slices.Clone(called), main), catalogue, true)
 	for _, p := range programs {
 		if string(p.Source) == string(main.Source) && !problems.HasErrors() {
 			return p, problems

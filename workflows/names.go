@@ -27,6 +27,7 @@ const (
 	SignalMark           = "mark"            // gateway to incident: taken over, false positive
 	SignalHalt           = "halt"            // incident to playbook: a person decides from now on
 	SignalWatch          = "watch"           // playbook to incident: say how it is whenever it changes
+	SignalUnwatch        = "unwatch"         // playbook to incident: nobody waits any more
 	SignalLive           = "live"            // incident to playbook: how it is
 	SignalLook           = "look"            // incident and playbook to thread: something happened
 	SignalJoin           = "join"            // playbook to lease

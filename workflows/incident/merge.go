@@ -40,6 +40,8 @@ type state struct {
 	Threaded bool `json:"threaded,omitempty"`
 	// Watchers are the runs of playbooks that wait for a change of the incident.
 	Watchers []string `json:"watchers,omitempty"`
+	// Told is how often they were told.
+	Told int `json:"told,omitempty"`
 }
 
 // TargetOf is what a detection is about: its pod, or its container outside of Kubernetes.

@@ -14,8 +14,12 @@ import (
 // their histories.
 const watchGap = 5 * time.Second
 
-// heardWatch takes in that a playbook of this incident waits for a change of it.
-func (r *run) heardWatch(ctx workflow.Context, id string) {
+// heardWatch takes in that a playbook of this incident waits for a change of it, or no longer does.
+func (r *run) heardWatch(ctx workflow.Context, id string, watches bool) {
+	if !watches {
+		r.Watchers = slices.DeleteFunc(r.Watchers, func(other string) bool { return other == id })
+		return
+	}
 	mine := slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == id && p.Ended.IsZero() })
 	if !mine || slices.Contains(r.Watchers, id) {
 		return
@@ -33,12 +37,13 @@ func (r *run) keepWatchers(ctx workflow.Context) {
 	r.watched = true
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
-			if workflow.Await(ctx, func() bool { return r.changed }) != nil {
+			if workflow.Await(ctx, func() bool { return r.changed && len(r.Watchers) > 0 }) != nil {
 				return
 			}
 			r.changed = false
 			r.tellWatchers(ctx)
-			if workflow.Sleep(ctx, watchGap) != nil {
+			r.Told++
+			if workflow.Sleep(ctx, watchGap<<min(r.Told/20, 6)) != nil { // the longer the rarer: five minutes at last
 				return
 			}
 		}

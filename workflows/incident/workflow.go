@@ -166,7 +166,14 @@ func (r *run) receive(ctx workflow.Context) bool {
 			break
 		}
 		heard = true
-		r.heardWatch(ctx, id)
+		r.heardWatch(ctx, id, true)
+	}
+	for {
+		var id string
+		if !workflow.GetSignalChannel(ctx, workflows.SignalUnwatch).ReceiveAsync(&id) {
+			break
+		}
+		r.heardWatch(ctx, id, false)
 	}
 	r.told, r.changed = r.told && !heard, r.changed || heard
 	return heard
@@ -180,7 +187,7 @@ func (r *run) wait(ctx workflow.Context) {
 		idle = max(idle, r.in.Quiet)
 	}
 	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatch} {
+	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatch, workflows.SignalUnwatch} {
 		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	s.Select(ctx)
@@ -269,10 +276,16 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 	})
 }
 
+// maxSteps bounds the lines of reports that an incident keeps: it is handed on whole.
+const maxSteps = 1500
+
 func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == report.Run })
 	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
 		return
+	}
+	for _, other := range r.Incident.Playbooks {
+		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxSteps-len(other.Steps)))]
 	}
 	p := &r.Incident.Playbooks[i]
 	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.Guide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide

@@ -162,7 +162,11 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 	if r.in.Language >= 2 {
 		planning = f.branch() // what is set while it is planned is set again when it runs
 	}
-	plans, reasons := r.wrapped(ctx, planning, a.Steps)
+	w := &wrapping{run: r, seen: map[string]bool{}}
+	plans, reasons := w.steps(ctx, planning, a.Steps)
+	if w.over {
+		plans, reasons = planned{}, []string{fmt.Sprintf("it would ask about more than %d things at once: nobody can judge that", maxPlans)}
+	}
 	runnable := plans.runnable()
 	if len(plans.results) > 0 && len(runnable.results) == 0 {
 		reason := plans.results[0].Decision.Reason
@@ -224,9 +228,26 @@ func (p planned) of(target, action string) (activities.PlanResult, bool) {
 	return activities.PlanResult{}, false
 }
 
-// wrapped plans the containments inside of an approval, through loops and calls. What stands under `on_failure` or an
+// maxPlans bounds what people are asked about at once.
+const maxPlans = 200
+
+// wrapping plans what an approval wraps.
+type wrapping struct {
+	*run
+	seen map[string]bool
+	over bool // it is too much
+}
+
+// steps plans the containments inside of an approval, through loops and calls. What stands under `on_failure` or an
 // `if` is planned too: people see all that their yes may lead to.
-func (r *run) wrapped(ctx workflow.Context, f frame, steps []playbooks.Step) (plans planned, problems []string) {
+func (w *wrapping) steps(ctx workflow.Context, f frame, steps []playbooks.Step) (plans planned, problems []string) {
+	r := w.run
+	inner := func(f frame) frame {
+		if r.in.Language < 2 {
+			return f
+		}
+		return f.branch() // what is set there is not set here
+	}
 	take := func(p planned, q []string) {
 		plans.results, plans.targets, problems = append(plans.results, p.results...), append(plans.targets, p.targets...), append(problems, q...)
 	}
@@ -234,8 +255,11 @@ func (r *run) wrapped(ctx workflow.Context, f frame, steps []playbooks.Step) (pl
 		s := &steps[i]
 		switch {
 		case s.Verb == playbooks.VerbContain:
-			take(r.wrappedAction(ctx, f, s))
+			take(w.action(ctx, f, s))
 		case s.Set != nil:
+			if run, err := f.Bool(s.If, f.env); err != nil || !run {
+				break
+			}
 			_ = f.Set(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
 		case s.ForEach != nil:
 			items, err := f.Items(s.ForEach, f.env)
@@ -243,25 +267,32 @@ func (r *run) wrapped(ctx workflow.Context, f frame, steps []playbooks.Step) (pl
 				break // it is refused when it runs
 			}
 			for n, item := range items {
-				take(r.wrapped(ctx, f.element(s, n, item), s.ForEach.Steps))
+				take(w.steps(ctx, f.element(s, n, item), s.ForEach.Steps))
 			}
 		case s.Call != nil:
-			inner, err := f.callee(s)
+			callee, err := f.callee(s)
 			if err != nil {
 				problems = append(problems, err.Error())
 				break
 			}
-			take(r.wrapped(ctx, inner, inner.Steps))
+			take(w.steps(ctx, callee, callee.Steps))
 		}
-		for _, inner := range [][]playbooks.Step{s.Parallel, s.OnFailure, s.OnDenied} {
-			take(r.wrapped(ctx, f, inner))
+		for i := range s.Parallel {
+			branch := inner(f)
+			take(w.steps(ctx, branch, s.Parallel[i:i+1]))
+			if r.in.Language >= 2 {
+				f.env.Merge(branch.env, &s.Parallel[i])
+			}
 		}
+		take(w.steps(ctx, inner(f), s.OnFailure))
+		take(w.steps(ctx, inner(f), s.OnDenied))
 	}
 	return plans, problems
 }
 
-// wrappedAction plans one containment on each of its targets.
-func (r *run) wrappedAction(ctx workflow.Context, f frame, s *playbooks.Step) (plans planned, problems []string) {
+// action plans one containment on each of its targets. What is planned already is not planned twice.
+func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (plans planned, problems []string) {
+	r := w.run
 	params, err := f.Arguments(s, f.env)
 	if err != nil {
 		return plans, []string{err.Error()}
@@ -271,6 +302,14 @@ func (r *run) wrappedAction(ctx workflow.Context, f frame, s *playbooks.Step) (p
 		return plans, []string{err.Error()}
 	}
 	for _, target := range targets {
+		key := strings.Join([]string{s.Action, target.ID(), string(params), s.For.String()}, "\x00")
+		if r.in.Language >= 2 && w.seen[key] {
+			continue
+		}
+		if w.seen[key] = true; len(w.seen) > maxPlans {
+			w.over = true
+			return plans, problems
+		}
 		request := r.request(f, s, params, target)
 		request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
 		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})

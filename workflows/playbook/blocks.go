@@ -179,6 +179,7 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 		return r.ended(ctx, f, s, playbooks.OutcomeChanged, "waited for "+w.For.String())
 	}
 	r.watch(ctx)
+	defer r.unwatch(ctx)
 	began := workflow.Now(ctx)
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
@@ -209,6 +210,11 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 
 // watch asks the incident to say how it is, now and whenever it changes.
 func (r *run) watch(ctx workflow.Context) {
+	r.openWaits++
+	if r.openWaits > 1 {
+		return
+	}
+	defer r.askWatched(ctx, workflows.SignalWatch)
 	if r.watching {
 		return
 	}
@@ -225,7 +231,21 @@ func (r *run) watch(ctx workflow.Context) {
 			}
 		}
 	})
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(r.in.Brief.Key), "", workflows.SignalWatch, r.id).Get(ctx, nil)
+}
+
+// unwatch tells the incident that nobody waits any more: what is told to nobody fills a history.
+func (r *run) unwatch(ctx workflow.Context) {
+	if r.openWaits--; r.openWaits > 0 {
+		return
+	}
+	r.live = nil
+	ctx, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	r.askWatched(ctx, workflows.SignalUnwatch)
+}
+
+func (r *run) askWatched(ctx workflow.Context, signal string) {
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(r.in.Brief.Key), "", signal, r.id).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident cannot be watched", "error", err)
 	}

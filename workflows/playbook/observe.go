@@ -47,7 +47,7 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	if result.Receipt != nil {
 		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
 	}
-	r.report.Evidence = append(r.report.Evidence, result.Evidence...)
+	r.report.Evidence = append(r.report.Evidence, result.Evidence[:min(len(result.Evidence), max(0, maxEvidence-len(r.report.Evidence)))]...)
 	r.note(ctx, f, s, request.Target.ID(), result.Outcome, result.Reason, "")
 	return outcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
 }

@@ -3,6 +3,7 @@ package playbook
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -71,6 +72,9 @@ func (r *run) main(ctx workflow.Context, program *playbooks.Program) {
 	}
 	out := r.whole(ctx, frame{Program: program, env: env, end: &end{}, phase: program.MaxPhase})
 	r.report.Outcome, r.report.Reason = out.Outcome, clip(out.reason)
+	if r.unreported > 0 {
+		r.report.Reason = clip(fmt.Sprintf("%d further lines are only in the history. %s", r.unreported, out.reason))
+	}
 }
 
 // whole runs a playbook in a frame of its own: its steps, and its `finally`.
@@ -163,17 +167,22 @@ func (r *run) tried(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 
 // note enters what became of a step on one target into the report.
 func (r *run) note(ctx workflow.Context, f frame, s *playbooks.Step, target string, o playbooks.Outcome, reason, leaseID string) {
-	if len(r.report.Steps) >= maxReported {
+	reason = clip(reason)
+	if r.reported += len(reason) + len(f.prefix) + len(target) + 200; r.reported > maxReported {
 		r.unreported++
 		return
 	}
 	r.report.Steps = append(r.report.Steps, playbooks.StepReport{
-		Step: f.name(s), Action: cmp.Or(s.Action, s.Kind()), Target: target, Outcome: o, Reason: clip(reason), Lease: leaseID, At: workflow.Now(ctx),
+		Step: f.name(s), Action: cmp.Or(s.Action, s.Kind()), Target: target, Outcome: o, Reason: reason, Lease: leaseID, At: workflow.Now(ctx),
 	})
 }
 
-// maxReported bounds what loops can put into a report, which travels in a signal.
-const maxReported = 1000
+// maxReported bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidence bounds the pieces
+// of evidence that are named in it; the manifest names all.
+const (
+	maxReported = 128 << 10
+	maxEvidence = 300
+)
 
 // clip bounds a reason: it may hold what an attacker wrote.
 func clip(s string) string {
@@ -186,10 +195,21 @@ func clip(s string) string {
 // action runs a step that calls an action, on each of its targets at once.
 func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	params, err := f.Arguments(s, f.env)
+	if err != nil && s.Verb == playbooks.VerbEvidence && r.in.Language >= 2 {
+		// Who makes a step fail from which evidence takes its parameters does not keep it from being taken.
+		plain := *s
+		plain.With = nil
+		params, err = f.Arguments(&plain, f.env)
+	}
 	if err != nil {
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}
 	targets, err := r.targets(f, s)
+	if err != nil && s.Verb == playbooks.VerbEvidence && r.in.Language >= 2 {
+		plain := *s
+		plain.Target = nil
+		targets, err = r.targets(f, &plain)
+	}
 	if err != nil {
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}

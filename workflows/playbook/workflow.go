@@ -60,7 +60,7 @@ type Report struct {
 
 // Load loads the playbook of a run, with those that it calls.
 func (in Input) Load(catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics) {
-	return playbooks.LoadBundle(playbooks.Source{File: in.File, Source: in.Source}, in.Called, catalogue)
+	return playbooks.LoadRun(playbooks.Source{File: in.File, Source: in.Source}, in.Called, catalogue)
 }
 
 // Workflows are the playbook workflow with the catalogue that it checks against.
@@ -130,7 +130,9 @@ type run struct {
 	live       *playbooks.Incident
 	waiters    []workflow.Channel
 	watching   bool
-	unreported int
+	reported   int // bytes
+	unreported int // lines
+	openWaits  int
 	halted     string // why nothing is contained any more: a person decides
 	holders    int
 }
