@@ -31,7 +31,7 @@ func fatal(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
 }
 
 func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnostic.Diagnostics) {
-	l := &loader{run: run, catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}}
+	l := &loader{run: run, catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}, before: map[string]*Playbook{}}
 	var order []string
 	for _, f := range files {
 		book, problems := Parse(f.File, f.Source)
@@ -44,12 +44,23 @@ func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnos
 		}
 		order = slices.DeleteFunc(order, func(name string) bool { return name == book.Name })
 		order = append(order, book.Name)
+		if was := l.books[book.Name]; was != nil {
+			l.before[book.Name] = was
+		}
 		l.books[book.Name] = book
 		l.broken(book.Name, problems.HasErrors())
 	}
 	var programs []*Program
 	for _, name := range order {
-		if p := l.load(name, nil); p != nil {
+		p := l.load(name, nil)
+		if was := l.before[name]; p == nil && was != nil {
+			// A file that is broken does not take away what it was to replace.
+			l.add(l.books[name], l.books[name].NamePos, "replaced", "mend this one", fmt.Sprintf("`%s` of %s stays in force until then", name, was.File))
+			l.books[name], l.state[name] = was, unseen
+			l.broken(name, false)
+			p = l.load(name, nil)
+		}
+		if p != nil {
 			programs = append(programs, p)
 		}
 	}
@@ -76,6 +87,7 @@ type loader struct {
 	books     map[string]*Playbook
 	done      map[string]*Program // nil where it has errors
 	state     map[string]int
+	before    map[string]*Playbook // what a later file of the name replaces
 	bad       []string
 	problems  diagnostic.Diagnostics
 }

@@ -94,6 +94,7 @@ type checker struct {
 	born    map[string]place    // where each name gets its value
 	paths   map[string]string   // of the steps with an id
 	uses    []use
+	plans   bool // what is compiled now decides what is planned
 	read    map[string]bool // names that an expression reads
 	aliases map[string]bool // names of elements of loops
 }
@@ -150,7 +151,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "no outcome is ever `%s`", clip(word, 40))
 	}
 	found := readsOf(program.Node())
-	c.uses = append(c.uses, use{e, found, at})
+	c.uses = append(c.uses, use{e, found, at, c.plans})
 	for name, how := range found {
 		c.read[name] = true
 		if how.outputs && !how.outcome && c.isStep(name) {

@@ -34,6 +34,14 @@ func (c *checker) mayNotHaveRun(u use, name string, h how) {
 		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`", "the step `%s` has failed here: it has no outputs", name)
 		return
 	}
+	if ok && u.plans && c.isStep(name) && h.outputs {
+		for _, condition := range born.conditions {
+			if strings.HasPrefix(condition, "approved:") && slices.Contains(u.at.conditions, condition) {
+				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval", "people are asked before the step `%s` has run: what it finds out cannot be part of what they approve", name)
+				return
+			}
+		}
+	}
 	if !ok || !h.outputs || !c.isStep(name) || h.outcome || slices.Contains(u.at.checked, name) {
 		return
 	}

@@ -72,11 +72,13 @@ func (c *checker) typesOfStep(s *Step, names scope, at place) {
 		c.compile(s.If, names, at, reflect.TypeFor[bool]())
 		at = at.under(normal(s.If.Source), c.outcomesIn(s.If)...)
 	}
+	c.plans = s.Verb == VerbContain || s.ForEach != nil || s.Call != nil
 	c.target(s, names, at)
 	switch {
 	case c.bad[s]:
 	case s.Approval != nil:
 		c.text(s.Approval.Ask, names, at)
+		c.plans = false
 		c.typesOf(s.Approval.Steps, names, at.under("approved:"+s.Path))
 	case s.Parallel != nil:
 		// Branches are isolated: each sees what came before, and only what follows sees them all.
@@ -104,6 +106,7 @@ func (c *checker) typesOfStep(s *Step, names scope, at place) {
 	case s.Action != "":
 		c.arguments(s, c.program.catalogue[s.Action], names, at)
 	}
+	c.plans = false
 	if _, mine := c.ids[s.ID]; s.ID != "" && mine {
 		names[s.ID] = zeroStep(c.program.outputsOf(s))
 		c.born[s.ID], c.paths[s.ID] = at, s.Path
@@ -144,6 +147,7 @@ func (c *checker) target(s *Step, names scope, at place) {
 func (c *checker) loop(s *Step, names scope, at place) {
 	f := s.ForEach
 	t := c.compile(f.List, names, at, nil)
+	c.plans = false
 	if t == nil {
 		if f.List != nil {
 			return // its type is not known: neither is the element's

@@ -121,6 +121,32 @@ func checkCase(t *testing.T, dir, name string) string {
 	return got.String()
 }
 
+// What replaces a shipped playbook and is broken does not take it away.
+func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
+	good := "playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - notify: log\n"
+	for _, broken := range []string{strings.Replace(good, "log", "lag", 1), strings.Replace(good, "steps", "stebs", 1)} {
+		programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "shipped.yaml", Source: []byte(good)}, {File: "mine.yaml", Source: []byte(broken)}}, catalogue())
+		require.True(t, problems.HasErrors())
+		require.Len(t, programs, 1)
+		require.Equal(t, "shipped.yaml", programs[0].File)
+		require.ErrorContains(t, problems.Err(), "`p` of shipped.yaml stays in force")
+	}
+}
+
+// A run was judged when it was selected: what later versions forbid does not end it.
+func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
+	for _, steps := range []string{
+		"  - enrich: workload\n    id: ctx\n    if: incident.total > 1\n  - notify: log\n    if: ctx.same_digest_pods > 1\n",
+		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n", "  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
+	} {
+		source := playbooks.Source{File: "p.yaml", Source: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps)}
+		_, problems := playbooks.LoadAll([]playbooks.Source{source}, catalogue())
+		require.True(t, problems.HasErrors(), steps)
+		program, problems := playbooks.LoadRun(source, nil, catalogue())
+		require.NotNil(t, program, "%s: %v", steps, problems)
+	}
+}
+
 func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 	for when, want := range map[string]bool{
 		`incident.objective == "crypto-mining" && incident.severity != "low"`:          true,

@@ -24,6 +24,7 @@ type use struct {
 	expr  *Expr
 	reads map[string]how
 	at    place
+	plans bool // a containment, or what leads to one, is planned with it
 }
 
 // how an expression reads a step.

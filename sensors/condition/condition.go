@@ -27,12 +27,53 @@ const (
 // builtins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
 var builtins = []string{
 	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs", "ceil",
-	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "join", "indexOf",
-	"lastIndexOf", "hasPrefix", "hasSuffix", "replace", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
+	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "indexOf",
+	"lastIndexOf", "hasPrefix", "hasSuffix", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
 }
 
 // Builtins lists the functions that expressions may call.
-func Builtins() []string { return slices.Sorted(slices.Values(builtins)) }
+func Builtins() []string {
+	return slices.Sorted(slices.Values(append([]string{"join", "replace"}, builtins...)))
+}
+
+// maxText bounds what joining and replacing make: one inside of another multiplies.
+const maxText = 64 << 10
+
+var errTooLong = fmt.Errorf("the text would have more than %d bytes", maxText)
+
+func replace(params ...any) (any, error) {
+	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // compiled so
+	if len(s)+strings.Count(s, old)*max(len(with)-len(old), 0) > maxText {
+		return nil, errTooLong
+	}
+	return strings.ReplaceAll(s, old, with), nil
+}
+
+func join(params ...any) (any, error) {
+	var parts []string
+	switch list := params[0].(type) {
+	case []string:
+		parts = list
+	case []any:
+		for _, part := range list {
+			s, ok := part.(string)
+			if !ok {
+				return nil, fmt.Errorf("join takes texts, not %T", part)
+			}
+			parts = append(parts, s)
+		}
+	}
+	between, size := "", 0
+	if len(params) > 1 {
+		between = params[1].(string) //nolint:forcetypeassert // compiled so
+	}
+	for _, part := range parts {
+		if size += len(part) + len(between); size > maxText {
+			return nil, errTooLong
+		}
+	}
+	return strings.Join(parts, between), nil
+}
 
 // Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
 // the allow-list of builtins and the bounds. env is a value whose type is the environment's.
@@ -41,6 +82,10 @@ func Options(env any) []expr.Option {
 	for _, name := range builtins {
 		options = append(options, expr.EnableBuiltin(name))
 	}
+	options = append(options,
+		expr.Function("replace", replace, new(func(string, string, string) string)),
+		expr.Function("join", join, new(func([]string) string), new(func([]string, string) string), new(func([]any) string), new(func([]any, string) string)),
+	)
 	return options
 }
 

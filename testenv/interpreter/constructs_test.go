@@ -93,6 +93,67 @@ func TestEveryConstructRuns(t *testing.T) {
 				check:   func(t *testing.T, w *world) { require.Len(t, w.held, 2) },
 			}, outcome: "changed",
 		},
+		"a called playbook keeps its own ceiling": {
+			scenario: scenario{
+				called: []string{"playbook: sub\nmax_phase: 1\ninputs: {}\nsteps:\n  - contain: isolate\n    target: incident.targets[0]\n    for: 1h\n"},
+				steps:  "\n  - evidence: snapshot\n  - call: sub\n",
+				want:   []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
+			}, outcome: "proposed",
+		},
+		"a value keeps what the branch gave it that set it": {
+			scenario: scenario{
+				steps: `
+  - set: { bad: false }
+  - parallel:
+      - set: { bad: true }
+      - set: { bad: false }
+        if: incident.total > 100
+  - notify: tell
+    target: incident.targets[0]
+    if: bad
+`,
+				want: []string{"steps[0] set changed", "steps[1].parallel[0] set changed", "steps[1].parallel[1] set skipped", "steps[2] tell changed"},
+			}, outcome: "changed",
+		},
+		"evidence is taken although what it asks for cannot be known": {
+			scenario: scenario{
+				answers: map[string][]error{"ctx": {activities.Refuse("away")}},
+				steps:   "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+				want:    []string{"c ctx refused", "steps[1] snapshot changed", "steps[1] snapshot changed", "steps[2] isolate changed"},
+			}, outcome: "refused",
+		},
+		"what is planned twice is asked once, and what is set under a false if is not planned": {
+			scenario: scenario{
+				verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+				steps: `
+  - evidence: snapshot
+  - approval: sure
+    ask: "Really?"
+    from: { groups: [people] }
+    timeout: 5s
+    on_timeout: deny
+    steps:
+      - set: { one: "${[incident.targets[0]]}" }
+      - set: { one: "${incident.targets}" }
+        if: incident.total > 100
+      - contain: scale
+        target: one
+        for: 1h
+      - contain: scale
+        target: one
+        if: incident.total > 100
+        for: 1h
+`,
+				want: []string{
+					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "steps[1].steps[0] set changed", "steps[1].steps[1] set skipped",
+					"steps[1].steps[2] scale changed", "steps[1].steps[3] scale skipped",
+				},
+				check: func(t *testing.T, w *world) {
+					require.LessOrEqual(t, w.planned["scale a"], 3)
+					require.Zero(t, w.planned["scale b"])
+				},
+			}, outcome: "changed",
+		},
 		"a list that is too long is refused before anything runs": {
 			scenario: scenario{
 				steps: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",

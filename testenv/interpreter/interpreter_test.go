@@ -74,6 +74,9 @@ func (w *world) count(call string) int {
 func (w *world) Decide(_ context.Context, q activities.Question) (activities.Decision, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if p := q.Request.Incident.MaxPhase; p == 1 && q.Spec.Class != playbooks.ClassObserve {
+		return activities.Decision{Verdict: activities.VerdictPropose, Reason: "the playbook's ceiling"}, nil
+	}
 	d, ok := w.verdict[q.Spec.Name]
 	if q.Basis.Grant != nil || !ok {
 		return activities.Decision{Verdict: activities.VerdictRun}, nil
