@@ -92,7 +92,7 @@ func (t *Test) fields() []yamlnode.Field {
 	asks, effects, leases := []*Ask{}, []*Effect{}, []*Lease{}
 	return noted(t.at,
 		yamlnode.Text("name", "what the test shows, in a few words", &t.Name).Must(),
-		yamlnode.Text("recording", "a recording of `stanch record`, relative to this file; its actions answer as they did", &t.Recording.Path),
+		yamlnode.Text("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.Recording.Path),
 		yamlnode.List("detections", "what is detected; few fields suffice", "detection", maxInTest, nil, func(n *yaml.Node) []yamlnode.Field {
 			return add(&t.Detections, n, &Detection{at: places{"": yamlnode.At(n)}}).fields()
 		}),

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"stanch/playbooks/yamlnode"
 )
 
 // Unwritten tells whether the test has an `expect` that nobody has filled in yet.
@@ -34,18 +36,45 @@ func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
 			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only where it begins a line of its own", f.File, t.expect.key.Line, t.expect.key.Column)
 		}
 		if lines, ok = rewritten(lines, t, h); !ok {
-			return nil, unfit(f)
+			return nil, unfit(f, yamlnode.At(t.expect.key))
 		}
 	}
 	out := []byte(strings.Join(lines, ""))
-	if again, problems := Parse(f.File, out); problems.HasErrors() || len(again.Tests) != len(f.Tests) {
-		return nil, unfit(f)
+	if err := f.unharmed(out, tests); err != nil {
+		return nil, err
 	}
 	return out, nil
 }
 
-func unfit(f *File) error {
-	return fmt.Errorf("%s is written in a way in which `expect` cannot be rewritten: rewrite it by hand", f.File)
+// unharmed holds a rewritten file against the one before: whatever was cut or written, nothing but the `expect` of the
+// tests that were rewritten may read differently.
+func (f *File) unharmed(out []byte, tests map[*Test]Happened) error {
+	again, problems := Parse(f.File, out)
+	if problems.HasErrors() || len(again.Tests) != len(f.Tests) {
+		for _, t := range f.Tests {
+			if _, ok := tests[t]; ok && t.expect != nil {
+				return unfit(f, yamlnode.At(t.expect.key))
+			}
+		}
+		return unfit(f, Pos{Line: 1, Column: 1})
+	}
+	for i, t := range f.Tests {
+		if _, ok := tests[t]; !ok && t.expect != nil && (again.Tests[i].expect == nil || elsewhere(t.expect.list, again.Tests[i].expect.list) != nil) {
+			return unfit(f, yamlnode.At(t.expect.key))
+		}
+	}
+	var before, after yaml.Node
+	if yaml.Unmarshal(f.Source, &before) != nil || yaml.Unmarshal(out, &after) != nil {
+		return unfit(f, Pos{Line: 1, Column: 1})
+	}
+	if n := elsewhere(&before, &after); n != nil {
+		return unfit(f, yamlnode.At(n))
+	}
+	return nil
+}
+
+func unfit(f *File, at Pos) error {
+	return fmt.Errorf("%s:%d:%d: it is written in a way in which `expect` cannot be rewritten without a change here or to what follows: rewrite it by hand", f.File, at.Line, at.Column)
 }
 
 func rewritten(lines []string, t *Test, h Happened) ([]string, bool) {
@@ -53,9 +82,8 @@ func rewritten(lines []string, t *Test, h Happened) ([]string, bool) {
 	indent := strings.Repeat(" ", key.Column-1+2)
 	block := list.Kind == yaml.SequenceNode && list.Style&yaml.FlowStyle == 0 && len(list.Content) > 0
 	if !block {
-		head, rest := cut(lines, key, list)
-		made := written(nil, nil, t, h, indent)
-		return slices.Concat(lines[:key.Line-1], []string{head}, made, rest), true
+		head, rest, ok := cut(lines, key, list)
+		return slices.Concat(lines[:key.Line-1], head, written(nil, nil, t, h, indent), rest), ok
 	}
 	indent = strings.Repeat(" ", list.Column-1)
 	from := list.Content[0].Line - 1
@@ -77,46 +105,6 @@ func rewritten(lines []string, t *Test, h Happened) ([]string, bool) {
 		}
 	}
 	return slices.Concat(lines[:from], written(lines[:end], starts, t, h, indent), lines[end:]), true
-}
-
-// cut takes a value that stands on its key's line, or in brackets, out of the lines.
-func cut(lines []string, key, list *yaml.Node) (head string, rest []string) {
-	line := lines[key.Line-1]
-	head = line[:strings.Index(line, "expect:")+len("expect:")]
-	last := key.Line - 1
-	tail := line[len(head):]
-	if list.Kind == yaml.SequenceNode {
-		depth, quote := 0, rune(0)
-	scan:
-		for last = list.Line - 1; last < len(lines); last++ {
-			text := lines[last]
-			begin := 0
-			if last == list.Line-1 {
-				begin = min(strings.IndexByte(text, '['), len(text))
-			}
-			for i, r := range text[begin:] {
-				switch {
-				case quote != 0:
-					if r == quote {
-						quote = 0
-					}
-				case r == '"' || r == '\'':
-					quote = r
-				case r == '[' || r == '{':
-					depth++
-				case r == ']' || r == '}':
-					if depth--; depth == 0 {
-						tail = text[begin+i+1:]
-						break scan
-					}
-				}
-			}
-		}
-	}
-	if i := strings.IndexByte(tail, '#'); i >= 0 {
-		head += " " + strings.TrimRight(tail[i:], "\r\n")
-	}
-	return head + "\n", lines[min(last+1, len(lines)):]
 }
 
 // written are the lines of `expect` for what happened. Of an item that stands there already its lines are kept if it

@@ -2,6 +2,7 @@ package scenario_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
 	"stanch/playbooks/scenario"
@@ -310,6 +312,56 @@ func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
 	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
 }
 
+// Quotes and brackets in words and comments end nothing and begin nothing.
+func TestARewriteEndsWhereTheListEnds(t *testing.T) {
+	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n", "    never: [pod.isolate]\n    matched: true # kept\n"
+	made := `      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+`
+	for list, key := range map[string]string{
+		"expect: [{ step: x, reason: it's away }]":                      "expect:\n",
+		"expect: [{ step: x, reason: it's a \"thing }] # isn't it ]":    "expect: # isn't it ]\n",
+		"expect: [ # it's [ mine\n      { step: x } # don't\n    ] # '": "expect: # '\n",
+		"expect: [{ step: x, reason: 'it''s ]' }]":                      "expect:\n",
+		"expect: [{ step: x, reason: 'it''s\n      two ]' }]":           "expect:\n",
+		`expect: [{ step: x, reason: "a \"quote\" ] \\" }]`:             "expect:\n",
+		"expect: [{ step: x, reason: \"a\n\n      ] 'b\" }]":            "expect:\n",
+		"expect: [{ step: x, reason: a#b# }, ]":                         "expect:\n",
+		"expect: [ step: x ]":                                           "expect:\n",
+		"expect: [{ action: pod.logs, with: {} }]":                      "expect:\n",
+		"expect: [{ action: pod.logs, with: { tail: 1 } }]":             "expect:\n",
+		"expect: [{ action: pod.logs, with: { [a: b]: c } }]":           "expect:\n",
+		"expect: [{ action: pod.logs, reason: ü… ' }, { step: ü }]":     "expect:\n",
+		"expect: []": "expect:\n",
+		"expect: # don't\n      # [ nor this\n      [{ step: x }] # '": "expect: # don't\n      # [ nor this\n      # '\n",
+		"expect: # don't": "expect: # don't\n",
+		"expect: null":    "expect:\n",
+	} {
+		f, problems := scenario.Parse("book_test.yaml", []byte(head+"    "+list+"\n"+tail))
+		require.NoError(t, problems.Err(), list)
+		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		require.NoError(t, err, list)
+		require.Equal(t, head+"    "+key+made+tail, string(got), list)
+	}
+}
+
+// A list of which the end cannot be told is not rewritten, and what follows it is not lost.
+func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
+	for list, where := range map[string]string{
+		"expect: [{ step: x, reason: !!str 'it ]' }]":                 "4:5",
+		"expect:\n      - { step: x, reason: \"a\n    phase: 2 #\" }": "2:5", // what is left of it is a key
+		"expect:\n      - { step: x,\n     reason: a }":               "4:5",
+	} {
+		text := "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    " + list + "\n    matched: true\n"
+		f, problems := scenario.Parse("book_test.yaml", []byte(text))
+		require.NoError(t, problems.Err(), list)
+		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		require.ErrorContains(t, err, "book_test.yaml:"+where+": ", "%s", got)
+	}
+}
+
 func TestTheSchemaHasEveryKeyThatIsRead(t *testing.T) {
 	raw, err := json.Marshal(scenario.Schema())
 	require.NoError(t, err)
@@ -350,6 +402,18 @@ func FuzzParse(f *testing.F) {
 			again, problems := scenario.Parse("fuzz_test.yaml", text)
 			require.NoError(t, problems.Err(), "what was rewritten can be read: %q", source)
 			require.Len(t, again.Tests, len(file.Tests))
+			require.Equal(t, unexpecting(t, source), unexpecting(t, text), "nothing else is changed: %q", source)
 		}
 	})
+}
+
+// unexpecting is a file as any reader of YAML has it, without the `expect` of its tests.
+func unexpecting(t *testing.T, text []byte) string {
+	var all map[string]any
+	require.NoError(t, yaml.Unmarshal(text, &all))
+	tests, _ := all["tests"].([]any)
+	for _, one := range tests {
+		delete(one.(map[string]any), "expect")
+	}
+	return fmt.Sprintf("%#v", all)
 }

@@ -105,14 +105,19 @@ func Load(file string, catalogue playbooks.Catalogue) (*Suite, error) {
 	}
 	s := &Suite{File: file, sources: map[string][]byte{file: raw}, recordings: map[string]recording.Recording{}}
 	s.Tests, s.Problems = scenario.Parse(file, raw)
-	if err := s.load(catalogue); err != nil {
+	root, err := os.OpenRoot(filepath.Dir(file))
+	if err != nil {
+		return nil, fmt.Errorf("read the folder of %s: %w", file, err)
+	}
+	defer func() { _ = root.Close() }()
+	if err := s.load(root, catalogue); err != nil {
 		return nil, err
 	}
 	if len(s.Problems) == 0 {
 		s.Problems = scenario.Check(s.Tests, s.Programs, catalogue)
 	}
 	for _, t := range s.Tests.Tests {
-		s.record(t.Recording)
+		s.record(root, t.Recording)
 	}
 	return s, nil
 }
@@ -124,13 +129,8 @@ func (s *Suite) errorf(at scenario.Pos, code, hint, format string, args ...any) 
 }
 
 // load loads the playbooks that are tested.
-func (s *Suite) load(catalogue playbooks.Catalogue) error {
+func (s *Suite) load(root *os.Root, catalogue playbooks.Catalogue) error {
 	dir := filepath.Dir(s.File)
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fmt.Errorf("read the folder of %s: %w", s.File, err)
-	}
-	defer func() { _ = root.Close() }()
 	beside, err := folder(dir)
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func (s *Suite) load(catalogue playbooks.Catalogue) error {
 		if _, known := s.sources[file]; known {
 			continue
 		}
-		source, err := within(root, ref.Path)
+		source, err := within(root, "playbook", ref.Path, playbooks.MaxFileBytes)
 		if err != nil {
 			if i < len(tested) {
 				s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
@@ -213,14 +213,14 @@ func folder(dir string) ([]scenario.Ref, error) {
 }
 
 // within reads a file of a folder; what leads out of it is refused.
-func within(root *os.Root, path string) ([]byte, error) {
+func within(root *os.Root, what, path string, most int64) ([]byte, error) {
 	if !filepath.IsLocal(path) {
 		return nil, fmt.Errorf("%s lies outside of the folder of the tests", path)
 	}
 	info, err := root.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no playbook %s", path)
+		return nil, fmt.Errorf("there is no %s %s", what, path)
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot be read, or leads out of the folder of the tests", path)
 	case !info.Mode().IsRegular():
@@ -231,21 +231,17 @@ func within(root *os.Root, path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s cannot be read", path)
 	}
 	defer func() { _ = f.Close() }()
-	return limited(f, path, playbooks.MaxFileBytes)
+	return limited(f, path, most)
 }
 
 // record loads a recording that a test names.
-func (s *Suite) record(ref scenario.Ref) {
+func (s *Suite) record(root *os.Root, ref scenario.Ref) {
 	if _, known := s.recordings[ref.Path]; known || ref.Path == "" {
 		return
 	}
-	if filepath.IsAbs(ref.Path) {
-		s.errorf(ref.Pos, "no-recording", "name it relative to the file of tests", "the recording's path is absolute")
-		return
-	}
-	raw, err := bounded(filepath.Join(filepath.Dir(s.File), ref.Path), recording.MaxBytes)
+	raw, err := within(root, "recording", ref.Path, recording.MaxBytes)
 	if err != nil {
-		s.errorf(ref.Pos, "no-recording", "`stanch record ID > FILE` makes one", "%v", err)
+		s.errorf(ref.Pos, "no-recording", "a recording stands beside the tests or in a folder below; `stanch record ID > FILE` makes one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)

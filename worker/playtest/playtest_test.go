@@ -147,6 +147,42 @@ tests:
 `))
 }
 
+// What a file of tests names lies beside it or below: nothing else is opened, and nothing of it shown.
+func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
+	dir := t.TempDir()
+	in := filepath.Join(dir, "in")
+	require.NoError(t, os.Mkdir(in, 0o700))
+	secret := filepath.Join(dir, "secret.json")
+	raw, err := os.ReadFile("../../testenv/recordings/cryptominer.json")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(secret, raw, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(in, "own.json"), raw, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(in, "book.yaml"), []byte(book), 0o600))
+	require.NoError(t, os.Symlink("../secret.json", filepath.Join(in, "link.json")))
+	require.NoError(t, os.Symlink("own.json", filepath.Join(in, "near.json")))
+	for path, says := range map[string]string{
+		"own.json":          "",
+		"near.json":         "",
+		"none.json":         "there is no recording none.json",
+		"../secret.json":    "../secret.json lies outside of the folder of the tests",
+		"x/../../none.json": "x/../../none.json lies outside of the folder of the tests",
+		secret:              secret + " lies outside of the folder of the tests",
+		"link.json":         "link.json cannot be read, or leads out of the folder of the tests",
+	} {
+		file := filepath.Join(in, "book_test.yaml")
+		require.NoError(t, os.WriteFile(file, []byte("tests:\n  - name: one\n    recording: "+path+"\n    matched: true\n"), 0o600))
+		s, err := playtest.Load(file, worker.Catalogue())
+		require.NoError(t, err)
+		if says == "" {
+			require.Empty(t, s.Problems, path)
+			continue
+		}
+		require.Len(t, s.Problems, 1, path)
+		require.Equal(t, says, s.Problems[0].Message)
+		require.Equal(t, 3, s.Problems[0].Line)
+	}
+}
+
 func TestPeopleAnswerAsTheTestSays(t *testing.T) {
 	passes(t, run(t, book, `
 tests:

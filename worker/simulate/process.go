@@ -1,12 +1,14 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os/exec"
+	"time"
 )
 
 // Process simulates in a process of its own, which is replaced after so many recordings: Temporal's test environment
@@ -17,12 +19,27 @@ type Process struct {
 	Command func(context.Context) *exec.Cmd
 	// Share is how many recordings one process simulates.
 	Share int
+	// Limit bounds one recording in real time; 0 is three minutes: a process bounds each of its two simulations to a
+	// minute, and tells more of what was wrong.
+	Limit time.Duration
 
-	cmd  *exec.Cmd
-	in   io.WriteCloser
-	out  *json.Decoder
+	now  *child
 	left int
 }
+
+// child is a process under way.
+type child struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  io.ReadCloser
+	read *json.Decoder
+}
+
+// What a process gets when no more is asked of it: to end by itself, and then to let go of its pipes.
+const (
+	ending    = 10 * time.Second
+	lettingGo = time.Second
+)
 
 var _ Runner = (*Process)(nil)
 
@@ -32,11 +49,14 @@ type job struct {
 	Recording []byte `json:"recording"`
 }
 
-// Run simulates a recording in the process, which is started if there is none. Where the process dies of a recording
-// the next is simulated by another.
+// Run simulates a recording in the process, which is started if there is none. Where the process dies of a recording,
+// or has no answer in time, the next is simulated by another.
 func (p *Process) Run(ctx context.Context, name string, raw []byte) Outcome {
 	out, err := p.run(ctx, name, raw)
 	if err != nil {
+		if p.now != nil {
+			p.now.kill()
+		}
 		p.Close()
 		return Outcome{Result: Broken(name, fmt.Errorf("%s: simulate in a process of its own: %w", name, err))}
 	}
@@ -47,7 +67,7 @@ func (p *Process) Run(ctx context.Context, name string, raw []byte) Outcome {
 }
 
 func (p *Process) run(ctx context.Context, name string, raw []byte) (out Outcome, err error) {
-	if p.cmd == nil {
+	if p.now == nil {
 		if err := p.start(ctx); err != nil {
 			return out, err
 		}
@@ -56,34 +76,54 @@ func (p *Process) run(ctx context.Context, name string, raw []byte) (out Outcome
 	if err != nil {
 		return out, err //nolint:wrapcheck // the caller says what was done
 	}
-	if _, err := p.in.Write(append(line, '\n')); err != nil {
-		return out, err //nolint:wrapcheck // the caller says what was done
+	limit := cmp.Or(p.Limit, 3*time.Minute)
+	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: the process was ended", limit))
+	defer cancel()
+	unwatch := context.AfterFunc(timed, p.now.kill)
+	if _, err = p.now.in.Write(append(line, '\n')); err == nil {
+		err = p.now.read.Decode(&out)
 	}
-	return out, p.out.Decode(&out)
+	if !unwatch() {
+		return Outcome{}, context.Cause(timed) // it is being killed, with or without an answer
+	}
+	return out, err
 }
 
 func (p *Process) start(ctx context.Context) error {
-	p.cmd, p.left = p.Command(ctx), p.Share
-	in, err := p.cmd.StdinPipe()
+	c := p.Command(ctx)
+	c.WaitDelay = lettingGo
+	in, err := c.StdinPipe()
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was done
 	}
-	out, err := p.cmd.StdoutPipe()
+	out, err := c.StdoutPipe()
 	if err != nil {
+		_ = in.Close()
 		return err //nolint:wrapcheck // the caller says what was done
 	}
-	p.in, p.out = in, json.NewDecoder(out)
-	return p.cmd.Start() //nolint:wrapcheck // the caller says what was done
+	if err := c.Start(); err != nil {
+		return err //nolint:wrapcheck // the caller says what was done
+	}
+	p.now, p.left = &child{c, in, out, json.NewDecoder(out)}, p.Share
+	return nil
 }
 
-// Close ends the process.
+// kill ends the process at once, and whatever waits for its pipes: a child of its own may still hold them.
+func (c *child) kill() {
+	_ = c.cmd.Process.Kill()
+	_, _ = c.in.Close(), c.out.Close()
+}
+
+// Close ends the process: one that does not end by itself is killed.
 func (p *Process) Close() {
-	if p.cmd == nil {
+	if p.now == nil {
 		return
 	}
-	_ = p.in.Close()
-	_ = p.cmd.Wait()
-	p.cmd = nil
+	_ = p.now.in.Close()
+	late := time.AfterFunc(ending, p.now.kill)
+	_ = p.now.cmd.Wait()
+	late.Stop()
+	p.now = nil
 }
 
 // Serve simulates the recordings that it reads, one after the other, and writes what became of each, until there are no

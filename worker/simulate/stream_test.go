@@ -275,6 +275,49 @@ func TestProcessesComeToTheSame(t *testing.T) {
 	require.Equal(t, []string{all[11].File}, broken)
 }
 
+// A process that says nothing, or nonsense, and does not end costs its recording and not the run.
+func TestAProcessThatHangsIsEnded(t *testing.T) {
+	big, small := bytes.Repeat([]byte("x"), 1<<20), []byte("x") // more than a pipe holds, and less
+	for name, c := range map[string]struct {
+		script, says string
+		raw          []byte
+		limit        time.Duration
+	}{
+		"says nothing":                 {"exec sleep 40", "no answer within 300ms", small, 300 * time.Millisecond},
+		"says nothing, nor its child":  {"sleep 40; true", "no answer within 300ms", small, 300 * time.Millisecond},
+		"reads nothing":                {"sleep 40; true", "no answer within 300ms", big, 300 * time.Millisecond},
+		"says nonsense, reads nothing": {"echo garbage; sleep 40", "no answer within 300ms", big, 300 * time.Millisecond},
+		"says nonsense":                {"echo garbage; sleep 40", "invalid character 'g'", small, 0},
+		"cannot be started":            {"", "no such file", small, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &simulate.Process{Share: 7, Limit: c.limit, Command: func(ctx context.Context) *exec.Cmd {
+				if c.script == "" {
+					return exec.CommandContext(ctx, "/nonexistent/stanch")
+				}
+				return exec.CommandContext(ctx, "sh", "-c", c.script)
+			}}
+			began := time.Now()
+			for range 2 {
+				require.Contains(t, p.Run(t.Context(), "one.json", c.raw).Result.Error, c.says)
+			}
+			p.Close()
+			require.Less(t, time.Since(began), 20*time.Second)
+		})
+	}
+}
+
+// A process that has answered and does not end when there is no more to do is ended.
+func TestAProcessThatStaysIsEnded(t *testing.T) {
+	p := &simulate.Process{Share: 1, Command: func(ctx context.Context) *exec.Cmd {
+		return exec.CommandContext(ctx, "sh", "-c", "echo '{}'; sleep 40")
+	}}
+	began := time.Now()
+	require.Empty(t, p.Run(t.Context(), "one.json", []byte("{}")).Result.Error)
+	require.Less(t, time.Since(began), 30*time.Second)
+}
+
 // dies is a runner whose process dies of one recording.
 type dies struct {
 	simulate.Pair
