@@ -38,6 +38,7 @@ func Compare(t *Test, h Happened) []Failure {
 	if t.expectsNothing() {
 		c.failf(t.Pos, "", "it expects nothing, and so would never fail: write what is to happen, or let `stanch test --update` write what does")
 	}
+	c.fakes()
 	c.steps()
 	c.asks()
 	c.never()
@@ -47,6 +48,24 @@ func Compare(t *Test, h Happened) []Failure {
 	c.contained()
 	slices.SortStableFunc(c.failures, func(a, b Failure) int { return 1000*(a.Line-b.Line) + a.Column - b.Column })
 	return c.failures
+}
+
+// fakes are answers for a target: one that there is not, by a slip of the pen, would leave the action to succeed.
+func (c *comparison) fakes() {
+	for _, f := range c.Fakes {
+		if f.Target == "" {
+			continue
+		}
+		var names []string
+		fits := false
+		for _, t := range c.Names {
+			fits = fits || IsTarget(f.Target, t)
+			names = append(names, t.Name)
+		}
+		if slices.Sort(names); !fits {
+			c.failf(f.at["target"], "", "the answer of %s is for %s, and nothing was so called; there were %s", f.Action, quoted(f.Target), yamlnode.Clip(strings.Join(slices.Compact(names), ", "), 200))
+		}
+	}
 }
 
 func (t *Test) expectsNothing() bool {

@@ -183,6 +183,26 @@ func TestARecordingOutsideOfTheFolderIsNotRead(t *testing.T) {
 	}
 }
 
+// An answer for a target that the incident does not have is a slip of the pen, and says so.
+func TestAnAnswerForNoTargetFails(t *testing.T) {
+	r := run(t, book, `tests:
+  - name: misspelt
+    detections: [{ objective: crypto-mining }]
+    actions: { pod.isolate: { target: nopod, outcome: refused } }
+    expect: [{ step: isolate, outcome: changed }]
+  - name: right
+    detections: [{ objective: crypto-mining }]
+    actions: { pod.isolate: [{ target: shop/web-1, outcome: refused }, { target: web-1 }] }
+    expect: [{ step: isolate, outcome: refused }]
+`)
+	require.Len(t, r.Files[0].Tests[0].Failures, 1)
+	fail := r.Files[0].Tests[0].Failures[0]
+	require.Equal(t, `the answer of pod.isolate is for "nopod", and nothing was so called; there were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.What)
+	require.Equal(t, []int{4, 39}, []int{fail.Line, fail.Column})
+	require.False(t, fail.Expects, "it is not for --update to mend")
+	require.True(t, r.Files[0].Tests[1].Passed, r.Files[0].Tests[1].Failures)
+}
+
 func TestPeopleAnswerAsTheTestSays(t *testing.T) {
 	passes(t, run(t, book, `
 tests:

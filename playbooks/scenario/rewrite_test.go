@@ -1,0 +1,137 @@
+package scenario_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks/scenario"
+)
+
+const before = `# Kept.
+tests:
+  - name: one # kept
+    detections: [{ objective: escape }]
+    expect: # kept too
+      # the logs
+      - { step: "steps[0]", outcome: changed, with: { tail: 500 } } # as written
+      # the pod
+
+      - { step: isolate, outcome: changed } # why
+      - action: approval
+        outcome: denied
+    # after it
+    matched: true
+  - name: two
+    detections: [{ objective: escape }]
+    expect:
+  - name: three
+    detections: [{ objective: escape }]
+    expect: [{ action: "workload.scale" },
+      { action: pod.logs }] # flow
+    matched: true
+`
+
+const after = `# Kept.
+tests:
+  - name: one # kept
+    detections: [{ objective: escape }]
+    expect: # kept too
+      # the logs
+      - { step: "steps[0]", outcome: changed, with: { tail: 500 } } # as written
+      # the pod
+
+      - { step: isolate, outcome: refused, reason: "host network" } # why
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - action: approval
+        outcome: denied
+    # after it
+    matched: true
+  - name: two
+    detections: [{ objective: escape }]
+    expect:
+      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+  - name: three
+    detections: [{ objective: escape }]
+    expect: # flow
+      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+    matched: true
+`
+
+func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
+	f := parse(t, before)
+	rewrites := map[*scenario.Test]scenario.Happened{}
+	for _, one := range f.Tests {
+		rewrites[one] = happened()
+	}
+	got, err := scenario.Rewrite(f, rewrites)
+	require.NoError(t, err)
+	require.Equal(t, after, string(got))
+	again := parse(t, string(got))
+	for _, one := range again.Tests {
+		require.Empty(t, scenario.Compare(one, happened()), "what was rewritten passes")
+	}
+	got, err = scenario.Rewrite(f, nil)
+	require.NoError(t, err)
+	require.Equal(t, before, string(got))
+
+	flow := parse(t, "tests: [{ name: one, detections: [{ objective: escape }], expect: [{ step: x }] }]\n")
+	_, err = scenario.Rewrite(flow, map[*scenario.Test]scenario.Happened{flow.Tests[0]: happened()})
+	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
+}
+
+// Quotes and brackets in words and comments end nothing and begin nothing.
+func TestARewriteEndsWhereTheListEnds(t *testing.T) {
+	const head, tail = "tests:\n  - name: one\n    detections: [{ objective: escape }]\n", "    never: [pod.isolate]\n    matched: true # kept\n"
+	made := `      - { step: "steps[0]", outcome: changed }
+      - { step: isolate, outcome: refused, reason: "host network" }
+      - { step: "steps[1].on_failure[0]", outcome: changed }
+      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+`
+	for list, key := range map[string]string{
+		"expect: [{ step: x, reason: it's away }]":                      "expect:\n",
+		"expect: [{ step: x, reason: it's a \"thing }] # isn't it ]":    "expect: # isn't it ]\n",
+		"expect: [ # it's [ mine\n      { step: x } # don't\n    ] # '": "expect: # '\n",
+		"expect: [{ step: x, reason: 'it''s ]' }]":                      "expect:\n",
+		"expect: [{ step: x, reason: 'it''s\n      two ]' }]":           "expect:\n",
+		`expect: [{ step: x, reason: "a \"quote\" ] \\" }]`:             "expect:\n",
+		"expect: [{ step: x, reason: \"a\n\n      ] 'b\" }]":            "expect:\n",
+		"expect: [{ step: x, reason: a#b# }, ]":                         "expect:\n",
+		"expect: [ step: x ]":                                           "expect:\n",
+		"expect: [{ action: pod.logs, with: {} }]":                      "expect:\n",
+		"expect: [{ action: pod.logs, with: { tail: 1 } }]":             "expect:\n",
+		"expect: [{ action: pod.logs, with: { [a: b]: c } }]":           "expect:\n",
+		"expect: [{ action: pod.logs, reason: ü… ' }, { step: ü }]":     "expect:\n",
+		"expect: []": "expect:\n",
+		"expect: # don't\n      # [ nor this\n      [{ step: x }] # '": "expect: # don't\n      # [ nor this\n      # '\n",
+		"expect: # don't": "expect: # don't\n",
+		"expect: null":    "expect:\n",
+	} {
+		f, problems := scenario.Parse("book_test.yaml", []byte(head+"    "+list+"\n"+tail))
+		require.NoError(t, problems.Err(), list)
+		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		require.NoError(t, err, list)
+		require.Equal(t, head+"    "+key+made+tail, string(got), list)
+	}
+}
+
+// A list of which the end cannot be told is not rewritten, and what follows it is not lost.
+func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
+	for list, where := range map[string]string{
+		"expect: [{ step: x, reason: !!str 'it ]' }]":                 "4:5",
+		"expect:\n      - { step: x, reason: \"a\n    phase: 2 #\" }": "2:5", // what is left of it is a key
+		"expect:\n      - { step: x,\n     reason: a }":               "4:5",
+	} {
+		text := "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    " + list + "\n    matched: true\n"
+		f, problems := scenario.Parse("book_test.yaml", []byte(text))
+		require.NoError(t, problems.Err(), list)
+		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		require.ErrorContains(t, err, "book_test.yaml:"+where+": ", "%s", got)
+	}
+}
