@@ -94,7 +94,7 @@ type checker struct {
 	born    map[string]place    // where each name gets its value
 	paths   map[string]string   // of the steps with an id
 	uses    []use
-	plans   bool // what is compiled now decides what is planned
+	plans   bool            // what is compiled now decides what is planned
 	read    map[string]bool // names that an expression reads
 	aliases map[string]bool // names of elements of loops
 }

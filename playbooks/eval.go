@@ -105,8 +105,8 @@ func (p *Program) Set(s *Step, env Env) error {
 		got[a.Name] = value.Interface()
 	}
 	maps.Copy(env.values, got)
-	for name := range got {
-		env.set[name] = true
+	for _, a := range s.Set {
+		env.set[a.Name] = true
 	}
 	return nil
 }
