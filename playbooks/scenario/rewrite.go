@@ -17,8 +17,8 @@ func (t *Test) Unwritten() bool {
 }
 
 // Rewrite gives the file with the `expect` of the tests replaced by what happened. Only those lines change: an expected
-// step that came as it was expected stays as it is written, and so does every comment but those inside of brackets. A file in which that cannot be
-// done line by line is left alone, with an error.
+// step that came as it was expected stays as it is written, and so does every comment but those inside of brackets. A
+// file in which that cannot be done line by line is left alone, with an error.
 func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
 	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
 		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
