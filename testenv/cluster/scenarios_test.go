@@ -199,7 +199,7 @@ func testScenarios(t *testing.T, in *installation) {
 			t.Errorf("joined: %v", err)
 		}
 		in.stanch(t, "release", "--all", "--data", in.data)
-		kube.Eventually(t, 20*time.Second, "the network to be back", func() error {
+		kube.Eventually(t, 60*time.Second, "the network to be back", func() error {
 			if p.silent(200*time.Millisecond) == nil {
 				return errors.New("silence")
 			}
