@@ -24,7 +24,7 @@ import (
 
 // waits runs an incident whose playbook waits for enough detections. It gives the incident, what became of the wait, and
 // how often the incident spoke to the playbook.
-func waits(t *testing.T, enough int, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
+func waits(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	plays := &playbook.Workflows{Catalogue: playbooks.Catalogue{}}
@@ -33,7 +33,7 @@ func waits(t *testing.T, enough int, detections []time.Duration) (in playbooks.I
 	env.RegisterWorkflow(plays.Playbook)
 	var set *activities.Set
 	env.RegisterActivity(set.Observe)
-	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n", enough)
+	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n%s", enough, then)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) {
 		return []Selected{{Name: "p", File: "p.yaml", Source: source}}, nil
 	}, activity.RegisterOptions{Name: Match})
@@ -54,20 +54,20 @@ func waits(t *testing.T, enough int, detections []time.Duration) (in playbooks.I
 	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key"})
 	require.NoError(t, env.GetWorkflowResult(&in))
 	require.Len(t, in.Playbooks, 1)
-	require.Len(t, in.Playbooks[0].Steps, 1, in.Playbooks[0].Error)
+	require.NotEmpty(t, in.Playbooks[0].Steps, in.Playbooks[0].Error)
 	return in, in.Playbooks[0].Steps[0], spoken
 }
 
 // A playbook that waits for more hears of it when it comes.
 func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
-	in, wait, _ := waits(t, 5, []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
+	in, wait, _ := waits(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
 	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }
 
 // What never comes is not waited for longer than was said.
 func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
-	_, wait, _ := waits(t, 5, []time.Duration{0, time.Minute})
+	_, wait, _ := waits(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
 	require.Equal(t, "it did not hold within 20m0s", wait.Reason)
 }
@@ -78,7 +78,18 @@ func TestAStormIsToldInSteps(t *testing.T) {
 	for i := range 600 {
 		storm = append(storm, time.Duration(i)*100*time.Millisecond)
 	}
-	_, wait, spoken := waits(t, len(storm), storm)
+	_, wait, spoken := waits(t, len(storm), "", storm)
 	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
 	require.LessOrEqual(t, spoken, 15, "a minute of it, told every five seconds at most")
+}
+
+// A playbook that waits for nothing of the incident any more is told nothing any more.
+func TestWhoNoLongerWaitsIsToldNothing(t *testing.T) {
+	var often []time.Duration
+	for i := range 100 {
+		often = append(often, time.Duration(i)*6*time.Second)
+	}
+	_, wait, spoken := waits(t, 1, "  - wait: 11m\n", often)
+	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
+	require.LessOrEqual(t, spoken, 4, "ten minutes of detections, after the wait was over")
 }
