@@ -19,11 +19,37 @@ type Kind string
 
 // The kinds of event that the node's own sensor produces.
 const (
-	KindExec    Kind = "exec"    // a program was executed
-	KindExit    Kind = "exit"    // a process ended
-	KindConnect Kind = "connect" // an outgoing TCP connection was attempted
-	KindOpen    Kind = "open"    // a sensitive file was opened
+	KindExec      Kind = "exec"         // a program was executed
+	KindExit      Kind = "exit"         // a process ended
+	KindConnect   Kind = "connect"      // an outgoing TCP connection was attempted
+	KindOpen      Kind = "open"         // a sensitive file was opened
+	KindDelete    Kind = "delete"       // a sensitive file was deleted, renamed or cut
+	KindChmod     Kind = "chmod"        // a file got a set-uid or set-gid bit, or capabilities
+	KindUnix      Kind = "unix-connect" // a connection to a Unix socket of a sensitive name; File is the socket
+	KindListen    Kind = "listen"       // a socket began to wait for connections; Network.Port is where
+	KindDNS       Kind = "dns"          // a name was asked for over UDP; Network.Domain
+	KindRawSocket Kind = "raw-socket"   // a socket that sends packets of its own making was opened
+	KindMount     Kind = "mount"        // mount, move_mount, pivot_root and their like
+	KindNamespace Kind = "namespace"    // setns, unshare
+	KindTrace     Kind = "trace"        // another process was attached to, written or read
+	KindBPF       Kind = "bpf"          // bpf() was called
+	KindURing     Kind = "io-uring"     // an io_uring was set up
+	KindModule    Kind = "module"       // a kernel module was loaded or removed
+	KindBurst     Kind = "burst"        // a container made unusually many processes; Count is how many
 )
+
+// The kinds of event that come from elsewhere.
+const (
+	KindAudit  Kind = "audit"  // a request to the Kubernetes API
+	KindCloud  Kind = "cloud"  // a call to a cloud's API
+	KindHealth Kind = "health" // something about the telemetry itself: what is lost, late or silent
+)
+
+// NodeKinds are the kinds that a node's own sensor produces.
+var NodeKinds = []Kind{
+	KindExec, KindExit, KindConnect, KindOpen, KindDelete, KindChmod, KindUnix, KindListen, KindDNS, KindRawSocket, KindMount,
+	KindNamespace, KindTrace, KindBPF, KindURing, KindModule, KindBurst,
+}
 
 // Event is one thing that the kernel or another source saw. Its JSON is stable and is what
 // `stanch-sensor watch --events -o json` prints; its `expr` names are what rule conditions use.
@@ -38,9 +64,12 @@ type Event struct {
 
 	Process   Process   `json:"process" expr:"process"`
 	Container Container `json:"container,omitzero" expr:"container"`
-	File      File      `json:"file,omitzero" expr:"file"`            // KindOpen
-	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect
+	File      File      `json:"file,omitzero" expr:"file"`            // KindOpen, KindDelete, KindChmod, KindUnix, KindMount
+	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
+	Call      Call      `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
+	Baseline  Baseline  `json:"baseline,omitzero" expr:"baseline"`    // how usual this is for the image
 	ExitCode  int       `json:"exit_code,omitempty" expr:"exit_code"` // KindExit; a signal is 128+n
+	Count     int       `json:"count,omitempty" expr:"count"`         // KindBurst: processes in the window
 }
 
 // Process is the process that an event is about, as the kernel described it at that moment.
@@ -72,6 +101,15 @@ type Process struct {
 	Deleted bool `json:"deleted,omitempty" expr:"deleted"`
 	// StdioSockets is a bit mask of the descriptors 0 to 2 that were sockets at exec (bit 0 is stdin).
 	StdioSockets uint8 `json:"stdio_sockets,omitempty" expr:"stdio_sockets"`
+	// Setid: the executable has a set-uid or set-gid bit, or capabilities of its own.
+	Setid bool `json:"setid,omitempty" expr:"setid"`
+	// Gained: the process runs as root or has capabilities, and what it came from (its parent, or itself before) had not.
+	Gained bool `json:"gained,omitempty" expr:"gained"`
+	// Entered: the process was put into a running container from outside (`kubectl exec`, an exec probe), and is
+	// not the container's own first process.
+	Entered bool `json:"entered,omitempty" expr:"entered"`
+	// NSPID is the process's id in its own pid namespace.
+	NSPID uint32 `json:"ns_pid,omitempty" expr:"ns_pid"`
 	// Inode and Device name the executed file.
 	Inode  uint64 `json:"inode,omitempty" expr:"inode"`
 	Device uint64 `json:"device,omitempty" expr:"device"`
@@ -94,17 +132,48 @@ type Ancestor struct {
 type File struct {
 	Path  string `json:"path,omitempty" expr:"path"` // resolved by the kernel
 	Write bool   `json:"write,omitempty" expr:"write"`
-	// Sensitive names the class of the file: "service-account-token", "shadow", "cloud-credentials".
+	// Sensitive names the class of the file: "service-account-token", "shadow", "cloud-credentials", "private-key",
+	// "process-environment", "process-memory", "kernel-escape", "runtime-socket", "log", "history", …
 	Sensitive string `json:"sensitive,omitempty" expr:"sensitive"`
+	// Asked says that Path is what the caller asked for and was not resolved by the kernel.
+	Asked bool `json:"asked,omitempty" expr:"asked"`
 }
 
-// Network is an outgoing connection.
+// Call is the system call that an event is about.
+type Call struct {
+	Name string `json:"name,omitempty" expr:"name"` // "mount", "setns", "ptrace", …
+	// Failed: the kernel refused it. An attempt is an event too.
+	Failed bool `json:"failed,omitempty" expr:"failed"`
+	// Flags are the call's flags, mode or command, as its manual page numbers them.
+	Flags uint64 `json:"flags,omitempty" expr:"flags"`
+	// PID is the process that the call acted on, in the caller's own pid namespace.
+	PID uint32 `json:"pid,omitempty" expr:"pid"`
+	// Detail is a word more: the file system's type of a mount, the family of a socket.
+	Detail string `json:"detail,omitempty" expr:"detail"`
+}
+
+// Baseline says how usual an event is, measured against what containers of the same image digest did before.
+type Baseline struct {
+	// Learnt: the image was watched for long enough that "never seen" means something.
+	Learnt bool `json:"learnt,omitempty" expr:"learnt"`
+	// NewExe: no container of the image executed this file before.
+	NewExe bool `json:"new_exe,omitempty" expr:"new_exe"`
+	// NewDestination: none connected there before.
+	NewDestination bool `json:"new_destination,omitempty" expr:"new_destination"`
+	// Reason is the measured statement for people: "never executed in 312 containers of this image over 9 days".
+	Reason string `json:"reason,omitempty" expr:"reason"`
+}
+
+// Network is a connection, a listening socket or a name that was asked for.
 type Network struct {
 	Protocol string `json:"protocol,omitempty" expr:"protocol"` // "tcp"
 	Family   string `json:"family,omitempty" expr:"family"`     // "ipv4" or "ipv6"
 	Address  string `json:"address,omitempty" expr:"address"`   // destination; a v4-mapped v6 address is given as v4
 	Port     uint16 `json:"port,omitempty" expr:"port"`
 	Denied   bool   `json:"denied,omitempty" expr:"denied"` // an egress lock refused it
+	Domain   string `json:"domain,omitempty" expr:"domain"` // KindDNS: the name, in lower case, without the last dot
+	// KubernetesAPI: the destination is the cluster's API server.
+	KubernetesAPI bool `json:"kubernetes_api,omitempty" expr:"kubernetes_api"`
 }
 
 // Container says whose event it is. The zero value is the host.

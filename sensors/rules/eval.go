@@ -23,7 +23,10 @@ type env struct {
 	Container sensors.Container `expr:"container"`
 	File      sensors.File      `expr:"file"`
 	Network   sensors.Network   `expr:"network"`
+	Call      sensors.Call      `expr:"call"`
+	Baseline  sensors.Baseline  `expr:"baseline"`
 	ExitCode  int               `expr:"exit_code"`
+	Count     int               `expr:"count"`
 	Exe       string            `expr:"exe"`    // the executed file's own name
 	Parent    string            `expr:"parent"` // the parent's executable's name, or its comm
 	Command   string            `expr:"command"`
@@ -33,7 +36,7 @@ type env struct {
 
 func newEnv(e *sensors.Event) env {
 	v := env{
-		Process: e.Process, Container: e.Container, File: e.File, Network: e.Network, ExitCode: e.ExitCode,
+		Process: e.Process, Container: e.Container, File: e.File, Network: e.Network, Call: e.Call, Baseline: e.Baseline, ExitCode: e.ExitCode, Count: e.Count,
 		Exe: e.Process.ExeName(), Command: strings.Join(e.Process.Args, " "), Contained: e.InContainer(), event: e,
 	}
 	if len(e.Process.Ancestors) > 0 {

@@ -185,8 +185,8 @@ func (l *loader) rule(file string, n *yaml.Node) {
 	if r.pos["objective"] != nil && !slices.Contains(sensors.Objectives, r.Objective) {
 		l.errorf(file, r.pos["objective"], "value", "", "`%s` is not an objective", r.Objective)
 	}
-	if kinds := []sensors.Kind{sensors.KindExec, sensors.KindExit, sensors.KindConnect, sensors.KindOpen}; r.pos["on"] != nil && !slices.Contains(kinds, r.On) {
-		l.errorf(file, r.pos["on"], "value", "exec, exit, connect or open", "`%s` is not a kind of event", r.On)
+	if kinds := append(slices.Clone(sensors.NodeKinds), sensors.KindAudit, sensors.KindCloud, sensors.KindHealth); r.pos["on"] != nil && !slices.Contains(kinds, r.On) {
+		l.errorf(file, r.pos["on"], "value", fmt.Sprintf("one of %v", kinds), "`%s` is not a kind of event", r.On)
 	}
 	if len(l.problems) == before {
 		l.seen[r.Name] = r
