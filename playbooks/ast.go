@@ -3,7 +3,7 @@ package playbooks
 import (
 	"time"
 
-	"stanch/playbooks/yamlnode"
+	"stanch/sensors/yamlnode"
 
 	"go.yaml.in/yaml/v3"
 )

@@ -11,9 +11,9 @@ import (
 
 	"github.com/expr-lang/expr/vm"
 
-	"stanch/playbooks/yamlnode"
 	"stanch/sensors/condition"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 )
 
 // Program is a playbook that was checked against a catalogue: its expressions are compiled and nothing that can be

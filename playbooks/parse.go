@@ -4,8 +4,8 @@ import (
 	"maps"
 	"slices"
 
-	"stanch/playbooks/yamlnode"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 
 	"go.yaml.in/yaml/v3"
 )

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"stanch/playbooks"
-	"stanch/playbooks/yamlnode"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 )
 
 // SplitWorkload reads "namespace/Kind/name", or "Kind/name" outside of Kubernetes.

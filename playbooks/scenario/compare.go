@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/playbooks/yamlnode"
+	"stanch/sensors/yamlnode"
 )
 
 // slack is how far a time may be from the one that is expected: people write whole seconds.

@@ -7,9 +7,9 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
-	"stanch/playbooks/yamlnode"
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 )
 
 // Bounds of a file.

@@ -6,7 +6,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
-	"stanch/playbooks/yamlnode"
+	"stanch/sensors/yamlnode"
 )
 
 // fakeable are the outcomes that an action itself can have. The others are for guards, people and conditions to say.

@@ -8,7 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"stanch/playbooks/yamlnode"
+	"stanch/sensors/yamlnode"
 )
 
 // Unwritten tells whether the test has an `expect` that nobody has filled in yet.

@@ -13,8 +13,8 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
-	"stanch/playbooks/yamlnode"
 	"stanch/sensors"
+	"stanch/sensors/yamlnode"
 )
 
 // Suffix is how the name of a file of tests ends.

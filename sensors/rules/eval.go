@@ -51,11 +51,12 @@ func newEnv(e *sensors.Event) env {
 // behind where only one port is meant ("10.0.0.0/8, 192.0.2.7:443").
 const EgressAnnotation = "stanch.dev/egress"
 
-// options are the lists, put in as constants where they are named, and the few functions that rules have.
-func options(lists map[string][]string) []expr.Option {
+// options are the lists, put in as constants where they are named, the macros, and the few functions that rules have.
+func (l *loader) options() []expr.Option {
 	return []expr.Option{
 		expr.AsBool(),
-		expr.Patch(&listPatcher{lists}),
+		expr.Patch(&listPatcher{l.lists}),
+		expr.Patch(&macroPatcher{l: l}),
 		expr.Function("cidr", func(args ...any) (any, error) {
 			addr, err := netip.ParseAddr(args[0].(string))
 			if err != nil {
@@ -168,6 +169,21 @@ func (r *Rule) detection(event sensors.Event) sensors.Detection {
 		Objective: r.Objective, Technique: r.Technique, Reasons: []string{r.Reason}, Source: "stanch",
 		Time: event.Time, Node: event.Node, Event: event,
 	}
+}
+
+// Find gives the rule of a name: its own, or a stable name of Falco's that it carries as an alias. Nil if there is none.
+func (s *Set) Find(name string) *Rule {
+	for _, r := range s.rules {
+		if r.Name == name {
+			return r
+		}
+	}
+	for _, r := range s.rules {
+		if slices.ContainsFunc(r.Aliases, func(alias string) bool { return strings.EqualFold(alias, name) }) {
+			return r
+		}
+	}
+	return nil
 }
 
 // Names lists the rules' names in order.

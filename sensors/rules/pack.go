@@ -33,6 +33,7 @@ var Shipped embed.FS
 // Rule is one rule of a pack.
 type Rule struct {
 	Name       string            `yaml:"rule" json:"rule"`
+	Aliases    []string          `yaml:"aliases" json:"aliases,omitempty"` // Falco's stable names of it
 	Title      string            `yaml:"title" json:"title"`
 	On         sensors.Kind      `yaml:"on" json:"on"`
 	Condition  string            `yaml:"condition" json:"condition"`
@@ -57,8 +58,9 @@ type Tests struct {
 }
 
 type pack struct {
-	Lists map[string][]string `yaml:"lists"`
-	Rules []yaml.Node         `yaml:"rules"`
+	Lists  map[string][]string  `yaml:"lists"`
+	Macros map[string]yaml.Node `yaml:"macros"`
+	Rules  []yaml.Node          `yaml:"rules"`
 }
 
 // maxPackBytes bounds one file.
@@ -79,7 +81,7 @@ func LoadShipped() (*Set, error) {
 // Load reads every *.yaml of the file systems, compiles the rules and runs each rule's own tests. The set holds the
 // rules that are sound; the diagnostics say what is wrong with the others.
 func Load(sources ...fs.FS) (*Set, diagnostic.Diagnostics) {
-	l := &loader{lists: map[string][]string{}, set: &Set{byKind: map[sensors.Kind][]*Rule{}}, seen: map[string]*Rule{}}
+	l := &loader{lists: map[string][]string{}, macros: map[string]*macro{}, set: &Set{byKind: map[sensors.Kind][]*Rule{}}, seen: map[string]*Rule{}}
 	for _, source := range sources {
 		files, err := fs.Glob(source, "*.yaml")
 		if err != nil {
@@ -94,6 +96,7 @@ func Load(sources ...fs.FS) (*Set, diagnostic.Diagnostics) {
 			l.parse(file, raw)
 		}
 	}
+	l.settle()
 	for _, r := range l.parsed {
 		if l.compile(r) && l.prove(r) {
 			l.set.rules = append(l.set.rules, r)
@@ -106,7 +109,8 @@ func Load(sources ...fs.FS) (*Set, diagnostic.Diagnostics) {
 type loader struct {
 	problems diagnostic.Diagnostics
 	lists    map[string][]string
-	seen     map[string]*Rule
+	macros   map[string]*macro
+	seen     map[string]*Rule // by name and by alias, in lower case
 	parsed   []*Rule
 	set      *Set
 }
@@ -140,12 +144,22 @@ func (l *loader) parse(file string, raw []byte) {
 		}
 		l.lists[name] = values
 	}
+	for name, n := range p.Macros {
+		switch {
+		case l.macros[name] != nil || l.lists[name] != nil || !listName.MatchString(name):
+			l.errorf(file, &n, "macro", "choose another name, in lower case", "the macro `%s` is defined twice, called as a list is, or misnamed", name)
+		case n.Kind != yaml.ScalarNode:
+			l.errorf(file, &n, "type", "", "the macro `%s` must be a condition", name)
+		default:
+			l.macros[name] = &macro{name: name, source: n.Value, file: file, at: &n}
+		}
+	}
 	for i := range p.Rules {
 		l.rule(file, &p.Rules[i])
 	}
 }
 
-var ruleKeys = []string{"rule", "title", "on", "condition", "exceptions", "severity", "confidence", "objective", "technique", "reason", "tests"}
+var ruleKeys = []string{"rule", "aliases", "title", "on", "condition", "exceptions", "severity", "confidence", "objective", "technique", "reason", "tests"}
 
 func (l *loader) rule(file string, n *yaml.Node) {
 	if n.Kind != yaml.MappingNode {
@@ -173,8 +187,14 @@ func (l *loader) rule(file string, n *yaml.Node) {
 			l.errorf(file, n, "required", "", "rule `%s` has no `%s`", r.Name, key)
 		}
 	}
-	if first, twice := l.seen[r.Name]; twice {
-		l.errorf(file, r.pos["rule"], "duplicate-rule", "choose another name", "the rule `%s` stands in %s already", r.Name, first.file)
+	for i, name := range append([]string{r.Name}, r.Aliases...) {
+		at := r.pos["rule"]
+		if list := r.pos["aliases"]; i > 0 && list != nil && i <= len(list.Content) {
+			at = list.Content[i-1]
+		}
+		if first, twice := l.seen[strings.ToLower(name)]; twice {
+			l.errorf(file, at, "duplicate-rule", "choose another name", "a rule called `%s` stands in %s already", name, first.file)
+		}
 	}
 	if r.pos["severity"] != nil && r.Severity.Rank() < 0 {
 		l.errorf(file, r.pos["severity"], "value", "info, low, medium, high or critical", "`%s` is not a severity", r.Severity)
@@ -189,20 +209,22 @@ func (l *loader) rule(file string, n *yaml.Node) {
 		l.errorf(file, r.pos["on"], "value", fmt.Sprintf("one of %v", kinds), "`%s` is not a kind of event", r.On)
 	}
 	if len(l.problems) == before {
-		l.seen[r.Name] = r
+		for _, name := range append([]string{r.Name}, r.Aliases...) {
+			l.seen[strings.ToLower(name)] = r
+		}
 		l.parsed = append(l.parsed, r)
 	}
 }
 
 func (l *loader) compile(r *Rule) bool {
 	before := len(l.problems)
-	r.condition = l.program(r, r.Condition, r.pos["condition"])
+	r.condition = l.program(r.file, "rule `"+r.Name+"`", r.Condition, r.pos["condition"])
 	for i, source := range r.Exceptions {
 		at := r.pos["exceptions"]
 		if at != nil && i < len(at.Content) {
 			at = at.Content[i]
 		}
-		r.exceptions = append(r.exceptions, l.program(r, source, at))
+		r.exceptions = append(r.exceptions, l.program(r.file, "rule `"+r.Name+"`", source, at))
 	}
 	return len(l.problems) == before
 }
@@ -248,11 +270,15 @@ func (s *Set) Rules() []*Rule { return s.rules }
 // File is where the rule stands.
 func (r *Rule) File() string { return r.file }
 
-// program compiles one condition; nil after a problem.
-func (l *loader) program(r *Rule, source string, at *yaml.Node) *vm.Program {
-	program, err := condition.Compile(source, env{}, options(l.lists)...)
+// program compiles one condition of what is named; nil after a problem.
+func (l *loader) program(file, what, source string, at *yaml.Node) *vm.Program {
+	var program *vm.Program
+	_, err := l.expandedSize(source)
+	if err == nil {
+		program, err = condition.Compile(source, env{}, l.options()...)
+	}
 	if err != nil {
-		d := diagnostic.Diagnostic{File: r.file, Severity: "error", Code: "expression", Message: fmt.Sprintf("rule `%s`: %v", r.Name, err)}
+		d := diagnostic.Diagnostic{File: file, Severity: "error", Code: "expression", Message: fmt.Sprintf("%s: %v", what, err)}
 		d.Line, d.Column = 1, 1
 		if at != nil {
 			d.Line, d.Column = at.Line, at.Column

@@ -1,6 +1,8 @@
 package rules_test
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -89,4 +91,74 @@ func BenchmarkEvaluateNoMatch(b *testing.B) {
 	for b.Loop() {
 		set.Evaluate(event)
 	}
+}
+
+func rule(name, condition, fires, silent string) string {
+	return "  - {rule: " + name + ", title: t, on: exec, condition: '" + condition + "', severity: low, confidence: 0.5, objective: execution, technique: T1059, reason: r,\n" +
+		"     tests: { fires: " + fires + ", silent: " + silent + " } }\n"
+}
+
+func lines(t *testing.T, pack string) (*rules.Set, []string) {
+	t.Helper()
+	set, problems := rules.Load(fstest.MapFS{"p.yaml": {Data: []byte(pack)}})
+	var out []string
+	for _, p := range problems {
+		out = append(out, p.String())
+	}
+	return set, out
+}
+
+func TestAMacroStandsForItsCondition(t *testing.T) {
+	set, problems := lines(t, `
+lists: { shells: [sh, bash] }
+macros:
+  root: process.uid == 0
+  root_shell: root && exe in shells
+rules:
+`+rule("a", "root_shell && !contained", "{ process: { uid: 0, exe: /bin/sh } }", "{ process: { uid: 1, exe: /bin/sh } }"))
+	require.Empty(t, problems)
+	found, errs := set.Evaluate(sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/bash"}})
+	require.Empty(t, errs)
+	require.Len(t, found, 1)
+	found, _ = set.Evaluate(sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/cat"}})
+	require.Empty(t, found)
+}
+
+func TestMacrosInACircleAreAnErrorAtTheirPlace(t *testing.T) {
+	set, problems := lines(t, `
+macros:
+  a: b || contained
+  b: c
+  c: a
+  d: exe == 7
+rules:
+`+rule("r", "a", "{}", "{}")+rule("s", "d", "{}", "{}"))
+	require.Empty(t, set.Rules())
+	require.Equal(t, []string{
+		"p.yaml:3:6: error: the macro `a` uses itself: a → b → c → a [cycle]",
+		"p.yaml:6:10: error: macro `d`: invalid operation: == (mismatched types string and int) [expression]",
+		"p.yaml:8:46: error: rule `r`: the macro `a` has errors of its own [expression]",
+		"p.yaml:10:46: error: rule `s`: the macro `d` has errors of its own [expression]",
+	}, problems)
+}
+
+func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
+	pack := "macros:\n  m0: contained || contained\n"
+	for i := range 200 {
+		pack += fmt.Sprintf("  m%d: m%d || m%d\n", i+1, i, i)
+	}
+	_, problems := lines(t, pack)
+	require.Contains(t, strings.Join(problems, "\n"), "too-large")
+}
+
+func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
+	pack := strings.Replace(rule("a", "contained", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
+	set, problems := lines(t, "rules:\n"+pack)
+	require.Empty(t, problems)
+	require.Equal(t, "a", set.Find("terminal shell in container").Name)
+	require.Equal(t, "a", set.Find("a").Name)
+	require.Nil(t, set.Find("b"))
+	_, problems = lines(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
+	require.Len(t, problems, 1)
+	require.Contains(t, problems[0], "p.yaml:4:25: error: a rule called `Terminal shell in container` stands in p.yaml already")
 }

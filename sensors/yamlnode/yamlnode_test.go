@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
-	"stanch/playbooks/yamlnode"
+	"stanch/sensors/yamlnode"
 )
 
 type inner struct {
