@@ -40,9 +40,7 @@ func newEnv(e *sensors.Event) env {
 		Exe: e.Process.ExeName(), Command: strings.Join(e.Process.Args, " "), Contained: e.InContainer(), event: e,
 	}
 	if len(e.Process.Ancestors) > 0 {
-		if v.Parent = e.Process.Ancestors[0].Name; e.Process.Ancestors[0].Exe != "" {
-			v.Parent = path.Base(e.Process.Ancestors[0].Exe)
-		}
+		v.Parent = e.Process.Ancestors[0].ExeName()
 	}
 	return v
 }
@@ -68,16 +66,29 @@ func (l *loader) options() []expr.Option {
 			}
 			return prefix.Contains(addr), nil
 		}, new(func(string, string) bool)),
+		expr.Function("program", func(args ...any) (any, error) {
+			a := args[0].(sensors.Ancestor)
+			return a.ExeName(), nil
+		}, new(func(sensors.Ancestor) string)),
 		expr.Function("base", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, new(func(string) string)),
 		expr.Function("contains_any", func(args ...any) (any, error) {
 			text := args[0].(string)
-			for _, word := range args[1].([]string) {
-				if strings.Contains(text, word) {
-					return true, nil
+			switch words := args[1].(type) {
+			case []string:
+				for _, word := range words {
+					if strings.Contains(text, word) {
+						return true, nil
+					}
+				}
+			case []any: // a list in brackets
+				for _, word := range words {
+					if word, ok := word.(string); ok && strings.Contains(text, word) {
+						return true, nil
+					}
 				}
 			}
 			return false, nil
-		}, new(func(string, []string) bool)),
+		}, new(func(string, []string) bool), new(func(string, []any) bool)),
 		expr.Function("egress_declared", func(args ...any) (any, error) {
 			_, ok := args[0].(sensors.Container).Pod.Annotations[EgressAnnotation]
 			return ok, nil
