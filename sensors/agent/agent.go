@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +39,8 @@ type Options struct {
 	Log      *slog.Logger
 	// At is called at named points, so that tests can kill the process there. Nil does nothing.
 	At func(point string)
+	// APIServers are the addresses (IP:port) of the cluster's API, so that rules can tell who contacts it.
+	APIServers []string
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
 }
@@ -79,6 +83,9 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 		e.Node = a.Node
 		if !a.name(&e) {
 			return
+		}
+		if e.Kind == sensors.KindConnect {
+			e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
 		}
 		e.Process.Args = redact.Args(e.Process.Args)
 		for i := range e.Process.Ancestors {
