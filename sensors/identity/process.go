@@ -26,8 +26,9 @@ type program struct {
 	name  string
 	exe   string
 	args  []string
-	start uint64 // 0: not learnt from an exec event
-	euid  uint32 // when it was executed
+	start uint64 // 0: not learnt from an event of its own
+	ran   bool   // it executed this program, and was not only made as a copy of its parent
+	euid  uint32 // as last seen
 	caps  uint64
 }
 
@@ -53,6 +54,9 @@ func (t *Table) Learn(e *sensors.Event) {
 	defer t.mu.Unlock()
 	p := &e.Process
 	before := t.own(p.PID, p.StartNS)
+	if e.Kind == sensors.KindExit {
+		return
+	}
 	// What it was itself before counts: a set-uid program that executes another one gave the rights already.
 	from := before
 	if from == nil {
@@ -60,15 +64,17 @@ func (t *Table) Learn(e *sensors.Event) {
 	} else {
 		p.Gained = false
 	}
-	if from != nil && p.EUID == 0 && from.euid != 0 && from.caps&capSetuid == 0 {
+	if p.EUID == 0 && (from != nil && from.euid != 0 && from.caps&capSetuid == 0 || p.Setid && p.UID != 0 && e.Kind == sensors.KindExec) {
 		p.Gained = true
 	}
-	if e.Kind == sensors.KindExec {
-		t.put(&program{pid: p.PID, name: p.Name, exe: p.Exe, args: clip(p.Args), start: p.StartNS, euid: p.EUID, caps: p.Capabilities})
-		return
-	}
-	if before != nil && e.Kind != sensors.KindExit && (len(p.Args) < len(before.args) || !slices.Equal(p.Args[:len(before.args)], before.args)) {
-		p.Args = before.args
+	switch {
+	case e.Kind == sensors.KindExec || before == nil:
+		t.put(&program{pid: p.PID, name: p.Name, exe: p.Exe, args: clip(p.Args), start: p.StartNS, ran: e.Kind == sensors.KindExec, euid: p.EUID, caps: p.Capabilities})
+	default:
+		before.euid, before.caps = p.EUID, p.Capabilities
+		if len(p.Args) < len(before.args) || !slices.Equal(p.Args[:len(before.args)], before.args) {
+			p.Args = before.args
+		}
 	}
 }
 
@@ -76,7 +82,8 @@ func (t *Table) Learn(e *sensors.Event) {
 func (t *Table) Ran(pid uint32, start uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.own(pid, start) != nil
+	p := t.own(pid, start)
+	return p != nil && p.ran
 }
 
 // own is what is known of one process, by an identity that is never reused.
@@ -87,7 +94,7 @@ func (t *Table) own(pid uint32, start uint64) *program {
 	return nil
 }
 
-// learnt is the process that was last seen to execute a program under a pid.
+// learnt is the process that was last seen under a pid.
 func (t *Table) learnt(pid uint32) *program {
 	if el, ok := t.byPID[pid]; ok {
 		if p, _ := el.Value.(*program); p.start != 0 {
@@ -134,7 +141,7 @@ func (t *Table) get(pid uint32, name string) *program {
 		}
 	}
 	if old := t.learnt(pid); old != nil {
-		p.start, p.euid, p.caps = old.start, old.euid, old.caps
+		p.start, p.ran, p.euid, p.caps = old.start, old.ran, old.euid, old.caps
 	}
 	t.put(p)
 	return p

@@ -31,7 +31,7 @@ const usage = `usage: attack COMMAND
                           KIND: tcp (one connection), tcp-new (one each), udp, raw, packet, icmp
   spawn COMMAND…          runs a command as its child; spawn-open gives it an input that ends after a moment
   as UID COMMAND…         becomes another user and executes the command
-  regain                  lets a child have more rights than itself, as if a hole in the kernel had given them
+  regain                  takes a right that its file permits, becomes root and executes something
   listen ADDR             opens a port and closes it
   ask NAME SERVER         asks a DNS server (ADDR:PORT) for a name
   unix PATH               connects to a Unix socket
@@ -92,7 +92,6 @@ func commands() map[string]command {
 		"spawn-open": {1, 99, spawnOpen},
 		"as":         {2, 99, as},
 		"regain":     {0, 0, func([]string) error { return regain() }},
-		"when-told":  {1, 99, whenTold},
 		"listen":     {1, 1, func(a []string) error { return listen(a[0]) }},
 		"ask":        {2, 2, func(a []string) error { return ask(a[0], a[1]) }},
 		"unix":       {1, 1, func(a []string) error { return connectUnix(a[0]) }},

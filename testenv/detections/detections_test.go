@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -91,8 +92,10 @@ func buildImage(t *testing.T, c *lab.Cluster) {
 	program := filepath.Join(t.TempDir(), "attack")
 	require.NoError(t, lab.BuildStatic(t.Context(), "stanch/testenv/attack", program))
 	files := map[string]lab.File{
-		"/attack":            {From: program},
-		"/usr/bin/sudo":      {From: program, Mode: 0o755 | os.ModeSetuid},
+		"/attack":       {From: program},
+		"/usr/bin/sudo": {From: program, Mode: 0o755 | os.ModeSetuid},
+		// May become any user, once it says so: the right is permitted and not effective.
+		"/usr/bin/permitted": {From: program, Capability: "\x00\x00\x00\x02\x80\x00\x00\x00" + strings.Repeat("\x00", 12)},
 		"/root/.ssh/id_rsa":  {Data: []byte("no key\n"), Mode: 0o600},
 		"/root/.ash_history": {Data: []byte("ls\n"), Mode: 0o600},
 		"/var/log/auth.log":  {Data: []byte("nothing\n"), Mode: 0o600},
@@ -211,7 +214,8 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 	})
 	sock := w.pod(t, "sock", func(p *corev1.Pod) {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "run", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
-		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "run", MountPath: "/host"})
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "shm", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}})
+		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "run", MountPath: "/host"}, corev1.VolumeMount{Name: "shm", MountPath: "/dev/shm"})
 	})
 	host, _, err := net.SplitHostPort(w.peer)
 	require.NoError(t, err)
@@ -229,7 +233,7 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"drift", plain, []string{"/attack", "drop-to", "/srv/x", "open", "/etc/hosts"}, false},
 		{"drift-in-build", plain, []string{"/usr/bin/make", "drop-to", "/srv/y", "open", "/etc/hosts"}, false},
 		{"fileless", plain, []string{"/attack", "memfd", "open", "/etc/hosts"}, false},
-		{"shm-execution", plain, []string{"/attack", "drop-to", "/dev/shm/x", "open", "/etc/hosts"}, false},
+		{"shm-execution", sock, []string{"/attack", "drop-to", "/dev/shm/x", "open", "/etc/hosts"}, false},
 		{"tmp-execution", plain, []string{"/attack", "drop-to", "/var/tmp/x", "open", "/etc/hosts"}, false},
 		{"package-manager", plain, []string{"/usr/bin/apt-get", "install", "curl"}, false},
 		{"network-tool", plain, []string{"/usr/bin/nmap", "10.0.0.0/8"}, false},
@@ -268,11 +272,11 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"mount-attempt", plain, sh("mount -t tmpfs none /srv/keep || true"), false},
 		{"handle-escape", plain, []string{"/attack", "handle"}, false},
 		{"debugfs", plain, []string{"/usr/sbin/debugfs", "/dev/sda1"}, false},
-		{"module-tool", plain, sh("insmod /srv/none.ko || true"), false},
+		{"module-tool", plain, []string{"/bin/insmod", "/srv/none.ko"}, false},
 		{"bpf-call", strong, []string{"/attack", "bpf"}, false},
 		{"bpf-attempt", plain, []string{"/attack", "bpf"}, false},
 		{"io-uring", plain, []string{"/attack", "uring"}, false},
-		{"rights-gained", plain, []string{"/attack", "regain"}, false},
+		{"rights-gained", plain, []string{"/attack", "as", "65534", "/usr/bin/permitted", "regain"}, false},
 		{"setuid-used", plain, []string{"/attack", "as", "65534", "/usr/bin/sudo", "open", "/etc/hosts"}, false},
 		{"setuid-bit", plain, sh("cp /bin/busybox /srv/su && chmod u+s /srv/su"), false},
 		{"log-cleared", plain, sh("> /var/log/auth.log"), false},

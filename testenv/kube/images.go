@@ -46,6 +46,8 @@ type File struct {
 	Link string      // the target of a symbolic link
 	Same string      // another file of the image, of which this is one more name
 	Mode fs.FileMode // 0 means 0755
+	// Capability, if not "", is the extended attribute security.capability.
+	Capability string
 }
 
 // ImportImage makes an image of one layer and gives it to the lab's containerd under its name and by digest, so
@@ -224,6 +226,9 @@ func layerOf(files map[string]File) ([]byte, error) {
 			if data, err = os.ReadFile(f.From); err != nil {
 				return nil, err
 			}
+		}
+		if f.Capability != "" {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": f.Capability}
 		}
 		h.Size = int64(len(data))
 		if err := w.WriteHeader(h); err != nil {
