@@ -22,9 +22,10 @@ const (
 	maxValues = 10_000
 
 	maxIdentity = 256  // a name that points at something: cut, it would point elsewhere, so it is refused
-	maxText     = 4096 // a path, an argument
+	maxText     = 4096 // a path
 	maxSentence = 500
 	maxArgs     = 128
+	maxCommand  = 8 << 10
 	maxLabels   = 64
 )
 
@@ -141,14 +142,19 @@ func about(e *sensors.Event) bool {
 	return false
 }
 
+// boundArgs keeps the beginning of a command line: as many arguments, and as many bytes of all of them, as an incident
+// can carry a hundred times.
 func boundArgs(args []string, cut bool) ([]string, bool) {
 	if len(args) > maxArgs {
 		args, cut = args[:maxArgs], true
 	}
+	left := maxCommand
 	for i, a := range args {
-		if len(a) > maxText {
-			args[i], cut = shorten(a, maxText), true
+		if len(a) > left {
+			args[i] = shorten(a, max(left, len("…")))
+			return args[:i+1], true
 		}
+		left -= len(a)
 	}
 	return args, cut
 }
@@ -160,7 +166,7 @@ func boundLabels(labels map[string]string) map[string]string {
 		return nil
 	}
 	for k, v := range labels {
-		if len(k) > maxIdentity+64 || len(v) > maxIdentity {
+		if len(k) > 253+1+63 || len(v) > 63 {
 			delete(labels, k)
 		}
 	}

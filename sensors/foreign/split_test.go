@@ -66,3 +66,15 @@ func FuzzSplit(f *testing.F) {
 		}
 	})
 }
+
+// What an attacker makes long is cut, said to be cut, and costs no more than a normal alert.
+func TestWhatIsLongIsCut(t *testing.T) {
+	long := strings.Repeat("ä", 20_000)
+	d := read(t, foreign.Falco, falcoAlert("Run shell untrusted", "syscall", `"evt.type":"execve","proc.cmdline":"sh -c `+long+` tail","proc.exepath":"/`+long+`","k8s.pod.labels":"a:`+long+`, b:ok"`))
+	require.True(t, d.Event.Process.ArgsTruncated)
+	require.Len(t, d.Event.Process.Args, 3)
+	require.LessOrEqual(t, len(strings.Join(d.Event.Process.Args, "")), 8<<10)
+	require.LessOrEqual(t, len(d.Event.Process.Exe), 4096)
+	require.True(t, strings.HasSuffix(d.Event.Process.Exe, "ä…"), "no character is cut in two")
+	require.Equal(t, map[string]string{"b": "ok"}, d.Event.Container.Pod.Labels)
+}
