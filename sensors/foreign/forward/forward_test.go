@@ -376,7 +376,19 @@ func TestATokenMayBeReplaced(t *testing.T) {
 // Killed at any moment, it loses nothing; what it sends again has the same ids.
 func TestKilledItLosesNothing(t *testing.T) {
 	p := newPlace(t)
+	away := false
 	p.door.hangUp = func(n int) bool { return n%7 == 0 }
+	p.door.meet = func(int) int {
+		if away {
+			return http.StatusServiceUnavailable
+		}
+		return 0
+	}
+	met := func() (posts, alerts int) {
+		p.door.mu.Lock()
+		defer p.door.mu.Unlock()
+		return p.door.n, len(p.door.ids)
+	}
 	o := p.o
 	o.Say, o.Stdin = nil, nil
 	raw, err := json.Marshal(map[string]any{
@@ -389,17 +401,26 @@ func TestKilledItLosesNothing(t *testing.T) {
 	for round := 0; round < 8; round++ {
 		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
 		child.Env = append(os.Environ(), childEnv+"="+string(raw))
+		p.door.mu.Lock()
+		away = round%2 == 1 // then it is killed with a batch that nobody took
+		p.door.mu.Unlock()
+		posts, alerts := met()
 		require.NoError(t, child.Start())
-		before := p.door.has()
 		p.write(written, written+all/8)
 		written += all / 8
 		if round == 3 {
 			require.NoError(t, os.Rename(p.o.File, p.o.File+".1"))
 		}
-		require.Eventually(t, func() bool { return p.door.has() > before }, 20*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			n, taken := met()
+			return taken > alerts || away && n > posts
+		}, 20*time.Second, time.Millisecond)
 		require.NoError(t, child.Process.Kill())
 		_ = child.Wait()
 	}
+	p.door.mu.Lock()
+	away = false
+	p.door.mu.Unlock()
 	end := p.run()
 	p.eventually(all, "all came")
 	end()
