@@ -30,9 +30,11 @@ const (
 )
 
 // bounded refuses a record that is larger, deeper or wider than any sensor sends, before it is parsed.
-func bounded(raw []byte) error {
-	if len(raw) > MaxRecord {
-		return fmt.Errorf("the record has %d bytes, at most %d are read", len(raw), MaxRecord)
+func bounded(raw []byte) error { return boundedBy(raw, MaxRecord, maxDepth, maxValues) }
+
+func boundedBy(raw []byte, most, deepest, widest int) error {
+	if len(raw) > most {
+		return fmt.Errorf("the record has %d bytes, at most %d are read", len(raw), most)
 	}
 	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || trimmed[0] != '{' {
 		return errors.New("it is not a JSON object")
@@ -46,14 +48,14 @@ func bounded(raw []byte) error {
 			inString = !inString
 		case inString:
 		case c == '{' || c == '[':
-			if depth++; depth > maxDepth {
-				return fmt.Errorf("it nests deeper than %d levels", maxDepth)
+			if depth++; depth > deepest {
+				return fmt.Errorf("it nests deeper than %d levels", deepest)
 			}
 		case c == '}' || c == ']':
 			depth--
 		case c == ',':
-			if values++; values > maxValues {
-				return fmt.Errorf("it has more than %d fields", maxValues)
+			if values++; values > widest {
+				return fmt.Errorf("it has more than %d fields", widest)
 			}
 		}
 	}
@@ -117,6 +119,7 @@ func finish(d *sensors.Detection, raw []byte) (Report, error) {
 	} {
 		*s = shorten(*s, maxText)
 	}
+	boundRequest(e)
 	e.Process.Args, e.Process.ArgsTruncated = boundArgs(e.Process.Args, e.Process.ArgsTruncated)
 	e.Process.Ancestors = e.Process.Ancestors[:min(len(e.Process.Ancestors), sensors.MaxAncestors)]
 	for i := range e.Process.Ancestors {
@@ -129,6 +132,19 @@ func finish(d *sensors.Detection, raw []byte) (Report, error) {
 		d.Reasons[i] = shorten(d.Reasons[i], maxSentence)
 	}
 	return Report{Alert: d}, nil
+}
+
+// boundRequest cuts what a sensor says of a request to the cluster or the cloud. Who made it is never cut short of what
+// is taken: the gateway refuses a name that is longer.
+func boundRequest(e *sensors.Event) {
+	a, c := &e.Audit, &e.Cloud
+	for _, s := range []*string{
+		&a.Verb, &a.Resource, &a.Subresource, &a.Impersonated, &a.Decision, &a.DecisionReason, &a.UserAgent, &a.Stage, &a.Binding.Role, &c.Service, &c.Event, &c.Region, &c.Account,
+		&c.PrincipalID, &c.PrincipalType, &c.SourceIP, &c.UserAgent, &c.Error, &c.Role, &c.Session,
+	} {
+		*s = shorten(*s, maxSentence)
+	}
+	a.User, c.Principal = shorten(a.User, maxText), shorten(c.Principal, maxText)
 }
 
 // about tells whether an event names something other than a container: an object of the cluster, an account.
