@@ -43,7 +43,7 @@ test: setup build ## run every test: kernel, node, Temporal and Kubernetes inclu
 	@bash scripts/test.sh "$(LAB)"
 
 test-short: ## the tests that need neither root nor a cluster
-	$(GO) test ./sensors ./sensors/rules ./sensors/proof ./sensors/link ./sensors/redact ./sensors/foreign ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
+	$(GO) test ./sensors ./sensors/rules ./sensors/proof ./sensors/link ./sensors/redact ./sensors/foreign/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
 bench: build setup ## measure; results in bench.json (one object a line, with the baseline of the same run)
 	@bash scripts/bench.sh "$(LAB)"
@@ -57,6 +57,7 @@ generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/link
 
 FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
+	sensors/foreign:FuzzTetragon sensors/foreign:FuzzTracee sensors/foreign:FuzzKubeArmor sensors/foreign:FuzzSplit sensors/foreign:FuzzKubernetesAudit sensors/foreign:FuzzCloudTrail \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
 	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs
 

@@ -78,7 +78,7 @@ Start with:
 	root.PersistentFlags().StringVar(&g.server.ca, "server-ca", os.Getenv("STANCH_SERVER_CA"), "with --server: the certificate authority, pki/ca.crt")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {upCommand(g), workerCommand(g), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
+		"run":   {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
 		"see":   {incidentsCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), markCommand(g), stopCommand(g), resumeCommand(g), evidenceCommand(g)},
 		"write": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {

@@ -1,36 +1,37 @@
-// Package foreign turns what other sensors report into detections. It is pure: it refuses to look anything up, and
-// leaves empty what the report does not say. Numbers keep every digit.
 package foreign
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"stanch/sensors"
 )
 
-// falco is Falco's JSON output.
+// falco is Falco's JSON output, and what Falcosidekick makes of it.
 type falco struct {
-	UUID         string                     `json:"uuid"`
-	Output       string                     `json:"output"`
-	Priority     string                     `json:"priority"`
-	Rule         string                     `json:"rule"`
-	Time         time.Time                  `json:"time"`
-	Source       string                     `json:"source"`
-	Tags         []string                   `json:"tags"`
-	Hostname     string                     `json:"hostname"`
-	OutputFields map[string]json.RawMessage `json:"output_fields"`
+	UUID         string            `json:"uuid"` // Falcosidekick's
+	Output       string            `json:"output"`
+	Priority     string            `json:"priority"`
+	Rule         string            `json:"rule"`
+	Time         instant           `json:"time"`
+	Source       string            `json:"source"` // "syscall", "k8s_audit", "aws_cloudtrail", "internal", …
+	Tags         []string          `json:"tags"`
+	Hostname     string            `json:"hostname"`
+	OutputFields map[string]scalar `json:"output_fields"`
 }
 
-// severities maps Falco's priorities, and how sure a rule of that priority is.
-var severities = map[string]struct {
+// The event sources of Falco's plugins that Stanch knows, and of Falco itself.
+const (
+	falcoKubernetes = "k8s_audit"
+	falcoCloudTrail = "aws_cloudtrail"
+	falcoInternal   = "internal"
+)
+
+// falcoPriorities maps Falco's priorities, and how sure a rule of that priority is.
+var falcoPriorities = map[string]struct {
 	severity   sensors.Severity
 	confidence float64
 }{
@@ -39,124 +40,92 @@ var severities = map[string]struct {
 	"informational": {sensors.SeverityInfo, 0.3}, "info": {sensors.SeverityInfo, 0.3}, "debug": {sensors.SeverityInfo, 0.1},
 }
 
-// objectives maps words in Falco's tags and rule names to what an attacker seems to be after; the first that is
-// found counts.
-var objectives = []struct {
-	word      string
-	objective sensors.Objective
-}{
-	{"crypto", sensors.ObjectiveCryptoMining},
-	{"miner", sensors.ObjectiveCryptoMining},
-	{"mitre_impact", sensors.ObjectiveCryptoMining},
-	{"reverse shell", sensors.ObjectiveCommandControl},
-	{"redirect stdout", sensors.ObjectiveCommandControl},
-	{"mitre_command_and_control", sensors.ObjectiveCommandControl},
-	{"mitre_privilege_escalation", sensors.ObjectiveEscape},
-	{"escape", sensors.ObjectiveEscape},
-	{"mitre_credential_access", sensors.ObjectiveCredentialAccess},
-	{"mitre_lateral_movement", sensors.ObjectiveLateralMovement},
-	{"mitre_exfiltration", sensors.ObjectiveExfiltration},
-	{"mitre_persistence", sensors.ObjectivePersistence},
-	{"mitre_defense_evasion", sensors.ObjectiveDefenceEvasion},
-	{"mitre_discovery", sensors.ObjectiveDiscovery},
-	{"mitre_execution", sensors.ObjectiveExecution},
-}
-
-// maxFields bounds what one report may bring.
+// maxFields bounds the output fields of one alert.
 const maxFields = 500
 
-// Falco decodes one event of Falco's http_output. What is no alert about a container is an error.
-func Falco(raw []byte) (sensors.Detection, error) {
+// Falco decodes one record of Falco's http_output or of Falcosidekick.
+func Falco(raw []byte) (Report, error) {
 	var f falco
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	if err := decoder.Decode(&f); err != nil {
-		return sensors.Detection{}, fmt.Errorf("not Falco's JSON: %w", err)
+	if err := bounded(raw); err != nil {
+		return Report{}, fmt.Errorf("not Falco's JSON: %w", err)
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return Report{}, fmt.Errorf("not Falco's JSON: %w", err)
 	}
 	if f.Rule == "" || f.Priority == "" {
-		return sensors.Detection{}, errors.New("not a Falco alert: it has no rule or no priority")
+		return Report{}, errors.New("not a Falco alert: it has no rule or no priority")
 	}
 	if len(f.OutputFields) > maxFields {
-		return sensors.Detection{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields), maxFields)
+		return Report{}, fmt.Errorf("the alert has %d fields, at most %d are read", len(f.OutputFields), maxFields)
 	}
-	known, ok := severities[strings.ToLower(f.Priority)]
+	priority, ok := falcoPriorities[strings.ToLower(f.Priority)]
 	if !ok {
-		return sensors.Detection{}, fmt.Errorf("the priority %q is none of Falco's", clip(f.Priority))
+		return Report{}, fmt.Errorf("the priority %q is none of Falco's", clip(f.Priority))
 	}
-	get := func(name string) string {
-		var s string
-		v := f.OutputFields[name]
-		if json.Unmarshal(v, &s) == nil {
-			if s == "<NA>" {
-				return ""
-			}
-			return s
-		}
-		if string(v) == "null" {
-			return ""
-		}
-		return string(v)
+	at := f.Time.Time
+	if at.IsZero() {
+		at = f.OutputFields["evt.time"].nanoseconds()
 	}
-	number := func(name string) uint32 {
-		n, err := strconv.ParseUint(get(name), 10, 32)
-		if err != nil {
-			return 0
-		}
-		return uint32(n)
+	if h, ok := f.health(at); ok {
+		return health(h)
 	}
+	meaning, reason := interpret("Falco", falcoRules, f.Rule, f.Tags, falcoTechnique(f.Tags))
 	d := sensors.Detection{
-		ID: f.UUID, Rule: f.Rule, Title: f.Rule, Severity: known.severity, Confidence: known.confidence, Source: "falco", Time: f.Time, Node: f.Hostname,
-		Objective: sensors.ObjectiveExecution, Reasons: []string{"Falco's rule fired at priority " + f.Priority + "."},
-		Event: sensors.Event{
-			Kind: sensors.KindExec, Time: f.Time, Node: f.Hostname,
-			Process: sensors.Process{PID: number("proc.pid"), PPID: number("proc.ppid"), UID: number("user.uid"), Name: get("proc.name"), Exe: get("proc.exepath"), Args: strings.Fields(get("proc.cmdline"))},
-			Container: sensors.Container{
-				ID: get("container.id"), Name: get("container.name"), Image: get("container.image.repository"), ImageDigest: get("container.image.digest"),
-				Pod: sensors.Pod{Namespace: get("k8s.ns.name"), Name: get("k8s.pod.name"), UID: get("k8s.pod.uid")},
-			},
-		},
+		ID: f.UUID, Rule: f.Rule, Title: f.Rule, Severity: priority.severity, Confidence: priority.confidence, Source: KindFalco, Time: at, Node: f.Hostname,
+		Objective: meaning.objective, Technique: meaning.technique,
+		Reasons: []string{"Falco's rule fired at priority " + f.Priority + ".", reason},
+	}
+	if meaning.confidence > 0 {
+		d.Confidence = meaning.confidence
+	}
+	fields := falcoFields(f.OutputFields)
+	switch f.Source {
+	case falcoKubernetes:
+		d.Event = fields.kubernetes()
+	case falcoCloudTrail:
+		d.Event = fields.cloudTrail()
+	default:
+		d.Event = fields.syscall()
 	}
 	for field, prefix := range map[string]string{"ka.user.name": "kubernetes:", "ct.user.arn": "aws:"} {
-		if name := get(field); name != "" {
+		if name := fields.get(field); name != "" && d.Event.Actor == "" {
 			d.Event.Actor = prefix + name
 		}
 	}
-	if tag := get("container.image.tag"); tag != "" && d.Event.Container.Image != "" {
-		d.Event.Container.Image += ":" + tag
-	}
-	if parent := get("proc.pname"); parent != "" {
-		d.Event.Process.Ancestors = []sensors.Ancestor{{PID: number("proc.ppid"), Name: parent}}
-	}
-	words := strings.ToLower(f.Rule + " " + strings.Join(f.Tags, " "))
-	for _, o := range objectives {
-		if strings.Contains(words, o.word) {
-			d.Objective = o.objective
-			break
-		}
-	}
-	for _, tag := range f.Tags {
-		if len(tag) > 1 && tag[0] == 'T' && tag[1] >= '0' && tag[1] <= '9' {
-			d.Technique = tag
-			break
-		}
-	}
-	if d.ID == "" {
-		sum := sha256.Sum256(raw)
-		d.ID = "falco-" + hex.EncodeToString(sum[:12])
-	}
-	d.Event.ID = d.ID
-	if d.Event.Container.ID == "host" {
-		d.Event.Container.ID = ""
-	}
-	if d.Event.Container.ID == "" && d.Event.Container.Pod.Name == "" {
-		return sensors.Detection{}, errors.New("the alert is about no container")
-	}
-	return d, nil
+	return finish(&d, raw)
 }
 
-func clip(s string) string {
-	if r := []rune(s); len(r) > 60 {
-		return string(r[:60]) + "…"
+// falcoTechnique is the first technique among an alert's tags: Falco writes it as a tag of its own.
+func falcoTechnique(tags []string) string {
+	for _, tag := range tags {
+		if t := techniqueIn(tag); t != "" && strings.EqualFold(t, tag) {
+			return t
+		}
 	}
-	return s
+	return ""
+}
+
+// health tells Falco's word about itself from its alerts.
+func (f *falco) health(at time.Time) (Health, bool) {
+	h := Health{Source: KindFalco, Node: f.Hostname, Time: at, Message: f.Output}
+	switch {
+	case f.Rule == "Falco internal: metrics snapshot":
+		// Both count from the start: what the kernel dropped, and what Falco's own queue did.
+		h.Total = true
+		h.Dropped = add(f.OutputFields["scap.n_drops"].uint64(), f.OutputFields["falco.outputs_queue_num_drops"].uint64())
+	case strings.HasPrefix(f.Rule, "Falco internal: ") || f.Source == falcoInternal:
+		h.Dropped = f.OutputFields["n_drops"].uint64()
+	case f.Rule == "Test rule" && f.Hostname == "falcosidekick" && len(f.OutputFields) <= 4:
+		h.Node, h.Message = "", "Falcosidekick sent its test event."
+	default:
+		return Health{}, false
+	}
+	return h, true
+}
+
+func add(a, b uint64) uint64 {
+	if a+b < a {
+		return ^uint64(0)
+	}
+	return a + b
 }

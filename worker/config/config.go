@@ -80,12 +80,6 @@ type Budget struct {
 	Longest Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
-// Foreign is a source of detections that posts over HTTP with a token.
-type Foreign struct {
-	Name      string `yaml:"name" json:"name"`
-	TokenFile string `yaml:"token_file" json:"token_file"`
-}
-
 // AWS is the account that aws.* actions work on. Credentials come from the SDK's usual places, never from this file.
 type AWS struct {
 	Region   string `yaml:"region" json:"region" jsonschema:"required,description=such as eu-central-1"`
@@ -247,6 +241,7 @@ func (p *parser) errorf(line int, code, hint, format string, args ...any) {
 func (p *parser) check(c *Config) {
 	p.checkAWS(c)
 	p.outside(c)
+	p.foreign(c.Foreign)
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)

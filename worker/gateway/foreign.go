@@ -3,17 +3,15 @@ package gateway
 import (
 	"context"
 	"crypto/subtle"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"golang.org/x/time/rate"
 
 	"stanch/sensors"
 	"stanch/sensors/foreign"
@@ -21,142 +19,153 @@ import (
 	"stanch/worker/config"
 )
 
+// HealthSink is told what other sensors say about themselves: that they lost events, or that they live.
+type HealthSink interface {
+	ForeignHealth(ctx context.Context, h foreign.Health)
+}
+
 // Foreign takes detections of other sensors over HTTP, with a token for each source.
 type Foreign struct {
 	Intake *Intake
 	Log    *slog.Logger
 	// Slack takes signed clicks at /slack/interactions; nil takes none.
-	Slack  *Slack
-	tokens map[string]string // source to token
+	Slack *Slack
+	// Health is told what sensors say about themselves; nil only logs it.
+	Health  HealthSink
+	sources map[string]*source
+	pods    podCache
 }
 
-// NewForeign reads the sources' tokens. A token shorter than 16 characters is refused.
+// source is one sender with a token.
+type source struct {
+	name, kind, token string
+	limit             *rate.Limiter
+	counts            struct{ accepted, telemetry, health, dropped, refused, limited, later atomic.Uint64 }
+}
+
+// ForeignCounts is what came from one source since the start.
+type ForeignCounts struct {
+	Accepted  uint64 `json:"accepted"`
+	Telemetry uint64 `json:"telemetry"` // records that were no alerts
+	Health    uint64 `json:"health"`    // words of the sensor about itself
+	Dropped   uint64 `json:"dropped"`   // events that the sensor says it lost; what counts from its start is not added up
+	Refused   uint64 `json:"refused"`
+	Limited   uint64 `json:"limited"` // requests that came too fast
+	Later     uint64 `json:"later"`   // requests that were told to come again, because Temporal or the cluster was away
+}
+
+// The bounds of one request and of what a source may send.
+const (
+	maxForeignBody  = 4 << 20
+	maxForeignLines = 1000
+	// minToken is the shortest token that is taken.
+	minToken = 16
+	// burstSeconds is for how long a source may have been silent and send at once what it kept meanwhile.
+	burstSeconds = 10
+)
+
+// NewForeign reads the sources' tokens. A token shorter than 16 characters, or that two sources have, is refused.
 func NewForeign(intake *Intake, sources []config.Foreign, log *slog.Logger) (*Foreign, error) {
-	f := &Foreign{Intake: intake, Log: log, tokens: map[string]string{}}
+	f := &Foreign{Intake: intake, Log: log, sources: map[string]*source{}}
+	owners := map[string]string{}
 	for _, s := range sources {
 		raw, err := os.ReadFile(s.TokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("foreign source %s: %w", s.Name, err)
 		}
 		token := strings.TrimSpace(string(raw))
-		if len(token) < 16 {
-			return nil, fmt.Errorf("foreign source %s: the token in %s has fewer than 16 characters", s.Name, s.TokenFile)
+		if len(token) < minToken {
+			return nil, fmt.Errorf("foreign source %s: the token in %s has fewer than %d characters", s.Name, s.TokenFile, minToken)
 		}
-		f.tokens[s.Name] = token
+		if other, taken := owners[token]; taken {
+			return nil, fmt.Errorf("foreign source %s: it has the token of %s: give each a token of its own, or nobody can tell who sent what", s.Name, other)
+		}
+		owners[token] = s.Name
+		perSecond := s.PerSecond()
+		f.sources[s.Name] = &source{name: s.Name, kind: s.Kind, token: token, limit: rate.NewLimiter(rate.Limit(perSecond), max(burstSeconds*perSecond, maxForeignLines))}
 	}
 	return f, nil
 }
 
-// Server serves POST /v1/falco and POST /v1/detections.
+// Server serves POST /v1/KIND for each kind of sensor, and POST /v1/detections for detections in Stanch's own words.
 func (f *Foreign) Server() *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/falco", f.take(func(raw []byte) (sensors.Detection, error) { return foreign.Falco(raw) }))
-	mux.HandleFunc("POST /v1/detections", f.take(DecodeDetection))
+	for _, kind := range foreign.Kinds() {
+		mux.HandleFunc("POST /v1/"+kind, f.take(door{
+			kind: kind, most: maxForeignBody, decode: foreign.DecoderOf(kind),
+			split: func(body []byte) ([]foreign.Record, error) { return foreign.Split(body, maxForeignLines) },
+		}))
+	}
+	mux.HandleFunc("POST /v1/detections", f.take(door{
+		kind: config.ForeignDetections, most: maxDetection,
+		split: func(body []byte) ([]foreign.Record, error) { return []foreign.Record{{Line: 1, Raw: body}}, nil },
+		decode: func(raw []byte) (foreign.Report, error) {
+			d, err := DecodeDetection(raw)
+			return foreign.Report{Alert: &d}, err
+		},
+	}))
 	if f.Slack != nil {
 		mux.Handle("/slack/interactions", f.Slack)
 	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, MaxHeaderBytes: 16 << 10}
 }
 
-func (f *Foreign) source(r *http.Request) (string, bool) {
-	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return "", false
-	}
-	name, found := "", false
-	for source, token := range f.tokens {
-		if subtle.ConstantTimeCompare([]byte(token), []byte(given)) == 1 {
-			name, found = source, true
+// Counts tells what came from each source.
+func (f *Foreign) Counts() map[string]ForeignCounts {
+	out := map[string]ForeignCounts{}
+	for name, s := range f.sources {
+		c := &s.counts
+		out[name] = ForeignCounts{
+			Accepted: c.accepted.Load(), Telemetry: c.telemetry.Load(), Health: c.health.Load(), Dropped: c.dropped.Load(), Refused: c.refused.Load(),
+			Limited: c.limited.Load(), Later: c.later.Load(),
 		}
 	}
-	return name, found
+	return out
+}
+
+// source is who has the token of a request; nil is nobody.
+func (f *Foreign) source(r *http.Request) *source {
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return nil
+	}
+	var found *source
+	for _, s := range f.sources {
+		if subtle.ConstantTimeCompare([]byte(s.token), []byte(given)) == 1 {
+			found = s
+		}
+	}
+	return found
 }
 
 // withoutSecrets does for detections of other sensors what the node does for its own.
 func withoutSecrets(d *sensors.Detection) {
-	p := &d.Event.Process
-	p.Args = redact.Args(p.Args)
-	for i := range p.Ancestors {
-		p.Ancestors[i].Args = redact.Args(p.Ancestors[i].Args)
+	e := &d.Event
+	e.Process.Args = redact.Args(e.Process.Args)
+	for i := range e.Process.Ancestors {
+		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
 	}
+	e.Audit.Exec.Command = redact.Args(e.Audit.Exec.Command)
+	e.Call.Detail = redact.Text(e.Call.Detail)
 	for i := range d.Reasons {
 		d.Reasons[i] = redact.Text(d.Reasons[i])
 	}
 	d.Title = redact.Text(d.Title)
 }
 
-func (f *Foreign) take(decode func([]byte) (sensors.Detection, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		say := func(code int, text string) {
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(code)
-			_ = json.NewEncoder(w).Encode(map[string]string{"status": text})
+// told hands on what a sensor says about itself.
+func (f *Foreign) told(ctx context.Context, s *source, h foreign.Health) {
+	h.Source, h.Message = s.name, redact.Text(h.Message)
+	s.counts.health.Add(1)
+	if h.Dropped > 0 {
+		if !h.Total {
+			s.counts.dropped.Add(h.Dropped)
 		}
-		source, ok := f.source(r)
-		if !ok {
-			say(http.StatusUnauthorized, "give the source's token: Authorization: Bearer …")
-			return
-		}
-		raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxDetection))
-		if err != nil {
-			say(http.StatusRequestEntityTooLarge, fmt.Sprintf("at most %d bytes are accepted", maxDetection))
-			return
-		}
-		d, err := decode(raw)
-		if err != nil {
-			say(http.StatusBadRequest, err.Error())
-			return
-		}
-		d.Source = source
-		withoutSecrets(&d)
-		if err := f.complete(r.Context(), &d); err != nil {
-			say(http.StatusUnprocessableEntity, err.Error())
-			return
-		}
-		if err := f.Intake.Check(r.Context(), d, ""); err != nil {
-			say(http.StatusUnprocessableEntity, err.Error())
-			return
-		}
-		if err := f.Intake.Accept(r.Context(), []sensors.Detection{d}); err != nil {
-			f.Log.Error("a foreign detection did not reach Temporal", "source", source, "error", err)
-			say(http.StatusServiceUnavailable, "send it again later")
-			return
-		}
-		say(http.StatusAccepted, "accepted")
+		f.Log.Warn("a foreign sensor lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.Total, "message", h.Message)
+	} else {
+		f.Log.Debug("a foreign sensor speaks of itself", "source", h.Source, "node", h.Node, "message", h.Message)
 	}
-}
-
-// complete finds the identity of the pod that a report names: a name is reused, a UID is not.
-func (f *Foreign) complete(ctx context.Context, d *sensors.Detection) error {
-	pod := &d.Event.Container.Pod
-	if pod.Name == "" {
-		return nil
+	if f.Health != nil {
+		f.Health.ForeignHealth(ctx, h)
 	}
-	if f.Intake.Kube == nil {
-		return errors.New("it names a pod, and no cluster is connected")
-	}
-	got, err := f.Intake.Kube.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-	if err != nil {
-		return fmt.Errorf("pod %s/%s: %w", clip(pod.Namespace), clip(pod.Name), err)
-	}
-	if pod.UID != "" && pod.UID != string(got.UID) {
-		return fmt.Errorf("pod %s/%s has the UID %s now, not %s", pod.Namespace, pod.Name, got.UID, clip(pod.UID))
-	}
-	pod.UID, pod.IP, pod.HostNetwork, pod.ServiceAccount, pod.Labels = string(got.UID), got.Status.PodIP, got.Spec.HostNetwork, got.Spec.ServiceAccountName, got.Labels
-	d.Node, d.Event.Node = got.Spec.NodeName, got.Spec.NodeName
-	for _, s := range got.Status.ContainerStatuses {
-		_, id, _ := strings.Cut(s.ContainerID, "://")
-		if d.Event.Container.ID != "" && !strings.HasPrefix(id, d.Event.Container.ID) {
-			continue
-		}
-		d.Event.Container.ID, d.Event.Container.Name, d.Event.Container.Image = id, s.Name, s.Image
-		if _, digest, ok := strings.Cut(s.ImageID, "@"); ok {
-			d.Event.Container.ImageDigest = digest
-		}
-		break
-	}
-	if d.Event.Container.Workload.Name == "" {
-		d.Event.Container.Workload = sensors.WorkloadHint(got.Name, got.Labels)
-	}
-	return nil
 }

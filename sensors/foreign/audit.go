@@ -1,0 +1,216 @@
+package foreign
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"stanch/sensors"
+	"stanch/sensors/redact"
+)
+
+// auditEvent is an Event of audit.k8s.io/v1.
+type auditEvent struct {
+	Kind       string `json:"kind"`
+	APIVersion string `json:"apiVersion"`
+	AuditID    string `json:"auditID"`
+	Stage      string `json:"stage"`
+	RequestURI string `json:"requestURI"`
+	Verb       string `json:"verb"`
+	User       struct {
+		Username string              `json:"username"`
+		Groups   []string            `json:"groups"`
+		Extra    map[string][]string `json:"extra"`
+	} `json:"user"`
+	ImpersonatedUser struct {
+		Username string   `json:"username"`
+		Groups   []string `json:"groups"`
+	} `json:"impersonatedUser"`
+	SourceIPs []string `json:"sourceIPs"`
+	UserAgent string   `json:"userAgent"`
+	ObjectRef struct {
+		Resource    string `json:"resource"`
+		Namespace   string `json:"namespace"`
+		Name        string `json:"name"`
+		UID         string `json:"uid"`
+		APIGroup    string `json:"apiGroup"`
+		Subresource string `json:"subresource"`
+	} `json:"objectRef"`
+	ResponseStatus struct {
+		Code scalar `json:"code"`
+	} `json:"responseStatus"`
+	RequestObject  json.RawMessage   `json:"requestObject"`
+	ResponseObject json.RawMessage   `json:"responseObject"`
+	Received       instant           `json:"requestReceivedTimestamp"`
+	StageTime      instant           `json:"stageTimestamp"`
+	Annotations    map[string]string `json:"annotations"`
+}
+
+// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, and an object has
+// at most the size that etcd takes.
+const (
+	MaxAudit       = 16 << 20
+	maxAuditEvents = 2000
+	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
+	maxAuditValues = 1_000_000
+)
+
+// The keys of a user's extra fields that say from where a service account's token was used.
+const (
+	extraPodName  = "authentication.kubernetes.io/pod-name"
+	extraPodUID   = "authentication.kubernetes.io/pod-uid"
+	extraNodeName = "authentication.kubernetes.io/node-name"
+)
+
+// KubernetesAudit decodes an Event of audit.k8s.io/v1 or an EventList, as the API server's webhook and its log file have
+// them. What can be read is given together with an error about what cannot.
+func KubernetesAudit(raw []byte) ([]sensors.Event, error) {
+	if err := boundedBy(raw, MaxAudit, maxAuditDepth, maxAuditValues); err != nil {
+		return nil, fmt.Errorf("not an audit event: %w", err)
+	}
+	var list struct {
+		Kind  string            `json:"kind"`
+		Items []json.RawMessage `json:"items"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return nil, fmt.Errorf("not an audit event: %w", err)
+	}
+	switch {
+	case list.Kind == "Event":
+		list.Items = []json.RawMessage{raw}
+	case list.Kind != "EventList":
+		return nil, fmt.Errorf("not an audit event: its kind is %q", clip(list.Kind))
+	case len(list.Items) > maxAuditEvents:
+		return nil, fmt.Errorf("%d audit events at once, at most %d are read", len(list.Items), maxAuditEvents)
+	}
+	var out []sensors.Event
+	var problems []error
+	for i, item := range list.Items {
+		e, err := auditOne(item)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("audit event %d: %w", i+1, err))
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, errors.Join(problems...)
+}
+
+func auditOne(raw []byte) (sensors.Event, error) {
+	var a auditEvent
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return sensors.Event{}, fmt.Errorf("decode: %w", err)
+	}
+	at := a.Received.Time
+	if at.IsZero() {
+		at = a.StageTime.Time
+	}
+	switch {
+	// The items of a list may leave their kind away.
+	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
+		return sensors.Event{}, fmt.Errorf("its version is %q, and audit.k8s.io/v1 is read", clip(a.APIVersion))
+	case a.AuditID == "" || a.Verb == "" || a.User.Username == "":
+		return sensors.Event{}, errors.New("it has no auditID, no verb or no user")
+	case !plausible(at):
+		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
+	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentity || len(a.ObjectRef.Name) > 2*maxIdentity:
+		return sensors.Event{}, errors.New("a name in it is too long")
+	}
+	path, query := a.RequestURI, url.Values{}
+	if u, err := url.ParseRequestURI(a.RequestURI); err == nil {
+		path, query = u.Path, u.Query()
+	} else {
+		path, _, _ = strings.Cut(path, "?")
+	}
+	e := sensors.Event{
+		ID: "kubernetes-audit/" + a.AuditID + "/" + a.Stage, Kind: sensors.KindAudit, Time: at.UTC(), Actor: "kubernetes:" + a.User.Username,
+		Audit: sensors.Audit{
+			Verb: shorten(a.Verb, 64), User: a.User.Username, Groups: few(a.User.Groups), Impersonated: a.ImpersonatedUser.Username, ImpersonatedGroups: few(a.ImpersonatedUser.Groups),
+			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extra(a.User.Extra, extraPodName), FromPodUID: extra(a.User.Extra, extraPodUID), FromNode: extra(a.User.Extra, extraNodeName),
+			Group: shorten(a.ObjectRef.APIGroup, maxIdentity), Resource: shorten(a.ObjectRef.Resource, maxIdentity), Subresource: shorten(a.ObjectRef.Subresource, maxIdentity),
+			Namespace: a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: shorten(a.ObjectRef.UID, 64), Path: shorten(path, maxSentence), Code: int(a.ResponseStatus.Code.port()),
+			Decision: shorten(a.Annotations["authorization.k8s.io/decision"], 16), DecisionReason: shorten(a.Annotations["authorization.k8s.io/reason"], maxSentence),
+			UserAgent: shorten(a.UserAgent, maxSentence), SourceIPs: few(a.SourceIPs), Stage: a.Stage, Annotations: auditAnnotations(a.Annotations),
+			DryRun: query.Get("dryRun") != "",
+		},
+	}
+	a.facts(&e, query)
+	return e, nil
+}
+
+// facts takes from what was sent only what rules need; nothing else of it leaves this function.
+func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
+	out := &e.Audit
+	object := auditObject(a.RequestObject)
+	if object == nil {
+		// A JSON patch names no fields; then the whole object as it is afterwards says what it asks for.
+		object = auditObject(a.ResponseObject)
+	}
+	switch kind := out.Resource; {
+	case kind == "pods" && (out.Subresource == "exec" || out.Subresource == "attach"):
+		out.Exec = sensors.AuditExec{Container: shorten(query.Get("container"), maxIdentity), TTY: query.Get("tty") == "true", Stdin: query.Get("stdin") == "true"}
+		out.Exec.Command, _ = boundArgs(redact.Args(query["command"]), false)
+	case kind == "serviceaccounts" && out.Subresource == "token":
+		if object != nil {
+			out.Token = object.token()
+		}
+	case object == nil:
+	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplates[kind] && out.Subresource == "":
+		out.Pod = object.pod()
+	case kind == "rolebindings" || kind == "clusterrolebindings":
+		out.Binding = object.binding()
+	case kind == "roles" || kind == "clusterroles":
+		out.Role = object.role()
+	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
+		out.Webhook = object.webhook()
+	}
+	if made := auditObject(a.ResponseObject); made != nil && out.Verb == "create" && out.Subresource == "" {
+		out.Name, out.UID = orElse(out.Name, shorten(made.Metadata.Name, maxIdentity)), orElse(out.UID, shorten(made.Metadata.UID, 64))
+	}
+	// A request about one pod is about that pod: its incident is the pod's.
+	if out.Resource == "pods" && out.Name != "" && out.Verb != "delete" && out.Verb != "deletecollection" {
+		e.Container.Pod = sensors.Pod{Namespace: out.Namespace, Name: out.Name, UID: out.UID}
+	}
+}
+
+func extra(all map[string][]string, key string) string {
+	if len(all[key]) == 0 {
+		return ""
+	}
+	return shorten(all[key][0], maxIdentity)
+}
+
+// few bounds a list of names.
+func few(all []string) []string {
+	all = all[:min(len(all), maxLabels)]
+	for i, s := range all {
+		all[i] = shorten(s, maxSentence)
+	}
+	return all
+}
+
+// auditAnnotations leaves away what a mutating webhook has written into an object: that may be a secret.
+func auditAnnotations(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range all {
+		if len(k) <= maxIdentity && !strings.HasPrefix(k, "patch.webhook.admission.k8s.io/") {
+			out[k] = shorten(v, maxSentence)
+		}
+	}
+	if len(out) == 0 || len(out) > maxLabels {
+		return nil
+	}
+	return out
+}
+
+// auditObject reads an object of a request, as far as facts are taken from it; nil if there is none.
+func auditObject(raw json.RawMessage) *requested {
+	var o requested
+	if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '{' || json.Unmarshal(raw, &o) != nil {
+		return nil
+	}
+	return &o
+}

@@ -1,0 +1,213 @@
+package foreign
+
+import (
+	"slices"
+	"strings"
+
+	"stanch/sensors"
+)
+
+// requested is an object in a request, as far as Stanch looks into it. It has no field for the data of a Secret or a
+// ConfigMap, for an environment or for a token, so that none can be copied.
+type requested struct {
+	Metadata struct {
+		Name string `json:"name"`
+		UID  string `json:"uid"`
+	} `json:"metadata"`
+	Spec struct {
+		podSpec
+		Template struct {
+			Spec podSpec `json:"spec"`
+		} `json:"template"`
+		JobTemplate struct {
+			Spec struct {
+				Template struct {
+					Spec podSpec `json:"spec"`
+				} `json:"template"`
+			} `json:"spec"`
+		} `json:"jobTemplate"`
+		// A TokenRequest's.
+		Audiences         []string `json:"audiences"`
+		ExpirationSeconds int64    `json:"expirationSeconds"`
+		BoundObjectRef    struct {
+			Kind string `json:"kind"`
+			Name string `json:"name"`
+		} `json:"boundObjectRef"`
+	} `json:"spec"`
+	RoleRef  roleRef       `json:"roleRef"`
+	Subjects []roleSubject `json:"subjects"`
+	Rules    []roleRule    `json:"rules"`
+	Webhooks []struct {
+		FailurePolicy string `json:"failurePolicy"`
+		ClientConfig  struct {
+			URL string `json:"url"`
+		} `json:"clientConfig"`
+	} `json:"webhooks"`
+}
+
+type roleRef struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+type roleSubject struct {
+	Kind      string `json:"kind"`
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+}
+
+type roleRule struct {
+	Verbs     []string `json:"verbs"`
+	Groups    []string `json:"apiGroups"`
+	Resources []string `json:"resources"`
+	URLs      []string `json:"nonResourceURLs"`
+}
+
+type podSpec struct {
+	Containers          []podContainer `json:"containers"`
+	InitContainers      []podContainer `json:"initContainers"`
+	EphemeralContainers []podContainer `json:"ephemeralContainers"`
+	HostNetwork         bool           `json:"hostNetwork"`
+	HostPID             bool           `json:"hostPID"`
+	HostIPC             bool           `json:"hostIPC"`
+	ServiceAccountName  string         `json:"serviceAccountName"`
+	NodeName            string         `json:"nodeName"`
+	Volumes             []struct {
+		HostPath *struct {
+			Path string `json:"path"`
+		} `json:"hostPath"`
+	} `json:"volumes"`
+}
+
+type podContainer struct {
+	Image           string `json:"image"`
+	SecurityContext struct {
+		Privileged               bool `json:"privileged"`
+		AllowPrivilegeEscalation bool `json:"allowPrivilegeEscalation"`
+		Capabilities             struct {
+			Add []string `json:"add"`
+		} `json:"capabilities"`
+	} `json:"securityContext"`
+}
+
+// podTemplates are the resources that make pods.
+var podTemplates = map[string]bool{
+	"deployments": true, "daemonsets": true, "statefulsets": true, "replicasets": true, "replicationcontrollers": true, "jobs": true, "cronjobs": true,
+}
+
+// pod is what an object's pods ask for, wherever in it their specification is.
+func (o *requested) pod() sensors.AuditPod {
+	var out sensors.AuditPod
+	for _, s := range []*podSpec{&o.Spec.podSpec, &o.Spec.Template.Spec, &o.Spec.JobTemplate.Spec.Template.Spec} {
+		out.HostNetwork, out.HostPID, out.HostIPC = out.HostNetwork || s.HostNetwork, out.HostPID || s.HostPID, out.HostIPC || s.HostIPC
+		out.ServiceAccount, out.Node = orElse(out.ServiceAccount, shorten(s.ServiceAccountName, maxIdentity)), orElse(out.Node, shorten(s.NodeName, maxIdentity))
+		for _, v := range s.Volumes {
+			if v.HostPath != nil {
+				out.HostPaths = append(out.HostPaths, v.HostPath.Path)
+			}
+		}
+		for _, c := range s.EphemeralContainers {
+			out.Ephemeral = append(out.Ephemeral, c.Image)
+		}
+		for _, c := range slices.Concat(s.InitContainers, s.Containers, s.EphemeralContainers) {
+			out.Images = append(out.Images, c.Image)
+			out.Privileged = out.Privileged || c.SecurityContext.Privileged
+			out.PrivilegeEscalation = out.PrivilegeEscalation || c.SecurityContext.AllowPrivilegeEscalation
+			out.Capabilities = append(out.Capabilities, c.SecurityContext.Capabilities.Add...)
+		}
+	}
+	out.HostPaths, out.Images, out.Ephemeral, out.Capabilities = set(out.HostPaths), set(out.Images), set(out.Ephemeral), set(out.Capabilities)
+	return out
+}
+
+// set sorts names and takes each once.
+func set(names []string) []string {
+	names = slices.DeleteFunc(names, func(s string) bool { return s == "" })
+	slices.Sort(names)
+	names = few(slices.Compact(names))
+	if len(names) == 0 {
+		return nil
+	}
+	return names
+}
+
+func (o *requested) binding() sensors.AuditBinding {
+	var out sensors.AuditBinding
+	if o.RoleRef.Name != "" {
+		out.Role = shorten(o.RoleRef.Kind+"/"+o.RoleRef.Name, maxSentence)
+	}
+	for _, s := range o.Subjects {
+		name := s.Kind + "/" + s.Name
+		if s.Namespace != "" && s.Kind == "ServiceAccount" {
+			name = s.Kind + "/" + s.Namespace + "/" + s.Name
+		}
+		out.Subjects = append(out.Subjects, name)
+	}
+	out.Subjects = set(out.Subjects)
+	return out
+}
+
+// escalating are the rights by which one can gain more: verbs for any resource, and verbs for a resource.
+var (
+	escalatingVerbs     = []string{"escalate", "bind", "impersonate", "approve", "sign"}
+	escalatingResources = map[string][]string{
+		"secrets":                         {"get", "list", "watch"},
+		"pods":                            {"create", "update", "patch"},
+		"pods/exec":                       {"create", "get"},
+		"pods/attach":                     {"create", "get"},
+		"pods/portforward":                {"create", "get"},
+		"pods/ephemeralcontainers":        {"update", "patch"},
+		"serviceaccounts/token":           {"create"},
+		"nodes/proxy":                     {"create", "get"},
+		"roles":                           {"create", "update", "patch"},
+		"clusterroles":                    {"create", "update", "patch"},
+		"rolebindings":                    {"create", "update", "patch"},
+		"clusterrolebindings":             {"create", "update", "patch"},
+		"mutatingwebhookconfigurations":   {"create", "update", "patch"},
+		"validatingwebhookconfigurations": {"create", "update", "patch", "delete"},
+		"deployments":                     {"create", "update", "patch"},
+		"daemonsets":                      {"create", "update", "patch"},
+		"statefulsets":                    {"create", "update", "patch"},
+		"jobs":                            {"create"},
+		"cronjobs":                        {"create", "update", "patch"},
+		"persistentvolumes":               {"create"},
+	}
+)
+
+func (o *requested) role() sensors.AuditRole {
+	var out sensors.AuditRole
+	for _, rule := range o.Rules[:min(len(o.Rules), 1000)] {
+		out.Wildcard = out.Wildcard || slices.Contains(rule.Verbs, "*") || slices.Contains(rule.Resources, "*") || slices.Contains(rule.Groups, "*") || slices.Contains(rule.URLs, "*")
+		for _, verb := range escalatingVerbs {
+			if slices.Contains(rule.Verbs, verb) {
+				out.Escalating = append(out.Escalating, verb)
+			}
+		}
+		for _, resource := range rule.Resources {
+			for _, verb := range escalatingResources[resource] {
+				if slices.Contains(rule.Verbs, verb) || slices.Contains(rule.Verbs, "*") {
+					out.Escalating = append(out.Escalating, verb+" "+resource)
+				}
+			}
+		}
+	}
+	out.Escalating = set(out.Escalating)
+	return out
+}
+
+func (o *requested) token() sensors.AuditToken {
+	return sensors.AuditToken{
+		Audiences: few(o.Spec.Audiences), Seconds: o.Spec.ExpirationSeconds,
+		BoundTo: shorten(strings.Trim(o.Spec.BoundObjectRef.Kind+"/"+o.Spec.BoundObjectRef.Name, "/"), maxSentence),
+	}
+}
+
+func (o *requested) webhook() sensors.AuditWebhook {
+	var out sensors.AuditWebhook
+	for _, w := range o.Webhooks {
+		out.Ignore = out.Ignore || w.FailurePolicy == "Ignore"
+		out.URLs = append(out.URLs, w.ClientConfig.URL)
+	}
+	out.URLs = set(out.URLs)
+	return out
+}

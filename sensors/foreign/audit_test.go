@@ -1,0 +1,214 @@
+package foreign_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+	"stanch/sensors/foreign"
+)
+
+func auditEvent(verb, uri, ref, more string) string {
+	return fmt.Sprintf(`{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"RequestResponse","auditID":"0f7a","stage":"ResponseComplete","requestURI":%q,"verb":%q,
+"user":{"username":"system:serviceaccount:ci:deployer","uid":"u-1","groups":["system:serviceaccounts","system:authenticated"],"extra":{"authentication.kubernetes.io/pod-name":["runner-1"],"authentication.kubernetes.io/pod-uid":["p-1"],"authentication.kubernetes.io/node-name":["node-1"]}},
+"impersonatedUser":{"username":"admin","groups":["system:masters"]},"sourceIPs":["203.0.113.7"],"userAgent":"kubectl/v1.34","objectRef":%s,"responseStatus":{"metadata":{},"code":201},
+"requestReceivedTimestamp":"2026-11-23T03:00:00.123456Z","stageTimestamp":"2026-11-23T03:00:00.2Z","annotations":{"authorization.k8s.io/decision":"allow","authorization.k8s.io/reason":"RBAC: allowed","patch.webhook.admission.k8s.io/round_0_index_0":"PLANTED"}%s}`, uri, verb, ref, more)
+}
+
+var auditLines = []string{
+	auditEvent("create", "/api/v1/namespaces/shop/pods/web-1/exec?command=curl&command=--token&command=PLANTED&container=web&stdin=true&tty=true", `{"resource":"pods","namespace":"shop","name":"web-1","apiVersion":"v1","subresource":"exec"}`, ""),
+	auditEvent("create", "/api/v1/namespaces/shop/pods?dryRun=All", `{"resource":"pods","namespace":"shop","apiVersion":"v1"}`, `,"requestObject":{"metadata":{"generateName":"x-"},"spec":{"hostPID":true,"hostNetwork":true,"nodeName":"cp-1","serviceAccountName":"web",
+"volumes":[{"hostPath":{"path":"/"}},{"emptyDir":{}}],"containers":[{"image":"b","env":[{"name":"A","value":"PLANTED"}],"securityContext":{"privileged":true,"capabilities":{"add":["SYS_ADMIN"]}}}],"initContainers":[{"image":"a"}]}},"responseObject":{"metadata":{"name":"x-abc","uid":"uid-9"}}`),
+	auditEvent("patch", "/api/v1/namespaces/shop/pods/web-1/ephemeralcontainers", `{"resource":"pods","namespace":"shop","name":"web-1","uid":"uid-1","subresource":"ephemeralcontainers"}`, `,"requestObject":{"spec":{"ephemeralContainers":[{"image":"busybox","targetContainerName":"web"}]}}`),
+	auditEvent("create", "/apis/apps/v1/namespaces/shop/deployments", `{"resource":"deployments","namespace":"shop","name":"web","apiGroup":"apps"}`, `,"requestObject":{"spec":{"replicas":2,"template":{"spec":{"hostIPC":true,"containers":[{"image":"shop/web:7","securityContext":{"allowPrivilegeEscalation":true}}]}}}}`),
+	auditEvent("create", "/apis/batch/v1/namespaces/shop/cronjobs", `{"resource":"cronjobs","namespace":"shop","name":"c","apiGroup":"batch"}`, `,"requestObject":{"spec":{"jobTemplate":{"spec":{"template":{"spec":{"containers":[{"image":"miner"}]}}}}}}`),
+	auditEvent("create", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", `{"resource":"clusterrolebindings","name":"own","apiGroup":"rbac.authorization.k8s.io"}`, `,"requestObject":{"roleRef":{"kind":"ClusterRole","name":"cluster-admin"},"subjects":[{"kind":"ServiceAccount","name":"web","namespace":"shop"},{"kind":"User","name":"mallory"}]}`),
+	auditEvent("create", "/apis/rbac.authorization.k8s.io/v1/clusterroles", `{"resource":"clusterroles","name":"r","apiGroup":"rbac.authorization.k8s.io"}`, `,"requestObject":{"rules":[{"verbs":["*"],"resources":["pods/exec"],"apiGroups":[""]},{"verbs":["get","escalate"],"resources":["secrets"],"apiGroups":[""]}]}`),
+	auditEvent("create", "/api/v1/namespaces/shop/serviceaccounts/web/token", `{"resource":"serviceaccounts","namespace":"shop","name":"web","subresource":"token"}`, `,"requestObject":{"spec":{"audiences":["vault"],"expirationSeconds":31536000,"boundObjectRef":{"kind":"Pod","name":"web-1"}}},"responseObject":{"status":{"token":"PLANTED"}}`),
+	auditEvent("create", "/api/v1/namespaces/shop/secrets", `{"resource":"secrets","namespace":"shop","name":"s"}`, `,"requestObject":{"data":{"password":"PLANTED"},"stringData":{"a":"PLANTED"}},"responseObject":{"metadata":{"name":"s","uid":"u"},"data":{"password":"PLANTED"}}`),
+	auditEvent("create", "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", `{"resource":"mutatingwebhookconfigurations","name":"w"}`, `,"requestObject":{"webhooks":[{"failurePolicy":"Ignore","clientConfig":{"url":"https://evil.example","caBundle":"PLANTED"}}]}`),
+	auditEvent("patch", "/api/v1/namespaces/shop/pods/web-1", `{"resource":"pods","namespace":"shop","name":"web-1"}`, `,"requestObject":[{"op":"add","path":"/spec/x","value":"PLANTED"}],"responseObject":{"spec":{"hostPID":true}}`),
+}
+
+func audited(t *testing.T, text string) sensors.Event {
+	t.Helper()
+	all, err := foreign.KubernetesAudit([]byte(text))
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	return all[0]
+}
+
+func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
+	e := audited(t, auditLines[0])
+	require.Equal(t, "kubernetes-audit/0f7a/ResponseComplete", e.ID)
+	require.Equal(t, sensors.KindAudit, e.Kind)
+	require.Equal(t, "kubernetes:system:serviceaccount:ci:deployer", e.Actor)
+	require.Equal(t, 123456000, e.Time.Nanosecond())
+	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "web-1"}, e.Container.Pod)
+	require.Equal(t, sensors.AuditExec{Container: "web", Command: []string{"curl", "--token", "[redacted]"}, TTY: true, Stdin: true}, e.Audit.Exec)
+	require.Equal(t, sensors.AuditServiceAccount{Namespace: "ci", Name: "deployer"}, e.Audit.ServiceAccount)
+	require.Equal(t, []string{"runner-1", "p-1", "node-1"}, []string{e.Audit.FromPod, e.Audit.FromPodUID, e.Audit.FromNode})
+	require.Equal(t, "admin", e.Audit.Impersonated)
+	require.Equal(t, 201, e.Audit.Code)
+	require.Equal(t, "/api/v1/namespaces/shop/pods/web-1/exec", e.Audit.Path, "without what was asked in it")
+	require.Equal(t, "allow", e.Audit.Decision)
+	require.Len(t, e.Audit.Annotations, 2)
+
+	e = audited(t, auditLines[1])
+	require.Equal(t, sensors.AuditPod{
+		Privileged: true, HostNetwork: true, HostPID: true, HostPaths: []string{"/"}, Capabilities: []string{"SYS_ADMIN"}, Images: []string{"a", "b"}, ServiceAccount: "web", Node: "cp-1",
+	}, e.Audit.Pod)
+	require.True(t, e.Audit.DryRun)
+	require.Equal(t, sensors.Pod{Namespace: "shop", Name: "x-abc", UID: "uid-9"}, e.Container.Pod, "the API server gave it its name")
+
+	require.Equal(t, sensors.AuditPod{Images: []string{"busybox"}, Ephemeral: []string{"busybox"}}, audited(t, auditLines[2]).Audit.Pod)
+	require.Equal(t, sensors.AuditPod{HostIPC: true, PrivilegeEscalation: true, Images: []string{"shop/web:7"}}, audited(t, auditLines[3]).Audit.Pod)
+	require.Equal(t, []string{"miner"}, audited(t, auditLines[4]).Audit.Pod.Images)
+	require.Equal(t, sensors.AuditBinding{Role: "ClusterRole/cluster-admin", Subjects: []string{"ServiceAccount/shop/web", "User/mallory"}}, audited(t, auditLines[5]).Audit.Binding)
+	require.Equal(t, sensors.AuditRole{Wildcard: true, Escalating: []string{"create pods/exec", "escalate", "get pods/exec", "get secrets"}}, audited(t, auditLines[6]).Audit.Role)
+	require.Equal(t, sensors.AuditToken{Audiences: []string{"vault"}, Seconds: 31536000, BoundTo: "Pod/web-1"}, audited(t, auditLines[7]).Audit.Token)
+	require.Equal(t, sensors.AuditWebhook{URLs: []string{"https://evil.example"}, Ignore: true}, audited(t, auditLines[9]).Audit.Webhook)
+	require.True(t, audited(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
+}
+
+func TestNoSecretOfARequestIsCopied(t *testing.T) {
+	for _, text := range auditLines {
+		raw, err := json.Marshal(audited(t, text))
+		require.NoError(t, err)
+		require.Contains(t, text, "PLANTED")
+		require.NotContains(t, string(raw), "PLANTED")
+	}
+}
+
+func TestTheWebhookSendsAList(t *testing.T) {
+	all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[` + strings.Replace(auditLines[0], `"kind":"Event","apiVersion":"audit.k8s.io/v1",`, "", 1) + `,{"auditID":"x"},` + auditLines[5] + `]}`))
+	require.ErrorContains(t, err, "audit event 2: it has no auditID, no verb or no user")
+	require.Len(t, all, 2, "one that is broken does not cost the others")
+	for text, want := range map[string]string{
+		`{"kind":"Pod"}`: `its kind is "Pod"`,
+		`[`:              "not a JSON object",
+		strings.Replace(auditLines[0], "audit.k8s.io/v1", "audit.k8s.io/v1beta1", 1):                                "audit.k8s.io/v1 is read",
+		strings.NewReplacer("2026-11-23T03:00:00.123456Z", "", "2026-11-23T03:00:00.2Z", "").Replace(auditLines[0]): "no time",
+	} {
+		_, err := foreign.KubernetesAudit([]byte(text))
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func trail(name, source, identity, more string) string {
+	return fmt.Sprintf(`{"eventVersion":"1.11","userIdentity":%s,"eventTime":"2026-11-23T03:00:00Z","eventSource":%q,"eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":"203.0.113.7","userAgent":"aws-cli/2","eventID":"e-1","readOnly":false,"recipientAccountId":"123456789012"%s}`, identity, source, name, more)
+}
+
+const assumedRole = `{"type":"AssumedRole","principalId":"AROAEXAMPLE:eks-shop-web-1-0f7a","arn":"arn:aws:sts::123456789012:assumed-role/web/eks-shop-web-1-0f7a","accountId":"123456789012","accessKeyId":"ASIAEXAMPLE",
+"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROAEXAMPLE","arn":"arn:aws:iam::123456789012:role/service/web","userName":"web"},"attributes":{"creationDate":"2026-11-23T02:00:00Z","mfaAuthenticated":"false"}}}`
+
+var trailLines = []string{
+	trail("GetObject", "s3.amazonaws.com", assumedRole, `,"requestParameters":{"bucketName":"payroll","key":"2026/a.csv","x":["PLANTED"]},"responseElements":null,"resources":[{"ARN":"arn:aws:s3:::payroll","accountId":"1"}]`),
+	trail("CreateAccessKey", "iam.amazonaws.com", `{"type":"IAMUser","principalId":"AIDA","arn":"arn:aws:iam::123456789012:user/alice","userName":"alice","sessionContext":{"attributes":{"mfaAuthenticated":"true"}}}`, `,"requestParameters":{"userName":"bob"},"responseElements":{"accessKey":{"accessKeyId":"AKIANEW","secretAccessKey":"PLANTED"}}`),
+	trail("AssumeRoleForPodIdentity", "eks-auth.amazonaws.com", `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, `,"requestParameters":{"roleArn":"arn:aws:iam::1:role/web","tags":[{"key":"eks-cluster-name","value":"shop"},{"key":"kubernetes-namespace","value":"web"},{"key":"kubernetes-service-account","value":"web"},{"key":"kubernetes-pod-name","value":"web-1"},{"key":"kubernetes-pod-uid","value":"uid-1"}],"password":"PLANTED"},"responseElements":{"credentials":{"accessKeyId":"ASIANEW","sessionToken":"PLANTED"}}`),
+	trail("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/x","userName":"system:serviceaccount:shop:web"}`, `,"errorCode":"AccessDenied","requestParameters":"PLANTED"`),
+}
+
+func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
+	one := func(text string) sensors.Event {
+		all, err := foreign.CloudTrail([]byte(text))
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		raw, err := json.Marshal(all[0])
+		require.NoError(t, err)
+		require.NotContains(t, string(raw), "PLANTED")
+		return all[0]
+	}
+	e := one(trailLines[0])
+	require.Equal(t, "cloudtrail/e-1", e.ID)
+	require.Equal(t, "aws:arn:aws:sts::123456789012:assumed-role/web/eks-shop-web-1-0f7a", e.Actor)
+	require.Equal(t, sensors.Cloud{
+		Provider: "aws", Service: "s3.amazonaws.com", Event: "GetObject", Region: "eu-central-1", Account: "123456789012", Principal: "arn:aws:sts::123456789012:assumed-role/web/eks-shop-web-1-0f7a",
+		PrincipalID: "AROAEXAMPLE:eks-shop-web-1-0f7a", PrincipalType: "AssumedRole", Role: "web", RoleID: "AROAEXAMPLE", Session: "eks-shop-web-1-0f7a", AccessKey: "ASIAEXAMPLE",
+		SourceIP: "203.0.113.7", UserAgent: "aws-cli/2", Resources: []string{"arn:aws:s3:::payroll", "arn:aws:s3:::payroll/2026/a.csv"},
+	}, e.Cloud)
+	e = one(trailLines[1])
+	require.True(t, e.Cloud.MFA)
+	require.Equal(t, "bob", e.Cloud.Subject)
+	require.Equal(t, []string{"AKIANEW"}, e.Cloud.Resources, "the id of the key, and not its secret")
+	e = one(trailLines[2])
+	require.Equal(t, []string{"shop", "web", "web", "web-1", "uid-1"}, []string{e.Cloud.Cluster, e.Cloud.Namespace, e.Cloud.ServiceAccount, e.Cloud.Pod, e.Cloud.PodUID})
+	require.Contains(t, e.Cloud.Resources, "ASIANEW")
+	e = one(trailLines[3])
+	require.Equal(t, "AccessDenied", e.Cloud.Error)
+	require.Equal(t, "shop", e.Cloud.Namespace)
+}
+
+func TestACallComesInManyEnvelopes(t *testing.T) {
+	quoted := func(s string) string { raw, _ := json.Marshal(s); return string(raw) }
+	bridge := `{"version":"0","id":"b-1","detail-type":"AWS API Call via CloudTrail","source":"aws.s3","detail":` + trailLines[0] + `}`
+	for name, text := range map[string]string{
+		"a file":             `{"Records":[` + trailLines[0] + `]}`,
+		"EventBridge":        bridge,
+		"SNS in SQS":         `{"Type":"Notification","MessageId":"m","Message":` + quoted(trailLines[0]) + `}`,
+		"EventBridge by SNS": `{"Type":"Notification","Message":` + quoted(bridge) + `}`,
+	} {
+		all, err := foreign.CloudTrail([]byte(text))
+		require.NoError(t, err, name)
+		require.Len(t, all, 1, name)
+		require.Equal(t, "GetObject", all[0].Cloud.Event)
+	}
+	all, err := foreign.CloudTrail([]byte(`{"Event":"s3:TestEvent"}`))
+	require.NoError(t, err)
+	require.Empty(t, all)
+	all, err = foreign.CloudTrail([]byte(`{"Records":[` + trailLines[0] + `,{"eventID":"x"},` + trailLines[1] + `]}`))
+	require.ErrorContains(t, err, "record 2: it is no record of CloudTrail")
+	require.Len(t, all, 2)
+	nested := bridge
+	for range 5 {
+		nested = `{"detail":` + nested + `}`
+	}
+	for text, want := range map[string]string{
+		`{"Records":[{"eventSource":"aws:s3","eventName":"ObjectCreated:Put","s3":{}}]}`: "a file in S3",
+		`{"s3Bucket":"b","s3ObjectKey":["k"]}`:                                           "a file of CloudTrail in S3",
+		`{}`:                                                                             "no record of CloudTrail", `x`: "not a JSON object", nested: "wrapped too often",
+		strings.Replace(trailLines[0], "2026-11-23T03:00:00Z", "soon", 1): "no time",
+	} {
+		_, err := foreign.CloudTrail([]byte(text))
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// holdEvents is what holds of what comes from audit logs.
+func holdEvents(f *testing.F, decode func([]byte) ([]sensors.Event, error)) {
+	f.Helper()
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		all, _ := decode(raw)
+		again, _ := decode(raw)
+		first, err := json.Marshal(all)
+		if err != nil {
+			t.Fatal("it cannot be stored: ", err)
+		}
+		if second, err := json.Marshal(again); err != nil || string(first) != string(second) {
+			t.Fatalf("the same bytes are two events:\n%s\n%s", first, second)
+		}
+		for _, e := range all {
+			if e.ID == "" || len(e.ID) > 200 || e.Time.IsZero() || e.Kind != sensors.KindAudit && e.Kind != sensors.KindCloud {
+				t.Fatalf("it lacks something: %s", first)
+			}
+		}
+	})
+}
+
+func FuzzKubernetesAudit(f *testing.F) {
+	for _, text := range auditLines {
+		f.Add([]byte(text))
+	}
+	holdEvents(f, foreign.KubernetesAudit)
+}
+
+func FuzzCloudTrail(f *testing.F) {
+	for _, text := range trailLines {
+		f.Add([]byte(text))
+	}
+	holdEvents(f, foreign.CloudTrail)
+}

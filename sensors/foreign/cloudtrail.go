@@ -1,0 +1,231 @@
+package foreign
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"stanch/sensors"
+)
+
+// cloudTrail is one record of CloudTrail, as far as Stanch looks into it: of what was sent and answered it reads names
+// and ids, and has no field for a password, a policy's text or a session's secret.
+type cloudTrail struct {
+	EventID      string  `json:"eventID"`
+	EventTime    instant `json:"eventTime"`
+	EventSource  string  `json:"eventSource"`
+	EventName    string  `json:"eventName"`
+	Region       string  `json:"awsRegion"`
+	SourceIP     string  `json:"sourceIPAddress"`
+	UserAgent    string  `json:"userAgent"`
+	ErrorCode    string  `json:"errorCode"`
+	ReadOnly     scalar  `json:"readOnly"`
+	RecipientID  string  `json:"recipientAccountId"`
+	UserIdentity struct {
+		Type           string `json:"type"`
+		PrincipalID    string `json:"principalId"`
+		ARN            string `json:"arn"`
+		AccountID      string `json:"accountId"`
+		AccessKeyID    string `json:"accessKeyId"`
+		UserName       string `json:"userName"`
+		InvokedBy      string `json:"invokedBy"`
+		SessionContext struct {
+			SessionIssuer struct {
+				Type        string `json:"type"`
+				PrincipalID string `json:"principalId"`
+				ARN         string `json:"arn"`
+				UserName    string `json:"userName"`
+			} `json:"sessionIssuer"`
+			Attributes struct {
+				MFA scalar `json:"mfaAuthenticated"`
+			} `json:"attributes"`
+		} `json:"sessionContext"`
+	} `json:"userIdentity"`
+	Request   cloudTrailRequest  `json:"requestParameters"`
+	Response  cloudTrailResponse `json:"responseElements"`
+	Resources []struct {
+		ARN string `json:"ARN"`
+	} `json:"resources"`
+	// S3 is there in what is no record of CloudTrail but a notification of S3.
+	S3 *json.RawMessage `json:"s3"`
+}
+
+// cloudTrailRequest are the names in a request.
+type cloudTrailRequest struct {
+	BucketName, Key, RoleName, UserName, GroupName, PolicyName scalar
+	PolicyARN, RoleARN, SecretID, FunctionName, InstanceID     scalar
+	KeyID, TableName, TrailName, Name, RoleSessionName         scalar
+	AccessKeyID                                                scalar
+	Tags                                                       json.RawMessage
+}
+
+type cloudTrailResponse struct {
+	Credentials struct {
+		AccessKeyID string `json:"accessKeyId"`
+	} `json:"credentials"`
+	AccessKey struct {
+		AccessKeyID string `json:"accessKeyId"`
+	} `json:"accessKey"`
+}
+
+// UnmarshalJSON takes an answer of another shape for none.
+func (r *cloudTrailResponse) UnmarshalJSON(raw []byte) error {
+	type plain cloudTrailResponse
+	_ = json.Unmarshal(raw, (*plain)(r))
+	return nil
+}
+
+// UnmarshalJSON takes parameters of another shape for none.
+func (r *cloudTrailRequest) UnmarshalJSON(raw []byte) error {
+	type plain cloudTrailRequest
+	_ = json.Unmarshal(raw, (*plain)(r))
+	return nil
+}
+
+// The bounds of what CloudTrail sends: a file of S3 is the largest.
+const (
+	MaxCloudTrail       = 32 << 20
+	maxCloudTrailEvents = 20_000
+	maxEnvelopes        = 4
+)
+
+// CloudTrail decodes a record of CloudTrail, a file of them ({"Records":[…]}), an event of EventBridge ({"detail":{…}}), and
+// any of these inside of a notification of SNS, as it lies in a queue of SQS. What can be read is given together with an
+// error about what cannot.
+func CloudTrail(raw []byte) ([]sensors.Event, error) { return cloudTrailIn(raw, 0) }
+
+func cloudTrailIn(raw []byte, depth int) ([]sensors.Event, error) {
+	if depth > maxEnvelopes {
+		return nil, errors.New("not CloudTrail: it is wrapped too often")
+	}
+	if err := boundedBy(raw, MaxCloudTrail, maxAuditDepth, maxAuditValues); err != nil {
+		return nil, fmt.Errorf("not CloudTrail: %w", err)
+	}
+	var envelope struct {
+		Records []json.RawMessage `json:"Records"`
+		Detail  json.RawMessage   `json:"detail"`
+		Type    string            `json:"Type"`    // SNS
+		Message string            `json:"Message"` // SNS
+		Bucket  string            `json:"s3Bucket"`
+		Event   string            `json:"Event"` // "s3:TestEvent"
+	}
+	if err := json.Unmarshal(raw, &envelope); err != nil {
+		return nil, fmt.Errorf("not CloudTrail: %w", err)
+	}
+	switch {
+	case envelope.Type == "Notification" && envelope.Message != "":
+		return cloudTrailIn([]byte(envelope.Message), depth+1)
+	case len(envelope.Detail) > 0:
+		return cloudTrailIn(envelope.Detail, depth+1)
+	case envelope.Event == "s3:TestEvent":
+		return nil, nil
+	case envelope.Bucket != "":
+		return nil, errors.New("it tells of a file of CloudTrail in S3, and is not that file")
+	case envelope.Records == nil:
+		envelope.Records = []json.RawMessage{raw}
+	case len(envelope.Records) > maxCloudTrailEvents:
+		return nil, fmt.Errorf("%d records at once, at most %d are read", len(envelope.Records), maxCloudTrailEvents)
+	}
+	var out []sensors.Event
+	var problems []error
+	for i, record := range envelope.Records {
+		e, err := cloudTrailOne(record)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("record %d: %w", i+1, err))
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, errors.Join(problems...)
+}
+
+func cloudTrailOne(raw []byte) (sensors.Event, error) {
+	var r cloudTrail
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return sensors.Event{}, fmt.Errorf("decode: %w", err)
+	}
+	u := r.UserIdentity
+	principal := orElse(orElse(u.ARN, u.InvokedBy), orElse(u.PrincipalID, u.UserName))
+	switch {
+	case r.S3 != nil:
+		return sensors.Event{}, errors.New("it tells of a file in S3, and is not that file")
+	case r.EventID == "" || r.EventName == "" || r.EventSource == "":
+		return sensors.Event{}, errors.New("it is no record of CloudTrail: it has no eventID, eventName or eventSource")
+	case !plausible(r.EventTime.Time):
+		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
+	case len(r.EventID) > 128 || len(r.EventName) > maxIdentity || len(r.EventSource) > maxIdentity:
+		return sensors.Event{}, errors.New("a name in it is too long")
+	}
+	c := sensors.Cloud{
+		Provider: "aws", Service: r.EventSource, Event: r.EventName, Region: shorten(r.Region, 64), Account: shorten(orElse(u.AccountID, r.RecipientID), 64),
+		Principal: principal, PrincipalID: shorten(u.PrincipalID, maxSentence), PrincipalType: shorten(u.Type, 64), AccessKey: shorten(u.AccessKeyID, 64),
+		SourceIP: shorten(r.SourceIP, maxIdentity), UserAgent: shorten(r.UserAgent, maxSentence), Error: shorten(r.ErrorCode, maxIdentity), ReadOnly: r.ReadOnly.bool(),
+		MFA: u.SessionContext.Attributes.MFA.bool(),
+	}
+	c.Role, c.Session = roleOf(u.ARN)
+	if issuer := u.SessionContext.SessionIssuer; issuer.Type == "Role" {
+		c.Role, c.RoleID = orElse(issuer.UserName, c.Role), issuer.PrincipalID
+	}
+	if id, session, ok := strings.Cut(u.PrincipalID, ":"); ok && strings.HasPrefix(id, "AROA") {
+		c.RoleID, c.Session = orElse(c.RoleID, id), orElse(c.Session, session)
+	}
+	c.Role, c.RoleID, c.Session = shorten(c.Role, maxIdentity), shorten(c.RoleID, maxIdentity), shorten(c.Session, maxIdentity)
+	r.workload(&c)
+	r.resources(&c)
+	e := sensors.Event{ID: "cloudtrail/" + r.EventID, Kind: sensors.KindCloud, Time: r.EventTime.UTC(), Cloud: c}
+	if principal != "" {
+		e.Actor = "aws:" + principal
+	}
+	return e, nil
+}
+
+// workload names the pod for which a session is made: EKS Pod Identity gives a session tags, and a role for service
+// accounts is assumed under the account's name.
+func (r *cloudTrail) workload(c *sensors.Cloud) {
+	account := serviceAccountOf(r.UserIdentity.UserName)
+	c.Namespace, c.ServiceAccount = account.Namespace, account.Name
+	if !strings.HasPrefix(r.EventName, "AssumeRole") {
+		return
+	}
+	var tags []struct{ Key, Value string }
+	if json.Unmarshal(r.Request.Tags, &tags) != nil {
+		return
+	}
+	for _, tag := range tags[:min(len(tags), maxLabels)] {
+		value := shorten(tag.Value, maxIdentity)
+		switch tag.Key {
+		case "eks-cluster-name":
+			c.Cluster = value
+		case "kubernetes-namespace":
+			c.Namespace = value
+		case "kubernetes-service-account":
+			c.ServiceAccount = value
+		case "kubernetes-pod-name":
+			c.Pod = value
+		case "kubernetes-pod-uid":
+			c.PodUID = value
+		}
+	}
+}
+
+// resources are what the call was about: ARNs, names and the ids of keys.
+func (r *cloudTrail) resources(c *sensors.Cloud) {
+	var all []string
+	for _, resource := range r.Resources {
+		all = append(all, resource.ARN)
+	}
+	q := r.Request
+	if q.BucketName != "" {
+		all = append(all, strings.TrimSuffix("arn:aws:s3:::"+string(q.BucketName)+"/"+string(q.Key), "/"))
+	}
+	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.AccessKeyID} {
+		all = append(all, string(name))
+	}
+	// The id of a key that was made is how its use is recognised later; its secret is not read.
+	all = append(all, r.Response.Credentials.AccessKeyID, r.Response.AccessKey.AccessKeyID)
+	c.Resources = set(all)
+	for _, name := range []scalar{q.UserName, q.RoleName, q.GroupName, q.RoleARN, q.PolicyARN, q.PolicyName} {
+		c.Subject = orElse(c.Subject, shorten(string(name), maxSentence))
+	}
+}

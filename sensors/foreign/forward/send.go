@@ -1,0 +1,237 @@
+package forward
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// sender posts batches until the gateway has answered for them.
+type sender struct {
+	Options
+	target string
+	client *http.Client
+	done   Summary
+	// left is what is not carried yet of the batch under way.
+	left []line
+	// met: the gateway has answered once, so that the address and the token were right.
+	met bool
+	// told counts the refused lines that were told in full.
+	told int
+}
+
+// answer is the gateway's.
+type answer struct {
+	Status    string `json:"status"`
+	Accepted  int    `json:"accepted"`
+	Telemetry int    `json:"telemetry"`
+	Health    int    `json:"health"`
+	Refused   []struct {
+		Line   int    `json:"line"`
+		Reason string `json:"reason"`
+	} `json:"refused"`
+}
+
+const (
+	requestTimeout = 60 * time.Second
+	maxAnswer      = 2 << 20
+	maxRetryAfter  = 5 * time.Minute
+	// toldInFull is how many refused lines are told one by one; the others are counted.
+	toldInFull = 100
+)
+
+func newSender(o Options, target string) (*sender, error) {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 30 * time.Second}
+	if o.CA != "" {
+		pem, err := os.ReadFile(o.CA)
+		if err != nil {
+			return nil, fmt.Errorf("read the certificate authority: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", o.CA)
+		}
+		transport.TLSClientConfig.RootCAs = pool
+	}
+	s := &sender{Options: o, target: target, client: &http.Client{
+		Transport: transport, Timeout: requestTimeout,
+		// A redirect would take the token elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	_, err := s.token()
+	return s, err
+}
+
+func (s *sender) token() (string, error) {
+	raw, err := os.ReadFile(s.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("read the token: %w", err)
+	}
+	token := strings.TrimSpace(string(raw))
+	if token == "" || strings.ContainsAny(token, " \r\n\t") {
+		return "", fmt.Errorf("%s holds no token", s.TokenFile)
+	}
+	return token, nil
+}
+
+// send carries a batch, however long it takes. It returns an error only if ctx ends, or if the gateway never took
+// anything and says why it will not.
+func (s *sender) send(ctx context.Context, batch []line) error {
+	s.left = batch
+	backoff, since := s.BackoffMin, time.Now()
+	complained := false
+	for len(s.left) > 0 {
+		part := s.part()
+		if len(part) == 0 {
+			continue
+		}
+		wait, why, err := s.post(ctx, part)
+		switch {
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case why == "":
+			if complained {
+				s.Say("the gateway takes lines again, after %s", time.Since(since).Round(time.Second))
+			}
+			backoff, since, complained = s.BackoffMin, time.Now(), false
+			continue
+		}
+		s.done.Retries++
+		if !complained {
+			s.Say("%s; it is tried again until it works, and nothing more is read", why)
+			complained = true
+		}
+		if wait == 0 {
+			// Many that wait for the same gateway must not come back at the same moment.
+			wait = backoff/2 + rand.N(backoff/2+1) //nolint:gosec // no secret
+			backoff = min(2*backoff, s.BackoffMax)
+		}
+		timer := time.NewTimer(min(wait, maxRetryAfter))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// part is what is posted next: all that is left, up to a line that is too long to be posted, which is refused here.
+func (s *sender) part() []line {
+	for i, l := range s.left {
+		if !l.tooLong {
+			continue
+		}
+		if i > 0 {
+			return s.left[:i]
+		}
+		s.refuse("it is longer than any record")
+		s.settle(1)
+		return nil
+	}
+	return s.left
+}
+
+// settle counts lines that were answered for.
+func (s *sender) settle(n int) {
+	s.left = s.left[n:]
+	s.done.Lines += n
+}
+
+func (s *sender) refuse(reason string) {
+	s.done.Refused++
+	if s.told++; s.told <= toldInFull {
+		s.Say("refused: %s", strconv.Quote(reason))
+	} else if s.told%1000 == 0 {
+		s.Say("%d lines were refused in all", s.done.Refused)
+	}
+}
+
+// post sends lines once. why is the reason to try again, "" if they were answered for; wait is how long the gateway
+// wants it to be left alone.
+func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
+	token, err := s.token()
+	if err != nil {
+		return 0, err.Error(), nil
+	}
+	var body bytes.Buffer
+	for _, l := range part {
+		body.Write(l.text)
+		body.WriteByte('\n')
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.target, &body)
+	if err != nil {
+		return 0, "", fmt.Errorf("make the request: %w", err)
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/x-ndjson")
+	resp, err := s.client.Do(r)
+	if err != nil {
+		return 0, fmt.Sprintf("the gateway cannot be reached: %v", err), nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return 0, fmt.Sprintf("the gateway hung up before it had answered: %v", err), nil
+	}
+	var a answer
+	readable := json.Unmarshal(raw, &a) == nil && a.Status != ""
+	return s.judge(resp, part, a, readable)
+}
+
+// judge tells what an answer means for the lines that were sent.
+func (s *sender) judge(resp *http.Response, part []line, a answer, readable bool) (wait time.Duration, why string, err error) {
+	why = fmt.Sprintf("the gateway answers %s: %s", resp.Status, strconv.Quote(a.Status))
+	switch code := resp.StatusCode; {
+	case readable && (code == http.StatusAccepted || code == http.StatusMultiStatus || (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity) && answersAll(part, a)):
+		s.met = true
+		s.done.Batches++
+		s.done.Accepted, s.done.Telemetry, s.done.Health = s.done.Accepted+a.Accepted, s.done.Telemetry+a.Telemetry, s.done.Health+a.Health
+		for _, r := range a.Refused {
+			s.refuse(r.Reason)
+		}
+		s.settle(len(part))
+		return 0, "", nil
+	case code == http.StatusTooManyRequests || code >= 500:
+		s.met = s.met || code == http.StatusTooManyRequests
+		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+			wait = min(time.Duration(min(n, 3600))*time.Second, maxRetryAfter)
+		}
+		return wait, why, nil
+	case readable && (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity || code == http.StatusRequestEntityTooLarge):
+		if len(part) > 1 {
+			return s.halve(resp.Request.Context(), part)
+		}
+		s.refuse(a.Status)
+		s.settle(1)
+		return 0, "", nil
+	case !s.met:
+		// Nothing was ever taken: an address, a token or a kind is wrong, and waiting mends none of them.
+		return 0, "", errors.New(why)
+	}
+	return 0, why, nil
+}
+
+// answersAll tells whether an answer speaks of each line by itself.
+func answersAll(part []line, a answer) bool {
+	return a.Accepted+a.Telemetry+a.Health+len(a.Refused) == len(part)
+}
+
+// halve sends a batch that was refused as a whole in two, so that one line does not cost the others.
+func (s *sender) halve(ctx context.Context, part []line) (time.Duration, string, error) {
+	return s.post(ctx, part[:len(part)/2])
+}

@@ -1,0 +1,193 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/foreign"
+)
+
+// door is one path that sensors post to.
+type door struct {
+	kind   string
+	most   int64 // bytes of a request
+	split  func([]byte) ([]foreign.Record, error)
+	decode foreign.Decoder
+}
+
+// answer is what a sender is told. The status says what to do: 202 is all well; 207 is some taken and some refused for
+// good, and 400 and 422 are nothing taken and all refused for good, so sending any of these again is of no use; 429 and
+// 503 mean: all of it again, later. What was taken already has the same id then and is known.
+type answer struct {
+	Status    string    `json:"status"`
+	Accepted  int       `json:"accepted"`
+	Telemetry int       `json:"telemetry"`
+	Health    int       `json:"health"`
+	Refused   []refused `json:"refused,omitempty"`
+}
+
+// refused is one record that will never be taken.
+type refused struct {
+	Line   int    `json:"line"` // or the place in the list, from 1
+	Reason string `json:"reason"`
+}
+
+const (
+	retryAfter = 5 * time.Second
+	// maxChunk bounds what goes to Temporal at once, in bytes of what was sent.
+	maxChunk = 512 << 10
+)
+
+func (f *Foreign) take(d door) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		say := func(code int, a answer) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			_ = json.NewEncoder(w).Encode(a)
+		}
+		s := f.source(r)
+		if s == nil {
+			say(http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …"})
+			return
+		}
+		if s.kind != "" && s.kind != d.kind {
+			say(http.StatusForbidden, answer{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, d.most))
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			say(http.StatusRequestEntityTooLarge, answer{Status: fmt.Sprintf("at most %d bytes are accepted", d.most)})
+			return
+		} else if err != nil {
+			say(http.StatusBadRequest, answer{Status: "the request ended in the middle"})
+			return
+		}
+		records, err := d.split(body)
+		if err != nil {
+			s.counts.refused.Add(1)
+			say(http.StatusBadRequest, answer{Status: err.Error(), Refused: []refused{{Line: 1, Reason: err.Error()}}})
+			return
+		}
+		if wait := s.reserve(len(records)); wait > 0 {
+			s.counts.limited.Add(1)
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+			say(http.StatusTooManyRequests, answer{Status: "the source sends more than its rate: send it again later"})
+			return
+		}
+		code, a := f.batch(r.Context(), s, d, records)
+		if code == http.StatusServiceUnavailable {
+			s.counts.later.Add(1)
+			w.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
+		}
+		say(code, a)
+	}
+}
+
+// reserve takes from a source's rate, or tells how long to wait.
+func (s *source) reserve(n int) time.Duration {
+	r := s.limit.ReserveN(time.Now(), n)
+	if !r.OK() {
+		return time.Minute
+	}
+	if wait := r.Delay(); wait > 0 {
+		r.Cancel()
+		return wait
+	}
+	return 0
+}
+
+// batch takes the records of one request in.
+func (f *Foreign) batch(ctx context.Context, s *source, d door, records []foreign.Record) (int, answer) {
+	a := answer{Status: "accepted"}
+	var alerts []sensors.Detection
+	var sizes []int
+	var spoke []foreign.Health
+	undecoded := 0
+	for _, record := range records {
+		report, err := d.decode(record.Raw)
+		if err != nil {
+			undecoded++
+		}
+		switch {
+		case err == nil && report.Alert != nil:
+			if err = f.check(ctx, s, report.Alert); err == nil {
+				alerts, sizes = append(alerts, *report.Alert), append(sizes, len(record.Raw))
+			}
+		case err == nil && report.Health != nil:
+			spoke = append(spoke, *report.Health)
+		case err == nil:
+			a.Telemetry++
+		}
+		if later := (*TemporaryError)(nil); errors.As(err, &later) {
+			f.Log.Warn("foreign detections cannot be judged now", "source", s.name, "error", err)
+			return http.StatusServiceUnavailable, answer{Status: "send it again later"}
+		}
+		if err != nil {
+			a.Refused = append(a.Refused, refused{Line: record.Line, Reason: clipReason(err.Error())})
+		}
+	}
+	if err := f.accept(ctx, alerts, sizes); err != nil {
+		f.Log.Error("foreign detections did not reach Temporal", "source", s.name, "error", err)
+		return http.StatusServiceUnavailable, answer{Status: "send it again later"}
+	}
+	for _, h := range spoke {
+		f.told(ctx, s, h)
+	}
+	a.Accepted, a.Health = len(alerts), len(spoke)
+	s.counts.accepted.Add(uint64(len(alerts)))
+	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
+	s.counts.refused.Add(uint64(len(a.Refused)))
+	switch {
+	case len(a.Refused) == 0:
+		return http.StatusAccepted, a
+	case len(a.Refused) < len(records):
+		a.Status = fmt.Sprintf("%d of %d were refused", len(a.Refused), len(records))
+		return http.StatusMultiStatus, a
+	case undecoded == len(records):
+		a.Status = a.Refused[0].Reason
+		return http.StatusBadRequest, a
+	}
+	a.Status = a.Refused[0].Reason
+	return http.StatusUnprocessableEntity, a
+}
+
+// check completes an alert, and tells why it will never be accepted.
+func (f *Foreign) check(ctx context.Context, s *source, d *sensors.Detection) error {
+	d.Source = s.name
+	withoutSecrets(d)
+	if err := f.complete(ctx, d); err != nil {
+		return err
+	}
+	return f.Intake.Check(ctx, *d, "")
+}
+
+// accept gives alerts to their incidents, some at a time: what one signal may carry is bounded.
+func (f *Foreign) accept(ctx context.Context, alerts []sensors.Detection, sizes []int) error {
+	for from := 0; from < len(alerts); {
+		to, bytes := from, 0
+		for to < len(alerts) && to-from < maxBatch && (to == from || bytes+sizes[to] <= maxChunk) {
+			bytes += sizes[to]
+			to++
+		}
+		if err := f.Intake.Accept(ctx, alerts[from:to]); err != nil {
+			return err
+		}
+		from = to
+	}
+	return nil
+}
+
+func clipReason(s string) string {
+	if r := []rune(s); len(r) > 300 {
+		return string(r[:300]) + "…"
+	}
+	return s
+}

@@ -1,0 +1,318 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/workflow"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"stanch/sensors"
+	"stanch/sensors/foreign"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+)
+
+// story is an incident that only remembers what it was told.
+func story(ctx workflow.Context, _ incident.Input) error {
+	var all []sensors.Detection
+	if err := workflow.SetQueryHandler(ctx, "all", func() ([]sensors.Detection, error) { return all, nil }); err != nil {
+		return err
+	}
+	for {
+		var batch []incident.Attested
+		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
+		for _, a := range batch {
+			all = append(all, a.Detection)
+		}
+	}
+}
+
+// doors is a gateway with its sources, on a real Temporal.
+type doors struct {
+	*gateway.Foreign
+	server   *temporal.Server
+	intake   *gateway.Intake
+	url      string
+	health   *heard
+	failKube error
+}
+
+type heard struct {
+	mu  sync.Mutex
+	all []foreign.Health
+}
+
+func (h *heard) ForeignHealth(_ context.Context, one foreign.Health) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, one)
+}
+
+func tokenOf(name string) string { return "a-token-of-tests-for-" + name }
+
+func openDoors(t *testing.T, server *temporal.Server, sources ...config.Foreign) *doors {
+	t.Helper()
+	dir := t.TempDir()
+	for i := range sources {
+		sources[i].TokenFile = filepath.Join(dir, sources[i].Name)
+		require.NoError(t, os.WriteFile(sources[i].TokenFile, []byte(tokenOf(sources[i].Name)+"\n"), 0o600))
+	}
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	d := &doors{server: server, health: &heard{}}
+	kube := fake.NewClientset(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-7d9c4-bcdfg", UID: "uid-1", Labels: map[string]string{"pod-template-hash": "7d9c4"}},
+		Spec:       corev1.PodSpec{NodeName: "node-1", ServiceAccountName: "web"},
+		Status: corev1.PodStatus{PodIP: "10.1.0.4", ContainerStatuses: []corev1.ContainerStatus{
+			{Name: "sidecar", ContainerID: "containerd://ffff0000ffff0000"},
+			{Name: "web", ContainerID: "containerd://abcdef0123456789", Image: "shop/web:7", ImageID: "shop/web@sha256:0b3f"},
+		}},
+	})
+	kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) { return d.failKube != nil, nil, d.failKube })
+	d.intake = &gateway.Intake{Temporal: server, Authority: auth, Config: config.Default(), Kube: kube, Log: slog.New(slog.DiscardHandler), Incident: "Story"}
+	d.Foreign, err = gateway.NewForeign(d.intake, sources, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	d.Foreign.Health = d.health
+	web := httptest.NewServer(d.Server().Handler)
+	t.Cleanup(web.Close)
+	d.url = web.URL
+	return d
+}
+
+type said struct {
+	Status                      string
+	Accepted, Telemetry, Health int
+	Refused                     []struct {
+		Line   int
+		Reason string
+	}
+	retry string
+}
+
+func (d *doors) post(t *testing.T, path, source, body string) (int, said) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, d.url+path, bytes.NewReader([]byte(body)))
+	require.NoError(t, err)
+	if source != "" {
+		r.Header.Set("Authorization", "Bearer "+tokenOf(source))
+	}
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	var s said
+	require.NoError(t, json.Unmarshal(raw, &s), "%s", raw)
+	s.retry = resp.Header.Get("Retry-After")
+	return resp.StatusCode, s
+}
+
+// told are the detections that the incident of a workload knows.
+func (d *doors) told(t *testing.T, workload string) []sensors.Detection {
+	t.Helper()
+	v, err := d.server.QueryWorkflow(t.Context(), workflows.IncidentID(workload), "", "all")
+	require.NoError(t, err)
+	var all []sensors.Detection
+	require.NoError(t, v.Get(&all))
+	return all
+}
+
+var at = time.Now().UTC().Format(time.RFC3339)
+
+func falcoLine(id, container string) string {
+	return fmt.Sprintf(`{"uuid":%q,"priority":"Warning","rule":"Run shell untrusted","time":%q,"output_fields":{"container.id":%q,"proc.exepath":"/bin/%s","proc.cmdline":"curl --token %s-hunter2","evt.type":"execve"}}`, id, at, container, id, id)
+}
+
+func TestEachSensorHasItsDoor(t *testing.T) {
+	server := temporal.Start(t, map[string]any{"Story": story})
+	d := openDoors(t, server, config.Foreign{Name: "edge"}, config.Foreign{Name: "t1", Kind: "tetragon"}, config.Foreign{Name: "slow", Rate: 1})
+
+	t.Run("an alert of each becomes a detection of its source", func(t *testing.T) {
+		for path, body := range map[string]string{
+			"/v1/falco":     falcoLine("f-1", "c0ffee01"),
+			"/v1/tetragon":  `{"process_kprobe":{"process":{"pid":7,"binary":"/bin/x","docker":"c0ffee01"},"function_name":"tcp_connect","policy_name":"egress"},"time":"` + at + `"}`,
+			"/v1/tracee":    `{"timestamp":"` + at + `","eventName":"fileless_execution","containerId":"c0ffee01","metadata":{"Properties":{"signatureID":"TRC-105","Severity":3}}}`,
+			"/v1/kubearmor": `{"UpdatedTime":"` + at + `","Type":"MatchedPolicy","PolicyName":"p","ContainerID":"c0ffee01","Operation":"Process","Resource":"/bin/x"}`,
+		} {
+			code, s := d.post(t, path, "edge", body)
+			require.Equal(t, http.StatusAccepted, code, "%s: %+v", path, s)
+			require.Equal(t, 1, s.Accepted)
+			require.Equal(t, "accepted", s.Status)
+		}
+		all := d.told(t, "local/Container/c0ffee01")
+		require.Len(t, all, 4)
+		for _, one := range all {
+			require.Equal(t, "edge", one.Source, "it is named for the source that has the token")
+			require.NotContains(t, strings.Join(one.Event.Process.Args, " "), "hunter2", "secrets are taken out as from the node's own")
+		}
+	})
+
+	t.Run("lines are judged alone", func(t *testing.T) {
+		body := strings.Join([]string{
+			falcoLine("g-1", "c0ffee02"), "nonsense", "", `{"rule":"Falco internal: syscall event drop","priority":"Critical","hostname":"node-9","time":"` + at + `","output_fields":{"n_drops":"7"}}`,
+			strings.Replace(falcoLine("g-2", "c0ffee02"), at, "2199-01-01T00:00:00Z", 1), falcoLine("g-3", "c0ffee02"),
+		}, "\n")
+		code, s := d.post(t, "/v1/falco", "edge", body)
+		require.Equal(t, http.StatusMultiStatus, code)
+		require.Equal(t, 2, s.Accepted)
+		require.Equal(t, 1, s.Health)
+		require.Len(t, s.Refused, 2)
+		require.Equal(t, 2, s.Refused[0].Line)
+		require.Contains(t, s.Refused[0].Reason, "not Falco's JSON")
+		require.Equal(t, 5, s.Refused[1].Line)
+		require.Contains(t, s.Refused[1].Reason, "lies in the future")
+		require.Len(t, d.health.all, 1)
+		require.Equal(t, "edge", d.health.all[0].Source)
+		require.Equal(t, uint64(7), d.health.all[0].Dropped)
+		require.Equal(t, uint64(7), d.Counts()["edge"].Dropped)
+
+		code, s = d.post(t, "/v1/falco", "edge", "["+falcoLine("g-1", "c0ffee02")+","+falcoLine("g-3", "c0ffee02")+"]")
+		require.Equal(t, http.StatusAccepted, code, "sent again, in a list")
+		require.Equal(t, 2, s.Accepted)
+		var ids []string
+		for _, one := range d.told(t, "local/Container/c0ffee02") {
+			ids = append(ids, one.ID)
+		}
+		slices.Sort(ids)
+		require.Equal(t, []string{"g-1", "g-3"}, slices.Compact(ids), "under the same ids")
+	})
+
+	t.Run("telemetry is taken and nothing is made of it", func(t *testing.T) {
+		code, s := d.post(t, "/v1/tetragon", "t1", `{"process_exec":{"process":{"binary":"/bin/ls","docker":"c0ffee03"}},"time":"`+at+`"}`)
+		require.Equal(t, http.StatusAccepted, code)
+		require.Equal(t, said{Status: "accepted", Telemetry: 1}, s)
+		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentID("local/Container/c0ffee03"), "")
+		require.Error(t, err)
+	})
+
+	t.Run("what is refused says whether to send it again", func(t *testing.T) {
+		for name, c := range map[string]struct {
+			path, source, body string
+			want               int
+		}{
+			"no token":              {"/v1/tetragon", "", "{}", 401},
+			"a wrong token":         {"/v1/tetragon", "nobody", "{}", 401},
+			"another kind's door":   {"/v1/falco", "t1", falcoLine("x", "c0ffee04"), 403},
+			"no JSON":               {"/v1/kubearmor", "edge", "{", 400},
+			"nothing":               {"/v1/kubearmor", "edge", "", 400},
+			"a broken list":         {"/v1/falco", "edge", "[" + falcoLine("x", "c0ffee04"), 400},
+			"too many":              {"/v1/falco", "edge", strings.Repeat("{}\n", 1001), 400},
+			"too large":             {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 5<<20) + `"}`, 413},
+			"one record too large":  {"/v1/falco", "edge", `{"a":"` + strings.Repeat("a", 300<<10) + `"}`, 400},
+			"its time is tomorrow":  {"/v1/falco", "edge", strings.Replace(falcoLine("x", "c0ffee04"), at, "2199-01-01T00:00:00Z", 1), 422},
+			"a list of detections":  {"/v1/detections", "edge", "[]", 400},
+			"a pod that is not":     {"/v1/falco", "edge", strings.Replace(falcoLine("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"gone","evt.type"`, 1), 422},
+			"a name that is no pod": {"/v1/falco", "edge", strings.Replace(falcoLine("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"../secrets","evt.type"`, 1), 422},
+			"another pod's UID":     {"/v1/falco", "edge", strings.Replace(falcoLine("x", "c0ffee04"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","k8s.pod.uid":"uid-0","evt.type"`, 1), 422},
+		} {
+			code, s := d.post(t, c.path, c.source, c.body)
+			require.Equal(t, c.want, code, "%s: %+v", name, s)
+			require.NotEqual(t, "accepted", s.Status, name)
+		}
+		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentID("local/Container/c0ffee04"), "")
+		require.Error(t, err, "nothing came of any")
+	})
+
+	t.Run("a pod is completed, and its node's word is not taken", func(t *testing.T) {
+		line := strings.Replace(falcoLine("p-1", "abcdef012345"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"web-7d9c4-bcdfg","evt.type"`, 1)
+		code, s := d.post(t, "/v1/falco", "edge", line+"\n"+strings.ReplaceAll(line, "p-1", "p-2"))
+		require.Equal(t, http.StatusAccepted, code, "%+v", s)
+		all := d.told(t, "local/shop/Deployment/web")
+		require.Len(t, all, 2)
+		for _, one := range all {
+			c := one.Event.Container
+			require.Equal(t, "abcdef0123456789", c.ID, "the beginning of an id is completed")
+			require.Equal(t, "web", c.Name)
+			require.Equal(t, "sha256:0b3f", c.ImageDigest)
+			require.Equal(t, "uid-1", c.Pod.UID)
+			require.Equal(t, "node-1", one.Node)
+		}
+	})
+
+	t.Run("while the cluster is away nothing is lost", func(t *testing.T) {
+		d.failKube = apierrors.NewServiceUnavailable("away")
+		defer func() { d.failKube = nil }()
+		code, s := d.post(t, "/v1/falco", "edge", strings.Replace(falcoLine("q-1", "0a0a0a"), `"evt.type"`, `"k8s.ns.name":"shop","k8s.pod.name":"other","evt.type"`, 1))
+		require.Equal(t, http.StatusServiceUnavailable, code)
+		require.Equal(t, "5", s.retry)
+		require.Equal(t, uint64(1), d.Counts()["edge"].Later)
+	})
+
+	t.Run("a source has a rate", func(t *testing.T) {
+		lines := strings.Repeat(`{"process_exec":{}}`+"\n", 990)
+		code, _ := d.post(t, "/v1/tetragon", "slow", lines)
+		require.Equal(t, http.StatusAccepted, code)
+		code, s := d.post(t, "/v1/tetragon", "slow", lines)
+		require.Equal(t, http.StatusTooManyRequests, code)
+		wait, err := strconv.Atoi(s.retry)
+		require.NoError(t, err)
+		require.Positive(t, wait)
+		require.Equal(t, uint64(1), d.Counts()["slow"].Limited)
+		code, _ = d.post(t, "/v1/tetragon", "edge", lines)
+		require.Equal(t, http.StatusAccepted, code, "the others are not held up")
+	})
+}
+
+// away is Temporal when it is not there.
+type away struct{ client.Client }
+
+func (away) SignalWithStartWorkflow(context.Context, string, string, any, client.StartWorkflowOptions, any, ...any) (client.WorkflowRun, error) {
+	return nil, fmt.Errorf("no route")
+}
+
+func TestWhileTemporalIsAwayASenderIsToldToComeAgain(t *testing.T) {
+	server := temporal.Start(t, map[string]any{"Story": story})
+	d := openDoors(t, server, config.Foreign{Name: "edge"})
+	d.intake.Temporal = away{server}
+	health := `{"rule":"Falco internal: syscall event drop","priority":"Critical","time":"` + at + `","output_fields":{"n_drops":"7"}}`
+	code, s := d.post(t, "/v1/falco", "edge", falcoLine("a-1", "c0ffee")+"\n"+health)
+	require.Equal(t, http.StatusServiceUnavailable, code)
+	require.NotEmpty(t, s.retry)
+	require.Empty(t, d.health.all, "what will be sent again is not told yet")
+	d.intake.Temporal = server
+	code, _ = d.post(t, "/v1/falco", "edge", falcoLine("a-1", "c0ffee")+"\n"+health)
+	require.Equal(t, http.StatusAccepted, code)
+	require.Len(t, d.health.all, 1)
+}
+
+func TestATokenIsOneSources(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, token string) string {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(token), 0o600))
+		return filepath.Join(dir, name)
+	}
+	for want, sources := range map[string][]config.Foreign{
+		"fewer than 16 characters": {{Name: "a", TokenFile: file("short", "short")}},
+		"it has the token of a":    {{Name: "a", TokenFile: file("one", tokenOf("a"))}, {Name: "b", TokenFile: file("two", tokenOf("a"))}},
+		"no such file":             {{Name: "a", TokenFile: filepath.Join(dir, "none")}},
+	} {
+		_, err := gateway.NewForeign(nil, sources, nil)
+		require.ErrorContains(t, err, want)
+	}
+}
