@@ -48,10 +48,11 @@ type Override struct {
 	WasSeverity   sensors.Severity `json:"was_severity,omitempty"`
 	WasConfidence *float64         `json:"was_confidence,omitempty"`
 
-	tests []*Test
-	file  *file
-	node  *yaml.Node
-	nodes nodes
+	broken bool // has mistakes: only its expressions are looked at, so that all are told at once
+	tests  []*Test
+	file   *file
+	node   *yaml.Node
+	nodes  nodes
 }
 
 func (o *Override) fields(f *file) []field {
@@ -110,10 +111,13 @@ func (l *loader) override(o *Override) {
 	f := o.file
 	before := len(f.r.Problems)
 	r := l.set.Find(o.Rule)
-	if r == nil {
+	if r == nil && o.Rule != "" {
 		l.unknownRule(o)
 	}
 	l.compileExceptions(f, "the override of `"+yamlnode.Clip(o.Rule, 60)+"`", o.Exceptions)
+	if o.broken {
+		return
+	}
 	if o.Disable && strings.TrimSpace(o.Because) == "" {
 		f.errorf(o.node, "required", "write for example `because: we debug with it every day`", "who disables a rule has to say why, in `because`")
 	}

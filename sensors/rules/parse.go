@@ -49,9 +49,9 @@ func (l *loader) packFields(f *file) []field {
 				f.each(v, "overrides", "override", maxRules, func(n *yaml.Node) {
 					o := &Override{At: f.place(n), file: f, node: n, nodes: nodes{}}
 					before := len(f.r.Problems)
-					if f.r.Mapping(n, "an override", o.fields(f)) && len(f.r.Problems) == before {
-						l.overrides = append(l.overrides, o)
-					}
+					f.r.Mapping(n, "an override", o.fields(f))
+					o.broken = len(f.r.Problems) > before
+					l.overrides = append(l.overrides, o)
 				})
 			},
 		},

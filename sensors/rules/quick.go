@@ -37,9 +37,9 @@ func unknowable(*env) answer { return unknown }
 type side uint8
 
 const (
-	either side = iota
-	plain       // the condition holds only if this does
-	negated     // only if this does not
+	either  side = iota
+	plain        // the condition holds only if this does
+	negated      // only if this does not
 )
 
 func (s side) flip() side {
