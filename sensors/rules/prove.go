@@ -32,6 +32,7 @@ type TestResult struct {
 	Fires  bool   `json:"fires"` // whether the rule should
 	Passed bool   `json:"passed"`
 	Why    string `json:"why,omitempty"` // it did not pass
+	Quiet  bool   `json:"-"`             // it is of a source about which nobody asked
 }
 
 // testsField is a key with tests: `fires` and `silent`, each an event or a list of events that may be named.
@@ -106,7 +107,7 @@ func (l *loader) prove(r *Rule, tests []*Test) bool {
 	v := newEnv()
 	for _, t := range tests {
 		v.set(t.event)
-		result := TestResult{Rule: r.Name, Name: t.Name, File: t.file.name, Line: yamlnode.At(t.node).Line, Fires: t.Fires}
+		result := TestResult{Rule: r.Name, Name: t.Name, File: t.file.name, Line: yamlnode.At(t.node).Line, Fires: t.Fires, Quiet: t.file.quiet}
 		result.Why = r.disproved(t, v)
 		result.Passed = result.Why == ""
 		if !result.Passed {
