@@ -17,19 +17,31 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ObserveMapAlerts           = "alerts"
+	ObserveMapBirths           = "births"
+	ObserveMapCalls            = "calls"
 	ObserveMapCgroups          = "cgroups"
 	ObserveMapDrops            = "drops"
+	ObserveMapLosers           = "losers"
+	ObserveMapQuestions        = "questions"
 	ObserveMapScratch          = "scratch"
 	ObserveMapSensitive        = "sensitive"
 	ObserveMapTelemetry        = "telemetry"
+	ObserveProgObserveCall     = "observe_call"
 	ObserveProgObserveConnect4 = "observe_connect4"
 	ObserveProgObserveConnect6 = "observe_connect6"
+	ObserveProgObserveCreat    = "observe_creat"
+	ObserveProgObserveDns      = "observe_dns"
 	ObserveProgObserveExec     = "observe_exec"
 	ObserveProgObserveExit     = "observe_exit"
+	ObserveProgObserveFork     = "observe_fork"
+	ObserveProgObserveListen   = "observe_listen"
 	ObserveProgObserveOpen     = "observe_open"
 	ObserveProgObserveOpenat   = "observe_openat"
 	ObserveProgObserveOpenat2  = "observe_openat2"
 	ObserveProgObserveSelf     = "observe_self"
+	ObserveProgObserveUnix     = "observe_unix"
+	ObserveProgObserveUring    = "observe_uring"
+	ObserveVarBurstProcesses   = "burst_processes"
 	ObserveVarIgnoreUnknown    = "ignore_unknown"
 )
 
@@ -75,14 +87,21 @@ type ObserveSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ObserveProgramSpecs struct {
+	ObserveCall     *ebpf.ProgramSpec `ebpf:"observe_call"`
 	ObserveConnect4 *ebpf.ProgramSpec `ebpf:"observe_connect4"`
 	ObserveConnect6 *ebpf.ProgramSpec `ebpf:"observe_connect6"`
+	ObserveCreat    *ebpf.ProgramSpec `ebpf:"observe_creat"`
+	ObserveDns      *ebpf.ProgramSpec `ebpf:"observe_dns"`
 	ObserveExec     *ebpf.ProgramSpec `ebpf:"observe_exec"`
 	ObserveExit     *ebpf.ProgramSpec `ebpf:"observe_exit"`
+	ObserveFork     *ebpf.ProgramSpec `ebpf:"observe_fork"`
+	ObserveListen   *ebpf.ProgramSpec `ebpf:"observe_listen"`
 	ObserveOpen     *ebpf.ProgramSpec `ebpf:"observe_open"`
 	ObserveOpenat   *ebpf.ProgramSpec `ebpf:"observe_openat"`
 	ObserveOpenat2  *ebpf.ProgramSpec `ebpf:"observe_openat2"`
 	ObserveSelf     *ebpf.ProgramSpec `ebpf:"observe_self"`
+	ObserveUnix     *ebpf.ProgramSpec `ebpf:"observe_unix"`
+	ObserveUring    *ebpf.ProgramSpec `ebpf:"observe_uring"`
 }
 
 // ObserveMapSpecs contains maps before they are loaded into the kernel.
@@ -90,8 +109,12 @@ type ObserveProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ObserveMapSpecs struct {
 	Alerts    *ebpf.MapSpec `ebpf:"alerts"`
+	Births    *ebpf.MapSpec `ebpf:"births"`
+	Calls     *ebpf.MapSpec `ebpf:"calls"`
 	Cgroups   *ebpf.MapSpec `ebpf:"cgroups"`
 	Drops     *ebpf.MapSpec `ebpf:"drops"`
+	Losers    *ebpf.MapSpec `ebpf:"losers"`
+	Questions *ebpf.MapSpec `ebpf:"questions"`
 	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
 	Sensitive *ebpf.MapSpec `ebpf:"sensitive"`
 	Telemetry *ebpf.MapSpec `ebpf:"telemetry"`
@@ -101,7 +124,8 @@ type ObserveMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ObserveVariableSpecs struct {
-	IgnoreUnknown *ebpf.VariableSpec `ebpf:"ignore_unknown"`
+	BurstProcesses *ebpf.VariableSpec `ebpf:"burst_processes"`
+	IgnoreUnknown  *ebpf.VariableSpec `ebpf:"ignore_unknown"`
 }
 
 // ObserveObjects contains all objects after they have been loaded into the kernel.
@@ -125,8 +149,12 @@ func (o *ObserveObjects) Close() error {
 // It can be passed to LoadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ObserveMaps struct {
 	Alerts    *ebpf.Map `ebpf:"alerts"`
+	Births    *ebpf.Map `ebpf:"births"`
+	Calls     *ebpf.Map `ebpf:"calls"`
 	Cgroups   *ebpf.Map `ebpf:"cgroups"`
 	Drops     *ebpf.Map `ebpf:"drops"`
+	Losers    *ebpf.Map `ebpf:"losers"`
+	Questions *ebpf.Map `ebpf:"questions"`
 	Scratch   *ebpf.Map `ebpf:"scratch"`
 	Sensitive *ebpf.Map `ebpf:"sensitive"`
 	Telemetry *ebpf.Map `ebpf:"telemetry"`
@@ -135,8 +163,12 @@ type ObserveMaps struct {
 func (m *ObserveMaps) Close() error {
 	return _ObserveClose(
 		m.Alerts,
+		m.Births,
+		m.Calls,
 		m.Cgroups,
 		m.Drops,
+		m.Losers,
+		m.Questions,
 		m.Scratch,
 		m.Sensitive,
 		m.Telemetry,
@@ -147,33 +179,48 @@ func (m *ObserveMaps) Close() error {
 //
 // It can be passed to LoadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ObserveVariables struct {
-	IgnoreUnknown *ebpf.Variable `ebpf:"ignore_unknown"`
+	BurstProcesses *ebpf.Variable `ebpf:"burst_processes"`
+	IgnoreUnknown  *ebpf.Variable `ebpf:"ignore_unknown"`
 }
 
 // ObservePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ObservePrograms struct {
+	ObserveCall     *ebpf.Program `ebpf:"observe_call"`
 	ObserveConnect4 *ebpf.Program `ebpf:"observe_connect4"`
 	ObserveConnect6 *ebpf.Program `ebpf:"observe_connect6"`
+	ObserveCreat    *ebpf.Program `ebpf:"observe_creat"`
+	ObserveDns      *ebpf.Program `ebpf:"observe_dns"`
 	ObserveExec     *ebpf.Program `ebpf:"observe_exec"`
 	ObserveExit     *ebpf.Program `ebpf:"observe_exit"`
+	ObserveFork     *ebpf.Program `ebpf:"observe_fork"`
+	ObserveListen   *ebpf.Program `ebpf:"observe_listen"`
 	ObserveOpen     *ebpf.Program `ebpf:"observe_open"`
 	ObserveOpenat   *ebpf.Program `ebpf:"observe_openat"`
 	ObserveOpenat2  *ebpf.Program `ebpf:"observe_openat2"`
 	ObserveSelf     *ebpf.Program `ebpf:"observe_self"`
+	ObserveUnix     *ebpf.Program `ebpf:"observe_unix"`
+	ObserveUring    *ebpf.Program `ebpf:"observe_uring"`
 }
 
 func (p *ObservePrograms) Close() error {
 	return _ObserveClose(
+		p.ObserveCall,
 		p.ObserveConnect4,
 		p.ObserveConnect6,
+		p.ObserveCreat,
+		p.ObserveDns,
 		p.ObserveExec,
 		p.ObserveExit,
+		p.ObserveFork,
+		p.ObserveListen,
 		p.ObserveOpen,
 		p.ObserveOpenat,
 		p.ObserveOpenat2,
 		p.ObserveSelf,
+		p.ObserveUnix,
+		p.ObserveUring,
 	)
 }
 

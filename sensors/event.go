@@ -214,7 +214,28 @@ type Workload struct {
 // InContainer tells whether the event belongs to a container and not to the host.
 func (e *Event) InContainer() bool { return e.Container.ID != "" || e.Container.CgroupID != 0 }
 
-// ExeName is the last element of the executed path, without the kernel's " (deleted)" mark.
+// multicall are programs that are many: which one, the name says under which they were called.
+var multicall = map[string]bool{"busybox": true, "toybox": true, "coreutils": true}
+
+// ExeName is the last element of the executed path, without the kernel's " (deleted)" mark. Of a program such as busybox
+// it is the name of the applet: that decides what the program does, so it cannot lie.
 func (p *Process) ExeName() string {
-	return path.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
+	name := path.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
+	if !multicall[name] || len(p.Args) == 0 {
+		return name
+	}
+	applet := strings.TrimPrefix(path.Base(p.Args[0]), "-")
+	if applet == name && len(p.Args) > 1 {
+		applet = path.Base(p.Args[1])
+	}
+	return applet
+}
+
+// ExeName is the name of the ancestor's program, or of its thread where that is all that is known.
+func (a *Ancestor) ExeName() string {
+	p := Process{Exe: a.Exe, Args: a.Args}
+	if name := p.ExeName(); a.Exe != "" {
+		return name
+	}
+	return a.Name
 }

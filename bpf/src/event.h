@@ -7,6 +7,19 @@
 #define KIND_EXIT 2
 #define KIND_CONNECT 3
 #define KIND_OPEN 4
+#define KIND_DELETE 5
+#define KIND_CHMOD 6
+#define KIND_UNIX 7
+#define KIND_LISTEN 8
+#define KIND_DNS 9
+#define KIND_RAW_SOCKET 10
+#define KIND_MOUNT 11
+#define KIND_NAMESPACE 12
+#define KIND_TRACE 13
+#define KIND_BPF 14
+#define KIND_URING 15
+#define KIND_MODULE 16
+#define KIND_BURST 17
 
 #define FLAG_UPPER (1 << 0)	     // executable in the overlay's upper layer, with content of its own
 #define FLAG_MEMFD (1 << 1)	     // executable is a memfd
@@ -16,7 +29,53 @@
 #define FLAG_WRITE (1 << 5)	     // file opened for writing
 #define FLAG_IPV6 (1 << 6)	     // address is IPv6
 #define FLAG_COPY_UP (1 << 7)	     // in the upper layer with the lower file's size and time: only copied up
-#define FLAG_DENIED (1 << 8)	     // an egress lock holds the process
+#define FLAG_OUTSIDE (1 << 8)	     // the parent lives in a cgroup of the host
+#define FLAG_SETID (1 << 9)	     // executable with a set-uid or set-gid bit
+#define FLAG_GAINED (1 << 10)	     // more rights than the parent has
+#define FLAG_ASKED (1 << 11)	     // the file's path is the caller's string
+#define FLAG_FAILED (1 << 12)	     // the call was refused
+
+// The calls that are looked at, as user space numbers them: see sensors/probe/calls.go.
+#define CALL_MOUNT 1
+#define CALL_MOVE_MOUNT 2
+#define CALL_PIVOT_ROOT 3
+#define CALL_FSMOUNT 4
+#define CALL_SETNS 5
+#define CALL_UNSHARE 6
+#define CALL_CLONE 7 // seen as a fork, not as a call
+#define CALL_PTRACE 8
+#define CALL_VM_READV 9
+#define CALL_VM_WRITEV 10
+#define CALL_CHMOD 11
+#define CALL_FCHMOD 12
+#define CALL_FCHMODAT 13
+#define CALL_SETXATTR 14
+#define CALL_FSETXATTR 15
+#define CALL_SOCKET 16
+#define CALL_BPF 17
+#define CALL_URING_SETUP 18
+#define CALL_LISTEN 19
+#define CALL_UNLINK 20
+#define CALL_UNLINKAT 21
+#define CALL_TRUNCATE 22
+#define CALL_RENAME 23
+#define CALL_RENAMEAT 24
+#define CALL_CONNECT 25
+#define CALL_INIT_MODULE 26
+#define CALL_DELETE_MODULE 27
+#define CALL_HANDLE 28 // open_by_handle_at
+#define CALL_OPENAT 29
+#define CALL_OPENAT2 30
+#define CALL_OPEN 31
+#define CALL_CREAT 32
+#define CALL_URING 33 // an open that an io_uring does
+
+// What of a sensitive name matters: bits above the class in the map `sensitive`.
+#define ON_READ (1 << 16)
+#define ON_WRITE (1 << 17)
+#define ON_TRUNCATE (1 << 18)
+#define ON_DELETE (1 << 19)
+#define ON_CONNECT (1 << 20)
 
 #define MAX_ANCESTORS 8
 #define MAX_COMPONENTS 48
@@ -55,9 +114,13 @@ struct event {
 	__u32 gid;
 	__u32 cpu;
 	__s32 exit_code;
-	__u32 class; // KIND_OPEN: what the base name hinted at
-	__u32 used;  // bytes of data in use
-	__u32 slot;  // which scratch buffer this is
+	__u32 used;   // bytes of data in use
+	__u32 slot;   // which scratch buffer this is
+	__u32 target; // the process that a call acted on
+	__u64 value;  // a call's flags, mode or command; how many processes a burst had
+	__u32 ns_pid; // in the process's own pid namespace
+	__u16 call;   // CALL_…
+	__u16 detail_len;
 	__u8 address[16];
 	char comm[16];
 	char tty[16];

@@ -114,12 +114,38 @@ typedef struct {
 	__u64 val;
 } kernel_cap_t;
 
+struct user_namespace;
+
 struct cred {
 	kuid_t uid;
 	kgid_t gid;
 	kuid_t euid;
 	kernel_cap_t cap_effective;
+	struct user_namespace *user_ns;
 };
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[];
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct nsproxy;
 
 struct tty_struct {
 	char name[64];
@@ -146,6 +172,9 @@ struct task_struct {
 	struct files_struct *files;
 	struct signal_struct *signal;
 	const struct cred *cred;
+	struct pid *thread_pid;
+	struct css_set *cgroups;
+	struct nsproxy *nsproxy;
 	char comm[16];
 };
 
@@ -155,11 +184,54 @@ struct linux_binprm {
 
 struct sock_common {
 	__u16 skc_family;
+	__u16 skc_num;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 };
+
+struct unix_sock {
+	struct sock sk;
+	struct path path;
+	struct sock *peer;
+};
+
+struct filename {
+	const char *name;
+};
+
+struct io_kiocb {
+	__u8 opcode;
+};
+
+struct io_open {
+	struct file *file;
+	struct filename *filename;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long di;
+	unsigned long si;
+	unsigned long dx;
+	unsigned long r10;
+};
+#define ARG0(r) BPF_CORE_READ(r, di)
+#define ARG1(r) BPF_CORE_READ(r, si)
+#define ARG2(r) BPF_CORE_READ(r, dx)
+#define ARG3(r) BPF_CORE_READ(r, r10)
+#elif defined(__TARGET_ARCH_arm64)
+// The first argument's register holds the result by now; the kernel keeps the argument apart.
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0;
+};
+#define ARG0(r) BPF_CORE_READ(r, orig_x0)
+#define ARG1(r) BPF_CORE_READ(r, regs[1])
+#define ARG2(r) BPF_CORE_READ(r, regs[2])
+#define ARG3(r) BPF_CORE_READ(r, regs[3])
+#endif
 
 struct socket {
 	struct sock *sk;

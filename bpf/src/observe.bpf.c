@@ -1,355 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //
-// Observes containers: exec, exit, connect and the opening of sensitive files. It never denies anything.
+// Observes containers: exec, exit, connect, the opening of sensitive files, and the calls by which they are left. It
+// never denies anything.
 //
 // Every program asks first whose cgroup it runs in and leaves at once if that is the host's. The logic is in static
 // functions that work on the current task, so that the raw tracepoint program observe_self can be run by a test
 // (BPF_PROG_TEST_RUN) where the real hooks cannot.
-#include "kernel.h"
-#include "event.h"
+#include "describe.h"
+#include "calls.h"
+#include "traffic.h"
 
 char LICENSE[] SEC("license") = "GPL";
-
-// Set before loading. Unknown cgroups are watched unless this says otherwise: a container that lives for 50 ms must
-// not be missed because nobody told us of it in time.
-const volatile bool ignore_unknown = false;
-
-#define WATCH 1
-#define IGNORE 2
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, __u64);
-	__type(value, __u8);
-} cgroups SEC(".maps");
-
-// Base names that may be sensitive, zero-padded; the value is a class that user space gave.
-#define SENSITIVE_NAME 48
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
-	__type(key, char[SENSITIVE_NAME]);
-	__type(value, __u32);
-} sensitive SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 << 20);
-} alerts SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} telemetry SEC(".maps");
-
-#define DROP_ALERTS 0
-#define DROP_TELEMETRY 1
-#define DROP_SCRATCH 2
-#define DROP_REASONS 3
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, DROP_REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} drops SEC(".maps");
-
-// Several buffers a CPU: a program on a cgroup hook may be preempted or interrupted by one on a tracepoint. A program
-// never moves to another CPU.
-#define SLOTS 3
-struct scratch {
-	__u32 busy[SLOTS + 1];
-	struct event event[SLOTS];
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct scratch);
-} scratch SEC(".maps");
-
-static __always_inline void dropped(__u32 reason)
-{
-	__u64 *n = bpf_map_lookup_elem(&drops, &reason);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
-}
-
-static __always_inline bool watched(__u64 cgroup)
-{
-	__u8 *mode = bpf_map_lookup_elem(&cgroups, &cgroup);
-
-	if (mode)
-		return *mode == WATCH;
-	return !ignore_unknown;
-}
-
-// take gives a free buffer of this CPU with a cleared head, or NULL. Every take is followed by a give.
-static __always_inline struct event *take(__u16 kind, __u64 cgroup)
-{
-	__u32 zero = 0, i;
-	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
-
-	if (!s)
-		return NULL;
-	for (i = 0; i < SLOTS; i++) {
-		struct event *e = &s->event[i];
-
-		if (__sync_val_compare_and_swap(&s->busy[i], 0, 1))
-			continue;
-		__builtin_memset(e, 0, EVENT_HEAD);
-		e->slot = i;
-		e->kind = kind;
-		e->cgroup = cgroup;
-		e->time = bpf_ktime_get_boot_ns();
-		e->cpu = bpf_get_smp_processor_id();
-		return e;
-	}
-	dropped(DROP_SCRATCH);
-	return NULL;
-}
-
-static __always_inline void give(struct event *e)
-{
-	__u32 zero = 0, slot = e->slot;
-	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
-
-	if (s && slot < SLOTS)
-		s->busy[slot] = 0;
-}
-
-static __always_inline void emit(void *ring, __u32 reason, struct event *e)
-{
-	__u64 used = e->used;
-
-	if (used > DATA_SIZE)
-		used = DATA_SIZE;
-	if (bpf_ringbuf_output(ring, e, EVENT_HEAD + used, 0))
-		dropped(reason);
-}
-
-struct place {
-	struct dentry *dentry;
-	struct vfsmount *mnt;
-};
-
-struct walker {
-	struct event *e;
-	struct place at;
-	struct place root;
-	bool done;
-};
-
-static long step(__u64 i, struct walker *w)
-{
-	struct dentry *dentry = w->at.dentry, *parent;
-	struct vfsmount *vfsmnt = w->at.mnt;
-	struct mount *mnt = container_of(vfsmnt, struct mount, mnt), *up;
-	__u64 off = w->e->used;
-	bool end = false;
-	long n;
-
-	if (off > DATA_LIMIT - MAX_NAME)
-		return 1;
-	if (dentry == w->root.dentry && vfsmnt == w->root.mnt) {
-		w->done = true;
-		return 1;
-	}
-	parent = BPF_CORE_READ(dentry, d_parent);
-	if (dentry == BPF_CORE_READ(vfsmnt, mnt_root) || dentry == parent) {
-		up = BPF_CORE_READ(mnt, mnt_parent);
-		if (up && up != mnt) {
-			w->at.dentry = BPF_CORE_READ(mnt, mnt_mountpoint);
-			w->at.mnt = __builtin_preserve_access_index(&up->mnt);
-			return 0;
-		}
-		// A root of its own: a memfd has its name here, a tree of mounts has "/".
-		end = true;
-	}
-	n = bpf_probe_read_kernel_str(&w->e->data[off], MAX_NAME, BPF_CORE_READ(dentry, d_name.name));
-	if (n <= 0 || n > MAX_NAME)
-		return 1;
-	if (end) {
-		w->done = true;
-		if (n > 1 && w->e->data[off] != '/')
-			w->e->used = off + n;
-		return 1;
-	}
-	w->e->used = off + n;
-	w->at.dentry = parent;
-	return 0;
-}
-
-// walk appends the names from a path up to root to the event's data, leaf first, and returns how many bytes that took. It
-// goes by dentries and mounts, so what it finds is what was opened and not what a caller's string said. The
-// number of bytes in use lies in the event and not on the stack: the verifier would follow each of its values.
-static __noinline __u32 walk(struct event *e, struct place *from, struct place *root)
-{
-	struct walker w = {.e = e, .at = *from, .root = *root};
-	__u32 start = e->used;
-
-	bpf_loop(MAX_COMPONENTS, step, &w, 0);
-	if (!w.done)
-		e->flags |= FLAG_EXE_TRUNCATED;
-	return e->used - start;
-}
-
-#define OVERLAYFS_SUPER_MAGIC 0x794c7630
-
-// overlay says whether a file's content lies in an overlay's upper layer. A file that was merely copied up (its mode
-// changed) still has the size and the time of the lower one.
-static __always_inline __u16 overlay(struct inode *inode)
-{
-	struct dentry *upper, *lower;
-	struct inode *lower_inode, *upper_inode;
-	struct ovl_inode *oi;
-	struct ovl_entry *oe;
-
-	if (BPF_CORE_READ(inode, i_sb, s_magic) != OVERLAYFS_SUPER_MAGIC || !bpf_core_type_exists(struct ovl_inode))
-		return 0;
-	oi = container_of(inode, struct ovl_inode, vfs_inode);
-	upper = BPF_CORE_READ(oi, __upperdentry);
-	if (!upper)
-		return 0;
-	if (!bpf_core_field_exists(oi->oe))
-		return FLAG_UPPER;
-	oe = BPF_CORE_READ(oi, oe);
-	if (!oe || BPF_CORE_READ(oe, __numlower) == 0)
-		return FLAG_UPPER;
-	if (!bpf_core_field_exists(inode->i_mtime_sec))
-		return FLAG_UPPER;
-	lower = BPF_CORE_READ(oe, __lowerstack[0].dentry);
-	lower_inode = BPF_CORE_READ(lower, d_inode);
-	upper_inode = BPF_CORE_READ(upper, d_inode);
-	if (BPF_CORE_READ(upper_inode, i_size) == BPF_CORE_READ(lower_inode, i_size) &&
-	    BPF_CORE_READ(upper_inode, i_mtime_sec) == BPF_CORE_READ(lower_inode, i_mtime_sec) &&
-	    BPF_CORE_READ(upper_inode, i_mtime_nsec) == BPF_CORE_READ(lower_inode, i_mtime_nsec))
-		return FLAG_COPY_UP;
-	return FLAG_UPPER;
-}
-
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
-#define AF_UNIX 1
-
-static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
-{
-	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-	struct file **slot, *file = NULL;
-
-	if (fd >= BPF_CORE_READ(fdt, max_fds))
-		return NULL;
-	slot = BPF_CORE_READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
-	return file;
-}
-
-// Sockets among the descriptors 0 to 2, but for Unix sockets, which runtimes and supervisors use for output.
-static __always_inline __u8 stdio_sockets(struct task_struct *task)
-{
-	__u8 mask = 0;
-	__u32 fd;
-
-	for (fd = 0; fd < 3; fd++) {
-		struct file *file = file_of(task, fd);
-		struct inode *inode;
-		struct socket_alloc *sa;
-
-		if (!file)
-			continue;
-		inode = BPF_CORE_READ(file, f_inode);
-		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
-			continue;
-		sa = container_of(inode, struct socket_alloc, vfs_inode);
-		if (BPF_CORE_READ(sa, socket.sk, __sk_common.skc_family) != AF_UNIX)
-			mask |= 1 << fd;
-	}
-	return mask;
-}
-
-#define MEMFD_PREFIX 0x3a64666d656dULL // "memfd:"
-
-static __always_inline __u16 nameless(struct file *file, struct inode *inode)
-{
-	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
-	__u64 name = 0;
-
-	if (BPF_CORE_READ(dentry, d_parent) == dentry) {
-		bpf_probe_read_kernel(&name, 6, BPF_CORE_READ(dentry, d_name.name));
-		if (name == MEMFD_PREFIX)
-			return FLAG_MEMFD;
-	}
-	return BPF_CORE_READ(inode, i_nlink) == 0 ? FLAG_DELETED : 0;
-}
-
-static __always_inline void ids(struct event *e, struct task_struct *task)
-{
-	e->pid = BPF_CORE_READ(task, tgid);
-	e->ppid = BPF_CORE_READ(task, real_parent, tgid);
-	e->start = BPF_CORE_READ(task, group_leader, start_boottime);
-	e->uid = BPF_CORE_READ(task, cred, uid.val);
-	e->euid = BPF_CORE_READ(task, cred, euid.val);
-	e->gid = BPF_CORE_READ(task, cred, gid.val);
-	BPF_CORE_READ_INTO(&e->capabilities, task, cred, cap_effective);
-	BPF_CORE_READ_STR_INTO(&e->comm, task, comm);
-}
-
-static __always_inline void ancestry(struct event *e, struct task_struct *task)
-{
-	int i;
-
-	for (i = 0; i < MAX_ANCESTORS; i++) {
-		task = BPF_CORE_READ(task, real_parent);
-		e->ancestor[i].pid = BPF_CORE_READ(task, tgid);
-		if (e->ancestor[i].pid == 0)
-			break;
-		BPF_CORE_READ_STR_INTO(&e->ancestor[i].comm, task, group_leader, comm);
-		e->ancestors = i + 1;
-		if (e->ancestor[i].pid == 1)
-			break;
-	}
-}
-
-// describe fills in all about a process.
-static __always_inline void describe(struct event *e, struct task_struct *task)
-{
-	struct fs_struct *fs = BPF_CORE_READ(task, fs);
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	struct place root = {BPF_CORE_READ(fs, root.dentry), BPF_CORE_READ(fs, root.mnt)};
-	struct place pwd = {BPF_CORE_READ(fs, pwd.dentry), BPF_CORE_READ(fs, pwd.mnt)};
-	struct file *file = BPF_CORE_READ(mm, exe_file);
-	struct place exe = {BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt)};
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
-	unsigned long arg, args;
-	struct tty_struct *tty;
-	__u64 off;
-
-	ids(e, task);
-	ancestry(e, task);
-	e->inode = BPF_CORE_READ(inode, i_ino);
-	e->device = BPF_CORE_READ(inode, i_sb, s_dev);
-	e->flags |= overlay(inode) | nameless(file, inode);
-	e->stdio_sockets = stdio_sockets(task);
-	tty = BPF_CORE_READ(task, signal, tty);
-	if (tty)
-		bpf_probe_read_kernel_str(&e->tty, sizeof(e->tty), __builtin_preserve_access_index(&tty->name));
-
-	e->exe_len = walk(e, &exe, &root);
-	e->cwd_len = walk(e, &pwd, &root);
-
-	arg = BPF_CORE_READ(mm, arg_start);
-	args = BPF_CORE_READ(mm, arg_end) - arg;
-	if (args > MAX_ARGS) {
-		args = MAX_ARGS;
-		e->flags |= FLAG_ARGS_TRUNCATED;
-	}
-	off = e->used;
-	if (off <= DATA_LIMIT && args && !bpf_probe_read_user(&e->data[off], args, (void *)arg)) {
-		e->args_len = args;
-		e->used = off + args;
-	}
-}
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(observe_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
@@ -438,10 +99,30 @@ int observe_connect6(struct bpf_sock_addr *ctx)
 }
 
 #define O_ACCMODE 3
+#define O_TRUNC 01000
+
+static __always_inline bool cutting(__u16 call)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	__u64 flags = 0;
+
+	switch (call) {
+	case CALL_OPENAT:
+		return ARG2(regs) & O_TRUNC;
+	case CALL_OPENAT2:
+		bpf_probe_read_user(&flags, sizeof(flags), (void *)ARG2(regs));
+		return flags & O_TRUNC;
+	case CALL_OPEN:
+		return ARG1(regs) & O_TRUNC;
+	case CALL_CREAT:
+		return true;
+	}
+	return false;
+}
 
 // opened looks at a descriptor that an open call has just returned: the file behind it cannot be another one than was
 // opened, as the caller's string could.
-static __always_inline void opened(__s64 fd)
+static __always_inline void opened(__s64 fd, __u16 call)
 {
 	__u64 cgroup;
 	struct task_struct *task;
@@ -449,8 +130,9 @@ static __always_inline void opened(__s64 fd)
 	struct dentry *dentry;
 	struct place at, root;
 	struct event *e;
-	__u32 *class, len;
-	char name[SENSITIVE_NAME] = {};
+	__u16 kind = KIND_OPEN;
+	__u32 class, mode;
+	bool write;
 
 	if (fd < 0)
 		return;
@@ -462,19 +144,22 @@ static __always_inline void opened(__s64 fd)
 	if (!file)
 		return;
 	dentry = BPF_CORE_READ(file, f_path.dentry);
-	len = BPF_CORE_READ(dentry, d_name.len);
-	if (len == 0 || len >= SENSITIVE_NAME)
-		return;
-	if (bpf_probe_read_kernel(name, len, BPF_CORE_READ(dentry, d_name.name)))
-		return;
-	class = bpf_map_lookup_elem(&sensitive, name);
+	class = class_of(dentry);
 	if (!class)
 		return;
-	e = take(KIND_OPEN, cgroup);
+	mode = BPF_CORE_READ(file, f_flags) & O_ACCMODE;
+	write = mode != 0;
+	if (!(class & (mode == 0 ? ON_READ : mode == 1 ? ON_WRITE : ON_READ | ON_WRITE))) {
+		// A file that is cut when it is opened, as `> /var/log/auth.log` does. The flag is only in the call.
+		if (!write || !(class & ON_TRUNCATE) || !cutting(call))
+			return;
+		kind = KIND_DELETE;
+	}
+	e = take(kind, cgroup);
 	if (!e)
 		return;
-	e->class = *class;
-	if (BPF_CORE_READ(file, f_flags) & O_ACCMODE)
+	e->call = call;
+	if (write)
 		e->flags |= FLAG_WRITE;
 	at = (struct place){dentry, BPF_CORE_READ(file, f_path.mnt)};
 	root = (struct place){BPF_CORE_READ(task, fs, root.dentry), BPF_CORE_READ(task, fs, root.mnt)};
@@ -486,25 +171,32 @@ static __always_inline void opened(__s64 fd)
 
 // Why these: on kernels without fentry, kprobes and LSM, the return of the open calls is the only place where the
 // opened file can be seen. Tracepoints of single calls tax other calls less (a third more on getppid) than
-// sys_enter/sys_exit in tp_btf (two thirds to twice). io_uring passes them by.
+// sys_enter/sys_exit in tp_btf (two thirds to twice). io_uring passes them by: see observe_uring.
 SEC("tracepoint/syscalls/sys_exit_openat")
 int observe_openat(struct sys_exit_args *ctx)
 {
-	opened(ctx->ret);
+	opened(ctx->ret, CALL_OPENAT);
 	return 0;
 }
 
 SEC("tracepoint/syscalls/sys_exit_openat2")
 int observe_openat2(struct sys_exit_args *ctx)
 {
-	opened(ctx->ret);
+	opened(ctx->ret, CALL_OPENAT2);
 	return 0;
 }
 
 SEC("tracepoint/syscalls/sys_exit_open")
 int observe_open(struct sys_exit_args *ctx)
 {
-	opened(ctx->ret);
+	opened(ctx->ret, CALL_OPEN);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_creat")
+int observe_creat(struct sys_exit_args *ctx)
+{
+	opened(ctx->ret, CALL_CREAT);
 	return 0;
 }
 

@@ -3,6 +3,7 @@ package identity
 import (
 	"container/list"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,10 +22,13 @@ type Table struct {
 }
 
 type program struct {
-	pid  uint32
-	name string
-	exe  string
-	args []string
+	pid   uint32
+	name  string
+	exe   string
+	args  []string
+	start uint64 // 0: not learnt from an exec event
+	euid  uint32 // when it was executed
+	caps  uint64
 }
 
 // NewTable makes a table that holds at most capacity processes (zero: 16384).
@@ -38,14 +42,56 @@ func NewTable(capacity int) *Table {
 // ancestorArgs bounds how many bytes of an ancestor's command line are kept.
 const ancestorArgs = 512
 
-// Learn remembers an exec event.
+// capSetuid lets a process become any user.
+const capSetuid = 1 << 7
+
+// Learn remembers an exec event, and says of every event what only who remembers can: whether the process has rights
+// that what it came from had not and could not take, and under which command line it was started (a process can
+// overwrite its own).
 func (t *Table) Learn(e *sensors.Event) {
-	if e.Kind != sensors.KindExec {
-		return
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.put(&program{pid: e.Process.PID, name: e.Process.Name, exe: e.Process.Exe, args: clip(e.Process.Args)})
+	p := &e.Process
+	before := t.own(p.PID, p.StartNS)
+	if p.EUID == 0 && !p.Setid && e.Kind != sensors.KindExit {
+		for _, from := range []*program{before, t.learnt(p.PPID)} {
+			if from != nil && from.euid != 0 && from.caps&capSetuid == 0 {
+				p.Gained = true
+			}
+		}
+	}
+	if e.Kind == sensors.KindExec {
+		t.put(&program{pid: p.PID, name: p.Name, exe: p.Exe, args: clip(p.Args), start: p.StartNS, euid: p.EUID, caps: p.Capabilities})
+		return
+	}
+	if before != nil && e.Kind != sensors.KindExit && (len(p.Args) < len(before.args) || !slices.Equal(p.Args[:len(before.args)], before.args)) {
+		p.Args = before.args
+	}
+}
+
+// Ran tells whether a process is known to have executed a program.
+func (t *Table) Ran(pid uint32, start uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.own(pid, start) != nil
+}
+
+// own is what is known of one process, by an identity that is never reused.
+func (t *Table) own(pid uint32, start uint64) *program {
+	if p := t.learnt(pid); p != nil && p.start == start {
+		return p
+	}
+	return nil
+}
+
+// learnt is the process that was last seen to execute a program under a pid.
+func (t *Table) learnt(pid uint32) *program {
+	if el, ok := t.byPID[pid]; ok {
+		if p, _ := el.Value.(*program); p.start != 0 {
+			return p
+		}
+	}
+	return nil
 }
 
 // Enrich fills in what the ancestors of an event's process run.
@@ -83,6 +129,9 @@ func (t *Table) get(pid uint32, name string) *program {
 			line := strings.ToValidUTF8(strings.TrimRight(string(buf[:n]), "\x00"), "\uFFFD")
 			p.args = strings.Split(line, "\x00")
 		}
+	}
+	if old := t.learnt(pid); old != nil {
+		p.start, p.euid, p.caps = old.start, old.euid, old.caps
 	}
 	t.put(p)
 	return p

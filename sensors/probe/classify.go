@@ -31,6 +31,7 @@ func DefaultClassify(path string) Class {
 type group struct {
 	class Class
 	path  string
+	begun bool // a program was executed in it, or it was there before this probe
 }
 
 // maxGroups bounds the table; at the bound it is forgotten and learnt again.
@@ -62,7 +63,7 @@ func (p *Probe) scan() error {
 		if path == "" {
 			path = "/"
 		}
-		g := group{class: p.opt.Classify(path), path: path}
+		g := group{class: p.opt.Classify(path), path: path, begun: true}
 		if host[path] {
 			g.class = ClassHost
 		}

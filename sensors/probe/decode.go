@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +22,9 @@ const (
 	offPort, offTime, offCgroup, offStart           = 14, 16, 24, 32
 	offCapabilities, offInode, offDevice, offPID    = 40, 48, 56, 64
 	offPPID, offUID, offEUID, offGID                = 68, 72, 76, 80
-	offCPU, offExitCode, offClass                   = 84, 88, 92
-	offAddress, offComm, offTTY, offAncestor, eHead = 104, 120, 136, 152, 312
+	offCPU, offExitCode, offTarget, offValue        = 84, 88, 100, 104
+	offNSPID, offCall, offDetailLen                 = 112, 116, 118
+	offAddress, offComm, offTTY, offAncestor, eHead = 120, 136, 152, 168, 328
 
 	ancestorSize = 20
 	dataSize     = 8192
@@ -30,11 +32,18 @@ const (
 )
 
 const (
-	kindExec, kindExit, kindConnect, kindOpen = 1, 2, 3, 4
-
 	flagUpper, flagMemfd, flagDeleted, flagArgsTruncated = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 	flagPathTruncated, flagWrite, flagIPv6               = 1 << 4, 1 << 5, 1 << 6
+	flagOutside, flagSetid, flagGained                   = 1 << 8, 1 << 9, 1 << 10
+	flagAsked, flagFailed                                = 1 << 11, 1 << 12
 )
+
+// kinds are the kernel's numbers of kinds.
+var kinds = map[int]sensors.Kind{
+	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindOpen, 5: sensors.KindDelete, 6: sensors.KindChmod,
+	7: sensors.KindUnix, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespace,
+	13: sensors.KindTrace, 14: sensors.KindBPF, 15: sensors.KindURing, 16: sensors.KindModule, 17: sensors.KindBurst,
+}
 
 var errMalformed = errors.New("malformed record")
 
@@ -43,6 +52,8 @@ type decoded struct {
 	event sensors.Event
 	boot  uint64 // CLOCK_BOOTTIME, ns
 	cpu   uint32
+	// outside: the process's parent lives in a cgroup of the host.
+	outside bool
 }
 
 // decode reads one record. It trusts no length in it.
@@ -55,7 +66,7 @@ func decode(b []byte) (decoded, error) {
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
 
 	flags := u16(offFlags)
-	d := decoded{boot: u64(offTime), cpu: u32(offCPU)}
+	d := decoded{boot: u64(offTime), cpu: u32(offCPU), outside: flags&flagOutside != 0}
 	e := &d.event
 	p := &e.Process
 	*p = sensors.Process{
@@ -63,7 +74,7 @@ func decode(b []byte) (decoded, error) {
 		TTY: text(b[offTTY : offTTY+16]), UID: u32(offUID), EUID: u32(offEUID), GID: u32(offGID),
 		Capabilities: u64(offCapabilities), StdioSockets: b[offStdio] & 7, Inode: u64(offInode), Device: device(u64(offDevice)),
 		UpperLayer: flags&flagUpper != 0, Memfd: flags&flagMemfd != 0, Deleted: flags&flagDeleted != 0,
-		ArgsTruncated: flags&flagArgsTruncated != 0,
+		ArgsTruncated: flags&flagArgsTruncated != 0, Setid: flags&flagSetid != 0, Gained: flags&flagGained != 0, NSPID: u32(offNSPID),
 	}
 	e.Container.CgroupID = u64(offCgroup)
 
@@ -90,7 +101,8 @@ func decode(b []byte) (decoded, error) {
 	cwd, ok2 := part(offCwdLen)
 	args, ok3 := part(offArgsLen)
 	file, ok4 := part(offFileLen)
-	if !ok1 || !ok2 || !ok3 || !ok4 {
+	detail, ok5 := part(offDetailLen)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
 		return decoded{}, fmt.Errorf("%w: a part is longer than the record", errMalformed)
 	}
 	p.Exe = joinPath(exe, p.Memfd)
@@ -99,23 +111,74 @@ func decode(b []byte) (decoded, error) {
 	p.Args, cut = splitArgs(args)
 	p.ArgsTruncated = p.ArgsTruncated || cut
 
-	switch u16(offKind) {
-	case kindExec:
-		e.Kind = sensors.KindExec
-	case kindExit:
-		e.Kind = sensors.KindExit
-		e.ExitCode = exitCode(u32(offExitCode))
-		p.Exe, p.Cwd = "", ""
-	case kindConnect:
-		e.Kind = sensors.KindConnect
-		e.Network = network(b[offAddress:offAddress+16], flags&flagIPv6 != 0, u16(offPort))
-	case kindOpen:
-		e.Kind = sensors.KindOpen
-		e.File = sensors.File{Path: joinPath(file, false), Write: flags&flagWrite != 0}
-	default:
+	var known bool
+	if e.Kind, known = kinds[u16(offKind)]; !known {
 		return decoded{}, fmt.Errorf("%w: kind %d", errMalformed, u16(offKind))
 	}
+	if name, ok := callNames[u16(offCall)]; ok {
+		e.Call = sensors.Call{Name: name, Failed: flags&flagFailed != 0}
+	}
+	switch e.Kind {
+	case sensors.KindExit:
+		e.ExitCode = exitCode(u32(offExitCode))
+		p.Exe, p.Cwd = "", ""
+	case sensors.KindConnect:
+		e.Network = network(b[offAddress:offAddress+16], flags&flagIPv6 != 0, u16(offPort))
+	case sensors.KindListen:
+		e.Network = sensors.Network{Protocol: "tcp", Family: family(flags), Port: uint16(u16(offPort))} //nolint:gosec // read from 16 bits
+	case sensors.KindDNS:
+		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: domain(file)}
+		file = nil
+	case sensors.KindBurst:
+		e.Count = int(u64(offValue) & 0xffffffff) //nolint:gosec // masked
+	default:
+		e.Call.Flags, e.Call.PID, e.Call.Detail = u64(offValue), u32(offTarget), text(detail)
+	}
+	e.File = sensors.File{Path: joinPath(file, false), Write: flags&flagWrite != 0, Asked: flags&flagAsked != 0}
+	if e.File.Asked {
+		e.File.Path = asked(text(file), p.Cwd)
+	}
+	if e.Kind == sensors.KindRawSocket {
+		e.Call.Detail, e.Call.PID = socketFamily(e.Call.Flags), 0
+	}
 	return d, nil
+}
+
+// asked makes a path of what a caller said, as far as that can be known: links in it are not followed.
+func asked(p, cwd string) string {
+	switch {
+	case p == "":
+		return ""
+	case path.IsAbs(p):
+		return path.Clean(p)
+	case path.IsAbs(cwd):
+		return path.Join(cwd, p)
+	}
+	return p
+}
+
+func family(flags int) string {
+	if flags&flagIPv6 != 0 {
+		return "ipv6"
+	}
+	return "ipv4"
+}
+
+const dnsPort = 53
+
+// domain reads the first name of a question as DNS writes it: a length, a label, and so on to a length of nothing. A name that
+// is not complete is given as far as it goes.
+func domain(b []byte) string {
+	var labels []string
+	for len(b) > 0 {
+		n := int(b[0])
+		if n == 0 || n > 63 || n >= len(b) {
+			break
+		}
+		labels = append(labels, strings.ToLower(strings.ToValidUTF8(string(b[1:1+n]), "\uFFFD")))
+		b = b[1+n:]
+	}
+	return strings.Join(labels, ".")
 }
 
 func network(b []byte, v6 bool, port int) sensors.Network {

@@ -30,14 +30,16 @@ type Probe struct {
 	telemetry *ringbuf.Reader
 	hooks     []HookStatus
 	since     time.Time
+	began     uint64 // CLOCK_BOOTTIME when it was loaded, ns
 	table     *identity.Table
 	close     sync.Once
 
 	mu     sync.Mutex // orders calls of Run's callback, and guards what follows
 	groups map[uint64]group
 	clock  clock
-	counts [4]atomic.Uint64 // by kind, exec first
+	counts map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
 	bad    atomic.Uint64
+	setup  atomic.Uint64 // events of container runtimes
 }
 
 // attachment is one program and where it goes.
@@ -46,7 +48,7 @@ type attachment struct {
 	program string
 	// optional: other programs of the same hook are enough.
 	optional bool
-	attach   func(p *Probe, prog *ebpf.Program) (link.Link, error)
+	attach   func(p *Probe, prog *ebpf.Program) ([]link.Link, error)
 }
 
 var attachments = []attachment{
@@ -57,24 +59,38 @@ var attachments = []attachment{
 	{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},
 	{HookOpen, bpf.ObserveProgObserveOpenat2, true, attachSyscall("sys_exit_openat2")},
 	{HookOpen, bpf.ObserveProgObserveOpen, true, attachSyscall("sys_exit_open")}, // no such call on arm64
+	{HookOpen, bpf.ObserveProgObserveCreat, true, attachSyscall("sys_exit_creat")},
+	{HookCalls, bpf.ObserveProgObserveCall, false, attachCalls},
+	{HookUnix, bpf.ObserveProgObserveUnix, false, attachSyscall("sys_exit_connect")},
+	{HookListen, bpf.ObserveProgObserveListen, false, attachSyscall("sys_exit_listen")},
+	{HookDNS, bpf.ObserveProgObserveDns, false, attachCgroup(ebpf.AttachCGroupInetEgress)},
+	{HookFork, bpf.ObserveProgObserveFork, false, attachTracing},
+	{HookURing, bpf.ObserveProgObserveUring, false, attachTracing},
 }
 
-func attachTracing(_ *Probe, prog *ebpf.Program) (link.Link, error) {
-	return link.AttachTracing(link.TracingOptions{Program: prog})
+func one(l link.Link, err error) ([]link.Link, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []link.Link{l}, nil
 }
 
-func attachCgroup(at ebpf.AttachType) func(*Probe, *ebpf.Program) (link.Link, error) {
-	return func(p *Probe, prog *ebpf.Program) (link.Link, error) {
-		return link.AttachCgroup(link.CgroupOptions{Path: p.opt.CgroupRoot, Attach: at, Program: prog})
+func attachTracing(_ *Probe, prog *ebpf.Program) ([]link.Link, error) {
+	return one(link.AttachTracing(link.TracingOptions{Program: prog}))
+}
+
+func attachCgroup(at ebpf.AttachType) func(*Probe, *ebpf.Program) ([]link.Link, error) {
+	return func(p *Probe, prog *ebpf.Program) ([]link.Link, error) {
+		return one(link.AttachCgroup(link.CgroupOptions{Path: p.opt.CgroupRoot, Attach: at, Program: prog}))
 	}
 }
 
-func attachSyscall(name string) func(*Probe, *ebpf.Program) (link.Link, error) {
-	return func(_ *Probe, prog *ebpf.Program) (link.Link, error) {
+func attachSyscall(name string) func(*Probe, *ebpf.Program) ([]link.Link, error) {
+	return func(_ *Probe, prog *ebpf.Program) ([]link.Link, error) {
 		if err := mountTracefs(); err != nil {
 			return nil, err
 		}
-		return link.Tracepoint("syscalls", name, prog, nil)
+		return one(link.Tracepoint("syscalls", name, prog, nil))
 	}
 }
 
@@ -95,7 +111,10 @@ func mountTracefs() error {
 func Load(opt Options) (*Probe, error) {
 	p := &Probe{
 		opt: opt, since: time.Now(), table: identity.NewTable(0), groups: map[uint64]group{},
-		clock: clock{read: readClock},
+		clock: clock{read: readClock}, counts: map[sensors.Kind]*atomic.Uint64{}, began: uint64(bootNow()), //nolint:gosec // a time since boot
+	}
+	for _, kind := range sensors.NodeKinds {
+		p.counts[kind] = new(atomic.Uint64)
 	}
 	if p.opt.CgroupRoot == "" {
 		root, err := identity.FindCgroupRoot()
@@ -187,19 +206,16 @@ func (p *Probe) disabled(h Hook) bool {
 }
 
 func (p *Probe) attachOne(a attachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {
-	one := maps.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{a.program: prog.Copy()}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: p.coll.Maps})
+	single := maps.Copy()
+	single.Programs = map[string]*ebpf.ProgramSpec{a.program: prog.Copy()}
+	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{MapReplacements: p.coll.Maps})
 	if err != nil {
 		return err
 	}
 	defer coll.Close() // the link holds the program
-	l, err := a.attach(p, coll.Programs[a.program])
-	if err != nil {
-		return err
-	}
-	p.links = append(p.links, l)
-	return nil
+	links, err := a.attach(p, coll.Programs[a.program])
+	p.links = append(p.links, links...)
+	return err
 }
 
 // why makes a short reason of an error for people: the verifier's log is for bug reports.
@@ -224,10 +240,10 @@ func firstLine(err error) string {
 
 // prepare fills the maps that the programs read: which names are sensitive, which cgroups are the host's.
 func (p *Probe) prepare() error {
-	for i, name := range sensitiveNames {
+	for name, on := range sensitiveNames {
 		var key [48]byte
 		copy(key[:], name)
-		if err := p.coll.Maps[bpf.ObserveMapSensitive].Put(key, uint32(i)); err != nil { //nolint:gosec // a short list
+		if err := p.coll.Maps[bpf.ObserveMapSensitive].Put(key, on); err != nil {
 			return fmt.Errorf("tell the kernel the sensitive names: %w", err)
 		}
 	}
@@ -237,8 +253,8 @@ func (p *Probe) prepare() error {
 // Status tells what is on and what was lost.
 func (p *Probe) Status() Status {
 	s := Status{Hooks: p.hooks, Since: p.since, Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}
-	for i, kind := range []sensors.Kind{sensors.KindExec, sensors.KindExit, sensors.KindConnect, sensors.KindOpen} {
-		s.Events[kind] = p.counts[i].Load()
+	for kind, n := range p.counts {
+		s.Events[kind] = n.Load()
 	}
 	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch"} {
 		var perCPU []uint64
@@ -249,6 +265,8 @@ func (p *Probe) Status() Status {
 		}
 	}
 	s.Drops["undecodable"] = p.bad.Load()
+	s.Setup = p.setup.Load()
+	s.Losers = p.losers()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, g := range p.groups {
@@ -259,13 +277,36 @@ func (p *Probe) Status() Status {
 	return s
 }
 
+// losers tells whose events were lost, by the path of the cgroup.
+func (p *Probe) losers() map[string]uint64 {
+	out := map[string]uint64{}
+	var id, n uint64
+	for each := p.coll.Maps[bpf.ObserveMapLosers].Iterate(); each.Next(&id, &n); {
+		p.mu.Lock()
+		name := p.groups[id].path
+		p.mu.Unlock()
+		if name == "" {
+			if name, _ = identity.PathOf(p.opt.CgroupRoot, id); name == "" {
+				name = "gone"
+			}
+		}
+		out[name] += n
+	}
+	return out
+}
+
 // Close detaches everything. It does not touch egress locks.
 func (p *Probe) Close() error {
 	var errs []error
 	p.close.Do(func() {
-		for _, l := range p.links {
-			errs = append(errs, l.Close())
+		// The kernel waits for every processor before it lets a tracepoint go: for all of them at once.
+		closed := make([]error, len(p.links))
+		var wg sync.WaitGroup
+		for i, l := range p.links {
+			wg.Go(func() { closed[i] = l.Close() })
 		}
+		wg.Wait()
+		errs = append(errs, closed...)
 		if p.alerts != nil {
 			errs = append(errs, p.alerts.Close())
 		}

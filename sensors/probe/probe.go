@@ -52,10 +52,16 @@ const (
 	HookConnect4 Hook = "connect4"
 	HookConnect6 Hook = "connect6"
 	HookOpen     Hook = "open"
+	HookCalls    Hook = "calls" // mount, setns, ptrace, chmod, bpf, … on their return
+	HookUnix     Hook = "unix-connect"
+	HookListen   Hook = "listen"
+	HookDNS      Hook = "dns"
+	HookFork     Hook = "fork"
+	HookURing    Hook = "io-uring"
 )
 
 // Hooks lists every hook.
-var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen}
+var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookCalls, HookUnix, HookListen, HookDNS, HookFork, HookURing}
 
 // Status is what the probe does at this moment.
 type Status struct {
@@ -65,6 +71,10 @@ type Status struct {
 	// Drops counts events that were lost, by reason: "alerts ring full", "telemetry ring full", "no scratch",
 	// "undecodable".
 	Drops map[string]uint64 `json:"drops"`
+	// Losers counts the events lost by the path of the cgroup whose they were. At most some 1,000 are remembered.
+	Losers map[string]uint64 `json:"losers,omitempty"`
+	// Setup counts events that were the container runtime's own and were left out.
+	Setup uint64 `json:"setup,omitempty"`
 	// Filtered counts cgroups that are known to be the host's.
 	Filtered int       `json:"filtered"`
 	Since    time.Time `json:"since"`

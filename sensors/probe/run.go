@@ -69,10 +69,18 @@ func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
 		e.Container = sensors.Container{}
 	}
 	e.Container.CgroupPath = g.path
-	if e.Kind == sensors.KindOpen {
-		if e.File.Sensitive = sensitiveClass(e.File.Path); e.File.Sensitive == "" {
+	switch e.Kind {
+	case sensors.KindOpen, sensors.KindDelete, sensors.KindUnix:
+		if e.File.Sensitive = sensitive(e); e.File.Sensitive == "" {
 			return // only its base name looked sensitive
 		}
+	}
+	if p.runtime(d) {
+		p.setup.Add(1)
+		return
+	}
+	if e.Kind == sensors.KindExec {
+		p.enter(d)
 	}
 	if e.Kind == sensors.KindConnect && p.opt.Denies != nil {
 		if to, err := netip.ParseAddr(e.Network.Address); err == nil {
@@ -84,15 +92,6 @@ func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
 	e.ID = p.opt.Node + "-" + p.boot + "-" + strconv.FormatUint(d.boot, 36) + "-" + strconv.FormatUint(uint64(d.cpu), 36)
 	p.table.Learn(e)
 	p.table.Enrich(e)
-	switch e.Kind {
-	case sensors.KindExec:
-		p.counts[0].Add(1)
-	case sensors.KindExit:
-		p.counts[1].Add(1)
-	case sensors.KindConnect:
-		p.counts[2].Add(1)
-	case sensors.KindOpen:
-		p.counts[3].Add(1)
-	}
+	p.counts[e.Kind].Add(1)
 	f(*e)
 }

@@ -2,25 +2,115 @@ package probe
 
 import (
 	"path"
+	"strconv"
 	"strings"
+
+	"stanch/sensors"
 )
 
 // The classes of sensitive files, as sensors.File.Sensitive names them.
 const (
-	sensitiveToken  = "service-account-token"
-	sensitiveShadow = "shadow"
-	sensitiveCloud  = "cloud-credentials"
+	sensitiveToken      = "service-account-token"
+	sensitiveShadow     = "shadow"
+	sensitiveCloud      = "cloud-credentials"
+	sensitiveKey        = "private-key"
+	sensitiveKubeconfig = "kubeconfig"
+	sensitivePasswords  = "stored-passwords"
+	sensitiveEnviron    = "process-environment"
+	sensitiveMemory     = "process-memory"
+	sensitiveEscape     = "kernel-escape"
+	sensitiveSocket     = "runtime-socket"
+	sensitiveLog        = "log"
+	sensitiveHistory    = "history"
+	sensitiveAccounts   = "accounts"
+	sensitiveStartup    = "startup"
 )
 
-// sensitiveNames are the base names that the kernel lets through; sensitiveClass decides by the whole path.
-var sensitiveNames = []string{
-	"token", "shadow", "gshadow", "shadow-",
-	"credentials", "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials",
-	"accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json",
-	"azure-identity-token", "eks-pod-identity-token",
+// What of a name matters: the ON_… bits of bpf/src/event.h.
+const (
+	onRead     uint32 = 1 << 16
+	onWrite    uint32 = 1 << 17
+	onTruncate uint32 = 1 << 18
+	onDelete   uint32 = 1 << 19
+	onConnect  uint32 = 1 << 20
+)
+
+// sensitiveGroups are the base names that the kernel lets through; sensitiveClass decides by the whole path.
+var sensitiveGroups = []struct {
+	on    uint32
+	names []string
+}{
+	{onRead, []string{"token", "azure-identity-token", "eks-pod-identity-token"}},
+	{onRead | onWrite, []string{"shadow", "gshadow", "shadow-"}},
+	{onRead, []string{
+		"credentials", "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials",
+		"accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json",
+	}},
+	{onRead, []string{"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"}},
+	{onRead, []string{"config", "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf", "bootstrap-kubelet.conf"}},
+	{onRead, []string{".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token"}},
+	{onRead, []string{"environ"}},
+	{onRead | onWrite, []string{"mem"}},
+	{onRead, []string{"kcore"}},
+	{onWrite, []string{"release_agent", "core_pattern", "uevent_helper", "modprobe", "register", "sysrq-trigger", "devices.allow", "kmem"}},
+	{onConnect, []string{"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "cri-dockerd.sock", "dockershim.sock", "buildkitd.sock"}},
+	{onTruncate | onDelete, logNames},
+	{onTruncate | onDelete, historyNames},
+	{onWrite, []string{"passwd", "sudoers"}},
+	{onWrite, []string{"authorized_keys", "ld.so.preload", "crontab"}},
 }
 
-// sensitiveClass names the class of a file by the path that the kernel resolved, or "" if it is none.
+var (
+	logNames = []string{
+		"wtmp", "btmp", "utmp", "lastlog", "faillog", "auth.log", "secure", "messages", "syslog", "kern.log", "daemon.log", "cron", "maillog",
+		"audit.log", "access.log", "error.log", "access_log", "error_log", "dpkg.log",
+	}
+	historyNames = []string{".bash_history", ".ash_history", ".sh_history", ".zsh_history", ".history", ".python_history", ".mysql_history", ".psql_history", ".viminfo"}
+)
+
+// sensitiveNames says of each name what the kernel lets through.
+var sensitiveNames = func() map[string]uint32 {
+	names := map[string]uint32{}
+	for _, g := range sensitiveGroups {
+		for _, name := range g.names {
+			names[name] |= g.on
+		}
+	}
+	return names
+}()
+
+// sensitive names the class of an event's file, or "" if it is none after all.
+func sensitive(e *sensors.Event) string {
+	switch e.Kind {
+	case sensors.KindUnix:
+		return sensitiveSocket // the kernel went by the socket's own name; the path may be another
+	case sensors.KindDelete:
+		return clearedClass(e.File.Path)
+	}
+	class := sensitiveClass(e.File.Path)
+	if class == sensitiveEnviron || class == sensitiveMemory {
+		// Its own is everybody's to read.
+		if pid := processOf(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") || pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
+			return ""
+		}
+	}
+	return class
+}
+
+func clearedClass(p string) string {
+	base := path.Base(p)
+	for _, name := range historyNames {
+		if base == name {
+			return sensitiveHistory
+		}
+	}
+	if strings.HasPrefix(p, "/var/log/") || strings.HasPrefix(p, "/var/run/") || strings.HasPrefix(p, "/run/") || !path.IsAbs(p) {
+		return sensitiveLog
+	}
+	return ""
+}
+
+// sensitiveClass names the class of a file by its path, or "" if it is none.
 func sensitiveClass(p string) string {
 	base, dir := path.Base(p), path.Dir(p)
 	in := func(parts ...string) bool {
@@ -31,29 +121,69 @@ func sensitiveClass(p string) string {
 		}
 		return false
 	}
+	only := func(ok bool, class string) string {
+		if ok {
+			return class
+		}
+		return ""
+	}
 	switch base {
 	case "shadow", "gshadow", "shadow-":
-		if dir == "/etc" {
-			return sensitiveShadow
-		}
+		return only(dir == "/etc", sensitiveShadow)
+	case "passwd", "sudoers":
+		return only(dir == "/etc", sensitiveAccounts)
 	case "token", "azure-identity-token", "eks-pod-identity-token":
 		// A projected volume resolves to …/..2026_01_02_03_04_05.123/token.
-		if in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/", "/pods.eks.amazonaws.com/") ||
-			strings.HasPrefix(path.Base(dir), "..2") {
-			return sensitiveToken
-		}
+		return only(in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/", "/pods.eks.amazonaws.com/") ||
+			strings.HasPrefix(path.Base(dir), "..2"), sensitiveToken)
 	case "credentials":
-		if in("/.aws/") {
-			return sensitiveCloud
-		}
+		return only(in("/.aws/"), sensitiveCloud)
 	case "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials":
-		if in("/gcloud/") {
-			return sensitiveCloud
+		return only(in("/gcloud/"), sensitiveCloud)
+	case "accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json":
+		return only(in("/.azure/"), sensitiveCloud)
+	case "config":
+		return only(in("/.kube/"), sensitiveKubeconfig)
+	case "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf", "bootstrap-kubelet.conf":
+		return sensitiveKubeconfig
+	case ".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token":
+		return sensitivePasswords
+	case "environ":
+		return only(processOf(dir) != "", sensitiveEnviron)
+	case "mem", "kmem":
+		if dir == "/dev" {
+			return sensitiveEscape
 		}
-	default:
-		if in("/.azure/") {
-			return sensitiveCloud
+		return only(processOf(dir) != "", sensitiveMemory)
+	case "kcore":
+		return only(dir == "/proc", sensitiveEscape)
+	case "release_agent", "devices.allow", "uevent_helper":
+		return sensitiveEscape
+	case "core_pattern", "modprobe":
+		return only(in("/sys/kernel/") || dir == "/proc/sys/kernel", sensitiveEscape)
+	case "register":
+		return only(in("/binfmt_misc/"), sensitiveEscape)
+	case "sysrq-trigger":
+		return only(dir == "/proc", sensitiveEscape)
+	case "authorized_keys", "ld.so.preload", "crontab":
+		return sensitiveStartup
+	}
+	return only(strings.HasPrefix(base, "id_"), sensitiveKey)
+}
+
+// processOf names the process whose directory in procfs this is, wherever that is mounted: "/proc/7" and
+// "/host/proc/7/task/8" are 7's.
+func processOf(dir string) string {
+	parts := strings.Split(dir, "/")
+	for i, part := range parts[:len(parts)-1] {
+		if part == "proc" && (isNumber(parts[i+1]) || strings.HasSuffix(parts[i+1], "self")) {
+			return parts[i+1]
 		}
 	}
 	return ""
+}
+
+func isNumber(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 32)
+	return err == nil
 }

@@ -61,9 +61,7 @@ func (v *env) parent() string {
 	if !v.hasParent {
 		v.Parent, v.hasParent = "", true
 		if above := v.event.Process.Ancestors; len(above) > 0 {
-			if v.Parent = above[0].Name; above[0].Exe != "" {
-				v.Parent = path.Base(above[0].Exe)
-			}
+			v.Parent = above[0].ExeName()
 		}
 	}
 	return v.Parent
@@ -92,7 +90,7 @@ const EgressAnnotation = "stanch.dev/egress"
 type Function struct {
 	Name, Doc string
 	call      func(args ...any) (any, error)
-	types     any
+	types     []any
 }
 
 // Functions are what conditions may call beside the builtins.
@@ -104,22 +102,34 @@ func Functions() []Function {
 				return nil, fmt.Errorf("cidr: %w", err)
 			}
 			return inNetwork(args[0].(string), prefix), nil
-		}, new(func(string, string) bool)},
-		{"base", "base(path): its last part", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, new(func(string) string)},
+		}, []any{new(func(string, string) bool)}},
+		{"base", "base(path): its last part", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
 		{"contains_any", "contains_any(text, list): one of the list's texts is in the text", func(args ...any) (any, error) {
-			return containsAny(args[0].(string), args[1].([]string)), nil
-		}, new(func(string, []string) bool)},
+			words, ok := args[1].([]string)
+			if !ok { // a list in brackets
+				for _, word := range args[1].([]any) {
+					if word, ok := word.(string); ok {
+						words = append(words, word)
+					}
+				}
+			}
+			return containsAny(args[0].(string), words), nil
+		}, []any{new(func(string, []string) bool), new(func(string, []any) bool)}},
+		{"program", "program(ancestor): the name of its executable, as `exe` is the process's own", func(args ...any) (any, error) {
+			a := args[0].(sensors.Ancestor)
+			return a.ExeName(), nil
+		}, []any{new(func(sensors.Ancestor) string)}},
 		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(call.flags, 0x10000000)", func(args ...any) (any, error) {
 			mask := args[1].(int)
 			return integer(args[0])&mask == mask, nil
-		}, new(func(any, int) bool)},
+		}, []any{new(func(any, int) bool)}},
 		{"egress_declared", "egress_declared(container): its pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
 			_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
 			return ok, nil
-		}, new(func(*sensors.Container) bool)},
+		}, []any{new(func(*sensors.Container) bool)}},
 		{"egress_allowed", "egress_allowed(container, network): the annotation has the destination", func(args ...any) (any, error) {
 			return egressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
-		}, new(func(*sensors.Container, *sensors.Network) bool)},
+		}, []any{new(func(*sensors.Container, *sensors.Network) bool)}},
 	}
 }
 
@@ -195,7 +205,7 @@ func exprFields(t reflect.Type) map[string]reflect.Type {
 func (l *loader) options() []expr.Option {
 	out := []expr.Option{expr.AsBool(), expr.Patch(&listPatcher{l}), expr.Patch(&macroPatcher{l: l})}
 	for _, f := range Functions() {
-		out = append(out, expr.Function(f.Name, f.call, f.types))
+		out = append(out, expr.Function(f.Name, f.call, f.types...))
 	}
 	return out
 }

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//
+// System calls that only attackers and a few tools make in a container, seen on their return: so the kernel's answer is
+// known, and a descriptor or a task that it names cannot be another one than was used. One program serves all of
+// their tracepoints; user space says which number is which call.
+#pragma once
+
+#include "describe.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u32);
+} calls SEC(".maps");
+
+#define CLONE_NEW_ANY 0x7e020080ULL // every CLONE_NEW…
+#define AF_INET 2
+#define AF_INET6 10
+#define AF_PACKET 17
+#define SOCK_TYPE 0xf
+#define SOCK_RAW 3
+#define PTRACE_ATTACH 16
+#define PTRACE_SEIZE 0x4206
+#define PTRACE_POKETEXT 4
+#define PTRACE_POKEDATA 5
+#define PTRACE_SETREGS 13
+#define PTRACE_SETREGSET 0x4205
+#define SECURITY_CAPABILITY 0x7974697275636573ULL // "security"
+
+// found is what a call turned out to be about.
+struct found {
+	__u16 kind;
+	__u64 value;
+	__u32 target;
+	__s64 fd;	  // a file that the call used, or -1
+	const char *path; // the caller's string, or NULL
+	const char *detail;
+	__u32 want; // the ON_… bit that the path's base name must have, or 0
+	__u16 port;
+};
+
+static __always_inline bool inet(__u16 family)
+{
+	return family == AF_INET || family == AF_INET6;
+}
+
+static __always_inline struct sock *sock_of(struct task_struct *task, __u32 fd)
+{
+	struct file *file = file_of(task, fd);
+	struct inode *inode;
+
+	if (!file)
+		return NULL;
+	inode = BPF_CORE_READ(file, f_inode);
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return NULL;
+	return BPF_CORE_READ(container_of(inode, struct socket_alloc, vfs_inode), socket.sk);
+}
+
+static __always_inline __u32 class_of(struct dentry *dentry)
+{
+	char name[SENSITIVE_NAME] = {};
+	__u32 len = BPF_CORE_READ(dentry, d_name.len), *class;
+
+	if (len == 0 || len >= SENSITIVE_NAME)
+		return 0;
+	if (bpf_probe_read_kernel(name, len, BPF_CORE_READ(dentry, d_name.name)))
+		return 0;
+	class = bpf_map_lookup_elem(&sensitive, name);
+	return class ? *class : 0;
+}
+
+static __always_inline bool capability_attribute(const char *user)
+{
+	char name[24] = {};
+
+	return bpf_probe_read_user_str(name, sizeof(name), user) == 20 && *(__u64 *)name == SECURITY_CAPABILITY && name[9] == 'c';
+}
+
+// look decides whether a call matters; false for the many that do not.
+static __always_inline bool look(struct found *f, __u32 call, struct pt_regs *regs)
+{
+	__u64 mode = 0;
+
+	switch (call) {
+	case CALL_MOUNT:
+		f->kind = KIND_MOUNT, f->path = (void *)ARG1(regs), f->detail = (void *)ARG2(regs), f->value = ARG3(regs);
+		return true;
+	case CALL_MOVE_MOUNT:
+		f->kind = KIND_MOUNT, f->path = (void *)ARG3(regs);
+		return true;
+	case CALL_PIVOT_ROOT:
+		f->kind = KIND_MOUNT, f->path = (void *)ARG0(regs);
+		return true;
+	case CALL_FSMOUNT:
+		f->kind = KIND_MOUNT;
+		return true;
+	case CALL_SETNS:
+		f->kind = KIND_NAMESPACE, f->value = ARG1(regs), f->fd = ARG0(regs);
+		return true;
+	case CALL_UNSHARE:
+		f->kind = KIND_NAMESPACE, f->value = ARG0(regs);
+		return f->value & CLONE_NEW_ANY;
+	case CALL_PTRACE:
+		f->kind = KIND_TRACE, f->value = ARG0(regs), f->target = ARG1(regs);
+		return f->value == PTRACE_ATTACH || f->value == PTRACE_SEIZE || f->value == PTRACE_POKETEXT || f->value == PTRACE_POKEDATA ||
+		       f->value == PTRACE_SETREGS || f->value == PTRACE_SETREGSET;
+	case CALL_VM_READV:
+	case CALL_VM_WRITEV:
+		f->kind = KIND_TRACE, f->target = ARG0(regs);
+		return true;
+	case CALL_CHMOD:
+		f->kind = KIND_CHMOD, f->path = (void *)ARG0(regs), f->value = ARG1(regs);
+		return f->value & (S_ISUID | S_ISGID);
+	case CALL_FCHMOD:
+		f->kind = KIND_CHMOD, f->fd = ARG0(regs), f->value = ARG1(regs);
+		return f->value & (S_ISUID | S_ISGID);
+	case CALL_FCHMODAT:
+		f->kind = KIND_CHMOD, f->path = (void *)ARG1(regs), f->value = ARG2(regs);
+		return f->value & (S_ISUID | S_ISGID);
+	case CALL_SETXATTR:
+		f->kind = KIND_CHMOD, f->path = (void *)ARG0(regs), f->detail = (void *)ARG1(regs);
+		return capability_attribute(f->detail);
+	case CALL_FSETXATTR:
+		f->kind = KIND_CHMOD, f->fd = ARG0(regs), f->detail = (void *)ARG1(regs);
+		return capability_attribute(f->detail);
+	case CALL_SOCKET:
+		f->kind = KIND_RAW_SOCKET, f->value = ARG0(regs), mode = ARG1(regs) & SOCK_TYPE, f->target = mode;
+		return f->value == AF_PACKET || (mode == SOCK_RAW && inet(f->value));
+	case CALL_BPF:
+		f->kind = KIND_BPF, f->value = ARG0(regs);
+		return true;
+	case CALL_URING_SETUP:
+		f->kind = KIND_URING, f->value = ARG0(regs);
+		return true;
+	case CALL_INIT_MODULE:
+	case CALL_DELETE_MODULE:
+		f->kind = KIND_MODULE;
+		return true;
+	case CALL_HANDLE:
+		// The way out of a container by a file's handle: nothing but backup programs and attackers call it.
+		f->kind = KIND_MOUNT, f->fd = -1;
+		return true;
+	case CALL_UNLINK:
+	case CALL_RENAME:
+		f->kind = KIND_DELETE, f->path = (void *)ARG0(regs), f->want = ON_DELETE;
+		return true;
+	case CALL_UNLINKAT:
+	case CALL_RENAMEAT:
+		f->kind = KIND_DELETE, f->path = (void *)ARG1(regs), f->want = ON_DELETE;
+		return true;
+	case CALL_TRUNCATE:
+		f->kind = KIND_DELETE, f->path = (void *)ARG0(regs), f->want = ON_TRUNCATE;
+		return true;
+	}
+	return false;
+}
+
+struct slash {
+	struct event *e;
+	__u32 start;
+	__u32 last;
+};
+
+static long find_slash(__u64 i, struct slash *s)
+{
+	__u64 at = s->start + i;
+	char c;
+
+	if (at >= DATA_SIZE)
+		return 1;
+	c = s->e->data[at];
+	if (c == '/')
+		s->last = at + 1;
+	return c == 0;
+}
+
+// listed tells what is known of the base name of the path that lies in the event's data at start.
+static __noinline __u32 listed(struct event *e, __u32 start)
+{
+	struct slash s = {.e = e, .start = start, .last = start};
+	char name[SENSITIVE_NAME] = {};
+	__u32 *class;
+	__u64 at;
+
+	bpf_loop(MAX_NAME, find_slash, &s, 0);
+	at = s.last;
+	if (at > DATA_LIMIT)
+		return 0;
+	if (bpf_probe_read_kernel_str(name, sizeof(name), &e->data[at]) < 0)
+		return 0;
+	class = bpf_map_lookup_elem(&sensitive, name);
+	return class ? *class : 0;
+}
+
+// user_text appends a string of the caller's to the event and returns how long it is, without its end.
+static __always_inline __u32 user_text(struct event *e, const char *user)
+{
+	__u64 off = e->used;
+	long n;
+
+	if (!user || off > DATA_LIMIT - MAX_NAME)
+		return 0;
+	n = bpf_probe_read_user_str(&e->data[off], MAX_NAME, user);
+	if (n <= 1 || n > MAX_NAME)
+		return 0;
+	e->used = off + n - 1;
+	return n - 1;
+}
+
+static __always_inline void send(struct event *e, struct task_struct *task, struct found *f)
+{
+	struct file *file = f->fd >= 0 ? file_of(task, f->fd) : NULL;
+
+	describe(e, task);
+	if (file) {
+		struct place at = {BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt)};
+		struct place root = {BPF_CORE_READ(task, fs, root.dentry), BPF_CORE_READ(task, fs, root.mnt)};
+
+		e->file_len = walk(e, &at, &root);
+	} else if (f->path) {
+		e->flags |= FLAG_ASKED;
+		e->file_len = user_text(e, f->path);
+	}
+	e->detail_len = user_text(e, f->detail);
+	emit(&alerts, DROP_ALERTS, e);
+}
+
+SEC("tracepoint/syscalls/sys_exit_call")
+int observe_call(struct sys_exit_args *ctx)
+{
+	__u64 cgroup = bpf_get_current_cgroup_id();
+	struct found f = {.fd = -1};
+	struct task_struct *task;
+	struct event *e;
+	__u32 nr = ctx->nr, *call;
+
+	if (!watched(cgroup))
+		return 0;
+	call = bpf_map_lookup_elem(&calls, &nr);
+	if (!call)
+		return 0;
+	task = (struct task_struct *)bpf_get_current_task_btf();
+	if (!look(&f, *call, (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())))
+		return 0;
+	if (f.want && ctx->ret < 0)
+		return 0; // nothing was deleted
+	e = take(f.kind, cgroup);
+	if (!e)
+		return 0;
+	if (f.want) {
+		if (!user_text(e, f.path) || !(listed(e, 0) & f.want)) {
+			give(e);
+			return 0;
+		}
+		e->used = 0;
+	}
+	e->call = *call;
+	e->value = f.value;
+	e->target = f.target;
+	if (ctx->ret < 0)
+		e->flags |= FLAG_FAILED;
+	send(e, task, &f);
+	give(e);
+	return 0;
+}
+
+// observe_listen sees a socket begin to wait for connections.
+SEC("tracepoint/syscalls/sys_exit_listen")
+int observe_listen(struct sys_exit_args *ctx)
+{
+	__u64 cgroup = bpf_get_current_cgroup_id();
+	struct task_struct *task;
+	struct event *e;
+	struct sock *sk;
+	__u16 family;
+
+	if (ctx->ret < 0 || !watched(cgroup))
+		return 0;
+	task = (struct task_struct *)bpf_get_current_task_btf();
+	sk = sock_of(task, ARG0((struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())));
+	if (!sk)
+		return 0;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (!inet(family))
+		return 0;
+	e = take(KIND_LISTEN, cgroup);
+	if (!e)
+		return 0;
+	if (family == AF_INET6)
+		e->flags |= FLAG_IPV6;
+	e->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	describe(e, task);
+	emit(&alerts, DROP_ALERTS, e);
+	give(e);
+	return 0;
+}
+
+// observe_unix sees connections to Unix sockets of a sensitive name. It goes by the socket that was reached, so that
+// neither a link nor a mount under another name hides it.
+SEC("tracepoint/syscalls/sys_exit_connect")
+int observe_unix(struct sys_exit_args *ctx)
+{
+	__u64 cgroup = bpf_get_current_cgroup_id();
+	struct task_struct *task;
+	struct dentry *dentry;
+	struct sock *sk, *peer;
+	struct place at, root;
+	struct event *e;
+
+	if (ctx->ret < 0 || !watched(cgroup))
+		return 0;
+	task = (struct task_struct *)bpf_get_current_task_btf();
+	sk = sock_of(task, ARG0((struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf())));
+	if (!sk || BPF_CORE_READ(sk, __sk_common.skc_family) != AF_UNIX)
+		return 0;
+	peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
+	if (!peer)
+		return 0;
+	dentry = BPF_CORE_READ((struct unix_sock *)peer, path.dentry);
+	if (!dentry || !(class_of(dentry) & ON_CONNECT))
+		return 0;
+	e = take(KIND_UNIX, cgroup);
+	if (!e)
+		return 0;
+	describe(e, task);
+	at = (struct place){dentry, BPF_CORE_READ((struct unix_sock *)peer, path.mnt)};
+	root = (struct place){BPF_CORE_READ(task, fs, root.dentry), BPF_CORE_READ(task, fs, root.mnt)};
+	e->file_len = walk(e, &at, &root);
+	emit(&alerts, DROP_ALERTS, e);
+	give(e);
+	return 0;
+}
+
+#define IORING_OP_OPENAT 18
+#define IORING_OP_OPENAT2 28
+
+// observe_uring sees opens that pass every system call by. What they opened is not known yet, only what was asked for.
+SEC("tp_btf/io_uring_submit_req")
+int BPF_PROG(observe_uring, struct io_kiocb *req)
+{
+	__u64 cgroup = bpf_get_current_cgroup_id(), off;
+	struct task_struct *task;
+	struct event *e;
+	__u8 opcode;
+	long n;
+
+	if (!watched(cgroup))
+		return 0;
+	opcode = BPF_CORE_READ(req, opcode);
+	if (opcode != IORING_OP_OPENAT && opcode != IORING_OP_OPENAT2)
+		return 0;
+	e = take(KIND_OPEN, cgroup);
+	if (!e)
+		return 0;
+	n = bpf_probe_read_kernel_str(e->data, MAX_NAME, BPF_CORE_READ((struct io_open *)req, filename, name));
+	if (n <= 1 || n > MAX_NAME || !(listed(e, 0) & (ON_READ | ON_WRITE))) {
+		give(e);
+		return 0;
+	}
+	e->used = 0;
+	e->call = CALL_URING;
+	e->flags |= FLAG_ASKED;
+	task = (struct task_struct *)bpf_get_current_task();
+	describe(e, task);
+	off = e->used;
+	if (off <= DATA_LIMIT - MAX_NAME) {
+		n = bpf_probe_read_kernel_str(&e->data[off], MAX_NAME, BPF_CORE_READ((struct io_open *)req, filename, name));
+		if (n > 1 && n <= MAX_NAME) {
+			e->file_len = n - 1;
+			e->used = off + n - 1;
+		}
+	}
+	emit(&alerts, DROP_ALERTS, e);
+	give(e);
+	return 0;
+}

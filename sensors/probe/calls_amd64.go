@@ -1,0 +1,11 @@
+package probe
+
+import "golang.org/x/sys/unix"
+
+// Calls that newer architectures have not.
+const (
+	sysChmod    = unix.SYS_CHMOD
+	sysUnlink   = unix.SYS_UNLINK
+	sysRename   = unix.SYS_RENAME
+	sysRenameat = unix.SYS_RENAMEAT
+)
