@@ -94,7 +94,7 @@ func (l *loader) compileSource(source string) (*check, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // as above
 	}
-	return &check{program: program, tree: root, quick: quickBool(root, plain)}, nil
+	return &check{program: program, tree: root, quick: quickBool(root, scope{side: plain})}, nil
 }
 
 // constantChecker finds constants with which a function would fail on every event.

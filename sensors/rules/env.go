@@ -34,6 +34,8 @@ type env struct {
 
 	event                      sensors.Event
 	hasExe, hasParent, hasLine bool
+	item                       string            // the element of a list that a predicate is about
+	ancestor                   *sensors.Ancestor // or the ancestor
 	machine                    condition.Machine
 }
 

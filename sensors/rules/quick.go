@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/expr-lang/expr/ast"
@@ -36,6 +37,23 @@ func unknowable(*env) answer { return unknown }
 // a later answer counts before an earlier unknown one only where both ways the condition as a whole does not hold.
 type side uint8
 
+// item is what `#` is in a predicate.
+type item uint8
+
+const (
+	noItem item = iota
+	textItem
+	ancestorItem
+)
+
+// scope is where a part of a condition stands.
+type scope struct {
+	side side
+	item item
+}
+
+func (s scope) flip() scope { return scope{s.side.flip(), s.item} }
+
 const (
 	either  side = iota
 	plain        // the condition holds only if this does
@@ -53,7 +71,15 @@ func (s side) flip() side {
 	}
 }
 
-func quickBool(node ast.Node, at side) quick {
+// below is the scope of an operand: `&&` keeps one side only, and `||` the other.
+func (s scope) below(keeps side) scope {
+	if s.side != keeps {
+		s.side = either
+	}
+	return s
+}
+
+func quickBool(node ast.Node, at scope) quick {
 	switch n := node.(type) {
 	case *ast.BoolNode:
 		a := maybe(n.Value)
@@ -80,21 +106,22 @@ func quickBool(node ast.Node, at side) quick {
 		return quickBinary(n, at)
 	case *ast.CallNode, *ast.BuiltinNode:
 		name, arguments := called(n)
-		return quickCall(name, arguments)
+		return quickCall(name, arguments, at)
 	}
 	return unknowable
 }
 
-func quickBinary(n *ast.BinaryNode, at side) quick {
+func quickBinary(n *ast.BinaryNode, at scope) quick {
 	switch n.Operator {
 	case "&&", "and":
-		left, right := quickBool(n.Left, at), quickBool(n.Right, at)
+		inner := at.below(plain)
+		left, right := quickBool(n.Left, inner), quickBool(n.Right, inner)
 		return func(v *env) answer {
 			a := left(v)
 			if a == no {
 				return no
 			}
-			if a == unknown && at != plain {
+			if a == unknown && at.side != plain {
 				return unknown
 			}
 			if b := right(v); b == no || a == yes {
@@ -103,13 +130,14 @@ func quickBinary(n *ast.BinaryNode, at side) quick {
 			return unknown
 		}
 	case "||", "or":
-		left, right := quickBool(n.Left, at), quickBool(n.Right, at)
+		inner := at.below(negated)
+		left, right := quickBool(n.Left, inner), quickBool(n.Right, inner)
 		return func(v *env) answer {
 			a := left(v)
 			if a == yes {
 				return yes
 			}
-			if a == unknown && at != negated {
+			if a == unknown && at.side != negated {
 				return unknown
 			}
 			if b := right(v); b == yes || a == no {
@@ -118,16 +146,16 @@ func quickBinary(n *ast.BinaryNode, at side) quick {
 			return unknown
 		}
 	case "==", "!=", "<", "<=", ">", ">=":
-		return quickCompare(n)
+		return quickCompare(n, at)
 	case "in":
-		return quickIn(n)
+		return quickIn(n, at)
 	case "contains", "startsWith", "endsWith":
-		return quickText(n.Left, n.Right, map[string]func(string, string) bool{
+		return quickText(n.Left, n.Right, at, map[string]func(string, string) bool{
 			"contains": strings.Contains, "startsWith": strings.HasPrefix, "endsWith": strings.HasSuffix,
 		}[n.Operator])
 	case "matches":
 		pattern, isText := n.Right.(*ast.StringNode)
-		left := text(n.Left)
+		left := text(n.Left, at)
 		if !isText || left == nil {
 			return unknowable
 		}
@@ -140,16 +168,16 @@ func quickBinary(n *ast.BinaryNode, at side) quick {
 	return unknowable
 }
 
-func quickText(left, right ast.Node, test func(string, string) bool) quick {
-	a, b := text(left), text(right)
+func quickText(left, right ast.Node, at scope, test func(string, string) bool) quick {
+	a, b := text(left, at), text(right, at)
 	if a == nil || b == nil || test == nil {
 		return unknowable
 	}
 	return func(v *env) answer { return maybe(test(a(v), b(v))) }
 }
 
-func quickCompare(n *ast.BinaryNode) quick {
-	if a, b := text(n.Left), text(n.Right); a != nil && b != nil {
+func quickCompare(n *ast.BinaryNode, at scope) quick {
+	if a, b := text(n.Left, at), text(n.Right, at); a != nil && b != nil {
 		switch n.Operator {
 		case "==":
 			return func(v *env) answer { return maybe(a(v) == b(v)) }
@@ -158,7 +186,7 @@ func quickCompare(n *ast.BinaryNode) quick {
 		}
 		return unknowable
 	}
-	if a, b := number(n.Left), number(n.Right); a != nil && b != nil {
+	if a, b := number(n.Left, at), number(n.Right, at); a != nil && b != nil {
 		switch n.Operator {
 		case "==":
 			return func(v *env) answer { return maybe(a(v) == b(v)) }
@@ -175,7 +203,7 @@ func quickCompare(n *ast.BinaryNode) quick {
 		}
 	}
 	if b, ok := n.Right.(*ast.BoolNode); ok && (n.Operator == "==" || n.Operator == "!=") {
-		inner := quickBool(n.Left, either)
+		inner := quickBool(n.Left, scope{either, at.item})
 		want, other := maybe(b.Value == (n.Operator == "==")), maybe(b.Value != (n.Operator == "=="))
 		return func(v *env) answer {
 			switch inner(v) {
@@ -192,12 +220,15 @@ func quickCompare(n *ast.BinaryNode) quick {
 }
 
 // quickIn looks a text or a number up in what is constant.
-func quickIn(n *ast.BinaryNode) quick {
+func quickIn(n *ast.BinaryNode, at scope) quick {
+	if left := text(n.Left, at); left != nil && fieldPath(n.Right) == "process.args" {
+		return func(v *env) answer { return maybe(slices.Contains(v.event.Process.Args, left(v))) }
+	}
 	texts, ints, ok := constants(n.Right)
 	if !ok {
 		return unknowable
 	}
-	if left := text(n.Left); left != nil && ints == nil {
+	if left := text(n.Left, at); left != nil && ints == nil {
 		set := make(map[string]struct{}, len(texts))
 		for _, t := range texts {
 			set[t] = struct{}{}
@@ -207,7 +238,7 @@ func quickIn(n *ast.BinaryNode) quick {
 			return maybe(in)
 		}
 	}
-	if left := number(n.Left); left != nil && texts == nil {
+	if left := number(n.Left, at); left != nil && texts == nil {
 		set := make(map[int]struct{}, len(ints))
 		for _, i := range ints {
 			set[i] = struct{}{}
@@ -248,10 +279,12 @@ func constants(node ast.Node) (texts []string, ints []int, ok bool) {
 	return nil, nil, false
 }
 
-func quickCall(name string, arguments []ast.Node) quick {
+func quickCall(name string, arguments []ast.Node, at scope) quick {
 	switch {
+	case (name == "any" || name == "all" || name == "none") && len(arguments) == 2:
+		return quickEach(name, arguments[0], arguments[1])
 	case name == "cidr" && len(arguments) == 2:
-		address := text(arguments[0])
+		address := text(arguments[0], at)
 		network, isText := arguments[1].(*ast.StringNode)
 		if !isText || address == nil {
 			return unknowable
@@ -262,14 +295,14 @@ func quickCall(name string, arguments []ast.Node) quick {
 		}
 		return func(v *env) answer { return maybe(inNetwork(address(v), prefix)) }
 	case name == "contains_any" && len(arguments) == 2:
-		from := text(arguments[0])
+		from := text(arguments[0], at)
 		words, ints, ok := constants(arguments[1])
 		if from == nil || !ok || ints != nil {
 			return unknowable
 		}
 		return func(v *env) answer { return maybe(containsAny(from(v), words)) }
 	case name == "has_bits" && len(arguments) == 2:
-		bits, mask := number(arguments[0]), number(arguments[1])
+		bits, mask := number(arguments[0], at), number(arguments[1], at)
 		if bits == nil || mask == nil {
 			return unknowable
 		}
@@ -280,9 +313,9 @@ func quickCall(name string, arguments []ast.Node) quick {
 			return maybe(declared)
 		}
 	case name == "hasPrefix" && len(arguments) == 2:
-		return quickText(arguments[0], arguments[1], strings.HasPrefix)
+		return quickText(arguments[0], arguments[1], at, strings.HasPrefix)
 	case name == "hasSuffix" && len(arguments) == 2:
-		return quickText(arguments[0], arguments[1], strings.HasSuffix)
+		return quickSuffix(arguments[0], arguments[1], at)
 	}
 	return unknowable
 }
@@ -304,13 +337,25 @@ func fieldPath(node ast.Node) string {
 }
 
 // text gives a text of an event; nil for what it does not know.
-func text(node ast.Node) func(*env) string {
+func text(node ast.Node, at scope) func(*env) string {
 	switch n := node.(type) {
 	case *ast.StringNode:
 		return func(*env) string { return n.Value }
 	case *ast.IdentifierNode:
 		return textField(n.Value)
+	case *ast.PointerNode:
+		if n.Name == "" && at.item == textItem {
+			return func(v *env) string { return v.item }
+		}
+	case *ast.BinaryNode:
+		left, right := text(n.Left, at), text(n.Right, at)
+		if n.Operator == "+" && left != nil && right != nil {
+			return func(v *env) string { return left(v) + right(v) }
+		}
 	case *ast.MemberNode:
+		if of, isPointer := n.Node.(*ast.PointerNode); isPointer && of.Name == "" && at.item == ancestorItem {
+			return ancestorField(n.Property)
+		}
 		key, isText := n.Property.(*ast.StringNode)
 		if get := mapField(fieldPath(n.Node)); get != nil && isText && n.Node.Type().Kind() == reflect.Map {
 			return func(v *env) string { return get(v)[key.Value] }
@@ -321,7 +366,10 @@ func text(node ast.Node) func(*env) string {
 		if len(arguments) != 1 {
 			return nil
 		}
-		inner := text(arguments[0])
+		if of, isPointer := arguments[0].(*ast.PointerNode); isPointer && of.Name == "" && name == "program" && at.item == ancestorItem {
+			return func(v *env) string { return v.ancestor.ExeName() }
+		}
+		inner := text(arguments[0], at)
 		if inner == nil {
 			return nil
 		}
@@ -338,13 +386,18 @@ func text(node ast.Node) func(*env) string {
 }
 
 // number gives a whole number of an event; nil for what it does not know.
-func number(node ast.Node) func(*env) int {
+func number(node ast.Node, at scope) func(*env) int {
 	switch n := node.(type) {
 	case *ast.IntegerNode:
 		return func(*env) int { return n.Value }
 	case *ast.IdentifierNode, *ast.MemberNode:
 		return numberField(fieldPath(n))
 	case *ast.BuiltinNode:
+		if n.Name == "indexOf" && len(n.Arguments) == 2 {
+			if in, what := text(n.Arguments[0], at), text(n.Arguments[1], at); in != nil && what != nil {
+				return func(v *env) int { return strings.Index(in(v), what(v)) }
+			}
+		}
 		if n.Name == "len" && len(n.Arguments) == 1 {
 			switch fieldPath(n.Arguments[0]) {
 			case "process.args":

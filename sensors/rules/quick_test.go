@@ -97,7 +97,9 @@ func atom(r *rand.Rand, all map[string]reflect.Kind, names []string) string {
 		return pick(
 			name+" == "+word(), name+" != "+word(), name+" in some_words", name+" not in ["+word()+", "+word()+"]", name+" contains "+word(), name+" startsWith "+word(), name+" endsWith "+word(),
 			name+` matches "^[a-z]+$"`, "contains_any("+name+", some_words)", "cidr("+name+`, "10.0.0.0/8")`, "base("+name+") == "+word(), "lower("+name+") in ["+word()+"]", "hasPrefix("+name+", "+word()+")",
-			"container.pod.labels["+word()+"] == "+word(), "any(process.ancestors, .name == "+word()+")", "egress_declared(container)", "len("+name+") > 3", name+" in []",
+			"container.pod.labels["+word()+"] == "+word(), "any(process.ancestors, .name == "+word()+")", "none(process.ancestors, program(#) in some_words)", "all(process.args, # contains "+word()+")", "any(some_words, hasSuffix("+name+", \"0\" + #))",
+			"any(process.args, indexOf(#, "+word()+") >= 1)", "any(process.ancestors, any(#.args, # == "+word()+"))", "any(some_words, any(process.args, # startsWith "+word()+") && # == "+name+")",
+			"any(process.ancestors, #.exe == "+name+" || len(#.args) > 1 && #.args[1] == "+word()+")", "any(process.args, "+name+" in some_words && # in [\"sh\", \"-c\"])", name+" + \"x\" == "+word(), "egress_declared(container)", "len("+name+") > 3", name+" in []",
 			"process.args[0] == "+word(), name+" < "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path", word()+" in process.args",
 		)
 	case reflect.Bool:
@@ -125,7 +127,7 @@ func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {
 	l := load([]Source{{FS: fstest.MapFS{"p.yaml": {Data: []byte("lists: { some_words: [sh, shadow, \"10.1.2.3\"], some_numbers: [1, 7, 4444] }\nmacros: { some_macro: 'exe in some_words && process.uid in some_numbers' }")}}}})
 	require.Empty(t, l.problems(true))
 	v, known, answers := newEnv(), 0, map[bool]int{}
-	for range 3000 {
+	for range 6000 {
 		source := conditionOf(r, all, names, 3)
 		c, err := l.compileSource(source)
 		require.NoError(t, err, source)
