@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,7 +13,6 @@ import (
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
-	"stanch/sensors/rules"
 	"stanch/sensors/snapshot"
 )
 
@@ -40,7 +38,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			return nil, nil, fmt.Errorf("find this node's name: %w; give it with --node", err)
 		}
 	}
-	set, err := loadRules(s)
+	files, set, err := OpenRules(s.RuleDirs, s.Log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -50,7 +48,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, StateDir: s.StateDir, Log: s.Log, At: s.At}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At}
 	if o.Resolver, err = identity.Open(identity.Options{CRISocket: s.CRISocket}); err != nil {
 		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
 	}
@@ -92,21 +90,6 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		return nil, nil, err
 	}
 	return a, closeAll, nil
-}
-
-func loadRules(s Setup) (*rules.Set, error) {
-	sources := []fs.FS{rules.Shipped}
-	for _, dir := range s.RuleDirs {
-		sources = append(sources, os.DirFS(dir))
-	}
-	set, problems := rules.Load(sources...)
-	for _, p := range problems {
-		s.Log.Error("a rule is left out", "problem", p.String(), "hint", p.Hint)
-	}
-	if len(set.Rules()) == 0 {
-		return nil, errors.New("no rule could be loaded")
-	}
-	return set, nil
 }
 
 func (a *Agent) at(point string) {
