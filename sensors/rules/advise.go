@@ -70,9 +70,26 @@ func (l *loader) adviseWeight(r *Rule) {
 		r.file.warn(r.nodes["confidence"], "unsure", "lower the severity, or narrow the condition until the rule is surer",
 			"`%s` has the severity %s and is less than half sure of itself", r.Name, highest)
 	}
-	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityMedium.Rank() && r.written.confidence < 0.7 {
+	negated := &negationFinder{}
+	ast.Walk(&r.condition.tree, negated)
+	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.written.confidence < 0.7 && !negated.found {
 		r.file.warn(r.nodes[""], "no-exception", "say in `exceptions` who does this rightly: the workload, the image, the program",
-			"`%s` is not sure of itself and has no exception", r.Name)
+			"`%s` has the severity %s, is not sure of itself and excepts nobody", r.Name, highest)
+	}
+}
+
+// negationFinder tells whether a condition leaves something out itself.
+type negationFinder struct{ found bool }
+
+// Visit looks at one node.
+func (v *negationFinder) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.UnaryNode:
+		v.found = v.found || n.Operator == "!" || n.Operator == "not"
+	case *ast.BinaryNode:
+		v.found = v.found || n.Operator == "!="
+	case *ast.BuiltinNode:
+		v.found = v.found || n.Name == "none"
 	}
 }
 

@@ -310,6 +310,7 @@ func TestRulesAreCounted(t *testing.T) {
 func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 	pack := "lists: { idle: [x] }\nmacros: { spare: contained }\nrules:\n" +
 		strings.Replace(rule("net", "contained && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
+		strings.Replace(rule("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
 		rule("double", "contained && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
 		"overrides: [{ rule: tool, exceptions: [{ labels: { app: x } }, 'command == \"x\"'] }]\n"
 	_, problems := rules.Lint(
@@ -323,7 +324,19 @@ func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 			codes = append(codes, p.Code)
 		}
 	}
-	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "never", "never", "wide", "because", "forgeable"}, codes)
+	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "because", "forgeable"}, codes)
+}
+
+func TestARuleThatAnotherCoversIsTold(t *testing.T) {
+	load := func(second string) []string {
+		_, problems := rules.Lint(rules.Source{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + rule("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
+		return texts(problems)
+	}
+	narrow := rule("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
+	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, and weighs no less [shadowed] (remove it, or narrow the other)"}, load(narrow))
+	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "it weighs more")
+	require.Len(t, load(rule("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
+	require.Empty(t, load(rule("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
 }
 
 func TestTheSchemaIsOfWhatIsRead(t *testing.T) {

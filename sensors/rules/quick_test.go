@@ -127,7 +127,7 @@ func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {
 	l := load([]Source{{FS: fstest.MapFS{"p.yaml": {Data: []byte("lists: { some_words: [sh, shadow, \"10.1.2.3\"], some_numbers: [1, 7, 4444] }\nmacros: { some_macro: 'exe in some_words && process.uid in some_numbers' }")}}}})
 	require.Empty(t, l.problems(true))
 	v, known, answers := newEnv(), 0, map[bool]int{}
-	for range 6000 {
+	for range 4000 {
 		source := conditionOf(r, all, names, 3)
 		c, err := l.compileSource(source)
 		require.NoError(t, err, source)
