@@ -186,8 +186,8 @@ func (s packs) load(dirs []string) (*rules.Set, diagnostic.Diagnostics) {
 
 // look reads the packs again. It gives a new set, or nil where nothing changed or nothing better can be had. In the
 // place of a pack that has mistakes, or cannot be read, stays what was right before; if that fits no longer, all stays
-// as it was.
-func (f *RuleFiles) look(wait time.Duration) *rules.Set {
+// as it was. After settle the files have to be as they were before it.
+func (f *RuleFiles) look(settle func()) *rules.Set {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, unread := f.read()
@@ -195,8 +195,8 @@ func (f *RuleFiles) look(wait time.Duration) *rules.Set {
 	if sum == f.seen {
 		return nil
 	}
-	if wait > 0 {
-		time.Sleep(wait)
+	if settle != nil {
+		settle()
 		if again, gone := f.read(); again.sum(gone) != sum {
 			return nil // somebody is writing: the next look sees it whole
 		}
@@ -258,13 +258,13 @@ func (f *RuleFiles) onlyNew(problems diagnostic.Diagnostics) bool {
 func (a *Agent) Rules() *rules.Set { return a.rules.Load() }
 
 // ReloadRules reads the rule packs again at once, and tells whether others are in force now.
-func (a *Agent) ReloadRules() bool { return a.reload(0) }
+func (a *Agent) ReloadRules() bool { return a.reload(nil) }
 
-func (a *Agent) reload(wait time.Duration) bool {
+func (a *Agent) reload(settle func()) bool {
 	if a.RuleFiles == nil {
 		return false
 	}
-	set := a.RuleFiles.look(wait)
+	set := a.RuleFiles.look(settle)
 	if set != nil {
 		a.rules.Store(set)
 	}
@@ -289,9 +289,9 @@ func (a *Agent) followRules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			a.reload(settled)
+			a.reload(func() { time.Sleep(settled) })
 		case <-hangup:
-			if !a.reload(0) {
+			if !a.ReloadRules() {
 				a.Log.Info("asked to load the rules again: nothing changed")
 			}
 		}

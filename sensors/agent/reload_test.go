@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"stanch/sensors"
 )
@@ -154,4 +157,42 @@ func TestAConfigMapSwapsAllItsFilesAtOnce(t *testing.T) {
 	version("..2", pack("mine", "two"))
 	require.True(t, a.ReloadRules())
 	require.Equal(t, "mine", fired(a, "two"))
+}
+
+func TestAMistakeFromTheBeginningKeepsNothingElseFromChanging(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), pack("mine", "one"))
+	write(t, filepath.Join(dir, "b.yaml"), "rulez: []\n")
+	a, _ := following(t, dir)
+	require.Len(t, a.Health().Rules.Problems, 1)
+	write(t, filepath.Join(dir, "a.yaml"), pack("mine", "two"))
+	require.True(t, a.ReloadRules())
+	require.Equal(t, "mine", fired(a, "two"))
+	require.Len(t, a.Health().Rules.Problems, 1)
+}
+
+func TestWhatIsBeingWrittenIsNotReadYet(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), pack("mine", "one"))
+	a, _ := following(t, dir)
+	write(t, filepath.Join(dir, "a.yaml"), "")
+	require.False(t, a.reload(func() { write(t, filepath.Join(dir, "a.yaml"), pack("mine", "two")) }))
+	require.Equal(t, "mine", fired(a, "one"))
+	require.True(t, a.reload(func() {}))
+	require.Equal(t, "mine", fired(a, "two"))
+}
+
+func TestAHangupAsksForTheRulesAgain(t *testing.T) {
+	ours := make(chan os.Signal, 16) // so that the signal does not end the test
+	signal.Notify(ours, syscall.SIGHUP)
+	defer signal.Stop(ours)
+	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {
+		t.Skip("on a terminal a hangup ends the program")
+	}
+	a, said := following(t, t.TempDir())
+	go func() { _ = a.Watch(t.Context(), nil, nil) }()
+	require.Eventually(t, func() bool {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGHUP)
+		return strings.Contains(said.String(), "nothing changed")
+	}, 10*time.Second, 20*time.Millisecond)
 }

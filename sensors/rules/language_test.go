@@ -285,6 +285,11 @@ rules:
 	}, got)
 }
 
+func TestATestOfAnotherKindOfEventProvesNothing(t *testing.T) {
+	_, problems := lines(t, "rules:\n"+rule("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
+	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, and the rule is on `exec` [test]"}, problems)
+}
+
 func TestABrokenExceptionSilencesNothing(t *testing.T) {
 	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: ['process.args[0] == "x"'] }]`)
 	require.Empty(t, problems)
