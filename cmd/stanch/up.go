@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,7 @@ type upOptions struct {
 	noSensor   bool
 	ui         string
 	crash      string
+	rules      []string
 }
 
 func upCommand(g *globals) *cobra.Command {
@@ -60,6 +62,7 @@ the containers of this host.`,
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
 	f.StringVar(&o.node, "node", "", "this machine's node name (default: the host's)")
 	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringArrayVar(&o.rules, "rules", nil, "a folder with rule packs beside the shipped ones and those of the configuration")
 	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
 	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
@@ -207,7 +210,7 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 
 // runSensor is this machine's own node agent, over the same link as any other's.
 func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, log *slog.Logger) error {
-	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: cfg.Rules, Log: log, At: crashAt(o.crash)}
+	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), Log: log, At: crashAt(o.crash)}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
 		return err

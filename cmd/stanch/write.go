@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -330,10 +329,7 @@ func schemaCommand() *cobra.Command {
 			case "test":
 				schema = scenario.Schema()
 			case "rules":
-				schema = reflector.Reflect(struct {
-					Lists map[string][]string `json:"lists"`
-					Rules []rules.Rule        `json:"rules"`
-				}{})
+				schema = rules.Schema()
 			case "config":
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
@@ -346,46 +342,4 @@ func schemaCommand() *cobra.Command {
 			return printJSON(cmd.OutOrStdout(), schema)
 		},
 	}
-}
-
-func rulesCommand(g *globals) *cobra.Command {
-	var output string
-	c := &cobra.Command{
-		Use: "rules", Short: "List the detection rules", Args: args(cobra.NoArgs), Example: "  stanch rules\n  stanch rules -o json",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := g.load()
-			if err != nil {
-				return err
-			}
-			sources := []fs.FS{rules.Shipped}
-			for _, dir := range cfg.Rules {
-				sources = append(sources, os.DirFS(dir))
-			}
-			set, problems := rules.Load(sources...)
-			if output == "json" {
-				raw, err := json.Marshal(set.Rules())
-				if err != nil {
-					return fmt.Errorf("print: %w", err)
-				}
-				return printJSON(cmd.OutOrStdout(), json.RawMessage(raw))
-			}
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(t, "RULE\tON\tSEVERITY\tCONFIDENCE\tOBJECTIVE\tATT&CK\tTITLE")
-			for _, r := range set.Rules() {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\n", r.Name, r.On, r.Severity, r.Confidence, r.Objective, r.Technique, r.Title)
-			}
-			if err := t.Flush(); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
-			for _, p := range problems {
-				fmt.Fprintln(os.Stderr, p.String())
-			}
-			if problems.HasErrors() {
-				return errAnswered
-			}
-			return nil
-		},
-	}
-	outputFlag(c, &output)
-	return c
 }

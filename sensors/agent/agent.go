@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stanch/sensors"
@@ -41,6 +42,8 @@ type Options struct {
 	At func(point string)
 	// APIServers are the addresses (IP:port) of the cluster's API, so that rules can tell who contacts it.
 	APIServers []string
+	// RuleFiles are where the rules come from, to be read again when they change. Nil: the rules stay.
+	RuleFiles *RuleFiles
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
 }
@@ -49,9 +52,9 @@ type Options struct {
 type Agent struct {
 	Options
 	released *ledger
+	rules    atomic.Pointer[rules.Set]
 
 	mu      sync.RWMutex
-	rules   *rules.Set
 	missed  uint64 // events whose container could not be named
 	failing map[string]time.Time
 }
@@ -68,48 +71,56 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Agent{Options: o, rules: set, released: released, failing: map[string]time.Time{}}, nil
+	a := &Agent{Options: o, released: released, failing: map[string]time.Time{}}
+	a.rules.Store(set)
+	return a, nil
 }
 
 // Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
 func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
+	go a.followRules(ctx)
 	if a.Probe == nil {
 		<-ctx.Done()
 		return nil
 	}
 	fold := newFolder(a.Fold, detection)
 	go fold.run(ctx)
-	err := a.Probe.Run(ctx, func(e sensors.Event) {
-		e.Node = a.Node
-		if !a.name(&e) {
-			return
-		}
-		if e.Kind == sensors.KindConnect {
-			e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
-		}
-		e.Process.Args = redact.Args(e.Process.Args)
-		for i := range e.Process.Ancestors {
-			e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
-		}
-		if event != nil {
-			event(e)
-		}
-		if detection == nil {
-			return
-		}
-		found, errs := a.rules.Evaluate(e)
-		for _, err := range errs {
-			a.complain("evaluate", err)
-		}
-		for _, d := range found {
-			d.Detected = time.Now()
-			fold.add(d)
-		}
-	})
-	if err != nil {
+	if detection != nil {
+		detection = fold.add
+	}
+	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.observe(e, event, detection) }); err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
 	return nil
+}
+
+// observe takes one event of the kernel's to the sinks.
+func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
+	e.Node = a.Node
+	if !a.name(&e) {
+		return
+	}
+	if e.Kind == sensors.KindConnect {
+		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
+	}
+	e.Process.Args = redact.Args(e.Process.Args)
+	for i := range e.Process.Ancestors {
+		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
+	}
+	if event != nil {
+		event(e)
+	}
+	if detection == nil {
+		return
+	}
+	found, errs := a.rules.Load().Evaluate(e)
+	for _, err := range errs {
+		a.complain("evaluate", err)
+	}
+	for _, d := range found {
+		d.Detected = time.Now()
+		detection(d)
+	}
 }
 
 // name fills in whose event it is; false for the host's own.
@@ -162,6 +173,7 @@ type Health struct {
 	Runtime  string       `json:"runtime"`
 	Lock     string       `json:"lock"` // "on", or why not
 	Nameless uint64       `json:"nameless_events"`
+	Rules    RulesHealth  `json:"rules,omitzero"`
 }
 
 // Health gives the node's state.
@@ -171,6 +183,9 @@ func (a *Agent) Health() Health {
 	h := Health{Node: a.Node, Lock: "on", Nameless: a.missed}
 	if a.Lock == nil {
 		h.Lock = a.LockWhy
+	}
+	if a.RuleFiles != nil {
+		h.Rules = a.RuleFiles.Health()
 	}
 	if a.Probe != nil {
 		h.Probe = a.Probe.Status()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
-	"stanch/sensors/rules"
 	"stanch/sensors/snapshot"
 )
 
@@ -43,7 +41,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			return nil, nil, fmt.Errorf("find this node's name: %w; give it with --node", err)
 		}
 	}
-	set, err := loadRules(s)
+	files, set, err := OpenRules(s.RuleDirs, s.Log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -53,7 +51,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
 	}
@@ -98,21 +96,6 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		return nil, nil, err
 	}
 	return a, closeAll, nil
-}
-
-func loadRules(s Setup) (*rules.Set, error) {
-	sources := []fs.FS{rules.Shipped}
-	for _, dir := range s.RuleDirs {
-		sources = append(sources, os.DirFS(dir))
-	}
-	set, problems := rules.Load(sources...)
-	for _, p := range problems {
-		s.Log.Error("a rule is left out", "problem", p.String(), "hint", p.Hint)
-	}
-	if len(set.Rules()) == 0 {
-		return nil, errors.New("no rule could be loaded")
-	}
-	return set, nil
 }
 
 func (a *Agent) at(point string) {

@@ -16,9 +16,9 @@ import (
 	"github.com/expr-lang/expr/vm"
 )
 
-// Bounds of one expression. expr has no limit of time of its own: nesting and size are what bounds it.
+// Bounds of one expression, MaxBytes for who reads it before. expr has no limit of time of its own: nesting and size are what bounds it.
 const (
-	maxExprBytes   = 4 << 10
+	MaxBytes       = 4 << 10
 	maxExprNodes   = 400
 	maxExprNesting = 2      // predicates inside of predicates
 	memoryBudget   = 50_000 // elements that one evaluation may make
@@ -104,10 +104,11 @@ func (namedStrings) Visit(node *ast.Node) {
 	}
 }
 
-// Error is a problem of one expression; Offset is the character in it, from 0.
+// Error is a problem of one expression; Offset is the character in its line, from 0.
 type Error struct {
 	Offset  int
 	Line    int // from 0, within the expression
+	At      int // the character in the whole expression, from 0
 	Message string
 }
 
@@ -115,8 +116,8 @@ func (e *Error) Error() string { return e.Message }
 
 // Compile compiles source against an environment under Options. The error is an *Error.
 func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
-	if len(source) > maxExprBytes {
-		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), maxExprBytes)}
+	if len(source) > MaxBytes {
+		return nil, &Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), MaxBytes)}
 	}
 	nesting := &nestingVisitor{}
 	options := append(Options(env), more...)
@@ -124,7 +125,7 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if err != nil {
 		var located *file.Error
 		if errors.As(err, &located) {
-			return nil, &Error{Offset: located.Column, Line: max(located.Line-1, 0), Message: located.Message}
+			return nil, &Error{Offset: located.Column, Line: max(located.Line-1, 0), At: located.From, Message: located.Message}
 		}
 		return nil, &Error{Message: firstLine(err.Error())}
 	}
@@ -185,9 +186,16 @@ func (v *nestingVisitor) walk(node ast.Node, depth int) {
 }
 
 // Run evaluates a compiled expression. It is deterministic: the same environment gives the same value.
-func Run(program *vm.Program, env any) (any, error) {
-	machine := vm.VM{MemoryBudget: memoryBudget}
-	out, err := machine.Run(program, env)
+func Run(program *vm.Program, env any) (any, error) { return new(Machine).Run(program, env) }
+
+// Machine runs expressions one after the other, and keeps its memory between them. The zero value is ready; it is for
+// one goroutine at a time.
+type Machine struct{ machine vm.VM }
+
+// Run is as the function of that name.
+func (m *Machine) Run(program *vm.Program, env any) (any, error) {
+	m.machine.MemoryBudget = memoryBudget
+	out, err := m.machine.Run(program, env)
 	if err != nil {
 		return nil, fmt.Errorf("evaluate: %s", firstLine(err.Error()))
 	}

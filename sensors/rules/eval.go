@@ -4,205 +4,133 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
-	"path"
-	"slices"
-	"strconv"
-	"strings"
-
-	"github.com/expr-lang/expr"
-	"github.com/expr-lang/expr/ast"
+	"time"
 
 	"stanch/sensors"
-	"stanch/sensors/condition"
 )
 
-// env is what a condition may name.
-type env struct {
-	Process   sensors.Process   `expr:"process"`
-	Container sensors.Container `expr:"container"`
-	File      sensors.File      `expr:"file"`
-	Network   sensors.Network   `expr:"network"`
-	Call      sensors.Call      `expr:"call"`
-	Baseline  sensors.Baseline  `expr:"baseline"`
-	ExitCode  int               `expr:"exit_code"`
-	Count     int               `expr:"count"`
-	Exe       string            `expr:"exe"`    // the executed file's own name
-	Parent    string            `expr:"parent"` // the parent's executable's name, or its comm
-	Command   string            `expr:"command"`
-	Contained bool              `expr:"contained"` // in a container
-	event     *sensors.Event
+// kindRules are the rules on one kind of event, with how many events they saw.
+type kindRules struct {
+	rules []*Rule
+	count counters
 }
 
-func newEnv(e *sensors.Event) env {
-	v := env{
-		Process: e.Process, Container: e.Container, File: e.File, Network: e.Network, Call: e.Call, Baseline: e.Baseline, ExitCode: e.ExitCode, Count: e.Count,
-		Exe: e.Process.ExeName(), Command: strings.Join(e.Process.Args, " "), Contained: e.InContainer(), event: e,
+func (s *Set) index(r *Rule) {
+	if s.byKind[r.On] == nil {
+		s.byKind[r.On] = &kindRules{}
 	}
-	if len(e.Process.Ancestors) > 0 {
-		v.Parent = e.Process.Ancestors[0].ExeName()
-	}
-	return v
+	s.byKind[r.On].rules = append(s.byKind[r.On].rules, r)
 }
 
-// EgressAnnotation on a pod declares where it may connect: a comma-separated list of ADDRESS, CIDR, with :PORT
-// behind where only one port is meant ("10.0.0.0/8, 192.0.2.7:443").
-const EgressAnnotation = "stanch.dev/egress"
-
-// options are the lists, put in as constants where they are named, the macros, and the few functions that rules have.
-func (l *loader) options() []expr.Option {
-	return []expr.Option{
-		expr.AsBool(),
-		expr.Patch(&listPatcher{l.lists}),
-		expr.Patch(&macroPatcher{l: l}),
-		expr.Function("cidr", func(args ...any) (any, error) {
-			addr, err := netip.ParseAddr(args[0].(string))
-			if err != nil {
-				return false, nil //nolint:nilerr // an attacker's string that is no address is in no network
-			}
-			prefix, err := netip.ParsePrefix(args[1].(string))
-			if err != nil {
-				return nil, fmt.Errorf("cidr: %w", err)
-			}
-			return prefix.Contains(addr), nil
-		}, new(func(string, string) bool)),
-		expr.Function("program", func(args ...any) (any, error) {
-			a := args[0].(sensors.Ancestor)
-			return a.ExeName(), nil
-		}, new(func(sensors.Ancestor) string)),
-		expr.Function("base", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, new(func(string) string)),
-		expr.Function("contains_any", func(args ...any) (any, error) {
-			text := args[0].(string)
-			switch words := args[1].(type) {
-			case []string:
-				for _, word := range words {
-					if strings.Contains(text, word) {
-						return true, nil
-					}
-				}
-			case []any: // a list in brackets
-				for _, word := range words {
-					if word, ok := word.(string); ok && strings.Contains(text, word) {
-						return true, nil
-					}
-				}
-			}
-			return false, nil
-		}, new(func(string, []string) bool), new(func(string, []any) bool)),
-		expr.Function("egress_declared", func(args ...any) (any, error) {
-			_, ok := args[0].(sensors.Container).Pod.Annotations[EgressAnnotation]
-			return ok, nil
-		}, new(func(sensors.Container) bool)),
-		expr.Function("egress_allowed", func(args ...any) (any, error) {
-			return egressAllowed(args[0].(sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(sensors.Network)), nil
-		}, new(func(sensors.Container, sensors.Network) bool)),
+// fires tells whether a rule fires on an event, and if not, which exception kept it. An exception that cannot be
+// evaluated excepts nothing: nobody silences a rule by breaking it.
+func (r *Rule) fires(v *env) (fired bool, by *Exception, err error) {
+	holds, err := r.condition.holds(v)
+	if err != nil || !holds {
+		return false, nil, err
 	}
-}
-
-func egressAllowed(declared string, n sensors.Network) bool {
-	addr, err := netip.ParseAddr(n.Address)
-	if err != nil {
-		return false
-	}
-	for entry := range strings.SplitSeq(declared, ",") {
-		entry = strings.TrimSpace(entry)
-		if i := strings.LastIndexByte(entry, ':'); i > 0 && !strings.Contains(entry[:i], ":") {
-			if port, err := strconv.ParseUint(entry[i+1:], 10, 16); err != nil || uint16(port) != n.Port {
-				continue
-			}
-			entry = entry[:i]
+	for _, exception := range r.Exceptions {
+		excepted, failed := exception.excepts(v)
+		if excepted {
+			return false, exception, nil
 		}
-		if prefix, err := netip.ParsePrefix(entry); err == nil && prefix.Contains(addr) {
-			return true
-		}
-		if one, err := netip.ParseAddr(entry); err == nil && one == addr {
-			return true
+		if failed != nil {
+			err = fmt.Errorf("the exception at %s: %w", exception.At, failed)
 		}
 	}
-	return false
-}
-
-type listPatcher struct{ lists map[string][]string }
-
-func (p *listPatcher) Visit(node *ast.Node) {
-	id, ok := (*node).(*ast.IdentifierNode)
-	if !ok {
-		return
-	}
-	if values, ok := p.lists[id.Value]; ok {
-		ast.Patch(node, &ast.ConstantNode{Value: values})
-	}
-}
-
-func (r *Rule) fires(e env) (bool, error) {
-	out, err := condition.Run(r.condition, e)
-	if err != nil || out != true {
-		return false, err
-	}
-	for _, exception := range r.exceptions {
-		out, err := condition.Run(exception, e)
-		if err != nil {
-			return false, err
-		}
-		if out == true {
-			return false, nil
-		}
-	}
-	return true, nil
+	return true, nil, err
 }
 
 // Evaluate gives the detections of one event. A rule that fails on an event does not keep others from it; the
 // errors of all are returned beside what fired.
 func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 	candidates := s.byKind[event.Kind]
-	if len(candidates) == 0 {
+	if candidates == nil {
 		return nil, nil
 	}
-	e := newEnv(&event)
+	v, ok := s.scratch.Get().(*env)
+	if !ok {
+		v = newEnv()
+	}
+	v.set(event)
+	timed := candidates.count.seen.Add(1)%sampleEvery == 1
 	var out []sensors.Detection
 	var errs []error
-	for _, r := range candidates {
-		fired, err := r.fires(e)
+	for _, r := range candidates.rules {
+		var begun time.Time
+		if timed {
+			begun = time.Now()
+		}
+		fired, by, err := r.fires(v)
+		if timed {
+			r.count.sampled.Add(1)
+			r.count.nanos.Add(uint64(time.Since(begun))) //nolint:gosec // time goes on
+		}
+		switch {
+		case fired:
+			r.count.fired.Add(1)
+			out = append(out, r.detection(event))
+		case by != nil:
+			r.count.excepted.Add(1)
+		}
 		if err != nil {
+			r.count.failed.Add(1)
 			errs = append(errs, fmt.Errorf("rule %s on event %s: %w", r.Name, event.ID, err))
 		}
-		if fired {
-			out = append(out, r.detection(event))
-		}
 	}
+	s.scratch.Put(v)
 	return out, errs
 }
 
 func (r *Rule) detection(event sensors.Event) sensors.Detection {
 	sum := sha256.Sum256([]byte(event.ID + "\x00" + r.Name))
+	severity, reasons := r.weigh(event.Container.Pod.Namespace)
 	return sensors.Detection{
-		ID: hex.EncodeToString(sum[:12]), Rule: r.Name, Title: r.Title, Severity: r.Severity, Confidence: r.Confidence,
-		Objective: r.Objective, Technique: r.Technique, Reasons: []string{r.Reason}, Source: "stanch",
+		ID: hex.EncodeToString(sum[:12]), Rule: r.Name, Title: r.Title, Severity: severity, Confidence: r.Confidence,
+		Objective: r.Objective, Technique: r.Technique, Reasons: append([]string{r.Reason}, reasons...), Source: "stanch",
 		Time: event.Time, Node: event.Node, Event: event,
 	}
 }
 
-// Find gives the rule of a name: its own, or a stable name of Falco's that it carries as an alias. Nil if there is none.
-func (s *Set) Find(name string) *Rule {
-	for _, r := range s.rules {
-		if r.Name == name {
-			return r
+// weigh gives the severity in a namespace, and sentences that say why it, or the confidence, is not the rule's own.
+func (r *Rule) weigh(namespace string) (severity sensors.Severity, reasons []string) {
+	severity = r.Severity
+	in, special := r.Namespaces.Of(namespace)
+	if special {
+		severity = in
+	}
+	var by *Override // whose severities are in force
+	for _, o := range r.Overrides {
+		if o.Severity != "" || o.Namespaces != nil {
+			by = o
+		}
+		if o.Confidence != nil && *o.Confidence != r.written.confidence {
+			reasons = append(reasons, because(fmt.Sprintf("The confidence was %s from %.2f to %.2f by the override at %s", way(*o.Confidence > r.written.confidence), r.written.confidence, r.Confidence, o.At), o))
 		}
 	}
-	for _, r := range s.rules {
-		if slices.ContainsFunc(r.Aliases, func(alias string) bool { return strings.EqualFold(alias, name) }) {
-			return r
+	switch {
+	case by != nil && severity != r.written.severity:
+		where := ""
+		if special {
+			where = " in the namespace " + namespace
 		}
+		reasons = append(reasons, because(fmt.Sprintf("The severity was %s%s from %s to %s by the override at %s", way(severity.Rank() > r.written.severity.Rank()), where, r.written.severity, severity, by.At), by))
+	case special && severity != r.written.severity:
+		reasons = append(reasons, fmt.Sprintf("In the namespace %s the rule's severity is %s instead of %s.", namespace, severity, r.written.severity))
 	}
-	return nil
+	return severity, reasons
 }
 
-// Names lists the rules' names in order.
-func (s *Set) Names() []string {
-	names := make([]string, 0, len(s.rules))
-	for _, r := range s.rules {
-		names = append(names, r.Name)
+func way(up bool) string {
+	if up {
+		return "raised"
 	}
-	slices.Sort(names)
-	return names
+	return "lowered"
+}
+
+func because(sentence string, o *Override) string {
+	if o.Because == "" {
+		return sentence + "."
+	}
+	return sentence + ": " + o.Because
 }

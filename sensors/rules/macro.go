@@ -1,7 +1,6 @@
 package rules
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/condition"
+	"stanch/sensors/yamlnode"
 )
 
 // maxExpanded bounds a condition in which every macro is written out: macros of macros multiply.
@@ -21,27 +21,33 @@ const maxExpanded = 2000
 // macro is a condition with a name. It stands for its syntax tree wherever it is named.
 type macro struct {
 	name, source string
-	file         string
-	at           *yaml.Node
-	uses         map[string]int // names in it, and how often
+	file         *file
+	key, at      *yaml.Node
+	uses         map[string]use // names in it
 	own          int            // nodes
 	expanded     int            // nodes with macros written out; 0 before it is known
 	broken       bool
 }
 
-// namesIn counts the free names and the nodes of an expression; nothing where it does not parse.
-func namesIn(source string) (names map[string]int, nodes int, err error) {
+// use is a name in an expression: how often, and the character where it first stands.
+type use struct{ times, at int }
+
+// namesIn counts the names and the nodes of an expression; nothing where it does not parse.
+func namesIn(source string) (names map[string]use, nodes int, err error) {
+	if len(source) > condition.MaxBytes {
+		return nil, 0, nil
+	}
 	tree, err := parser.Parse(source)
 	if err != nil {
 		return nil, 0, err //nolint:wrapcheck // it is located, and made into a diagnostic by who compiles
 	}
-	v := &nameCounter{names: map[string]int{}}
+	v := &nameCounter{names: map[string]use{}}
 	ast.Walk(&tree.Node, v)
 	return v.names, v.nodes, nil
 }
 
 type nameCounter struct {
-	names map[string]int
+	names map[string]use
 	nodes int
 }
 
@@ -49,8 +55,21 @@ type nameCounter struct {
 func (v *nameCounter) Visit(node *ast.Node) {
 	v.nodes++
 	if id, ok := (*node).(*ast.IdentifierNode); ok {
-		v.names[id.Value]++
+		u, again := v.names[id.Value]
+		if !again {
+			u.at = id.Location().From
+		}
+		u.times++
+		v.names[id.Value] = u
 	}
+}
+
+func (l *loader) readMacros(f *file, v *yaml.Node) {
+	f.named(v, "macros", func(key, value *yaml.Node) {
+		if source := f.r.String(value, yamlnode.Clip(key.Value, 40)); l.free(f, key) && source != "" {
+			l.macros[key.Value] = &macro{name: key.Value, source: source, file: f, key: key, at: value}
+		}
+	})
 }
 
 // settle compiles the macros, those that others use first, so that each mistake is told once and at its place.
@@ -75,7 +94,7 @@ func (l *loader) settleOne(m *macro, way []string, done map[string]bool) {
 	}
 	if i := slices.Index(way, m.name); i >= 0 {
 		m.broken, done[m.name] = true, true
-		l.errorf(m.file, m.at, "cycle", "write one of them out", "the macro `%s` uses itself: %s", m.name, strings.Join(append(way[i:], m.name), " → "))
+		m.file.errorf(m.key, "cycle", "write one of them out", "the macro `%s` uses itself: %s", m.name, strings.Join(append(way[i:], m.name), " → "))
 		return
 	}
 	m.expanded = m.own
@@ -86,7 +105,7 @@ func (l *loader) settleOne(m *macro, way []string, done map[string]bool) {
 		}
 		l.settleOne(inner, append(slices.Clone(way), m.name), done)
 		m.broken = m.broken || inner.broken
-		m.expanded = min(m.expanded+m.uses[used]*inner.expanded, maxExpanded+1)
+		m.expanded = min(m.expanded+m.uses[used].times*inner.expanded, maxExpanded+1)
 	}
 	if done[m.name] {
 		return // it was found in a cycle
@@ -95,36 +114,40 @@ func (l *loader) settleOne(m *macro, way []string, done map[string]bool) {
 	switch {
 	case m.expanded > maxExpanded:
 		m.broken = true
-		l.errorf(m.file, m.at, "too-large", "use fewer macros in macros", "the macro `%s` has more than %d parts when it is written out", m.name, maxExpanded)
-	case m.broken && len(m.uses) > 0:
+		m.file.errorf(m.key, "too-large", "use fewer macros in macros", "the macro `%s` has more than %d parts when it is written out", m.name, maxExpanded)
+	case m.broken && len(m.uses) > 0: // one that it uses
 	default:
-		if l.program(m.file, "macro `"+m.name+"`", m.source, m.at) == nil {
-			m.broken = true
-		}
+		m.broken = l.check(m.file, "the macro `"+m.name+"`", m.source, m.at) == nil
 	}
 }
 
-// expandedSize is how many nodes a condition has with its macros written out.
-func (l *loader) expandedSize(source string) (int, error) {
+// expandable tells why a condition's macros cannot be written out.
+func (l *loader) expandable(source string) error {
 	names, nodes, err := namesIn(source)
 	if err != nil {
-		return 0, nil //nolint:nilerr // compiling says what is wrong with it
+		return nil //nolint:nilerr // compiling says what is wrong with it
 	}
-	for name, n := range names {
-		if m := l.macros[name]; m != nil {
-			if m.broken {
-				return 0, &brokenMacro{name}
-			}
-			nodes += n * m.expanded
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		m := l.macros[name]
+		if m == nil {
+			continue
 		}
+		l.used[name] = true
+		if m.broken {
+			return &brokenMacro{name, names[name].at}
+		}
+		nodes += names[name].times * m.expanded
 	}
 	if nodes > maxExpanded {
-		return 0, &condition.Error{Message: fmt.Sprintf("with its macros written out the condition has %d parts, at most %d are allowed", nodes, maxExpanded)}
+		return &condition.Error{Message: fmt.Sprintf("with its macros written out the condition has %d parts, at most %d are allowed", nodes, maxExpanded)}
 	}
-	return nodes, nil
+	return nil
 }
 
-type brokenMacro struct{ name string }
+type brokenMacro struct {
+	name string
+	at   int
+}
 
 func (b *brokenMacro) Error() string {
 	return fmt.Sprintf("the macro `%s` has errors of its own", b.name)
@@ -132,8 +155,7 @@ func (b *brokenMacro) Error() string {
 
 // macroPatcher writes macros out. Each use is parsed anew, since a tree is changed by what compiles it.
 type macroPatcher struct {
-	l       *loader
-	problem error
+	l *loader
 }
 
 // Visit replaces one name.
@@ -142,10 +164,8 @@ func (p *macroPatcher) Visit(node *ast.Node) {
 	if !ok || p.l.macros[id.Value] == nil {
 		return
 	}
-	program, err := condition.Compile(p.l.macros[id.Value].source, env{}, append(p.l.options(), expr.Optimize(false))...)
-	if err != nil {
-		p.problem = errors.Join(p.problem, err)
-		return
+	program, err := condition.Compile(p.l.macros[id.Value].source, &env{}, append(p.l.options(), expr.Optimize(false))...)
+	if err == nil { // it was compiled before: the name stays unknown otherwise
+		ast.Patch(node, program.Node())
 	}
-	ast.Patch(node, program.Node())
 }

@@ -15,7 +15,10 @@ import (
 func TestEveryShippedRulePassesItsOwnTests(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, len(set.Rules()), 60)
+	require.NotEmpty(t, set.Rules())
+	for _, r := range set.Results() {
+		require.True(t, r.Passed, "%s: %s", r.Rule, r.Why)
+	}
 }
 
 func TestARuleThatDoesNotFireOnItsOwnEventIsAnError(t *testing.T) {
@@ -59,10 +62,11 @@ rules:
 		lines = append(lines, p.String())
 	}
 	require.Equal(t, []string{
-		"p.yaml:12:12: error: rule `broken` does not pass its test `fires` (fired: false, error: <nil>) [test]",
-		"p.yaml:13:5: error: rule `misspelt` has no `severity` [required]",
+		"p.yaml:12:21: error: test of rule `broken`: it should fire, and the condition does not hold [test]",
+		"p.yaml:13:5: error: a rule has no `severity` [required]",
+		"p.yaml:16:24: error: the condition of `misspelt`: `process` has no field `uidd` [expression]",
 		"p.yaml:17:5: error: a rule has no key `severty` [unknown-key]",
-		"p.yaml:26:16: error: rule `unknown-name`: unknown name proces [expression]", //nolint:misspell // it is misspelt
+		"p.yaml:26:16: error: the condition of `unknown-name`: there is no field, list, macro or function `proces` [expression]", //nolint:misspell // it is misspelt
 	}, lines)
 }
 
@@ -75,22 +79,10 @@ func TestADetectionSaysWhatAndWhy(t *testing.T) {
 	}
 	found, errs := set.Evaluate(event)
 	require.Empty(t, errs)
-	require.Len(t, found, 2, "the miner and the drift")
+	require.GreaterOrEqual(t, len(found), 2, "the miner and the drift")
 	again, _ := set.Evaluate(event)
 	require.Equal(t, found[0].ID, again[0].ID, "the id is the event's and the rule's")
 	require.NotEqual(t, found[0].ID, found[1].ID)
-}
-
-func BenchmarkEvaluateNoMatch(b *testing.B) {
-	set, err := rules.LoadShipped()
-	require.NoError(b, err)
-	event := sensors.Event{
-		ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
-		Process: sensors.Process{PID: 7, Exe: "/usr/bin/nginx", Args: []string{"nginx", "-g", "daemon off;"}},
-	}
-	for b.Loop() {
-		set.Evaluate(event)
-	}
 }
 
 func rule(name, condition, fires, silent string) string {
@@ -135,10 +127,10 @@ rules:
 `+rule("r", "a", "{}", "{}")+rule("s", "d", "{}", "{}"))
 	require.Empty(t, set.Rules())
 	require.Equal(t, []string{
-		"p.yaml:3:6: error: the macro `a` uses itself: a → b → c → a [cycle]",
-		"p.yaml:6:10: error: macro `d`: invalid operation: == (mismatched types string and int) [expression]",
-		"p.yaml:8:46: error: rule `r`: the macro `a` has errors of its own [expression]",
-		"p.yaml:10:46: error: rule `s`: the macro `d` has errors of its own [expression]",
+		"p.yaml:3:3: error: the macro `a` uses itself: a → b → c → a [cycle]",
+		"p.yaml:6:10: error: the macro `d`: invalid operation: == (mismatched types string and int) [expression]",
+		"p.yaml:8:47: error: the condition of `r`: the macro `a` has errors of its own [macro]",
+		"p.yaml:10:47: error: the condition of `s`: the macro `d` has errors of its own [macro]",
 	}, problems)
 }
 
@@ -160,5 +152,5 @@ func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
 	require.Nil(t, set.Find("b"))
 	_, problems = lines(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
 	require.Len(t, problems, 1)
-	require.Contains(t, problems[0], "p.yaml:4:25: error: a rule called `Terminal shell in container` stands in p.yaml already")
+	require.Contains(t, problems[0], "p.yaml:4:25: error: a rule called `Terminal shell in container` stands at p.yaml:2 already")
 }

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"stanch/sensors"
+	"stanch/sensors/diagnostic"
+	"stanch/sensors/rules"
+)
+
+// rulesReport is what `stanch rules test -o json` prints.
+type rulesReport struct {
+	Version  int                    `json:"version"`
+	Passed   int                    `json:"passed"`
+	Failed   int                    `json:"failed"`
+	Problems diagnostic.Diagnostics `json:"problems"`
+	Tests    []rules.TestResult     `json:"tests"`
+	Events   *eventsReport          `json:"events,omitempty"`
+}
+
+// eventsReport is what would have fired on recorded events.
+type eventsReport struct {
+	Events int          `json:"events"`
+	Rules  []ruleFiring `json:"rules"`
+	Errors []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
+}
+
+// ruleFiring is one rule's part of it.
+type ruleFiring struct {
+	Rule     string           `json:"rule"`
+	Severity sensors.Severity `json:"severity"`
+	Fired    int              `json:"fired"`
+	Excepted int              `json:"excepted"`
+	At       []string         `json:"at"` // "file:line" of the first events on which it fired
+}
+
+// maxFirings bounds how many places of each rule are told.
+const maxFirings = 20
+
+func rulesTestCommand(g *globals) *cobra.Command {
+	var output string
+	var verbose bool
+	var events []string
+	var s ruleSources
+	c := &cobra.Command{
+		Use: "test [PATH…]", Short: "Run the rules' own tests, and try them on recorded events",
+		Long: `Run the tests of packs, of the shipped rules if no path is given. A rule's tests are events on which it fires and events
+on which it is silent; an override may have some too:
+
+  tests:
+    fires: { container: { id: c1 }, process: { exe: /bin/bash, tty: pts0 } }
+    silent:
+      - { name: a script, container: { id: c1 }, process: { exe: /bin/bash } }
+      - { name: on the host, process: { exe: /bin/bash, tty: pts0 } }
+
+With --events FILE it shows which rules would fire on what was recorded with
+` + "`stanch-sensor watch --events -o json > recorded_events.jsonl`" + `: so that a pack is tried before it is put to work.`,
+		Example: "  stanch rules test my-rules/\n  stanch rules test my-rules/ -v --events recorded_events.jsonl",
+	}
+	c.RunE = func(cmd *cobra.Command, paths []string) error {
+		s.asked = paths
+		sources, err := s.sources(g)
+		if err != nil {
+			return err
+		}
+		set, problems := rules.LoadSources(sources...)
+		report := rulesReport{Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...), Tests: []rules.TestResult{}}
+		for _, t := range set.Results() {
+			if t.Quiet {
+				continue
+			}
+			report.Tests = append(report.Tests, t)
+			if t.Passed {
+				report.Passed++
+			} else {
+				report.Failed++
+			}
+		}
+		if len(events) > 0 {
+			if report.Events, err = tryEvents(cmd.InOrStdin(), set, events); err != nil {
+				return err
+			}
+		}
+		if output == "json" {
+			err = printJSON(cmd.OutOrStdout(), report)
+		} else {
+			err = showRulesTests(cmd.OutOrStdout(), report, verbose)
+		}
+		if err == nil && (report.Failed > 0 || problems.HasErrors()) {
+			return errAnswered
+		}
+		return err
+	}
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "show each test, and each event on which a rule fired")
+	c.Flags().StringArrayVar(&events, "events", nil, "a file of recorded events, an object a line; - is standard input")
+	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to test a copy of them")
+	outputFlag(c, &output)
+	return c
+}
+
+func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
+	renderRules(out, r.Problems)
+	for _, t := range r.Tests {
+		if !verbose {
+			break
+		}
+		word, should := "pass", "fires"
+		if !t.Passed {
+			word = "FAIL"
+		}
+		if !t.Fires {
+			should = "silent"
+		}
+		fmt.Fprintln(out, plain(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
+	}
+	fmt.Fprintf(out, "%s, %d passed", plural(len(r.Tests), "test", "tests"), r.Passed)
+	if r.Failed > 0 {
+		fmt.Fprintf(out, ", %d failed", r.Failed)
+	}
+	fmt.Fprintln(out)
+	if r.Events == nil {
+		return nil
+	}
+	fmt.Fprintf(out, "\n%s, %s would fire\n", plural(r.Events.Events, "event", "events"), plural(len(slices.DeleteFunc(slices.Clone(r.Events.Rules), func(f ruleFiring) bool { return f.Fired == 0 })), "rule", "rules"))
+	for _, e := range r.Events.Errors {
+		fmt.Fprintln(out, plain(e))
+	}
+	if len(r.Events.Rules) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "RULE\tSEVERITY\tFIRED\tEXCEPTED\tFIRST AT")
+	for _, f := range r.Events.Rules {
+		at := "-"
+		if len(f.At) > 0 {
+			at = f.At[0]
+		}
+		if verbose {
+			at = strings.Join(f.At, " ")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", plain(f.Rule), f.Severity, f.Fired, f.Excepted, plain(at))
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// tryEvents shows recorded events to the rules.
+func tryEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, error) {
+	report := &eventsReport{Rules: []ruleFiring{}}
+	firings := map[string]*ruleFiring{}
+	of := func(r *rules.Rule) *ruleFiring {
+		if firings[r.Name] == nil {
+			firings[r.Name] = &ruleFiring{Rule: r.Name, Severity: r.Severity, At: []string{}}
+		}
+		return firings[r.Name]
+	}
+	for _, file := range files {
+		err := readEvents(stdin, file, func(at string, e sensors.Event) {
+			report.Events++
+			fired, excepted, errs := set.Try(e)
+			for _, r := range fired {
+				f := of(r)
+				if f.Fired++; len(f.At) < maxFirings {
+					f.At = append(f.At, at)
+				}
+			}
+			for _, r := range excepted {
+				of(r).Excepted++
+			}
+			for _, err := range errs {
+				if len(report.Errors) < maxFirings {
+					report.Errors = append(report.Errors, at+": "+err.Error())
+				}
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range set.Rules() {
+		if f := firings[r.Name]; f != nil {
+			report.Rules = append(report.Rules, *f)
+		}
+	}
+	return report, nil
+}
+
+// readEvents reads a file of events, or of detections with their events, an object a line.
+func readEvents(stdin io.Reader, file string, each func(at string, e sensors.Event)) error {
+	from := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		defer func() { _ = f.Close() }()
+		from = f
+	}
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, 1<<20)
+	n := 0
+	for lines.Scan() {
+		n++
+		if len(strings.TrimSpace(lines.Text())) == 0 {
+			continue
+		}
+		at := fmt.Sprintf("%s:%d", file, n)
+		var line struct {
+			sensors.Event
+			Detected *sensors.Event `json:"event"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return fmt.Errorf("%s: this is no event: %w; record events with `stanch-sensor watch --events -o json`", at, err)
+		}
+		if line.Detected != nil {
+			line.Event = *line.Detected
+		}
+		if line.Kind == "" {
+			return fmt.Errorf("%s: this is no event, it has no `kind`; record events with `stanch-sensor watch --events -o json`", at)
+		}
+		each(at, line.Event)
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("%s:%d: %w", file, n+1, err)
+	}
+	return nil
+}

@@ -1,0 +1,74 @@
+package rules
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+)
+
+// server is a usual event of a web server's pod, in all the detail that a node gives.
+func server(kind sensors.Kind) sensors.Event {
+	e := sensors.Event{
+		ID: "n/b/1", Kind: kind, Time: time.Unix(1, 0), Node: "n",
+		Container: sensors.Container{
+			ID: "0123456789abcdef", Name: "web", Runtime: "containerd", CgroupID: 7, Image: "docker.io/library/nginx:1.29", ImageDigest: "sha256:0",
+			Pod:      sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-abcde", UID: "u", Labels: map[string]string{"app": "web", "pod-template-hash": "6d4cf56db6"}},
+			Workload: sensors.Workload{Kind: "Deployment", Name: "web"},
+		},
+		Process: sensors.Process{
+			PID: 700, PPID: 699, Name: "nginx", Exe: "/usr/sbin/nginx", Args: []string{"nginx", "-g", "daemon off;"}, UID: 101, EUID: 101,
+			Ancestors: []sensors.Ancestor{{PID: 699, Name: "nginx", Exe: "/usr/sbin/nginx"}, {PID: 600, Name: "containerd-shim"}},
+		},
+	}
+	switch kind {
+	case sensors.KindConnect:
+		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: "10.96.3.4", Port: 5432}
+	case sensors.KindOpen:
+		e.File = sensors.File{Path: "/etc/ssl/private/key.pem", Sensitive: "private-key"}
+	default:
+	}
+	return e
+}
+
+// BenchmarkRuleThatDoesNotMatch gives what each shipped rule costs on a usual event of its kind.
+func BenchmarkRuleThatDoesNotMatch(b *testing.B) {
+	set, err := LoadShipped()
+	require.NoError(b, err)
+	for _, r := range set.Rules() {
+		v := newEnv()
+		b.Run(r.Name, func(b *testing.B) {
+			b.ReportAllocs()
+			v.set(server(r.On))
+			fired := false
+			for b.Loop() {
+				v.hasExe, v.hasLine, v.hasParent = false, false, false
+				fired, _, _ = r.fires(v)
+			}
+			if fired {
+				b.Log("it fires on this event")
+			}
+		})
+	}
+}
+
+// BenchmarkEventsOfAServer gives how many events a second one core evaluates over every shipped rule.
+func BenchmarkEventsOfAServer(b *testing.B) {
+	set, err := LoadShipped()
+	require.NoError(b, err)
+	var mix []sensors.Event
+	for kind, n := range map[sensors.Kind]int{sensors.KindExec: 30, sensors.KindExit: 30, sensors.KindConnect: 25, sensors.KindOpen: 10, sensors.KindDNS: 5} {
+		for range n {
+			mix = append(mix, server(kind))
+		}
+	}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		set.Evaluate(mix[i%len(mix)])
+		i++
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}

@@ -1,0 +1,215 @@
+package rules
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/expr-lang/expr"
+
+	"stanch/sensors"
+	"stanch/sensors/condition"
+)
+
+// env is what a condition may name. It is kept and used again: the pointers lead into its own copy of the event.
+type env struct {
+	Process   *sensors.Process   `expr:"process"`
+	Container *sensors.Container `expr:"container"`
+	File      *sensors.File      `expr:"file"`
+	Network   *sensors.Network   `expr:"network"`
+	Call      *sensors.Call      `expr:"call"`
+	Baseline  *sensors.Baseline  `expr:"baseline"`
+	ExitCode  int                `expr:"exit_code"`
+	Count     int                `expr:"count"`
+	Actor     string             `expr:"actor"`
+	Exe       string             `expr:"exe"`       // the executed file's own name
+	Parent    string             `expr:"parent"`    // the parent's executable's name, or its comm
+	Command   string             `expr:"command"`   // the command line, joined by spaces
+	Contained bool               `expr:"contained"` // in a container
+
+	event                      sensors.Event
+	hasExe, hasParent, hasLine bool
+	item                       string            // the element of a list that a predicate is about
+	ancestor                   *sensors.Ancestor // or the ancestor
+	machine                    condition.Machine
+}
+
+func newEnv() *env {
+	v := &env{}
+	v.Process, v.Container, v.File, v.Network, v.Call, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File, &v.event.Network, &v.event.Call, &v.event.Baseline
+	return v
+}
+
+func (v *env) set(e sensors.Event) {
+	v.event = e
+	v.ExitCode, v.Count, v.Actor, v.Contained = e.ExitCode, e.Count, e.Actor, e.InContainer()
+	v.hasExe, v.hasParent, v.hasLine = false, false, false
+}
+
+// exe, parent and line are made when a condition first reads them.
+func (v *env) exe() string {
+	if !v.hasExe {
+		v.Exe, v.hasExe = v.event.Process.ExeName(), true
+	}
+	return v.Exe
+}
+
+func (v *env) parent() string {
+	if !v.hasParent {
+		v.Parent, v.hasParent = "", true
+		if above := v.event.Process.Ancestors; len(above) > 0 {
+			v.Parent = above[0].ExeName()
+		}
+	}
+	return v.Parent
+}
+
+func (v *env) line() string {
+	if !v.hasLine {
+		v.Command, v.hasLine = strings.Join(v.event.Process.Args, " "), true
+	}
+	return v.Command
+}
+
+// all makes everything, for who reads it by other ways.
+func (v *env) all() *env {
+	v.exe()
+	v.parent()
+	v.line()
+	return v
+}
+
+// EgressAnnotation on a pod declares where it may connect: a comma-separated list of ADDRESS, CIDR, with :PORT
+// behind where only one port is meant ("10.0.0.0/8, 192.0.2.7:443").
+const EgressAnnotation = "stanch.dev/egress"
+
+// Function is one that conditions may call beside the builtins of package condition.
+type Function struct {
+	Name, Doc string
+	call      func(args ...any) (any, error)
+	types     []any
+}
+
+// Functions are what conditions may call beside the builtins.
+func Functions() []Function {
+	return []Function{
+		{"cidr", "cidr(address, \"10.0.0.0/8\"): the address is in the network", func(args ...any) (any, error) {
+			prefix, err := netip.ParsePrefix(args[1].(string))
+			if err != nil {
+				return nil, fmt.Errorf("cidr: %w", err)
+			}
+			return inNetwork(args[0].(string), prefix), nil
+		}, []any{new(func(string, string) bool)}},
+		{"base", "base(path): its last part", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
+		{"contains_any", "contains_any(text, list): one of the list's texts is in the text", func(args ...any) (any, error) {
+			words, ok := args[1].([]string)
+			if !ok { // a list in brackets
+				for _, word := range args[1].([]any) {
+					if word, ok := word.(string); ok {
+						words = append(words, word)
+					}
+				}
+			}
+			return containsAny(args[0].(string), words), nil
+		}, []any{new(func(string, []string) bool), new(func(string, []any) bool)}},
+		{"program", "program(ancestor): the name of its executable, as `exe` is the process's own", func(args ...any) (any, error) {
+			a := args[0].(sensors.Ancestor)
+			return a.ExeName(), nil
+		}, []any{new(func(sensors.Ancestor) string)}},
+		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(call.flags, 0x10000000)", func(args ...any) (any, error) {
+			mask := args[1].(int)
+			return integer(args[0])&mask == mask, nil
+		}, []any{new(func(any, int) bool)}},
+		{"egress_declared", "egress_declared(container): its pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
+			_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
+			return ok, nil
+		}, []any{new(func(*sensors.Container) bool)}},
+		{"egress_allowed", "egress_allowed(container, network): the annotation has the destination", func(args ...any) (any, error) {
+			return egressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
+		}, []any{new(func(*sensors.Container, *sensors.Network) bool)}},
+	}
+}
+
+func integer(v any) int {
+	switch r := reflect.ValueOf(v); {
+	case r.CanInt():
+		return int(r.Int())
+	case r.CanUint():
+		return int(r.Uint()) //nolint:gosec // the bits are what counts
+	}
+	return 0
+}
+
+func inNetwork(address string, prefix netip.Prefix) bool {
+	addr, err := netip.ParseAddr(address)
+	return err == nil && prefix.Contains(addr) // an attacker's text that is no address is in no network
+}
+
+func containsAny(text string, words []string) bool {
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(text, word) })
+}
+
+func egressAllowed(declared string, n *sensors.Network) bool {
+	addr, err := netip.ParseAddr(n.Address)
+	if err != nil {
+		return false
+	}
+	for entry := range strings.SplitSeq(declared, ",") {
+		entry = strings.TrimSpace(entry)
+		if i := strings.LastIndexByte(entry, ':'); i > 0 && !strings.Contains(entry[:i], ":") {
+			if port, err := strconv.ParseUint(entry[i+1:], 10, 16); err != nil || uint16(port) != n.Port {
+				continue
+			}
+			entry = entry[:i]
+		}
+		if prefix, err := netip.ParsePrefix(entry); err == nil && prefix.Contains(addr) {
+			return true
+		}
+		if one, err := netip.ParseAddr(entry); err == nil && one == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// envNames are the names that conditions may read.
+func envNames() []string { return slices.Sorted(maps.Keys(exprFields(reflect.TypeFor[env]()))) }
+
+// fixedNames are what no list or macro may be called.
+func fixedNames() []string {
+	out := slices.Concat(envNames(), condition.Builtins(), []string{"true", "false", "nil", "not", "and", "or", "in", "let", "if", "else", "matches", "contains"})
+	for _, f := range Functions() {
+		out = append(out, f.Name)
+	}
+	return out
+}
+
+// exprFields are the fields of a struct by the names that conditions use.
+func exprFields(t reflect.Type) map[string]reflect.Type {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	out := map[string]reflect.Type{}
+	for f := range t.Fields() {
+		if name := f.Tag.Get("expr"); f.IsExported() && name != "" && name != "-" {
+			out[name] = f.Type
+		}
+	}
+	return out
+}
+
+// options are the lists, put in as constants where they are named, the macros, and the functions.
+func (l *loader) options() []expr.Option {
+	out := []expr.Option{expr.AsBool(), expr.Patch(&listPatcher{l}), expr.Patch(&macroPatcher{l: l})}
+	for _, f := range Functions() {
+		out = append(out, expr.Function(f.Name, f.call, f.types...))
+	}
+	return out
+}
+
+func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,182 @@
+package rules
+
+import (
+	"path"
+
+	"stanch/sensors"
+)
+
+func base(s string) string { return path.Base(s) }
+
+// The tables of what conditions read most, without reflection. A test holds them to the fields that conditions know,
+// by their values.
+
+func textField(name string) func(*env) string {
+	switch name {
+	case "exe":
+		return (*env).exe
+	case "parent":
+		return (*env).parent
+	case "command":
+		return (*env).line
+	case "actor":
+		return func(v *env) string { return v.event.Actor }
+	case "process.name":
+		return func(v *env) string { return v.event.Process.Name }
+	case "process.exe":
+		return func(v *env) string { return v.event.Process.Exe }
+	case "process.cwd":
+		return func(v *env) string { return v.event.Process.Cwd }
+	case "process.tty":
+		return func(v *env) string { return v.event.Process.TTY }
+	case "file.path":
+		return func(v *env) string { return v.event.File.Path }
+	case "file.sensitive":
+		return func(v *env) string { return v.event.File.Sensitive }
+	case "call.name":
+		return func(v *env) string { return v.event.Call.Name }
+	case "call.detail":
+		return func(v *env) string { return v.event.Call.Detail }
+	case "baseline.reason":
+		return func(v *env) string { return v.event.Baseline.Reason }
+	case "network.protocol":
+		return func(v *env) string { return v.event.Network.Protocol }
+	case "network.family":
+		return func(v *env) string { return v.event.Network.Family }
+	case "network.address":
+		return func(v *env) string { return v.event.Network.Address }
+	case "network.domain":
+		return func(v *env) string { return v.event.Network.Domain }
+	case "container.id":
+		return func(v *env) string { return v.event.Container.ID }
+	case "container.name":
+		return func(v *env) string { return v.event.Container.Name }
+	case "container.runtime":
+		return func(v *env) string { return v.event.Container.Runtime }
+	case "container.cgroup_path":
+		return func(v *env) string { return v.event.Container.CgroupPath }
+	case "container.image":
+		return func(v *env) string { return v.event.Container.Image }
+	case "container.image_digest":
+		return func(v *env) string { return v.event.Container.ImageDigest }
+	case "container.pod.namespace":
+		return func(v *env) string { return v.event.Container.Pod.Namespace }
+	case "container.pod.name":
+		return func(v *env) string { return v.event.Container.Pod.Name }
+	case "container.pod.uid":
+		return func(v *env) string { return v.event.Container.Pod.UID }
+	case "container.pod.ip":
+		return func(v *env) string { return v.event.Container.Pod.IP }
+	case "container.pod.service_account":
+		return func(v *env) string { return v.event.Container.Pod.ServiceAccount }
+	case "container.workload.kind":
+		return func(v *env) string { return v.event.Container.Workload.Kind }
+	case "container.workload.name":
+		return func(v *env) string { return v.event.Container.Workload.Name }
+	}
+	return nil
+}
+
+func mapField(name string) func(*env) map[string]string {
+	switch name {
+	case "container.pod.labels":
+		return func(v *env) map[string]string { return v.event.Container.Pod.Labels }
+	case "container.pod.annotations":
+		return func(v *env) map[string]string { return v.event.Container.Pod.Annotations }
+	}
+	return nil
+}
+
+func boolField(name string) func(*env) bool {
+	switch name {
+	case "contained":
+		return func(v *env) bool { return v.Contained }
+	case "process.args_truncated":
+		return func(v *env) bool { return v.event.Process.ArgsTruncated }
+	case "process.upper_layer":
+		return func(v *env) bool { return v.event.Process.UpperLayer }
+	case "process.memfd":
+		return func(v *env) bool { return v.event.Process.Memfd }
+	case "process.deleted":
+		return func(v *env) bool { return v.event.Process.Deleted }
+	case "process.setid":
+		return func(v *env) bool { return v.event.Process.Setid }
+	case "process.gained":
+		return func(v *env) bool { return v.event.Process.Gained }
+	case "process.entered":
+		return func(v *env) bool { return v.event.Process.Entered }
+	case "file.write":
+		return func(v *env) bool { return v.event.File.Write }
+	case "file.asked":
+		return func(v *env) bool { return v.event.File.Asked }
+	case "call.failed":
+		return func(v *env) bool { return v.event.Call.Failed }
+	case "network.denied":
+		return func(v *env) bool { return v.event.Network.Denied }
+	case "network.kubernetes_api":
+		return func(v *env) bool { return v.event.Network.KubernetesAPI }
+	case "baseline.learnt":
+		return func(v *env) bool { return v.event.Baseline.Learnt }
+	case "baseline.new_exe":
+		return func(v *env) bool { return v.event.Baseline.NewExe }
+	case "baseline.new_destination":
+		return func(v *env) bool { return v.event.Baseline.NewDestination }
+	case "container.pod.host_network":
+		return func(v *env) bool { return v.event.Container.Pod.HostNetwork }
+	}
+	return nil
+}
+
+func numberField(name string) func(*env) int {
+	switch name {
+	case "exit_code":
+		return func(v *env) int { return v.event.ExitCode }
+	case "count":
+		return func(v *env) int { return v.event.Count }
+	case "network.port":
+		return func(v *env) int { return int(v.event.Network.Port) }
+	}
+	if get := processNumber(name); get != nil {
+		return func(v *env) int { return get(&v.event.Process) }
+	}
+	// A 64-bit mask becomes what expr makes of it: the same bits as an int.
+	switch name {
+	case "call.flags":
+		return func(v *env) int { return int(v.event.Call.Flags) } //nolint:gosec // see above
+	case "call.pid":
+		return func(v *env) int { return int(v.event.Call.PID) }
+	case "container.cgroup_id":
+		return func(v *env) int { return int(v.event.Container.CgroupID) } //nolint:gosec // see above
+	case "container.pod_cgroup_id":
+		return func(v *env) int { return int(v.event.Container.PodCgroupID) } //nolint:gosec // see above
+	}
+	return nil
+}
+
+func processNumber(name string) func(*sensors.Process) int {
+	switch name {
+	case "process.pid":
+		return func(p *sensors.Process) int { return int(p.PID) }
+	case "process.ppid":
+		return func(p *sensors.Process) int { return int(p.PPID) }
+	case "process.uid":
+		return func(p *sensors.Process) int { return int(p.UID) }
+	case "process.euid":
+		return func(p *sensors.Process) int { return int(p.EUID) }
+	case "process.gid":
+		return func(p *sensors.Process) int { return int(p.GID) }
+	case "process.ns_pid":
+		return func(p *sensors.Process) int { return int(p.NSPID) }
+	case "process.stdio_sockets":
+		return func(p *sensors.Process) int { return int(p.StdioSockets) }
+	case "process.capabilities":
+		return func(p *sensors.Process) int { return int(p.Capabilities) } //nolint:gosec // the same bits
+	case "process.start_ns":
+		return func(p *sensors.Process) int { return int(p.StartNS) } //nolint:gosec // the same bits
+	case "process.inode":
+		return func(p *sensors.Process) int { return int(p.Inode) } //nolint:gosec // the same bits
+	case "process.device":
+		return func(p *sensors.Process) int { return int(p.Device) } //nolint:gosec // the same bits
+	}
+	return nil
+}

@@ -1,0 +1,353 @@
+package rules_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+	"stanch/sensors/diagnostic"
+	"stanch/sensors/rules"
+)
+
+// theirs is a pack that somebody else ships: one rule, one list.
+var theirs = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
+	strings.Replace(rule("tool", "contained && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
+		"title: t", `aliases: ["Launch Suspicious Network Tool"], title: t`, 1)
+
+// mend loads their pack and one's own beside it.
+func mend(t *testing.T, own string) (*rules.Set, []string) {
+	t.Helper()
+	set, problems := rules.LoadSources(
+		rules.Source{FS: fstest.MapFS{"theirs.yaml": {Data: []byte(theirs)}}},
+		rules.Source{FS: fstest.MapFS{"mine.yaml": {Data: []byte(own)}}, Name: "etc"},
+	)
+	return set, texts(problems)
+}
+
+func texts(problems diagnostic.Diagnostics) []string {
+	var out []string
+	for _, p := range problems {
+		line := p.String()
+		if p.Hint != "" {
+			line += " (" + p.Hint + ")"
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+func run(exe string, container sensors.Container) sensors.Event {
+	if container.ID == "" {
+		container.ID = "c"
+	}
+	return sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: exe}, Container: container}
+}
+
+func one(t *testing.T, set *rules.Set, e sensors.Event) sensors.Detection {
+	t.Helper()
+	found, errs := set.Evaluate(e)
+	require.Empty(t, errs)
+	require.Len(t, found, 1)
+	return found[0]
+}
+
+func silent(t *testing.T, set *rules.Set, e sensors.Event) {
+	t.Helper()
+	found, errs := set.Evaluate(e)
+	require.Empty(t, errs)
+	require.Empty(t, found)
+}
+
+func TestAListGrowsFromAnotherPack(t *testing.T) {
+	set, problems := mend(t, "lists: { tools: { append: [socat] }, ports: { append: [4444] } }")
+	require.Empty(t, problems)
+	one(t, set, run("/usr/bin/socat", sensors.Container{}))
+	one(t, set, run("/usr/bin/nc", sensors.Container{}))
+	e := run("/bin/x", sensors.Container{})
+	e.Network.Port = 4444
+	one(t, set, e)
+
+	_, problems = mend(t, "lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n")
+	require.Equal(t, []string{
+		"etc/mine.yaml:2:3: error: there is no list `tols` to add to [unknown-list] (did you mean `tools`?)",
+		"etc/mine.yaml:3:3: error: the list `ports` at theirs.yaml:1 is of texts or of numbers, and what is added is of the other [type]",
+		"etc/mine.yaml:4:3: error: the list `tools` stands at theirs.yaml:1 already [duplicate-name] (`tools: { append: […] }` adds to it)",
+		"etc/mine.yaml:5:14: error: the list `mixed` is of texts only or of whole numbers only, not with `1` [type] (put it in quotes if it is a text)",
+		"etc/mine.yaml:6:3: error: `exe` means something else in conditions [name] (choose another name)",
+	}, problems)
+}
+
+func TestAnOverrideExceptsAWorkloadWithoutCopyingTheRule(t *testing.T) {
+	set, problems := mend(t, `
+overrides:
+  - rule: launch suspicious network tool
+    exceptions:
+      - name: build-pods
+        workload: { kind: deployment, name: "ci-*" }
+        namespace: [ci, "ci-*"]
+        labels: { app: ci }
+        image: ["registry.example.com/ci/*"]
+        when: exe == "nc"
+        because: the build waits for its database with it
+`)
+	require.Empty(t, problems)
+	all := sensors.Container{
+		Image: "registry.example.com/ci/builder:7", Workload: sensors.Workload{Kind: "Deployment", Name: "ci-runner"},
+		Pod: sensors.Pod{Namespace: "ci", Name: "x", Labels: map[string]string{"app": "ci"}},
+	}
+	silent(t, set, run("/bin/nc", all))
+	for name, change := range map[string]func(*sensors.Container){
+		"namespace": func(c *sensors.Container) { c.Pod.Namespace = "cix" },
+		"host":      func(c *sensors.Container) { c.Pod.Namespace = "" },
+		"label":     func(c *sensors.Container) { c.Pod.Labels = nil },
+		"kind":      func(c *sensors.Container) { c.Workload.Kind = "Pod" },
+		"workload":  func(c *sensors.Container) { c.Workload.Name = "web" },
+		"image":     func(c *sensors.Container) { c.Image = "registry.example.com/ci/deep/builder:7" },
+		"registry":  func(c *sensors.Container) { c.Image = "registry.example.com.evil.org/ci/builder" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := all
+			change(&c)
+			one(t, set, run("/bin/nc", c))
+		})
+	}
+	one(t, set, run("/bin/curl", all))
+	require.Equal(t, "except workload deployment/ci-*, namespace ci or ci-*, label app=ci, image registry.example.com/ci/*, when exe == \"nc\"", set.Find("tool").Overrides[0].Changes()[0])
+	require.Equal(t, "etc/mine.yaml:3", set.Find("tool").Overrides[0].At)
+}
+
+func TestAWorkloadIsToldFromItsPodWhereNothingElseTells(t *testing.T) {
+	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`)
+	require.Empty(t, problems)
+	pod := sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-bcdfg", Labels: map[string]string{"pod-template-hash": "6d4cf56db6"}}
+	silent(t, set, run("/bin/nc", sensors.Container{Pod: pod}))
+}
+
+func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("a", 64)
+	for _, c := range []struct {
+		pattern, image string
+		matches        bool
+	}{
+		{"nginx", "docker.io/library/nginx:1.29", true},
+		{"nginx", "nginx", true},
+		{"docker.io/nginx", "docker.io/library/nginx", true},
+		{"nginx", "evil/nginx", false},
+		{"nginx", "registry.example.com/library/nginx", false},
+		{"nginx:1.*", "docker.io/library/nginx:1.29", true},
+		{"nginx:1.*", "docker.io/library/nginx:2", false},
+		{"nginx:1.*", "docker.io/library/nginx", false},
+		{"bitnami/redis", "docker.io/bitnami/redis:7", true},
+		{"localhost:5000/app", "localhost:5000/app:dev", true},
+		{"registry.example.com/**", "registry.example.com/a/b/c:1", true},
+		{"registry.example.com/a/**", "registry.example.com/b/c", false},
+		{"registry.example.com/**", "registry.example.com.evil.org/a", false},
+		{"registry.example.com/*/app", "registry.example.com/team/app@" + digest, true},
+		{"registry.example.com/app@" + digest, "registry.example.com/app:1", true}, // by the digest that the runtime knows
+		{"registry.example.com/app@sha256:b*", "registry.example.com/app:1", false},
+		{"*/app", "ghcr.io/app", true},
+	} {
+		set, problems := mend(t, "overrides: [{ rule: tool, exceptions: [{ image: '"+c.pattern+"' }] }]")
+		require.Empty(t, problems, c.pattern)
+		found, _ := set.Evaluate(run("/bin/nc", sensors.Container{Image: c.image, ImageDigest: digest}))
+		require.Equal(t, c.matches, len(found) == 0, "%s and %s", c.pattern, c.image)
+	}
+	_, problems := mend(t, "overrides: [{ rule: tool, exceptions: [{ image: '**' }, { image: ['[a'] }, {}] }]")
+	require.Len(t, problems, 3)
+}
+
+func TestSeverityByNamespaceIsThatOfTheMostSpecificPattern(t *testing.T) {
+	own := strings.Replace(rule("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low", `severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
+	set, problems := mend(t, "rules:\n"+own)
+	require.Empty(t, problems)
+	for namespace, want := range map[string]sensors.Severity{"": "medium", "dev": "low", "prod-eu": "critical", "prod-test": "info"} {
+		d := one(t, set, run("/x", sensors.Container{Pod: sensors.Pod{Namespace: namespace}}))
+		require.Equal(t, want, d.Severity, namespace)
+		if namespace == "prod-eu" {
+			require.Equal(t, []string{"r", "In the namespace prod-eu the rule's severity is critical instead of medium."}, d.Reasons)
+		}
+	}
+}
+
+func TestADetectionSaysThatItWasOverridden(t *testing.T) {
+	set, problems := mend(t, `
+overrides:
+  - rule: tool
+    severity: { namespaces: { prod: high } }
+    confidence: 0.2
+    because: engineers debug with these
+`)
+	require.Empty(t, problems)
+	d := one(t, set, run("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "prod"}}))
+	require.Equal(t, sensors.SeverityHigh, d.Severity)
+	require.InDelta(t, 0.2, d.Confidence, 0)
+	require.Equal(t, []string{
+		"r",
+		"The confidence was lowered from 0.50 to 0.20 by the override at etc/mine.yaml:3: engineers debug with these",
+		"The severity was raised in the namespace prod from low to high by the override at etc/mine.yaml:3: engineers debug with these",
+	}, d.Reasons)
+	d = one(t, set, run("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "dev"}}))
+	require.Equal(t, sensors.SeverityLow, d.Severity)
+	require.Len(t, d.Reasons, 2)
+}
+
+func TestADisabledRuleIsSilentAndStaysInTheList(t *testing.T) {
+	set, problems := mend(t, "overrides: [{ rule: tool, disable: true, because: we know }]")
+	require.Empty(t, problems)
+	silent(t, set, run("/bin/nc", sensors.Container{}))
+	require.True(t, set.Find("tool").Disabled)
+	require.Len(t, set.Rules(), 1)
+	require.Empty(t, set.Stats())
+}
+
+func TestAnOverrideWithAMistakeLeavesTheRuleAsItWas(t *testing.T) {
+	set, problems := mend(t, `
+overrides:
+  - rule: tol
+    disable: true
+  - rule: tool
+    severity: hihg
+  - rule: tool
+    condition: "false"
+  - rule: tool
+    exceptions:
+      - workload: { nmae: web }
+      - when: exe in tolls
+  - rule: tool
+    because: x
+  - rule: tool
+    severity: high
+  - rule: tool
+    severity: info
+  - rule: tool
+    exceptions: [exe == "nc"]
+    tests: { silent: { process: { exe: /bin/nc } }, fires: { container: { id: c }, process: { exe: /bin/nc } } }
+`)
+	require.Equal(t, []string{
+		"etc/mine.yaml:3:5: error: who disables a rule has to say why, in `because` [required] (write for example `because: we debug with it every day`)",
+		"etc/mine.yaml:3:11: error: there is no rule `tol` [unknown-rule] (did you mean `tool`?)",
+		"etc/mine.yaml:6:15: error: `severity` cannot be `hihg` [value] (did you mean `high`?)",
+		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (known here: because, confidence, disable, exceptions, rule, severity, tests)",
+		"etc/mine.yaml:11:21: error: `workload` has no key `nmae` [unknown-key] (did you mean `name`?)",
+		"etc/mine.yaml:12:22: error: exception 2 of the override of `tool`: there is no field, list, macro or function `tolls` [expression] (did you mean `tools`?)",
+		"etc/mine.yaml:13:5: error: the override changes nothing [required] (disable, severity, confidence or exceptions)",
+		"etc/mine.yaml:18:15: error: the `severity` of `tool` is overridden at etc/mine.yaml:15 already [duplicate-override] (remove one of them)",
+		"etc/mine.yaml:21:60: error: test of rule `tool`: it should fire, and an exception holds: etc/mine.yaml:20 [test]",
+	}, problems)
+	require.Equal(t, sensors.SeverityHigh, one(t, set, run("/bin/nc", sensors.Container{})).Severity)
+}
+
+func TestAMistakeIsToldWhereItStandsInFoldedAndQuotedTexts(t *testing.T) {
+	pack := `
+macros:
+  a: >-
+    contained &&
+      exe == 7
+rules:
+  - rule: folded
+    title: t
+    on: exec
+    condition: >
+      contained &&
+
+      exe in shels
+    exceptions:
+      - 'exe == ''x'' || exee == "y"'
+      - "exe == \"x\" || exxe == 'y'"
+      - contained &&
+          parrent == "x"
+      - |
+        contained &&
+          commandd == "x"
+    severity: low
+    confidence: 0.5
+    objective: execution
+    technique: T1059
+    reason: r
+    tests: { fires: {}, silent: { nme: x, process: { exxe: 7 } } }
+    tests: {}
+`
+	_, got := lines(t, pack)
+	require.Equal(t, []string{
+		"p.yaml:5:11: error: the macro `a`: invalid operation: == (mismatched types string and int) [expression]",
+		"p.yaml:13:14: error: the condition of `folded`: there is no field, list, macro or function `shels` [expression]",
+		"p.yaml:15:26: error: exception 1 of `folded`: there is no field, list, macro or function `exee` [expression]",
+		"p.yaml:16:26: error: exception 2 of `folded`: there is no field, list, macro or function `exxe` [expression]",
+		"p.yaml:18:11: error: exception 3 of `folded`: there is no field, list, macro or function `parrent` [expression]",
+		"p.yaml:21:11: error: exception 4 of `folded`: there is no field, list, macro or function `commandd` [expression]",
+		"p.yaml:27:35: error: an event has no key `nme` [unknown-key]",
+		"p.yaml:27:54: error: `process` has no key `exxe` [unknown-key]",
+		"p.yaml:28:5: error: `tests` is given twice; the first is at line 27 [duplicate-key]",
+	}, got)
+}
+
+func TestATestOfAnotherKindOfEventProvesNothing(t *testing.T) {
+	_, problems := lines(t, "rules:\n"+rule("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
+	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, and the rule is on `exec` [test]"}, problems)
+}
+
+func TestABrokenExceptionSilencesNothing(t *testing.T) {
+	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: ['process.args[0] == "x"'] }]`)
+	require.Empty(t, problems)
+	found, errs := set.Evaluate(run("/bin/nc", sensors.Container{}))
+	require.Len(t, found, 1)
+	require.Len(t, errs, 1)
+}
+
+func TestRulesAreCounted(t *testing.T) {
+	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: ['exe == "nc"'] }]`)
+	require.Empty(t, problems)
+	for _, exe := range []string{"/bin/nc", "/bin/curl", "/bin/cat", "/bin/curl"} {
+		_, _ = set.Evaluate(run(exe, sensors.Container{}))
+	}
+	stats := set.Stats()
+	require.Len(t, stats, 1)
+	require.Equal(t, uint64(1), stats[0].Sampled)
+	require.Positive(t, stats[0].Mean)
+	stats[0].Mean = 0
+	require.Equal(t, rules.Stats{Rule: "tool", On: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1, Sampled: 1}, stats[0])
+}
+
+func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
+	pack := "lists: { idle: [x] }\nmacros: { spare: contained }\nrules:\n" +
+		strings.Replace(rule("net", "contained && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
+		strings.Replace(rule("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
+		rule("double", "contained && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
+		"overrides: [{ rule: tool, exceptions: [{ labels: { app: x } }, 'command == \"x\"'] }]\n"
+	_, problems := rules.Lint(
+		rules.Source{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" + strings.Replace(theirs, "lists: {", "#", 1))}}, Quiet: true},
+		rules.Source{FS: fstest.MapFS{"mine.yaml": {Data: []byte(strings.ReplaceAll(pack, "rule: tool", "rule: net"))}}},
+	)
+	var codes []string
+	for _, p := range problems {
+		if p.File == "mine.yaml" {
+			require.Equal(t, "warning", p.Severity, p.String())
+			codes = append(codes, p.Code)
+		}
+	}
+	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "because", "forgeable"}, codes)
+}
+
+func TestARuleThatAnotherCoversIsTold(t *testing.T) {
+	load := func(second string) []string {
+		_, problems := rules.Lint(rules.Source{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + rule("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
+		return texts(problems)
+	}
+	narrow := rule("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
+	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, and weighs no less [shadowed] (remove it, or narrow the other)"}, load(narrow))
+	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "it weighs more")
+	require.Len(t, load(rule("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
+	require.Empty(t, load(rule("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
+}
+
+func TestTheSchemaIsOfWhatIsRead(t *testing.T) {
+	raw, err := json.Marshal(rules.Schema())
+	require.NoError(t, err)
+	for _, key := range []string{"overrides", "macros", "append", "namespaces", "because", "fires", "ancestors"} {
+		require.Contains(t, string(raw), `"`+key+`"`)
+	}
+}

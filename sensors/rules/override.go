@@ -1,0 +1,185 @@
+package rules
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors"
+	"stanch/sensors/yamlnode"
+)
+
+// Namespaces are severities by namespace, or by pattern of namespaces.
+type Namespaces map[string]sensors.Severity
+
+// Of gives the severity of a namespace: that of its own name, or else of the pattern that says most of it.
+func (n Namespaces) Of(namespace string) (sensors.Severity, bool) {
+	if s, ok := n[namespace]; ok && namespace != "" {
+		return s, true
+	}
+	best := ""
+	for pattern := range n {
+		if like(pattern, namespace) && (best == "" || cmp.Or(cmp.Compare(letters(pattern), letters(best)), cmp.Compare(best, pattern)) > 0) {
+			best = pattern
+		}
+	}
+	s, ok := n[best]
+	return s, ok && best != ""
+}
+
+// letters is how much a pattern says.
+func letters(pattern string) int { return len(pattern) - strings.Count(pattern, "*") }
+
+// Override is how somebody's pack weighs a rule that stands elsewhere. A condition cannot be overridden.
+type Override struct {
+	Rule       string           `json:"rule"`
+	At         string           `json:"at"` // "file:line"
+	Because    string           `json:"because,omitempty"`
+	Disable    bool             `json:"disable,omitempty"`
+	Severity   sensors.Severity `json:"severity,omitempty"`
+	Namespaces Namespaces       `json:"namespaces,omitempty"`
+	Confidence *float64         `json:"confidence,omitempty"`
+	Exceptions []*Exception     `json:"exceptions,omitempty"`
+
+	// Was is what the rule had before: for people.
+	WasSeverity   sensors.Severity `json:"was_severity,omitempty"`
+	WasConfidence *float64         `json:"was_confidence,omitempty"`
+
+	broken bool // has mistakes: only its expressions are looked at, so that all are told at once
+	tests  []*Test
+	file   *file
+	node   *yaml.Node
+	nodes  nodes
+}
+
+func (o *Override) fields(f *file) []field {
+	keep := func(inner field) field {
+		read := inner.Read
+		inner.Read = func(rd *reader, key, v *yaml.Node) {
+			o.nodes[inner.Name] = v
+			read(rd, key, v)
+		}
+		return inner
+	}
+	var disable *bool
+	off := yamlnode.Bool("disable", "true: the rule never fires; say why in `because`", &disable)
+	readOff := off.Read
+	off.Read = func(rd *reader, key, v *yaml.Node) {
+		if readOff(rd, key, v); disable != nil {
+			o.Disable = *disable
+		}
+	}
+	return []field{
+		keep(yamlnode.Text("rule", "the rule's name, or Falco's name of it", &o.Rule).Must()),
+		keep(yamlnode.Text("because", "why, for who asks later", &o.Because)),
+		keep(off),
+		keep(severityField("the severity instead of the rule's own", &o.Severity, &o.Namespaces)),
+		keep(yamlnode.Share("confidence", "the confidence instead of the rule's own", &o.Confidence)),
+		keep(field{Name: "exceptions", Doc: "exceptions beside the rule's own", Schema: exceptionsSchema, Read: func(_ *reader, _, v *yaml.Node) {
+			o.Exceptions = readExceptions(f, v)
+		}}),
+		keep(testsField("events that prove the override: some that still fire the rule, some that no longer do", f, nil, &o.tests)),
+	}
+}
+
+// Changes says in words what an override does.
+func (o *Override) Changes() []string {
+	var out []string
+	if o.Disable {
+		out = append(out, "disabled")
+	}
+	if o.Severity != "" {
+		out = append(out, fmt.Sprintf("severity %s instead of %s", o.Severity, o.WasSeverity))
+	}
+	for _, pattern := range keysOf(o.Namespaces) {
+		out = append(out, fmt.Sprintf("severity %s in %s", o.Namespaces[pattern], pattern))
+	}
+	if o.Confidence != nil && o.WasConfidence != nil {
+		out = append(out, fmt.Sprintf("confidence %.2f instead of %.2f", *o.Confidence, *o.WasConfidence))
+	}
+	for _, e := range o.Exceptions {
+		out = append(out, "except "+e.String())
+	}
+	return out
+}
+
+// override applies one to its rule. One with a mistake is left out as a whole: the rule stays as it was, which is louder.
+func (l *loader) override(o *Override) {
+	f := o.file
+	before := len(f.r.Problems)
+	r := l.set.Find(o.Rule)
+	if r == nil && o.Rule != "" {
+		l.unknownRule(o)
+	}
+	l.compileExceptions(f, "the override of `"+yamlnode.Clip(o.Rule, 60)+"`", o.Exceptions)
+	if o.broken {
+		return
+	}
+	if o.Disable && strings.TrimSpace(o.Because) == "" {
+		f.errorf(o.node, "required", "write for example `because: we debug with it every day`", "who disables a rule has to say why, in `because`")
+	}
+	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.r.Problems) == before {
+		f.errorf(o.node, "required", "disable, severity, confidence or exceptions", "the override changes nothing")
+	}
+	if len(f.r.Problems) > before || r == nil {
+		return
+	}
+	for _, earlier := range r.Overrides {
+		for _, twice := range []struct {
+			key  string
+			both bool
+		}{
+			{"disable", earlier.Disable && o.Disable},
+			{"severity", (earlier.Severity != "" || earlier.Namespaces != nil) && (o.Severity != "" || o.Namespaces != nil)},
+			{"confidence", earlier.Confidence != nil && o.Confidence != nil},
+		} {
+			if twice.both {
+				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is overridden at %s already", twice.key, r.Name, earlier.At)
+				return
+			}
+		}
+	}
+	old := *r
+	o.apply(r)
+	for _, t := range o.tests {
+		t.resolve(r.On)
+	}
+	if !l.prove(r, o.tests) {
+		*r = old
+	}
+}
+
+func (o *Override) apply(r *Rule) {
+	r.Overrides = append(slices.Clone(r.Overrides), o)
+	r.Disabled = r.Disabled || o.Disable
+	if o.Severity != "" || o.Namespaces != nil {
+		o.WasSeverity = r.Severity
+		r.Severity, r.Namespaces = cmp.Or(o.Severity, r.Severity), o.Namespaces
+	}
+	if o.Confidence != nil {
+		was := r.Confidence
+		o.WasConfidence = &was
+		r.Confidence = *o.Confidence
+	}
+	r.Exceptions = slices.Concat(r.Exceptions, o.Exceptions)
+}
+
+func (l *loader) unknownRule(o *Override) {
+	at := o.nodes["rule"]
+	if r := l.seen[strings.ToLower(o.Rule)]; r != nil {
+		o.file.errorf(at, "unknown-rule", "mend the rule first", "the rule `%s` at %s has mistakes of its own", r.Name, r.At)
+		return
+	}
+	var known []string
+	for _, r := range l.set.rules {
+		known = append(append(known, r.Name), r.Aliases...)
+	}
+	hint := didYouMean(o.Rule, known)
+	if !strings.HasPrefix(hint, "did you mean") {
+		hint = "`stanch rules list` shows every rule"
+	}
+	o.file.errorf(at, "unknown-rule", hint, "there is no rule `%s`", yamlnode.Clip(o.Rule, 60))
+}

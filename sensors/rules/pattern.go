@@ -1,0 +1,96 @@
+package rules
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"stanch/sensors"
+)
+
+// badPattern says why a text is no pattern; "" where it is one. `*` stands for any letters, `?` for one, `[a-z]` for one of these.
+func badPattern(p string) string {
+	if strings.TrimSpace(p) == "" {
+		return "an empty text is not a pattern"
+	}
+	if _, err := path.Match(p, ""); err != nil {
+		return fmt.Sprintf("`%s` is not a pattern", p)
+	}
+	return ""
+}
+
+// like tells whether a name is that of a pattern. A name is never empty: what is not known matches nothing.
+func like(pattern, name string) bool {
+	ok, err := path.Match(pattern, name)
+	return err == nil && ok && name != ""
+}
+
+func likeAny(patterns []string, name string) bool {
+	for _, p := range patterns {
+		if like(p, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// image is a reference of an image in parts.
+type image struct{ path, tag, digest string }
+
+// splitImage splits `registry/name:tag@digest`. As container runtimes do, it takes what names no registry to be of
+// docker.io, and what there has one part to be of its library.
+func splitImage(s string) image {
+	var i image
+	s, i.digest, _ = strings.Cut(s, "@")
+	if colon := strings.LastIndexByte(s, ':'); colon > strings.LastIndexByte(s, '/') {
+		s, i.tag = s[:colon], s[colon+1:]
+	}
+	first, rest, several := strings.Cut(s, "/")
+	switch {
+	case !several && first != "**":
+		i.path = "docker.io/library/" + s
+	case first == "*" || first == "**" || first == "localhost" || strings.ContainsAny(first, ".:"):
+		i.path = s
+		if first == "docker.io" && !strings.Contains(rest, "/") && rest != "**" {
+			i.path = "docker.io/library/" + rest
+		}
+	default:
+		i.path = "docker.io/" + s
+	}
+	return i
+}
+
+// badImage says why a text is no pattern of images.
+func badImage(p string) string {
+	if problem := badPattern(p); problem != "" {
+		return problem
+	}
+	if i := splitImage(p); i.path == "**" && i.tag == "" && i.digest == "" {
+		return fmt.Sprintf("`%s` is every image", p)
+	}
+	return ""
+}
+
+// imageLike tells whether a container's image is that of a pattern: the name part by part, `**` at the end for all
+// below, and the tag and the digest where the pattern has them.
+func imageLike(pattern string, c *sensors.Container) bool {
+	if c.Image == "" {
+		return false
+	}
+	want, got := splitImage(pattern), splitImage(c.Image)
+	if got.digest == "" {
+		got.digest = c.ImageDigest
+	}
+	if want.digest != "" && !like(want.digest, got.digest) || want.tag != "" && !like(want.tag, got.tag) {
+		return false
+	}
+	if base, below := strings.CutSuffix(want.path, "**"); below {
+		parts := strings.Count(base, "/")
+		elements := strings.SplitAfterN(got.path, "/", parts+1)
+		if len(elements) <= parts || elements[parts] == "" {
+			return false
+		}
+		return base == "" || like(base, strings.Join(elements[:parts], ""))
+	}
+	return like(want.path, got.path)
+}

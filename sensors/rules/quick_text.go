@@ -1,0 +1,98 @@
+package rules
+
+import (
+	"reflect"
+	"strings"
+
+	"github.com/expr-lang/expr/ast"
+)
+
+// fieldPath is the dotted name of a field, such as "container.pod.namespace"; "" for what is none.
+func fieldPath(node ast.Node) string {
+	switch n := node.(type) {
+	case *ast.IdentifierNode:
+		return n.Value
+	case *ast.MemberNode:
+		inner := fieldPath(n.Node)
+		property, isText := n.Property.(*ast.StringNode)
+		if inner == "" || !isText || n.Optional || n.Method {
+			return ""
+		}
+		return inner + "." + property.Value
+	}
+	return ""
+}
+
+// text gives a text of an event; nil for what it does not know.
+func text(node ast.Node, at scope) func(*env) string {
+	switch n := node.(type) {
+	case *ast.StringNode:
+		return func(*env) string { return n.Value }
+	case *ast.IdentifierNode:
+		return textField(n.Value)
+	case *ast.PointerNode:
+		if n.Name == "" && at.item == textItem {
+			return func(v *env) string { return v.item }
+		}
+	case *ast.BinaryNode:
+		left, right := text(n.Left, at), text(n.Right, at)
+		if n.Operator == "+" && left != nil && right != nil {
+			return func(v *env) string { return left(v) + right(v) }
+		}
+	case *ast.MemberNode:
+		if of, isPointer := n.Node.(*ast.PointerNode); isPointer && of.Name == "" && at.item == ancestorItem {
+			return ancestorField(n.Property)
+		}
+		key, isText := n.Property.(*ast.StringNode)
+		if get := mapField(fieldPath(n.Node)); get != nil && isText && n.Node.Type().Kind() == reflect.Map {
+			return func(v *env) string { return get(v)[key.Value] }
+		}
+		return textField(fieldPath(n))
+	case *ast.CallNode, *ast.BuiltinNode:
+		name, arguments := called(n)
+		if len(arguments) != 1 {
+			return nil
+		}
+		if of, isPointer := arguments[0].(*ast.PointerNode); isPointer && of.Name == "" && name == "program" && at.item == ancestorItem {
+			return func(v *env) string { return v.ancestor.ExeName() }
+		}
+		inner := text(arguments[0], at)
+		if inner == nil {
+			return nil
+		}
+		switch name {
+		case "string":
+			return inner
+		case "base":
+			return func(v *env) string { return base(inner(v)) }
+		case "lower":
+			return func(v *env) string { return strings.ToLower(inner(v)) }
+		}
+	}
+	return nil
+}
+
+// number gives a whole number of an event; nil for what it does not know.
+func number(node ast.Node, at scope) func(*env) int {
+	switch n := node.(type) {
+	case *ast.IntegerNode:
+		return func(*env) int { return n.Value }
+	case *ast.IdentifierNode, *ast.MemberNode:
+		return numberField(fieldPath(n))
+	case *ast.BuiltinNode:
+		if n.Name == "indexOf" && len(n.Arguments) == 2 {
+			if in, what := text(n.Arguments[0], at), text(n.Arguments[1], at); in != nil && what != nil {
+				return func(v *env) int { return strings.Index(in(v), what(v)) }
+			}
+		}
+		if n.Name == "len" && len(n.Arguments) == 1 {
+			switch fieldPath(n.Arguments[0]) {
+			case "process.args":
+				return func(v *env) int { return len(v.event.Process.Args) }
+			case "process.ancestors":
+				return func(v *env) int { return len(v.event.Process.Ancestors) }
+			}
+		}
+	}
+	return nil
+}
