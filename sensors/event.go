@@ -45,6 +45,13 @@ const (
 	KindHealth Kind = "health" // something about the telemetry itself: what is lost, late or silent
 )
 
+// Subject is something that is no container and yet may have an incident.
+type Subject struct {
+	Kind      string `json:"kind,omitempty" expr:"kind"` // "Node", "User", "ServiceAccount", "Role", "Source", …
+	Namespace string `json:"namespace,omitempty" expr:"namespace"`
+	Name      string `json:"name,omitempty" expr:"name"`
+}
+
 // NodeKinds are the kinds that a node's own sensor produces.
 var NodeKinds = []Kind{
 	KindExec, KindExit, KindConnect, KindOpen, KindDelete, KindChmod, KindUnix, KindListen, KindDNS, KindRawSocket, KindMount,
@@ -61,6 +68,9 @@ type Event struct {
 	Node string    `json:"node,omitempty" expr:"node"`
 	// Actor is the person or account behind it where the source knows one: "kubernetes:alice@example.com", "aws:arn:…".
 	Actor string `json:"actor,omitempty" expr:"actor"`
+
+	// Subject is what the event is about where that is no container: a node, an account, a cloud's principal.
+	Subject Subject `json:"subject,omitzero" expr:"subject"`
 
 	Process   Process   `json:"process" expr:"process"`
 	Container Container `json:"container,omitzero" expr:"container"`

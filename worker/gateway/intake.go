@@ -114,8 +114,10 @@ func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) er
 		return fmt.Errorf("its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActor)
 	case d.Event.Actor != "" && from != "":
 		return errors.New("it names an actor, which a node does not know")
-	case d.Event.Container.ID == "" && d.Event.Container.Pod.UID == "":
+	case !incident.Contained(d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == ""):
 		return errors.New("it names neither a container nor a pod")
+	case d.Event.Subject != (sensors.Subject{}) && from != "":
+		return errors.New("it is about something that is not the node's to tell of")
 	}
 	if uid := d.Event.Container.Pod.UID; uid != "" && i.Kube != nil && from != "" {
 		return i.runsOn(ctx, d, from)
@@ -215,7 +217,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 
 func alike(a, b sensors.Detection) bool {
 	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
-		a.Event.Actor == b.Event.Actor && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Call == b.Event.Call && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
 }
 
 // drain gives an incident what waits for it until nothing does.

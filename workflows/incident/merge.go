@@ -60,6 +60,11 @@ func TargetOf(d sensors.Detection) playbooks.Target {
 	return playbooks.Target{Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID, ContainerName: c.Name}
 }
 
+// Contained tells whether a detection is about a container, and so has a target that can be held.
+func Contained(d sensors.Detection) bool {
+	return d.Event.Container.ID != "" || d.Event.Container.Pod.UID != ""
+}
+
 func short(id string) string { return id[:min(12, len(id))] }
 
 // WorkloadOf is what a detection's container belongs to.
@@ -69,8 +74,10 @@ func WorkloadOf(d sensors.Detection) playbooks.WorkloadIdentity {
 		Namespace: c.Pod.Namespace, Kind: c.Workload.Kind, Name: c.Workload.Name, Image: c.Image, ImageDigest: c.ImageDigest,
 		ServiceAccount: c.Pod.ServiceAccount, Node: d.Node, Labels: c.Pod.Labels,
 	}
-	switch {
+	switch about := d.Event.Subject; {
 	case w.Kind != "" && w.Name != "":
+	case !Contained(d) && about.Kind != "":
+		w.Namespace, w.Kind, w.Name = about.Namespace, about.Kind, about.Name
 	case c.Pod.Name != "":
 		w.Kind, w.Name = "Pod", c.Pod.Name
 	default:
@@ -90,17 +97,22 @@ func (s *state) add(a Attested, now time.Time) bool {
 		s.Seen = s.Seen[len(s.Seen)-maxSeen:]
 	}
 	in := &s.Incident
-	target := TargetOf(d)
+	target := playbooks.Target{}
+	if Contained(d) {
+		target = TargetOf(d)
+	}
 	count := max(d.Count, 1)
 	in.Total += count
 	in.Updated, s.Last = now, now
 	if in.Trigger.ID == "" {
 		in.Trigger, in.Workload = d, WorkloadOf(d)
 	}
-	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && len(in.Targets) < maxTargets {
+	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
-	s.attest(target.ID(), d.Rule, a.Attestation)
+	if target.Kind != "" {
+		s.attest(target.ID(), d.Rule, a.Attestation)
+	}
 	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool { return x.Rule == d.Rule && x.Target == target.ID() }); i >= 0 {
 		in.Detections[i].Count += count
 		in.Detections[i].Last = d.Time
@@ -109,7 +121,11 @@ func (s *state) add(a Attested, now time.Time) bool {
 			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective, Technique: d.Technique,
 			Source: d.Source, Target: target.ID(), What: What(d), Reasons: d.Reasons, First: d.Time, Last: d.Time, Count: count,
 		})
-		s.line(d.Time, fmt.Sprintf("%s on %s: %s", d.Title, target, What(d)))
+		if target.Kind == "" {
+			s.line(d.Time, fmt.Sprintf("%s: %s", d.Title, What(d)))
+		} else {
+			s.line(d.Time, fmt.Sprintf("%s on %s: %s", d.Title, target, What(d)))
+		}
 	}
 	return true
 }
@@ -142,6 +158,24 @@ func What(d sensors.Detection) string {
 		what = fmt.Sprintf("%s connected to %s port %d", process, e.Network.Address, e.Network.Port)
 	case sensors.KindOpen:
 		what = fmt.Sprintf("%s opened %s", process, e.File.Path)
+	case sensors.KindDelete:
+		what = fmt.Sprintf("%s deleted or cut %s", process, e.File.Path)
+	case sensors.KindChmod:
+		what = fmt.Sprintf("%s gave rights to %s", process, e.File.Path)
+	case sensors.KindUnix:
+		what = fmt.Sprintf("%s connected to the socket %s", process, e.File.Path)
+	case sensors.KindListen:
+		what = fmt.Sprintf("%s waits for connections on port %d", process, e.Network.Port)
+	case sensors.KindDNS:
+		what = fmt.Sprintf("%s asked for the name %s", process, e.Network.Domain)
+	case sensors.KindBurst:
+		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
+	case sensors.KindMount, sensors.KindNamespace, sensors.KindTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindURing, sensors.KindModule:
+		what = called(process, e)
+	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth:
+		if what = d.Title; len(d.Reasons) > 0 {
+			what = d.Reasons[0]
+		}
 	default:
 		what = fmt.Sprintf("%s executed as %q", process, strings.Join(e.Process.Args, " "))
 	}
@@ -150,6 +184,24 @@ func What(d sensors.Detection) string {
 	}
 	if r := []rune(what); len(r) > 200 {
 		what = string(r[:200]) + "…"
+	}
+	return what
+}
+
+// called says in words which system call was made, on what, and whether the kernel refused it.
+func called(process string, e sensors.Event) string {
+	what := process + " called " + e.Call.Name
+	if e.Call.PID != 0 {
+		what += fmt.Sprintf(" on process %d", e.Call.PID)
+	}
+	if e.File.Path != "" {
+		what += " on " + e.File.Path
+	}
+	if e.Call.Detail != "" {
+		what += " (" + e.Call.Detail + ")"
+	}
+	if e.Call.Failed {
+		what += "; the kernel refused it"
 	}
 	return what
 }
