@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,6 +42,8 @@ type Options struct {
 	At func(point string)
 	// RuleFiles are where the rules come from, to be read again when they change. Nil: the rules stay.
 	RuleFiles *RuleFiles
+	// APIServers are the addresses (IP:port) of the cluster's API, so that rules can tell who contacts it.
+	APIServers []string
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
 }
@@ -95,6 +99,9 @@ func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection fu
 	e.Node = a.Node
 	if !a.name(&e) {
 		return
+	}
+	if e.Kind == sensors.KindConnect {
+		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
 	}
 	e.Process.Args = redact.Args(e.Process.Args)
 	for i := range e.Process.Ancestors {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,9 +24,11 @@ type Setup struct {
 	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
 	CRISocket string
 	RuleDirs  []string
-	NoLock    bool               // only watch
-	At        func(point string) // for tests: see Options
-	Log       *slog.Logger
+	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
+	APIServers []string
+	NoLock     bool               // only watch
+	At         func(point string) // for tests: see Options
+	Log        *slog.Logger
 }
 
 // Make opens everything that this machine has and says what it lacks. Close ends it; locks in force stay.
@@ -48,7 +51,10 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers}
+	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
+		o.APIServers = []string{net.JoinHostPort(host, port)}
+	}
 	if o.Resolver, err = identity.Open(identity.Options{CRISocket: s.CRISocket}); err != nil {
 		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
 	}

@@ -53,12 +53,15 @@ func (t *Table) Learn(e *sensors.Event) {
 	defer t.mu.Unlock()
 	p := &e.Process
 	before := t.own(p.PID, p.StartNS)
-	if p.EUID == 0 && !p.Setid && e.Kind != sensors.KindExit {
-		for _, from := range []*program{before, t.learnt(p.PPID)} {
-			if from != nil && from.euid != 0 && from.caps&capSetuid == 0 {
-				p.Gained = true
-			}
-		}
+	// What it was itself before counts: a set-uid program that executes another one gave the rights already.
+	from := before
+	if from == nil {
+		from = t.learnt(p.PPID)
+	} else {
+		p.Gained = false
+	}
+	if from != nil && p.EUID == 0 && from.euid != 0 && from.caps&capSetuid == 0 {
+		p.Gained = true
 	}
 	if e.Kind == sensors.KindExec {
 		t.put(&program{pid: p.PID, name: p.Name, exe: p.Exe, args: clip(p.Args), start: p.StartNS, euid: p.EUID, caps: p.Capabilities})

@@ -15,7 +15,7 @@ import (
 func TestEveryShippedRulePassesItsOwnTests(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	require.NotEmpty(t, set.Rules())
+	require.GreaterOrEqual(t, len(set.Rules()), 60)
 	for _, r := range set.Results() {
 		require.True(t, r.Passed, "%s: %s", r.Rule, r.Why)
 	}

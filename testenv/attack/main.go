@@ -1,6 +1,7 @@
 // Command attack does, harmlessly, what attackers do in containers: it gives the sensor something real to see.
 //
-// It is one static binary for pods and bare containers. It refuses to harm: it mines nothing and burns at most a
+// It is one static binary for pods and bare containers, and does the same under every name, so that an image may have it as
+// /usr/sbin/nginx. Under the name of a tool that is none of its commands (`nmap 10.0.0.1`) it does nothing, well. It refuses to harm: it mines nothing and burns at most a
 // twentieth of one CPU, it connects only where it is told to, it reads a token without showing it, and what it
 // writes is a copy of itself. Every command ends on SIGTERM, also as a container's first process.
 package main
@@ -11,6 +12,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const usage = `usage: attack COMMAND
@@ -26,6 +29,21 @@ const usage = `usage: attack COMMAND
   connect ADDR            connects once and holds the connection
   beacon KIND ADDR        sends a numbered message every 50 ms for ever; tells what fails and what works again
                           KIND: tcp (one connection), tcp-new (one each), udp, raw, packet, icmp
+  spawn COMMAND…          runs a command as its child; spawn-open gives it an input that ends after a moment
+  as UID COMMAND…         becomes another user and executes the command
+  regain                  lets a child have more rights than itself, as if a hole in the kernel had given them
+  listen ADDR             opens a port and closes it
+  ask NAME SERVER         asks a DNS server (ADDR:PORT) for a name
+  unix PATH               connects to a Unix socket
+  open PATH | write PATH  opens a file to read or to write, and closes it
+  attach | peek | poke    ptrace, process_vm_readv, process_vm_writev on a copy of itself
+  packet | raw-ip         opens a socket that sees packets, or makes its own
+  handle | bpf            open_by_handle_at, bpf
+  uring [PATH]            sets an io_uring up, and opens a file with it
+  drop-to PATH [COMMAND…] writes a copy of itself and runs it
+  storm N COMMAND…        runs a command N times
+  thread COMMAND…         does a command of this list from a thread that is not the first
+  rewrite COMMAND…        overwrites its own command line, then does a command of this list
   serve ADDR              answers every HTTP request with "ok"
   wait                    does nothing, well
 `
@@ -35,8 +53,11 @@ func main() {
 	if name == minerName { // what mine has become
 		end(mineOn(args))
 	}
-	if len(args) == 0 {
+	if len(args) == 0 && name == "attack" {
 		end(errUsage)
+	}
+	if name != "attack" && (len(args) == 0 || !known(args[0])) {
+		end(nil)
 	}
 	end(run(args[0], args[1:]))
 }
@@ -44,26 +65,58 @@ func main() {
 // errUsage asks for the usage text.
 var errUsage = fmt.Errorf("%s", usage)
 
-func run(command string, args []string) error {
-	commands := map[string]struct {
-		least, most int // arguments
-		do          func(args []string) error
-	}{
-		"mine":     {1, 1, func(a []string) error { return mine(a[0]) }},
-		"revshell": {1, 1, func(a []string) error { return reverseShell(a[0]) }},
-		"shell":    {0, 99, terminalShell},
-		"memfd":    {0, 99, fromMemory},
-		"deleted":  {0, 99, fromDeleted},
-		"drop":     {0, 99, fromDropped},
-		"token":    {0, 0, func([]string) error { return readSecret(tokenPath) }},
-		"shadow":   {0, 0, func([]string) error { return readSecret("/etc/shadow") }},
-		"metadata": {0, 1, askMetadata},
-		"connect":  {1, 1, func(a []string) error { return connect(a[0]) }},
-		"beacon":   {2, 2, func(a []string) error { return beacon(a[0], a[1]) }},
-		"serve":    {1, 1, func(a []string) error { return serve(a[0]) }},
-		"wait":     {0, 0, func([]string) error { return wait() }},
+func known(command string) bool {
+	_, ok := commands()[command]
+	return ok
+}
+
+type command struct {
+	least, most int // arguments
+	do          func(args []string) error
+}
+
+func commands() map[string]command {
+	return map[string]command{
+		"mine":       {1, 1, func(a []string) error { return mine(a[0]) }},
+		"revshell":   {1, 1, func(a []string) error { return reverseShell(a[0]) }},
+		"shell":      {0, 99, terminalShell},
+		"memfd":      {0, 99, fromMemory},
+		"deleted":    {0, 99, fromDeleted},
+		"drop":       {0, 99, fromDropped},
+		"token":      {0, 0, func([]string) error { return readSecret(tokenPath) }},
+		"shadow":     {0, 0, func([]string) error { return readSecret("/etc/shadow") }},
+		"metadata":   {0, 1, askMetadata},
+		"connect":    {1, 1, func(a []string) error { return connect(a[0]) }},
+		"beacon":     {2, 2, func(a []string) error { return beacon(a[0], a[1]) }},
+		"spawn":      {1, 99, spawn},
+		"spawn-open": {1, 99, spawnOpen},
+		"as":         {2, 99, as},
+		"regain":     {0, 0, func([]string) error { return regain() }},
+		"when-told":  {1, 99, whenTold},
+		"listen":     {1, 1, func(a []string) error { return listen(a[0]) }},
+		"ask":        {2, 2, func(a []string) error { return ask(a[0], a[1]) }},
+		"unix":       {1, 1, func(a []string) error { return connectUnix(a[0]) }},
+		"open":       {1, 1, func(a []string) error { return openFile(a[0], unix.O_RDONLY) }},
+		"write":      {1, 1, func(a []string) error { return openFile(a[0], unix.O_WRONLY) }},
+		"attach":     {0, 0, func([]string) error { return attachTo() }},
+		"peek":       {0, 0, func([]string) error { return othersMemory(false) }},
+		"poke":       {0, 0, func([]string) error { return othersMemory(true) }},
+		"packet":     {0, 0, func([]string) error { return socketOf(unix.AF_PACKET, unix.SOCK_RAW, 0) }},
+		"raw-ip":     {0, 0, func([]string) error { return socketOf(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP) }},
+		"handle":     {0, 0, func([]string) error { return handle() }},
+		"bpf":        {0, 0, func([]string) error { return callBPF() }},
+		"uring":      {0, 1, uring},
+		"drop-to":    {1, 99, dropTo},
+		"storm":      {2, 99, storm},
+		"thread":     {1, 99, fromThread},
+		"rewrite":    {1, 99, rewriteArgs},
+		"serve":      {1, 1, func(a []string) error { return serve(a[0]) }},
+		"wait":       {0, 0, func([]string) error { return wait() }},
 	}
-	c, ok := commands[command]
+}
+
+func run(name string, args []string) error {
+	c, ok := commands()[name]
 	if !ok || len(args) < c.least || len(args) > c.most {
 		return errUsage
 	}

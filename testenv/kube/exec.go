@@ -13,16 +13,29 @@ import (
 
 // Exec runs a command in a pod's container and returns what it wrote: its output, then its errors.
 func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, command ...string) (string, error) {
+	return c.exec(ctx, false, namespace, pod, container, command)
+}
+
+// ExecTerminal is Exec on a terminal, as `kubectl exec -t` does.
+func (c *Cluster) ExecTerminal(ctx context.Context, namespace, pod, container string, command ...string) (string, error) {
+	return c.exec(ctx, true, namespace, pod, container, command)
+}
+
+func (c *Cluster) exec(ctx context.Context, terminal bool, namespace, pod, container string, command []string) (string, error) {
 	request := c.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
-			Container: container, Command: command, Stdout: true, Stderr: true,
+			Container: container, Command: command, Stdout: true, Stderr: !terminal, TTY: terminal,
 		}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(c.config, "GET", request.URL().String())
 	if err != nil {
 		return "", fmt.Errorf("exec in %s/%s: %w", namespace, pod, err)
 	}
 	var stdout, stderr bytes.Buffer // one each: they are written at the same time
-	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr}); err != nil {
+	options := remotecommand.StreamOptions{Stdout: &stdout, Tty: terminal}
+	if !terminal {
+		options.Stderr = &stderr
+	}
+	if err := executor.StreamWithContext(ctx, options); err != nil {
 		return stdout.String(), fmt.Errorf("exec %q in %s/%s: %w: %s", command, namespace, pod, err, stderr.String())
 	}
 	return stdout.String() + stderr.String(), nil

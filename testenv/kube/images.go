@@ -39,11 +39,12 @@ type Image struct {
 	User       string   // "" is root
 }
 
-// File is one file of an image; one of Data, From and Link says what it holds.
+// File is one file of an image; one of Data, From, Link and Same says what it holds.
 type File struct {
 	Data []byte
 	From string      // a file of the host, copied
 	Link string      // the target of a symbolic link
+	Same string      // another file of the image, of which this is one more name
 	Mode fs.FileMode // 0 means 0755
 }
 
@@ -207,12 +208,17 @@ func layerOf(files map[string]File) ([]byte, error) {
 		if mode&fs.ModeSticky != 0 {
 			h.Mode |= 0o1000
 		}
+		if mode&fs.ModeSetuid != 0 {
+			h.Mode |= 0o4000
+		}
 		data := f.Data
 		switch {
 		case mode.IsDir():
 			h.Name, h.Typeflag = h.Name+"/", tar.TypeDir
 		case f.Link != "":
 			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		case f.Same != "":
+			h.Typeflag, h.Linkname = tar.TypeLink, strings.TrimPrefix(f.Same, "/")
 		case f.From != "":
 			var err error
 			if data, err = os.ReadFile(f.From); err != nil {

@@ -1,0 +1,326 @@
+// Package detections_test does what every shipped rule is about, for real, in containers of a real node, and sees the rule
+// fire there: with the probe in this kernel, the production agent and the runtime's own words.
+package detections_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/rules"
+	lab "stanch/testenv/kube"
+	lacking "stanch/testenv/require"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+
+const image = "stanch.lab/detections:1"
+
+// names are what the attack's program is called in the image: for rules, what a program is called is what it is.
+var names = []string{
+	"/usr/sbin/nginx", "/usr/bin/python3", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get", "/usr/bin/make", "/usr/bin/curl",
+	"/usr/bin/ssh", "/usr/sbin/debugfs", "/sbin/mkfs.ext4", "/bin/bash", "/bin/zsh", "/usr/bin/gcc", "/usr/bin/psql",
+}
+
+// world is a node with an agent that watches it, and pods to attack from.
+type world struct {
+	*lab.Cluster
+	namespace string
+	agent     *agent.Agent
+	peer      string // an address of the host that pods reach, where somebody accepts
+
+	mu    sync.Mutex
+	found []sensors.Detection
+	seen  []sensors.Event
+}
+
+func newWorld(t *testing.T, packs ...string) *world {
+	t.Helper()
+	lacking.Root(t)
+	c := lab.Shared(t)
+	w := &world{Cluster: c}
+	buildImage(t, c)
+	w.namespace = c.Namespace(t)
+	api, err := url.Parse(c.APIServer)
+	require.NoError(t, err)
+	a, closeAll, err := agent.Make(agent.Setup{
+		Node: "node", CRISocket: c.CRISocket, NoLock: true, APIServers: []string{api.Host}, RuleDirs: packs,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+	})
+	require.NoError(t, err)
+	w.agent = a
+	for _, h := range a.Probe.Status().Hooks {
+		require.True(t, h.On, "hook %s: %s", h.Hook, h.Reason)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- a.Watch(ctx, func(e sensors.Event) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if e.Container.Pod.Namespace == w.namespace {
+				w.seen = append(w.seen, e)
+			}
+		}, func(d sensors.Detection) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if d.Event.Container.Pod.Namespace == w.namespace {
+				w.found = append(w.found, d)
+			}
+		})
+	}()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done); closeAll() })
+	w.peer = listen(t, c.NodeIP)
+	return w
+}
+
+func buildImage(t *testing.T, c *lab.Cluster) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "attack")
+	require.NoError(t, lab.BuildStatic(t.Context(), "stanch/testenv/attack", program))
+	files := map[string]lab.File{
+		"/attack":            {From: program},
+		"/usr/bin/sudo":      {From: program, Mode: 0o755 | os.ModeSetuid},
+		"/root/.ssh/id_rsa":  {Data: []byte("no key\n"), Mode: 0o600},
+		"/root/.ash_history": {Data: []byte("ls\n"), Mode: 0o600},
+		"/var/log/auth.log":  {Data: []byte("nothing\n"), Mode: 0o600},
+		"/var/log/secure":    {Data: []byte("nothing\n"), Mode: 0o600},
+		"/root/.aws/readme":  {Data: []byte("aws_secret_access_key\n"), Mode: 0o600},
+		"/etc/ld.so.preload": {Data: []byte("\n"), Mode: 0o644},
+		"/srv/keep/.keep":    {Data: []byte("\n"), Mode: 0o644},
+		"/etc/motd":          {Data: []byte("attacks\n"), Mode: 0o644},
+		"/var/tmp/.keep":     {Data: []byte("\n"), Mode: 0o644},
+	}
+	for _, name := range names {
+		files[name] = lab.File{Same: "/attack"}
+	}
+	_, err := c.ImportImage(t.Context(), lab.Image{Name: image, Busybox: true, Files: files, Entrypoint: []string{"/attack", "wait"}})
+	require.NoError(t, err)
+}
+
+// listen accepts connections and says nothing.
+func listen(t *testing.T, host string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { time.Sleep(200 * time.Millisecond); _ = c.Close() }()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// pod starts a pod that waits, and returns its name.
+func (w *world) pod(t *testing.T, name string, change func(*corev1.Pod)) string {
+	t.Helper()
+	p := lab.Pod(name, image, "/attack", "wait")
+	p.Spec.Volumes = []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "tmp", MountPath: "/var/tmp"}}
+	if change != nil {
+		change(p)
+	}
+	w.RunPod(t, w.namespace, p)
+	return name
+}
+
+func privileged(p *corev1.Pod) {
+	yes := true
+	p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+}
+
+// wait waits until a rule fired in a pod after a moment.
+func (w *world) wait(t *testing.T, rule, pod string, since time.Time) sensors.Detection {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		w.mu.Lock()
+		i := slices.IndexFunc(w.found, func(d sensors.Detection) bool {
+			return d.Rule == rule && d.Event.Container.Pod.Name == pod && !d.Detected.Before(since)
+		})
+		if i >= 0 {
+			d := w.found[i]
+			w.mu.Unlock()
+			return d
+		}
+		if time.Now().After(deadline) {
+			var names []string
+			for _, d := range w.found {
+				if d.Event.Container.Pod.Name == pod && !d.Detected.Before(since) {
+					names = append(names, d.Rule)
+				}
+			}
+			var events []sensors.Event
+			for _, e := range w.seen {
+				if e.Container.Pod.Name == pod && e.Time.After(since) && e.Kind != sensors.KindExit {
+					events = append(events, e)
+				}
+			}
+			w.mu.Unlock()
+			t.Errorf("rule %s did not fire in %s; these did: %v", rule, pod, names)
+			for _, e := range events {
+				t.Logf("%s %s %q %+v %+v %+v", e.Kind, e.Process.Exe, e.Process.Args, e.File, e.Network, e.Call)
+			}
+			return sensors.Detection{}
+		}
+		w.mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// attack is one rule's: where and what.
+type attack struct {
+	rule    string
+	pod     string
+	command []string
+	// terminal: the command gets one.
+	terminal bool
+}
+
+func sh(line string) []string { return []string{"/bin/sh", "-c", line} }
+
+// TestEveryRuleFiresOnItsAttack is a real attack for each rule that Stanch ships.
+func TestEveryRuleFiresOnItsAttack(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	socket, err := net.Listen("unix", filepath.Join(dir, "docker.sock"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = socket.Close() })
+	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // a pod mounts it
+
+	plain, strong := w.pod(t, "plain", nil), w.pod(t, "strong", privileged)
+	declared := w.pod(t, "declared", func(p *corev1.Pod) {
+		p.Annotations = map[string]string{rules.EgressAnnotation: "10.0.0.0/8:443"}
+	})
+	sock := w.pod(t, "sock", func(p *corev1.Pod) {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "run", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
+		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "run", MountPath: "/host"})
+	})
+	host, _, err := net.SplitHostPort(w.peer)
+	require.NoError(t, err)
+	pool := net.JoinHostPort(host, "3333")
+	api, err := url.Parse(w.APIServer)
+	require.NoError(t, err)
+
+	attacks := []attack{
+		{"terminal-shell", plain, []string{"/attack", "shell", "exit"}, false},
+		{"exec-into-container", plain, []string{"/bin/true"}, true},
+		{"server-shell", plain, []string{"/usr/sbin/nginx", "spawn", "/bin/sh", "-c", "id"}, false},
+		{"interpreter-shell", plain, []string{"/usr/bin/python3", "spawn-open", "/bin/sh", "-i"}, false},
+		{"reverse-shell", plain, []string{"/attack", "revshell", w.peer}, false},
+		{"shell-connects", plain, sh("timeout 1 /bin/bash connect " + w.peer + "; true"), false},
+		{"drift", plain, []string{"/attack", "drop-to", "/srv/x", "open", "/etc/hosts"}, false},
+		{"drift-in-build", plain, []string{"/usr/bin/make", "drop-to", "/srv/y", "open", "/etc/hosts"}, false},
+		{"fileless", plain, []string{"/attack", "memfd", "open", "/etc/hosts"}, false},
+		{"shm-execution", plain, []string{"/attack", "drop-to", "/dev/shm/x", "open", "/etc/hosts"}, false},
+		{"tmp-execution", plain, []string{"/attack", "drop-to", "/var/tmp/x", "open", "/etc/hosts"}, false},
+		{"package-manager", plain, []string{"/usr/bin/apt-get", "install", "curl"}, false},
+		{"network-tool", plain, []string{"/usr/bin/nmap", "10.0.0.0/8"}, false},
+		{"cluster-tool", plain, []string{"/usr/bin/kubectl", "get", "pods"}, false},
+		{"copy-tool", plain, []string{"/usr/bin/scp", "a", "b:"}, false},
+		{"listening-tool", plain, sh("timeout 1 nc -l -p 4444 </dev/null; true"), false},
+		{"new-listener", plain, []string{"/attack", "drop-to", "/srv/l", "listen", "0.0.0.0:4445"}, false},
+		{"shell-listens", plain, []string{"/bin/zsh", "listen", "0.0.0.0:4446"}, false},
+		{"process-burst", plain, []string{"/attack", "storm", "450", "/bin/true"}, false},
+		{"data-destruction", plain, []string{"/sbin/mkfs.ext4", "/srv/disk"}, false},
+		{"miner-process", plain, sh("timeout 1 /attack mine 127.0.0.1:9; true"), false},
+		{"miner-pool", plain, sh("/attack connect " + pool + " || true"), false},
+		{"miner-pool-name", plain, []string{"/attack", "ask", "xmr-eu1.nanopool.org", host + ":53"}, false},
+		{"metadata-access", plain, sh("timeout 1 /attack metadata; true"), false},
+		{"token-read", plain, []string{"/bin/cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"}, false},
+		{"sensitive-file", plain, []string{"/bin/cat", "/etc/shadow"}, false},
+		{"undeclared-egress", declared, sh("timeout 1 /attack connect " + w.peer + "; true"), false},
+		{"kubernetes-api", plain, sh("timeout 1 /usr/bin/curl connect " + api.Host + "; true"), false},
+		{"ssh-elsewhere", plain, sh("/usr/bin/ssh connect " + net.JoinHostPort(host, "2222") + " || true"), false},
+		{"key-search", plain, sh("find / -xdev -name id_rsa"), false},
+		{"cloud-key-search", plain, sh("grep -r aws_secret_access_key /root"), false},
+		{"private-key-read", plain, []string{"/bin/cat", "/root/.ssh/id_rsa"}, false},
+		{"process-environment", plain, sh("cat /proc/1/environ"), false},
+		{"process-memory", plain, []string{"/attack", "open", "/proc/1/mem"}, false},
+		{"debugger-attached", plain, []string{"/attack", "attach"}, false},
+		{"memory-read", plain, []string{"/attack", "peek"}, false},
+		{"memory-injection", plain, []string{"/attack", "poke"}, false},
+		{"packet-socket", plain, []string{"/attack", "packet"}, false},
+		{"raw-socket", plain, []string{"/attack", "raw-ip"}, false},
+		{"kernel-escape", strong, []string{"/attack", "write", "/proc/sys/kernel/core_pattern"}, false},
+		{"runtime-socket", sock, []string{"/attack", "unix", "/host/docker.sock"}, false},
+		{"namespace-entered", strong, sh("nsenter -t 1 -n /bin/true"), false},
+		{"namespace-attempt", plain, sh("nsenter -t 1 -n /bin/true || true"), false},
+		{"namespace-made", plain, sh("unshare -U /bin/true"), false},
+		{"mount", strong, sh("mount -t tmpfs none /srv/keep"), false},
+		{"mount-attempt", plain, sh("mount -t tmpfs none /srv/keep || true"), false},
+		{"handle-escape", plain, []string{"/attack", "handle"}, false},
+		{"debugfs", plain, []string{"/usr/sbin/debugfs", "/dev/sda1"}, false},
+		{"module-tool", plain, sh("insmod /srv/none.ko || true"), false},
+		{"bpf-call", strong, []string{"/attack", "bpf"}, false},
+		{"bpf-attempt", plain, []string{"/attack", "bpf"}, false},
+		{"io-uring", plain, []string{"/attack", "uring"}, false},
+		{"rights-gained", plain, []string{"/attack", "regain"}, false},
+		{"setuid-used", plain, []string{"/attack", "as", "65534", "/usr/bin/sudo", "open", "/etc/hosts"}, false},
+		{"setuid-bit", plain, sh("cp /bin/busybox /srv/su && chmod u+s /srv/su"), false},
+		{"log-cleared", plain, sh("> /var/log/auth.log"), false},
+		{"log-cleared", plain, sh("cd /var/log && rm secure"), false},
+		{"history-cleared", plain, sh("rm /root/.ash_history"), false},
+		{"accounts-changed", plain, sh("echo >> /etc/passwd"), false},
+		{"startup-changed", plain, sh("echo > /etc/ld.so.preload"), false},
+		{"sensitive-link", plain, sh("ln -s /etc/shadow /srv/harmless"), false},
+	}
+	tried := map[string]bool{}
+	for _, a := range attacks {
+		tried[a.rule] = true
+		t.Run(a.rule, func(t *testing.T) {
+			since := time.Now()
+			_, err := w.run(t, a)
+			if err != nil {
+				t.Log(err) // some attacks fail, as they should: that they were tried is what counts
+			}
+			d := w.wait(t, a.rule, a.pod, since)
+			if !t.Failed() {
+				c := d.Event.Container
+				require.NotEmpty(t, c.ImageDigest, "the image's digest")
+				require.Equal(t, "Pod", c.Workload.Kind)
+				require.NotEmpty(t, d.Reasons)
+				require.NotEmpty(t, d.Technique)
+			}
+		})
+	}
+	set, err := rules.LoadShipped()
+	require.NoError(t, err)
+	for _, r := range set.Rules() {
+		if !tried[r.Name] && !slices.Contains(elsewhere, r.Name) && slices.Contains(sensors.NodeKinds, r.On) {
+			t.Errorf("no attack tries the rule %s", r.Name)
+		}
+	}
+}
+
+// elsewhere are rules that fire in tests of their own, or cannot here.
+var elsewhere = []string{
+	"unusual-egress", "unusual-program", // baselines: see the test of package baseline
+	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
+}
+
+func (w *world) run(t *testing.T, a attack) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if a.terminal {
+		return w.ExecTerminal(ctx, w.namespace, a.pod, "main", a.command...)
+	}
+	return w.Exec(ctx, w.namespace, a.pod, "main", a.command...)
+}
