@@ -398,7 +398,7 @@ func TestKilledItLosesNothing(t *testing.T) {
 	require.NoError(t, err)
 	const all = 6000
 	var written int
-	for round := 0; round < 8; round++ {
+	for round := range 8 {
 		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
 		child.Env = append(os.Environ(), childEnv+"="+string(raw))
 		p.door.mu.Lock()
