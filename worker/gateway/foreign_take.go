@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,12 +63,9 @@ func (f *Foreign) take(d door) http.HandlerFunc {
 			say(http.StatusForbidden, answer{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, d.most))
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			say(http.StatusRequestEntityTooLarge, answer{Status: fmt.Sprintf("at most %d bytes are accepted", d.most)})
-			return
-		} else if err != nil {
-			say(http.StatusBadRequest, answer{Status: "the request ended in the middle"})
+		body, code, err := d.body(w, r)
+		if err != nil {
+			say(code, answer{Status: err.Error()})
 			return
 		}
 		records, err := d.split(body)
@@ -89,6 +87,29 @@ func (f *Foreign) take(d door) http.HandlerFunc {
 		}
 		say(code, a)
 	}
+}
+
+// body reads a request. Falco may compress what it sends: what comes out is bounded as what comes in.
+func (d door) body(w http.ResponseWriter, r *http.Request) (body []byte, code int, err error) {
+	tooLarge := fmt.Errorf("at most %d bytes are accepted", d.most)
+	var from io.Reader = http.MaxBytesReader(w, r.Body, d.most)
+	switch encoding := r.Header.Get("Content-Encoding"); encoding {
+	case "", "identity":
+	case "gzip":
+		if from, err = gzip.NewReader(from); err != nil {
+			return nil, http.StatusBadRequest, errors.New("it says gzip and is not")
+		}
+	default:
+		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("the encoding %q is not read: send it plain, or as gzip", clip(encoding))
+	}
+	body, err = io.ReadAll(io.LimitReader(from, d.most+1))
+	if limit := (*http.MaxBytesError)(nil); errors.As(err, &limit) || int64(len(body)) > d.most {
+		return nil, http.StatusRequestEntityTooLarge, tooLarge
+	}
+	if err != nil {
+		return nil, http.StatusBadRequest, errors.New("the request ended in the middle")
+	}
+	return body, 0, nil
 }
 
 // reserve takes from a source's rate, or tells how long to wait.

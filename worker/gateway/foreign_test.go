@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -149,6 +150,16 @@ func falcoLine(id, container string) string {
 	return fmt.Sprintf(`{"uuid":%q,"priority":"Warning","rule":"Run shell untrusted","time":%q,"output_fields":{"container.id":%q,"proc.exepath":"/bin/%s","proc.cmdline":"curl --token %s-hunter2","evt.type":"execve"}}`, id, at, container, id, id)
 }
 
+func squeezed(t *testing.T, s string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := io.WriteString(w, s)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	return b.String()
+}
+
 func TestEachSensorHasItsDoor(t *testing.T) {
 	server := temporal.Start(t, map[string]any{"Story": story})
 	d := openDoors(t, server, config.Foreign{Name: "edge"}, config.Foreign{Name: "t1", Kind: "tetragon"}, config.Foreign{Name: "slow", Rate: 1})
@@ -237,6 +248,28 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		}
 		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentID("local/Container/c0ffee04"), "")
 		require.Error(t, err, "nothing came of any")
+	})
+
+	t.Run("what is compressed is bounded when it comes out", func(t *testing.T) {
+		for encoding, c := range map[string]struct {
+			body string
+			want int
+		}{
+			"gzip":     {squeezed(t, falcoLine("z-1", "c0ffee05")), 202},
+			"gzip ":    {squeezed(t, strings.Repeat(" ", 50<<20)), 413},
+			"identity": {falcoLine("z-2", "c0ffee05"), 202},
+			"gzip  ":   {"nonsense", 400},
+			"br":       {"x", 415},
+		} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, d.url+"/v1/falco", strings.NewReader(c.body))
+			require.NoError(t, err)
+			r.Header.Set("Authorization", "Bearer "+tokenOf("edge"))
+			r.Header.Set("Content-Encoding", strings.TrimSpace(encoding))
+			resp, err := http.DefaultClient.Do(r)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, c.want, resp.StatusCode, encoding)
+		}
 	})
 
 	t.Run("a pod is completed, and its node's word is not taken", func(t *testing.T) {

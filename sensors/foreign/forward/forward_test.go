@@ -248,6 +248,25 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 
+	// A copy was made of it and it was truncated: the copy is read on.
+	q := newPlace(t)
+	q.write(0, 5)
+	end = q.run()
+	q.eventually(5, "before")
+	end()
+	q.write(5, 7)
+	copied, err := os.ReadFile(q.o.File)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(q.o.File+".1", copied, 0o600))
+	require.NoError(t, os.Truncate(q.o.File, 0))
+	q.write(7, 8)
+	end = q.run()
+	q.eventually(8, "copied and truncated meanwhile")
+	end()
+	for id, n := range q.door.ids {
+		require.Equal(t, 1, n, id)
+	}
+
 	// Another file with the same inode and more bytes is another file.
 	require.NoError(t, os.Truncate(p.o.File, 0))
 	p.write(100, 110)
@@ -257,7 +276,7 @@ func TestReadingGoesOnWhereItEnded(t *testing.T) {
 	require.Contains(t, p.heard(), "read from its beginning")
 
 	require.NoError(t, os.WriteFile(p.o.State, []byte("{"), 0o600))
-	_, err := forward.Run(t.Context(), p.o)
+	_, err = forward.Run(t.Context(), p.o)
 	require.ErrorContains(t, err, "remove it to begin anew")
 }
 
@@ -398,7 +417,7 @@ func TestKilledItLosesNothing(t *testing.T) {
 	require.NoError(t, err)
 	const all = 6000
 	var written int
-	for round := 0; round < 8; round++ {
+	for round := range 8 {
 		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
 		child.Env = append(os.Environ(), childEnv+"="+string(raw))
 		p.door.mu.Lock()

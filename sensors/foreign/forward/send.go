@@ -96,7 +96,7 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 		if len(part) == 0 {
 			continue
 		}
-		wait, why, err := s.post(ctx, part)
+		wait, why, err := s.patiently(ctx, part)
 		switch {
 		case err != nil:
 			return err
@@ -128,6 +128,19 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 		}
 	}
 	return nil
+}
+
+// patiently posts; when it is told to end meanwhile, the request has a while to be answered: one that is cut off is sent
+// again, and most of those were taken.
+func (s *sender) patiently(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(farewell, cancel) })
+	defer stop()
+	if ctx.Err() != nil {
+		return 0, "told to end", nil
+	}
+	return s.post(own, part)
 }
 
 // part is what is posted next: all that is left, up to a line that is too long to be posted, which is refused here.

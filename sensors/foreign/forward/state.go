@@ -58,7 +58,8 @@ func (s *state) matches(path string) bool {
 	if err != nil || !info.Mode().IsRegular() || info.Size() < s.Offset {
 		return false
 	}
-	if id := identityOf(info); id.Device != s.Device || id.Inode != s.Inode {
+	// copytruncate leaves what was read in a file of another inode: it begins with the same bytes.
+	if id := identityOf(info); (id.Device != s.Device || id.Inode != s.Inode) && s.HeadBytes < headBytes {
 		return false
 	}
 	head, err := headOf(file, s.HeadBytes)
