@@ -27,6 +27,8 @@ type follower struct {
 	reader *lineReader
 	id     identity
 	base   int64 // where reading began in the file
+	// kept: there is a state. Without one, what is rotated away before the first batch is carried would not be found again.
+	kept bool
 	// idle counts how often there was nothing new since the file was found to be rotated away.
 	idle int
 }
@@ -57,6 +59,7 @@ func follow(o Options) (*follower, error) {
 			return lastLineEnd(file, size)
 		})
 	}
+	f.kept = true
 	for _, path := range append([]string{o.File}, siblings(o.File)...) {
 		if kept.matches(path) {
 			return f, f.open(path, func(*os.File, int64) int64 { return kept.Offset })
@@ -87,7 +90,11 @@ func (f *follower) open(path string, from func(*os.File, int64) int64) error {
 	f.close()
 	f.file, f.idle = file, 0
 	f.id = identityOf(s)
-	return f.from(from(file, s.Size()))
+	if err := f.from(from(file, s.Size())); err != nil || f.kept {
+		return err
+	}
+	f.kept = true
+	return f.carried(place{file: f.id, offset: f.base})
 }
 
 // from begins to read at an offset of the open file.

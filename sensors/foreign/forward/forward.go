@@ -148,6 +148,9 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		batch, more := gather(ctx, lines, o.Linger)
 		if len(batch) > 0 {
 			if err := deliver(ctx, sender, batch); err != nil {
+				if o.File != "" && ctx.Err() != nil {
+					return sender.done, nil // it is read again: its place was not moved
+				}
 				return sender.done, err
 			}
 			if err := in.carried(batch[len(batch)-1].place); err != nil {
@@ -167,10 +170,10 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 }
 
 // deliver sends a batch, and once more for a short while if it is told to end meanwhile: what came through a pipe comes
-// only once.
+// only once, and what is in a file is read again.
 func deliver(ctx context.Context, s *sender, batch []line) error {
 	err := s.send(ctx, batch)
-	if err == nil || ctx.Err() == nil {
+	if err == nil || ctx.Err() == nil || s.File != "" {
 		return err
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)

@@ -392,6 +392,24 @@ func TestATokenMayBeReplaced(t *testing.T) {
 	end()
 }
 
+// Before the first batch is carried it knows where it began, so that a rotation meanwhile loses nothing.
+func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
+	p := newPlace(t)
+	p.door.meet = func(int) int { return http.StatusServiceUnavailable }
+	p.write(0, 5)
+	end := p.run()
+	require.Eventually(t, func() bool { return strings.Contains(p.heard(), "503") }, 10*time.Second, 5*time.Millisecond)
+	end()
+	require.NoError(t, os.Rename(p.o.File, p.o.File+".1"))
+	p.write(5, 6)
+	p.door.mu.Lock()
+	p.door.meet = nil
+	p.door.mu.Unlock()
+	end = p.run()
+	p.eventually(6, "from both files")
+	end()
+}
+
 // Killed at any moment, it loses nothing; what it sends again has the same ids.
 func TestKilledItLosesNothing(t *testing.T) {
 	p := newPlace(t)

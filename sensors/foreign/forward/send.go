@@ -100,7 +100,7 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 		switch {
 		case err != nil:
 			return err
-		case ctx.Err() != nil:
+		case ctx.Err() != nil && len(s.left) > 0:
 			return ctx.Err()
 		case why == "":
 			if complained {
