@@ -27,6 +27,7 @@ const (
 	ObserveMapSensitive        = "sensitive"
 	ObserveMapTelemetry        = "telemetry"
 	ObserveProgObserveCall     = "observe_call"
+	ObserveProgObserveCgroup   = "observe_cgroup"
 	ObserveProgObserveConnect4 = "observe_connect4"
 	ObserveProgObserveConnect6 = "observe_connect6"
 	ObserveProgObserveCreat    = "observe_creat"
@@ -88,6 +89,7 @@ type ObserveSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ObserveProgramSpecs struct {
 	ObserveCall     *ebpf.ProgramSpec `ebpf:"observe_call"`
+	ObserveCgroup   *ebpf.ProgramSpec `ebpf:"observe_cgroup"`
 	ObserveConnect4 *ebpf.ProgramSpec `ebpf:"observe_connect4"`
 	ObserveConnect6 *ebpf.ProgramSpec `ebpf:"observe_connect6"`
 	ObserveCreat    *ebpf.ProgramSpec `ebpf:"observe_creat"`
@@ -188,6 +190,7 @@ type ObserveVariables struct {
 // It can be passed to LoadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ObservePrograms struct {
 	ObserveCall     *ebpf.Program `ebpf:"observe_call"`
+	ObserveCgroup   *ebpf.Program `ebpf:"observe_cgroup"`
 	ObserveConnect4 *ebpf.Program `ebpf:"observe_connect4"`
 	ObserveConnect6 *ebpf.Program `ebpf:"observe_connect6"`
 	ObserveCreat    *ebpf.Program `ebpf:"observe_creat"`
@@ -207,6 +210,7 @@ type ObservePrograms struct {
 func (p *ObservePrograms) Close() error {
 	return _ObserveClose(
 		p.ObserveCall,
+		p.ObserveCgroup,
 		p.ObserveConnect4,
 		p.ObserveConnect6,
 		p.ObserveCreat,

@@ -20,6 +20,7 @@
 #define KIND_URING 15
 #define KIND_MODULE 16
 #define KIND_BURST 17
+#define KIND_CGROUP 18 // a cgroup was made: file is its path
 
 #define FLAG_UPPER (1 << 0)	     // executable in the overlay's upper layer, with content of its own
 #define FLAG_MEMFD (1 << 1)	     // executable is a memfd

@@ -29,6 +29,31 @@ int BPF_PROG(observe_exec, struct task_struct *task, int old_pid, struct linux_b
 	return 0;
 }
 
+#define CGROUP_PATH 1024
+
+// observe_cgroup tells the path of each new cgroup: a container may be gone, and its cgroup with it, before user space
+// looks.
+SEC("tp_btf/cgroup_mkdir")
+int BPF_PROG(observe_cgroup, struct cgroup *made, const char *path)
+{
+	struct event *e;
+	long n;
+
+	if (BPF_CORE_READ(made, root, hierarchy_id) != 0)
+		return 0; // version 1
+	e = take(KIND_CGROUP, BPF_CORE_READ(made, kn, id));
+	if (!e)
+		return 0;
+	n = bpf_probe_read_kernel_str(e->data, CGROUP_PATH, path);
+	if (n > 1 && n <= CGROUP_PATH) {
+		e->file_len = n - 1;
+		e->used = n - 1;
+		emit(&alerts, DROP_ALERTS, e);
+	}
+	give(e);
+	return 0;
+}
+
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(observe_exit, struct task_struct *task)
 {

@@ -129,7 +129,7 @@ func (a *Agent) name(e *sensors.Event) bool {
 		return true
 	}
 	seen := e.Container
-	c, err := a.Resolver.Resolve(seen.CgroupID)
+	c, err := a.Resolver.ResolveAt(seen.CgroupID, seen.CgroupPath)
 	switch {
 	case errors.Is(err, identity.ErrNotFound) && (c.ID == "" && seen.CgroupPath == ""):
 		a.mu.Lock()

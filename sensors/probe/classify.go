@@ -123,6 +123,18 @@ func (p *Probe) classify(id uint64, pid uint32) group {
 	return g
 }
 
+// made learns of a new cgroup from the kernel. The caller holds p.mu.
+func (p *Probe) made(id uint64, path string) {
+	if len(p.groups) >= maxGroups {
+		clear(p.groups)
+	}
+	g := group{class: p.opt.Classify(path), path: path}
+	p.groups[id] = g
+	if g.class == ClassHost {
+		_ = p.tell(id, g.class) // at worst its events come and are dropped here
+	}
+}
+
 // Ignore filters a cgroup in the kernel from now on: the sensor's own, for example.
 func (p *Probe) Ignore(cgroupID uint64) error {
 	p.mu.Lock()

@@ -42,8 +42,11 @@ const (
 var kinds = map[int]sensors.Kind{
 	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindOpen, 5: sensors.KindDelete, 6: sensors.KindChmod,
 	7: sensors.KindUnix, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespace,
-	13: sensors.KindTrace, 14: sensors.KindBPF, 15: sensors.KindURing, 16: sensors.KindModule, 17: sensors.KindBurst,
+	13: sensors.KindTrace, 14: sensors.KindBPF, 15: sensors.KindURing, 16: sensors.KindModule, 17: sensors.KindBurst, kindCgroup: "cgroup",
 }
+
+// kindCgroup is no event of anybody's: it tells the path of a new cgroup.
+const kindCgroup = 18
 
 var errMalformed = errors.New("malformed record")
 
@@ -52,6 +55,8 @@ type decoded struct {
 	event sensors.Event
 	boot  uint64 // CLOCK_BOOTTIME, ns
 	cpu   uint32
+	// made is the path of a cgroup that was made; then there is nothing else.
+	made string
 	// outside: the process's parent lives in a cgroup of the host.
 	outside bool
 }
@@ -114,6 +119,10 @@ func decode(b []byte) (decoded, error) {
 	var known bool
 	if e.Kind, known = kinds[u16(offKind)]; !known {
 		return decoded{}, fmt.Errorf("%w: kind %d", errMalformed, u16(offKind))
+	}
+	if u16(offKind) == kindCgroup {
+		d.made = text(file)
+		return d, nil
 	}
 	if name, ok := callNames[u16(offCall)]; ok {
 		e.Call = sensors.Call{Name: name, Failed: flags&flagFailed != 0}

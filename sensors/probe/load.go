@@ -54,6 +54,7 @@ type attachment struct {
 var attachments = []attachment{
 	{HookExec, bpf.ObserveProgObserveExec, false, attachTracing},
 	{HookExit, bpf.ObserveProgObserveExit, false, attachTracing},
+	{HookCgroup, bpf.ObserveProgObserveCgroup, false, attachTracing},
 	{HookConnect4, bpf.ObserveProgObserveConnect4, false, attachCgroup(ebpf.AttachCGroupInet4Connect)},
 	{HookConnect6, bpf.ObserveProgObserveConnect6, false, attachCgroup(ebpf.AttachCGroupInet6Connect)},
 	{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")},

@@ -58,10 +58,11 @@ const (
 	HookDNS      Hook = "dns"
 	HookFork     Hook = "fork"
 	HookURing    Hook = "io-uring"
+	HookCgroup   Hook = "cgroup"
 )
 
 // Hooks lists every hook.
-var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookCalls, HookUnix, HookListen, HookDNS, HookFork, HookURing}
+var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookCalls, HookUnix, HookListen, HookDNS, HookFork, HookURing, HookCgroup}
 
 // Status is what the probe does at this moment.
 type Status struct {

@@ -61,6 +61,10 @@ func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
 	e := &d.event
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if d.made != "" {
+		p.made(e.Container.CgroupID, d.made)
+		return
+	}
 	g := p.classify(e.Container.CgroupID, e.Process.PID)
 	if g.class == ClassHost {
 		if !p.opt.Host {

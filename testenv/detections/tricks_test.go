@@ -1,0 +1,89 @@
+package detections_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors"
+	lab "stanch/testenv/kube"
+)
+
+// TestTricksOfAttackersAreAnswered tries the ways round a sensor that attackers know.
+func TestTricksOfAttackersAreAnswered(t *testing.T) {
+	w := newWorld(t)
+	plain, strong := w.pod(t, "plain", nil), w.pod(t, "strong", privileged)
+	do := func(t *testing.T, pod, rule string, command ...string) sensors.Detection {
+		t.Helper()
+		since := time.Now()
+		_, err := w.run(t, attack{pod: pod, command: command})
+		if err != nil {
+			t.Log(err)
+		}
+		d := w.wait(t, rule, pod, since)
+		if t.Failed() {
+			t.FailNow()
+		}
+		return d
+	}
+
+	t.Run("a command line that was overwritten is told as it was", func(t *testing.T) {
+		d := do(t, plain, "new-listener", "/attack", "drop-to", "/srv/rewritten", "rewrite", "listen", "0.0.0.0:4447")
+		require.Equal(t, []string{"/srv/rewritten", "rewrite", "listen", "0.0.0.0:4447"}, d.Event.Process.Args)
+	})
+	t.Run("links and relative paths lead to the same file", func(t *testing.T) {
+		d := do(t, plain, "sensitive-file", "/bin/sh", "-c", "ln -s /etc /srv/e; cd /srv/e/../tmp; cat ../srv/e/./shadow")
+		require.Equal(t, "/etc/shadow", d.Event.File.Path)
+		d = do(t, plain, "sensitive-file", "/bin/sh", "-c", "ln /etc/shadow /srv/hard 2>/dev/null; ln -s /etc/shadow /srv/soft; head -1 /srv/soft")
+		require.Equal(t, "/etc/shadow", d.Event.File.Path)
+	})
+	t.Run("an open by io_uring makes no call and is seen", func(t *testing.T) {
+		since := time.Now()
+		d := do(t, plain, "sensitive-file", "/attack", "uring", "/etc/shadow")
+		require.Equal(t, "io_uring", d.Event.Call.Name)
+		require.Equal(t, "/etc/shadow", d.Event.File.Path)
+		w.wait(t, "io-uring", plain, since)
+	})
+	t.Run("a program under another name is a new program", func(t *testing.T) {
+		do(t, plain, "drift", "/bin/sh", "-c", "cp /bin/busybox /srv/nginx; /srv/nginx true")
+	})
+	t.Run("a pool is a pool whatever connects to it", func(t *testing.T) {
+		d := do(t, plain, "miner-pool-name", "/usr/bin/psql", "ask", "pool.supportxmr.com", "127.0.0.1:53")
+		require.Equal(t, "pool.supportxmr.com", d.Event.Network.Domain)
+		require.Equal(t, "/usr/bin/psql", d.Event.Process.Exe)
+	})
+	t.Run("a thread is its process", func(t *testing.T) {
+		d := do(t, plain, "sensitive-file", "/attack", "thread", "open", "/etc/shadow")
+		require.Equal(t, []string{"/attack", "thread", "open", "/etc/shadow"}, d.Event.Process.Args)
+	})
+	t.Run("a cgroup made inside of a container is still the container", func(t *testing.T) {
+		d := do(t, strong, "private-key-read", "/bin/sh", "-c",
+			`mkdir -p /srv/cg && mount -t cgroup2 none /srv/cg && d="/srv/cg$(sed -n s/^0:://p /proc/self/cgroup)/nested/deeper" && mkdir -p "$d" && echo $$ > "$d/cgroup.procs" && /bin/cat /root/.ssh/id_rsa`)
+		require.Equal(t, strong, d.Event.Container.Pod.Name)
+		require.NotEmpty(t, d.Event.Container.ImageDigest)
+	})
+	t.Run("a container that lives for a moment is seen", func(t *testing.T) {
+		since := time.Now()
+		pod := lab.Pod("short", image, "/bin/cat", "/etc/shadow")
+		pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+		_, err := w.Client().CoreV1().Pods(w.namespace).Create(t.Context(), pod, metav1.CreateOptions{})
+		require.NoError(t, err)
+		d := w.wait(t, "sensitive-file", "short", since)
+		require.True(t, strings.HasPrefix(d.Event.Container.ImageDigest, "sha256:"), "%+v", d.Event.Container)
+		require.False(t, d.Event.Process.Entered, "a container's own first program was not put into it from outside")
+	})
+	t.Run("what the runtime does to start a container is not the container's", func(t *testing.T) {
+		w.pod(t, "started", nil)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, d := range w.found {
+			if d.Event.Container.Pod.Name == "started" {
+				t.Errorf("%s: %s %q", d.Rule, d.Event.Process.Exe, d.Event.Process.Args)
+			}
+		}
+	})
+}
