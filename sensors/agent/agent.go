@@ -103,23 +103,34 @@ func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection fu
 	if e.Kind == sensors.KindConnect {
 		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
 	}
-	e.Process.Args = redact.Args(e.Process.Args)
-	for i := range e.Process.Ancestors {
-		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
+	var found []sensors.Detection
+	var errs []error
+	if detection != nil {
+		found, errs = a.rules.Load().Evaluate(e)
 	}
+	if event == nil && len(found) == 0 && len(errs) == 0 {
+		return
+	}
+	// Rules see what was said; nobody else does. Few events leave here, and to find secrets takes longer than all else.
+	withoutSecrets(&e)
 	if event != nil {
 		event(e)
 	}
-	if detection == nil {
-		return
-	}
-	found, errs := a.rules.Load().Evaluate(e)
 	for _, err := range errs {
 		a.complain("evaluate", err)
 	}
 	for _, d := range found {
-		d.Detected = time.Now()
+		d.Detected, d.Event.Process = time.Now(), e.Process
 		detection(d)
+	}
+}
+
+// withoutSecrets takes secrets out of an event's command lines. The event's lists are others' too: they are replaced.
+func withoutSecrets(e *sensors.Event) {
+	e.Process.Args = redact.Args(e.Process.Args)
+	e.Process.Ancestors = slices.Clone(e.Process.Ancestors)
+	for i := range e.Process.Ancestors {
+		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
 	}
 }
 

@@ -54,10 +54,33 @@ func Args(args []string) []string {
 			user, _, _ := strings.Cut(a, ":")
 			out[i] = user + ":" + Mark
 		default:
-			out[i] = Text(a)
+			out[i] = line(Text(a))
 		}
 	}
 	return out
+}
+
+// line hides the secrets of options in an argument that is a line for a shell: `sh -c "curl --token X"`.
+func line(s string) string {
+	if !strings.Contains(s, " ") {
+		return s
+	}
+	words := strings.Split(s, " ")
+	curl := strings.Contains(s, "curl")
+	for i := range len(words) - 1 {
+		next := words[i+1]
+		if next == "" || strings.HasPrefix(next, "-") {
+			continue
+		}
+		switch word := strings.Trim(words[i], `"'`); {
+		case secretOption(word):
+			words[i+1] = Mark
+		case curl && (word == "-u" || word == "--user" || word == "--proxy-user") && strings.Contains(next, ":"):
+			user, _, _ := strings.Cut(next, ":")
+			words[i+1] = user + ":" + Mark
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // optionName is what an option or a variable is called.

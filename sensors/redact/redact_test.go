@@ -17,6 +17,7 @@ func TestArgs(t *testing.T) {
 		{[]string{"git", "clone", "https://bob:hunter22@example.org/r"}, []string{"git", "clone", "https://" + Mark + "@example.org/r"}},
 		{[]string{"curl", "-H", "Authorization: Bearer abcdefgh12345678"}, []string{"curl", "-H", "Authorization: Bearer " + Mark}},
 		{[]string{"sh", "-c", "PGPASSWORD=hunter22 psql -h db"}, []string{"sh", "-c", "PGPASSWORD=" + Mark + " psql -h db"}},
+		{[]string{"sh", "-c", "curl --token hunter22 https://x; curl -u bob:hunter22 y"}, []string{"sh", "-c", "curl --token " + Mark + " https://x; curl -u bob:" + Mark + " y"}},
 		{[]string{"aws", "AKIAABCDEFGHIJKLMNOP"}, []string{"aws", Mark}},
 		{[]string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}, []string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}},
 		{[]string{"ls", "-p", "/tmp"}, []string{"ls", "-p", "/tmp"}},

@@ -33,6 +33,7 @@ var binary string
 
 func TestMain(m *testing.M) {
 	stand.Beacon()
+	connectStorm()
 	os.Exit(run(m))
 }
 

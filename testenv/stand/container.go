@@ -118,6 +118,28 @@ func (c *Container) Attack(t testing.TB, args ...string) *exec.Cmd {
 	return p
 }
 
+// Command is a command that runs in the container, with the test's own environment.
+func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	cgroup, err := os.Open(c.dir)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = cgroup.Close() })
+	p := exec.Command(name, args...) //nolint:gosec,noctx // what the test says
+	p.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true, Pdeathsig: syscall.SIGKILL}
+	return p
+}
+
+// CPU is the time that the container's processes have used, those that ended included.
+func (c *Container) CPU(t testing.TB) time.Duration {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(c.dir, "cpu.stat"))
+	require.NoError(t, err)
+	var usec int64
+	_, err = fmt.Sscanf(string(raw), "usage_usec %d", &usec)
+	require.NoError(t, err)
+	return time.Duration(usec) * time.Microsecond
+}
+
 // Heard is how many datagrams and lines the peer got.
 func (c *Container) Heard() uint64 { return c.datagrams.Load() + c.lines.Load() }
 

@@ -1,0 +1,366 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors"
+	"stanch/sensors/probe"
+	"stanch/testenv/stand"
+)
+
+// stormEnv makes this program connect as often as it says: "ADDR N".
+const stormEnv = "STANCH_BENCH_CONNECT"
+
+func connectStorm() {
+	address, count, ok := strings.Cut(os.Getenv(stormEnv), " ")
+	if !ok {
+		return
+	}
+	n, _ := strconv.Atoi(count)
+	for range n {
+		c, err := net.Dial("tcp", address) //nolint:noctx // at once
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		// No wait for the other side: a local port is free again at once.
+		_ = c.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // dialled so
+		_ = c.Close()
+	}
+	os.Exit(0)
+}
+
+// load is something that a container does, the same each time.
+type load struct {
+	name string
+	run  func(b *testing.B, c *stand.Container)
+}
+
+func run1(b *testing.B, cmd *exec.Cmd) {
+	b.Helper()
+	out, err := cmd.CombinedOutput()
+	require.NoError(b, err, string(out))
+}
+
+func loads(b *testing.B) []load {
+	b.Helper()
+	sink, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	require.NoError(b, err)
+	b.Cleanup(func() { _ = sink.Close() })
+	go func() {
+		for {
+			c, err := sink.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	self, err := os.Executable()
+	require.NoError(b, err)
+	all := []load{
+		{"exec-storm", func(b *testing.B, c *stand.Container) {
+			run1(b, c.Command(b, "/bin/sh", "-c", `i=0; while [ $i -lt 2000 ]; do /bin/true; i=$((i+1)); done`))
+		}},
+		{"connect-storm", func(b *testing.B, c *stand.Container) {
+			cmd := c.Command(b, self)
+			cmd.Env = append(os.Environ(), stormEnv+"="+sink.Addr().String()+" 20000")
+			run1(b, cmd)
+		}},
+		{"build", func(b *testing.B, c *stand.Container) {
+			cache := b.TempDir()
+			cmd := c.Command(b, "go", "build", "-o", filepath.Join(cache, "out"), "stanch/sensors/rules")
+			cmd.Env = append(os.Environ(), "GOCACHE="+cache)
+			run1(b, cmd)
+		}},
+	}
+	if _, err := exec.LookPath("redis-benchmark"); err == nil {
+		all = append(all, load{"redis", func(b *testing.B, c *stand.Container) {
+			port := freePort(b)
+			server := c.Command(b, "redis-server", "--port", port, "--save", "", "--dir", b.TempDir())
+			require.NoError(b, server.Start())
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+			require.Eventually(b, func() bool { return exec.CommandContext(b.Context(), "redis-cli", "-p", port, "ping").Run() == nil }, 10*time.Second, 20*time.Millisecond)
+			run1(b, c.Command(b, "redis-benchmark", "-q", "-p", port, "-n", "200000", "-c", "20", "-t", "set,get"))
+		}})
+	}
+	if _, err := exec.LookPath("ab"); err == nil {
+		all = append(all, load{"nginx", func(b *testing.B, c *stand.Container) {
+			dir, port := b.TempDir(), freePort(b)
+			conf := filepath.Join(dir, "nginx.conf")
+			text := fmt.Sprintf("worker_processes 1; daemon off; pid %[1]s/pid; error_log /dev/null; user root; events {} http { access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e; server { listen 127.0.0.1:%[2]s; location / { return 200 ok; } } }", dir, port)
+			require.NoError(b, os.WriteFile(conf, []byte(text), 0o600))
+			server := c.Command(b, "nginx", "-c", conf, "-p", dir)
+			require.NoError(b, server.Start())
+			defer func() { _ = server.Process.Signal(syscall.SIGTERM); _ = server.Wait() }()
+			require.Eventually(b, func() bool {
+				conn, err := net.Dial("tcp", "127.0.0.1:"+port) //nolint:noctx // at once
+				if err != nil {
+					return false
+				}
+				_ = conn.Close()
+				return true
+			}, 10*time.Second, 20*time.Millisecond)
+			run1(b, c.Command(b, "ab", "-q", "-k", "-n", "60000", "-c", "8", "http://127.0.0.1:"+port+"/"))
+		}})
+	}
+	return all
+}
+
+func freePort(b *testing.B) string {
+	b.Helper()
+	_, port, err := net.SplitHostPort(stand.FreePort(b))
+	require.NoError(b, err)
+	return port
+}
+
+// watcher is a process that watches the kernel, or none.
+type watcher struct {
+	process *exec.Cmd
+	begin   time.Duration
+	mine    func(name string) bool // is a program of the kernel this watcher's?
+}
+
+// processTime is the time that a process has used.
+func processTime(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(b, err)
+	_, rest, _ := strings.Cut(string(raw), ") ")
+	fields := strings.Fields(rest)
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	require.NoError(b, err)
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	require.NoError(b, err)
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// kernelTime is how long BPF programs ran so far.
+func kernelTime(b *testing.B, mine func(string) bool) time.Duration {
+	b.Helper()
+	var total time.Duration
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return total
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue
+		}
+		if info, err := p.Info(); err == nil && mine(info.Name) {
+			if stats, err := p.Stats(); err == nil {
+				total += stats.Runtime
+			}
+		}
+		_ = p.Close()
+	}
+}
+
+const bpftraceProgram = `tracepoint:syscalls:sys_enter_execve { printf("exec %d %s %s\n", pid, comm, str(args->filename)); }
+tracepoint:syscalls:sys_enter_connect { printf("connect %d %s %d\n", pid, comm, args->fd); }`
+
+// start starts one of "off", "stanch" and "bpftrace" and waits until it watches.
+func start(b *testing.B, which string) *watcher {
+	b.Helper()
+	w := &watcher{mine: func(string) bool { return false }}
+	switch which {
+	case "stanch":
+		w.process = exec.CommandContext(b.Context(), sensorBinary(b), "watch")
+		w.mine = func(name string) bool { return strings.HasPrefix(name, "observe_") }
+	case "bpftrace":
+		w.process = exec.CommandContext(b.Context(), "bpftrace", "-e", bpftraceProgram)
+		w.mine = func(name string) bool {
+			return strings.HasPrefix(name, "sys_enter_") || strings.HasPrefix(name, "tracepoint")
+		}
+	default:
+		return w
+	}
+	out, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	require.NoError(b, err)
+	w.process.Stdout, w.process.Stderr = out, out
+	w.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(b, w.process.Start())
+	require.Eventually(b, func() bool {
+		for id := ebpf.ProgramID(0); ; {
+			next, err := ebpf.ProgramGetNextID(id)
+			if err != nil {
+				return false
+			}
+			id = next
+			if p, err := ebpf.NewProgramFromID(id); err == nil {
+				info, err := p.Info()
+				_ = p.Close()
+				if err == nil && w.mine(info.Name) {
+					return true
+				}
+			}
+		}
+	}, 20*time.Second, 50*time.Millisecond)
+	// It goes on attaching for a moment.
+	time.Sleep(2 * time.Second)
+	return w
+}
+
+func (w *watcher) stop() {
+	if w.process == nil {
+		return
+	}
+	_ = w.process.Process.Signal(syscall.SIGINT)
+	_ = w.process.Wait()
+}
+
+// What the sensor costs: each load without it, with it, and with bpftrace printing the same execs and connects, one after the
+// other and as many times as STANCH_BENCH_PAIRS says (3). CPU seconds are those of the load's cgroup, which pay for the
+// kernel's programs too; the watcher's own are beside them.
+func BenchmarkSensorCost(b *testing.B) {
+	stand.Needs(b)
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	require.NoError(b, err)
+	b.Cleanup(func() { _ = stats.Close() })
+	pairs := 3
+	if said, err := strconv.Atoi(os.Getenv("STANCH_BENCH_PAIRS")); err == nil {
+		pairs = said
+	}
+	watchers := []string{"off", "stanch"}
+	if _, err := exec.LookPath("bpftrace"); err == nil {
+		watchers = append(watchers, "bpftrace")
+	}
+	for _, l := range loads(b) {
+		b.Run(l.name, func(b *testing.B) {
+			for range b.N { //nolint:intrange // pairs are what is repeated
+				measure(b, l, watchers, pairs)
+			}
+		})
+	}
+}
+
+func measure(b *testing.B, l load, watchers []string, pairs int) {
+	b.Helper()
+	container := stand.NewContainer(b)
+	used, kernel, own := map[string]series{}, map[string]series{}, map[string]series{}
+	for range pairs {
+		for _, which := range watchers {
+			w := start(b, which)
+			before, kernelBefore := container.CPU(b), kernelTime(b, w.mine)
+			if w.process != nil {
+				w.begin = processTime(b, w.process.Process.Pid)
+			}
+			l.run(b, container)
+			used[which] = append(used[which], (container.CPU(b) - before).Seconds())
+			kernel[which] = append(kernel[which], (kernelTime(b, w.mine) - kernelBefore).Seconds())
+			if w.process != nil {
+				own[which] = append(own[which], (processTime(b, w.process.Process.Pid) - w.begin).Seconds())
+			}
+			w.stop()
+		}
+	}
+	off := used["off"].at(0.5)
+	line := map[string]any{"name": "sensor_cost", "load": l.name, "pairs": pairs, "cpu_s_off": off}
+	for _, which := range watchers[1:] {
+		share := (kernel[which].at(0.5) + own[which].at(0.5)) / off
+		line[which] = map[string]float64{
+			"cpu_s": used[which].at(0.5), "bpf_s": kernel[which].at(0.5), "process_s": own[which].at(0.5), "share": share, "cpu_ratio": used[which].at(0.5) / off,
+		}
+		b.ReportMetric(100*share, which+"_%")
+	}
+	record(b, line)
+}
+
+// What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and with one
+// so small that events are lost, which must be counted too.
+func BenchmarkRingStorm(b *testing.B) {
+	stand.Needs(b)
+	for name, size := range map[string]int{"shipped": 0, "tiny": 64 << 10} {
+		b.Run(name, func(b *testing.B) {
+			sink, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+			require.NoError(b, err)
+			defer func() { _ = sink.Close() }()
+			go func() {
+				for {
+					c, err := sink.Accept()
+					if err != nil {
+						return
+					}
+					_ = c.Close()
+				}
+			}()
+			container := stand.NewContainer(b)
+			self, err := os.Executable()
+			require.NoError(b, err)
+			for range b.N { //nolint:intrange // a storm is what is repeated
+				p, err := probe.Load(probe.Options{AlertBytes: size})
+				require.NoError(b, err)
+				var seen atomic.Uint64
+				ctx, cancel := context.WithCancel(context.Background())
+				done := make(chan error, 1)
+				go func() {
+					done <- p.Run(ctx, func(e sensors.Event) {
+						if e.Kind == sensors.KindConnect {
+							seen.Add(1)
+						}
+					})
+				}()
+				const each, processes = 20_000, 2
+				began := time.Now()
+				var all []*exec.Cmd
+				for range processes {
+					cmd := container.Command(b, self)
+					cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", stormEnv, sink.Addr(), each))
+					require.NoError(b, cmd.Start())
+					all = append(all, cmd)
+				}
+				for _, cmd := range all {
+					require.NoError(b, cmd.Wait())
+				}
+				took := time.Since(began)
+				require.Eventually(b, func() bool {
+					var lost uint64
+					for _, n := range p.Status().Drops {
+						lost += n
+					}
+					return seen.Load()+lost >= each*processes
+				}, 20*time.Second, 10*time.Millisecond, "what is lost is counted")
+				lost := p.Status().Drops["alerts ring full"]
+				cancel()
+				require.NoError(b, <-done)
+				require.NoError(b, p.Close())
+				rate := float64(each*processes) / took.Seconds()
+				b.ReportMetric(rate, "events/s")
+				b.ReportMetric(float64(lost), "lost")
+				record(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
+			}
+		})
+	}
+}
+
+// The sensor when nothing happens.
+func BenchmarkSensorAtRest(b *testing.B) {
+	stand.Needs(b)
+	for range b.N { //nolint:intrange // a rest is what is repeated
+		w := start(b, "stanch")
+		before := processTime(b, w.process.Process.Pid)
+		const rest = 10 * time.Second
+		time.Sleep(rest)
+		used := processTime(b, w.process.Process.Pid) - before
+		record(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": rss(b, w.process.Process.Pid)})
+		b.ReportMetric(100*used.Seconds()/rest.Seconds(), "cpu_%")
+		w.stop()
+	}
+}
