@@ -150,14 +150,21 @@ func processTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// kernelTime is how long BPF programs ran so far.
-func kernelTime(b *testing.B, mine func(string) bool) time.Duration {
+// runs are how often a program ran and for how long.
+type runs struct {
+	Count uint64  `json:"count"`
+	Ns    float64 `json:"ns_each"`
+	total time.Duration
+}
+
+// kernelTime is how long BPF programs ran so far, together and each.
+func kernelTime(b *testing.B, mine func(string) bool) (total time.Duration, each map[string]runs) {
 	b.Helper()
-	var total time.Duration
+	each = map[string]runs{}
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
 		if err != nil {
-			return total
+			return total, each
 		}
 		id = next
 		p, err := ebpf.NewProgramFromID(id)
@@ -167,6 +174,8 @@ func kernelTime(b *testing.B, mine func(string) bool) time.Duration {
 		if info, err := p.Info(); err == nil && mine(info.Name) {
 			if stats, err := p.Stats(); err == nil {
 				total += stats.Runtime
+				r := each[info.Name]
+				each[info.Name] = runs{Count: r.Count + stats.RunCount, total: r.total + stats.Runtime}
 			}
 		}
 		_ = p.Close()
@@ -255,16 +264,26 @@ func measure(b *testing.B, l load, watchers []string, pairs int) {
 	b.Helper()
 	container := stand.NewContainer(b)
 	used, kernel, own := map[string]series{}, map[string]series{}, map[string]series{}
+	programs := map[string]runs{} // of the last run
 	for range pairs {
 		for _, which := range watchers {
 			w := start(b, which)
-			before, kernelBefore := container.CPU(b), kernelTime(b, w.mine)
+			before := container.CPU(b)
+			kernelBefore, eachBefore := kernelTime(b, w.mine)
 			if w.process != nil {
 				w.begin = processTime(b, w.process.Process.Pid)
 			}
 			l.run(b, container)
 			used[which] = append(used[which], (container.CPU(b) - before).Seconds())
-			kernel[which] = append(kernel[which], (kernelTime(b, w.mine) - kernelBefore).Seconds())
+			kernelAfter, eachAfter := kernelTime(b, w.mine)
+			kernel[which] = append(kernel[which], (kernelAfter - kernelBefore).Seconds())
+			if which == "stanch" {
+				for name, after := range eachAfter {
+					if n := after.Count - eachBefore[name].Count; n > 0 {
+						programs[name] = runs{Count: n, Ns: float64(after.total-eachBefore[name].total) / float64(n)}
+					}
+				}
+			}
 			if w.process != nil {
 				own[which] = append(own[which], (processTime(b, w.process.Process.Pid) - w.begin).Seconds())
 			}
@@ -272,7 +291,7 @@ func measure(b *testing.B, l load, watchers []string, pairs int) {
 		}
 	}
 	off := used["off"].at(0.5)
-	line := map[string]any{"name": "sensor_cost", "load": l.name, "pairs": pairs, "cpu_s_off": off}
+	line := map[string]any{"name": "sensor_cost", "load": l.name, "pairs": pairs, "cpu_s_off": off, "programs": programs}
 	for _, which := range watchers[1:] {
 		share := (kernel[which].at(0.5) + own[which].at(0.5)) / off
 		line[which] = map[string]float64{
