@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +71,8 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
 	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key and ca.crt")
-	root.Flags().StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool and the freezer's list are kept")
+	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool, the baselines and the freezer's list are kept; `watch` keeps nothing")
+	f.DurationVar(&setup.Learn, "learn", 24*time.Hour, "how long an image is watched before anything that it does is unusual")
 
 	watch := &cobra.Command{
 		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
@@ -95,7 +97,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 			return err
 		},
 	}
-	root.AddCommand(watch, disarm)
+	root.AddCommand(watch, disarm, baselineCommand(&setup))
 	return root
 }
 

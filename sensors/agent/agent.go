@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/baseline"
 	"stanch/sensors/identity"
 	"stanch/sensors/probe"
 	"stanch/sensors/redact"
@@ -44,6 +45,8 @@ type Options struct {
 	APIServers []string
 	// RuleFiles are where the rules come from, to be read again when they change. Nil: the rules stay.
 	RuleFiles *RuleFiles
+	// Baselines learn what is usual for an image. Nil: nothing is unusual.
+	Baselines *baseline.Baselines
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
 }
@@ -85,6 +88,11 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 	}
 	fold := newFolder(a.Fold, detection)
 	go fold.run(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer cancel()
+	parts.Go(func() { a.learn(ctx) })
 	if detection != nil {
 		detection = fold.add
 	}
@@ -102,6 +110,9 @@ func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection fu
 	}
 	if e.Kind == sensors.KindConnect {
 		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
+	}
+	if a.Baselines != nil {
+		e.Baseline = a.Baselines.Judge(&e)
 	}
 	var found []sensors.Detection
 	var errs []error
@@ -121,6 +132,7 @@ func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection fu
 	}
 	for _, d := range found {
 		d.Detected, d.Event.Process = time.Now(), e.Process
+		baseline.Weigh(&d)
 		detection(d)
 	}
 }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/baseline"
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
@@ -24,6 +26,8 @@ type Setup struct {
 	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
 	CRISocket string
 	RuleDirs  []string
+	// Learn is how long an image is watched before anything it does can be unusual. Default 24 h.
+	Learn time.Duration
 	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
 	APIServers []string
 	NoLock     bool               // only watch
@@ -54,6 +58,11 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
+	}
+	if s.StateDir != "" {
+		if o.Baselines, err = baseline.Open(BaselineFile(s.StateDir), baseline.Options{Learn: s.Learn}); err != nil {
+			s.Log.Error("what was learnt of images cannot be read", "error", err)
+		}
 	}
 	if o.Resolver, err = identity.Open(identity.Options{CRISocket: s.CRISocket}); err != nil {
 		return nil, nil, fmt.Errorf("tell containers apart: %w", err)

@@ -47,7 +47,7 @@ type world struct {
 	seen  []sensors.Event
 }
 
-func newWorld(t *testing.T, packs ...string) *world {
+func newWorld(t *testing.T, change ...func(*agent.Setup)) *world {
 	t.Helper()
 	lacking.Root(t)
 	c := lab.Shared(t)
@@ -56,10 +56,14 @@ func newWorld(t *testing.T, packs ...string) *world {
 	w.namespace = c.Namespace(t)
 	api, err := url.Parse(c.APIServer)
 	require.NoError(t, err)
-	a, closeAll, err := agent.Make(agent.Setup{
-		Node: "node", CRISocket: c.CRISocket, NoLock: true, APIServers: []string{api.Host}, RuleDirs: packs,
+	setup := agent.Setup{
+		Node: "node", CRISocket: c.CRISocket, NoLock: true, APIServers: []string{api.Host},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
-	})
+	}
+	for _, f := range change {
+		f(&setup)
+	}
+	a, closeAll, err := agent.Make(setup)
 	require.NoError(t, err)
 	w.agent = a
 	for _, h := range a.Probe.Status().Hooks {
@@ -152,7 +156,7 @@ func privileged(p *corev1.Pod) {
 // wait waits until a rule fired in a pod after a moment.
 func (w *world) wait(t *testing.T, rule, pod string, since time.Time) sensors.Detection {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(25 * time.Second)
 	for {
 		w.mu.Lock()
 		i := slices.IndexFunc(w.found, func(d sensors.Detection) bool {
@@ -316,8 +320,26 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 
 // elsewhere are rules that fire in tests of their own, or cannot here.
 var elsewhere = []string{
-	"unusual-egress", "unusual-program", // baselines: see the test of package baseline
+	"unusual-egress", "unusual-program", // see TestWhatAnImageNeverDidIsUnusual
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
+}
+
+// TestWhatAnImageNeverDidIsUnusual learns an image for a few seconds and then lets one of its containers do something new.
+func TestWhatAnImageNeverDidIsUnusual(t *testing.T) {
+	state := t.TempDir()
+	const learn = 6 * time.Second
+	w := newWorld(t, func(s *agent.Setup) { s.StateDir, s.Learn = state, learn })
+	since := time.Now()
+	w.pod(t, "learnt", func(p *corev1.Pod) {
+		p.Spec.Containers[0].Command = sh("i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peer + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443")
+	})
+	d := w.wait(t, "unusual-program", "learnt", since)
+	require.Equal(t, "/usr/bin/psql", d.Event.Process.Exe)
+	require.Contains(t, d.Reasons[len(d.Reasons)-1], "Never executed in one container of this image that this node watched for ")
+	d = w.wait(t, "unusual-egress", "learnt", since)
+	require.Equal(t, "192.0.2.1", d.Event.Network.Address, "where it went all the time is usual")
+	require.Greater(t, d.Confidence, 0.5)
+	require.GreaterOrEqual(t, d.Event.Time.Sub(since), learn)
 }
 
 func (w *world) run(t *testing.T, a attack) (string, error) {

@@ -1,0 +1,259 @@
+// Package baseline learns what containers of an image usually do, so that "unusual here" is a measured statement: which
+// programs they execute and where they connect, by image digest.
+//
+// It is pure and bounded. It refuses to call anything unusual before it watched for long enough, and to take for usual
+// what it saw for the first time a moment ago: what is new after the time of learning stays new for a day, so that
+// an attack does not teach itself. A program that was not in the image is never learnt.
+package baseline
+
+import (
+	"container/list"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"stanch/sensors"
+)
+
+// Options say how to learn. The zero value is right for a cluster.
+type Options struct {
+	// Learn is how long an image is watched before anything can be new. Default 24 h.
+	Learn time.Duration
+	// Settle is how long what is new stays new. Default 24 h.
+	Settle time.Duration
+	// Forget is how long an image is kept that no container has any more. Default 60 days.
+	Forget time.Duration
+	// Images bounds how many are kept; the one that was not seen for the longest time goes first. Default 500.
+	Images int
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// Bounds of what is kept of one image.
+const (
+	maxExecutables  = 2000
+	maxDestinations = 500
+	maxContainers   = 64 // counted one by one; above, the number only grows
+	maxText         = 512
+)
+
+// Image is what was learnt of one image. Its JSON is what `stanch-sensor baseline export` writes.
+type Image struct {
+	Digest string    `json:"digest"`
+	Name   string    `json:"image,omitempty"` // as it was called last
+	First  time.Time `json:"first"`
+	Last   time.Time `json:"last"`
+	// Containers is in how many containers it was watched.
+	Containers   int             `json:"containers"`
+	Executables  map[string]Fact `json:"executables,omitempty"`
+	Destinations map[string]Fact `json:"destinations,omitempty"`
+	// Full: there were more executables or destinations than are kept, so nothing can be called new.
+	FullExecutables  bool `json:"full_executables,omitempty"`
+	FullDestinations bool `json:"full_destinations,omitempty"`
+
+	recent []string // containers, the newest last
+	place  *list.Element
+}
+
+// Fact is something that containers of an image did.
+type Fact struct {
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+	Count uint64    `json:"count"`
+}
+
+// Baselines are what was learnt on one node. Its methods may be called from several goroutines.
+type Baselines struct {
+	opt Options
+
+	mu     sync.Mutex
+	images map[string]*Image
+	order  *list.List // of digests, the most recently seen in front
+	dirty  bool
+}
+
+// New makes baselines that know nothing.
+func New(o Options) *Baselines {
+	if o.Learn <= 0 {
+		o.Learn = 24 * time.Hour
+	}
+	if o.Settle <= 0 {
+		o.Settle = 24 * time.Hour
+	}
+	if o.Forget <= 0 {
+		o.Forget = 60 * 24 * time.Hour
+	}
+	if o.Images <= 0 {
+		o.Images = 500
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Baselines{opt: o, images: map[string]*Image{}, order: list.New()}
+}
+
+// Judge says how usual an event is for its image, and learns from it. What has no digest is not judged.
+func (b *Baselines) Judge(e *sensors.Event) sensors.Baseline {
+	digest := e.Container.ImageDigest
+	if digest == "" || len(digest) > maxText || e.Kind != sensors.KindExec && e.Kind != sensors.KindConnect {
+		return sensors.Baseline{}
+	}
+	now := b.opt.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	image := b.image(digest, e, now)
+	verdict := sensors.Baseline{Learnt: now.Sub(image.First) >= b.opt.Learn}
+	var what, name string
+	var fresh bool
+	switch e.Kind {
+	case sensors.KindExec:
+		name = e.Process.Exe
+		foreign := e.Process.UpperLayer || e.Process.Memfd || e.Process.Deleted
+		what, fresh = "executed", true
+		if name != "" && len(name) <= maxText && !foreign && !e.Process.Entered {
+			fresh = b.learn(&image.Executables, &image.FullExecutables, maxExecutables, name, image, now)
+		} else if known, ok := image.Executables[name]; ok {
+			fresh = b.unsettled(known, image, now)
+		}
+		verdict.NewExe = fresh && !image.FullExecutables
+		fresh = verdict.NewExe
+	case sensors.KindConnect:
+		name = Destination(e.Network)
+		if name == "" {
+			return verdict
+		}
+		what = "connected to"
+		fresh = b.learn(&image.Destinations, &image.FullDestinations, maxDestinations, name, image, now)
+		verdict.NewDestination = fresh && !image.FullDestinations
+		fresh = verdict.NewDestination
+	}
+	if verdict.Learnt && fresh {
+		verdict.Reason = fmt.Sprintf("Never %s in %s of this image that this node watched for %s: %s.", what, containers(image.Containers), age(now.Sub(image.First)), name)
+	}
+	return verdict
+}
+
+// image finds or makes an image's entry. The caller holds b.mu.
+func (b *Baselines) image(digest string, e *sensors.Event, now time.Time) *Image {
+	image := b.images[digest]
+	if image == nil {
+		image = &Image{Digest: digest, First: now}
+		b.images[digest] = image
+		image.place = b.order.PushFront(digest)
+		for b.order.Len() > b.opt.Images {
+			b.drop(b.order.Back())
+		}
+		b.dirty = true
+	} else {
+		b.order.MoveToFront(image.place)
+	}
+	if len(e.Container.Image) <= maxText {
+		image.Name = e.Container.Image
+	}
+	image.Last = now
+	if id := e.Container.ID; !slices.Contains(image.recent, id) {
+		image.Containers++
+		if image.recent = append(image.recent, id); len(image.recent) > maxContainers {
+			image.recent = image.recent[1:]
+		}
+		b.dirty = true
+	}
+	return image
+}
+
+func (b *Baselines) drop(el *list.Element) {
+	if digest, ok := b.order.Remove(el).(string); ok {
+		delete(b.images, digest)
+	}
+}
+
+// learn keeps a fact and tells whether it is new.
+func (b *Baselines) learn(facts *map[string]Fact, full *bool, most int, name string, image *Image, now time.Time) (fresh bool) {
+	if *facts == nil {
+		*facts = map[string]Fact{}
+	}
+	f, known := (*facts)[name]
+	if !known {
+		if len(*facts) >= most {
+			*full = true
+			return false
+		}
+		f.First = now
+	}
+	f.Last = now
+	f.Count++
+	(*facts)[name] = f
+	b.dirty = true
+	return b.unsettled(f, image, now)
+}
+
+// unsettled tells whether a fact came after the time of learning, and not long ago.
+func (b *Baselines) unsettled(f Fact, image *Image, now time.Time) bool {
+	return f.First.Sub(image.First) >= b.opt.Learn && now.Sub(f.First) < b.opt.Settle
+}
+
+// Destination is what is remembered of where a connection goes. Addresses of pods and services change with every rollout, so of
+// the private ones only the port is kept; of the others the network around them, since services move within theirs.
+func Destination(n sensors.Network) string {
+	addr, err := netip.ParseAddr(n.Address)
+	if err != nil || addr.IsLoopback() {
+		return ""
+	}
+	port := strconv.Itoa(int(n.Port))
+	switch {
+	case addr.IsLinkLocalUnicast():
+		return addr.String() + ":" + port // the metadata service has no neighbours
+	case addr.IsPrivate():
+		return "private:" + port
+	}
+	bits := 24
+	if addr.Is6() {
+		bits = 48
+	}
+	network, err := addr.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return network.String() + ":" + port
+}
+
+func containers(n int) string { // with its article
+	if n == 1 {
+		return "one container"
+	}
+	return "the " + strconv.Itoa(n) + " containers"
+}
+
+// age is a duration as people say it.
+func age(d time.Duration) string {
+	switch days := int(d.Hours() / 24); {
+	case days > 1:
+		return strconv.Itoa(days) + " days"
+	case days == 1:
+		return "a day"
+	case d >= 2*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + " hours"
+	case d >= 2*time.Minute:
+		return strconv.Itoa(int(d.Minutes())) + " minutes"
+	}
+	return d.Round(time.Second).String()
+}
+
+// Images gives a copy of all that was learnt, the one that was seen last first.
+func (b *Baselines) Images() []Image {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]Image, 0, len(b.images))
+	for el := b.order.Front(); el != nil; el = el.Next() {
+		digest, _ := el.Value.(string)
+		image := *b.images[digest]
+		image.Executables, image.Destinations = maps.Clone(image.Executables), maps.Clone(image.Destinations)
+		image.recent, image.place = nil, nil
+		out = append(out, image)
+	}
+	return out
+}
