@@ -1,9 +1,11 @@
 package playbooks
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"stanch/sensors"
 )
@@ -15,6 +17,11 @@ type Signal struct {
 	Objective  sensors.Objective
 	Confidence float64
 	Severity   sensors.Severity
+	// Title and At make better reasons; without them the rule's name and no order is told.
+	Title string
+	At    time.Time
+	// Because is the rule's own reason, a sentence.
+	Because string
 }
 
 // Verdict is what the detections say together.
@@ -66,11 +73,49 @@ func Correlate(signals []Signal) Verdict {
 			v.Objective = o
 		}
 		names = append(names, string(o))
-		v.Reasons = append(v.Reasons, fmt.Sprintf("rule %q alone is sure to %.2f (%s)", s.Rule, s.Confidence, o))
+		v.Reasons = append(v.Reasons, alone(s))
 	}
 	v.Confidence = min(1-doubt, maxConfidence)
+	if story := chain(best); story != "" {
+		v.Reasons = append(v.Reasons, story)
+	}
 	if len(order) > 1 {
-		v.Reasons = append(v.Reasons, fmt.Sprintf("%d objectives in one window (%s): together %.2f", len(order), strings.Join(names, ", "), v.Confidence))
+		v.Reasons = append(v.Reasons, fmt.Sprintf("%d tactics in one window (%s) are more than one that is repeated: together %.2f.", len(order), strings.Join(names, ", "), v.Confidence))
 	}
 	return v
+}
+
+// alone says what the surest rule of an objective says by itself.
+func alone(s Signal) string {
+	name := s.Title
+	if name == "" {
+		name = "The rule " + s.Rule
+	}
+	text := fmt.Sprintf("%s: by itself %.2f sure of %s.", name, s.Confidence, s.Objective)
+	if s.Because != "" {
+		text += " " + s.Because
+	}
+	return text
+}
+
+// chain tells in which order the objectives appeared, where that is known of two at least.
+func chain(best map[sensors.Objective]Signal) string {
+	var all []Signal
+	for _, s := range best {
+		if !s.At.IsZero() && s.Title != "" {
+			all = append(all, s)
+		}
+	}
+	if len(all) < 2 {
+		return ""
+	}
+	slices.SortFunc(all, func(a, b Signal) int {
+		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Rule, b.Rule))
+	})
+	var steps []string
+	for _, s := range all {
+		steps = append(steps, fmt.Sprintf("%s (%s)", s.Title, s.Objective))
+	}
+	took := all[len(all)-1].At.Sub(all[0].At).Round(time.Second)
+	return fmt.Sprintf("They form a chain, within %s: %s.", took, strings.Join(steps, " → "))
 }

@@ -213,7 +213,7 @@ func (s *state) conclude() {
 	techniques := map[string]bool{}
 	in.Techniques = nil
 	for _, d := range in.Detections {
-		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity})
+		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.First, Because: because(d.Reasons)})
 		if d.Technique != "" && !techniques[d.Technique] {
 			techniques[d.Technique] = true
 			in.Techniques = append(in.Techniques, d.Technique)
@@ -226,6 +226,17 @@ func (s *state) conclude() {
 		in.Reasons = append(in.Reasons, "changed recently: "+c.What)
 	}
 	in.Summary = Summary(*in)
+}
+
+// because is the first of a detection's reasons: its rule's.
+func because(reasons []string) string {
+	if len(reasons) == 0 {
+		return ""
+	}
+	if r := []rune(reasons[0]); len(r) > 300 {
+		return string(r[:300]) + "…"
+	}
+	return reasons[0]
 }
 
 // Summary says in plain language what is known.
