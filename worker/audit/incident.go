@@ -143,7 +143,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	}
 	key := d.Rule + "\x00" + target.ID()
 	if _, known := r.signals[key]; !known {
-		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity}
+		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.Time}
 	}
 	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.What(d), d.Rule, d.Severity, d.Confidence)
 	if count > 1 {
