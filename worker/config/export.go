@@ -1,0 +1,45 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// The shapes in which detections are exported.
+const (
+	ExportOCSF   = "ocsf"
+	ExportFalco  = "falco"
+	ExportStanch = "stanch"
+)
+
+// Export is where every detection is sent as well.
+type Export struct {
+	Name      string `yaml:"name" json:"name" jsonschema:"required,description=each name once"`
+	Format    string `yaml:"format" json:"format" jsonschema:"required,enum=ocsf,enum=falco,enum=stanch,description=OCSF Detection Findings; Falco's JSON output; Stanch's own words"`
+	URL       string `yaml:"url" json:"url,omitempty" jsonschema:"description=https; http only to this machine. One object a request"`
+	File      string `yaml:"file" json:"file,omitempty" jsonschema:"description=instead of url: an object a line"`
+	TokenFile string `yaml:"token_file" json:"token_file,omitempty" jsonschema:"description=sent as Authorization: Bearer"`
+}
+
+func (p *parser) exports(all []Export) {
+	formats := []string{ExportOCSF, ExportFalco, ExportStanch}
+	seen := map[string]bool{}
+	for _, e := range all {
+		where := "export " + e.Name
+		if e.Name == "" || seen[e.Name] {
+			p.errorf(1, "name", "", "the export name `%s` is empty or used twice", e.Name)
+		}
+		seen[e.Name] = true
+		if !slices.Contains(formats, e.Format) {
+			p.errorf(1, "format", "known here: "+strings.Join(formats, ", "), "%s: there is no format `%s`", where, e.Format)
+		}
+		switch {
+		case (e.URL == "") == (e.File == ""):
+			p.errorf(1, "required", "give one of them", "%s: of `url` and `file` exactly one is needed", where)
+		case e.URL != "":
+			p.address(where, e.URL)
+		case e.TokenFile != "":
+			p.errorf(1, "value", "leave it away", "%s: a file needs no token", where)
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package export
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/sensors"
+)
+
+// priorities are Falco's.
+var priorities = map[sensors.Severity]string{
+	sensors.SeverityInfo: "Informational", sensors.SeverityLow: "Notice", sensors.SeverityMedium: "Warning", sensors.SeverityHigh: "Error", sensors.SeverityCritical: "Critical",
+}
+
+// falcoTypes are the system calls by which Falco names an event.
+var falcoTypes = map[sensors.Kind]string{
+	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindOpen: "openat", sensors.KindDelete: "unlinkat",
+	sensors.KindChmod: "fchmodat", sensors.KindUnix: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
+}
+
+// Falco is a detection in the shape of Falco's JSON output. rule is what Falco calls the rule; "" is Stanch's title.
+func Falco(d sensors.Detection, rule string) any {
+	if rule == "" {
+		rule = d.Title
+	}
+	e := d.Event
+	fields := map[string]any{"evt.time": d.Time.UnixNano(), "stanch.rule": d.Rule, "stanch.confidence": d.Confidence}
+	put := func(name string, v any) {
+		if s, text := v.(string); text && s == "" {
+			return
+		}
+		fields[name] = v
+	}
+	kind := falcoTypes[e.Kind]
+	if e.Call.Name != "" {
+		kind = e.Call.Name
+	}
+	put("evt.type", kind)
+	if e.Process.PID != 0 {
+		put("proc.pid", e.Process.PID)
+		put("proc.ppid", e.Process.PPID)
+		put("proc.name", e.Process.ExeName())
+		put("proc.exepath", e.Process.Exe)
+		put("proc.cmdline", strings.Join(e.Process.Args, " "))
+		put("proc.cwd", e.Process.Cwd)
+		put("proc.is_exe_upper_layer", e.Process.UpperLayer)
+		put("user.uid", e.Process.UID)
+		if e.Process.TTY != "" {
+			put("proc.tty", e.Process.TTY)
+		}
+		if len(e.Process.Ancestors) > 0 {
+			put("proc.pname", e.Process.Ancestors[0].ExeName())
+			put("proc.pcmdline", strings.Join(e.Process.Ancestors[0].Args, " "))
+		}
+	}
+	put("container.id", e.Container.ID)
+	put("container.name", e.Container.Name)
+	image, tag := splitImage(e.Container.Image)
+	put("container.image.repository", image)
+	put("container.image.tag", tag)
+	put("container.image.digest", e.Container.ImageDigest)
+	put("k8s.ns.name", e.Container.Pod.Namespace)
+	put("k8s.pod.name", e.Container.Pod.Name)
+	put("k8s.pod.uid", e.Container.Pod.UID)
+	put("fd.name", e.File.Path)
+	if e.Network.Address != "" {
+		put("fd.rip", e.Network.Address)
+		put("fd.rport", e.Network.Port)
+		put("fd.name", fmt.Sprintf("%s:%d", e.Network.Address, e.Network.Port))
+	}
+	source := "syscall"
+	switch e.Kind {
+	case sensors.KindAudit:
+		source = "k8s_audit"
+		put("ka.user.name", strings.TrimPrefix(e.Actor, "kubernetes:"))
+	case sensors.KindCloud:
+		source = "aws_cloudtrail"
+		put("ct.user.arn", strings.TrimPrefix(e.Actor, "aws:"))
+	case sensors.KindHealth:
+		source = "internal"
+	}
+	tags := []string{"stanch"}
+	if t, ok := tactics[d.Objective]; ok {
+		tags = append(tags, "mitre_"+strings.ReplaceAll(strings.ToLower(t.name), " ", "_"))
+	}
+	if d.Technique != "" {
+		tags = append(tags, d.Technique)
+	}
+	if e.InContainer() {
+		tags = append(tags, "container")
+	}
+	slices.Sort(tags)
+	priority := priorities[d.Severity]
+	return map[string]any{
+		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title, strings.Join(d.Reasons, " ")),
+		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": tags, "hostname": d.Node, "output_fields": fields,
+	}
+}
+
+// splitImage parts a reference into repository and tag: the tag's colon comes after the last slash.
+func splitImage(image string) (repository, tag string) {
+	image, _, _ = strings.Cut(image, "@")
+	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
+		return image[:i], image[i+1:]
+	}
+	return image, ""
+}
