@@ -35,6 +35,7 @@ type Eyes struct {
 // that nobody knows before, and has to come back through the kernel's hook, the ring and the decoder.
 type eyes struct {
 	every time.Duration
+	wait  time.Duration // 0 is heartbeatWait
 	dir   string // where the program may be put if memory cannot be executed
 	log   *slog.Logger
 
@@ -62,10 +63,14 @@ func (y *eyes) run(ctx context.Context) {
 	if every == 0 {
 		every = heartbeatEvery
 	}
+	wait := y.wait
+	if wait == 0 {
+		wait = heartbeatWait
+	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		y.note(y.once(ctx, min(every, heartbeatWait)))
+		y.note(y.once(ctx, wait))
 		select {
 		case <-ctx.Done():
 			return

@@ -99,7 +99,7 @@ func (c condition) key() string {
 // within the same time, so that they make one of it.
 func (c condition) detection(now time.Time, again time.Duration) sensors.Detection {
 	sum := sha256.Sum256([]byte(c.key()))
-	id := fmt.Sprintf("health-%s-%s-%d", c.kind.rule, hex.EncodeToString(sum[:8]), now.Truncate(again).Unix())
+	id := fmt.Sprintf("health-%s-%s-%d", c.kind.rule, hex.EncodeToString(sum[:8]), now.Truncate(again).UnixMilli())
 	severity := c.kind.severity
 	if c.severity != "" {
 		severity = c.severity
