@@ -12,7 +12,10 @@ import (
 )
 
 // sensorSelector finds the pods of the sensor's DaemonSet, as `stanch manifests` writes it.
-const sensorSelector = "app.kubernetes.io/name=stanch-sensor"
+const sensorSelector = "app.kubernetes.io/name=" + sensorAccount
+
+// sensorAccount is the sensor's service account, as `stanch manifests` writes it.
+const sensorAccount = "stanch-sensor"
 
 // watchHealth makes detections of missing telemetry, and lets nodes renew their certificates.
 func (w *Worker) watchHealth(ctx context.Context) {

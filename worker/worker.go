@@ -315,6 +315,9 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
+	if w.Namespace != "" && w.Hub.Sign != nil {
+		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log}
+	}
 	w.serve(remote.Server(), l)
 	return nil
 }

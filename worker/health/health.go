@@ -155,18 +155,18 @@ func (m *Monitor) Look(ctx context.Context) {
 	m.report(ctx)
 }
 
-// tell makes a condition a detection, unless it was told a moment ago.
-func (m *Monitor) tell(c condition) {
+// tell makes a condition a detection, unless it was told a moment ago; then it is false.
+func (m *Monitor) tell(c condition) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.Now()
 	again := c.kind.again
-	if again == 0 {
+	if again == 0 || again <= time.Minute && m.Timing.Again < again {
 		again = m.Timing.Again
 	}
 	key := c.key()
 	if last, ok := m.told[key]; ok && now.Sub(last) < again {
-		return
+		return false
 	}
 	if len(m.told) >= maxTold {
 		clear(m.told)
@@ -174,10 +174,11 @@ func (m *Monitor) tell(c condition) {
 	m.told[key] = now
 	if len(m.waiting) >= maxWaiting {
 		m.lost++
-		return
+		return false
 	}
 	m.Log.Warn("the telemetry has a gap", "kind", c.kind.rule, "subject", c.subject.Name, "reasons", c.reasons)
 	m.waiting = append(m.waiting, report{c.detection(now, again), c.from})
+	return true
 }
 
 // mended forgets that a condition was told: when it comes back it is told at once.

@@ -23,6 +23,7 @@ type node struct {
 
 	first, limited time.Time // of the excess that lasts; zero is none
 	last           *agent.Report
+	base           agent.Losses // what was told of its losses
 	hooks          map[string]bool // those that were on
 }
 
@@ -172,14 +173,16 @@ const (
 
 // losses tells of events that were lost since the node spoke last, and who made them.
 func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now time.Time) {
-	var old agent.Losses
-	same := before != nil && before.Probe.Since.Equal(r.Probe.Since) && before.Lost.Began.Equal(r.Lost.Began)
-	switch {
-	case same:
-		old = before.Lost
-	case before == nil && now.Sub(r.Lost.Last) > recent:
-		return // it was told before this gateway knew the node
+	m.mu.Lock()
+	n := m.of(name)
+	if !n.base.Began.Equal(r.Lost.Began) {
+		n.base = agent.Losses{Began: r.Lost.Began} // another process counts
+		if before == nil && now.Sub(r.Lost.Last) > recent {
+			n.base = r.Lost // it was told before this gateway knew the node
+		}
 	}
+	old := n.base
+	m.mu.Unlock()
 	events, spool := rise(r.Lost.Events, old.Events), rise(r.Lost.Spool, old.Spool)
 	if events+spool == 0 {
 		return
@@ -207,7 +210,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 		})
 	}
 	if events > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, causes(r, old)))
+		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, causes(r)))
 	}
 	if spool > 0 {
 		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s, because its spool was full.", spool, name))
@@ -219,11 +222,16 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these had been judged, and mattered
 	}
-	m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	if told { // else it is counted with the next
+		m.mu.Lock()
+		m.of(name).base = r.Lost
+		m.mu.Unlock()
+	}
 }
 
 // causes says why events were lost.
-func causes(r agent.Report, _ agent.Losses) string {
+func causes(r agent.Report) string {
 	var out []string
 	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {
 		if r.Probe.Drops[why] > 0 {
