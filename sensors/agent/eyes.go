@@ -36,7 +36,7 @@ type Eyes struct {
 type eyes struct {
 	every time.Duration
 	wait  time.Duration // 0 is heartbeatWait
-	dir   string // where the program may be put if memory cannot be executed
+	dir   string        // where the program may be put if memory cannot be executed
 	log   *slog.Logger
 
 	mu    sync.Mutex

@@ -23,7 +23,7 @@ type node struct {
 
 	first, limited time.Time // of the excess that lasts; zero is none
 	last           *agent.Report
-	base           agent.Losses // what was told of its losses
+	base           agent.Losses    // what was told of its losses
 	hooks          map[string]bool // those that were on
 }
 

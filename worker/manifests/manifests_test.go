@@ -14,8 +14,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"stanch/worker"
-	"stanch/worker/guards"
 	"stanch/worker/gateway"
+	"stanch/worker/guards"
 	"stanch/worker/manifests"
 )
 
