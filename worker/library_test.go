@@ -19,7 +19,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 	for _, p := range problems {
 		t.Error(p.String(), p.Hint)
 	}
-	require.Len(t, library.Programs(), 17)
+	require.Len(t, library.Programs(), 18)
 }
 
 func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {

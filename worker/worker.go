@@ -40,6 +40,7 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
+	"stanch/worker/health"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
@@ -58,6 +59,10 @@ type Options struct {
 	Library   *Library
 	Timing    lease.Timing
 	Self      []string // Stanch's own pods, by UID
+	// Namespace is Stanch's own in the cluster; "" outside of one. There the sensor's pods are.
+	Namespace string
+	// Watch says when telemetry is missing for too long.
+	Watch health.Timing
 	// ConfigFile is where Config came from; "" is nowhere. Who may answer is read from it anew.
 	ConfigFile string
 	// APIListen is where the API listens for people with a Kubernetes token; "" does not listen.
@@ -87,6 +92,7 @@ type Worker struct {
 	Options
 	Hub      *gateway.Hub
 	Intake   *gateway.Intake
+	Monitor  *health.Monitor
 	Reader   *gateway.Reader
 	Decider  *gateway.Decider
 	Set      *activities.Set
@@ -95,6 +101,7 @@ type Worker struct {
 	APIAddr  string
 
 	account *aws.Account // nil without one
+	name    string       // of this replica, as Temporal shows who polls
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
 	closers []func()
@@ -183,7 +190,8 @@ func (w *Worker) start(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
-	w.Hub.Intake = w.Intake
+	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
+	w.watchHealth(ctx)
 	if err := w.openSlack(); err != nil {
 		return err
 	}
@@ -219,7 +227,7 @@ func (w *Worker) start(ctx context.Context) error {
 // serveNode polls a node's task queue while its stream is here.
 func (w *Worker) serveNode(name string) (func(), error) {
 	nodeWorker := sdkworker.New(w.Client, workflows.NodeQueue(name), sdkworker.Options{
-		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second,
+		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second, Identity: w.name,
 	})
 	nodeWorker.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	if err := nodeWorker.Start(); err != nil {
@@ -232,7 +240,7 @@ func (w *Worker) listenNodes() error {
 	if w.NodeListen == "" {
 		return nil
 	}
-	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -262,6 +270,7 @@ func (w *Worker) listenForeign() error {
 	if err != nil {
 		return err
 	}
+	foreign.Health = w.Monitor
 	l, err := net.Listen("tcp", w.Listen) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
@@ -295,7 +304,7 @@ func (w *Worker) listenAPI() error {
 	if w.Kube == nil {
 		return errors.New("listen for people: their tokens are reviewed by a cluster, and there is none")
 	}
-	tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -306,6 +315,9 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
+	if w.Namespace != "" && w.Hub.Sign != nil {
+		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log}
+	}
 	w.serve(remote.Server(), l)
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -47,6 +48,7 @@ func exitCode(err error) int {
 func command() *cobra.Command {
 	setup := agent.Setup{}
 	var gatewayAddr, certs, output string
+	var enrol link.Enrolment
 	var events bool
 	root := &cobra.Command{
 		Use: "stanch-sensor", Short: "Watch the containers of this node and hold what Stanch contains",
@@ -57,10 +59,10 @@ and obey commands that carry the authority's proof. It dials out and opens no po
   stanch-sensor disarm`,
 		SilenceUsage: true, SilenceErrors: true, Version: version, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if gatewayAddr == "" || certs == "" {
-				return usageError{errors.New("give --gateway ADDR and --certs DIR, or run `stanch-sensor watch`")}
+			if gatewayAddr == "" || (certs == "") == (enrol.URL == "") {
+				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enrol URL, or run `stanch-sensor watch`")}
 			}
-			return serve(cmd.Context(), setup, gatewayAddr, certs)
+			return serve(cmd.Context(), setup, gatewayAddr, certs, enrol)
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -71,8 +73,11 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
 	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key and ca.crt")
-	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool, the baselines and the freezer's list are kept; `watch` keeps nothing")
+	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool, the baselines and the freezer's list are kept; `watch` keeps nothing unless it is given")
 	f.DurationVar(&setup.Learn, "learn", 24*time.Hour, "how long an image is watched before anything that it does is unusual")
+	root.Flags().StringVar(&enrol.URL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
+	root.Flags().StringVar(&enrol.Token, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
+	root.Flags().StringVar(&enrol.CA, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
 
 	watch := &cobra.Command{
 		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
@@ -80,6 +85,9 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return usageError{fmt.Errorf("-o is text or json, not %q", output)}
+			}
+			if !cmd.Flags().Changed("state") {
+				setup.StateDir = "" // whoever only looks leaves nothing behind
 			}
 			return watchNode(cmd.Context(), cmd.OutOrStdout(), setup, events, output == "json")
 		},
@@ -101,14 +109,27 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	return root
 }
 
-func serve(ctx context.Context, setup agent.Setup, address, certs string) error {
-	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+// identify gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
+func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*link.Identity, error) {
+	enrol.Path = filepath.Join(state, "node.pem")
+	if certs == "" {
+		return enrol.Open(ctx)
+	}
 	tlsConfig, err := link.LoadTLS(certs, "node")
+	if err != nil {
+		return nil, err
+	}
+	return link.NewIdentity(tlsConfig, enrol.Path)
+}
+
+func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol link.Enrolment) error {
+	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	identity, err := identify(ctx, setup.StateDir, certs, enrol)
 	if err != nil {
 		return err
 	}
 	if setup.Node == "" {
-		setup.Node = link.NameOf(tlsConfig)
+		setup.Node = identity.Name()
 	}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
@@ -120,7 +141,7 @@ func serve(ctx context.Context, setup agent.Setup, address, certs string) error 
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, TLS: tlsConfig, Node: a.Node, Version: version, Log: setup.Log}, spool)
+	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
 func watchNode(ctx context.Context, out io.Writer, setup agent.Setup, events, asJSON bool) error {

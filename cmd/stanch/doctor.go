@@ -98,7 +98,7 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 		out = append(out, slackFinding(ctx, cfg.Slack))
 	}
 	out = append(out, diskFinding(g.data))
-	var nodes map[string]any
+	var nodes map[string]nodeHealth
 	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
 		add("stanch", false, false, err.Error(), "")
 	} else {
@@ -107,6 +107,7 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 			names = append(names, n)
 		}
 		add("stanch", false, true, fmt.Sprintf("up; %d nodes connected: %s", len(nodes), strings.Join(names, ", ")), "")
+		out = append(out, nodeFindings(nodes)...)
 	}
 	return out
 }

@@ -220,12 +220,16 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 	if err != nil {
 		return err
 	}
+	identity, err := link.NewIdentity(tlsConfig, "")
+	if err != nil {
+		return err
+	}
 	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, TLS: tlsConfig, Node: a.Node, Version: version, Log: log}, spool)
+	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Node: a.Node, Version: version, Log: log}, spool)
 }
 
 func splitPort(address string) (string, int, error) {

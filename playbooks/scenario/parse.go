@@ -148,6 +148,7 @@ func (d *Detection) fields() []yamlnode.Field {
 		yamlnode.Text("image_digest", "the image's digest; default that of the incident", &d.Digest),
 		yamlnode.Text("service_account", "the pod's service account; default that of the incident", &d.Identity),
 		yamlnode.Bool("host_network", "whether the pod is in the host's network", &d.HostNetwork),
+		yamlnode.Struct("subject", "what it is about where that is no container: kind, name and perhaps namespace", &d.Subject),
 	)
 }
 

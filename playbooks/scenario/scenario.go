@@ -85,6 +85,7 @@ type Detection struct {
 	FileOpened                                    sensors.File
 	Pod, Container, Node, Image, Digest, Identity string
 	HostNetwork                                   *bool
+	Subject                                       sensors.Subject // what it is about if that is no container
 	at                                            places
 }
 

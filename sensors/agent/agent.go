@@ -49,6 +49,8 @@ type Options struct {
 	Baselines *baseline.Baselines
 	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
 	Fold time.Duration
+	// Heartbeat is how often the sensor proves that it sees. Default 30 s.
+	Heartbeat time.Duration
 }
 
 // Agent watches one node.
@@ -60,6 +62,11 @@ type Agent struct {
 	mu      sync.RWMutex
 	missed  uint64 // events whose container could not be named
 	failing map[string]time.Time
+	eyes    *eyes
+
+	counting sync.Mutex // guards what follows; taken before every other
+	lost     Losses
+	looked   time.Time // when losses were looked for last
 }
 
 // New makes an agent with the given rules.
@@ -76,6 +83,7 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	}
 	a := &Agent{Options: o, released: released, failing: map[string]time.Time{}}
 	a.rules.Store(set)
+	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}
 	return a, nil
 }
 
@@ -86,6 +94,7 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 		<-ctx.Done()
 		return nil
 	}
+	go a.eyes.run(ctx)
 	fold := newFolder(a.Fold, detection)
 	go fold.run(ctx)
 	ctx, cancel := context.WithCancel(ctx)
@@ -105,6 +114,9 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 // observe takes one event of the kernel's to the sinks.
 func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
 	e.Node = a.Node
+	if a.eyes.saw(&e) {
+		return
+	}
 	if !a.name(&e) {
 		return
 	}
@@ -197,25 +209,40 @@ type Health struct {
 	Lock     string       `json:"lock"` // "on", or why not
 	Nameless uint64       `json:"nameless_events"`
 	Rules    RulesHealth  `json:"rules,omitzero"`
+	Eyes     Eyes         `json:"eyes,omitzero"`
+}
+
+// Report gives the node's state with what was lost; spooled and dropped are the spool's.
+func (a *Agent) Report(spooled int, dropped uint64) Report {
+	r := Report{Health: a.Health(), Spooled: spooled, Dropped: dropped}
+	a.counting.Lock()
+	defer a.counting.Unlock()
+	now := time.Now()
+	r.Lost = a.losses(now, r.Probe.Drops, dropped)
+	a.looked = now
+	return r
 }
 
 // Health gives the node's state.
 func (a *Agent) Health() Health {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	h := Health{Node: a.Node, Lock: "on", Nameless: a.missed}
+	h := Health{Node: a.Node, Lock: "on"}
+	// Not under a.mu: the probe holds its own lock while an event is judged, which may want a.mu.
+	if a.Probe != nil {
+		h.Probe = a.Probe.Status()
+		h.Eyes = a.eyes.Eyes()
+	}
 	if a.Lock == nil {
 		h.Lock = a.LockWhy
 	}
 	if a.RuleFiles != nil {
 		h.Rules = a.RuleFiles.Health()
 	}
-	if a.Probe != nil {
-		h.Probe = a.Probe.Status()
-	}
 	if a.Resolver != nil {
 		h.Runtime = a.Resolver.Runtime()
 	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	h.Nameless = a.missed
 	return h
 }
 

@@ -32,7 +32,11 @@ type Setup struct {
 	APIServers []string
 	NoLock     bool               // only watch
 	At         func(point string) // for tests: see Options
-	Log        *slog.Logger
+	// Probe sizes the rings and turns hooks off; Node and CgroupRoot are filled in.
+	Probe probe.Options
+	// Heartbeat: see Options.
+	Heartbeat time.Duration
+	Log       *slog.Logger
 }
 
 // Make opens everything that this machine has and says what it lacks. Close ends it; locks in force stay.
@@ -55,7 +59,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
 	}
@@ -68,7 +72,8 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		return nil, nil, fmt.Errorf("tell containers apart: %w", err)
 	}
 	closers = append(closers, func() { _ = o.Resolver.Close() })
-	if o.Probe, err = probe.Load(probe.Options{Node: s.Node}); err != nil {
+	s.Probe.Node = s.Node
+	if o.Probe, err = probe.Load(s.Probe); err != nil {
 		s.Log.Error("the kernel cannot be watched; foreign detections still work", "error", err)
 	} else {
 		closers = append(closers, func() { _ = o.Probe.Close() })
@@ -125,13 +130,7 @@ func BootID() string {
 // Serve watches, spools and obeys until ctx ends. The client's Handler, Spool and Status are this agent's.
 func (a *Agent) Serve(ctx context.Context, client *link.Client, spool *link.Spool) error {
 	client.Handler, client.Spool, client.BootID = a, spool, BootID()
-	client.Status = func() any {
-		return struct {
-			Health
-			Spooled int    `json:"spooled"`
-			Dropped uint64 `json:"spool_dropped"`
-		}{a.Health(), spool.Len(), spool.Dropped()}
-	}
+	client.Status = func() any { return a.Report(spool.Len(), spool.Dropped()) }
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := make(chan error, 2)

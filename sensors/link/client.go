@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,16 +45,26 @@ type Client struct {
 	BootID  string
 	Spool   *Spool
 	Handler Handler
+	// Identity renews the node's certificate; nil keeps that of TLS until it ends. TLS is not needed with it.
+	Identity *Identity
 	// Status is sent every HealthEvery (default 10 s).
 	Status      func() any
 	HealthEvery time.Duration
 	Log         *slog.Logger
+	// Now is the wall clock; nil is the machine's.
+	Now func() time.Time
 }
 
 // Run keeps the stream up until ctx ends. It dials again after 0.1 s at first and 5 s at most.
 func (c *Client) Run(ctx context.Context) error {
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Identity != nil {
+		c.TLS = c.Identity.TLS()
 	}
 	conn, err := grpc.NewClient(c.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(c.TLS)),
@@ -89,21 +100,43 @@ func (c *Client) Run(ctx context.Context) error {
 // session is one connected stream.
 type session struct {
 	*Client
-	stream linkpb.Gateway_NodeClient
-	send   sync.Mutex
-	keys   proof.Keyring
-	acks   chan uint64
+	stream  linkpb.Gateway_NodeClient
+	send    sync.Mutex
+	keys    proof.Keyring
+	acks    chan *linkpb.Ack
+	renewed chan *linkpb.Renewed
+	heard   atomic.Pointer[heard]
 }
 
-func (c *Client) stream(ctx context.Context, gateway linkpb.GatewayClient) error {
-	ctx, cancel := context.WithCancel(ctx)
+// heard is the newest time of the gateway's, and when it came by this process's own clock.
+type heard struct {
+	gateway int64
+	at      time.Time
+}
+
+// farewell is how long a stream that was told goodbye may take to end.
+const farewell = 500 * time.Millisecond
+
+func (c *Client) stream(parent context.Context, gateway linkpb.GatewayClient) error {
+	// The stream outlives its parent by a word: who is told to stop says goodbye.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	defer cancel()
+	opened := context.AfterFunc(parent, cancel)
 	stream, err := gateway.Node(ctx)
+	opened()
 	if err != nil {
 		return fmt.Errorf("open stream: %w", err)
 	}
-	s := &session{Client: c, stream: stream, acks: make(chan uint64, 1)}
-	if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Hello{Hello: &linkpb.Hello{Node: c.Node, Version: c.Version, BootId: c.BootID}}}); err != nil {
+	s := &session{Client: c, stream: stream, acks: make(chan *linkpb.Ack, 1), renewed: make(chan *linkpb.Renewed, 1)}
+	defer context.AfterFunc(parent, func() {
+		timer := time.AfterFunc(farewell, cancel)
+		defer timer.Stop()
+		if s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Goodbye{Goodbye: &linkpb.Goodbye{Reason: "the sensor was told to stop"}}}) == nil {
+			_ = stream.CloseSend()
+		}
+		<-ctx.Done()
+	})()
+	if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Hello{Hello: &linkpb.Hello{Node: c.Node, Version: c.Version, BootId: c.BootID, TimeNs: c.Now().UnixNano(), Waits: true}}}); err != nil {
 		return err
 	}
 	first, err := stream.Recv()
@@ -113,6 +146,7 @@ func (c *Client) stream(ctx context.Context, gateway linkpb.GatewayClient) error
 	if first.GetWelcome() == nil {
 		return errors.New("the gateway's first word was no welcome")
 	}
+	s.heard.Store(&heard{first.GetWelcome().GetTimeNs(), time.Now()})
 	if s.keys, err = proof.ParseKeyring(first.GetWelcome().GetAuthorityKeys()); err != nil {
 		return err
 	}
@@ -121,9 +155,12 @@ func (c *Client) stream(ctx context.Context, gateway linkpb.GatewayClient) error
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
 	parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
+	if c.Identity != nil {
+		parts.Go(func() { failed <- s.renew(ctx); cancel() })
+	}
 	for {
 		msg, err := stream.Recv()
 		if err != nil {
@@ -140,11 +177,18 @@ func (c *Client) stream(ctx context.Context, gateway linkpb.GatewayClient) error
 				c.Log.Error("the gateway refused a detection", "detection", r.GetId(), "reason", r.GetReason())
 			}
 			select {
-			case s.acks <- body.Ack.GetSequence():
+			case s.acks <- body.Ack:
 			case <-ctx.Done():
 			}
 		case *linkpb.ToNode_Command:
 			parts.Go(func() { s.obey(ctx, body.Command) })
+		case *linkpb.ToNode_Heard:
+			s.heard.Store(&heard{body.Heard.GetTimeNs(), time.Now()})
+		case *linkpb.ToNode_Renewed:
+			select {
+			case s.renewed <- body.Renewed:
+			default: // nobody asked
+			}
 		}
 	}
 }
@@ -184,15 +228,41 @@ func (s *session) sendDetections(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case acked := <-s.acks:
-			if acked != sequence {
-				return fmt.Errorf("the gateway acknowledged batch %d, not %d", acked, sequence)
+		case ack := <-s.acks:
+			if ack.GetSequence() != sequence {
+				return fmt.Errorf("the gateway acknowledged batch %d, not %d", ack.GetSequence(), sequence)
+			}
+			if wait := ack.GetRetryAfterMs(); wait > 0 {
+				if err := s.pause(ctx, time.Duration(wait)*time.Millisecond); err != nil {
+					return err
+				}
+				sequence++
+				continue
 			}
 		}
 		if err := s.Spool.Done(len(head)); err != nil {
 			s.Log.Warn("spool", "error", err)
 		}
 		sequence++
+	}
+}
+
+// longestPause bounds how long a gateway can make a node wait.
+const longestPause = time.Minute
+
+// pause waits as the gateway asked: this node sends more than its rate. Meanwhile the spool grows.
+func (s *session) pause(ctx context.Context, wait time.Duration) error {
+	return s.idle(ctx, min(wait, longestPause))
+}
+
+func (s *session) idle(ctx context.Context, wait time.Duration) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }
 
@@ -209,7 +279,9 @@ func (s *session) sendHealth(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("encode status: %w", err)
 			}
-			if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Health{Health: &linkpb.Health{Status: raw}}}); err != nil {
+			last := s.heard.Load()
+			health := &linkpb.Health{Status: raw, TimeNs: s.Now().UnixNano(), EchoNs: last.gateway, HeldNs: time.Since(last.at).Nanoseconds()}
+			if err := s.say(&linkpb.FromNode{Body: &linkpb.FromNode_Health{Health: health}}); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -39,7 +40,21 @@ type Spool struct {
 	bytes   int64
 	dropped uint64
 	more    chan struct{}
+	path    string
+	// done is how many bytes of the file, after its first line, were acknowledged: that line says so, and a restart
+	// does not send them again.
+	done int64
+	// torn: the file lacks something that is pending, so it cannot be told where in it what was acknowledged ends.
+	torn bool
 }
+
+// firstLine is the line that begins a spool's file, always of the same length.
+const firstLine = `{"spool":1,"done":%020d}` + "\n"
+
+func headLine(done int64) []byte { return fmt.Appendf(nil, firstLine, done) }
+
+// compactFrom is how much must have been acknowledged before the file is written anew without it.
+const compactFrom = 1 << 20
 
 // OpenSpool opens the spool in dir and reads back what a previous process left. A torn last line is dropped.
 func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
@@ -47,13 +62,17 @@ func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	path := filepath.Join(dir, "detections.spool")
-	s := &Spool{limit: limit.orDefault(), more: make(chan struct{}, 1)}
+	s := &Spool{limit: limit.orDefault(), more: make(chan struct{}, 1), path: path}
 	old, err := os.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("open spool: %w", err)
 	default:
+		if err := skipDone(old); err != nil {
+			_ = old.Close()
+			return nil, err
+		}
 		lines := bufio.NewScanner(old)
 		lines.Buffer(make([]byte, 0, 64<<10), 4<<20)
 		for lines.Scan() {
@@ -63,11 +82,31 @@ func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
 		}
 		_ = old.Close()
 	}
-	if err := s.rewrite(path); err != nil {
+	if err := s.rewrite(); err != nil {
 		return nil, err
 	}
 	s.wake()
 	return s, nil
+}
+
+// skipDone goes to the first line that was not acknowledged. A file of an older sensor says nothing of that, and one that
+// says what cannot be is read from its beginning: what is sent again is known by its id.
+func skipDone(f *os.File) error {
+	head := make([]byte, len(headLine(0)))
+	var done int64
+	at := int64(0)
+	if n, err := f.ReadAt(head, 0); err == nil && n == len(head) {
+		if _, err := fmt.Sscanf(string(head), firstLine, &done); err == nil {
+			at = int64(len(head))
+			if info, err := f.Stat(); err == nil && done >= 0 && at+done <= info.Size() {
+				at += done
+			}
+		}
+	}
+	if _, err := f.Seek(at, io.SeekStart); err != nil {
+		return fmt.Errorf("read spool: %w", err)
+	}
+	return nil
 }
 
 func (s *Spool) hold(line []byte) {
@@ -76,9 +115,14 @@ func (s *Spool) hold(line []byte) {
 }
 
 // rewrite replaces the file by what is pending, atomically.
-func (s *Spool) rewrite(path string) error {
+func (s *Spool) rewrite() error {
+	path := s.path
 	next, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
+		return fmt.Errorf("rewrite spool: %w", err)
+	}
+	if _, err := next.Write(headLine(0)); err != nil {
+		_ = next.Close()
 		return fmt.Errorf("rewrite spool: %w", err)
 	}
 	for _, line := range s.pending {
@@ -94,7 +138,7 @@ func (s *Spool) rewrite(path string) error {
 	if s.file != nil {
 		_ = s.file.Close()
 	}
-	s.file = next
+	s.file, s.done, s.torn = next, 0, false
 	return nil
 }
 
@@ -113,6 +157,7 @@ func (s *Spool) Add(d sensors.Detection) error {
 	s.hold(line)
 	s.wake()
 	if _, err := s.file.Write(append(line[:len(line):len(line)], '\n')); err != nil {
+		s.torn = true
 		return fmt.Errorf("spool detection %s: kept in memory only: %w", d.ID, err)
 	}
 	return nil
@@ -142,18 +187,38 @@ func (s *Spool) Done(n int) error {
 	n = min(n, len(s.pending))
 	for _, line := range s.pending[:n] {
 		s.bytes -= int64(len(line))
+		s.done += int64(len(line)) + 1
 	}
 	s.pending = append([][]byte(nil), s.pending[n:]...)
 	if len(s.pending) > 0 {
 		s.wake()
-		// The file is shortened only when it is empty: a restart in between sends some twice, which the
-		// gateway recognises by id.
-		return nil
 	}
-	if err := s.file.Truncate(0); err != nil {
-		return fmt.Errorf("shorten spool: %w", err)
+	if len(s.pending) == 0 && !s.torn {
+		return s.empty()
 	}
-	if _, err := s.file.Seek(0, 0); err != nil {
+	if s.torn || s.done > compactFrom && s.done > s.bytes {
+		return s.rewrite()
+	}
+	// Not synced: a crash of the machine in between sends some twice, which the gateway recognises by id.
+	if _, err := s.file.WriteAt(headLine(s.done), 0); err != nil {
+		return fmt.Errorf("note in the spool what was acknowledged: %w", err)
+	}
+	return nil
+}
+
+// empty shortens the file to its first line. In between that line says more than there is, and is not believed.
+func (s *Spool) empty() error {
+	head := headLine(0)
+	err := s.file.Truncate(int64(len(head)))
+	if err == nil {
+		_, err = s.file.Seek(int64(len(head)), io.SeekStart)
+	}
+	if err == nil {
+		s.done = 0
+		_, err = s.file.WriteAt(head, 0)
+	}
+	if err != nil {
+		s.torn = true
 		return fmt.Errorf("shorten spool: %w", err)
 	}
 	return nil

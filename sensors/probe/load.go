@@ -281,6 +281,15 @@ func (p *Probe) Status() Status {
 // losers tells whose events were lost, by the path of the cgroup.
 func (p *Probe) losers() map[string]uint64 {
 	out := map[string]uint64{}
+	for _, each := range p.Losers() {
+		out[each.Path] += each.Lost
+	}
+	return out
+}
+
+// Losers tells whose events were lost since Load.
+func (p *Probe) Losers() []Loser {
+	var out []Loser
 	var id, n uint64
 	for each := p.coll.Maps[bpf.ObserveMapLosers].Iterate(); each.Next(&id, &n); {
 		p.mu.Lock()
@@ -291,7 +300,7 @@ func (p *Probe) losers() map[string]uint64 {
 				name = "gone"
 			}
 		}
-		out[name] += n
+		out = append(out, Loser{Cgroup: id, Path: name, Lost: n})
 	}
 	return out
 }

@@ -81,6 +81,13 @@ type Status struct {
 	Since    time.Time `json:"since"`
 }
 
+// Loser is a cgroup whose events were lost: "gone" is the path of one that no longer is.
+type Loser struct {
+	Cgroup uint64
+	Path   string
+	Lost   uint64
+}
+
 // HookStatus says whether a hook is on, and if not why not and what would mend it.
 type HookStatus struct {
 	Hook   Hook   `json:"hook"`

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -104,13 +103,7 @@ func serial() *big.Int {
 	return n
 }
 
-func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode a key: %w", err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) { return link.EncodeKey(key) }
 
 // CA is the authority's certificate as PEM.
 func (p *PKI) CA() []byte { return p.pem }
@@ -131,26 +124,13 @@ func (p *PKI) Issue(role, name string, hosts ...string) (certPEM, keyPEM []byte,
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(certLife),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	for _, h := range hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else {
-			template.DNSNames = append(template.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, p.cert, &key.PublicKey, p.key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
+	if certPEM, err = p.certify(role, name, &key.PublicKey, hosts...); err != nil {
+		return nil, nil, err
 	}
 	if keyPEM, err = encodeKey(key); err != nil {
 		return nil, nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+	return certPEM, keyPEM, nil
 }
 
 // TLS issues a certificate and gives the configuration of one end of a mutually authenticated connection.

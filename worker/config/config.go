@@ -41,6 +41,7 @@ type Config struct {
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
 	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
 	Exports   []Export  `yaml:"exports" json:"exports,omitempty"`
+	Nodes     Nodes     `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=what each node's sensor may send"`
 	AWS       *AWS      `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
 	Webhooks  []Webhook `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
 	Email     *Email    `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
@@ -244,6 +245,7 @@ func (p *parser) check(c *Config) {
 	p.outside(c)
 	p.foreign(c.Foreign)
 	p.exports(c.Exports)
+	p.nodes(c.Nodes)
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)

@@ -81,6 +81,9 @@ func (f *Foreign) take(d door) http.HandlerFunc {
 			return
 		}
 		code, a := f.batch(r.Context(), s, d, records)
+		if f.Health != nil && a.Accepted+a.Telemetry+a.Health > 0 {
+			f.Health.ForeignSpoke(s.name)
+		}
 		if code == http.StatusServiceUnavailable {
 			s.counts.later.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))

@@ -75,6 +75,8 @@ func (h *heard) ForeignHealth(_ context.Context, one foreign.Health) {
 	h.all = append(h.all, one)
 }
 
+func (h *heard) ForeignSpoke(string) {}
+
 func tokenOf(name string) string { return "a-token-of-tests-for-" + name }
 
 func openDoors(t *testing.T, server *temporal.Server, sources ...config.Foreign) *doors {

@@ -7,6 +7,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 	"stanch/sensors/link/linkpb"
 	"stanch/sensors/proof"
 	"stanch/worker/authority"
+	"stanch/worker/config"
 )
 
 // maxBlobs bounds what one command's answer may bring, in bytes.
@@ -44,10 +46,18 @@ type Hub struct {
 
 	// Started is when this process began to listen for nodes.
 	Started time.Time
+	// Limits bound what each node may send.
+	Limits config.Nodes
+	// Monitor is told what is noticed of nodes; nil is nobody.
+	Monitor Monitor
+	// Sign makes a certificate for a node from its request; nil makes none.
+	Sign func(ctx context.Context, node string, csr []byte) ([]byte, error)
 
-	mu    sync.Mutex
-	nodes map[string]*node
-	left  map[string]time.Time // when a node's last stream ended
+	mu       sync.Mutex
+	nodes    map[string]*node
+	left     map[string]time.Time // when a node's last stream ended
+	paces    paces
+	renewals renewals
 }
 
 // patience is how long a node that was here a moment ago, or that had no time to dial since this process started, is
@@ -65,6 +75,13 @@ type node struct {
 	calls  map[string]*call
 	health json.RawMessage
 	since  time.Time
+	waits  bool // it obeys when it is told to wait
+	ends   time.Time
+	clock  *Clock
+	pace   *pace
+	// told is when the gateway last told its time, which the node echoes. Only the stream's reader uses it.
+	told    time.Time
+	goodbye bool
 }
 
 type call struct {
@@ -73,30 +90,31 @@ type call struct {
 	answers chan *linkpb.Result
 }
 
-// NodeOf is the name in a peer's certificate, if it is a node's.
-func nodeOf(ctx context.Context) (string, error) {
+// nodeOf is a peer's certificate, if it is a node's.
+func nodeOf(ctx context.Context) (*x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return "", errors.New("the connection shows no peer")
+		return nil, errors.New("the connection shows no peer")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
-		return "", errors.New("the connection shows no verified certificate")
+		return nil, errors.New("the connection shows no verified certificate")
 	}
-	subject := info.State.VerifiedChains[0][0].Subject
-	if !slices.Contains(subject.OrganizationalUnit, authority.RoleNode) {
-		return "", fmt.Errorf("the certificate of %q is not a node's", subject.CommonName)
+	certificate := info.State.VerifiedChains[0][0]
+	if subject := certificate.Subject; !slices.Contains(subject.OrganizationalUnit, authority.RoleNode) {
+		return nil, fmt.Errorf("the certificate of %q is not a node's", subject.CommonName)
 	}
-	return subject.CommonName, nil
+	return certificate, nil
 }
 
 // Node serves one node's stream.
 func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	ctx := stream.Context()
-	name, err := nodeOf(ctx)
+	certificate, err := nodeOf(ctx)
 	if err != nil {
 		return status.Error(codes.Unauthenticated, err.Error())
 	}
+	name := certificate.Subject.CommonName
 	first, err := stream.Recv()
 	if err != nil {
 		return err //nolint:wrapcheck // the stream ended
@@ -106,12 +124,13 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		return status.Errorf(codes.PermissionDenied, "the certificate is node %q's, hello says %q", name, hello.GetNode())
 	}
 	var send sync.Mutex
-	n := &node{name: name, done: ctx.Done(), calls: map[string]*call{}, since: time.Now(), send: func(m *linkpb.ToNode) error {
+	n := &node{name: name, done: ctx.Done(), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *linkpb.ToNode) error {
 		send.Lock()
 		defer send.Unlock()
 		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
 	}}
-	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines()}}}); err != nil {
+	n.told = time.Now()
+	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines(), TimeNs: n.told.UnixNano()}}}); err != nil {
 		return err
 	}
 	h.enter(n)
@@ -120,11 +139,19 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		h.leave(n)
 		return status.Errorf(codes.Unavailable, "serve the node's queue: %v", err)
 	}
-	h.Log.Info("node connected", "node", name, "version", hello.GetVersion())
+	h.Log.Info("node connected", "node", name, "version", hello.GetVersion(), "certificate_ends", n.ends)
+	h.note(NodeNote{Node: name, What: NodeCame, Ends: n.ends})
 	defer func() {
-		h.leave(n)
+		last := h.leave(n)
 		stop()
-		h.Log.Info("node disconnected", "node", name)
+		h.Log.Info("node disconnected", "node", name, "goodbye", n.goodbye)
+		switch {
+		case !last: // it has a newer stream
+		case n.goodbye:
+			h.note(NodeNote{Node: name, What: NodeStopped})
+		default:
+			h.note(NodeNote{Node: name, What: NodeLeft})
+		}
 	}()
 	for {
 		msg, err := stream.Recv()
@@ -142,9 +169,15 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		case *linkpb.FromNode_Result:
 			n.answer(body.Result)
 		case *linkpb.FromNode_Health:
-			n.mu.Lock()
-			n.health = append(json.RawMessage(nil), body.Health.GetStatus()...)
-			n.mu.Unlock()
+			if err := h.spoke(n, body.Health); err != nil {
+				return err
+			}
+		case *linkpb.FromNode_Renew:
+			if err := h.renew(ctx, n, body.Renew); err != nil {
+				return err
+			}
+		case *linkpb.FromNode_Goodbye:
+			n.goodbye = true
 		}
 	}
 }
@@ -158,32 +191,25 @@ func (h *Hub) enter(n *node) {
 	h.nodes[n.name] = n // the newest stream counts; an older one of the same node is a dying one
 }
 
-func (h *Hub) leave(n *node) {
+// leave forgets a stream, and tells whether it was its node's last.
+func (h *Hub) leave(n *node) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.nodes[n.name] == n {
-		delete(h.nodes, n.name)
-		if h.left == nil {
-			h.left = map[string]time.Time{}
-		}
-		h.left[n.name] = time.Now()
+	if h.nodes[n.name] != n {
+		return false
 	}
-}
-
-// Nodes lists the connected nodes with their last health.
-func (h *Hub) Nodes() map[string]json.RawMessage {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	out := map[string]json.RawMessage{}
-	for name, n := range h.nodes {
-		n.mu.Lock()
-		out[name] = n.health
-		n.mu.Unlock()
+	delete(h.nodes, n.name)
+	if h.left == nil {
+		h.left = map[string]time.Time{}
 	}
-	return out
+	h.left[n.name] = time.Now()
+	return true
 }
 
 func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections) error {
+	if wait, err := h.paced(ctx, n, batch); err != nil || wait > 0 {
+		return err
+	}
 	ack := &linkpb.Ack{Sequence: batch.GetSequence()}
 	var good []sensors.Detection
 	for _, raw := range batch.GetDetection() {

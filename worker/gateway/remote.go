@@ -20,13 +20,22 @@ const Audience = "stanch"
 type Remote struct {
 	API
 	Kube kubernetes.Interface
+	// Enrol gives nodes their first certificate; nil gives none.
+	Enrol *Enrol
 }
 
 // Server is the HTTP server; who serves it adds TLS.
 func (m *Remote) Server() *http.Server {
 	m.Identify = m.who
 	m.MayRead = func(r *http.Request) error { _, err := m.who(r); return err }
-	return &http.Server{Handler: m.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second}
+	handler := m.Handler()
+	if m.Enrol != nil {
+		mux := http.NewServeMux()
+		mux.Handle("POST /v1/enrol", m.Enrol)
+		mux.Handle("/", handler)
+		handler = mux
+	}
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second}
 }
 
 func (m *Remote) who(r *http.Request) (Speaker, error) {

@@ -2,7 +2,8 @@
 // rights that a phase needs, taken from the actions' specs.
 //
 // It refuses to grant a right that no spec declares, to hold a secret (it names secrets and says how to make them), and
-// to give the sensor any credential of the cluster: a node that was taken over must not be able to write elsewhere.
+// to give the sensor any credential of the cluster: a node that was taken over must not be able to write elsewhere. The
+// token that a sensor enrols with is good for the gateway alone; the API server takes it for nothing.
 package manifests
 
 import (
@@ -30,6 +31,8 @@ const (
 	EvidenceClaim  = "stanch-evidence"
 	KeysSecret     = "stanch-keys" //nolint:gosec // a name
 	PKISecret      = "stanch-pki"
+	// CAName holds the authority's certificate, without its key: sensors know the gateway by it.
+	CAName         = "stanch-ca"
 	TemporalSecret = "stanch-temporal"
 	// SlackSecret holds Slack's tokens, if there is a Slack: what stanch.yaml names lies in SlackDir.
 	SlackSecret = "stanch-slack" //nolint:gosec // a name
@@ -65,7 +68,9 @@ type Options struct {
 	// DataPath keeps the worker's data in a folder of its node, instead of a claim for the evidence.
 	DataPath string
 	CRI      string // the runtime's socket on the nodes; "" means /run/containerd/containerd.sock
-	NodeCert string // the folder on each node with its certificate; "" means /etc/stanch/node
+	// NodeCert is the folder on each node with a certificate of `stanch cert node`; "" lets each sensor get one from the
+	// gateway, with its pod's token.
+	NodeCert string
 	LockDir  string // "" means the sensor's default
 }
 
@@ -78,7 +83,6 @@ func (o Options) withDefaults() Options {
 	set(&o.Namespace, "stanch-system")
 	set(&o.TemporalNamespace, "stanch")
 	set(&o.CRI, "/run/containerd/containerd.sock")
-	set(&o.NodeCert, "/etc/stanch/node")
 	set(&o.Gateway, fmt.Sprintf("%s.%s.svc:%d", GatewayService, o.Namespace, GatewayPort))
 	set(&o.Config, fmt.Sprintf("phase: %d\n", o.Phase))
 	if o.Replicas == 0 {
@@ -243,7 +247,12 @@ func preface(o Options) string {
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),
 		"If it has `webhooks:`, `email:` or a `ticket:`, their keys, password and token in "+OutsideDir+":",
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, OutsideSecret))
-	lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
-		"  stanch cert node NODE --pki secrets/pki --out NODE")
+	if o.NodeCert != "" {
+		lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
+			"  stanch cert node NODE --pki secrets/pki --out NODE")
+	} else {
+		lines = append(lines, "Sensors know the gateway by the authority's certificate, which is no secret, and get their own with their pods' tokens:",
+			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAName))
+	}
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"
 }

@@ -14,6 +14,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"stanch/worker"
+	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/manifests"
 )
@@ -132,8 +133,17 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 				t.Error("the sensor's token is mounted")
 			}
 			for _, v := range o.Spec.Template.Spec.Volumes {
-				if v.Secret != nil || v.Projected != nil {
+				if v.Secret != nil {
 					t.Errorf("the sensor mounts the secret %s", v.Name)
+				}
+				if v.Projected == nil {
+					continue
+				}
+				for _, source := range v.Projected.Sources {
+					// One that is made for the gateway opens nothing at the API server.
+					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrolAudience {
+						t.Errorf("the sensor mounts %s, which is no token for the gateway alone", v.Name)
+					}
 				}
 			}
 		case *rbacv1.ClusterRoleBinding:

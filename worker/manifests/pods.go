@@ -2,7 +2,9 @@ package manifests
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
+	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -145,6 +147,11 @@ func (o Options) sensor() runtime.Object {
 	yes, no := true, false
 	both := corev1.MountPropagationBidirectional
 	args := []string{"--gateway", o.Gateway, "--certs", "/etc/stanch/node", "--cri", o.CRI}
+	identity := []volume{{"certificate", hostPath(o.NodeCert, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true}}}
+	if o.NodeCert == "" {
+		args = []string{"--gateway", o.Gateway, "--enrol", o.enrolURL(), "--cri", o.CRI}
+		identity = enrolment()
+	}
 	if o.LockDir != "" {
 		args = append(args, "--lock-dir", o.LockDir)
 	}
@@ -159,8 +166,8 @@ func (o Options) sensor() runtime.Object {
 			SecurityContext: &corev1.SecurityContext{Privileged: &yes, ReadOnlyRootFilesystem: &yes},
 		}},
 	}
+	mounted(&pod, identity...)
 	mounted(&pod,
-		volume{"certificate", hostPath(o.NodeCert, corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/etc/stanch/node", ReadOnly: true}},
 		volume{"state", hostPath("/var/lib/stanch-sensor", corev1.HostPathDirectoryOrCreate), corev1.VolumeMount{MountPath: "/var/lib/stanch-sensor"}},
 		volume{"cgroup", hostPath("/sys/fs/cgroup", corev1.HostPathDirectory), corev1.VolumeMount{MountPath: "/sys/fs/cgroup"}},
 		// The lock is pinned here and outlives the pod, also if the pod is the first to mount it.
@@ -171,4 +178,27 @@ func (o Options) sensor() runtime.Object {
 	)
 	selector, podTemplate := template(SensorName, pod)
 	return &appsv1.DaemonSet{TypeMeta: kind("apps/v1", "DaemonSet"), ObjectMeta: o.meta(SensorName), Spec: appsv1.DaemonSetSpec{Selector: selector, Template: podTemplate}}
+}
+
+// enrolURL is the gateway's door for people, on the host where sensors dial.
+func (o Options) enrolURL() string {
+	host, _, err := net.SplitHostPort(o.Gateway)
+	if err != nil {
+		host = o.Gateway
+	}
+	return "https://" + net.JoinHostPort(host, strconv.Itoa(PeoplePort))
+}
+
+// enrolAudience is whom a sensor's token is made for: the gateway, and not the API server.
+const enrolAudience = "stanch-gateway"
+
+// enrolment is what a sensor gets its first certificate with: a token of its own pod, and the authority's certificate.
+func enrolment() []volume {
+	seconds := int64(600)
+	return []volume{
+		{"token", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience: enrolAudience, ExpirationSeconds: &seconds, Path: "token",
+		}}}}}, corev1.VolumeMount{MountPath: "/var/run/secrets/stanch", ReadOnly: true}},
+		{"ca", corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: CAName}}}, corev1.VolumeMount{MountPath: "/etc/stanch/ca", ReadOnly: true}},
+	}
 }

@@ -42,6 +42,8 @@ func runsIn(class playbooks.Class, phase int) bool {
 var ownReads = []playbooks.Right{
 	// The gateway asks where a pod runs before it believes a node; the sweeper looks for pods that lost their lease.
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
+	// Nodes that should be watched and are not are missed.
+	{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
 	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
 	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
 	// The gateway asks whose token a person shows. It is "created" and changes nothing.

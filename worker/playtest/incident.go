@@ -80,6 +80,10 @@ func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rul
 	out.Rule = cmp.Or(out.Rule, "test-"+string(out.Objective)) // two of one rule would be one, repeated
 	out.Title = cmp.Or(out.Title, "Sign of "+string(out.Objective))
 	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: containerOf(d, c)}
+	if d.Subject.Kind != "" {
+		out.Event.Subject, out.Event.Container = d.Subject, sensors.Container{}
+		out.Event.Kind = cmp.Or(out.Event.Kind, sensors.KindHealth)
+	}
 	if out.Event.Kind == "" {
 		switch {
 		case rule != nil:

@@ -18,6 +18,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -237,11 +238,21 @@ func (r *run) start(ctx workflow.Context) {
 				targets = append(targets, t)
 			}
 		}
-		if len(targets) == 0 {
+		if len(targets) == 0 && !r.bare(s.Name) {
 			continue
 		}
 		r.launch(ctx, s, targets)
 	}
+}
+
+// bare tells whether a playbook is to run once on an incident that has no target: one about the telemetry itself, where
+// people are called and nothing is held. No history from before these incidents can come here.
+func (r *run) bare(name string) bool {
+	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindHealth || r.Covered[name+"\x00"] {
+		return false
+	}
+	r.Covered[name+"\x00"] = true
+	return true
 }
 
 func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target) {

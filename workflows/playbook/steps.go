@@ -251,12 +251,16 @@ func (r *run) request(f frame, s *playbooks.Step, params json.RawMessage, target
 // targets are the step's own, or the action's kind of the incident's.
 func (r *run) targets(f frame, s *playbooks.Step) ([]playbooks.Target, error) {
 	targets, err := f.Targets(s, f.env)
-	if err != nil || s.Target != nil || len(targets) == 0 {
+	// An incident about the telemetry has no targets, and people are told of it all the same.
+	bare := len(r.in.Incident.Targets) == 0
+	if err != nil || s.Target != nil || len(targets) == 0 && !bare {
 		return targets, err //nolint:wrapcheck // it names the step
 	}
 	switch kinds := r.Catalogue[s.Action].Targets; {
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetIncident:
 		return []playbooks.Target{{Kind: playbooks.TargetIncident, Name: r.brief.ID, UID: r.brief.ID}}, nil
+	case bare:
+		return nil, nil
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetWorkload:
 		w := r.in.Incident.Workload
 		return []playbooks.Target{{Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name, UID: w.UID, Node: w.Node}}, nil

@@ -32,6 +32,8 @@ type FromNode struct {
 	//	*FromNode_Detections
 	//	*FromNode_Result
 	//	*FromNode_Health
+	//	*FromNode_Renew
+	//	*FromNode_Goodbye
 	Body          isFromNode_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -110,6 +112,24 @@ func (x *FromNode) GetHealth() *Health {
 	return nil
 }
 
+func (x *FromNode) GetRenew() *Renew {
+	if x != nil {
+		if x, ok := x.Body.(*FromNode_Renew); ok {
+			return x.Renew
+		}
+	}
+	return nil
+}
+
+func (x *FromNode) GetGoodbye() *Goodbye {
+	if x != nil {
+		if x, ok := x.Body.(*FromNode_Goodbye); ok {
+			return x.Goodbye
+		}
+	}
+	return nil
+}
+
 type isFromNode_Body interface {
 	isFromNode_Body()
 }
@@ -130,6 +150,14 @@ type FromNode_Health struct {
 	Health *Health `protobuf:"bytes,4,opt,name=health,proto3,oneof"`
 }
 
+type FromNode_Renew struct {
+	Renew *Renew `protobuf:"bytes,5,opt,name=renew,proto3,oneof"`
+}
+
+type FromNode_Goodbye struct {
+	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"`
+}
+
 func (*FromNode_Hello) isFromNode_Body() {}
 
 func (*FromNode_Detections) isFromNode_Body() {}
@@ -138,6 +166,10 @@ func (*FromNode_Result) isFromNode_Body() {}
 
 func (*FromNode_Health) isFromNode_Body() {}
 
+func (*FromNode_Renew) isFromNode_Body() {}
+
+func (*FromNode_Goodbye) isFromNode_Body() {}
+
 type ToNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -145,6 +177,8 @@ type ToNode struct {
 	//	*ToNode_Welcome
 	//	*ToNode_Ack
 	//	*ToNode_Command
+	//	*ToNode_Heard
+	//	*ToNode_Renewed
 	Body          isToNode_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -214,6 +248,24 @@ func (x *ToNode) GetCommand() *Command {
 	return nil
 }
 
+func (x *ToNode) GetHeard() *Heard {
+	if x != nil {
+		if x, ok := x.Body.(*ToNode_Heard); ok {
+			return x.Heard
+		}
+	}
+	return nil
+}
+
+func (x *ToNode) GetRenewed() *Renewed {
+	if x != nil {
+		if x, ok := x.Body.(*ToNode_Renewed); ok {
+			return x.Renewed
+		}
+	}
+	return nil
+}
+
 type isToNode_Body interface {
 	isToNode_Body()
 }
@@ -230,17 +282,33 @@ type ToNode_Command struct {
 	Command *Command `protobuf:"bytes,3,opt,name=command,proto3,oneof"`
 }
 
+type ToNode_Heard struct {
+	Heard *Heard `protobuf:"bytes,4,opt,name=heard,proto3,oneof"`
+}
+
+type ToNode_Renewed struct {
+	Renewed *Renewed `protobuf:"bytes,5,opt,name=renewed,proto3,oneof"`
+}
+
 func (*ToNode_Welcome) isToNode_Body() {}
 
 func (*ToNode_Ack) isToNode_Body() {}
 
 func (*ToNode_Command) isToNode_Body() {}
 
+func (*ToNode_Heard) isToNode_Body() {}
+
+func (*ToNode_Renewed) isToNode_Body() {}
+
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	BootId  string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// time_ns is the node's wall clock, in nanoseconds since 1970.
+	TimeNs int64 `protobuf:"varint,4,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	// waits says that the node obeys Ack.retry_after_ms. One that does not would take that for an acknowledgement.
+	Waits         bool `protobuf:"varint,5,opt,name=waits,proto3" json:"waits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,10 +364,26 @@ func (x *Hello) GetBootId() string {
 	return ""
 }
 
+func (x *Hello) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *Hello) GetWaits() bool {
+	if x != nil {
+		return x.Waits
+	}
+	return false
+}
+
 // Welcome carries the public keys by which the node verifies grants and lease tokens.
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AuthorityKeys []string               `protobuf:"bytes,1,rep,name=authority_keys,json=authorityKeys,proto3" json:"authority_keys,omitempty"`
+	// time_ns is the gateway's wall clock; the next Health echoes it.
+	TimeNs        int64 `protobuf:"varint,2,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -339,6 +423,13 @@ func (x *Welcome) GetAuthorityKeys() []string {
 		return x.AuthorityKeys
 	}
 	return nil
+}
+
+func (x *Welcome) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
 }
 
 // Detections are acknowledged by sequence once Temporal has them, all or none.
@@ -394,10 +485,13 @@ func (x *Detections) GetDetection() [][]byte {
 	return nil
 }
 
+// Ack says that Temporal has a batch, or, with retry_after_ms, that the batch was not taken: the node sends more than
+// its rate, and is to send the same batch again after that time.
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	Refused       []*Refused             `protobuf:"bytes,2,rep,name=refused,proto3" json:"refused,omitempty"`
+	RetryAfterMs  int64                  `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -444,6 +538,13 @@ func (x *Ack) GetRefused() []*Refused {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *Ack) GetRetryAfterMs() int64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
 }
 
 // Refused names a detection that the gateway will never accept, so that the node stops sending it.
@@ -663,8 +764,13 @@ func (x *Result) GetDone() bool {
 }
 
 type Health struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        []byte                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status []byte                 `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// time_ns is the node's wall clock when it sent this. echo_ns is the newest time of the gateway's that it got, and
+	// held_ns how long ago, by a clock that nobody sets: from the three the gateway tells how far apart the clocks are.
+	TimeNs        int64 `protobuf:"varint,2,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	EchoNs        int64 `protobuf:"varint,3,opt,name=echo_ns,json=echoNs,proto3" json:"echo_ns,omitempty"`
+	HeldNs        int64 `protobuf:"varint,4,opt,name=held_ns,json=heldNs,proto3" json:"held_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -706,38 +812,255 @@ func (x *Health) GetStatus() []byte {
 	return nil
 }
 
+func (x *Health) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *Health) GetEchoNs() int64 {
+	if x != nil {
+		return x.EchoNs
+	}
+	return 0
+}
+
+func (x *Health) GetHeldNs() int64 {
+	if x != nil {
+		return x.HeldNs
+	}
+	return 0
+}
+
+// Heard answers a Health.
+type Heard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeNs        int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Heard) Reset() {
+	*x = Heard{}
+	mi := &file_link_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Heard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Heard) ProtoMessage() {}
+
+func (x *Heard) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Heard.ProtoReflect.Descriptor instead.
+func (*Heard) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Heard) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+// Renew asks for a certificate with the name and role of the one that this stream showed. The key stays on the node.
+type Renew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renew) Reset() {
+	*x = Renew{}
+	mi := &file_link_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renew) ProtoMessage() {}
+
+func (x *Renew) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renew.ProtoReflect.Descriptor instead.
+func (*Renew) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Renew) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+// Renewed answers it: certificate is PEM, or error says why there is none.
+type Renewed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renewed) Reset() {
+	*x = Renewed{}
+	mi := &file_link_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renewed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renewed) ProtoMessage() {}
+
+func (x *Renewed) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
+func (*Renewed) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Renewed) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *Renewed) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Goodbye says that the sensor was told to stop: who is then silent did not vanish.
+type Goodbye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goodbye) Reset() {
+	*x = Goodbye{}
+	mi := &file_link_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goodbye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goodbye) ProtoMessage() {}
+
+func (x *Goodbye) ProtoReflect() protoreflect.Message {
+	mi := &file_link_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
+func (*Goodbye) Descriptor() ([]byte, []int) {
+	return file_link_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Goodbye) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_link_proto protoreflect.FileDescriptor
 
 const file_link_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"link.proto\x12\x0estanch.link.v1\"\xe3\x01\n" +
+	"link.proto\x12\x0estanch.link.v1\"\xc7\x02\n" +
 	"\bFromNode\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.stanch.link.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\n" +
 	"detections\x18\x02 \x01(\v2\x1a.stanch.link.v1.DetectionsH\x00R\n" +
 	"detections\x120\n" +
 	"\x06result\x18\x03 \x01(\v2\x16.stanch.link.v1.ResultH\x00R\x06result\x120\n" +
-	"\x06health\x18\x04 \x01(\v2\x16.stanch.link.v1.HealthH\x00R\x06healthB\x06\n" +
-	"\x04body\"\xa3\x01\n" +
+	"\x06health\x18\x04 \x01(\v2\x16.stanch.link.v1.HealthH\x00R\x06health\x12-\n" +
+	"\x05renew\x18\x05 \x01(\v2\x15.stanch.link.v1.RenewH\x00R\x05renew\x123\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x17.stanch.link.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
+	"\x04body\"\x87\x02\n" +
 	"\x06ToNode\x123\n" +
 	"\awelcome\x18\x01 \x01(\v2\x17.stanch.link.v1.WelcomeH\x00R\awelcome\x12'\n" +
 	"\x03ack\x18\x02 \x01(\v2\x13.stanch.link.v1.AckH\x00R\x03ack\x123\n" +
-	"\acommand\x18\x03 \x01(\v2\x17.stanch.link.v1.CommandH\x00R\acommandB\x06\n" +
-	"\x04body\"N\n" +
+	"\acommand\x18\x03 \x01(\v2\x17.stanch.link.v1.CommandH\x00R\acommand\x12-\n" +
+	"\x05heard\x18\x04 \x01(\v2\x15.stanch.link.v1.HeardH\x00R\x05heard\x123\n" +
+	"\arenewed\x18\x05 \x01(\v2\x17.stanch.link.v1.RenewedH\x00R\arenewedB\x06\n" +
+	"\x04body\"}\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
-	"\aboot_id\x18\x03 \x01(\tR\x06bootId\"0\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x17\n" +
+	"\atime_ns\x18\x04 \x01(\x03R\x06timeNs\x12\x14\n" +
+	"\x05waits\x18\x05 \x01(\bR\x05waits\"I\n" +
 	"\aWelcome\x12%\n" +
-	"\x0eauthority_keys\x18\x01 \x03(\tR\rauthorityKeys\"F\n" +
+	"\x0eauthority_keys\x18\x01 \x03(\tR\rauthorityKeys\x12\x17\n" +
+	"\atime_ns\x18\x02 \x01(\x03R\x06timeNs\"F\n" +
 	"\n" +
 	"Detections\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1c\n" +
-	"\tdetection\x18\x02 \x03(\fR\tdetection\"T\n" +
+	"\tdetection\x18\x02 \x03(\fR\tdetection\"z\n" +
 	"\x03Ack\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x121\n" +
-	"\arefused\x18\x02 \x03(\v2\x17.stanch.link.v1.RefusedR\arefused\"1\n" +
+	"\arefused\x18\x02 \x03(\v2\x17.stanch.link.v1.RefusedR\arefused\x12$\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\"1\n" +
 	"\aRefused\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"b\n" +
@@ -754,9 +1077,21 @@ const file_link_proto_rawDesc = "" +
 	"\arefused\x18\x04 \x01(\bR\arefused\x12\x12\n" +
 	"\x04blob\x18\x05 \x01(\fR\x04blob\x12\x1b\n" +
 	"\tblob_name\x18\x06 \x01(\tR\bblobName\x12\x12\n" +
-	"\x04done\x18\a \x01(\bR\x04done\" \n" +
+	"\x04done\x18\a \x01(\bR\x04done\"k\n" +
 	"\x06Health\x12\x16\n" +
-	"\x06status\x18\x01 \x01(\fR\x06status2G\n" +
+	"\x06status\x18\x01 \x01(\fR\x06status\x12\x17\n" +
+	"\atime_ns\x18\x02 \x01(\x03R\x06timeNs\x12\x17\n" +
+	"\aecho_ns\x18\x03 \x01(\x03R\x06echoNs\x12\x17\n" +
+	"\aheld_ns\x18\x04 \x01(\x03R\x06heldNs\" \n" +
+	"\x05Heard\x12\x17\n" +
+	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\"\x19\n" +
+	"\x05Renew\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
+	"\aRenewed\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"!\n" +
+	"\aGoodbye\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason2G\n" +
 	"\aGateway\x12<\n" +
 	"\x04Node\x12\x18.stanch.link.v1.FromNode\x1a\x16.stanch.link.v1.ToNode(\x010\x01B\x1cZ\x1astanch/sensors/link/linkpbb\x06proto3"
 
@@ -772,7 +1107,7 @@ func file_link_proto_rawDescGZIP() []byte {
 	return file_link_proto_rawDescData
 }
 
-var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_link_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_link_proto_goTypes = []any{
 	(*FromNode)(nil),   // 0: stanch.link.v1.FromNode
 	(*ToNode)(nil),     // 1: stanch.link.v1.ToNode
@@ -784,23 +1119,31 @@ var file_link_proto_goTypes = []any{
 	(*Command)(nil),    // 7: stanch.link.v1.Command
 	(*Result)(nil),     // 8: stanch.link.v1.Result
 	(*Health)(nil),     // 9: stanch.link.v1.Health
+	(*Heard)(nil),      // 10: stanch.link.v1.Heard
+	(*Renew)(nil),      // 11: stanch.link.v1.Renew
+	(*Renewed)(nil),    // 12: stanch.link.v1.Renewed
+	(*Goodbye)(nil),    // 13: stanch.link.v1.Goodbye
 }
 var file_link_proto_depIdxs = []int32{
-	2, // 0: stanch.link.v1.FromNode.hello:type_name -> stanch.link.v1.Hello
-	4, // 1: stanch.link.v1.FromNode.detections:type_name -> stanch.link.v1.Detections
-	8, // 2: stanch.link.v1.FromNode.result:type_name -> stanch.link.v1.Result
-	9, // 3: stanch.link.v1.FromNode.health:type_name -> stanch.link.v1.Health
-	3, // 4: stanch.link.v1.ToNode.welcome:type_name -> stanch.link.v1.Welcome
-	5, // 5: stanch.link.v1.ToNode.ack:type_name -> stanch.link.v1.Ack
-	7, // 6: stanch.link.v1.ToNode.command:type_name -> stanch.link.v1.Command
-	6, // 7: stanch.link.v1.Ack.refused:type_name -> stanch.link.v1.Refused
-	0, // 8: stanch.link.v1.Gateway.Node:input_type -> stanch.link.v1.FromNode
-	1, // 9: stanch.link.v1.Gateway.Node:output_type -> stanch.link.v1.ToNode
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: stanch.link.v1.FromNode.hello:type_name -> stanch.link.v1.Hello
+	4,  // 1: stanch.link.v1.FromNode.detections:type_name -> stanch.link.v1.Detections
+	8,  // 2: stanch.link.v1.FromNode.result:type_name -> stanch.link.v1.Result
+	9,  // 3: stanch.link.v1.FromNode.health:type_name -> stanch.link.v1.Health
+	11, // 4: stanch.link.v1.FromNode.renew:type_name -> stanch.link.v1.Renew
+	13, // 5: stanch.link.v1.FromNode.goodbye:type_name -> stanch.link.v1.Goodbye
+	3,  // 6: stanch.link.v1.ToNode.welcome:type_name -> stanch.link.v1.Welcome
+	5,  // 7: stanch.link.v1.ToNode.ack:type_name -> stanch.link.v1.Ack
+	7,  // 8: stanch.link.v1.ToNode.command:type_name -> stanch.link.v1.Command
+	10, // 9: stanch.link.v1.ToNode.heard:type_name -> stanch.link.v1.Heard
+	12, // 10: stanch.link.v1.ToNode.renewed:type_name -> stanch.link.v1.Renewed
+	6,  // 11: stanch.link.v1.Ack.refused:type_name -> stanch.link.v1.Refused
+	0,  // 12: stanch.link.v1.Gateway.Node:input_type -> stanch.link.v1.FromNode
+	1,  // 13: stanch.link.v1.Gateway.Node:output_type -> stanch.link.v1.ToNode
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_link_proto_init() }
@@ -813,11 +1156,15 @@ func file_link_proto_init() {
 		(*FromNode_Detections)(nil),
 		(*FromNode_Result)(nil),
 		(*FromNode_Health)(nil),
+		(*FromNode_Renew)(nil),
+		(*FromNode_Goodbye)(nil),
 	}
 	file_link_proto_msgTypes[1].OneofWrappers = []any{
 		(*ToNode_Welcome)(nil),
 		(*ToNode_Ack)(nil),
 		(*ToNode_Command)(nil),
+		(*ToNode_Heard)(nil),
+		(*ToNode_Renewed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -825,7 +1172,7 @@ func file_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_link_proto_rawDesc), len(file_link_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

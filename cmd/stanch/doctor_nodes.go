@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/sensors/agent"
+	"stanch/worker/gateway"
+)
+
+// nodeHealth is what a node tells of itself, and what the gateway knows of it.
+type nodeHealth struct {
+	agent.Report
+	Gateway gateway.NodeState `json:"gateway"`
+}
+
+const (
+	// wrongClock and endingSoon are the bounds from which on it is an incident too.
+	wrongClock = 5 * time.Second
+	endingSoon = 14 * 24 * time.Hour
+)
+
+// nodeFindings tells of each connected node whether it sees, loses nothing, knows the time and goes on being trusted.
+func nodeFindings(nodes map[string]nodeHealth) []finding {
+	var out []finding
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		n := nodes[name]
+		var words, bad []string
+		if c := n.Gateway.Clock; c != nil {
+			words = append(words, fmt.Sprintf("clock off by %s (± %s)", c.Skew.Round(time.Millisecond), c.Error.Round(time.Millisecond)))
+			if c.Skew.Abs() > wrongClock {
+				bad = append(bad, "set its clock")
+			}
+		}
+		if ends := n.Gateway.CertificateEnds; !ends.IsZero() {
+			words = append(words, "certificate until "+ends.UTC().Format(time.DateOnly))
+			if time.Until(ends) < endingSoon {
+				bad = append(bad, "its certificate was not renewed: look at its sensor's log")
+			}
+		}
+		switch {
+		case n.Eyes.Shut:
+			words, bad = append(words, "does not see its own heartbeat"), append(bad, "restart its sensor: "+n.Eyes.Why)
+		case !n.Eyes.Last.IsZero():
+			words = append(words, fmt.Sprintf("saw its own heartbeat at %s after %.0f ms", n.Eyes.Last.UTC().Format(time.TimeOnly), n.Eyes.LatencyMS))
+		}
+		if lost := n.Lost.Events + n.Lost.Spool; lost > 0 {
+			words = append(words, fmt.Sprintf("lost %d events and %d detections since its start", n.Lost.Events, n.Lost.Spool))
+		}
+		out = append(out, finding{Name: "node " + name, OK: len(bad) == 0, Detail: strings.Join(words, "; "), Mend: strings.Join(bad, "; ")})
+	}
+	return out
+}

@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+	"stanch/sensors/probe"
+	"stanch/sensors/rules"
+	lacking "stanch/testenv/require"
+)
+
+// watched runs an agent with a real probe, without a resolver: so it would show its heartbeats, if it showed any.
+func watched(t *testing.T, o probe.Options, wait time.Duration) (*Agent, func() []sensors.Event) {
+	t.Helper()
+	lacking.Root(t)
+	p, err := probe.Load(o)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = p.Close() })
+	a, err := New(Options{Node: "node-1", Probe: p, Heartbeat: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}, &rules.Set{})
+	require.NoError(t, err)
+	a.eyes.wait = wait
+	var mu sync.Mutex
+	var seen []sensors.Event
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- a.Watch(ctx, func(e sensors.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, e)
+		}, func(sensors.Detection) {})
+	}()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+	return a, func() []sensors.Event {
+		mu.Lock()
+		defer mu.Unlock()
+		return append([]sensors.Event(nil), seen...)
+	}
+}
+
+func TestTheHeartbeatComesBackAndNobodyElseSeesIt(t *testing.T) {
+	a, seen := watched(t, probe.Options{}, 0)
+	first := time.Time{}
+	for range 3 { // it goes on
+		require.Eventually(t, func() bool { return a.Health().Eyes.Last.After(first) }, 10*time.Second, 5*time.Millisecond, "%+v", a.Health().Eyes)
+		first = a.Health().Eyes.Last
+	}
+	eyes := a.Health().Eyes
+	require.False(t, eyes.Shut)
+	require.Empty(t, eyes.Why)
+	require.Positive(t, eyes.LatencyMS)
+	t.Logf("%+v", eyes)
+	for _, e := range seen() {
+		require.False(t, e.Kind == sensors.KindExec && e.Container.CgroupPath == "/"+heartbeatName, "%+v", e)
+	}
+}
+
+func TestWithoutItsHookASensorKnowsThatItIsBlind(t *testing.T) {
+	a, _ := watched(t, probe.Options{Disable: []probe.Hook{probe.HookExec}}, 300*time.Millisecond)
+	require.Eventually(t, func() bool { return a.Health().Eyes.Shut }, 10*time.Second, 5*time.Millisecond)
+	require.GreaterOrEqual(t, a.Health().Eyes.Missed, heartbeatsMissed)
+	require.Contains(t, a.Health().Eyes.Why, "did not come back")
+}
+
+func TestASensorWhoseCgroupIsIgnoredKnowsThatItIsBlind(t *testing.T) {
+	a, _ := watched(t, probe.Options{}, time.Second)
+	require.Eventually(t, func() bool { return !a.Health().Eyes.Last.IsZero() }, 5*time.Second, 5*time.Millisecond)
+	root, err := identity.FindCgroupRoot()
+	require.NoError(t, err)
+	id, err := identity.CgroupID(root + "/" + heartbeatName)
+	require.NoError(t, err)
+	require.NoError(t, a.Probe.Ignore(id))
+	require.Eventually(t, func() bool { return a.Health().Eyes.Shut }, 10*time.Second, 5*time.Millisecond)
+}
+
+func TestOnlyTheHeartbeatItselfIsLeftOut(t *testing.T) {
+	y := &eyes{nonce: "word", back: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
+	own := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
+		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
+	}
+	require.False(t, y.saw(own(sensors.KindExec, 7, heartbeatName, "guess")), "somebody else in its cgroup")
+	require.False(t, y.saw(own(sensors.KindExit, 7)))
+	elsewhere := own(sensors.KindExec, 7, heartbeatName, "word")
+	elsewhere.Container.CgroupPath = "/docker/abc"
+	require.False(t, y.saw(elsewhere), "its word in another cgroup")
+	require.True(t, y.saw(own(sensors.KindExec, 7, heartbeatName, "word")))
+	require.True(t, y.saw(own(sensors.KindExit, 7)))
+	require.False(t, y.saw(own(sensors.KindExec, 8, heartbeatName, "word")), "the same word again")
+	require.False(t, y.saw(own(sensors.KindConnect, 7)), "it connects nowhere")
+}

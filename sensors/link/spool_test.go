@@ -1,0 +1,72 @@
+package link
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+)
+
+func spooled(t *testing.T, s *Spool) []string {
+	t.Helper()
+	var ids []string
+	for _, line := range s.Head(1 << 20) {
+		var d sensors.Detection
+		require.NoError(t, json.Unmarshal(line, &d))
+		ids = append(ids, d.ID)
+	}
+	return ids
+}
+
+func TestARestartSendsOnlyWhatWasNotAcknowledged(t *testing.T) {
+	dir := t.TempDir()
+	reopen := func() *Spool { // without Close, as after a kill
+		s, err := OpenSpool(dir, SpoolLimit{Detections: 100_000})
+		require.NoError(t, err)
+		return s
+	}
+	s := reopen()
+	var want []string
+	for n := range 9000 {
+		id := fmt.Sprintf("d-%d", n)
+		require.NoError(t, s.Add(sensors.Detection{ID: id, Title: "a title that makes the line a little longer than it would be without one"}))
+		want = append(want, id)
+		if n%3 == 0 && n%500 != 0 {
+			require.NoError(t, s.Done(2))
+			want = want[min(2, len(want)):]
+		}
+		if n%1000 == 999 {
+			s = reopen()
+			require.Equal(t, want, spooled(t, s), "after %d", n)
+		}
+	}
+	require.NoError(t, s.Done(len(want)))
+	s = reopen()
+	require.Empty(t, spooled(t, s))
+	require.NoError(t, s.Add(sensors.Detection{ID: "after"}))
+	require.Equal(t, []string{"after"}, spooled(t, reopen()))
+	info, err := os.Stat(filepath.Join(dir, "detections.spool"))
+	require.NoError(t, err)
+	require.Less(t, info.Size(), int64(4096))
+}
+
+func TestAnOlderSpoolAndATornOneAreRead(t *testing.T) {
+	for name, text := range map[string]string{
+		"of an older sensor":           `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"that ends in a line":          string(headLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n" + `{"id":"c`,
+		"whose first line lies":        string(headLine(9999)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"whose first line is negative": string(headLine(-5)) + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+		"with one acknowledged":        string(headLine(11)) + `{"id":"z"}` + "\n" + `{"id":"a"}` + "\n" + `{"id":"b"}` + "\n",
+	} {
+		dir := t.TempDir()
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "detections.spool"), []byte(text), 0o600))
+		s, err := OpenSpool(dir, SpoolLimit{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"a", "b"}, spooled(t, s), name)
+	}
+}

@@ -1,0 +1,129 @@
+package authority
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"stanch/sensors/link"
+)
+
+// maxRequest bounds a certificate request, in bytes.
+const maxRequest = 4 << 10
+
+// certify signs a public key for a role and a name. Nothing else of what was asked for gets into the certificate.
+func (p *PKI) certify(role, name string, key any, hosts ...string) ([]byte, error) {
+	now := time.Now()
+	ends := now.Add(certLife)
+	if p.cert.NotAfter.Before(ends) {
+		ends = p.cert.NotAfter // longer than its authority it holds nowhere
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}},
+		NotBefore: now.Add(-time.Hour), NotAfter: ends,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if role == RoleNode {
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} // a node serves nothing
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, p.cert, key, p.key)
+	if err != nil {
+		return nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+}
+
+// Sign makes a certificate of a request's key for a role and a name that the caller has proved. What the request itself
+// says about names, uses or times is not looked at.
+func (p *PKI) Sign(role, name string, csr []byte) ([]byte, error) {
+	if len(csr) > maxRequest {
+		return nil, fmt.Errorf("the request has %d bytes, at most %d are accepted", len(csr), maxRequest)
+	}
+	request, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, fmt.Errorf("the request cannot be read: %w", err)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("the request is not signed with the key that it is for: %w", err)
+	}
+	switch key := request.PublicKey.(type) {
+	case ed25519.PublicKey:
+	case *ecdsa.PublicKey:
+		if key.Curve != elliptic.P256() && key.Curve != elliptic.P384() {
+			return nil, errors.New("the request's key is on a curve that is not taken: P-256 and P-384 are")
+		}
+	default:
+		return nil, fmt.Errorf("the request's key is a %T: ECDSA and Ed25519 are taken", key)
+	}
+	return p.certify(role, name, request.PublicKey)
+}
+
+// Ends is when the authority's own certificate ends, and with it all trust.
+func (p *PKI) Ends() time.Time { return p.cert.NotAfter }
+
+// Serving is the configuration of a server that runs for long: when half of its certificate's life has passed, it shows
+// a new one to whoever connects then.
+func (p *PKI) Serving(role, name string, hosts ...string) (*tls.Config, error) {
+	s := &serving{issue: func() (*tls.Certificate, error) {
+		certPEM, keyPEM, err := p.Issue(role, name, hosts...)
+		if err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair(certPEM, keyPEM)
+		if err != nil {
+			return nil, fmt.Errorf("certificate for %s: %w", name, err)
+		}
+		return &pair, nil
+	}}
+	if _, err := s.certificate(time.Now()); err != nil {
+		return nil, err
+	}
+	c := link.Mutual(tls.Certificate{}, p.Pool())
+	c.Certificates = nil
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate(time.Now()) }
+	return c, nil
+}
+
+// serving keeps a server's certificate young.
+type serving struct {
+	issue func() (*tls.Certificate, error)
+	mu    sync.Mutex
+	pair  *tls.Certificate
+}
+
+func (s *serving) certificate(now time.Time) (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pair != nil {
+		c := s.pair.Leaf
+		if now.Before(c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)) {
+			return s.pair, nil
+		}
+	}
+	pair, err := s.issue()
+	if err != nil {
+		if s.pair != nil {
+			return s.pair, nil // the old one may still hold
+		}
+		return nil, err
+	}
+	s.pair = pair
+	return pair, nil
+}

@@ -1,0 +1,245 @@
+package health_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/foreign"
+	"stanch/sensors/probe"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/health"
+)
+
+func TestHealth(t *testing.T) {
+	server := temporal.Start(t, map[string]any{"Story": story})
+	short := health.Timing{Look: 20 * time.Millisecond, Lost: 300 * time.Millisecond, Stopped: 600 * time.Millisecond, Excess: 300 * time.Millisecond}
+
+	t.Run("a node that vanishes is an incident", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		s := e.join(t, sensorOptions{name: "gone-1"})
+		e.here(t, "gone-1")
+		s.kill()
+		d := becomes(t, server, "Node/gone-1", "telemetry-lost")
+		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
+		require.Equal(t, sensors.ObjectiveDefenceEvasion, d.Objective)
+		require.Equal(t, "T1562.001", d.Technique)
+		require.Contains(t, d.Reasons[0], "did not say that it would")
+		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
+	})
+
+	t.Run("one that was told to stop is none, where nobody says that it should run", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		s := e.join(t, sensorOptions{name: "stopped-1"})
+		other := e.join(t, sensorOptions{name: "gone-2"})
+		e.here(t, "stopped-1")
+		e.here(t, "gone-2")
+		s.end()
+		require.Eventually(t, func() bool { return e.hub.Nodes()["stopped-1"] == nil }, 5*time.Second, 5*time.Millisecond)
+		time.AfterFunc(short.Stopped, other.kill) // so that the wait for it is long enough for both
+		becomes(t, server, "Node/gone-2", "telemetry-lost")
+		require.Empty(t, told(t, server, "Node/stopped-1"))
+	})
+
+	t.Run("what lasts is told once in a while, and what is over is not", func(t *testing.T) {
+		timing := short
+		timing.Again = 500 * time.Millisecond
+		e := open(t, server, edgeOptions{timing: timing})
+		node := e.join(t, sensorOptions{name: "gone-3"})
+		e.here(t, "gone-3")
+		node.kill()
+		require.Eventually(t, func() bool { return len(told(t, server, "Node/gone-3")) == 3 }, 20*time.Second, 20*time.Millisecond)
+		ids := map[string]bool{}
+		for _, d := range told(t, server, "Node/gone-3") {
+			ids[d.ID] = true
+		}
+		require.Len(t, ids, 3)
+	})
+
+	t.Run("a clock that is off is told, and by how much", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		e.join(t, sensorOptions{name: "late-1", now: func() time.Time { return time.Now().Add(-90 * time.Second) }})
+		e.join(t, sensorOptions{name: "right-1"})
+		d := becomes(t, server, "Node/late-1", "clock-skew")
+		require.Regexp(t, `off by 1m30s: its clock is behind`, d.Reasons[0])
+		e.here(t, "right-1")
+		require.Eventually(t, func() bool {
+			var said struct {
+				Gateway struct {
+					Clock struct {
+						Skew time.Duration `json:"skew_ns"`
+					} `json:"clock"`
+				} `json:"gateway"`
+			}
+			require.NoError(t, json.Unmarshal(e.hub.Nodes()["right-1"], &said))
+			return said.Gateway.Clock.Skew != 0 && said.Gateway.Clock.Skew.Abs() < 2*time.Second
+		}, 10*time.Second, 10*time.Millisecond)
+		require.Empty(t, told(t, server, "Node/right-1"))
+	})
+
+	t.Run("a node that sends too much waits, loses nothing and holds nobody up", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short, limits: config.Nodes{Rate: 150, Burst: 200}})
+		noisy, calm := e.join(t, sensorOptions{name: "noisy-1"}), e.join(t, sensorOptions{name: "calm-1"})
+		const n = 900
+		for i := range n {
+			require.NoError(t, noisy.spool.Add(made("noisy-1", i)))
+		}
+		began := time.Now()
+		require.NoError(t, calm.spool.Add(made("calm-1", 0)))
+		require.Eventually(t, func() bool { return calm.spool.Len() == 0 }, 10*time.Second, time.Millisecond)
+		require.Positive(t, noisy.spool.Len(), "the calm one was served while the noisy one waited")
+		require.Eventually(t, func() bool { return noisy.spool.Len() == 0 }, 60*time.Second, 5*time.Millisecond)
+		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 a second, 200 of them at once")
+		require.Zero(t, noisy.spool.Dropped())
+		arrived := idsOf(told(t, server, "Container/noisy-1-c"))
+		require.Len(t, arrived, n)
+		require.ElementsMatch(t, ids("noisy-1", n), arrived)
+		require.Contains(t, becomes(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
+		require.Empty(t, told(t, server, "Node/calm-1"))
+	})
+
+	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		s := e.join(t, sensorOptions{name: "aging-1", old: true})
+		first := s.Identity.Certificate()
+		require.Eventually(t, func() bool { return s.Identity.Certificate() != first }, 10*time.Second, 5*time.Millisecond)
+		second := s.Identity.Certificate()
+		require.Equal(t, "aging-1", second.Subject.CommonName)
+		require.Equal(t, []string{authority.RoleNode}, second.Subject.OrganizationalUnit)
+		require.NotEqual(t, first.PublicKey, second.PublicKey)
+	})
+
+	t.Run("a certificate that ends and was not renewed is told", func(t *testing.T) {
+		timing := short
+		timing.Ending = 100 * 24 * time.Hour
+		e := open(t, server, edgeOptions{timing: timing})
+		e.join(t, sensorOptions{name: "ending-1"})
+		require.Contains(t, becomes(t, server, "Node/ending-1", "certificate-ending").Reasons[0], "was not renewed")
+	})
+
+	t.Run("blind eyes and hooks that went off", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		var off, shut atomic.Bool
+		status := func() any {
+			r := agent.Report{Health: agent.Health{Node: "blind-1", Eyes: agent.Eyes{Shut: shut.Load(), Missed: 3}}}
+			r.Probe.Since = time.Now().Truncate(time.Hour)
+			r.Probe.Hooks = []probe.HookStatus{{Hook: "exec", On: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
+			return r
+		}
+		e.join(t, sensorOptions{name: "blind-1", status: status})
+		e.here(t, "blind-1")
+		require.Empty(t, told(t, server, "Node/blind-1"), "a hook that never was on is no matter")
+		off.Store(true)
+		require.Contains(t, becomes(t, server, "Node/blind-1", "eyes-shut").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
+		e.join(t, sensorOptions{name: "blind-2", status: func() any {
+			return agent.Report{Health: agent.Health{Node: "blind-2", Eyes: agent.Eyes{Shut: true, Missed: 3, Why: "nothing came"}}}
+		}})
+		require.Contains(t, becomes(t, server, "Node/blind-2", "eyes-shut").Reasons[1], "nothing came")
+	})
+
+	t.Run("losses are told of the node and of who made them", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		began := time.Now().Add(-time.Hour).UTC()
+		var lost atomic.Uint64
+		status := func() any {
+			r := agent.Report{Health: agent.Health{Node: "lossy-1"}}
+			r.Probe.Since, r.Probe.Drops = began, map[string]uint64{"alerts ring full": lost.Load()}
+			r.Lost = agent.Losses{Began: began, Events: lost.Load(), Since: began, Last: time.Now(), By: []agent.Loser{
+				{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Lost: lost.Load()},
+				{Cgroup: "/host.service", Lost: 1},
+			}}
+			return r
+		}
+		e.join(t, sensorOptions{name: "lossy-1", status: status})
+		e.here(t, "lossy-1")
+		require.Empty(t, told(t, server, "Node/lossy-1"))
+		lost.Store(1000)
+		d := becomes(t, server, "Node/lossy-1", "events-dropped")
+		require.Equal(t, 1000, d.Event.Count)
+		require.Contains(t, d.Reasons[0], "alerts ring full")
+		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
+		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
+		d = becomes(t, server, "Container/f100d", "events-flooded")
+		require.Equal(t, "f100d", d.Event.Container.ID)
+		require.Equal(t, "lossy-1", d.Node)
+	})
+
+	t.Run("a node that dialled another gateway is not lost", func(t *testing.T) {
+		pki, err := authority.OpenPKI(t.TempDir())
+		require.NoError(t, err)
+		auth, err := authority.Open(t.TempDir())
+		require.NoError(t, err)
+		one := open(t, server, edgeOptions{timing: short, pki: pki, auth: auth, polls: true, name: "one"})
+		two := open(t, server, edgeOptions{timing: short, pki: pki, auth: auth, polls: true, name: "two"})
+		s, other := one.join(t, sensorOptions{name: "moved-1"}), one.join(t, sensorOptions{name: "gone-4"})
+		one.here(t, "moved-1")
+		one.here(t, "gone-4")
+		s.kill()
+		two.join(t, sensorOptions{name: "moved-1"})
+		two.here(t, "moved-1")
+		time.AfterFunc(2*short.Lost, other.kill)
+		becomes(t, server, "Node/gone-4", "telemetry-lost")
+		require.Empty(t, told(t, server, "Node/moved-1"))
+	})
+
+	t.Run("two gateways that miss the same node make one detection of it", func(t *testing.T) {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never-1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "s", Labels: map[string]string{"app": "sensor"}}, Spec: corev1.PodSpec{NodeName: "never-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+		kube := fake.NewClientset(node, pod)
+		for _, name := range []string{"one", "two"} {
+			open(t, server, edgeOptions{timing: short, name: name, cluster: &health.Kubernetes{Client: kube, Namespace: "stanch-system", Selector: "app=sensor"}})
+		}
+		require.Eventually(t, func() bool { return len(told(t, server, "Node/never-1")) == 2 }, 20*time.Second, 20*time.Millisecond)
+		all := told(t, server, "Node/never-1")
+		require.Equal(t, all[0].ID, all[1].ID)
+		require.Contains(t, all[0].Reasons[0], "has not dialled in")
+		require.Contains(t, all[0].Reasons[1], "ready; its sensor's pod: Running")
+	})
+
+	t.Run("another sensor's losses", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		e.ForeignHealth(context.Background(), foreign.Health{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
+		require.Contains(t, becomes(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
+	})
+}
+
+func made(node string, n int) sensors.Detection {
+	id := fmt.Sprintf("%s-%d", node, n)
+	return sensors.Detection{
+		ID: id, Rule: "storm", Title: "One of many", Severity: sensors.SeverityLow, Confidence: 0.5, Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
+		Event: sensors.Event{ID: id, Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/true", Args: []string{id}}, Container: sensors.Container{ID: node + "-c"}},
+	}
+}
+
+func ids(node string, n int) []string {
+	var out []string
+	for i := range n {
+		out = append(out, fmt.Sprintf("%s-%d", node, i))
+	}
+	return out
+}
+
+// idsOf are the ids of detections, each once: an incident knows a detection by its id.
+func idsOf(all []sensors.Detection) []string {
+	var out []string
+	known := map[string]bool{}
+	for _, d := range all {
+		if !known[d.ID] {
+			out = append(out, d.ID)
+		}
+		known[d.ID] = true
+	}
+	return out
+}

@@ -1,0 +1,125 @@
+package health
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"stanch/sensors"
+)
+
+// kind is one way in which telemetry fails. They are a literal table and no rule pack: who could edit or disable them
+// could make Stanch blind to being made blind.
+type kind struct {
+	rule       string
+	title      string
+	severity   sensors.Severity
+	confidence float64
+	technique  string
+	reason     string
+	// alias is what the kind is called where people may know it from.
+	alias string
+	// again is how often it is told again while it lasts; 0 is Timing.Again.
+	again time.Duration
+}
+
+// The kinds. That telemetry is missing is certain; that an attacker made it so is not, so the confidence stays below
+// what may contain without a person.
+var (
+	telemetryLost = kind{
+		rule: "telemetry-lost", title: "A node is no longer watched", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1562.001",
+		reason: "Whoever stops the sensor is not seen from then on, by design.",
+	}
+	eyesShut = kind{
+		rule: "eyes-shut", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1562.001",
+		reason: "A sensor that answers and sees nothing looks healthy from outside: that is how one is blinded with care.",
+	}
+	eventsDropped = kind{
+		rule: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "What was lost was not judged: one event may have been hidden in a flood of others.",
+		alias:  "Falco internal: syscall event drop", again: time.Minute,
+	}
+	flooded = kind{
+		rule: "events-flooded", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "Flooding the sensor hides what happens meanwhile. A busy program does it too.",
+		alias:  "Falco internal: syscall event drop", again: time.Minute,
+	}
+	clockSkew = kind{
+		rule: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.006",
+		reason: "Its timeline cannot be laid beside those of others, and leases and certificates are judged by a wrong clock.",
+	}
+	certificateEnding = kind{
+		rule: "certificate-ending", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.001",
+		reason: "When it has ended, what needs it falls silent.", again: 24 * time.Hour,
+	}
+	overRate = kind{
+		rule: "node-over-rate", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "While it waits its spool fills, and what no longer fits is lost.",
+	}
+	foreignLost = kind{
+		rule: "foreign-sensor-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
+		reason: "It spoke regularly until then.",
+	}
+	foreignDropped = kind{
+		rule: "foreign-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		reason: "What was lost was not judged.", alias: "Falco internal: syscall event drop", again: time.Minute,
+	}
+)
+
+// Kinds lists the rules' names, for documentation.
+func Kinds() []string {
+	var out []string
+	for _, k := range []kind{telemetryLost, eyesShut, eventsDropped, flooded, clockSkew, certificateEnding, overRate, foreignLost, foreignDropped} {
+		out = append(out, k.rule)
+	}
+	return out
+}
+
+// condition is one kind on one subject.
+type condition struct {
+	kind    kind
+	subject sensors.Subject
+	node    string
+	// container is set if a container is to blame; then the detection is about it and joins its incident.
+	container sensors.Container
+	from      string // whose word it is; "" is the gateway's
+	severity  sensors.Severity
+	reasons   []string
+	count     int
+	since     time.Time
+}
+
+func (c condition) key() string {
+	return strings.Join([]string{c.kind.rule, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID}, "\x00")
+}
+
+// detection writes a condition as a detection. Its id is the same in every replica of the gateway that notices the same
+// within the same time, so that they make one of it.
+func (c condition) detection(now time.Time, again time.Duration) sensors.Detection {
+	sum := sha256.Sum256([]byte(c.key()))
+	id := fmt.Sprintf("health-%s-%s-%d", c.kind.rule, hex.EncodeToString(sum[:8]), now.Truncate(again).UnixMilli())
+	severity := c.kind.severity
+	if c.severity != "" {
+		severity = c.severity
+	}
+	since := c.since
+	if since.IsZero() || since.After(now) {
+		since = now
+	}
+	reasons := append(c.reasons, c.kind.reason)
+	if c.kind.alias != "" {
+		reasons = append(reasons, "Falco calls this “"+c.kind.alias+"”.")
+	}
+	return sensors.Detection{
+		ID: id, Rule: c.kind.rule, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence, Objective: sensors.ObjectiveDefenceEvasion,
+		Technique: c.kind.technique, Reasons: reasons, Source: "stanch", Time: since, Detected: now, Node: c.node,
+		Event: sensors.Event{
+			ID: id, Kind: sensors.KindHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container, Count: c.count,
+			Call: sensors.Call{Name: c.kind.rule},
+		},
+	}
+}
+
+func nodeSubject(name string) sensors.Subject { return sensors.Subject{Kind: "Node", Name: name} }

@@ -1,0 +1,279 @@
+package health
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/worker/gateway"
+)
+
+// node is what is known of one node.
+type node struct {
+	here    bool
+	stopped bool      // it said goodbye
+	seen    time.Time // when it was heard last
+	left    time.Time // when its stream ended
+	ends    time.Time // of its certificate
+	because string    // why that was not renewed
+
+	first, limited time.Time // of the excess that lasts; zero is none
+	last           *agent.Report
+	base           agent.Losses    // what was told of its losses
+	hooks          map[string]bool // those that were on
+}
+
+// calm is after how long without an excess another one is a new one.
+const calm = 30 * time.Second
+
+// of gives a node, made if it is new. The caller holds m.mu.
+func (m *Monitor) of(name string) *node {
+	n := m.nodes[name]
+	if n == nil {
+		if len(m.nodes) >= maxNodes {
+			clear(m.nodes)
+		}
+		n = &node{}
+		m.nodes[name] = n
+	}
+	return n
+}
+
+// NodeNote takes what the hub noticed.
+func (m *Monitor) NodeNote(note gateway.NodeNote) {
+	now := m.Now()
+	m.mu.Lock()
+	n := m.of(note.Node)
+	n.seen = now
+	switch note.What {
+	case gateway.NodeCame:
+		n.here, n.stopped, n.ends, n.because = true, false, note.Ends, ""
+	case gateway.NodeLeft, gateway.NodeStopped:
+		n.here, n.left, n.stopped = false, now, note.What == gateway.NodeStopped
+	case gateway.NodeRenewed:
+		n.ends, n.because = note.Ends, ""
+	case gateway.NodeUnrenewed:
+		n.because = note.Because
+	case gateway.NodeLimited, gateway.NodeSpoke:
+	}
+	m.mu.Unlock()
+	switch note.What {
+	case gateway.NodeCame:
+		m.mended(telemetryLost, nodeSubject(note.Node))
+		m.remember()
+	case gateway.NodeStopped:
+		m.remember()
+	case gateway.NodeLimited:
+		m.limited(note.Node, now)
+	case gateway.NodeSpoke:
+		m.spoke(note, now)
+	case gateway.NodeLeft, gateway.NodeRenewed, gateway.NodeUnrenewed:
+	}
+}
+
+// limited tells of an excess that lasts.
+func (m *Monitor) limited(name string, now time.Time) {
+	m.mu.Lock()
+	n := m.of(name)
+	if n.limited.IsZero() || now.Sub(n.limited) > calm {
+		n.first = now
+	}
+	n.limited = now
+	first := n.first
+	m.mu.Unlock()
+	if lasts := now.Sub(first); lasts >= m.Timing.Excess {
+		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, since: first, reasons: []string{
+			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, round(lasts)),
+		}})
+	}
+}
+
+// spoke judges what a node tells of itself. Its words are the node's: bounded, and believed only against itself.
+func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
+	if note.Clock != nil {
+		m.clock(note.Node, *note.Clock)
+	}
+	if len(note.Status) == 0 {
+		return
+	}
+	var report agent.Report
+	if err := json.Unmarshal(note.Status, &report); err != nil {
+		m.Log.Warn("what a node tells of itself cannot be read", "node", note.Node, "error", err)
+		return
+	}
+	m.mu.Lock()
+	n := m.of(note.Node)
+	before := n.last
+	n.last = &report
+	was := n.hooks
+	n.hooks = map[string]bool{}
+	for _, h := range report.Probe.Hooks[:min(len(report.Probe.Hooks), 100)] {
+		n.hooks[string(h.Hook)] = h.On
+	}
+	m.mu.Unlock()
+	m.eyes(note.Node, report, was)
+	m.losses(note.Node, before, report, now)
+}
+
+// clock tells of a wrong one; nothing is corrected.
+func (m *Monitor) clock(name string, c gateway.Clock) {
+	off := c.Skew.Abs() - c.Error // what is certain
+	if off < m.Timing.Skew {
+		m.mended(clockSkew, nodeSubject(name))
+		return
+	}
+	direction := "ahead of"
+	if c.Skew < 0 {
+		direction = "behind"
+	}
+	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, reasons: []string{
+		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, round(c.Skew.Abs()), direction, c.Error.Round(time.Millisecond)),
+	}})
+}
+
+// eyes tells of a sensor that no longer sees.
+func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
+	var reasons []string
+	if r.Eyes.Shut {
+		last := "never since it started"
+		if !r.Eyes.Last.IsZero() {
+			last = "last at " + r.Eyes.Last.UTC().Format(time.RFC3339)
+		}
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s made %d harmless events and saw none of them come back (%s).", name, r.Eyes.Missed, last))
+		if r.Eyes.Why != "" {
+			reasons = append(reasons, "The sensor says: "+clip(r.Eyes.Why))
+		}
+	}
+	for _, h := range r.Probe.Hooks[:min(len(r.Probe.Hooks), 100)] {
+		// What is off for good, because the kernel lacks it or somebody configured it so, is the doctor's to tell.
+		if was[string(h.Hook)] && !h.On {
+			reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", clip(string(h.Hook)), name, clip(h.Reason)))
+		}
+	}
+	if r.Probe.Since.IsZero() && len(was) > 0 {
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s watched the kernel and no longer does.", name))
+	}
+	if len(reasons) == 0 {
+		m.mended(eyesShut, nodeSubject(name))
+		return
+	}
+	m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, since: r.Eyes.Last, reasons: reasons})
+}
+
+const (
+	// recent is how old a loss may be that a gateway hears of for the first time.
+	recent = 15 * time.Minute
+	// maxBlamed bounds how many containers of a node are named for one loss.
+	maxBlamed = 5
+)
+
+// losses tells of events that were lost since the node spoke last, and who made them.
+func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now time.Time) {
+	m.mu.Lock()
+	n := m.of(name)
+	if !n.base.Began.Equal(r.Lost.Began) {
+		n.base = agent.Losses{Began: r.Lost.Began} // another process counts
+		if before == nil && now.Sub(r.Lost.Last) > recent {
+			n.base = r.Lost // it was told before this gateway knew the node
+		}
+	}
+	old := n.base
+	m.mu.Unlock()
+	events, spool := rise(r.Lost.Events, old.Events), rise(r.Lost.Spool, old.Spool)
+	if events+spool == 0 {
+		return
+	}
+	since := r.Lost.Since.UTC().Format(time.RFC3339)
+	var reasons, names []string
+	blamed := 0
+	for _, b := range r.Lost.By[:min(len(r.Lost.By), 20)] {
+		had := uint64(0)
+		if i := slices.IndexFunc(old.By, func(o agent.Loser) bool { return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID }); i >= 0 {
+			had = old.By[i].Lost
+		}
+		more := rise(b.Lost, had)
+		if more == 0 || blamed >= maxBlamed || more*10 < events {
+			continue
+		}
+		blamed++
+		names = append(names, fmt.Sprintf("%s (%d)", who(b), more))
+		if b.Container.ID == "" && b.Container.Pod.UID == "" {
+			continue
+		}
+		m.tell(condition{
+			kind: flooded, container: b.Container, node: name, from: name, count: clampInt(more), since: r.Lost.Since,
+			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
+		})
+	}
+	if events > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, causes(r)))
+	}
+	if spool > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s, because its spool was full.", spool, name))
+	}
+	if len(names) > 0 {
+		reasons = append(reasons, "Most of them were made by "+strings.Join(names, ", ")+".")
+	}
+	severity := sensors.Severity("")
+	if spool > 0 {
+		severity = sensors.SeverityHigh // these had been judged, and mattered
+	}
+	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	if told { // else it is counted with the next
+		m.mu.Lock()
+		m.of(name).base = r.Lost
+		m.mu.Unlock()
+	}
+}
+
+// causes says why events were lost.
+func causes(r agent.Report) string {
+	var out []string
+	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {
+		if r.Probe.Drops[why] > 0 {
+			out = append(out, why)
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(out, ", ") + ")"
+}
+
+func who(b agent.Loser) string {
+	c := b.Container
+	switch {
+	case c.Pod.Name != "":
+		return fmt.Sprintf("%s/%s container %s", clip(c.Pod.Namespace), clip(c.Pod.Name), clip(c.Name))
+	case c.ID != "":
+		return "container " + clip(c.ID[:min(12, len(c.ID))])
+	}
+	return "cgroup " + clip(b.Cgroup)
+}
+
+func rise(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+func clampInt(n uint64) int { return int(min(n, 1<<31-1)) } //nolint:gosec // bounded
+
+func round(d time.Duration) time.Duration {
+	if d > 10*time.Second {
+		return d.Round(time.Second)
+	}
+	return d.Round(100 * time.Millisecond)
+}
+
+func clip(s string) string {
+	if r := []rune(s); len(r) > 120 {
+		return string(r[:120]) + "…"
+	}
+	return s
+}
