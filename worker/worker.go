@@ -38,6 +38,7 @@ import (
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/export"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/health"
@@ -76,6 +77,8 @@ type Options struct {
 	Socket string
 	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
 	Switch guards.Lever
+	// Version is this program's, for what is exported.
+	Version string
 	// NoHostDrills: see gateway.Intake.
 	NoHostDrills bool
 	// Converter reads what Client's does: audits decrypt histories with it.
@@ -190,6 +193,12 @@ func (w *Worker) start(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
+	exports, err := export.Open(o.Config.Exports, o.Version, o.Log)
+	if err != nil {
+		return err
+	}
+	w.closers = append(w.closers, exports.Close)
+	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
 	w.watchHealth(ctx)
 	if err := w.openSlack(); err != nil {
