@@ -97,6 +97,7 @@ type Worker struct {
 	account *aws.Account // nil without one
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
+	judge   *gateway.Judge // nil where nothing is judged here
 	closers []func()
 }
 
@@ -207,6 +208,9 @@ func (w *Worker) start(ctx context.Context) error {
 		return fmt.Errorf("start the Temporal worker: %w", err)
 	}
 	w.closers = append(w.closers, w.main.Stop)
+	if err := w.openJudge(ctx); err != nil {
+		return err
+	}
 	if err := w.listenForeign(); err != nil {
 		return err
 	}
@@ -262,6 +266,7 @@ func (w *Worker) listenForeign() error {
 	if err != nil {
 		return err
 	}
+	foreign.Judge = w.judge
 	l, err := net.Listen("tcp", w.Listen) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
