@@ -214,6 +214,9 @@ func (w *Worker) start(ctx context.Context) error {
 	if err := w.listenForeign(); err != nil {
 		return err
 	}
+	if err := w.followCloudTrail(ctx); err != nil {
+		return err
+	}
 	w.runSlack(ctx)
 	w.sweep(ctx)
 	w.archiveClosed(ctx)
