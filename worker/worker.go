@@ -275,6 +275,13 @@ func (w *Worker) listenForeign() error {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
 	w.HTTPAddr = l.Addr().String()
+	if w.PKI != nil {
+		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		l = gateway.Either(l, tlsConfig)
+	}
 	if w.slack != nil && w.slack.Secret != "" {
 		foreign.Slack = w.slack
 	}

@@ -27,6 +27,9 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
   stanch manifests --phase 2 --iam > stanch-policy.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if audit != "" {
+				if !strings.HasPrefix(audit, "https://") {
+					return usageError{fmt.Errorf("--audit %s: an API server shows its token only to https://; --listen speaks it", audit)}
+				}
 				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Audit(strings.TrimSuffix(audit, "/")+"/v1/"+config.ForeignAudit))
 				return err
 			}
@@ -63,7 +66,7 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 	f := c.Flags()
 	f.IntVar(&o.Phase, "phase", 1, "1 observes, 2 contains, 3 disrupts behind approval: the rights follow")
 	f.BoolVar(&iam, "iam", false, "print the IAM policy of the phase, as JSON, and nothing else")
-	f.StringVar(&audit, "audit", "", "print what switches the API server's audit log on, and nothing else; the address of --listen as the API server reaches it, http://HOST:PORT")
+	f.StringVar(&audit, "audit", "", "print what switches the API server's audit log on, and nothing else; the address of --listen as the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the sensor's image")

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
+	"stanch/sensors/link"
 	"stanch/sensors/rules"
 	lab "stanch/testenv/kube"
 	lacking "stanch/testenv/require"
@@ -89,15 +90,22 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	// The gateway needs the cluster and the cluster the gateway's address: until it is there, the webhook is told to wait.
 	var door atomic.Pointer[http.Handler]
-	web := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	pki, err := authority.OpenPKI(t.TempDir())
+	require.NoError(t, err)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	require.NoError(t, err)
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if h := door.Load(); h != nil {
 			(*h).ServeHTTP(rw, r)
 			return
 		}
 		rw.WriteHeader(http.StatusServiceUnavailable)
 	}))
+	web.Listener = gateway.Either(web.Listener, certificate)
+	web.Start()
 	t.Cleanup(web.Close)
-	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Webhook: manifests.AuditWebhook(web.URL+"/v1/kubernetes-audit", token)}})
+	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
+	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Webhook: manifests.AuditWebhook(address, pki.CA(), token)}})
 	intake.Kube = w.Client()
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)

@@ -1,8 +1,11 @@
 package manifests
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
+
+	"stanch/sensors/link"
 )
 
 // AuditPolicy tells an API server what of its work Stanch's rules need: of secrets only who asked, of pods, rights and
@@ -56,13 +59,24 @@ rules:
   - level: Metadata
 `
 
-// AuditWebhook is the configuration with which an API server posts its audit log to Stanch.
-func AuditWebhook(url, token string) string {
+// AuditDir is where the API server finds its files.
+const AuditDir = "/etc/kubernetes/stanch"
+
+// AuditWebhook is the configuration with which an API server posts its audit log to Stanch. The authority is Stanch's own;
+// nil names the file in AuditDir. Only to https does an API server show its token.
+func AuditWebhook(url string, authority []byte, token string) string {
+	ca := fmt.Sprintf("certificate-authority: %s/ca.crt", AuditDir)
+	if authority != nil {
+		ca = "certificate-authority-data: " + base64.StdEncoding.EncodeToString(authority)
+	}
 	return fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters:
   - name: stanch
-    cluster: { server: %q }
+    cluster:
+      server: %q
+      tls-server-name: %s
+      %s
 users:
   - name: api-server
     user: { token: %q }
@@ -70,7 +84,7 @@ contexts:
   - name: stanch
     context: { cluster: stanch, user: api-server }
 current-context: stanch
-`, url, token)
+`, url, link.ServerName, ca, token)
 }
 
 // AuditFlags are the API server's flags.
@@ -83,11 +97,12 @@ func AuditFlags(policy, webhook string) []string {
 
 // Audit is what a person needs to switch the audit log on, as one text: two files and where they go.
 func Audit(url string) string {
-	const dir = "/etc/kubernetes/stanch"
+	const dir = AuditDir
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "# "+format+"\n", args...) }
 	line("The audit log of Kubernetes to Stanch. Keep the first document as %s/policy.yaml and the second as", dir)
 	line("%s/webhook.yaml on every node with an API server (mode 0600: it holds a token).", dir)
+	line("Beside them ca.crt, the authority's certificate: that of secrets/pki, or of DATA/pki of `stanch up`.")
 	line("The token: `openssl rand -hex 32`; in stanch.yaml:")
 	line("  foreign: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
 	line("kubeadm: these flags in /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
@@ -98,6 +113,6 @@ func Audit(url string) string {
 	line("EKS and GKE have no such flags: EKS writes its audit log to CloudWatch only; a subscription has to post it here.")
 	b.WriteString(AuditPolicy)
 	b.WriteString("---\n")
-	b.WriteString(AuditWebhook(url, "PUT-THE-TOKEN-HERE"))
+	b.WriteString(AuditWebhook(url, nil, "PUT-THE-TOKEN-HERE"))
 	return b.String()
 }
