@@ -107,6 +107,7 @@ type Worker struct {
 	name    string       // of this replica, as Temporal shows who polls
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
+	judge   *gateway.Judge // nil where nothing is judged here
 	closers []func()
 }
 
@@ -224,7 +225,13 @@ func (w *Worker) start(ctx context.Context) error {
 		return fmt.Errorf("start the Temporal worker: %w", err)
 	}
 	w.closers = append(w.closers, w.main.Stop)
+	if err := w.openJudge(ctx); err != nil {
+		return err
+	}
 	if err := w.listenForeign(); err != nil {
+		return err
+	}
+	if err := w.followCloudTrail(ctx); err != nil {
 		return err
 	}
 	w.runSlack(ctx)
@@ -280,11 +287,19 @@ func (w *Worker) listenForeign() error {
 		return err
 	}
 	foreign.Health = w.Monitor
+	foreign.Judge = w.judge
 	l, err := net.Listen("tcp", w.Listen) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
 	w.HTTPAddr = l.Addr().String()
+	if w.PKI != nil {
+		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		l = gateway.Either(l, tlsConfig)
+	}
 	if w.slack != nil && w.slack.Secret != "" {
 		foreign.Slack = w.slack
 	}
