@@ -59,7 +59,7 @@ generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
 	sensors/foreign:FuzzTetragon sensors/foreign:FuzzTracee sensors/foreign:FuzzKubeArmor sensors/foreign:FuzzSplit sensors/foreign:FuzzKubernetesAudit sensors/foreign:FuzzCloudTrail \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
-	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad
+	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
 
 fuzz: ## fuzz every parser for a minute each
 	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done

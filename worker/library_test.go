@@ -57,7 +57,7 @@ func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 		for _, technique := range append(techniques[objective], "") {
 			for _, confidence := range []float64{0.3, 0.6, 0.75, 0.9, 0.99} {
 				for _, pods := range []int{1, 2, 6} {
-					for _, shape := range []string{"", "host network", "drill", "second objective"} {
+					for _, shape := range []string{"", "host network", "drill", "second objective", "node not watched"} {
 						in := playbooks.Incident{Objective: objective, Confidence: confidence, Severity: sensors.SeverityHigh, Drill: shape == "drill"}
 						in.Detections = []playbooks.DetectionSummary{{Rule: "r", Objective: objective, Technique: technique, Confidence: confidence}}
 						if shape == "second objective" {
@@ -67,6 +67,9 @@ func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 							if d.Technique != "" {
 								in.Techniques = append(in.Techniques, d.Technique)
 							}
+						}
+						if shape == "node not watched" {
+							in.Workload, pods = playbooks.WorkloadIdentity{Kind: "Node", Name: "node-a"}, 0
 						}
 						for i := range pods {
 							in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetPod, UID: string(rune('a' + i)), HostNetwork: shape == "host network"})
