@@ -10,6 +10,10 @@ TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static python3-venv
+# The honest loads that no rule may call an attack: a compiler, a web server, a database.
+PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache2-utils procps curl python3
+# What the sensor's cost is compared with.
+BENCH      := bpftrace
 
 .PHONY: help run stop build setup test test-short bench check lint generate fuzz clean
 
@@ -46,6 +50,7 @@ test-short: ## the tests that need neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/proof ./sensors/link ./sensors/redact ./sensors/foreign/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
 bench: build setup ## measure; results in bench.json (one object a line, with the baseline of the same run)
+	@bash scripts/setup.sh $(BENCH)
 	@bash scripts/bench.sh "$(LAB)"
 
 check: ## format, vet, lint with the import direction, workflows deterministic, generated code up to date

@@ -105,13 +105,16 @@ out:
 	return 1;
 }
 
-// More new processes than this within the window are a burst. Set before loading.
+// So many new processes within the window are a burst. Set before loading.
 const volatile __u32 burst_processes = 400;
 #define BURST_WINDOW 10000000000ULL
 
+// The window slides by halves: what began in the last half counts with what began in this one.
 struct births {
-	__u64 since;
+	__u64 half;
+	__u64 before;
 	__u64 count;
+	__u64 told;
 };
 
 struct {
@@ -125,7 +128,7 @@ struct {
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(observe_fork, struct task_struct *parent, struct task_struct *child)
 {
-	__u64 cgroup = bpf_get_current_cgroup_id(), now;
+	__u64 cgroup = bpf_get_current_cgroup_id(), now, half;
 	struct births *b, fresh = {};
 	struct event *e;
 	__u16 kind = 0;
@@ -136,22 +139,33 @@ int BPF_PROG(observe_fork, struct task_struct *parent, struct task_struct *child
 	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return 0; // a thread
 	now = bpf_ktime_get_boot_ns();
+	half = now / (BURST_WINDOW / 2);
 	b = bpf_map_lookup_elem(&births, &cgroup);
-	if (!b || now - b->since > BURST_WINDOW) {
-		fresh.since = now;
+	if (!b || b->half != half) {
+		if (b) {
+			fresh.told = b->told;
+			if (b->half == half - 1)
+				fresh.before = b->count;
+		}
+		fresh.half = half;
 		fresh.count = 1;
 		bpf_map_update_elem(&births, &cgroup, &fresh, BPF_ANY);
-	} else if (__sync_add_and_fetch(&b->count, 1), b->count == burst_processes) {
-		kind = KIND_BURST;
-		value = b->count;
+	} else {
+		__sync_fetch_and_add(&b->count, 1);
+		if (b->before + b->count >= burst_processes && (!b->told || now - b->told > BURST_WINDOW)) {
+			kind = KIND_BURST;
+			value = b->before + b->count;
+		}
 	}
 	if (BPF_CORE_READ(child, nsproxy) != BPF_CORE_READ(parent, nsproxy) || BPF_CORE_READ(child, cred, user_ns) != BPF_CORE_READ(parent, cred, user_ns))
-		kind = KIND_NAMESPACE;
+		kind = KIND_NAMESPACE; // a burst is told with the next process
 	if (!kind)
 		return 0;
 	e = take(kind, cgroup);
 	if (!e)
 		return 0;
+	if (kind == KIND_BURST)
+		b->told = now;
 	if (kind == KIND_NAMESPACE)
 		e->call = CALL_CLONE;
 	e->value = value;
