@@ -105,14 +105,14 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 	if detection != nil {
 		detection = fold.add
 	}
-	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.observe(e, event, detection) }); err != nil {
+	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.Observe(e, event, detection) }); err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
 	return nil
 }
 
-// observe takes one event of the kernel's to the sinks.
-func (a *Agent) observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
+// Observe takes one event of the kernel's to the sinks, as Watch does with each; Watch also folds detections alike.
+func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
 	e.Node = a.Node
 	if a.eyes.saw(&e) {
 		return

@@ -67,7 +67,7 @@ func following(t *testing.T, dirs ...string) (*Agent, *logged) {
 // fired are the rules that fire on the execution of a program of that name.
 func fired(a *Agent, exe string) string {
 	var names []string
-	a.observe(sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/" + exe}}, nil, func(d sensors.Detection) { names = append(names, d.Rule) })
+	a.Observe(sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/" + exe}}, nil, func(d sensors.Detection) { names = append(names, d.Rule) })
 	return strings.Join(names, " ")
 }
 

@@ -30,6 +30,9 @@ type Options struct {
 	Denies func(cgroupID uint64, to netip.AddrPort) bool
 	// AlertBytes and TelemetryBytes size the two rings, powers of two. Zero: 4 MiB and 1 MiB.
 	AlertBytes, TelemetryBytes int
+	// Tap is handed every record of the rings before it is decoded, by two goroutines; it is the tap's only until it
+	// returns. For Feed. Nil: nobody is.
+	Tap func(record []byte)
 }
 
 // Class says whose a cgroup is.

@@ -47,14 +47,23 @@ func (p *Probe) drain(ctx context.Context, ring *ringbuf.Reader, f func(sensors.
 		case err != nil:
 			return fmt.Errorf("read the kernel's ring: %w", err)
 		}
-		d, err := decode(rec.RawSample)
-		if err != nil {
-			p.bad.Add(1)
-			continue
+		if p.opt.Tap != nil {
+			p.opt.Tap(rec.RawSample)
 		}
-		p.deliver(&d, f)
+		p.Feed(rec.RawSample, f)
 	}
 	return nil
+}
+
+// Feed takes one record as the kernel's rings hold them, as Run does: recorded ones can be gone through again with it. f
+// gets what comes of it; a record that cannot be decoded is counted among the drops.
+func (p *Probe) Feed(record []byte, f func(sensors.Event)) {
+	d, err := decode(record)
+	if err != nil {
+		p.bad.Add(1)
+		return
+	}
+	p.deliver(&d, f)
 }
 
 func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {

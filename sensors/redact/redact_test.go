@@ -41,7 +41,11 @@ func TestEnvNames(t *testing.T) {
 }
 
 func FuzzArgs(f *testing.F) {
-	for _, s := range []string{"app\x00--password=x", "curl\x00-u\x00a:b", "-----BEGIN PRIVATE KEY-----", "", "a\x00"} {
+	for _, s := range []string{
+		"app\x00--password=x", "curl\x00-u\x00a:b", "-----BEGIN PRIVATE KEY-----", "", "a\x00",
+		"Authorization: BEARER abcdefgh12345678", "ASIAABCDEFGHIJKLMNOP", "eyJhbGciOiJub25lIn0.e30.", "ghs_0123456789abcdefghijklmn", "github_pat_0123456789abcdefghijk",
+		"glpat-0123456789abcdefgh", "xoxb-0123456789-a", "xapp-0123456789-a", "rk_live_0123456789abcdef", "AIza0123456789012345678901234567890", "PA\u017fSWD: x", "to\u212aen=x", "--KEY",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -59,5 +63,24 @@ func FuzzArgs(f *testing.F) {
 			}
 		}
 		EnvNames(args)
+		// The hints save time and nothing else.
+		slow := s
+		for _, one := range shapes {
+			slow = one.re.ReplaceAllString(slow, one.with)
+		}
+		if fast := Text(s); fast != slow {
+			t.Fatalf("%q instead of %q", fast, slow)
+		}
+		if isSecret(s) != secretWord.MatchString(s) {
+			t.Fatalf("the hints miss %q", s)
+		}
 	})
+}
+
+func BenchmarkArgs(b *testing.B) {
+	args := []string{"/usr/sbin/nginx", "-g", "daemon off;", "-c", "/etc/nginx/nginx.conf"}
+	b.ReportAllocs()
+	for b.Loop() {
+		Args(args)
+	}
 }

@@ -73,22 +73,7 @@ func tell(b *testing.B, name string, s series, more ...any) {
 	for i := 0; i+1 < len(more); i += 2 {
 		line[more[i].(string)] = more[i+1]
 	}
-	record(b, line)
-}
-
-func record(b *testing.B, line map[string]any) {
-	b.Helper()
-	path := os.Getenv("STANCH_BENCH_OUT")
-	if path == "" {
-		return
-	}
-	raw, err := json.Marshal(line)
-	require.NoError(b, err)
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	require.NoError(b, err)
-	_, err = f.Write(append(raw, '\n'))
-	require.NoError(b, err)
-	require.NoError(b, f.Close())
+	stand.Record(b, line)
 }
 
 const config = "phase: 2\nlibrary: false\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 10000, share: 1}\nforeign: [{name: falco, token_file: DIR/token}]\n"
@@ -134,7 +119,7 @@ func BenchmarkEventToLocked(b *testing.B) {
 	tell(b, "event_to_detection", detection)
 	tell(b, "event_to_incident", incident)
 	tell(b, "event_to_locked", locked)
-	record(b, map[string]any{"name": "memory_all_in_one", "bytes": s.RSS(b)})
+	stand.Record(b, map[string]any{"name": "memory_all_in_one", "bytes": s.RSS(b)})
 }
 
 // A step of a playbook against a bare Temporal activity on the same server.

@@ -41,9 +41,9 @@ func BenchmarkSensorMemory(b *testing.B) {
 			_ = attack.Process.Kill()
 		}
 	}
-	record(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": rss(b, sensor.Process.Pid)})
+	stand.Record(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": rss(b, sensor.Process.Pid)})
 	b.ReportMetric(float64(rss(b, sensor.Process.Pid))/(1<<20), "sensor_MiB")
-	record(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.RSS(b)})
+	stand.Record(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.RSS(b)})
 }
 
 // sensorBinary is the one that make built, or one built now.

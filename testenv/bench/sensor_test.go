@@ -299,7 +299,7 @@ func measure(b *testing.B, l load, watchers []string, pairs int) {
 		}
 		b.ReportMetric(100*share, which+"_%")
 	}
-	record(b, line)
+	stand.Record(b, line)
 }
 
 // What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and with one
@@ -363,7 +363,7 @@ func BenchmarkRingStorm(b *testing.B) {
 				rate := float64(each*processes) / took.Seconds()
 				b.ReportMetric(rate, "events/s")
 				b.ReportMetric(float64(lost), "lost")
-				record(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
+				stand.Record(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
 			}
 		})
 	}
@@ -378,7 +378,7 @@ func BenchmarkSensorAtRest(b *testing.B) {
 		const rest = 10 * time.Second
 		time.Sleep(rest)
 		used := processTime(b, w.process.Process.Pid) - before
-		record(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": rss(b, w.process.Process.Pid)})
+		stand.Record(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": rss(b, w.process.Process.Pid)})
 		b.ReportMetric(100*used.Seconds()/rest.Seconds(), "cpu_%")
 		w.stop()
 	}

@@ -21,6 +21,7 @@ import (
 	"go.temporal.io/sdk/testsuite"
 
 	"stanch/testenv/corpus"
+	"stanch/testenv/stand"
 	"stanch/worker/simulate"
 )
 
@@ -104,7 +105,7 @@ func BenchmarkSimulate(b *testing.B) {
 		bareRate, bareCPU := bareIncidents(b, activities, min(n, 2000))
 		rate := float64(n) / all.wall.Seconds()
 		cost := func(m measured, n int) float64 { return ms(m.cpu) / float64(n) }
-		record(b, map[string]any{
+		stand.Record(b, map[string]any{
 			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n), "peak_bytes": all.peak, "processors": runtime.GOMAXPROCS(0),
 			"activities_per_incident": activities, "baseline": "bare TestWorkflowEnvironment with as many activities", "baseline_per_second": bareRate, "baseline_cpu_ms": bareCPU,
 			"ratio": rate / bareRate, "ratio_cpu": bareCPU / cost(all, n),
