@@ -27,6 +27,9 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	if w.PKI != nil {
 		o.Authority = w.PKI
 		w.Hub.Sign = func(_ context.Context, node string, csr []byte) ([]byte, error) {
+			if w.Config.Nodes.Refuses(node) {
+				return nil, fmt.Errorf("the configuration refuses the node %q", node)
+			}
 			return w.PKI.Sign(authority.RoleNode, node, csr)
 		}
 	}

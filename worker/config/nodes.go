@@ -1,7 +1,15 @@
 package config
 
-// Nodes bounds what each node's sensor may send. Over it nothing is lost at once: the node waits, and its spool grows.
+import (
+	"slices"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// Nodes says which nodes are heard and bounds what each node's sensor may send. Over it nothing is lost at once: the node
+// waits, and its spool grows.
 type Nodes struct {
+	Refused []string `yaml:"refused" json:"refused,omitempty" jsonschema:"description=names of nodes whose certificates are not believed any more: they are not heard and get no new one"`
 	Rate  int `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections a second of each node; 500 if not given"`
 	Burst int `yaml:"burst" json:"burst,omitempty" jsonschema:"minimum=1,maximum=1000000,description=detections at once after a silence; ten seconds' worth if not given"`
 	Bytes int `yaml:"bytes" json:"bytes,omitempty" jsonschema:"minimum=65536,maximum=1073741824,description=bytes a second of each node; 4 MiB if not given"`
@@ -20,7 +28,15 @@ func (n Nodes) OrDefault() Nodes {
 	return n
 }
 
+// Refuses tells whether a node is not to be heard.
+func (n Nodes) Refuses(node string) bool { return slices.Contains(n.Refused, node) }
+
 func (p *parser) nodes(n Nodes) {
+	for _, name := range n.Refused {
+		if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
+			p.errorf(1, "name", "`kubectl get nodes` lists them", "nodes: `refused` has %q, which is no node's name", name)
+		}
+	}
 	for _, c := range []struct {
 		key               string
 		value, least, top int

@@ -123,6 +123,10 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	if hello == nil || hello.GetNode() != name {
 		return status.Errorf(codes.PermissionDenied, "the certificate is node %q's, hello says %q", name, hello.GetNode())
 	}
+	if h.Limits.Refuses(name) {
+		h.Log.Warn("a node was turned away: `nodes: refused` names it", "node", name)
+		return status.Errorf(codes.PermissionDenied, "the configuration refuses the node %q", name)
+	}
 	var send sync.Mutex
 	n := &node{name: name, done: ctx.Done(), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *linkpb.ToNode) error {
 		send.Lock()

@@ -1,9 +1,12 @@
 package health_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -66,6 +69,22 @@ func TestHealth(t *testing.T) {
 			ids[d.ID] = true
 		}
 		require.Len(t, ids, 3)
+	})
+
+	t.Run("a node that the configuration refuses is not heard, whatever its certificate", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short, limits: config.Nodes{Refused: []string{"taken-over"}}})
+		said, write := io.Pipe()
+		t.Cleanup(func() { _ = write.Close() })
+		e.join(t, sensorOptions{name: "taken-over", log: write})
+		e.join(t, sensorOptions{name: "heard-1"})
+		lines := bufio.NewScanner(said)
+		for lines.Scan() && !strings.Contains(lines.Text(), "refuses the node") {
+			t.Log(lines.Text())
+		}
+		go func() { _, _ = io.Copy(io.Discard, said) }()
+		require.Contains(t, lines.Text(), "taken-over")
+		e.here(t, "heard-1")
+		require.Nil(t, e.hub.Nodes()["taken-over"])
 	})
 
 	t.Run("a clock that is off is told, and by how much", func(t *testing.T) {

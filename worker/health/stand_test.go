@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -148,6 +149,7 @@ type sensorOptions struct {
 	now    func() time.Time
 	status func() any
 	old    bool // its certificate is past half of its life
+	log    io.Writer
 }
 
 type handler struct{}
@@ -170,10 +172,13 @@ func (e *edge) join(t *testing.T, o sensorOptions) *sensor {
 	if o.old {
 		o.now = func() time.Time { return time.Now().Add(50 * 24 * time.Hour) }
 	}
+	if o.log == nil {
+		o.log = io.Discard
+	}
 	proxy := newProxy(t, e.address)
 	s := &sensor{spool: spool, Client: &link.Client{
 		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: handler{}, Identity: identity,
-		Status: o.status, HealthEvery: 30 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Now: o.now,
+		Status: o.status, HealthEvery: 30 * time.Millisecond, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
