@@ -229,18 +229,40 @@ func (e *Event) InContainer() bool { return e.Container.ID != "" || e.Container.
 // multicall are programs that are many: which one, the name says under which they were called.
 var multicall = map[string]bool{"busybox": true, "toybox": true, "coreutils": true}
 
-// ExeName is the last element of the executed path, without the kernel's " (deleted)" mark. Of a program such as busybox
-// it is the name of the applet: that decides what the program does, so it cannot lie.
+// ExeName is the last element of the executed path, without the kernel's " (deleted)" mark and without a version: the
+// kernel says what a link led to, python3.11 and php-fpm8.2, and rules say what it is. Of a program such as busybox it is the
+// name of the applet, found as that program finds it, so that it cannot lie.
 func (p *Process) ExeName() string {
 	name := path.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
-	if !multicall[name] || len(p.Args) == 0 {
+	if !multicall[name] {
+		return unversioned(name)
+	}
+	for _, arg := range p.Args {
+		// "busybox busybox sh" is sh, and so is "busyboxx sh".
+		if applet := strings.TrimPrefix(path.Base(arg), "-"); !strings.HasPrefix(applet, name) {
+			return applet
+		}
+	}
+	return name
+}
+
+// unversioned takes a version off a program's name: digits with a point or behind a hyphen. "python3", "mkfs.ext4" and
+// "sha256sum" have none.
+func unversioned(name string) string {
+	end := len(name)
+	for end > 0 && (name[end-1] >= '0' && name[end-1] <= '9' || name[end-1] == '.') {
+		end--
+	}
+	version := name[end:]
+	switch {
+	case end == 0 || version == "" || version[0] == '.':
 		return name
+	case name[end-1] == '-':
+		return name[:end-1]
+	case strings.Contains(version, "."):
+		return name[:end]
 	}
-	applet := strings.TrimPrefix(path.Base(p.Args[0]), "-")
-	if applet == name && len(p.Args) > 1 {
-		applet = path.Base(p.Args[1])
-	}
-	return applet
+	return name
 }
 
 // ExeName is the name of the ancestor's program, or of its thread where that is all that is known.

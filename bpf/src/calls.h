@@ -37,6 +37,7 @@ struct found {
 	const char *path; // the caller's string, or NULL
 	const char *detail;
 	__u32 want; // the ON_… bit that the path's base name must have, or 0
+	const char *onto; // where a file is put, maybe in another's place, or NULL
 	__u16 port;
 };
 
@@ -143,12 +144,23 @@ static __always_inline bool look(struct found *f, __u32 call, struct pt_regs *re
 		f->kind = KIND_MOUNT, f->fd = -1;
 		return true;
 	case CALL_UNLINK:
-	case CALL_RENAME:
 		f->kind = KIND_DELETE, f->path = (void *)ARG0(regs), f->want = ON_DELETE;
 		return true;
 	case CALL_UNLINKAT:
-	case CALL_RENAMEAT:
 		f->kind = KIND_DELETE, f->path = (void *)ARG1(regs), f->want = ON_DELETE;
+		return true;
+	case CALL_RENAME:
+		f->kind = KIND_DELETE, f->path = (void *)ARG0(regs), f->want = ON_DELETE, f->onto = (void *)ARG1(regs);
+		return true;
+	case CALL_RENAMEAT:
+		f->kind = KIND_DELETE, f->path = (void *)ARG1(regs), f->want = ON_DELETE, f->onto = (void *)ARG3(regs);
+		return true;
+	case CALL_LINK:
+		// Under its new name it would be read, or written, unseen.
+		f->kind = KIND_OPEN, f->path = (void *)ARG0(regs), f->want = ON_READ | ON_WRITE, f->onto = (void *)ARG1(regs);
+		return true;
+	case CALL_LINKAT:
+		f->kind = KIND_OPEN, f->path = (void *)ARG1(regs), f->want = ON_READ | ON_WRITE, f->onto = (void *)ARG3(regs);
 		return true;
 	case CALL_TRUNCATE:
 		f->kind = KIND_DELETE, f->path = (void *)ARG0(regs), f->want = ON_TRUNCATE;
@@ -249,6 +261,14 @@ int observe_call(struct sys_exit_args *ctx)
 	e = take(f.kind, cgroup);
 	if (!e)
 		return 0;
+	if (f.onto && user_text(e, f.onto) && (listed(e, 0) & ON_WRITE)) {
+		// What stands there now was not written there: it was put in its place.
+		e->kind = KIND_OPEN;
+		e->flags |= FLAG_WRITE;
+		f.path = f.onto;
+		f.want = 0;
+	}
+	e->used = 0;
 	if (f.want) {
 		if (!user_text(e, f.path) || !(listed(e, 0) & f.want)) {
 			give(e);
@@ -362,6 +382,8 @@ int BPF_PROG(observe_uring, struct io_kiocb *req)
 	e->used = 0;
 	e->call = CALL_URING;
 	e->flags |= FLAG_ASKED;
+	if (BPF_CORE_READ((struct io_open *)req, how.flags) & O_ACCMODE)
+		e->flags |= FLAG_WRITE;
 	task = (struct task_struct *)bpf_get_current_task();
 	describe(e, task);
 	off = e->used;

@@ -303,6 +303,16 @@ static __always_inline __u16 nameless(struct file *file, struct inode *inode)
 // To trace, to load modules, to override the system's limits and files, to change the network, BPF, the system.
 #define STRONG_CAPABILITIES (1ULL << 1 | 1ULL << 2 | 1ULL << 12 | 1ULL << 16 | 1ULL << 17 | 1ULL << 19 | 1ULL << 21 | 1ULL << 38 | 1ULL << 39)
 
+// own_exe tells whether a task's program comes from mounts that are its own and not its parent's: of a container's first
+// program that is so, of a runtime that sets the container up it is not, whatever either is called.
+static __always_inline bool own_exe(struct task_struct *task, struct task_struct *parent)
+{
+	struct vfsmount *vfsmnt = BPF_CORE_READ(task, mm, exe_file, f_path.mnt);
+	struct mnt_namespace *mine = BPF_CORE_READ(task, nsproxy, mnt_ns);
+
+	return vfsmnt && mine && mine != BPF_CORE_READ(parent, nsproxy, mnt_ns) && mine == BPF_CORE_READ(container_of(vfsmnt, struct mount, mnt), mnt_ns);
+}
+
 // heritage compares a task with its parent: does it come from outside of the container, has it more rights?
 static __always_inline __u16 heritage(struct event *e, struct task_struct *task)
 {
@@ -313,6 +323,8 @@ static __always_inline __u16 heritage(struct event *e, struct task_struct *task)
 
 	if (mode && *mode == IGNORE)
 		flags |= FLAG_OUTSIDE;
+	if (own_exe(task, parent))
+		flags |= FLAG_OWN_EXE;
 	// In a user namespace of its own every process has all rights, over nothing.
 	if (BPF_CORE_READ(task, cred, user_ns) != BPF_CORE_READ(parent, cred, user_ns))
 		return flags;

@@ -35,6 +35,7 @@
 #define FLAG_GAINED (1 << 10)	     // more rights than the parent has
 #define FLAG_ASKED (1 << 11)	     // the file's path is the caller's string
 #define FLAG_FAILED (1 << 12)	     // the call was refused
+#define FLAG_OWN_EXE (1 << 13)	     // executable from the process's own mounts, which are not its parent's
 
 // The calls that are looked at, as user space numbers them: see sensors/probe/calls.go.
 #define CALL_MOUNT 1
@@ -70,6 +71,8 @@
 #define CALL_OPEN 31
 #define CALL_CREAT 32
 #define CALL_URING 33 // an open that an io_uring does
+#define CALL_LINK 34
+#define CALL_LINKAT 35
 
 // What of a sensitive name matters: bits above the class in the map `sensitive`.
 #define ON_READ (1 << 16)
@@ -77,6 +80,8 @@
 #define ON_TRUNCATE (1 << 18)
 #define ON_DELETE (1 << 19)
 #define ON_CONNECT (1 << 20)
+
+#define O_ACCMODE 3
 
 #define MAX_ANCESTORS 8
 #define MAX_COMPONENTS 48

@@ -65,8 +65,11 @@ struct vfsmount {
 	struct dentry *mnt_root;
 };
 
+struct mnt_namespace;
+
 struct mount {
 	struct mount *mnt_parent;
+	struct mnt_namespace *mnt_ns;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
 };
@@ -150,7 +153,9 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
-struct nsproxy;
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+};
 
 struct tty_struct {
 	char name[64];
@@ -210,9 +215,14 @@ struct io_kiocb {
 	__u8 opcode;
 };
 
+struct open_how {
+	__u64 flags;
+};
+
 struct io_open {
 	struct file *file;
 	struct filename *filename;
+	struct open_how how;
 };
 
 #if defined(__TARGET_ARCH_x86)

@@ -123,7 +123,6 @@ int observe_connect6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-#define O_ACCMODE 3
 #define O_TRUNC 01000
 
 static __always_inline bool cutting(__u16 call)

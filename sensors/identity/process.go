@@ -30,6 +30,7 @@ type program struct {
 	ran   bool   // it executed this program, and was not only made as a copy of its parent
 	euid  uint32 // as last seen
 	caps  uint64
+	ended bool // its number may be another's by now
 }
 
 // NewTable makes a table that holds at most capacity processes (zero: 16384).
@@ -55,12 +56,18 @@ func (t *Table) Learn(e *sensors.Event) {
 	p := &e.Process
 	before := t.own(p.PID, p.StartNS)
 	if e.Kind == sensors.KindExit {
+		if before != nil {
+			before.ended = true
+		}
 		return
 	}
 	// What it was itself before counts: a set-uid program that executes another one gave the rights already.
 	from := before
 	if from == nil {
-		from = t.learnt(p.PPID)
+		// Who ended is nobody's parent: its number is another's now.
+		if from = t.learnt(p.PPID); from != nil && from.ended {
+			from = nil
+		}
 	} else {
 		p.Gained = false
 	}
@@ -140,7 +147,7 @@ func (t *Table) get(pid uint32, name string) *program {
 			p.args = strings.Split(line, "\x00")
 		}
 	}
-	if old := t.learnt(pid); old != nil {
+	if old := t.learnt(pid); old != nil && !old.ended {
 		p.start, p.ran, p.euid, p.caps = old.start, old.ran, old.euid, old.caps
 	}
 	t.put(p)

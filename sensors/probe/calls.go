@@ -51,6 +51,8 @@ var calls = []call{
 	{26, "finit_module", unix.SYS_FINIT_MODULE},
 	{27, "delete_module", unix.SYS_DELETE_MODULE},
 	{28, "open_by_handle_at", unix.SYS_OPEN_BY_HANDLE_AT},
+	{34, "link", sysLink},
+	{35, "linkat", unix.SYS_LINKAT},
 }
 
 // callNames are the names of codes, for events.

@@ -5,6 +5,7 @@ import "golang.org/x/sys/unix"
 // Calls that newer architectures have not.
 const (
 	sysChmod    = unix.SYS_CHMOD
+	sysLink     = unix.SYS_LINK
 	sysUnlink   = unix.SYS_UNLINK
 	sysRename   = unix.SYS_RENAME
 	sysRenameat = unix.SYS_RENAMEAT

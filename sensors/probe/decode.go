@@ -35,7 +35,7 @@ const (
 	flagUpper, flagMemfd, flagDeleted, flagArgsTruncated = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 	flagPathTruncated, flagWrite, flagIPv6               = 1 << 4, 1 << 5, 1 << 6
 	flagOutside, flagSetid, flagGained                   = 1 << 8, 1 << 9, 1 << 10
-	flagAsked, flagFailed                                = 1 << 11, 1 << 12
+	flagAsked, flagFailed, flagOwnExe                    = 1 << 11, 1 << 12, 1 << 13
 )
 
 // kinds are the kernel's numbers of kinds.
@@ -59,6 +59,8 @@ type decoded struct {
 	made string
 	// outside: the process's parent lives in a cgroup of the host.
 	outside bool
+	// ownExe: its program is from mounts of its own, which its parent does not have.
+	ownExe bool
 }
 
 // decode reads one record. It trusts no length in it.
@@ -71,7 +73,7 @@ func decode(b []byte) (decoded, error) {
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
 
 	flags := u16(offFlags)
-	d := decoded{boot: u64(offTime), cpu: u32(offCPU), outside: flags&flagOutside != 0}
+	d := decoded{boot: u64(offTime), cpu: u32(offCPU), outside: flags&flagOutside != 0, ownExe: flags&flagOwnExe != 0}
 	e := &d.event
 	p := &e.Process
 	*p = sensors.Process{

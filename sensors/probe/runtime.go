@@ -11,12 +11,13 @@ import (
 var runtimes = map[string]bool{"runc": true, "crun": true, "youki": true, "runsc": true, "kata-runtime": true, "conmon": true, "conmon-rs": true, "containerd-shim-runc-v2": true}
 
 // runtime tells whether an event is the container runtime's: in the container's cgroup already, and not yet its process.
-// It mounts, changes namespaces and executes itself from memory, as attackers do. It is known by three things
-// together, of which a process of the container's can forge but one: its parent is the host's, it never executed
-// a program of the container's, and its own program is a runtime. The caller holds p.mu.
+// It mounts, changes namespaces and executes itself from memory, as attackers do. It is known by four things
+// together, of which a process of the container's can forge but one: its parent is the host's, its program is from no
+// mount that only the container has, it never executed a program of the container's, and it is called as a runtime is.
+// The caller holds p.mu.
 func (p *Probe) runtime(d *decoded) bool {
 	e := &d.event
-	if !d.outside || e.Process.StartNS < p.began || p.table.Ran(e.Process.PID, e.Process.StartNS) {
+	if !d.outside || d.ownExe || e.Process.StartNS < p.began || p.table.Ran(e.Process.PID, e.Process.StartNS) {
 		return false
 	}
 	if e.Process.Memfd {
