@@ -96,6 +96,7 @@ type Worker struct {
 	Reader   *gateway.Reader
 	Decider  *gateway.Decider
 	Set      *activities.Set
+	Foreign  *gateway.Foreign // nil without other sensors
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
 	APIAddr  string
@@ -279,6 +280,7 @@ func (w *Worker) listenForeign() error {
 	if w.slack != nil && w.slack.Secret != "" {
 		foreign.Slack = w.slack
 	}
+	w.Foreign = foreign
 	w.serve(foreign.Server(), l)
 	return nil
 }

@@ -28,6 +28,7 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/engine"
+	"stanch/worker/metrics"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -44,6 +45,7 @@ type upOptions struct {
 	ui         string
 	crash      string
 	rules      []string
+	metrics    string
 }
 
 func upCommand(g *globals) *cobra.Command {
@@ -67,6 +69,7 @@ the containers of this host.`,
 	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
 	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
+	f.StringVar(&o.metrics, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
 	f.StringVar(&o.crash, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
 	_ = f.MarkHidden("crash-at")
 	return c
@@ -115,7 +118,8 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	temporal, err := client.DialContext(ctx, options)
+	counts := metrics.NewTemporal()
+	temporal, err := client.DialContext(ctx, counts.Options(options))
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
@@ -132,6 +136,11 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	defer w.Close()
+	stopMetrics, err := serveHealth(o.metrics, temporal, w.Metrics(version, counts))
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
 		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, log) }()

@@ -66,6 +66,7 @@ type Intake struct {
 	mu     sync.Mutex
 	queues map[string]*queue
 	queued int
+	counts tally
 	places sync.Map // pod UID to node name
 }
 
@@ -97,6 +98,14 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 // Check tells why a detection will never be accepted, or a *TemporaryError if it cannot be told now. from is the
 // node that sent it, "" for a foreign source.
 func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) error {
+	err := i.check(ctx, d, from)
+	if later := (*TemporaryError)(nil); err != nil && !errors.As(err, &later) {
+		i.count(d, OutcomeRefused)
+	}
+	return err
+}
+
+func (i *Intake) check(ctx context.Context, d sensors.Detection, from string) error {
 	switch {
 	case d.ID == "" || len(d.ID) > 200:
 		return errors.New("it has no id, or one that is too long")
@@ -159,16 +168,19 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 	for _, d := range detections {
 		wait, err := i.enqueue(d)
 		if err != nil {
+			i.count(d, OutcomeLater)
 			return err
 		}
 		waits = append(waits, wait)
 	}
-	for _, wait := range waits {
+	for n, wait := range waits {
 		select {
 		case err := <-wait:
 			if err != nil {
+				i.count(detections[n], OutcomeLater)
 				return err
 			}
+			i.count(detections[n], OutcomeAccepted)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
