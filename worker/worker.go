@@ -38,6 +38,7 @@ import (
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/export"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
 	"stanch/worker/health"
@@ -76,6 +77,8 @@ type Options struct {
 	Socket string
 	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
 	Switch guards.Lever
+	// Version is this program's, for what is exported.
+	Version string
 	// NoHostDrills: see gateway.Intake.
 	NoHostDrills bool
 	// Converter reads what Client's does: audits decrypt histories with it.
@@ -105,6 +108,7 @@ type Worker struct {
 	name    string       // of this replica, as Temporal shows who polls
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
+	judge   *gateway.Judge // nil where nothing is judged here
 	closers []func()
 }
 
@@ -191,6 +195,12 @@ func (w *Worker) start(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
+	exports, err := export.Open(o.Config.Exports, o.Version, o.Log)
+	if err != nil {
+		return err
+	}
+	w.closers = append(w.closers, exports.Close)
+	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
 	w.watchHealth(ctx)
 	if err := w.openSlack(); err != nil {
@@ -216,7 +226,13 @@ func (w *Worker) start(ctx context.Context) error {
 		return fmt.Errorf("start the Temporal worker: %w", err)
 	}
 	w.closers = append(w.closers, w.main.Stop)
+	if err := w.openJudge(ctx); err != nil {
+		return err
+	}
 	if err := w.listenForeign(); err != nil {
+		return err
+	}
+	if err := w.followCloudTrail(ctx); err != nil {
 		return err
 	}
 	w.runSlack(ctx)
@@ -272,11 +288,19 @@ func (w *Worker) listenForeign() error {
 		return err
 	}
 	foreign.Health = w.Monitor
+	foreign.Judge = w.judge
 	l, err := net.Listen("tcp", w.Listen) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
 	w.HTTPAddr = l.Addr().String()
+	if w.PKI != nil {
+		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		l = gateway.Either(l, tlsConfig)
+	}
 	if w.slack != nil && w.slack.Secret != "" {
 		foreign.Slack = w.slack
 	}

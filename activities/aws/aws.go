@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudtrail"
 	"github.com/aws/aws-sdk-go-v2/service/eks"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"k8s.io/client-go/kubernetes"
 
@@ -53,6 +54,7 @@ type Account struct {
 	sts   []*sts.Client // who Stanch is: what its credentials are, and what it assumes
 	trail *cloudtrail.Client
 	eks   *eks.Client
+	sqs   *sqs.Client
 	creds awssdk.CredentialsProvider
 
 	mu   sync.Mutex
@@ -90,6 +92,7 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 		cfg.Credentials = awssdk.NewCredentialsCache(provider)
 		a.sts = append(a.sts, sts.NewFromConfig(cfg))
 	}
+	a.sqs = sqs.NewFromConfig(cfg)
 	a.iam, a.trail, a.eks, a.creds = iam.NewFromConfig(cfg), cloudtrail.NewFromConfig(cfg), eks.NewFromConfig(cfg), cfg.Credentials
 	return a, nil
 }

@@ -15,7 +15,7 @@ import (
 func Actions(client kubernetes.Interface) []activities.Action {
 	return []activities.Action{
 		&workloadAction{client}, &logsAction{client}, &manifestAction{client}, &scaleAction{client},
-		&restartAction{client}, &cordonAction{client},
+		&restartAction{client}, &cordonAction{client}, &imageAction{client},
 	}
 }
 

@@ -3,16 +3,19 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"stanch/worker"
+	"stanch/worker/config"
 	"stanch/worker/manifests"
 )
 
 func manifestsCommand(g *globals) *cobra.Command {
 	o := manifests.Options{}
 	var iam bool
+	var audit string
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: args(cobra.NoArgs),
 		Long: `Print the YAML that installs worker and sensor in a cluster. Its rights are the sum
@@ -23,6 +26,13 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
   stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
   stanch manifests --phase 2 --iam > stanch-policy.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if audit != "" {
+				if !strings.HasPrefix(audit, "https://") {
+					return usageError{fmt.Errorf("--audit %s: an API server shows its token only to https://; --listen speaks it", audit)}
+				}
+				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Audit(strings.TrimSuffix(audit, "/")+"/v1/"+config.ForeignAudit))
+				return err
+			}
 			if iam {
 				out, err := manifests.IAM(worker.Catalogue(), o.Phase)
 				if err != nil {
@@ -56,6 +66,7 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 	f := c.Flags()
 	f.IntVar(&o.Phase, "phase", 1, "1 observes, 2 contains, 3 disrupts behind approval: the rights follow")
 	f.BoolVar(&iam, "iam", false, "print the IAM policy of the phase, as JSON, and nothing else")
+	f.StringVar(&audit, "audit", "", "print what switches the API server's audit log on, and nothing else; the address of --listen as the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the sensor's image")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/redact"
+	"stanch/worker/export"
 	"stanch/worker/gateway"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
@@ -25,7 +27,7 @@ func incidentsCommand(g *globals) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "incidents [ID]", Short: "List incidents, or show one whole", Args: args(cobra.MaximumNArgs(1)),
-		Example: "  stanch incidents\n  stanch incidents INC-01JABC… -o json",
+		Example: "  stanch incidents\n  stanch incidents INC-01JABC… -o json\n  stanch incidents INC-01JABC… -o ocsf",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			out := cmd.OutOrStdout()
 			if len(ids) == 1 {
@@ -33,8 +35,16 @@ func incidentsCommand(g *globals) *cobra.Command {
 				if err := g.local().get(cmd.Context(), "/v1/incidents/"+ids[0], &in); err != nil {
 					return err
 				}
-				if output == "json" {
+				switch output {
+				case "json":
 					return printJSON(out, in)
+				case "ocsf":
+					for _, event := range export.Incident(in, version) {
+						if err := json.NewEncoder(out).Encode(event); err != nil {
+							return fmt.Errorf("write the incident: %w", err)
+						}
+					}
+					return nil
 				}
 				var pending []playbook.Pending
 				if err := g.local().get(cmd.Context(), "/v1/pending", &pending); err != nil {
@@ -62,7 +72,16 @@ func incidentsCommand(g *globals) *cobra.Command {
 			return t.Flush()
 		},
 	}
+	run := c.RunE
 	outputFlag(c, &output)
+	checked := c.RunE
+	c.Flags().Lookup("output").Usage = "text or json; of one incident also ocsf: Detection Finding and Remediation Activity, an object a line"
+	c.RunE = func(cmd *cobra.Command, ids []string) error {
+		if output == "ocsf" && len(ids) == 1 {
+			return run(cmd, ids)
+		}
+		return checked(cmd, ids)
+	}
 	return c
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -130,7 +131,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	w, err := startWorker(ctx, worker.Options{
 		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash),
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version,
 	})
 	if err != nil {
 		return err
@@ -143,7 +144,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
-		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, log) }()
+		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, apiServers(ctx, cluster), log) }()
 	}
 	ui, err := startUI(ctx, o.ui, server, inner, filepath.Join(g.data, "temporal", "tls"))
 	if err != nil {
@@ -217,9 +218,29 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
+// apiServers are the addresses at which containers find the cluster's API. A cluster that does not say has none.
+func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
+	if cluster == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	service, err := cluster.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, ip := range service.Spec.ClusterIPs {
+		for _, p := range service.Spec.Ports {
+			out = append(out, net.JoinHostPort(ip, strconv.Itoa(int(p.Port))))
+		}
+	}
+	return out
+}
+
 // runSensor is this machine's own node agent, over the same link as any other's.
-func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, log *slog.Logger) error {
-	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), Log: log, At: crashAt(o.crash)}
+func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, api []string, log *slog.Logger) error {
+	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, At: crashAt(o.crash)}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
 		return err

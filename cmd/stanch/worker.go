@@ -170,7 +170,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	}
 	options := worker.Options{
 		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Namespace: o.ownNamespace,
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace,
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}

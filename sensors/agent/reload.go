@@ -221,6 +221,9 @@ func (f *RuleFiles) look(settle func()) *rules.Set {
 	return set
 }
 
+// Look reads the packs again: a new set, or nil where nothing changed or somebody is writing. It is for who has no agent.
+func (f *RuleFiles) Look() *rules.Set { return f.look(func() { time.Sleep(settled) }) }
+
 // mended is packs of which files with problems are as they were when they had none.
 func (s packs) mended(good packs, dirs []string, problems diagnostic.Diagnostics) packs {
 	wrong := map[string]bool{}

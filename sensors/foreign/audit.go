@@ -126,7 +126,8 @@ func auditOne(raw []byte) (sensors.Event, error) {
 		path, _, _ = strings.Cut(path, "?")
 	}
 	e := sensors.Event{
-		ID: "kubernetes-audit/" + a.AuditID + "/" + a.Stage, Kind: sensors.KindAudit, Time: at.UTC(), Actor: "kubernetes:" + a.User.Username,
+		// One request has one id, in whichever stage it is told: what was detected when it began is the same when it ends.
+		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindAudit, Time: at.UTC(), Actor: "kubernetes:" + a.User.Username,
 		Audit: sensors.Audit{
 			Verb: shorten(a.Verb, 64), User: a.User.Username, Groups: few(a.User.Groups), Impersonated: a.ImpersonatedUser.Username, ImpersonatedGroups: few(a.ImpersonatedUser.Groups),
 			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extra(a.User.Extra, extraPodName), FromPodUID: extra(a.User.Extra, extraPodUID), FromNode: extra(a.User.Extra, extraNodeName),
@@ -164,6 +165,8 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 		out.Binding = object.binding()
 	case kind == "roles" || kind == "clusterroles":
 		out.Role = object.role()
+	case kind == "namespaces" && out.Subresource == "":
+		out.Admission = object.admission()
 	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
 		out.Webhook = object.webhook()
 	}

@@ -11,8 +11,9 @@ import (
 // ConfigMap, for an environment or for a token, so that none can be copied.
 type requested struct {
 	Metadata struct {
-		Name string `json:"name"`
-		UID  string `json:"uid"`
+		Name   string             `json:"name"`
+		UID    string             `json:"uid"`
+		Labels map[string]*string `json:"labels"` // nil where a patch takes one away
 	} `json:"metadata"`
 	Spec struct {
 		podSpec
@@ -209,5 +210,32 @@ func (o *requested) webhook() sensors.AuditWebhook {
 		out.URLs = append(out.URLs, w.ClientConfig.URL)
 	}
 	out.URLs = set(out.URLs)
+	return out
+}
+
+// podSecurityLabel says what of the Pod Security Standards is enforced in a namespace.
+const podSecurityLabel = "pod-security.kubernetes.io/enforce"
+
+// exempting are the labels, and their values, by which policy engines leave a namespace out; "" is any value.
+var exempting = map[string]string{
+	"admission.gatekeeper.sh/ignore":       "",
+	"openpolicyagent.org/webhook":          "ignore",
+	"cert-manager.io/disable-validation":   "true",
+	"config.linkerd.io/admission-webhooks": "disabled",
+}
+
+func (o *requested) admission() sensors.AuditAdmission {
+	var out sensors.AuditAdmission
+	for key, value := range o.Metadata.Labels {
+		switch want, known := exempting[key]; {
+		case key == podSecurityLabel && value == nil:
+			out.Level = "removed"
+		case key == podSecurityLabel:
+			out.Level = shorten(*value, 64)
+		case known && value != nil && (want == "" || want == *value):
+			out.Exempt = append(out.Exempt, key)
+		}
+	}
+	out.Exempt = set(out.Exempt)
 	return out
 }

@@ -44,7 +44,7 @@ func audited(t *testing.T, text string) sensors.Event {
 
 func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	e := audited(t, auditLines[0])
-	require.Equal(t, "kubernetes-audit/0f7a/ResponseComplete", e.ID)
+	require.Equal(t, "kubernetes-audit/0f7a", e.ID)
 	require.Equal(t, sensors.KindAudit, e.Kind)
 	require.Equal(t, "kubernetes:system:serviceaccount:ci:deployer", e.Actor)
 	require.Equal(t, 123456000, e.Time.Nanosecond())
@@ -72,6 +72,11 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	require.Equal(t, sensors.AuditRole{Wildcard: true, Escalating: []string{"create pods/exec", "escalate", "get pods/exec", "get secrets"}}, audited(t, auditLines[6]).Audit.Role)
 	require.Equal(t, sensors.AuditToken{Audiences: []string{"vault"}, Seconds: 31536000, BoundTo: "Pod/web-1"}, audited(t, auditLines[7]).Audit.Token)
 	require.Equal(t, sensors.AuditWebhook{URLs: []string{"https://evil.example"}, Ignore: true}, audited(t, auditLines[9]).Audit.Webhook)
+	labels := func(verb, text string) sensors.AuditAdmission {
+		return audited(t, auditEvent(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","namespace":"shop","name":"shop"}`, `,"requestObject":{"metadata":{"labels":`+text+`}}`)).Audit.Admission
+	}
+	require.Equal(t, sensors.AuditAdmission{Level: "privileged", Exempt: []string{"admission.gatekeeper.sh/ignore"}}, labels("update", `{"pod-security.kubernetes.io/enforce":"privileged","admission.gatekeeper.sh/ignore":"x","team":"a"}`))
+	require.Equal(t, sensors.AuditAdmission{Level: "removed"}, labels("patch", `{"pod-security.kubernetes.io/enforce":null,"admission.gatekeeper.sh/ignore":null}`))
 	require.True(t, audited(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
 }
 

@@ -47,6 +47,7 @@ type cloudTrail struct {
 	Resources []struct {
 		ARN string `json:"ARN"`
 	} `json:"resources"`
+	Additional cloudTrailAdditional `json:"additionalEventData"`
 	// S3 is there in what is no record of CloudTrail but a notification of S3.
 	S3 *json.RawMessage `json:"s3"`
 }
@@ -67,6 +68,16 @@ type cloudTrailResponse struct {
 	AccessKey struct {
 		AccessKeyID string `json:"accessKeyId"`
 	} `json:"accessKey"`
+}
+
+// cloudTrailAdditional says of a login whether there was a second factor.
+type cloudTrailAdditional struct{ MFAUsed scalar }
+
+// UnmarshalJSON takes additions of another shape for none.
+func (r *cloudTrailAdditional) UnmarshalJSON(raw []byte) error {
+	type plain cloudTrailAdditional
+	_ = json.Unmarshal(raw, (*plain)(r))
+	return nil
 }
 
 // UnmarshalJSON takes an answer of another shape for none.
@@ -161,7 +172,7 @@ func cloudTrailOne(raw []byte) (sensors.Event, error) {
 		Provider: "aws", Service: r.EventSource, Event: r.EventName, Region: shorten(r.Region, 64), Account: shorten(orElse(u.AccountID, r.RecipientID), 64),
 		Principal: principal, PrincipalID: shorten(u.PrincipalID, maxSentence), PrincipalType: shorten(u.Type, 64), AccessKey: shorten(u.AccessKeyID, 64),
 		SourceIP: shorten(r.SourceIP, maxIdentity), UserAgent: shorten(r.UserAgent, maxSentence), Error: shorten(r.ErrorCode, maxIdentity), ReadOnly: r.ReadOnly.bool(),
-		MFA: u.SessionContext.Attributes.MFA.bool(),
+		MFA: u.SessionContext.Attributes.MFA.bool() || r.Additional.MFAUsed == "Yes",
 	}
 	c.Role, c.Session = roleOf(u.ARN)
 	if issuer := u.SessionContext.SessionIssuer; issuer.Type == "Role" {

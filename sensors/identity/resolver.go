@@ -87,7 +87,9 @@ func Open(opt Options) (*Resolver, error) {
 
 // Resolve tells whose a cgroup is; the zero Container is the host. A container that is gone already and was never
 // seen is ErrNotFound, with CgroupID set. An error of the runtime comes together with what the cgroup alone tells.
-func (r *Resolver) Resolve(cgroupID uint64) (sensors.Container, error) { return r.ResolveAt(cgroupID, "") }
+func (r *Resolver) Resolve(cgroupID uint64) (sensors.Container, error) {
+	return r.ResolveAt(cgroupID, "")
+}
 
 // ResolveAt is Resolve for a cgroup whose path somebody saw while it was there.
 func (r *Resolver) ResolveAt(cgroupID uint64, seen string) (sensors.Container, error) {

@@ -110,6 +110,8 @@ func carried() map[string][]sensors.Kind {
 		"baseline.new_exe":         {sensors.KindExec},
 		"baseline.new_destination": {sensors.KindConnect, sensors.KindDNS},
 		"actor":                    elsewhere,
+		"audit":                    {sensors.KindAudit},
+		"cloud":                    {sensors.KindCloud},
 	}
 }
 

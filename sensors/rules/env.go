@@ -24,6 +24,8 @@ type env struct {
 	Network   *sensors.Network   `expr:"network"`
 	Call      *sensors.Call      `expr:"call"`
 	Baseline  *sensors.Baseline  `expr:"baseline"`
+	Audit     *sensors.Audit     `expr:"audit"`
+	Cloud     *sensors.Cloud     `expr:"cloud"`
 	ExitCode  int                `expr:"exit_code"`
 	Count     int                `expr:"count"`
 	Actor     string             `expr:"actor"`
@@ -42,6 +44,7 @@ type env struct {
 func newEnv() *env {
 	v := &env{}
 	v.Process, v.Container, v.File, v.Network, v.Call, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File, &v.event.Network, &v.event.Call, &v.event.Baseline
+	v.Audit, v.Cloud = &v.event.Audit, &v.event.Cloud
 	return v
 }
 

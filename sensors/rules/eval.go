@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -84,7 +85,7 @@ func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 
 func (r *Rule) detection(event sensors.Event) sensors.Detection {
 	sum := sha256.Sum256([]byte(event.ID + "\x00" + r.Name))
-	severity, reasons := r.weigh(event.Container.Pod.Namespace)
+	severity, reasons := r.weigh(cmp.Or(event.Container.Pod.Namespace, event.Audit.Namespace))
 	return sensors.Detection{
 		ID: hex.EncodeToString(sum[:12]), Rule: r.Name, Title: r.Title, Severity: severity, Confidence: r.Confidence,
 		Objective: r.Objective, Technique: r.Technique, Reasons: append([]string{r.Reason}, reasons...), Source: "stanch",

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -171,7 +172,7 @@ func (e *Exception) excepts(v *env) (bool, error) {
 	if e.who() {
 		switch {
 		case e.Workload != (Workload{}) && !e.Workload.is(c),
-			len(e.Namespace) > 0 && !likeAny(e.Namespace, c.Pod.Namespace),
+			len(e.Namespace) > 0 && !likeAny(e.Namespace, cmp.Or(c.Pod.Namespace, v.event.Audit.Namespace)),
 			len(e.Container) > 0 && !likeAny(e.Container, c.Name),
 			len(e.Image) > 0 && !slices.ContainsFunc(e.Image, func(p string) bool { return imageLike(p, c) }):
 			return false, nil

@@ -74,7 +74,7 @@ func textField(name string) func(*env) string {
 	case "container.workload.name":
 		return func(v *env) string { return v.event.Container.Workload.Name }
 	}
-	return nil
+	return requestText(name)
 }
 
 func mapField(name string) func(*env) map[string]string {
@@ -83,6 +83,8 @@ func mapField(name string) func(*env) map[string]string {
 		return func(v *env) map[string]string { return v.event.Container.Pod.Labels }
 	case "container.pod.annotations":
 		return func(v *env) map[string]string { return v.event.Container.Pod.Annotations }
+	case "audit.annotations":
+		return func(v *env) map[string]string { return v.event.Audit.Annotations }
 	}
 	return nil
 }
@@ -124,7 +126,7 @@ func boolField(name string) func(*env) bool {
 	case "container.pod.host_network":
 		return func(v *env) bool { return v.event.Container.Pod.HostNetwork }
 	}
-	return nil
+	return requestBool(name)
 }
 
 func numberField(name string) func(*env) int {
@@ -150,7 +152,7 @@ func numberField(name string) func(*env) int {
 	case "container.pod_cgroup_id":
 		return func(v *env) int { return int(v.event.Container.PodCgroupID) } //nolint:gosec // see above
 	}
-	return nil
+	return requestNumber(name)
 }
 
 func processNumber(name string) func(*sensors.Process) int {

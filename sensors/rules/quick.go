@@ -220,8 +220,8 @@ func quickCompare(n *ast.BinaryNode, at scope) quick {
 
 // quickIn looks a text or a number up in what is constant.
 func quickIn(n *ast.BinaryNode, at scope) quick {
-	if left := text(n.Left, at); left != nil && fieldPath(n.Right) == "process.args" {
-		return func(v *env) answer { return maybe(slices.Contains(v.event.Process.Args, left(v))) }
+	if left, list := text(n.Left, at), requestList(fieldPath(n.Right)); left != nil && list != nil {
+		return func(v *env) answer { return maybe(slices.Contains(list(v), left(v))) }
 	}
 	texts, ints, ok := constants(n.Right)
 	if !ok {

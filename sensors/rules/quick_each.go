@@ -22,6 +22,7 @@ func quickEach(name string, of, predicate ast.Node) quick {
 	}
 	texts, ints, constant := constants(of)
 	path := fieldPath(of)
+	list := requestList(path)
 	switch {
 	case path == "process.ancestors":
 		inner := quickBool(body.Node, scope{either, ancestorItem})
@@ -38,14 +39,14 @@ func quickEach(name string, of, predicate ast.Node) quick {
 			}
 			return otherwise
 		}
-	case path == "process.args" || constant && ints == nil:
+	case list != nil || constant && ints == nil:
 		inner := quickBool(body.Node, scope{either, textItem})
 		return func(v *env) answer {
 			outer := v.item
 			defer func() { v.item = outer }()
 			items := texts
 			if !constant {
-				items = v.event.Process.Args
+				items = list(v)
 			}
 			for _, v.item = range items {
 				if a := inner(v); a == unknown {

@@ -86,11 +86,12 @@ func number(node ast.Node, at scope) func(*env) int {
 			}
 		}
 		if n.Name == "len" && len(n.Arguments) == 1 {
-			switch fieldPath(n.Arguments[0]) {
-			case "process.args":
-				return func(v *env) int { return len(v.event.Process.Args) }
-			case "process.ancestors":
+			of := fieldPath(n.Arguments[0])
+			if of == "process.ancestors" {
 				return func(v *env) int { return len(v.event.Process.Ancestors) }
+			}
+			if list := requestList(of); list != nil {
+				return func(v *env) int { return len(list(v)) }
 			}
 		}
 	}

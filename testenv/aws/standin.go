@@ -269,7 +269,7 @@ func (s *StandIn) lookup(w http.ResponseWriter, r request) {
 	}
 	var found []map[string]any
 	for _, e := range slices.Backward(s.events) {
-		value := map[string]string{"ResourceName": e.Resource, "Username": e.User, "AccessKeyId": e.Key}[in.LookupAttributes[0].AttributeKey]
+		value := map[string]string{"ResourceName": e.Resource, "Username": e.User, "AccessKeyId": e.Key, "ReadOnly": "false"}[in.LookupAttributes[0].AttributeKey]
 		at := float64(e.At.UnixMilli()) / 1000
 		if value == "" || value != in.LookupAttributes[0].AttributeValue || at < in.StartTime || at > in.EndTime {
 			continue

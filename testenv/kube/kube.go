@@ -31,7 +31,12 @@ type Options struct {
 	Progress func(format string, args ...any)
 	// ReadyWithin bounds the start; 0 means 90 s. On an idle machine 8 s are enough.
 	ReadyWithin time.Duration
+	// Audit switches the API server's audit log on; nil leaves it off.
+	Audit *Audit
 }
+
+// Audit is what the API server records, and the webhook that it posts it to, in the words of its own files.
+type Audit struct{ Policy, Webhook string }
 
 // Cluster is a running lab.
 type Cluster struct {
@@ -103,7 +108,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		{"keys", func(context.Context) error { return c.makeKeys() }},
 		{"cgroups", func(context.Context) error { return makeCgroups(c.CgroupRoot) }},
 		{"containerd and etcd", func(ctx context.Context) error { return c.startGround(ctx, binary) }},
-		{"api server", func(context.Context) error { return c.startAPI(binary) }},
+		{"api server", func(context.Context) error { return c.startAPI(binary, o.Audit) }},
 		{"images", c.importBaseImages},
 		{"api server answers", c.waitAPI},
 		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNode(binary) }},

@@ -76,16 +76,28 @@ func (c *Cluster) startGround(ctx context.Context, binary string) error {
 	})
 }
 
-func (c *Cluster) startAPI(binary string) error {
+func (c *Cluster) startAPI(binary string, audit *Audit) error {
+	var more []string
+	if audit != nil {
+		if err := errors.Join(c.write("audit-policy.yaml", audit.Policy), c.write("audit-webhook.yaml", audit.Webhook)); err != nil {
+			return err
+		}
+		more = []string{
+			"--audit-policy-file=" + c.path("audit-policy.yaml"), "--audit-webhook-config-file=" + c.path("audit-webhook.yaml"), "--audit-webhook-mode=batch",
+			"--audit-webhook-batch-max-wait=200ms", "--audit-webhook-initial-backoff=500ms", "--audit-webhook-truncate-enabled",
+		}
+	}
 	services := strings.TrimSuffix(c.apiServerIP(), "1") + "0/24"
-	return c.start("kube-apiserver", binary, "kube-apiserver",
-		"--etcd-servers=unix://"+c.path("etcd.sock"), "--bind-address="+c.apiServerIP(), "--secure-port=443",
-		"--advertise-address="+c.apiServerIP(), "--service-cluster-ip-range="+services,
-		"--tls-cert-file="+c.path("server.crt"), "--tls-private-key-file="+c.path("server.key"),
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.path("sa.key"),
-		"--service-account-signing-key-file="+c.path("sa.key"), "--token-auth-file="+c.path("tokens.csv"),
+	return c.start("kube-apiserver", binary, append([]string{
+		"kube-apiserver",
+		"--etcd-servers=unix://" + c.path("etcd.sock"), "--bind-address=" + c.apiServerIP(), "--secure-port=443",
+		"--advertise-address=" + c.apiServerIP(), "--service-cluster-ip-range=" + services,
+		"--tls-cert-file=" + c.path("server.crt"), "--tls-private-key-file=" + c.path("server.key"),
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + c.path("sa.key"),
+		"--service-account-signing-key-file=" + c.path("sa.key"), "--token-auth-file=" + c.path("tokens.csv"),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
-		"--kubelet-preferred-address-types=InternalIP", "--profiling=false")
+		"--kubelet-preferred-address-types=InternalIP", "--profiling=false",
+	}, more...)...)
 }
 
 func (c *Cluster) waitAPI(ctx context.Context) error {

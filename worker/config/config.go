@@ -46,6 +46,8 @@ type Config struct {
 	Webhooks  []Webhook `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
 	Email     *Email    `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
 	Ticket    *Ticket   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
+	// Networks tells the cluster's addresses from all others.
+	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; a pod's token or role that is used from elsewhere is told"`
 }
 
 // Scope is a part of the estate with its own phase, approvers and thresholds.
@@ -89,6 +91,8 @@ type AWS struct {
 	Profile  string `yaml:"profile" json:"profile,omitempty" jsonschema:"description=of the shared configuration files"`
 	RoleARN  string `yaml:"role_arn" json:"role_arn,omitempty" jsonschema:"description=the role that Stanch assumes"`
 	Cluster  string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the EKS cluster's name; EKS Pod Identity is looked up with it"`
+	// CloudTrail is where the record of the account comes from; nil reads none.
+	CloudTrail *CloudTrail `yaml:"cloudtrail" json:"cloudtrail,omitempty"`
 }
 
 // Duration is a time.Duration that is written "15m".
@@ -246,6 +250,7 @@ func (p *parser) check(c *Config) {
 	p.foreign(c.Foreign)
 	p.exports(c.Exports)
 	p.nodes(c.Nodes)
+	p.networks(c.Networks)
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)
@@ -307,6 +312,7 @@ func (p *parser) checkAWS(c *Config) {
 	if a.Cluster != "" && !eksCluster.MatchString(a.Cluster) {
 		p.errorf(1, "value", "its name, and not its ARN", "aws: `%s` is not the name of an EKS cluster", a.Cluster)
 	}
+	p.cloudTrail(a.CloudTrail)
 	if a.Endpoint == "" {
 		return
 	}

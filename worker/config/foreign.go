@@ -12,12 +12,15 @@ type Foreign struct {
 	Name      string `yaml:"name" json:"name" jsonschema:"required,description=the source of its detections; each name once"`
 	TokenFile string `yaml:"token_file" json:"token_file" jsonschema:"required,description=a file with a token of at least 16 characters"`
 	// Kind binds the token to one door; without it, it opens all of them.
-	Kind string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=detections,description=what the token is good for; everything if not given"`
+	Kind string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=what the token is good for; everything if not given"`
 	Rate int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records a second; 2000 if not given"`
 }
 
-// ForeignDetections is the kind of a source that posts detections in Stanch's own words.
-const ForeignDetections = "detections"
+// The kinds of source that are no other sensor.
+const (
+	ForeignDetections = "detections"       // it posts detections in Stanch's own words
+	ForeignAudit      = "kubernetes-audit" // an API server's webhook for its audit log
+)
 
 const (
 	foreignRate    = 2000
@@ -28,7 +31,7 @@ const (
 func (f Foreign) PerSecond() int { return orElse(f.Rate, foreignRate) }
 
 func (p *parser) foreign(sources []Foreign) {
-	kinds := append(foreign.Kinds(), ForeignDetections)
+	kinds := append(foreign.Kinds(), ForeignAudit, ForeignDetections)
 	seen := map[string]bool{}
 	for _, s := range sources {
 		if s.Name == "" || seen[s.Name] {

@@ -23,7 +23,7 @@ func TestAForeignSourceIsCheckedStrictly(t *testing.T) {
 		"foreign source falco: there is no kind `falko`", "the foreign source name `falco` is empty or used twice",
 		"foreign source falco: `rate` is -1", "foreign source x: `token_file` is missing",
 	}, got)
-	require.Contains(t, problems[0].Hint, "falco, tetragon, tracee, kubearmor, detections")
+	require.Contains(t, problems[0].Hint, "falco, tetragon, tracee, kubearmor, kubernetes-audit, detections")
 
 	_, problems = config.Parse("c", []byte("foreign:\n  - { name: falco, knd: falco, token_file: t }\n"))
 	require.Contains(t, problems[0].Hint, "did you mean `kind`?")

@@ -33,7 +33,9 @@ type Foreign struct {
 	// Slack takes signed clicks at /slack/interactions; nil takes none.
 	Slack *Slack
 	// Health is told what sensors say about themselves; nil only logs it.
-	Health  HealthSink
+	Health HealthSink
+	// Judge takes the audit log of Kubernetes at /v1/kubernetes-audit; nil takes none.
+	Judge   *Judge
 	sources map[string]*source
 	pods    podCache
 }
@@ -106,6 +108,9 @@ func (f *Foreign) Server() *http.Server {
 			return foreign.Report{Alert: &d}, err
 		},
 	}))
+	if f.Judge != nil {
+		mux.HandleFunc("POST /v1/"+config.ForeignAudit, f.takeAudit)
+	}
 	if f.Slack != nil {
 		mux.Handle("/slack/interactions", f.Slack)
 	}

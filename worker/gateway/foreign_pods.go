@@ -52,7 +52,7 @@ func (f *Foreign) complete(ctx context.Context, d *sensors.Detection) error {
 	pod.UID, pod.IP, pod.HostNetwork, pod.ServiceAccount, pod.Labels = string(got.UID), got.Status.PodIP, got.Spec.HostNetwork, got.Spec.ServiceAccountName, maps.Clone(got.Labels)
 	d.Node, d.Event.Node = got.Spec.NodeName, got.Spec.NodeName
 	c := &d.Event.Container
-	if s := containerOf(got, c.ID); s != nil {
+	if s := containerOf(got, c.ID, c.Name); s != nil {
 		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
 		c.Name, c.Image = s.Name, s.Image
 		if _, digest, ok := strings.Cut(s.ImageID, "@"); ok {
@@ -67,11 +67,14 @@ func (f *Foreign) complete(ctx context.Context, d *sensors.Detection) error {
 }
 
 // containerOf is the container of a pod with an id, of which reports may give the beginning only; without an id it is
-// the first.
-func containerOf(pod *corev1.Pod, id string) *corev1.ContainerStatus {
+// the one of that name, and without a name the first.
+func containerOf(pod *corev1.Pod, id, name string) *corev1.ContainerStatus {
 	statuses := make([]corev1.ContainerStatus, 0, len(pod.Status.ContainerStatuses)+len(pod.Status.EphemeralContainerStatuses)+len(pod.Status.InitContainerStatuses))
 	statuses = append(append(append(statuses, pod.Status.ContainerStatuses...), pod.Status.EphemeralContainerStatuses...), pod.Status.InitContainerStatuses...)
 	for i := range statuses {
+		if id == "" && name != "" && statuses[i].Name != name {
+			continue
+		}
 		if _, known, _ := strings.Cut(statuses[i].ContainerID, "://"); known != "" && strings.HasPrefix(known, id) {
 			return &statuses[i]
 		}
@@ -90,7 +93,7 @@ func (f *Foreign) pod(ctx context.Context, c sensors.Container) (*corev1.Pod, er
 	f.pods.mu.Lock()
 	kept, ok := f.pods.by[key]
 	f.pods.mu.Unlock()
-	if ok && time.Since(kept.at) < podsKeptFor && (c.Pod.UID == string(kept.pod.UID) || c.Pod.UID == "" && c.ID != "" && containerOf(kept.pod, c.ID) != nil) {
+	if ok && time.Since(kept.at) < podsKeptFor && (c.Pod.UID == string(kept.pod.UID) || c.Pod.UID == "" && c.ID != "" && containerOf(kept.pod, c.ID, "") != nil) {
 		return kept.pod, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

@@ -47,37 +47,47 @@ const (
 	maxChunk = 512 << 10
 )
 
+func say(w http.ResponseWriter, code int, a answer) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(a)
+}
+
+// admit lets in who has the token for a door, and reads what they bring; nil has been answered.
+func (f *Foreign) admit(w http.ResponseWriter, r *http.Request, d door) (*source, []byte) {
+	s := f.source(r)
+	if s == nil {
+		say(w, http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …"})
+		return nil, nil
+	}
+	if s.kind != "" && s.kind != d.kind {
+		say(w, http.StatusForbidden, answer{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
+		return nil, nil
+	}
+	body, code, err := d.body(w, r)
+	if err != nil {
+		say(w, code, answer{Status: err.Error()})
+		return nil, nil
+	}
+	return s, body
+}
+
 func (f *Foreign) take(d door) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		say := func(code int, a answer) {
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(code)
-			_ = json.NewEncoder(w).Encode(a)
-		}
-		s := f.source(r)
+		s, body := f.admit(w, r, d)
 		if s == nil {
-			say(http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …"})
-			return
-		}
-		if s.kind != "" && s.kind != d.kind {
-			say(http.StatusForbidden, answer{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
-			return
-		}
-		body, code, err := d.body(w, r)
-		if err != nil {
-			say(code, answer{Status: err.Error()})
 			return
 		}
 		records, err := d.split(body)
 		if err != nil {
 			s.counts.refused.Add(1)
-			say(http.StatusBadRequest, answer{Status: err.Error(), Refused: []refused{{Line: 1, Reason: err.Error()}}})
+			say(w, http.StatusBadRequest, answer{Status: err.Error(), Refused: []refused{{Line: 1, Reason: err.Error()}}})
 			return
 		}
 		if wait := s.reserve(len(records)); wait > 0 {
 			s.counts.limited.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-			say(http.StatusTooManyRequests, answer{Status: "the source sends more than its rate: send it again later"})
+			say(w, http.StatusTooManyRequests, answer{Status: "the source sends more than its rate: send it again later"})
 			return
 		}
 		code, a := f.batch(r.Context(), s, d, records)
@@ -88,7 +98,7 @@ func (f *Foreign) take(d door) http.HandlerFunc {
 			s.counts.later.Add(1)
 			w.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
 		}
-		say(code, a)
+		say(w, code, a)
 	}
 }
 

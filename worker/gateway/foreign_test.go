@@ -102,10 +102,16 @@ func openDoors(t *testing.T, server *temporal.Server, sources ...config.Foreign)
 	d.Foreign, err = gateway.NewForeign(d.intake, sources, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	d.Foreign.Health = d.health
+	d.serve(t, nil)
+	return d
+}
+
+func (d *doors) serve(t *testing.T, judge *gateway.Judge) {
+	t.Helper()
+	d.Judge = judge
 	web := httptest.NewServer(d.Server().Handler)
 	t.Cleanup(web.Close)
 	d.url = web.URL
-	return d
 }
 
 type said struct {

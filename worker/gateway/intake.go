@@ -60,6 +60,8 @@ type Intake struct {
 	Thread bool
 	// Incident is the workflow function.
 	Incident any
+	// Exported is told every detection that Temporal has. It must not wait. Nil does nothing.
+	Exported func(sensors.Detection)
 	// At is called at named points, so that tests can kill the process there. Nil does nothing.
 	At func(point string)
 
@@ -183,6 +185,11 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 			i.count(detections[n], OutcomeAccepted)
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+	if i.Exported != nil {
+		for _, d := range detections {
+			i.Exported(d)
 		}
 	}
 	return nil

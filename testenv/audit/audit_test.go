@@ -1,0 +1,196 @@
+// Package audit_test does what every shipped rule for Kubernetes is about, for real, at a real API server whose webhook
+// posts its audit log to a real gateway, and sees the rule fire there.
+package audit_test
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors"
+	"stanch/sensors/link"
+	"stanch/sensors/rules"
+	lab "stanch/testenv/kube"
+	lacking "stanch/testenv/require"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/manifests"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+)
+
+const token = "a-token-of-the-audit-tests"
+
+// world is a cluster with a gateway that gets its audit log.
+type world struct {
+	*lab.Cluster
+	namespace string
+	found     *detections
+}
+
+// detections are what incidents were told.
+type detections struct {
+	mu  sync.Mutex
+	all []sensors.Detection
+}
+
+// story is an incident that tells the test what it was told.
+func (d *detections) story(ctx workflow.Context, _ incident.Input) error {
+	for {
+		var batch []incident.Attested
+		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
+		d.mu.Lock()
+		for _, a := range batch {
+			d.all = append(d.all, a.Detection)
+		}
+		d.mu.Unlock()
+	}
+}
+
+func (d *detections) since(at time.Time) []sensors.Detection {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []sensors.Detection
+	for _, one := range d.all {
+		if !one.Time.Before(at) {
+			out = append(out, one)
+		}
+	}
+	return out
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	lacking.Root(t)
+	w := &world{found: &detections{}}
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	intake := &gateway.Intake{
+		Temporal: temporal.Start(t, map[string]any{"Story": w.found.story}), Authority: auth, Config: config.Default(), Log: slog.New(slog.DiscardHandler), Incident: "Story",
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(file, []byte(token), 0o600))
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	f, err := gateway.NewForeign(intake, []config.Foreign{{Name: "api-server", Kind: config.ForeignAudit, TokenFile: file}}, log)
+	require.NoError(t, err)
+	// The gateway needs the cluster and the cluster the gateway's address: until it is there, the webhook is told to wait.
+	var door atomic.Pointer[http.Handler]
+	pki, err := authority.OpenPKI(t.TempDir())
+	require.NoError(t, err)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	require.NoError(t, err)
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if h := door.Load(); h != nil {
+			(*h).ServeHTTP(rw, r)
+			return
+		}
+		rw.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	web.Listener = gateway.Either(web.Listener, certificate)
+	web.Start()
+	t.Cleanup(web.Close)
+	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
+	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Webhook: manifests.AuditWebhook(address, pki.CA(), token)}})
+	intake.Kube = w.Client()
+	set, err := rules.LoadShipped()
+	require.NoError(t, err)
+	f.Judge = gateway.NewJudge(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
+	handler := f.Server().Handler
+	door.Store(&handler)
+	w.namespace = w.Namespace(t)
+	return w
+}
+
+// wait waits until a rule fired after a moment.
+func (w *world) wait(t *testing.T, rule string, since time.Time) sensors.Detection {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		all := w.found.since(since)
+		if i := slices.IndexFunc(all, func(d sensors.Detection) bool { return d.Rule == rule }); i >= 0 {
+			return all[i]
+		}
+		if time.Now().After(deadline) {
+			var names []string
+			for _, d := range all {
+				names = append(names, d.Rule)
+			}
+			t.Errorf("rule %s did not fire; these did: %v", rule, names)
+			return sensors.Detection{}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// deed is what somebody does, and the rules that fire on it.
+type deed struct {
+	rules []string
+	do    func(ctx context.Context) error
+	// fails: the API server refuses it.
+	fails bool
+}
+
+func TestEveryRuleFiresOnARealAPIServer(t *testing.T) {
+	w := newWorld(t)
+	w.benign(t)
+	people := w.people(t)
+	tried := map[string]bool{}
+	for _, d := range w.deeds(t, people) {
+		for _, rule := range d.rules {
+			tried[rule] = true
+		}
+		t.Run(d.rules[0], func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			since := time.Now().Add(-time.Millisecond)
+			if err := d.do(ctx); d.fails {
+				require.Error(t, err)
+			} else {
+				require.NoError(t, err)
+			}
+			for _, rule := range d.rules {
+				one := w.wait(t, rule, since)
+				if t.Failed() {
+					continue
+				}
+				require.NotEmpty(t, one.Event.Actor)
+				require.True(t, incident.Contained(one) || one.Event.Subject.Name != "", "%+v", one)
+				switch rule {
+				case "pod-exec", "port-forward", "ephemeral-container":
+					require.Equal(t, "plain", one.Event.Container.Pod.Name, "it joins the incident of the pod that was entered")
+					require.Equal(t, "Pod", one.Event.Container.Workload.Kind)
+					require.NotEmpty(t, one.Event.Container.ImageDigest)
+				case "token-outside", "secrets-listed":
+					require.Equal(t, "plain", one.Event.Container.Pod.Name, "it joins the incident of the pod whose token it is")
+				}
+			}
+		})
+	}
+	set, err := rules.LoadShipped()
+	require.NoError(t, err)
+	for _, r := range set.Rules() {
+		if r.On == sensors.KindAudit && !tried[r.Name] {
+			t.Errorf("nobody does what the rule %s is about", r.Name)
+		}
+	}
+}
+
+// people are logins of the cluster.
+type people struct {
+	admin, strong, weak, pod, nobody kubernetes.Interface
+}

@@ -1,0 +1,210 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	sqstypes "github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"stanch/activities/aws"
+	"stanch/sensors"
+	"stanch/sensors/rules"
+	standin "stanch/testenv/aws"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+)
+
+// heard are the detections that incidents were given.
+type heard struct {
+	mu  sync.Mutex
+	all []sensors.Detection
+}
+
+func (h *heard) story(ctx workflow.Context, _ incident.Input) error {
+	for {
+		var batch []incident.Attested
+		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
+		h.mu.Lock()
+		for _, a := range batch {
+			h.all = append(h.all, a.Detection)
+		}
+		h.mu.Unlock()
+	}
+}
+
+func (h *heard) wait(t *testing.T, rule string) (d sensors.Detection) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for _, d = range h.all {
+			if d.Rule == rule {
+				return true
+			}
+		}
+		return false
+	}, 30*time.Second, 20*time.Millisecond, "rule %s", rule)
+	return d
+}
+
+// record is one of CloudTrail's, of a role's session.
+func record(id, event, service, role, session, key, ip, more string) string {
+	return fmt.Sprintf(`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
+		id, time.Now().UTC().Format(time.RFC3339), service, event, ip, session, role, session, key, role, role, more)
+}
+
+func pod(name, account string, labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-pod", Labels: labels}, Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: "node-1"}}
+}
+
+// estate is a cluster with workloads that have roles, a queue of SQS, and a worker that reads it.
+type estate struct {
+	heard
+	kube  *fake.Clientset
+	queue string
+	sqs   *sqs.Client
+	away  sync.Map // what fails while it is set
+	in    *standin.StandIn
+}
+
+func newEstate(t *testing.T, lookup bool) *estate {
+	t.Helper()
+	for _, pair := range standin.Env() {
+		name, value, _ := strings.Cut(pair, "=")
+		t.Setenv(name, value)
+	}
+	e := &estate{in: standin.Start(t)}
+	e.sqs = sqs.NewFromConfig(awssdk.Config{Region: standin.Region, Credentials: credentials.NewStaticCredentialsProvider(standin.RootKey, standin.RootSecret, ""), BaseEndpoint: &e.in.Moto.URL})
+	made, err := e.sqs.CreateQueue(t.Context(), &sqs.CreateQueueInput{QueueName: awssdk.String("cloudtrail")})
+	require.NoError(t, err)
+	e.queue = *made.QueueUrl
+	e.kube = fake.NewClientset(
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/apps/web"}}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/api"}}},
+		pod("web-1", "web", nil), pod("db-0", "db", map[string]string{"statefulset.kubernetes.io/pod-name": "db-0"}),
+		pod("api-7d9c4-bcdfg", "api", map[string]string{"pod-template-hash": "7d9c4"}), pod("api-7d9c4-xzvwt", "api", map[string]string{"pod-template-hash": "7d9c4"}),
+	)
+	e.kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+		_, away := e.away.Load("kube")
+		return away, nil, errors.New("the API server is away")
+	})
+	account, err := aws.Open(t.Context(), aws.Options{Region: standin.Region, Endpoint: e.in.URL})
+	require.NoError(t, err)
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	cfg := config.Default()
+	cfg.AWS = &config.AWS{Region: standin.Region, CloudTrail: &config.CloudTrail{Queue: e.queue, Lookup: lookup}}
+	log := slog.New(slog.DiscardHandler)
+	w := &Worker{Options: Options{Config: cfg, Log: log}, account: account}
+	w.Intake = &gateway.Intake{Temporal: temporal.Start(t, map[string]any{"Story": e.story}), Authority: auth, Config: cfg, Kube: e.kube, Log: log, Incident: "Story"}
+	set, err := rules.LoadShipped()
+	require.NoError(t, err)
+	w.judge = gateway.NewJudge(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
+	require.NoError(t, w.followCloudTrail(context.Background()))
+	t.Cleanup(w.Close)
+	return e
+}
+
+func (e *estate) send(t *testing.T, bodies ...string) {
+	t.Helper()
+	for _, body := range bodies {
+		_, err := e.sqs.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: &e.queue, MessageBody: &body})
+		require.NoError(t, err)
+	}
+}
+
+// left is how many messages are in the queue, seen or not.
+func (e *estate) left(t *testing.T) string {
+	t.Helper()
+	out, err := e.sqs.GetQueueAttributes(t.Context(), &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	require.NoError(t, err)
+	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"]
+}
+
+func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
+	e := newEstate(t, false)
+
+	// The session of EKS Pod Identity is told with its pod; calls with its key are that pod's.
+	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"eks-auth.amazonaws.com","eventName":"AssumeRoleForPodIdentity","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
+	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": record("c-2", "GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
+	require.NoError(t, err)
+	e.send(t, given)
+	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+	e.send(t, string(used))
+	one := e.wait(t, "cloud-session-lengthened")
+	require.Equal(t, "db-0", one.Event.Container.Pod.Name)
+	require.Equal(t, "uid-of-pod", one.Event.Container.Pod.UID)
+	require.Equal(t, "StatefulSet", one.Event.Container.Workload.Kind, "it joins the incident of the pod's workload")
+	require.Contains(t, one.Reasons[0], "called GetFederationToken of sts")
+
+	// A role for service accounts: the annotation says whose it is, and there is one pod.
+	e.send(t, record("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
+	one = e.wait(t, "workload-role-outside")
+	require.Equal(t, "web-1", one.Event.Container.Pod.Name)
+	require.Equal(t, sensors.SeverityCritical, one.Severity)
+	require.Equal(t, "aws:arn:aws:sts::123456789012:assumed-role/web/botocore-session-1", one.Event.Actor)
+	e.wait(t, "cloud-looked-around")
+
+	// Several pods have the account: the workload's incident, and no pod to hold.
+	e.send(t, record("c-5", "RunInstances", "ec2", "api", "aws-sdk-1", "ASIAAPI", "10.0.0.7", ""))
+	one = e.wait(t, "cloud-machines-by-workload")
+	require.False(t, incident.Contained(one))
+	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "api"}, one.Event.Container.Workload)
+	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods have the account shop/api")
+	require.Equal(t, "shop/Deployment/api", incident.WorkloadOf(one).String())
+
+	e.send(t, record("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
+	one = e.wait(t, "cloud-records-stopped")
+	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
+	require.False(t, incident.Contained(one))
+
+	// What nobody can read does not come again for ever.
+	e.send(t, "nonsense", `{"s3Bucket":"b","s3ObjectKey":["k"]}`)
+	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+}
+
+func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
+	e := newEstate(t, false)
+	e.away.Store("kube", true)
+	e.send(t, record("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
+	require.Eventually(t, func() bool { return e.left(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "it was received, and the pod cannot be found")
+	require.Never(t, func() bool { return e.left(t) != "0+1" }, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
+	require.Empty(t, e.all)
+}
+
+func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
+	e := newEstate(t, true)
+	e.in.Happened(1,
+		standin.Event{Name: "UpdateAssumeRolePolicy", At: time.Now().Add(-time.Minute), Raw: record("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", `,"requestParameters":{"roleName":"web"}`)},
+		standin.Event{Name: "DeleteDetector", At: time.Now().Add(-2 * time.Minute), Raw: record("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", "")},
+	)
+	one := e.wait(t, "cloud-trust-changed")
+	require.Equal(t, "web", one.Event.Cloud.Subject)
+	e.wait(t, "cloud-guards-stopped")
+	calls := e.in.Calls("LookupEvents")
+	for i := range calls[1:] {
+		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail answers two a second")
+	}
+}

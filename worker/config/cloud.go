@@ -1,0 +1,56 @@
+package config
+
+import (
+	"net/netip"
+	"net/url"
+)
+
+// CloudTrail is where the record of the account comes from.
+type CloudTrail struct {
+	Queue  string `yaml:"queue" json:"queue,omitempty" jsonschema:"description=URL of an SQS queue to which EventBridge or SNS sends CloudTrail's events"`
+	Lookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=ask CloudTrail itself every minute; slower than a queue and without events of data"`
+}
+
+func (p *parser) cloudTrail(c *CloudTrail) {
+	if c == nil {
+		return
+	}
+	if c.Queue == "" && !c.Lookup {
+		p.errorf(1, "required", "give `queue:`, the URL of an SQS queue, or `lookup: true`", "aws: `cloudtrail` says of nowhere to read")
+	}
+	if c.Queue == "" {
+		return
+	}
+	u, err := url.Parse(c.Queue)
+	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
+		p.errorf(1, "value", "such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail", "aws: `%s` is not the URL of a queue", c.Queue)
+	}
+}
+
+func (p *parser) networks(all []string) {
+	for _, s := range all {
+		if _, err := Network(s); err != nil {
+			p.errorf(1, "value", "such as 10.0.0.0/8 or 203.0.113.7", "networks: `%s` is neither a network nor an address", s)
+		}
+	}
+}
+
+// Network reads a network, or one address as the network of it alone.
+func Network(s string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(s)
+	return prefix.Masked(), err //nolint:wrapcheck // it names the value
+}
+
+// Inside are the networks of the cluster.
+func (c *Config) Inside() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range c.Networks {
+		if p, err := Network(s); err == nil { // it was checked when the file was read
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors"
+)
+
+// Cloud takes calls to AWS: it finds whose pod made them, has them judged, and gives what is detected to its incident.
+type Cloud struct {
+	Judge *Judge
+	// Foreign looks pods up, and has the intake.
+	Foreign *Foreign
+	Log     *slog.Logger
+
+	mu sync.Mutex
+	// keys are session keys that were given to pods: every later call says which key it was made with.
+	keys  map[string]workloadOf
+	roles map[string][]workloadOf // role's ARN to the accounts that are annotated with it
+	asked time.Time
+}
+
+// workloadOf is whose a session is, as far as it is known.
+type workloadOf struct{ namespace, account, pod, uid string }
+
+const (
+	cloudSource = "cloudtrail"
+	keysKept    = 20_000
+	rolesFor    = time.Minute
+	// roleAnnotation of a service account names the role that its pods get.
+	roleAnnotation = "eks.amazonaws.com/role-arn"
+)
+
+// Take has events judged, and returns when Temporal has what was detected. An error says that they have to come again.
+func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
+	var out []sensors.Detection
+	for _, e := range events {
+		c.learn(e.Cloud)
+		pods, err := c.join(ctx, &e)
+		if err != nil {
+			return err
+		}
+		for _, d := range c.Judge.Detections(e) {
+			d.Source, d.Detected = cloudSource, time.Now().UTC()
+			d.Reasons = append([]string{called(e.Cloud)}, d.Reasons...)
+			if err := c.concerns(ctx, &d, pods); err != nil {
+				return err
+			}
+			if err := c.Foreign.Intake.Check(ctx, d, ""); err != nil {
+				c.Log.Warn("a cloud detection cannot be taken", "rule", d.Rule, "error", err)
+				continue
+			}
+			out = append(out, d)
+		}
+	}
+	sizes := make([]int, len(out))
+	for i := range sizes {
+		sizes[i] = maxChunk / maxBatch
+	}
+	return c.Foreign.accept(ctx, out, sizes)
+}
+
+// learn notes for whom a session was made: EKS Pod Identity tells the pod, a role for service accounts the account.
+func (c *Cloud) learn(e sensors.Cloud) {
+	if !strings.HasPrefix(e.Event, "AssumeRole") || e.ServiceAccount == "" || e.Error != "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range e.Resources {
+		if strings.HasPrefix(key, "ASIA") {
+			if c.keys == nil || len(c.keys) >= keysKept {
+				c.keys = map[string]workloadOf{}
+			}
+			c.keys[key] = workloadOf{e.Namespace, e.ServiceAccount, e.Pod, e.PodUID}
+		}
+	}
+}
+
+// join finds the workload of a call, and its pods where the session does not say which it was.
+func (c *Cloud) join(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error) {
+	a := &e.Cloud
+	c.mu.Lock()
+	w, known := c.keys[a.AccessKey]
+	c.mu.Unlock()
+	if !known && a.ServiceAccount != "" {
+		w, known = workloadOf{a.Namespace, a.ServiceAccount, a.Pod, a.PodUID}, true
+	}
+	kube := c.Foreign.Intake.Kube
+	if !known && a.Role != "" && kube != nil {
+		accounts, err := c.accountsOf(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		// A role that several accounts have does not tell whose call it was.
+		if len(accounts) == 1 {
+			w, known = accounts[0], true
+		}
+	}
+	if !known {
+		return nil, nil
+	}
+	a.Namespace, a.ServiceAccount, a.Pod, a.PodUID = w.namespace, w.account, w.pod, w.uid
+	if a.Pod != "" || kube == nil {
+		return nil, nil
+	}
+	list, err := kube.CoreV1().Pods(a.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.serviceAccountName=" + a.ServiceAccount, ResourceVersion: "0", Limit: 500})
+	if err != nil {
+		c.Log.Warn("the pods of a role cannot be listed", "namespace", a.Namespace, "account", a.ServiceAccount, "error", err)
+		return nil, nil
+	}
+	var pods []corev1.Pod
+	for _, p := range list.Items {
+		if p.Spec.ServiceAccountName == a.ServiceAccount {
+			pods = append(pods, p)
+			// EKS Pod Identity names its sessions for the cluster and the pod.
+			if strings.HasPrefix(a.Session, "eks-") && strings.Contains(a.Session, "-"+p.Name+"-") {
+				a.Pod, a.PodUID = p.Name, string(p.UID)
+				return nil, nil
+			}
+		}
+	}
+	return pods, nil
+}
+
+// accountsOf are the service accounts that are annotated with a role.
+func (c *Cloud) accountsOf(ctx context.Context, a *sensors.Cloud) ([]workloadOf, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.roles == nil || time.Since(c.asked) > rolesFor {
+		list, err := c.Foreign.Intake.Kube.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
+		if err != nil {
+			c.Log.Warn("the service accounts cannot be listed: whose role it is stays unknown", "error", err)
+			c.asked = time.Now()
+			return nil, nil
+		}
+		c.roles, c.asked = map[string][]workloadOf{}, time.Now()
+		for _, s := range list.Items {
+			if arn := s.Annotations[roleAnnotation]; arn != "" {
+				c.roles[roleKey(arn)] = append(c.roles[roleKey(arn)], workloadOf{namespace: s.Namespace, account: s.Name})
+			}
+		}
+	}
+	return c.roles[a.Account+"/"+a.Role], nil
+}
+
+// roleKey names a role by its account and its name without its path, as a session's ARN does.
+func roleKey(arn string) string {
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) < 6 {
+		return arn
+	}
+	return parts[4] + "/" + parts[5][strings.LastIndexByte(parts[5], '/')+1:]
+}
+
+// concerns says what a detection is about: the pod, if the session or the account says which; else the workload of the
+// account's pods, whose incident it joins without a pod to hold; else the role or the user.
+func (c *Cloud) concerns(ctx context.Context, d *sensors.Detection, pods []corev1.Pod) error {
+	a := d.Event.Cloud
+	pod := sensors.Pod{Namespace: a.Namespace, Name: a.Pod, UID: a.PodUID}
+	if len(pods) == 1 {
+		pod = sensors.Pod{Namespace: pods[0].Namespace, Name: pods[0].Name, UID: string(pods[0].UID)}
+	}
+	d.Event.Container = sensors.Container{}
+	if pod.Name != "" {
+		one := *d
+		one.Event.Container.Pod = pod
+		err := c.Foreign.complete(ctx, &one)
+		if later := (*TemporaryError)(nil); errors.As(err, &later) {
+			return err
+		}
+		if err == nil {
+			*d = one
+			return nil
+		}
+		d.Reasons = append(d.Reasons, "It was the pod "+clip(pod.Namespace+"/"+pod.Name)+", which cannot be held: "+clipReason(err.Error())+".")
+	}
+	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.Principal}
+	if a.Role != "" {
+		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
+	}
+	if d.Event.Subject.Name == "" {
+		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
+	}
+	for i := range pods {
+		hint := sensors.WorkloadHint(pods[i].Name, pods[i].Labels)
+		if i > 0 && hint != d.Event.Container.Workload {
+			d.Event.Container = sensors.Container{} // pods of several workloads have this account
+			break
+		}
+		d.Event.Container = sensors.Container{Workload: hint, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}
+	}
+	if len(pods) > 1 {
+		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods have the account %s/%s, and the session does not say which of them it was.", len(pods), clip(a.Namespace), clip(a.ServiceAccount)))
+	}
+	return nil
+}
+
+// called says who called what, from where, in a sentence.
+func called(a sensors.Cloud) string {
+	who := a.Principal
+	if who == "" {
+		who = "the account " + a.Account
+	}
+	s := fmt.Sprintf("%s called %s of %s", clip(who), clip(a.Event), clip(strings.TrimSuffix(a.Service, ".amazonaws.com")))
+	if len(a.Resources) > 0 {
+		s += " on " + clip(a.Resources[0])
+	}
+	if a.SourceIP != "" {
+		s += " from " + clip(a.SourceIP)
+	}
+	if a.Error != "" {
+		return s + "; the answer was " + clip(a.Error) + "."
+	}
+	return s + "."
+}

@@ -1,0 +1,93 @@
+package gateway
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"stanch/sensors"
+	"stanch/sensors/rules"
+	"stanch/sensors/window"
+)
+
+// Judge makes detections of what no node sees: requests to Kubernetes and calls to a cloud. It adds what one event does
+// not say, and asks the same rules as the nodes do.
+type Judge struct {
+	// Rules are those in force.
+	Rules func() *rules.Set
+	// Inside are the cluster's own addresses; with none, nothing is told to come from outside.
+	Inside []netip.Prefix
+	// Self is Stanch's own service account, "system:serviceaccount:…". What it does from within the cluster is not judged.
+	Self string
+	Log  *slog.Logger
+
+	secrets, denied, reads, refusals *window.Window
+}
+
+// NewJudge makes a judge.
+func NewJudge(set func() *rules.Set, inside []netip.Prefix, self string, log *slog.Logger) *Judge {
+	if !strings.HasPrefix(self, "system:serviceaccount:") {
+		self = "" // a person's login is theirs too
+	}
+	w := func() *window.Window { return window.New(window.Options{}) }
+	return &Judge{Rules: set, Inside: inside, Self: self, Log: log, secrets: w(), denied: w(), reads: w(), refusals: w()}
+}
+
+// Detections are those of one event.
+func (j *Judge) Detections(e sensors.Event) []sensors.Detection {
+	switch e.Kind {
+	case sensors.KindAudit:
+		j.request(&e)
+		if j.Self != "" && e.Audit.User == j.Self && e.Audit.Impersonated == "" && !e.Audit.Outside {
+			return nil
+		}
+	case sensors.KindCloud:
+		j.call(&e)
+	default:
+	}
+	found, errs := j.Rules().Evaluate(e)
+	for _, err := range errs {
+		j.Log.Error("a rule cannot be evaluated", "error", err)
+	}
+	return found
+}
+
+// request adds what a request alone does not say.
+func (j *Judge) request(e *sensors.Event) {
+	a := &e.Audit
+	what := a.Namespace + "/" + a.Name
+	switch {
+	case a.Code == 403:
+		a.RecentDenied = j.denied.Add(a.User, strings.Join([]string{a.Verb, a.Group, a.Resource, a.Subresource, what}, " "), e.Time)
+	case a.Resource == "secrets" && a.Verb == "get" && a.Code < 400:
+		a.RecentSecrets = j.secrets.Add(a.User, what, e.Time)
+	}
+	// Only a token that is bound to a pod has a place where it belongs. Who asks may name addresses before their own: so
+	// one that is not the cluster's is enough.
+	a.Outside = a.FromPod != "" && slices.ContainsFunc(a.SourceIPs, j.outside)
+}
+
+// call adds what a call alone does not say.
+func (j *Judge) call(e *sensors.Event) {
+	c := &e.Cloud
+	what := strings.Join(c.Resources, " ")
+	switch {
+	case strings.Contains(c.Error, "AccessDenied") || strings.Contains(c.Error, "UnauthorizedOperation"):
+		c.RecentDenied = j.refusals.Add(c.Principal, c.Event+" "+what, e.Time)
+	case c.Error == "" && c.ReadOnly && what != "":
+		c.RecentReads = j.reads.Add(c.Principal, what, e.Time)
+	}
+	c.Outside = j.outside(c.SourceIP)
+}
+
+// outside tells whether an address is none of the cluster's. What is no address (a service of AWS by its name) is not
+// outside, and nothing is where nobody said what is inside.
+func (j *Judge) outside(address string) bool {
+	addr, err := netip.ParseAddr(address)
+	if err != nil || len(j.Inside) == 0 {
+		return false
+	}
+	addr = addr.Unmap()
+	return !addr.IsLoopback() && !slices.ContainsFunc(j.Inside, func(p netip.Prefix) bool { return p.Contains(addr) })
+}

@@ -1,0 +1,76 @@
+package worker
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors/agent"
+	"stanch/sensors/rules"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+)
+
+// judgeEvery is how often changed rule packs are looked for.
+const judgeEvery = 2 * time.Second
+
+// openJudge loads the rules for what no node sees, if anything of it comes here, and takes up changed ones.
+func (w *Worker) openJudge(ctx context.Context) error {
+	if !w.judges() {
+		return nil
+	}
+	files, set, err := agent.OpenRules(w.Config.Rules, w.Log)
+	if err != nil {
+		return err
+	}
+	var current atomic.Pointer[rules.Set]
+	current.Store(set)
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(judgeEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if set := files.Look(); set != nil {
+					current.Store(set)
+				}
+			}
+		}
+	}()
+	w.closers = append(w.closers, func() { stop(); <-done })
+	w.judge = gateway.NewJudge(current.Load, w.Config.Inside(), w.self(ctx), w.Log)
+	return nil
+}
+
+// judges tells whether events come here that only rules make detections of.
+func (w *Worker) judges() bool {
+	for _, s := range w.Config.Foreign {
+		if w.Listen != "" && (s.Kind == "" || s.Kind == config.ForeignAudit) {
+			return true
+		}
+	}
+	return w.Config.AWS != nil && w.Config.AWS.CloudTrail != nil
+}
+
+// self is who Stanch is to the cluster; "" where that cannot be told.
+func (w *Worker) self(ctx context.Context) string {
+	if w.Kube == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	me, err := w.Kube.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		w.Log.Warn("the cluster does not say who Stanch is: its own requests are judged like any other's", "error", err)
+		return ""
+	}
+	return me.Status.UserInfo.Username
+}

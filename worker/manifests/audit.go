@@ -1,0 +1,118 @@
+package manifests
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+
+	"stanch/sensors/link"
+)
+
+// AuditPolicy tells an API server what of its work Stanch's rules need: of secrets only who asked, of pods, rights and
+// admission what was asked for. What the cluster does by itself all day is left out.
+const AuditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+  # Nothing that holds a secret is sent: who asked for it is enough. Of a token's request it is for whom and for how long.
+  - level: Metadata
+    resources:
+      - { group: "", resources: [secrets, configmaps] }
+      - { group: authentication.k8s.io, resources: [tokenreviews] }
+  - level: Request
+    verbs: [create]
+    resources:
+      - { group: "", resources: [serviceaccounts/token] }
+  # The cluster's own daily work.
+  - level: None
+    nonResourceURLs: ["/healthz*", "/livez*", "/readyz*", "/version", "/metrics", "/openapi/*", "/api", "/apis", "/api/*", "/apis/*"]
+    users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]
+  - level: None
+    nonResourceURLs: ["/healthz*", "/livez*", "/readyz*", "/version", "/openapi/*", "/api", "/apis"]
+  - level: None
+    resources:
+      - { group: coordination.k8s.io, resources: [leases] }
+      - { group: "", resources: [endpoints, nodes/status, pods/status] }
+      - { group: discovery.k8s.io, resources: [endpointslices] }
+  - level: None
+    verbs: [create, update, patch, get, list, watch]
+    resources:
+      - { group: "", resources: [events] }
+      - { group: events.k8s.io, resources: [events] }
+  - level: None
+    verbs: [get, list, watch]
+    userGroups: ["system:nodes", "system:serviceaccounts:kube-system"]
+  - level: None
+    verbs: [get, list, watch]
+    users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy", "system:cloud-controller-manager"]
+  # What makes pods, and what decides who may do what: what was asked for, and what came of it.
+  - level: RequestResponse
+    verbs: [create, update, patch]
+    resources:
+      - { group: "", resources: [pods, pods/ephemeralcontainers, replicationcontrollers, namespaces] }
+      - { group: apps, resources: [deployments, daemonsets, statefulsets, replicasets] }
+      - { group: batch, resources: [jobs, cronjobs] }
+      - { group: rbac.authorization.k8s.io, resources: ["*"] }
+      - { group: admissionregistration.k8s.io, resources: ["*"] }
+  # Of all else who asked for what, and the answer's code.
+  - level: Metadata
+`
+
+// AuditDir is where the API server finds its files.
+const AuditDir = "/etc/kubernetes/stanch"
+
+// AuditWebhook is the configuration with which an API server posts its audit log to Stanch. The authority is Stanch's own;
+// nil names the file in AuditDir. Only to https does an API server show its token.
+func AuditWebhook(url string, authority []byte, token string) string {
+	ca := fmt.Sprintf("certificate-authority: %s/ca.crt", AuditDir)
+	if authority != nil {
+		ca = "certificate-authority-data: " + base64.StdEncoding.EncodeToString(authority)
+	}
+	return fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters:
+  - name: stanch
+    cluster:
+      server: %q
+      tls-server-name: %s
+      %s
+users:
+  - name: api-server
+    user: { token: %q }
+contexts:
+  - name: stanch
+    context: { cluster: stanch, user: api-server }
+current-context: stanch
+`, url, link.ServerName, ca, token)
+}
+
+// AuditFlags are the API server's flags.
+func AuditFlags(policy, webhook string) []string {
+	return []string{
+		"--audit-policy-file=" + policy, "--audit-webhook-config-file=" + webhook, "--audit-webhook-mode=batch",
+		"--audit-webhook-batch-max-wait=5s", "--audit-webhook-truncate-enabled", "--audit-webhook-version=audit.k8s.io/v1",
+	}
+}
+
+// Audit is what a person needs to switch the audit log on, as one text: two files and where they go.
+func Audit(url string) string {
+	const dir = AuditDir
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, "# "+format+"\n", args...) }
+	line("The audit log of Kubernetes to Stanch. Keep the first document as %s/policy.yaml and the second as", dir)
+	line("%s/webhook.yaml on every node with an API server (mode 0600: it holds a token).", dir)
+	line("Beside them ca.crt, the authority's certificate: that of secrets/pki, or of DATA/pki of `stanch up`.")
+	line("The token: `openssl rand -hex 32`; in stanch.yaml:")
+	line("  foreign: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
+	line("kubeadm: these flags in /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
+	for _, f := range AuditFlags(dir+"/policy.yaml", dir+"/webhook.yaml") {
+		line("  - %s", f)
+	}
+	line("k3s: the same, each as `kube-apiserver-arg: [\"audit-policy-file=%s/policy.yaml\", …]` in /etc/rancher/k3s/config.yaml.", dir)
+	line("EKS and GKE have no such flags: EKS writes its audit log to CloudWatch only; a subscription has to post it here.")
+	b.WriteString(AuditPolicy)
+	b.WriteString("---\n")
+	b.WriteString(AuditWebhook(url, nil, "PUT-THE-TOKEN-HERE"))
+	return b.String()
+}
