@@ -100,6 +100,7 @@ type Worker struct {
 	Decider  *gateway.Decider
 	Set      *activities.Set
 	Foreign  *gateway.Foreign // nil without other sensors
+	Exports  *export.Exports
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
 	APIAddr  string
@@ -199,6 +200,7 @@ func (w *Worker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.Exports = exports
 	w.closers = append(w.closers, exports.Close)
 	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes

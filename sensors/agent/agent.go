@@ -240,7 +240,7 @@ func (a *Agent) Health() Health {
 		h.Rules = a.RuleFiles.Health()
 	}
 	if set := a.rules.Load(); set != nil {
-		h.RuleCounts = telling(set.Stats())
+		h.RuleCounts = Telling(set.Stats())
 	}
 	if a.Resolver != nil {
 		h.Runtime = a.Resolver.Runtime()

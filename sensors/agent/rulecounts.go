@@ -14,8 +14,8 @@ const (
 	slowestRules = 20
 )
 
-// telling picks what is worth telling of the rules: a set can be large, and each node tells it every few seconds.
-func telling(all []rules.Stats) []rules.Stats {
+// Telling picks what is worth telling of the rules: a set can be large, and each node tells it every few seconds.
+func Telling(all []rules.Stats) []rules.Stats {
 	slices.SortStableFunc(all, func(a, b rules.Stats) int { return cmp.Compare(cost(b), cost(a)) })
 	var out []rules.Stats
 	busy := 0

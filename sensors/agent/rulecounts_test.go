@@ -19,12 +19,12 @@ func TestOnlyBusyAndCostlyRulesAreTold(t *testing.T) {
 		}
 		all = append(all, s)
 	}
-	told := telling(all)
+	told := Telling(all)
 	require.Len(t, told, slowestRules+1)
 	require.Equal(t, "rule-003", told[0].Rule)
 	require.Equal(t, "rule-999", told[slowestRules].Rule)
 	for i := range all {
 		all[i].Fired = 1
 	}
-	require.LessOrEqual(t, len(telling(all)), maxBusyRules+slowestRules)
+	require.LessOrEqual(t, len(Telling(all)), maxBusyRules+slowestRules)
 }

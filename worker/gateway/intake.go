@@ -101,7 +101,11 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 // node that sent it, "" for a foreign source.
 func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) error {
 	err := i.check(ctx, d, from)
-	if later := (*TemporaryError)(nil); err != nil && !errors.As(err, &later) {
+	var later *TemporaryError
+	switch {
+	case errors.As(err, &later):
+		i.count(d, OutcomeLater)
+	case err != nil:
 		i.count(d, OutcomeRefused)
 	}
 	return err

@@ -3,6 +3,7 @@ package metrics
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"stanch/worker/export"
 	"stanch/worker/gateway"
 )
 
@@ -69,5 +70,29 @@ func (f *foreign) Collect(out chan<- prometheus.Metric) {
 		f.requests.send(out, float64(c.Limited), name, "limited")
 		f.requests.send(out, float64(c.Later), name, "later")
 		f.dropped.send(out, float64(c.Dropped), name)
+	}
+}
+
+// exports is what was sent on. Its targets are those of the configuration.
+type exports struct {
+	source     func() map[string]export.Counts
+	detections family
+}
+
+func newExports(source func() map[string]export.Counts) *exports {
+	return &exports{source, counter("stanch_export_detections_total", "Detections that were sent on: sent, failed after all tries, or dropped because the receiver is too slow.",
+		"export", "outcome")}
+}
+
+// Describe implements prometheus.Collector.
+func (e *exports) Describe(out chan<- *prometheus.Desc) { out <- e.detections.desc }
+
+// Collect implements prometheus.Collector.
+func (e *exports) Collect(out chan<- prometheus.Metric) {
+	for name, c := range e.source() {
+		name = text(name)
+		e.detections.send(out, float64(c.Sent), name, "sent")
+		e.detections.send(out, float64(c.Failed), name, "failed")
+		e.detections.send(out, float64(c.Dropped), name, "dropped")
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"stanch/sensors/rules"
+	"stanch/worker/export"
 	"stanch/worker/gateway"
 )
 
@@ -26,6 +27,8 @@ type Sources struct {
 	Intake  Intake
 	// Foreign tells what came from other sensors, by the source's name in the configuration.
 	Foreign func() map[string]gateway.ForeignCounts
+	// Exports tells what went out, by the export's name in the configuration.
+	Exports func() map[string]export.Counts
 	// Rules are those that the gateway evaluates itself.
 	Rules func() []rules.Stats
 	// Temporal counts what the client and the workers did; its Options have to be the client's.
@@ -64,6 +67,9 @@ func Registry(s Sources) *prometheus.Registry {
 	}
 	if s.Foreign != nil {
 		r.MustRegister(newForeign(s.Foreign))
+	}
+	if s.Exports != nil {
+		r.MustRegister(newExports(s.Exports))
 	}
 	if s.Rules != nil {
 		r.MustRegister(newGatewayRules(s.Rules))

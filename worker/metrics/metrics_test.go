@@ -80,8 +80,10 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 	intake := &gateway.Intake{}
 	r := metrics.Registry(metrics.Sources{
 		Version: "v1", Nodes: known{here: map[string]json.RawMessage{"node-1": node(t)}}, Intake: intake, Temporal: metrics.NewTemporal(),
-		Foreign: func() map[string]gateway.ForeignCounts { return map[string]gateway.ForeignCounts{"falco": {Accepted: 1}} },
-		Rules:   func() []rules.Stats { return []rules.Stats{{Rule: "secret-read"}} },
+		Foreign: func() map[string]gateway.ForeignCounts {
+			return map[string]gateway.ForeignCounts{"falco": {Accepted: 1}}
+		},
+		Rules: func() []rules.Stats { return []rules.Stats{{Rule: "secret-read"}} },
 	})
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
