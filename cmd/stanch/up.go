@@ -30,6 +30,7 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/engine"
 	"stanch/worker/metrics"
+	"stanch/worker/tracing"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -120,7 +121,12 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	counts := metrics.NewTemporal()
-	temporal, err := client.DialContext(ctx, counts.Options(options))
+	traces, err := tracing.Open(ctx, version, log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
+	temporal, err := client.DialContext(ctx, traces.Options(counts.Options(options)))
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
@@ -131,7 +137,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	w, err := startWorker(ctx, worker.Options{
 		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version,
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/guards"
 	"stanch/worker/metrics"
+	"stanch/worker/tracing"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -155,7 +156,12 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	counts := metrics.NewTemporal()
-	temporal, err := o.dial(ctx, log, counts)
+	traces, err := tracing.Open(ctx, version, log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
+	temporal, err := o.dial(ctx, log, func(c client.Options) client.Options { return traces.Options(counts.Options(c)) })
 	if err != nil {
 		return err
 	}
@@ -170,7 +176,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	}
 	options := worker.Options{
 		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace,
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}
@@ -219,7 +225,7 @@ func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Inter
 }
 
 // dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
-func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, counts *metrics.Temporal) (client.Client, error) {
+func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, watched func(client.Options) client.Options) (client.Client, error) {
 	tlsConfig, err := o.tls()
 	if err != nil {
 		return nil, err
@@ -231,7 +237,7 @@ func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, counts *metr
 	if err != nil {
 		return nil, err
 	}
-	temporal, err := client.DialContext(ctx, counts.Options(options))
+	temporal, err := client.DialContext(ctx, watched(options))
 	if err != nil {
 		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporal, err)
 	}
