@@ -29,11 +29,12 @@ import (
 	"stanch/worker/config"
 	"stanch/worker/engine"
 	"stanch/worker/metrics"
+	"stanch/worker/tracing"
 	"stanch/workflows"
 )
 
 // installation is a worker on a real Temporal, as `stanch up` makes it, without a kernel.
-func installation(t *testing.T, counts *metrics.Temporal) *worker.Worker {
+func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, traces *tracing.Traces) *worker.Worker {
 	t.Helper()
 	dir, quiet := t.TempDir(), slog.New(slog.DiscardHandler)
 	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
@@ -49,17 +50,16 @@ func installation(t *testing.T, counts *metrics.Temporal) *worker.Worker {
 		HostPort: server.Address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(quiet),
 	}, filepath.Join(dir, "keys"))
 	require.NoError(t, err)
-	temporal, err := client.Dial(counts.Options(options))
+	temporal, err := client.Dial(traces.Options(counts.Options(options)))
 	require.NoError(t, err)
 	t.Cleanup(temporal.Close)
-	cfg := config.Default()
 	library, problems, err := worker.LoadLibrary(cfg, worker.Catalogue())
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	codec, err := worker.PayloadCodec(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	w, err := worker.Start(t.Context(), worker.Options{
-		Config: cfg, Dir: dir, Client: temporal, Authority: auth, PKI: pki, Library: library, NodeListen: "127.0.0.1:0", Converter: codec.Converter(), Log: quiet, Version: "test",
+		Config: cfg, Dir: dir, Client: temporal, Authority: auth, PKI: pki, Library: library, NodeListen: "127.0.0.1:0", Converter: codec.Converter(), Log: quiet, Version: "test", Tracer: traces.Tracer(),
 	})
 	require.NoError(t, err)
 	t.Cleanup(w.Close)
@@ -129,7 +129,7 @@ func value(families map[string]*dto.MetricFamily, name string, labels ...string)
 
 func TestPrometheusSeesANodeAndItsIncident(t *testing.T) {
 	counts := metrics.NewTemporal()
-	w := installation(t, counts)
+	w := installation(t, config.Default(), counts, nil)
 	server := httptest.NewServer(w.Metrics("v9", counts))
 	t.Cleanup(server.Close)
 	spool := join(t, w, agent.Health{
