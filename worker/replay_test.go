@@ -10,11 +10,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/interceptor"
 	sdkworker "go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/worker"
 	"stanch/worker/codec"
+	"stanch/worker/tracing"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -22,7 +24,7 @@ import (
 
 // replayer runs this version's workflow code against histories that earlier versions wrote. A lease outlives an
 // upgrade: what fails here would leave one stuck.
-func replayer(t *testing.T, dir string) sdkworker.WorkflowReplayer {
+func replayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor) sdkworker.WorkflowReplayer {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "codec.key"))
 	require.NoError(t, err)
@@ -30,7 +32,7 @@ func replayer(t *testing.T, dir string) sdkworker.WorkflowReplayer {
 	require.NoError(t, err)
 	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
 	require.NoError(t, err)
-	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.Converter(), FailureConverter: c.Failures()})
+	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.Converter(), FailureConverter: c.Failures(), Interceptors: traced})
 	require.NoError(t, err)
 	catalogue := worker.Catalogue()
 	leases := &lease.Workflows{Catalogue: catalogue}
@@ -42,7 +44,7 @@ func replayer(t *testing.T, dir string) sdkworker.WorkflowReplayer {
 }
 
 // replay replays one stored history, changed first, under the id that it had.
-func replay(t *testing.T, dir, file string, change func(string) string) error {
+func replay(t *testing.T, dir, file string, change func(string) string, traced ...interceptor.WorkerInterceptor) error {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "ids"))
 	require.NoError(t, err)
@@ -52,20 +54,28 @@ func replay(t *testing.T, dir, file string, change func(string) string) error {
 	require.NoError(t, err)
 	history, err := client.HistoryFromJSON(strings.NewReader(change(string(raw))), client.HistoryJSONOptions{})
 	require.NoError(t, err)
-	return replayer(t, dir).ReplayWorkflowHistoryWithOptions(nil, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
+	return replayer(t, dir, traced...).ReplayWorkflowHistoryWithOptions(nil, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
 }
 
 func TestStoredHistoriesReplay(t *testing.T) {
 	dirs, err := filepath.Glob("testdata/histories/*")
 	require.NoError(t, err)
 	require.NotEmpty(t, dirs)
+	traces := tracing.New()
+	t.Cleanup(traces.Close)
+	var traced []interceptor.WorkerInterceptor
+	for _, i := range traces.Options(client.Options{}).Interceptors {
+		traced = append(traced, i.(interceptor.WorkerInterceptor))
+	}
 	for _, dir := range dirs {
 		files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 		require.NoError(t, err)
 		require.NotEmpty(t, files)
 		for _, file := range files {
 			t.Run(filepath.Base(dir)+"/"+filepath.Base(file), func(t *testing.T) {
-				require.NoError(t, replay(t, dir, file, func(s string) string { return s }))
+				same := func(s string) string { return s }
+				require.NoError(t, replay(t, dir, file, same))
+				require.NoError(t, replay(t, dir, file, same, traced...), "whoever switches tracing on must not stop what is under way")
 			})
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
@@ -86,6 +87,8 @@ type Options struct {
 	// Evidence is where evidence is kept; "" means below Dir.
 	Evidence string
 	Log      *slog.Logger
+	// Tracer tells of accepted detections; nil tells nobody. What follows is told by what is in Client.
+	Tracer trace.Tracer
 	// At is called at named points, so that tests can kill the process there.
 	At func(point string)
 }
@@ -99,6 +102,8 @@ type Worker struct {
 	Reader   *gateway.Reader
 	Decider  *gateway.Decider
 	Set      *activities.Set
+	Foreign  *gateway.Foreign // nil without other sensors
+	Exports  *export.Exports
 	NodeAddr string // where nodes dial, as it was bound
 	HTTPAddr string
 	APIAddr  string
@@ -193,11 +198,12 @@ func (w *Worker) start(ctx context.Context) error {
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, Tracer: o.Tracer, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log)
 	if err != nil {
 		return err
 	}
+	w.Exports = exports
 	w.closers = append(w.closers, exports.Close)
 	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
@@ -303,6 +309,7 @@ func (w *Worker) listenForeign() error {
 	if w.slack != nil && w.slack.Secret != "" {
 		foreign.Slack = w.slack
 	}
+	w.Foreign = foreign
 	w.serve(foreign.Server(), l)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 func manifestsCommand(g *globals) *cobra.Command {
 	o := manifests.Options{}
 	var iam bool
+	var alerts bool
 	var audit string
 	c := &cobra.Command{
 		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: args(cobra.NoArgs),
@@ -24,13 +25,18 @@ the kill switch. It holds no secret; its head says how to make them. With --iam 
 prints the AWS policy of the phase instead, for the identity that Stanch works as.`,
 		Example: `  stanch manifests --phase 1 --temporal temporal.temporal.svc:7233 | kubectl apply -f -
   stanch manifests --phase 3 --config stanch.yaml --temporal temporal.example:7233 --temporal-tls > stanch-install.yaml
-  stanch manifests --phase 2 --iam > stanch-policy.json`,
+  stanch manifests --phase 2 --iam > stanch-policy.json
+  stanch manifests --alerts > stanch-alerts.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if audit != "" {
 				if !strings.HasPrefix(audit, "https://") {
 					return usageError{fmt.Errorf("--audit %s: an API server shows its token only to https://; --listen speaks it", audit)}
 				}
 				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Audit(strings.TrimSuffix(audit, "/")+"/v1/"+config.ForeignAudit))
+				return err
+			}
+			if alerts {
+				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Alerts)
 				return err
 			}
 			if iam {
@@ -66,6 +72,7 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 	f := c.Flags()
 	f.IntVar(&o.Phase, "phase", 1, "1 observes, 2 contains, 3 disrupts behind approval: the rights follow")
 	f.BoolVar(&iam, "iam", false, "print the IAM policy of the phase, as JSON, and nothing else")
+	f.BoolVar(&alerts, "alerts", false, "print alert rules for Prometheus over the worker's /metrics, and nothing else")
 	f.StringVar(&audit, "audit", "", "print what switches the API server's audit log on, and nothing else; the address of --listen as the API server reaches it, https://HOST:PORT")
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")

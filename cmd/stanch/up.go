@@ -29,6 +29,8 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/engine"
+	"stanch/worker/metrics"
+	"stanch/worker/tracing"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -45,6 +47,7 @@ type upOptions struct {
 	ui         string
 	crash      string
 	rules      []string
+	metrics    string
 }
 
 func upCommand(g *globals) *cobra.Command {
@@ -68,6 +71,7 @@ the containers of this host.`,
 	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
 	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
+	f.StringVar(&o.metrics, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
 	f.StringVar(&o.crash, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
 	_ = f.MarkHidden("crash-at")
 	return c
@@ -116,7 +120,13 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	temporal, err := client.DialContext(ctx, options)
+	counts := metrics.NewTemporal()
+	traces, err := tracing.Open(ctx, version, log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
+	temporal, err := client.DialContext(ctx, traces.Options(counts.Options(options)))
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
@@ -127,12 +137,17 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	w, err := startWorker(ctx, worker.Options{
 		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version,
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
+	stopMetrics, err := serveHealth(o.metrics, temporal, w.Metrics(version, counts))
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
 		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, apiServers(ctx, cluster), log) }()

@@ -26,6 +26,8 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/guards"
+	"stanch/worker/metrics"
+	"stanch/worker/tracing"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -65,7 +67,7 @@ stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a 
 	f.StringVar(&o.nodes, "listen-nodes", ":7443", "where nodes' sensors dial, with a certificate of `stanch cert`")
 	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
 	f.StringVar(&o.api, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
-	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does; \"\" for nowhere")
+	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does, and /metrics for Prometheus; \"\" for nowhere")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster (default: the one that this runs in); \"none\" for no cluster")
 	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"), "the UID of the pod that this runs in: never contained")
@@ -153,7 +155,13 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	if err != nil {
 		return err
 	}
-	temporal, err := o.dial(ctx, log)
+	counts := metrics.NewTemporal()
+	traces, err := tracing.Open(ctx, version, log)
+	if err != nil {
+		return err
+	}
+	defer traces.Close()
+	temporal, err := o.dial(ctx, log, func(c client.Options) client.Options { return traces.Options(counts.Options(c)) })
 	if err != nil {
 		return err
 	}
@@ -168,7 +176,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	}
 	options := worker.Options{
 		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace,
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}
@@ -178,7 +186,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	defer w.Close()
-	stopHealth, err := serveHealth(o.health, temporal)
+	stopHealth, err := serveHealth(o.health, temporal, w.Metrics(version, counts))
 	if err != nil {
 		return err
 	}
@@ -217,7 +225,7 @@ func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Inter
 }
 
 // dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
-func (o *workerOptions) dial(ctx context.Context, log *slog.Logger) (client.Client, error) {
+func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, watched func(client.Options) client.Options) (client.Client, error) {
 	tlsConfig, err := o.tls()
 	if err != nil {
 		return nil, err
@@ -229,7 +237,7 @@ func (o *workerOptions) dial(ctx context.Context, log *slog.Logger) (client.Clie
 	if err != nil {
 		return nil, err
 	}
-	temporal, err := client.DialContext(ctx, options)
+	temporal, err := client.DialContext(ctx, watched(options))
 	if err != nil {
 		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporal, err)
 	}
@@ -269,8 +277,8 @@ func registerAttribute(ctx context.Context, temporal client.Client, namespace st
 	return nil
 }
 
-// serveHealth answers /healthz: well as long as Temporal answers, without which nothing can be decided.
-func serveHealth(address string, temporal client.Client) (stop func(), err error) {
+// serveHealth answers /healthz: well as long as Temporal answers, without which nothing can be decided; and /metrics.
+func serveHealth(address string, temporal client.Client, metrics http.Handler) (stop func(), err error) {
 	if address == "" {
 		return func() {}, nil
 	}
@@ -284,7 +292,8 @@ func serveHealth(address string, temporal client.Client) (stop func(), err error
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second}
+	mux.Handle("GET /metrics", metrics)
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10}
 	l, err := listenTCP(address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for health: %w", err)

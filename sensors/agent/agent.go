@@ -210,6 +210,8 @@ type Health struct {
 	Nameless uint64       `json:"nameless_events"`
 	Rules    RulesHealth  `json:"rules,omitzero"`
 	Eyes     Eyes         `json:"eyes,omitzero"`
+	// RuleCounts is what rules did since they were loaded: those that did something and those that cost most.
+	RuleCounts []rules.Stats `json:"rule_counts,omitempty"`
 }
 
 // Report gives the node's state with what was lost; spooled and dropped are the spool's.
@@ -236,6 +238,9 @@ func (a *Agent) Health() Health {
 	}
 	if a.RuleFiles != nil {
 		h.Rules = a.RuleFiles.Health()
+	}
+	if set := a.rules.Load(); set != nil {
+		h.RuleCounts = Telling(set.Stats())
 	}
 	if a.Resolver != nil {
 		h.Runtime = a.Resolver.Runtime()

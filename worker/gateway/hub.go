@@ -218,7 +218,9 @@ func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections)
 	var good []sensors.Detection
 	for _, raw := range batch.GetDetection() {
 		d, err := DecodeDetection(raw)
-		if err == nil {
+		if err != nil {
+			h.Intake.count(sensors.Detection{Source: SourceStanch}, OutcomeRefused)
+		} else {
 			d.Node = n.name
 			err = h.Intake.Check(ctx, d, n.name)
 		}

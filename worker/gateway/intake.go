@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
@@ -62,12 +64,15 @@ type Intake struct {
 	Incident any
 	// Exported is told every detection that Temporal has. It must not wait. Nil does nothing.
 	Exported func(sensors.Detection)
+	// Tracer tells of what is accepted. Nil tells nobody.
+	Tracer trace.Tracer
 	// At is called at named points, so that tests can kill the process there. Nil does nothing.
 	At func(point string)
 
 	mu     sync.Mutex
 	queues map[string]*queue
 	queued int
+	counts tally
 	places sync.Map // pod UID to node name
 }
 
@@ -80,6 +85,7 @@ type queue struct {
 type item struct {
 	detection sensors.Detection
 	done      []chan error
+	came      time.Time
 }
 
 // DecodeDetection reads one detection strictly: what is too large or not of the shape is refused.
@@ -99,6 +105,18 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 // Check tells why a detection will never be accepted, or a *TemporaryError if it cannot be told now. from is the
 // node that sent it, "" for a foreign source.
 func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) error {
+	err := i.check(ctx, d, from)
+	var later *TemporaryError
+	switch {
+	case errors.As(err, &later):
+		i.count(d, OutcomeLater)
+	case err != nil:
+		i.count(d, OutcomeRefused)
+	}
+	return err
+}
+
+func (i *Intake) check(ctx context.Context, d sensors.Detection, from string) error {
 	switch {
 	case d.ID == "" || len(d.ID) > 200:
 		return errors.New("it has no id, or one that is too long")
@@ -161,16 +179,19 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 	for _, d := range detections {
 		wait, err := i.enqueue(d)
 		if err != nil {
+			i.count(d, OutcomeLater)
 			return err
 		}
 		waits = append(waits, wait)
 	}
-	for _, wait := range waits {
+	for n, wait := range waits {
 		select {
 		case err := <-wait:
 			if err != nil {
+				i.count(detections[n], OutcomeLater)
 				return err
 			}
+			i.count(detections[n], OutcomeAccepted)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -213,7 +234,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 	if i.queued >= maxQueue {
 		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queued)}
 	}
-	q.waiting = append(q.waiting, &item{detection: d, done: []chan error{wait}})
+	q.waiting = append(q.waiting, &item{detection: d, done: []chan error{wait}, came: time.Now()})
 	i.queued++
 	if !q.running {
 		q.running = true
@@ -283,7 +304,10 @@ func (i *Intake) signal(key string, batch []*item) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	ctx, span := i.traced(ctx, batch)
+	defer span.End()
 	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentID(key), workflows.SignalDetections, attested, options, i.Incident, in); err != nil {
+		span.SetStatus(codes.Error, "")
 		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
 	}
 	i.at("intake/given")

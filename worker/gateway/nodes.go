@@ -110,6 +110,19 @@ func (h *Hub) Nodes() map[string]json.RawMessage {
 	return out
 }
 
+// Away lists the nodes that were connected to this replica within the time given and are not now.
+func (h *Hub) Away(within time.Duration) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for name, left := range h.left {
+		if h.nodes[name] == nil && time.Since(left) < within {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // renewals bounds how often each node may ask for a certificate.
 type renewals struct {
 	mu sync.Mutex

@@ -132,6 +132,8 @@ func (o Options) worker() runtime.Object {
 			volume{"evidence", corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: EvidenceClaim}}, corev1.VolumeMount{MountPath: "/var/lib/stanch/evidence"}})
 	}
 	selector, podTemplate := template(WorkerName, pod)
+	// What most installations of Prometheus find pods by; nothing of its own is needed in the cluster.
+	podTemplate.Annotations = map[string]string{"prometheus.io/scrape": "true", "prometheus.io/port": strconv.Itoa(healthPort), "prometheus.io/path": "/metrics"}
 	strategy := appsv1.DeploymentStrategy{}
 	if o.Replicas == 1 {
 		strategy.Type = appsv1.RecreateDeploymentStrategyType // two must not want the same volume

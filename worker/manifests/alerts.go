@@ -1,0 +1,57 @@
+package manifests
+
+// Alerts are rules for Prometheus: what makes Stanch blind or unable to act, each with where to look. They name only
+// metrics that worker/metrics has; a test holds that.
+const Alerts = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first; an alert that is
+# missing says nothing.
+groups:
+  - name: stanch
+    rules:
+      - alert: StanchNodeGone
+        # Of several workers one holds a node's stream.
+        expr: max by (node) (stanch_node_up) == 0
+        for: 5m
+        labels: { severity: critical }
+        annotations: { summary: "Nothing is heard of node {{ $labels.node }}: stanch doctor, and the sensor's log there." }
+      - alert: StanchNodeBlind
+        expr: stanch_node_eyes_open == 0
+        for: 2m
+        labels: { severity: critical }
+        annotations: { summary: "The sensor of {{ $labels.node }} does not see what it makes happen itself: somebody may have detached it." }
+      - alert: StanchEventsDropped
+        expr: increase(stanch_node_events_dropped_total[10m]) > 0
+        labels: { severity: warning }
+        annotations: { summary: "{{ $labels.node }} lost events ({{ $labels.reason }}): stanch incidents shows who made so many." }
+      - alert: StanchSpoolDropped
+        expr: increase(stanch_node_spool_dropped_detections_total[10m]) > 0
+        labels: { severity: critical }
+        annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was away." }
+      - alert: StanchRuleFails
+        expr: increase(stanch_node_rule_failed_total[30m]) > 0 or increase(stanch_gateway_rule_failed_total[30m]) > 0
+        labels: { severity: warning }
+        annotations: { summary: "Rule {{ $labels.rule }} cannot judge some events: stanch rules test." }
+      - alert: StanchRulesLeftOut
+        expr: stanch_node_rule_problems > 0
+        for: 5m
+        labels: { severity: warning }
+        annotations: { summary: "{{ $labels.node }} leaves rules out: stanch rules lint." }
+      - alert: StanchDetectionsWait
+        expr: stanch_detections_queued > 1000
+        for: 5m
+        labels: { severity: critical }
+        annotations: { summary: "{{ $value }} detections wait for Temporal." }
+      - alert: StanchWorkflowTaskFails
+        expr: increase(stanch_temporal_workflow_task_failed_total[10m]) > 0
+        labels: { severity: critical }
+        annotations: { summary: "{{ $labels.workflow_type }} is stuck ({{ $labels.failure_reason }}): go back to the version before, leases do not end meanwhile." }
+      - alert: StanchCertificateEnds
+        expr: stanch_node_certificate_expiry_timestamp_seconds - time() < 7 * 86400
+        for: 1h
+        labels: { severity: warning }
+        annotations: { summary: "The certificate of {{ $labels.node }} was not renewed and ends in a week." }
+      - alert: StanchClockOff
+        expr: abs(stanch_node_clock_skew_seconds) > 30
+        for: 10m
+        labels: { severity: warning }
+        annotations: { summary: "The clock of {{ $labels.node }} is {{ $value }} seconds off: set it." }
+`

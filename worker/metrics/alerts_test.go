@@ -1,0 +1,50 @@
+package metrics_test
+
+import (
+	"encoding/json"
+	"regexp"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/rules"
+	"stanch/worker/gateway"
+	"stanch/worker/manifests"
+	"stanch/worker/metrics"
+)
+
+// An alert over a metric that there is not says nothing for ever.
+func TestAlertsNameMetricsThatThereAre(t *testing.T) {
+	var file struct {
+		Groups []struct {
+			Name  string
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(manifests.Alerts), &file))
+	described := make(chan *prometheus.Desc, 1000)
+	metrics.Registry(metrics.Sources{
+		Nodes: known{here: map[string]json.RawMessage{}}, Intake: &gateway.Intake{}, Temporal: metrics.NewTemporal(), Rules: func() []rules.Stats { return nil },
+	}).Describe(described)
+	close(described)
+	have := map[string]bool{}
+	name := regexp.MustCompile(`fqName: "([^"]+)"`)
+	for d := range described {
+		have[name.FindStringSubmatch(d.String())[1]] = true
+	}
+	n := 0
+	for _, r := range file.Groups[0].Rules {
+		require.NotEmpty(t, r.Labels["severity"], r.Alert)
+		require.NotEmpty(t, r.Annotations["summary"], r.Alert)
+		for _, metric := range regexp.MustCompile(`stanch_[a-z_]+`).FindAllString(r.Expr, -1) {
+			require.True(t, have[metric], "%s names %s", r.Alert, metric)
+			n++
+		}
+	}
+	require.GreaterOrEqual(t, n, 10)
+}

@@ -1,0 +1,139 @@
+package metrics_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/probe"
+	"stanch/sensors/rules"
+	"stanch/worker/gateway"
+	"stanch/worker/metrics"
+)
+
+// known is what a hub tells.
+type known struct {
+	here map[string]json.RawMessage
+	away []string
+}
+
+func (k known) Nodes() map[string]json.RawMessage { return k.here }
+func (k known) Away(time.Duration) []string       { return k.away }
+
+func told(t *testing.T, r agent.Report, state gateway.NodeState) json.RawMessage {
+	t.Helper()
+	raw, err := json.Marshal(r)
+	require.NoError(t, err)
+	var all map[string]any
+	require.NoError(t, json.Unmarshal(raw, &all))
+	all["gateway"] = state
+	raw, err = json.Marshal(all)
+	require.NoError(t, err)
+	return raw
+}
+
+func node(t *testing.T) json.RawMessage {
+	t.Helper()
+	at := time.Unix(1_800_000_000, 0)
+	return told(t, agent.Report{
+		Health: agent.Health{
+			Node:       "node-1",
+			Probe:      probe.Status{Since: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, Losers: map[string]uint64{"/evil\"path": 3}},
+			Eyes:       agent.Eyes{Last: at, LatencyMS: 12},
+			RuleCounts: []rules.Stats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, Mean: 250 * time.Nanosecond}},
+		},
+		Spooled: 4, Dropped: 5,
+	}, gateway.NodeState{Since: at, CertificateEnds: at, Clock: &gateway.Clock{Skew: -1500 * time.Millisecond, Error: time.Millisecond}, Limited: 6})
+}
+
+func TestANodesHealthIsShown(t *testing.T) {
+	r := metrics.Registry(metrics.Sources{Version: "v1", Nodes: known{here: map[string]json.RawMessage{"node-1": node(t)}, away: []string{"node-2", "node-1"}}})
+	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
+# HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it left.
+# TYPE stanch_node_up gauge
+stanch_node_up{node="node-1"} 1
+stanch_node_up{node="node-2"} 0
+# HELP stanch_node_events_dropped_total Events that the node's sensor lost, by reason. Any increase is telemetry that is missing.
+# TYPE stanch_node_events_dropped_total counter
+stanch_node_events_dropped_total{node="node-1",reason="alerts ring full"} 3
+# HELP stanch_node_clock_skew_seconds How far the node's clock is ahead of the gateway's; negative is behind.
+# TYPE stanch_node_clock_skew_seconds gauge
+stanch_node_clock_skew_seconds{node="node-1"} -1.5
+# HELP stanch_node_spool_dropped_detections_total Detections that a full spool on the node refused.
+# TYPE stanch_node_spool_dropped_detections_total counter
+stanch_node_spool_dropped_detections_total{node="node-1"} 5
+# HELP stanch_node_rule_evaluation_seconds What an evaluation of a rule took: the sum and the number of those that were timed, a sample of all.
+# TYPE stanch_node_rule_evaluation_seconds summary
+stanch_node_rule_evaluation_seconds_sum{node="node-1",rule="miner"} 5e-07
+stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
+`), "stanch_node_up", "stanch_node_events_dropped_total", "stanch_node_clock_skew_seconds", "stanch_node_spool_dropped_detections_total", "stanch_node_rule_evaluation_seconds"))
+}
+
+func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
+	intake := &gateway.Intake{}
+	r := metrics.Registry(metrics.Sources{
+		Version: "v1", Nodes: known{here: map[string]json.RawMessage{"node-1": node(t)}}, Intake: intake, Temporal: metrics.NewTemporal(),
+		Foreign: func() map[string]gateway.ForeignCounts {
+			return map[string]gateway.ForeignCounts{"falco": {Accepted: 1}}
+		},
+		Rules: func() []rules.Stats { return []rules.Stats{{Rule: "secret-read"}} },
+	})
+	problems, err := testutil.GatherAndLint(r)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	n, err := testutil.GatherAndCount(r, "stanch_gateway_rule_fired_total", "stanch_foreign_records_total", "stanch_incidents_started_total")
+	require.NoError(t, err)
+	require.Equal(t, 1+4+1, n)
+}
+
+// A node that was taken over may say what it wants: the others' numbers stay, and its own are few.
+func TestANodeThatLiesSpoilsNothing(t *testing.T) {
+	r := agent.Report{Health: agent.Health{Node: "liar", Probe: probe.Status{Since: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
+	for i := range 3000 {
+		r.Probe.Events[sensors.Kind(fmt.Sprint("kind", i))] = 1
+		r.Probe.Drops[fmt.Sprint("reason\xff", i)] = 1
+		r.Probe.Hooks = append(r.Probe.Hooks, probe.HookStatus{Hook: probe.Hook(fmt.Sprint("hook", i%2000))})
+		r.RuleCounts = append(r.RuleCounts, rules.Stats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1}, rules.Stats{Rule: "twice", Mean: -5, Sampled: 1 << 62})
+	}
+	registry := metrics.Registry(metrics.Sources{Nodes: known{here: map[string]json.RawMessage{
+		"liar": told(t, r, gateway.NodeState{}), "node-1": node(t), "mute": nil, "odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
+	}}})
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	series := 0
+	good := false
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				require.LessOrEqual(t, len(l.GetValue()), 140)
+				if l.GetName() == "node" && l.GetValue() == "liar" {
+					series++
+				}
+				good = good || f.GetName() == "stanch_node_rule_fired_total" && l.GetValue() == "miner"
+			}
+		}
+	}
+	require.True(t, good)
+	require.Less(t, series, 1000)
+}
+
+func TestNamesOfWorkflowsAreBounded(t *testing.T) {
+	counts := metrics.NewTemporal()
+	for i := range 1000 {
+		h := counts.Handler().WithTags(map[string]string{"namespace": "stanch"}).WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})
+		h.Counter("temporal_workflow_failed").Inc(1)
+		h.Timer("temporal_workflow_task_execution_latency").Record(time.Second)
+		h.Counter("temporal_nobody_knows").Inc(1)
+		h.Gauge("temporal_num_pollers").Update(1)
+	}
+	n, err := testutil.GatherAndCount(metrics.Registry(metrics.Sources{Temporal: counts}), "stanch_temporal_workflow_failed_total")
+	require.NoError(t, err)
+	require.Equal(t, 65, n)
+}

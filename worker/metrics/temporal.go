@@ -1,0 +1,189 @@
+package metrics
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	"google.golang.org/grpc"
+)
+
+// Temporal counts what Temporal's client and workers of this process do: what is in the table below, and nothing else
+// of the hundred things that the SDK counts.
+type Temporal struct {
+	counters map[string]*prometheus.CounterVec
+	timers   map[string]*prometheus.HistogramVec
+	labels   map[string][]string
+	started  prometheus.Counter
+
+	mu    sync.Mutex
+	known map[string]map[string]bool // the values of each label so far
+}
+
+// maxValues bounds the values of each label: who may start workflows may give their types any name.
+const maxValues = 64
+
+// NewTemporal makes the counters. Options puts them into the client.
+func NewTemporal() *Temporal {
+	t := &Temporal{
+		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{}, labels: map[string][]string{}, known: map[string]map[string]bool{},
+		started: prometheus.NewCounter(prometheus.CounterOpts{Name: "stanch_incidents_started_total", Help: "Incidents that this gateway opened."}),
+	}
+	for _, c := range []struct {
+		from, name, help string
+		labels           []string
+	}{
+		{"temporal_workflow_completed", "workflow_completed", "Workflows that ended well.", []string{"workflow_type"}},
+		{"temporal_workflow_canceled", "workflow_canceled", "Workflows that were cancelled.", []string{"workflow_type"}},
+		{"temporal_workflow_failed", "workflow_failed", "Workflows that failed.", []string{"workflow_type"}},
+		{"temporal_workflow_task_execution_failed", "workflow_task_failed", "Workflow tasks that failed; NonDeterminismError is an upgrade that went wrong.", []string{"workflow_type", "failure_reason"}},
+		{"temporal_activity_execution_failed", "activity_failed", "Attempts of activities that failed.", []string{"activity_type"}},
+		{"temporal_request_failure", "request_failed", "Requests to Temporal that failed.", []string{"operation"}},
+		{"temporal_long_request_failure", "long_request_failed", "Long polls of Temporal that failed.", []string{"operation"}},
+	} {
+		t.counters[c.from] = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stanch_temporal_" + c.name + "_total", Help: c.help}, c.labels)
+		t.labels[c.from] = c.labels
+	}
+	quick := []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+	for _, h := range []struct {
+		from, name, help string
+		labels           []string
+	}{
+		{"temporal_workflow_task_schedule_to_start_latency", "workflow_task_schedule_to_start", "How long a workflow task waited for a worker.", nil},
+		{"temporal_workflow_task_execution_latency", "workflow_task_execution", "How long a workflow task took.", []string{"workflow_type"}},
+		{"temporal_activity_schedule_to_start_latency", "activity_schedule_to_start", "How long an activity waited for a worker.", nil},
+		{"temporal_activity_execution_latency", "activity_execution", "How long an attempt of an activity took.", []string{"activity_type"}},
+		{"temporal_request_latency", "request", "How long a request to Temporal took.", []string{"operation"}},
+	} {
+		t.timers[h.from] = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "stanch_temporal_" + h.name + "_seconds", Help: h.help, Buckets: quick}, h.labels)
+		t.labels[h.from] = h.labels
+	}
+	return t
+}
+
+// Describe implements prometheus.Collector.
+func (t *Temporal) Describe(out chan<- *prometheus.Desc) {
+	t.started.Describe(out)
+	for _, c := range t.counters {
+		c.Describe(out)
+	}
+	for _, h := range t.timers {
+		h.Describe(out)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (t *Temporal) Collect(out chan<- prometheus.Metric) {
+	t.started.Collect(out)
+	for _, c := range t.counters {
+		c.Collect(out)
+	}
+	for _, h := range t.timers {
+		h.Collect(out)
+	}
+}
+
+// Handler is what the SDK tells what it counts.
+func (t *Temporal) Handler() client.MetricsHandler { return handler{Temporal: t} }
+
+// Options puts the counters into a client's options.
+func (t *Temporal) Options(o client.Options) client.Options {
+	o.MetricsHandler = t.Handler()
+	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions, grpc.WithChainUnaryInterceptor(t.intercept))
+	return o
+}
+
+// intercept counts incidents that were opened: the SDK does not tell whether a signal found a workflow or started one.
+func (t *Temporal) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if err != nil {
+		return err
+	}
+	asked, ok := req.(*workflowservice.SignalWithStartWorkflowExecutionRequest)
+	answered, and := reply.(*workflowservice.SignalWithStartWorkflowExecutionResponse)
+	if ok && and && answered.GetStarted() && asked.GetWorkflowType().GetName() == incidentType {
+		t.started.Inc()
+	}
+	return nil
+}
+
+// incidentType is the name under which the incident's workflow is registered.
+const incidentType = "Incident"
+
+// handler is what the SDK tells what it counts.
+type handler struct {
+	*Temporal
+	tags map[string]string
+}
+
+var _ client.MetricsHandler = handler{}
+
+// WithTags implements client.MetricsHandler.
+func (h handler) WithTags(tags map[string]string) client.MetricsHandler {
+	all := maps.Clone(h.tags)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, tags)
+	return handler{h.Temporal, all}
+}
+
+// Counter implements client.MetricsHandler.
+func (h handler) Counter(name string) client.MetricsCounter {
+	c, ok := h.counters[name]
+	if !ok {
+		return client.MetricsNopHandler.Counter(name)
+	}
+	return counting{c.With(h.values(name))}
+}
+
+// Gauge implements client.MetricsHandler: there are none, because every node's worker would overwrite the others'.
+func (h handler) Gauge(name string) client.MetricsGauge { return client.MetricsNopHandler.Gauge(name) }
+
+// Timer implements client.MetricsHandler.
+func (h handler) Timer(name string) client.MetricsTimer {
+	o, ok := h.timers[name]
+	if !ok {
+		return client.MetricsNopHandler.Timer(name)
+	}
+	return timing{o.With(h.values(name))}
+}
+
+// values are the labels of a metric, bounded.
+func (h handler) values(name string) prometheus.Labels {
+	out := prometheus.Labels{}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, label := range h.labels[name] {
+		value := text(h.tags[label])
+		known := h.known[label]
+		if known == nil {
+			known = map[string]bool{}
+			h.known[label] = known
+		}
+		if !known[value] && len(known) >= maxValues {
+			value = other
+		}
+		known[value] = true
+		out[label] = value
+	}
+	return out
+}
+
+type counting struct{ prometheus.Counter }
+
+// Inc implements client.MetricsCounter.
+func (c counting) Inc(by int64) {
+	if by > 0 {
+		c.Add(float64(by))
+	}
+}
+
+type timing struct{ prometheus.Observer }
+
+// Record implements client.MetricsTimer.
+func (t timing) Record(d time.Duration) { t.Observe(d.Seconds()) }

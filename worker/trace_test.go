@@ -1,0 +1,90 @@
+package worker_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/testenv/otlp"
+	"stanch/worker/config"
+	"stanch/worker/metrics"
+	"stanch/worker/tracing"
+)
+
+// What the attack does is played to the node's end, which refuses all that it is asked: a containment
+// is planned and refused. testenv/acceptance goes on to the lease, with a real kernel.
+func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
+	receiver := otlp.Start(t)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.URL)
+	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "hold.yaml"), []byte("playbook: hold\ndescription: Hold it.\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5s\n"), 0o600))
+	cfg, problems := config.Parse("c", []byte("phase: 2\nlibrary: false\nquiet: 1s\nplaybooks: ['"+dir+"']\n"))
+	require.NoError(t, problems.Err())
+	traces, err := tracing.Open(t.Context(), "v9", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(traces.Close)
+	w := installation(t, cfg, metrics.NewTemporal(), traces)
+	spool := join(t, w, agent.Health{Node: "node-1"})
+	at := time.Now().Add(-3 * time.Second)
+	require.NoError(t, spool.Add(sensors.Detection{
+		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.95, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: at,
+		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Process: sensors.Process{Exe: "/tmp/evil"}, Container: sensors.Container{ID: "c-1", Name: "evil-name"}},
+	}))
+	// chain is a span with its parents, as long as they came.
+	chain := func(name string) (names []string, root otlp.Span) {
+		by := map[string]otlp.Span{}
+		at := ""
+		for _, s := range receiver.Spans() {
+			by[s.ID()] = s
+			if s.GetName() == name {
+				at = s.ID()
+			}
+		}
+		for at != "" {
+			root = by[at]
+			if root.Span == nil {
+				return append(names, "missing"), root
+			}
+			names, at = append(names, root.GetName()), root.Parent()
+		}
+		return names, root
+	}
+	want := []string{
+		"RunActivity:Plan", "StartActivity:Plan", "RunWorkflow:Playbook", "StartChildWorkflow:Playbook",
+		"RunWorkflow:Incident", "SignalWithStartWorkflow:Incident", "gateway.accept",
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, s := range receiver.Spans() {
+				t.Log(s.GetName(), s.Attributes)
+			}
+		}
+	})
+	require.Eventually(t, func() bool { names, _ := chain(want[0]); return len(names) == len(want) }, 15*time.Second, 50*time.Millisecond)
+	names, root := chain(want[0])
+	require.Equal(t, want, names)
+	require.Equal(t, "miner", root.Attributes["stanch.rule"])
+	require.Equal(t, "high", root.Attributes["stanch.severity"])
+	require.Equal(t, "node-1", root.Attributes["stanch.node"])
+	told, err := time.Parse(time.RFC3339Nano, root.Attributes["stanch.event_time"])
+	require.NoError(t, err)
+	require.WithinDuration(t, at, told, time.Millisecond)
+	for _, a := range root.GetAttributes() {
+		if a.GetKey() == "stanch.delay_seconds" {
+			require.Greater(t, a.GetValue().GetDoubleValue(), 2.9)
+		}
+	}
+	require.Equal(t, []string{"stanch"}, receiver.Services())
+	for _, s := range receiver.Spans() {
+		require.NotContains(t, s.GetName(), "evil")
+		require.NotContains(t, s.GetStatus().GetMessage(), "evil")
+		require.Empty(t, s.GetEvents())
+	}
+}

@@ -1,0 +1,175 @@
+package tracing
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.temporal.io/sdk/interceptor"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+)
+
+// tracer is what the SDK's tracing interceptor asks for spans. It is not the SDK's own module for OpenTelemetry: that one
+// sends the text of errors, in which an attacker's words may be, and gives a workflow's span a new id at every replay, so
+// that after a restart what it did before belongs to nobody.
+type tracer struct {
+	interceptor.BaseTracer
+	t trace.Tracer
+}
+
+type spanKey struct{}
+
+// runWorkflow is the interceptor's name for a workflow's own span.
+const runWorkflow = "RunWorkflow"
+
+// Options implements interceptor.Tracer. A header that cannot be read must not stop a workflow: who can start one could
+// write it. Signals, queries and updates are not traced; there are many, and they tell little.
+func (t tracer) Options() interceptor.TracerOptions {
+	return interceptor.TracerOptions{
+		SpanContextKey: spanKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true, DisableUpdateTracing: true, AllowInvalidParentSpans: true,
+	}
+}
+
+// UnmarshalSpan implements interceptor.Tracer.
+func (t tracer) UnmarshalSpan(m map[string]string) (interceptor.TracerSpanRef, error) {
+	c := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier(m)))
+	if !c.IsValid() {
+		return nil, nil //nolint:nilnil // it has no parent
+	}
+	return c, nil
+}
+
+// MarshalSpan implements interceptor.Tracer.
+func (t tracer) MarshalSpan(s interceptor.TracerSpan) (map[string]string, error) {
+	m := propagation.MapCarrier{}
+	if s, ok := s.(*span); ok {
+		propagation.TraceContext{}.Inject(trace.ContextWithSpan(context.Background(), s.Span), m)
+	}
+	return m, nil
+}
+
+// SpanFromContext implements interceptor.Tracer.
+func (t tracer) SpanFromContext(ctx context.Context) interceptor.TracerSpan {
+	s := trace.SpanFromContext(ctx)
+	if !s.SpanContext().IsValid() {
+		return nil
+	}
+	return &span{Span: s}
+}
+
+// ContextWithSpan implements interceptor.Tracer.
+func (t tracer) ContextWithSpan(ctx context.Context, s interceptor.TracerSpan) context.Context {
+	if s, ok := s.(*span); ok {
+		return trace.ContextWithSpan(ctx, s.Span)
+	}
+	return ctx
+}
+
+// StartSpan implements interceptor.Tracer.
+func (t tracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interceptor.TracerSpan, error) {
+	ctx := context.Background()
+	switch parent := o.Parent.(type) {
+	case trace.SpanContext:
+		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
+	case *span:
+		ctx = trace.ContextWithSpanContext(ctx, parent.SpanContext())
+	}
+	if o.IdempotencyKey != "" {
+		ctx = context.WithValue(ctx, idKey{}, o.IdempotencyKey)
+	}
+	kind := trace.SpanKindServer
+	if o.ToHeader {
+		kind = trace.SpanKindClient
+	}
+	at := o.Time
+	if at.IsZero() {
+		at = time.Now()
+	}
+	attributes := make([]attribute.KeyValue, 0, len(o.Tags))
+	for k, v := range o.Tags {
+		attributes = append(attributes, text(k, v))
+	}
+	_, s := t.t.Start(ctx, name(o), trace.WithTimestamp(at), trace.WithSpanKind(kind), trace.WithAttributes(attributes...))
+	// A workflow's own span ends when the workflow does, and not when it is merely put out of memory.
+	return &span{Span: s, late: o.Operation == runWorkflow}, nil
+}
+
+// name is made of the program's own words: the types of workflows and activities, which who may start one chooses, count
+// only if they look like ours.
+func name(o *interceptor.TracerStartSpanOptions) string {
+	if len(o.Name) > 64 || strings.IndexFunc(o.Name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-/", r)
+	}) >= 0 {
+		return o.Operation
+	}
+	return o.Operation + ":" + o.Name
+}
+
+// text is a bounded attribute. Text that is not UTF-8 would spoil all spans that are sent with it.
+func text(key, value string) attribute.KeyValue {
+	if len(value) > maxValue {
+		value = value[:maxValue]
+	}
+	return attribute.String(key, strings.ToValidUTF8(value, "?"))
+}
+
+// span is one span. late ones are dropped unless somebody said that they are done.
+type span struct {
+	trace.Span
+	late, done bool
+}
+
+// Finish implements interceptor.TracerSpan. Of an error only its kind is told.
+func (s *span) Finish(o *interceptor.TracerFinishSpanOptions) {
+	if s.late && !s.done {
+		return
+	}
+	var again *workflow.ContinueAsNewError
+	if o.Error != nil && !errors.As(o.Error, &again) {
+		kind := "error"
+		var application *temporal.ApplicationError
+		if errors.As(o.Error, &application) && application.Type() != "" {
+			kind = application.Type()
+		}
+		s.SetAttributes(text("error.type", kind))
+		s.SetStatus(codes.Error, "")
+	}
+	s.End()
+}
+
+type idKey struct{}
+
+// ids gives a workflow's span the same id at every replay, and every other span one of its own.
+type ids struct{}
+
+// NewIDs implements sdktrace.IDGenerator.
+func (ids) NewIDs(ctx context.Context) (id trace.TraceID, s trace.SpanID) {
+	sum := bytes(ctx)
+	copy(id[:], sum[8:24])
+	copy(s[:], sum[:8])
+	return id, s
+}
+
+// NewSpanID implements sdktrace.IDGenerator.
+func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
+	sum := bytes(ctx)
+	copy(s[:], sum[:8])
+	return s
+}
+
+// bytes are from the key of ctx, or random.
+func bytes(ctx context.Context) (out [sha256.Size]byte) {
+	if key, ok := ctx.Value(idKey{}).(string); ok {
+		return sha256.Sum256([]byte(key))
+	}
+	_, _ = rand.Read(out[:]) // it never fails
+	return out
+}

@@ -1,0 +1,132 @@
+// Package tracing sends what happened between a detection and its lease to whoever collects OpenTelemetry traces: the
+// gateway's acceptance, the incident, its playbooks, their actions, the lease and what it does.
+//
+// It refuses to do anything unless the standard variables name a receiver, to send what an attacker writes as a span's
+// name or an error's text (kinds and outcomes only; ids are cut), and to make a workflow wait or decide otherwise: all
+// that it adds to Temporal is a header, which no replay compares.
+package tracing
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/interceptor"
+)
+
+// Traces sends spans. Nil sends none and costs nothing.
+type Traces struct {
+	provider *sdktrace.TracerProvider
+	tracer   trace.Tracer
+}
+
+// The bounds of one span.
+const (
+	maxValue      = 256
+	maxAttributes = 32
+	maxEvents     = 128
+)
+
+// Open opens what OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names; without one it gives nil.
+// The exporter and the SDK read the other standard variables themselves.
+func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error) {
+	if !On() {
+		return nil, nil //nolint:nilnil // nobody collects traces
+	}
+	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+	if protocol == "" {
+		protocol = os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL")
+	}
+	var exporter sdktrace.SpanExporter
+	var err error
+	switch protocol {
+	case "", "http/protobuf":
+		exporter, err = otlptracehttp.New(ctx)
+	case "grpc":
+		exporter, err = otlptracegrpc.New(ctx)
+	default:
+		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q; Stanch speaks http/protobuf and grpc", protocol)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the receiver of traces: %w; OTEL_EXPORTER_OTLP_ENDPOINT is a URL such as http://127.0.0.1:4318", err)
+	}
+	// The process' arguments and the host's name are not told unless OTEL_RESOURCE_ATTRIBUTES does.
+	res, err := resource.New(ctx, resource.WithAttributes(attribute.String("service.name", "stanch"), attribute.String("service.version", version)), resource.WithFromEnv())
+	if err != nil {
+		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	return New(sdktrace.WithBatcher(&calm{SpanExporter: exporter, log: log}), sdktrace.WithResource(res)), nil
+}
+
+// On tells whether the standard variables name a receiver.
+func On() bool {
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
+		return false
+	}
+	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
+}
+
+// New makes traces that go where the options say.
+func New(o ...sdktrace.TracerProviderOption) *Traces {
+	limits := sdktrace.NewSpanLimits()
+	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxValue, maxAttributes, maxEvents
+	provider := sdktrace.NewTracerProvider(append([]sdktrace.TracerProviderOption{sdktrace.WithRawSpanLimits(limits), sdktrace.WithIDGenerator(ids{})}, o...)...)
+	return &Traces{provider: provider, tracer: provider.Tracer("stanch")}
+}
+
+// Tracer makes spans; nil if nobody collects them.
+func (t *Traces) Tracer() trace.Tracer {
+	if t == nil {
+		return nil
+	}
+	return t.tracer
+}
+
+// Options puts the tracing into a client's options, and so into the workers that are made with the client.
+func (t *Traces) Options(o client.Options) client.Options {
+	if t != nil {
+		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(tracer{t: t.tracer}), &marks{})
+	}
+	return o
+}
+
+// closing is how long what waits may take at the end.
+const closing = 3 * time.Second
+
+// Close sends what waits and ends.
+func (t *Traces) Close() {
+	if t == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	defer cancel()
+	_ = t.provider.Shutdown(ctx) // calm said already what could not be sent
+}
+
+// calm is an exporter whose receiver may be away: that is said once a minute and is nobody else's concern.
+type calm struct {
+	sdktrace.SpanExporter
+	log  *slog.Logger
+	last atomic.Int64
+}
+
+// ExportSpans implements sdktrace.SpanExporter.
+func (c *calm) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := c.SpanExporter.ExportSpans(ctx, spans)
+	now, last := time.Now().Unix(), c.last.Load()
+	if err != nil && now-last >= 60 && c.last.CompareAndSwap(last, now) {
+		c.log.Warn("traces are lost: their receiver does not take them", "spans", len(spans), "error", err)
+	}
+	return nil
+}
