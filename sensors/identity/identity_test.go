@@ -349,3 +349,21 @@ func BenchmarkPathOf(b *testing.B) {
 		}
 	}
 }
+
+// The number of a process that ended is another's: what that one had says nothing of this one's children.
+func TestRightsAreNotComparedWithADeadProcessOfTheSameNumber(t *testing.T) {
+	table := NewTable(0)
+	event := func(kind sensors.Kind, pid, ppid uint32, start uint64, euid uint32) *sensors.Event {
+		e := &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, PPID: ppid, StartNS: start, UID: euid, EUID: euid, Exe: "/bin/x"}}
+		table.Learn(e)
+		return e
+	}
+	event(sensors.KindExec, 7, 1, 100, 1000)
+	if !event(sensors.KindExec, 8, 7, 200, 0).Process.Gained {
+		t.Error("its parent was nobody special")
+	}
+	event(sensors.KindExit, 7, 1, 100, 1000)
+	if event(sensors.KindExec, 9, 7, 300, 0).Process.Gained {
+		t.Error("7 is a runtime's now")
+	}
+}

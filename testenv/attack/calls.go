@@ -187,7 +187,8 @@ const (
 	opOpenat    = 18
 )
 
-// uring sets an io_uring up, and opens a file with it if one is named: no call of the open family is made.
+// uring sets an io_uring up, and opens a file with it if one is named, for writing if anything follows: no call of the open
+// family is made.
 func uring(args []string) error {
 	parameters := make([]byte, 120)
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ringEntries, uintptr(unsafe.Pointer(&parameters[0])), 0)
@@ -216,6 +217,9 @@ func uring(args []string) error {
 	entries[0] = opOpenat
 	binary.NativeEndian.PutUint32(entries[4:], uint32(int32(at)))
 	binary.NativeEndian.PutUint64(entries[16:], uint64(uintptr(unsafe.Pointer(path))))
+	if len(args) > 1 {
+		binary.NativeEndian.PutUint32(entries[28:], unix.O_WRONLY)
+	}
 	binary.NativeEndian.PutUint32(ring[array:], 0)
 	binary.NativeEndian.PutUint32(ring[tail:], 1)
 	_, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, fd, 1, 1, 1 /* get events */, 0, 0)

@@ -39,7 +39,7 @@ const usage = `usage: attack COMMAND
   attach | peek | poke    ptrace, process_vm_readv, process_vm_writev on a copy of itself
   packet | raw-ip         opens a socket that sees packets, or makes its own
   handle | bpf            open_by_handle_at, bpf
-  uring [PATH]            sets an io_uring up, and opens a file with it
+  uring [PATH [write]]    sets an io_uring up, and opens a file with it
   drop-to PATH [COMMAND…] writes a copy of itself and runs it
   storm N COMMAND…        runs a command N times
   thread COMMAND…         does a command of this list from a thread that is not the first
@@ -104,7 +104,7 @@ func commands() map[string]command {
 		"raw-ip":     {0, 0, func([]string) error { return socketOf(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP) }},
 		"handle":     {0, 0, func([]string) error { return handle() }},
 		"bpf":        {0, 0, func([]string) error { return callBPF() }},
-		"uring":      {0, 1, uring},
+		"uring":      {0, 2, uring},
 		"drop-to":    {1, 99, dropTo},
 		"storm":      {2, 99, storm},
 		"thread":     {1, 99, fromThread},

@@ -31,7 +31,7 @@ const image = "stanch.lab/detections:1"
 
 // names are what the attack's program is called in the image: for rules, what a program is called is what it is.
 var names = []string{
-	"/usr/sbin/nginx", "/usr/bin/python3", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get", "/usr/bin/make", "/usr/bin/curl",
+	"/usr/sbin/nginx", "/usr/bin/python3.11", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get", "/usr/bin/make", "/usr/bin/curl",
 	"/usr/bin/ssh", "/usr/sbin/debugfs", "/sbin/mkfs.ext4", "/bin/bash", "/bin/zsh", "/usr/bin/gcc", "/usr/bin/psql",
 }
 
@@ -113,6 +113,8 @@ func buildImage(t *testing.T, c *lab.Cluster) {
 	for _, name := range names {
 		files[name] = lab.File{Same: "/attack"}
 	}
+	files["/usr/bin/python3"] = lab.File{Link: "python3.11"} // as distributions have it
+	files["/runc"] = lab.File{Same: "/attack"}
 	_, err := c.ImportImage(t.Context(), lab.Image{Name: image, Busybox: true, Files: files, Entrypoint: []string{"/attack", "wait"}})
 	require.NoError(t, err)
 }
@@ -236,6 +238,7 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"shell-connects", plain, sh("timeout 1 /bin/bash connect " + w.peer + "; true"), false},
 		{"drift", plain, []string{"/attack", "drop-to", "/srv/x", "open", "/etc/hosts"}, false},
 		{"drift-in-build", plain, []string{"/usr/bin/make", "drop-to", "/srv/y", "open", "/etc/hosts"}, false},
+		{"drift-in-install", plain, []string{"/usr/bin/apt-get", "drop-to", "/srv/z", "open", "/etc/hosts"}, false},
 		{"fileless", plain, []string{"/attack", "memfd", "open", "/etc/hosts"}, false},
 		{"shm-execution", sock, []string{"/attack", "drop-to", "/dev/shm/x", "open", "/etc/hosts"}, false},
 		{"tmp-execution", plain, []string{"/attack", "drop-to", "/var/tmp/x", "open", "/etc/hosts"}, false},
@@ -287,6 +290,7 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"log-cleared", plain, sh("cd /var/log && rm secure"), false},
 		{"history-cleared", plain, sh("rm /root/.ash_history"), false},
 		{"accounts-changed", plain, sh("echo >> /etc/passwd"), false},
+		{"accounts-changed", plain, sh("cp /etc/passwd /tmp/p && mv /tmp/p /etc/passwd"), false},
 		{"startup-changed", plain, sh("echo > /etc/ld.so.preload"), false},
 		{"sensitive-link", plain, sh("ln -s /etc/shadow /srv/harmless"), false},
 	}

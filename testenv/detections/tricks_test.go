@@ -48,6 +48,41 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 		require.Equal(t, "/etc/shadow", d.Event.File.Path)
 		w.wait(t, "io-uring", plain, since)
 	})
+	t.Run("an open for writing by io_uring is one", func(t *testing.T) {
+		d := do(t, plain, "startup-changed", "/attack", "uring", "/etc/ld.so.preload", "write")
+		require.True(t, d.Event.File.Write)
+	})
+	t.Run("a file that is put in another's place changes it", func(t *testing.T) {
+		d := do(t, plain, "startup-changed", "/bin/sh", "-c", "echo > /tmp/p; cd /etc; mv /tmp/p ld.so.preload")
+		require.Equal(t, "/etc/ld.so.preload", d.Event.File.Path)
+		require.Contains(t, d.Event.Call.Name, "rename")
+	})
+	t.Run("a second name for a file is told, for by it the file is read unseen", func(t *testing.T) {
+		d := do(t, plain, "sensitive-file", "/bin/ln", "/etc/shadow", "/srv/harder")
+		require.Equal(t, "/etc/shadow", d.Event.File.Path)
+		require.Contains(t, d.Event.Call.Name, "link")
+	})
+	t.Run("a program that is called as the runtime is is none", func(t *testing.T) {
+		d := do(t, plain, "sensitive-file", "/runc", "open", "/etc/shadow")
+		require.Equal(t, "/runc", d.Event.Process.Exe)
+		since := time.Now()
+		w.pod(t, "runc", func(p *corev1.Pod) { p.Spec.Containers[0].Command = []string{"/runc", "drop-to", "/srv/x", "wait"} })
+		w.wait(t, "drift", "runc", since)
+	})
+	t.Run("busybox is the applet that it finds", func(t *testing.T) {
+		d := do(t, plain, "token-read", "/bin/busybox", "busybox", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token")
+		require.Equal(t, "cat", d.Event.Process.ExeName())
+	})
+	t.Run("a link to an interpreter is the interpreter", func(t *testing.T) {
+		d := do(t, plain, "token-read", "/usr/bin/python3", "open", "/var/run/secrets/kubernetes.io/serviceaccount/token")
+		require.Equal(t, "/usr/bin/python3.11", d.Event.Process.Exe)
+	})
+	t.Run("a new program with the name of an excepted one is not excepted", func(t *testing.T) {
+		do(t, plain, "process-memory", "/attack", "drop-to", "/srv/gdb", "open", "/proc/1/mem")
+	})
+	t.Run("a script called configure builds nothing", func(t *testing.T) {
+		do(t, plain, "drift", "/bin/sh", "-c", "cp /bin/busybox /srv/ls; echo '/srv/ls; true' > /tmp/configure; sh /tmp/configure")
+	})
 	t.Run("a program under another name is a new program", func(t *testing.T) {
 		do(t, plain, "drift", "/bin/sh", "-c", "cp /bin/busybox /srv/nginx; /srv/nginx true")
 	})

@@ -1,0 +1,26 @@
+package rules
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// An exception for a program's name holds for programs of the image alone: any file can have any name.
+func TestNoShippedRuleExceptsAProgramByItsNameAlone(t *testing.T) {
+	named := regexp.MustCompile(`(?m)^      - (.*\bexe (in|==) .*)$`)
+	seen := 0
+	entries, err := Shipped.ReadDir(".")
+	require.NoError(t, err)
+	for _, entry := range entries {
+		raw, err := Shipped.ReadFile(entry.Name())
+		require.NoError(t, err)
+		for _, m := range named.FindAllStringSubmatch(string(raw), -1) {
+			seen++
+			require.True(t, strings.HasSuffix(m[1], "&& from_image"), "%s: %s", entry.Name(), m[1])
+		}
+	}
+	require.Greater(t, seen, 15)
+}
