@@ -7,6 +7,7 @@
 package baseline
 
 import (
+	"cmp"
 	"container/list"
 	"fmt"
 	"maps"
@@ -51,13 +52,29 @@ type Image struct {
 	Containers   int             `json:"containers"`
 	Executables  map[string]Fact `json:"executables,omitempty"`
 	Destinations map[string]Fact `json:"destinations,omitempty"`
-	// Full: there were more executables or destinations than are kept, so nothing can be called new.
+	// Full: while it was learnt there were always more executables or destinations than are kept, so nothing can be called
+	// new. One flood of them, such as a scan makes, is not enough.
 	FullExecutables  bool `json:"full_executables,omitempty"`
 	FullDestinations bool `json:"full_destinations,omitempty"`
+
+	executableFloods, destinationFloods floods
 
 	recent []string // containers, the newest last
 	place  *list.Element
 }
+
+// floods are the parts of the time of learning in which there was more than is kept.
+type floods struct {
+	parts  int
+	last   time.Duration
+	noRoom time.Time // until then nobody looks for room: there was none a moment ago
+}
+
+// The time of learning has 24 parts; what overflows in a quarter of them always does.
+const (
+	learningParts = 24
+	alwaysParts   = 6
+)
 
 // Fact is something that containers of an image did.
 type Fact struct {
@@ -115,7 +132,7 @@ func (b *Baselines) Judge(e *sensors.Event) sensors.Baseline {
 		foreign := e.Process.UpperLayer || e.Process.Memfd || e.Process.Deleted
 		what, fresh = "executed", true
 		if name != "" && len(name) <= maxText && !foreign && !e.Process.Entered {
-			fresh = b.learn(&image.Executables, &image.FullExecutables, maxExecutables, name, image, now)
+			fresh = b.learn(image.Executables, &image.FullExecutables, &image.executableFloods, maxExecutables, name, image, now)
 		} else if known, ok := image.Executables[name]; ok {
 			fresh = b.unsettled(known, image, now)
 		}
@@ -127,7 +144,7 @@ func (b *Baselines) Judge(e *sensors.Event) sensors.Baseline {
 			return verdict
 		}
 		what = "connected to"
-		fresh = b.learn(&image.Destinations, &image.FullDestinations, maxDestinations, name, image, now)
+		fresh = b.learn(image.Destinations, &image.FullDestinations, &image.destinationFloods, maxDestinations, name, image, now)
 		verdict.NewDestination = fresh && !image.FullDestinations
 		fresh = verdict.NewDestination
 	}
@@ -141,7 +158,7 @@ func (b *Baselines) Judge(e *sensors.Event) sensors.Baseline {
 func (b *Baselines) image(digest string, e *sensors.Event, now time.Time) *Image {
 	image := b.images[digest]
 	if image == nil {
-		image = &Image{Digest: digest, First: now}
+		image = &Image{Digest: digest, First: now, Executables: map[string]Fact{}, Destinations: map[string]Fact{}}
 		b.images[digest] = image
 		image.place = b.order.PushFront(digest)
 		for b.order.Len() > b.opt.Images {
@@ -171,24 +188,56 @@ func (b *Baselines) drop(el *list.Element) {
 	}
 }
 
-// learn keeps a fact and tells whether it is new.
-func (b *Baselines) learn(facts *map[string]Fact, full *bool, most int, name string, image *Image, now time.Time) (fresh bool) {
-	if *facts == nil {
-		*facts = map[string]Fact{}
-	}
-	f, known := (*facts)[name]
+// learn keeps a fact and tells whether it is new. Where there is no room, the least of those that are still new makes
+// it, or, while all is learnt, the one that was seen least; so a flood of facts drives out itself and nothing else.
+func (b *Baselines) learn(facts map[string]Fact, full *bool, f *floods, most int, name string, image *Image, now time.Time) (fresh bool) {
+	fact, known := facts[name]
 	if !known {
-		if len(*facts) >= most {
-			*full = true
-			return false
+		if len(facts) >= most {
+			b.flooded(full, f, now.Sub(image.First))
+			if now.Before(f.noRoom) || !b.makeRoom(facts, most/10, image, now) {
+				if !now.Before(f.noRoom) {
+					f.noRoom = now.Add(time.Minute)
+				}
+				return now.Sub(image.First) >= b.opt.Learn
+			}
 		}
-		f.First = now
+		fact.First = now
 	}
-	f.Last = now
-	f.Count++
-	(*facts)[name] = f
+	fact.Last = now
+	fact.Count++
+	facts[name] = fact
 	b.dirty = true
-	return b.unsettled(f, image, now)
+	return b.unsettled(fact, image, now)
+}
+
+// flooded counts the parts of the time of learning with more than is kept.
+func (b *Baselines) flooded(full *bool, f *floods, at time.Duration) {
+	part := b.opt.Learn / learningParts
+	if at >= b.opt.Learn || f.parts > 0 && at-f.last < part {
+		return
+	}
+	f.last = at
+	f.parts++
+	*full = *full || f.parts >= alwaysParts
+}
+
+// makeRoom forgets several facts at once, so that a flood of them costs little.
+func (b *Baselines) makeRoom(facts map[string]Fact, several int, image *Image, now time.Time) bool {
+	learning := now.Sub(image.First) < b.opt.Learn
+	var names []string
+	for name, fact := range facts {
+		if learning || b.unsettled(fact, image, now) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		return cmp.Or(cmp.Compare(facts[x].Count, facts[y].Count), facts[x].Last.Compare(facts[y].Last))
+	})
+	for _, name := range names[:min(several, len(names))] {
+		delete(facts, name)
+	}
+	return len(names) > 0
 }
 
 // unsettled tells whether a fact came after the time of learning, and not long ago.

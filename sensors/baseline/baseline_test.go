@@ -77,15 +77,51 @@ func TestDestinationsAreNetworksAndPorts(t *testing.T) {
 	require.Empty(t, baseline.Destination(sensors.Network{Address: "no address"}))
 }
 
+// A scan connects to everything for a minute: before, nothing was new to the image from then on.
+func TestAScanDoesNotMakeEverythingUsual(t *testing.T) {
+	for name, at := range map[string]time.Duration{"while the image is learnt": 20 * time.Hour, "after it": 30 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			c := &clock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+			b := baseline.New(learning(c))
+			for range 5 {
+				b.Judge(connect("10.0.0.1", 5432))
+			}
+			c.at = c.at.Add(at)
+			for port := range uint16(20000) {
+				b.Judge(connect("10.0.0.1", 10000+port))
+			}
+			c.at = c.at.Add(30 * 24 * time.Hour)
+			require.False(t, b.Judge(connect("10.0.0.2", 5432)).NewDestination, "what was usual before is usual")
+			require.True(t, b.Judge(connect("203.0.113.9", 443)).NewDestination)
+			require.LessOrEqual(t, len(b.Images()[0].Destinations), 500)
+		})
+	}
+}
+
+// Where every fact is an old one there is no room, and what is new stays new.
+func TestWhatFindsNoRoomIsNewAgainAndAgain(t *testing.T) {
+	c := &clock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+	b := baseline.New(learning(c))
+	for port := range uint16(500) {
+		b.Judge(connect("10.0.0.1", 10000+port))
+	}
+	c.at = c.at.Add(48 * time.Hour)
+	for range 3 {
+		require.True(t, b.Judge(connect("203.0.113.9", 443)).NewDestination)
+	}
+	require.False(t, b.Judge(connect("10.0.0.1", 10007)).NewDestination)
+}
+
 func TestWhatIsTooMuchIsNotCalledNew(t *testing.T) {
 	c := &clock{time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 	b := baseline.New(baseline.Options{Now: c.now, Images: 2})
-	for i := range 3000 {
+	for i := range 8000 {
 		b.Judge(exec("c"+strconv.Itoa(i), "/bin/"+strconv.Itoa(i)))
+		c.at = c.at.Add(10 * time.Second)
 	}
 	c.at = c.at.Add(48 * time.Hour)
 	require.False(t, b.Judge(exec("c", "/bin/never")).NewExe)
-	require.Len(t, b.Images()[0].Executables, 2000)
+	require.LessOrEqual(t, len(b.Images()[0].Executables), 2000)
 	for _, other := range []string{"sha256:a", "sha256:b"} {
 		e := exec("c", "/bin/a")
 		e.Container.ImageDigest = other

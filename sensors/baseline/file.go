@@ -69,6 +69,7 @@ func (b *Baselines) add(image *Image) {
 	b.dirty = true
 	known := b.images[image.Digest]
 	if known == nil {
+		image.Executables, image.Destinations = merge(nil, image.Executables, maxExecutables), merge(nil, image.Destinations, maxDestinations)
 		b.images[image.Digest] = image
 		image.place = b.order.PushFront(image.Digest)
 		for b.order.Len() > b.opt.Images {
