@@ -10,9 +10,9 @@ import (
 // waits, and its spool grows.
 type Nodes struct {
 	Refused []string `yaml:"refused" json:"refused,omitempty" jsonschema:"description=names of nodes whose certificates are not believed any more: they are not heard and get no new one"`
-	Rate  int `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections a second of each node; 500 if not given"`
-	Burst int `yaml:"burst" json:"burst,omitempty" jsonschema:"minimum=1,maximum=1000000,description=detections at once after a silence; ten seconds' worth if not given"`
-	Bytes int `yaml:"bytes" json:"bytes,omitempty" jsonschema:"minimum=65536,maximum=1073741824,description=bytes a second of each node; 4 MiB if not given"`
+	Rate    int      `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=detections a second of each node; 500 if not given"`
+	Burst   int      `yaml:"burst" json:"burst,omitempty" jsonschema:"minimum=1,maximum=1000000,description=detections at once after a silence; ten seconds' worth if not given"`
+	Bytes   int      `yaml:"bytes" json:"bytes,omitempty" jsonschema:"minimum=65536,maximum=1073741824,description=bytes a second of each node; 4 MiB if not given"`
 }
 
 const (

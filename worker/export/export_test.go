@@ -139,7 +139,9 @@ func TestWhatIsExportedArrivesOrIsCounted(t *testing.T) {
 	for _, id := range []string{"a", "b", "c"} {
 		e.Detection(detection(id))
 	}
-	require.Eventually(t, func() bool { return there.count() == 2 && e.Counts()["siem"].Failed == 1 && e.Counts()["file"].Sent == 3 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return there.count() == 2 && e.Counts()["siem"].Failed == 1 && e.Counts()["file"].Sent == 3
+	}, 10*time.Second, 5*time.Millisecond)
 	require.Contains(t, there.got[0], `"uuid":"a"`, "after two that were refused for now")
 	require.Contains(t, there.got[1], `"uuid":"c"`, "what is refused for good holds nothing up")
 	require.Contains(t, there.got[0], "Detect crypto miners using the Stratum protocol", "the rule has the name by which Falco knows it")
