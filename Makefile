@@ -15,7 +15,7 @@ PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache
 # What the sensor's cost is compared with.
 BENCH      := bpftrace
 
-.PHONY: help run stop build setup test test-short bench check lint generate fuzz clean
+.PHONY: help run stop build setup test test-short bench check lint generate fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archi
 
 fuzz: ## fuzz every parser for a minute each
 	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done
+
+soak: build setup ## ten minutes of honest load, five minutes without a gateway: what make test does in seconds
+	@STANCH_BENIGN=10m STANCH_TEST_AWAY=5m bash scripts/soak.sh "$(LAB)"
 
 clean: ## remove what was built here
 	rm -rf bin .cache
