@@ -2,7 +2,6 @@ package rules
 
 import (
 	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,7 +18,7 @@ func TestNoShippedRuleExceptsAProgramByItsNameAlone(t *testing.T) {
 		require.NoError(t, err)
 		for _, m := range named.FindAllStringSubmatch(string(raw), -1) {
 			seen++
-			require.True(t, strings.HasSuffix(m[1], "&& from_image"), "%s: %s", entry.Name(), m[1])
+			require.Contains(t, m[1], "&& from_image", entry.Name())
 		}
 	}
 	require.Greater(t, seen, 15)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -100,14 +101,20 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 		ids[s.ID()] = true
 	}
 
-	response, err := http.Get("http://" + metrics + "/metrics") //nolint:noctx // a test's own
-	require.NoError(t, err)
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
-	require.Regexp(t, `(?m)^stanch_node_events_total\{kind="exec",node="[^"]+"\} [1-9]`, string(text), "the kernel's own events")
-	require.Regexp(t, `(?m)^stanch_node_rule_fired_total\{node="[^"]+",rule="[^"]+"\} [1-9]`, string(text))
-	require.Regexp(t, `(?m)^stanch_detections_total\{outcome="accepted",severity="[^"]+",source="stanch"\} [1-9]`, string(text))
-	require.Regexp(t, `(?m)^stanch_temporal_activity_execution_seconds_count\{activity_type="Apply"\} [1-9]`, string(text))
-	require.NotContains(t, string(text), s.Mark, "a container's name is nobody's label")
+	scrape := func() string {
+		response, err := http.Get("http://" + metrics + "/metrics") //nolint:noctx // a test's own
+		require.NoError(t, err)
+		defer func() { _ = response.Body.Close() }()
+		text, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		return string(text)
+	}
+	// What a node counts comes with its next word of its health.
+	fired := regexp.MustCompile(`(?m)^stanch_node_rule_fired_total\{node="[^"]+",rule="[^"]+"\} [1-9]`)
+	require.Eventually(t, func() bool { return fired.MatchString(scrape()) }, time.Minute, 200*time.Millisecond)
+	text := scrape()
+	require.Regexp(t, `(?m)^stanch_node_events_total\{kind="exec",node="[^"]+"\} [1-9]`, text, "the kernel's own events")
+	require.Regexp(t, `(?m)^stanch_detections_total\{outcome="accepted",severity="[^"]+",source="stanch"\} [1-9]`, text)
+	require.Regexp(t, `(?m)^stanch_temporal_activity_execution_seconds_count\{activity_type="Apply"\} [1-9]`, text)
+	require.NotContains(t, text, s.Mark, "a container's name is nobody's label")
 }
