@@ -33,6 +33,8 @@ type Audit struct {
 	Annotations map[string]string `json:"annotations,omitempty" expr:"annotations"`
 	// DryRun: nothing was persisted.
 	DryRun bool `json:"dry_run,omitempty" expr:"dry_run"`
+	// Truncated: what was sent was larger or deeper than what is told or read, so that nothing is known of it.
+	Truncated bool `json:"truncated,omitempty" expr:"truncated"`
 	// Outside: the token of a pod was used from outside of the cluster. Who knows the cluster's addresses sets it.
 	Outside bool `json:"outside,omitempty" expr:"outside"`
 	// RecentSecrets and RecentDenied are how many secrets the user read within minutes, and how many different requests

@@ -91,17 +91,43 @@ func TestNoSecretOfARequestIsCopied(t *testing.T) {
 
 func TestTheWebhookSendsAList(t *testing.T) {
 	all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[` + strings.Replace(auditLines[0], `"kind":"Event","apiVersion":"audit.k8s.io/v1",`, "", 1) + `,{"auditID":"x"},` + auditLines[5] + `]}`))
-	require.ErrorContains(t, err, "audit event 2: it has no auditID, no verb or no user")
+	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: audit event 2: it has no auditID, no verb or no user")
 	require.Len(t, all, 2, "one that is broken does not cost the others")
 	for text, want := range map[string]string{
 		`{"kind":"Pod"}`: `its kind is "Pod"`,
-		`[`:              "not a JSON object",
+		`[`:              "not a JSON object", `{"kind":"EventList","items":{}}`: "not a JSON list",
 		strings.Replace(auditLines[0], "audit.k8s.io/v1", "audit.k8s.io/v1beta1", 1):                                "audit.k8s.io/v1 is read",
 		strings.NewReplacer("2026-11-23T03:00:00.123456Z", "", "2026-11-23T03:00:00.2Z", "").Replace(auditLines[0]): "no time",
 	} {
 		_, err := foreign.KubernetesAudit([]byte(text))
 		require.ErrorContains(t, err, want)
 	}
+}
+
+// What one request holds decides only how that request is told: the others of its list are judged, and it is too.
+func TestWhatOneRequestHoldsCostsNoOtherRequest(t *testing.T) {
+	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
+	for name, body := range map[string]string{
+		"deep": deep(600), "deeper than encoding/json goes": deep(12_000), "wide": `{"x":[` + strings.Repeat("1,", 1_100_000) + `1]}`,
+		"of other types": `{"metadata":{"labels":5}}`, "brackets in strings": `{"spec":{"nodeName":"]}\\\"]},{"},"metadata":5}`,
+	} {
+		hidden := auditEvent("patch", "/api/v1/namespaces/shop/pods/web-1", `{"resource":"pods","namespace":"shop","name":"web-1"}`, `,"requestObject":`+body)
+		all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[` + auditLines[5] + `,` + hidden + `,` + auditLines[0] + `]}`))
+		require.NoError(t, err, name)
+		require.Len(t, all, 3, name)
+		require.Equal(t, "ClusterRole/cluster-admin", all[0].Audit.Binding.Role, name)
+		require.Equal(t, "web-1", all[1].Audit.Name, name)
+		require.True(t, all[1].Audit.Truncated, name)
+		require.Equal(t, "exec", all[2].Audit.Subresource, name)
+		require.False(t, all[2].Audit.Truncated, name)
+	}
+	_, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[` + auditLines[5] + `,{"a":` + deep(600) + `},nonsense]}`))
+	var unread *foreign.UnreadError
+	require.ErrorAs(t, err, &unread)
+	require.Equal(t, []int{2, 3}, []int{unread.Unread, unread.Of})
+	all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[]}`))
+	require.NoError(t, err)
+	require.Empty(t, all)
 }
 
 func trail(name, source, identity, more string) string {

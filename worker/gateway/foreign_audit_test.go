@@ -130,6 +130,10 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		code, s := d.post(t, door, "api-server", events(`{"auditID":"x"}`, request("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
 		require.Equal(t, http.StatusAccepted, code, "it would send the whole list again for one that is broken")
 		require.Equal(t, 1, s.Telemetry)
+		require.Len(t, d.health.all, 1, "and that it could not be read is told")
+		require.Equal(t, uint64(1), d.health.all[0].Unread)
+		require.Equal(t, "api-server", d.health.all[0].Source)
+		require.Contains(t, d.health.all[0].Message, "audit event 1: it has no auditID")
 		for name, c := range map[string]struct {
 			source, body string
 			want         int
