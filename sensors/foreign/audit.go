@@ -49,10 +49,10 @@ type auditEvent struct {
 	Annotations    map[string]string `json:"annotations"`
 }
 
-// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, and an object has
-// at most the size that etcd takes.
+// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, each of at most
+// 100 KiB, or 32 of at most 1 MiB as Stanch's manifests tell it.
 const (
-	MaxAudit       = 16 << 20
+	MaxAudit       = 40 << 20
 	maxAuditEvents = 2000
 	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
 	maxAuditValues = 1_000_000

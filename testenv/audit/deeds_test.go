@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -216,6 +217,22 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 			pod.Spec.Volumes = []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}}
 			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_ADMIN"}}}
 			pod.Spec.NodeSelector = map[string]string{"none": "such"} // it is asked for and never runs
+			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
+			return err
+		}},
+		{rules: []string{"request-unseen"}, do: func(ctx context.Context) error {
+			pod, yes := lab.Pod("large", lab.BusyboxImage, "/bin/true"), true
+			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+			pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "FILLS", Value: strings.Repeat("x", 700<<10)}}
+			pod.Spec.NodeSelector = map[string]string{"none": "such"}
+			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
+			return err
+		}},
+		{rules: []string{"privileged-pod"}, do: func(ctx context.Context) error {
+			pod, yes := lab.Pod("annotated", lab.BusyboxImage, "/bin/true"), true
+			pod.Annotations = map[string]string{"example.com/fills": strings.Repeat("x", 250<<10)}
+			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+			pod.Spec.NodeSelector = map[string]string{"none": "such"}
 			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
 		}},
