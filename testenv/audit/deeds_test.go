@@ -193,6 +193,29 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 		{rules: []string{"node-proxy"}, do: func(ctx context.Context) error {
 			return p.admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName + "/proxy/pods").Do(ctx).Error()
 		}},
+		{rules: []string{"node-proxy"}, do: func(ctx context.Context) error { // by an account of kube-system, in which nearly all is daily work
+			const system = "kube-system"
+			_, err := p.admin.CoreV1().ServiceAccounts(system).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "agent"}}, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			_, err = p.admin.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+				ObjectMeta: metav1.ObjectMeta{Name: "agent"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+				Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: system, Name: "agent"}},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			as, err := w.TokenConfig(ctx, system, "agent")
+			if err != nil {
+				return err
+			}
+			agent, err := kubernetes.NewForConfig(as)
+			if err != nil {
+				return err
+			}
+			return agent.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName + "/proxy/pods").Do(ctx).Error()
+		}},
 		{rules: []string{"events-deleted"}, do: func(ctx context.Context) error {
 			return p.admin.CoreV1().Events(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, list)
 		}},
