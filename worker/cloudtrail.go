@@ -35,7 +35,7 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cloud := &gateway.Cloud{Judge: w.judge, Foreign: f, Log: w.Log}
+	cloud := &gateway.Cloud{Judge: w.judge, Foreign: f, Cluster: w.Config.AWS.Cluster, Log: w.Log}
 	t := &trail{account: w.account, take: cloud.Take, w: w}
 	ctx, stop := context.WithCancel(ctx)
 	var running []chan struct{}

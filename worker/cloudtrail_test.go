@@ -69,6 +69,18 @@ func (h *heard) wait(t *testing.T, rule string) (d sensors.Detection) {
 	return d
 }
 
+// of is what a rule made of an event; nil if it made nothing.
+func (h *heard) of(rule, event string) *sensors.Detection {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.all {
+		if d.Rule == rule && d.Event.ID == event {
+			return &d
+		}
+	}
+	return nil
+}
+
 // record is one of CloudTrail's, of a role's session.
 func record(id, event, service, role, session, key, ip, more string) string {
 	return fmt.Sprintf(`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
@@ -115,7 +127,7 @@ func newEstate(t *testing.T, lookup bool) *estate {
 	auth, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	cfg := config.Default()
-	cfg.AWS = &config.AWS{Region: standin.Region, CloudTrail: &config.CloudTrail{Queue: e.queue, Lookup: lookup}}
+	cfg.AWS = &config.AWS{Region: standin.Region, Cluster: "production", CloudTrail: &config.CloudTrail{Queue: e.queue, Lookup: lookup}}
 	log := slog.New(slog.DiscardHandler)
 	w := &Worker{Options: Options{Config: cfg, Log: log}, account: account}
 	w.Intake = &gateway.Intake{Temporal: temporal.Start(t, map[string]any{"Story": e.story}), Authority: auth, Config: cfg, Kube: e.kube, Log: log, Incident: "Story"}
@@ -147,7 +159,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	e := newEstate(t, false)
 
 	// The session of EKS Pod Identity is told with its pod; calls with its key are that pod's.
-	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"eks-auth.amazonaws.com","eventName":"AssumeRoleForPodIdentity","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
+	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"sts.amazonaws.com","eventName":"AssumeRole","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"eks-cluster-name","value":"production"},{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
 	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": record("c-2", "GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
 	require.NoError(t, err)
 	e.send(t, given)
@@ -158,6 +170,14 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "uid-of-pod", one.Event.Container.Pod.UID)
 	require.Equal(t, "StatefulSet", one.Event.Container.Workload.Kind, "it joins the incident of the pod's workload")
 	require.Contains(t, one.Reasons[0], "called GetFederationToken of sts")
+
+	// The pod of another cluster has the same names, and is none of this one's.
+	e.send(t, strings.NewReplacer("c-1", "c-6", "production", "staging", "ASIADB", "ASIAOTHER").Replace(given))
+	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+	e.send(t, record("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""), record("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
+	one = e.wait(t, "cloud-records-stopped")
+	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/db"}, one.Event.Subject)
+	require.Nil(t, e.of("cloud-session-lengthened", "cloudtrail/c-7"))
 
 	// A role for service accounts: the annotation says whose it is, and there is one pod.
 	e.send(t, record("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
@@ -176,7 +196,8 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "shop/Deployment/api", incident.WorkloadOf(one).String())
 
 	e.send(t, record("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
-	one = e.wait(t, "cloud-records-stopped")
+	require.Eventually(t, func() bool { return e.of("cloud-records-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
+	one = *e.of("cloud-records-stopped", "cloudtrail/c-4")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
 	require.False(t, incident.Contained(one))
 

@@ -140,8 +140,8 @@ const assumedRole = `{"type":"AssumedRole","principalId":"AROAEXAMPLE:eks-shop-w
 var trailLines = []string{
 	trail("GetObject", "s3.amazonaws.com", assumedRole, `,"requestParameters":{"bucketName":"payroll","key":"2026/a.csv","x":["PLANTED"]},"responseElements":null,"resources":[{"ARN":"arn:aws:s3:::payroll","accountId":"1"}]`),
 	trail("CreateAccessKey", "iam.amazonaws.com", `{"type":"IAMUser","principalId":"AIDA","arn":"arn:aws:iam::123456789012:user/alice","userName":"alice","sessionContext":{"attributes":{"mfaAuthenticated":"true"}}}`, `,"requestParameters":{"userName":"bob"},"responseElements":{"accessKey":{"accessKeyId":"AKIANEW","secretAccessKey":"PLANTED"}}`),
-	trail("AssumeRoleForPodIdentity", "eks-auth.amazonaws.com", `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, `,"requestParameters":{"roleArn":"arn:aws:iam::1:role/web","tags":[{"key":"eks-cluster-name","value":"shop"},{"key":"kubernetes-namespace","value":"web"},{"key":"kubernetes-service-account","value":"web"},{"key":"kubernetes-pod-name","value":"web-1"},{"key":"kubernetes-pod-uid","value":"uid-1"}],"password":"PLANTED"},"responseElements":{"credentials":{"accessKeyId":"ASIANEW","sessionToken":"PLANTED"}}`),
-	trail("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/x","userName":"system:serviceaccount:shop:web"}`, `,"errorCode":"AccessDenied","requestParameters":"PLANTED"`),
+	trail("AssumeRole", "sts.amazonaws.com", `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, `,"requestParameters":{"roleArn":"arn:aws:iam::1:role/web","tags":[{"key":"eks-cluster-name","value":"shop"},{"key":"kubernetes-namespace","value":"web"},{"key":"kubernetes-service-account","value":"web"},{"key":"kubernetes-pod-name","value":"web-1"},{"key":"kubernetes-pod-uid","value":"uid-1"}],"password":"PLANTED"},"responseElements":{"credentials":{"accessKeyId":"ASIANEW","sessionToken":"PLANTED"}}`),
+	trail("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1:sts.amazonaws.com:system:serviceaccount:shop:web","userName":"system:serviceaccount:shop:web","identityProvider":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1"}`, `,"requestParameters":"PLANTED"`),
 }
 
 func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
@@ -170,8 +170,26 @@ func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
 	require.Equal(t, []string{"shop", "web", "web", "web-1", "uid-1"}, []string{e.Cloud.Cluster, e.Cloud.Namespace, e.Cloud.ServiceAccount, e.Cloud.Pod, e.Cloud.PodUID})
 	require.Contains(t, e.Cloud.Resources, "ASIANEW")
 	e = one(trailLines[3])
-	require.Equal(t, "AccessDenied", e.Cloud.Error)
-	require.Equal(t, "shop", e.Cloud.Namespace)
+	require.Equal(t, []string{"shop", "web"}, []string{e.Cloud.Namespace, e.Cloud.ServiceAccount})
+}
+
+func TestOnlyEKSSaysForWhichPodASessionIs(t *testing.T) {
+	refused := `,"errorCode":"AccessDenied","requestParameters":`
+	for name, text := range map[string]string{
+		"tags of a user's own":        strings.Replace(trailLines[2], `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, assumedRole, 1),
+		"through another service":     strings.Replace(trailLines[2], `"invokedBy":"pods.eks.amazonaws.com"`, `"invokedBy":"lambda.amazonaws.com"`, 1),
+		"a user who is called so":     strings.Replace(trailLines[2], `"type":"AWSService"`, `"type":"AssumedRole"`, 1),
+		"a name of their own":         strings.NewReplacer("oidc.eks.eu-central-1.amazonaws.com/id/A1", "login.example.com").Replace(trailLines[3]),
+		"tags that were refused":      strings.Replace(trailLines[2], `,"requestParameters":`, refused, 1),
+		"an account that was refused": strings.Replace(trailLines[3], `,"requestParameters":`, refused, 1),
+		"another service's event":     strings.Replace(trailLines[2], `"eventSource":"sts.amazonaws.com"`, `"eventSource":"example.amazonaws.com"`, 1),
+	} {
+		require.NotContains(t, trailLines, text, name)
+		all, err := foreign.CloudTrail([]byte(text))
+		require.NoError(t, err, name)
+		c := all[0].Cloud
+		require.Empty(t, c.Cluster+c.Namespace+c.ServiceAccount+c.Pod+c.PodUID, name)
+	}
 }
 
 func TestACallComesInManyEnvelopes(t *testing.T) {

@@ -30,6 +30,7 @@ type cloudTrail struct {
 		AccessKeyID    string `json:"accessKeyId"`
 		UserName       string `json:"userName"`
 		InvokedBy      string `json:"invokedBy"`
+		Provider       string `json:"identityProvider"`
 		SessionContext struct {
 			SessionIssuer struct {
 				Type        string `json:"type"`
@@ -191,12 +192,26 @@ func cloudTrailOne(raw []byte) (sensors.Event, error) {
 	return e, nil
 }
 
-// workload names the pod for which a session is made: EKS Pod Identity gives a session tags, and a role for service
-// accounts is assumed under the account's name.
+// podIdentity is the service that takes roles for pods, and eksIssuer is in the ARN of every provider whose tokens are those
+// of an EKS cluster.
+const (
+	podIdentity = "pods.eks.amazonaws.com"
+	eksIssuer   = ":oidc-provider/oidc.eks."
+)
+
+// workload names the pod for which a session is made. Whoever may take a role may give the session any tags and any name:
+// tags are believed if EKS Pod Identity gave them, which is a service of AWS and no principal of the account, and a service
+// account's name if a provider of EKS vouched for it. What was refused proves nothing.
 func (r *cloudTrail) workload(c *sensors.Cloud) {
-	account := serviceAccountOf(r.UserIdentity.UserName)
-	c.Namespace, c.ServiceAccount = account.Namespace, account.Name
-	if !strings.HasPrefix(r.EventName, "AssumeRole") {
+	u := r.UserIdentity
+	if r.EventSource != "sts.amazonaws.com" || r.ErrorCode != "" {
+		return
+	}
+	if r.EventName == "AssumeRoleWithWebIdentity" && u.Type == "WebIdentityUser" && strings.Contains(u.Provider, eksIssuer) {
+		account := serviceAccountOf(u.UserName)
+		c.Namespace, c.ServiceAccount = account.Namespace, account.Name
+	}
+	if r.EventName != "AssumeRole" || u.Type != "AWSService" || u.InvokedBy != podIdentity {
 		return
 	}
 	var tags []struct{ Key, Value string }
