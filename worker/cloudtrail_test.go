@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/gateway"
+	"stanch/worker/health"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 )
@@ -99,6 +101,9 @@ type estate struct {
 	sqs   *sqs.Client
 	away  sync.Map // what fails while it is set
 	in    *standin.StandIn
+
+	monitor *health.Monitor
+	later   atomic.Int64 // how far the monitor's clock is ahead
 }
 
 func newEstate(t *testing.T, lookup bool) *estate {
@@ -134,6 +139,8 @@ func newEstate(t *testing.T, lookup bool) *estate {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	w.judge = gateway.NewJudge(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
+	e.monitor = health.New(health.Options{Intake: w.Intake, Log: log, Now: func() time.Time { return time.Now().Add(time.Duration(e.later.Load())) }})
+	w.Monitor = e.monitor
 	require.NoError(t, w.followCloudTrail(context.Background()))
 	t.Cleanup(w.Close)
 	return e
@@ -150,9 +157,17 @@ func (e *estate) send(t *testing.T, bodies ...string) {
 // left is how many messages are in the queue, seen or not.
 func (e *estate) left(t *testing.T) string {
 	t.Helper()
-	out, err := e.sqs.GetQueueAttributes(t.Context(), &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	left, err := e.counts(t.Context())
 	require.NoError(t, err)
-	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"]
+	return left
+}
+
+func (e *estate) counts(ctx context.Context) (string, error) {
+	out, err := e.sqs.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	if err != nil {
+		return "", err
+	}
+	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"], nil
 }
 
 func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
@@ -206,12 +221,37 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 }
 
+func TestARecordThatFallsSilentIsTold(t *testing.T) {
+	e := newEstate(t, false)
+	e.later.Store(int64(-150 * time.Minute)) // no detection is from the future
+	for n := range 2 {
+		for i := range 10 {
+			e.send(t, record(fmt.Sprintf("s-%d-%d", n, i), "GetUser", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", ""))
+		}
+		require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+		e.later.Add(int64(11 * time.Minute))
+	}
+	e.monitor.Look(t.Context())
+	e.later.Add(int64(2 * time.Hour))
+	e.monitor.Look(t.Context())
+	one := e.wait(t, "foreign-sensor-lost")
+	require.Equal(t, sensors.Subject{Kind: "Source", Name: "cloudtrail"}, one.Event.Subject)
+
+	e.send(t, `{"Records":[`+record("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
+	e.wait(t, "cloud-records-stopped")
+	e.monitor.Look(t.Context())
+	require.Contains(t, e.wait(t, "foreign-events-unread").Reasons[0], "1 events of the source cloudtrail")
+}
+
 func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
 	e := newEstate(t, false)
 	e.away.Store("kube", true)
 	e.send(t, record("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
 	require.Eventually(t, func() bool { return e.left(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "it was received, and the pod cannot be found")
-	require.Never(t, func() bool { return e.left(t) != "0+1" }, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
+	require.Never(t, func() bool {
+		left, err := e.counts(t.Context()) // its last look may outlive the test
+		return err == nil && left != "0+1"
+	}, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
 	require.Empty(t, e.all)
 }
 

@@ -210,7 +210,7 @@ func TestACallComesInManyEnvelopes(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, all)
 	all, err = foreign.CloudTrail([]byte(`{"Records":[` + trailLines[0] + `,{"eventID":"x"},` + trailLines[1] + `]}`))
-	require.ErrorContains(t, err, "record 2: it is no record of CloudTrail")
+	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: record 2: it is no record of CloudTrail")
 	require.Len(t, all, 2)
 	nested := bridge
 	for range 5 {

@@ -111,48 +111,52 @@ func cloudTrailIn(raw []byte, depth int) ([]sensors.Event, error) {
 	if depth > maxEnvelopes {
 		return nil, errors.New("not CloudTrail: it is wrapped too often")
 	}
-	if err := boundedBy(raw, MaxCloudTrail, maxAuditDepth, maxAuditValues); err != nil {
+	if len(raw) > MaxCloudTrail {
+		return nil, fmt.Errorf("not CloudTrail: it has %d bytes, at most %d are read", len(raw), MaxCloudTrail)
+	}
+	envelope, err := fields(raw)
+	if err != nil {
 		return nil, fmt.Errorf("not CloudTrail: %w", err)
 	}
-	var envelope struct {
-		Records []json.RawMessage `json:"Records"`
-		Detail  json.RawMessage   `json:"detail"`
-		Type    string            `json:"Type"`    // SNS
-		Message string            `json:"Message"` // SNS
-		Bucket  string            `json:"s3Bucket"`
-		Event   string            `json:"Event"` // "s3:TestEvent"
+	text := func(name string) (s string) {
+		_ = json.Unmarshal(envelope[name], &s)
+		return s
 	}
-	if err := json.Unmarshal(raw, &envelope); err != nil {
-		return nil, fmt.Errorf("not CloudTrail: %w", err)
-	}
+	records := [][]byte{raw}
 	switch {
-	case envelope.Type == "Notification" && envelope.Message != "":
-		return cloudTrailIn([]byte(envelope.Message), depth+1)
-	case len(envelope.Detail) > 0:
-		return cloudTrailIn(envelope.Detail, depth+1)
-	case envelope.Event == "s3:TestEvent":
+	case text("Type") == "Notification" && text("Message") != "": // SNS
+		return cloudTrailIn([]byte(text("Message")), depth+1)
+	case len(envelope["detail"]) > 0:
+		return cloudTrailIn(envelope["detail"], depth+1)
+	case text("Event") == "s3:TestEvent":
 		return nil, nil
-	case envelope.Bucket != "":
+	case text("s3Bucket") != "":
 		return nil, errors.New("it tells of a file of CloudTrail in S3, and is not that file")
-	case envelope.Records == nil:
-		envelope.Records = []json.RawMessage{raw}
-	case len(envelope.Records) > maxCloudTrailEvents:
-		return nil, fmt.Errorf("%d records at once, at most %d are read", len(envelope.Records), maxCloudTrailEvents)
+	case envelope["Records"] != nil:
+		if records, err = elements(envelope["Records"]); err != nil {
+			return nil, fmt.Errorf("not a file of CloudTrail: %w", err)
+		}
+		if len(records) > maxCloudTrailEvents {
+			return nil, fmt.Errorf("%d records at once, at most %d are read", len(records), maxCloudTrailEvents)
+		}
 	}
 	var out []sensors.Event
-	var problems []error
-	for i, record := range envelope.Records {
+	var unread UnreadError
+	for i, record := range records {
 		e, err := cloudTrailOne(record)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("record %d: %w", i+1, err))
+			unread.add(fmt.Errorf("record %d: %w", i+1, err))
 			continue
 		}
 		out = append(out, e)
 	}
-	return out, errors.Join(problems...)
+	return out, unread.orNil(len(records))
 }
 
 func cloudTrailOne(raw []byte) (sensors.Event, error) {
+	if err := boundedBy(raw, MaxCloudTrail, maxAuditDepth, maxAuditValues); err != nil {
+		return sensors.Event{}, err
+	}
 	var r cloudTrail
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return sensors.Event{}, fmt.Errorf("decode: %w", err)

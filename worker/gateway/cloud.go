@@ -34,10 +34,12 @@ type Cloud struct {
 // workloadOf is whose a session is, as far as it is known.
 type workloadOf struct{ namespace, account, pod, uid string }
 
+// CloudSource is the name of CloudTrail among the sources.
+const CloudSource = "cloudtrail"
+
 const (
-	cloudSource = "cloudtrail"
-	keysKept    = 20_000
-	rolesFor    = time.Minute
+	keysKept = 20_000
+	rolesFor = time.Minute
 	// roleAnnotation of a service account names the role that its pods get.
 	roleAnnotation = "eks.amazonaws.com/role-arn"
 )
@@ -52,7 +54,7 @@ func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
 			return err
 		}
 		for _, d := range c.Judge.Detections(e) {
-			d.Source, d.Detected = cloudSource, time.Now().UTC()
+			d.Source, d.Detected = CloudSource, time.Now().UTC()
 			d.Reasons = append([]string{called(e.Cloud)}, d.Reasons...)
 			if err := c.concerns(ctx, &d, pods); err != nil {
 				return err

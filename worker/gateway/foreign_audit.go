@@ -34,6 +34,9 @@ func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if f.Health != nil {
+		f.Health.ForeignSpoke(s.name) // it lives, whatever comes of what it says, and also where it says nothing
+	}
 	if wait := s.reserve(min(len(events), maxAuditBurst)); wait > 0 {
 		s.counts.limited.Add(1)
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))

@@ -153,6 +153,16 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code)
 	})
 
+	t.Run("a list that holds nothing is a sign of life", func(t *testing.T) {
+		before := d.health.spoke["api-server"]
+		require.Positive(t, before)
+		code, _ := d.post(t, door, "api-server", events())
+		require.Equal(t, http.StatusAccepted, code)
+		require.Equal(t, before+1, d.health.spoke["api-server"])
+		_, _ = d.post(t, door, "api-server", `{"kind":"Pod"}`)
+		require.Equal(t, before+1, d.health.spoke["api-server"], "what nobody can read is none")
+	})
+
 	t.Run("a normal cluster is quiet", func(t *testing.T) {
 		_, s := d.post(t, door, "api-server", events(
 			request("g-1", "list", "system:kube-controller-manager", `{"resource":"secrets"}`, 200, ""),
