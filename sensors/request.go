@@ -54,8 +54,8 @@ type Audit struct {
 
 // AuditAdmission is what a namespace's labels in a request say to who admits pods there.
 type AuditAdmission struct {
-	// Level is what is enforced of the Pod Security Standards: "privileged", "baseline", "restricted", or "removed" where
-	// the request takes the label away.
+	// Level is what is enforced of the Pod Security Standards: "privileged", "baseline", "restricted", "removed" where the
+	// label was taken away, or "unset" where the namespace has none and the request does not say whether it had one.
 	Level string `json:"level,omitempty" expr:"level"`
 	// Exempt are the labels by which a policy engine leaves the namespace out.
 	Exempt []string `json:"exempt,omitempty" expr:"exempt"`

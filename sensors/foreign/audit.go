@@ -189,7 +189,7 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 		if object != nil {
 			out.Token = object.token()
 		}
-	case object == nil:
+	case object == nil && kind != "namespaces":
 	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplates[kind] && out.Subresource == "":
 		out.Pod = object.pod()
 	case kind == "rolebindings" || kind == "clusterrolebindings":
@@ -198,6 +198,7 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 		out.Role = object.role()
 	case kind == "namespaces" && out.Subresource == "":
 		out.Admission = object.admission()
+		a.unlabelled(&out.Admission)
 	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
 		out.Webhook = object.webhook()
 	}

@@ -77,6 +77,16 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	}
 	require.Equal(t, sensors.AuditAdmission{Level: "privileged", Exempt: []string{"admission.gatekeeper.sh/ignore"}}, labels("update", `{"pod-security.kubernetes.io/enforce":"privileged","admission.gatekeeper.sh/ignore":"x","team":"a"}`))
 	require.Equal(t, sensors.AuditAdmission{Level: "removed"}, labels("patch", `{"pod-security.kubernetes.io/enforce":null,"admission.gatekeeper.sh/ignore":null}`))
+	namespace := func(verb, sent, after string) string {
+		return audited(t, auditEvent(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","namespace":"shop","name":"shop"}`, `,"requestObject":`+sent+`,"responseObject":{"metadata":{"labels":`+after+`}}`)).Audit.Admission.Level
+	}
+	const bare, labelled = `{"team":"a"}`, `{"pod-security.kubernetes.io/enforce":"privileged"}`
+	require.Equal(t, "removed", namespace("patch", `[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`, bare))
+	require.Equal(t, "removed", namespace("patch", `[{"op":"move","from":"/metadata/labels/pod-security.kubernetes.io~1enforce","path":"/metadata/labels/x"}]`, bare))
+	require.Equal(t, "unset", namespace("patch", `[{"op":"remove","path":"/metadata/labels"}]`, `null`))
+	require.Equal(t, "unset", namespace("patch", `{"metadata":{"labels":null}}`, bare))
+	require.Equal(t, "unset", namespace("update", `{"metadata":{"labels":{"team":"a"}}}`, bare))
+	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "it was so before")
 	require.True(t, audited(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
 }
 

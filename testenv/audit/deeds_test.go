@@ -275,6 +275,19 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 			_, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`), metav1.PatchOptions{})
 			return err
 		}},
+		{rules: []string{"pod-security-lowered"}, do: func(ctx context.Context) error { // by a JSON patch, which names the label in a path
+			_, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.JSONPatchType, []byte(`[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`), metav1.PatchOptions{})
+			return err
+		}},
+		{rules: []string{"pod-security-lowered"}, do: func(ctx context.Context) error { // by sending all of it without the label
+			at, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`), metav1.PatchOptions{})
+			if err != nil {
+				return err
+			}
+			delete(at.Labels, "pod-security.kubernetes.io/enforce")
+			_, err = p.admin.CoreV1().Namespaces().Update(ctx, at, metav1.UpdateOptions{})
+			return err
+		}},
 		{rules: []string{"certificate-approved"}, do: func(ctx context.Context) error { return approve(ctx, p.admin, ns) }},
 	}
 }

@@ -105,6 +105,20 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be held: there is no pod")
 	})
 
+	t.Run("a namespace that had a label for pod security and has it no more", func(t *testing.T) {
+		put := func(id, labels string) string {
+			r := request(id, "update", "carol", `{"resource":"namespaces","namespace":"`+id[:2]+`","name":"`+id[:2]+`"}`, 200, "")
+			return strings.TrimSuffix(r, "}") + `,"requestObject":{"metadata":{"labels":{` + labels + `}}},"responseObject":{"metadata":{"labels":{` + labels + `}}}}`
+		}
+		d.Judge.Enforced("n3")
+		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
+		_, s := d.post(t, door, "api-server", events(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
+		require.Equal(t, said{Status: "accepted", Telemetry: 3}, s, "one never had it, and one still has it")
+		_, s = d.post(t, door, "api-server", events(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
+		require.Equal(t, 2, s.Accepted, "each once")
+		require.Equal(t, "removed", named(d.told(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.Level)
+	})
+
 	t.Run("one by one is counted", func(t *testing.T) {
 		var all []string
 		for i := range 10 {
