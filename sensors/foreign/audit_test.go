@@ -179,6 +179,8 @@ func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
 	e = one(trailLines[2])
 	require.Equal(t, []string{"shop", "web", "web", "web-1", "uid-1"}, []string{e.Cloud.Cluster, e.Cloud.Namespace, e.Cloud.ServiceAccount, e.Cloud.Pod, e.Cloud.PodUID})
 	require.Contains(t, e.Cloud.Resources, "ASIANEW")
+	require.Equal(t, []string{"/db/password"}, one(trail("GetParameter", "ssm.amazonaws.com", assumedRole, `,"requestParameters":{"name":"/db/password"}`)).Cloud.Resources)
+	require.Equal(t, []string{"a", "b"}, one(trail("BatchGetSecretValue", "secretsmanager.amazonaws.com", assumedRole, `,"requestParameters":{"secretIdList":["b","a"]}`)).Cloud.Resources)
 	e = one(trailLines[3])
 	require.Equal(t, []string{"shop", "web"}, []string{e.Cloud.Namespace, e.Cloud.ServiceAccount})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"stanch/sensors"
@@ -57,8 +58,8 @@ type cloudTrail struct {
 type cloudTrailRequest struct {
 	BucketName, Key, RoleName, UserName, GroupName, PolicyName scalar
 	PolicyARN, RoleARN, SecretID, FunctionName, InstanceID     scalar
-	KeyID, TableName, TrailName, Name, RoleSessionName         scalar
-	AccessKeyID                                                scalar
+	KeyID, TableName, TrailName, Name, AccessKeyID             scalar
+	Names, SecretIDList                                        []scalar
 	Tags                                                       json.RawMessage
 }
 
@@ -249,7 +250,10 @@ func (r *cloudTrail) resources(c *sensors.Cloud) {
 	if q.BucketName != "" {
 		all = append(all, strings.TrimSuffix("arn:aws:s3:::"+string(q.BucketName)+"/"+string(q.Key), "/"))
 	}
-	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.AccessKeyID} {
+	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.Name, q.AccessKeyID} {
+		all = append(all, string(name))
+	}
+	for _, name := range slices.Concat(q.Names, q.SecretIDList) { // GetParameters, BatchGetSecretValue
 		all = append(all, string(name))
 	}
 	// The id of a key that was made is how its use is recognised later; its secret is not read.

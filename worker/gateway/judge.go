@@ -115,6 +115,10 @@ func (j *Judge) call(e *sensors.Event) {
 	switch {
 	case strings.Contains(c.Error, "AccessDenied") || strings.Contains(c.Error, "UnauthorizedOperation"):
 		c.RecentDenied = j.refusals.Add(c.Principal, c.Event+" "+what, e.Time)
+	case c.Error == "" && (c.Event == "GetParameters" || c.Event == "BatchGetSecretValue"):
+		for _, one := range c.Resources { // each of them is one that was read
+			c.RecentReads = j.reads.Add(c.Principal, one, e.Time)
+		}
 	case c.Error == "" && c.ReadOnly && what != "":
 		c.RecentReads = j.reads.Add(c.Principal, what, e.Time)
 	}
