@@ -197,7 +197,9 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 	case kind == "roles" || kind == "clusterroles":
 		out.Role = object.role()
 	case kind == "namespaces" && out.Subresource == "":
-		out.Admission = object.admission()
+		if object != nil { // a JSON patch that is answered without the object has none
+			out.Admission = object.admission()
+		}
 		a.unlabelled(&out.Admission)
 	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
 		out.Webhook = object.webhook()

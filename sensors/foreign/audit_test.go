@@ -87,6 +87,9 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	require.Equal(t, "unset", namespace("patch", `{"metadata":{"labels":null}}`, bare))
 	require.Equal(t, "unset", namespace("update", `{"metadata":{"labels":{"team":"a"}}}`, bare))
 	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "it was so before")
+	for _, verb := range []string{"get", "delete", "patch", "update"} {
+		require.Empty(t, audited(t, auditEvent(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","name":"shop"}`, "")).Audit.Admission, "nothing was sent: %s", verb)
+	}
 	require.True(t, audited(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
 }
 
