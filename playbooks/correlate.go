@@ -20,7 +20,7 @@ type Signal struct {
 	// Title and At make better reasons; without them the rule's name and no order is told.
 	Title string
 	At    time.Time
-	// Because is the rule's own reason, a sentence.
+	// Because is the first of the detection's reasons, a sentence.
 	Because string
 }
 

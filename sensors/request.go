@@ -33,6 +33,8 @@ type Audit struct {
 	Annotations map[string]string `json:"annotations,omitempty" expr:"annotations"`
 	// DryRun: nothing was persisted.
 	DryRun bool `json:"dry_run,omitempty" expr:"dry_run"`
+	// Truncated: what was sent was larger or deeper than what is told or read, so that nothing is known of it.
+	Truncated bool `json:"truncated,omitempty" expr:"truncated"`
 	// Outside: the token of a pod was used from outside of the cluster. Who knows the cluster's addresses sets it.
 	Outside bool `json:"outside,omitempty" expr:"outside"`
 	// RecentSecrets and RecentDenied are how many secrets the user read within minutes, and how many different requests
@@ -52,8 +54,8 @@ type Audit struct {
 
 // AuditAdmission is what a namespace's labels in a request say to who admits pods there.
 type AuditAdmission struct {
-	// Level is what is enforced of the Pod Security Standards: "privileged", "baseline", "restricted", or "removed" where
-	// the request takes the label away.
+	// Level is what is enforced of the Pod Security Standards: "privileged", "baseline", "restricted", "removed" where the
+	// label was taken away, or "unset" where the namespace has none and the request does not say whether it had one.
 	Level string `json:"level,omitempty" expr:"level"`
 	// Exempt are the labels by which a policy engine leaves the namespace out.
 	Exempt []string `json:"exempt,omitempty" expr:"exempt"`

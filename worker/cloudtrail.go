@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"stanch/activities/aws"
@@ -23,7 +24,24 @@ const (
 type trail struct {
 	account *aws.Account
 	take    func(context.Context, []sensors.Event) error
+	health  gateway.HealthSink // nil is told nothing
 	w       *Worker
+}
+
+// spoke tells that the record of the account came, and how much of it could not be read.
+func (t *trail) spoke(ctx context.Context, unread error) {
+	if t.health == nil {
+		return
+	}
+	some := (*foreign.UnreadError)(nil)
+	switch {
+	case unread == nil:
+		t.health.ForeignSpoke(gateway.CloudSource)
+	case errors.As(unread, &some):
+		t.health.ForeignHealth(ctx, foreign.Health{Source: gateway.CloudSource, Time: time.Now().UTC(), Unread: uint64(max(some.Unread, 1)), Message: some.Error()}) //nolint:gosec // a count
+	default:
+		t.health.ForeignHealth(ctx, foreign.Health{Source: gateway.CloudSource, Time: time.Now().UTC(), Unread: 1, Message: unread.Error()})
+	}
 }
 
 // followCloudTrail reads the record of the account, where the configuration says from.
@@ -35,8 +53,11 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cloud := &gateway.Cloud{Judge: w.judge, Foreign: f, Log: w.Log}
+	cloud := &gateway.Cloud{Judge: w.judge, Foreign: f, Cluster: w.Config.AWS.Cluster, Log: w.Log}
 	t := &trail{account: w.account, take: cloud.Take, w: w}
+	if w.Monitor != nil {
+		t.health = w.Monitor
+	}
 	ctx, stop := context.WithCancel(ctx)
 	var running []chan struct{}
 	run := func(do func(context.Context)) {
@@ -83,6 +104,7 @@ func (t *trail) message(ctx context.Context, url string, m aws.Message) error {
 	if err != nil {
 		t.w.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.Times, "error", err)
 	}
+	t.spoke(ctx, err)
 	if err := t.take(ctx, events); err != nil {
 		return err
 	}
@@ -110,6 +132,9 @@ func (t *trail) lookups(ctx context.Context) {
 			known[events[0].ID] = true
 			return nil
 		})
+		if err == nil {
+			t.spoke(ctx, nil) // it answers; that the account was quiet is no silence of CloudTrail's
+		}
 		if err == nil && !complete {
 			t.w.Log.Warn("CloudTrail has more events than can be looked up: use a queue", "since", now.Add(-recordsBack))
 		}

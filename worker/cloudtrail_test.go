@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ import (
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/gateway"
+	"stanch/worker/health"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 )
@@ -69,6 +71,18 @@ func (h *heard) wait(t *testing.T, rule string) (d sensors.Detection) {
 	return d
 }
 
+// of is what a rule made of an event; nil if it made nothing.
+func (h *heard) of(rule, event string) *sensors.Detection {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.all {
+		if d.Rule == rule && d.Event.ID == event {
+			return &d
+		}
+	}
+	return nil
+}
+
 // record is one of CloudTrail's, of a role's session.
 func record(id, event, service, role, session, key, ip, more string) string {
 	return fmt.Sprintf(`{"eventID":%q,"eventTime":%q,"eventSource":"%s.amazonaws.com","eventName":%q,"awsRegion":"eu-central-1","sourceIPAddress":%q,"userAgent":"aws-cli/2","userIdentity":{"type":"AssumedRole","principalId":"AROA1:%s","arn":"arn:aws:sts::123456789012:assumed-role/%s/%s","accountId":"123456789012","accessKeyId":%q,"sessionContext":{"sessionIssuer":{"type":"Role","principalId":"AROA1","arn":"arn:aws:iam::123456789012:role/apps/%s","userName":%q}}}%s}`,
@@ -87,6 +101,9 @@ type estate struct {
 	sqs   *sqs.Client
 	away  sync.Map // what fails while it is set
 	in    *standin.StandIn
+
+	monitor *health.Monitor
+	later   atomic.Int64 // how far the monitor's clock is ahead
 }
 
 func newEstate(t *testing.T, lookup bool) *estate {
@@ -115,13 +132,15 @@ func newEstate(t *testing.T, lookup bool) *estate {
 	auth, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	cfg := config.Default()
-	cfg.AWS = &config.AWS{Region: standin.Region, CloudTrail: &config.CloudTrail{Queue: e.queue, Lookup: lookup}}
+	cfg.AWS = &config.AWS{Region: standin.Region, Cluster: "production", CloudTrail: &config.CloudTrail{Queue: e.queue, Lookup: lookup}}
 	log := slog.New(slog.DiscardHandler)
 	w := &Worker{Options: Options{Config: cfg, Log: log}, account: account}
 	w.Intake = &gateway.Intake{Temporal: temporal.Start(t, map[string]any{"Story": e.story}), Authority: auth, Config: cfg, Kube: e.kube, Log: log, Incident: "Story"}
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	w.judge = gateway.NewJudge(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, "", log)
+	e.monitor = health.New(health.Options{Intake: w.Intake, Log: log, Now: func() time.Time { return time.Now().Add(time.Duration(e.later.Load())) }})
+	w.Monitor = e.monitor
 	require.NoError(t, w.followCloudTrail(context.Background()))
 	t.Cleanup(w.Close)
 	return e
@@ -138,16 +157,24 @@ func (e *estate) send(t *testing.T, bodies ...string) {
 // left is how many messages are in the queue, seen or not.
 func (e *estate) left(t *testing.T) string {
 	t.Helper()
-	out, err := e.sqs.GetQueueAttributes(t.Context(), &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	left, err := e.counts(t.Context())
 	require.NoError(t, err)
-	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"]
+	return left
+}
+
+func (e *estate) counts(ctx context.Context) (string, error) {
+	out, err := e.sqs.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: []sqstypes.QueueAttributeName{"ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"}})
+	if err != nil {
+		return "", err
+	}
+	return out.Attributes["ApproximateNumberOfMessages"] + "+" + out.Attributes["ApproximateNumberOfMessagesNotVisible"], nil
 }
 
 func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	e := newEstate(t, false)
 
 	// The session of EKS Pod Identity is told with its pod; calls with its key are that pod's.
-	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"eks-auth.amazonaws.com","eventName":"AssumeRoleForPodIdentity","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
+	given := `{"detail":{"eventID":"c-1","eventTime":"` + time.Now().UTC().Format(time.RFC3339) + `","eventSource":"sts.amazonaws.com","eventName":"AssumeRole","userIdentity":{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"},"requestParameters":{"tags":[{"key":"eks-cluster-name","value":"production"},{"key":"kubernetes-namespace","value":"shop"},{"key":"kubernetes-service-account","value":"db"},{"key":"kubernetes-pod-name","value":"db-0"},{"key":"kubernetes-pod-uid","value":"uid-of-pod"}]},"responseElements":{"credentials":{"accessKeyId":"ASIADB"}}}}`
 	used, err := json.Marshal(map[string]string{"Type": "Notification", "Message": record("c-2", "GetFederationToken", "sts", "db", "x", "ASIADB", "10.0.0.7", "")})
 	require.NoError(t, err)
 	e.send(t, given)
@@ -158,6 +185,14 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "uid-of-pod", one.Event.Container.Pod.UID)
 	require.Equal(t, "StatefulSet", one.Event.Container.Workload.Kind, "it joins the incident of the pod's workload")
 	require.Contains(t, one.Reasons[0], "called GetFederationToken of sts")
+
+	// The pod of another cluster has the same names, and is none of this one's.
+	e.send(t, strings.NewReplacer("c-1", "c-6", "production", "staging", "ASIADB", "ASIAOTHER").Replace(given))
+	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+	e.send(t, record("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""), record("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
+	one = e.wait(t, "cloud-records-stopped")
+	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/db"}, one.Event.Subject)
+	require.Nil(t, e.of("cloud-session-lengthened", "cloudtrail/c-7"))
 
 	// A role for service accounts: the annotation says whose it is, and there is one pod.
 	e.send(t, record("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
@@ -176,7 +211,8 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Equal(t, "shop/Deployment/api", incident.WorkloadOf(one).String())
 
 	e.send(t, record("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
-	one = e.wait(t, "cloud-records-stopped")
+	require.Eventually(t, func() bool { return e.of("cloud-records-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
+	one = *e.of("cloud-records-stopped", "cloudtrail/c-4")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
 	require.False(t, incident.Contained(one))
 
@@ -185,12 +221,37 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 }
 
+func TestARecordThatFallsSilentIsTold(t *testing.T) {
+	e := newEstate(t, false)
+	e.later.Store(int64(-150 * time.Minute)) // no detection is from the future
+	for n := range 2 {
+		for i := range 10 {
+			e.send(t, record(fmt.Sprintf("s-%d-%d", n, i), "GetUser", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", ""))
+		}
+		require.Eventually(t, func() bool { return e.left(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
+		e.later.Add(int64(11 * time.Minute))
+	}
+	e.monitor.Look(t.Context())
+	e.later.Add(int64(2 * time.Hour))
+	e.monitor.Look(t.Context())
+	one := e.wait(t, "foreign-sensor-lost")
+	require.Equal(t, sensors.Subject{Kind: "Source", Name: "cloudtrail"}, one.Event.Subject)
+
+	e.send(t, `{"Records":[`+record("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
+	e.wait(t, "cloud-records-stopped")
+	e.monitor.Look(t.Context())
+	require.Contains(t, e.wait(t, "foreign-events-unread").Reasons[0], "1 events of the source cloudtrail")
+}
+
 func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
 	e := newEstate(t, false)
 	e.away.Store("kube", true)
 	e.send(t, record("k-1", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "10.0.0.7", ""))
 	require.Eventually(t, func() bool { return e.left(t) == "0+1" }, 20*time.Second, 20*time.Millisecond, "it was received, and the pod cannot be found")
-	require.Never(t, func() bool { return e.left(t) != "0+1" }, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
+	require.Never(t, func() bool {
+		left, err := e.counts(t.Context()) // its last look may outlive the test
+		return err == nil && left != "0+1"
+	}, 2*time.Second, 100*time.Millisecond, "and stays in the queue")
 	require.Empty(t, e.all)
 }
 

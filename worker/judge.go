@@ -47,7 +47,25 @@ func (w *Worker) openJudge(ctx context.Context) error {
 	}()
 	w.closers = append(w.closers, func() { stop(); <-done })
 	w.judge = gateway.NewJudge(current.Load, w.Config.Inside(), w.self(ctx), w.Log)
+	w.enforced(ctx)
 	return nil
+}
+
+// enforced tells the judge which namespaces enforce something of pods. Without it only those are known that are written to.
+func (w *Worker) enforced(ctx context.Context) {
+	if w.Kube == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	list, err := w.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
+	if err != nil {
+		w.Log.Warn("the namespaces cannot be listed: it is not seen if one of them is sent again without its label for pod security", "error", err)
+		return
+	}
+	for _, n := range list.Items {
+		w.judge.Enforced(n.Name)
+	}
 }
 
 // judges tells whether events come here that only rules make detections of.

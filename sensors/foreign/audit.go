@@ -49,10 +49,10 @@ type auditEvent struct {
 	Annotations    map[string]string `json:"annotations"`
 }
 
-// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, and an object has
-// at most the size that etcd takes.
+// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, each of at most
+// 100 KiB, or 32 of at most 1 MiB as Stanch's manifests tell it.
 const (
-	MaxAudit       = 16 << 20
+	MaxAudit       = 40 << 20
 	maxAuditEvents = 2000
 	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
 	maxAuditValues = 1_000_000
@@ -66,37 +66,66 @@ const (
 )
 
 // KubernetesAudit decodes an Event of audit.k8s.io/v1 or an EventList, as the API server's webhook and its log file have
-// them. What can be read is given together with an error about what cannot.
+// them. What can be read is given together with an error about what cannot; it is an *UnreadError where only some of a
+// list cannot. Of a list only the size is bounded before it is taken apart: it holds what many people sent, and what one
+// of them sent must not cost the requests of the others.
 func KubernetesAudit(raw []byte) ([]sensors.Event, error) {
-	if err := boundedBy(raw, MaxAudit, maxAuditDepth, maxAuditValues); err != nil {
+	if len(raw) > MaxAudit {
+		return nil, fmt.Errorf("not an audit event: the record has %d bytes, at most %d are read", len(raw), MaxAudit)
+	}
+	all, err := fields(raw)
+	if err != nil {
 		return nil, fmt.Errorf("not an audit event: %w", err)
 	}
-	var list struct {
-		Kind  string            `json:"kind"`
-		Items []json.RawMessage `json:"items"`
-	}
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("not an audit event: %w", err)
-	}
+	var kind string
+	_ = json.Unmarshal(all["kind"], &kind)
+	items := [][]byte{raw}
 	switch {
-	case list.Kind == "Event":
-		list.Items = []json.RawMessage{raw}
-	case list.Kind != "EventList":
-		return nil, fmt.Errorf("not an audit event: its kind is %q", clip(list.Kind))
-	case len(list.Items) > maxAuditEvents:
-		return nil, fmt.Errorf("%d audit events at once, at most %d are read", len(list.Items), maxAuditEvents)
+	case kind == "Event":
+	case kind != "EventList":
+		return nil, fmt.Errorf("not an audit event: its kind is %q", clip(kind))
+	default:
+		if items, err = elements(all["items"]); err != nil {
+			return nil, fmt.Errorf("not a list of audit events: %w", err)
+		}
+		if len(items) > maxAuditEvents {
+			return nil, fmt.Errorf("%d audit events at once, at most %d are read", len(items), maxAuditEvents)
+		}
 	}
 	var out []sensors.Event
-	var problems []error
-	for i, item := range list.Items {
-		e, err := auditOne(item)
+	var unread UnreadError
+	for i, item := range items {
+		e, err := auditBounded(item)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("audit event %d: %w", i+1, err))
+			unread.add(fmt.Errorf("audit event %d: %w", i+1, err))
 			continue
 		}
 		out = append(out, e)
 	}
-	return out, errors.Join(problems...)
+	return out, unread.orNil(len(items))
+}
+
+// auditBounded reads an event. Where what was sent nests deeper, or has more in it, than anything that Stanch looks into,
+// the event is judged without it and says so: who sends such things must not get by with the request itself unseen.
+func auditBounded(raw []byte) (sensors.Event, error) {
+	if boundedBy(raw, MaxAudit, maxAuditDepth, maxAuditValues) == nil {
+		return auditOne(raw)
+	}
+	all, err := fields(raw)
+	if err != nil {
+		return sensors.Event{}, err
+	}
+	delete(all, "requestObject")
+	delete(all, "responseObject")
+	if raw, err = json.Marshal(all); err != nil {
+		return sensors.Event{}, fmt.Errorf("decode: %w", err)
+	}
+	if err := boundedBy(raw, MaxAudit, maxAuditDepth, maxAuditValues); err != nil {
+		return sensors.Event{}, err
+	}
+	e, err := auditOne(raw)
+	e.Audit.Truncated = true
+	return e, err
 }
 
 func auditOne(raw []byte) (sensors.Event, error) {
@@ -135,7 +164,7 @@ func auditOne(raw []byte) (sensors.Event, error) {
 			Namespace: a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: shorten(a.ObjectRef.UID, 64), Path: shorten(path, maxSentence), Code: int(a.ResponseStatus.Code.port()),
 			Decision: shorten(a.Annotations["authorization.k8s.io/decision"], 16), DecisionReason: shorten(a.Annotations["authorization.k8s.io/reason"], maxSentence),
 			UserAgent: shorten(a.UserAgent, maxSentence), SourceIPs: few(a.SourceIPs), Stage: a.Stage, Annotations: auditAnnotations(a.Annotations),
-			DryRun: query.Get("dryRun") != "",
+			DryRun: query.Get("dryRun") != "", Truncated: a.Annotations["audit.k8s.io/truncated"] == "true",
 		},
 	}
 	a.facts(&e, query)
@@ -147,6 +176,8 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 	out := &e.Audit
 	object := auditObject(a.RequestObject)
 	if object == nil {
+		// What is an object and cannot be read was written so that it cannot.
+		out.Truncated = out.Truncated || bytes.HasPrefix(bytes.TrimSpace(a.RequestObject), []byte("{"))
 		// A JSON patch names no fields; then the whole object as it is afterwards says what it asks for.
 		object = auditObject(a.ResponseObject)
 	}
@@ -158,7 +189,7 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 		if object != nil {
 			out.Token = object.token()
 		}
-	case object == nil:
+	case object == nil && kind != "namespaces":
 	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplates[kind] && out.Subresource == "":
 		out.Pod = object.pod()
 	case kind == "rolebindings" || kind == "clusterrolebindings":
@@ -166,7 +197,10 @@ func (a *auditEvent) facts(e *sensors.Event, query url.Values) {
 	case kind == "roles" || kind == "clusterroles":
 		out.Role = object.role()
 	case kind == "namespaces" && out.Subresource == "":
-		out.Admission = object.admission()
+		if object != nil { // a JSON patch that is answered without the object has none
+			out.Admission = object.admission()
+		}
+		a.unlabelled(&out.Admission)
 	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
 		out.Webhook = object.webhook()
 	}

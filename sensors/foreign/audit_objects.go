@@ -1,6 +1,7 @@
 package foreign
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 
@@ -238,4 +239,27 @@ func (o *requested) admission() sensors.AuditAdmission {
 	}
 	out.Exempt = set(out.Exempt)
 	return out
+}
+
+// unlabelled finds the ways to take the label away without naming it: to send the namespace whole, or all of its labels,
+// without it; and a JSON patch, which names it in a path. A request that leaves it alone says nothing of it.
+func (a *auditEvent) unlabelled(out *sensors.AuditAdmission) {
+	after := auditObject(a.ResponseObject)
+	if after == nil && (a.Verb == "update" || a.Verb == "create") {
+		after = auditObject(a.RequestObject)
+	}
+	if after == nil || after.Metadata.Labels[podSecurityLabel] != nil || out.Level == "removed" {
+		return
+	}
+	out.Level = "unset"
+	var patch []struct{ Op, Path, From string }
+	if a.Verb != "patch" || json.Unmarshal(a.RequestObject, &patch) != nil {
+		return
+	}
+	path := "/metadata/labels/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(podSecurityLabel)
+	for _, p := range patch {
+		if p.Op == "remove" && p.Path == path || p.Op == "move" && p.From == path {
+			out.Level = "removed"
+		}
+	}
 }

@@ -77,6 +77,19 @@ func TestARequestToTheClusterBecomesAnEvent(t *testing.T) {
 	}
 	require.Equal(t, sensors.AuditAdmission{Level: "privileged", Exempt: []string{"admission.gatekeeper.sh/ignore"}}, labels("update", `{"pod-security.kubernetes.io/enforce":"privileged","admission.gatekeeper.sh/ignore":"x","team":"a"}`))
 	require.Equal(t, sensors.AuditAdmission{Level: "removed"}, labels("patch", `{"pod-security.kubernetes.io/enforce":null,"admission.gatekeeper.sh/ignore":null}`))
+	namespace := func(verb, sent, after string) string {
+		return audited(t, auditEvent(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","namespace":"shop","name":"shop"}`, `,"requestObject":`+sent+`,"responseObject":{"metadata":{"labels":`+after+`}}`)).Audit.Admission.Level
+	}
+	const bare, labelled = `{"team":"a"}`, `{"pod-security.kubernetes.io/enforce":"privileged"}`
+	require.Equal(t, "removed", namespace("patch", `[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`, bare))
+	require.Equal(t, "removed", namespace("patch", `[{"op":"move","from":"/metadata/labels/pod-security.kubernetes.io~1enforce","path":"/metadata/labels/x"}]`, bare))
+	require.Equal(t, "unset", namespace("patch", `[{"op":"remove","path":"/metadata/labels"}]`, `null`))
+	require.Equal(t, "unset", namespace("patch", `{"metadata":{"labels":null}}`, bare))
+	require.Equal(t, "unset", namespace("update", `{"metadata":{"labels":{"team":"a"}}}`, bare))
+	require.Empty(t, namespace("patch", `{"metadata":{"annotations":{"a":"b"}}}`, labelled), "it was so before")
+	for _, verb := range []string{"get", "delete", "patch", "update"} {
+		require.Empty(t, audited(t, auditEvent(verb, "/api/v1/namespaces/shop", `{"resource":"namespaces","name":"shop"}`, "")).Audit.Admission, "nothing was sent: %s", verb)
+	}
 	require.True(t, audited(t, auditLines[10]).Audit.Pod.HostPID, "a JSON patch is judged by what came of it")
 }
 
@@ -91,17 +104,43 @@ func TestNoSecretOfARequestIsCopied(t *testing.T) {
 
 func TestTheWebhookSendsAList(t *testing.T) {
 	all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[` + strings.Replace(auditLines[0], `"kind":"Event","apiVersion":"audit.k8s.io/v1",`, "", 1) + `,{"auditID":"x"},` + auditLines[5] + `]}`))
-	require.ErrorContains(t, err, "audit event 2: it has no auditID, no verb or no user")
+	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: audit event 2: it has no auditID, no verb or no user")
 	require.Len(t, all, 2, "one that is broken does not cost the others")
 	for text, want := range map[string]string{
 		`{"kind":"Pod"}`: `its kind is "Pod"`,
-		`[`:              "not a JSON object",
+		`[`:              "not a JSON object", `{"kind":"EventList","items":{}}`: "not a JSON list",
 		strings.Replace(auditLines[0], "audit.k8s.io/v1", "audit.k8s.io/v1beta1", 1):                                "audit.k8s.io/v1 is read",
 		strings.NewReplacer("2026-11-23T03:00:00.123456Z", "", "2026-11-23T03:00:00.2Z", "").Replace(auditLines[0]): "no time",
 	} {
 		_, err := foreign.KubernetesAudit([]byte(text))
 		require.ErrorContains(t, err, want)
 	}
+}
+
+// What one request holds decides only how that request is told: the others of its list are judged, and it is too.
+func TestWhatOneRequestHoldsCostsNoOtherRequest(t *testing.T) {
+	deep := func(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
+	for name, body := range map[string]string{
+		"deep": deep(600), "deeper than encoding/json goes": deep(12_000), "wide": `{"x":[` + strings.Repeat("1,", 1_100_000) + `1]}`,
+		"of other types": `{"metadata":{"labels":5}}`, "brackets in strings": `{"spec":{"nodeName":"]}\\\"]},{"},"metadata":5}`,
+	} {
+		hidden := auditEvent("patch", "/api/v1/namespaces/shop/pods/web-1", `{"resource":"pods","namespace":"shop","name":"web-1"}`, `,"requestObject":`+body)
+		all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[` + auditLines[5] + `,` + hidden + `,` + auditLines[0] + `]}`))
+		require.NoError(t, err, name)
+		require.Len(t, all, 3, name)
+		require.Equal(t, "ClusterRole/cluster-admin", all[0].Audit.Binding.Role, name)
+		require.Equal(t, "web-1", all[1].Audit.Name, name)
+		require.True(t, all[1].Audit.Truncated, name)
+		require.Equal(t, "exec", all[2].Audit.Subresource, name)
+		require.False(t, all[2].Audit.Truncated, name)
+	}
+	_, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[` + auditLines[5] + `,{"a":` + deep(600) + `},nonsense]}`))
+	var unread *foreign.UnreadError
+	require.ErrorAs(t, err, &unread)
+	require.Equal(t, []int{2, 3}, []int{unread.Unread, unread.Of})
+	all, err := foreign.KubernetesAudit([]byte(`{"kind":"EventList","items":[]}`))
+	require.NoError(t, err)
+	require.Empty(t, all)
 }
 
 func trail(name, source, identity, more string) string {
@@ -114,8 +153,8 @@ const assumedRole = `{"type":"AssumedRole","principalId":"AROAEXAMPLE:eks-shop-w
 var trailLines = []string{
 	trail("GetObject", "s3.amazonaws.com", assumedRole, `,"requestParameters":{"bucketName":"payroll","key":"2026/a.csv","x":["PLANTED"]},"responseElements":null,"resources":[{"ARN":"arn:aws:s3:::payroll","accountId":"1"}]`),
 	trail("CreateAccessKey", "iam.amazonaws.com", `{"type":"IAMUser","principalId":"AIDA","arn":"arn:aws:iam::123456789012:user/alice","userName":"alice","sessionContext":{"attributes":{"mfaAuthenticated":"true"}}}`, `,"requestParameters":{"userName":"bob"},"responseElements":{"accessKey":{"accessKeyId":"AKIANEW","secretAccessKey":"PLANTED"}}`),
-	trail("AssumeRoleForPodIdentity", "eks-auth.amazonaws.com", `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, `,"requestParameters":{"roleArn":"arn:aws:iam::1:role/web","tags":[{"key":"eks-cluster-name","value":"shop"},{"key":"kubernetes-namespace","value":"web"},{"key":"kubernetes-service-account","value":"web"},{"key":"kubernetes-pod-name","value":"web-1"},{"key":"kubernetes-pod-uid","value":"uid-1"}],"password":"PLANTED"},"responseElements":{"credentials":{"accessKeyId":"ASIANEW","sessionToken":"PLANTED"}}`),
-	trail("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/x","userName":"system:serviceaccount:shop:web"}`, `,"errorCode":"AccessDenied","requestParameters":"PLANTED"`),
+	trail("AssumeRole", "sts.amazonaws.com", `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, `,"requestParameters":{"roleArn":"arn:aws:iam::1:role/web","tags":[{"key":"eks-cluster-name","value":"shop"},{"key":"kubernetes-namespace","value":"web"},{"key":"kubernetes-service-account","value":"web"},{"key":"kubernetes-pod-name","value":"web-1"},{"key":"kubernetes-pod-uid","value":"uid-1"}],"password":"PLANTED"},"responseElements":{"credentials":{"accessKeyId":"ASIANEW","sessionToken":"PLANTED"}}`),
+	trail("AssumeRoleWithWebIdentity", "sts.amazonaws.com", `{"type":"WebIdentityUser","principalId":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1:sts.amazonaws.com:system:serviceaccount:shop:web","userName":"system:serviceaccount:shop:web","identityProvider":"arn:aws:iam::1:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/A1"}`, `,"requestParameters":"PLANTED"`),
 }
 
 func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
@@ -143,9 +182,29 @@ func TestACallToTheCloudBecomesAnEvent(t *testing.T) {
 	e = one(trailLines[2])
 	require.Equal(t, []string{"shop", "web", "web", "web-1", "uid-1"}, []string{e.Cloud.Cluster, e.Cloud.Namespace, e.Cloud.ServiceAccount, e.Cloud.Pod, e.Cloud.PodUID})
 	require.Contains(t, e.Cloud.Resources, "ASIANEW")
+	require.Equal(t, []string{"/db/password"}, one(trail("GetParameter", "ssm.amazonaws.com", assumedRole, `,"requestParameters":{"name":"/db/password"}`)).Cloud.Resources)
+	require.Equal(t, []string{"a", "b"}, one(trail("BatchGetSecretValue", "secretsmanager.amazonaws.com", assumedRole, `,"requestParameters":{"secretIdList":["b","a"]}`)).Cloud.Resources)
 	e = one(trailLines[3])
-	require.Equal(t, "AccessDenied", e.Cloud.Error)
-	require.Equal(t, "shop", e.Cloud.Namespace)
+	require.Equal(t, []string{"shop", "web"}, []string{e.Cloud.Namespace, e.Cloud.ServiceAccount})
+}
+
+func TestOnlyEKSSaysForWhichPodASessionIs(t *testing.T) {
+	refused := `,"errorCode":"AccessDenied","requestParameters":`
+	for name, text := range map[string]string{
+		"tags of a user's own":        strings.Replace(trailLines[2], `{"type":"AWSService","invokedBy":"pods.eks.amazonaws.com"}`, assumedRole, 1),
+		"through another service":     strings.Replace(trailLines[2], `"invokedBy":"pods.eks.amazonaws.com"`, `"invokedBy":"lambda.amazonaws.com"`, 1),
+		"a user who is called so":     strings.Replace(trailLines[2], `"type":"AWSService"`, `"type":"AssumedRole"`, 1),
+		"a name of their own":         strings.NewReplacer("oidc.eks.eu-central-1.amazonaws.com/id/A1", "login.example.com").Replace(trailLines[3]),
+		"tags that were refused":      strings.Replace(trailLines[2], `,"requestParameters":`, refused, 1),
+		"an account that was refused": strings.Replace(trailLines[3], `,"requestParameters":`, refused, 1),
+		"another service's event":     strings.Replace(trailLines[2], `"eventSource":"sts.amazonaws.com"`, `"eventSource":"example.amazonaws.com"`, 1),
+	} {
+		require.NotContains(t, trailLines, text, name)
+		all, err := foreign.CloudTrail([]byte(text))
+		require.NoError(t, err, name)
+		c := all[0].Cloud
+		require.Empty(t, c.Cluster+c.Namespace+c.ServiceAccount+c.Pod+c.PodUID, name)
+	}
 }
 
 func TestACallComesInManyEnvelopes(t *testing.T) {
@@ -166,7 +225,7 @@ func TestACallComesInManyEnvelopes(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, all)
 	all, err = foreign.CloudTrail([]byte(`{"Records":[` + trailLines[0] + `,{"eventID":"x"},` + trailLines[1] + `]}`))
-	require.ErrorContains(t, err, "record 2: it is no record of CloudTrail")
+	require.ErrorContains(t, err, "1 of 3 cannot be read; the first: record 2: it is no record of CloudTrail")
 	require.Len(t, all, 2)
 	nested := bridge
 	for range 5 {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"stanch/sensors"
@@ -30,6 +31,7 @@ type cloudTrail struct {
 		AccessKeyID    string `json:"accessKeyId"`
 		UserName       string `json:"userName"`
 		InvokedBy      string `json:"invokedBy"`
+		Provider       string `json:"identityProvider"`
 		SessionContext struct {
 			SessionIssuer struct {
 				Type        string `json:"type"`
@@ -56,8 +58,8 @@ type cloudTrail struct {
 type cloudTrailRequest struct {
 	BucketName, Key, RoleName, UserName, GroupName, PolicyName scalar
 	PolicyARN, RoleARN, SecretID, FunctionName, InstanceID     scalar
-	KeyID, TableName, TrailName, Name, RoleSessionName         scalar
-	AccessKeyID                                                scalar
+	KeyID, TableName, TrailName, Name, AccessKeyID             scalar
+	Names, SecretIDList                                        []scalar
 	Tags                                                       json.RawMessage
 }
 
@@ -110,48 +112,52 @@ func cloudTrailIn(raw []byte, depth int) ([]sensors.Event, error) {
 	if depth > maxEnvelopes {
 		return nil, errors.New("not CloudTrail: it is wrapped too often")
 	}
-	if err := boundedBy(raw, MaxCloudTrail, maxAuditDepth, maxAuditValues); err != nil {
+	if len(raw) > MaxCloudTrail {
+		return nil, fmt.Errorf("not CloudTrail: it has %d bytes, at most %d are read", len(raw), MaxCloudTrail)
+	}
+	envelope, err := fields(raw)
+	if err != nil {
 		return nil, fmt.Errorf("not CloudTrail: %w", err)
 	}
-	var envelope struct {
-		Records []json.RawMessage `json:"Records"`
-		Detail  json.RawMessage   `json:"detail"`
-		Type    string            `json:"Type"`    // SNS
-		Message string            `json:"Message"` // SNS
-		Bucket  string            `json:"s3Bucket"`
-		Event   string            `json:"Event"` // "s3:TestEvent"
+	text := func(name string) (s string) {
+		_ = json.Unmarshal(envelope[name], &s)
+		return s
 	}
-	if err := json.Unmarshal(raw, &envelope); err != nil {
-		return nil, fmt.Errorf("not CloudTrail: %w", err)
-	}
+	records := [][]byte{raw}
 	switch {
-	case envelope.Type == "Notification" && envelope.Message != "":
-		return cloudTrailIn([]byte(envelope.Message), depth+1)
-	case len(envelope.Detail) > 0:
-		return cloudTrailIn(envelope.Detail, depth+1)
-	case envelope.Event == "s3:TestEvent":
+	case text("Type") == "Notification" && text("Message") != "": // SNS
+		return cloudTrailIn([]byte(text("Message")), depth+1)
+	case len(envelope["detail"]) > 0:
+		return cloudTrailIn(envelope["detail"], depth+1)
+	case text("Event") == "s3:TestEvent":
 		return nil, nil
-	case envelope.Bucket != "":
+	case text("s3Bucket") != "":
 		return nil, errors.New("it tells of a file of CloudTrail in S3, and is not that file")
-	case envelope.Records == nil:
-		envelope.Records = []json.RawMessage{raw}
-	case len(envelope.Records) > maxCloudTrailEvents:
-		return nil, fmt.Errorf("%d records at once, at most %d are read", len(envelope.Records), maxCloudTrailEvents)
+	case envelope["Records"] != nil:
+		if records, err = elements(envelope["Records"]); err != nil {
+			return nil, fmt.Errorf("not a file of CloudTrail: %w", err)
+		}
+		if len(records) > maxCloudTrailEvents {
+			return nil, fmt.Errorf("%d records at once, at most %d are read", len(records), maxCloudTrailEvents)
+		}
 	}
 	var out []sensors.Event
-	var problems []error
-	for i, record := range envelope.Records {
+	var unread UnreadError
+	for i, record := range records {
 		e, err := cloudTrailOne(record)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("record %d: %w", i+1, err))
+			unread.add(fmt.Errorf("record %d: %w", i+1, err))
 			continue
 		}
 		out = append(out, e)
 	}
-	return out, errors.Join(problems...)
+	return out, unread.orNil(len(records))
 }
 
 func cloudTrailOne(raw []byte) (sensors.Event, error) {
+	if err := boundedBy(raw, MaxCloudTrail, maxAuditDepth, maxAuditValues); err != nil {
+		return sensors.Event{}, err
+	}
 	var r cloudTrail
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return sensors.Event{}, fmt.Errorf("decode: %w", err)
@@ -191,12 +197,26 @@ func cloudTrailOne(raw []byte) (sensors.Event, error) {
 	return e, nil
 }
 
-// workload names the pod for which a session is made: EKS Pod Identity gives a session tags, and a role for service
-// accounts is assumed under the account's name.
+// podIdentity is the service that takes roles for pods, and eksIssuer is in the ARN of every provider whose tokens are those
+// of an EKS cluster.
+const (
+	podIdentity = "pods.eks.amazonaws.com"
+	eksIssuer   = ":oidc-provider/oidc.eks."
+)
+
+// workload names the pod for which a session is made. Whoever may take a role may give the session any tags and any name:
+// tags are believed if EKS Pod Identity gave them, which is a service of AWS and no principal of the account, and a service
+// account's name if a provider of EKS vouched for it. What was refused proves nothing.
 func (r *cloudTrail) workload(c *sensors.Cloud) {
-	account := serviceAccountOf(r.UserIdentity.UserName)
-	c.Namespace, c.ServiceAccount = account.Namespace, account.Name
-	if !strings.HasPrefix(r.EventName, "AssumeRole") {
+	u := r.UserIdentity
+	if r.EventSource != "sts.amazonaws.com" || r.ErrorCode != "" {
+		return
+	}
+	if r.EventName == "AssumeRoleWithWebIdentity" && u.Type == "WebIdentityUser" && strings.Contains(u.Provider, eksIssuer) {
+		account := serviceAccountOf(u.UserName)
+		c.Namespace, c.ServiceAccount = account.Namespace, account.Name
+	}
+	if r.EventName != "AssumeRole" || u.Type != "AWSService" || u.InvokedBy != podIdentity {
 		return
 	}
 	var tags []struct{ Key, Value string }
@@ -230,7 +250,10 @@ func (r *cloudTrail) resources(c *sensors.Cloud) {
 	if q.BucketName != "" {
 		all = append(all, strings.TrimSuffix("arn:aws:s3:::"+string(q.BucketName)+"/"+string(q.Key), "/"))
 	}
-	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.AccessKeyID} {
+	for _, name := range []scalar{q.PolicyARN, q.RoleARN, q.SecretID, q.FunctionName, q.InstanceID, q.KeyID, q.TableName, q.TrailName, q.Name, q.AccessKeyID} {
+		all = append(all, string(name))
+	}
+	for _, name := range slices.Concat(q.Names, q.SecretIDList) { // GetParameters, BatchGetSecretValue
 		all = append(all, string(name))
 	}
 	// The id of a key that was made is how its use is recognised later; its secret is not read.

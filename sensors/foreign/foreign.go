@@ -30,6 +30,8 @@ type Health struct {
 	Time   time.Time `json:"time,omitzero"`
 	// Dropped is how many events were lost.
 	Dropped uint64 `json:"dropped,omitempty"`
+	// Unread is how many of its events came and could not be read; the gateway says so, and not the source.
+	Unread uint64 `json:"unread,omitempty"`
 	// Total: Dropped counts since the sensor started, and not since it last said so.
 	Total   bool   `json:"total,omitempty"`
 	Message string `json:"message,omitempty"`

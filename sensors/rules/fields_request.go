@@ -102,6 +102,8 @@ func requestText(name string) func(*env) string {
 
 func requestBool(name string) func(*env) bool {
 	switch name {
+	case "audit.truncated":
+		return func(v *env) bool { return v.event.Audit.Truncated }
 	case "audit.dry_run":
 		return func(v *env) bool { return v.event.Audit.DryRun }
 	case "audit.outside":

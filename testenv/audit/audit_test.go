@@ -105,7 +105,7 @@ func newWorld(t *testing.T) *world {
 	web.Start()
 	t.Cleanup(web.Close)
 	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
-	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Webhook: manifests.AuditWebhook(address, pki.CA(), token)}})
+	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Flags: manifests.AuditLimits(), Webhook: manifests.AuditWebhook(address, pki.CA(), token)}})
 	intake.Kube = w.Client()
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,6 +193,29 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 		{rules: []string{"node-proxy"}, do: func(ctx context.Context) error {
 			return p.admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName + "/proxy/pods").Do(ctx).Error()
 		}},
+		{rules: []string{"node-proxy"}, do: func(ctx context.Context) error { // by an account of kube-system, in which nearly all is daily work
+			const system = "kube-system"
+			_, err := p.admin.CoreV1().ServiceAccounts(system).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "agent"}}, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			_, err = p.admin.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+				ObjectMeta: metav1.ObjectMeta{Name: "agent"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+				Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: system, Name: "agent"}},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return err
+			}
+			as, err := w.TokenConfig(ctx, system, "agent")
+			if err != nil {
+				return err
+			}
+			agent, err := kubernetes.NewForConfig(as)
+			if err != nil {
+				return err
+			}
+			return agent.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + w.NodeName + "/proxy/pods").Do(ctx).Error()
+		}},
 		{rules: []string{"events-deleted"}, do: func(ctx context.Context) error {
 			return p.admin.CoreV1().Events(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, list)
 		}},
@@ -219,6 +243,22 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
 		}},
+		{rules: []string{"request-unseen"}, do: func(ctx context.Context) error {
+			pod, yes := lab.Pod("large", lab.BusyboxImage, "/bin/true"), true
+			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+			pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "FILLS", Value: strings.Repeat("x", 700<<10)}}
+			pod.Spec.NodeSelector = map[string]string{"none": "such"}
+			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
+			return err
+		}},
+		{rules: []string{"privileged-pod"}, do: func(ctx context.Context) error {
+			pod, yes := lab.Pod("annotated", lab.BusyboxImage, "/bin/true"), true
+			pod.Annotations = map[string]string{"example.com/fills": strings.Repeat("x", 250<<10)}
+			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
+			pod.Spec.NodeSelector = map[string]string{"none": "such"}
+			_, err := p.admin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
+			return err
+		}},
 		{rules: []string{"cluster-namespace-changed", "cluster-names-changed"}, do: func(ctx context.Context) error {
 			_, err := p.admin.CoreV1().ConfigMaps("kube-system").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-custom"}}, metav1.CreateOptions{})
 			return errors.Join(err, p.admin.CoreV1().ConfigMaps("kube-system").Delete(ctx, "coredns-custom", metav1.DeleteOptions{}))
@@ -233,6 +273,19 @@ func (w *world) deeds(t *testing.T, p people) []deed {
 		}},
 		{rules: []string{"pod-security-lowered"}, do: func(ctx context.Context) error {
 			_, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"privileged"}}}`), metav1.PatchOptions{})
+			return err
+		}},
+		{rules: []string{"pod-security-lowered"}, do: func(ctx context.Context) error { // by a JSON patch, which names the label in a path
+			_, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.JSONPatchType, []byte(`[{"op":"remove","path":"/metadata/labels/pod-security.kubernetes.io~1enforce"}]`), metav1.PatchOptions{})
+			return err
+		}},
+		{rules: []string{"pod-security-lowered"}, do: func(ctx context.Context) error { // by sending all of it without the label
+			at, err := p.admin.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, []byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`), metav1.PatchOptions{})
+			if err != nil {
+				return err
+			}
+			delete(at.Labels, "pod-security.kubernetes.io/enforce")
+			_, err = p.admin.CoreV1().Namespaces().Update(ctx, at, metav1.UpdateOptions{})
 			return err
 		}},
 		{rules: []string{"certificate-approved"}, do: func(ctx context.Context) error { return approve(ctx, p.admin, ns) }},

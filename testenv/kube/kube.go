@@ -36,7 +36,10 @@ type Options struct {
 }
 
 // Audit is what the API server records, and the webhook that it posts it to, in the words of its own files.
-type Audit struct{ Policy, Webhook string }
+type Audit struct {
+	Policy, Webhook string
+	Flags           []string // what else the API server is told about it
+}
 
 // Cluster is a running lab.
 type Cluster struct {

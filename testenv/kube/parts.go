@@ -83,9 +83,10 @@ func (c *Cluster) startAPI(binary string, audit *Audit) error {
 			return err
 		}
 		more = []string{
-			"--audit-policy-file=" + c.path("audit-policy.yaml"), "--audit-webhook-config-file=" + c.path("audit-webhook.yaml"), "--audit-webhook-mode=batch",
-			"--audit-webhook-batch-max-wait=200ms", "--audit-webhook-initial-backoff=500ms", "--audit-webhook-truncate-enabled",
+			"--audit-policy-file=" + c.path("audit-policy.yaml"), "--audit-webhook-config-file=" + c.path("audit-webhook.yaml"),
+			"--audit-webhook-batch-max-wait=200ms", "--audit-webhook-initial-backoff=500ms",
 		}
+		more = append(more, audit.Flags...)
 	}
 	services := strings.TrimSuffix(c.apiServerIP(), "1") + "0/24"
 	return c.start("kube-apiserver", binary, append([]string{

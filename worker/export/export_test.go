@@ -60,6 +60,18 @@ func TestADetectionIsAnOCSFDetectionFinding(t *testing.T) {
 	require.NotContains(t, evidence, "dst_endpoint", "what is not known is left out")
 }
 
+func TestEachTechniqueIsUnderItsOwnDetectionsTactic(t *testing.T) {
+	stolen := playbooks.DetectionSummary{Objective: sensors.ObjectiveCredentialAccess, Technique: "T1552.007"}
+	mined := playbooks.DetectionSummary{Objective: sensors.ObjectiveCryptoMining, Technique: "T1496.001"}
+	out := export.Incident(playbooks.Incident{
+		ID: "INC-1", Objective: sensors.ObjectiveCredentialAccess, Techniques: []string{"T1552.007", "T1496.001"}, Detections: []playbooks.DetectionSummary{stolen, mined, stolen},
+	}, "v1")
+	require.Equal(t, []any{
+		map[string]any{"technique": map[string]any{"uid": "T1552.007"}, "tactic": map[string]any{"uid": "TA0006", "name": "Credential Access"}},
+		map[string]any{"technique": map[string]any{"uid": "T1496.001"}, "tactic": map[string]any{"uid": "TA0040", "name": "Impact"}},
+	}, decoded(t, out[0])["finding_info"].(map[string]any)["attacks"])
+}
+
 func TestAnIncidentIsAFindingAndItsRemediations(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	out := export.Incident(playbooks.Incident{

@@ -69,6 +69,24 @@ func attacks(objective sensors.Objective, techniques ...string) []object {
 	return out
 }
 
+// attacksOf are the techniques of an incident, each under the tactic of the detection that told it: an incident has one
+// objective, and the way there has others.
+func attacksOf(in playbooks.Incident) []object {
+	var out []object
+	seen := map[[2]string]bool{}
+	for _, d := range in.Detections {
+		key := [2]string{string(d.Objective), d.Technique}
+		if d.Technique != "" && !seen[key] {
+			out = append(out, attacks(d.Objective, d.Technique)...)
+		}
+		seen[key] = true
+	}
+	if len(out) == 0 {
+		return attacks(in.Objective, in.Techniques...)
+	}
+	return out
+}
+
 // confidence gives the schema's level and its number of 100.
 func confidence(of float64) (id, score int) {
 	switch {
@@ -197,7 +215,7 @@ func Incident(in playbooks.Incident, version string) []any {
 		"is_alert": true, "confidence_id": level, "confidence_score": score, "confidence": strings.Join(in.Reasons, " "), "message": in.Summary, "metadata": metadata(in.ID, version),
 	}
 	info := object{"uid": in.ID, "title": cmp.Or(in.Trigger.Title, in.ID), "desc": in.Summary, "first_seen_time": in.Opened.UnixMilli(), "last_seen_time": in.Updated.UnixMilli()}
-	info.set("attacks", attacks(in.Objective, in.Techniques...))
+	info.set("attacks", attacksOf(in))
 	var related []object
 	for _, d := range in.Detections {
 		related = append(related, object{"uid": d.ID, "type": d.Rule, "title": d.Title, "count": max(d.Count, 1), "first_seen_time": d.First.UnixMilli(), "last_seen_time": d.Last.UnixMilli()})

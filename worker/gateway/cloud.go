@@ -20,6 +20,8 @@ type Cloud struct {
 	Judge *Judge
 	// Foreign looks pods up, and has the intake.
 	Foreign *Foreign
+	// Cluster is the name of the cluster at EKS; the pods of others are not looked for. "" takes those of any.
+	Cluster string
 	Log     *slog.Logger
 
 	mu sync.Mutex
@@ -32,10 +34,12 @@ type Cloud struct {
 // workloadOf is whose a session is, as far as it is known.
 type workloadOf struct{ namespace, account, pod, uid string }
 
+// CloudSource is the name of CloudTrail among the sources.
+const CloudSource = "cloudtrail"
+
 const (
-	cloudSource = "cloudtrail"
-	keysKept    = 20_000
-	rolesFor    = time.Minute
+	keysKept = 20_000
+	rolesFor = time.Minute
 	// roleAnnotation of a service account names the role that its pods get.
 	roleAnnotation = "eks.amazonaws.com/role-arn"
 )
@@ -50,7 +54,7 @@ func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
 			return err
 		}
 		for _, d := range c.Judge.Detections(e) {
-			d.Source, d.Detected = cloudSource, time.Now().UTC()
+			d.Source, d.Detected = CloudSource, time.Now().UTC()
 			d.Reasons = append([]string{called(e.Cloud)}, d.Reasons...)
 			if err := c.concerns(ctx, &d, pods); err != nil {
 				return err
@@ -71,7 +75,7 @@ func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
 
 // learn notes for whom a session was made: EKS Pod Identity tells the pod, a role for service accounts the account.
 func (c *Cloud) learn(e sensors.Cloud) {
-	if !strings.HasPrefix(e.Event, "AssumeRole") || e.ServiceAccount == "" || e.Error != "" {
+	if !strings.HasPrefix(e.Event, "AssumeRole") || e.ServiceAccount == "" || e.Error != "" || c.another(e) {
 		return
 	}
 	c.mu.Lock()
@@ -86,9 +90,18 @@ func (c *Cloud) learn(e sensors.Cloud) {
 	}
 }
 
+// another tells whether a session was made for a pod of another cluster, which may have the same names as one of this.
+func (c *Cloud) another(e sensors.Cloud) bool {
+	return c.Cluster != "" && e.Cluster != "" && e.Cluster != c.Cluster
+}
+
 // join finds the workload of a call, and its pods where the session does not say which it was.
 func (c *Cloud) join(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error) {
 	a := &e.Cloud
+	if c.another(*a) {
+		a.Namespace, a.ServiceAccount, a.Pod, a.PodUID = "", "", "", ""
+		return nil, nil
+	}
 	c.mu.Lock()
 	w, known := c.keys[a.AccessKey]
 	c.mu.Unlock()
@@ -121,12 +134,7 @@ func (c *Cloud) join(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error
 	var pods []corev1.Pod
 	for _, p := range list.Items {
 		if p.Spec.ServiceAccountName == a.ServiceAccount {
-			pods = append(pods, p)
-			// EKS Pod Identity names its sessions for the cluster and the pod.
-			if strings.HasPrefix(a.Session, "eks-") && strings.Contains(a.Session, "-"+p.Name+"-") {
-				a.Pod, a.PodUID = p.Name, string(p.UID)
-				return nil, nil
-			}
+			pods = append(pods, p) // whatever the session is called: who takes a role chooses its name
 		}
 	}
 	return pods, nil

@@ -22,7 +22,7 @@ import (
 // HealthSink is told what other sensors say about themselves: that they lost events, or that they live.
 type HealthSink interface {
 	ForeignHealth(ctx context.Context, h foreign.Health)
-	// ForeignSpoke: the source posted something that could be read.
+	// ForeignSpoke: the source said something that could be read.
 	ForeignSpoke(source string)
 }
 

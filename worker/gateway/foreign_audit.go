@@ -18,7 +18,8 @@ import (
 const maxAuditBurst = maxForeignLines
 
 // takeAudit takes what an API server's webhook sends. The API server gives up what is answered with anything but 2xx or
-// "later", and knows no 207: so what cannot be read is counted and told in the log, and the rest is taken.
+// "later", and knows no 207: so the rest is taken of what cannot all be read, and that some could not is an incident of its
+// own. Who can make requests that nobody can read does so to hide others.
 func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
 	s, body := f.admit(w, r, door{kind: config.ForeignAudit, most: foreign.MaxAudit})
 	if s == nil {
@@ -26,12 +27,15 @@ func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
 	}
 	events, err := foreign.KubernetesAudit(body)
 	if err != nil {
-		s.counts.refused.Add(1)
-		f.Log.Warn("audit events cannot be read", "source", s.name, "error", clipReason(err.Error()))
+		unread := f.unread(r.Context(), s, err)
+		f.Log.Warn("audit events cannot be read", "source", s.name, "events", unread, "error", clipReason(err.Error()))
 		if len(events) == 0 {
 			say(w, http.StatusBadRequest, answer{Status: clipReason(err.Error()), Refused: []refused{{Line: 1, Reason: clipReason(err.Error())}}})
 			return
 		}
+	}
+	if f.Health != nil {
+		f.Health.ForeignSpoke(s.name) // it lives, whatever comes of what it says, and also where it says nothing
 	}
 	if wait := s.reserve(min(len(events), maxAuditBurst)); wait > 0 {
 		s.counts.limited.Add(1)
@@ -64,6 +68,19 @@ func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
 	s.counts.accepted.Add(uint64(len(alerts)))
 	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
 	say(w, http.StatusAccepted, a)
+}
+
+// unread counts what of a batch cannot be read, and has it told. A batch of which nothing can be taken apart counts as one.
+func (f *Foreign) unread(ctx context.Context, s *source, err error) uint64 {
+	n := uint64(1)
+	if some := (*foreign.UnreadError)(nil); errors.As(err, &some) {
+		n = uint64(max(some.Unread, 1)) //nolint:gosec // a count
+	}
+	s.counts.refused.Add(n)
+	if f.Health != nil {
+		f.Health.ForeignHealth(ctx, foreign.Health{Source: s.name, Time: time.Now().UTC(), Unread: n, Message: clipReason(err.Error())})
+	}
+	return n
 }
 
 func (f *Foreign) later(w http.ResponseWriter, s *source, err error) {

@@ -105,6 +105,20 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Contains(t, strings.Join(one.Reasons, " "), "shop/gone, which cannot be held: there is no pod")
 	})
 
+	t.Run("a namespace that had a label for pod security and has it no more", func(t *testing.T) {
+		put := func(id, labels string) string {
+			r := request(id, "update", "carol", `{"resource":"namespaces","namespace":"`+id[:2]+`","name":"`+id[:2]+`"}`, 200, "")
+			return strings.TrimSuffix(r, "}") + `,"requestObject":{"metadata":{"labels":{` + labels + `}}},"responseObject":{"metadata":{"labels":{` + labels + `}}}}`
+		}
+		d.Judge.Enforced("n3")
+		const label = `"pod-security.kubernetes.io/enforce":"restricted"`
+		_, s := d.post(t, door, "api-server", events(put("n1-1", `"team":"a"`), put("n2-1", label), put("n2-2", label)))
+		require.Equal(t, said{Status: "accepted", Telemetry: 3}, s, "one never had it, and one still has it")
+		_, s = d.post(t, door, "api-server", events(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
+		require.Equal(t, 2, s.Accepted, "each once")
+		require.Equal(t, "removed", named(d.told(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.Level)
+	})
+
 	t.Run("one by one is counted", func(t *testing.T) {
 		var all []string
 		for i := range 10 {
@@ -130,6 +144,10 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		code, s := d.post(t, door, "api-server", events(`{"auditID":"x"}`, request("f-1", "get", "alice", `{"resource":"pods"}`, 200, "")))
 		require.Equal(t, http.StatusAccepted, code, "it would send the whole list again for one that is broken")
 		require.Equal(t, 1, s.Telemetry)
+		require.Len(t, d.health.all, 1, "and that it could not be read is told")
+		require.Equal(t, uint64(1), d.health.all[0].Unread)
+		require.Equal(t, "api-server", d.health.all[0].Source)
+		require.Contains(t, d.health.all[0].Message, "audit event 1: it has no auditID")
 		for name, c := range map[string]struct {
 			source, body string
 			want         int
@@ -147,6 +165,16 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		d.failKube = nil
 		code, _ = d.post(t, door, "api-server", exec)
 		require.Equal(t, http.StatusAccepted, code)
+	})
+
+	t.Run("a list that holds nothing is a sign of life", func(t *testing.T) {
+		before := d.health.spoke["api-server"]
+		require.Positive(t, before)
+		code, _ := d.post(t, door, "api-server", events())
+		require.Equal(t, http.StatusAccepted, code)
+		require.Equal(t, before+1, d.health.spoke["api-server"])
+		_, _ = d.post(t, door, "api-server", `{"kind":"Pod"}`)
+		require.Equal(t, before+1, d.health.spoke["api-server"], "what nobody can read is none")
 	})
 
 	t.Run("a normal cluster is quiet", func(t *testing.T) {

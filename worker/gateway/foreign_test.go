@@ -65,8 +65,9 @@ type doors struct {
 }
 
 type heard struct {
-	mu  sync.Mutex
-	all []foreign.Health
+	mu    sync.Mutex
+	all   []foreign.Health
+	spoke map[string]int
 }
 
 func (h *heard) ForeignHealth(_ context.Context, one foreign.Health) {
@@ -75,7 +76,14 @@ func (h *heard) ForeignHealth(_ context.Context, one foreign.Health) {
 	h.all = append(h.all, one)
 }
 
-func (h *heard) ForeignSpoke(string) {}
+func (h *heard) ForeignSpoke(source string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.spoke == nil {
+		h.spoke = map[string]int{}
+	}
+	h.spoke[source]++
+}
 
 func tokenOf(name string) string { return "a-token-of-tests-for-" + name }
 

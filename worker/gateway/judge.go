@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"stanch/sensors"
 	"stanch/sensors/rules"
@@ -23,6 +24,24 @@ type Judge struct {
 	Log  *slog.Logger
 
 	secrets, denied, reads, refusals *window.Window
+
+	mu sync.Mutex
+	// labelled are the namespaces whose labels enforce something of pods, as far as it was told.
+	labelled map[string]bool
+}
+
+// maxLabelled bounds the namespaces that are remembered.
+const maxLabelled = 50_000
+
+// Enforced tells of namespaces that enforce something of pods: what a judge cannot know that begins later than they do.
+func (j *Judge) Enforced(namespaces ...string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, name := range namespaces {
+		if len(j.labelled) < maxLabelled {
+			j.labelled[name] = true
+		}
+	}
 }
 
 // NewJudge makes a judge.
@@ -31,7 +50,7 @@ func NewJudge(set func() *rules.Set, inside []netip.Prefix, self string, log *sl
 		self = "" // a person's login is theirs too
 	}
 	w := func() *window.Window { return window.New(window.Options{}) }
-	return &Judge{Rules: set, Inside: inside, Self: self, Log: log, secrets: w(), denied: w(), reads: w(), refusals: w()}
+	return &Judge{Rules: set, Inside: inside, Self: self, Log: log, secrets: w(), denied: w(), reads: w(), refusals: w(), labelled: map[string]bool{}}
 }
 
 // Detections are those of one event.
@@ -63,9 +82,30 @@ func (j *Judge) request(e *sensors.Event) {
 	case a.Resource == "secrets" && a.Verb == "get" && a.Code < 400:
 		a.RecentSecrets = j.secrets.Add(a.User, what, e.Time)
 	}
+	if a.Resource == "namespaces" && a.Subresource == "" && a.Code < 400 && !a.DryRun {
+		j.namespace(a)
+	}
 	// Only a token that is bound to a pod has a place where it belongs. Who asks may name addresses before their own: so
 	// one that is not the cluster's is enough.
 	a.Outside = a.FromPod != "" && slices.ContainsFunc(a.SourceIPs, j.outside)
+}
+
+// namespace tells whether a namespace that has no label had one before.
+func (j *Judge) namespace(a *sensors.Audit) {
+	switch {
+	case a.Verb == "delete" || a.Admission.Level == "removed":
+	case a.Admission.Level == "":
+		return
+	case a.Admission.Level != "unset":
+		j.Enforced(a.Name)
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if a.Admission.Level == "unset" && a.Verb != "create" && j.labelled[a.Name] {
+		a.Admission.Level = "removed"
+	}
+	delete(j.labelled, a.Name)
 }
 
 // call adds what a call alone does not say.
@@ -75,6 +115,10 @@ func (j *Judge) call(e *sensors.Event) {
 	switch {
 	case strings.Contains(c.Error, "AccessDenied") || strings.Contains(c.Error, "UnauthorizedOperation"):
 		c.RecentDenied = j.refusals.Add(c.Principal, c.Event+" "+what, e.Time)
+	case c.Error == "" && (c.Event == "GetParameters" || c.Event == "BatchGetSecretValue"):
+		for _, one := range c.Resources { // each of them is one that was read
+			c.RecentReads = j.reads.Add(c.Principal, one, e.Time)
+		}
 	case c.Error == "" && c.ReadOnly && what != "":
 		c.RecentReads = j.reads.Add(c.Principal, what, e.Time)
 	}

@@ -93,8 +93,13 @@ func (m *Monitor) silent() {
 	}
 }
 
-// ForeignHealth takes what another sensor says about itself.
+// ForeignHealth takes what another sensor says about itself, and what the gateway could not read of it.
 func (m *Monitor) ForeignHealth(_ context.Context, h foreign.Health) {
+	if h.Unread > 0 {
+		m.tell(condition{kind: foreignUnread, subject: sourceSubject(h.Source), since: h.Time, count: clampInt(h.Unread), reasons: []string{
+			fmt.Sprintf("%d events of the source %s could not be read.", h.Unread, h.Source), "The error was: " + clip(h.Message),
+		}})
+	}
 	if h.Dropped == 0 {
 		return
 	}

@@ -231,6 +231,8 @@ func TestHealth(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		e.ForeignHealth(context.Background(), foreign.Health{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, becomes(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
+		e.ForeignHealth(context.Background(), foreign.Health{Source: "api-1", Unread: 3, Message: "it nests deeper"})
+		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, becomes(t, server, "Source/api-1", "foreign-events-unread").Reasons[:2])
 	})
 }
 

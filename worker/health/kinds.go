@@ -62,6 +62,10 @@ var (
 		rule: "foreign-sensor-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
 		reason: "It spoke regularly until then.",
 	}
+	foreignUnread = kind{
+		rule: "foreign-events-unread", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		reason: "What could not be read was not judged. A request can be written so that nobody can read it, to hide what it asks for.", again: time.Minute,
+	}
 	foreignDropped = kind{
 		rule: "foreign-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
 		reason: "What was lost was not judged.", alias: "Falco internal: syscall event drop", again: time.Minute,
@@ -71,7 +75,7 @@ var (
 // Kinds lists the rules' names, for documentation.
 func Kinds() []string {
 	var out []string
-	for _, k := range []kind{telemetryLost, eyesShut, eventsDropped, flooded, clockSkew, certificateEnding, overRate, foreignLost, foreignDropped} {
+	for _, k := range []kind{telemetryLost, eyesShut, eventsDropped, flooded, clockSkew, certificateEnding, overRate, foreignLost, foreignDropped, foreignUnread} {
 		out = append(out, k.rule)
 	}
 	return out

@@ -44,6 +44,8 @@ var ownReads = []playbooks.Right{
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
 	// Nodes that should be watched and are not are missed.
 	{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
+	// A namespace that enforced something of pods and no longer does is told of: so it is known which do.
+	{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
 	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
 	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
 	// The gateway asks whose token a person shows. It is "created" and changes nothing.

@@ -228,7 +228,8 @@ func (s *state) conclude() {
 	in.Summary = Summary(*in)
 }
 
-// because is the first of a detection's reasons: its rule's.
+// because is the first of a detection's reasons: its rule's, or, where the gateway or the health of the telemetry put it
+// first, what happened: who asked the cluster or the cloud for what.
 func because(reasons []string) string {
 	if len(reasons) == 0 {
 		return ""
