@@ -129,6 +129,25 @@ func TestHealth(t *testing.T) {
 		require.Empty(t, told(t, server, "Node/calm-1"))
 	})
 
+	t.Run("detections that are large are taken all the same, and what no message holds is in nobody's way", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		s := e.join(t, sensorOptions{name: "large-1"})
+		e.here(t, "large-1")
+		d := made("large-1", 0)
+		d.Event.Container.Pod.Annotations = map[string]string{"a": strings.Repeat("<", 250<<10)}
+		require.NoError(t, s.spool.Add(d))
+		require.NoError(t, s.spool.Add(made("large-1", 1)))
+		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
+		require.ElementsMatch(t, ids("large-1", 2), idsOf(told(t, server, "Container/large-1-c")))
+		var many []sensors.Detection
+		for i := range 30 { // of several nodes, more than Temporal takes at once
+			d := made("large-2", i)
+			d.Event.Process.Args = append(d.Event.Process.Args, strings.Repeat("x", 200<<10))
+			many = append(many, d)
+		}
+		require.NoError(t, e.intake.Accept(t.Context(), many))
+	})
+
 	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		s := e.join(t, sensorOptions{name: "aging-1", old: true})

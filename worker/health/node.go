@@ -213,7 +213,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, causes(r)))
 	}
 	if spool > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s, because its spool was full.", spool, name))
+		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
 	}
 	if len(names) > 0 {
 		reasons = append(reasons, "Most of them were made by "+strings.Join(names, ", ")+".")
