@@ -54,7 +54,9 @@ func (m *Monitor) recall() error {
 	}
 	for name, r := range known {
 		// They have had no time to dial since this process began.
-		m.nodes[name] = &node{stopped: r.Stopped, seen: r.Seen, left: m.began}
+		n := newNode()
+		n.stopped, n.seen, n.left = r.Stopped, r.Seen, m.began
+		m.nodes[name] = n
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/gateway"
 	"stanch/worker/health"
 )
 
@@ -127,6 +128,20 @@ func TestHealth(t *testing.T) {
 		require.ElementsMatch(t, ids("noisy-1", n), arrived)
 		require.Contains(t, becomes(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
 		require.Empty(t, told(t, server, "Node/calm-1"))
+	})
+
+	t.Run("a node that tells of itself all the time is looked at once a second", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		heard := &listener{Monitor: e.hub.Monitor}
+		e.hub.Monitor = heard
+		var said atomic.Int64
+		began := time.Now()
+		e.join(t, sensorOptions{name: "talker-1", every: time.Millisecond, status: func() any {
+			return agent.Report{Health: agent.Health{Node: "talker-1"}, Spooled: int(said.Add(1))}
+		}})
+		require.Eventually(t, func() bool { return said.Load() >= 500 }, 30*time.Second, time.Millisecond)
+		require.LessOrEqual(t, float64(heard.spoke.Load()), 12+time.Since(began).Seconds())
+		require.GreaterOrEqual(t, heard.spoke.Load(), int64(10))
 	})
 
 	t.Run("detections that are large are taken all the same, and what no message holds is in nobody's way", func(t *testing.T) {
@@ -251,6 +266,19 @@ func TestHealth(t *testing.T) {
 		e.ForeignHealth(context.Background(), foreign.Health{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, becomes(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
 	})
+}
+
+// listener counts what a monitor is told of nodes' words.
+type listener struct {
+	gateway.Monitor
+	spoke atomic.Int64
+}
+
+func (l *listener) NodeNote(n gateway.NodeNote) {
+	if n.What == gateway.NodeSpoke {
+		l.spoke.Add(1)
+	}
+	l.Monitor.NodeNote(n)
 }
 
 func made(node string, n int) sensors.Detection {

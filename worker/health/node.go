@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"stanch/sensors"
 	"stanch/sensors/agent"
 	"stanch/worker/gateway"
@@ -25,7 +27,16 @@ type node struct {
 	last           *agent.Report
 	base           agent.Losses    // what was told of its losses
 	hooks          map[string]bool // those that were on
+	blames         *rate.Limiter   // of the containers that it says lost events
 }
+
+// A node may name this many containers as those that lost events: at once, and one more in this time.
+const (
+	blamesAtOnce = 30
+	blamesEvery  = 2 * time.Second
+)
+
+func newNode() *node { return &node{blames: rate.NewLimiter(rate.Every(blamesEvery), blamesAtOnce)} }
 
 // calm is after how long without an excess another one is a new one.
 const calm = 30 * time.Second
@@ -37,7 +48,7 @@ func (m *Monitor) of(name string) *node {
 		if len(m.nodes) >= maxNodes {
 			clear(m.nodes)
 		}
-		n = &node{}
+		n = newNode()
 		m.nodes[name] = n
 	}
 	return n
@@ -86,7 +97,7 @@ func (m *Monitor) limited(name string, now time.Time) {
 	first := n.first
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.Excess {
-		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, since: first, reasons: []string{
+		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, by: name, since: first, reasons: []string{
 			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, round(lasts)),
 		}})
 	}
@@ -130,7 +141,7 @@ func (m *Monitor) clock(name string, c gateway.Clock) {
 	if c.Skew < 0 {
 		direction = "behind"
 	}
-	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, reasons: []string{
+	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, by: name, reasons: []string{
 		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, round(c.Skew.Abs()), direction, c.Error.Round(time.Millisecond)),
 	}})
 }
@@ -161,7 +172,7 @@ func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
 		m.mended(eyesShut, nodeSubject(name))
 		return
 	}
-	m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, since: r.Eyes.Last, reasons: reasons})
+	m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Eyes.Last, reasons: reasons})
 }
 
 const (
@@ -205,7 +216,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 			continue
 		}
 		m.tell(condition{
-			kind: flooded, container: b.Container, node: name, from: name, count: clampInt(more), since: r.Lost.Since,
+			kind: flooded, container: b.Container, node: name, from: name, by: name, count: clampInt(more), since: r.Lost.Since,
 			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
 		})
 	}
@@ -222,7 +233,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these had been judged, and mattered
 	}
-	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, by: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
 	if told { // else it is counted with the next
 		m.mu.Lock()
 		m.of(name).base = r.Lost
