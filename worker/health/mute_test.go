@@ -15,6 +15,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/probe"
 	"stanch/worker/gateway"
 	"stanch/worker/health"
 )
@@ -122,5 +123,42 @@ func TestWhatHadNoRoomIsNotTakenForTold(t *testing.T) {
 	for _, each := range d.intake.all {
 		names[each.Node] = true
 	}
-	require.Len(t, names, n)
+	require.Equal(t, n, len(names)) //nolint:testifylint // Len would print them all
+}
+
+func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		blind probe.Status
+		says  string
+		times int
+	}{
+		"a hook that is gone":                 {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
+		"the kernel is not watched":           {probe.Status{}, "no longer does", 4},
+		"a hook that somebody does not want":  {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.Disabled}}}, "disabled by configuration", 1},
+		"a hook that this kernel never had":   {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", On: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
+		"a hook that never was, and the rest": {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := sit(nil)
+			says := func(s probe.Status) {
+				d.says(t, "n", agent.Report{Health: agent.Health{Probe: s}})
+				d.Look(t.Context())
+			}
+			sees := probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", On: true}}}
+			says(sees)
+			for range 120 { // twenty minutes, in which it is told every five
+				says(c.blind)
+				d.now = d.now.Add(10 * time.Second)
+			}
+			told := d.intake.of("eyes-shut", "n")
+			require.Equal(t, c.times, len(told)) //nolint:testifylint // Len would print them all
+			if c.times > 0 {
+				require.Contains(t, told[0].Reasons[0], c.says)
+			}
+			says(sees)
+			d.now = d.now.Add(10 * time.Minute)
+			says(sees)
+			require.Equal(t, c.times, len(d.intake.of("eyes-shut", "n")), "it sees again") //nolint:testifylint // see above
+		})
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/probe"
 	"stanch/worker/gateway"
 )
 
@@ -26,7 +27,8 @@ type node struct {
 	first, limited time.Time // of the excess that lasts; zero is none
 	last           *agent.Report
 	base           agent.Losses    // what was told of its losses
-	hooks          map[string]bool // those that were on
+	hooks          map[string]bool // those that were ever on, and are missed until they are on again
+	watched        bool            // it watched the kernel
 	blames         *rate.Limiter   // of the containers that it says lost events
 }
 
@@ -120,14 +122,37 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 	n := m.of(note.Node)
 	before := n.last
 	n.last = &report
-	was := n.hooks
-	n.hooks = map[string]bool{}
-	for _, h := range report.Probe.Hooks[:min(len(report.Probe.Hooks), 100)] {
-		n.hooks[string(h.Hook)] = h.On
-	}
+	off := n.see(report.Probe)
+	blind := n.watched && report.Probe.Since.IsZero()
 	m.mu.Unlock()
-	m.eyes(note.Node, report, was)
+	m.eyes(note.Node, report, off, blind)
 	m.losses(note.Node, before, report, now)
+}
+
+// maxHooks bounds how many hooks of a node are remembered, and judged.
+const maxHooks = 100
+
+// see remembers which hooks are on, and gives those that were once and are not: a sensor that started anew without one says
+// so from its first word on, and is blind there for as long as it lasts. What is off for good, because the kernel
+// lacks it, is the doctor's to tell. The caller holds m.mu.
+func (n *node) see(s probe.Status) []probe.HookStatus {
+	if !s.Since.IsZero() {
+		n.watched = true
+	}
+	var off []probe.HookStatus
+	for _, h := range s.Hooks[:min(len(s.Hooks), maxHooks)] {
+		name := string(h.Hook)
+		switch {
+		case !h.On && n.hooks[name]:
+			off = append(off, h)
+		case h.On && len(n.hooks) < maxHooks:
+			if n.hooks == nil {
+				n.hooks = map[string]bool{}
+			}
+			n.hooks[name] = true
+		}
+	}
+	return off
 }
 
 // clock tells of a wrong one; nothing is corrected.
@@ -147,7 +172,7 @@ func (m *Monitor) clock(name string, c gateway.Clock) {
 }
 
 // eyes tells of a sensor that no longer sees.
-func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
+func (m *Monitor) eyes(name string, r agent.Report, off []probe.HookStatus, blind bool) {
 	var reasons []string
 	if r.Eyes.Shut {
 		last := "never since it started"
@@ -159,20 +184,28 @@ func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
 			reasons = append(reasons, "The sensor says: "+clip(r.Eyes.Why))
 		}
 	}
-	for _, h := range r.Probe.Hooks[:min(len(r.Probe.Hooks), 100)] {
-		// What is off for good, because the kernel lacks it or somebody configured it so, is the doctor's to tell.
-		if was[string(h.Hook)] && !h.On {
-			reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", clip(string(h.Hook)), name, clip(h.Reason)))
-		}
+	for _, h := range off {
+		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", clip(string(h.Hook)), name, clip(h.Reason)))
 	}
-	if r.Probe.Since.IsZero() && len(was) > 0 {
+	if blind {
 		reasons = append(reasons, fmt.Sprintf("The sensor of node %s watched the kernel and no longer does.", name))
 	}
 	if len(reasons) == 0 {
 		m.mended(eyesShut, nodeSubject(name))
 		return
 	}
-	m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Eyes.Last, reasons: reasons})
+	told := m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Eyes.Last, reasons: reasons})
+	if !told {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.of(name)
+	for _, h := range off {
+		if h.Reason == probe.Disabled {
+			delete(n.hooks, string(h.Hook)) // somebody wanted it, has been told, and is not told for ever
+		}
+	}
 }
 
 const (
