@@ -84,6 +84,8 @@ type Options struct {
 	Cluster   Cluster
 	Elsewhere Elsewhere
 	Authority Authority
+	// Memory is used with a Cluster only.
+	Memory Memory
 	// File remembers which nodes were here, over restarts; "" forgets them.
 	File   string
 	Timing Timing
@@ -96,6 +98,11 @@ type Options struct {
 type Monitor struct {
 	Options
 	began time.Time
+
+	// Of the Memory; only Look uses them.
+	shared   map[string]time.Time // what it says
+	recalled time.Time            // when it was asked last
+	unshared time.Time            // until when it is not tried again to change it
 
 	mu      sync.Mutex
 	nodes   map[string]*node

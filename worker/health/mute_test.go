@@ -50,9 +50,10 @@ type desk struct {
 	now    time.Time
 }
 
-func sit(cluster health.Cluster) *desk {
+func sit(o health.Options) *desk {
 	d := &desk{intake: &takes{}, now: time.Now()}
-	d.Monitor = health.New(health.Options{Intake: d.intake, Cluster: cluster, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return d.now }})
+	o.Intake, o.Log, o.Now = d.intake, slog.New(slog.DiscardHandler), func() time.Time { return d.now }
+	d.Monitor = health.New(o)
 	return d
 }
 
@@ -64,7 +65,7 @@ func (d *desk) says(t *testing.T, node string, r agent.Report) {
 }
 
 func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
-	d := sit(nil)
+	d := sit(health.Options{})
 	d.intake.away = true
 	for _, name := range []string{"victim", "liar"} {
 		d.NodeNote(gateway.NodeNote{Node: name, What: gateway.NodeCame})
@@ -107,7 +108,7 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 }
 
 func TestWhatHadNoRoomIsNotTakenForTold(t *testing.T) {
-	d := sit(nil)
+	d := sit(health.Options{})
 	d.intake.away = true
 	const n = 2100 // more than wait
 	for i := range n {
@@ -139,7 +140,7 @@ func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
 		"a hook that never was, and the rest": {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := sit(nil)
+			d := sit(health.Options{})
 			says := func(s probe.Status) {
 				d.says(t, "n", agent.Report{Health: agent.Health{Probe: s}})
 				d.Look(t.Context())
