@@ -35,6 +35,7 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	}
 	if w.Kube != nil && w.Namespace != "" {
 		o.Cluster = &health.Kubernetes{Client: w.Kube, Namespace: w.Namespace, Selector: sensorSelector}
+		o.Memory = health.ConfigMap{Client: w.Kube, Namespace: w.Namespace}
 	}
 	w.Monitor = health.New(o)
 	w.Hub.Monitor = w.Monitor

@@ -94,10 +94,17 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 		<-ctx.Done()
 		return nil
 	}
-	go a.eyes.run(ctx)
 	fold := newFolder(a.Fold, detection)
 	go fold.run(ctx)
 	ctx, cancel := context.WithCancel(ctx)
+	shut := make(chan struct{})
+	go func() { defer close(shut); a.eyes.run(ctx) }()
+	defer func() { // it cleans up behind itself; who freezes its cgroup holds nobody up
+		select {
+		case <-shut:
+		case <-time.After(time.Second):
+		}
+	}()
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()

@@ -57,8 +57,13 @@ const (
 	heartbeatName = "stanch-heartbeat"
 )
 
-// run makes heartbeats until ctx ends.
+// run makes heartbeats until ctx ends, and leaves no cgroup behind.
 func (y *eyes) run(ctx context.Context) {
+	defer func() {
+		if root, err := identity.FindCgroupRoot(); err == nil {
+			_ = os.Remove(filepath.Join(root, heartbeatName)) // one that somebody else is in stays
+		}
+	}()
 	every := y.every
 	if every == 0 {
 		every = heartbeatEvery

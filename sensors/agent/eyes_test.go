@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -37,7 +38,13 @@ func watched(t *testing.T, o probe.Options, wait time.Duration) (*Agent, func() 
 			seen = append(seen, e)
 		}, func(sensors.Detection) {})
 	}()
-	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+		root, err := identity.FindCgroupRoot()
+		require.NoError(t, err)
+		require.NoDirExists(t, filepath.Join(root, heartbeatName), "its cgroup goes with it")
+	})
 	return a, func() []sensors.Event {
 		mu.Lock()
 		defer mu.Unlock()

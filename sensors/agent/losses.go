@@ -13,7 +13,7 @@ type Losses struct {
 	// Began is when the counts began: when this process started.
 	Began  time.Time `json:"began,omitzero"`
 	Events uint64    `json:"events,omitempty"` // of the kernel's
-	Spool  uint64    `json:"spool,omitempty"`  // detections that a full spool refused
+	Spool  uint64    `json:"spool,omitempty"`  // detections that the spool refused: it was full, or they were too large
 	// Since is when the present spell of losses began, and Last when it was noticed last that more were lost.
 	Since time.Time `json:"since,omitzero"`
 	Last  time.Time `json:"last,omitzero"`

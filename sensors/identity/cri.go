@@ -178,7 +178,7 @@ func (r *runtimeClient) sandbox(ctx context.Context, rt cri.RuntimeServiceClient
 	pod = sensors.Pod{
 		Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(), UID: s.GetMetadata().GetUid(),
 		IP: s.GetNetwork().GetIp(), HostNetwork: s.GetLinux().GetNamespaces().GetOptions().GetNetwork() == cri.NamespaceMode_NODE,
-		Labels: own(s.GetLabels()), Annotations: own(s.GetAnnotations()),
+		Labels: sensors.BoundLabels(own(s.GetLabels())), Annotations: sensors.BoundAnnotations(own(s.GetAnnotations())),
 	}
 	if s.GetState() == cri.PodSandboxState_SANDBOX_READY && (pod.IP != "" || pod.HostNetwork) {
 		r.mu.Lock()

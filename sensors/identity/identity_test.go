@@ -163,6 +163,9 @@ func (r *runtimeStandIn) PodSandboxStatus(_ context.Context, q *cri.PodSandboxSt
 		Network:  &cri.PodSandboxNetworkStatus{Ip: "10.0.0.7"},
 		Linux:    &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{Network: cri.NamespaceMode_POD}}},
 		Labels:   map[string]string{"app": "shop", "pod-template-hash": "5d8f9c7b6d", labelPodUID: uid},
+		Annotations: map[string]string{
+			"stanch.dev/egress": "10.0.0.0/8", "a-pod-may-have-this-much": strings.Repeat("<", 250<<10),
+		},
 	}}, nil
 }
 
@@ -231,6 +234,7 @@ func TestResolveAsksTheRuntimeOnceAndKeepsTheAnswer(t *testing.T) {
 	if c.ID != id64 || c.Name != "app" || c.Runtime != "containerd" || c.Image != "shop:1" || c.ImageDigest != "sha256:"+id64 ||
 		c.CgroupID != id || c.PodCgroupID != podID || c.Pod.Name != "shop-5d8f9c7b6d-x7k2p" || c.Pod.Namespace != "web" || c.Pod.UID != uid ||
 		c.Pod.IP != "10.0.0.7" || c.Pod.HostNetwork || c.Pod.Labels["app"] != "shop" || len(c.Pod.Labels) != 2 ||
+		c.Pod.Annotations["stanch.dev/egress"] != "10.0.0.0/8" || len(c.Pod.Annotations) != 1 ||
 		c.Workload != (sensors.Workload{Kind: "Deployment", Name: "shop"}) {
 		t.Errorf("%+v", c)
 	}

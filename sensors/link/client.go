@@ -215,9 +215,10 @@ func (s *session) sendDetections(ctx context.Context) error {
 			}
 			continue
 		}
+		// The spool holds none that is larger than MaxDetection, so that the first always fits.
 		size := 0
 		for i, line := range head {
-			if size += len(line); size > MaxMessage && i > 0 {
+			if size += len(line); size > MaxMessage {
 				head = head[:i]
 				break
 			}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,10 @@ func (l SpoolLimit) orDefault() SpoolLimit {
 	return l
 }
 
+// MaxDetection bounds one detection, in bytes of its JSON: a gateway accepts none that is larger, and one that fits into no
+// message would be in the way of all that come after it.
+const MaxDetection = 256 << 10
+
 // Spool keeps detections, in order, until they are acknowledged. It is a file, so that it survives a kill of the
 // process; it is not synced, so a crash of the machine may lose what came last.
 type Spool struct {
@@ -56,7 +61,8 @@ func headLine(done int64) []byte { return fmt.Appendf(nil, firstLine, done) }
 // compactFrom is how much must have been acknowledged before the file is written anew without it.
 const compactFrom = 1 << 20
 
-// OpenSpool opens the spool in dir and reads back what a previous process left. A torn last line is dropped.
+// OpenSpool opens the spool in dir and reads back what a previous process left. A torn last line is dropped, and so is one
+// that is too large to be sent, which an older sensor may have left: that is counted.
 func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
@@ -73,14 +79,11 @@ func OpenSpool(dir string, limit SpoolLimit) (*Spool, error) {
 			_ = old.Close()
 			return nil, err
 		}
-		lines := bufio.NewScanner(old)
-		lines.Buffer(make([]byte, 0, 64<<10), 4<<20)
-		for lines.Scan() {
-			if json.Valid(lines.Bytes()) {
-				s.hold(append([]byte(nil), lines.Bytes()...))
-			}
-		}
+		err := s.read(old)
 		_ = old.Close()
+		if err != nil {
+			return nil, fmt.Errorf("read spool: %w", err)
+		}
 	}
 	if err := s.rewrite(); err != nil {
 		return nil, err
@@ -107,6 +110,40 @@ func skipDone(f *os.File) error {
 		return fmt.Errorf("read spool: %w", err)
 	}
 	return nil
+}
+
+// read holds the lines of a file.
+func (s *Spool) read(file io.Reader) error {
+	lines := bufio.NewReaderSize(file, MaxDetection+1)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			for errors.Is(err, bufio.ErrBufferFull) {
+				_, err = lines.ReadSlice('\n')
+			}
+			s.dropped, line = s.dropped+1, nil
+		}
+		if line = bytes.TrimSuffix(line, []byte("\n")); json.Valid(line) {
+			s.hold(bytes.Clone(line))
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // the caller says what is read
+		}
+	}
+}
+
+// encode writes a detection as a line. One that is too large goes without its pod's labels and annotations, which are
+// not the matter; if it is too large still, it is none.
+func encode(d sensors.Detection) ([]byte, error) {
+	line, err := json.Marshal(d)
+	if err != nil || len(line) <= MaxDetection {
+		return line, err //nolint:wrapcheck // the caller says what is encoded
+	}
+	d.Event.Container.Pod.Labels, d.Event.Container.Pod.Annotations = nil, nil
+	return json.Marshal(d) //nolint:wrapcheck // see above
 }
 
 func (s *Spool) hold(line []byte) {
@@ -142,14 +179,19 @@ func (s *Spool) rewrite() error {
 	return nil
 }
 
-// Add keeps a detection. A full spool drops it and counts the drop; a full disk keeps it in memory only.
+// Add keeps a detection. A full spool drops it and counts the drop, and so it does with one that is too large to be sent;
+// a full disk keeps it in memory only.
 func (s *Spool) Add(d sensors.Detection) error {
-	line, err := json.Marshal(d)
+	line, err := encode(d)
 	if err != nil {
 		return fmt.Errorf("spool detection %s: %w", d.ID, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(line) > MaxDetection {
+		s.dropped++
+		return fmt.Errorf("detection %s of rule %s dropped: it has %d bytes, and a gateway accepts at most %d", d.ID, d.Rule, len(line), MaxDetection)
+	}
 	if len(s.pending) >= s.limit.Detections || s.bytes+int64(len(line)) > s.limit.Bytes {
 		s.dropped++
 		return fmt.Errorf("spool is full (%d detections, %d bytes): detection %s dropped", len(s.pending), s.bytes, d.ID)
@@ -224,10 +266,10 @@ func (s *Spool) empty() error {
 	return nil
 }
 
-// Len is the number of detections kept; Dropped how many a full spool refused.
+// Len is the number of detections kept.
 func (s *Spool) Len() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.pending) }
 
-// Dropped is how many detections a full spool refused since it was opened.
+// Dropped is how many detections were refused since the spool was opened, because it was full or they were too large.
 func (s *Spool) Dropped() uint64 { s.mu.Lock(); defer s.mu.Unlock(); return s.dropped }
 
 // Close closes the file and keeps what is in it.

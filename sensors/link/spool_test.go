@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -68,5 +69,27 @@ func TestAnOlderSpoolAndATornOneAreRead(t *testing.T) {
 		s, err := OpenSpool(dir, SpoolLimit{})
 		require.NoError(t, err)
 		require.Equal(t, []string{"a", "b"}, spooled(t, s), name)
+	}
+}
+
+func TestWhatIsTooLargeToBeSentIsNeverInTheWay(t *testing.T) {
+	dir := t.TempDir()
+	// An older sensor left one that no message holds, and one that no line reader reads.
+	text := string(headLine(0)) + `{"id":"a"}` + "\n" + `{"id":"b","title":"` + strings.Repeat("x", 300<<10) + `"}` + "\n" + `{"id":"c","title":"` + strings.Repeat("x", 5<<20) + `"}` + "\n" + `{"id":"d"}` + "\n"
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "detections.spool"), []byte(text), 0o600))
+	s, err := OpenSpool(dir, SpoolLimit{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "d"}, spooled(t, s))
+	require.Equal(t, uint64(2), s.Dropped())
+
+	annotated := sensors.Detection{ID: "annotated"}
+	annotated.Event.Container.Pod = sensors.Pod{Name: "shop", Annotations: map[string]string{"a": strings.Repeat("<", 250<<10)}}
+	require.NoError(t, s.Add(annotated))
+	require.Equal(t, []string{"a", "d", "annotated"}, spooled(t, s), "it goes without what makes it large")
+	require.NotEmpty(t, annotated.Event.Container.Pod.Annotations, "the caller's own is as it was")
+	require.ErrorContains(t, s.Add(sensors.Detection{ID: "large", Reasons: []string{strings.Repeat("<", 250<<10)}}), "at most 262144")
+	require.Equal(t, uint64(3), s.Dropped())
+	for _, line := range s.Head(10) {
+		require.LessOrEqual(t, len(line), MaxDetection)
 	}
 }

@@ -175,7 +175,7 @@ func (p *Probe) load() error {
 	for _, a := range attachments {
 		st := status[a.hook]
 		if p.disabled(a.hook) {
-			st.Reason = "disabled by configuration"
+			st.Reason = Disabled
 			continue
 		}
 		if err := p.attachOne(a, spec, programs[a.program]); err != nil {

@@ -91,6 +91,9 @@ type Loser struct {
 	Lost   uint64
 }
 
+// Disabled is the reason of a hook that is off because somebody configured it so.
+const Disabled = "disabled by configuration"
+
 // HookStatus says whether a hook is on, and if not why not and what would mend it.
 type HookStatus struct {
 	Hook   Hook   `json:"hook"`

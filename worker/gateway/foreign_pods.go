@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +48,7 @@ func (f *Foreign) complete(ctx context.Context, d *sensors.Detection) error {
 	if pod.UID != "" && pod.UID != string(got.UID) {
 		return fmt.Errorf("pod %s/%s has the UID %s now, not %s", clip(pod.Namespace), clip(pod.Name), got.UID, clip(pod.UID))
 	}
-	pod.UID, pod.IP, pod.HostNetwork, pod.ServiceAccount, pod.Labels = string(got.UID), got.Status.PodIP, got.Spec.HostNetwork, got.Spec.ServiceAccountName, maps.Clone(got.Labels)
+	pod.UID, pod.IP, pod.HostNetwork, pod.ServiceAccount, pod.Labels = string(got.UID), got.Status.PodIP, got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.BoundLabels(got.Labels)
 	d.Node, d.Event.Node = got.Spec.NodeName, got.Spec.NodeName
 	c := &d.Event.Container
 	if s := containerOf(got, c.ID, c.Name); s != nil {

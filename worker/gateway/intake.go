@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
+	"stanch/sensors/link"
 	"stanch/sensors/proof"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -33,11 +34,13 @@ import (
 
 // Bounds of what is accepted.
 const (
-	maxDetection = 256 << 10
+	maxDetection = link.MaxDetection
 	maxBatch     = 100
-	maxQueue     = 20_000
-	maxFuture    = 2 * time.Minute
-	maxActor     = 2048
+	// maxSignal bounds what one signal brings, in bytes of its detections: Temporal takes two megabytes, and never one more.
+	maxSignal = 1 << 20
+	maxQueue  = 20_000
+	maxFuture = 2 * time.Minute
+	maxActor  = 2048
 )
 
 // TemporaryError says that a detection may be sent again.
@@ -84,8 +87,20 @@ type queue struct {
 
 type item struct {
 	detection sensors.Detection
+	size      int
 	done      []chan error
 	came      time.Time
+}
+
+// fits is how many of what waits go into one signal: at least one.
+func fits(waiting []*item) int {
+	size := 0
+	for n, it := range waiting[:min(len(waiting), maxBatch)] {
+		if size += it.size; size > maxSignal && n > 0 {
+			return n
+		}
+	}
+	return min(len(waiting), maxBatch)
 }
 
 // DecodeDetection reads one detection strictly: what is too large or not of the shape is refused.
@@ -211,6 +226,10 @@ func (i *Intake) Key(d sensors.Detection) string {
 
 func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 	key, wait := i.Key(d), make(chan error, 1)
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return nil, fmt.Errorf("encode detection %s: %w", clip(d.ID), err)
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.queues == nil {
@@ -234,7 +253,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 	if i.queued >= maxQueue {
 		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queued)}
 	}
-	q.waiting = append(q.waiting, &item{detection: d, done: []chan error{wait}, came: time.Now()})
+	q.waiting = append(q.waiting, &item{detection: d, size: len(raw), done: []chan error{wait}, came: time.Now()})
 	i.queued++
 	if !q.running {
 		q.running = true
@@ -252,7 +271,7 @@ func alike(a, b sensors.Detection) bool {
 func (i *Intake) drain(key string, q *queue) {
 	for {
 		i.mu.Lock()
-		n := min(len(q.waiting), maxBatch)
+		n := fits(q.waiting)
 		if n == 0 {
 			q.running = false
 			delete(i.queues, key)

@@ -15,9 +15,13 @@ import (
 // maxHealth bounds what a node may tell of itself, in bytes.
 const maxHealth = 256 << 10
 
-// spoke takes in what a node tells of itself, and answers with the time.
+// spoke takes in what a node tells of itself, and answers with the time. What it tells too often is not looked at: all of
+// it is judged, and reported, on the way that the words of all nodes go.
 func (h *Hub) spoke(n *node, health *linkpb.Health) error {
 	now := time.Now()
+	if !n.pace.words.AllowN(now, 1) {
+		return nil
+	}
 	clock := measure(health, n.told, now)
 	raw := append(json.RawMessage(nil), health.GetStatus()...)
 	if len(raw) > maxHealth || !json.Valid(raw) {

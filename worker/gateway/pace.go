@@ -20,11 +20,19 @@ type paces struct {
 // pace is one node's allowance.
 type pace struct {
 	detections, bytes *rate.Limiter
+	// words are those about itself. What comes faster is left out: the next says what has become of it.
+	words *rate.Limiter
 
 	mu      sync.Mutex
 	until   time.Time // it was told to wait until then
 	limited uint64
 }
+
+// A sensor tells how it is every ten seconds, and at once when it dials.
+const (
+	wordsRate   = 1
+	wordsAtOnce = 10
+)
 
 // maxPaces bounds how many nodes are told apart; past it all begin anew.
 const maxPaces = 10_000
@@ -39,6 +47,7 @@ func (p *paces) of(node string) *pace {
 		c := p.config.OrDefault()
 		p.by[node] = &pace{
 			detections: rate.NewLimiter(rate.Limit(c.Rate), c.Burst), bytes: rate.NewLimiter(rate.Limit(c.Bytes), c.Bytes*burstSeconds),
+			words: rate.NewLimiter(wordsRate, wordsAtOnce),
 		}
 	}
 	return p.by[node]

@@ -54,7 +54,9 @@ func (m *Monitor) recall() error {
 	}
 	for name, r := range known {
 		// They have had no time to dial since this process began.
-		m.nodes[name] = &node{stopped: r.Stopped, seen: r.Seen, left: m.began}
+		n := newNode()
+		n.stopped, n.seen, n.left = r.Stopped, r.Seen, m.began
+		m.nodes[name] = n
 	}
 	return nil
 }
@@ -105,6 +107,9 @@ func (m *Monitor) absent(ctx context.Context) {
 			expected = nil
 		}
 	}
+	if expected != nil {
+		m.share(ctx, now, expected)
+	}
 	for _, a := range m.missing(now, expected) {
 		e, should := expected[a.name]
 		c, tell := m.judge(a, e, should, expected != nil, now)
@@ -144,8 +149,11 @@ func (m *Monitor) missing(now time.Time, expected map[string]Expectation) []miss
 	}
 	for _, name := range slices.Sorted(maps.Keys(expected)) {
 		e := expected[name]
-		if m.nodes[name] != nil || e.Pod == "" {
+		if m.nodes[name] != nil {
 			continue
+		}
+		if _, was := m.shared[name]; e.Pod == "" && !was {
+			continue // no sensor was ever meant to be there
 		}
 		since := m.began
 		if e.Since.After(since) {
@@ -186,6 +194,9 @@ func (m *Monitor) judge(a missing, e Expectation, should, cluster bool, now time
 	case !cluster:
 	case e.Ready && e.Pod == "":
 		c.reasons = append(c.reasons, "Kubernetes says that the node is ready, and that no pod of the sensor's is to run there any more: somebody took it away.")
+		if m.Memory != nil {
+			c.reasons = append(c.reasons, "If that was meant, take the node out of the ConfigMap "+WatchedName+" and restart the worker.")
+		}
 	case e.Ready:
 		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes says that the node is ready; its sensor's pod: %s.", clip(e.Pod)))
 	default:

@@ -128,5 +128,5 @@ func (m *Monitor) ForeignHealth(_ context.Context, h foreign.Health) {
 	if h.Message != "" {
 		reasons = append(reasons, "It says: "+clip(h.Message))
 	}
-	m.tell(condition{kind: foreignDropped, subject: sourceSubject(h.Source), since: h.Time, count: clampInt(more), reasons: reasons})
+	m.tell(condition{kind: foreignDropped, subject: sourceSubject(h.Source), by: "source " + h.Source, since: h.Time, count: clampInt(more), reasons: reasons})
 }

@@ -9,7 +9,10 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +84,8 @@ type Options struct {
 	Cluster   Cluster
 	Elsewhere Elsewhere
 	Authority Authority
+	// Memory is used with a Cluster only.
+	Memory Memory
 	// File remembers which nodes were here, over restarts; "" forgets them.
 	File   string
 	Timing Timing
@@ -94,12 +99,19 @@ type Monitor struct {
 	Options
 	began time.Time
 
+	// Of the Memory; only Look uses them.
+	shared   map[string]time.Time // what it says
+	recalled time.Time            // when it was asked last
+	unshared time.Time            // until when it is not tried again to change it
+
 	mu      sync.Mutex
 	nodes   map[string]*node
 	sources map[string]*source
-	told    map[string]time.Time // when a condition was told last, by its key
+	told    map[string]time.Time // until when a condition that was told is not told again, by its key
 	waiting []report
-	lost    int // reports that were given up
+	held    map[string]int // how many reports of whose words wait or are on their way
+	lost    map[string]int // how many of a node's were given up since that was told
+	late    int            // how many of the gateway's own had no room since the last look
 }
 
 var _ gateway.Monitor = (*Monitor)(nil)
@@ -108,12 +120,15 @@ var _ gateway.Monitor = (*Monitor)(nil)
 type report struct {
 	detection sensors.Detection
 	from      string
+	held      string // under which it is counted in Monitor.held
 }
 
-// The bounds of what a monitor remembers.
+// The bounds of what a monitor remembers. What nodes and other sensors say has less room than what the gateway itself
+// notices, and each of them a room of its own: one that tells of a thousand gaps must not hide another's.
 const (
 	maxNodes   = 20_000
 	maxWaiting = 2000
+	maxHeld    = 40
 	maxTold    = 50_000
 )
 
@@ -126,7 +141,7 @@ func New(o Options) *Monitor {
 		o.Now = time.Now
 	}
 	o.Timing = o.Timing.orDefault()
-	m := &Monitor{Options: o, began: o.Now(), nodes: map[string]*node{}, sources: map[string]*source{}, told: map[string]time.Time{}}
+	m := &Monitor{Options: o, began: o.Now(), nodes: map[string]*node{}, sources: map[string]*source{}, told: map[string]time.Time{}, held: map[string]int{}, lost: map[string]int{}}
 	if err := m.recall(); err != nil {
 		o.Log.Warn("which nodes were here before is not known", "error", err)
 	}
@@ -152,6 +167,7 @@ func (m *Monitor) Look(ctx context.Context) {
 	m.absent(ctx)
 	m.endings()
 	m.silent()
+	m.overflown()
 	m.report(ctx)
 }
 
@@ -165,20 +181,60 @@ func (m *Monitor) tell(c condition) bool {
 		again = m.Timing.Again
 	}
 	key := c.key()
-	if last, ok := m.told[key]; ok && now.Sub(last) < again {
+	if until, ok := m.told[key]; ok && now.Before(until) {
 		return false
 	}
-	if len(m.told) >= maxTold {
-		clear(m.told)
-	}
-	m.told[key] = now
-	if len(m.waiting) >= maxWaiting {
-		m.lost++
-		return false
+	if !m.room(c, now) {
+		return false // and not remembered as told: it is tried again
 	}
 	m.Log.Warn("the telemetry has a gap", "kind", c.kind.rule, "subject", c.subject.Name, "reasons", c.reasons)
-	m.waiting = append(m.waiting, report{c.detection(now, again), c.from})
+	m.held[c.voice()]++
+	m.waiting = append(m.waiting, report{c.detection(now, again), c.from, c.voice()})
+	m.told[key] = now.Add(again)
 	return true
+}
+
+// room tells whether a condition may wait with the others. The caller holds m.mu.
+func (m *Monitor) room(c condition, now time.Time) bool {
+	if len(m.told) >= maxTold {
+		maps.DeleteFunc(m.told, func(_ string, until time.Time) bool { return !now.Before(until) })
+	}
+	if c.by == "" {
+		if m.held[""] >= maxWaiting {
+			m.late++
+			return false
+		}
+		return true
+	}
+	full := m.held[c.voice()] >= maxHeld || len(m.told) >= maxTold
+	if c.from != "" && !full {
+		full = !m.of(c.from).blames.AllowN(now, 1)
+	}
+	if full && c.node != "" {
+		m.lost[c.node]++
+	}
+	return !full
+}
+
+// overflown tells which nodes told of more gaps than they have room for.
+func (m *Monitor) overflown() {
+	m.mu.Lock()
+	lost, late := maps.Clone(m.lost), m.late
+	m.late = 0
+	m.mu.Unlock()
+	if late > 0 {
+		m.Log.Warn("there are more gaps in the telemetry than can be reported now; the others are tried again", "others", late)
+	}
+	for _, name := range slices.Sorted(maps.Keys(lost)) {
+		// The gateway's own word, so that it has room; there is one for each node.
+		if m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, count: lost[name], reasons: []string{
+			fmt.Sprintf("Node %s told of more gaps in its telemetry than a node may: %d of them were left out.", name, lost[name]),
+		}}) {
+			m.mu.Lock()
+			delete(m.lost, name)
+			m.mu.Unlock()
+		}
+	}
 }
 
 // mended forgets that a condition was told: when it comes back it is told at once.
@@ -188,12 +244,21 @@ func (m *Monitor) mended(k kind, subject sensors.Subject) {
 	delete(m.told, condition{kind: k, subject: subject}.key())
 }
 
-// report gives what waits to its incidents. What Temporal does not take now waits on.
+// report gives what waits to its incidents, the gateway's own words first. What Temporal does not take now waits on.
 func (m *Monitor) report(ctx context.Context) {
 	m.mu.Lock()
 	waiting := m.waiting
 	m.waiting = nil
 	m.mu.Unlock()
+	slices.SortStableFunc(waiting, func(a, b report) int {
+		switch {
+		case a.held == "" && b.held != "":
+			return -1
+		case b.held == "" && a.held != "":
+			return 1
+		}
+		return 0
+	})
 	for n, r := range waiting {
 		err := m.Intake.Check(ctx, r.detection, r.from)
 		if err == nil {
@@ -207,6 +272,7 @@ func (m *Monitor) report(ctx context.Context) {
 				m.mu.Unlock()
 				return
 			}
+			m.gone(r)
 			continue
 		}
 		if temporary := (*gateway.TemporaryError)(nil); errors.As(err, &temporary) {
@@ -216,5 +282,15 @@ func (m *Monitor) report(ctx context.Context) {
 			continue
 		}
 		m.Log.Warn("a gap in the telemetry is not reported", "detection", r.detection.ID, "reason", err)
+		m.gone(r)
+	}
+}
+
+// gone forgets a report that waits no longer.
+func (m *Monitor) gone(r report) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.held[r.held]--; m.held[r.held] <= 0 {
+		delete(m.held, r.held)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/gateway"
 	"stanch/worker/health"
 )
 
@@ -127,6 +128,39 @@ func TestHealth(t *testing.T) {
 		require.ElementsMatch(t, ids("noisy-1", n), arrived)
 		require.Contains(t, becomes(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
 		require.Empty(t, told(t, server, "Node/calm-1"))
+	})
+
+	t.Run("a node that tells of itself all the time is looked at once a second", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		heard := &listener{Monitor: e.hub.Monitor}
+		e.hub.Monitor = heard
+		var said atomic.Int64
+		began := time.Now()
+		e.join(t, sensorOptions{name: "talker-1", every: time.Millisecond, status: func() any {
+			return agent.Report{Health: agent.Health{Node: "talker-1"}, Spooled: int(said.Add(1))}
+		}})
+		require.Eventually(t, func() bool { return said.Load() >= 500 }, 30*time.Second, time.Millisecond)
+		require.LessOrEqual(t, float64(heard.spoke.Load()), 12+time.Since(began).Seconds())
+		require.GreaterOrEqual(t, heard.spoke.Load(), int64(10))
+	})
+
+	t.Run("detections that are large are taken all the same, and what no message holds is in nobody's way", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		s := e.join(t, sensorOptions{name: "large-1"})
+		e.here(t, "large-1")
+		d := made("large-1", 0)
+		d.Event.Container.Pod.Annotations = map[string]string{"a": strings.Repeat("<", 250<<10)}
+		require.NoError(t, s.spool.Add(d))
+		require.NoError(t, s.spool.Add(made("large-1", 1)))
+		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
+		require.ElementsMatch(t, ids("large-1", 2), idsOf(told(t, server, "Container/large-1-c")))
+		var many []sensors.Detection
+		for i := range 30 { // of several nodes, more than Temporal takes at once
+			d := made("large-2", i)
+			d.Event.Process.Args = append(d.Event.Process.Args, strings.Repeat("x", 200<<10))
+			many = append(many, d)
+		}
+		require.NoError(t, e.intake.Accept(t.Context(), many))
 	})
 
 	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
@@ -234,6 +268,19 @@ func TestHealth(t *testing.T) {
 		e.ForeignHealth(context.Background(), foreign.Health{Source: "api-1", Unread: 3, Message: "it nests deeper"})
 		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, becomes(t, server, "Source/api-1", "foreign-events-unread").Reasons[:2])
 	})
+}
+
+// listener counts what a monitor is told of nodes' words.
+type listener struct {
+	gateway.Monitor
+	spoke atomic.Int64
+}
+
+func (l *listener) NodeNote(n gateway.NodeNote) {
+	if n.What == gateway.NodeSpoke {
+		l.spoke.Add(1)
+	}
+	l.Monitor.NodeNote(n)
 }
 
 func made(node string, n int) sensors.Detection {

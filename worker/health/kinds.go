@@ -89,6 +89,7 @@ type condition struct {
 	// container is set if a container is to blame; then the detection is about it and joins its incident.
 	container sensors.Container
 	from      string // whose word it is; "" is the gateway's
+	by        string // the node or source whose words made the gateway say it; "" is nobody's
 	severity  sensors.Severity
 	reasons   []string
 	count     int
@@ -97,6 +98,14 @@ type condition struct {
 
 func (c condition) key() string {
 	return strings.Join([]string{c.kind.rule, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID}, "\x00")
+}
+
+// voice is under what a condition is counted: a node's words about its containers apart from those about itself.
+func (c condition) voice() string {
+	if c.from != "" {
+		return c.by + " containers"
+	}
+	return c.by
 }
 
 // detection writes a condition as a detection. Its id is the same in every replica of the gateway that notices the same

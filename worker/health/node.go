@@ -7,8 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/probe"
 	"stanch/worker/gateway"
 )
 
@@ -24,8 +27,18 @@ type node struct {
 	first, limited time.Time // of the excess that lasts; zero is none
 	last           *agent.Report
 	base           agent.Losses    // what was told of its losses
-	hooks          map[string]bool // those that were on
+	hooks          map[string]bool // those that were ever on, and are missed until they are on again
+	watched        bool            // it watched the kernel
+	blames         *rate.Limiter   // of the containers that it says lost events
 }
+
+// A node may name this many containers as those that lost events: at once, and one more in this time.
+const (
+	blamesAtOnce = 30
+	blamesEvery  = 2 * time.Second
+)
+
+func newNode() *node { return &node{blames: rate.NewLimiter(rate.Every(blamesEvery), blamesAtOnce)} }
 
 // calm is after how long without an excess another one is a new one.
 const calm = 30 * time.Second
@@ -37,7 +50,7 @@ func (m *Monitor) of(name string) *node {
 		if len(m.nodes) >= maxNodes {
 			clear(m.nodes)
 		}
-		n = &node{}
+		n = newNode()
 		m.nodes[name] = n
 	}
 	return n
@@ -86,7 +99,7 @@ func (m *Monitor) limited(name string, now time.Time) {
 	first := n.first
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.Excess {
-		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, since: first, reasons: []string{
+		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, by: name, since: first, reasons: []string{
 			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, round(lasts)),
 		}})
 	}
@@ -109,14 +122,37 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 	n := m.of(note.Node)
 	before := n.last
 	n.last = &report
-	was := n.hooks
-	n.hooks = map[string]bool{}
-	for _, h := range report.Probe.Hooks[:min(len(report.Probe.Hooks), 100)] {
-		n.hooks[string(h.Hook)] = h.On
-	}
+	off := n.see(report.Probe)
+	blind := n.watched && report.Probe.Since.IsZero()
 	m.mu.Unlock()
-	m.eyes(note.Node, report, was)
+	m.eyes(note.Node, report, off, blind)
 	m.losses(note.Node, before, report, now)
+}
+
+// maxHooks bounds how many hooks of a node are remembered, and judged.
+const maxHooks = 100
+
+// see remembers which hooks are on, and gives those that were once and are not: a sensor that started anew without one says
+// so from its first word on, and is blind there for as long as it lasts. What is off for good, because the kernel
+// lacks it, is the doctor's to tell. The caller holds m.mu.
+func (n *node) see(s probe.Status) []probe.HookStatus {
+	if !s.Since.IsZero() {
+		n.watched = true
+	}
+	var off []probe.HookStatus
+	for _, h := range s.Hooks[:min(len(s.Hooks), maxHooks)] {
+		name := string(h.Hook)
+		switch {
+		case !h.On && n.hooks[name]:
+			off = append(off, h)
+		case h.On && len(n.hooks) < maxHooks:
+			if n.hooks == nil {
+				n.hooks = map[string]bool{}
+			}
+			n.hooks[name] = true
+		}
+	}
+	return off
 }
 
 // clock tells of a wrong one; nothing is corrected.
@@ -130,13 +166,13 @@ func (m *Monitor) clock(name string, c gateway.Clock) {
 	if c.Skew < 0 {
 		direction = "behind"
 	}
-	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, reasons: []string{
+	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, by: name, reasons: []string{
 		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, round(c.Skew.Abs()), direction, c.Error.Round(time.Millisecond)),
 	}})
 }
 
 // eyes tells of a sensor that no longer sees.
-func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
+func (m *Monitor) eyes(name string, r agent.Report, off []probe.HookStatus, blind bool) {
 	var reasons []string
 	if r.Eyes.Shut {
 		last := "never since it started"
@@ -148,20 +184,28 @@ func (m *Monitor) eyes(name string, r agent.Report, was map[string]bool) {
 			reasons = append(reasons, "The sensor says: "+clip(r.Eyes.Why))
 		}
 	}
-	for _, h := range r.Probe.Hooks[:min(len(r.Probe.Hooks), 100)] {
-		// What is off for good, because the kernel lacks it or somebody configured it so, is the doctor's to tell.
-		if was[string(h.Hook)] && !h.On {
-			reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", clip(string(h.Hook)), name, clip(h.Reason)))
-		}
+	for _, h := range off {
+		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", clip(string(h.Hook)), name, clip(h.Reason)))
 	}
-	if r.Probe.Since.IsZero() && len(was) > 0 {
+	if blind {
 		reasons = append(reasons, fmt.Sprintf("The sensor of node %s watched the kernel and no longer does.", name))
 	}
 	if len(reasons) == 0 {
 		m.mended(eyesShut, nodeSubject(name))
 		return
 	}
-	m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, since: r.Eyes.Last, reasons: reasons})
+	told := m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Eyes.Last, reasons: reasons})
+	if !told {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.of(name)
+	for _, h := range off {
+		if h.Reason == probe.Disabled {
+			delete(n.hooks, string(h.Hook)) // somebody wanted it, has been told, and is not told for ever
+		}
+	}
 }
 
 const (
@@ -205,7 +249,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 			continue
 		}
 		m.tell(condition{
-			kind: flooded, container: b.Container, node: name, from: name, count: clampInt(more), since: r.Lost.Since,
+			kind: flooded, container: b.Container, node: name, from: name, by: name, count: clampInt(more), since: r.Lost.Since,
 			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
 		})
 	}
@@ -213,7 +257,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, causes(r)))
 	}
 	if spool > 0 {
-		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s, because its spool was full.", spool, name))
+		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
 	}
 	if len(names) > 0 {
 		reasons = append(reasons, "Most of them were made by "+strings.Join(names, ", ")+".")
@@ -222,7 +266,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these had been judged, and mattered
 	}
-	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, by: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
 	if told { // else it is counted with the next
 		m.mu.Lock()
 		m.of(name).base = r.Lost

@@ -150,6 +150,7 @@ type sensorOptions struct {
 	status func() any
 	old    bool // its certificate is past half of its life
 	log    io.Writer
+	every  time.Duration // how often it tells how it is; 30 ms if not given
 }
 
 type handler struct{}
@@ -175,10 +176,13 @@ func (e *edge) join(t *testing.T, o sensorOptions) *sensor {
 	if o.log == nil {
 		o.log = io.Discard
 	}
+	if o.every == 0 {
+		o.every = 30 * time.Millisecond
+	}
 	proxy := newProxy(t, e.address)
 	s := &sensor{spool: spool, Client: &link.Client{
 		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: handler{}, Identity: identity,
-		Status: o.status, HealthEvery: 30 * time.Millisecond, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
+		Status: o.status, HealthEvery: o.every, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

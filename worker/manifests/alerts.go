@@ -25,7 +25,7 @@ groups:
       - alert: StanchSpoolDropped
         expr: increase(stanch_node_spool_dropped_detections_total[10m]) > 0
         labels: { severity: critical }
-        annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was away." }
+        annotations: { summary: "{{ $labels.node }} lost detections: its spool was full while the gateway was away, or they were too large." }
       - alert: StanchRuleFails
         expr: increase(stanch_node_rule_failed_total[30m]) > 0 or increase(stanch_gateway_rule_failed_total[30m]) > 0
         labels: { severity: warning }

@@ -20,6 +20,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/worker/guards"
+	"stanch/worker/health"
 )
 
 // The names of what is installed, and of the secrets that must be there.
@@ -120,6 +121,7 @@ func Objects(catalogue playbooks.Catalogue, o Options) ([]runtime.Object, error)
 	out = append(out, o.rbac(catalogue)...)
 	out = append(out,
 		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.SwitchName)},
+		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(health.WatchedName)},
 		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(ConfigName), Data: map[string]string{"stanch.yaml": o.Config}},
 		o.service(),
 	)
@@ -136,20 +138,25 @@ func (o Options) rbac(catalogue playbooks.Catalogue) []runtime.Object {
 	}
 	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
 	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: labels("")}
-	return []runtime.Object{
+	out := []runtime.Object{
 		&rbacv1.ClusterRole{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: Rights(catalogue, o.Phase)},
 		&rbacv1.ClusterRoleBinding{
 			TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
 		},
-		&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(guards.SwitchName), Rules: []rbacv1.PolicyRule{
-			{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{guards.SwitchName}, Verbs: []string{"get", "patch"}},
-		}},
-		&rbacv1.RoleBinding{
-			TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(guards.SwitchName), Subjects: subject,
-			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: guards.SwitchName},
-		},
 	}
+	// The right to two objects by their names, in Stanch's own namespace: nobody may make or delete any.
+	for _, name := range []string{guards.SwitchName, health.WatchedName} {
+		out = append(out,
+			&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(name), Rules: []rbacv1.PolicyRule{
+				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name}, Verbs: []string{"get", "patch"}},
+			}},
+			&rbacv1.RoleBinding{
+				TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(name), Subjects: subject,
+				RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+			})
+	}
+	return out
 }
 
 func kind(version, name string) metav1.TypeMeta {

@@ -16,6 +16,7 @@ import (
 	"stanch/worker"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
+	"stanch/worker/health"
 	"stanch/worker/manifests"
 )
 
@@ -89,9 +90,9 @@ func writes(t *testing.T, phase int) []string {
 	return out
 }
 
-func TestPhaseOneMayWriteNothingButTheKillSwitch(t *testing.T) {
+func TestPhaseOneMayWriteNothingButItsOwnState(t *testing.T) {
 	// A TokenReview is created, says whose a token is, and is nowhere afterwards.
-	if got, want := writes(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.SwitchName + "]"}; !slices.Equal(got, want) {
+	if got, want := writes(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.SwitchName + "]", "patch configmaps [" + health.WatchedName + "]"}; !slices.Equal(got, want) {
 		t.Errorf("phase 1 may %q, want only %q", got, want)
 	}
 }

@@ -66,7 +66,7 @@ stanch_node_events_dropped_total{node="node-1",reason="alerts ring full"} 3
 # HELP stanch_node_clock_skew_seconds How far the node's clock is ahead of the gateway's; negative is behind.
 # TYPE stanch_node_clock_skew_seconds gauge
 stanch_node_clock_skew_seconds{node="node-1"} -1.5
-# HELP stanch_node_spool_dropped_detections_total Detections that a full spool on the node refused.
+# HELP stanch_node_spool_dropped_detections_total Detections that the node's spool refused: it was full, or they were too large.
 # TYPE stanch_node_spool_dropped_detections_total counter
 stanch_node_spool_dropped_detections_total{node="node-1"} 5
 # HELP stanch_node_rule_evaluation_seconds What an evaluation of a rule took: the sum and the number of those that were timed, a sample of all.

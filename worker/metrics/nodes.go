@@ -46,7 +46,7 @@ func newNodes(source Nodes) *nodes {
 		since:        gauge("stanch_node_sensor_start_timestamp_seconds", "When the node's probe started.", "node"),
 		connected:    gauge("stanch_node_connected_timestamp_seconds", "When the node's present stream began.", "node"),
 		spooled:      gauge("stanch_node_spooled_detections", "Detections that wait on the node for the gateway.", "node"),
-		spoolDropped: counter("stanch_node_spool_dropped_detections_total", "Detections that a full spool on the node refused.", "node"),
+		spoolDropped: counter("stanch_node_spool_dropped_detections_total", "Detections that the node's spool refused: it was full, or they were too large.", "node"),
 		limited:      counter("stanch_node_batches_limited_total", "Batches that came faster than the node's rate and were told to wait.", "node"),
 		rulesLoaded:  gauge("stanch_node_rules", "Rules in force on the node.", "node"),
 		broken:       gauge("stanch_node_rule_problems", "Problems in the node's rule packs; what has one is left out.", "node"),
