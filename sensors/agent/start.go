@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -109,6 +110,8 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		closeAll()
 		return nil, nil, err
 	}
+	// The kernel's types, which the programs were fitted to, are many times what is kept: give that back to the node.
+	debug.FreeOSMemory()
 	return a, closeAll, nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strings"
 
+	kubejson "sigs.k8s.io/json"
+
 	"stanch/sensors"
 	"stanch/sensors/redact"
 )
@@ -130,7 +132,7 @@ func auditBounded(raw []byte) (sensors.Event, error) {
 
 func auditOne(raw []byte) (sensors.Event, error) {
 	var a auditEvent
-	if err := json.Unmarshal(raw, &a); err != nil {
+	if err := exact(raw, &a); err != nil {
 		return sensors.Event{}, fmt.Errorf("decode: %w", err)
 	}
 	at := a.Received.Time
@@ -243,10 +245,16 @@ func auditAnnotations(all map[string]string) map[string]string {
 	return out
 }
 
+// exact decodes as the API server does: names are told apart by their case. Who may write an object could otherwise say
+// "SPEC" behind "spec", and have the one judged and the other done.
+func exact(raw []byte, into any) error {
+	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers say what they read
+}
+
 // auditObject reads an object of a request, as far as facts are taken from it; nil if there is none.
 func auditObject(raw json.RawMessage) *requested {
 	var o requested
-	if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '{' || json.Unmarshal(raw, &o) != nil {
+	if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '{' || exact(raw, &o) != nil {
 		return nil
 	}
 	return &o

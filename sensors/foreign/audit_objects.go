@@ -1,7 +1,6 @@
 package foreign
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 
@@ -252,8 +251,12 @@ func (a *auditEvent) unlabelled(out *sensors.AuditAdmission) {
 		return
 	}
 	out.Level = "unset"
-	var patch []struct{ Op, Path, From string }
-	if a.Verb != "patch" || json.Unmarshal(a.RequestObject, &patch) != nil {
+	var patch []struct {
+		Op   string `json:"op"`
+		Path string `json:"path"`
+		From string `json:"from"`
+	}
+	if a.Verb != "patch" || exact(a.RequestObject, &patch) != nil {
 		return
 	}
 	path := "/metadata/labels/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(podSecurityLabel)

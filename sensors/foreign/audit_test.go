@@ -34,6 +34,13 @@ var auditLines = []string{
 	auditEvent("patch", "/api/v1/namespaces/shop/pods/web-1", `{"resource":"pods","namespace":"shop","name":"web-1"}`, `,"requestObject":[{"op":"add","path":"/spec/x","value":"PLANTED"}],"responseObject":{"spec":{"hostPID":true}}`),
 }
 
+// The API server tells names apart by their case: of two that differ in nothing else it reads one.
+func TestAnotherCaseOfANameHidesNothing(t *testing.T) {
+	e := audited(t, auditEvent("create", "/api/v1/namespaces/shop/pods", `{"resource":"pods","namespace":"shop"}`,
+		`,"requestObject":{"spec":{"hostPID":true,"HOSTPID":false,"containers":[{"image":"a","securityContext":{"privileged":true,"Privileged":false}}]},"SPEC":{"hostPID":false,"containers":[]}}`))
+	require.Equal(t, sensors.AuditPod{HostPID: true, Privileged: true, Images: []string{"a"}}, e.Audit.Pod)
+}
+
 func audited(t *testing.T, text string) sensors.Event {
 	t.Helper()
 	all, err := foreign.KubernetesAudit([]byte(text))

@@ -116,7 +116,7 @@ func loads(b *testing.B) []load {
 				_ = conn.Close()
 				return true
 			}, 10*time.Second, 20*time.Millisecond)
-			run1(b, c.Command(b, "ab", "-q", "-k", "-n", "60000", "-c", "8", "http://127.0.0.1:"+port+"/"))
+			run1(b, c.Command(b, "ab", "-q", "-k", "-n", "300000", "-c", "8", "http://127.0.0.1:"+port+"/"))
 		}})
 	}
 	return all
