@@ -63,8 +63,11 @@ func level(t *testing.T, user, group, verb, apiGroup, resource string) string {
 func TestNobodyIsLeftOutOfTheAuditLogWithWhatRulesAreAbout(t *testing.T) {
 	const accounts = "system:serviceaccounts:kube-system"
 	for _, user := range []struct{ name, group string }{
-		{"alice", "people"}, {"system:serviceaccount:kube-system:cilium", accounts}, {"system:serviceaccount:kube-system:job-controller", accounts},
-		{"system:node:n1", "system:nodes"}, {"system:kube-controller-manager", ""},
+		{"alice", "people"},
+		{"system:serviceaccount:kube-system:cilium", accounts},
+		{"system:serviceaccount:kube-system:job-controller", accounts},
+		{"system:node:n1", "system:nodes"},
+		{"system:kube-controller-manager", ""},
 	} {
 		for _, entered := range []string{"pods/exec", "pods/attach", "pods/portforward", "nodes/proxy", "secrets"} {
 			require.Equal(t, "Metadata", level(t, user.name, user.group, "get", "", entered), "%s %s", user.name, entered)
