@@ -39,7 +39,7 @@ func (w *Worker) watchHealth(ctx context.Context) {
 	}
 	w.Monitor = health.New(o)
 	w.Hub.Monitor = w.Monitor
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // a closer calls it
 	w.closers = append(w.closers, cancel)
 	go w.Monitor.Run(ctx)
 }

@@ -199,7 +199,7 @@ func (w *Worker) start(ctx context.Context) error {
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, Tracer: o.Tracer, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
-	exports, err := export.Open(o.Config.Exports, o.Version, o.Log)
+	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they go on until Close
 	if err != nil {
 		return err
 	}

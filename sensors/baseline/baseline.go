@@ -147,6 +147,7 @@ func (b *Baselines) Judge(e *sensors.Event) sensors.Baseline {
 		fresh = b.learn(image.Destinations, &image.FullDestinations, &image.destinationFloods, maxDestinations, name, image, now)
 		verdict.NewDestination = fresh && !image.FullDestinations
 		fresh = verdict.NewDestination
+	default: // sorted out above
 	}
 	if verdict.Learnt && fresh {
 		verdict.Reason = fmt.Sprintf("Never %s in %s of this image that this node watched for %s: %s.", what, containers(image.Containers), age(now.Sub(image.First)), name)

@@ -154,8 +154,9 @@ func about(e *sensors.Event) bool {
 		return e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentity && len(e.Audit.Namespace) <= maxIdentity
 	case sensors.KindCloud:
 		return e.Cloud.Event != "" && e.Cloud.Principal != ""
+	default:
+		return false
 	}
-	return false
 }
 
 // boundArgs keeps the beginning of a command line: as many arguments, and as many bytes of all of them, as an incident

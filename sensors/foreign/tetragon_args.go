@@ -114,6 +114,7 @@ func (hook *tetragonHook) arguments(e *sensors.Event) {
 		e.File = sensors.File{}
 	case sensors.KindDelete, sensors.KindChmod:
 		e.File.Write = true
+	default:
 	}
 	if r := hook.Return; r != nil {
 		e.Call.Failed = strings.HasPrefix(string(r.Int), "-") || strings.HasPrefix(string(r.Long), "-")

@@ -141,8 +141,7 @@ func (l *Lock) adoptWires() error {
 			}
 			old, err := link.LoadPinnedLink(pin, nil)
 			if err == nil {
-				err = old.Update(l.coll.Programs[w.program])
-				old.Close()
+				err = errors.Join(old.Update(l.coll.Programs[w.program]), old.Close())
 			}
 			if err != nil {
 				return fmt.Errorf("renew the program on wire %d: %w", index, err)

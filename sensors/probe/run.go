@@ -87,6 +87,7 @@ func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
 		if e.File.Sensitive = sensitive(e); e.File.Sensitive == "" {
 			return // only its base name looked sensitive
 		}
+	default:
 	}
 	if p.runtime(d) {
 		p.setup.Add(1)

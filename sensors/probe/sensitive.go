@@ -2,6 +2,7 @@ package probe
 
 import (
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -86,6 +87,7 @@ func sensitive(e *sensors.Event) string {
 		return sensitiveSocket // the kernel went by the socket's own name; the path may be another
 	case sensors.KindDelete:
 		return clearedClass(e.File.Path)
+	default:
 	}
 	class := sensitiveClass(e.File.Path)
 	if class == sensitiveEnviron || class == sensitiveMemory {
@@ -98,11 +100,8 @@ func sensitive(e *sensors.Event) string {
 }
 
 func clearedClass(p string) string {
-	base := path.Base(p)
-	for _, name := range historyNames {
-		if base == name {
-			return sensitiveHistory
-		}
+	if slices.Contains(historyNames, path.Base(p)) {
+		return sensitiveHistory
 	}
 	if strings.HasPrefix(p, "/var/log/") || strings.HasPrefix(p, "/var/run/") || strings.HasPrefix(p, "/run/") || !path.IsAbs(p) {
 		return sensitiveLog

@@ -161,7 +161,7 @@ func (l *loader) adviseShadow(r *Rule) {
 		theirs := conjuncts(other.condition.tree)
 		covers := !slices.ContainsFunc(theirs, func(c string) bool { return !slices.Contains(mine, c) })
 		same := len(theirs) == len(mine)
-		if covers && (same || other.written.severity.Rank() >= r.written.severity.Rank() && other.written.confidence >= r.written.confidence) && !(same && l.before(r, other)) {
+		if covers && (same || other.written.severity.Rank() >= r.written.severity.Rank() && other.written.confidence >= r.written.confidence) && (!same || !l.before(r, other)) {
 			r.file.warn(r.nodes["condition"], "shadowed", "remove it, or narrow the other",
 				"`%s` at %s fires on every event on which `%s` does, and weighs no less", other.Name, other.At, r.Name)
 		}

@@ -50,9 +50,10 @@ func scramble(r *rand.Rand, v reflect.Value) {
 		if v.Type() == reflect.TypeFor[time.Time]() {
 			return
 		}
-		for i := range v.NumField() {
-			scramble(r, v.Field(i))
+		for _, field := range v.Fields() {
+			scramble(r, field)
 		}
+	default:
 	}
 }
 

@@ -235,7 +235,7 @@ func (in *installation) podLogs(ctx context.Context) string {
 	var out strings.Builder
 	for _, p := range pods.Items {
 		logs, err := in.Logs(ctx, in.namespace, p.Name, p.Spec.Containers[0].Name)
-		out.WriteString(fmt.Sprintf("--- %s (%v)\n%s", p.Name, err, logs[max(0, len(logs)-6000):]))
+		fmt.Fprintf(&out, "--- %s (%v)\n%s", p.Name, err, logs[max(0, len(logs)-6000):])
 	}
 	return out.String()
 }

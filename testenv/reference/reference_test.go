@@ -212,7 +212,6 @@ func (w *writer) expressions() {
 
 func (w *writer) fields(prefix string, t reflect.Type, deep int) {
 	for f := range t.Fields() {
-		f := f
 		name := f.Tag.Get("expr")
 		if name == "" {
 			continue
@@ -285,7 +284,6 @@ func (w *writer) params(what string, t reflect.Type, docs bool) {
 	w.row(what, "type", "what it is")
 	w.row("---", "---", "---")
 	for f := range t.Fields() {
-		f := f
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		kind, _ := typeName(f.Type)
 		if f.IsExported() && name != "-" && (name != "" || !docs) {

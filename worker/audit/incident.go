@@ -356,9 +356,9 @@ func around(on string, outputs json.RawMessage, details map[string]any) string {
 	var what strings.Builder
 	what.WriteString("Looked up what is around " + on)
 	if w.Owner.Name != "" {
-		what.WriteString(fmt.Sprintf(": it belongs to %s %s", w.Owner.Kind, w.Owner.Name))
+		fmt.Fprintf(&what, ": it belongs to %s %s", w.Owner.Kind, w.Owner.Name)
 	}
-	what.WriteString(fmt.Sprintf("; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods")))
+	fmt.Fprintf(&what, "; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods"))
 	if len(w.MayDo) > 0 {
 		what.WriteString("; its account may " + strings.Join(w.MayDo, ", "))
 		details["may_do"] = w.MayDo

@@ -80,6 +80,7 @@ func Falco(d sensors.Detection, rule string) any {
 		put("ct.user.arn", strings.TrimPrefix(e.Actor, "aws:"))
 	case sensors.KindHealth:
 		source = "internal"
+	default:
 	}
 	tags := []string{"stanch"}
 	if t, ok := tactics[d.Objective]; ok {

@@ -109,7 +109,7 @@ func openDoors(t *testing.T, server *temporal.Server, sources ...config.Foreign)
 	d.intake = &gateway.Intake{Temporal: server, Authority: auth, Config: config.Default(), Kube: kube, Log: slog.New(slog.DiscardHandler), Incident: "Story"}
 	d.Foreign, err = gateway.NewForeign(d.intake, sources, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	d.Foreign.Health = d.health
+	d.Health = d.health
 	d.serve(t, nil)
 	return d
 }

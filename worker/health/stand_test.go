@@ -186,7 +186,7 @@ func (e *edge) join(t *testing.T, o sensorOptions) *sensor {
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Client.Run(ctx) }()
+	go func() { defer close(done); _ = s.Run(ctx) }()
 	s.end = sync.OnceFunc(func() { cancel(); <-done })
 	s.kill = sync.OnceFunc(func() { proxy.cut(); s.end() })
 	t.Cleanup(s.end)

@@ -135,7 +135,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		in = follower
 		defer func() {
 			stop()
-			for range lines { // the file is closed when nobody reads it any more
+			for range lines { //nolint:revive // the file is closed when nobody reads it any more
 			}
 			follower.close()
 		}()

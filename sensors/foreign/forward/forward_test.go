@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -73,9 +74,7 @@ func (d *door) serve(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "0")
 		w.WriteHeader(code)
 		a := map[string]any{"status": status}
-		for k, v := range more {
-			a[k] = v
-		}
+		maps.Copy(a, more)
 		_ = json.NewEncoder(w).Encode(a)
 	}
 	if r.Header.Get("Authorization") != "Bearer the-token" {
