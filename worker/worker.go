@@ -30,11 +30,6 @@ import (
 
 	"stanch/activities"
 	"stanch/activities/aws"
-	"stanch/activities/kube"
-	"stanch/activities/node"
-	"stanch/activities/notify"
-	view "stanch/activities/slack"
-	"stanch/playbooks"
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
@@ -114,32 +109,6 @@ type Worker struct {
 	slack   *gateway.Slack // nil without a configuration
 	judge   *gateway.Judge // nil where nothing is judged here
 	closers []func()
-}
-
-// Parts are what actions act on. The zero value acts on nothing: its actions still tell their specs.
-type Parts struct {
-	Nodes   activities.Nodes
-	Kube    kubernetes.Interface // nil without a cluster
-	Account *aws.Account         // nil without an account
-	Desk    activities.Teller    // nil without a chat
-	Outside Outside              // the zero value tells nobody
-	Log     *slog.Logger         // nil is the default
-}
-
-// Actions gives every action.
-func Actions(p Parts) []activities.Action {
-	return append(append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...), p.Outside.actions()...),
-		&node.Isolate{Nodes: p.Nodes, Kube: p.Kube},
-		&node.Freeze{Nodes: p.Nodes},
-		&node.Snapshot{Nodes: p.Nodes},
-		&notify.Log{Logger: cmp.Or(p.Log, slog.Default())},
-		&view.Say{Desk: p.Desk},
-	)
-}
-
-// Catalogue is the specs of every action.
-func Catalogue() playbooks.Catalogue {
-	return ActionSet().Catalogue()
 }
 
 // OpenAccount opens the AWS account of the configuration; nil if there is none.
@@ -397,6 +366,3 @@ func LockDir(dir string) (unlock func(), err error) {
 	var once sync.Once
 	return func() { once.Do(func() { _ = f.Close() }) }, nil
 }
-
-// ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Set { return activities.NewSet(Actions(Parts{})...) }

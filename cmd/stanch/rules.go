@@ -95,7 +95,7 @@ func absolute(path string) string {
 
 // renderRules prints problems with the lines that they are about.
 func renderRules(out io.Writer, problems diagnostic.Diagnostics) {
-	sources := map[string][]byte{}
+	sources := map[string][]byte{} // a file that cannot be read again is told without its lines
 	for _, p := range problems {
 		if _, read := sources[p.File]; !read {
 			if inside, shipped := strings.CutPrefix(p.File, "shipped/"); shipped {

@@ -56,14 +56,7 @@ type Override struct {
 }
 
 func (o *Override) fields(f *file) []field {
-	keep := func(inner field) field {
-		read := inner.Read
-		inner.Read = func(rd *reader, key, v *yaml.Node) {
-			o.nodes[inner.Name] = v
-			read(rd, key, v)
-		}
-		return inner
-	}
+	keep := o.nodes.keep
 	var disable *bool
 	off := yamlnode.Bool("disable", "true: the rule never fires; say why in `because`", &disable)
 	readOff := off.Read

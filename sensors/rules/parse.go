@@ -73,15 +73,18 @@ func (f *file) each(v *yaml.Node, name, what string, most int, visit func(*yaml.
 	}
 }
 
-func (r *Rule) fields(f *file) []field {
-	keep := func(inner field) field {
-		read := inner.Read
-		inner.Read = func(rd *reader, key, v *yaml.Node) {
-			r.nodes[inner.Name] = v
-			read(rd, key, v)
-		}
-		return inner
+// keep remembers where a field stands.
+func (n nodes) keep(inner field) field {
+	read := inner.Read
+	inner.Read = func(rd *reader, key, v *yaml.Node) {
+		n[inner.Name] = v
+		read(rd, key, v)
 	}
+	return inner
+}
+
+func (r *Rule) fields(f *file) []field {
+	keep := r.nodes.keep
 	var confidence *float64
 	sure := yamlnode.Share("confidence", "how sure the rule is, alone, from 0 to 1", &confidence)
 	readSure := sure.Read

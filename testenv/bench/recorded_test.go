@@ -47,7 +47,10 @@ func BenchmarkRecordedEvents(b *testing.B) {
 	}
 	run("/bin/sh", "-c", "i=0; while [ $i -lt "+recordedEach+" ]; do /bin/cat /etc/hostname >/dev/null; i=$((i+1)); done")
 	run("/bin/bash", "-c", "for i in $(seq "+recordedEach+"); do (: < /dev/tcp/127.0.0.1/9) 2>/dev/null; done; for i in $(seq 40); do head -c 1 /etc/shadow >/dev/null; done")
-	time.Sleep(100 * time.Millisecond) //nolint:forbidigo // the last exits come
+	require.Eventually(b, func() bool {
+		seen := a.Probe.Status().Events
+		return seen[sensors.KindExit] >= seen[sensors.KindExec]
+	}, 10*time.Second, 10*time.Millisecond, "the last exits come")
 	cancel()
 	require.NoError(b, <-watched)
 	kinds := a.Probe.Status().Events

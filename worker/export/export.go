@@ -53,6 +53,7 @@ type target struct {
 	log    *slog.Logger
 	first  time.Duration
 
+	waiting               atomic.Int64 // queued, or under way
 	sent, dropped, failed atomic.Uint64
 	version               string
 }
@@ -106,9 +107,11 @@ func (e *Exports) Detection(d sensors.Detection) {
 		return
 	}
 	for _, t := range e.targets {
+		t.waiting.Add(1)
 		select {
 		case t.queue <- d:
 		default:
+			t.waiting.Add(-1)
 			t.dropped.Add(1)
 		}
 	}
@@ -131,9 +134,9 @@ func (e *Exports) Close() {
 		return
 	}
 	for until := time.Now().Add(time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-		waiting := 0
+		waiting := int64(0)
 		for _, t := range e.targets {
-			waiting += len(t.queue)
+			waiting += t.waiting.Load()
 		}
 		if waiting == 0 {
 			break
@@ -155,6 +158,7 @@ func (t *target) run(ctx context.Context) {
 			return
 		case d := <-t.queue:
 			t.one(ctx, d)
+			t.waiting.Add(-1)
 		}
 	}
 }
