@@ -194,3 +194,24 @@ func TestATargetThatCannotBeOpenedIsSaid(t *testing.T) {
 	_, err = export.Open([]config.Export{{Name: "x", Format: config.ExportOCSF, URL: "https://127.0.0.1:1", TokenFile: "/nowhere"}}, "", slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "export x")
 }
+
+// What is under way when Stanch ends is not cut off.
+func TestWhatIsBeingSentIsSentToItsEnd(t *testing.T) {
+	began := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		close(began)
+		select {
+		case <-r.Context().Done():
+			w.WriteHeader(http.StatusInternalServerError)
+		case <-time.After(200 * time.Millisecond): // a slow receiver
+		}
+	}))
+	t.Cleanup(server.Close)
+	e, err := export.Open([]config.Export{{Name: "slow", Format: config.ExportStanch, URL: server.URL}}, "test", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	e.Detection(sensors.Detection{ID: "a"})
+	<-began
+	e.Close()
+	require.Equal(t, export.Counts{Sent: 1}, e.Counts()["slow"])
+}
