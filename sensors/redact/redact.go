@@ -5,6 +5,7 @@ package redact
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -34,10 +35,13 @@ var shapes = []shape{
 	mark(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"), // AWS key ids
 	mark(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"),                             // JWT
 	mark(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`, "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-	mark(`\bglpat-[A-Za-z0-9_-]{16,}`, "glpat-"),                                      // GitLab
-	mark(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-[A-Za-z0-9-]{10,}`, "xox", "xapp-"), // Slack
-	mark(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`, "k_live_", "k_test_"),              // Stripe
-	mark(`\bAIza[A-Za-z0-9_-]{30,}`, "aiza"),                                          // Google
+	mark(`\bhv[sbr]\.[A-Za-z0-9_-]{8,}`, "hvs.", "hvb.", "hvr."),                                                  // Vault
+	mark(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password", "identified"), // SQL
+	mark(`(?P<keep>\b[\w.-]+/[\w.$-]+:)[^\s:@/'"]+@`, "/"),                                                        // domain/user:password@host, as impacket's programs take it
+	mark(`\bglpat-[A-Za-z0-9_-]{16,}`, "glpat-"),                                                                  // GitLab
+	mark(`\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-[A-Za-z0-9-]{10,}`, "xox", "xapp-"),                             // Slack
+	mark(`\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}`, "k_live_", "k_test_"),                                          // Stripe
+	mark(`\bAIza[A-Za-z0-9_-]{30,}`, "aiza"),                                                                      // Google
 	mark(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`, "private key-----"),
 	mark(`(?P<keep>(?i)\b[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*["']?\s*[=:]\s*["']?)[^\s"'&;,}]+`,
 		"passw", "passphrase", "secret", "token", "key", "credential"),
@@ -74,57 +78,47 @@ func isSecret(name string) bool {
 	return hasAny(folded(name), secretHints) && secretWord.MatchString(name)
 }
 
-// Args gives a copy of a command line with what looks like a secret replaced by Mark. It knows --name=value,
-// --name value, -pVALUE of database clients, NAME=value and what Text knows.
-func Args(args []string) []string {
+// Args returns a copy of a command line with what looks like a secret replaced by Mark: the values of options and
+// variables whose names say so, what the table of programs knows (-pVALUE of MySQL, `docker login -p`), user:password
+// pairs, random tokens, and what Text knows. A line for a shell is read as the commands in it.
+func Args(args []string) []string { return commandLine(args, true) }
+
+func commandLine(args []string, lines bool) []string {
 	if args == nil {
 		return nil
 	}
 	out := make([]string, len(args))
+	r := &reader{}
 	hideNext := false
 	for i, a := range args {
-		switch name, value, hasValue := strings.Cut(a, "="); {
-		case i == 0:
+		if i == 0 {
 			out[i] = Text(a)
+			r.rows = slices.Clone(known.of(a))
+			r.at = make([]int, len(r.rows))
+			continue
+		}
+		byTable, inTable := r.read(args, i)
+		switch name, value, hasValue := strings.Cut(a, "="); {
 		case hideNext && (!strings.HasPrefix(a, "-") || len(a) <= 1 || !secretOption(a)):
-			out[i], hideNext = Mark, false
+			// A value that begins with a dash may be an option after all: then the secret is the argument behind it.
+			out[i], hideNext = Mark, strings.HasPrefix(a, "-")
+		case inTable:
+			out[i] = Text(byTable)
 		case hasValue && value != "" && isSecret(name) && optionName.MatchString(name) && wholeValue(a):
 			out[i], hideNext = name+"="+Mark, false
 		case secretOption(a):
 			out[i], hideNext = a, true
-		case databasePassword(args[0], a):
-			out[i] = "-p" + Mark
-		case userPassword(args[0], args, i):
-			user, _, _ := strings.Cut(a, ":")
-			out[i] = user + ":" + Mark
+		case hasValue && isRandom(value):
+			out[i] = name + "=" + Mark
+		case isRandom(a):
+			out[i] = Mark
+		case lines && strings.ContainsAny(a, " \t\n"):
+			out[i] = shellLine(Text(a))
 		default:
-			out[i] = line(Text(a))
+			out[i] = Text(a)
 		}
 	}
 	return out
-}
-
-// line hides the secrets of options in an argument that is a line for a shell: `sh -c "curl --token X"`.
-func line(s string) string {
-	if !strings.Contains(s, " ") {
-		return s
-	}
-	words := strings.Split(s, " ")
-	curl := strings.Contains(s, "curl")
-	for i := range len(words) - 1 {
-		next := words[i+1]
-		if next == "" || strings.HasPrefix(next, "-") {
-			continue
-		}
-		switch word := strings.Trim(words[i], `"'`); {
-		case secretOption(word):
-			words[i+1] = Mark
-		case curl && (word == "-u" || word == "--user" || word == "--proxy-user") && strings.Contains(next, ":"):
-			user, _, _ := strings.Cut(next, ":")
-			words[i+1] = user + ":" + Mark
-		}
-	}
-	return strings.Join(words, " ")
 }
 
 // optionName is what an option or a variable is called.
@@ -139,19 +133,6 @@ func wholeValue(a string) bool {
 // secretOption tells whether an option's value is a secret that is the next argument.
 func secretOption(a string) bool {
 	return strings.HasPrefix(a, "-") && !strings.ContainsAny(a, "= \t\n") && len(a) < 64 && isSecret(a)
-}
-
-// databasePassword tells whether an argument is -pVALUE of a MySQL client.
-func databasePassword(program, a string) bool {
-	base := program[strings.LastIndexByte(program, '/')+1:]
-	return len(a) > 2 && strings.HasPrefix(a, "-p") && (strings.HasPrefix(base, "mysql") || strings.HasPrefix(base, "mariadb"))
-}
-
-// userPassword tells whether an argument is the user:password of curl or wget.
-func userPassword(program string, args []string, i int) bool {
-	base := program[strings.LastIndexByte(program, '/')+1:]
-	prev := args[i-1]
-	return base == "curl" && (prev == "-u" || prev == "--user" || prev == "--proxy-user" || prev == "-U") && strings.Contains(args[i], ":")
 }
 
 // Text replaces what looks like a secret in free text.

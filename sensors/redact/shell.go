@@ -1,0 +1,119 @@
+package redact
+
+import "strings"
+
+// shellLine hides the secrets of the commands in a line for a shell: `sh -c "mysql -pX; curl -u a:b Y"`. It knows
+// quotes, separators and pipes, and nothing else of the shell's language: what it does not understand it leaves to Text.
+func shellLine(s string) string {
+	pieces := split(s)
+	var out strings.Builder
+	for from := 0; from < len(pieces); {
+		to := from
+		for to < len(pieces) && !pieces[to].separator {
+			to++
+		}
+		writeCommand(&out, pieces[from:to], to < len(pieces) && feedsPassword(pieces[to:]))
+		if to < len(pieces) {
+			out.WriteString(pieces[to].text)
+			to++
+		}
+		from = to
+	}
+	return out.String()
+}
+
+// piece is a word of a line, the blanks between two words, or a separator of commands.
+type piece struct {
+	text             string
+	blank, separator bool
+}
+
+// writeCommand writes one command with its secrets hidden. feeds: its output is a password for the next command.
+func writeCommand(out *strings.Builder, pieces []piece, feeds bool) {
+	var words []string
+	for _, p := range pieces {
+		if !p.blank {
+			words = append(words, unquote(p.text))
+		}
+	}
+	hidden := commandLine(words, false)
+	prints := len(words) > 0 && (words[0] == "echo" || words[0] == "printf")
+	n := 0
+	for _, p := range pieces {
+		switch {
+		case p.blank:
+			out.WriteString(p.text)
+			continue
+		case feeds && prints && n > 0 && !strings.HasPrefix(words[n], "-"):
+			out.WriteString(Mark)
+		case hidden[n] != words[n]:
+			out.WriteString(hidden[n])
+		default:
+			out.WriteString(p.text)
+		}
+		n++
+	}
+}
+
+// feedsPassword reports whether a pipe leads to a command that reads a password.
+func feedsPassword(rest []piece) bool {
+	if rest[0].text != "|" {
+		return false
+	}
+	for _, p := range rest[1:] {
+		if p.separator {
+			return false
+		}
+		if strings.HasSuffix(p.text, "-stdin") || p.text == "chpasswd" || strings.HasSuffix(p.text, "/chpasswd") {
+			return true
+		}
+	}
+	return false
+}
+
+func unquote(s string) string {
+	if len(s) > 1 && (s[0] == '\'' || s[0] == '"') && s[len(s)-1] == s[0] {
+		return s[1 : len(s)-1]
+	}
+	// -p'secret': the quotes stand inside the word.
+	return strings.ReplaceAll(strings.ReplaceAll(s, `'`, ""), `"`, "")
+}
+
+// split cuts a line into words, blanks and separators. Joined they are the line.
+func split(s string) []piece {
+	var out []piece
+	for i := 0; i < len(s); {
+		from := i
+		switch c := s[i]; {
+		case c == ' ' || c == '\t':
+			for i < len(s) && (s[i] == ' ' || s[i] == '\t') {
+				i++
+			}
+			out = append(out, piece{text: s[from:i], blank: true})
+		case strings.IndexByte(";|&()\n`", c) >= 0:
+			i++
+			for c != '(' && c != ')' && i < len(s) && s[i] == c {
+				i++
+			}
+			out = append(out, piece{text: s[from:i], separator: true})
+		default:
+			i = wordEnd(s, i)
+			out = append(out, piece{text: s[from:i]})
+		}
+	}
+	return out
+}
+
+func wordEnd(s string, i int) int {
+	for i < len(s) && strings.IndexByte(" \t;|&()\n`", s[i]) < 0 {
+		if quote := s[i]; quote == '\'' || quote == '"' {
+			end := strings.IndexByte(s[i+1:], quote)
+			if end < 0 {
+				return len(s)
+			}
+			i += end + 1
+		}
+		i++
+	}
+	return i
+}
