@@ -112,7 +112,7 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 	if e == nil {
 		return nil
 	}
-	program, err := condition.Compile(e.Source, map[string]any(names))
+	program, err := condition.Compile(e.Source, map[string]any(names), condition.BoundUpperLower())
 	if err != nil {
 		var located *condition.Error
 		pos, message := e.Pos, err.Error()

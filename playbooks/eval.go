@@ -19,12 +19,21 @@ type Env struct {
 	outcomes map[string]Outcome // of the steps that have run
 	set      map[string]bool    // the values that were set in this branch
 	lenient  bool
+	kept     *int // bytes of all values that the run has set, in every branch
 }
+
+// Bounds of what a run computes. Without them a playbook of a few lines doubles a text until the worker is killed, and
+// again when Temporal hands the workflow to the next one.
+const (
+	maxValue = 256 << 10 // bytes of one value
+	maxKept  = 4 << 20   // bytes of the values that one run sets
+	maxText  = 64 << 10  // bytes of one rendered text
+)
 
 // NewEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
 // defaults; an error names one that is missing or does not fit.
 func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
-	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, set: map[string]bool{}}
+	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, set: map[string]bool{}, kept: new(int)}
 	p.Walk(func(s *Step) {
 		if s.ID != "" {
 			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0, nil)
@@ -103,6 +112,9 @@ func (p *Program) Set(s *Step, env Env) error {
 			return fmt.Errorf("`%s` %w", a.Name, err)
 		}
 		got[a.Name] = value.Interface()
+		if *env.kept += condition.Size(got[a.Name], maxValue); *env.kept > maxKept {
+			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes together", a.Name, maxKept)
+		}
 	}
 	maps.Copy(env.values, got)
 	for _, a := range s.Set {
@@ -159,6 +171,9 @@ func (p *Program) Give(env Env) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("outputs of %s: %w", p.Name, err)
 	}
+	if len(raw) > maxValue {
+		return nil, fmt.Errorf("the outputs of %s have %d bytes, at most %d are allowed", p.Name, len(raw), maxValue)
+	}
 	return raw, nil
 }
 
@@ -179,7 +194,14 @@ func (p *Program) eval(e *Expr, env Env) (any, error) {
 			return nil, &unreadError{name, o}
 		}
 	}
-	return condition.Run(p.exprs[e], env.values) //nolint:wrapcheck // it says that it evaluates
+	out, err := condition.Run(p.exprs[e], env.values)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it says that it evaluates
+	}
+	if condition.Size(out, maxValue) > maxValue {
+		return nil, fmt.Errorf("the value has more than %d bytes", maxValue)
+	}
+	return out, nil
 }
 
 // unreadError is that an expression reads a step that has no outputs.
@@ -198,7 +220,7 @@ func (e Env) Clone() Env {
 	maps.Copy(values, e.values)
 	outcomes := make(map[string]Outcome, len(e.outcomes))
 	maps.Copy(outcomes, e.outcomes)
-	return Env{values: values, outcomes: outcomes, set: map[string]bool{}, lenient: e.lenient}
+	return Env{values: values, outcomes: outcomes, set: map[string]bool{}, lenient: e.lenient, kept: e.kept}
 }
 
 // Merge takes over what a joined branch recorded for the steps given.
@@ -266,6 +288,9 @@ func (p *Program) Text(t *Text, env Env) (string, error) {
 			}
 			b.Write(raw)
 		}
+		if b.Len() > maxText {
+			return "", fmt.Errorf("the text has more than %d bytes", maxText)
+		}
 	}
 	return b.String(), nil
 }
@@ -283,6 +308,9 @@ func (p *Program) Arguments(s *Step, env Env) (json.RawMessage, error) {
 	raw, err := json.Marshal(values)
 	if err != nil {
 		return nil, fmt.Errorf("parameters of %s: %w", s.Action, err)
+	}
+	if len(raw) > maxValue {
+		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw), maxValue)
 	}
 	return p.catalogue[s.Action].CanonicalParams(raw)
 }

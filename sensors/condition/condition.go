@@ -21,7 +21,7 @@ const (
 	MaxBytes       = 4 << 10
 	maxExprNodes   = 400
 	maxExprNesting = 2      // predicates inside of predicates
-	memoryBudget   = 50_000 // elements that one evaluation may make
+	memoryBudget   = 20_000 // elements that one evaluation may make, each of at most maxElement bytes of new text
 )
 
 // builtins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
@@ -36,57 +36,14 @@ func Builtins() []string {
 	return slices.Sorted(slices.Values(append([]string{"join", "replace"}, builtins...)))
 }
 
-// maxText bounds what joining and replacing make: one inside of another multiplies.
-const maxText = 64 << 10
-
-var errTooLong = fmt.Errorf("the text would have more than %d bytes", maxText)
-
-func replace(params ...any) (any, error) {
-	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // compiled so
-	if len(s)+strings.Count(s, old)*max(len(with)-len(old), 0) > maxText {
-		return nil, errTooLong
-	}
-	return strings.ReplaceAll(s, old, with), nil
-}
-
-func join(params ...any) (any, error) {
-	var parts []string
-	switch list := params[0].(type) {
-	case []string:
-		parts = list
-	case []any:
-		for _, part := range list {
-			s, ok := part.(string)
-			if !ok {
-				return nil, fmt.Errorf("join takes texts, not %T", part)
-			}
-			parts = append(parts, s)
-		}
-	}
-	between, size := "", 0
-	if len(params) > 1 {
-		between = params[1].(string) //nolint:forcetypeassert // compiled so
-	}
-	for _, part := range parts {
-		if size += len(part) + len(between); size > maxText {
-			return nil, errTooLong
-		}
-	}
-	return strings.Join(parts, between), nil
-}
-
 // Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:
 // the allow-list of builtins and the bounds. env is a value whose type is the environment's.
 func Options(env any) []expr.Option {
-	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes), expr.Patch(namedStrings{})}
+	options := []expr.Option{expr.Env(env), expr.DisableAllBuiltins(), expr.MaxNodes(maxExprNodes), expr.Patch(namedStrings{}), expr.Patch(&boundText{})}
 	for _, name := range builtins {
 		options = append(options, expr.EnableBuiltin(name))
 	}
-	options = append(options,
-		expr.Function("replace", replace, new(func(string, string, string) string)),
-		expr.Function("join", join, new(func([]string) string), new(func([]string, string) string), new(func([]any) string), new(func([]any, string) string)),
-	)
-	return options
+	return append(options, textFunctions()...)
 }
 
 // namedStrings makes a plain string of every field whose Go type is a string by another name, so that people compare
@@ -132,6 +89,9 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	root := program.Node()
 	if whole := (&wholeFinder{}); whole.in(root) {
 		return nil, &Error{Message: "`$env` is not known here: name what is read"}
+	}
+	if err := onlyScalars(root); err != nil {
+		return nil, err
 	}
 	nesting.walk(root, 0)
 	if nesting.deepest > maxExprNesting {

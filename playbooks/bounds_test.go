@@ -1,0 +1,64 @@
+package playbooks_test
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+)
+
+// runSets runs the `set` steps of a playbook one after the other, as the interpreter does, and returns the first error.
+func runSets(t *testing.T, steps string) error {
+	t.Helper()
+	p, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), catalogue())
+	require.NotNil(t, p, problems)
+	env, err := p.NewEnv(playbooks.Incident{Summary: strings.Repeat("s", 1000)}, nil)
+	require.NoError(t, err)
+	for i := range p.Steps {
+		if err := p.Set(&p.Steps[i], env); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+func TestAPlaybookThatDoublesAValueFailsBeforeItFillsTheMemory(t *testing.T) {
+	for name, c := range map[string]struct{ first, again, reason string }{
+		"a text in a template":  {"set: { s: '${incident.summary}' }", "set: { s: '${s+s+s+s}' }", "more than 65536 bytes"},
+		"a text":                {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }", "more than 65536 bytes"},
+		"a list":                {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
+		"texts of a list":       {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }", "more than 4096 bytes"},
+		"many texts of a text":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 bytes"},
+		"capitals of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := allocated()
+			err := runSets(t, "  - "+c.first+"\n"+strings.Repeat("  - "+c.again+"\n", 16))
+			require.ErrorContains(t, err, c.reason)
+			require.Less(t, allocated()-before, uint64(64<<20), "bytes allocated")
+		})
+	}
+}
+
+func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
+	var steps strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&steps, "  - set: { s%d: '${join(map(1..60, incident.summary))}' }\n", i)
+	}
+	require.ErrorContains(t, runSets(t, steps.String()), "together")
+}
+
+func TestAListIsNotPrintedAsOneText(t *testing.T) {
+	_, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), catalogue())
+	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of texts")
+}

@@ -1,0 +1,225 @@
+package condition
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/expr-lang/expr"
+	"github.com/expr-lang/expr/ast"
+)
+
+// Bounds of the text that an expression makes: a text that is joined with itself again and again doubles each time.
+const (
+	maxText = 64 << 10
+	// maxElement bounds it inside of a predicate, where each element of a list may make one.
+	maxElement = 4 << 10
+)
+
+// Names of the functions that replace operators and builtins. None of them can be written in an expression.
+const (
+	plusText  = "text plus"
+	upperText = "text upper"
+	lowerText = "text lower"
+	inside    = " inside" // appended for the smaller bound
+)
+
+// textFunctions are the functions that make text, each with the bound for a whole value and for an element.
+func textFunctions() []expr.Option {
+	var out []expr.Option
+	for suffix, most := range map[string]int{"": maxText, inside: maxElement} {
+		b := textBound(most)
+		out = append(out,
+			expr.Function("replace"+suffix, b.replace, new(func(string, string, string) string)),
+			expr.Function("join"+suffix, b.join, new(func([]string) string), new(func([]string, string) string), new(func([]any) string), new(func([]any, string) string)),
+			expr.Function(plusText+suffix, b.plus, new(func(string, string) string)),
+			expr.Function(upperText+suffix, b.mapped(strings.ToUpper), new(func(string) string)),
+			expr.Function(lowerText+suffix, b.mapped(strings.ToLower), new(func(string) string)),
+		)
+	}
+	return out
+}
+
+// textBound is how many bytes a text may have.
+type textBound int
+
+func (b textBound) check(size int) error {
+	if size > int(b) {
+		return fmt.Errorf("the text would have more than %d bytes", int(b))
+	}
+	return nil
+}
+
+func (b textBound) plus(params ...any) (any, error) {
+	x, y := params[0].(string), params[1].(string) //nolint:forcetypeassert // compiled so
+	if err := b.check(len(x) + len(y)); err != nil {
+		return nil, err
+	}
+	return x + y, nil
+}
+
+func (b textBound) mapped(f func(string) string) func(...any) (any, error) {
+	return func(params ...any) (any, error) {
+		s := params[0].(string) //nolint:forcetypeassert // compiled so
+		if err := b.check(len(s)); err != nil {
+			return nil, err
+		}
+		return f(s), nil
+	}
+}
+
+func (b textBound) replace(params ...any) (any, error) {
+	s, old, with := params[0].(string), params[1].(string), params[2].(string) //nolint:forcetypeassert // compiled so
+	if err := b.check(len(s) + strings.Count(s, old)*max(len(with)-len(old), 0)); err != nil {
+		return nil, err
+	}
+	return strings.ReplaceAll(s, old, with), nil
+}
+
+func (b textBound) join(params ...any) (any, error) {
+	var parts []string
+	switch list := params[0].(type) {
+	case []string:
+		parts = list
+	case []any:
+		for _, part := range list {
+			s, ok := part.(string)
+			if !ok {
+				return nil, fmt.Errorf("join takes texts, not %T", part)
+			}
+			parts = append(parts, s)
+		}
+	}
+	between, size := "", 0
+	if len(params) > 1 {
+		between = params[1].(string) //nolint:forcetypeassert // compiled so
+	}
+	for _, part := range parts {
+		size += len(part) + len(between)
+		if err := b.check(size); err != nil {
+			return nil, err
+		}
+	}
+	return strings.Join(parts, between), nil
+}
+
+// boundText replaces what makes text by functions with a bound. expr itself counts elements and not bytes.
+type boundText struct {
+	// upperLower: upper and lower are bounded too. Rules leave it off: their texts are an event's, which are short.
+	upperLower bool
+}
+
+// BoundUpperLower is an option of Compile for environments whose texts may be long: it bounds upper and lower too.
+func BoundUpperLower() expr.Option { return expr.Patch(&boundText{upperLower: true}) }
+
+// Visit replaces one node. Inner nodes come first.
+func (p *boundText) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.BinaryNode:
+		if n.Operator == "+" && isString(n.Left) && isString(n.Right) {
+			call(node, plusText, n.Left, n.Right)
+		}
+	case *ast.BuiltinNode:
+		if p.upperLower && (n.Name == "upper" || n.Name == "lower") {
+			call(node, "text "+n.Name, n.Arguments...)
+		}
+	case *ast.PredicateNode:
+		ast.Walk(&n.Node, insideVisitor{})
+	}
+}
+
+// insideVisitor gives the functions in a predicate the smaller bound.
+type insideVisitor struct{}
+
+// Visit looks at one node.
+func (insideVisitor) Visit(node *ast.Node) {
+	c, ok := (*node).(*ast.CallNode)
+	if !ok {
+		return
+	}
+	id, ok := c.Callee.(*ast.IdentifierNode)
+	if !ok {
+		return
+	}
+	switch id.Value {
+	case plusText, upperText, lowerText, "join", "replace":
+		id.Value += inside
+	}
+}
+
+func call(node *ast.Node, function string, arguments ...ast.Node) {
+	n := &ast.CallNode{Callee: &ast.IdentifierNode{Value: function}, Arguments: arguments}
+	n.SetType(reflect.TypeFor[string]())
+	ast.Patch(node, n)
+}
+
+func isString(n ast.Node) bool {
+	t := n.Type()
+	return t != nil && t.Kind() == reflect.String
+}
+
+// scalarFinder finds a `string(…)` of a list or a map, which would print any amount of text.
+type scalarFinder struct{ found *Error }
+
+// Visit looks at one node.
+func (f *scalarFinder) Visit(node *ast.Node) {
+	b, ok := (*node).(*ast.BuiltinNode)
+	if !ok || b.Name != "string" || len(b.Arguments) != 1 || f.found != nil {
+		return
+	}
+	switch t := b.Arguments[0].Type(); {
+	case t == nil:
+	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct, t.Kind() == reflect.Interface:
+		at := b.Location()
+		f.found = &Error{Offset: at.From, At: at.From, Message: "`string` takes a number, a boolean or a text, not " + t.String() + "; use `join` for a list of texts"}
+	}
+}
+
+func onlyScalars(root ast.Node) error {
+	f := &scalarFinder{}
+	ast.Walk(&root, f)
+	if f.found != nil {
+		return f.found
+	}
+	return nil
+}
+
+// Size returns the bytes of the texts in a value, and 16 more for each element and field: what keeping it costs, roughly.
+// It stops counting once the size exceeds limit.
+func Size(v any, limit int) int {
+	n := 0
+	size(reflect.ValueOf(v), limit, &n)
+	return n
+}
+
+func size(v reflect.Value, limit int, n *int) {
+	if *n += 16; *n > limit {
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		*n += v.Len()
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			*n += v.Len()
+			return
+		}
+		for i := 0; i < v.Len() && *n <= limit; i++ {
+			size(v.Index(i), limit, n)
+		}
+	case reflect.Map:
+		for iter := v.MapRange(); iter.Next() && *n <= limit; {
+			size(iter.Key(), limit, n)
+			size(iter.Value(), limit, n)
+		}
+	case reflect.Struct:
+		for i := 0; i < v.NumField() && *n <= limit; i++ {
+			size(v.Field(i), limit, n)
+		}
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			size(v.Elem(), limit, n)
+		}
+	default: // numbers, and what holds nothing
+	}
+}
