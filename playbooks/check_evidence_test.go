@@ -1,0 +1,151 @@
+package playbooks_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+)
+
+const head = "match: { objective: crypto-mining }\nsteps:\n"
+
+// evidenceErrors returns how many containments of a playbook come before evidence of their targets. called is the file of a
+// playbook that it may call, or "".
+func evidenceErrors(t *testing.T, steps, called string) int {
+	t.Helper()
+	sources := []playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\n" + head + steps)}}
+	if called != "" {
+		sources = append(sources, playbooks.Source{File: "c.yaml", Source: []byte("playbook: c\n" + called)})
+	}
+	_, problems := playbooks.LoadAll(sources, catalogue())
+	n := 0
+	for _, p := range problems {
+		if p.Code == "evidence-first" {
+			n++
+			continue
+		}
+		require.NotEqual(t, "error", p.Severity, fmt.Sprint(problems))
+	}
+	return n
+}
+
+func TestEvidenceOfSomethingElseIsNoEvidence(t *testing.T) {
+	for name, c := range map[string]struct{ steps, called string }{
+		"another element of the same list": {steps: `
+  - foreach: incident.targets
+    as: a
+    steps:
+      - foreach: incident.targets
+        as: b
+        steps:
+          - { evidence: process.snapshot, target: a }
+          - { contain: pod.isolate, for: 2h, target: b }
+`},
+		"a value that was set again": {steps: `
+  - set: { t: '${incident.targets[0]}' }
+  - { evidence: process.snapshot, target: t }
+  - set: { t: '${incident.targets[1]}' }
+  - { contain: pod.isolate, for: 2h, target: t }
+`},
+		"a value that was perhaps set again": {steps: `
+  - set: { t: '${incident.targets[0]}' }
+  - { evidence: process.snapshot, target: t }
+  - set: { t: '${incident.targets[1]}' }
+    if: incident.confidence > 0.9
+  - { contain: pod.isolate, for: 2h, target: t }
+`},
+		"a value that a branch set again": {steps: `
+  - set: { t: '${incident.targets[0]}' }
+  - { evidence: process.snapshot, target: t }
+  - parallel:
+      - set: { t: '${incident.targets[1]}' }
+      - notify: log
+        with: { text: x }
+  - { contain: pod.isolate, for: 2h, target: t }
+`},
+		"under a condition whose value was set again": {steps: `
+  - set: { deep: '${incident.confidence > 0.9}' }
+  - { evidence: process.snapshot, if: deep }
+  - set: { deep: '${incident.confidence > 0.1}' }
+  - { contain: pod.isolate, for: 2h, if: deep }
+`},
+		"in a playbook that stops before": {steps: `
+  - call: c
+  - { contain: pod.isolate, for: 2h }
+`, called: `
+inputs:
+  unused: { type: string, default: x, description: makes it callable }
+steps:
+  - stop: unchanged
+    if: incident.confidence < 0.5
+  - evidence: process.snapshot
+`},
+		"in a block that is cut off": {steps: `
+  - parallel:
+      - evidence: process.snapshot
+      - { wait: 10s }
+    timeout: 5s
+  - { contain: pod.isolate, for: 2h }
+`},
+		"a list that has more": {steps: `
+  - evidence: process.snapshot
+    target: incident.targets[0]
+  - { contain: pod.isolate, for: 2h, target: "flatten([[incident.targets[0]], incident.targets])" }
+`},
+		"a list of which one was looked at": {steps: `
+  - evidence: process.snapshot
+    target: incident.targets[0]
+  - { contain: pod.isolate, for: 2h, target: incident.targets }
+`},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, 1, evidenceErrors(t, c.steps, c.called)) })
+	}
+}
+
+func TestEvidenceOfAWholeListIsEvidenceOfWhatIsTakenFromIt(t *testing.T) {
+	for name, c := range map[string]struct{ steps, called string }{
+		"an element of it": {steps: `
+  - evidence: process.snapshot
+  - foreach: incident.targets
+    as: a
+    steps: [{ contain: pod.isolate, for: 2h, target: a }]
+`},
+		"the same element": {steps: `
+  - foreach: incident.targets
+    as: a
+    steps:
+      - { evidence: process.snapshot, target: a }
+      - { contain: pod.isolate, for: 2h, target: a }
+`},
+		"a selection of it": {steps: `
+  - evidence: process.snapshot
+  - { contain: pod.isolate, for: 2h, target: 'filter(incident.targets, #.namespace == "shop")' }
+`},
+		"a value that stands for it": {steps: `
+  - evidence: process.snapshot
+  - set: { t: '${take(incident.targets, 2)}' }
+  - { contain: pod.isolate, for: 2h, target: t }
+`},
+		"parts of it put together": {steps: `
+  - evidence: process.snapshot
+  - { contain: pod.isolate, for: 2h, target: "concat(take(incident.targets, 1), incident.targets[1:2])" }
+`},
+		"before a called playbook stops": {steps: `
+  - call: c
+  - { contain: pod.isolate, for: 2h }
+`, called: `
+inputs:
+  unused: { type: string, default: x, description: makes it callable }
+steps:
+  - evidence: process.snapshot
+  - stop: unchanged
+    if: incident.confidence < 0.5
+  - notify: log
+    with: { text: x }
+`},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, 0, evidenceErrors(t, c.steps, c.called)) })
+	}
+}
