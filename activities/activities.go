@@ -159,10 +159,17 @@ func (s *Set) observe(ctx context.Context, action Observer, r Request) (Result, 
 	}
 	for _, piece := range seen.Pieces {
 		ref, err := s.Evidence.Put(ctx, r.Incident.ID, r.Action, r.Target.ID(), piece, s.now())
+		if refusal, ok := AsRefusal(err); ok { // the pieces that fit are kept
+			result.Reason = strings.TrimPrefix(result.Reason+"; "+piece.Name+" was not stored: "+refusal.Reason, "; ")
+			continue
+		}
 		if err != nil {
 			return Result{}, err
 		}
 		result.Evidence = append(result.Evidence, ref)
+	}
+	if len(seen.Pieces) > 0 && len(result.Evidence) == 0 {
+		return Result{Outcome: playbooks.OutcomeRefused, Reason: result.Reason}, nil
 	}
 	if seen.Outputs != nil {
 		if result.Outputs, err = json.Marshal(seen.Outputs); err != nil {

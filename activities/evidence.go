@@ -22,6 +22,10 @@ type EvidenceStore struct {
 	Dir string
 	// Authority signs the manifests. Nil only reads.
 	Authority Authority
+	// Quota bounds what is stored; the zero value does not.
+	Quota Quota
+
+	used usage
 }
 
 var (
@@ -48,8 +52,14 @@ func (s *EvidenceStore) Put(_ context.Context, incident, action, target string, 
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
 		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, clip(piece.SHA256, 64), piece.Source, ref.SHA256)
 	}
-	if err := s.write(ref.SHA256, piece.Data); err != nil {
-		return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
+	if _, err := s.Open(ref.SHA256); err != nil { // or else it is stored already
+		if err := s.admit(incident, ref.Bytes); err != nil {
+			return playbooks.EvidenceRef{}, err
+		}
+		if err := s.write(ref.SHA256, piece.Data); err != nil {
+			return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
+		}
+		s.addUsage(ref.Bytes)
 	}
 	entered := ref
 	hash, err := s.enter(Entry{Incident: incident, Kind: EntryEvidence, Evidence: &entered, At: ref.At})
@@ -64,9 +74,6 @@ func (s *EvidenceStore) blob(sum string) string { return filepath.Join(s.Dir, "b
 
 // write stores bytes under their hash. What is there already and is not what its name says is written anew.
 func (s *EvidenceStore) write(sum string, data []byte) error {
-	if _, err := s.Open(sum); err == nil {
-		return nil
-	}
 	path := s.blob(sum)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err //nolint:wrapcheck // the caller says what was stored

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"stanch/sensors/diagnostic"
 )
@@ -36,6 +37,7 @@ type Config struct {
 	Slack     *Slack    `yaml:"slack" json:"slack,omitempty"`
 	Protected Protected `yaml:"protected" json:"protected,omitzero"`
 	Budget    Budget    `yaml:"budget" json:"budget,omitzero"`
+	Evidence  Evidence  `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=how much evidence is kept"`
 	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
 	Library   *bool     `yaml:"library" json:"library,omitempty" jsonschema:"description=whether the shipped playbooks are used; true if not given"`
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
@@ -82,6 +84,38 @@ type Budget struct {
 	Share   float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
 	// Longest is for how long a containment may hold that nobody approved.
 	Longest Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
+}
+
+// Evidence bounds the evidence store. What no longer fits is refused with the reason; a containment does not wait for it.
+type Evidence struct {
+	MaxTotal       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all pieces; 20Gi if not given"`
+	MaxPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the pieces of one incident; 2Gi if not given"`
+	MinFree        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=what stays free on the file system; 1Gi if not given"`
+}
+
+// Size is a number of bytes in Kubernetes' notation: 512Mi, 20Gi.
+type Size int64
+
+// UnmarshalYAML reads "20Gi".
+func (s *Size) UnmarshalYAML(n *yaml.Node) error {
+	q, err := resource.ParseQuantity(n.Value)
+	if err != nil || q.Value() <= 0 {
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: invalid size `%s`; write for example 512Mi or 20Gi", n.Line, n.Value)}}
+	}
+	*s = Size(q.Value())
+	return nil
+}
+
+// MarshalText writes "20Gi".
+func (s Size) MarshalText() ([]byte, error) {
+	return []byte(resource.NewQuantity(int64(s), resource.BinarySI).String()), nil
+}
+
+// UnmarshalText reads "20Gi".
+func (s *Size) UnmarshalText(text []byte) error {
+	q, err := resource.ParseQuantity(string(text))
+	*s = Size(q.Value())
+	return err //nolint:wrapcheck // it names the value
 }
 
 // AWS is the account that aws.* actions work on. Credentials come from the SDK's usual places, never from this file.
@@ -151,6 +185,9 @@ func (c *Config) withDefaults() *Config {
 	if c.Budget.Longest == 0 {
 		c.Budget.Longest = Duration(24 * time.Hour)
 	}
+	c.Evidence.MaxTotal = orElse(c.Evidence.MaxTotal, 20<<30)
+	c.Evidence.MaxPerIncident = orElse(c.Evidence.MaxPerIncident, 2<<30)
+	c.Evidence.MinFree = orElse(c.Evidence.MinFree, 1<<30)
 	if len(c.Protected.Namespaces) == 0 {
 		c.Protected.Namespaces = []string{"kube-system", "stanch-system"}
 	}
