@@ -202,7 +202,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	switch {
 	case policy == nil:
 		// AlreadyExists is an error here: the next attempt reads the object and judges whose it is.
-		if _, err := api.Create(ctx, want, metav1.CreateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
+		if policy, err = api.Create(ctx, want, metav1.CreateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
 			return fail(fmt.Errorf("create %s: %w", r.policyObject(), err))
 		}
 	case !apiequality.Semantic.DeepEqual(policy.Spec, want.Spec) || !within(want.Annotations, policy.Annotations) ||
@@ -210,7 +210,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 		policy.Spec = want.Spec
 		policy.Annotations = merged(policy.Annotations, want.Annotations)
 		policy.Labels = merged(policy.Labels, want.Labels)
-		if _, err := api.Update(ctx, policy, metav1.UpdateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
+		if policy, err = api.Update(ctx, policy, metav1.UpdateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
 			return fail(fmt.Errorf("update %s: %w", r.policyObject(), err))
 		}
 	}
@@ -221,7 +221,7 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 			return fail(fmt.Errorf("label the pod: %w", err))
 		}
 		if refusal != nil { // the pod went meanwhile: leave no policy behind
-			if err := r.deletePolicy(ctx, client); err != nil {
+			if err := r.deletePolicy(ctx, client, policy); err != nil {
 				return fail(err)
 			}
 			return nil, refusal, nil
@@ -255,8 +255,11 @@ func (r IsolateRequest) applyPod(ctx context.Context, client kubernetes.Interfac
 	return pod, nil, err
 }
 
-func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface) error {
-	err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Delete(ctx, r.policyName(), metav1.DeleteOptions{})
+// deletePolicy deletes the very policy that was read: one that somebody changed or made anew since is a conflict, and the
+// next attempt judges it.
+func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Interface, policy *networkingv1.NetworkPolicy) error {
+	only := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &policy.UID, ResourceVersion: &policy.ResourceVersion}}
+	err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Delete(ctx, policy.Name, only)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete %s: %w", r.policyObject(), err)
 	}

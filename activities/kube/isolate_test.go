@@ -2,9 +2,11 @@ package kube_test
 
 import (
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +39,7 @@ func TestIsolate(t *testing.T) {
 		"the sweeper finds what lost its lease":         isolateSweep,
 		"undo works when the pod is gone":               isolatePodGone,
 		"an expired policy without its pod is undone":   isolateLonePolicy,
+		"undo leaves a policy that replaced ours":       isolateSwapped,
 		"a half-applied isolation is finished by apply": isolateHalf,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
@@ -95,6 +98,57 @@ func isolateOne(t *testing.T, p place, client kubernetes.Interface) {
 	}
 	drift, err = kube.UndoIsolate(ctx, client, r, false) // an undo that is tried again
 	wantUndone(t, drift, err)
+}
+
+// beforeDelete calls do before the first DELETE that a client sends.
+type beforeDelete struct {
+	http.RoundTripper
+	once sync.Once
+	do   func()
+}
+
+func (b *beforeDelete) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodDelete {
+		b.once.Do(b.do)
+	}
+	return b.RoundTripper.RoundTrip(r)
+}
+
+// isolateSwapped lets somebody put a policy of their own in the place of ours after undo read it and before it deletes it.
+func isolateSwapped(t *testing.T, p place, client kubernetes.Interface) {
+	ctx := t.Context()
+	_, ref := p.sleeper(t, "swapped")
+	r := request(t, ref)
+	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
+	must(t, refusal, err)
+	policies := p.Client().NetworkingV1().NetworkPolicies(p.namespace)
+	cfg := p.As(t, p.namespace, "swapper", kube.IsolatePermissions().Apply...)
+	cfg.Wrap(func(inner http.RoundTripper) http.RoundTripper {
+		return &beforeDelete{RoundTripper: inner, do: func() {
+			if err := policies.Delete(ctx, plan.Policy, metav1.DeleteOptions{}); err != nil {
+				t.Error(err)
+			}
+			theirs := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: plan.Policy}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}}
+			if _, err := policies.Create(ctx, theirs, metav1.CreateOptions{}); err != nil {
+				t.Error(err)
+			}
+		}}
+	})
+	slow, err := kube.NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kube.UndoIsolate(ctx, slow, r, false); !apierrors.IsConflict(err) {
+		t.Errorf("undo answered %v, want a conflict", err)
+	}
+	if _, err := policies.Get(ctx, plan.Policy, metav1.GetOptions{}); err != nil {
+		t.Errorf("the policy that somebody made is gone: %v", err)
+	}
+	drift, err := kube.UndoIsolate(ctx, client, r, false)
+	wantDrift(t, drift, err, "NetworkPolicy")
+	if err := policies.Delete(ctx, plan.Policy, metav1.DeleteOptions{}); err != nil {
+		t.Error(err)
+	}
 }
 
 func planReadOnly(t *testing.T, p place, _ kubernetes.Interface) {

@@ -87,7 +87,7 @@ func UndoIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequ
 		}
 	}
 	if ours {
-		if err := r.deletePolicy(ctx, client); err != nil {
+		if err := r.deletePolicy(ctx, client, policy); err != nil {
 			return fail(err)
 		}
 	}
