@@ -15,6 +15,51 @@ import (
 	"stanch/worker/gateway"
 )
 
+// elsewhere is a listener whose connections seem to come from another machine.
+type elsewhere struct{ net.Listener }
+
+type farConn struct{ net.Conn }
+
+func (l elsewhere) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return farConn{c}, err
+}
+
+func (farConn) RemoteAddr() net.Addr {
+	return &net.TCPAddr{IP: net.ParseIP("203.0.113.7"), Port: 4711}
+}
+
+func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
+	pki, err := authority.OpenPKI(t.TempDir())
+	require.NoError(t, err)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	require.NoError(t, err)
+	handled := false
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { handled = true }))
+	web.Listener = gateway.Either(elsewhere{web.Listener}, certificate)
+	web.Start()
+	t.Cleanup(web.Close)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+web.Listener.Addr().String()+"/v1/falco", http.NoBody)
+	require.NoError(t, err)
+	r.Header.Set("Authorization", "Bearer 0123456789abcdef")
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, http.StatusBadRequest, resp.StatusCode)
+	require.Contains(t, string(text), "use https")
+	require.False(t, handled)
+
+	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(), ServerName: link.ServerName, MinVersion: tls.VersionTLS13}}}
+	r, err = http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+web.Listener.Addr().String(), http.NoBody)
+	require.NoError(t, err)
+	resp, err = trusted.Do(r)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
 func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	pki, err := authority.OpenPKI(t.TempDir())
 	require.NoError(t, err)

@@ -114,7 +114,7 @@ func (f *Foreign) Server() *http.Server {
 	if f.Slack != nil {
 		mux.Handle("/slack/interactions", f.Slack)
 	}
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, MaxHeaderBytes: 16 << 10}
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
 // Counts tells what came from each source.

@@ -82,6 +82,8 @@ type node struct {
 	// told is when the gateway last told its time, which the node echoes. Only the stream's reader uses it.
 	told    time.Time
 	goodbye bool
+	// replaced is closed when a newer stream of the same node is here.
+	replaced chan struct{}
 }
 
 type call struct {
@@ -115,9 +117,18 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		return status.Error(codes.Unauthenticated, err.Error())
 	}
 	name := certificate.Subject.CommonName
-	first, err := stream.Recv()
-	if err != nil {
-		return err //nolint:wrapcheck // the stream ended
+	messages := receive(stream)
+	var first *linkpb.FromNode
+	select {
+	case m := <-messages:
+		if m.err != nil {
+			return m.err
+		}
+		first = m.msg
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-time.After(helloTimeout):
+		return status.Errorf(codes.DeadlineExceeded, "no hello within %s", helloTimeout)
 	}
 	hello := first.GetHello()
 	if hello == nil || hello.GetNode() != name {
@@ -128,7 +139,7 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		return status.Errorf(codes.PermissionDenied, "the configuration refuses the node %q", name)
 	}
 	var send sync.Mutex
-	n := &node{name: name, done: ctx.Done(), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *linkpb.ToNode) error {
+	n := &node{name: name, done: ctx.Done(), replaced: make(chan struct{}), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *linkpb.ToNode) error {
 		send.Lock()
 		defer send.Unlock()
 		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
@@ -158,14 +169,21 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		}
 	}()
 	for {
-		msg, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
+		var m received
+		select {
+		case m = <-messages:
+		case <-n.replaced:
+			return status.Errorf(codes.Aborted, "node %q opened a newer stream", name)
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		if errors.Is(m.err, io.EOF) {
 			return nil
 		}
-		if err != nil {
-			return err //nolint:wrapcheck // the stream ended
+		if m.err != nil {
+			return m.err
 		}
-		switch body := msg.GetBody().(type) {
+		switch body := m.msg.GetBody().(type) {
 		case *linkpb.FromNode_Detections:
 			if err := h.detections(ctx, n, body.Detections); err != nil {
 				return status.Error(codes.Unavailable, err.Error())
@@ -186,13 +204,45 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	}
 }
 
+// helloTimeout is how long a stream may take to say whose it is.
+const helloTimeout = 10 * time.Second
+
+// received is one message of a stream, or why it ended.
+type received struct {
+	msg *linkpb.FromNode
+	err error
+}
+
+// receive reads a stream until it ends. Nothing is read ahead: a message waits until the one before it was dealt with.
+func receive(stream linkpb.Gateway_NodeServer) <-chan received {
+	out := make(chan received)
+	go func() {
+		for {
+			msg, err := stream.Recv()
+			select {
+			case out <- received{msg, err}:
+			case <-stream.Context().Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return out
+}
+
 func (h *Hub) enter(n *node) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.nodes == nil {
 		h.nodes = map[string]*node{}
 	}
-	h.nodes[n.name] = n // the newest stream counts; an older one of the same node is a dying one
+	// The newest stream counts. An older one of the same node is a dying one, or one of many that a node opens.
+	if before := h.nodes[n.name]; before != nil {
+		close(before.replaced)
+	}
+	h.nodes[n.name] = n
 }
 
 // leave forgets a stream, and tells whether it was its node's last.

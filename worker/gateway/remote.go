@@ -35,7 +35,7 @@ func (m *Remote) Server() *http.Server {
 		mux.Handle("/", handler)
 		handler = mux
 	}
-	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second}
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
 }
 
 func (m *Remote) who(r *http.Request) (Speaker, error) {
