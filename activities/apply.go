@@ -122,7 +122,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 			}
 			if g, ok := s.extension(r, now); ok {
 				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
-				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.Since, Drill: token.Drill}, token.Issued)
+				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.Since, Drill: token.Drill, DrillTarget: token.DrillTarget}, token.Issued)
 				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
 			}
 		}
@@ -159,7 +159,7 @@ func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
 func (s *Set) token(r Request, d Decision, issued time.Time) (proof.Signed, error) {
 	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
 		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: d.On, Since: d.Since, Namespace: r.Target.Namespace, Drill: d.Drill, Issued: issued, Until: r.Until,
+		Incident: r.Incident.ID, Basis: d.On, Since: d.Since, Namespace: r.Target.Namespace, Drill: d.Drill, DrillTarget: d.DrillTarget, Issued: issued, Until: r.Until,
 	})
 	if err != nil {
 		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)

@@ -46,6 +46,8 @@ type Decision struct {
 	// Config is the short hash of the configuration in force.
 	Config string `json:"config,omitempty"`
 	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
+	// DrillTarget is the registered target of a drill; nil outside of drills.
+	DrillTarget *proof.DrillTarget `json:"drill_target,omitempty"`
 }
 
 // Approvers says who may agree.

@@ -34,6 +34,7 @@ import (
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/connlimit"
 	"stanch/worker/export"
 	"stanch/worker/gateway"
 	"stanch/worker/guards"
@@ -75,8 +76,6 @@ type Options struct {
 	Switch guards.Lever
 	// Version is this program's, for what is exported.
 	Version string
-	// NoHostDrills: see gateway.Intake.
-	NoHostDrills bool
 	// Converter reads what Client's does: audits decrypt histories with it.
 	Converter converter.DataConverter
 	// Evidence is where evidence is kept; "" means below Dir.
@@ -107,6 +106,7 @@ type Worker struct {
 	name    string       // of this replica, as Temporal shows who polls
 	main    sdkworker.Worker
 	slack   *gateway.Slack // nil without a configuration
+	drills  *gateway.Drills
 	judge   *gateway.Judge // nil where nothing is judged here
 	closers []func()
 }
@@ -139,6 +139,10 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.account = account
+	w.drills = &gateway.Drills{Kube: o.Kube}
+	if account != nil {
+		w.drills.RoleID = account.RoleID
+	}
 	outside, err := OpenOutside(o.Config)
 	if err != nil {
 		return err
@@ -146,7 +150,7 @@ func (w *Worker) start(ctx context.Context) error {
 	outside.Records, outside.Head, outside.At = records{w}, w.head, o.At
 	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Outside: outside, Log: o.Log})...)
 	w.Set.Authority, w.Set.Log, w.Set.At, w.Set.Endings = o.Authority, o.Log, o.At, w.Reader
-	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority}
+	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority, Quota: quotaOf(o.Config.Evidence)}
 	killSwitch := o.Switch
 	if killSwitch == nil {
 		killSwitch = &guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped"), Authority: o.Authority}
@@ -167,7 +171,7 @@ func (w *Worker) start(ctx context.Context) error {
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
-	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, Tracer: o.Tracer, At: o.At, NoHostDrills: o.NoHostDrills, Thread: o.Config.Slack != nil}
+	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, Tracer: o.Tracer, At: o.At, Drills: w.drills, Thread: o.Config.Slack != nil}
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they go on until Close
 	if err != nil {
 		return err
@@ -215,6 +219,10 @@ func (w *Worker) start(ctx context.Context) error {
 	return errors.Join(w.listenAPI(), w.listenLocal())
 }
 
+func quotaOf(e config.Evidence) activities.Quota {
+	return activities.Quota{Total: int64(e.MaxTotal), Incident: int64(e.MaxPerIncident), MinFree: int64(e.MinFree)}
+}
+
 // serveNode polls a node's task queue while its stream is here.
 func (w *Worker) serveNode(name string) (func(), error) {
 	nodeWorker := sdkworker.New(w.Client, workflows.NodeQueue(name), sdkworker.Options{
@@ -226,6 +234,13 @@ func (w *Worker) serveNode(name string) (func(), error) {
 	}
 	return nodeWorker.Stop, nil
 }
+
+// Bounds of the nodes' port. A node has one connection with one stream, and a second one while it dials again.
+const (
+	maxNodeConnections = 8192
+	maxNodeStreams     = 4
+	handshakeTimeout   = 5 * time.Second
+)
 
 func (w *Worker) listenNodes() error {
 	if w.NodeListen == "" {
@@ -240,9 +255,12 @@ func (w *Worker) listenNodes() error {
 		return fmt.Errorf("listen for nodes: %w", err)
 	}
 	w.NodeAddr = l.Addr().String()
+	l = connlimit.New(l, connlimit.Limits{Total: maxNodeConnections})
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(link.MaxMessage+4096), grpc.MaxSendMsgSize(link.MaxMessage+4096),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: time.Minute}),
+		// Who says nothing is not kept: neither without a handshake nor, above, without a stream.
+		grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxConcurrentStreams(maxNodeStreams), grpc.MaxHeaderListSize(16<<10))
 	linkpb.RegisterGatewayServer(server, w.Hub)
 	go func() {
 		if err := server.Serve(l); err != nil {
@@ -268,6 +286,7 @@ func (w *Worker) listenForeign() error {
 		return fmt.Errorf("listen for foreign detections: %w", err)
 	}
 	w.HTTPAddr = l.Addr().String()
+	l = connlimit.New(l, connlimit.Limits{})
 	if w.PKI != nil {
 		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
 		if err != nil {
@@ -291,8 +310,8 @@ func (w *Worker) listenLocal() error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}}
-	w.serve(local.Server(), l)
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Drills: w.drills}
+	w.serve(local.Server(), connlimit.New(l, connlimit.Limits{Total: 256, PerPeer: 32}))
 	return nil
 }
 
@@ -309,11 +328,12 @@ func (w *Worker) listenAPI() error {
 		return err
 	}
 	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people show a token
-	l, err := tls.Listen("tcp", w.APIListen, tlsConfig)
+	l, err := net.Listen("tcp", w.APIListen) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for people: %w", err)
 	}
 	w.APIAddr = l.Addr().String()
+	l = tls.NewListener(connlimit.New(l, connlimit.Limits{}), tlsConfig)
 	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
 	if w.Namespace != "" && w.Hub.Sign != nil {
 		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log}

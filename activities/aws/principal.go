@@ -77,6 +77,15 @@ func (a *Account) find(ctx context.Context, t playbooks.Target) (principal, erro
 	return p, nil
 }
 
+// RoleID returns the RoleId of the role with this name, which is never reused.
+func (a *Account) RoleID(ctx context.Context, name string) (string, error) {
+	p, err := a.readRole(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	return p.ID, nil
+}
+
 func (a *Account) readRole(ctx context.Context, name string) (principal, error) {
 	out, err := a.iam.GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
 	if err != nil {

@@ -66,6 +66,7 @@ type drillOptions struct {
 	image      string
 	hold       time.Duration
 	limit      time.Duration
+	roles      []string
 }
 
 func drillCommand(g *globals) *cobra.Command {
@@ -81,7 +82,7 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
   shell           ` + drills["shell"].doc + `
   reverse-shell   ` + drills["reverse-shell"].doc + `
   credentials     ` + drills["credentials"].doc,
-		Example: "  stanch drill\n  stanch drill reverse-shell -o json\n  stanch drill cryptominer --kubeconfig ~/.kube/config",
+		Example: "  stanch drill\n  stanch drill reverse-shell -o json\n  stanch drill cryptominer --kubeconfig ~/.kube/config\n  stanch drill credentials --kubeconfig ~/.kube/config --role stanch-drill-reader",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			name := "cryptominer"
 			if len(names) == 1 {
@@ -104,6 +105,7 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 	f.StringVar(&o.image, "image", "busybox:1.36", "the image of the drill's pods")
 	f.DurationVar(&o.hold, "hold", time.Second, "how long to watch that nothing leaves")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "give up after this long")
+	f.StringSliceVar(&o.roles, "role", nil, "IAM roles made for this drill, which its approver may answer for; each name begins with stanch-drill-")
 	outputFlag(c, &o.output)
 	return c
 }
@@ -147,10 +149,10 @@ func (d *drill) run(ctx context.Context) error {
 	d.say("drill %s: %s", d.name, drills[d.name].doc)
 	var err error
 	if d.o.kubeconfig != "" {
-		d.stage, err = newClusterStage(ctx, d.o, d.name)
+		d.stage, err = newClusterStage(ctx, d.o, d.name, d.register)
 	} else {
 		var s *hostStage
-		if s, err = newHostStage(ctx, d.name); err == nil {
+		if s, err = newHostStage(ctx, d.name, d.register); err == nil {
 			d.stage = s
 		}
 	}
@@ -161,6 +163,12 @@ func (d *drill) run(ctx context.Context) error {
 	d.follow(ctx)
 	d.result.OK = len(d.result.Checks) > 0 && !slices.ContainsFunc(d.result.Checks, func(c drillCheck) bool { return !c.OK })
 	return nil
+}
+
+// register puts what the drill created into its scope, before the attack starts.
+func (d *drill) register(ctx context.Context, targets gateway.DrillTargets) error {
+	targets.Roles = d.o.roles
+	return d.local.post(ctx, "/v1/drill/targets", targets, nil)
 }
 
 func (d *drill) waitForSensor(ctx context.Context) error {

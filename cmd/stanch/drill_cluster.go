@@ -22,6 +22,7 @@ import (
 
 	"stanch/activities/kube"
 	"stanch/worker/config"
+	"stanch/worker/gateway"
 )
 
 // drillLabel marks what a drill made; its value is the drill's random suffix.
@@ -63,7 +64,7 @@ func (s *clusterStage) Heard() uint64        { return s.heard.Load() }
 func (s *clusterStage) SiblingHeard() uint64 { return s.spoke.Load() }
 
 // newClusterStage makes the pods, waits until both talk to the peer, and starts the attack in one of them.
-func newClusterStage(ctx context.Context, o drillOptions, kind string) (_ stage, err error) {
+func newClusterStage(ctx context.Context, o drillOptions, kind string, register registerTargets) (_ stage, err error) {
 	cfg, err := clusterConfig(o.kubeconfig)
 	if err != nil {
 		return nil, err
@@ -90,6 +91,9 @@ func newClusterStage(ctx context.Context, o drillOptions, kind string) (_ stage,
 		{"listen to the drill's peer", func(context.Context) error { return s.listen(streams) }},
 		{"start the drill's pods", s.startPods},
 		{"wait for the pods' traffic", s.waitTraffic},
+		{"register the drill's pod", func(ctx context.Context) error {
+			return register(ctx, gateway.DrillTargets{Pods: []string{s.victim.Name}, Deployments: []string{s.name("victim")}})
+		}},
 	} {
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", step.what, err)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors/identity"
+	"stanch/worker/gateway"
 )
 
 // stage is where a drill attacks: a container made for it, and the peer that it talks to.
@@ -40,7 +41,12 @@ type hostStage struct {
 	heard   atomic.Uint64
 	sibling atomic.Uint64
 	closers []func()
+	// register puts the attacked container into the drill's scope.
+	register registerTargets
 }
+
+// registerTargets registers what a drill created, before its attack starts.
+type registerTargets func(ctx context.Context, targets gateway.DrillTargets) error
 
 func (s *hostStage) Target() string       { return s.id }
 func (s *hostStage) Heard() uint64        { return s.heard.Load() }
@@ -61,11 +67,11 @@ func randomHex(n int) string {
 }
 
 // newHostStage makes the attacked container and a sibling, and starts the attack.
-func newHostStage(ctx context.Context, kind string) (_ *hostStage, err error) {
+func newHostStage(ctx context.Context, kind string, register registerTargets) (_ *hostStage, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("a drill on this host makes a container and needs root")
 	}
-	s := &hostStage{}
+	s := &hostStage{register: register}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -100,6 +106,16 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 		return "", fmt.Errorf("open the drill's cgroup: %w", err)
 	}
 	defer func() { _ = cgroup.Close() }()
+	if kind != "wait" { // the sibling is nobody's target
+		inode, err := identity.CgroupID(dir)
+		if err != nil {
+			return "", fmt.Errorf("register the drill's container: %w", err)
+		}
+		container := gateway.DrillContainer{ID: id, CgroupPath: "/" + name + "/" + id, Cgroup: inode}
+		if err := s.register(ctx, gateway.DrillTargets{Containers: []gateway.DrillContainer{container}}); err != nil {
+			return "", err
+		}
+	}
 
 	hostIP, peerIP := subnet()
 	self, err := os.Executable()

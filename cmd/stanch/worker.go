@@ -25,6 +25,7 @@ import (
 	"stanch/worker"
 	"stanch/worker/authority"
 	"stanch/worker/config"
+	"stanch/worker/connlimit"
 	"stanch/worker/guards"
 	"stanch/worker/metrics"
 	"stanch/worker/tracing"
@@ -176,7 +177,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	}
 	options := worker.Options{
 		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), NoHostDrills: true, APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
+		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
 		options.Self = []string{o.ownUID}
@@ -293,11 +294,12 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 		_, _ = io.WriteString(w, "ok\n")
 	})
 	mux.Handle("GET /metrics", metrics)
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10}
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	l, err := listenTCP(address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for health: %w", err)
 	}
+	l = connlimit.New(l, connlimit.Limits{Total: 128, PerPeer: 32})
 	go func() { _ = server.Serve(l) }()
 	return func() { _ = server.Close() }, nil
 }

@@ -36,14 +36,16 @@ type Recording struct {
 
 // Incident is what the incident began with.
 type Incident struct {
-	ID      string    `json:"id"`
-	Key     string    `json:"key"`
-	Cluster string    `json:"cluster"`
-	Scope   string    `json:"scope"`
-	Phase   int       `json:"phase"`
-	Drill   bool      `json:"drill,omitempty"`
-	Opened  time.Time `json:"opened"`
-	QuietMS int64     `json:"quiet_ms,omitempty"`
+	ID      string `json:"id"`
+	Key     string `json:"key"`
+	Cluster string `json:"cluster"`
+	Scope   string `json:"scope"`
+	Phase   int    `json:"phase"`
+	Drill   bool   `json:"drill,omitempty"`
+	// DrillTargets are the ids of what the drill registered.
+	DrillTargets []string  `json:"drill_targets,omitempty"`
+	Opened       time.Time `json:"opened"`
+	QuietMS      int64     `json:"quiet_ms,omitempty"`
 	// VerifyMS is how often leases observed themselves.
 	VerifyMS int64  `json:"verify_ms,omitempty"`
 	ClosedMS int64  `json:"closed_ms,omitempty"` // 0 while it was open

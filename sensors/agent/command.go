@@ -151,6 +151,9 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token,
 	if err != nil {
 		return link.HoldState{}, err
 	}
+	if err := token.CheckDrill(at.cgroupID); err != nil {
+		return link.HoldState{}, refused(err)
+	}
 	request := probe.LockRequest{Lease: c.Lease, Cgroups: []uint64{at.cgroupID}, Until: c.Until}
 	note := ""
 	if at.pid > 0 {

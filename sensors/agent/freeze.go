@@ -29,6 +29,9 @@ func (a *Agent) freeze(ctx context.Context, c link.HoldCommand, token proof.Toke
 	if err != nil {
 		return link.HoldState{}, err
 	}
+	if err := token.CheckDrill(at.cgroupID); err != nil {
+		return link.HoldState{}, refused(err)
+	}
 	if lease, _ := a.Freezer.Held(at.dir); lease != c.Lease {
 		if err := a.anew(c.Target.ID(), token); err != nil {
 			return link.HoldState{}, err

@@ -20,6 +20,7 @@ type Attestation struct {
 	Namespace  string    `json:"namespace,omitempty"` // of the pod, as the gateway knows it
 	Workload   string    `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
 	Scope      string    `json:"scope,omitempty"`     // "drill" for a drill's own target
+	Drill      *Drill    `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
 	Accepted   time.Time `json:"accepted"`
 }
 
@@ -115,6 +116,8 @@ type Token struct {
 	// Namespace is the target's as it was verified when the effect was permitted: in whose scope a release is given.
 	Namespace string `json:"namespace,omitempty"`
 	Drill     bool   `json:"drill,omitempty"`
+	// DrillTarget is what the drill registered; the node compares it with what it finds. Nil outside of drills.
+	DrillTarget *DrillTarget `json:"drill_target,omitempty"`
 	// Since is when the newest detection that it rests on was accepted; zero if it rests on a grant. What people
 	// released later is not contained on older grounds.
 	Since  time.Time `json:"since,omitzero"`

@@ -36,6 +36,8 @@ type API struct {
 	MayRead func(r *http.Request) error
 	// Drill makes a drill's key; nil makes none.
 	Drill func(r *http.Request) (any, error)
+	// DrillTargets registers what a drill is about to attack; nil registers nothing.
+	DrillTargets func(r *http.Request) (any, error)
 	// More are further routes that read.
 	More map[string]func(r *http.Request) (any, error)
 }
@@ -77,6 +79,7 @@ func (a *API) Handler() http.Handler {
 	}))
 	if a.Drill != nil {
 		mux.HandleFunc("POST /v1/drill", a.answer(a.Drill))
+		mux.HandleFunc("POST /v1/drill/targets", a.answer(a.DrillTargets))
 	}
 	return http.MaxBytesHandler(mux, 1<<20)
 }

@@ -196,6 +196,8 @@ func (f *Foreign) batch(ctx context.Context, s *source, d door, records []foreig
 // check completes an alert, and tells why it will never be accepted.
 func (f *Foreign) check(ctx context.Context, s *source, d *sensors.Detection) error {
 	d.Source = s.name
+	// Where a cgroup is, only the node's own sensor sees.
+	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
 	withoutSecrets(d)
 	if err := f.complete(ctx, d); err != nil {
 		return err

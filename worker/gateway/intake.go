@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -58,9 +57,8 @@ type Intake struct {
 	Kube      kubernetes.Interface // nil without a cluster
 	Timing    lease.Timing
 	Log       *slog.Logger
-	// NoHostDrills: drills on hosts are not this installation's, so what looks like one is judged like all else. Only
-	// `stanch up` runs drills on its own host.
-	NoHostDrills bool
+	// Drills are the registered targets of drills. Nil: nothing is in a drill's scope.
+	Drills *Drills
 	// Thread: incidents are shown in a chat.
 	Thread bool
 	// Incident is the workflow function.
@@ -296,14 +294,16 @@ func (i *Intake) signal(key string, batch []*item) error {
 	now := time.Now()
 	first := batch[0].detection
 	scope, phase, drill := i.scope(first)
+	inDrill := drill != nil
 	attested := make([]incident.Attested, 0, len(batch))
 	for _, it := range batch {
 		d := it.detection
 		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
+		scope, _, drill := i.scope(d)
 		signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
 			Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
 			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-			Workload: incident.WorkloadOf(d).String(), Scope: scope, Accepted: now,
+			Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now,
 		})
 		if err != nil {
 			return fmt.Errorf("attest detection %s: %w", d.ID, err)
@@ -312,8 +312,8 @@ func (i *Intake) signal(key string, batch []*item) error {
 	}
 	i.at("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
-	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: drill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread, Config: i.Config.Hash()}
-	if drill {
+	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread, Config: i.Config.Hash()}
+	if inDrill {
 		in.Quiet = 30 * time.Second
 	}
 	options := client.StartWorkflowOptions{
@@ -339,16 +339,13 @@ func (i *Intake) at(point string) {
 	}
 }
 
-// DrillCgroup is the part of a container's cgroup path that only a drill on this host makes.
-const DrillCgroup = "/stanch-drill-"
-
-func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill bool) {
-	c := d.Event.Container
-	if c.Pod.Namespace == config.DrillNamespace || !i.NoHostDrills && c.Pod.UID == "" && strings.Contains(c.CgroupPath, DrillCgroup) {
-		return config.DrillScope, 3, true
+// scope returns the scope of a detection's target, and the drill that registered it; nil outside of drills.
+func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill *proof.Drill) {
+	if drill := i.Drills.Of(d, incident.TargetOf(d).ID()); drill != nil {
+		return config.DrillScope, 3, drill
 	}
-	s := i.Config.ScopeOf(c.Pod.Namespace)
-	return s.Name, s.Phase, false
+	s := i.Config.ScopeOf(d.Event.Container.Pod.Namespace)
+	return s.Name, s.Phase, nil
 }
 
 func clip(s string) string {

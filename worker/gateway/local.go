@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,10 +10,8 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -27,9 +24,8 @@ func isNotFound(err error) bool { return apierrors.IsNotFound(err) }
 // person may do.
 type Local struct {
 	API
-
-	mu     sync.Mutex
-	drills map[string]string // secret to name
+	// Drills issues the keys of drills; nil issues none.
+	Drills *Drills
 }
 
 type peerKey struct{}
@@ -53,9 +49,12 @@ func Listen(path string) (net.Listener, error) {
 
 // Server is the HTTP server for the local socket.
 func (l *Local) Server() *http.Server {
-	l.Identify, l.Drill = l.who, l.drill
+	l.Identify = l.who
+	if l.Drills != nil {
+		l.Drill, l.DrillTargets = l.drill, l.drillTargets
+	}
 	return &http.Server{
-		Handler: l.Handler(), ReadHeaderTimeout: 5 * time.Second,
+		Handler: l.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			uid, err := peerUID(c)
 			if err != nil {
@@ -67,6 +66,9 @@ func (l *Local) Server() *http.Server {
 }
 
 func peerUID(c net.Conn) (uint32, error) {
+	if wrapped, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = wrapped.NetConn()
+	}
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
 		return 0, errors.New("not a local socket")
@@ -95,7 +97,7 @@ func (l *Local) who(r *http.Request) (Speaker, error) {
 	}
 	s := Speaker{Proved: fmt.Sprintf("uid %d on the local socket", uid), Key: fmt.Sprintf("uid:%d", uid), Operator: isOperator(uid)}
 	if key := r.Header.Get("Stanch-Drill"); key != "" {
-		if name, ok := l.drillOf(key); ok {
+		if name, ok := l.Drills.NameOf(key); ok {
 			s.Drill, s.Proved = name, "the key of drill "+name
 			s.Person = config.Person{Name: "drill " + name, Groups: []string{config.DrillScope, "responders"}}
 			return s, nil
@@ -130,18 +132,6 @@ func (l *Local) who(r *http.Request) (Speaker, error) {
 	return s, nil
 }
 
-// drillOf finds the drill that a key belongs to.
-func (l *Local) drillOf(key string) (string, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for secret, name := range l.drills {
-		if subtle.ConstantTimeCompare([]byte(secret), []byte(key)) == 1 {
-			return name, true
-		}
-	}
-	return "", false
-}
-
 // drill makes an approver key that answers for drills only, for root and the user who runs Stanch.
 func (l *Local) drill(r *http.Request) (any, error) {
 	uid, ok := r.Context().Value(peerKey{}).(uint32)
@@ -154,12 +144,24 @@ func (l *Local) drill(r *http.Request) (any, error) {
 	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
 		return nil, &problem{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.drills == nil || len(l.drills) > 100 {
-		l.drills = map[string]string{}
+	secret, err := l.Drills.Issue(q.Name)
+	if err != nil {
+		return nil, err
 	}
-	secret := uuid.NewString()
-	l.drills[secret] = q.Name
 	return map[string]string{"key": secret}, nil
+}
+
+// drillTargets registers what a drill created, for who may run a drill and holds its key.
+func (l *Local) drillTargets(r *http.Request) (any, error) {
+	uid, ok := r.Context().Value(peerKey{}).(uint32)
+	if !ok || !isOperator(uid) {
+		return nil, deny("only root and the user who runs Stanch may run a drill")
+	}
+	var q DrillTargets
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&q); err != nil {
+		return nil, &problem{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+	}
+	return l.Drills.Register(r.Context(), r.Header.Get("Stanch-Drill"), q)
 }

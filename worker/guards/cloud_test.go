@@ -48,17 +48,17 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 		"an hour's wait for people changes nothing": {func(d *desk) {
 			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Namespace: "bank", Accepted: now.Add(-time.Hour)})}
 		}, activities.VerdictRun, "phase", "granted"},
-		"a drill's own role is phase 3": {func(d *desk) {
+		"a role that a drill registered is phase 3": {func(d *desk) {
+			d.chain.Config.Phase = 1
+			d.register("role:AROA1")
+		}, activities.VerdictRun, "phase", "granted"},
+		"a role with the name of a drill's is not a drill's": {func(d *desk) {
 			d.chain.Config.Phase = 1
 			d.q.Request.Target.Name = config.DrillRole + "x"
-		}, activities.VerdictRun, "phase", "granted"},
+		}, activities.VerdictPropose, "phase", "phase 1"},
 		"a drill's pod does not make a drill of its role": {func(d *desk) {
-			d.target = playbooks.Target{Kind: playbooks.TargetPod, UID: "uid-1"}
-			d.move(config.DrillNamespace)
-			d.target = playbooks.Target{Kind: playbooks.TargetRole, Namespace: config.DrillNamespace, Name: "web", UID: "AROA1"}
-			d.q.Request.Target = d.target
-			d.granted(config.DrillNamespace)
 			d.chain.Config.Phase = 2
+			d.register("pod:uid-1")
 		}, activities.VerdictPropose, "phase", "phase 2"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -92,7 +92,8 @@ type Facts struct {
 	Since      time.Time // of the newest detection
 	Budget     Budget
 	Self       []string
-	Drill      bool
+	// Drill is the registered target of a drill; nil outside of drills.
+	Drill *proof.DrillTarget
 }
 
 // guard is one link of the chain: nil lets it pass.
@@ -120,7 +121,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	}
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
-			d.Guard, d.Phase, d.Drill, d.Config = g.name, f.phase(), f.Drill, c.Config.Hash()
+			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
 			if f.Grant == nil {
 				d.Since = f.Since
 			}
@@ -146,10 +147,6 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	if stopped {
 		f.Stopped = who
 	}
-	// A workload has no detections of its own: its namespace is the API server's word, since that is where it is found.
-	drill := target.Kind == playbooks.TargetWorkload && target.Namespace == config.DrillNamespace
-	// Of a role it is its name, which the action compares with the RoleId at IAM.
-	drill = drill || target.Kind == playbooks.TargetRole && strings.HasPrefix(target.Name, config.DrillRole)
 	for _, s := range q.Basis.Attestations {
 		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
 		if err != nil || a.Namespace != target.Namespace {
@@ -161,7 +158,6 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
 		f.Workloads = append(f.Workloads, a.Workload)
 		f.On = a.Detection
-		drill = drill || a.Scope == config.DrillScope
 	}
 	f.Verdict = playbooks.Correlate(f.Signals)
 	for _, s := range q.Basis.Receipts {
@@ -181,11 +177,29 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 			f.Grant, f.On = &g, g.Nonce
 		}
 	}
-	if drill {
-		f.Drill = true
+	if f.Drill = c.drillTarget(q); f.Drill != nil {
 		f.Scope = drillScope()
 	}
 	return f, nil
+}
+
+// drillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
+// neither a name, a namespace nor the request can put a target into a drill's scope.
+func (c *Chain) drillTarget(q activities.Question) *proof.DrillTarget {
+	for _, s := range q.Basis.Attestations {
+		var a proof.Attestation
+		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
+			continue
+		}
+		age := q.Now.Sub(a.Accepted)
+		if age > Fresh || age < -slack {
+			continue
+		}
+		if t, ok := a.Drill.Target(q.Request.Target.ID()); ok {
+			return &t
+		}
+	}
+	return nil
 }
 
 // told is how old an attestation may be that says no more than from where a cloud target was reached.
@@ -293,7 +307,7 @@ func offeredGrant(f Facts) *activities.Decision {
 		return refuse("the grant does not hold: %s", f.GrantError)
 	case f.Grant.Namespace != target.Namespace:
 		return refuse("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
-	case f.Grant.Drill && !f.Drill:
+	case f.Grant.Drill && f.Drill == nil:
 		return refuse("what a drill's key granted permits nothing outside of a drill")
 	}
 	return nil

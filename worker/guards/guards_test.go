@@ -33,6 +33,7 @@ type desk struct {
 	chain  *guards.Chain
 	target playbooks.Target
 	q      activities.Question
+	drill  *proof.Drill // the registration that attestations carry
 }
 
 type fixedSwitch struct {
@@ -81,7 +82,7 @@ func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
 func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
 	return d.sign(k, proof.PurposeAttestation, proof.Attestation{
 		Detection: "d", Target: target, Namespace: d.target.Namespace, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
-		Scope: map[bool]string{true: config.DrillScope}[d.target.Namespace == config.DrillNamespace],
+		Drill: d.drill,
 	})
 }
 
@@ -193,11 +194,25 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"a grant that somebody signed":                 {func(d *desk) { d.q.Basis.Grant = d.grant(thief, d.goodGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
 		"a grant stands for low confidence":            {func(d *desk) { d.q.Basis.Attestations = nil; d.q.Basis.Grant = d.grant(d.key, d.goodGrant()) }, activities.VerdictRun, "phase", "granted"},
 		"inside of an approval it waits for the grant": {func(d *desk) { d.q.Basis.Asked = true }, activities.VerdictAsk, "phase", "grant of its approval"},
-		"the drill's own namespace is phase 3": {func(d *desk) {
-			d.move(config.DrillNamespace)
-			d.q.Spec.Class = playbooks.ClassDisrupt
-			d.q.Basis.Asked = true
+		"a registered target of a drill is phase 3": {func(d *desk) {
+			d.chain.Config.Phase = 1
+			d.register(d.target.ID())
+			d.q.Spec.Class, d.q.Basis.Asked = playbooks.ClassDisrupt, true
 		}, activities.VerdictAsk, "phase", "grant"},
+		"the namespace of drills puts nothing into a drill's scope": {func(d *desk) {
+			d.chain.Config.Phase = 1
+			d.move(config.DrillNamespace)
+		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"a workload in the namespace of drills is not a drill's by its name": {func(d *desk) {
+			d.chain.Config.Phase = 1
+			d.target = playbooks.Target{Kind: playbooks.TargetWorkload, Namespace: config.DrillNamespace, WorkloadKind: "Deployment", Name: "victim", UID: "uid-w"}
+			d.q.Request.Target = d.target
+			d.move(config.DrillNamespace)
+		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"a registration of another target is none": {func(d *desk) {
+			d.chain.Config.Phase = 1
+			d.register("pod:other")
+		}, activities.VerdictPropose, "phase", "phase 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDesk(t)
@@ -208,6 +223,12 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 			require.Contains(t, got.Reason, c.reason)
 		})
 	}
+}
+
+// register attests that a drill registered a target.
+func (d *desk) register(id string) {
+	d.drill = &proof.Drill{Name: "cryptominer", Targets: []proof.DrillTarget{{ID: id}}}
+	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 // move puts the target into another namespace.
@@ -235,6 +256,20 @@ func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 		return g
 	}())
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "people may go beyond it")
+}
+
+func TestOnlyOnePodIsContainedWhileTheReplicasAreUnknown(t *testing.T) {
+	d := newDesk(t)
+	d.q.Request.Incident.Replicas = 0
+	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictPropose} {
+		uid := fmt.Sprintf("uid-%d", i)
+		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
+		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
+		got := d.decide()
+		require.Equal(t, want, got.Verdict, got.Reason)
+	}
+	require.Contains(t, d.decide().Reason, "number of replicas is unknown")
 }
 
 func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {

@@ -94,7 +94,7 @@ func (w *Window) Left(f Facts) string {
 }
 
 func (w *Window) left(f Facts) string {
-	if f.Drill {
+	if f.Drill != nil {
 		return "" // a drill's targets are its own
 	}
 	w.spent = budget.Add(w.spent, nil, f.Now)
@@ -116,6 +116,9 @@ func (w *Window) left(f Facts) string {
 		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
 	replicas := f.Request.Incident.Replicas
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && len(held) > 0 {
+		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", len(held), workload)
+	}
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.Share*float64(replicas))))
 		if len(held)+1 > most {
@@ -138,7 +141,7 @@ func (w *Window) Spend(f Facts) string {
 		}
 	}
 	s := budget.Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: workloadOf(f), Until: f.Request.Until}
-	if f.Drill {
+	if f.Drill != nil {
 		return ""
 	}
 	w.spent = append(w.spent, s)

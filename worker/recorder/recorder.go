@@ -155,6 +155,7 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 		if r.decode(e, a.GetInput(), &batch) {
 			r.batch++
 			for _, one := range batch {
+				r.drillTargets(one.Attestation)
 				r.out.Detections = append(r.out.Detections, recording.Detection{AfterMS: after, Batch: r.batch, Detection: one.Detection})
 			}
 		}
@@ -178,6 +179,19 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 		var s lease.ExtendSignal
 		if r.decode(e, a.GetInput(), &s) {
 			r.grant(after, s.Grant, s.Until)
+		}
+	}
+}
+
+// drillTargets keeps what the drill of an attestation registered: a simulation attests the same.
+func (r *recorder) drillTargets(signed proof.Signed) {
+	var a proof.Attestation
+	if audit.Unsigned(signed, &a) != nil || a.Drill == nil {
+		return
+	}
+	for _, t := range a.Drill.Targets {
+		if !slices.Contains(r.out.Incident.DrillTargets, t.ID) {
+			r.out.Incident.DrillTargets = append(r.out.Incident.DrillTargets, t.ID)
 		}
 	}
 }

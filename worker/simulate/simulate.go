@@ -306,9 +306,13 @@ func (s *sim) feed(in incident.Input) {
 				}
 				target := incident.TargetOf(d)
 				s.learn(target)
+				var drill *proof.Drill
+				if in.Drill {
+					drill = s.drill(target.ID())
+				}
 				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
 					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Accepted: now,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now,
 				})
 				if err != nil {
 					s.event("error", "%v", err)
@@ -323,6 +327,15 @@ func (s *sim) feed(in incident.Input) {
 			s.env.SignalWorkflow(workflows.SignalDetections, attested)
 		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
 	}
+}
+
+// drill is the registration that the recorded detections rested on.
+func (s *sim) drill(target string) *proof.Drill {
+	d := &proof.Drill{Targets: []proof.DrillTarget{{ID: target}}}
+	for _, id := range s.rec.Incident.DrillTargets {
+		d.Targets = append(d.Targets, proof.DrillTarget{ID: id})
+	}
+	return d
 }
 
 // listen notices playbooks that start and questions that are asked.
