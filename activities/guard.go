@@ -41,7 +41,7 @@ type Decision struct {
 	Approvers Approvers `json:"approvers,omitzero"`
 	// On is the id of the detection or the nonce of the grant that it rests on.
 	On string `json:"on,omitempty"`
-	// Since is when the newest detection that it rests on was accepted; zero if people granted it.
+	// Since is when the newest detection that it rests on was accepted, or the last of the people agreed who granted it.
 	Since time.Time `json:"since,omitzero"`
 	// Config is the short hash of the configuration in force.
 	Config string `json:"config,omitempty"`

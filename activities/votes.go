@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"stanch/playbooks"
 	"stanch/sensors/proof"
 )
@@ -66,8 +64,9 @@ type Tally struct {
 	Unrecorded string `json:"unrecorded,omitempty"`
 }
 
-// grantLife is how long an approved plan may wait for its effect.
-const grantLife = 10 * time.Minute
+// grantLife is how long an approved plan may wait for its effect, from the last vote that counts. Votes that are counted
+// again later give no younger grant.
+const grantLife = 15 * time.Minute
 
 // CountVotes verifies every vote and, when enough different people with the right said yes to exactly these plans,
 // signs a grant for each plan. One no of somebody with the right denies. Who has the right is the scope's or a known
@@ -172,6 +171,22 @@ func (s *Set) count(in TallyInput) counted {
 	return c
 }
 
+// newest is when the last of the votes that agree was given.
+func (c counted) newest() time.Time {
+	var at time.Time
+	for _, v := range c.yes {
+		if v.At.After(at) {
+			at = v.At
+		}
+	}
+	return at
+}
+
+// grantNonce is the same whenever the votes on one question are counted: a grant that was used is not made anew.
+func grantNonce(in TallyInput, plan string) string {
+	return proof.Hash([]string{in.Incident, in.Run, in.Step, in.Hash, plan})[:32]
+}
+
 // grant signs a grant for each plan.
 func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	var people []string
@@ -188,11 +203,11 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 		out.Reason = fmt.Sprintf("%s broke the glass: %s. %s", c.broke.Person, c.broke.Reason, out.Reason)
 		kind, act.Note = EntryBreakGlass, c.broke.Person+": "+c.broke.Reason
 	}
-	now := s.now()
+	issued := c.newest()
 	for i, p := range in.Plans {
 		grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
-			Nonce: uuid.NewString(), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,
-			Incident: in.Incident, Step: in.Step, People: people, Drill: drill, BreakGlass: c.broke != nil, Issued: now, Expires: now.Add(grantLife),
+			Nonce: grantNonce(in, p.Hash), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,
+			Incident: in.Incident, Step: in.Step, People: people, Drill: drill, BreakGlass: c.broke != nil, Issued: issued, Expires: issued.Add(grantLife),
 		})
 		if err != nil {
 			return Tally{}, failed(fmt.Errorf("sign the grant: %w", err))

@@ -197,3 +197,22 @@ func TestAGrantSaysForWhatItIs(t *testing.T) {
 		require.Error(t, g.Permits(strings.Repeat("0", 64), "pod:1"))
 	}
 }
+
+func TestVotesThatAreCountedAgainGiveNoSecondGrant(t *testing.T) {
+	b := newBallot(t)
+	at := time.Now().Add(-10 * time.Minute).Truncate(time.Second)
+	b.vote("ann", func(v *proof.Vote) { v.At = at.Add(-time.Hour) }, "oncall")
+	b.vote("ben", func(v *proof.Vote) { v.At = at }, "oncall")
+	var grants []proof.Grant
+	for range 2 {
+		for _, signed := range b.count().Grants {
+			var g proof.Grant
+			require.NoError(t, b.key.Keys().Open(signed, proof.PurposeGrant, &g))
+			grants = append(grants, g)
+		}
+	}
+	require.Len(t, grants, 2)
+	require.Equal(t, grants[0].Nonce, grants[1].Nonce, "it is the same grant, which is used once")
+	require.True(t, grants[1].Issued.Equal(at), "as old as the last vote, whenever it is counted")
+	require.True(t, grants[1].Expires.Before(time.Now().Add(10*time.Minute)))
+}

@@ -155,12 +155,16 @@ func (w *Worker) start(ctx context.Context) error {
 	if killSwitch == nil {
 		killSwitch = &guards.FileSwitch{Path: filepath.Join(o.Dir, "stopped"), Authority: o.Authority}
 	}
+	var grants guards.Grants = &guards.FileGrants{Path: filepath.Join(o.Dir, "grants.json")}
+	if o.Kube != nil && o.Namespace != "" {
+		grants = &guards.SharedGrants{Client: o.Kube, Namespace: o.Namespace}
+	}
 	purse, stop, err := openPurse(ctx, o.Client, o.Config.Cluster, o.Log)
 	if err != nil {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Self: o.Self}
+	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Grants: grants, Self: o.Self}
 	w.Set.Guards, w.Set.Scopes = chain, chain
 	o.Library.Authority = o.Authority
 	w.Decider = &gateway.Decider{

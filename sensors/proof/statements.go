@@ -118,8 +118,8 @@ type Token struct {
 	Drill     bool   `json:"drill,omitempty"`
 	// DrillTarget is what the drill registered; the node compares it with what it finds. Nil outside of drills.
 	DrillTarget *DrillTarget `json:"drill_target,omitempty"`
-	// Since is when the newest detection that it rests on was accepted; zero if it rests on a grant. What people
-	// released later is not contained on older grounds.
+	// Since is when the newest detection that it rests on was accepted, or when the last of the people whose grant it rests
+	// on agreed. What people released later is not contained on older grounds.
 	Since  time.Time `json:"since,omitzero"`
 	Issued time.Time `json:"issued"`
 	Until  time.Time `json:"until"`

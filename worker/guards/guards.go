@@ -44,6 +44,8 @@ type Chain struct {
 	Keys   proof.Keyring
 	Switch Switch
 	Budget Budget
+	// Grants remembers which grants were used. Nil remembers none: a simulation applies nothing.
+	Grants Grants
 	// Self are Stanch's own pods, by UID: never contained.
 	Self []string
 }
@@ -122,18 +124,33 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
 			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
-			if f.Grant == nil {
-				d.Since = f.Since
+			d.Since = f.Since
+			if f.Grant != nil {
+				d.Since = f.Grant.Issued // what people released later is not contained again with it
 			}
 			if d.Verdict == activities.VerdictRun && q.Before {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
 					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), Config: c.Config.Hash()}, nil
+				}
+				if err := c.useGrant(ctx, f); errors.Is(err, ErrGrantUsed) {
+					return activities.Decision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), Config: c.Config.Hash()}, nil
+				} else if err != nil {
+					return activities.Decision{}, err
 				}
 			}
 			return *d, nil
 		}
 	}
 	return activities.Decision{}, errors.New("no guard decided")
+}
+
+// useGrant records that the grant of an effect is used now. What cannot be recorded is not done: else one approval would
+// permit the same twice.
+func (c *Chain) useGrant(ctx context.Context, f Facts) error {
+	if f.Grant == nil || c.Grants == nil {
+		return nil
+	}
+	return c.Grants.Use(ctx, f.Grant.Nonce, GrantUse{Lease: f.Request.Lease, Until: f.Request.Until}, f.Now)
 }
 
 func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error) {

@@ -122,6 +122,7 @@ func Objects(catalogue playbooks.Catalogue, o Options) ([]runtime.Object, error)
 	out = append(out,
 		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.SwitchName)},
 		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(health.WatchedName)},
+		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.GrantsName)},
 		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(ConfigName), Data: map[string]string{"stanch.yaml": o.Config}},
 		o.service(),
 	)
@@ -146,7 +147,7 @@ func (o Options) rbac(catalogue playbooks.Catalogue) []runtime.Object {
 		},
 	}
 	// The right to two objects by their names, in Stanch's own namespace: nobody may make or delete any.
-	for _, name := range []string{guards.SwitchName, health.WatchedName} {
+	for _, name := range []string{guards.SwitchName, health.WatchedName, guards.GrantsName} {
 		out = append(out,
 			&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(name), Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name}, Verbs: []string{"get", "patch"}},

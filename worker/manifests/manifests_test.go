@@ -92,7 +92,7 @@ func writes(t *testing.T, phase int) []string {
 
 func TestPhaseOneMayWriteNothingButItsOwnState(t *testing.T) {
 	// A TokenReview is created, says whose a token is, and is nowhere afterwards.
-	if got, want := writes(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.SwitchName + "]", "patch configmaps [" + health.WatchedName + "]"}; !slices.Equal(got, want) {
+	if got, want := writes(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.SwitchName + "]", "patch configmaps [" + guards.GrantsName + "]", "patch configmaps [" + health.WatchedName + "]"}; !slices.Equal(got, want) {
 		t.Errorf("phase 1 may %q, want only %q", got, want)
 	}
 }

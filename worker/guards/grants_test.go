@@ -1,0 +1,66 @@
+package guards_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"stanch/activities"
+	"stanch/worker/guards"
+)
+
+// stores are the places where used grants are kept. Each call opens the place anew, as a restarted worker does.
+func stores(t *testing.T) map[string]func() guards.Grants {
+	path := filepath.Join(t.TempDir(), "grants.json")
+	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: guards.GrantsName}})
+	return map[string]func() guards.Grants{
+		"file":      func() guards.Grants { return &guards.FileGrants{Path: path} },
+		"ConfigMap": func() guards.Grants { return &guards.SharedGrants{Client: client, Namespace: "stanch-system"} },
+	}
+}
+
+func TestAGrantIsUsedOnce(t *testing.T) {
+	for name, open := range stores(t) {
+		t.Run(name, func(t *testing.T) {
+			use := func(nonce, lease string, at time.Time) error {
+				return open().Use(t.Context(), nonce, guards.GrantUse{Lease: lease, Until: now.Add(time.Hour)}, at)
+			}
+			require.NoError(t, use("n1", "LSE-1", now))
+			require.NoError(t, use("n1", "LSE-1", now.Add(time.Minute)), "an attempt that is tried again")
+			require.ErrorIs(t, use("n1", "LSE-2", now.Add(time.Minute)), guards.ErrGrantUsed)
+			require.ErrorIs(t, use("n1", "LSE-1", now.Add(61*time.Minute)), guards.ErrGrantUsed, "its lease has ended")
+			require.NoError(t, use("n2", "LSE-2", now), "another grant")
+			require.NoError(t, use("n3", "LSE-3", now.Add(4*time.Hour)), "what is too old is forgotten")
+			require.NoError(t, use("n1", "LSE-9", now.Add(4*time.Hour)), "no grant is valid for so long")
+		})
+	}
+}
+
+func TestAGrantPermitsOneContainment(t *testing.T) {
+	d := newDesk(t)
+	path := filepath.Join(t.TempDir(), "grants.json")
+	d.chain.Grants = &guards.FileGrants{Path: path}
+	d.q.Basis.Attestations = nil
+	d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+	d.q.Before = false
+	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "a plan uses nothing")
+	d.q.Before = true
+	first := d.decide()
+	require.Equal(t, activities.VerdictRun, first.Verdict)
+	require.Equal(t, now.Add(-time.Minute), first.Since.UTC(), "what people release after they agreed is not contained again")
+	d.q.Request.Lease = "LSE-2"
+	got := d.decide()
+	require.Equal(t, activities.VerdictRefuse, got.Verdict)
+	require.Equal(t, "grant", got.Guard)
+	require.Contains(t, got.Reason, "used already for lease LSE-1")
+
+	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+	_, err := d.chain.Decide(t.Context(), d.q)
+	require.ErrorContains(t, err, "is damaged", "what cannot be recorded is not done")
+}
