@@ -101,6 +101,8 @@ type Plan struct {
 	// Prior is the state to restore. It is recorded before anything is applied.
 	Prior    json.RawMessage `json:"prior,omitempty"`
 	Warnings []string        `json:"warnings,omitempty"`
+	// Ends says what ends the lease by itself; "" for what is no lease.
+	Ends playbooks.End `json:"ends,omitempty"`
 	// Nothing: it is so already.
 	Nothing bool `json:"nothing,omitempty"`
 	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in

@@ -209,6 +209,7 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 		return PlanResult{}, failed(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))
 	}
 	plan.bind(in.Request)
+	plan.Ends = action.Spec().Ends
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
 	s.at("planned/" + in.Request.Action)
 	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: s.now()})

@@ -48,6 +48,29 @@ const (
 	FacetTrust      Facet = "trust" // who may become a role; its own, so that sessions can be revoked besides
 )
 
+// End says what ends a lease at its time although nothing asks for it.
+type End string
+
+// The ends.
+const (
+	EndKernel   End = "kernel"   // the node's kernel, by an end in the lock itself
+	EndProvider End = "provider" // the cloud provider, by a date in the policy
+	EndStanch   End = "stanch"   // the first Stanch process that runs after the end stamped on the object
+)
+
+// String is the end as plans, approvals and audits say it.
+func (e End) String() string {
+	switch e {
+	case EndKernel:
+		return "the kernel ends it, also when Stanch is dead"
+	case EndProvider:
+		return "the provider ends it by the date in the policy, also when Stanch is dead"
+	case EndStanch:
+		return "the first Stanch process that runs after its end undoes it"
+	}
+	return ""
+}
+
 // Spec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
 type Spec struct {
 	Name  string // "pod.isolate"; unique
@@ -59,6 +82,8 @@ type Spec struct {
 	Targets []TargetKind
 	// Reversible actions are leases and need `for`; others are acts and forbid it.
 	Reversible bool
+	// Ends says what ends a lease of a reversible action by itself.
+	Ends End
 	// MinFor is the shortest lease that makes sense: what it revokes lives at least so long.
 	MinFor time.Duration
 	// MaxFor is how long a lease makes sense at most; longer is warned of. 0 is any.

@@ -22,7 +22,7 @@ func (*denyUser) Spec() playbooks.Spec {
 	plan := userRight("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
 	return playbooks.Spec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, D3FEND: "D3-AL", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-AL", Timeout: 30 * time.Second,
 		Doc:       "Deny everything to an IAM user, whichever of its keys or passwords is used.",
 		PlanCloud: []playbooks.CloudRight{plan},
 		ApplyCloud: []playbooks.CloudRight{

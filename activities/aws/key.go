@@ -26,7 +26,7 @@ func (*disableKey) Spec() playbooks.Spec {
 	plan := userRight("iam:GetUser", "iam:ListAccessKeys", "iam:ListUserTags")
 	return playbooks.Spec{
 		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, Ends: playbooks.EndStanch, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
 		Doc:       "Make one access key inactive; credentials that were made with it outlive that.",
 		PlanCloud: []playbooks.CloudRight{plan}, ApplyCloud: []playbooks.CloudRight{plan, userRight("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"strings"
@@ -15,11 +16,33 @@ import (
 // stampLayout is how an end stands in a statement's id, which holds letters and digits only.
 const stampLayout = "20060102T150405Z"
 
-// denyAll is the one shape of inline policy that this package writes: everything is denied, under a condition or
-// without one. Its statement's id is the stamp.
+// currentTime is the condition key of when AWS judges a request. A deny under it ends by AWS's own clock, also if nothing of
+// Stanch ever runs again.
+// Source: IAM User Guide, "AWS global condition context keys".
+const currentTime = "aws:CurrentTime"
+
+// beforeEnd is the condition under which a deny ends by itself.
+func beforeEnd(until time.Time) map[string]string {
+	return map[string]string{currentTime: stamped(until).Format(time.RFC3339)}
+}
+
+// denyAll is the one shape of inline policy that this package writes: everything is denied until the end, under a further
+// condition or without one. Its statement's id is the stamp.
 type denyAll struct {
-	Condition map[string]map[string]string
+	Condition map[string]map[string]string // without that of the end
 	Until     time.Time
+}
+
+// conditions are all conditions of the statement, that of the end among them.
+func (d denyAll) conditions() map[string]map[string]string {
+	out := map[string]map[string]string{"DateLessThan": beforeEnd(d.Until)}
+	for operator, keys := range d.Condition {
+		if out[operator] == nil {
+			out[operator] = map[string]string{}
+		}
+		maps.Copy(out[operator], keys)
+	}
+	return out
 }
 
 type statement struct {
@@ -37,7 +60,7 @@ type document struct {
 
 func (d denyAll) text() string {
 	raw, err := json.Marshal(document{"2012-10-17", []statement{{
-		Sid: "StanchUntil" + d.Until.UTC().Format(stampLayout), Effect: "Deny", Action: "*", Resource: "*", Condition: d.Condition,
+		Sid: "StanchUntil" + d.Until.UTC().Format(stampLayout), Effect: "Deny", Action: "*", Resource: "*", Condition: d.conditions(),
 	}}})
 	if err != nil {
 		panic(err) // it is made of strings
@@ -65,6 +88,13 @@ func readDenyAll(text string) (denyAll, error) {
 		return denyAll{}, fmt.Errorf("it does not say until when")
 	}
 	d := denyAll{Condition: doc.Statement[0].Condition, Until: until}
+	delete(d.Condition["DateLessThan"], currentTime) // the comparison below finds one that is another
+	if len(d.Condition["DateLessThan"]) == 0 {
+		delete(d.Condition, "DateLessThan")
+	}
+	if len(d.Condition) == 0 {
+		d.Condition = nil
+	}
 	if canonical(d.text()) != canonical(text) {
 		return denyAll{}, fmt.Errorf("it is not what Stanch wrote")
 	}

@@ -94,3 +94,20 @@ func FuzzReadTrust(f *testing.F) {
 		}
 	})
 }
+
+func TestADenyEndsByTheProvidersClock(t *testing.T) {
+	until := time.Date(2026, 11, 23, 14, 0, 0, 0, time.UTC)
+	const end = `"aws:CurrentTime":"2026-11-23T14:00:00Z"`
+	for name, text := range map[string]string{
+		"of a user":   denyAll{Until: until}.text(),
+		"of a pod":    denyAll{Until: until, Condition: map[string]map[string]string{"StringEquals": {podTag: "u"}}}.text(),
+		"of sessions": denyAll{Until: until, Condition: map[string]map[string]string{"DateLessThan": {issueTime: "2026-11-23T12:00:00Z"}}}.text(),
+		"of a trust":  (trust{statements: []any{map[string]any{"Effect": "Allow", "Action": webIdentity, "Principal": map[string]any{"Federated": "arn:aws:iam::1:oidc-provider/x"}}}}).with([]string{"system:serviceaccount:a:b"}, "LSE-1", until).text(),
+	} {
+		require.Contains(t, text, end, name)
+		require.NotContains(t, strings.Replace(text, end, "", 1), currentTime, name)
+	}
+	changed := strings.Replace(denyAll{Until: until}.text(), end, `"aws:CurrentTime":"2036-11-23T14:00:00Z"`, 1)
+	_, err := readDenyAll(changed)
+	require.ErrorContains(t, err, "not what Stanch wrote", "a date that differs from the stamp was changed by somebody")
+}

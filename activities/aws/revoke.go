@@ -24,7 +24,7 @@ var _ activities.Containment = (*revokeSessions)(nil)
 func (*revokeSessions) Spec() playbooks.Spec {
 	return playbooks.Spec{
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
 		MinFor:    time.Hour, // no role's longest session is shorter
 		Doc:       "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
 		PlanCloud: planRole(), ApplyCloud: applyInlineRole(),

@@ -36,7 +36,9 @@ type simulated struct {
 // service does not answer is an answer.
 func (a *Account) simulate(ctx context.Context, p principal, keys ...sessionKey) (simulated, error) {
 	in := &iam.SimulatePrincipalPolicyInput{PolicySourceArn: &p.ARN, ActionNames: probes}
-	for _, k := range keys {
+	// The end of a deny is a condition on the time: asked is what holds now.
+	now := sessionKey{name: currentTime, value: time.Now().UTC().Format(time.RFC3339), date: true}
+	for _, k := range append([]sessionKey{now}, keys...) {
 		kind := types.ContextKeyTypeEnumString
 		if k.date {
 			kind = types.ContextKeyTypeEnumDate

@@ -84,7 +84,10 @@ func (t trust) with(subjects []string, lease string, until time.Time) trust {
 		out.statements = append(out.statements, map[string]any{
 			"Sid":    fmt.Sprintf("Stanch%sn%dUntil%s", shortID(lease), i, until.UTC().Format(stampLayout)),
 			"Effect": "Deny", "Action": webIdentity, "Principal": map[string]any{"Federated": provider},
-			"Condition": map[string]any{"StringEquals": map[string]any{issuer(provider) + ":sub": list(subjects)}},
+			"Condition": map[string]any{
+				"StringEquals": map[string]any{issuer(provider) + ":sub": list(subjects)},
+				"DateLessThan": beforeEnd(until),
+			},
 		})
 	}
 	return out

@@ -22,7 +22,7 @@ func (*cordonAction) Spec() playbooks.Spec {
 	p := CordonPermissions()
 	return playbooks.Spec{
 		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, D3FEND: "D3-EI",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, Ends: playbooks.EndStanch, D3FEND: "D3-EI",
 		Doc:        "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
 		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
 	}

@@ -27,7 +27,7 @@ func (*scaleAction) Spec() playbooks.Spec {
 	p := ScalePermissions()
 	return playbooks.Spec{
 		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
-		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, Params: scaleParams{}, D3FEND: "D3-PT",
+		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, Ends: playbooks.EndStanch, Params: scaleParams{}, D3FEND: "D3-PT",
 		Doc:        "Scale a Deployment, StatefulSet or ReplicaSet, and back to what it was when the lease ends.",
 		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply), Combine: fewest,
 	}

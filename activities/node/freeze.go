@@ -22,7 +22,7 @@ var _ activities.Containment = (*Freeze)(nil)
 func (*Freeze) Spec() playbooks.Spec {
 	return playbooks.Spec{
 		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, MaxFor: 2 * time.Minute, D3FEND: "D3-PS",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Ends: playbooks.EndStanch, MaxFor: 2 * time.Minute, D3FEND: "D3-PS",
 		Doc: "Stop every process of the pod where it stands, for seconds: longer, and its probes fail and the kubelet kills it.",
 	}
 }

@@ -51,7 +51,7 @@ func (*Isolate) Spec() playbooks.Spec {
 	p := kube.IsolatePermissions()
 	return playbooks.Spec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Params: IsolateParams{}, D3FEND: "D3-NI",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Ends: playbooks.EndKernel, Params: IsolateParams{}, D3FEND: "D3-NI",
 		Doc:        "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
 		PlanRights: kube.Rights(p.Plan), ApplyRights: kube.Rights(p.Apply), Combine: strictest,
 	}

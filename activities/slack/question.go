@@ -10,6 +10,7 @@ import (
 	"github.com/slack-go/slack"
 
 	"stanch/activities"
+	"stanch/playbooks"
 	"stanch/sensors/redact"
 )
 
@@ -99,6 +100,14 @@ func permits(q activities.Pending) []string {
 	return out
 }
 
+// endsBy says what ends a lease by itself.
+func endsBy(e playbooks.End) string {
+	if e == "" {
+		return ", by itself"
+	}
+	return ": " + e.String()
+}
+
 // lasting says how long what a yes permits lasts: once if all of it lasts equally long.
 func lasting(q activities.Pending) []line {
 	var out []line
@@ -106,7 +115,7 @@ func lasting(q activities.Pending) []line {
 		if i > 0 && slices.IndexFunc(q.Plans, func(r activities.PlanResult) bool { return r.Plan.For != q.Plans[0].Plan.For }) < 0 {
 			break
 		}
-		l := line{label: "Undone", words: "after " + brief(result.Plan.For) + ", by itself"}
+		l := line{label: "Undone", words: "after " + brief(result.Plan.For) + endsBy(result.Plan.Ends)}
 		if result.Plan.For <= 0 {
 			l.words = "not by itself"
 		}

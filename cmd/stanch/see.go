@@ -140,7 +140,7 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 				p("  would %s", change)
 			}
 			if plan.Plan.For > 0 {
-				p("  and undo it after %s", plan.Plan.For)
+				p("  and undo it after %s%s", plan.Plan.For, inBrackets(plan.Plan.Ends.String()))
 			}
 			for _, warning := range plan.Plan.Warnings {
 				p("  but: %s", warning)
@@ -152,6 +152,14 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 		}
 		p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", in.ID, q.ID, in.ID, q.ID)
 	}
+}
+
+// inBrackets is a remark behind what it is about, or "".
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
 }
 
 func leasesCommand(g *globals) *cobra.Command {

@@ -75,7 +75,7 @@ func HTML(w io.Writer, s Story) error {
 var shown = map[string]bool{
 	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
 	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
-	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "quorum": true, "missing": true, "may_do": true, "objective": true, "reasons": true,
+	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "may_do": true, "objective": true, "reasons": true,
 }
 
 // extras are the details that an auditor compares with other records.

@@ -104,6 +104,9 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	if p.For > 0 {
 		details["for"] = span(p.For)
 	}
+	if p.Ends != "" {
+		details["ends"] = p.Ends.String()
+	}
 	if d.Config != "" {
 		r.configs[d.Config] = true
 		details["config"] = d.Config
@@ -322,6 +325,9 @@ func (r *reader) ask(e *historypb.HistoryEvent, title string, plans []activities
 		text := strings.Join(p.Plan.Changes, "; ")
 		if p.Plan.For > 0 {
 			text += ", and undo it after " + span(p.Plan.For)
+			if p.Plan.Ends != "" {
+				text += " (" + p.Plan.Ends.String() + ")"
+			}
 		}
 		would = append(would, text)
 	}

@@ -1,0 +1,20 @@
+package worker_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/worker"
+)
+
+func TestEveryReversibleActionSaysWhatEndsIt(t *testing.T) {
+	reversible := 0
+	for _, action := range worker.Actions(worker.Parts{}) {
+		if spec := action.Spec(); spec.Reversible {
+			reversible++
+			require.NotEmpty(t, spec.Ends.String(), spec.Name)
+		}
+	}
+	require.NotZero(t, reversible)
+}
