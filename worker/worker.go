@@ -133,7 +133,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) start(ctx context.Context) error {
 	o := w.Options
 	w.Reader = &gateway.Reader{Temporal: o.Client}
-	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), Log: o.Log, Serve: w.serveNode}
+	w.Hub = &gateway.Hub{Keys: o.Authority.Keys(), KeySets: o.Authority.Chain(), Log: o.Log, Serve: w.serveNode}
 	account, err := OpenAccount(ctx, o.Config)
 	if err != nil {
 		return err
@@ -332,7 +332,7 @@ func (w *Worker) listenAPI() error {
 		return err
 	}
 	tlsConfig.ClientAuth, tlsConfig.ClientCAs = tls.NoClientCert, nil // people show a token
-	l, err := net.Listen("tcp", w.APIListen) //nolint:noctx // at once
+	l, err := net.Listen("tcp", w.APIListen)                          //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("listen for people: %w", err)
 	}
@@ -340,7 +340,7 @@ func (w *Worker) listenAPI() error {
 	l = tls.NewListener(connlimit.New(l, connlimit.Limits{}), tlsConfig)
 	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
 	if w.Namespace != "" && w.Hub.Sign != nil {
-		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log}
+		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log, KeySet: w.Authority.KeySet()}
 	}
 	w.serve(remote.Server(), l)
 	return nil

@@ -72,7 +72,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a folder with rule packs beside the shipped ones")
 	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
-	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key and ca.crt")
+	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key, ca.crt and authority.json, as `stanch cert node` writes it")
 	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool, the baselines and the freezer's list are kept; `watch` keeps nothing unless it is given")
 	f.DurationVar(&setup.Learn, "learn", 24*time.Hour, "how long an image is watched before anything that it does is unusual")
 	root.Flags().StringVar(&enrol.URL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
@@ -110,21 +110,33 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 }
 
 // identify gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
-func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*link.Identity, error) {
-	enrol.Path = filepath.Join(state, "node.pem")
+func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*link.Identity, *link.Pins, error) {
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("open the state directory: %w", err)
+	}
+	enrol.Path, enrol.Pins = filepath.Join(state, "node.pem"), filepath.Join(state, link.KeysFile)
 	if certs == "" {
 		return enrol.Open(ctx)
 	}
 	tlsConfig, err := link.LoadTLS(certs, "node")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return link.NewIdentity(tlsConfig, enrol.Path)
+	keys, err := link.LoadKeys(certs)
+	if err != nil {
+		return nil, nil, err
+	}
+	pins, err := link.OpenPins(enrol.Pins, keys)
+	if err != nil {
+		return nil, nil, err
+	}
+	identity, err := link.NewIdentity(tlsConfig, enrol.Path)
+	return identity, pins, err
 }
 
 func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol link.Enrolment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	identity, err := identify(ctx, setup.StateDir, certs, enrol)
+	identity, pins, err := identify(ctx, setup.StateDir, certs, enrol)
 	if err != nil {
 		return err
 	}
@@ -141,7 +153,7 @@ func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol 
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Node: a.Node, Version: version, Log: setup.Log}, spool)
+	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Pins: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
 func watchNode(ctx context.Context, out io.Writer, setup agent.Setup, events, asJSON bool) error {

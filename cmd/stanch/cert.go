@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stanch/sensors/link"
+	"stanch/sensors/proof"
 	"stanch/worker"
 	"stanch/worker/authority"
 )
@@ -17,7 +20,7 @@ import (
 func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) } //nolint:noctx,wrapcheck // at once
 
 func certCommand(g *globals) *cobra.Command {
-	var pki, out string
+	var pki, keys, out string
 	c := &cobra.Command{
 		Use: "cert", Short: "Make an installation's keys, and certificates for its nodes",
 		Example: "  stanch cert authority --out ./secrets\n  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
@@ -26,9 +29,11 @@ func certCommand(g *globals) *cobra.Command {
 	}
 	node := &cobra.Command{
 		Use: "node NAME", Short: "Issue the certificate with which a node's sensor dials in", Args: args(cobra.ExactArgs(1)),
-		Long: `Issue node.crt, node.key and ca.crt for one node. NAME is the node's name in
-Kubernetes: the gateway accepts detections about a pod only from the node that
-it runs on. Put the folder on that node, and nowhere else.`,
+		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node. NAME is the node's
+name in Kubernetes: the gateway accepts detections about a pod only from the node
+that it runs on. authority.json holds the public keys whose commands the node obeys;
+later keys must be signed by the ones before. Put the folder on that node, and
+nowhere else.`,
 		Example: "  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if out == "" {
@@ -43,6 +48,13 @@ it runs on. Put the folder on that node, and nowhere else.`,
 			if !exists(filepath.Join(pki, "ca.key")) {
 				return fmt.Errorf("there is no certificate authority in %s; name it with --pki, or make one with `stanch cert authority`", pki)
 			}
+			if keys == "" {
+				keys = filepath.Join(filepath.Dir(filepath.Clean(pki)), "keys")
+			}
+			auth, err := authority.Read(keys)
+			if err != nil {
+				return fmt.Errorf("read the authority's keys: %w; name their folder with --keys", err)
+			}
 			ca, err := authority.OpenPKI(pki)
 			if err != nil {
 				return err
@@ -50,11 +62,15 @@ it runs on. Put the folder on that node, and nowhere else.`,
 			if _, _, err := ca.Files(out, "node", authority.RoleNode, names[0]); err != nil {
 				return err
 			}
+			if err := writeKeySet(filepath.Join(out, link.KeysFile), auth.KeySet()); err != nil {
+				return err
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s holds the certificate of node %s for 90 days\n", out, names[0])
 			return nil
 		},
 	}
 	node.Flags().StringVar(&pki, "pki", "", "the folder of the certificate authority (default: DATA/pki)")
+	node.Flags().StringVar(&keys, "keys", "", "the folder with authority.seed (default: keys beside --pki)")
 	node.Flags().StringVar(&out, "out", "", "the folder to write (required)")
 	all := &cobra.Command{
 		Use: "authority", Short: "Make the keys that all workers of an installation share", Args: args(cobra.NoArgs),
@@ -75,6 +91,17 @@ certificate authority). What is there is kept.`,
 	all.Flags().StringVar(&out, "out", "", "the folder to write (required)")
 	c.AddCommand(all, node, publicCommand(g), rotateCommand(g))
 	return c
+}
+
+func writeKeySet(path string, set proof.KeySet) error {
+	raw, err := json.MarshalIndent(set, "", " ")
+	if err != nil {
+		return fmt.Errorf("write the authority's keys: %w", err)
+	}
+	if err := os.WriteFile(path, append(raw, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the authority's keys: %w", err)
+	}
+	return nil
 }
 
 // keysFlag names the folder with the authority's key.

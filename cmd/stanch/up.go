@@ -150,7 +150,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
-		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, w.NodeAddr, apiServers(ctx, cluster), log) }()
+		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServers(ctx, cluster), log) }()
 	}
 	ui, err := startUI(ctx, o.ui, server, inner, filepath.Join(g.data, "temporal", "tls"))
 	if err != nil {
@@ -245,7 +245,7 @@ func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
 }
 
 // runSensor is this machine's own node agent, over the same link as any other's.
-func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, address string, api []string, log *slog.Logger) error {
+func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
 	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, At: crashAt(o.crash)}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
@@ -260,12 +260,16 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 	if err != nil {
 		return err
 	}
+	pins, err := link.OpenPins("", auth.KeySet()) // the keys are this process's own
+	if err != nil {
+		return err
+	}
 	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Node: a.Node, Version: version, Log: log}, spool)
+	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Pins: pins, Node: a.Node, Version: version, Log: log}, spool)
 }
 
 func splitPort(address string) (string, int, error) {

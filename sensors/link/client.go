@@ -47,6 +47,8 @@ type Client struct {
 	Handler Handler
 	// Identity renews the node's certificate; nil keeps that of TLS until it ends. TLS is not needed with it.
 	Identity *Identity
+	// Pins verify commands. Nil refuses every command: it is for who only reports.
+	Pins *Pins
 	// Status is sent every HealthEvery (default 10 s).
 	Status      func() any
 	HealthEvery time.Duration
@@ -147,9 +149,13 @@ func (c *Client) stream(parent context.Context, gateway linkpb.GatewayClient) er
 		return errors.New("the gateway's first word was no welcome")
 	}
 	s.heard.Store(&heard{first.GetWelcome().GetTimeNs(), time.Now()})
-	if s.keys, err = proof.ParseKeyring(first.GetWelcome().GetAuthorityKeys()); err != nil {
-		return err
+	if err := c.Pins.Follow(first.GetWelcome().GetKeySets()); err != nil && !errors.Is(err, ErrNoPins) {
+		c.Log.Error("the gateway shows rotations of the authority's keys that the pinned key did not sign; they are ignored", "error", err)
 	}
+	if c.Pins != nil && !c.Pins.Known(first.GetWelcome().GetAuthorityKeys()) {
+		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused", "gateway", c.Address)
+	}
+	s.keys = c.Pins.Keys()
 	c.Log.Info("connected to the gateway", "gateway", c.Address)
 
 	var parts sync.WaitGroup

@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"stanch/sensors/proof"
 )
 
 // Enrolment says how a node gets its first certificate.
@@ -21,10 +23,30 @@ type Enrolment struct {
 	Token string // the file with the token that Kubernetes made for the sensor's pod
 	CA    string // the file with the installation's authority
 	Path  string // where the certificate is kept
+	Pins  string // where the authority's keys are kept
 }
 
-// Open gives the node's identity: the one that is kept if it still holds, or else a new one from the gateway.
-func (e Enrolment) Open(ctx context.Context) (*Identity, error) {
+// Open gives the node's identity and the pinned keys: those that are kept if the certificate still holds, or else new ones from
+// the gateway. Pinned keys that are kept stay, whatever the gateway answers.
+func (e Enrolment) Open(ctx context.Context) (*Identity, *Pins, error) {
+	var enrolled proof.KeySet
+	pinned, err := OpenPins(e.Pins, enrolled)
+	if err != nil && !errors.Is(err, ErrNoPins) {
+		return nil, nil, err
+	}
+	identity, err := e.open(ctx, pinned == nil, &enrolled)
+	if err != nil {
+		return nil, nil, err
+	}
+	if pinned == nil {
+		if pinned, err = OpenPins(e.Pins, enrolled); err != nil {
+			return nil, nil, err
+		}
+	}
+	return identity, pinned, nil
+}
+
+func (e Enrolment) open(ctx context.Context, anew bool, enrolled *proof.KeySet) (*Identity, error) {
 	ca, err := os.ReadFile(e.CA)
 	if err != nil {
 		return nil, fmt.Errorf("read the installation's authority: %w", err)
@@ -33,7 +55,7 @@ func (e Enrolment) Open(ctx context.Context) (*Identity, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, fmt.Errorf("%s holds no certificate", e.CA)
 	}
-	if kept, err := ReadPair(e.Path); err == nil {
+	if kept, err := ReadPair(e.Path); err == nil && !anew {
 		i, err := NewIdentity(Mutual(kept, pool), e.Path)
 		if err == nil && i.fits(kept.Leaf) == nil {
 			return i, nil
@@ -43,10 +65,11 @@ func (e Enrolment) Open(ctx context.Context) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := e.ask(ctx, pool, csr)
+	certificate, keys, err := e.ask(ctx, pool, csr)
 	if err != nil {
 		return nil, fmt.Errorf("enrol with the gateway at %s: %w", e.URL, err)
 	}
+	*enrolled = keys
 	keyPEM, err := EncodeKey(key)
 	if err != nil {
 		return nil, err
@@ -61,20 +84,20 @@ func (e Enrolment) Open(ctx context.Context) (*Identity, error) {
 	return NewIdentity(Mutual(pair, pool), e.Path)
 }
 
-func (e Enrolment) ask(ctx context.Context, pool *x509.CertPool, csr []byte) (string, error) {
+func (e Enrolment) ask(ctx context.Context, pool *x509.CertPool, csr []byte) (string, proof.KeySet, error) {
 	token, err := os.ReadFile(e.Token) // anew each time: the kubelet rotates it
 	if err != nil {
-		return "", fmt.Errorf("read the sensor's token: %w", err)
+		return "", proof.KeySet{}, fmt.Errorf("read the sensor's token: %w", err)
 	}
 	body, err := json.Marshal(map[string][]byte{"csr": csr})
 	if err != nil {
-		return "", fmt.Errorf("encode the request: %w", err)
+		return "", proof.KeySet{}, fmt.Errorf("encode the request: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.URL, "/")+"/v1/enrol", bytes.NewReader(body))
 	if err != nil {
-		return "", fmt.Errorf("make the request: %w", err)
+		return "", proof.KeySet{}, fmt.Errorf("make the request: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ServerName}}
@@ -83,15 +106,18 @@ func (e Enrolment) ask(ctx context.Context, pool *x509.CertPool, csr []byte) (st
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(r)
 	if err != nil {
-		return "", fmt.Errorf("ask: %w", err)
+		return "", proof.KeySet{}, fmt.Errorf("ask: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var answer struct{ Certificate, Error string }
+	var answer struct {
+		Certificate, Error string
+		Keys               proof.KeySet
+	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer); err != nil {
-		return "", fmt.Errorf("the answer %s cannot be read: %w", resp.Status, err)
+		return "", proof.KeySet{}, fmt.Errorf("the answer %s cannot be read: %w", resp.Status, err)
 	}
 	if resp.StatusCode != http.StatusOK || answer.Certificate == "" {
-		return "", errors.New(resp.Status + ": " + answer.Error)
+		return "", proof.KeySet{}, errors.New(resp.Status + ": " + answer.Error)
 	}
-	return answer.Certificate, nil
+	return answer.Certificate, answer.Keys, nil
 }

@@ -3,9 +3,12 @@ package link
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"stanch/sensors/proof"
 )
 
 // Mutual is the configuration of either end: both show a certificate of the pool's authority.
@@ -34,6 +37,25 @@ func LoadTLS(dir, base string) (*tls.Config, error) {
 		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
 	}
 	return Mutual(pair, pool), nil
+}
+
+// KeysFile is where a node's folder of certificates has the authority's keys.
+const KeysFile = "authority.json"
+
+// LoadKeys reads the authority's keys from a node's folder of certificates.
+func LoadKeys(dir string) (proof.KeySet, error) {
+	var set proof.KeySet
+	raw, err := os.ReadFile(filepath.Join(dir, KeysFile))
+	if err == nil {
+		err = json.Unmarshal(raw, &set)
+	}
+	if err == nil {
+		_, err = set.Ring()
+	}
+	if err != nil {
+		return set, fmt.Errorf("read the authority's keys in %s: %w; issue the folder again with `stanch cert node`", dir, err)
+	}
+	return set, nil
 }
 
 // NameOf is the name in the certificate of a configuration.

@@ -34,6 +34,7 @@ const (
 	PurposeCustody     Purpose = "stanch/custody/v1"
 	PurposeSelection   Purpose = "stanch/selection/v1"
 	PurposeSwitch      Purpose = "stanch/switch/v1"
+	PurposeKeySet      Purpose = "stanch/key-set/v1"
 )
 
 // Signed is a statement with its signature. It is safe to store and to send: it holds no secret.

@@ -10,13 +10,18 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
 
 	"stanch/activities"
 	"stanch/sensors/proof"
@@ -24,9 +29,10 @@ import (
 
 // Authority signs and verifies.
 type Authority struct {
-	key  proof.Key
-	keys proof.Keyring
-	seed []byte
+	key   proof.Key
+	keys  proof.Keyring
+	seed  []byte
+	chain []proof.Signed
 }
 
 var _ activities.Authority = (*Authority)(nil)
@@ -35,6 +41,7 @@ var _ activities.Authority = (*Authority)(nil)
 const (
 	seedFile    = "authority.seed"
 	retiredFile = "authority.retired" // public keys that verify and no longer sign
+	chainFile   = "authority.chain"   // the key sets of all rotations, each signed by the key before it
 )
 
 // Open reads the signing key in dir, or makes one.
@@ -56,6 +63,9 @@ func Read(dir string) (*Authority, error) {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, seedFile), err)
 	}
 	a := &Authority{key: key, keys: proof.NewKeyring(key.Public()), seed: seed}
+	if a.chain, err = readChain(filepath.Join(dir, chainFile), key.ID()); err != nil {
+		return nil, err
+	}
 	raw, err := os.ReadFile(filepath.Join(dir, retiredFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
@@ -90,6 +100,15 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 	if distrust {
 		delete(retired, old.key.ID())
 	}
+	set := proof.KeySet{Seq: int64(len(old.chain)) + 1, Active: next.ID(), Keys: append([]string{encoded(next)}, retired.Lines()...), At: time.Now().UTC()}
+	signed, err := old.key.Sign(proof.PurposeKeySet, set)
+	if err != nil {
+		return "", "", fmt.Errorf("sign the new key: %w", err)
+	}
+	// The chain comes first: with a set too many, whose key never came to be, it is written anew by the next attempt.
+	if err := writeChain(filepath.Join(dir, chainFile), append(slices.Clone(old.chain), signed)); err != nil {
+		return "", "", err
+	}
 	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
 	if err := writeFile(filepath.Join(dir, retiredFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.Lines(), "\n")+"\n", len(retired) > 0); err != nil {
 		return "", "", err
@@ -99,6 +118,61 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 	}
 	return old.key.ID(), next.ID(), nil
 }
+
+// readChain reads the rotations up to the key that signs now. One that was prepared and not finished is left out.
+func readChain(path, active string) ([]proof.Signed, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the rotations of the key: %w", err)
+	}
+	var chain []proof.Signed
+	last := 0
+	for line := range strings.Lines(string(raw)) {
+		var s proof.Signed
+		var set proof.KeySet
+		if err := json.Unmarshal([]byte(line), &s); err != nil {
+			return nil, fmt.Errorf("%s is damaged: %w", path, err)
+		}
+		if err := json.Unmarshal(s.Body, &set); err != nil {
+			return nil, fmt.Errorf("%s is damaged: %w", path, err)
+		}
+		if chain = append(chain, s); set.Active == active {
+			last = len(chain)
+		}
+	}
+	return chain[:last], nil
+}
+
+func writeChain(path string, chain []proof.Signed) error {
+	var text strings.Builder
+	for _, s := range chain {
+		raw, err := json.Marshal(s)
+		if err != nil {
+			return fmt.Errorf("write the rotations of the key: %w", err)
+		}
+		text.Write(append(raw, '\n'))
+	}
+	return writeFile(path, text.String(), true)
+}
+
+func encoded(key proof.Key) string { return base64.StdEncoding.EncodeToString(key.Public()) }
+
+// KeySet is the set of keys in force, which a node pins when it is enrolled.
+func (a *Authority) KeySet() proof.KeySet {
+	lines := []string{encoded(a.key)}
+	for _, line := range a.keys.Lines() {
+		if line != lines[0] {
+			lines = append(lines, line)
+		}
+	}
+	return proof.KeySet{Seq: int64(len(a.chain)), Active: a.key.ID(), Keys: lines}
+}
+
+// Chain is the signed key sets of all rotations, the oldest first.
+func (a *Authority) Chain() []proof.Signed { return a.chain }
 
 // writeFile replaces a file as a whole, or takes it away.
 func writeFile(path, text string, keep bool) error {
@@ -111,10 +185,8 @@ func writeFile(path, text string, keep bool) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
-	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
-		return fmt.Errorf("make %s: %w", path, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	// On disk before it is in force: a key that a power loss takes cannot be made again.
+	if err := renameio.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
 	return nil

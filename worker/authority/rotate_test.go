@@ -46,3 +46,25 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	require.Contains(t, found(last), after)
 	require.NotContains(t, found(last), before)
 }
+
+func TestEachRotationIsSignedByTheKeyBefore(t *testing.T) {
+	dir := t.TempDir()
+	first, err := authority.Open(dir)
+	require.NoError(t, err)
+	pinned := first.KeySet()
+	for range 2 {
+		_, _, err := authority.Rotate(dir, false)
+		require.NoError(t, err)
+	}
+	_, after, err := authority.Rotate(dir, true)
+	require.NoError(t, err)
+	now, err := authority.Read(dir)
+	require.NoError(t, err)
+	followed, err := pinned.Follow(now.Chain())
+	require.NoError(t, err)
+	require.Equal(t, after, followed.Active)
+	require.EqualValues(t, 3, followed.Seq)
+	ring, err := followed.Ring()
+	require.NoError(t, err)
+	require.Equal(t, now.Keys(), ring)
+}

@@ -15,6 +15,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors/proof"
 )
 
 // EnrolAudience is whom a sensor's token must be made for. With such a token the API server lets nobody do anything.
@@ -28,6 +30,8 @@ type Enrol struct {
 	Namespace, Account string
 	Sign               func(ctx context.Context, node string, csr []byte) ([]byte, error)
 	Log                *slog.Logger
+	// KeySet is the authority's keys, which the node pins.
+	KeySet proof.KeySet
 
 	addresses limits
 	renewals  renewals
@@ -42,6 +46,8 @@ type EnrolRequest struct {
 type EnrolAnswer struct {
 	Node        string `json:"node"`
 	Certificate string `json:"certificate"`
+	// Keys are what the node verifies commands with from now on.
+	Keys proof.KeySet `json:"keys"`
 }
 
 func (e *Enrol) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -82,7 +88,7 @@ func (e *Enrol) enrol(r *http.Request) (*EnrolAnswer, error) {
 	if err != nil {
 		return nil, &problem{http.StatusBadRequest, err.Error()}
 	}
-	return &EnrolAnswer{Node: node, Certificate: string(certificate)}, nil
+	return &EnrolAnswer{Node: node, Certificate: string(certificate), Keys: e.KeySet}, nil
 }
 
 // The extras of a token that is bound to a pod.

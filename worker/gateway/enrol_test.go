@@ -43,12 +43,15 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 		}
 		return true, &authenticationv1.TokenReview{Status: status}, nil
 	})
-	remote := &gateway.Remote{API: gateway.API{Decider: &gateway.Decider{}}, Kube: kube, Enrol: &gateway.Enrol{
-		Kube: kube, Namespace: "stanch-system", Account: "stanch-sensor", Log: slog.New(slog.DiscardHandler),
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	enrol := &gateway.Enrol{
+		KeySet: auth.KeySet(), Kube: kube, Namespace: "stanch-system", Account: "stanch-sensor", Log: slog.New(slog.DiscardHandler),
 		Sign: func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			return pki.Sign(authority.RoleNode, node, csr)
 		},
-	}}
+	}
+	remote := &gateway.Remote{API: gateway.API{Decider: &gateway.Decider{}}, Kube: kube, Enrol: enrol}
 	server := httptest.NewUnstartedServer(remote.Server().Handler)
 	server.TLS, err = pki.Serving(authority.RoleGateway, "gateway", link.ServerName)
 	require.NoError(t, err)
@@ -62,7 +65,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	e := link.Enrolment{URL: server.URL, Token: write("token", "the-pods-token\n"), CA: write("ca.crt", string(pki.CA())), Path: filepath.Join(dir, "node.pem")}
+	e := link.Enrolment{URL: server.URL, Token: write("token", "the-pods-token\n"), CA: write("ca.crt", string(pki.CA())), Path: filepath.Join(dir, "node.pem"), Pins: filepath.Join(dir, link.KeysFile)}
 
 	for want, bend := range map[string]func(){
 		"not valid for the audience":   func() { status.Authenticated = false },
@@ -74,12 +77,12 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	} {
 		status = good()
 		bend()
-		_, err := e.Open(t.Context())
+		_, _, err := e.Open(t.Context())
 		require.ErrorContains(t, err, want)
 		require.NoFileExists(t, e.Path)
 	}
 	status = good()
-	identity, err := e.Open(t.Context())
+	identity, pins, err := e.Open(t.Context())
 	require.NoError(t, err)
 	c := identity.Certificate()
 	require.Equal(t, "node-a", c.Subject.CommonName)
@@ -88,9 +91,22 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	require.False(t, identity.Due(time.Now()))
 
 	require.NoError(t, os.Remove(e.Token))
-	again, err := e.Open(t.Context())
+	again, kept, err := e.Open(t.Context())
 	require.NoError(t, err, "what is kept is used")
 	require.Equal(t, c.SerialNumber, again.Certificate().SerialNumber)
+
+	require.Equal(t, auth.Keys(), pins.Keys())
+	require.Equal(t, auth.Keys(), kept.Keys(), "an offline sensor that starts anew knows the keys")
+
+	// Who answers as the gateway later, with another authority, changes nothing of what is pinned.
+	other, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	enrol.KeySet = other.KeySet()
+	write("token", "the-pods-token\n")
+	require.NoError(t, os.Remove(e.Path))
+	_, kept, err = e.Open(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, auth.Keys(), kept.Keys())
 
 	raw, err := os.ReadFile(e.Path)
 	require.NoError(t, err)

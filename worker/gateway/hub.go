@@ -38,9 +38,11 @@ const maxBlobs = 128 << 20
 // Hub holds the streams of the nodes that dialled this replica.
 type Hub struct {
 	linkpb.UnimplementedGatewayServer
-	Keys   proof.Keyring
-	Intake *Intake
-	Log    *slog.Logger
+	Keys proof.Keyring
+	// KeySets are the rotations of the authority's keys, each signed by the key before it.
+	KeySets []proof.Signed
+	Intake  *Intake
+	Log     *slog.Logger
 	// Serve starts to serve a node's task queue and returns what stops it.
 	Serve func(node string) (stop func(), err error)
 
@@ -145,7 +147,11 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
 	}}
 	n.told = time.Now()
-	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines(), TimeNs: n.told.UnixNano()}}}); err != nil {
+	keySets, err := encodeKeySets(h.KeySets)
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines(), TimeNs: n.told.UnixNano(), KeySets: keySets}}}); err != nil {
 		return err
 	}
 	h.enter(n)
@@ -202,6 +208,18 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 			n.goodbye = true
 		}
 	}
+}
+
+func encodeKeySets(chain []proof.Signed) ([][]byte, error) {
+	out := make([][]byte, 0, len(chain))
+	for _, s := range chain {
+		raw, err := json.Marshal(s)
+		if err != nil {
+			return nil, fmt.Errorf("encode the key sets: %w", err)
+		}
+		out = append(out, raw)
+	}
+	return out, nil
 }
 
 // helloTimeout is how long a stream may take to say whose it is.
