@@ -166,6 +166,11 @@ var ErrNodeAway = errors.New("the node's sensor is not connected")
 // ErrGone says that the target no longer exists: nothing is left to contain.
 var ErrGone = errors.New("the target is gone")
 
+// UnverifiedError comes with a Verify that says "in force": part of the effect is not observed, and why.
+type UnverifiedError struct{ Reason string }
+
+func (e *UnverifiedError) Error() string { return "not verified: " + e.Reason }
+
 // Nodes calls a command on a node over its stream.
 type Nodes interface {
 	// Call returns the result decoded into out, and the blobs. It returns ErrNodeAway if the stream is elsewhere or

@@ -69,6 +69,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f := root.PersistentFlags()
 	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"), "this node's name (default: the host's, or $NODE_NAME)")
 	f.StringVar(&setup.CRISocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringVar(&setup.Kubelet, "kubelet", "", "the path of this node's kubelet, where its program has an unusual name: a locked pod answers its probes")
 	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a folder with rule packs beside the shipped ones")
 	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")

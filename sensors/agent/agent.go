@@ -36,6 +36,8 @@ type Options struct {
 	Lock     *probe.Lock
 	LockWhy  string // why Lock is nil
 	Freezer  *snapshot.Freezer
+	// Kubelet is the path of this node's kubelet, where its program has an unusual name.
+	Kubelet string
 	// StateDir keeps what must survive a restart: leases that were released before their end.
 	StateDir string
 	Log      *slog.Logger
@@ -58,6 +60,7 @@ type Agent struct {
 	Options
 	released *ledger
 	rules    atomic.Pointer[rules.Set]
+	kubelets atomic.Int64 // found so far
 
 	mu      sync.RWMutex
 	missed  uint64 // events whose container could not be named
@@ -90,6 +93,7 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 // Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
 func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
 	go a.followRules(ctx)
+	go a.followNode(ctx)
 	if a.Probe == nil {
 		<-ctx.Done()
 		return nil

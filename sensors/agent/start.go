@@ -26,6 +26,7 @@ type Setup struct {
 	StateDir  string // default: none is kept
 	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
 	CRISocket string
+	Kubelet   string // see Options
 	RuleDirs  []string
 	// Learn is how long an image is watched before anything it does can be unusual. Default 24 h.
 	Learn time.Duration
@@ -60,7 +61,7 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, Kubelet: s.Kubelet, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
 	}

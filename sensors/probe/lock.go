@@ -63,6 +63,16 @@ type (
 		LockHigh, LockLow uint32
 		Address           [16]byte
 	}
+	macKey struct {
+		Lock uint64
+		MAC  [6]byte
+		_    [2]byte
+	}
+	proberKey struct {
+		Cgroup uint64
+		UID    uint32
+		_      uint32
+	}
 	allowRule struct {
 		Port     uint16
 		Protocol uint8
@@ -76,6 +86,8 @@ const (
 	roleNode, rolePod    = 0, 1
 	lockHostNetwork      = 1
 	lockAllowList        = 2
+	lockByNode           = 4
+	lockRootProbes       = 8
 )
 
 var deniedKinds = []string{"tcp", "udp", "icmp", "arp", "other"}
@@ -161,6 +173,24 @@ func lockID(lease string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
+// flags are the bits of a lock's record.
+func (r *LockRequest) flags() uint32 {
+	var flags uint32
+	if r.HostNetwork {
+		flags |= lockHostNetwork
+	}
+	if len(r.Allow) > 0 {
+		flags |= lockAllowList
+	}
+	if r.byNode() {
+		flags |= lockByNode
+	}
+	if r.RootProbes {
+		flags |= lockRootProbes
+	}
+	return flags
+}
+
 // check says what is wrong with a request before anything is touched.
 func (r *LockRequest) check() error {
 	switch {
@@ -207,14 +237,8 @@ func (l *Lock) Apply(r LockRequest) (LockState, error) {
 		return LockState{}, err
 	}
 	end := bootNow() + time.Until(r.Until)
-	rec := lockRecord{Expiry: uint64(end)} //nolint:gosec // in the future
+	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
 	copy(rec.Lease[:], r.Lease)
-	if r.HostNetwork {
-		rec.Flags |= lockHostNetwork
-	}
-	if len(r.Allow) > 0 {
-		rec.Flags |= lockAllowList
-	}
 	// What the programs lean on comes first, what makes them hold last.
 	if err := l.destinations(id, r); err != nil {
 		return LockState{}, err

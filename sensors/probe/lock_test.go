@@ -91,11 +91,17 @@ type actor struct {
 
 func newActor(t *testing.T, ns, dir string) *actor {
 	t.Helper()
+	return startActor(t, dir, "nsenter", "--net=/var/run/netns/"+ns)
+}
+
+// startActor starts an actor by way of another command.
+func startActor(t *testing.T, dir string, by ...string) *actor {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := inCgroup(t, dir, exec.Command("nsenter", "--net=/var/run/netns/"+ns, exe, "actor"))
+	cmd := inCgroup(t, dir, exec.Command(by[0], append(by[1:], exe, "actor")...))
 	cmd.Env = append(os.Environ(), "STANCH_TEST_HELPER=1")
 	cmd.Stderr = os.Stderr
 	r, w, err := os.Pipe()
@@ -197,6 +203,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 
 	dir := lockDir(t)
 	l := openLock(t, dir)
+	asKubelet(t, l)
 	until := time.Now().Add(6 * time.Second)
 	start := time.Now()
 	st, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: until})

@@ -35,9 +35,13 @@ type LockRequest struct {
 	Until time.Time
 	// Allow are destinations that stay reachable. Empty: none.
 	Allow []Allow
-	// NodeAddrs are the addresses from which the node's own processes (the kubelet's probes) reach the pod. TCP
-	// connections that they open are answered. Nil: every address of this node, found now.
+	// NodeAddrs are the addresses from which the kubelet's probes reach the pod. TCP connections that the kubelet (see
+	// SetProbers) opens from them are answered. Nil: every address of this node, found now.
 	NodeAddrs []netip.Addr
+	// RootProbes answers every socket of root in the host's network namespace as if it were the kubelet's. It is for pods
+	// on a node whose kubelet was not found: without answers its probes fail, and it restarts the container and
+	// destroys the evidence.
+	RootProbes bool
 }
 
 // Allow is a destination that a lock leaves open.
@@ -55,6 +59,8 @@ type Wire struct {
 	// Addrs and MAC are those of the pod's end: ARP from the pod may name nothing else.
 	Addrs []netip.Addr
 	MAC   [6]byte
+	// Links are the networks on the pod's own link: whoever is there is reached without the node.
+	Links []netip.Prefix
 	// Gateways are the next hops of the pod's routes: replies to the node may have to go through them.
 	Gateways []netip.Addr
 }

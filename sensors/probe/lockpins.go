@@ -18,7 +18,7 @@ import (
 
 // lockLayout names the directory of pins. It changes when the maps' layout does: what an older version pinned then
 // lapses by itself beside it.
-const lockLayout = "lock-1"
+const lockLayout = "lock-2"
 
 // mountBPF makes dir and sees to it that it lies on a BPF file system.
 func mountBPF(dir string) error {

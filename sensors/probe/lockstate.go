@@ -194,6 +194,7 @@ func (l *Lock) drop(id uint64) {
 	_ = l.m(bpf.LockMapCounts).Delete(id)
 	prune(l.m(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id })
 	prune(l.m(bpf.LockMapAllow), func(k allowKey) bool { return k.lock() == id })
+	prune(l.m(bpf.LockMapMacs), func(k macKey) bool { return k.Lock == id })
 }
 
 func (l *Lock) unhold(k holdKey) {
