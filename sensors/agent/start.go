@@ -86,7 +86,12 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		}
 	}
 	if !s.NoLock {
-		if o.Lock, err = probe.OpenLock(s.LockDir); err != nil {
+		o.Lock, err = probe.OpenLock(s.LockDir)
+		if errors.Is(err, probe.ErrInUse) {
+			closeAll()
+			return nil, nil, fmt.Errorf("start a sensor: %w", err)
+		}
+		if err != nil {
 			o.LockWhy = err.Error()
 			s.Log.Error("the egress lock is off: isolation has only NetworkPolicies", "error", err)
 		} else {

@@ -23,8 +23,9 @@ import (
 // Its methods may be called from several goroutines.
 type Lock struct {
 	mu   sync.Mutex
-	dir  string // where this layout is pinned
-	root string // of cgroup v2
+	dir  string   // where this layout is pinned
+	root string   // of cgroup v2
+	own  *os.File // the right to change what is pinned
 	coll *ebpf.Collection
 	held link.Link // the cgroup program
 }
@@ -93,7 +94,8 @@ const (
 var deniedKinds = []string{"tcp", "udp", "icmp", "arp", "other"}
 
 // OpenLock loads the lock's programs, or adopts those pinned under dir by an earlier process. Empty dir means
-// DefaultLockDir; it is made and the BPF file system mounted where they lack.
+// DefaultLockDir; it is made and the BPF file system mounted where they lack. While another process has it open it gives
+// ErrInUse.
 func OpenLock(dir string) (*Lock, error) {
 	if dir == "" {
 		dir = DefaultLockDir
@@ -113,6 +115,10 @@ func OpenLock(dir string) (*Lock, error) {
 func (l *Lock) open(dir string) error {
 	if err := mountBPF(dir); err != nil {
 		return err
+	}
+	var err error
+	if l.own, err = own(dir, handover); err != nil {
+		return fmt.Errorf("open the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make the lock's directory: %w", err)
@@ -325,6 +331,9 @@ func (l *Lock) Close() error {
 	}
 	if l.coll != nil {
 		l.coll.Close()
+	}
+	if l.own != nil {
+		errs = append(errs, l.own.Close())
 	}
 	return errors.Join(errs...)
 }

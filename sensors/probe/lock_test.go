@@ -342,6 +342,13 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	if got := n.pod.do(t, "udp", peerIP, "7001"); got == "sent" {
 		t.Error("an adopted lock does not hold")
 	}
+	if err := Disarm(dir); !errors.Is(err, ErrInUse) {
+		t.Errorf("Disarm beside the process that has it open: %v", err)
+	}
+	if got := n.pod.do(t, "tcp", peerIP, "7000"); got == "sent" {
+		t.Error("a refused Disarm lifted the lock")
+	}
+	_ = l.Close()
 	if err := Disarm(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -162,16 +162,21 @@ func cutWire(name string) (index int, which string, ok bool) {
 }
 
 // Disarm removes every lock, program and pin under dir (empty: DefaultLockDir). It works without an open Lock, and
-// when there is nothing.
+// when there is nothing. While a process has the lock open it gives ErrInUse: that one would go on reporting locks as held.
 func Disarm(dir string) error {
 	if dir == "" {
 		dir = DefaultLockDir
 	}
-	var errs []error
-	layouts, err := os.ReadDir(dir)
+	owned, err := own(dir, handover)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("disarm: %w", err)
+	}
+	defer owned.Close()
+	var errs []error
+	layouts, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("disarm: %w", err)
 	}

@@ -83,6 +83,15 @@ func (l *Lock) List() ([]LockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sweep()
+	out, err := l.inForce()
+	if err != nil {
+		return out, err
+	}
+	return out, l.settle()
+}
+
+// inForce reads every lock that has not lapsed.
+func (l *Lock) inForce() ([]LockState, error) {
 	var out []LockState
 	for id := range each[uint64, lockRecord](l.m(bpf.LockMapLocks)) {
 		st, err := l.state(id)
@@ -94,7 +103,7 @@ func (l *Lock) List() ([]LockState, error) {
 		}
 	}
 	slices.SortFunc(out, func(a, b LockState) int { return a.Until.Compare(b.Until) })
-	return out, l.settle()
+	return out, nil
 }
 
 // Lease gives the state of a lease's lock, with Held false if there is none or it has lapsed.
