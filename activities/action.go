@@ -103,6 +103,8 @@ type Plan struct {
 	Warnings []string        `json:"warnings,omitempty"`
 	// Ends says what ends the lease by itself; "" for what is no lease.
 	Ends playbooks.End `json:"ends,omitempty"`
+	// Ask says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
+	Ask string `json:"ask,omitempty"`
 	// Nothing: it is so already.
 	Nothing bool `json:"nothing,omitempty"`
 	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in

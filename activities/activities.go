@@ -212,7 +212,7 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	plan.Ends = action.Spec().Ends
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
 	s.at("planned/" + in.Request.Action)
-	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: s.now()})
+	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Ask: plan.Ask, Now: s.now()})
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("guards: %w", err))
 	}

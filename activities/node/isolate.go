@@ -140,6 +140,15 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		}
 		plan.Changes = append(plan.Changes, change)
 	}
+	for _, other := range state.Shared {
+		// Who came later may have come to be in the way: it is named, and nobody is asked.
+		if !other.Before {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.Container))
+			continue
+		}
+		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.Container, r.Target))
+		plan.Ask = "other containers have had its network namespace since it started, and would be cut off too"
+	}
 	if prior.Policy {
 		found, refused, err := a.planPolicy(ctx, r, params, prior.Lock)
 		switch {

@@ -23,6 +23,7 @@ struct lock {
 	__u32 flags;
 	__u32 reserved;
 	char lease[160];
+	char target[272]; // for user space: a command that names another one is not for this lock
 };
 
 enum { DENIED_TCP, DENIED_UDP, DENIED_ICMP, DENIED_ARP, DENIED_OTHER, DENIED_KINDS };

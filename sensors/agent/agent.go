@@ -58,9 +58,11 @@ type Options struct {
 // Agent watches one node.
 type Agent struct {
 	Options
-	released *ledger
-	rules    atomic.Pointer[rules.Set]
-	kubelets atomic.Int64 // found so far
+	released  *ledger
+	sightings *sightings
+	decoys    decoys
+	rules     atomic.Pointer[rules.Set]
+	kubelets  atomic.Int64 // found so far
 
 	mu      sync.RWMutex
 	missed  uint64 // events whose container could not be named
@@ -84,7 +86,11 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{Options: o, released: released, failing: map[string]time.Time{}}
+	seen, err := openSightings(o.StateDir, BootID())
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{Options: o, released: released, sightings: seen, failing: map[string]time.Time{}}
 	a.rules.Store(set)
 	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}
 	return a, nil
@@ -152,6 +158,11 @@ func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection fu
 	}
 	for _, err := range errs {
 		a.complain("evaluate", err)
+	}
+	if len(found) > 0 {
+		if err := a.sightings.note(&e.Container); err != nil {
+			a.complain("remember where a container was detected", err)
+		}
 	}
 	for _, d := range found {
 		d.Detected, d.Event.Process = time.Now(), e.Process
@@ -221,6 +232,8 @@ type Health struct {
 	Nameless uint64       `json:"nameless_events"`
 	Rules    RulesHealth  `json:"rules,omitzero"`
 	Eyes     Eyes         `json:"eyes,omitzero"`
+	// Decoys are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
+	Decoys []Decoy `json:"decoys,omitempty"`
 	// RuleCounts is what rules did since they were loaded: those that did something and those that cost most.
 	RuleCounts []rules.Stats `json:"rule_counts,omitempty"`
 }
@@ -247,6 +260,7 @@ func (a *Agent) Health() Health {
 	if a.Lock == nil {
 		h.Lock = a.LockWhy
 	}
+	h.Decoys = a.decoys.list()
 	if a.RuleFiles != nil {
 		h.Rules = a.RuleFiles.Health()
 	}

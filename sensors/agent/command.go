@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"stanch/sensors/identity"
@@ -113,37 +112,6 @@ func (a *Agent) anew(target string, token proof.Token) error {
 	return nil
 }
 
-// place is where a target is on this node.
-type place struct {
-	cgroupID  uint64
-	dir       string // absolute
-	pids      []int
-	container bool
-}
-
-func (a *Agent) find(ctx context.Context, t link.NodeTarget) (place, error) {
-	if a.Resolver == nil {
-		return place{}, refused(errors.New("this sensor cannot tell containers apart"))
-	}
-	root := a.Resolver.CgroupRoot()
-	if t.PodUID != "" {
-		group, err := a.Resolver.Pod(ctx, t.PodUID)
-		if err != nil {
-			return place{}, fmt.Errorf("find pod %s: %w", t.PodUID, err)
-		}
-		return place{cgroupID: group.CgroupID, dir: filepath.Join(root, group.CgroupPath), pids: group.PIDs}, nil
-	}
-	c, err := a.Resolver.Container(ctx, t.ContainerID)
-	if err != nil {
-		return place{}, fmt.Errorf("find container %s: %w", t.ContainerID, err)
-	}
-	p := place{cgroupID: c.CgroupID, dir: filepath.Join(root, c.CgroupPath), container: true}
-	if p.pids, err = identity.PIDs(p.dir); err != nil {
-		return place{}, fmt.Errorf("find container %s: %w", t.ContainerID, errors.Join(err, identity.ErrNotFound))
-	}
-	return p, nil
-}
-
 // mayEnd checks a grant that ends a hold before its time.
 func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) (proof.Grant, error) {
 	if grant == nil {
@@ -163,7 +131,10 @@ func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) (proof.Grant,
 
 // end lifts a lock or a freeze: with a grant, or when its stamped end has passed.
 func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
-	state, err := a.current(ctx, kind, c)
+	if kind == link.CommandUnlock {
+		return a.unlock(ctx, c, keys)
+	}
+	state, err := a.freezeState(ctx, c.Target)
 	if err != nil || !state.Held || state.Lease != c.Lease {
 		return link.HoldState{Gone: state.Gone}, err
 	}
@@ -176,24 +147,10 @@ func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndComman
 			a.complain("remember a release", err)
 		}
 	}
-	if kind == link.CommandThaw {
-		if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
-			return state, fmt.Errorf("thaw: %w", err)
-		}
-		return link.HoldState{}, nil
+	if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
+		return state, fmt.Errorf("thaw: %w", err)
 	}
-	if err := a.Lock.Release(c.Lease); err != nil {
-		return state, fmt.Errorf("lift the egress lock: %w", err)
-	}
-	a.at("agent/unlocked")
-	return a.lockState(ctx, c.Target)
-}
-
-func (a *Agent) current(ctx context.Context, kind link.CommandKind, c link.EndCommand) (link.HoldState, error) {
-	if kind == link.CommandThaw {
-		return a.freezeState(ctx, c.Target)
-	}
-	return a.lockState(ctx, c.Target)
+	return link.HoldState{}, nil
 }
 
 func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Blob, error) {
@@ -204,7 +161,7 @@ func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Bl
 		}
 		return nil, nil, err
 	}
-	taken, blobs, err := snapshot.Take(ctx, snapshot.Target{CgroupDirs: []string{at.dir}}, snapshot.Limits{})
+	taken, blobs, err := snapshot.Take(ctx, snapshot.Target{CgroupDirs: at.dirs}, snapshot.Limits{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("take a snapshot: %w", err)
 	}

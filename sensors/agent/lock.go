@@ -27,10 +27,17 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token,
 	if err != nil {
 		return link.HoldState{}, err
 	}
-	if err := token.CheckDrill(at.cgroupID); err != nil {
-		return link.HoldState{}, refused(err)
+	for _, id := range at.cgroups() {
+		if err := token.CheckDrill(id); err != nil {
+			return link.HoldState{}, refused(err)
+		}
 	}
-	request := probe.LockRequest{Lease: c.Lease, Cgroups: []uint64{at.cgroupID}, Until: c.Until}
+	before, err := a.Lock.Lease(c.Lease)
+	if err != nil {
+		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
+	}
+	a.keep(&at, before)
+	request := probe.LockRequest{Lease: c.Lease, Target: c.Target.ID(), Cgroups: at.cgroups(), Until: c.Until}
 	if request.Allow, err = allowed(c.Params); err != nil {
 		return link.HoldState{}, refused(err)
 	}
@@ -44,7 +51,7 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token,
 		request.RootProbes = true
 		notes = append(notes, "this node's kubelet was not found: connections of every root process of the node are answered, so that probes go on; name its program with --kubelet")
 	}
-	if err := a.mayReplace(c, request, token, keys); err != nil {
+	if err := a.mayReplace(c, before, request, token, keys); err != nil {
 		return link.HoldState{}, err
 	}
 	state, err := a.Lock.Apply(request)
@@ -62,6 +69,20 @@ func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token,
 	}
 	out.Unverified = network.unverified(state)
 	return out, nil
+}
+
+// keep adds to where a target is now what its lease holds already and what is still there: a target that moves to another
+// cgroup is held there too, and not let go where it was.
+func (a *Agent) keep(at *place, before probe.LockState) {
+	for _, id := range before.Cgroups {
+		path, err := a.Resolver.PathOf(id)
+		if err != nil {
+			continue // gone
+		}
+		if err := at.add(a.Resolver.CgroupRoot(), identity.Bearer{CgroupID: id, Path: path}); err != nil {
+			continue // gone
+		}
+	}
 }
 
 // allowed reads the destinations that the parameters of pod.isolate leave open. They are read from what the token's hash
@@ -147,16 +168,12 @@ func (n network) unverified(state probe.LockState) string {
 
 // mayReplace checks what a request would take from the lock that its lease has in force already: another target, an
 // earlier end and a wider allow list all let go of something, and that needs a grant or is refused.
-func (a *Agent) mayReplace(c link.HoldCommand, r probe.LockRequest, token proof.Token, keys proof.Keyring) error {
-	before, err := a.Lock.Lease(c.Lease)
-	if err != nil {
-		return fmt.Errorf("read the egress lock: %w", err)
-	}
+func (a *Agent) mayReplace(c link.HoldCommand, before probe.LockState, r probe.LockRequest, token proof.Token, keys proof.Keyring) error {
 	if !before.Held {
 		return a.anew(c.Target.ID(), token)
 	}
-	if !slices.Equal(before.Cgroups, r.Cgroups) {
-		return refused(fmt.Errorf("lease %s holds another target; a lease is for one", c.Lease))
+	if before.Target != r.Target {
+		return refused(fmt.Errorf("lease %s holds another target, %s; a lease is for one", c.Lease, before.Target))
 	}
 	less := ""
 	if c.Until.Before(before.Until.Add(-endTolerance)) {
@@ -193,20 +210,70 @@ func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldStat
 	if err != nil {
 		return link.HoldState{}, err
 	}
-	state, err := a.Lock.State(at.cgroupID)
+	state, err := a.held(at)
+	if err != nil {
+		return link.HoldState{}, err
+	}
+	out := holdState(state)
+	if !out.Held {
+		if t.PodUID == "" {
+			out.Shared = a.sharers(at)
+		}
+		return out, nil
+	}
+	// A pod whose sandbox was made anew has another wire than the one that is held.
+	network := a.network(at)
+	for _, w := range network.wires {
+		out.Wire = out.Wire && slices.Contains(state.Wires, w.Index)
+	}
+	out.Unverified = network.unverified(state)
+	return out, nil
+}
+
+// held gives the lock that holds all of a target's cgroups. Where one of them is not held, the target is not.
+func (a *Agent) held(at place) (probe.LockState, error) {
+	var all probe.LockState
+	for i, id := range at.cgroups() {
+		state, err := a.Lock.State(id)
+		if err != nil {
+			return probe.LockState{}, fmt.Errorf("read the egress lock: %w", err)
+		}
+		if !state.Held || i > 0 && state.Lease != all.Lease {
+			return probe.LockState{}, nil
+		}
+		all = state
+	}
+	return all, nil
+}
+
+// unlock lifts the lock of a lease, wherever its target is now: also one that is gone has others behind its wire.
+func (a *Agent) unlock(ctx context.Context, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
+	if a.Lock == nil {
+		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+	}
+	state, err := a.Lock.Lease(c.Lease)
 	if err != nil {
 		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
-	out := holdState(state)
-	if out.Held {
-		// A pod whose sandbox was made anew has another wire than the one that is held.
-		network := a.network(at)
-		for _, w := range network.wires {
-			out.Wire = out.Wire && slices.Contains(state.Wires, w.Index)
+	if state.Held {
+		grant, err := mayEnd(c.Grant, c.Lease, keys)
+		if err != nil {
+			return holdState(state), refused(err)
 		}
-		out.Unverified = network.unverified(state)
+		// By the lock's own word: a command that names another target must not count as a release of that one.
+		if err := a.released.spend(c.Lease, state.Target, state.Until, grant); err != nil {
+			a.complain("remember a release", err)
+		}
 	}
-	return out, nil
+	if err := a.Lock.Release(c.Lease); err != nil {
+		return holdState(state), fmt.Errorf("lift the egress lock: %w", err)
+	}
+	a.at("agent/unlocked")
+	after, err := a.lockState(ctx, c.Target)
+	if err != nil {
+		return link.HoldState{}, nil //nolint:nilerr // it is lifted, whatever can be said of its target
+	}
+	return after, nil
 }
 
 // probersEvery is how often the kubelet is looked for while a lock is in force: one that is started again has another
@@ -247,8 +314,51 @@ func (a *Agent) followNode(ctx context.Context) {
 		if err == nil && len(held) > 0 {
 			err = errors.Join(a.followProbers(), a.Lock.Refresh())
 		}
+		for _, state := range held {
+			err = errors.Join(err, a.follow(ctx, state))
+		}
 		if err != nil {
 			a.complain("follow the node", err)
 		}
 	}
+}
+
+// follow holds a lock's target where it is now: a container that was started again has another cgroup, and perhaps another
+// wire. It only adds.
+func (a *Agent) follow(ctx context.Context, state probe.LockState) error {
+	var t link.NodeTarget
+	var ok bool
+	if t.PodUID, ok = strings.CutPrefix(state.Target, "pod:"); !ok {
+		if t.PodUID = ""; state.Target == "" {
+			return nil
+		}
+		t.ContainerID = strings.TrimPrefix(state.Target, "container:")
+	}
+	at, err := a.find(ctx, t)
+	if errors.Is(err, identity.ErrNotFound) || errors.Is(err, link.ErrRefused) {
+		return nil // gone, or it is said in the health
+	}
+	if err != nil {
+		return fmt.Errorf("follow %s: %w", state.Target, err)
+	}
+	var fresh []probe.Wire
+	for _, w := range a.network(at).wires {
+		if !slices.Contains(state.Wires, w.Index) {
+			fresh = append(fresh, w)
+		}
+	}
+	var groups []uint64
+	for _, id := range at.cgroups() {
+		if !slices.Contains(state.Cgroups, id) {
+			groups = append(groups, id)
+		}
+	}
+	if len(groups) == 0 && len(fresh) == 0 {
+		return nil
+	}
+	a.Log.Warn("a locked target has moved; the lock follows it", "lease", state.Lease, "target", state.Target, "cgroups", groups, "wires", len(fresh))
+	if err := a.Lock.Add(state.Lease, groups, fresh); err != nil {
+		return fmt.Errorf("hold %s where it is now: %w", state.Target, err)
+	}
+	return nil
 }

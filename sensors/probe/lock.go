@@ -37,6 +37,7 @@ type (
 		Flags  uint32
 		_      uint32
 		Lease  [160]byte
+		Target [272]byte
 	}
 	countsRecord struct {
 		Denied   [5]uint64
@@ -202,6 +203,8 @@ func (r *LockRequest) check() error {
 	switch {
 	case r.Lease == "" || len(r.Lease) >= len(lockRecord{}.Lease):
 		return fmt.Errorf("egress lock: a lease id of 1 to %d bytes is needed", len(lockRecord{}.Lease)-1)
+	case len(r.Target) >= len(lockRecord{}.Target):
+		return fmt.Errorf("egress lock: a target of at most %d bytes is needed", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
 		return errors.New("egress lock: no cgroup to hold")
 	case !r.Until.After(time.Now()):
@@ -245,6 +248,7 @@ func (l *Lock) Apply(r LockRequest) (LockState, error) {
 	end := bootNow() + time.Until(r.Until)
 	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
 	copy(rec.Lease[:], r.Lease)
+	copy(rec.Target[:], r.Target)
 	// What the programs lean on comes first, what makes them hold last.
 	if err := l.destinations(id, r); err != nil {
 		return LockState{}, err
@@ -272,7 +276,9 @@ func (l *Lock) Apply(r LockRequest) (LockState, error) {
 		}
 	}
 	for k, v := range l.holds() {
-		if _, keep := wanted[k]; v.Lock == id && !keep {
+		_, keep := wanted[k]
+		// A wire that is still there is still the pod's, also where it hides its own end.
+		if v.Lock == id && !keep && (k.Kind != holdWire || !l.wireHeld(int(k.ID))) { //nolint:gosec // an index
 			l.unhold(k)
 		}
 	}

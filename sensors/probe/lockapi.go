@@ -23,6 +23,8 @@ var (
 type LockRequest struct {
 	// Lease is the id of the lease that this lock belongs to. Required.
 	Lease string
+	// Target names what is held, at most 271 bytes. It is kept with the lock for whoever asks later.
+	Target string
 	// Cgroups are the ids to hold: the pod's own cgroup, or a container's where there is no pod. Everything below
 	// them is held too, also what is made later. At least one.
 	Cgroups []uint64
@@ -69,6 +71,7 @@ type Wire struct {
 type LockState struct {
 	Held    bool      `json:"held"`
 	Lease   string    `json:"lease,omitempty"`
+	Target  string    `json:"target,omitempty"`
 	Until   time.Time `json:"until,omitzero"`
 	Cgroups []uint64  `json:"cgroups,omitempty"`
 	// Wire says that the host-side veths are held as well, so that raw packet sockets do not pass.

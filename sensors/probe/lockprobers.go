@@ -1,10 +1,12 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"stanch/bpf"
+	"stanch/sensors/identity"
 )
 
 // Prober is whose sockets a locked pod may answer: those made by processes of one user in one cgroup.
@@ -109,4 +111,50 @@ func (r *LockRequest) byNode() bool {
 		}
 	}
 	return true
+}
+
+// Add holds further cgroups and wires for a lease that is in force, until its end. It takes nothing away. What another
+// lease holds is left to that one.
+func (l *Lock) Add(lease string, cgroups []uint64, wires []Wire) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	id := lockID(lease)
+	st, err := l.state(id)
+	if err != nil || !st.Held {
+		return err
+	}
+	rootID, err := identity.CgroupID(l.root)
+	if err != nil {
+		return fmt.Errorf("egress lock: %w", err)
+	}
+	if slices.Contains(cgroups, rootID) {
+		return errors.New("egress lock: the root cgroup is the whole node")
+	}
+	if err := l.free(id, LockRequest{Cgroups: cgroups, Wires: wires}); err != nil {
+		return err
+	}
+	for _, w := range wires {
+		for _, a := range w.Addrs {
+			if err := l.m(bpf.LockMapAddresses).Put(addressKey{Lock: id, Address: a.As16(), Role: rolePod}, uint8(1)); err != nil {
+				return fmt.Errorf("egress lock: write addresses: %w", err)
+			}
+		}
+	}
+	for _, cg := range cgroups {
+		if err := l.m(bpf.LockMapHolds).Put(holdKey{ID: cg, Kind: holdCgroup}, holdValue{Lock: id}); err != nil {
+			return fmt.Errorf("egress lock: hold: %w", err)
+		}
+	}
+	var errs []error
+	for _, w := range wires {
+		k := holdKey{ID: uint64(w.Index), Kind: holdWire} //nolint:gosec // an index
+		if err := l.m(bpf.LockMapHolds).Put(k, holdValue{Lock: id, MAC: w.MAC}); err != nil {
+			return fmt.Errorf("egress lock: hold: %w", err)
+		}
+		if err := l.attachWire(w.Index); err != nil {
+			l.unhold(k)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

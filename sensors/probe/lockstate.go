@@ -124,7 +124,7 @@ func (l *Lock) state(id uint64) (LockState, error) {
 	wall, boot := readClock()
 	left := time.Duration(rec.Expiry) - boot //nolint:gosec // 292 years
 	st := LockState{
-		Held: left > 0, Lease: string(bytes.TrimRight(rec.Lease[:], "\x00")), Until: wall.Add(left).UTC(),
+		Held: left > 0, Lease: string(bytes.TrimRight(rec.Lease[:], "\x00")), Target: string(bytes.TrimRight(rec.Target[:], "\x00")), Until: wall.Add(left).UTC(),
 		DeniedBy: map[string]uint64{},
 	}
 	var c countsRecord
