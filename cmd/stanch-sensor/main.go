@@ -22,12 +22,20 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
+	"stanch/sensors/snapshot"
 )
 
 // version is set by the build.
 var version = "dev"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == agent.SnapshotCommand {
+		if err := snapshot.ServeTake(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
+			os.Exit(1)
+		}
+		os.Exit(0) // at once: a read may never end
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -46,7 +54,7 @@ func exitCode(err error) int {
 }
 
 func command() *cobra.Command {
-	setup := agent.Setup{}
+	setup := agent.Setup{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}}
 	var gatewayAddr, certs, output string
 	var enrol link.Enrolment
 	var events bool

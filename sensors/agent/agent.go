@@ -38,6 +38,9 @@ type Options struct {
 	Freezer  *snapshot.Freezer
 	// Kubelet is the path of this node's kubelet, where its program has an unusual name.
 	Kubelet string
+	// Snapshots takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
+	// for ever keeps it from ending.
+	Snapshots *snapshot.Helper
 	// StateDir keeps what must survive a restart: leases that were released before their end.
 	StateDir string
 	Log      *slog.Logger

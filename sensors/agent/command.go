@@ -161,7 +161,11 @@ func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Bl
 		}
 		return nil, nil, err
 	}
-	taken, blobs, err := snapshot.Take(ctx, snapshot.Target{CgroupDirs: at.dirs}, snapshot.Limits{})
+	take := snapshot.Take
+	if a.Snapshots != nil {
+		take = a.Snapshots.Take
+	}
+	taken, blobs, err := take(ctx, snapshot.Target{CgroupDirs: at.dirs}, snapshot.Limits{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("take a snapshot: %w", err)
 	}

@@ -41,12 +41,12 @@ func FindKubelets(program string) ([]Prober, error) {
 	var found []Prober
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !isKubelet(pid, program) {
+		if err != nil {
 			continue
 		}
-		id, inPod, ok := processCgroup(root, pid)
+		id, ok := kubeletCgroup(root, pid, program)
 		p := Prober{Cgroup: id}
-		if !ok || inPod || slices.Contains(found, p) {
+		if !ok || slices.Contains(found, p) {
 			continue
 		}
 		if found = append(found, p); len(found) == maxKubelets {
@@ -56,24 +56,27 @@ func FindKubelets(program string) ([]Prober, error) {
 	return found, nil
 }
 
-func isKubelet(pid int, program string) bool {
+// kubeletCgroup gives the cgroup of a process that is a kubelet. Nothing of a process is read that can make the reader
+// wait before it is known to be the node's own.
+func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	exe, err := os.Readlink(dir + "/exe")
 	if err != nil {
-		return false
+		return 0, false
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)") // replaced by an upgrade
-	if exe != program && !kubeletPrograms[path.Base(exe)] && !calledKubelet(dir) {
-		return false
+	named := exe == program || kubeletPrograms[path.Base(exe)]
+	if !allRoot(dir) || !sameSpace(dir, "net", "thread-self") || !sameSpace(dir, "pid", "1") || !sameSpace(dir, "user", "1") {
+		return 0, false
 	}
-	if !allRoot(dir) {
-		return false
+	id, at, ok := processCgroup(root, pid)
+	if !ok || at.PodUID != "" || !named && (at.ContainerID != "" || !calledKubelet(dir)) {
+		return 0, false
 	}
-	var st unix.Stat_t
-	if unix.Stat(dir+"/exe", &st) != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return false
-	}
-	return sameSpace(dir, "net", "thread-self") && sameSpace(dir, "pid", "1") && sameSpace(dir, "user", "1")
+	// As the kernel knows it: the file's own file system may never answer.
+	var st unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, dir+"/exe", unix.AT_STATX_DONT_SYNC, unix.STATX_UID|unix.STATX_MODE, &st)
+	return id, err == nil && st.Uid == 0 && st.Mode&0o022 == 0
 }
 
 // sameSpace reports whether a process is in a namespace of another one's: of this process's where that one's cannot be
@@ -119,25 +122,25 @@ func calledKubelet(dir string) bool {
 	return len(args) > 1 && string(args[1]) == "kubelet"
 }
 
-// processCgroup gives the id of a process's cgroup, and whether it is a pod's.
-func processCgroup(root string, pid int) (id uint64, inPod, ok bool) {
+// processCgroup gives the id of a process's cgroup, and what its path tells.
+func processCgroup(root string, pid int) (id uint64, at identity.Path, ok bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
-		return 0, false, false
+		return 0, at, false
 	}
 	for line := range strings.Lines(string(b)) {
-		at, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		path, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::")
 		if !v2 {
 			continue
 		}
-		if strings.HasPrefix(at, "/..") {
+		if strings.HasPrefix(path, "/..") {
 			// Told from a cgroup namespace of this process's own: the tree itself says where the process is.
-			if at, ok = identity.PathOfProcess(root, pid); !ok {
-				return 0, false, false
+			if path, ok = identity.PathOfProcess(root, pid); !ok {
+				return 0, at, false
 			}
 		}
-		id, err := identity.CgroupID(filepath.Join(root, at))
-		return id, identity.ParsePath(at).PodUID != "", err == nil
+		id, err := identity.CgroupID(filepath.Join(root, path))
+		return id, identity.ParsePath(path), err == nil
 	}
-	return 0, false, false
+	return 0, at, false
 }
