@@ -69,6 +69,8 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, Kubelet: s.Kubelet, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
 	if len(s.SnapshotProgram) > 0 {
 		o.Snapshots = snapshot.NewHelper(s.SnapshotProgram[0], s.SnapshotProgram[1:]...)
+		o.Snapshots.Warm()
+		closers = append(closers, func() { _ = o.Snapshots.Close() })
 	}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"encoding/gob"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"sync"
 	"time"
 )
 
@@ -18,6 +18,15 @@ type Helper struct {
 	program string
 	args    []string
 	slots   chan struct{}
+
+	mu     sync.Mutex
+	idle   *process // waits for its request: to start a program takes longer than a small snapshot
+	closed bool
+}
+
+// process is a helper that was started.
+type process struct {
+	in, out *os.File
 }
 
 const (
@@ -50,15 +59,12 @@ type result struct {
 // Take is Take in a helper. It returns in time whatever the container does.
 func (h *Helper) Take(ctx context.Context, t Target, lim Limits) (Snapshot, []Blob, error) {
 	lim = lim.defaults()
-	select {
-	case h.slots <- struct{}{}:
-	default:
-		return Snapshot{}, nil, fmt.Errorf("take a snapshot: %w (%d processes of this program); stop the containers that keep them", ErrTooManyHelpers, maxHelpers)
-	}
-	out, err := h.start(request{t, lim})
+	p, err := h.ask(request{t, lim})
 	if err != nil {
 		return Snapshot{}, nil, fmt.Errorf("take a snapshot: %w", err)
 	}
+	defer h.Warm()
+	out := p.out
 	defer out.Close()
 	stop := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Now()) })
 	defer stop()
@@ -79,37 +85,92 @@ func (h *Helper) Take(ctx context.Context, t Target, lim Limits) (Snapshot, []Bl
 // maxResult bounds what a helper tells besides copies of executables.
 const maxResult = 256 << 20
 
-// start starts a helper and gives its output. Its slot is free when it has ended.
-func (h *Helper) start(r request) (*os.File, error) {
-	free := func() { <-h.slots }
-	var in bytes.Buffer
-	if err := gob.NewEncoder(&in).Encode(r); err != nil {
-		free()
+// ask gives a request to a helper.
+func (h *Helper) ask(r request) (*process, error) {
+	h.mu.Lock()
+	p := h.idle
+	h.idle = nil
+	h.mu.Unlock()
+	if p != nil {
+		if err := errors.Join(gob.NewEncoder(p.in).Encode(r), p.in.Close()); err == nil {
+			return p, nil
+		}
+		_ = p.out.Close() // it was killed; another one does it
+	}
+	p, err := h.start()
+	if err != nil {
 		return nil, err
 	}
-	out, theirs, err := os.Pipe()
+	if err := errors.Join(gob.NewEncoder(p.in).Encode(r), p.in.Close()); err != nil {
+		return nil, errors.Join(err, p.out.Close())
+	}
+	return p, nil
+}
+
+// Warm starts the process of the next snapshot ahead of it, if it can. It ends with this one.
+func (h *Helper) Warm() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || h.idle != nil {
+		return
+	}
+	if p, err := h.start(); err == nil { // else the next snapshot says why
+		h.idle = p
+	}
+}
+
+// Close ends the process that waits.
+func (h *Helper) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	if h.idle == nil {
+		return nil
+	}
+	err := errors.Join(h.idle.in.Close(), h.idle.out.Close())
+	h.idle = nil
+	return err
+}
+
+// start starts a helper. Its slot is free when it has ended.
+func (h *Helper) start() (*process, error) {
+	select {
+	case h.slots <- struct{}{}:
+	default:
+		return nil, fmt.Errorf("%w (%d processes of this program); stop the containers that keep them", ErrTooManyHelpers, maxHelpers)
+	}
+	free := func() { <-h.slots }
+	itsIn, in, err := os.Pipe()
 	if err != nil {
 		free()
 		return nil, err
 	}
-	defer theirs.Close()
+	defer itsIn.Close()
+	out, itsOut, err := os.Pipe()
+	if err != nil {
+		free()
+		return nil, errors.Join(err, in.Close())
+	}
+	defer itsOut.Close()
 	cmd := exec.Command(h.program, h.args...) //nolint:gosec,noctx // this program itself; it bounds its own time
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, theirs, os.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = itsIn, itsOut, os.Stderr
 	if err := cmd.Start(); err != nil {
 		free()
-		return nil, errors.Join(err, out.Close())
+		return nil, errors.Join(err, in.Close(), out.Close())
 	}
 	go func() {
 		_ = cmd.Wait() // what it had to say it has said
 		free()
 	}()
-	return out, nil
+	return &process{in, out}, nil
 }
 
 // ServeTake is the helper's whole work: one request from in, one result to out. The process should end then.
 func ServeTake(in io.Reader, out io.Writer) error {
 	var r request
-	if err := gob.NewDecoder(in).Decode(&r); err != nil {
+	if err := gob.NewDecoder(in).Decode(&r); errors.Is(err, io.EOF) {
+		return nil // whoever started it has ended, and asked for nothing
+	} else if err != nil {
 		return fmt.Errorf("read what to take: %w", err)
 	}
 	r.Limits = r.Limits.defaults()

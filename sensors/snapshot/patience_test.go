@@ -252,6 +252,13 @@ func TestSnapshotProcessesThatCannotEndAreFew(t *testing.T) {
 	dir, files, _, ordinary := silentContainer(t)
 	t.Setenv(helperEnv, "1")
 	h := NewHelper("/proc/self/exe")
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "no helper is left", func() bool { return len(h.slots) == 0 })
+	})
+	h.Warm()
 	target := Target{CgroupDirs: []string{dir}}
 	for range maxHelpers {
 		taken, _, err := h.Take(context.Background(), target, Limits{})
@@ -262,13 +269,13 @@ func TestSnapshotProcessesThatCannotEndAreFew(t *testing.T) {
 			t.Errorf("hashes: %+v", taken.Processes)
 		}
 	}
-	if len(h.slots) == maxHelpers { // this kernel ends no process whose read was begun
+	if len(h.slots) == maxHelpers && h.idle == nil { // this kernel ends no process whose read was begun
 		if _, _, err := h.Take(context.Background(), target, Limits{}); !errors.Is(err, ErrTooManyHelpers) {
 			t.Errorf("one more: %v", err)
 		}
 	}
 	files.do(t, "answer")
-	eventually(t, "they end when they are answered", func() bool { return len(h.slots) == 0 })
+	eventually(t, "they end when they are answered", func() bool { return len(h.slots) <= 1 })
 	if _, _, err := h.Take(context.Background(), target, Limits{}); err != nil {
 		t.Error(err)
 	}
