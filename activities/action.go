@@ -103,6 +103,8 @@ type Plan struct {
 	Warnings []string        `json:"warnings,omitempty"`
 	// Ends says what ends the lease by itself; "" for what is no lease.
 	Ends playbooks.End `json:"ends,omitempty"`
+	// Ask says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
+	Ask string `json:"ask,omitempty"`
 	// Nothing: it is so already.
 	Nothing bool `json:"nothing,omitempty"`
 	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
@@ -165,6 +167,11 @@ var ErrNodeAway = errors.New("the node's sensor is not connected")
 
 // ErrGone says that the target no longer exists: nothing is left to contain.
 var ErrGone = errors.New("the target is gone")
+
+// UnverifiedError comes with a Verify that says "in force": part of the effect is not observed, and why.
+type UnverifiedError struct{ Reason string }
+
+func (e *UnverifiedError) Error() string { return "not verified: " + e.Reason }
 
 // Nodes calls a command on a node over its stream.
 type Nodes interface {

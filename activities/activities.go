@@ -212,7 +212,7 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	plan.Ends = action.Spec().Ends
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
 	s.at("planned/" + in.Request.Action)
-	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Now: s.now()})
+	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Ask: plan.Ask, Now: s.now()})
 	if err != nil {
 		return PlanResult{}, failed(fmt.Errorf("guards: %w", err))
 	}
@@ -255,6 +255,8 @@ type VerifyResult struct {
 	InForce bool   `json:"in_force"`
 	Detail  string `json:"detail,omitempty"`
 	Gone    bool   `json:"gone,omitempty"` // the target no longer exists
+	// Unverified says why something that is in force is not wholly observed.
+	Unverified string `json:"unverified,omitempty"`
 }
 
 // Verify observes whether a containment is in force.
@@ -267,6 +269,10 @@ func (s *Set) Verify(ctx context.Context, in VerifyInput) (VerifyResult, error) 
 	inForce, detail, err := action.Verify(ctx, in.Request, in.Prior)
 	if errors.Is(err, ErrGone) {
 		return VerifyResult{Gone: true, Detail: err.Error()}, nil
+	}
+	var unverified *UnverifiedError
+	if inForce && errors.As(err, &unverified) {
+		return VerifyResult{InForce: true, Detail: detail, Unverified: unverified.Reason}, nil
 	}
 	if err != nil {
 		return VerifyResult{}, failed(fmt.Errorf("verify %s of %s: %w", in.Request.Action, in.Request.Target, err))

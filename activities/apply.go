@@ -135,7 +135,7 @@ func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ 
 		return Decision{}, proof.Signed{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
 	}
 	plan.bind(r)
-	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Held: heldUntil, Now: now, Before: true})
+	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Ask: plan.Ask, Held: heldUntil, Now: now, Before: true})
 	if err != nil {
 		return Decision{}, proof.Signed{}, false, fmt.Errorf("guards: %w", err)
 	}

@@ -103,6 +103,8 @@ type Question struct {
 	Request  Request
 	Basis    Basis
 	PlanHash string
+	// Ask is the plan's reason to ask people in any case; "" is none.
+	Ask string
 	// Held is until when the same lease holds already, by its token; zero if it does not.
 	Held time.Time
 	Now  time.Time

@@ -23,6 +23,8 @@ const (
 	LockMapHolds        = "holds"
 	LockMapLatest       = "latest"
 	LockMapLocks        = "locks"
+	LockMapMacs         = "macs"
+	LockMapProbers      = "probers"
 	LockProgLockEgress  = "lock_egress"
 	LockProgLockWireIn  = "lock_wire_in"
 	LockProgLockWireOut = "lock_wire_out"
@@ -86,6 +88,8 @@ type LockMapSpecs struct {
 	Holds     *ebpf.MapSpec `ebpf:"holds"`
 	Latest    *ebpf.MapSpec `ebpf:"latest"`
 	Locks     *ebpf.MapSpec `ebpf:"locks"`
+	Macs      *ebpf.MapSpec `ebpf:"macs"`
+	Probers   *ebpf.MapSpec `ebpf:"probers"`
 }
 
 // LockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -121,6 +125,8 @@ type LockMaps struct {
 	Holds     *ebpf.Map `ebpf:"holds"`
 	Latest    *ebpf.Map `ebpf:"latest"`
 	Locks     *ebpf.Map `ebpf:"locks"`
+	Macs      *ebpf.Map `ebpf:"macs"`
+	Probers   *ebpf.Map `ebpf:"probers"`
 }
 
 func (m *LockMaps) Close() error {
@@ -132,6 +138,8 @@ func (m *LockMaps) Close() error {
 		m.Holds,
 		m.Latest,
 		m.Locks,
+		m.Macs,
+		m.Probers,
 	)
 }
 

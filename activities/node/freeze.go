@@ -52,7 +52,7 @@ func (a *Freeze) Plan(ctx context.Context, r activities.Request) (activities.Pla
 
 // Apply freezes; the node thaws by itself at the end.
 func (a *Freeze) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token proof.Signed) (activities.Effect, error) {
-	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Token: token, Grant: r.Shorten}
+	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
 	var state link.HoldState
 	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandFreeze, cmd, &state); err != nil {
 		return activities.Effect{}, fmt.Errorf("freeze on node %s: %w", r.Target.Node, err)

@@ -140,6 +140,15 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		}
 		plan.Changes = append(plan.Changes, change)
 	}
+	for _, other := range state.Shared {
+		// Who came later may have come to be in the way: it is named, and nobody is asked.
+		if !other.Before {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.Container))
+			continue
+		}
+		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.Container, r.Target))
+		plan.Ask = "other containers have had its network namespace since it started, and would be cut off too"
+	}
 	if prior.Policy {
 		found, refused, err := a.planPolicy(ctx, r, params, prior.Lock)
 		switch {
@@ -224,9 +233,9 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 	}
 	var effect activities.Effect
 	var notes []string
-	locked := false
+	locked, unverified := false, ""
 	if prior.Lock {
-		state, err := a.lock(ctx, r, params, token)
+		state, err := a.lock(ctx, r, token)
 		switch {
 		case errors.Is(err, activities.ErrNodeAway) && prior.Policy:
 			notes = append(notes, "the node's lock is missing: "+err.Error())
@@ -236,7 +245,7 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 			return effect, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 		default:
 			locked = state.Held
-			effect.AppliedAt = state.AppliedAt
+			effect.AppliedAt, unverified = state.AppliedAt, state.Unverified
 			if state.Note != "" {
 				notes = append(notes, state.Note)
 			}
@@ -256,6 +265,10 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 		notes = append(notes, policy...)
 	}
 	effect.Outcome = playbooks.OutcomeChanged
+	if unverified != "" {
+		effect.Outcome = playbooks.OutcomeUnverified
+		notes = append(notes, "the node's lock is in force and not verified: "+unverified)
+	}
 	if !locked {
 		effect.Outcome, effect.AppliedAt = playbooks.OutcomeUnverified, time.Now()
 		notes = append(notes, "a NetworkPolicy is in place; whether the network enforces it was not observed")
@@ -264,11 +277,8 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 	return effect, nil
 }
 
-func (a *Isolate) lock(ctx context.Context, r activities.Request, params IsolateParams, token proof.Signed) (link.HoldState, error) {
-	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Token: token, Grant: r.Shorten}
-	for _, cidr := range params.Allow {
-		cmd.Allow = append(cmd.Allow, link.AllowRule{Prefix: cidr})
-	}
+func (a *Isolate) lock(ctx context.Context, r activities.Request, token proof.Signed) (link.HoldState, error) {
+	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
 	var state link.HoldState
 	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandLock, cmd, &state); err != nil {
 		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
@@ -286,7 +296,7 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 	if err != nil {
 		return false, "", err
 	}
-	holds, details := true, []string{}
+	holds, details, unverified := true, []string{}, ""
 	if prior.Lock {
 		state, away, err := a.lockState(ctx, r)
 		switch {
@@ -303,6 +313,7 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 			holds = false
 			details = append(details, "the node's lock is not in force")
 		default:
+			unverified = state.Unverified
 			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.Until.Format(time.RFC3339), state.Denied))
 		}
 	}
@@ -320,6 +331,9 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 				details = append(details, d.String())
 			}
 		}
+	}
+	if holds && unverified != "" {
+		return true, strings.Join(details, "; "), &activities.UnverifiedError{Reason: unverified}
 	}
 	return holds, strings.Join(details, "; "), nil
 }

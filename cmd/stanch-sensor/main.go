@@ -22,12 +22,20 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
+	"stanch/sensors/snapshot"
 )
 
 // version is set by the build.
 var version = "dev"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == agent.SnapshotCommand {
+		if err := snapshot.ServeTake(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
+			os.Exit(1)
+		}
+		os.Exit(0) // at once: a read may never end
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
@@ -46,7 +54,7 @@ func exitCode(err error) int {
 }
 
 func command() *cobra.Command {
-	setup := agent.Setup{}
+	setup := agent.Setup{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}}
 	var gatewayAddr, certs, output string
 	var enrol link.Enrolment
 	var events bool
@@ -69,6 +77,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f := root.PersistentFlags()
 	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"), "this node's name (default: the host's, or $NODE_NAME)")
 	f.StringVar(&setup.CRISocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringVar(&setup.Kubelet, "kubelet", "", "the path of this node's kubelet, where its program has an unusual name: a locked pod answers its probes")
 	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a folder with rule packs beside the shipped ones")
 	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")

@@ -108,7 +108,7 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 		p("detection   %s ×%d: %s", d.Rule, d.Count, d.What)
 	}
 	for _, l := range in.Leases {
-		p("lease       %s %s on %s: %s, verified %v, undone %v, until %s %s", l.ID, l.Action, l.Target, l.State, l.Verified, l.Undone, l.Until.Local().Format(time.DateTime), l.Reason)
+		p("lease       %s %s on %s: %s, verified %v, undone %v, until %s %s", l.ID, l.Action, l.Target, l.Standing(), l.Verified, l.Undone, l.Until.Local().Format(time.DateTime), l.Reason)
 	}
 	for _, e := range in.Evidence {
 		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
@@ -190,7 +190,7 @@ func leasesCommand(g *globals) *cobra.Command {
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 			fmt.Fprintln(t, "LEASE\tSTATE\tACTION\tTARGET\tVERIFIED\tUNTIL\tWHY")
 			for _, r := range reports {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.ID, r.State, r.Action, plain(r.Target), r.Verified, r.Until.Local().Format(time.DateTime), plain(r.Reason))
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.ID, r.Standing(), r.Action, plain(r.Target), r.Verified, r.Until.Local().Format(time.DateTime), plain(r.Reason))
 			}
 			return t.Flush()
 		},

@@ -36,6 +36,11 @@ type Options struct {
 	Lock     *probe.Lock
 	LockWhy  string // why Lock is nil
 	Freezer  *snapshot.Freezer
+	// Kubelet is the path of this node's kubelet, where its program has an unusual name.
+	Kubelet string
+	// Snapshots takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
+	// for ever keeps it from ending.
+	Snapshots *snapshot.Helper
 	// StateDir keeps what must survive a restart: leases that were released before their end.
 	StateDir string
 	Log      *slog.Logger
@@ -56,8 +61,11 @@ type Options struct {
 // Agent watches one node.
 type Agent struct {
 	Options
-	released *ledger
-	rules    atomic.Pointer[rules.Set]
+	released  *ledger
+	sightings *sightings
+	decoys    decoys
+	rules     atomic.Pointer[rules.Set]
+	kubelets  atomic.Int64 // found so far
 
 	mu      sync.RWMutex
 	missed  uint64 // events whose container could not be named
@@ -81,7 +89,11 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{Options: o, released: released, failing: map[string]time.Time{}}
+	seen, err := openSightings(o.StateDir, BootID())
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{Options: o, released: released, sightings: seen, failing: map[string]time.Time{}}
 	a.rules.Store(set)
 	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}
 	return a, nil
@@ -90,6 +102,7 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 // Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
 func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
 	go a.followRules(ctx)
+	go a.followNode(ctx)
 	if a.Probe == nil {
 		<-ctx.Done()
 		return nil
@@ -148,6 +161,11 @@ func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection fu
 	}
 	for _, err := range errs {
 		a.complain("evaluate", err)
+	}
+	if len(found) > 0 {
+		if err := a.sightings.note(&e.Container); err != nil {
+			a.complain("remember where a container was detected", err)
+		}
 	}
 	for _, d := range found {
 		d.Detected, d.Event.Process = time.Now(), e.Process
@@ -217,6 +235,8 @@ type Health struct {
 	Nameless uint64       `json:"nameless_events"`
 	Rules    RulesHealth  `json:"rules,omitzero"`
 	Eyes     Eyes         `json:"eyes,omitzero"`
+	// Decoys are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
+	Decoys []Decoy `json:"decoys,omitempty"`
 	// RuleCounts is what rules did since they were loaded: those that did something and those that cost most.
 	RuleCounts []rules.Stats `json:"rule_counts,omitempty"`
 }
@@ -243,6 +263,7 @@ func (a *Agent) Health() Health {
 	if a.Lock == nil {
 		h.Lock = a.LockWhy
 	}
+	h.Decoys = a.decoys.list()
 	if a.RuleFiles != nil {
 		h.Rules = a.RuleFiles.Health()
 	}

@@ -5,14 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
-	"path/filepath"
-	"slices"
 	"time"
 
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
-	"stanch/sensors/probe"
 	"stanch/sensors/proof"
 	"stanch/sensors/snapshot"
 )
@@ -89,13 +85,24 @@ func (a *Agent) prove(c link.HoldCommand, keys proof.Keyring) (proof.Token, erro
 	switch {
 	case token.Lease != c.Lease:
 		return token, fmt.Errorf("%w: the token is for lease %s", proof.ErrUnproved, token.Lease)
+	case token.Params != proof.Hash(c.Params):
+		return token, fmt.Errorf("%w: the token is for other parameters", proof.ErrUnproved)
 	case c.Until.After(token.Until):
 		return token, fmt.Errorf("%w: the command ends at %s, the token at %s", proof.ErrUnproved, c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339))
 	case a.released.isSpent(token.Lease, token.Issued):
 		return token, fmt.Errorf("%w: the lease was released, its token is spent", proof.ErrUnproved)
 	}
+	// Against the token and not against what is in force: else many small steps would end a hold without a grant.
+	if c.Until.Before(token.Until.Add(-endTolerance)) {
+		if _, err := mayEnd(c.Grant, c.Lease, keys); err != nil {
+			return token, fmt.Errorf("ending a hold at %s, its token at %s: %w", c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339), err)
+		}
+	}
 	return token, nil
 }
+
+// endTolerance is by how much a hold's end may be earlier than its token's: ends are written with different precisions.
+const endTolerance = time.Second
 
 // anew checks that a hold which is not in force yet rests on something newer than people's release of its target.
 func (a *Agent) anew(target string, token proof.Token) error {
@@ -103,159 +110,6 @@ func (a *Agent) anew(target string, token proof.Token) error {
 		return refused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", proof.ErrUnproved, target))
 	}
 	return nil
-}
-
-// place is where a target is on this node.
-type place struct {
-	cgroupID  uint64
-	dir       string // absolute
-	pid       int
-	container bool
-}
-
-func (a *Agent) find(ctx context.Context, t link.NodeTarget) (place, error) {
-	if a.Resolver == nil {
-		return place{}, refused(errors.New("this sensor cannot tell containers apart"))
-	}
-	root := a.Resolver.CgroupRoot()
-	if t.PodUID != "" {
-		group, err := a.Resolver.Pod(ctx, t.PodUID)
-		if err != nil {
-			return place{}, fmt.Errorf("find pod %s: %w", t.PodUID, err)
-		}
-		p := place{cgroupID: group.CgroupID, dir: filepath.Join(root, group.CgroupPath)}
-		if len(group.PIDs) > 0 {
-			p.pid = group.PIDs[0]
-		}
-		return p, nil
-	}
-	c, err := a.Resolver.Container(ctx, t.ContainerID)
-	if err != nil {
-		return place{}, fmt.Errorf("find container %s: %w", t.ContainerID, err)
-	}
-	p := place{cgroupID: c.CgroupID, dir: filepath.Join(root, c.CgroupPath), container: true}
-	if pids, err := identity.PIDs(p.dir); err == nil && len(pids) > 0 {
-		p.pid = pids[0]
-	}
-	return p, nil
-}
-
-func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token, keys proof.Keyring) (link.HoldState, error) {
-	if a.Lock == nil {
-		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
-	}
-	at, err := a.find(ctx, c.Target)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true, Note: "it no longer runs on this node"}, nil
-	}
-	if err != nil {
-		return link.HoldState{}, err
-	}
-	if err := token.CheckDrill(at.cgroupID); err != nil {
-		return link.HoldState{}, refused(err)
-	}
-	request := probe.LockRequest{Lease: c.Lease, Cgroups: []uint64{at.cgroupID}, Until: c.Until}
-	note := ""
-	if at.pid > 0 {
-		wires, err := probe.FindWires(at.pid)
-		switch {
-		case errors.Is(err, probe.ErrHostNetwork):
-			request.HostNetwork, note = true, "it shares the node's network: raw packet sockets are not held"
-		case err != nil:
-			note = fmt.Sprintf("its wire was not found, raw packet sockets are not held: %v", err)
-		default:
-			request.Wires = wires
-		}
-	}
-	for _, rule := range c.Allow {
-		prefix, err := netip.ParsePrefix(rule.Prefix)
-		if err != nil {
-			return link.HoldState{}, refused(fmt.Errorf("allow %q: %w", rule.Prefix, err))
-		}
-		request.Allow = append(request.Allow, probe.Allow{Prefix: prefix, Port: rule.Port})
-	}
-	if err := a.mayReplace(c, request, token, keys); err != nil {
-		return link.HoldState{}, err
-	}
-	state, err := a.Lock.Apply(request)
-	a.at("agent/locked")
-	if errors.Is(err, probe.ErrHeld) {
-		return link.HoldState{}, refused(err)
-	}
-	if err != nil {
-		return link.HoldState{}, fmt.Errorf("apply the egress lock: %w", err)
-	}
-	out := holdState(state)
-	out.Note, out.AppliedAt = note, time.Now()
-	return out, nil
-}
-
-// mayReplace checks what a request would take from the lock that its lease has in force already: another target, an
-// earlier end and a wider allow list all let go of something, and that needs a grant or is refused.
-func (a *Agent) mayReplace(c link.HoldCommand, r probe.LockRequest, token proof.Token, keys proof.Keyring) error {
-	before, err := a.Lock.Lease(c.Lease)
-	if err != nil {
-		return fmt.Errorf("read the egress lock: %w", err)
-	}
-	if !before.Held {
-		return a.anew(c.Target.ID(), token)
-	}
-	if !slices.Equal(before.Cgroups, r.Cgroups) {
-		return refused(fmt.Errorf("lease %s holds another target; a lease is for one", c.Lease))
-	}
-	less := ""
-	if c.Until.Before(before.Until.Add(-time.Second)) {
-		less = fmt.Sprintf("ending a lock at %s instead of %s", c.Until.Format(time.RFC3339), before.Until.Format(time.RFC3339))
-	}
-	open := a.Lock.Open(c.Lease)
-	for _, wanted := range r.Allow {
-		if !slices.ContainsFunc(open, func(o probe.Allow) bool { return o.Covers(wanted) }) {
-			less = fmt.Sprintf("opening a lock to %s", wanted.Prefix)
-			break
-		}
-	}
-	if less == "" {
-		return nil
-	}
-	if _, err := mayEnd(c.Grant, c.Lease, keys); err != nil {
-		return refused(fmt.Errorf("%s: %w", less, err))
-	}
-	return nil
-}
-
-func holdState(s probe.LockState) link.HoldState {
-	return link.HoldState{Held: s.Held, Lease: s.Lease, Until: s.Until, Wire: s.Wire, Denied: s.Denied}
-}
-
-func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldState, error) {
-	if a.Lock == nil {
-		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
-	}
-	at, err := a.find(ctx, t)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true}, nil
-	}
-	if err != nil {
-		return link.HoldState{}, err
-	}
-	state, err := a.Lock.State(at.cgroupID)
-	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
-	}
-	out := holdState(state)
-	if out.Held && at.pid > 0 {
-		// A pod whose sandbox was made anew has another wire than the one that is held.
-		if wires, err := probe.FindWires(at.pid); err == nil {
-			held := map[int]bool{}
-			for _, index := range state.Wires {
-				held[index] = true
-			}
-			for _, w := range wires {
-				out.Wire = out.Wire && held[w.Index]
-			}
-		}
-	}
-	return out, nil
 }
 
 // mayEnd checks a grant that ends a hold before its time.
@@ -277,7 +131,10 @@ func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) (proof.Grant,
 
 // end lifts a lock or a freeze: with a grant, or when its stamped end has passed.
 func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
-	state, err := a.current(ctx, kind, c)
+	if kind == link.CommandUnlock {
+		return a.unlock(ctx, c, keys)
+	}
+	state, err := a.freezeState(ctx, c.Target)
 	if err != nil || !state.Held || state.Lease != c.Lease {
 		return link.HoldState{Gone: state.Gone}, err
 	}
@@ -290,24 +147,10 @@ func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndComman
 			a.complain("remember a release", err)
 		}
 	}
-	if kind == link.CommandThaw {
-		if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
-			return state, fmt.Errorf("thaw: %w", err)
-		}
-		return link.HoldState{}, nil
+	if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
+		return state, fmt.Errorf("thaw: %w", err)
 	}
-	if err := a.Lock.Release(c.Lease); err != nil {
-		return state, fmt.Errorf("lift the egress lock: %w", err)
-	}
-	a.at("agent/unlocked")
-	return a.lockState(ctx, c.Target)
-}
-
-func (a *Agent) current(ctx context.Context, kind link.CommandKind, c link.EndCommand) (link.HoldState, error) {
-	if kind == link.CommandThaw {
-		return a.freezeState(ctx, c.Target)
-	}
-	return a.lockState(ctx, c.Target)
+	return link.HoldState{}, nil
 }
 
 func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Blob, error) {
@@ -318,7 +161,11 @@ func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Bl
 		}
 		return nil, nil, err
 	}
-	taken, blobs, err := snapshot.Take(ctx, snapshot.Target{CgroupDirs: []string{at.dir}}, snapshot.Limits{})
+	take := snapshot.Take
+	if a.Snapshots != nil {
+		take = a.Snapshots.Take
+	}
+	taken, blobs, err := take(ctx, snapshot.Target{CgroupDirs: at.dirs}, snapshot.Limits{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("take a snapshot: %w", err)
 	}

@@ -29,15 +29,15 @@ func (a *Agent) freeze(ctx context.Context, c link.HoldCommand, token proof.Toke
 	if err != nil {
 		return link.HoldState{}, err
 	}
-	if err := token.CheckDrill(at.cgroupID); err != nil {
+	if err := token.CheckDrill(at.groups[0].CgroupID); err != nil {
 		return link.HoldState{}, refused(err)
 	}
-	if lease, _ := a.Freezer.Held(at.dir); lease != c.Lease {
+	if lease, _ := a.Freezer.Held(at.dirs[0]); lease != c.Lease {
 		if err := a.anew(c.Target.ID(), token); err != nil {
 			return link.HoldState{}, err
 		}
 	}
-	if err := a.Freezer.Freeze(ctx, c.Lease, at.dir, c.Until); err != nil {
+	if err := a.Freezer.Freeze(ctx, c.Lease, at.dirs[0], c.Until); err != nil {
 		return link.HoldState{}, fmt.Errorf("freeze: %w", err)
 	}
 	state, err := a.freezeState(ctx, c.Target)
@@ -56,10 +56,10 @@ func (a *Agent) freezeState(ctx context.Context, t link.NodeTarget) (link.HoldSt
 	if err != nil {
 		return link.HoldState{}, err
 	}
-	state, err := snapshot.Frozen(at.dir)
+	state, err := snapshot.Frozen(at.dirs[0])
 	if err != nil {
 		return link.HoldState{}, fmt.Errorf("read the freeze: %w", err)
 	}
-	lease, until := a.Freezer.Held(at.dir)
+	lease, until := a.Freezer.Held(at.dirs[0])
 	return link.HoldState{Held: state.Frozen && lease != "", Lease: lease, Until: until}, nil
 }

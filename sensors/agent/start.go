@@ -20,13 +20,19 @@ import (
 	"stanch/sensors/snapshot"
 )
 
+// SnapshotCommand is the first argument with which a program that has an agent is started to take one snapshot.
+const SnapshotCommand = "take-snapshot"
+
 // Setup says how to make an agent on this machine. The zero value watches every container of it.
 type Setup struct {
 	Node      string // default: the host's name
 	StateDir  string // default: none is kept
 	LockDir   string // where the egress lock is pinned; default probe.DefaultLockDir
 	CRISocket string
-	RuleDirs  []string
+	Kubelet   string // see Options
+	// SnapshotProgram and its arguments call snapshot.ServeTake: see Options.Snapshots. Empty: none.
+	SnapshotProgram []string
+	RuleDirs        []string
 	// Learn is how long an image is watched before anything it does can be unusual. Default 24 h.
 	Learn time.Duration
 	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
@@ -60,7 +66,12 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 			closers[i]()
 		}
 	}
-	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
+	o := Options{Node: s.Node, RuleFiles: files, StateDir: s.StateDir, Log: s.Log, At: s.At, Kubelet: s.Kubelet, APIServers: s.APIServers, Heartbeat: s.Heartbeat}
+	if len(s.SnapshotProgram) > 0 {
+		o.Snapshots = snapshot.NewHelper(s.SnapshotProgram[0], s.SnapshotProgram[1:]...)
+		o.Snapshots.Warm()
+		closers = append(closers, func() { _ = o.Snapshots.Close() })
+	}
 	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && len(o.APIServers) == 0 {
 		o.APIServers = []string{net.JoinHostPort(host, port)}
 	}
@@ -85,7 +96,12 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		}
 	}
 	if !s.NoLock {
-		if o.Lock, err = probe.OpenLock(s.LockDir); err != nil {
+		o.Lock, err = probe.OpenLock(s.LockDir)
+		if errors.Is(err, probe.ErrInUse) {
+			closeAll()
+			return nil, nil, fmt.Errorf("start a sensor: %w", err)
+		}
+		if err != nil {
 			o.LockWhy = err.Error()
 			s.Log.Error("the egress lock is off: isolation has only NetworkPolicies", "error", err)
 		} else {

@@ -105,6 +105,32 @@ func below(root, full string) string {
 	return rest
 }
 
+// PathOfProcess finds the path of the cgroup that a process is in, below root and with a leading slash, by walking the
+// tree. It is for callers in a cgroup namespace of their own, to whom /proc shows only the way from there.
+func PathOfProcess(root string, pid int) (string, bool) {
+	found := ""
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // gone under the walk
+		}
+		b, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
+		if err != nil {
+			return nil // a threaded cgroup, or gone
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.TrimSpace(line) == strconv.Itoa(pid) {
+				found = p
+				return fs.SkipAll
+			}
+		}
+		return nil
+	})
+	if err != nil || found == "" {
+		return "", false
+	}
+	return below(root, found), true
+}
+
 // maxPIDs bounds how many processes of a cgroup are listed.
 const maxPIDs = 65536
 

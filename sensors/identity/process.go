@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"stanch/sensors"
 )
@@ -19,6 +21,7 @@ type Table struct {
 	byPID    map[uint32]*list.Element
 	order    *list.List // of *program, the most recently used in front
 	proc     string
+	waiting  atomic.Int32 // reads of command lines under way
 }
 
 type program struct {
@@ -138,20 +141,55 @@ func (t *Table) get(pid uint32, name string) *program {
 		return nil
 	}
 	p := &program{pid: pid, name: name, exe: strings.TrimSuffix(exe, " (deleted)")}
-	if f, err := os.Open(dir + "/cmdline"); err == nil {
-		buf := make([]byte, ancestorArgs)
-		n, _ := f.Read(buf)
-		_ = f.Close()
-		if n > 0 {
-			line := strings.ToValidUTF8(strings.TrimRight(string(buf[:n]), "\x00"), "\uFFFD")
-			p.args = strings.Split(line, "\x00")
-		}
+	if read := t.cmdline(dir + "/cmdline"); len(read) > 0 {
+		line := strings.ToValidUTF8(strings.TrimRight(string(read), "\x00"), "\uFFFD")
+		p.args = strings.Split(line, "\x00")
 	}
 	if old := t.learnt(pid); old != nil && !old.ended {
 		p.start, p.ran, p.euid, p.caps = old.start, old.ran, old.euid, old.caps
 	}
 	t.put(p)
 	return p
+}
+
+const (
+	// cmdlineTime bounds the read of a command line: it is in the process's own memory, which may be backed by a file system
+	// that never answers, and every event waits for it.
+	cmdlineTime = 50 * time.Millisecond
+	// maxWaiting bounds how many such reads are left behind; past it no command line is read until one of them ends.
+	maxWaiting = 4
+)
+
+// cmdline reads the beginning of a command line; nil if it does not come in time.
+func (t *Table) cmdline(path string) []byte {
+	if t.waiting.Add(1) > maxWaiting {
+		t.waiting.Add(-1)
+		return nil
+	}
+	done := make(chan []byte, 1)
+	go func() {
+		defer t.waiting.Add(-1)
+		buf := make([]byte, ancestorArgs)
+		f, err := os.Open(path)
+		if err != nil {
+			done <- nil
+			return
+		}
+		defer f.Close()
+		n, err := f.Read(buf)
+		if err != nil {
+			n = 0 // it has ended, or has no command line
+		}
+		done <- buf[:n]
+	}()
+	timer := time.NewTimer(cmdlineTime)
+	defer timer.Stop()
+	select {
+	case read := <-done:
+		return read
+	case <-timer.C:
+		return nil
+	}
 }
 
 func (t *Table) put(p *program) {

@@ -264,6 +264,55 @@ func (r *Resolver) Containers(ctx context.Context) ([]sensors.Container, error) 
 	return out, nil
 }
 
+// Bearer is a cgroup that bears the name of a pod or container.
+type Bearer struct {
+	CgroupID uint64
+	Path     string // below the root, with a leading slash
+}
+
+// Bearers lists every cgroup that bears a pod's UID or, where that is empty, a container's id, and has a process. There is
+// one, unless somebody made another with the same name.
+func (r *Resolver) Bearers(ctx context.Context, podUID, containerID string) ([]Bearer, error) {
+	var out []Bearer
+	if podUID == "" {
+		all, err := r.Containers(ctx)
+		for _, c := range all {
+			if c.ID == containerID {
+				out = append(out, Bearer{c.CgroupID, c.CgroupPath})
+			}
+		}
+		return out, err
+	}
+	err := filepath.WalkDir(r.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // it went away meanwhile
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := ParsePath(below(r.opt.CgroupRoot, full))
+		if p.PodUID == "" {
+			return nil
+		}
+		if p.PodUID == podUID {
+			if id, err := CgroupID(full); err == nil && populated(full) {
+				out = append(out, Bearer{id, p.PodPath})
+			}
+		}
+		return fs.SkipDir
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find the cgroups of pod %q: %w", podUID, err)
+	}
+	return out, nil
+}
+
+// populated reports whether a process is in a cgroup or below it.
+func populated(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+	return err == nil && strings.Contains("\n"+string(b), "\npopulated 1")
+}
+
 // PodGroup is a pod as this node's cgroup tree shows it.
 type PodGroup struct {
 	Pod sensors.Pod

@@ -55,7 +55,19 @@ type Client struct {
 	Log         *slog.Logger
 	// Now is the wall clock; nil is the machine's.
 	Now func() time.Time
+
+	running atomic.Int32 // commands, those included whose stream has ended
 }
+
+const (
+	// maxRunning bounds how many commands run at a time. One may never end: what it waits for can be a container's.
+	maxRunning = 64
+	// lastAnswers is how long a stream that has ended waits for its commands.
+	lastAnswers = 2 * time.Second
+)
+
+// errBusy is a node's answer to more commands than it runs at a time.
+var errBusy = fmt.Errorf("the node runs %d commands already", maxRunning)
 
 // Run keeps the stream up until ctx ends. It dials again after 0.1 s at first and 5 s at most.
 func (c *Client) Run(ctx context.Context) error {
@@ -158,9 +170,19 @@ func (c *Client) stream(parent context.Context, gateway linkpb.GatewayClient) er
 	s.keys = c.Pins.Keys()
 	c.Log.Info("connected to the gateway", "gateway", c.Address)
 
-	var parts sync.WaitGroup
+	var parts, commands sync.WaitGroup
 	defer parts.Wait()
-	defer cancel()
+	defer func() {
+		cancel()
+		// Then the node dials again, whatever a command waits for.
+		ended := make(chan struct{})
+		go func() { commands.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(lastAnswers):
+			c.Log.Warn("commands of an ended stream still run", "running", c.running.Load())
+		}
+	}()
 	failed := make(chan error, 3)
 	parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
 	parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
@@ -187,7 +209,15 @@ func (c *Client) stream(parent context.Context, gateway linkpb.GatewayClient) er
 			case <-ctx.Done():
 			}
 		case *linkpb.ToNode_Command:
-			parts.Go(func() { s.obey(ctx, body.Command) })
+			if c.running.Add(1) > maxRunning {
+				c.running.Add(-1)
+				parts.Go(func() { s.answer(body.Command, nil, nil, errBusy) })
+				continue
+			}
+			commands.Go(func() {
+				defer c.running.Add(-1)
+				s.obey(ctx, body.Command)
+			})
 		case *linkpb.ToNode_Heard:
 			s.heard.Store(&heard{body.Heard.GetTimeNs(), time.Now()})
 		case *linkpb.ToNode_Renewed:
@@ -312,6 +342,11 @@ func (s *session) obey(ctx context.Context, cmd *linkpb.Command) {
 		}()
 		return s.Handler.Handle(ctx, CommandKind(cmd.GetKind()), cmd.GetBody(), s.keys)
 	}()
+	s.answer(cmd, result, blobs, err)
+}
+
+// answer sends a command's result.
+func (s *session) answer(cmd *linkpb.Command, result any, blobs []Blob, err error) {
 	answer := &linkpb.Result{Id: cmd.GetId(), Done: true}
 	if err != nil {
 		answer.Error, answer.Refused = err.Error(), errors.Is(err, ErrRefused)

@@ -8,6 +8,7 @@ package link
 //go:generate protoc --go_out=linkpb --go_opt=paths=source_relative --go-grpc_out=linkpb --go-grpc_opt=paths=source_relative link.proto
 
 import (
+	"encoding/json"
 	"time"
 
 	"stanch/sensors/proof"
@@ -43,20 +44,15 @@ func (t NodeTarget) ID() string {
 
 // HoldCommand applies a lock or a freeze.
 type HoldCommand struct {
-	Target NodeTarget   `json:"target"`
-	Action string       `json:"action"` // the action of the token
-	Lease  string       `json:"lease"`
-	Until  time.Time    `json:"until"`
-	Allow  []AllowRule  `json:"allow,omitempty"`
-	Token  proof.Signed `json:"token"`
+	Target NodeTarget `json:"target"`
+	Action string     `json:"action"` // the action of the token
+	Lease  string     `json:"lease"`
+	Until  time.Time  `json:"until"`
+	// Params are the action's parameters. The token holds their hash: what a lock leaves open is read from nothing else.
+	Params json.RawMessage `json:"params,omitempty"`
+	Token  proof.Signed    `json:"token"`
 	// Grant is needed to end a hold earlier than it was stamped.
 	Grant *proof.Signed `json:"grant,omitempty"`
-}
-
-// AllowRule lets one destination through a lock.
-type AllowRule struct {
-	Prefix string `json:"prefix"`         // CIDR
-	Port   uint16 `json:"port,omitempty"` // 0 means any
 }
 
 // EndCommand ends a hold. Without a grant the node obeys only when the hold's own end has passed.
@@ -80,10 +76,22 @@ type HoldState struct {
 	Wire   bool   `json:"wire,omitempty"`
 	Denied uint64 `json:"denied,omitempty"` // packets refused so far
 	// Gone: the pod or container no longer runs on this node.
-	Gone bool   `json:"gone,omitempty"`
-	Note string `json:"note,omitempty"`
+	Gone bool `json:"gone,omitempty"`
+	// Unverified says why the hold is in force and its whole effect is not observed. Empty: it is.
+	Unverified string `json:"unverified,omitempty"`
+	Note       string `json:"note,omitempty"`
+	// Shared are other containers in the target's network namespace, at most 8: a lock cuts them too. It is filled in
+	// where nothing is held yet.
+	Shared []Sharer `json:"shared,omitempty"`
 	// AppliedAt is the node's own time of the moment at which the hold took effect.
 	AppliedAt time.Time `json:"applied_at,omitzero"`
+}
+
+// Sharer is another container in a target's network namespace.
+type Sharer struct {
+	Container string `json:"container"`
+	// Before: it was there when the target started.
+	Before bool `json:"before,omitempty"`
 }
 
 // SnapshotCommand captures the processes of a target. Proof is an attested detection about the target.

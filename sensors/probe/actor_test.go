@@ -3,13 +3,16 @@ package probe
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -145,6 +148,29 @@ func helperActor() error {
 			}
 		case "ask":
 			answer, err = ask(w[1], w[2])
+		case "hold": // keep a file open
+			_, err = unix.Open(w[1], unix.O_RDONLY, 0)
+		case "enter": // one thread enters a network namespace and stays there
+			entered := make(chan error, 1)
+			go func() {
+				runtime.LockOSThread()
+				ns, err := os.Open(w[1])
+				if err == nil {
+					err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+				}
+				entered <- err
+				<-make(chan bool)
+			}()
+			err = <-entered
+		case "mac":
+			var ifi *net.Interface
+			if ifi, err = net.InterfaceByName(w[1]); err == nil {
+				answer = ifi.HardwareAddr.String()
+			}
+		case "frame": // frame INTERFACE HEX TIMES
+			err = sendFrame(w[1], w[2], w[3])
+		case "pretend": // pretend SOURCE PORT DESTINATION PORT
+			err = connectAs(netip.MustParseAddrPort(net.JoinHostPort(w[1], w[2])), netip.MustParseAddrPort(net.JoinHostPort(w[3], w[4])))
 		}
 		if err != nil {
 			answer = "error: " + err.Error()
@@ -164,6 +190,51 @@ func serve(l net.Listener) {
 		fmt.Fprintln(c, "answer")
 		c.Close()
 	}
+}
+
+// sendFrame sends one frame as it is given, several times.
+func sendFrame(name, frame, times string) error {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	raw, err := hex.DecodeString(frame)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(times)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for range n {
+		if err := unix.Sendto(fd, raw, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connectAs begins a connection from an address that is not this machine's (IP_TRANSPARENT). Nobody answers it.
+func connectAs(from, to netip.AddrPort) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(from.Port()), Addr: from.Addr().As4()}); err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return err
+	}
+	return nil // the socket stays open until the actor ends
 }
 
 func swap(v uint16) uint16 { return v<<8 | v>>8 }
@@ -220,5 +291,12 @@ func helperLock(args []string) error {
 		return errors.New("no wire")
 	}
 	fmt.Println("locked", filepath.Base(args[0]))
-	select {}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, os.Interrupt)
+	<-end
+	return nil
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func pidText(a *actor) string { return itoa(a.cmd.Process.Pid) }

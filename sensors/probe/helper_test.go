@@ -181,6 +181,10 @@ func helper(what string, args []string) error {
 	switch what {
 	case "connect":
 		return connect(args[0], args[1])
+	case "ask":
+		answer, err := ask(args[0], args[1])
+		fmt.Println(answer)
+		return err
 	case "actor":
 		return helperActor()
 	case "lock":

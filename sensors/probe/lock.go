@@ -23,8 +23,9 @@ import (
 // Its methods may be called from several goroutines.
 type Lock struct {
 	mu   sync.Mutex
-	dir  string // where this layout is pinned
-	root string // of cgroup v2
+	dir  string   // where this layout is pinned
+	root string   // of cgroup v2
+	own  *os.File // the right to change what is pinned
 	coll *ebpf.Collection
 	held link.Link // the cgroup program
 }
@@ -36,6 +37,7 @@ type (
 		Flags  uint32
 		_      uint32
 		Lease  [160]byte
+		Target [272]byte
 	}
 	countsRecord struct {
 		Denied   [5]uint64
@@ -63,6 +65,16 @@ type (
 		LockHigh, LockLow uint32
 		Address           [16]byte
 	}
+	macKey struct {
+		Lock uint64
+		MAC  [6]byte
+		_    [2]byte
+	}
+	proberKey struct {
+		Cgroup uint64
+		UID    uint32
+		_      uint32
+	}
 	allowRule struct {
 		Port     uint16
 		Protocol uint8
@@ -76,12 +88,15 @@ const (
 	roleNode, rolePod    = 0, 1
 	lockHostNetwork      = 1
 	lockAllowList        = 2
+	lockByNode           = 4
+	lockRootProbes       = 8
 )
 
 var deniedKinds = []string{"tcp", "udp", "icmp", "arp", "other"}
 
 // OpenLock loads the lock's programs, or adopts those pinned under dir by an earlier process. Empty dir means
-// DefaultLockDir; it is made and the BPF file system mounted where they lack.
+// DefaultLockDir; it is made and the BPF file system mounted where they lack. While another process has it open it gives
+// ErrInUse.
 func OpenLock(dir string) (*Lock, error) {
 	if dir == "" {
 		dir = DefaultLockDir
@@ -101,6 +116,10 @@ func OpenLock(dir string) (*Lock, error) {
 func (l *Lock) open(dir string) error {
 	if err := mountBPF(dir); err != nil {
 		return err
+	}
+	var err error
+	if l.own, err = own(dir, handover); err != nil {
+		return fmt.Errorf("open the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("make the lock's directory: %w", err)
@@ -161,11 +180,31 @@ func lockID(lease string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
+// flags are the bits of a lock's record.
+func (r *LockRequest) flags() uint32 {
+	var flags uint32
+	if r.HostNetwork {
+		flags |= lockHostNetwork
+	}
+	if len(r.Allow) > 0 {
+		flags |= lockAllowList
+	}
+	if r.byNode() {
+		flags |= lockByNode
+	}
+	if r.RootProbes {
+		flags |= lockRootProbes
+	}
+	return flags
+}
+
 // check says what is wrong with a request before anything is touched.
 func (r *LockRequest) check() error {
 	switch {
 	case r.Lease == "" || len(r.Lease) >= len(lockRecord{}.Lease):
 		return fmt.Errorf("egress lock: a lease id of 1 to %d bytes is needed", len(lockRecord{}.Lease)-1)
+	case len(r.Target) >= len(lockRecord{}.Target):
+		return fmt.Errorf("egress lock: a target of at most %d bytes is needed", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
 		return errors.New("egress lock: no cgroup to hold")
 	case !r.Until.After(time.Now()):
@@ -207,14 +246,9 @@ func (l *Lock) Apply(r LockRequest) (LockState, error) {
 		return LockState{}, err
 	}
 	end := bootNow() + time.Until(r.Until)
-	rec := lockRecord{Expiry: uint64(end)} //nolint:gosec // in the future
+	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
 	copy(rec.Lease[:], r.Lease)
-	if r.HostNetwork {
-		rec.Flags |= lockHostNetwork
-	}
-	if len(r.Allow) > 0 {
-		rec.Flags |= lockAllowList
-	}
+	copy(rec.Target[:], r.Target)
 	// What the programs lean on comes first, what makes them hold last.
 	if err := l.destinations(id, r); err != nil {
 		return LockState{}, err
@@ -242,7 +276,9 @@ func (l *Lock) Apply(r LockRequest) (LockState, error) {
 		}
 	}
 	for k, v := range l.holds() {
-		if _, keep := wanted[k]; v.Lock == id && !keep {
+		_, keep := wanted[k]
+		// A wire that is still there is still the pod's, also where it hides its own end.
+		if v.Lock == id && !keep && (k.Kind != holdWire || !l.wireHeld(int(k.ID))) { //nolint:gosec // an index
 			l.unhold(k)
 		}
 	}
@@ -301,6 +337,9 @@ func (l *Lock) Close() error {
 	}
 	if l.coll != nil {
 		l.coll.Close()
+	}
+	if l.own != nil {
+		errs = append(errs, l.own.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -91,11 +91,17 @@ type actor struct {
 
 func newActor(t *testing.T, ns, dir string) *actor {
 	t.Helper()
+	return startActor(t, dir, "nsenter", "--net=/var/run/netns/"+ns)
+}
+
+// startActor starts an actor by way of another command.
+func startActor(t *testing.T, dir string, by ...string) *actor {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := inCgroup(t, dir, exec.Command("nsenter", "--net=/var/run/netns/"+ns, exe, "actor"))
+	cmd := inCgroup(t, dir, exec.Command(by[0], append(by[1:], exe, "actor")...))
 	cmd.Env = append(os.Environ(), "STANCH_TEST_HELPER=1")
 	cmd.Stderr = os.Stderr
 	r, w, err := os.Pipe()
@@ -197,6 +203,7 @@ func TestTheLockHoldsEverythingAndLetsGo(t *testing.T) {
 
 	dir := lockDir(t)
 	l := openLock(t, dir)
+	asKubelet(t, l)
 	until := time.Now().Add(6 * time.Second)
 	start := time.Now()
 	st, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: until})
@@ -335,6 +342,13 @@ func TestTheLockOutlivesItsOwnerAndLapses(t *testing.T) {
 	if got := n.pod.do(t, "udp", peerIP, "7001"); got == "sent" {
 		t.Error("an adopted lock does not hold")
 	}
+	if err := Disarm(dir); !errors.Is(err, ErrInUse) {
+		t.Errorf("Disarm beside the process that has it open: %v", err)
+	}
+	if got := n.pod.do(t, "tcp", peerIP, "7000"); got == "sent" {
+		t.Error("a refused Disarm lifted the lock")
+	}
+	_ = l.Close()
 	if err := Disarm(dir); err != nil {
 		t.Fatal(err)
 	}

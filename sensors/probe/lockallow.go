@@ -46,6 +46,9 @@ func (l *Lock) destinations(id uint64, r LockRequest) error {
 			return fmt.Errorf("egress lock: write addresses: %w", err)
 		}
 	}
+	if err := l.nodeMACs(id, r.Wires); err != nil {
+		return err
+	}
 	for k, v := range allow {
 		if err := l.m(bpf.LockMapAllow).Put(k, v); err != nil {
 			return fmt.Errorf("egress lock: write the allow list: %w", err)

@@ -23,6 +23,8 @@ var (
 type LockRequest struct {
 	// Lease is the id of the lease that this lock belongs to. Required.
 	Lease string
+	// Target names what is held, at most 271 bytes. It is kept with the lock for whoever asks later.
+	Target string
 	// Cgroups are the ids to hold: the pod's own cgroup, or a container's where there is no pod. Everything below
 	// them is held too, also what is made later. At least one.
 	Cgroups []uint64
@@ -35,9 +37,13 @@ type LockRequest struct {
 	Until time.Time
 	// Allow are destinations that stay reachable. Empty: none.
 	Allow []Allow
-	// NodeAddrs are the addresses from which the node's own processes (the kubelet's probes) reach the pod. TCP
-	// connections that they open are answered. Nil: every address of this node, found now.
+	// NodeAddrs are the addresses from which the kubelet's probes reach the pod. TCP connections that the kubelet (see
+	// SetProbers) opens from them are answered. Nil: every address of this node, found now.
 	NodeAddrs []netip.Addr
+	// RootProbes answers every socket of root in the host's network namespace as if it were the kubelet's. It is for pods
+	// on a node whose kubelet was not found: without answers its probes fail, and it restarts the container and
+	// destroys the evidence.
+	RootProbes bool
 }
 
 // Allow is a destination that a lock leaves open.
@@ -55,6 +61,8 @@ type Wire struct {
 	// Addrs and MAC are those of the pod's end: ARP from the pod may name nothing else.
 	Addrs []netip.Addr
 	MAC   [6]byte
+	// Links are the networks on the pod's own link: whoever is there is reached without the node.
+	Links []netip.Prefix
 	// Gateways are the next hops of the pod's routes: replies to the node may have to go through them.
 	Gateways []netip.Addr
 }
@@ -63,6 +71,7 @@ type Wire struct {
 type LockState struct {
 	Held    bool      `json:"held"`
 	Lease   string    `json:"lease,omitempty"`
+	Target  string    `json:"target,omitempty"`
 	Until   time.Time `json:"until,omitzero"`
 	Cgroups []uint64  `json:"cgroups,omitempty"`
 	// Wire says that the host-side veths are held as well, so that raw packet sockets do not pass.

@@ -18,7 +18,7 @@ import (
 
 // lockLayout names the directory of pins. It changes when the maps' layout does: what an older version pinned then
 // lapses by itself beside it.
-const lockLayout = "lock-1"
+const lockLayout = "lock-2"
 
 // mountBPF makes dir and sees to it that it lies on a BPF file system.
 func mountBPF(dir string) error {
@@ -162,16 +162,21 @@ func cutWire(name string) (index int, which string, ok bool) {
 }
 
 // Disarm removes every lock, program and pin under dir (empty: DefaultLockDir). It works without an open Lock, and
-// when there is nothing.
+// when there is nothing. While a process has the lock open it gives ErrInUse: that one would go on reporting locks as held.
 func Disarm(dir string) error {
 	if dir == "" {
 		dir = DefaultLockDir
 	}
-	var errs []error
-	layouts, err := os.ReadDir(dir)
+	owned, err := own(dir, handover)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("disarm: %w", err)
+	}
+	defer owned.Close()
+	var errs []error
+	layouts, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("disarm: %w", err)
 	}

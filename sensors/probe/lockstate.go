@@ -83,6 +83,15 @@ func (l *Lock) List() ([]LockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sweep()
+	out, err := l.inForce()
+	if err != nil {
+		return out, err
+	}
+	return out, l.settle()
+}
+
+// inForce reads every lock that has not lapsed.
+func (l *Lock) inForce() ([]LockState, error) {
 	var out []LockState
 	for id := range each[uint64, lockRecord](l.m(bpf.LockMapLocks)) {
 		st, err := l.state(id)
@@ -94,7 +103,7 @@ func (l *Lock) List() ([]LockState, error) {
 		}
 	}
 	slices.SortFunc(out, func(a, b LockState) int { return a.Until.Compare(b.Until) })
-	return out, l.settle()
+	return out, nil
 }
 
 // Lease gives the state of a lease's lock, with Held false if there is none or it has lapsed.
@@ -115,7 +124,7 @@ func (l *Lock) state(id uint64) (LockState, error) {
 	wall, boot := readClock()
 	left := time.Duration(rec.Expiry) - boot //nolint:gosec // 292 years
 	st := LockState{
-		Held: left > 0, Lease: string(bytes.TrimRight(rec.Lease[:], "\x00")), Until: wall.Add(left).UTC(),
+		Held: left > 0, Lease: string(bytes.TrimRight(rec.Lease[:], "\x00")), Target: string(bytes.TrimRight(rec.Target[:], "\x00")), Until: wall.Add(left).UTC(),
 		DeniedBy: map[string]uint64{},
 	}
 	var c countsRecord
@@ -194,6 +203,7 @@ func (l *Lock) drop(id uint64) {
 	_ = l.m(bpf.LockMapCounts).Delete(id)
 	prune(l.m(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id })
 	prune(l.m(bpf.LockMapAllow), func(k allowKey) bool { return k.lock() == id })
+	prune(l.m(bpf.LockMapMacs), func(k macKey) bool { return k.Lock == id })
 }
 
 func (l *Lock) unhold(k holdKey) {

@@ -19,84 +19,99 @@ import (
 
 // iface is an interface as netlink describes it.
 type iface struct {
-	index, peer int
-	name, kind  string
-	mac         [6]byte
-	loopback    bool
+	index, peer, master int
+	peerNS              int // the number of the namespace that the other end is in; -1 if it is this one
+	name, kind          string
+	mac                 [6]byte
+	loopback            bool
 }
 
-// FindWires gives the host-side ends of the network interfaces that a process can send on, entering its network
-// namespace in a thread of its own. For a process in this process's own network namespace it gives ErrHostNetwork. An interface
-// that is no veth with its other end here gives ErrNotSupported, together with the wires that were found.
-func FindWires(pid int) ([]Wire, error) {
-	ns := "/proc/" + strconv.Itoa(pid) + "/ns/net"
-	theirs, err := os.Stat(ns)
-	if err != nil {
-		return nil, fmt.Errorf("network namespace of process %d: %w", pid, err)
-	}
-	ours, err := os.Stat("/proc/self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("own network namespace: %w", err)
-	}
-	if os.SameFile(theirs, ours) {
-		return nil, fmt.Errorf("process %d: %w", pid, ErrHostNetwork)
-	}
+// FindWires gives the host-side ends of the network interfaces that processes can send on, over every network namespace
+// that they, their threads, their open files and their mounts reach. It enters each in a thread of its own. Where some
+// cannot be looked into, or have an interface whose other end is neither here nor in another of them, it gives an error
+// together with the wires that were found: ErrNotSupported for such an interface, ErrHostNetwork where a process itself is
+// in this process's network namespace.
+func FindWires(pids ...int) ([]Wire, error) {
 	here, err := interfaces()
 	if err != nil {
 		return nil, err
 	}
-	var (
-		there []iface
-		addrs map[int][]netip.Addr
-	)
-	if err := inNetNS(ns, func() (err error) {
-		if there, err = interfaces(); err != nil {
-			return err
+	spaces, err := netSpaces(pids)
+	errs := []error{err}
+	for i := range spaces {
+		defer spaces[i].file.Close()
+	}
+	for i := range spaces {
+		if err := spaces[i].look(spaces); err != nil {
+			errs = append(errs, fmt.Errorf("look into the network namespace of process %d: %w", spaces[i].pid, err))
 		}
-		addrs, err = addresses()
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("look into the network namespace of process %d: %w", pid, err)
 	}
 	byIndex := map[int]iface{}
 	for _, i := range here {
 		byIndex[i.index] = i
 	}
 	var wires []Wire
-	var errs []error
-	for _, i := range there {
-		if i.loopback {
-			continue
-		}
-		host, ok := byIndex[i.peer]
-		// The other end of a veth names this one: an index alone may be that of another namespace.
-		if i.kind != "veth" || !ok || host.kind != "veth" || host.peer != i.index {
-			if i.kind != "" && i.kind != "veth" && len(addrs[i.index]) == 0 {
-				continue // an unused tunnel device, as kernels put into every namespace
+	for _, space := range spaces {
+		for _, i := range space.interfaces {
+			host, ok := byIndex[i.peer]
+			switch {
+			case i.loopback:
+			// The other end of a veth names this one and its namespace: indexes alone are whoever's makes the interface.
+			case i.kind == "veth" && ok && host.kind == "veth" && host.peer == i.index && host.peerNS == space.id && space.id >= 0:
+				if !slices.ContainsFunc(wires, func(w Wire) bool { return w.Index == host.index }) {
+					wires = append(wires, space.wire(i, host))
+				}
+			case i.kind == "veth" && space.endsInside(spaces, i): // what goes through it leaves by a wire of the others'
+			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0: // an unused tunnel device, as kernels put into every namespace
+			default:
+				errs = append(errs, fmt.Errorf("interface %s (%s) of process %d has no end here that could be held: %w", i.name, i.kind, space.pid, ErrNotSupported))
 			}
-			errs = append(errs, fmt.Errorf("interface %s (%s) of process %d has no end here that could be held: %w", i.name, i.kind, pid, ErrNotSupported))
-			continue
 		}
-		wires = append(wires, Wire{Index: host.index, Name: host.name, Addrs: addrs[i.index], MAC: i.mac, Gateways: gateways(pid, i.name)})
 	}
 	return wires, errors.Join(errs...)
 }
 
-// inNetNS runs f in a thread that has entered a network namespace and ends with it.
-func inNetNS(path string, f func() error) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return err
+// endsInside reports whether the other end of a veth is in one of the namespaces, this one included.
+func (n *netSpace) endsInside(all []netSpace, i iface) bool {
+	inode := n.inode
+	if i.peerNS >= 0 {
+		inode = n.numbers[i.peerNS]
 	}
-	defer ns.Close()
+	for _, other := range all {
+		if other.inode == inode {
+			return slices.ContainsFunc(other.interfaces, func(o iface) bool { return o.kind == "veth" && o.index == i.peer && o.peer == i.index })
+		}
+	}
+	return false
+}
+
+// ownNetNS is the network namespace of this process. "self" would be that of its first thread, which may have entered
+// another one in inNetNS.
+const ownNetNS = "/proc/thread-self/ns/net"
+
+// inNetNS runs f in a thread that has entered a network namespace. A thread that does not come back from it ends with its
+// goroutine, or is never used again where it is the process's first.
+func inNetNS(ns *os.File, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		runtime.LockOSThread()
+		own, err := os.Open(ownNetNS)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open this thread's network namespace: %w", err)
+			return
+		}
+		defer own.Close()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
 			done <- fmt.Errorf("setns: %w", err)
 			return
 		}
-		done <- f()
+		err = f()
+		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
 }
@@ -122,6 +137,7 @@ func interfaces() ([]iface, error) {
 		d := msgs[i].Data
 		f := iface{
 			index:    int(binary.NativeEndian.Uint32(d[4:])),
+			peerNS:   -1,
 			loopback: binary.NativeEndian.Uint32(d[8:])&unix.IFF_LOOPBACK != 0,
 		}
 		for _, a := range attrs {
@@ -131,6 +147,14 @@ func interfaces() ([]iface, error) {
 			case unix.IFLA_LINK:
 				if len(a.Value) >= 4 {
 					f.peer = int(binary.NativeEndian.Uint32(a.Value))
+				}
+			case unix.IFLA_LINK_NETNSID:
+				if len(a.Value) >= 4 {
+					f.peerNS = int(int32(binary.NativeEndian.Uint32(a.Value))) //nolint:gosec // the kernel's int
+				}
+			case unix.IFLA_MASTER:
+				if len(a.Value) >= 4 {
+					f.master = int(binary.NativeEndian.Uint32(a.Value))
 				}
 			case unix.IFLA_ADDRESS:
 				copy(f.mac[:], a.Value)
@@ -161,12 +185,12 @@ func linkKind(b []byte) string {
 	return ""
 }
 
-func addresses() (map[int][]netip.Addr, error) {
+func addresses() (map[int][]netip.Prefix, error) {
 	ifs, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	out := map[int][]netip.Addr{}
+	out := map[int][]netip.Prefix{}
 	for _, i := range ifs {
 		all, err := i.Addrs()
 		if err != nil {
@@ -175,7 +199,8 @@ func addresses() (map[int][]netip.Addr, error) {
 		for _, a := range all {
 			if n, ok := a.(*net.IPNet); ok {
 				if addr, ok := netip.AddrFromSlice(n.IP); ok {
-					out[i.Index] = append(out[i.Index], addr.Unmap())
+					ones, _ := n.Mask.Size()
+					out[i.Index] = append(out[i.Index], netip.PrefixFrom(addr.Unmap(), ones))
 				}
 			}
 		}

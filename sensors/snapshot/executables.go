@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,19 +42,15 @@ func (k *taking) executables(ctx context.Context) {
 }
 
 func (k *taking) executable(ctx context.Context, p *Process) error {
-	f, err := os.Open(dirOf(p.PID) + "/exe")
+	opened, err := within(k, readTime, func() (program, error) { return openProgram(dirOf(p.PID) + "/exe") })
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return err
-	}
+	f, st := opened.file, opened.stat
 	id := fileID{st.Dev, st.Ino}
 	if h, ok := k.hashes[id]; ok {
 		p.SHA256, p.Upper = h.sum, h.upper
-		return nil
+		return f.Close()
 	}
 	upper := !p.Memfd && !p.Deleted && inUpperLayer(p)
 	p.Upper = upper
@@ -67,19 +65,25 @@ func (k *taking) executable(ctx context.Context, p *Process) error {
 	}
 	if why == "" && st.Size > k.lim.ImageHashBytes {
 		p.HashSkipped = "it is in the image, whose digest names it, and is large"
-		return nil
+		return f.Close()
 	}
 	if st.Size > k.lim.HashBytes {
+		_ = f.Close()
 		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.lim.HashBytes)
 	}
 	room := min(k.lim.BlobBytes, k.lim.TotalBytes-k.total)
 	if why == "" {
 		room = 0
 	}
-	sum, head, err := hashAndCopy(ctx, f, room)
+	read, err := within(k, hashTime, func() (copied, error) {
+		defer f.Close()
+		sum, head, err := hashAndCopy(ctx, f, room)
+		return copied{sum, head}, err
+	})
 	if err != nil {
 		return err
 	}
+	sum, head := read.sum, read.head
 	p.SHA256 = sum
 	k.hashes[id] = hashed{sum, upper}
 	if why == "" {
@@ -97,6 +101,32 @@ func (k *taking) executable(ctx context.Context, p *Process) error {
 		Name: "exe-" + sum[:16], Source: p.Exe, Why: why, SHA256: hex.EncodeToString(own[:]), Size: st.Size, Data: head,
 	})
 	return nil
+}
+
+// hashTime bounds how long one executable is read.
+const hashTime = 3 * time.Second
+
+// program is an executable that is open, and copied what was read of one.
+type program struct {
+	file *os.File
+	stat unix.Stat_t
+}
+
+type copied struct {
+	sum  string
+	head []byte
+}
+
+func openProgram(path string) (program, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return program{}, err
+	}
+	p := program{file: f}
+	if err := unix.Fstat(int(f.Fd()), &p.stat); err != nil {
+		return program{}, errors.Join(err, f.Close())
+	}
+	return p, nil
 }
 
 // hashAndCopy hashes a file and keeps at most room bytes of it. It stops when ctx ends.

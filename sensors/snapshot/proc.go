@@ -65,13 +65,15 @@ func (k *taking) process(pid int) (Process, error) {
 	if p.Started, err = k.started(dir); err != nil {
 		k.missing("process %d: its start: %v", pid, err)
 	}
-	if b, cut, err := readMax(dir+"/cmdline", maxCmdline); err == nil && len(b) > 0 {
+	if b, cut, err := k.read(dir+"/cmdline", maxCmdline); errors.Is(err, errStuck) || errors.Is(err, errManyStuck) {
+		k.missing("process %d: its arguments: %v", pid, err)
+	} else if err == nil && len(b) > 0 {
 		p.Args = redact.Args(strings.Split(strings.ToValidUTF8(strings.TrimSuffix(string(b), "\x00"), "\uFFFD"), "\x00"))
 		if cut {
 			k.missing("process %d: arguments after the first %d bytes", pid, maxCmdline)
 		}
 	}
-	if b, cut, err := readMax(dir+"/environ", maxEnviron); err != nil {
+	if b, cut, err := k.read(dir+"/environ", maxEnviron); err != nil {
 		k.missing("process %d: names of its environment: %v", pid, err)
 	} else {
 		p.Env = redact.EnvNames(strings.Split(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00"))

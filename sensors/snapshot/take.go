@@ -38,6 +38,7 @@ type taking struct {
 	// hashes remembers executables by device and inode: many processes run one.
 	hashes map[fileID]hashed
 	boot   time.Time
+	stuck  int // reads that were given up
 }
 
 // Take takes a snapshot. It returns what it got with whatever error ended it; only a target that does not exist gives

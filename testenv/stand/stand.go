@@ -225,10 +225,7 @@ func (s *Stand) RSS(t testing.TB) int64 {
 // Locks reads the egress locks in force straight from the kernel.
 func (s *Stand) Locks(t testing.TB) []probe.LockState {
 	t.Helper()
-	l, err := probe.OpenLock(s.LockDir)
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	held, err := l.List()
+	held, err := probe.ReadLocks(s.LockDir)
 	require.NoError(t, err)
 	return held
 }

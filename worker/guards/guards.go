@@ -123,6 +123,9 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 	}
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
+			if d.Verdict == activities.VerdictRun && f.Ask != "" && f.Grant == nil {
+				d = ask(f, "%s", f.Ask)
+			}
 			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
 			d.Since = f.Since
 			if f.Grant != nil {

@@ -127,9 +127,14 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h0m0s that was planned"},
 		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
 		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "24h0m0s that `budget.longest`"},
-		"Stanch itself":                     {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
-		"no evidence was attempted":         {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident":      {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"a plan that affects others too":    {func(d *desk) { d.q.Ask = "others share its network" }, activities.VerdictAsk, "phase", "others share its network"},
+		"such a plan that people granted": {func(d *desk) {
+			d.q.Ask = "others share its network"
+			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+		}, activities.VerdictRun, "phase", "alice"},
+		"Stanch itself":                {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
+		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident": {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"a receipt that somebody else signed": {func(d *desk) {
 			d.q.Basis.Receipts = []proof.Signed{d.sign(thief, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},

@@ -202,6 +202,19 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, becomes(t, server, "Node/blind-2", "eyes-shut").Reasons[1], "nothing came")
 	})
 
+	t.Run("cgroups that bear another container's name", func(t *testing.T) {
+		e := open(t, server, edgeOptions{timing: short})
+		e.join(t, sensorOptions{name: "decoy-1", status: func() any {
+			return agent.Report{Health: agent.Health{Node: "decoy-1", Decoys: []agent.Decoy{
+				{Target: "container:c0ffee", Own: []string{"/docker/c0ffee"}, Others: []string{"/a/docker/c0ffee"}, Since: time.Now()},
+				{Target: "pod:uid-1", Others: []string{"/a/poduid-1", "/b/poduid-1"}, Since: time.Now()},
+			}}}
+		}})
+		d := becomes(t, server, "Node/decoy-1", "decoy-cgroup")
+		require.Contains(t, d.Reasons[0], "/a/docker/c0ffee")
+		require.Contains(t, d.Reasons[1], "not contained")
+	})
+
 	t.Run("losses are told of the node and of who made them", func(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		began := time.Now().Add(-time.Hour).UTC()

@@ -46,6 +46,10 @@ var (
 		reason: "Flooding the sensor hides what happens meanwhile. A busy program does it too.",
 		alias:  "Falco internal: syscall event drop", again: time.Minute,
 	}
+	decoyCgroup = kind{
+		rule: "decoy-cgroup", title: "A cgroup bears another container's name", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1036.005",
+		reason: "No runtime makes two. Whoever makes the second wants what is meant for the container to be done to something else.",
+	}
 	clockSkew = kind{
 		rule: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.006",
 		reason: "Its timeline cannot be laid beside those of others, and leases and certificates are judged by a wrong clock.",
@@ -75,7 +79,7 @@ var (
 // Kinds lists the rules' names, for documentation.
 func Kinds() []string {
 	var out []string
-	for _, k := range []kind{telemetryLost, eyesShut, eventsDropped, flooded, clockSkew, certificateEnding, overRate, foreignLost, foreignDropped, foreignUnread} {
+	for _, k := range []kind{telemetryLost, eyesShut, eventsDropped, flooded, decoyCgroup, clockSkew, certificateEnding, overRate, foreignLost, foreignDropped, foreignUnread} {
 		out = append(out, k.rule)
 	}
 	return out

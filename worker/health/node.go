@@ -127,6 +127,32 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 	m.mu.Unlock()
 	m.eyes(note.Node, report, off, blind)
 	m.losses(note.Node, before, report, now)
+	m.decoys(note.Node, report)
+}
+
+// maxDecoys bounds how many cgroups with a borrowed name are told of one node.
+const maxDecoys = 5
+
+// decoys tells of cgroups that bear the name of a container which was to be contained.
+func (m *Monitor) decoys(name string, r agent.Report) {
+	if len(r.Decoys) == 0 {
+		m.mended(decoyCgroup, nodeSubject(name))
+		return
+	}
+	var reasons []string
+	since := r.Decoys[0].Since
+	for _, d := range r.Decoys[:min(len(r.Decoys), maxDecoys)] {
+		others := strings.Join(d.Others[:min(len(d.Others), maxDecoys)], ", ")
+		what := fmt.Sprintf("On node %s %s is in %s. These cgroups bear its name too: %s.", name, clip(d.Target), clip(strings.Join(d.Own, ", ")), clip(others))
+		if len(d.Own) == 0 {
+			what = fmt.Sprintf("On node %s several cgroups bear the name of %s, and the node detected nothing in any of them, so it was not contained there: %s.", name, clip(d.Target), clip(others))
+		}
+		reasons = append(reasons, what)
+		if d.Since.Before(since) {
+			since = d.Since
+		}
+	}
+	m.tell(condition{kind: decoyCgroup, subject: nodeSubject(name), node: name, by: name, since: since, reasons: reasons})
 }
 
 // maxHooks bounds how many hooks of a node are remembered, and judged.

@@ -324,6 +324,8 @@ func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) 
 		m.State, m.UndoTried, m.NextCheck, m.Reason = StateUndoing, 0, now, r.Detail
 		m.tell(now)
 		return
+	case r.InForce && r.Unverified != "":
+		m.Verified, m.Reason = false, "it is in force and not verified: "+r.Unverified
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
 	default:

@@ -78,6 +78,22 @@ func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
 	require.True(t, m.Undone)
 }
 
+func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
+	m := held(t)
+	m.Reports = nil
+	m.Observed(activities.VerifyResult{InForce: true, Unverified: "no network interface was found"}, nil, at(30*time.Second))
+	require.Equal(t, lease.StateHeld, m.State)
+	require.False(t, m.Verified)
+	require.False(t, m.Reapply, "what is in force is not applied again")
+	require.Contains(t, m.Reason, "no network interface was found")
+	require.Len(t, m.Reports, 1, "its incident is told")
+	require.Equal(t, "held, unverified", m.Reports[0].Lease.Standing())
+
+	m.Observed(activities.VerifyResult{InForce: true}, nil, at(time.Minute))
+	require.True(t, m.Verified)
+	require.Equal(t, "held", m.Report(at(time.Minute)).Standing())
+}
+
 func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]playbooks.Outcome{
 		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed, activities.VerdictAsk: playbooks.OutcomeProposed,

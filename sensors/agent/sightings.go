@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+)
+
+// sightings remembers in which cgroups this node detected something of a target. The kernel gave their ids with the
+// event, so nobody can put another cgroup in their place; an id is never used twice while the machine runs.
+type sightings struct {
+	mu    sync.Mutex
+	file  string
+	boot  string
+	seen  map[string][]identity.Bearer // by target, the latest first
+	order []string                     // of targets, the oldest first
+}
+
+const (
+	maxSighted = 4096 // targets
+	maxGroups  = 8    // cgroups of one
+)
+
+// sighted is the file's content: ids are those of one boot.
+type sighted struct {
+	Boot string                       `json:"boot"`
+	Seen map[string][]identity.Bearer `json:"seen"`
+}
+
+func openSightings(dir, boot string) (*sightings, error) {
+	s := &sightings{boot: boot, seen: map[string][]identity.Bearer{}}
+	if dir == "" {
+		return s, nil
+	}
+	s.file = filepath.Join(dir, "sightings.json")
+	raw, err := os.ReadFile(s.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read where containers were detected: %w", err)
+	}
+	var old sighted
+	if json.Unmarshal(raw, &old) != nil || old.Boot != boot || old.Seen == nil {
+		return s, nil // of another boot, or damaged: what is detected next fills it again
+	}
+	s.seen = old.Seen
+	for target := range s.seen {
+		s.order = append(s.order, target)
+	}
+	return s, nil
+}
+
+// note remembers the cgroups of a detection's container.
+func (s *sightings) note(c *sensors.Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := false
+	if c.ID != "" && c.CgroupID != 0 {
+		changed = s.put("container:"+c.ID, identity.Bearer{CgroupID: c.CgroupID, Path: c.CgroupPath})
+	}
+	if at := identity.ParsePath(c.CgroupPath).PodPath; c.Pod.UID != "" && c.PodCgroupID != 0 && at != "" {
+		changed = s.put("pod:"+c.Pod.UID, identity.Bearer{CgroupID: c.PodCgroupID, Path: at}) || changed
+	}
+	if !changed || s.file == "" {
+		return nil
+	}
+	raw, err := json.Marshal(sighted{s.boot, s.seen})
+	if err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	if err := os.WriteFile(s.file+".new", raw, 0o600); err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	if err := os.Rename(s.file+".new", s.file); err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	return nil
+}
+
+// put notes one, and reports whether it was new. The caller holds s.mu.
+func (s *sightings) put(target string, g identity.Bearer) bool {
+	known, ok := s.seen[target]
+	if slices.Contains(known, g) {
+		return false
+	}
+	if !ok {
+		s.order = append(s.order, target)
+	}
+	s.seen[target] = append([]identity.Bearer{g}, known[:min(len(known), maxGroups-1)]...)
+	for len(s.order) > maxSighted {
+		delete(s.seen, s.order[0])
+		s.order = s.order[1:]
+	}
+	return true
+}
+
+func (s *sightings) of(target string) []identity.Bearer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.seen[target])
+}
+
+// Decoy is a cgroup that bears the name of a container or pod and is not where that was detected.
+type Decoy struct {
+	Target string   `json:"target"`
+	Own    []string `json:"own,omitempty"` // paths of the cgroups that count; none: nobody knows which
+	Others []string `json:"others"`
+	// Since is when it was noticed first, Last when it was seen last.
+	Since time.Time `json:"since"`
+	Last  time.Time `json:"last"`
+}
+
+// decoys are those that were seen of late.
+type decoys struct {
+	looking atomic.Bool
+	mu      sync.Mutex
+	seen    map[string]Decoy
+}
+
+const (
+	// decoyMemory is for how long one is reported after it was seen last.
+	decoyMemory = 10 * time.Minute
+	maxDecoys   = 64 // targets
+	maxNamed    = 8  // paths of one
+)
+
+func (d *decoys) begin() bool { return d.looking.CompareAndSwap(false, true) }
+func (d *decoys) end()        { d.looking.Store(false) }
+
+// note takes in what a search found.
+func (d *decoys) note(target string, own, all []identity.Bearer) {
+	now := time.Now()
+	found := Decoy{Target: target, Since: now, Last: now}
+	for _, b := range all {
+		switch {
+		case slices.Contains(own, b):
+			found.Own = append(found.Own, b.Path)
+		case len(found.Others) < maxNamed:
+			found.Others = append(found.Others, b.Path)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.seen == nil {
+		d.seen = map[string]Decoy{}
+	}
+	if len(found.Others) == 0 {
+		return
+	}
+	if old, ok := d.seen[target]; ok {
+		found.Since = old.Since
+	} else if len(d.seen) >= maxDecoys {
+		return
+	}
+	d.seen[target] = found
+}
+
+// list gives those that were seen of late.
+func (d *decoys) list() []Decoy {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []Decoy
+	for target, seen := range d.seen {
+		if time.Since(seen.Last) > decoyMemory {
+			delete(d.seen, target)
+			continue
+		}
+		out = append(out, seen)
+	}
+	slices.SortFunc(out, func(a, b Decoy) int { return a.Since.Compare(b.Since) })
+	return out
+}

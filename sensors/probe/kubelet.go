@@ -1,0 +1,146 @@
+package probe
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors/identity"
+)
+
+// kubeletPrograms are the names of programs that are a kubelet, or have one in them.
+var kubeletPrograms = map[string]bool{
+	"kubelet":  true,
+	"k3s":      true,
+	"kubelite": true, // MicroK8s
+}
+
+// maxKubelets bounds how many are believed: a node has one, tests may have two.
+const maxKubelets = 16
+
+// FindKubelets finds the cgroups of this node's kubelets. A kubelet is known by what only root of the node decides: it
+// runs as root, in the network, PID and user namespaces of the node, in no pod's cgroup, and its program is a root-owned
+// file that nobody else can write, with a name in a list, or called with "kubelet" as its first argument (one program for
+// many parts). program is the path of one with another name; empty: none. None found is no error.
+func FindKubelets(program string) ([]Prober, error) {
+	root, err := identity.FindCgroupRoot()
+	if err != nil {
+		return nil, fmt.Errorf("find the kubelet: %w", err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("find the kubelet: %w", err)
+	}
+	var found []Prober
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		id, ok := kubeletCgroup(root, pid, program)
+		p := Prober{Cgroup: id}
+		if !ok || slices.Contains(found, p) {
+			continue
+		}
+		if found = append(found, p); len(found) == maxKubelets {
+			break
+		}
+	}
+	return found, nil
+}
+
+// kubeletCgroup gives the cgroup of a process that is a kubelet. Nothing of a process is read that can make the reader
+// wait before it is known to be the node's own.
+func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return 0, false
+	}
+	exe = strings.TrimSuffix(exe, " (deleted)") // replaced by an upgrade
+	named := exe == program || kubeletPrograms[path.Base(exe)]
+	if !allRoot(dir) || !sameSpace(dir, "net", "thread-self") || !sameSpace(dir, "pid", "1") || !sameSpace(dir, "user", "1") {
+		return 0, false
+	}
+	id, at, ok := processCgroup(root, pid)
+	if !ok || at.PodUID != "" || !named && (at.ContainerID != "" || !calledKubelet(dir)) {
+		return 0, false
+	}
+	// As the kernel knows it: the file's own file system may never answer.
+	var st unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, dir+"/exe", unix.AT_STATX_DONT_SYNC, unix.STATX_UID|unix.STATX_MODE, &st)
+	return id, err == nil && st.Uid == 0 && st.Mode&0o022 == 0
+}
+
+// sameSpace reports whether a process is in a namespace of another one's: of this process's where that one's cannot be
+// read.
+func sameSpace(dir, namespace, of string) bool {
+	theirs, err := os.Stat(dir + "/ns/" + namespace)
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/" + of + "/ns/" + namespace)
+	if err != nil {
+		ours, err = os.Stat("/proc/self/ns/" + namespace)
+	}
+	return err == nil && os.SameFile(theirs, ours)
+}
+
+// allRoot reports whether a process is root by all of its user ids: one that a set-uid program gave rights to is not.
+func allRoot(dir string) bool {
+	b, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
+			return slices.Equal(strings.Fields(ids), []string{"0", "0", "0", "0"})
+		}
+	}
+	return false
+}
+
+func calledKubelet(dir string) bool {
+	f, err := os.Open(dir + "/cmdline")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	line := make([]byte, 4096)
+	n, err := f.Read(line)
+	if err != nil {
+		return false
+	}
+	args := bytes.SplitN(line[:n], []byte{0}, 3)
+	return len(args) > 1 && string(args[1]) == "kubelet"
+}
+
+// processCgroup gives the id of a process's cgroup, and what its path tells.
+func processCgroup(root string, pid int) (id uint64, at identity.Path, ok bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return 0, at, false
+	}
+	for line := range strings.Lines(string(b)) {
+		path, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !v2 {
+			continue
+		}
+		if strings.HasPrefix(path, "/..") {
+			// Told from a cgroup namespace of this process's own: the tree itself says where the process is.
+			if path, ok = identity.PathOfProcess(root, pid); !ok {
+				return 0, at, false
+			}
+		}
+		id, err := identity.CgroupID(filepath.Join(root, path))
+		return id, identity.ParsePath(path), err == nil
+	}
+	return 0, at, false
+}

@@ -1,0 +1,318 @@
+package probe
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"stanch/sensors/identity"
+)
+
+// asKubelet makes this test's process count as the node's kubelet.
+func asKubelet(t *testing.T, l *Lock) {
+	t.Helper()
+	root, err := identity.FindCgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _, ok := processCgroup(root, os.Getpid())
+	if !ok {
+		t.Fatal("this process has no cgroup")
+	}
+	if err := l.SetProbers([]Prober{{Cgroup: id}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lockedLab is a lab whose pod is locked, serves on port 8080 and was probed by the kubelet over IPv4 and IPv6.
+func lockedLab(t *testing.T) (*lab, *Lock) {
+	t.Helper()
+	n := newLab(t)
+	n.pod.do(t, "serve", "8080")
+	l := openLock(t, lockDir(t))
+	asKubelet(t, l)
+	st, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: time.Now().Add(5 * time.Minute)})
+	if err != nil || !st.Held || !st.Wire {
+		t.Fatalf("Apply: %+v, %v", st, err)
+	}
+	for _, host := range []string{podIP, pod6} {
+		if got, err := ask(host, "8080"); got != "answer" {
+			t.Fatalf("the kubelet's probe of %s: %q, %v", host, got, err)
+		}
+	}
+	return n, l
+}
+
+func stateOf(t *testing.T, l *Lock, id uint64) LockState {
+	t.Helper()
+	st, err := l.State(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// refuse sends a frame from the pod and wants it denied.
+func refuse(t *testing.T, n *lab, l *Lock, frame []byte) {
+	t.Helper()
+	before := stateOf(t, l, n.podID)
+	if got := n.pod.do(t, "frame", "eth0", text16(frame), "20"); got != "sent" {
+		t.Fatal(got)
+	}
+	deadline := time.Now().Add(2 * time.Second)
+	for stateOf(t, l, n.podID).Denied < before.Denied+20 {
+		if time.Now().After(deadline) {
+			t.Errorf("%d of 20 frames passed", before.Denied+20-stateOf(t, l, n.podID).Denied)
+			return
+		}
+	}
+}
+
+func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
+	n, l := lockedLab(t)
+	pod, peer, node := n.wires[0].MAC[:], hardware(t, n.peer.do(t, "mac", "eth0")), bridgeMAC(t)
+	groupIP, groupMAC := solicitedGroup(node6)
+	true6 := solicitation(pod6, groupIP, node6, 255, pod, nil)
+
+	before := n.heard(t)
+	n.pod.do(t, "frame", "eth0", text16(ethernet(groupMAC, pod, 0x86dd, true6)), "1")
+	eventually(t, "a kernel's own solicitation of the node arrives", func() bool { return n.heard(t) > before })
+	if got := stateOf(t, l, n.podID).DeniedBy["icmp"]; got != 0 {
+		t.Errorf("%d true solicitations denied", got)
+	}
+
+	inside := make([]byte, 52)
+	inside[0] = 135
+	copy(inside[8:24], netip.MustParseAddr("::ffff:"+nodeIP).AsSlice())
+	copy(inside[24:], "28 bytes of a secret and so on")
+	badSum := append([]byte{}, true6...)
+	badSum[42] ^= 0x55
+	flow := append([]byte{}, true6...)
+	flow[3] = 7
+	long := append(append([]byte{}, true6...), "more"...)
+	arp := func(to []byte) []byte {
+		b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
+		a, c := netip.MustParseAddr(podIP).As4(), netip.MustParseAddr(nodeIP).As4()
+		b = append(append(b, pod...), a[:]...)
+		b = append(append(b, 0, 0, 0, 0, 0, 0), c[:]...)
+		return ethernet(to, pod, 0x0806, b)
+	}
+	for name, frame := range map[string][]byte{
+		"ICMPv6 in IPv4 to the peer":            ethernet(peer, pod, 0x0800, ipv4(podIP, peerIP, 58, inside)),
+		"ICMPv6 in IPv4 to anywhere":            ethernet(peer, pod, 0x0800, ipv4(podIP, "203.0.113.9", 58, inside)),
+		"to another prefix":                     ethernet(peer, pod, 0x86dd, solicitation(pod6, "2001:db8:bad::1", node6, 255, pod, nil)),
+		"to the peer":                           ethernet(peer, pod, 0x86dd, solicitation(pod6, peer6, node6, 255, pod, nil)),
+		"to the node's address and the peer":    ethernet(peer, pod, 0x86dd, solicitation(pod6, node6, node6, 255, pod, nil)),
+		"to the group and the peer":             ethernet(peer, pod, 0x86dd, true6),
+		"with another hop limit":                ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 64, pod, nil)),
+		"with reserved bytes":                   ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[5] = 'x' })),
+		"with a code":                           ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[1] = 'x' })),
+		"with another address in its option":    ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, []byte("secret"), nil)),
+		"with another option":                   ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[24] = 14 })),
+		"with a checksum that is a message":     ethernet(groupMAC, pod, 0x86dd, badSum),
+		"with a flow label":                     ethernet(groupMAC, pod, 0x86dd, flow),
+		"with something behind it":              ethernet(groupMAC, pod, 0x86dd, long),
+		"with another source address":           ethernet(groupMAC, pod, 0x86dd, solicitation("fd31:7::9", groupIP, node6, 255, pod, nil)),
+		"with another source MAC":               ethernet(groupMAC, []byte("secret"), 0x86dd, true6),
+		"for the peer's address":                ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, peer6, 255, pod, nil)),
+		"an advertisement to the peer's MAC":    ethernet(peer, pod, 0x86dd, solicitation(pod6, node6, pod6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x60, 2 })),
+		"an ARP question to the peer's MAC":     arp(peer),
+		"an ARP question to an invented MAC":    arp([]byte("\x02ecret")),
+		"an advertisement with a flag too much": ethernet(node, pod, 0x86dd, solicitation(pod6, node6, pod6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x61, 2 })),
+	} {
+		t.Run(name, func(t *testing.T) { refuse(t, n, l, frame) })
+	}
+}
+
+func TestAnswersReachOnlyTheNode(t *testing.T) {
+	n, l := lockedLab(t)
+	pod, peer, node := n.wires[0].MAC[:], hardware(t, n.peer.do(t, "mac", "eth0")), bridgeMAC(t)
+	c, err := net.Dial("tcp", podIP+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	port := netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+	answer := ipv4(podIP, nodeIP, 6, segment(8080, port, make([]byte, 1400)))
+	t.Run("a neighbor's MAC address", func(t *testing.T) { refuse(t, n, l, ethernet(peer, pod, 0x0800, answer)) })
+
+	t.Run("more than a second's bytes", func(t *testing.T) {
+		before, start := stateOf(t, l, n.podID), time.Now()
+		n.pod.do(t, "frame", "eth0", text16(ethernet(node, pod, 0x0800, answer)), "400")
+		eventually(t, "all frames are decided about", func() bool {
+			st := stateOf(t, l, n.podID)
+			return st.Denied+st.Answered-before.Denied-before.Answered >= 400
+		})
+		passed := stateOf(t, l, n.podID).Answered - before.Answered
+		seconds := uint64(time.Since(start)/time.Second) + 2
+		if most := seconds * (64<<10/1454 + 1); passed == 0 || passed > most {
+			t.Errorf("%d frames passed, at most %d may", passed, most)
+		}
+	})
+
+	t.Run("a connection that the node closed", func(t *testing.T) {
+		if err := c.(*net.TCPConn).SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		c.Close() // at once, with a reset
+		refuse(t, n, l, ethernet(node, pod, 0x0800, answer))
+		// The node answers what it does not know with resets. They renew nothing, however many come.
+		refuse(t, n, l, ethernet(node, pod, 0x0800, answer))
+	})
+}
+
+func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
+	n, l := lockedLab(t)
+	t.Run("another user's process on the node", func(t *testing.T) {
+		asker := self("ask", podIP, "8080")
+		asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := asker.CombinedOutput(); err == nil {
+			t.Errorf("it was answered: %s", out)
+		}
+	})
+	t.Run("a process of root's in another cgroup", func(t *testing.T) {
+		dir, _ := cgroup(t, "")
+		if out, err := inCgroup(t, dir, self("ask", podIP, "8080")).CombinedOutput(); err == nil {
+			t.Errorf("it was answered: %s", out)
+		}
+	})
+	t.Run("a neighbor with the node's address", func(t *testing.T) {
+		before := stateOf(t, l, n.podID)
+		if got := n.sibling.do(t, "pretend", nodeIP, "33333", podIP, "8080"); got != "sent" {
+			t.Fatal(got)
+		}
+		sibling := hardware(t, n.sibling.do(t, "mac", "eth0"))
+		refuse(t, n, l, ethernet(sibling, n.wires[0].MAC[:], 0x0800, ipv4(podIP, nodeIP, 6, segment(8080, 33333, []byte("secret")))))
+		if got := stateOf(t, l, n.podID).Answered; got != before.Answered {
+			t.Errorf("%d answers to it", got-before.Answered)
+		}
+	})
+	if got, err := ask(podIP, "8080"); got != "answer" {
+		t.Errorf("the kubelet afterwards: %q, %v", got, err)
+	}
+
+	// Where no kubelet is known, a pod's lock answers root of the node's network, and nobody else.
+	if err := l.SetProbers(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := ask(podIP, "8080"); got == "answer" {
+		t.Error("answered although no kubelet is known")
+	}
+	if _, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, RootProbes: true, Until: time.Now().Add(time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ask(podIP, "8080"); got != "answer" {
+		t.Errorf("root of the node: %q, %v", got, err)
+	}
+	asker := self("ask", podIP, "8080")
+	asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := asker.CombinedOutput(); err == nil {
+		t.Errorf("another user was answered: %s", out)
+	}
+}
+
+func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
+	needKernel(t)
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		skip(t, "sleep")
+	}
+	raw, err := os.ReadFile(sleep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder, err := os.MkdirTemp("", "kubelet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // another user executes what is in it
+		t.Fatal(err)
+	}
+	program := folder + "/kubelet"
+	if err := os.WriteFile(program, raw, 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	writable := t.TempDir() + "/kubelet"
+	if err := os.WriteFile(writable, raw, 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // what is refused
+		t.Fatal(err)
+	}
+	root, err := identity.FindCgroupRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	podDir := root + "/stanch-test-kubepods-" + strconv.Itoa(os.Getpid())
+	if err := os.MkdirAll(podDir+"/pod0f0e0d0c-0000-4000-8000-000000000001", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "cgroups go away", func() bool {
+			return os.Remove(podDir+"/pod0f0e0d0c-0000-4000-8000-000000000001") == nil && os.Remove(podDir) == nil
+		})
+	})
+	for name, c := range map[string]struct {
+		program string
+		attr    *syscall.SysProcAttr
+		pod     bool
+		want    bool
+	}{
+		"root of the node":          {program: program, want: true},
+		"another user":              {program: program, attr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}},
+		"another network namespace": {program: program, attr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}},
+		"another PID namespace":     {program: program, attr: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}},
+		"another user namespace": {program: program, attr: &syscall.SysProcAttr{
+			Cloneflags: syscall.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+		}},
+		"a file that others can write": {program: writable},
+		"a pod's cgroup":               {program: program, pod: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, id := "", uint64(0)
+			if c.pod {
+				dir = podDir + "/pod0f0e0d0c-0000-4000-8000-000000000001"
+				if id, err = identity.CgroupID(dir); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				dir, id = cgroup(t, "")
+			}
+			cmd := exec.Command(c.program, "60")
+			cmd.SysProcAttr = c.attr
+			if err := inCgroup(t, dir, cmd).Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				_ = cmd.Process.Kill()
+				var exit *exec.ExitError
+				if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+					t.Error(err)
+				}
+			})
+			eventually(t, "the program runs", func() bool {
+				b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/status")
+				return err == nil && strings.Contains(string(b), "(sleeping)")
+			})
+			found, err := FindKubelets("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := false
+			for _, p := range found {
+				got = got || p == Prober{Cgroup: id}
+			}
+			if got != c.want {
+				t.Errorf("counts as a kubelet: %v, want %v", got, c.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,100 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"stanch/bpf"
+)
+
+// ErrInUse says that another process uses the pins of a directory: two that write the same maps lose each other's
+// writes, and a lock that is reported as held would not be in force.
+var ErrInUse = errors.New("another sensor uses it")
+
+// handover is how long a process waits for one that is ending to let its pins go.
+const handover = 2 * time.Second
+
+// own takes the exclusive right to change what is pinned under dir. It ends with the process, however that ends, or when
+// the file is closed.
+func own(dir string, wait time.Duration) (*os.File, error) {
+	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
+		f, err := os.Open(dir)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", dir, err)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && sameAsPath(f, dir) {
+			return f, nil
+		}
+		inUse := err == nil || errors.Is(err, unix.EWOULDBLOCK) // locked, and removed meanwhile
+		if err != nil && !inUse {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+		}
+		holder := holderOf(f)
+		_ = f.Close()
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("lock %s: %w%s; stop that one first, or give this one a directory of its own with --lock-dir", dir, ErrInUse, holder)
+		}
+	}
+}
+
+func sameAsPath(f *os.File, path string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, named)
+}
+
+// holderOf names the process that has a file locked, as far as it can be seen from here.
+func holderOf(f *os.File) string {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return ""
+	}
+	b, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		// 1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF
+		at := strings.Fields(line)
+		if len(at) < 6 || at[1] != "FLOCK" || !strings.HasSuffix(at[5], ":"+strconv.FormatUint(st.Ino, 10)) {
+			continue
+		}
+		if pid, err := strconv.Atoi(at[4]); err == nil && pid > 0 {
+			return fmt.Sprintf(" (process %d)", pid)
+		}
+	}
+	return ""
+}
+
+// ReadLocks gives the locks in force that are pinned under dir (empty: DefaultLockDir), without changing anything. It
+// works beside a sensor, and gives none where nothing is pinned.
+func ReadLocks(dir string) ([]LockState, error) {
+	if dir == "" {
+		dir = DefaultLockDir
+	}
+	l := &Lock{dir: dir + "/" + lockLayout, coll: &ebpf.Collection{Maps: map[string]*ebpf.Map{}}}
+	defer l.coll.Close()
+	for _, name := range []string{bpf.LockMapLocks, bpf.LockMapCounts, bpf.LockMapHolds} {
+		m, err := ebpf.LoadPinnedMap(l.dir+"/"+name, &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the egress locks: %w", err)
+		}
+		l.coll.Maps[name] = m
+	}
+	return l.inForce()
+}

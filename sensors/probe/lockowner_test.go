@@ -1,0 +1,74 @@
+package probe
+
+import (
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"stanch/bpf"
+)
+
+func TestASecondSensorDoesNotShareALock(t *testing.T) {
+	needKernel(t)
+	_, id := cgroup(t, "")
+	dir := lockDir(t)
+	l := openLock(t, dir)
+	st, err := l.Apply(LockRequest{Lease: "a", Cgroups: []uint64{id}, Until: time.Now().Add(time.Hour)})
+	if err != nil || !st.Held {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	// Another one that lists or releases would write the latest end of what it sees, and lift what it does not.
+	second, err := OpenLock(dir)
+	if second != nil || !errors.Is(err, ErrInUse) {
+		t.Fatalf("a second one: %v", err)
+	}
+	for _, word := range []string{dir, "--lock-dir", strconv.Itoa(os.Getpid())} {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%q does not say %q", err, word)
+		}
+	}
+	// Who only reads is let in, and sees what is in force.
+	held, err := ReadLocks(dir)
+	if err != nil || len(held) != 1 || held[0].Lease != "a" || !held[0].Held {
+		t.Errorf("ReadLocks: %+v, %v", held, err)
+	}
+	var latest uint64
+	if err := l.m(bpf.LockMapLatest).Lookup(uint32(0), &latest); err != nil || latest <= uint64(bootNow()) {
+		t.Errorf("the lock is not in force: %d, %v", latest, err)
+	}
+	if none, err := ReadLocks(dir + "-nothing"); err != nil || len(none) != 0 {
+		t.Errorf("where there is nothing: %+v, %v", none, err)
+	}
+}
+
+func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
+	n := newLab(t)
+	dir := lockDir(t)
+	w := n.wires[0]
+	owner := self("lock", dir, strconv.FormatUint(n.podID, 10), strconv.Itoa(w.Index), mac(w.MAC), "1m")
+	out, err := owner.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := owner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 64)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(owner.Process.Pid)) {
+		t.Errorf("beside it: %v", err)
+	}
+	if err := owner.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait()
+	l := openLock(t, dir)
+	if st, err := l.Lease("owner"); err != nil || !st.Held || !st.Wire {
+		t.Errorf("%+v, %v", st, err)
+	}
+}

@@ -1,0 +1,298 @@
+package probe
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// netSpace is a network namespace that processes reach.
+type netSpace struct {
+	pid        int // of a process that reaches it
+	inode      uint64
+	file       *os.File
+	interfaces []iface
+	addrs      map[int][]netip.Prefix
+	id         int            // its number in this process's own namespace, -1 without one
+	numbers    map[int]uint64 // the others' inodes by their numbers in this one
+}
+
+// What is looked through at most. Who has more than this has something to hide, and the search says so.
+const (
+	maxSpaces  = 64
+	maxHandles = 16384 // threads and open files
+)
+
+// spaceSearch collects network namespaces.
+type spaceSearch struct {
+	own     uint64 // inode of this process's own
+	device  uint64 // of the file system of namespaces
+	spaces  []netSpace
+	mounted map[uint64]int // inodes of namespaces that are mounted, and by which process
+	handles int
+	host    bool
+}
+
+// netSpaces opens every network namespace that processes reach through a thread or an open file. The error says what
+// was not reached; it is ErrHostNetwork where a thread is in this process's own. The caller closes their files.
+func netSpaces(pids []int) ([]netSpace, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(ownNetNS, &st); err != nil {
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
+	own := st.Ino
+	s := &spaceSearch{own: own, device: st.Dev, mounted: map[uint64]int{}}
+	var errs []error
+	alive := 0
+	for _, pid := range pids {
+		switch err := s.process(pid); {
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it ended meanwhile
+		case err != nil:
+			errs = append(errs, fmt.Errorf("network namespaces of process %d: %w", pid, err))
+			alive++
+		default:
+			alive++
+		}
+	}
+	if alive == 0 {
+		errs = append(errs, errors.New("no process is left whose network could be looked at"))
+	}
+	if s.host {
+		errs = append(errs, ErrHostNetwork)
+	}
+	// What the node itself has mounted is of its making: whoever shares its mounts sees those of all pods.
+	ours := mountedSpaces("/proc/1")
+	for inode := range mountedSpaces("/proc/self") {
+		ours[inode] = true
+	}
+	for inode, pid := range s.mounted {
+		if inode != own && !ours[inode] && !slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.inode == inode }) {
+			errs = append(errs, fmt.Errorf("process %d has network namespace %d mounted, which was not looked into: %w", pid, inode, ErrNotSupported))
+		}
+	}
+	return s.spaces, errors.Join(errs...)
+}
+
+func inodeOf(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}
+
+func (s *spaceSearch) process(pid int) error {
+	dir := "/proc/" + strconv.Itoa(pid)
+	threads, err := os.ReadDir(dir + "/task")
+	if err != nil {
+		return err
+	}
+	for _, thread := range threads {
+		path := dir + "/task/" + thread.Name() + "/ns/net"
+		inode, err := inodeOf(path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if s.host = s.host || inode == s.own; inode == s.own {
+			continue
+		}
+		if err := s.add(pid, inode, func() (*os.File, error) { return os.Open(path) }); err != nil {
+			return err
+		}
+	}
+	for inode := range mountedSpaces(dir) {
+		if len(s.mounted) < maxSpaces {
+			s.mounted[inode] = pid
+		}
+	}
+	return s.files(pid, dir)
+}
+
+// files adds the namespaces that a process has open.
+func (s *spaceSearch) files(pid int, dir string) error {
+	open, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return err
+	}
+	if s.handles += len(open); s.handles > maxHandles {
+		return fmt.Errorf("more than %d open files", maxHandles)
+	}
+	for _, f := range open {
+		name := dir + "/fd/" + f.Name()
+		to, err := os.Readlink(name)
+		if err != nil || strings.HasPrefix(to, "socket:[") || strings.HasPrefix(to, "pipe:[") || strings.HasPrefix(to, "anon_inode:") {
+			continue
+		}
+		file, inode, err := s.openSpace(name)
+		if err != nil {
+			return err
+		}
+		if file == nil {
+			continue
+		}
+		err = s.add(pid, inode, func() (*os.File, error) { return file, nil })
+		if !slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.file == file }) {
+			_ = file.Close() // it is known already
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountedSpaces gives the network namespaces that a process sees mounted.
+func mountedSpaces(dir string) map[uint64]bool {
+	found := map[uint64]bool{}
+	b, err := os.ReadFile(dir + "/mountinfo")
+	if err != nil {
+		return found // it ended: its files are not there either
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			if inode, ok := spaceInode(f[3]); ok {
+				found[inode] = true
+			}
+		}
+	}
+	return found
+}
+
+func (s *spaceSearch) add(pid int, inode uint64, open func() (*os.File, error)) error {
+	if s.handles++; s.handles > maxHandles {
+		return fmt.Errorf("more than %d threads", maxHandles)
+	}
+	if slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.inode == inode }) {
+		return nil
+	}
+	if len(s.spaces) >= maxSpaces {
+		return fmt.Errorf("more than %d network namespaces", maxSpaces)
+	}
+	file, err := open()
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.spaces = append(s.spaces, netSpace{pid: pid, inode: inode, file: file, id: -1, numbers: map[int]uint64{}})
+	return nil
+}
+
+// spaceInode reads the name that /proc gives a network namespace: "net:[4026531840]".
+func spaceInode(name string) (uint64, bool) {
+	number, ok := strings.CutPrefix(name, "net:[")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
+	return inode, err == nil
+}
+
+// openSpace opens a process's file if it is another network namespace than this process's own; nil if it is not. A
+// file of the container's may be on a file system that never answers, so that none is asked: what it is, the kernel
+// knows without.
+func (s *spaceSearch) openSpace(name string) (*os.File, uint64, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, 0, nil // closed meanwhile
+	}
+	if err != nil {
+		return nil, 0, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st); err != nil {
+		return nil, 0, &fs.PathError{Op: "statx", Path: name, Err: err}
+	}
+	if unix.Mkdev(st.Dev_major, st.Dev_minor) != s.device || st.Ino == s.own {
+		return nil, 0, nil
+	}
+	file, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil, 0, fmt.Errorf("open namespace %d: %w", st.Ino, err)
+	}
+	kind, err := unix.IoctlRetInt(int(file.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		_ = file.Close()
+		return nil, 0, nil
+	}
+	return file, st.Ino, nil
+}
+
+// look reads the interfaces of a namespace and its numbers for the others, and its own number here.
+func (n *netSpace) look(all []netSpace) error {
+	var err error
+	if n.id, err = spaceNumber(n.file); err != nil {
+		return err
+	}
+	return inNetNS(n.file, func() (err error) {
+		if n.interfaces, err = interfaces(); err != nil {
+			return err
+		}
+		for i := range all {
+			if number, err := spaceNumber(all[i].file); err == nil && number >= 0 {
+				n.numbers[number] = all[i].inode
+			}
+		}
+		n.addrs, err = addresses()
+		return err
+	})
+}
+
+// wire describes the host-side end of an interface of the namespace.
+func (n *netSpace) wire(i, host iface) Wire {
+	w := Wire{Index: host.index, Name: host.name, MAC: i.mac, Gateways: gateways(n.pid, i.name)}
+	for _, p := range n.addrs[i.index] {
+		w.Addrs = append(w.Addrs, p.Addr())
+		w.Links = append(w.Links, p.Masked())
+	}
+	return w
+}
+
+// spaceNumber asks for the number of a network namespace in the present one; -1 if it has none.
+func spaceNumber(f *os.File) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("number of a network namespace: %w", err)
+	}
+	defer unix.Close(fd)
+	const size = unix.NLMSG_HDRLEN + 4 + 8 // header, rtgenmsg with padding, one attribute
+	ask := make([]byte, size)
+	binary.NativeEndian.PutUint32(ask, size)
+	binary.NativeEndian.PutUint16(ask[4:], unix.RTM_GETNSID)
+	binary.NativeEndian.PutUint16(ask[6:], unix.NLM_F_REQUEST)
+	binary.NativeEndian.PutUint16(ask[20:], 8)
+	binary.NativeEndian.PutUint16(ask[22:], unix.NETNSA_FD)
+	binary.NativeEndian.PutUint32(ask[24:], uint32(f.Fd())) //nolint:gosec // a descriptor
+	if err := unix.Sendto(fd, ask, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return -1, fmt.Errorf("number of a network namespace: %w", err)
+	}
+	answer := make([]byte, 4096)
+	got, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return -1, fmt.Errorf("number of a network namespace: %w", err)
+	}
+	if got < size || binary.NativeEndian.Uint16(answer[4:]) != unix.RTM_NEWNSID {
+		return -1, errors.New("number of a network namespace: the kernel refuses it")
+	}
+	for at := unix.NLMSG_HDRLEN + 4; at+8 <= got; {
+		length := int(binary.NativeEndian.Uint16(answer[at:]))
+		if binary.NativeEndian.Uint16(answer[at+2:]) == unix.NETNSA_NSID {
+			return int(int32(binary.NativeEndian.Uint32(answer[at+4:]))), nil //nolint:gosec // the kernel's int
+		}
+		at += max((length+3)&^3, 4)
+	}
+	return -1, nil
+}

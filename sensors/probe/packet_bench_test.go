@@ -1,0 +1,95 @@
+package probe
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"stanch/bpf"
+)
+
+// BenchmarkLockPacket is what the lock's programs cost a packet, run by the kernel itself on the loopback interface. What a
+// packet of an unlocked pod pays is "no lock" and "another's lock"; a locked pod's own are "denied" and "answer".
+func BenchmarkLockPacket(b *testing.B) {
+	benchCgroup(b)
+	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
+	l, err := OpenLock(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = l.Close(); _ = Disarm(dir) })
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer listener.Close()
+	c, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	there, here := listener.Addr().(*net.TCPAddr).Port, c.LocalAddr().(*net.TCPAddr).Port
+
+	mac := []byte{2, 0, 0, 0, 0, 1}
+	frame := ethernet(mac, mac, 0x0800, ipv4("127.0.0.1", "127.0.0.1", 6, segment(uint16(there), uint16(here), make([]byte, 100))))
+	const times = 400 // fewer than use up a second's bytes
+	run := func(name, program string, want uint32, prepare func(b *testing.B)) {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if prepare != nil {
+					prepare(b)
+				}
+				got, spent, err := l.coll.Programs[program].Benchmark(frame, times, nil)
+				if err != nil || got != want {
+					b.Fatalf("%d, %v", got, err)
+				}
+				b.ReportMetric(float64(spent.Nanoseconds()), "ns/packet")
+			}
+		})
+	}
+	const next, drop = 0xffffffff, 2
+	id := lockID("bench")
+	put := func(b *testing.B, m string, k, v any) {
+		if err := l.m(m).Update(k, v, ebpf.UpdateAny); err != nil {
+			b.Fatal(err)
+		}
+	}
+	lock := func(b *testing.B) {
+		end := uint64(bootNow() + time.Hour)
+		put(b, bpf.LockMapLocks, id, lockRecord{Expiry: end, Flags: lockByNode})
+		put(b, bpf.LockMapCounts, id, countsRecord{})
+		put(b, bpf.LockMapLatest, uint32(0), end)
+	}
+	run("cgroup/no lock", bpf.LockProgLockEgress, 1, nil)
+	run("cgroup/another's lock", bpf.LockProgLockEgress, 1, lock)
+	run("wire in/another's lock", bpf.LockProgLockWireIn, next, lock)
+	run("wire out/another's lock", bpf.LockProgLockWireOut, next, lock)
+	hold := func(b *testing.B) {
+		lock(b)
+		put(b, bpf.LockMapHolds, holdKey{ID: 1, Kind: holdWire}, holdValue{Lock: id, MAC: [6]byte(mac)})
+	}
+	run("wire in/denied", bpf.LockProgLockWireIn, drop, hold)
+	run("wire out/to the pod", bpf.LockProgLockWireOut, next, hold)
+	run("wire in/answer", bpf.LockProgLockWireIn, next, func(b *testing.B) {
+		hold(b)
+		put(b, bpf.LockMapMacs, macKey{Lock: id, MAC: [6]byte(mac)}, uint8(1))
+		end := make([]byte, 16)
+		end[10], end[11], end[12], end[15] = 0xff, 0xff, 127, 1
+		key := flowKey{Lock: id, Node: [16]byte(end), Pod: [16]byte(end), NodePort: swap(uint16(here)), PodPort: swap(uint16(there))}
+		put(b, bpf.LockMapFlows, key, flowValue{Seen: uint64(bootNow()), Second: uint64(bootNow())})
+	})
+}
+
+type (
+	flowKey struct {
+		Lock              uint64
+		Node, Pod         [16]byte
+		NodePort, PodPort uint16
+		_                 uint32
+	}
+	flowValue struct{ Seen, Second, Bytes uint64 }
+)
