@@ -37,7 +37,6 @@ type Foreign struct {
 	// Judge takes the audit log of Kubernetes at /v1/kubernetes-audit; nil takes none.
 	Judge   *Judge
 	sources map[string]*source
-	pods    podCache
 }
 
 // source is one sender with a token.

@@ -199,10 +199,7 @@ func (f *Foreign) check(ctx context.Context, s *source, d *sensors.Detection) er
 	// Where a cgroup is, only the node's own sensor sees.
 	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
 	withoutSecrets(d)
-	if err := f.complete(ctx, d); err != nil {
-		return err
-	}
-	return f.Intake.Check(ctx, *d, "")
+	return f.Intake.Check(ctx, d, "")
 }
 
 // accept gives alerts to their incidents, some at a time: what one signal may carry is bounded.
