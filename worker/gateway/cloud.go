@@ -196,7 +196,7 @@ func (c *Cloud) concerns(ctx context.Context, d *sensors.Detection, pods []corev
 	if a.Role != "" {
 		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
 	}
-	if d.Event.Subject.Name == "" {
+	if d.Event.Subject.Name == "" || a.Event == "ConsoleLogin" && a.Error != "" { // whoever was refused is not that user
 		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
 	}
 	for i := range pods {

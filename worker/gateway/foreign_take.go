@@ -57,7 +57,8 @@ func say(w http.ResponseWriter, code int, a answer) {
 func (f *Foreign) admit(w http.ResponseWriter, r *http.Request, d door) (*source, []byte) {
 	s := f.source(r)
 	if s == nil {
-		say(w, http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …"})
+		w.Header().Set("WWW-Authenticate", `Basic realm="stanch"`)
+		say(w, http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …, or as the password of HTTP Basic"})
 		return nil, nil
 	}
 	if s.kind != "" && s.kind != d.kind {

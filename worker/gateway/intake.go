@@ -129,6 +129,9 @@ func (i *Intake) Check(ctx context.Context, d *sensors.Detection, from string) e
 }
 
 func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) error {
+	if from == "" {
+		i.label(d)
+	}
 	if err := checkNames(*d); err != nil {
 		return err
 	}

@@ -74,6 +74,25 @@ func checkNames(d sensors.Detection) error {
 	return nil
 }
 
+// label drops the identity of a pod that nobody can look up from an alert that names its container: there it is a label
+// for people, and no reason to refuse the alert.
+func (i *Intake) label(d *sensors.Detection) {
+	c := &d.Event.Container
+	pod := c.Pod
+	if c.ID == "" || pod.Name == "" && pod.UID == "" && pod.Namespace == "" {
+		return
+	}
+	valid := len(validation.IsDNS1123Label(pod.Namespace)) == 0 && len(validation.IsDNS1123Subdomain(pod.Name)) == 0
+	if i.Kube != nil && valid {
+		return
+	}
+	d.Reasons = append(d.Reasons, "The alert names the pod "+clip(pod.Namespace+"/"+pod.Name)+", which nothing here can look up.")
+	c.Pod, c.Workload = sensors.Pod{}, sensors.Workload{}
+	if c.Name == "" {
+		c.Name = clip(pod.Name)
+	}
+}
+
 // identify replaces what a detection says of its pod by what the API server says: a name is reused, a UID is not, and
 // only the chain of owners tells whose pod it is. from is the node that sent it, "" for another source. It returns a
 // *TemporaryError where the API server cannot say it now and the sender can come again.
@@ -81,7 +100,7 @@ func (i *Intake) identify(ctx context.Context, d *sensors.Detection, from string
 	c := &d.Event.Container
 	if i.Kube == nil {
 		if c.Pod.Name != "" && from == "" {
-			return errors.New("it names a pod, and no cluster is connected")
+			return i.withoutPod(d, from, errors.New("it names a pod, and no cluster is connected"))
 		}
 		return nil
 	}
@@ -110,13 +129,13 @@ func (i *Intake) identify(ctx context.Context, d *sensors.Detection, from string
 		i.Log.Warn("find the pod of a container", "container", clip(c.ID), "node", clip(d.Node), "error", err)
 		return nil
 	case err != nil:
-		return identityError(*c, err)
+		return i.withoutPod(d, from, identityError(*c, err))
 	case found.pod == nil:
 		return nil
 	case from != "" && found.pod.Spec.NodeName != from:
 		return fmt.Errorf("pod %s/%s does not run on node %s", clip(found.pod.Namespace), clip(found.pod.Name), from)
 	case c.Pod.UID != "" && !kube.HasUID(found.pod, c.Pod.UID):
-		return fmt.Errorf("pod %s/%s has the UID %s now, not %s", clip(c.Pod.Namespace), clip(c.Pod.Name), found.pod.UID, clip(c.Pod.UID))
+		return i.withoutPod(d, from, fmt.Errorf("pod %s/%s has the UID %s now, not %s", clip(c.Pod.Namespace), clip(c.Pod.Name), found.pod.UID, clip(c.Pod.UID)))
 	case c.Pod.UID == "" && from != "" && c.Pod.Name != "":
 		return fmt.Errorf("the pod %s/%s has no UID", clip(c.Pod.Namespace), clip(c.Pod.Name))
 	}
@@ -130,6 +149,18 @@ func (i *Intake) complete(ctx context.Context, d *sensors.Detection) error {
 		return err
 	}
 	return i.identify(ctx, d, "")
+}
+
+// withoutPod makes a detection that is about an account as well one about the account alone, with the reason why its pod
+// cannot be contained; every other is refused for that reason. What may be known later is asked again.
+func (i *Intake) withoutPod(d *sensors.Detection, from string, err error) error {
+	if later := (*TemporaryError)(nil); from != "" || d.Event.Subject.Name == "" || errors.As(err, &later) {
+		return err
+	}
+	pod := d.Event.Container.Pod
+	d.Event.Container = sensors.Container{}
+	d.Reasons = append(d.Reasons, "It was about the pod "+clip(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+clipReason(err.Error())+".")
+	return nil
 }
 
 // identityError is what the sender is told: to come again, or that it is refused for good.
