@@ -88,8 +88,8 @@ func (i *Intake) label(d *sensors.Detection) {
 	}
 	d.Reasons = append(d.Reasons, "The alert names the pod "+clip(pod.Namespace+"/"+pod.Name)+", which nothing here can look up.")
 	c.Pod, c.Workload = sensors.Pod{}, sensors.Workload{}
-	if c.Name == "" {
-		c.Name = clip(pod.Name)
+	if c.Name == "" && len(validation.IsDNS1123Subdomain(pod.Name)) == 0 {
+		c.Name = pod.Name
 	}
 }
 
