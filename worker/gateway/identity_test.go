@@ -238,8 +238,12 @@ func TestPodsOfOneWorkloadAreOneIncident(t *testing.T) {
 	i := c.intake(t)
 	keys := map[string][]string{}
 	for _, pod := range []struct{ name, uid, node string }{
-		{long + "-5f7c9dq2x7k", "uid-1", "node-1"}, {long + "-5f7c9dm9fzb", "uid-2", "node-2"}, {"web-7d6b5f4c9-b4k9z", "uid-3", "node-1"},
-		{"web-7d6b5f4c9-h2wxm", "uid-4", "node-1"}, {"report-29318400-gq7xd", "uid-5", "node-1"}, {"report-29318405-z5vbn", "uid-6", "node-1"},
+		{long + "-5f7c9dq2x7k", "uid-1", "node-1"},
+		{long + "-5f7c9dm9fzb", "uid-2", "node-2"},
+		{"web-7d6b5f4c9-b4k9z", "uid-3", "node-1"},
+		{"web-7d6b5f4c9-h2wxm", "uid-4", "node-1"},
+		{"report-29318400-gq7xd", "uid-5", "node-1"},
+		{"report-29318405-z5vbn", "uid-6", "node-1"},
 	} {
 		for _, from := range []string{pod.node, ""} { // its node, and another sensor
 			d := reported(pod.node, "shop", pod.name, pod.uid)

@@ -18,7 +18,8 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 	if t.Kind == playbooks.TargetContainer {
 		return activities.TargetFacts{OutsideCluster: true, Node: t.Node}
 	}
-	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, HostNetwork: t.HostNetwork}
+	// Whether the host's network forbids an action is in that action's recorded or faked plan.
+	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node}
 	if t.Kind == playbooks.TargetWorkload {
 		facts.Owners = []playbooks.WorkloadIdentity{{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name, UID: t.UID}}
 		return facts
