@@ -130,7 +130,7 @@ func newEstate(t *testing.T, lookup bool) *estate {
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/apps/web"}}},
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/api"}}},
 		pod("web-1", "web", nil), ownedPod("db-0", "db", "StatefulSet"), &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "uid-of-db"}},
-		pod("api-7d9c4-bcdfg", "api", map[string]string{"pod-template-hash": "7d9c4"}), pod("api-7d9c4-xzvwt", "api", map[string]string{"pod-template-hash": "7d9c4"}),
+		ownedPod("api-7d9c4-bcdfg", "api", "Deployment"), ownedPod("api-7d9c4-xzvwt", "api", "Deployment"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", UID: "uid-of-api"}},
 	)
 	e.kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
 		_, away := e.away.Load("kube")
