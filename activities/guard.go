@@ -48,6 +48,8 @@ type Decision struct {
 	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
 	// DrillTarget is the registered target of a drill; nil outside of drills.
 	DrillTarget *proof.DrillTarget `json:"drill_target,omitempty"`
+	// Confirmed: the API server said that the target is what the request says, on the node that it says.
+	Confirmed bool `json:"confirmed,omitempty"`
 }
 
 // Approvers says who may agree.

@@ -19,9 +19,11 @@ import (
 	sqstypes "github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/workflow"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
@@ -93,6 +95,13 @@ func pod(name, account string, labels map[string]string) *corev1.Pod {
 	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-pod", Labels: labels}, Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: "node-1"}}
 }
 
+// ownedPod is a pod with a controller of the same name as its account.
+func ownedPod(name, account, kind string) *corev1.Pod {
+	p, yes := pod(name, account, nil), true
+	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: account, UID: types.UID("uid-of-" + account), Controller: &yes}}
+	return p
+}
+
 // estate is a cluster with workloads that have roles, a queue of SQS, and a worker that reads it.
 type estate struct {
 	heard
@@ -120,8 +129,8 @@ func newEstate(t *testing.T, lookup bool) *estate {
 	e.kube = fake.NewClientset(
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/apps/web"}}},
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", Annotations: map[string]string{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/api"}}},
-		pod("web-1", "web", nil), pod("db-0", "db", map[string]string{"statefulset.kubernetes.io/pod-name": "db-0"}),
-		pod("api-7d9c4-bcdfg", "api", map[string]string{"pod-template-hash": "7d9c4"}), pod("api-7d9c4-xzvwt", "api", map[string]string{"pod-template-hash": "7d9c4"}),
+		pod("web-1", "web", nil), ownedPod("db-0", "db", "StatefulSet"), &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "uid-of-db"}},
+		ownedPod("api-7d9c4-bcdfg", "api", "Deployment"), ownedPod("api-7d9c4-xzvwt", "api", "Deployment"), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", UID: "uid-of-api"}},
 	)
 	e.kube.PrependReactor("get", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
 		_, away := e.away.Load("kube")

@@ -30,6 +30,7 @@ import (
 
 	"stanch/activities"
 	"stanch/activities/aws"
+	"stanch/activities/kube"
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
 	"stanch/worker/authority"
@@ -164,7 +165,7 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Grants: grants, Self: o.Self}
+	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Grants: grants, Self: o.Self, Targets: &kube.Resolver{Client: o.Kube}}
 	w.Set.Guards, w.Set.Scopes = chain, chain
 	o.Library.Authority = o.Authority
 	w.Decider = &gateway.Decider{

@@ -53,3 +53,9 @@ func ThreadID(incident string) string { return "thread/" + incident }
 func LeaseID(cluster string, target playbooks.Target, facet playbooks.Facet) string {
 	return strings.Join([]string{"lease", cluster, target.ID(), string(facet)}, "/")
 }
+
+// NodeLeaseID is the workflow id of the lease of a target that only its node speaks for: a container of a machine outside
+// of a cluster, or a pod that the API server did not confirm. A lease that one node's word began is not joined by another's.
+func NodeLeaseID(cluster string, target playbooks.Target, facet playbooks.Facet) string {
+	return strings.Join([]string{"lease", cluster, target.ID() + "@" + target.Node, string(facet)}, "/")
+}

@@ -3,6 +3,8 @@ package kube
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -75,18 +77,49 @@ func (r RestartRequest) objection(pod *corev1.Pod) *Refusal {
 	return nil
 }
 
-// forbidden refuses what a disruption budget would: the API server says so again, with the last word.
+// forbidden refuses what the API server would refuse for a disruption budget, by all the rules of
+// pkg/registry/core/pod/storage/eviction.go: planning has no right to ask by a dry run. The API server has the last word.
 func (r RestartRequest) forbidden(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
+	if pod.Status.Phase == corev1.PodPending {
+		return nil, nil // it counts in no budget
+	}
+	var matching []policyv1.PodDisruptionBudget
 	for _, b := range budgets {
 		selector, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
 		if err != nil {
 			return nil, fmt.Errorf("read the selector of PodDisruptionBudget %s/%s: %w", b.Namespace, b.Name, err)
 		}
-		if selector.Matches(labels.Set(pod.Labels)) && b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
-			return refuse(ReasonBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		if selector.Matches(labels.Set(pod.Labels)) {
+			matching = append(matching, b)
 		}
 	}
+	switch {
+	case len(matching) == 0:
+		return nil, nil
+	case len(matching) > 1:
+		names := make([]string, 0, len(matching))
+		for _, b := range matching {
+			names = append(names, b.Namespace+"/"+b.Name)
+		}
+		return refuse(ReasonBudget, "pod %s is selected by more than one PodDisruptionBudget (%s): the API server cannot evict such pods", r.Pod, strings.Join(names, ", ")), nil
+	}
+	b := matching[0]
+	if !isReady(pod) {
+		always := b.Spec.UnhealthyPodEvictionPolicy != nil && *b.Spec.UnhealthyPodEvictionPolicy == policyv1.AlwaysAllow
+		if always || b.Status.CurrentHealthy >= b.Status.DesiredHealthy && b.Status.DesiredHealthy > 0 {
+			return nil, nil // without it there are as many healthy ones as before
+		}
+	}
+	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
+		return refuse(ReasonBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+	}
 	return nil, nil
+}
+
+func isReady(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 // ApplyRestart evicts the pod of this UID and no other; what is gone or going is left to go. done tells whether there

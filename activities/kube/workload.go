@@ -143,32 +143,40 @@ func digestOf(imageID string) string {
 
 // readOwners climbs the chain of controllers.
 func (q *question) readOwners(ctx context.Context, client kubernetes.Interface) error {
-	next := metav1.GetControllerOf(q.pod)
-	for range 5 { // deeper chains are somebody's joke
+	next, _ := ownerOf(q.pod)
+	for range maxOwners {
 		if next == nil {
 			return nil
 		}
 		ref := ObjectRef{Kind: next.Kind, Name: next.Name, UID: string(next.UID)}
 		q.info.Chain = append(q.info.Chain, ref)
 		q.info.Owner = OwnerInfo{ObjectRef: ref}
-		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, ref)
+		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, *next)
 		if apierrors.IsNotFound(err) || o == nil && err == nil {
-			return nil // deleted while its pods stay, or of a kind that is not known here
+			return nil // deleted while its pods stay, or of a kind that cannot be read here
 		}
 		if err != nil {
 			return err
 		}
 		q.info.Owner.Labels, q.info.Owner.Created = o.GetLabels(), o.GetCreationTimestamp().Time
 		q.info.Owner.Desired, q.info.Owner.Ready = desired, ready
-		next = metav1.GetControllerOf(o)
+		next, _ = ownerOf(o)
 	}
 	return nil
 }
 
-// getOwner reads an owner of a known kind; the object is nil for others.
-func getOwner(ctx context.Context, client kubernetes.Interface, namespace string, ref ObjectRef) (
+// getOwner reads an owner; the object is nil where its kind cannot be read.
+func getOwner(ctx context.Context, client kubernetes.Interface, namespace string, owner metav1.OwnerReference) (
 	o metav1.Object, desired, ready *int32, err error,
 ) {
+	ref := ObjectRef{Kind: owner.Kind, Name: owner.Name, UID: string(owner.UID)}
+	if group, _, _ := strings.Cut(owner.APIVersion, "/"); group != "apps" && group != "batch" {
+		custom, replicas, err := readOwner(ctx, client, namespace, owner)
+		if err != nil {
+			return nil, nil, nil, nil //nolint:nilerr // most installations grant no right to read custom owners
+		}
+		return custom, replicas, nil, nil
+	}
 	switch ref.Kind {
 	case "Deployment", "StatefulSet", "ReplicaSet":
 		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.open(ctx, client)

@@ -27,7 +27,8 @@ A file is followed as it grows and through its rotations; with --state it is rea
 gateway is away nothing more is read, and nothing is lost as long as the file or the pipe keeps it. A line counts when the
 gateway has answered for it; what was refused is told on the standard error.
 
-The sensors are ` + strings.Join(foreign.Kinds(), ", ") + `. Falco needs this only where its http_output cannot be used.`,
+The sensors are ` + strings.Join(foreign.Kinds(), ", ") + `. Falco needs this only where its http_output cannot be used: it posts to
+http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 		Example: `  kubectl logs -n kube-system -f ds/tetragon -c export-stdout | stanch forward --from tetragon --to https://stanch:8443 --token-file t -
   stanch forward --from tetragon --to https://stanch:8443 --ca ca.crt --token-file t --state /var/lib/stanch/tetragon.state /var/run/cilium/tetragon/tetragon.log
   stanch forward --from tracee --to http://127.0.0.1:8443 --token-file t --once events.json

@@ -97,7 +97,49 @@ func Compile(source string, env any, more ...expr.Option) (*vm.Program, error) {
 	if nesting.deepest > maxExprNesting {
 		return nil, &Error{Message: fmt.Sprintf("predicates are nested %d deep, at most %d are allowed", nesting.deepest, maxExprNesting)}
 	}
+	ordered := &textOrder{}
+	ast.Walk(&root, ordered)
+	if ordered.found != nil {
+		return nil, ordered.problem(source)
+	}
 	return program, nil
+}
+
+// textOrder finds comparisons of texts by their order. Texts have the order of the alphabet, in which "critical" comes
+// before "high", "10" before "9" and "Z" before "a": whoever writes such a comparison means something else.
+type textOrder struct{ found *ast.BinaryNode }
+
+// Visit looks at one node.
+func (o *textOrder) Visit(node *ast.Node) {
+	b, ok := (*node).(*ast.BinaryNode)
+	if !ok || o.found != nil || !slices.Contains([]string{"<", "<=", ">", ">="}, b.Operator) {
+		return
+	}
+	if isText(b.Left) || isText(b.Right) {
+		o.found = b
+	}
+}
+
+func isText(n ast.Node) bool {
+	t := n.Type()
+	return t != nil && t.Kind() == reflect.String
+}
+
+// problem says where the comparison stands and what to write in its place.
+func (o *textOrder) problem(source string) *Error {
+	message := fmt.Sprintf("`%s` compares texts, which have no order but that of the alphabet; compare with `==` or `in [\"…\", \"…\"]`", o.found.Operator)
+	if strings.Contains(o.found.String(), "severity") {
+		message = fmt.Sprintf("`%s` compares severities as texts, in the order of the alphabet; write for example `incident.severity in [\"high\", \"critical\"]`, or `match: {severity: high}`, which means at least high", o.found.Operator)
+	}
+	at := o.found.Location().From
+	before := []rune(source)[:min(at, len([]rune(source)))]
+	e := &Error{At: at, Message: message}
+	for _, r := range before {
+		if e.Offset++; r == '\n' {
+			e.Line, e.Offset = e.Line+1, 0
+		}
+	}
+	return e
 }
 
 func firstLine(s string) string {

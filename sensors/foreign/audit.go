@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 
@@ -143,8 +144,11 @@ func auditOne(raw []byte) (sensors.Event, error) {
 	// The items of a list may leave their kind away.
 	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
 		return sensors.Event{}, fmt.Errorf("its version is %q, and audit.k8s.io/v1 is read", clip(a.APIVersion))
-	case a.AuditID == "" || a.Verb == "" || a.User.Username == "":
-		return sensors.Event{}, errors.New("it has no auditID, no verb or no user")
+	case a.AuditID == "" || a.Verb == "":
+		return sensors.Event{}, errors.New("it has no auditID or no verb")
+	// A request whose login was refused has no user: that is how the API server records it.
+	case a.User.Username == "" && a.ResponseStatus.Code.port() != http.StatusUnauthorized:
+		return sensors.Event{}, errors.New("it has no user")
 	case !plausible(at):
 		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
 	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentity || len(a.ObjectRef.Name) > 2*maxIdentity:
@@ -158,7 +162,7 @@ func auditOne(raw []byte) (sensors.Event, error) {
 	}
 	e := sensors.Event{
 		// One request has one id, in whichever stage it is told: what was detected when it began is the same when it ends.
-		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindAudit, Time: at.UTC(), Actor: "kubernetes:" + a.User.Username,
+		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindAudit, Time: at.UTC(), Actor: kubernetesActor(a.User.Username),
 		Audit: sensors.Audit{
 			Verb: shorten(a.Verb, 64), User: a.User.Username, Groups: few(a.User.Groups), Impersonated: a.ImpersonatedUser.Username, ImpersonatedGroups: few(a.ImpersonatedUser.Groups),
 			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extra(a.User.Extra, extraPodName), FromPodUID: extra(a.User.Extra, extraPodUID), FromNode: extra(a.User.Extra, extraNodeName),
@@ -171,6 +175,14 @@ func auditOne(raw []byte) (sensors.Event, error) {
 	}
 	a.facts(&e, query)
 	return e, nil
+}
+
+// kubernetesActor is who made a request; "" is nobody that is known.
+func kubernetesActor(user string) string {
+	if user == "" {
+		return ""
+	}
+	return "kubernetes:" + user
 }
 
 // facts takes from what was sent only what rules need; nothing else of it leaves this function.

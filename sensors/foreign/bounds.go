@@ -147,13 +147,32 @@ func boundRequest(e *sensors.Event) {
 	a.User, c.Principal = shorten(a.User, maxText), shorten(c.Principal, maxText)
 }
 
+// subjectOf is the account that a request to the cluster or a call to the cloud was made with: what a detection is about
+// where it is about no container.
+func subjectOf(e sensors.Event) sensors.Subject {
+	a, c := e.Audit, e.Cloud
+	switch {
+	case e.Kind == sensors.KindAudit && a.ServiceAccount.Name != "":
+		return sensors.Subject{Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace, Name: a.ServiceAccount.Name}
+	case e.Kind == sensors.KindAudit && a.User != "":
+		return sensors.Subject{Kind: "User", Name: shorten(a.User, maxIdentity)}
+	case e.Kind == sensors.KindCloud && c.Role != "":
+		return sensors.Subject{Kind: "Role", Name: shorten(c.Account+"/"+c.Role, maxIdentity)}
+	case e.Kind == sensors.KindCloud && c.Principal != "":
+		return sensors.Subject{Kind: "User", Name: shorten(c.Principal, maxIdentity)}
+	case e.Kind == sensors.KindCloud && c.Account != "":
+		return sensors.Subject{Kind: "Account", Name: shorten(c.Account, maxIdentity)}
+	}
+	return sensors.Subject{}
+}
+
 // about tells whether an event names something other than a container: an object of the cluster, an account.
 func about(e *sensors.Event) bool {
 	switch e.Kind {
 	case sensors.KindAudit:
-		return e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentity && len(e.Audit.Namespace) <= maxIdentity
+		return e.Subject.Name != "" && e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentity && len(e.Audit.Namespace) <= maxIdentity
 	case sensors.KindCloud:
-		return e.Cloud.Event != "" && e.Cloud.Principal != ""
+		return e.Subject.Name != "" && e.Cloud.Event != ""
 	default:
 		return false
 	}

@@ -21,6 +21,7 @@ type cloudTrail struct {
 	SourceIP     string  `json:"sourceIPAddress"`
 	UserAgent    string  `json:"userAgent"`
 	ErrorCode    string  `json:"errorCode"`
+	ErrorMessage string  `json:"errorMessage"`
 	ReadOnly     scalar  `json:"readOnly"`
 	RecipientID  string  `json:"recipientAccountId"`
 	UserIdentity struct {
@@ -50,6 +51,8 @@ type cloudTrail struct {
 		ARN string `json:"ARN"`
 	} `json:"resources"`
 	Additional cloudTrailAdditional `json:"additionalEventData"`
+	// ServiceDetails say of events of IAM Identity Center, by the event's name, whether they worked.
+	ServiceDetails cloudTrailDetails `json:"serviceEventDetails"`
 	// S3 is there in what is no record of CloudTrail but a notification of S3.
 	S3 *json.RawMessage `json:"s3"`
 }
@@ -64,6 +67,10 @@ type cloudTrailRequest struct {
 }
 
 type cloudTrailResponse struct {
+	// How logins say that they failed: they have no errorCode. See the sign-in events in the CloudTrail user guide.
+	ConsoleLogin, CheckMfa, SwitchRole, ExitRole, RenewRole, PasswordRecoveryRequested, PasswordRecoveryCompleted scalar
+	UserAuthentication, CredentialVerification, CredentialChallenge, GetSigninToken                               scalar
+
 	Credentials struct {
 		AccessKeyID string `json:"accessKeyId"`
 	} `json:"credentials"`
@@ -73,7 +80,19 @@ type cloudTrailResponse struct {
 }
 
 // cloudTrailAdditional says of a login whether there was a second factor.
-type cloudTrailAdditional struct{ MFAUsed scalar }
+type cloudTrailAdditional struct{ MFAUsed, LoginResult scalar }
+
+type cloudTrailDetails map[string]scalar
+
+// UnmarshalJSON takes details of another shape for none.
+func (r *cloudTrailDetails) UnmarshalJSON(raw []byte) error {
+	type plain map[string]scalar
+	var p plain
+	if json.Unmarshal(raw, &p) == nil {
+		*r = cloudTrailDetails(p)
+	}
+	return nil
+}
 
 // UnmarshalJSON takes additions of another shape for none.
 func (r *cloudTrailAdditional) UnmarshalJSON(raw []byte) error {
@@ -177,7 +196,7 @@ func cloudTrailOne(raw []byte) (sensors.Event, error) {
 	c := sensors.Cloud{
 		Provider: "aws", Service: r.EventSource, Event: r.EventName, Region: shorten(r.Region, 64), Account: shorten(orElse(u.AccountID, r.RecipientID), 64),
 		Principal: principal, PrincipalID: shorten(u.PrincipalID, maxSentence), PrincipalType: shorten(u.Type, 64), AccessKey: shorten(u.AccessKeyID, 64),
-		SourceIP: shorten(r.SourceIP, maxIdentity), UserAgent: shorten(r.UserAgent, maxSentence), Error: shorten(r.ErrorCode, maxIdentity), ReadOnly: r.ReadOnly.bool(),
+		SourceIP: shorten(r.SourceIP, maxIdentity), UserAgent: shorten(r.UserAgent, maxSentence), Error: shorten(r.failure(), maxIdentity), ReadOnly: r.ReadOnly.bool(),
 		MFA: u.SessionContext.Attributes.MFA.bool() || r.Additional.MFAUsed == "Yes",
 	}
 	c.Role, c.Session = roleOf(u.ARN)
@@ -197,6 +216,29 @@ func cloudTrailOne(raw []byte) (sensors.Event, error) {
 	return e, nil
 }
 
+// failure says why a call failed; "" is one that worked. A login that failed has no errorCode: its answer or its message say
+// it, or the additions of IAM Identity Center.
+func (r *cloudTrail) failure() string {
+	if r.ErrorCode != "" {
+		return r.ErrorCode
+	}
+	a := r.Response
+	answers := []scalar{
+		a.ConsoleLogin, a.CheckMfa, a.SwitchRole, a.ExitRole, a.RenewRole, a.PasswordRecoveryRequested, a.PasswordRecoveryCompleted,
+		a.UserAuthentication, a.CredentialVerification, a.CredentialChallenge, a.GetSigninToken, r.Additional.LoginResult, r.ServiceDetails[r.EventName], r.ServiceDetails["result"],
+	}
+	failed := slices.ContainsFunc(answers, func(s scalar) bool {
+		return strings.EqualFold(string(s), "Failure") || strings.EqualFold(string(s), "Failed")
+	})
+	if r.ErrorMessage != "" {
+		return r.ErrorMessage
+	}
+	if failed {
+		return "Failed authentication"
+	}
+	return ""
+}
+
 // podIdentity is the service that takes roles for pods, and eksIssuer is in the ARN of every provider whose tokens are those
 // of an EKS cluster.
 const (
@@ -209,7 +251,7 @@ const (
 // account's name if a provider of EKS vouched for it. What was refused proves nothing.
 func (r *cloudTrail) workload(c *sensors.Cloud) {
 	u := r.UserIdentity
-	if r.EventSource != "sts.amazonaws.com" || r.ErrorCode != "" {
+	if r.EventSource != "sts.amazonaws.com" || r.failure() != "" {
 		return
 	}
 	if r.EventName == "AssumeRoleWithWebIdentity" && u.Type == "WebIdentityUser" && strings.Contains(u.Provider, eksIssuer) {

@@ -25,6 +25,7 @@ type falco struct {
 
 // The event sources of Falco's plugins that Stanch knows, and of Falco itself.
 const (
+	falcoSyscall    = "syscall"
 	falcoKubernetes = "k8s_audit"
 	falcoCloudTrail = "aws_cloudtrail"
 	falcoInternal   = "internal"
@@ -84,9 +85,15 @@ func Falco(raw []byte) (Report, error) {
 		d.Event = fields.kubernetes()
 	case falcoCloudTrail:
 		d.Event = fields.cloudTrail()
-	default:
+	case "", falcoSyscall:
 		d.Event = fields.syscall()
+	default:
+		// A plugin that Stanch has no words for can still report on a container.
+		if d.Event = fields.syscall(); d.Event.Container.ID == "" && d.Event.Container.Pod.Name == "" {
+			return Report{}, fmt.Errorf("events of Falco's source %q are not read", clip(f.Source))
+		}
 	}
+	d.Event.Subject = subjectOf(d.Event)
 	for field, prefix := range map[string]string{"ka.user.name": "kubernetes:", "ct.user.arn": "aws:"} {
 		if name := fields.get(field); name != "" && d.Event.Actor == "" {
 			d.Event.Actor = prefix + name

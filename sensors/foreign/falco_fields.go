@@ -210,6 +210,10 @@ func (f falcoFields) cloudTrail() sensors.Event {
 		e.Actor = "aws:" + c.Principal
 	}
 	c.Role, c.Session = roleOf(c.Principal)
+	if user := f.get("ct.user"); c.Principal == "" && user != "" { // root and users without an ARN
+		c.Principal = strings.TrimPrefix(c.Account+"/"+user, "/")
+		e.Actor = "aws:" + c.Principal
+	}
 	if bucket := f.get("s3.bucket"); bucket != "" {
 		c.Resources = []string{shorten("arn:aws:s3:::"+bucket, maxSentence)}
 	}

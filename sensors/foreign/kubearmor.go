@@ -67,6 +67,12 @@ const (
 	kubeArmorSystemEvent   = "SystemEvent"
 )
 
+// The namespaces and pods that KubeArmor fills in where there are none; see its core/dockerHandler.go.
+const (
+	kubeArmorDocker  = "container_namespace"
+	kubeArmorUnknown = "Unknown"
+)
+
 // KubeArmor decodes one record of KubeArmor's relay or of `karmor logs --json`. A log of what a container does is
 // telemetry, and a message of the agent is about its health.
 func KubeArmor(raw []byte) (Report, error) {
@@ -156,7 +162,9 @@ func (k *kubeArmor) event() sensors.Event {
 			Pod: sensors.Pod{Namespace: k.Namespace, Name: k.Pod, Labels: kubeArmorLabels(k.Labels)},
 		},
 	}
-	if k.Owner.Name != "" && k.Owner.Ref != "" {
+	if k.Namespace == kubeArmorDocker || k.Namespace == kubeArmorUnknown || k.Pod == kubeArmorUnknown {
+		e.Container.Pod = sensors.Pod{} // on a machine without Kubernetes it fills them in
+	} else if k.Owner.Name != "" && k.Owner.Ref != "" {
 		e.Container.Workload = sensors.Workload{Kind: k.Owner.Ref, Name: k.Owner.Name}
 	}
 	if k.ParentProcess != "" || k.HostPPID.uint32() != 0 {

@@ -9,19 +9,21 @@ import (
 // Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
 // contained unless a person granted it.
 type Attestation struct {
-	Detection  string    `json:"detection"` // Detection.ID
-	Hash       string    `json:"hash"`      // of the whole detection
-	Target     string    `json:"target"`    // "pod:<uid>" or "container:<id>"
-	Rule       string    `json:"rule"`
-	Objective  string    `json:"objective"`
-	Severity   string    `json:"severity"`
-	Confidence float64   `json:"confidence"`
-	Node       string    `json:"node"`
-	Namespace  string    `json:"namespace,omitempty"` // of the pod, as the gateway knows it
-	Workload   string    `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
-	Scope      string    `json:"scope,omitempty"`     // "drill" for a drill's own target
-	Drill      *Drill    `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
-	Accepted   time.Time `json:"accepted"`
+	Detection  string  `json:"detection"` // Detection.ID
+	Hash       string  `json:"hash"`      // of the whole detection
+	Target     string  `json:"target"`    // "pod:<uid>" or "container:<id>"
+	Rule       string  `json:"rule"`
+	Objective  string  `json:"objective"`
+	Severity   string  `json:"severity"`
+	Confidence float64 `json:"confidence"`
+	Node       string  `json:"node"`
+	Namespace  string  `json:"namespace,omitempty"` // of the pod, as the gateway knows it
+	Workload   string  `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
+	Scope      string  `json:"scope,omitempty"`     // "drill" for a drill's own target
+	Drill      *Drill  `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
+	// Confirmed: the API server said so of the pod, its node, namespace and workload. Without it they are the sender's words.
+	Confirmed bool      `json:"confirmed,omitempty"`
+	Accepted  time.Time `json:"accepted"`
 }
 
 // OpenAttestation verifies s and that it is about target and was accepted within maxAge before now.

@@ -101,7 +101,7 @@ func atom(r *rand.Rand, all map[string]reflect.Kind, names []string) string {
 			"container.pod.labels["+word()+"] == "+word(), "any(process.ancestors, .name == "+word()+")", "none(process.ancestors, program(#) in some_words)", "all(process.args, # contains "+word()+")", "any(some_words, hasSuffix("+name+", \"0\" + #))",
 			"any(process.args, indexOf(#, "+word()+") >= 1)", "any(process.ancestors, any(#.args, # == "+word()+"))", "any(some_words, any(process.args, # startsWith "+word()+") && # == "+name+")",
 			"any(process.ancestors, #.exe == "+name+" || len(#.args) > 1 && #.args[1] == "+word()+")", "any(process.args, "+name+" in some_words && # in [\"sh\", \"-c\"])", name+" + \"x\" == "+word(), "egress_declared(container)", "len("+name+") > 3", name+" in []",
-			"process.args[0] == "+word(), name+" < "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path", word()+" in process.args",
+			"process.args[0] == "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path", word()+" in process.args",
 		)
 	case reflect.Bool:
 		return pick(name, "!"+name, name+" == true", name+" != false", name+" == contained")

@@ -119,6 +119,9 @@ func (r *Reader) bounded(n *yaml.Node, limits Limits, depth int, nodes *int) boo
 		r.Errorf(At(n), "alias", "write the value out", "anchors and aliases are not allowed here")
 		return false
 	}
+	if message, hint := Lossy(n); message != "" {
+		r.Errorf(At(n), "value", hint, "%s", message)
+	}
 	for _, child := range n.Content {
 		if !r.bounded(child, limits, depth+1, nodes) {
 			return false

@@ -131,7 +131,7 @@ func (i *intruder) lease(target playbooks.Target) *lease.Machine {
 }
 
 func leaseID(target playbooks.Target) string {
-	return workflows.LeaseID("local", target, playbooks.FacetNetwork)
+	return workflows.NodeLeaseID("local", target, playbooks.FacetNetwork)
 }
 
 // attestations are the genuine ones that a playbook was given, read from its history.

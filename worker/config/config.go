@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
 )
 
 // Config is the whole file.
@@ -265,6 +266,7 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 			p.errorf(n, "yaml", "", "%s", m[2])
 		}
 	}
+	p.lossy(raw)
 	p.check(c)
 	if p.problems.HasErrors() {
 		return nil, p.problems.Sorted()
@@ -279,6 +281,24 @@ type parser struct {
 
 func (p *parser) errorf(line int, code, hint, format string, args ...any) {
 	p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: line, Column: 1, Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// lossy reports numbers that are read as others than they are written.
+func (p *parser) lossy(raw []byte) {
+	var doc yaml.Node
+	if yaml.Unmarshal(raw, &doc) != nil {
+		return // it was reported
+	}
+	var walk func(*yaml.Node)
+	walk = func(n *yaml.Node) {
+		if message, hint := yamlnode.Lossy(n); message != "" {
+			p.errorf(n.Line, "value", hint, "%s", message)
+		}
+		for _, child := range n.Content {
+			walk(child)
+		}
+	}
+	walk(&doc)
 }
 
 func (p *parser) check(c *Config) {

@@ -59,7 +59,7 @@ func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
 			if err := c.concerns(ctx, &d, pods); err != nil {
 				return err
 			}
-			if err := c.Foreign.Intake.Check(ctx, d, ""); err != nil {
+			if err := c.Foreign.Intake.Check(ctx, &d, ""); err != nil {
 				c.Log.Warn("a cloud detection cannot be taken", "rule", d.Rule, "error", err)
 				continue
 			}
@@ -182,7 +182,7 @@ func (c *Cloud) concerns(ctx context.Context, d *sensors.Detection, pods []corev
 	if pod.Name != "" {
 		one := *d
 		one.Event.Container.Pod = pod
-		err := c.Foreign.complete(ctx, &one)
+		err := c.Foreign.Intake.complete(ctx, &one)
 		if later := (*TemporaryError)(nil); errors.As(err, &later) {
 			return err
 		}
@@ -196,16 +196,17 @@ func (c *Cloud) concerns(ctx context.Context, d *sensors.Detection, pods []corev
 	if a.Role != "" {
 		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
 	}
-	if d.Event.Subject.Name == "" {
+	if d.Event.Subject.Name == "" || a.Event == "ConsoleLogin" && a.Error != "" { // whoever was refused is not that user
 		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
 	}
 	for i := range pods {
-		hint := sensors.WorkloadHint(pods[i].Name, pods[i].Labels)
-		if i > 0 && hint != d.Event.Container.Workload {
-			d.Event.Container = sensors.Container{} // pods of several workloads have this account
+		w := c.Foreign.Intake.ownerOf(ctx, &pods[i])
+		owner := sensors.Workload{Kind: w.Kind, Name: w.Name}
+		if i > 0 && owner != d.Event.Container.Workload {
+			d.Event.Container, d.Confirmed = sensors.Container{}, false // pods of several workloads have this account
 			break
 		}
-		d.Event.Container = sensors.Container{Workload: hint, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}
+		d.Event.Container, d.Confirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
 	}
 	if len(pods) > 1 {
 		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods have the account %s/%s, and the session does not say which of them it was.", len(pods), clip(a.Namespace), clip(a.ServiceAccount)))

@@ -37,7 +37,6 @@ type Foreign struct {
 	// Judge takes the audit log of Kubernetes at /v1/kubernetes-audit; nil takes none.
 	Judge   *Judge
 	sources map[string]*source
-	pods    podCache
 }
 
 // source is one sender with a token.
@@ -130,9 +129,12 @@ func (f *Foreign) Counts() map[string]ForeignCounts {
 	return out
 }
 
-// source is who has the token of a request; nil is nobody.
+// source is who has the token of a request, as a bearer token or as the password of HTTP Basic; nil is nobody.
 func (f *Foreign) source(r *http.Request) *source {
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if _, password, basic := r.BasicAuth(); basic {
+		given, ok = password, true // senders that take a URL alone: http://falco:TOKEN@host/v1/falco
+	}
 	if !ok {
 		return nil
 	}

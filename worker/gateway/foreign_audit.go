@@ -105,7 +105,7 @@ func (f *Foreign) requested(ctx context.Context, s *source, e sensors.Event) ([]
 			return nil, err
 		}
 		for _, d := range about {
-			if err := f.Intake.Check(ctx, d, ""); err != nil {
+			if err := f.Intake.Check(ctx, &d, ""); err != nil {
 				s.counts.refused.Add(1)
 				f.Log.Warn("a request's detection cannot be taken", "rule", d.Rule, "error", err)
 				continue
@@ -125,7 +125,7 @@ func (f *Foreign) concerns(ctx context.Context, d sensors.Detection) ([]sensors.
 	about := func(pod sensors.Pod, container, id string) error {
 		one := d
 		one.ID, one.Event.Container = id, sensors.Container{Name: container, Pod: pod}
-		err := f.complete(ctx, &one)
+		err := f.Intake.complete(ctx, &one)
 		if later := (*TemporaryError)(nil); errors.As(err, &later) {
 			return err
 		}

@@ -57,7 +57,8 @@ func say(w http.ResponseWriter, code int, a answer) {
 func (f *Foreign) admit(w http.ResponseWriter, r *http.Request, d door) (*source, []byte) {
 	s := f.source(r)
 	if s == nil {
-		say(w, http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …"})
+		w.Header().Set("WWW-Authenticate", `Basic realm="stanch"`)
+		say(w, http.StatusUnauthorized, answer{Status: "give the source's token: Authorization: Bearer …, or as the password of HTTP Basic"})
 		return nil, nil
 	}
 	if s.kind != "" && s.kind != d.kind {
@@ -199,10 +200,7 @@ func (f *Foreign) check(ctx context.Context, s *source, d *sensors.Detection) er
 	// Where a cgroup is, only the node's own sensor sees.
 	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
 	withoutSecrets(d)
-	if err := f.complete(ctx, d); err != nil {
-		return err
-	}
-	return f.Intake.Check(ctx, *d, "")
+	return f.Intake.Check(ctx, d, "")
 }
 
 // accept gives alerts to their incidents, some at a time: what one signal may carry is bounded.

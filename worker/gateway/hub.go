@@ -290,7 +290,7 @@ func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections)
 			h.Intake.count(sensors.Detection{Source: SourceStanch}, OutcomeRefused)
 		} else {
 			d.Node = n.name
-			err = h.Intake.Check(ctx, d, n.name)
+			err = h.Intake.Check(ctx, &d, n.name)
 		}
 		if temporary := new(TemporaryError); errors.As(err, &temporary) {
 			return err

@@ -18,7 +18,6 @@ import (
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
@@ -74,7 +73,7 @@ type Intake struct {
 	queues map[string]*queue
 	queued int
 	counts tally
-	places sync.Map // pod UID to node name
+	pods   podCache
 }
 
 // queue is the detections of one incident that wait for Temporal.
@@ -115,21 +114,27 @@ func DecodeDetection(raw []byte) (sensors.Detection, error) {
 	return d, nil
 }
 
-// Check tells why a detection will never be accepted, or a *TemporaryError if it cannot be told now. from is the
-// node that sent it, "" for a foreign source.
-func (i *Intake) Check(ctx context.Context, d sensors.Detection, from string) error {
+// Check returns why a detection will never be accepted, or a *TemporaryError if it cannot be told now, and completes its
+// pod from the API server. from is the node that sent it, "" for another source.
+func (i *Intake) Check(ctx context.Context, d *sensors.Detection, from string) error {
 	err := i.check(ctx, d, from)
 	var later *TemporaryError
 	switch {
 	case errors.As(err, &later):
-		i.count(d, OutcomeLater)
+		i.count(*d, OutcomeLater)
 	case err != nil:
-		i.count(d, OutcomeRefused)
+		i.count(*d, OutcomeRefused)
 	}
 	return err
 }
 
-func (i *Intake) check(ctx context.Context, d sensors.Detection, from string) error {
+func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) error {
+	if from == "" {
+		i.label(d)
+	}
+	if err := checkNames(*d); err != nil {
+		return err
+	}
 	switch {
 	case d.ID == "" || len(d.ID) > 200:
 		return errors.New("it has no id, or one that is too long")
@@ -147,42 +152,17 @@ func (i *Intake) check(ctx context.Context, d sensors.Detection, from string) er
 		return fmt.Errorf("its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActor)
 	case d.Event.Actor != "" && from != "":
 		return errors.New("it names an actor, which a node does not know")
-	case !incident.Contained(d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == ""):
-		return errors.New("it names neither a container nor a pod")
 	case d.Event.Subject != (sensors.Subject{}) && from != "":
 		return errors.New("it is about something that is not the node's to tell of")
 	}
-	if uid := d.Event.Container.Pod.UID; uid != "" && i.Kube != nil && from != "" {
-		return i.runsOn(ctx, d, from)
-	}
-	return nil
-}
-
-// runsOn refuses a detection about a pod that runs on another node.
-func (i *Intake) runsOn(ctx context.Context, d sensors.Detection, node string) error {
-	pod := d.Event.Container.Pod
-	if known, ok := i.places.Load(pod.UID); ok {
-		if known.(string) != node {
-			return fmt.Errorf("pod %s/%s does not run on node %s", pod.Namespace, pod.Name, node)
+	if !d.Confirmed { // else it was looked up to find out what it is about
+		if err := i.identify(ctx, d, from); err != nil {
+			return err
 		}
-		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
-	defer cancel()
-	got, err := i.Kube.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-	switch {
-	case err == nil && string(got.UID) == pod.UID:
-		i.places.Store(pod.UID, got.Spec.NodeName)
-		if got.Spec.NodeName != node {
-			return fmt.Errorf("pod %s/%s does not run on node %s", pod.Namespace, pod.Name, node)
-		}
-		return nil
-	case err == nil || isNotFound(err):
-		return fmt.Errorf("there is no pod %s/%s with UID %s any more", clip(pod.Namespace), clip(pod.Name), clip(pod.UID))
+	if !incident.Contained(*d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == "") {
+		return errors.New("it names neither a container nor a pod")
 	}
-	// A cluster that is away must not make Stanch blind: the node's word is taken, and Kubernetes is asked again by
-	// every action before it acts.
-	i.Log.Warn("the API server does not say where a pod runs; the node's word is taken", "pod", pod.Namespace+"/"+pod.Name, "error", err)
 	return nil
 }
 
@@ -217,9 +197,15 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 	return nil
 }
 
-// Key is the grouping key of a detection: one incident for each workload.
+// Key is the grouping key of a detection: one incident for each workload. Whose pod or container it is may be a sender's
+// word alone. Such a detection groups with those of the same node only: what one node says must never stand in the way of
+// what another's says of the same target.
 func (i *Intake) Key(d sensors.Detection) string {
-	return i.Config.Cluster + "/" + incident.WorkloadOf(d).String()
+	key := i.Config.Cluster + "/" + incident.WorkloadOf(d).String()
+	if incident.Contained(d) && !d.Confirmed && d.Node != "" {
+		key += "@" + d.Node
+	}
+	return key
 }
 
 func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
@@ -303,7 +289,7 @@ func (i *Intake) signal(key string, batch []*item) error {
 		signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
 			Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
 			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-			Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now,
+			Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Confirmed,
 		})
 		if err != nil {
 			return fmt.Errorf("attest detection %s: %w", d.ID, err)

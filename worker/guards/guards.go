@@ -48,6 +48,8 @@ type Chain struct {
 	Grants Grants
 	// Self are Stanch's own pods, by UID: never contained.
 	Self []string
+	// Targets says what a target is, immediately before the effect. Nil knows none, so nothing of a cluster runs by itself.
+	Targets activities.TargetResolver
 }
 
 var (
@@ -96,6 +98,8 @@ type Facts struct {
 	Self       []string
 	// Drill is the registered target of a drill; nil outside of drills.
 	Drill *proof.DrillTarget
+	// Known is what the API server says of a pod, a container or a workload; nil for targets of other systems.
+	Known *activities.TargetFacts
 }
 
 // guard is one link of the chain: nil lets it pass.
@@ -107,6 +111,7 @@ type guard struct {
 // chain is the order in which guards judge.
 var chain = []guard{
 	{"kill-switch", killSwitch}, // a person stopped everything new
+	{"target", asResolved},      // it is what the request says it is
 	{"protected", protected},    // what must never be contained
 	{"evidence", evidence},      // volatile evidence was attempted before
 	{"grant", offeredGrant},     // a grant that was offered must hold
@@ -127,6 +132,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 				d = ask(f, "%s", f.Ask)
 			}
 			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
+			d.Confirmed = f.confirmed()
 			d.Since = f.Since
 			if f.Grant != nil {
 				d.Since = f.Grant.Issued // what people released later is not contained again with it
@@ -169,7 +175,7 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	}
 	for _, s := range q.Basis.Attestations {
 		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
-		if err != nil || a.Namespace != target.Namespace {
+		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
 			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
 		}
 		if a.Accepted.After(f.Since) {
@@ -200,6 +206,7 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	if f.Drill = c.drillTarget(q); f.Drill != nil {
 		f.Scope = drillScope()
 	}
+	f.Known = c.resolve(ctx, q)
 	return f, nil
 }
 
@@ -235,7 +242,7 @@ func (c *Chain) scope(q activities.Question) config.Scope {
 	}
 	for _, s := range q.Basis.Attestations {
 		var a proof.Attestation
-		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace {
+		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.Confirmed {
 			continue
 		}
 		if age := q.Now.Sub(a.Accepted); age < told && age > -slack {
@@ -286,21 +293,14 @@ func protected(f Facts) *activities.Decision {
 	if slices.Contains(f.Self, t.UID) {
 		return refuse("%s is Stanch itself", t)
 	}
-	w := f.Request.Incident.Workload
-	if t.Kind == playbooks.TargetWorkload {
-		w = playbooks.WorkloadIdentity{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name}
-	}
-	if w.Namespace == t.Namespace && slices.Contains(f.Config.Protected.Workloads, w.String()) {
-		return refuse("the workload %s is protected", w)
+	for _, owner := range f.owners() {
+		if slices.Contains(f.Config.Protected.Workloads, owner) {
+			return refuse("the workload %s is protected", owner)
+		}
 	}
 	for _, pattern := range f.Config.Protected.Roles {
 		if t.Kind.Cloud() && aws.Matches(pattern, t.Name, t.ARN) {
 			return refuse("%s is protected (%s)", t, pattern)
-		}
-	}
-	for _, attested := range f.Workloads {
-		if slices.Contains(f.Config.Protected.Workloads, attested) {
-			return refuse("the workload %s is protected", attested)
 		}
 	}
 	return nil
@@ -367,6 +367,8 @@ func phase(f Facts) *activities.Decision {
 		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.People, ", "), On: f.On}
 	case class == playbooks.ClassDisrupt || f.Basis.Asked:
 		return ask(f, "it runs only with the grant of its approval")
+	case f.unknown() != "":
+		return ask(f, "%s", f.unknown())
 	case len(f.Signals) == 0:
 		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, Fresh)
 	case f.Verdict.Confidence < f.Scope.Confidence:

@@ -34,6 +34,16 @@ type desk struct {
 	target playbooks.Target
 	q      activities.Question
 	drill  *proof.Drill // the registration that attestations carry
+	// known is what the API server says of the target; nil is that it agrees with the request, and that the workload web owns it.
+	known *activities.TargetFacts
+}
+
+// ResolveTarget answers in place of an API server.
+func (d *desk) ResolveTarget(_ context.Context, t playbooks.Target) activities.TargetFacts {
+	if d.known != nil {
+		return *d.known
+	}
+	return activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, Owners: []playbooks.WorkloadIdentity{{Namespace: t.Namespace, Kind: "Deployment", Name: "web"}}}
 }
 
 type fixedSwitch struct {
@@ -61,8 +71,9 @@ budget: { per_hour: 3, share: 0.5 }
 	k := key(t, 1)
 	d := &desk{t: t, key: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
 	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
+	d.chain.Targets = d
 	d.q = activities.Question{
-		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain}, PlanHash: "plan", Now: now, Before: true,
+		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Before: true,
 		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{
 			ID:       "INC-1",
 			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
@@ -81,7 +92,7 @@ func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
 
 func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
 	return d.sign(k, proof.PurposeAttestation, proof.Attestation{
-		Detection: "d", Target: target, Namespace: d.target.Namespace, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
+		Detection: "d", Target: target, Namespace: d.target.Namespace, Confirmed: true, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
 		Drill: d.drill,
 	})
 }
@@ -117,13 +128,52 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"the switch cannot be read":   {func(d *desk) { d.chain.Switch = fixedSwitch{err: errors.New("disk")} }, activities.VerdictRefuse, "kill-switch", "cannot be read"},
 		"a protected namespace":       {func(d *desk) { d.q.Request.Target.Namespace = "kube-system" }, activities.VerdictRefuse, "protected", "kube-system"},
 		"a misstated namespace":       {func(d *desk) { d.q.Request.Target.Namespace = "bank" }, activities.VerdictRefuse, "phase", "without proof"},
-		"a protected workload":        {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
-		"a protected workload, misstated by the request": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
-				Detection: "d", Target: d.target.ID(), Namespace: "shop", Workload: "shop/Deployment/db",
-				Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now,
-			})}
+		"a pod of a protected workload, whatever its alert says": {func(d *desk) {
+			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "ReplicaSet", Name: "x"}, {Namespace: "shop", Kind: "Deployment", Name: "db"}}}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"a protected owner in the middle of the chain": {func(d *desk) {
+			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "db"}, {Namespace: "shop", Kind: "Database", Name: "main"}}}
+		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"an alert that claims a protected workload prevents nothing": {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRun, "phase", "confidence"},
+		"what cannot be looked up needs a person":                    {func(d *desk) { d.known = &activities.TargetFacts{Unresolved: "no route to host"} }, activities.VerdictAsk, "phase", "no route to host"},
+		"nothing to look it up with needs a person":                  {func(d *desk) { d.chain.Targets = nil }, activities.VerdictAsk, "phase", "could not be looked up"},
+		"a person may contain what cannot be looked up": {func(d *desk) {
+			d.known = &activities.TargetFacts{Unresolved: "no route to host"}
+			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+		}, activities.VerdictRun, "phase", "granted"},
+		"what cannot be looked up is refused where its alert names a protected workload": {func(d *desk) {
+			d.known = &activities.TargetFacts{Unresolved: "no route to host"}
+			d.q.Request.Incident.Workload.Name = "db"
+		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
+		"an owner that may not be read could be the protected one": {func(d *desk) {
+			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Cluster", Name: "x"}}, Incomplete: "forbidden"}
+		}, activities.VerdictAsk, "phase", "may belong to the protected workload shop/Deployment/db"},
+		"an owner that may not be read where nothing is protected": {func(d *desk) {
+			d.move("bank")
+			d.known = &activities.TargetFacts{Namespace: "bank", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "bank", Kind: "Cluster", Name: "x"}}, Incomplete: "forbidden"}
+		}, activities.VerdictRun, "phase", "confidence"},
+		"a pod that is in another namespace": {func(d *desk) { d.known = &activities.TargetFacts{Namespace: "kube-system", Pod: "web-1"} }, activities.VerdictRefuse, "target", `in the namespace "kube-system"`},
+		"a pod that runs on another node":    {func(d *desk) { d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Node: "node-b"} }, activities.VerdictRefuse, "target", `runs on node "node-b"`},
+		"a pod on the host's network, whatever its alert says": {func(d *desk) {
+			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", HostNetwork: true}
+		}, activities.VerdictRefuse, "target", "shares the node's network"},
+		"a container that belongs to a pod": {func(d *desk) {
+			d.container()
+			d.known = &activities.TargetFacts{Namespace: "kube-system", Pod: "etcd-a", Node: "node-a"}
+		}, activities.VerdictRefuse, "target", "belongs to the pod kube-system/etcd-a"},
+		"a container of no pod on a node of the cluster needs a person": {func(d *desk) {
+			d.container()
+			d.known = &activities.TargetFacts{Unresolved: "no pod on node node-a has the container c1"}
+		}, activities.VerdictAsk, "phase", "no pod on node node-a"},
+		"a container of a machine outside of the cluster": {func(d *desk) {
+			d.container()
+			d.known = &activities.TargetFacts{OutsideCluster: true, Node: "node-a"}
+		}, activities.VerdictRun, "phase", "confidence"},
+		"a detection from another node is no proof": {func(d *desk) {
+			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
+				Detection: "d", Target: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now,
+			})}
+		}, activities.VerdictRefuse, "phase", "without proof"},
 		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h0m0s that was planned"},
 		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
 		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "24h0m0s that `budget.longest`"},
@@ -236,6 +286,14 @@ func (d *desk) register(id string) {
 	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
+// container makes the target a container of which no pod is known.
+func (d *desk) container() {
+	d.target = playbooks.Target{Kind: playbooks.TargetContainer, Name: "c1", UID: "c1"}
+	d.q.Request.Target = d.target
+	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID(), At: now})}
+}
+
 // move puts the target into another namespace.
 func (d *desk) move(namespace string) {
 	d.target.Namespace, d.q.Request.Target.Namespace, d.q.Request.Incident.Workload.Namespace = namespace, namespace, namespace
@@ -282,6 +340,19 @@ func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {
 	d.q.Request.Incident.Replicas = 4
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
+		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
+		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
+		require.Equal(t, want, d.decide().Verdict, uid)
+	}
+}
+
+func TestBudgetShareIsTakenByTheResolvedOwner(t *testing.T) {
+	d := newDesk(t)
+	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
+		uid := fmt.Sprintf("uid-%d", i)
+		d.known = &activities.TargetFacts{Namespace: "shop", Pod: uid, Replicas: 4, Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}}}
+		d.q.Request.Incident.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid} // as a name alone says it
 		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
 		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
 		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/activities"
+	"stanch/activities/kube"
 	"stanch/sensors/proof"
 )
 
@@ -37,7 +38,8 @@ const (
 	// switchFresh is how long a reading serves: so late may another replica learn of a stop.
 	switchFresh = time.Second
 	// switchGrace is how long the last reading serves while the API server is away. Nobody can stop through it
-	// meanwhile, and the node's lock does not need it: a cluster in trouble must not switch the response off at once.
+	// meanwhile, and the node's lock does not need it: a cluster in trouble must not switch the response off at once. An
+	// answer that the switch is gone or may not be read is no outage and counts as stopped at once.
 	switchGrace = 5 * time.Minute
 )
 
@@ -67,7 +69,7 @@ func (s *SharedSwitch) Stopped(ctx context.Context) (bool, string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now().Sub(s.at) >= switchFresh {
-		if err := s.read(ctx); err != nil && (s.at.IsZero() || s.now().Sub(s.at) >= switchGrace || isGone(err)) {
+		if err := s.read(ctx); err != nil && (s.at.IsZero() || s.now().Sub(s.at) >= switchGrace || !kube.IsUnavailable(err) && !apierrors.IsTooManyRequests(err)) {
 			return true, "", fmt.Errorf("read the kill switch %s/%s: %w", s.Namespace, SwitchName, err)
 		}
 	}
@@ -121,6 +123,3 @@ func (s *SharedSwitch) write(ctx context.Context, what string, stopped bool, by 
 	s.at = time.Time{} // what was read before is no longer so
 	return s.read(ctx)
 }
-
-// isGone tells that the switch itself was taken away or may not be read: no grace for that.
-func isGone(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsForbidden(err) }

@@ -3,10 +3,11 @@ package guards
 import (
 	"context"
 	"crypto/rand"
-	"errors"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -118,7 +119,7 @@ func TestSharedSwitch(t *testing.T) {
 	now = now.Add(switchFresh)
 	is(a, false, "resumed at the other")
 
-	away := errors.New("connection refused")
+	var away error = &url.Error{Op: "Get", URL: "https://10.0.0.1/api", Err: syscall.ECONNREFUSED}
 	client.PrependReactor("get", "configmaps", func(ktesting.Action) (bool, runtime.Object, error) { return away != nil, nil, away })
 	now = now.Add(time.Minute)
 	is(a, false, "the API server is away for a minute")

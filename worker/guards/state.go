@@ -100,7 +100,7 @@ func (w *Window) left(f Facts) string {
 	w.spent = budget.Add(w.spent, nil, f.Now)
 	limit := f.Config.Budget
 	hour, held := 0, map[string]bool{}
-	workload := workloadOf(f)
+	workload := f.workload()
 	for _, s := range w.spent {
 		if s.Lease == f.Request.Lease && s.Lease != "" {
 			return "" // it was paid for
@@ -115,7 +115,7 @@ func (w *Window) left(f Facts) string {
 	if hour >= limit.PerHour {
 		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
-	replicas := f.Request.Incident.Replicas
+	replicas := f.replicas()
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && len(held) > 0 {
 		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", len(held), workload)
 	}
@@ -140,7 +140,7 @@ func (w *Window) Spend(f Facts) string {
 			return ""
 		}
 	}
-	s := budget.Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: workloadOf(f), Until: f.Request.Until}
+	s := budget.Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: f.workload(), Until: f.Request.Until}
 	if f.Drill != nil {
 		return ""
 	}
@@ -149,8 +149,4 @@ func (w *Window) Spend(f Facts) string {
 		w.report(s)
 	}
 	return ""
-}
-
-func workloadOf(f Facts) string {
-	return f.Request.Incident.Workload.String()
 }

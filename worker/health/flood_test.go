@@ -94,7 +94,7 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 			return d.Rule == "events-dropped" && d.Event.Count > 0 && strings.Contains(fmt.Sprint(d.Reasons), "container "+id[:12])
 		})
 	}, 20*time.Second, 50*time.Millisecond)
-	d := becomes(t, server, "Container/"+id[:12], "events-flooded")
+	d := becomes(t, server, "Container/"+id[:12]+"@flooded-1", "events-flooded")
 	require.Equal(t, id, d.Event.Container.ID)
 	require.Equal(t, sensors.ObjectiveDefenceEvasion, d.Objective)
 	require.Equal(t, "T1562.006", d.Technique)

@@ -57,8 +57,8 @@ func (t Timing) orDefault() Timing {
 
 // Intake is where detections go: gateway.Intake.
 type Intake interface {
-	// Check tells why a detection will never be accepted; from is the node whose word it is.
-	Check(ctx context.Context, d sensors.Detection, from string) error
+	// Check returns why a detection will never be accepted, and completes its pod; from is the node whose word it is.
+	Check(ctx context.Context, d *sensors.Detection, from string) error
 	Accept(ctx context.Context, detections []sensors.Detection) error
 }
 
@@ -260,7 +260,7 @@ func (m *Monitor) report(ctx context.Context) {
 		return 0
 	})
 	for n, r := range waiting {
-		err := m.Intake.Check(ctx, r.detection, r.from)
+		err := m.Intake.Check(ctx, &r.detection, r.from)
 		if err == nil {
 			limited, cancel := context.WithTimeout(ctx, 25*time.Second)
 			err = m.Intake.Accept(limited, []sensors.Detection{r.detection})

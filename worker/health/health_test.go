@@ -123,7 +123,7 @@ func TestHealth(t *testing.T) {
 		require.Eventually(t, func() bool { return noisy.spool.Len() == 0 }, 60*time.Second, 5*time.Millisecond)
 		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 a second, 200 of them at once")
 		require.Zero(t, noisy.spool.Dropped())
-		arrived := idsOf(told(t, server, "Container/noisy-1-c"))
+		arrived := idsOf(told(t, server, "Container/noisy-1-c@noisy-1"))
 		require.Len(t, arrived, n)
 		require.ElementsMatch(t, ids("noisy-1", n), arrived)
 		require.Contains(t, becomes(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
@@ -153,7 +153,7 @@ func TestHealth(t *testing.T) {
 		require.NoError(t, s.spool.Add(d))
 		require.NoError(t, s.spool.Add(made("large-1", 1)))
 		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
-		require.ElementsMatch(t, ids("large-1", 2), idsOf(told(t, server, "Container/large-1-c")))
+		require.ElementsMatch(t, ids("large-1", 2), idsOf(told(t, server, "Container/large-1-c@large-1")))
 		var many []sensors.Detection
 		for i := range 30 { // of several nodes, more than Temporal takes at once
 			d := made("large-2", i)
@@ -237,7 +237,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, d.Reasons[0], "alerts ring full")
 		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
 		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
-		d = becomes(t, server, "Container/f100d", "events-flooded")
+		d = becomes(t, server, "Container/f100d@lossy-1", "events-flooded")
 		require.Equal(t, "f100d", d.Event.Container.ID)
 		require.Equal(t, "lossy-1", d.Node)
 	})

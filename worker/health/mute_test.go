@@ -27,7 +27,7 @@ type takes struct {
 	all  []sensors.Detection
 }
 
-func (*takes) Check(context.Context, sensors.Detection, string) error { return nil }
+func (*takes) Check(context.Context, *sensors.Detection, string) error { return nil }
 
 func (i *takes) Accept(_ context.Context, d []sensors.Detection) error {
 	i.mu.Lock()

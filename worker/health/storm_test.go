@@ -121,7 +121,7 @@ func TestASensorThatIsKilledInAStormLosesNothingThatItsSpoolHad(t *testing.T) {
 	for k := range kills {
 		p := launch(t, dir, e.address, next, total)
 		next = p.kill(t, p.until(t, total/(kills+1))) + 1
-		t.Logf("kill %d after detection %d, %d had arrived", k+1, next-1, len(told(t, server, "Container/storm-c")))
+		t.Logf("kill %d after detection %d, %d had arrived", k+1, next-1, len(told(t, server, "Container/storm-c@storm")))
 	}
 	p := launch(t, dir, e.address, next, total)
 	p.until(t, total-next)
@@ -132,8 +132,8 @@ func TestASensorThatIsKilledInAStormLosesNothingThatItsSpoolHad(t *testing.T) {
 func arrived(t *testing.T, server *temporal.Server, total int) {
 	t.Helper()
 	want := ids("storm", total)
-	require.Eventually(t, func() bool { return len(idsOf(told(t, server, "Container/storm-c"))) >= total }, 2*time.Minute, 200*time.Millisecond)
-	all := told(t, server, "Container/storm-c")
+	require.Eventually(t, func() bool { return len(idsOf(told(t, server, "Container/storm-c@storm"))) >= total }, 2*time.Minute, 200*time.Millisecond)
+	all := told(t, server, "Container/storm-c@storm")
 	require.ElementsMatch(t, want, idsOf(all))
 	t.Logf("%d detections arrived, %d of them twice: an incident knows them by their ids", total, len(all)-total)
 }
@@ -165,12 +165,12 @@ func TestWhileTheGatewayIsAwayNothingThatFitsTheSpoolIsLost(t *testing.T) {
 	p := launch(t, nodeDir(t, pki), address, 0, total)
 	p.until(t, total/3)
 	e.stop() // in the middle of the storm
-	had := len(idsOf(told(t, server, "Container/storm-c")))
+	had := len(idsOf(told(t, server, "Container/storm-c@storm")))
 	require.Less(t, had, total)
 	back := time.After(away(t))
 	p.until(t, total-total/3)
 	<-back
-	require.Len(t, idsOf(told(t, server, "Container/storm-c")), had, "it was away")
+	require.Len(t, idsOf(told(t, server, "Container/storm-c@storm")), had, "it was away")
 	open(t, server, o)
 	arrived(t, server, total)
 	require.Empty(t, told(t, server, "Node/storm"), "a gateway that was away does not blame the node")

@@ -8,6 +8,7 @@ import (
 
 	rbacv1 "k8s.io/api/rbac/v1"
 
+	"stanch/activities/kube"
 	"stanch/playbooks"
 )
 
@@ -22,6 +23,7 @@ func Rights(catalogue playbooks.Catalogue, phase int) []rbacv1.PolicyRule {
 		}
 	}
 	all.add(ownReads)
+	all.add(kube.Rights(kube.ResolvePermissions()))
 	return all.rules()
 }
 

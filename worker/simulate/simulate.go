@@ -257,7 +257,7 @@ func (s *sim) run() error {
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
 	set := activities.NewSet(s.actions()...)
-	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil)}
+	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil), Targets: recorded{s}}
 	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
 	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
@@ -312,7 +312,7 @@ func (s *sim) feed(in incident.Input) {
 				}
 				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
 					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Event.Container.Pod.Namespace != "",
 				})
 				if err != nil {
 					s.event("error", "%v", err)

@@ -270,7 +270,7 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
 	})
-	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Called: s.Called, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread}
+	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Called: s.Called, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread, LeasePerNode: true}
 	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
 	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, Run: id, Started: workflow.Now(ctx)})
 	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")

@@ -29,6 +29,9 @@ func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request act
 	}
 	facet := r.Catalogue[s.Action].Facet
 	id := workflows.LeaseID(r.brief.Cluster, request.Target, facet)
+	if r.in.LeasePerNode && request.Target.Node != "" && !planned.Decision.Confirmed {
+		id = workflows.NodeLeaseID(r.brief.Cluster, request.Target, facet)
+	}
 	heard, hear := workflow.NewFuture(ctx)
 	r.waiting[holder.ID] = hear
 

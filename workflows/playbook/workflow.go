@@ -41,6 +41,8 @@ type Input struct {
 	Selection *proof.Signed `json:"selection,omitempty"`
 	// Thread: people are told in the incident's thread.
 	Thread bool `json:"thread,omitempty"`
+	// LeasePerNode: a lease of what only a node speaks for is that node's. Runs that began before this was so lack it.
+	LeasePerNode bool `json:"lease_per_node,omitempty"`
 }
 
 // Report is what the incident hears of a run.

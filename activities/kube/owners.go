@@ -1,0 +1,161 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/playbooks"
+)
+
+// maxOwners bounds an owner chain. Pod, ReplicaSet, Deployment and three custom owners are the longest seen in the field.
+const maxOwners = 8
+
+// Owners is the chain of owners of an object, the nearest first, as the API server has it.
+type Owners struct {
+	Chain []playbooks.WorkloadIdentity
+	// Replicas is what the topmost owner that has a number of replicas wants; 0 where none has.
+	Replicas int
+	// Incomplete says why it is not known whether anything owns the last of Chain; "" means that nothing does.
+	Incomplete string
+}
+
+// OwnersOf follows the controllers of an object to the root. Where no owner is marked as the controller, an only owner
+// counts: some operators do not mark theirs. Every step is read at the API server and compared by UID.
+func OwnersOf(ctx context.Context, client kubernetes.Interface, namespace string, o metav1.Object) Owners {
+	var out Owners
+	seen := map[string]bool{string(o.GetUID()): true}
+	for {
+		next, why := ownerOf(o)
+		if next == nil {
+			out.Incomplete = why
+			return out
+		}
+		switch {
+		case seen[string(next.UID)]:
+			out.Incomplete = fmt.Sprintf("the owners of %s %s form a cycle", next.Kind, next.Name)
+		case len(out.Chain) == maxOwners:
+			out.Incomplete = fmt.Sprintf("it has more than %d owners above each other", maxOwners)
+		}
+		if out.Incomplete != "" {
+			return out
+		}
+		seen[string(next.UID)] = true
+		out.Chain = append(out.Chain, playbooks.WorkloadIdentity{Namespace: namespace, Kind: next.Kind, Name: next.Name, UID: string(next.UID)})
+		object, replicas, err := readOwner(ctx, client, namespace, *next)
+		if err == nil && object.GetUID() != next.UID {
+			err = fmt.Errorf("the one of that name has another UID now")
+		}
+		if err != nil {
+			out.Incomplete = fmt.Sprintf("what owns %s %s/%s is not known: %v", next.Kind, namespace, next.Name, err)
+			return out
+		}
+		if replicas != nil {
+			out.Replicas = int(*replicas)
+		}
+		o = object
+	}
+}
+
+// ownerOf is the owner to follow; nil with a reason where that cannot be told, nil alone where there is none. The kubelet
+// makes a node the owner of static pods: that is where such a pod comes from, and no workload.
+func ownerOf(o metav1.Object) (owner *metav1.OwnerReference, why string) {
+	owner = metav1.GetControllerOf(o)
+	if refs := o.GetOwnerReferences(); owner == nil && len(refs) == 1 {
+		owner = &refs[0]
+	} else if owner == nil && len(refs) > 1 {
+		return nil, fmt.Sprintf("%s/%s has %d owners, and none is its controller", o.GetNamespace(), o.GetName(), len(refs))
+	}
+	if owner != nil && owner.Kind == "Node" && owner.APIVersion == "v1" {
+		return nil, ""
+	}
+	return owner, ""
+}
+
+// readOwner reads the metadata of an owner, and its number of replicas where its kind has one.
+func readOwner(ctx context.Context, client kubernetes.Interface, namespace string, ref metav1.OwnerReference) (metav1.Object, *int32, error) {
+	group, version, found := strings.Cut(ref.APIVersion, "/")
+	if !found {
+		group, version = "", ref.APIVersion
+	}
+	switch group + "/" + ref.Kind {
+	case "apps/Deployment", "apps/StatefulSet", "apps/ReplicaSet":
+		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name}.open(ctx, client)
+		if err != nil {
+			return nil, nil, err
+		}
+		if gone != nil {
+			return nil, nil, errors.New(gone.Detail)
+		}
+		return w.meta, &w.replicas, nil
+	case "apps/DaemonSet":
+		d, err := client.AppsV1().DaemonSets(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, nil, err
+		}
+		return d, &d.Status.DesiredNumberScheduled, nil
+	case "batch/Job":
+		j, err := client.BatchV1().Jobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, nil, err
+		}
+		return j, j.Spec.Parallelism, nil
+	case "batch/CronJob":
+		c, err := client.BatchV1().CronJobs(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		return c, nil, err
+	case "/ReplicationController":
+		c, err := client.CoreV1().ReplicationControllers(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, nil, err
+		}
+		return c, c.Spec.Replicas, nil
+	}
+	o, err := readCustom(ctx, client, namespace, schema.GroupVersionKind{Group: group, Version: version, Kind: ref.Kind}, ref.Name)
+	return o, nil, err
+}
+
+// readCustom reads the metadata of an object of any kind that the API server serves.
+func readCustom(ctx context.Context, client kubernetes.Interface, namespace string, kind schema.GroupVersionKind, name string) (metav1.Object, error) {
+	api := client.Discovery().RESTClient()
+	if api == nil {
+		return nil, fmt.Errorf("objects of the kind %s cannot be read by this client", kind)
+	}
+	root := []string{"apis", kind.Group, kind.Version}
+	if kind.Group == "" {
+		root = []string{"api", kind.Version}
+	}
+	var resources metav1.APIResourceList
+	raw, err := api.Get().AbsPath(root...).Do(ctx).Raw()
+	if err == nil {
+		err = json.Unmarshal(raw, &resources)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the kinds of %s: %w", kind.GroupVersion(), err)
+	}
+	for _, r := range resources.APIResources {
+		if r.Kind != kind.Kind || strings.Contains(r.Name, "/") {
+			continue
+		}
+		path := root
+		if r.Namespaced {
+			path = append(path, "namespaces", namespace)
+		}
+		raw, err := api.Get().AbsPath(append(path, r.Name, name)...).SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json").Do(ctx).Raw()
+		if err != nil {
+			return nil, err
+		}
+		var o metav1.PartialObjectMetadata
+		if err := json.Unmarshal(raw, &o); err != nil {
+			return nil, fmt.Errorf("read %s %s: %w", kind.Kind, name, err)
+		}
+		return &o, nil
+	}
+	return nil, apierrors.NewNotFound(schema.GroupResource{Group: kind.Group, Resource: kind.Kind}, name)
+}

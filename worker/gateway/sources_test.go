@@ -1,0 +1,76 @@
+package gateway_test
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors/foreign"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+)
+
+// What a decoder takes, the intake takes: a detection is about what both say.
+func TestWhatDecoderAcceptsIntakeAccepts(t *testing.T) {
+	const falco = `{"priority":"Critical","rule":"R","time":"2026-11-23T03:00:00Z","hostname":"node-a",`
+	connected := newCluster(t)
+	connected.pod("shop", "web-0", "1111-2222-3333", "node-a")
+	for name, c := range map[string]struct{ kind, alert, alone, connected string }{
+		"a pod":                              {foreign.KindFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333","k8s.ns.name":"shop","k8s.pod.name":"web-0"}}`, "Container/web-0@node-a", "shop/Pod/web-0"},
+		"a name that is no pod":              {foreign.KindFalco, falco + `"source":"syscall","output_fields":{"container.id":"999922223333","k8s.ns.name":"shop","k8s.pod.name":"../secrets"}}`, "Container/999922223333@node-a", "Container/999922223333@node-a"},
+		"a container's id":                   {foreign.KindFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333"}}`, "Container/111122223333@node-a", "shop/Pod/web-0"},
+		"a service account":                  {foreign.KindFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"get","ka.target.resource":"secrets","ka.user.name":"system:serviceaccount:ci:runner"}}`, "ci/ServiceAccount/runner", "ci/ServiceAccount/runner"},
+		"a request about a pod":              {foreign.KindFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"create","ka.target.resource":"pods","ka.target.subresource":"exec","ka.target.namespace":"shop","ka.target.name":"web-0","ka.user.name":"ines"}}`, "User/ines", "shop/Pod/web-0"},
+		"a request about a pod that is gone": {foreign.KindFalco, falco + `"source":"k8s_audit","output_fields":{"ka.verb":"create","ka.target.resource":"pods","ka.target.subresource":"exec","ka.target.namespace":"shop","ka.target.name":"gone","ka.user.name":"ines"}}`, "User/ines", "User/ines"},
+		"a user of AWS":                      {foreign.KindFalco, falco + `"source":"aws_cloudtrail","output_fields":{"ct.name":"StopLogging","ct.user.arn":"arn:aws:iam::1:user/rosa"}}`, "User/arn:aws:iam::1:user/rosa", "User/arn:aws:iam::1:user/rosa"},
+		"KubeArmor on Docker":                {foreign.KindKubeArmor, `{"Timestamp":1795932000,"HostName":"till-host","NamespaceName":"container_namespace","PodName":"till","ContainerID":"ab12ab12ab12ab12","ContainerName":"till","PolicyName":"p","Type":"MatchedPolicy","Operation":"Process","Resource":"/usr/bin/apt"}`, "Container/till@till-host", "Container/till@till-host"},
+		"Tetragon":                           {foreign.KindTetragon, `{"process_kprobe":{"process":{"pid":44,"binary":"/usr/bin/curl","start_time":"2026-11-29T06:00:00Z","docker":"111122223333011112222333301111"},"function_name":"tcp_connect","args":[{"sock_arg":{"family":"AF_INET","protocol":"IPPROTO_TCP","daddr":"169.254.169.254","dport":80}}],"action":"KPROBE_ACTION_POST","policy_name":"egress-watch"},"node_name":"node-a","time":"2026-11-29T06:00:00Z"}`, "Container/111122223333@node-a", "shop/Pod/web-0"},
+		"Tracee":                             {foreign.KindTracee, `{"timestamp":1795932000000000000,"processId":44,"processName":"sh","hostName":"node-a","containerId":"111122223333","container":{"id":"111122223333","name":"app"},"kubernetes":{"podName":"web-0","podNamespace":"shop","podUID":"1111-2222-3333"},"eventId":"6000","eventName":"anti_debugging","args":[],"metadata":{"Version":"1","Description":"d","Tags":null,"Properties":{"Severity":3,"signatureID":"TRC-1","signatureName":"S","MITRE ATT&CK":"Defense Evasion: Debugger Evasion"}}}`, "Container/app", "shop/Pod/web-0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for where, want := range map[string]string{"without a cluster": c.alone, "with one": c.connected} {
+				report, err := foreign.DecoderOf(c.kind)([]byte(c.alert))
+				require.NoError(t, err)
+				require.NotNil(t, report.Alert)
+				i := connected.intake(t)
+				if where == "without a cluster" {
+					i.Kube = nil
+				}
+				require.NoError(t, i.Check(t.Context(), report.Alert, ""), where)
+				require.Equal(t, "local/"+want, i.Key(*report.Alert), where)
+			}
+		})
+	}
+}
+
+func TestSourceTokenIsAlsoTakenAsPassword(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(file, []byte(tokenOf("falco")), 0o600))
+	f, err := gateway.NewForeign(newCluster(t).intake(t), []config.Foreign{{Name: "falco", TokenFile: file}}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	server := httptest.NewServer(f.Server().Handler)
+	t.Cleanup(server.Close)
+	post := func(auth func(*http.Request)) *http.Response {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/v1/tetragon", strings.NewReader(`{"process_exec":{}}`))
+		require.NoError(t, err)
+		auth(r)
+		response, err := http.DefaultClient.Do(r)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		return response
+	}
+	require.Equal(t, http.StatusAccepted, post(func(r *http.Request) { r.SetBasicAuth("falco", tokenOf("falco")) }).StatusCode)
+	require.Equal(t, http.StatusAccepted, post(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+tokenOf("falco")) }).StatusCode)
+	for _, wrong := range []string{"", "wrong", tokenOf("other"), tokenOf("falco") + "x"} {
+		response := post(func(r *http.Request) { r.SetBasicAuth("falco", wrong) })
+		require.Equal(t, http.StatusUnauthorized, response.StatusCode)
+		require.Contains(t, response.Header.Get("WWW-Authenticate"), "Basic")
+	}
+	require.Equal(t, http.StatusUnauthorized, post(func(r *http.Request) { r.SetBasicAuth(tokenOf("falco"), "") }).StatusCode)
+}
