@@ -138,13 +138,20 @@ func (w *Worker) sweepCloud(ctx context.Context, before time.Time) error {
 
 // holds tells whether the lease of a target's facet runs.
 func (w *Worker) holds(ctx context.Context, target playbooks.Target, facet playbooks.Facet, object string) (bool, error) {
-	d, err := w.Client.DescribeWorkflowExecution(ctx, workflows.LeaseID(w.Config.Cluster, target, facet), "")
-	var gone *serviceerror.NotFound
-	if errors.As(err, &gone) {
-		return false, nil
+	ids := []string{workflows.LeaseID(w.Config.Cluster, target, facet)}
+	if target.Node != "" { // it may have begun by its node's word alone, during an outage of the API server
+		ids = append(ids, workflows.NodeLeaseID(w.Config.Cluster, target, facet))
 	}
-	if err != nil {
-		return false, fmt.Errorf("ask for the lease of %s: %w", object, err)
+	for _, id := range ids {
+		d, err := w.Client.DescribeWorkflowExecution(ctx, id, "")
+		var gone *serviceerror.NotFound
+		switch {
+		case errors.As(err, &gone):
+		case err != nil:
+			return false, fmt.Errorf("ask for the lease of %s: %w", object, err)
+		case d.GetWorkflowExecutionInfo().GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING:
+			return true, nil
+		}
 	}
-	return d.GetWorkflowExecutionInfo().GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING, nil
+	return false, nil
 }

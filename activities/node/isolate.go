@@ -153,8 +153,12 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		found, refused, err := a.planPolicy(ctx, r, params, prior.Lock)
 		switch {
 		case err != nil && prior.Lock:
-			// A cluster that is away must not keep the lock waiting: the policy follows when it is back.
-			plan.Warnings = append(plan.Warnings, "the API server does not answer, the policy follows when it does: "+err.Error())
+			// Neither an outage nor a policy that cannot be written keeps the lock waiting.
+			why := "the NetworkPolicy cannot be planned, so the node's lock stands alone: "
+			if kube.IsUnavailable(err) {
+				why = "the API server does not answer, the policy follows when it does: "
+			}
+			plan.Warnings = append(plan.Warnings, why+err.Error())
 			found = &kube.IsolatePlan{Changes: []string{"unknown"}}
 		case err != nil:
 			return plan, err
