@@ -359,6 +359,9 @@ func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
 	}
+	if len(raw) > link.MaxMessage { // or the stream's own error would look as if the node were away
+		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters", link.ErrRefused, kind, len(raw), link.MaxMessage)
+	}
 	limit := 30 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)-50*time.Millisecond)
