@@ -46,6 +46,8 @@ type Decision struct {
 	// Config is the short hash of the configuration in force.
 	Config string `json:"config,omitempty"`
 	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
+	// Replicas is by how many pods of the workload its share of the budget was judged; -1 means that nobody knew.
+	Replicas int `json:"replicas,omitempty"`
 	// DrillTarget is the registered target of a drill; nil outside of drills.
 	DrillTarget *proof.DrillTarget `json:"drill_target,omitempty"`
 	// Confirmed: the API server said that the target is what the request says, on the node that it says.

@@ -28,6 +28,8 @@ type TargetFacts struct {
 	Incomplete string
 	// Replicas is how many pods the workload wants; 0 where no owner says it.
 	Replicas int
+	// AnyReplicas: the share of the workload is not judged where Replicas is 0. A simulation says so of what no recording tells.
+	AnyReplicas bool
 }
 
 // Workload is the topmost owner that is known; the zero value if there is none.

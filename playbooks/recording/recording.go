@@ -137,6 +137,7 @@ type Decision struct {
 	Phase     int       `json:"phase"`
 	Config    string    `json:"config,omitempty"`
 	Approvers Approvers `json:"approvers,omitzero"`
+	Replicas  int       `json:"replicas,omitempty"` // of the workload, as the budget judged it; -1 unknown, 0 not judged
 }
 
 // Approvers says who may agree.

@@ -133,6 +133,9 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 			}
 			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
 			d.Confirmed = f.confirmed()
+			if d.Replicas = f.replicas(); d.Replicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
+				d.Replicas = -1
+			}
 			d.Since = f.Since
 			if f.Grant != nil {
 				d.Since = f.Grant.Issued // what people released later is not contained again with it

@@ -116,7 +116,7 @@ func (w *Window) left(f Facts) string {
 		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
 	replicas := f.replicas()
-	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && len(held) > 0 {
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && len(held) > 0 && (f.Known == nil || !f.Known.AnyReplicas) {
 		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", len(held), workload)
 	}
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {

@@ -326,7 +326,7 @@ func (r *recorder) plan(e *historypb.HistoryEvent, action, target string, got ac
 }
 
 func decision(d activities.Decision) *recording.Decision {
-	return &recording.Decision{Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, Config: d.Config, Approvers: approvers(d.Approvers)}
+	return &recording.Decision{Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, Config: d.Config, Approvers: approvers(d.Approvers), Replicas: d.Replicas}
 }
 
 func approvers(a activities.Approvers) recording.Approvers {

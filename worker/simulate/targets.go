@@ -19,7 +19,12 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 		return activities.TargetFacts{OutsideCluster: true, Node: t.Node}
 	}
 	// Whether the host's network forbids an action is in that action's recorded or faked plan.
-	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node}
+	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, AnyReplicas: true}
+	for _, a := range r.sim.rec.Answers {
+		if a.Target == t.ID() && a.Decision != nil && a.Decision.Replicas != 0 {
+			facts.Replicas, facts.AnyReplicas = max(a.Decision.Replicas, 0), false
+		}
+	}
 	if t.Kind == playbooks.TargetWorkload {
 		facts.Owners = []playbooks.WorkloadIdentity{{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name, UID: t.UID}}
 		return facts
