@@ -131,11 +131,7 @@ func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*
 	if err != nil {
 		return nil, nil, err
 	}
-	keys, err := link.LoadKeys(certs)
-	if err != nil {
-		return nil, nil, err
-	}
-	pins, err := link.OpenPins(enrol.Pins, keys)
+	pins, err := link.LoadPins(certs, enrol.Pins)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -260,7 +260,7 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 	if err != nil {
 		return err
 	}
-	pins, err := link.OpenPins("", auth.KeySet()) // the keys are this process's own
+	pins, err := link.OpenPins("", "", auth.KeySet()) // the keys are this process's own
 	if err != nil {
 		return err
 	}

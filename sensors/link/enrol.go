@@ -30,27 +30,27 @@ type Enrolment struct {
 // the gateway. Pinned keys that are kept stay, whatever the gateway answers.
 func (e Enrolment) Open(ctx context.Context) (*Identity, *Pins, error) {
 	var enrolled proof.KeySet
-	pinned, err := OpenPins(e.Pins, enrolled)
+	ca, err := os.ReadFile(e.CA)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the installation's authority: %w", err)
+	}
+	pinned, err := OpenPins(e.Pins, Anchor(ca), enrolled)
 	if err != nil && !errors.Is(err, ErrNoPins) {
 		return nil, nil, err
 	}
-	identity, err := e.open(ctx, pinned == nil, &enrolled)
+	identity, err := e.open(ctx, ca, pinned == nil, &enrolled)
 	if err != nil {
 		return nil, nil, err
 	}
 	if pinned == nil {
-		if pinned, err = OpenPins(e.Pins, enrolled); err != nil {
+		if pinned, err = OpenPins(e.Pins, Anchor(ca), enrolled); err != nil {
 			return nil, nil, err
 		}
 	}
 	return identity, pinned, nil
 }
 
-func (e Enrolment) open(ctx context.Context, anew bool, enrolled *proof.KeySet) (*Identity, error) {
-	ca, err := os.ReadFile(e.CA)
-	if err != nil {
-		return nil, fmt.Errorf("read the installation's authority: %w", err)
-	}
+func (e Enrolment) open(ctx context.Context, ca []byte, anew bool, enrolled *proof.KeySet) (*Identity, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, fmt.Errorf("%s holds no certificate", e.CA)

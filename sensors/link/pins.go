@@ -1,6 +1,9 @@
 package link
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +19,8 @@ import (
 // Pins are the authority's keys as a node knows them: those that it was enrolled with, and those that a chain of rotations
 // leads to from there. What a gateway says of itself changes nothing. It is safe for concurrent use.
 type Pins struct {
-	path string // "" keeps them in memory only
+	path   string // "" keeps them in memory only
+	anchor string
 
 	mu   sync.Mutex
 	set  proof.KeySet
@@ -26,10 +30,23 @@ type Pins struct {
 // ErrNoPins says that a node was never told whose commands it obeys.
 var ErrNoPins = errors.New("the authority's keys are not pinned")
 
-// OpenPins reads the pinned keys from path. If there are none it pins those of the enrollment, and keeps them in path.
-// Without either it returns ErrNoPins.
-func OpenPins(path string, enrolled proof.KeySet) (*Pins, error) {
-	p := &Pins{path: path, set: enrolled}
+// pinFile is how pinned keys are kept.
+type pinFile struct {
+	// Anchor is the installation: the SHA-256 of its certificate authority, which an administrator put on the node.
+	Anchor string       `json:"anchor,omitempty"`
+	Keys   proof.KeySet `json:"keys"`
+}
+
+// Anchor names an installation by its certificate authority, as PEM.
+func Anchor(ca []byte) string {
+	sum := sha256.Sum256(bytes.TrimSpace(ca))
+	return hex.EncodeToString(sum[:])
+}
+
+// OpenPins reads the keys that were pinned in path for an installation. If there are none, or they are another
+// installation's, it pins those of the enrollment, and keeps them in path. Without either it returns ErrNoPins.
+func OpenPins(path, anchor string, enrolled proof.KeySet) (*Pins, error) {
+	p := &Pins{path: path, anchor: anchor, set: enrolled}
 	if path != "" {
 		raw, err := os.ReadFile(path)
 		switch {
@@ -37,13 +54,17 @@ func OpenPins(path string, enrolled proof.KeySet) (*Pins, error) {
 		case err != nil:
 			return nil, fmt.Errorf("read the pinned keys: %w", err)
 		default:
-			if err := json.Unmarshal(raw, &p.set); err != nil {
+			var kept pinFile
+			if err := json.Unmarshal(raw, &kept); err != nil {
 				return nil, fmt.Errorf("read the pinned keys: %s is damaged: %w; remove it and enroll the node again", path, err)
 			}
-			p.ring, err = p.set.Ring()
-			if err != nil {
-				return nil, fmt.Errorf("read the pinned keys in %s: %w", path, err)
+			if kept.Anchor != anchor {
+				break // the node was another installation's before
 			}
+			if p.ring, err = kept.Keys.Ring(); err != nil {
+				return nil, fmt.Errorf("read the pinned keys in %s: %w; remove it and enroll the node again", path, err)
+			}
+			p.set = kept.Keys
 			return p, nil
 		}
 	}
@@ -119,7 +140,7 @@ func (p *Pins) write(set proof.KeySet) error {
 	if p.path == "" {
 		return nil
 	}
-	raw, err := json.Marshal(set)
+	raw, err := json.Marshal(pinFile{p.anchor, set})
 	if err != nil {
 		return fmt.Errorf("keep the pinned keys: %w", err)
 	}

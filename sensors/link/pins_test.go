@@ -43,7 +43,7 @@ func rotation(t *testing.T, by proof.Key, set proof.KeySet) []byte {
 func TestANodeFollowsRotationsThatThePinnedKeySigned(t *testing.T) {
 	path := filepath.Join(t.TempDir(), link.KeysFile)
 	first, second, third := keyOf(t, 1), keyOf(t, 2), keyOf(t, 3)
-	pins, err := link.OpenPins(path, setOf(0, first))
+	pins, err := link.OpenPins(path, "here", setOf(0, first))
 	require.NoError(t, err)
 	one, two := rotation(t, first, setOf(1, second, first)), rotation(t, second, setOf(2, third))
 	require.NoError(t, pins.Follow([][]byte{one, two}), "a node that was away follows several at once")
@@ -51,9 +51,13 @@ func TestANodeFollowsRotationsThatThePinnedKeySigned(t *testing.T) {
 	require.NotContains(t, pins.Keys(), first.ID(), "a key that a later set leaves out is distrusted")
 	require.NoError(t, pins.Follow([][]byte{one, two}), "again it changes nothing")
 
-	kept, err := link.OpenPins(path, setOf(0, first))
+	kept, err := link.OpenPins(path, "here", setOf(0, first))
 	require.NoError(t, err)
 	require.Equal(t, pins.Keys(), kept.Keys(), "a restart keeps what was followed, whatever the enrollment says")
+
+	other, err := link.OpenPins(path, "another installation", setOf(0, first))
+	require.NoError(t, err)
+	require.Contains(t, other.Keys(), first.ID(), "a node that an administrator moved to another installation pins that one's")
 }
 
 func TestWhoAnswersAsTheGatewayReplacesNoKey(t *testing.T) {
@@ -69,11 +73,11 @@ func TestWhoAnswersAsTheGatewayReplacesNoKey(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), link.KeysFile)
-			pins, err := link.OpenPins(path, setOf(0, first))
+			pins, err := link.OpenPins(path, "here", setOf(0, first))
 			require.NoError(t, err)
 			require.Error(t, pins.Follow(sets))
 			require.NotContains(t, pins.Keys(), thief.ID())
-			kept, err := link.OpenPins(path, proof.KeySet{})
+			kept, err := link.OpenPins(path, "here", proof.KeySet{})
 			require.NoError(t, err)
 			require.NotContains(t, kept.Keys(), thief.ID())
 		})
@@ -81,12 +85,12 @@ func TestWhoAnswersAsTheGatewayReplacesNoKey(t *testing.T) {
 }
 
 func TestANodeWithoutPinnedKeysRefusesEveryCommand(t *testing.T) {
-	_, err := link.OpenPins("", proof.KeySet{})
+	_, err := link.OpenPins("", "", proof.KeySet{})
 	require.ErrorIs(t, err, link.ErrNoPins)
 	var none *link.Pins
 	require.Empty(t, none.Keys())
 	path := filepath.Join(t.TempDir(), link.KeysFile)
 	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
-	_, err = link.OpenPins(path, setOf(0, keyOf(t, 1)))
+	_, err = link.OpenPins(path, "here", setOf(0, keyOf(t, 1)))
 	require.ErrorContains(t, err, "is damaged", "a damaged file is not replaced in silence")
 }

@@ -42,8 +42,20 @@ func LoadTLS(dir, base string) (*tls.Config, error) {
 // KeysFile is where a node's folder of certificates has the authority's keys.
 const KeysFile = "authority.json"
 
-// LoadKeys reads the authority's keys from a node's folder of certificates.
-func LoadKeys(dir string) (proof.KeySet, error) {
+// LoadPins pins the authority's keys that a node's folder of certificates has, unless later ones are kept in path already.
+func LoadPins(dir, path string) (*Pins, error) {
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+	}
+	set, err := loadKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	return OpenPins(path, Anchor(ca), set)
+}
+
+func loadKeys(dir string) (proof.KeySet, error) {
 	var set proof.KeySet
 	raw, err := os.ReadFile(filepath.Join(dir, KeysFile))
 	if err == nil {

@@ -91,8 +91,9 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	a := account{aws.Start(t), t}
 	// What a terminated workflow left is looked for when Stanch starts: one whose end has come, and one whose has not.
 	a.role("orphaned", podsTrust)
-	for name, until := range map[string]string{"stanch-revoke-LSE-OLD": "20260101T000000Z", "stanch-revoke-LSE-NEW": "21000101T000000Z"} {
-		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + until + `","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
+	for name, year := range map[string]string{"stanch-revoke-LSE-OLD": "2026", "stanch-revoke-LSE-NEW": "2100"} {
+		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + year + `0101T000000Z","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":"` +
+			year + `-01-01T00:00:00Z","aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
 		if _, err := a.IAM().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +111,11 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		states := make(chan []string, 1)
 		go func() { states <- a.seen(ctx, role) }()
-		stdout, stderr, code := s.Run(t, "drill", "credentials", "--kubeconfig", lab.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
+		args := []string{"drill", "credentials", "--kubeconfig", lab.Kubeconfig, "--image", kube.AttackImage, "-o", "json"}
+		if strings.HasPrefix(role, config.DrillRole) {
+			args = append(args, "--role", role)
+		}
+		stdout, stderr, code := s.Run(t, args...)
 		cancel()
 		var got result
 		if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != 0 || !got.OK {
