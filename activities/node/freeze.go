@@ -47,10 +47,13 @@ func (a *Freeze) Plan(ctx context.Context, r activities.Request) (activities.Pla
 	if state.Gone {
 		return activities.Plan{}, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 	}
+	if !state.Held && state.Note != "" {
+		return activities.Plan{}, activities.Refuse("%s: %s", r.Target, state.Note)
+	}
 	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held, Held: state.Held}, nil
 }
 
-// Apply freezes; the node thaws by itself at the end.
+// Apply freezes; a process of the node thaws at the end, also when the sensor is gone.
 func (a *Freeze) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token proof.Signed) (activities.Effect, error) {
 	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
 	var state link.HoldState

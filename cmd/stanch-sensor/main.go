@@ -20,6 +20,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/identity"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
 	"stanch/sensors/snapshot"
@@ -35,6 +36,12 @@ func main() {
 			os.Exit(1)
 		}
 		os.Exit(0) // at once: a read may never end
+	}
+	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
+		if err := snapshot.ServeThaw(os.Args[2]); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -54,7 +61,7 @@ func exitCode(err error) int {
 }
 
 func command() *cobra.Command {
-	setup := agent.Setup{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}}
+	setup := agent.Setup{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	var gatewayAddr, certs, output string
 	var enrol link.Enrolment
 	var events bool
@@ -104,13 +111,13 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	watch.Flags().BoolVar(&events, "events", false, "print every event, not only detections")
 	watch.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	disarm := &cobra.Command{
-		Use: "disarm", Short: "Remove every egress lock, program and pin from this node", Args: cobra.NoArgs,
+		Use: "disarm", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
 		Example: "  stanch-sensor disarm",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := probe.Disarm(setup.LockDir); err != nil {
+			if err := errors.Join(probe.Disarm(setup.LockDir), thawAll(cmd.Context())); err != nil {
 				return fmt.Errorf("disarm: %w", err)
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock is left on this node")
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock and no freeze is left on this node")
 			return err
 		},
 	}
@@ -139,14 +146,23 @@ func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*
 	return identity, pins, err
 }
 
+// thawAll ends every freeze of Stanch's on this machine.
+func thawAll(ctx context.Context) error {
+	root, err := identity.FindCgroupRoot()
+	if err != nil {
+		return err
+	}
+	return snapshot.NewFreezer(root, slog.Default()).ThawAll(ctx)
+}
+
 func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol link.Enrolment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	identity, pins, err := identify(ctx, setup.StateDir, certs, enrol)
+	node, pins, err := identify(ctx, setup.StateDir, certs, enrol)
 	if err != nil {
 		return err
 	}
 	if setup.Node == "" {
-		setup.Node = identity.Name()
+		setup.Node = node.Name()
 	}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
@@ -158,7 +174,7 @@ func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol 
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Pins: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
+	return a.Serve(ctx, &link.Client{Address: address, Identity: node, Pins: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
 func watchNode(ctx context.Context, out io.Writer, setup agent.Setup, events, asJSON bool) error {

@@ -13,7 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stanch/sensors/agent"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/snapshot"
 	"stanch/worker/config"
 )
 
@@ -27,6 +29,12 @@ func main() {
 	}
 	if kind, address, ok := strings.Cut(os.Getenv(attackEnv), " "); ok {
 		os.Exit(attackMain([]string{kind, address}))
+	}
+	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
+		if err := snapshot.ServeThaw(os.Args[2]); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -246,7 +246,7 @@ func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
 
 // runSensor is this machine's own node agent, over the same link as any other's.
 func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
-	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, At: crashAt(o.crash)}
+	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, At: crashAt(o.crash), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	a, closeAll, err := agent.Make(setup)
 	if err != nil {
 		return err

@@ -134,23 +134,7 @@ func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndComman
 	if kind == link.CommandUnlock {
 		return a.unlock(ctx, c, keys)
 	}
-	state, err := a.freezeState(ctx, c.Target)
-	if err != nil || !state.Held || state.Lease != c.Lease {
-		return link.HoldState{Gone: state.Gone}, err
-	}
-	if time.Now().Before(state.Until) {
-		grant, err := mayEnd(c.Grant, c.Lease, keys)
-		if err != nil {
-			return state, refused(err)
-		}
-		if err := a.released.spend(c.Lease, c.Target.ID(), state.Until, grant); err != nil {
-			a.complain("remember a release", err)
-		}
-	}
-	if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
-		return state, fmt.Errorf("thaw: %w", err)
-	}
-	return link.HoldState{}, nil
+	return a.thaw(ctx, c, keys)
 }
 
 func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Blob, error) {

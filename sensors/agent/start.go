@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -23,6 +22,9 @@ import (
 // SnapshotCommand is the first argument with which a program that has an agent is started to take one snapshot.
 const SnapshotCommand = "take-snapshot"
 
+// ThawCommand is the first argument with which a program that has an agent is started to end one freeze.
+const ThawCommand = "thaw-at-end"
+
 // Setup says how to make an agent on this machine. The zero value watches every container of it.
 type Setup struct {
 	Node      string // default: the host's name
@@ -32,7 +34,9 @@ type Setup struct {
 	Kubelet   string // see Options
 	// SnapshotProgram and its arguments call snapshot.ServeTake: see Options.Snapshots. Empty: none.
 	SnapshotProgram []string
-	RuleDirs        []string
+	// ThawProgram and its arguments call snapshot.ServeThaw with the last argument. Empty: this node freezes nothing.
+	ThawProgram []string
+	RuleDirs    []string
 	// Learn is how long an image is watched before anything it does can be unusual. Default 24 h.
 	Learn time.Duration
 	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
@@ -107,16 +111,12 @@ func Make(s Setup) (a *Agent, closeAll func(), err error) {
 		} else {
 			closers = append(closers, func() { _ = o.Lock.Close() })
 		}
-		freezeDir := s.StateDir
-		if freezeDir != "" {
-			if o.Freezer, err = snapshot.NewFreezer(filepath.Join(freezeDir, "freezer")); err != nil {
-				s.Log.Error("freezing is off", "error", err)
-			} else {
-				if err := o.Freezer.Sweep(context.Background()); err != nil {
-					s.Log.Warn("sweep what was left frozen", "error", err)
-				}
-				closers = append(closers, func() { _ = o.Freezer.Close() })
+		if len(s.ThawProgram) > 0 {
+			o.Freezer = snapshot.NewFreezer(o.Resolver.CgroupRoot(), s.Log, s.ThawProgram...)
+			if err := o.Freezer.Sweep(context.Background()); err != nil {
+				s.Log.Warn("find what an earlier sensor froze", "error", err)
 			}
+			closers = append(closers, func() { _ = o.Freezer.Close() })
 		}
 	} else {
 		o.LockWhy = "this sensor only watches"

@@ -1,10 +1,10 @@
 package snapshot
 
 import (
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,62 +17,6 @@ import (
 type FreezeState struct {
 	Asked  bool `json:"asked"`  // cgroup.freeze is 1
 	Frozen bool `json:"frozen"` // the kernel says that all stand still
-}
-
-// Freeze stops every process of a cgroup (absolute path of its v2 directory) and waits until they stand still.
-// Freezing is for seconds: probes of a frozen pod fail and the kubelet kills it.
-func Freeze(ctx context.Context, cgroupDir string) error {
-	return turn(ctx, cgroupDir, true)
-}
-
-// Thaw lets them go on. Thawing what is not frozen, or is gone, is no error.
-func Thaw(ctx context.Context, cgroupDir string) error {
-	err := turn(ctx, cgroupDir, false)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
-}
-
-func turn(ctx context.Context, dir string, freeze bool) error {
-	word, what := "0", "thaw"
-	if freeze {
-		word, what = "1", "freeze"
-	}
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte(word), 0); err != nil {
-		return fmt.Errorf("%s cgroup %s: %w", what, dir, err)
-	}
-	// The kernel says in cgroup.events when it is so, and wakes who polls for that.
-	f, err := os.Open(filepath.Join(dir, "cgroup.events"))
-	if err != nil {
-		return fmt.Errorf("%s cgroup %s: %w", what, dir, err)
-	}
-	defer f.Close()
-	for {
-		st, err := readEvents(f)
-		if err != nil {
-			return fmt.Errorf("%s cgroup %s: %w", what, dir, err)
-		}
-		if st == freeze {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("%s cgroup %s: its processes do not follow: %w", what, dir, err)
-		}
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, 20) //nolint:gosec // a descriptor
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("%s cgroup %s: %w", what, dir, err)
-		}
-	}
-}
-
-func readEvents(f *os.File) (frozen bool, err error) {
-	b := make([]byte, 256)
-	n, err := f.ReadAt(b, 0)
-	if n == 0 && err != nil {
-		return false, err
-	}
-	return strings.Contains("\n"+string(b[:n]), "\nfrozen 1"), nil
 }
 
 // Frozen reads how a cgroup stands.
@@ -90,5 +34,159 @@ func Frozen(cgroupDir string) (FreezeState, error) {
 	}, nil
 }
 
-// thawTime bounds a thaw that nobody waits for.
-const thawTime = 5 * time.Second
+// openCgroup opens the directory of a cgroup. Whatever is done through it is done to that cgroup: a path may be another
+// cgroup's a moment later. id is the cgroup's id; 0 accepts any.
+func openCgroup(path string, id uint64) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
+	}
+	dir := os.NewFile(uintptr(fd), path) //nolint:gosec // a descriptor
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), dir.Close())
+	}
+	if id != 0 && st.Ino != id {
+		return nil, errors.Join(fmt.Errorf("open cgroup %s: it is cgroup %d now, and not %d", path, st.Ino, id), dir.Close())
+	}
+	return dir, nil
+}
+
+// openIn opens a file of a cgroup.
+func openIn(dir *os.File, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_CLOEXEC, 0) //nolint:gosec // a descriptor
+	if err != nil {
+		return nil, fmt.Errorf("open %s of cgroup %s: %w", name, dir.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name)), nil //nolint:gosec // a descriptor
+}
+
+// readSmall reads a file of the kernel's from its start.
+func readSmall(f *os.File) (string, error) {
+	b := make([]byte, 256)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	return string(b[:n]), nil
+}
+
+// gone reports whether an error says that the cgroup was removed.
+func gone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) }
+
+// writeFreeze asks the kernel to freeze (1) or thaw (0) through an open cgroup.freeze. A removed cgroup is no error
+// for a thaw: nothing is left to thaw.
+func writeFreeze(f *os.File, value string) error {
+	if _, err := f.WriteAt([]byte(value), 0); err != nil && (value != "0" || !gone(err)) {
+		return fmt.Errorf("write %s to %s: %w", value, f.Name(), err)
+	}
+	return nil
+}
+
+// markName is the extended attribute on a cgroup's directory that says for which lease Stanch froze it. Only
+// CAP_SYS_ADMIN reads or writes attributes of this kind, and the attribute goes with the cgroup.
+const markName = "trusted.stanch.freeze"
+
+// mark is the attribute's value.
+type mark struct {
+	Lease  string    `json:"lease"`
+	Target string    `json:"target"` // whose cgroup it is
+	Until  time.Time `json:"until"`
+	End    int64     `json:"end"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
+	PID    int       `json:"pid"` // the thawer's
+	Start  string    `json:"start"`
+}
+
+// errNoMark says that Stanch did not freeze a cgroup.
+var errNoMark = errors.New("not frozen by Stanch")
+
+func readMark(dir *os.File) (mark, error) {
+	var m mark
+	b := make([]byte, 1024)
+	n, err := unix.Fgetxattr(int(dir.Fd()), markName, b) //nolint:gosec // a descriptor
+	if errors.Is(err, unix.ENODATA) || gone(err) {
+		return m, errNoMark
+	}
+	if err != nil {
+		return m, fmt.Errorf("read %s of cgroup %s: %w", markName, dir.Name(), err)
+	}
+	if err := json.Unmarshal(b[:n], &m); err != nil {
+		return m, fmt.Errorf("read %s of cgroup %s: %w; thaw it with `echo 0 > cgroup.freeze` and remove the attribute", markName, dir.Name(), err)
+	}
+	return m, nil
+}
+
+// writeMark creates the mark (unix.XATTR_CREATE) or replaces the one that is there (unix.XATTR_REPLACE).
+func writeMark(dir *os.File, m mark, flag int) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("mark cgroup %s: %w", dir.Name(), err)
+	}
+	if err := unix.Fsetxattr(int(dir.Fd()), markName, b, flag); err != nil { //nolint:gosec // a descriptor
+		return fmt.Errorf("mark cgroup %s: %w", dir.Name(), err)
+	}
+	return nil
+}
+
+// removeMark removes the mark if it is this thawer's.
+func removeMark(dir *os.File, pid int) error {
+	if m, err := readMark(dir); err != nil || m.PID != pid {
+		return nil //nolint:nilerr // another thawer's, or none
+	}
+	err := unix.Fremovexattr(int(dir.Fd()), markName) //nolint:gosec // a descriptor
+	if err != nil && !errors.Is(err, unix.ENODATA) && !gone(err) {
+		return fmt.Errorf("remove %s of cgroup %s: %w", markName, dir.Name(), err)
+	}
+	return nil
+}
+
+// process opens the thawer's process. ok is false if it has ended, also if another has its number now.
+func (m mark) process() (pidfd int, ok bool) {
+	fd, err := unix.PidfdOpen(m.PID, 0)
+	if err != nil {
+		return -1, false
+	}
+	if started(m.PID) != m.Start || ended(fd, 0) {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
+}
+
+// started says when a process started, in the kernel's ticks since boot. "" if there is no such process.
+func started(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// The name, in parentheses, may hold blanks and parentheses; the start is the 20th field after it.
+	rest := string(b)[strings.LastIndexByte(string(b), ')')+1:]
+	if f := strings.Fields(rest); len(f) > 19 {
+		return f[19]
+	}
+	return ""
+}
+
+// ended waits at most so long for a process to end.
+func ended(pidfd int, limit time.Duration) bool {
+	deadline := time.Now().Add(limit)
+	for {
+		left := max(time.Until(deadline), 0)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left.Milliseconds())) //nolint:gosec // a descriptor
+		if err == nil && n > 0 {
+			return true
+		}
+		if (err != nil && !errors.Is(err, unix.EINTR)) || !time.Now().Before(deadline) {
+			return false
+		}
+	}
+}
+
+// sinceBoot is CLOCK_BOOTTIME: nobody sets it, and it goes on while the machine sleeps.
+func sinceBoot() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("read CLOCK_BOOTTIME: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}

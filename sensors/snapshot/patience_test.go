@@ -26,6 +26,15 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == thawCommand {
+		if err := ServeThaw(os.Args[2]); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if path := os.Getenv(freezeEnv); path != "" {
+		freezeForever(path, os.Getenv(untilEnv))
+	}
 	if os.Getenv(helperEnv) == "1" {
 		if err := ServeTake(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -129,6 +129,9 @@ func (c *Container) Command(t testing.TB, name string, args ...string) *exec.Cmd
 	return p
 }
 
+// Cgroup is the container's directory in cgroup v2.
+func (c *Container) Cgroup() string { return c.dir }
+
 // CPU is the time that the container's processes have used, those that ended included.
 func (c *Container) CPU(t testing.TB) time.Duration {
 	t.Helper()

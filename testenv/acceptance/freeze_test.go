@@ -1,0 +1,111 @@
+package acceptance
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/sensors/snapshot"
+	"stanch/testenv/stand"
+)
+
+// freezeFor is a playbook that freezes the stand's containers for so long.
+func freezeFor(d time.Duration) map[string]string {
+	return map[string]string{"freeze.yaml": fmt.Sprintf(`playbook: freeze
+match:
+  objective: crypto-mining
+  when: incident.workload.name startsWith "MARK"
+steps:
+  - evidence: process.snapshot
+  - contain: pod.freeze
+    for: %s
+`, d)}
+}
+
+// frozen attacks in a new container and waits until it is frozen. It returns the end of the freeze.
+func frozen(t *testing.T, s *stand.Stand) (*stand.Container, playbooks.LeaseReport) {
+	t.Helper()
+	c := s.Container(t)
+	c.Attack(t)
+	in := s.Incident(t, c.ID, 30*time.Second, "frozen", func(in playbooks.Incident) bool {
+		return len(in.Leases) > 0 && in.Leases[0].State == "held" && in.Leases[0].Verified
+	})
+	require.True(t, isFrozen(t, c))
+	return c, in.Leases[0]
+}
+
+func isFrozen(t *testing.T, c *stand.Container) bool {
+	t.Helper()
+	state, err := snapshot.Frozen(c.Cgroup())
+	require.NoError(t, err)
+	return state.Asked && state.Frozen
+}
+
+// thawer reads which process ends the freeze of a container.
+func thawer(t *testing.T, c *stand.Container) int {
+	t.Helper()
+	b := make([]byte, 1024)
+	n, err := syscall.Getxattr(c.Cgroup(), "trusted.stanch.freeze", b)
+	require.NoError(t, err)
+	var mark struct {
+		PID int `json:"pid"`
+	}
+	require.NoError(t, json.Unmarshal(b[:n], &mark))
+	return mark.PID
+}
+
+func TestFreezeEndsOnTimeAfterStanchIsKilled(t *testing.T) {
+	stand.Needs(t)
+	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: freezeFor(10 * time.Second)})
+	c, lease := frozen(t, s)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thawer(t, c)))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "Rss") || strings.HasPrefix(line, "VmRSS") || strings.HasPrefix(line, "Threads") {
+			t.Log("thawer: ", strings.Join(strings.Fields(line), " "))
+		}
+	}
+	require.NoError(t, syscall.Kill(-s.PID(), syscall.SIGKILL))
+	s.Kill()
+	require.True(t, isFrozen(t, c), "the freeze goes on without Stanch")
+	require.True(t, c.Resumed(20*time.Second), "it thaws without Stanch")
+	require.WithinDuration(t, lease.Until, time.Now(), time.Second)
+
+	s.Up(t)
+	s.Incident(t, c.ID, 70*time.Second, "undone", undone)
+}
+
+func TestFreezeGoesOnAfterARestartAndIsReleased(t *testing.T) {
+	stand.Needs(t)
+	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: freezeFor(2 * time.Minute)})
+	c, lease := frozen(t, s)
+	for _, end := range []func(){s.Stop, s.Kill} {
+		end()
+		require.True(t, isFrozen(t, c))
+		s.Up(t)
+		in := s.Incident(t, c.ID, 30*time.Second, "held", func(in playbooks.Incident) bool { return in.Leases[0].State == "held" && in.Leases[0].Verified })
+		require.WithinDuration(t, lease.Until, in.Leases[0].Until, time.Second)
+	}
+	_, stderr, code := s.Run(t, "release", lease.ID)
+	require.Zero(t, code, stderr)
+	s.Incident(t, c.ID, 30*time.Second, "undone", undone)
+	require.True(t, c.Resumed(2*time.Second))
+}
+
+func TestPauseByAnOperatorSurvivesTheEndOfAFreeze(t *testing.T) {
+	stand.Needs(t)
+	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: freezeFor(8 * time.Second)})
+	c, lease := frozen(t, s)
+	require.NoError(t, os.WriteFile(filepath.Join(c.Cgroup(), "cgroup.freeze"), []byte("1"), 0))
+	in := s.Incident(t, c.ID, 60*time.Second, "ended", func(in playbooks.Incident) bool { return in.Leases[0].State != "held" && time.Now().After(lease.Until.Add(time.Second)) })
+	t.Logf("the lease: %s, undone %t, %s", in.Leases[0].State, in.Leases[0].Undone, in.Leases[0].Reason)
+	require.True(t, isFrozen(t, c), "the operator's pause holds")
+}
