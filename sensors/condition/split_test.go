@@ -10,7 +10,7 @@ func TestSplitsInsideOfAPredicateAreBounded(t *testing.T) {
 		S string `expr:"s"`
 	}
 	for source, fits := range map[string]bool{
-		`split(s, "")`:                                          true,
+		`split(s, "")`: true,
 		`map(split("a b", " "), len(split(s + s + s, "")) > 1)`: false,
 		`map(split(s, ""), split(s, ""))`:                       false,
 		`split(s + s + s, "")`:                                  false,
