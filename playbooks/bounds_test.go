@@ -38,8 +38,8 @@ func TestAPlaybookThatDoublesAValueFailsBeforeItFillsTheMemory(t *testing.T) {
 		"a text":                {"set: { s: '${incident.summary + \"\"}' }", "set: { s: '${join([s, s, s, s])}' }", "more than 65536 bytes"},
 		"a list":                {"set: { l: '${[incident.summary]}' }", "set: { l: '${concat(l, l, l, l)}' }", "bytes"},
 		"texts of a list":       {"set: { l: '${[incident.summary]}' }", "set: { l: '${map(l, # + # + # + #)}' }", "more than 4096 bytes"},
-		"many texts of a text":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 bytes"},
-		"capitals of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "bytes"},
+		"many texts of a text":  {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), s + #)}' }", "more than 4096 "},
+		"capitals of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := allocated()

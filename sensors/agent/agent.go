@@ -93,6 +93,9 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Resolver != nil {
+		seen.trust = trustOf(o.Resolver.CgroupRoot())
+	}
 	a := &Agent{Options: o, released: released, sightings: seen, failing: map[string]time.Time{}}
 	a.rules.Store(set)
 	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"stanch/sensors"
 	"stanch/sensors/identity"
 )
@@ -24,6 +26,23 @@ type sightings struct {
 	boot  string
 	seen  map[string][]identity.Bearer // by target, the latest first
 	order []string                     // of targets, the oldest first
+	// trust ranks a cgroup: what ranks lowest is forgotten first. Nil ranks all alike.
+	trust func(identity.Bearer) int
+}
+
+// trustOf ranks a cgroup by what nobody but root decides: one that is gone, one that another user made, one of root's. Any
+// user with a cgroup of their own can make others in it that bear a container's id, and be detected there.
+func trustOf(root string) func(identity.Bearer) int {
+	return func(g identity.Bearer) int {
+		var st unix.Stat_t
+		switch err := unix.Stat(filepath.Join(root, g.Path), &st); {
+		case err != nil || st.Ino != g.CgroupID:
+			return 0
+		case st.Uid != 0:
+			return 1
+		}
+		return 2
+	}
 }
 
 const (
@@ -97,12 +116,26 @@ func (s *sightings) put(target string, g identity.Bearer) bool {
 	if !ok {
 		s.order = append(s.order, target)
 	}
-	s.seen[target] = append([]identity.Bearer{g}, known[:min(len(known), maxGroups-1)]...)
+	s.seen[target] = s.bounded(append([]identity.Bearer{g}, known...))
 	for len(s.order) > maxSighted {
 		delete(s.seen, s.order[0])
 		s.order = s.order[1:]
 	}
 	return true
+}
+
+// bounded forgets one of too many cgroups: of those that rank lowest the oldest, which stands last.
+func (s *sightings) bounded(groups []identity.Bearer) []identity.Bearer {
+	if len(groups) <= maxGroups {
+		return groups
+	}
+	last, lowest := len(groups)-1, 0
+	for i := last; s.trust != nil && i >= 0; i-- {
+		if rank := s.trust(groups[i]); i == last || rank < lowest {
+			last, lowest = i, rank
+		}
+	}
+	return slices.Delete(groups, last, last+1)
 }
 
 func (s *sightings) of(target string) []identity.Bearer {

@@ -27,13 +27,13 @@ const (
 // builtins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
 var builtins = []string{
 	"all", "none", "any", "one", "filter", "map", "count", "find", "findIndex", "sum", "len", "min", "max", "mean", "abs", "ceil",
-	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "split", "indexOf",
+	"floor", "round", "int", "float", "string", "trim", "trimPrefix", "trimSuffix", "upper", "lower", "indexOf",
 	"lastIndexOf", "hasPrefix", "hasSuffix", "first", "last", "take", "concat", "flatten", "uniq", "sort", "sortBy", "reverse",
 }
 
 // Builtins lists the functions that expressions may call.
 func Builtins() []string {
-	return slices.Sorted(slices.Values(append([]string{"join", "replace"}, builtins...)))
+	return slices.Sorted(slices.Values(append([]string{"join", "replace", "split"}, builtins...)))
 }
 
 // Options are the options under which every expression of Stanch is compiled, in playbooks and rules alike:

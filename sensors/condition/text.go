@@ -31,6 +31,7 @@ func textFunctions() []expr.Option {
 		b := textBound(most)
 		out = append(out,
 			expr.Function("replace"+suffix, b.replace, new(func(string, string, string) string)),
+			expr.Function("split"+suffix, b.split, new(func(string, string) []string), new(func(string, string, int) []string)),
 			expr.Function("join"+suffix, b.join, new(func([]string) string), new(func([]string, string) string), new(func([]any) string), new(func([]any, string) string)),
 			expr.Function(plusText+suffix, b.plus, new(func(string, string) string)),
 			expr.Function(upperText+suffix, b.mapped(strings.ToUpper), new(func(string) string)),
@@ -74,6 +75,28 @@ func (b textBound) replace(params ...any) (any, error) {
 		return nil, err
 	}
 	return strings.ReplaceAll(s, old, with), nil
+}
+
+// maxParts is how many parts a text is split into at most: expr counts the elements of other lists, and not these.
+const maxParts = 4096
+
+func (b textBound) split(params ...any) (any, error) {
+	s, sep, n := params[0].(string), params[1].(string), -1 //nolint:forcetypeassert // compiled so
+	if len(params) > 2 {
+		n = params[2].(int) //nolint:forcetypeassert // compiled so
+	}
+	most := maxParts
+	if b == maxElement {
+		most = maxParts / 16 // for each element of a list
+	}
+	parts := strings.Count(s, sep) + 1
+	if n >= 0 {
+		parts = min(parts, n)
+	}
+	if parts > most {
+		return nil, fmt.Errorf("the text would be split into more than %d parts", most)
+	}
+	return strings.SplitN(s, sep, n), nil
 }
 
 func (b textBound) join(params ...any) (any, error) {
@@ -142,7 +165,7 @@ func (insideVisitor) Visit(node *ast.Node) {
 		return
 	}
 	switch id.Value {
-	case plusText, upperText, lowerText, "join", "replace":
+	case plusText, upperText, lowerText, "join", "replace", "split":
 		id.Value += inside
 	}
 }

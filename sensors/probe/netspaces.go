@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +30,9 @@ type netSpace struct {
 // What is looked through at most. Who has more than this has something to hide, and the search says so.
 const (
 	maxSpaces  = 64
-	maxHandles = 16384 // threads and open files
+	maxHandles = 16384 // threads, and open files
+	// maxProblems bounds how many things are named that were not looked into: the text goes to people.
+	maxProblems = 8
 )
 
 // spaceSearch collects network namespaces.
@@ -36,8 +40,10 @@ type spaceSearch struct {
 	own     uint64 // inode of this process's own
 	device  uint64 // of the file system of namespaces
 	spaces  []netSpace
-	mounted map[uint64]int // inodes of namespaces that are mounted, and by which process
-	handles int
+	mounted map[uint64]int  // inodes of namespaces that are mounted, and by which process
+	known   map[uint64]bool // inodes of spaces
+	others  int             // spaces without a number here
+	handles int             // threads, then open files
 	host    bool
 }
 
@@ -49,18 +55,24 @@ func netSpaces(pids []int) ([]netSpace, error) {
 		return nil, fmt.Errorf("own network namespace: %w", err)
 	}
 	own := st.Ino
-	s := &spaceSearch{own: own, device: st.Dev, mounted: map[uint64]int{}}
+	s := &spaceSearch{own: own, device: st.Dev, mounted: map[uint64]int{}, known: map[uint64]bool{}}
 	var errs []error
 	alive := 0
-	for _, pid := range pids {
-		switch err := s.process(pid); {
-		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it ended meanwhile
-		case err != nil:
-			errs = append(errs, fmt.Errorf("network namespaces of process %d: %w", pid, err))
-			alive++
-		default:
-			alive++
+	// What processes are in comes before what their threads are in and what they have open: who makes many of these must
+	// not keep the search from the network that the target sends on.
+	for n, part := range []func(pid int, dir string) error{s.main, s.threads, s.files} {
+		for _, pid := range pids {
+			switch err := part(pid, "/proc/"+strconv.Itoa(pid)); {
+			case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH): // it ended meanwhile
+				continue
+			case err != nil && len(errs) < maxProblems:
+				errs = append(errs, fmt.Errorf("network namespaces of process %d: %w", pid, err))
+			}
+			if n == 0 {
+				alive++
+			}
 		}
+		s.handles = 0
 	}
 	if alive == 0 {
 		errs = append(errs, errors.New("no process is left whose network could be looked at"))
@@ -74,7 +86,7 @@ func netSpaces(pids []int) ([]netSpace, error) {
 		ours[inode] = true
 	}
 	for inode, pid := range s.mounted {
-		if inode != own && !ours[inode] && !slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.inode == inode }) {
+		if len(errs) < maxProblems && inode != own && !ours[inode] && !slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.inode == inode }) {
 			errs = append(errs, fmt.Errorf("process %d has network namespace %d mounted, which was not looked into: %w", pid, inode, ErrNotSupported))
 		}
 	}
@@ -89,67 +101,86 @@ func inodeOf(path string) (uint64, error) {
 	return st.Ino, nil
 }
 
-func (s *spaceSearch) process(pid int) error {
-	dir := "/proc/" + strconv.Itoa(pid)
-	threads, err := os.ReadDir(dir + "/task")
-	if err != nil {
-		return err
-	}
-	for _, thread := range threads {
-		path := dir + "/task/" + thread.Name() + "/ns/net"
-		inode, err := inodeOf(path)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if s.host = s.host || inode == s.own; inode == s.own {
-			continue
-		}
-		if err := s.add(pid, inode, func() (*os.File, error) { return os.Open(path) }); err != nil {
-			return err
-		}
-	}
+// main adds the namespace that a process is in, and notes those that it sees mounted.
+func (s *spaceSearch) main(pid int, dir string) error {
 	for inode := range mountedSpaces(dir) {
 		if len(s.mounted) < maxSpaces {
 			s.mounted[inode] = pid
 		}
 	}
-	return s.files(pid, dir)
+	return s.enter(pid, dir+"/ns/net")
+}
+
+// enter adds the namespace that a path leads to.
+func (s *spaceSearch) enter(pid int, path string) error {
+	inode, err := inodeOf(path)
+	if err != nil {
+		return err
+	}
+	if s.host = s.host || inode == s.own; inode == s.own {
+		return nil
+	}
+	return s.add(pid, inode, func() (*os.File, error) { return os.Open(path) })
+}
+
+// threads adds the namespaces that a process's threads are in.
+func (s *spaceSearch) threads(pid int, dir string) error {
+	names, err := s.names(dir + "/task")
+	for _, name := range names {
+		if e := s.enter(pid, dir+"/task/"+name+"/ns/net"); e != nil && !errors.Is(e, fs.ErrNotExist) && !errors.Is(e, unix.ESRCH) {
+			err = errors.Join(err, e)
+			break
+		}
+	}
+	return err
+}
+
+// names lists a directory of /proc as far as the search may look at things of its kind.
+func (s *spaceSearch) names(dir string) ([]string, error) {
+	left := maxHandles - s.handles
+	if left <= 0 {
+		return nil, fmt.Errorf("more than %d in %s and others", maxHandles, filepath.Base(dir))
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(left + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if s.handles += len(names); len(names) > left {
+		return names[:left], fmt.Errorf("more than %d in %s and others", maxHandles, filepath.Base(dir))
+	}
+	return names, nil
 }
 
 // files adds the namespaces that a process has open.
 func (s *spaceSearch) files(pid int, dir string) error {
-	open, err := os.ReadDir(dir + "/fd")
-	if err != nil {
-		return err
-	}
-	if s.handles += len(open); s.handles > maxHandles {
-		return fmt.Errorf("more than %d open files", maxHandles)
-	}
+	open, problem := s.names(dir + "/fd")
 	for _, f := range open {
-		name := dir + "/fd/" + f.Name()
+		name := dir + "/fd/" + f
 		to, err := os.Readlink(name)
 		if err != nil || strings.HasPrefix(to, "socket:[") || strings.HasPrefix(to, "pipe:[") || strings.HasPrefix(to, "anon_inode:") {
 			continue
 		}
 		file, inode, err := s.openSpace(name)
 		if err != nil {
-			return err
+			return errors.Join(problem, err)
 		}
 		if file == nil {
 			continue
 		}
 		err = s.add(pid, inode, func() (*os.File, error) { return file, nil })
 		if !slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.file == file }) {
-			_ = file.Close() // it is known already
+			_ = file.Close() // it is known already, or one too many
 		}
 		if err != nil {
-			return err
+			return errors.Join(problem, err)
 		}
 	}
-	return nil
+	return problem
 }
 
 // mountedSpaces gives the network namespaces that a process sees mounted.
@@ -169,15 +200,11 @@ func mountedSpaces(dir string) map[uint64]bool {
 	return found
 }
 
+// add takes a namespace in. One with a number here has an interface whose other end is here, which nobody but the node
+// makes: the bound is on the others, which a container makes as it likes.
 func (s *spaceSearch) add(pid int, inode uint64, open func() (*os.File, error)) error {
-	if s.handles++; s.handles > maxHandles {
-		return fmt.Errorf("more than %d threads", maxHandles)
-	}
-	if slices.ContainsFunc(s.spaces, func(n netSpace) bool { return n.inode == inode }) {
+	if s.known[inode] {
 		return nil
-	}
-	if len(s.spaces) >= maxSpaces {
-		return fmt.Errorf("more than %d network namespaces", maxSpaces)
 	}
 	file, err := open()
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
@@ -186,7 +213,18 @@ func (s *spaceSearch) add(pid int, inode uint64, open func() (*os.File, error)) 
 	if err != nil {
 		return err
 	}
-	s.spaces = append(s.spaces, netSpace{pid: pid, inode: inode, file: file, id: -1, numbers: map[int]uint64{}})
+	number, err := spaceNumber(file)
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	if number < 0 {
+		if s.others >= maxSpaces {
+			return errors.Join(fmt.Errorf("more than %d network namespaces", maxSpaces), file.Close())
+		}
+		s.others++
+	}
+	s.known[inode] = true
+	s.spaces = append(s.spaces, netSpace{pid: pid, inode: inode, file: file, id: number, numbers: map[int]uint64{}})
 	return nil
 }
 
@@ -231,23 +269,42 @@ func (s *spaceSearch) openSpace(name string) (*os.File, uint64, error) {
 	return file, st.Ino, nil
 }
 
-// look reads the interfaces of a namespace and its numbers for the others, and its own number here.
-func (n *netSpace) look(all []netSpace) error {
-	var err error
-	if n.id, err = spaceNumber(n.file); err != nil {
-		return err
-	}
-	return inNetNS(n.file, func() (err error) {
-		if n.interfaces, err = interfaces(); err != nil {
+// look reads the interfaces of a namespace and its numbers for the others. ends are the indexes of those whose other end
+// is here: they are read however many others there are.
+func (n *netSpace) look(all []netSpace, ends []int) error {
+	return inNetNS(n.file, func() error {
+		var err error
+		if n.interfaces, err = listInterfaces(maxInterfaces); err != nil && !errors.Is(err, errTooMany) {
 			return err
+		}
+		tooMany := err
+		for _, index := range ends {
+			if slices.ContainsFunc(n.interfaces, func(i iface) bool { return i.index == index }) {
+				continue
+			}
+			one, err := oneInterface(index)
+			if err != nil {
+				return err
+			}
+			n.interfaces = append(n.interfaces, one...)
 		}
 		for i := range all {
 			if number, err := spaceNumber(all[i].file); err == nil && number >= 0 {
 				n.numbers[number] = all[i].inode
 			}
 		}
-		n.addrs, err = addresses()
-		return err
+		n.addrs, err = listAddresses(0, maxListed)
+		if err != nil && !errors.Is(err, errTooMany) {
+			return err
+		}
+		for _, index := range ends {
+			own, err := listAddresses(index, maxWireAddrs)
+			if err != nil && !errors.Is(err, errTooMany) {
+				return err
+			}
+			n.addrs[index] = own[index]
+		}
+		return tooMany
 	})
 }
 

@@ -1,11 +1,13 @@
 package probe
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
+	"io"
+	"math"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,8 +44,15 @@ func FindWires(pids ...int) ([]Wire, error) {
 	for i := range spaces {
 		defer spaces[i].file.Close()
 	}
+	// Those with an end here first: the time is the others' to use up.
+	slices.SortStableFunc(spaces, func(a, b netSpace) int { return cmp.Compare(min(b.id, 0), min(a.id, 0)) })
+	deadline := time.Now().Add(searchTime)
 	for i := range spaces {
-		if err := spaces[i].look(spaces); err != nil {
+		if spaces[i].id < 0 && time.Now().After(deadline) {
+			errs = append(errs, fmt.Errorf("%d network namespaces were not looked into within %s", len(spaces)-i, searchTime))
+			break
+		}
+		if err := spaces[i].look(spaces, endsIn(spaces[i].id, here)); err != nil && len(errs) < maxProblems {
 			errs = append(errs, fmt.Errorf("look into the network namespace of process %d: %w", spaces[i].pid, err))
 		}
 	}
@@ -51,6 +61,7 @@ func FindWires(pids ...int) ([]Wire, error) {
 		byIndex[i.index] = i
 	}
 	var wires []Wire
+	unheld := 0
 	for _, space := range spaces {
 		for _, i := range space.interfaces {
 			host, ok := byIndex[i.peer]
@@ -64,11 +75,37 @@ func FindWires(pids ...int) ([]Wire, error) {
 			case i.kind == "veth" && space.endsInside(spaces, i): // what goes through it leaves by a wire of the others'
 			case i.kind != "" && i.kind != "veth" && len(space.addrs[i.index]) == 0: // an unused tunnel device, as kernels put into every namespace
 			default:
-				errs = append(errs, fmt.Errorf("interface %s (%s) of process %d has no end here that could be held: %w", i.name, i.kind, space.pid, ErrNotSupported))
+				if unheld++; unheld <= maxProblems {
+					errs = append(errs, fmt.Errorf("interface %q (%s) of process %d has no end here that could be held: %w", i.name, i.kind, space.pid, ErrNotSupported))
+				}
 			}
 		}
 	}
+	if unheld > maxProblems {
+		errs = append(errs, fmt.Errorf("%d more interfaces have no end here that could be held: %w", unheld-maxProblems, ErrNotSupported))
+	}
 	return wires, errors.Join(errs...)
+}
+
+const (
+	// searchTime is how long namespaces without an end here are looked into: a lock waits for it.
+	searchTime = 2 * time.Second
+	// maxWireAddrs is how many of an interface's addresses a lock knows: each is one that the pod may name in ARP.
+	maxWireAddrs = 16
+	// maxInterfaces and maxListed are how many interfaces and addresses of a namespace are looked at.
+	maxInterfaces = 1024
+	maxListed     = 4096
+)
+
+// endsIn gives the indexes of interfaces in a namespace whose other ends are here, as the node itself says.
+func endsIn(id int, here []iface) []int {
+	var ends []int
+	for _, i := range here {
+		if id >= 0 && i.kind == "veth" && i.peerNS == id {
+			ends = append(ends, i.peer)
+		}
+	}
+	return ends
 }
 
 // endsInside reports whether the other end of a veth is in one of the namespaces, this one included.
@@ -116,55 +153,69 @@ func inNetNS(ns *os.File, f func() error) error {
 	return <-done
 }
 
-func interfaces() ([]iface, error) {
-	rib, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_UNSPEC)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	msgs, err := syscall.ParseNetlinkMessage(rib)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
+// interfaces lists those of this thread's network namespace.
+func interfaces() ([]iface, error) { return listInterfaces(math.MaxInt) }
+
+func listInterfaces(most int) ([]iface, error) {
 	var out []iface
-	for i := range msgs {
-		if msgs[i].Header.Type != unix.RTM_NEWLINK || len(msgs[i].Data) < unix.SizeofIfInfomsg {
-			continue
-		}
-		attrs, err := syscall.ParseNetlinkRouteAttr(&msgs[i])
-		if err != nil {
-			return nil, fmt.Errorf("list interfaces: %w", err)
-		}
-		d := msgs[i].Data
-		f := iface{
-			index:    int(binary.NativeEndian.Uint32(d[4:])),
-			peerNS:   -1,
-			loopback: binary.NativeEndian.Uint32(d[8:])&unix.IFF_LOOPBACK != 0,
-		}
-		for _, a := range attrs {
-			switch a.Attr.Type &^ unix.NLA_F_NESTED {
-			case unix.IFLA_IFNAME:
-				f.name = text(a.Value)
-			case unix.IFLA_LINK:
-				if len(a.Value) >= 4 {
-					f.peer = int(binary.NativeEndian.Uint32(a.Value))
-				}
-			case unix.IFLA_LINK_NETNSID:
-				if len(a.Value) >= 4 {
-					f.peerNS = int(int32(binary.NativeEndian.Uint32(a.Value))) //nolint:gosec // the kernel's int
-				}
-			case unix.IFLA_MASTER:
-				if len(a.Value) >= 4 {
-					f.master = int(binary.NativeEndian.Uint32(a.Value))
-				}
-			case unix.IFLA_ADDRESS:
-				copy(f.mac[:], a.Value)
-			case unix.IFLA_LINKINFO:
-				f.kind = linkKind(a.Value)
-			}
-		}
-		out = append(out, f)
+	err := routeDump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), unix.NLM_F_DUMP, most, func(m syscall.NetlinkMessage) error {
+		return readInterface(m, &out)
+	})
+	if err != nil {
+		return out, fmt.Errorf("list interfaces: %w", err)
 	}
 	return out, nil
+}
+
+// oneInterface reads the interface with an index; none if it is gone.
+func oneInterface(index int) ([]iface, error) {
+	var out []iface
+	body := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(body[4:], uint32(index)) //nolint:gosec // an index
+	err := routeDump(unix.RTM_GETLINK, body, 0, 1, func(m syscall.NetlinkMessage) error { return readInterface(m, &out) })
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("read interface %d: %w", index, err)
+	}
+	return out, nil
+}
+
+func readInterface(m syscall.NetlinkMessage, out *[]iface) error {
+	if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg {
+		return nil
+	}
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what it reads
+	}
+	f := iface{
+		index:    int(binary.NativeEndian.Uint32(m.Data[4:])),
+		peerNS:   -1,
+		loopback: binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_LOOPBACK != 0,
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.IFLA_IFNAME:
+			f.name = text(a.Value)
+		case unix.IFLA_LINK:
+			if len(a.Value) >= 4 {
+				f.peer = int(binary.NativeEndian.Uint32(a.Value))
+			}
+		case unix.IFLA_LINK_NETNSID:
+			if len(a.Value) >= 4 {
+				f.peerNS = int(int32(binary.NativeEndian.Uint32(a.Value))) //nolint:gosec // the kernel's int
+			}
+		case unix.IFLA_MASTER:
+			if len(a.Value) >= 4 {
+				f.master = int(binary.NativeEndian.Uint32(a.Value))
+			}
+		case unix.IFLA_ADDRESS:
+			copy(f.mac[:], a.Value)
+		case unix.IFLA_LINKINFO:
+			f.kind = linkKind(a.Value)
+		}
+	}
+	*out = append(*out, f)
+	return nil
 }
 
 // linkKind reads IFLA_INFO_KIND out of a nested attribute.
@@ -185,25 +236,39 @@ func linkKind(b []byte) string {
 	return ""
 }
 
-func addresses() (map[int][]netip.Prefix, error) {
-	ifs, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
+// addresses lists those of this thread's network namespace, by interface.
+func addresses() (map[int][]netip.Prefix, error) { return listAddresses(0, math.MaxInt) }
+
+// listAddresses lists the addresses of one interface, or of all for 0.
+func listAddresses(index, most int) (map[int][]netip.Prefix, error) {
 	out := map[int][]netip.Prefix{}
-	for _, i := range ifs {
-		all, err := i.Addrs()
-		if err != nil {
-			return nil, fmt.Errorf("list addresses of %s: %w", i.Name, err)
+	body := make([]byte, unix.SizeofIfAddrmsg)
+	binary.NativeEndian.PutUint32(body[4:], uint32(index)) //nolint:gosec // an index
+	err := routeDump(unix.RTM_GETADDR, body, unix.NLM_F_DUMP, most, func(m syscall.NetlinkMessage) error {
+		if m.Header.Type != unix.RTM_NEWADDR || len(m.Data) < unix.SizeofIfAddrmsg {
+			return nil
 		}
-		for _, a := range all {
-			if n, ok := a.(*net.IPNet); ok {
-				if addr, ok := netip.AddrFromSlice(n.IP); ok {
-					ones, _ := n.Mask.Size()
-					out[i.Index] = append(out[i.Index], netip.PrefixFrom(addr.Unmap(), ones))
-				}
+		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return err //nolint:wrapcheck // the caller says what it reads
+		}
+		var found netip.Addr
+		for _, a := range attrs {
+			// Of an address with another one at its far end, this is the own one.
+			if kind := a.Attr.Type; kind != unix.IFA_LOCAL && (kind != unix.IFA_ADDRESS || found.IsValid()) {
+				continue
+			}
+			if addr, ok := netip.AddrFromSlice(a.Value); ok {
+				found = addr.Unmap()
 			}
 		}
+		if at := int(binary.NativeEndian.Uint32(m.Data[4:])); found.IsValid() {
+			out[at] = append(out[at], netip.PrefixFrom(found, int(m.Data[1])))
+		}
+		return nil
+	})
+	if err != nil {
+		return out, fmt.Errorf("list addresses: %w", err)
 	}
 	return out, nil
 }
@@ -218,7 +283,7 @@ func gateways(pid int, name string) []netip.Addr {
 		}
 	}
 	dir := "/proc/" + strconv.Itoa(pid) + "/net/"
-	if b, err := os.ReadFile(dir + "route"); err == nil {
+	if b := beginning(dir + "route"); b != nil {
 		for line := range strings.Lines(string(b)) {
 			f := strings.Fields(line)
 			if len(f) < 3 || f[0] != name {
@@ -231,7 +296,7 @@ func gateways(pid int, name string) []netip.Addr {
 			}
 		}
 	}
-	if b, err := os.ReadFile(dir + "ipv6_route"); err == nil {
+	if b := beginning(dir + "ipv6_route"); b != nil {
 		for line := range strings.Lines(string(b)) {
 			f := strings.Fields(line)
 			if len(f) < 10 || f[9] != name || len(f[4]) != 32 {
@@ -244,3 +309,19 @@ func gateways(pid int, name string) []netip.Addr {
 	}
 	return out
 }
+
+// beginning reads no more of a table than a pod with a use for it has: it may have made millions of routes.
+func beginning(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRoutes))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+const maxRoutes = 256 << 10 // bytes

@@ -1,6 +1,7 @@
 package redact
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -33,10 +34,11 @@ var login = []string{"docker", "podman", "nerdctl", "buildah", "skopeo", "crane"
 var programs = []program{
 	{names: []string{"mysql*", "mariadb*"}, next: []string{"-p"}, attached: []string{"-p"}, source: "mysql(1): -p[password]; what follows a bare -p by mistake"},
 	{names: []string{"mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport"}, next: []string{"-p"}, attached: []string{"-p"}, source: "mongosh(1)"},
-	{names: []string{"redis-cli", "valkey-cli", "keydb-cli"}, next: []string{"-a"}, source: "redis-cli --help"},
+	{names: []string{"redis-cli", "valkey-cli", "keydb-cli"}, next: []string{"-a"}, attached: []string{"-a"}, words: []string{"AUTH", "auth", "requirepass", "masterauth"}, source: "redis-cli --help"},
 	{names: []string{"sqlcmd", "bcp", "tsql", "isql", "bsqldb", "freebcp"}, next: []string{"-P"}, attached: []string{"-P"}, source: "sqlcmd(1), tsql(1)"},
 	{names: []string{"sqlplus", "sqlldr", "rman", "expdp", "impdp"}, bare: true, sep: "/", source: "SQL*Plus User's Guide: user/password@connect"},
 	{names: []string{"cqlsh", "beeline", "hydra", "medusa", "nxc", "crackmapexec", "evil-winrm", "rdesktop", "ncftp*", "twine", "iscsiadm"}, next: []string{"-p"}, source: "each one's --help"},
+	{names: []string{"mysqladmin", "mariadb-admin"}, words: []string{"password"}, next: []string{"-p"}, attached: []string{"-p"}, source: "mysqladmin(1): password NEW"},
 	{names: []string{"db2"}, words: []string{"using"}, source: "db2 connect to … user … using …"},
 	{names: []string{"influx"}, next: []string{"-t"}, source: "influx --help"},
 	{names: []string{"etcdctl"}, pair: []string{"--user"}, source: "etcdctl --help"},
@@ -52,7 +54,7 @@ var programs = []program{
 	{names: []string{"gpg", "gpg2"}, next: []string{"--passphrase"}, source: "gpg(1)"},
 	{names: []string{"ldap*"}, next: []string{"-w", "-s", "-a"}, attached: []string{"-w"}, source: "ldapsearch(1), ldappasswd(1); -s and -a are a scope and aliases elsewhere"},
 	{names: []string{"smbclient", "rpcclient", "smbget", "smbmap", "winexe", "smbcacls"}, pair: []string{"--user", "-U"}, sep: "%", next: []string{"-p"}, source: "smbclient(1): -U user%password"},
-	{names: []string{"net"}, pair: []string{"-U"}, sep: "%", positional: map[string][]int{"use": {1, 2, 3}}, source: "net(8); net use of Windows"},
+	{names: []string{"net", "net.exe"}, pair: []string{"-U"}, sep: "%", positional: map[string][]int{"use": {1, 2, 3}, "user": {2}}, source: "net(8); net use of Windows"},
 	{names: []string{"ipmitool", "ipmipower"}, next: []string{"-P", "-p"}, source: "ipmitool(1)"},
 	{names: []string{"snmp*"}, next: []string{"-c", "-A", "-X"}, source: "snmpcmd(1)"},
 	{names: []string{"mosquitto_pub", "mosquitto_sub", "mosquitto_rr"}, next: []string{"-P"}, source: "mosquitto_pub(1)"},
@@ -167,6 +169,9 @@ func (r *reader) read(args []string, i int) (string, bool) {
 	return r.word(a)
 }
 
+// letters are options of one letter each in one argument.
+var letters = regexp.MustCompile(`^-[A-Za-z]+$`)
+
 // option returns the argument if it is one of a row's options.
 func (r *reader) option(row *program, a string) (string, bool) {
 	sep := row.sep
@@ -176,6 +181,9 @@ func (r *reader) option(row *program, a string) (string, bool) {
 	for _, o := range row.pair {
 		rest, ok := strings.CutPrefix(a, o)
 		switch {
+		case letters.MatchString(a) && len(o) == 2 && len(a) > 2 && a[len(a)-1] == o[1]: // several in one: curl -sSu
+			r.hide = &hidden{sep: sep}
+			return a, true
 		case !ok:
 		case rest == "":
 			r.hide = &hidden{sep: sep}

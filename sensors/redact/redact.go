@@ -13,7 +13,7 @@ import (
 const Mark = "[redacted]"
 
 // secretWord matches names of options and variables whose value is a secret.
-var secretWord = regexp.MustCompile(`(?i)(passw(or)?d|passwd|passphrase|^-*pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
+var secretWord = regexp.MustCompile(`(?i)(passw(or)?d|passwd|passphrase|pass$|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|` +
 	`credential|auth(orization)?$|bearer|session[-_.]?id|cookie|client[-_.]?key|encryption[-_.]?key|signing[-_.]?key|^-*pwd$|_pwd$|_pass$|mnemonic|wallet[-_.]?seed)`)
 
 // secretHints: of these every name that secretWord matches has one, in small letters.
@@ -30,10 +30,11 @@ type shape struct {
 
 // shapes are secrets wherever they stand. What a group named keep matches stays before the mark.
 var shapes = []shape{
-	mark(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`, "://"),                                          // user info of a URL
-	mark(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`, "bearer", "basic", "negotiate"),    // HTTP authorization
-	mark(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"), // AWS key ids
-	mark(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"),                             // JWT
+	mark(`(?P<keep>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'"]+@`, "://"),                                                                                           // user info of a URL
+	mark(`(?P<keep>(?i:bearer|basic|negotiate)\s+)[A-Za-z0-9+/=_.~-]{8,}`, "bearer", "basic", "negotiate"),                                                     // HTTP authorization
+	mark(`(?P<keep>(?i)\b(?:proxy-)?(?:authorization|cookie)\s*:\s*(?:(?:bearer|basic|negotiate|token|digest|bot)\s+)?)[^"'\r\n]+`, "authorization", "cookie"), // HTTP headers, whatever the scheme
+	mark(`\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b`, "akia", "asia", "aroa", "aida", "agpa", "anpa"),                                                  // AWS key ids
+	mark(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?`, "eyj"),                                                                              // JWT
 	mark(`\bgh[pousr]_[A-Za-z0-9]{20,}\b|\bgithub_pat_[A-Za-z0-9_]{20,}`, "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
 	mark(`\bhv[sbr]\.[A-Za-z0-9_-]{8,}`, "hvs.", "hvb.", "hvr."),                                                  // Vault
 	mark(`(?P<keep>(?i)\b(?:password|identified\s+(?:with\s+\S+\s+)?by)\s+["'])[^"']+`, "password", "identified"), // SQL
@@ -93,6 +94,10 @@ func commandLine(args []string, lines bool) []string {
 	for i, a := range args {
 		if i == 0 {
 			out[i] = Text(a)
+			// A line for a shell may begin with a variable; a process may be given any name.
+			if name, value, ok := strings.Cut(a, "="); ok && value != "" && isSecret(name) && optionName.MatchString(name) && wholeValue(a) {
+				out[i] = name + "=" + Mark
+			}
 			r.rows = slices.Clone(known.of(a))
 			r.at = make([]int, len(r.rows))
 			continue

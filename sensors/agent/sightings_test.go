@@ -1,0 +1,37 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"stanch/sensors"
+	"stanch/sensors/identity"
+)
+
+// TestDecoysDoNotPushOutWhereATargetIs: whoever may make cgroups, as any user with a delegated one, makes one after the
+// other that bears the target's id and is detected in each.
+func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
+	s, err := openSightings("", "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.trust = func(b identity.Bearer) int {
+		if b.CgroupID == 1 {
+			return 2 // root made it
+		}
+		return 1
+	}
+	at := func(id uint64, path string) {
+		if err := s.note(&sensors.Container{ID: "victim", CgroupID: id, CgroupPath: path}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at(1, "/system.slice/docker-victim.scope")
+	for i := range uint64(maxGroups + 1) {
+		at(i+2, fmt.Sprintf("/user.slice/%d/docker-victim.scope", i))
+	}
+	if got := s.of("container:victim"); !slices.ContainsFunc(got, func(b identity.Bearer) bool { return b.CgroupID == 1 }) {
+		t.Errorf("the target's own cgroup is forgotten: %+v", got)
+	}
+}
