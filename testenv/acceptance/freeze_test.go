@@ -105,7 +105,9 @@ func TestPauseByAnOperatorSurvivesTheEndOfAFreeze(t *testing.T) {
 	s := stand.Start(t, binary, stand.Options{Config: contains, Playbooks: freezeFor(8 * time.Second)})
 	c, lease := frozen(t, s)
 	require.NoError(t, os.WriteFile(filepath.Join(c.Cgroup(), "cgroup.freeze"), []byte("1"), 0))
-	in := s.Incident(t, c.ID, 60*time.Second, "ended", func(in playbooks.Incident) bool { return in.Leases[0].State != "held" && time.Now().After(lease.Until.Add(time.Second)) })
+	in := s.Incident(t, c.ID, 60*time.Second, "ended", func(in playbooks.Incident) bool {
+		return in.Leases[0].State != "held" && time.Now().After(lease.Until.Add(time.Second))
+	})
 	t.Logf("the lease: %s, undone %t, %s", in.Leases[0].State, in.Leases[0].Undone, in.Leases[0].Reason)
 	require.True(t, isFrozen(t, c), "the operator's pause holds")
 }
