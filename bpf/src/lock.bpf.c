@@ -216,7 +216,7 @@ static __always_inline bool parse(struct __sk_buff *skb, __u32 at, __u16 etherty
 		__u8 h[20];
 		__u32 v4;
 
-		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)) || (h[0] >> 4) != 4)
+		if (bpf_skb_load_bytes(skb, at, h, sizeof(h)) || h[0] != 0x45) // no options: a source route would lead elsewhere
 			return false;
 		__builtin_memcpy(&v4, h + 12, 4);
 		map_v4(p->from, v4);

@@ -110,18 +110,41 @@ func (s *sightings) note(c *sensors.Container) error {
 // put notes one, and reports whether it was new. The caller holds s.mu.
 func (s *sightings) put(target string, g identity.Bearer) bool {
 	known, ok := s.seen[target]
+	if ok { // what was detected last is forgotten last
+		if i := slices.Index(s.order, target); i >= 0 {
+			s.order = slices.Delete(s.order, i, i+1)
+		}
+	}
+	s.order = append(s.order, target)
 	if slices.Contains(known, g) {
 		return false
 	}
-	if !ok {
-		s.order = append(s.order, target)
-	}
 	s.seen[target] = s.bounded(append([]identity.Bearer{g}, known...))
 	for len(s.order) > maxSighted {
-		delete(s.seen, s.order[0])
-		s.order = s.order[1:]
+		i := s.leastTrusted()
+		delete(s.seen, s.order[i])
+		s.order = slices.Delete(s.order, i, i+1)
 	}
 	return true
+}
+
+// forgetAmong is how many of the oldest targets are looked at to forget one.
+const forgetAmong = 64
+
+// leastTrusted returns which of the oldest targets to forget: one without a cgroup of root's that is still there, since
+// any user with a cgroup of their own can make as many of these as they like.
+func (s *sightings) leastTrusted() int {
+	least, lowest := 0, 3
+	for i := 0; s.trust != nil && i < min(forgetAmong, len(s.order)); i++ {
+		rank := 0
+		for _, g := range s.seen[s.order[i]] {
+			rank = max(rank, s.trust(g))
+		}
+		if rank < lowest {
+			least, lowest = i, rank
+		}
+	}
+	return least
 }
 
 // bounded forgets one of too many cgroups: of those that rank lowest the oldest, which stands last.

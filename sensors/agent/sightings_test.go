@@ -35,3 +35,32 @@ func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
 		t.Errorf("the target's own cgroup is forgotten: %+v", got)
 	}
 }
+
+// TestOthersTargetsDoNotPushOutATarget: nor does whoever is detected under thousands of made-up ids.
+func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
+	s, err := openSightings("", "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.trust = func(b identity.Bearer) int {
+		if b.CgroupID == 1 {
+			return 2 // root made it
+		}
+		return 1
+	}
+	note := func(target string, id uint64) {
+		if err := s.note(&sensors.Container{ID: target, CgroupID: id, CgroupPath: "/x/" + target}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note("victim", 1)
+	for i := range uint64(maxSighted + 100) {
+		note(fmt.Sprintf("made-up-%d", i), i+2)
+	}
+	if len(s.of("container:victim")) == 0 {
+		t.Error("the target is forgotten")
+	}
+	if len(s.seen) > maxSighted || len(s.order) != len(s.seen) {
+		t.Errorf("%d targets in %d places, at most %d", len(s.seen), len(s.order), maxSighted)
+	}
+}

@@ -21,7 +21,7 @@ const (
 	MaxBytes       = 4 << 10
 	maxExprNodes   = 400
 	maxExprNesting = 2      // predicates inside of predicates
-	memoryBudget   = 20_000 // elements that one evaluation may make, each of at most maxElement bytes of new text
+	memoryBudget   = 5_000 // elements that one evaluation may make, each of at most maxElement bytes of new text
 )
 
 // builtins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.

@@ -186,6 +186,12 @@ type scalarFinder struct{ found *Error }
 
 // Visit looks at one node.
 func (f *scalarFinder) Visit(node *ast.Node) {
+	if p, ok := (*node).(*ast.PredicateNode); ok && f.found == nil {
+		inner := &uniqFinder{}
+		ast.Walk(&p.Node, inner)
+		f.found = inner.found
+		return
+	}
 	b, ok := (*node).(*ast.BuiltinNode)
 	if !ok || b.Name != "string" || len(b.Arguments) != 1 || f.found != nil {
 		return
@@ -195,6 +201,18 @@ func (f *scalarFinder) Visit(node *ast.Node) {
 	case t.Kind() == reflect.Slice, t.Kind() == reflect.Array, t.Kind() == reflect.Map, t.Kind() == reflect.Struct, t.Kind() == reflect.Interface:
 		at := b.Location()
 		f.found = &Error{Offset: at.From, At: at.From, Message: "`string` takes a number, a boolean or a text, not " + t.String() + "; use `join` for a list of texts"}
+	}
+}
+
+// uniqFinder finds a `uniq` inside of a predicate: it compares each element with each other, and would do so for every
+// element of the list outside.
+type uniqFinder struct{ found *Error }
+
+// Visit looks at one node.
+func (f *uniqFinder) Visit(node *ast.Node) {
+	if b, ok := (*node).(*ast.BuiltinNode); ok && b.Name == "uniq" && f.found == nil {
+		at := b.Location()
+		f.found = &Error{Offset: at.From, At: at.From, Message: "`uniq` is not allowed inside of a predicate; put it around the list, or in a `set` before"}
 	}
 }
 

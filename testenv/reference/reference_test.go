@@ -300,7 +300,7 @@ func (w *writer) params(what string, t reflect.Type, docs bool) {
 func (w *writer) limits() {
 	w.line("## Limits\n")
 	w.line("A file has at most %d KiB, %d values, %d levels and %d steps; no anchors, aliases or second documents. A step has at most %d targets, a loop at", playbooks.MaxFileBytes>>10, playbooks.MaxNodes, playbooks.MaxDepth, playbooks.MaxSteps, playbooks.MaxTargets)
-	w.line("most %d elements. An expression has at most 4 KiB and 400 nodes, predicates nest at most two deep, and one evaluation makes at most 20,000", playbooks.MaxItems)
+	w.line("most %d elements. An expression has at most 4 KiB and 400 nodes, predicates nest at most two deep, and one evaluation makes at most 5,000", playbooks.MaxItems)
 	w.line("elements, texts of at most 64 KiB (4 KiB inside of a predicate) and a value of at most 256 KiB. What a run sets has at most 4 MiB together. Calls go at most")
 	w.line("8 deep and expand to at most 2,000 steps.")
 }

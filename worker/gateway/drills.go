@@ -191,8 +191,8 @@ var (
 	drillCgroupPath  = regexp.MustCompile(`^/stanch-drill-[0-9a-z]{1,32}/[0-9a-f]{64}$`)
 )
 
-// verifyContainer checks that a cgroup of this machine is empty, newer than the drill's key, and the only one of its id:
-// what runs already, or holds processes of others, is never a drill's.
+// verifyContainer checks that a cgroup of this machine is empty and newer than the drill's key: what runs already, or holds
+// processes of others, is never a drill's. It lies below the root of the tree, where only root creates cgroups.
 func verifyContainer(c DrillContainer, issued time.Time) error {
 	if !drillContainerID.MatchString(c.ID) || !drillCgroupPath.MatchString(c.CgroupPath) || filepath.Base(c.CgroupPath) != c.ID {
 		return &problem{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", clip(c.ID), clip(c.CgroupPath))}
