@@ -20,7 +20,7 @@ import (
 const (
 	MaxBytes       = 4 << 10
 	maxExprNodes   = 400
-	maxExprNesting = 2      // predicates inside of predicates
+	maxExprNesting = 2     // predicates inside of predicates
 	memoryBudget   = 5_000 // elements that one evaluation may make, each of at most maxElement bytes of new text
 )
 

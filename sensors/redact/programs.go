@@ -37,8 +37,10 @@ var programs = []program{
 	{names: []string{"redis-cli", "valkey-cli", "keydb-cli"}, next: []string{"-a"}, attached: []string{"-a"}, words: []string{"AUTH", "auth", "requirepass", "masterauth"}, source: "redis-cli --help"},
 	{names: []string{"sqlcmd", "bcp", "tsql", "isql", "bsqldb", "freebcp"}, next: []string{"-P"}, attached: []string{"-P"}, source: "sqlcmd(1), tsql(1)"},
 	{names: []string{"sqlplus", "sqlldr", "rman", "expdp", "impdp"}, bare: true, sep: "/", source: "SQL*Plus User's Guide: user/password@connect"},
-	{names: []string{"cqlsh", "beeline", "hydra", "medusa", "nxc", "crackmapexec", "evil-winrm", "rdesktop", "ncftp*", "twine", "iscsiadm"}, next: []string{"-p"}, source: "each one's --help"},
+	{names: []string{"cqlsh", "beeline", "hydra", "medusa", "nxc", "crackmapexec", "evil-winrm", "rdesktop", "ncftp*", "twine", "iscsiadm"}, next: []string{"-p"}, attached: []string{"-p"}, source: "each one's --help"},
 	{names: []string{"mysqladmin", "mariadb-admin"}, words: []string{"password"}, next: []string{"-p"}, attached: []string{"-p"}, source: "mysqladmin(1): password NEW"},
+	{names: []string{"psexec.py", "wmiexec.py", "smbexec.py", "atexec.py", "dcomexec.py", "secretsdump.py", "GetUserSPNs.py", "GetNPUsers.py", "mssqlclient.py", "smbclient.py"}, bare: true, sep: ":", source: "impacket: [domain/]user:password@target"},
+	{names: []string{"cargo"}, positional: map[string][]int{"login": {1}}, source: "cargo login TOKEN"},
 	{names: []string{"db2"}, words: []string{"using"}, source: "db2 connect to … user … using …"},
 	{names: []string{"influx"}, next: []string{"-t"}, source: "influx --help"},
 	{names: []string{"etcdctl"}, pair: []string{"--user"}, source: "etcdctl --help"},
@@ -116,7 +118,7 @@ func (ix *byName) of(argument string) []*program {
 		return nil
 	}
 	for _, s := range ix.prefix[base[0]] {
-		if strings.HasPrefix(base, s.begins) && !strings.ContainsAny(base, ".:= ") {
+		if strings.HasPrefix(base, s.begins) && !strings.ContainsAny(base, ":= ") {
 			return s.rows
 		}
 	}

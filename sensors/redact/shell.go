@@ -64,7 +64,7 @@ func feedsPassword(rest []piece) bool {
 		if p.separator {
 			return false
 		}
-		if strings.HasSuffix(p.text, "-stdin") || p.text == "chpasswd" || strings.HasSuffix(p.text, "/chpasswd") {
+		if strings.HasSuffix(p.text, "-stdin") || p.text == "-S" || p.text == "chpasswd" || strings.HasSuffix(p.text, "/chpasswd") {
 			return true
 		}
 	}
