@@ -71,7 +71,7 @@ func openSightings(dir, boot string) (*sightings, error) {
 	}
 	var old sighted
 	if json.Unmarshal(raw, &old) != nil || old.Boot != boot || old.Seen == nil {
-		return s, nil // of another boot, or damaged: what is detected next fills it again
+		return s, nil //nolint:nilerr // of another boot, or damaged: what is detected next fills it again
 	}
 	s.seen = old.Seen
 	for target := range s.seen {

@@ -56,21 +56,24 @@ func TestSourceTokenIsAlsoTakenAsPassword(t *testing.T) {
 	require.NoError(t, err)
 	server := httptest.NewServer(f.Server().Handler)
 	t.Cleanup(server.Close)
-	post := func(auth func(*http.Request)) *http.Response {
+	post := func(auth func(*http.Request)) (int, http.Header) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/v1/tetragon", strings.NewReader(`{"process_exec":{}}`))
 		require.NoError(t, err)
 		auth(r)
 		response, err := http.DefaultClient.Do(r)
 		require.NoError(t, err)
 		require.NoError(t, response.Body.Close())
-		return response
+		return response.StatusCode, response.Header
 	}
-	require.Equal(t, http.StatusAccepted, post(func(r *http.Request) { r.SetBasicAuth("falco", tokenOf("falco")) }).StatusCode)
-	require.Equal(t, http.StatusAccepted, post(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+tokenOf("falco")) }).StatusCode)
+	code, _ := post(func(r *http.Request) { r.SetBasicAuth("falco", tokenOf("falco")) })
+	require.Equal(t, http.StatusAccepted, code)
+	code, _ = post(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+tokenOf("falco")) })
+	require.Equal(t, http.StatusAccepted, code)
 	for _, wrong := range []string{"", "wrong", tokenOf("other"), tokenOf("falco") + "x"} {
-		response := post(func(r *http.Request) { r.SetBasicAuth("falco", wrong) })
-		require.Equal(t, http.StatusUnauthorized, response.StatusCode)
-		require.Contains(t, response.Header.Get("WWW-Authenticate"), "Basic")
+		code, header := post(func(r *http.Request) { r.SetBasicAuth("falco", wrong) })
+		require.Equal(t, http.StatusUnauthorized, code)
+		require.Contains(t, header.Get("WWW-Authenticate"), "Basic")
 	}
-	require.Equal(t, http.StatusUnauthorized, post(func(r *http.Request) { r.SetBasicAuth(tokenOf("falco"), "") }).StatusCode)
+	code, _ = post(func(r *http.Request) { r.SetBasicAuth(tokenOf("falco"), "") })
+	require.Equal(t, http.StatusUnauthorized, code)
 }
