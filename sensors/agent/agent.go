@@ -66,6 +66,7 @@ type Agent struct {
 	decoys    decoys
 	rules     atomic.Pointer[rules.Set]
 	kubelets  atomic.Int64 // found so far
+	own       own
 
 	mu      sync.RWMutex
 	missed  uint64 // events whose container could not be named
@@ -96,7 +97,7 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if o.Resolver != nil {
 		seen.trust = trustOf(o.Resolver.CgroupRoot())
 	}
-	a := &Agent{Options: o, released: released, sightings: seen, failing: map[string]time.Time{}}
+	a := &Agent{Options: o, released: released, sightings: seen, own: ownProcess(), failing: map[string]time.Time{}}
 	a.rules.Store(set)
 	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}
 	return a, nil
@@ -137,7 +138,7 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 // Observe takes one event of the kernel's to the sinks, as Watch does with each; Watch also folds detections alike.
 func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
 	e.Node = a.Node
-	if a.eyes.saw(&e) {
+	if a.eyes.saw(&e) || a.own.did(&e) {
 		return
 	}
 	if !a.name(&e) {
