@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stanch/playbooks"
@@ -25,22 +26,16 @@ import (
 func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, onlyPods)
 	ns := in.Namespace(t)
-	pod := in.RunPod(t, ns, kube.Pod("victim", kube.AttackImage, "sleep", "600"))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	// A pod on the node's network cannot be isolated: the shipped playbooks freeze it instead, for a minute.
+	victim := kube.Pod("victim", kube.AttackImage, "sleep", "600")
+	victim.Spec.HostNetwork = true
+	pod := in.RunPod(t, ns, victim)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	go func() { // it returns late: what it runs is frozen
 		_, _ = in.Exec(ctx, ns, pod.Name, "main", "sh", "-c", "cp /bin/busybox /tmp/debugfs && /tmp/debugfs; sleep 600")
 	}()
-	var lease playbooks.LeaseReport
-	in.about(t, pod, "the freeze", func(i playbooks.Incident) error {
-		for _, l := range i.Leases {
-			if l.Action == "pod.freeze" && l.State == "held" && l.Verified {
-				lease = l
-				return nil
-			}
-		}
-		return fmt.Errorf("leases %+v", i.Leases)
-	})
+	lease := in.freezeOf(t, pod)
 	root, err := identity.FindCgroupRoot()
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +70,7 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	if state, err := snapshot.Frozen(hold.Path); err != nil || !state.Frozen || !time.Now().Before(lease.Until) {
 		t.Fatalf("the freeze ended with the sensor, %s before its end: %+v, %v", time.Until(lease.Until), state, err)
 	}
-	kube.Eventually(t, 30*time.Second, "the pod to thaw", func() error {
+	kube.Eventually(t, 90*time.Second, "the pod to thaw", func() error {
 		if state, err := snapshot.Frozen(hold.Path); err != nil || state.Frozen || state.Asked {
 			return fmt.Errorf("%+v, %w", state, err)
 		}
@@ -84,6 +79,33 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	if late := time.Since(lease.Until); late < -time.Second || late > 2*time.Second {
 		t.Errorf("it thaws %s after its end", late)
 	}
+}
+
+// freezeOf waits until a pod is frozen, whichever incident did it.
+func (in *installation) freezeOf(t *testing.T, pod *corev1.Pod) (lease playbooks.LeaseReport) {
+	t.Helper()
+	kube.Eventually(t, 60*time.Second, "the freeze", func() error {
+		raw, err := in.try(t.Context(), "incidents", "--data", in.data, "-o", "json")
+		if err != nil {
+			return err
+		}
+		var list []playbooks.Incident
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return err
+		}
+		var seen []playbooks.LeaseReport
+		for _, i := range list {
+			for _, l := range i.Leases {
+				if l.Action == "pod.freeze" && l.Target == "pod:"+string(pod.UID) && l.State == "held" && l.Verified {
+					lease = l
+					return nil
+				}
+			}
+			seen = append(seen, i.Leases...)
+		}
+		return fmt.Errorf("%d incidents, leases %+v", len(list), seen)
+	})
+	return lease
 }
 
 // sensorOf finds the sensor that froze a cgroup: it started the process that thaws.
