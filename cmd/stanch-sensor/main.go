@@ -138,12 +138,12 @@ func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*
 	if err != nil {
 		return nil, nil, err
 	}
-	pins, err := link.LoadPins(certs, enrol.Pins)
-	if err != nil {
-		return nil, nil, err
+	pins, damaged := link.LoadPins(certs, enrol.Pins)
+	if damaged != nil && !errors.Is(damaged, link.ErrDamagedPins) {
+		return nil, nil, damaged
 	}
 	identity, err := link.NewIdentity(tlsConfig, enrol.Path)
-	return identity, pins, err
+	return identity, pins, errors.Join(err, damaged)
 }
 
 // thawAll ends every freeze of Stanch's on this machine.
@@ -158,7 +158,12 @@ func thawAll(ctx context.Context) error {
 func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol link.Enrolment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	node, pins, err := identify(ctx, setup.StateDir, certs, enrol)
-	if err != nil {
+	switch {
+	case err != nil && node == nil:
+		return err
+	case errors.Is(err, link.ErrDamagedPins): // who cannot obey still watches
+		setup.Log.Error("every command is refused", "error", err)
+	case err != nil:
 		return err
 	}
 	if setup.Node == "" {

@@ -27,7 +27,8 @@ type Enrolment struct {
 }
 
 // Open gives the node's identity and the pinned keys: those that are kept if the certificate still holds, or else new ones from
-// the gateway. Pinned keys that are kept stay, whatever the gateway answers.
+// the gateway. Pinned keys that are kept stay, whatever the gateway answers. An error that is ErrDamagedPins comes with an
+// identity.
 func (e Enrolment) Open(ctx context.Context) (*Identity, *Pins, error) {
 	var enrolled proof.KeySet
 	ca, err := os.ReadFile(e.CA)
@@ -35,12 +36,17 @@ func (e Enrolment) Open(ctx context.Context) (*Identity, *Pins, error) {
 		return nil, nil, fmt.Errorf("read the installation's authority: %w", err)
 	}
 	pinned, err := OpenPins(e.Pins, Anchor(ca), enrolled)
-	if err != nil && !errors.Is(err, ErrNoPins) {
+	damaged := errors.Is(err, ErrDamagedPins)
+	if err != nil && !errors.Is(err, ErrNoPins) && !damaged {
 		return nil, nil, err
 	}
-	identity, err := e.open(ctx, ca, pinned == nil, &enrolled)
+	why := err
+	identity, err := e.open(ctx, ca, pinned == nil && !damaged, &enrolled)
 	if err != nil {
 		return nil, nil, err
+	}
+	if damaged {
+		return identity, nil, why
 	}
 	if pinned == nil {
 		if pinned, err = OpenPins(e.Pins, Anchor(ca), enrolled); err != nil {

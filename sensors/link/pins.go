@@ -30,6 +30,10 @@ type Pins struct {
 // ErrNoPins says that a node was never told whose commands it obeys.
 var ErrNoPins = errors.New("the authority's keys are not pinned")
 
+// ErrDamagedPins says that the pinned keys cannot be read. Whoever gets it goes on without keys: detections are sent, and
+// every command is refused until an administrator removes the file, which nothing else may replace.
+var ErrDamagedPins = errors.New("the pinned keys are damaged; remove the file to pin those of the next enrollment")
+
 // pinFile is how pinned keys are kept.
 type pinFile struct {
 	// Anchor is the installation: the SHA-256 of its certificate authority, which an administrator put on the node.
@@ -56,13 +60,13 @@ func OpenPins(path, anchor string, enrolled proof.KeySet) (*Pins, error) {
 		default:
 			var kept pinFile
 			if err := json.Unmarshal(raw, &kept); err != nil {
-				return nil, fmt.Errorf("read the pinned keys: %s is damaged: %w; remove it and enroll the node again", path, err)
+				return nil, fmt.Errorf("read %s: %w: %w", path, ErrDamagedPins, err)
 			}
 			if kept.Anchor != anchor {
 				break // the node was another installation's before
 			}
 			if p.ring, err = kept.Keys.Ring(); err != nil {
-				return nil, fmt.Errorf("read the pinned keys in %s: %w; remove it and enroll the node again", path, err)
+				return nil, fmt.Errorf("read %s: %w: %w", path, ErrDamagedPins, err)
 			}
 			p.set = kept.Keys
 			return p, nil

@@ -91,6 +91,7 @@ func TestANodeWithoutPinnedKeysRefusesEveryCommand(t *testing.T) {
 	require.Empty(t, none.Keys())
 	path := filepath.Join(t.TempDir(), link.KeysFile)
 	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
-	_, err = link.OpenPins(path, "here", setOf(0, keyOf(t, 1)))
-	require.ErrorContains(t, err, "is damaged", "a damaged file is not replaced in silence")
+	none, err = link.OpenPins(path, "here", setOf(0, keyOf(t, 1)))
+	require.ErrorIs(t, err, link.ErrDamagedPins, "a damaged file is not replaced in silence")
+	require.Empty(t, none.Keys(), "and the node that goes on watching obeys nobody")
 }
