@@ -1,0 +1,35 @@
+package acceptance
+
+import (
+	"errors"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/testenv/stand"
+)
+
+// Whoever opens connections to the nodes' port and says nothing keeps none of them, and keeps nobody out.
+func TestSilentConnectionsAreClosed(t *testing.T) {
+	address := stand.FreePort(t)
+	s := stand.New(t, binary, stand.Options{Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s.Launch(t)
+	require.Eventually(t, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
+	var open []net.Conn
+	for range 500 {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		open = append(open, c)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for n, c := range open {
+		require.NoError(t, c.SetReadDeadline(deadline))
+		_, err := c.Read(make([]byte, 1))
+		require.Error(t, err)
+		require.False(t, errors.Is(err, os.ErrDeadlineExceeded), "connection %d is still open", n)
+	}
+}
