@@ -312,7 +312,7 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 		}
 		request := r.request(f, s, params, target)
 		request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
-		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: last(r.in.Attestations[target.ID()], 8)})
+		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: r.attestations(target)})
 		if err != nil {
 			problems = append(problems, activityError(err))
 			continue
@@ -320,6 +320,18 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 		plans.add(result, target)
 	}
 	return plans, problems
+}
+
+// attestations are those of a target. A workload has none of its own: those of its pods show which drill registered it.
+func (r *run) attestations(t playbooks.Target) []proof.Signed {
+	if t.Kind != playbooks.TargetWorkload {
+		return last(r.in.Attestations[t.ID()], 8)
+	}
+	var all []proof.Signed
+	for _, pod := range r.in.Incident.Targets {
+		all = append(all, last(r.in.Attestations[pod.ID()], 1)...)
+	}
+	return last(all, 8)
 }
 
 func (r *run) allReceipts() []proof.Signed {

@@ -18,7 +18,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		r.note(ctx, f, s, target, o, reason, leaseID)
 		return outcome{Outcome: o, reason: reason}
 	}
-	basis := activities.Basis{Attestations: last(r.in.Attestations[target], 8), Receipts: last(r.receipts[target], 2), Asked: under != nil}
+	basis := activities.Basis{Attestations: r.attestations(request.Target), Receipts: last(r.receipts[target], 2), Asked: under != nil}
 	if len(basis.Receipts) == 0 {
 		// A workload's evidence is that of its pods.
 		for _, t := range r.in.Incident.Targets {
