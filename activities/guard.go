@@ -52,6 +52,37 @@ type Decision struct {
 	DrillTarget *proof.DrillTarget `json:"drill_target,omitempty"`
 	// Confirmed: the API server said that the target is what the request says, on the node that it says.
 	Confirmed bool `json:"confirmed,omitempty"`
+	// Inputs is what the guards judged by; nil in decisions of an older version. A simulation judges by the same.
+	Inputs *DecisionInputs `json:"inputs,omitempty"`
+}
+
+// DecisionInputs is what the guards judged by beyond the request and the signed statements with it.
+type DecisionInputs struct {
+	// Threshold is the confidence from which the scope lets an action run by itself; MaxDuration for how long.
+	Threshold   float64       `json:"threshold"`
+	MaxDuration time.Duration `json:"max_duration"`
+	// Approvers are the scope's.
+	Approvers Approvers `json:"approvers,omitzero"`
+	// Stopped says who set the kill switch; "" while it is not set.
+	Stopped string `json:"stopped,omitempty"`
+	// PerHour and Share are the budget; Spent is how much of it was spent in the last hour, and Held how many other pods
+	// of the workload were contained.
+	PerHour int     `json:"per_hour"`
+	Share   float64 `json:"share"`
+	Spent   int     `json:"spent"`
+	Held    int     `json:"held"`
+	// Protected is the entry of the configuration that protects the target: a namespace, a workload or a pattern of roles.
+	Protected Protected `json:"protected,omitzero"`
+	// Target is what the API server said of it; nil for a target that is no object of a cluster.
+	Target *TargetFacts `json:"target,omitempty"`
+}
+
+// Protected is why a target is protected. At most one field is set.
+type Protected struct {
+	Namespace string `json:"namespace,omitempty"`
+	Workload  string `json:"workload,omitempty"`
+	Role      string `json:"role,omitempty"`
+	Self      bool   `json:"self,omitempty"` // it is Stanch's own pod
 }
 
 // Approvers says who may agree.

@@ -15,21 +15,21 @@ type TargetResolver interface {
 // TargetFacts is what the API server says of a target. Guards judge by it, and never by what an alert or a name says.
 type TargetFacts struct {
 	// Unresolved says why the target is not known; "" means that the other fields are facts.
-	Unresolved string
+	Unresolved string `json:"unresolved,omitempty"`
 	// OutsideCluster: it is a container of a machine that is no node of the cluster. It has no namespace and no owner.
-	OutsideCluster bool
-	Namespace      string
-	Pod            string
-	Node           string
-	HostNetwork    bool
+	OutsideCluster bool   `json:"outside_cluster,omitempty"`
+	Namespace      string `json:"namespace,omitempty"`
+	Pod            string `json:"pod,omitempty"`
+	Node           string `json:"node,omitempty"`
+	HostNetwork    bool   `json:"host_network,omitempty"`
 	// Owners are the workloads that the target belongs to, the nearest first. A pod without a controller is its own owner.
-	Owners []playbooks.WorkloadIdentity
+	Owners []playbooks.WorkloadIdentity `json:"owners,omitempty"`
 	// Incomplete says why it is not known whether anything owns the last of Owners; "" means that nothing does.
-	Incomplete string
+	Incomplete string `json:"incomplete,omitempty"`
 	// Replicas is how many pods the workload wants; 0 where no owner says it.
-	Replicas int
+	Replicas int `json:"replicas,omitempty"`
 	// AnyReplicas: the share of the workload is not judged where Replicas is 0. A simulation says so of what no recording tells.
-	AnyReplicas bool
+	AnyReplicas bool `json:"any_replicas,omitempty"`
 }
 
 // Workload is the topmost owner that is known; the zero value if there is none.

@@ -22,6 +22,10 @@ type Playbook struct {
 	NamePos     Pos
 	Description string
 	Guide       string // for the responder
+	// Shipped: it is one of the library's and not of a user.
+	Shipped bool
+	// Replaces is the shipped playbook that is not selected beside this one; the zero value replaces none.
+	Replaces Word
 	// Match is nil where only `call` runs the playbook.
 	Match    *Match
 	MaxPhase int // ceiling on the phase; 3 unless the file says less
@@ -37,8 +41,8 @@ type Match struct {
 	Objectives []Word
 	Severity   Word // at least this
 	When       *Expr
-	// Priority: of several playbooks that match, the highest starts first.
-	Priority int
+	// Priority: of several playbooks that match and contain, the highest runs. Nil is not given.
+	Priority *int
 	// Exclusive: where it matches, none of the same or a lower priority is started.
 	Exclusive bool
 }

@@ -1,6 +1,7 @@
 package playbooks
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -15,10 +16,13 @@ import (
 type Source struct {
 	File   string `json:"file"`
 	Source []byte `json:"source"`
+	// Shipped: the playbook is one of Stanch's own library and not of a user. It takes part in selection only.
+	Shipped bool `json:"-"`
 }
 
 // LoadAll parses and checks files that may call each other, in the order given. Where two have one name, the later
-// takes the place of the earlier. Files with errors give no program, and neither do those that call them.
+// replaces the earlier; a user's playbook may also name a shipped one that it `replaces`. Files with errors give no
+// program, and neither do those that call them.
 func LoadAll(files []Source, catalogue Catalogue) ([]*Program, diagnostic.Diagnostics) {
 	return loadAll(files, catalogue, false)
 }
@@ -31,10 +35,11 @@ func fatal(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
 }
 
 func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnostic.Diagnostics) {
-	l := &loader{run: run, catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}, before: map[string]*Playbook{}}
+	l := &loader{run: run, catalogue: catalogue, books: map[string]*Playbook{}, done: map[string]*Program{}, state: map[string]int{}, before: map[string]*Playbook{}, shipped: map[string]*Playbook{}}
 	var order []string
 	for _, f := range files {
 		book, problems := Parse(f.File, f.Source)
+		book.Shipped = f.Shipped
 		if l.run {
 			problems = fatal(problems)
 		}
@@ -44,8 +49,12 @@ func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnos
 		}
 		order = slices.DeleteFunc(order, func(name string) bool { return name == book.Name })
 		order = append(order, book.Name)
+		if book.Shipped && l.shipped[book.Name] == nil {
+			l.shipped[book.Name] = book
+		}
 		if was := l.books[book.Name]; was != nil {
 			l.before[book.Name] = was
+			book.Shipped = book.Shipped || was.Shipped && bytes.Equal(was.Source, book.Source) // an unchanged copy
 		}
 		l.books[book.Name] = book
 		l.broken(book.Name, problems.HasErrors())
@@ -63,6 +72,9 @@ func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnos
 		if p != nil {
 			programs = append(programs, p)
 		}
+	}
+	if !l.run {
+		l.replace(programs)
 	}
 	var problems diagnostic.Diagnostics
 	for _, f := range files {
@@ -88,6 +100,7 @@ type loader struct {
 	done      map[string]*Program // nil where it has errors
 	state     map[string]int
 	before    map[string]*Playbook // what a later file of the name replaces
+	shipped   map[string]*Playbook // the library's, also those that were replaced
 	bad       []string
 	problems  diagnostic.Diagnostics
 }
@@ -188,7 +201,7 @@ func (p *Program) Called() []*Program {
 func (p *Program) Sources() []Source {
 	var out []Source
 	for _, callee := range p.Called() {
-		out = append(out, Source{callee.File, callee.Source})
+		out = append(out, Source{File: callee.File, Source: callee.Source})
 	}
 	return out
 }

@@ -17,9 +17,11 @@ import (
 )
 
 // Program is a playbook that was checked against a catalogue: its expressions are compiled and nothing that can be
-// known before an incident is wrong with it. It is immutable and may be used by many runs at once.
+// known before an incident is wrong with it. It is immutable once loaded and may be used by many runs at once.
 type Program struct {
 	*Playbook
+	// ReplacedBy is the user's playbook that is selected in place of this shipped one; "" is none.
+	ReplacedBy string
 	// Callees are the playbooks that it calls, by name.
 	Callees   map[string]*Program
 	catalogue Catalogue

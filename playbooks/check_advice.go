@@ -22,7 +22,7 @@ func (c *checker) adviceStage() {
 		} else if constant && !always {
 			c.warn(m.When.Pos, "matches-nothing", "", "it never matches: its `when` is always false")
 		}
-		if m.Exclusive && m.Priority == 0 {
+		if m.Exclusive && m.Priority != nil && *m.Priority == 0 {
 			c.warn(book.NamePos, "exclusive", "give it a `priority` above the others'", "it is exclusive with the lowest priority: it holds back only its equals")
 		}
 	}

@@ -85,11 +85,11 @@ func (p *Program) handles() string {
 		parts = append(parts, "where "+normal(m.When.Source))
 	}
 	text := "incidents " + strings.Join(parts, ", ")
-	if m.Priority > 0 {
-		text += fmt.Sprintf("; priority %d", m.Priority)
+	if m.Priority != nil {
+		text += fmt.Sprintf("; priority %d", *m.Priority)
 	}
 	if m.Exclusive {
-		text += "; no playbook of the same or a lower priority starts beside it"
+		text += "; no playbook that comes after it starts beside it"
 	}
 	return text
 }

@@ -36,6 +36,7 @@ var PlaybookKeys = []Key{
 	{Name: "description", Type: "text", Doc: "what it does, for the responder"},
 	{Name: "guide", Type: "text", Doc: "a paragraph for who is woken by it: what has been done by now, what to look at first, when it is a false alarm"},
 	{Name: "match", Type: "mapping", Doc: "which incidents it handles; without it (and with `inputs` or `outputs`) only `call` runs it"},
+	{Name: "replaces", Type: "name", Doc: "the shipped playbook that is no longer selected, since this one handles its incidents; one of the same name replaces it without this key"},
 	{Name: "max_phase", Type: "1, 2 or 3", Doc: "it never goes beyond this phase, whatever the scope allows"},
 	{Name: "inputs", Type: "mapping", Doc: "typed values that it takes, read as `inputs.NAME`"},
 	{Name: "outputs", Type: "mapping", Doc: "expressions whose values its caller reads"},
@@ -48,8 +49,8 @@ var MatchKeys = []Key{
 	{Name: "objective", Type: "word or list", Doc: "the incident's suspected objective is one of these"},
 	{Name: "severity", Type: "severity", Doc: "at least this severe"},
 	{Name: "when", Type: "expression", Doc: "true of `incident`"},
-	{Name: "priority", Type: "0 to 1000", Doc: "of several that match, the highest starts first; 0 unless said"},
-	{Name: "exclusive", Type: "true or false", Doc: "where it matches, none of the same or a lower priority is started"},
+	{Name: "priority", Type: "0 to 1000", Doc: "of several that match and contain, only the one with the highest priority runs, and the next only if that one was refused or failed before it contained anything; default 100 for your own, 0 for a shipped one; among equals your own comes first"},
+	{Name: "exclusive", Type: "true or false", Doc: "where it matches, none that comes after it starts, not even one that contains nothing"},
 }
 
 // InputKeys are the keys of one input.

@@ -57,10 +57,12 @@ type Incident struct {
 	// Context says what of the context is missing, and why ("forbidden: list rolebindings").
 	Context ContextState `json:"context,omitzero" expr:"context"`
 
-	Playbooks []PlaybookRun   `json:"playbooks,omitempty" expr:"playbooks"`
-	Leases    []LeaseReport   `json:"leases,omitempty" expr:"leases"`
-	Evidence  []EvidenceRef   `json:"evidence,omitempty" expr:"evidence"`
-	Timeline  []TimelineEntry `json:"timeline,omitempty" expr:"timeline"`
+	Playbooks []PlaybookRun `json:"playbooks,omitempty" expr:"playbooks"`
+	// NotSelected are the playbooks that matched and were not started.
+	NotSelected []NotSelected   `json:"not_selected,omitempty"`
+	Leases      []LeaseReport   `json:"leases,omitempty" expr:"leases"`
+	Evidence    []EvidenceRef   `json:"evidence,omitempty" expr:"evidence"`
+	Timeline    []TimelineEntry `json:"timeline,omitempty" expr:"timeline"`
 }
 
 // WorkloadIdentity says what is affected.
@@ -191,15 +193,24 @@ type PlaybookRun struct {
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
 }
 
+// NotSelected is a playbook that matched an incident and was not started, with the reason.
+type NotSelected struct {
+	Playbook string    `json:"playbook"`
+	Reason   string    `json:"reason"`
+	At       time.Time `json:"at"`
+}
+
 // StepReport is what became of one step on one target.
 type StepReport struct {
-	Step    string    `json:"step" expr:"step"` // its id, or its place ("steps[2]")
-	Action  string    `json:"action" expr:"action"`
-	Target  string    `json:"target,omitempty" expr:"target"`
-	Outcome Outcome   `json:"outcome" expr:"outcome"`
-	Reason  string    `json:"reason,omitempty" expr:"reason"`
-	Lease   string    `json:"lease,omitempty" expr:"lease"`
-	At      time.Time `json:"at" expr:"at"`
+	Step    string  `json:"step" expr:"step"` // its id, or its place ("steps[2]")
+	Action  string  `json:"action" expr:"action"`
+	Target  string  `json:"target,omitempty" expr:"target"`
+	Outcome Outcome `json:"outcome" expr:"outcome"`
+	Reason  string  `json:"reason,omitempty" expr:"reason"`
+	Lease   string  `json:"lease,omitempty" expr:"lease"`
+	// Guard is the guard that refused or proposed; "" where none did.
+	Guard string    `json:"guard,omitempty"`
+	At    time.Time `json:"at" expr:"at"`
 }
 
 // LeaseReport is the state of a lease as the incident knows it.
@@ -214,6 +225,7 @@ type LeaseReport struct {
 	Undone   bool      `json:"undone" expr:"undone"`
 	Until    time.Time `json:"until,omitzero" expr:"until"`
 	Reason   string    `json:"reason,omitempty" expr:"reason"`
+	Guard    string    `json:"guard,omitempty"` // that did not permit it
 	At       time.Time `json:"at" expr:"at"`
 	// AppliedAt is when the effect took hold, by the clock of where it did.
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`

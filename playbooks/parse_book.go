@@ -25,6 +25,7 @@ func (p *parser) playbook(n *yaml.Node, book *Playbook) {
 		"description": func(_, v *yaml.Node) { book.Description = p.str(v, "description") },
 		"guide":       func(_, v *yaml.Node) { book.Guide = p.guide(v) },
 		"match":       func(_, v *yaml.Node) { book.Match = p.match(v) },
+		"replaces":    func(_, v *yaml.Node) { book.Replaces = Word{p.str(v, "replaces"), posOf(v)} },
 		"max_phase":   func(_, v *yaml.Node) { book.MaxPhase = p.between(v, "max_phase", 1, 3) },
 		"inputs":      func(_, v *yaml.Node) { book.Inputs = p.inputs(v) },
 		"outputs":     func(_, v *yaml.Node) { book.Outputs = p.outputs(v) },
@@ -62,7 +63,10 @@ func (p *parser) match(n *yaml.Node) *Match {
 		"objective": func(_, v *yaml.Node) { m.Objectives = p.words(v, "objective") },
 		"severity":  func(_, v *yaml.Node) { m.Severity = Word{p.str(v, "severity"), posOf(v)} },
 		"when":      func(_, v *yaml.Node) { m.When = p.expr(v, "when") },
-		"priority":  func(_, v *yaml.Node) { m.Priority = p.between(v, "priority", 0, 1000) },
+		"priority": func(_, v *yaml.Node) {
+			n := p.between(v, "priority", 0, 1000)
+			m.Priority = &n
+		},
 		"exclusive": func(_, v *yaml.Node) { m.Exclusive = p.boolean(v, "exclusive") },
 	})
 	if given && len(m.Objectives) == 0 && m.Severity.Text == "" && m.When == nil && len(p.Problems) == 0 {

@@ -2,14 +2,21 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/library"
+	"stanch/playbooks/scenario"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
@@ -17,11 +24,21 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// Library is the playbooks that a worker runs, checked.
+// Library is the playbooks that a worker runs, checked. It follows edits of the configured folders: a file that is no
+// longer valid keeps its last valid version.
 type Library struct {
 	// Authority signs what is selected, so that its approvals count as this installation's. Nil signs nothing.
 	Authority activities.Authority
-	programs  []*playbooks.Program
+
+	config    *config.Config // nil: the playbooks were given and never change
+	catalogue playbooks.Catalogue
+
+	mu       sync.Mutex
+	programs []*playbooks.Program
+	problems diagnostic.Diagnostics
+	stamp    string            // of the folders' files, as they were read
+	valid    map[string][]byte // the last valid text of each file
+	known    bool              // valid has every file of the first load
 }
 
 // LibraryOf is a library of the playbooks given: simulation selects by the same code.
@@ -29,63 +46,217 @@ func LibraryOf(authority activities.Authority, programs ...*playbooks.Program) *
 	return &Library{Authority: authority, programs: programs}
 }
 
-// LoadLibrary loads the shipped playbooks and those of the configured folders. A playbook of a folder takes the
-// place of a shipped one of its name.
+// LoadLibrary loads the shipped playbooks that the configuration leaves on, and those of its folders. A user's playbook
+// replaces a shipped one of its name, or the one that it `replaces`.
 func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, diagnostic.Diagnostics, error) {
-	var sources []playbooks.Source
-	add := func(source fs.FS, where string) error {
-		files, err := fs.Glob(source, "*.yaml")
+	l := &Library{config: c, catalogue: catalogue, valid: map[string][]byte{}}
+	stamp, err := l.stampOf()
+	if err == nil {
+		err = l.load(stamp)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	l.known = true
+	return l, l.problems, nil
+}
+
+// shippedSources are the shipped playbooks that the configuration leaves on. One that only `call` runs is always there:
+// others need it.
+func shippedSources(c config.Library) ([]playbooks.Source, diagnostic.Diagnostics) {
+	if c.Enabled != nil && !*c.Enabled {
+		return nil, nil
+	}
+	var names []string
+	var out []playbooks.Source
+	for _, s := range library.Sources() {
+		book, _ := playbooks.Parse(s.File, s.Source)
+		names = append(names, book.Name)
+		on := !slices.Contains(c.Except, book.Name) && (len(c.Only) == 0 || slices.Contains(c.Only, book.Name))
+		if on || book.Match == nil {
+			out = append(out, s)
+		}
+	}
+	var problems diagnostic.Diagnostics
+	for key, list := range map[string][]string{"except": c.Except, "only": c.Only} {
+		for _, name := range list {
+			if !slices.Contains(names, name) {
+				problems = append(problems, diagnostic.Diagnostic{
+					Severity: "error", Code: "unknown-playbook", Message: fmt.Sprintf("`library.%s` of the configuration: no shipped playbook has the name `%s`", key, name), Hint: diagnostic.DidYouMean(name, names),
+				})
+			}
+		}
+	}
+	return out, problems.Sorted()
+}
+
+// files lists the playbooks of a folder, sorted.
+func files(dir string) ([]string, error) {
+	found, err := fs.Glob(os.DirFS(dir), "*.yaml")
+	if err == nil {
+		_, err = os.Stat(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list playbooks in %s: %w", dir, err)
+	}
+	return slices.DeleteFunc(found, func(f string) bool { return strings.HasSuffix(f, scenario.Suffix) }), nil
+}
+
+// stampOf changes with the name, size or time of any file of the folders.
+func (l *Library) stampOf() (string, error) {
+	var b strings.Builder
+	for _, dir := range l.config.Playbooks {
+		found, err := files(dir)
 		if err != nil {
-			return fmt.Errorf("list playbooks in %s: %w", where, err)
+			return "", err
 		}
-		for _, file := range files {
-			if isTest(file) {
-				continue
-			}
-			raw, err := fs.ReadFile(source, file)
+		for _, f := range found {
+			info, err := os.Stat(filepath.Join(dir, f))
 			if err != nil {
-				return fmt.Errorf("read playbook %s: %w", file, err)
+				return "", fmt.Errorf("read playbook %s: %w", f, err)
 			}
-			sources = append(sources, playbooks.Source{File: where + file, Source: raw})
-		}
-		return nil
-	}
-	if c.Library == nil || *c.Library {
-		sources = library.Sources()
-	}
-	for _, dir := range c.Playbooks {
-		if err := add(os.DirFS(dir), dir+"/"); err != nil {
-			return nil, nil, err
+			fmt.Fprintf(&b, "%s/%s %d %d\n", dir, f, info.Size(), info.ModTime().UnixNano())
 		}
 	}
-	programs, problems := playbooks.LoadAll(sources, catalogue)
-	return &Library{programs: programs}, problems, nil
+	return b.String(), nil
 }
 
-func isTest(file string) bool {
-	const suffix = "_test.yaml"
-	return len(file) > len(suffix) && file[len(file)-len(suffix):] == suffix
-}
-
-// Match gives the playbooks that handle an incident. It is a local activity: its result is recorded.
-func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
-	out := []incident.Selected{}
-	for _, choice := range playbooks.Choose(l.programs, in) {
-		if !choice.Chosen {
+// load reads every file. The caller holds the mutex, or is alone.
+func (l *Library) load(stamp string) error {
+	sources, problems := shippedSources(l.config.Library)
+	var own []playbooks.Source
+	for _, dir := range l.config.Playbooks {
+		found, err := files(dir)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			raw, err := os.ReadFile(filepath.Join(dir, f))
+			if err != nil {
+				return fmt.Errorf("read playbook %s: %w", f, err)
+			}
+			own = append(own, playbooks.Source{File: filepath.Join(dir, f), Source: raw})
+		}
+	}
+	programs, found := playbooks.LoadAll(slices.Concat(sources, own), l.catalogue)
+	// An edit that is not valid takes nothing out of force: what it was before goes on.
+	kept := slices.Clone(own)
+	for i, s := range own {
+		was := l.valid[s.File]
+		if slices.ContainsFunc(found, func(d diagnostic.Diagnostic) bool { return d.File == s.File && d.Severity == "error" }) {
+			if was != nil {
+				kept[i].Source = was
+			}
 			continue
 		}
+		l.valid[s.File] = s.Source
+	}
+	if l.known {
+		programs, _ = playbooks.LoadAll(slices.Concat(sources, kept), l.catalogue)
+	}
+	l.programs, l.problems, l.stamp = programs, append(problems, found...), stamp
+	return nil
+}
+
+// Refresh takes over edits of the folders. It returns what is wrong with them if anything changed, and an error where the
+// folders cannot be read: everything stays as it was then.
+func (l *Library) Refresh() (changed bool, problems diagnostic.Diagnostics, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.config == nil {
+		return false, nil, nil
+	}
+	stamp, err := l.stampOf()
+	if err != nil || stamp == l.stamp {
+		return false, nil, err
+	}
+	if err := l.load(stamp); err != nil {
+		return false, nil, err
+	}
+	return true, l.problems, nil
+}
+
+// Follow takes over edits until ctx ends, and logs what came of them.
+func (l *Library) Follow(ctx context.Context, every time.Duration, log *slog.Logger) {
+	t := time.NewTicker(every)
+	defer t.Stop()
+	unreadable := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		changed, problems, err := l.Refresh()
+		switch {
+		case err != nil && err.Error() != unreadable:
+			log.Error("the playbooks' folders cannot be read; the playbooks stay as they were", "error", err)
+		case changed:
+			LogProblems(log, problems, true)
+			log.Info("playbooks reloaded", "playbooks", len(l.Programs()))
+		}
+		unreadable = ""
+		if err != nil {
+			unreadable = err.Error()
+		}
+	}
+}
+
+// LogProblems logs what is wrong with playbooks. again: they were edited, so the last valid version of each stays.
+func LogProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
+	for _, p := range problems {
+		switch {
+		case p.Severity != "error":
+			log.Warn("warning about a playbook", "problem", p.String(), "hint", p.Hint)
+		case again:
+			log.Error("invalid playbook: its last valid version stays in force, or none if it is new", "problem", p.String(), "hint", p.Hint)
+		default:
+			log.Error("invalid playbook: it is left out", "problem", p.String(), "hint", p.Hint)
+		}
+	}
+}
+
+// Match gives the playbooks that match an incident, in the order in which they come. It is a local activity: its result is
+// recorded. Edits that nobody has taken over yet are taken over first.
+func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
+	_, _, err := l.Refresh()
+	if err != nil && len(l.Programs()) == 0 {
+		return nil, errors.Join(errors.New("no playbook is loaded"), err)
+	}
+	out := []incident.Selected{}
+	for _, choice := range playbooks.Choose(l.Programs(), in) {
 		p := choice.Program
-		selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources()}
-		if l.Authority != nil {
-			signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p), At: time.Now()})
+		matches, _ := p.Matches(in)
+		if !matches {
+			continue
+		}
+		selected := incident.Selected{Name: p.Name, Contains: p.Contains(), Shipped: p.Shipped, Waits: choice.Waits}
+		if !choice.Chosen {
+			selected.NotSelected, selected.Next = choice.Why, choice.Next
+		}
+		if choice.Chosen || choice.Next {
+			selected.File, selected.Source, selected.Called = p.File, p.Source, p.Sources()
+			signed, err := l.sign(p)
 			if err != nil {
-				return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
+				return nil, err
 			}
-			selected.Selection = &signed
+			selected.Selection = signed
 		}
 		out = append(out, selected)
 	}
 	return out, nil
+}
+
+// sign signs that a playbook is one of this installation's.
+func (l *Library) sign(p *playbooks.Program) (*proof.Signed, error) {
+	if l.Authority == nil {
+		return nil, nil //nolint:nilnil // nothing is signed
+	}
+	signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p), At: time.Now()})
+	if err != nil {
+		return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
+	}
+	return &signed, nil
 }
 
 // asks are the hashes of whom each approval of a playbook asks, and of those that it calls.
@@ -102,4 +273,15 @@ func asks(p *playbooks.Program) []string {
 }
 
 // Programs lists the playbooks.
-func (l *Library) Programs() []*playbooks.Program { return l.programs }
+func (l *Library) Programs() []*playbooks.Program {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.programs
+}
+
+// Problems lists what is wrong with the playbooks that were read last.
+func (l *Library) Problems() diagnostic.Diagnostics {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.problems
+}

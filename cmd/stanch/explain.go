@@ -244,7 +244,7 @@ func playbookRows(programs []*playbooks.Program, in *playbooks.Incident) []playb
 		e := playbooks.Explain(c.Program)
 		row := playbookRow{Playbook: c.Name, File: c.File, Description: c.Description, Handles: e.Handles}
 		if c.Match != nil {
-			row.Priority = c.Match.Priority
+			row.Priority = c.Priority()
 		}
 		if in != nil {
 			row.Starts, row.Why = &c.Chosen, c.Why

@@ -204,9 +204,7 @@ func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range problems {
-		o.Log.Error("a playbook is left out", "problem", p.String(), "hint", p.Hint)
-	}
+	worker.LogProblems(o.Log, problems, false)
 	o.Library = library
 	return worker.Start(ctx, o)
 }

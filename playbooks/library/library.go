@@ -23,7 +23,7 @@ func Sources() []playbooks.Source {
 	var out []playbooks.Source
 	for _, e := range entries {
 		if raw, err := Files.ReadFile(e.Name()); err == nil && !strings.HasSuffix(e.Name(), "_test.yaml") {
-			out = append(out, playbooks.Source{File: "library/" + e.Name(), Source: raw})
+			out = append(out, playbooks.Source{File: "library/" + e.Name(), Source: raw, Shipped: true})
 		}
 	}
 	return out

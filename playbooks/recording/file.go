@@ -144,7 +144,7 @@ func (r Recording) check() error {
 		return fmt.Errorf("the recording's phase %d is none: 1, 2 or 3", r.Incident.Phase)
 	case len(r.Detections) == 0:
 		return errors.New("the recording has no detection")
-	case len(r.Detections) > MaxDetections, len(r.Answers) > MaxAnswers, len(r.Steps)+len(r.Votes)+len(r.Questions)+len(r.Leases)+len(r.Releases)+len(r.Evidence) > MaxOthers:
+	case len(r.Detections) > MaxDetections, len(r.Answers) > MaxAnswers, len(r.Steps)+len(r.Votes)+len(r.Marks)+len(r.Questions)+len(r.Leases)+len(r.Releases)+len(r.Evidence) > MaxOthers:
 		return errors.New("the recording holds more than is read")
 	}
 	const longest = int64(400 * 24 * 3600 * 1000) // a year and a bit, in milliseconds

@@ -28,6 +28,7 @@ type Recording struct {
 	Answers    []Answer       `json:"answers"`
 	Questions  []Question     `json:"questions,omitempty"`
 	Votes      []Vote         `json:"votes,omitempty"`
+	Marks      []Mark         `json:"marks,omitempty"`
 	Releases   []Release      `json:"releases,omitempty"`
 	Leases     []LeaseReport  `json:"leases,omitempty"`
 	Steps      []Step         `json:"steps"`
@@ -138,6 +139,43 @@ type Decision struct {
 	Config    string    `json:"config,omitempty"`
 	Approvers Approvers `json:"approvers,omitzero"`
 	Replicas  int       `json:"replicas,omitempty"` // of the workload, as the budget judged it; -1 unknown, 0 not judged
+	// Inputs is what the guards judged by; nil in recordings of an older version.
+	Inputs *Inputs `json:"inputs,omitempty"`
+}
+
+// Inputs is what the guards judged by beyond the request: configuration, kill switch, budget and what the target was.
+type Inputs struct {
+	Threshold     float64    `json:"threshold"` // the confidence from which the scope lets an action run by itself
+	MaxDurationMS int64      `json:"max_duration_ms"`
+	Approvers     Approvers  `json:"approvers,omitzero"`  // of the scope
+	Stopped       string     `json:"stopped,omitempty"`   // who had set the kill switch; "" while it was not set
+	PerHour       int        `json:"per_hour"`            // the budget
+	Share         float64    `json:"share"`               // the budget of one workload
+	Spent         int        `json:"spent,omitempty"`     // of the budget, in the hour before
+	Held          int        `json:"held,omitempty"`      // other pods of the workload that were contained
+	Protected     *Protected `json:"protected,omitempty"` // the entry that protects the target
+	Target        *Facts     `json:"target,omitempty"`    // nil: no object of a cluster
+}
+
+// Protected is why a target was protected. At most one field is set.
+type Protected struct {
+	Namespace string `json:"namespace,omitempty"`
+	Workload  string `json:"workload,omitempty"`
+	Role      string `json:"role,omitempty"`
+	Self      bool   `json:"self,omitempty"`
+}
+
+// Facts is what the API server said of a target.
+type Facts struct {
+	Unresolved     string                       `json:"unresolved,omitempty"` // why nothing was known; "" if it was
+	OutsideCluster bool                         `json:"outside_cluster,omitempty"`
+	Namespace      string                       `json:"namespace,omitempty"`
+	Pod            string                       `json:"pod,omitempty"`
+	Node           string                       `json:"node,omitempty"`
+	HostNetwork    bool                         `json:"host_network,omitempty"`
+	Owners         []playbooks.WorkloadIdentity `json:"owners,omitempty"`
+	Incomplete     string                       `json:"incomplete,omitempty"`
+	Replicas       int                          `json:"replicas,omitempty"`
 }
 
 // Approvers says who may agree.
@@ -146,6 +184,15 @@ type Approvers struct {
 	Users     []string `json:"users,omitempty"`
 	Quorum    int      `json:"quorum,omitempty"`
 	TimeoutMS int64    `json:"timeout_ms,omitempty"`
+	// Escalate says who may agree too, from when on; nil is nobody.
+	Escalate *Escalation `json:"escalate,omitempty"`
+}
+
+// Escalation says who may agree too, so long after the question was asked.
+type Escalation struct {
+	AfterMS int64    `json:"after_ms"`
+	Groups  []string `json:"groups,omitempty"`
+	Users   []string `json:"users,omitempty"`
 }
 
 // Question is what people were asked.
@@ -168,6 +215,18 @@ type Vote struct {
 	Groups  []string `json:"groups,omitempty"`
 	Approve bool     `json:"approve"`
 	Reason  string   `json:"reason,omitempty"`
+	// BreakGlass: the person answered alone for the whole quorum.
+	BreakGlass bool `json:"break_glass,omitempty"`
+	// Refused says why the answer did not count when it was given; "" if it was accepted.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Mark is what a person said about the incident: that it is theirs, or a false positive.
+type Mark struct {
+	AfterMS int64  `json:"after_ms"`
+	Kind    string `json:"kind"`
+	Person  string `json:"person"`
+	Reason  string `json:"reason,omitempty"`
 }
 
 // Release is a lease that people ended, or let hold longer.

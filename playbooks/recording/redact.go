@@ -37,6 +37,10 @@ func Redact(r Recording) Recording {
 	for i := range r.Votes {
 		r.Votes[i].Reason = redact.Text(r.Votes[i].Reason)
 	}
+	r.Marks = slices.Clone(r.Marks)
+	for i := range r.Marks {
+		r.Marks[i].Reason = redact.Text(r.Marks[i].Reason)
+	}
 	r.Steps = slices.Clone(r.Steps)
 	for i := range r.Steps {
 		r.Steps[i].Reason = redact.Text(r.Steps[i].Reason)
@@ -154,6 +158,22 @@ func Anonymise(r Recording) (Recording, error) {
 			who, _, _ := strings.Cut(p, " (")
 			name("person", who)
 			name("person", p)
+		}
+	}
+	for _, m := range r.Marks {
+		name("person", m.Person)
+	}
+	for _, a := range r.Answers {
+		if a.Decision == nil || a.Decision.Inputs == nil {
+			continue
+		}
+		in := a.Decision.Inputs
+		who, _, _ := strings.Cut(in.Stopped, " (")
+		name("person", who)
+		if in.Target != nil {
+			for _, w := range in.Target.Owners {
+				name("workload", w.Name)
+			}
 		}
 	}
 	name("cluster", r.Incident.Cluster)

@@ -22,7 +22,7 @@ import (
 // asks is a configuration under which alice, who is root here, is asked before anything is contained.
 const asks = `phase: 2
 quiet: 3s
-library: false
+library: {enabled: false}
 playbooks: [DIR/playbooks]
 scopes: [{ name: host, namespaces: [""], phase: 2, confidence: 0.97, approvers: { groups: [responders], quorum: 1, timeout: 1m } }]
 people: [{ name: alice, uid: 0, groups: [responders] }]

@@ -42,7 +42,7 @@ func run(m *testing.M) int {
 }
 
 // contains is a configuration in which containments of this host run by themselves, for the stand's containers only.
-const contains = "phase: 2\nlibrary: false\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
+const contains = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
 
 // holdFor is a playbook that isolates the stand's containers for so long.
 func holdFor(d time.Duration) map[string]string {

@@ -33,7 +33,7 @@ const (
 )
 
 const chatConfig = `phase: 3
-library: false
+library: {enabled: false}
 playbooks: [DIR/playbooks]
 budget: {per_hour: 1000}
 scopes:

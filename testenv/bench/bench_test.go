@@ -76,7 +76,7 @@ func tell(b *testing.B, name string, s series, more ...any) {
 	stand.Record(b, line)
 }
 
-const config = "phase: 2\nlibrary: false\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 10000, share: 1}\nforeign: [{name: falco, token_file: DIR/token}]\n"
+const config = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 10000, share: 1}\nforeign: [{name: falco, token_file: DIR/token}]\n"
 
 // shortest is the shortest playbook that contains: snapshot, then isolate.
 func shortest(match string) map[string]string {

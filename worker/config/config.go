@@ -40,7 +40,7 @@ type Config struct {
 	Budget    Budget    `yaml:"budget" json:"budget,omitzero"`
 	Evidence  Evidence  `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=how much evidence is kept"`
 	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
-	Library   *bool     `yaml:"library" json:"library,omitempty" jsonschema:"description=whether the shipped playbooks are used; true if not given"`
+	Library   Library   `yaml:"library" json:"library,omitzero" jsonschema:"description=which of the shipped playbooks are used; all if not given"`
 	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
 	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
 	Exports   []Export  `yaml:"exports" json:"exports,omitempty"`
@@ -92,6 +92,13 @@ type Evidence struct {
 	MaxTotal       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all pieces; 20Gi if not given"`
 	MaxPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the pieces of one incident; 2Gi if not given"`
 	MinFree        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=what stays free on the file system; 1Gi if not given"`
+}
+
+// Library says which of the shipped playbooks are used.
+type Library struct {
+	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether any is used; true if not given"`
+	Except  []string `yaml:"except" json:"except,omitempty" jsonschema:"description=names of those that are not used"`
+	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only ones that are used; all if not given"`
 }
 
 // Size is a number of bytes in Kubernetes' notation: 512Mi, 20Gi.
@@ -263,7 +270,11 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], keysOf(f[2])), "there is no key `%s` here", f[1])
 				continue
 			}
-			p.errorf(n, "yaml", "", "%s", m[2])
+			hint := ""
+			if strings.HasSuffix(m[2], "into config.Library") {
+				hint = "write `library: {enabled: false}`, `library: {except: [NAME]}` or `library: {only: [NAME]}`"
+			}
+			p.errorf(n, "yaml", hint, "%s", m[2])
 		}
 	}
 	p.lossy(raw)
@@ -308,6 +319,9 @@ func (p *parser) check(c *Config) {
 	p.exports(c.Exports)
 	p.nodes(c.Nodes)
 	p.networks(c.Networks)
+	if l := c.Library; len(l.Only) > 0 && (len(l.Except) > 0 || l.Enabled != nil && !*l.Enabled) {
+		p.errorf(1, "library", "keep one of them", "library: `only` excludes `except` and `enabled: false`")
+	}
 	phase := func(what string, n int) {
 		if n < 0 || n > 3 {
 			p.errorf(1, "range", "1 observes, 2 contains, 3 disrupts behind approval", "%s: the phase %d is none", what, n)

@@ -36,6 +36,8 @@ type Budget interface {
 	Spend(f Facts) (reason string)
 	// Left says the same without spending.
 	Left(f Facts) (reason string)
+	// Used is how much was spent in the last hour, and how many other pods of the workload are contained.
+	Used(f Facts) (hour, held int)
 }
 
 // Chain is the guards with what they read.
@@ -133,6 +135,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 			}
 			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
 			d.Confirmed = f.confirmed()
+			d.Inputs = f.inputs()
 			if d.Replicas = f.replicas(); d.Replicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
 				d.Replicas = -1
 			}
@@ -142,10 +145,10 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 			}
 			if d.Verdict == activities.VerdictRun && q.Before {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
-					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), Config: c.Config.Hash()}, nil
+					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), Config: c.Config.Hash(), Inputs: d.Inputs}, nil
 				}
 				if err := c.useGrant(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.Decision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), Config: c.Config.Hash()}, nil
+					return activities.Decision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), Config: c.Config.Hash(), Inputs: d.Inputs}, nil
 				} else if err != nil {
 					return activities.Decision{}, err
 				}
@@ -290,23 +293,49 @@ func killSwitch(f Facts) *activities.Decision {
 
 func protected(f Facts) *activities.Decision {
 	t := f.Request.Target
+	switch p := f.protection(); {
+	case p.Namespace != "":
+		return refuse("the namespace %s is protected", p.Namespace)
+	case p.Self:
+		return refuse("%s is Stanch itself", t)
+	case p.Workload != "":
+		return refuse("the workload %s is protected", p.Workload)
+	case p.Role != "":
+		return refuse("%s is protected (%s)", t, p.Role)
+	}
+	return nil
+}
+
+// protection is why the target is protected; the zero value if it is not.
+func (f Facts) protection() activities.Protected {
+	t := f.Request.Target
 	if t.Namespace != "" && slices.Contains(f.Config.Protected.Namespaces, t.Namespace) {
-		return refuse("the namespace %s is protected", t.Namespace)
+		return activities.Protected{Namespace: t.Namespace}
 	}
 	if slices.Contains(f.Self, t.UID) {
-		return refuse("%s is Stanch itself", t)
+		return activities.Protected{Self: true}
 	}
 	for _, owner := range f.owners() {
 		if slices.Contains(f.Config.Protected.Workloads, owner) {
-			return refuse("the workload %s is protected", owner)
+			return activities.Protected{Workload: owner}
 		}
 	}
 	for _, pattern := range f.Config.Protected.Roles {
 		if t.Kind.Cloud() && aws.Matches(pattern, t.Name, t.ARN) {
-			return refuse("%s is protected (%s)", t, pattern)
+			return activities.Protected{Role: pattern}
 		}
 	}
-	return nil
+	return activities.Protected{}
+}
+
+// inputs are what was judged by, for whoever judges again.
+func (f Facts) inputs() *activities.DecisionInputs {
+	in := &activities.DecisionInputs{
+		Threshold: f.Scope.Confidence, MaxDuration: time.Duration(f.Config.Budget.Longest), Approvers: ApproversOf(f.Scope), Stopped: f.Stopped,
+		PerHour: f.Config.Budget.PerHour, Share: f.Config.Budget.Share, Protected: f.protection(), Target: f.Known,
+	}
+	in.Spent, in.Held = f.Budget.Used(f)
+	return in
 }
 
 func evidence(f Facts) *activities.Decision {

@@ -98,31 +98,51 @@ func (w *Window) left(f Facts) string {
 		return "" // a drill's targets are its own
 	}
 	w.spent = budget.Add(w.spent, nil, f.Now)
-	limit := f.Config.Budget
-	hour, held := 0, map[string]bool{}
-	workload := f.workload()
 	for _, s := range w.spent {
 		if s.Lease == f.Request.Lease && s.Lease != "" {
 			return "" // it was paid for
 		}
+	}
+	hour, held := w.used(f)
+	return Exceeded(f, hour, held)
+}
+
+// Used is how much was spent in the last hour, and how many other pods of the workload are contained.
+func (w *Window) Used(f Facts) (hour, held int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.used(f)
+}
+
+func (w *Window) used(f Facts) (hour, held int) {
+	targets := map[string]bool{}
+	workload := f.workload()
+	for _, s := range w.spent {
 		if f.Now.Sub(s.At) < budget.Window {
 			hour++
 		}
 		if s.Workload == workload && f.Now.Before(s.Until) && s.Target != f.Request.Target.ID() {
-			held[s.Target] = true
+			targets[s.Target] = true
 		}
 	}
+	return hour, len(targets)
+}
+
+// Exceeded says which limit of the budget one more containment would exceed, or "": hour is how many there were in the
+// last hour, held how many other pods of the workload are contained.
+func Exceeded(f Facts, hour, held int) string {
+	limit := f.Config.Budget
 	if hour >= limit.PerHour {
 		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
 	replicas := f.replicas()
-	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && len(held) > 0 && (f.Known == nil || !f.Known.AnyReplicas) {
-		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", len(held), workload)
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.Known == nil || !f.Known.AnyReplicas) {
+		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", held, f.workload())
 	}
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
 		most := int(math.Max(1, math.Floor(limit.Share*float64(replicas))))
-		if len(held)+1 > most {
-			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", len(held), replicas, workload, limit.Share*100)
+		if held+1 > most {
+			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", held, replicas, f.workload(), limit.Share*100)
 		}
 	}
 	return ""

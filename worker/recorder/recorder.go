@@ -168,7 +168,12 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 		var signed proof.Signed
 		var v proof.Vote
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
-			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason})
+			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Refused: v.Refused})
+		}
+	case workflows.SignalMark:
+		var m incident.Mark
+		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &m) {
+			r.out.Marks = append(r.out.Marks, recording.Mark{AfterMS: after, Kind: string(m.Kind), Person: m.Person, Reason: m.Reason})
 		}
 	case workflows.SignalRelease:
 		var s lease.ReleaseSignal
@@ -326,11 +331,37 @@ func (r *recorder) plan(e *historypb.HistoryEvent, action, target string, got ac
 }
 
 func decision(d activities.Decision) *recording.Decision {
-	return &recording.Decision{Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, Config: d.Config, Approvers: approvers(d.Approvers), Replicas: d.Replicas}
+	return &recording.Decision{
+		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, Config: d.Config, Approvers: approvers(d.Approvers), Replicas: d.Replicas, Inputs: inputs(d.Inputs),
+	}
+}
+
+func inputs(in *activities.DecisionInputs) *recording.Inputs {
+	if in == nil {
+		return nil
+	}
+	out := &recording.Inputs{
+		Threshold: in.Threshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: approvers(in.Approvers), Stopped: in.Stopped,
+		PerHour: in.PerHour, Share: in.Share, Spent: in.Spent, Held: in.Held,
+	}
+	if p := in.Protected; p != (activities.Protected{}) {
+		out.Protected = &recording.Protected{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, Self: p.Self}
+	}
+	if t := in.Target; t != nil {
+		out.Target = &recording.Facts{
+			Unresolved: t.Unresolved, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
+			Owners: t.Owners, Incomplete: t.Incomplete, Replicas: t.Replicas,
+		}
+	}
+	return out
 }
 
 func approvers(a activities.Approvers) recording.Approvers {
-	return recording.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, TimeoutMS: a.Timeout.Milliseconds()}
+	out := recording.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, TimeoutMS: a.Timeout.Milliseconds()}
+	if e := a.Escalate; e != nil {
+		out.Escalate = &recording.Escalation{AfterMS: e.After.Milliseconds(), Groups: e.Groups, Users: e.Users}
+	}
+	return out
 }
 
 func (r *recorder) question(p pending) {

@@ -4,17 +4,27 @@ import (
 	"context"
 
 	"stanch/activities"
+	"stanch/worker/guards"
 )
 
-// heard is the real guards, with what they say written down.
+// heard is the real guards, judging by what the recording says of each decision, with what they say written down.
 type heard struct {
-	activities.Guards
-	sim *sim
+	*guards.Chain
+	window *guards.Window
+	sim    *sim
 }
+
+var _ activities.Guards = (*heard)(nil)
 
 // Decide lets the guards decide.
 func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
-	d, err := h.Guards.Decide(ctx, q)
+	in := h.sim.of(q)
+	chain := *h.Chain
+	chain.Switch, chain.Budget, chain.Targets = lever{in}, budget{h.window, in}, recorded{h.sim, in}
+	if in != nil && in.Protected != nil && in.Protected.Self {
+		chain.Self = []string{q.Request.Target.UID}
+	}
+	d, err := chain.Decide(ctx, q)
 	if err != nil {
 		return d, err //nolint:wrapcheck // the activity says what was asked
 	}

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/activities"
+	"stanch/playbooks/recording"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/workflows"
@@ -114,6 +115,8 @@ type ballot struct {
 	person, proved, reason string
 	groups                 []string
 	approve                bool
+	breakGlass             bool
+	refused                string // why the answer did not count when it was given
 	after                  time.Duration
 }
 
@@ -145,31 +148,54 @@ func (s *sim) answersTo(p playbook.Pending, cfg *config.Config) []ballot {
 			out = append(out, ballot{person: a.Person, groups: groups, proved: "simulated", reason: a.Reason, approve: a.Answer == "yes", after: after})
 		}
 	default:
-		out = s.recorded(p)
+		out = s.recorded(p, cfg)
 	}
 	return out
 }
 
-// recorded are the answers that people gave to this step.
-func (s *sim) recorded(p playbook.Pending) []ballot {
+// recorded are the answers that people gave to this question: to the same run's or, where there is none in the recording,
+// to one of the same playbook.
+func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
+	same := func(run, step string) bool { return step == p.ID && run == p.Run }
+	if !slices.ContainsFunc(s.rec.Questions, func(q recording.Question) bool { return same(q.Run, q.Step) }) {
+		same = func(run, step string) bool { return step == p.ID && playbookOf(run) == playbookOf(p.Run) }
+	}
 	asked := int64(-1)
 	for _, q := range s.rec.Questions {
-		if q.Step == p.ID && playbookOf(q.Run) == playbookOf(p.Run) {
+		if same(q.Run, q.Step) {
 			asked = q.AfterMS
 		}
 	}
 	var out []ballot
 	for _, v := range s.rec.Votes {
-		if v.Step != p.ID || playbookOf(v.Run) != playbookOf(p.Run) {
+		if !same(v.Run, v.Step) {
 			continue
 		}
 		after := thinking
 		if asked >= 0 {
 			after = time.Duration(max(v.AfterMS-asked, 1)) * time.Millisecond
 		}
-		out = append(out, ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, after: after})
+		b := ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, breakGlass: v.BreakGlass, refused: v.Refused, after: after}
+		if s.o.Config != nil {
+			b.judgedBy(cfg)
+		}
+		out = append(out, b)
 	}
 	return out
+}
+
+// judgedBy takes a person's rights from a configuration that was given: who is not in it any more may not answer.
+func (b *ballot) judgedBy(cfg *config.Config) {
+	i := slices.IndexFunc(cfg.People, func(p config.Person) bool { return p.Name == b.person })
+	switch {
+	case i < 0 && len(cfg.People) > 0:
+		b.refused = fmt.Sprintf("%s is not in the configuration", b.person)
+	case i >= 0:
+		b.groups = cfg.People[i].Groups
+		if b.breakGlass && !cfg.People[i].BreakGlass {
+			b.refused = fmt.Sprintf("%s may not break the glass: `break_glass` is not set for them", b.person)
+		}
+	}
 }
 
 // playbookOf is the name at the end of a run's id; its number may be another in a simulation.
@@ -211,14 +237,21 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 	if b.approve {
 		answer = "yes"
 	}
+	if b.breakGlass {
+		answer += ", breaking the glass"
+	}
 	note := ""
-	if !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)) {
-		note = " (who may not answer this: not counted)"
-	} else if s.env.Now().After(p.Deadline) {
+	switch {
+	case b.refused != "":
+		note = fmt.Sprintf(" (not counted: %s)", b.refused)
+	case s.env.Now().After(p.Deadline):
 		note = " (too late)"
+	case !b.breakGlass && !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)):
+		note = " (who may not answer this: not counted)"
 	}
 	signed, err := s.keys.Sign(proof.PurposeVote, proof.Vote{
 		Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: b.person, Proved: b.proved, Approve: b.approve, Reason: b.reason, Groups: b.groups, At: s.env.Now(),
+		BreakGlass: b.breakGlass, Refused: b.refused,
 	})
 	if err == nil {
 		err = s.env.SignalWorkflowByID(p.Run, workflows.SignalVote, signed)

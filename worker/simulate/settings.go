@@ -71,14 +71,14 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
 	for _, a := range rec.Answers {
 		if a.Decision != nil && a.Decision.Verdict == string(activities.VerdictAsk) {
-			q := a.Decision.Approvers
-			scope.Approvers = config.Approvers{Groups: q.Groups, Users: q.Users, Quorum: q.Quorum, Timeout: config.Duration(time.Duration(q.TimeoutMS) * time.Millisecond)}
+			scope.Approvers = approvers(a.Decision.Approvers)
 			break
 		}
 	}
-	// What counted as high confidence stands only in the guards' own words; a test holds that they are still read.
+	inForce(c, &scope, rec)
+	// Of older recordings, what counted as high confidence stands only in the guards' own words; a test holds that they are still read.
 	for _, a := range rec.Answers {
-		if a.Decision == nil {
+		if a.Decision == nil || a.Decision.Inputs != nil {
 			continue
 		}
 		if m := threshold.FindStringSubmatch(a.Decision.Reason); m != nil {
@@ -97,4 +97,42 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 		}
 	}
 	return c
+}
+
+// inForce takes over the part of the configuration that the guards judged by.
+func inForce(c *config.Config, scope *config.Scope, rec recording.Recording) {
+	for i := len(rec.Answers) - 1; i >= 0; i-- {
+		d := rec.Answers[i].Decision
+		if d == nil || d.Inputs == nil {
+			continue
+		}
+		in := d.Inputs
+		if !rec.Incident.Drill {
+			scope.Confidence = in.Threshold
+		}
+		if len(in.Approvers.Groups)+len(in.Approvers.Users) > 0 && !rec.Incident.Drill {
+			scope.Approvers = approvers(in.Approvers)
+		}
+		c.Budget = config.Budget{PerHour: in.PerHour, Share: in.Share, Longest: config.Duration(time.Duration(in.MaxDurationMS) * time.Millisecond)}
+		if p := in.Protected; p != nil {
+			c.Protected.Namespaces = with(c.Protected.Namespaces, p.Namespace)
+			c.Protected.Workloads = with(c.Protected.Workloads, p.Workload)
+			c.Protected.Roles = with(c.Protected.Roles, p.Role)
+		}
+	}
+}
+
+func with(list []string, one string) []string {
+	if one == "" || slices.Contains(list, one) {
+		return list
+	}
+	return append(slices.Clone(list), one)
+}
+
+func approvers(a recording.Approvers) config.Approvers {
+	out := config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: config.Duration(time.Duration(a.TimeoutMS) * time.Millisecond)}
+	if e := a.Escalate; e != nil {
+		out.Escalate = &config.Escalation{After: config.Duration(time.Duration(e.AfterMS) * time.Millisecond), Groups: e.Groups, Users: e.Users}
+	}
+	return out
 }

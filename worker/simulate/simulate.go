@@ -96,6 +96,7 @@ type sim struct {
 	last    map[string]activities.Verdict
 	// assumed are the actions, by target, that answered what the recording does not hold.
 	assumed map[string]bool
+	inputs  *inputs
 	kept    *keeper
 	tape    *tape
 }
@@ -104,7 +105,7 @@ type sim struct {
 // as long as the longest timer of a workflow that was cancelled, a quarter of an hour; so much of it must not be kept.
 func (s *sim) forget() {
 	s.mu.Lock()
-	s.rec, s.result = recording.Recording{}, Result{}
+	s.rec, s.result, s.inputs = recording.Recording{}, Result{}, nil
 	s.mu.Unlock()
 	if s.kept != nil {
 		s.kept.mu.Lock()
@@ -149,7 +150,7 @@ func empty(file string) Result {
 // Run simulates one recording. What goes wrong is in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
 	s := &sim{
-		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{},
+		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{}, inputs: newInputs(rec),
 	}
 	s.result = empty(file)
 	s.result.Incident = rec.Incident.ID
@@ -235,11 +236,6 @@ func (a authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
 	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }
 
-// off is a kill switch that nobody set.
-type off struct{}
-
-func (off) Stopped(context.Context) (bool, string, error) { return false, "", nil }
-
 func (s *sim) run() error {
 	cfg, in := s.settings()
 	var suite testsuite.WorkflowTestSuite
@@ -257,8 +253,8 @@ func (s *sim) run() error {
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
 	set := activities.NewSet(s.actions()...)
-	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring, Switch: off{}, Budget: guards.NewWindow(nil), Targets: recorded{s}}
-	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Guards: chain, sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
+	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring}
+	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Chain: chain, window: guards.NewWindow(nil), sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
 	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
 	incidents := &incident.Workflows{Playbooks: plays}
@@ -269,6 +265,7 @@ func (s *sim) run() error {
 	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
 	s.listen(cfg)
 	s.feed(in)
+	s.marks()
 
 	env.ExecuteWorkflow(incidents.Incident, in)
 	var out playbooks.Incident

@@ -36,6 +36,12 @@ type state struct {
 	// Covered are the targets for which a playbook runs or ran, by playbook and target.
 	Covered map[string]bool `json:"covered"`
 	Runs    int             `json:"runs"`
+	// Versions are the playbooks that were started, as they were then: a later edit does not change them.
+	Versions map[string]Selected `json:"versions,omitempty"`
+	// Containing is which playbook contains a target for an objective; Refused are those that came to nothing, by
+	// playbook and target.
+	Containing map[string]container `json:"containing,omitempty"`
+	Refused    map[string]bool      `json:"refused,omitempty"`
 	// Threaded: the thread was started.
 	Threaded bool `json:"threaded,omitempty"`
 	// Watchers are the runs of playbooks that wait for a change of the incident.

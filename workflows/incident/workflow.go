@@ -43,17 +43,6 @@ type Input struct {
 	Carry  *state `json:"carry,omitempty"`
 }
 
-// Selected is a playbook that matches, with its source.
-type Selected struct {
-	Name   string `json:"name"`
-	File   string `json:"file"`
-	Source []byte `json:"source"`
-	// Called are the playbooks that it calls, whole.
-	Called []playbooks.Source `json:"called,omitempty"`
-	// Selection proves that it is one of the installation's.
-	Selection *proof.Signed `json:"selection,omitempty"`
-}
-
 // Match is the local activity that picks playbooks; the worker implements it from the library that it loaded.
 const Match = "MatchPlaybooks"
 
@@ -98,7 +87,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 			}
 			return r.Incident, nil
 		}
-		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 {
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 && !r.waiting {
 			next := in
 			next.Carry = r.state
 			return playbooks.Incident{}, workflow.NewContinueAsNewError(ctx, w.Incident, next)
@@ -116,6 +105,9 @@ type run struct {
 	told      bool // the thread was told of everything so far
 	handed    bool // it was said that nothing starts any more
 	watched   bool // somebody tells the watchers
+	waiting   bool // a shipped playbook waits for the enrichment, since a user's may match after it
+	waited    bool // that has lasted long enough
+	again     bool // a run came to nothing: the next may start
 	changed   bool // the watchers were not told yet
 }
 
@@ -152,6 +144,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		}
 		heard = true
 		r.heardPlaybook(report, workflow.Now(ctx))
+		r.next(ctx)
 	}
 	for {
 		var report lease.Report
@@ -232,13 +225,8 @@ func (r *run) start(ctx workflow.Context) {
 		return
 	}
 	for _, s := range selected {
-		var targets []playbooks.Target
-		for _, t := range r.Incident.Targets {
-			if !r.Covered[s.Name+"\x00"+t.ID()] {
-				targets = append(targets, t)
-			}
-		}
-		if len(targets) == 0 && !r.bare(s.Name) {
+		targets := r.assign(ctx, s, selected)
+		if len(targets) == 0 && (s.NotSelected != "" || !r.bare(s.Name)) {
 			continue
 		}
 		r.launch(ctx, s, targets)
@@ -257,15 +245,17 @@ func (r *run) bare(name string) bool {
 
 func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target) {
 	r.Runs++
+	s = r.version(s)
 	snapshot := r.Incident
 	snapshot.Targets = targets
-	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence = nil, nil, nil, nil
+	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil, nil
 	attestations := map[string][]proof.Signed{}
 	for _, t := range targets {
 		r.Covered[s.Name+"\x00"+t.ID()] = true
 		attestations[t.ID()] = r.Attestations[t.ID()]
 	}
 	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.Runs, s.Name)
+	r.take(s, id, targets)
 	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
@@ -277,12 +267,14 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
 			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it could not be started: " + err.Error()}, workflow.Now(ctx))
+			r.next(ctx)
 			return
 		}
 		// A run that was terminated reports nothing; its end as a child is heard all the same.
 		var report playbook.Report
 		if err := child.Get(ctx, &report); err != nil && ctx.Err() == nil {
 			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: err.Error()}, workflow.Now(ctx))
+			r.next(ctx)
 		}
 	})
 }
@@ -315,6 +307,7 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 		r.line(now, report.Playbook+" failed: "+report.Error)
 	}
 	r.Incident.Updated = now
+	r.freed(report)
 }
 
 func (r *run) heardLease(l playbooks.LeaseReport) {
@@ -343,7 +336,11 @@ func (r *run) enrich(ctx workflow.Context) {
 	r.enriching++
 	target := r.Incident.Targets[0]
 	workflow.Go(ctx, func(ctx workflow.Context) {
-		defer func() { r.enriching--; r.told, r.changed = false, true }()
+		defer func() {
+			r.enriching--
+			r.told, r.changed = false, true
+			r.enrichmentEnded(ctx)
+		}()
 		var set *activities.Set
 		var result activities.Result
 		o := workflow.ActivityOptions{
@@ -368,6 +365,7 @@ func (r *run) enrich(ctx workflow.Context) {
 		r.Incident.Context = playbooks.ContextState{Enriched: true, Missing: w.Missing}
 		w.Into(&r.Incident)
 		r.conclude()
+		r.waiting = false
 		r.start(ctx)
 	})
 }

@@ -82,6 +82,7 @@ type Machine struct {
 	Extension *proof.Signed      `json:"extension,omitempty"` // a longer hold that people gave
 	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
 	Reason    string             `json:"reason,omitempty"`
+	Guard     string             `json:"guard,omitempty"`  // that did not permit it
 	Stamped   time.Time          `json:"stamped,omitzero"` // the end on the contained object
 	Applied   time.Time          `json:"applied,omitzero"`
 	Verified  bool               `json:"verified"`
@@ -258,7 +259,7 @@ func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Ti
 	first := m.State == StateApplying
 	m.Reapply = false
 	if r.Decision.Verdict != activities.VerdictRun {
-		m.Reason = r.Decision.Reason
+		m.Reason, m.Guard = r.Decision.Reason, r.Decision.Guard
 		outcome := playbooks.OutcomeRefused
 		if r.Decision.Verdict == activities.VerdictPropose || r.Decision.Verdict == activities.VerdictAsk {
 			outcome = playbooks.OutcomeProposed
@@ -276,7 +277,7 @@ func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Ti
 	}
 	m.Token, m.Stamped = r.Token, asked
 	m.Verified = r.Effect.Outcome != playbooks.OutcomeUnverified
-	m.Reason = r.Effect.Reason
+	m.Reason, m.Guard = r.Effect.Reason, ""
 	if first {
 		m.Outcome, m.Applied = r.Effect.Outcome, r.Effect.AppliedAt
 		if m.Applied.IsZero() {

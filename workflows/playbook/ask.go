@@ -170,7 +170,7 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 	runnable := plans.runnable()
 	if len(plans.results) > 0 && len(runnable.results) == 0 {
 		reason := plans.results[0].Decision.Reason
-		r.note(ctx, f, s, "", playbooks.OutcomeProposed, "would ask: "+reason, "")
+		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeProposed, Reason: "would ask: " + reason})
 		r.steps(ctx, f.permitted(&approved{approval: a, propose: true, title: a.Title}), a.Steps)
 		return outcome{Outcome: playbooks.OutcomeProposed, reason: reason}
 	}
@@ -179,7 +179,7 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 		reasons = append(reasons, "`ask`: "+err.Error())
 	}
 	if len(reasons) > 0 {
-		r.note(ctx, f, s, "", playbooks.OutcomeFailed, strings.Join(reasons, "; "), "")
+		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: strings.Join(reasons, "; ")})
 		return outcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
 	got := r.ask(ctx, Pending{
@@ -189,10 +189,10 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 		got = answer{reason: r.halted}
 	}
 	if !got.granted {
-		r.note(ctx, f, s, "", playbooks.OutcomeDenied, got.reason, "")
+		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeDenied, Reason: got.reason})
 		return outcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
 	}
-	r.note(ctx, f, s, "", playbooks.OutcomeChanged, got.reason, "")
+	r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeChanged, Reason: got.reason})
 	r.steps(ctx, f.permitted(&approved{approval: a, grants: got.grants, title: a.Title, plans: runnable}), a.Steps)
 	return outcome{Outcome: playbooks.OutcomeChanged, reason: got.reason}
 }

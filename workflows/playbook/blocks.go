@@ -143,7 +143,7 @@ func (r *run) call(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
 	out.outputs = outputs
-	r.note(ctx, f, s, "", out.Outcome, out.reason, "")
+	r.note(ctx, f, s, playbooks.StepReport{Outcome: out.Outcome, Reason: out.reason})
 	return out
 }
 

@@ -14,8 +14,9 @@ import (
 // contain plans, asks the guards, and takes a lease.
 func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request) outcome {
 	target, under := request.Target.ID(), f.under
+	guard := "" // that did not permit it
 	done := func(o playbooks.Outcome, reason, leaseID string) outcome {
-		r.note(ctx, f, s, target, o, reason, leaseID)
+		r.note(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, Lease: leaseID, Guard: guard})
 		return outcome{Outcome: o, reason: reason}
 	}
 	basis := activities.Basis{Attestations: r.attestations(request.Target), Receipts: last(r.receipts[target], 2), Asked: under != nil}
@@ -35,6 +36,9 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	}
 	var before *activities.PlanResult // what was approved, if it has changed since
 	for range 3 {
+		if guard = ""; planned.Decision.Verdict == activities.VerdictRefuse || planned.Decision.Verdict == activities.VerdictPropose {
+			guard = planned.Decision.Guard
+		}
 		if planned.Decision.Verdict == activities.VerdictRefuse {
 			return done(playbooks.OutcomeRefused, planned.Decision.Reason, "")
 		}
@@ -90,6 +94,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	if err != nil {
 		return done(playbooks.OutcomeFailed, err.Error(), "")
 	}
+	guard = report.Guard
 	return done(report.Outcome, report.Reason, report.ID)
 }
 
@@ -105,15 +110,15 @@ func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request acti
 	var result activities.ApplyResult
 	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s-%s", r.brief.ID, f.name(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
 	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
-	o, reason := result.Effect.Outcome, result.Effect.Reason
+	o, reason, guard := result.Effect.Outcome, result.Effect.Reason, ""
 	switch {
 	case err != nil:
 		o, reason = playbooks.OutcomeFailed, activityError(err)
 	case result.Decision.Verdict == activities.VerdictRefuse:
-		o, reason = playbooks.OutcomeRefused, result.Decision.Reason
+		o, reason, guard = playbooks.OutcomeRefused, result.Decision.Reason, result.Decision.Guard
 	case result.Decision.Verdict != activities.VerdictRun:
-		o, reason = playbooks.OutcomeProposed, result.Decision.Reason
+		o, reason, guard = playbooks.OutcomeProposed, result.Decision.Reason, result.Decision.Guard
 	}
-	r.note(ctx, f, s, request.Target.ID(), o, reason, "")
+	r.note(ctx, f, s, playbooks.StepReport{Target: request.Target.ID(), Outcome: o, Reason: reason, Guard: guard})
 	return outcome{Outcome: o, reason: reason}
 }

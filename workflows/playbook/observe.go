@@ -48,7 +48,7 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
 	}
 	r.report.Evidence = append(r.report.Evidence, result.Evidence[:min(len(result.Evidence), max(0, maxEvidence-len(r.report.Evidence)))]...)
-	r.note(ctx, f, s, request.Target.ID(), result.Outcome, result.Reason, "")
+	r.note(ctx, f, s, playbooks.StepReport{Target: request.Target.ID(), Outcome: result.Outcome, Reason: result.Reason})
 	return outcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
 }
 

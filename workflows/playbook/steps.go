@@ -109,7 +109,7 @@ func (r *run) steps(ctx workflow.Context, f frame, steps []playbooks.Step) outco
 func (r *run) step(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	out := r.guarded(ctx, f, s)
 	if err := f.Record(f.env, s, out.Outcome, out.outputs, out.targets, out.failed...); err != nil {
-		r.note(ctx, f, s, "", playbooks.OutcomeFailed, err.Error(), "")
+		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: err.Error()})
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
 	switch {
@@ -123,7 +123,7 @@ func (r *run) step(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 
 // ended notes what became of a step that has no targets, and gives it.
 func (r *run) ended(ctx workflow.Context, f frame, s *playbooks.Step, o playbooks.Outcome, reason string) outcome {
-	r.note(ctx, f, s, "", o, reason, "")
+	r.note(ctx, f, s, playbooks.StepReport{Outcome: o, Reason: reason})
 	return outcome{Outcome: o, reason: reason}
 }
 
@@ -166,15 +166,14 @@ func (r *run) tried(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 }
 
 // note enters what became of a step on one target into the report.
-func (r *run) note(ctx workflow.Context, f frame, s *playbooks.Step, target string, o playbooks.Outcome, reason, leaseID string) {
-	reason = clip(reason)
-	if r.reported += len(reason) + len(f.prefix) + len(target) + 200; r.reported > maxReported {
+func (r *run) note(ctx workflow.Context, f frame, s *playbooks.Step, report playbooks.StepReport) {
+	report.Reason = clip(report.Reason)
+	if r.reported += len(report.Reason) + len(f.prefix) + len(report.Target) + 200; r.reported > maxReported {
 		r.unreported++
 		return
 	}
-	r.report.Steps = append(r.report.Steps, playbooks.StepReport{
-		Step: f.name(s), Action: cmp.Or(s.Action, s.Kind()), Target: target, Outcome: o, Reason: reason, Lease: leaseID, At: workflow.Now(ctx),
-	})
+	report.Step, report.Action, report.At = f.name(s), cmp.Or(s.Action, s.Kind()), workflow.Now(ctx)
+	r.report.Steps = append(r.report.Steps, report)
 }
 
 // maxReported bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidence bounds the pieces
