@@ -61,6 +61,29 @@ func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, dia
 	return l, l.problems, nil
 }
 
+// LoadBeside loads playbooks with those that a configuration uses: the shipped ones that it leaves on, and its folders.
+// A file that is given and lies in one of the folders counts once.
+func LoadBeside(c *config.Config, given []playbooks.Source, catalogue playbooks.Catalogue) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
+	sources, problems := shippedSources(c.Library)
+	l := &Library{config: c}
+	own, err := l.own()
+	if err != nil {
+		return nil, nil, err
+	}
+	same := func(a, b string) bool {
+		x, errX := os.Stat(a)
+		y, errY := os.Stat(b)
+		return errX == nil && errY == nil && os.SameFile(x, y)
+	}
+	for _, s := range own {
+		if !slices.ContainsFunc(given, func(g playbooks.Source) bool { return same(g.File, s.File) }) {
+			sources = append(sources, s)
+		}
+	}
+	programs, found := playbooks.LoadAll(append(sources, given...), catalogue)
+	return programs, append(problems, found...), nil
+}
+
 // shippedSources are the shipped playbooks that the configuration leaves on. One that only `call` runs is always there:
 // others need it.
 func shippedSources(c config.Library) ([]playbooks.Source, diagnostic.Diagnostics) {
@@ -124,19 +147,9 @@ func (l *Library) stampOf() (string, error) {
 // load reads every file. The caller holds the mutex, or is alone.
 func (l *Library) load(stamp string) error {
 	sources, problems := shippedSources(l.config.Library)
-	var own []playbooks.Source
-	for _, dir := range l.config.Playbooks {
-		found, err := files(dir)
-		if err != nil {
-			return err
-		}
-		for _, f := range found {
-			raw, err := os.ReadFile(filepath.Join(dir, f))
-			if err != nil {
-				return fmt.Errorf("read playbook %s: %w", f, err)
-			}
-			own = append(own, playbooks.Source{File: filepath.Join(dir, f), Source: raw})
-		}
+	own, err := l.own()
+	if err != nil {
+		return err
 	}
 	programs, found := playbooks.LoadAll(slices.Concat(sources, own), l.catalogue)
 	// An edit that is not valid takes nothing out of force: what it was before goes on.
@@ -158,12 +171,31 @@ func (l *Library) load(stamp string) error {
 	return nil
 }
 
+// own reads the files of the configuration's folders.
+func (l *Library) own() ([]playbooks.Source, error) {
+	var own []playbooks.Source
+	for _, dir := range l.config.Playbooks {
+		found, err := files(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			raw, err := os.ReadFile(filepath.Join(dir, f))
+			if err != nil {
+				return nil, fmt.Errorf("read playbook %s: %w", f, err)
+			}
+			own = append(own, playbooks.Source{File: filepath.Join(dir, f), Source: raw})
+		}
+	}
+	return own, nil
+}
+
 // Refresh takes over edits of the folders. It returns what is wrong with them if anything changed, and an error where the
 // folders cannot be read: everything stays as it was then.
 func (l *Library) Refresh() (changed bool, problems diagnostic.Diagnostics, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.config == nil {
+	if l.config == nil || len(l.config.Playbooks) == 0 {
 		return false, nil, nil
 	}
 	stamp, err := l.stampOf()

@@ -25,6 +25,7 @@ type simulateOptions struct {
 	phase     int
 	whole     bool
 	output    string
+	library   bool
 	share     bool // this process is one of several
 }
 
@@ -47,7 +48,8 @@ file says:
   answers:
     - { person: alice, answer: yes, after: 2m, to: "stop the workload" }
 
-With --baseline two versions of the playbooks are compared.`,
+With --baseline two versions of the playbooks are compared. Only the playbooks given are selected; with --library those
+that the configuration uses too, so that it shows which of them runs.`,
 		Example: "  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2\n  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return g.simulate(cmd, o) },
 	}
@@ -55,6 +57,7 @@ With --baseline two versions of the playbooks are compared.`,
 	f.StringVar(&o.playbooks, "playbooks", "", "the playbooks: a file or a folder")
 	f.StringVar(&o.incident, "incident", "", "a recording made by 'stanch record', a folder of them, or a .jsonl file with one a line")
 	f.StringVar(&o.baseline, "baseline", "", "other playbooks to compare with")
+	f.BoolVar(&o.library, "library", false, "select beside them what the configuration uses, as a running Stanch does: shipped playbooks and its folders")
 	f.StringVar(&o.approve, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
 	f.BoolVar(&o.whole, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
@@ -144,6 +147,9 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 	}
 	of := func(path string) (*simulate.Simulator, error) {
 		programs, err := loadPrograms(path)
+		if err == nil && o.library {
+			programs, err = g.besideLibrary(path)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -172,6 +178,26 @@ func answersOf(approve string) (simulate.Answers, error) {
 		return simulate.Answers{}, usageError{fmt.Errorf("--approve is all, none, or a file: %w", err)}
 	}
 	return simulate.ParseAnswers(approve, raw)
+}
+
+// besideLibrary loads the playbooks of a path with all that the configuration uses beside them, as a worker does.
+func (g *globals) besideLibrary(path string) ([]*playbooks.Program, error) {
+	c, err := g.load()
+	if err != nil {
+		return nil, err
+	}
+	files, err := yamlFiles([]string{path})
+	if err != nil {
+		return nil, err
+	}
+	sources := map[string][]byte{}
+	for _, file := range files {
+		if sources[file], err = os.ReadFile(file); err != nil {
+			return nil, fmt.Errorf("read a playbook: %w", err)
+		}
+	}
+	programs, _, err := worker.LoadBeside(c, ownSources(files, sources), worker.Catalogue())
+	return programs, err //nolint:wrapcheck // it names the folder
 }
 
 // loadPrograms checks playbooks, which may call each other and the library's; one that is not valid ends it, with what is

@@ -29,8 +29,9 @@ func validateCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: args(cobra.MinimumNArgs(1)),
 		Long: `Check playbooks: syntax, names, types, flow and safety; every problem at once, with its place. Warnings (what is
-legal and unwise) come once there are no errors. With --config also whether the people and groups that are asked exist.`,
-		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json",
+legal and unwise) come once there are no errors. With --config also whether the people and groups that are asked exist,
+and which playbooks may match the same incident: of those that contain only the first runs, and the warning says which.`,
+		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json\n  stanch validate playbooks/ --config stanch.yaml",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			files, err := yamlFiles(paths)
 			if err != nil {
@@ -44,7 +45,7 @@ legal and unwise) come once there are no errors. With --config also whether the 
 			}
 			all := validate(files, sources)
 			if g.config != "" {
-				more, err := g.unknownPeople(files, sources)
+				more, err := g.againstConfig(files, sources)
 				if err != nil {
 					return err
 				}
@@ -107,12 +108,66 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 	return all
 }
 
-// unknownPeople names the groups and people that playbooks ask and the configuration does not have.
-func (g *globals) unknownPeople(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
+// againstConfig checks playbooks as the configuration would use them: whom they ask, and which of them run together.
+func (g *globals) againstConfig(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
 	c, err := g.load()
 	if err != nil {
 		return nil, err
 	}
+	beside, problems, err := worker.LoadBeside(c, ownSources(files, sources), worker.Catalogue())
+	if err != nil {
+		return nil, fmt.Errorf("load the playbooks of %s: %w", g.config, err)
+	}
+	out := g.unknownPeople(c, files, sources)
+	for _, p := range problems {
+		if p.File == "" { // the configuration's own
+			p.File, p.Line, p.Column = g.config, 1, 1
+			out = append(out, p)
+		}
+	}
+	return append(out, overlapping(beside, sources)...), nil
+}
+
+func ownSources(files []string, sources map[string][]byte) []playbooks.Source {
+	var out []playbooks.Source
+	for _, file := range files {
+		out = append(out, playbooks.Source{File: file, Source: sources[file]})
+	}
+	return out
+}
+
+// overlapping warns of playbooks that may match the same incident and both contain, one of them among the files.
+func overlapping(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
+	var out diagnostic.Diagnostics
+	for _, o := range playbooks.Overlaps(programs) {
+		mine, other, hint := o.First, o.Second, "give one of them another `priority` if the order is not what you want"
+		if sources[mine.File] == nil {
+			mine, other = o.Second, o.First
+		}
+		if sources[mine.File] == nil {
+			continue
+		}
+		if other.Shipped {
+			hint = fmt.Sprintf("`replaces: %s` or `library: {except: [%s]}` keeps the shipped one from ever starting", other.Name, other.Name)
+		}
+		out = append(out, diagnostic.Diagnostic{
+			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning", Code: "overlap", Hint: hint,
+			Message: fmt.Sprintf("`%s` and %s `%s` may match the same incident and both contain: `%s` runs (%s), and the other only if it is refused or fails",
+				mine.Name, owned(other), other.Name, o.First.Name, o.Why),
+		})
+	}
+	return out
+}
+
+func owned(p *playbooks.Program) string {
+	if p.Shipped {
+		return "the shipped"
+	}
+	return "your"
+}
+
+// unknownPeople names the groups and people that playbooks ask and the configuration does not have.
+func (g *globals) unknownPeople(c *config.Config, files []string, sources map[string][]byte) diagnostic.Diagnostics {
 	groups := c.GroupNames()
 	var people []string
 	for _, p := range c.People {
@@ -145,7 +200,7 @@ func (g *globals) unknownPeople(files []string, sources map[string][]byte) (diag
 			}
 		})
 	}
-	return out, nil
+	return out
 }
 
 func escalated(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {

@@ -74,20 +74,20 @@ func (r *run) contained(s Selected, t playbooks.Target, all []Selected) string {
 	if !s.Contains {
 		return ""
 	}
+	for _, first := range all {
+		if first.Name == s.Name {
+			break
+		}
+		if first.Contains && (first.NotSelected == "" || first.Next) && !r.Refused[first.Name+"\x00"+t.ID()] {
+			return s.NotSelected
+		}
+	}
 	// The user's playbooks and the shipped ones never both contain a target for one objective.
 	if by, ok := r.Containing[r.slot(t)]; ok && by.Playbook != s.Name && by.Shipped != s.Shipped {
 		if s.Shipped {
 			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
 		}
 		return fmt.Sprintf("the shipped playbook %s contains %s already; `replaces: %s` in yours, or `library.except` in the configuration, keeps it from starting", by.Playbook, t, by.Playbook)
-	}
-	for _, first := range all {
-		switch {
-		case first.Name == s.Name:
-			return ""
-		case first.Contains && (first.NotSelected == "" || first.Next) && !r.Refused[first.Name+"\x00"+t.ID()]:
-			return s.NotSelected
-		}
 	}
 	return ""
 }

@@ -1,0 +1,114 @@
+package worker_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/worker"
+	"stanch/worker/config"
+	"stanch/workflows/incident"
+)
+
+func selected(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.Selected {
+	t.Helper()
+	all, err := l.Match(t.Context(), in)
+	require.NoError(t, err)
+	out := map[string]incident.Selected{}
+	for _, s := range all {
+		out[s.Name] = s
+	}
+	return out
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+}
+
+const mine = "playbook: mine\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
+
+// A playbook is edited while Stanch runs: the next incident gets it, without a restart, and a mistake takes nothing away.
+func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	c := config.Default()
+	c.Playbooks = []string{dir}
+	l, problems, err := worker.LoadLibrary(c, worker.Catalogue())
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
+	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelected)
+
+	write(t, dir, "mine.yaml", mine)
+	got := selected(t, l, mining)
+	require.Empty(t, got["mine"].NotSelected)
+	require.Contains(t, got["cryptominer"].NotSelected, "mine contains too and comes first")
+	require.True(t, got["cryptominer"].Next)
+
+	write(t, dir, "mine.yaml", mine+"    nonsense: 1\n")
+	changed, problems, err := l.Refresh()
+	require.NoError(t, err)
+	require.True(t, changed)
+	require.True(t, problems.HasErrors())
+	require.Equal(t, mine, string(selected(t, l, mining)["mine"].Source), "its last valid version stays in force")
+	require.True(t, l.Problems().HasErrors())
+
+	write(t, dir, "mine.yaml", mine+"  - notify: log\n    with: { text: x }\n")
+	require.Contains(t, string(selected(t, l, mining)["mine"].Source), "notify: log")
+	require.Empty(t, l.Problems())
+
+	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
+	require.NotContains(t, selected(t, l, mining), "mine")
+	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelected)
+
+	// A folder that is gone is an accident: nothing is taken out of force.
+	write(t, dir, "mine.yaml", mine)
+	require.Contains(t, selected(t, l, mining), "mine")
+	require.NoError(t, os.RemoveAll(dir))
+	_, _, err = l.Refresh()
+	require.ErrorContains(t, err, "list playbooks in "+dir)
+	require.Contains(t, selected(t, l, mining), "mine")
+}
+
+func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
+	off := false
+	for _, c := range []struct {
+		name          string
+		library       config.Library
+		has, lacks    []string
+		problem, hint string
+	}{
+		{"all", config.Library{}, []string{"cryptominer", "reverse-shell", "hold-pods"}, nil, "", ""},
+		{"none", config.Library{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "hold-pods"}, "", ""},
+		{"except", config.Library{Except: []string{"cryptominer"}}, []string{"reverse-shell", "hold-pods"}, []string{"cryptominer"}, "", ""},
+		{"only, with those that it calls", config.Library{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "hold-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
+		{"a name that no playbook has", config.Library{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: no shipped playbook has the name `cryptominr`", "did you mean `cryptominer`?"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conf := config.Default()
+			conf.Library = c.library
+			l, problems, err := worker.LoadLibrary(conf, worker.Catalogue())
+			require.NoError(t, err)
+			names := map[string]bool{}
+			for _, p := range l.Programs() {
+				names[p.Name] = true
+			}
+			for _, name := range c.has {
+				require.True(t, names[name], name)
+			}
+			for _, name := range c.lacks {
+				require.False(t, names[name], name)
+			}
+			if c.problem == "" {
+				require.Empty(t, problems)
+				return
+			}
+			require.Len(t, problems, 1)
+			require.Equal(t, c.problem, problems[0].Message)
+			require.Equal(t, c.hint, problems[0].Hint)
+		})
+	}
+}

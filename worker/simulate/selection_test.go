@@ -1,0 +1,140 @@
+package simulate_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/library"
+	"stanch/playbooks/recording"
+	"stanch/worker"
+	"stanch/worker/simulate"
+)
+
+// beside are options with a user's playbooks beside the shipped ones.
+func beside(t testing.TB, own ...string) simulate.Options {
+	t.Helper()
+	sources := library.Sources()
+	for i, s := range own {
+		sources = append(sources, playbooks.Source{File: fmt.Sprintf("own-%d.yaml", i), Source: []byte(s)})
+	}
+	programs, problems := playbooks.LoadAll(sources, worker.Catalogue())
+	require.NoError(t, problems.Errors().Err())
+	return simulate.Options{Catalogue: worker.Catalogue(), Phase: 3, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
+}
+
+const twoForAnyMiner = `playbook: two-eyes
+match: { objective: crypto-mining }
+steps:
+  - evidence: process.snapshot
+  - approval: cut its line
+    from: { groups: [responders], quorum: 2 }
+    timeout: 15m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 1h
+`
+
+// The fault of the first hour: the library isolated the pod while the user's playbook asked two approvers.
+func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
+	o := beside(t, twoForAnyMiner)
+	o.Answers.None = true
+	r := run(t, read(t, "cryptominer"), o)
+	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Empty(t, r.Effects, "nobody agreed")
+	require.Equal(t, "denied", outcome(r, "approval"))
+	require.Len(t, r.Final.NotSelected, 1)
+	require.Equal(t, "cryptominer", r.Final.NotSelected[0].Playbook)
+	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.Final.NotSelected[0].Reason)
+}
+
+// refusing answers a plan of an action with a refusal of the action itself.
+func refusing(action string) simulate.Fakes {
+	return func(c simulate.Call) (recording.Answer, bool) {
+		if c.Operation == recording.Plan && c.Request.Action == action {
+			return recording.Answer{Refused: "it will not"}, true
+		}
+		return recording.Answer{}, false
+	}
+}
+
+func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
+	const freezes = "playbook: cold\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 1m\n"
+	o := beside(t, freezes)
+	o.Fakes = refusing("pod.freeze")
+	r := run(t, read(t, "cryptominer"), o)
+	require.Equal(t, []string{"cold", "cryptominer"}, r.Playbooks)
+	require.NotEmpty(t, r.Effects)
+	require.Equal(t, "pod.isolate", r.Effects[0].Action)
+
+	// What it does itself after a refusal counts: then no other contains.
+	o = beside(t, freezes+"    on_failure:\n      - contain: pod.isolate\n        for: 2m\n")
+	o.Fakes = refusing("pod.freeze")
+	r = run(t, read(t, "cryptominer"), o)
+	require.Equal(t, []string{"cold"}, r.Playbooks)
+}
+
+// What a phase, the kill switch or people do not permit to one playbook, no other gets around.
+func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
+	o := beside(t, twoForAnyMiner)
+	o.Answers.List = []simulate.Answer{{Person: "alice", Answer: "no", Groups: []string{"responders"}}}
+	r := run(t, read(t, "cryptominer"), o)
+	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Empty(t, r.Effects)
+
+	o = beside(t, twoForAnyMiner)
+	o.Phase = 1
+	r = run(t, read(t, "cryptominer"), o)
+	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
+	require.Equal(t, "proposed", outcome(r, "approval"))
+
+	paused := read(t, "cryptominer")
+	for i := range paused.Answers {
+		if d := paused.Answers[i].Decision; d != nil {
+			d.Inputs = &recording.Inputs{Threshold: 0.8, PerHour: 20, Share: 0.5, MaxDurationMS: time.Hour.Milliseconds() * 24, Stopped: "alice (uid 1000)"}
+		}
+	}
+	o = beside(t, "playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n")
+	r = run(t, paused, o)
+	require.Equal(t, []string{"plain"}, r.Playbooks)
+	require.Equal(t, "refused", outcome(r, "pod.isolate"))
+	require.Empty(t, r.Effects)
+}
+
+// slowly lets the enrichment take its time, and find what a condition asks for.
+func slowly(took time.Duration) simulate.Fakes {
+	return func(c simulate.Call) (recording.Answer, bool) {
+		if c.Operation == recording.Observe && c.Request.Action == "workload" && c.AtMS < 100 {
+			return recording.Answer{TookMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pods": 7}`)}, true
+		}
+		return recording.Answer{}, false
+	}
+}
+
+func TestAShippedPlaybookWaitsForTheEnrichmentAndNotForLong(t *testing.T) {
+	const wide = "playbook: wide\nmatch: { objective: crypto-mining, when: incident.blast_radius.same_digest_pods > 3 }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n"
+	for _, c := range []struct {
+		name  string
+		took  time.Duration
+		want  []string
+		after int64
+	}{
+		{"what matches in time runs", 300 * time.Millisecond, []string{"wide"}, 300},
+		{"after half a second the shipped one does", 3 * time.Second, []string{"cryptominer"}, 500},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := beside(t, wide)
+			o.Fakes = slowly(c.took)
+			r := run(t, read(t, "cryptominer"), o)
+			require.Equal(t, c.want, r.Playbooks, "%+v", r.Events)
+			require.NotNil(t, r.FirstContainmentMS)
+			require.InDelta(t, c.after, *r.FirstContainmentMS, 60)
+			require.NotEmpty(t, r.Final.NotSelected)
+		})
+	}
+}
