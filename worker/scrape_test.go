@@ -34,7 +34,7 @@ import (
 )
 
 // installation is a worker on a real Temporal, as `stanch up` makes it, without a kernel.
-func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, traces *tracing.Traces) *worker.Worker {
+func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, traces *tracing.Traces, more ...func(*worker.Options)) *worker.Worker {
 	t.Helper()
 	dir, quiet := t.TempDir(), slog.New(slog.DiscardHandler)
 	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
@@ -55,12 +55,16 @@ func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, tr
 	t.Cleanup(temporal.Close)
 	library, problems, err := worker.LoadLibrary(cfg, worker.Catalogue())
 	require.NoError(t, err)
-	require.Empty(t, problems)
+	require.Empty(t, problems.Errors())
 	codec, err := worker.PayloadCodec(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
-	w, err := worker.Start(t.Context(), worker.Options{
+	o := worker.Options{
 		Config: cfg, Dir: dir, Client: temporal, Authority: auth, PKI: pki, Library: library, NodeListen: "127.0.0.1:0", Converter: codec.Converter(), Log: quiet, Version: "test", Tracer: traces.Tracer(),
-	})
+	}
+	for _, change := range more {
+		change(&o)
+	}
+	w, err := worker.Start(t.Context(), o)
 	require.NoError(t, err)
 	t.Cleanup(w.Close)
 	return w
@@ -72,8 +76,8 @@ func (deaf) Handle(context.Context, link.CommandKind, []byte, proof.Keyring) (an
 	return nil, nil, link.ErrRefused
 }
 
-// join connects a node that tells of itself what it is given.
-func join(t *testing.T, w *worker.Worker, h agent.Health) *link.Spool {
+// join connects a node that tells of itself what it is given, and obeys nothing unless it is given what does.
+func join(t *testing.T, w *worker.Worker, h agent.Health, handlers ...link.Handler) *link.Spool {
 	t.Helper()
 	base, err := w.PKI.TLS(authority.RoleNode, h.Node)
 	require.NoError(t, err)
@@ -81,8 +85,12 @@ func join(t *testing.T, w *worker.Worker, h agent.Health) *link.Spool {
 	require.NoError(t, err)
 	spool, err := link.OpenSpool(t.TempDir(), link.SpoolLimit{})
 	require.NoError(t, err)
+	var handler link.Handler = deaf{}
+	for _, given := range handlers {
+		handler = given
+	}
 	c := &link.Client{
-		Address: w.NodeAddr, Node: h.Node, Version: "test", BootID: "boot", Spool: spool, Handler: deaf{}, Identity: identity,
+		Address: w.NodeAddr, Node: h.Node, Version: "test", BootID: "boot", Spool: spool, Handler: handler, Identity: identity,
 		Status: func() any { return agent.Report{Health: h, Spooled: spool.Len(), Dropped: spool.Dropped()} }, HealthEvery: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

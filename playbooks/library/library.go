@@ -3,7 +3,9 @@
 package library
 
 import (
+	"bytes"
 	"embed"
+	"slices"
 	"strings"
 
 	"stanch/playbooks"
@@ -27,4 +29,9 @@ func Sources() []playbooks.Source {
 		}
 	}
 	return out
+}
+
+// Has reports whether a text is that of a shipped playbook, unchanged.
+func Has(source []byte) bool {
+	return slices.ContainsFunc(Sources(), func(s playbooks.Source) bool { return bytes.Equal(s.Source, source) })
 }

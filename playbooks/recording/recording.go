@@ -20,19 +20,21 @@ const Version = 1
 type Recording struct {
 	Version int `json:"version" jsonschema:"const=1"`
 	// SHA256 is of the file's bytes with these 64 digits as zeros.
-	SHA256     string         `json:"sha256" jsonschema:"pattern=^[0-9a-f]{64}$"`
-	Anonymised bool           `json:"anonymised,omitempty"`
-	Incident   Incident       `json:"incident"`
-	Detections []Detection    `json:"detections"`
-	Playbooks  []Playbook     `json:"playbooks"`
-	Answers    []Answer       `json:"answers"`
-	Questions  []Question     `json:"questions,omitempty"`
-	Votes      []Vote         `json:"votes,omitempty"`
-	Marks      []Mark         `json:"marks,omitempty"`
-	Releases   []Release      `json:"releases,omitempty"`
-	Leases     []LeaseReport  `json:"leases,omitempty"`
-	Steps      []Step         `json:"steps"`
-	Evidence   []EvidencePart `json:"evidence,omitempty"`
+	SHA256     string      `json:"sha256" jsonschema:"pattern=^[0-9a-f]{64}$"`
+	Anonymised bool        `json:"anonymised,omitempty"`
+	Incident   Incident    `json:"incident"`
+	Detections []Detection `json:"detections"`
+	Playbooks  []Playbook  `json:"playbooks"`
+	// NotSelected are the playbooks that matched and were not started. It is known of closed incidents only.
+	NotSelected []playbooks.NotSelected `json:"not_selected,omitempty"`
+	Answers     []Answer                `json:"answers"`
+	Questions   []Question              `json:"questions,omitempty"`
+	Votes       []Vote                  `json:"votes,omitempty"`
+	Marks       []Mark                  `json:"marks,omitempty"`
+	Releases    []Release               `json:"releases,omitempty"`
+	Leases      []LeaseReport           `json:"leases,omitempty"`
+	Steps       []Step                  `json:"steps"`
+	Evidence    []EvidencePart          `json:"evidence,omitempty"`
 }
 
 // Incident is what the incident began with.

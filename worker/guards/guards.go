@@ -378,8 +378,8 @@ func asPlanned(f Facts) *activities.Decision {
 }
 
 func withinBudget(f Facts) *activities.Decision {
-	if f.Grant != nil {
-		return nil // people decided; the budget bounds what runs without them
+	if f.Grant != nil || f.Basis.Asked {
+		return nil // people decide; the budget bounds what runs without them
 	}
 	if reason := f.Budget.Left(f); reason != "" {
 		return propose("%s", reason)

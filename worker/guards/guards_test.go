@@ -313,6 +313,9 @@ func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 	require.Contains(t, got.Reason, "3 containments an hour")
 	d.q.Now = now.Add(14 * time.Minute)
 	require.Equal(t, activities.VerdictPropose, d.decide().Verdict)
+	d.q.Basis.Asked = true
+	require.Equal(t, activities.VerdictAsk, d.decide().Verdict, "inside of an approval people are asked, however much was contained")
+	require.Equal(t, 3, d.decide().Inputs.Spent)
 	d.q.Basis.Grant = d.grant(d.key, func() proof.Grant {
 		g := d.goodGrant()
 		g.Issued, g.Expires = d.q.Now, d.q.Now.Add(time.Minute)

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
 	"stanch/playbooks/scenario"
 	"stanch/sensors/diagnostic"
@@ -167,7 +168,7 @@ func (s *Suite) load(root *os.Root, catalogue playbooks.Catalogue) error {
 		}
 		names[book.Name], want[file] = file, i < len(tested)
 		s.sources[file] = source
-		sources = append(sources, playbooks.Source{File: file, Source: source})
+		sources = append(sources, playbooks.Source{File: file, Source: source, Shipped: library.Has(source)})
 	}
 	programs, problems := playbooks.LoadAll(sources, catalogue)
 	for _, p := range programs {

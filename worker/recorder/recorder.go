@@ -384,6 +384,10 @@ func (r *recorder) completed(run audit.Run, e *historypb.HistoryEvent) {
 	switch run.Type {
 	case audit.TypeIncident:
 		r.out.Incident.ClosedMS = r.after(e.GetEventTime().AsTime())
+		var in playbooks.Incident
+		if r.decode(e, a.GetResult(), &in) {
+			r.out.NotSelected = in.NotSelected
+		}
 	case audit.TypePlaybook:
 		var report playbook.Report
 		if !r.decode(e, a.GetResult(), &report) {

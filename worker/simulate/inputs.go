@@ -149,16 +149,40 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 	return facts
 }
 
-// marks gives what people said about the incident when they said it.
+// marks gives what people said about the incident, when they said it: so long after it was opened, or after the last
+// question before it, which in a simulation comes earlier.
 func (s *sim) marks() {
-	for _, m := range s.rec.Marks {
-		s.env.RegisterDelayedCallback(func() {
-			what := m.Person + " takes it over"
-			if m.Kind == string(incident.MarkFalsePositive) {
-				what = m.Person + " says that it is a false positive"
-			}
-			s.event("mark", "%s", what)
-			s.env.SignalWorkflow(workflows.SignalMark, incident.Mark{Kind: incident.MarkKind(m.Kind), Person: m.Person, Reason: m.Reason})
-		}, max(time.Duration(m.AfterMS)*time.Millisecond, time.Millisecond))
+	s.marked = make([]bool, len(s.rec.Marks))
+	for i, m := range s.rec.Marks {
+		s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.AfterMS)*time.Millisecond, time.Millisecond))
 	}
+}
+
+// marksAfter schedules the marks that were made after a question of the recording and before the next one.
+func (s *sim) marksAfter(askedMS int64) {
+	next := int64(-1)
+	for _, q := range s.rec.Questions {
+		if q.AfterMS > askedMS && (next < 0 || q.AfterMS < next) {
+			next = q.AfterMS
+		}
+	}
+	for i, m := range s.rec.Marks {
+		if m.AfterMS >= askedMS && (next < 0 || m.AfterMS < next) {
+			s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.AfterMS-askedMS)*time.Millisecond, time.Millisecond))
+		}
+	}
+}
+
+func (s *sim) mark(i int) {
+	if s.marked[i] {
+		return
+	}
+	s.marked[i] = true
+	m := s.rec.Marks[i]
+	what := m.Person + " takes it over"
+	if m.Kind == string(incident.MarkFalsePositive) {
+		what = m.Person + " says that it is a false positive"
+	}
+	s.event("mark", "%s", what)
+	s.env.SignalWorkflow(workflows.SignalMark, incident.Mark{Kind: incident.MarkKind(m.Kind), Person: m.Person, Reason: m.Reason})
 }

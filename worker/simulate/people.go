@@ -166,6 +166,9 @@ func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
 			asked = q.AfterMS
 		}
 	}
+	if asked >= 0 {
+		s.marksAfter(asked)
+	}
 	var out []ballot
 	for _, v := range s.rec.Votes {
 		if !same(v.Run, v.Step) {

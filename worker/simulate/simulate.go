@@ -97,6 +97,7 @@ type sim struct {
 	// assumed are the actions, by target, that answered what the recording does not hold.
 	assumed map[string]bool
 	inputs  *inputs
+	marked  []bool // which of the recording's marks were given
 	kept    *keeper
 	tape    *tape
 }

@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"slices"
 
+	"stanch/activities"
 	"stanch/playbooks/recording"
 )
 
-// Unlike says where a simulation went otherwise than the incident did: in what the guards said of each plan, and in what
-// became of each step. The order in which things happened at once is chance and no difference.
+// Unlike says where a simulation went otherwise than the incident did: in which playbooks were started and which not, in
+// what the guards said of each plan, and in what became of each step. The order in which things happened at once is chance and no difference.
 func Unlike(rec recording.Recording, r Result) []string {
 	var was, is []string
 	for _, s := range rec.Steps {
@@ -17,17 +18,43 @@ func Unlike(rec recording.Recording, r Result) []string {
 	for _, s := range r.Steps {
 		is = append(is, fmt.Sprintf("%s: %s %s on %q was %s: %s", s.Playbook, s.Step, s.Action, s.Target, s.Outcome, s.Reason))
 	}
-	said := func(action, target, verdict, guard, reason string, phase int) string {
-		return fmt.Sprintf("the guards said of %s on %s: %s (%s, phase %d): %s", action, target, verdict, guard, phase, reason)
+	for _, p := range rec.Playbooks {
+		was = append(was, fmt.Sprintf("the playbook %s was started", p.Name))
 	}
+	for _, name := range r.Playbooks {
+		is = append(is, fmt.Sprintf("the playbook %s was started", name))
+	}
+	if rec.Incident.ClosedMS > 0 {
+		for _, p := range rec.NotSelected {
+			was = append(was, fmt.Sprintf("the playbook %s was not started: %s", p.Playbook, p.Reason))
+		}
+		for _, p := range r.Final.NotSelected {
+			is = append(is, fmt.Sprintf("the playbook %s was not started: %s", p.Playbook, p.Reason))
+		}
+	}
+	said := func(operation, action, target, verdict, guard, reason string, phase int) string {
+		return fmt.Sprintf("the guards said of the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target, verdict, guard, phase, reason)
+	}
+	refused := map[string]int{} // effects that the action itself refused once the guards had let it run
 	for _, a := range rec.Answers {
-		if d := a.Decision; a.Operation == recording.Plan && d != nil && a.Refused == "" {
-			was = append(was, said(a.Action, a.Target, d.Verdict, d.Guard, d.Reason, d.Phase))
+		if a.Operation == recording.Apply && a.Refused != "" {
+			refused[a.Action+" "+a.Target]++
+		}
+		if d := a.Decision; (a.Operation == recording.Plan || a.Operation == recording.Apply) && d != nil && (a.Refused == "" || d.Guard != "" && d.Guard != "action") {
+			was = append(was, said(string(a.Operation), a.Action, a.Target, d.Verdict, d.Guard, d.Reason, d.Phase))
 		}
 	}
 	for _, d := range r.Decisions {
-		if !d.Before {
-			is = append(is, said(d.Action, d.Target, string(d.Verdict), d.Guard, d.Reason, d.Phase))
+		operation := string(recording.Plan)
+		if d.Before {
+			operation = string(recording.Apply)
+		}
+		if key := d.Action + " " + d.Target; d.Before && refused[key] > 0 && d.Verdict == activities.VerdictRun {
+			refused[key]--
+			continue
+		}
+		if d.Guard != "action" {
+			is = append(is, said(operation, d.Action, d.Target, string(d.Verdict), d.Guard, d.Reason, d.Phase))
 		}
 	}
 	var out []string
