@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -61,7 +62,7 @@ func (p Plan) Since(before Plan) []string {
 		}
 	}
 	if p.For != before.For {
-		out = append(out, "now for "+p.For.String()+" and not for "+before.For.String())
+		out = append(out, "now for "+duration.Format(p.For)+" and not for "+duration.Format(before.For))
 	}
 	if string(p.Params) != string(before.Params) {
 		out = append(out, "its parameters are others")

@@ -139,7 +139,7 @@ func (p *page) lease(l playbooks.LeaseReport) []slack.Block {
 		slack.NewRichTextBlock("", what.show(3*maxTarget)),
 		slack.NewActionBlock("lease/"+l.ID,
 			confirmed(button(Seal(p.Sealer, release), KindRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone at once.", "Release"),
-			button(Seal(p.Sealer, extend), KindExtend, "Extend by 1 h", slack.StyleDefault)),
+			button(Seal(p.Sealer, extend), KindExtend, "Hold 1 h from now", slack.StyleDefault)),
 	}
 }
 

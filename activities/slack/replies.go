@@ -9,6 +9,7 @@ import (
 	"github.com/slack-go/slack"
 
 	"stanch/activities"
+	"stanch/sensors/duration"
 )
 
 // maxMentions bounds whom one question calls.
@@ -22,7 +23,7 @@ func (p *page) reply(ctx context.Context) error {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.Asked.Add(e.After)) {
-			if err := p.call(ctx, "escalated/"+q.ID+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", e.After), q, e.Groups, e.Users); err != nil {
+			if err := p.call(ctx, "escalated/"+q.ID+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
 				return err
 			}
 		}

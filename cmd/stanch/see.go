@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 	"stanch/worker/export"
 	"stanch/worker/gateway"
@@ -140,7 +141,7 @@ func showIncident(out io.Writer, in playbooks.Incident, pending []playbook.Pendi
 				p("  would %s", change)
 			}
 			if plan.Plan.For > 0 {
-				p("  and undo it after %s%s", plan.Plan.For, inBrackets(plan.Plan.Ends.String()))
+				p("  and undo it after %s%s", duration.Format(plan.Plan.For), inBrackets(plan.Plan.Ends.String()))
 			}
 			for _, warning := range plan.Plan.Warnings {
 				p("  but: %s", warning)
@@ -227,20 +228,24 @@ func releaseCommand(g *globals) *cobra.Command {
 func extendCommand(g *globals) *cobra.Command {
 	var d time.Duration
 	c := &cobra.Command{
-		Use: "extend LEASE --for 1h", Short: "Let a containment last longer", Args: args(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h",
+		Use: "extend LEASE --for 1h", Short: "Let a containment hold longer", Args: args(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h\n  stanch extend LSE-0A1B… --for 1d",
+		Long: `Let a containment hold until --for from now. It never shortens one: a lease that already holds until then or
+later is left as it is, and the command says when it ends. ` + "`stanch release`" + ` ends one now.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if d <= 0 {
-				return usageError{fmt.Errorf("say how long from now: --for 1h")}
+				return usageError{fmt.Errorf("say until how long from now it shall hold: --for 1h")}
 			}
 			var done []playbooks.LeaseReport
 			if err := g.local().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{Lease: ids[0], For: d}, &done); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s now ends at %s\n", ids[0], time.Now().Add(d).Format(time.DateTime))
+			for _, l := range done {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, plain(l.Target), l.Until.Local().Format(time.DateTime), duration.Format(d))
+			}
 			return nil
 		},
 	}
-	c.Flags().DurationVar(&d, "for", 0, "how long from now")
+	c.Flags().Var(duration.NewFlag(&d, 0), "for", "until how long from now it holds, at most 7d")
 	return c
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -87,7 +88,7 @@ func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 		var h lease.Holder
 		if r.decode(e, "a further holder", a.GetInput(), &h) {
 			r.breakWatch()
-			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, span(h.For)),
+			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, duration.About(h.For)),
 				map[string]any{"holder": h.ID, "incident": h.Incident.ID, "lease": r.held.id, "params": string(h.Params)})
 		}
 	case workflows.SignalRelease:

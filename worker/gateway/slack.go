@@ -254,7 +254,7 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 		return "It is being released; the message shows when it is undone.", err
 	case view.KindExtend:
 		_, err = s.Extend(ctx, speaker, LeaseRequest{Lease: ref.Lease, For: time.Hour, From: c.at})
-		return "It lasts an hour from now.", err
+		return "It holds until an hour from now.", err
 	case view.KindTakeOver:
 		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.Incident, Kind: incident.MarkTakenOver})
 		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err

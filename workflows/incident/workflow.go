@@ -19,6 +19,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -78,7 +79,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 				continue
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
-			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
+			r.line(r.Incident.Closed, "closed: quiet for "+duration.Format(r.in.Quiet)+", nothing is held")
 			if r.lastLook(ctx) && r.receive(ctx) {
 				// It arrived while the thread was told: it must not be lost with the close.
 				r.Incident.Status, r.Incident.Closed = "open", time.Time{}

@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 )
@@ -112,9 +113,9 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 			AddReceive(p.changed, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
 			AddFuture(deadline, func(workflow.Future) { late = true }).
 			Select(ctx)
-		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", p.Approvers.Timeout)}
+		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
 		if n := len(p.Yes); n > 0 {
-			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), p.Approvers.Timeout)
+			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
 		}
 		// What was given in time counts, also where no worker was there to count it until now.
 		if r.drain(ctx); ctx.Err() != nil || late && len(p.Votes) == p.counted {
