@@ -35,6 +35,17 @@ type Pending struct {
 	Ignored []string `json:"ignored,omitempty"`
 }
 
+// Answered is what became of a question that is no longer open.
+type Answered struct {
+	ID      string    `json:"id"`
+	Step    string    `json:"step"`
+	Title   string    `json:"title"`
+	Granted bool      `json:"granted"`
+	Reason  string    `json:"reason"` // who said what, or why nobody's answer counted
+	Yes     []string  `json:"yes,omitempty"`
+	At      time.Time `json:"at"`
+}
+
 // Sound says why a question is not what its hash says, or nil. What is shown must be what a yes is bound to.
 func (p Pending) Sound() error {
 	if QuestionHash(p.Plans, p.Approvers) != p.Hash || len(p.Targets) != len(p.Plans) {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -258,22 +260,30 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 	var breakGlass bool
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
-		Long: short + `. The kernel tells Stanch who you are, or with --server the
-cluster does; the configuration says whether you may answer.`,
-		Example: fmt.Sprintf("  stanch %s INC-01JABC… 'stop the workload' --reason \"known build job\"", word),
+		Long: short + `. STEP names the question by its approval's name, its step's id or path, or an action that it
+asks about; without it the only open question is meant. The kernel tells Stanch who you are, or with --server the cluster
+does; the configuration says whether you may answer. The output says how the answer counts.`,
+		Example: fmt.Sprintf("  stanch %[1]s INC-01JABC…\n  stanch %[1]s INC-01JABC… 'stop the workload' --reason \"known build job\"\n  stanch %[1]s INC-01JABC… pod.isolate", word),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass}
+			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass, Wait: true}
 			if breakGlass && strings.TrimSpace(reason) == "" {
 				return usageError{fmt.Errorf("breaking the glass needs a --reason, for the record")}
 			}
 			if len(a) == 2 {
 				v.Step = a[1]
 			}
-			var asked playbook.Pending
-			if err := g.local().post(cmd.Context(), "/v1/vote", v, &asked); err != nil {
+			var answer gateway.Answer
+			err := g.local().post(cmd.Context(), "/v1/vote", v, &answer)
+			if r, ok := errors.AsType[*refusal](err); ok && r.code == http.StatusForbidden {
+				return fmt.Errorf("refused: %w", err)
+			}
+			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: your answer to %q is recorded\n", a[0], plain(asked.Title))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], plain(answer.Says))
+			if answer.Result == gateway.ResultIgnored {
+				return errAnswered
+			}
 			return nil
 		},
 	}

@@ -99,6 +99,30 @@ func TestEachVoteIsJudged(t *testing.T) {
 	}
 }
 
+// Who broke the glass stands in the table of people, with the reason; so does whose answer did not count.
+func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
+	m := newMade(t)
+	cast := func(person string, change func(*proof.Vote)) proof.Signed {
+		v := proof.Vote{
+			Incident: incidentID, Run: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, Proved: "uid 9 on the local socket",
+			Approve: true, At: began.Add(time.Minute),
+		}
+		change(&v)
+		return m.sign(proof.PurposeVote, v)
+	}
+	m.whole(func(p *parts) {
+		p.votes = []proof.Signed{
+			cast("eve", func(v *proof.Vote) { v.Refused = "eve may not answer this" }), cast("dana", func(v *proof.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
+		}
+	})
+	did := map[string][]string{}
+	for _, p := range audit.Tell(m.runs, m.options()).People {
+		did[p.Name] = p.Did
+	}
+	require.Contains(t, did["dana"], `broke the glass for "pod.isolate" (question cut#1), alone for the whole quorum: nobody else is awake`)
+	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve may not answer this)`)
+}
+
 // A question that nobody answers leaves no event of its own: it is known from its plan and its deadline.
 func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
 	m := newMade(t)

@@ -29,7 +29,14 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 		who = ""
 		details["counted"] = "not counted: it is not proved"
 	} else {
-		r.person(v.Person, v.Proved, fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step)))
+		did := fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step))
+		if v.BreakGlass && v.Approve {
+			did = fmt.Sprintf("broke the glass for %s, alone for the whole quorum: %s", r.questionName(v.Step), v.Reason)
+		}
+		if v.Refused != "" {
+			did += " (not counted: " + v.Refused + ")"
+		}
+		r.person(v.Person, v.Proved, did)
 	}
 	r.line(e, KindVote, who, what, details)
 	if proved {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-
-	"stanch/workflows/playbook"
 )
 
 // problem is an error with its HTTP status.
@@ -65,7 +63,7 @@ func (a *API) Handler() http.Handler {
 	for pattern, f := range a.More {
 		read(pattern, f)
 	}
-	mux.HandleFunc("POST /v1/vote", change(a, func(r *http.Request, s Speaker, q VoteRequest) (*playbook.Pending, error) {
+	mux.HandleFunc("POST /v1/vote", change(a, func(r *http.Request, s Speaker, q VoteRequest) (*Answer, error) {
 		return a.Vote(r.Context(), s, q)
 	}))
 	mux.HandleFunc("POST /v1/release", change(a, func(r *http.Request, s Speaker, q LeaseRequest) (any, error) { return a.Release(r.Context(), s, q) }))

@@ -26,6 +26,9 @@ type open struct {
 	counted int // so many of its votes
 }
 
+// maxAnswered bounds how many closed questions a run remembers for those who answer late.
+const maxAnswered = 50
+
 // maxVotes bounds what a flood of votes can put into the workflow's state.
 const maxVotes = 100
 
@@ -92,7 +95,7 @@ const (
 )
 
 // ask waits until the votes permit or deny, or until nobody answered in time, which denies.
-func (r *run) ask(ctx workflow.Context, q Pending) answer {
+func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 	r.asked++
 	p := &open{Pending: q, changed: workflow.NewBufferedChannel(ctx, maxVotes)}
 	p.ID, p.Run, p.Incident = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
@@ -103,7 +106,11 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 	}
 	r.pending[p.ID] = p
 	r.look(ctx)
-	defer func() { delete(r.pending, p.ID); r.look(ctx) }()
+	defer func() {
+		delete(r.pending, p.ID)
+		r.answered = last(append(r.answered, activities.Answered{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, Yes: p.Yes, At: workflow.Now(ctx)}), maxAnswered)
+		r.look(ctx)
+	}()
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	deadline := workflow.NewTimer(timerCtx, p.Approvers.Timeout)
@@ -125,6 +132,9 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountFor)) && workflow.Sleep(ctx, recount) == nil {
 			t, err = r.tally(ctx, p)
 		}
+		if err == nil {
+			p.Yes, p.Ignored = t.Yes, t.Ignored
+		}
 		switch {
 		case err != nil:
 			return answer{reason: "the votes could not be counted: " + activityError(err)}
@@ -135,7 +145,6 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 		case late:
 			return nobody
 		}
-		p.Yes, p.Ignored = t.Yes, t.Ignored
 		r.look(ctx)
 	}
 }
