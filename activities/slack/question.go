@@ -192,7 +192,7 @@ func (p *page) question(i int, q activities.Pending, d detail) []slack.Block {
 			len(would)-len(lines), len(would), p.in.ID, p.in.ID)})
 	}
 	quorum := max(q.Approvers.Quorum, 1)
-	progress := fmt.Sprintf("%d of %d agreed", len(q.Yes), quorum)
+	progress := fmt.Sprintf("%d of %d said yes", len(q.Yes), quorum)
 	if len(q.Yes) > 0 {
 		progress += " (" + strings.Join(q.Yes, ", ") + ")"
 	}

@@ -376,7 +376,7 @@ func (d *drill) release(ctx context.Context) {
 			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone,
 		})
 	}
-	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and observed to be", len(in.Leases))
+	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and verified", len(in.Leases))
 	what := "the attacker's connection goes on"
 	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
 		what = "the workload's new pods talk to the peer"

@@ -120,7 +120,7 @@ func Remark(s playbooks.StepReport) bool {
 // Run says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then
 // remarks.
 func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
-	var contained, problems, remarks []string
+	var contained, kept, problems, remarks []string // kept from containing
 	stopped := ""
 	var last playbooks.StepReport
 	for _, s := range r.Steps {
@@ -131,15 +131,17 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 			contained = append(contained, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), Outcome(s.Outcome, true)))
 		case Remark(s):
 			remarks = append(remarks, fmt.Sprintf("%s was left out: %s", what, s.Reason))
-		case s.Outcome.RunsOnFailure() || s.Outcome.RunsOnDenied() || s.Outcome == playbooks.OutcomeProposed:
-			if s.Target != "" && contains(s) {
-				what += " of " + Target(in, s.Target)
-			}
-			problems = append(problems, what+" "+because(Outcome(s.Outcome, contains(s)), s.Reason))
-		default:
+		case !(s.Outcome.RunsOnFailure() || s.Outcome.RunsOnDenied() || s.Outcome == playbooks.OutcomeProposed):
 			last = s
+		case contains(s) && s.Target != "":
+			kept = append(kept, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), because(Outcome(s.Outcome, true), s.Reason)))
+		case contains(s):
+			kept = append(kept, what+" "+because(Outcome(s.Outcome, true), s.Reason))
+		default:
+			problems = append(problems, what+" "+because(Outcome(s.Outcome, false), s.Reason))
 		}
 	}
+	problems = append(kept, problems...)
 	var parts []string
 	if len(contained) > 0 {
 		parts = append(parts, "contained: "+few(contained))
@@ -171,9 +173,9 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 func few(all []string) string {
 	const most = 3
 	if n := len(all) - most; n > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), n)
+		return fmt.Sprintf("%s; and %d more", strings.Join(all[:most], "; "), n)
 	}
-	return strings.Join(all, ", ")
+	return strings.Join(all, "; ")
 }
 
 // Outcomes says in one line what became of an incident so far: what is or was contained first. "" before anything ran.
@@ -255,24 +257,87 @@ func Timeline(in playbooks.Incident) []playbooks.TimelineEntry {
 }
 
 // Headline is the detection that says most of an incident: the most severe, of those the surest, of those one of the
-// incident's own objective, then one that names a technique, then the first. It is the zero value without detections.
-func Headline(in playbooks.Incident) playbooks.DetectionSummary {
+// incident's own objective, then one that names a technique, then the first. With its place; -1 without detections.
+func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 	if len(in.Detections) == 0 {
-		return playbooks.DetectionSummary{}
+		return playbooks.DetectionSummary{}, -1
 	}
+	worst := 0
 	yes := func(b bool) int {
 		if b {
 			return 1
 		}
 		return 0
 	}
-	return slices.MaxFunc(in.Detections, func(a, b playbooks.DetectionSummary) int {
-		return cmp.Or(
+	for i, a := range in.Detections {
+		b := in.Detections[worst]
+		if cmp.Or(
 			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()), cmp.Compare(a.Confidence, b.Confidence),
 			cmp.Compare(yes(a.Objective == in.Objective), yes(b.Objective == in.Objective)), cmp.Compare(yes(a.Technique != ""), yes(b.Technique != "")),
-		)
-	})
+		) > 0 {
+			worst = i
+		}
+	}
+	return in.Detections[worst], worst
 }
 
 // Time is a moment in UTC, as everything that several people read has it.
 func Time(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
+
+// StepLine is a step of a playbook as a line of a timeline.
+func StepLine(playbook string, s playbooks.StepReport) string {
+	return fmt.Sprintf("%s: %s %s", playbook, s.Action, Became(s))
+}
+
+// Refused is a containment that was refused while people had paused new containments.
+type Refused struct {
+	Playbook string `json:"playbook"`
+	Action   string `json:"action"`
+	Target   string `json:"target"` // as people know it
+	Reason   string `json:"reason"`
+	// Again is the command that contains it now.
+	Again string    `json:"again"`
+	At    time.Time `json:"at"`
+}
+
+// RefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and
+// whose targets nothing has contained since, each once.
+func RefusedWhilePaused(in playbooks.Incident) []Refused {
+	since := map[string]time.Time{} // the last containment, by target
+	for _, r := range in.Playbooks {
+		for _, s := range r.Steps {
+			if Contained(s) && s.At.After(since[s.Target]) {
+				since[s.Target] = s.At
+			}
+		}
+	}
+	var out []Refused
+	known := map[string]bool{}
+	for _, r := range in.Playbooks {
+		for _, s := range r.Steps {
+			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
+			if s.Outcome != playbooks.OutcomeRefused || !strings.HasPrefix(s.Reason, playbooks.ReasonPaused) || s.At.Before(since[s.Target]) || known[key] {
+				continue
+			}
+			known[key] = true
+			out = append(out, Refused{
+				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s", r.Playbook, Ref(in, s.Target)),
+			})
+		}
+	}
+	return out
+}
+
+// Ref is a target as commands take it: "pod/NAMESPACE/NAME", "container/NAME", else its ID.
+func Ref(in playbooks.Incident, id string) string {
+	for _, t := range in.Targets {
+		if t.ID() != id {
+			continue
+		}
+		if t.Namespace == "" {
+			return string(t.Kind) + "/" + t.Name
+		}
+		return string(t.Kind) + "/" + t.Namespace + "/" + t.Name
+	}
+	return id
+}

@@ -34,7 +34,8 @@ func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
 		in := incident()
 		in.Detections = list
 		for range 3 {
-			assert.Equal(t, want, display.Headline(in).Title)
+			worst, _ := display.Headline(in)
+			assert.Equal(t, want, worst.Title)
 		}
 	}
 }
@@ -57,6 +58,11 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
 		{[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}}, at, "stopped, denied: known build job"},
 		{[]playbooks.StepReport{{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged}}, time.Time{}, "running, after pod.processes"},
+		{
+			[]playbooks.StepReport{{Action: "pod.manifest", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeRefused, Reason: "no cluster is connected"}, refused},
+			at,
+			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; pod.manifest refused: no cluster is connected",
+		},
 		{nil, at, "done, nothing contained"},
 	} {
 		assert.Equal(t, c.want, display.Run(in, playbooks.PlaybookRun{Playbook: "p", Steps: c.steps, Ended: c.ended}))

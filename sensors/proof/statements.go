@@ -187,4 +187,5 @@ type SwitchState struct {
 	Stopped bool      `json:"stopped"`
 	By      string    `json:"by"` // who, and how it was proved
 	At      time.Time `json:"at"`
+	Reason  string    `json:"reason,omitempty"`
 }

@@ -43,8 +43,8 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 		"opened: Incident " + incidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
 		"evidence: Evidence was kept: processes.json", "decision: Decided to ask people before pod.isolate on pod shop/web-1", "question: Asked responders, of whom 1 must agree",
 		`vote: alice (uid 7 on the local socket) said yes to "pod.isolate"`, "answer: The answer to", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
-		"effect: pod.isolate on pod shop/web-1 took hold", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
-		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and observed to be: released by bob", "closed: ",
+		"effect: pod.isolate on pod shop/web-1 was applied and verified", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
+		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
 		i := strings.Index(text[at:], next)
 		require.GreaterOrEqual(t, i, 0, "%q is not told where it belongs:\n%s", next, text)

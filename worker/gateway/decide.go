@@ -35,6 +35,8 @@ type Decider struct {
 	Evidence  *activities.EvidenceStore
 	Members   Membership // nil: groups are those of the configuration
 	Log       *slog.Logger
+	// About is what this installation is, for its status.
+	About About
 
 	limits   limits
 	refusals refusals
@@ -132,7 +134,7 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 
 // mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
 func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *proof.Vote) error {
-	in, err := d.Reader.Incident(ctx, q.Incident)
+	in, err := d.Reader.incident(ctx, q.Incident)
 	if err != nil {
 		return err
 	}
@@ -259,14 +261,19 @@ func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) e
 
 func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }
 
+// PauseRequest sets the kill switch.
+type PauseRequest struct {
+	Reason string `json:"reason,omitempty"`
+}
+
 // Stop sets the kill switch: whoever is known may.
-func (d *Decider) Stop(ctx context.Context, s Speaker) error {
+func (d *Decider) Stop(ctx context.Context, s Speaker, reason string) error {
 	if _, err := d.permitted(s); err != nil {
 		return err
 	}
-	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved)
+	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved, "reason", cut(reason, maxReasonLen))
 	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
-	return d.Switch.Stop(ctx, s.who())
+	return d.Switch.Stop(ctx, s.who(), cut(reason, maxReasonLen))
 }
 
 // Resume lifts it: the operator may, and whoever approves somewhere.

@@ -289,7 +289,7 @@ func killSwitch(f Facts) *activities.Decision {
 	if f.Stopped == "" {
 		return nil
 	}
-	return refuse("new containments are stopped (%s); `stanch resume` lets them go on", f.Stopped)
+	return refuse("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.Stopped)
 }
 
 func protected(f Facts) *activities.Decision {
