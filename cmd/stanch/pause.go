@@ -42,7 +42,7 @@ func resumeCommand(g *globals) *cobra.Command {
 				fmt.Fprintln(out, plain("what was refused while paused cannot be read: "+done.Unread))
 			}
 			if n := len(done.Refused); n > 0 {
-				fmt.Fprintf(out, "%s of open incidents refused while paused, and not started again by itself:\n", counted(n, "containment was", "containments were"))
+				fmt.Fprintf(out, "%s refused while paused; nothing starts them again by itself:\n", counted(n, "containment of an open incident was", "containments of open incidents were"))
 			}
 			for _, r := range done.Refused {
 				fmt.Fprintln(out, plain(fmt.Sprintf("  %s  %s of %s; contain it now: %s", r.Incident, r.Action, r.Target, r.Again)))

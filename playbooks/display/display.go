@@ -24,28 +24,30 @@ func Person(name, proved string) string {
 	return fmt.Sprintf("%s (%s)", name, proved)
 }
 
-// Target names the target with an ID as people know it, from the incident that it belongs to. A target that the incident
-// does not know keeps its kind and the beginning of its identifier.
+// Target names the target with an ID as people know it, from the incident that it belongs to.
 func Target(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		if t.ID() == id {
 			return t.String()
 		}
 	}
+	if kind, uid, _ := strings.Cut(id, ":"); playbooks.TargetKind(kind) == playbooks.TargetWorkload && in.Workload.Name != "" && (in.Workload.UID == uid || uid == "") {
+		return "workload " + in.Workload.String()
+	}
+	return ID(id)
+}
+
+// ID is a target's ID where its name is not known: its kind and the beginning of its identifier.
+func ID(id string) string {
 	kind, uid, ok := strings.Cut(id, ":")
 	switch {
 	case !ok:
 		return id
 	case playbooks.TargetKind(kind) == playbooks.TargetIncident:
 		return "the incident"
-	case playbooks.TargetKind(kind) == playbooks.TargetWorkload && (in.Workload.UID == uid || uid == ""):
-		return "workload " + in.Workload.String()
 	}
-	const enough = 13 // of a UID: its first two groups
-	if r := []rune(uid); len(r) > enough+1 {
-		uid = string(r[:enough]) + "…"
-	}
-	return kind + " " + uid
+	const enough = 12 // of a container's id, as container runtimes show it
+	return kind + " " + uid[:min(enough, len(uid))]
 }
 
 // Outcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
@@ -124,7 +126,7 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 	stopped := ""
 	var last playbooks.StepReport
 	for _, s := range r.Steps {
-		switch what := s.Action; {
+		switch what := stepName(s); {
 		case s.Action == actionStop && s.Outcome != playbooks.OutcomeSkipped:
 			stopped = because("stopped, "+Outcome(s.Outcome, false), s.Reason)
 		case Contained(s):
@@ -167,6 +169,14 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 		return "running"
 	}
 	return "done, nothing contained"
+}
+
+// stepName is what a step is called in a sentence: its action, or its verb where the action's name says too little.
+func stepName(s playbooks.StepReport) string {
+	if s.Verb == playbooks.VerbTicket {
+		return string(s.Verb)
+	}
+	return s.Action
 }
 
 // few joins what one line can hold and counts the rest.
@@ -286,7 +296,7 @@ func Time(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
 
 // StepLine is a step of a playbook as a line of a timeline.
 func StepLine(playbook string, s playbooks.StepReport) string {
-	return fmt.Sprintf("%s: %s %s", playbook, s.Action, Became(s))
+	return fmt.Sprintf("%s: %s %s", playbook, stepName(s), Became(s))
 }
 
 // Refused is a containment that was refused while people had paused new containments.

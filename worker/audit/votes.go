@@ -7,6 +7,7 @@ import (
 	historypb "go.temporal.io/api/history/v1"
 
 	"stanch/activities"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 )
 
@@ -18,7 +19,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 	if v.Approve {
 		answer = "yes"
 	}
-	who := fmt.Sprintf("%s (%s)", v.Person, v.Proved)
+	who := display.Person(v.Person, v.Proved)
 	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason

@@ -76,14 +76,14 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		if q.ID != a.ID {
 			continue
 		}
-		ignored := slices.IndexFunc(q.Ignored, func(i string) bool { return strings.HasPrefix(i, s.Name+": ") })
+		ignored := ignoredOf(q, s.Name)
 		switch {
-		case v.Approve && slices.Contains(q.Yes, s.Name):
+		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
 			a.Pending, a.Result = q, ResultCounted
 			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
-		case ignored >= 0:
+		case len(ignored) > len(ignoredOf(a.Pending, s.Name)):
 			a.Pending, a.Result = q, ResultIgnored
-			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), strings.TrimPrefix(q.Ignored[ignored], s.Name+": "))
+			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), ignored[len(ignored)-1])
 		default:
 			return false
 		}
@@ -120,6 +120,16 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		return true
 	}
 	return false
+}
+
+// ignoredOf are the reasons why answers of a person do not count.
+func ignoredOf(q playbook.Pending, name string) (reasons []string) {
+	for _, i := range q.Ignored {
+		if reason, ok := strings.CutPrefix(i, name+": "); ok {
+			reasons = append(reasons, reason)
+		}
+	}
+	return reasons
 }
 
 // quoted names a question for a sentence.

@@ -60,6 +60,11 @@ func asking(ctx workflow.Context, asks []ask) error {
 			continue
 		}
 		q := &open[i]
+		if v.BreakGlass { // counting takes its time
+			if err := workflow.Sleep(ctx, 300*time.Millisecond); err != nil {
+				return err
+			}
+		}
 		switch {
 		case v.Refused != "":
 			q.Ignored = append(q.Ignored, v.Person+": "+v.Refused)

@@ -10,6 +10,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors/proof"
+	"stanch/worker/config"
 )
 
 // View is an incident as it is now, with what people have to do in it.
@@ -111,7 +112,7 @@ func (a *API) view(r *http.Request, id string) (View, error) {
 	if in.Status == "open" {
 		pending, _ = a.Reader.Pending(r.Context(), id) // what cannot be read is not shown as waiting; the rest is
 	}
-	return a.viewOf(r, in, pending), nil
+	return a.viewer(r).of(in, pending), nil
 }
 
 // views are all incidents for who asks, the newest first.
@@ -121,44 +122,69 @@ func (a *API) views(r *http.Request) ([]View, error) {
 		return nil, err
 	}
 	pending, _ := a.Reader.AllPending(r.Context())
+	who := a.viewer(r)
 	out := make([]View, 0, len(list))
 	for _, in := range list {
-		out = append(out, a.viewOf(r, in, pending))
+		out = append(out, who.of(in, pending))
 	}
 	slices.SortStableFunc(out, func(a, b View) int { return b.Opened.Compare(a.Opened) })
 	return out, nil
 }
 
-func (a *API) viewOf(r *http.Request, in playbooks.Incident, pending []activities.Pending) View {
+// of is an incident with its open questions.
+func (v *viewer) of(in playbooks.Incident, pending []activities.Pending) View {
 	worst, _ := display.Headline(in)
-	v := View{Incident: in, Standing: display.Status(in), Headline: worst.Title, Outcome: display.Outcomes(in)}
+	out := View{Incident: in, Standing: display.Status(in), Headline: worst.Title, Outcome: display.Outcomes(in)}
 	if in.Status == "open" && in.Judged == "" {
-		v.Paused = display.RefusedWhilePaused(in)
+		out.Paused = display.RefusedWhilePaused(in)
 	}
 	for _, q := range pending {
 		if q.Incident == in.ID {
-			v.Waiting = append(v.Waiting, Waiting{
-				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: a.counts(r, in, q),
+			out.Waiting = append(out.Waiting, Waiting{
+				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(in, q),
 			})
 		}
 	}
-	slices.SortStableFunc(v.Waiting, func(a, b Waiting) int { return a.Deadline.Compare(b.Deadline) })
+	slices.SortStableFunc(out.Waiting, func(a, b Waiting) int { return a.Deadline.Compare(b.Deadline) })
+	return out
+}
+
+// viewer is who asks for views. Who it is, is proved once a request, and membership is looked up once for each circle.
+type viewer struct {
+	*API
+	r       *http.Request
+	speaker Speaker
+	cfg     *config.Config
+	known   bool
+	groups  map[string][]string // by whom a question asks
+}
+
+func (a *API) viewer(r *http.Request) *viewer {
+	v := &viewer{API: a, r: r, groups: map[string][]string{}}
+	if a.Identify == nil {
+		return v
+	}
+	s, err := a.Identify(r)
+	cfg, cfgErr := a.Roster.Current()
+	v.speaker, v.cfg, v.known = s, cfg, err == nil && cfgErr == nil
 	return v
 }
 
 // counts reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
-func (a *API) counts(r *http.Request, in playbooks.Incident, q activities.Pending) bool {
-	if a.Identify == nil {
+func (v *viewer) counts(in playbooks.Incident, q activities.Pending) bool {
+	s := v.speaker
+	if !v.known || in.MoreActors || slices.ContainsFunc(in.Actors, s.Is) || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
 		return false
 	}
-	s, err := a.Identify(r)
-	if err != nil || in.MoreActors || slices.ContainsFunc(in.Actors, s.Is) || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
-		return false
+	since := time.Since(q.Asked)
+	if q.Approvers.May(s.Name, s.Groups, since) {
+		return true
 	}
-	cfg, err := a.Roster.Current()
-	if err != nil {
-		return false
+	of := q.Approvers.Who()
+	groups, looked := v.groups[of]
+	if !looked {
+		groups, _ = v.groupsOf(v.r.Context(), v.cfg, s, q.Approvers) // none where they cannot be looked up
+		v.groups[of] = groups
 	}
-	groups, err := a.groupsOf(r.Context(), cfg, s, q.Approvers)
-	return err == nil && q.Approvers.May(s.Name, groups, time.Since(q.Asked))
+	return q.Approvers.May(s.Name, groups, since)
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"stanch/playbooks/display"
 	"stanch/playbooks/recording"
 	"stanch/sensors/duration"
 )
@@ -208,13 +209,7 @@ func because(s Step) string {
 }
 
 // short is a target's id as it can be read in a line.
-func short(target string) string {
-	kind, uid, ok := strings.Cut(target, ":")
-	if !ok {
-		return target
-	}
-	return kind + " " + uid[:min(12, len(uid))]
-}
+func short(target string) string { return display.ID(target) }
 
 func effectChanges(before, after Result) []string {
 	var out []string
