@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -121,7 +122,7 @@ func (a Approvers) Nobody() bool { return len(a.Groups)+len(a.Users) == 0 }
 func (a Approvers) Who() string {
 	who := strings.Join(slices.Concat(a.Groups, a.Users), ", ")
 	if a.Escalate != nil {
-		who += fmt.Sprintf("; after %s also %s", a.Escalate.After, strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
+		who += fmt.Sprintf("; after %s also %s", duration.Format(a.Escalate.After), strings.Join(slices.Concat(a.Escalate.Groups, a.Escalate.Users), ", "))
 	}
 	return who
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -32,6 +33,17 @@ type Pending struct {
 	// Yes are who has agreed so far; Ignored says of each vote that does not count why not.
 	Yes     []string `json:"yes,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
+}
+
+// Answered is what became of a question that is no longer open.
+type Answered struct {
+	ID      string    `json:"id"`
+	Step    string    `json:"step"`
+	Title   string    `json:"title"`
+	Granted bool      `json:"granted"`
+	Reason  string    `json:"reason"` // who said what, or why nobody's answer counted
+	Yes     []string  `json:"yes,omitempty"`
+	At      time.Time `json:"at"`
 }
 
 // Sound says why a question is not what its hash says, or nil. What is shown must be what a yes is bound to.
@@ -61,7 +73,7 @@ func (p Plan) Since(before Plan) []string {
 		}
 	}
 	if p.For != before.For {
-		out = append(out, "now for "+p.For.String()+" and not for "+before.For.String())
+		out = append(out, "now for "+duration.Format(p.For)+" and not for "+duration.Format(before.For))
 	}
 	if string(p.Params) != string(before.Params) {
 		out = append(out, "its parameters are others")

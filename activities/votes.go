@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 )
 
@@ -192,7 +193,7 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	var people []string
 	drill := false
 	for _, v := range c.yes {
-		people = append(people, fmt.Sprintf("%s (%s)", v.Person, v.Proved))
+		people = append(people, display.Person(v.Person, v.Proved))
 		drill = drill || v.Drill
 	}
 	slices.Sort(people)

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // adviceStage warns of what is legal and unwise. It is silent about a playbook with errors: they come first.
@@ -57,9 +59,9 @@ func (c *checker) advise(s *Step) {
 	case spec.Class == ClassContain && c.program.MaxPhase < 2, spec.Class == ClassDisrupt && c.program.MaxPhase < 3:
 		c.warn(s.ActionPos, "never-runs", "raise `max_phase`, or remove the step", "`%s` is only ever proposed: the playbook goes no further than phase %d", s.Action, c.program.MaxPhase)
 	case spec.MaxFor > 0 && s.For > spec.MaxFor:
-		c.warn(s.ForPos, "too-long", fmt.Sprintf("hold it for at most `%s`", short(spec.MaxFor)), "`%s` for %s: %s", s.Action, short(s.For), lower(spec.Doc))
+		c.warn(s.ForPos, "too-long", fmt.Sprintf("hold it for at most `%s`", duration.Format(spec.MaxFor)), "`%s` for %s: %s", s.Action, duration.Format(s.For), lower(spec.Doc))
 	case spec.Reversible && s.For > 24*time.Hour:
-		c.warn(s.ForPos, "long-lease", "hold for hours and extend it: `stanch extend`", "a lease of %s holds long after everybody has gone home", short(s.For))
+		c.warn(s.ForPos, "long-lease", "hold for hours and extend it: `stanch extend`", "a lease of %s holds long after everybody has gone home", duration.Format(s.For))
 	case s.Verb == VerbContain && !spec.Reversible && s.Retry != nil:
 		c.warn(s.keys["retry"], "retried-act", "remove it", "`%s` has no undo: a second attempt may act twice", s.Action)
 	case s.ForEach != nil && s.ForEach.Concurrency > 1:
@@ -76,10 +78,10 @@ func (c *checker) adviseApproval(a *Approval, s *Step) {
 		c.warn(s.keys["approval"], "no-question", "say what is known and what a yes does: `ask: …`", "people are asked without a question")
 	}
 	if a.Timeout < time.Minute {
-		c.warn(s.keys["timeout"], "short-timeout", "give them some minutes", "nobody who sleeps answers within %s", short(a.Timeout))
+		c.warn(s.keys["timeout"], "short-timeout", "give them some minutes", "nobody who sleeps answers within %s", duration.Format(a.Timeout))
 	}
 	if a.Timeout > 12*time.Hour {
-		c.warn(s.keys["timeout"], "long-timeout", "ask again instead, in a new incident", "after %s nobody remembers what was asked", short(a.Timeout))
+		c.warn(s.keys["timeout"], "long-timeout", "ask again instead, in a new incident", "after %s nobody remembers what was asked", duration.Format(a.Timeout))
 	}
 	effects, disrupts := false, false
 	walk(a.Steps, func(inner *Step) {

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // Bounds of what calls expand to.
@@ -40,7 +42,7 @@ func (c *checker) lease(s *Step) {
 	case s.For > 7*24*time.Hour:
 		c.errorf(s.ForPos, "range", "extend it when the time comes", "a lease is at most 168h")
 	case s.For > 0 && s.For < spec.MinFor:
-		c.errorf(s.ForPos, "too-short", fmt.Sprintf("hold it for at least `%s`", short(spec.MinFor)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, short(s.For), short(spec.MinFor))
+		c.errorf(s.ForPos, "too-short", fmt.Sprintf("hold it for at least `%s`", duration.Format(spec.MinFor)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, duration.Format(s.For), duration.Format(spec.MinFor))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/duration"
 )
 
 // Signal is what correlation needs to know of a detection. Guards build it from attestations alone, so that a
@@ -116,6 +117,6 @@ func chain(best map[sensors.Objective]Signal) string {
 	for _, s := range all {
 		steps = append(steps, fmt.Sprintf("%s (%s)", s.Title, s.Objective))
 	}
-	took := all[len(all)-1].At.Sub(all[0].At).Round(time.Second)
+	took := duration.Format(all[len(all)-1].At.Sub(all[0].At).Round(time.Second))
 	return fmt.Sprintf("They form a chain, within %s: %s.", took, strings.Join(steps, " → "))
 }

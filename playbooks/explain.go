@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // Explanation is what a playbook does, in plain words.
@@ -154,9 +156,9 @@ func (x *explainer) does(p *Program, s *Step) string {
 	case s.Call != nil:
 		return "Does what the playbook " + s.Call.Playbook + " does" + within(s) + ":"
 	case s.Wait != nil && s.Wait.Until != nil:
-		return fmt.Sprintf("Waits until %s, at most %s", normal(s.Wait.Until.Source), short(s.Wait.Timeout))
+		return fmt.Sprintf("Waits until %s, at most %s", normal(s.Wait.Until.Source), duration.Format(s.Wait.Timeout))
 	case s.Wait != nil:
-		return "Waits for " + short(s.Wait.For)
+		return "Waits for " + duration.Format(s.Wait.For)
 	case s.Set != nil:
 		var names []string
 		for _, a := range s.Set {
@@ -172,7 +174,7 @@ func (x *explainer) does(p *Program, s *Step) string {
 		text += "; on " + normal(s.Target.Source)
 	}
 	if s.For > 0 {
-		text += "; undone after " + short(s.For)
+		text += "; undone after " + duration.Format(s.For)
 	} else if s.Verb == VerbContain {
 		text += "; cannot be undone"
 	}
@@ -183,7 +185,7 @@ func within(s *Step) string {
 	if s.Timeout == 0 {
 		return ""
 	}
-	return ", within " + short(s.Timeout)
+	return ", within " + duration.Format(s.Timeout)
 }
 
 // asked says who is asked, and for how long.
@@ -198,9 +200,9 @@ func asked(a *Approval) string {
 		text = fmt.Sprintf("%d of %s", a.Quorum, text)
 	}
 	if a.Escalate != nil {
-		text += fmt.Sprintf(", and after %s also %s", short(a.Escalate.After), strings.Join(append(append([]string{}, a.Escalate.Groups...), a.Escalate.Users...), ", "))
+		text += fmt.Sprintf(", and after %s also %s", duration.Format(a.Escalate.After), strings.Join(append(append([]string{}, a.Escalate.Groups...), a.Escalate.Users...), ", "))
 	}
-	return fmt.Sprintf("%s (%s, then it is a no)", text, short(max(a.Timeout, time.Second)))
+	return fmt.Sprintf("%s (%s, then it is a no)", text, duration.Format(max(a.Timeout, time.Second)))
 }
 
 // lower begins a sentence inside of another, but for names that are written in capitals.

@@ -211,6 +211,9 @@ type StepReport struct {
 	// Guard is the guard that refused or proposed; "" where none did.
 	Guard string    `json:"guard,omitempty"`
 	At    time.Time `json:"at" expr:"at"`
+	// Verb is the step's: what only observes has another outcome in prose than what contains. "" for blocks and in reports
+	// from before it was noted.
+	Verb Verb `json:"verb,omitempty"`
 }
 
 // LeaseReport is the state of a lease as the incident knows it.

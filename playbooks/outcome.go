@@ -21,6 +21,10 @@ var Outcomes = []Outcome{
 	OutcomeSkipped, OutcomeUnchanged, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
 }
 
+// ReasonPaused begins the reason of every containment that was refused because people paused new containments: by it those
+// are found again when the pause ends.
+const ReasonPaused = "new containments are paused"
+
 // Doc says what the outcome means, for people.
 func (o Outcome) Doc() string {
 	switch o {

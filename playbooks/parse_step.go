@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/duration"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -159,7 +160,7 @@ func (r *stepReader) finish(kind string) {
 			r.errorf(s.Pos, "required", "write for example `timeout: 15m`", "`timeout` is missing")
 		}
 		if e := a.Escalate; e != nil && a.Timeout > 0 && e.After >= a.Timeout {
-			r.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", short(e.After), short(a.Timeout))
+			r.errorf(s.Pos, "range", "let it begin before the timeout", "`escalate` begins after %s, when the %s of the approval are over", duration.Format(e.After), duration.Format(a.Timeout))
 		}
 		if len(a.Steps) == 0 {
 			r.errorf(s.Pos, "required", "put what it permits under `steps`", "the approval permits nothing")

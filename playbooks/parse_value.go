@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/duration"
 )
 
 func (p *parser) str(n *yaml.Node, what string) string {
@@ -80,27 +82,15 @@ func (p *parser) words(n *yaml.Node, what string) []Word {
 }
 
 func (p *parser) duration(n *yaml.Node, what string) time.Duration {
-	d, err := time.ParseDuration(n.Value)
+	d, err := duration.Parse(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
-		p.errorf(posOf(n), "duration", "write for example `90s`, `15m` or `2h`", "`%s` must be a duration, not %s", what, kindName(n))
+		p.errorf(posOf(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what, kindName(n))
 		return 0
 	}
 	if d > 30*24*time.Hour {
 		p.errorf(posOf(n), "range", "", "`%s` is longer than 30 days", what)
 	}
 	return d
-}
-
-// short is a duration as people write it: 10m, not 10m0s.
-func short(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }
 
 // contentPos is where the text of a scalar begins: behind its quote.

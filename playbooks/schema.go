@@ -8,6 +8,7 @@ import (
 	"github.com/invopop/jsonschema"
 
 	"stanch/sensors"
+	"stanch/sensors/duration"
 )
 
 // object is a JSON object of a schema; maps marshal with sorted keys.
@@ -73,7 +74,7 @@ func (s *schemaMaker) typed(k Key) object {
 	case "steps":
 		return object{"$ref": "#/definitions/steps"}
 	case "duration":
-		return object{"type": "string", "pattern": `^([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+$`, "examples": []string{"90s", "15m", "2h"}}
+		return object{"type": "string", "pattern": duration.Pattern, "examples": []string{"90s", "15m", "2h", "1d"}}
 	case "expression":
 		return object{"type": []string{"string", "boolean"}}
 	case "mapping":

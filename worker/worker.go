@@ -170,6 +170,7 @@ func (w *Worker) start(ctx context.Context) error {
 	o.Library.Authority = o.Authority
 	w.Decider = &gateway.Decider{
 		Reader: w.Reader, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), Scopes: chain, Switch: killSwitch, Evidence: w.Set.Evidence, Log: o.Log,
+		About: gateway.About{Version: o.Version, Started: time.Now(), Playbooks: w.playbookNames},
 	}
 
 	catalogue := w.Set.Catalogue()
@@ -229,6 +230,17 @@ func (w *Worker) start(ctx context.Context) error {
 
 func quotaOf(e config.Evidence) activities.Quota {
 	return activities.Quota{Total: int64(e.MaxTotal), Incident: int64(e.MaxPerIncident), MinFree: int64(e.MinFree)}
+}
+
+// playbookNames are the names of the playbooks in use.
+func (w *Worker) playbookNames() []string {
+	var out []string
+	if w.Library != nil {
+		for _, p := range w.Library.Programs() {
+			out = append(out, p.Name)
+		}
+	}
+	return out
 }
 
 // serveNode polls a node's task queue while its stream is here.

@@ -40,6 +40,7 @@ const (
 	QueryIncident = "incident"
 	QueryPending  = "pending"
 	QuerySteps    = "steps"
+	QueryAnswered = "answered" // what became of a run's questions
 	QueryLease    = "lease"
 )
 

@@ -12,6 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -116,7 +117,7 @@ func (a *denyPod) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		Changes: []string{fmt.Sprintf("deny everything that %s asks of AWS as %s (%s), by an inline policy on the role", r.Target, p, p.ID)}, Held: held,
 	}
 	if r.For < p.longest {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were taken from the pod live for up to %s, and are good again when the deny ends", p.longest))
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were taken from the pod live for up to %s, and are good again when the deny ends", duration.Format(p.longest)))
 	}
 	plan.Prior, err = saved(p)
 	return plan, err

@@ -213,7 +213,7 @@ func testDenyPod(t *testing.T, e *estate, role playbooks.Target) {
 	require.Equal(t, before, e.all(role))
 
 	short := asked("aws.role.deny-pod", one, time.Hour, "")
-	require.Contains(t, e.planned(short).Warnings[0], "live for up to 6h0m0s")
+	require.Contains(t, e.planned(short).Warnings[0], "live for up to 6h")
 	_, err = e.contain("aws.role.deny-pod").Plan(t.Context(), asked("aws.role.deny-pod", e.pod(t, "irsa", "web"), 6*time.Hour, ""))
 	wantRefusal(t, err, "no EKS Pod Identity association", "aws.irsa.untrust")
 

@@ -8,6 +8,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -89,7 +90,7 @@ func (a *revokeSessions) Plan(ctx context.Context, r activities.Request) (activi
 	}
 	if r.For < p.longest {
 		return activities.Plan{}, activities.Refuse(
-			"it must last at least %s and not %s: sessions of %s live so long, and when the deny ends before them the stolen ones are good again", p.longest, r.For, p)
+			"it must last at least %s and not %s: sessions of %s live so long, and when the deny ends before them the stolen ones are good again", duration.Format(p.longest), duration.Format(r.For), p)
 	}
 	held, err := a.account.room(ctx, p, a.denial(p, r), r.Lease)
 	if err != nil {

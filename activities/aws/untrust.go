@@ -14,6 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -132,7 +133,7 @@ func (a *untrust) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("the trust policy will have %d characters; more than 2048 need a raised quota", n))
 	}
 	plan.Changes = []string{fmt.Sprintf("deny %s to assume %s (%s), in its trust policy", strings.Join(params.subjects(), " and "), p, p.ID)}
-	plan.Warnings = append(plan.Warnings, fmt.Sprintf("sessions that they have go on for up to %s: `aws.role.revoke-sessions` ends them too", p.longest))
+	plan.Warnings = append(plan.Warnings, fmt.Sprintf("sessions that they have go on for up to %s: `aws.role.revoke-sessions` ends them too", duration.Format(p.longest)))
 	plan.Prior, err = saved(trustPrior{Role: p, Trust: original(p, t)})
 	return plan, err
 }

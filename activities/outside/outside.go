@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"stanch/activities"
+	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 )
 
@@ -105,7 +106,7 @@ func (p *Peer) problem(answer *http.Response, body []byte) error {
 	said := p.said(body)
 	status := answer.StatusCode
 	if wait, ok := Wait(answer, time.Now()); ok {
-		return &activities.LaterError{After: wait, Err: fmt.Errorf("%s answered %d and wants to be asked again in %s%s", p.Name, status, wait.Round(time.Second), said)}
+		return &activities.LaterError{After: wait, Err: fmt.Errorf("%s answered %d and wants to be asked again in %s%s", p.Name, status, duration.About(wait), said)}
 	}
 	switch {
 	case status/100 == 3:

@@ -9,6 +9,7 @@ import (
 	"github.com/slack-go/slack"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/redact"
 )
 
@@ -126,12 +127,8 @@ func (p *page) leases(r *room) []slack.Block {
 // lease shows what holds, with the buttons that end it and let it last.
 func (p *page) lease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
-	observed := "observed to hold"
-	if !l.Verified {
-		observed = "NOT observed to hold"
-	}
-	what := line{label: "Held: " + l.Action, words: strings.TrimSpace(fmt.Sprintf("%s  %s, %s, until %s UTC. %s",
-		text(l.Target, maxTarget), l.State, observed, l.Until.UTC().Format(time.DateTime), text(l.Reason, maxTarget)))}
+	what := line{label: "Held: " + l.Action, words: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
+		text(display.Target(p.in, l.Target), maxTarget), display.Lease(l), display.Time(l.Until), text(l.Reason, maxTarget)))}
 	r := Reference{Incident: p.in.ID, Lease: l.ID}
 	release, extend := r, r
 	release.Kind, extend.Kind = KindRelease, KindExtend
@@ -139,7 +136,7 @@ func (p *page) lease(l playbooks.LeaseReport) []slack.Block {
 		slack.NewRichTextBlock("", what.show(3*maxTarget)),
 		slack.NewActionBlock("lease/"+l.ID,
 			confirmed(button(Seal(p.Sealer, release), KindRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone at once.", "Release"),
-			button(Seal(p.Sealer, extend), KindExtend, "Extend by 1 h", slack.StyleDefault)),
+			button(Seal(p.Sealer, extend), KindExtend, "Hold 1 h from now", slack.StyleDefault)),
 	}
 }
 
@@ -157,13 +154,10 @@ func (p *page) foot() string {
 	in := p.in
 	parts := []string{in.ID, "opened " + in.Opened.UTC().Format(time.DateTime) + " UTC", fmt.Sprintf("scope %s, phase %d", in.Scope, in.Phase)}
 	if in.Status == "closed" {
-		parts = append(parts, "CLOSED "+in.Closed.UTC().Format(time.DateTime)+" UTC")
+		parts = append(parts, "CLOSED "+display.Time(in.Closed))
 	}
-	if in.Owner != "" {
-		parts = append(parts, "taken over by "+in.Owner)
-	}
-	if in.Judged != "" {
-		parts = append(parts, in.Judged+", says "+in.JudgedBy)
+	if standing := display.Status(in); standing != in.Status {
+		parts = append(parts, strings.TrimPrefix(standing, in.Status+", "))
 	}
 	if p.Head != nil {
 		if head := p.Head(in.ID); head != "" {

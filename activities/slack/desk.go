@@ -20,6 +20,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 )
 
 // Reader reads what is to be shown.
@@ -98,7 +99,7 @@ func (d *Desk) Look(ctx context.Context, in activities.LookInput) (activities.Lo
 // classify says when to try again, and leaves out what an error of the library may carry of a request.
 func classify(what string, err error) error {
 	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
-		return &activities.LaterError{After: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, limited.RetryAfter)}
+		return &activities.LaterError{After: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter))}
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 )
 
 // Bounds of what is told: nobody reads more at three in the morning.
@@ -68,7 +69,7 @@ func (p *page) done() []line {
 			if s.Outcome == playbooks.OutcomeSkipped || s.Action == "parallel" {
 				continue
 			}
-			out = append(out, line{label: s.Action, words: became(s)})
+			out = append(out, line{label: s.Action, words: display.Became(s)})
 		}
 		if run.Error != "" {
 			out = append(out, line{label: run.Playbook, words: "failed: " + run.Error})
@@ -78,15 +79,14 @@ func (p *page) done() []line {
 		if l.State != "ended" {
 			continue
 		}
-		what := "ended"
-		if l.Undone {
-			what = "undone, and observed to be"
-		}
-		what += fmt.Sprintf(" at %s UTC", l.At.UTC().Format(time.TimeOnly))
+		what := display.Lease(l) + fmt.Sprintf(" at %s UTC", l.At.UTC().Format(time.TimeOnly))
 		if l.Reason != "" {
 			what += ": " + l.Reason
 		}
 		out = append(out, line{label: l.Action, words: what})
+	}
+	for _, r := range display.RefusedWhilePaused(p.in) {
+		out = append(out, line{label: "Not contained", words: fmt.Sprintf("%s of %s was refused while new containments were paused; now: `%s`", r.Action, r.Target, r.Again)})
 	}
 	if e := len(p.in.Evidence); e > 0 {
 		out = append(out, line{label: "evidence", words: count(e, "piece", "kept")})
@@ -99,19 +99,4 @@ func count(n int, what, done string) string {
 		what += "s"
 	}
 	return fmt.Sprintf("%d %s %s", n, what, done)
-}
-
-// became says in a person's words what became of a step.
-func became(s playbooks.StepReport) string {
-	said := map[playbooks.Outcome]string{
-		playbooks.OutcomeChanged: "done", playbooks.OutcomeUnverified: "done, and not observed", playbooks.OutcomeUnchanged: "it was so already",
-		playbooks.OutcomeProposed: "not done; proposed", playbooks.OutcomeDenied: "denied", playbooks.OutcomeRefused: "refused", playbooks.OutcomeFailed: "FAILED",
-	}[s.Outcome]
-	switch {
-	case s.Reason == "":
-		return said
-	case s.Action == "approval" && s.Outcome == playbooks.OutcomeChanged:
-		return s.Reason
-	}
-	return said + ": " + s.Reason
 }

@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 )
 
@@ -115,7 +116,7 @@ func lasting(q activities.Pending) []line {
 		if i > 0 && slices.IndexFunc(q.Plans, func(r activities.PlanResult) bool { return r.Plan.For != q.Plans[0].Plan.For }) < 0 {
 			break
 		}
-		l := line{label: "Undone", words: "after " + brief(result.Plan.For) + endsBy(result.Plan.Ends)}
+		l := line{label: "Undone", words: "after " + duration.Format(result.Plan.For) + endsBy(result.Plan.Ends)}
 		if result.Plan.For <= 0 {
 			l.words = "not by itself"
 		}
@@ -191,7 +192,7 @@ func (p *page) question(i int, q activities.Pending, d detail) []slack.Block {
 			len(would)-len(lines), len(would), p.in.ID, p.in.ID)})
 	}
 	quorum := max(q.Approvers.Quorum, 1)
-	progress := fmt.Sprintf("%d of %d agreed", len(q.Yes), quorum)
+	progress := fmt.Sprintf("%d of %d said yes", len(q.Yes), quorum)
 	if len(q.Yes) > 0 {
 		progress += " (" + strings.Join(q.Yes, ", ") + ")"
 	}
@@ -233,16 +234,4 @@ func exactly(would []string) string {
 		return all
 	}
 	return fmt.Sprintf("Approve exactly the %s listed above.", cmp.Or(map[int]string{1: "one change"}[len(would)], fmt.Sprintf("%d changes", len(would))))
-}
-
-// brief is a duration without the parts that are nothing.
-func brief(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }

@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/slack-go/slack"
 
 	"stanch/activities"
+	"stanch/playbooks/display"
+	"stanch/sensors/duration"
 )
 
 // maxMentions bounds whom one question calls.
@@ -22,7 +23,7 @@ func (p *page) reply(ctx context.Context) error {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.Asked.Add(e.After)) {
-			if err := p.call(ctx, "escalated/"+q.ID+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", e.After), q, e.Groups, e.Users); err != nil {
+			if err := p.call(ctx, "escalated/"+q.ID+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
 				return err
 			}
 		}
@@ -31,11 +32,11 @@ func (p *page) reply(ctx context.Context) error {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s holds, observed; it ends by itself at %s UTC", l.Action, l.Target, l.Until.UTC().Format(time.DateTime))
+			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.Target(p.in, l.Target), display.Lease(l), display.Time(l.Until))
 		case l.State == "stuck":
-			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, l.Target, l.Reason)
+			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.Target(p.in, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
-			what = fmt.Sprintf("%s of %s is undone, and observed to be", l.Action, l.Target)
+			what = fmt.Sprintf("%s of %s: %s", l.Action, display.Target(p.in, l.Target), display.Lease(l))
 		default:
 			continue
 		}

@@ -20,6 +20,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/duration"
 	"stanch/sensors/identity"
 	"stanch/sensors/link"
 	"stanch/sensors/probe"
@@ -90,7 +91,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
 	root.Flags().StringVar(&certs, "certs", "", "the folder with node.crt, node.key, ca.crt and authority.json, as `stanch cert node` writes it")
 	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "where the spool, the baselines and the freezer's list are kept; `watch` keeps nothing unless it is given")
-	f.DurationVar(&setup.Learn, "learn", 24*time.Hour, "how long an image is watched before anything that it does is unusual")
+	f.Var(duration.NewFlag(&setup.Learn, 24*time.Hour), "learn", "how long an image is watched before anything that it does is unusual")
 	root.Flags().StringVar(&enrol.URL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
 	root.Flags().StringVar(&enrol.Token, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
 	root.Flags().StringVar(&enrol.CA, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")

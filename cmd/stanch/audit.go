@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks/recording"
+	"stanch/sensors/duration"
 	"stanch/worker"
 	"stanch/worker/audit"
 )
@@ -175,7 +176,7 @@ func showStory(out io.Writer, s audit.Story) {
 func effectLine(e audit.Effect) string {
 	switch {
 	case e.Undone != nil:
-		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), e.UndoneAt.Sub(e.AppliedAt).Round(time.Second), e.Observed, e.Why)
+		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.About(e.UndoneAt.Sub(e.AppliedAt)), e.Observed, e.Why)
 	case e.State == "in force":
 		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.Until.UTC().Format(time.DateTime))
 	}

@@ -98,6 +98,9 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 		out = append(out, slackFinding(ctx, cfg.Slack))
 	}
 	out = append(out, diskFinding(g.data))
+	if paused := pausedLine(g.paused(ctx)); paused != "" {
+		add("kill switch", false, false, paused, "stanch resume")
+	}
 	var nodes map[string]nodeHealth
 	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
 		add("stanch", false, false, err.Error(), "")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/sensors/agent"
+	"stanch/sensors/duration"
 	"stanch/worker/gateway"
 )
 
@@ -30,7 +31,7 @@ func nodeFindings(nodes map[string]nodeHealth) []finding {
 		n := nodes[name]
 		var words, bad []string
 		if c := n.Gateway.Clock; c != nil {
-			words = append(words, fmt.Sprintf("clock off by %s (± %s)", c.Skew.Round(time.Millisecond), c.Error.Round(time.Millisecond)))
+			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.About(c.Skew), duration.About(c.Error)))
 			if c.Skew.Abs() > wrongClock {
 				bad = append(bad, "set its clock")
 			}

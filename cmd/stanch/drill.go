@@ -14,6 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/worker/gateway"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -103,8 +104,8 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 	f := c.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "drill in this cluster, in the namespace stanch-drill, instead of on this host")
 	f.StringVar(&o.image, "image", "busybox:1.36", "the image of the drill's pods")
-	f.DurationVar(&o.hold, "hold", time.Second, "how long to watch that nothing leaves")
-	f.DurationVar(&o.limit, "limit", 2*time.Minute, "give up after this long")
+	f.Var(duration.NewFlag(&o.hold, time.Second), "hold", "how long to watch that nothing leaves")
+	f.Var(duration.NewFlag(&o.limit, 2*time.Minute), "limit", "give up after this long")
 	f.StringSliceVar(&o.roles, "role", nil, "IAM roles made for this drill, which its approver may answer for; each name begins with stanch-drill-")
 	outputFlag(c, &o.output)
 	return c
@@ -375,7 +376,7 @@ func (d *drill) release(ctx context.Context) {
 			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone,
 		})
 	}
-	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and observed to be", len(in.Leases))
+	d.check("undone", ok && len(in.Leases) > 0, "%d leases undone and verified", len(in.Leases))
 	what := "the attacker's connection goes on"
 	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
 		what = "the workload's new pods talk to the peer"

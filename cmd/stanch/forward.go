@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stanch/sensors/duration"
 	"stanch/sensors/foreign"
 	"stanch/sensors/foreign/forward"
 )
@@ -67,7 +68,7 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 	f.StringVar(&o.State, "state", "", "a file that keeps the place up to which FILE was carried")
 	f.BoolVar(&o.Beginning, "beginning", false, "without a place that was kept: read FILE from its beginning, and not from its end")
 	f.BoolVar(&o.Once, "once", false, "read FILE from its beginning to its end, and end")
-	f.DurationVar(&o.Linger, "linger", 0, "how long a batch waits for more lines (default 500ms)")
+	f.Var(duration.NewFlag(&o.Linger, 0), "linger", "how long a batch waits for more lines (default 500ms)")
 	return c
 }
 

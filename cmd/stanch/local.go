@@ -19,6 +19,14 @@ import (
 	"stanch/sensors/link"
 )
 
+// refusal is an error that Stanch answered, with its HTTP status.
+type refusal struct {
+	code int
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+
 // local is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
 type local struct {
 	path   string
@@ -107,7 +115,7 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 		if json.Unmarshal(raw, &problem) != nil || problem.Error == "" {
 			problem.Error = resp.Status
 		}
-		return errors.New(problem.Error)
+		return &refusal{code: resp.StatusCode, text: problem.Error}
 	}
 	if out == nil {
 		return nil

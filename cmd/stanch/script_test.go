@@ -6,8 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,12 +27,14 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"stanch": func() {
-		err := command().Execute()
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		err := command().ExecuteContext(ctx)
+		stop()
 		if err != nil && !errors.Is(err, errAnswered) {
 			fmt.Fprintln(os.Stderr, "stanch:", err)
 		}
 		os.Exit(exitCode(err))
-	}, "keep": keep, "plant": plant})
+	}, "keep": keep, "plant": plant, "post": post})
 }
 
 const keptFor = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -72,6 +80,42 @@ func must(err error) {
 	}
 }
 
+// eventually is `eventually REGEXP COMMAND…`: it runs a command of stanch until its output matches.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually REGEXP COMMAND…")
+	}
+	want, err := regexp.Compile(args[0])
+	ts.Check(err)
+	const limit = 90 * time.Second // much of it is Temporal's start on a busy machine
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); ; <-tick.C {
+		_ = ts.Exec(args[1], args[2:]...)
+		out := ts.ReadFile("stdout") + ts.ReadFile("stderr")
+		if want.MatchString(out) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%q is never in the output of %v, which is\n%s", args[0], args[1:], out)
+		}
+	}
+}
+
+// post is `post URL TOKEN TEXT`: it posts as another sensor does. NOW in the text is the time.
+func post() {
+	text := strings.ReplaceAll(os.Args[3], "NOW", time.Now().UTC().Format(time.RFC3339Nano))
+	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, os.Args[1], strings.NewReader(text))
+	must(err)
+	r.Header.Set("Authorization", "Bearer "+os.Args[2])
+	resp, err := http.DefaultClient.Do(r) //nolint:gosec // the address of the script
+	must(err)
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.Copy(os.Stdout, resp.Body); err != nil || resp.StatusCode != http.StatusAccepted {
+		must(fmt.Errorf("status %d, %w", resp.StatusCode, err))
+	}
+}
+
 // Each file of testdata/script is one behaviour of the command line.
 func TestScripts(t *testing.T) {
 	recordings, err := filepath.Abs("../../testenv/recordings")
@@ -80,6 +124,11 @@ func TestScripts(t *testing.T) {
 	}
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true, Setup: func(e *testscript.Env) error {
 		e.Setenv("RECORDINGS", recordings)
-		return nil
-	}})
+		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+		if err != nil {
+			return fmt.Errorf("find a free port: %w", err)
+		}
+		e.Setenv("ADDRESS", l.Addr().String())
+		return l.Close() //nolint:wrapcheck // a test
+	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": eventually}})
 }

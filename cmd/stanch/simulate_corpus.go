@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stanch/playbooks/recording"
+	"stanch/sensors/duration"
 	"stanch/worker/simulate"
 )
 
@@ -164,7 +165,7 @@ func (p *meter) add(r simulate.Result, format string) {
 	text := fmt.Sprintf("%d incidents, %.0f a second", p.done, rate)
 	if p.total > 0 {
 		left := time.Duration(float64(p.total-p.done) / rate * float64(time.Second))
-		text = fmt.Sprintf("%d of %d incidents, %.0f a second, %s left", p.done, p.total, rate, left.Round(time.Second))
+		text = fmt.Sprintf("%d of %d incidents, %.0f a second, %s left", p.done, p.total, rate, duration.About(left))
 	}
 	fmt.Fprint(p.out, "\r\x1b[K"+text)
 }

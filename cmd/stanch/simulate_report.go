@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/worker/simulate"
 )
 
@@ -162,10 +163,4 @@ func (t *textReport) Close(all *simulate.Tally) error {
 }
 
 // offset is a time since the incident was opened.
-func offset(ms int64) string {
-	d := time.Duration(ms) * time.Millisecond
-	if d < time.Minute {
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	}
-	return d.Round(time.Second).String()
-}
+func offset(ms int64) string { return duration.About(time.Duration(ms) * time.Millisecond) }

@@ -24,6 +24,7 @@ import (
 
 	"stanch/activities/kube"
 	"stanch/sensors/agent"
+	"stanch/sensors/duration"
 	"stanch/sensors/link"
 	"stanch/worker"
 	"stanch/worker/authority"
@@ -68,7 +69,7 @@ the containers of this host.`,
 	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
 	f.StringArrayVar(&o.rules, "rules", nil, "a folder with rule packs beside the shipped ones and those of the configuration")
 	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
-	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
+	f.Var(duration.NewFlag(&o.verify, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
 	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
 	f.StringVar(&o.metrics, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")

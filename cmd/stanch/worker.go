@@ -22,6 +22,7 @@ import (
 	"go.temporal.io/sdk/client"
 	"k8s.io/client-go/kubernetes"
 
+	"stanch/sensors/duration"
 	"stanch/worker"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -73,7 +74,7 @@ stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a 
 	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"), "the UID of the pod that this runs in: never contained")
 	f.StringVar(&o.evidence, "evidence", "", "where evidence is kept (default: DATA/evidence)")
-	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
+	f.Var(duration.NewFlag(&o.verify, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/yamlnode"
 )
 
@@ -152,7 +153,7 @@ func because(reason string) string {
 }
 
 // seconds is an offset as people write it.
-func seconds(d time.Duration) string { return d.Round(100 * time.Millisecond).String() }
+func seconds(d time.Duration) string { return duration.Format(d.Round(100 * time.Millisecond)) }
 
 func (c *comparison) asks() {
 	if c.Asks == nil {
@@ -182,7 +183,7 @@ func (c *comparison) asks() {
 			c.failf(want.at["quorum"], "", "the quorum is %d, not %d", got.Quorum, want.Quorum)
 		}
 		if _, given := want.at["within"]; given && got.At > want.Within {
-			c.failf(want.at["within"], "", "it is asked at %s, not within %s", seconds(got.At), want.Within)
+			c.failf(want.at["within"], "", "it is asked at %s, not within %s", seconds(got.At), duration.Format(want.Within))
 		}
 	}
 	for _, got := range c.Asked[min(len(wanted), len(c.Asked)):] {
@@ -238,7 +239,7 @@ func (c *comparison) effects() {
 				if e.To > 0 {
 					held = "for " + seconds(e.To-e.From)
 				}
-				return "for", fmt.Sprintf("it holds %s, not for %s", held, want.For)
+				return "for", fmt.Sprintf("it holds %s, not for %s", held, duration.Format(want.For))
 			case want.With.Node != nil:
 				return "with", subset(want.With.JSON, e.With)
 			}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 )
 
 // steps finds each expected step behind the one before it.
@@ -78,9 +79,9 @@ func (c *comparison) differs(want *Step, got Ran) (key, what string) {
 	case !strings.Contains(got.Reason, want.Reason):
 		return "reason", fmt.Sprintf("the reason is %s, without %s", quoted(got.Reason), quoted(want.Reason))
 	case within && got.At > want.Within+slack/10:
-		return "within", fmt.Sprintf("it is %s at %s, not within %s", got.Outcome, seconds(got.At), want.Within)
+		return "within", fmt.Sprintf("it is %s at %s, not within %s", got.Outcome, seconds(got.At), duration.Format(want.Within))
 	case at && abs(got.At-want.After) > slack:
-		return "at", fmt.Sprintf("it is %s at %s, not at %s", got.Outcome, seconds(got.At), want.After)
+		return "at", fmt.Sprintf("it is %s at %s, not at %s", got.Outcome, seconds(got.At), duration.Format(want.After))
 	}
 	if want.With.Node != nil {
 		if text := subset(want.With.JSON, got.With); text != "" {

@@ -2,13 +2,13 @@ package scenario
 
 import (
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/duration"
 	"stanch/sensors/yamlnode"
 )
 
@@ -254,7 +254,7 @@ func (f *Final) fields() []yamlnode.Field {
 
 func bound(name, doc string, to **Bound) yamlnode.Field {
 	schema := func() yamlnode.Object {
-		return yamlnode.Object{"type": "string", "pattern": `^(<=? *)?([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`}
+		return yamlnode.Object{"type": "string", "pattern": `^(<=? *)?(0|(` + duration.Unanchored + `)+)$`}
 	}
 	return yamlnode.Field{Name: name, Doc: doc, Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
 		b := &Bound{Pos: yamlnode.At(v)}
@@ -262,7 +262,7 @@ func bound(name, doc string, to **Bound) yamlnode.Field {
 		if !found {
 			text, b.Less = strings.CutPrefix(v.Value, "<")
 		}
-		d, err := time.ParseDuration(strings.TrimSpace(text))
+		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {
 			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be a bound such as <= 5s, not %s", name, yamlnode.Kind(v))
 			return

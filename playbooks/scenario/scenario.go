@@ -14,6 +14,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/yamlnode"
 )
 
@@ -197,9 +198,9 @@ type Bound struct {
 // String is the bound as it is written.
 func (b Bound) String() string {
 	if b.Less {
-		return "< " + b.Limit.String()
+		return "< " + duration.Format(b.Limit)
 	}
-	return "<= " + b.Limit.String()
+	return "<= " + duration.Format(b.Limit)
 }
 
 // Last is the name of a step without the loops and calls that it stands in: "each[2]/isolate" is "isolate".

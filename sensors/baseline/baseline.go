@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/duration"
 )
 
 // Options say how to learn. The zero value is right for a cluster.
@@ -290,7 +291,7 @@ func age(d time.Duration) string {
 	case d >= 2*time.Minute:
 		return strconv.Itoa(int(d.Minutes())) + " minutes"
 	}
-	return d.Round(time.Second).String()
+	return duration.About(d)
 }
 
 // Images gives a copy of all that was learnt, the one that was seen last first.

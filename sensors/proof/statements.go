@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
@@ -36,7 +38,7 @@ func (r Keyring) OpenAttestation(s Signed, target string, now time.Time, maxAge 
 		return Attestation{}, fmt.Errorf("%w: the attested detection %s is about %s, not %s", ErrUnproved, a.Detection, a.Target, target)
 	}
 	if age := now.Sub(a.Accepted); age > maxAge || age < -clockSkew {
-		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, at most %s is fresh", ErrUnproved, a.Detection, age.Round(time.Second), maxAge)
+		return Attestation{}, fmt.Errorf("%w: the attested detection %s is %s old, at most %s is fresh", ErrUnproved, a.Detection, duration.About(age), duration.Format(maxAge))
 	}
 	return a, nil
 }
@@ -185,4 +187,5 @@ type SwitchState struct {
 	Stopped bool      `json:"stopped"`
 	By      string    `json:"by"` // who, and how it was proved
 	At      time.Time `json:"at"`
+	Reason  string    `json:"reason,omitempty"`
 }

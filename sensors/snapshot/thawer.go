@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"stanch/sensors/duration"
 )
 
 // A thawer is a process that freezes one cgroup and thaws it at the end. It outlives the sensor: it has a session and a
@@ -196,7 +198,7 @@ func (t *thawer) apply() error {
 			return nil
 		}
 		if !time.Now().Before(deadline) {
-			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", freezeLimit)
+			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", duration.Format(freezeLimit))
 		}
 		// The kernel wakes whoever polls for a change of cgroup.events.
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.events.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor

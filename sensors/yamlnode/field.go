@@ -10,6 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/duration"
 )
 
 // Object is a JSON object of a schema; maps marshal with sorted keys.
@@ -179,10 +180,10 @@ const longest = 30 * 24 * time.Hour
 
 // Duration is a key with a duration such as 90s; 0s is one.
 func Duration(name, doc string, to *time.Duration) Field {
-	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string", "pattern": `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`} }, Read: func(r *Reader, _, v *yaml.Node) {
-		d, err := time.ParseDuration(strings.TrimSpace(v.Value))
+	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string", "pattern": duration.Pattern} }, Read: func(r *Reader, _, v *yaml.Node) {
+		d, err := duration.Parse(strings.TrimSpace(v.Value))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 || d > longest {
-			r.Errorf(At(v), "duration", "write for example `90s`, `15m` or `2h`", "`%s` must be a duration of at most 30 days, not %s", name, Kind(v))
+			r.Errorf(At(v), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration of at most 30 days, not %s", name, Kind(v))
 			return
 		}
 		*to = d

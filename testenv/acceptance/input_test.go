@@ -169,12 +169,21 @@ func TestTheKillSwitchStopsWhatIsNewAndUndoesNothing(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeChanged, steps[0].Outcome, "evidence is still taken")
 	require.NotEmpty(t, in.Evidence)
 	require.Equal(t, playbooks.OutcomeRefused, steps[1].Outcome)
-	require.Contains(t, steps[1].Reason, "stopped")
+	require.Contains(t, steps[1].Reason, playbooks.ReasonPaused)
+	for _, command := range [][]string{{"incidents"}, {"incidents", in.ID}, {"leases"}, {"status"}} {
+		stdout, _, _ := s.Run(t, command...)
+		require.Contains(t, stdout, "PAUSED since ", "%v", command)
+	}
 	require.True(t, c.Resumed(time.Second), "it is not held")
 	require.True(t, first.Silent(200*time.Millisecond), "what was held stays held")
 
-	_, stderr, code = s.Run(t, "resume")
+	stdout, stderr, code := s.Run(t, "resume")
 	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "1 containment of an open incident was refused while paused")
+	require.Contains(t, stdout, in.ID+"  pod.isolate of container ")
+	stdout, _, _ = s.Run(t, "incidents", in.ID)
+	require.Contains(t, stdout, "refused     pod.isolate of container ", "it is not forgotten")
+	require.NotContains(t, stdout, "PAUSED")
 	third, _ := contained(t, s)
 	_, stderr, code = s.Run(t, "release", "--all")
 	require.Zero(t, code, stderr)

@@ -226,7 +226,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	c := newChat(t, asking(2, "10m"))
 	box, q, m := c.asked(t)
 	require.False(t, box.Silent(200*time.Millisecond), "nothing is contained before people agree")
-	require.Contains(t, string(m.Blocks), "0 of 2 agreed")
+	require.Contains(t, string(m.Blocks), "0 of 2 said yes")
 	thread := c.slack.Thread(m.TS)
 	require.NotEmpty(t, thread, "those who are asked are called in the thread")
 	require.Contains(t, string(thread[0].Blocks), alice)
@@ -235,7 +235,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	code, body := c.click(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
 	c.toldTo(t, alice, "recorded")
-	m = c.message(t, q.Incident, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 agreed (alice)") })
+	m = c.message(t, q.Incident, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
 	c.picture(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
 	_, acked := c.slack.Push(t, slack.Payload(alice, m, m.Buttons(t)["approve"][0], nil))
@@ -247,7 +247,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	in := c.Incident(t, box.ID, 30*time.Second, "held", held)
 	require.True(t, box.Silent(300*time.Millisecond))
 	m = c.message(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
-		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "observed to hold")
+		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "held, verified")
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
@@ -262,7 +262,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
 	require.True(t, box.Resumed(2*time.Second))
 	m = c.message(t, in.ID, "undone", func(m slack.Message) bool {
-		return len(m.Buttons(t)["release"]) == 0 && strings.Contains(string(m.Blocks), "undone, and observed to be")
+		return len(m.Buttons(t)["release"]) == 0 && strings.Contains(string(m.Blocks), "ended, undone and verified")
 	})
 	require.Len(t, c.slack.Messages(), 1, "one message for one incident")
 	c.picture(t, "slack-undone", m)

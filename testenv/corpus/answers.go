@@ -170,7 +170,7 @@ func (s *story) ask(step string, plan recording.Answer) (bool, string) {
 	})
 	if s.random.IntN(3) == 0 {
 		s.at += plan.Decision.Approvers.TimeoutMS
-		return false, "nobody with the right answered within 15m0s"
+		return false, "nobody with the right answered within 15m"
 	}
 	s.at += 20_000 + s.random.Int64N(600_000)
 	v := recording.Vote{AfterMS: s.at, Run: s.run(), Step: id, Person: pick(s.random, people), Proved: "uid 1000 on the local socket", Groups: []string{"responders"}, Approve: s.random.IntN(4) > 0}

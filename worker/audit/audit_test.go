@@ -43,8 +43,8 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 		"opened: Incident " + incidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
 		"evidence: Evidence was kept: processes.json", "decision: Decided to ask people before pod.isolate on pod shop/web-1", "question: Asked responders, of whom 1 must agree",
 		`vote: alice (uid 7 on the local socket) said yes to "pod.isolate"`, "answer: The answer to", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
-		"effect: pod.isolate on pod shop/web-1 took hold", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
-		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and observed to be: released by bob", "closed: ",
+		"effect: pod.isolate on pod shop/web-1 was applied and verified", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
+		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
 		i := strings.Index(text[at:], next)
 		require.GreaterOrEqual(t, i, 0, "%q is not told where it belongs:\n%s", next, text)
@@ -97,6 +97,30 @@ func TestEachVoteIsJudged(t *testing.T) {
 	for _, p := range s.People {
 		require.NotEqual(t, "mallory", p.Name, "who is not proved did nothing")
 	}
+}
+
+// Who broke the glass stands in the table of people, with the reason; so does whose answer did not count.
+func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
+	m := newMade(t)
+	cast := func(person string, change func(*proof.Vote)) proof.Signed {
+		v := proof.Vote{
+			Incident: incidentID, Run: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, Proved: "uid 9 on the local socket",
+			Approve: true, At: began.Add(time.Minute),
+		}
+		change(&v)
+		return m.sign(proof.PurposeVote, v)
+	}
+	m.whole(func(p *parts) {
+		p.votes = []proof.Signed{
+			cast("eve", func(v *proof.Vote) { v.Refused = "eve may not answer this" }), cast("dana", func(v *proof.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
+		}
+	})
+	did := map[string][]string{}
+	for _, p := range audit.Tell(m.runs, m.options()).People {
+		did[p.Name] = p.Did
+	}
+	require.Contains(t, did["dana"], `broke the glass for "pod.isolate" (question cut#1), alone for the whole quorum: nobody else is awake`)
+	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve may not answer this)`)
 }
 
 // A question that nobody answers leaves no event of its own: it is known from its plan and its deadline.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 )
 
@@ -37,7 +38,7 @@ func HTML(w io.Writer, s Story) error {
 			if e.Undone == nil || e.AppliedAt.IsZero() {
 				return ""
 			}
-			return e.UndoneAt.Sub(e.AppliedAt).Round(time.Second).String()
+			return duration.About(e.UndoneAt.Sub(e.AppliedAt))
 		},
 		"ref": func(r Ref) string {
 			switch {

@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -61,7 +62,7 @@ func (r *reader) opened(e *historypb.HistoryEvent) {
 	if in.Drill {
 		what += ", a drill"
 	}
-	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": span(in.Quiet)}
+	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.About(in.Quiet)}
 	if in.Config != "" {
 		r.configs[in.Config] = true
 		details["config"] = in.Config

@@ -10,6 +10,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -87,7 +88,7 @@ func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 		var h lease.Holder
 		if r.decode(e, "a further holder", a.GetInput(), &h) {
 			r.breakWatch()
-			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, span(h.For)),
+			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, duration.About(h.For)),
 				map[string]any{"holder": h.ID, "incident": h.Incident.ID, "lease": r.held.id, "params": string(h.Params)})
 		}
 	case workflows.SignalRelease:
@@ -181,14 +182,14 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 		effect.State = "in force"
 		r.watching(got.Effect.Outcome != playbooks.OutcomeUnverified)
 	}
-	text := what + " took hold, and that it did was observed,"
+	text := what + " was applied and verified,"
 	switch {
 	case again:
 		text = what + " was applied again"
 	case got.Effect.Outcome == playbooks.OutcomeUnchanged:
 		text = what + " was in force already"
 	case got.Effect.Outcome == playbooks.OutcomeUnverified:
-		text = what + " was applied; whether it has an effect cannot be observed,"
+		text = what + " was applied, not verified: its effect cannot be observed,"
 	}
 	if !got.Effect.AppliedAt.IsZero() {
 		text += " at " + got.Effect.AppliedAt.UTC().Format("15:04:05.000") + " UTC"
@@ -307,7 +308,7 @@ func (r *reader) undone(e *historypb.HistoryEvent, q activities.UndoInput, got a
 			effect.State = "undone"
 		}
 		effect.Undone, effect.UndoneAt, effect.Why = &ref, e.GetEventTime().AsTime(), why
-		r.line(e, KindUndo, "", fmt.Sprintf("%s was undone and observed to be: %s", what, why), details)
+		r.line(e, KindUndo, "", fmt.Sprintf("%s was undone and verified: %s", what, why), details)
 	case got.Drift != nil:
 		effect.State = "stuck"
 		details["drift"] = got.Drift.Detail

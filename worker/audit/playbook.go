@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
@@ -102,7 +103,7 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 		details["on"] = d.On
 	}
 	if p.For > 0 {
-		details["for"] = span(p.For)
+		details["for"] = duration.About(p.For)
 	}
 	if p.Ends != "" {
 		details["ends"] = p.Ends.String()
@@ -121,7 +122,7 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	}
 	would := strings.Join(p.Changes, "; ")
 	if p.For > 0 {
-		would += ", and undo it after " + span(p.For)
+		would += ", and undo it after " + duration.About(p.For)
 	}
 	switch d.Verdict {
 	case activities.VerdictRun:
@@ -324,7 +325,7 @@ func (r *reader) ask(e *historypb.HistoryEvent, title string, plans []activities
 	for _, p := range plans {
 		text := strings.Join(p.Plan.Changes, "; ")
 		if p.Plan.For > 0 {
-			text += ", and undo it after " + span(p.Plan.For)
+			text += ", and undo it after " + duration.About(p.Plan.For)
 			if p.Plan.Ends != "" {
 				text += " (" + p.Plan.Ends.String() + ")"
 			}

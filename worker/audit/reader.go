@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	commonpb "go.temporal.io/api/common/v1"
 	failurepb "go.temporal.io/api/failure/v1"
@@ -177,21 +176,6 @@ func (r *reader) common(e *historypb.HistoryEvent) {
 func orNone(s string) string {
 	if s == "" {
 		return "no reason was given"
-	}
-	return s
-}
-
-// span is a duration as people say it.
-func span(d time.Duration) string {
-	if d >= time.Minute {
-		d = d.Round(time.Second)
-	}
-	s := d.Round(time.Millisecond).String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
 	}
 	return s
 }

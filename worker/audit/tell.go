@@ -12,6 +12,7 @@ import (
 	historypb "go.temporal.io/api/history/v1"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 )
 
@@ -171,14 +172,7 @@ func (t *teller) targetName(id string) string {
 	if name, ok := t.names[id]; ok {
 		return name
 	}
-	kind, uid, ok := strings.Cut(id, ":")
-	if !ok {
-		return id
-	}
-	if kind == string(playbooks.TargetIncident) {
-		return "the incident"
-	}
-	return kind + " " + uid[:min(12, len(uid))]
+	return display.ID(id)
 }
 
 func (t *teller) learn(target playbooks.Target) {

@@ -7,6 +7,7 @@ import (
 	historypb "go.temporal.io/api/history/v1"
 
 	"stanch/activities"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 )
 
@@ -18,7 +19,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 	if v.Approve {
 		answer = "yes"
 	}
-	who := fmt.Sprintf("%s (%s)", v.Person, v.Proved)
+	who := display.Person(v.Person, v.Proved)
 	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason
@@ -29,7 +30,14 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 		who = ""
 		details["counted"] = "not counted: it is not proved"
 	} else {
-		r.person(v.Person, v.Proved, fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step)))
+		did := fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step))
+		if v.BreakGlass && v.Approve {
+			did = fmt.Sprintf("broke the glass for %s, alone for the whole quorum: %s", r.questionName(v.Step), v.Reason)
+		}
+		if v.Refused != "" {
+			did += " (not counted: " + v.Refused + ")"
+		}
+		r.person(v.Person, v.Proved, did)
 	}
 	r.line(e, KindVote, who, what, details)
 	if proved {

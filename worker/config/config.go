@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/duration"
 	"stanch/sensors/yamlnode"
 )
 
@@ -142,21 +143,24 @@ type Duration time.Duration
 
 // UnmarshalYAML reads "15m".
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	v, err := time.ParseDuration(n.Value)
+	v, err := duration.Parse(n.Value)
 	if err != nil || v <= 0 {
 		// A TypeError is collected with the file's others; any other error would hide them.
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: `%s` is not a duration such as 90s or 15m", n.Line, n.Value)}}
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: `%s` is not a duration such as 90s, 15m or 1d", n.Line, n.Value)}}
 	}
 	*d = Duration(v)
 	return nil
 }
 
-// MarshalText writes "15m0s".
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+// MarshalText writes "15m".
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// String is the duration as it is written everywhere: "15m".
+func (d Duration) String() string { return duration.Format(time.Duration(d)) }
 
 // UnmarshalText reads "15m".
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
+	v, err := duration.Parse(string(text))
 	*d = Duration(v)
 	return err //nolint:wrapcheck // it names the value
 }

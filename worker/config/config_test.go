@@ -25,7 +25,7 @@ people:
 		got = append(got, p.String())
 	}
 	require.Contains(t, got, "stanch.yaml:5:1: error: there is no key `namspaces` here [unknown-key]")
-	require.Contains(t, got, "stanch.yaml:2:1: error: `soon` is not a duration such as 90s or 15m [yaml]")
+	require.Contains(t, got, "stanch.yaml:2:1: error: `soon` is not a duration such as 90s, 15m or 1d [yaml]")
 }
 
 func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {

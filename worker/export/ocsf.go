@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 )
 
@@ -214,7 +215,7 @@ func Incident(in playbooks.Incident, version string) []any {
 		"time": in.Updated.UnixMilli(), "start_time": in.Opened.UnixMilli(), "severity_id": severities[in.Severity], "severity": string(in.Severity), "status_id": status,
 		"is_alert": true, "confidence_id": level, "confidence_score": score, "confidence": strings.Join(in.Reasons, " "), "message": in.Summary, "metadata": metadata(in.ID, version),
 	}
-	info := object{"uid": in.ID, "title": cmp.Or(in.Trigger.Title, in.ID), "desc": in.Summary, "first_seen_time": in.Opened.UnixMilli(), "last_seen_time": in.Updated.UnixMilli()}
+	info := object{"uid": in.ID, "title": cmp.Or(title(in), in.ID), "desc": in.Summary, "first_seen_time": in.Opened.UnixMilli(), "last_seen_time": in.Updated.UnixMilli()}
 	info.set("attacks", attacksOf(in))
 	var related []object
 	for _, d := range in.Detections {
@@ -260,9 +261,18 @@ func lease(in playbooks.Incident, l playbooks.LeaseReport, version string) objec
 		"class_uid": 7003, "class_name": "Remediation Activity", "category_uid": 7, "category_name": "Remediation", "activity_id": does.id, "activity_name": does.name,
 		"type_uid": 700300 + does.id, "time": l.At.UnixMilli(), "severity_id": severities[in.Severity], "severity": string(in.Severity), "status_id": status, "status": name,
 		"command_uid": l.ID, "metadata": metadata(in.ID+"/"+l.ID, version), "message": l.Action + " of " + l.Target + " is " + l.State,
-		"finding_info": object{"uid": in.ID, "title": cmp.Or(in.Trigger.Title, in.ID)},
+		"finding_info": object{"uid": in.ID, "title": cmp.Or(title(in), in.ID)},
 		"unmapped":     object{"state": l.State, "until": l.Until, "verified": l.Verified, "undone": l.Undone},
 	}
 	o.set("status_detail", l.Reason)
 	return o
+}
+
+// title is that of the worst detection: what a person reads in a queue.
+func title(in playbooks.Incident) string {
+	worst, at := display.Headline(in)
+	if at < 0 {
+		return in.Trigger.Title
+	}
+	return worst.Title
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-
-	"stanch/workflows/playbook"
 )
 
 // problem is an error with its HTTP status.
@@ -55,8 +53,10 @@ func (a *API) Handler() http.Handler {
 			return f(r)
 		}))
 	}
-	read("/v1/incidents", func(r *http.Request) (any, error) { return a.Reader.Incidents(r.Context()) })
-	read("/v1/incidents/{id}", func(r *http.Request) (any, error) { return a.Reader.Incident(r.Context(), r.PathValue("id")) })
+	read("/v1/incidents", func(r *http.Request) (any, error) { return a.views(r) })
+	read("/v1/incidents/{id}", func(r *http.Request) (any, error) { return a.view(r, r.PathValue("id")) })
+	read("/v1/switch", func(r *http.Request) (any, error) { return a.switchState(r.Context()), nil })
+	read("/v1/status", func(r *http.Request) (any, error) { return a.status(r) })
 	read("/v1/pending", func(r *http.Request) (any, error) { return a.Reader.AllPending(r.Context()) })
 	read("/v1/leases", func(r *http.Request) (any, error) {
 		return a.Reader.Leases(r.Context(), r.URL.Query().Get("all") != "")
@@ -65,17 +65,20 @@ func (a *API) Handler() http.Handler {
 	for pattern, f := range a.More {
 		read(pattern, f)
 	}
-	mux.HandleFunc("POST /v1/vote", change(a, func(r *http.Request, s Speaker, q VoteRequest) (*playbook.Pending, error) {
+	mux.HandleFunc("POST /v1/vote", change(a, func(r *http.Request, s Speaker, q VoteRequest) (*Answer, error) {
 		return a.Vote(r.Context(), s, q)
 	}))
 	mux.HandleFunc("POST /v1/release", change(a, func(r *http.Request, s Speaker, q LeaseRequest) (any, error) { return a.Release(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/extend", change(a, func(r *http.Request, s Speaker, q LeaseRequest) (any, error) { return a.Extend(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/mark", change(a, func(r *http.Request, s Speaker, q MarkRequest) (any, error) { return a.Mark(r.Context(), s, q) }))
-	mux.HandleFunc("POST /v1/stop", change(a, func(r *http.Request, s Speaker, _ any) (any, error) {
-		return map[string]bool{"stopped": true}, a.Stop(r.Context(), s)
+	mux.HandleFunc("POST /v1/stop", change(a, func(r *http.Request, s Speaker, q PauseRequest) (any, error) {
+		return map[string]bool{"stopped": true}, a.Stop(r.Context(), s, q.Reason)
 	}))
 	mux.HandleFunc("POST /v1/resume", change(a, func(r *http.Request, s Speaker, _ any) (any, error) {
-		return map[string]bool{"stopped": false}, a.Resume(r.Context(), s)
+		if err := a.Resume(r.Context(), s); err != nil {
+			return nil, err
+		}
+		return a.resumed(r.Context()), nil
 	}))
 	if a.Drill != nil {
 		mux.HandleFunc("POST /v1/drill", a.answer(a.Drill))

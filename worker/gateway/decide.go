@@ -14,6 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -34,6 +35,8 @@ type Decider struct {
 	Evidence  *activities.EvidenceStore
 	Members   Membership // nil: groups are those of the configuration
 	Log       *slog.Logger
+	// About is what this installation is, for its status.
+	About About
 
 	limits   limits
 	refusals refusals
@@ -51,6 +54,8 @@ type VoteRequest struct {
 	Reason  string `json:"reason,omitempty"`
 	// BreakGlass answers alone for the whole quorum.
 	BreakGlass bool `json:"break_glass,omitempty"`
+	// Wait: wait a moment until it is known how the answer counts.
+	Wait bool `json:"wait,omitempty"`
 }
 
 // permitted is what everything that a person asks begins with.
@@ -68,8 +73,17 @@ func (d *Decider) permitted(s Speaker) (*config.Config, error) {
 	return cfg, nil
 }
 
-// Vote proves who answers and gives the signed vote to the playbook's run.
-func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook.Pending, error) {
+// Vote proves who answers and gives the signed vote to the playbook's run. With Wait it says how the vote counts, if that
+// is known in time.
+func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, error) {
+	a, err := d.vote(ctx, s, v)
+	if err == nil && v.Wait {
+		d.settleAnswer(ctx, s, v, a)
+	}
+	return a, err
+}
+
+func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, error) {
 	if _, err := d.permitted(s); err != nil {
 		return nil, err
 	}
@@ -81,8 +95,9 @@ func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook
 	if err != nil {
 		return nil, err
 	}
-	if v.Approve && slices.Contains(open.Yes, s.Name) {
-		return open, nil // said already
+	if v.Approve && !v.BreakGlass && slices.Contains(open.Yes, s.Name) {
+		return &Answer{Pending: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
+			display.Votes(open.Yes, open.Approvers.Quorum, open.Approvers.Who()))}, nil
 	}
 	vote := proof.Vote{
 		Incident: open.Incident, Run: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, Proved: s.Proved, Approve: v.Approve,
@@ -107,36 +122,19 @@ func (d *Decider) Vote(ctx context.Context, s Speaker, v VoteRequest) (*playbook
 	if err := d.Reader.Temporal.SignalWorkflow(ctx, open.Run, "", workflows.SignalVote, signed); err != nil {
 		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.Run, err))
 	}
-	return open, why
-}
-
-// question finds what the person answers. A question that was asked with other plans is named as what it is.
-func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
-	pending, err := d.Reader.Pending(ctx, v.Incident)
-	if err != nil {
-		return nil, err
+	if why != nil {
+		return nil, why
 	}
-	for i := range pending {
-		p := &pending[i]
-		if v.Hash != "" && p.Hash != v.Hash {
-			if p.Before == v.Hash {
-				return nil, &problem{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.Changed, "; ") + "): answer the new question"}
-			}
-			continue
-		}
-		if p.ID == v.Step || p.Step == v.Step || v.Step == "" && len(pending) == 1 {
-			return p, nil
-		}
+	word := "no"
+	if v.Approve {
+		word = "yes"
 	}
-	if v.Hash != "" {
-		return nil, &problem{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
-	}
-	return nil, missing("incident %s has no open question %q; `stanch incidents %s` lists them", v.Incident, clip(v.Step), v.Incident)
+	return &Answer{Pending: *open, Result: ResultRecorded, Says: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoted(*open), open.Incident)}, nil
 }
 
 // mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
 func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *proof.Vote) error {
-	in, err := d.Reader.Incident(ctx, q.Incident)
+	in, err := d.Reader.incident(ctx, q.Incident)
 	if err != nil {
 		return err
 	}
@@ -261,16 +259,21 @@ func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) e
 	return errors.Join(append(problems, err)...)
 }
 
-func (s Speaker) who() string { return fmt.Sprintf("%s (%s)", s.Name, s.Proved) }
+func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }
+
+// PauseRequest sets the kill switch.
+type PauseRequest struct {
+	Reason string `json:"reason,omitempty"`
+}
 
 // Stop sets the kill switch: whoever is known may.
-func (d *Decider) Stop(ctx context.Context, s Speaker) error {
+func (d *Decider) Stop(ctx context.Context, s Speaker, reason string) error {
 	if _, err := d.permitted(s); err != nil {
 		return err
 	}
-	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved)
+	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved, "reason", cut(reason, maxReasonLen))
 	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
-	return d.Switch.Stop(ctx, s.who())
+	return d.Switch.Stop(ctx, s.who(), cut(reason, maxReasonLen))
 }
 
 // Resume lifts it: the operator may, and whoever approves somewhere.

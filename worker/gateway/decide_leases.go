@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/workflows"
@@ -22,7 +23,7 @@ type LeaseRequest struct {
 	Lease    string        `json:"lease,omitempty"`
 	Incident string        `json:"incident,omitempty"`
 	All      bool          `json:"all,omitempty"`
-	For      time.Duration `json:"for,omitempty"` // extend: from now
+	For      time.Duration `json:"for,omitempty"` // extend: hold until this long from now, if it does not already hold longer
 	Reason   string        `json:"reason,omitempty"`
 	// From is what an extension is counted from; zero is now. A repeated request then asks for the same end.
 	From time.Time `json:"from,omitzero"`
@@ -66,17 +67,22 @@ func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]pla
 	})
 }
 
-// Extend lets leases last longer.
+// Extend lets leases hold until a time from now. It never shortens one: a lease that already holds until then or later is
+// refused, and the refusal names its end. A repeated request asks for the same end.
 func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.For <= 0 || q.For > longestExtension {
-		return nil, &problem{http.StatusBadRequest, "say how long from now: at most 168h"}
+		return nil, &problem{http.StatusBadRequest, "say until how long from now it shall hold: at most "+duration.Format(longestExtension)}
 	}
 	from := time.Now()
 	if !q.From.IsZero() && q.From.Before(from) {
 		from = q.From
 	}
 	until := from.Add(q.For)
-	return d.each(ctx, s, q, proof.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
+	done, err := d.each(ctx, s, q, proof.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
+		if end := holdsUntil(m, holder); !end.Before(until) {
+			return &problem{http.StatusConflict, fmt.Sprintf("it holds until %s UTC already, %s from now, and extending never shortens: ask for longer than that, or end it with `stanch release %s`",
+				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.Lease)}
+		}
 		grant, err := d.grantFor(s, proof.OperationExtend, m, holder, scope, until, q.Reason)
 		if err != nil {
 			return err
@@ -87,6 +93,18 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		d.record(m.Incident.ID, activities.EntryExtend, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
 		return nil
 	})
+	for i := range done {
+		done[i].Until = until // as it was asked for; the guards decide once more before the effect
+	}
+	return done, err
+}
+
+// holdsUntil is when what a holder holds ends; "" is every holder.
+func holdsUntil(m *lease.Machine, holder string) time.Time {
+	if h := m.Holders[holder]; h != nil {
+		return h.Until
+	}
+	return m.End()
 }
 
 // place is where a lease's target is, by the token that was signed when its effect was permitted.

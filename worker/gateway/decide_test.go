@@ -40,7 +40,7 @@ scopes:
 		require.NoError(t, err)
 		return is
 	}
-	require.NoError(t, d.Stop(t.Context(), who("ben")))
+	require.NoError(t, d.Stop(t.Context(), who("ben"), ""))
 	drill := who("drill")
 	drill.Operator, drill.Drill, drill.Groups = true, "cryptominer", []string{config.DrillScope}
 	for _, s := range []gateway.Speaker{who("ben"), who("nobody"), drill} {
@@ -50,7 +50,7 @@ scopes:
 	require.NoError(t, d.Resume(t.Context(), who("ann")))
 	require.False(t, stopped())
 	operator := gateway.Speaker{Person: config.Person{Name: "uid 0"}, Key: "uid:0", Operator: true}
-	require.NoError(t, d.Stop(t.Context(), operator))
+	require.NoError(t, d.Stop(t.Context(), operator, ""))
 	require.NoError(t, d.Resume(t.Context(), operator))
 	require.False(t, stopped())
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/identity"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
@@ -83,7 +84,7 @@ func (d *Drills) Issue(name string) (string, error) {
 		}
 	}
 	if len(d.keys) >= maxDrills {
-		return "", &problem{429, fmt.Sprintf("start drill: %d drills were started within %s; wait until their keys expire", maxDrills, drillKeyLife)}
+		return "", &problem{429, fmt.Sprintf("start drill: %d drills were started within %s; wait until their keys expire", maxDrills, duration.Format(drillKeyLife))}
 	}
 	secret := uuid.NewString()
 	d.keys[secret] = &drillKey{name: name, issued: time.Now()}
@@ -143,7 +144,7 @@ func (d *Drills) reserve(secret string, targets DrillTargets) (*drillKey, time.T
 	case k.pending:
 		return nil, time.Time{}, deny("register drill targets: this drill registered its targets already; start another drill")
 	case time.Since(k.issued) > drillRegistrationLife:
-		return nil, time.Time{}, deny("register drill targets: the key is older than %s; start the drill again", drillRegistrationLife)
+		return nil, time.Time{}, deny("register drill targets: the key is older than %s; start the drill again", duration.Format(drillRegistrationLife))
 	case n == 0 || n > maxDrillTargets:
 		return nil, time.Time{}, &problem{400, fmt.Sprintf("register drill targets: %d targets are not allowed; name 1 to %d", n, maxDrillTargets)}
 	}

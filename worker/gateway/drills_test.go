@@ -105,7 +105,7 @@ func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
 		"an unknown key": {func(_ *testing.T, _ *Drills, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
 		"an old key": {func(_ *testing.T, drills *Drills, secret *string, _ *DrillContainer) {
 			drills.keys[*secret].issued = time.Now().Add(-6 * time.Minute)
-		}, "older than 5m0s"},
+		}, "older than 5m"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			drills := &Drills{}

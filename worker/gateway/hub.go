@@ -25,6 +25,7 @@ import (
 
 	"stanch/activities"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/link"
 	"stanch/sensors/link/linkpb"
 	"stanch/sensors/proof"
@@ -130,7 +131,7 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	case <-time.After(helloTimeout):
-		return status.Errorf(codes.DeadlineExceeded, "no hello within %s", helloTimeout)
+		return status.Errorf(codes.DeadlineExceeded, "no hello within %s", duration.Format(helloTimeout))
 	}
 	hello := first.GetHello()
 	if hello == nil || hello.GetNode() != name {
@@ -385,7 +386,7 @@ func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%s on node %s: %w", kind, name, ctx.Err())
 	case <-timer.C:
-		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, limit.Round(time.Millisecond))
+		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, duration.About(limit))
 	case <-n.done:
 		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeAway)
 	case r := <-c.answers:

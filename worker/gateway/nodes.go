@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"stanch/sensors/duration"
 	"stanch/sensors/link/linkpb"
 )
 
@@ -176,7 +177,7 @@ func (h *Hub) certificate(ctx context.Context, name string, csr []byte) ([]byte,
 		return nil, fmt.Errorf("this gateway issues no certificates")
 	}
 	if !h.renewals.allow(name) {
-		return nil, fmt.Errorf("asked too often: wait %s", renewalEvery)
+		return nil, fmt.Errorf("asked too often: wait %s", duration.Format(renewalEvery))
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
@@ -21,8 +22,12 @@ import (
 // Reader reads incidents, questions and leases from Temporal, which is where they are.
 type Reader struct{ Temporal client.Client }
 
-// maxListed bounds a list.
-const maxListed = 500
+const (
+	// maxListed bounds a list.
+	maxListed = 500
+	// incidentsAtOnce is how many incidents of a list are read at once.
+	incidentsAtOnce = 8
+)
 
 func (r *Reader) list(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
 	out, _, err := r.pages(ctx, query, maxListed)
@@ -50,8 +55,17 @@ func (r *Reader) pages(ctx context.Context, query string, most int) (out []*work
 
 var incidentID = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
 
-// Incident gives one incident whole.
+// Incident gives one incident whole, as it is now: with what its running playbooks have done so far.
 func (r *Reader) Incident(ctx context.Context, id string) (playbooks.Incident, error) {
+	in, err := r.incident(ctx, id)
+	if err == nil {
+		r.live(ctx, &in)
+	}
+	return in, err
+}
+
+// incident gives what the incident itself knows: reports of its playbooks come at their end.
+func (r *Reader) incident(ctx context.Context, id string) (playbooks.Incident, error) {
 	if !incidentID.MatchString(id) {
 		return playbooks.Incident{}, missing("%q is not an incident's id; `stanch incidents` lists them", clip(id))
 	}
@@ -123,16 +137,29 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := []playbooks.Incident{}
-	for _, w := range found {
+	read := make([]playbooks.Incident, len(found))
+	var all sync.WaitGroup
+	free := make(chan struct{}, incidentsAtOnce)
+	for i, w := range found {
 		if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
 			continue
 		}
-		in, err := r.read(ctx, w)
-		if err != nil {
-			// One that cannot be read must not hide the others.
-			in = playbooks.Incident{Key: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
-		}
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			in, err := r.read(ctx, w)
+			if err != nil {
+				// One that cannot be read must not hide the others.
+				in = playbooks.Incident{Key: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
+			} else {
+				r.live(ctx, &in)
+			}
+			read[i] = in
+		})
+	}
+	all.Wait()
+	out := []playbooks.Incident{}
+	for _, in := range read {
 		if in.Total > 0 || in.Status == "unreadable" {
 			out = append(out, in)
 		}

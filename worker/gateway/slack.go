@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/slack-go/slack"
 	"github.com/slack-go/slack/socketmode"
@@ -245,16 +247,19 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 	}
 	switch ref.Kind {
 	case view.KindApprove, view.KindDeny, view.KindBreakGlass:
-		_, err = s.Vote(ctx, speaker, VoteRequest{
+		a, err := s.Vote(ctx, speaker, VoteRequest{
 			Incident: ref.Incident, Step: ref.Question, Hash: ref.Hash, Approve: ref.Kind != view.KindDeny, Reason: c.reason, BreakGlass: ref.Kind == view.KindBreakGlass,
 		})
-		return "Your answer is recorded.", err
+		if err != nil {
+			return "", err
+		}
+		return sentence(a.Says), nil
 	case view.KindRelease:
 		_, err = s.Release(ctx, speaker, LeaseRequest{Lease: ref.Lease})
 		return "It is being released; the message shows when it is undone.", err
 	case view.KindExtend:
 		_, err = s.Extend(ctx, speaker, LeaseRequest{Lease: ref.Lease, For: time.Hour, From: c.at})
-		return "It lasts an hour from now.", err
+		return "It holds until an hour from now.", err
 	case view.KindTakeOver:
 		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.Incident, Kind: incident.MarkTakenOver})
 		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err
@@ -263,6 +268,12 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 		return "What it holds is released, what it asks is denied.", err
 	}
 	return "", deny("this button does nothing")
+}
+
+// sentence is a clause as a message of its own.
+func sentence(s string) string {
+	r, size := utf8.DecodeRuneInString(s)
+	return string(unicode.ToUpper(r)) + s[size:] + "."
 }
 
 // forms are the questions that a button opens instead of acting at once.

@@ -17,6 +17,7 @@ import (
 	"stanch/activities/aws"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 )
@@ -288,7 +289,7 @@ func killSwitch(f Facts) *activities.Decision {
 	if f.Stopped == "" {
 		return nil
 	}
-	return refuse("new containments are stopped (%s); `stanch resume` lets them go on", f.Stopped)
+	return refuse("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.Stopped)
 }
 
 func protected(f Facts) *activities.Decision {
@@ -372,7 +373,7 @@ const slack = 5 * time.Minute
 func asPlanned(f Facts) *activities.Decision {
 	r := f.Request
 	if end := f.Now.Add(r.For + slack); r.Until.After(end) && r.Until.After(f.Held) {
-		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.Until.UTC().Format(time.RFC3339), r.For)
+		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.Until.UTC().Format(time.RFC3339), duration.Format(r.For))
 	}
 	return nil
 }
@@ -402,11 +403,11 @@ func phase(f Facts) *activities.Decision {
 	case f.unknown() != "":
 		return ask(f, "%s", f.unknown())
 	case len(f.Signals) == 0:
-		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, Fresh)
+		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, duration.Format(Fresh))
 	case f.Verdict.Confidence < f.Scope.Confidence:
 		return ask(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)
 	case f.Request.For > time.Duration(f.Config.Budget.Longest):
-		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", f.Request.For, time.Duration(f.Config.Budget.Longest))
+		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.For), f.Config.Budget.Longest)
 	}
 	return &activities.Decision{
 		Verdict: activities.VerdictRun, On: f.On,

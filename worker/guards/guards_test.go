@@ -174,9 +174,9 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 				Detection: "d", Target: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now,
 			})}
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h0m0s that was planned"},
+		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h that was planned"},
 		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
-		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "24h0m0s that `budget.longest`"},
+		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "1d that `budget.longest`"},
 		"a plan that affects others too":    {func(d *desk) { d.q.Ask = "others share its network" }, activities.VerdictAsk, "phase", "others share its network"},
 		"such a plan that people granted": {func(d *desk) {
 			d.q.Ask = "others share its network"

@@ -44,14 +44,14 @@ func (s *sealed) open(text string, keys proof.Keyring) proof.SwitchState {
 }
 
 // next signs a new state. Its number is the time in milliseconds, so that replicas need not agree on one.
-func (s *sealed) next(a activities.Authority, stopped bool, by string, now time.Time) (string, error) {
+func (s *sealed) next(a activities.Authority, stopped bool, by, reason string, now time.Time) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if by == "" {
 		by = "somebody"
 	}
 	s.highest = max(s.highest+1, now.UnixMilli())
-	signed, err := a.Sign(proof.PurposeSwitch, proof.SwitchState{Seq: s.highest, Stopped: stopped, By: by, At: now.UTC()})
+	signed, err := a.Sign(proof.PurposeSwitch, proof.SwitchState{Seq: s.highest, Stopped: stopped, By: by, At: now.UTC(), Reason: reason})
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
@@ -67,5 +67,9 @@ func said(s proof.SwitchState) string {
 	case s.At.IsZero():
 		return s.By
 	}
-	return fmt.Sprintf("by %s at %s", s.By, s.At.Format(time.RFC3339))
+	text := fmt.Sprintf("by %s at %s", s.By, s.At.Format(time.RFC3339))
+	if s.Reason != "" {
+		text += ": " + s.Reason
+	}
+	return text
 }

@@ -20,8 +20,10 @@ import (
 // Lever is a kill switch that a person can set and lift.
 type Lever interface {
 	Switch
+	// State is what the switch says now: whether new containments are paused, since when, by whom, and why.
+	State(ctx context.Context) (proof.SwitchState, error)
 	// Stop sets the switch, Resume lifts it.
-	Stop(ctx context.Context, by string) error
+	Stop(ctx context.Context, by, reason string) error
 	Resume(ctx context.Context, by string) error
 }
 
@@ -64,6 +66,16 @@ func (s *SharedSwitch) now() time.Time {
 	return time.Now()
 }
 
+// State reads the switch. One that cannot be read counts as stopped.
+func (s *SharedSwitch) State(ctx context.Context) (proof.SwitchState, error) {
+	stopped, _, err := s.Stopped(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	state := s.last
+	state.Stopped = stopped
+	return state, err
+}
+
 // Stopped reads the switch.
 func (s *SharedSwitch) Stopped(ctx context.Context) (bool, string, error) {
 	s.mu.Lock()
@@ -91,16 +103,16 @@ func (s *SharedSwitch) read(ctx context.Context) error {
 }
 
 // Stop sets the switch for every replica.
-func (s *SharedSwitch) Stop(ctx context.Context, by string) error {
-	return s.write(ctx, "set", true, by)
+func (s *SharedSwitch) Stop(ctx context.Context, by, reason string) error {
+	return s.write(ctx, "set", true, by, reason)
 }
 
 // Resume lifts it for every replica.
 func (s *SharedSwitch) Resume(ctx context.Context, by string) error {
-	return s.write(ctx, "lift", false, by)
+	return s.write(ctx, "lift", false, by, "")
 }
 
-func (s *SharedSwitch) write(ctx context.Context, what string, stopped bool, by string) error {
+func (s *SharedSwitch) write(ctx context.Context, what string, stopped bool, by, reason string) error {
 	fail := func(err error) error {
 		return fmt.Errorf("%s the kill switch %s/%s: %w", what, s.Namespace, SwitchName, err)
 	}
@@ -109,7 +121,7 @@ func (s *SharedSwitch) write(ctx context.Context, what string, stopped bool, by 
 	if err := s.read(ctx); err != nil { // what was seen last must not be newer than what is written now
 		return fail(err)
 	}
-	text, err := s.sealed.next(s.Authority, stopped, by, s.now())
+	text, err := s.sealed.next(s.Authority, stopped, by, reason, s.now())
 	if err != nil {
 		return fail(err)
 	}

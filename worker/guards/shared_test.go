@@ -64,18 +64,18 @@ func TestNobodyLiftsTheSwitchWithoutTheKey(t *testing.T) {
 		}
 	}
 	is(false, "at first")
-	must(s.Stop(t.Context(), "ann"))
+	must(s.Stop(t.Context(), "ann", ""))
 	must(s.Resume(t.Context(), "ann"))
 	is(false, "lifted by a person")
 	lifted, err := os.ReadFile(path)
 	must(err)
-	must(s.Stop(t.Context(), "ann"))
+	must(s.Stop(t.Context(), "ann", ""))
 	is(true, "stopped again")
 	genuine, err := os.ReadFile(path)
 	must(err)
 	put("{}")
 	is(true, "nothing signed")
-	own, err := (&sealed{}).next(newHolder(t), false, "mallory", time.Now().Add(time.Hour))
+	own, err := (&sealed{}).next(newHolder(t), false, "mallory", "", time.Now().Add(time.Hour))
 	must(err)
 	put(own)
 	is(true, "signed with another key")
@@ -106,7 +106,7 @@ func TestSharedSwitch(t *testing.T) {
 	}
 	is(a, false, "at first")
 	is(b, false, "at first")
-	if err := a.Stop(t.Context(), "ann"); err != nil {
+	if err := a.Stop(t.Context(), "ann", ""); err != nil {
 		t.Fatal(err)
 	}
 	is(a, true, "where it was stopped, at once")

@@ -43,17 +43,28 @@ func (s *FileSwitch) read() (proof.SwitchState, error) {
 	return s.sealed.open(string(raw), s.Authority.Keys()), nil
 }
 
+// State reads the switch. One that cannot be read counts as stopped.
+func (s *FileSwitch) State(context.Context) (proof.SwitchState, error) {
+	state, err := s.read()
+	state.Stopped = state.Stopped || err != nil
+	return state, err
+}
+
 // Stop sets the switch.
-func (s *FileSwitch) Stop(_ context.Context, by string) error { return s.write("set", true, by) }
+func (s *FileSwitch) Stop(_ context.Context, by, reason string) error {
+	return s.write("set", true, by, reason)
+}
 
 // Resume lifts it.
-func (s *FileSwitch) Resume(_ context.Context, by string) error { return s.write("lift", false, by) }
+func (s *FileSwitch) Resume(_ context.Context, by string) error {
+	return s.write("lift", false, by, "")
+}
 
-func (s *FileSwitch) write(what string, stopped bool, by string) error {
+func (s *FileSwitch) write(what string, stopped bool, by, reason string) error {
 	_, err := s.read()
 	var text string
 	if err == nil {
-		text, err = s.sealed.next(s.Authority, stopped, by, time.Now())
+		text, err = s.sealed.next(s.Authority, stopped, by, reason, time.Now())
 	}
 	if err == nil {
 		err = os.WriteFile(s.Path+".new", []byte(text), 0o600)

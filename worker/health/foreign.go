@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/foreign"
 	"stanch/worker/gateway"
 )
@@ -88,7 +89,7 @@ func (m *Monitor) silent() {
 	m.mu.Unlock()
 	for _, l := range all {
 		m.tell(condition{kind: foreignLost, subject: sourceSubject(l.name), since: l.last, reasons: []string{
-			fmt.Sprintf("The source %s has been silent for %s. Before, its longest silence in %d words was %s.", l.name, round(now.Sub(l.last)), l.heard, round(l.longest)),
+			fmt.Sprintf("The source %s has been silent for %s. Before, its longest silence in %d words was %s.", l.name, duration.About(now.Sub(l.last)), l.heard, duration.About(l.longest)),
 		}})
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
+	"stanch/sensors/duration"
 	"stanch/sensors/probe"
 	"stanch/worker/gateway"
 )
@@ -100,7 +101,7 @@ func (m *Monitor) limited(name string, now time.Time) {
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.Excess {
 		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, by: name, since: first, reasons: []string{
-			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, round(lasts)),
+			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, duration.About(lasts)),
 		}})
 	}
 }
@@ -193,7 +194,7 @@ func (m *Monitor) clock(name string, c gateway.Clock) {
 		direction = "behind"
 	}
 	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, by: name, reasons: []string{
-		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, round(c.Skew.Abs()), direction, c.Error.Round(time.Millisecond)),
+		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.About(c.Skew.Abs()), direction, duration.About(c.Error)),
 	}})
 }
 
@@ -333,13 +334,6 @@ func rise(now, before uint64) uint64 {
 }
 
 func clampInt(n uint64) int { return int(min(n, 1<<31-1)) } //nolint:gosec // bounded
-
-func round(d time.Duration) time.Duration {
-	if d > 10*time.Second {
-		return d.Round(time.Second)
-	}
-	return d.Round(100 * time.Millisecond)
-}
 
 func clip(s string) string {
 	if r := []rune(s); len(r) > 120 {

@@ -10,7 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"stanch/playbooks/display"
 	"stanch/playbooks/recording"
+	"stanch/sensors/duration"
 )
 
 // Loaded is a recording with where it is from.
@@ -207,13 +209,7 @@ func because(s Step) string {
 }
 
 // short is a target's id as it can be read in a line.
-func short(target string) string {
-	kind, uid, ok := strings.Cut(target, ":")
-	if !ok {
-		return target
-	}
-	return kind + " " + uid[:min(12, len(uid))]
-}
+func short(target string) string { return display.ID(target) }
 
 func effectChanges(before, after Result) []string {
 	var out []string
@@ -222,9 +218,8 @@ func effectChanges(before, after Result) []string {
 			if b.Action != e.Action || b.Target != e.Target {
 				continue
 			}
-			was, is := held(b), held(e)
-			if d := was - is; d > time.Second || d < -time.Second {
-				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, short(e.Target), is, was))
+			if d := (e.ToMS - e.FromMS) - (b.ToMS - b.FromMS); max(d, -d) >= 1500 { // they are told to the second
+				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, short(e.Target), held(e), held(b)))
 			}
 			if b.Params != e.Params {
 				out = append(out, fmt.Sprintf("%s on %s has other parameters: %s, and not %s", e.Action, short(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
@@ -236,8 +231,8 @@ func effectChanges(before, after Result) []string {
 }
 
 // held is how long an effect lasted, to the second.
-func held(e Effect) time.Duration {
-	return (time.Duration(e.ToMS-e.FromMS) * time.Millisecond).Round(time.Second)
+func held(e Effect) string {
+	return duration.Format((time.Duration(e.ToMS-e.FromMS) * time.Millisecond).Round(time.Second))
 }
 
-func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
+func ms(n int64) string { return duration.Format(time.Duration(n) * time.Millisecond) }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 )
 
@@ -72,7 +73,7 @@ type share struct {
 // Close writes the page.
 func (p *Page) Close(all *Tally) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"plain": redact.Plain, "short": func(s string) string { return redact.Plain(short(s)) }, "at": at, "span": span, "held": func(e Effect) string { return span(held(e).Milliseconds()) },
+		"plain": redact.Plain, "short": func(s string) string { return redact.Plain(short(s)) }, "at": at, "span": span, "held": held,
 		"verdict": func(d Decision) string { return verdicts[d.Verdict] },
 	}).Parse(page)
 	if err != nil {
@@ -124,13 +125,4 @@ func HTML(w io.Writer, r Report) error {
 // at is a moment since the incident was opened, span a length of time.
 func at(n int64) string { return "+" + span(n) }
 
-func span(n int64) string {
-	d := time.Duration(n) * time.Millisecond
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%d min %d s", int(d.Minutes()), int(d.Seconds())%60)
-	}
-	return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
-}
+func span(n int64) string { return duration.About(time.Duration(n) * time.Millisecond) }

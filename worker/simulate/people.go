@@ -14,6 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks/recording"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
 	"stanch/workflows"
@@ -104,7 +105,7 @@ func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
 	s.result.Questions = append(s.result.Questions, q)
 	n := len(s.result.Questions) - 1
 	s.mu.Unlock()
-	s.event("question", "%s would be asked, of whom %d must agree within %s: %s A yes would: %s", q.Approvers, q.Quorum, p.Approvers.Timeout, asking(p.Title), strings.Join(q.Would, "; "))
+	s.event("question", "%s would be asked, of whom %d must agree within %s: %s A yes would: %s", q.Approvers, q.Quorum, duration.Format(p.Approvers.Timeout), asking(p.Title), strings.Join(q.Would, "; "))
 	for _, a := range s.answersTo(p, cfg) {
 		s.env.RegisterDelayedCallback(func() { s.vote(p, a, n) }, max(a.after, time.Millisecond))
 	}

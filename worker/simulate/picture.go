@@ -167,7 +167,7 @@ func effects(l *lane, r Result, s Step, a axis) {
 		if e.Action != s.Action || e.Target != s.Target || e.FromMS > s.AtMS+1000 || s.Outcome == playbooks.OutcomeSkipped {
 			continue
 		}
-		to, class, text := e.ToMS, "held", "held "+span(held(e).Milliseconds())
+		to, class, text := e.ToMS, "held", "held "+held(e)
 		if to == 0 {
 			to, class, text = r.EndsMS, "held open", "held to the end"
 		}

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os/exec"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // Process simulates in a process of its own, which is replaced after so many recordings: Temporal's test environment
@@ -77,7 +79,7 @@ func (p *Process) run(ctx context.Context, name string, raw []byte) (out Outcome
 		return out, err //nolint:wrapcheck // the caller says what was done
 	}
 	limit := cmp.Or(p.Limit, 3*time.Minute)
-	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: the process was ended", limit))
+	timed, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: the process was ended", duration.Format(limit)))
 	defer cancel()
 	unwatch := context.AfterFunc(timed, p.now.kill)
 	if _, err = p.now.in.Write(append(line, '\n')); err == nil {

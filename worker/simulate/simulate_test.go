@@ -263,7 +263,7 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 	report := simulate.NewReport(simulate.All(t.Context(), all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
 	require.Equal(t, "shell", report.Changes[0].Recording)
-	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "holds for 5m0s, and not for 30m0s")
+	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "holds for 5m, and not for 30m")
 	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "workload on container")
 }
 

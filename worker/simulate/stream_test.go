@@ -198,7 +198,7 @@ func TestAChangeIsNamedByItsKind(t *testing.T) {
 	const before = "playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 	rec := read(t, "cryptominer")
 	for _, c := range []struct{ name, after, kind, first string }{
-		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "holds for 10m0s"},
+		{"shorter", strings.Replace(before, "1h", "10m", 1), simulate.ChangeEffect, "holds for 10m"},
 		{"no longer", strings.Replace(before, "crypto-mining", "exfiltration", 1), simulate.ChangePlaybooks, "no playbook matches"},
 		{"asked", twoMustAgree, simulate.ChangeQuestion, "playbook careful started"},
 		{"later", strings.Replace(before, "steps:", "max_phase: 1\nsteps:", 1), simulate.ChangeOutcome, "would only be proposed"},

@@ -8,6 +8,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/proof"
 )
@@ -145,10 +146,17 @@ func (s *state) attest(target, _ string, a proof.Signed) {
 	s.Attestations[target] = list
 }
 
+// line enters a line into the timeline where its time belongs: reports come later than what they report.
 func (s *state) line(at time.Time, what string) {
-	if len(s.Incident.Timeline) < maxTimeline {
-		s.Incident.Timeline = append(s.Incident.Timeline, playbooks.TimelineEntry{At: at, What: what})
+	t := s.Incident.Timeline
+	if len(t) >= maxTimeline {
+		return
 	}
+	i := len(t)
+	for i > 0 && t[i-1].At.After(at) {
+		i--
+	}
+	s.Incident.Timeline = slices.Insert(t, i, playbooks.TimelineEntry{At: at, What: what})
 }
 
 // What is a detection's behaviour in one line. Its words are an attacker's: it is data.
@@ -249,10 +257,16 @@ func because(reasons []string) string {
 // Summary says in plain language what is known.
 func Summary(in playbooks.Incident) string {
 	var b strings.Builder
-	first := in.Trigger
-	fmt.Fprintf(&b, "%s in %s: %s.", first.Title, in.Workload, What(first))
-	if len(in.Detections) > 1 {
-		fmt.Fprintf(&b, " %d more kinds of detection followed.", len(in.Detections)-1)
+	worst, at := display.Headline(in)
+	if at < 0 {
+		worst = playbooks.DetectionSummary{Title: in.Trigger.Title, What: What(in.Trigger)}
+	}
+	fmt.Fprintf(&b, "%s in %s: %s.", worst.Title, in.Workload, worst.What)
+	if at > 0 {
+		fmt.Fprintf(&b, " It began with: %s.", in.Detections[0].Title)
+	}
+	if n := len(in.Detections) - 1 - min(max(at, 0), 1); n > 0 {
+		fmt.Fprintf(&b, " %s more.", kinds(n))
 	}
 	fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
 	if len(in.Targets) > 1 {
@@ -268,6 +282,13 @@ func Summary(in playbooks.Incident) string {
 		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].What)
 	}
 	return b.String()
+}
+
+func kinds(n int) string {
+	if n == 1 {
+		return "1 kind of detection"
+	}
+	return fmt.Sprintf("%d kinds of detection", n)
 }
 
 // brief is what actions need to know.

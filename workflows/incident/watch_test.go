@@ -69,7 +69,7 @@ func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
 func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
 	_, wait, _ := waits(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
-	require.Equal(t, "it did not hold within 20m0s", wait.Reason)
+	require.Equal(t, "it did not hold within 20m", wait.Reason)
 }
 
 // A storm of detections does not fill the history of a playbook that waits.

@@ -18,7 +18,9 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -78,7 +80,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 				continue
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
-			r.line(r.Incident.Closed, "closed: quiet for "+r.in.Quiet.String()+", nothing is held")
+			r.line(r.Incident.Closed, "closed: quiet for "+duration.Format(r.in.Quiet)+", nothing is held")
 			if r.lastLook(ctx) && r.receive(ctx) {
 				// It arrived while the thread was told: it must not be lost with the close.
 				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
@@ -294,27 +296,19 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.Guide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
-		text := fmt.Sprintf("%s: %s %s", report.Playbook, step.Action, step.Outcome)
-		if step.Reason != "" {
-			text += " (" + step.Reason + ")"
-		}
-		r.line(step.At, text)
+		r.line(step.At, display.StepLine(report.Playbook, step))
 	}
-	if report.Reason != "" {
-		r.line(report.Ended, fmt.Sprintf("%s stopped, %s: %s", report.Playbook, report.Outcome, report.Reason))
+	ended := report.Ended
+	if ended.IsZero() {
+		ended = now
 	}
-	if report.Error != "" {
-		r.line(now, report.Playbook+" failed: "+report.Error)
-	}
+	r.line(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.Run(r.Incident, *p)))
 	r.Incident.Updated = now
 	r.freed(report)
 }
 
 func (r *run) heardLease(l playbooks.LeaseReport) {
-	text := fmt.Sprintf("lease %s of %s on %s is %s", l.ID, l.Action, l.Target, l.State)
-	if l.Undone {
-		text += ", undone and observed"
-	}
+	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.Target(r.Incident, l.Target), display.Lease(l))
 	if l.Reason != "" {
 		text += ": " + l.Reason
 	}

@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
 )
@@ -24,6 +25,9 @@ type open struct {
 	changed workflow.Channel
 	counted int // so many of its votes
 }
+
+// maxAnswered bounds how many closed questions a run remembers for those who answer late.
+const maxAnswered = 50
 
 // maxVotes bounds what a flood of votes can put into the workflow's state.
 const maxVotes = 100
@@ -91,7 +95,7 @@ const (
 )
 
 // ask waits until the votes permit or deny, or until nobody answered in time, which denies.
-func (r *run) ask(ctx workflow.Context, q Pending) answer {
+func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 	r.asked++
 	p := &open{Pending: q, changed: workflow.NewBufferedChannel(ctx, maxVotes)}
 	p.ID, p.Run, p.Incident = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
@@ -102,7 +106,11 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 	}
 	r.pending[p.ID] = p
 	r.look(ctx)
-	defer func() { delete(r.pending, p.ID); r.look(ctx) }()
+	defer func() {
+		delete(r.pending, p.ID)
+		r.answered = last(append(r.answered, activities.Answered{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, Yes: p.Yes, At: workflow.Now(ctx)}), maxAnswered)
+		r.look(ctx)
+	}()
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	deadline := workflow.NewTimer(timerCtx, p.Approvers.Timeout)
@@ -112,9 +120,9 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 			AddReceive(p.changed, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
 			AddFuture(deadline, func(workflow.Future) { late = true }).
 			Select(ctx)
-		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", p.Approvers.Timeout)}
+		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
 		if n := len(p.Yes); n > 0 {
-			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), p.Approvers.Timeout)
+			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
 		}
 		// What was given in time counts, also where no worker was there to count it until now.
 		if r.drain(ctx); ctx.Err() != nil || late && len(p.Votes) == p.counted {
@@ -123,6 +131,9 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 		t, err := r.tally(ctx, p)
 		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountFor)) && workflow.Sleep(ctx, recount) == nil {
 			t, err = r.tally(ctx, p)
+		}
+		if err == nil {
+			p.Yes, p.Ignored = t.Yes, t.Ignored
 		}
 		switch {
 		case err != nil:
@@ -134,7 +145,6 @@ func (r *run) ask(ctx workflow.Context, q Pending) answer {
 		case late:
 			return nobody
 		}
-		p.Yes, p.Ignored = t.Yes, t.Ignored
 		r.look(ctx)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/workflows"
 )
 
@@ -51,7 +52,7 @@ func (r *run) within(ctx workflow.Context, f frame, s *playbooks.Step, block fun
 	stopTimer()
 	done.Receive(ctx, nil)
 	if over {
-		return r.ended(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("not done within %s; what it holds goes on and ends by itself", s.Timeout))
+		return r.ended(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("not done within %s; what it holds goes on and ends by itself", duration.Format(s.Timeout)))
 	}
 	return out
 }
@@ -176,7 +177,7 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 		if err := workflow.Sleep(ctx, w.For); err != nil {
 			return r.ended(ctx, f, s, playbooks.OutcomeFailed, "it was cut off")
 		}
-		return r.ended(ctx, f, s, playbooks.OutcomeChanged, "waited for "+w.For.String())
+		return r.ended(ctx, f, s, playbooks.OutcomeChanged, "waited for "+duration.Format(w.For))
 	}
 	r.watch(ctx)
 	defer r.unwatch(ctx)
@@ -192,7 +193,7 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 				return r.ended(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.ended(ctx, f, s, playbooks.OutcomeChanged, "it holds after "+workflow.Now(ctx).Sub(began).Round(time.Second).String())
+				return r.ended(ctx, f, s, playbooks.OutcomeChanged, "it holds after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}
 		over := false
@@ -203,7 +204,7 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 			AddFuture(timer, func(workflow.Future) { over = true }).
 			Select(ctx)
 		if over {
-			return r.ended(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("it did not hold within %s", w.Timeout))
+			return r.ended(ctx, f, s, playbooks.OutcomeFailed, fmt.Sprintf("it did not hold within %s", duration.Format(w.Timeout)))
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -66,7 +67,7 @@ func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request act
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	var report playbooks.LeaseReport
-	err := fmt.Errorf("the lease %s did not report within %s; `stanch leases` shows it", id, reportWait)
+	err := fmt.Errorf("the lease %s did not report within %s; `stanch leases` shows it", id, duration.Format(reportWait))
 	workflow.NewSelector(ctx).
 		AddFuture(heard, func(f workflow.Future) { err = f.Get(ctx, &report) }).
 		AddFuture(workflow.NewTimer(timerCtx, reportWait), func(workflow.Future) { delete(r.waiting, holder.ID) }).

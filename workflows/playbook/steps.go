@@ -172,7 +172,7 @@ func (r *run) note(ctx workflow.Context, f frame, s *playbooks.Step, report play
 		r.unreported++
 		return
 	}
-	report.Step, report.Action, report.At = f.name(s), cmp.Or(s.Action, s.Kind()), workflow.Now(ctx)
+	report.Step, report.Action, report.Verb, report.At = f.name(s), cmp.Or(s.Action, s.Kind()), s.Verb, workflow.Now(ctx)
 	r.report.Steps = append(r.report.Steps, report)
 }
 

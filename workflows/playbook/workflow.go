@@ -128,6 +128,7 @@ type run struct {
 	early    map[string]playbooks.LeaseReport
 	pending  map[string]*open
 	asked    int
+	answered []activities.Answered // the last ones, for queries alone
 	// live is the incident as it is now, once a step waits for it; waiters hear of each change.
 	live       *playbooks.Incident
 	waiters    []workflow.Channel
@@ -151,6 +152,9 @@ func (r *run) handlers(ctx workflow.Context) error {
 		}
 		return all, nil
 	}); err != nil {
+		return err //nolint:wrapcheck // a mistake of the program
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.Answered, error) { return r.answered, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {

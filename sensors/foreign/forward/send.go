@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // sender posts batches until the gateway has answered for them.
@@ -104,7 +106,7 @@ func (s *sender) send(ctx context.Context, batch []line) error {
 			return ctx.Err()
 		case why == "":
 			if complained {
-				s.Say("the gateway takes lines again, after %s", time.Since(since).Round(time.Second))
+				s.Say("the gateway takes lines again, after %s", duration.About(time.Since(since)))
 			}
 			backoff, since, complained = s.BackoffMin, time.Now(), false
 			continue

@@ -1,0 +1,382 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/sensors"
+	"stanch/sensors/duration"
+	"stanch/worker/export"
+	"stanch/worker/gateway"
+	"stanch/workflows/playbook"
+)
+
+// incidentList says which incidents a person wants to see, and how.
+type incidentList struct {
+	since, until, status, severity, sort string
+	objectives                           []string
+	waiting                              bool
+	limit                                int
+	output                               string
+	watch                                bool
+}
+
+// orders are how a list can be sorted.
+func orders() map[string]func(a, b gateway.View) int {
+	return map[string]func(a, b gateway.View) int{
+		"opened":     func(a, b gateway.View) int { return b.Opened.Compare(a.Opened) },
+		"updated":    func(a, b gateway.View) int { return b.Updated.Compare(a.Updated) },
+		"severity":   func(a, b gateway.View) int { return cmp.Compare(b.Severity.Rank(), a.Severity.Rank()) },
+		"confidence": func(a, b gateway.View) int { return cmp.Compare(b.Confidence, a.Confidence) },
+	}
+}
+
+// statuses are what --status takes.
+func statuses() []string { return []string{"open", "closed", "resolved", "unreadable"} }
+
+func incidentsCommand(g *globals) *cobra.Command {
+	var l incidentList
+	c := &cobra.Command{
+		Use: "incidents [ID]", Short: "List incidents, or show one", Args: args(cobra.MaximumNArgs(1)),
+		Long: `List incidents, the newest first, or show one with its live state: steps and evidence of running playbooks, open
+questions, leases, and what was refused while new containments were paused.
+
+--since and --until take a duration before now (1d, 2h), a date, or a time as 2006-01-02T15:04:05Z.`,
+		Example: `  stanch incidents
+  stanch incidents --waiting
+  stanch incidents --since 1d --severity high --status open
+  stanch incidents --watch
+  stanch incidents INC-01JABC…
+  stanch incidents INC-01JABC… -o ocsf`,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			if err := l.check(len(ids) == 1); err != nil {
+				return usageError{err}
+			}
+			show := func(ctx context.Context, out io.Writer) error { return l.list(ctx, g, out, colored(cmd.OutOrStdout())) }
+			if len(ids) == 1 {
+				show = func(ctx context.Context, out io.Writer) error {
+					return l.one(ctx, g, out, ids[0], colored(cmd.OutOrStdout()))
+				}
+			}
+			if l.watch {
+				return watch(cmd, show)
+			}
+			if l.output == "text" || l.output == "wide" {
+				g.banner(cmd)
+			}
+			return show(cmd.Context(), cmd.OutOrStdout())
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&l.since, "since", "", "opened after this `TIME`, such as 1d or 2026-11-23")
+	f.StringVar(&l.until, "until", "", "opened before this `TIME`")
+	f.StringVar(&l.status, "status", "", "with this `STATUS`: open, closed, resolved or unreadable")
+	f.StringVar(&l.severity, "severity", "", "at least this `SEVERITY`: info, low, medium, high or critical")
+	f.StringSliceVar(&l.objectives, "objective", nil, "with one of these `OBJECTIVES`")
+	f.BoolVar(&l.waiting, "waiting", false, "only those with an open question")
+	f.StringVar(&l.sort, "sort", "opened", "the `ORDER`: opened, updated, severity or confidence")
+	f.IntVar(&l.limit, "limit", 50, "list at most this `NUMBER`; 0 lists all")
+	f.BoolVar(&l.watch, "watch", false, "show it again whenever it changes")
+	f.StringVarP(&l.output, "output", "o", "text", "the `FORMAT`: text, wide or json; of one incident also ocsf: Detection Finding and Remediation Activity, an object a line")
+	return c
+}
+
+func (l *incidentList) check(one bool) error {
+	switch _, known := orders()[l.sort]; {
+	case l.output == "ocsf" && one:
+	case !slices.Contains([]string{"text", "wide", "json"}, l.output):
+		return fmt.Errorf("-o is text, wide or json, not %q", l.output)
+	case !known:
+		return fmt.Errorf("invalid --sort %q: use %s", l.sort, strings.Join(slices.Sorted(maps.Keys(orders())), ", "))
+	case l.status != "" && !slices.Contains(statuses(), l.status):
+		return fmt.Errorf("invalid --status %q: use %s", l.status, strings.Join(statuses(), ", "))
+	case l.severity != "" && sensors.Severity(l.severity).Rank() < 0:
+		return fmt.Errorf("invalid --severity %q: use info, low, medium, high or critical", l.severity)
+	case l.limit < 0:
+		return fmt.Errorf("invalid --limit %d: use 0 or more", l.limit)
+	}
+	for name, text := range map[string]string{"since": l.since, "until": l.until} {
+		if _, err := moment(text, time.Now()); err != nil {
+			return fmt.Errorf("--%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// moment reads a time as people give it: a duration before now, a date, or a time. "" is the zero time.
+func moment(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := duration.Parse(text); err == nil {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("invalid time %q; use a duration before now such as 1d, a date such as 2026-11-23, or a time such as 2026-11-23T15:04:05Z", text)
+}
+
+// pick gives what is wanted of a list, in order, and how many more there are.
+func (l *incidentList) pick(all []gateway.View, now time.Time) (shown []gateway.View, more int) {
+	since, _ := moment(l.since, now)
+	until, _ := moment(l.until, now)
+	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.View) bool {
+		resolved := in.Judged != ""
+		switch {
+		case !since.IsZero() && in.Opened.Before(since), !until.IsZero() && !in.Opened.Before(until):
+			return true
+		case l.status == "resolved" && !resolved, l.status == "open" && (resolved || in.Status != "open"), l.status != "" && l.status != "resolved" && in.Status != l.status:
+			return true
+		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.waiting && len(in.Waiting) == 0:
+			return true
+		}
+		return len(l.objectives) > 0 && !slices.Contains(l.objectives, string(in.Objective))
+	})
+	order := orders()[l.sort]
+	slices.SortStableFunc(shown, func(a, b gateway.View) int {
+		return cmp.Or(order(a, b), b.Opened.Compare(a.Opened), cmp.Compare(a.ID, b.ID))
+	})
+	if l.limit > 0 && len(shown) > l.limit {
+		return shown[:l.limit], len(shown) - l.limit
+	}
+	return shown, 0
+}
+
+func (l *incidentList) list(ctx context.Context, g *globals, out io.Writer, color bool) error {
+	var all []gateway.View
+	if err := g.local().get(ctx, "/v1/incidents", &all); err != nil {
+		return err
+	}
+	shown, more := l.pick(all, time.Now())
+	if l.output == "json" {
+		return printJSON(out, append([]gateway.View{}, shown...))
+	}
+	showIncidents(out, shown, l.output == "wide", color)
+	switch {
+	case len(all) == 0:
+		fmt.Fprintln(out, "no incidents")
+	case len(shown) == 0:
+		fmt.Fprintf(out, "no incidents match; %d do without the flags\n", len(all))
+	case more > 0:
+		fmt.Fprintf(out, "and %d more; --limit 0 lists all\n", more)
+	}
+	return nil
+}
+
+func showIncidents(out io.Writer, list []gateway.View, wide, color bool) {
+	if len(list) == 0 {
+		return
+	}
+	t := table{color: color}
+	header := []string{"INCIDENT", "STATUS", "OPENED", "SEVERITY", "OBJECTIVE", "CONFIDENCE", "WORKLOAD", "LEASES", "WAITING"}
+	if wide {
+		header = append(header, "SCOPE", "HEADLINE", "OUTCOME")
+	}
+	t.row(header...)
+	for _, in := range list {
+		cells := []string{in.ID, in.Standing, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(held(in.Incident)), waits(in)}
+		if wide {
+			cells = append(cells, in.Scope, in.Headline, in.Outcome)
+		}
+		t.row(cells...)
+	}
+	t.print(out)
+}
+
+// held counts the leases that have not ended.
+func held(in playbooks.Incident) (n int) {
+	for _, l := range in.Leases {
+		if l.State != "ended" {
+			n++
+		}
+	}
+	return n
+}
+
+// waits says in a cell what an incident waits for, yours first.
+func waits(in gateway.View) string {
+	if len(in.Waiting) == 0 {
+		if len(in.Paused) > 0 {
+			return fmt.Sprintf("%d refused while paused", len(in.Paused))
+		}
+		return ""
+	}
+	w := in.Waiting[0]
+	if i := slices.IndexFunc(in.Waiting, func(w gateway.Waiting) bool { return w.You }); i >= 0 {
+		w = in.Waiting[i]
+	}
+	text := fmt.Sprintf("%d of %d: %s", len(w.Yes), w.Quorum, w.Title)
+	if w.You {
+		text = "for you: " + w.Title
+	}
+	if more := len(in.Waiting) - 1; more > 0 {
+		text += fmt.Sprintf(" (+%d)", more)
+	}
+	return text
+}
+
+func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id string, color bool) error {
+	var in gateway.View
+	if err := g.local().get(ctx, "/v1/incidents/"+id, &in); err != nil {
+		return err
+	}
+	switch l.output {
+	case "json":
+		return printJSON(out, in)
+	case "ocsf":
+		for _, event := range export.Incident(in.Incident, version) {
+			if err := json.NewEncoder(out).Encode(event); err != nil {
+				return fmt.Errorf("write the incident: %w", err)
+			}
+		}
+		return nil
+	}
+	var pending []playbook.Pending
+	if err := g.local().get(ctx, "/v1/pending", &pending); err != nil {
+		return err
+	}
+	showIncident(out, in, pending, color)
+	return nil
+}
+
+func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, color bool) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+	fmt.Fprintln(out, paint(color, string(in.Severity), plain(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.Standing))))
+	p("%s", in.Summary)
+	if in.Outcome != "" {
+		p("outcome     %s", in.Outcome)
+	}
+	for _, w := range in.Waiting {
+		you := ""
+		if w.You {
+			you = "; it waits for you"
+		}
+		p("waiting     %s: %s%s", w.Title, display.Votes(w.Yes, w.Quorum, w.Of), you)
+	}
+	for _, r := range in.Paused {
+		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.Again)
+	}
+	p("")
+	showContext(p, in.Incident)
+	for _, l := range in.Leases {
+		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.Target(in.Incident, l.Target), display.Lease(l), l.Until.Local().Format(time.DateTime), l.Reason)
+	}
+	for _, e := range in.Evidence {
+		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
+	}
+	for _, run := range in.Playbooks {
+		p("playbook    %s: %s", run.Playbook, display.Run(in.Incident, run))
+		if run.Guide != "" {
+			p("guide       %s: %s", run.Playbook, strings.Join(strings.Fields(run.Guide), " "))
+		}
+	}
+	p("")
+	for _, e := range display.Timeline(in.Incident) {
+		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.What)
+	}
+	for _, q := range pending {
+		if q.Incident == in.ID {
+			showQuestion(p, q)
+		}
+	}
+}
+
+func showContext(p func(string, ...any), in playbooks.Incident) {
+	p("workload    %s", in.Workload)
+	p("image       %s %s", in.Workload.Image, in.Workload.ImageDigest)
+	p("account     %s", in.Workload.ServiceAccount)
+	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
+	p("blast       %d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods)
+	for _, m := range in.Blast.MayDo {
+		p("            its account may: %s", m)
+	}
+	for _, r := range in.Reasons {
+		p("why         %s", r)
+	}
+	for _, m := range in.Context.Missing {
+		p("missing     %s", m)
+	}
+	for _, d := range in.Detections {
+		p("detection   %s ×%d: %s", d.Rule, d.Count, d.What)
+	}
+}
+
+func showQuestion(p func(string, ...any), q playbook.Pending) {
+	p("")
+	p("ASKED: %s", q.Title)
+	if q.Ask != "" {
+		p("  %s", q.Ask)
+	}
+	for _, change := range q.Changed {
+		p("  changed since you were asked: %s", change)
+	}
+	for _, plan := range q.Plans {
+		for _, change := range plan.Plan.Changes {
+			p("  would %s", change)
+		}
+		if plan.Plan.For > 0 {
+			p("  and undo it after %s%s", duration.Format(plan.Plan.For), inBrackets(plan.Plan.Ends.String()))
+		}
+		for _, warning := range plan.Plan.Warnings {
+			p("  but: %s", warning)
+		}
+	}
+	p("  %s, until %s", display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
+	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.ID, q.Incident, q.ID)
+}
+
+// inBrackets is a remark behind what it is about, or "".
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}
+
+// watchEvery is how often a watched view is read again.
+const watchEvery = 2 * time.Second
+
+// watch shows something whenever it has changed, until it is interrupted. On a terminal it takes the place of what was
+// shown before.
+func watch(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) error) error {
+	out, before := cmd.OutOrStdout(), ""
+	for first := true; ; first = false {
+		var b bytes.Buffer
+		err := show(cmd.Context(), &b)
+		switch {
+		case cmd.Context().Err() != nil:
+			return nil //nolint:nilerr // the person ended it
+		case err != nil && first:
+			return err
+		case err != nil:
+			progress("%v; tried again", err)
+		case b.String() != before:
+			if before = b.String(); isTerminal(out) {
+				fmt.Fprint(out, "\x1b[H\x1b[2J")
+			} else if !first {
+				fmt.Fprintln(out)
+			}
+			fmt.Fprint(out, before)
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil
+		case <-time.After(watchEvery):
+		}
+	}
+}

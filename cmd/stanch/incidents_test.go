@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/worker/gateway"
+)
+
+var listed = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+
+func views() []gateway.View {
+	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration, change func(*gateway.View)) gateway.View {
+		v := gateway.View{Standing: "open", Incident: playbooks.Incident{
+			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: listed.Add(-age), Updated: listed.Add(-age), Confidence: 0.5,
+		}}
+		if change != nil {
+			change(&v)
+		}
+		return v
+	}
+	return []gateway.View{
+		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.View) { v.Status = "closed" }),
+		view("INC-2", "high", "impact", 2*time.Hour, func(v *gateway.View) {
+			v.Waiting = []gateway.Waiting{{Title: "stop the workload", Quorum: 2, Yes: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, You: true}}
+		}),
+		view("INC-3", "low", "execution", time.Hour, func(v *gateway.View) {
+			v.Judged, v.JudgedBy, v.Standing = "false-positive", "alice", "resolved: false-positive by alice"
+		}),
+		view("INC-4", "high", "execution", time.Minute, func(v *gateway.View) { v.Confidence = 0.9 }),
+	}
+}
+
+func TestFlagsPickIncidents(t *testing.T) {
+	for name, c := range map[string]struct {
+		list incidentList
+		want []string
+		more int
+	}{
+		"newest first":        {list: incidentList{}, want: []string{"INC-4", "INC-3", "INC-2", "INC-1"}},
+		"since":               {list: incidentList{since: "1d"}, want: []string{"INC-4", "INC-3", "INC-2"}},
+		"until":               {list: incidentList{until: "90m"}, want: []string{"INC-2", "INC-1"}},
+		"open":                {list: incidentList{status: "open"}, want: []string{"INC-4", "INC-2"}},
+		"resolved":            {list: incidentList{status: "resolved"}, want: []string{"INC-3"}},
+		"closed":              {list: incidentList{status: "closed"}, want: []string{"INC-1"}},
+		"at least a severity": {list: incidentList{severity: "medium"}, want: []string{"INC-4", "INC-2"}},
+		"objective":           {list: incidentList{objectives: []string{"impact"}}, want: []string{"INC-2"}},
+		"waiting":             {list: incidentList{waiting: true}, want: []string{"INC-2"}},
+		"by severity":         {list: incidentList{sort: "severity"}, want: []string{"INC-4", "INC-2", "INC-3", "INC-1"}},
+		"a limit":             {list: incidentList{limit: 1}, want: []string{"INC-4"}, more: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.list.sort == "" {
+				c.list.sort = "opened"
+			}
+			c.list.output = "text"
+			require.NoError(t, c.list.check(false))
+			shown, more := c.list.pick(views(), listed)
+			var got []string
+			for _, in := range shown {
+				got = append(got, in.ID)
+			}
+			assert.Equal(t, c.want, got)
+			assert.Equal(t, c.more, more)
+		})
+	}
+}
+
+// Colors change no width, come only where they are wanted, and what waits for you comes first.
+func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
+	var plain, color bytes.Buffer
+	showIncidents(&plain, views(), false, false)
+	showIncidents(&color, views(), false, true)
+	assert.NotContains(t, plain.String(), "\x1b")
+	assert.Contains(t, color.String(), "\x1b[31mhigh\x1b[0m")
+	assert.Contains(t, plain.String(), "for you: isolate the pod (+1)")
+	assert.Contains(t, plain.String(), "resolved: false-positive by alice")
+	stripped := color.String()
+	for _, code := range []string{"\x1b[1;31m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[2m", "\x1b[0m"} {
+		stripped = string(bytes.ReplaceAll([]byte(stripped), []byte(code), nil))
+	}
+	assert.Equal(t, plain.String(), stripped)
+	assert.False(t, colored(&plain), "a file is no terminal")
+}
+
+// Whoever looks at one incident sees first what it waits for and what was refused; an attacker's escapes are not obeyed.
+func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
+	v := views()[1]
+	v.Summary = "a \x1b[2Jminer"
+	v.Outcome = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
+	var out bytes.Buffer
+	showIncident(&out, v, nil, false)
+	text := out.String()
+	assert.Contains(t, text, "[open]")
+	assert.NotContains(t, text, "\x1b")
+	assert.Contains(t, text, "outcome     miner: contained: pod.isolate of pod shop/web-1")
+	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 said yes (bob); waiting for one more of")
+	assert.Contains(t, text, "it waits for you")
+	v = views()[2]
+	out.Reset()
+	showIncident(&out, v, nil, false)
+	assert.Contains(t, out.String(), "[resolved: false-positive by alice]")
+}
+
+func TestAPauseSaysSinceWhenByWhomAndWhy(t *testing.T) {
+	assert.Empty(t, pausedLine(gateway.Pause{}))
+	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", pausedLine(gateway.Pause{Paused: true, By: "by ops in the ConfigMap"}))
+	assert.Contains(t, pausedLine(gateway.Pause{Paused: true, By: "alice (uid 7)", Since: listed, Reason: "migration"}), "by alice (uid 7) (migration): ")
+}

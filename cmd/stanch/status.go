@@ -1,0 +1,139 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stanch/sensors/duration"
+	"stanch/worker/gateway"
+)
+
+func statusCommand(g *globals) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "status", Short: "Show in ten lines how Stanch stands", Args: args(cobra.NoArgs), Example: "  stanch status\n  stanch status -o json",
+		Long: `Show what runs, whether its sensors are well, whether new containments are paused, what waits for an answer, what is
+held, which playbooks are in use, and what needs somebody. Exit code 1 says that something does.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s gateway.Status
+			if err := g.local().get(cmd.Context(), "/v1/status", &s); err != nil {
+				return err
+			}
+			problems := slices.Concat(s.Problems, nodeProblems(s.Nodes))
+			if output == "json" {
+				s.Problems = append([]string{}, problems...)
+				if err := printJSON(cmd.OutOrStdout(), s); err != nil {
+					return err
+				}
+			} else {
+				showStatus(cmd.OutOrStdout(), s, problems, time.Now())
+			}
+			if len(problems) > 0 {
+				return errAnswered
+			}
+			return nil
+		},
+	}
+	outputFlag(c, &output)
+	return c
+}
+
+// nodeProblems are what the doctor would name of connected nodes.
+func nodeProblems(nodes map[string]json.RawMessage) []string {
+	known := map[string]nodeHealth{}
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		var n nodeHealth
+		if err := json.Unmarshal(nodes[name], &n); err != nil {
+			out = append(out, fmt.Sprintf("node %s: its report cannot be read", name))
+			continue
+		}
+		known[name] = n
+	}
+	for _, f := range nodeFindings(known) {
+		if !f.OK {
+			out = append(out, f.Name+": "+f.Mend)
+		}
+	}
+	return out
+}
+
+func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Time) {
+	line := func(name, format string, a ...any) {
+		fmt.Fprintf(out, "%-11s %s\n", name, plain(fmt.Sprintf(format, a...)))
+	}
+	up := ""
+	if !s.Started.IsZero() {
+		up = ", up for " + duration.Format(max(now.Sub(s.Started), 0).Round(time.Second))
+	}
+	line("stanch", "%s, cluster %s, phase %d%s", s.Version, s.Cluster, s.Phase, up)
+	if paused := pausedLine(s.Switch); paused != "" {
+		fmt.Fprintf(out, "%-11s %s\n", "switch", paint(colored(out), "critical", plain(paused)))
+	} else {
+		line("switch", "new containments may start")
+	}
+	bad := nodeProblems(s.Nodes)
+	health := "all well"
+	if len(bad) > 0 {
+		health = fmt.Sprintf("%d with problems", len(bad))
+	}
+	if len(s.Nodes) == 0 {
+		line("sensors", "no node is connected")
+	} else {
+		line("sensors", "%s connected, %s: %s", counted(len(s.Nodes), "node", "nodes"), health, few(slices.Sorted(maps.Keys(s.Nodes))))
+	}
+	mine := 0
+	for _, w := range s.Waiting {
+		if w.You {
+			mine++
+		}
+	}
+	if len(s.Waiting) == 0 {
+		line("incidents", "%d open; nothing waits for an answer", s.Open)
+	} else {
+		line("incidents", "%d open; %s for an answer, %d of them for you", s.Open, counted(len(s.Waiting), "question waits", "questions wait"), mine)
+	}
+	for _, w := range s.Waiting[:min(len(s.Waiting), 2)] {
+		you := ""
+		if w.You {
+			you = " (for you)"
+		}
+		line("  waiting", "%s %q of %s, until %s%s", w.Incident, w.Title, w.Of, w.Deadline.Local().Format(time.TimeOnly), you)
+	}
+	switch {
+	case s.Leases == 0:
+		line("leases", "nothing is held")
+	case s.NextEnd.IsZero():
+		line("leases", "%d", s.Leases)
+	default:
+		line("leases", "%d held; the next ends at %s, in %s", s.Leases, s.NextEnd.Local().Format(time.DateTime), duration.Format(max(s.NextEnd.Sub(now), 0).Round(time.Second)))
+	}
+	line("playbooks", "%d in use: %s", len(s.Playbooks), few(s.Playbooks))
+	if len(problems) == 0 {
+		line("problems", "none")
+	}
+	const most = 2
+	for i, p := range problems {
+		if i == most-1 && len(problems) > most {
+			line("problems", "%s (and %d more: `stanch status -o json`, `stanch doctor`)", p, len(problems)-most)
+			break
+		}
+		line("problems", "%s", p)
+	}
+}
+
+// few names some of many.
+func few(names []string) string {
+	const most = 6
+	if n := len(names) - most; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+)
+
+// isTerminal reports whether what is written there is seen by a person at once.
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS) //nolint:gosec // a descriptor
+	return err == nil
+}
+
+// colored reports whether to write colors: on a terminal alone, and not where NO_COLOR is set (no-color.org).
+func colored(out io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(out)
+}
+
+// paint gives a text the color of a word, if there is one for it.
+func paint(color bool, word, text string) string {
+	code := ""
+	switch {
+	case !color:
+	case word == "critical", strings.HasPrefix(word, "for you: "):
+		code = "1;31" // bold red
+	case word == "high":
+		code = "31"
+	case word == "medium":
+		code = "33"
+	case word == "open":
+		code = "1"
+	case word == "closed", strings.HasPrefix(word, "closed, "), strings.HasPrefix(word, "resolved: "):
+		code = "2" // faint
+	}
+	if code == "" {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// table aligns columns, whose cells are made safe for a terminal, and colors what has a color of its own.
+type table struct {
+	color bool
+	rows  [][]string
+	width []int
+}
+
+func (t *table) row(cells ...string) {
+	for i, c := range cells {
+		cells[i] = plain(c)
+		if i == len(t.width) {
+			t.width = append(t.width, 0)
+		}
+		t.width[i] = max(t.width[i], utf8.RuneCountInString(cells[i]))
+	}
+	t.rows = append(t.rows, cells)
+}
+
+func (t *table) print(out io.Writer) {
+	for _, cells := range t.rows {
+		var b strings.Builder
+		for i, c := range cells {
+			pad := strings.Repeat(" ", t.width[i]-utf8.RuneCountInString(c)+2)
+			b.WriteString(paint(t.color, c, c) + pad)
+		}
+		fmt.Fprintln(out, strings.TrimRight(b.String(), " "))
+	}
+}

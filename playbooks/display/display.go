@@ -1,0 +1,353 @@
+// Package display decides how a person, a target, an outcome, a vote, a lease and an incident's state are written, so
+// that the command line, Slack, tickets, mail, the audit and simulation say the same of the same thing. Durations are
+// written by sensors/duration.
+//
+// It refuses markup and escaping: what it returns is plain text that may hold an attacker's words, and whoever shows it
+// makes it safe for where it is shown.
+package display
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+)
+
+// Person names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
+func Person(name, proved string) string {
+	if proved == "" {
+		return name
+	}
+	return fmt.Sprintf("%s (%s)", name, proved)
+}
+
+// Target names the target with an ID as people know it, from the incident that it belongs to.
+func Target(in playbooks.Incident, id string) string {
+	for _, t := range in.Targets {
+		if t.ID() == id {
+			return t.String()
+		}
+	}
+	if kind, uid, _ := strings.Cut(id, ":"); playbooks.TargetKind(kind) == playbooks.TargetWorkload && in.Workload.Name != "" && (in.Workload.UID == uid || uid == "") {
+		return "workload " + in.Workload.String()
+	}
+	return ID(id)
+}
+
+// ID is a target's ID where its name is not known: its kind and the beginning of its identifier.
+func ID(id string) string {
+	kind, uid, ok := strings.Cut(id, ":")
+	switch {
+	case !ok:
+		return id
+	case playbooks.TargetKind(kind) == playbooks.TargetIncident:
+		return "the incident"
+	}
+	const enough = 12 // of a container's id, as container runtimes show it
+	return kind + " " + uid[:min(enough, len(uid))]
+}
+
+// Outcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
+func Outcome(o playbooks.Outcome, contains bool) string {
+	switch o {
+	case playbooks.OutcomeChanged:
+		if contains {
+			return "applied and verified"
+		}
+		return "succeeded"
+	case playbooks.OutcomeUnverified:
+		return "applied, not verified"
+	case playbooks.OutcomeUnchanged:
+		return "was in force already"
+	case playbooks.OutcomeProposed:
+		return "proposed, not done"
+	case playbooks.OutcomeDenied:
+		return "denied"
+	case playbooks.OutcomeRefused:
+		return "refused"
+	case playbooks.OutcomeFailed:
+		return "failed"
+	case playbooks.OutcomeSkipped:
+		return "skipped"
+	}
+	return string(o)
+}
+
+// contains reports whether a step contains something. Reports from before steps named their verb are known by their lease.
+func contains(s playbooks.StepReport) bool {
+	return s.Verb == playbooks.VerbContain || s.Verb == "" && s.Lease != ""
+}
+
+// Contained reports whether a step's containment was in force when it ended.
+func Contained(s playbooks.StepReport) bool {
+	switch s.Outcome {
+	case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged:
+		return contains(s)
+	case playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
+	}
+	return false
+}
+
+// Became says what became of a step, without its name: "applied and verified", "refused: the budget is spent". An
+// approval that was given says who gave it.
+func Became(s playbooks.StepReport) string {
+	if s.Action == actionApproval && s.Outcome == playbooks.OutcomeChanged {
+		return cmp.Or(s.Reason, "approved")
+	}
+	return because(Outcome(s.Outcome, contains(s)), s.Reason)
+}
+
+const (
+	actionApproval = "approval"
+	actionStop     = "stop"
+)
+
+func because(what, reason string) string {
+	if reason == "" {
+		return what
+	}
+	return what + ": " + reason
+}
+
+// Remark reports whether a step was refused only because something optional is not configured, such as tickets: that is
+// worth a remark and says nothing of how the incident ended.
+func Remark(s playbooks.StepReport) bool {
+	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.Lease == "" &&
+		(strings.Contains(s.Reason, " is configured") || strings.Contains(s.Reason, " are configured")) && strings.HasPrefix(s.Reason, "no ")
+}
+
+// Run says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then
+// remarks.
+func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
+	var contained, kept, problems, remarks []string // kept from containing
+	stopped := ""
+	var last playbooks.StepReport
+	for _, s := range r.Steps {
+		switch what := stepName(s); {
+		case s.Action == actionStop && s.Outcome != playbooks.OutcomeSkipped:
+			stopped = because("stopped, "+Outcome(s.Outcome, false), s.Reason)
+		case Contained(s):
+			contained = append(contained, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), Outcome(s.Outcome, true)))
+		case Remark(s):
+			remarks = append(remarks, fmt.Sprintf("%s was left out: %s", what, s.Reason))
+		case !(s.Outcome.RunsOnFailure() || s.Outcome.RunsOnDenied() || s.Outcome == playbooks.OutcomeProposed):
+			last = s
+		case contains(s) && s.Target != "":
+			kept = append(kept, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), because(Outcome(s.Outcome, true), s.Reason)))
+		case contains(s):
+			kept = append(kept, what+" "+because(Outcome(s.Outcome, true), s.Reason))
+		default:
+			problems = append(problems, what+" "+because(Outcome(s.Outcome, false), s.Reason))
+		}
+	}
+	problems = append(kept, problems...)
+	var parts []string
+	if len(contained) > 0 {
+		parts = append(parts, "contained: "+few(contained))
+	}
+	if r.Error != "" {
+		parts = append(parts, "failed: "+r.Error)
+	}
+	if stopped != "" {
+		parts = append(parts, stopped)
+	}
+	if len(problems) > 0 {
+		parts = append(parts, few(problems))
+	}
+	if len(remarks) > 0 {
+		parts = append(parts, "remark: "+few(remarks))
+	}
+	switch {
+	case len(parts) > 0:
+		return strings.Join(parts, "; ")
+	case r.Ended.IsZero() && last.Action != "":
+		return "running, after " + last.Action
+	case r.Ended.IsZero():
+		return "running"
+	}
+	return "done, nothing contained"
+}
+
+// stepName is what a step is called in a sentence: its action, or its verb where the action's name says too little.
+func stepName(s playbooks.StepReport) string {
+	if s.Verb == playbooks.VerbTicket {
+		return string(s.Verb)
+	}
+	return s.Action
+}
+
+// few joins what one line can hold and counts the rest.
+func few(all []string) string {
+	const most = 3
+	if n := len(all) - most; n > 0 {
+		return fmt.Sprintf("%s; and %d more", strings.Join(all[:most], "; "), n)
+	}
+	return strings.Join(all, "; ")
+}
+
+// Outcomes says in one line what became of an incident so far: what is or was contained first. "" before anything ran.
+func Outcomes(in playbooks.Incident) string {
+	var parts []string
+	for _, r := range in.Playbooks {
+		parts = append(parts, r.Playbook+": "+Run(in, r))
+	}
+	slices.SortStableFunc(parts, func(a, b string) int {
+		return cmp.Compare(rank(a), rank(b))
+	})
+	return strings.Join(parts, "; ")
+}
+
+func rank(part string) int {
+	if strings.Contains(part, ": contained: ") {
+		return 0
+	}
+	return 1
+}
+
+// Status says how an incident stands: "open", "open, taken over by alice", "resolved: false-positive by alice" or
+// "closed, resolved: false-positive by alice".
+func Status(in playbooks.Incident) string {
+	status := in.Status
+	if in.Judged != "" {
+		resolved := fmt.Sprintf("resolved: %s by %s", in.Judged, in.JudgedBy)
+		if status == "open" {
+			return resolved
+		}
+		return status + ", " + resolved
+	}
+	if in.Owner != "" {
+		status += ", taken over by " + in.Owner
+	}
+	return status
+}
+
+// Lease says how a lease stands: "held, verified", "held, NOT verified", "ended, undone and verified".
+func Lease(l playbooks.LeaseReport) string {
+	switch {
+	case l.State == "held" && l.Verified:
+		return "held, verified"
+	case l.State == "held":
+		return "held, NOT verified"
+	case l.State == "ended" && l.Undone:
+		return "ended, undone and verified"
+	case l.State == "ended":
+		return "ended"
+	}
+	return l.State
+}
+
+// Votes says how far a question has come: "1 of 2 said yes (alice); waiting for one more of responders".
+func Votes(yes []string, quorum int, of string) string {
+	quorum = max(quorum, 1)
+	text := fmt.Sprintf("%d of %d", len(yes), quorum)
+	if len(yes) > 0 {
+		text += " said yes (" + strings.Join(yes, ", ") + ")"
+	}
+	switch more := quorum - len(yes); {
+	case more == 1 && len(yes) > 0:
+		return text + "; waiting for one more of " + of
+	case more == 1:
+		return text + "; waiting for one of " + of
+	case more > 1 && len(yes) > 0:
+		return fmt.Sprintf("%s; waiting for %d more of %s", text, more, of)
+	case more > 1:
+		return fmt.Sprintf("%s; waiting for %d of %s", text, more, of)
+	}
+	return text
+}
+
+// Timeline is an incident's timeline by time; entries of one moment keep their order.
+func Timeline(in playbooks.Incident) []playbooks.TimelineEntry {
+	out := slices.Clone(in.Timeline)
+	slices.SortStableFunc(out, func(a, b playbooks.TimelineEntry) int { return a.At.Compare(b.At) })
+	return out
+}
+
+// Headline is the detection that says most of an incident: the most severe, of those the surest, of those one of the
+// incident's own objective, then one that names a technique, then the first. With its place; -1 without detections.
+func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
+	if len(in.Detections) == 0 {
+		return playbooks.DetectionSummary{}, -1
+	}
+	worst := 0
+	yes := func(b bool) int {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	for i, a := range in.Detections {
+		b := in.Detections[worst]
+		if cmp.Or(
+			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()), cmp.Compare(a.Confidence, b.Confidence),
+			cmp.Compare(yes(a.Objective == in.Objective), yes(b.Objective == in.Objective)), cmp.Compare(yes(a.Technique != ""), yes(b.Technique != "")),
+		) > 0 {
+			worst = i
+		}
+	}
+	return in.Detections[worst], worst
+}
+
+// Time is a moment in UTC, as everything that several people read has it.
+func Time(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
+
+// StepLine is a step of a playbook as a line of a timeline.
+func StepLine(playbook string, s playbooks.StepReport) string {
+	return fmt.Sprintf("%s: %s %s", playbook, stepName(s), Became(s))
+}
+
+// Refused is a containment that was refused while people had paused new containments.
+type Refused struct {
+	Playbook string `json:"playbook"`
+	Action   string `json:"action"`
+	Target   string `json:"target"` // as people know it
+	Reason   string `json:"reason"`
+	// Again is the command that contains it now.
+	Again string    `json:"again"`
+	At    time.Time `json:"at"`
+}
+
+// RefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and
+// whose targets nothing has contained since, each once.
+func RefusedWhilePaused(in playbooks.Incident) []Refused {
+	since := map[string]time.Time{} // the last containment, by target
+	for _, r := range in.Playbooks {
+		for _, s := range r.Steps {
+			if Contained(s) && s.At.After(since[s.Target]) {
+				since[s.Target] = s.At
+			}
+		}
+	}
+	var out []Refused
+	known := map[string]bool{}
+	for _, r := range in.Playbooks {
+		for _, s := range r.Steps {
+			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
+			if s.Outcome != playbooks.OutcomeRefused || !strings.HasPrefix(s.Reason, playbooks.ReasonPaused) || s.At.Before(since[s.Target]) || known[key] {
+				continue
+			}
+			known[key] = true
+			out = append(out, Refused{
+				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s", r.Playbook, Ref(in, s.Target)),
+			})
+		}
+	}
+	return out
+}
+
+// Ref is a target as commands take it: "pod/NAMESPACE/NAME", "container/NAME", else its ID.
+func Ref(in playbooks.Incident, id string) string {
+	for _, t := range in.Targets {
+		if t.ID() != id {
+			continue
+		}
+		if t.Namespace == "" {
+			return string(t.Kind) + "/" + t.Name
+		}
+		return string(t.Kind) + "/" + t.Namespace + "/" + t.Name
+	}
+	return id
+}

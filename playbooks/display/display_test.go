@@ -1,0 +1,132 @@
+package display_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/sensors"
+)
+
+func incident() playbooks.Incident {
+	return playbooks.Incident{
+		ID: "INC-1", Status: "open", Objective: "execution", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u-1"}},
+		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
+	}
+}
+
+// The headline is of the worst detection and not of the first, and equal ones keep their order.
+func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
+	d := func(title string, severity sensors.Severity, confidence float64, objective sensors.Objective, technique string) playbooks.DetectionSummary {
+		return playbooks.DetectionSummary{Title: title, Severity: severity, Confidence: confidence, Objective: objective, Technique: technique}
+	}
+	for want, list := range map[string][]playbooks.DetectionSummary{
+		"Reverse shell": {d("Connection to a mining pool's port", "medium", 0.6, "crypto-mining", "T1496"), d("Reverse shell", "critical", 0.9, "execution", "T1059"), d("Shell", "high", 0.95, "execution", "T1059")},
+		"Token read":    {d("File system mounted", "high", 0.5, "escape", "T1611"), d("Token read", "high", 0.8, "credential-access", "T1552")},
+		"Own objective": {d("Another", "high", 0.8, "escape", "T1611"), d("Own objective", "high", 0.8, "execution", "")},
+		"Technique":     {d("None", "high", 0.8, "execution", ""), d("Technique", "high", 0.8, "execution", "T1059")},
+		"First":         {d("First", "high", 0.8, "execution", "T1059"), d("Second", "high", 0.8, "execution", "T1059")},
+		"":              nil,
+	} {
+		in := incident()
+		in.Detections = list
+		for range 3 {
+			worst, _ := display.Headline(in)
+			assert.Equal(t, want, worst.Title)
+		}
+	}
+}
+
+// What was contained comes first, and an optional step that nobody configured is a remark.
+func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
+	in := incident()
+	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged}
+	ticket := playbooks.StepReport{Action: "create", Verb: playbooks.VerbTicket, Target: "incident:INC-1", Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml"}
+	mail := playbooks.StepReport{Action: "email", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeFailed, Reason: "the server is away"}
+	refused := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Reason: "no budget is configured for it"}
+	at := time.Now()
+	for _, c := range []struct {
+		steps []playbooks.StepReport
+		ended time.Time
+		want  string
+	}{
+		{[]playbooks.StepReport{ticket, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; remark: ticket was left out: no tickets are configured: add `ticket:` to stanch.yaml"},
+		{[]playbooks.StepReport{mail, contained}, at, "contained: pod.isolate of pod shop/web-1 applied and verified; email failed: the server is away"},
+		{[]playbooks.StepReport{refused}, at, "pod.isolate of pod shop/web-1 refused: no budget is configured for it"},
+		{[]playbooks.StepReport{{Action: "stop", Outcome: playbooks.OutcomeDenied, Reason: "known build job"}}, at, "stopped, denied: known build job"},
+		{[]playbooks.StepReport{{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged}}, time.Time{}, "running, after pod.processes"},
+		{
+			[]playbooks.StepReport{{Action: "pod.manifest", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeRefused, Reason: "no cluster is connected"}, refused},
+			at,
+			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; pod.manifest refused: no cluster is connected",
+		},
+		{nil, at, "done, nothing contained"},
+	} {
+		assert.Equal(t, c.want, display.Run(in, playbooks.PlaybookRun{Playbook: "p", Steps: c.steps, Ended: c.ended}))
+	}
+	in.Playbooks = []playbooks.PlaybookRun{
+		{Playbook: "tell", Ended: at, Steps: []playbooks.StepReport{mail}}, {Playbook: "hold", Ended: at, Steps: []playbooks.StepReport{contained}},
+	}
+	assert.Equal(t, "hold: contained: pod.isolate of pod shop/web-1 applied and verified; tell: email failed: the server is away", display.Outcomes(in))
+}
+
+func TestAStatusSaysWhoResolvedIt(t *testing.T) {
+	in := incident()
+	assert.Equal(t, "open", display.Status(in))
+	in.Owner = "bob"
+	assert.Equal(t, "open, taken over by bob", display.Status(in))
+	in.Judged, in.JudgedBy = "false-positive", "alice"
+	assert.Equal(t, "resolved: false-positive by alice", display.Status(in))
+	in.Status = "closed"
+	assert.Equal(t, "closed, resolved: false-positive by alice", display.Status(in))
+}
+
+func TestVotesSayWhoIsMissing(t *testing.T) {
+	assert.Equal(t, "0 of 1; waiting for one of responders", display.Votes(nil, 0, "responders"))
+	assert.Equal(t, "1 of 2 said yes (alice); waiting for one more of responders", display.Votes([]string{"alice"}, 2, "responders"))
+	assert.Equal(t, "1 of 3 said yes (alice); waiting for 2 more of responders", display.Votes([]string{"alice"}, 3, "responders"))
+	assert.Equal(t, "2 of 2 said yes (alice, bob)", display.Votes([]string{"alice", "bob"}, 2, "responders"))
+}
+
+func TestTheTimelineIsInOrder(t *testing.T) {
+	at := time.Now()
+	in := incident()
+	in.Timeline = []playbooks.TimelineEntry{{At: at.Add(2), What: "c"}, {At: at, What: "a"}, {At: at.Add(1), What: "b1"}, {At: at.Add(1), What: "b2"}}
+	var got string
+	for _, e := range display.Timeline(in) {
+		got += e.What
+	}
+	assert.Equal(t, "ab1b2c", got)
+	assert.Equal(t, "c", in.Timeline[0].What, "the incident itself is not changed")
+}
+
+// Another place that writes a person or a target's ID writes it otherwise one day.
+func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
+	own := regexp.MustCompile(`Sprintf\("%s \(%s\)", [^)]*Proved|uid\[:min\(`)
+	for _, dir := range []string{"../../activities", "../../workflows", "../../worker", "../../cmd"} {
+		require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			raw, err := os.ReadFile(path)
+			assert.Empty(t, own.FindString(string(raw)), "%s: use package display", path)
+			return err
+		}))
+	}
+}
+
+func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
+	in := incident()
+	assert.Equal(t, "pod shop/web-1", display.Target(in, "pod:u-1"))
+	assert.Equal(t, "the incident", display.Target(in, "incident:INC-1"))
+	assert.Equal(t, "workload shop/Deployment/web", display.Target(in, "workload:"))
+	assert.Equal(t, "pod 01234567-89a", display.Target(in, "pod:01234567-89ab-cdef-0123-456789abcdef"))
+}

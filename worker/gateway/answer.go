@@ -1,0 +1,246 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/playbooks/scenario"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// AnswerResult says what an answer came to.
+type AnswerResult string
+
+// The results.
+const (
+	// ResultRecorded: the answer is signed and delivered, and it is not known yet how it counts.
+	ResultRecorded AnswerResult = "recorded"
+	// ResultCounted: it counts, and more people must agree.
+	ResultCounted AnswerResult = "counted"
+	// ResultAlready: the same person said the same before.
+	ResultAlready AnswerResult = "already-counted"
+	// ResultApproved and ResultDenied: it decided the question.
+	ResultApproved AnswerResult = "approved"
+	ResultDenied   AnswerResult = "denied"
+	// ResultIgnored: it does not count.
+	ResultIgnored AnswerResult = "not-counted"
+)
+
+// Answer is what a person's answer to a question came to.
+type Answer struct {
+	playbook.Pending
+	Result AnswerResult `json:"result"`
+	// Says is the result in one sentence.
+	Says string `json:"says"`
+}
+
+// countLimit is how long a person waits to learn how their answer counts: counting is one activity.
+const countLimit = 10 * time.Second
+
+// settleAnswer waits until the run has counted a person's answer and says what it came to. What cannot be known in time is
+// left as recorded: the answer itself is delivered.
+func (d *Decider) settleAnswer(ctx context.Context, s Speaker, v VoteRequest, a *Answer) {
+	if a.Result != ResultRecorded {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, countLimit)
+	defer cancel()
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		if d.settled(ctx, s, v, a) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// settled looks once; true if it is known what the answer came to.
+func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answer) bool {
+	open, err := d.Reader.questionsOf(ctx, a.Run)
+	if err != nil {
+		return false
+	}
+	for _, q := range open {
+		if q.ID != a.ID {
+			continue
+		}
+		ignored := ignoredOf(q, s.Name)
+		switch {
+		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
+			a.Pending, a.Result = q, ResultCounted
+			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
+		case len(ignored) > len(ignoredOf(a.Pending, s.Name)):
+			a.Pending, a.Result = q, ResultIgnored
+			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), ignored[len(ignored)-1])
+		default:
+			return false
+		}
+		return true
+	}
+	closed, err := d.Reader.answersOf(ctx, a.Run)
+	if err != nil {
+		return false
+	}
+	for _, c := range closed {
+		if c.ID != a.ID {
+			continue
+		}
+		a.Yes, a.Result = c.Yes, ResultDenied
+		what := "denied"
+		if c.Granted {
+			a.Result, what = ResultApproved, "approved"
+		}
+		verb := "denied"
+		if v.Approve {
+			verb = "approved"
+		}
+		switch {
+		case v.Approve == c.Granted && c.Granted:
+			a.Says = fmt.Sprintf("%s %s %s: %s; it goes ahead", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
+			if v.BreakGlass {
+				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum; it goes ahead", s.Name, quoted(a.Pending))
+			}
+		case v.Approve == c.Granted:
+			a.Says = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoted(a.Pending))
+		default: // somebody else decided it meanwhile
+			a.Says = fmt.Sprintf("%s was %s meanwhile: %s", quoted(a.Pending), what, c.Reason)
+		}
+		return true
+	}
+	return false
+}
+
+// ignoredOf are the reasons why answers of a person do not count.
+func ignoredOf(q playbook.Pending, name string) (reasons []string) {
+	for _, i := range q.Ignored {
+		if reason, ok := strings.CutPrefix(i, name+": "); ok {
+			reasons = append(reasons, reason)
+		}
+	}
+	return reasons
+}
+
+// quoted names a question for a sentence.
+func quoted(q playbook.Pending) string { return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) }
+
+// questionsOf gives the open questions of one run.
+func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pending, err error) {
+	return out, r.query(ctx, run, workflows.QueryPending, &out)
+}
+
+// answersOf gives the closed questions of one run, the last ones.
+func (r *Reader) answersOf(ctx context.Context, run string) (out []activities.Answered, err error) {
+	return out, r.query(ctx, run, workflows.QueryAnswered, &out)
+}
+
+func (r *Reader) query(ctx context.Context, workflow, query string, out any) error {
+	value, err := r.Temporal.QueryWorkflow(ctx, workflow, "", query)
+	if err == nil {
+		err = value.Get(out)
+	}
+	if err != nil {
+		return fmt.Errorf("ask %s for %s: %w", workflow, query, err)
+	}
+	return nil
+}
+
+// question finds what the person answers: by its id, or by its name, its step or one of its actions if only one open
+// question has it. A question that was asked with other plans is named as what it is.
+func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
+	pending, err := d.Reader.Pending(ctx, v.Incident)
+	if err != nil {
+		return nil, err
+	}
+	var found []*playbook.Pending
+	for i := range pending {
+		p := &pending[i]
+		if v.Hash != "" && p.Hash != v.Hash {
+			if p.Before == v.Hash {
+				return nil, &problem{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.Changed, "; ") + "): answer the new question"}
+			}
+			continue
+		}
+		if p.ID == v.Step {
+			return p, nil
+		}
+		if v.Step == "" || names(*p, v.Step) {
+			found = append(found, p)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case v.Hash != "":
+		return nil, &problem{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
+	case len(found) > 1 && v.Step == "":
+		return nil, &problem{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; name one of them:%s", v.Incident, len(found), candidates(v.Incident, v.Approve, found))}
+	case len(found) > 1:
+		return nil, &problem{http.StatusConflict, fmt.Sprintf("%q names %d open questions of %s; name one of them:%s", clip(v.Step), len(found), v.Incident, candidates(v.Incident, v.Approve, found))}
+	}
+	return nil, d.noQuestion(ctx, v, pending)
+}
+
+// names reports whether a person means the question by a text: its step's path or id, its name, or an action that it asks
+// about, in any case and spacing.
+func names(q playbook.Pending, text string) bool {
+	same := func(name string) bool {
+		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
+	}
+	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
+	if same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
+		return true
+	}
+	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
+}
+
+// candidates lists open questions with the command that answers each.
+func candidates(incident string, approve bool, all []*playbook.Pending) string {
+	word := "deny"
+	if approve {
+		word = "approve"
+	}
+	var b strings.Builder
+	for _, q := range all {
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s", word, incident, q.ID, clip(q.Title))
+	}
+	return b.String()
+}
+
+// noQuestion says why there is nothing to answer: another name is open, it was answered already, or nothing was asked.
+func (d *Decider) noQuestion(ctx context.Context, v VoteRequest, pending []playbook.Pending) error {
+	if len(pending) > 0 {
+		var all []*playbook.Pending
+		for i := range pending {
+			all = append(all, &pending[i])
+		}
+		return missing("incident %s has no open question %q; open are:%s", v.Incident, clip(v.Step), candidates(v.Incident, v.Approve, all))
+	}
+	in, err := d.Reader.Incident(ctx, v.Incident)
+	if err != nil {
+		return err
+	}
+	var before []string
+	for _, run := range in.Playbooks {
+		for _, s := range run.Steps {
+			if s.Action == "approval" && s.Outcome != playbooks.OutcomeSkipped {
+				before = append(before, fmt.Sprintf("%s of %s: %s", s.Step, run.Playbook, display.Became(s)))
+			}
+		}
+	}
+	if len(before) > 0 {
+		return &problem{http.StatusConflict, fmt.Sprintf("incident %s asks nothing now; what was asked is answered: %s", v.Incident, clipReason(strings.Join(before, "; ")))}
+	}
+	return missing("incident %s asks nothing; `stanch incidents %s` shows it", v.Incident, v.Incident)
+}

@@ -1,0 +1,153 @@
+package gateway_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+	"stanch/testenv/temporal"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+)
+
+// ask is a question of a playbook as a test writes it.
+type ask struct{ ID, Step, Title, Action string }
+
+func (a ask) pending(run string) activities.Pending {
+	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
+	plan := activities.Plan{Action: a.Action, Target: target.ID(), For: time.Hour, Changes: []string{"isolate it: " + a.ID}}
+	q := activities.Pending{
+		ID: a.ID, Run: run, Incident: incidentID, Step: a.Step, Title: a.Title, Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}}, Targets: []playbooks.Target{target},
+		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour}, Deadline: time.Now().Add(time.Hour),
+	}
+	q.Hash = activities.QuestionHash(q.Plans, q.Approvers)
+	return q
+}
+
+// asking is a playbook that asks and counts as the interpreter does: a no denies, two people's yes approve.
+func asking(ctx workflow.Context, asks []ask) error {
+	open, closed := []activities.Pending{}, []activities.Answered{}
+	for _, a := range asks {
+		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.Pending, error) { return open, nil }); err != nil {
+		return err
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.Answered, error) { return closed, nil }); err != nil {
+		return err
+	}
+	for {
+		var signed proof.Signed
+		workflow.GetSignalChannel(ctx, workflows.SignalVote).Receive(ctx, &signed)
+		var v proof.Vote
+		if err := json.Unmarshal(signed.Body, &v); err != nil {
+			return err
+		}
+		i := slices.IndexFunc(open, func(q activities.Pending) bool { return q.ID == v.Step })
+		if i < 0 {
+			continue
+		}
+		q := &open[i]
+		if v.BreakGlass { // counting takes its time
+			if err := workflow.Sleep(ctx, 300*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		switch {
+		case v.Refused != "":
+			q.Ignored = append(q.Ignored, v.Person+": "+v.Refused)
+			continue
+		case v.Approve:
+			q.Yes = append(q.Yes, v.Person)
+		}
+		if !v.Approve || v.BreakGlass || len(q.Yes) >= 2 {
+			reason := fmt.Sprintf("%s decided", v.Person)
+			closed = append(closed, activities.Answered{ID: q.ID, Title: q.Title, Granted: v.Approve, Yes: q.Yes, Reason: reason})
+			open = slices.Delete(open, i, i+1)
+		}
+	}
+}
+
+// responders are an installation with three people who may answer and one who may not.
+func responders(t *testing.T, s *temporal.Server) (*gateway.Decider, func(string) gateway.Speaker) {
+	t.Helper()
+	d := decider(t, s)
+	file := filepath.Join(t.TempDir(), "stanch.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(`
+phase: 2
+people:
+  - { name: alice, groups: [responders], break_glass: true }
+  - { name: bob, groups: [responders] }
+  - { name: eve, groups: [interns] }
+`), 0o600))
+	cfg, _, err := config.Load(file)
+	require.NoError(t, err)
+	d.Roster = config.NewRoster(cfg, file)
+	return d, func(name string) gateway.Speaker {
+		for _, p := range cfg.People {
+			if p.Name == name {
+				return gateway.Speaker{Person: p, Proved: "a test", Key: t.Name() + name}
+			}
+		}
+		t.Fatal(name)
+		return gateway.Speaker{}
+	}
+}
+
+// A person names a question as the help and the list do, and each answer says what it came to.
+func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": opened, "Playbook": asking})
+	d, who := responders(t, s)
+	s.Run("Incident", "incident/a", incidentID, true)
+	s.Run("Playbook", "playbook/a/1", incidentID, []ask{
+		{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}, {"each[0]/cut#2", "each[0]/cut", "cut it off", "pod.isolate"}, {"steps[4]#3", "steps[4]", "stop the workload", "workload.scale"},
+	})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+	vote := func(name string, approve bool, step string) (*gateway.Answer, error) {
+		return d.Vote(t.Context(), who(name), gateway.VoteRequest{Incident: incidentID, Step: step, Approve: approve, Wait: true})
+	}
+	says := func(want string, result gateway.AnswerResult, name string, approve bool, step string) {
+		t.Helper()
+		a, err := vote(name, approve, step)
+		require.NoError(t, err)
+		require.Equal(t, want, a.Says)
+		require.Equal(t, result, a.Result)
+	}
+	fails := func(want string, name string, approve bool, step string) {
+		t.Helper()
+		_, err := vote(name, approve, step)
+		require.ErrorContains(t, err, want)
+	}
+	// What is ambiguous lists the candidates, with the command for each.
+	fails("has 3 open questions; name one of them:\n  stanch approve "+incidentID+" 'steps[2]#1'   isolate the pod\n", "alice", true, "")
+	fails(`"pod.isolate" names 2 open questions`, "alice", true, "pod.isolate")
+	fails("has no open question \"isolate\"; open are:\n  stanch deny "+incidentID+" 'steps[2]#1'   isolate the pod\n", "alice", false, "isolate")
+
+	// By its name, in any case and spacing; by its step, and its action.
+	says(`alice approved "isolate the pod": 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, " Isolate  the pod")
+	says(`the yes of alice to "isolate the pod" was counted already: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultAlready, "alice", true, "steps[2]")
+	fails("eve may not answer this: it is for responders", "eve", true, "steps[2]")
+	says(`bob approved "isolate the pod": 2 of 2 said yes (alice, bob); it goes ahead`, gateway.ResultApproved, "bob", true, "steps[2]#1")
+	says(`bob denied "stop the workload": nothing of it is done`, gateway.ResultDenied, "bob", false, "workload.scale")
+	says(`alice approved "cut it off": 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, "cut")
+
+	// Who has said yes may still break the glass.
+	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{Incident: incidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, `alice broke the glass for "cut it off", alone for the whole quorum; it goes ahead`, a.Says)
+	fails("asks nothing", "bob", true, "cut")
+	require.False(t, strings.Contains(a.Says, "\n"))
+}

@@ -1,0 +1,192 @@
+package gateway_test
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/testenv/temporal"
+	"stanch/worker/gateway"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// known is an open incident as its workflow knows it.
+func known(ctx workflow.Context, in playbooks.Incident) (playbooks.Incident, error) {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		return in, err
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	return in, nil
+}
+
+// running is a playbook under way: what it has done so far and what it asks.
+func running(ctx workflow.Context, report playbook.Report, asks []ask) error {
+	var open []activities.Pending
+	for _, a := range asks {
+		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.Pending, error) { return open, nil }); err != nil {
+		return err
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) { return report, nil }); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, "end").Receive(ctx, nil)
+	return nil
+}
+
+// served is an API whose callers say in a header who they are.
+type served struct {
+	*gateway.API
+	url string
+}
+
+func serve(t *testing.T, s *temporal.Server) *served {
+	t.Helper()
+	d, who := responders(t, s)
+	d.Switch = &guards.FileSwitch{Path: filepath.Join(t.TempDir(), "switch"), Authority: d.Authority}
+	d.Log = slog.New(slog.DiscardHandler)
+	d.About = gateway.About{Version: "v0", Started: time.Now(), Playbooks: func() []string { return []string{"miner"} }}
+	api := &gateway.API{Decider: d, Identify: func(r *http.Request) (gateway.Speaker, error) {
+		speaker := who(r.Header.Get("Who"))
+		speaker.Operator = speaker.Name == "alice"
+		return speaker, nil
+	}}
+	server := httptest.NewServer(api.Handler())
+	t.Cleanup(server.Close)
+	return &served{API: api, url: server.URL}
+}
+
+// call asks as a person and decodes the answer.
+func (s *served) call(t *testing.T, who, method, path, body string, out any) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Who", who)
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.NoError(t, json.NewDecoder(resp.Body).Decode(out))
+}
+
+// While a playbook waits for an answer everybody sees what it has done, what it asks, and whom.
+func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": known, "Playbook": running})
+	api := serve(t, s)
+	opened := time.Now().UTC().Truncate(time.Second)
+	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
+	s.Run("Incident", "incident/a", incidentID, playbooks.Incident{
+		ID: incidentID, Status: "open", Total: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Run: "playbook/a/1", Started: opened}},
+		Detections: []playbooks.DetectionSummary{{Title: "Connection to a mining pool's port", Severity: "medium"}, {Title: "Reverse shell", Severity: "critical"}},
+		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), What: "later"}, {At: opened, What: "first"}},
+	})
+	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
+	s.Run("Playbook", "playbook/a/1", incidentID, playbook.Report{
+		Run: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
+		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: opened.Add(time.Second)}},
+	}, []ask{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+
+	var in gateway.View
+	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &in)
+	require.Equal(t, []playbooks.EvidenceRef{evidence}, in.Evidence)
+	require.Equal(t, "pod.processes", in.Playbooks[0].Steps[0].Action)
+	require.Equal(t, "Reverse shell", in.Headline)
+	var story []string
+	for _, e := range in.Timeline {
+		story = append(story, e.What)
+	}
+	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with what is under way")
+
+	for who, yours := range map[string]bool{"alice": true, "eve": false} {
+		var list []gateway.View
+		api.call(t, who, http.MethodGet, "/v1/incidents", "", &list)
+		require.Len(t, list, 1)
+		require.Len(t, list[0].Waiting, 1)
+		require.Equal(t, "isolate the pod", list[0].Waiting[0].Title)
+		require.Equal(t, yours, list[0].Waiting[0].You, "%s", who)
+		require.NotEmpty(t, list[0].Evidence)
+	}
+	var status gateway.Status
+	api.call(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	require.Equal(t, 1, status.Open)
+	require.Equal(t, incidentID, status.Waiting[0].Incident)
+	require.True(t, status.Waiting[0].You)
+	require.Equal(t, []string{"miner"}, status.Playbooks)
+	require.Empty(t, status.Problems)
+
+	// Slack reads the same.
+	shown, err := api.Reader.Incident(t.Context(), incidentID)
+	require.NoError(t, err)
+	require.Equal(t, in.Evidence, shown.Evidence)
+	require.Equal(t, in.Timeline, shown.Timeline)
+}
+
+// What was refused while paused is not forgotten by the resume.
+func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": known, "Lease": heldFor})
+	api := serve(t, s)
+	var paused gateway.Pause
+	api.call(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	require.False(t, paused.Paused)
+	var answer map[string]bool
+	api.call(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
+	api.call(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	require.True(t, paused.Paused)
+	require.Equal(t, "bob (a test)", paused.By)
+	require.Equal(t, "migration", paused.Reason)
+	require.WithinDuration(t, time.Now(), paused.Since, time.Minute)
+
+	pod := func(n string) playbooks.Target {
+		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-" + n, UID: n}
+	}
+	refused := func(n string) playbooks.StepReport {
+		return playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:" + n, Outcome: playbooks.OutcomeRefused, Reason: playbooks.ReasonPaused + " (by bob); …", At: time.Now()}
+	}
+	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute)}
+	in := playbooks.Incident{
+		ID: incidentID, Status: "open", Total: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{refused("1"), refused("1"), refused("2"), contained}}},
+	}
+	s.Run("Incident", "incident/a", incidentID, in)
+	other := in
+	other.ID, other.Judged, other.JudgedBy = "INC-01BRZ3NDEKTSV4RRFFQ69G5FAV", "false-positive", "alice"
+	s.Run("Incident", "incident/b", other.ID, other)
+	s.Run("Lease", "lease/prod/pod:2/network", "", time.Hour)
+	s.Listed("Incident", "Running", 2)
+	s.Listed("Lease", "Running", 1)
+
+	var status gateway.Status
+	api.call(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	require.True(t, status.Switch.Paused)
+	require.Equal(t, 1, status.Leases)
+	require.WithinDuration(t, time.Now().Add(time.Hour), status.NextEnd, time.Minute)
+	require.Contains(t, strings.Join(status.Problems, "\n"), "containments of open incidents refused while paused: 1")
+
+	var done gateway.Resumed
+	api.call(t, "alice", http.MethodPost, "/v1/resume", "", &done)
+	require.Len(t, done.Refused, 1, "once, and neither what was contained since nor what a person has judged")
+	require.Equal(t, incidentID, done.Refused[0].Incident)
+	require.Equal(t, "pod shop/web-1", done.Refused[0].Target)
+	require.Equal(t, "stanch run miner --on pod/shop/web-1", done.Refused[0].Again)
+
+	var view gateway.View
+	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &view)
+	require.Len(t, view.Paused, 1, "the incident still says so after the resume")
+	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+other.ID, "", &view)
+	require.Equal(t, "resolved: false-positive by alice", view.Standing)
+}
