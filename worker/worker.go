@@ -71,8 +71,10 @@ type Options struct {
 	NodeHosts  []string
 	// Listen is where foreign sensors post; "" does not listen.
 	Listen string
-	// Socket is the local API; "" does not listen.
-	Socket string
+	// Socket is the local API; "" does not listen. SocketGroup is the group whose members may connect beside root; "" is
+	// the configuration's.
+	Socket      string
+	SocketGroup string
 	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
 	Switch guards.Lever
 	// Version is this program's, for what is exported.
@@ -314,7 +316,11 @@ func (w *Worker) listenLocal() error {
 	if w.Socket == "" {
 		return nil
 	}
-	l, err := gateway.Listen(w.Socket)
+	group, err := gateway.LookupGroup(cmp.Or(w.SocketGroup, w.Config.SocketGroup))
+	if err != nil {
+		return err
+	}
+	l, err := gateway.Listen(w.Socket, group)
 	if err != nil {
 		return err
 	}
