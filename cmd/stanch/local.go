@@ -97,7 +97,7 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 			return refusedSocket(l.path)
 		}
 		if _, statErr := os.Stat(l.path); errors.Is(statErr, fs.ErrNotExist) {
-			if l.path != systemSocket && exists(systemSocket) {
+			if l.path != systemSocket && socketExists(systemSocket) {
 				return fmt.Errorf("no Stanch runs here: there is no %s; the one of this machine answers with --data %s", l.path, filepath.Dir(systemSocket))
 			}
 			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.path)
@@ -130,8 +130,8 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 // systemSocket is where a Stanch of root's answers.
 const systemSocket = "/var/lib/stanch/stanch.sock"
 
-// exists reports whether there is a file, also one that this user may not connect to.
-func exists(path string) bool {
+// socketExists reports whether there is a file, also one that this user may not connect to.
+func socketExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil || errors.Is(err, fs.ErrPermission)
 }

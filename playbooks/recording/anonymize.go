@@ -30,7 +30,7 @@ var free = map[string]bool{"outputs": true, "params": true, "prior": true, "labe
 var plainKey = regexp.MustCompile(`^[a-z][a-z_]*$`)
 
 // hexID is a container's id as runtimes make it: nobody chose it.
-var hexID = regexp.MustCompile(`^[0-9a-f]{12,64}$`)
+var hexID = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
 
 // Anonymise gives a copy in which pods, containers, workloads, namespaces, hosts, clusters and people have numbers for
 // names, the same number wherever the same name stands: also in texts, paths, ids and command lines.
