@@ -66,11 +66,11 @@ the containers of this host.`,
 	}
 	f := c.Flags()
 	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "where other nodes' sensors dial, with a certificate of `stanch cert`")
+	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "the `ADDRESS` where other nodes' sensors dial, with a certificate of stanch cert")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
 	f.StringVar(&o.node, "node", "", "this machine's node name (default: the host's)")
 	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringArrayVar(&o.rules, "rules", nil, "a folder with rule packs beside the shipped ones and those of the configuration")
+	f.StringArrayVar(&o.rules, "rules", nil, "a `DIR` with rule packs beside the shipped ones and those of the configuration")
 	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
 	f.DurationVar(&o.verify, "verify-every", 0, "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine: for a second Stanch on it, or where stanch-sensor runs")
