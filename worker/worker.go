@@ -324,7 +324,7 @@ func (w *Worker) listenLocal() error {
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Drills: w.drills}
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: w.reads(gateway.AuditRoutes(w.auditor()))}, Drills: w.drills}
 	w.serve(local.Server(), connlimit.New(l, connlimit.Limits{Total: 256, PerPeer: 32}))
 	return nil
 }
@@ -348,7 +348,7 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.New(l, connlimit.Limits{}), tlsConfig)
-	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
+	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: w.reads(gateway.AuditRoutes(w.auditor()))}, Kube: w.Kube}
 	if w.Namespace != "" && w.Hub.Sign != nil {
 		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log, KeySet: w.Authority.KeySet()}
 	}
