@@ -188,6 +188,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
 	w.watchHealth(ctx)
+	w.Decider.Requests = &gateway.Requests{Intake: w.Intake, Hub: w.Hub, ProgramOf: o.Library.ProgramOf, Plan: w.Set.Plan}
 	if err := w.openSlack(); err != nil {
 		return err
 	}
@@ -201,6 +202,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(thread.Thread)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
+	w.main.RegisterActivityWithOptions(o.Library.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
 	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
 	// time may have passed (reading the budget right after a crash takes seconds).
 	w.Hub.Started = time.Now()

@@ -33,6 +33,7 @@ type Decider struct {
 	Switch    guards.Lever
 	Evidence  *activities.EvidenceStore
 	Members   Membership // nil: groups are those of the configuration
+	Requests  *Requests  // nil: nobody contains by request
 	Log       *slog.Logger
 
 	limits   limits
