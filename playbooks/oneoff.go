@@ -15,7 +15,7 @@ func OneOff(action string, holds time.Duration) Source {
 			return r
 		}
 		return '-'
-	}, action)
+	}, action+"-"+short(holds)) // an incident keeps the version of a playbook that it started first
 	text := fmt.Sprintf(`playbook: %s
 description: A person asked for this containment by hand.
 inputs: { asked: { type: string, default: by hand } }

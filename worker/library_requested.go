@@ -12,7 +12,6 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/diagnostic"
-	"stanch/sensors/proof"
 	"stanch/workflows/incident"
 )
 
@@ -23,15 +22,11 @@ func (l *Library) Requested(_ context.Context, r sensors.Requested) (incident.Se
 	if err != nil {
 		return incident.Selected{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
 	}
-	selected := incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources()}
-	if l.Authority != nil {
-		signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p), At: time.Now()})
-		if err != nil {
-			return incident.Selected{}, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
-		}
-		selected.Selection = &signed
+	signed, err := l.sign(p)
+	if err != nil {
+		return incident.Selected{}, err
 	}
-	return selected, nil
+	return incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources(), Selection: signed}, nil
 }
 
 // ProgramOf is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
