@@ -1,6 +1,10 @@
 package sensors
 
-import "time"
+import (
+	"time"
+
+	"stanch/sensors/duration"
+)
 
 // KindRequested is an event of no sensor: a person asked for a containment or a playbook.
 const KindRequested Kind = "requested"
@@ -28,10 +32,10 @@ type Requested struct {
 	Playbook string        `json:"playbook,omitempty" expr:"playbook"`
 }
 
-// What is the request in words: "pod.isolate for 1h0m0s", "the playbook shell".
+// What is the request in words: "pod.isolate for 1h", "the playbook shell".
 func (r Requested) What() string {
 	if r.Playbook != "" {
 		return "the playbook " + r.Playbook
 	}
-	return r.Action + " for " + r.For.String()
+	return r.Action + " for " + duration.Format(r.For)
 }

@@ -370,4 +370,3 @@ func (d *Decider) asDetected(ctx context.Context, one sensors.Detection) (sensor
 	}
 	return one, nil
 }
-

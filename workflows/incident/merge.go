@@ -119,7 +119,9 @@ func (s *state) add(a Attested, now time.Time) bool {
 	if target.Kind != "" {
 		s.attest(target.ID(), d.Rule, a.Attestation)
 	}
-	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool { return x.Rule == d.Rule && x.Target == target.ID() && d.Requested == nil }); i >= 0 {
+	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool {
+		return x.Rule == d.Rule && x.Target == target.ID() && d.Requested == nil
+	}); i >= 0 {
 		in.Detections[i].Count += count
 		in.Detections[i].Last = d.Time
 	} else if len(in.Detections) < maxSummaries {
