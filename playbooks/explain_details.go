@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"stanch/sensors/duration"
 )
 
 // details are what a step was given beyond what its sentence says: a line for each key, so that nothing of a playbook is
@@ -22,10 +24,10 @@ func details(s *Step) []string {
 		add("%s = %s", a.Name, a.Value.plain())
 	}
 	if s.Action != "" && s.Timeout > 0 {
-		add("timeout: %s", short(s.Timeout))
+		add("timeout: %s", duration.Format(s.Timeout))
 	}
 	if r := s.Retry; r != nil {
-		add("retry: up to %d attempts, %s apart and doubling, while it fails", r.Attempts, short(r.Backoff))
+		add("retry: up to %d attempts, %s apart and doubling, while it fails", r.Attempts, duration.Format(r.Backoff))
 	}
 	if a := s.Approval; a != nil && a.Ask != nil {
 		add("asks: %s", a.Ask.plain())

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"stanch/sensors/duration"
 )
 
 // OneOff is the playbook of a containment that a person asked for by hand: evidence first, then the one action, as any
@@ -15,7 +17,7 @@ func OneOff(action string, holds time.Duration) Source {
 			return r
 		}
 		return '-'
-	}, action+"-"+short(holds)) // an incident keeps the version of a playbook that it started first
+	}, action+"-"+duration.Format(holds)) // an incident keeps the version of a playbook that it started first
 	text := fmt.Sprintf(`playbook: %s
 description: A person asked for this containment by hand.
 inputs: { asked: { type: string, default: by hand } }
@@ -24,7 +26,7 @@ steps:
   - contain: %q
     id: contain
     for: %s
-`, name, action, short(holds))
+`, name, action, holds)
 	return Source{File: "by-hand/" + name + ".yaml", Source: []byte(text)}
 }
 

@@ -184,7 +184,9 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	require.Len(t, node.locked(), 1)
 	require.Equal(t, []string{"person:alice"}, in.Actors)
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
-	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool { return strings.Contains(l.What, "alice (uid of alice) asked for pod.isolate for 1h: beacons") }))
+	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool {
+		return strings.Contains(l.What, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
+	}))
 
 	// The same request again is the same one; another one joins the lease.
 	again, err := ask("alice", q)

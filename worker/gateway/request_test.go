@@ -89,7 +89,8 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 
 	// People of other scopes, people who are nobody, and drills.
 	for _, s := range []gateway.Speaker{
-		{Person: config.Person{Name: "ben", Groups: []string{"interns"}}, Key: "ben"}, {Key: "nobody"},
+		{Person: config.Person{Name: "ben", Groups: []string{"interns"}}, Key: "ben"},
+		{Key: "nobody"},
 		{Person: config.Person{Name: "drill", Groups: []string{"sre"}}, Key: "drill", Drill: "cryptominer", Operator: true},
 	} {
 		_, err = d.Contain(t.Context(), s, dry)
