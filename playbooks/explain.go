@@ -21,7 +21,7 @@ type Explanation struct {
 	Lines       []Line   `json:"steps"`
 }
 
-// Line is one line of an explanation: a step, or what leads to those below it.
+// Line is one line of an explanation: a step, what it was given, or what leads to those below it.
 type Line struct {
 	Depth int    `json:"depth"`
 	Step  string `json:"step,omitempty"` // its id or path; empty on a line that is no step
@@ -44,14 +44,7 @@ const (
 func Explain(p *Program) Explanation {
 	e := Explanation{Playbook: p.Name, File: p.File, Description: p.Description, Guide: p.Guide, Handles: p.handles(), MaxPhase: p.MaxPhase, Lines: []Line{}}
 	for _, in := range p.Inputs {
-		text := in.Name + ", " + in.Type
-		if in.Default == nil {
-			text += ", required"
-		}
-		if in.Description != "" {
-			text += ": " + in.Description
-		}
-		e.Takes = append(e.Takes, text)
+		e.Takes = append(e.Takes, in.takes())
 	}
 	for _, o := range p.Outputs {
 		e.Gives = append(e.Gives, o.Name+" = "+normal(o.Expr.Source))
@@ -116,6 +109,9 @@ func (x *explainer) step(p *Program, s *Step, depth int, inApproval bool) {
 		text = "If " + normal(s.If.Source) + ": " + lower(text)
 	}
 	x.add(Line{Depth: depth, Step: s.Name(), Line: s.Pos.Line, Text: text, Phases: x.phases(p, s, inApproval)})
+	for _, text := range details(s) {
+		x.add(Line{Depth: depth + 1, Text: text})
+	}
 	switch {
 	case s.Approval != nil:
 		x.steps(p, s.Approval.Steps, depth+1, true)

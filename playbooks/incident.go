@@ -191,6 +191,8 @@ type PlaybookRun struct {
 	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
 	Outcome Outcome `json:"outcome,omitempty" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
+	// Request is the id of a person's request that started it; "" if it matched by itself.
+	Request string `json:"request,omitempty"`
 }
 
 // NotSelected is a playbook that matched an incident and was not started, with the reason.

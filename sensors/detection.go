@@ -73,6 +73,8 @@ type Detection struct {
 	Event Event `json:"event" expr:"event"`
 	// Count is how many alike were folded into this one since the last was sent; 0 counts as 1.
 	Count int `json:"count,omitempty" expr:"count"`
+	// Requested is what a person asked for; nil of everything that a sensor saw.
+	Requested *Requested `json:"requested,omitempty" expr:"requested"`
 	// Confirmed: the gateway found the pod, its node and its owner at the API server. It is never read from a message.
 	Confirmed bool `json:"-" expr:"-"`
 }

@@ -79,18 +79,25 @@ func (deaf) Handle(context.Context, link.CommandKind, []byte, proof.Keyring) (an
 // join connects a node that tells of itself what it is given, and obeys nothing unless it is given what does.
 func join(t *testing.T, w *worker.Worker, h agent.Health, handlers ...link.Handler) *link.Spool {
 	t.Helper()
+	var handler link.Handler = deaf{}
+	for _, given := range handlers {
+		handler = given
+	}
+	return joinWith(t, w, h, handler)
+}
+
+func joinWith(t *testing.T, w *worker.Worker, h agent.Health, handler link.Handler) *link.Spool {
+	t.Helper()
 	base, err := w.PKI.TLS(authority.RoleNode, h.Node)
 	require.NoError(t, err)
 	identity, err := link.NewIdentity(base, filepath.Join(t.TempDir(), "node.pem"))
 	require.NoError(t, err)
 	spool, err := link.OpenSpool(t.TempDir(), link.SpoolLimit{})
 	require.NoError(t, err)
-	var handler link.Handler = deaf{}
-	for _, given := range handlers {
-		handler = given
-	}
+	pins, err := link.OpenPins("", "", w.Authority.KeySet())
+	require.NoError(t, err)
 	c := &link.Client{
-		Address: w.NodeAddr, Node: h.Node, Version: "test", BootID: "boot", Spool: spool, Handler: handler, Identity: identity,
+		Address: w.NodeAddr, Node: h.Node, Pins: pins, Version: "test", BootID: "boot", Spool: spool, Handler: handler, Identity: identity,
 		Status: func() any { return agent.Report{Health: h, Spooled: spool.Len(), Dropped: spool.Dropped()} }, HealthEvery: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -71,8 +71,10 @@ type Options struct {
 	NodeHosts  []string
 	// Listen is where foreign sensors post; "" does not listen.
 	Listen string
-	// Socket is the local API; "" does not listen.
-	Socket string
+	// Socket is the local API; "" does not listen. SocketGroup is the group whose members may connect beside root; "" is
+	// the configuration's.
+	Socket      string
+	SocketGroup string
 	// Switch is the kill switch; nil means a file in Dir, which is this process's own.
 	Switch guards.Lever
 	// Version is this program's, for what is exported.
@@ -187,6 +189,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.Intake.Exported = exports.Detection
 	w.Hub.Intake, w.Hub.Limits = w.Intake, o.Config.Nodes
 	w.watchHealth(ctx)
+	w.Decider.Requests = &gateway.Requests{Intake: w.Intake, Hub: w.Hub, ProgramOf: o.Library.ProgramOf, Plan: w.Set.Plan}
 	if err := w.openSlack(); err != nil {
 		return err
 	}
@@ -200,6 +203,7 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(thread.Thread)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
+	w.main.RegisterActivityWithOptions(o.Library.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
 	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
 	// time may have passed (reading the budget right after a crash takes seconds).
 	w.Hub.Started = time.Now()
@@ -326,11 +330,15 @@ func (w *Worker) listenLocal() error {
 	if w.Socket == "" {
 		return nil
 	}
-	l, err := gateway.Listen(w.Socket)
+	group, err := gateway.LookupGroup(cmp.Or(w.SocketGroup, w.Config.SocketGroup))
 	if err != nil {
 		return err
 	}
-	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Drills: w.drills}
+	l, err := gateway.Listen(w.Socket, group)
+	if err != nil {
+		return err
+	}
+	local := &gateway.Local{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: w.reads(gateway.AuditRoutes(w.auditor()))}, Drills: w.drills}
 	w.serve(local.Server(), connlimit.New(l, connlimit.Limits{Total: 256, PerPeer: 32}))
 	return nil
 }
@@ -354,7 +362,7 @@ func (w *Worker) listenAPI() error {
 	}
 	w.APIAddr = l.Addr().String()
 	l = tls.NewListener(connlimit.New(l, connlimit.Limits{}), tlsConfig)
-	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: gateway.AuditRoutes(w.auditor())}, Kube: w.Kube}
+	remote := &gateway.Remote{API: gateway.API{Decider: w.Decider, Hub: w.Hub, More: w.reads(gateway.AuditRoutes(w.auditor()))}, Kube: w.Kube}
 	if w.Namespace != "" && w.Hub.Sign != nil {
 		remote.Enrol = &gateway.Enrol{Kube: w.Kube, Namespace: w.Namespace, Account: sensorAccount, Sign: w.Hub.Sign, Log: w.Log, KeySet: w.Authority.KeySet()}
 	}

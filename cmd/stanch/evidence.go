@@ -41,7 +41,7 @@ signed by the authority's key. All of it can be copied and verified elsewhere.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.PersistentFlags().StringVar(&o.dir, "dir", "", "the evidence directory (default: evidence below --data)")
-	c.PersistentFlags().StringVar(&o.keys, "keys", "", "a file with the authority's public keys, of `stanch cert public` (default: those of --data)")
+	c.PersistentFlags().StringVar(&o.keys, "keys", "", "a `FILE` with the authority's public keys, of stanch cert public (default: those of --data)")
 	c.AddCommand(evidenceList(g, o), evidenceGet(g, o), evidenceVerify(g, o))
 	return c
 }

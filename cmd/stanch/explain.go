@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -133,28 +134,24 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 	return nil
 }
 
-// playbookRow is one playbook as `stanch playbooks` shows it.
-type playbookRow struct {
-	Playbook    string `json:"playbook"`
-	File        string `json:"file"`
-	Description string `json:"description,omitempty"`
-	Handles     string `json:"handles"`
-	Priority    int    `json:"priority"`
-	Starts      *bool  `json:"starts,omitempty"` // for the incident that was asked about
-	Why         string `json:"why,omitempty"`
-}
-
 func playbooksCommand(g *globals) *cobra.Command {
 	var output string
 	var folders []string
 	c := &cobra.Command{
 		Use: "playbooks [INCIDENT|FILE]", Short: "List the playbooks; of an incident, which would start, and why or why not", Args: args(cobra.MaximumNArgs(1)),
-		Long: `List the playbooks that Stanch would use: the library's, and those of the configuration's folders.
+		Long: `List the playbooks that the running Stanch uses; where none runs, or with --config or --playbooks, those that it
+would use: the library's, and those of the configuration's folders.
 
 Given the id of an incident, or a file with one (a recording, or an incident as ` + "`stanch incidents ID -o json`" + ` prints it),
-say of each whether it would start, and why or why not.`,
-		Example: "  stanch playbooks\n  stanch playbooks INC-01JABC…\n  stanch playbooks recording.json --playbooks ./mine",
+say of each whether it ran or would start, and why or why not.`,
+		Example: "  stanch playbooks\n  stanch playbooks --data /srv/stanch            # those of the Stanch that runs there\n  stanch playbooks INC-01JABC…\n  stanch playbooks recording.json --playbooks ./mine",
 		RunE: func(cmd *cobra.Command, given []string) error {
+			running := g.config == "" && len(folders) == 0
+			if file := len(given) == 1 && isFile(given[0]); running && !file && (g.server.address != "" || exists(g.socket())) {
+				return g.runningPlaybooks(cmd, given, output)
+			} else if running && (file || cmd.Flags().Changed("data")) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "these are the playbooks of the defaults, and not those of a Stanch that runs; name its configuration with --config")
+			}
 			config, err := g.load()
 			if err != nil {
 				return err
@@ -175,7 +172,7 @@ say of each whether it would start, and why or why not.`,
 					return err
 				}
 			}
-			rows := playbookRows(library.Programs(), in)
+			rows := worker.ListPlaybooks(library.Programs(), in)
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), rows)
 			} else {
@@ -190,6 +187,30 @@ say of each whether it would start, and why or why not.`,
 	c.Flags().StringSliceVar(&folders, "playbooks", nil, "a folder of playbooks besides those of the configuration")
 	outputFlag(c, &output)
 	return c
+}
+
+// isFile reports whether an argument is a file and not the id of an incident.
+func isFile(s string) bool {
+	_, err := os.Stat(s)
+	return err == nil || strings.ContainsAny(s, "./")
+}
+
+// runningPlaybooks shows the playbooks of the Stanch that runs.
+func (g *globals) runningPlaybooks(cmd *cobra.Command, given []string, output string) error {
+	var rows []worker.PlaybookRow
+	var in *playbooks.Incident
+	path := "/v1/playbooks"
+	if len(given) == 1 {
+		path += "?incident=" + url.QueryEscape(given[0])
+		in = &playbooks.Incident{ID: given[0]}
+	}
+	if err := g.local().get(cmd.Context(), path, &rows); err != nil {
+		return err
+	}
+	if output == "json" {
+		return printJSON(cmd.OutOrStdout(), rows)
+	}
+	return showPlaybooks(cmd.OutOrStdout(), rows, in)
 }
 
 // incident reads an incident: from a file, or from the Stanch that runs.
@@ -229,35 +250,18 @@ func asRecorded(rec recording.Recording) playbooks.Incident {
 			in.Targets = append(in.Targets, target)
 		}
 	}
+	for _, p := range rec.Playbooks {
+		in.Playbooks = append(in.Playbooks, playbooks.PlaybookRun{Playbook: p.Name, Run: p.Run})
+	}
 	verdict := playbooks.Correlate(signals)
 	in.Objective, in.Severity, in.Confidence, in.Reasons = verdict.Objective, verdict.Severity, verdict.Confidence, verdict.Reasons
 	return in
 }
 
-func playbookRows(programs []*playbooks.Program, in *playbooks.Incident) []playbookRow {
-	rows := []playbookRow{}
-	var about playbooks.Incident
-	if in != nil {
-		about = *in
-	}
-	for _, c := range playbooks.Choose(programs, about) {
-		e := playbooks.Explain(c.Program)
-		row := playbookRow{Playbook: c.Name, File: c.File, Description: c.Description, Handles: e.Handles}
-		if c.Match != nil {
-			row.Priority = c.Priority()
-		}
-		if in != nil {
-			row.Starts, row.Why = &c.Chosen, c.Why
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}
-
-func showPlaybooks(out io.Writer, rows []playbookRow, in *playbooks.Incident) error {
+func showPlaybooks(out io.Writer, rows []worker.PlaybookRow, in *playbooks.Incident) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if in == nil {
-		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tHANDLES")
+		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tFILE\tHANDLES")
 	} else {
 		fmt.Fprintln(t, "PLAYBOOK\tSTARTS\tWHY")
 	}
@@ -267,11 +271,14 @@ func showPlaybooks(out io.Writer, rows []playbookRow, in *playbooks.Incident) er
 			if len(handles) > 110 {
 				handles = append(handles[:109], '…') // whole: stanch explain NAME
 			}
-			fmt.Fprintf(t, "%s\t%d\t%s\n", r.Playbook, r.Priority, string(handles))
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", plain(r.Playbook), r.Priority, plain(r.File), string(handles))
 			continue
 		}
 		starts := "no"
-		if *r.Starts {
+		switch {
+		case r.Ran:
+			starts = "ran"
+		case *r.Starts:
 			starts = "yes"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, plain(r.Why))

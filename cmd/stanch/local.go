@@ -13,6 +13,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,7 +101,13 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 		return fmt.Errorf("reach Stanch at %s: %w", l.server.address, err)
 	}
 	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return refusedSocket(l.path)
+		}
 		if _, statErr := os.Stat(l.path); errors.Is(statErr, fs.ErrNotExist) {
+			if l.path != systemSocket && socketExists(systemSocket) {
+				return fmt.Errorf("no Stanch runs here: there is no %s; the one of this machine answers with --data %s", l.path, filepath.Dir(systemSocket))
+			}
 			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.path)
 		}
 		return fmt.Errorf("reach Stanch at %s: %w", l.path, err)
@@ -124,6 +133,24 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 		return fmt.Errorf("read Stanch's answer: %w", err)
 	}
 	return nil
+}
+
+// systemSocket is where a Stanch of root's answers.
+const systemSocket = "/var/lib/stanch/stanch.sock"
+
+// socketExists reports whether there is a file, also one that this user may not connect to.
+func socketExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil || errors.Is(err, fs.ErrPermission)
+}
+
+// refusedSocket says how to get through to a socket that does not let this user in.
+func refusedSocket(path string) error {
+	name := strconv.Itoa(os.Getuid())
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	return fmt.Errorf("connect to Stanch at %s: permission denied; run this as root, or start Stanch with `stanch up --socket-group GROUP`, add yourself with `usermod -aG GROUP %s` and log in again", path, name)
 }
 
 func (l *local) get(ctx context.Context, path string, out any) error {

@@ -86,7 +86,7 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 	f.BoolVar(&o.HostNetwork, "host-network", false, "put the worker into its node's network, for a Temporal that is reached only there")
 	f.StringVar(&o.DataPath, "data-path", "", "keep the worker's data in this folder of its node, instead of a claim")
 	f.StringVar(&o.CRI, "cri", "/run/containerd/containerd.sock", "the container runtime's CRI socket on the nodes")
-	f.StringVar(&o.NodeCert, "node-cert", "", "a folder on each node with a certificate of `stanch cert node` (default: each sensor gets one from the gateway, with its pod's token)")
+	f.StringVar(&o.NodeCert, "node-cert", "", "a `DIR` on each node with a certificate of stanch cert node (default: each sensor gets one from the gateway, with its pod's token)")
 	f.StringVar(&o.LockDir, "lock-dir", "", "where the egress lock is pinned")
 	return c
 }

@@ -13,16 +13,16 @@ import (
 )
 
 func recordCommand(g *globals) *cobra.Command {
-	var anonymise bool
+	var anonymize bool
 	c := &cobra.Command{
 		Use: "record ID > FILE", Short: "Turn an incident into a recording, for `stanch simulate`", Args: args(cobra.ExactArgs(1)),
 		Long: `Turn an incident into a recording: what was detected and when, what every action
 answered, what was decided and by whom, and what became of each step. It holds no
 signature, and what looks like a secret is taken out. People's names stay, unless
---anonymise takes them out with those of pods, workloads and hosts.`,
-		Example: "  stanch record INC-01JABC… > miner.json\n  stanch record INC-01JABC… --anonymise > miner.json",
+--anonymize takes them out with those of pods, workloads and hosts.`,
+		Example: "  stanch record INC-01JABC… > miner.json\n  stanch record INC-01JABC… --anonymize > miner.json",
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			raw, err := g.recording(cmd.Context(), ids[0], anonymise)
+			raw, err := g.recording(cmd.Context(), ids[0], anonymize)
 			if err != nil {
 				return err
 			}
@@ -32,7 +32,7 @@ signature, and what looks like a secret is taken out. People's names stay, unles
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&anonymise, "anonymise", false, "numbers in place of the names of pods, workloads, hosts and people")
+	c.Flags().BoolVar(&anonymize, "anonymize", false, "numbers in place of the names of pods, containers, workloads, hosts and people")
 	return c
 }
 

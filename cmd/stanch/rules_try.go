@@ -101,7 +101,7 @@ With --events FILE it shows which rules would fire on what was recorded with
 		return err
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "show each test, and each event on which a rule fired")
-	c.Flags().StringArrayVar(&events, "events", nil, "a file of recorded events, an object a line; - is standard input")
+	c.Flags().StringArrayVar(&events, "events", nil, "a `FILE` of recorded events, an object a line; - is standard input")
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to test a copy of them")
 	outputFlag(c, &output)
 	return c

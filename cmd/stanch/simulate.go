@@ -155,6 +155,7 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 		}
 		with := options
 		with.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }
+		with.Requests = func(a activities.Authority) simulate.Requests { return worker.LibraryOf(a, programs...) }
 		return simulate.New(with)
 	}
 	if now, err = of(o.playbooks); err != nil || o.baseline == "" {

@@ -43,7 +43,11 @@ answers what, and what must become of it. cryptominer_test.yaml, beside cryptomi
         - { action: pod.freeze, outcome: changed, within: 30s }
       never: [workload.scale]
 
-An action that is not named succeeds. ` + "`stanch schema test`" + ` has every key.`,
+An action that is not named succeeds. ` + "`stanch schema test`" + ` has every key.
+
+--update writes what happened over what ` + "`expect`" + ` says of the steps that came, in the keys
+that are used there. A file is left as it is, with an error, if one of its tests would fail
+all the same: where an expected step did not come, or something else is not met.`,
 		Example: "  stanch test playbooks/\n  stanch test playbooks/ --min-coverage 100 --junit report.xml\n  stanch test cryptominer_test.yaml --update",
 		RunE: func(cmd *cobra.Command, paths []string) error {
 			return runTests(cmd.Context(), cmd.OutOrStdout(), paths, o)
@@ -51,7 +55,7 @@ An action that is not named succeeds. ` + "`stanch schema test`" + ` has every k
 	}
 	f := c.Flags()
 	f.StringVar(&o.junit, "junit", "", "write the results to this file as JUnit XML too")
-	f.BoolVar(&o.update, "update", false, "rewrite what tests that fail expect with what happened")
+	f.BoolVar(&o.update, "update", false, "rewrite what failing tests expect of their steps with what happened; only where they then pass")
 	f.BoolVar(&o.coverage, "coverage", false, "show which ways through the playbooks no test takes")
 	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this percentage of a playbook is covered")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell the story of each test")
@@ -81,15 +85,16 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 	if err != nil {
 		return err
 	}
-	var updated []string
+	var updated []playtest.Updated
+	var unfit error
 	if o.update {
-		if updated, err = playtest.Update(report); err != nil {
-			return err
-		}
+		updated, unfit = playtest.Update(report)
 		if len(updated) > 0 {
 			if report, err = run(); err != nil {
 				return err
 			}
+			updated, err = playtest.Keep(updated, report)
+			unfit = errors.Join(unfit, err)
 		}
 	}
 	if o.junit != "" {
@@ -103,6 +108,9 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 		}
 	} else {
 		showTests(out, report, updated, o)
+	}
+	if unfit != nil {
+		return unfit
 	}
 	if !report.OK() {
 		return errAnswered
@@ -135,10 +143,10 @@ func enough(out io.Writer, r playtest.Report, o testOptions) error {
 	return nil
 }
 
-func showTests(out io.Writer, r playtest.Report, updated []string, o testOptions) {
+func showTests(out io.Writer, r playtest.Report, updated []playtest.Updated, o testOptions) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	for _, file := range updated {
-		p("updated %s", file)
+	for _, u := range updated {
+		p("updated %s", u.File)
 	}
 	for _, f := range r.Files {
 		if len(f.Problems) > 0 {

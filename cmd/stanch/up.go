@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,10 +27,12 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
 	"stanch/sensors/link"
+	"stanch/sensors/probe"
 	"stanch/worker"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/engine"
+	"stanch/worker/gateway"
 	"stanch/worker/metrics"
 	"stanch/worker/tracing"
 	"stanch/workflows"
@@ -49,6 +52,7 @@ type upOptions struct {
 	crash      string
 	rules      []string
 	metrics    string
+	group      string // of the local socket
 }
 
 func upCommand(g *globals) *cobra.Command {
@@ -58,19 +62,20 @@ func upCommand(g *globals) *cobra.Command {
 		Long: `Run Temporal, the gateway, the worker and this machine's sensor in one process,
 with the cluster of the kubeconfig if there is one. Without Kubernetes it protects
 the containers of this host.`,
-		Example: "  stanch up\n  stanch up --config stanch.yaml --listen 127.0.0.1:7480",
+		Example: "  stanch up\n  stanch up --config stanch.yaml --listen 127.0.0.1:7480\n  stanch up --config stanch.yaml --socket-group stanch   # members of this group may connect and answer",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
 	f := c.Flags()
 	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "where other nodes' sensors dial, with a certificate of `stanch cert`")
+	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "the `ADDRESS` where other nodes' sensors dial, with a certificate of stanch cert")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
 	f.StringVar(&o.node, "node", "", "this machine's node name (default: the host's)")
 	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringArrayVar(&o.rules, "rules", nil, "a folder with rule packs beside the shipped ones and those of the configuration")
+	f.StringArrayVar(&o.rules, "rules", nil, "a `DIR` with rule packs beside the shipped ones and those of the configuration")
 	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
 	f.Var(duration.NewFlag(&o.verify, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
-	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine")
+	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine: for a second Stanch on it, or where stanch-sensor runs")
+	f.StringVar(&o.group, "socket-group", "", "the Unix `GROUP` whose members may connect to the local socket beside root; people are known by their uid all the same (default: socket_group of the configuration)")
 	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
 	f.StringVar(&o.metrics, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
 	f.StringVar(&o.crash, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
@@ -84,11 +89,20 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		return err
 	}
+	group := cmp.Or(o.group, cfg.SocketGroup)
+	if _, err := gateway.LookupGroup(group); err != nil {
+		return err
+	}
 	unlock, err := worker.LockDir(g.data)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if !o.noSensor {
+		if err := probe.CheckFree(o.lockDir); err != nil {
+			return err
+		}
+	}
 	pki, err := authority.OpenPKI(filepath.Join(g.data, "pki"))
 	if err != nil {
 		return err
@@ -138,7 +152,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	w, err := startWorker(ctx, worker.Options{
 		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), SocketGroup: group, Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
@@ -157,12 +171,15 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		log.Warn("Temporal's web page is off", "error", err)
 	}
-	announce(out, g, cfg, w, clusterName, ui)
+	announce(out, g, cfg, w, clusterName, ui, group)
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
 		return nil
 	case err := <-sensorDone:
+		if errors.Is(err, probe.ErrInUse) {
+			return err // another one started meanwhile: two on one machine report and contain the same twice
+		}
 		if err != nil {
 			log.Error("this machine's sensor ended; the rest goes on", "error", err)
 		}
@@ -171,7 +188,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 }
 
-func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui string) {
+func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui, group string) {
 	lines := []string{
 		"Stanch is up.",
 		fmt.Sprintf("  phase      %d (1 observes, 2 contains, 3 disrupts behind approval)", cfg.Phase),
@@ -185,8 +202,29 @@ func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, c
 	if ui != "" {
 		lines = append(lines, "  history    http://"+ui+" (read-only)")
 	}
+	if note := socketNote(cfg, group); note != "" {
+		lines = append(lines, "  socket     "+note)
+	}
 	lines = append(lines, "Next: stanch drill --data "+g.data, "      stanch incidents --data "+g.data)
 	fmt.Fprintln(out, strings.Join(lines, "\n"))
+}
+
+// socketNote says who may connect to the local socket, where that is not obvious: a group, or people with a uid whom the
+// socket keeps out.
+func socketNote(cfg *config.Config, group string) string {
+	if group != "" {
+		return "the group " + group + " may connect"
+	}
+	var out []string
+	for _, p := range cfg.People {
+		if p.UID != nil && *p.UID != 0 && int(*p.UID) != os.Getuid() {
+			out = append(out, p.Name)
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return "only root may connect, so " + strings.Join(out, ", ") + " cannot answer on this machine; start with --socket-group GROUP (`socket_group:` in stanch.yaml)"
 }
 
 // connectCluster connects to the cluster of a kubeconfig, to the one that this process runs in, or to none.

@@ -66,7 +66,7 @@ stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a 
 	f.StringVar(&o.tlsServer, "tls-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
 	f.StringVar(&o.keys, "keys", "", "the folder with authority.seed and codec.key (default: DATA/keys)")
 	f.StringVar(&o.pki, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
-	f.StringVar(&o.nodes, "listen-nodes", ":7443", "where nodes' sensors dial, with a certificate of `stanch cert`")
+	f.StringVar(&o.nodes, "listen-nodes", ":7443", "the `ADDRESS` where nodes' sensors dial, with a certificate of stanch cert")
 	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
 	f.StringVar(&o.api, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
 	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does, and /metrics for Prometheus; \"\" for nowhere")

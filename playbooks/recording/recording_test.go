@@ -111,6 +111,39 @@ func TestAnonymisedNamesNobody(t *testing.T) {
 	require.Equal(t, "miner-process", r.Detections[0].Detection.Rule)
 }
 
+// Outside of Kubernetes a container has a name that people chose, and people are named in many places: approvers who never
+// answered, actors, reasons in free text, paths and ids.
+func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
+	r := example()
+	d := r.Detections[0].Detection
+	d.ID, d.Node, d.Event.Node = "d2", "vm-hamburg", "vm-hamburg"
+	d.Event.Actor = "kubernetes:carol@example.com"
+	d.Event.Container = sensors.Container{ID: "billing-worker", Name: "billing-worker", CgroupPath: "/runc/billing-worker", Image: "registry.example/billing:7"}
+	d.Event.Process.Args = []string{"curl", "http://billing-worker.local", "--user=dave"}
+	d.Reasons = []string{"Carol started billing-worker"}
+	r.Detections = append(r.Detections, recording.Detection{AfterMS: 5, Batch: 2, Detection: d})
+	r.Playbooks[0].File = "/home/dave/playbooks/miner.yaml"
+	r.Questions = []recording.Question{{Run: "playbook/INC/1/billing-worker", Step: "s", Approvers: recording.Approvers{Users: []string{"dave", "Erin Smith"}}, Actions: []string{"container.isolate on container billing-worker"}}}
+	r.Answers = append(r.Answers, recording.Answer{
+		Operation: recording.Plan, Action: "pod.isolate", Target: "container:billing-worker", Attempt: 1, Changes: []string{"cut off billing-worker"},
+		Decision: &recording.Decision{Verdict: "run", Reason: "granted by Frank (uid 1002 on the local socket)", Approvers: recording.Approvers{Users: []string{"frank"}}},
+		Prior:    json.RawMessage(`{"lease":"lease/prod/container:billing-worker/network","by_container":{"billing-worker":1},"kind":"billing-worker"}`),
+	})
+	r.Releases = []recording.Release{{Lease: "lease/prod/container:billing-worker/network", People: []string{"grace (uid 1003 on the local socket)"}}}
+	r.Steps = append(r.Steps, recording.Step{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "container:billing-worker", Reason: "erin smith said no: grace and dave know /srv/billing-worker/data"})
+	out, err := recording.Anonymise(recording.Redact(r))
+	require.NoError(t, err)
+	raw, err := recording.Encode(out)
+	require.NoError(t, err)
+	for _, name := range []string{"billing-worker", "carol", "dave", "erin", "frank", "grace", "alice", "vm-hamburg", "checkout-7f", "payments", "uid 100"} {
+		require.NotContains(t, strings.ToLower(string(raw)), name)
+	}
+	require.Equal(t, "container:container-1", out.Steps[1].Target)
+	require.Equal(t, "miner.yaml", out.Playbooks[0].File)
+	require.Equal(t, "/home/dave/playbooks/miner.yaml", r.Playbooks[0].File, "the original is left alone")
+	require.Equal(t, "pod.isolate", out.Answers[1].Action)
+}
+
 func TestCommittedRecordingsAreWhole(t *testing.T) {
 	files, err := filepath.Glob("../../testenv/recordings/*.json")
 	require.NoError(t, err)

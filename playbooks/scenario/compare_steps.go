@@ -37,8 +37,10 @@ func (c *comparison) steps() {
 		case before >= 0:
 			got := c.Steps[before]
 			c.expectf(want.Pos, got.Step, "step %s%s came before %s and not after it (%s at %s)", got.Step, c.onTarget(got), c.Steps[cursor-1].Step, got.Outcome, seconds(got.At))
+			c.failures[len(c.failures)-1].Gone = true
 		default:
 			c.expectf(want.Pos, want.Step, "step %s did not come%s", called(want), c.instead(want))
+			c.failures[len(c.failures)-1].Gone = true
 		}
 	}
 }

@@ -66,4 +66,6 @@ type Failure struct {
 	What   string `json:"what"`
 	// Expects: it is one of `expect`, which can be rewritten with what happened.
 	Expects bool `json:"-"`
+	// Gone: the step that is expected did not come, or not in its place. To rewrite it would be to expect less.
+	Gone bool `json:"-"`
 }

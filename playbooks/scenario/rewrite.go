@@ -17,8 +17,9 @@ func (t *Test) Unwritten() bool {
 }
 
 // Rewrite gives the file with the `expect` of the tests replaced by what happened. Only those lines change: an expected
-// step that came as it was expected stays as it is written, and so does every comment but those inside of brackets. A
-// file in which that cannot be done line by line is left alone, with an error.
+// step that came as it was expected stays as it is written, one that came otherwise keeps the keys that its author chose,
+// and so does every comment but those inside of brackets. Where nothing was expected, or nothing of it came, every step
+// that came is written. A file in which that cannot be done line by line is left alone, with an error.
 func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
 	if breaks := strings.ReplaceAll(string(f.Source), "\r\n", ""); strings.ContainsAny(breaks, "\r\u0085\u2028\u2029") {
 		return nil, fmt.Errorf("%s has line breaks that are not those of this machine: rewrite it by hand", f.File)
@@ -131,6 +132,9 @@ func written(lines []string, starts []int, t *Test, h Happened, indent string) [
 			kept[near], cursor = i, near+1
 		}
 	}
+	if len(kept) > 0 {
+		return keptOnly(c, lines, starts, kept, indent)
+	}
 	var out []string
 	next := 0 // the first item whose comments are not written yet
 	comments := func(upTo int) {
@@ -138,22 +142,8 @@ func written(lines []string, starts []int, t *Test, h Happened, indent string) [
 			out = append(out, comment(lines, starts, next)...)
 		}
 	}
-	for k, ran := range h.Steps {
-		item, ok := kept[k]
-		if !ok || item >= len(starts) {
-			out = append(out, indent+"- "+c.line(ran)+"\n")
-			continue
-		}
-		comments(item)
-		if key, _ := c.differs(t.Expect[item], ran); key == "" {
-			out = append(out, body(lines, starts, item)...)
-			continue
-		}
-		text := indent + "- " + c.line(ran)
-		if said := lineComment(t.Expect[item].node); said != "" {
-			text += " " + said
-		}
-		out = append(out, text+"\n")
+	for _, ran := range h.Steps {
+		out = append(out, indent+"- "+c.line(ran)+"\n")
 	}
 	comments(len(starts))
 	return out

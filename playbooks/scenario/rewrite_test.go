@@ -1,10 +1,13 @@
 package scenario_test
 
 import (
+	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/playbooks"
 	"stanch/playbooks/scenario"
 )
 
@@ -42,7 +45,6 @@ tests:
       # the pod
 
       - { step: isolate, outcome: refused, reason: "host network" } # why
-      - { step: "steps[1].on_failure[0]", outcome: changed }
       - action: approval
         outcome: denied
     # after it
@@ -57,10 +59,7 @@ tests:
   - name: three
     detections: [{ objective: escape }]
     expect: # flow
-      - { step: "steps[0]", outcome: changed }
-      - { step: isolate, outcome: refused, reason: "host network" }
-      - { step: "steps[1].on_failure[0]", outcome: changed }
-      - { step: "steps[2]", outcome: denied, reason: "alice said no" }
+      - { action: pod.logs }
     matched: true
 `
 
@@ -95,19 +94,19 @@ func TestARewriteEndsWhereTheListEnds(t *testing.T) {
       - { step: "steps[2]", outcome: denied, reason: "alice said no" }
 `
 	for list, key := range map[string]string{
-		"expect: [{ step: x, reason: it's away }]":                      "expect:\n",
-		"expect: [{ step: x, reason: it's a \"thing }] # isn't it ]":    "expect: # isn't it ]\n",
-		"expect: [ # it's [ mine\n      { step: x } # don't\n    ] # '": "expect: # '\n",
-		"expect: [{ step: x, reason: 'it''s ]' }]":                      "expect:\n",
-		"expect: [{ step: x, reason: 'it''s\n      two ]' }]":           "expect:\n",
-		`expect: [{ step: x, reason: "a \"quote\" ] \\" }]`:             "expect:\n",
-		"expect: [{ step: x, reason: \"a\n\n      ] 'b\" }]":            "expect:\n",
-		"expect: [{ step: x, reason: a#b# }, ]":                         "expect:\n",
-		"expect: [ step: x ]":                                           "expect:\n",
-		"expect: [{ action: pod.logs, with: {} }]":                      "expect:\n",
-		"expect: [{ action: pod.logs, with: { tail: 1 } }]":             "expect:\n",
-		"expect: [{ action: pod.logs, with: { [a: b]: c } }]":           "expect:\n",
-		"expect: [{ action: pod.logs, reason: ü… ' }, { step: ü }]":     "expect:\n",
+		"expect: [{ step: x, reason: it's away }]":                        "expect:\n",
+		"expect: [{ step: x, reason: it's a \"thing }] # isn't it ]":      "expect: # isn't it ]\n",
+		"expect: [ # it's [ mine\n      { step: x } # don't\n    ] # '":   "expect: # '\n",
+		"expect: [{ step: x, reason: 'it''s ]' }]":                        "expect:\n",
+		"expect: [{ step: x, reason: 'it''s\n      two ]' }]":             "expect:\n",
+		`expect: [{ step: x, reason: "a \"quote\" ] \\" }]`:               "expect:\n",
+		"expect: [{ step: x, reason: \"a\n\n      ] 'b\" }]":              "expect:\n",
+		"expect: [{ step: x, reason: a#b# }, ]":                           "expect:\n",
+		"expect: [ step: x ]":                                             "expect:\n",
+		"expect: [{ action: workload.scale, with: {} }]":                  "expect:\n",
+		"expect: [{ action: workload.scale, with: { tail: 1 } }]":         "expect:\n",
+		"expect: [{ action: workload.scale, with: { [a: b]: c } }]":       "expect:\n",
+		"expect: [{ action: workload.scale, reason: ü… ' }, { step: ü }]": "expect:\n",
 		"expect: []": "expect:\n",
 		"expect: # don't\n      # [ nor this\n      [{ step: x }] # '": "expect: # don't\n      # [ nor this\n      # '\n",
 		"expect: # don't": "expect: # don't\n",
@@ -133,5 +132,38 @@ func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
 		require.NoError(t, problems.Err(), list)
 		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
 		require.ErrorContains(t, err, "book_test.yaml:"+where+": ", "%s", got)
+	}
+}
+
+// Each key that the author chose stays, with the value that came: an update never makes a test laxer.
+func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
+	f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
+	h := scenario.Happened{
+		Playbooks: []string{"book"}, Names: map[string]playbooks.Target{"pod:u": {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u"}},
+		Steps: []scenario.Ran{
+			{Step: "steps[0]", Action: "pod.logs", Outcome: playbooks.OutcomeChanged},
+			{Step: "steps[1]", Action: "pod.isolate", Target: "pod:u", Outcome: playbooks.OutcomeChanged, At: 2500 * time.Millisecond, With: json.RawMessage(`{"tail":5,"more":true}`)},
+		},
+	}
+	got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: h})
+	require.NoError(t, err)
+	require.Contains(t, string(got), "    expect:\n      - { action: pod.isolate, target: web-1, within: 3s, outcome: changed, with: {\"tail\":5} }\n")
+	require.Empty(t, scenario.Compare(parse(t, string(got)).Tests[0], h))
+}
+
+// A step that did not come, and what is not `expect`, are the author's to change.
+func TestARewriteThatCannotPassIsNotOffered(t *testing.T) {
+	for text, want := range map[string]bool{
+		"expect: [{ step: isolate, outcome: changed }]":                        true,
+		"expect: [{ action: workload.scale }]":                                 false,
+		"expect: [{ step: isolate }, { step: \"steps[0]\" }]":                  false,
+		"expect: [{ step: isolate, outcome: changed }]\n    never: [pod.logs]": false,
+	} {
+		f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+text+"\n")
+		failures := scenario.Compare(f.Tests[0], happened())
+		require.NotEmpty(t, failures, text)
+		ok, why := scenario.CanRewrite(failures)
+		require.Equal(t, want, ok, "%s: %s", text, why)
+		require.Equal(t, ok, why == "")
 	}
 }

@@ -45,6 +45,9 @@ type eyes struct {
 	pid   uint32 // of the heartbeat that came back: its end is its own too
 	made  time.Time
 	back  chan struct{}
+	// id names this sensor's commitments; neighbors are heartbeats of the machine's other sensors.
+	id        string
+	neighbors []neighbor
 }
 
 const (
@@ -130,7 +133,8 @@ func (y *eyes) note(err error) {
 	}
 }
 
-// saw tells whether an event is the heartbeat's. Nothing else is left out: what others do in its cgroup is theirs.
+// saw reports whether an event is the heartbeat's, or a proved one of another sensor's. Nothing else is left out: what
+// others do in its cgroup is theirs.
 func (y *eyes) saw(e *sensors.Event) bool {
 	if y == nil || e.Container.CgroupPath != "/"+heartbeatName {
 		return false
@@ -148,7 +152,7 @@ func (y *eyes) saw(e *sensors.Event) bool {
 	case e.Kind == sensors.KindExit && e.Process.PID == y.pid && y.pid != 0:
 		return true
 	}
-	return false
+	return y.sawNeighbor(e)
 }
 
 // Eyes gives what is known now.
@@ -167,6 +171,12 @@ func (y *eyes) beat(nonce string) error {
 	dir := filepath.Join(root, heartbeatName)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make its cgroup: %w", err)
+	}
+	if y.id == "" {
+		y.id = rand.Text()
+	}
+	if err := commitTo(dir, y.id, nonce); err != nil {
+		y.log.Debug("other sensors will not recognize the heartbeat", "error", err)
 	}
 	cgroup, err := os.Open(dir)
 	if err != nil {

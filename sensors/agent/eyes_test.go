@@ -2,13 +2,16 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"stanch/sensors"
 	"stanch/sensors/identity"
@@ -101,4 +104,34 @@ func TestOnlyTheHeartbeatItselfIsLeftOut(t *testing.T) {
 	require.True(t, y.saw(own(sensors.KindExit, 7)))
 	require.False(t, y.saw(own(sensors.KindExec, 8, heartbeatName, "word")), "the same word again")
 	require.False(t, y.saw(own(sensors.KindConnect, 7)), "it connects nowhere")
+}
+
+// Two sensors on one machine tell each other's heartbeats from an attack by what only root of the host could publish, and
+// not by a name that anybody can take.
+func TestAnotherSensorsHeartbeatIsKnownByItsProof(t *testing.T) {
+	lacking.Root(t)
+	root, err := identity.FindCgroupRoot()
+	require.NoError(t, err)
+	dir := filepath.Join(root, heartbeatName)
+	if err := os.Mkdir(dir, 0o755); !errors.Is(err, os.ErrExist) {
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = os.Remove(dir) })
+	}
+	require.NoError(t, commitTo(dir, "other", "their-nonce"))
+	t.Cleanup(func() { _ = unix.Removexattr(dir, commitmentPrefix+"other") })
+	y := &eyes{nonce: "mine", back: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
+	event := func(kind sensors.Kind, pid uint32, args ...string) *sensors.Event {
+		return &sensors.Event{Kind: kind, Process: sensors.Process{PID: pid, Args: args}, Container: sensors.Container{CgroupPath: "/" + heartbeatName}}
+	}
+	require.False(t, y.saw(event(sensors.KindExec, 7, heartbeatName, "guess")), "its name alone")
+	require.False(t, y.saw(event(sensors.KindExec, 7, "sh", "their-nonce")), "another program")
+	elsewhere := event(sensors.KindExec, 7, heartbeatName, "their-nonce")
+	elsewhere.Container.CgroupPath = "/docker/abc"
+	require.False(t, y.saw(elsewhere), "in another cgroup")
+	require.True(t, y.saw(event(sensors.KindExec, 8, heartbeatName, "their-nonce")))
+	require.True(t, y.saw(event(sensors.KindExit, 8)))
+	require.False(t, y.saw(event(sensors.KindConnect, 8)), "it connects nowhere")
+	require.False(t, y.saw(event(sensors.KindExec, 9, heartbeatName, "their-nonce")), "the same nonce again")
+	require.NoError(t, commitTo(dir, "other", "next"))
+	require.True(t, y.saw(event(sensors.KindExec, 10, heartbeatName, "next")))
 }

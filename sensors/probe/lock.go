@@ -118,7 +118,9 @@ func (l *Lock) open(dir string) error {
 		return err
 	}
 	var err error
-	if l.own, err = own(dir, handover); err != nil {
+	if l.own, err = own(dir, handover); errors.Is(err, ErrInUse) {
+		return fmt.Errorf("open the egress lock: %w%s", err, inUseRemedy)
+	} else if err != nil {
 		return fmt.Errorf("open the egress lock: %w", err)
 	}
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,9 @@ import (
 // ErrInUse says that another process uses the pins of a directory: two that write the same maps lose each other's
 // writes, and a lock that is reported as held would not be in force.
 var ErrInUse = errors.New("another sensor uses it")
+
+// inUseRemedy says what to do about ErrInUse.
+const inUseRemedy = "; stop that one first, or run `stanch up` with --no-sensor"
 
 // handover is how long a process waits for one that is ending to let its pins go.
 const handover = 2 * time.Second
@@ -41,7 +45,7 @@ func own(dir string, wait time.Duration) (*os.File, error) {
 		holder := holderOf(f)
 		_ = f.Close()
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("lock %s: %w%s; stop that one first, or give this one a directory of its own with --lock-dir", dir, ErrInUse, holder)
+			return nil, fmt.Errorf("lock %s: %w%s", dir, ErrInUse, holder)
 		}
 	}
 }
@@ -55,7 +59,23 @@ func sameAsPath(f *os.File, path string) bool {
 	return err == nil && os.SameFile(opened, named)
 }
 
-// holderOf names the process that has a file locked, as far as it can be seen from here.
+// CheckFree returns an error that wraps ErrInUse, and names the process, while another sensor of this machine has the
+// pins under dir (empty: DefaultLockDir). What cannot be opened here is free: OpenLock says later what it lacks.
+func CheckFree(dir string) error {
+	if dir == "" {
+		dir = DefaultLockDir
+	}
+	f, err := own(dir, handover)
+	if err == nil {
+		return f.Close()
+	}
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("start a sensor on this machine: %w%s", err, inUseRemedy)
+	}
+	return nil
+}
+
+// holderOf names the process that has a file locked and its data directory, as far as they can be seen from here.
 func holderOf(f *os.File) string {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
@@ -72,10 +92,31 @@ func holderOf(f *os.File) string {
 			continue
 		}
 		if pid, err := strconv.Atoi(at[4]); err == nil && pid > 0 {
-			return fmt.Sprintf(" (process %d)", pid)
+			return fmt.Sprintf(" (process %d%s)", pid, dataOf(pid))
 		}
 	}
 	return ""
+}
+
+// dataOf names the data directory of a Stanch process by the lock that it has open there, or the directory of a sensor's
+// spool; "" if neither can be seen.
+func dataOf(pid int) string {
+	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return ""
+	}
+	spool := ""
+	for _, fd := range fds {
+		switch path, err := os.Readlink(filepath.Join(dir, fd.Name())); {
+		case err != nil:
+		case filepath.Base(path) == "lock" && filepath.IsAbs(path):
+			return ", data directory " + filepath.Dir(path)
+		case strings.HasSuffix(path, ".spool") && filepath.IsAbs(path):
+			spool = ", state directory " + filepath.Dir(path)
+		}
+	}
+	return spool
 }
 
 // ReadLocks gives the locks in force that are pinned under dir (empty: DefaultLockDir), without changing anything. It

@@ -3,6 +3,7 @@ package probe
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,6 +18,11 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	_, id := cgroup(t, "")
 	dir := lockDir(t)
 	l := openLock(t, dir)
+	data, err := os.Create(filepath.Join(t.TempDir(), "lock")) // as a Stanch holds its data directory
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = data.Close() }()
 	st, err := l.Apply(LockRequest{Lease: "a", Cgroups: []uint64{id}, Until: time.Now().Add(time.Hour)})
 	if err != nil || !st.Held {
 		t.Fatalf("%+v, %v", st, err)
@@ -26,9 +32,13 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	if second != nil || !errors.Is(err, ErrInUse) {
 		t.Fatalf("a second one: %v", err)
 	}
-	for _, word := range []string{dir, "--lock-dir", strconv.Itoa(os.Getpid())} {
-		if !strings.Contains(err.Error(), word) {
-			t.Errorf("%q does not say %q", err, word)
+	free := CheckFree(dir)
+	if !errors.Is(free, ErrInUse) {
+		t.Fatalf("it counts as free: %v", free)
+	}
+	for _, word := range []string{dir, "--no-sensor", strconv.Itoa(os.Getpid()), "data directory " + filepath.Dir(data.Name())} {
+		if !strings.Contains(err.Error(), word) || !strings.Contains(free.Error(), word) {
+			t.Errorf("%q and %q do not say %q", err, free, word)
 		}
 	}
 	// Who only reads is let in, and sees what is in force.
@@ -67,6 +77,9 @@ func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = owner.Wait()
+	if err := CheckFree(dir); err != nil {
+		t.Errorf("a dead one blocks: %v", err)
+	}
 	l := openLock(t, dir)
 	if st, err := l.Lease("owner"); err != nil || !st.Held || !st.Wire {
 		t.Errorf("%+v, %v", st, err)

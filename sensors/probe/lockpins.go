@@ -171,6 +171,9 @@ func Disarm(dir string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("disarm: %w; stop that one first", err)
+	}
 	if err != nil {
 		return fmt.Errorf("disarm: %w", err)
 	}

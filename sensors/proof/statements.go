@@ -26,6 +26,25 @@ type Attestation struct {
 	// Confirmed: the API server said so of the pod, its node, namespace and workload. Without it they are the sender's words.
 	Confirmed bool      `json:"confirmed,omitempty"`
 	Accepted  time.Time `json:"accepted"`
+	// Requested: nothing was detected, a person asked. It permits what they asked for and nothing else.
+	Requested *Requested `json:"requested,omitempty"`
+}
+
+// Requested is what a person asked for, and what it takes.
+type Requested struct {
+	Person string `json:"person"`
+	Proved string `json:"proved"` // how: "uid 1000 on the local socket"
+	Reason string `json:"reason"`
+	// Actions are the containments that the request is for, and For is how long the longest of them holds.
+	Actions []string      `json:"actions"`
+	For     time.Duration `json:"for"`
+}
+
+// Counts reports whether an attestation speaks for a containment that holds so long: a detection for every one, a request
+// for those that were asked for.
+func (a Attestation) Counts(action string, holds time.Duration) bool {
+	r := a.Requested
+	return r == nil || slices.Contains(r.Actions, action) && holds <= r.For
 }
 
 // OpenAttestation verifies s and that it is about target and was accepted within maxAge before now.

@@ -1,6 +1,8 @@
 package audit_test
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +225,29 @@ func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
 	require.NotContains(t, b.String(), "http://")
 	require.NotContains(t, b.String(), "<script")
 	require.Contains(t, b.String(), "&lt;img")
+}
+
+// On a narrow screen a table's rows become cards: then each cell must carry its column's name, and nothing may keep the page
+// wider than the screen.
+func TestThePageFitsANarrowScreen(t *testing.T) {
+	m := newMade(t)
+	m.whole(nil)
+	var b strings.Builder
+	require.NoError(t, audit.HTML(&b, audit.Tell(m.runs, m.options())))
+	if file := os.Getenv("STANCH_PAGE"); file != "" { // to look at it
+		require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
+	}
+	cells := regexp.MustCompile(`<td[^>]*>`).FindAllString(b.String(), -1)
+	require.NotEmpty(t, cells)
+	for _, cell := range cells {
+		require.True(t, strings.Contains(cell, `data-th="`) || strings.Contains(cell, "colspan"), cell)
+	}
+	_, narrow, ok := strings.Cut(b.String(), "@media screen and (max-width: 720px)")
+	require.True(t, ok)
+	narrow, _, _ = strings.Cut(narrow, "</style>")
+	for _, rule := range []string{"table, tbody, tr, td { display: block; }", "thead { display: none; }", "white-space: normal", "overflow-wrap: anywhere", "content: attr(data-th)"} {
+		require.Contains(t, narrow, rule)
+	}
 }
 
 // Whatever an activity says of the manifest is in the story, to be compared with it.

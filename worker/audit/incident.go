@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/sensors"
 	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 	"stanch/workflows"
@@ -146,6 +147,10 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	if _, known := r.signals[key]; !known {
 		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.Time}
 	}
+	if d.Requested != nil {
+		r.requested(e, d, att, attested, details)
+		return
+	}
 	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.What(d), d.Rule, d.Severity, d.Confidence)
 	if count > 1 {
 		what += fmt.Sprintf(", %d alike", count)
@@ -154,6 +159,24 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 		what += ". Its attestation does not hold"
 	}
 	r.line(e, KindDetection, "", what, details)
+}
+
+// requested tells what a person asked for, and holds it against what the gateway attested.
+func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att proof.Attestation, attested bool, details map[string]any) {
+	q := *d.Requested
+	if attested && (att.Requested == nil || att.Requested.Person != q.Person || att.Requested.Proved != q.Proved || att.Requested.Reason != q.Reason) {
+		r.problem(e, "the request %s is not the one that the gateway attested", d.ID)
+		attested = false
+	}
+	who := fmt.Sprintf("%s (%s)", q.Person, q.Proved)
+	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.What(), incident.TargetOf(d), q.Reason)
+	if attested {
+		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.What(), incident.TargetOf(d), q.Reason))
+	} else {
+		what += ". Its attestation does not hold"
+	}
+	details["person"], details["reason"] = q.Person, q.Reason
+	r.line(e, KindDetection, q.Person, what, details)
 }
 
 // matched reads the local activity that picks playbooks: only its failure is told.

@@ -13,6 +13,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/display"
+	"stanch/sensors"
 	"stanch/sensors/proof"
 )
 
@@ -133,7 +134,11 @@ func rank(k Kind) int {
 // weigh recomputes what the detections say together, in the order in which they came.
 func (t *teller) weigh() {
 	signals := make([]playbooks.Signal, 0, len(t.signals))
+	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.signals)), func(s playbooks.Signal) bool { return s.Rule != sensors.RuleRequested })
 	for _, key := range slices.Sorted(maps.Keys(t.signals)) {
+		if detected && t.signals[key].Rule == sensors.RuleRequested {
+			continue // what people ask for says nothing of what an attacker is after
+		}
 		signals = append(signals, t.signals[key])
 	}
 	v := playbooks.Correlate(signals)

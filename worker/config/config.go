@@ -52,6 +52,8 @@ type Config struct {
 	Ticket    *Ticket   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
 	// Networks tells the cluster's addresses from all others.
 	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; a pod's token or role that is used from elsewhere is told"`
+	// SocketGroup may connect to the local socket beside root; who a person is, the kernel says.
+	SocketGroup string `yaml:"socket_group" json:"socket_group,omitempty" jsonschema:"description=the Unix group whose members may connect to the local socket of stanch up; only root if not given"`
 }
 
 // Scope is a part of the estate with its own phase, approvers and thresholds.

@@ -71,6 +71,7 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/release", change(a, func(r *http.Request, s Speaker, q LeaseRequest) (any, error) { return a.Release(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/extend", change(a, func(r *http.Request, s Speaker, q LeaseRequest) (any, error) { return a.Extend(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/mark", change(a, func(r *http.Request, s Speaker, q MarkRequest) (any, error) { return a.Mark(r.Context(), s, q) }))
+	mux.HandleFunc("POST /v1/contain", change(a, func(r *http.Request, s Speaker, q ContainRequest) (any, error) { return a.Contain(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/stop", change(a, func(r *http.Request, s Speaker, q PauseRequest) (any, error) {
 		return map[string]bool{"stopped": true}, a.Stop(r.Context(), s, q.Reason)
 	}))

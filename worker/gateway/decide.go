@@ -34,6 +34,7 @@ type Decider struct {
 	Switch    guards.Lever
 	Evidence  *activities.EvidenceStore
 	Members   Membership // nil: groups are those of the configuration
+	Requests  *Requests  // nil: nobody contains by request
 	Log       *slog.Logger
 	// About is what this installation is, for its status.
 	About About

@@ -71,7 +71,7 @@ func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]pla
 // refused, and the refusal names its end. A repeated request asks for the same end.
 func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
 	if q.For <= 0 || q.For > longestExtension {
-		return nil, &problem{http.StatusBadRequest, "say until how long from now it shall hold: at most "+duration.Format(longestExtension)}
+		return nil, &problem{http.StatusBadRequest, "say until how long from now it shall hold: at most " + duration.Format(longestExtension)}
 	}
 	from := time.Now()
 	if !q.From.IsZero() && q.From.Before(from) {

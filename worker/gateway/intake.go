@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,6 +85,7 @@ type queue struct {
 
 type item struct {
 	detection sensors.Detection
+	requested *proof.Requested // what a person asked for; nil of what was detected
 	size      int
 	done      []chan error
 	came      time.Time
@@ -129,6 +131,9 @@ func (i *Intake) Check(ctx context.Context, d *sensors.Detection, from string) e
 }
 
 func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) error {
+	if d.Requested != nil || d.Rule == sensors.RuleRequested || d.Event.Kind == sensors.KindRequested || strings.HasPrefix(d.Event.Actor, sensors.ActorPerson) {
+		return errors.New("it is a person's request, which no sensor makes")
+	}
 	if from == "" {
 		i.label(d)
 	}
@@ -170,7 +175,8 @@ func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) e
 func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) error {
 	var waits []chan error
 	for _, d := range detections {
-		wait, err := i.enqueue(d)
+		d.Requested = nil
+		wait, err := i.enqueue(d, nil)
 		if err != nil {
 			i.count(d, OutcomeLater)
 			return err
@@ -208,7 +214,21 @@ func (i *Intake) Key(d sensors.Detection) string {
 	return key
 }
 
-func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
+// request gives a person's request to the incident of its target, attested as what it is.
+func (i *Intake) request(ctx context.Context, d sensors.Detection, requested *proof.Requested) error {
+	wait, err := i.enqueue(d, requested)
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-wait:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (i *Intake) enqueue(d sensors.Detection, requested *proof.Requested) (chan error, error) {
 	key, wait := i.Key(d), make(chan error, 1)
 	raw, err := json.Marshal(d)
 	if err != nil {
@@ -226,7 +246,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 	}
 	// What is alike and still waits is counted: ten thousand in a second cost one signal.
 	for _, w := range q.waiting {
-		if alike(w.detection, d) {
+		if requested == nil && w.requested == nil && alike(w.detection, d) {
 			if w.detection.ID != d.ID {
 				w.detection.Count = max(w.detection.Count, 1) + max(d.Count, 1)
 			}
@@ -237,7 +257,7 @@ func (i *Intake) enqueue(d sensors.Detection) (chan error, error) {
 	if i.queued >= maxQueue {
 		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queued)}
 	}
-	q.waiting = append(q.waiting, &item{detection: d, size: len(raw), done: []chan error{wait}, came: time.Now()})
+	q.waiting = append(q.waiting, &item{detection: d, requested: requested, size: len(raw), done: []chan error{wait}, came: time.Now()})
 	i.queued++
 	if !q.running {
 		q.running = true
@@ -285,14 +305,9 @@ func (i *Intake) signal(key string, batch []*item) error {
 	for _, it := range batch {
 		d := it.detection
 		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
-		scope, _, drill := i.scope(d)
-		signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
-			Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
-			Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-			Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Confirmed,
-		})
+		signed, err := i.attest(d, now, it.requested)
 		if err != nil {
-			return fmt.Errorf("attest detection %s: %w", d.ID, err)
+			return err
 		}
 		attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
 	}
@@ -317,6 +332,20 @@ func (i *Intake) signal(key string, batch []*item) error {
 	}
 	i.at("intake/given")
 	return nil
+}
+
+// attest signs that a detection was accepted or, with requested, that a person asked.
+func (i *Intake) attest(d sensors.Detection, now time.Time, requested *proof.Requested) (proof.Signed, error) {
+	scope, _, drill := i.scope(d)
+	signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
+		Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
+		Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
+		Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Confirmed, Requested: requested,
+	})
+	if err != nil {
+		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
+	}
+	return signed, nil
 }
 
 func (i *Intake) at(point string) {

@@ -30,23 +30,6 @@ type Local struct {
 
 type peerKey struct{}
 
-// Listen opens the socket. Only the user who runs Stanch, and the group of the file, may connect.
-func Listen(path string) (net.Listener, error) {
-	if c, err := net.Dial("unix", path); err == nil { //nolint:noctx // local
-		_ = c.Close()
-		return nil, fmt.Errorf("another Stanch answers at %s", path)
-	}
-	_ = os.Remove(path)
-	l, err := net.Listen("unix", path) //nolint:noctx // local
-	if err != nil {
-		return nil, fmt.Errorf("open the local socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil { //nolint:gosec // the file's group may connect
-		return nil, fmt.Errorf("open the local socket: %w", err)
-	}
-	return l, nil
-}
-
 // Server is the HTTP server for the local socket.
 func (l *Local) Server() *http.Server {
 	l.Identify = l.who

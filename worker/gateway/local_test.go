@@ -34,7 +34,7 @@ func TestADamagedConfigurationTakesNobodyTheSwitch(t *testing.T) {
 	lever := &guards.FileSwitch{Path: filepath.Join(dir, "switch"), Authority: a}
 	local := &gateway.Local{API: gateway.API{Decider: &gateway.Decider{Authority: a, Roster: config.NewRoster(cfg, file), Switch: lever, Log: slog.New(slog.DiscardHandler)}}}
 	socket := filepath.Join(dir, "s")
-	l, err := gateway.Listen(socket)
+	l, err := gateway.Listen(socket, gateway.NoGroup)
 	require.NoError(t, err)
 	server := local.Server()
 	go func() { _ = server.Serve(l) }()

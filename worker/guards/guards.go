@@ -101,6 +101,8 @@ type Facts struct {
 	Self       []string
 	// Drill is the registered target of a drill; nil outside of drills.
 	Drill *proof.DrillTarget
+	// Requested is what a person asked for, where that is among what it rests on.
+	Requested *proof.Requested
 	// Known is what the API server says of a pod, a container or a workload; nil for targets of other systems.
 	Known *activities.TargetFacts
 }
@@ -184,6 +186,12 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
 		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
 			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
+		}
+		if !a.Counts(q.Request.Action, q.Request.For) {
+			continue // a person asked for something else
+		}
+		if a.Requested != nil {
+			f.Requested = a.Requested
 		}
 		if a.Accepted.After(f.Since) {
 			f.Since = a.Accepted
@@ -408,6 +416,12 @@ func phase(f Facts) *activities.Decision {
 		return ask(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)
 	case f.Request.For > time.Duration(f.Config.Budget.Longest):
 		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.For), f.Config.Budget.Longest)
+	}
+	if f.Requested != nil {
+		return &activities.Decision{
+			Verdict: activities.VerdictRun, On: f.On,
+			Reason: fmt.Sprintf("phase %d, requested by %s (%s): %s", p, f.Requested.Person, f.Requested.Proved, f.Requested.Reason),
+		}
 	}
 	return &activities.Decision{
 		Verdict: activities.VerdictRun, On: f.On,

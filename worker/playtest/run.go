@@ -138,6 +138,7 @@ func one(ctx context.Context, s *Suite, t *scenario.Test, known map[string]*rule
 	p := newPlayer(t, catalogue)
 	o := simulate.Options{Catalogue: catalogue, Fakes: p.answer, Phase: t.Phase}
 	o.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, s.Programs...).Match }
+	o.Requests = func(a activities.Authority) simulate.Requests { return worker.LibraryOf(a, s.Programs...) }
 	o.Config, o.Answers = settings(t, rec, s.Programs)
 	for _, d := range rec.Detections {
 		target := incident.TargetOf(d.Detection)

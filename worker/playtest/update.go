@@ -10,34 +10,80 @@ import (
 	"stanch/playbooks/scenario"
 )
 
-// Update rewrites the `expect` of the tests that it failed, with what happened, and gives the files that it changed.
-// Nothing else of a file is touched.
-func Update(r Report) ([]string, error) {
-	var changed []string
+// Updated is a file that Update rewrote, with what it was before.
+type Updated struct {
+	File   string
+	before []byte
+}
+
+// Restore writes back what the file was.
+func (u Updated) Restore() error { return replace(u.File, u.before) }
+
+// Update rewrites the `expect` of the tests that failed with what happened, and gives the files that it changed. Nothing
+// else of a file is touched, and no file in which a test would fail all the same: the error says which, and why.
+func Update(r Report) ([]Updated, error) {
+	var changed []Updated
+	var problems []error
 	for _, f := range r.Files {
 		if f.Problems.HasErrors() {
 			continue
 		}
-		rewrites := map[*scenario.Test]scenario.Happened{}
-		for _, t := range f.Tests {
-			empty := t.Test.Unwritten() && t.Happened.Error == ""
-			if empty || slices.ContainsFunc(t.Failures, func(x scenario.Failure) bool { return x.Expects }) {
-				rewrites[t.Test] = t.Happened
-			}
-		}
-		if len(rewrites) == 0 {
+		rewrites, err := rewritesOf(f)
+		if err != nil || len(rewrites) == 0 {
+			problems = append(problems, err)
 			continue
 		}
 		text, err := scenario.Rewrite(f.Suite.Tests, rewrites)
+		if err == nil {
+			err = replace(f.File, text)
+		}
 		if err != nil {
-			return changed, fmt.Errorf("update: %w", err)
+			problems = append(problems, fmt.Errorf("update: %w", err))
+			continue
 		}
-		if err := replace(f.File, text); err != nil {
-			return changed, err
-		}
-		changed = append(changed, f.File)
+		changed = append(changed, Updated{File: f.File, before: f.Suite.Tests.Source})
 	}
-	return changed, nil
+	return changed, errors.Join(problems...)
+}
+
+// rewritesOf are the tests of a file that can be made to pass; an error if another one fails.
+func rewritesOf(f FileResult) (map[*scenario.Test]scenario.Happened, error) {
+	rewrites := map[*scenario.Test]scenario.Happened{}
+	var problems []error
+	for _, t := range f.Tests {
+		unwritten := t.Test.Unwritten() && t.Happened.Error == ""
+		if t.Passed && !unwritten {
+			continue
+		}
+		ok, why := scenario.CanRewrite(t.Failures)
+		if unwritten && slices.ContainsFunc(t.Failures, func(x scenario.Failure) bool { return x.Line == t.Line }) {
+			ok = true // it fails because nothing is expected yet
+		}
+		if !ok {
+			problems = append(problems, fmt.Errorf("%s:%d: not updated: %q would fail all the same: %s; change the test or the playbook by hand", f.File, t.Line, t.Name, why))
+			continue
+		}
+		rewrites[t.Test] = t.Happened
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	return rewrites, nil
+}
+
+// Keep restores each updated file of which a test fails in the report of the run after the update, and gives the others.
+func Keep(updated []Updated, after Report) ([]Updated, error) {
+	var kept []Updated
+	var problems []error
+	for _, u := range updated {
+		i := slices.IndexFunc(after.Files, func(f FileResult) bool { return f.File == u.File })
+		if i >= 0 && !after.Files[i].Problems.HasErrors() && !slices.ContainsFunc(after.Files[i].Tests, func(t Result) bool { return !t.Passed }) {
+			kept = append(kept, u)
+			continue
+		}
+		problems = append(problems, fmt.Errorf("%s: not updated: its tests would fail all the same; change it by hand", u.File), u.Restore())
+	}
+	return kept, errors.Join(problems...)
 }
 
 // replace writes a file whole or not at all.

@@ -44,6 +44,8 @@ type Match func(ctx context.Context, in playbooks.Incident) ([]incident.Selected
 type Options struct {
 	// Playbooks makes the library's Match for an authority that signs what it selects.
 	Playbooks func(activities.Authority) Match
+	// Requests finds the playbooks of what people asked for; nil finds none.
+	Requests  func(activities.Authority) Requests
 	Catalogue playbooks.Catalogue
 	// Config is what the guards read; nil is made from the recording.
 	Config *config.Config
@@ -62,6 +64,7 @@ type Simulator struct {
 	o        Options
 	keys     authority
 	match    Match
+	requests Requests
 	programs *programs
 	copiers  copiers
 	specs    []playbooks.Spec
@@ -74,6 +77,9 @@ func New(o Options) (*Simulator, error) {
 		return nil, err
 	}
 	m := &Simulator{o: o, keys: keys, match: o.Playbooks(keys), programs: &programs{}}
+	if m.requests = (noRequests{}); o.Requests != nil {
+		m.requests = o.Requests(keys)
+	}
 	for _, name := range slices.Sorted(maps.Keys(o.Catalogue)) {
 		m.specs = append(m.specs, o.Catalogue[name])
 	}
@@ -264,6 +270,7 @@ func (s *sim) run() error {
 	env.RegisterWorkflow(incidents.Incident)
 	env.RegisterActivityWithOptions(&timed{Set: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
+	env.RegisterActivityWithOptions(s.requests.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
 	s.listen(cfg)
 	s.feed(in)
 	s.marks()
@@ -311,6 +318,7 @@ func (s *sim) feed(in incident.Input) {
 				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
 					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
 					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Event.Container.Pod.Namespace != "",
+					Requested: s.requested(d),
 				})
 				if err != nil {
 					s.event("error", "%v", err)

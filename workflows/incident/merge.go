@@ -120,7 +120,9 @@ func (s *state) add(a Attested, now time.Time) bool {
 	if target.Kind != "" {
 		s.attest(target.ID(), d.Rule, a.Attestation)
 	}
-	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool { return x.Rule == d.Rule && x.Target == target.ID() }); i >= 0 {
+	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool {
+		return x.Rule == d.Rule && x.Target == target.ID() && d.Requested == nil
+	}); i >= 0 {
 		in.Detections[i].Count += count
 		in.Detections[i].Last = d.Time
 	} else if len(in.Detections) < maxSummaries {
@@ -186,7 +188,7 @@ func What(d sensors.Detection) string {
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
 	case sensors.KindMount, sensors.KindNamespace, sensors.KindTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindURing, sensors.KindModule:
 		what = called(process, e)
-	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth:
+	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth, sensors.KindRequested:
 		if what = d.Title; len(d.Reasons) > 0 {
 			what = d.Reasons[0]
 		}
@@ -226,7 +228,11 @@ func (s *state) conclude() {
 	signals := make([]playbooks.Signal, 0, len(in.Detections))
 	techniques := map[string]bool{}
 	in.Techniques = nil
+	detected := !s.onlyRequested()
 	for _, d := range in.Detections {
+		if detected && d.Rule == sensors.RuleRequested {
+			continue // what people ask for says nothing of what an attacker is after
+		}
 		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.First, Because: because(d.Reasons)})
 		if d.Technique != "" && !techniques[d.Technique] {
 			techniques[d.Technique] = true
@@ -268,7 +274,9 @@ func Summary(in playbooks.Incident) string {
 	if n := len(in.Detections) - 1 - min(max(at, 0), 1); n > 0 {
 		fmt.Fprintf(&b, " %s more.", kinds(n))
 	}
-	fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
+	if in.Objective != sensors.ObjectiveRequested {
+		fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
+	}
 	if len(in.Targets) > 1 {
 		fmt.Fprintf(&b, " %d pods are affected.", len(in.Targets))
 	}

@@ -116,6 +116,7 @@ type run struct {
 // receive takes in every signal that is there; true if there was any.
 func (r *run) receive(ctx workflow.Context) bool {
 	heard, news := false, false
+	var asked []sensors.Detection // what people requested
 	for {
 		var batch []Attested
 		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
@@ -123,12 +124,16 @@ func (r *run) receive(ctx workflow.Context) bool {
 		}
 		heard = true
 		for _, a := range batch {
-			news = r.add(a, workflow.Now(ctx)) || news
+			added := r.add(a, workflow.Now(ctx))
+			if news = added || news; added && a.Detection.Requested != nil {
+				asked = append(asked, a.Detection)
+			}
 		}
 	}
 	if news {
 		r.conclude()
 		r.start(ctx)
+		r.requested(ctx, asked)
 		r.enrich(ctx)
 	}
 	for {
@@ -213,6 +218,9 @@ func (r *run) closeable(now time.Time) bool {
 
 // start runs every playbook that matches, on the targets that it does not cover yet.
 func (r *run) start(ctx workflow.Context) {
+	if r.onlyRequested() {
+		return
+	}
 	if r.inHand() {
 		if !r.handed {
 			r.handed = true

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/worker/gateway"
+	"stanch/workflows/playbook"
+)
+
+// requestOptions are the flags that contain and run share.
+type requestOptions struct {
+	gateway.ContainRequest
+	noWait bool
+	limit  time.Duration
+	output string
+}
+
+func (o *requestOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&o.Reason, "reason", "", "why, for the incident, the audit and the chat; required")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print what would change and what the guards say, and change nothing")
+	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for what comes of it")
+	f.Var(duration.NewFlag(&o.limit, 2*time.Minute), "wait", "how long to wait for what comes of it")
+	f.StringVar(&o.UID, "uid", "", "the pod's UID: a pod that has the name and another UID is refused")
+	f.StringVar(&o.Node, "node", "", "the node of a container outside of a cluster, where several run it")
+	outputFlag(c, &o.output)
+}
+
+const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the complete id of a container,
+or the id of an incident, which means its pods and containers. The API server says which pod has the name now, and from
+then on its UID counts; the nodes say which of them runs a container.`
+
+func containCommand(g *globals) *cobra.Command {
+	o := requestOptions{}
+	c := &cobra.Command{
+		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container by hand", Args: args(cobra.ExactArgs(1)),
+		Long: `Contain what no rule saw, through the same evidence, guards, approvals, lease and audit as
+what was detected: evidence first, then the containment, which ends by itself.
+
+` + targetHelp + `
+
+Approvers of the target's scope may, and who runs Stanch on this machine. In a scope of
+phase 1 it is only proposed. Whoever asks for it does not approve it.
+
+Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`,
+		Example: "  stanch contain pod/shop/web-7d9f --for 1h --reason \"beacons to 203.0.113.9\"\n  stanch contain shop/web-7d9f --for 1h --reason \"beacons\" --dry-run\n" +
+			"  stanch contain INC-01JABC… --for 30m --action pod.freeze --reason \"memory first\"",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if o.For <= 0 {
+				return usageError{errors.New("say for how long: --for 1h")}
+			}
+			return request(cmd, g, &o, given[0])
+		},
+	}
+	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "another reversible containment, such as pod.freeze")
+	c.Flags().Var(duration.NewFlag(&o.For, 0), "for", "how long it holds; required")
+	o.flags(c)
+	return c
+}
+
+func runCommand(g *globals) *cobra.Command {
+	o := requestOptions{}
+	c := &cobra.Command{
+		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident", Args: args(cobra.ExactArgs(1)),
+		Long: `Run one of the playbooks of the running Stanch by hand, whether or not it matches, through
+the same guards, approvals, leases and audit as one that matched.
+
+` + targetHelp + `
+
+--dry-run plans its containments; what depends on what the playbook finds out is named and
+not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.`,
+		Example: "  stanch run cryptominer --on pod/shop/web-7d9f --reason \"load without a deployment\"\n  stanch run cryptominer --on INC-01JABC… --reason \"spread\" --dry-run",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if o.Target == "" {
+				return usageError{errors.New("say on what: --on pod/NAMESPACE/NAME")}
+			}
+			o.Playbook = given[0]
+			return request(cmd, g, &o, o.Target)
+		},
+	}
+	c.Flags().StringVar(&o.Target, "on", "", "the `TARGET`: a pod, a container's id or an incident's id; required")
+	o.flags(c)
+	return c
+}
+
+// request sends what a person asks for and follows what comes of it.
+func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) error {
+	if strings.TrimSpace(o.Reason) == "" {
+		return usageError{errors.New("say why: --reason TEXT")}
+	}
+	q := o.ContainRequest
+	q.Target, q.ID = target, uuid.NewString()
+	var answer gateway.ContainAnswer
+	if err := g.local().post(cmd.Context(), "/v1/contain", q, &answer); err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	if o.DryRun {
+		if o.output == "json" {
+			return printJSON(out, answer)
+		}
+		return showPlans(out, answer)
+	}
+	if o.output == "text" {
+		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.Incident, plain(answer.Playbook), plain(targetsOf(answer)))
+	}
+	if o.noWait {
+		if o.output == "json" {
+			return printJSON(out, answer)
+		}
+		return nil
+	}
+	results, err := g.follow(cmd.Context(), answer, o.limit)
+	if err != nil {
+		return err
+	}
+	if o.output == "json" {
+		err = printJSON(out, results)
+	} else {
+		showResults(out, results)
+	}
+	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained }) {
+		return errAnswered
+	}
+	return err
+}
+
+func targetsOf(a gateway.ContainAnswer) string {
+	var out []string
+	for _, t := range a.Targets {
+		out = append(out, t.Target.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// requestResult is what came of a request on one target.
+type requestResult struct {
+	Incident  string                 `json:"incident"`
+	Target    string                 `json:"target"`
+	Contained bool                   `json:"contained"`
+	State     string                 `json:"state"` // "contained", "waiting", "running", or the outcome
+	Steps     []playbooks.StepReport `json:"steps"`
+	Leases    []string               `json:"leases"`
+	Waiting   []playbook.Pending     `json:"waiting,omitempty"`
+	Error     string                 `json:"error,omitempty"`
+}
+
+// follow waits until each playbook of a request has ended or waits for people.
+func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limit time.Duration) ([]requestResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var in playbooks.Incident
+		var pending []playbook.Pending
+		err := g.local().get(ctx, "/v1/incidents/"+answer.Incident, &in)
+		if err == nil {
+			err = g.local().get(ctx, "/v1/pending", &pending)
+		}
+		if err != nil && ctx.Err() == nil {
+			return nil, err
+		}
+		results, settled := resultsOf(answer, in, pending)
+		if settled {
+			return results, nil
+		}
+		select {
+		case <-ctx.Done():
+			return results, nil
+		case <-tick.C:
+		}
+	}
+}
+
+// resultsOf is what is known of each target, and whether nothing more comes by itself.
+func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []playbook.Pending) (results []requestResult, settled bool) {
+	settled = true
+	for _, t := range answer.Targets {
+		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Request == t.Request })
+		if i < 0 {
+			results, settled = append(results, r), false
+			continue
+		}
+		run := in.Playbooks[i]
+		for _, p := range pending {
+			if p.Run == run.Run {
+				r.Waiting, r.State = append(r.Waiting, p), "waiting"
+			}
+		}
+		r.Error = run.Error
+		for _, s := range run.Steps {
+			r.Steps = append(r.Steps, s)
+			if s.Lease != "" {
+				r.Leases = append(r.Leases, s.Lease)
+				r.Contained = r.Contained || s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
+			}
+		}
+		if !run.Ended.IsZero() {
+			if r.State = string(run.Outcome); r.Contained {
+				r.State = "contained"
+			}
+		}
+		settled = settled && (!run.Ended.IsZero() || len(r.Waiting) > 0)
+		results = append(results, r)
+	}
+	return results, settled
+}
+
+func showResults(out io.Writer, results []requestResult) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+	for _, r := range results {
+		for _, s := range r.Steps {
+			line := fmt.Sprintf("  %s: %s", s.Action, s.Outcome)
+			if s.Reason != "" {
+				line += " (" + s.Reason + ")"
+			}
+			p("%s", line)
+		}
+		switch {
+		case r.Contained:
+			p("%s: contained, lease %s", r.Target, strings.Join(r.Leases, ", "))
+			for _, lease := range r.Leases {
+				p("  release it with `stanch release %s`, let it hold longer with `stanch extend %s --for 1h`", lease, lease)
+			}
+		case len(r.Waiting) > 0:
+			for _, q := range r.Waiting {
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, q.Approvers.Who(), q.Deadline.Local().Format(time.TimeOnly), q.Title)
+				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it", r.Incident, q.ID)
+			}
+		case r.State == "running":
+			p("%s: not contained yet; `stanch incidents %s` shows what comes of it", r.Target, r.Incident)
+		case r.Error != "":
+			p("%s: not contained: %s", r.Target, r.Error)
+		default:
+			p("%s: not contained: %s", r.Target, r.State)
+		}
+	}
+}
+
+// showPlans prints what a dry run found, and says no where nothing would be contained.
+func showPlans(out io.Writer, a gateway.ContainAnswer) error {
+	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
+	runs := false
+	p("Dry run: nothing was changed, and no incident was opened.")
+	for _, t := range a.Targets {
+		p("%s (%s, scope %s, phase %d)", t.Target, t.Target.ID(), t.Scope, t.Phase)
+		p("  playbook %s", a.Playbook)
+		for _, plan := range t.Plans {
+			if plan.Unknown != "" {
+				p("  %s: not planned: %s", plan.Action, plan.Unknown)
+				continue
+			}
+			p("  %s: %s", plan.Action, verdictText(plan.Decision))
+			for _, change := range plan.Plan.Changes {
+				p("    would %s", change)
+			}
+			if plan.Plan.For > 0 {
+				p("    and undo it after %s", duration.Format(plan.Plan.For))
+			}
+			for _, warning := range plan.Plan.Warnings {
+				p("    but: %s", warning)
+			}
+			runs = runs || plan.Decision.Verdict == activities.VerdictRun
+		}
+	}
+	if !runs {
+		return errAnswered
+	}
+	return nil
+}
+
+// verdictText is what the guards say, in words.
+func verdictText(d activities.Decision) string {
+	switch d.Verdict {
+	case activities.VerdictRun:
+		return "would run: " + d.Reason
+	case activities.VerdictPropose:
+		return "would only be proposed: " + d.Reason
+	case activities.VerdictAsk:
+		who := d.Approvers.Who()
+		if d.Approvers.Nobody() {
+			who = "nobody, since the scope names no approvers"
+		}
+		return fmt.Sprintf("would ask %s: %s", who, d.Reason)
+	case activities.VerdictRefuse:
+		return "would be refused: " + d.Reason
+	}
+	return d.Reason
+}

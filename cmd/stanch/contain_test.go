@@ -1,0 +1,67 @@
+package main
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/worker/gateway"
+	"stanch/workflows/playbook"
+)
+
+// The outcome of a request is the answer to "is it contained": only then the command says yes.
+func TestWhatBecameOfARequestIsSaid(t *testing.T) {
+	answer := gateway.ContainAnswer{Incident: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
+	step := func(outcome playbooks.Outcome, lease string) []playbooks.StepReport {
+		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", Lease: lease}}
+	}
+	ended := time.Now()
+	for name, c := range map[string]struct {
+		run                playbooks.PlaybookRun
+		pending            []playbook.Pending
+		settled, contained bool
+		want               []string
+	}{
+		"not started": {run: playbooks.PlaybookRun{Request: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
+		"contained": {
+			run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
+			want: []string{"pod shop/web: contained, lease LSE-1", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
+		},
+		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate: refused (because)", "not contained: refused"}},
+		"a lease that was refused": {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
+		"proposed":                 {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed"}},
+		"asked": {
+			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
+			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
+		},
+	} {
+		results, settled := resultsOf(answer, playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}, c.pending)
+		require.Equal(t, c.settled, settled, name)
+		require.Equal(t, c.contained, results[0].Contained, name)
+		var out bytes.Buffer
+		showResults(&out, results)
+		for _, want := range c.want {
+			require.Contains(t, out.String(), want, name)
+		}
+	}
+}
+
+func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
+	for verdict, want := range map[activities.Verdict]string{
+		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAsk: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
+	} {
+		var out bytes.Buffer
+		err := showPlans(&out, gateway.ContainAnswer{Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
+			{Action: "workload.scale", Unknown: "its parameters depend"},
+		}}}})
+		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
+		for _, part := range []string{"pod.isolate: " + want, "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
+			require.Contains(t, out.String(), part, verdict)
+		}
+	}
+}

@@ -1,0 +1,27 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/worker/config"
+)
+
+func TestUpSaysWhenPeopleCannotConnect(t *testing.T) {
+	root, alice := uint32(0), uint32(1000+uint32(os.Getuid())) //nolint:gosec // a user id
+	cfg := &config.Config{People: []config.Person{{Name: "root", UID: &root}, {Name: "alice", UID: &alice}, {Name: "bob", Kubernetes: "bob"}}}
+	require.Equal(t, "only root may connect, so alice cannot answer on this machine; start with --socket-group GROUP (`socket_group:` in stanch.yaml)", socketNote(cfg, ""))
+	require.Equal(t, "the group stanch may connect", socketNote(cfg, "stanch"))
+	require.Empty(t, socketNote(&config.Config{}, ""))
+}
+
+func TestASocketThatLetsNobodyInSaysTheRemedy(t *testing.T) {
+	err := refusedSocket("/var/lib/stanch/stanch.sock")
+	for _, part := range []string{"permission denied", "run this as root", "stanch up --socket-group GROUP", "usermod -aG GROUP"} {
+		require.ErrorContains(t, err, part)
+	}
+	require.False(t, errors.As(err, &usageError{}))
+}

@@ -1,0 +1,39 @@
+package gateway
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"stanch/sensors/link"
+)
+
+// nodesWith lists the nodes connected here that run a container: the one given, or any. The nodes say it themselves.
+func (h *Hub) nodesWith(ctx context.Context, container, node string) ([]string, error) {
+	names := slices.Sorted(maps.Keys(h.Nodes()))
+	if node != "" {
+		if !slices.Contains(names, node) {
+			return nil, missing("node %s is not connected here; `stanch doctor` lists the nodes", clip(node))
+		}
+		names = []string{node}
+	}
+	var mu sync.Mutex
+	var found []string
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() {
+			var state link.HoldState
+			_, err := h.Call(ctx, name, link.CommandLockState, link.StateCommand{Target: link.NodeTarget{ContainerID: container}}, &state)
+			if err != nil || state.Gone {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			found = append(found, name)
+		})
+	}
+	all.Wait()
+	slices.Sort(found)
+	return found, nil
+}

@@ -1,0 +1,372 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/proof"
+	"stanch/worker/config"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+)
+
+// Requests contains what a person asks for: `stanch contain` and `stanch run`. It refuses to contain itself: it proves
+// who asks and what the target is, attests that, and gives it to the target's incident, whose playbook goes through the
+// same guards, approvals and leases as any other.
+type Requests struct {
+	Intake *Intake
+	Hub    *Hub
+	// ProgramOf is the playbook of a request.
+	ProgramOf func(sensors.Requested) (*playbooks.Program, error)
+	// Plan plans a containment and asks the guards, without an effect.
+	Plan func(context.Context, activities.PlanInput) (activities.PlanResult, error)
+}
+
+// ContainRequest is what a person asks for.
+type ContainRequest struct {
+	// ID makes the request unique: the same one sent twice is one. The client chooses it.
+	ID string `json:"id"`
+	// Target is pod/NAMESPACE/NAME, NAMESPACE/NAME, a container's id, or an incident's id, which means its targets.
+	Target string `json:"target"`
+	// UID is the pod's, where who asks knows it; another pod of the name is refused.
+	UID string `json:"uid,omitempty"`
+	// Node is where a container of a machine outside of a cluster runs; "" asks the connected nodes.
+	Node string `json:"node,omitempty"`
+	// Action and For, or Playbook.
+	Action   string        `json:"action,omitempty"`
+	For      time.Duration `json:"for,omitempty"`
+	Playbook string        `json:"playbook,omitempty"`
+	Reason   string        `json:"reason"`
+	DryRun   bool          `json:"dry_run,omitempty"`
+}
+
+// ContainAnswer is what became of a request: a line for each target.
+type ContainAnswer struct {
+	Incident string          `json:"incident,omitempty"` // "" of a dry run
+	Playbook string          `json:"playbook"`
+	Targets  []ContainTarget `json:"targets"`
+}
+
+// ContainTarget is one target of a request.
+type ContainTarget struct {
+	Target playbooks.Target `json:"target"`
+	Scope  string           `json:"scope"`
+	Phase  int              `json:"phase"`
+	// Request is the id under which the incident's playbook run stands; "" of a dry run.
+	Request string `json:"request,omitempty"`
+	// Plans are of a dry run: what each containment would change and what the guards say.
+	Plans []ContainPlan `json:"plans,omitempty"`
+}
+
+// ContainPlan is the plan of one containment of a dry run.
+type ContainPlan struct {
+	Action   string              `json:"action"`
+	Plan     activities.Plan     `json:"plan"`
+	Decision activities.Decision `json:"decision"`
+	// Unknown says why it cannot be planned before the playbook runs.
+	Unknown string `json:"unknown,omitempty"`
+}
+
+const (
+	maxRequestID = 64
+	maxRequested = 20 // targets of one request
+)
+
+func bad(format string, args ...any) error {
+	return &problem{http.StatusBadRequest, fmt.Sprintf(format, args...)}
+}
+
+// Contain proves that the person may, and starts what they ask for, or plans it.
+func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*ContainAnswer, error) {
+	if d.Requests == nil {
+		return nil, missing("this Stanch takes no requests")
+	}
+	if !d.limits.allow(s.Key) {
+		return nil, &problem{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	}
+	cfg, err := d.Roster.Current()
+	if err != nil {
+		return nil, deny("%v", err)
+	}
+	q.Reason = strings.TrimSpace(cut(q.Reason, maxReasonLen))
+	switch {
+	case s.Drill != "":
+		return nil, deny("a drill's key contains nothing by request")
+	case q.Reason == "":
+		return nil, bad("a reason is required: it is in the incident, the audit and the chat")
+	case !q.DryRun && (q.ID == "" || len(q.ID) > maxRequestID):
+		return nil, bad("the request has no id of at most %d characters", maxRequestID)
+	case (q.Action == "") == (q.Playbook == ""):
+		return nil, bad("ask for an action or for a playbook")
+	}
+	requested := sensors.Requested{Person: s.Name, Proved: s.Proved, Reason: q.Reason, Action: q.Action, For: q.For, Playbook: q.Playbook}
+	program, err := d.Requests.ProgramOf(requested)
+	if err != nil {
+		return nil, bad("%v", err)
+	}
+	found, err := d.resolve(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	permitted := &proof.Requested{Person: s.Name, Proved: s.Proved, Reason: q.Reason}
+	permitted.Actions, permitted.For = program.Containments()
+	for i := range found {
+		if err := d.mayContain(ctx, cfg, s, incident.TargetOf(found[i])); err != nil {
+			return nil, err
+		}
+		found[i] = stamp(found[i], requested, s, q.ID)
+	}
+	answer := &ContainAnswer{Playbook: program.Name}
+	if q.DryRun {
+		err = d.plans(ctx, answer, program, found, permitted)
+	} else {
+		err = d.begin(ctx, answer, found, permitted)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !q.DryRun {
+		d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", answer.Incident, "what", requested.What(), "reason", q.Reason)
+		d.record(answer.Incident, activities.EntryMark, activities.Act{Action: "requested " + requested.What(), Who: []string{s.who()}, Note: q.Reason})
+	}
+	return answer, nil
+}
+
+// mayContain says why the person may not ask for a containment of a target, or nil: the approvers of its scope may, and who
+// runs Stanch on this machine.
+func (d *Decider) mayContain(ctx context.Context, cfg *config.Config, s Speaker, target playbooks.Target) error {
+	if s.Operator {
+		return nil
+	}
+	approvers := d.Scopes.ApproversOf(target.Namespace, false)
+	groups, err := d.groupsOf(ctx, cfg, s, approvers)
+	if err != nil {
+		return err
+	}
+	if !approvers.May(s.Name, groups, 1<<62) {
+		return deny("%s may not contain %s: that is for %s", s.Name, target, orNobody(approvers))
+	}
+	return nil
+}
+
+// stamp makes a target's detection the one of a request.
+func stamp(d sensors.Detection, r sensors.Requested, s Speaker, id string) sensors.Detection {
+	now, target := time.Now(), incident.TargetOf(d)
+	d.ID = "request/" + proof.Hash([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
+	d.Rule, d.Source, d.Objective = sensors.RuleRequested, sensors.SourcePerson, sensors.ObjectiveRequested
+	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
+	d.Reasons = append([]string{fmt.Sprintf("%s (%s) asked for %s: %s", r.Person, r.Proved, r.What(), r.Reason)}, d.Reasons...)
+	d.Time, d.Detected, d.Requested = now, now, &r
+	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindRequested, now, sensors.ActorPerson+r.Person
+	return d
+}
+
+// begin gives the request to the incidents of its targets.
+func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sensors.Detection, permitted *proof.Requested) error {
+	for _, one := range found {
+		if err := d.Requests.Intake.request(ctx, one, permitted); err != nil {
+			return err
+		}
+		in, err := d.incidentOf(ctx, d.Requests.Intake.Key(one))
+		if err != nil {
+			return fmt.Errorf("the request was taken; read its incident: %w", err)
+		}
+		answer.Incident = in.ID
+		answer.Targets = append(answer.Targets, ContainTarget{Target: incident.TargetOf(one), Scope: in.Scope, Phase: in.Phase, Request: one.ID})
+	}
+	return nil
+}
+
+// incidentOf reads the incident of a key that was signaled a moment ago.
+func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Incident, error) {
+	var in playbooks.Incident
+	value, err := d.Reader.Temporal.QueryWorkflow(ctx, workflows.IncidentID(key), "", workflows.QueryIncident)
+	if err == nil {
+		err = value.Get(&in)
+	}
+	return in, err //nolint:wrapcheck // the caller says what was read
+}
+
+// plans says for each containment of the playbook what it would change and what the guards say. It leaves nothing behind.
+func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
+	for _, one := range found {
+		signed, err := d.Requests.Intake.attest(one, time.Now(), permitted)
+		if err != nil {
+			return err
+		}
+		target := incident.TargetOf(one)
+		scope, phase, _ := d.Requests.Intake.scope(one)
+		out := ContainTarget{Target: target, Scope: scope, Phase: phase}
+		brief := activities.Brief{
+			ID: "dry-run", Key: d.Requests.Intake.Key(one), Cluster: d.Requests.Intake.Config.Cluster, Scope: scope, Workload: incident.WorkloadOf(one), Confidence: 1, MaxPhase: program.MaxPhase,
+		}
+		for _, step := range containments(program) {
+			plan := ContainPlan{Action: step.Action}
+			params, known := step.program.FixedArguments(step.Step)
+			if !known || step.Target != nil {
+				plan.Unknown = "its parameters or its target depend on what the playbook finds"
+			} else {
+				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.asked}
+				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.For, Until: time.Now().Add(step.For)}
+				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
+				if err != nil {
+					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
+				}
+				plan.Plan, plan.Decision = planned.Plan, planned.Decision
+			}
+			out.Plans = append(out.Plans, plan)
+		}
+		answer.Targets = append(answer.Targets, out)
+	}
+	return nil
+}
+
+// containment is a step that contains, and whether it stands inside of an approval.
+type containment struct {
+	*playbooks.Step
+	program *playbooks.Program
+	asked   bool
+}
+
+func containments(p *playbooks.Program) []containment {
+	var out []containment
+	var walk func(p *playbooks.Program, steps []playbooks.Step, asked bool)
+	walk = func(p *playbooks.Program, steps []playbooks.Step, asked bool) {
+		for i := range steps {
+			s := &steps[i]
+			if s.Verb == playbooks.VerbContain {
+				out = append(out, containment{s, p, asked})
+			}
+			for _, b := range s.Blocks() {
+				walk(p, b.Steps, asked || s.Approval != nil && b.Kind == "steps")
+			}
+			if s.Call != nil && p.Callees[s.Call.Playbook] != nil {
+				callee := p.Callees[s.Call.Playbook]
+				walk(callee, callee.Steps, asked)
+			}
+		}
+	}
+	walk(p, p.Steps, false)
+	return out
+}
+
+// resolve says what a target is, as a detection of it that has everything but what happened. The API server says it of a
+// pod, by its UID from then on, and the node of a container outside of a cluster.
+func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	name := strings.TrimPrefix(q.Target, "pod/")
+	namespace, pod, isPod := strings.Cut(name, "/")
+	var one sensors.Detection
+	switch {
+	case incidentID.MatchString(q.Target):
+		return d.targetsOf(ctx, q)
+	case isPod && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
+		one.Event.Container.Pod = sensors.Pod{Namespace: namespace, Name: pod, UID: q.UID}
+		if err := d.Requests.Intake.complete(ctx, &one); err != nil {
+			return nil, unresolved(q.Target, err)
+		}
+		if !one.Confirmed {
+			return nil, unresolved(q.Target, errors.New("the API server did not confirm it"))
+		}
+		return []sensors.Detection{one}, nil
+	case isPod || !containerID.MatchString(q.Target):
+		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, a container's id, or an incident's id", clip(q.Target))
+	}
+	one, err := d.container(ctx, q.Target, q.Node)
+	if err != nil {
+		return nil, err
+	}
+	return []sensors.Detection{one}, nil
+}
+
+func unresolved(target string, err error) error {
+	if later := (*TemporaryError)(nil); errors.As(err, &later) {
+		return &problem{http.StatusServiceUnavailable, fmt.Sprintf("find %s: %v; nothing was contained, try again", clip(target), err)}
+	}
+	return missing("find %s: %v", clip(target), err)
+}
+
+// targetsOf are the pods and containers of an incident, as they are now: a pod whose UID changed is refused.
+func (d *Decider) targetsOf(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	in, err := d.Reader.Incident(ctx, q.Target)
+	if err != nil {
+		return nil, err
+	}
+	var out []sensors.Detection
+	for _, t := range in.Targets {
+		if !t.Kind.Detected() || len(out) >= maxRequested {
+			continue
+		}
+		var one sensors.Detection
+		if t.Kind == playbooks.TargetPod {
+			one.Event.Container.Pod = sensors.Pod{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
+			err = d.Requests.Intake.complete(ctx, &one)
+			if err == nil && !one.Confirmed {
+				err = errors.New("the API server did not confirm it")
+			}
+			if err != nil {
+				return nil, unresolved(t.String(), err)
+			}
+		} else if one, err = d.container(ctx, t.UID, t.Node); err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	if len(out) == 0 {
+		return nil, missing("incident %s has no pod and no container", q.Target)
+	}
+	return out, nil
+}
+
+// container finds a container by its id: the pod that it belongs to, or the machine on which it runs.
+func (d *Decider) container(ctx context.Context, id, node string) (sensors.Detection, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var one sensors.Detection
+	found, err := d.Requests.Hub.nodesWith(ctx, id, node)
+	switch {
+	case err != nil:
+		return one, err
+	case len(found) == 0:
+		return one, missing("no connected node runs the container %s; name a pod as pod/NAMESPACE/NAME", clip(id))
+	case len(found) > 1:
+		return one, bad("the container %s runs on %s; say which with --node", clip(id), strings.Join(found, " and "))
+	}
+	one.Node, one.Event.Node, one.Event.Container.ID = found[0], found[0], id
+	if err := d.Requests.Intake.complete(ctx, &one); err != nil {
+		return one, unresolved(id, err)
+	}
+	if one.Confirmed {
+		return one, nil
+	}
+	return d.asDetected(ctx, one)
+}
+
+// asDetected gives a container of a machine the name under which it was detected, so that the request joins its incident.
+func (d *Decider) asDetected(ctx context.Context, one sensors.Detection) (sensors.Detection, error) {
+	open, err := d.Reader.Incidents(ctx)
+	if err != nil {
+		return one, err
+	}
+	target := incident.TargetOf(one)
+	for _, in := range open {
+		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() && t.Node == one.Node })
+		if in.Status != "open" || i < 0 {
+			continue
+		}
+		c := &one.Event.Container
+		c.Name, c.Image, c.ImageDigest = in.Targets[i].ContainerName, in.Workload.Image, in.Workload.ImageDigest
+		if in.Workload.Kind != "Container" {
+			c.Workload = sensors.Workload{Kind: in.Workload.Kind, Name: in.Workload.Name}
+		}
+		return one, nil
+	}
+	return one, nil
+}

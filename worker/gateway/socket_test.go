@@ -1,0 +1,96 @@
+package gateway_test
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	testrequire "stanch/testenv/require"
+	"stanch/worker/gateway"
+)
+
+// as runs f on a thread of its own with the file-system rights of another user and group.
+func as(t *testing.T, uid, gid int, f func() error) error {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		_ = unix.Setfsgid(gid)
+		_ = unix.Setfsuid(uid)
+		done <- f()
+	}()
+	return <-done
+}
+
+func connectTo(path string) func() error {
+	return func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	}
+}
+
+// socketDir is a short path below a folder that everybody may pass through.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	testrequire.Root(t)
+	dir, err := os.MkdirTemp("/var/tmp", "sock-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// Members of the socket's group connect, and read nothing else of the data directory; others do not even connect.
+func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
+	const group, uid = 54321, 54322
+	dir := socketDir(t)
+	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
+	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an old version left it
+	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an old version left it
+	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // behind its folder
+	socket := filepath.Join(dir, "stanch.sock")
+	l, err := gateway.Listen(socket, group)
+	require.NoError(t, err)
+	read := func(path string) func() error {
+		return func() error { _, err := os.ReadFile(path); return err }
+	}
+	require.NoError(t, as(t, uid, group, connectTo(socket)))
+	require.ErrorIs(t, as(t, uid, uid, connectTo(socket)), unix.EACCES, "another group")
+	for _, path := range []string{secret, filepath.Join(key, "seed")} {
+		require.ErrorIs(t, as(t, uid, group, read(path)), os.ErrPermission, path)
+	}
+	require.ErrorIs(t, as(t, uid, group, func() error { _, err := os.ReadDir(dir); return err }), os.ErrPermission)
+	require.NoError(t, l.Close())
+
+	// Without a group the next start takes the way through back.
+	l, err = gateway.Listen(socket, gateway.NoGroup)
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	require.ErrorIs(t, as(t, uid, group, connectTo(socket)), unix.EACCES)
+	require.NoError(t, as(t, 0, 0, connectTo(socket)))
+}
+
+func TestAGroupThatCannotReachTheSocketIsNamed(t *testing.T) {
+	dir := filepath.Join(socketDir(t), "data") // below a folder of mode 0700
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	_, err := gateway.Listen(filepath.Join(dir, "stanch.sock"), 54321)
+	require.ErrorContains(t, err, "the socket group cannot pass through "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")
+}
+
+func TestAnUnknownSocketGroupSaysHowToCreateIt(t *testing.T) {
+	_, err := gateway.LookupGroup("no-such-group")
+	require.EqualError(t, err, "unknown socket group \"no-such-group\"; create it with `groupadd --system no-such-group` and add each approver with `usermod -aG no-such-group USER`")
+	gid, err := gateway.LookupGroup("root")
+	require.NoError(t, err)
+	require.Zero(t, gid)
+	gid, err = gateway.LookupGroup("")
+	require.NoError(t, err)
+	require.Equal(t, gateway.NoGroup, gid)
+}

@@ -1,0 +1,90 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/diagnostic"
+	"stanch/workflows/incident"
+)
+
+// Requested is the playbook of what a person asked for: the one they named, or a containment by itself. It is a local
+// activity: its result is recorded. Whether anything is contained is for the guards, and not for who calls this.
+func (l *Library) Requested(_ context.Context, r sensors.Requested) (incident.Selected, error) {
+	p, err := l.ProgramOf(r)
+	if err != nil {
+		return incident.Selected{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
+	}
+	signed, err := l.sign(p)
+	if err != nil {
+		return incident.Selected{}, err
+	}
+	return incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources(), Selection: signed}, nil
+}
+
+// ProgramOf is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
+// says what can be.
+func (l *Library) ProgramOf(r sensors.Requested) (*playbooks.Program, error) {
+	if r.Playbook != "" {
+		var names []string
+		for _, p := range l.Programs() {
+			if p.Name == r.Playbook {
+				return runnable(p)
+			}
+			names = append(names, p.Name)
+		}
+		hint := diagnostic.DidYouMean(r.Playbook, names)
+		if hint == "" {
+			hint = "`stanch playbooks` lists them"
+		}
+		return nil, fmt.Errorf("unknown playbook %q; %s", r.Playbook, hint)
+	}
+	catalogue := Catalogue()
+	spec, ok := catalogue[r.Action]
+	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !detected(spec) {
+		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestable(catalogue), ", "))
+	}
+	one := playbooks.OneOff(r.Action, r.For)
+	programs, problems := playbooks.LoadAll([]playbooks.Source{one}, catalogue)
+	if len(programs) != 1 {
+		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.For, problems.Err())
+	}
+	return programs[0], nil
+}
+
+// runnable refuses a playbook that needs what a request does not give.
+func runnable(p *playbooks.Program) (*playbooks.Program, error) {
+	for _, in := range p.Inputs {
+		if in.Default == nil {
+			return nil, fmt.Errorf("playbook %s cannot be run by itself: its input %s has no default; `call` it from another playbook", p.Name, in.Name)
+		}
+	}
+	return p, nil
+}
+
+// detected reports whether an action works on what detections are about: pods and containers.
+func detected(s playbooks.Spec) bool {
+	return len(s.Targets) == 0 || slices.ContainsFunc(s.Targets, playbooks.TargetKind.Detected)
+}
+
+// requestable are the actions that a person can ask for by themselves: reversible, and without parameters that must be
+// given.
+func requestable(c playbooks.Catalogue) []string {
+	var out []string
+	for name, s := range c {
+		if s.Verb == playbooks.VerbContain && s.Reversible && s.Class == playbooks.ClassContain && detected(s) {
+			if programs, _ := playbooks.LoadAll([]playbooks.Source{playbooks.OneOff(name, max(s.MinFor, time.Hour))}, c); len(programs) == 1 {
+				out = append(out, name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}

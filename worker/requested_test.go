@@ -1,0 +1,318 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/link"
+	"stanch/sensors/proof"
+	"stanch/worker"
+	"stanch/worker/archive"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/metrics"
+	"stanch/worker/simulate"
+	"stanch/worker/tracing"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
+)
+
+// obedient is a node that checks a lock's token as the sensor does, and holds what it permits.
+type obedient struct {
+	mu    sync.Mutex
+	runs  []string // containers of this node
+	held  map[string]link.HoldState
+	locks []string // leases that were locked, in order
+}
+
+func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var c link.HoldCommand
+	if err := json.Unmarshal(body, &c); err != nil {
+		return nil, nil, err
+	}
+	id := c.Target.ContainerID
+	if !slices.Contains(o.runs, id) {
+		return link.HoldState{Gone: true}, nil, nil
+	}
+	switch kind {
+	case link.CommandSnapshot:
+		return map[string]any{"processes": []string{}}, nil, nil
+	case link.CommandLock:
+		if _, err := keys.OpenToken(c.Token, c.Action, c.Target.ID(), time.Now()); err != nil {
+			return nil, nil, link.ErrRefused
+		}
+		if o.held[id].Lease != c.Lease {
+			o.locks = append(o.locks, c.Lease)
+		}
+		o.held[id] = link.HoldState{Held: true, Wire: true, Lease: c.Lease, Until: c.Until, AppliedAt: time.Now()}
+	case link.CommandUnlock:
+		delete(o.held, id)
+	case link.CommandLockState, link.CommandFreezeState, link.CommandFreeze, link.CommandThaw:
+	}
+	return o.held[id], nil, nil
+}
+
+func (o *obedient) locked() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.locks)
+}
+
+const box = "b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0"
+
+const requesting = `
+phase: 2
+quiet: 2s
+library: {enabled: false}
+budget: {longest: 2h}
+scopes: [{ name: host, namespaces: [""], phase: 2, approvers: { groups: [responders], timeout: 1m } }]
+people:
+  - { name: alice, uid: 1001, groups: [responders] }
+  - { name: bob, uid: 1002, groups: [responders] }
+  - { name: mallory, uid: 1003, groups: [others] }
+`
+
+// requests is an installation with one node that runs one container, and a way to ask it for things as somebody.
+func requests(t *testing.T, text string) (*worker.Worker, *obedient, func(person string, q gateway.ContainRequest) (*gateway.ContainAnswer, error)) {
+	t.Helper()
+	cfg, problems := config.Parse("stanch.yaml", []byte(text))
+	require.NoError(t, problems.Err())
+	traces, err := tracing.Open(t.Context(), "test", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(traces.Close)
+	w := installation(t, cfg, metrics.NewTemporal(), traces)
+	node := &obedient{runs: []string{box}, held: map[string]link.HoldState{}}
+	joinWith(t, w, agent.Health{Node: "node-1"}, node)
+	require.Eventually(t, func() bool { return len(w.Hub.Nodes()) == 1 }, 10*time.Second, 20*time.Millisecond)
+	return w, node, func(person string, q gateway.ContainRequest) (*gateway.ContainAnswer, error) {
+		return w.Decider.Contain(t.Context(), as(cfg, person), q)
+	}
+}
+
+func as(cfg *config.Config, name string) gateway.Speaker {
+	p, _ := cfg.PersonBy(func(p config.Person) bool { return p.Name == name })
+	return gateway.Speaker{Person: p, Proved: "uid of " + name, Key: name}
+}
+
+// ran waits until the playbook of a request has ended.
+func ran(t *testing.T, w *worker.Worker, a *gateway.ContainAnswer) (playbooks.Incident, playbooks.PlaybookRun) {
+	t.Helper()
+	var in playbooks.Incident
+	var run playbooks.PlaybookRun
+	require.Eventually(t, func() bool {
+		var err error
+		if in, err = w.Reader.Incident(t.Context(), a.Incident); err != nil {
+			return false
+		}
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Request == a.Targets[0].Request && !p.Ended.IsZero() })
+		if i >= 0 {
+			run = in.Playbooks[i]
+		}
+		return i >= 0
+	}, 30*time.Second, 50*time.Millisecond, "%+v", &in)
+	return in, run
+}
+
+func outcomes(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
+	out := map[string]playbooks.Outcome{}
+	for _, s := range run.Steps {
+		out[s.Action] = s.Outcome
+	}
+	return out
+}
+
+// A responder contains what no rule saw, through the same evidence, guards and lease, and it is in incident, audit and
+// recording; the recording simulates to the same.
+func TestAPersonContainsByRequest(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	q := gateway.ContainRequest{ID: "one", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons to 203.0.113.9"}
+
+	_, err := ask("mallory", q)
+	require.ErrorContains(t, err, "mallory may not contain container b0b0b0b0b0b0: that is for responders")
+	nothing := q
+	nothing.Reason = " "
+	_, err = ask("alice", nothing)
+	require.ErrorContains(t, err, "a reason is required")
+	for action, want := range map[string]string{"workload.scale": "pod.isolate", "pod.restart": "pod.isolate", "process.snapshot": "pod.isolate", "nothing": "pod.isolate"} {
+		other := q
+		other.Action = action
+		_, err = ask("alice", other)
+		require.ErrorContains(t, err, `action "`+action+`" cannot contain a pod or container by request; use one of `)
+		require.ErrorContains(t, err, want)
+	}
+	gone := q
+	gone.Target = strings.Repeat("a", 64)
+	_, err = ask("alice", gone)
+	require.ErrorContains(t, err, "no connected node runs the container")
+
+	// A dry run says what the plan and the guards say, and leaves nothing behind.
+	dry := q
+	dry.DryRun = true
+	planned, err := ask("alice", dry)
+	require.NoError(t, err)
+	require.Equal(t, activities.VerdictRun, planned.Targets[0].Plans[0].Decision.Verdict)
+	require.Contains(t, planned.Targets[0].Plans[0].Decision.Reason, "requested by alice (uid of alice): beacons to 203.0.113.9")
+	require.NotEmpty(t, planned.Targets[0].Plans[0].Plan.Changes)
+	open, err := w.Reader.Incidents(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, open)
+	require.Empty(t, node.locked())
+
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	in, run := ran(t, w, answer)
+	require.Equal(t, map[string]playbooks.Outcome{"process.snapshot": playbooks.OutcomeChanged, "pod.isolate": playbooks.OutcomeChanged}, outcomes(run), "%+v", run)
+	require.Len(t, node.locked(), 1)
+	require.Equal(t, []string{"person:alice"}, in.Actors)
+	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
+	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool {
+		return strings.Contains(l.What, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
+	}))
+
+	// The same request again is the same one; another one joins the lease.
+	again, err := ask("alice", q)
+	require.NoError(t, err)
+	require.Equal(t, answer, again)
+	second := q
+	second.ID, second.For = "two", 30*time.Minute
+	joined, err := ask("bob", second)
+	require.NoError(t, err)
+	require.Equal(t, answer.Incident, joined.Incident)
+	in, run = ran(t, w, joined)
+	require.Len(t, in.Playbooks, 2, "the repeated request started nothing")
+	require.Equal(t, "contain-pod-isolate-30m", run.Playbook)
+	require.Len(t, node.locked(), 1, "two requests, one lock")
+
+	_, err = w.Decider.Release(t.Context(), as(w.Config, "alice"), gateway.LeaseRequest{Incident: in.ID})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		in, err = w.Reader.Incident(t.Context(), in.ID)
+		return err == nil && in.Status == "closed"
+	}, 60*time.Second, 100*time.Millisecond)
+
+	auditor := &worker.Auditor{
+		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
+		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+	}
+	story, err := auditor.Audit(t.Context(), in.ID, true)
+	require.NoError(t, err)
+	require.Empty(t, story.Verified.Differences)
+	require.Equal(t, "alice", story.People[0].Name)
+	require.Contains(t, story.People[0].Did, "requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
+
+	raw, err := auditor.Record(t.Context(), in.ID, false)
+	require.NoError(t, err)
+	rec, err := recording.Decode(raw)
+	require.NoError(t, err)
+	o := simulate.Options{Catalogue: worker.Catalogue()}
+	o.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a).Match }
+	o.Requests = func(a activities.Authority) simulate.Requests { return worker.LibraryOf(a) }
+	again2 := simulate.Run(t.Context(), "one", rec, o)
+	require.Empty(t, again2.Error)
+	require.Equal(t, len(rec.Steps), len(again2.Steps))
+	for i, s := range again2.Steps {
+		require.Equal(t, rec.Steps[i].Action+" "+string(rec.Steps[i].Outcome)+" "+rec.Steps[i].Reason, s.Action+" "+string(s.Outcome)+" "+s.Reason)
+	}
+}
+
+// What the guards do not let run by itself asks others, and never the one who asked for it.
+func TestWhoRequestsDoesNotApprove(t *testing.T) {
+	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))
+	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	var asked []playbook.Pending
+	require.Eventually(t, func() bool {
+		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
+	require.ErrorContains(t, err, "alice triggered this (person:alice): somebody else must answer it")
+	require.Empty(t, node.locked())
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	_, run := ran(t, w, answer)
+	require.Equal(t, playbooks.OutcomeChanged, outcomes(run)["pod.isolate"])
+	require.Len(t, node.locked(), 1)
+}
+
+func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
+	w, node, ask := requests(t, strings.ReplaceAll(requesting, "phase: 2", "phase: 1"))
+	answer, err := ask("alice", gateway.ContainRequest{ID: "p1", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	_, run := ran(t, w, answer)
+	require.Equal(t, playbooks.OutcomeProposed, outcomes(run)["pod.isolate"])
+	require.Empty(t, node.locked())
+}
+
+// Who has all of Temporal and its key, but not the authority's, makes a person's request up, or takes another's proof for
+// it: nothing is contained.
+func TestAForgedRequestContainsNothing(t *testing.T) {
+	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))
+	forged := sensors.Detection{
+		ID: "request/forged", Rule: sensors.RuleRequested, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveRequested, Source: sensors.SourcePerson,
+		Time: time.Now(), Node: "node-1", Reasons: []string{"alice asked for it"},
+		Requested: &sensors.Requested{Person: "alice", Proved: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", For: time.Minute},
+		Event:     sensors.Event{Kind: sensors.KindRequested, Node: "node-1", Container: sensors.Container{ID: box}},
+	}
+	// A true request for something else, which waits for an answer: its proof is in Temporal for everybody there to take.
+	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	var taken proof.Signed
+	events := w.Client.GetWorkflowHistory(t.Context(), workflows.IncidentID(w.Config.Cluster+"/Container/"+box[:12]+"@node-1"), "", false, 0)
+	for events.HasNext() {
+		e, err := events.Next()
+		require.NoError(t, err)
+		if s := e.GetWorkflowExecutionSignaledEventAttributes(); s.GetSignalName() == workflows.SignalDetections {
+			var batch []incident.Attested
+			require.NoError(t, w.Converter.FromPayloads(s.GetInput(), &batch))
+			taken = batch[0].Attestation
+		}
+	}
+	require.NotEmpty(t, taken.Sig)
+	intruder, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	own, err := intruder.Sign(proof.PurposeAttestation, proof.Attestation{
+		Detection: forged.ID, Target: "container:" + box, Node: "node-1", Confidence: 1, Accepted: time.Now(), Requested: &proof.Requested{Person: "alice", Actions: []string{"pod.freeze"}, For: time.Hour},
+	})
+	require.NoError(t, err)
+	for name, signed := range map[string]proof.Signed{"no proof": {}, "its own key": own, "the proof of another request": taken} {
+		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no proof": "A", "its own key": "B", "the proof of another request": "C"}[name]
+		key := "forged/" + strings.ReplaceAll(name, " ", "-")
+		_, err := w.Client.SignalWithStartWorkflow(t.Context(), workflows.IncidentID(key), workflows.SignalDetections, []incident.Attested{{Detection: forged, Attestation: signed}},
+			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, Key: key, Scope: "host", Phase: 3, Quiet: time.Second})
+		require.NoError(t, err)
+		var in playbooks.Incident
+		require.Eventually(t, func() bool {
+			value, err := w.Client.QueryWorkflow(t.Context(), workflows.IncidentID(key), "", workflows.QueryIncident)
+			return err == nil && value.Get(&in) == nil && len(in.Playbooks) == 1 && !in.Playbooks[0].Ended.IsZero()
+		}, 30*time.Second, 50*time.Millisecond, name)
+		require.NotContains(t, []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}, outcomes(in.Playbooks[0])["pod.freeze"], name)
+		reason := in.Playbooks[0].Steps[len(in.Playbooks[0].Steps)-1].Reason
+		require.Contains(t, reason, "no attested detection about container", name)
+	}
+	require.Empty(t, node.locked())
+}

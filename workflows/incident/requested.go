@@ -1,0 +1,48 @@
+package incident
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+)
+
+// MatchRequested is the local activity that finds the playbook of what a person asked for; the worker implements it from
+// the library that it loaded. What is no playbook of this installation's is an error.
+const MatchRequested = "MatchRequestedPlaybook"
+
+// requested starts what a person asked for. Who they are, and that they may, the gateway attested; whether anything is
+// contained is for the guards, which read that attestation. A person who took the incident over, or called it a false
+// positive, stops what starts by itself, and not what people ask for afterwards.
+func (r *run) requested(ctx workflow.Context, asked []sensors.Detection) {
+	for _, d := range asked {
+		target := TargetOf(d)
+		local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{
+			ScheduleToCloseTimeout: 10 * time.Second, RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 3},
+		})
+		var selected Selected
+		if err := workflow.ExecuteLocalActivity(local, MatchRequested, *d.Requested).Get(ctx, &selected); err != nil {
+			r.line(workflow.Now(ctx), "what "+d.Requested.Person+" requested could not be started: "+err.Error())
+			r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
+				Playbook: d.Requested.Playbook, Request: d.ID, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
+			})
+			continue
+		}
+		r.launch(ctx, selected, []playbooks.Target{target})
+		r.Incident.Playbooks[len(r.Incident.Playbooks)-1].Request = d.ID
+	}
+}
+
+// onlyRequested reports whether nothing was detected: an incident that people began by hand runs what they asked for, and
+// no playbook by itself.
+func (s *state) onlyRequested() bool {
+	for _, d := range s.Incident.Detections {
+		if d.Rule != sensors.RuleRequested {
+			return false
+		}
+	}
+	return len(s.Incident.Detections) > 0
+}
