@@ -222,7 +222,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l := &live{Worker: w, t: t, cfg: cfg, file: file, spool: join(t, w, agent.Health{Node: "node-1", Probe: probe.Status{Since: time.Now()}}, node)}
 
 	// The kill switch: one is refused, and nothing gets around it.
-	require.NoError(t, l.Decider.Stop(t.Context(), l.speaker("alice")))
+	require.NoError(t, l.Decider.Stop(t.Context(), l.speaker("alice"), "a test"))
 	l.attack("paused", 0.9)
 	l.await("paused", "it ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
 	require.NoError(t, l.Decider.Resume(t.Context(), l.speaker("root")))
@@ -281,7 +281,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	for name, want := range map[string]struct {
 		step, outcome, reason string
 	}{
-		"paused": {"pod.isolate", "refused", "new containments are stopped"}, "alone": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 5 containments an hour is spent"},
+		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 5 containments an hour is spent"},
 		"escalated": {"pod.isolate", "changed", ""}, "glass": {"approval", "changed", "broke the glass"}, "quorum": {"approval", "changed", "approved by alice"},
 		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of the 2 who must agree did within 5s"}, "revoked": {"approval", "changed", "approved by alice"},
 		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""}, "next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "changed", ""},
