@@ -264,7 +264,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l.vote(id, "alice", true, false)
 	l.vote(id, "bob", true, false)
 	id = l.asked("judged")
-	_, err := l.Decider.Mark(t.Context(), l.speaker("erin"), gateway.MarkRequest{Incident: id, Kind: incident.MarkFalsePositive, Reason: "a test"})
+	_, err := l.Decider.Mark(t.Context(), l.speaker("root"), gateway.MarkRequest{Incident: id, Kind: incident.MarkFalsePositive, Reason: "a test"})
 	require.NoError(t, err)
 	id = l.asked("escalated")
 	require.Eventually(t, func() bool {

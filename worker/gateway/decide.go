@@ -246,18 +246,10 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbook
 	return &in, nil
 }
 
-// letGo denies what an incident asks and releases what it holds.
+// letGo releases what an incident holds. What it asks is denied by the mark itself, whoever was asked.
 func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) error {
-	var problems []error
-	pending, err := d.Reader.Pending(ctx, in.ID)
-	problems = append(problems, err)
-	for _, p := range pending {
-		if _, err := d.Vote(ctx, s, VoteRequest{Incident: in.ID, Step: p.ID, Hash: p.Hash, Reason: "a false positive"}); err != nil {
-			problems = append(problems, fmt.Errorf("deny %s: %w", p.ID, err))
-		}
-	}
-	_, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
-	return errors.Join(append(problems, err)...)
+	_, err := d.Release(ctx, s, LeaseRequest{Incident: in.ID})
+	return err
 }
 
 func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }

@@ -120,6 +120,9 @@ func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 			AddReceive(p.changed, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
 			AddFuture(deadline, func(workflow.Future) { late = true }).
 			Select(ctx)
+		if r.haltEnds && !late && len(p.Votes) == p.counted {
+			return answer{reason: r.halted}
+		}
 		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
 		if n := len(p.Yes); n > 0 {
 			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))

@@ -137,6 +137,7 @@ type run struct {
 	unreported int // lines
 	openWaits  int
 	halted     string // why nothing is contained any more: a person decides
+	haltEnds   bool   // that ends what is asked
 	holders    int
 }
 
@@ -174,6 +175,13 @@ func (r *run) handlers(ctx workflow.Context) error {
 			var why string
 			workflow.GetSignalChannel(ctx, workflows.SignalHalt).Receive(ctx, &why)
 			r.halted = why
+			// A person has decided: what is asked is answered. Runs that began before this was so ask on.
+			if workflow.GetVersion(ctx, "halt-ends-questions", workflow.DefaultVersion, 1) == 1 {
+				r.haltEnds = true
+				for _, id := range slices.Sorted(maps.Keys(r.pending)) {
+					r.pending[id].changed.SendAsync(true)
+				}
+			}
 		}
 	})
 	workflow.Go(ctx, func(ctx workflow.Context) {
