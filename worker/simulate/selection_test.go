@@ -53,11 +53,11 @@ func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
 	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.Final.NotSelected[0].Reason)
 }
 
-// refusing answers a plan of an action with a refusal of the action itself.
+// refusing lets an action refuse its effect, long after the enrichment has ended.
 func refusing(action string) simulate.Fakes {
 	return func(c simulate.Call) (recording.Answer, bool) {
-		if c.Operation == recording.Plan && c.Request.Action == action {
-			return recording.Answer{Refused: "it will not"}, true
+		if c.Operation == recording.Apply && c.Request.Action == action {
+			return recording.Answer{Refused: "it will not", TookMS: 2000}, true
 		}
 		return recording.Answer{}, false
 	}
@@ -71,6 +71,7 @@ func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
 	require.Equal(t, []string{"cold", "cryptominer"}, r.Playbooks)
 	require.NotEmpty(t, r.Effects)
 	require.Equal(t, "pod.isolate", r.Effects[0].Action)
+	require.GreaterOrEqual(t, r.Effects[0].FromMS, int64(2000))
 
 	// What it does itself after a refusal counts: then no other contains.
 	o = beside(t, freezes+"    on_failure:\n      - contain: pod.isolate\n        for: 2m\n")
