@@ -25,6 +25,9 @@ var Outcomes = []Outcome{
 // are found again when the pause ends.
 const ReasonPaused = "new containments are paused"
 
+// GuardPause is the guard that refuses them.
+const GuardPause = "kill-switch"
+
 // Doc says what the outcome means, for people.
 func (o Outcome) Doc() string {
 	switch o {

@@ -285,6 +285,9 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 			p("guide       %s: %s", run.Playbook, strings.Join(strings.Fields(run.Guide), " "))
 		}
 	}
+	for _, n := range in.NotSelected {
+		p("not run     %s: %s", n.Playbook, n.Reason)
+	}
 	p("")
 	for _, e := range display.Timeline(in.Incident) {
 		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.What)

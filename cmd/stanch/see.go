@@ -3,15 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 	"stanch/worker/gateway"
@@ -48,17 +50,35 @@ func leasesCommand(g *globals) *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing is held")
 				return nil
 			}
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
-			fmt.Fprintln(t, "LEASE\tSTATE\tACTION\tTARGET\tVERIFIED\tUNTIL\tWHY")
-			for _, r := range reports {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%v\t%s\t%s\n", r.ID, r.Standing(), r.Action, plain(r.Target), r.Verified, r.Until.Local().Format(time.DateTime), plain(r.Reason))
-			}
-			return t.Flush()
+			showLeases(cmd.OutOrStdout(), list, time.Now())
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "those that have ended too")
 	outputFlag(c, &output)
 	return c
+}
+
+// showLeases lists leases, the one that ends next first.
+func showLeases(out io.Writer, list []*lease.Machine, now time.Time) {
+	slices.SortStableFunc(list, func(a, b *lease.Machine) int { return a.End().Compare(b.End()) })
+	var t table
+	t.row("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "WHY")
+	for _, m := range list {
+		r := m.Report(now)
+		target, until := m.Target.String(), ""
+		if m.Target.Kind == "" { // it could not be read
+			target = ""
+		}
+		if !r.Until.IsZero() {
+			until = r.Until.Local().Format(time.DateTime)
+		}
+		if left := r.Until.Sub(now); left > 0 && m.State != lease.StateEnded {
+			until += " (in " + duration.Format(left.Round(time.Second)) + ")"
+		}
+		t.row(r.ID, display.Lease(r), r.Action, target, until, r.Reason)
+	}
+	t.print(out)
 }
 
 func releaseCommand(g *globals) *cobra.Command {

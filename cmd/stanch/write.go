@@ -22,6 +22,7 @@ import (
 	"stanch/sensors/rules"
 	"stanch/worker"
 	"stanch/worker/config"
+	"stanch/worker/gateway"
 )
 
 func validateCommand(g *globals) *cobra.Command {
@@ -388,7 +389,7 @@ func schemaCommand() *cobra.Command {
 			case "config":
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
-				schema = reflector.Reflect(playbooks.Incident{})
+				schema = reflector.Reflect(gateway.View{}) // what `stanch incidents ID -o json` prints
 			case "recording":
 				schema = recording.Schema()
 			default:

@@ -326,28 +326,30 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
-			if s.Outcome != playbooks.OutcomeRefused || !strings.HasPrefix(s.Reason, playbooks.ReasonPaused) || s.At.Before(since[s.Target]) || known[key] {
+			paused := s.Guard == playbooks.GuardPause || strings.HasPrefix(s.Reason, playbooks.ReasonPaused)
+			if s.Outcome != playbooks.OutcomeRefused || !paused || s.At.Before(since[s.Target]) || known[key] {
 				continue
 			}
 			known[key] = true
 			out = append(out, Refused{
-				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s", r.Playbook, Ref(in, s.Target)),
+				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s --reason 'refused while paused'", r.Playbook, Ref(in, s.Target)),
 			})
 		}
 	}
 	return out
 }
 
-// Ref is a target as commands take it: "pod/NAMESPACE/NAME", "container/NAME", else its ID.
+// Ref is a target as `stanch contain` and `stanch run` take it: pod/NAMESPACE/NAME, a container's complete ID, else the
+// incident's own ID, which means its pods and containers.
 func Ref(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
-		if t.ID() != id {
-			continue
+		switch {
+		case t.ID() != id:
+		case t.Kind == playbooks.TargetPod:
+			return "pod/" + t.Namespace + "/" + t.Name
+		case t.Kind == playbooks.TargetContainer:
+			return t.UID
 		}
-		if t.Namespace == "" {
-			return string(t.Kind) + "/" + t.Name
-		}
-		return string(t.Kind) + "/" + t.Namespace + "/" + t.Name
 	}
-	return id
+	return in.ID
 }

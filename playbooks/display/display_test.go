@@ -108,6 +108,22 @@ func TestTheTimelineIsInOrder(t *testing.T) {
 	assert.Equal(t, "c", in.Timeline[0].What, "the incident itself is not changed")
 }
 
+// What was refused while paused is offered with the command that contains it, whatever kind of target it is.
+func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
+	in := incident()
+	in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetContainer, Name: "box", UID: "0123456789abcdef"})
+	for target, want := range map[string]string{"pod:u-1": "pod/shop/web-1", "container:0123456789abcdef": "0123456789abcdef", "role:AROA1": "INC-1"} {
+		assert.Equal(t, want, display.Ref(in, target))
+	}
+	in.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", Steps: []playbooks.StepReport{
+		{Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardPause, Reason: "paused"},
+		{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: "budget", Reason: "the budget is spent"},
+	}}}
+	refused := display.RefusedWhilePaused(in)
+	require.Len(t, refused, 1)
+	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].Again)
+}
+
 // Another place that writes a person or a target's ID writes it otherwise one day.
 func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
 	own := regexp.MustCompile(`Sprintf\("%s \(%s\)", [^)]*Proved|uid\[:min\(`)

@@ -165,7 +165,7 @@ func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
 // alike records an incident and simulates it with the playbooks that ran: it must go as it went.
 func alike(t *testing.T, s *stand.Stand, id, name, plays string) {
 	t.Helper()
-	raw, stderr, code := s.Run(t, "record", id, "--anonymise")
+	raw, stderr, code := s.Run(t, "record", id, "--anonymize")
 	require.Zero(t, code, stderr)
 	rec, err := recording.Decode([]byte(raw))
 	require.NoError(t, err)

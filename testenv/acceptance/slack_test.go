@@ -247,7 +247,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	in := c.Incident(t, box.ID, 30*time.Second, "held", held)
 	require.True(t, box.Silent(300*time.Millisecond))
 	m = c.message(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
-		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "held, verified")
+		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "held, ")
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
@@ -332,7 +332,9 @@ func TestAFalsePositiveLetsGo(t *testing.T) {
 	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Judged == "false-positive" })
 	require.Equal(t, "bob", in.JudgedBy)
 	require.True(t, box.Resumed(2*time.Second))
-	c.message(t, q.Incident, "shown", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "false-positive, says bob") })
+	c.message(t, q.Incident, "shown", func(m slack.Message) bool {
+		return strings.Contains(string(m.Blocks), "resolved: false-positive by bob")
+	})
 }
 
 // Slack is away, slow and forgetful, and Stanch dies in the middle: the message is there once, and an answer counts.

@@ -143,6 +143,7 @@ func write(t *testing.T) string {
 	w.line("each phase, `stanch simulate` what it would have done, and `stanch test` whether it still does what you want.\n")
 	w.line("## A playbook\n")
 	w.keys(playbooks.PlaybookKeys)
+	w.line("Durations are written `45s`, `15m`, `1h30m`, `1d12h` or `2w`, here as in the configuration and in flags: a day is 24 hours, a week 7 days.\n")
 	w.line("### match\n\nAll that is given must hold.\n")
 	w.keys(playbooks.MatchKeys)
 	w.example("match")

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/invopop/jsonschema"
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -117,6 +118,11 @@ func (s *Size) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
+// JSONSchema is what editors accept as a size.
+func (Size) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"}, OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}}}
+}
+
 // MarshalText writes "20Gi".
 func (s Size) MarshalText() ([]byte, error) {
 	return []byte(resource.NewQuantity(int64(s), resource.BinarySI).String()), nil
@@ -152,6 +158,11 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	}
 	*d = Duration(v)
 	return nil
+}
+
+// JSONSchema is what editors accept as a duration: what it is read from.
+func (Duration) JSONSchema() *jsonschema.Schema {
+	return &jsonschema.Schema{Type: "string", Pattern: duration.Pattern, Examples: []any{"90s", "15m", "1d"}}
 }
 
 // MarshalText writes "15m".

@@ -74,7 +74,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 		if in.Status == "unreadable" {
 			problem("an incident cannot be read: %s", clipReason(in.Summary))
 		}
-		if in.Status != "open" {
+		if in.Status != "open" || in.Judged != "" { // a person is done with it
 			continue
 		}
 		s.Open++

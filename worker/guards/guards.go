@@ -115,14 +115,14 @@ type guard struct {
 
 // chain is the order in which guards judge.
 var chain = []guard{
-	{"kill-switch", killSwitch}, // a person stopped everything new
-	{"target", asResolved},      // it is what the request says it is
-	{"protected", protected},    // what must never be contained
-	{"evidence", evidence},      // volatile evidence was attempted before
-	{"grant", offeredGrant},     // a grant that was offered must hold
-	{"duration", asPlanned},     // no longer than was planned, and so shown
-	{"budget", withinBudget},    // how much may be contained without a person
-	{"phase", phase},            // how much the scope automates, and on what proof
+	{playbooks.GuardPause, killSwitch}, // a person stopped everything new
+	{"target", asResolved},             // it is what the request says it is
+	{"protected", protected},           // what must never be contained
+	{"evidence", evidence},             // volatile evidence was attempted before
+	{"grant", offeredGrant},            // a grant that was offered must hold
+	{"duration", asPlanned},            // no longer than was planned, and so shown
+	{"budget", withinBudget},           // how much may be contained without a person
+	{"phase", phase},                   // how much the scope automates, and on what proof
 }
 
 // Decide runs the chain.

@@ -1,0 +1,42 @@
+package config_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	reflected "github.com/invopop/jsonschema"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"stanch/worker/config"
+)
+
+// What the program reads as a duration or a size, an editor with the schema accepts, and what it refuses, it marks.
+func TestTheSchemaAcceptsWhatIsRead(t *testing.T) {
+	raw, err := json.Marshal((&reflected.Reflector{RequiredFromJSONSchemaTags: true}).Reflect(config.Config{}))
+	require.NoError(t, err)
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(raw)))
+	require.NoError(t, err)
+	c := jsonschema.NewCompiler()
+	require.NoError(t, c.AddResource("config.json", doc))
+	schema, err := c.Compile("config.json")
+	require.NoError(t, err)
+	for text, fine := range map[string]bool{
+		"quiet: 15m": true, "quiet: 1d12h": true, "quiet: 2w": true, "quiet: 1.5h": true, "quiet: soon": false, "quiet: 1 h": false, "quiet: -1h": false,
+		"budget: {longest: 1d}": true, "evidence: {max_total: 20Gi}": true, "evidence: {max_total: 512Mi, min_free: 1000000}": true, "evidence: {max_total: much}": false,
+		"scopes: [{name: a, approvers: {groups: [x], timeout: 1d, escalate: {after: 1h, groups: [y]}}}]\npeople: [{name: z, groups: [x, y]}]": true,
+	} {
+		_, problems := config.Parse("stanch.yaml", []byte(text))
+		require.Equal(t, fine, !problems.HasErrors(), "the program reads %q: %v", text, problems)
+		var value any
+		require.NoError(t, yaml.Unmarshal([]byte(text), &value))
+		plain, err := json.Marshal(value)
+		require.NoError(t, err)
+		doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(plain)))
+		require.NoError(t, err)
+		err = schema.Validate(doc)
+		require.Equal(t, fine, err == nil, "the schema on %q: %v", text, err)
+	}
+}
