@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors"
 )
 
 // Person names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
@@ -279,9 +280,11 @@ func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 		}
 		return 0
 	}
+	detected := func(d playbooks.DetectionSummary) int { return yes(d.Rule != sensors.RuleRequested) } // what people ask for comes last
 	for i, a := range in.Detections {
 		b := in.Detections[worst]
 		if cmp.Or(
+			cmp.Compare(detected(a), detected(b)),
 			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()), cmp.Compare(a.Confidence, b.Confidence),
 			cmp.Compare(yes(a.Objective == in.Objective), yes(b.Objective == in.Objective)), cmp.Compare(yes(a.Technique != ""), yes(b.Technique != "")),
 		) > 0 {
@@ -331,23 +334,24 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 			}
 			known[key] = true
 			out = append(out, Refused{
-				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s", r.Playbook, Ref(in, s.Target)),
+				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s --reason \"refused while paused\"", r.Playbook, Ref(in, s.Target)),
 			})
 		}
 	}
 	return out
 }
 
-// Ref is a target as commands take it: "pod/NAMESPACE/NAME", "container/NAME", else its ID.
+// Ref is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's
+// id, which means its pods and containers.
 func Ref(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
-		if t.ID() != id {
-			continue
+		switch {
+		case t.ID() != id:
+		case t.Kind == playbooks.TargetPod:
+			return "pod/" + t.Namespace + "/" + t.Name
+		case t.Kind == playbooks.TargetContainer:
+			return "container/" + t.UID
 		}
-		if t.Namespace == "" {
-			return string(t.Kind) + "/" + t.Name
-		}
-		return string(t.Kind) + "/" + t.Namespace + "/" + t.Name
 	}
-	return id
+	return in.ID
 }

@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
 	"stanch/sensors/proof"
@@ -168,7 +169,7 @@ func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att p
 		r.problem(e, "the request %s is not the one that the gateway attested", d.ID)
 		attested = false
 	}
-	who := fmt.Sprintf("%s (%s)", q.Person, q.Proved)
+	who := display.Person(q.Person, q.Proved)
 	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.What(), incident.TargetOf(d), q.Reason)
 	if attested {
 		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.What(), incident.TargetOf(d), q.Reason))

@@ -182,7 +182,7 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	require.Len(t, done.Refused, 1, "once, and neither what was contained since nor what a person has judged")
 	require.Equal(t, incidentID, done.Refused[0].Incident)
 	require.Equal(t, "pod shop/web-1", done.Refused[0].Target)
-	require.Equal(t, "stanch run miner --on pod/shop/web-1", done.Refused[0].Again)
+	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason \"refused while paused\"", done.Refused[0].Again)
 
 	var view gateway.View
 	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &view)
