@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -315,4 +316,62 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 		require.Contains(t, reason, "no attested detection about container", name)
 	}
 	require.Empty(t, node.locked())
+}
+
+// A request about what was detected joins its incident, and says nothing of what the attacker is after; a playbook that does
+// not match runs by request, and what it asks is asked of others.
+func TestARequestJoinsTheIncidentOfItsTarget(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "mine.yaml"), []byte(`playbook: mine
+description: Ask, then hold it.
+match: { objective: escape }
+steps:
+  - evidence: process.snapshot
+  - approval: hold it
+    ask: Hold it?
+    from: { groups: [responders] }
+    timeout: 1m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 30m
+`), 0o600))
+	w, node, ask := requests(t, requesting+"playbooks: ['"+dir+"']\n")
+	d := sensors.Detection{
+		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.6, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
+		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Node: "node-1", Process: sensors.Process{Exe: "/tmp/xmrig"}, Container: sensors.Container{ID: box, Name: "shop-web"}},
+	}
+	require.NoError(t, w.Intake.Check(t.Context(), &d, "node-1"))
+	require.NoError(t, w.Intake.Accept(t.Context(), []sensors.Detection{d}))
+	var before []playbooks.Incident
+	require.Eventually(t, func() bool {
+		var err error
+		before, err = w.Reader.Incidents(t.Context())
+		return err == nil && len(before) == 1
+	}, 20*time.Second, 50*time.Millisecond)
+
+	_, err := ask("alice", gateway.ContainRequest{ID: "x", Target: box, Playbook: "none", Reason: "spread"})
+	require.ErrorContains(t, err, `unknown playbook "none"; `)
+	planned, err := ask("alice", gateway.ContainRequest{Target: before[0].ID, Playbook: "mine", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, activities.VerdictAsk, planned.Targets[0].Plans[0].Decision.Verdict)
+	answer, err := ask("alice", gateway.ContainRequest{ID: "x", Target: box, Playbook: "mine", Reason: "spread"})
+	require.NoError(t, err)
+	require.Equal(t, before[0].ID, answer.Incident)
+	var asked []playbook.Pending
+	require.Eventually(t, func() bool {
+		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
+	require.ErrorContains(t, err, "somebody else must answer it")
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	in, run := ran(t, w, answer)
+	require.Equal(t, playbooks.OutcomeChanged, outcomes(run)["pod.isolate"])
+	require.Len(t, node.locked(), 1)
+	require.Equal(t, sensors.ObjectiveCryptoMining, in.Objective)
+	require.InDelta(t, 0.6, in.Confidence, 0.001)
+	require.Equal(t, "mine", run.Playbook)
 }

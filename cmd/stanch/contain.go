@@ -14,6 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/duration"
 	"stanch/worker/gateway"
 	"stanch/workflows/playbook"
@@ -38,7 +39,7 @@ func (o *requestOptions) flags(c *cobra.Command) {
 	outputFlag(c, &o.output)
 }
 
-const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the complete id of a container,
+const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the complete id of a container (container/ID or ID),
 or the id of an incident, which means its pods and containers. The API server says which pod has the name now, and from
 then on its UID counts; the nodes say which of them runs a container.`
 
@@ -206,7 +207,7 @@ func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []pl
 			r.Steps = append(r.Steps, s)
 			if s.Lease != "" {
 				r.Leases = append(r.Leases, s.Lease)
-				r.Contained = r.Contained || s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
+				r.Contained = r.Contained || display.Contained(s)
 			}
 		}
 		if !run.Ended.IsZero() {
@@ -224,11 +225,7 @@ func showResults(out io.Writer, results []requestResult) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
 	for _, r := range results {
 		for _, s := range r.Steps {
-			line := fmt.Sprintf("  %s: %s", s.Action, s.Outcome)
-			if s.Reason != "" {
-				line += " (" + s.Reason + ")"
-			}
-			p("%s", line)
+			p("  %s %s", s.Action, display.Became(s))
 		}
 		switch {
 		case r.Contained:
@@ -246,7 +243,7 @@ func showResults(out io.Writer, results []requestResult) {
 		case r.Error != "":
 			p("%s: not contained: %s", r.Target, r.Error)
 		default:
-			p("%s: not contained: %s", r.Target, r.State)
+			p("%s: not contained: %s", r.Target, display.Outcome(playbooks.Outcome(r.State), true))
 		}
 	}
 }

@@ -31,9 +31,9 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 			run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
 			want: []string{"pod shop/web: contained, lease LSE-1", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
 		},
-		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate: refused (because)", "not contained: refused"}},
+		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
 		"a lease that was refused": {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
-		"proposed":                 {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed"}},
+		"proposed":                 {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
 		"asked": {
 			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},

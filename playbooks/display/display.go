@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
+	"stanch/sensors"
 )
 
 // Person names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
@@ -279,9 +280,11 @@ func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 		}
 		return 0
 	}
+	detected := func(d playbooks.DetectionSummary) int { return yes(d.Rule != sensors.RuleRequested) } // what people ask for comes last
 	for i, a := range in.Detections {
 		b := in.Detections[worst]
 		if cmp.Or(
+			cmp.Compare(detected(a), detected(b)),
 			cmp.Compare(a.Severity.Rank(), b.Severity.Rank()), cmp.Compare(a.Confidence, b.Confidence),
 			cmp.Compare(yes(a.Objective == in.Objective), yes(b.Objective == in.Objective)), cmp.Compare(yes(a.Technique != ""), yes(b.Technique != "")),
 		) > 0 {
@@ -326,8 +329,7 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
-			paused := s.Guard == playbooks.GuardPause || strings.HasPrefix(s.Reason, playbooks.ReasonPaused)
-			if s.Outcome != playbooks.OutcomeRefused || !paused || s.At.Before(since[s.Target]) || known[key] {
+			if s.Outcome != playbooks.OutcomeRefused || !strings.HasPrefix(s.Reason, playbooks.ReasonPaused) || s.At.Before(since[s.Target]) || known[key] {
 				continue
 			}
 			known[key] = true
@@ -339,8 +341,8 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 	return out
 }
 
-// Ref is a target as `stanch contain` and `stanch run` take it: pod/NAMESPACE/NAME, a container's complete ID, else the
-// incident's own ID, which means its pods and containers.
+// Ref is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's
+// id, which means its pods and containers.
 func Ref(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		switch {
@@ -348,7 +350,7 @@ func Ref(in playbooks.Incident, id string) string {
 		case t.Kind == playbooks.TargetPod:
 			return "pod/" + t.Namespace + "/" + t.Name
 		case t.Kind == playbooks.TargetContainer:
-			return t.UID
+			return "container/" + t.UID
 		}
 	}
 	return in.ID

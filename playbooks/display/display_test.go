@@ -112,7 +112,7 @@ func TestTheTimelineIsInOrder(t *testing.T) {
 func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
 	in := incident()
 	in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetContainer, Name: "box", UID: "0123456789abcdef"})
-	for target, want := range map[string]string{"pod:u-1": "pod/shop/web-1", "container:0123456789abcdef": "0123456789abcdef", "role:AROA1": "INC-1"} {
+	for target, want := range map[string]string{"pod:u-1": "pod/shop/web-1", "container:0123456789abcdef": "container/0123456789abcdef", "role:AROA1": "INC-1"} {
 		assert.Equal(t, want, display.Ref(in, target))
 	}
 	in.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", Steps: []playbooks.StepReport{
@@ -145,4 +145,19 @@ func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
 	assert.Equal(t, "the incident", display.Target(in, "incident:INC-1"))
 	assert.Equal(t, "workload shop/Deployment/web", display.Target(in, "workload:"))
 	assert.Equal(t, "pod 01234567-89a", display.Target(in, "pod:01234567-89ab-cdef-0123-456789abcdef"))
+}
+
+// What a person asked for is a headline only where nothing was detected, and a target is named as the command line takes it.
+func TestARequestIsNoHeadlineBesideADetection(t *testing.T) {
+	request := playbooks.DetectionSummary{Rule: sensors.RuleRequested, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1}
+	miner := playbooks.DetectionSummary{Rule: "miner", Title: "A miner", Severity: sensors.SeverityLow, Confidence: 0.4}
+	worst, _ := display.Headline(playbooks.Incident{Detections: []playbooks.DetectionSummary{request, miner}})
+	require.Equal(t, "A miner", worst.Title)
+	worst, _ = display.Headline(playbooks.Incident{Detections: []playbooks.DetectionSummary{request}})
+	require.Equal(t, "Requested by alice", worst.Title)
+
+	in := playbooks.Incident{ID: "INC-1", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, {Kind: playbooks.TargetContainer, Name: "box", UID: "c0ffee"}}}
+	require.Equal(t, "pod/shop/web", display.Ref(in, "pod:u"))
+	require.Equal(t, "container/c0ffee", display.Ref(in, "container:c0ffee"))
+	require.Equal(t, "INC-1", display.Ref(in, "role:AROA"))
 }

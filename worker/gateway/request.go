@@ -11,6 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/proof"
 	"stanch/worker/config"
@@ -34,7 +35,7 @@ type Requests struct {
 type ContainRequest struct {
 	// ID makes the request unique: the same one sent twice is one. The client chooses it.
 	ID string `json:"id"`
-	// Target is pod/NAMESPACE/NAME, NAMESPACE/NAME, a container's id, or an incident's id, which means its targets.
+	// Target is pod/NAMESPACE/NAME, NAMESPACE/NAME, container/ID, a container's id, or an incident's id, which means its targets.
 	Target string `json:"target"`
 	// UID is the pod's, where who asks knows it; another pod of the name is refused.
 	UID string `json:"uid,omitempty"`
@@ -163,7 +164,7 @@ func stamp(d sensors.Detection, r sensors.Requested, s Speaker, id string) senso
 	d.ID = "request/" + proof.Hash([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
 	d.Rule, d.Source, d.Objective = sensors.RuleRequested, sensors.SourcePerson, sensors.ObjectiveRequested
 	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
-	d.Reasons = append([]string{fmt.Sprintf("%s (%s) asked for %s: %s", r.Person, r.Proved, r.What(), r.Reason)}, d.Reasons...)
+	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.Person(r.Person, r.Proved), r.What(), r.Reason)}, d.Reasons...)
 	d.Time, d.Detected, d.Requested = now, now, &r
 	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindRequested, now, sensors.ActorPerson+r.Person
 	return d
@@ -263,11 +264,15 @@ func containments(p *playbooks.Program) []containment {
 func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
 	name := strings.TrimPrefix(q.Target, "pod/")
 	namespace, pod, isPod := strings.Cut(name, "/")
+	container, isContainer := strings.CutPrefix(q.Target, "container/")
+	if !isContainer {
+		container = q.Target
+	}
 	var one sensors.Detection
 	switch {
 	case incidentID.MatchString(q.Target):
 		return d.targetsOf(ctx, q)
-	case isPod && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
+	case isPod && !isContainer && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
 		one.Event.Container.Pod = sensors.Pod{Namespace: namespace, Name: pod, UID: q.UID}
 		if err := d.Requests.Intake.complete(ctx, &one); err != nil {
 			return nil, unresolved(q.Target, err)
@@ -276,10 +281,10 @@ func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Dete
 			return nil, unresolved(q.Target, errors.New("the API server did not confirm it"))
 		}
 		return []sensors.Detection{one}, nil
-	case isPod || !containerID.MatchString(q.Target):
-		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, a container's id, or an incident's id", clip(q.Target))
+	case isPod && !isContainer || !containerID.MatchString(container):
+		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", clip(q.Target))
 	}
-	one, err := d.container(ctx, q.Target, q.Node)
+	one, err := d.container(ctx, container, q.Node)
 	if err != nil {
 		return nil, err
 	}

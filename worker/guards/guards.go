@@ -16,6 +16,7 @@ import (
 	"stanch/activities"
 	"stanch/activities/aws"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
 	"stanch/sensors/proof"
@@ -420,7 +421,7 @@ func phase(f Facts) *activities.Decision {
 	if f.Requested != nil {
 		return &activities.Decision{
 			Verdict: activities.VerdictRun, On: f.On,
-			Reason: fmt.Sprintf("phase %d, requested by %s (%s): %s", p, f.Requested.Person, f.Requested.Proved, f.Requested.Reason),
+			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.Person(f.Requested.Person, f.Requested.Proved), f.Requested.Reason),
 		}
 	}
 	return &activities.Decision{

@@ -163,6 +163,9 @@ func (s *state) line(at time.Time, what string) {
 
 // What is a detection's behaviour in one line. Its words are an attacker's: it is data.
 func What(d sensors.Detection) string {
+	if d.Requested != nil && len(d.Reasons) > 0 {
+		return d.Reasons[0] // the gateway made and bounded it: a person's reason is shown complete
+	}
 	e := d.Event
 	process := e.Process.Exe
 	if process == "" {
@@ -188,7 +191,7 @@ func What(d sensors.Detection) string {
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
 	case sensors.KindMount, sensors.KindNamespace, sensors.KindTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindURing, sensors.KindModule:
 		what = called(process, e)
-	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth, sensors.KindRequested:
+	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth:
 		if what = d.Title; len(d.Reasons) > 0 {
 			what = d.Reasons[0]
 		}
