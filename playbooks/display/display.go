@@ -329,7 +329,8 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
-			if s.Outcome != playbooks.OutcomeRefused || !strings.HasPrefix(s.Reason, playbooks.ReasonPaused) || s.At.Before(since[s.Target]) || known[key] {
+			paused := s.Guard == playbooks.GuardPause || strings.HasPrefix(s.Reason, playbooks.ReasonPaused)
+			if s.Outcome != playbooks.OutcomeRefused || !paused || s.At.Before(since[s.Target]) || known[key] {
 				continue
 			}
 			known[key] = true
