@@ -236,14 +236,6 @@ type LeaseReport struct {
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
 }
 
-// Standing is the state for people: what is held and not verified says so.
-func (l LeaseReport) Standing() string {
-	if l.State == "held" && !l.Verified {
-		return "held, unverified"
-	}
-	return l.State
-}
-
 // EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.
 type EvidenceRef struct {
 	Name   string    `json:"name" expr:"name"`

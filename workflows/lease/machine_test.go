@@ -10,6 +10,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors/proof"
 	"stanch/workflows/lease"
 )
@@ -87,11 +88,11 @@ func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 	require.False(t, m.Reapply, "what is in force is not applied again")
 	require.Contains(t, m.Reason, "no network interface was found")
 	require.Len(t, m.Reports, 1, "its incident is told")
-	require.Equal(t, "held, unverified", m.Reports[0].Lease.Standing())
+	require.Equal(t, "held, NOT verified", display.Lease(m.Reports[0].Lease))
 
 	m.Observed(activities.VerifyResult{InForce: true}, nil, at(time.Minute))
 	require.True(t, m.Verified)
-	require.Equal(t, "held", m.Report(at(time.Minute)).Standing())
+	require.Equal(t, "held, verified", display.Lease(m.Report(at(time.Minute))))
 }
 
 func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
