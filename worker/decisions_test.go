@@ -65,7 +65,7 @@ func (h *holding) Handle(_ context.Context, kind link.CommandKind, body []byte, 
 const people = `phase: 3
 quiet: 1s
 budget: { per_hour: 5 }
-scopes: [{ name: host, namespaces: [""], phase: 3, confidence: 0.85, approvers: { groups: [leads], quorum: 1, timeout: 8s, escalate: { after: 1s, groups: [oncall] } } }]
+scopes: [{ name: host, namespaces: [""], phase: 3, confidence: 0.85, approvers: { groups: [leads], quorum: 1, timeout: 30s, escalate: { after: 4s, groups: [oncall] } } }]
 people:
   - { name: alice, uid: 1001, groups: [responders] }
   - { name: bob, uid: 1002, groups: [responders] }
@@ -200,10 +200,10 @@ func (l *live) recorded(id string) recording.Recording {
 func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"glass", "quorum", "denial", "judged"} {
-		write(t, dir, name+".yaml", asking(name, "20s"))
+		write(t, dir, name+".yaml", asking(name, "40s"))
 	}
-	write(t, dir, "expiry.yaml", asking("expiry", "5s"))
-	write(t, dir, "revoked.yaml", asking("revoked", "20s"))
+	write(t, dir, "expiry.yaml", asking("expiry", "8s"))
+	write(t, dir, "revoked.yaml", asking("revoked", "40s"))
 	for name, text := range map[string]string{
 		"alone": acting("alone", "", "", "pod.isolate"), "paused": acting("paused", "", "", "pod.isolate"), "spent": acting("spent", "", "", "pod.isolate"), "escalated": acting("escalated", "", "", "pod.isolate"),
 		"first-a": acting("first/a", "", ", priority: 60", "pod.isolate"), "first-b": acting("first/b", "", ", priority: 70", "pod.isolate"),
@@ -270,7 +270,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := l.Decider.Vote(t.Context(), l.speaker("dave"), gateway.VoteRequest{Incident: id, Approve: true})
 		return err == nil
-	}, 10*time.Second, 200*time.Millisecond)
+	}, 20*time.Second, 200*time.Millisecond)
 
 	// By now more was contained than the budget allows in an hour.
 	l.await("escalated", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
@@ -283,7 +283,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	}{
 		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 5 containments an hour is spent"},
 		"escalated": {"pod.isolate", "changed", ""}, "glass": {"approval", "changed", "broke the glass"}, "quorum": {"approval", "changed", "approved by alice"},
-		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of the 2 who must agree did within 5s"}, "revoked": {"approval", "changed", "approved by alice"},
+		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of the 2 who must agree did within 8s"}, "revoked": {"approval", "changed", "approved by alice"},
 		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""}, "next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "changed", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
