@@ -21,7 +21,6 @@ import (
 
 	"github.com/invopop/jsonschema"
 	"go.yaml.in/yaml/v3"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/duration"
@@ -91,13 +90,6 @@ type Budget struct {
 	Longest Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
-// Evidence bounds the evidence store. What no longer fits is refused with the reason; a containment does not wait for it.
-type Evidence struct {
-	MaxTotal       Size `yaml:"max_total" json:"max_total,omitempty" jsonschema:"description=of all pieces; 20Gi if not given"`
-	MaxPerIncident Size `yaml:"max_per_incident" json:"max_per_incident,omitempty" jsonschema:"description=of the pieces of one incident; 2Gi if not given"`
-	MinFree        Size `yaml:"min_free" json:"min_free,omitempty" jsonschema:"description=what stays free on the file system; 1Gi if not given"`
-}
-
 // Library says which of the shipped playbooks are used.
 type Library struct {
 	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether any is used; true if not given"`
@@ -105,34 +97,9 @@ type Library struct {
 	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only ones that are used; all if not given"`
 }
 
-// Size is a number of bytes in Kubernetes' notation: 512Mi, 20Gi.
-type Size int64
-
-// UnmarshalYAML reads "20Gi".
-func (s *Size) UnmarshalYAML(n *yaml.Node) error {
-	q, err := resource.ParseQuantity(n.Value)
-	if err != nil || q.Value() <= 0 {
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: invalid size `%s`; write for example 512Mi or 20Gi", n.Line, n.Value)}}
-	}
-	*s = Size(q.Value())
-	return nil
-}
-
 // JSONSchema is what editors accept as a size.
 func (Size) JSONSchema() *jsonschema.Schema {
 	return &jsonschema.Schema{Pattern: `^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$`, Examples: []any{"512Mi", "20Gi"}, OneOf: []*jsonschema.Schema{{Type: "string"}, {Type: "integer", Minimum: "1"}}}
-}
-
-// MarshalText writes "20Gi".
-func (s Size) MarshalText() ([]byte, error) {
-	return []byte(resource.NewQuantity(int64(s), resource.BinarySI).String()), nil
-}
-
-// UnmarshalText reads "20Gi".
-func (s *Size) UnmarshalText(text []byte) error {
-	q, err := resource.ParseQuantity(string(text))
-	*s = Size(q.Value())
-	return err //nolint:wrapcheck // it names the value
 }
 
 // AWS is the account that aws.* actions work on. Credentials come from the SDK's usual places, never from this file.
@@ -146,36 +113,9 @@ type AWS struct {
 	CloudTrail *CloudTrail `yaml:"cloudtrail" json:"cloudtrail,omitempty"`
 }
 
-// Duration is a time.Duration that is written "15m".
-type Duration time.Duration
-
-// UnmarshalYAML reads "15m".
-func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	v, err := duration.Parse(n.Value)
-	if err != nil || v <= 0 {
-		// A TypeError is collected with the file's others; any other error would hide them.
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: `%s` is not a duration such as 90s, 15m or 1d", n.Line, n.Value)}}
-	}
-	*d = Duration(v)
-	return nil
-}
-
 // JSONSchema is what editors accept as a duration: what it is read from.
 func (Duration) JSONSchema() *jsonschema.Schema {
 	return &jsonschema.Schema{Type: "string", Pattern: duration.Pattern, Examples: []any{"90s", "15m", "1d"}}
-}
-
-// MarshalText writes "15m".
-func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
-
-// String is the duration as it is written everywhere: "15m".
-func (d Duration) String() string { return duration.Format(time.Duration(d)) }
-
-// UnmarshalText reads "15m".
-func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := duration.Parse(string(text))
-	*d = Duration(v)
-	return err //nolint:wrapcheck // it names the value
 }
 
 // The scope and the namespace of drills. Only drills live there: it is phase 3 for the drill's own approver.
