@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"encoding/json"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,14 @@ func TestAResponderContainsByHand(t *testing.T) {
 	_, errs, code = s.Run(t, "run", "no-such", "--on", c.ID, "--reason", "x")
 	require.Equal(t, 1, code)
 	require.Contains(t, errs, `unknown playbook "no-such"`)
+
+	// Asked without a configuration, the command lists what the running Stanch uses, whose library is off.
+	listed, err := exec.CommandContext(t.Context(), binary, "playbooks", "--data", s.Data).CombinedOutput()
+	require.NoError(t, err, string(listed))
+	require.NotContains(t, string(listed), "cryptominer")
+	listed, err = exec.CommandContext(t.Context(), binary, "playbooks", in.ID, "--data", s.Data).CombinedOutput()
+	require.NoError(t, err, string(listed))
+	require.Contains(t, string(listed), "contain-pod-isolate-10m  ran")
 
 	words := strings.Fields(release)
 	require.Equal(t, "stanch", words[0])
