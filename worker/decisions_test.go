@@ -64,7 +64,7 @@ func (h *holding) Handle(_ context.Context, kind link.CommandKind, body []byte, 
 // people is the configuration of the decisions below: host is the scope of containers without a namespace.
 const people = `phase: 3
 quiet: 1s
-budget: { per_hour: 5 }
+budget: { per_hour: 6 }
 scopes: [{ name: host, namespaces: [""], phase: 3, confidence: 0.85, approvers: { groups: [leads], quorum: 1, timeout: 30s, escalate: { after: 4s, groups: [oncall] } } }]
 people:
   - { name: alice, uid: 1001, groups: [responders] }
@@ -207,6 +207,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	for name, text := range map[string]string{
 		"alone": acting("alone", "", "", "pod.isolate"), "paused": acting("paused", "", "", "pod.isolate"), "spent": acting("spent", "", "", "pod.isolate"), "escalated": acting("escalated", "", "", "pod.isolate"),
 		"first-a": acting("first/a", "", ", priority: 60", "pod.isolate"), "first-b": acting("first/b", "", ", priority: 70", "pod.isolate"),
+		"let-go": strings.ReplaceAll(acting("letgo", "", "", "pod.isolate"), "for: 5s", "for: 10m"),
 		"next-a": acting("next/a", "", ", priority: 70", "pod.freeze"), "next-b": acting("next/b", "", ", priority: 60", "pod.isolate"),
 		"replacing": "playbook: replacing\ndescription: x\nreplaces: lateral-movement\nmatch: { objective: lateral-movement }\nsteps:\n  - evidence: process.snapshot\n",
 	} {
@@ -227,14 +228,17 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l.await("paused", "it ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
 	require.NoError(t, l.Decider.Resume(t.Context(), l.speaker("root")))
 
-	for _, name := range []string{"alone", "first", "next"} {
+	for _, name := range []string{"alone", "first", "next", "letgo"} {
 		l.attack(name, 0.9)
 	}
-	for _, name := range []string{"alone", "first", "next"} {
+	for _, name := range []string{"alone", "first", "next", "letgo"} {
 		l.await(name, "held", func(in playbooks.Incident) bool {
 			return slices.ContainsFunc(in.Leases, func(r playbooks.LeaseReport) bool { return r.Action == "pod.isolate" && r.State == "held" })
 		})
 	}
+	letgo := l.await("letgo", "held", func(in playbooks.Incident) bool { return len(in.Leases) > 0 })
+	_, err := l.Decider.Release(t.Context(), l.speaker("root"), gateway.LeaseRequest{Incident: letgo.ID, Reason: "a known job"})
+	require.NoError(t, err)
 	l.attack("escalated", 0.8) // below what the scope lets run
 	for _, name := range []string{"glass", "quorum", "denial", "expiry", "revoked", "judged"} {
 		l.attack(name, 0.9)
@@ -264,7 +268,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l.vote(id, "alice", true, false)
 	l.vote(id, "bob", true, false)
 	id = l.asked("judged")
-	_, err := l.Decider.Mark(t.Context(), l.speaker("root"), gateway.MarkRequest{Incident: id, Kind: incident.MarkFalsePositive, Reason: "a test"})
+	_, err = l.Decider.Mark(t.Context(), l.speaker("root"), gateway.MarkRequest{Incident: id, Kind: incident.MarkFalsePositive, Reason: "a test"})
 	require.NoError(t, err)
 	id = l.asked("escalated")
 	require.Eventually(t, func() bool {
@@ -281,7 +285,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	for name, want := range map[string]struct {
 		step, outcome, reason string
 	}{
-		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 5 containments an hour is spent"},
+		"paused": {"pod.isolate", "refused", "new containments are paused"}, "alone": {"pod.isolate", "changed", ""}, "letgo": {"pod.isolate", "changed", ""}, "spent": {"pod.isolate", "proposed", "the budget of 6 containments an hour is spent"},
 		"escalated": {"pod.isolate", "changed", ""}, "glass": {"approval", "changed", "broke the glass"}, "quorum": {"approval", "changed", "approved by alice"},
 		"denial": {"approval", "denied", "alice said no"}, "expiry": {"approval", "denied", "1 of the 2 who must agree did within 8s"}, "revoked": {"approval", "changed", "approved by alice"},
 		"judged": {"approval", "denied", "false positive"}, "first": {"pod.isolate", "changed", ""}, "next": {"pod.freeze", "refused", "it cannot be frozen"}, "replaced": {"process.snapshot", "changed", ""},
@@ -300,6 +304,9 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 			})
 			require.Empty(t, simulate.Unlike(rec, r))
 			require.Empty(t, r.Missing)
+			for _, e := range r.Effects {
+				require.Less(t, e.ToMS-e.FromMS, time.Minute.Milliseconds(), "it ends when it ended, also where people ended it")
+			}
 		})
 	}
 }

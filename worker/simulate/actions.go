@@ -242,6 +242,7 @@ func (c *containing) took(r activities.Request, a recording.Answer, assumed bool
 		note = " (" + a.Reason + ")"
 	}
 	c.sim.event("effect", "%s on %s would take hold%s", r.Action, r.Target, note)
+	c.sim.releases(r)
 }
 
 // Verify says whether the effect is in force: as it was observed, as long as it holds.

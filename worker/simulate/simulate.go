@@ -103,8 +103,11 @@ type sim struct {
 	assumed map[string]bool
 	inputs  *inputs
 	marked  []bool // which of the recording's marks were given
-	kept    *keeper
-	tape    *tape
+	// leases are the workflows of leases; released says which of the recording's releases are scheduled.
+	leases   []string
+	released map[int]bool
+	kept     *keeper
+	tape     *tape
 }
 
 // forget lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
@@ -156,7 +159,7 @@ func empty(file string) Result {
 // Run simulates one recording. What goes wrong is in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
 	s := &sim{
-		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{}, inputs: newInputs(rec),
+		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{}, inputs: newInputs(rec), released: map[int]bool{},
 	}
 	s.result = empty(file)
 	s.result.Incident = rec.Incident.ID
@@ -307,6 +310,11 @@ func (s *sim) drill(target string) *proof.Drill {
 // listen notices playbooks that start and questions that are asked.
 func (s *sim) listen(cfg *config.Config) {
 	s.env.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
+		if info.WorkflowType.Name == "Lease" {
+			s.mu.Lock()
+			s.leases = append(s.leases, info.WorkflowExecution.ID)
+			s.mu.Unlock()
+		}
 		if info.WorkflowType.Name != "Playbook" {
 			return
 		}

@@ -1,0 +1,74 @@
+package simulate
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks/recording"
+	"stanch/sensors/duration"
+	"stanch/sensors/proof"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// asRecorded reports whether people answer as they did: then they also end and extend leases as they did.
+func (a Answers) asRecorded() bool { return !a.All && !a.None && len(a.List) == 0 }
+
+// releases schedules what people did to the recorded lease of an effect, so long after it was applied as they did it.
+func (s *sim) releases(r activities.Request) {
+	if !s.o.Answers.asRecorded() {
+		return
+	}
+	for _, l := range s.rec.Leases {
+		if l.Report.Action != r.Action || l.Report.Target != r.Target.ID() || l.Report.AppliedAt.IsZero() {
+			continue
+		}
+		// A recording holds the lease's reports at each change: its releases are scheduled once.
+		applied := l.Report.AppliedAt.Sub(s.started).Milliseconds()
+		for i, release := range s.rec.Releases {
+			s.mu.Lock()
+			known := s.released[i]
+			s.released[i] = known || release.Lease == l.Report.ID
+			s.mu.Unlock()
+			if known || release.Lease != l.Report.ID {
+				continue
+			}
+			s.env.RegisterDelayedCallback(func() { s.release(r, release) }, max(time.Duration(release.AfterMS-applied)*time.Millisecond, time.Millisecond))
+		}
+	}
+}
+
+// release ends or extends the simulated lease of a target. One that has ended already is left alone.
+func (s *sim) release(r activities.Request, was recording.Release) {
+	s.mu.Lock()
+	ids := append([]string(nil), s.leases...)
+	s.mu.Unlock()
+	for _, id := range ids {
+		var m lease.Machine
+		value, err := s.env.QueryWorkflowByID(id, workflows.QueryLease)
+		if err != nil || value.Get(&m) != nil || m.Action != r.Action || m.Target.ID() != r.Target.ID() || m.State != lease.StateHeld {
+			continue
+		}
+		now := s.env.Now()
+		g := proof.Grant{
+			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.AfterMS), Operation: proof.OperationRelease, Lease: m.Lease, Incident: m.Incident.ID, Namespace: m.Target.Namespace, Drill: s.rec.Incident.Drill,
+			Targets: []string{m.Target.ID()}, People: was.People, Issued: now, Expires: now.Add(time.Hour),
+		}
+		who := strings.Join(was.People, ", ")
+		if was.UntilMS == 0 {
+			signed, err := s.keys.Sign(proof.PurposeGrant, g)
+			if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalRelease, lease.ReleaseSignal{Grant: signed}) == nil {
+				s.event("release", "%s ends %s on %s", who, r.Action, r.Target)
+			}
+			continue
+		}
+		until := now.Add(time.Duration(was.UntilMS-was.AfterMS) * time.Millisecond)
+		g.Operation, g.Until = proof.OperationExtend, until
+		signed, err := s.keys.Sign(proof.PurposeGrant, g)
+		if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: signed}) == nil {
+			s.event("release", "%s extends %s on %s by %s", who, r.Action, r.Target, duration.Format(until.Sub(now)))
+		}
+	}
+}
