@@ -16,9 +16,10 @@ import (
 // asRecorded reports whether people answer as they did: then they also end and extend leases as they did.
 func (a Answers) asRecorded() bool { return !a.All && !a.None && len(a.List) == 0 }
 
-// releases schedules what people did to the recorded lease of an effect, so long after it was applied as they did it.
+// releases schedules what people did to the recorded lease of an effect, so long after it was applied as they did it. A
+// drill ends what it made happen: that is nobody's decision.
 func (s *sim) releases(r activities.Request) {
-	if !s.o.Answers.asRecorded() {
+	if !s.o.Answers.asRecorded() || s.rec.Incident.Drill {
 		return
 	}
 	for _, l := range s.rec.Leases {
