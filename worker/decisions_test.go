@@ -101,11 +101,10 @@ func acting(name, head, match, action string) string {
 // live is a running installation of which people make decisions.
 type live struct {
 	*worker.Worker
-	t      *testing.T
-	cfg    *config.Config
-	file   string
-	spool  *link.Spool
-	people map[string]gateway.Speaker
+	t     *testing.T
+	cfg   *config.Config
+	file  string
+	spool *link.Spool
 }
 
 // attack reports a miner in a container with the name of the case.

@@ -234,6 +234,17 @@ func (l *Library) Follow(ctx context.Context, every time.Duration, log *slog.Log
 	}
 }
 
+// followLibrary takes over edits of playbooks until Close.
+func (w *Worker) followLibrary(ctx context.Context) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	w.closers = append(w.closers, func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		w.Library.Follow(ctx, 2*time.Second, w.Log)
+	}()
+}
+
 // LogProblems logs what is wrong with playbooks. again: they were edited, so the last valid version of each stays.
 func LogProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
 	for _, p := range problems {

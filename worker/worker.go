@@ -223,9 +223,7 @@ func (w *Worker) start(ctx context.Context) error {
 	if err := w.followCloudTrail(ctx); err != nil {
 		return err
 	}
-	following, stopFollowing := context.WithCancel(ctx)
-	w.closers = append(w.closers, stopFollowing)
-	go o.Library.Follow(following, 2*time.Second, o.Log)
+	w.followLibrary(ctx)
 	w.runSlack(ctx)
 	w.sweep(ctx)
 	w.archiveClosed(ctx)

@@ -134,7 +134,7 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 			contained = append(contained, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), Outcome(s.Outcome, true)))
 		case Remark(s):
 			remarks = append(remarks, fmt.Sprintf("%s was left out: %s", what, s.Reason))
-		case !(s.Outcome.RunsOnFailure() || s.Outcome.RunsOnDenied() || s.Outcome == playbooks.OutcomeProposed):
+		case !s.Outcome.RunsOnFailure() && !s.Outcome.RunsOnDenied() && s.Outcome != playbooks.OutcomeProposed:
 			last = s
 		case contains(s) && s.Target != "":
 			kept = append(kept, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), because(Outcome(s.Outcome, true), s.Reason)))

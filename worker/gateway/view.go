@@ -112,7 +112,7 @@ func (a *API) view(r *http.Request, id string) (View, error) {
 	if in.Status == "open" {
 		pending, _ = a.Reader.Pending(r.Context(), id) // what cannot be read is not shown as waiting; the rest is
 	}
-	return a.viewer(r).of(in, pending), nil
+	return a.viewer(r).of(r.Context(), in, pending), nil
 }
 
 // views are all incidents for who asks, the newest first.
@@ -125,14 +125,14 @@ func (a *API) views(r *http.Request) ([]View, error) {
 	who := a.viewer(r)
 	out := make([]View, 0, len(list))
 	for _, in := range list {
-		out = append(out, who.of(in, pending))
+		out = append(out, who.of(r.Context(), in, pending))
 	}
 	slices.SortStableFunc(out, func(a, b View) int { return b.Opened.Compare(a.Opened) })
 	return out, nil
 }
 
 // of is an incident with its open questions.
-func (v *viewer) of(in playbooks.Incident, pending []activities.Pending) View {
+func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activities.Pending) View {
 	worst, _ := display.Headline(in)
 	out := View{Incident: in, Standing: display.Status(in), Headline: worst.Title, Outcome: display.Outcomes(in)}
 	if in.Status == "open" && in.Judged == "" {
@@ -141,7 +141,7 @@ func (v *viewer) of(in playbooks.Incident, pending []activities.Pending) View {
 	for _, q := range pending {
 		if q.Incident == in.ID {
 			out.Waiting = append(out.Waiting, Waiting{
-				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(in, q),
+				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
 			})
 		}
 	}
@@ -152,7 +152,6 @@ func (v *viewer) of(in playbooks.Incident, pending []activities.Pending) View {
 // viewer is who asks for views. Who it is, is proved once a request, and membership is looked up once for each circle.
 type viewer struct {
 	*API
-	r       *http.Request
 	speaker Speaker
 	cfg     *config.Config
 	known   bool
@@ -160,7 +159,7 @@ type viewer struct {
 }
 
 func (a *API) viewer(r *http.Request) *viewer {
-	v := &viewer{API: a, r: r, groups: map[string][]string{}}
+	v := &viewer{API: a, groups: map[string][]string{}}
 	if a.Identify == nil {
 		return v
 	}
@@ -171,7 +170,7 @@ func (a *API) viewer(r *http.Request) *viewer {
 }
 
 // counts reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
-func (v *viewer) counts(in playbooks.Incident, q activities.Pending) bool {
+func (v *viewer) counts(ctx context.Context, in playbooks.Incident, q activities.Pending) bool {
 	s := v.speaker
 	if !v.known || in.MoreActors || slices.ContainsFunc(in.Actors, s.Is) || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
 		return false
@@ -183,7 +182,7 @@ func (v *viewer) counts(in playbooks.Incident, q activities.Pending) bool {
 	of := q.Approvers.Who()
 	groups, looked := v.groups[of]
 	if !looked {
-		groups, _ = v.groupsOf(v.r.Context(), v.cfg, s, q.Approvers) // none where they cannot be looked up
+		groups, _ = v.groupsOf(ctx, v.cfg, s, q.Approvers) // none where they cannot be looked up
 		v.groups[of] = groups
 	}
 	return q.Approvers.May(s.Name, groups, since)
