@@ -234,6 +234,19 @@ func (l *Library) Follow(ctx context.Context, every time.Duration, log *slog.Log
 	}
 }
 
+// invalidPlaybooks says which playbooks have errors as they stand in their files, each with its first.
+func (w *Worker) invalidPlaybooks() []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, p := range w.Library.Problems() {
+		if p.Severity == "error" && !seen[p.File] {
+			seen[p.File] = true
+			out = append(out, fmt.Sprintf("invalid playbook, its last valid version stays in force if there is one: %s", p.String()))
+		}
+	}
+	return out
+}
+
 // followLibrary takes over edits of playbooks until Close.
 func (w *Worker) followLibrary(ctx context.Context) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))

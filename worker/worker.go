@@ -172,7 +172,7 @@ func (w *Worker) start(ctx context.Context) error {
 	o.Library.Authority = o.Authority
 	w.Decider = &gateway.Decider{
 		Reader: w.Reader, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), Scopes: chain, Switch: killSwitch, Evidence: w.Set.Evidence, Log: o.Log,
-		About: gateway.About{Version: o.Version, Started: time.Now(), Playbooks: w.playbookNames},
+		About: gateway.About{Version: o.Version, Started: time.Now(), Playbooks: w.playbookNames, Invalid: w.invalidPlaybooks},
 	}
 
 	catalogue := w.Set.Catalogue()

@@ -139,7 +139,7 @@ func formatFlag(c *cobra.Command, out *string, formats ...string) {
 
 func showStory(out io.Writer, s audit.Story) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	p("%s  %s  %s, confidence %.2f  [%s]", s.Incident, s.Severity, s.Objective, s.Confidence, s.Status)
+	p("%s  %s  %s, confidence %.2f  [%s]", s.Incident, s.Severity, s.Objective, s.Confidence, s.Standing())
 	p("workload   %s in cluster %s, node %s", s.Workload, s.Cluster, s.Node)
 	drill := ""
 	if s.Drill {

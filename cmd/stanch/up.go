@@ -171,7 +171,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err != nil {
 		log.Warn("Temporal's web page is off", "error", err)
 	}
-	announce(out, g, cfg, w, clusterName, ui, group)
+	announce(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
@@ -188,7 +188,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 }
 
-func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui, group string) {
+func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui, group string, sensor bool) {
 	lines := []string{
 		"Stanch is up.",
 		fmt.Sprintf("  phase      %d (1 observes, 2 contains, 3 disrupts behind approval)", cfg.Phase),
@@ -205,7 +205,11 @@ func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, c
 	if note := socketNote(cfg, group); note != "" {
 		lines = append(lines, "  socket     "+note)
 	}
-	lines = append(lines, "Next: stanch drill --data "+g.data, "      stanch incidents --data "+g.data)
+	next := "stanch drill"
+	if !sensor { // a drill needs one
+		next = "stanch status"
+	}
+	lines = append(lines, "Next: "+next+" --data "+g.data, "      stanch incidents --data "+g.data)
 	fmt.Fprintln(out, strings.Join(lines, "\n"))
 }
 

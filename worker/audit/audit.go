@@ -12,6 +12,7 @@ import (
 	"go.temporal.io/sdk/converter"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/proof"
 )
@@ -87,14 +88,18 @@ type Line struct {
 
 // Story is one incident told from its histories.
 type Story struct {
-	Version    int               `json:"version"`
-	Incident   string            `json:"incident"`
-	Key        string            `json:"key"`
-	Cluster    string            `json:"cluster"`
-	Scope      string            `json:"scope"`
-	Phase      int               `json:"phase"`
-	Drill      bool              `json:"drill,omitempty"`
-	Status     string            `json:"status"` // "open" or "closed"
+	Version  int    `json:"version"`
+	Incident string `json:"incident"`
+	Key      string `json:"key"`
+	Cluster  string `json:"cluster"`
+	Scope    string `json:"scope"`
+	Phase    int    `json:"phase"`
+	Drill    bool   `json:"drill,omitempty"`
+	Status   string `json:"status"` // "open" or "closed"
+	// Owner took it over; Judged is what JudgedBy said that it is.
+	Owner      string            `json:"owner,omitempty"`
+	Judged     string            `json:"judged,omitempty"`
+	JudgedBy   string            `json:"judged_by,omitempty"`
 	Opened     time.Time         `json:"opened"`
 	Closed     time.Time         `json:"closed,omitzero"`
 	Workload   string            `json:"workload"`
@@ -118,6 +123,11 @@ type Story struct {
 	Source    string          `json:"source"` // "temporal" or "archive"
 	Problems  []Difference    `json:"problems"`
 	Verified  *VerifiedReport `json:"verified,omitempty"`
+}
+
+// Standing is how the incident stands, in the words of all other views.
+func (s Story) Standing() string {
+	return display.Status(playbooks.Incident{Status: s.Status, Owner: s.Owner, Judged: s.Judged, JudgedBy: s.JudgedBy})
 }
 
 // PlaybookFact is one run of a playbook and what ran.

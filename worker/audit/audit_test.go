@@ -17,6 +17,7 @@ import (
 	"stanch/sensors/redact"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
+	"stanch/workflows/incident"
 )
 
 // say is the story as kinds and sentences.
@@ -52,6 +53,9 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 		require.GreaterOrEqual(t, i, 0, "%q is not told where it belongs:\n%s", next, text)
 		at += i
 	}
+	require.Equal(t, 1, strings.Count(text, "question: "), "what was permitted is planned again and not asked again")
+	require.NotContains(t, text, "failure: ", "what Stanch's own workflows say to each other is no failure")
+	require.Contains(t, text, "mark: The run contains nothing further and asks nobody: nothing further is contained: bob has taken it over")
 	require.Equal(t, []string{"abcdef012345"}, s.Configs)
 	require.Len(t, s.Effects, 1)
 	require.Equal(t, "undone", s.Effects[0].State)
@@ -262,4 +266,21 @@ func TestEachActSaysWhereItWasEntered(t *testing.T) {
 	}
 	require.Equal(t, []string{`the answer to "pod.isolate" (question cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
 	require.Empty(t, audit.Tell(newMade(t).whole(nil).runs, m.options()).Acts, "histories from before say nothing of a manifest")
+}
+
+// A resolved incident says so in the audit as in every other view, while it is open and afterwards.
+func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
+	m := newMade(t).whole(nil)
+	runs := m.runs
+	m.runs = runs[:1]
+	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna", Grant: m.sign(proof.PurposeGrant, proof.Grant{
+		Operation: proof.OperationMark, Incident: incidentID, People: []string{"anna (uid 7 on the local socket)"},
+	})})
+	m.runs = append(m.runs[:1:1], runs[1:]...)
+	require.Equal(t, "closed, resolved: false-positive by anna", audit.Tell(m.runs, m.options()).Standing())
+
+	m = newMade(t).whole(nil)
+	m.runs = m.runs[:1]
+	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna"})
+	require.Equal(t, "closed", audit.Tell(m.runs, m.options()).Standing(), "what is not proved is nobody's word")
 }

@@ -89,6 +89,7 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 			r.reports[report.Run] = r.ref(e)
 		}
 	case workflows.SignalLeaseReport: // the lease's own history tells it
+	case workflows.SignalWatch, workflows.SignalUnwatch: // a playbook waits for the incident; its own steps tell it
 	case workflows.SignalMark:
 		var m incident.Mark
 		if r.decode(e, "a person's word about the incident", a.GetInput(), &m) {
@@ -110,6 +111,13 @@ func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
 	}
 	if m.Reason != "" {
 		what += ". " + m.Reason
+	}
+	switch s := r.story; {
+	case !holds:
+	case m.Kind == incident.MarkFalsePositive:
+		s.Judged, s.JudgedBy = string(m.Kind), m.Person
+	default:
+		s.Owner = m.Person
 	}
 	if !holds {
 		what += ". Its grant does not hold"

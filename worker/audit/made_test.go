@@ -217,6 +217,8 @@ func (m *made) whole(change func(*parts)) *made {
 	input := playbook.Input{File: "miner.yaml", Source: []byte(source), Incident: playbooks.Incident{ID: incidentID, Targets: []playbooks.Target{target}}}
 	m.run(audit.TypeIncident, "incident/prod/shop/Pod/web-1", incident.Input{ID: incidentID, Key: "prod/shop/Pod/web-1", Cluster: "prod", Scope: "web", Phase: 2, Config: "abcdef012345"})
 	m.signal("detections", []incident.Attested{p.detection})
+	m.signal("watch", runOf)
+	m.signal("unwatch", runOf)
 	m.child(runOf, input)
 
 	request := activities.Request{Action: "process.snapshot", Target: target}
@@ -228,6 +230,11 @@ func (m *made) whole(change func(*parts)) *made {
 		m.signal("vote", v)
 	}
 	m.did("CountVotes", m.tally(p.votes...), p.tally)
+	m.marked("Plan", plan())  // again, before its effect
+	m.timer(15 * time.Minute) // which is not that of a question
+	for signal, with := range map[string]any{"halt": "nothing further is contained: bob has taken it over", "live": playbooks.Incident{}} {
+		m.signal(signal, with)
+	}
 	m.completed(p.report)
 
 	request = activities.Request{Action: "pod.isolate", Target: target, Lease: leaseID, Params: json.RawMessage(`{}`), Until: began.Add(time.Hour)}

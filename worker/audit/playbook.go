@@ -171,7 +171,12 @@ func (r *reader) playbookSignal(e *historypb.HistoryEvent) {
 		if r.decode(e, "a vote", a.GetInput(), &signed) {
 			r.voted(e, signed)
 		}
-	case workflows.SignalLeaseReport:
+	case workflows.SignalLeaseReport, workflows.SignalLive: // the lease's and the incident's own histories tell it
+	case workflows.SignalHalt:
+		var why string
+		if r.decode(e, "why nothing further is contained", a.GetInput(), &why) {
+			r.line(e, KindMark, "", "The run contains nothing further and asks nobody: "+why, nil)
+		}
 	default:
 		r.line(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
 	}
@@ -251,7 +256,8 @@ type pendingPlan struct {
 }
 
 func (a *asking) planned(e *historypb.HistoryEvent, got activities.PlanResult) {
-	if got.Decision.Verdict == activities.VerdictAsk {
+	// What people permitted already is planned again before its effect, and not asked again.
+	if got.Decision.Verdict == activities.VerdictAsk && !a.granted[got.Hash] {
 		a.open = append(a.open, pendingPlan{e, got})
 	}
 }

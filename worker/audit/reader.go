@@ -22,6 +22,7 @@ type reader struct {
 	held       *held // in a lease's run
 	// plans are those that were decided, by their hash and verdict; program is what a playbook's run runs.
 	plans   map[string]bool
+	granted map[string]bool // hashes of plans that people permitted
 	program *playbooks.Program
 }
 

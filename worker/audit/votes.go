@@ -124,7 +124,11 @@ func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got
 		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is no: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
 	case got.Granted:
 		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is yes: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+		if r.granted == nil {
+			r.granted = map[string]bool{}
+		}
 		for _, p := range q.Plans {
+			r.granted[p.Hash] = true
 			signed, ok := got.Grants[p.Hash]
 			if !ok {
 				r.problem(e, "the answer is yes and no grant for %s was signed", p.Plan.Action)

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 )
@@ -15,12 +16,45 @@ type Roster struct {
 
 	mu      sync.Mutex
 	current *Config
+	began   *Config  // the file as it was at the start; nil if it could not be read
+	pending []string // keys of the file that differ from it, and need a restart
 	changed time.Time
 	size    int64
 }
 
 // NewRoster starts with a configuration that was read from file; file may be "".
-func NewRoster(c *Config, file string) *Roster { return &Roster{File: file, current: c} }
+func NewRoster(c *Config, file string) *Roster {
+	r := &Roster{File: file, current: c}
+	if file != "" {
+		if began, problems, err := Load(file); err == nil && !problems.HasErrors() {
+			r.began = began
+		}
+	}
+	return r
+}
+
+// Pending lists the keys of the file whose change takes a restart: all but those of people and groups.
+func (r *Roster) Pending() []string {
+	_, _ = r.Current() // whoever asks for it reports what is wrong with the file
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pending
+}
+
+// changed lists the keys that differ, without those that are read anew.
+func changed(a, b *Config) []string {
+	if a == nil {
+		return nil
+	}
+	var keys []string
+	for i, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		key := f.Tag.Get("yaml")
+		if key != "people" && key != "groups" && !reflect.DeepEqual(reflect.ValueOf(*a).Field(i).Interface(), reflect.ValueOf(*b).Field(i).Interface()) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
 
 // Last is what was read last, for who needs nobody's leave.
 func (r *Roster) Last() *Config {
@@ -54,6 +88,7 @@ func (r *Roster) Current() (*Config, error) {
 	// The rest of the configuration stays as it was when this process started.
 	next := *r.current
 	next.People, next.Groups = c.People, c.Groups
+	r.pending = changed(r.began, c)
 	r.current, r.changed, r.size = &next, info.ModTime(), info.Size()
 	return r.current, nil
 }

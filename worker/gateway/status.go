@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"stanch/workflows/lease"
@@ -17,6 +18,8 @@ type About struct {
 	Started time.Time
 	// Playbooks are the names of those in use; nil knows none.
 	Playbooks func() []string
+	// Invalid lists what is wrong with playbooks that were edited, each in a sentence; nil knows nothing.
+	Invalid func() []string
 }
 
 // Status is how an installation stands, in what people look at first.
@@ -53,8 +56,19 @@ func (a *API) status(r *http.Request) (Status, error) {
 		cfg = a.Roster.Last()
 	}
 	s.Cluster, s.Phase = cfg.Cluster, cfg.Phase
+	if keys := a.Roster.Pending(); len(keys) > 0 {
+		problem("the configuration file was changed and not everything is in force: %s; restart Stanch (only people and groups are read anew)", strings.Join(keys, ", "))
+	}
 	if a.Hub != nil {
 		s.Nodes = a.Hub.Nodes()
+	}
+	if len(s.Nodes) == 0 {
+		problem("no sensor is connected: nothing is detected or contained on a node")
+	}
+	if a.About.Invalid != nil {
+		for _, what := range a.About.Invalid() {
+			problem("%s", what)
+		}
 	}
 	if a.About.Playbooks != nil {
 		s.Playbooks = append(s.Playbooks, a.About.Playbooks()...)
@@ -74,14 +88,14 @@ func (a *API) status(r *http.Request) (Status, error) {
 		if in.Status == "unreadable" {
 			problem("an incident cannot be read: %s", clipReason(in.Summary))
 		}
+		for _, w := range in.Waiting { // also of an incident that a person has resolved: somebody asked since
+			s.Waiting = append(s.Waiting, StatusWaiting{Incident: in.ID, Waiting: w})
+		}
 		if in.Status != "open" || in.Judged != "" { // a person is done with it
 			continue
 		}
 		s.Open++
 		refused += len(in.Paused)
-		for _, w := range in.Waiting {
-			s.Waiting = append(s.Waiting, StatusWaiting{Incident: in.ID, Waiting: w})
-		}
 	}
 	if refused > 0 {
 		problem("containments of open incidents refused while paused: %d; `stanch incidents ID` shows how to contain them now", refused)
