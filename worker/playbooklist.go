@@ -1,12 +1,12 @@
 package worker
 
 import (
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 
 	"stanch/playbooks"
+	"stanch/playbooks/display"
 )
 
 // PlaybookRow is one playbook of a list and, for an incident that was asked about, what became or would become of it.
@@ -47,11 +47,8 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 			i = len(rows)
 			rows = append(rows, PlaybookRow{Playbook: run.Playbook, Handles: "it is not among the playbooks listed here"})
 		}
-		yes, outcome := true, ""
-		if run.Outcome != "" {
-			outcome = fmt.Sprintf(", %s", run.Outcome)
-		}
-		rows[i].Starts, rows[i].Ran, rows[i].Why = &yes, true, "it matched when it started"+outcome
+		yes := true
+		rows[i].Starts, rows[i].Ran, rows[i].Why = &yes, true, "it matched when it started: "+display.Run(about, run)
 	}
 	return rows
 }

@@ -19,7 +19,9 @@ func recordCommand(g *globals) *cobra.Command {
 		Long: `Turn an incident into a recording: what was detected and when, what every action
 answered, what was decided and by whom, and what became of each step. It holds no
 signature, and what looks like a secret is taken out. People's names stay, unless
---anonymize takes them out with those of pods, workloads and hosts.`,
+--anonymize takes them out with those of pods, containers, workloads and hosts. What
+nobody chose stays: ids that a runtime made, addresses, paths of programs; and so do
+words of a reason that name nobody. Read it before you hand it on.`,
 		Example: "  stanch record INC-01JABC… > miner.json\n  stanch record INC-01JABC… --anonymize > miner.json",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			raw, err := g.recording(cmd.Context(), ids[0], anonymize)

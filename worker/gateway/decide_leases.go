@@ -67,6 +67,21 @@ func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]pla
 	})
 }
 
+// aloneTooLong says why one person may not let a lease hold for so long, or nil: what would ask several people if it were
+// contained anew is not for one of them to extend. Who runs Stanch may.
+func (d *Decider) aloneTooLong(s Speaker, p place, hold time.Duration) error {
+	most := time.Duration(d.Roster.Last().Budget.Longest)
+	if hold <= most || s.Operator && s.Drill == "" {
+		return nil
+	}
+	approvers := d.Scopes.ApproversOf(p.namespace, p.drill)
+	if approvers.Quorum <= 1 {
+		return nil
+	}
+	return deny("one person may extend to at most %s from now here, since longer takes %d of %s: `stanch contain TARGET --for %s --reason …` asks them",
+		duration.Format(most), approvers.Quorum, approvers.Who(), duration.Format(hold))
+}
+
 // Extend lets leases hold until a time from now. It never shortens one: a lease that already holds until then or later is
 // refused, and the refusal names its end. A repeated request asks for the same end.
 func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
@@ -82,6 +97,9 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		if end := holdsUntil(m, holder); !end.Before(until) {
 			return &problem{http.StatusConflict, fmt.Sprintf("it holds until %s UTC already, %s from now, and extending never shortens: ask for longer than that, or end it with `stanch release %s`",
 				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.Lease)}
+		}
+		if err := d.aloneTooLong(s, scope, q.For); err != nil {
+			return err
 		}
 		grant, err := d.grantFor(s, proof.OperationExtend, m, holder, scope, until, q.Reason)
 		if err != nil {

@@ -180,7 +180,7 @@ func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
 			after = time.Duration(max(v.AfterMS-asked, 1)) * time.Millisecond
 		}
 		b := ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, breakGlass: v.BreakGlass, refused: v.Refused, after: after}
-		if s.o.Config != nil {
+		if s.o.Config != nil && !s.rec.Anonymised { // people without names keep the rights that they had
 			b.judgedBy(cfg)
 		}
 		out = append(out, b)
