@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"stanch/playbooks"
@@ -116,13 +117,15 @@ func (s *EvidenceStore) Open(sum string) ([]byte, error) {
 
 // Incidents lists the incidents that have a manifest.
 func (s *EvidenceStore) Incidents() ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(s.Dir, "incidents", "*.jsonl"))
-	if err != nil {
-		return nil, fmt.Errorf("list the manifests: %w", err)
+	entries, err := os.ReadDir(filepath.Join(s.Dir, "incidents"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the manifests: %w; who runs Stanch may read them", err)
 	}
 	var out []string
-	for _, f := range files {
-		out = append(out, filepath.Base(f[:len(f)-len(".jsonl")]))
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".jsonl"); ok {
+			out = append(out, name)
+		}
 	}
 	return out, nil
 }

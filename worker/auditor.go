@@ -67,8 +67,8 @@ func (w *Worker) converter() converter.DataConverter {
 	return w.Converter
 }
 
-// ErrNoIncident says that neither Temporal nor the archive has an incident.
-var ErrNoIncident = errors.New("neither Temporal nor the archive has it; `stanch incidents` lists what there is")
+// ErrNoIncident says that no source of incidents has one.
+var ErrNoIncident = errors.New("it is not known; `stanch incidents` lists what there is")
 
 // runs gives an incident's histories from where they are. Differences are the archive's own.
 func (a *Auditor) runs(ctx context.Context, incident string, both bool) (live, archived []audit.Run, differences []audit.Difference, err error) {

@@ -122,7 +122,16 @@ func (g *globals) story(ctx context.Context, id string, verify bool) (audit.Stor
 	if err != nil {
 		return story, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socket(), err)
 	}
-	return auditor.Audit(ctx, id, verify)
+	story, err = auditor.Audit(ctx, id, verify)
+	return story, offline(err, g)
+}
+
+// offline says of an incident that only a running Stanch could know that none runs.
+func offline(err error, g *globals) error {
+	if errors.Is(err, worker.ErrNoIncident) {
+		return fmt.Errorf("no Stanch runs here (there is no %s), and the archive holds closed incidents only: %w", g.socket(), err)
+	}
+	return err
 }
 
 // formatFlag adds -o with the formats given, the first being the default.

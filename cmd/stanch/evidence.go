@@ -116,6 +116,7 @@ func listIncidents(out io.Writer, store *activities.EvidenceStore, output string
 	if err != nil {
 		return err
 	}
+	incidents = slices.DeleteFunc(incidents, func(name string) bool { return name == activities.Journal }) // of no incident
 	if output == "json" {
 		return printJSON(out, append([]string{}, incidents...))
 	}

@@ -17,8 +17,13 @@ func stopCommand(g *globals) *cobra.Command {
 		Long: `Set the kill switch: no new containment starts until ` + "`stanch resume`" + `. Leases in force stay. What is refused meanwhile is
 listed when new containments are resumed, with the command that contains it then.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := g.local().post(cmd.Context(), "/v1/stop", gateway.PauseRequest{Reason: reason}, nil); err != nil {
+			var done gateway.Paused
+			if err := g.local().post(cmd.Context(), "/v1/stop", gateway.PauseRequest{Reason: reason}, &done); err != nil {
 				return err
+			}
+			if done.Already {
+				fmt.Fprintln(cmd.OutOrStdout(), plain("it was paused already, and stays so: "+pausedLine(done.Pause)))
+				return nil
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "paused: nothing new is contained until `stanch resume`; leases in force stay (`stanch release --all` ends them)")
 			return nil

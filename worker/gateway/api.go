@@ -73,7 +73,11 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/mark", change(a, func(r *http.Request, s Speaker, q MarkRequest) (any, error) { return a.Mark(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/contain", change(a, func(r *http.Request, s Speaker, q ContainRequest) (any, error) { return a.Contain(r.Context(), s, q) }))
 	mux.HandleFunc("POST /v1/stop", change(a, func(r *http.Request, s Speaker, q PauseRequest) (any, error) {
-		return map[string]bool{"stopped": true}, a.Stop(r.Context(), s, q.Reason)
+		before := a.switchState(r.Context())
+		if err := a.Stop(r.Context(), s, q.Reason); err != nil {
+			return nil, err
+		}
+		return Paused{Pause: a.switchState(r.Context()), Already: before.Paused && before.Error == ""}, nil
 	}))
 	mux.HandleFunc("POST /v1/resume", change(a, func(r *http.Request, s Speaker, _ any) (any, error) {
 		if err := a.Resume(r.Context(), s); err != nil {

@@ -266,6 +266,9 @@ func (d *Decider) Stop(ctx context.Context, s Speaker, reason string) error {
 	}
 	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved, "reason", cut(reason, maxReasonLen))
 	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	if was, err := d.Switch.State(ctx); err == nil && was.Stopped {
+		return nil // who paused first, since when and why stays
+	}
 	return d.Switch.Stop(ctx, s.who(), cut(reason, maxReasonLen))
 }
 

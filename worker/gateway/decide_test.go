@@ -40,7 +40,11 @@ scopes:
 		require.NoError(t, err)
 		return is
 	}
-	require.NoError(t, d.Stop(t.Context(), who("ben"), ""))
+	require.NoError(t, d.Stop(t.Context(), who("ben"), "a migration"))
+	require.NoError(t, d.Stop(t.Context(), who("ann"), "another"))
+	state, err := lever.State(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "a migration", state.Reason, "who paused first, and why, stays")
 	drill := who("drill")
 	drill.Operator, drill.Drill, drill.Groups = true, "cryptominer", []string{config.DrillScope}
 	for _, s := range []gateway.Speaker{who("ben"), who("nobody"), drill} {

@@ -50,6 +50,12 @@ type Pause struct {
 	Error string `json:"error,omitempty"`
 }
 
+// Paused is the answer to a pause. Already: somebody had paused before, and that stays as it is.
+type Paused struct {
+	Pause
+	Already bool `json:"already,omitempty"`
+}
+
 // switchState reads the kill switch.
 func (a *API) switchState(ctx context.Context) Pause {
 	if a.Switch == nil {
