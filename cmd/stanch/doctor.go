@@ -109,7 +109,7 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 		for n := range nodes {
 			names = append(names, n)
 		}
-		add("stanch", false, true, fmt.Sprintf("up; %d nodes connected: %s", len(nodes), strings.Join(names, ", ")), "")
+		add("stanch", false, true, "up; "+nodesConnected(names), "")
 		out = append(out, nodeFindings(nodes)...)
 	}
 	return out
@@ -214,4 +214,12 @@ func diskFinding(dir string) finding {
 	free := fs.Bavail * uint64(fs.Bsize)
 	f.OK, f.Detail = free >= leastDisk, fmt.Sprintf("%s: %.1f GiB free", dir, float64(free)/(1<<30))
 	return f
+}
+
+// nodesConnected says which nodes' sensors are connected.
+func nodesConnected(names []string) string {
+	if len(names) == 0 {
+		return "no node's sensor is connected"
+	}
+	return counted(len(names), "node is", "nodes are") + " connected: " + strings.Join(names, ", ")
 }

@@ -220,7 +220,7 @@ func waits(in gateway.View) string {
 	if i := slices.IndexFunc(in.Waiting, func(w gateway.Waiting) bool { return w.You }); i >= 0 {
 		w = in.Waiting[i]
 	}
-	text := fmt.Sprintf("%d of %d: %s", len(w.Yes), w.Quorum, w.Title)
+	text := fmt.Sprintf("%d of %d yes: %s", len(w.Yes), w.Quorum, w.Title)
 	if w.You {
 		text = "for you: " + w.Title
 	}

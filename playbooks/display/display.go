@@ -9,6 +9,7 @@ package display
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -113,11 +114,13 @@ func because(what, reason string) string {
 	return what + ": " + reason
 }
 
-// Remark reports whether a step was refused only because something optional is not configured, such as tickets: that is
-// worth a remark and says nothing of how the incident ended.
+// absent is how a refusal ends whose reason is that something optional is not there.
+var absent = regexp.MustCompile(`^no .* (is|are) (configured|connected)`)
+
+// Remark reports whether a step was refused only because something optional is not there, such as tickets or a cluster: that
+// is worth a remark and says nothing of how the incident ended.
 func Remark(s playbooks.StepReport) bool {
-	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.Lease == "" &&
-		(strings.Contains(s.Reason, " is configured") || strings.Contains(s.Reason, " are configured")) && strings.HasPrefix(s.Reason, "no ")
+	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.Lease == "" && absent.MatchString(s.Reason)
 }
 
 // Run says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then

@@ -37,7 +37,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `alice approved "isolate the miner": 1 of 2 said yes (alice); waiting for one more of responders`)
 	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner" was counted already: 1 of 2`)
-	require.Contains(t, shown("incidents"), "1 of 2: isolate the miner")
+	require.Contains(t, shown("incidents"), "1 of 2 yes: isolate the miner")
 	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"), `alice broke the glass for "isolate the miner"`)
 
 	in = s.Incident(t, c.ID, 30*time.Second, "held", held)

@@ -115,7 +115,7 @@ var clicks = []struct {
 		_, answer := w.sign(slack.Submit(alice, form, "because")).Send(t, w.url())
 		require.Contains(t, answer, "may not break the glass")
 	}},
-	{"taking over without the right", func(t *testing.T, w *clickScene) { w.other(t, dora, "take-over", "may not change what holds") }},
+	{"taking over without the right", func(t *testing.T, w *clickScene) { w.other(t, dora, "take-over", "may not change what is contained") }},
 	{"somebody who left the user group a second ago", func(t *testing.T, w *clickScene) {
 		w.slack.Group("S0ONCALL")
 		w.no(t, carol, nil, "may not answer this")
@@ -238,7 +238,7 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	m = c.message(t, in.ID, "held", func(m slack.Message) bool { return len(m.Buttons(t)["release"]) == 1 })
 	w.m = m
 	for _, kind := range []string{"release", "extend"} {
-		w.other(t, dora, kind, "may not change what holds")
+		w.other(t, dora, kind, "may not change what is contained")
 		w.other(t, mallory, kind, "nobody in Stanch")
 	}
 	require.True(t, box.Silent(500*time.Millisecond), "it holds")

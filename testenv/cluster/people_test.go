@@ -85,7 +85,7 @@ people:
 	if err := p.silent(time.Second); err != nil {
 		t.Error(err)
 	}
-	if _, err := in.try(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what holds") {
+	if _, err := in.try(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what is contained") {
 		t.Errorf("ben releases: %v", err)
 	}
 	in.stanch(t, append([]string{"release", "--all"}, as(ann)...)...)

@@ -189,7 +189,11 @@ func (d *Decider) entitled(ctx context.Context, cfg *config.Config, s Speaker, n
 		return err
 	}
 	if !approvers.May(s.Name, groups, 1<<62) {
-		return deny("%s may not change what holds in %q: that is for %s", s.Name, namespace, orNobody(approvers))
+		where := "in " + clip(namespace)
+		if namespace == "" {
+			where = "outside of a namespace"
+		}
+		return deny("%s may not change what is contained %s: that is for %s", s.Name, where, orNobody(approvers))
 	}
 	return nil
 }
