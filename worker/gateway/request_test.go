@@ -13,6 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/proof"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -46,7 +47,10 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	auth, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	var planned []activities.PlanInput
-	programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalogue{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	programs, problems := playbooks.LoadAll([]playbooks.Source{playbooks.OneOff("pod.isolate", time.Hour)}, playbooks.Catalogue{
+		"pod.isolate":      {Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Reversible: true, Facet: playbooks.FacetNetwork},
+		"process.snapshot": {Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve},
+	})
 	require.NoError(t, problems.Err())
 	intake := api.intake(t)
 	intake.Authority = auth
@@ -98,7 +102,15 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 		require.ErrorContains(t, err, "contain", s.Name)
 		require.NotContains(t, err.Error(), "UID")
 	}
-	require.Empty(t, planned, "the playbook contains nothing")
+	var uids []string
+	for _, in := range planned {
+		uids = append(uids, in.Request.Target.UID)
+		require.Equal(t, "pod.isolate", in.Request.Action)
+		attested, err := auth.Keys().OpenAttestation(in.Basis.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, &proof.Requested{Person: "ann", Proved: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, For: time.Hour}, attested.Requested)
+	}
+	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
 }
 
 // pair is the incident of two pods, or one that has run as many playbooks as people may add to.
