@@ -281,6 +281,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l.attack("spent", 0.9)
 
 	programs := l.Library.Programs()
+	runs := map[string][]string{"first": {"first-b"}, "next": {"next-a", "next-b"}, "replaced": {"replacing"}} // of the others, their own
 	for name, want := range map[string]struct {
 		step, outcome, reason string
 	}{
@@ -293,6 +294,15 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 			l.t = t
 			in := l.await(name, "closed", func(in playbooks.Incident) bool { return in.Status == "closed" })
 			rec := l.recorded(in.ID)
+			var ran []string
+			for _, p := range in.Playbooks {
+				ran = append(ran, p.Playbook)
+			}
+			if wanted, ok := runs[name]; ok {
+				require.Equal(t, wanted, ran)
+			} else {
+				require.Equal(t, []string{name}, ran)
+			}
 			found := false
 			for _, s := range rec.Steps {
 				found = found || s.Action == want.step && string(s.Outcome) == want.outcome && strings.Contains(s.Reason, want.reason)

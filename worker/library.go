@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,7 +114,7 @@ func shippedSources(c config.Library) ([]playbooks.Source, diagnostic.Diagnostic
 	return out, problems.Sorted()
 }
 
-// files lists the playbooks of a folder, sorted.
+// files lists the playbooks of a folder, sorted. Hidden files are not among them: editors leave theirs beside what is edited.
 func files(dir string) ([]string, error) {
 	found, err := fs.Glob(os.DirFS(dir), "*.yaml")
 	if err == nil {
@@ -122,7 +123,7 @@ func files(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list playbooks in %s: %w", dir, err)
 	}
-	return slices.DeleteFunc(found, func(f string) bool { return strings.HasSuffix(f, scenario.Suffix) }), nil
+	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, scenario.Suffix) }), nil
 }
 
 // stampOf changes with the name, size or time of any file of the folders.
@@ -135,8 +136,11 @@ func (l *Library) stampOf() (string, error) {
 		}
 		for _, f := range found {
 			info, err := os.Stat(filepath.Join(dir, f))
+			if err == nil && !info.Mode().IsRegular() { // reading a pipe would never end
+				err = errors.New("not a regular file")
+			}
 			if err != nil {
-				return "", fmt.Errorf("read playbook %s: %w", f, err)
+				return "", fmt.Errorf("read playbook %s: %w", filepath.Join(dir, f), err)
 			}
 			fmt.Fprintf(&b, "%s/%s %d %d\n", dir, f, info.Size(), info.ModTime().UnixNano())
 		}
@@ -152,7 +156,11 @@ func (l *Library) load(stamp string) error {
 		return err
 	}
 	programs, found := playbooks.LoadAll(slices.Concat(sources, own), l.catalogue)
-	// An edit that is not valid takes nothing out of force: what it was before goes on.
+	// An edit that is not valid takes nothing out of force: what it was before goes on. A file that is gone has no version
+	// to go on with, also if it comes back.
+	maps.DeleteFunc(l.valid, func(file string, _ []byte) bool {
+		return !slices.ContainsFunc(own, func(s playbooks.Source) bool { return s.File == file })
+	})
 	kept := slices.Clone(own)
 	for i, s := range own {
 		was := l.valid[s.File]
@@ -182,7 +190,7 @@ func (l *Library) own() ([]playbooks.Source, error) {
 		for _, f := range found {
 			raw, err := os.ReadFile(filepath.Join(dir, f))
 			if err != nil {
-				return nil, fmt.Errorf("read playbook %s: %w", f, err)
+				return nil, fmt.Errorf("read playbook %s: %w", filepath.Join(dir, f), err)
 			}
 			own = append(own, playbooks.Source{File: filepath.Join(dir, f), Source: raw})
 		}

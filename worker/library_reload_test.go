@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"stanch/playbooks"
 	"stanch/worker"
@@ -71,6 +72,45 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	_, _, err = l.Refresh()
 	require.ErrorContains(t, err, "list playbooks in "+dir)
 	require.Contains(t, selected(t, l, mining), "mine")
+}
+
+// What is deleted does not come back with the next mistake, and what an editor leaves beside a playbook stops no edit.
+func TestADeletedPlaybookDoesNotComeBack(t *testing.T) {
+	dir := t.TempDir()
+	c := config.Default()
+	c.Playbooks = []string{dir}
+	require.NoError(t, os.Symlink("ann@host.1:2", filepath.Join(dir, ".#mine.yaml"))) // as Emacs locks a file
+	write(t, dir, "mine.yaml", mine)
+	l, problems, err := worker.LoadLibrary(c, worker.Catalogue())
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
+	require.Contains(t, selected(t, l, mining), "mine")
+
+	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
+	require.NotContains(t, selected(t, l, mining), "mine")
+	write(t, dir, "mine.yaml", mine+"    nonsense: 1\n")
+	require.NotContains(t, selected(t, l, mining), "mine", "it has no valid version")
+
+	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600))
+	_, _, err = l.Refresh()
+	require.ErrorContains(t, err, "pipe.yaml: not a regular file")
+}
+
+func TestAUsersFolderNamedLibraryIsNotTheLibrary(t *testing.T) {
+	t.Chdir(t.TempDir())
+	require.NoError(t, os.Mkdir("library", 0o700))
+	c := config.Default()
+	c.Playbooks = []string{"library"}
+	write(t, "library", "mine.yaml", mine)
+	l, _, err := worker.LoadLibrary(c, worker.Catalogue())
+	require.NoError(t, err)
+	sources := map[string]string{}
+	for _, row := range worker.ListPlaybooks(l.Programs(), nil) {
+		sources[row.Playbook] = row.Source
+	}
+	require.Equal(t, "user", sources["mine"])
+	require.Equal(t, "library", sources["cryptominer"])
 }
 
 func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {

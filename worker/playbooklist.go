@@ -3,7 +3,6 @@ package worker
 import (
 	"net/http"
 	"slices"
-	"strings"
 
 	"stanch/playbooks"
 	"stanch/playbooks/display"
@@ -32,7 +31,7 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 		about = *in
 	}
 	for _, c := range playbooks.Choose(programs, about) {
-		row := PlaybookRow{Playbook: c.Name, File: c.File, Source: sourceOf(c.File), Description: c.Description, Handles: playbooks.Explain(c.Program).Handles}
+		row := PlaybookRow{Playbook: c.Name, File: c.File, Source: sourceOf(c.Program), Description: c.Description, Handles: playbooks.Explain(c.Program).Handles}
 		if c.Match != nil {
 			row.Priority = c.Priority()
 		}
@@ -53,8 +52,8 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 	return rows
 }
 
-func sourceOf(file string) string {
-	if strings.HasPrefix(file, "library/") {
+func sourceOf(p *playbooks.Program) string {
+	if p.Shipped {
 		return "library"
 	}
 	return "user"

@@ -131,7 +131,7 @@ func (i *Intake) Check(ctx context.Context, d *sensors.Detection, from string) e
 }
 
 func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) error {
-	if d.Requested != nil || d.Rule == sensors.RuleRequested || d.Event.Kind == sensors.KindRequested || strings.HasPrefix(d.Event.Actor, sensors.ActorPerson) {
+	if d.Requested != nil || d.Rule == sensors.RuleRequested || d.Objective == sensors.ObjectiveRequested || d.Event.Kind == sensors.KindRequested || strings.HasPrefix(d.Event.Actor, sensors.ActorPerson) {
 		return errors.New("it is a person's request, which no sensor makes")
 	}
 	if from == "" {

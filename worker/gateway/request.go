@@ -79,6 +79,9 @@ type ContainPlan struct {
 const (
 	maxRequestID = 64
 	maxRequested = 20 // targets of one request
+	// maxRuns bounds the playbook runs of an incident that people add to: an incident is kept open by what it holds, and
+	// carries all of its runs.
+	maxRuns = 200
 )
 
 func bad(format string, args ...any) error {
@@ -129,14 +132,13 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	if q.DryRun {
 		err = d.plans(ctx, answer, program, found, permitted)
 	} else {
-		err = d.begin(ctx, answer, found, permitted)
+		err = d.begin(ctx, answer, found, permitted, func(incident string) {
+			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.What(), "reason", q.Reason)
+			d.record(incident, activities.EntryMark, activities.Act{Action: "requested " + requested.What(), Who: []string{s.who()}, Note: q.Reason})
+		})
 	}
 	if err != nil {
 		return nil, err
-	}
-	if !q.DryRun {
-		d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", answer.Incident, "what", requested.What(), "reason", q.Reason)
-		d.record(answer.Incident, activities.EntryMark, activities.Act{Action: "requested " + requested.What(), Who: []string{s.who()}, Note: q.Reason})
 	}
 	return answer, nil
 }
@@ -170,23 +172,42 @@ func stamp(d sensors.Detection, r sensors.Requested, s Speaker, id string) senso
 	return d
 }
 
-// begin gives the request to the incidents of its targets.
-func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sensors.Detection, permitted *proof.Requested) error {
-	for _, one := range found {
-		if err := d.Requests.Intake.request(ctx, one, permitted); err != nil {
+// begin gives the request to the incidents of its targets, and has it noted in each of them. Its error says how many of
+// the targets came before.
+func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sensors.Detection, permitted *proof.Requested, note func(incident string)) error {
+	for n, one := range found {
+		in, err := d.beginOne(ctx, one, permitted)
+		if in.ID != "" && in.ID != answer.Incident {
+			note(in.ID)
+			answer.Incident = in.ID
+		}
+		if err != nil && n > 0 {
+			return fmt.Errorf("%d of %d targets were requested, the last in %s; %s was not: %w", n, len(found), answer.Incident, incident.TargetOf(one), err)
+		}
+		if err != nil {
 			return err
 		}
-		in, err := d.incidentOf(ctx, d.Requests.Intake.Key(one))
-		if err != nil {
-			return fmt.Errorf("the request was taken; read its incident: %w", err)
-		}
-		answer.Incident = in.ID
 		answer.Targets = append(answer.Targets, ContainTarget{Target: incident.TargetOf(one), Scope: in.Scope, Phase: in.Phase, Request: one.ID})
 	}
 	return nil
 }
 
-// incidentOf reads the incident of a key that was signaled a moment ago.
+// beginOne gives the request to the incident of one target.
+func (d *Decider) beginOne(ctx context.Context, one sensors.Detection, permitted *proof.Requested) (in playbooks.Incident, err error) {
+	key := d.Requests.Intake.Key(one)
+	if open, err := d.incidentOf(ctx, key); err == nil && open.Status == "open" && len(open.Playbooks) >= maxRuns {
+		return in, &problem{http.StatusConflict, fmt.Sprintf("incident %s has %d playbook runs and takes no more requests; `stanch extend` lets a lease hold longer, and after a release the incident closes", open.ID, len(open.Playbooks))}
+	}
+	if err := d.Requests.Intake.request(ctx, one, permitted); err != nil {
+		return in, err
+	}
+	if in, err = d.incidentOf(ctx, key); err != nil {
+		return in, fmt.Errorf("the request was taken; read its incident: %w", err)
+	}
+	return in, nil
+}
+
+// incidentOf reads the latest incident of a key.
 func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Incident, error) {
 	var in playbooks.Incident
 	value, err := d.Reader.Temporal.QueryWorkflow(ctx, workflows.IncidentID(key), "", workflows.QueryIncident)

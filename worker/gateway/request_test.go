@@ -1,6 +1,7 @@
 package gateway_test
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/proof"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -45,7 +47,10 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	auth, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	var planned []activities.PlanInput
-	programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalogue{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	programs, problems := playbooks.LoadAll([]playbooks.Source{playbooks.OneOff("pod.isolate", time.Hour)}, playbooks.Catalogue{
+		"pod.isolate":      {Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Reversible: true, Facet: playbooks.FacetNetwork},
+		"process.snapshot": {Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve},
+	})
 	require.NoError(t, problems.Err())
 	intake := api.intake(t)
 	intake.Authority = auth
@@ -97,7 +102,67 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 		require.ErrorContains(t, err, "contain", s.Name)
 		require.NotContains(t, err.Error(), "UID")
 	}
-	require.Empty(t, planned, "the playbook contains nothing")
+	var uids []string
+	for _, in := range planned {
+		uids = append(uids, in.Request.Target.UID)
+		require.Equal(t, "pod.isolate", in.Request.Action)
+		attested, err := auth.Keys().OpenAttestation(in.Basis.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, &proof.Requested{Person: "ann", Proved: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, For: time.Hour}, attested.Requested)
+	}
+	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
+}
+
+// pair is the incident of two pods, or one that has run as many playbooks as people may add to.
+func pair(ctx workflow.Context, id string) error {
+	in := playbooks.Incident{ID: id, Status: "open", Targets: []playbooks.Target{
+		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1"}, {Kind: playbooks.TargetPod, Namespace: "shop", Name: "db", UID: "u-2"},
+	}}
+	if id != incidentID {
+		in.Playbooks = make([]playbooks.PlaybookRun, 200)
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	return nil
+}
+
+// An incident takes a bounded number of requests. Those that came before one that is refused are noted all the same.
+func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
+	const full = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
+	api := newCluster(t)
+	api.pod("shop", "web", "u-1", "node-a")
+	api.pod("shop", "db", "u-2", "node-a")
+	server := temporal.Start(t, map[string]any{"Incident": pair})
+	auth, err := authority.Open(t.TempDir())
+	require.NoError(t, err)
+	intake := api.intake(t)
+	intake.Authority, intake.Temporal, intake.Incident = auth, server, "Incident"
+	program, problems := playbooks.LoadAll([]playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalogue{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	require.NoError(t, problems.Err())
+	var log bytes.Buffer
+	d := &gateway.Decider{
+		Reader: &gateway.Reader{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), Scopes: scopes{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		Requests: &gateway.Requests{Intake: intake, Hub: &gateway.Hub{}, ProgramOf: func(sensors.Requested) (*playbooks.Program, error) { return program[0], nil }},
+	}
+	keyOf := func(name, uid string) string {
+		one := sensors.Detection{ID: "x", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Event: sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}}}
+		require.NoError(t, intake.Check(t.Context(), &one, ""))
+		return workflows.IncidentID(intake.Key(one))
+	}
+	server.Run("Incident", keyOf("web", "u-1"), incidentID, incidentID)
+	server.Run("Incident", keyOf("db", "u-2"), full, full)
+	server.Listed("Incident", "Running", 2)
+	ann := gateway.Speaker{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, Proved: "a test", Key: "ann"}
+	ask := gateway.ContainRequest{ID: "one", Target: "pod/shop/db", Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
+	_, err = d.Contain(t.Context(), ann, ask)
+	require.ErrorContains(t, err, "incident "+full+" has 200 playbook runs and takes no more requests")
+	require.Empty(t, log.String())
+	ask.Target = incidentID
+	_, err = d.Contain(t.Context(), ann, ask)
+	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+incidentID+"; pod shop/db was not: incident "+full)
+	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
 }
 
 // No sensor and no node makes a person's request.
@@ -109,9 +174,10 @@ func TestARequestFromASensorIsRefused(t *testing.T) {
 		"requested": func(d *sensors.Detection) {
 			d.Requested = &sensors.Requested{Person: "alice", Action: "pod.isolate", For: time.Hour}
 		},
-		"rule":  func(d *sensors.Detection) { d.Rule = sensors.RuleRequested },
-		"kind":  func(d *sensors.Detection) { d.Event.Kind = sensors.KindRequested },
-		"actor": func(d *sensors.Detection) { d.Event.Actor = "person:alice" },
+		"rule":      func(d *sensors.Detection) { d.Rule = sensors.RuleRequested },
+		"objective": func(d *sensors.Detection) { d.Objective = sensors.ObjectiveRequested },
+		"kind":      func(d *sensors.Detection) { d.Event.Kind = sensors.KindRequested },
+		"actor":     func(d *sensors.Detection) { d.Event.Actor = "person:alice" },
 	} {
 		for _, from := range []string{"", "node-a"} {
 			d := sensors.Detection{

@@ -37,7 +37,8 @@ func LookupGroup(name string) (int, error) {
 }
 
 // Listen opens the local socket. Only root, the user who runs Stanch and, unless it is NoGroup, the members of group may
-// connect: the group may pass through the socket's directory, and reads nothing in it. The kernel's peer credentials, and
+// connect: the group may pass through the socket's directory, and what is private in it stays so. A directory through
+// which everybody may pass is left as it is: it may hold what is not Stanch's. The kernel's peer credentials, and
 // never the group, say who a person is.
 func Listen(path string, group int) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil { //nolint:noctx // local
@@ -70,8 +71,15 @@ func admit(path string, group int) error {
 		}
 		return os.Chmod(path, 0o600) //nolint:wrapcheck // it names the file
 	}
-	if err := closeOthers(dir, path); err != nil {
-		return err
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err //nolint:wrapcheck // it names the directory
+	}
+	shared := info.Mode().Perm()&0o001 != 0
+	if !shared {
+		if err := closeOthers(dir, path); err != nil {
+			return err
+		}
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -85,10 +93,10 @@ func admit(path string, group int) error {
 			break
 		}
 	}
-	return errors.Join(
-		os.Chown(path, -1, group), os.Chmod(path, 0o660), //nolint:gosec // the group may connect
-		os.Chown(dir, -1, group), os.Chmod(dir, groupDir), //nolint:gosec // the group may pass
-	)
+	if !shared {
+		err = errors.Join(os.Chown(dir, -1, group), os.Chmod(dir, groupDir)) //nolint:gosec // the group may pass
+	}
+	return errors.Join(err, os.Chown(path, -1, group), os.Chmod(path, 0o660)) //nolint:gosec // the group may connect
 }
 
 // closeOthers takes every right of groups and others away from what lies beside the socket: whoever passes through the

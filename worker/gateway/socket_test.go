@@ -77,6 +77,28 @@ func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
 	require.NoError(t, as(t, 0, 0, connectTo(socket)))
 }
 
+// A directory through which everybody passes is not Stanch's alone: nothing in it is changed, and the socket is the group's.
+func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
+	const group, uid = 54321, 54322
+	dir := socketDir(t)
+	for _, mode := range []os.FileMode{0o755, 0o777 | os.ModeSticky} {
+		require.NoError(t, os.Chmod(dir, mode))
+		beside := filepath.Join(dir, "notes")
+		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // somebody's
+		socket := filepath.Join(dir, "stanch.sock")
+		l, err := gateway.Listen(socket, group)
+		require.NoError(t, err)
+		for path, want := range map[string]os.FileMode{dir: mode | os.ModeDir, beside: 0o644} {
+			info, err := os.Stat(path)
+			require.NoError(t, err)
+			require.Equal(t, want, info.Mode(), path)
+		}
+		require.NoError(t, as(t, uid, group, connectTo(socket)))
+		require.ErrorIs(t, as(t, uid, uid, connectTo(socket)), unix.EACCES, "another group")
+		require.NoError(t, l.Close())
+	}
+}
+
 func TestAGroupThatCannotReachTheSocketIsNamed(t *testing.T) {
 	dir := filepath.Join(socketDir(t), "data") // below a folder of mode 0700
 	require.NoError(t, os.Mkdir(dir, 0o700))

@@ -127,7 +127,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	require.Equal(t, incidentID, status.Waiting[0].Incident)
 	require.True(t, status.Waiting[0].You)
 	require.Equal(t, []string{"miner"}, status.Playbooks)
-	require.Empty(t, status.Problems)
+	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on a node"}, status.Problems)
 
 	// Slack reads the same.
 	shown, err := api.Reader.Incident(t.Context(), incidentID)
@@ -143,7 +143,7 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	var paused gateway.Pause
 	api.call(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
 	require.False(t, paused.Paused)
-	var answer map[string]bool
+	var answer map[string]any
 	api.call(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
 	api.call(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
 	require.True(t, paused.Paused)

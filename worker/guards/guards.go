@@ -256,7 +256,7 @@ func (c *Chain) scope(q activities.Question) config.Scope {
 	}
 	for _, s := range q.Basis.Attestations {
 		var a proof.Attestation
-		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.Confirmed {
+		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.Confirmed || !a.Counts(q.Request.Action, q.Request.For) {
 			continue
 		}
 		if age := q.Now.Sub(a.Accepted); age < told && age > -slack {

@@ -26,6 +26,9 @@ const (
 	maxAttestations = 8
 	maxTimeline     = 200
 	maxTargets      = 50
+	// maxRequests is how many of the summaries are of people's requests, the newest: what they ask for again and again must
+	// never keep a detection out.
+	maxRequests = 10
 )
 
 // state is everything that an incident carries through continue-as-new.
@@ -117,8 +120,11 @@ func (s *state) add(a Attested, now time.Time) bool {
 	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
-	if target.Kind != "" {
-		s.attest(target.ID(), d.Rule, a.Attestation)
+	if target.Kind != "" && d.Requested == nil { // a request speaks for its own run alone
+		s.attest(target.ID(), a.Attestation)
+	}
+	if d.Requested != nil {
+		s.forgetRequests(maxRequests - 1)
 	}
 	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool {
 		return x.Rule == d.Rule && x.Target == target.ID() && d.Requested == nil
@@ -139,8 +145,25 @@ func (s *state) add(a Attested, now time.Time) bool {
 	return true
 }
 
+// forgetRequests keeps the summaries of so many requests, the newest. The timeline and the runs keep all.
+func (s *state) forgetRequests(keep int) {
+	requests := 0
+	for _, d := range s.Incident.Detections {
+		if d.Rule == sensors.RuleRequested {
+			requests++
+		}
+	}
+	s.Incident.Detections = slices.DeleteFunc(s.Incident.Detections, func(d playbooks.DetectionSummary) bool {
+		forget := d.Rule == sensors.RuleRequested && requests > keep
+		if forget {
+			requests--
+		}
+		return forget
+	})
+}
+
 // attest keeps the newest attestations of a target.
-func (s *state) attest(target, _ string, a proof.Signed) {
+func (s *state) attest(target string, a proof.Signed) {
 	list := append(s.Attestations[target], a)
 	if len(list) > maxAttestations {
 		list = list[len(list)-maxAttestations:]

@@ -14,12 +14,13 @@ import (
 // the library that it loaded. What is no playbook of this installation's is an error.
 const MatchRequested = "MatchRequestedPlaybook"
 
-// requested starts what a person asked for. Who they are, and that they may, the gateway attested; whether anything is
+// requested starts what a person asked for, with the playbook as it is now: they may have corrected the one that ran
+// before, and the plan that they saw is of this one. Its attestation goes to this run alone. Who they are, and that they may, the gateway attested; whether anything is
 // contained is for the guards, which read that attestation. A person who took the incident over, or called it a false
 // positive, stops what starts by itself, and not what people ask for afterwards.
-func (r *run) requested(ctx workflow.Context, asked []sensors.Detection) {
-	for _, d := range asked {
-		target := TargetOf(d)
+func (r *run) requested(ctx workflow.Context, asked []Attested) {
+	for _, a := range asked {
+		d, target := a.Detection, TargetOf(a.Detection)
 		local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{
 			ScheduleToCloseTimeout: 10 * time.Second, RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 3},
 		})
@@ -31,7 +32,7 @@ func (r *run) requested(ctx workflow.Context, asked []sensors.Detection) {
 			})
 			continue
 		}
-		r.launch(ctx, selected, []playbooks.Target{target})
+		r.launch(ctx, selected, []playbooks.Target{target}, a.Attestation)
 		r.Incident.Playbooks[len(r.Incident.Playbooks)-1].Request = d.ID
 	}
 }

@@ -108,7 +108,7 @@ func (r *run) take(s Selected, id string, targets []playbooks.Target) {
 	}
 }
 
-// version is a playbook as this incident started it first. Its proof is the new one only if it is the same still.
+// version is a playbook as this incident started it first, with its proof.
 func (r *run) version(s Selected) Selected {
 	if was, ok := r.Versions[s.Name]; ok {
 		return was

@@ -116,7 +116,7 @@ type run struct {
 // receive takes in every signal that is there; true if there was any.
 func (r *run) receive(ctx workflow.Context) bool {
 	heard, news := false, false
-	var asked []sensors.Detection // what people requested
+	var asked []Attested // what people requested
 	for {
 		var batch []Attested
 		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
@@ -126,7 +126,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		for _, a := range batch {
 			added := r.add(a, workflow.Now(ctx))
 			if news = added || news; added && a.Detection.Requested != nil {
-				asked = append(asked, a.Detection)
+				asked = append(asked, a)
 			}
 		}
 	}
@@ -239,7 +239,7 @@ func (r *run) start(ctx workflow.Context) {
 		if len(targets) == 0 && (s.NotSelected != "" || !r.bare(s.Name)) {
 			continue
 		}
-		r.launch(ctx, s, targets)
+		r.launch(ctx, r.version(s), targets)
 	}
 }
 
@@ -253,16 +253,16 @@ func (r *run) bare(name string) bool {
 	return true
 }
 
-func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target) {
+// launch starts a playbook on targets; attested is what permits this run alone.
+func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target, attested ...proof.Signed) {
 	r.Runs++
-	s = r.version(s)
 	snapshot := r.Incident
 	snapshot.Targets = targets
 	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil, nil
 	attestations := map[string][]proof.Signed{}
 	for _, t := range targets {
 		r.Covered[s.Name+"\x00"+t.ID()] = true
-		attestations[t.ID()] = r.Attestations[t.ID()]
+		attestations[t.ID()] = slices.Concat(r.Attestations[t.ID()], attested)
 	}
 	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.Runs, s.Name)
 	r.take(s, id, targets)
@@ -297,6 +297,7 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
 		return
 	}
+	complete := report // what it came to is judged by all of it
 	for _, other := range r.Incident.Playbooks {
 		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxSteps-len(other.Steps)))]
 	}
@@ -312,7 +313,7 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 	}
 	r.line(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.Run(r.Incident, *p)))
 	r.Incident.Updated = now
-	r.freed(report)
+	r.freed(complete)
 }
 
 func (r *run) heardLease(l playbooks.LeaseReport) {

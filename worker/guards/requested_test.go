@@ -1,0 +1,63 @@
+package guards_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/proof"
+)
+
+// requested makes a person's request for pod.isolate for an hour the only thing that the desk's request rests on.
+func (d *desk) requested(at time.Time) {
+	d.q.Request.Action = "pod.isolate"
+	d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
+		Detection: "request/1", Target: "pod:uid-1", Namespace: d.target.Namespace, Confirmed: true, Rule: "requested-by-a-person", Severity: "high", Confidence: 1, Accepted: at,
+		Requested: &proof.Requested{Person: "alice", Proved: "uid 1", Reason: "beacons", Actions: []string{"pod.isolate"}, For: time.Hour},
+	})}
+}
+
+// A signed request permits what was asked for, on that target, for that long, a moment ago. Whoever has all of Temporal
+// makes no more of it.
+func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil   func(*desk)
+		verdict activities.Verdict
+		reason  string
+	}{
+		"what was asked for": {func(*desk) {}, activities.VerdictRun, "phase 2, requested by alice (uid 1): beacons"},
+		"for less long":      {func(d *desk) { d.q.Request.For = time.Minute; d.q.Request.Until = now.Add(time.Minute) }, activities.VerdictRun, "requested by alice"},
+		"for longer": {func(d *desk) {
+			d.q.Request.For, d.q.Request.Until = time.Hour+time.Second, now.Add(time.Hour+time.Second)
+		}, activities.VerdictRefuse, "no attested detection"},
+		"for longer than it says": {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "longer than the 1h that was planned"},
+		"another action":          {func(d *desk) { d.q.Request.Action = "pod.freeze" }, activities.VerdictRefuse, "no attested detection"},
+		"another pod":             {func(d *desk) { d.q.Request.Target.UID = "uid-2" }, activities.VerdictRefuse, "no evidence"},
+		"an old request":          {func(d *desk) { d.requested(now.Add(-time.Hour)) }, activities.VerdictRefuse, "no attested detection"},
+		"without evidence":        {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "no evidence"},
+		"while paused":            {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "by alice"},
+		"in phase 1":              {func(d *desk) { d.move("look"); d.requested(now) }, activities.VerdictPropose, "phase 1"},
+		"what disrupts":           {func(d *desk) { d.move("bank"); d.requested(now); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAsk, "grant"},
+		"what was asked for and granted, on a role that the pod reached": {func(d *desk) {
+			d.cloud()
+			d.requested(now)
+		}, activities.VerdictRun, "granted"},
+		"another action on that role": {func(d *desk) { // the namespace's phase 3 is lent to nothing that nobody asked for
+			d.cloud()
+			d.requested(now)
+			d.q.Request.Action = "aws.role.revoke-sessions"
+		}, activities.VerdictPropose, "phase 1 of scope default"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			d.requested(now.Add(-time.Minute))
+			c.spoil(d)
+			got := d.decide()
+			require.Equal(t, c.verdict, got.Verdict, got.Reason)
+			require.Contains(t, got.Reason, c.reason)
+		})
+	}
+}
