@@ -66,7 +66,7 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 		{
 			[]playbooks.StepReport{{Action: "pod.manifest", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeRefused, Reason: "no cluster is connected"}, refused},
 			at,
-			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; pod.manifest refused: no cluster is connected",
+			"pod.isolate of pod shop/web-1 refused: no budget is configured for it; remark: pod.manifest was left out: no cluster is connected",
 		},
 		{nil, at, "done, nothing contained"},
 	} {
