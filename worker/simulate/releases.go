@@ -16,12 +16,14 @@ import (
 // asRecorded reports whether people answer as they did: then they also end and extend leases as they did.
 func (a Answers) asRecorded() bool { return !a.All && !a.None && len(a.List) == 0 }
 
-// releases schedules what people did to the recorded lease of an effect, so long after it was applied as they did it. A
+// releases schedules what people did to the recorded lease of an effect: when they did it, or so long after it was
+// applied where that is later here, so that nothing that came before it comes after it. A
 // drill ends what it made happen: that is nobody's decision.
 func (s *sim) releases(r activities.Request) {
 	if !s.o.Answers.asRecorded() || s.rec.Incident.Drill {
 		return
 	}
+	now := s.after()
 	for _, l := range s.rec.Leases {
 		if l.Report.Action != r.Action || l.Report.Target != r.Target.ID() || l.Report.AppliedAt.IsZero() {
 			continue
@@ -36,7 +38,7 @@ func (s *sim) releases(r activities.Request) {
 			if known || release.Lease != l.Report.ID {
 				continue
 			}
-			s.env.RegisterDelayedCallback(func() { s.release(r, release) }, max(time.Duration(release.AfterMS-applied)*time.Millisecond, time.Millisecond))
+			s.env.RegisterDelayedCallback(func() { s.release(r, release) }, max(time.Duration(release.AfterMS-min(applied, now))*time.Millisecond, time.Millisecond))
 		}
 	}
 }
