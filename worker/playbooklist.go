@@ -35,6 +35,9 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 		if c.Match != nil {
 			row.Priority = c.Priority()
 		}
+		if c.ReplacedBy != "" {
+			row.Handles = "none: your playbook " + c.ReplacedBy + " replaces it"
+		}
 		if in != nil {
 			row.Starts, row.Why = &c.Chosen, c.Why
 		}

@@ -68,7 +68,7 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 		}
 		hint := diagnostic.DidYouMean(file, known)
 		if hint == "" {
-			hint = "`stanch playbooks` lists the library's"
+			hint = "name a file of yours, or a shipped playbook (`stanch playbooks` lists them)"
 		}
 		return nil, fmt.Errorf("no such playbook: %s; %s", file, hint)
 	}

@@ -107,6 +107,15 @@ func (l *incidentList) check(one bool) error {
 	case l.limit < 0:
 		return fmt.Errorf("invalid --limit %d: use 0 or more", l.limit)
 	}
+	for _, o := range l.objectives {
+		if !slices.Contains(sensors.Objectives, sensors.Objective(o)) {
+			var known []string
+			for _, k := range sensors.Objectives {
+				known = append(known, string(k))
+			}
+			return fmt.Errorf("invalid --objective %q: use %s", o, strings.Join(known, ", "))
+		}
+	}
 	for name, text := range map[string]string{"since": l.since, "until": l.until} {
 		if _, err := moment(text, time.Now()); err != nil {
 			return fmt.Errorf("--%s: %w", name, err)

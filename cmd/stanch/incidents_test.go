@@ -27,7 +27,7 @@ func views() []gateway.View {
 	}
 	return []gateway.View{
 		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.View) { v.Status = "closed" }),
-		view("INC-2", "high", "impact", 2*time.Hour, func(v *gateway.View) {
+		view("INC-2", "high", "discovery", 2*time.Hour, func(v *gateway.View) {
 			v.Waiting = []gateway.Waiting{{Title: "stop the workload", Quorum: 2, Yes: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, You: true}}
 		}),
 		view("INC-3", "low", "execution", time.Hour, func(v *gateway.View) {
@@ -50,7 +50,7 @@ func TestFlagsPickIncidents(t *testing.T) {
 		"resolved":            {list: incidentList{status: "resolved"}, want: []string{"INC-3"}},
 		"closed":              {list: incidentList{status: "closed"}, want: []string{"INC-1"}},
 		"at least a severity": {list: incidentList{severity: "medium"}, want: []string{"INC-4", "INC-2"}},
-		"objective":           {list: incidentList{objectives: []string{"impact"}}, want: []string{"INC-2"}},
+		"objective":           {list: incidentList{objectives: []string{"discovery"}}, want: []string{"INC-2"}},
 		"waiting":             {list: incidentList{waiting: true}, want: []string{"INC-2"}},
 		"by severity":         {list: incidentList{sort: "severity"}, want: []string{"INC-4", "INC-2", "INC-3", "INC-1"}},
 		"a limit":             {list: incidentList{limit: 1}, want: []string{"INC-4"}, more: 3},

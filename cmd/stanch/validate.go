@@ -23,7 +23,7 @@ func validateCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: args(cobra.MinimumNArgs(1)),
 		Long: `Check playbooks: syntax, names, types, flow and safety; every problem at once, with its place. Warnings (what is
-legal and unwise) come once there are no errors. With --config also whether the people and groups that are asked exist,
+legal and unwise) of a file come once it has no errors. With --config also whether the people and groups that are asked exist,
 and which playbooks may match the same incident: of those that contain only the first runs, and the warning says which.`,
 		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json\n  stanch validate playbooks/ --config stanch.yaml",
 		RunE: func(cmd *cobra.Command, paths []string) error {

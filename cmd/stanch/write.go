@@ -59,6 +59,11 @@ func actionsCommand() *cobra.Command {
 		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			out := cmd.OutOrStdout()
+			if len(names) == 1 { // as the STEP column writes it: "contain: pod.isolate"
+				if _, name, ok := strings.Cut(names[0], ": "); ok {
+					names[0] = name
+				}
+			}
 			var docs []actionDoc
 			var known []string
 			for _, a := range worker.ActionSet().Actions() {
