@@ -166,6 +166,9 @@ func TestContainersThatShareANetworkAreNamed(t *testing.T) {
 		name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
 		return err == nil && strings.TrimSpace(string(name)) == "sleep"
 	}, 5*time.Second, 2*time.Millisecond)
+	// The kernel tells when a process started in hundredths of a second: two of one are taken for one that was there before.
+	began := time.Now()
+	require.Eventually(t, func() bool { return time.Since(began) > 20*time.Millisecond }, time.Second, time.Millisecond)
 	second := n.run(t, "b", containerID(), "nsenter", "--net=/proc/"+pid+"/ns/net")
 	require.Eventually(t, func() bool {
 		return netSpaceOf(second.cmd.Process.Pid) == netSpaceOf(first.cmd.Process.Pid)
