@@ -256,6 +256,44 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	require.Len(t, node.locked(), 1)
 }
 
+// Two requests on one target ask two questions: each has a name of its own, and what names both is refused.
+func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	var answer *gateway.ContainAnswer
+	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
+		var err error
+		answer, err = ask("alice", gateway.ContainRequest{ID: id, Target: box, Action: "pod.isolate", For: long, Reason: id})
+		require.NoError(t, err)
+	}
+	var asked []playbook.Pending
+	require.Eventually(t, func() bool {
+		var err error
+		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 2
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, asked[0].ID, asked[1].ID, "the runs do not know of each other")
+	require.NotEqual(t, asked[0].Name(), asked[1].Name())
+	vote := func(step string) (*gateway.Answer, error) {
+		return w.Decider.Vote(t.Context(), as(w.Config, "bob"), gateway.VoteRequest{Incident: answer.Incident, Step: step, Approve: true, Wait: true})
+	}
+	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
+		_, err := vote(step)
+		for _, q := range asked {
+			require.ErrorContains(t, err, "stanch approve "+answer.Incident+" '"+q.Name()+"'   pod.isolate of container b0b0b0b0b0b0"+q.Holds(), step)
+		}
+	}
+	i := slices.IndexFunc(asked, func(q playbook.Pending) bool { return q.Holds() == " for 2d" })
+	require.GreaterOrEqual(t, i, 0)
+	said, err := vote(asked[i].Name())
+	require.NoError(t, err)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Says)
+	require.Eventually(t, func() bool { return len(node.locked()) == 1 }, 30*time.Second, 50*time.Millisecond)
+	asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+	require.NoError(t, err)
+	require.Len(t, asked, 1)
+	require.Equal(t, " for 6d", asked[0].Holds(), "the other question is open still")
+}
+
 func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
 	w, node, ask := requests(t, strings.ReplaceAll(requesting, "phase: 2", "phase: 1"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "p1", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})

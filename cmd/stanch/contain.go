@@ -235,8 +235,8 @@ func showResults(out io.Writer, results []requestResult) {
 			}
 		case len(r.Waiting) > 0:
 			for _, q := range r.Waiting {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, q.Approvers.Who(), q.Deadline.Local().Format(time.TimeOnly), q.Title)
-				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it", r.Incident, q.ID)
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, q.Approvers.Who(), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
+				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it", r.Incident, q.Name())
 			}
 		case r.State == "running":
 			p("%s: not contained yet; `stanch incidents %s` shows what comes of it", r.Target, r.Incident)

@@ -330,7 +330,7 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 
 func showQuestion(p func(string, ...any), q playbook.Pending) {
 	p("")
-	p("ASKED: %s", q.Title)
+	p("ASKED: %s%s", q.Title, q.Holds())
 	if q.Ask != "" {
 		p("  %s", q.Ask)
 	}
@@ -349,7 +349,7 @@ func showQuestion(p func(string, ...any), q playbook.Pending) {
 		}
 	}
 	p("  %s, until %s", display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
-	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.ID, q.Incident, q.ID)
+	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.Name(), q.Incident, q.Name())
 }
 
 // inBrackets is a remark behind what it is about, or "".

@@ -140,7 +140,8 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
 		Long: short + `. STEP names the question by its approval's name, its step's id or path, or an action that it
-asks about; without it the only open question is meant. The kernel tells Stanch who you are, or with --server the cluster
+asks about; without it the only open question is meant. Where that names several, each has a name of its own, such as
+2/contain#1: ` + "`stanch incidents INCIDENT`" + ` shows it. The kernel tells Stanch who you are, or with --server the cluster
 does; the configuration says whether you may answer. The output says how the answer counts.`,
 		Example: fmt.Sprintf("  stanch %[1]s INC-01JABC…\n  stanch %[1]s INC-01JABC… 'stop the workload' --reason \"known build job\"\n  stanch %[1]s INC-01JABC… pod.isolate", word),
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -133,7 +133,7 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 }
 
 // quoted names a question for a sentence.
-func quoted(q playbook.Pending) string { return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) }
+func quoted(q playbook.Pending) string { return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.Holds() }
 
 // questionsOf gives the open questions of one run.
 func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pending, err error) {
@@ -156,14 +156,14 @@ func (r *Reader) query(ctx context.Context, workflow, query string, out any) err
 	return nil
 }
 
-// question finds what the person answers: by its id, or by its name, its step or one of its actions if only one open
-// question has it. A question that was asked with other plans is named as what it is.
+// question finds what the person answers: by its name in the incident, or by its id, its title, its step or one of its
+// actions if only one open question has it. A question that was asked with other plans is named as what it is.
 func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
 	pending, err := d.Reader.Pending(ctx, v.Incident)
 	if err != nil {
 		return nil, err
 	}
-	var found []*playbook.Pending
+	var found, byID []*playbook.Pending
 	for i := range pending {
 		p := &pending[i]
 		if v.Hash != "" && p.Hash != v.Hash {
@@ -172,17 +172,23 @@ func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pendin
 			}
 			continue
 		}
-		if p.ID == v.Step {
+		switch {
+		case p.Name() == v.Step:
 			return p, nil
+		case p.ID == v.Step:
+			byID = append(byID, p)
 		}
 		if v.Step == "" || names(*p, v.Step) {
 			found = append(found, p)
 		}
 	}
+	if len(byID) > 0 {
+		found = byID // two runs may ask under one id
+	}
 	switch {
 	case len(found) == 1:
 		return found[0], nil
-	case v.Hash != "":
+	case v.Hash != "" && len(found) == 0:
 		return nil, &problem{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
 	case len(found) > 1 && v.Step == "":
 		return nil, &problem{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; name one of them:%s", v.Incident, len(found), candidates(v.Incident, v.Approve, found))}
@@ -199,7 +205,7 @@ func names(q playbook.Pending, text string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
 	}
 	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
-	if same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
+	if same(q.ID) || same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
 		return true
 	}
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
@@ -213,7 +219,7 @@ func candidates(incident string, approve bool, all []*playbook.Pending) string {
 	}
 	var b strings.Builder
 	for _, q := range all {
-		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s", word, incident, q.ID, clip(q.Title))
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", word, incident, q.Name(), clip(q.Title), q.Holds())
 	}
 	return b.String()
 }

@@ -30,7 +30,7 @@ type View struct {
 
 // Waiting is an open question.
 type Waiting struct {
-	Question string    `json:"question"` // its id
+	Question string    `json:"question"` // its name
 	Title    string    `json:"title"`
 	Of       string    `json:"of"` // whom it asks
 	Yes      []string  `json:"yes,omitempty"`
@@ -147,7 +147,7 @@ func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activi
 	for _, q := range pending {
 		if q.Incident == in.ID {
 			out.Waiting = append(out.Waiting, Waiting{
-				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
+				Question: q.Name(), Title: q.Title + q.Holds(), Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
 			})
 		}
 	}

@@ -117,7 +117,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 		api.call(t, who, http.MethodGet, "/v1/incidents", "", &list)
 		require.Len(t, list, 1)
 		require.Len(t, list[0].Waiting, 1)
-		require.Equal(t, "isolate the pod", list[0].Waiting[0].Title)
+		require.Equal(t, "isolate the pod for 1h", list[0].Waiting[0].Title)
 		require.Equal(t, yours, list[0].Waiting[0].You, "%s", who)
 		require.NotEmpty(t, list[0].Evidence)
 	}
