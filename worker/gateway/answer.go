@@ -133,7 +133,9 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 }
 
 // quoted names a question for a sentence.
-func quoted(q playbook.Pending) string { return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.Holds() }
+func quoted(q playbook.Pending) string {
+	return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.Holds()
+}
 
 // questionsOf gives the open questions of one run.
 func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pending, err error) {
