@@ -193,6 +193,8 @@ type PlaybookRun struct {
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
 	// Request is the id of a person's request that started it; "" if it matched by itself.
 	Request string `json:"request,omitempty"`
+	// RequestedBy is the person whose request started it: they do not approve what it asks, and may withdraw it.
+	RequestedBy string `json:"requested_by,omitempty"`
 }
 
 // NotSelected is a playbook that matched an incident and was not started, with the reason.

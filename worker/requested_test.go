@@ -247,7 +247,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "alice triggered this (person:alice): somebody else must answer it")
+	require.ErrorContains(t, err, "alice asked for this: somebody else must approve it; `stanch deny` withdraws it")
 	require.Empty(t, node.locked())
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
 	require.NoError(t, err)
@@ -292,6 +292,85 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, asked, 1)
 	require.Equal(t, " for 6d", asked[0].Holds(), "the other question is open still")
+}
+
+// Who asks for something may withdraw it, whoever is asked, and does not approve it. Who asked for something else in the
+// incident answers like anybody.
+func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	questions := func(incident string) []playbook.Pending {
+		var asked []playbook.Pending
+		require.Eventually(t, func() bool {
+			var err error
+			asked, err = w.Reader.Pending(t.Context(), incident)
+			return err == nil && len(asked) > 0
+		}, 30*time.Second, 50*time.Millisecond)
+		return asked
+	}
+	short, err := ask("bob", gateway.ContainRequest{ID: "short", Target: box, Action: "pod.isolate", For: 5 * time.Minute, Reason: "beacons"})
+	require.NoError(t, err)
+	ran(t, w, short)
+	root := gateway.Speaker{Person: config.Person{Name: "root"}, Proved: "uid 0 on the local socket", Key: "uid:0", Operator: true}
+	q := gateway.ContainRequest{ID: "long", Target: box, Action: "pod.isolate", For: 3 * time.Hour, Reason: "longer"}
+	long, err := w.Decider.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote := gateway.VoteRequest{Incident: long.Incident, Step: questions(long.Incident)[0].Name(), Approve: true, Wait: true}
+	_, err = w.Decider.Vote(t.Context(), root, vote)
+	require.ErrorContains(t, err, "root asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	no := vote
+	no.Approve, no.Reason = false, "a mistake"
+	said, err := w.Decider.Vote(t.Context(), root, no)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultDenied, said.Result)
+	_, run := ran(t, w, long)
+	require.Equal(t, playbooks.OutcomeDenied, outcomes(run)["pod.isolate"])
+	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")
+
+	// Another's request: bob, who asked for something before, approves it.
+	q.ID = "again"
+	long, err = w.Decider.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote.Step = questions(long.Incident)[0].Name()
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "mallory"), gateway.VoteRequest{Incident: vote.Incident, Step: vote.Step})
+	require.ErrorContains(t, err, "mallory may not answer this")
+	said, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultApproved, said.Result)
+	_, run = ran(t, w, long)
+	require.NotEqual(t, playbooks.OutcomeDenied, outcomes(run)["pod.isolate"])
+	require.Len(t, node.locked(), 1)
+}
+
+// A dry run names whom the playbook's approval asks, how many of them, and that too few may answer.
+func TestADryRunNamesWhomTheApprovalAsks(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(`playbook: two
+description: Ask two, then hold it.
+match: { objective: escape }
+steps:
+  - evidence: process.snapshot
+  - approval: hold it
+    ask: Hold it?
+    from: { groups: [responders], quorum: 2 }
+    timeout: 1m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 30m
+`), 0o600))
+	_, _, ask := requests(t, strings.ReplaceAll(requesting, "approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+dir+"']\n")
+	planned, err := ask("mallory", gateway.ContainRequest{Target: box, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0]
+	require.Equal(t, activities.VerdictAsk, plan.Decision.Verdict)
+	require.Equal(t, []string{"responders"}, plan.Decision.Approvers.Groups)
+	require.Equal(t, 2, plan.Decision.Approvers.Quorum)
+	require.Empty(t, plan.Plan.Warnings)
+
+	_, _, ask = requests(t, requesting+"playbooks: ['"+dir+"']\n")
+	planned, err = ask("bob", gateway.ContainRequest{Target: box, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it"}, planned.Targets[0].Plans[0].Plan.Warnings)
 }
 
 func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
@@ -403,7 +482,7 @@ steps:
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "somebody else must answer it")
+	require.ErrorContains(t, err, "alice asked for this")
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	in, run := ran(t, w, answer)

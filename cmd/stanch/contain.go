@@ -155,7 +155,9 @@ type requestResult struct {
 	Steps     []playbooks.StepReport `json:"steps"`
 	Leases    []string               `json:"leases"`
 	Waiting   []playbook.Pending     `json:"waiting,omitempty"`
-	Error     string                 `json:"error,omitempty"`
+	// Warnings say why a yes to what waits may bring nothing about.
+	Warnings []string `json:"warnings,omitempty"`
+	Error    string   `json:"error,omitempty"`
 }
 
 // follow waits until each playbook of a request has ended or waits for people.
@@ -165,7 +167,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var in playbooks.Incident
+		var in gateway.View
 		var pending []playbook.Pending
 		err := g.local().get(ctx, "/v1/incidents/"+answer.Incident, &in)
 		if err == nil {
@@ -187,7 +189,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 }
 
 // resultsOf is what is known of each target, and whether nothing more comes by itself.
-func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []playbook.Pending) (results []requestResult, settled bool) {
+func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook.Pending) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
 		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
@@ -200,6 +202,11 @@ func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []pl
 		for _, p := range pending {
 			if p.Run == run.Run {
 				r.Waiting, r.State = append(r.Waiting, p), "waiting"
+				for _, w := range in.Waiting {
+					if w.Question == p.Name() {
+						r.Warnings = append(r.Warnings, w.Warnings...)
+					}
+				}
 			}
 		}
 		r.Error = run.Error
@@ -235,8 +242,11 @@ func showResults(out io.Writer, results []requestResult) {
 			}
 		case len(r.Waiting) > 0:
 			for _, q := range r.Waiting {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, q.Approvers.Who(), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
-				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it", r.Incident, q.Name())
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
+				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.Name())
+			}
+			for _, warning := range r.Warnings {
+				p("  but: %s", warning)
 			}
 		case r.State == "running":
 			p("%s: not contained yet; `stanch incidents %s` shows what comes of it", r.Target, r.Incident)
@@ -246,6 +256,14 @@ func showResults(out io.Writer, results []requestResult) {
 			p("%s: not contained: %s", r.Target, display.Outcome(playbooks.Outcome(r.State), true))
 		}
 	}
+}
+
+// needed says who must agree: the group, and how many of it where one does not suffice.
+func needed(a activities.Approvers) string {
+	if a.Quorum > 1 {
+		return fmt.Sprintf("%d of %s", a.Quorum, a.Who())
+	}
+	return a.Who()
 }
 
 // showPlans prints what a dry run found, and says no where nothing would be contained.
@@ -288,7 +306,7 @@ func verdictText(d activities.Decision) string {
 	case activities.VerdictPropose:
 		return "would only be proposed: " + d.Reason
 	case activities.VerdictAsk:
-		who := d.Approvers.Who()
+		who := needed(d.Approvers)
 		if d.Approvers.Nobody() {
 			who = "nobody, since the scope names no approvers"
 		}

@@ -38,8 +38,12 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
 		},
+		"two asked": {
+			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
+		},
 	} {
-		results, settled := resultsOf(answer, playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}, c.pending)
+		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
 		var out bytes.Buffer

@@ -276,6 +276,9 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 			you = "; it waits for you"
 		}
 		p("waiting     %s: %s%s", w.Title, display.Votes(w.Yes, w.Quorum, w.Of), you)
+		for _, warning := range w.Warnings {
+			p("            but: %s", warning)
+		}
 	}
 	for _, r := range in.Paused {
 		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.Again)

@@ -81,6 +81,9 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
 			a.Pending, a.Result = q, ResultCounted
 			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
+			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
+				a.Says += "; " + pausedWarning(by)
+			}
 		case len(ignored) > len(ignoredOf(a.Pending, s.Name)):
 			a.Pending, a.Result = q, ResultIgnored
 			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), ignored[len(ignored)-1])
@@ -108,10 +111,11 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: %s; it goes ahead", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
+			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
-				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum; it goes ahead", s.Name, quoted(a.Pending))
+				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.Pending))
 			}
+			a.Says += d.afterYes(ctx, a.Pending)
 		case v.Approve == c.Granted:
 			a.Says = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoted(a.Pending))
 		default: // somebody else decided it meanwhile
@@ -120,6 +124,14 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		return true
 	}
 	return false
+}
+
+// afterYes says what follows the last yes: while new containments are paused, the guards refuse what was approved.
+func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
+	if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
+		return fmt.Sprintf("; it is refused, since %s (%s); `stanch resume`, then ask for it again", playbooks.ReasonPaused, by)
+	}
+	return "; it goes ahead"
 }
 
 // ignoredOf are the reasons why answers of a person do not count.

@@ -142,16 +142,18 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 	if s.Drill != "" && !in.Drill {
 		return deny("a drill's key answers for drills only")
 	}
+	if vote.At.After(q.Deadline) {
+		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	}
+	if !vote.Approve && requestedBy(in, q, s.Person) {
+		vote.Withdraws = true // who asked for something may withdraw it
+		return nil
+	}
 	if in.MoreActors {
 		return deny("so many people or accounts triggered this that nobody can tell who may answer it")
 	}
-	for _, actor := range in.Actors {
-		if s.Is(actor) {
-			return deny("%s triggered this (%s): somebody else must answer it", s.Name, clip(actor))
-		}
-	}
-	if vote.At.After(q.Deadline) {
-		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	if why := excluded(in, q, s.Person); why != "" {
+		return deny("%s", why)
 	}
 	if vote.Groups, err = d.groupsOf(ctx, cfg, s, q.Approvers); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
 )
 
 // Requests contains what a person asks for: `stanch contain` and `stanch run`. It refuses to contain itself: it proves
@@ -130,7 +131,7 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	}
 	answer := &ContainAnswer{Playbook: program.Name}
 	if q.DryRun {
-		err = d.plans(ctx, answer, program, found, permitted)
+		err = d.plans(ctx, cfg, answer, program, found, permitted)
 	} else {
 		err = d.begin(ctx, answer, found, permitted, func(incident string) {
 			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.What(), "reason", q.Reason)
@@ -218,7 +219,7 @@ func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Inciden
 }
 
 // plans says for each containment of the playbook what it would change and what the guards say. It leaves nothing behind.
-func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
+func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
 	for _, one := range found {
 		signed, err := d.Requests.Intake.attest(one, time.Now(), permitted)
 		if err != nil {
@@ -236,13 +237,21 @@ func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *pla
 			if !known || step.Target != nil {
 				plan.Unknown = "its parameters or its target depend on what the playbook finds"
 			} else {
-				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.asked}
+				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.under != nil}
 				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.For, Until: time.Now().Add(step.For)}
 				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
 				if err != nil {
 					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
 				}
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
+				if plan.Decision.Verdict == activities.VerdictAsk {
+					if step.under != nil {
+						plan.Decision.Approvers = playbook.ApproversOf(step.under) // and not the scope's
+					}
+					if why := d.tooFew(cfg, plan.Decision.Approvers, func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
+						plan.Plan.Warnings = append(plan.Plan.Warnings, why)
+					}
+				}
 			}
 			out.Plans = append(out.Plans, plan)
 		}
@@ -251,32 +260,36 @@ func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *pla
 	return nil
 }
 
-// containment is a step that contains, and whether it stands inside of an approval.
+// containment is a step that contains, and the approval inside of which it stands; nil outside of any.
 type containment struct {
 	*playbooks.Step
 	program *playbooks.Program
-	asked   bool
+	under   *playbooks.Approval
 }
 
 func containments(p *playbooks.Program) []containment {
 	var out []containment
-	var walk func(p *playbooks.Program, steps []playbooks.Step, asked bool)
-	walk = func(p *playbooks.Program, steps []playbooks.Step, asked bool) {
+	var walk func(p *playbooks.Program, steps []playbooks.Step, under *playbooks.Approval)
+	walk = func(p *playbooks.Program, steps []playbooks.Step, under *playbooks.Approval) {
 		for i := range steps {
 			s := &steps[i]
 			if s.Verb == playbooks.VerbContain {
-				out = append(out, containment{s, p, asked})
+				out = append(out, containment{s, p, under})
 			}
 			for _, b := range s.Blocks() {
-				walk(p, b.Steps, asked || s.Approval != nil && b.Kind == "steps")
+				if s.Approval != nil && b.Kind == "steps" {
+					walk(p, b.Steps, s.Approval)
+				} else {
+					walk(p, b.Steps, under)
+				}
 			}
 			if s.Call != nil && p.Callees[s.Call.Playbook] != nil {
 				callee := p.Callees[s.Call.Playbook]
-				walk(callee, callee.Steps, asked)
+				walk(callee, callee.Steps, under)
 			}
 		}
 	}
-	walk(p, p.Steps, false)
+	walk(p, p.Steps, nil)
 	return out
 }
 

@@ -168,7 +168,7 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 		var signed proof.Signed
 		var v proof.Vote
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
-			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Refused: v.Refused})
+			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Withdraws: v.Withdraws, Refused: v.Refused})
 		}
 	case workflows.SignalMark:
 		var m incident.Mark
