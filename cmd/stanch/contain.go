@@ -81,7 +81,9 @@ the same guards, approvals, leases and audit as one that matched.
 ` + targetHelp + `
 
 --dry-run plans its containments; what depends on what the playbook finds out is named and
-not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.`,
+not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.
+
+Exit code 0: contained, or evidence captured where the playbook contains nothing. 1: otherwise.`,
 		Example: "  stanch run cryptominer --on pod/shop/web-7d9f --reason \"load without a deployment\"\n  stanch run cryptominer --on INC-01JABC… --reason \"spread\" --dry-run",
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if o.Target == "" {
@@ -132,7 +134,7 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 	} else {
 		showResults(out, results)
 	}
-	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained }) {
+	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained && !r.Done }) {
 		return errAnswered
 	}
 	return err
@@ -148,13 +150,15 @@ func targetsOf(a gateway.ContainAnswer) string {
 
 // requestResult is what came of a request on one target.
 type requestResult struct {
-	Incident  string                 `json:"incident"`
-	Target    string                 `json:"target"`
-	Contained bool                   `json:"contained"`
-	State     string                 `json:"state"` // "contained", "waiting", "running", or the outcome
-	Steps     []playbooks.StepReport `json:"steps"`
-	Leases    []string               `json:"leases"`
-	Waiting   []playbook.Pending     `json:"waiting,omitempty"`
+	Incident  string `json:"incident"`
+	Target    string `json:"target"`
+	Contained bool   `json:"contained"`
+	// Done: the playbook has nothing to contain, and did what it is for.
+	Done    bool                   `json:"done,omitempty"`
+	State   string                 `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	Steps   []playbooks.StepReport `json:"steps"`
+	Leases  []string               `json:"leases"`
+	Waiting []playbook.Pending     `json:"waiting,omitempty"`
 	// Warnings say why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
@@ -220,12 +224,33 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 		if !run.Ended.IsZero() {
 			if r.State = string(run.Outcome); r.Contained {
 				r.State = "contained"
+			} else if len(answer.Contains) == 0 && r.Error == "" {
+				r.done()
 			}
 		}
 		settled = settled && (!run.Ended.IsZero() || len(r.Waiting) > 0)
 		results = append(results, r)
 	}
 	return results, settled
+}
+
+// done judges a run that has nothing to contain: by its evidence where it captures any, else by its outcome. One source
+// of several that is not there says nothing against the others.
+func (r *requestResult) done() {
+	captures, captured := false, false
+	for _, s := range r.Steps {
+		if s.Verb == playbooks.VerbEvidence {
+			captures, captured = true, captured || s.Outcome.Usable()
+		}
+	}
+	switch o := playbooks.Outcome(r.State); {
+	case captured:
+		r.Done, r.State = true, "evidence captured"
+	case captures:
+		r.State = "no evidence captured"
+	case !o.RunsOnFailure() && !o.RunsOnDenied():
+		r.Done, r.State = true, "done"
+	}
 }
 
 func showResults(out io.Writer, results []requestResult) {
@@ -240,6 +265,10 @@ func showResults(out io.Writer, results []requestResult) {
 			for _, lease := range r.Leases {
 				p("  release it with `stanch release %s`, let it hold longer with `stanch extend %s --for 1h`", lease, lease)
 			}
+		case r.Done:
+			p("%s: %s; the playbook contains nothing", r.Target, r.State)
+		case r.State == "no evidence captured":
+			p("%s: %s", r.Target, r.State)
 		case len(r.Waiting) > 0:
 			for _, q := range r.Waiting {
 				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
@@ -274,6 +303,10 @@ func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 	for _, t := range a.Targets {
 		p("%s (%s, scope %s, phase %d)", t.Target, t.Target.ID(), t.Scope, t.Phase)
 		p("  playbook %s", a.Playbook)
+		if len(a.Contains) == 0 {
+			p("  it contains nothing, and would run")
+			runs = true
+		}
 		for _, plan := range t.Plans {
 			if plan.Unknown != "" {
 				p("  %s: not planned: %s", plan.Action, plan.Unknown)

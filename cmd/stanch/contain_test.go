@@ -43,6 +43,7 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
 		},
 	} {
+		answer.Contains = []string{"pod.isolate"}
 		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
@@ -54,12 +55,40 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 	}
 }
 
+// A playbook that captures evidence alone is not judged by what it does not contain, nor by one source that is not there.
+func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
+	step := func(action string, o playbooks.Outcome) playbooks.StepReport {
+		return playbooks.StepReport{Action: action, Verb: playbooks.VerbEvidence, Outcome: o}
+	}
+	for name, c := range map[string]struct {
+		steps []playbooks.StepReport
+		done  bool
+		want  string
+	}{
+		"captured":      {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeChanged), step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook contains nothing"},
+		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
+		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
+	} {
+		answer := gateway.ContainAnswer{Incident: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
+		run := playbooks.PlaybookRun{Request: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
+		results, settled := resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		require.True(t, settled, name)
+		require.Equal(t, c.done, results[0].Done, name)
+		var out bytes.Buffer
+		showResults(&out, results)
+		require.Contains(t, out.String(), c.want, name)
+		answer.Contains = []string{"pod.isolate"}
+		results, _ = resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		require.False(t, results[0].Done, "%s: what was to be contained was not", name)
+	}
+}
+
 func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]string{
 		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAsk: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := showPlans(&out, gateway.ContainAnswer{Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+		err := showPlans(&out, gateway.ContainAnswer{Contains: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
 			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
 			{Action: "workload.scale", Unknown: "its parameters depend"},
 		}}}})

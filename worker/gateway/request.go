@@ -52,8 +52,10 @@ type ContainRequest struct {
 
 // ContainAnswer is what became of a request: a line for each target.
 type ContainAnswer struct {
-	Incident string          `json:"incident,omitempty"` // "" of a dry run
-	Playbook string          `json:"playbook"`
+	Incident string `json:"incident,omitempty"` // "" of a dry run
+	Playbook string `json:"playbook"`
+	// Contains are the containments that the playbook may ask for; none of one that captures evidence alone.
+	Contains []string        `json:"contains,omitempty"`
 	Targets  []ContainTarget `json:"targets"`
 }
 
@@ -129,7 +131,7 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 		}
 		found[i] = stamp(found[i], requested, s, q.ID)
 	}
-	answer := &ContainAnswer{Playbook: program.Name}
+	answer := &ContainAnswer{Playbook: program.Name, Contains: permitted.Actions}
 	if q.DryRun {
 		err = d.plans(ctx, cfg, answer, program, found, permitted)
 	} else {
