@@ -39,8 +39,8 @@ func (o *requestOptions) flags(c *cobra.Command) {
 	outputFlag(c, &o.output)
 }
 
-const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the complete id of a container (container/ID or ID),
-or the id of an incident, which means its pods and containers. The API server says which pod has the name now, and from
+const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the id of a container (container/ID or ID), or the id of
+an incident, which means its pods and containers. Of a container that an incident names, the first 12 digits suffice. The API server says which pod has the name now, and from
 then on its UID counts; the nodes say which of them runs a container.`
 
 func containCommand(g *globals) *cobra.Command {

@@ -316,6 +316,9 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	p("image       %s %s", in.Workload.Image, in.Workload.ImageDigest)
 	p("account     %s", in.Workload.ServiceAccount)
 	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
+	for _, t := range in.Targets {
+		p("target      %s%s", display.Ref(in, t.ID()), containerOf(t))
+	}
 	p("blast       %d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods)
 	for _, m := range in.Blast.MayDo {
 		p("            its account may: %s", m)
@@ -329,6 +332,14 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	for _, d := range in.Detections {
 		p("detection   %s ×%d: %s", d.Rule, d.Count, d.What)
 	}
+}
+
+// containerOf names the container of a pod in which something was detected, by its complete id.
+func containerOf(t playbooks.Target) string {
+	if t.Kind != playbooks.TargetPod || t.ContainerID == "" {
+		return ""
+	}
+	return "  container/" + t.ContainerID
 }
 
 func showQuestion(p func(string, ...any), q playbook.Pending) {

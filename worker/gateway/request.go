@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -320,11 +321,46 @@ func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Dete
 	case isPod && !isContainer || !containerID.MatchString(container):
 		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", clip(q.Target))
 	}
-	one, err := d.container(ctx, container, q.Node)
+	container, err := d.completeID(ctx, container)
+	if err != nil {
+		return nil, err
+	}
+	one, err = d.container(ctx, container, q.Node)
 	if err != nil {
 		return nil, err
 	}
 	return []sensors.Detection{one}, nil
+}
+
+// shortID is the beginning of a container's id, as lists show it.
+var shortID = regexp.MustCompile(`^[0-9a-f]{12,63}$`)
+
+// completeID gives the complete id of a container of which the beginning was given, if one container of the incidents has
+// it. Nothing is asked of a node, and nothing signed, of a beginning.
+func (d *Decider) completeID(ctx context.Context, id string) (string, error) {
+	if !shortID.MatchString(id) {
+		return id, nil
+	}
+	known, err := d.Reader.Incidents(ctx)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, in := range known {
+		for _, t := range in.Targets {
+			if full := t.ContainerID; strings.HasPrefix(full, id) && containerID.MatchString(full) && !slices.Contains(found, full) {
+				found = append(found, full)
+			}
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		slices.Sort(found)
+		return "", bad("%s is the beginning of %d containers' ids; give one of them completely:\n  container/%s", id, len(found), strings.Join(found[:min(len(found), maxRequested)], "\n  container/"))
+	}
+	return id, nil
 }
 
 func unresolved(target string, err error) error {
@@ -376,7 +412,11 @@ func (d *Decider) container(ctx context.Context, id, node string) (sensors.Detec
 	case err != nil:
 		return one, err
 	case len(found) == 0:
-		return one, missing("no connected node runs the container %s; name a pod as pod/NAMESPACE/NAME", clip(id))
+		hint := ""
+		if shortID.MatchString(id) {
+			hint = "no incident has a container whose id begins so: give its complete id, or "
+		}
+		return one, missing("no connected node runs the container %s; %sname a pod as pod/NAMESPACE/NAME", clip(id), hint)
 	case len(found) > 1:
 		return one, bad("the container %s runs on %s; say which with --node", clip(id), strings.Join(found, " and "))
 	}
