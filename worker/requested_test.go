@@ -235,6 +235,66 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	}
 }
 
+// Lists show the beginning of a container's id: it suffices where one container has it, and the complete id is what is
+// signed.
+func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
+	node.runs = append(node.runs, twin)
+	q := gateway.ContainRequest{ID: "one", Target: box[:12], Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
+	_, err := ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container b0b0b0b0b0b0; no incident has a container whose id begins so: give its complete id")
+	q.Target = box
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.ID, q.DryRun = "two", true
+	for _, target := range []string{box[:12], "container/" + box[:20]} {
+		q.Target = target
+		planned, err := ask("alice", q)
+		require.NoError(t, err)
+		require.Equal(t, "container:"+box, planned.Targets[0].Target.ID())
+	}
+	q.Target = box[:11]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container")
+
+	q.Target, q.DryRun = twin, false
+	answer, err = ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.Target = box[:12]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+box+"\n  container/"+twin)
+}
+
+// Who calls an incident a false positive learns what that released and denied. A freeze that is longer than its action is
+// meant for says so before it runs.
+func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
+	w, _, ask := requests(t, requesting)
+	q := gateway.ContainRequest{ID: "short", Target: box, Action: "pod.isolate", For: 5 * time.Minute, Reason: "beacons"}
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.ID, q.For = "long", 3*time.Hour
+	_, err = ask("alice", q)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	done, err := w.Decider.Mark(t.Context(), as(w.Config, "bob"), gateway.MarkRequest{Incident: answer.Incident, Kind: incident.MarkFalsePositive})
+	require.NoError(t, err)
+	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.Denied)
+	require.Len(t, done.Released, 1)
+	require.Equal(t, "pod.isolate", done.Released[0].Action)
+
+	q.DryRun, q.Action, q.For = true, "pod.freeze", 30*time.Minute
+	planned, err := ask("alice", q)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Stop every process")
+}
+
 // What the guards do not let run by itself asks others, and never the one who asked for it.
 func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))

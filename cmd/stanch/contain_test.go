@@ -10,6 +10,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/worker/gateway"
+	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
 )
 
@@ -97,4 +98,17 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 			require.Contains(t, out.String(), part, verdict)
 		}
 	}
+}
+
+func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
+	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
+	var out bytes.Buffer
+	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{Incident: in, Released: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, Denied: []string{"stop it for 1h"}})
+	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
+	out.Reset()
+	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{})
+	require.Contains(t, out.String(), "it held nothing and asked nothing")
+	out.Reset()
+	showMarked(&out, "INC-1", incident.MarkTakenOver, gateway.Marked{})
+	require.Equal(t, "INC-1: taken-over\n", out.String())
 }

@@ -189,15 +189,31 @@ func markCommand(g *globals) *cobra.Command {
 			if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
 				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
 			}
-			if err := g.local().post(cmd.Context(), "/v1/mark", q, nil); err != nil {
+			var done gateway.Marked
+			if err := g.local().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], a[1])
+			showMarked(cmd.OutOrStdout(), a[0], q.Kind, done)
 			return nil
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	return c
+}
+
+// showMarked says what a mark brought about.
+func showMarked(out io.Writer, id string, kind incident.MarkKind, done gateway.Marked) {
+	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
+	p("%s: %s", id, kind)
+	for _, l := range done.Released {
+		p("  released: %s of %s, lease %s", l.Action, display.Target(done.Incident, l.Target), l.ID)
+	}
+	for _, title := range done.Denied {
+		p("  denied: %s", title)
+	}
+	if kind == incident.MarkFalsePositive && len(done.Released)+len(done.Denied) == 0 {
+		p("  it held nothing and asked nothing")
+	}
 }
 
 // progress writes a line for people, never into a machine's output.

@@ -214,9 +214,17 @@ type MarkRequest struct {
 	Reason   string            `json:"reason,omitempty"`
 }
 
+// Marked is what a mark brought about.
+type Marked struct {
+	playbooks.Incident
+	// Released are the leases that end with it, and Denied the questions that are answered with no.
+	Released []playbooks.LeaseReport `json:"released,omitempty"`
+	Denied   []string                `json:"denied,omitempty"`
+}
+
 // Mark lets a person take an incident over, or call it a false positive: then what it holds is released too, and its
 // open questions are denied.
-func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbooks.Incident, error) {
+func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, error) {
 	cfg, err := d.permitted(s)
 	if err != nil {
 		return nil, err
@@ -242,20 +250,21 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbook
 	if err != nil {
 		return nil, fmt.Errorf("sign the mark: %w", err)
 	}
+	done := &Marked{Incident: in}
+	if q.Kind == incident.MarkFalsePositive {
+		open, _ := d.Reader.Pending(ctx, in.ID) // the mark denies also what cannot be read now
+		for _, p := range open {
+			done.Denied = append(done.Denied, p.Title+p.Holds())
+		}
+	}
 	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.Key), "", workflows.SignalMark, mark); err != nil {
 		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
 	}
 	d.record(in.ID, activities.EntryMark, activities.Act{Action: string(q.Kind), Who: []string{s.who()}, Note: mark.Reason})
-	if q.Kind == incident.MarkFalsePositive {
-		return &in, d.letGo(ctx, s, in)
+	if q.Kind == incident.MarkFalsePositive { // what it asks is denied by the mark itself, whoever was asked
+		done.Released, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
 	}
-	return &in, nil
-}
-
-// letGo releases what an incident holds. What it asks is denied by the mark itself, whoever was asked.
-func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) error {
-	_, err := d.Release(ctx, s, LeaseRequest{Incident: in.ID})
-	return err
+	return done, err
 }
 
 func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }
