@@ -236,6 +236,8 @@ type LeaseReport struct {
 	At       time.Time `json:"at" expr:"at"`
 	// AppliedAt is when the effect took hold, by the clock of where it did.
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
+	// Warnings are those of the plans under which it is held: what else it affects, and what it does not reach.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.

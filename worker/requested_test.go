@@ -37,10 +37,11 @@ import (
 
 // obedient is a node that checks a lock's token as the sensor does, and holds what it permits.
 type obedient struct {
-	mu    sync.Mutex
-	runs  []string // containers of this node
-	held  map[string]link.HoldState
-	locks []string // leases that were locked, in order
+	mu     sync.Mutex
+	runs   []string // containers of this node
+	held   map[string]link.HoldState
+	locks  []string      // leases that were locked, in order
+	beside []link.Sharer // other containers in the network namespace of each
 }
 
 func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
@@ -69,7 +70,9 @@ func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte,
 		delete(o.held, id)
 	case link.CommandLockState, link.CommandFreezeState, link.CommandFreeze, link.CommandThaw:
 	}
-	return o.held[id], nil, nil
+	state := o.held[id]
+	state.Shared = o.beside
+	return state, nil, nil
 }
 
 func (o *obedient) locked() []string {
@@ -293,6 +296,43 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 	planned, err := ask("alice", q)
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Stop every process")
+}
+
+// A container that shares the target's network namespace is cut off too: the dry run, the lease and the audit say so, and a
+// dry run beside a lease says that it is held, and until when.
+func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	node.beside = []link.Sharer{{Container: "a3dfa3dfa3df"}}
+	const warning = "container a3dfa3dfa3df came into its network namespace after it started, and is cut off too"
+	q := gateway.ContainRequest{ID: "one", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
+	dry := q
+	dry.DryRun = true
+	planned, err := ask("alice", dry)
+	require.NoError(t, err)
+	require.Equal(t, []string{warning}, planned.Targets[0].Plans[0].Plan.Warnings)
+	require.False(t, planned.Targets[0].Plans[0].Plan.Held)
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	in, _ := ran(t, w, answer)
+	require.Len(t, in.Leases, 1)
+	require.Equal(t, []string{warning}, in.Leases[0].Warnings)
+	planned, err = ask("alice", dry)
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0].Plan
+	require.Equal(t, []string{warning}, plan.Warnings)
+	require.True(t, plan.Held)
+	require.Equal(t, in.Leases[0].ID, plan.HeldBy)
+	require.WithinDuration(t, in.Leases[0].Until, plan.HeldUntil, time.Second)
+
+	auditor := &worker.Auditor{
+		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
+		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+	}
+	story, err := auditor.Audit(t.Context(), in.ID, true)
+	require.NoError(t, err)
+	raw, err := json.Marshal(story)
+	require.NoError(t, err)
+	require.Contains(t, string(raw), "But: "+warning)
 }
 
 // What the guards do not let run by itself asks others, and never the one who asked for it.

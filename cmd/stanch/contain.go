@@ -159,7 +159,7 @@ type requestResult struct {
 	Steps   []playbooks.StepReport `json:"steps"`
 	Leases  []string               `json:"leases"`
 	Waiting []playbook.Pending     `json:"waiting,omitempty"`
-	// Warnings say why a yes to what waits may bring nothing about.
+	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
 }
@@ -214,6 +214,11 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 			}
 		}
 		r.Error = run.Error
+		for _, l := range in.Leases {
+			if slices.ContainsFunc(run.Steps, func(s playbooks.StepReport) bool { return s.Lease == l.ID }) {
+				r.Warnings = append(r.Warnings, l.Warnings...)
+			}
+		}
 		for _, s := range run.Steps {
 			r.Steps = append(r.Steps, s)
 			if s.Lease != "" {
@@ -262,6 +267,9 @@ func showResults(out io.Writer, results []requestResult) {
 		switch {
 		case r.Contained:
 			p("%s: contained, lease %s", r.Target, strings.Join(r.Leases, ", "))
+			for _, warning := range r.Warnings {
+				p("  but: %s", warning)
+			}
 			for _, lease := range r.Leases {
 				p("  release it with `stanch release %s`, let it hold longer with `stanch extend %s --for 1h`", lease, lease)
 			}
@@ -313,6 +321,9 @@ func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 				continue
 			}
 			p("  %s: %s", plan.Action, verdictText(plan.Decision))
+			if by := plan.Plan; by.Held && !by.HeldUntil.IsZero() {
+				p("    held already by lease %s, until %s", by.HeldBy, by.HeldUntil.Local().Format(time.DateTime))
+			}
 			for _, change := range plan.Plan.Changes {
 				p("    would %s", change)
 			}

@@ -30,7 +30,7 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		"not started": {run: playbooks.PlaybookRun{Request: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
 		"contained": {
 			run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
-			want: []string{"pod shop/web: contained, lease LSE-1", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
+			want: []string{"pod shop/web: contained, lease LSE-1", "but: another is cut off too", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
 		},
 		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
 		"a lease that was refused": {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
@@ -45,7 +45,9 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		},
 	} {
 		answer.Contains = []string{"pod.isolate"}
-		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}}, c.pending)
+		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
+			Playbooks: []playbooks.PlaybookRun{c.run}, Leases: []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
+		}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
 		var out bytes.Buffer
@@ -90,11 +92,11 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		err := showPlans(&out, gateway.ContainAnswer{Contains: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
-			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
+			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute, Held: true, HeldBy: "LSE-9", HeldUntil: time.Now()}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
 			{Action: "workload.scale", Unknown: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
-		for _, part := range []string{"pod.isolate: " + want, "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
+		for _, part := range []string{"pod.isolate: " + want, "held already by lease LSE-9, until ", "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
 			require.Contains(t, out.String(), part, verdict)
 		}
 	}

@@ -287,6 +287,9 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 	showContext(p, in.Incident)
 	for _, l := range in.Leases {
 		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.Target(in.Incident, l.Target), display.Lease(l), l.Until.Local().Format(time.DateTime), l.Reason)
+		for _, warning := range l.Warnings {
+			p("            but: %s", warning)
+		}
 	}
 	for _, e := range in.Evidence {
 		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)

@@ -162,6 +162,7 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 	case workflows.SignalLeaseReport:
 		var report lease.Report
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &report) {
+			report.Lease.Warnings = nil // the plan has them
 			r.out.Leases = append(r.out.Leases, recording.LeaseReport{AfterMS: after, Report: report.Lease})
 		}
 	case workflows.SignalVote:
