@@ -57,7 +57,7 @@ phase 1 it is only proposed. Whoever asks for it does not approve it.
 
 Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`,
 		Example: "  stanch contain pod/shop/web-7d9f --for 1h --reason \"beacons to 203.0.113.9\"\n  stanch contain shop/web-7d9f --for 1h --reason \"beacons\" --dry-run\n" +
-			"  stanch contain INC-01JABC… --for 30m --action pod.freeze --reason \"memory first\"",
+			"  stanch contain INC-01JABC… --for 90s --action pod.freeze --reason \"memory first\"",
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if o.For <= 0 {
 				return usageError{errors.New("say for how long: --for 1h")}
