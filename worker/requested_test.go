@@ -421,7 +421,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	no.Approve, no.Reason = false, "a mistake"
 	said, err := w.Decider.Vote(t.Context(), root, no)
 	require.NoError(t, err)
-	require.Equal(t, gateway.ResultDenied, said.Result)
+	require.Equal(t, gateway.ResultDenied, said.Result, said.Says)
 	_, run := ran(t, w, long)
 	require.Equal(t, playbooks.OutcomeDenied, outcomes(run)["pod.isolate"])
 	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/playbooks/scenario"
+	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
@@ -134,10 +136,18 @@ func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
 	return "; it goes ahead"
 }
 
-// ignoredOf are the reasons why answers of a person do not count.
+// ignoredOf are the reasons why answers of a person do not count that counting found. Answers that were refused when they
+// were given are in the question for the record alone, and may be counted after a later one.
 func ignoredOf(q playbook.Pending, name string) (reasons []string) {
+	var refused []string
+	for _, signed := range q.Votes {
+		var v proof.Vote
+		if json.Unmarshal(signed.Body, &v) == nil && v.Person == name && v.Refused != "" {
+			refused = append(refused, v.Refused)
+		}
+	}
 	for _, i := range q.Ignored {
-		if reason, ok := strings.CutPrefix(i, name+": "); ok {
+		if reason, ok := strings.CutPrefix(i, name+": "); ok && !slices.Contains(refused, reason) {
 			reasons = append(reasons, reason)
 		}
 	}

@@ -157,7 +157,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	api.call(t, "bob", http.MethodGet, "/v1/incidents/"+incidentID, "", &other)
 	require.False(t, other.Waiting[0].You)
 
-	var done map[string]bool
+	var done map[string]any
 	api.call(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &done)
 	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &in)
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.Waiting[0].Warnings[0])
