@@ -110,6 +110,9 @@ type Plan struct {
 	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
 	// force was not its own doing.
 	Held bool `json:"held,omitempty"`
+	// HeldBy is the lease that holds it, and HeldUntil its end, where that is known.
+	HeldBy    string    `json:"held_by,omitempty"`
+	HeldUntil time.Time `json:"held_until,omitzero"`
 }
 
 // bind says which request the plan is for.

@@ -14,6 +14,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"stanch/playbooks"
+	"stanch/sensors/duration"
 	"stanch/sensors/proof"
 )
 
@@ -210,6 +211,9 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 	}
 	plan.bind(in.Request)
 	plan.Ends = action.Spec().Ends
+	if most := action.Spec().MaxFor; most > 0 && in.Request.For > most {
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is meant for at most %s: %s", in.Request.Action, duration.Format(most), strings.TrimSuffix(action.Spec().Doc, ".")))
+	}
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}
 	s.at("planned/" + in.Request.Action)
 	out.Decision, err = s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: in.Request, Basis: in.Basis, PlanHash: out.Hash, Ask: plan.Ask, Now: s.now()})

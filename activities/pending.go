@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"stanch/playbooks"
@@ -33,6 +34,30 @@ type Pending struct {
 	// Yes are who has agreed so far; Ignored says of each vote that does not count why not.
 	Yes     []string `json:"yes,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
+}
+
+// Name names the question within its incident: the number of its run, and its ID there ("2/contain#1"). Two runs may ask
+// under the same ID.
+func (p Pending) Name() string {
+	// A run's workflow id is playbook/INCIDENT/NUMBER/PLAYBOOK.
+	if parts := strings.SplitN(p.Run, "/", 4); len(parts) == 4 && parts[1] == p.Incident {
+		return parts[2] + "/" + p.ID
+	}
+	return p.ID
+}
+
+// Holds says for how long what it asks about would be contained, such as " for 2d"; "" where nothing is, or not all of it
+// for as long.
+func (p Pending) Holds() string {
+	for _, r := range p.Plans {
+		if r.Plan.For != p.Plans[0].Plan.For {
+			return ""
+		}
+	}
+	if len(p.Plans) == 0 || p.Plans[0].Plan.For <= 0 {
+		return ""
+	}
+	return " for " + duration.Format(p.Plans[0].Plan.For)
 }
 
 // Answered is what became of a question that is no longer open.

@@ -81,7 +81,11 @@ func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
 	}
 	c := s.count(in)
 	if c.no != nil {
-		return Tally{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s said no. %s", c.no.Person, c.no.Reason)), Ignored: c.ignored}, nil
+		said := "said no"
+		if c.no.Withdraws {
+			said = "withdrew the request"
+		}
+		return Tally{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s %s. %s", c.no.Person, said, c.no.Reason)), Ignored: c.ignored}, nil
 	}
 	out := Tally{Yes: slices.Sorted(maps.Keys(c.yes)), Ignored: c.ignored}
 	quorum := max(in.Approvers.Quorum, 1)
@@ -160,6 +164,9 @@ func (s *Set) count(in TallyInput) counted {
 			ignore(v.Person, "answered too late")
 		case v.BreakGlass && v.Approve:
 			c.broke, c.yes[v.Person] = &v, v
+		case v.Withdraws && !v.Approve:
+			c.no = &v
+			return c
 		case !in.Approvers.May(v.Person, v.Groups, v.At.Sub(in.Asked)):
 			ignore(v.Person, "may not answer this")
 		case !v.Approve:

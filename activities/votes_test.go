@@ -84,7 +84,15 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("ann", nil, "oncall")
 			b.vote("ben", func(v *proof.Vote) { v.Approve, v.Reason = false, "a test" }, "oncall")
 		}, false, true, "ben said no. a test"},
-		"a no of somebody without the right":   {func(b *ballot) { b.vote("eve", func(v *proof.Vote) { v.Approve = false }) }, false, false, "0 of 2"},
+		"a no of somebody without the right": {func(b *ballot) { b.vote("eve", func(v *proof.Vote) { v.Approve = false }) }, false, false, "0 of 2"},
+		"a no of who asked for it": {func(b *ballot) {
+			b.vote("ann", nil, "oncall")
+			b.vote("eve", func(v *proof.Vote) { v.Approve, v.Withdraws, v.Reason = false, true, "a mistake" })
+		}, false, true, "eve withdrew the request. a mistake"},
+		"a yes of who asked for it": {func(b *ballot) {
+			b.vote("ann", nil, "oncall")
+			b.vote("eve", func(v *proof.Vote) { v.Withdraws = true })
+		}, false, false, "1 of 2"},
 		"a yes of somebody without the right":  {func(b *ballot) { b.vote("ann", nil, "oncall"); b.vote("eve", nil, "interns") }, false, false, "1 of 2"},
 		"the second group, once it is asked":   {func(b *ballot) { b.vote("ann", nil, "oncall"); b.vote("mia", nil, "managers") }, true, false, "mia"},
 		"the second group, before it is asked": {func(b *ballot) { b.in.Asked = time.Now(); b.vote("ann", nil, "oncall"); b.vote("mia", nil, "managers") }, false, false, "1 of 2"},

@@ -193,6 +193,8 @@ type PlaybookRun struct {
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
 	// Request is the id of a person's request that started it; "" if it matched by itself.
 	Request string `json:"request,omitempty"`
+	// RequestedBy is the person whose request started it: they do not approve what it asks, and may withdraw it.
+	RequestedBy string `json:"requested_by,omitempty"`
 }
 
 // NotSelected is a playbook that matched an incident and was not started, with the reason.
@@ -234,6 +236,8 @@ type LeaseReport struct {
 	At       time.Time `json:"at" expr:"at"`
 	// AppliedAt is when the effect took hold, by the clock of where it did.
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
+	// Warnings are those of the plans under which it is held: what else it affects, and what it does not reach.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.

@@ -12,12 +12,7 @@ import (
 // OneOff is the playbook of a containment that a person asked for by hand: evidence first, then the one action, as any
 // other playbook would do it. Nothing of what the person wrote is in it.
 func OneOff(action string, holds time.Duration) Source {
-	name := "contain-" + strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '-'
-	}, action+"-"+duration.Format(holds)) // an incident keeps the version of a playbook that it started first
+	name := oneOff(action, duration.Format(holds)) // an incident keeps the version of a playbook that it started first
 	text := fmt.Sprintf(`playbook: %s
 description: A person asked for this containment by hand.
 inputs: { asked: { type: string, default: by hand } }
@@ -28,6 +23,25 @@ steps:
     for: %s
 `, name, action, holds)
 	return Source{File: "by-hand/" + name + ".yaml", Source: []byte(text)}
+}
+
+func oneOff(action, holds string) string {
+	return "contain-" + strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, action+"-"+holds)
+}
+
+// OneOffFor reports whether a playbook is the one that OneOff makes of an action, and for how long it contains.
+func OneOffFor(playbook, action string) (time.Duration, bool) {
+	text, ok := strings.CutPrefix(playbook, oneOff(action, ""))
+	if !ok {
+		return 0, false
+	}
+	holds, err := duration.Parse(text)
+	return holds, err == nil && oneOff(action, duration.Format(holds)) == playbook
 }
 
 // Containments are the containments that a playbook and those that it calls may ask for, each once in the order of the

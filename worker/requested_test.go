@@ -37,10 +37,11 @@ import (
 
 // obedient is a node that checks a lock's token as the sensor does, and holds what it permits.
 type obedient struct {
-	mu    sync.Mutex
-	runs  []string // containers of this node
-	held  map[string]link.HoldState
-	locks []string // leases that were locked, in order
+	mu     sync.Mutex
+	runs   []string // containers of this node
+	held   map[string]link.HoldState
+	locks  []string      // leases that were locked, in order
+	beside []link.Sharer // other containers in the network namespace of each
 }
 
 func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
@@ -69,7 +70,9 @@ func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte,
 		delete(o.held, id)
 	case link.CommandLockState, link.CommandFreezeState, link.CommandFreeze, link.CommandThaw:
 	}
-	return o.held[id], nil, nil
+	state := o.held[id]
+	state.Shared = o.beside
+	return state, nil, nil
 }
 
 func (o *obedient) locked() []string {
@@ -235,6 +238,103 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	}
 }
 
+// Lists show the beginning of a container's id: it suffices where one container has it, and the complete id is what is
+// signed.
+func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
+	node.runs = append(node.runs, twin)
+	q := gateway.ContainRequest{ID: "one", Target: box[:12], Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
+	_, err := ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container b0b0b0b0b0b0; no incident has a container whose id begins so: give its complete id")
+	q.Target = box
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.ID, q.DryRun = "two", true
+	for _, target := range []string{box[:12], "container/" + box[:20]} {
+		q.Target = target
+		planned, err := ask("alice", q)
+		require.NoError(t, err)
+		require.Equal(t, "container:"+box, planned.Targets[0].Target.ID())
+	}
+	q.Target = box[:11]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container")
+
+	q.Target, q.DryRun = twin, false
+	answer, err = ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.Target = box[:12]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+box+"\n  container/"+twin)
+}
+
+// Who calls an incident a false positive learns what that released and denied. A freeze that is longer than its action is
+// meant for says so before it runs.
+func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
+	w, _, ask := requests(t, requesting)
+	q := gateway.ContainRequest{ID: "short", Target: box, Action: "pod.isolate", For: 5 * time.Minute, Reason: "beacons"}
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	ran(t, w, answer)
+	q.ID, q.For = "long", 3*time.Hour
+	_, err = ask("alice", q)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	done, err := w.Decider.Mark(t.Context(), as(w.Config, "bob"), gateway.MarkRequest{Incident: answer.Incident, Kind: incident.MarkFalsePositive})
+	require.NoError(t, err)
+	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.Denied)
+	require.Len(t, done.Released, 1)
+	require.Equal(t, "pod.isolate", done.Released[0].Action)
+
+	q.DryRun, q.Action, q.For = true, "pod.freeze", 30*time.Minute
+	planned, err := ask("alice", q)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Stop every process")
+}
+
+// A container that shares the target's network namespace is cut off too: the dry run, the lease and the audit say so, and a
+// dry run beside a lease says that it is held, and until when.
+func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	node.beside = []link.Sharer{{Container: "a3dfa3dfa3df"}}
+	const warning = "container a3dfa3dfa3df came into its network namespace after it started, and is cut off too"
+	q := gateway.ContainRequest{ID: "one", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
+	dry := q
+	dry.DryRun = true
+	planned, err := ask("alice", dry)
+	require.NoError(t, err)
+	require.Equal(t, []string{warning}, planned.Targets[0].Plans[0].Plan.Warnings)
+	require.False(t, planned.Targets[0].Plans[0].Plan.Held)
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	in, _ := ran(t, w, answer)
+	require.Len(t, in.Leases, 1)
+	require.Equal(t, []string{warning}, in.Leases[0].Warnings)
+	planned, err = ask("alice", dry)
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0].Plan
+	require.Equal(t, []string{warning}, plan.Warnings)
+	require.True(t, plan.Held)
+	require.Equal(t, in.Leases[0].ID, plan.HeldBy)
+	require.WithinDuration(t, in.Leases[0].Until, plan.HeldUntil, time.Second)
+
+	auditor := &worker.Auditor{
+		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
+		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+	}
+	story, err := auditor.Audit(t.Context(), in.ID, true)
+	require.NoError(t, err)
+	raw, err := json.Marshal(story)
+	require.NoError(t, err)
+	require.Contains(t, string(raw), "But: "+warning)
+}
+
 // What the guards do not let run by itself asks others, and never the one who asked for it.
 func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))
@@ -247,13 +347,130 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "alice triggered this (person:alice): somebody else must answer it")
+	require.ErrorContains(t, err, "alice asked for this: somebody else must approve it; `stanch deny` withdraws it")
 	require.Empty(t, node.locked())
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	_, run := ran(t, w, answer)
 	require.Equal(t, playbooks.OutcomeChanged, outcomes(run)["pod.isolate"])
 	require.Len(t, node.locked(), 1)
+}
+
+// Two requests on one target ask two questions: each has a name of its own, and what names both is refused.
+func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	var answer *gateway.ContainAnswer
+	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
+		var err error
+		answer, err = ask("alice", gateway.ContainRequest{ID: id, Target: box, Action: "pod.isolate", For: long, Reason: id})
+		require.NoError(t, err)
+	}
+	var asked []playbook.Pending
+	require.Eventually(t, func() bool {
+		var err error
+		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		return err == nil && len(asked) == 2
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, asked[0].ID, asked[1].ID, "the runs do not know of each other")
+	require.NotEqual(t, asked[0].Name(), asked[1].Name())
+	vote := func(step string) (*gateway.Answer, error) {
+		return w.Decider.Vote(t.Context(), as(w.Config, "bob"), gateway.VoteRequest{Incident: answer.Incident, Step: step, Approve: true, Wait: true})
+	}
+	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
+		_, err := vote(step)
+		for _, q := range asked {
+			require.ErrorContains(t, err, "stanch approve "+answer.Incident+" '"+q.Name()+"'   pod.isolate of container b0b0b0b0b0b0"+q.Holds(), step)
+		}
+	}
+	i := slices.IndexFunc(asked, func(q playbook.Pending) bool { return q.Holds() == " for 2d" })
+	require.GreaterOrEqual(t, i, 0)
+	said, err := vote(asked[i].Name())
+	require.NoError(t, err)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Says)
+	require.Eventually(t, func() bool { return len(node.locked()) == 1 }, 30*time.Second, 50*time.Millisecond)
+	asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+	require.NoError(t, err)
+	require.Len(t, asked, 1)
+	require.Equal(t, " for 6d", asked[0].Holds(), "the other question is open still")
+}
+
+// Who asks for something may withdraw it, whoever is asked, and does not approve it. Who asked for something else in the
+// incident answers like anybody.
+func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
+	w, node, ask := requests(t, requesting)
+	questions := func(incident string) []playbook.Pending {
+		var asked []playbook.Pending
+		require.Eventually(t, func() bool {
+			var err error
+			asked, err = w.Reader.Pending(t.Context(), incident)
+			return err == nil && len(asked) > 0
+		}, 30*time.Second, 50*time.Millisecond)
+		return asked
+	}
+	short, err := ask("bob", gateway.ContainRequest{ID: "short", Target: box, Action: "pod.isolate", For: 5 * time.Minute, Reason: "beacons"})
+	require.NoError(t, err)
+	ran(t, w, short)
+	root := gateway.Speaker{Person: config.Person{Name: "root"}, Proved: "uid 0 on the local socket", Key: "uid:0", Operator: true}
+	q := gateway.ContainRequest{ID: "long", Target: box, Action: "pod.isolate", For: 3 * time.Hour, Reason: "longer"}
+	long, err := w.Decider.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote := gateway.VoteRequest{Incident: long.Incident, Step: questions(long.Incident)[0].Name(), Approve: true, Wait: true}
+	_, err = w.Decider.Vote(t.Context(), root, vote)
+	require.ErrorContains(t, err, "root asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	no := vote
+	no.Approve, no.Reason = false, "a mistake"
+	said, err := w.Decider.Vote(t.Context(), root, no)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultDenied, said.Result, said.Says)
+	_, run := ran(t, w, long)
+	require.Equal(t, playbooks.OutcomeDenied, outcomes(run)["pod.isolate"])
+	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")
+
+	// Another's request: bob, who asked for something before, approves it.
+	q.ID = "again"
+	long, err = w.Decider.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote.Step = questions(long.Incident)[0].Name()
+	_, err = w.Decider.Vote(t.Context(), as(w.Config, "mallory"), gateway.VoteRequest{Incident: vote.Incident, Step: vote.Step})
+	require.ErrorContains(t, err, "mallory may not answer this")
+	said, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultApproved, said.Result)
+	_, run = ran(t, w, long)
+	require.NotEqual(t, playbooks.OutcomeDenied, outcomes(run)["pod.isolate"])
+	require.Len(t, node.locked(), 1)
+}
+
+// A dry run names whom the playbook's approval asks, how many of them, and that too few may answer.
+func TestADryRunNamesWhomTheApprovalAsks(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(`playbook: two
+description: Ask two, then hold it.
+match: { objective: escape }
+steps:
+  - evidence: process.snapshot
+  - approval: hold it
+    ask: Hold it?
+    from: { groups: [responders], quorum: 2 }
+    timeout: 1m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 30m
+`), 0o600))
+	_, _, ask := requests(t, strings.ReplaceAll(requesting, "approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+dir+"']\n")
+	planned, err := ask("mallory", gateway.ContainRequest{Target: box, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0]
+	require.Equal(t, activities.VerdictAsk, plan.Decision.Verdict)
+	require.Equal(t, []string{"responders"}, plan.Decision.Approvers.Groups)
+	require.Equal(t, 2, plan.Decision.Approvers.Quorum)
+	require.Empty(t, plan.Plan.Warnings)
+
+	_, _, ask = requests(t, requesting+"playbooks: ['"+dir+"']\n")
+	planned, err = ask("bob", gateway.ContainRequest{Target: box, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it"}, planned.Targets[0].Plans[0].Plan.Warnings)
 }
 
 func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
@@ -365,7 +582,7 @@ steps:
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "alice"), vote)
-	require.ErrorContains(t, err, "somebody else must answer it")
+	require.ErrorContains(t, err, "alice asked for this")
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
 	require.NoError(t, err)
 	in, run := ran(t, w, answer)

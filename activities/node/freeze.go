@@ -50,7 +50,7 @@ func (a *Freeze) Plan(ctx context.Context, r activities.Request) (activities.Pla
 	if !state.Held && state.Note != "" {
 		return activities.Plan{}, activities.Refuse("%s: %s", r.Target, state.Note)
 	}
-	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held, Held: state.Held}, nil
+	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held, Held: state.Held, HeldBy: state.Lease, HeldUntil: state.Until}, nil
 }
 
 // Apply freezes; a process of the node thaws at the end, also when the sensor is gone.

@@ -132,7 +132,7 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 	case state.Held:
 		plan.Nothing = true
 	}
-	plan.Held = state.Held
+	plan.Held, plan.HeldBy, plan.HeldUntil = state.Held, state.Lease, state.Until
 	if prior.Lock {
 		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
 		if len(params.Allow) > 0 {
@@ -142,6 +142,10 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 	}
 	for _, other := range state.Shared {
 		// Who came later may have come to be in the way: it is named, and nobody is asked.
+		if state.Held && other.Before {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace, and is cut off too", other.Container))
+			continue
+		}
 		if !other.Before {
 			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.Container))
 			continue

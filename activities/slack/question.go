@@ -215,7 +215,7 @@ func (p *page) question(i int, q activities.Pending, d detail) []slack.Block {
 
 // answers are the buttons of a question. To deny what one has not read does no harm.
 func (p *page) answers(i int, q activities.Pending, would []string, quorum int, d detail) slack.Block {
-	r := Reference{Incident: p.in.ID, Question: q.ID, Hash: q.Hash}
+	r := Reference{Incident: p.in.ID, Question: q.Name(), Hash: q.Hash}
 	value := func(k Kind) string { r.Kind = k; return Seal(p.Sealer, r) }
 	var buttons []slack.BlockElement
 	if d >= detailExact {

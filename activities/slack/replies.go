@@ -19,11 +19,11 @@ const maxMentions = 10
 func (p *page) reply(ctx context.Context) error {
 	for _, q := range p.pending {
 		hash := q.Hash[:min(12, len(q.Hash))]
-		if err := p.call(ctx, "asked/"+q.ID+"/"+hash, "you are asked: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
+		if err := p.call(ctx, "asked/"+q.Name()+"/"+hash, "you are asked: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
 			return err
 		}
 		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.Asked.Add(e.After)) {
-			if err := p.call(ctx, "escalated/"+q.ID+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
+			if err := p.call(ctx, "escalated/"+q.Name()+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
 				return err
 			}
 		}

@@ -39,8 +39,8 @@ func (o *requestOptions) flags(c *cobra.Command) {
 	outputFlag(c, &o.output)
 }
 
-const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the complete id of a container (container/ID or ID),
-or the id of an incident, which means its pods and containers. The API server says which pod has the name now, and from
+const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the id of a container (container/ID or ID), or the id of
+an incident, which means its pods and containers. Of a container that an incident names, the first 12 digits suffice. The API server says which pod has the name now, and from
 then on its UID counts; the nodes say which of them runs a container.`
 
 func containCommand(g *globals) *cobra.Command {
@@ -57,7 +57,7 @@ phase 1 it is only proposed. Whoever asks for it does not approve it.
 
 Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`,
 		Example: "  stanch contain pod/shop/web-7d9f --for 1h --reason \"beacons to 203.0.113.9\"\n  stanch contain shop/web-7d9f --for 1h --reason \"beacons\" --dry-run\n" +
-			"  stanch contain INC-01JABC… --for 30m --action pod.freeze --reason \"memory first\"",
+			"  stanch contain INC-01JABC… --for 90s --action pod.freeze --reason \"memory first\"",
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if o.For <= 0 {
 				return usageError{errors.New("say for how long: --for 1h")}
@@ -81,7 +81,9 @@ the same guards, approvals, leases and audit as one that matched.
 ` + targetHelp + `
 
 --dry-run plans its containments; what depends on what the playbook finds out is named and
-not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.`,
+not planned. ` + "`stanch explain PLAYBOOK`" + ` shows every step.
+
+Exit code 0: contained, or evidence captured where the playbook contains nothing. 1: otherwise.`,
 		Example: "  stanch run cryptominer --on pod/shop/web-7d9f --reason \"load without a deployment\"\n  stanch run cryptominer --on INC-01JABC… --reason \"spread\" --dry-run",
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if o.Target == "" {
@@ -132,7 +134,7 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 	} else {
 		showResults(out, results)
 	}
-	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained }) {
+	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained && !r.Done }) {
 		return errAnswered
 	}
 	return err
@@ -148,14 +150,18 @@ func targetsOf(a gateway.ContainAnswer) string {
 
 // requestResult is what came of a request on one target.
 type requestResult struct {
-	Incident  string                 `json:"incident"`
-	Target    string                 `json:"target"`
-	Contained bool                   `json:"contained"`
-	State     string                 `json:"state"` // "contained", "waiting", "running", or the outcome
-	Steps     []playbooks.StepReport `json:"steps"`
-	Leases    []string               `json:"leases"`
-	Waiting   []playbook.Pending     `json:"waiting,omitempty"`
-	Error     string                 `json:"error,omitempty"`
+	Incident  string `json:"incident"`
+	Target    string `json:"target"`
+	Contained bool   `json:"contained"`
+	// Done: the playbook has nothing to contain, and did what it is for.
+	Done    bool                   `json:"done,omitempty"`
+	State   string                 `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	Steps   []playbooks.StepReport `json:"steps"`
+	Leases  []string               `json:"leases"`
+	Waiting []playbook.Pending     `json:"waiting,omitempty"`
+	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
+	Warnings []string `json:"warnings,omitempty"`
+	Error    string   `json:"error,omitempty"`
 }
 
 // follow waits until each playbook of a request has ended or waits for people.
@@ -165,7 +171,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var in playbooks.Incident
+		var in gateway.View
 		var pending []playbook.Pending
 		err := g.local().get(ctx, "/v1/incidents/"+answer.Incident, &in)
 		if err == nil {
@@ -187,7 +193,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 }
 
 // resultsOf is what is known of each target, and whether nothing more comes by itself.
-func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []playbook.Pending) (results []requestResult, settled bool) {
+func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook.Pending) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
 		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
@@ -200,9 +206,19 @@ func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []pl
 		for _, p := range pending {
 			if p.Run == run.Run {
 				r.Waiting, r.State = append(r.Waiting, p), "waiting"
+				for _, w := range in.Waiting {
+					if w.Question == p.Name() {
+						r.Warnings = append(r.Warnings, w.Warnings...)
+					}
+				}
 			}
 		}
 		r.Error = run.Error
+		for _, l := range in.Leases {
+			if slices.ContainsFunc(run.Steps, func(s playbooks.StepReport) bool { return s.Lease == l.ID }) {
+				r.Warnings = append(r.Warnings, l.Warnings...)
+			}
+		}
 		for _, s := range run.Steps {
 			r.Steps = append(r.Steps, s)
 			if s.Lease != "" {
@@ -213,12 +229,33 @@ func resultsOf(answer gateway.ContainAnswer, in playbooks.Incident, pending []pl
 		if !run.Ended.IsZero() {
 			if r.State = string(run.Outcome); r.Contained {
 				r.State = "contained"
+			} else if len(answer.Contains) == 0 && r.Error == "" {
+				r.done()
 			}
 		}
 		settled = settled && (!run.Ended.IsZero() || len(r.Waiting) > 0)
 		results = append(results, r)
 	}
 	return results, settled
+}
+
+// done judges a run that has nothing to contain: by its evidence where it captures any, else by its outcome. One source
+// of several that is not there says nothing against the others.
+func (r *requestResult) done() {
+	captures, captured := false, false
+	for _, s := range r.Steps {
+		if s.Verb == playbooks.VerbEvidence {
+			captures, captured = true, captured || s.Outcome.Usable()
+		}
+	}
+	switch o := playbooks.Outcome(r.State); {
+	case captured:
+		r.Done, r.State = true, "evidence captured"
+	case captures:
+		r.State = "no evidence captured"
+	case !o.RunsOnFailure() && !o.RunsOnDenied():
+		r.Done, r.State = true, "done"
+	}
 }
 
 func showResults(out io.Writer, results []requestResult) {
@@ -230,13 +267,23 @@ func showResults(out io.Writer, results []requestResult) {
 		switch {
 		case r.Contained:
 			p("%s: contained, lease %s", r.Target, strings.Join(r.Leases, ", "))
+			for _, warning := range r.Warnings {
+				p("  but: %s", warning)
+			}
 			for _, lease := range r.Leases {
 				p("  release it with `stanch release %s`, let it hold longer with `stanch extend %s --for 1h`", lease, lease)
 			}
+		case r.Done:
+			p("%s: %s; the playbook contains nothing", r.Target, r.State)
+		case r.State == "no evidence captured":
+			p("%s: %s", r.Target, r.State)
 		case len(r.Waiting) > 0:
 			for _, q := range r.Waiting {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, q.Approvers.Who(), q.Deadline.Local().Format(time.TimeOnly), q.Title)
-				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it", r.Incident, q.ID)
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
+				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.Name())
+			}
+			for _, warning := range r.Warnings {
+				p("  but: %s", warning)
 			}
 		case r.State == "running":
 			p("%s: not contained yet; `stanch incidents %s` shows what comes of it", r.Target, r.Incident)
@@ -248,6 +295,14 @@ func showResults(out io.Writer, results []requestResult) {
 	}
 }
 
+// needed says who must agree: the group, and how many of it where one does not suffice.
+func needed(a activities.Approvers) string {
+	if a.Quorum > 1 {
+		return fmt.Sprintf("%d of %s", a.Quorum, a.Who())
+	}
+	return a.Who()
+}
+
 // showPlans prints what a dry run found, and says no where nothing would be contained.
 func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
@@ -256,12 +311,19 @@ func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 	for _, t := range a.Targets {
 		p("%s (%s, scope %s, phase %d)", t.Target, t.Target.ID(), t.Scope, t.Phase)
 		p("  playbook %s", a.Playbook)
+		if len(a.Contains) == 0 {
+			p("  it contains nothing, and would run")
+			runs = true
+		}
 		for _, plan := range t.Plans {
 			if plan.Unknown != "" {
 				p("  %s: not planned: %s", plan.Action, plan.Unknown)
 				continue
 			}
 			p("  %s: %s", plan.Action, verdictText(plan.Decision))
+			if by := plan.Plan; by.Held && !by.HeldUntil.IsZero() {
+				p("    held already by lease %s, until %s", by.HeldBy, by.HeldUntil.Local().Format(time.DateTime))
+			}
 			for _, change := range plan.Plan.Changes {
 				p("    would %s", change)
 			}
@@ -288,7 +350,7 @@ func verdictText(d activities.Decision) string {
 	case activities.VerdictPropose:
 		return "would only be proposed: " + d.Reason
 	case activities.VerdictAsk:
-		who := d.Approvers.Who()
+		who := needed(d.Approvers)
 		if d.Approvers.Nobody() {
 			who = "nobody, since the scope names no approvers"
 		}

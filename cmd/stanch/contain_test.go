@@ -10,6 +10,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/worker/gateway"
+	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
 )
 
@@ -29,7 +30,7 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		"not started": {run: playbooks.PlaybookRun{Request: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
 		"contained": {
 			run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
-			want: []string{"pod shop/web: contained, lease LSE-1", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
+			want: []string{"pod shop/web: contained, lease LSE-1", "but: another is cut off too", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
 		},
 		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
 		"a lease that was refused": {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
@@ -38,8 +39,15 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
 		},
+		"two asked": {
+			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
+		},
 	} {
-		results, settled := resultsOf(answer, playbooks.Incident{Playbooks: []playbooks.PlaybookRun{c.run}}, c.pending)
+		answer.Contains = []string{"pod.isolate"}
+		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
+			Playbooks: []playbooks.PlaybookRun{c.run}, Leases: []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
+		}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
 		var out bytes.Buffer
@@ -50,18 +58,59 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 	}
 }
 
+// A playbook that captures evidence alone is not judged by what it does not contain, nor by one source that is not there.
+func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
+	step := func(action string, o playbooks.Outcome) playbooks.StepReport {
+		return playbooks.StepReport{Action: action, Verb: playbooks.VerbEvidence, Outcome: o}
+	}
+	for name, c := range map[string]struct {
+		steps []playbooks.StepReport
+		done  bool
+		want  string
+	}{
+		"captured":      {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeChanged), step("pod.logs", playbooks.OutcomeRefused)}, true, "evidence captured; the playbook contains nothing"},
+		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
+		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
+	} {
+		answer := gateway.ContainAnswer{Incident: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
+		run := playbooks.PlaybookRun{Request: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
+		results, settled := resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		require.True(t, settled, name)
+		require.Equal(t, c.done, results[0].Done, name)
+		var out bytes.Buffer
+		showResults(&out, results)
+		require.Contains(t, out.String(), c.want, name)
+		answer.Contains = []string{"pod.isolate"}
+		results, _ = resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		require.False(t, results[0].Done, "%s: what was to be contained was not", name)
+	}
+}
+
 func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]string{
 		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAsk: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := showPlans(&out, gateway.ContainAnswer{Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
-			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
+		err := showPlans(&out, gateway.ContainAnswer{Contains: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute, Held: true, HeldBy: "LSE-9", HeldUntil: time.Now()}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
 			{Action: "workload.scale", Unknown: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
-		for _, part := range []string{"pod.isolate: " + want, "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
+		for _, part := range []string{"pod.isolate: " + want, "held already by lease LSE-9, until ", "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
 			require.Contains(t, out.String(), part, verdict)
 		}
 	}
+}
+
+func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
+	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
+	var out bytes.Buffer
+	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{Incident: in, Released: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, Denied: []string{"stop it for 1h"}})
+	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
+	out.Reset()
+	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{})
+	require.Contains(t, out.String(), "it held nothing and asked nothing")
+	out.Reset()
+	showMarked(&out, "INC-1", incident.MarkTakenOver, gateway.Marked{})
+	require.Equal(t, "INC-1: taken-over\n", out.String())
 }

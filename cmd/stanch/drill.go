@@ -319,7 +319,7 @@ func (d *drill) approve(ctx context.Context, fits func(playbook.Pending) bool) b
 	answered := false
 	for _, p := range pending {
 		if p.Incident == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.ID, Approve: true, Reason: "drill"}, nil) == nil || answered
+			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.Name(), Approve: true, Reason: "drill"}, nil) == nil || answered
 		}
 	}
 	return answered

@@ -276,6 +276,9 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 			you = "; it waits for you"
 		}
 		p("waiting     %s: %s%s", w.Title, display.Votes(w.Yes, w.Quorum, w.Of), you)
+		for _, warning := range w.Warnings {
+			p("            but: %s", warning)
+		}
 	}
 	for _, r := range in.Paused {
 		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.Again)
@@ -284,6 +287,9 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 	showContext(p, in.Incident)
 	for _, l := range in.Leases {
 		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.Target(in.Incident, l.Target), display.Lease(l), l.Until.Local().Format(time.DateTime), l.Reason)
+		for _, warning := range l.Warnings {
+			p("            but: %s", warning)
+		}
 	}
 	for _, e := range in.Evidence {
 		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
@@ -313,6 +319,9 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	p("image       %s %s", in.Workload.Image, in.Workload.ImageDigest)
 	p("account     %s", in.Workload.ServiceAccount)
 	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
+	for _, t := range in.Targets {
+		p("target      %s%s", display.Ref(in, t.ID()), containerOf(t))
+	}
 	p("blast       %d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods)
 	for _, m := range in.Blast.MayDo {
 		p("            its account may: %s", m)
@@ -328,9 +337,17 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	}
 }
 
+// containerOf names the container of a pod in which something was detected, by its complete id.
+func containerOf(t playbooks.Target) string {
+	if t.Kind != playbooks.TargetPod || t.ContainerID == "" {
+		return ""
+	}
+	return "  container/" + t.ContainerID
+}
+
 func showQuestion(p func(string, ...any), q playbook.Pending) {
 	p("")
-	p("ASKED: %s", q.Title)
+	p("ASKED: %s%s", q.Title, q.Holds())
 	if q.Ask != "" {
 		p("  %s", q.Ask)
 	}
@@ -349,7 +366,7 @@ func showQuestion(p func(string, ...any), q playbook.Pending) {
 		}
 	}
 	p("  %s, until %s", display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
-	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.ID, q.Incident, q.ID)
+	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.Name(), q.Incident, q.Name())
 }
 
 // inBrackets is a remark behind what it is about, or "".

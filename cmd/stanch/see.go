@@ -140,7 +140,8 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 	c := &cobra.Command{
 		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
 		Long: short + `. STEP names the question by its approval's name, its step's id or path, or an action that it
-asks about; without it the only open question is meant. The kernel tells Stanch who you are, or with --server the cluster
+asks about; without it the only open question is meant. Where that names several, each has a name of its own, such as
+2/contain#1: ` + "`stanch incidents INCIDENT`" + ` shows it. The kernel tells Stanch who you are, or with --server the cluster
 does; the configuration says whether you may answer. The output says how the answer counts.`,
 		Example: fmt.Sprintf("  stanch %[1]s INC-01JABC…\n  stanch %[1]s INC-01JABC… 'stop the workload' --reason \"known build job\"\n  stanch %[1]s INC-01JABC… pod.isolate", word),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -188,15 +189,31 @@ func markCommand(g *globals) *cobra.Command {
 			if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
 				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
 			}
-			if err := g.local().post(cmd.Context(), "/v1/mark", q, nil); err != nil {
+			var done gateway.Marked
+			if err := g.local().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], a[1])
+			showMarked(cmd.OutOrStdout(), a[0], q.Kind, done)
 			return nil
 		},
 	}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
 	return c
+}
+
+// showMarked says what a mark brought about.
+func showMarked(out io.Writer, id string, kind incident.MarkKind, done gateway.Marked) {
+	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
+	p("%s: %s", id, kind)
+	for _, l := range done.Released {
+		p("  released: %s of %s, lease %s", l.Action, display.Target(done.Incident, l.Target), l.ID)
+	}
+	for _, title := range done.Denied {
+		p("  denied: %s", title)
+	}
+	if kind == incident.MarkFalsePositive && len(done.Released)+len(done.Denied) == 0 {
+		p("  it held nothing and asked nothing")
+	}
 }
 
 // progress writes a line for people, never into a machine's output.

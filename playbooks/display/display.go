@@ -16,6 +16,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
+	"stanch/sensors/duration"
 )
 
 // Person names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
@@ -338,11 +339,21 @@ func RefusedWhilePaused(in playbooks.Incident) []Refused {
 			}
 			known[key] = true
 			out = append(out, Refused{
-				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: fmt.Sprintf("stanch run %s --on %s --reason 'refused while paused'", r.Playbook, Ref(in, s.Target)),
+				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: again(in, r, s),
 			})
 		}
 	}
 	return out
+}
+
+// again is the command that does once more what a run was refused: what a person asked for with `stanch contain` is no
+// playbook that `stanch run` knows.
+func again(in playbooks.Incident, r playbooks.PlaybookRun, s playbooks.StepReport) string {
+	what := fmt.Sprintf("run %s --on %s", r.Playbook, Ref(in, s.Target))
+	if holds, ok := playbooks.OneOffFor(r.Playbook, s.Action); ok && r.Request != "" {
+		what = fmt.Sprintf("contain %s --action %s --for %s", Ref(in, s.Target), s.Action, duration.Format(holds))
+	}
+	return "stanch " + what + " --reason 'refused while paused'"
 }
 
 // Ref is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's

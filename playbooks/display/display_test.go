@@ -122,6 +122,17 @@ func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
 	refused := display.RefusedWhilePaused(in)
 	require.Len(t, refused, 1)
 	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].Again)
+
+	// What was asked for by hand is no playbook that anybody can run.
+	step := playbooks.StepReport{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardPause, Reason: "paused"}
+	for holds, text := range map[time.Duration]string{5 * time.Minute: "5m", 90 * time.Minute: "1h30m", 60 * time.Hour: "2d12h"} {
+		run := playbooks.PlaybookRun{Playbook: "contain-pod-isolate-" + text, Request: "request/1", Steps: []playbooks.StepReport{step}}
+		in.Playbooks = []playbooks.PlaybookRun{run}
+		assert.Contains(t, playbooks.OneOff("pod.isolate", holds).File, run.Playbook)
+		assert.Equal(t, "stanch contain container/0123456789abcdef --action pod.isolate --for "+text+" --reason 'refused while paused'", display.RefusedWhilePaused(in)[0].Again)
+	}
+	in.Playbooks[0].Request = "" // a playbook that has such a name
+	assert.Contains(t, display.RefusedWhilePaused(in)[0].Again, "stanch run contain-pod-isolate-")
 }
 
 // Another place that writes a person or a target's ID writes it otherwise one day.

@@ -219,6 +219,8 @@ type Vote struct {
 	Reason  string   `json:"reason,omitempty"`
 	// BreakGlass: the person answered alone for the whole quorum.
 	BreakGlass bool `json:"break_glass,omitempty"`
+	// Withdraws: the person had asked for it, so that their no counted, whoever was asked.
+	Withdraws bool `json:"withdraws,omitempty"`
 	// Refused says why the answer did not count when it was given; "" if it was accepted.
 	Refused string `json:"refused,omitempty"`
 }

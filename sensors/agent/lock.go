@@ -215,10 +215,10 @@ func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldStat
 		return link.HoldState{}, err
 	}
 	out := holdState(state)
+	if t.PodUID == "" {
+		out.Shared = a.sharers(at)
+	}
 	if !out.Held {
-		if t.PodUID == "" {
-			out.Shared = a.sharers(at)
-		}
 		return out, nil
 	}
 	// A pod whose sandbox was made anew has another wire than the one that is held.

@@ -180,4 +180,12 @@ func TestContainersThatShareANetworkAreNamed(t *testing.T) {
 	st, err = n.send(link.CommandLockState, link.StateCommand{Target: link.NodeTarget{ContainerID: first.id}})
 	require.NoError(t, err)
 	require.Equal(t, []link.Sharer{{Container: second.id}}, st.Shared, "the other one came later")
+
+	st, err = n.apply(n.permit(t, "L", link.NodeTarget{ContainerID: first.id}, `{}`), nil)
+	require.NoError(t, err)
+	require.True(t, st.Held)
+	st, err = n.send(link.CommandLockState, link.StateCommand{Target: link.NodeTarget{ContainerID: first.id}})
+	require.NoError(t, err)
+	require.True(t, st.Held)
+	require.Equal(t, []link.Sharer{{Container: second.id}}, st.Shared, "also while it is held")
 }

@@ -80,8 +80,7 @@ type HoldState struct {
 	// Unverified says why the hold is in force and its whole effect is not observed. Empty: it is.
 	Unverified string `json:"unverified,omitempty"`
 	Note       string `json:"note,omitempty"`
-	// Shared are other containers in the target's network namespace, at most 8: a lock cuts them too. It is filled in
-	// where nothing is held yet.
+	// Shared are other containers in the target's network namespace, at most 8: a lock cuts them too.
 	Shared []Sharer `json:"shared,omitempty"`
 	// AppliedAt is the node's own time of the moment at which the hold took effect.
 	AppliedAt time.Time `json:"applied_at,omitzero"`

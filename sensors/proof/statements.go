@@ -187,6 +187,8 @@ type Vote struct {
 	// Drill: it was given with a drill's key. BreakGlass: it counts as the whole quorum.
 	Drill      bool `json:"drill,omitempty"`
 	BreakGlass bool `json:"break_glass,omitempty"`
+	// Withdraws: the person asked for what the question is about. Their no counts, whoever is asked.
+	Withdraws bool `json:"withdraws,omitempty"`
 	// Refused says why it does not count: it is kept for the record.
 	Refused string `json:"refused,omitempty"`
 }

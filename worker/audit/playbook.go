@@ -124,6 +124,9 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	if p.For > 0 {
 		would += ", and undo it after " + duration.About(p.For)
 	}
+	if len(p.Warnings) > 0 {
+		would += ". But: " + strings.Join(p.Warnings, "; ")
+	}
 	switch d.Verdict {
 	case activities.VerdictRun:
 		r.line(e, KindDecision, "", fmt.Sprintf("Decided to run %s: %s. It will %s", what, d.Reason, would), details)

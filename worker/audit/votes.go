@@ -105,6 +105,8 @@ func Judge(v proof.Vote, q activities.TallyInput, again bool) string {
 		return "not counted: it came too late"
 	case v.BreakGlass && v.Approve:
 		return brokeGlass
+	case v.Withdraws && !v.Approve:
+		return countedNo
 	case !q.Approvers.May(v.Person, v.Groups, v.At.Sub(q.Asked)):
 		return "not counted: this person may not answer"
 	case !v.Approve:

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/playbooks/scenario"
+	"stanch/sensors/proof"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
@@ -81,6 +83,9 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
 			a.Pending, a.Result = q, ResultCounted
 			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
+			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
+				a.Says += "; " + pausedWarning(by)
+			}
 		case len(ignored) > len(ignoredOf(a.Pending, s.Name)):
 			a.Pending, a.Result = q, ResultIgnored
 			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), ignored[len(ignored)-1])
@@ -108,10 +113,11 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: %s; it goes ahead", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
+			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
-				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum; it goes ahead", s.Name, quoted(a.Pending))
+				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.Pending))
 			}
+			a.Says += d.afterYes(ctx, a.Pending)
 		case v.Approve == c.Granted:
 			a.Says = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoted(a.Pending))
 		default: // somebody else decided it meanwhile
@@ -122,10 +128,26 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 	return false
 }
 
-// ignoredOf are the reasons why answers of a person do not count.
+// afterYes says what follows the last yes: while new containments are paused, the guards refuse what was approved.
+func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
+	if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
+		return fmt.Sprintf("; it is refused, since %s (%s); `stanch resume`, then ask for it again", playbooks.ReasonPaused, by)
+	}
+	return "; it goes ahead"
+}
+
+// ignoredOf are the reasons why answers of a person do not count that counting found. Answers that were refused when they
+// were given are in the question for the record alone, and may be counted after a later one.
 func ignoredOf(q playbook.Pending, name string) (reasons []string) {
+	var refused []string
+	for _, signed := range q.Votes {
+		var v proof.Vote
+		if json.Unmarshal(signed.Body, &v) == nil && v.Person == name && v.Refused != "" {
+			refused = append(refused, v.Refused)
+		}
+	}
 	for _, i := range q.Ignored {
-		if reason, ok := strings.CutPrefix(i, name+": "); ok {
+		if reason, ok := strings.CutPrefix(i, name+": "); ok && !slices.Contains(refused, reason) {
 			reasons = append(reasons, reason)
 		}
 	}
@@ -133,7 +155,9 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 }
 
 // quoted names a question for a sentence.
-func quoted(q playbook.Pending) string { return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) }
+func quoted(q playbook.Pending) string {
+	return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.Holds()
+}
 
 // questionsOf gives the open questions of one run.
 func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pending, err error) {
@@ -156,14 +180,14 @@ func (r *Reader) query(ctx context.Context, workflow, query string, out any) err
 	return nil
 }
 
-// question finds what the person answers: by its id, or by its name, its step or one of its actions if only one open
-// question has it. A question that was asked with other plans is named as what it is.
+// question finds what the person answers: by its name in the incident, or by its id, its title, its step or one of its
+// actions if only one open question has it. A question that was asked with other plans is named as what it is.
 func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
 	pending, err := d.Reader.Pending(ctx, v.Incident)
 	if err != nil {
 		return nil, err
 	}
-	var found []*playbook.Pending
+	var found, byID []*playbook.Pending
 	for i := range pending {
 		p := &pending[i]
 		if v.Hash != "" && p.Hash != v.Hash {
@@ -172,17 +196,23 @@ func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pendin
 			}
 			continue
 		}
-		if p.ID == v.Step {
+		switch {
+		case p.Name() == v.Step:
 			return p, nil
+		case p.ID == v.Step:
+			byID = append(byID, p)
 		}
 		if v.Step == "" || names(*p, v.Step) {
 			found = append(found, p)
 		}
 	}
+	if len(byID) > 0 {
+		found = byID // two runs may ask under one id
+	}
 	switch {
 	case len(found) == 1:
 		return found[0], nil
-	case v.Hash != "":
+	case v.Hash != "" && len(found) == 0:
 		return nil, &problem{http.StatusConflict, "this question is closed: it was answered, its time is over, or its plan changed"}
 	case len(found) > 1 && v.Step == "":
 		return nil, &problem{http.StatusConflict, fmt.Sprintf("incident %s has %d open questions; name one of them:%s", v.Incident, len(found), candidates(v.Incident, v.Approve, found))}
@@ -199,7 +229,7 @@ func names(q playbook.Pending, text string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
 	}
 	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
-	if same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
+	if same(q.ID) || same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
 		return true
 	}
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
@@ -213,7 +243,7 @@ func candidates(incident string, approve bool, all []*playbook.Pending) string {
 	}
 	var b strings.Builder
 	for _, q := range all {
-		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s", word, incident, q.ID, clip(q.Title))
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", word, incident, q.Name(), clip(q.Title), q.Holds())
 	}
 	return b.String()
 }

@@ -132,22 +132,22 @@ func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	// What is ambiguous lists the candidates, with the command for each.
-	fails("has 3 open questions; name one of them:\n  stanch approve "+incidentID+" 'steps[2]#1'   isolate the pod\n", "alice", true, "")
+	fails("has 3 open questions; name one of them:\n  stanch approve "+incidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", true, "")
 	fails(`"pod.isolate" names 2 open questions`, "alice", true, "pod.isolate")
-	fails("has no open question \"isolate\"; open are:\n  stanch deny "+incidentID+" 'steps[2]#1'   isolate the pod\n", "alice", false, "isolate")
+	fails("has no open question \"isolate\"; open are:\n  stanch deny "+incidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
 
 	// By its name, in any case and spacing; by its step, and its action.
-	says(`alice approved "isolate the pod": 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, " Isolate  the pod")
-	says(`the yes of alice to "isolate the pod" was counted already: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultAlready, "alice", true, "steps[2]")
+	says(`alice approved "isolate the pod" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, " Isolate  the pod")
+	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultAlready, "alice", true, "steps[2]")
 	fails("eve may not answer this: it is for responders", "eve", true, "steps[2]")
-	says(`bob approved "isolate the pod": 2 of 2 said yes (alice, bob); it goes ahead`, gateway.ResultApproved, "bob", true, "steps[2]#1")
-	says(`bob denied "stop the workload": nothing of it is done`, gateway.ResultDenied, "bob", false, "workload.scale")
-	says(`alice approved "cut it off": 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, "cut")
+	says(`bob approved "isolate the pod" for 1h: 2 of 2 said yes (alice, bob); it goes ahead`, gateway.ResultApproved, "bob", true, "steps[2]#1")
+	says(`bob denied "stop the workload" for 1h: nothing of it is done`, gateway.ResultDenied, "bob", false, "workload.scale")
+	says(`alice approved "cut it off" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, "cut")
 
 	// Who has said yes may still break the glass.
 	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{Incident: incidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", Wait: true})
 	require.NoError(t, err)
-	require.Equal(t, `alice broke the glass for "cut it off", alone for the whole quorum; it goes ahead`, a.Says)
+	require.Equal(t, `alice broke the glass for "cut it off" for 1h, alone for the whole quorum; it goes ahead`, a.Says)
 	fails("asks nothing", "bob", true, "cut")
 	require.False(t, strings.Contains(a.Says, "\n"))
 }

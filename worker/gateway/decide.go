@@ -142,16 +142,18 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 	if s.Drill != "" && !in.Drill {
 		return deny("a drill's key answers for drills only")
 	}
+	if vote.At.After(q.Deadline) {
+		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	}
+	if !vote.Approve && requestedBy(in, q, s.Person) {
+		vote.Withdraws = true // who asked for something may withdraw it
+		return nil
+	}
 	if in.MoreActors {
 		return deny("so many people or accounts triggered this that nobody can tell who may answer it")
 	}
-	for _, actor := range in.Actors {
-		if s.Is(actor) {
-			return deny("%s triggered this (%s): somebody else must answer it", s.Name, clip(actor))
-		}
-	}
-	if vote.At.After(q.Deadline) {
-		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	if why := excluded(in, q, s.Person); why != "" {
+		return deny("%s", why)
 	}
 	if vote.Groups, err = d.groupsOf(ctx, cfg, s, q.Approvers); err != nil {
 		return err
@@ -212,9 +214,17 @@ type MarkRequest struct {
 	Reason   string            `json:"reason,omitempty"`
 }
 
+// Marked is what a mark brought about.
+type Marked struct {
+	playbooks.Incident
+	// Released are the leases that end with it, and Denied the questions that are answered with no.
+	Released []playbooks.LeaseReport `json:"released,omitempty"`
+	Denied   []string                `json:"denied,omitempty"`
+}
+
 // Mark lets a person take an incident over, or call it a false positive: then what it holds is released too, and its
 // open questions are denied.
-func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbooks.Incident, error) {
+func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, error) {
 	cfg, err := d.permitted(s)
 	if err != nil {
 		return nil, err
@@ -240,20 +250,21 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*playbook
 	if err != nil {
 		return nil, fmt.Errorf("sign the mark: %w", err)
 	}
+	done := &Marked{Incident: in}
+	if q.Kind == incident.MarkFalsePositive {
+		open, _ := d.Reader.Pending(ctx, in.ID) // the mark denies also what cannot be read now
+		for _, p := range open {
+			done.Denied = append(done.Denied, p.Title+p.Holds())
+		}
+	}
 	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.Key), "", workflows.SignalMark, mark); err != nil {
 		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
 	}
 	d.record(in.ID, activities.EntryMark, activities.Act{Action: string(q.Kind), Who: []string{s.who()}, Note: mark.Reason})
-	if q.Kind == incident.MarkFalsePositive {
-		return &in, d.letGo(ctx, s, in)
+	if q.Kind == incident.MarkFalsePositive { // what it asks is denied by the mark itself, whoever was asked
+		done.Released, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
 	}
-	return &in, nil
-}
-
-// letGo releases what an incident holds. What it asks is denied by the mark itself, whoever was asked.
-func (d *Decider) letGo(ctx context.Context, s Speaker, in playbooks.Incident) error {
-	_, err := d.Release(ctx, s, LeaseRequest{Incident: in.ID})
-	return err
+	return done, err
 }
 
 func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }

@@ -202,7 +202,7 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 			continue
 		}
 		for _, p := range some {
-			if p.Sound() == nil { // another is not shown: nobody can say yes to what they did not see
+			if p.Run == w.GetExecution().GetWorkflowId() && p.Sound() == nil { // another is not shown: nobody can say yes to what they did not see
 				out = append(out, p)
 			}
 		}

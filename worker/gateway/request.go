@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
 )
 
 // Requests contains what a person asks for: `stanch contain` and `stanch run`. It refuses to contain itself: it proves
@@ -51,8 +53,10 @@ type ContainRequest struct {
 
 // ContainAnswer is what became of a request: a line for each target.
 type ContainAnswer struct {
-	Incident string          `json:"incident,omitempty"` // "" of a dry run
-	Playbook string          `json:"playbook"`
+	Incident string `json:"incident,omitempty"` // "" of a dry run
+	Playbook string `json:"playbook"`
+	// Contains are the containments that the playbook may ask for; none of one that captures evidence alone.
+	Contains []string        `json:"contains,omitempty"`
 	Targets  []ContainTarget `json:"targets"`
 }
 
@@ -128,9 +132,9 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 		}
 		found[i] = stamp(found[i], requested, s, q.ID)
 	}
-	answer := &ContainAnswer{Playbook: program.Name}
+	answer := &ContainAnswer{Playbook: program.Name, Contains: permitted.Actions}
 	if q.DryRun {
-		err = d.plans(ctx, answer, program, found, permitted)
+		err = d.plans(ctx, cfg, answer, program, found, permitted)
 	} else {
 		err = d.begin(ctx, answer, found, permitted, func(incident string) {
 			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.What(), "reason", q.Reason)
@@ -218,7 +222,7 @@ func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Inciden
 }
 
 // plans says for each containment of the playbook what it would change and what the guards say. It leaves nothing behind.
-func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
+func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
 	for _, one := range found {
 		signed, err := d.Requests.Intake.attest(one, time.Now(), permitted)
 		if err != nil {
@@ -236,13 +240,21 @@ func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *pla
 			if !known || step.Target != nil {
 				plan.Unknown = "its parameters or its target depend on what the playbook finds"
 			} else {
-				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.asked}
+				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.under != nil}
 				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.For, Until: time.Now().Add(step.For)}
 				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
 				if err != nil {
 					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
 				}
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
+				if plan.Decision.Verdict == activities.VerdictAsk {
+					if step.under != nil {
+						plan.Decision.Approvers = playbook.ApproversOf(step.under) // and not the scope's
+					}
+					if why := d.tooFew(cfg, plan.Decision.Approvers, func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
+						plan.Plan.Warnings = append(plan.Plan.Warnings, why)
+					}
+				}
 			}
 			out.Plans = append(out.Plans, plan)
 		}
@@ -251,32 +263,36 @@ func (d *Decider) plans(ctx context.Context, answer *ContainAnswer, program *pla
 	return nil
 }
 
-// containment is a step that contains, and whether it stands inside of an approval.
+// containment is a step that contains, and the approval inside of which it stands; nil outside of any.
 type containment struct {
 	*playbooks.Step
 	program *playbooks.Program
-	asked   bool
+	under   *playbooks.Approval
 }
 
 func containments(p *playbooks.Program) []containment {
 	var out []containment
-	var walk func(p *playbooks.Program, steps []playbooks.Step, asked bool)
-	walk = func(p *playbooks.Program, steps []playbooks.Step, asked bool) {
+	var walk func(p *playbooks.Program, steps []playbooks.Step, under *playbooks.Approval)
+	walk = func(p *playbooks.Program, steps []playbooks.Step, under *playbooks.Approval) {
 		for i := range steps {
 			s := &steps[i]
 			if s.Verb == playbooks.VerbContain {
-				out = append(out, containment{s, p, asked})
+				out = append(out, containment{s, p, under})
 			}
 			for _, b := range s.Blocks() {
-				walk(p, b.Steps, asked || s.Approval != nil && b.Kind == "steps")
+				if s.Approval != nil && b.Kind == "steps" {
+					walk(p, b.Steps, s.Approval)
+				} else {
+					walk(p, b.Steps, under)
+				}
 			}
 			if s.Call != nil && p.Callees[s.Call.Playbook] != nil {
 				callee := p.Callees[s.Call.Playbook]
-				walk(callee, callee.Steps, asked)
+				walk(callee, callee.Steps, under)
 			}
 		}
 	}
-	walk(p, p.Steps, false)
+	walk(p, p.Steps, nil)
 	return out
 }
 
@@ -305,11 +321,46 @@ func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Dete
 	case isPod && !isContainer || !containerID.MatchString(container):
 		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", clip(q.Target))
 	}
-	one, err := d.container(ctx, container, q.Node)
+	container, err := d.completeID(ctx, container)
+	if err != nil {
+		return nil, err
+	}
+	one, err = d.container(ctx, container, q.Node)
 	if err != nil {
 		return nil, err
 	}
 	return []sensors.Detection{one}, nil
+}
+
+// shortID is the beginning of a container's id, as lists show it.
+var shortID = regexp.MustCompile(`^[0-9a-f]{12,63}$`)
+
+// completeID gives the complete id of a container of which the beginning was given, if one container of the incidents has
+// it. Nothing is asked of a node, and nothing signed, of a beginning.
+func (d *Decider) completeID(ctx context.Context, id string) (string, error) {
+	if !shortID.MatchString(id) {
+		return id, nil
+	}
+	known, err := d.Reader.Incidents(ctx)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, in := range known {
+		for _, t := range in.Targets {
+			if full := t.ContainerID; strings.HasPrefix(full, id) && containerID.MatchString(full) && !slices.Contains(found, full) {
+				found = append(found, full)
+			}
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		slices.Sort(found)
+		return "", bad("%s is the beginning of %d containers' ids; give one of them completely:\n  container/%s", id, len(found), strings.Join(found[:min(len(found), maxRequested)], "\n  container/"))
+	}
+	return id, nil
 }
 
 func unresolved(target string, err error) error {
@@ -361,7 +412,11 @@ func (d *Decider) container(ctx context.Context, id, node string) (sensors.Detec
 	case err != nil:
 		return one, err
 	case len(found) == 0:
-		return one, missing("no connected node runs the container %s; name a pod as pod/NAMESPACE/NAME", clip(id))
+		hint := ""
+		if shortID.MatchString(id) {
+			hint = "no incident has a container whose id begins so: give its complete id, or "
+		}
+		return one, missing("no connected node runs the container %s; %sname a pod as pod/NAMESPACE/NAME", clip(id), hint)
 	case len(found) > 1:
 		return one, bad("the container %s runs on %s; say which with --node", clip(id), strings.Join(found, " and "))
 	}

@@ -30,12 +30,14 @@ type View struct {
 
 // Waiting is an open question.
 type Waiting struct {
-	Question string    `json:"question"` // its id
+	Question string    `json:"question"` // its name
 	Title    string    `json:"title"`
 	Of       string    `json:"of"` // whom it asks
 	Yes      []string  `json:"yes,omitempty"`
 	Quorum   int       `json:"quorum"`
 	Deadline time.Time `json:"deadline"`
+	// Warnings say what a yes would not bring about: too few may answer, or new containments are paused.
+	Warnings []string `json:"warnings,omitempty"`
 	// You is true if the answer of who asks for this view would count.
 	You bool `json:"you"`
 }
@@ -147,7 +149,8 @@ func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activi
 	for _, q := range pending {
 		if q.Incident == in.ID {
 			out.Waiting = append(out.Waiting, Waiting{
-				Question: q.ID, Title: q.Title, Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
+				Question: q.Name(), Title: q.Title + q.Holds(), Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
+				Warnings: v.warnings(in, q),
 			})
 		}
 	}
@@ -162,10 +165,11 @@ type viewer struct {
 	cfg     *config.Config
 	known   bool
 	groups  map[string][]string // by whom a question asks
+	paused  string              // who paused new containments, "" if nobody did
 }
 
 func (a *API) viewer(r *http.Request) *viewer {
-	v := &viewer{API: a, groups: map[string][]string{}}
+	v := &viewer{API: a, groups: map[string][]string{}, paused: a.pausedBy(r.Context())}
 	if a.Identify == nil {
 		return v
 	}
@@ -175,10 +179,24 @@ func (a *API) viewer(r *http.Request) *viewer {
 	return v
 }
 
+// warnings say why a yes to a question may bring nothing about.
+func (v *viewer) warnings(in playbooks.Incident, q activities.Pending) (out []string) {
+	if v.paused != "" && len(q.Plans) > 0 {
+		out = append(out, pausedWarning(v.paused))
+	}
+	if v.cfg == nil || in.Drill {
+		return out
+	}
+	if why := v.tooFew(v.cfg, q.Approvers, func(p config.Person) bool { return in.MoreActors || excluded(in, q, p) != "" }); why != "" {
+		out = append(out, why)
+	}
+	return out
+}
+
 // counts reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
 func (v *viewer) counts(ctx context.Context, in playbooks.Incident, q activities.Pending) bool {
 	s := v.speaker
-	if !v.known || in.MoreActors || slices.ContainsFunc(in.Actors, s.Is) || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
+	if !v.known || in.MoreActors || excluded(in, q, s.Person) != "" || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
 		return false
 	}
 	since := time.Since(q.Asked)

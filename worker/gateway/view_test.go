@@ -117,7 +117,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 		api.call(t, who, http.MethodGet, "/v1/incidents", "", &list)
 		require.Len(t, list, 1)
 		require.Len(t, list[0].Waiting, 1)
-		require.Equal(t, "isolate the pod", list[0].Waiting[0].Title)
+		require.Equal(t, "isolate the pod for 1h", list[0].Waiting[0].Title)
 		require.Equal(t, yours, list[0].Waiting[0].You, "%s", who)
 		require.NotEmpty(t, list[0].Evidence)
 	}
@@ -134,6 +134,41 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, in.Evidence, shown.Evidence)
 	require.Equal(t, in.Timeline, shown.Timeline)
+}
+
+// A question that too few may answer, or that is approved while new containments are paused, says so before anybody waits.
+func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": known, "Playbook": asking})
+	api := serve(t, s)
+	run := "playbook/" + incidentID + "/1/mine"
+	s.Run("Incident", "incident/a", incidentID, playbooks.Incident{
+		ID: incidentID, Status: "open", Total: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", Run: run, Started: time.Now(), Request: "request/1", RequestedBy: "bob"}},
+	})
+	s.Run("Playbook", run, incidentID, []ask{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+	var in gateway.View
+	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &in)
+	require.Equal(t, "1/steps[2]#1", in.Waiting[0].Question)
+	require.True(t, in.Waiting[0].You, "she asked for something else in this incident")
+	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it but by breaking the glass"}, in.Waiting[0].Warnings)
+	var other gateway.View
+	api.call(t, "bob", http.MethodGet, "/v1/incidents/"+incidentID, "", &other)
+	require.False(t, other.Waiting[0].You)
+
+	var done map[string]any
+	api.call(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &done)
+	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &in)
+	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.Waiting[0].Warnings[0])
+	var a gateway.Answer
+	api.call(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+incidentID+`","approve":true,"wait":true}`, &a)
+	require.Equal(t, gateway.ResultCounted, a.Result)
+	require.Contains(t, a.Says, "waiting for one more of responders; new containments are paused (")
+	api.call(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+incidentID+`","approve":true,"wait":true,"break_glass":true,"reason":"nobody else"}`, &a)
+	require.Equal(t, gateway.ResultApproved, a.Result)
+	require.NotContains(t, a.Says, "goes ahead")
+	require.Contains(t, a.Says, "alone for the whole quorum; it is refused, since new containments are paused (")
 }
 
 // What was refused while paused is not forgotten by the resume.

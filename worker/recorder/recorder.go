@@ -162,13 +162,14 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 	case workflows.SignalLeaseReport:
 		var report lease.Report
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &report) {
+			report.Lease.Warnings = nil // the plan has them
 			r.out.Leases = append(r.out.Leases, recording.LeaseReport{AfterMS: after, Report: report.Lease})
 		}
 	case workflows.SignalVote:
 		var signed proof.Signed
 		var v proof.Vote
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
-			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Refused: v.Refused})
+			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Withdraws: v.Withdraws, Refused: v.Refused})
 		}
 	case workflows.SignalMark:
 		var m incident.Mark

@@ -117,6 +117,7 @@ type ballot struct {
 	groups                 []string
 	approve                bool
 	breakGlass             bool
+	withdraws              bool   // they had asked for it
 	refused                string // why the answer did not count when it was given
 	after                  time.Duration
 }
@@ -179,8 +180,8 @@ func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
 		if asked >= 0 {
 			after = time.Duration(max(v.AfterMS-asked, 1)) * time.Millisecond
 		}
-		b := ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, breakGlass: v.BreakGlass, refused: v.Refused, after: after}
-		if s.o.Config != nil && !s.rec.Anonymised { // people without names keep the rights that they had
+		b := ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, breakGlass: v.BreakGlass, withdraws: v.Withdraws, refused: v.Refused, after: after}
+		if s.o.Config != nil && !s.rec.Anonymised && !v.Withdraws { // people without names keep the rights that they had
 			b.judgedBy(cfg)
 		}
 		out = append(out, b)
@@ -250,12 +251,12 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 		note = fmt.Sprintf(" (not counted: %s)", b.refused)
 	case s.env.Now().After(p.Deadline):
 		note = " (too late)"
-	case !b.breakGlass && !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)):
+	case !b.breakGlass && !b.withdraws && !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)):
 		note = " (who may not answer this: not counted)"
 	}
 	signed, err := s.keys.Sign(proof.PurposeVote, proof.Vote{
 		Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: b.person, Proved: b.proved, Approve: b.approve, Reason: b.reason, Groups: b.groups, At: s.env.Now(),
-		BreakGlass: b.breakGlass, Refused: b.refused,
+		BreakGlass: b.breakGlass, Withdraws: b.withdraws, Refused: b.refused,
 	})
 	if err == nil {
 		err = s.env.SignalWorkflowByID(p.Run, workflows.SignalVote, signed)

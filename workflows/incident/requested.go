@@ -28,12 +28,13 @@ func (r *run) requested(ctx workflow.Context, asked []Attested) {
 		if err := workflow.ExecuteLocalActivity(local, MatchRequested, *d.Requested).Get(ctx, &selected); err != nil {
 			r.line(workflow.Now(ctx), "what "+d.Requested.Person+" requested could not be started: "+err.Error())
 			r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
-				Playbook: d.Requested.Playbook, Request: d.ID, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
+				Playbook: d.Requested.Playbook, Request: d.ID, RequestedBy: d.Requested.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
 			})
 			continue
 		}
 		r.launch(ctx, selected, []playbooks.Target{target}, a.Attestation)
-		r.Incident.Playbooks[len(r.Incident.Playbooks)-1].Request = d.ID
+		run := &r.Incident.Playbooks[len(r.Incident.Playbooks)-1]
+		run.Request, run.RequestedBy = d.ID, d.Requested.Person
 	}
 }
 

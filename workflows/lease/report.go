@@ -27,7 +27,20 @@ func (m *Machine) report(now time.Time) playbooks.LeaseReport {
 	return playbooks.LeaseReport{
 		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
 		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: reason, At: now, AppliedAt: m.Applied, Guard: m.Guard,
+		Warnings: m.warnings(),
 	}
+}
+
+// warnings are those of its holders' plans, each once.
+func (m *Machine) warnings() (all []string) {
+	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
+		for _, w := range m.Holders[id].Plan.Warnings {
+			if !slices.Contains(all, w) {
+				all = append(all, w)
+			}
+		}
+	}
+	return all
 }
 
 // releasedBy names who ended it early, for people to read: what was permitted was judged by the grant's signature.
