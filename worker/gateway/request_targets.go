@@ -1,0 +1,168 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/workflows/incident"
+)
+
+// resolve says what a target is, as a detection of it that has everything but what happened. The API server says it of a
+// pod, by its UID from then on, and the node of a container outside of a cluster.
+func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	name := strings.TrimPrefix(q.Target, "pod/")
+	namespace, pod, isPod := strings.Cut(name, "/")
+	container, isContainer := strings.CutPrefix(q.Target, "container/")
+	if !isContainer {
+		container = q.Target
+	}
+	var one sensors.Detection
+	switch {
+	case incidentID.MatchString(q.Target):
+		return d.targetsOf(ctx, q)
+	case isPod && !isContainer && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
+		one.Event.Container.Pod = sensors.Pod{Namespace: namespace, Name: pod, UID: q.UID}
+		if err := d.Requests.Intake.complete(ctx, &one); err != nil {
+			return nil, unresolved(q.Target, err)
+		}
+		if !one.Confirmed {
+			return nil, unresolved(q.Target, errors.New("the API server did not confirm it"))
+		}
+		return []sensors.Detection{one}, nil
+	case isPod && !isContainer || !containerID.MatchString(container):
+		return nil, bad("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", clip(q.Target))
+	}
+	container, err := d.completeID(ctx, container)
+	if err != nil {
+		return nil, err
+	}
+	one, err = d.container(ctx, container, q.Node)
+	if err != nil {
+		return nil, err
+	}
+	return []sensors.Detection{one}, nil
+}
+
+// completeID gives the complete id of a container of which the beginning was given, if one container of the incidents has
+// it. Nothing is asked of a node, and nothing signed, of a beginning.
+func (d *Decider) completeID(ctx context.Context, id string) (string, error) {
+	if !shortID.MatchString(id) {
+		return id, nil
+	}
+	known, err := d.Reader.Incidents(ctx)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, in := range known {
+		for _, t := range in.Targets {
+			if full := t.ContainerID; strings.HasPrefix(full, id) && containerID.MatchString(full) && !slices.Contains(found, full) {
+				found = append(found, full)
+			}
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		slices.Sort(found)
+		return "", bad("%s is the beginning of %d containers' ids; give one of them completely:\n  container/%s", id, len(found), strings.Join(found[:min(len(found), maxRequested)], "\n  container/"))
+	}
+	return id, nil
+}
+
+func unresolved(target string, err error) error {
+	if later := (*TemporaryError)(nil); errors.As(err, &later) {
+		return &problem{http.StatusServiceUnavailable, fmt.Sprintf("find %s: %v; nothing was contained, try again", clip(target), err)}
+	}
+	return missing("find %s: %v", clip(target), err)
+}
+
+// targetsOf are the pods and containers of an incident, as they are now: a pod whose UID changed is refused.
+func (d *Decider) targetsOf(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	in, err := d.Reader.Incident(ctx, q.Target)
+	if err != nil {
+		return nil, err
+	}
+	var out []sensors.Detection
+	for _, t := range in.Targets {
+		if !t.Kind.Detected() || len(out) >= maxRequested {
+			continue
+		}
+		var one sensors.Detection
+		if t.Kind == playbooks.TargetPod {
+			one.Event.Container.Pod = sensors.Pod{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
+			err = d.Requests.Intake.complete(ctx, &one)
+			if err == nil && !one.Confirmed {
+				err = errors.New("the API server did not confirm it")
+			}
+			if err != nil {
+				return nil, unresolved(t.String(), err)
+			}
+		} else if one, err = d.container(ctx, t.UID, t.Node); err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	if len(out) == 0 {
+		return nil, missing("incident %s has no pod and no container", q.Target)
+	}
+	return out, nil
+}
+
+// container finds a container by its id: the pod that it belongs to, or the machine on which it runs.
+func (d *Decider) container(ctx context.Context, id, node string) (sensors.Detection, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var one sensors.Detection
+	found, err := d.Requests.Hub.nodesWith(ctx, id, node)
+	switch {
+	case err != nil:
+		return one, err
+	case len(found) == 0:
+		hint := ""
+		if shortID.MatchString(id) {
+			hint = "no incident has a container whose id begins so: give its complete id, or "
+		}
+		return one, missing("no connected node runs the container %s; %sname a pod as pod/NAMESPACE/NAME", clip(id), hint)
+	case len(found) > 1:
+		return one, bad("the container %s runs on %s; say which with --node", clip(id), strings.Join(found, " and "))
+	}
+	one.Node, one.Event.Node, one.Event.Container.ID = found[0], found[0], id
+	if err := d.Requests.Intake.complete(ctx, &one); err != nil {
+		return one, unresolved(id, err)
+	}
+	if one.Confirmed {
+		return one, nil
+	}
+	return d.asDetected(ctx, one)
+}
+
+// asDetected gives a container of a machine the name under which it was detected, so that the request joins its incident.
+func (d *Decider) asDetected(ctx context.Context, one sensors.Detection) (sensors.Detection, error) {
+	open, err := d.Reader.Incidents(ctx)
+	if err != nil {
+		return one, err
+	}
+	target := incident.TargetOf(one)
+	for _, in := range open {
+		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() && t.Node == one.Node })
+		if in.Status != "open" || i < 0 {
+			continue
+		}
+		c := &one.Event.Container
+		c.Name, c.Image, c.ImageDigest = in.Targets[i].ContainerName, in.Workload.Image, in.Workload.ImageDigest
+		if in.Workload.Kind != "Container" {
+			c.Workload = sensors.Workload{Kind: in.Workload.Kind, Name: in.Workload.Name}
+		}
+		return one, nil
+	}
+	return one, nil
+}
