@@ -292,7 +292,7 @@ func TestTheOutcomeTable(t *testing.T) {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
 			vote:    yes(),
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a changed"},
+			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a changed (approved by "},
 		},
 		"a scope without approvers denies": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",

@@ -14,8 +14,11 @@ import (
 // contain plans, asks the guards, and takes a lease.
 func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request) outcome {
 	target, under := request.Target.ID(), f.under
-	guard := "" // that did not permit it
+	guard, permitted := "", "" // what did not permit it, and who did where the guards asked
 	done := func(o playbooks.Outcome, reason, leaseID string) outcome {
+		if permitted != "" {
+			reason = strings.TrimPrefix(reason+"; "+permitted, "; ")
+		}
 		r.note(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, Lease: leaseID, Guard: guard})
 		return outcome{Outcome: o, reason: reason}
 	}
@@ -71,6 +74,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		if !answer.granted {
 			return done(playbooks.OutcomeDenied, answer.reason, "")
 		}
+		permitted = answer.reason
 		again, err := r.plan(ctx, s, request, basis)
 		if err != nil {
 			return done(playbooks.OutcomeFailed, activityError(err), "")
