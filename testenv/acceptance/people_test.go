@@ -35,10 +35,10 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	require.Contains(t, text, "evidence    process.snapshot ")
 	require.Contains(t, shown("status"), "1 question waits for an answer, 1 of them for you")
 
-	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `alice approved "isolate the miner for 20m": 1 of 2 said yes (alice); waiting for one more of responders`)
-	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner for 20m" was counted already: 1 of 2`)
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `alice approved "isolate the miner" for 20m: 1 of 2 said yes (alice); waiting for one more of responders`)
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner" for 20m was counted already: 1 of 2`)
 	require.Contains(t, shown("incidents"), "1 of 2 yes: isolate the miner")
-	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"), `alice broke the glass for "isolate the miner for 20m"`)
+	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"), `alice broke the glass for "isolate the miner" for 20m`)
 
 	in = s.Incident(t, c.ID, 30*time.Second, "held", held)
 	s.Incident(t, c.ID, 30*time.Second, "its playbook ended", playbookEnded)
