@@ -123,7 +123,7 @@ func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
 	require.Len(t, refused, 1)
 	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].Again)
 
-	// What was asked for by hand is no playbook that anybody can run.
+	// A request by hand has no playbook that can be run again by its name.
 	step := playbooks.StepReport{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardPause, Reason: "paused"}
 	for holds, text := range map[time.Duration]string{5 * time.Minute: "5m", 90 * time.Minute: "1h30m", 60 * time.Hour: "2d12h"} {
 		run := playbooks.PlaybookRun{Playbook: "contain-pod-isolate-" + text, Request: "request/1", Steps: []playbooks.StepReport{step}}

@@ -282,5 +282,5 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m = newMade(t).whole(nil)
 	m.runs = m.runs[:1]
 	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna"})
-	require.Equal(t, "closed", audit.Tell(m.runs, m.options()).Standing(), "what is not proved is nobody's word")
+	require.Equal(t, "closed", audit.Tell(m.runs, m.options()).Standing(), "a mark without a valid grant resolves nothing")
 }

@@ -89,7 +89,7 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 			r.reports[report.Run] = r.ref(e)
 		}
 	case workflows.SignalLeaseReport: // the lease's own history tells it
-	case workflows.SignalWatch, workflows.SignalUnwatch: // a playbook waits for the incident; its own steps tell it
+	case workflows.SignalWatch, workflows.SignalUnwatch: // a playbook waits for the incident; its history shows that
 	case workflows.SignalMark:
 		var m incident.Mark
 		if r.decode(e, "a person's word about the incident", a.GetInput(), &m) {
@@ -170,7 +170,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	r.line(e, KindDetection, "", what, details)
 }
 
-// requested tells what a person asked for, and holds it against what the gateway attested.
+// requested describes what a person asked for, and compares it with what the gateway attested.
 func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att proof.Attestation, attested bool, details map[string]any) {
 	q := *d.Requested
 	if attested && (att.Requested == nil || att.Requested.Person != q.Person || att.Requested.Proved != q.Proved || att.Requested.Reason != q.Reason) {

@@ -174,7 +174,7 @@ func (r *reader) playbookSignal(e *historypb.HistoryEvent) {
 		if r.decode(e, "a vote", a.GetInput(), &signed) {
 			r.voted(e, signed)
 		}
-	case workflows.SignalLeaseReport, workflows.SignalLive: // the lease's and the incident's own histories tell it
+	case workflows.SignalLeaseReport, workflows.SignalLive: // the histories of the lease and the incident show it
 	case workflows.SignalHalt:
 		var why string
 		if r.decode(e, "why nothing further is contained", a.GetInput(), &why) {

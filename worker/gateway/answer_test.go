@@ -80,7 +80,7 @@ func asking(ctx workflow.Context, asks []ask) error {
 	}
 }
 
-// responders are an installation with three people who may answer and one who may not.
+// responders are an installation with three entitled people and one who is not entitled.
 func responders(t *testing.T, s *temporal.Server) (*gateway.Decider, func(string) gateway.Speaker) {
 	t.Helper()
 	d := decider(t, s)

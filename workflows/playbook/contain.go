@@ -74,13 +74,12 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		if !answer.granted {
 			return done(playbooks.OutcomeDenied, answer.reason, "")
 		}
-		permitted = answer.reason
 		again, err := r.plan(ctx, s, request, basis)
 		if err != nil {
 			return done(playbooks.OutcomeFailed, activityError(err), "")
 		}
 		if grant, ok := answer.grants[again.Hash]; ok {
-			planned, basis.Grant = again, &grant
+			planned, basis.Grant, permitted = again, &grant, answer.reason
 			break
 		}
 		planned = again
@@ -92,7 +91,9 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		return done(playbooks.OutcomeRefused, "the plan kept changing while it was being approved", "")
 	}
 	if !r.Catalogue[s.Action].Reversible {
-		return r.act(ctx, f, s, request, planned, basis)
+		o, reason, by := r.act(ctx, f, s, request, planned, basis)
+		guard = by
+		return done(o, reason, "")
 	}
 	report, err := r.hold(ctx, f, s, request, planned, basis)
 	if err != nil {
@@ -108,21 +109,20 @@ func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.R
 	return planned, err
 }
 
-// act runs an irreversible action: verified and recorded, with no undo to promise.
-func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) outcome {
+// act runs an irreversible action, with no undo to promise. It returns the outcome with its reason, and the guard that did
+// not permit it.
+func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) (o playbooks.Outcome, reason, guard string) {
 	var set *activities.Set
 	var result activities.ApplyResult
 	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s-%s", r.brief.ID, f.name(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
 	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
-	o, reason, guard := result.Effect.Outcome, result.Effect.Reason, ""
 	switch {
 	case err != nil:
-		o, reason = playbooks.OutcomeFailed, activityError(err)
+		return playbooks.OutcomeFailed, activityError(err), ""
 	case result.Decision.Verdict == activities.VerdictRefuse:
-		o, reason, guard = playbooks.OutcomeRefused, result.Decision.Reason, result.Decision.Guard
+		return playbooks.OutcomeRefused, result.Decision.Reason, result.Decision.Guard
 	case result.Decision.Verdict != activities.VerdictRun:
-		o, reason, guard = playbooks.OutcomeProposed, result.Decision.Reason, result.Decision.Guard
+		return playbooks.OutcomeProposed, result.Decision.Reason, result.Decision.Guard
 	}
-	r.note(ctx, f, s, playbooks.StepReport{Target: request.Target.ID(), Outcome: o, Reason: reason, Guard: guard})
-	return outcome{Outcome: o, reason: reason}
+	return result.Effect.Outcome, result.Effect.Reason, ""
 }
