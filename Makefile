@@ -47,7 +47,7 @@ test: setup build ## run every test: kernel, node, Temporal and Kubernetes inclu
 	@bash scripts/test.sh "$(LAB)"
 
 test-short: ## the tests that need neither root nor a cluster
-	$(GO) test ./sensors ./sensors/rules ./sensors/proof ./sensors/link ./sensors/redact ./sensors/foreign/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
+	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
 bench: build setup ## measure; results in bench.json (one object a line, with the baseline of the same run)
 	@bash scripts/setup.sh $(BENCH)
@@ -59,12 +59,12 @@ check: ## format, vet, lint with the import direction, workflows deterministic, 
 lint: check
 
 generate: ## regenerate the kernel objects (clang-16) and the link's protocol
-	$(GO) generate ./bpf ./sensors/link
+	$(GO) generate ./bpf ./sensors/gatewayrpc
 
-FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/foreign:FuzzFalco sensors/probe:FuzzDecode \
-	sensors/foreign:FuzzTetragon sensors/foreign:FuzzTracee sensors/foreign:FuzzKubeArmor sensors/foreign:FuzzSplit sensors/foreign:FuzzKubernetesAudit sensors/foreign:FuzzCloudTrail \
+FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
+	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzKubernetesAudit sensors/integrations:FuzzCloudTrail \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
-	sensors/identity:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
+	sensors/containermeta:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
 
 fuzz: ## fuzz every parser for a minute each
 	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done

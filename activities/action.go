@@ -2,7 +2,7 @@
 // activities through which workflows reach them.
 //
 // It refuses to decide: guards (worker/guards) say whether an effect may happen, immediately before it does, and
-// proofs (sensors/proof) say on whose word. An action that changes something owns what it makes, saves what was
+// proofs (sensors/attestation) say on whose word. An action that changes something owns what it makes, saves what was
 // there before, observes what it did, and can undo it.
 package activities
 
@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 )
 
 // Action is what every action has: its spec. It is an Observer or a Container besides.
@@ -36,11 +36,11 @@ type Containment interface {
 	// Plan says what would change, from reads alone.
 	Plan(ctx context.Context, r Request) (Plan, error)
 	// Apply makes the change and observes it. Repeated with the same request it changes nothing more.
-	Apply(ctx context.Context, r Request, prior json.RawMessage, token proof.Signed) (Effect, error)
+	Apply(ctx context.Context, r Request, prior json.RawMessage, token attestation.Envelope) (Effect, error)
 	// Verify observes whether the change is in force now. The bool is whether it is.
 	Verify(ctx context.Context, r Request, prior json.RawMessage) (bool, string, error)
 	// Undo restores what was saved. A Drift says that somebody else changed it since: nothing was restored.
-	Undo(ctx context.Context, r Request, prior json.RawMessage, grant *proof.Signed) (*Drift, error)
+	Undo(ctx context.Context, r Request, prior json.RawMessage, grant *attestation.Envelope) (*Drift, error)
 }
 
 // Request is what an action is asked to do.
@@ -54,9 +54,9 @@ type Request struct {
 	// For is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
 	For time.Duration `json:"for,omitempty"`
 	// Shorten is a release grant under which the end may come earlier than was stamped.
-	Shorten *proof.Signed `json:"shorten,omitempty"`
+	Shorten *attestation.Envelope `json:"shorten,omitempty"`
 	// Extend is a grant under which a lease that holds may end later than its token says.
-	Extend *proof.Signed `json:"extend,omitempty"`
+	Extend *attestation.Envelope `json:"extend,omitempty"`
 }
 
 // Brief is what an action needs to know of the incident.
@@ -122,7 +122,7 @@ func (p *Plan) bind(r Request) {
 
 // Hash is what an approval is bound to: action, target, parameters, how long, and changes.
 func (p Plan) Hash() string {
-	return proof.Hash(struct {
+	return attestation.HashJSON(struct {
 		Action, Target string
 		Params         json.RawMessage
 		For            time.Duration
@@ -159,7 +159,7 @@ func AsRefusal(err error) (*Refusal, bool) {
 	if errors.As(err, &r) {
 		return r, true
 	}
-	if errors.Is(err, link.ErrRefused) || errors.Is(err, proof.ErrUnproved) {
+	if errors.Is(err, gatewayrpc.ErrRefused) || errors.Is(err, attestation.ErrUnverified) {
 		return &Refusal{err.Error()}, true
 	}
 	return nil, false
@@ -180,15 +180,15 @@ func (e *UnverifiedError) Error() string { return "not verified: " + e.Reason }
 type Nodes interface {
 	// Call returns the result decoded into out, and the blobs. It returns ErrNodeAway if the stream is elsewhere or
 	// down, and an error wrapping link.ErrRefused if the node would not.
-	Call(ctx context.Context, node string, kind link.CommandKind, body, out any) ([]link.Blob, error)
+	Call(ctx context.Context, node string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error)
 }
 
 // NodeTarget is a target as a node knows it.
-func NodeTarget(t playbooks.Target) link.NodeTarget {
+func NodeTarget(t playbooks.Target) gatewayrpc.NodeTarget {
 	if t.Kind == playbooks.TargetPod {
-		return link.NodeTarget{PodUID: t.UID}
+		return gatewayrpc.NodeTarget{PodUID: t.UID}
 	}
-	return link.NodeTarget{ContainerID: t.UID}
+	return gatewayrpc.NodeTarget{ContainerID: t.UID}
 }
 
 // Params decodes a request's parameters.

@@ -15,7 +15,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Set is the actions with what they and the activities around them need. Its exported methods with a context are
@@ -91,7 +91,7 @@ type Result struct {
 	Reason   string                  `json:"reason,omitempty"`
 	Outputs  json.RawMessage         `json:"outputs,omitempty"`
 	Evidence []playbooks.EvidenceRef `json:"evidence,omitempty"`
-	Receipt  *proof.Signed           `json:"receipt,omitempty"`
+	Receipt  *attestation.Envelope           `json:"receipt,omitempty"`
 }
 
 // errorTypeRetryable marks failures that may pass; refusals are values and never errors here.
@@ -104,14 +104,14 @@ func failed(err error) error {
 // ObserveInput is the input of Observe.
 type ObserveInput struct {
 	Request Request        `json:"request"`
-	Proofs  []proof.Signed `json:"proofs,omitempty"` // attested detections of the target
+	Proofs  []attestation.Envelope `json:"proofs,omitempty"` // attested detections of the target
 }
 
 type proofsKey struct{}
 
 // Proofs gives the attested detections that came with the observation.
-func Proofs(ctx context.Context) []proof.Signed {
-	p, _ := ctx.Value(proofsKey{}).([]proof.Signed)
+func Proofs(ctx context.Context) []attestation.Envelope {
+	p, _ := ctx.Value(proofsKey{}).([]attestation.Envelope)
 	return p
 }
 
@@ -130,8 +130,8 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	// An action that does not work on such targets has attempted nothing.
 	fits := len(spec.Targets) == 0 || slices.Contains(spec.Targets, in.Request.Target.Kind)
 	if spec.Verb == playbooks.VerbEvidence && fits {
-		receipt, signErr := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{
-			Incident: in.Request.Incident.ID, Target: in.Request.Target.ID(), Action: spec.Name, OK: err == nil && result.Outcome.Usable(), At: s.now(),
+		receipt, signErr := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{
+			IncidentID: in.Request.Incident.ID, TargetID: in.Request.Target.ID(), Action: spec.Name, Succeeded: err == nil && result.Outcome.Usable(), AttemptedAt: s.now(),
 		})
 		if signErr != nil {
 			return Result{}, fmt.Errorf("sign the receipt: %w", signErr)
@@ -289,7 +289,7 @@ type UndoInput struct {
 	Request Request         `json:"request"`
 	Prior   json.RawMessage `json:"prior,omitempty"`
 	// Grant is needed before the end that is stamped on the contained object.
-	Grant *proof.Signed `json:"grant,omitempty"`
+	Grant *attestation.Envelope `json:"grant,omitempty"`
 }
 
 // UndoResult is what Undo did.
@@ -310,9 +310,9 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 		return UndoResult{}, failed(fmt.Errorf("there is no containment %q", r.Action))
 	}
 	if in.Grant != nil {
-		g, err := s.Authority.Keys().OpenGrant(*in.Grant, proof.OperationRelease, s.now())
-		if err == nil && g.Lease != r.Lease {
-			err = fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
+		g, err := s.Authority.Keys().VerifyGrant(*in.Grant, attestation.OperationRelease, s.now())
+		if err == nil && g.LeaseID != r.Lease {
+			err = fmt.Errorf("%w: the grant releases lease %s", attestation.ErrUnverified, g.LeaseID)
 		}
 		if err != nil {
 			return UndoResult{Reason: err.Error()}, nil
@@ -348,9 +348,9 @@ func (s *Set) Undo(ctx context.Context, in UndoInput) (UndoResult, error) {
 func (s *Set) undone(in UndoInput, note string) UndoResult {
 	act := Act{Action: in.Request.Action, Target: in.Request.Target.ID(), Lease: in.Request.Lease, Note: note}
 	if in.Grant != nil {
-		var g proof.Grant
-		if s.Authority.Keys().Open(*in.Grant, proof.PurposeGrant, &g) == nil {
-			act.On, act.Who = g.Nonce, g.People
+		var g attestation.Grant
+		if s.Authority.Keys().Verify(*in.Grant, attestation.PayloadTypeGrant, &g) == nil {
+			act.On, act.Who = g.Nonce, g.GrantedBy
 		}
 	}
 	result := UndoResult{Undone: true}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // ApplyInput is the input of Apply.
@@ -19,14 +19,14 @@ type ApplyInput struct {
 	Basis   Basis           `json:"basis"`
 	Prior   json.RawMessage `json:"prior,omitempty"`
 	// Token is the lease's from its first effect: it stands for the guards while the lease holds.
-	Token *proof.Signed `json:"token,omitempty"`
+	Token *attestation.Envelope `json:"token,omitempty"`
 }
 
 // ApplyResult is what Apply did.
 type ApplyResult struct {
 	Effect   Effect        `json:"effect"`
 	Decision Decision      `json:"decision"`
-	Token    *proof.Signed `json:"token,omitempty"`
+	Token    *attestation.Envelope `json:"token,omitempty"`
 	// Entry is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
 	Entry      string `json:"entry,omitempty"`
 	Unrecorded string `json:"unrecorded,omitempty"`
@@ -88,9 +88,9 @@ func (s *Set) record(incident string, kind EntryKind, act Act) (entry, unrecorde
 // rollback undoes a first apply that failed half-way. It is only for a target that nothing held before: else a request
 // that is made to fail would end a lease of its choice.
 func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (*Drift, error) {
-	grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: uuid.NewString(), Operation: proof.OperationRollback, Lease: in.Request.Lease, Incident: in.Request.Incident.ID,
-		People: []string{"stanch: its own failed apply"}, Issued: s.now(), Expires: s.now().Add(time.Minute),
+	grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Nonce: uuid.NewString(), Operation: attestation.OperationRollback, LeaseID: in.Request.Lease, IncidentID: in.Request.Incident.ID,
+		GrantedBy: []string{"stanch: its own failed apply"}, IssuedAt: s.now(), ExpiresAt: s.now().Add(time.Minute),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
@@ -102,67 +102,67 @@ func (s *Set) rollback(ctx context.Context, action Containment, in ApplyInput) (
 
 // permit gives the token under which the change may be made: the lease's own, if it still covers what is asked, or
 // a new one after every guard. held tells whether something is in force already.
-func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ Decision, _ proof.Signed, held bool, _ error) {
+func (s *Set) permit(ctx context.Context, action Containment, in ApplyInput) (_ Decision, _ attestation.Envelope, held bool, _ error) {
 	r, now := in.Request, s.now()
 	if r.Shorten != nil {
-		g, err := s.Authority.Keys().OpenGrant(*r.Shorten, proof.OperationRelease, now)
-		if err != nil || g.Lease != r.Lease {
+		g, err := s.Authority.Keys().VerifyGrant(*r.Shorten, attestation.OperationRelease, now)
+		if err != nil || g.LeaseID != r.Lease {
 			r.Shorten = nil // spent, or another lease's
 		}
 	}
 	var heldUntil time.Time
 	if in.Token != nil {
-		token, err := s.Authority.Keys().OpenToken(*in.Token, r.Action, r.Target.ID(), now)
-		if err == nil && token.Lease == r.Lease {
-			heldUntil = token.Until
+		token, err := s.Authority.Keys().VerifyLeaseToken(*in.Token, r.Action, r.Target.ID(), now)
+		if err == nil && token.LeaseID == r.Lease {
+			heldUntil = token.ExpiresAt
 		}
-		if err == nil && token.Lease == r.Lease && token.Params == proof.Hash(r.Params) {
-			if r.Until.Equal(token.Until) || r.Shorten != nil && r.Until.Before(token.Until) {
-				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.Basis}, *in.Token, true, nil
+		if err == nil && token.LeaseID == r.Lease && token.ParamsHash == attestation.HashJSON(r.Params) {
+			if r.Until.Equal(token.ExpiresAt) || r.Shorten != nil && r.Until.Before(token.ExpiresAt) {
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "the lease holds", On: token.AuthorizationID}, *in.Token, true, nil
 			}
 			if g, ok := s.extension(r, now); ok {
 				// As old as the token that it follows: a lease that was released since is not brought back by an old extension.
-				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.Since, Drill: token.Drill, DrillTarget: token.DrillTarget}, token.Issued)
-				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.People, ", "), On: g.Nonce}, signed, true, err
+				signed, err := s.token(r, Decision{On: g.Nonce, Since: token.DetectedAt, Drill: token.DrillOnly, DrillTarget: token.DrillTarget}, token.IssuedAt)
+				return Decision{Verdict: VerdictRun, Guard: "token", Reason: "extended by " + strings.Join(g.GrantedBy, ", "), On: g.Nonce}, signed, true, err
 			}
 		}
 	}
 	plan, err := action.Plan(ctx, r)
 	if refusal, ok := AsRefusal(err); ok {
-		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, proof.Signed{}, false, nil
+		return Decision{Verdict: VerdictRefuse, Guard: "action", Reason: refusal.Reason}, attestation.Envelope{}, false, nil
 	}
 	if err != nil {
-		return Decision{}, proof.Signed{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
+		return Decision{}, attestation.Envelope{}, false, fmt.Errorf("plan %s again: %w", r.Action, err)
 	}
 	plan.bind(r)
 	decision, err := s.Guards.Decide(ctx, Question{Spec: action.Spec(), Request: r, Basis: in.Basis, PlanHash: plan.Hash(), Ask: plan.Ask, Held: heldUntil, Now: now, Before: true})
 	if err != nil {
-		return Decision{}, proof.Signed{}, false, fmt.Errorf("guards: %w", err)
+		return Decision{}, attestation.Envelope{}, false, fmt.Errorf("guards: %w", err)
 	}
 	if decision.Verdict != VerdictRun {
-		return decision, proof.Signed{}, false, nil
+		return decision, attestation.Envelope{}, false, nil
 	}
 	signed, err := s.token(r, decision, now)
 	return decision, signed, plan.Held, err
 }
 
 // extension gives the grant under which a lease that holds may last until the request's end.
-func (s *Set) extension(r Request, now time.Time) (proof.Grant, bool) {
+func (s *Set) extension(r Request, now time.Time) (attestation.Grant, bool) {
 	if r.Extend == nil {
-		return proof.Grant{}, false
+		return attestation.Grant{}, false
 	}
-	g, err := s.Authority.Keys().OpenGrant(*r.Extend, proof.OperationExtend, now)
-	return g, err == nil && g.Lease == r.Lease && !r.Until.After(g.Until)
+	g, err := s.Authority.Keys().VerifyGrant(*r.Extend, attestation.OperationExtend, now)
+	return g, err == nil && g.LeaseID == r.Lease && !r.Until.After(g.NewEnd)
 }
 
 // token signs what the node needs to see, and what stands for the guards while the lease holds.
-func (s *Set) token(r Request, d Decision, issued time.Time) (proof.Signed, error) {
-	signed, err := s.Authority.Sign(proof.PurposeToken, proof.Token{
-		Nonce: uuid.NewString(), Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params),
-		Incident: r.Incident.ID, Basis: d.On, Since: d.Since, Namespace: r.Target.Namespace, Drill: d.Drill, DrillTarget: d.DrillTarget, Issued: issued, Until: r.Until,
+func (s *Set) token(r Request, d Decision, issued time.Time) (attestation.Envelope, error) {
+	signed, err := s.Authority.Sign(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
+		Nonce: uuid.NewString(), LeaseID: r.Lease, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params),
+		IncidentID: r.Incident.ID, AuthorizationID: d.On, DetectedAt: d.Since, Namespace: r.Target.Namespace, DrillOnly: d.Drill, DrillTarget: d.DrillTarget, IssuedAt: issued, ExpiresAt: r.Until,
 	})
 	if err != nil {
-		return proof.Signed{}, fmt.Errorf("sign the lease token: %w", err)
+		return attestation.Envelope{}, fmt.Errorf("sign the lease token: %w", err)
 	}
 	return signed, nil
 }

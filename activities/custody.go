@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // EntryKind says what an entry of a manifest records.
@@ -73,7 +73,7 @@ func (e Entry) sameAs(o Entry) bool {
 		a.At, b.At, a.Entry, b.Entry = time.Time{}, time.Time{}, "", ""
 		e.Evidence, o.Evidence = &a, &b
 	}
-	return proof.Hash(e) == proof.Hash(o)
+	return attestation.HashJSON(e) == attestation.HashJSON(o)
 }
 
 // Line is one line of a manifest as it was read.
@@ -81,7 +81,7 @@ type Line struct {
 	Number int
 	Hash   string // SHA-256 of its bytes, without the line's end
 	Entry  Entry
-	Signed proof.Signed
+	Signed attestation.Envelope
 	// Proved: the authority signed this line, as it stands and for this incident. Its place in the chain is another
 	// matter: else whoever writes one line into a manifest would take all of it away from those who need it.
 	Proved bool
@@ -152,7 +152,7 @@ func (s *EvidenceStore) enter(e Entry) (string, error) {
 		}
 		e.Seq, e.Prev = before.Seq+1, lineHash(last)
 	}
-	signed, err := s.Authority.Sign(proof.PurposeCustody, e)
+	signed, err := s.Authority.Sign(attestation.PayloadTypeManifest, e)
 	if err != nil {
 		return fail(err)
 	}
@@ -190,16 +190,16 @@ func lock(f *os.File, until time.Time) error {
 
 // peek reads a line's entry without asking who signed it.
 func peek(line []byte) (Entry, error) {
-	var signed proof.Signed
+	var signed attestation.Envelope
 	var e Entry
 	if err := json.Unmarshal(line, &signed); err != nil {
 		return e, err //nolint:wrapcheck // the caller says what was read
 	}
-	return e, json.Unmarshal(signed.Body, &e) //nolint:wrapcheck // the caller says what was read
+	return e, json.Unmarshal(signed.Payload, &e) //nolint:wrapcheck // the caller says what was read
 }
 
 // Manifest reads an incident's manifest, with what is wrong with it. A manifest that does not exist is empty.
-func (s *EvidenceStore) Manifest(incident string, keys proof.Keyring) ([]Line, []Finding, error) {
+func (s *EvidenceStore) Manifest(incident string, keys attestation.Keyring) ([]Line, []Finding, error) {
 	if !incidentID.MatchString(incident) {
 		return nil, nil, Refuse("%q is not an incident's id", incident)
 	}
@@ -215,7 +215,7 @@ func (s *EvidenceStore) Manifest(incident string, keys proof.Keyring) ([]Line, [
 }
 
 // ReadManifest reads a manifest's bytes and says where its chain or a signature does not hold.
-func ReadManifest(incident string, raw []byte, keys proof.Keyring) (lines []Line, findings []Finding) {
+func ReadManifest(incident string, raw []byte, keys attestation.Keyring) (lines []Line, findings []Finding) {
 	prev, number := "", 0
 	for line := range bytes.Lines(raw) {
 		number++
@@ -241,7 +241,7 @@ func ReadManifest(incident string, raw []byte, keys proof.Keyring) (lines []Line
 		if !l.Proved {
 			find("it is not written as it was")
 		}
-		if err := keys.Open(l.Signed, proof.PurposeCustody, &l.Entry); err != nil {
+		if err := keys.Verify(l.Signed, attestation.PayloadTypeManifest, &l.Entry); err != nil {
 			find("%v", err)
 			l.Proved = false
 			if l.Entry, err = peek(line); err != nil {
@@ -274,7 +274,7 @@ func Head(lines []Line) string {
 
 // Verify compares an incident's manifest with itself, with the authority's keys and with what is stored. head, if not
 // "", is a head that was kept elsewhere.
-func (s *EvidenceStore) Verify(incident string, keys proof.Keyring, head string) ([]Line, []Finding, error) {
+func (s *EvidenceStore) Verify(incident string, keys attestation.Keyring, head string) ([]Line, []Finding, error) {
 	lines, findings, err := s.Manifest(incident, keys)
 	if err != nil {
 		return nil, nil, err

@@ -9,15 +9,15 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Basis is on whose word a containment happens: attested detections, or a grant of people; and the receipts of the
 // evidence that was attempted before.
 type Basis struct {
-	Attestations []proof.Signed `json:"attestations,omitempty"`
-	Receipts     []proof.Signed `json:"receipts,omitempty"`
-	Grant        *proof.Signed  `json:"grant,omitempty"`
+	Attestations []attestation.Envelope `json:"attestations,omitempty"`
+	Receipts     []attestation.Envelope `json:"receipts,omitempty"`
+	Grant        *attestation.Envelope  `json:"grant,omitempty"`
 	// Asked: the step stands inside of an approval, so only a grant lets it run.
 	Asked bool `json:"asked,omitempty"`
 }
@@ -50,7 +50,7 @@ type Decision struct {
 	// Replicas is by how many pods of the workload its share of the budget was judged; -1 means that nobody knew.
 	Replicas int `json:"replicas,omitempty"`
 	// DrillTarget is the registered target of a drill; nil outside of drills.
-	DrillTarget *proof.DrillTarget `json:"drill_target,omitempty"`
+	DrillTarget *attestation.DrillTarget `json:"drill_target,omitempty"`
 	// Confirmed: the API server said that the target is what the request says, on the node that it says.
 	Confirmed bool `json:"confirmed,omitempty"`
 	// Inputs is what the guards judged by; nil in decisions of an older version. A simulation judges by the same.
@@ -155,6 +155,6 @@ type Guards interface {
 
 // Authority signs what guards let through.
 type Authority interface {
-	Keys() proof.Keyring
-	Sign(purpose proof.Purpose, body any) (proof.Signed, error)
+	Keys() attestation.Keyring
+	Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error)
 }

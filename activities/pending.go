@@ -9,7 +9,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Pending is one question that waits for people.
@@ -30,7 +30,7 @@ type Pending struct {
 	// Before is the hash of the question that this one takes the place of, and Changed what is different since.
 	Before  string         `json:"before,omitempty"`
 	Changed []string       `json:"changed,omitempty"`
-	Votes   []proof.Signed `json:"votes,omitempty"`
+	Votes   []attestation.Envelope `json:"votes,omitempty"`
 	// Yes are who has agreed so far; Ignored says of each vote that does not count why not.
 	Yes     []string `json:"yes,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`

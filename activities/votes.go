@@ -10,14 +10,14 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/display"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Attempted gives a receipt for evidence that was attempted and never answered.
-func (s *Set) Attempted(_ context.Context, r Request) (proof.Signed, error) {
-	signed, err := s.Authority.Sign(proof.PurposeReceipt, proof.Receipt{Incident: r.Incident.ID, Target: r.Target.ID(), Action: r.Action, At: s.now()})
+func (s *Set) Attempted(_ context.Context, r Request) (attestation.Envelope, error) {
+	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: r.Incident.ID, TargetID: r.Target.ID(), Action: r.Action, AttemptedAt: s.now()})
 	if err != nil {
-		return proof.Signed{}, failed(fmt.Errorf("sign the receipt: %w", err))
+		return attestation.Envelope{}, failed(fmt.Errorf("sign the receipt: %w", err))
 	}
 	return signed, nil
 }
@@ -28,7 +28,7 @@ func QuestionHash(plans []PlanResult, approvers Approvers) string {
 	for i, p := range plans {
 		hashes[i] = p.Hash
 	}
-	return proof.Hash(struct {
+	return attestation.HashJSON(struct {
 		Plans     []string
 		Approvers Approvers
 	}{hashes, approvers})
@@ -42,13 +42,13 @@ type TallyInput struct {
 	Hash      string         `json:"hash"`
 	Plans     []PlanResult   `json:"plans"`
 	Approvers Approvers      `json:"approvers"`
-	Votes     []proof.Signed `json:"votes"`
+	Votes     []attestation.Envelope `json:"votes"`
 	Asked     time.Time      `json:"asked,omitzero"`
 	Deadline  time.Time      `json:"deadline"`
 	// Targets are the plans', in their order.
 	Targets []playbooks.Target `json:"targets,omitempty"`
 	// Selection proves whose playbook asks; nil where the scope's own approvers are asked.
-	Selection *proof.Signed `json:"selection,omitempty"`
+	Selection *attestation.Envelope `json:"selection,omitempty"`
 }
 
 // Tally is what the votes come to.
@@ -59,7 +59,7 @@ type Tally struct {
 	Yes     []string `json:"yes,omitempty"` // who has agreed so far
 	// Ignored says of each vote that does not count why not.
 	Ignored []string                `json:"ignored,omitempty"`
-	Grants  map[string]proof.Signed `json:"grants,omitempty"` // by plan hash
+	Grants  map[string]attestation.Envelope `json:"grants,omitempty"` // by plan hash
 	// Entry is the hash of its line in the incident's manifest; Unrecorded says why there is none.
 	Entry      string `json:"entry,omitempty"`
 	Unrecorded string `json:"unrecorded,omitempty"`
@@ -82,7 +82,7 @@ func (s *Set) CountVotes(_ context.Context, in TallyInput) (Tally, error) {
 	c := s.count(in)
 	if c.no != nil {
 		said := "said no"
-		if c.no.Withdraws {
+		if c.no.WithdrawsRequest {
 			said = "withdrew the request"
 		}
 		return Tally{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s %s. %s", c.no.Person, said, c.no.Reason)), Ignored: c.ignored}, nil
@@ -111,11 +111,11 @@ func (s *Set) mayAsk(in TallyInput) string {
 		}
 	}
 	if in.Selection != nil {
-		var selection proof.Selection
-		if err := s.Authority.Keys().Open(*in.Selection, proof.PurposeSelection, &selection); err != nil {
+		var selection attestation.PlaybookAuthorization
+		if err := s.Authority.Keys().Verify(*in.Selection, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
 			return "the playbook that asks is not one of this installation's: " + err.Error()
 		}
-		if slices.Contains(selection.Asks, AsksHash(in.Approvers)) {
+		if slices.Contains(selection.ApproverHashes, AsksHash(in.Approvers)) {
 			return ""
 		}
 	}
@@ -131,45 +131,45 @@ func (s *Set) mayAsk(in TallyInput) string {
 }
 
 // AsksHash names whom an approval asks.
-func AsksHash(a Approvers) string { return proof.Hash(a) }
+func AsksHash(a Approvers) string { return attestation.HashJSON(a) }
 
-func sameApprovers(a, b Approvers) bool { return !a.Nobody() && proof.Hash(a) == proof.Hash(b) }
+func sameApprovers(a, b Approvers) bool { return !a.Nobody() && attestation.HashJSON(a) == attestation.HashJSON(b) }
 
 // counted is what the votes come to.
 type counted struct {
-	yes     map[string]proof.Vote
-	no      *proof.Vote
-	broke   *proof.Vote // one who broke the glass
+	yes     map[string]attestation.Vote
+	no      *attestation.Vote
+	broke   *attestation.Vote // one who broke the glass
 	ignored []string
 }
 
 func (s *Set) count(in TallyInput) counted {
-	c := counted{yes: map[string]proof.Vote{}}
+	c := counted{yes: map[string]attestation.Vote{}}
 	ignore := func(who, why string) { c.ignored = append(c.ignored, clip(who, 80)+": "+why) }
 	for _, signed := range in.Votes {
-		var v proof.Vote
-		if err := s.Authority.Keys().Open(signed, proof.PurposeVote, &v); err != nil {
+		var v attestation.Vote
+		if err := s.Authority.Keys().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
 			s.Log.Warn("a vote is not proved", "incident", in.Incident, "step", in.Step, "error", err)
 			ignore("somebody", err.Error())
 			continue
 		}
 		switch {
-		case v.Incident != in.Incident || v.Run != in.Run || v.Step != in.Step:
+		case v.IncidentID != in.Incident || v.WorkflowID != in.Run || v.Step != in.Step:
 			continue // another question's
-		case v.Refused != "":
-			ignore(v.Person, v.Refused)
+		case v.RejectionReason != "":
+			ignore(v.Person, v.RejectionReason)
 		case v.PlanHash != in.Hash:
 			ignore(v.Person, "answered another plan")
-		case v.At.After(in.Deadline):
+		case v.DecidedAt.After(in.Deadline):
 			ignore(v.Person, "answered too late")
-		case v.BreakGlass && v.Approve:
+		case v.BreakGlass && v.Approved:
 			c.broke, c.yes[v.Person] = &v, v
-		case v.Withdraws && !v.Approve:
+		case v.WithdrawsRequest && !v.Approved:
 			c.no = &v
 			return c
-		case !in.Approvers.May(v.Person, v.Groups, v.At.Sub(in.Asked)):
+		case !in.Approvers.May(v.Person, v.Groups, v.DecidedAt.Sub(in.Asked)):
 			ignore(v.Person, "may not answer this")
-		case !v.Approve:
+		case !v.Approved:
 			c.no = &v
 			return c
 		default:
@@ -183,8 +183,8 @@ func (s *Set) count(in TallyInput) counted {
 func (c counted) newest() time.Time {
 	var at time.Time
 	for _, v := range c.yes {
-		if v.At.After(at) {
-			at = v.At
+		if v.DecidedAt.After(at) {
+			at = v.DecidedAt
 		}
 	}
 	return at
@@ -192,7 +192,7 @@ func (c counted) newest() time.Time {
 
 // grantNonce is the same whenever the votes on one question are counted: a grant that was used is not made anew.
 func grantNonce(in TallyInput, plan string) string {
-	return proof.Hash([]string{in.Incident, in.Run, in.Step, in.Hash, plan})[:32]
+	return attestation.HashJSON([]string{in.Incident, in.Run, in.Step, in.Hash, plan})[:32]
 }
 
 // grant signs a grant for each plan.
@@ -200,11 +200,11 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	var people []string
 	drill := false
 	for _, v := range c.yes {
-		people = append(people, display.Person(v.Person, v.Proved))
-		drill = drill || v.Drill
+		people = append(people, display.Person(v.Person, v.AuthenticatedBy))
+		drill = drill || v.DrillOnly
 	}
 	slices.Sort(people)
-	out.Reason, out.Grants = "approved by "+strings.Join(people, ", "), map[string]proof.Signed{}
+	out.Reason, out.Grants = "approved by "+strings.Join(people, ", "), map[string]attestation.Envelope{}
 	act := Act{Action: in.Step, Who: people, On: in.Hash}
 	kind := EntryApproval
 	if c.broke != nil {
@@ -213,9 +213,9 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	}
 	issued := c.newest()
 	for i, p := range in.Plans {
-		grant, err := s.Authority.Sign(proof.PurposeGrant, proof.Grant{
-			Nonce: grantNonce(in, p.Hash), Operation: proof.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,
-			Incident: in.Incident, Step: in.Step, People: people, Drill: drill, BreakGlass: c.broke != nil, Issued: issued, Expires: issued.Add(grantLife),
+		grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+			Nonce: grantNonce(in, p.Hash), Operation: attestation.OperationApply, PlanHash: p.Hash, Targets: []string{p.Plan.Target}, Namespace: in.Targets[i].Namespace,
+			IncidentID: in.Incident, Step: in.Step, GrantedBy: people, DrillOnly: drill, BreakGlass: c.broke != nil, IssuedAt: issued, ExpiresAt: issued.Add(grantLife),
 		})
 		if err != nil {
 			return Tally{}, failed(fmt.Errorf("sign the grant: %w", err))

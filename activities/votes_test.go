@@ -9,7 +9,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/signer"
 )
 
@@ -54,12 +54,12 @@ func newBallot(t *testing.T) *ballot {
 // hash binds the question to what it is now about.
 func (b *ballot) hash() { b.in.Hash = activities.QuestionHash(b.in.Plans, b.in.Approvers) }
 
-func (b *ballot) vote(person string, change func(*proof.Vote), groups ...string) {
-	v := proof.Vote{Incident: b.in.Incident, Run: b.in.Run, Step: b.in.Step, PlanHash: b.in.Hash, Person: person, Proved: "a test", Approve: true, Groups: groups, At: time.Now()}
+func (b *ballot) vote(person string, change func(*attestation.Vote), groups ...string) {
+	v := attestation.Vote{IncidentID: b.in.Incident, WorkflowID: b.in.Run, Step: b.in.Step, PlanHash: b.in.Hash, Person: person, AuthenticatedBy: "a test", Approved: true, Groups: groups, DecidedAt: time.Now()}
 	if change != nil {
 		change(&v)
 	}
-	signed, err := b.key.Sign(proof.PurposeVote, v)
+	signed, err := b.key.Sign(attestation.PayloadTypeVote, v)
 	require.NoError(b.t, err)
 	b.in.Votes = append(b.in.Votes, signed)
 }
@@ -82,35 +82,35 @@ func TestVotesAreCounted(t *testing.T) {
 		"one person twice is one":             {func(b *ballot) { b.vote("ann", nil, "oncall"); b.vote("ann", nil, "oncall") }, false, false, "1 of 2"},
 		"one no denies": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("ben", func(v *proof.Vote) { v.Approve, v.Reason = false, "a test" }, "oncall")
+			b.vote("ben", func(v *attestation.Vote) { v.Approved, v.Reason = false, "a test" }, "oncall")
 		}, false, true, "ben said no. a test"},
-		"a no of somebody without the right": {func(b *ballot) { b.vote("eve", func(v *proof.Vote) { v.Approve = false }) }, false, false, "0 of 2"},
+		"a no of somebody without the right": {func(b *ballot) { b.vote("eve", func(v *attestation.Vote) { v.Approved = false }) }, false, false, "0 of 2"},
 		"a no of who asked for it": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("eve", func(v *proof.Vote) { v.Approve, v.Withdraws, v.Reason = false, true, "a mistake" })
+			b.vote("eve", func(v *attestation.Vote) { v.Approved, v.WithdrawsRequest, v.Reason = false, true, "a mistake" })
 		}, false, true, "eve withdrew the request. a mistake"},
 		"a yes of who asked for it": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("eve", func(v *proof.Vote) { v.Withdraws = true })
+			b.vote("eve", func(v *attestation.Vote) { v.WithdrawsRequest = true })
 		}, false, false, "1 of 2"},
 		"a yes of somebody without the right":  {func(b *ballot) { b.vote("ann", nil, "oncall"); b.vote("eve", nil, "interns") }, false, false, "1 of 2"},
 		"the second group, once it is asked":   {func(b *ballot) { b.vote("ann", nil, "oncall"); b.vote("mia", nil, "managers") }, true, false, "mia"},
 		"the second group, before it is asked": {func(b *ballot) { b.in.Asked = time.Now(); b.vote("ann", nil, "oncall"); b.vote("mia", nil, "managers") }, false, false, "1 of 2"},
 		"too late": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("ben", func(v *proof.Vote) { v.At = time.Now().Add(time.Hour) }, "oncall")
+			b.vote("ben", func(v *attestation.Vote) { v.DecidedAt = time.Now().Add(time.Hour) }, "oncall")
 		}, false, false, "1 of 2"},
 		"of another plan": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("ben", func(v *proof.Vote) { v.PlanHash = "other" }, "oncall")
+			b.vote("ben", func(v *attestation.Vote) { v.PlanHash = "other" }, "oncall")
 		}, false, false, "1 of 2"},
 		"of another question": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("ben", func(v *proof.Vote) { v.Step = "ask#2" }, "oncall")
+			b.vote("ben", func(v *attestation.Vote) { v.Step = "ask#2" }, "oncall")
 		}, false, false, "1 of 2"},
 		"that the gateway refused": {func(b *ballot) {
 			b.vote("ann", nil, "oncall")
-			b.vote("ben", func(v *proof.Vote) { v.Refused = "he triggered it" }, "oncall")
+			b.vote("ben", func(v *attestation.Vote) { v.RejectionReason = "he triggered it" }, "oncall")
 		}, false, false, "1 of 2"},
 		"signed by somebody else": {func(b *ballot) {
 			other := signer.New(b.t)
@@ -120,7 +120,7 @@ func TestVotesAreCounted(t *testing.T) {
 			b.vote("ben", nil, "oncall")
 			b.key = genuine
 		}, false, false, "1 of 2"},
-		"broken glass": {func(b *ballot) { b.vote("gus", func(v *proof.Vote) { v.BreakGlass, v.Reason = true, "fire" }) }, true, false, "gus broke the glass: fire"},
+		"broken glass": {func(b *ballot) { b.vote("gus", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "fire" }) }, true, false, "gus broke the glass: fire"},
 		"whom nobody may ask": {func(b *ballot) {
 			b.in.Approvers = activities.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
 			b.hash()
@@ -183,7 +183,7 @@ func TestVotesAreCounted(t *testing.T) {
 func (b *ballot) ask(by *signer.Signer, person string) {
 	b.in.Approvers = activities.Approvers{Users: []string{person}, Quorum: 1, Timeout: time.Hour}
 	b.hash()
-	signed, err := by.Sign(proof.PurposeSelection, proof.Selection{Playbook: "p", Hash: "h", Asks: []string{activities.AsksHash(b.in.Approvers)}, At: time.Now()})
+	signed, err := by.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: "p", SourceHash: "h", ApproverHashes: []string{activities.AsksHash(b.in.Approvers)}, AuthorizedAt: time.Now()})
 	require.NoError(b.t, err)
 	b.in.Selection = &signed
 }
@@ -193,13 +193,13 @@ func TestAGrantSaysForWhatItIs(t *testing.T) {
 	b := newBallot(t)
 	b.in.Approvers = b.ApproversOf("", true)
 	b.hash()
-	b.vote("drill", func(v *proof.Vote) { v.Drill = true }, "drill")
+	b.vote("drill", func(v *attestation.Vote) { v.DrillOnly = true }, "drill")
 	tally := b.count()
 	require.True(t, tally.Granted, tally.Reason)
 	for _, signed := range tally.Grants {
-		g, err := b.key.Keys().OpenGrant(signed, proof.OperationApply, time.Now())
+		g, err := b.key.Keys().VerifyGrant(signed, attestation.OperationApply, time.Now())
 		require.NoError(t, err)
-		require.True(t, g.Drill)
+		require.True(t, g.DrillOnly)
 		require.Equal(t, "shop", g.Namespace)
 		require.NoError(t, g.Permits(b.in.Plans[0].Hash, "pod:1"))
 		require.Error(t, g.Permits(strings.Repeat("0", 64), "pod:1"))
@@ -209,18 +209,18 @@ func TestAGrantSaysForWhatItIs(t *testing.T) {
 func TestVotesThatAreCountedAgainGiveNoSecondGrant(t *testing.T) {
 	b := newBallot(t)
 	at := time.Now().Add(-10 * time.Minute).Truncate(time.Second)
-	b.vote("ann", func(v *proof.Vote) { v.At = at.Add(-time.Hour) }, "oncall")
-	b.vote("ben", func(v *proof.Vote) { v.At = at }, "oncall")
-	var grants []proof.Grant
+	b.vote("ann", func(v *attestation.Vote) { v.DecidedAt = at.Add(-time.Hour) }, "oncall")
+	b.vote("ben", func(v *attestation.Vote) { v.DecidedAt = at }, "oncall")
+	var grants []attestation.Grant
 	for range 2 {
 		for _, signed := range b.count().Grants {
-			var g proof.Grant
-			require.NoError(t, b.key.Keys().Open(signed, proof.PurposeGrant, &g))
+			var g attestation.Grant
+			require.NoError(t, b.key.Keys().Verify(signed, attestation.PayloadTypeGrant, &g))
 			grants = append(grants, g)
 		}
 	}
 	require.Len(t, grants, 2)
 	require.Equal(t, grants[0].Nonce, grants[1].Nonce, "it is the same grant, which is used once")
-	require.True(t, grants[1].Issued.Equal(at), "as old as the last vote, whenever it is counted")
-	require.True(t, grants[1].Expires.Before(time.Now().Add(10*time.Minute)))
+	require.True(t, grants[1].IssuedAt.Equal(at), "as old as the last vote, whenever it is counted")
+	require.True(t, grants[1].ExpiresAt.Before(time.Now().Add(10*time.Minute)))
 }

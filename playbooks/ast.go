@@ -227,9 +227,9 @@ type Argument struct {
 }
 
 // Pos is a place in the file, from 1.
-type Pos = yamlnode.Pos
+type Pos = yamlnode.Position
 
-func posOf(n *yaml.Node) Pos { return yamlnode.At(n) }
+func posOf(n *yaml.Node) Pos { return yamlnode.PositionOf(n) }
 
 // Expr is one expression, with where its first character stands.
 type Expr struct {

@@ -85,7 +85,7 @@ func loadAll(files []Source, catalogue Catalogue, run bool) ([]*Program, diagnos
 			}
 		}
 		if mine.HasErrors() {
-			mine = mine.Errors()
+			mine = mine.WithoutWarnings()
 		}
 		problems = append(problems, mine.Sorted()...)
 		l.problems = slices.DeleteFunc(l.problems, func(p diagnostic.Diagnostic) bool { return p.File == f.File })

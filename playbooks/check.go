@@ -11,7 +11,7 @@ import (
 
 	"github.com/expr-lang/expr/vm"
 
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/yamlnode"
 )
@@ -41,7 +41,7 @@ func Load(file string, source []byte, catalogue Catalogue, callees ...*Program) 
 	program, more := Check(book, catalogue, callees...)
 	problems = append(problems, more...).Sorted()
 	if problems.HasErrors() {
-		return nil, problems.Errors()
+		return nil, problems.WithoutWarnings()
 	}
 	return program, problems
 }
@@ -114,15 +114,15 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 	if e == nil {
 		return nil
 	}
-	program, err := condition.Compile(e.Source, map[string]any(names), condition.BoundUpperLower())
+	program, err := expression.Compile(e.Source, map[string]any(names), expression.LimitUpperLower())
 	if err != nil {
-		var located *condition.Error
+		var located *expression.Error
 		pos, message := e.Pos, err.Error()
 		if errors.As(err, &located) {
 			if located.Line > 0 {
-				pos = Pos{Line: pos.Line + located.Line, Column: pos.Column + located.Offset}
+				pos = Pos{Line: pos.Line + located.Line, Column: pos.Column + located.Column}
 			} else {
-				pos.Column += located.Offset
+				pos.Column += located.Column
 			}
 		}
 		hint := c.exprHint(message, names)
@@ -173,7 +173,7 @@ func (c *checker) isStep(name string) bool {
 
 func (c *checker) exprHint(message string, names scope) string {
 	if m := unknownName.FindStringSubmatch(message); m != nil {
-		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), condition.Builtins()))
+		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), expression.Builtins()))
 		if near == "" {
 			near = "put it into quotes if it is a text; known here: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions of `stanch help expressions`"
 		}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 )
 
 // flowStage checks that every step can be reached, and that what an expression reads has run.
@@ -120,7 +120,7 @@ func (c *checker) constant(e *Expr) (value, constant bool) {
 	if len(readsOf(program.Node())) > 0 {
 		return false, false
 	}
-	out, err := condition.Run(program, nil)
+	out, err := expression.Run(program, nil)
 	value, constant = out.(bool)
 	return value, constant && err == nil
 }

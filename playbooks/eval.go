@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"stanch/sensors"
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 )
 
 // Env is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
@@ -112,7 +112,7 @@ func (p *Program) Set(s *Step, env Env) error {
 			return fmt.Errorf("`%s` %w", a.Name, err)
 		}
 		got[a.Name] = value.Interface()
-		if *env.kept += condition.Size(got[a.Name], maxValue); *env.kept > maxKept {
+		if *env.kept += expression.EstimateSize(got[a.Name], maxValue); *env.kept > maxKept {
 			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes together", a.Name, maxKept)
 		}
 	}
@@ -194,11 +194,11 @@ func (p *Program) eval(e *Expr, env Env) (any, error) {
 			return nil, &unreadError{name, o}
 		}
 	}
-	out, err := condition.Run(p.exprs[e], env.values)
+	out, err := expression.Run(p.exprs[e], env.values)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says that it evaluates
 	}
-	if condition.Size(out, maxValue) > maxValue {
+	if expression.EstimateSize(out, maxValue) > maxValue {
 		return nil, fmt.Errorf("the value has more than %d bytes", maxValue)
 	}
 	return out, nil

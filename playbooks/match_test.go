@@ -33,7 +33,7 @@ func shipped(s playbooks.Source) playbooks.Source {
 func chosen(t *testing.T, in playbooks.Incident, sources ...playbooks.Source) map[string]playbooks.Choice {
 	t.Helper()
 	programs, problems := playbooks.LoadAll(sources, catalogue())
-	require.NoError(t, problems.Errors().Err())
+	require.NoError(t, problems.WithoutWarnings().Err())
 	out := map[string]playbooks.Choice{}
 	for _, c := range playbooks.Choose(programs, in) {
 		out[c.Name] = c
@@ -172,7 +172,7 @@ func TestOverlapsNameWhoWins(t *testing.T) {
 		shipped(book("cryptominer", "", "objective: crypto-mining")), shipped(book("other", "", "objective: crypto-mining")),
 		book("mine", "", "objective: [escape, crypto-mining]"), book("yours", "", "objective: escape, priority: 7"), book("quiet", "", "objective: escape", "  - notify: log\n"),
 	}, catalogue())
-	require.NoError(t, problems.Errors().Err())
+	require.NoError(t, problems.WithoutWarnings().Err())
 	var got []string
 	for _, o := range playbooks.Overlaps(programs) {
 		got = append(got, fmt.Sprintf("%s before %s: %s", o.First.Name, o.Second.Name, o.Why))

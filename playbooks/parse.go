@@ -20,9 +20,9 @@ const (
 // Parse reads one playbook. It never returns a playbook without having read the whole of it; the diagnostics hold
 // every problem of syntax, unknown key and malformed value.
 func Parse(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
-	p := &parser{Reader: yamlnode.Reader{File: file, Begin: "begin with `playbook: NAME`"}, source: source}
+	p := &parser{Reader: yamlnode.Reader{File: file, ExampleStart: "begin with `playbook: NAME`"}, source: source}
 	book := &Playbook{File: file, Source: source, Hash: HashOf(source, nil), MaxPhase: 3}
-	root := p.Document(source, yamlnode.Limits{Bytes: MaxFileBytes, Nodes: MaxNodes, Depth: MaxDepth})
+	root := p.ParseDocument(source, yamlnode.Limits{MaxBytes: MaxFileBytes, MaxNodes: MaxNodes, MaxDepth: MaxDepth})
 	if root != nil {
 		p.playbook(root, book)
 	}
@@ -46,7 +46,7 @@ func (p *parser) entries(n *yaml.Node, what string, read func(key, value *yaml.N
 		p.errorf(posOf(n), "type", "", "%s must be a mapping, not %s", what, kindName(n))
 		return false
 	}
-	p.Keys(n, read)
+	p.VisitKeys(n, read)
 	return true
 }
 
@@ -63,6 +63,6 @@ func (p *parser) fields(n *yaml.Node, what string, readers map[string]func(key, 
 	})
 }
 
-func kindName(n *yaml.Node) string { return yamlnode.Kind(n) }
+func kindName(n *yaml.Node) string { return yamlnode.DescribeKind(n) }
 
-func clip(s string, n int) string { return yamlnode.Clip(s, n) }
+func clip(s string, n int) string { return yamlnode.Truncate(s, n) }

@@ -23,7 +23,7 @@ func Schema(catalogue Catalogue) any {
 		"max_phase": {"type": "integer", "minimum": 1, "maximum": 3, "default": 2},
 		"match":     s.match(),
 		"inputs":    {"type": "object", "additionalProperties": s.input()},
-		"outputs":   {"type": "object", "additionalProperties": expression("an expression; its value is the output")},
+		"outputs":   {"type": "object", "additionalProperties": expressionSchema("an expression; its value is the output")},
 	})
 	return object{
 		"$schema": "http://json-schema.org/draft-07/schema#", "$id": "https://stanch.dev/schema/playbook.json", "title": "A playbook of Stanch",
@@ -43,7 +43,7 @@ func described(schema object, doc string) object {
 	return out
 }
 
-func expression(doc string) object {
+func expressionSchema(doc string) object {
 	return object{"type": []string{"string", "boolean", "number"}, "description": doc}
 }
 
@@ -127,7 +127,7 @@ func (s *schemaMaker) step() object {
 		"retry": {"type": "object", "additionalProperties": false, "properties": object{"attempts": object{"type": "integer", "minimum": 1, "maximum": 20}, "backoff": duration}},
 		"stop":  {"enum": StopOutcomes}, "set": {"type": "object", "minProperties": 1},
 		"wait": {"anyOf": []any{duration, object{"type": "object", "additionalProperties": false, "required": []string{"until", "timeout"}, "properties": object{
-			"until": expression("what it waits for; `live` is the incident as it is now"), "timeout": duration,
+			"until": expressionSchema("what it waits for; `live` is the incident as it is now"), "timeout": duration,
 		}}}},
 	}
 	properties := object{}

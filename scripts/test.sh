@@ -5,7 +5,7 @@ lab=$1
 mkdir -p "$(dirname "$lab")"
 go run ./testenv/kube/cmd/labnode down --state "$lab" >/dev/null 2>&1 || true
 # What needs neither the kernel's programs nor the node: packages of it run side by side.
-shared='^stanch/(testenv|activities/(kube|aws)|sensors/(probe|snapshot|agent|identity))(/|$)'
+shared='^stanch/(testenv|activities/(kube|aws)|sensors/(probe|snapshot|agent|containermeta))(/|$)'
 all=$(go list ./...)
 # shellcheck disable=SC2046,SC2086 # package paths have no blanks
 go test -p 2 -count 1 -timeout 20m $(grep -Ev "$shared" <<<"$all")

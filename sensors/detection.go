@@ -41,14 +41,14 @@ const (
 	ObjectiveCommandControl   Objective = "command-and-control"
 	ObjectiveExecution        Objective = "execution"
 	ObjectiveDiscovery        Objective = "discovery"
-	ObjectiveDefenceEvasion   Objective = "defense-evasion"
+	ObjectiveDefenseEvasion   Objective = "defense-evasion"
 )
 
 // Objectives lists every objective, the most telling first: an incident's objective is the first of these that
 // its detections name with the highest confidence.
 var Objectives = []Objective{
 	ObjectiveCryptoMining, ObjectiveEscape, ObjectiveCredentialAccess, ObjectiveCommandControl, ObjectiveExfiltration,
-	ObjectiveLateralMovement, ObjectivePersistence, ObjectiveDefenceEvasion, ObjectiveExecution, ObjectiveDiscovery,
+	ObjectiveLateralMovement, ObjectivePersistence, ObjectiveDefenseEvasion, ObjectiveExecution, ObjectiveDiscovery,
 }
 
 // Detection is an event that a rule says matters. Its JSON is stable and is what `stanch-sensor watch -o json`
@@ -73,8 +73,8 @@ type Detection struct {
 	Event Event `json:"event" expr:"event"`
 	// Count is how many alike were folded into this one since the last was sent; 0 counts as 1.
 	Count int `json:"count,omitempty" expr:"count"`
-	// Requested is what a person asked for; nil of everything that a sensor saw.
-	Requested *Requested `json:"requested,omitempty" expr:"requested"`
-	// Confirmed: the gateway found the pod, its node and its owner at the API server. It is never read from a message.
-	Confirmed bool `json:"-" expr:"-"`
+	// ManualRequest is what a person asked for; nil of everything that a sensor saw.
+	ManualRequest *ManualRequest `json:"requested,omitempty" expr:"requested"`
+	// TargetConfirmed: the gateway found the pod, its node and its owner at the API server. It is never read from a message.
+	TargetConfirmed bool `json:"-" expr:"-"`
 }

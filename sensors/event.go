@@ -1,7 +1,7 @@
 // Package sensors holds the words for what a node sees: events, detections and the rules between them.
 //
 // It is pure. It refuses to know a kernel, a container runtime, Kubernetes, Temporal or a clock: whoever has
-// those hands it values (sensors/probe decodes the kernel's rings, sensors/identity names the container), so
+// those hands it values (sensors/probe decodes the kernel's rings, sensors/containermeta names the container), so
 // that rules can be tested and fuzzed from recorded events alone.
 //
 // Every string in an Event comes from a container and belongs to an attacker. It is data: it never reaches a
@@ -22,27 +22,27 @@ const (
 	KindExec      Kind = "exec"         // a program was executed
 	KindExit      Kind = "exit"         // a process ended
 	KindConnect   Kind = "connect"      // an outgoing TCP connection was attempted
-	KindOpen      Kind = "open"         // a sensitive file was opened
-	KindDelete    Kind = "delete"       // a sensitive file was deleted, renamed or cut
+	KindFileOpen      Kind = "open"         // a sensitive file was opened
+	KindFileDelete    Kind = "delete"       // a sensitive file was deleted, renamed or cut
 	KindChmod     Kind = "chmod"        // a file got a set-uid or set-gid bit, or capabilities
-	KindUnix      Kind = "unix-connect" // a connection to a Unix socket of a sensitive name; File is the socket
+	KindUnixConnect      Kind = "unix-connect" // a connection to a Unix socket of a sensitive name; File is the socket
 	KindListen    Kind = "listen"       // a socket began to wait for connections; Network.Port is where
 	KindDNS       Kind = "dns"          // a name was asked for over UDP; Network.Domain
 	KindRawSocket Kind = "raw-socket"   // a socket that sends packets of its own making was opened
 	KindMount     Kind = "mount"        // mount, move_mount, pivot_root and their like
-	KindNamespace Kind = "namespace"    // setns, unshare
-	KindTrace     Kind = "trace"        // another process was attached to, written or read
+	KindNamespaceChange Kind = "namespace"    // setns, unshare
+	KindProcessTrace     Kind = "trace"        // another process was attached to, written or read
 	KindBPF       Kind = "bpf"          // bpf() was called
-	KindURing     Kind = "io-uring"     // an io_uring was set up
-	KindModule    Kind = "module"       // a kernel module was loaded or removed
-	KindBurst     Kind = "burst"        // a container made unusually many processes; Count is how many
+	KindIOUring     Kind = "io-uring"     // an io_uring was set up
+	KindKernelModule    Kind = "module"       // a kernel module was loaded or removed
+	KindProcessBurst     Kind = "burst"        // a container made unusually many processes; Count is how many
 )
 
 // The kinds of event that come from elsewhere.
 const (
-	KindAudit  Kind = "audit"  // a request to the Kubernetes API
-	KindCloud  Kind = "cloud"  // a call to a cloud's API
-	KindHealth Kind = "health" // something about the telemetry itself: what is lost, late or silent
+	KindKubernetesAudit  Kind = "audit"  // a request to the Kubernetes API
+	KindCloudAPICall  Kind = "cloud"  // a call to a cloud's API
+	KindSensorHealth Kind = "health" // something about the telemetry itself: what is lost, late or silent
 )
 
 // Subject is something that is no container and yet may have an incident.
@@ -54,8 +54,8 @@ type Subject struct {
 
 // NodeKinds are the kinds that a node's own sensor produces.
 var NodeKinds = []Kind{
-	KindExec, KindExit, KindConnect, KindOpen, KindDelete, KindChmod, KindUnix, KindListen, KindDNS, KindRawSocket, KindMount,
-	KindNamespace, KindTrace, KindBPF, KindURing, KindModule, KindBurst,
+	KindExec, KindExit, KindConnect, KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindListen, KindDNS, KindRawSocket, KindMount,
+	KindNamespaceChange, KindProcessTrace, KindBPF, KindIOUring, KindKernelModule, KindProcessBurst,
 }
 
 // Event is one thing that the kernel or another source saw. Its JSON is stable and is what
@@ -74,14 +74,14 @@ type Event struct {
 
 	Process   Process   `json:"process" expr:"process"`
 	Container Container `json:"container,omitzero" expr:"container"`
-	File      File      `json:"file,omitzero" expr:"file"`            // KindOpen, KindDelete, KindChmod, KindUnix, KindMount
+	File      File      `json:"file,omitzero" expr:"file"`            // KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindMount
 	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
-	Call      Call      `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
+	Syscall      Syscall      `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
 	Baseline  Baseline  `json:"baseline,omitzero" expr:"baseline"`    // how usual this is for the image
-	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindAudit
-	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloud
+	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
+	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
 	ExitCode  int       `json:"exit_code,omitempty" expr:"exit_code"` // KindExit; a signal is 128+n
-	Count     int       `json:"count,omitempty" expr:"count"`         // KindBurst: processes in the window
+	Count     int       `json:"count,omitempty" expr:"count"`         // KindProcessBurst: processes in the window
 }
 
 // Process is the process that an event is about, as the kernel described it at that moment.
@@ -105,26 +105,26 @@ type Process struct {
 	GID           uint32 `json:"gid" expr:"gid"`
 	// Capabilities is the effective set as the kernel's bit mask.
 	Capabilities uint64 `json:"capabilities,omitempty" expr:"capabilities"`
-	// UpperLayer: the executable lies in the container's writable layer, so it was not in the image.
-	UpperLayer bool `json:"upper_layer,omitempty" expr:"upper_layer"`
-	// Memfd: the executable is an anonymous memory file.
-	Memfd bool `json:"memfd,omitempty" expr:"memfd"`
-	// Deleted: the executable had no name left in any directory when it was executed.
-	Deleted bool `json:"deleted,omitempty" expr:"deleted"`
+	// ExeInUpperLayer: the executable lies in the container's writable layer, so it was not in the image.
+	ExeInUpperLayer bool `json:"upper_layer,omitempty" expr:"upper_layer"`
+	// ExeIsMemfd: the executable is an anonymous memory file.
+	ExeIsMemfd bool `json:"memfd,omitempty" expr:"memfd"`
+	// ExeDeleted: the executable had no name left in any directory when it was executed.
+	ExeDeleted bool `json:"deleted,omitempty" expr:"deleted"`
 	// StdioSockets is a bit mask of the descriptors 0 to 2 that were sockets at exec (bit 0 is stdin).
 	StdioSockets uint8 `json:"stdio_sockets,omitempty" expr:"stdio_sockets"`
-	// Setid: the executable has a set-uid or set-gid bit, or capabilities of its own.
-	Setid bool `json:"setid,omitempty" expr:"setid"`
-	// Gained: the process runs as root or has capabilities, and what it came from (its parent, or itself before) had not.
-	Gained bool `json:"gained,omitempty" expr:"gained"`
-	// Entered: the process was put into a running container from outside (`kubectl exec`, an exec probe), and is
+	// HasSetIDBits: the executable has a set-uid or set-gid bit, or capabilities of its own.
+	HasSetIDBits bool `json:"setid,omitempty" expr:"setid"`
+	// PrivilegesGained: the process runs as root or has capabilities, and what it came from (its parent, or itself before) had not.
+	PrivilegesGained bool `json:"gained,omitempty" expr:"gained"`
+	// ExecedInto: the process was put into a running container from outside (`kubectl exec`, an exec probe), and is
 	// not the container's own first process.
-	Entered bool `json:"entered,omitempty" expr:"entered"`
+	ExecedInto bool `json:"entered,omitempty" expr:"entered"`
 	// NSPID is the process's id in its own pid namespace.
 	NSPID uint32 `json:"ns_pid,omitempty" expr:"ns_pid"`
-	// Inode and Device name the executed file.
-	Inode  uint64 `json:"inode,omitempty" expr:"inode"`
-	Device uint64 `json:"device,omitempty" expr:"device"`
+	// ExeInode and Device name the executed file.
+	ExeInode  uint64 `json:"inode,omitempty" expr:"inode"`
+	ExeDevice uint64 `json:"device,omitempty" expr:"device"`
 	// Ancestors, nearest first, at most MaxAncestors, ending at the container's first process or the host's.
 	Ancestors []Ancestor `json:"ancestors,omitempty" expr:"ancestors"`
 }
@@ -143,16 +143,16 @@ type Ancestor struct {
 // File is a file that was opened.
 type File struct {
 	Path  string `json:"path,omitempty" expr:"path"` // resolved by the kernel
-	Write bool   `json:"write,omitempty" expr:"write"`
-	// Sensitive names the class of the file: "service-account-token", "shadow", "cloud-credentials", "private-key",
+	OpenedForWrite bool   `json:"write,omitempty" expr:"write"`
+	// SensitiveClass names the class of the file: "service-account-token", "shadow", "cloud-credentials", "private-key",
 	// "process-environment", "process-memory", "kernel-escape", "runtime-socket", "log", "history", …
-	Sensitive string `json:"sensitive,omitempty" expr:"sensitive"`
-	// Asked says that Path is what the caller asked for and was not resolved by the kernel.
-	Asked bool `json:"asked,omitempty" expr:"asked"`
+	SensitiveClass string `json:"sensitive,omitempty" expr:"sensitive"`
+	// PathUnresolved says that Path is what the caller asked for and was not resolved by the kernel.
+	PathUnresolved bool `json:"asked,omitempty" expr:"asked"`
 }
 
-// Call is the system call that an event is about.
-type Call struct {
+// Syscall is the system call that an event is about.
+type Syscall struct {
 	Name string `json:"name,omitempty" expr:"name"` // "mount", "setns", "ptrace", …
 	// Failed: the kernel refused it. An attempt is an event too.
 	Failed bool `json:"failed,omitempty" expr:"failed"`
@@ -166,8 +166,8 @@ type Call struct {
 
 // Baseline says how usual an event is, measured against what containers of the same image digest did before.
 type Baseline struct {
-	// Learnt: the image was watched for long enough that "never seen" means something.
-	Learnt bool `json:"learnt,omitempty" expr:"learnt"`
+	// LearningComplete: the image was watched for long enough that "never seen" means something.
+	LearningComplete bool `json:"learnt,omitempty" expr:"learnt"`
 	// NewExe: no container of the image executed this file before.
 	NewExe bool `json:"new_exe,omitempty" expr:"new_exe"`
 	// NewDestination: none connected there before.
@@ -226,16 +226,16 @@ type Workload struct {
 // InContainer tells whether the event belongs to a container and not to the host.
 func (e *Event) InContainer() bool { return e.Container.ID != "" || e.Container.CgroupID != 0 }
 
-// multicall are programs that are many: which one, the name says under which they were called.
-var multicall = map[string]bool{"busybox": true, "toybox": true, "coreutils": true}
+// multicallBinaries are programs that are many: which one, the name says under which they were called.
+var multicallBinaries = map[string]bool{"busybox": true, "toybox": true, "coreutils": true}
 
 // ExeName is the last element of the executed path, without the kernel's " (deleted)" mark and without a version: the
 // kernel says what a link led to, python3.11 and php-fpm8.2, and rules say what it is. Of a program such as busybox it is the
 // name of the applet, found as that program finds it, so that it cannot lie.
 func (p *Process) ExeName() string {
 	name := path.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
-	if !multicall[name] {
-		return unversioned(name)
+	if !multicallBinaries[name] {
+		return trimVersionSuffix(name)
 	}
 	for _, arg := range p.Args {
 		// "busybox busybox sh" is sh, and so is "busyboxx sh".
@@ -246,9 +246,9 @@ func (p *Process) ExeName() string {
 	return name
 }
 
-// unversioned takes a version off a program's name: digits with a point or behind a hyphen. "python3", "mkfs.ext4" and
+// trimVersionSuffix takes a version off a program's name: digits with a point or behind a hyphen. "python3", "mkfs.ext4" and
 // "sha256sum" have none.
-func unversioned(name string) string {
+func trimVersionSuffix(name string) string {
 	end := len(name)
 	for end > 0 && (name[end-1] >= '0' && name[end-1] <= '9' || name[end-1] == '.') {
 		end--

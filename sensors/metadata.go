@@ -9,37 +9,37 @@ import (
 // Whoever makes a pod chooses its labels and annotations, up to a megabyte of them, and they are in each of its
 // detections: without a bound a pod could make its detections too large to be sent.
 const (
-	maxLabelKey   = 253 + 1 + 63 // as Kubernetes bounds it
-	maxLabelValue = 63
+	maxLabelKeyBytes   = 253 + 1 + 63 // as Kubernetes bounds it
+	maxLabelValueBytes = 63
 	maxLabels     = 64
-	maxMetadata   = 16 << 10 // keys and values of one map together, in bytes
+	maxMetadataBytes   = 16 << 10 // keys and values of one map together, in bytes
 )
 
-// ownAnnotations begins the annotations that Stanch itself reads.
-const ownAnnotations = "stanch.dev/"
+// stanchAnnotationPrefix begins the annotations that Stanch itself reads.
+const stanchAnnotationPrefix = "stanch.dev/"
 
-// workloadLabels are those by which WorkloadHint tells who owns a pod: without them its incident would be another's.
-func workloadLabels() []string {
+// workloadLabelKeys are those by which InferWorkload tells who owns a pod: without them its incident would be another's.
+func workloadLabelKeys() []string {
 	return []string{
 		"pod-template-hash", "statefulset.kubernetes.io/pod-name", "batch.kubernetes.io/job-name", "controller-revision-hash", "pod-template-generation",
 	}
 }
 
-// BoundLabels copies a pod's labels, as many as a detection can carry: first those that say whose it is, then the others
+// LimitLabels copies a pod's labels, as many as a detection can carry: first those that say whose it is, then the others
 // in the order of their names.
-func BoundLabels(labels map[string]string) map[string]string {
-	return bound(labels, func(key string) bool { return slices.Contains(workloadLabels(), key) }, func(key, value string) bool {
-		return len(key) <= maxLabelKey && len(value) <= maxLabelValue
+func LimitLabels(labels map[string]string) map[string]string {
+	return limitMap(labels, func(key string) bool { return slices.Contains(workloadLabelKeys(), key) }, func(key, value string) bool {
+		return len(key) <= maxLabelKeyBytes && len(value) <= maxLabelValueBytes
 	})
 }
 
-// BoundAnnotations copies a pod's annotations, as many as a detection can carry: first those that Stanch reads, then the
+// LimitAnnotations copies a pod's annotations, as many as a detection can carry: first those that Stanch reads, then the
 // others in the order of their names, for rules of the user's.
-func BoundAnnotations(annotations map[string]string) map[string]string {
-	return bound(annotations, func(key string) bool { return strings.HasPrefix(key, ownAnnotations) }, func(string, string) bool { return true })
+func LimitAnnotations(annotations map[string]string) map[string]string {
+	return limitMap(annotations, func(key string) bool { return strings.HasPrefix(key, stanchAnnotationPrefix) }, func(string, string) bool { return true })
 }
 
-func bound(all map[string]string, first func(key string) bool, fits func(key, value string) bool) map[string]string {
+func limitMap(all map[string]string, first func(key string) bool, fits func(key, value string) bool) map[string]string {
 	keys := slices.Sorted(maps.Keys(all))
 	slices.SortStableFunc(keys, func(a, b string) int {
 		switch {
@@ -51,7 +51,7 @@ func bound(all map[string]string, first func(key string) bool, fits func(key, va
 		return 0
 	})
 	var out map[string]string
-	left := maxMetadata
+	left := maxMetadataBytes
 	for _, key := range keys {
 		value := all[key]
 		if len(key)+len(value) > left || !fits(key, value) {

@@ -18,11 +18,11 @@ func TestAPodCannotMakeItsDetectionsTooLarge(t *testing.T) {
 	}
 	labels["pod-template-hash"] = "5d8f9c7b6d"
 	annotations["stanch.dev/egress"] = "10.0.0.0/8"
-	kept := sensors.BoundLabels(labels)
+	kept := sensors.LimitLabels(labels)
 	require.Len(t, kept, 64)
-	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"}, sensors.WorkloadHint("shop-5d8f9c7b6d-x7k2p", kept), "it is still the same workload's")
-	require.Equal(t, kept, sensors.BoundLabels(labels), "the same ones are kept each time")
-	got := sensors.BoundAnnotations(annotations)
+	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "shop"}, sensors.InferWorkload("shop-5d8f9c7b6d-x7k2p", kept), "it is still the same workload's")
+	require.Equal(t, kept, sensors.LimitLabels(labels), "the same ones are kept each time")
+	got := sensors.LimitAnnotations(annotations)
 	require.Equal(t, "10.0.0.0/8", got["stanch.dev/egress"])
 	size := 0
 	for k, v := range got {
@@ -32,7 +32,7 @@ func TestAPodCannotMakeItsDetectionsTooLarge(t *testing.T) {
 	require.Contains(t, got, "a0000", "a rule of the user's may read it")
 
 	few := map[string]string{"app": "shop"}
-	require.Equal(t, few, sensors.BoundLabels(few))
-	require.Nil(t, sensors.BoundLabels(nil))
-	require.Nil(t, sensors.BoundLabels(map[string]string{"app": strings.Repeat("x", 64)}), "no label of Kubernetes'")
+	require.Equal(t, few, sensors.LimitLabels(few))
+	require.Nil(t, sensors.LimitLabels(nil))
+	require.Nil(t, sensors.LimitLabels(map[string]string{"app": strings.Repeat("x", 64)}), "no label of Kubernetes'")
 }

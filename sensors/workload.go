@@ -6,22 +6,22 @@ import (
 )
 
 var (
-	generatedPod = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
-	ordinalPod   = regexp.MustCompile(`^(.+)-\d+$`)
+	generatedPodName = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
+	statefulSetPodName   = regexp.MustCompile(`^(.+)-\d+$`)
 )
 
-// WorkloadHint tells from a pod's name and labels alone what owns it: controllers put their mark on both. It is what
+// InferWorkload tells from a pod's name and labels alone what owns it: controllers put their mark on both. It is what
 // groups an incident before, and without, the API server's word.
-func WorkloadHint(pod string, labels map[string]string) Workload {
+func InferWorkload(pod string, labels map[string]string) Workload {
 	if hash := labels["pod-template-hash"]; hash != "" {
-		if m := generatedPod.FindStringSubmatch(pod); m != nil {
+		if m := generatedPodName.FindStringSubmatch(pod); m != nil {
 			if name, ok := strings.CutSuffix(m[1], "-"+hash); ok && name != "" {
 				return Workload{Kind: "Deployment", Name: name}
 			}
 		}
 	}
 	if labels["statefulset.kubernetes.io/pod-name"] == pod {
-		if m := ordinalPod.FindStringSubmatch(pod); m != nil {
+		if m := statefulSetPodName.FindStringSubmatch(pod); m != nil {
 			return Workload{Kind: "StatefulSet", Name: m[1]}
 		}
 	}
@@ -29,7 +29,7 @@ func WorkloadHint(pod string, labels map[string]string) Workload {
 		return Workload{Kind: "Job", Name: job}
 	}
 	if labels["controller-revision-hash"] != "" && labels["pod-template-generation"] != "" {
-		if m := generatedPod.FindStringSubmatch(pod); m != nil {
+		if m := generatedPodName.FindStringSubmatch(pod); m != nil {
 			return Workload{Kind: "DaemonSet", Name: m[1]}
 		}
 	}

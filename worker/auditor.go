@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/archive"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
@@ -25,7 +25,7 @@ type Auditor struct {
 	Collect   *archive.Collector
 	Archive   archive.Store
 	Converter converter.DataConverter
-	Keys      proof.Keyring
+	Keys      attestation.Keyring
 	Catalogue playbooks.Catalogue
 	Evidence  *activities.EvidenceStore
 	line      queue // of ArchiveClosed, which is called by one at a time

@@ -7,7 +7,7 @@ import (
 
 	"stanch/activities/aws"
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/worker/gateway"
 )
 
@@ -33,14 +33,14 @@ func (t *trail) spoke(ctx context.Context, unread error) {
 	if t.health == nil {
 		return
 	}
-	some := (*foreign.UnreadError)(nil)
+	some := (*integrations.BatchDecodeError)(nil)
 	switch {
 	case unread == nil:
 		t.health.ForeignSpoke(gateway.CloudSource)
 	case errors.As(unread, &some):
-		t.health.ForeignHealth(ctx, foreign.Health{Source: gateway.CloudSource, Time: time.Now().UTC(), Unread: uint64(max(some.Unread, 1)), Message: some.Error()}) //nolint:gosec // a count
+		t.health.ForeignHealth(ctx, integrations.SensorHealth{Source: gateway.CloudSource, Time: time.Now().UTC(), UndecodableEvents: uint64(max(some.FailedCount, 1)), Message: some.Error()}) //nolint:gosec // a count
 	default:
-		t.health.ForeignHealth(ctx, foreign.Health{Source: gateway.CloudSource, Time: time.Now().UTC(), Unread: 1, Message: unread.Error()})
+		t.health.ForeignHealth(ctx, integrations.SensorHealth{Source: gateway.CloudSource, Time: time.Now().UTC(), UndecodableEvents: 1, Message: unread.Error()})
 	}
 }
 
@@ -100,7 +100,7 @@ func (t *trail) queue(ctx context.Context, url string) {
 }
 
 func (t *trail) message(ctx context.Context, url string, m aws.Message) error {
-	events, err := foreign.CloudTrail([]byte(m.Body))
+	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
 		t.w.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.Times, "error", err)
 	}
@@ -122,7 +122,7 @@ func (t *trail) lookups(ctx context.Context) {
 			known = map[string]bool{} // their detections have the same ids, and are known to their incidents
 		}
 		complete, err := t.account.Records(ctx, now.Add(-recordsBack), now, func(raw string) error {
-			events, err := foreign.CloudTrail([]byte(raw))
+			events, err := integrations.DecodeCloudTrail([]byte(raw))
 			if err != nil || len(events) != 1 || known[events[0].ID] {
 				return nil //nolint:nilerr // CloudTrail's own; what it cannot be read as will not change
 			}

@@ -271,7 +271,7 @@ func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
 		standin.Event{Name: "DeleteDetector", At: time.Now().Add(-2 * time.Minute), Raw: record("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", "")},
 	)
 	one := e.wait(t, "cloud-trust-changed")
-	require.Equal(t, "web", one.Event.Cloud.Subject)
+	require.Equal(t, "web", one.Event.Cloud.TargetPrincipal)
 	e.wait(t, "cloud-guards-stopped")
 	calls := e.in.Calls("LookupEvents")
 	for i := range calls[1:] {

@@ -19,9 +19,9 @@ import (
 	"stanch/playbooks/recording"
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/archive"
 	"stanch/worker/config"
@@ -34,12 +34,12 @@ import (
 // holding is a node that applies what it is asked and remembers it.
 type holding struct {
 	mu    sync.Mutex
-	held  map[string]link.HoldState
+	held  map[string]gatewayrpc.ContainmentState
 	stuck map[string]bool // containers that it refuses to freeze
 }
 
-func (h *holding) Handle(_ context.Context, kind link.CommandKind, body []byte, _ proof.Keyring) (any, []link.Blob, error) {
-	var c link.HoldCommand
+func (h *holding) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, _ attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+	var c gatewayrpc.ContainmentCommand
 	if err := json.Unmarshal(body, &c); err != nil {
 		return nil, nil, fmt.Errorf("decode: %w", err)
 	}
@@ -47,16 +47,16 @@ func (h *holding) Handle(_ context.Context, kind link.CommandKind, body []byte, 
 	defer h.mu.Unlock()
 	key := c.Target.ID()
 	switch kind {
-	case link.CommandSnapshot:
+	case gatewayrpc.CommandSnapshot:
 		return map[string]any{"processes": []any{}}, nil, nil
-	case link.CommandLock, link.CommandFreeze:
-		if kind == link.CommandFreeze && h.stuck[key] {
-			return nil, nil, fmt.Errorf("%w: it cannot be frozen", link.ErrRefused)
+	case gatewayrpc.CommandLock, gatewayrpc.CommandFreeze:
+		if kind == gatewayrpc.CommandFreeze && h.stuck[key] {
+			return nil, nil, fmt.Errorf("%w: it cannot be frozen", gatewayrpc.ErrRefused)
 		}
-		h.held[key] = link.HoldState{Held: true, Lease: c.Lease, Until: c.Until, Wire: true, AppliedAt: time.Now()}
-	case link.CommandUnlock, link.CommandThaw:
+		h.held[key] = gatewayrpc.ContainmentState{Active: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt, VethLocked: true, AppliedAt: time.Now()}
+	case gatewayrpc.CommandUnlock, gatewayrpc.CommandThaw:
 		delete(h.held, key)
-	case link.CommandLockState, link.CommandFreezeState:
+	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState:
 	}
 	return h.held[key], nil, nil
 }
@@ -104,7 +104,7 @@ type live struct {
 	t     *testing.T
 	cfg   *config.Config
 	file  string
-	spool *link.Spool
+	spool *gatewayrpc.Spool
 }
 
 // attack reports a miner in a container with the name of the case.
@@ -218,8 +218,8 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	cfg, problems := config.Parse(file, []byte(text))
 	require.NoError(t, problems.Err())
 	w := installation(t, cfg, metrics.NewTemporal(), nil, func(o *worker.Options) { o.ConfigFile, o.Timing.Verify = file, time.Second })
-	node := &holding{held: map[string]link.HoldState{}, stuck: map[string]bool{"container:c-next": true}}
-	l := &live{Worker: w, t: t, cfg: cfg, file: file, spool: join(t, w, agent.Health{Node: "node-1", Probe: probe.Status{Since: time.Now()}}, node)}
+	node := &holding{held: map[string]gatewayrpc.ContainmentState{}, stuck: map[string]bool{"container:c-next": true}}
+	l := &live{Worker: w, t: t, cfg: cfg, file: file, spool: join(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node)}
 
 	// The kill switch: one is refused, and nothing gets around it.
 	require.NoError(t, l.Decider.Stop(t.Context(), l.speaker("alice"), "a test"))

@@ -39,7 +39,7 @@ func (w *Worker) openJudge(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if set := files.Look(); set != nil {
+				if set := files.ReloadIfChanged(); set != nil {
 					current.Store(set)
 				}
 			}

@@ -19,7 +19,7 @@ import (
 	"stanch/playbooks/library"
 	"stanch/playbooks/scenario"
 	"stanch/sensors/diagnostic"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
@@ -312,11 +312,11 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 }
 
 // sign signs that a playbook is one of this installation's.
-func (l *Library) sign(p *playbooks.Program) (*proof.Signed, error) {
+func (l *Library) sign(p *playbooks.Program) (*attestation.Envelope, error) {
 	if l.Authority == nil {
 		return nil, nil //nolint:nilnil // nothing is signed
 	}
-	signed, err := l.Authority.Sign(proof.PurposeSelection, proof.Selection{Playbook: p.Name, Hash: p.Hash, Asks: asks(p), At: time.Now()})
+	signed, err := l.Authority.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: p.Name, SourceHash: p.Hash, ApproverHashes: asks(p), AuthorizedAt: time.Now()})
 	if err != nil {
 		return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
 	}

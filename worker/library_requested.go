@@ -17,7 +17,7 @@ import (
 
 // Requested is the playbook of what a person asked for: the one they named, or a containment by itself. It is a local
 // activity: its result is recorded. Whether anything is contained is for the guards, and not for who calls this.
-func (l *Library) Requested(_ context.Context, r sensors.Requested) (incident.Selected, error) {
+func (l *Library) Requested(_ context.Context, r sensors.ManualRequest) (incident.Selected, error) {
 	p, err := l.ProgramOf(r)
 	if err != nil {
 		return incident.Selected{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
@@ -31,7 +31,7 @@ func (l *Library) Requested(_ context.Context, r sensors.Requested) (incident.Se
 
 // ProgramOf is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
 // says what can be.
-func (l *Library) ProgramOf(r sensors.Requested) (*playbooks.Program, error) {
+func (l *Library) ProgramOf(r sensors.ManualRequest) (*playbooks.Program, error) {
 	if r.Playbook != "" {
 		var names []string
 		for _, p := range l.Programs() {
@@ -51,10 +51,10 @@ func (l *Library) ProgramOf(r sensors.Requested) (*playbooks.Program, error) {
 	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !detected(spec) {
 		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestable(catalogue), ", "))
 	}
-	one := playbooks.OneOff(r.Action, r.For)
+	one := playbooks.OneOff(r.Action, r.Duration)
 	programs, problems := playbooks.LoadAll([]playbooks.Source{one}, catalogue)
 	if len(programs) != 1 {
-		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.For, problems.Err())
+		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.Duration, problems.Err())
 	}
 	return programs[0], nil
 }

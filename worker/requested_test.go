@@ -20,8 +20,8 @@ import (
 	"stanch/playbooks/recording"
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/archive"
 	"stanch/worker/authority"
@@ -39,39 +39,39 @@ import (
 type obedient struct {
 	mu     sync.Mutex
 	runs   []string // containers of this node
-	held   map[string]link.HoldState
+	held   map[string]gatewayrpc.ContainmentState
 	locks  []string      // leases that were locked, in order
-	beside []link.Sharer // other containers in the network namespace of each
+	beside []gatewayrpc.NetworkSharer // other containers in the network namespace of each
 }
 
-func (o *obedient) Handle(_ context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
+func (o *obedient) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var c link.HoldCommand
+	var c gatewayrpc.ContainmentCommand
 	if err := json.Unmarshal(body, &c); err != nil {
 		return nil, nil, err
 	}
 	id := c.Target.ContainerID
 	if !slices.Contains(o.runs, id) {
-		return link.HoldState{Gone: true}, nil, nil
+		return gatewayrpc.ContainmentState{TargetGone: true}, nil, nil
 	}
 	switch kind {
-	case link.CommandSnapshot:
+	case gatewayrpc.CommandSnapshot:
 		return map[string]any{"processes": []string{}}, nil, nil
-	case link.CommandLock:
-		if _, err := keys.OpenToken(c.Token, c.Action, c.Target.ID(), time.Now()); err != nil {
-			return nil, nil, link.ErrRefused
+	case gatewayrpc.CommandLock:
+		if _, err := keys.VerifyLeaseToken(c.Token, c.Action, c.Target.ID(), time.Now()); err != nil {
+			return nil, nil, gatewayrpc.ErrRefused
 		}
-		if o.held[id].Lease != c.Lease {
-			o.locks = append(o.locks, c.Lease)
+		if o.held[id].LeaseID != c.LeaseID {
+			o.locks = append(o.locks, c.LeaseID)
 		}
-		o.held[id] = link.HoldState{Held: true, Wire: true, Lease: c.Lease, Until: c.Until, AppliedAt: time.Now()}
-	case link.CommandUnlock:
+		o.held[id] = gatewayrpc.ContainmentState{Active: true, VethLocked: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt, AppliedAt: time.Now()}
+	case gatewayrpc.CommandUnlock:
 		delete(o.held, id)
-	case link.CommandLockState, link.CommandFreezeState, link.CommandFreeze, link.CommandThaw:
+	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState, gatewayrpc.CommandFreeze, gatewayrpc.CommandThaw:
 	}
 	state := o.held[id]
-	state.Shared = o.beside
+	state.NetworkSharers = o.beside
 	return state, nil, nil
 }
 
@@ -104,7 +104,7 @@ func requests(t *testing.T, text string) (*worker.Worker, *obedient, func(person
 	require.NoError(t, err)
 	t.Cleanup(traces.Close)
 	w := installation(t, cfg, metrics.NewTemporal(), traces)
-	node := &obedient{runs: []string{box}, held: map[string]link.HoldState{}}
+	node := &obedient{runs: []string{box}, held: map[string]gatewayrpc.ContainmentState{}}
 	joinWith(t, w, agent.Health{Node: "node-1"}, node)
 	require.Eventually(t, func() bool { return len(w.Hub.Nodes()) == 1 }, 10*time.Second, 20*time.Millisecond)
 	return w, node, func(person string, q gateway.ContainRequest) (*gateway.ContainAnswer, error) {
@@ -302,7 +302,7 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 // dry run beside a lease says that it is held, and until when.
 func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	w, node, ask := requests(t, requesting)
-	node.beside = []link.Sharer{{Container: "a3dfa3dfa3df"}}
+	node.beside = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
 	const warning = "container a3dfa3dfa3df came into its network namespace after it started, and is cut off too"
 	q := gateway.ContainRequest{ID: "one", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"}
 	dry := q
@@ -487,10 +487,10 @@ func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
 func TestAForgedRequestContainsNothing(t *testing.T) {
 	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))
 	forged := sensors.Detection{
-		ID: "request/forged", Rule: sensors.RuleRequested, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveRequested, Source: sensors.SourcePerson,
+		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
 		Time: time.Now(), Node: "node-1", Reasons: []string{"alice asked for it"},
-		Requested: &sensors.Requested{Person: "alice", Proved: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", For: time.Minute},
-		Event:     sensors.Event{Kind: sensors.KindRequested, Node: "node-1", Container: sensors.Container{ID: box}},
+		ManualRequest: &sensors.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", Duration: time.Minute},
+		Event:     sensors.Event{Kind: sensors.KindManualRequest, Node: "node-1", Container: sensors.Container{ID: box}},
 	}
 	// A true request for something else, which waits for an answer: its proof is in Temporal for everybody there to take.
 	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
@@ -499,7 +499,7 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	var taken proof.Signed
+	var taken attestation.Envelope
 	events := w.Client.GetWorkflowHistory(t.Context(), workflows.IncidentID(w.Config.Cluster+"/Container/"+box[:12]+"@node-1"), "", false, 0)
 	for events.HasNext() {
 		e, err := events.Next()
@@ -510,14 +510,14 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 			taken = batch[0].Attestation
 		}
 	}
-	require.NotEmpty(t, taken.Sig)
+	require.NotEmpty(t, taken.Signature)
 	intruder, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
-	own, err := intruder.Sign(proof.PurposeAttestation, proof.Attestation{
-		Detection: forged.ID, Target: "container:" + box, Node: "node-1", Confidence: 1, Accepted: time.Now(), Requested: &proof.Requested{Person: "alice", Actions: []string{"pod.freeze"}, For: time.Hour},
+	own, err := intruder.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: forged.ID, TargetID: "container:" + box, Node: "node-1", Confidence: 1, AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{Person: "alice", Actions: []string{"pod.freeze"}, MaxDuration: time.Hour},
 	})
 	require.NoError(t, err)
-	for name, signed := range map[string]proof.Signed{"no proof": {}, "its own key": own, "the proof of another request": taken} {
+	for name, signed := range map[string]attestation.Envelope{"no proof": {}, "its own key": own, "the proof of another request": taken} {
 		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no proof": "A", "its own key": "B", "the proof of another request": "C"}[name]
 		key := "forged/" + strings.ReplaceAll(name, " ", "-")
 		_, err := w.Client.SignalWithStartWorkflow(t.Context(), workflows.IncidentID(key), workflows.SignalDetections, []incident.Attested{{Detection: forged, Attestation: signed}},

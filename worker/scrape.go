@@ -18,7 +18,7 @@ func (w *Worker) Metrics(version string, temporal *metrics.Temporal) http.Handle
 		s.Exports = w.Exports.Counts
 	}
 	if w.judge != nil {
-		s.Rules = func() []rules.Stats { return agent.Telling(w.judge.Rules().Stats()) }
+		s.Rules = func() []rules.RuleStats { return agent.SelectReportedStats(w.judge.Rules().Stats()) }
 	}
 	return metrics.Handler(metrics.Registry(s))
 }

@@ -20,9 +20,9 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/sensors/rules"
 	"stanch/worker"
 	"stanch/worker/authority"
@@ -55,7 +55,7 @@ func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, tr
 	t.Cleanup(temporal.Close)
 	library, problems, err := worker.LoadLibrary(cfg, worker.Catalogue())
 	require.NoError(t, err)
-	require.Empty(t, problems.Errors())
+	require.Empty(t, problems.WithoutWarnings())
 	codec, err := worker.PayloadCodec(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	o := worker.Options{
@@ -72,33 +72,33 @@ func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, tr
 
 type deaf struct{}
 
-func (deaf) Handle(context.Context, link.CommandKind, []byte, proof.Keyring) (any, []link.Blob, error) {
-	return nil, nil, link.ErrRefused
+func (deaf) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+	return nil, nil, gatewayrpc.ErrRefused
 }
 
 // join connects a node that tells of itself what it is given, and obeys nothing unless it is given what does.
-func join(t *testing.T, w *worker.Worker, h agent.Health, handlers ...link.Handler) *link.Spool {
+func join(t *testing.T, w *worker.Worker, h agent.Health, handlers ...gatewayrpc.Handler) *gatewayrpc.Spool {
 	t.Helper()
-	var handler link.Handler = deaf{}
+	var handler gatewayrpc.Handler = deaf{}
 	for _, given := range handlers {
 		handler = given
 	}
 	return joinWith(t, w, h, handler)
 }
 
-func joinWith(t *testing.T, w *worker.Worker, h agent.Health, handler link.Handler) *link.Spool {
+func joinWith(t *testing.T, w *worker.Worker, h agent.Health, handler gatewayrpc.Handler) *gatewayrpc.Spool {
 	t.Helper()
 	base, err := w.PKI.TLS(authority.RoleNode, h.Node)
 	require.NoError(t, err)
-	identity, err := link.NewIdentity(base, filepath.Join(t.TempDir(), "node.pem"))
+	identity, err := gatewayrpc.NewNodeCertificate(base, filepath.Join(t.TempDir(), "node.pem"))
 	require.NoError(t, err)
-	spool, err := link.OpenSpool(t.TempDir(), link.SpoolLimit{})
+	spool, err := gatewayrpc.OpenSpool(t.TempDir(), gatewayrpc.SpoolLimits{})
 	require.NoError(t, err)
-	pins, err := link.OpenPins("", "", w.Authority.KeySet())
+	pins, err := gatewayrpc.OpenPinnedKeys("", "", w.Authority.KeySet())
 	require.NoError(t, err)
-	c := &link.Client{
-		Address: w.NodeAddr, Node: h.Node, Pins: pins, Version: "test", BootID: "boot", Spool: spool, Handler: handler, Identity: identity,
-		Status: func() any { return agent.Report{Health: h, Spooled: spool.Len(), Dropped: spool.Dropped()} }, HealthEvery: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	c := &gatewayrpc.Client{
+		Address: w.NodeAddr, Node: h.Node, PinnedKeys: pins, Version: "test", BootID: "boot", Spool: spool, Handler: handler, NodeCertificate: identity,
+		StatusFunc: func() any { return agent.StatusReport{Health: h, Spooled: spool.Len(), SpoolDropped: spool.Dropped()} }, HealthInterval: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -148,8 +148,8 @@ func TestPrometheusSeesANodeAndItsIncident(t *testing.T) {
 	server := httptest.NewServer(w.Metrics("v9", counts))
 	t.Cleanup(server.Close)
 	spool := join(t, w, agent.Health{
-		Node: "node-1", Probe: probe.Status{Since: time.Now(), Events: map[sensors.Kind]uint64{sensors.KindExec: 41}, Drops: map[string]uint64{"alerts ring full": 3}},
-		RuleCounts: []rules.Stats{{Rule: "miner", Evaluated: 41, Fired: 1, Sampled: 2, Mean: time.Microsecond}},
+		Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{sensors.KindExec: 41}, Drops: map[string]uint64{"alerts ring full": 3}},
+		RuleStats: []rules.RuleStats{{Rule: "miner", Evaluated: 41, Fired: 1, Sampled: 2, MeanEvaluationTime: time.Microsecond}},
 	})
 	for n, id := range []string{"d-1", "d-2", "d-3"} {
 		d := sensors.Detection{

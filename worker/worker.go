@@ -31,8 +31,8 @@ import (
 	"stanch/activities"
 	"stanch/activities/aws"
 	"stanch/activities/kube"
-	"stanch/sensors/link"
-	"stanch/sensors/link/linkpb"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/connlimit"
@@ -268,7 +268,7 @@ func (w *Worker) listenNodes() error {
 	if w.NodeListen == "" {
 		return nil
 	}
-	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
 	if err != nil {
 		return err
 	}
@@ -278,12 +278,12 @@ func (w *Worker) listenNodes() error {
 	}
 	w.NodeAddr = l.Addr().String()
 	l = connlimit.New(l, connlimit.Limits{Total: maxNodeConnections})
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(link.MaxMessage+4096), grpc.MaxSendMsgSize(link.MaxMessage+4096),
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)), grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096), grpc.MaxSendMsgSize(gatewayrpc.MaxMessageBytes+4096),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: time.Minute}),
 		// Who says nothing is not kept: neither without a handshake nor, above, without a stream.
 		grpc.ConnectionTimeout(handshakeTimeout), grpc.MaxConcurrentStreams(maxNodeStreams), grpc.MaxHeaderListSize(16<<10))
-	linkpb.RegisterGatewayServer(server, w.Hub)
+	gatewaypb.RegisterGatewayServer(server, w.Hub)
 	go func() {
 		if err := server.Serve(l); err != nil {
 			w.Log.Error("the gateway for nodes ended", "error", err)
@@ -310,7 +310,7 @@ func (w *Worker) listenForeign() error {
 	w.HTTPAddr = l.Addr().String()
 	l = connlimit.New(l, connlimit.Limits{})
 	if w.PKI != nil {
-		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+		tlsConfig, err := w.PKI.TLS(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
@@ -349,7 +349,7 @@ func (w *Worker) listenAPI() error {
 	if w.Kube == nil {
 		return errors.New("listen for people: their tokens are reviewed by a cluster, and there is none")
 	}
-	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, link.ServerName)...)
+	tlsConfig, err := w.PKI.Serving(authority.RoleGateway, "gateway", append(w.NodeHosts, gatewayrpc.ServerName)...)
 	if err != nil {
 		return err
 	}

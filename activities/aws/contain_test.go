@@ -12,7 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 func TestEachIsPlannedAppliedVerifiedAndUndoneToTheLetter(t *testing.T) {
@@ -42,14 +42,14 @@ func TestEachIsPlannedAppliedVerifiedAndUndoneToTheLetter(t *testing.T) {
 			require.Equal(t, plan.Changes, again.Changes, "what people saw is what is approved: the lease is not in it")
 			require.Equal(t, before, w.all(r.Target))
 
-			effect, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+			effect, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 			require.NoError(t, err)
 			require.Equal(t, c.outcome, effect.Outcome, effect.Reason)
 			require.Contains(t, effect.Reason, c.reason)
 			held := w.all(r.Target)
 			require.NotEqual(t, before, held)
 			once := w.writes()
-			_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+			_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 			require.NoError(t, err)
 			require.Equal(t, once, w.writes(), "a retry writes nothing more")
 			require.Equal(t, held, w.all(r.Target))
@@ -115,13 +115,13 @@ func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
 	_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: &hourAgo})
 	require.NoError(t, err)
 	r.Until = r.Until.Add(3 * time.Hour)
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 	require.NoError(t, err)
 	_, second := w.mine(r.Target.Name)
 	require.NotEqual(t, hourAgo, second, "the stamp moved")
 	require.Equal(t, at.FindString(hourAgo), at.FindString(second), "the time of the revocation did not")
 	r.Until = r.Until.Add(-2 * time.Hour)
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 	wantRefusal(t, err, "needs a grant")
 }
 
@@ -215,7 +215,7 @@ func TestARoleMadeAgainUnderTheNameIsAnother(t *testing.T) {
 			before := w.all(r.Target)
 			_, err = w.contain(action).Plan(t.Context(), r)
 			wantRefusal(t, err, "is gone", "now has the id")
-			_, err = w.contain(action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+			_, err = w.contain(action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 			wantRefusal(t, err, "is gone")
 			_, _, err = w.contain(action).Verify(t.Context(), r, plan.Prior)
 			require.ErrorIs(t, err, activities.ErrGone)
@@ -233,7 +233,7 @@ func TestARoleMadeAgainWhileItIsDeniedGetsItsOwnBack(t *testing.T) {
 		w.deleteRole(r.Target.Name)
 		w.role("r", podsTrust, time.Hour)
 	})
-	_, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+	_, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 	wantRefusal(t, err, "now has the id")
 	name, _ := w.mine(r.Target.Name)
 	require.Empty(t, name)
@@ -272,7 +272,7 @@ func TestADeniedCallNamesThePermission(t *testing.T) {
 			w.Deny(c.call)
 			plan, err := w.contain(r.Action).Plan(t.Context(), r)
 			if err == nil {
-				_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+				_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 			}
 			wantRefusal(t, err, c.permission, "manifests --iam")
 			require.Equal(t, before, w.all(r.Target))
@@ -329,7 +329,7 @@ func TestWhatIsProtectedAndWhatStanchIsAreNotTouched(t *testing.T) {
 		r := asked("aws.role.revoke-sessions", w.role(of, podsTrust, time.Hour), time.Hour, "")
 		_, err := w.contain(r.Action).Plan(t.Context(), r)
 		wantRefusal(t, err, "is protected")
-		_, err = w.contain(r.Action).Apply(t.Context(), r, nil, proof.Signed{})
+		_, err = w.contain(r.Action).Apply(t.Context(), r, nil, attestation.Envelope{})
 		wantRefusal(t, err, "is protected")
 	}
 
@@ -363,7 +363,7 @@ func TestUntrustKeepsOutExactlyWhoIsNamed(t *testing.T) {
 	plan, _ := w.applied(r)
 	require.NotContains(t, w.trust(role.Name)[len(w.trust(role.Name))/2:], "cart:deny")
 	r.Params = both
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, proof.Signed{})
+	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
 	require.NoError(t, err)
 	holds, detail := w.verified(r, plan)
 	require.True(t, holds, detail)

@@ -13,7 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // podTag is the session tag by which EKS Pod Identity names the pod to which it gave credentials.
@@ -124,7 +124,7 @@ func (a *denyPod) Plan(ctx context.Context, r activities.Request) (activities.Pl
 }
 
 // Apply denies.
-func (a *denyPod) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *denyPod) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	prior, err := activities.Saved[principal](raw)
 	if err != nil {
 		return activities.Effect{}, err
@@ -153,7 +153,7 @@ func (a *denyPod) Verify(ctx context.Context, r activities.Request, raw json.Raw
 }
 
 // Undo takes the policy away.
-func (a *denyPod) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *denyPod) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := a.prior(raw)
 	if err != nil {
 		return nil, err

@@ -8,7 +8,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 const denyUserPrefix = "stanch-deny-user-"
@@ -64,7 +64,7 @@ func (a *denyUser) Plan(ctx context.Context, r activities.Request) (activities.P
 }
 
 // Apply denies.
-func (a *denyUser) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *denyUser) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	if err := a.account.ready(); err != nil {
 		return activities.Effect{}, err
 	}
@@ -84,7 +84,7 @@ func (a *denyUser) Verify(ctx context.Context, r activities.Request, _ json.RawM
 }
 
 // Undo takes the policy away.
-func (a *denyUser) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *denyUser) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	if err := a.account.ready(); err != nil {
 		return nil, err
 	}

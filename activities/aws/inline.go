@@ -11,7 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // denial is one kind of inline deny: which policies are its own, what it says, and how a simulation sees it.
@@ -142,12 +142,12 @@ func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d denial
 }
 
 // undoInline takes the deny of a lease away.
-func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d denial, r activities.Request, grant *proof.Signed) (*activities.Drift, error) {
+func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d denial, r activities.Request, grant *attestation.Envelope) (*activities.Drift, error) {
 	return a.undoPolicy(ctx, t, policyName(d.prefix, r.Lease), grant)
 }
 
 // undoPolicy deletes a deny if it is as it was written, and nothing else.
-func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *proof.Signed) (*activities.Drift, error) {
+func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *attestation.Envelope) (*activities.Drift, error) {
 	p, err := a.find(ctx, t)
 	if errors.Is(err, activities.ErrGone) {
 		return nil, nil // its policies went with it; the name's new owner is none of ours
@@ -177,7 +177,7 @@ func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy str
 
 // notYet refuses an end before the stamped one without a grant: a request may come from anybody who can reach Temporal,
 // the stamp only from who may write to the account.
-func notYet(until time.Time, grant *proof.Signed) error {
+func notYet(until time.Time, grant *attestation.Envelope) error {
 	if grant == nil && time.Now().Before(until) {
 		return activities.Refuse("its stamped end has not come (%s), and no grant was given", until.Format(time.RFC3339))
 	}

@@ -14,7 +14,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // disableKey is `contain: aws.key.disable`. A key has no place for a stamp; a tag of its user carries it.
@@ -147,7 +147,7 @@ func (s keyState) before() types.StatusType {
 }
 
 // Apply stamps the user and makes the key inactive, in this order: what is inactive without a stamp stays so.
-func (a *disableKey) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *disableKey) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	s, err := a.look(ctx, r.Target)
 	if err != nil {
 		return activities.Effect{}, whenPlanning(err)
@@ -208,7 +208,7 @@ func (a *disableKey) Verify(ctx context.Context, r activities.Request, _ json.Ra
 }
 
 // Undo gives the key the status that it had, and takes the stamp off last.
-func (a *disableKey) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *disableKey) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := activities.Saved[keyPrior](raw)
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 	"stanch/activities/aws"
 	"stanch/activities/kube"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	testaws "stanch/testenv/aws"
 	lab "stanch/testenv/kube"
 )
@@ -207,7 +207,7 @@ func testDenyPod(t *testing.T, e *estate, role playbooks.Target) {
 	})
 	holds, detail = e.verified(second, other)
 	require.True(t, holds, detail)
-	_, err := e.contain(second.Action).Apply(t.Context(), second, other.Prior, proof.Signed{})
+	_, err := e.contain(second.Action).Apply(t.Context(), second, other.Prior, attestation.Envelope{})
 	require.NoError(t, err)
 	require.Nil(t, e.undone(second, other, granted))
 	require.Equal(t, before, e.all(role))

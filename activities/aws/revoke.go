@@ -9,7 +9,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // issueTime is the condition key of when a session's credentials were made.
@@ -108,7 +108,7 @@ func (a *revokeSessions) Plan(ctx context.Context, r activities.Request) (activi
 }
 
 // Apply revokes.
-func (a *revokeSessions) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *revokeSessions) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	if err := a.account.ready(); err != nil {
 		return activities.Effect{}, err
 	}
@@ -128,7 +128,7 @@ func (a *revokeSessions) Verify(ctx context.Context, r activities.Request, _ jso
 }
 
 // Undo takes the policy away.
-func (a *revokeSessions) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *revokeSessions) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	if err := a.account.ready(); err != nil {
 		return nil, err
 	}

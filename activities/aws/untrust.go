@@ -15,7 +15,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // untrust is `contain: aws.irsa.untrust`.
@@ -148,7 +148,7 @@ func original(p principal, t trust) string {
 }
 
 // Apply adds the deny. It reads again what it wrote; AWS has no simulation of trust policies.
-func (a *untrust) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *untrust) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	p, t, params, err := a.look(ctx, r)
 	if err != nil {
 		return activities.Effect{}, whenPlanning(err)
@@ -209,7 +209,7 @@ func (a *untrust) Verify(ctx context.Context, r activities.Request, _ json.RawMe
 }
 
 // Undo writes the trust policy that was saved, to the letter, unless somebody else changed it since.
-func (a *untrust) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *untrust) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	prior, err := activities.Saved[trustPrior](raw)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ import (
 	"stanch/activities"
 	"stanch/activities/aws"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	testaws "stanch/testenv/aws"
 	lacking "stanch/testenv/require"
 )
@@ -239,7 +239,7 @@ func (w *world) planned(r activities.Request) activities.Plan {
 func (w *world) applied(r activities.Request) (activities.Plan, activities.Effect) {
 	w.t.Helper()
 	plan := w.planned(r)
-	effect, err := w.contain(r.Action).Apply(w.t.Context(), r, plan.Prior, proof.Signed{})
+	effect, err := w.contain(r.Action).Apply(w.t.Context(), r, plan.Prior, attestation.Envelope{})
 	require.NoError(w.t, err)
 	return plan, effect
 }
@@ -252,9 +252,9 @@ func (w *world) verified(r activities.Request, plan activities.Plan) (bool, stri
 }
 
 // granted is a release grant; the engine verified it before an action sees it.
-var granted = &proof.Signed{}
+var granted = &attestation.Envelope{}
 
-func (w *world) undone(r activities.Request, plan activities.Plan, grant *proof.Signed) *activities.Drift {
+func (w *world) undone(r activities.Request, plan activities.Plan, grant *attestation.Envelope) *activities.Drift {
 	w.t.Helper()
 	drift, err := w.contain(r.Action).Undo(w.t.Context(), r, plan.Prior, grant)
 	require.NoError(w.t, err)

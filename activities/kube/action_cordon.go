@@ -10,7 +10,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // cordonAction takes a pod as its target, and holds the node under it: detections, evidence and scopes are the pod's.
@@ -59,7 +59,7 @@ func (a *cordonAction) Plan(ctx context.Context, r activities.Request) (activiti
 	return activities.Plan{Changes: plan.Changes, Prior: prior, Nothing: len(plan.Changes) == 0}, nil
 }
 
-func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	request, prior, err := a.saved(r, raw)
 	if err != nil {
 		return activities.Effect{}, err
@@ -99,7 +99,7 @@ func (a *cordonAction) Verify(ctx context.Context, r activities.Request, raw jso
 	return verified.Holds, differing(verified.Differences), nil
 }
 
-func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	request, prior, err := a.saved(r, raw)
 	if err != nil {
 		return nil, err

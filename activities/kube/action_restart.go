@@ -9,7 +9,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // restartParams are the parameters of pod.restart. What an attacker left running decides nothing: the pod's own grace
@@ -59,7 +59,7 @@ func (a *restartAction) Plan(ctx context.Context, r activities.Request) (activit
 	return activities.Plan{Changes: plan.Changes, Nothing: plan.Gone}, nil
 }
 
-func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	request, err := a.request(r)
 	if err != nil {
 		return activities.Effect{}, err
@@ -96,6 +96,6 @@ func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json
 }
 
 // Undo has nothing to restore: what was in the pod is gone with it, and its controller has started another.
-func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage, *proof.Signed) (*activities.Drift, error) {
+func (*restartAction) Undo(context.Context, activities.Request, json.RawMessage, *attestation.Envelope) (*activities.Drift, error) {
 	return nil, nil
 }

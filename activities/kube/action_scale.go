@@ -11,7 +11,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // scaleParams are the parameters of workload.scale.
@@ -79,7 +79,7 @@ func (a *scaleAction) Plan(ctx context.Context, r activities.Request) (activitie
 	return activities.Plan{Changes: plan.Changes, Warnings: plan.Fights, Prior: prior, Nothing: len(plan.Changes) == 0}, nil
 }
 
-func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	request, err := a.request(r)
 	if err != nil {
 		return activities.Effect{}, err
@@ -142,7 +142,7 @@ func (a *scaleAction) Verify(ctx context.Context, r activities.Request, _ json.R
 	return verified.Holds, differing(verified.Differences), nil
 }
 
-func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	request, err := a.request(r)
 	if err != nil {
 		return nil, err

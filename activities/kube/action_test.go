@@ -11,7 +11,7 @@ import (
 	"stanch/activities"
 	"stanch/activities/kube"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 func containment(t *testing.T, client kubernetes.Interface, name string) activities.Containment {
@@ -51,7 +51,7 @@ func TestTheRestartAction(t *testing.T) {
 	if err != nil || before.Nothing {
 		t.Fatalf("plan %+v, %v", before, err)
 	}
-	effect, err := a.Apply(t.Context(), r, before.Prior, proof.Signed{})
+	effect, err := a.Apply(t.Context(), r, before.Prior, attestation.Envelope{})
 	if err != nil || effect.Outcome != playbooks.OutcomeChanged {
 		t.Fatalf("%+v, %v", effect, err)
 	}
@@ -63,7 +63,7 @@ func TestTheRestartAction(t *testing.T) {
 	if err != nil || after.Hash() != before.Hash() || !after.Nothing {
 		t.Errorf("planned again: %+v, %v", after, err)
 	}
-	if effect, err := a.Apply(t.Context(), r, nil, proof.Signed{}); err != nil || effect.Outcome != playbooks.OutcomeUnchanged {
+	if effect, err := a.Apply(t.Context(), r, nil, attestation.Envelope{}); err != nil || effect.Outcome != playbooks.OutcomeUnchanged {
 		t.Errorf("applied again: %+v, %v", effect, err)
 	}
 }
@@ -77,7 +77,7 @@ func TestTheCordonAction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if effect, err := a.Apply(t.Context(), r, plan.Prior, proof.Signed{}); err != nil || effect.Outcome != playbooks.OutcomeChanged {
+	if effect, err := a.Apply(t.Context(), r, plan.Prior, attestation.Envelope{}); err != nil || effect.Outcome != playbooks.OutcomeChanged {
 		t.Fatalf("%+v, %v", effect, err)
 	}
 	var refused *activities.Refusal
@@ -86,7 +86,7 @@ func TestTheCordonAction(t *testing.T) {
 	}
 	shorter := r
 	shorter.Until = r.Until.Add(-30 * time.Minute)
-	if _, err := a.Apply(t.Context(), shorter, plan.Prior, proof.Signed{}); !errors.As(err, &refused) {
+	if _, err := a.Apply(t.Context(), shorter, plan.Prior, attestation.Envelope{}); !errors.As(err, &refused) {
 		t.Errorf("shortened without a grant: %v", err)
 	}
 	other := r
@@ -97,7 +97,7 @@ func TestTheCordonAction(t *testing.T) {
 	if !p.node(t, name).Spec.Unschedulable {
 		t.Fatal("it is not cordoned any more")
 	}
-	if drift, err := a.Undo(t.Context(), r, plan.Prior, &proof.Signed{}); err != nil || drift != nil {
+	if drift, err := a.Undo(t.Context(), r, plan.Prior, &attestation.Envelope{}); err != nil || drift != nil {
 		t.Errorf("undo with a grant: %v, %v", drift, err)
 	}
 	if inForce, _, err := a.Verify(t.Context(), r, plan.Prior); inForce || err != nil {

@@ -9,8 +9,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 )
 
 // Freeze is `contain: pod.freeze`.
@@ -27,9 +27,9 @@ func (*Freeze) Spec() playbooks.Spec {
 	}
 }
 
-func (a *Freeze) state(ctx context.Context, r activities.Request) (link.HoldState, error) {
-	var state link.HoldState
-	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandFreezeState, link.StateCommand{Target: activities.NodeTarget(r.Target)}, &state); err != nil {
+func (a *Freeze) state(ctx context.Context, r activities.Request) (gatewayrpc.ContainmentState, error) {
+	var state gatewayrpc.ContainmentState
+	if _, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandFreezeState, gatewayrpc.StateQuery{Target: activities.NodeTarget(r.Target)}, &state); err != nil {
 		return state, fmt.Errorf("ask node %s: %w", r.Target.Node, err)
 	}
 	return state, nil
@@ -44,26 +44,26 @@ func (a *Freeze) Plan(ctx context.Context, r activities.Request) (activities.Pla
 	if err != nil {
 		return activities.Plan{}, err
 	}
-	if state.Gone {
+	if state.TargetGone {
 		return activities.Plan{}, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 	}
-	if !state.Held && state.Note != "" {
+	if !state.Active && state.Note != "" {
 		return activities.Plan{}, activities.Refuse("%s: %s", r.Target, state.Note)
 	}
-	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Held, Held: state.Held, HeldBy: state.Lease, HeldUntil: state.Until}, nil
+	return activities.Plan{Changes: []string{fmt.Sprintf("freeze every process of %s on node %s", r.Target, r.Target.Node)}, Nothing: state.Active, Held: state.Active, HeldBy: state.LeaseID, HeldUntil: state.ExpiresAt}, nil
 }
 
 // Apply freezes; a process of the node thaws at the end, also when the sensor is gone.
-func (a *Freeze) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token proof.Signed) (activities.Effect, error) {
-	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
-	var state link.HoldState
-	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandFreeze, cmd, &state); err != nil {
+func (a *Freeze) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
+	cmd := gatewayrpc.ContainmentCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, LeaseID: r.Lease, ExpiresAt: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
+	var state gatewayrpc.ContainmentState
+	if _, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandFreeze, cmd, &state); err != nil {
 		return activities.Effect{}, fmt.Errorf("freeze on node %s: %w", r.Target.Node, err)
 	}
-	if state.Gone {
+	if state.TargetGone {
 		return activities.Effect{}, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 	}
-	if !state.Held {
+	if !state.Active {
 		return activities.Effect{}, fmt.Errorf("freeze on node %s: not all of its processes stand still", r.Target.Node)
 	}
 	return activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: state.AppliedAt}, nil
@@ -75,16 +75,16 @@ func (a *Freeze) Verify(ctx context.Context, r activities.Request, _ json.RawMes
 	if err != nil {
 		return false, "", err
 	}
-	if state.Gone {
+	if state.TargetGone {
 		return false, "", fmt.Errorf("%s no longer runs: %w", r.Target, activities.ErrGone)
 	}
-	return state.Held && state.Lease == r.Lease, "", nil
+	return state.Active && state.LeaseID == r.Lease, "", nil
 }
 
 // Undo thaws.
-func (a *Freeze) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
-	var state link.HoldState
-	_, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandThaw, link.EndCommand{Target: activities.NodeTarget(r.Target), Lease: r.Lease, Grant: grant}, &state)
+func (a *Freeze) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	var state gatewayrpc.ContainmentState
+	_, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandThaw, gatewayrpc.ReleaseCommand{Target: activities.NodeTarget(r.Target), LeaseID: r.Lease, Grant: grant}, &state)
 	if err != nil && errors.Is(err, activities.ErrNodeAway) && !time.Now().Before(r.Until) {
 		return nil, nil // its end has passed: the node's agent thaws by itself
 	}

@@ -18,8 +18,8 @@ import (
 	"stanch/activities"
 	"stanch/activities/kube"
 	"stanch/playbooks"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 )
 
 // Isolate is `contain: pod.isolate`.
@@ -94,12 +94,12 @@ func (a *Isolate) kubeRequest(r activities.Request, p IsolateParams) kube.Isolat
 }
 
 // lockState asks the node. away is the reason where the node's lock cannot be part of it.
-func (a *Isolate) lockState(ctx context.Context, r activities.Request) (state link.HoldState, away string, err error) {
-	_, err = a.Nodes.Call(ctx, r.Target.Node, link.CommandLockState, link.StateCommand{Target: activities.NodeTarget(r.Target)}, &state)
+func (a *Isolate) lockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState, away string, err error) {
+	_, err = a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: activities.NodeTarget(r.Target)}, &state)
 	switch {
 	case errors.Is(err, activities.ErrNodeAway):
 		return state, err.Error(), nil
-	case errors.Is(err, link.ErrRefused):
+	case errors.Is(err, gatewayrpc.ErrRefused):
 		return state, err.Error(), nil
 	case err != nil:
 		return state, "", fmt.Errorf("ask the node: %w", err)
@@ -127,12 +127,12 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		return plan, activities.Refuse("nothing here can isolate %s: %s", r.Target, away)
 	case away != "":
 		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect nobody can observe: "+away)
-	case state.Gone:
+	case state.TargetGone:
 		return plan, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
-	case state.Held:
+	case state.Active:
 		plan.Nothing = true
 	}
-	plan.Held, plan.HeldBy, plan.HeldUntil = state.Held, state.Lease, state.Until
+	plan.Held, plan.HeldBy, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
 	if prior.Lock {
 		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
 		if len(params.Allow) > 0 {
@@ -140,17 +140,17 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		}
 		plan.Changes = append(plan.Changes, change)
 	}
-	for _, other := range state.Shared {
+	for _, other := range state.NetworkSharers {
 		// Who came later may have come to be in the way: it is named, and nobody is asked.
-		if state.Held && other.Before {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace, and is cut off too", other.Container))
+		if state.Active && other.StartedBeforeTarget {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s shares its network namespace, and is cut off too", other.ContainerID))
 			continue
 		}
-		if !other.Before {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.Container))
+		if !other.StartedBeforeTarget {
+			plan.Warnings = append(plan.Warnings, fmt.Sprintf("container %s came into its network namespace after it started, and is cut off too", other.ContainerID))
 			continue
 		}
-		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.Container, r.Target))
+		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.ContainerID, r.Target))
 		plan.Ask = "other containers have had its network namespace since it started, and would be cut off too"
 	}
 	if prior.Policy {
@@ -230,7 +230,7 @@ func (a *Isolate) applyPolicy(ctx context.Context, r activities.Request, params 
 }
 
 // Apply locks on the node first, since that holds within microseconds, and adds the policy then.
-func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token proof.Signed) (activities.Effect, error) {
+func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
 	params, err := activities.Params[IsolateParams](r)
 	if err != nil {
 		return activities.Effect{}, err
@@ -249,11 +249,11 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 			notes = append(notes, "the node's lock is missing: "+err.Error())
 		case err != nil:
 			return effect, err
-		case state.Gone:
+		case state.TargetGone:
 			return effect, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
 		default:
-			locked = state.Held
-			effect.AppliedAt, unverified = state.AppliedAt, state.Unverified
+			locked = state.Active
+			effect.AppliedAt, unverified = state.AppliedAt, state.UnverifiedReason
 			if state.Note != "" {
 				notes = append(notes, state.Note)
 			}
@@ -285,10 +285,10 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 	return effect, nil
 }
 
-func (a *Isolate) lock(ctx context.Context, r activities.Request, token proof.Signed) (link.HoldState, error) {
-	cmd := link.HoldCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, Lease: r.Lease, Until: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
-	var state link.HoldState
-	if _, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandLock, cmd, &state); err != nil {
+func (a *Isolate) lock(ctx context.Context, r activities.Request, token attestation.Envelope) (gatewayrpc.ContainmentState, error) {
+	cmd := gatewayrpc.ContainmentCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, LeaseID: r.Lease, ExpiresAt: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
+	var state gatewayrpc.ContainmentState
+	if _, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandLock, cmd, &state); err != nil {
 		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
 	}
 	return state, nil
@@ -315,14 +315,14 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 			details = append(details, "the lock has lapsed by itself in the kernel")
 		case away != "":
 			return false, "", fmt.Errorf("the lock cannot be observed: %s", away)
-		case state.Gone:
+		case state.TargetGone:
 			return false, "", fmt.Errorf("%s no longer runs on node %s: %w", r.Target, r.Target.Node, activities.ErrGone)
-		case !state.Held || state.Lease != r.Lease:
+		case !state.Active || state.LeaseID != r.Lease:
 			holds = false
 			details = append(details, "the node's lock is not in force")
 		default:
-			unverified = state.Unverified
-			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.Until.Format(time.RFC3339), state.Denied))
+			unverified = state.UnverifiedReason
+			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.ExpiresAt.Format(time.RFC3339), state.DeniedPackets))
 		}
 	}
 	if prior.Policy {
@@ -347,7 +347,7 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 }
 
 // Undo lifts both. What is gone needs no undo.
-func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *proof.Signed) (*activities.Drift, error) {
+func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
 	params, err := activities.Params[IsolateParams](r)
 	if err != nil {
 		return nil, err
@@ -380,8 +380,8 @@ func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMe
 	if !prior.Lock {
 		return nil, nil
 	}
-	var state link.HoldState
-	_, err = a.Nodes.Call(ctx, r.Target.Node, link.CommandUnlock, link.EndCommand{Target: activities.NodeTarget(r.Target), Lease: r.Lease, Grant: grant}, &state)
+	var state gatewayrpc.ContainmentState
+	_, err = a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: activities.NodeTarget(r.Target), LeaseID: r.Lease, Grant: grant}, &state)
 	if errors.Is(err, activities.ErrNodeAway) && !time.Now().Before(r.Until) {
 		return nil, nil // its end has passed: the kernel has let go by itself
 	}

@@ -8,7 +8,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 func parsePrefix(s string) (netip.Prefix, error) {
@@ -40,8 +40,8 @@ func (a *Snapshot) Observe(ctx context.Context, r activities.Request) (activitie
 		return activities.Observation{}, activities.Refuse("no attested detection is about %s: a node shows its processes only for one", r.Target)
 	}
 	var taken json.RawMessage
-	blobs, err := a.Nodes.Call(ctx, r.Target.Node, link.CommandSnapshot,
-		link.SnapshotCommand{Target: activities.NodeTarget(r.Target), Proof: proofs[len(proofs)-1]}, &taken)
+	blobs, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandSnapshot,
+		gatewayrpc.SnapshotCommand{Target: activities.NodeTarget(r.Target), Attestation: proofs[len(proofs)-1]}, &taken)
 	if err != nil {
 		return activities.Observation{}, fmt.Errorf("snapshot on node %s: %w", r.Target.Node, err)
 	}

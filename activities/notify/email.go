@@ -175,7 +175,7 @@ func (s *MailServer) send(ctx context.Context, m *mail.Msg) error {
 func (s *MailServer) scrub(err error) string {
 	text := err.Error()
 	if s.Password != "" {
-		text = strings.ReplaceAll(text, s.Password, redact.Mark)
+		text = strings.ReplaceAll(text, s.Password, redact.Placeholder)
 	}
 	return outside.Line(text, 300)
 }

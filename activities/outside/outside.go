@@ -106,7 +106,7 @@ func (p *Peer) problem(answer *http.Response, body []byte) error {
 	said := p.said(body)
 	status := answer.StatusCode
 	if wait, ok := Wait(answer, time.Now()); ok {
-		return &activities.LaterError{After: wait, Err: fmt.Errorf("%s answered %d and wants to be asked again in %s%s", p.Name, status, duration.About(wait), said)}
+		return &activities.LaterError{After: wait, Err: fmt.Errorf("%s answered %d and wants to be asked again in %s%s", p.Name, status, duration.FormatApprox(wait), said)}
 	}
 	switch {
 	case status/100 == 3:
@@ -148,7 +148,7 @@ func (p *Peer) said(body []byte) string {
 func (p *Peer) scrub(text string) string {
 	for _, secret := range append([]string{p.Base}, p.Secrets...) {
 		if secret != "" {
-			text = strings.ReplaceAll(text, secret, redact.Mark)
+			text = strings.ReplaceAll(text, secret, redact.Placeholder)
 		}
 	}
 	return redact.Text(text)

@@ -15,7 +15,7 @@ import (
 
 // Line makes a string that may be an attacker's fit to be shown in one line of at most so many characters.
 func Line(s string, most int) string {
-	return clip(redact.Text(redact.Plain(strings.Join(strings.Fields(s), " "))), most)
+	return clip(redact.Text(redact.EscapeControlChars(strings.Join(strings.Fields(s), " "))), most)
 }
 
 // Text makes a string that may be an attacker's fit to be shown; its lines stay lines.
@@ -23,7 +23,7 @@ func Text(s string, most int) string {
 	s = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(s)
 	lines := strings.Split(s, "\n")
 	for i, l := range lines {
-		lines[i] = redact.Plain(l)
+		lines[i] = redact.EscapeControlChars(l)
 	}
 	return clip(strings.TrimRight(redact.Text(strings.Join(lines, "\n")), "\n"), most)
 }

@@ -43,7 +43,7 @@ func (p *page) end() []slack.Block {
 	if p.in.Status == "open" {
 		blocks = append(blocks, slack.NewDividerBlock(), p.hand())
 	}
-	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, cut(redact.Plain(p.foot()), maxFoot), false, false)))
+	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, cut(redact.EscapeControlChars(p.foot()), maxFoot), false, false)))
 }
 
 // blocks are the whole message. What people must answer has room first, then what they can end, then what is so, then

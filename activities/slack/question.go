@@ -91,11 +91,11 @@ func permits(q activities.Pending) []string {
 		before := len(out)
 		for _, c := range result.Plan.Changes {
 			if strings.TrimSpace(c) != "" {
-				out = append(out, redact.Plain(c))
+				out = append(out, redact.EscapeControlChars(c))
 			}
 		}
 		if len(out) == before {
-			out = append(out, redact.Plain(result.Plan.Action+" of "+result.Plan.Target))
+			out = append(out, redact.EscapeControlChars(result.Plan.Action+" of "+result.Plan.Target))
 		}
 	}
 	return out
@@ -127,7 +127,7 @@ func lasting(q activities.Pending) []line {
 	}
 	for i := range out {
 		if len(out) > 1 {
-			out[i].words = fmt.Sprintf("%s of %s: %s", text(q.Plans[i].Plan.Action, maxSomeText), redact.Plain(q.Plans[i].Plan.Target), out[i].words)
+			out[i].words = fmt.Sprintf("%s of %s: %s", text(q.Plans[i].Plan.Action, maxSomeText), redact.EscapeControlChars(q.Plans[i].Plan.Target), out[i].words)
 			out[i].exact = true
 		}
 	}

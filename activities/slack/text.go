@@ -54,7 +54,7 @@ func cut(s string, n int) string {
 
 // text is literal: control characters, invisible ones and those that turn the direction are shown as dots.
 func text(s string, n int) string {
-	return cut(longID.ReplaceAllStringFunc(redact.Plain(s), func(id string) string { return id[:12] + "…" }), n)
+	return cut(longID.ReplaceAllStringFunc(redact.EscapeControlChars(s), func(id string) string { return id[:12] + "…" }), n)
 }
 
 func words(s string) *slack.RichTextSectionTextElement {
@@ -84,7 +84,7 @@ type line struct {
 func (l line) show(n int) *slack.RichTextSection {
 	shown := func(s string) string {
 		if l.exact {
-			return redact.Plain(s)
+			return redact.EscapeControlChars(s)
 		}
 		return text(s, n)
 	}

@@ -13,7 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/activities/ticket"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/signer"
 	"stanch/testenv/step"
 	stand "stanch/testenv/ticket"
@@ -64,7 +64,7 @@ func seen(t *testing.T, i stand.Issue) stand.Seen {
 // records is a real store with its keys.
 type records struct {
 	*activities.EvidenceStore
-	keys proof.Keyring
+	keys attestation.Keyring
 }
 
 func (r records) Manifest(incident string) ([]activities.Line, []activities.Finding, error) {

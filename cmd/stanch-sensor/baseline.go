@@ -13,7 +13,7 @@ import (
 	"stanch/sensors/baseline"
 )
 
-func baselineCommand(setup *agent.Setup) *cobra.Command {
+func baselineCommand(setup *agent.Config) *cobra.Command {
 	root := &cobra.Command{
 		Use: "baseline", Short: "What this node learnt of each image: programs and destinations", Args: cobra.NoArgs,
 		Long: `What this node learnt of each image: which programs its containers execute, and
@@ -70,7 +70,7 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 				defer func() { _ = f.Close() }()
 				in = f
 			}
-			n, err := agent.OfferBaselines(setup.StateDir, in)
+			n, err := agent.QueueBaselineImport(setup.StateDir, in)
 			if err != nil {
 				return err
 			}
@@ -84,13 +84,13 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 
 // opened reads the file and not more: a damaged one is left where it is, for the sensor that owns it.
 func opened(stateDir string) (*baseline.Baselines, error) {
-	name := agent.BaselineFile(stateDir)
+	name := agent.BaselinePath(stateDir)
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("nothing was learnt yet, or --state is another folder: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	b := baseline.New(baseline.Options{Images: 1 << 20})
+	b := baseline.New(baseline.Options{MaxImages: 1 << 20})
 	if _, err := b.Read(f); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -118,14 +118,14 @@ func show(w io.Writer, images []baseline.Image, all bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "DIGEST\tIMAGE\tSINCE\tLAST\tCONTAINERS\tPROGRAMS\tDESTINATIONS")
 	for _, image := range images {
-		fmt.Fprintf(t, "%s\t%q\t%s\t%s\t%d\t%d\t%d\n", image.Digest, image.Name, image.First.Format("2006-01-02"), image.Last.Format("2006-01-02"),
-			image.Containers, len(image.Executables), len(image.Destinations))
+		fmt.Fprintf(t, "%s\t%q\t%s\t%s\t%d\t%d\t%d\n", image.Digest, image.Name, image.FirstSeen.Format("2006-01-02"), image.LastSeen.Format("2006-01-02"),
+			image.ContainerCount, len(image.Executables), len(image.Destinations))
 		if !all {
 			continue
 		}
-		for what, facts := range map[string]map[string]baseline.Fact{"executes": image.Executables, "connects to": image.Destinations} {
+		for what, facts := range map[string]map[string]baseline.Observation{"executes": image.Executables, "connects to": image.Destinations} {
 			for name, f := range facts {
-				fmt.Fprintf(t, "\t%s %q\t%s\t%s\t%d times\n", what, name, f.First.Format("2006-01-02"), f.Last.Format("2006-01-02"), f.Count)
+				fmt.Fprintf(t, "\t%s %q\t%s\t%s\t%d times\n", what, name, f.FirstSeen.Format("2006-01-02"), f.LastSeen.Format("2006-01-02"), f.Count)
 			}
 		}
 	}

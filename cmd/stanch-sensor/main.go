@@ -21,8 +21,8 @@ import (
 	"stanch/sensors"
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/sensors/snapshot"
 )
@@ -32,14 +32,14 @@ var version = "dev"
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == agent.SnapshotCommand {
-		if err := snapshot.ServeTake(os.Stdin, os.Stdout); err != nil {
+		if err := snapshot.ServeHelper(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
 			os.Exit(1)
 		}
 		os.Exit(0) // at once: a read may never end
 	}
 	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
-		if err := snapshot.ServeThaw(os.Args[2]); err != nil {
+		if err := snapshot.RunThawer(os.Args[2]); err != nil {
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -62,9 +62,9 @@ func exitCode(err error) int {
 }
 
 func command() *cobra.Command {
-	setup := agent.Setup{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
+	setup := agent.Config{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	var gatewayAddr, certs, output string
-	var enrol link.Enrolment
+	var enrol gatewayrpc.Enrollment
 	var events bool
 	root := &cobra.Command{
 		Use: "stanch-sensor", Short: "Watch the containers of this node and hold what Stanch contains",
@@ -75,7 +75,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
   stanch-sensor disarm`,
 		SilenceUsage: true, SilenceErrors: true, Version: version, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if gatewayAddr == "" || (certs == "") == (enrol.URL == "") {
+			if gatewayAddr == "" || (certs == "") == (enrol.GatewayURL == "") {
 				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enrol URL, or run `stanch-sensor watch`")}
 			}
 			return serve(cmd.Context(), setup, gatewayAddr, certs, enrol)
@@ -85,16 +85,16 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	f := root.PersistentFlags()
 	f.StringVar(&setup.Node, "node", os.Getenv("NODE_NAME"), "this node's name (default: the host's, or $NODE_NAME)")
 	f.StringVar(&setup.CRISocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringVar(&setup.Kubelet, "kubelet", "", "the path of this node's kubelet, where its program has an unusual name: a locked pod answers its probes")
+	f.StringVar(&setup.KubeletPath, "kubelet", "", "the path of this node's kubelet, where its program has an unusual name: a locked pod answers its probes")
 	f.StringArrayVar(&setup.RuleDirs, "rules", nil, "a `DIR` with rule packs beside the shipped ones")
-	f.StringVar(&setup.LockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultLockDir+")")
+	f.StringVar(&setup.EgressLockDir, "lock-dir", "", "where the egress lock is pinned (default "+probe.DefaultEgressLockDir+")")
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
 	root.Flags().StringVar(&certs, "certs", "", "the `DIR` with node.crt, node.key, ca.crt and authority.json, as stanch cert node writes it")
 	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "the `DIR` where the spool, the baselines and the freezer's list are kept; watch keeps nothing unless it is given")
-	f.Var(duration.NewFlag(&setup.Learn, 24*time.Hour), "learn", "how long an image is watched before anything that it does is unusual")
-	root.Flags().StringVar(&enrol.URL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
-	root.Flags().StringVar(&enrol.Token, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
-	root.Flags().StringVar(&enrol.CA, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
+	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learn", "how long an image is watched before anything that it does is unusual")
+	root.Flags().StringVar(&enrol.GatewayURL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
+	root.Flags().StringVar(&enrol.TokenFile, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
+	root.Flags().StringVar(&enrol.CAFile, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
 
 	watch := &cobra.Command{
 		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
@@ -115,7 +115,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 		Use: "disarm", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
 		Example: "  stanch-sensor disarm",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(probe.Disarm(setup.LockDir), thawAll(cmd.Context())); err != nil {
+			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAll(cmd.Context())); err != nil {
 				return fmt.Errorf("disarm: %w", err)
 			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock and no freeze is left on this node")
@@ -127,66 +127,66 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 }
 
 // identify gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
-func identify(ctx context.Context, state, certs string, enrol link.Enrolment) (*link.Identity, *link.Pins, error) {
+func identify(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	enrol.Path, enrol.Pins = filepath.Join(state, "node.pem"), filepath.Join(state, link.KeysFile)
+	enrol.CertificatePath, enrol.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
 	if certs == "" {
-		return enrol.Open(ctx)
+		return enrol.OpenOrEnroll(ctx)
 	}
-	tlsConfig, err := link.LoadTLS(certs, "node")
+	tlsConfig, err := gatewayrpc.LoadTLS(certs, "node")
 	if err != nil {
 		return nil, nil, err
 	}
-	pins, damaged := link.LoadPins(certs, enrol.Pins)
-	if damaged != nil && !errors.Is(damaged, link.ErrDamagedPins) {
+	pins, damaged := gatewayrpc.LoadPinnedKeys(certs, enrol.PinnedKeysPath)
+	if damaged != nil && !errors.Is(damaged, gatewayrpc.ErrDamagedPinnedKeys) {
 		return nil, nil, damaged
 	}
-	identity, err := link.NewIdentity(tlsConfig, enrol.Path)
+	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, enrol.CertificatePath)
 	return identity, pins, errors.Join(err, damaged)
 }
 
 // thawAll ends every freeze of Stanch's on this machine.
 func thawAll(ctx context.Context) error {
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		return err
 	}
 	return snapshot.NewFreezer(root, slog.Default()).ThawAll(ctx)
 }
 
-func serve(ctx context.Context, setup agent.Setup, address, certs string, enrol link.Enrolment) error {
+func serve(ctx context.Context, setup agent.Config, address, certs string, enrol gatewayrpc.Enrollment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	node, pins, err := identify(ctx, setup.StateDir, certs, enrol)
 	switch {
 	case err != nil && node == nil:
 		return err
-	case errors.Is(err, link.ErrDamagedPins): // who cannot obey still watches
+	case errors.Is(err, gatewayrpc.ErrDamagedPinnedKeys): // who cannot obey still watches
 		setup.Log.Error("every command is refused", "error", err)
 	case err != nil:
 		return err
 	}
 	if setup.Node == "" {
-		setup.Node = node.Name()
+		setup.Node = node.NodeName()
 	}
-	a, closeAll, err := agent.Make(setup)
+	a, closeAll, err := agent.NewFromConfig(setup)
 	if err != nil {
 		return err
 	}
 	defer closeAll()
-	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
+	spool, err := gatewayrpc.OpenSpool(setup.StateDir, gatewayrpc.SpoolLimits{})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, Identity: node, Pins: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
+	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
-func watchNode(ctx context.Context, out io.Writer, setup agent.Setup, events, asJSON bool) error {
-	setup.NoLock = true
+func watchNode(ctx context.Context, out io.Writer, setup agent.Config, events, asJSON bool) error {
+	setup.DisableLock = true
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	a, closeAll, err := agent.Make(setup)
+	a, closeAll, err := agent.NewFromConfig(setup)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func what(e sensors.Event) string {
 	switch e.Kind {
 	case sensors.KindConnect:
 		return fmt.Sprintf("%s -> %s port %d", e.Process.Exe, e.Network.Address, e.Network.Port)
-	case sensors.KindOpen:
+	case sensors.KindFileOpen:
 		return fmt.Sprintf("%s opened %s", e.Process.Exe, e.File.Path)
 	default:
 		return fmt.Sprint(e.Process.Exe, " ", e.Process.Args)

@@ -185,7 +185,7 @@ func showStory(out io.Writer, s audit.Story) {
 func effectLine(e audit.Effect) string {
 	switch {
 	case e.Undone != nil:
-		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.About(e.UndoneAt.Sub(e.AppliedAt)), e.Observed, e.Why)
+		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)), e.Observed, e.Why)
 	case e.State == "in force":
 		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.Until.UTC().Format(time.DateTime))
 	}

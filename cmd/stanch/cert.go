@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/authority"
 )
@@ -62,7 +62,7 @@ nowhere else.`,
 			if _, _, err := ca.Files(out, "node", authority.RoleNode, names[0]); err != nil {
 				return err
 			}
-			if err := writeKeySet(filepath.Join(out, link.KeysFile), auth.KeySet()); err != nil {
+			if err := writeKeySet(filepath.Join(out, gatewayrpc.AuthorityKeysFile), auth.KeySet()); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s holds the certificate of node %s for 90 days\n", out, names[0])
@@ -93,7 +93,7 @@ certificate authority). What is there is kept.`,
 	return c
 }
 
-func writeKeySet(path string, set proof.KeySet) error {
+func writeKeySet(path string, set attestation.KeySet) error {
 	raw, err := json.MarshalIndent(set, "", " ")
 	if err != nil {
 		return fmt.Errorf("write the authority's keys: %w", err)
@@ -126,7 +126,7 @@ func publicCommand(g *globals) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, line := range a.Keys().Lines() {
+		for _, line := range a.Keys().EncodeLines() {
 			fmt.Fprintln(cmd.OutOrStdout(), line)
 		}
 		return nil

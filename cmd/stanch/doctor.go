@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/sensors/probe"
 	"stanch/worker"
 	"stanch/worker/config"
@@ -81,12 +81,12 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 	_, err := os.Stat("/sys/kernel/btf/vmlinux")
 	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux", "run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
 	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()), "run as root, or give CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	add("cgroup v2", true, err == nil, detailOr(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
 	out = append(out, probes()...)
 	out = append(out, lockFinding())
-	if resolver, err := identity.Open(identity.Options{CRISocket: cri}); err == nil {
-		runtime := resolver.Runtime()
+	if resolver, err := containermeta.Open(containermeta.Options{CRISocket: cri}); err == nil {
+		runtime := resolver.DescribeRuntime()
 		add("runtime", false, strings.Contains(runtime, " at "), runtime, "containers are told apart by their cgroup alone; name the CRI socket with --cri")
 		_ = resolver.Close()
 	}
@@ -157,22 +157,22 @@ func probes() []finding {
 	var out []finding
 	for _, h := range p.Status().Hooks {
 		detail := "on"
-		if !h.On {
+		if !h.Enabled {
 			detail = h.Reason
 		}
-		out = append(out, finding{Name: "probe " + string(h.Hook), OK: h.On, Detail: detail, Mend: "the other probes stay on"})
+		out = append(out, finding{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail, Mend: "the other probes stay on"})
 	}
 	return out
 }
 
 func lockFinding() finding {
 	dir := filepath.Join("/sys/fs/bpf", "stanch-doctor")
-	l, err := probe.OpenLock(dir)
+	l, err := probe.OpenEgressLock(dir)
 	if err != nil {
 		return finding{Name: "egress lock", Needed: false, Detail: err.Error(), Mend: "isolation then has only NetworkPolicies, which nobody can observe"}
 	}
 	_ = l.Close()
-	err = probe.Disarm(dir)
+	err = probe.Cleanup(dir)
 	return finding{Name: "egress lock", OK: err == nil, Detail: detailOr("loads and attaches", err)}
 }
 

@@ -14,7 +14,7 @@ import (
 
 // nodeHealth is what a node tells of itself, and what the gateway knows of it.
 type nodeHealth struct {
-	agent.Report
+	agent.StatusReport
 	Gateway gateway.NodeState `json:"gateway"`
 }
 
@@ -31,7 +31,7 @@ func nodeFindings(nodes map[string]nodeHealth) []finding {
 		n := nodes[name]
 		var words, bad []string
 		if c := n.Gateway.Clock; c != nil {
-			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.About(c.Skew), duration.About(c.Error)))
+			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Skew), duration.FormatApprox(c.Error)))
 			if c.Skew.Abs() > wrongClock {
 				bad = append(bad, "set its clock")
 			}
@@ -43,13 +43,13 @@ func nodeFindings(nodes map[string]nodeHealth) []finding {
 			}
 		}
 		switch {
-		case n.Eyes.Shut:
-			words, bad = append(words, "does not see its own heartbeat"), append(bad, "restart its sensor: "+n.Eyes.Why)
-		case !n.Eyes.Last.IsZero():
-			words = append(words, fmt.Sprintf("saw its own heartbeat at %s after %.0f ms", n.Eyes.Last.UTC().Format(time.TimeOnly), n.Eyes.LatencyMS))
+		case n.Heartbeat.Failing:
+			words, bad = append(words, "does not see its own heartbeat"), append(bad, "restart its sensor: "+n.Heartbeat.FailureReason)
+		case !n.Heartbeat.LastReceived.IsZero():
+			words = append(words, fmt.Sprintf("saw its own heartbeat at %s after %.0f ms", n.Heartbeat.LastReceived.UTC().Format(time.TimeOnly), n.Heartbeat.LatencyMS))
 		}
-		if lost := n.Lost.Events + n.Lost.Spool; lost > 0 {
-			words = append(words, fmt.Sprintf("lost %d events and %d detections since its start", n.Lost.Events, n.Lost.Spool))
+		if lost := n.Drops.KernelEvents + n.Drops.SpooledDetections; lost > 0 {
+			words = append(words, fmt.Sprintf("lost %d events and %d detections since its start", n.Drops.KernelEvents, n.Drops.SpooledDetections))
 		}
 		out = append(out, finding{Name: "node " + name, OK: len(bad) == 0, Detail: strings.Join(words, "; "), Mend: strings.Join(bad, "; ")})
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/worker/gateway"
 )
 
@@ -77,7 +77,7 @@ func newHostStage(ctx context.Context, kind string, register registerTargets) (_
 			s.Close()
 		}
 	}()
-	resolver, err := identity.Open(identity.Options{CRISocket: "none"})
+	resolver, err := containermeta.Open(containermeta.Options{CRISocket: "none"})
 	if err != nil {
 		return nil, fmt.Errorf("find the cgroups: %w", err)
 	}
@@ -107,7 +107,7 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 	}
 	defer func() { _ = cgroup.Close() }()
 	if kind != "wait" { // the sibling is nobody's target
-		inode, err := identity.CgroupID(dir)
+		inode, err := containermeta.CgroupID(dir)
 		if err != nil {
 			return "", fmt.Errorf("register the drill's container: %w", err)
 		}

@@ -15,7 +15,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/authority"
 )
 
@@ -58,13 +58,13 @@ func (o *evidenceOptions) store(g *globals) (*activities.EvidenceStore, error) {
 }
 
 // keyring reads the keys that verify. It makes none: a key made now would verify nothing.
-func (o *evidenceOptions) keyring(g *globals) (proof.Keyring, error) {
+func (o *evidenceOptions) keyring(g *globals) (attestation.Keyring, error) {
 	if o.keys != "" {
 		raw, err := os.ReadFile(o.keys)
 		if err != nil {
 			return nil, fmt.Errorf("read the authority's keys: %w", err)
 		}
-		ring, err := proof.ParseKeyring(strings.Split(strings.TrimSpace(string(raw)), "\n"))
+		ring, err := attestation.ParseKeyring(strings.Split(strings.TrimSpace(string(raw)), "\n"))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.keys, err)
 		}

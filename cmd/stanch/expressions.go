@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/playbooks"
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 )
 
 // expressionsTopic is the help about expressions: `stanch help expressions`.
@@ -34,7 +34,7 @@ Known are:
 Functions:
 `)
 	line := " "
-	for _, name := range condition.Builtins() {
+	for _, name := range expression.Builtins() {
 		if len(line)+len(name) > 100 {
 			b.WriteString(line + "\n")
 			line = " "

@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/sensors/duration"
-	"stanch/sensors/foreign"
-	"stanch/sensors/foreign/forward"
+	"stanch/sensors/integrations"
+	"stanch/sensors/integrations/forward"
 )
 
 func forwardCommand() *cobra.Command {
@@ -28,7 +28,7 @@ A file is followed as it grows and through its rotations; with --state it is rea
 gateway is away nothing more is read, and nothing is lost as long as the file or the pipe keeps it. A line counts when the
 gateway has answered for it; what was refused is told on the standard error.
 
-The sensors are ` + strings.Join(foreign.Kinds(), ", ") + `. Falco needs this only where its http_output cannot be used: it posts to
+The sensors are ` + strings.Join(integrations.SourceKinds(), ", ") + `. Falco needs this only where its http_output cannot be used: it posts to
 http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 		Example: `  kubectl logs -n kube-system -f ds/tetragon -c export-stdout | stanch forward --from tetragon --to https://stanch:8443 --token-file t -
   stanch forward --from tetragon --to https://stanch:8443 --ca ca.crt --token-file t --state /var/lib/stanch/tetragon.state /var/run/cilium/tetragon/tetragon.log
@@ -42,8 +42,8 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 			switch {
 			case o.Kind == "" || o.To == "" || o.TokenFile == "":
 				return usageError{errors.New("--from, --to and --token-file are needed; see `stanch forward --help`")}
-			case foreign.DecoderOf(o.Kind) == nil:
-				return usageError{fmt.Errorf("--from is one of %s, not %q", strings.Join(foreign.Kinds(), ", "), o.Kind)}
+			case integrations.DecoderForKind(o.Kind) == nil:
+				return usageError{fmt.Errorf("--from is one of %s, not %q", strings.Join(integrations.SourceKinds(), ", "), o.Kind)}
 			case o.File == "" && (o.State != "" || o.Beginning || o.Once):
 				return usageError{errors.New("--state, --beginning and --once are for a file; a pipe is read from where it is to its end")}
 			}
@@ -53,14 +53,14 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 					return usageError{errors.New("name a file, or pipe the lines in; see `stanch forward --help`")}
 				}
 			}
-			o.Say = says(c.ErrOrStderr())
+			o.Logf = says(c.ErrOrStderr())
 			done, err := forward.Run(c.Context(), o)
-			o.Say("%s", done)
+			o.Logf("%s", done)
 			return err //nolint:wrapcheck // it says what and where
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Kind, "from", "", "the sensor: "+strings.Join(foreign.Kinds(), ", "))
+	f.StringVar(&o.Kind, "from", "", "the sensor: "+strings.Join(integrations.SourceKinds(), ", "))
 	f.StringVar(&o.To, "to", "", "the gateway's address, https://HOST:PORT")
 	f.StringVar(&o.TokenFile, "token-file", "", "a file with the source's token")
 	f.StringVar(&o.CA, "ca", "", "a file with the certificate authority of the gateway (default: the system's)")

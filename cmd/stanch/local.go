@@ -19,7 +19,7 @@ import (
 	"strings"
 	"time"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 // refusal is an error that Stanch answered, with its HTTP status.
@@ -68,7 +68,7 @@ func (l *local) transport() (t *http.Transport, base, token string, err error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, "", "", fmt.Errorf("%s holds no certificate", l.server.ca)
 	}
-	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: link.ServerName}}
+	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: gatewayrpc.ServerName}}
 	return t, "https://" + l.server.address, strings.TrimSpace(string(raw)), nil
 }
 

@@ -31,7 +31,7 @@ func main() {
 		os.Exit(attackMain([]string{kind, address}))
 	}
 	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
-		if err := snapshot.ServeThaw(os.Args[2]); err != nil {
+		if err := snapshot.RunThawer(os.Args[2]); err != nil {
 			os.Exit(1)
 		}
 		os.Exit(0)

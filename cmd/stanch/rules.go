@@ -43,8 +43,8 @@ type ruleSources struct {
 
 // sources are the shipped packs, those of the configuration, and those of the paths. Of the former only what is wrong in
 // the latter is told, if there are paths.
-func (s ruleSources) sources(g *globals) ([]rules.Source, error) {
-	var out []rules.Source
+func (s ruleSources) sources(g *globals) ([]rules.PackSource, error) {
+	var out []rules.PackSource
 	if !s.noShipped {
 		out = append(out, rules.ShippedSource())
 	}
@@ -54,11 +54,11 @@ func (s ruleSources) sources(g *globals) ([]rules.Source, error) {
 	}
 	for _, dir := range cfg.Rules {
 		if !overlaps(dir, s.asked) {
-			out = append(out, rules.Source{FS: os.DirFS(dir), Name: dir})
+			out = append(out, rules.PackSource{FS: os.DirFS(dir), Name: dir})
 		}
 	}
 	for i := range out {
-		out[i].Quiet = len(s.asked) > 0
+		out[i].SuppressProblems = len(s.asked) > 0
 	}
 	for _, path := range s.asked {
 		info, err := os.Stat(path)
@@ -66,11 +66,11 @@ func (s ruleSources) sources(g *globals) ([]rules.Source, error) {
 		case err != nil:
 			return nil, fmt.Errorf("no such file or folder: %s", path)
 		case info.IsDir():
-			out = append(out, rules.Source{FS: os.DirFS(path), Name: path})
+			out = append(out, rules.PackSource{FS: os.DirFS(path), Name: path})
 		default:
 			dir, file := filepath.Split(path)
 			dir = filepath.Clean(dir)
-			out = append(out, rules.Source{FS: os.DirFS(dir), Name: strings.TrimSuffix(dir, "."), Files: []string{file}})
+			out = append(out, rules.PackSource{FS: os.DirFS(dir), Name: strings.TrimSuffix(dir, "."), Files: []string{file}})
 		}
 	}
 	return out, nil
@@ -99,7 +99,7 @@ func renderRules(out io.Writer, problems diagnostic.Diagnostics) {
 	for _, p := range problems {
 		if _, read := sources[p.File]; !read {
 			if inside, shipped := strings.CutPrefix(p.File, "shipped/"); shipped {
-				sources[p.File], _ = rules.Shipped.ReadFile(inside)
+				sources[p.File], _ = rules.ShippedPacks.ReadFile(inside)
 			} else {
 				sources[p.File], _ = os.ReadFile(p.File)
 			}
@@ -158,17 +158,17 @@ func listRules(out io.Writer, set *rules.Set) error {
 		if r.Disabled {
 			severity = "off*"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", plain(r.Name), r.On, severity, r.Confidence, r.Objective, plain(r.Technique), plain(r.Title), plain(r.At))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", plain(r.Name), r.Kind, severity, r.Confidence, r.Objective, plain(r.Technique), plain(r.Title), plain(r.Position))
 	}
 	if overridden {
 		fmt.Fprintln(t, "\nOVERRIDDEN\tAT\tWHAT")
 		for _, r := range set.Rules() {
 			for _, o := range r.Overrides {
-				what := strings.Join(o.Changes(), "; ")
-				if o.Because != "" {
-					what += ", because: " + o.Because
+				what := strings.Join(o.DescribeChanges(), "; ")
+				if o.Reason != "" {
+					what += ", because: " + o.Reason
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\n", plain(r.Name), plain(o.At), plain(what))
+				fmt.Fprintf(t, "%s\t%s\t%s\n", plain(r.Name), plain(o.Position), plain(what))
 			}
 		}
 	}
@@ -202,7 +202,7 @@ Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
 			}
 		} else {
 			renderRules(cmd.OutOrStdout(), problems)
-			wrong := len(problems.Errors())
+			wrong := len(problems.WithoutWarnings())
 			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s\n", plural(wrong, "mistake", "mistakes"), plural(len(problems)-wrong, "piece of advice", "pieces of advice"))
 		}
 		if problems.HasErrors() || strict && len(problems) > 0 {

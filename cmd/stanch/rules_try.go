@@ -74,8 +74,8 @@ With --events FILE it shows which rules would fire on what was recorded with
 		}
 		set, problems := rules.LoadSources(sources...)
 		report := rulesReport{Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...), Tests: []rules.TestResult{}}
-		for _, t := range set.Results() {
-			if t.Quiet {
+		for _, t := range set.TestResults() {
+			if t.Suppressed {
 				continue
 			}
 			report.Tests = append(report.Tests, t)
@@ -117,7 +117,7 @@ func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
 		if !t.Passed {
 			word = "FAIL"
 		}
-		if !t.Fires {
+		if !t.ShouldFire {
 			should = "silent"
 		}
 		fmt.Fprintln(out, plain(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
@@ -168,7 +168,7 @@ func tryEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, 
 	for _, file := range files {
 		err := readEvents(stdin, file, func(at string, e sensors.Event) {
 			report.Events++
-			fired, excepted, errs := set.Try(e)
+			fired, excepted, errs := set.Replay(e)
 			for _, r := range fired {
 				f := of(r)
 				if f.Fired++; len(f.At) < maxFirings {

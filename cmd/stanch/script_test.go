@@ -21,7 +21,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/authority"
 )
 
@@ -66,7 +66,7 @@ func plant() {
 	must(err)
 	var text []byte
 	for _, b := range [][]byte{body, spoofed} {
-		line, err := json.Marshal(proof.Signed{Purpose: proof.PurposeCustody, KeyID: "0011223344556677", Body: b, Sig: []byte("x")})
+		line, err := json.Marshal(attestation.Envelope{PayloadType: attestation.PayloadTypeManifest, KeyID: "0011223344556677", Payload: b, Signature: []byte("x")})
 		must(err)
 		text = append(append(text, line...), '\n')
 	}

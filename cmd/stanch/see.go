@@ -22,7 +22,7 @@ import (
 )
 
 // plain makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
-func plain(s string) string { return redact.Plain(s) }
+func plain(s string) string { return redact.EscapeControlChars(s) }
 
 func leasesCommand(g *globals) *cobra.Command {
 	var output string

@@ -165,7 +165,7 @@ func (p *meter) add(r simulate.Result, format string) {
 	text := fmt.Sprintf("%d incidents, %.0f a second", p.done, rate)
 	if p.total > 0 {
 		left := time.Duration(float64(p.total-p.done) / rate * float64(time.Second))
-		text = fmt.Sprintf("%d of %d incidents, %.0f a second, %s left", p.done, p.total, rate, duration.About(left))
+		text = fmt.Sprintf("%d of %d incidents, %.0f a second, %s left", p.done, p.total, rate, duration.FormatApprox(left))
 	}
 	fmt.Fprint(p.out, "\r\x1b[K"+text)
 }

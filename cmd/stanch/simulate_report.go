@@ -163,4 +163,4 @@ func (t *textReport) Close(all *simulate.Tally) error {
 }
 
 // offset is a time since the incident was opened.
-func offset(ms int64) string { return duration.About(time.Duration(ms) * time.Millisecond) }
+func offset(ms int64) string { return duration.FormatApprox(time.Duration(ms) * time.Millisecond) }

@@ -10,7 +10,7 @@ import (
 	uiconfig "github.com/temporalio/ui-server/v2/server/config"
 	"github.com/temporalio/ui-server/v2/server/server_options"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/engine"
 )
@@ -49,7 +49,7 @@ func startUI(ctx context.Context, address string, temporal *engine.Server, pki *
 		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true, ActivityCommandsDisabled: true,
 		HideLogs: true, DisableNewsFetch: true,
 		CORS: uiconfig.CORS{CookieInsecure: true},
-		TLS:  uiconfig.TLS{CaFile: filepath.Join(dir, "ca.crt"), CertFile: cert, KeyFile: key, EnableHostVerification: true, ServerName: link.ServerName},
+		TLS:  uiconfig.TLS{CaFile: filepath.Join(dir, "ca.crt"), CertFile: cert, KeyFile: key, EnableHostVerification: true, ServerName: gatewayrpc.ServerName},
 	}}))
 	go func() { _ = s.Start() }()
 	context.AfterFunc(ctx, s.Stop)

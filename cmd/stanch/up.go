@@ -26,7 +26,7 @@ import (
 	"stanch/activities/kube"
 	"stanch/sensors/agent"
 	"stanch/sensors/duration"
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/worker"
 	"stanch/worker/authority"
@@ -99,7 +99,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	defer unlock()
 	if !o.noSensor {
-		if err := probe.CheckFree(o.lockDir); err != nil {
+		if err := probe.CheckNotInUse(o.lockDir); err != nil {
 			return err
 		}
 	}
@@ -289,8 +289,8 @@ func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
 
 // runSensor is this machine's own node agent, over the same link as any other's.
 func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
-	setup := agent.Setup{Node: o.node, StateDir: filepath.Join(g.data, "node"), LockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, At: crashAt(o.crash), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
-	a, closeAll, err := agent.Make(setup)
+	setup := agent.Config{Node: o.node, StateDir: filepath.Join(g.data, "node"), EgressLockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, Failpoint: crashAt(o.crash), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
+	a, closeAll, err := agent.NewFromConfig(setup)
 	if err != nil {
 		return err
 	}
@@ -299,20 +299,20 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 	if err != nil {
 		return err
 	}
-	identity, err := link.NewIdentity(tlsConfig, "")
+	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, "")
 	if err != nil {
 		return err
 	}
-	pins, err := link.OpenPins("", "", auth.KeySet()) // the keys are this process's own
+	pins, err := gatewayrpc.OpenPinnedKeys("", "", auth.KeySet()) // the keys are this process's own
 	if err != nil {
 		return err
 	}
-	spool, err := link.OpenSpool(setup.StateDir, link.SpoolLimit{})
+	spool, err := gatewayrpc.OpenSpool(setup.StateDir, gatewayrpc.SpoolLimits{})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = spool.Close() }()
-	return a.Serve(ctx, &link.Client{Address: address, Identity: identity, Pins: pins, Node: a.Node, Version: version, Log: log}, spool)
+	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node, Version: version, Log: log}, spool)
 }
 
 func splitPort(address string) (string, int, error) {

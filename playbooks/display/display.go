@@ -284,7 +284,7 @@ func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 		}
 		return 0
 	}
-	detected := func(d playbooks.DetectionSummary) int { return yes(d.Rule != sensors.RuleRequested) } // what people ask for comes last
+	detected := func(d playbooks.DetectionSummary) int { return yes(d.Rule != sensors.RuleManualRequest) } // what people ask for comes last
 	for i, a := range in.Detections {
 		b := in.Detections[worst]
 		if cmp.Or(

@@ -160,7 +160,7 @@ func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
 
 // What a person asked for is a headline only where nothing was detected, and a target is named as the command line takes it.
 func TestARequestIsNoHeadlineBesideADetection(t *testing.T) {
-	request := playbooks.DetectionSummary{Rule: sensors.RuleRequested, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1}
+	request := playbooks.DetectionSummary{Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1}
 	miner := playbooks.DetectionSummary{Rule: "miner", Title: "A miner", Severity: sensors.SeverityLow, Confidence: 0.4}
 	worst, _ := display.Headline(playbooks.Incident{Detections: []playbooks.DetectionSummary{request, miner}})
 	require.Equal(t, "A miner", worst.Title)

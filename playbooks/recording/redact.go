@@ -84,8 +84,8 @@ func generic(raw []byte) (v any, err error) {
 func hide(name string, v any) any {
 	switch v := v.(type) {
 	case string:
-		if name != "" && strings.Contains(redact.Text(name+"="+v), redact.Mark) && v != "" {
-			return redact.Mark
+		if name != "" && strings.Contains(redact.Text(name+"="+v), redact.Placeholder) && v != "" {
+			return redact.Placeholder
 		}
 		return redact.Text(v)
 	case []any:
@@ -98,7 +98,7 @@ func hide(name string, v any) any {
 	case map[string]any:
 		for key := range v {
 			if environment(name) {
-				v[key] = redact.Mark
+				v[key] = redact.Placeholder
 				continue
 			}
 			v[key] = hide(key, v[key])

@@ -83,7 +83,7 @@ func (c *checker) test(t *Test) {
 	}
 	for _, a := range t.Answers {
 		if known := slices.Concat(c.titles, slices.Collect(maps.Keys(c.steps))); a.To != "" && !slices.Contains(known, a.To) && !c.contains(a.To) {
-			c.Errorf(a.at["to"], "unknown-question", diagnostic.DidYouMean(a.To, slices.Concat(known, c.names(playbooks.VerbContain))), "no question, step or containment is called `%s`", yamlnode.Clip(a.To, 60))
+			c.Errorf(a.at["to"], "unknown-question", diagnostic.DidYouMean(a.To, slices.Concat(known, c.names(playbooks.VerbContain))), "no question, step or containment is called `%s`", yamlnode.Truncate(a.To, 60))
 		}
 	}
 	for _, s := range t.Expect {
@@ -91,7 +91,7 @@ func (c *checker) test(t *Test) {
 	}
 	for _, n := range t.Never {
 		if _, ok := c.catalogue[n.Path]; !ok && !c.steps[n.Path] {
-			c.Errorf(n.Pos, "unknown-action", diagnostic.DidYouMean(n.Path, slices.Concat(c.names(""), slices.Collect(maps.Keys(c.steps)))), "there is no action and no step `%s`", yamlnode.Clip(n.Path, 60))
+			c.Errorf(n.Pos, "unknown-action", diagnostic.DidYouMean(n.Path, slices.Concat(c.names(""), slices.Collect(maps.Keys(c.steps)))), "there is no action and no step `%s`", yamlnode.Truncate(n.Path, 60))
 		}
 	}
 	if t.Effects != nil {
@@ -117,7 +117,7 @@ func (c *checker) fake(f *Fake, spec playbooks.Spec) {
 	case f.Outputs.Node != nil && spec.OutputType() == nil:
 		c.Errorf(f.at["outputs"], "conflict", "remove it", "`%s` has no outputs", f.Action)
 	case f.Outputs.Node != nil:
-		c.Fits(f.Outputs.Node, spec.OutputType(), "`outputs` of "+f.Action)
+		c.CheckType(f.Outputs.Node, spec.OutputType(), "`outputs` of "+f.Action)
 	}
 }
 
@@ -127,10 +127,10 @@ func (c *checker) step(s *Step) {
 		if id, ok := c.paths[name]; ok {
 			hint = fmt.Sprintf("it is called `%s`", id)
 		}
-		c.Errorf(s.at["step"], "unknown-step", hint, "no step is called `%s`", yamlnode.Clip(name, 60))
+		c.Errorf(s.at["step"], "unknown-step", hint, "no step is called `%s`", yamlnode.Truncate(name, 60))
 	}
 	if s.Playbook != "" && !slices.Contains(c.books, s.Playbook) {
-		c.Errorf(s.at["playbook"], "unknown-playbook", diagnostic.DidYouMean(s.Playbook, c.books), "no playbook that is tested here is called `%s`", yamlnode.Clip(s.Playbook, 60))
+		c.Errorf(s.at["playbook"], "unknown-playbook", diagnostic.DidYouMean(s.Playbook, c.books), "no playbook that is tested here is called `%s`", yamlnode.Truncate(s.Playbook, 60))
 	}
 	if _, ok := c.catalogue[s.Action]; s.Action != "" && !ok && !slices.Contains(reported, s.Action) {
 		c.unknownAction(s.at["action"], s.Action)
@@ -144,9 +144,9 @@ func (c *checker) with(v yamlnode.Value, action string) {
 	switch {
 	case v.Node == nil || !ok:
 	case spec.ParamType() == nil:
-		c.Errorf(yamlnode.At(v.Node), "conflict", "remove it", "`%s` has no parameters", action)
+		c.Errorf(yamlnode.PositionOf(v.Node), "conflict", "remove it", "`%s` has no parameters", action)
 	default:
-		c.Fits(v.Node, spec.ParamType(), "`with` of "+action)
+		c.CheckType(v.Node, spec.ParamType(), "`with` of "+action)
 	}
 }
 
@@ -156,12 +156,12 @@ func (c *checker) contains(action string) bool {
 
 func (c *checker) containment(at Pos, action string) {
 	if action != "" && !c.contains(action) {
-		c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.names(playbooks.VerbContain)), "there is no containment `%s`", yamlnode.Clip(action, 60))
+		c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.names(playbooks.VerbContain)), "there is no containment `%s`", yamlnode.Truncate(action, 60))
 	}
 }
 
 func (c *checker) unknownAction(at Pos, action string) {
-	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.names("")), "there is no action `%s`", yamlnode.Clip(action, 60))
+	c.Errorf(at, "unknown-action", diagnostic.DidYouMean(action, c.names("")), "there is no action `%s`", yamlnode.Truncate(action, 60))
 }
 
 // names are the actions of a verb, or all of them.

@@ -64,7 +64,7 @@ func (c *comparison) fakes() {
 			names = append(names, t.Name)
 		}
 		if slices.Sort(names); !fits {
-			c.failf(f.at["target"], "", "the answer of %s is for %s, and nothing was so called; there were %s", f.Action, quoted(f.Target), yamlnode.Clip(strings.Join(slices.Compact(names), ", "), 200))
+			c.failf(f.at["target"], "", "the answer of %s is for %s, and nothing was so called; there were %s", f.Action, quoted(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
 		}
 	}
 }
@@ -141,7 +141,7 @@ func brief(v any) string {
 	if err != nil {
 		return "?"
 	}
-	return yamlnode.Clip(string(raw), 80)
+	return yamlnode.Truncate(string(raw), 80)
 }
 
 // because is a reason behind a colon.
@@ -149,7 +149,7 @@ func because(reason string) string {
 	if reason == "" {
 		return ""
 	}
-	return ": " + yamlnode.Clip(reason, 300)
+	return ": " + yamlnode.Truncate(reason, 300)
 }
 
 // seconds is an offset as people write it.
@@ -191,7 +191,7 @@ func (c *comparison) asks() {
 	}
 }
 
-func quoted(s string) string { return fmt.Sprintf("%q", yamlnode.Clip(s, 100)) }
+func quoted(s string) string { return fmt.Sprintf("%q", yamlnode.Truncate(s, 100)) }
 
 func asked(all []Asked) string {
 	if len(all) == 0 {

@@ -21,15 +21,15 @@ const (
 
 // Parse reads a file of tests. Where there are errors, what it gives is not to be run.
 func Parse(file string, source []byte) (*File, diagnostic.Diagnostics) {
-	r := &yamlnode.Reader{File: file, Begin: "begin with `tests:`"}
+	r := &yamlnode.Reader{File: file, ExampleStart: "begin with `tests:`"}
 	f := &File{File: file, Source: source}
-	if root := r.Document(source, yamlnode.Limits{Bytes: 1 << 20, Nodes: 100_000}); root != nil {
-		r.Mapping(root, "a file of tests", f.fields())
+	if root := r.ParseDocument(source, yamlnode.Limits{MaxBytes: 1 << 20, MaxNodes: 100_000}); root != nil {
+		r.ReadMapping(root, "a file of tests", f.fields())
 		seen := map[string]Pos{}
 		for _, t := range f.Tests {
 			t.whole(r)
 			if first, twice := seen[t.Name]; twice && t.Name != "" {
-				r.Errorf(t.at["name"], "duplicate-name", "choose another name", "two tests are called `%s`; the first is at line %d", yamlnode.Clip(t.Name, 60), first.Line)
+				r.Errorf(t.at["name"], "duplicate-name", "choose another name", "two tests are called `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
 			}
 			seen[t.Name] = t.Pos
 		}
@@ -49,7 +49,7 @@ func noted(at places, fields ...yamlnode.Field) []yamlnode.Field {
 	for i := range fields {
 		read := fields[i].Read
 		fields[i].Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
-			at[fields[i].Name] = yamlnode.At(v)
+			at[fields[i].Name] = yamlnode.PositionOf(v)
 			read(r, key, v)
 		}
 	}
@@ -66,24 +66,24 @@ func add[T any](to *[]*T, n *yaml.Node, one *T) *T {
 
 func (f *File) fields() []yamlnode.Field {
 	var books []string
-	file := yamlnode.Texts("playbook", "the playbook that is tested, a path beside this file, or several; default: every playbook of the folder", &books)
+	file := yamlnode.StringListField("playbook", "the playbook that is tested, a path beside this file, or several; default: every playbook of the folder", &books)
 	read := file.Read
 	file.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
 		for i, b := range books {
-			at := yamlnode.At(v)
+			at := yamlnode.PositionOf(v)
 			if v.Kind == yaml.SequenceNode {
-				at = yamlnode.At(v.Content[i])
+				at = yamlnode.PositionOf(v.Content[i])
 			}
 			f.Playbooks = append(f.Playbooks, Ref{b, at})
 		}
 	}
 	return []yamlnode.Field{
 		file,
-		yamlnode.List("tests", "the tests: each is one incident and what must become of it", "test", maxTests, nil, func(n *yaml.Node) []yamlnode.Field {
-			t := add(&f.Tests, n, &Test{Pos: yamlnode.At(n), at: places{}})
+		yamlnode.ListField("tests", "the tests: each is one incident and what must become of it", "test", maxTests, nil, func(n *yaml.Node) []yamlnode.Field {
+			t := add(&f.Tests, n, &Test{Pos: yamlnode.PositionOf(n), at: places{}})
 			return t.fields()
-		}).Must(),
+		}).AsRequired(),
 	}
 }
 
@@ -91,88 +91,88 @@ func (t *Test) fields() []yamlnode.Field {
 	context, approvers, final := &Context{at: places{}}, &Approvers{}, &Final{at: places{}}
 	asks, effects, leases := []*Ask{}, []*Effect{}, []*Lease{}
 	return noted(t.at,
-		yamlnode.Text("name", "what the test shows, in a few words", &t.Name).Must(),
-		yamlnode.Text("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.Recording.Path),
-		yamlnode.List("detections", "what is detected; few fields suffice", "detection", maxInTest, nil, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Detections, n, &Detection{at: places{"": yamlnode.At(n)}}).fields()
+		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
+		yamlnode.StringField("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.Recording.Path),
+		yamlnode.ListField("detections", "what is detected; few fields suffice", "detection", maxInTest, nil, func(n *yaml.Node) []yamlnode.Field {
+			return add(&t.Detections, n, &Detection{at: places{"": yamlnode.PositionOf(n)}}).fields()
 		}),
-		yamlnode.Nested("incident", "what is known around the workload: it is what `enrich: workload` finds", "`incident`", context.fields(), func(*yaml.Node) { t.Incident = context }),
-		yamlnode.Int("phase", "the phase: 1 observes, 2 contains, 3 disrupts behind approval; default 3, or that of the recording", &t.Phase, 1, 3),
-		yamlnode.Share("confidence", "what counts as high confidence in the scope; default 0.8", &t.Confidence),
-		yamlnode.Nested("approvers", "the scope's approvers, who are asked where the confidence is below; default: nobody", "`approvers`", approvers.fields(), func(*yaml.Node) { t.Approvers = approvers }),
+		yamlnode.MappingField("incident", "what is known around the workload: it is what `enrich: workload` finds", "`incident`", context.fields(), func(*yaml.Node) { t.Incident = context }),
+		yamlnode.IntField("phase", "the phase: 1 observes, 2 contains, 3 disrupts behind approval; default 3, or that of the recording", &t.Phase, 1, 3),
+		yamlnode.FractionField("confidence", "what counts as high confidence in the scope; default 0.8", &t.Confidence),
+		yamlnode.MappingField("approvers", "the scope's approvers, who are asked where the confidence is below; default: nobody", "`approvers`", approvers.fields(), func(*yaml.Node) { t.Approvers = approvers }),
 		t.actions(),
-		yamlnode.List("answers", "what people answer; default: nobody answers, or as in the recording", "answer", maxInTest, func(_, _ *yaml.Node) { t.Answers = []*Answer{} }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Answers, n, &Answer{at: places{"": yamlnode.At(n)}}).fields()
+		yamlnode.ListField("answers", "what people answer; default: nobody answers, or as in the recording", "answer", maxInTest, func(_, _ *yaml.Node) { t.Answers = []*Answer{} }, func(n *yaml.Node) []yamlnode.Field {
+			return add(&t.Answers, n, &Answer{at: places{"": yamlnode.PositionOf(n)}}).fields()
 		}),
-		yamlnode.List("expect", "steps that must come to what is said, in this order; others may stand between them", "step", maxInTest, func(key, list *yaml.Node) { t.expect = &span{key, list} }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Expect, n, &Step{Pos: yamlnode.At(n), at: places{}, node: n}).fields()
+		yamlnode.ListField("expect", "steps that must come to what is said, in this order; others may stand between them", "step", maxInTest, func(key, list *yaml.Node) { t.expect = &span{key, list} }, func(n *yaml.Node) []yamlnode.Field {
+			return add(&t.Expect, n, &Step{Pos: yamlnode.PositionOf(n), at: places{}, node: n}).fields()
 		}),
-		yamlnode.List("asks", "every question that is asked, in order; [] is none", "question", maxInTest, func(_, _ *yaml.Node) { t.Asks = &asks }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&asks, n, &Ask{Pos: yamlnode.At(n), at: places{}}).fields()
+		yamlnode.ListField("asks", "every question that is asked, in order; [] is none", "question", maxInTest, func(_, _ *yaml.Node) { t.Asks = &asks }, func(n *yaml.Node) []yamlnode.Field {
+			return add(&asks, n, &Ask{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
 		}),
 		t.never(),
-		yamlnode.List("effects", "every containment that takes hold; [] is none", "effect", maxInTest, func(_, _ *yaml.Node) { t.Effects = &effects }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&effects, n, &Effect{Pos: yamlnode.At(n), at: places{}}).fields()
+		yamlnode.ListField("effects", "every containment that takes hold; [] is none", "effect", maxInTest, func(_, _ *yaml.Node) { t.Effects = &effects }, func(n *yaml.Node) []yamlnode.Field {
+			return add(&effects, n, &Effect{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
 		}),
-		yamlnode.List("leases", "every lease when the incident closes; [] is none", "lease", maxInTest, func(_, _ *yaml.Node) { t.Leases = &leases }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&leases, n, &Lease{Pos: yamlnode.At(n), at: places{}}).fields()
+		yamlnode.ListField("leases", "every lease when the incident closes; [] is none", "lease", maxInTest, func(_, _ *yaml.Node) { t.Leases = &leases }, func(n *yaml.Node) []yamlnode.Field {
+			return add(&leases, n, &Lease{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
 		}),
-		yamlnode.Nested("outcome", "the incident as it ends", "`outcome`", final.fields(), func(*yaml.Node) { t.Outcome = final }),
-		yamlnode.Bool("matched", "whether a playbook handles the incident", &t.Matched),
+		yamlnode.MappingField("outcome", "the incident as it ends", "`outcome`", final.fields(), func(*yaml.Node) { t.Outcome = final }),
+		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.Matched),
 		bound("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.Bound),
 	)
 }
 
 func (d *Detection) fields() []yamlnode.Field {
-	kinds := []sensors.Kind{sensors.KindExec, sensors.KindConnect, sensors.KindOpen, sensors.KindExit}
+	kinds := []sensors.Kind{sensors.KindExec, sensors.KindConnect, sensors.KindFileOpen, sensors.KindExit}
 	return noted(d.at,
-		yamlnode.Duration("at", "when it comes, after the incident begins", &d.At),
-		yamlnode.Text("rule", "the rule; what is not given is that of the shipped rule of this name", &d.Rule),
-		yamlnode.Text("title", "the rule's title", &d.Title),
-		yamlnode.Word("objective", "what the attacker seems to be after", &d.Objective, sensors.Objectives),
-		yamlnode.Word("severity", "how bad it is; default high", &d.Severity, sensors.Severities),
-		yamlnode.Share("confidence", "how sure the rule is; default 0.9", &d.Confidence),
-		yamlnode.Text("technique", "the ATT&CK technique", &d.Technique),
-		yamlnode.Texts("reasons", "why it matters", &d.Reasons),
-		yamlnode.Text("source", "who saw it; default stanch", &d.Source),
-		yamlnode.Text("actor", "who did it, as the source names them", &d.Actor),
-		yamlnode.Word("kind", "the kind of event; default: that of what is given", &d.Kind, kinds),
-		yamlnode.Int("count", "how many alike were folded into it", &d.Count, 1, 1_000_000),
-		yamlnode.Struct("process", "the process", &d.Process),
-		yamlnode.Struct("network", "the connection", &d.Network),
-		yamlnode.Struct("file", "the file", &d.FileOpened),
-		yamlnode.Text("pod", "the pod's name; default: the workload's with -1", &d.Pod),
-		yamlnode.Text("container", "the container's name; default app", &d.Container),
-		yamlnode.Text("node", "the node; default that of the incident", &d.Node),
-		yamlnode.Text("image", "the image; default that of the incident", &d.Image),
-		yamlnode.Text("image_digest", "the image's digest; default that of the incident", &d.Digest),
-		yamlnode.Text("service_account", "the pod's service account; default that of the incident", &d.Identity),
-		yamlnode.Bool("host_network", "whether the pod is in the host's network", &d.HostNetwork),
-		yamlnode.Struct("subject", "what it is about where that is no container: kind, name and perhaps namespace", &d.Subject),
+		yamlnode.DurationField("at", "when it comes, after the incident begins", &d.At),
+		yamlnode.StringField("rule", "the rule; what is not given is that of the shipped rule of this name", &d.Rule),
+		yamlnode.StringField("title", "the rule's title", &d.Title),
+		yamlnode.EnumField("objective", "what the attacker seems to be after", &d.Objective, sensors.Objectives),
+		yamlnode.EnumField("severity", "how bad it is; default high", &d.Severity, sensors.Severities),
+		yamlnode.FractionField("confidence", "how sure the rule is; default 0.9", &d.Confidence),
+		yamlnode.StringField("technique", "the ATT&CK technique", &d.Technique),
+		yamlnode.StringListField("reasons", "why it matters", &d.Reasons),
+		yamlnode.StringField("source", "who saw it; default stanch", &d.Source),
+		yamlnode.StringField("actor", "who did it, as the source names them", &d.Actor),
+		yamlnode.EnumField("kind", "the kind of event; default: that of what is given", &d.Kind, kinds),
+		yamlnode.IntField("count", "how many alike were folded into it", &d.Count, 1, 1_000_000),
+		yamlnode.StructField("process", "the process", &d.Process),
+		yamlnode.StructField("network", "the connection", &d.Network),
+		yamlnode.StructField("file", "the file", &d.FileOpened),
+		yamlnode.StringField("pod", "the pod's name; default: the workload's with -1", &d.Pod),
+		yamlnode.StringField("container", "the container's name; default app", &d.Container),
+		yamlnode.StringField("node", "the node; default that of the incident", &d.Node),
+		yamlnode.StringField("image", "the image; default that of the incident", &d.Image),
+		yamlnode.StringField("image_digest", "the image's digest; default that of the incident", &d.Digest),
+		yamlnode.StringField("service_account", "the pod's service account; default that of the incident", &d.Identity),
+		yamlnode.BoolField("host_network", "whether the pod is in the host's network", &d.HostNetwork),
+		yamlnode.StructField("subject", "what it is about where that is no container: kind, name and perhaps namespace", &d.Subject),
 	)
 }
 
 func (c *Context) fields() []yamlnode.Field {
 	return noted(c.at,
-		yamlnode.Text("workload", "namespace/Kind/name, or Container/name outside of Kubernetes; default shop/Deployment/web", &c.Workload),
-		yamlnode.Text("uid", "the workload's UID", &c.UID),
-		yamlnode.Text("image", "its image", &c.Image),
-		yamlnode.Text("image_digest", "its image's digest", &c.ImageDigest),
-		yamlnode.Text("service_account", "its service account", &c.ServiceAccount),
-		yamlnode.Text("node", "its node; default node-1", &c.Node),
-		yamlnode.Struct("labels", "its pods' labels", &c.Labels),
-		yamlnode.Struct("blast_radius", "what else may be hit", &c.Blast),
-		yamlnode.Texts("changes", "what changed recently", &c.Changes),
-		yamlnode.Texts("missing", "what of the context could not be found out", &c.Missing),
+		yamlnode.StringField("workload", "namespace/Kind/name, or Container/name outside of Kubernetes; default shop/Deployment/web", &c.Workload),
+		yamlnode.StringField("uid", "the workload's UID", &c.UID),
+		yamlnode.StringField("image", "its image", &c.Image),
+		yamlnode.StringField("image_digest", "its image's digest", &c.ImageDigest),
+		yamlnode.StringField("service_account", "its service account", &c.ServiceAccount),
+		yamlnode.StringField("node", "its node; default node-1", &c.Node),
+		yamlnode.StructField("labels", "its pods' labels", &c.Labels),
+		yamlnode.StructField("blast_radius", "what else may be hit", &c.Blast),
+		yamlnode.StringListField("changes", "what changed recently", &c.Changes),
+		yamlnode.StringListField("missing", "what of the context could not be found out", &c.Missing),
 	)
 }
 
 func (a *Approvers) fields() []yamlnode.Field {
 	return []yamlnode.Field{
-		yamlnode.Texts("groups", "groups of people", &a.Groups),
-		yamlnode.Texts("users", "people by name", &a.Users),
-		yamlnode.Int("quorum", "how many must agree; default 1", &a.Quorum, 1, 10),
-		yamlnode.Duration("timeout", "how long they have; default 15m", &a.Timeout),
+		yamlnode.StringListField("groups", "groups of people", &a.Groups),
+		yamlnode.StringListField("users", "people by name", &a.Users),
+		yamlnode.IntField("quorum", "how many must agree; default 1", &a.Quorum, 1, 10),
+		yamlnode.DurationField("timeout", "how long they have; default 15m", &a.Timeout),
 	}
 }
 
@@ -183,88 +183,88 @@ func (a *Answer) fields() []yamlnode.Field {
 			a.Yes = true
 		case "no", "false":
 		default:
-			r.Errorf(yamlnode.At(v), "value", "write `answer: yes` or `answer: no`", "`answer` cannot be %s", yamlnode.Kind(v))
+			r.Errorf(yamlnode.PositionOf(v), "value", "write `answer: yes` or `answer: no`", "`answer` cannot be %s", yamlnode.DescribeKind(v))
 		}
 	}}
 	return noted(a.at,
-		yamlnode.Text("person", "who", &a.Person).Must(),
+		yamlnode.StringField("person", "who", &a.Person).AsRequired(),
 		answer,
-		yamlnode.Duration("after", "how long after the question; default 1m", &a.After),
-		yamlnode.Text("to", "the question's title, or the step or the action that it is about; default: every question", &a.To),
-		yamlnode.Text("reason", "why", &a.Reason),
-		yamlnode.Texts("groups", "the groups that they are in; default: all that are asked, but for who is asked later", &a.Groups),
+		yamlnode.DurationField("after", "how long after the question; default 1m", &a.After),
+		yamlnode.StringField("to", "the question's title, or the step or the action that it is about; default: every question", &a.To),
+		yamlnode.StringField("reason", "why", &a.Reason),
+		yamlnode.StringListField("groups", "the groups that they are in; default: all that are asked, but for who is asked later", &a.Groups),
 	)
 }
 
 func (s *Step) fields() []yamlnode.Field {
 	return noted(s.at,
-		yamlnode.Text("step", "the step's id or path; inside of loops and calls with their names before it", &s.Step),
-		yamlnode.Text("playbook", "its playbook's name, where several run", &s.Playbook),
-		yamlnode.Text("action", "its action", &s.Action),
-		yamlnode.Text("target", "its target's name, namespace/name or id", &s.Target),
-		yamlnode.Word("outcome", "what became of it", &s.Outcome, playbooks.Outcomes),
-		yamlnode.Text("reason", "a part of the reason", &s.Reason),
-		yamlnode.Any("with", "parameters as they were rendered; others may be there too", &s.With),
-		yamlnode.Duration("within", "at most so long after the incident began", &s.Within),
-		yamlnode.Duration("at", "so long after the incident began, to the second", &s.After),
+		yamlnode.StringField("step", "the step's id or path; inside of loops and calls with their names before it", &s.Step),
+		yamlnode.StringField("playbook", "its playbook's name, where several run", &s.Playbook),
+		yamlnode.StringField("action", "its action", &s.Action),
+		yamlnode.StringField("target", "its target's name, namespace/name or id", &s.Target),
+		yamlnode.EnumField("outcome", "what became of it", &s.Outcome, playbooks.Outcomes),
+		yamlnode.StringField("reason", "a part of the reason", &s.Reason),
+		yamlnode.AnyField("with", "parameters as they were rendered; others may be there too", &s.With),
+		yamlnode.DurationField("within", "at most so long after the incident began", &s.Within),
+		yamlnode.DurationField("at", "so long after the incident began, to the second", &s.After),
 	)
 }
 
 func (a *Ask) fields() []yamlnode.Field {
 	return noted(a.at,
-		yamlnode.Text("title", "a part of the question's title", &a.Title),
-		yamlnode.Text("text", "a part of its text", &a.Text),
-		yamlnode.Text("would", "a part of what a yes would change", &a.Would),
-		yamlnode.Texts("of", "groups or people who are asked", &a.Of),
-		yamlnode.Int("quorum", "how many must agree", &a.Quorum, 1, 10),
-		yamlnode.Duration("within", "at most so long after the incident began", &a.Within),
+		yamlnode.StringField("title", "a part of the question's title", &a.Title),
+		yamlnode.StringField("text", "a part of its text", &a.Text),
+		yamlnode.StringField("would", "a part of what a yes would change", &a.Would),
+		yamlnode.StringListField("of", "groups or people who are asked", &a.Of),
+		yamlnode.IntField("quorum", "how many must agree", &a.Quorum, 1, 10),
+		yamlnode.DurationField("within", "at most so long after the incident began", &a.Within),
 	)
 }
 
 func (e *Effect) fields() []yamlnode.Field {
 	known := []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}
 	return noted(e.at,
-		yamlnode.Text("action", "the action", &e.Action).Must(),
-		yamlnode.Text("target", "the target's name, namespace/name or id", &e.Target),
-		yamlnode.Word("outcome", "whether the effect was observed", &e.Outcome, known),
-		yamlnode.Duration("for", "how long it is in force, to the second", &e.For),
-		yamlnode.Any("with", "parameters; others may be there too", &e.With),
+		yamlnode.StringField("action", "the action", &e.Action).AsRequired(),
+		yamlnode.StringField("target", "the target's name, namespace/name or id", &e.Target),
+		yamlnode.EnumField("outcome", "whether the effect was observed", &e.Outcome, known),
+		yamlnode.DurationField("for", "how long it is in force, to the second", &e.For),
+		yamlnode.AnyField("with", "parameters; others may be there too", &e.With),
 	)
 }
 
 func (l *Lease) fields() []yamlnode.Field {
 	return noted(l.at,
-		yamlnode.Text("action", "the action", &l.Action).Must(),
-		yamlnode.Text("target", "the target's name, namespace/name or id", &l.Target),
-		yamlnode.Word("state", "where it stands", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
-		yamlnode.Bool("undone", "whether it was taken back", &l.Undone),
-		yamlnode.Text("reason", "a part of the reason", &l.Reason),
+		yamlnode.StringField("action", "the action", &l.Action).AsRequired(),
+		yamlnode.StringField("target", "the target's name, namespace/name or id", &l.Target),
+		yamlnode.EnumField("state", "where it stands", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
+		yamlnode.BoolField("undone", "whether it was taken back", &l.Undone),
+		yamlnode.StringField("reason", "a part of the reason", &l.Reason),
 	)
 }
 
 func (f *Final) fields() []yamlnode.Field {
 	return noted(f.at,
-		yamlnode.Word("status", "whether it is closed", &f.Status, []string{"open", "closed"}),
-		yamlnode.Word("objective", "what the attacker seems to be after", &f.Objective, sensors.Objectives),
-		yamlnode.Word("severity", "how bad it is", &f.Severity, sensors.Severities),
-		yamlnode.Share("confidence", "how sure it is, to the hundredth", &f.Confidence),
-		yamlnode.Text("summary", "a part of the summary", &f.Summary),
+		yamlnode.EnumField("status", "whether it is closed", &f.Status, []string{"open", "closed"}),
+		yamlnode.EnumField("objective", "what the attacker seems to be after", &f.Objective, sensors.Objectives),
+		yamlnode.EnumField("severity", "how bad it is", &f.Severity, sensors.Severities),
+		yamlnode.FractionField("confidence", "how sure it is, to the hundredth", &f.Confidence),
+		yamlnode.StringField("summary", "a part of the summary", &f.Summary),
 	)
 }
 
 func bound(name, doc string, to **Bound) yamlnode.Field {
 	schema := func() yamlnode.Object {
-		return yamlnode.Object{"type": "string", "pattern": `^(<=? *)?(0|(` + duration.Unanchored + `)+)$`}
+		return yamlnode.Object{"type": "string", "pattern": `^(<=? *)?(0|(` + duration.UnitPattern + `)+)$`}
 	}
 	return yamlnode.Field{Name: name, Doc: doc, Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
-		b := &Bound{Pos: yamlnode.At(v)}
+		b := &Bound{Pos: yamlnode.PositionOf(v)}
 		text, found := strings.CutPrefix(v.Value, "<=")
 		if !found {
 			text, b.Less = strings.CutPrefix(v.Value, "<")
 		}
 		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {
-			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be a bound such as <= 5s, not %s", name, yamlnode.Kind(v))
+			r.Errorf(b.Pos, "duration", "write for example `<= 5s`", "`%s` must be a bound such as <= 5s, not %s", name, yamlnode.DescribeKind(v))
 			return
 		}
 		b.Limit = d

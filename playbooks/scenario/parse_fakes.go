@@ -16,14 +16,14 @@ func fakeable() []playbooks.Outcome {
 
 func (f *Fake) fields() []yamlnode.Field {
 	return noted(f.at,
-		yamlnode.Text("target", "only for this target: its name, namespace/name or id", &f.Target),
-		yamlnode.Int("call", "only for this call of the action on a target, from 1", &f.Call, 1, 1000),
-		yamlnode.Word("outcome", "what becomes of it; default changed", &f.Outcome, fakeable()),
-		yamlnode.Text("reason", "why", &f.Reason),
-		yamlnode.Any("outputs", "what it finds out; what is not given is empty", &f.Outputs),
-		yamlnode.Texts("changes", "what a plan says that it would change", &f.Changes),
-		yamlnode.Duration("takes", "how long it takes; longer than its limit and it fails", &f.Takes),
-		yamlnode.Int("fails", "how many attempts fail before one gets through", &f.Fails, 0, 100),
+		yamlnode.StringField("target", "only for this target: its name, namespace/name or id", &f.Target),
+		yamlnode.IntField("call", "only for this call of the action on a target, from 1", &f.Call, 1, 1000),
+		yamlnode.EnumField("outcome", "what becomes of it; default changed", &f.Outcome, fakeable()),
+		yamlnode.StringField("reason", "why", &f.Reason),
+		yamlnode.AnyField("outputs", "what it finds out; what is not given is empty", &f.Outputs),
+		yamlnode.StringListField("changes", "what a plan says that it would change", &f.Changes),
+		yamlnode.DurationField("takes", "how long it takes; longer than its limit and it fails", &f.Takes),
+		yamlnode.IntField("fails", "how many attempts fail before one gets through", &f.Fails, 0, 100),
 	)
 }
 
@@ -35,27 +35,27 @@ func (t *Test) actions() yamlnode.Field {
 	}
 	return yamlnode.Field{Name: "actions", Doc: "what actions answer, by their names; one that is not named here succeeds and finds out nothing", Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
 		if v.Kind != yaml.MappingNode {
-			r.Errorf(yamlnode.At(v), "type", "", "`actions` must be a mapping, not %s", yamlnode.Kind(v))
+			r.Errorf(yamlnode.PositionOf(v), "type", "", "`actions` must be a mapping, not %s", yamlnode.DescribeKind(v))
 			return
 		}
 		seen := map[string]Pos{}
 		for i := 0; i+1 < len(v.Content); i += 2 {
 			key, value := v.Content[i], v.Content[i+1]
 			if first, twice := seen[key.Value]; twice {
-				r.Errorf(yamlnode.At(key), "duplicate-key", "give the action a list of answers", "`%s` is given twice; the first is at line %d", yamlnode.Clip(key.Value, 60), first.Line)
+				r.Errorf(yamlnode.PositionOf(key), "duplicate-key", "give the action a list of answers", "`%s` is given twice; the first is at line %d", yamlnode.Truncate(key.Value, 60), first.Line)
 				continue
 			}
-			seen[key.Value] = yamlnode.At(key)
+			seen[key.Value] = yamlnode.PositionOf(key)
 			items := []*yaml.Node{value}
 			if value.Kind == yaml.SequenceNode {
 				items = value.Content
 			}
 			for _, item := range items {
-				f := add(&t.Fakes, item, &Fake{Action: key.Value, Pos: yamlnode.At(key), at: places{}})
-				r.Mapping(item, "an answer of an action", f.fields())
+				f := add(&t.Fakes, item, &Fake{Action: key.Value, Pos: yamlnode.PositionOf(key), at: places{}})
+				r.ReadMapping(item, "an answer of an action", f.fields())
 			}
 			if len(t.Fakes) > maxInTest {
-				r.Errorf(yamlnode.At(key), "too-large", "split the test", "more than %d answers of actions", maxInTest)
+				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d answers of actions", maxInTest)
 				return
 			}
 		}
@@ -65,14 +65,14 @@ func (t *Test) actions() yamlnode.Field {
 // never reads what must not happen.
 func (t *Test) never() yamlnode.Field {
 	var names []string
-	f := yamlnode.Texts("never", "actions or steps that must not take place; a proposal is none", &names)
+	f := yamlnode.StringListField("never", "actions or steps that must not take place; a proposal is none", &names)
 	read := f.Read
 	f.Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
 		read(r, key, v)
 		for i, name := range names {
-			at := yamlnode.At(v)
+			at := yamlnode.PositionOf(v)
 			if v.Kind == yaml.SequenceNode {
-				at = yamlnode.At(v.Content[i])
+				at = yamlnode.PositionOf(v.Content[i])
 			}
 			t.Never = append(t.Never, Ref{name, at})
 		}
@@ -94,7 +94,7 @@ func (t *Test) whole(r *yamlnode.Reader) {
 	}
 	if c := t.Incident; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
-			r.Errorf(c.at["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Clip(c.Workload, 60))
+			r.Errorf(c.at["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}
 	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {

@@ -37,7 +37,7 @@ func Rewrite(f *File, tests map[*Test]Happened) ([]byte, error) {
 			return nil, fmt.Errorf("%s:%d:%d: `expect` can be rewritten only where it begins a line of its own", f.File, t.expect.key.Line, t.expect.key.Column)
 		}
 		if lines, ok = rewritten(lines, t, h); !ok {
-			return nil, unfit(f, yamlnode.At(t.expect.key))
+			return nil, unfit(f, yamlnode.PositionOf(t.expect.key))
 		}
 	}
 	out := []byte(strings.Join(lines, ""))
@@ -54,14 +54,14 @@ func (f *File) unharmed(out []byte, tests map[*Test]Happened) error {
 	if problems.HasErrors() || len(again.Tests) != len(f.Tests) {
 		for _, t := range f.Tests {
 			if _, ok := tests[t]; ok && t.expect != nil {
-				return unfit(f, yamlnode.At(t.expect.key))
+				return unfit(f, yamlnode.PositionOf(t.expect.key))
 			}
 		}
 		return unfit(f, Pos{Line: 1, Column: 1})
 	}
 	for i, t := range f.Tests {
 		if _, ok := tests[t]; !ok && t.expect != nil && (again.Tests[i].expect == nil || elsewhere(t.expect.list, again.Tests[i].expect.list) != nil) {
-			return unfit(f, yamlnode.At(t.expect.key))
+			return unfit(f, yamlnode.PositionOf(t.expect.key))
 		}
 	}
 	var before, after yaml.Node
@@ -69,7 +69,7 @@ func (f *File) unharmed(out []byte, tests map[*Test]Happened) error {
 		return unfit(f, Pos{Line: 1, Column: 1})
 	}
 	if n := elsewhere(&before, &after); n != nil {
-		return unfit(f, yamlnode.At(n))
+		return unfit(f, yamlnode.PositionOf(n))
 	}
 	return nil
 }

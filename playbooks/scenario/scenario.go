@@ -22,7 +22,7 @@ import (
 const Suffix = "_test.yaml"
 
 // Pos is a place in a file.
-type Pos = yamlnode.Pos
+type Pos = yamlnode.Position
 
 // File is one file of tests.
 type File struct {

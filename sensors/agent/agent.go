@@ -20,7 +20,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/baseline"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/sensors/probe"
 	"stanch/sensors/redact"
 	"stanch/sensors/rules"
@@ -32,50 +32,50 @@ import (
 type Options struct {
 	Node     string
 	Probe    *probe.Probe
-	Resolver *identity.Resolver
-	Lock     *probe.Lock
-	LockWhy  string // why Lock is nil
+	Resolver *containermeta.Resolver
+	EgressLock     *probe.EgressLock
+	EgressLockError  string // why Lock is nil
 	Freezer  *snapshot.Freezer
-	// Kubelet is the path of this node's kubelet, where its program has an unusual name.
-	Kubelet string
-	// Snapshots takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
+	// KubeletPath is the path of this node's kubelet, where its program has an unusual name.
+	KubeletPath string
+	// SnapshotHelper takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
 	// for ever keeps it from ending.
-	Snapshots *snapshot.Helper
+	SnapshotHelper *snapshot.HelperPool
 	// StateDir keeps what must survive a restart: leases that were released before their end.
 	StateDir string
 	Log      *slog.Logger
-	// At is called at named points, so that tests can kill the process there. Nil does nothing.
-	At func(point string)
+	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
+	Failpoint func(point string)
 	// APIServers are the addresses (IP:port) of the cluster's API, so that rules can tell who contacts it.
 	APIServers []string
 	// RuleFiles are where the rules come from, to be read again when they change. Nil: the rules stay.
 	RuleFiles *RuleFiles
 	// Baselines learn what is usual for an image. Nil: nothing is unusual.
 	Baselines *baseline.Baselines
-	// Fold is how long detections alike are counted before they are reported again. Default 10 s.
-	Fold time.Duration
-	// Heartbeat is how often the sensor proves that it sees. Default 30 s.
-	Heartbeat time.Duration
+	// DedupWindow is how long detections alike are counted before they are reported again. Default 10 s.
+	DedupWindow time.Duration
+	// HeartbeatInterval is how often the sensor proves that it sees. Default 30 s.
+	HeartbeatInterval time.Duration
 }
 
 // Agent watches one node.
 type Agent struct {
 	Options
-	released  *ledger
-	sightings *sightings
-	decoys    decoys
+	revocations  *revocations
+	detectedCgroups *detectedCgroups
+	spoofedCgroups    spoofedCgroups
 	rules     atomic.Pointer[rules.Set]
-	kubelets  atomic.Int64 // found so far
-	own       own
+	kubeletCount  atomic.Int64 // found so far
+	self       selfProcess
 
 	mu      sync.RWMutex
-	missed  uint64 // events whose container could not be named
-	failing map[string]time.Time
-	eyes    *eyes
+	unresolvedEvents  uint64 // events whose container could not be named
+	lastLogged map[string]time.Time
+	heartbeat    *heartbeat
 
-	counting sync.Mutex // guards what follows; taken before every other
-	lost     Losses
-	looked   time.Time // when losses were looked for last
+	dropsMu sync.Mutex // guards what follows; taken before every other
+	drops     DropStats
+	dropsCheckedAt   time.Time // when losses were looked for last
 }
 
 // New makes an agent with the given rules.
@@ -83,39 +83,39 @@ func New(o Options, set *rules.Set) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Fold == 0 {
-		o.Fold = 10 * time.Second
+	if o.DedupWindow == 0 {
+		o.DedupWindow = 10 * time.Second
 	}
-	released, err := openLedger(o.StateDir)
+	released, err := openRevocations(o.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := openSightings(o.StateDir, BootID())
+	seen, err := openDetectedCgroups(o.StateDir, BootID())
 	if err != nil {
 		return nil, err
 	}
 	if o.Resolver != nil {
-		seen.trust = trustOf(o.Resolver.CgroupRoot())
+		seen.trustRank = cgroupTrustRanker(o.Resolver.CgroupRoot())
 	}
-	a := &Agent{Options: o, released: released, sightings: seen, own: ownProcess(), failing: map[string]time.Time{}}
+	a := &Agent{Options: o, revocations: released, detectedCgroups: seen, self: currentProcess(), lastLogged: map[string]time.Time{}}
 	a.rules.Store(set)
-	a.eyes = &eyes{every: o.Heartbeat, dir: o.StateDir, log: o.Log}
+	a.heartbeat = &heartbeat{interval: o.HeartbeatInterval, dir: o.StateDir, log: o.Log}
 	return a, nil
 }
 
 // Watch hands every event and every detection to the sinks until ctx ends. Either sink may be nil.
 func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection func(sensors.Detection)) error {
-	go a.followRules(ctx)
-	go a.followNode(ctx)
+	go a.watchRules(ctx)
+	go a.refreshNodeAddresses(ctx)
 	if a.Probe == nil {
 		<-ctx.Done()
 		return nil
 	}
-	fold := newFolder(a.Fold, detection)
+	fold := newDeduplicator(a.DedupWindow, detection)
 	go fold.run(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	shut := make(chan struct{})
-	go func() { defer close(shut); a.eyes.run(ctx) }()
+	go func() { defer close(shut); a.heartbeat.run(ctx) }()
 	defer func() { // it cleans up behind itself; who freezes its cgroup holds nobody up
 		select {
 		case <-shut:
@@ -125,30 +125,30 @@ func (a *Agent) Watch(ctx context.Context, event func(sensors.Event), detection 
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer cancel()
-	parts.Go(func() { a.learn(ctx) })
+	parts.Go(func() { a.saveBaselines(ctx) })
 	if detection != nil {
 		detection = fold.add
 	}
-	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.Observe(e, event, detection) }); err != nil {
+	if err := a.Probe.Run(ctx, func(e sensors.Event) { a.ProcessEvent(e, event, detection) }); err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
 	return nil
 }
 
-// Observe takes one event of the kernel's to the sinks, as Watch does with each; Watch also folds detections alike.
-func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
+// ProcessEvent takes one event of the kernel's to the sinks, as Watch does with each; Watch also folds detections alike.
+func (a *Agent) ProcessEvent(e sensors.Event, event func(sensors.Event), detection func(sensors.Detection)) {
 	e.Node = a.Node
-	if a.eyes.saw(&e) || a.own.did(&e) {
+	if a.heartbeat.isHeartbeatEvent(&e) || a.self.caused(&e) {
 		return
 	}
-	if !a.name(&e) {
+	if !a.resolveContainer(&e) {
 		return
 	}
 	if e.Kind == sensors.KindConnect {
 		e.Network.KubernetesAPI = slices.Contains(a.APIServers, net.JoinHostPort(e.Network.Address, strconv.Itoa(int(e.Network.Port))))
 	}
 	if a.Baselines != nil {
-		e.Baseline = a.Baselines.Judge(&e)
+		e.Baseline = a.Baselines.Compare(&e)
 	}
 	var found []sensors.Detection
 	var errs []error
@@ -159,27 +159,27 @@ func (a *Agent) Observe(e sensors.Event, event func(sensors.Event), detection fu
 		return
 	}
 	// Rules see what was said; nobody else does. Few events leave here, and to find secrets takes longer than all else.
-	withoutSecrets(&e)
+	redactEvent(&e)
 	if event != nil {
 		event(e)
 	}
 	for _, err := range errs {
-		a.complain("evaluate", err)
+		a.logThrottled("evaluate", err)
 	}
 	if len(found) > 0 {
-		if err := a.sightings.note(&e.Container); err != nil {
-			a.complain("remember where a container was detected", err)
+		if err := a.detectedCgroups.record(&e.Container); err != nil {
+			a.logThrottled("remember where a container was detected", err)
 		}
 	}
 	for _, d := range found {
 		d.Detected, d.Event.Process = time.Now(), e.Process
-		baseline.Weigh(&d)
+		baseline.AdjustConfidence(&d)
 		detection(d)
 	}
 }
 
-// withoutSecrets takes secrets out of an event's command lines. The event's lists are others' too: they are replaced.
-func withoutSecrets(e *sensors.Event) {
+// redactEvent takes secrets out of an event's command lines. The event's lists are others' too: they are replaced.
+func redactEvent(e *sensors.Event) {
 	e.Process.Args = redact.Args(e.Process.Args)
 	e.Process.Ancestors = slices.Clone(e.Process.Ancestors)
 	for i := range e.Process.Ancestors {
@@ -187,20 +187,20 @@ func withoutSecrets(e *sensors.Event) {
 	}
 }
 
-// name fills in whose event it is; false for the host's own.
-func (a *Agent) name(e *sensors.Event) bool {
+// resolveContainer fills in whose event it is; false for the host's own.
+func (a *Agent) resolveContainer(e *sensors.Event) bool {
 	if a.Resolver == nil {
 		return true
 	}
 	seen := e.Container
-	c, err := a.Resolver.ResolveAt(seen.CgroupID, seen.CgroupPath)
+	c, err := a.Resolver.ResolveWithPath(seen.CgroupID, seen.CgroupPath)
 	switch {
-	case errors.Is(err, identity.ErrNotFound) && (c.ID == "" && seen.CgroupPath == ""):
+	case errors.Is(err, containermeta.ErrNotFound) && (c.ID == "" && seen.CgroupPath == ""):
 		a.mu.Lock()
-		a.missed++
+		a.unresolvedEvents++
 		a.mu.Unlock()
 	case err != nil:
-		a.complain("name the container", err)
+		a.logThrottled("name the container", err)
 	}
 	if c.CgroupID == 0 {
 		c.CgroupID = seen.CgroupID
@@ -212,115 +212,115 @@ func (a *Agent) name(e *sensors.Event) bool {
 	return c.ID != ""
 }
 
-// complain logs an error that may come with every event, at most once a minute for each cause.
-func (a *Agent) complain(what string, err error) {
+// logThrottled logs an error that may come with every event, at most once a minute for each cause.
+func (a *Agent) logThrottled(what string, err error) {
 	cause := what + ": " + err.Error()
 	if i := strings.IndexAny(cause, "0123456789"); i > 0 {
 		cause = cause[:i]
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Since(a.failing[cause]) < time.Minute {
+	if time.Since(a.lastLogged[cause]) < time.Minute {
 		return
 	}
-	if len(a.failing) > 100 {
-		clear(a.failing)
+	if len(a.lastLogged) > 100 {
+		clear(a.lastLogged)
 	}
-	a.failing[cause] = time.Now()
+	a.lastLogged[cause] = time.Now()
 	a.Log.Warn("the sensor goes on after an error", "doing", what, "error", err)
 }
 
 // Health is what the node tells the gateway about itself.
 type Health struct {
 	Node     string       `json:"node"`
-	Probe    probe.Status `json:"probe,omitzero"`
+	ProbeStatus    probe.Status `json:"probe,omitzero"`
 	Runtime  string       `json:"runtime"`
-	Lock     string       `json:"lock"` // "on", or why not
-	Nameless uint64       `json:"nameless_events"`
+	EgressLockStatus     string       `json:"lock"` // "on", or why not
+	UnresolvedEvents uint64       `json:"nameless_events"`
 	Rules    RulesHealth  `json:"rules,omitzero"`
-	Eyes     Eyes         `json:"eyes,omitzero"`
-	// Decoys are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
-	Decoys []Decoy `json:"decoys,omitempty"`
-	// RuleCounts is what rules did since they were loaded: those that did something and those that cost most.
-	RuleCounts []rules.Stats `json:"rule_counts,omitempty"`
+	Heartbeat     HeartbeatStatus         `json:"eyes,omitzero"`
+	// SpoofedCgroups are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
+	SpoofedCgroups []SpoofedCgroup `json:"decoys,omitempty"`
+	// RuleStats is what rules did since they were loaded: those that did something and those that cost most.
+	RuleStats []rules.RuleStats `json:"rule_counts,omitempty"`
 }
 
 // Report gives the node's state with what was lost; spooled and dropped are the spool's.
-func (a *Agent) Report(spooled int, dropped uint64) Report {
-	r := Report{Health: a.Health(), Spooled: spooled, Dropped: dropped}
-	a.counting.Lock()
-	defer a.counting.Unlock()
+func (a *Agent) Report(spooled int, dropped uint64) StatusReport {
+	r := StatusReport{Health: a.Health(), Spooled: spooled, SpoolDropped: dropped}
+	a.dropsMu.Lock()
+	defer a.dropsMu.Unlock()
 	now := time.Now()
-	r.Lost = a.losses(now, r.Probe.Drops, dropped)
-	a.looked = now
+	r.Drops = a.updateDrops(now, r.ProbeStatus.Drops, dropped)
+	a.dropsCheckedAt = now
 	return r
 }
 
 // Health gives the node's state.
 func (a *Agent) Health() Health {
-	h := Health{Node: a.Node, Lock: "on"}
+	h := Health{Node: a.Node, EgressLockStatus: "on"}
 	// Not under a.mu: the probe holds its own lock while an event is judged, which may want a.mu.
 	if a.Probe != nil {
-		h.Probe = a.Probe.Status()
-		h.Eyes = a.eyes.Eyes()
+		h.ProbeStatus = a.Probe.Status()
+		h.Heartbeat = a.heartbeat.Status()
 	}
-	if a.Lock == nil {
-		h.Lock = a.LockWhy
+	if a.EgressLock == nil {
+		h.EgressLockStatus = a.EgressLockError
 	}
-	h.Decoys = a.decoys.list()
+	h.SpoofedCgroups = a.spoofedCgroups.list()
 	if a.RuleFiles != nil {
 		h.Rules = a.RuleFiles.Health()
 	}
 	if set := a.rules.Load(); set != nil {
-		h.RuleCounts = Telling(set.Stats())
+		h.RuleStats = SelectReportedStats(set.Stats())
 	}
 	if a.Resolver != nil {
-		h.Runtime = a.Resolver.Runtime()
+		h.Runtime = a.Resolver.DescribeRuntime()
 	}
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	h.Nameless = a.missed
+	h.UnresolvedEvents = a.unresolvedEvents
 	return h
 }
 
-// folder sends the first of detections alike at once, and counts those that follow within a window.
-type folder struct {
+// deduplicator sends the first of detections alike at once, and counts those that follow within a window.
+type deduplicator struct {
 	window time.Duration
 	send   func(sensors.Detection)
 	mu     sync.Mutex
-	held   map[string]*folded
+	entries   map[string]*dedupEntry
 }
 
-type folded struct {
-	until time.Time
-	last  sensors.Detection
-	count int
+type dedupEntry struct {
+	windowEnd time.Time
+	latest  sensors.Detection
+	suppressed int
 }
 
-// maxFolded bounds the folder's memory; past it detections are sent one by one.
-const maxFolded = 4096
+// maxDedupEntries bounds the folder's memory; past it detections are sent one by one.
+const maxDedupEntries = 4096
 
-func newFolder(window time.Duration, send func(sensors.Detection)) *folder {
-	return &folder{window: window, send: send, held: map[string]*folded{}}
+func newDeduplicator(window time.Duration, send func(sensors.Detection)) *deduplicator {
+	return &deduplicator{window: window, send: send, entries: map[string]*dedupEntry{}}
 }
 
-func (f *folder) add(d sensors.Detection) {
+func (f *deduplicator) add(d sensors.Detection) {
 	key := strings.Join(append([]string{d.Rule, d.Event.Container.ID, d.Event.Process.Exe, d.Event.File.Path, d.Event.Network.Address}, d.Event.Process.Args...), "\x00")
 	f.mu.Lock()
-	if held, ok := f.held[key]; ok {
-		held.count++
-		held.last = d
+	if held, ok := f.entries[key]; ok {
+		held.suppressed++
+		held.latest = d
 		f.mu.Unlock()
 		return
 	}
-	if len(f.held) < maxFolded {
-		f.held[key] = &folded{until: time.Now().Add(f.window)}
+	if len(f.entries) < maxDedupEntries {
+		f.entries[key] = &dedupEntry{windowEnd: time.Now().Add(f.window)}
 	}
 	f.mu.Unlock()
 	f.send(d)
 }
 
-func (f *folder) run(ctx context.Context) {
+func (f *deduplicator) run(ctx context.Context) {
 	tick := time.NewTicker(max(f.window/4, 10*time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -333,17 +333,17 @@ func (f *folder) run(ctx context.Context) {
 	}
 }
 
-func (f *folder) flush(now time.Time) {
+func (f *deduplicator) flush(now time.Time) {
 	f.mu.Lock()
 	var out []sensors.Detection
-	for key, held := range f.held {
-		if now.Before(held.until) {
+	for key, held := range f.entries {
+		if now.Before(held.windowEnd) {
 			continue
 		}
-		delete(f.held, key)
-		if held.count > 0 {
-			held.last.Count = held.count
-			out = append(out, held.last)
+		delete(f.entries, key)
+		if held.suppressed > 0 {
+			held.latest.Count = held.suppressed
+			out = append(out, held.latest)
 		}
 	}
 	f.mu.Unlock()

@@ -7,155 +7,155 @@ import (
 	"fmt"
 	"time"
 
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 	"stanch/sensors/snapshot"
 )
 
-var _ link.Handler = (*Agent)(nil)
+var _ gatewayrpc.Handler = (*Agent)(nil)
 
-// snapshotFresh is how old an attested detection may be for a snapshot of its target.
-const snapshotFresh = 24 * time.Hour
+// maxSnapshotDetectionAge is how old an attested detection may be for a snapshot of its target.
+const maxSnapshotDetectionAge = 24 * time.Hour
 
 // Handle obeys one command, if its proof holds.
-func (a *Agent) Handle(ctx context.Context, kind link.CommandKind, body []byte, keys proof.Keyring) (any, []link.Blob, error) {
+func (a *Agent) Handle(ctx context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
 	switch kind {
-	case link.CommandSnapshot:
-		var c link.SnapshotCommand
-		if err := decode(body, &c); err != nil {
+	case gatewayrpc.CommandSnapshot:
+		var c gatewayrpc.SnapshotCommand
+		if err := decodeCommand(body, &c); err != nil {
 			return nil, nil, err
 		}
-		if _, err := keys.OpenAttestation(c.Proof, c.Target.ID(), time.Now(), snapshotFresh); err != nil {
-			return nil, nil, refused(err)
+		if _, err := keys.VerifyAttestation(c.Attestation, c.Target.ID(), time.Now(), maxSnapshotDetectionAge); err != nil {
+			return nil, nil, wrapRefused(err)
 		}
-		return a.snapshot(ctx, c.Target)
-	case link.CommandLock, link.CommandFreeze:
-		var c link.HoldCommand
-		if err := decode(body, &c); err != nil {
+		return a.takeSnapshot(ctx, c.Target)
+	case gatewayrpc.CommandLock, gatewayrpc.CommandFreeze:
+		var c gatewayrpc.ContainmentCommand
+		if err := decodeCommand(body, &c); err != nil {
 			return nil, nil, err
 		}
-		token, err := a.prove(c, keys)
+		token, err := a.verifyToken(c, keys)
 		if err != nil {
-			return nil, nil, refused(err)
+			return nil, nil, wrapRefused(err)
 		}
-		if kind == link.CommandFreeze {
+		if kind == gatewayrpc.CommandFreeze {
 			state, err := a.freeze(ctx, c, token)
 			return state, nil, err
 		}
-		state, err := a.lock(ctx, c, token, keys)
+		state, err := a.applyLock(ctx, c, token, keys)
 		return state, nil, err
-	case link.CommandUnlock, link.CommandThaw:
-		var c link.EndCommand
-		if err := decode(body, &c); err != nil {
+	case gatewayrpc.CommandUnlock, gatewayrpc.CommandThaw:
+		var c gatewayrpc.ReleaseCommand
+		if err := decodeCommand(body, &c); err != nil {
 			return nil, nil, err
 		}
-		state, err := a.end(ctx, kind, c, keys)
+		state, err := a.endContainment(ctx, kind, c, keys)
 		return state, nil, err
-	case link.CommandLockState, link.CommandFreezeState:
-		var c link.StateCommand
-		if err := decode(body, &c); err != nil {
+	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState:
+		var c gatewayrpc.StateQuery
+		if err := decodeCommand(body, &c); err != nil {
 			return nil, nil, err
 		}
-		if kind == link.CommandFreezeState {
+		if kind == gatewayrpc.CommandFreezeState {
 			state, err := a.freezeState(ctx, c.Target)
 			return state, nil, err
 		}
 		state, err := a.lockState(ctx, c.Target)
 		return state, nil, err
 	}
-	return nil, nil, refused(fmt.Errorf("this sensor does not know the command %q; is it older than the gateway?", kind))
+	return nil, nil, wrapRefused(fmt.Errorf("this sensor does not know the command %q; is it older than the gateway?", kind))
 }
 
-func decode(body []byte, out any) error {
+func decodeCommand(body []byte, out any) error {
 	if err := json.Unmarshal(body, out); err != nil {
-		return refused(fmt.Errorf("the command cannot be read: %w", err))
+		return wrapRefused(fmt.Errorf("the command cannot be read: %w", err))
 	}
 	return nil
 }
 
-func refused(err error) error { return fmt.Errorf("%w: %w", link.ErrRefused, err) }
+func wrapRefused(err error) error { return fmt.Errorf("%w: %w", gatewayrpc.ErrRefused, err) }
 
-// prove checks that the authority's token covers what the command asks.
-func (a *Agent) prove(c link.HoldCommand, keys proof.Keyring) (proof.Token, error) {
-	token, err := keys.OpenToken(c.Token, c.Action, c.Target.ID(), time.Now())
+// verifyToken checks that the authority's token covers what the command asks.
+func (a *Agent) verifyToken(c gatewayrpc.ContainmentCommand, keys attestation.Keyring) (attestation.LeaseToken, error) {
+	token, err := keys.VerifyLeaseToken(c.Token, c.Action, c.Target.ID(), time.Now())
 	if err != nil {
 		return token, err
 	}
 	switch {
-	case token.Lease != c.Lease:
-		return token, fmt.Errorf("%w: the token is for lease %s", proof.ErrUnproved, token.Lease)
-	case token.Params != proof.Hash(c.Params):
-		return token, fmt.Errorf("%w: the token is for other parameters", proof.ErrUnproved)
-	case c.Until.After(token.Until):
-		return token, fmt.Errorf("%w: the command ends at %s, the token at %s", proof.ErrUnproved, c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339))
-	case a.released.isSpent(token.Lease, token.Issued):
-		return token, fmt.Errorf("%w: the lease was released, its token is spent", proof.ErrUnproved)
+	case token.LeaseID != c.LeaseID:
+		return token, fmt.Errorf("%w: the token is for lease %s", attestation.ErrUnverified, token.LeaseID)
+	case token.ParamsHash != attestation.HashJSON(c.Params):
+		return token, fmt.Errorf("%w: the token is for other parameters", attestation.ErrUnverified)
+	case c.ExpiresAt.After(token.ExpiresAt):
+		return token, fmt.Errorf("%w: the command ends at %s, the token at %s", attestation.ErrUnverified, c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339))
+	case a.revocations.isTokenRevoked(token.LeaseID, token.IssuedAt):
+		return token, fmt.Errorf("%w: the lease was released, its token is spent", attestation.ErrUnverified)
 	}
 	// Against the token and not against what is in force: else many small steps would end a hold without a grant.
-	if c.Until.Before(token.Until.Add(-endTolerance)) {
-		if _, err := mayEnd(c.Grant, c.Lease, keys); err != nil {
-			return token, fmt.Errorf("ending a hold at %s, its token at %s: %w", c.Until.Format(time.RFC3339), token.Until.Format(time.RFC3339), err)
+	if c.ExpiresAt.Before(token.ExpiresAt.Add(-expiryTolerance)) {
+		if _, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys); err != nil {
+			return token, fmt.Errorf("ending a hold at %s, its token at %s: %w", c.ExpiresAt.Format(time.RFC3339), token.ExpiresAt.Format(time.RFC3339), err)
 		}
 	}
 	return token, nil
 }
 
-// endTolerance is by how much a hold's end may be earlier than its token's: ends are written with different precisions.
-const endTolerance = time.Second
+// expiryTolerance is by how much a hold's end may be earlier than its token's: ends are written with different precisions.
+const expiryTolerance = time.Second
 
-// anew checks that a hold which is not in force yet rests on something newer than people's release of its target.
-func (a *Agent) anew(target string, token proof.Token) error {
-	if !token.Since.IsZero() && a.released.isReleased(target, token.Since) {
-		return refused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", proof.ErrUnproved, target))
+// checkNotReleased checks that a hold which is not in force yet rests on something newer than people's release of its target.
+func (a *Agent) checkNotReleased(target string, token attestation.LeaseToken) error {
+	if !token.DetectedAt.IsZero() && a.revocations.isTargetReleased(target, token.DetectedAt) {
+		return wrapRefused(fmt.Errorf("%w: %s was released by a person after the last detection of it; a new detection or a person's grant contains it again", attestation.ErrUnverified, target))
 	}
 	return nil
 }
 
-// mayEnd checks a grant that ends a hold before its time.
-func mayEnd(grant *proof.Signed, lease string, keys proof.Keyring) (proof.Grant, error) {
+// verifyReleaseGrant checks a grant that ends a hold before its time.
+func verifyReleaseGrant(grant *attestation.Envelope, lease string, keys attestation.Keyring) (attestation.Grant, error) {
 	if grant == nil {
-		return proof.Grant{}, fmt.Errorf("%w: its end has not come, and no grant was given", proof.ErrUnproved)
+		return attestation.Grant{}, fmt.Errorf("%w: its end has not come, and no grant was given", attestation.ErrUnverified)
 	}
-	g, err := keys.OpenGrant(*grant, proof.OperationRelease, time.Now())
+	g, err := keys.VerifyGrant(*grant, attestation.OperationRelease, time.Now())
 	if err != nil {
-		if g, err = keys.OpenGrant(*grant, proof.OperationRollback, time.Now()); err != nil {
+		if g, err = keys.VerifyGrant(*grant, attestation.OperationRollback, time.Now()); err != nil {
 			return g, err
 		}
 	}
-	if g.Lease != lease {
-		return g, fmt.Errorf("%w: the grant releases lease %s", proof.ErrUnproved, g.Lease)
+	if g.LeaseID != lease {
+		return g, fmt.Errorf("%w: the grant releases lease %s", attestation.ErrUnverified, g.LeaseID)
 	}
 	return g, nil
 }
 
-// end lifts a lock or a freeze: with a grant, or when its stamped end has passed.
-func (a *Agent) end(ctx context.Context, kind link.CommandKind, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
-	if kind == link.CommandUnlock {
-		return a.unlock(ctx, c, keys)
+// endContainment lifts a lock or a freeze: with a grant, or when its stamped end has passed.
+func (a *Agent) endContainment(ctx context.Context, kind gatewayrpc.CommandKind, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+	if kind == gatewayrpc.CommandUnlock {
+		return a.releaseLock(ctx, c, keys)
 	}
 	return a.thaw(ctx, c, keys)
 }
 
-func (a *Agent) snapshot(ctx context.Context, t link.NodeTarget) (any, []link.Blob, error) {
-	at, err := a.find(ctx, t)
+func (a *Agent) takeSnapshot(ctx context.Context, t gatewayrpc.NodeTarget) (any, []gatewayrpc.Attachment, error) {
+	at, err := a.locateTarget(ctx, t)
 	if err != nil {
-		if errors.Is(err, identity.ErrNotFound) {
-			return nil, nil, refused(fmt.Errorf("it no longer runs on this node: %w", err))
+		if errors.Is(err, containermeta.ErrNotFound) {
+			return nil, nil, wrapRefused(fmt.Errorf("it no longer runs on this node: %w", err))
 		}
 		return nil, nil, err
 	}
 	take := snapshot.Take
-	if a.Snapshots != nil {
-		take = a.Snapshots.Take
+	if a.SnapshotHelper != nil {
+		take = a.SnapshotHelper.Take
 	}
 	taken, blobs, err := take(ctx, snapshot.Target{CgroupDirs: at.dirs}, snapshot.Limits{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("take a snapshot: %w", err)
 	}
-	out := make([]link.Blob, 0, len(blobs))
+	out := make([]gatewayrpc.Attachment, 0, len(blobs))
 	for _, b := range blobs {
-		out = append(out, link.Blob{Name: b.Name, Data: b.Data})
+		out = append(out, gatewayrpc.Attachment{Name: b.Name, Data: b.Data})
 	}
 	return taken, out, nil
 }

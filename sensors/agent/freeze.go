@@ -7,110 +7,110 @@ import (
 	"slices"
 	"time"
 
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 	"stanch/sensors/snapshot"
 )
 
-// maxFreeze bounds a freeze: probes of a frozen pod fail and the kubelet kills it.
-const maxFreeze = 5 * time.Minute
+// maxFreezeDuration bounds a freeze: probes of a frozen pod fail and the kubelet kills it.
+const maxFreezeDuration = 5 * time.Minute
 
-func (a *Agent) freeze(ctx context.Context, c link.HoldCommand, token proof.Token) (link.HoldState, error) {
+func (a *Agent) freeze(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
-		return link.HoldState{}, refused(errors.New("this node cannot freeze cgroups"))
+		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
-	if time.Until(c.Until) > maxFreeze {
-		return link.HoldState{}, refused(fmt.Errorf("a freeze is at most %s", maxFreeze))
+	if time.Until(c.ExpiresAt) > maxFreezeDuration {
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("a freeze is at most %s", maxFreezeDuration))
 	}
-	at, err := a.find(ctx, c.Target)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true, Note: "it no longer runs on this node"}, nil
+	at, err := a.locateTarget(ctx, c.Target)
+	if errors.Is(err, containermeta.ErrNotFound) {
+		return gatewayrpc.ContainmentState{TargetGone: true, Note: "it no longer runs on this node"}, nil
 	}
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	if err := token.CheckDrill(at.groups[0].CgroupID); err != nil {
-		return link.HoldState{}, refused(err)
+	if err := token.CheckDrillTarget(at.refs[0].CgroupID); err != nil {
+		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
-	h := snapshot.Hold{Lease: c.Lease, Target: c.Target.ID(), Path: at.dirs[0], ID: at.groups[0].CgroupID, Until: c.Until}
-	held, ok, err := a.Freezer.Held(at.dirs...)
+	h := snapshot.CgroupFreeze{LeaseID: c.LeaseID, TargetID: c.Target.ID(), CgroupDir: at.dirs[0], CgroupID: at.refs[0].CgroupID, ExpiresAt: c.ExpiresAt}
+	held, ok, err := a.Freezer.FindFreeze(at.dirs...)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
 	}
-	if !ok || held.Lease != c.Lease {
-		if err := a.anew(c.Target.ID(), token); err != nil {
-			return link.HoldState{}, err
+	if !ok || held.LeaseID != c.LeaseID {
+		if err := a.checkNotReleased(c.Target.ID(), token); err != nil {
+			return gatewayrpc.ContainmentState{}, err
 		}
-	} else if i := slices.Index(at.dirs, held.Path); i >= 0 { // another of its cgroups may be the first by now
-		h.Path, h.ID = at.dirs[i], at.groups[i].CgroupID
+	} else if i := slices.Index(at.dirs, held.CgroupDir); i >= 0 { // another of its cgroups may be the first by now
+		h.CgroupDir, h.CgroupID = at.dirs[i], at.refs[i].CgroupID
 	}
 	err = a.Freezer.Freeze(ctx, h)
-	if snapshot.Refused(err) {
-		return link.HoldState{}, refused(err)
+	if snapshot.IsRefused(err) {
+		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	a.at("agent/frozen")
+	a.failpoint("agent/frozen")
 	state, err := a.freezeState(ctx, c.Target)
 	state.AppliedAt = time.Now()
 	return state, err
 }
 
-func (a *Agent) freezeState(ctx context.Context, t link.NodeTarget) (link.HoldState, error) {
+func (a *Agent) freezeState(ctx context.Context, t gatewayrpc.NodeTarget) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
-		return link.HoldState{}, refused(errors.New("this node cannot freeze cgroups"))
+		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
-	at, err := a.find(ctx, t)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true}, nil
+	at, err := a.locateTarget(ctx, t)
+	if errors.Is(err, containermeta.ErrNotFound) {
+		return gatewayrpc.ContainmentState{TargetGone: true}, nil
 	}
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	held, ok, err := a.Freezer.Held(at.dirs...)
+	held, ok, err := a.Freezer.FindFreeze(at.dirs...)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
 	}
 	if !ok {
-		held.Path = at.dirs[0]
+		held.CgroupDir = at.dirs[0]
 	}
-	state, err := snapshot.Frozen(held.Path)
+	state, err := snapshot.ReadFreezeState(held.CgroupDir)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
 	}
-	s := link.HoldState{Held: ok && state.Asked && state.Frozen, Lease: held.Lease, Until: held.Until}
-	if !ok && (state.Asked || state.Frozen) {
+	s := gatewayrpc.ContainmentState{Active: ok && state.Requested && state.Frozen, LeaseID: held.LeaseID, ExpiresAt: held.ExpiresAt}
+	if !ok && (state.Requested || state.Frozen) {
 		s.Note = "it is frozen already, and not by Stanch"
 	}
 	return s, nil
 }
 
 // thaw ends a lease's freeze, whatever became of its target. What another process froze or thawed since is not touched.
-func (a *Agent) thaw(ctx context.Context, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
+func (a *Agent) thaw(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
 	if a.Freezer == nil {
-		return link.HoldState{}, refused(errors.New("this node cannot freeze cgroups"))
+		return gatewayrpc.ContainmentState{}, wrapRefused(errors.New("this node cannot freeze cgroups"))
 	}
-	held, ok, err := a.Freezer.Of(c.Lease)
+	held, ok, err := a.Freezer.FreezeOfLease(c.LeaseID)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the freeze: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the freeze: %w", err)
 	}
 	if !ok {
-		return link.HoldState{}, nil
+		return gatewayrpc.ContainmentState{}, nil
 	}
-	state := link.HoldState{Held: true, Lease: held.Lease, Until: held.Until}
-	if time.Now().Before(held.Until) {
-		grant, err := mayEnd(c.Grant, c.Lease, keys)
+	state := gatewayrpc.ContainmentState{Active: true, LeaseID: held.LeaseID, ExpiresAt: held.ExpiresAt}
+	if time.Now().Before(held.ExpiresAt) {
+		grant, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys)
 		if err != nil {
-			return state, refused(err)
+			return state, wrapRefused(err)
 		}
-		if err := a.released.spend(c.Lease, held.Target, held.Until, grant); err != nil {
-			a.complain("remember a release", err)
+		if err := a.revocations.record(c.LeaseID, held.TargetID, held.ExpiresAt, grant); err != nil {
+			a.logThrottled("remember a release", err)
 		}
 	}
-	if err := a.Freezer.Thaw(ctx, c.Lease); err != nil {
+	if err := a.Freezer.Thaw(ctx, c.LeaseID); err != nil {
 		return state, err
 	}
-	return link.HoldState{}, nil
+	return gatewayrpc.ContainmentState{}, nil
 }

@@ -10,84 +10,84 @@ import (
 	"strings"
 	"time"
 
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
-func (a *Agent) lock(ctx context.Context, c link.HoldCommand, token proof.Token, keys proof.Keyring) (link.HoldState, error) {
-	if a.Lock == nil {
-		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+	if a.EgressLock == nil {
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
 	}
-	at, err := a.find(ctx, c.Target)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true, Note: "it no longer runs on this node"}, nil
+	at, err := a.locateTarget(ctx, c.Target)
+	if errors.Is(err, containermeta.ErrNotFound) {
+		return gatewayrpc.ContainmentState{TargetGone: true, Note: "it no longer runs on this node"}, nil
 	}
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	for _, id := range at.cgroups() {
-		if err := token.CheckDrill(id); err != nil {
-			return link.HoldState{}, refused(err)
+	for _, id := range at.cgroupIDs() {
+		if err := token.CheckDrillTarget(id); err != nil {
+			return gatewayrpc.ContainmentState{}, wrapRefused(err)
 		}
 	}
-	before, err := a.Lock.Lease(c.Lease)
+	before, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
-	a.keep(&at, before)
-	request := probe.LockRequest{Lease: c.Lease, Target: c.Target.ID(), Cgroups: at.cgroups(), Until: c.Until}
-	if request.Allow, err = allowed(c.Params); err != nil {
-		return link.HoldState{}, refused(err)
+	a.addLockedCgroups(&at, before)
+	request := probe.EgressLockRequest{LeaseID: c.LeaseID, TargetID: c.Target.ID(), Cgroups: at.cgroupIDs(), ExpiresAt: c.ExpiresAt}
+	if request.AllowList, err = parseAllowList(c.Params); err != nil {
+		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
-	network := a.network(at)
-	request.Wires, request.HostNetwork = network.wires, network.host
+	network := a.inspectNetwork(at)
+	request.Veths, request.HostNetwork = network.veths, network.hostNetwork
 	notes := network.notes
-	if err := a.followProbers(); err != nil {
+	if err := a.refreshKubelets(); err != nil {
 		notes = append(notes, err.Error())
 	}
-	if a.kubelets.Load() == 0 && c.Target.PodUID != "" {
-		request.RootProbes = true
+	if a.kubeletCount.Load() == 0 && c.Target.PodUID != "" {
+		request.AnswerRootSockets = true
 		notes = append(notes, "this node's kubelet was not found: connections of every root process of the node are answered, so that probes go on; name its program with --kubelet")
 	}
-	if err := a.mayReplace(c, before, request, token, keys); err != nil {
-		return link.HoldState{}, err
+	if err := a.checkReplacement(c, before, request, token, keys); err != nil {
+		return gatewayrpc.ContainmentState{}, err
 	}
-	state, err := a.Lock.Apply(request)
-	a.at("agent/locked")
-	if errors.Is(err, probe.ErrHeld) {
-		return link.HoldState{}, refused(err)
+	state, err := a.EgressLock.Apply(request)
+	a.failpoint("agent/locked")
+	if errors.Is(err, probe.ErrLockedByOtherLease) {
+		return gatewayrpc.ContainmentState{}, wrapRefused(err)
 	}
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("apply the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("apply the egress lock: %w", err)
 	}
-	out := holdState(state)
+	out := toContainmentState(state)
 	out.AppliedAt, out.Note = time.Now(), strings.Join(notes, "; ")
-	if state.WireProblem != "" {
-		network.gaps = append(network.gaps, state.WireProblem)
+	if state.VethError != "" {
+		network.coverageGaps = append(network.coverageGaps, state.VethError)
 	}
-	out.Unverified = network.unverified(state)
+	out.UnverifiedReason = network.unverifiedReason(state)
 	return out, nil
 }
 
-// keep adds to where a target is now what its lease holds already and what is still there: a target that moves to another
+// addLockedCgroups adds to where a target is now what its lease holds already and what is still there: a target that moves to another
 // cgroup is held there too, and not let go where it was.
-func (a *Agent) keep(at *place, before probe.LockState) {
+func (a *Agent) addLockedCgroups(at *targetCgroups, before probe.EgressLockState) {
 	for _, id := range before.Cgroups {
-		path, err := a.Resolver.PathOf(id)
+		path, err := a.Resolver.CgroupPathByID(id)
 		if err != nil {
 			continue // gone
 		}
-		if err := at.add(a.Resolver.CgroupRoot(), identity.Bearer{CgroupID: id, Path: path}); err != nil {
+		if err := at.add(a.Resolver.CgroupRoot(), containermeta.NamedCgroup{CgroupID: id, Path: path}); err != nil {
 			continue // gone
 		}
 	}
 }
 
-// allowed reads the destinations that the parameters of pod.isolate leave open. They are read from what the token's hash
+// parseAllowList reads the destinations that the parameters of pod.isolate leave open. They are read from what the token's hash
 // covers, and from nothing else.
-func allowed(params json.RawMessage) ([]probe.Allow, error) {
+func parseAllowList(params json.RawMessage) ([]probe.AllowedDestination, error) {
 	var p struct {
 		Allow []string `json:"allow"`
 	}
@@ -96,53 +96,53 @@ func allowed(params json.RawMessage) ([]probe.Allow, error) {
 			return nil, fmt.Errorf("read the parameters: %w", err)
 		}
 	}
-	var out []probe.Allow
+	var out []probe.AllowedDestination
 	for _, cidr := range p.Allow {
 		prefix, err := netip.ParsePrefix(cidr)
 		if err != nil {
 			return nil, fmt.Errorf("allow %q: %w", cidr, err)
 		}
-		out = append(out, probe.Allow{Prefix: prefix})
+		out = append(out, probe.AllowedDestination{Prefix: prefix})
 	}
 	return out, nil
 }
 
-// network is how a target reaches the network.
-type network struct {
-	wires []probe.Wire
-	host  bool
+// networkAccess is how a target reaches the network.
+type networkAccess struct {
+	veths []probe.Veth
+	hostNetwork  bool
 	notes []string
-	gaps  []string // why something that it sends may not be held
+	coverageGaps  []string // why something that it sends may not be held
 }
 
-// network looks at every process of a target. What cannot be looked at takes nothing away from what was found.
-func (a *Agent) network(at place) network {
-	var n network
+// inspectNetwork looks at every process of a target. What cannot be looked at takes nothing away from what was found.
+func (a *Agent) inspectNetwork(at targetCgroups) networkAccess {
+	var n networkAccess
 	if len(at.pids) == 0 {
-		n.gaps = append(n.gaps, "it has no process whose network could be looked at")
+		n.coverageGaps = append(n.coverageGaps, "it has no process whose network could be looked at")
 		return n
 	}
-	wires, err := probe.FindWires(at.pids...)
-	n.wires = wires
+	wires, err := probe.FindVeths(at.pids...)
+	n.veths = wires
 	if errors.Is(err, probe.ErrHostNetwork) {
-		n.host = true
-		n.gaps = append(n.gaps, "it shares the node's network: raw packet sockets are not held")
+		n.hostNetwork = true
+		n.coverageGaps = append(n.coverageGaps, "it shares the node's network: raw packet sockets are not held")
 	}
-	if others := without(err, probe.ErrHostNetwork); others != nil {
-		n.gaps = append(n.gaps, others.Error())
+	if others := removeCause(err, probe.ErrHostNetwork); others != nil {
+		n.coverageGaps = append(n.coverageGaps, others.Error())
 	}
-	if len(wires) == 0 && !n.host {
-		n.gaps = append(n.gaps, "no network interface of it with an end on this node was found: raw packet sockets are not held")
+	if len(wires) == 0 && !n.hostNetwork {
+		n.coverageGaps = append(n.coverageGaps, "no network interface of it with an end on this node was found: raw packet sockets are not held")
 	}
 	return n
 }
 
-// without takes one cause out of joined errors.
-func without(err, cause error) error {
+// removeCause takes one cause out of joined errors.
+func removeCause(err, cause error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // its parts are wanted, not a cause
 		var rest []error
 		for _, e := range joined.Unwrap() {
-			rest = append(rest, without(e, cause))
+			rest = append(rest, removeCause(e, cause))
 		}
 		return errors.Join(rest...)
 	}
@@ -152,36 +152,36 @@ func without(err, cause error) error {
 	return err
 }
 
-// unverified says why nobody can say of a lock that nothing passes; "" where its effect is observed.
-func (n network) unverified(state probe.LockState) string {
-	if !state.Held {
+// unverifiedReason says why nobody can say of a lock that nothing passes; "" where its effect is observed.
+func (n networkAccess) unverifiedReason(state probe.EgressLockState) string {
+	if !state.Active {
 		return ""
 	}
-	gaps := n.gaps
-	for _, w := range n.wires {
-		if !slices.Contains(state.Wires, w.Index) {
+	gaps := n.coverageGaps
+	for _, w := range n.veths {
+		if !slices.Contains(state.VethIndexes, w.Index) {
 			gaps = append(gaps, fmt.Sprintf("its interface %s is not held", w.Name))
 		}
 	}
 	return strings.Join(gaps, "; ")
 }
 
-// mayReplace checks what a request would take from the lock that its lease has in force already: another target, an
+// checkReplacement checks what a request would take from the lock that its lease has in force already: another target, an
 // earlier end and a wider allow list all let go of something, and that needs a grant or is refused.
-func (a *Agent) mayReplace(c link.HoldCommand, before probe.LockState, r probe.LockRequest, token proof.Token, keys proof.Keyring) error {
-	if !before.Held {
-		return a.anew(c.Target.ID(), token)
+func (a *Agent) checkReplacement(c gatewayrpc.ContainmentCommand, before probe.EgressLockState, r probe.EgressLockRequest, token attestation.LeaseToken, keys attestation.Keyring) error {
+	if !before.Active {
+		return a.checkNotReleased(c.Target.ID(), token)
 	}
-	if before.Target != r.Target {
-		return refused(fmt.Errorf("lease %s holds another target, %s; a lease is for one", c.Lease, before.Target))
+	if before.TargetID != r.TargetID {
+		return wrapRefused(fmt.Errorf("lease %s holds another target, %s; a lease is for one", c.LeaseID, before.TargetID))
 	}
 	less := ""
-	if c.Until.Before(before.Until.Add(-endTolerance)) {
-		less = fmt.Sprintf("ending a lock at %s instead of %s", c.Until.Format(time.RFC3339), before.Until.Format(time.RFC3339))
+	if c.ExpiresAt.Before(before.ExpiresAt.Add(-expiryTolerance)) {
+		less = fmt.Sprintf("ending a lock at %s instead of %s", c.ExpiresAt.Format(time.RFC3339), before.ExpiresAt.Format(time.RFC3339))
 	}
-	open := a.Lock.Open(c.Lease)
-	for _, wanted := range r.Allow {
-		if !slices.ContainsFunc(open, func(o probe.Allow) bool { return o.Covers(wanted) }) {
+	open := a.EgressLock.AllowList(c.LeaseID)
+	for _, wanted := range r.AllowList {
+		if !slices.ContainsFunc(open, func(o probe.AllowedDestination) bool { return o.Covers(wanted) }) {
 			less = fmt.Sprintf("opening a lock to %s", wanted.Prefix)
 			break
 		}
@@ -189,120 +189,120 @@ func (a *Agent) mayReplace(c link.HoldCommand, before probe.LockState, r probe.L
 	if less == "" {
 		return nil
 	}
-	if _, err := mayEnd(c.Grant, c.Lease, keys); err != nil {
-		return refused(fmt.Errorf("%s: %w", less, err))
+	if _, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys); err != nil {
+		return wrapRefused(fmt.Errorf("%s: %w", less, err))
 	}
 	return nil
 }
 
-func holdState(s probe.LockState) link.HoldState {
-	return link.HoldState{Held: s.Held, Lease: s.Lease, Until: s.Until, Wire: s.Wire, Denied: s.Denied}
+func toContainmentState(s probe.EgressLockState) gatewayrpc.ContainmentState {
+	return gatewayrpc.ContainmentState{Active: s.Active, LeaseID: s.LeaseID, ExpiresAt: s.ExpiresAt, VethLocked: s.VethLocked, DeniedPackets: s.DeniedPackets}
 }
 
-func (a *Agent) lockState(ctx context.Context, t link.NodeTarget) (link.HoldState, error) {
-	if a.Lock == nil {
-		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+func (a *Agent) lockState(ctx context.Context, t gatewayrpc.NodeTarget) (gatewayrpc.ContainmentState, error) {
+	if a.EgressLock == nil {
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
 	}
-	at, err := a.find(ctx, t)
-	if errors.Is(err, identity.ErrNotFound) {
-		return link.HoldState{Gone: true}, nil
+	at, err := a.locateTarget(ctx, t)
+	if errors.Is(err, containermeta.ErrNotFound) {
+		return gatewayrpc.ContainmentState{TargetGone: true}, nil
 	}
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	state, err := a.held(at)
+	state, err := a.findCoveringLock(at)
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	out := holdState(state)
+	out := toContainmentState(state)
 	if t.PodUID == "" {
-		out.Shared = a.sharers(at)
+		out.NetworkSharers = a.netnsSharers(at)
 	}
-	if !out.Held {
+	if !out.Active {
 		return out, nil
 	}
 	// A pod whose sandbox was made anew has another wire than the one that is held.
-	network := a.network(at)
-	for _, w := range network.wires {
-		out.Wire = out.Wire && slices.Contains(state.Wires, w.Index)
+	network := a.inspectNetwork(at)
+	for _, w := range network.veths {
+		out.VethLocked = out.VethLocked && slices.Contains(state.VethIndexes, w.Index)
 	}
-	out.Unverified = network.unverified(state)
+	out.UnverifiedReason = network.unverifiedReason(state)
 	return out, nil
 }
 
-// held gives the lock that holds all of a target's cgroups. Where one of them is not held, the target is not.
-func (a *Agent) held(at place) (probe.LockState, error) {
-	var all probe.LockState
-	for i, id := range at.cgroups() {
-		state, err := a.Lock.State(id)
+// findCoveringLock gives the lock that holds all of a target's cgroups. Where one of them is not held, the target is not.
+func (a *Agent) findCoveringLock(at targetCgroups) (probe.EgressLockState, error) {
+	var all probe.EgressLockState
+	for i, id := range at.cgroupIDs() {
+		state, err := a.EgressLock.StateOfCgroup(id)
 		if err != nil {
-			return probe.LockState{}, fmt.Errorf("read the egress lock: %w", err)
+			return probe.EgressLockState{}, fmt.Errorf("read the egress lock: %w", err)
 		}
-		if !state.Held || i > 0 && state.Lease != all.Lease {
-			return probe.LockState{}, nil
+		if !state.Active || i > 0 && state.LeaseID != all.LeaseID {
+			return probe.EgressLockState{}, nil
 		}
 		all = state
 	}
 	return all, nil
 }
 
-// unlock lifts the lock of a lease, wherever its target is now: also one that is gone has others behind its wire.
-func (a *Agent) unlock(ctx context.Context, c link.EndCommand, keys proof.Keyring) (link.HoldState, error) {
-	if a.Lock == nil {
-		return link.HoldState{}, refused(fmt.Errorf("the egress lock is off on this node: %s", a.LockWhy))
+// releaseLock lifts the lock of a lease, wherever its target is now: also one that is gone has others behind its wire.
+func (a *Agent) releaseLock(ctx context.Context, c gatewayrpc.ReleaseCommand, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
+	if a.EgressLock == nil {
+		return gatewayrpc.ContainmentState{}, wrapRefused(fmt.Errorf("the egress lock is off on this node: %s", a.EgressLockError))
 	}
-	state, err := a.Lock.Lease(c.Lease)
+	state, err := a.EgressLock.StateOfLease(c.LeaseID)
 	if err != nil {
-		return link.HoldState{}, fmt.Errorf("read the egress lock: %w", err)
+		return gatewayrpc.ContainmentState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
-	if state.Held {
-		grant, err := mayEnd(c.Grant, c.Lease, keys)
+	if state.Active {
+		grant, err := verifyReleaseGrant(c.Grant, c.LeaseID, keys)
 		if err != nil {
-			return holdState(state), refused(err)
+			return toContainmentState(state), wrapRefused(err)
 		}
 		// By the lock's own word: a command that names another target must not count as a release of that one.
-		if err := a.released.spend(c.Lease, state.Target, state.Until, grant); err != nil {
-			a.complain("remember a release", err)
+		if err := a.revocations.record(c.LeaseID, state.TargetID, state.ExpiresAt, grant); err != nil {
+			a.logThrottled("remember a release", err)
 		}
 	}
-	if err := a.Lock.Release(c.Lease); err != nil {
-		return holdState(state), fmt.Errorf("lift the egress lock: %w", err)
+	if err := a.EgressLock.Release(c.LeaseID); err != nil {
+		return toContainmentState(state), fmt.Errorf("lift the egress lock: %w", err)
 	}
-	a.at("agent/unlocked")
+	a.failpoint("agent/unlocked")
 	after, err := a.lockState(ctx, c.Target)
 	if err != nil {
-		return link.HoldState{}, nil //nolint:nilerr // it is lifted, whatever can be said of its target
+		return gatewayrpc.ContainmentState{}, nil //nolint:nilerr // it is lifted, whatever can be said of its target
 	}
 	return after, nil
 }
 
-// probersEvery is how often the kubelet is looked for while a lock is in force: one that is started again has another
+// kubeletRefreshInterval is how often the kubelet is looked for while a lock is in force: one that is started again has another
 // cgroup, and after three failed probes it restarts the container.
-const probersEvery = 5 * time.Second
+const kubeletRefreshInterval = 5 * time.Second
 
-// followProbers tells the lock which sockets are the kubelet's. A kubelet that is not there keeps its place: it may be
+// refreshKubelets tells the lock which sockets are the kubelet's. A kubelet that is not there keeps its place: it may be
 // about to start again.
-func (a *Agent) followProbers() error {
-	found, err := probe.FindKubelets(a.Kubelet)
+func (a *Agent) refreshKubelets() error {
+	found, err := probe.FindKubelets(a.KubeletPath)
 	if err != nil {
 		return fmt.Errorf("find the kubelet: %w", err)
 	}
 	if len(found) == 0 {
 		return nil
 	}
-	a.kubelets.Store(int64(len(found)))
-	if err := a.Lock.SetProbers(found); err != nil {
+	a.kubeletCount.Store(int64(len(found)))
+	if err := a.EgressLock.SetProbers(found); err != nil {
 		return fmt.Errorf("tell the egress lock about the kubelet: %w", err)
 	}
 	return nil
 }
 
-// followNode keeps what the locks in force know of the node true until ctx ends: its kubelet, its MAC addresses.
-func (a *Agent) followNode(ctx context.Context) {
-	if a.Lock == nil {
+// refreshNodeAddresses keeps what the locks in force know of the node true until ctx ends: its kubelet, its MAC addresses.
+func (a *Agent) refreshNodeAddresses(ctx context.Context) {
+	if a.EgressLock == nil {
 		return
 	}
-	tick := time.NewTicker(probersEvery)
+	tick := time.NewTicker(kubeletRefreshInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -310,45 +310,45 @@ func (a *Agent) followNode(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		held, err := a.Lock.List()
+		held, err := a.EgressLock.List()
 		if err == nil && len(held) > 0 {
-			err = errors.Join(a.followProbers(), a.Lock.Refresh())
+			err = errors.Join(a.refreshKubelets(), a.EgressLock.RefreshNodeMACs())
 		}
 		for _, state := range held {
-			err = errors.Join(err, a.follow(ctx, state))
+			err = errors.Join(err, a.extendLock(ctx, state))
 		}
 		if err != nil {
-			a.complain("follow the node", err)
+			a.logThrottled("follow the node", err)
 		}
 	}
 }
 
-// follow holds a lock's target where it is now: a container that was started again has another cgroup, and perhaps another
+// extendLock holds a lock's target where it is now: a container that was started again has another cgroup, and perhaps another
 // wire. It only adds.
-func (a *Agent) follow(ctx context.Context, state probe.LockState) error {
-	var t link.NodeTarget
+func (a *Agent) extendLock(ctx context.Context, state probe.EgressLockState) error {
+	var t gatewayrpc.NodeTarget
 	var ok bool
-	if t.PodUID, ok = strings.CutPrefix(state.Target, "pod:"); !ok {
-		if t.PodUID = ""; state.Target == "" {
+	if t.PodUID, ok = strings.CutPrefix(state.TargetID, "pod:"); !ok {
+		if t.PodUID = ""; state.TargetID == "" {
 			return nil
 		}
-		t.ContainerID = strings.TrimPrefix(state.Target, "container:")
+		t.ContainerID = strings.TrimPrefix(state.TargetID, "container:")
 	}
-	at, err := a.find(ctx, t)
-	if errors.Is(err, identity.ErrNotFound) || errors.Is(err, link.ErrRefused) {
+	at, err := a.locateTarget(ctx, t)
+	if errors.Is(err, containermeta.ErrNotFound) || errors.Is(err, gatewayrpc.ErrRefused) {
 		return nil // gone, or it is said in the health
 	}
 	if err != nil {
-		return fmt.Errorf("follow %s: %w", state.Target, err)
+		return fmt.Errorf("follow %s: %w", state.TargetID, err)
 	}
-	var fresh []probe.Wire
-	for _, w := range a.network(at).wires {
-		if !slices.Contains(state.Wires, w.Index) {
+	var fresh []probe.Veth
+	for _, w := range a.inspectNetwork(at).veths {
+		if !slices.Contains(state.VethIndexes, w.Index) {
 			fresh = append(fresh, w)
 		}
 	}
 	var groups []uint64
-	for _, id := range at.cgroups() {
+	for _, id := range at.cgroupIDs() {
 		if !slices.Contains(state.Cgroups, id) {
 			groups = append(groups, id)
 		}
@@ -356,9 +356,9 @@ func (a *Agent) follow(ctx context.Context, state probe.LockState) error {
 	if len(groups) == 0 && len(fresh) == 0 {
 		return nil
 	}
-	a.Log.Warn("a locked target has moved; the lock follows it", "lease", state.Lease, "target", state.Target, "cgroups", groups, "wires", len(fresh))
-	if err := a.Lock.Add(state.Lease, groups, fresh); err != nil {
-		return fmt.Errorf("hold %s where it is now: %w", state.Target, err)
+	a.Log.Warn("a locked target has moved; the lock follows it", "lease", state.LeaseID, "target", state.TargetID, "cgroups", groups, "wires", len(fresh))
+	if err := a.EgressLock.AddTargets(state.LeaseID, groups, fresh); err != nil {
+		return fmt.Errorf("hold %s where it is now: %w", state.TargetID, err)
 	}
 	return nil
 }

@@ -17,56 +17,56 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	lacking "stanch/testenv/require"
 )
 
-// node is an agent with a lock of its own, and an authority's key.
-type node struct {
+// testNode is an agent with a lock of its own, and an authority's key.
+type testNode struct {
 	*Agent
-	root  string // of the cgroup tree
-	under string // where this test's cgroups are
-	key   proof.Key
-	dir   string // of pins
-	state string
+	cgroupRoot  string // of the cgroup tree
+	cgroupParent string // where this test's cgroups are
+	authorityKey   attestation.SigningKey
+	pinDir   string // of pins
+	stateDir string
 }
 
-func newNode(t *testing.T) *node {
+func newTestNode(t *testing.T) *testNode {
 	t.Helper()
 	lacking.Root(t)
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		lacking.Lacking(t, "%v", err)
 	}
-	n := &node{root: root, dir: "/sys/fs/bpf/stanch-agent-" + strconv.Itoa(os.Getpid()), state: t.TempDir()}
-	n.under, err = os.MkdirTemp(root, "stanch-agent-")
+	n := &testNode{cgroupRoot: root, pinDir: "/sys/fs/bpf/stanch-agent-" + strconv.Itoa(os.Getpid()), stateDir: t.TempDir()}
+	n.cgroupParent, err = os.MkdirTemp(root, "stanch-agent-")
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		_ = os.WriteFile(filepath.Join(n.under, "cgroup.kill"), []byte("1"), 0)
-		require.Eventually(t, func() bool { return removeTree(n.under) == nil }, 10*time.Second, 5*time.Millisecond)
+		_ = os.WriteFile(filepath.Join(n.cgroupParent, "cgroup.kill"), []byte("1"), 0)
+		require.Eventually(t, func() bool { return removeTree(n.cgroupParent) == nil }, 10*time.Second, 5*time.Millisecond)
 	})
-	n.key, err = proof.NewKey(make([]byte, 32))
+	n.authorityKey, err = attestation.NewSigningKey(make([]byte, 32))
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, probe.Disarm(n.dir)) })
-	n.start(t)
+	t.Cleanup(func() { require.NoError(t, probe.Cleanup(n.pinDir)) })
+	n.startAgent(t)
 	return n
 }
 
-// start makes the agent, as a sensor that starts does.
-func (n *node) start(t *testing.T) {
+// startAgent makes the agent, as a sensor that starts does.
+func (n *testNode) startAgent(t *testing.T) {
 	t.Helper()
-	r, err := identity.Open(identity.Options{CRISocket: "none"})
+	r, err := containermeta.Open(containermeta.Options{CRISocket: "none"})
 	require.NoError(t, err)
-	l, err := probe.OpenLock(n.dir)
+	l, err := probe.OpenEgressLock(n.pinDir)
 	if errors.Is(err, probe.ErrNotSupported) {
 		lacking.Lacking(t, "%v", err)
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close(); _ = r.Close() })
-	n.Agent, err = New(Options{Node: "node-1", Resolver: r, Lock: l, StateDir: n.state}, nil)
+	n.Agent, err = New(Options{Node: "node-1", Resolver: r, EgressLock: l, StateDir: n.stateDir}, nil)
 	require.NoError(t, err)
 }
 
@@ -85,7 +85,7 @@ func removeTree(dir string) error {
 	return os.Remove(dir)
 }
 
-func containerID() string {
+func newContainerID() string {
 	b := make([]byte, 32)
 	for i := range b {
 		b[i] = byte(rand.Uint32()) //nolint:gosec // a name
@@ -93,20 +93,20 @@ func containerID() string {
 	return hex.EncodeToString(b)
 }
 
-// container is a process in a cgroup that is named as Docker does.
-type container struct {
+// testContainer is a process in a cgroup that is named as Docker does.
+type testContainer struct {
 	id, dir string
 	cgroup  uint64
 	cmd     *exec.Cmd
 }
 
-// run starts a container below a folder of the test's; by is what the process is started with.
-func (n *node) run(t *testing.T, folder, id string, by ...string) *container {
+// runContainer starts a container below a folder of the test's; by is what the process is started with.
+func (n *testNode) runContainer(t *testing.T, folder, id string, by ...string) *testContainer {
 	t.Helper()
-	c := &container{id: id, dir: filepath.Join(n.under, folder, "docker", id)}
+	c := &testContainer{id: id, dir: filepath.Join(n.cgroupParent, folder, "docker", id)}
 	require.NoError(t, os.MkdirAll(c.dir, 0o755))
 	var err error
-	c.cgroup, err = identity.CgroupID(c.dir)
+	c.cgroup, err = containermeta.CgroupID(c.dir)
 	require.NoError(t, err)
 	fd, err := os.Open(c.dir)
 	require.NoError(t, err)
@@ -119,7 +119,7 @@ func (n *node) run(t *testing.T, folder, id string, by ...string) *container {
 	return c
 }
 
-func (c *container) kill(t *testing.T) {
+func (c *testContainer) kill(t *testing.T) {
 	t.Helper()
 	_ = c.cmd.Process.Kill()
 	var exit *exec.ExitError
@@ -129,124 +129,124 @@ func (c *container) kill(t *testing.T) {
 	require.Eventually(t, func() bool { err := os.Remove(c.dir); return err == nil || os.IsNotExist(err) }, 5*time.Second, 2*time.Millisecond)
 }
 
-// lease is what the authority permitted for one target.
-type lease struct {
+// testLease is what the authority permitted for one target.
+type testLease struct {
 	id     string
-	target link.NodeTarget
-	until  time.Time
+	target gatewayrpc.NodeTarget
+	expiresAt  time.Time
 	params json.RawMessage
-	token  proof.Signed
+	token  attestation.Envelope
 }
 
-func (n *node) permit(t *testing.T, id string, target link.NodeTarget, params string) lease {
+func (n *testNode) issueLease(t *testing.T, id string, target gatewayrpc.NodeTarget, params string) testLease {
 	t.Helper()
-	l := lease{id: id, target: target, until: time.Now().Add(10 * time.Minute), params: json.RawMessage(params)}
+	l := testLease{id: id, target: target, expiresAt: time.Now().Add(10 * time.Minute), params: json.RawMessage(params)}
 	var err error
-	l.token, err = n.key.Sign(proof.PurposeToken, proof.Token{
-		Nonce: "n", Lease: id, Action: "pod.isolate", Target: target.ID(), Params: proof.Hash(l.params), Issued: time.Now(), Until: l.until,
+	l.token, err = n.authorityKey.Sign(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{
+		Nonce: "n", LeaseID: id, Action: "pod.isolate", TargetID: target.ID(), ParamsHash: attestation.HashJSON(l.params), IssuedAt: time.Now(), ExpiresAt: l.expiresAt,
 	})
 	require.NoError(t, err)
 	return l
 }
 
-func (n *node) send(kind link.CommandKind, command any) (link.HoldState, error) {
+func (n *testNode) sendCommand(kind gatewayrpc.CommandKind, command any) (gatewayrpc.ContainmentState, error) {
 	body, err := json.Marshal(command)
 	if err != nil {
-		return link.HoldState{}, err
+		return gatewayrpc.ContainmentState{}, err
 	}
-	out, _, err := n.Handle(context.Background(), kind, body, proof.NewKeyring(n.key.Public()))
-	state, _ := out.(link.HoldState)
+	out, _, err := n.Handle(context.Background(), kind, body, attestation.NewKeyring(n.authorityKey.PublicKey()))
+	state, _ := out.(gatewayrpc.ContainmentState)
 	return state, err
 }
 
-// apply asks for a lease's lock; edit changes the command before it is sent.
-func (n *node) apply(l lease, edit func(*link.HoldCommand)) (link.HoldState, error) {
-	c := link.HoldCommand{Target: l.target, Action: "pod.isolate", Lease: l.id, Until: l.until, Params: l.params, Token: l.token}
+// sendLock asks for a lease's lock; edit changes the command before it is sent.
+func (n *testNode) sendLock(l testLease, edit func(*gatewayrpc.ContainmentCommand)) (gatewayrpc.ContainmentState, error) {
+	c := gatewayrpc.ContainmentCommand{Target: l.target, Action: "pod.isolate", LeaseID: l.id, ExpiresAt: l.expiresAt, Params: l.params, Token: l.token}
 	if edit != nil {
 		edit(&c)
 	}
-	return n.send(link.CommandLock, c)
+	return n.sendCommand(gatewayrpc.CommandLock, c)
 }
 
-func (n *node) release(t *testing.T, l lease) (link.HoldState, error) {
+func (n *testNode) sendUnlock(t *testing.T, l testLease) (gatewayrpc.ContainmentState, error) {
 	t.Helper()
-	grant, err := n.key.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: "g", Operation: proof.OperationRelease, Lease: l.id, People: []string{"somebody"}, Issued: time.Now(), Expires: time.Now().Add(time.Minute),
+	grant, err := n.authorityKey.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Nonce: "g", Operation: attestation.OperationRelease, LeaseID: l.id, GrantedBy: []string{"somebody"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Minute),
 	})
 	require.NoError(t, err)
-	return n.send(link.CommandUnlock, link.EndCommand{Target: l.target, Lease: l.id, Grant: &grant})
+	return n.sendCommand(gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: l.target, LeaseID: l.id, Grant: &grant})
 }
 
 func TestALockDoesNotEndEarlierByManySmallSteps(t *testing.T) {
-	n := newNode(t)
-	c := n.run(t, "a", containerID())
-	l := n.permit(t, "L", link.NodeTarget{ContainerID: c.id}, `{}`)
-	_, err := n.apply(l, nil)
+	n := newTestNode(t)
+	c := n.runContainer(t, "a", newContainerID())
+	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
+	_, err := n.sendLock(l, nil)
 	require.NoError(t, err)
 	refusals := 0
 	for step := 1; step <= 600; step++ {
-		if _, err := n.apply(l, func(c *link.HoldCommand) { c.Until = l.until.Add(-time.Duration(step) * 990 * time.Millisecond) }); err != nil {
-			require.ErrorIs(t, err, link.ErrRefused)
+		if _, err := n.sendLock(l, func(c *gatewayrpc.ContainmentCommand) { c.ExpiresAt = l.expiresAt.Add(-time.Duration(step) * 990 * time.Millisecond) }); err != nil {
+			require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 			refusals++
 		}
 	}
 	require.Equal(t, 599, refusals, "only the first step is within the tolerance")
-	held, err := n.Lock.Lease("L")
+	held, err := n.EgressLock.StateOfLease("L")
 	require.NoError(t, err)
-	require.WithinDuration(t, l.until, held.Until, 2*time.Second)
+	require.WithinDuration(t, l.expiresAt, held.ExpiresAt, 2*time.Second)
 }
 
 func TestAFirstLockIsNotShorterThanItsToken(t *testing.T) {
-	n := newNode(t)
-	c := n.run(t, "a", containerID())
-	l := n.permit(t, "L", link.NodeTarget{ContainerID: c.id}, `{}`)
-	_, err := n.apply(l, func(c *link.HoldCommand) { c.Until = time.Now().Add(2 * time.Second) })
-	require.ErrorIs(t, err, link.ErrRefused)
+	n := newTestNode(t)
+	c := n.runContainer(t, "a", newContainerID())
+	l := n.issueLease(t, "L", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
+	_, err := n.sendLock(l, func(c *gatewayrpc.ContainmentCommand) { c.ExpiresAt = time.Now().Add(2 * time.Second) })
+	require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 }
 
 func TestALockLeavesOpenOnlyWhatItsTokenCovers(t *testing.T) {
-	n := newNode(t)
-	c := n.run(t, "a", containerID())
-	target := link.NodeTarget{ContainerID: c.id}
-	closed := n.permit(t, "L", target, `{}`)
+	n := newTestNode(t)
+	c := n.runContainer(t, "a", newContainerID())
+	target := gatewayrpc.NodeTarget{ContainerID: c.id}
+	closed := n.issueLease(t, "L", target, `{}`)
 	for name, params := range map[string]string{"another allow list": `{"allow":["0.0.0.0/0"]}`, "one more parameter": `{"ingress":true}`, "none": ``} {
-		_, err := n.apply(closed, func(c *link.HoldCommand) { c.Params = json.RawMessage(params) })
-		require.ErrorIs(t, err, link.ErrRefused, name)
-		require.ErrorIs(t, err, proof.ErrUnproved, name)
+		_, err := n.sendLock(closed, func(c *gatewayrpc.ContainmentCommand) { c.Params = json.RawMessage(params) })
+		require.ErrorIs(t, err, gatewayrpc.ErrRefused, name)
+		require.ErrorIs(t, err, attestation.ErrUnverified, name)
 	}
-	open := n.permit(t, "M", target, `{"allow":["192.0.2.0/24"]}`)
-	st, err := n.apply(open, nil)
+	open := n.issueLease(t, "M", target, `{"allow":["192.0.2.0/24"]}`)
+	st, err := n.sendLock(open, nil)
 	require.NoError(t, err)
-	require.True(t, st.Held)
-	allowed := n.Lock.Open("M")
+	require.True(t, st.Active)
+	allowed := n.EgressLock.AllowList("M")
 	require.Len(t, allowed, 1)
 	require.Equal(t, "192.0.2.0/24", allowed[0].Prefix.String())
 }
 
 func TestALockWithoutAWireIsNotVerified(t *testing.T) {
-	n := newNode(t)
+	n := newTestNode(t)
 	t.Run("a process that left its network", func(t *testing.T) {
-		c := n.run(t, "a", containerID(), "unshare", "--user", "--net")
+		c := n.runContainer(t, "a", newContainerID(), "unshare", "--user", "--net")
 		require.Eventually(t, func() bool { // unshare has become sleep
 			name, err := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/comm")
 			return err == nil && strings.TrimSpace(string(name)) == "sleep"
 		}, 5*time.Second, 2*time.Millisecond)
-		l := n.permit(t, "L1", link.NodeTarget{ContainerID: c.id}, `{}`)
-		st, err := n.apply(l, nil)
+		l := n.issueLease(t, "L1", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`)
+		st, err := n.sendLock(l, nil)
 		require.NoError(t, err)
-		require.True(t, st.Held, "the lock is in force")
-		require.False(t, st.Wire)
-		require.Contains(t, st.Unverified, "no network interface")
-		st, err = n.send(link.CommandLockState, link.StateCommand{Target: l.target})
+		require.True(t, st.Active, "the lock is in force")
+		require.False(t, st.VethLocked)
+		require.Contains(t, st.UnverifiedReason, "no network interface")
+		st, err = n.sendCommand(gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: l.target})
 		require.NoError(t, err)
-		require.True(t, st.Held)
-		require.Contains(t, st.Unverified, "no network interface")
+		require.True(t, st.Active)
+		require.Contains(t, st.UnverifiedReason, "no network interface")
 	})
 	t.Run("a process in the node's network", func(t *testing.T) {
-		c := n.run(t, "b", containerID())
-		st, err := n.apply(n.permit(t, "L2", link.NodeTarget{ContainerID: c.id}, `{}`), nil)
+		c := n.runContainer(t, "b", newContainerID())
+		st, err := n.sendLock(n.issueLease(t, "L2", gatewayrpc.NodeTarget{ContainerID: c.id}, `{}`), nil)
 		require.NoError(t, err)
-		require.True(t, st.Held)
-		require.Contains(t, st.Unverified, "shares the node's network")
+		require.True(t, st.Active)
+		require.Contains(t, st.UnverifiedReason, "shares the node's network")
 	})
 }

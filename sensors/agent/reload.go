@@ -28,13 +28,13 @@ import (
 // When changed packs are looked for, and how long they have to stay as they are before they are taken up: an editor
 // writes in pieces.
 const (
-	lookEvery = 2 * time.Second
-	settled   = 200 * time.Millisecond
+	rulePollInterval = 2 * time.Second
+	ruleSettleDelay   = 200 * time.Millisecond
 )
 
 // Bounds of what is read: who writes packs is trusted, and can be wrong about a folder.
 const (
-	maxPack  = 1 << 20
+	maxPackBytes  = 1 << 20
 	maxPacks = 1000
 )
 
@@ -45,32 +45,32 @@ type RuleFiles struct {
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	good   packs // what the rules in force were made of
-	seen   [sha256.Size]byte
+	lastValid   packFiles // what the rules in force were made of
+	lastHash   [sha256.Size]byte
 	health RulesHealth
 }
 
 // RulesHealth says which rules are in force.
 type RulesHealth struct {
-	Loaded   int       `json:"loaded"`
+	RuleCount   int       `json:"loaded"`
 	Problems []string  `json:"problems,omitempty"`
-	Since    time.Time `json:"since"` // when they were loaded
+	LoadedAt    time.Time `json:"since"` // when they were loaded
 }
 
-// packs is every file of every folder, by folder and name.
-type packs map[string]map[string][]byte
+// packFiles is every file of every folder, by folder and name.
+type packFiles map[string]map[string][]byte
 
 // OpenRules reads the shipped packs and those of the folders.
 func OpenRules(dirs []string, log *slog.Logger) (*RuleFiles, *rules.Set, error) {
-	f := &RuleFiles{log: log, good: packs{}}
+	f := &RuleFiles{log: log, lastValid: packFiles{}}
 	for _, dir := range dirs {
 		f.dirs = append(f.dirs, filepath.Clean(dir))
 	}
-	now, unread := f.read()
+	now, unread := f.readPacks()
 	set, problems := now.load(f.dirs)
-	f.take(set, now, problems)
-	f.tell(append(unread, problems...))
-	f.seen = now.sum(unread)
+	f.recordLoaded(set, now, problems)
+	f.logProblems(append(unread, problems...))
+	f.lastHash = now.hash(unread)
 	for _, p := range append(unread, problems...) {
 		log.Error("a rule is left out", "problem", p.String(), "hint", p.Hint)
 	}
@@ -87,26 +87,26 @@ func (f *RuleFiles) Health() RulesHealth {
 	return f.health
 }
 
-// take notes what is in force: which files it was made of, but those with problems.
-func (f *RuleFiles) take(set *rules.Set, from packs, problems diagnostic.Diagnostics) {
-	f.good = packs{}
+// recordLoaded notes what is in force: which files it was made of, but those with problems.
+func (f *RuleFiles) recordLoaded(set *rules.Set, from packFiles, problems diagnostic.Diagnostics) {
+	f.lastValid = packFiles{}
 	for dir, files := range from {
-		f.good[dir] = maps.Clone(files)
-		maps.DeleteFunc(f.good[dir], func(name string, _ []byte) bool {
+		f.lastValid[dir] = maps.Clone(files)
+		maps.DeleteFunc(f.lastValid[dir], func(name string, _ []byte) bool {
 			return slices.ContainsFunc(problems, func(p diagnostic.Diagnostic) bool { return p.File == filepath.Join(dir, name) })
 		})
 	}
-	f.health = RulesHealth{Since: time.Now().UTC()}
+	f.health = RulesHealth{LoadedAt: time.Now().UTC()}
 	for _, r := range set.Rules() {
 		if !r.Disabled {
-			f.health.Loaded++
+			f.health.RuleCount++
 		}
 	}
 }
 
 // tell notes what is wrong with the packs as they are now.
 
-func (f *RuleFiles) tell(problems diagnostic.Diagnostics) {
+func (f *RuleFiles) logProblems(problems diagnostic.Diagnostics) {
 	f.health.Problems = nil
 	for i, p := range problems {
 		if i == 20 {
@@ -117,9 +117,9 @@ func (f *RuleFiles) tell(problems diagnostic.Diagnostics) {
 	}
 }
 
-// read reads every pack. What cannot be read is told; a folder that is gone is one that cannot be read.
-func (f *RuleFiles) read() (packs, diagnostic.Diagnostics) {
-	out := packs{}
+// readPacks reads every pack. What cannot be read is told; a folder that is gone is one that cannot be read.
+func (f *RuleFiles) readPacks() (packFiles, diagnostic.Diagnostics) {
+	out := packFiles{}
 	var problems diagnostic.Diagnostics
 	fail := func(name string, err error) {
 		problems = append(problems, diagnostic.Diagnostic{File: name, Line: 1, Column: 1, Severity: "error", Code: "read", Message: fmt.Sprintf("cannot be read: %v", err)})
@@ -152,15 +152,15 @@ func readPack(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	raw, err := io.ReadAll(io.LimitReader(file, maxPack+1)) // one more, so that it is found too large
+	raw, err := io.ReadAll(io.LimitReader(file, maxPackBytes+1)) // one more, so that it is found too large
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("read: %w", err)
 	}
 	return raw, nil
 }
 
-// sum names packs, and what could not be read of it.
-func (s packs) sum(unread diagnostic.Diagnostics) [sha256.Size]byte {
+// hash names packs, and what could not be read of it.
+func (s packFiles) hash(unread diagnostic.Diagnostics) [sha256.Size]byte {
 	h := sha256.New()
 	for _, dir := range slices.Sorted(maps.Keys(s)) {
 		for _, name := range slices.Sorted(maps.Keys(s[dir])) {
@@ -174,63 +174,63 @@ func (s packs) sum(unread diagnostic.Diagnostics) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-func (s packs) load(dirs []string) (*rules.Set, diagnostic.Diagnostics) {
-	sources := []rules.Source{rules.ShippedSource()}
+func (s packFiles) load(dirs []string) (*rules.Set, diagnostic.Diagnostics) {
+	sources := []rules.PackSource{rules.ShippedSource()}
 	for _, dir := range dirs {
 		if files := s[dir]; files != nil {
-			sources = append(sources, rules.Source{FS: held(files), Name: dir, Files: append([]string{}, slices.Sorted(maps.Keys(files))...)})
+			sources = append(sources, rules.PackSource{FS: memFS(files), Name: dir, Files: append([]string{}, slices.Sorted(maps.Keys(files))...)})
 		}
 	}
 	return rules.LoadSources(sources...)
 }
 
-// look reads the packs again. It gives a new set, or nil where nothing changed or nothing better can be had. In the
+// reloadIfChanged reads the packs again. It gives a new set, or nil where nothing changed or nothing better can be had. In the
 // place of a pack that has mistakes, or cannot be read, stays what was right before; if that fits no longer, all stays
 // as it was. After settle the files have to be as they were before it.
-func (f *RuleFiles) look(settle func()) *rules.Set {
+func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now, unread := f.read()
-	sum := now.sum(unread)
-	if sum == f.seen {
+	now, unread := f.readPacks()
+	sum := now.hash(unread)
+	if sum == f.lastHash {
 		return nil
 	}
 	if settle != nil {
 		settle()
-		if again, gone := f.read(); again.sum(gone) != sum {
+		if again, gone := f.readPacks(); again.hash(gone) != sum {
 			return nil // somebody is writing: the next look sees it whole
 		}
 	}
-	f.seen = sum
+	f.lastHash = sum
 	set, left := now.load(f.dirs)
 	problems := append(unread, left...)
 	if problems.HasErrors() {
 		for _, p := range problems {
 			f.log.Error("a changed rule pack has a mistake: what was right before stays in force", "problem", p.String(), "hint", p.Hint)
 		}
-		mended := now.mended(f.good, f.dirs, problems)
-		if set, left = mended.load(f.dirs); !f.onlyNew(left) || len(set.Rules()) == 0 {
-			f.tell(problems)
+		mended := now.withLastValid(f.lastValid, f.dirs, problems)
+		if set, left = mended.load(f.dirs); !f.affectsOnlyNewFiles(left) || len(set.Rules()) == 0 {
+			f.logProblems(problems)
 			return nil
 		}
 		now = mended
 	}
-	f.take(set, now, left)
-	f.tell(problems)
-	f.log.Info("the rules were loaded again", "rules", f.health.Loaded, "problems", len(problems))
+	f.recordLoaded(set, now, left)
+	f.logProblems(problems)
+	f.log.Info("the rules were loaded again", "rules", f.health.RuleCount, "problems", len(problems))
 	return set
 }
 
-// Look reads the packs again: a new set, or nil where nothing changed or somebody is writing. It is for who has no agent.
-func (f *RuleFiles) Look() *rules.Set { return f.look(func() { time.Sleep(settled) }) }
+// ReloadIfChanged reads the packs again: a new set, or nil where nothing changed or somebody is writing. It is for who has no agent.
+func (f *RuleFiles) ReloadIfChanged() *rules.Set { return f.reloadIfChanged(func() { time.Sleep(ruleSettleDelay) }) }
 
-// mended is packs of which files with problems are as they were when they had none.
-func (s packs) mended(good packs, dirs []string, problems diagnostic.Diagnostics) packs {
+// withLastValid is packs of which files with problems are as they were when they had none.
+func (s packFiles) withLastValid(good packFiles, dirs []string, problems diagnostic.Diagnostics) packFiles {
 	wrong := map[string]bool{}
 	for _, p := range problems {
 		wrong[p.File] = true
 	}
-	out := packs{}
+	out := packFiles{}
 	for _, dir := range dirs {
 		if s[dir] == nil { // the folder cannot be read
 			if good[dir] != nil {
@@ -248,11 +248,11 @@ func (s packs) mended(good packs, dirs []string, problems diagnostic.Diagnostics
 	return out
 }
 
-// onlyNew tells whether problems are only of files that never were without.
-func (f *RuleFiles) onlyNew(problems diagnostic.Diagnostics) bool {
+// affectsOnlyNewFiles tells whether problems are only of files that never were without.
+func (f *RuleFiles) affectsOnlyNewFiles(problems diagnostic.Diagnostics) bool {
 	return !slices.ContainsFunc(problems, func(p diagnostic.Diagnostic) bool {
 		dir, name := filepath.Split(p.File)
-		_, was := f.good[filepath.Clean(dir)][name]
+		_, was := f.lastValid[filepath.Clean(dir)][name]
 		return was
 	})
 }
@@ -261,25 +261,25 @@ func (f *RuleFiles) onlyNew(problems diagnostic.Diagnostics) bool {
 func (a *Agent) Rules() *rules.Set { return a.rules.Load() }
 
 // ReloadRules reads the rule packs again at once, and tells whether others are in force now.
-func (a *Agent) ReloadRules() bool { return a.reload(nil) }
+func (a *Agent) ReloadRules() bool { return a.reloadRulesIfChanged(nil) }
 
-func (a *Agent) reload(settle func()) bool {
+func (a *Agent) reloadRulesIfChanged(settle func()) bool {
 	if a.RuleFiles == nil {
 		return false
 	}
-	set := a.RuleFiles.look(settle)
+	set := a.RuleFiles.reloadIfChanged(settle)
 	if set != nil {
 		a.rules.Store(set)
 	}
 	return set != nil
 }
 
-// followRules takes up changed packs until ctx ends.
-func (a *Agent) followRules(ctx context.Context) {
+// watchRules takes up changed packs until ctx ends.
+func (a *Agent) watchRules(ctx context.Context) {
 	if a.RuleFiles == nil || len(a.RuleFiles.dirs) == 0 {
 		return
 	}
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(rulePollInterval)
 	defer tick.Stop()
 	hangup := make(chan os.Signal, 1)
 	// On a terminal the signal means that the terminal is gone, and ends the program.
@@ -292,7 +292,7 @@ func (a *Agent) followRules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			a.reload(func() { time.Sleep(settled) })
+			a.reloadRulesIfChanged(func() { time.Sleep(ruleSettleDelay) })
 		case <-hangup:
 			if !a.ReloadRules() {
 				a.Log.Info("asked to load the rules again: nothing changed")
@@ -301,19 +301,19 @@ func (a *Agent) followRules(ctx context.Context) {
 	}
 }
 
-// held is files in memory.
-type held map[string][]byte
+// memFS is files in memory.
+type memFS map[string][]byte
 
 // Open opens one.
-func (h held) Open(name string) (fs.File, error) {
+func (h memFS) Open(name string) (fs.File, error) {
 	raw, ok := h[name]
 	if !ok {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return &heldFile{Reader: bytes.NewReader(raw)}, nil
+	return &memFile{Reader: bytes.NewReader(raw)}, nil
 }
 
-type heldFile struct{ *bytes.Reader }
+type memFile struct{ *bytes.Reader }
 
-func (*heldFile) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
-func (*heldFile) Close() error               { return nil }
+func (*memFile) Stat() (fs.FileInfo, error) { return nil, fs.ErrInvalid }
+func (*memFile) Close() error               { return nil }

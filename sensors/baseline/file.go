@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Version is that of the file's shape.
-const Version = 1
+// FileVersion is that of the file's shape.
+const FileVersion = 1
 
-// maxFile bounds a file that is read, in bytes.
-const maxFile = 64 << 20
+// maxFileBytes bounds a file that is read, in bytes.
+const maxFileBytes = 64 << 20
 
-// document is a file of baselines.
-type document struct {
+// baselineFile is a file of baselines.
+type baselineFile struct {
 	Version int     `json:"version"`
 	Images  []Image `json:"images"`
 }
@@ -28,7 +28,7 @@ type document struct {
 func (b *Baselines) Write(w io.Writer) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", " ")
-	if err := encoder.Encode(document{Version: Version, Images: b.Images()}); err != nil {
+	if err := encoder.Encode(baselineFile{Version: FileVersion, Images: b.Images()}); err != nil {
 		return fmt.Errorf("write the baselines: %w", err)
 	}
 	return nil
@@ -36,60 +36,60 @@ func (b *Baselines) Write(w io.Writer) error {
 
 // Read adds what a file holds: of an image that is known already both count. A file that is not sound changes nothing.
 func (b *Baselines) Read(r io.Reader) (images int, err error) {
-	decoder := json.NewDecoder(io.LimitReader(r, maxFile))
+	decoder := json.NewDecoder(io.LimitReader(r, maxFileBytes))
 	decoder.DisallowUnknownFields()
-	var d document
+	var d baselineFile
 	if err := decoder.Decode(&d); err != nil {
 		return 0, fmt.Errorf("these are no baselines: %w; `stanch-sensor baseline export` writes them", err)
 	}
-	if d.Version != Version {
-		return 0, fmt.Errorf("the baselines have version %d, this program reads %d", d.Version, Version)
+	if d.Version != FileVersion {
+		return 0, fmt.Errorf("the baselines have version %d, this program reads %d", d.Version, FileVersion)
 	}
-	now := b.opt.Now()
+	now := b.options.Now()
 	for i, image := range d.Images {
 		switch {
-		case !strings.HasPrefix(image.Digest, "sha256:") || len(image.Digest) > maxText:
+		case !strings.HasPrefix(image.Digest, "sha256:") || len(image.Digest) > maxTextBytes:
 			return 0, fmt.Errorf("image %d: %q is not a digest", i+1, image.Digest)
-		case image.First.IsZero() || image.First.After(now.Add(time.Hour)) || image.Last.Before(image.First):
-			return 0, fmt.Errorf("image %s: it was first seen %s and last %s: that cannot be", image.Digest, image.First, image.Last)
-		case len(image.Executables) > maxExecutables || len(image.Destinations) > maxDestinations:
-			return 0, fmt.Errorf("image %s: it has more than %d executables or %d destinations", image.Digest, maxExecutables, maxDestinations)
+		case image.FirstSeen.IsZero() || image.FirstSeen.After(now.Add(time.Hour)) || image.LastSeen.Before(image.FirstSeen):
+			return 0, fmt.Errorf("image %s: it was first seen %s and last %s: that cannot be", image.Digest, image.FirstSeen, image.LastSeen)
+		case len(image.Executables) > maxExecutablesPerImage || len(image.Destinations) > maxDestinationsPerImage:
+			return 0, fmt.Errorf("image %s: it has more than %d executables or %d destinations", image.Digest, maxExecutablesPerImage, maxDestinationsPerImage)
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := len(d.Images) - 1; i >= 0; i-- { // the one that was seen last is kept longest
-		b.add(&d.Images[i])
+		b.mergeImage(&d.Images[i])
 	}
 	return len(d.Images), nil
 }
 
-// add takes in one image. The caller holds b.mu.
-func (b *Baselines) add(image *Image) {
+// mergeImage takes in one image. The caller holds b.mu.
+func (b *Baselines) mergeImage(image *Image) {
 	b.dirty = true
 	known := b.images[image.Digest]
 	if known == nil {
-		image.Executables, image.Destinations = merge(nil, image.Executables, maxExecutables), merge(nil, image.Destinations, maxDestinations)
+		image.Executables, image.Destinations = mergeObservations(nil, image.Executables, maxExecutablesPerImage), mergeObservations(nil, image.Destinations, maxDestinationsPerImage)
 		b.images[image.Digest] = image
-		image.place = b.order.PushFront(image.Digest)
-		for b.order.Len() > b.opt.Images {
-			b.drop(b.order.Back())
+		image.lruElement = b.lru.PushFront(image.Digest)
+		for b.lru.Len() > b.options.MaxImages {
+			b.evictImage(b.lru.Back())
 		}
 		return
 	}
-	if image.First.Before(known.First) {
-		known.First = image.First
+	if image.FirstSeen.Before(known.FirstSeen) {
+		known.FirstSeen = image.FirstSeen
 	}
-	known.Containers += image.Containers
-	known.FullExecutables = known.FullExecutables || image.FullExecutables
-	known.FullDestinations = known.FullDestinations || image.FullDestinations
-	known.Executables = merge(known.Executables, image.Executables, maxExecutables)
-	known.Destinations = merge(known.Destinations, image.Destinations, maxDestinations)
+	known.ContainerCount += image.ContainerCount
+	known.ExecutablesOverflowed = known.ExecutablesOverflowed || image.ExecutablesOverflowed
+	known.DestinationsOverflowed = known.DestinationsOverflowed || image.DestinationsOverflowed
+	known.Executables = mergeObservations(known.Executables, image.Executables, maxExecutablesPerImage)
+	known.Destinations = mergeObservations(known.Destinations, image.Destinations, maxDestinationsPerImage)
 }
 
-func merge(into, from map[string]Fact, most int) map[string]Fact {
+func mergeObservations(into, from map[string]Observation, most int) map[string]Observation {
 	if into == nil {
-		into = map[string]Fact{}
+		into = map[string]Observation{}
 	}
 	for name, f := range from {
 		have, ok := into[name]
@@ -100,11 +100,11 @@ func merge(into, from map[string]Fact, most int) map[string]Fact {
 			have = f
 		default:
 			have.Count += f.Count
-			if f.First.Before(have.First) {
-				have.First = f.First
+			if f.FirstSeen.Before(have.FirstSeen) {
+				have.FirstSeen = f.FirstSeen
 			}
-			if f.Last.After(have.Last) {
-				have.Last = f.Last
+			if f.LastSeen.After(have.LastSeen) {
+				have.LastSeen = f.LastSeen
 			}
 		}
 		into[name] = have
@@ -138,11 +138,11 @@ func Open(file string, o Options) (*Baselines, error) {
 // Save writes the file as a whole if anything was learnt since, and forgets images that nobody has any more.
 func (b *Baselines) Save(file string) error {
 	b.mu.Lock()
-	for el := b.order.Back(); el != nil; {
+	for el := b.lru.Back(); el != nil; {
 		before := el.Prev()
 		digest, _ := el.Value.(string)
-		if b.opt.Now().Sub(b.images[digest].Last) > b.opt.Forget {
-			b.drop(el)
+		if b.options.Now().Sub(b.images[digest].LastSeen) > b.options.Retention {
+			b.evictImage(el)
 			b.dirty = true
 		}
 		el = before

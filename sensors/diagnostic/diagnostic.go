@@ -64,8 +64,8 @@ func (ds Diagnostics) Sorted() Diagnostics {
 	return slices.CompactFunc(ds, func(a, b Diagnostic) bool { return a == b })
 }
 
-// Errors are the diagnostics without the warnings, which wait until the errors are mended.
-func (ds Diagnostics) Errors() Diagnostics {
+// WithoutWarnings are the diagnostics without the warnings, which wait until the errors are mended.
+func (ds Diagnostics) WithoutWarnings() Diagnostics {
 	return slices.DeleteFunc(slices.Clone(ds), func(d Diagnostic) bool { return d.Severity != "error" })
 }
 
@@ -93,7 +93,7 @@ func DidYouMean(word string, known []string) string {
 	// The nearest word; of two as near the one of the same length, then the first by the alphabet.
 	best, bestDistance := "", min(6, len([]rune(word))+1)
 	for _, k := range slices.Sorted(slices.Values(known)) {
-		d := 2 * distance(strings.ToLower(word), strings.ToLower(k))
+		d := 2 * editDistance(strings.ToLower(word), strings.ToLower(k))
 		if len(k) != len(word) {
 			d++
 		}
@@ -111,8 +111,8 @@ func DidYouMean(word string, known []string) string {
 	return ""
 }
 
-// distance is the optimal string alignment distance: insertions, deletions, replacements, swaps of neighbours.
-func distance(a, b string) int {
+// editDistance is the optimal string alignment distance: insertions, deletions, replacements, swaps of neighbours.
+func editDistance(a, b string) int {
 	x, y := []rune(a), []rune(b)
 	if len(x) > 64 || len(y) > 64 {
 		return 64

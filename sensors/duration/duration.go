@@ -20,20 +20,20 @@ const (
 	Week = 7 * Day
 	// Max bounds what Parse accepts.
 	Max = 3650 * Day
-	// maxText bounds the text that Parse reads.
-	maxText = 64
+	// maxTextBytes bounds the text that Parse reads.
+	maxTextBytes = 64
 )
 
 // Pattern is the regular expression (ECMA 262 and RE2) of what Parse reads, for JSON schemas. It does not hold the bounds.
-const Pattern = `^(0|(` + Unanchored + `)+)$`
+const Pattern = `^(0|(` + UnitPattern + `)+)$`
 
-// Unanchored is the regular expression of one number with its unit; a duration is one or more of them.
-const Unanchored = `([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w)`
+// UnitPattern is the regular expression of one number with its unit; a duration is one or more of them.
+const UnitPattern = `([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w)`
 
 var (
 	// ErrInvalid is wrapped by every error of Parse.
 	ErrInvalid = errors.New("invalid duration")
-	errRange   = fmt.Errorf("%w: longer than 3650d", ErrInvalid)
+	errTooLong   = fmt.Errorf("%w: longer than 3650d", ErrInvalid)
 )
 
 // Parse reads a duration such as "90s", "1h30m", "1d12h" or "2w": Go's units, and d and w. It is never negative and at
@@ -42,16 +42,16 @@ func Parse(text string) (time.Duration, error) {
 	if text == "0" {
 		return 0, nil
 	}
-	if text == "" || len(text) > maxText {
-		return 0, invalid(text)
+	if text == "" || len(text) > maxTextBytes {
+		return 0, invalidError(text)
 	}
 	var sum time.Duration
 	for rest := text; rest != ""; {
-		n := span(rest, func(c byte) bool { return c >= '0' && c <= '9' || c == '.' })
-		u := span(rest[n:], func(c byte) bool { return c != '.' && (c < '0' || c > '9') })
+		n := prefixLength(rest, func(c byte) bool { return c >= '0' && c <= '9' || c == '.' })
+		u := prefixLength(rest[n:], func(c byte) bool { return c != '.' && (c < '0' || c > '9') })
 		number, unit := rest[:n], rest[n:n+u]
 		if n == 0 || u == 0 {
-			return 0, invalid(text)
+			return 0, invalidError(text)
 		}
 		rest = rest[n+u:]
 		part, err := parsePart(number, unit)
@@ -59,7 +59,7 @@ func Parse(text string) (time.Duration, error) {
 			return 0, fmt.Errorf("%w %q: %w", ErrInvalid, text, err)
 		}
 		if sum += part; sum > Max { // each part is at most Max, so the sum cannot overflow
-			return 0, fmt.Errorf("%w: %q", errRange, text)
+			return 0, fmt.Errorf("%w: %q", errTooLong, text)
 		}
 	}
 	return sum, nil
@@ -83,15 +83,15 @@ func parsePart(number, unit string) (time.Duration, error) {
 	return d * times, nil
 }
 
-func invalid(text string) error {
-	if len(text) > maxText {
-		text = text[:maxText] + "…"
+func invalidError(text string) error {
+	if len(text) > maxTextBytes {
+		text = text[:maxTextBytes] + "…"
 	}
 	return fmt.Errorf("%w %q; use a form such as 90s, 15m, 2h, 1d12h or 2w", ErrInvalid, text)
 }
 
-// span is how many bytes from the start satisfy ok.
-func span(s string, ok func(byte) bool) int {
+// prefixLength is how many bytes from the start satisfy ok.
+func prefixLength(s string, ok func(byte) bool) int {
 	for i := range len(s) {
 		if !ok(s[i]) {
 			return i
@@ -128,9 +128,9 @@ func Format(d time.Duration) string {
 	return b.String()
 }
 
-// About writes a measured duration as precisely as people need it: to the second from a minute on, to a tenth of a
+// FormatApprox writes a measured duration as precisely as people need it: to the second from a minute on, to a tenth of a
 // second from a second on, else to the millisecond.
-func About(d time.Duration) string {
+func FormatApprox(d time.Duration) string {
 	switch a := d.Abs(); {
 	case a >= time.Minute:
 		d = d.Round(time.Second)
@@ -143,7 +143,7 @@ func About(d time.Duration) string {
 }
 
 // Flag is a command line flag that Parse reads; it satisfies pflag.Value.
-type Flag struct{ to *time.Duration }
+type Flag struct{ target *time.Duration }
 
 // NewFlag sets a variable to its default and gives the flag that sets it: flags.Var(duration.NewFlag(&d, time.Hour), …).
 func NewFlag(to *time.Duration, value time.Duration) Flag {
@@ -157,16 +157,16 @@ func (f Flag) Set(text string) error {
 	if err != nil {
 		return err
 	}
-	*f.to = d
+	*f.target = d
 	return nil
 }
 
 // String is the flag's value; "" while it is zero, so that help names no default then.
 func (f Flag) String() string {
-	if f.to == nil || *f.to == 0 {
+	if f.target == nil || *f.target == 0 {
 		return ""
 	}
-	return Format(*f.to)
+	return Format(*f.target)
 }
 
 // Type is what help calls the value.

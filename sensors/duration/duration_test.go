@@ -48,7 +48,7 @@ func TestAMeasuredDurationIsRounded(t *testing.T) {
 	for want, d := range map[string]time.Duration{
 		"12ms": 12345 * time.Microsecond, "1.2s": 1234 * time.Millisecond, "2m3s": 2*time.Minute + 3456*time.Millisecond, "0s": 3 * time.Microsecond,
 	} {
-		assert.Equal(t, want, duration.About(d))
+		assert.Equal(t, want, duration.FormatApprox(d))
 	}
 }
 

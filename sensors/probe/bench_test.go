@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-func benchCgroup(b *testing.B) (string, uint64) {
+func newBenchCgroup(b *testing.B) (string, uint64) {
 	b.Helper()
 	if os.Geteuid() != 0 {
 		b.Skip("SKIPPED: lacking: root")
 	}
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		b.Skip("SKIPPED: lacking: " + err.Error())
 	}
@@ -29,33 +29,33 @@ func benchCgroup(b *testing.B) (string, uint64) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = os.Remove(dir) })
-	id, err := identity.CgroupID(dir)
+	id, err := containermeta.CgroupID(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
 	return dir, id
 }
 
-// BenchmarkLock is the time from the decision to a cgroup that is held (without the wire's programs).
-func BenchmarkLock(b *testing.B) {
-	_, id := benchCgroup(b)
+// BenchmarkApplyLock is the time from the decision to a cgroup that is held (without the wire's programs).
+func BenchmarkApplyLock(b *testing.B) {
+	_, id := newBenchCgroup(b)
 	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
-	l, err := OpenLock(dir)
+	l, err := OpenEgressLock(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { l.Close(); _ = Disarm(dir) })
+	b.Cleanup(func() { l.Close(); _ = Cleanup(dir) })
 	for b.Loop() {
-		if _, err := l.Apply(LockRequest{Lease: "bench", Cgroups: []uint64{id}, Until: time.Now().Add(time.Minute)}); err != nil {
+		if _, err := l.Apply(EgressLockRequest{LeaseID: "bench", Cgroups: []uint64{id}, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// BenchmarkSyscallTax is what a system call that nobody watches costs, with and without the open hook.
-func BenchmarkSyscallTax(b *testing.B) {
-	benchCgroup(b)
-	for name, opt := range map[string]*Options{"no probe": nil, "without open": {Disable: []Hook{HookOpen}}, "all": {}} {
+// BenchmarkSyscallOverhead is what a system call that nobody watches costs, with and without the open hook.
+func BenchmarkSyscallOverhead(b *testing.B) {
+	newBenchCgroup(b)
+	for name, opt := range map[string]*Options{"no probe": nil, "without open": {DisabledHooks: []Hook{HookOpen}}, "all": {}} {
 		b.Run(name, func(b *testing.B) {
 			if opt != nil {
 				p, err := Load(*opt)
@@ -73,7 +73,7 @@ func BenchmarkSyscallTax(b *testing.B) {
 
 // BenchmarkExec is a whole fork, exec and exit of a program in a watched cgroup; it reports how late its events arrive.
 func BenchmarkExec(b *testing.B) {
-	dir, _ := benchCgroup(b)
+	dir, _ := newBenchCgroup(b)
 	fd, err := os.Open(dir)
 	if err != nil {
 		b.Fatal(err)

@@ -11,69 +11,69 @@ import (
 	"github.com/cilium/ebpf"
 
 	"stanch/bpf"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-// DefaultClassify knows the paths of the usual container runtimes and of systemd's own units. Whatever else appears
+// ClassifyCgroupPath knows the paths of the usual container runtimes and of systemd's own units. Whatever else appears
 // is unknown, and so is watched: better a few events of an odd service than a container that was not seen.
-func DefaultClassify(path string) Class {
-	p := identity.ParsePath(path)
+func ClassifyCgroupPath(path string) CgroupClass {
+	p := containermeta.ParseCgroupPath(path)
 	switch {
 	case p.ContainerID != "" || p.PodUID != "":
 		return ClassContainer
-	case p.Host:
+	case p.IsHostUnit:
 		return ClassHost
 	}
 	return ClassUnknown
 }
 
-// group is what is known of one cgroup.
-type group struct {
-	class Class
+// cgroupInfo is what is known of one cgroup.
+type cgroupInfo struct {
+	class CgroupClass
 	path  string
-	begun bool // a program was executed in it, or it was there before this probe
+	hasExecuted bool // a program was executed in it, or it was there before this probe
 }
 
-// maxGroups bounds the table; at the bound it is forgotten and learnt again.
-const maxGroups = 16384
+// maxCachedCgroups bounds the table; at the bound it is forgotten and learnt again.
+const maxCachedCgroups = 16384
 
 const (
-	modeWatch  uint8 = 1
-	modeIgnore uint8 = 2
+	filterModeWatch  uint8 = 1
+	filterModeIgnore uint8 = 2
 )
 
-// scan classifies the cgroups that exist. Where the first process of the machine and this process live is the host,
+// scanCgroups classifies the cgroups that exist. Where the first process of the machine and this process live is the host,
 // unless the path says that this is a container.
-func (p *Probe) scan() error {
+func (p *Probe) scanCgroups() error {
 	host := map[string]bool{"/": true}
 	for _, pid := range []string{"1", "self"} {
-		if own := cgroupOf(pid); own != "" && p.opt.Classify(own) != ClassContainer {
+		if own := cgroupPathOfProcess(pid); own != "" && p.options.ClassifyCgroup(own) != ClassContainer {
 			host[own] = true
 		}
 	}
-	return filepath.WalkDir(p.opt.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(p.options.CgroupRoot, func(full string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil // it went away meanwhile
 		}
-		id, err := identity.CgroupID(full)
+		id, err := containermeta.CgroupID(full)
 		if err != nil {
 			return nil
 		}
-		path := strings.TrimPrefix(full, strings.TrimRight(p.opt.CgroupRoot, "/"))
+		path := strings.TrimPrefix(full, strings.TrimRight(p.options.CgroupRoot, "/"))
 		if path == "" {
 			path = "/"
 		}
-		g := group{class: p.opt.Classify(path), path: path, begun: true}
+		g := cgroupInfo{class: p.options.ClassifyCgroup(path), path: path, hasExecuted: true}
 		if host[path] {
 			g.class = ClassHost
 		}
-		p.groups[id] = g
-		return p.tell(id, g.class)
+		p.cgroups[id] = g
+		return p.setKernelFilter(id, g.class)
 	})
 }
 
-// cgroupOf gives the v2 cgroup of a process, "" if it is gone.
-func cgroupOf(pid string) string {
+// cgroupPathOfProcess gives the v2 cgroup of a process, "" if it is gone.
+func cgroupPathOfProcess(pid string) string {
 	b, err := os.ReadFile("/proc/" + pid + "/cgroup")
 	if err != nil {
 		return ""
@@ -86,59 +86,59 @@ func cgroupOf(pid string) string {
 	return ""
 }
 
-// tell lets the kernel filter the host's cgroups. What is not filtered is watched.
-func (p *Probe) tell(id uint64, class Class) error {
-	if p.opt.Host {
+// setKernelFilter lets the kernel filter the host's cgroups. What is not filtered is watched.
+func (p *Probe) setKernelFilter(id uint64, class CgroupClass) error {
+	if p.options.IncludeHost {
 		return nil
 	}
-	mode := modeWatch
+	mode := filterModeWatch
 	if class == ClassHost {
-		mode = modeIgnore
+		mode = filterModeIgnore
 	}
-	if err := p.coll.Maps[bpf.ObserveMapCgroups].Update(id, mode, ebpf.UpdateAny); err != nil {
+	if err := p.collection.Maps[bpf.ObserveMapCgroups].Update(id, mode, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("tell the kernel about cgroup %d: %w", id, err)
 	}
 	return nil
 }
 
-// classify finds out whose a cgroup is at its first event. The caller holds p.mu.
-func (p *Probe) classify(id uint64, pid uint32) group {
-	if g, ok := p.groups[id]; ok {
+// classifyCgroup finds out whose a cgroup is at its first event. The caller holds p.mu.
+func (p *Probe) classifyCgroup(id uint64, pid uint32) cgroupInfo {
+	if g, ok := p.cgroups[id]; ok {
 		return g
 	}
-	path, err := identity.PathOf(p.opt.CgroupRoot, id)
+	path, err := containermeta.CgroupPathByID(p.options.CgroupRoot, id)
 	if err != nil {
 		// Gone: ask the process, which may be in it as a zombie; else stay unknown and ask again.
-		if path = cgroupOf(strconv.FormatUint(uint64(pid), 10)); path == "" || path == "/" {
-			return group{}
+		if path = cgroupPathOfProcess(strconv.FormatUint(uint64(pid), 10)); path == "" || path == "/" {
+			return cgroupInfo{}
 		}
 		path = strings.TrimSuffix(path, " (deleted)")
 	}
-	g := group{class: p.opt.Classify(path), path: path}
-	if len(p.groups) >= maxGroups {
-		clear(p.groups)
+	g := cgroupInfo{class: p.options.ClassifyCgroup(path), path: path}
+	if len(p.cgroups) >= maxCachedCgroups {
+		clear(p.cgroups)
 	}
-	p.groups[id] = g
-	_ = p.tell(id, g.class) // at worst its events keep coming and are dropped here
+	p.cgroups[id] = g
+	_ = p.setKernelFilter(id, g.class) // at worst its events keep coming and are dropped here
 	return g
 }
 
-// made learns of a new cgroup from the kernel. The caller holds p.mu.
-func (p *Probe) made(id uint64, path string) {
-	if len(p.groups) >= maxGroups {
-		clear(p.groups)
+// recordNewCgroup learns of a new cgroup from the kernel. The caller holds p.mu.
+func (p *Probe) recordNewCgroup(id uint64, path string) {
+	if len(p.cgroups) >= maxCachedCgroups {
+		clear(p.cgroups)
 	}
-	g := group{class: p.opt.Classify(path), path: path}
-	p.groups[id] = g
+	g := cgroupInfo{class: p.options.ClassifyCgroup(path), path: path}
+	p.cgroups[id] = g
 	if g.class == ClassHost {
-		_ = p.tell(id, g.class) // at worst its events come and are dropped here
+		_ = p.setKernelFilter(id, g.class) // at worst its events come and are dropped here
 	}
 }
 
-// Ignore filters a cgroup in the kernel from now on: the sensor's own, for example.
-func (p *Probe) Ignore(cgroupID uint64) error {
+// IgnoreCgroup filters a cgroup in the kernel from now on: the sensor's own, for example.
+func (p *Probe) IgnoreCgroup(cgroupID uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.groups[cgroupID] = group{class: ClassHost}
-	return p.tell(cgroupID, ClassHost)
+	p.cgroups[cgroupID] = cgroupInfo{class: ClassHost}
+	return p.setKernelFilter(cgroupID, ClassHost)
 }

@@ -17,84 +17,84 @@ import (
 
 // The layout of struct event in bpf/src/event.h. TestLayout compares it with the object's BTF.
 const (
-	offKind, offFlags, offExeLen, offCwdLen         = 0, 2, 4, 6
-	offArgsLen, offFileLen, offStdio, offAncestors  = 8, 10, 12, 13
-	offPort, offTime, offCgroup, offStart           = 14, 16, 24, 32
-	offCapabilities, offInode, offDevice, offPID    = 40, 48, 56, 64
-	offPPID, offUID, offEUID, offGID                = 68, 72, 76, 80
-	offCPU, offExitCode, offTarget, offValue        = 84, 88, 100, 104
-	offNSPID, offCall, offDetailLen                 = 112, 116, 118
-	offAddress, offComm, offTTY, offAncestor, eHead = 120, 136, 152, 168, 328
+	offsetKind, offsetFlags, offsetExeLen, offsetCwdLen         = 0, 2, 4, 6
+	offsetArgsLen, offsetFileLen, offsetStdio, offsetAncestors  = 8, 10, 12, 13
+	offsetPort, offsetTime, offsetCgroup, offsetStart           = 14, 16, 24, 32
+	offsetCapabilities, offsetInode, offsetDevice, offsetPID    = 40, 48, 56, 64
+	offsetPPID, offsetUID, offsetEUID, offsetGID                = 68, 72, 76, 80
+	offsetCPU, offsetExitCode, offsetTarget, offsetValue        = 84, 88, 100, 104
+	offsetNSPID, offsetCall, offsetDetailLen                 = 112, 116, 118
+	offsetAddress, offsetComm, offsetTTY, offsetAncestor, eventHeaderSize = 120, 136, 152, 168, 328
 
 	ancestorSize = 20
-	dataSize     = 8192
+	maxEventDataBytes     = 8192
 	maxArgs      = 512
 )
 
 const (
-	flagUpper, flagMemfd, flagDeleted, flagArgsTruncated = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-	flagPathTruncated, flagWrite, flagIPv6               = 1 << 4, 1 << 5, 1 << 6
-	flagOutside, flagSetid, flagGained                   = 1 << 8, 1 << 9, 1 << 10
-	flagAsked, flagFailed, flagOwnExe                    = 1 << 11, 1 << 12, 1 << 13
+	flagUpperLayer, flagMemfd, flagDeleted, flagArgsTruncated = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+	flagPathTruncated, flagOpenedForWrite, flagIPv6               = 1 << 4, 1 << 5, 1 << 6
+	flagParentOnHost, flagSetid, flagPrivilegesGained                   = 1 << 8, 1 << 9, 1 << 10
+	flagPathUnresolved, flagSyscallFailed, flagExeFromPrivateMount                    = 1 << 11, 1 << 12, 1 << 13
 )
 
-// kinds are the kernel's numbers of kinds.
-var kinds = map[int]sensors.Kind{
-	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindOpen, 5: sensors.KindDelete, 6: sensors.KindChmod,
-	7: sensors.KindUnix, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespace,
-	13: sensors.KindTrace, 14: sensors.KindBPF, 15: sensors.KindURing, 16: sensors.KindModule, 17: sensors.KindBurst, kindCgroup: "cgroup",
+// kindByNumber are the kernel's numbers of kinds.
+var kindByNumber = map[int]sensors.Kind{
+	1: sensors.KindExec, 2: sensors.KindExit, 3: sensors.KindConnect, 4: sensors.KindFileOpen, 5: sensors.KindFileDelete, 6: sensors.KindChmod,
+	7: sensors.KindUnixConnect, 8: sensors.KindListen, 9: sensors.KindDNS, 10: sensors.KindRawSocket, 11: sensors.KindMount, 12: sensors.KindNamespaceChange,
+	13: sensors.KindProcessTrace, 14: sensors.KindBPF, 15: sensors.KindIOUring, 16: sensors.KindKernelModule, 17: sensors.KindProcessBurst, kindCgroupCreated: "cgroup",
 }
 
-// kindCgroup is no event of anybody's: it tells the path of a new cgroup.
-const kindCgroup = 18
+// kindCgroupCreated is no event of anybody's: it tells the path of a new cgroup.
+const kindCgroupCreated = 18
 
-var errMalformed = errors.New("malformed record")
+var errMalformedRecord = errors.New("malformed record")
 
-// decoded is a record as the kernel wrote it, with times not yet on the wall clock.
-type decoded struct {
+// decodedRecord is a record as the kernel wrote it, with times not yet on the wall clock.
+type decodedRecord struct {
 	event sensors.Event
-	boot  uint64 // CLOCK_BOOTTIME, ns
+	bootTimeNS  uint64 // CLOCK_BOOTTIME, ns
 	cpu   uint32
-	// made is the path of a cgroup that was made; then there is nothing else.
-	made string
-	// outside: the process's parent lives in a cgroup of the host.
-	outside bool
-	// ownExe: its program is from mounts of its own, which its parent does not have.
-	ownExe bool
+	// newCgroupPath is the path of a cgroup that was made; then there is nothing else.
+	newCgroupPath string
+	// parentOnHost: the process's parent lives in a cgroup of the host.
+	parentOnHost bool
+	// exeFromPrivateMount: its program is from mounts of its own, which its parent does not have.
+	exeFromPrivateMount bool
 }
 
-// decode reads one record. It trusts no length in it.
-func decode(b []byte) (decoded, error) {
-	if len(b) < eHead || len(b) > eHead+dataSize+8 {
-		return decoded{}, fmt.Errorf("%w: %d bytes", errMalformed, len(b))
+// decodeRecord reads one record. It trusts no length in it.
+func decodeRecord(b []byte) (decodedRecord, error) {
+	if len(b) < eventHeaderSize || len(b) > eventHeaderSize+maxEventDataBytes+8 {
+		return decodedRecord{}, fmt.Errorf("%w: %d bytes", errMalformedRecord, len(b))
 	}
 	u16 := func(at int) int { return int(binary.NativeEndian.Uint16(b[at:])) }
 	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
 
-	flags := u16(offFlags)
-	d := decoded{boot: u64(offTime), cpu: u32(offCPU), outside: flags&flagOutside != 0, ownExe: flags&flagOwnExe != 0}
+	flags := u16(offsetFlags)
+	d := decodedRecord{bootTimeNS: u64(offsetTime), cpu: u32(offsetCPU), parentOnHost: flags&flagParentOnHost != 0, exeFromPrivateMount: flags&flagExeFromPrivateMount != 0}
 	e := &d.event
 	p := &e.Process
 	*p = sensors.Process{
-		PID: u32(offPID), PPID: u32(offPPID), StartNS: u64(offStart), Name: text(b[offComm : offComm+16]),
-		TTY: text(b[offTTY : offTTY+16]), UID: u32(offUID), EUID: u32(offEUID), GID: u32(offGID),
-		Capabilities: u64(offCapabilities), StdioSockets: b[offStdio] & 7, Inode: u64(offInode), Device: device(u64(offDevice)),
-		UpperLayer: flags&flagUpper != 0, Memfd: flags&flagMemfd != 0, Deleted: flags&flagDeleted != 0,
-		ArgsTruncated: flags&flagArgsTruncated != 0, Setid: flags&flagSetid != 0, Gained: flags&flagGained != 0, NSPID: u32(offNSPID),
+		PID: u32(offsetPID), PPID: u32(offsetPPID), StartNS: u64(offsetStart), Name: parseCString(b[offsetComm : offsetComm+16]),
+		TTY: parseCString(b[offsetTTY : offsetTTY+16]), UID: u32(offsetUID), EUID: u32(offsetEUID), GID: u32(offsetGID),
+		Capabilities: u64(offsetCapabilities), StdioSockets: b[offsetStdio] & 7, ExeInode: u64(offsetInode), ExeDevice: decodeDevice(u64(offsetDevice)),
+		ExeInUpperLayer: flags&flagUpperLayer != 0, ExeIsMemfd: flags&flagMemfd != 0, ExeDeleted: flags&flagDeleted != 0,
+		ArgsTruncated: flags&flagArgsTruncated != 0, HasSetIDBits: flags&flagSetid != 0, PrivilegesGained: flags&flagPrivilegesGained != 0, NSPID: u32(offsetNSPID),
 	}
-	e.Container.CgroupID = u64(offCgroup)
+	e.Container.CgroupID = u64(offsetCgroup)
 
-	n := int(b[offAncestors])
+	n := int(b[offsetAncestors])
 	if n > sensors.MaxAncestors {
-		return decoded{}, fmt.Errorf("%w: %d ancestors", errMalformed, n)
+		return decodedRecord{}, fmt.Errorf("%w: %d ancestors", errMalformedRecord, n)
 	}
 	for i := range n {
-		at := offAncestor + i*ancestorSize
-		p.Ancestors = append(p.Ancestors, sensors.Ancestor{PID: u32(at), Name: text(b[at+4 : at+20])})
+		at := offsetAncestor + i*ancestorSize
+		p.Ancestors = append(p.Ancestors, sensors.Ancestor{PID: u32(at), Name: parseCString(b[at+4 : at+20])})
 	}
 
-	rest := b[eHead:]
+	rest := b[eventHeaderSize:]
 	part := func(at int) ([]byte, bool) {
 		n := u16(at)
 		if n > len(rest) {
@@ -104,59 +104,59 @@ func decode(b []byte) (decoded, error) {
 		rest = rest[n:]
 		return head, true
 	}
-	exe, ok1 := part(offExeLen)
-	cwd, ok2 := part(offCwdLen)
-	args, ok3 := part(offArgsLen)
-	file, ok4 := part(offFileLen)
-	detail, ok5 := part(offDetailLen)
+	exe, ok1 := part(offsetExeLen)
+	cwd, ok2 := part(offsetCwdLen)
+	args, ok3 := part(offsetArgsLen)
+	file, ok4 := part(offsetFileLen)
+	detail, ok5 := part(offsetDetailLen)
 	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
-		return decoded{}, fmt.Errorf("%w: a part is longer than the record", errMalformed)
+		return decodedRecord{}, fmt.Errorf("%w: a part is longer than the record", errMalformedRecord)
 	}
-	p.Exe = joinPath(exe, p.Memfd)
+	p.Exe = joinPath(exe, p.ExeIsMemfd)
 	p.Cwd = joinPath(cwd, false)
 	var cut bool
 	p.Args, cut = splitArgs(args)
 	p.ArgsTruncated = p.ArgsTruncated || cut
 
 	var known bool
-	if e.Kind, known = kinds[u16(offKind)]; !known {
-		return decoded{}, fmt.Errorf("%w: kind %d", errMalformed, u16(offKind))
+	if e.Kind, known = kindByNumber[u16(offsetKind)]; !known {
+		return decodedRecord{}, fmt.Errorf("%w: kind %d", errMalformedRecord, u16(offsetKind))
 	}
-	if u16(offKind) == kindCgroup {
-		d.made = text(file)
+	if u16(offsetKind) == kindCgroupCreated {
+		d.newCgroupPath = parseCString(file)
 		return d, nil
 	}
-	if name, ok := callNames[u16(offCall)]; ok {
-		e.Call = sensors.Call{Name: name, Failed: flags&flagFailed != 0}
+	if name, ok := syscallNames[u16(offsetCall)]; ok {
+		e.Syscall = sensors.Syscall{Name: name, Failed: flags&flagSyscallFailed != 0}
 	}
 	switch e.Kind {
 	case sensors.KindExit:
-		e.ExitCode = exitCode(u32(offExitCode))
+		e.ExitCode = exitCode(u32(offsetExitCode))
 		p.Exe, p.Cwd = "", ""
 	case sensors.KindConnect:
-		e.Network = network(b[offAddress:offAddress+16], flags&flagIPv6 != 0, u16(offPort))
+		e.Network = newNetwork(b[offsetAddress:offsetAddress+16], flags&flagIPv6 != 0, u16(offsetPort))
 	case sensors.KindListen:
-		e.Network = sensors.Network{Protocol: "tcp", Family: family(flags), Port: uint16(u16(offPort))} //nolint:gosec // read from 16 bits
+		e.Network = sensors.Network{Protocol: "tcp", Family: familyName(flags), Port: uint16(u16(offsetPort))} //nolint:gosec // read from 16 bits
 	case sensors.KindDNS:
-		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: domain(file)}
+		e.Network = sensors.Network{Protocol: "udp", Port: dnsPort, Domain: parseDNSName(file)}
 		file = nil
-	case sensors.KindBurst:
-		e.Count = int(u64(offValue) & 0xffffffff) //nolint:gosec // masked
+	case sensors.KindProcessBurst:
+		e.Count = int(u64(offsetValue) & 0xffffffff) //nolint:gosec // masked
 	default:
-		e.Call.Flags, e.Call.PID, e.Call.Detail = u64(offValue), u32(offTarget), text(detail)
+		e.Syscall.Flags, e.Syscall.PID, e.Syscall.Detail = u64(offsetValue), u32(offsetTarget), parseCString(detail)
 	}
-	e.File = sensors.File{Path: joinPath(file, false), Write: flags&flagWrite != 0, Asked: flags&flagAsked != 0}
-	if e.File.Asked {
-		e.File.Path = asked(text(file), p.Cwd)
+	e.File = sensors.File{Path: joinPath(file, false), OpenedForWrite: flags&flagOpenedForWrite != 0, PathUnresolved: flags&flagPathUnresolved != 0}
+	if e.File.PathUnresolved {
+		e.File.Path = resolveRequestedPath(parseCString(file), p.Cwd)
 	}
 	if e.Kind == sensors.KindRawSocket {
-		e.Call.Detail, e.Call.PID = socketFamily(e.Call.Flags), 0
+		e.Syscall.Detail, e.Syscall.PID = socketFamilyName(e.Syscall.Flags), 0
 	}
 	return d, nil
 }
 
-// asked makes a path of what a caller said, as far as that can be known: links in it are not followed.
-func asked(p, cwd string) string {
+// resolveRequestedPath makes a path of what a caller said, as far as that can be known: links in it are not followed.
+func resolveRequestedPath(p, cwd string) string {
 	switch {
 	case p == "":
 		return ""
@@ -168,7 +168,7 @@ func asked(p, cwd string) string {
 	return p
 }
 
-func family(flags int) string {
+func familyName(flags int) string {
 	if flags&flagIPv6 != 0 {
 		return "ipv6"
 	}
@@ -177,9 +177,9 @@ func family(flags int) string {
 
 const dnsPort = 53
 
-// domain reads the first name of a question as DNS writes it: a length, a label, and so on to a length of nothing. A name that
+// parseDNSName reads the first name of a question as DNS writes it: a length, a label, and so on to a length of nothing. A name that
 // is not complete is given as far as it goes.
-func domain(b []byte) string {
+func parseDNSName(b []byte) string {
 	var labels []string
 	for len(b) > 0 {
 		n := int(b[0])
@@ -192,7 +192,7 @@ func domain(b []byte) string {
 	return strings.Join(labels, ".")
 }
 
-func network(b []byte, v6 bool, port int) sensors.Network {
+func newNetwork(b []byte, v6 bool, port int) sensors.Network {
 	n := sensors.Network{Protocol: "tcp", Port: uint16(port)} //nolint:gosec // read from 16 bits
 	if v6 {
 		n.Family, n.Address = "ipv6", netip.AddrFrom16([16]byte(b)).String()
@@ -210,8 +210,8 @@ func exitCode(status uint32) int {
 	return int(status >> 8 & 0xff)
 }
 
-// device turns the kernel's own encoding of a device into that of stat.
-func device(d uint64) uint64 {
+// decodeDevice turns the kernel's own encoding of a device into that of stat.
+func decodeDevice(d uint64) uint64 {
 	return unix.Mkdev(uint32(d>>20&0xfff), uint32(d&0xfffff)) //nolint:gosec // masked
 }
 
@@ -244,34 +244,34 @@ func splitArgs(b []byte) ([]string, bool) {
 	return all, cut
 }
 
-func text(b []byte) string {
+func parseCString(b []byte) string {
 	s, _, _ := strings.Cut(string(b), "\x00")
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// clock turns the kernel's boot time into the wall clock. It keeps its offset for a second, so that events that
+// bootClock turns the kernel's boot time into the wall clock. It keeps its offset for a second, so that events that
 // follow each other closely keep their distance.
-type clock struct {
-	read   func() (wall time.Time, boot time.Duration)
-	offset time.Time // the wall clock's time at boot
-	at     time.Duration
+type bootClock struct {
+	readClocks   func() (wall time.Time, boot time.Duration)
+	wallTimeAtBoot time.Time // the wall clock's time at boot
+	offsetReadAt     time.Duration
 }
 
-func (c *clock) wall(boot uint64) time.Time {
+func (c *bootClock) toWallTime(boot uint64) time.Time {
 	t := time.Duration(boot) //nolint:gosec // 292 years
-	if c.offset.IsZero() || t-c.at > time.Second || c.at-t > time.Minute {
-		wall, now := c.read()
-		c.offset, c.at = wall.Add(-now), now
+	if c.wallTimeAtBoot.IsZero() || t-c.offsetReadAt > time.Second || c.offsetReadAt-t > time.Minute {
+		wall, now := c.readClocks()
+		c.wallTimeAtBoot, c.offsetReadAt = wall.Add(-now), now
 	}
-	return c.offset.Add(t).UTC()
+	return c.wallTimeAtBoot.Add(t).UTC()
 }
 
-func readClock() (time.Time, time.Duration) {
-	return time.Now().Round(0), bootNow()
+func readClocks() (time.Time, time.Duration) {
+	return time.Now().Round(0), sinceBoot()
 }
 
-// bootNow is CLOCK_BOOTTIME, the clock that bpf_ktime_get_boot_ns reads.
-func bootNow() time.Duration {
+// sinceBoot is CLOCK_BOOTTIME, the clock that bpf_ktime_get_boot_ns reads.
+func sinceBoot() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail for this clock
 	return time.Duration(ts.Nano())

@@ -14,58 +14,58 @@ import (
 	"stanch/sensors"
 )
 
-// record makes a record as the kernel does.
-func record(kind, flags uint16, exe, cwd, args, file string) []byte {
-	b := make([]byte, eHead)
-	binary.NativeEndian.PutUint16(b[offKind:], kind)
-	binary.NativeEndian.PutUint16(b[offFlags:], flags)
-	for at, s := range map[int]string{offExeLen: exe, offCwdLen: cwd, offArgsLen: args, offFileLen: file} {
+// rawRecord makes a record as the kernel does.
+func rawRecord(kind, flags uint16, exe, cwd, args, file string) []byte {
+	b := make([]byte, eventHeaderSize)
+	binary.NativeEndian.PutUint16(b[offsetKind:], kind)
+	binary.NativeEndian.PutUint16(b[offsetFlags:], flags)
+	for at, s := range map[int]string{offsetExeLen: exe, offsetCwdLen: cwd, offsetArgsLen: args, offsetFileLen: file} {
 		binary.NativeEndian.PutUint16(b[at:], uint16(len(s)))
 	}
-	copy(b[offComm:], "sh")
-	copy(b[offTTY:], "pts0")
-	b[offAncestors] = 1
-	binary.NativeEndian.PutUint32(b[offAncestor:], 7)
-	copy(b[offAncestor+4:], "parent")
+	copy(b[offsetComm:], "sh")
+	copy(b[offsetTTY:], "pts0")
+	b[offsetAncestors] = 1
+	binary.NativeEndian.PutUint32(b[offsetAncestor:], 7)
+	copy(b[offsetAncestor+4:], "parent")
 	return append(b, exe+cwd+args+file...)
 }
 
 func TestDecode(t *testing.T) {
-	d, err := decode(record(4, flagWrite, "sh\x00bin\x00", "tmp\x00", "sh\x00-c\x00\xff", "shadow\x00etc\x00"))
+	d, err := decodeRecord(rawRecord(4, flagOpenedForWrite, "sh\x00bin\x00", "tmp\x00", "sh\x00-c\x00\xff", "shadow\x00etc\x00"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := d.event.Process
 	if p.Exe != "/bin/sh" || p.Cwd != "/tmp" || strings.Join(p.Args, "|") != "sh|-c|\uFFFD" || p.TTY != "pts0" || p.Name != "sh" ||
-		d.event.File.Path != "/etc/shadow" || !d.event.File.Write || len(p.Ancestors) != 1 || p.Ancestors[0].Name != "parent" {
+		d.event.File.Path != "/etc/shadow" || !d.event.File.OpenedForWrite || len(p.Ancestors) != 1 || p.Ancestors[0].Name != "parent" {
 		t.Errorf("%+v", d.event)
 	}
 }
 
 func TestAMalformedRecordIsRefused(t *testing.T) {
-	good := record(1, 0, "sh\x00", "", "", "")
+	good := rawRecord(1, 0, "sh\x00", "", "", "")
 	for name, change := range map[string]func(b []byte) []byte{
 		"empty":         func([]byte) []byte { return nil },
-		"short":         func(b []byte) []byte { return b[:eHead-1] },
-		"huge":          func(b []byte) []byte { return append(b, make([]byte, 2*dataSize)...) },
-		"kind":          func(b []byte) []byte { b[offKind] = 99; return b },
-		"ancestors":     func(b []byte) []byte { b[offAncestors] = 200; return b },
-		"path too long": func(b []byte) []byte { b[offExeLen+1] = 0xff; return b },
-		"args too long": func(b []byte) []byte { b[offArgsLen] = 9; return b },
+		"short":         func(b []byte) []byte { return b[:eventHeaderSize-1] },
+		"huge":          func(b []byte) []byte { return append(b, make([]byte, 2*maxEventDataBytes)...) },
+		"kind":          func(b []byte) []byte { b[offsetKind] = 99; return b },
+		"ancestors":     func(b []byte) []byte { b[offsetAncestors] = 200; return b },
+		"path too long": func(b []byte) []byte { b[offsetExeLen+1] = 0xff; return b },
+		"args too long": func(b []byte) []byte { b[offsetArgsLen] = 9; return b },
 	} {
-		if _, err := decode(change(append([]byte(nil), good...))); !errors.Is(err, errMalformed) {
+		if _, err := decodeRecord(change(append([]byte(nil), good...))); !errors.Is(err, errMalformedRecord) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-func FuzzDecode(f *testing.F) {
-	f.Add(record(1, flagMemfd, "memfd:x\x00", "", "x\x00", ""))
-	f.Add(record(3, flagIPv6, "a\x00b\x00", "c\x00", "", ""))
-	f.Add(record(2, 0, "", "", "", ""))
-	f.Add(record(4, 0, "a\x00", "", strings.Repeat("\x00", 3000), "b\x00"))
+func FuzzDecodeRecord(f *testing.F) {
+	f.Add(rawRecord(1, flagMemfd, "memfd:x\x00", "", "x\x00", ""))
+	f.Add(rawRecord(3, flagIPv6, "a\x00b\x00", "c\x00", "", ""))
+	f.Add(rawRecord(2, 0, "", "", "", ""))
+	f.Add(rawRecord(4, 0, "a\x00", "", strings.Repeat("\x00", 3000), "b\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := decode(b)
+		d, err := decodeRecord(b)
 		if err != nil {
 			return
 		}
@@ -74,7 +74,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("out of bounds: %+v", p)
 		}
 		for _, s := range append([]string{p.Exe, p.Cwd, p.Name, p.TTY, d.event.File.Path}, p.Args...) {
-			if !utf8.ValidString(s) || len(s) > 3*dataSize {
+			if !utf8.ValidString(s) || len(s) > 3*maxEventDataBytes {
 				t.Fatalf("%q", s)
 			}
 		}
@@ -92,11 +92,11 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]int{
-		"kind": offKind, "flags": offFlags, "exe_len": offExeLen, "cwd_len": offCwdLen, "args_len": offArgsLen, "file_len": offFileLen,
-		"stdio_sockets": offStdio, "ancestors": offAncestors, "port": offPort, "time": offTime, "cgroup": offCgroup, "start": offStart,
-		"capabilities": offCapabilities, "inode": offInode, "device": offDevice, "pid": offPID, "ppid": offPPID, "uid": offUID, "euid": offEUID,
-		"gid": offGID, "cpu": offCPU, "exit_code": offExitCode, "target": offTarget, "value": offValue, "ns_pid": offNSPID, "call": offCall, "detail_len": offDetailLen, "address": offAddress, "comm": offComm, "tty": offTTY,
-		"ancestor": offAncestor, "data": eHead,
+		"kind": offsetKind, "flags": offsetFlags, "exe_len": offsetExeLen, "cwd_len": offsetCwdLen, "args_len": offsetArgsLen, "file_len": offsetFileLen,
+		"stdio_sockets": offsetStdio, "ancestors": offsetAncestors, "port": offsetPort, "time": offsetTime, "cgroup": offsetCgroup, "start": offsetStart,
+		"capabilities": offsetCapabilities, "inode": offsetInode, "device": offsetDevice, "pid": offsetPID, "ppid": offsetPPID, "uid": offsetUID, "euid": offsetEUID,
+		"gid": offsetGID, "cpu": offsetCPU, "exit_code": offsetExitCode, "target": offsetTarget, "value": offsetValue, "ns_pid": offsetNSPID, "call": offsetCall, "detail_len": offsetDetailLen, "address": offsetAddress, "comm": offsetComm, "tty": offsetTTY,
+		"ancestor": offsetAncestor, "data": eventHeaderSize,
 	}
 	for _, m := range s.Members {
 		if at, ok := want[m.Name]; ok {
@@ -109,8 +109,8 @@ func TestLayout(t *testing.T) {
 	if len(want) != 0 {
 		t.Errorf("not in the kernel's record: %v", want)
 	}
-	if int(s.Size) != eHead+dataSize {
-		t.Errorf("%d bytes, want %d", s.Size, eHead+dataSize)
+	if int(s.Size) != eventHeaderSize+maxEventDataBytes {
+		t.Errorf("%d bytes, want %d", s.Size, eventHeaderSize+maxEventDataBytes)
 	}
 }
 
@@ -124,21 +124,21 @@ func TestExitCode(t *testing.T) {
 
 func TestTheClockFollowsTheWall(t *testing.T) {
 	wall, boot := time.Unix(1000, 0), 10*time.Second
-	c := clock{read: func() (time.Time, time.Duration) { return wall, boot }}
-	if got := c.wall(uint64(9 * time.Second)); !got.Equal(time.Unix(999, 0)) {
+	c := bootClock{readClocks: func() (time.Time, time.Duration) { return wall, boot }}
+	if got := c.toWallTime(uint64(9 * time.Second)); !got.Equal(time.Unix(999, 0)) {
 		t.Errorf("%v", got)
 	}
 	wall, boot = time.Unix(5000, 0), 12*time.Second // somebody set the clock
-	if got := c.wall(uint64(12 * time.Second)); !got.Equal(time.Unix(5000, 0)) {
+	if got := c.toWallTime(uint64(12 * time.Second)); !got.Equal(time.Unix(5000, 0)) {
 		t.Errorf("%v", got)
 	}
 }
 
 func TestSensitiveClass(t *testing.T) {
 	for path, want := range map[string]string{
-		"/run/secrets/kubernetes.io/serviceaccount/..2026_11_23_01_02_03.123/token": sensitiveToken,
-		"/var/run/secrets/eks.amazonaws.com/serviceaccount/token":                   sensitiveToken,
-		"/vault/..2026_11_23/token":                                                 sensitiveToken,
+		"/run/secrets/kubernetes.io/serviceaccount/..2026_11_23_01_02_03.123/token": sensitiveServiceAccountToken,
+		"/var/run/secrets/eks.amazonaws.com/serviceaccount/token":                   sensitiveServiceAccountToken,
+		"/vault/..2026_11_23/token":                                                 sensitiveServiceAccountToken,
 		"/home/me/token":                                                            "",
 		"/etc/shadow":                                                               sensitiveShadow,
 		"/tmp/shadow":                                                               "",

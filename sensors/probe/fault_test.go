@@ -15,7 +15,7 @@ import (
 )
 
 func TestAHookThatTheKernelLacksTakesNoOtherWithIt(t *testing.T) {
-	needKernel(t)
+	requireKernel(t)
 	p, err := Load(Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -28,48 +28,48 @@ func TestAHookThatTheKernelLacksTakesNoOtherWithIt(t *testing.T) {
 	prog := spec.Programs[bpf.ObserveProgObserveOpenat]
 	maps := spec.Copy()
 	maps.Programs = nil
-	err = p.attachOne(attachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")}, maps, prog)
-	if err == nil || !strings.Contains(why(err), "no such hook") {
+	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_nonesuch")}, maps, prog)
+	if err == nil || !strings.Contains(shortReason(err), "no such hook") {
 		t.Errorf("a tracepoint that is none: %v", err)
 	}
 	bad := prog.Copy()
 	bad.Instructions = bad.Instructions[len(bad.Instructions)-1:]
-	err = p.attachOne(attachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")}, maps, bad)
-	if err == nil || !strings.Contains(why(err), "verifier") {
+	err = p.attachHook(hookAttachment{HookOpen, bpf.ObserveProgObserveOpenat, false, attachSyscall("sys_exit_openat")}, maps, bad)
+	if err == nil || !strings.Contains(shortReason(err), "verifier") {
 		t.Errorf("a program that the verifier refuses: %v", err)
 	}
 }
 
 func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
-	needKernel(t)
+	requireKernel(t)
 	others := slices.DeleteFunc(slices.Clone(Hooks), func(h Hook) bool { return h == HookExec })
-	w := watch(t, Options{Disable: others})
+	w := startCollector(t, Options{DisabledHooks: others})
 	for _, h := range w.probe.Status().Hooks {
-		if h.On != (h.Hook == HookExec) || h.On == (h.Reason != "") {
+		if h.Enabled != (h.Hook == HookExec) || h.Enabled == (h.Reason != "") {
 			t.Errorf("%+v", h)
 		}
 	}
-	dir, id := cgroup(t, "")
-	if err := inCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
+	dir, id := newCgroup(t, "")
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.wait(t, "exec", kindIn(sensors.KindExec, id))
-	if err := w.probe.Ignore(id); err != nil {
+	w.waitForEvent(t, "exec", matchKindInCgroup(sensors.KindExec, id))
+	if err := w.probe.IgnoreCgroup(id); err != nil {
 		t.Fatal(err)
 	}
 	before := w.probe.Status().Events[sensors.KindExec]
-	if err := inCgroup(t, dir, exec.Command("/bin/true")).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/true")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	other, otherID := cgroup(t, "")
-	if err := inCgroup(t, other, exec.Command("/bin/true")).Run(); err != nil {
+	other, otherID := newCgroup(t, "")
+	if err := startCommandInCgroup(t, other, exec.Command("/bin/true")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.wait(t, "exec elsewhere", kindIn(sensors.KindExec, otherID))
+	w.waitForEvent(t, "exec elsewhere", matchKindInCgroup(sensors.KindExec, otherID))
 	if after := w.probe.Status().Events[sensors.KindExec]; after != before+1 {
 		t.Errorf("%d events after Ignore, want 1", after-before)
 	}
-	if _, err := Load(Options{Disable: Hooks}); err == nil {
+	if _, err := Load(Options{DisabledHooks: Hooks}); err == nil {
 		t.Error("a probe that sees nothing was loaded")
 	}
 }
@@ -77,7 +77,7 @@ func TestWhatIsDisabledIsOffAndSaidSo(t *testing.T) {
 // TestDescribeBySelf runs the shared logic without its hooks: where BPF_PROG_TEST_RUN works and hooks do not, it still
 // proves what a record says of a process.
 func TestDescribeBySelf(t *testing.T) {
-	needKernel(t)
+	requireKernel(t)
 	spec, err := bpf.LoadObserve()
 	if err != nil {
 		t.Fatal(err)
@@ -101,22 +101,22 @@ func TestDescribeBySelf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := decode(rec.RawSample)
+	d, err := decodeRecord(rec.RawSample)
 	if err != nil || d.event.Process.ExeName() != "probe.test" || len(d.event.Process.Args) == 0 || d.event.Process.Cwd == "" {
 		t.Errorf("%+v, %v", d.event.Process, err)
 	}
 }
 
 func TestAWireThatGoesAwayIsSaid(t *testing.T) {
-	n := newLab(t)
-	l := openLock(t, lockDir(t))
-	r := LockRequest{Lease: "w", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: time.Now().Add(time.Minute)}
-	if st, err := l.Apply(r); err != nil || !st.Wire {
+	n := newNetworkLab(t)
+	l := openTestLock(t, newLockDir(t))
+	r := EgressLockRequest{LeaseID: "w", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(time.Minute)}
+	if st, err := l.Apply(r); err != nil || !st.VethLocked {
 		t.Fatalf("%+v, %v", st, err)
 	}
-	ip(t, "link", "del", n.wires[0].Name)
-	eventually(t, "the wire is gone", func() bool { st, err := l.State(n.podID); return err == nil && st.Held && !st.Wire })
-	if st, err := l.Apply(r); err != nil || st.Wire || st.WireProblem == "" || !st.Held {
+	runIPCommand(t, "link", "del", n.veths[0].Name)
+	waitUntil(t, "the wire is gone", func() bool { st, err := l.StateOfCgroup(n.podID); return err == nil && st.Active && !st.VethLocked })
+	if st, err := l.Apply(r); err != nil || st.VethLocked || st.VethError == "" || !st.Active {
 		t.Errorf("%+v, %v", st, err)
 	}
 }

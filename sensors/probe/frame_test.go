@@ -10,7 +10,7 @@ import (
 
 // frames builds what a packet socket sends, byte for byte.
 
-func hardware(t *testing.T, s string) []byte {
+func parseMAC(t *testing.T, s string) []byte {
 	t.Helper()
 	m, err := net.ParseMAC(s)
 	if err != nil {
@@ -41,7 +41,7 @@ func bridgeMAC(t *testing.T) []byte {
 	return nil
 }
 
-func ethernet(to, from []byte, ethertype uint16, payload []byte) []byte {
+func ethernetFrame(to, from []byte, ethertype uint16, payload []byte) []byte {
 	f := append(append([]byte{}, to...), from...)
 	return append(binary.BigEndian.AppendUint16(f, ethertype), payload...)
 }
@@ -59,7 +59,7 @@ func checksum(parts ...[]byte) uint16 {
 	return ^uint16(sum)
 }
 
-func ipv4(from, to string, protocol byte, payload []byte) []byte {
+func ipv4Packet(from, to string, protocol byte, payload []byte) []byte {
 	h := make([]byte, 20)
 	h[0], h[8], h[9] = 0x45, 64, protocol
 	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(payload)))
@@ -70,7 +70,7 @@ func ipv4(from, to string, protocol byte, payload []byte) []byte {
 	return append(h, payload...)
 }
 
-func ipv6(from, to string, hopLimit byte, payload []byte) []byte {
+func ipv6Packet(from, to string, hopLimit byte, payload []byte) []byte {
 	h := make([]byte, 40)
 	h[0], h[6], h[7] = 0x60, 58, hopLimit
 	binary.BigEndian.PutUint16(h[4:], uint16(len(payload)))
@@ -79,8 +79,8 @@ func ipv6(from, to string, hopLimit byte, payload []byte) []byte {
 	return append(h, payload...)
 }
 
-// segment is a TCP segment without a checksum: who looks at it is not the receiver.
-func segment(from, to uint16, payload []byte) []byte {
+// tcpSegment is a TCP segment without a checksum: who looks at it is not the receiver.
+func tcpSegment(from, to uint16, payload []byte) []byte {
 	s := make([]byte, 20, 20+len(payload))
 	binary.BigEndian.PutUint16(s, from)
 	binary.BigEndian.PutUint16(s[2:], to)
@@ -88,8 +88,8 @@ func segment(from, to uint16, payload []byte) []byte {
 	return append(s, payload...)
 }
 
-// solicitation is a neighbor solicitation as a kernel sends it, but for what edit changes before it is summed up.
-func solicitation(from, to, target string, hopLimit byte, mac []byte, edit func(message []byte)) []byte {
+// neighborSolicitation is a neighbor solicitation as a kernel sends it, but for what edit changes before it is summed up.
+func neighborSolicitation(from, to, target string, hopLimit byte, mac []byte, edit func(message []byte)) []byte {
 	m := make([]byte, 24, 32)
 	m[0] = 135
 	copy(m[8:], netip.MustParseAddr(target).AsSlice())
@@ -101,15 +101,15 @@ func solicitation(from, to, target string, hopLimit byte, mac []byte, edit func(
 	binary.BigEndian.PutUint32(pseudo, uint32(len(m)))
 	pseudo[7] = 58
 	binary.BigEndian.PutUint16(m[2:], checksum(netip.MustParseAddr(from).AsSlice(), netip.MustParseAddr(to).AsSlice(), pseudo, m))
-	return ipv6(from, to, hopLimit, m)
+	return ipv6Packet(from, to, hopLimit, m)
 }
 
-// solicitedGroup gives the solicited-node multicast group of an address, and the MAC address that goes with it.
-func solicitedGroup(address string) (ip string, mac []byte) {
+// solicitedNodeGroup gives the solicited-node multicast group of an address, and the MAC address that goes with it.
+func solicitedNodeGroup(address string) (ip string, mac []byte) {
 	a := netip.MustParseAddr(address).As16()
 	g := netip.MustParseAddr("ff02::1:ff00:0").As16()
 	copy(g[13:], a[13:])
 	return netip.AddrFrom16(g).String(), []byte{0x33, 0x33, 0xff, a[13], a[14], a[15]}
 }
 
-func text16(b []byte) string { return hex.EncodeToString(b) }
+func formatHex(b []byte) string { return hex.EncodeToString(b) }

@@ -18,25 +18,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/testenv/require"
 )
 
-// needKernel skips loudly where the real kernel cannot be used.
-func needKernel(t *testing.T) {
+// requireKernel skips loudly where the real kernel cannot be used.
+func requireKernel(t *testing.T) {
 	t.Helper()
 	why := ""
 	if os.Geteuid() != 0 {
 		why = "root"
 	} else if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
 		why = "a kernel with BTF"
-	} else if _, err := identity.FindCgroupRoot(); err != nil {
+	} else if _, err := containermeta.FindCgroupRoot(); err != nil {
 		why = "cgroup v2"
 	}
-	skip(t, why)
+	skipOrFail(t, why)
 }
 
-func skip(t *testing.T, lacking string) {
+func skipOrFail(t *testing.T, lacking string) {
 	t.Helper()
 	if lacking == "" {
 		return
@@ -44,11 +44,11 @@ func skip(t *testing.T, lacking string) {
 	require.Lacking(t, "%s", lacking)
 }
 
-// cgroup makes a cgroup that ends with the test, whatever is in it.
-func cgroup(t *testing.T, parent string) (dir string, id uint64) {
+// newCgroup makes a cgroup that ends with the test, whatever is in it.
+func newCgroup(t *testing.T, parent string) (dir string, id uint64) {
 	t.Helper()
 	if parent == "" {
-		root, err := identity.FindCgroupRoot()
+		root, err := containermeta.FindCgroupRoot()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,16 +60,16 @@ func cgroup(t *testing.T, parent string) (dir string, id uint64) {
 	}
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		eventually(t, "cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+		waitUntil(t, "cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
 	})
-	id, err = identity.CgroupID(dir)
+	id, err = containermeta.CgroupID(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dir, id
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func waitUntil(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {
@@ -80,8 +80,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// inCgroup makes a command start in a cgroup.
-func inCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
+// startCommandInCgroup makes a command start in a cgroup.
+func startCommandInCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	fd, err := os.Open(dir)
 	if err != nil {
@@ -95,20 +95,20 @@ func inCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// watcher collects events.
-type watcher struct {
+// eventCollector collects events.
+type eventCollector struct {
 	mu     sync.Mutex
 	events []sensors.Event
 	probe  *Probe
 }
 
-func watch(t *testing.T, opt Options) *watcher {
+func startCollector(t *testing.T, opt Options) *eventCollector {
 	t.Helper()
 	p, err := Load(opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &watcher{probe: p}
+	w := &eventCollector{probe: p}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -130,7 +130,7 @@ func watch(t *testing.T, opt Options) *watcher {
 	return w
 }
 
-func (w *watcher) wait(t *testing.T, what string, match func(*sensors.Event) bool) sensors.Event {
+func (w *eventCollector) waitForEvent(t *testing.T, what string, match func(*sensors.Event) bool) sensors.Event {
 	t.Helper()
 	var found sensors.Event
 	deadline := time.Now().Add(5 * time.Second)
@@ -154,12 +154,12 @@ func (w *watcher) wait(t *testing.T, what string, match func(*sensors.Event) boo
 	}
 }
 
-func kindIn(kind sensors.Kind, cgroup uint64) func(*sensors.Event) bool {
+func matchKindInCgroup(kind sensors.Kind, cgroup uint64) func(*sensors.Event) bool {
 	return func(e *sensors.Event) bool { return e.Kind == kind && e.Container.CgroupID == cgroup }
 }
 
-// self runs this test binary as a helper.
-func self(args ...string) *exec.Cmd {
+// selfCommand runs this test binary as a helper.
+func selfCommand(args ...string) *exec.Cmd {
 	exe, _ := os.Executable()
 	cmd := exec.Command(exe, args...)
 	cmd.Env = append(os.Environ(), "STANCH_TEST_HELPER=1")
@@ -168,7 +168,7 @@ func self(args ...string) *exec.Cmd {
 
 func TestMain(m *testing.M) {
 	if os.Getenv("STANCH_TEST_HELPER") == "1" {
-		if err := helper(os.Args[1], os.Args[2:]); err != nil {
+		if err := runHelper(os.Args[1], os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -177,24 +177,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func helper(what string, args []string) error {
+func runHelper(what string, args []string) error {
 	switch what {
 	case "connect":
-		return connect(args[0], args[1])
+		return dialWithoutResolver(args[0], args[1])
 	case "ask":
-		answer, err := ask(args[0], args[1])
+		answer, err := dialAndAsk(args[0], args[1])
 		fmt.Println(answer)
 		return err
 	case "actor":
-		return helperActor()
+		return runHelperProcess()
 	case "lock":
-		return helperLock(args)
+		return runLockHelper(args)
 	}
 	return errors.New("no such helper: " + what)
 }
 
-// connect does not let Go's resolver turn a mapped address into IPv4.
-func connect(host, port string) error {
+// dialWithoutResolver does not let Go's resolver turn a mapped address into IPv4.
+func dialWithoutResolver(host, port string) error {
 	addr := net.ParseIP(host)
 	var n int
 	fmt.Sscan(port, &n)

@@ -16,28 +16,28 @@ import (
 )
 
 func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{Node: "n1"})
-	dir, id := cgroup(t, "")
+	requireKernel(t)
+	w := startCollector(t, Options{Node: "n1"})
+	dir, id := newCgroup(t, "")
 	before := time.Now()
-	cmd := inCgroup(t, dir, exec.Command("/bin/sh", "-c", "cd /tmp; /bin/sleep 0 'two words'; exit 7"))
+	cmd := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c", "cd /tmp; /bin/sleep 0 'two words'; exit 7"))
 	err := cmd.Run()
 	if code := cmd.ProcessState.ExitCode(); code != 7 {
 		t.Fatal(err)
 	}
-	e := w.wait(t, "exec of sh", func(e *sensors.Event) bool {
-		return kindIn(sensors.KindExec, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
+	e := w.waitForEvent(t, "exec of sh", func(e *sensors.Event) bool {
+		return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
 	})
 	real, _ := filepath.EvalSymlinks("/bin/sh")
 	wd, _ := os.Getwd()
 	p := e.Process
 	if p.Exe != real || p.Name != "sh" || strings.Join(p.Args, "|") != "/bin/sh|-c|cd /tmp; /bin/sleep 0 'two words'; exit 7" || p.Cwd != wd ||
-		p.PPID != uint32(os.Getpid()) || p.UID != 0 || p.UpperLayer || p.Memfd || p.Deleted || p.StdioSockets != 0 || p.StartNS == 0 {
+		p.PPID != uint32(os.Getpid()) || p.UID != 0 || p.ExeInUpperLayer || p.ExeIsMemfd || p.ExeDeleted || p.StdioSockets != 0 || p.StartNS == 0 {
 		t.Errorf("exec: %+v", p)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(real, &st); err != nil || st.Ino != p.Inode || st.Dev != p.Device {
-		t.Errorf("inode %d device %#x, want %d %#x (%v)", p.Inode, p.Device, st.Ino, st.Dev, err)
+	if err := unix.Stat(real, &st); err != nil || st.Ino != p.ExeInode || st.Dev != p.ExeDevice {
+		t.Errorf("inode %d device %#x, want %d %#x (%v)", p.ExeInode, p.ExeDevice, st.Ino, st.Dev, err)
 	}
 	if e.Time.Before(before.Add(-50*time.Millisecond)) || e.Time.After(time.Now().Add(50*time.Millisecond)) {
 		t.Errorf("time %v is not within the test (%v on)", e.Time, before)
@@ -48,14 +48,14 @@ func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
 	if e.Container.CgroupPath != "/"+filepath.Base(dir) || e.Node != "n1" || e.ID == "" {
 		t.Errorf("event: %+v", e)
 	}
-	child := w.wait(t, "exec of sleep", func(e *sensors.Event) bool {
-		return kindIn(sensors.KindExec, id)(e) && e.Process.ExeName() == "sleep"
+	child := w.waitForEvent(t, "exec of sleep", func(e *sensors.Event) bool {
+		return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeName() == "sleep"
 	})
 	if child.Process.Cwd != "/tmp" || child.Process.Args[2] != "two words" || child.Process.Ancestors[0].Args[0] != "/bin/sh" {
 		t.Errorf("child: %+v", child.Process)
 	}
-	exit := w.wait(t, "exit of sh", func(e *sensors.Event) bool {
-		return kindIn(sensors.KindExit, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
+	exit := w.waitForEvent(t, "exit of sh", func(e *sensors.Event) bool {
+		return matchKindInCgroup(sensors.KindExit, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
 	})
 	if exit.ExitCode != 7 || exit.Process.StartNS != p.StartNS {
 		t.Errorf("exit: %+v", exit)
@@ -63,16 +63,16 @@ func TestExecAndExitAreSeenFromTheFirstOn(t *testing.T) {
 }
 
 func TestTheHostIsFiltered(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
+	requireKernel(t)
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
 	if err := exec.Command("/bin/true").Run(); err != nil {
 		t.Fatal(err)
 	}
-	if err := inCgroup(t, dir, exec.Command("/bin/true")).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/true")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.wait(t, "exec in the cgroup", kindIn(sensors.KindExec, id))
+	w.waitForEvent(t, "exec in the cgroup", matchKindInCgroup(sensors.KindExec, id))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, e := range w.events {
@@ -81,29 +81,29 @@ func TestTheHostIsFiltered(t *testing.T) {
 		}
 	}
 	for _, h := range w.probe.Status().Hooks {
-		if !h.On {
+		if !h.Enabled {
 			t.Errorf("hook %s is off: %s", h.Hook, h.Reason)
 		}
 	}
 }
 
 func TestLongArgumentsAreCutAndSaidSo(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
-	if err := inCgroup(t, dir, exec.Command("/bin/true", strings.Repeat("x", 5000))).Run(); err != nil {
+	requireKernel(t)
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/true", strings.Repeat("x", 5000))).Run(); err != nil {
 		t.Fatal(err)
 	}
-	e := w.wait(t, "exec", kindIn(sensors.KindExec, id))
+	e := w.waitForEvent(t, "exec", matchKindInCgroup(sensors.KindExec, id))
 	if !e.Process.ArgsTruncated || len(e.Process.Args) != 2 || len(e.Process.Args[1]) < 1500 {
 		t.Errorf("%+v", e.Process)
 	}
 }
 
 func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
+	requireKernel(t)
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
 	body, err := os.ReadFile("/bin/sleep")
 	if err != nil {
 		t.Fatal(err)
@@ -119,11 +119,11 @@ func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
 		if _, err := f.Write(body); err != nil {
 			t.Fatal(err)
 		}
-		if err := inCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "0")).Run(); err != nil {
+		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "0")).Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.wait(t, "exec of a memfd", func(e *sensors.Event) bool { return kindIn(sensors.KindExec, id)(e) && e.Process.Memfd })
-		if e.Process.Exe != "memfd:payload" || e.Process.Deleted {
+		e := w.waitForEvent(t, "exec of a memfd", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeIsMemfd })
+		if e.Process.Exe != "memfd:payload" || e.Process.ExeDeleted {
 			t.Errorf("%+v", e.Process)
 		}
 	})
@@ -140,11 +140,11 @@ func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		if err := inCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), "0")).Run(); err != nil {
+		if err := startCommandInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), "0")).Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.wait(t, "exec of a deleted file", func(e *sensors.Event) bool { return kindIn(sensors.KindExec, id)(e) && e.Process.Deleted })
-		if e.Process.Exe != path || e.Process.Memfd {
+		e := w.waitForEvent(t, "exec of a deleted file", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeDeleted })
+		if e.Process.Exe != path || e.Process.ExeIsMemfd {
 			t.Errorf("%+v", e.Process)
 		}
 	})
@@ -165,13 +165,13 @@ func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		cmd := inCgroup(t, dir, exec.Command("/bin/sh", "-c", "exit 0"))
+		cmd := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c", "exit 0"))
 		cmd.Stdin, cmd.Stdout = f, f
 		if err := cmd.Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.wait(t, "exec with sockets", func(e *sensors.Event) bool {
-			return kindIn(sensors.KindExec, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
+		e := w.waitForEvent(t, "exec with sockets", func(e *sensors.Event) bool {
+			return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.PID == uint32(cmd.Process.Pid)
 		})
 		if e.Process.StdioSockets != 3 {
 			t.Errorf("stdio sockets %b, want 011", e.Process.StdioSockets)
@@ -180,7 +180,7 @@ func TestFilelessDeletedAndSocketsAsStdio(t *testing.T) {
 }
 
 func TestDriftIsTheUpperLayerAndNotACopyUp(t *testing.T) {
-	needKernel(t)
+	requireKernel(t)
 	base := t.TempDir()
 	for _, d := range []string{"lower", "upper", "work", "merged"} {
 		if err := os.Mkdir(filepath.Join(base, d), 0o755); err != nil {
@@ -212,7 +212,7 @@ func TestDriftIsTheUpperLayerAndNotACopyUp(t *testing.T) {
 	merged := filepath.Join(base, "merged")
 	if err := unix.Mount("overlay", merged, "overlay", 0,
 		fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", base, base, base)); err != nil {
-		skip(t, "overlayfs: "+err.Error())
+		skipOrFail(t, "overlayfs: "+err.Error())
 	}
 	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) })
 	if err := os.Chmod(filepath.Join(merged, "chmodded"), 0o711); err != nil {
@@ -222,25 +222,25 @@ func TestDriftIsTheUpperLayerAndNotACopyUp(t *testing.T) {
 	write("merged/replaced")
 	write("merged/new")
 
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
 	for name, upper := range map[string]bool{"image": false, "chmodded": false, "replaced": true, "new": true} {
-		if err := inCgroup(t, dir, exec.Command(filepath.Join(merged, name))).Run(); err != nil {
+		if err := startCommandInCgroup(t, dir, exec.Command(filepath.Join(merged, name))).Run(); err != nil {
 			t.Fatal(err)
 		}
-		e := w.wait(t, "exec of "+name, func(e *sensors.Event) bool {
-			return kindIn(sensors.KindExec, id)(e) && e.Process.ExeName() == name
+		e := w.waitForEvent(t, "exec of "+name, func(e *sensors.Event) bool {
+			return matchKindInCgroup(sensors.KindExec, id)(e) && e.Process.ExeName() == name
 		})
-		if e.Process.UpperLayer != upper || e.Process.Exe != filepath.Join(merged, name) {
-			t.Errorf("%s: upper layer %v, want %v (%+v)", name, e.Process.UpperLayer, upper, e.Process)
+		if e.Process.ExeInUpperLayer != upper || e.Process.Exe != filepath.Join(merged, name) {
+			t.Errorf("%s: upper layer %v, want %v (%+v)", name, e.Process.ExeInUpperLayer, upper, e.Process)
 		}
 	}
 }
 
 func TestConnections(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
+	requireKernel(t)
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -264,8 +264,8 @@ func TestConnections(t *testing.T) {
 		w.mu.Lock()
 		w.events = nil
 		w.mu.Unlock()
-		out, err := inCgroup(t, dir, self("connect", c.host, fmt.Sprint(port))).CombinedOutput()
-		e := w.wait(t, "connect to "+c.host+" "+string(out)+fmt.Sprint(err), kindIn(sensors.KindConnect, id))
+		out, err := startCommandInCgroup(t, dir, selfCommand("connect", c.host, fmt.Sprint(port))).CombinedOutput()
+		e := w.waitForEvent(t, "connect to "+c.host+" "+string(out)+fmt.Sprint(err), matchKindInCgroup(sensors.KindConnect, id))
 		want := sensors.Network{Protocol: "tcp", Family: c.family, Address: c.address, Port: uint16(port)}
 		if e.Network != want || e.Process.Args[1] != "connect" {
 			t.Errorf("to %s: %+v by %+v", c.host, e.Network, e.Process)
@@ -274,9 +274,9 @@ func TestConnections(t *testing.T) {
 }
 
 func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
-	needKernel(t)
-	w := watch(t, Options{})
-	dir, id := cgroup(t, "")
+	requireKernel(t)
+	w := startCollector(t, Options{})
+	dir, id := newCgroup(t, "")
 	base := t.TempDir()
 	token := filepath.Join(base, "run/secrets/kubernetes.io/serviceaccount")
 	if err := os.MkdirAll(filepath.Join(token, "..2026_01_01"), 0o755); err != nil {
@@ -295,32 +295,32 @@ func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
 		}
 	}
 	// By another name, and as a bare name from inside: the file counts. One that is only called token does not.
-	if err := inCgroup(t, dir, exec.Command("/bin/cat", plain, filepath.Join(token, "innocent"))).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", plain, filepath.Join(token, "innocent"))).Run(); err != nil {
 		t.Fatal(err)
 	}
-	e := w.wait(t, "open of the token", kindIn(sensors.KindOpen, id))
-	if e.File.Path != secret || e.File.Sensitive != sensitiveToken || e.File.Write || e.Process.ExeName() != "cat" {
+	e := w.waitForEvent(t, "open of the token", matchKindInCgroup(sensors.KindFileOpen, id))
+	if e.File.Path != secret || e.File.SensitiveClass != sensitiveServiceAccountToken || e.File.OpenedForWrite || e.Process.ExeName() != "cat" {
 		t.Errorf("%+v", e)
 	}
-	if err := inCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	e = w.wait(t, "open of shadow", func(e *sensors.Event) bool { return kindIn(sensors.KindOpen, id)(e) && e.File.Path == "/etc/shadow" })
-	if e.File.Sensitive != sensitiveShadow {
+	e = w.waitForEvent(t, "open of shadow", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindFileOpen, id)(e) && e.File.Path == "/etc/shadow" })
+	if e.File.SensitiveClass != sensitiveShadow {
 		t.Errorf("%+v", e.File)
 	}
 }
 
 func TestAFullRingIsCounted(t *testing.T) {
-	needKernel(t)
-	p, err := Load(Options{AlertBytes: 4096 * 2})
+	requireKernel(t)
+	p, err := Load(Options{AlertRingBytes: 4096 * 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	dir, _ := cgroup(t, "")
+	dir, _ := newCgroup(t, "")
 	// Nobody reads.
-	if err := inCgroup(t, dir, exec.Command("/bin/sh", "-c", "for i in $(seq 60); do /bin/true; done")).Run(); err != nil {
+	if err := startCommandInCgroup(t, dir, exec.Command("/bin/sh", "-c", "for i in $(seq 60); do /bin/true; done")).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if n := p.Status().Drops["alerts ring full"]; n == 0 {

@@ -12,25 +12,25 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-// kubeletPrograms are the names of programs that are a kubelet, or have one in them.
-var kubeletPrograms = map[string]bool{
+// kubeletProgramNames are the names of programs that are a kubelet, or have one in them.
+var kubeletProgramNames = map[string]bool{
 	"kubelet":  true,
 	"k3s":      true,
 	"kubelite": true, // MicroK8s
 }
 
-// maxKubelets bounds how many are believed: a node has one, tests may have two.
-const maxKubelets = 16
+// maxTrustedKubelets bounds how many are believed: a node has one, tests may have two.
+const maxTrustedKubelets = 16
 
 // FindKubelets finds the cgroups of this node's kubelets. A kubelet is known by what only root of the node decides: it
 // runs as root, in the network, PID and user namespaces of the node, in no pod's cgroup, and its program is a root-owned
 // file that nobody else can write, with a name in a list, or called with "kubelet" as its first argument (one program for
 // many parts). program is the path of one with another name; empty: none. None found is no error.
 func FindKubelets(program string) ([]Prober, error) {
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		return nil, fmt.Errorf("find the kubelet: %w", err)
 	}
@@ -49,7 +49,7 @@ func FindKubelets(program string) ([]Prober, error) {
 		if !ok || slices.Contains(found, p) {
 			continue
 		}
-		if found = append(found, p); len(found) == maxKubelets {
+		if found = append(found, p); len(found) == maxTrustedKubelets {
 			break
 		}
 	}
@@ -65,12 +65,12 @@ func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 		return 0, false
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)") // replaced by an upgrade
-	named := exe == program || kubeletPrograms[path.Base(exe)]
-	if !allRoot(dir) || !sameSpace(dir, "net", "thread-self") || !sameSpace(dir, "pid", "1") || !sameSpace(dir, "user", "1") {
+	named := exe == program || kubeletProgramNames[path.Base(exe)]
+	if !hasOnlyRootUIDs(dir) || !inSameNamespace(dir, "net", "thread-self") || !inSameNamespace(dir, "pid", "1") || !inSameNamespace(dir, "user", "1") {
 		return 0, false
 	}
 	id, at, ok := processCgroup(root, pid)
-	if !ok || at.PodUID != "" || !named && (at.ContainerID != "" || !calledKubelet(dir)) {
+	if !ok || at.PodUID != "" || !named && (at.ContainerID != "" || !hasKubeletName(dir)) {
 		return 0, false
 	}
 	// As the kernel knows it: the file's own file system may never answer.
@@ -79,9 +79,9 @@ func kubeletCgroup(root string, pid int, program string) (uint64, bool) {
 	return id, err == nil && st.Uid == 0 && st.Mode&0o022 == 0
 }
 
-// sameSpace reports whether a process is in a namespace of another one's: of this process's where that one's cannot be
+// inSameNamespace reports whether a process is in a namespace of another one's: of this process's where that one's cannot be
 // read.
-func sameSpace(dir, namespace, of string) bool {
+func inSameNamespace(dir, namespace, of string) bool {
 	theirs, err := os.Stat(dir + "/ns/" + namespace)
 	if err != nil {
 		return false
@@ -93,8 +93,8 @@ func sameSpace(dir, namespace, of string) bool {
 	return err == nil && os.SameFile(theirs, ours)
 }
 
-// allRoot reports whether a process is root by all of its user ids: one that a set-uid program gave rights to is not.
-func allRoot(dir string) bool {
+// hasOnlyRootUIDs reports whether a process is root by all of its user ids: one that a set-uid program gave rights to is not.
+func hasOnlyRootUIDs(dir string) bool {
 	b, err := os.ReadFile(dir + "/status")
 	if err != nil {
 		return false
@@ -107,7 +107,7 @@ func allRoot(dir string) bool {
 	return false
 }
 
-func calledKubelet(dir string) bool {
+func hasKubeletName(dir string) bool {
 	f, err := os.Open(dir + "/cmdline")
 	if err != nil {
 		return false
@@ -123,7 +123,7 @@ func calledKubelet(dir string) bool {
 }
 
 // processCgroup gives the id of a process's cgroup, and what its path tells.
-func processCgroup(root string, pid int) (id uint64, at identity.Path, ok bool) {
+func processCgroup(root string, pid int) (id uint64, at containermeta.CgroupPath, ok bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
 		return 0, at, false
@@ -135,12 +135,12 @@ func processCgroup(root string, pid int) (id uint64, at identity.Path, ok bool) 
 		}
 		if strings.HasPrefix(path, "/..") {
 			// Told from a cgroup namespace of this process's own: the tree itself says where the process is.
-			if path, ok = identity.PathOfProcess(root, pid); !ok {
+			if path, ok = containermeta.ProcessCgroupPath(root, pid); !ok {
 				return 0, at, false
 			}
 		}
-		id, err := identity.CgroupID(filepath.Join(root, path))
-		return id, identity.ParsePath(path), err == nil
+		id, err := containermeta.CgroupID(filepath.Join(root, path))
+		return id, containermeta.ParseCgroupPath(path), err == nil
 	}
 	return 0, at, false
 }

@@ -17,33 +17,33 @@ import (
 
 	"stanch/bpf"
 	"stanch/sensors"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
 // Probe observes the containers of this machine. Its methods may be called from several goroutines.
 type Probe struct {
-	opt       Options
-	boot      string // the first eight characters of the boot id
-	coll      *ebpf.Collection
+	options       Options
+	bootIDPrefix      string // the first eight characters of the boot id
+	collection      *ebpf.Collection
 	links     []link.Link
 	alerts    *ringbuf.Reader
 	telemetry *ringbuf.Reader
 	hooks     []HookStatus
-	since     time.Time
-	began     uint64 // CLOCK_BOOTTIME when it was loaded, ns
-	table     *identity.Table
-	close     sync.Once
+	loadedAt     time.Time
+	loadedAtBootNS     uint64 // CLOCK_BOOTTIME when it was loaded, ns
+	processes     *containermeta.ProcessTable
+	closeOnce     sync.Once
 
 	mu     sync.Mutex // orders calls of Run's callback, and guards what follows
-	groups map[uint64]group
-	clock  clock
-	counts map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
-	bad    atomic.Uint64
-	setup  atomic.Uint64 // events of container runtimes
+	cgroups map[uint64]cgroupInfo
+	clock  bootClock
+	eventCounts map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
+	undecodable    atomic.Uint64
+	runtimeSetupEvents  atomic.Uint64 // events of container runtimes
 }
 
-// attachment is one program and where it goes.
-type attachment struct {
+// hookAttachment is one program and where it goes.
+type hookAttachment struct {
 	hook    Hook
 	program string
 	// optional: other programs of the same hook are enough.
@@ -51,7 +51,7 @@ type attachment struct {
 	attach   func(p *Probe, prog *ebpf.Program) ([]link.Link, error)
 }
 
-var attachments = []attachment{
+var hookAttachments = []hookAttachment{
 	{HookExec, bpf.ObserveProgObserveExec, false, attachTracing},
 	{HookExit, bpf.ObserveProgObserveExit, false, attachTracing},
 	{HookCgroup, bpf.ObserveProgObserveCgroup, false, attachTracing},
@@ -61,15 +61,15 @@ var attachments = []attachment{
 	{HookOpen, bpf.ObserveProgObserveOpenat2, true, attachSyscall("sys_exit_openat2")},
 	{HookOpen, bpf.ObserveProgObserveOpen, true, attachSyscall("sys_exit_open")}, // no such call on arm64
 	{HookOpen, bpf.ObserveProgObserveCreat, true, attachSyscall("sys_exit_creat")},
-	{HookCalls, bpf.ObserveProgObserveCall, false, attachCalls},
-	{HookUnix, bpf.ObserveProgObserveUnix, false, attachSyscall("sys_exit_connect")},
+	{HookSyscalls, bpf.ObserveProgObserveCall, false, attachTracedSyscalls},
+	{HookUnixConnect, bpf.ObserveProgObserveUnix, false, attachSyscall("sys_exit_connect")},
 	{HookListen, bpf.ObserveProgObserveListen, false, attachSyscall("sys_exit_listen")},
 	{HookDNS, bpf.ObserveProgObserveDns, false, attachCgroup(ebpf.AttachCGroupInetEgress)},
 	{HookFork, bpf.ObserveProgObserveFork, false, attachTracing},
-	{HookURing, bpf.ObserveProgObserveUring, false, attachTracing},
+	{HookIOUring, bpf.ObserveProgObserveUring, false, attachTracing},
 }
 
-func one(l link.Link, err error) ([]link.Link, error) {
+func singleLink(l link.Link, err error) ([]link.Link, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -77,12 +77,12 @@ func one(l link.Link, err error) ([]link.Link, error) {
 }
 
 func attachTracing(_ *Probe, prog *ebpf.Program) ([]link.Link, error) {
-	return one(link.AttachTracing(link.TracingOptions{Program: prog}))
+	return singleLink(link.AttachTracing(link.TracingOptions{Program: prog}))
 }
 
 func attachCgroup(at ebpf.AttachType) func(*Probe, *ebpf.Program) ([]link.Link, error) {
 	return func(p *Probe, prog *ebpf.Program) ([]link.Link, error) {
-		return one(link.AttachCgroup(link.CgroupOptions{Path: p.opt.CgroupRoot, Attach: at, Program: prog}))
+		return singleLink(link.AttachCgroup(link.CgroupOptions{Path: p.options.CgroupRoot, Attach: at, Program: prog}))
 	}
 }
 
@@ -91,7 +91,7 @@ func attachSyscall(name string) func(*Probe, *ebpf.Program) ([]link.Link, error)
 		if err := mountTracefs(); err != nil {
 			return nil, err
 		}
-		return one(link.Tracepoint("syscalls", name, prog, nil))
+		return singleLink(link.Tracepoint("syscalls", name, prog, nil))
 	}
 }
 
@@ -111,39 +111,39 @@ func mountTracefs() error {
 // lacks is off and said in Status.
 func Load(opt Options) (*Probe, error) {
 	p := &Probe{
-		opt: opt, since: time.Now(), table: identity.NewTable(0), groups: map[uint64]group{},
-		clock: clock{read: readClock}, counts: map[sensors.Kind]*atomic.Uint64{}, began: uint64(bootNow()), //nolint:gosec // a time since boot
+		options: opt, loadedAt: time.Now(), processes: containermeta.NewProcessTable(0), cgroups: map[uint64]cgroupInfo{},
+		clock: bootClock{readClocks: readClocks}, eventCounts: map[sensors.Kind]*atomic.Uint64{}, loadedAtBootNS: uint64(sinceBoot()), //nolint:gosec // a time since boot
 	}
 	for _, kind := range sensors.NodeKinds {
-		p.counts[kind] = new(atomic.Uint64)
+		p.eventCounts[kind] = new(atomic.Uint64)
 	}
-	if p.opt.CgroupRoot == "" {
-		root, err := identity.FindCgroupRoot()
+	if p.options.CgroupRoot == "" {
+		root, err := containermeta.FindCgroupRoot()
 		if err != nil {
 			return nil, err
 		}
-		p.opt.CgroupRoot = root
+		p.options.CgroupRoot = root
 	}
-	if p.opt.Node == "" {
-		p.opt.Node, _ = os.Hostname()
+	if p.options.Node == "" {
+		p.options.Node, _ = os.Hostname()
 	}
-	if p.opt.Classify == nil {
-		p.opt.Classify = DefaultClassify
+	if p.options.ClassifyCgroup == nil {
+		p.options.ClassifyCgroup = ClassifyCgroupPath
 	}
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil || len(b) < 8 {
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
-	p.boot = string(b[:8])
+	p.bootIDPrefix = string(b[:8])
 
-	if err := p.load(); err != nil {
+	if err := p.loadPrograms(); err != nil {
 		_ = p.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Probe) load() error {
+func (p *Probe) loadPrograms() error {
 	// Old kernels account BPF memory to RLIMIT_MEMLOCK; new ones do not care.
 	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 
@@ -151,18 +151,18 @@ func (p *Probe) load() error {
 	if err != nil {
 		return fmt.Errorf("read the embedded programs: %w", err)
 	}
-	if p.opt.AlertBytes > 0 {
-		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.opt.AlertBytes) //nolint:gosec // a size in memory
+	if p.options.AlertRingBytes > 0 {
+		spec.Maps[bpf.ObserveMapAlerts].MaxEntries = uint32(p.options.AlertRingBytes) //nolint:gosec // a size in memory
 	}
-	if p.opt.TelemetryBytes > 0 {
-		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(p.opt.TelemetryBytes) //nolint:gosec // a size in memory
+	if p.options.TelemetryRingBytes > 0 {
+		spec.Maps[bpf.ObserveMapTelemetry].MaxEntries = uint32(p.options.TelemetryRingBytes) //nolint:gosec // a size in memory
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
-	if p.coll, err = ebpf.NewCollection(spec); err != nil {
+	if p.collection, err = ebpf.NewCollection(spec); err != nil {
 		return fmt.Errorf("make the kernel maps (root or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_RESOURCE are needed): %w", err)
 	}
-	if err := p.prepare(); err != nil {
+	if err := p.fillMaps(); err != nil {
 		return err
 	}
 
@@ -172,19 +172,19 @@ func (p *Probe) load() error {
 		status[hook] = &HookStatus{Hook: hook}
 	}
 	on := 0
-	for _, a := range attachments {
+	for _, a := range hookAttachments {
 		st := status[a.hook]
-		if p.disabled(a.hook) {
-			st.Reason = Disabled
+		if p.isDisabled(a.hook) {
+			st.Reason = ReasonDisabled
 			continue
 		}
-		if err := p.attachOne(a, spec, programs[a.program]); err != nil {
+		if err := p.attachHook(a, spec, programs[a.program]); err != nil {
 			if !a.optional {
-				st.Reason = why(err)
+				st.Reason = shortReason(err)
 			}
 			continue
 		}
-		st.On = st.On || !a.optional
+		st.Enabled = st.Enabled || !a.optional
 		on++
 	}
 	for _, hook := range Hooks {
@@ -193,23 +193,23 @@ func (p *Probe) load() error {
 	if on == 0 {
 		return fmt.Errorf("no hook could be attached: %s", p.hooks[0].Reason)
 	}
-	if p.alerts, err = ringbuf.NewReader(p.coll.Maps[bpf.ObserveMapAlerts]); err != nil {
+	if p.alerts, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapAlerts]); err != nil {
 		return fmt.Errorf("open the alerts ring: %w", err)
 	}
-	if p.telemetry, err = ringbuf.NewReader(p.coll.Maps[bpf.ObserveMapTelemetry]); err != nil {
+	if p.telemetry, err = ringbuf.NewReader(p.collection.Maps[bpf.ObserveMapTelemetry]); err != nil {
 		return fmt.Errorf("open the telemetry ring: %w", err)
 	}
 	return nil
 }
 
-func (p *Probe) disabled(h Hook) bool {
-	return slices.Contains(p.opt.Disable, h)
+func (p *Probe) isDisabled(h Hook) bool {
+	return slices.Contains(p.options.DisabledHooks, h)
 }
 
-func (p *Probe) attachOne(a attachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {
+func (p *Probe) attachHook(a hookAttachment, maps *ebpf.CollectionSpec, prog *ebpf.ProgramSpec) error {
 	single := maps.Copy()
 	single.Programs = map[string]*ebpf.ProgramSpec{a.program: prog.Copy()}
-	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{MapReplacements: p.coll.Maps})
+	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{MapReplacements: p.collection.Maps})
 	if err != nil {
 		return err
 	}
@@ -219,8 +219,8 @@ func (p *Probe) attachOne(a attachment, maps *ebpf.CollectionSpec, prog *ebpf.Pr
 	return err
 }
 
-// why makes a short reason of an error for people: the verifier's log is for bug reports.
-func why(err error) string {
+// shortReason makes a short reason of an error for people: the verifier's log is for bug reports.
+func shortReason(err error) string {
 	var refused *ebpf.VerifierError
 	if errors.As(err, &refused) {
 		return "refused by this kernel's verifier: " + firstLine(err)
@@ -239,68 +239,68 @@ func firstLine(err error) string {
 	return s
 }
 
-// prepare fills the maps that the programs read: which names are sensitive, which cgroups are the host's.
-func (p *Probe) prepare() error {
+// fillMaps fills the maps that the programs read: which names are sensitive, which cgroups are the host's.
+func (p *Probe) fillMaps() error {
 	for name, on := range sensitiveNames {
 		var key [48]byte
 		copy(key[:], name)
-		if err := p.coll.Maps[bpf.ObserveMapSensitive].Put(key, on); err != nil {
+		if err := p.collection.Maps[bpf.ObserveMapSensitive].Put(key, on); err != nil {
 			return fmt.Errorf("tell the kernel the sensitive names: %w", err)
 		}
 	}
-	return p.scan()
+	return p.scanCgroups()
 }
 
 // Status tells what is on and what was lost.
 func (p *Probe) Status() Status {
-	s := Status{Hooks: p.hooks, Since: p.since, Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}
-	for kind, n := range p.counts {
+	s := Status{Hooks: p.hooks, LoadedAt: p.loadedAt, Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}
+	for kind, n := range p.eventCounts {
 		s.Events[kind] = n.Load()
 	}
 	for i, reason := range []string{"alerts ring full", "telemetry ring full", "no scratch"} {
 		var perCPU []uint64
-		if err := p.coll.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil { //nolint:gosec // three
+		if err := p.collection.Maps[bpf.ObserveMapDrops].Lookup(uint32(i), &perCPU); err == nil { //nolint:gosec // three
 			for _, n := range perCPU {
 				s.Drops[reason] += n
 			}
 		}
 	}
-	s.Drops["undecodable"] = p.bad.Load()
-	s.Setup = p.setup.Load()
-	s.Losers = p.losers()
+	s.Drops["undecodable"] = p.undecodable.Load()
+	s.RuntimeSetupEvents = p.runtimeSetupEvents.Load()
+	s.DropsByCgroup = p.dropsByCgroupPath()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, g := range p.groups {
+	for _, g := range p.cgroups {
 		if g.class == ClassHost {
-			s.Filtered++
+			s.FilteredCgroups++
 		}
 	}
 	return s
 }
 
-// losers tells whose events were lost, by the path of the cgroup.
-func (p *Probe) losers() map[string]uint64 {
+// dropsByCgroupPath tells whose events were lost, by the path of the cgroup.
+func (p *Probe) dropsByCgroupPath() map[string]uint64 {
 	out := map[string]uint64{}
-	for _, each := range p.Losers() {
-		out[each.Path] += each.Lost
+	for _, each := range p.DropSources() {
+		out[each.Path] += each.Dropped
 	}
 	return out
 }
 
-// Losers tells whose events were lost since Load.
-func (p *Probe) Losers() []Loser {
-	var out []Loser
+// DropSources tells whose events were lost since Load.
+func (p *Probe) DropSources() []DropSource {
+	var out []DropSource
 	var id, n uint64
-	for each := p.coll.Maps[bpf.ObserveMapLosers].Iterate(); each.Next(&id, &n); {
+	for each := p.collection.Maps[bpf.ObserveMapLosers].Iterate(); each.Next(&id, &n); {
 		p.mu.Lock()
-		name := p.groups[id].path
+		name := p.cgroups[id].path
 		p.mu.Unlock()
 		if name == "" {
-			if name, _ = identity.PathOf(p.opt.CgroupRoot, id); name == "" {
+			if name, _ = containermeta.CgroupPathByID(p.options.CgroupRoot, id); name == "" {
 				name = "gone"
 			}
 		}
-		out = append(out, Loser{Cgroup: id, Path: name, Lost: n})
+		out = append(out, DropSource{Cgroup: id, Path: name, Dropped: n})
 	}
 	return out
 }
@@ -308,7 +308,7 @@ func (p *Probe) Losers() []Loser {
 // Close detaches everything. It does not touch egress locks.
 func (p *Probe) Close() error {
 	var errs []error
-	p.close.Do(func() {
+	p.closeOnce.Do(func() {
 		// The kernel waits for every processor before it lets a tracepoint go: for all of them at once.
 		closed := make([]error, len(p.links))
 		var wg sync.WaitGroup
@@ -323,8 +323,8 @@ func (p *Probe) Close() error {
 		if p.telemetry != nil {
 			errs = append(errs, p.telemetry.Close())
 		}
-		if p.coll != nil {
-			p.coll.Close()
+		if p.collection != nil {
+			p.collection.Close()
 		}
 	})
 	return errors.Join(errs...)

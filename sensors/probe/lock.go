@@ -16,18 +16,18 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"stanch/bpf"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-// Lock is this node's egress lock: it outlives the process that applied it, and ends by itself.
+// EgressLock is this node's egress lock: it outlives the process that applied it, and ends by itself.
 // Its methods may be called from several goroutines.
-type Lock struct {
+type EgressLock struct {
 	mu   sync.Mutex
-	dir  string   // where this layout is pinned
-	root string   // of cgroup v2
-	own  *os.File // the right to change what is pinned
-	coll *ebpf.Collection
-	held link.Link // the cgroup program
+	pinDir  string   // where this layout is pinned
+	cgroupRoot string   // of cgroup v2
+	ownerFile  *os.File // the right to change what is pinned
+	collection *ebpf.Collection
+	cgroupLink link.Link // the cgroup program
 }
 
 // The structures of bpf/src/lock.bpf.c, written and read by encoding/binary: no padding is hidden.
@@ -39,17 +39,17 @@ type (
 		Lease  [160]byte
 		Target [272]byte
 	}
-	countsRecord struct {
+	packetCountsRecord struct {
 		Denied   [5]uint64
 		Answered uint64
 		Asked    uint64
 	}
-	holdKey struct {
+	lockedObjectKey struct {
 		ID   uint64
 		Kind uint32
 		_    uint32
 	}
-	holdValue struct {
+	lockedObjectValue struct {
 		Lock uint64
 		MAC  [6]byte
 		_    [2]byte
@@ -84,46 +84,46 @@ type (
 )
 
 const (
-	holdCgroup, holdWire = 0, 1
-	roleNode, rolePod    = 0, 1
-	lockHostNetwork      = 1
-	lockAllowList        = 2
-	lockByNode           = 4
-	lockRootProbes       = 8
+	objectCgroup, objectVeth = 0, 1
+	addressRoleNode, addressRolePod    = 0, 1
+	lockFlagHostNetwork      = 1
+	lockFlagAllowList        = 2
+	lockFlagNodeMACsOnly           = 4
+	lockFlagRootProbes       = 8
 )
 
-var deniedKinds = []string{"tcp", "udp", "icmp", "arp", "other"}
+var deniedProtocols = []string{"tcp", "udp", "icmp", "arp", "other"}
 
-// OpenLock loads the lock's programs, or adopts those pinned under dir by an earlier process. Empty dir means
-// DefaultLockDir; it is made and the BPF file system mounted where they lack. While another process has it open it gives
+// OpenEgressLock loads the lock's programs, or adopts those pinned under dir by an earlier process. Empty dir means
+// DefaultEgressLockDir; it is made and the BPF file system mounted where they lack. While another process has it open it gives
 // ErrInUse.
-func OpenLock(dir string) (*Lock, error) {
+func OpenEgressLock(dir string) (*EgressLock, error) {
 	if dir == "" {
-		dir = DefaultLockDir
+		dir = DefaultEgressLockDir
 	}
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		return nil, err
 	}
-	l := &Lock{dir: filepath.Join(dir, lockLayout), root: root}
-	if err := l.open(dir); err != nil {
+	l := &EgressLock{pinDir: filepath.Join(dir, lockLayout), cgroupRoot: root}
+	if err := l.loadOrAdopt(dir); err != nil {
 		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *Lock) open(dir string) error {
-	if err := mountBPF(dir); err != nil {
+func (l *EgressLock) loadOrAdopt(dir string) error {
+	if err := ensureBPFMount(dir); err != nil {
 		return err
 	}
 	var err error
-	if l.own, err = own(dir, handover); errors.Is(err, ErrInUse) {
+	if l.ownerFile, err = acquirePinDir(dir, handoverTimeout); errors.Is(err, ErrInUse) {
 		return fmt.Errorf("open the egress lock: %w%s", err, inUseRemedy)
 	} else if err != nil {
 		return fmt.Errorf("open the egress lock: %w", err)
 	}
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+	if err := os.MkdirAll(l.pinDir, 0o700); err != nil {
 		return fmt.Errorf("make the lock's directory: %w", err)
 	}
 	spec, err := bpf.LoadLock()
@@ -135,44 +135,44 @@ func (l *Lock) open(dir string) error {
 			m.Pinning = ebpf.PinByName
 		}
 	}
-	l.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.dir}})
+	l.collection, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: l.pinDir}})
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("adopt the lock pinned in %s (another version made it: let its locks end, then run `stanch-sensor disarm`): %w", l.dir, err)
+		return fmt.Errorf("adopt the lock pinned in %s (another version made it: let its locks end, then run `stanch-sensor disarm`): %w", l.pinDir, err)
 	case err != nil:
-		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, why(err))
+		return fmt.Errorf("load the egress lock: %w: %s", ErrNotSupported, shortReason(err))
 	}
 	if err := l.attachCgroup(); err != nil {
 		return err
 	}
-	return l.adoptWires()
+	return l.adoptVeths()
 }
 
 // attachCgroup attaches the cgroup program, or puts it into the pinned link in place of an older one without a gap.
-func (l *Lock) attachCgroup() error {
-	prog := l.coll.Programs[bpf.LockProgLockEgress]
-	pin := filepath.Join(l.dir, "egress")
+func (l *EgressLock) attachCgroup() error {
+	prog := l.collection.Programs[bpf.LockProgLockEgress]
+	pin := filepath.Join(l.pinDir, "egress")
 	old, err := link.LoadPinnedLink(pin, nil)
 	if err == nil {
 		if err := old.Update(prog); err != nil {
 			_ = old.Close()
 			return fmt.Errorf("renew the pinned egress program: %w", err)
 		}
-		l.held = old
+		l.cgroupLink = old
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("adopt the pinned egress program %s: %w", pin, err)
 	}
-	made, err := link.AttachCgroup(link.CgroupOptions{Path: l.root, Attach: ebpf.AttachCGroupInetEgress, Program: prog})
+	made, err := link.AttachCgroup(link.CgroupOptions{Path: l.cgroupRoot, Attach: ebpf.AttachCGroupInetEgress, Program: prog})
 	if err != nil {
-		return fmt.Errorf("attach the egress program to %s: %w: %s", l.root, ErrNotSupported, why(err))
+		return fmt.Errorf("attach the egress program to %s: %w: %s", l.cgroupRoot, ErrNotSupported, shortReason(err))
 	}
 	if err := made.Pin(pin); err != nil {
 		_ = made.Close()
 		return fmt.Errorf("pin the egress program: %w", err)
 	}
-	l.held = made
+	l.cgroupLink = made
 	return nil
 }
 
@@ -183,38 +183,38 @@ func lockID(lease string) uint64 {
 }
 
 // flags are the bits of a lock's record.
-func (r *LockRequest) flags() uint32 {
+func (r *EgressLockRequest) flags() uint32 {
 	var flags uint32
 	if r.HostNetwork {
-		flags |= lockHostNetwork
+		flags |= lockFlagHostNetwork
 	}
-	if len(r.Allow) > 0 {
-		flags |= lockAllowList
+	if len(r.AllowList) > 0 {
+		flags |= lockFlagAllowList
 	}
-	if r.byNode() {
-		flags |= lockByNode
+	if r.reachesOnlyViaNode() {
+		flags |= lockFlagNodeMACsOnly
 	}
-	if r.RootProbes {
-		flags |= lockRootProbes
+	if r.AnswerRootSockets {
+		flags |= lockFlagRootProbes
 	}
 	return flags
 }
 
-// check says what is wrong with a request before anything is touched.
-func (r *LockRequest) check() error {
+// validate says what is wrong with a request before anything is touched.
+func (r *EgressLockRequest) validate() error {
 	switch {
-	case r.Lease == "" || len(r.Lease) >= len(lockRecord{}.Lease):
+	case r.LeaseID == "" || len(r.LeaseID) >= len(lockRecord{}.Lease):
 		return fmt.Errorf("egress lock: a lease id of 1 to %d bytes is needed", len(lockRecord{}.Lease)-1)
-	case len(r.Target) >= len(lockRecord{}.Target):
+	case len(r.TargetID) >= len(lockRecord{}.Target):
 		return fmt.Errorf("egress lock: a target of at most %d bytes is needed", len(lockRecord{}.Target)-1)
 	case len(r.Cgroups) == 0:
 		return errors.New("egress lock: no cgroup to hold")
-	case !r.Until.After(time.Now()):
-		return fmt.Errorf("egress lock: the end %s has passed", r.Until.Format(time.RFC3339))
-	case len(r.Cgroups) > 64 || len(r.Wires) > 64 || len(r.Allow) > 4096:
+	case !r.ExpiresAt.After(time.Now()):
+		return fmt.Errorf("egress lock: the end %s has passed", r.ExpiresAt.Format(time.RFC3339))
+	case len(r.Cgroups) > 64 || len(r.Veths) > 64 || len(r.AllowList) > 4096:
 		return errors.New("egress lock: more than 64 cgroups, 64 wires or 4096 destinations")
 	}
-	for _, a := range r.Allow {
+	for _, a := range r.AllowList {
 		if !a.Prefix.IsValid() {
 			return errors.New("egress lock: an allowed destination has no prefix")
 		}
@@ -227,95 +227,95 @@ func (r *LockRequest) check() error {
 
 // Apply holds the request's cgroups and wires from now on. Applying again with the same lease replaces the
 // request (extends, shortens, other allow list) without a gap. A wire that cannot be held (its interface went away, the
-// kernel has no tcx) is no error: LockState.Wire is false then and WireProblem says why.
-func (l *Lock) Apply(r LockRequest) (LockState, error) {
-	if err := r.check(); err != nil {
-		return LockState{}, err
+// kernel has no tcx) is no error: EgressLockState.VethLocked is false then and WireProblem says why.
+func (l *EgressLock) Apply(r EgressLockRequest) (EgressLockState, error) {
+	if err := r.validate(); err != nil {
+		return EgressLockState{}, err
 	}
-	rootID, err := identity.CgroupID(l.root)
+	rootID, err := containermeta.CgroupID(l.cgroupRoot)
 	if err != nil {
-		return LockState{}, err
+		return EgressLockState{}, err
 	}
 	if slices.Contains(r.Cgroups, rootID) {
-		return LockState{}, errors.New("egress lock: the root cgroup is the whole node")
+		return EgressLockState{}, errors.New("egress lock: the root cgroup is the whole node")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sweep()
+	l.removeExpired()
 
-	id := lockID(r.Lease)
-	if err := l.free(id, r); err != nil {
-		return LockState{}, err
+	id := lockID(r.LeaseID)
+	if err := l.checkNotLocked(id, r); err != nil {
+		return EgressLockState{}, err
 	}
-	end := bootNow() + time.Until(r.Until)
+	end := sinceBoot() + time.Until(r.ExpiresAt)
 	rec := lockRecord{Expiry: uint64(end), Flags: r.flags()} //nolint:gosec // in the future
-	copy(rec.Lease[:], r.Lease)
-	copy(rec.Target[:], r.Target)
+	copy(rec.Lease[:], r.LeaseID)
+	copy(rec.Target[:], r.TargetID)
 	// What the programs lean on comes first, what makes them hold last.
-	if err := l.destinations(id, r); err != nil {
-		return LockState{}, err
+	if err := l.writeDestinations(id, r); err != nil {
+		return EgressLockState{}, err
 	}
-	if err := l.m(bpf.LockMapCounts).Update(id, countsRecord{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return LockState{}, fmt.Errorf("egress lock: make counters: %w", err)
+	if err := l.ebpfMap(bpf.LockMapCounts).Update(id, packetCountsRecord{}, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return EgressLockState{}, fmt.Errorf("egress lock: make counters: %w", err)
 	}
-	if err := l.m(bpf.LockMapLocks).Put(id, rec); err != nil {
-		return LockState{}, fmt.Errorf("egress lock: write: %w", err)
+	if err := l.ebpfMap(bpf.LockMapLocks).Put(id, rec); err != nil {
+		return EgressLockState{}, fmt.Errorf("egress lock: write: %w", err)
 	}
-	if err := l.raise(rec.Expiry); err != nil {
-		return LockState{}, err
+	if err := l.extendLatestExpiry(rec.Expiry); err != nil {
+		return EgressLockState{}, err
 	}
-	wanted := map[holdKey]holdValue{}
+	wanted := map[lockedObjectKey]lockedObjectValue{}
 	for _, cg := range r.Cgroups {
-		wanted[holdKey{ID: cg, Kind: holdCgroup}] = holdValue{Lock: id}
+		wanted[lockedObjectKey{ID: cg, Kind: objectCgroup}] = lockedObjectValue{Lock: id}
 	}
-	for _, w := range r.Wires {
-		wanted[holdKey{ID: uint64(w.Index), Kind: holdWire}] = holdValue{Lock: id, MAC: w.MAC} //nolint:gosec // an index
+	for _, w := range r.Veths {
+		wanted[lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}] = lockedObjectValue{Lock: id, MAC: w.MAC} //nolint:gosec // an index
 	}
 	for k, v := range wanted {
-		if err := l.m(bpf.LockMapHolds).Put(k, v); err != nil {
-			l.drop(id)
-			return LockState{}, fmt.Errorf("egress lock: hold: %w", err)
+		if err := l.ebpfMap(bpf.LockMapHolds).Put(k, v); err != nil {
+			l.removeLock(id)
+			return EgressLockState{}, fmt.Errorf("egress lock: hold: %w", err)
 		}
 	}
-	for k, v := range l.holds() {
+	for k, v := range l.lockedObjects() {
 		_, keep := wanted[k]
 		// A wire that is still there is still the pod's, also where it hides its own end.
-		if v.Lock == id && !keep && (k.Kind != holdWire || !l.wireHeld(int(k.ID))) { //nolint:gosec // an index
-			l.unhold(k)
+		if v.Lock == id && !keep && (k.Kind != objectVeth || !l.isVethLocked(int(k.ID))) { //nolint:gosec // an index
+			l.unlockObject(k)
 		}
 	}
 	problem := ""
-	for _, w := range r.Wires {
-		if err := l.attachWire(w.Index); err != nil {
-			problem = fmt.Sprintf("interface %s (%d): %s", w.Name, w.Index, why(err))
-			l.unhold(holdKey{ID: uint64(w.Index), Kind: holdWire}) //nolint:gosec // an index
+	for _, w := range r.Veths {
+		if err := l.attachVeth(w.Index); err != nil {
+			problem = fmt.Sprintf("interface %s (%d): %s", w.Name, w.Index, shortReason(err))
+			l.unlockObject(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}) //nolint:gosec // an index
 		}
 	}
-	st, err := l.state(id)
-	st.WireProblem = problem
+	st, err := l.stateByID(id)
+	st.VethError = problem
 	return st, err
 }
 
-// free says whether another lease holds what a request wants.
-func (l *Lock) free(id uint64, r LockRequest) error {
-	held := func(k holdKey) error {
-		var v holdValue
-		if l.m(bpf.LockMapHolds).Lookup(k, &v) != nil || v.Lock == id {
+// checkNotLocked says whether another lease holds what a request wants.
+func (l *EgressLock) checkNotLocked(id uint64, r EgressLockRequest) error {
+	held := func(k lockedObjectKey) error {
+		var v lockedObjectValue
+		if l.ebpfMap(bpf.LockMapHolds).Lookup(k, &v) != nil || v.Lock == id {
 			return nil
 		}
-		st, err := l.state(v.Lock)
-		if err != nil || !st.Held {
+		st, err := l.stateByID(v.Lock)
+		if err != nil || !st.Active {
 			return nil
 		}
-		return fmt.Errorf("%w: %s until %s", ErrHeld, st.Lease, st.Until.Format(time.RFC3339))
+		return fmt.Errorf("%w: %s until %s", ErrLockedByOtherLease, st.LeaseID, st.ExpiresAt.Format(time.RFC3339))
 	}
 	for _, cg := range r.Cgroups {
-		if err := held(holdKey{ID: cg, Kind: holdCgroup}); err != nil {
+		if err := held(lockedObjectKey{ID: cg, Kind: objectCgroup}); err != nil {
 			return err
 		}
 	}
-	for _, w := range r.Wires {
-		if err := held(holdKey{ID: uint64(w.Index), Kind: holdWire}); err != nil { //nolint:gosec // an index
+	for _, w := range r.Veths {
+		if err := held(lockedObjectKey{ID: uint64(w.Index), Kind: objectVeth}); err != nil { //nolint:gosec // an index
 			return err
 		}
 	}
@@ -323,27 +323,27 @@ func (l *Lock) free(id uint64, r LockRequest) error {
 }
 
 // Release ends the lock of a lease now. Releasing what is not held is no error.
-func (l *Lock) Release(lease string) error {
+func (l *EgressLock) Release(lease string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.drop(lockID(lease))
-	l.sweep()
-	return l.settle()
+	l.removeLock(lockID(lease))
+	l.removeExpired()
+	return l.recomputeLatestExpiry()
 }
 
 // Close lets go of this process's handles. Locks stay in force.
-func (l *Lock) Close() error {
+func (l *EgressLock) Close() error {
 	var errs []error
-	if l.held != nil {
-		errs = append(errs, l.held.Close())
+	if l.cgroupLink != nil {
+		errs = append(errs, l.cgroupLink.Close())
 	}
-	if l.coll != nil {
-		l.coll.Close()
+	if l.collection != nil {
+		l.collection.Close()
 	}
-	if l.own != nil {
-		errs = append(errs, l.own.Close())
+	if l.ownerFile != nil {
+		errs = append(errs, l.ownerFile.Close())
 	}
 	return errors.Join(errs...)
 }
 
-func (l *Lock) m(name string) *ebpf.Map { return l.coll.Maps[name] }
+func (l *EgressLock) ebpfMap(name string) *ebpf.Map { return l.collection.Maps[name] }

@@ -12,13 +12,13 @@ import (
 	"testing"
 	"time"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-// asKubelet makes this test's process count as the node's kubelet.
-func asKubelet(t *testing.T, l *Lock) {
+// registerAsKubelet makes this test's process count as the node's kubelet.
+func registerAsKubelet(t *testing.T, l *EgressLock) {
 	t.Helper()
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,60 +31,60 @@ func asKubelet(t *testing.T, l *Lock) {
 	}
 }
 
-// lockedLab is a lab whose pod is locked, serves on port 8080 and was probed by the kubelet over IPv4 and IPv6.
-func lockedLab(t *testing.T) (*lab, *Lock) {
+// newLockedLab is a lab whose pod is locked, serves on port 8080 and was probed by the kubelet over IPv4 and IPv6.
+func newLockedLab(t *testing.T) (*networkLab, *EgressLock) {
 	t.Helper()
-	n := newLab(t)
-	n.pod.do(t, "serve", "8080")
-	l := openLock(t, lockDir(t))
-	asKubelet(t, l)
-	st, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, Until: time.Now().Add(5 * time.Minute)})
-	if err != nil || !st.Held || !st.Wire {
+	n := newNetworkLab(t)
+	n.pod.run(t, "serve", "8080")
+	l := openTestLock(t, newLockDir(t))
+	registerAsKubelet(t, l)
+	st, err := l.Apply(EgressLockRequest{LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths, ExpiresAt: time.Now().Add(5 * time.Minute)})
+	if err != nil || !st.Active || !st.VethLocked {
 		t.Fatalf("Apply: %+v, %v", st, err)
 	}
-	for _, host := range []string{podIP, pod6} {
-		if got, err := ask(host, "8080"); got != "answer" {
+	for _, host := range []string{podIP, podIPv6} {
+		if got, err := dialAndAsk(host, "8080"); got != "answer" {
 			t.Fatalf("the kubelet's probe of %s: %q, %v", host, got, err)
 		}
 	}
 	return n, l
 }
 
-func stateOf(t *testing.T, l *Lock, id uint64) LockState {
+func lockStateOf(t *testing.T, l *EgressLock, id uint64) EgressLockState {
 	t.Helper()
-	st, err := l.State(id)
+	st, err := l.StateOfCgroup(id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return st
 }
 
-// refuse sends a frame from the pod and wants it denied.
-func refuse(t *testing.T, n *lab, l *Lock, frame []byte) {
+// assertFrameDenied sends a frame from the pod and wants it denied.
+func assertFrameDenied(t *testing.T, n *networkLab, l *EgressLock, frame []byte) {
 	t.Helper()
-	before := stateOf(t, l, n.podID)
-	if got := n.pod.do(t, "frame", "eth0", text16(frame), "20"); got != "sent" {
+	before := lockStateOf(t, l, n.podID)
+	if got := n.pod.run(t, "frame", "eth0", formatHex(frame), "20"); got != "sent" {
 		t.Fatal(got)
 	}
 	deadline := time.Now().Add(2 * time.Second)
-	for stateOf(t, l, n.podID).Denied < before.Denied+20 {
+	for lockStateOf(t, l, n.podID).DeniedPackets < before.DeniedPackets+20 {
 		if time.Now().After(deadline) {
-			t.Errorf("%d of 20 frames passed", before.Denied+20-stateOf(t, l, n.podID).Denied)
+			t.Errorf("%d of 20 frames passed", before.DeniedPackets+20-lockStateOf(t, l, n.podID).DeniedPackets)
 			return
 		}
 	}
 }
 
 func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
-	n, l := lockedLab(t)
-	pod, peer, node := n.wires[0].MAC[:], hardware(t, n.peer.do(t, "mac", "eth0")), bridgeMAC(t)
-	groupIP, groupMAC := solicitedGroup(node6)
-	true6 := solicitation(pod6, groupIP, node6, 255, pod, nil)
+	n, l := newLockedLab(t)
+	pod, peer, node := n.veths[0].MAC[:], parseMAC(t, n.peer.run(t, "mac", "eth0")), bridgeMAC(t)
+	groupIP, groupMAC := solicitedNodeGroup(nodeIPv6)
+	true6 := neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, nil)
 
-	before := n.heard(t)
-	n.pod.do(t, "frame", "eth0", text16(ethernet(groupMAC, pod, 0x86dd, true6)), "1")
-	eventually(t, "a kernel's own solicitation of the node arrives", func() bool { return n.heard(t) > before })
-	if got := stateOf(t, l, n.podID).DeniedBy["icmp"]; got != 0 {
+	before := n.peerFrameCount(t)
+	n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(groupMAC, pod, 0x86dd, true6)), "1")
+	waitUntil(t, "a kernel's own solicitation of the node arrives", func() bool { return n.peerFrameCount(t) > before })
+	if got := lockStateOf(t, l, n.podID).DeniedByProtocol["icmp"]; got != 0 {
 		t.Errorf("%d true solicitations denied", got)
 	}
 
@@ -102,55 +102,55 @@ func TestOnlyTrueNeighborDiscoveryPassesALock(t *testing.T) {
 		a, c := netip.MustParseAddr(podIP).As4(), netip.MustParseAddr(nodeIP).As4()
 		b = append(append(b, pod...), a[:]...)
 		b = append(append(b, 0, 0, 0, 0, 0, 0), c[:]...)
-		return ethernet(to, pod, 0x0806, b)
+		return ethernetFrame(to, pod, 0x0806, b)
 	}
 	for name, frame := range map[string][]byte{
-		"ICMPv6 in IPv4 to the peer":            ethernet(peer, pod, 0x0800, ipv4(podIP, peerIP, 58, inside)),
-		"ICMPv6 in IPv4 to anywhere":            ethernet(peer, pod, 0x0800, ipv4(podIP, "203.0.113.9", 58, inside)),
-		"to another prefix":                     ethernet(peer, pod, 0x86dd, solicitation(pod6, "2001:db8:bad::1", node6, 255, pod, nil)),
-		"to the peer":                           ethernet(peer, pod, 0x86dd, solicitation(pod6, peer6, node6, 255, pod, nil)),
-		"to the node's address and the peer":    ethernet(peer, pod, 0x86dd, solicitation(pod6, node6, node6, 255, pod, nil)),
-		"to the group and the peer":             ethernet(peer, pod, 0x86dd, true6),
-		"with another hop limit":                ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 64, pod, nil)),
-		"with reserved bytes":                   ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[5] = 'x' })),
-		"with a code":                           ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[1] = 'x' })),
-		"with another address in its option":    ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, []byte("secret"), nil)),
-		"with another option":                   ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, node6, 255, pod, func(m []byte) { m[24] = 14 })),
-		"with a checksum that is a message":     ethernet(groupMAC, pod, 0x86dd, badSum),
-		"with a flow label":                     ethernet(groupMAC, pod, 0x86dd, flow),
-		"with something behind it":              ethernet(groupMAC, pod, 0x86dd, long),
-		"with another source address":           ethernet(groupMAC, pod, 0x86dd, solicitation("fd31:7::9", groupIP, node6, 255, pod, nil)),
-		"with another source MAC":               ethernet(groupMAC, []byte("secret"), 0x86dd, true6),
-		"for the peer's address":                ethernet(groupMAC, pod, 0x86dd, solicitation(pod6, groupIP, peer6, 255, pod, nil)),
-		"an advertisement to the peer's MAC":    ethernet(peer, pod, 0x86dd, solicitation(pod6, node6, pod6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x60, 2 })),
+		"ICMPv6 in IPv4 to the peer":            ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, peerIP, 58, inside)),
+		"ICMPv6 in IPv4 to anywhere":            ethernetFrame(peer, pod, 0x0800, ipv4Packet(podIP, "203.0.113.9", 58, inside)),
+		"to another prefix":                     ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, "2001:db8:bad::1", nodeIPv6, 255, pod, nil)),
+		"to the peer":                           ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, peerIPv6, nodeIPv6, 255, pod, nil)),
+		"to the node's address and the peer":    ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, nodeIPv6, 255, pod, nil)),
+		"to the group and the peer":             ethernetFrame(peer, pod, 0x86dd, true6),
+		"with another hop limit":                ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 64, pod, nil)),
+		"with reserved bytes":                   ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[5] = 'x' })),
+		"with a code":                           ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[1] = 'x' })),
+		"with another address in its option":    ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, []byte("secret"), nil)),
+		"with another option":                   ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, nodeIPv6, 255, pod, func(m []byte) { m[24] = 14 })),
+		"with a checksum that is a message":     ethernetFrame(groupMAC, pod, 0x86dd, badSum),
+		"with a flow label":                     ethernetFrame(groupMAC, pod, 0x86dd, flow),
+		"with something behind it":              ethernetFrame(groupMAC, pod, 0x86dd, long),
+		"with another source address":           ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation("fd31:7::9", groupIP, nodeIPv6, 255, pod, nil)),
+		"with another source MAC":               ethernetFrame(groupMAC, []byte("secret"), 0x86dd, true6),
+		"for the peer's address":                ethernetFrame(groupMAC, pod, 0x86dd, neighborSolicitation(podIPv6, groupIP, peerIPv6, 255, pod, nil)),
+		"an advertisement to the peer's MAC":    ethernetFrame(peer, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x60, 2 })),
 		"an ARP question to the peer's MAC":     arp(peer),
 		"an ARP question to an invented MAC":    arp([]byte("\x02ecret")),
-		"an advertisement with a flag too much": ethernet(node, pod, 0x86dd, solicitation(pod6, node6, pod6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x61, 2 })),
+		"an advertisement with a flag too much": ethernetFrame(node, pod, 0x86dd, neighborSolicitation(podIPv6, nodeIPv6, podIPv6, 255, pod, func(m []byte) { m[0], m[4], m[24] = 136, 0x61, 2 })),
 	} {
-		t.Run(name, func(t *testing.T) { refuse(t, n, l, frame) })
+		t.Run(name, func(t *testing.T) { assertFrameDenied(t, n, l, frame) })
 	}
 }
 
 func TestAnswersReachOnlyTheNode(t *testing.T) {
-	n, l := lockedLab(t)
-	pod, peer, node := n.wires[0].MAC[:], hardware(t, n.peer.do(t, "mac", "eth0")), bridgeMAC(t)
+	n, l := newLockedLab(t)
+	pod, peer, node := n.veths[0].MAC[:], parseMAC(t, n.peer.run(t, "mac", "eth0")), bridgeMAC(t)
 	c, err := net.Dial("tcp", podIP+":8080")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	port := netip.MustParseAddrPort(c.LocalAddr().String()).Port()
-	answer := ipv4(podIP, nodeIP, 6, segment(8080, port, make([]byte, 1400)))
-	t.Run("a neighbor's MAC address", func(t *testing.T) { refuse(t, n, l, ethernet(peer, pod, 0x0800, answer)) })
+	answer := ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, port, make([]byte, 1400)))
+	t.Run("a neighbor's MAC address", func(t *testing.T) { assertFrameDenied(t, n, l, ethernetFrame(peer, pod, 0x0800, answer)) })
 
 	t.Run("more than a second's bytes", func(t *testing.T) {
-		before, start := stateOf(t, l, n.podID), time.Now()
-		n.pod.do(t, "frame", "eth0", text16(ethernet(node, pod, 0x0800, answer)), "400")
-		eventually(t, "all frames are decided about", func() bool {
-			st := stateOf(t, l, n.podID)
-			return st.Denied+st.Answered-before.Denied-before.Answered >= 400
+		before, start := lockStateOf(t, l, n.podID), time.Now()
+		n.pod.run(t, "frame", "eth0", formatHex(ethernetFrame(node, pod, 0x0800, answer)), "400")
+		waitUntil(t, "all frames are decided about", func() bool {
+			st := lockStateOf(t, l, n.podID)
+			return st.DeniedPackets+st.AnsweredPackets-before.DeniedPackets-before.AnsweredPackets >= 400
 		})
-		passed := stateOf(t, l, n.podID).Answered - before.Answered
+		passed := lockStateOf(t, l, n.podID).AnsweredPackets - before.AnsweredPackets
 		seconds := uint64(time.Since(start)/time.Second) + 2
 		if most := seconds * (64<<10/1454 + 1); passed == 0 || passed > most {
 			t.Errorf("%d frames passed, at most %d may", passed, most)
@@ -162,39 +162,39 @@ func TestAnswersReachOnlyTheNode(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close() // at once, with a reset
-		refuse(t, n, l, ethernet(node, pod, 0x0800, answer))
+		assertFrameDenied(t, n, l, ethernetFrame(node, pod, 0x0800, answer))
 		// The node answers what it does not know with resets. They renew nothing, however many come.
-		refuse(t, n, l, ethernet(node, pod, 0x0800, answer))
+		assertFrameDenied(t, n, l, ethernetFrame(node, pod, 0x0800, answer))
 	})
 }
 
 func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
-	n, l := lockedLab(t)
+	n, l := newLockedLab(t)
 	t.Run("another user's process on the node", func(t *testing.T) {
-		asker := self("ask", podIP, "8080")
+		asker := selfCommand("ask", podIP, "8080")
 		asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if out, err := asker.CombinedOutput(); err == nil {
 			t.Errorf("it was answered: %s", out)
 		}
 	})
 	t.Run("a process of root's in another cgroup", func(t *testing.T) {
-		dir, _ := cgroup(t, "")
-		if out, err := inCgroup(t, dir, self("ask", podIP, "8080")).CombinedOutput(); err == nil {
+		dir, _ := newCgroup(t, "")
+		if out, err := startCommandInCgroup(t, dir, selfCommand("ask", podIP, "8080")).CombinedOutput(); err == nil {
 			t.Errorf("it was answered: %s", out)
 		}
 	})
 	t.Run("a neighbor with the node's address", func(t *testing.T) {
-		before := stateOf(t, l, n.podID)
-		if got := n.sibling.do(t, "pretend", nodeIP, "33333", podIP, "8080"); got != "sent" {
+		before := lockStateOf(t, l, n.podID)
+		if got := n.sibling.run(t, "pretend", nodeIP, "33333", podIP, "8080"); got != "sent" {
 			t.Fatal(got)
 		}
-		sibling := hardware(t, n.sibling.do(t, "mac", "eth0"))
-		refuse(t, n, l, ethernet(sibling, n.wires[0].MAC[:], 0x0800, ipv4(podIP, nodeIP, 6, segment(8080, 33333, []byte("secret")))))
-		if got := stateOf(t, l, n.podID).Answered; got != before.Answered {
-			t.Errorf("%d answers to it", got-before.Answered)
+		sibling := parseMAC(t, n.sibling.run(t, "mac", "eth0"))
+		assertFrameDenied(t, n, l, ethernetFrame(sibling, n.veths[0].MAC[:], 0x0800, ipv4Packet(podIP, nodeIP, 6, tcpSegment(8080, 33333, []byte("secret")))))
+		if got := lockStateOf(t, l, n.podID).AnsweredPackets; got != before.AnsweredPackets {
+			t.Errorf("%d answers to it", got-before.AnsweredPackets)
 		}
 	})
-	if got, err := ask(podIP, "8080"); got != "answer" {
+	if got, err := dialAndAsk(podIP, "8080"); got != "answer" {
 		t.Errorf("the kubelet afterwards: %q, %v", got, err)
 	}
 
@@ -202,16 +202,16 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 	if err := l.SetProbers(nil); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := ask(podIP, "8080"); got == "answer" {
+	if got, _ := dialAndAsk(podIP, "8080"); got == "answer" {
 		t.Error("answered although no kubelet is known")
 	}
-	if _, err := l.Apply(LockRequest{Lease: "lease-1", Cgroups: []uint64{n.podID}, Wires: n.wires, RootProbes: true, Until: time.Now().Add(time.Minute)}); err != nil {
+	if _, err := l.Apply(EgressLockRequest{LeaseID: "lease-1", Cgroups: []uint64{n.podID}, Veths: n.veths, AnswerRootSockets: true, ExpiresAt: time.Now().Add(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ask(podIP, "8080"); got != "answer" {
+	if got, err := dialAndAsk(podIP, "8080"); got != "answer" {
 		t.Errorf("root of the node: %q, %v", got, err)
 	}
-	asker := self("ask", podIP, "8080")
+	asker := selfCommand("ask", podIP, "8080")
 	asker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, err := asker.CombinedOutput(); err == nil {
 		t.Errorf("another user was answered: %s", out)
@@ -219,10 +219,10 @@ func TestOnlyTheKubeletsConnectionsAreAnswered(t *testing.T) {
 }
 
 func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
-	needKernel(t)
+	requireKernel(t)
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
-		skip(t, "sleep")
+		skipOrFail(t, "sleep")
 	}
 	raw, err := os.ReadFile(sleep)
 	if err != nil {
@@ -247,7 +247,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 	if err := os.Chmod(writable, 0o777); err != nil { //nolint:gosec // what is refused
 		t.Fatal(err)
 	}
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		eventually(t, "cgroups go away", func() bool {
+		waitUntil(t, "cgroups go away", func() bool {
 			return os.Remove(podDir+"/pod0f0e0d0c-0000-4000-8000-000000000001") == nil && os.Remove(podDir) == nil
 		})
 	})
@@ -280,15 +280,15 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 			dir, id := "", uint64(0)
 			if c.pod {
 				dir = podDir + "/pod0f0e0d0c-0000-4000-8000-000000000001"
-				if id, err = identity.CgroupID(dir); err != nil {
+				if id, err = containermeta.CgroupID(dir); err != nil {
 					t.Fatal(err)
 				}
 			} else {
-				dir, id = cgroup(t, "")
+				dir, id = newCgroup(t, "")
 			}
 			cmd := exec.Command(c.program, "60")
 			cmd.SysProcAttr = c.attr
-			if err := inCgroup(t, dir, cmd).Start(); err != nil {
+			if err := startCommandInCgroup(t, dir, cmd).Start(); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {
@@ -298,7 +298,7 @@ func TestOnlyRootOfTheNodeIsAKubelet(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			eventually(t, "the program runs", func() bool {
+			waitUntil(t, "the program runs", func() bool {
 				b, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/status")
 				return err == nil && strings.Contains(string(b), "(sleeping)")
 			})

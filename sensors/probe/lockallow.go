@@ -10,8 +10,8 @@ import (
 	"stanch/bpf"
 )
 
-// destinations writes the node's and the pod's addresses and the allow list, and takes away what no longer counts.
-func (l *Lock) destinations(id uint64, r LockRequest) error {
+// writeDestinations writes the node's and the pod's addresses and the allow list, and takes away what no longer counts.
+func (l *EgressLock) writeDestinations(id uint64, r EgressLockRequest) error {
 	nodes := r.NodeAddrs
 	if nodes == nil {
 		var err error
@@ -21,48 +21,48 @@ func (l *Lock) destinations(id uint64, r LockRequest) error {
 	}
 	addrs := map[addressKey]bool{}
 	for _, a := range nodes {
-		addrs[addressKey{Lock: id, Address: a.As16(), Role: roleNode}] = true
+		addrs[addressKey{Lock: id, Address: a.As16(), Role: addressRoleNode}] = true
 	}
-	for _, w := range r.Wires {
+	for _, w := range r.Veths {
 		for _, a := range w.Addrs {
-			addrs[addressKey{Lock: id, Address: a.As16(), Role: rolePod}] = true
+			addrs[addressKey{Lock: id, Address: a.As16(), Role: addressRolePod}] = true
 		}
 		for _, a := range w.Gateways {
-			addrs[addressKey{Lock: id, Address: a.As16(), Role: roleNode}] = true
+			addrs[addressKey{Lock: id, Address: a.As16(), Role: addressRoleNode}] = true
 		}
 	}
 	allow := map[allowKey]allowValue{}
-	for _, a := range r.Allow {
-		k := allowKeyOf(id, a.Prefix)
+	for _, a := range r.AllowList {
+		k := newAllowKey(id, a.Prefix)
 		v := allow[k]
 		if !v.add(a) {
 			return fmt.Errorf("egress lock: more than %d ports of %s", len(v), a.Prefix)
 		}
 		allow[k] = v
 	}
-	widen(allow)
+	propagatePorts(allow)
 	for k := range addrs {
-		if err := l.m(bpf.LockMapAddresses).Put(k, uint8(1)); err != nil {
+		if err := l.ebpfMap(bpf.LockMapAddresses).Put(k, uint8(1)); err != nil {
 			return fmt.Errorf("egress lock: write addresses: %w", err)
 		}
 	}
-	if err := l.nodeMACs(id, r.Wires); err != nil {
+	if err := l.writeNodeMACs(id, r.Veths); err != nil {
 		return err
 	}
 	for k, v := range allow {
-		if err := l.m(bpf.LockMapAllow).Put(k, v); err != nil {
+		if err := l.ebpfMap(bpf.LockMapAllow).Put(k, v); err != nil {
 			return fmt.Errorf("egress lock: write the allow list: %w", err)
 		}
 	}
-	prune(l.m(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id && !addrs[k] })
-	prune(l.m(bpf.LockMapAllow), func(k allowKey) bool {
+	deleteMatching(l.ebpfMap(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id && !addrs[k] })
+	deleteMatching(l.ebpfMap(bpf.LockMapAllow), func(k allowKey) bool {
 		_, keep := allow[k]
-		return k.lock() == id && !keep
+		return k.lockID() == id && !keep
 	})
 	return nil
 }
 
-func allowKeyOf(id uint64, p netip.Prefix) allowKey {
+func newAllowKey(id uint64, p netip.Prefix) allowKey {
 	p = p.Masked()
 	bits := p.Bits()
 	if p.Addr().Is4() {
@@ -74,7 +74,7 @@ func allowKeyOf(id uint64, p netip.Prefix) allowKey {
 	return k
 }
 
-func (k allowKey) lock() uint64 { return uint64(k.LockHigh)<<32 | uint64(k.LockLow) }
+func (k allowKey) lockID() uint64 { return uint64(k.LockHigh)<<32 | uint64(k.LockLow) }
 
 func (k allowKey) covers(o allowKey) bool {
 	if k.Prefix >= o.Prefix || k.LockHigh != o.LockHigh || k.LockLow != o.LockLow {
@@ -84,7 +84,7 @@ func (k allowKey) covers(o allowKey) bool {
 	return netip.PrefixFrom(a, int(k.Prefix)-64).Contains(b)
 }
 
-func (v *allowValue) add(a Allow) bool {
+func (v *allowValue) add(a AllowedDestination) bool {
 	r := allowRule{Port: a.Port, Used: 1}
 	switch a.Protocol {
 	case "tcp":
@@ -104,8 +104,8 @@ func (v *allowValue) add(a Allow) bool {
 	return false
 }
 
-// widen gives every prefix the ports of those around it: the kernel looks at the longest match only.
-func widen(allow map[allowKey]allowValue) {
+// propagatePorts gives every prefix the ports of those around it: the kernel looks at the longest match only.
+func propagatePorts(allow map[allowKey]allowValue) {
 	for k, v := range allow {
 		for o, outer := range allow {
 			if !o.covers(k) {

@@ -6,82 +6,82 @@ import (
 	"time"
 )
 
-// DefaultLockDir is where the lock is pinned. In a pod it must be a host path mounted with
+// DefaultEgressLockDir is where the lock is pinned. In a pod it must be a host path mounted with
 // mountPropagation Bidirectional, or the lock dies with the sensor's pod.
-const DefaultLockDir = "/sys/fs/bpf/stanch"
+const DefaultEgressLockDir = "/sys/fs/bpf/stanch"
 
 var (
 	// ErrHostNetwork says that a process shares the node's network: it has no wire of its own that could be held.
 	ErrHostNetwork = errors.New("process is in the host's network namespace")
-	// ErrHeld says that a cgroup is held for another lease.
-	ErrHeld = errors.New("already held for another lease")
+	// ErrLockedByOtherLease says that a cgroup is held for another lease.
+	ErrLockedByOtherLease = errors.New("already held for another lease")
 	// ErrNotSupported says that this kernel cannot do it. Test with errors.Is.
 	ErrNotSupported = errors.New("not supported by this kernel")
 )
 
-// LockRequest says what to hold and until when.
-type LockRequest struct {
-	// Lease is the id of the lease that this lock belongs to. Required.
-	Lease string
-	// Target names what is held, at most 271 bytes. It is kept with the lock for whoever asks later.
-	Target string
+// EgressLockRequest says what to hold and until when.
+type EgressLockRequest struct {
+	// LeaseID is the id of the lease that this lock belongs to. Required.
+	LeaseID string
+	// TargetID names what is held, at most 271 bytes. It is kept with the lock for whoever asks later.
+	TargetID string
 	// Cgroups are the ids to hold: the pod's own cgroup, or a container's where there is no pod. Everything below
 	// them is held too, also what is made later. At least one.
 	Cgroups []uint64
-	// Wires are the host-side veths of the pod (FindWires). Empty: only the cgroup program holds, raw packet sockets
-	// pass, and LockState.Wire is false.
-	Wires []Wire
+	// Veths are the host-side veths of the pod (FindVeths). Empty: only the cgroup program holds, raw packet sockets
+	// pass, and EgressLockState.VethLocked is false.
+	Veths []Veth
 	// HostNetwork says that the cgroups share the node's network. Loopback is then the node's and is denied too.
 	HostNetwork bool
-	// Until is the end, enforced by the kernel's boot-time clock. Required, in the future.
-	Until time.Time
-	// Allow are destinations that stay reachable. Empty: none.
-	Allow []Allow
+	// ExpiresAt is the end, enforced by the kernel's boot-time clock. Required, in the future.
+	ExpiresAt time.Time
+	// AllowList are destinations that stay reachable. Empty: none.
+	AllowList []AllowedDestination
 	// NodeAddrs are the addresses from which the kubelet's probes reach the pod. TCP connections that the kubelet (see
 	// SetProbers) opens from them are answered. Nil: every address of this node, found now.
 	NodeAddrs []netip.Addr
-	// RootProbes answers every socket of root in the host's network namespace as if it were the kubelet's. It is for pods
+	// AnswerRootSockets answers every socket of root in the host's network namespace as if it were the kubelet's. It is for pods
 	// on a node whose kubelet was not found: without answers its probes fail, and it restarts the container and
 	// destroys the evidence.
-	RootProbes bool
+	AnswerRootSockets bool
 }
 
-// Allow is a destination that a lock leaves open.
-type Allow struct {
+// AllowedDestination is a destination that a lock leaves open.
+type AllowedDestination struct {
 	Prefix netip.Prefix
 	// Port 0 means every port; Protocol is "tcp", "udp" or "" for both.
 	Port     uint16
 	Protocol string
 }
 
-// Wire is the host-side end of a pod's interface.
-type Wire struct {
+// Veth is the host-side end of a pod's interface.
+type Veth struct {
 	Index int    // interface index in the host's network namespace
 	Name  string // for people
 	// Addrs and MAC are those of the pod's end: ARP from the pod may name nothing else.
 	Addrs []netip.Addr
 	MAC   [6]byte
-	// Links are the networks on the pod's own link: whoever is there is reached without the node.
-	Links []netip.Prefix
+	// OnLinkPrefixes are the networks on the pod's own link: whoever is there is reached without the node.
+	OnLinkPrefixes []netip.Prefix
 	// Gateways are the next hops of the pod's routes: replies to the node may have to go through them.
 	Gateways []netip.Addr
 }
 
-// LockState is what a lock does at this moment.
-type LockState struct {
-	Held    bool      `json:"held"`
-	Lease   string    `json:"lease,omitempty"`
-	Target  string    `json:"target,omitempty"`
-	Until   time.Time `json:"until,omitzero"`
+// EgressLockState is what a lock does at this moment.
+type EgressLockState struct {
+	Active    bool      `json:"held"`
+	LeaseID   string    `json:"lease,omitempty"`
+	TargetID  string    `json:"target,omitempty"`
+	ExpiresAt   time.Time `json:"until,omitzero"`
 	Cgroups []uint64  `json:"cgroups,omitempty"`
-	// Wire says that the host-side veths are held as well, so that raw packet sockets do not pass.
-	Wire  bool  `json:"wire"`
-	Wires []int `json:"wires,omitempty"` // interface indexes
-	// WireProblem says why a wire that was asked for is not held (from Apply only).
-	WireProblem string `json:"wire_problem,omitempty"`
-	// Denied counts packets that were dropped, in all and by what they were.
-	Denied   uint64            `json:"denied"`
-	DeniedBy map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
-	// Answered counts packets let through as replies to the node's own connections.
-	Answered uint64 `json:"answered"`
+	// VethLocked says that the host-side veths are held as well, so that raw packet sockets do not pass.
+	VethLocked  bool  `json:"wire"`
+	VethIndexes []int `json:"wires,omitempty"` // interface indexes
+	// VethError says why a wire that was asked for is not held (from Apply only).
+	VethError string `json:"wire_problem,omitempty"`
+	// DeniedPackets counts packets that were dropped, in all and by what they were.
+	DeniedPackets   uint64            `json:"denied"`
+	DeniedByProtocol map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
+	// AnsweredPackets counts packets let through as replies to the node's own connections.
+	AnsweredPackets uint64 `json:"answered"`
 }

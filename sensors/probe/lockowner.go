@@ -23,26 +23,26 @@ var ErrInUse = errors.New("another sensor uses it")
 // inUseRemedy says what to do about ErrInUse.
 const inUseRemedy = "; stop that one first, or run `stanch up` with --no-sensor"
 
-// handover is how long a process waits for one that is ending to let its pins go.
-const handover = 2 * time.Second
+// handoverTimeout is how long a process waits for one that is ending to let its pins go.
+const handoverTimeout = 2 * time.Second
 
-// own takes the exclusive right to change what is pinned under dir. It ends with the process, however that ends, or when
+// acquirePinDir takes the exclusive right to change what is pinned under dir. It ends with the process, however that ends, or when
 // the file is closed.
-func own(dir string, wait time.Duration) (*os.File, error) {
+func acquirePinDir(dir string, wait time.Duration) (*os.File, error) {
 	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
 		f, err := os.Open(dir)
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", dir, err)
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && sameAsPath(f, dir) {
+		if err == nil && isSameFile(f, dir) {
 			return f, nil
 		}
 		inUse := err == nil || errors.Is(err, unix.EWOULDBLOCK) // locked, and removed meanwhile
 		if err != nil && !inUse {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 		}
-		holder := holderOf(f)
+		holder := describeOwner(f)
 		_ = f.Close()
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("lock %s: %w%s", dir, ErrInUse, holder)
@@ -50,7 +50,7 @@ func own(dir string, wait time.Duration) (*os.File, error) {
 	}
 }
 
-func sameAsPath(f *os.File, path string) bool {
+func isSameFile(f *os.File, path string) bool {
 	opened, err := f.Stat()
 	if err != nil {
 		return false
@@ -59,13 +59,13 @@ func sameAsPath(f *os.File, path string) bool {
 	return err == nil && os.SameFile(opened, named)
 }
 
-// CheckFree returns an error that wraps ErrInUse, and names the process, while another sensor of this machine has the
-// pins under dir (empty: DefaultLockDir). What cannot be opened here is free: OpenLock says later what it lacks.
-func CheckFree(dir string) error {
+// CheckNotInUse returns an error that wraps ErrInUse, and names the process, while another sensor of this machine has the
+// pins under dir (empty: DefaultEgressLockDir). What cannot be opened here is free: OpenEgressLock says later what it lacks.
+func CheckNotInUse(dir string) error {
 	if dir == "" {
-		dir = DefaultLockDir
+		dir = DefaultEgressLockDir
 	}
-	f, err := own(dir, handover)
+	f, err := acquirePinDir(dir, handoverTimeout)
 	if err == nil {
 		return f.Close()
 	}
@@ -75,8 +75,8 @@ func CheckFree(dir string) error {
 	return nil
 }
 
-// holderOf names the process that has a file locked and its data directory, as far as they can be seen from here.
-func holderOf(f *os.File) string {
+// describeOwner names the process that has a file locked and its data directory, as far as they can be seen from here.
+func describeOwner(f *os.File) string {
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
 		return ""
@@ -92,15 +92,15 @@ func holderOf(f *os.File) string {
 			continue
 		}
 		if pid, err := strconv.Atoi(at[4]); err == nil && pid > 0 {
-			return fmt.Sprintf(" (process %d%s)", pid, dataOf(pid))
+			return fmt.Sprintf(" (process %d%s)", pid, dataDirOf(pid))
 		}
 	}
 	return ""
 }
 
-// dataOf names the data directory of a Stanch process by the lock that it has open there, or the directory of a sensor's
+// dataDirOf names the data directory of a Stanch process by the lock that it has open there, or the directory of a sensor's
 // spool; "" if neither can be seen.
-func dataOf(pid int) string {
+func dataDirOf(pid int) string {
 	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	fds, err := os.ReadDir(dir)
 	if err != nil {
@@ -119,23 +119,23 @@ func dataOf(pid int) string {
 	return spool
 }
 
-// ReadLocks gives the locks in force that are pinned under dir (empty: DefaultLockDir), without changing anything. It
+// ReadLocks gives the locks in force that are pinned under dir (empty: DefaultEgressLockDir), without changing anything. It
 // works beside a sensor, and gives none where nothing is pinned.
-func ReadLocks(dir string) ([]LockState, error) {
+func ReadLocks(dir string) ([]EgressLockState, error) {
 	if dir == "" {
-		dir = DefaultLockDir
+		dir = DefaultEgressLockDir
 	}
-	l := &Lock{dir: dir + "/" + lockLayout, coll: &ebpf.Collection{Maps: map[string]*ebpf.Map{}}}
-	defer l.coll.Close()
+	l := &EgressLock{pinDir: dir + "/" + lockLayout, collection: &ebpf.Collection{Maps: map[string]*ebpf.Map{}}}
+	defer l.collection.Close()
 	for _, name := range []string{bpf.LockMapLocks, bpf.LockMapCounts, bpf.LockMapHolds} {
-		m, err := ebpf.LoadPinnedMap(l.dir+"/"+name, &ebpf.LoadPinOptions{ReadOnly: true})
+		m, err := ebpf.LoadPinnedMap(l.pinDir+"/"+name, &ebpf.LoadPinOptions{ReadOnly: true})
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read the egress locks: %w", err)
 		}
-		l.coll.Maps[name] = m
+		l.collection.Maps[name] = m
 	}
-	return l.inForce()
+	return l.readActiveLocks()
 }

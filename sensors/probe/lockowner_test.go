@@ -14,25 +14,25 @@ import (
 )
 
 func TestASecondSensorDoesNotShareALock(t *testing.T) {
-	needKernel(t)
-	_, id := cgroup(t, "")
-	dir := lockDir(t)
-	l := openLock(t, dir)
+	requireKernel(t)
+	_, id := newCgroup(t, "")
+	dir := newLockDir(t)
+	l := openTestLock(t, dir)
 	data, err := os.Create(filepath.Join(t.TempDir(), "lock")) // as a Stanch holds its data directory
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = data.Close() }()
-	st, err := l.Apply(LockRequest{Lease: "a", Cgroups: []uint64{id}, Until: time.Now().Add(time.Hour)})
-	if err != nil || !st.Held {
+	st, err := l.Apply(EgressLockRequest{LeaseID: "a", Cgroups: []uint64{id}, ExpiresAt: time.Now().Add(time.Hour)})
+	if err != nil || !st.Active {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	// Another one that lists or releases would write the latest end of what it sees, and lift what it does not.
-	second, err := OpenLock(dir)
+	second, err := OpenEgressLock(dir)
 	if second != nil || !errors.Is(err, ErrInUse) {
 		t.Fatalf("a second one: %v", err)
 	}
-	free := CheckFree(dir)
+	free := CheckNotInUse(dir)
 	if !errors.Is(free, ErrInUse) {
 		t.Fatalf("it counts as free: %v", free)
 	}
@@ -43,11 +43,11 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 	}
 	// Who only reads is let in, and sees what is in force.
 	held, err := ReadLocks(dir)
-	if err != nil || len(held) != 1 || held[0].Lease != "a" || !held[0].Held {
+	if err != nil || len(held) != 1 || held[0].LeaseID != "a" || !held[0].Active {
 		t.Errorf("ReadLocks: %+v, %v", held, err)
 	}
 	var latest uint64
-	if err := l.m(bpf.LockMapLatest).Lookup(uint32(0), &latest); err != nil || latest <= uint64(bootNow()) {
+	if err := l.ebpfMap(bpf.LockMapLatest).Lookup(uint32(0), &latest); err != nil || latest <= uint64(sinceBoot()) {
 		t.Errorf("the lock is not in force: %d, %v", latest, err)
 	}
 	if none, err := ReadLocks(dir + "-nothing"); err != nil || len(none) != 0 {
@@ -56,10 +56,10 @@ func TestASecondSensorDoesNotShareALock(t *testing.T) {
 }
 
 func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
-	n := newLab(t)
-	dir := lockDir(t)
-	w := n.wires[0]
-	owner := self("lock", dir, strconv.FormatUint(n.podID, 10), strconv.Itoa(w.Index), mac(w.MAC), "1m")
+	n := newNetworkLab(t)
+	dir := newLockDir(t)
+	w := n.veths[0]
+	owner := selfCommand("lock", dir, strconv.FormatUint(n.podID, 10), strconv.Itoa(w.Index), formatMAC(w.MAC), "1m")
 	out, err := owner.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -70,18 +70,18 @@ func TestAKilledSensorLeavesItsLockToTheNext(t *testing.T) {
 	if _, err := out.Read(make([]byte, 64)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(owner.Process.Pid)) {
+	if _, err := OpenEgressLock(dir); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(owner.Process.Pid)) {
 		t.Errorf("beside it: %v", err)
 	}
 	if err := owner.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = owner.Wait()
-	if err := CheckFree(dir); err != nil {
+	if err := CheckNotInUse(dir); err != nil {
 		t.Errorf("a dead one blocks: %v", err)
 	}
-	l := openLock(t, dir)
-	if st, err := l.Lease("owner"); err != nil || !st.Held || !st.Wire {
+	l := openTestLock(t, dir)
+	if st, err := l.StateOfLease("owner"); err != nil || !st.Active || !st.VethLocked {
 		t.Errorf("%+v, %v", st, err)
 	}
 }

@@ -20,8 +20,8 @@ import (
 // lapses by itself beside it.
 const lockLayout = "lock-2"
 
-// mountBPF makes dir and sees to it that it lies on a BPF file system.
-func mountBPF(dir string) error {
+// ensureBPFMount makes dir and sees to it that it lies on a BPF file system.
+func ensureBPFMount(dir string) error {
 	isBPF := func(path string) bool {
 		var st unix.Statfs_t
 		return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.BPF_FS_MAGIC //nolint:gosec // a magic number
@@ -44,7 +44,7 @@ func mountBPF(dir string) error {
 	return nil
 }
 
-var wirePrograms = []struct {
+var vethPrograms = []struct {
 	pin     string
 	program string
 	at      ebpf.AttachType
@@ -53,19 +53,19 @@ var wirePrograms = []struct {
 	{"in", bpf.LockProgLockWireIn, ebpf.AttachTCXIngress},
 }
 
-func (l *Lock) wirePin(index int, pin string) string {
-	return filepath.Join(l.dir, "wire-"+strconv.Itoa(index)+"-"+pin)
+func (l *EgressLock) vethPinPath(index int, pin string) string {
+	return filepath.Join(l.pinDir, "wire-"+strconv.Itoa(index)+"-"+pin)
 }
 
-// attachWire holds a host-side veth, before any other program there can decide. It keeps what is attached already.
-func (l *Lock) attachWire(index int) error {
-	for _, w := range wirePrograms {
-		pin := l.wirePin(index, w.pin)
-		if linkAlive(pin, index) {
+// attachVeth holds a host-side veth, before any other program there can decide. It keeps what is attached already.
+func (l *EgressLock) attachVeth(index int) error {
+	for _, w := range vethPrograms {
+		pin := l.vethPinPath(index, w.pin)
+		if isLinkAttached(pin, index) {
 			continue
 		}
 		_ = os.Remove(pin)
-		made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: l.coll.Programs[w.program], Attach: w.at, Anchor: link.Head()})
+		made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: l.collection.Programs[w.program], Attach: w.at, Anchor: link.Head()})
 		if err != nil {
 			return fmt.Errorf("attach to the wire: %w", err)
 		}
@@ -78,8 +78,8 @@ func (l *Lock) attachWire(index int) error {
 	return nil
 }
 
-// linkAlive tells whether a pinned link is still on its interface: it is not when the interface has gone.
-func linkAlive(pin string, index int) bool {
+// isLinkAttached tells whether a pinned link is still on its interface: it is not when the interface has gone.
+func isLinkAttached(pin string, index int) bool {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
 		return false
@@ -92,23 +92,23 @@ func linkAlive(pin string, index int) bool {
 	return int(info.TCX().Ifindex) == index
 }
 
-func (l *Lock) wireHeld(index int) bool {
-	for _, w := range wirePrograms {
-		if !linkAlive(l.wirePin(index, w.pin), index) {
+func (l *EgressLock) isVethLocked(index int) bool {
+	for _, w := range vethPrograms {
+		if !isLinkAttached(l.vethPinPath(index, w.pin), index) {
 			return false
 		}
 	}
 	return true
 }
 
-func (l *Lock) detachWire(index int) {
-	for _, w := range wirePrograms {
-		unpin(l.wirePin(index, w.pin))
+func (l *EgressLock) detachVeth(index int) {
+	for _, w := range vethPrograms {
+		detachAndUnpin(l.vethPinPath(index, w.pin))
 	}
 }
 
-// unpin detaches now, also while another process has the link open.
-func unpin(pin string) {
+// detachAndUnpin detaches now, also while another process has the link open.
+func detachAndUnpin(pin string) {
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 		_ = l.Detach()
 		_ = l.Close()
@@ -116,32 +116,32 @@ func unpin(pin string) {
 	_ = os.Remove(pin)
 }
 
-// adoptWires puts this version's programs into the pinned links of an earlier process, and removes those whose
+// adoptVeths puts this version's programs into the pinned links of an earlier process, and removes those whose
 // interface has gone or that hold nothing any more.
-func (l *Lock) adoptWires() error {
-	pins, err := os.ReadDir(l.dir)
+func (l *EgressLock) adoptVeths() error {
+	pins, err := os.ReadDir(l.pinDir)
 	if err != nil {
 		return fmt.Errorf("adopt pinned wires: %w", err)
 	}
 	for _, entry := range pins {
-		index, which, ok := cutWire(entry.Name())
+		index, which, ok := parseVethPin(entry.Name())
 		if !ok {
 			continue
 		}
-		pin := filepath.Join(l.dir, entry.Name())
-		var v holdValue
-		held := l.m(bpf.LockMapHolds).Lookup(holdKey{ID: uint64(index), Kind: holdWire}, &v) == nil //nolint:gosec // an index
-		if !held || !linkAlive(pin, index) {
-			unpin(pin)
+		pin := filepath.Join(l.pinDir, entry.Name())
+		var v lockedObjectValue
+		held := l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: uint64(index), Kind: objectVeth}, &v) == nil //nolint:gosec // an index
+		if !held || !isLinkAttached(pin, index) {
+			detachAndUnpin(pin)
 			continue
 		}
-		for _, w := range wirePrograms {
+		for _, w := range vethPrograms {
 			if w.pin != which {
 				continue
 			}
 			old, err := link.LoadPinnedLink(pin, nil)
 			if err == nil {
-				err = errors.Join(old.Update(l.coll.Programs[w.program]), old.Close())
+				err = errors.Join(old.Update(l.collection.Programs[w.program]), old.Close())
 			}
 			if err != nil {
 				return fmt.Errorf("renew the program on wire %d: %w", index, err)
@@ -151,7 +151,7 @@ func (l *Lock) adoptWires() error {
 	return nil
 }
 
-func cutWire(name string) (index int, which string, ok bool) {
+func parseVethPin(name string) (index int, which string, ok bool) {
 	rest, ok := strings.CutPrefix(name, "wire-")
 	if !ok {
 		return 0, "", false
@@ -161,13 +161,13 @@ func cutWire(name string) (index int, which string, ok bool) {
 	return index, which, ok && err == nil
 }
 
-// Disarm removes every lock, program and pin under dir (empty: DefaultLockDir). It works without an open Lock, and
+// Cleanup removes every lock, program and pin under dir (empty: DefaultEgressLockDir). It works without an open Lock, and
 // when there is nothing. While a process has the lock open it gives ErrInUse: that one would go on reporting locks as held.
-func Disarm(dir string) error {
+func Cleanup(dir string) error {
 	if dir == "" {
-		dir = DefaultLockDir
+		dir = DefaultEgressLockDir
 	}
-	owned, err := own(dir, handover)
+	owned, err := acquirePinDir(dir, handoverTimeout)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -195,7 +195,7 @@ func Disarm(dir string) error {
 		}
 		for _, pin := range pins {
 			if pin.Name() == "egress" || strings.HasPrefix(pin.Name(), "wire-") {
-				unpin(filepath.Join(at, pin.Name()))
+				detachAndUnpin(filepath.Join(at, pin.Name()))
 			}
 		}
 		if err := os.RemoveAll(at); err != nil {

@@ -11,36 +11,36 @@ import (
 	"github.com/cilium/ebpf"
 
 	"stanch/bpf"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
-// State tells whether a cgroup, or one above it, is held. cgroupID is any cgroup of a pod or container. A lock that has
+// StateOfCgroup tells whether a cgroup, or one above it, is held. cgroupID is any cgroup of a pod or container. A lock that has
 // lapsed is not held.
-func (l *Lock) State(cgroupID uint64) (LockState, error) {
+func (l *EgressLock) StateOfCgroup(cgroupID uint64) (EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, id := range l.above(cgroupID) {
-		var v holdValue
-		if l.m(bpf.LockMapHolds).Lookup(holdKey{ID: id, Kind: holdCgroup}, &v) != nil {
+	for _, id := range l.cgroupAndAncestors(cgroupID) {
+		var v lockedObjectValue
+		if l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil {
 			continue
 		}
-		if st, err := l.state(v.Lock); err != nil || st.Held {
+		if st, err := l.stateByID(v.Lock); err != nil || st.Active {
 			return st, err
 		}
 	}
-	return LockState{}, nil
+	return EgressLockState{}, nil
 }
 
-// above gives a cgroup and those that it is in, but for the root.
-func (l *Lock) above(cgroupID uint64) []uint64 {
+// cgroupAndAncestors gives a cgroup and those that it is in, but for the root.
+func (l *EgressLock) cgroupAndAncestors(cgroupID uint64) []uint64 {
 	ids := []uint64{cgroupID}
-	path, err := identity.PathOf(l.root, cgroupID)
+	path, err := containermeta.CgroupPathByID(l.cgroupRoot, cgroupID)
 	if err != nil {
 		return ids
 	}
 	for i := len(path) - 1; i > 0; i-- {
 		if path[i] == '/' {
-			if id, err := identity.CgroupID(l.root + path[:i]); err == nil {
+			if id, err := containermeta.CgroupID(l.cgroupRoot + path[:i]); err == nil {
 				ids = append(ids, id)
 			}
 		}
@@ -48,28 +48,28 @@ func (l *Lock) above(cgroupID uint64) []uint64 {
 	return ids
 }
 
-// Denies tells whether a TCP connection from a cgroup would be refused now. It is for telling people: what is refused
+// WouldDeny tells whether a TCP connection from a cgroup would be refused now. It is for telling people: what is refused
 // is decided in the kernel.
-func (l *Lock) Denies(cgroupID uint64, to netip.AddrPort) bool {
+func (l *EgressLock) WouldDeny(cgroupID uint64, to netip.AddrPort) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var latest uint64
-	now := uint64(bootNow()) //nolint:gosec // positive
-	if l.m(bpf.LockMapLatest).Lookup(uint32(0), &latest) != nil || latest <= now {
+	now := uint64(sinceBoot()) //nolint:gosec // positive
+	if l.ebpfMap(bpf.LockMapLatest).Lookup(uint32(0), &latest) != nil || latest <= now {
 		return false
 	}
-	for _, id := range l.above(cgroupID) {
-		var v holdValue
+	for _, id := range l.cgroupAndAncestors(cgroupID) {
+		var v lockedObjectValue
 		var rec lockRecord
-		if l.m(bpf.LockMapHolds).Lookup(holdKey{ID: id, Kind: holdCgroup}, &v) != nil || l.m(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
+		if l.ebpfMap(bpf.LockMapHolds).Lookup(lockedObjectKey{ID: id, Kind: objectCgroup}, &v) != nil || l.ebpfMap(bpf.LockMapLocks).Lookup(v.Lock, &rec) != nil {
 			continue
 		}
-		if rec.Expiry <= now || to.Addr().IsLoopback() && rec.Flags&lockHostNetwork == 0 {
+		if rec.Expiry <= now || to.Addr().IsLoopback() && rec.Flags&lockFlagHostNetwork == 0 {
 			continue
 		}
 		var allow allowValue
-		key := allowKeyOf(v.Lock, netip.PrefixFrom(to.Addr(), to.Addr().BitLen()))
-		if l.m(bpf.LockMapAllow).Lookup(key, &allow) != nil || !slices.ContainsFunc(allow[:], func(r allowRule) bool {
+		key := newAllowKey(v.Lock, netip.PrefixFrom(to.Addr(), to.Addr().BitLen()))
+		if l.ebpfMap(bpf.LockMapAllow).Lookup(key, &allow) != nil || !slices.ContainsFunc(allow[:], func(r allowRule) bool {
 			return r.Used == 1 && (r.Protocol == 0 || r.Protocol == 6) && (r.Port == 0 || r.Port == to.Port())
 		}) {
 			return true
@@ -79,83 +79,83 @@ func (l *Lock) Denies(cgroupID uint64, to netip.AddrPort) bool {
 }
 
 // List gives every lock in force, and forgets those that have lapsed.
-func (l *Lock) List() ([]LockState, error) {
+func (l *EgressLock) List() ([]EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sweep()
-	out, err := l.inForce()
+	l.removeExpired()
+	out, err := l.readActiveLocks()
 	if err != nil {
 		return out, err
 	}
-	return out, l.settle()
+	return out, l.recomputeLatestExpiry()
 }
 
-// inForce reads every lock that has not lapsed.
-func (l *Lock) inForce() ([]LockState, error) {
-	var out []LockState
-	for id := range each[uint64, lockRecord](l.m(bpf.LockMapLocks)) {
-		st, err := l.state(id)
+// readActiveLocks reads every lock that has not lapsed.
+func (l *EgressLock) readActiveLocks() ([]EgressLockState, error) {
+	var out []EgressLockState
+	for id := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
+		st, err := l.stateByID(id)
 		if err != nil {
 			return out, err
 		}
-		if st.Held {
+		if st.Active {
 			out = append(out, st)
 		}
 	}
-	slices.SortFunc(out, func(a, b LockState) int { return a.Until.Compare(b.Until) })
+	slices.SortFunc(out, func(a, b EgressLockState) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
 	return out, nil
 }
 
-// Lease gives the state of a lease's lock, with Held false if there is none or it has lapsed.
-func (l *Lock) Lease(lease string) (LockState, error) {
+// StateOfLease gives the state of a lease's lock, with Held false if there is none or it has lapsed.
+func (l *EgressLock) StateOfLease(lease string) (EgressLockState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.state(lockID(lease))
+	return l.stateByID(lockID(lease))
 }
 
-func (l *Lock) state(id uint64) (LockState, error) {
+func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 	var rec lockRecord
-	switch err := l.m(bpf.LockMapLocks).Lookup(id, &rec); {
+	switch err := l.ebpfMap(bpf.LockMapLocks).Lookup(id, &rec); {
 	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return LockState{}, nil
+		return EgressLockState{}, nil
 	case err != nil:
-		return LockState{}, fmt.Errorf("read the egress lock: %w", err)
+		return EgressLockState{}, fmt.Errorf("read the egress lock: %w", err)
 	}
-	wall, boot := readClock()
+	wall, boot := readClocks()
 	left := time.Duration(rec.Expiry) - boot //nolint:gosec // 292 years
-	st := LockState{
-		Held: left > 0, Lease: string(bytes.TrimRight(rec.Lease[:], "\x00")), Target: string(bytes.TrimRight(rec.Target[:], "\x00")), Until: wall.Add(left).UTC(),
-		DeniedBy: map[string]uint64{},
+	st := EgressLockState{
+		Active: left > 0, LeaseID: string(bytes.TrimRight(rec.Lease[:], "\x00")), TargetID: string(bytes.TrimRight(rec.Target[:], "\x00")), ExpiresAt: wall.Add(left).UTC(),
+		DeniedByProtocol: map[string]uint64{},
 	}
-	var c countsRecord
-	if l.m(bpf.LockMapCounts).Lookup(id, &c) == nil {
-		st.Answered = c.Answered
+	var c packetCountsRecord
+	if l.ebpfMap(bpf.LockMapCounts).Lookup(id, &c) == nil {
+		st.AnsweredPackets = c.Answered
 		for i, n := range c.Denied {
 			if n > 0 {
-				st.Denied += n
-				st.DeniedBy[deniedKinds[i]] = n
+				st.DeniedPackets += n
+				st.DeniedByProtocol[deniedProtocols[i]] = n
 			}
 		}
 	}
-	for k, v := range l.holds() {
+	for k, v := range l.lockedObjects() {
 		switch {
 		case v.Lock != id:
-		case k.Kind == holdCgroup:
+		case k.Kind == objectCgroup:
 			st.Cgroups = append(st.Cgroups, k.ID)
-		case l.wireHeld(int(k.ID)): //nolint:gosec // an index
-			st.Wires = append(st.Wires, int(k.ID)) //nolint:gosec // an index
+		case l.isVethLocked(int(k.ID)): //nolint:gosec // an index
+			st.VethIndexes = append(st.VethIndexes, int(k.ID)) //nolint:gosec // an index
 		}
 	}
 	slices.Sort(st.Cgroups)
-	slices.Sort(st.Wires)
-	st.Wire = len(st.Wires) > 0
+	slices.Sort(st.VethIndexes)
+	st.VethLocked = len(st.VethIndexes) > 0
 	return st, nil
 }
 
-func (l *Lock) holds() map[holdKey]holdValue { return each[holdKey, holdValue](l.m(bpf.LockMapHolds)) }
+func (l *EgressLock) lockedObjects() map[lockedObjectKey]lockedObjectValue { return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapHolds)) }
 
-// each copies a map of the kernel. A change under the walk may hide or repeat an entry; the next look sees it.
-func each[K comparable, V any](m *ebpf.Map) map[K]V {
+// readMap copies a map of the kernel. A change under the walk may hide or repeat an entry; the next look sees it.
+func readMap[K comparable, V any](m *ebpf.Map) map[K]V {
 	var (
 		k   K
 		v   V
@@ -167,8 +167,8 @@ func each[K comparable, V any](m *ebpf.Map) map[K]V {
 	return all
 }
 
-// prune deletes the keys that match.
-func prune[K comparable](m *ebpf.Map, match func(K) bool) {
+// deleteMatching deletes the keys that match.
+func deleteMatching[K comparable](m *ebpf.Map, match func(K) bool) {
 	var k K
 	var gone []K
 	value := make([]byte, m.ValueSize())
@@ -182,41 +182,41 @@ func prune[K comparable](m *ebpf.Map, match func(K) bool) {
 	}
 }
 
-// sweep forgets locks that have lapsed. The kernel has let go of them by itself.
-func (l *Lock) sweep() {
-	now := uint64(bootNow()) //nolint:gosec // positive
-	for id, rec := range each[uint64, lockRecord](l.m(bpf.LockMapLocks)) {
+// removeExpired forgets locks that have lapsed. The kernel has let go of them by itself.
+func (l *EgressLock) removeExpired() {
+	now := uint64(sinceBoot()) //nolint:gosec // positive
+	for id, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
 		if rec.Expiry <= now {
-			l.drop(id)
+			l.removeLock(id)
 		}
 	}
 }
 
-// drop takes a lock away: first its record, which ends it.
-func (l *Lock) drop(id uint64) {
-	_ = l.m(bpf.LockMapLocks).Delete(id)
-	for k, v := range l.holds() {
+// removeLock takes a lock away: first its record, which ends it.
+func (l *EgressLock) removeLock(id uint64) {
+	_ = l.ebpfMap(bpf.LockMapLocks).Delete(id)
+	for k, v := range l.lockedObjects() {
 		if v.Lock == id {
-			l.unhold(k)
+			l.unlockObject(k)
 		}
 	}
-	_ = l.m(bpf.LockMapCounts).Delete(id)
-	prune(l.m(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id })
-	prune(l.m(bpf.LockMapAllow), func(k allowKey) bool { return k.lock() == id })
-	prune(l.m(bpf.LockMapMacs), func(k macKey) bool { return k.Lock == id })
+	_ = l.ebpfMap(bpf.LockMapCounts).Delete(id)
+	deleteMatching(l.ebpfMap(bpf.LockMapAddresses), func(k addressKey) bool { return k.Lock == id })
+	deleteMatching(l.ebpfMap(bpf.LockMapAllow), func(k allowKey) bool { return k.lockID() == id })
+	deleteMatching(l.ebpfMap(bpf.LockMapMacs), func(k macKey) bool { return k.Lock == id })
 }
 
-func (l *Lock) unhold(k holdKey) {
-	_ = l.m(bpf.LockMapHolds).Delete(k)
-	if k.Kind == holdWire {
-		l.detachWire(int(k.ID)) //nolint:gosec // an index
+func (l *EgressLock) unlockObject(k lockedObjectKey) {
+	_ = l.ebpfMap(bpf.LockMapHolds).Delete(k)
+	if k.Kind == objectVeth {
+		l.detachVeth(int(k.ID)) //nolint:gosec // an index
 	}
 }
 
-// raise makes the programs look until end.
-func (l *Lock) raise(end uint64) error {
+// extendLatestExpiry makes the programs look until end.
+func (l *EgressLock) extendLatestExpiry(end uint64) error {
 	var now uint64
-	m := l.m(bpf.LockMapLatest)
+	m := l.ebpfMap(bpf.LockMapLatest)
 	if err := m.Lookup(uint32(0), &now); err == nil && now >= end {
 		return nil
 	}
@@ -226,13 +226,13 @@ func (l *Lock) raise(end uint64) error {
 	return nil
 }
 
-// settle lets the programs rest when no lock is left.
-func (l *Lock) settle() error {
+// recomputeLatestExpiry lets the programs rest when no lock is left.
+func (l *EgressLock) recomputeLatestExpiry() error {
 	var latest uint64
-	for _, rec := range each[uint64, lockRecord](l.m(bpf.LockMapLocks)) {
+	for _, rec := range readMap[uint64, lockRecord](l.ebpfMap(bpf.LockMapLocks)) {
 		latest = max(latest, rec.Expiry)
 	}
-	if err := l.m(bpf.LockMapLatest).Put(uint32(0), latest); err != nil {
+	if err := l.ebpfMap(bpf.LockMapLatest).Put(uint32(0), latest); err != nil {
 		return fmt.Errorf("egress lock: write the latest end: %w", err)
 	}
 	return nil

@@ -15,13 +15,13 @@ import (
 // BenchmarkLockPacket is what the lock's programs cost a packet, run by the kernel itself on the loopback interface. What a
 // packet of an unlocked pod pays is "no lock" and "another's lock"; a locked pod's own are "denied" and "answer".
 func BenchmarkLockPacket(b *testing.B) {
-	benchCgroup(b)
+	newBenchCgroup(b)
 	dir := "/sys/fs/bpf/stanch-bench-" + strconv.Itoa(os.Getpid())
-	l, err := OpenLock(dir)
+	l, err := OpenEgressLock(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = l.Close(); _ = Disarm(dir) })
+	b.Cleanup(func() { _ = l.Close(); _ = Cleanup(dir) })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -35,7 +35,7 @@ func BenchmarkLockPacket(b *testing.B) {
 	there, here := listener.Addr().(*net.TCPAddr).Port, c.LocalAddr().(*net.TCPAddr).Port
 
 	mac := []byte{2, 0, 0, 0, 0, 1}
-	frame := ethernet(mac, mac, 0x0800, ipv4("127.0.0.1", "127.0.0.1", 6, segment(uint16(there), uint16(here), make([]byte, 100))))
+	frame := ethernetFrame(mac, mac, 0x0800, ipv4Packet("127.0.0.1", "127.0.0.1", 6, tcpSegment(uint16(there), uint16(here), make([]byte, 100))))
 	const times = 400 // fewer than use up a second's bytes
 	run := func(name, program string, want uint32, prepare func(b *testing.B)) {
 		b.Run(name, func(b *testing.B) {
@@ -43,7 +43,7 @@ func BenchmarkLockPacket(b *testing.B) {
 				if prepare != nil {
 					prepare(b)
 				}
-				got, spent, err := l.coll.Programs[program].Benchmark(frame, times, nil)
+				got, spent, err := l.collection.Programs[program].Benchmark(frame, times, nil)
 				if err != nil || got != want {
 					b.Fatalf("%d, %v", got, err)
 				}
@@ -54,14 +54,14 @@ func BenchmarkLockPacket(b *testing.B) {
 	const next, drop = 0xffffffff, 2
 	id := lockID("bench")
 	put := func(b *testing.B, m string, k, v any) {
-		if err := l.m(m).Update(k, v, ebpf.UpdateAny); err != nil {
+		if err := l.ebpfMap(m).Update(k, v, ebpf.UpdateAny); err != nil {
 			b.Fatal(err)
 		}
 	}
 	lock := func(b *testing.B) {
-		end := uint64(bootNow() + time.Hour)
-		put(b, bpf.LockMapLocks, id, lockRecord{Expiry: end, Flags: lockByNode})
-		put(b, bpf.LockMapCounts, id, countsRecord{})
+		end := uint64(sinceBoot() + time.Hour)
+		put(b, bpf.LockMapLocks, id, lockRecord{Expiry: end, Flags: lockFlagNodeMACsOnly})
+		put(b, bpf.LockMapCounts, id, packetCountsRecord{})
 		put(b, bpf.LockMapLatest, uint32(0), end)
 	}
 	run("cgroup/no lock", bpf.LockProgLockEgress, 1, nil)
@@ -70,7 +70,7 @@ func BenchmarkLockPacket(b *testing.B) {
 	run("wire out/another's lock", bpf.LockProgLockWireOut, next, lock)
 	hold := func(b *testing.B) {
 		lock(b)
-		put(b, bpf.LockMapHolds, holdKey{ID: 1, Kind: holdWire}, holdValue{Lock: id, MAC: [6]byte(mac)})
+		put(b, bpf.LockMapHolds, lockedObjectKey{ID: 1, Kind: objectVeth}, lockedObjectValue{Lock: id, MAC: [6]byte(mac)})
 	}
 	run("wire in/denied", bpf.LockProgLockWireIn, drop, hold)
 	run("wire out/to the pod", bpf.LockProgLockWireOut, next, hold)
@@ -79,8 +79,8 @@ func BenchmarkLockPacket(b *testing.B) {
 		put(b, bpf.LockMapMacs, macKey{Lock: id, MAC: [6]byte(mac)}, uint8(1))
 		end := make([]byte, 16)
 		end[10], end[11], end[12], end[15] = 0xff, 0xff, 127, 1
-		key := flowKey{Lock: id, Node: [16]byte(end), Pod: [16]byte(end), NodePort: swap(uint16(here)), PodPort: swap(uint16(there))}
-		put(b, bpf.LockMapFlows, key, flowValue{Seen: uint64(bootNow()), Second: uint64(bootNow())})
+		key := flowKey{Lock: id, Node: [16]byte(end), Pod: [16]byte(end), NodePort: swapBytes(uint16(here)), PodPort: swapBytes(uint16(there))}
+		put(b, bpf.LockMapFlows, key, flowValue{Seen: uint64(sinceBoot()), Second: uint64(sinceBoot())})
 	})
 }
 

@@ -19,28 +19,28 @@ type Options struct {
 	Node string
 	// CgroupRoot is the mount point of cgroup v2. Empty: found in /proc/self/mountinfo.
 	CgroupRoot string
-	// Classify tells whether a cgroup (path below CgroupRoot, with a leading slash) holds a container. It is asked
-	// once for each cgroup that exists at Load and once for each new one at its first event. Nil: DefaultClassify.
-	Classify func(path string) Class
-	// Host also reports what runs outside of containers (loud; for debugging).
-	Host bool
-	// Disable names hooks that stay off, for example HookOpen whose tracepoint taxes every system call a little.
-	Disable []Hook
-	// Denies tells whether an egress lock refuses a connection (Lock.Denies); events then say so. Nil: no event does.
-	Denies func(cgroupID uint64, to netip.AddrPort) bool
+	// ClassifyCgroup tells whether a cgroup (path below CgroupRoot, with a leading slash) holds a container. It is asked
+	// once for each cgroup that exists at Load and once for each new one at its first event. Nil: ClassifyCgroupPath.
+	ClassifyCgroup func(path string) CgroupClass
+	// IncludeHost also reports what runs outside of containers (loud; for debugging).
+	IncludeHost bool
+	// DisabledHooks names hooks that stay off, for example HookOpen whose tracepoint taxes every system call a little.
+	DisabledHooks []Hook
+	// WouldDeny tells whether an egress lock refuses a connection (EgressLock.WouldDeny); events then say so. Nil: no event does.
+	WouldDeny func(cgroupID uint64, to netip.AddrPort) bool
 	// AlertBytes and TelemetryBytes size the two rings, powers of two. Zero: 4 MiB and 1 MiB.
-	AlertBytes, TelemetryBytes int
-	// Tap is handed every record of the rings before it is decoded, by two goroutines; it is the tap's only until it
+	AlertRingBytes, TelemetryRingBytes int
+	// RecordTap is handed every record of the rings before it is decoded, by two goroutines; it is the tap's only until it
 	// returns. For Feed. Nil: nobody is.
-	Tap func(record []byte)
+	RecordTap func(record []byte)
 }
 
-// Class says whose a cgroup is.
-type Class uint8
+// CgroupClass says whose a cgroup is.
+type CgroupClass uint8
 
 // The classes of cgroups.
 const (
-	ClassUnknown   Class = iota // not decided: watched, asked again later
+	ClassUnknown   CgroupClass = iota // not decided: watched, asked again later
 	ClassContainer              // watched
 	ClassHost                   // filtered in the kernel
 )
@@ -55,17 +55,17 @@ const (
 	HookConnect4 Hook = "connect4"
 	HookConnect6 Hook = "connect6"
 	HookOpen     Hook = "open"
-	HookCalls    Hook = "calls" // mount, setns, ptrace, chmod, bpf, … on their return
-	HookUnix     Hook = "unix-connect"
+	HookSyscalls    Hook = "calls" // mount, setns, ptrace, chmod, bpf, … on their return
+	HookUnixConnect     Hook = "unix-connect"
 	HookListen   Hook = "listen"
 	HookDNS      Hook = "dns"
 	HookFork     Hook = "fork"
-	HookURing    Hook = "io-uring"
+	HookIOUring    Hook = "io-uring"
 	HookCgroup   Hook = "cgroup"
 )
 
 // Hooks lists every hook.
-var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookCalls, HookUnix, HookListen, HookDNS, HookFork, HookURing, HookCgroup}
+var Hooks = []Hook{HookExec, HookExit, HookConnect4, HookConnect6, HookOpen, HookSyscalls, HookUnixConnect, HookListen, HookDNS, HookFork, HookIOUring, HookCgroup}
 
 // Status is what the probe does at this moment.
 type Status struct {
@@ -75,28 +75,28 @@ type Status struct {
 	// Drops counts events that were lost, by reason: "alerts ring full", "telemetry ring full", "no scratch",
 	// "undecodable".
 	Drops map[string]uint64 `json:"drops"`
-	// Losers counts the events lost by the path of the cgroup whose they were. At most some 1,000 are remembered.
-	Losers map[string]uint64 `json:"losers,omitempty"`
-	// Setup counts events that were the container runtime's own and were left out.
-	Setup uint64 `json:"setup,omitempty"`
-	// Filtered counts cgroups that are known to be the host's.
-	Filtered int       `json:"filtered"`
-	Since    time.Time `json:"since"`
+	// DropsByCgroup counts the events lost by the path of the cgroup whose they were. At most some 1,000 are remembered.
+	DropsByCgroup map[string]uint64 `json:"losers,omitempty"`
+	// RuntimeSetupEvents counts events that were the container runtime's own and were left out.
+	RuntimeSetupEvents uint64 `json:"setup,omitempty"`
+	// FilteredCgroups counts cgroups that are known to be the host's.
+	FilteredCgroups int       `json:"filtered"`
+	LoadedAt    time.Time `json:"since"`
 }
 
-// Loser is a cgroup whose events were lost: "gone" is the path of one that no longer is.
-type Loser struct {
+// DropSource is a cgroup whose events were lost: "gone" is the path of one that no longer is.
+type DropSource struct {
 	Cgroup uint64
 	Path   string
-	Lost   uint64
+	Dropped   uint64
 }
 
-// Disabled is the reason of a hook that is off because somebody configured it so.
-const Disabled = "disabled by configuration"
+// ReasonDisabled is the reason of a hook that is off because somebody configured it so.
+const ReasonDisabled = "disabled by configuration"
 
 // HookStatus says whether a hook is on, and if not why not and what would mend it.
 type HookStatus struct {
 	Hook   Hook   `json:"hook"`
-	On     bool   `json:"on"`
+	Enabled     bool   `json:"on"`
 	Reason string `json:"reason,omitempty"`
 }

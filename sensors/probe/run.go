@@ -22,7 +22,7 @@ func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
 		errs [2]error
 	)
 	for i, ring := range []*ringbuf.Reader{p.alerts, p.telemetry} {
-		wg.Go(func() { errs[i] = p.drain(ctx, ring, f) })
+		wg.Go(func() { errs[i] = p.readRing(ctx, ring, f) })
 	}
 	stop := context.AfterFunc(ctx, func() {
 		// Wakes the readers; a deadline would not, once they wait. The rings stay usable for another Run.
@@ -35,7 +35,7 @@ func (p *Probe) Run(ctx context.Context, f func(sensors.Event)) error {
 	return errors.Join(errs[:]...)
 }
 
-func (p *Probe) drain(ctx context.Context, ring *ringbuf.Reader, f func(sensors.Event)) error {
+func (p *Probe) readRing(ctx context.Context, ring *ringbuf.Reader, f func(sensors.Event)) error {
 	var rec ringbuf.Record
 	for ctx.Err() == nil {
 		err := ring.ReadInto(&rec)
@@ -47,65 +47,65 @@ func (p *Probe) drain(ctx context.Context, ring *ringbuf.Reader, f func(sensors.
 		case err != nil:
 			return fmt.Errorf("read the kernel's ring: %w", err)
 		}
-		if p.opt.Tap != nil {
-			p.opt.Tap(rec.RawSample)
+		if p.options.RecordTap != nil {
+			p.options.RecordTap(rec.RawSample)
 		}
-		p.Feed(rec.RawSample, f)
+		p.ReplayRecord(rec.RawSample, f)
 	}
 	return nil
 }
 
-// Feed takes one record as the kernel's rings hold them, as Run does: recorded ones can be gone through again with it. f
+// ReplayRecord takes one record as the kernel's rings hold them, as Run does: recorded ones can be gone through again with it. f
 // gets what comes of it; a record that cannot be decoded is counted among the drops.
-func (p *Probe) Feed(record []byte, f func(sensors.Event)) {
-	d, err := decode(record)
+func (p *Probe) ReplayRecord(record []byte, f func(sensors.Event)) {
+	d, err := decodeRecord(record)
 	if err != nil {
-		p.bad.Add(1)
+		p.undecodable.Add(1)
 		return
 	}
 	p.deliver(&d, f)
 }
 
-func (p *Probe) deliver(d *decoded, f func(sensors.Event)) {
+func (p *Probe) deliver(d *decodedRecord, f func(sensors.Event)) {
 	e := &d.event
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d.made != "" {
-		p.made(e.Container.CgroupID, d.made)
+	if d.newCgroupPath != "" {
+		p.recordNewCgroup(e.Container.CgroupID, d.newCgroupPath)
 		return
 	}
-	g := p.classify(e.Container.CgroupID, e.Process.PID)
+	g := p.classifyCgroup(e.Container.CgroupID, e.Process.PID)
 	if g.class == ClassHost {
-		if !p.opt.Host {
+		if !p.options.IncludeHost {
 			return // made before the kernel knew, or while we found out
 		}
 		e.Container = sensors.Container{}
 	}
 	e.Container.CgroupPath = g.path
 	switch e.Kind {
-	case sensors.KindOpen, sensors.KindDelete, sensors.KindUnix:
-		if e.File.Sensitive = sensitive(e); e.File.Sensitive == "" {
+	case sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindUnixConnect:
+		if e.File.SensitiveClass = sensitiveClassOfEvent(e); e.File.SensitiveClass == "" {
 			return // only its base name looked sensitive
 		}
 	default:
 	}
-	if p.runtime(d) {
-		p.setup.Add(1)
+	if p.isRuntimeSetup(d) {
+		p.runtimeSetupEvents.Add(1)
 		return
 	}
 	if e.Kind == sensors.KindExec {
-		p.enter(d)
+		p.setExecedInto(d)
 	}
-	if e.Kind == sensors.KindConnect && p.opt.Denies != nil {
+	if e.Kind == sensors.KindConnect && p.options.WouldDeny != nil {
 		if to, err := netip.ParseAddr(e.Network.Address); err == nil {
-			e.Network.Denied = p.opt.Denies(e.Container.CgroupID, netip.AddrPortFrom(to, e.Network.Port))
+			e.Network.Denied = p.options.WouldDeny(e.Container.CgroupID, netip.AddrPortFrom(to, e.Network.Port))
 		}
 	}
-	e.Node = p.opt.Node
-	e.Time = p.clock.wall(d.boot)
-	e.ID = p.opt.Node + "-" + p.boot + "-" + strconv.FormatUint(d.boot, 36) + "-" + strconv.FormatUint(uint64(d.cpu), 36)
-	p.table.Learn(e)
-	p.table.Enrich(e)
-	p.counts[e.Kind].Add(1)
+	e.Node = p.options.Node
+	e.Time = p.clock.toWallTime(d.bootTimeNS)
+	e.ID = p.options.Node + "-" + p.bootIDPrefix + "-" + strconv.FormatUint(d.bootTimeNS, 36) + "-" + strconv.FormatUint(uint64(d.cpu), 36)
+	p.processes.RecordEvent(e)
+	p.processes.AddAncestors(e)
+	p.eventCounts[e.Kind].Add(1)
 	f(*e)
 }

@@ -9,18 +9,18 @@ import (
 	"stanch/sensors"
 )
 
-// The classes of sensitive files, as sensors.File.Sensitive names them.
+// The classes of sensitive files, as sensors.File.SensitiveClass names them.
 const (
-	sensitiveToken      = "service-account-token"
+	sensitiveServiceAccountToken      = "service-account-token"
 	sensitiveShadow     = "shadow"
 	sensitiveCloud      = "cloud-credentials"
-	sensitiveKey        = "private-key"
+	sensitivePrivateKey        = "private-key"
 	sensitiveKubeconfig = "kubeconfig"
 	sensitivePasswords  = "stored-passwords"
-	sensitiveEnviron    = "process-environment"
-	sensitiveMemory     = "process-memory"
-	sensitiveEscape     = "kernel-escape"
-	sensitiveSocket     = "runtime-socket"
+	sensitiveProcessEnviron    = "process-environment"
+	sensitiveProcessMemory     = "process-memory"
+	sensitiveKernelEscape     = "kernel-escape"
+	sensitiveRuntimeSocket     = "runtime-socket"
 	sensitiveLog        = "log"
 	sensitiveHistory    = "history"
 	sensitiveAccounts   = "accounts"
@@ -29,11 +29,11 @@ const (
 
 // What of a name matters: the ON_… bits of bpf/src/event.h.
 const (
-	onRead     uint32 = 1 << 16
-	onWrite    uint32 = 1 << 17
-	onTruncate uint32 = 1 << 18
-	onDelete   uint32 = 1 << 19
-	onConnect  uint32 = 1 << 20
+	watchOnRead     uint32 = 1 << 16
+	watchOnWrite    uint32 = 1 << 17
+	watchOnTruncate uint32 = 1 << 18
+	watchOnDelete   uint32 = 1 << 19
+	watchOnConnect  uint32 = 1 << 20
 )
 
 // sensitiveGroups are the base names that the kernel lets through; sensitiveClass decides by the whole path.
@@ -41,24 +41,24 @@ var sensitiveGroups = []struct {
 	on    uint32
 	names []string
 }{
-	{onRead, []string{"token", "azure-identity-token", "eks-pod-identity-token"}},
-	{onRead | onWrite, []string{"shadow", "gshadow", "shadow-"}},
-	{onRead, []string{
+	{watchOnRead, []string{"token", "azure-identity-token", "eks-pod-identity-token"}},
+	{watchOnRead | watchOnWrite, []string{"shadow", "gshadow", "shadow-"}},
+	{watchOnRead, []string{
 		"credentials", "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials",
 		"accessTokens.json", "msal_token_cache.json", "msal_token_cache.bin", "azureProfile.json", "service_principal_entries.json",
 	}},
-	{onRead, []string{"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"}},
-	{onRead, []string{"config", "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf", "bootstrap-kubelet.conf"}},
-	{onRead, []string{".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token"}},
-	{onRead, []string{"environ"}},
-	{onRead | onWrite, []string{"mem"}},
-	{onRead, []string{"kcore"}},
-	{onWrite, []string{"release_agent", "core_pattern", "uevent_helper", "modprobe", "register", "sysrq-trigger", "devices.allow", "kmem"}},
-	{onConnect, []string{"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "cri-dockerd.sock", "dockershim.sock", "buildkitd.sock"}},
-	{onTruncate | onDelete, logNames},
-	{onTruncate | onDelete, historyNames},
-	{onWrite, []string{"passwd", "sudoers"}},
-	{onWrite, []string{"authorized_keys", "ld.so.preload", "crontab"}},
+	{watchOnRead, []string{"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk"}},
+	{watchOnRead, []string{"config", "kubeconfig", "admin.conf", "super-admin.conf", "kubelet.conf", "bootstrap-kubelet.conf"}},
+	{watchOnRead, []string{".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token"}},
+	{watchOnRead, []string{"environ"}},
+	{watchOnRead | watchOnWrite, []string{"mem"}},
+	{watchOnRead, []string{"kcore"}},
+	{watchOnWrite, []string{"release_agent", "core_pattern", "uevent_helper", "modprobe", "register", "sysrq-trigger", "devices.allow", "kmem"}},
+	{watchOnConnect, []string{"docker.sock", "containerd.sock", "crio.sock", "podman.sock", "cri-dockerd.sock", "dockershim.sock", "buildkitd.sock"}},
+	{watchOnTruncate | watchOnDelete, logNames},
+	{watchOnTruncate | watchOnDelete, historyNames},
+	{watchOnWrite, []string{"passwd", "sudoers"}},
+	{watchOnWrite, []string{"authorized_keys", "ld.so.preload", "crontab"}},
 }
 
 var (
@@ -80,26 +80,26 @@ var sensitiveNames = func() map[string]uint32 {
 	return names
 }()
 
-// sensitive names the class of an event's file, or "" if it is none after all.
-func sensitive(e *sensors.Event) string {
+// sensitiveClassOfEvent names the class of an event's file, or "" if it is none after all.
+func sensitiveClassOfEvent(e *sensors.Event) string {
 	switch e.Kind {
-	case sensors.KindUnix:
-		return sensitiveSocket // the kernel went by the socket's own name; the path may be another
-	case sensors.KindDelete:
-		return clearedClass(e.File.Path)
+	case sensors.KindUnixConnect:
+		return sensitiveRuntimeSocket // the kernel went by the socket's own name; the path may be another
+	case sensors.KindFileDelete:
+		return truncatedLogClass(e.File.Path)
 	default:
 	}
 	class := sensitiveClass(e.File.Path)
-	if class == sensitiveEnviron || class == sensitiveMemory {
+	if class == sensitiveProcessEnviron || class == sensitiveProcessMemory {
 		// Its own is everybody's to read.
-		if pid := processOf(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") || pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
+		if pid := procOwner(path.Dir(e.File.Path)); strings.HasSuffix(pid, "self") || pid == strconv.FormatUint(uint64(e.Process.NSPID), 10) {
 			return ""
 		}
 	}
 	return class
 }
 
-func clearedClass(p string) string {
+func truncatedLogClass(p string) string {
 	if slices.Contains(historyNames, path.Base(p)) {
 		return sensitiveHistory
 	}
@@ -134,7 +134,7 @@ func sensitiveClass(p string) string {
 	case "token", "azure-identity-token", "eks-pod-identity-token":
 		// A projected volume resolves to …/..2026_01_02_03_04_05.123/token.
 		return only(in("/serviceaccount/", "/kubernetes.io/", "/eks.amazonaws.com/", "/azure/tokens/", "/pods.eks.amazonaws.com/") ||
-			strings.HasPrefix(path.Base(dir), "..2"), sensitiveToken)
+			strings.HasPrefix(path.Base(dir), "..2"), sensitiveServiceAccountToken)
 	case "credentials":
 		return only(in("/.aws/"), sensitiveCloud)
 	case "application_default_credentials.json", "credentials.db", "access_tokens.db", "legacy_credentials":
@@ -148,31 +148,31 @@ func sensitiveClass(p string) string {
 	case ".netrc", ".pgpass", ".my.cnf", ".git-credentials", ".dockercfg", ".vault-token":
 		return sensitivePasswords
 	case "environ":
-		return only(processOf(dir) != "", sensitiveEnviron)
+		return only(procOwner(dir) != "", sensitiveProcessEnviron)
 	case "mem", "kmem":
 		if dir == "/dev" {
-			return sensitiveEscape
+			return sensitiveKernelEscape
 		}
-		return only(processOf(dir) != "", sensitiveMemory)
+		return only(procOwner(dir) != "", sensitiveProcessMemory)
 	case "kcore":
-		return only(dir == "/proc", sensitiveEscape)
+		return only(dir == "/proc", sensitiveKernelEscape)
 	case "release_agent", "devices.allow", "uevent_helper":
-		return sensitiveEscape
+		return sensitiveKernelEscape
 	case "core_pattern", "modprobe":
-		return only(in("/sys/kernel/") || dir == "/proc/sys/kernel", sensitiveEscape)
+		return only(in("/sys/kernel/") || dir == "/proc/sys/kernel", sensitiveKernelEscape)
 	case "register":
-		return only(in("/binfmt_misc/"), sensitiveEscape)
+		return only(in("/binfmt_misc/"), sensitiveKernelEscape)
 	case "sysrq-trigger":
-		return only(dir == "/proc", sensitiveEscape)
+		return only(dir == "/proc", sensitiveKernelEscape)
 	case "authorized_keys", "ld.so.preload", "crontab":
 		return sensitiveStartup
 	}
-	return only(strings.HasPrefix(base, "id_"), sensitiveKey)
+	return only(strings.HasPrefix(base, "id_"), sensitivePrivateKey)
 }
 
-// processOf names the process whose directory in procfs this is, wherever that is mounted: "/proc/7" and
+// procOwner names the process whose directory in procfs this is, wherever that is mounted: "/proc/7" and
 // "/host/proc/7/task/8" are 7's.
-func processOf(dir string) string {
+func procOwner(dir string) string {
 	parts := strings.Split(dir, "/")
 	for i, part := range parts[:len(parts)-1] {
 		if part == "proc" && (isNumber(parts[i+1]) || strings.HasSuffix(parts[i+1], "self")) {

@@ -6,7 +6,7 @@ import (
 )
 
 // The secret of every case. It looks like a word, so that only the table can know that it is one.
-const planted = "hunter2x"
+const plantedSecret = "hunter2x"
 
 func TestSecretsOfKnownProgramsAreHidden(t *testing.T) {
 	for _, line := range []string{
@@ -40,8 +40,8 @@ func TestSecretsOfKnownProgramsAreHidden(t *testing.T) {
 		}
 		before := strings.Join(args, " ")
 		got := strings.Join(Args(args), " ")
-		if strings.Contains(got, planted) {
-			t.Errorf("%s is shown: %q", planted, got)
+		if strings.Contains(got, plantedSecret) {
+			t.Errorf("%s is shown: %q", plantedSecret, got)
 		}
 		if strings.Join(args, " ") != before {
 			t.Errorf("the arguments were changed: %q", before)
@@ -71,7 +71,7 @@ func TestRandomTokensAreHiddenWhereverTheyStand(t *testing.T) {
 	for _, args := range [][]string{
 		{"tool", "-x", "xK9fQ2mZ7pL4vR8tB1nY"}, {"tool", "--k=wJalrXUtnFEMI/K7MDENG/bPxRfiCYzT9a1B2c3D"}, {"tool", "Zm9vYmFyQmF6MTIzNDU2Nzg5MEFiQ2RFZg"},
 	} {
-		if got := strings.Join(Args(args), " "); !strings.Contains(got, Mark) {
+		if got := strings.Join(Args(args), " "); !strings.Contains(got, Placeholder) {
 			t.Errorf("%q is shown", got)
 		}
 	}

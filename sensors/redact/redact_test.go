@@ -8,17 +8,17 @@ import (
 
 func TestArgs(t *testing.T) {
 	for _, c := range []struct{ in, want []string }{
-		{[]string{"app", "--password=hunter22", "--port=80"}, []string{"app", "--password=" + Mark, "--port=80"}},
-		{[]string{"app", "--api-key", "hunter22", "run"}, []string{"app", "--api-key", Mark, "run"}},
-		{[]string{"app", "--token", "--secret", "hunter22"}, []string{"app", "--token", "--secret", Mark}},
-		{[]string{"env", "DB_PASSWORD=hunter22", "sh"}, []string{"env", "DB_PASSWORD=" + Mark, "sh"}},
-		{[]string{"/usr/bin/mysql", "-uroot", "-phunter22"}, []string{"/usr/bin/mysql", "-uroot", "-p" + Mark}},
-		{[]string{"curl", "-u", "bob:hunter22", "https://x"}, []string{"curl", "-u", "bob:" + Mark, "https://x"}},
-		{[]string{"git", "clone", "https://bob:hunter22@example.org/r"}, []string{"git", "clone", "https://" + Mark + "@example.org/r"}},
-		{[]string{"curl", "-H", "Authorization: Bearer abcdefgh12345678"}, []string{"curl", "-H", "Authorization: Bearer " + Mark}},
-		{[]string{"sh", "-c", "PGPASSWORD=hunter22 psql -h db"}, []string{"sh", "-c", "PGPASSWORD=" + Mark + " psql -h db"}},
-		{[]string{"sh", "-c", "curl --token hunter22 https://x; curl -u bob:hunter22 y"}, []string{"sh", "-c", "curl --token " + Mark + " https://x; curl -u bob:" + Mark + " y"}},
-		{[]string{"aws", "AKIAABCDEFGHIJKLMNOP"}, []string{"aws", Mark}},
+		{[]string{"app", "--password=hunter22", "--port=80"}, []string{"app", "--password=" + Placeholder, "--port=80"}},
+		{[]string{"app", "--api-key", "hunter22", "run"}, []string{"app", "--api-key", Placeholder, "run"}},
+		{[]string{"app", "--token", "--secret", "hunter22"}, []string{"app", "--token", "--secret", Placeholder}},
+		{[]string{"env", "DB_PASSWORD=hunter22", "sh"}, []string{"env", "DB_PASSWORD=" + Placeholder, "sh"}},
+		{[]string{"/usr/bin/mysql", "-uroot", "-phunter22"}, []string{"/usr/bin/mysql", "-uroot", "-p" + Placeholder}},
+		{[]string{"curl", "-u", "bob:hunter22", "https://x"}, []string{"curl", "-u", "bob:" + Placeholder, "https://x"}},
+		{[]string{"git", "clone", "https://bob:hunter22@example.org/r"}, []string{"git", "clone", "https://" + Placeholder + "@example.org/r"}},
+		{[]string{"curl", "-H", "Authorization: Bearer abcdefgh12345678"}, []string{"curl", "-H", "Authorization: Bearer " + Placeholder}},
+		{[]string{"sh", "-c", "PGPASSWORD=hunter22 psql -h db"}, []string{"sh", "-c", "PGPASSWORD=" + Placeholder + " psql -h db"}},
+		{[]string{"sh", "-c", "curl --token hunter22 https://x; curl -u bob:hunter22 y"}, []string{"sh", "-c", "curl --token " + Placeholder + " https://x; curl -u bob:" + Placeholder + " y"}},
+		{[]string{"aws", "AKIAABCDEFGHIJKLMNOP"}, []string{"aws", Placeholder}},
 		{[]string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}, []string{"xmrig", "-o", "stratum+tcp://pool:3333", "-u", "wallet"}},
 		{[]string{"ls", "-p", "/tmp"}, []string{"ls", "-p", "/tmp"}},
 		{nil, nil},
@@ -65,13 +65,13 @@ func FuzzArgs(f *testing.F) {
 		EnvNames(args)
 		// The hints save time and nothing else.
 		slow := s
-		for _, one := range shapes {
-			slow = one.re.ReplaceAllString(slow, one.with)
+		for _, one := range secretPatterns {
+			slow = one.pattern.ReplaceAllString(slow, one.replacement)
 		}
 		if fast := Text(s); fast != slow {
 			t.Fatalf("%q instead of %q", fast, slow)
 		}
-		if isSecret(s) != secretWord.MatchString(s) {
+		if isSecretName(s) != secretNamePattern.MatchString(s) {
 			t.Fatalf("the hints miss %q", s)
 		}
 	})

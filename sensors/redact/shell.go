@@ -2,17 +2,17 @@ package redact
 
 import "strings"
 
-// shellLine hides the secrets of the commands in a line for a shell: `sh -c "mysql -pX; curl -u a:b Y"`. It knows
+// redactShellLine hides the secrets of the commands in a line for a shell: `sh -c "mysql -pX; curl -u a:b Y"`. It knows
 // quotes, separators and pipes, and nothing else of the shell's language: what it does not understand it leaves to Text.
-func shellLine(s string) string {
-	pieces := split(s)
+func redactShellLine(s string) string {
+	pieces := tokenizeShell(s)
 	var out strings.Builder
 	for from := 0; from < len(pieces); {
 		to := from
 		for to < len(pieces) && !pieces[to].separator {
 			to++
 		}
-		writeCommand(&out, pieces[from:to], to < len(pieces) && feedsPassword(pieces[to:]))
+		writeRedactedCommand(&out, pieces[from:to], to < len(pieces) && pipesIntoPasswordReader(pieces[to:]))
 		if to < len(pieces) {
 			out.WriteString(pieces[to].text)
 			to++
@@ -22,21 +22,21 @@ func shellLine(s string) string {
 	return out.String()
 }
 
-// piece is a word of a line, the blanks between two words, or a separator of commands.
-type piece struct {
+// shellToken is a word of a line, the blanks between two words, or a separator of commands.
+type shellToken struct {
 	text             string
 	blank, separator bool
 }
 
-// writeCommand writes one command with its secrets hidden. feeds: its output is a password for the next command.
-func writeCommand(out *strings.Builder, pieces []piece, feeds bool) {
+// writeRedactedCommand writes one command with its secrets hidden. feeds: its output is a password for the next command.
+func writeRedactedCommand(out *strings.Builder, pieces []shellToken, feeds bool) {
 	var words []string
 	for _, p := range pieces {
 		if !p.blank {
 			words = append(words, unquote(p.text))
 		}
 	}
-	hidden := commandLine(words, false)
+	hidden := redactArgs(words, false)
 	prints := len(words) > 0 && (words[0] == "echo" || words[0] == "printf")
 	n := 0
 	for _, p := range pieces {
@@ -45,7 +45,7 @@ func writeCommand(out *strings.Builder, pieces []piece, feeds bool) {
 			out.WriteString(p.text)
 			continue
 		case feeds && prints && n > 0 && !strings.HasPrefix(words[n], "-"):
-			out.WriteString(Mark)
+			out.WriteString(Placeholder)
 		case hidden[n] != words[n]:
 			out.WriteString(hidden[n])
 		default:
@@ -55,8 +55,8 @@ func writeCommand(out *strings.Builder, pieces []piece, feeds bool) {
 	}
 }
 
-// feedsPassword reports whether a pipe leads to a command that reads a password.
-func feedsPassword(rest []piece) bool {
+// pipesIntoPasswordReader reports whether a pipe leads to a command that reads a password.
+func pipesIntoPasswordReader(rest []shellToken) bool {
 	if rest[0].text != "|" {
 		return false
 	}
@@ -79,9 +79,9 @@ func unquote(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, `'`, ""), `"`, "")
 }
 
-// split cuts a line into words, blanks and separators. Joined they are the line.
-func split(s string) []piece {
-	var out []piece
+// tokenizeShell cuts a line into words, blanks and separators. Joined they are the line.
+func tokenizeShell(s string) []shellToken {
+	var out []shellToken
 	for i := 0; i < len(s); {
 		from := i
 		switch c := s[i]; {
@@ -89,22 +89,22 @@ func split(s string) []piece {
 			for i < len(s) && (s[i] == ' ' || s[i] == '\t') {
 				i++
 			}
-			out = append(out, piece{text: s[from:i], blank: true})
+			out = append(out, shellToken{text: s[from:i], blank: true})
 		case strings.IndexByte(";|&()\n`", c) >= 0:
 			i++
 			for c != '(' && c != ')' && i < len(s) && s[i] == c {
 				i++
 			}
-			out = append(out, piece{text: s[from:i], separator: true})
+			out = append(out, shellToken{text: s[from:i], separator: true})
 		default:
-			i = wordEnd(s, i)
-			out = append(out, piece{text: s[from:i]})
+			i = findWordEnd(s, i)
+			out = append(out, shellToken{text: s[from:i]})
 		}
 	}
 	return out
 }
 
-func wordEnd(s string, i int) int {
+func findWordEnd(s string, i int) int {
 	for i < len(s) && strings.IndexByte(" \t;|&()\n`", s[i]) < 0 {
 		if quote := s[i]; quote == '\'' || quote == '"' {
 			end := strings.IndexByte(s[i+1:], quote)

@@ -9,8 +9,8 @@ import (
 	"stanch/sensors"
 )
 
-// server is a usual event of a web server's pod, in all the detail that a node gives.
-func server(kind sensors.Kind) sensors.Event {
+// webServerEvent is a usual event of a web server's pod, in all the detail that a node gives.
+func webServerEvent(kind sensors.Kind) sensors.Event {
 	e := sensors.Event{
 		ID: "n/b/1", Kind: kind, Time: time.Unix(1, 0), Node: "n",
 		Container: sensors.Container{
@@ -26,8 +26,8 @@ func server(kind sensors.Kind) sensors.Event {
 	switch kind {
 	case sensors.KindConnect:
 		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: "10.96.3.4", Port: 5432}
-	case sensors.KindOpen:
-		e.File = sensors.File{Path: "/etc/ssl/private/key.pem", Sensitive: "private-key"}
+	case sensors.KindFileOpen:
+		e.File = sensors.File{Path: "/etc/ssl/private/key.pem", SensitiveClass: "private-key"}
 	default:
 	}
 	return e
@@ -38,14 +38,14 @@ func BenchmarkRuleThatDoesNotMatch(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)
 	for _, r := range set.Rules() {
-		v := newEnv()
+		v := newConditionEnv()
 		b.Run(r.Name, func(b *testing.B) {
 			b.ReportAllocs()
-			v.set(server(r.On))
+			v.setEvent(webServerEvent(r.Kind))
 			fired := false
 			for b.Loop() {
-				v.hasExe, v.hasLine, v.hasParent = false, false, false
-				fired, _, _ = r.fires(v)
+				v.hasExe, v.hasCommand, v.hasParent = false, false, false
+				fired, _, _ = r.evaluate(v)
 			}
 			if fired {
 				b.Log("it fires on this event")
@@ -59,9 +59,9 @@ func BenchmarkEventsOfAServer(b *testing.B) {
 	set, err := LoadShipped()
 	require.NoError(b, err)
 	var mix []sensors.Event
-	for kind, n := range map[sensors.Kind]int{sensors.KindExec: 30, sensors.KindExit: 30, sensors.KindConnect: 25, sensors.KindOpen: 10, sensors.KindDNS: 5} {
+	for kind, n := range map[sensors.Kind]int{sensors.KindExec: 30, sensors.KindExit: 30, sensors.KindConnect: 25, sensors.KindFileOpen: 10, sensors.KindDNS: 5} {
 		for range n {
-			mix = append(mix, server(kind))
+			mix = append(mix, webServerEvent(kind))
 		}
 	}
 	b.ReportAllocs()

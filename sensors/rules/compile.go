@@ -15,73 +15,73 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/sensors"
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 )
 
-// check is a compiled condition: the program, and the short way to most of its answers.
-type check struct {
+// compiledCondition is a compiled condition: the program, and the short way to most of its answers.
+type compiledCondition struct {
 	program *vm.Program
-	tree    ast.Node // checked, with macros and lists written out, not optimised
-	quick   quick
+	syntaxTree    ast.Node // checked, with macros and lists written out, not optimised
+	fastpath   fastpath
 }
 
-// holds tells whether the condition is true of an event.
-func (c *check) holds(v *env) (bool, error) {
-	switch c.quick(v) {
-	case no:
+// evaluate tells whether the condition is true of an event.
+func (c *compiledCondition) evaluate(v *conditionEnv) (bool, error) {
+	switch c.fastpath(v) {
+	case triFalse:
 		return false, nil
-	case yes:
+	case triTrue:
 		return true, nil
 	default:
 	}
-	return c.slow(v)
+	return c.evaluateWithExpr(v)
 }
 
-// slow asks expr itself, which is what the short way has to agree with.
-func (c *check) slow(v *env) (bool, error) {
-	out, err := v.machine.Run(c.program, v.all())
+// evaluateWithExpr asks expr itself, which is what the short way has to agree with.
+func (c *compiledCondition) evaluateWithExpr(v *conditionEnv) (bool, error) {
+	out, err := v.evaluator.Run(c.program, v.fillAll())
 	return out == true, err //nolint:wrapcheck // it says what it was doing
 }
 
-// compile compiles a rule's condition and exceptions.
-func (l *loader) compile(r *Rule) bool {
-	before := len(r.file.r.Problems)
+// compileRule compiles a rule's condition and exceptions.
+func (l *loader) compileRule(r *Rule) bool {
+	before := len(r.file.reader.Problems)
 	if at := r.nodes["condition"]; at != nil && r.Condition != "" {
-		r.condition = l.check(r.file, "the condition of `"+r.Name+"`", r.Condition, at)
+		r.compiled = l.compileCondition(r.file, "the condition of `"+r.Name+"`", r.Condition, at)
 	}
 	l.compileExceptions(r.file, "`"+r.Name+"`", r.Exceptions)
-	return len(r.file.r.Problems) == before && r.condition != nil
+	return len(r.file.reader.Problems) == before && r.compiled != nil
 }
 
-// check compiles one condition; nil after a problem, which it tells at its place.
-func (l *loader) check(f *file, what, source string, at *yaml.Node) *check {
+// compileCondition compiles one condition; nil after a problem, which it tells at its place.
+func (l *loader) compileCondition(f *packFile, what, source string, at *yaml.Node) *compiledCondition {
 	c, err := l.compileSource(source)
 	if err == nil {
 		return c
 	}
-	message, hint := l.explain(err)
+	message, hint := l.explainError(err)
 	code := "expression"
 	offset := 0
-	var located *condition.Error
+	var located *expression.Error
 	if errors.As(err, &located) {
-		offset = located.At
+		offset = located.SourceOffset
 	}
-	var broken *brokenMacro
+	var broken *brokenMacroError
 	if errors.As(err, &broken) {
-		offset, code = broken.at, "macro"
+		offset, code = broken.offset, "macro"
 	}
-	f.r.Errorf(f.placeIn(at, offset), code, hint, "%s: %s", what, message)
+	f.reader.Errorf(f.positionInScalar(at, offset), code, hint, "%s: %s", what, message)
 	return nil
 }
 
-func (l *loader) compileSource(source string) (*check, error) {
-	if len(source) > condition.MaxBytes {
-		return nil, &condition.Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), condition.MaxBytes)}
+func (l *loader) compileSource(source string) (*compiledCondition, error) {
+	if len(source) > expression.MaxSourceBytes {
+		return nil, &expression.Error{Message: fmt.Sprintf("the expression has %d bytes, at most %d are allowed", len(source), expression.MaxSourceBytes)}
 	}
-	if err := l.expandable(source); err != nil {
+	if err := l.checkExpandable(source); err != nil {
 		return nil, err
 	}
-	tree, err := condition.Compile(source, &env{}, append(l.options(), expr.Optimize(false))...)
+	tree, err := expression.Compile(source, &conditionEnv{}, append(l.compileOptions(), expr.Optimize(false))...)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it is located, and made into a diagnostic
 	}
@@ -90,31 +90,31 @@ func (l *loader) compileSource(source string) (*check, error) {
 	if ast.Walk(&root, constants); constants.problem != nil {
 		return nil, constants.problem
 	}
-	program, err := condition.Compile(source, &env{}, l.options()...)
+	program, err := expression.Compile(source, &conditionEnv{}, l.compileOptions()...)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // as above
 	}
-	return &check{program: program, tree: root, quick: quickBool(root, scope{side: plain})}, nil
+	return &compiledCondition{program: program, syntaxTree: root, fastpath: fastpathBool(root, fastpathScope{polarity: positivePolarity})}, nil
 }
 
 // constantChecker finds constants with which a function would fail on every event.
-type constantChecker struct{ problem *condition.Error }
+type constantChecker struct{ problem *expression.Error }
 
 // Visit looks at one node.
 func (c *constantChecker) Visit(node *ast.Node) {
-	name, arguments := called(*node)
+	name, arguments := callNameAndArgs(*node)
 	if name != "cidr" || len(arguments) != 2 || c.problem != nil {
 		return
 	}
 	if s, ok := arguments[1].(*ast.StringNode); ok {
 		if _, err := netip.ParsePrefix(s.Value); err != nil {
-			c.problem = &condition.Error{At: s.Location().From, Message: fmt.Sprintf("%q is not a network such as 10.0.0.0/8", s.Value)}
+			c.problem = &expression.Error{SourceOffset: s.Location().From, Message: fmt.Sprintf("%q is not a network such as 10.0.0.0/8", s.Value)}
 		}
 	}
 }
 
-// called gives the name and the arguments of a call.
-func called(node ast.Node) (string, []ast.Node) {
+// callNameAndArgs gives the name and the arguments of a call.
+func callNameAndArgs(node ast.Node) (string, []ast.Node) {
 	switch n := node.(type) {
 	case *ast.CallNode:
 		if id, ok := n.Callee.(*ast.IdentifierNode); ok {
@@ -127,14 +127,14 @@ func called(node ast.Node) (string, []ast.Node) {
 }
 
 // listPatcher puts lists in where they are named. `in` looks a text up in a list as in a set.
-type listPatcher struct{ l *loader }
+type listPatcher struct{ loader *loader }
 
 // Visit replaces one name.
 func (p *listPatcher) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
-		if values := p.l.lists[n.Value]; values != nil {
-			p.l.used[n.Value] = true
+		if values := p.loader.lists[n.Value]; values != nil {
+			p.loader.usedNames[n.Value] = true
 			ast.Patch(node, &ast.ConstantNode{Value: values.value()})
 		}
 	case *ast.BinaryNode:
@@ -158,32 +158,32 @@ func constantTexts(n *ast.ConstantNode) ([]string, bool) {
 }
 
 var (
-	unknownName  = regexp.MustCompile(`^unknown name (\S+)`)
-	unknownField = regexp.MustCompile(`^type \*?(\S+) has no field (\S+)`)
+	unknownNamePattern  = regexp.MustCompile(`^unknown name (\S+)`)
+	unknownFieldPattern = regexp.MustCompile(`^type \*?(\S+) has no field (\S+)`)
 )
 
-// explain says what expr says in the words of packs, with what was probably meant.
-func (l *loader) explain(err error) (message, hint string) {
+// explainError says what expr says in the words of packs, with what was probably meant.
+func (l *loader) explainError(err error) (message, hint string) {
 	message = err.Error()
-	if m := unknownName.FindStringSubmatch(message); m != nil {
-		known := slices.Concat(envNames(), keysOf(l.lists), keysOf(l.macros), condition.Builtins())
+	if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
+		known := slices.Concat(envNames(), sortedKeys(l.lists), sortedKeys(l.macros), expression.Builtins())
 		for _, f := range Functions() {
 			known = append(known, f.Name)
 		}
 		return fmt.Sprintf("there is no field, list, macro or function `%s`", m[1]), didYouMean(m[1], known)
 	}
-	if m := unknownField.FindStringSubmatch(message); m != nil {
-		for name, t := range namedStructs(reflect.TypeFor[sensors.Event](), map[string]reflect.Type{}) {
+	if m := unknownFieldPattern.FindStringSubmatch(message); m != nil {
+		for name, t := range collectStructs(reflect.TypeFor[sensors.Event](), map[string]reflect.Type{}) {
 			if name == m[1] {
-				return fmt.Sprintf("`%s` has no field `%s`", strings.ToLower(t.Name()), m[2]), didYouMean(m[2], keysOf(exprFields(t)))
+				return fmt.Sprintf("`%s` has no field `%s`", strings.ToLower(t.Name()), m[2]), didYouMean(m[2], sortedKeys(exprFieldTypes(t)))
 			}
 		}
 	}
 	return message, ""
 }
 
-// namedStructs are the structs that conditions can reach, by the names that expr gives them.
-func namedStructs(t reflect.Type, into map[string]reflect.Type) map[string]reflect.Type {
+// collectStructs are the structs that conditions can reach, by the names that expr gives them.
+func collectStructs(t reflect.Type, into map[string]reflect.Type) map[string]reflect.Type {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
@@ -191,8 +191,8 @@ func namedStructs(t reflect.Type, into map[string]reflect.Type) map[string]refle
 		return into
 	}
 	into[t.String()] = t
-	for _, inner := range exprFields(t) {
-		namedStructs(inner, into)
+	for _, inner := range exprFieldTypes(t) {
+		collectStructs(inner, into)
 	}
 	return into
 }

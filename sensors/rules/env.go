@@ -13,16 +13,16 @@ import (
 	"github.com/expr-lang/expr"
 
 	"stanch/sensors"
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 )
 
-// env is what a condition may name. It is kept and used again: the pointers lead into its own copy of the event.
-type env struct {
+// conditionEnv is what a condition may name. It is kept and used again: the pointers lead into its own copy of the event.
+type conditionEnv struct {
 	Process   *sensors.Process   `expr:"process"`
 	Container *sensors.Container `expr:"container"`
 	File      *sensors.File      `expr:"file"`
 	Network   *sensors.Network   `expr:"network"`
-	Call      *sensors.Call      `expr:"call"`
+	Syscall      *sensors.Syscall      `expr:"call"`
 	Baseline  *sensors.Baseline  `expr:"baseline"`
 	Audit     *sensors.Audit     `expr:"audit"`
 	Cloud     *sensors.Cloud     `expr:"cloud"`
@@ -32,37 +32,37 @@ type env struct {
 	Exe       string             `expr:"exe"`       // the executed file's own name
 	Parent    string             `expr:"parent"`    // the parent's executable's name, or its comm
 	Command   string             `expr:"command"`   // the command line, joined by spaces
-	Contained bool               `expr:"contained"` // in a container
+	InContainer bool               `expr:"contained"` // in a container
 
 	event                      sensors.Event
-	hasExe, hasParent, hasLine bool
-	item                       string            // the element of a list that a predicate is about
-	ancestor                   *sensors.Ancestor // or the ancestor
-	machine                    condition.Machine
+	hasExe, hasParent, hasCommand bool
+	textElement                       string            // the element of a list that a predicate is about
+	ancestorElement                   *sensors.Ancestor // or the ancestor
+	evaluator                    expression.Evaluator
 }
 
-func newEnv() *env {
-	v := &env{}
-	v.Process, v.Container, v.File, v.Network, v.Call, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File, &v.event.Network, &v.event.Call, &v.event.Baseline
+func newConditionEnv() *conditionEnv {
+	v := &conditionEnv{}
+	v.Process, v.Container, v.File, v.Network, v.Syscall, v.Baseline = &v.event.Process, &v.event.Container, &v.event.File, &v.event.Network, &v.event.Syscall, &v.event.Baseline
 	v.Audit, v.Cloud = &v.event.Audit, &v.event.Cloud
 	return v
 }
 
-func (v *env) set(e sensors.Event) {
+func (v *conditionEnv) setEvent(e sensors.Event) {
 	v.event = e
-	v.ExitCode, v.Count, v.Actor, v.Contained = e.ExitCode, e.Count, e.Actor, e.InContainer()
-	v.hasExe, v.hasParent, v.hasLine = false, false, false
+	v.ExitCode, v.Count, v.Actor, v.InContainer = e.ExitCode, e.Count, e.Actor, e.InContainer()
+	v.hasExe, v.hasParent, v.hasCommand = false, false, false
 }
 
-// exe, parent and line are made when a condition first reads them.
-func (v *env) exe() string {
+// exeName, parent and line are made when a condition first reads them.
+func (v *conditionEnv) exeName() string {
 	if !v.hasExe {
 		v.Exe, v.hasExe = v.event.Process.ExeName(), true
 	}
 	return v.Exe
 }
 
-func (v *env) parent() string {
+func (v *conditionEnv) parentName() string {
 	if !v.hasParent {
 		v.Parent, v.hasParent = "", true
 		if above := v.event.Process.Ancestors; len(above) > 0 {
@@ -72,18 +72,18 @@ func (v *env) parent() string {
 	return v.Parent
 }
 
-func (v *env) line() string {
-	if !v.hasLine {
-		v.Command, v.hasLine = strings.Join(v.event.Process.Args, " "), true
+func (v *conditionEnv) commandLine() string {
+	if !v.hasCommand {
+		v.Command, v.hasCommand = strings.Join(v.event.Process.Args, " "), true
 	}
 	return v.Command
 }
 
-// all makes everything, for who reads it by other ways.
-func (v *env) all() *env {
-	v.exe()
-	v.parent()
-	v.line()
+// fillAll makes everything, for who reads it by other ways.
+func (v *conditionEnv) fillAll() *conditionEnv {
+	v.exeName()
+	v.parentName()
+	v.commandLine()
 	return v
 }
 
@@ -94,8 +94,8 @@ const EgressAnnotation = "stanch.dev/egress"
 // Function is one that conditions may call beside the builtins of package condition.
 type Function struct {
 	Name, Doc string
-	call      func(args ...any) (any, error)
-	types     []any
+	impl      func(args ...any) (any, error)
+	signatures     []any
 }
 
 // Functions are what conditions may call beside the builtins.
@@ -106,7 +106,7 @@ func Functions() []Function {
 			if err != nil {
 				return nil, fmt.Errorf("cidr: %w", err)
 			}
-			return inNetwork(args[0].(string), prefix), nil
+			return isInNetwork(args[0].(string), prefix), nil
 		}, []any{new(func(string, string) bool)}},
 		{"base", "base(path): its last part", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
 		{"contains_any", "contains_any(text, list): one of the list's texts is in the text", func(args ...any) (any, error) {
@@ -126,19 +126,19 @@ func Functions() []Function {
 		}, []any{new(func(sensors.Ancestor) string)}},
 		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(call.flags, 0x10000000)", func(args ...any) (any, error) {
 			mask := args[1].(int)
-			return integer(args[0])&mask == mask, nil
+			return toInt(args[0])&mask == mask, nil
 		}, []any{new(func(any, int) bool)}},
 		{"egress_declared", "egress_declared(container): its pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
 			_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
 			return ok, nil
 		}, []any{new(func(*sensors.Container) bool)}},
 		{"egress_allowed", "egress_allowed(container, network): the annotation has the destination", func(args ...any) (any, error) {
-			return egressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
+			return isEgressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
 		}, []any{new(func(*sensors.Container, *sensors.Network) bool)}},
 	}
 }
 
-func integer(v any) int {
+func toInt(v any) int {
 	switch r := reflect.ValueOf(v); {
 	case r.CanInt():
 		return int(r.Int())
@@ -148,7 +148,7 @@ func integer(v any) int {
 	return 0
 }
 
-func inNetwork(address string, prefix netip.Prefix) bool {
+func isInNetwork(address string, prefix netip.Prefix) bool {
 	addr, err := netip.ParseAddr(address)
 	return err == nil && prefix.Contains(addr) // an attacker's text that is no address is in no network
 }
@@ -157,7 +157,7 @@ func containsAny(text string, words []string) bool {
 	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(text, word) })
 }
 
-func egressAllowed(declared string, n *sensors.Network) bool {
+func isEgressAllowed(declared string, n *sensors.Network) bool {
 	addr, err := netip.ParseAddr(n.Address)
 	if err != nil {
 		return false
@@ -181,19 +181,19 @@ func egressAllowed(declared string, n *sensors.Network) bool {
 }
 
 // envNames are the names that conditions may read.
-func envNames() []string { return slices.Sorted(maps.Keys(exprFields(reflect.TypeFor[env]()))) }
+func envNames() []string { return slices.Sorted(maps.Keys(exprFieldTypes(reflect.TypeFor[conditionEnv]()))) }
 
-// fixedNames are what no list or macro may be called.
-func fixedNames() []string {
-	out := slices.Concat(envNames(), condition.Builtins(), []string{"true", "false", "nil", "not", "and", "or", "in", "let", "if", "else", "matches", "contains"})
+// reservedNames are what no list or macro may be called.
+func reservedNames() []string {
+	out := slices.Concat(envNames(), expression.Builtins(), []string{"true", "false", "nil", "not", "and", "or", "in", "let", "if", "else", "matches", "contains"})
 	for _, f := range Functions() {
 		out = append(out, f.Name)
 	}
 	return out
 }
 
-// exprFields are the fields of a struct by the names that conditions use.
-func exprFields(t reflect.Type) map[string]reflect.Type {
+// exprFieldTypes are the fields of a struct by the names that conditions use.
+func exprFieldTypes(t reflect.Type) map[string]reflect.Type {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
@@ -206,13 +206,13 @@ func exprFields(t reflect.Type) map[string]reflect.Type {
 	return out
 }
 
-// options are the lists, put in as constants where they are named, the macros, and the functions.
-func (l *loader) options() []expr.Option {
-	out := []expr.Option{expr.AsBool(), expr.Patch(&listPatcher{l}), expr.Patch(&macroPatcher{l: l})}
+// compileOptions are the lists, put in as constants where they are named, the macros, and the functions.
+func (l *loader) compileOptions() []expr.Option {
+	out := []expr.Option{expr.AsBool(), expr.Patch(&listPatcher{l}), expr.Patch(&macroPatcher{loader: l})}
 	for _, f := range Functions() {
-		out = append(out, expr.Function(f.Name, f.call, f.types...))
+		out = append(out, expr.Function(f.Name, f.impl, f.signatures...))
 	}
 	return out
 }
 
-func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -13,30 +13,30 @@ import (
 // kindRules are the rules on one kind of event, with how many events they saw.
 type kindRules struct {
 	rules []*Rule
-	count counters
+	counters counters
 }
 
-func (s *Set) index(r *Rule) {
-	if s.byKind[r.On] == nil {
-		s.byKind[r.On] = &kindRules{}
+func (s *Set) indexRule(r *Rule) {
+	if s.byKind[r.Kind] == nil {
+		s.byKind[r.Kind] = &kindRules{}
 	}
-	s.byKind[r.On].rules = append(s.byKind[r.On].rules, r)
+	s.byKind[r.Kind].rules = append(s.byKind[r.Kind].rules, r)
 }
 
-// fires tells whether a rule fires on an event, and if not, which exception kept it. An exception that cannot be
+// evaluate tells whether a rule fires on an event, and if not, which exception kept it. An exception that cannot be
 // evaluated excepts nothing: nobody silences a rule by breaking it.
-func (r *Rule) fires(v *env) (fired bool, by *Exception, err error) {
-	holds, err := r.condition.holds(v)
+func (r *Rule) evaluate(v *conditionEnv) (fired bool, by *Exception, err error) {
+	holds, err := r.compiled.evaluate(v)
 	if err != nil || !holds {
 		return false, nil, err
 	}
 	for _, exception := range r.Exceptions {
-		excepted, failed := exception.excepts(v)
+		excepted, failed := exception.matches(v)
 		if excepted {
 			return false, exception, nil
 		}
 		if failed != nil {
-			err = fmt.Errorf("the exception at %s: %w", exception.At, failed)
+			err = fmt.Errorf("the exception at %s: %w", exception.Position, failed)
 		}
 	}
 	return true, nil, err
@@ -49,12 +49,12 @@ func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 	if candidates == nil {
 		return nil, nil
 	}
-	v, ok := s.scratch.Get().(*env)
+	v, ok := s.envPool.Get().(*conditionEnv)
 	if !ok {
-		v = newEnv()
+		v = newConditionEnv()
 	}
-	v.set(event)
-	timed := candidates.count.seen.Add(1)%sampleEvery == 1
+	v.setEvent(event)
+	timed := candidates.counters.evaluated.Add(1)%timingSampleInterval == 1
 	var out []sensors.Detection
 	var errs []error
 	for _, r := range candidates.rules {
@@ -62,30 +62,30 @@ func (s *Set) Evaluate(event sensors.Event) ([]sensors.Detection, []error) {
 		if timed {
 			begun = time.Now()
 		}
-		fired, by, err := r.fires(v)
+		fired, by, err := r.evaluate(v)
 		if timed {
-			r.count.sampled.Add(1)
-			r.count.nanos.Add(uint64(time.Since(begun))) //nolint:gosec // time goes on
+			r.counters.sampled.Add(1)
+			r.counters.sampledNanos.Add(uint64(time.Since(begun))) //nolint:gosec // time goes on
 		}
 		switch {
 		case fired:
-			r.count.fired.Add(1)
-			out = append(out, r.detection(event))
+			r.counters.fired.Add(1)
+			out = append(out, r.newDetection(event))
 		case by != nil:
-			r.count.excepted.Add(1)
+			r.counters.excepted.Add(1)
 		}
 		if err != nil {
-			r.count.failed.Add(1)
+			r.counters.failed.Add(1)
 			errs = append(errs, fmt.Errorf("rule %s on event %s: %w", r.Name, event.ID, err))
 		}
 	}
-	s.scratch.Put(v)
+	s.envPool.Put(v)
 	return out, errs
 }
 
-func (r *Rule) detection(event sensors.Event) sensors.Detection {
+func (r *Rule) newDetection(event sensors.Event) sensors.Detection {
 	sum := sha256.Sum256([]byte(event.ID + "\x00" + r.Name))
-	severity, reasons := r.weigh(cmp.Or(event.Container.Pod.Namespace, event.Audit.Namespace))
+	severity, reasons := r.effectiveSeverity(cmp.Or(event.Container.Pod.Namespace, event.Audit.Namespace))
 	return sensors.Detection{
 		ID: hex.EncodeToString(sum[:12]), Rule: r.Name, Title: r.Title, Severity: severity, Confidence: r.Confidence,
 		Objective: r.Objective, Technique: r.Technique, Reasons: append([]string{r.Reason}, reasons...), Source: "stanch",
@@ -93,10 +93,10 @@ func (r *Rule) detection(event sensors.Event) sensors.Detection {
 	}
 }
 
-// weigh gives the severity in a namespace, and sentences that say why it, or the confidence, is not the rule's own.
-func (r *Rule) weigh(namespace string) (severity sensors.Severity, reasons []string) {
+// effectiveSeverity gives the severity in a namespace, and sentences that say why it, or the confidence, is not the rule's own.
+func (r *Rule) effectiveSeverity(namespace string) (severity sensors.Severity, reasons []string) {
 	severity = r.Severity
-	in, special := r.Namespaces.Of(namespace)
+	in, special := r.Namespaces.SeverityOf(namespace)
 	if special {
 		severity = in
 	}
@@ -105,33 +105,33 @@ func (r *Rule) weigh(namespace string) (severity sensors.Severity, reasons []str
 		if o.Severity != "" || o.Namespaces != nil {
 			by = o
 		}
-		if o.Confidence != nil && *o.Confidence != r.written.confidence {
-			reasons = append(reasons, because(fmt.Sprintf("The confidence was %s from %.2f to %.2f by the override at %s", way(*o.Confidence > r.written.confidence), r.written.confidence, r.Confidence, o.At), o))
+		if o.Confidence != nil && *o.Confidence != r.original.confidence {
+			reasons = append(reasons, withReason(fmt.Sprintf("The confidence was %s from %.2f to %.2f by the override at %s", raisedOrLowered(*o.Confidence > r.original.confidence), r.original.confidence, r.Confidence, o.Position), o))
 		}
 	}
 	switch {
-	case by != nil && severity != r.written.severity:
+	case by != nil && severity != r.original.severity:
 		where := ""
 		if special {
 			where = " in the namespace " + namespace
 		}
-		reasons = append(reasons, because(fmt.Sprintf("The severity was %s%s from %s to %s by the override at %s", way(severity.Rank() > r.written.severity.Rank()), where, r.written.severity, severity, by.At), by))
-	case special && severity != r.written.severity:
-		reasons = append(reasons, fmt.Sprintf("In the namespace %s the rule's severity is %s instead of %s.", namespace, severity, r.written.severity))
+		reasons = append(reasons, withReason(fmt.Sprintf("The severity was %s%s from %s to %s by the override at %s", raisedOrLowered(severity.Rank() > r.original.severity.Rank()), where, r.original.severity, severity, by.Position), by))
+	case special && severity != r.original.severity:
+		reasons = append(reasons, fmt.Sprintf("In the namespace %s the rule's severity is %s instead of %s.", namespace, severity, r.original.severity))
 	}
 	return severity, reasons
 }
 
-func way(up bool) string {
+func raisedOrLowered(up bool) string {
 	if up {
 		return "raised"
 	}
 	return "lowered"
 }
 
-func because(sentence string, o *Override) string {
-	if o.Because == "" {
+func withReason(sentence string, o *Override) string {
+	if o.Reason == "" {
 		return sentence + "."
 	}
-	return sentence + ": " + o.Because
+	return sentence + ": " + o.Reason
 }

@@ -6,156 +6,156 @@ import (
 	"stanch/sensors"
 )
 
-func base(s string) string { return path.Base(s) }
+func baseName(s string) string { return path.Base(s) }
 
 // The tables of what conditions read most, without reflection. A test holds them to the fields that conditions know,
 // by their values.
 
-func textField(name string) func(*env) string {
+func textField(name string) func(*conditionEnv) string {
 	switch name {
 	case "exe":
-		return (*env).exe
+		return (*conditionEnv).exeName
 	case "parent":
-		return (*env).parent
+		return (*conditionEnv).parentName
 	case "command":
-		return (*env).line
+		return (*conditionEnv).commandLine
 	case "actor":
-		return func(v *env) string { return v.event.Actor }
+		return func(v *conditionEnv) string { return v.event.Actor }
 	case "process.name":
-		return func(v *env) string { return v.event.Process.Name }
+		return func(v *conditionEnv) string { return v.event.Process.Name }
 	case "process.exe":
-		return func(v *env) string { return v.event.Process.Exe }
+		return func(v *conditionEnv) string { return v.event.Process.Exe }
 	case "process.cwd":
-		return func(v *env) string { return v.event.Process.Cwd }
+		return func(v *conditionEnv) string { return v.event.Process.Cwd }
 	case "process.tty":
-		return func(v *env) string { return v.event.Process.TTY }
+		return func(v *conditionEnv) string { return v.event.Process.TTY }
 	case "file.path":
-		return func(v *env) string { return v.event.File.Path }
+		return func(v *conditionEnv) string { return v.event.File.Path }
 	case "file.sensitive":
-		return func(v *env) string { return v.event.File.Sensitive }
+		return func(v *conditionEnv) string { return v.event.File.SensitiveClass }
 	case "call.name":
-		return func(v *env) string { return v.event.Call.Name }
+		return func(v *conditionEnv) string { return v.event.Syscall.Name }
 	case "call.detail":
-		return func(v *env) string { return v.event.Call.Detail }
+		return func(v *conditionEnv) string { return v.event.Syscall.Detail }
 	case "baseline.reason":
-		return func(v *env) string { return v.event.Baseline.Reason }
+		return func(v *conditionEnv) string { return v.event.Baseline.Reason }
 	case "network.protocol":
-		return func(v *env) string { return v.event.Network.Protocol }
+		return func(v *conditionEnv) string { return v.event.Network.Protocol }
 	case "network.family":
-		return func(v *env) string { return v.event.Network.Family }
+		return func(v *conditionEnv) string { return v.event.Network.Family }
 	case "network.address":
-		return func(v *env) string { return v.event.Network.Address }
+		return func(v *conditionEnv) string { return v.event.Network.Address }
 	case "network.domain":
-		return func(v *env) string { return v.event.Network.Domain }
+		return func(v *conditionEnv) string { return v.event.Network.Domain }
 	case "container.id":
-		return func(v *env) string { return v.event.Container.ID }
+		return func(v *conditionEnv) string { return v.event.Container.ID }
 	case "container.name":
-		return func(v *env) string { return v.event.Container.Name }
+		return func(v *conditionEnv) string { return v.event.Container.Name }
 	case "container.runtime":
-		return func(v *env) string { return v.event.Container.Runtime }
+		return func(v *conditionEnv) string { return v.event.Container.Runtime }
 	case "container.cgroup_path":
-		return func(v *env) string { return v.event.Container.CgroupPath }
+		return func(v *conditionEnv) string { return v.event.Container.CgroupPath }
 	case "container.image":
-		return func(v *env) string { return v.event.Container.Image }
+		return func(v *conditionEnv) string { return v.event.Container.Image }
 	case "container.image_digest":
-		return func(v *env) string { return v.event.Container.ImageDigest }
+		return func(v *conditionEnv) string { return v.event.Container.ImageDigest }
 	case "container.pod.namespace":
-		return func(v *env) string { return v.event.Container.Pod.Namespace }
+		return func(v *conditionEnv) string { return v.event.Container.Pod.Namespace }
 	case "container.pod.name":
-		return func(v *env) string { return v.event.Container.Pod.Name }
+		return func(v *conditionEnv) string { return v.event.Container.Pod.Name }
 	case "container.pod.uid":
-		return func(v *env) string { return v.event.Container.Pod.UID }
+		return func(v *conditionEnv) string { return v.event.Container.Pod.UID }
 	case "container.pod.ip":
-		return func(v *env) string { return v.event.Container.Pod.IP }
+		return func(v *conditionEnv) string { return v.event.Container.Pod.IP }
 	case "container.pod.service_account":
-		return func(v *env) string { return v.event.Container.Pod.ServiceAccount }
+		return func(v *conditionEnv) string { return v.event.Container.Pod.ServiceAccount }
 	case "container.workload.kind":
-		return func(v *env) string { return v.event.Container.Workload.Kind }
+		return func(v *conditionEnv) string { return v.event.Container.Workload.Kind }
 	case "container.workload.name":
-		return func(v *env) string { return v.event.Container.Workload.Name }
+		return func(v *conditionEnv) string { return v.event.Container.Workload.Name }
 	}
-	return requestText(name)
+	return requestTextField(name)
 }
 
-func mapField(name string) func(*env) map[string]string {
+func mapField(name string) func(*conditionEnv) map[string]string {
 	switch name {
 	case "container.pod.labels":
-		return func(v *env) map[string]string { return v.event.Container.Pod.Labels }
+		return func(v *conditionEnv) map[string]string { return v.event.Container.Pod.Labels }
 	case "container.pod.annotations":
-		return func(v *env) map[string]string { return v.event.Container.Pod.Annotations }
+		return func(v *conditionEnv) map[string]string { return v.event.Container.Pod.Annotations }
 	case "audit.annotations":
-		return func(v *env) map[string]string { return v.event.Audit.Annotations }
+		return func(v *conditionEnv) map[string]string { return v.event.Audit.Annotations }
 	}
 	return nil
 }
 
-func boolField(name string) func(*env) bool {
+func boolField(name string) func(*conditionEnv) bool {
 	switch name {
 	case "contained":
-		return func(v *env) bool { return v.Contained }
+		return func(v *conditionEnv) bool { return v.InContainer }
 	case "process.args_truncated":
-		return func(v *env) bool { return v.event.Process.ArgsTruncated }
+		return func(v *conditionEnv) bool { return v.event.Process.ArgsTruncated }
 	case "process.upper_layer":
-		return func(v *env) bool { return v.event.Process.UpperLayer }
+		return func(v *conditionEnv) bool { return v.event.Process.ExeInUpperLayer }
 	case "process.memfd":
-		return func(v *env) bool { return v.event.Process.Memfd }
+		return func(v *conditionEnv) bool { return v.event.Process.ExeIsMemfd }
 	case "process.deleted":
-		return func(v *env) bool { return v.event.Process.Deleted }
+		return func(v *conditionEnv) bool { return v.event.Process.ExeDeleted }
 	case "process.setid":
-		return func(v *env) bool { return v.event.Process.Setid }
+		return func(v *conditionEnv) bool { return v.event.Process.HasSetIDBits }
 	case "process.gained":
-		return func(v *env) bool { return v.event.Process.Gained }
+		return func(v *conditionEnv) bool { return v.event.Process.PrivilegesGained }
 	case "process.entered":
-		return func(v *env) bool { return v.event.Process.Entered }
+		return func(v *conditionEnv) bool { return v.event.Process.ExecedInto }
 	case "file.write":
-		return func(v *env) bool { return v.event.File.Write }
+		return func(v *conditionEnv) bool { return v.event.File.OpenedForWrite }
 	case "file.asked":
-		return func(v *env) bool { return v.event.File.Asked }
+		return func(v *conditionEnv) bool { return v.event.File.PathUnresolved }
 	case "call.failed":
-		return func(v *env) bool { return v.event.Call.Failed }
+		return func(v *conditionEnv) bool { return v.event.Syscall.Failed }
 	case "network.denied":
-		return func(v *env) bool { return v.event.Network.Denied }
+		return func(v *conditionEnv) bool { return v.event.Network.Denied }
 	case "network.kubernetes_api":
-		return func(v *env) bool { return v.event.Network.KubernetesAPI }
+		return func(v *conditionEnv) bool { return v.event.Network.KubernetesAPI }
 	case "baseline.learnt":
-		return func(v *env) bool { return v.event.Baseline.Learnt }
+		return func(v *conditionEnv) bool { return v.event.Baseline.LearningComplete }
 	case "baseline.new_exe":
-		return func(v *env) bool { return v.event.Baseline.NewExe }
+		return func(v *conditionEnv) bool { return v.event.Baseline.NewExe }
 	case "baseline.new_destination":
-		return func(v *env) bool { return v.event.Baseline.NewDestination }
+		return func(v *conditionEnv) bool { return v.event.Baseline.NewDestination }
 	case "container.pod.host_network":
-		return func(v *env) bool { return v.event.Container.Pod.HostNetwork }
+		return func(v *conditionEnv) bool { return v.event.Container.Pod.HostNetwork }
 	}
-	return requestBool(name)
+	return requestBoolField(name)
 }
 
-func numberField(name string) func(*env) int {
+func numberField(name string) func(*conditionEnv) int {
 	switch name {
 	case "exit_code":
-		return func(v *env) int { return v.event.ExitCode }
+		return func(v *conditionEnv) int { return v.event.ExitCode }
 	case "count":
-		return func(v *env) int { return v.event.Count }
+		return func(v *conditionEnv) int { return v.event.Count }
 	case "network.port":
-		return func(v *env) int { return int(v.event.Network.Port) }
+		return func(v *conditionEnv) int { return int(v.event.Network.Port) }
 	}
-	if get := processNumber(name); get != nil {
-		return func(v *env) int { return get(&v.event.Process) }
+	if get := processNumberField(name); get != nil {
+		return func(v *conditionEnv) int { return get(&v.event.Process) }
 	}
 	// A 64-bit mask becomes what expr makes of it: the same bits as an int.
 	switch name {
 	case "call.flags":
-		return func(v *env) int { return int(v.event.Call.Flags) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Syscall.Flags) } //nolint:gosec // see above
 	case "call.pid":
-		return func(v *env) int { return int(v.event.Call.PID) }
+		return func(v *conditionEnv) int { return int(v.event.Syscall.PID) }
 	case "container.cgroup_id":
-		return func(v *env) int { return int(v.event.Container.CgroupID) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Container.CgroupID) } //nolint:gosec // see above
 	case "container.pod_cgroup_id":
-		return func(v *env) int { return int(v.event.Container.PodCgroupID) } //nolint:gosec // see above
+		return func(v *conditionEnv) int { return int(v.event.Container.PodCgroupID) } //nolint:gosec // see above
 	}
-	return requestNumber(name)
+	return requestNumberField(name)
 }
 
-func processNumber(name string) func(*sensors.Process) int {
+func processNumberField(name string) func(*sensors.Process) int {
 	switch name {
 	case "process.pid":
 		return func(p *sensors.Process) int { return int(p.PID) }
@@ -176,9 +176,9 @@ func processNumber(name string) func(*sensors.Process) int {
 	case "process.start_ns":
 		return func(p *sensors.Process) int { return int(p.StartNS) } //nolint:gosec // the same bits
 	case "process.inode":
-		return func(p *sensors.Process) int { return int(p.Inode) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.ExeInode) } //nolint:gosec // the same bits
 	case "process.device":
-		return func(p *sensors.Process) int { return int(p.Device) } //nolint:gosec // the same bits
+		return func(p *sensors.Process) int { return int(p.ExeDevice) } //nolint:gosec // the same bits
 	}
 	return nil
 }

@@ -13,22 +13,22 @@ import (
 	"stanch/sensors/rules"
 )
 
-// theirs is a pack that somebody else ships: one rule, one list.
-var theirs = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
-	strings.Replace(rule("tool", "contained && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
+// vendorPackYAML is a pack that somebody else ships: one rule, one list.
+var vendorPackYAML = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
+	strings.Replace(ruleYAML("tool", "contained && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
 		"title: t", `aliases: ["Launch Suspicious Network Tool"], title: t`, 1)
 
-// mend loads their pack and one's own beside it.
-func mend(t *testing.T, own string) (*rules.Set, []string) {
+// loadWithVendorPack loads their pack and one's own beside it.
+func loadWithVendorPack(t *testing.T, own string) (*rules.Set, []string) {
 	t.Helper()
 	set, problems := rules.LoadSources(
-		rules.Source{FS: fstest.MapFS{"theirs.yaml": {Data: []byte(theirs)}}},
-		rules.Source{FS: fstest.MapFS{"mine.yaml": {Data: []byte(own)}}, Name: "etc"},
+		rules.PackSource{FS: fstest.MapFS{"theirs.yaml": {Data: []byte(vendorPackYAML)}}},
+		rules.PackSource{FS: fstest.MapFS{"mine.yaml": {Data: []byte(own)}}, Name: "etc"},
 	)
-	return set, texts(problems)
+	return set, textList(problems)
 }
 
-func texts(problems diagnostic.Diagnostics) []string {
+func textList(problems diagnostic.Diagnostics) []string {
 	var out []string
 	for _, p := range problems {
 		line := p.String()
@@ -40,14 +40,14 @@ func texts(problems diagnostic.Diagnostics) []string {
 	return out
 }
 
-func run(exe string, container sensors.Container) sensors.Event {
+func execEvent(exe string, container sensors.Container) sensors.Event {
 	if container.ID == "" {
 		container.ID = "c"
 	}
 	return sensors.Event{ID: "1", Kind: sensors.KindExec, Process: sensors.Process{Exe: exe}, Container: container}
 }
 
-func one(t *testing.T, set *rules.Set, e sensors.Event) sensors.Detection {
+func requireOneDetection(t *testing.T, set *rules.Set, e sensors.Event) sensors.Detection {
 	t.Helper()
 	found, errs := set.Evaluate(e)
 	require.Empty(t, errs)
@@ -55,7 +55,7 @@ func one(t *testing.T, set *rules.Set, e sensors.Event) sensors.Detection {
 	return found[0]
 }
 
-func silent(t *testing.T, set *rules.Set, e sensors.Event) {
+func requireNoDetection(t *testing.T, set *rules.Set, e sensors.Event) {
 	t.Helper()
 	found, errs := set.Evaluate(e)
 	require.Empty(t, errs)
@@ -63,15 +63,15 @@ func silent(t *testing.T, set *rules.Set, e sensors.Event) {
 }
 
 func TestAListGrowsFromAnotherPack(t *testing.T) {
-	set, problems := mend(t, "lists: { tools: { append: [socat] }, ports: { append: [4444] } }")
+	set, problems := loadWithVendorPack(t, "lists: { tools: { append: [socat] }, ports: { append: [4444] } }")
 	require.Empty(t, problems)
-	one(t, set, run("/usr/bin/socat", sensors.Container{}))
-	one(t, set, run("/usr/bin/nc", sensors.Container{}))
-	e := run("/bin/x", sensors.Container{})
+	requireOneDetection(t, set, execEvent("/usr/bin/socat", sensors.Container{}))
+	requireOneDetection(t, set, execEvent("/usr/bin/nc", sensors.Container{}))
+	e := execEvent("/bin/x", sensors.Container{})
 	e.Network.Port = 4444
-	one(t, set, e)
+	requireOneDetection(t, set, e)
 
-	_, problems = mend(t, "lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n")
+	_, problems = loadWithVendorPack(t, "lists:\n  tols: { append: [socat] }\n  ports: { append: [x] }\n  tools: [a]\n  mixed: [a, 1]\n  exe: [b]\n")
 	require.Equal(t, []string{
 		"etc/mine.yaml:2:3: error: there is no list `tols` to add to [unknown-list] (did you mean `tools`?)",
 		"etc/mine.yaml:3:3: error: the list `ports` at theirs.yaml:1 is of texts or of numbers, and what is added is of the other [type]",
@@ -82,7 +82,7 @@ func TestAListGrowsFromAnotherPack(t *testing.T) {
 }
 
 func TestAnOverrideExceptsAWorkloadWithoutCopyingTheRule(t *testing.T) {
-	set, problems := mend(t, `
+	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: launch suspicious network tool
     exceptions:
@@ -99,7 +99,7 @@ overrides:
 		Image: "registry.example.com/ci/builder:7", Workload: sensors.Workload{Kind: "Deployment", Name: "ci-runner"},
 		Pod: sensors.Pod{Namespace: "ci", Name: "x", Labels: map[string]string{"app": "ci"}},
 	}
-	silent(t, set, run("/bin/nc", all))
+	requireNoDetection(t, set, execEvent("/bin/nc", all))
 	for name, change := range map[string]func(*sensors.Container){
 		"namespace": func(c *sensors.Container) { c.Pod.Namespace = "cix" },
 		"host":      func(c *sensors.Container) { c.Pod.Namespace = "" },
@@ -112,19 +112,19 @@ overrides:
 		t.Run(name, func(t *testing.T) {
 			c := all
 			change(&c)
-			one(t, set, run("/bin/nc", c))
+			requireOneDetection(t, set, execEvent("/bin/nc", c))
 		})
 	}
-	one(t, set, run("/bin/curl", all))
-	require.Equal(t, "except workload deployment/ci-*, namespace ci or ci-*, label app=ci, image registry.example.com/ci/*, when exe == \"nc\"", set.Find("tool").Overrides[0].Changes()[0])
-	require.Equal(t, "etc/mine.yaml:3", set.Find("tool").Overrides[0].At)
+	requireOneDetection(t, set, execEvent("/bin/curl", all))
+	require.Equal(t, "except workload deployment/ci-*, namespace ci or ci-*, label app=ci, image registry.example.com/ci/*, when exe == \"nc\"", set.Find("tool").Overrides[0].DescribeChanges()[0])
+	require.Equal(t, "etc/mine.yaml:3", set.Find("tool").Overrides[0].Position)
 }
 
 func TestAWorkloadIsToldFromItsPodWhereNothingElseTells(t *testing.T) {
-	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`)
+	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: [{ workload: { kind: Deployment, name: web } }] }]`)
 	require.Empty(t, problems)
 	pod := sensors.Pod{Namespace: "shop", Name: "web-6d4cf56db6-bcdfg", Labels: map[string]string{"pod-template-hash": "6d4cf56db6"}}
-	silent(t, set, run("/bin/nc", sensors.Container{Pod: pod}))
+	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: pod}))
 }
 
 func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
@@ -151,21 +151,21 @@ func TestImagesAreMatchedAsRuntimesReadThem(t *testing.T) {
 		{"registry.example.com/app@sha256:b*", "registry.example.com/app:1", false},
 		{"*/app", "ghcr.io/app", true},
 	} {
-		set, problems := mend(t, "overrides: [{ rule: tool, exceptions: [{ image: '"+c.pattern+"' }] }]")
+		set, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, exceptions: [{ image: '"+c.pattern+"' }] }]")
 		require.Empty(t, problems, c.pattern)
-		found, _ := set.Evaluate(run("/bin/nc", sensors.Container{Image: c.image, ImageDigest: digest}))
+		found, _ := set.Evaluate(execEvent("/bin/nc", sensors.Container{Image: c.image, ImageDigest: digest}))
 		require.Equal(t, c.matches, len(found) == 0, "%s and %s", c.pattern, c.image)
 	}
-	_, problems := mend(t, "overrides: [{ rule: tool, exceptions: [{ image: '**' }, { image: ['[a'] }, {}] }]")
+	_, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, exceptions: [{ image: '**' }, { image: ['[a'] }, {}] }]")
 	require.Len(t, problems, 3)
 }
 
 func TestSeverityByNamespaceIsThatOfTheMostSpecificPattern(t *testing.T) {
-	own := strings.Replace(rule("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low", `severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
-	set, problems := mend(t, "rules:\n"+own)
+	own := strings.Replace(ruleYAML("mine", `exe == "x"`, "{ process: { exe: /x } }", "{}"), "severity: low", `severity: { default: medium, namespaces: { "prod-*": critical, "*": low, prod-test: info } }`, 1)
+	set, problems := loadWithVendorPack(t, "rules:\n"+own)
 	require.Empty(t, problems)
 	for namespace, want := range map[string]sensors.Severity{"": "medium", "dev": "low", "prod-eu": "critical", "prod-test": "info"} {
-		d := one(t, set, run("/x", sensors.Container{Pod: sensors.Pod{Namespace: namespace}}))
+		d := requireOneDetection(t, set, execEvent("/x", sensors.Container{Pod: sensors.Pod{Namespace: namespace}}))
 		require.Equal(t, want, d.Severity, namespace)
 		if namespace == "prod-eu" {
 			require.Equal(t, []string{"r", "In the namespace prod-eu the rule's severity is critical instead of medium."}, d.Reasons)
@@ -174,7 +174,7 @@ func TestSeverityByNamespaceIsThatOfTheMostSpecificPattern(t *testing.T) {
 }
 
 func TestADetectionSaysThatItWasOverridden(t *testing.T) {
-	set, problems := mend(t, `
+	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: tool
     severity: { namespaces: { prod: high } }
@@ -182,7 +182,7 @@ overrides:
     because: engineers debug with these
 `)
 	require.Empty(t, problems)
-	d := one(t, set, run("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "prod"}}))
+	d := requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "prod"}}))
 	require.Equal(t, sensors.SeverityHigh, d.Severity)
 	require.InDelta(t, 0.2, d.Confidence, 0)
 	require.Equal(t, []string{
@@ -190,22 +190,22 @@ overrides:
 		"The confidence was lowered from 0.50 to 0.20 by the override at etc/mine.yaml:3: engineers debug with these",
 		"The severity was raised in the namespace prod from low to high by the override at etc/mine.yaml:3: engineers debug with these",
 	}, d.Reasons)
-	d = one(t, set, run("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "dev"}}))
+	d = requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "dev"}}))
 	require.Equal(t, sensors.SeverityLow, d.Severity)
 	require.Len(t, d.Reasons, 2)
 }
 
 func TestADisabledRuleIsSilentAndStaysInTheList(t *testing.T) {
-	set, problems := mend(t, "overrides: [{ rule: tool, disable: true, because: we know }]")
+	set, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, disable: true, because: we know }]")
 	require.Empty(t, problems)
-	silent(t, set, run("/bin/nc", sensors.Container{}))
+	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{}))
 	require.True(t, set.Find("tool").Disabled)
 	require.Len(t, set.Rules(), 1)
 	require.Empty(t, set.Stats())
 }
 
 func TestAnOverrideWithAMistakeLeavesTheRuleAsItWas(t *testing.T) {
-	set, problems := mend(t, `
+	set, problems := loadWithVendorPack(t, `
 overrides:
   - rule: tol
     disable: true
@@ -238,7 +238,7 @@ overrides:
 		"etc/mine.yaml:18:15: error: the `severity` of `tool` is overridden at etc/mine.yaml:15 already [duplicate-override] (remove one of them)",
 		"etc/mine.yaml:21:60: error: test of rule `tool`: it should fire, and an exception holds: etc/mine.yaml:20 [test]",
 	}, problems)
-	require.Equal(t, sensors.SeverityHigh, one(t, set, run("/bin/nc", sensors.Container{})).Severity)
+	require.Equal(t, sensors.SeverityHigh, requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{})).Severity)
 }
 
 func TestAMistakeIsToldWhereItStandsInFoldedAndQuotedTexts(t *testing.T) {
@@ -271,7 +271,7 @@ rules:
     tests: { fires: {}, silent: { nme: x, process: { exxe: 7 } } }
     tests: {}
 `
-	_, got := lines(t, pack)
+	_, got := loadPack(t, pack)
 	require.Equal(t, []string{
 		"p.yaml:5:11: error: the macro `a`: invalid operation: == (mismatched types string and int) [expression]",
 		"p.yaml:13:14: error: the condition of `folded`: there is no field, list, macro or function `shels` [expression]",
@@ -286,41 +286,41 @@ rules:
 }
 
 func TestATestOfAnotherKindOfEventProvesNothing(t *testing.T) {
-	_, problems := lines(t, "rules:\n"+rule("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
+	_, problems := loadPack(t, "rules:\n"+ruleYAML("r", "exe == \"x\"", "{ process: { exe: x } }", "[{ name: elsewhere, kind: open }, { process: { exe: y } }]"))
 	require.Equal(t, []string{"p.yaml:3:56: error: test `elsewhere` of rule `r`: the event is of the kind `open`, and the rule is on `exec` [test]"}, problems)
 }
 
 func TestABrokenExceptionSilencesNothing(t *testing.T) {
-	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: ['process.args[0] == "x"'] }]`)
+	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: ['process.args[0] == "x"'] }]`)
 	require.Empty(t, problems)
-	found, errs := set.Evaluate(run("/bin/nc", sensors.Container{}))
+	found, errs := set.Evaluate(execEvent("/bin/nc", sensors.Container{}))
 	require.Len(t, found, 1)
 	require.Len(t, errs, 1)
 }
 
 func TestRulesAreCounted(t *testing.T) {
-	set, problems := mend(t, `overrides: [{ rule: tool, exceptions: ['exe == "nc"'] }]`)
+	set, problems := loadWithVendorPack(t, `overrides: [{ rule: tool, exceptions: ['exe == "nc"'] }]`)
 	require.Empty(t, problems)
 	for _, exe := range []string{"/bin/nc", "/bin/curl", "/bin/cat", "/bin/curl"} {
-		_, _ = set.Evaluate(run(exe, sensors.Container{}))
+		_, _ = set.Evaluate(execEvent(exe, sensors.Container{}))
 	}
 	stats := set.Stats()
 	require.Len(t, stats, 1)
 	require.Equal(t, uint64(1), stats[0].Sampled)
-	require.Positive(t, stats[0].Mean)
-	stats[0].Mean = 0
-	require.Equal(t, rules.Stats{Rule: "tool", On: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1, Sampled: 1}, stats[0])
+	require.Positive(t, stats[0].MeanEvaluationTime)
+	stats[0].MeanEvaluationTime = 0
+	require.Equal(t, rules.RuleStats{Rule: "tool", Kind: sensors.KindExec, Evaluated: 4, Fired: 2, Excepted: 1, Sampled: 1}, stats[0])
 }
 
 func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 	pack := "lists: { idle: [x] }\nmacros: { spare: contained }\nrules:\n" +
-		strings.Replace(rule("net", "contained && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
-		strings.Replace(rule("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
-		rule("double", "contained && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
+		strings.Replace(ruleYAML("net", "contained && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
+		strings.Replace(ruleYAML("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
+		ruleYAML("double", "contained && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
 		"overrides: [{ rule: tool, exceptions: [{ labels: { app: x } }, 'command == \"x\"'] }]\n"
 	_, problems := rules.Lint(
-		rules.Source{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" + strings.Replace(theirs, "lists: {", "#", 1))}}, Quiet: true},
-		rules.Source{FS: fstest.MapFS{"mine.yaml": {Data: []byte(strings.ReplaceAll(pack, "rule: tool", "rule: net"))}}},
+		rules.PackSource{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" + strings.Replace(vendorPackYAML, "lists: {", "#", 1))}}, SuppressProblems: true},
+		rules.PackSource{FS: fstest.MapFS{"mine.yaml": {Data: []byte(strings.ReplaceAll(pack, "rule: tool", "rule: net"))}}},
 	)
 	var codes []string
 	for _, p := range problems {
@@ -334,14 +334,14 @@ func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 
 func TestARuleThatAnotherCoversIsTold(t *testing.T) {
 	load := func(second string) []string {
-		_, problems := rules.Lint(rules.Source{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + rule("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
-		return texts(problems)
+		_, problems := rules.Lint(rules.PackSource{FS: fstest.MapFS{"p.yaml": {Data: []byte("rules:\n" + ruleYAML("wide", "exe == \"x\"", "{ process: { exe: x } }", "{}") + second)}}})
+		return textList(problems)
 	}
-	narrow := rule("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
+	narrow := ruleYAML("narrow", "process.uid == 0 && exe == \"x\"", "{ process: { exe: x } }", "{}")
 	require.Equal(t, []string{"p.yaml:4:51: warning: `wide` at p.yaml:2 fires on every event on which `narrow` does, and weighs no less [shadowed] (remove it, or narrow the other)"}, load(narrow))
 	require.Empty(t, load(strings.Replace(narrow, "severity: low", "severity: medium", 1)), "it weighs more")
-	require.Len(t, load(rule("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
-	require.Empty(t, load(rule("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
+	require.Len(t, load(ruleYAML("same", "exe == \"x\"", "{ process: { exe: x } }", "{}")), 1, "the later of two alike")
+	require.Empty(t, load(ruleYAML("other", "exe == \"y\"", "{ process: { exe: y } }", "{}")))
 }
 
 func TestTheSchemaIsOfWhatIsRead(t *testing.T) {

@@ -20,74 +20,74 @@ import (
 const (
 	maxPackBytes = 1 << 20
 	maxPackNodes = 100_000
-	maxFiles     = 1000
+	maxPackFiles     = 1000
 )
 
-// file is one pack's file, and what is wrong with it.
-type file struct {
+// packFile is one pack's file, and what is wrong with it.
+type packFile struct {
 	name  string
 	lines []string
-	r     *yamlnode.Reader
-	quiet bool
+	reader     *yamlnode.Reader
+	suppressProblems bool
 }
 
-func (f *file) errorf(at *yaml.Node, code, hint, format string, args ...any) {
-	f.r.Errorf(yamlnode.At(at), code, hint, format, args...)
+func (f *packFile) errorf(at *yaml.Node, code, hint, format string, args ...any) {
+	f.reader.Errorf(yamlnode.PositionOf(at), code, hint, format, args...)
 }
 
-func (f *file) place(at *yaml.Node) string { return fmt.Sprintf("%s:%d", f.name, yamlnode.At(at).Line) }
+func (f *packFile) position(at *yaml.Node) string { return fmt.Sprintf("%s:%d", f.name, yamlnode.PositionOf(at).Line) }
 
 // loader goes through the stages of loading: read, settle names, compile, prove, override.
 type loader struct {
-	files     []*file
-	unread    diagnostic.Diagnostics
-	lists     map[string]*list
+	files     []*packFile
+	readProblems    diagnostic.Diagnostics
+	lists     map[string]*namedList
 	macros    map[string]*macro
-	appended  []*listAppend
-	seen      map[string]*Rule // by name and by alias, in lower case
-	parsed    []*Rule
-	half      []*Rule // with mistakes
+	listExtensions  []*listExtension
+	rulesByName      map[string]*Rule // by name and by alias, in lower case
+	validRules    []*Rule
+	invalidRules      []*Rule // with mistakes
 	overrides []*Override
 	set       *Set
-	used      map[string]bool // lists and macros that something names
+	usedNames      map[string]bool // lists and macros that something names
 }
 
-func load(sources []Source) *loader {
+func loadPacks(sources []PackSource) *loader {
 	l := &loader{
-		lists: map[string]*list{}, macros: map[string]*macro{}, seen: map[string]*Rule{}, used: map[string]bool{},
+		lists: map[string]*namedList{}, macros: map[string]*macro{}, rulesByName: map[string]*Rule{}, usedNames: map[string]bool{},
 		set: &Set{byKind: map[sensors.Kind]*kindRules{}},
 	}
 	for _, s := range sources {
-		l.read(s)
+		l.readSource(s)
 	}
 	l.extendLists()
-	l.settle()
-	for _, r := range l.parsed {
-		if l.compile(r) && l.prove(r, r.Tests) {
-			r.written = written{r.Severity, r.Confidence}
+	l.compileMacros()
+	for _, r := range l.validRules {
+		if l.compileRule(r) && l.runTests(r, r.Tests) {
+			r.original = originalSettings{r.Severity, r.Confidence}
 			l.set.rules = append(l.set.rules, r)
 		}
 	}
-	for _, r := range l.half {
-		l.compile(r)
+	for _, r := range l.invalidRules {
+		l.compileRule(r)
 	}
 	for _, o := range l.overrides {
-		l.override(o)
+		l.applyOverride(o)
 	}
 	for _, r := range l.set.rules {
 		if !r.Disabled {
-			l.set.index(r)
+			l.set.indexRule(r)
 		}
 	}
 	return l
 }
 
-func (l *loader) read(s Source) {
+func (l *loader) readSource(s PackSource) {
 	names := s.Files
 	if names == nil {
 		entries, err := fs.ReadDir(s.FS, ".")
 		if err != nil {
-			l.unreadable(s.Name, err)
+			l.reportUnreadable(s.Name, err)
 		}
 		for _, e := range entries {
 			// What begins with a dot is an editor's, or the folder that a ConfigMap's links lead to.
@@ -98,27 +98,27 @@ func (l *loader) read(s Source) {
 	}
 	for _, name := range names {
 		shown := path.Join(s.Name, name)
-		if len(l.files) >= maxFiles {
-			l.unreadable(shown, fmt.Errorf("there are more than %d files", maxFiles))
+		if len(l.files) >= maxPackFiles {
+			l.reportUnreadable(shown, fmt.Errorf("there are more than %d files", maxPackFiles))
 			return
 		}
 		raw, err := readBounded(s.FS, name)
 		if err != nil {
-			l.unreadable(shown, err)
+			l.reportUnreadable(shown, err)
 			continue
 		}
-		f := &file{name: shown, lines: strings.Split(string(raw), "\n"), quiet: s.Quiet, r: &yamlnode.Reader{File: shown, Begin: "a pack has `lists`, `macros`, `rules` and `overrides`"}}
+		f := &packFile{name: shown, lines: strings.Split(string(raw), "\n"), suppressProblems: s.SuppressProblems, reader: &yamlnode.Reader{File: shown, ExampleStart: "a pack has `lists`, `macros`, `rules` and `overrides`"}}
 		l.files = append(l.files, f)
-		root := f.r.Document(raw, yamlnode.Limits{Bytes: maxPackBytes, Nodes: maxPackNodes})
+		root := f.reader.ParseDocument(raw, yamlnode.Limits{MaxBytes: maxPackBytes, MaxNodes: maxPackNodes})
 		if root == nil {
 			// Who comments everything out, or has nothing yet, made no mistake.
-			f.r.Problems = slices.DeleteFunc(f.r.Problems, func(d diagnostic.Diagnostic) bool { return d.Code == "empty" })
+			f.reader.Problems = slices.DeleteFunc(f.reader.Problems, func(d diagnostic.Diagnostic) bool { return d.Code == "empty" })
 			continue
 		}
 		if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
 			continue
 		}
-		f.r.Mapping(root, "a pack", l.packFields(f))
+		f.reader.ReadMapping(root, "a pack", l.packFields(f))
 	}
 }
 

@@ -12,17 +12,17 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// Namespaces are severities by namespace, or by pattern of namespaces.
-type Namespaces map[string]sensors.Severity
+// NamespaceSeverities are severities by namespace, or by pattern of namespaces.
+type NamespaceSeverities map[string]sensors.Severity
 
-// Of gives the severity of a namespace: that of its own name, or else of the pattern that says most of it.
-func (n Namespaces) Of(namespace string) (sensors.Severity, bool) {
+// SeverityOf gives the severity of a namespace: that of its own name, or else of the pattern that says most of it.
+func (n NamespaceSeverities) SeverityOf(namespace string) (sensors.Severity, bool) {
 	if s, ok := n[namespace]; ok && namespace != "" {
 		return s, true
 	}
 	best := ""
 	for pattern := range n {
-		if like(pattern, namespace) && (best == "" || cmp.Or(cmp.Compare(letters(pattern), letters(best)), cmp.Compare(best, pattern)) > 0) {
+		if matchesPattern(pattern, namespace) && (best == "" || cmp.Or(cmp.Compare(literalLength(pattern), literalLength(best)), cmp.Compare(best, pattern)) > 0) {
 			best = pattern
 		}
 	}
@@ -30,17 +30,17 @@ func (n Namespaces) Of(namespace string) (sensors.Severity, bool) {
 	return s, ok && best != ""
 }
 
-// letters is how much a pattern says.
-func letters(pattern string) int { return len(pattern) - strings.Count(pattern, "*") }
+// literalLength is how much a pattern says.
+func literalLength(pattern string) int { return len(pattern) - strings.Count(pattern, "*") }
 
 // Override is how somebody's pack weighs a rule that stands elsewhere. A condition cannot be overridden.
 type Override struct {
 	Rule       string           `json:"rule"`
-	At         string           `json:"at"` // "file:line"
-	Because    string           `json:"because,omitempty"`
+	Position         string           `json:"at"` // "file:line"
+	Reason    string           `json:"because,omitempty"`
 	Disable    bool             `json:"disable,omitempty"`
 	Severity   sensors.Severity `json:"severity,omitempty"`
-	Namespaces Namespaces       `json:"namespaces,omitempty"`
+	Namespaces NamespaceSeverities       `json:"namespaces,omitempty"`
 	Confidence *float64         `json:"confidence,omitempty"`
 	Exceptions []*Exception     `json:"exceptions,omitempty"`
 
@@ -49,37 +49,37 @@ type Override struct {
 	WasConfidence *float64         `json:"was_confidence,omitempty"`
 
 	broken bool // has mistakes: only its expressions are looked at, so that all are told at once
-	tests  []*Test
-	file   *file
+	tests  []*RuleTest
+	file   *packFile
 	node   *yaml.Node
-	nodes  nodes
+	nodes  fieldNodes
 }
 
-func (o *Override) fields(f *file) []field {
-	keep := o.nodes.keep
+func (o *Override) fields(f *packFile) []yamlField {
+	keep := o.nodes.recordNode
 	var disable *bool
-	off := yamlnode.Bool("disable", "true: the rule never fires; say why in `because`", &disable)
+	off := yamlnode.BoolField("disable", "true: the rule never fires; say why in `because`", &disable)
 	readOff := off.Read
-	off.Read = func(rd *reader, key, v *yaml.Node) {
+	off.Read = func(rd *yamlReader, key, v *yaml.Node) {
 		if readOff(rd, key, v); disable != nil {
 			o.Disable = *disable
 		}
 	}
-	return []field{
-		keep(yamlnode.Text("rule", "the rule's name, or Falco's name of it", &o.Rule).Must()),
-		keep(yamlnode.Text("because", "why, for who asks later", &o.Because)),
+	return []yamlField{
+		keep(yamlnode.StringField("rule", "the rule's name, or Falco's name of it", &o.Rule).AsRequired()),
+		keep(yamlnode.StringField("because", "why, for who asks later", &o.Reason)),
 		keep(off),
 		keep(severityField("the severity instead of the rule's own", &o.Severity, &o.Namespaces)),
-		keep(yamlnode.Share("confidence", "the confidence instead of the rule's own", &o.Confidence)),
-		keep(field{Name: "exceptions", Doc: "exceptions beside the rule's own", Schema: exceptionsSchema, Read: func(_ *reader, _, v *yaml.Node) {
+		keep(yamlnode.FractionField("confidence", "the confidence instead of the rule's own", &o.Confidence)),
+		keep(yamlField{Name: "exceptions", Doc: "exceptions beside the rule's own", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
 			o.Exceptions = readExceptions(f, v)
 		}}),
 		keep(testsField("events that prove the override: some that still fire the rule, some that no longer do", f, nil, &o.tests)),
 	}
 }
 
-// Changes says in words what an override does.
-func (o *Override) Changes() []string {
+// DescribeChanges says in words what an override does.
+func (o *Override) DescribeChanges() []string {
 	var out []string
 	if o.Disable {
 		out = append(out, "disabled")
@@ -87,7 +87,7 @@ func (o *Override) Changes() []string {
 	if o.Severity != "" {
 		out = append(out, fmt.Sprintf("severity %s instead of %s", o.Severity, o.WasSeverity))
 	}
-	for _, pattern := range keysOf(o.Namespaces) {
+	for _, pattern := range sortedKeys(o.Namespaces) {
 		out = append(out, fmt.Sprintf("severity %s in %s", o.Namespaces[pattern], pattern))
 	}
 	if o.Confidence != nil && o.WasConfidence != nil {
@@ -99,25 +99,25 @@ func (o *Override) Changes() []string {
 	return out
 }
 
-// override applies one to its rule. One with a mistake is left out as a whole: the rule stays as it was, which is louder.
-func (l *loader) override(o *Override) {
+// applyOverride applies one to its rule. One with a mistake is left out as a whole: the rule stays as it was, which is louder.
+func (l *loader) applyOverride(o *Override) {
 	f := o.file
-	before := len(f.r.Problems)
+	before := len(f.reader.Problems)
 	r := l.set.Find(o.Rule)
 	if r == nil && o.Rule != "" {
-		l.unknownRule(o)
+		l.reportUnknownRule(o)
 	}
-	l.compileExceptions(f, "the override of `"+yamlnode.Clip(o.Rule, 60)+"`", o.Exceptions)
+	l.compileExceptions(f, "the override of `"+yamlnode.Truncate(o.Rule, 60)+"`", o.Exceptions)
 	if o.broken {
 		return
 	}
-	if o.Disable && strings.TrimSpace(o.Because) == "" {
+	if o.Disable && strings.TrimSpace(o.Reason) == "" {
 		f.errorf(o.node, "required", "write for example `because: we debug with it every day`", "who disables a rule has to say why, in `because`")
 	}
-	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.r.Problems) == before {
+	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.reader.Problems) == before {
 		f.errorf(o.node, "required", "disable, severity, confidence or exceptions", "the override changes nothing")
 	}
-	if len(f.r.Problems) > before || r == nil {
+	if len(f.reader.Problems) > before || r == nil {
 		return
 	}
 	for _, earlier := range r.Overrides {
@@ -130,7 +130,7 @@ func (l *loader) override(o *Override) {
 			{"confidence", earlier.Confidence != nil && o.Confidence != nil},
 		} {
 			if twice.both {
-				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is overridden at %s already", twice.key, r.Name, earlier.At)
+				f.errorf(o.nodes[twice.key], "duplicate-override", "remove one of them", "the `%s` of `%s` is overridden at %s already", twice.key, r.Name, earlier.Position)
 				return
 			}
 		}
@@ -138,9 +138,9 @@ func (l *loader) override(o *Override) {
 	old := *r
 	o.apply(r)
 	for _, t := range o.tests {
-		t.resolve(r.On)
+		t.buildEvent(r.Kind)
 	}
-	if !l.prove(r, o.tests) {
+	if !l.runTests(r, o.tests) {
 		*r = old
 	}
 }
@@ -160,10 +160,10 @@ func (o *Override) apply(r *Rule) {
 	r.Exceptions = slices.Concat(r.Exceptions, o.Exceptions)
 }
 
-func (l *loader) unknownRule(o *Override) {
+func (l *loader) reportUnknownRule(o *Override) {
 	at := o.nodes["rule"]
-	if r := l.seen[strings.ToLower(o.Rule)]; r != nil {
-		o.file.errorf(at, "unknown-rule", "mend the rule first", "the rule `%s` at %s has mistakes of its own", r.Name, r.At)
+	if r := l.rulesByName[strings.ToLower(o.Rule)]; r != nil {
+		o.file.errorf(at, "unknown-rule", "mend the rule first", "the rule `%s` at %s has mistakes of its own", r.Name, r.Position)
 		return
 	}
 	var known []string
@@ -174,5 +174,5 @@ func (l *loader) unknownRule(o *Override) {
 	if !strings.HasPrefix(hint, "did you mean") {
 		hint = "`stanch rules list` shows every rule"
 	}
-	o.file.errorf(at, "unknown-rule", hint, "there is no rule `%s`", yamlnode.Clip(o.Rule, 60))
+	o.file.errorf(at, "unknown-rule", hint, "there is no rule `%s`", yamlnode.Truncate(o.Rule, 60))
 }

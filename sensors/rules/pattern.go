@@ -8,8 +8,8 @@ import (
 	"stanch/sensors"
 )
 
-// badPattern says why a text is no pattern; "" where it is one. `*` stands for any letters, `?` for one, `[a-z]` for one of these.
-func badPattern(p string) string {
+// patternError says why a text is no pattern; "" where it is one. `*` stands for any letters, `?` for one, `[a-z]` for one of these.
+func patternError(p string) string {
 	if strings.TrimSpace(p) == "" {
 		return "an empty text is not a pattern"
 	}
@@ -19,28 +19,28 @@ func badPattern(p string) string {
 	return ""
 }
 
-// like tells whether a name is that of a pattern. A name is never empty: what is not known matches nothing.
-func like(pattern, name string) bool {
+// matchesPattern tells whether a name is that of a pattern. A name is never empty: what is not known matches nothing.
+func matchesPattern(pattern, name string) bool {
 	ok, err := path.Match(pattern, name)
 	return err == nil && ok && name != ""
 }
 
-func likeAny(patterns []string, name string) bool {
+func matchesAnyPattern(patterns []string, name string) bool {
 	for _, p := range patterns {
-		if like(p, name) {
+		if matchesPattern(p, name) {
 			return true
 		}
 	}
 	return false
 }
 
-// image is a reference of an image in parts.
-type image struct{ path, tag, digest string }
+// imageReference is a reference of an image in parts.
+type imageReference struct{ path, tag, digest string }
 
-// splitImage splits `registry/name:tag@digest`. As container runtimes do, it takes what names no registry to be of
+// parseImageReference splits `registry/name:tag@digest`. As container runtimes do, it takes what names no registry to be of
 // docker.io, and what there has one part to be of its library.
-func splitImage(s string) image {
-	var i image
+func parseImageReference(s string) imageReference {
+	var i imageReference
 	s, i.digest, _ = strings.Cut(s, "@")
 	if colon := strings.LastIndexByte(s, ':'); colon > strings.LastIndexByte(s, '/') {
 		s, i.tag = s[:colon], s[colon+1:]
@@ -60,28 +60,28 @@ func splitImage(s string) image {
 	return i
 }
 
-// badImage says why a text is no pattern of images.
-func badImage(p string) string {
-	if problem := badPattern(p); problem != "" {
+// imagePatternError says why a text is no pattern of images.
+func imagePatternError(p string) string {
+	if problem := patternError(p); problem != "" {
 		return problem
 	}
-	if i := splitImage(p); i.path == "**" && i.tag == "" && i.digest == "" {
+	if i := parseImageReference(p); i.path == "**" && i.tag == "" && i.digest == "" {
 		return fmt.Sprintf("`%s` is every image", p)
 	}
 	return ""
 }
 
-// imageLike tells whether a container's image is that of a pattern: the name part by part, `**` at the end for all
+// matchesImage tells whether a container's image is that of a pattern: the name part by part, `**` at the end for all
 // below, and the tag and the digest where the pattern has them.
-func imageLike(pattern string, c *sensors.Container) bool {
+func matchesImage(pattern string, c *sensors.Container) bool {
 	if c.Image == "" {
 		return false
 	}
-	want, got := splitImage(pattern), splitImage(c.Image)
+	want, got := parseImageReference(pattern), parseImageReference(c.Image)
 	if got.digest == "" {
 		got.digest = c.ImageDigest
 	}
-	if want.digest != "" && !like(want.digest, got.digest) || want.tag != "" && !like(want.tag, got.tag) {
+	if want.digest != "" && !matchesPattern(want.digest, got.digest) || want.tag != "" && !matchesPattern(want.tag, got.tag) {
 		return false
 	}
 	if base, below := strings.CutSuffix(want.path, "**"); below {
@@ -90,7 +90,7 @@ func imageLike(pattern string, c *sensors.Container) bool {
 		if len(elements) <= parts || elements[parts] == "" {
 			return false
 		}
-		return base == "" || like(base, strings.Join(elements[:parts], ""))
+		return base == "" || matchesPattern(base, strings.Join(elements[:parts], ""))
 	}
-	return like(want.path, got.path)
+	return matchesPattern(want.path, got.path)
 }

@@ -14,7 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-func schema(t *testing.T) *jsonschema.Schema {
+func compileSchema(t *testing.T) *jsonschema.Schema {
 	t.Helper()
 	raw, err := json.Marshal(Schema())
 	require.NoError(t, err)
@@ -27,8 +27,8 @@ func schema(t *testing.T) *jsonschema.Schema {
 	return s
 }
 
-// valid tells what the schema says of a pack.
-func valid(t *testing.T, s *jsonschema.Schema, source []byte) error {
+// validateAgainstSchema tells what the schema says of a pack.
+func validateAgainstSchema(t *testing.T, s *jsonschema.Schema, source []byte) error {
 	t.Helper()
 	var v any
 	require.NoError(t, yaml.Unmarshal(source, &v))
@@ -40,17 +40,17 @@ func valid(t *testing.T, s *jsonschema.Schema, source []byte) error {
 }
 
 func TestTheShippedPacksAreOfTheSchema(t *testing.T) {
-	s := schema(t)
+	s := compileSchema(t)
 	files, err := filepath.Glob("*.yaml")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
 		require.NoError(t, err)
-		require.NoError(t, valid(t, s, raw), file)
+		require.NoError(t, validateAgainstSchema(t, s, raw), file)
 	}
 	for _, bad := range []string{"rule: x", "rules: [{ rule: x }]", "overrides: [{ rule: x, condition: y }]", "lists: { X: [a] }", "overrides: [{ rule: x, severity: hihg }]"} {
-		require.Error(t, valid(t, s, []byte(bad)), bad)
+		require.Error(t, validateAgainstSchema(t, s, []byte(bad)), bad)
 	}
 }
 
@@ -58,31 +58,31 @@ func TestTheReferenceIsTrue(t *testing.T) {
 	raw, err := os.ReadFile("LANGUAGE.md")
 	require.NoError(t, err)
 	page := string(raw)
-	s := schema(t)
+	s := compileSchema(t)
 	examples := strings.Split(page, "```yaml\n")[1:]
 	require.Len(t, examples, 2)
 	for _, e := range examples {
 		e, _, _ = strings.Cut(e, "```")
-		_, problems := Lint(ShippedSource(), Source{FS: fstest.MapFS{"example.yaml": {Data: []byte(e)}}})
+		_, problems := Lint(ShippedSource(), PackSource{FS: fstest.MapFS{"example.yaml": {Data: []byte(e)}}})
 		for _, p := range problems {
 			if p.File == "example.yaml" {
 				require.NotEqual(t, "error", p.Severity, p.String())
 			}
 		}
-		require.NoError(t, valid(t, s, []byte(e)))
+		require.NoError(t, validateAgainstSchema(t, s, []byte(e)))
 	}
-	for _, fields := range [][]field{(&Rule{}).fields(nil), (&Override{}).fields(nil), (&Exception{}).fields(nil), (&loader{}).packFields(nil)} {
+	for _, fields := range [][]yamlField{(&Rule{}).fields(nil), (&Override{}).fields(nil), (&Exception{}).fields(nil), (&loader{}).packFields(nil)} {
 		for _, f := range fields {
 			require.Contains(t, page, "`"+f.Name+"`")
 		}
 	}
-	for _, k := range Kinds {
+	for _, k := range SupportedKinds {
 		require.Contains(t, page, "`"+string(k)+"`")
 	}
-	for name := range fieldsOfConditions() {
+	for name := range conditionFields() {
 		require.Contains(t, page, "`"+name[strings.LastIndexByte(name, '.')+1:]+"`")
 	}
-	for name := range exprFields(reflect.TypeFor[env]()) {
+	for name := range exprFieldTypes(reflect.TypeFor[conditionEnv]()) {
 		require.Contains(t, page, "`"+name+"`")
 	}
 	for _, f := range Functions() {

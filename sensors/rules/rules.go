@@ -20,55 +20,55 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// Shipped holds the packs that Stanch ships.
+// ShippedPacks holds the packs that Stanch ships.
 //
 //go:embed *.yaml
-var Shipped embed.FS
+var ShippedPacks embed.FS
 
-// Kinds are the kinds of event that a rule may be about.
-var Kinds = append(slices.Clone(sensors.NodeKinds), sensors.KindAudit, sensors.KindCloud, sensors.KindHealth)
+// SupportedKinds are the kinds of event that a rule may be about.
+var SupportedKinds = append(slices.Clone(sensors.NodeKinds), sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth)
 
-// Source is where packs come from. The zero value of each field but FS is right for a folder.
-type Source struct {
+// PackSource is where packs come from. The zero value of each field but FS is right for a folder.
+type PackSource struct {
 	FS    fs.FS
 	Name  string   // of the folder, before each file's name in what is told to people
 	Files []string // these files only; default every *.yaml and *.yml
-	// Quiet: only what others write is told to be wrong. The shipped packs are when somebody's own pack is checked.
-	Quiet bool
+	// SuppressProblems: only what others write is told to be wrong. The shipped packs are when somebody's own pack is checked.
+	SuppressProblems bool
 }
 
 // ShippedSource is the packs that Stanch ships.
-func ShippedSource() Source { return Source{FS: Shipped, Name: "shipped"} }
+func ShippedSource() PackSource { return PackSource{FS: ShippedPacks, Name: "shipped"} }
 
 // Rule is one rule of a pack, as it is in force.
 type Rule struct {
 	Name       string            `json:"rule"`
 	Aliases    []string          `json:"aliases,omitempty"` // Falco's stable names of it
 	Title      string            `json:"title"`
-	On         sensors.Kind      `json:"on"`
+	Kind         sensors.Kind      `json:"on"`
 	Condition  string            `json:"condition"`
 	Exceptions []*Exception      `json:"exceptions,omitempty"`
 	Severity   sensors.Severity  `json:"severity"`
-	Namespaces Namespaces        `json:"namespaces,omitempty"` // severities of namespaces, where another than Severity
+	Namespaces NamespaceSeverities        `json:"namespaces,omitempty"` // severities of namespaces, where another than Severity
 	Confidence float64           `json:"confidence"`
 	Objective  sensors.Objective `json:"objective"`
 	Technique  string            `json:"technique"`
 	Reason     string            `json:"reason"`
-	// At is where it stands, "file:line".
-	At        string      `json:"at"`
+	// Position is where it stands, "file:line".
+	Position        string      `json:"at"`
 	Disabled  bool        `json:"disabled,omitempty"`
 	Overrides []*Override `json:"overrides,omitempty"` // in the order in which they took effect
-	Tests     []*Test     `json:"-"`
+	Tests     []*RuleTest     `json:"-"`
 
-	file      *file
-	nodes     nodes
-	condition *check
-	written   written // as it stood in its pack
-	count     *counters
+	file      *packFile
+	nodes     fieldNodes
+	compiled *compiledCondition
+	original   originalSettings // as it stood in its pack
+	counters     *counters
 }
 
-// written is what a rule's author gave it, so that a detection can say what was overridden.
-type written struct {
+// originalSettings is what a rule's author gave it, so that a detection can say what was overridden.
+type originalSettings struct {
 	severity   sensors.Severity
 	confidence float64
 }
@@ -80,8 +80,8 @@ func (r *Rule) File() string { return r.file.name }
 type Set struct {
 	rules   []*Rule
 	byKind  map[sensors.Kind]*kindRules
-	results []TestResult
-	scratch sync.Pool
+	testResults []TestResult
+	envPool sync.Pool
 }
 
 // LoadShipped loads the packs that Stanch ships.
@@ -92,7 +92,7 @@ func LoadShipped() (*Set, error) {
 
 // Load reads every pack of the file systems; see LoadSources.
 func Load(systems ...fs.FS) (*Set, diagnostic.Diagnostics) {
-	sources := make([]Source, len(systems))
+	sources := make([]PackSource, len(systems))
 	for i, s := range systems {
 		sources[i].FS = s
 	}
@@ -101,23 +101,23 @@ func Load(systems ...fs.FS) (*Set, diagnostic.Diagnostics) {
 
 // LoadSources reads packs, compiles the rules, runs their tests and applies the overrides. The set holds the rules
 // that are sound; the diagnostics say what is wrong with the others, all of it at once.
-func LoadSources(sources ...Source) (*Set, diagnostic.Diagnostics) {
-	l := load(sources)
+func LoadSources(sources ...PackSource) (*Set, diagnostic.Diagnostics) {
+	l := loadPacks(sources)
 	return l.set, l.problems(false)
 }
 
 // Lint is LoadSources with advice: warnings about what is no mistake and most likely not meant.
-func Lint(sources ...Source) (*Set, diagnostic.Diagnostics) {
-	l := load(sources)
-	l.advise()
+func Lint(sources ...PackSource) (*Set, diagnostic.Diagnostics) {
+	l := loadPacks(sources)
+	l.lint()
 	return l.set, l.problems(true)
 }
 
 // Rules lists the rules in the order of their files, the disabled too.
 func (s *Set) Rules() []*Rule { return s.rules }
 
-// Results are what became of the rules' own tests.
-func (s *Set) Results() []TestResult { return s.results }
+// TestResults are what became of the rules' own tests.
+func (s *Set) TestResults() []TestResult { return s.testResults }
 
 // Find gives the rule of a name: its own, or a stable name of Falco's that it carries as an alias. Nil if there is none.
 func (s *Set) Find(name string) *Rule {
@@ -127,14 +127,14 @@ func (s *Set) Find(name string) *Rule {
 		}
 	}
 	for _, r := range s.rules {
-		if r.called(name) {
+		if r.hasName(name) {
 			return r
 		}
 	}
 	return nil
 }
 
-func (r *Rule) called(name string) bool {
+func (r *Rule) hasName(name string) bool {
 	return strings.EqualFold(r.Name, name) || slices.ContainsFunc(r.Aliases, func(alias string) bool { return strings.EqualFold(alias, name) })
 }
 
@@ -152,19 +152,19 @@ func (s *Set) Names() []string {
 func (l *loader) problems(advice bool) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
 	for _, f := range l.files {
-		if f.quiet && !f.r.Problems.HasErrors() {
+		if f.suppressProblems && !f.reader.Problems.HasErrors() {
 			continue
 		}
-		out = append(out, f.r.Problems.Sorted()...)
+		out = append(out, f.reader.Problems.Sorted()...)
 	}
 	if !advice {
-		out = out.Errors()
+		out = out.WithoutWarnings()
 	}
-	return append(l.unread, out...)
+	return append(l.readProblems, out...)
 }
 
-func (l *loader) unreadable(name string, err error) {
-	l.unread = append(l.unread, diagnostic.Diagnostic{
+func (l *loader) reportUnreadable(name string, err error) {
+	l.readProblems = append(l.readProblems, diagnostic.Diagnostic{
 		File: cmp.Or(name, "."), Line: 1, Column: 1, Severity: "error", Code: "read", Message: fmt.Sprintf("cannot be read: %v", err),
 	})
 }

@@ -16,8 +16,8 @@ func TestEveryShippedRulePassesItsOwnTests(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	require.NotEmpty(t, set.Rules())
-	for _, r := range set.Results() {
-		require.True(t, r.Passed, "%s: %s", r.Rule, r.Why)
+	for _, r := range set.TestResults() {
+		require.True(t, r.Passed, "%s: %s", r.Rule, r.FailureReason)
 	}
 }
 
@@ -75,7 +75,7 @@ func TestADetectionSaysWhatAndWhy(t *testing.T) {
 	require.NoError(t, err)
 	event := sensors.Event{
 		ID: "n/1", Kind: sensors.KindExec, Container: sensors.Container{ID: "c"},
-		Process: sensors.Process{PID: 7, Exe: "/tmp/xmrig", Args: []string{"xmrig"}, UpperLayer: true},
+		Process: sensors.Process{PID: 7, Exe: "/tmp/xmrig", Args: []string{"xmrig"}, ExeInUpperLayer: true},
 	}
 	found, errs := set.Evaluate(event)
 	require.Empty(t, errs)
@@ -85,12 +85,12 @@ func TestADetectionSaysWhatAndWhy(t *testing.T) {
 	require.NotEqual(t, found[0].ID, found[1].ID)
 }
 
-func rule(name, condition, fires, silent string) string {
+func ruleYAML(name, condition, fires, silent string) string {
 	return "  - {rule: " + name + ", title: t, on: exec, condition: '" + condition + "', severity: low, confidence: 0.5, objective: execution, technique: T1059, reason: r,\n" +
 		"     tests: { fires: " + fires + ", silent: " + silent + " } }\n"
 }
 
-func lines(t *testing.T, pack string) (*rules.Set, []string) {
+func loadPack(t *testing.T, pack string) (*rules.Set, []string) {
 	t.Helper()
 	set, problems := rules.Load(fstest.MapFS{"p.yaml": {Data: []byte(pack)}})
 	var out []string
@@ -101,13 +101,13 @@ func lines(t *testing.T, pack string) (*rules.Set, []string) {
 }
 
 func TestAMacroStandsForItsCondition(t *testing.T) {
-	set, problems := lines(t, `
+	set, problems := loadPack(t, `
 lists: { shells: [sh, bash] }
 macros:
   root: process.uid == 0
   root_shell: root && exe in shells
 rules:
-`+rule("a", "root_shell && !contained", "{ process: { uid: 0, exe: /bin/sh } }", "{ process: { uid: 1, exe: /bin/sh } }"))
+`+ruleYAML("a", "root_shell && !contained", "{ process: { uid: 0, exe: /bin/sh } }", "{ process: { uid: 1, exe: /bin/sh } }"))
 	require.Empty(t, problems)
 	found, errs := set.Evaluate(sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/bash"}})
 	require.Empty(t, errs)
@@ -117,14 +117,14 @@ rules:
 }
 
 func TestMacrosInACircleAreAnErrorAtTheirPlace(t *testing.T) {
-	set, problems := lines(t, `
+	set, problems := loadPack(t, `
 macros:
   a: b || contained
   b: c
   c: a
   d: exe == 7
 rules:
-`+rule("r", "a", "{}", "{}")+rule("s", "d", "{}", "{}"))
+`+ruleYAML("r", "a", "{}", "{}")+ruleYAML("s", "d", "{}", "{}"))
 	require.Empty(t, set.Rules())
 	require.Equal(t, []string{
 		"p.yaml:3:3: error: the macro `a` uses itself: a → b → c → a [cycle]",
@@ -139,18 +139,18 @@ func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
 	for i := range 200 {
 		pack += fmt.Sprintf("  m%d: m%d || m%d\n", i+1, i, i)
 	}
-	_, problems := lines(t, pack)
+	_, problems := loadPack(t, pack)
 	require.Contains(t, strings.Join(problems, "\n"), "too-large")
 }
 
 func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
-	pack := strings.Replace(rule("a", "contained", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
-	set, problems := lines(t, "rules:\n"+pack)
+	pack := strings.Replace(ruleYAML("a", "contained", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
+	set, problems := loadPack(t, "rules:\n"+pack)
 	require.Empty(t, problems)
 	require.Equal(t, "a", set.Find("terminal shell in container").Name)
 	require.Equal(t, "a", set.Find("a").Name)
 	require.Nil(t, set.Find("b"))
-	_, problems = lines(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
+	_, problems = loadPack(t, "rules:\n"+pack+strings.Replace(pack, "rule: a", "rule: b", 1))
 	require.Len(t, problems, 1)
 	require.Contains(t, problems[0], "p.yaml:4:25: error: a rule called `Terminal shell in container` stands at p.yaml:2 already")
 }

@@ -18,113 +18,113 @@ import (
 
 type fileID struct{ dev, ino uint64 }
 
-type hashed struct {
-	sum   string
-	upper bool
+type executableHash struct {
+	sha256Hex   string
+	upperLayer bool
 }
 
-// executables hashes what the processes run, and copies what is in no image. It reads through /proc/<pid>/exe, so that a
+// collectExecutables hashes what the processes run, and copies what is in no image. It reads through /proc/<pid>/exe, so that a
 // deleted file and one without a name are read too.
-func (k *taking) executables(ctx context.Context) {
-	for i := range k.snap.Processes {
-		p := &k.snap.Processes[i]
+func (k *collector) collectExecutables(ctx context.Context) {
+	for i := range k.snapshot.Processes {
+		p := &k.snapshot.Processes[i]
 		if p.Exe == "" {
 			continue
 		}
 		if ctx.Err() != nil {
-			k.missing("executables from process %d on: out of time", p.PID)
+			k.addMissing("executables from process %d on: out of time", p.PID)
 			return
 		}
-		if err := k.executable(ctx, p); err != nil {
-			k.missing("executable %s of process %d: %v", p.Exe, p.PID, err)
+		if err := k.collectExecutable(ctx, p); err != nil {
+			k.addMissing("executable %s of process %d: %v", p.Exe, p.PID, err)
 		}
 	}
 }
 
-func (k *taking) executable(ctx context.Context, p *Process) error {
-	opened, err := within(k, readTime, func() (program, error) { return openProgram(dirOf(p.PID) + "/exe") })
+func (k *collector) collectExecutable(ctx context.Context, p *Process) error {
+	opened, err := readWithTimeout(k, readTimeout, func() (openExecutable, error) { return openExecutableFile(procDir(p.PID) + "/exe") })
 	if err != nil {
 		return err
 	}
 	f, st := opened.file, opened.stat
 	id := fileID{st.Dev, st.Ino}
-	if h, ok := k.hashes[id]; ok {
-		p.SHA256, p.Upper = h.sum, h.upper
+	if h, ok := k.hashCache[id]; ok {
+		p.ExeSHA256, p.ExeInUpperLayer = h.sha256Hex, h.upperLayer
 		return f.Close()
 	}
-	upper := !p.Memfd && !p.Deleted && inUpperLayer(p)
-	p.Upper = upper
+	upper := !p.ExeIsMemfd && !p.ExeDeleted && isInUpperLayer(p)
+	p.ExeInUpperLayer = upper
 	why := ""
 	switch {
-	case p.Memfd:
+	case p.ExeIsMemfd:
 		why = "memfd"
-	case p.Deleted:
+	case p.ExeDeleted:
 		why = "deleted"
 	case upper:
 		why = "upper layer"
 	}
-	if why == "" && st.Size > k.lim.ImageHashBytes {
+	if why == "" && st.Size > k.limits.MaxImageHashBytes {
 		p.HashSkipped = "it is in the image, whose digest names it, and is large"
 		return f.Close()
 	}
-	if st.Size > k.lim.HashBytes {
+	if st.Size > k.limits.MaxHashBytes {
 		_ = f.Close()
-		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.lim.HashBytes)
+		return fmt.Errorf("%d bytes are more than the limit of %d: not hashed", st.Size, k.limits.MaxHashBytes)
 	}
-	room := min(k.lim.BlobBytes, k.lim.TotalBytes-k.total)
+	room := min(k.limits.MaxExecutableBytes, k.limits.MaxTotalBytes-k.copiedBytes)
 	if why == "" {
 		room = 0
 	}
-	read, err := within(k, hashTime, func() (copied, error) {
+	read, err := readWithTimeout(k, hashTimeout, func() (hashedCopy, error) {
 		defer f.Close()
 		sum, head, err := hashAndCopy(ctx, f, room)
-		return copied{sum, head}, err
+		return hashedCopy{sum, head}, err
 	})
 	if err != nil {
 		return err
 	}
-	sum, head := read.sum, read.head
-	p.SHA256 = sum
-	k.hashes[id] = hashed{sum, upper}
+	sum, head := read.sha256Hex, read.data
+	p.ExeSHA256 = sum
+	k.hashCache[id] = executableHash{sum, upper}
 	if why == "" {
 		return nil
 	}
 	if int64(len(head)) < st.Size {
-		k.missing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head), st.Size)
+		k.addMissing("executable %s of process %d: copied %d of %d bytes: more than the limit", p.Exe, p.PID, len(head), st.Size)
 	}
 	if len(head) == 0 {
 		return nil
 	}
-	k.total += int64(len(head))
+	k.copiedBytes += int64(len(head))
 	own := sha256.Sum256(head)
-	k.blobs = append(k.blobs, Blob{
-		Name: "exe-" + sum[:16], Source: p.Exe, Why: why, SHA256: hex.EncodeToString(own[:]), Size: st.Size, Data: head,
+	k.executables = append(k.executables, ExecutableCopy{
+		Name: "exe-" + sum[:16], ContainerPath: p.Exe, Reason: why, SHA256: hex.EncodeToString(own[:]), FileSize: st.Size, Data: head,
 	})
 	return nil
 }
 
-// hashTime bounds how long one executable is read.
-const hashTime = 3 * time.Second
+// hashTimeout bounds how long one executable is read.
+const hashTimeout = 3 * time.Second
 
-// program is an executable that is open, and copied what was read of one.
-type program struct {
+// openExecutable is an executable that is open, and copied what was read of one.
+type openExecutable struct {
 	file *os.File
 	stat unix.Stat_t
 }
 
-type copied struct {
-	sum  string
-	head []byte
+type hashedCopy struct {
+	sha256Hex  string
+	data []byte
 }
 
-func openProgram(path string) (program, error) {
+func openExecutableFile(path string) (openExecutable, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return program{}, err
+		return openExecutable{}, err
 	}
-	p := program{file: f}
+	p := openExecutable{file: f}
 	if err := unix.Fstat(int(f.Fd()), &p.stat); err != nil {
-		return program{}, errors.Join(err, f.Close())
+		return openExecutable{}, errors.Join(err, f.Close())
 	}
 	return p, nil
 }
@@ -152,17 +152,17 @@ func hashAndCopy(ctx context.Context, r io.Reader, room int64) (string, []byte, 
 	}
 }
 
-// inUpperLayer tells whether a process's executable lies in the writable layer of its overlay: the mount's options
+// isInUpperLayer tells whether a process's executable lies in the writable layer of its overlay: the mount's options
 // name the directory, and a file of that name is in it. The upper directory may be out of sight of the sensor; then the
 // answer is no, and events still carry the kernel's own.
-func inUpperLayer(p *Process) bool {
-	b, _, err := readMax(dirOf(p.PID)+"/mountinfo", 1<<20)
+func isInUpperLayer(p *Process) bool {
+	b, _, err := readLimited(procDir(p.PID)+"/mountinfo", 1<<20)
 	if err != nil {
 		return false
 	}
 	best, upper := "", ""
-	for f := range lines(b) {
-		at := sepAt(f)
+	for f := range splitLines(b) {
+		at := separatorIndex(f)
 		if at < 0 || len(f) < at+4 {
 			continue
 		}
@@ -194,8 +194,8 @@ func inUpperLayer(p *Process) bool {
 	return false
 }
 
-// sepAt finds the "-" behind the optional fields of a line of mountinfo.
-func sepAt(f []string) int {
+// separatorIndex finds the "-" behind the optional fields of a line of mountinfo.
+func separatorIndex(f []string) int {
 	for i := 6; i < len(f); i++ {
 		if f[i] == "-" {
 			return i

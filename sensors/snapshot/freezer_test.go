@@ -16,26 +16,26 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/testenv/require"
 )
 
 const (
 	thawCommand = "thaw-at-end"
-	freezeEnv   = "STANCH_TEST_FREEZE"       // the cgroup to freeze
-	untilEnv    = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since 1970
+	freezeCgroupEnv   = "STANCH_TEST_FREEZE"       // the cgroup to freeze
+	freezeUntilEnv    = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since 1970
 )
 
-func freezer(t *testing.T) *Freezer {
+func newTestFreezer(t *testing.T) *Freezer {
 	t.Helper()
-	f := NewFreezer(need(t), slog.New(slog.DiscardHandler), "/proc/self/exe", thawCommand)
+	f := NewFreezer(requireKernel(t), slog.New(slog.DiscardHandler), "/proc/self/exe", thawCommand)
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
 
 // freezeForever is a sensor that froze a cgroup and goes on.
 func freezeForever(path, until string) {
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -46,7 +46,7 @@ func freezeForever(path, until string) {
 		os.Exit(1)
 	}
 	f := NewFreezer(root, slog.Default(), "/proc/self/exe", thawCommand)
-	if err := f.Freeze(context.Background(), Hold{Lease: "L", Path: path, Until: time.Unix(0, nanoseconds)}); err != nil {
+	if err := f.Freeze(context.Background(), CgroupFreeze{LeaseID: "L", CgroupDir: path, ExpiresAt: time.Unix(0, nanoseconds)}); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -54,56 +54,56 @@ func freezeForever(path, until string) {
 	select {}
 }
 
-// workload is a busy process in a cgroup of its own, below parent or the root.
-func workload(t *testing.T) string {
+// startWorkload is a busy process in a cgroup of its own, below parent or the root.
+func startWorkload(t *testing.T) string {
 	t.Helper()
-	dir := cgroup(t)
-	start(t, dir, exec.Command("/bin/sh", "-c", "while :; do :; done"))
+	dir := newCgroup(t)
+	startInCgroup(t, dir, exec.Command("/bin/sh", "-c", "while :; do :; done"))
 	// Whatever the test leaves frozen must not outlive it.
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("0"), 0)
-		_ = unix.Removexattr(dir, markName)
+		_ = unix.Removexattr(dir, freezeMarkerXattr)
 	})
 	return dir
 }
 
 func isFrozen(dir string) bool {
-	st, err := Frozen(dir)
-	return err == nil && st.Asked && st.Frozen
+	st, err := ReadFreezeState(dir)
+	return err == nil && st.Requested && st.Frozen
 }
 
-func write(t *testing.T, path, text string) {
+func writeFile(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func thawerOf(t *testing.T, dir string) mark {
+func freezeMarkerOf(t *testing.T, dir string) freezeMarker {
 	t.Helper()
 	d, err := openCgroup(dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	m, err := readMark(d)
+	m, err := readFreezeMarker(d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
 }
 
-func running(m mark) bool {
-	fd, ok := m.process()
+func isThawerRunning(m freezeMarker) bool {
+	fd, ok := m.openThawerProcess()
 	if ok {
 		_ = unix.Close(fd)
 	}
 	return ok
 }
 
-func freeze(t *testing.T, f *Freezer, lease, dir string, until time.Time) {
+func freezeForTest(t *testing.T, f *Freezer, lease, dir string, until time.Time) {
 	t.Helper()
-	if err := f.Freeze(t.Context(), Hold{Lease: lease, Target: "container:c", Path: dir, Until: until}); err != nil {
+	if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: lease, TargetID: "container:c", CgroupDir: dir, ExpiresAt: until}); err != nil {
 		t.Fatal(err)
 	}
 	if !isFrozen(dir) {
@@ -111,37 +111,37 @@ func freeze(t *testing.T, f *Freezer, lease, dir string, until time.Time) {
 	}
 }
 
-// thawedOnTime waits until a cgroup is thawed and checks when that was.
-func thawedOnTime(t *testing.T, dir string, until time.Time) {
+// requireThawedOnTime waits until a cgroup is thawed and checks when that was.
+func requireThawedOnTime(t *testing.T, dir string, until time.Time) {
 	t.Helper()
-	eventually(t, "it thaws", func() bool { return !isFrozen(dir) })
+	waitUntil(t, "it thaws", func() bool { return !isFrozen(dir) })
 	if late := time.Since(until); late < -50*time.Millisecond || late > time.Second {
 		t.Errorf("thawed %s after its end", late)
 	}
 }
 
-func passes(t *testing.T, end time.Time) {
+func waitUntilTime(t *testing.T, end time.Time) {
 	t.Helper()
-	eventually(t, "the end passes", func() bool { return time.Now().After(end) })
+	waitUntil(t, "the end passes", func() bool { return time.Now().After(end) })
 }
 
 // The sensor's pod is deleted during a freeze: the container runtime kills every process of its cgroups.
 func TestFreezeEndsOnTimeAfterEveryProcessOfTheSensorIsKilled(t *testing.T) {
-	dir, pod := workload(t), cgroup(t)
+	dir, pod := startWorkload(t), newCgroup(t)
 	until := time.Now().Add(3 * time.Second)
 	sensor := exec.Command("/proc/self/exe")
-	sensor.Env = append(os.Environ(), freezeEnv+"="+dir, untilEnv+"="+strconv.FormatInt(until.UnixNano(), 10))
+	sensor.Env = append(os.Environ(), freezeCgroupEnv+"="+dir, freezeUntilEnv+"="+strconv.FormatInt(until.UnixNano(), 10))
 	out, err := sensor.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, pod, sensor)
+	startInCgroup(t, pod, sensor)
 	line := make([]byte, 200)
 	if n, _ := out.Read(line); string(line[:n]) != "frozen\n" || !isFrozen(dir) {
 		t.Fatalf("it does not freeze: %s", line[:n])
 	}
-	m := thawerOf(t, dir)
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", m.PID))
+	m := freezeMarkerOf(t, dir)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", m.ThawerPID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,61 +150,61 @@ func TestFreezeEndsOnTimeAfterEveryProcessOfTheSensorIsKilled(t *testing.T) {
 			t.Errorf("the thawer is in %s, which ends with the sensor", line)
 		}
 	}
-	if group, err := unix.Getpgid(m.PID); err != nil || group != m.PID {
+	if group, err := unix.Getpgid(m.ThawerPID); err != nil || group != m.ThawerPID {
 		t.Errorf("the thawer is in process group %d (%v)", group, err)
 	}
 
 	_ = unix.Kill(sensor.Process.Pid, unix.SIGKILL)
-	write(t, filepath.Join(pod, "cgroup.kill"), "1")
+	writeFile(t, filepath.Join(pod, "cgroup.kill"), "1")
 	_ = sensor.Wait()
 	if !isFrozen(dir) {
 		t.Error("it thaws with the sensor's death")
 	}
-	thawedOnTime(t, dir, until)
-	eventually(t, "the thawer ends", func() bool { return !running(m) })
+	requireThawedOnTime(t, dir, until)
+	waitUntil(t, "the thawer ends", func() bool { return !isThawerRunning(m) })
 }
 
 func TestFreezeEndsOnTimeWhileTheSensorRuns(t *testing.T) {
-	dir, f := workload(t), freezer(t)
+	dir, f := startWorkload(t), newTestFreezer(t)
 	until := time.Now().Add(time.Second)
-	freeze(t, f, "a", dir, until)
-	err := f.Freeze(t.Context(), Hold{Lease: "b", Path: dir, Until: time.Now().Add(time.Minute)})
-	if !errors.Is(err, ErrFrozen) || !Refused(err) {
+	freezeForTest(t, f, "a", dir, until)
+	err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "b", CgroupDir: dir, ExpiresAt: time.Now().Add(time.Minute)})
+	if !errors.Is(err, ErrFrozenByOtherLease) || !IsRefused(err) {
 		t.Errorf("another lease: %v", err)
 	}
-	h, ok, err := f.Held(dir)
-	if err != nil || !ok || h.Lease != "a" || h.Target != "container:c" || !h.Until.Equal(until) {
+	h, ok, err := f.FindFreeze(dir)
+	if err != nil || !ok || h.LeaseID != "a" || h.TargetID != "container:c" || !h.ExpiresAt.Equal(until) {
 		t.Errorf("held for %+v, %v, %v", h, ok, err)
 	}
-	thawedOnTime(t, dir, until)
-	eventually(t, "it is held for nobody", func() bool { _, ok, err := f.Held(dir); return err == nil && !ok })
+	requireThawedOnTime(t, dir, until)
+	waitUntil(t, "it is held for nobody", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
 }
 
 func TestFreezeIsExtendedAndShortened(t *testing.T) {
-	dir, f := workload(t), freezer(t)
+	dir, f := startWorkload(t), newTestFreezer(t)
 	first := time.Now().Add(1500 * time.Millisecond)
-	freeze(t, f, "a", dir, first)
-	old := thawerOf(t, dir)
-	freeze(t, f, "a", dir, time.Now().Add(time.Minute))
-	eventually(t, "the first thawer ends", func() bool { return !running(old) })
-	passes(t, first.Add(100*time.Millisecond))
+	freezeForTest(t, f, "a", dir, first)
+	old := freezeMarkerOf(t, dir)
+	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
+	waitUntil(t, "the first thawer ends", func() bool { return !isThawerRunning(old) })
+	waitUntilTime(t, first.Add(100*time.Millisecond))
 	if !isFrozen(dir) {
 		t.Fatal("it thaws at its first end")
 	}
 	last := time.Now().Add(time.Second)
-	freeze(t, f, "a", dir, last)
-	thawedOnTime(t, dir, last)
+	freezeForTest(t, f, "a", dir, last)
+	requireThawedOnTime(t, dir, last)
 }
 
 func TestFreezeIsReleasedEarly(t *testing.T) {
-	dir, other, f := workload(t), workload(t), freezer(t)
-	freeze(t, f, "a", dir, time.Now().Add(time.Minute))
-	freeze(t, f, "b", other, time.Now().Add(time.Minute))
-	m := thawerOf(t, dir)
+	dir, other, f := startWorkload(t), startWorkload(t), newTestFreezer(t)
+	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
+	freezeForTest(t, f, "b", other, time.Now().Add(time.Minute))
+	m := freezeMarkerOf(t, dir)
 	if err := f.Thaw(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if isFrozen(dir) || running(m) {
+	if isFrozen(dir) || isThawerRunning(m) {
 		t.Error("it is frozen after its release")
 	}
 	if !isFrozen(other) {
@@ -221,23 +221,23 @@ func TestFreezeIsReleasedEarly(t *testing.T) {
 func TestPauseByAnotherProcessSurvivesTheEndOfAFreeze(t *testing.T) {
 	for name, sensorAlive := range map[string]bool{"with the sensor": true, "without the sensor": false} {
 		t.Run(name, func(t *testing.T) {
-			dir, f := workload(t), freezer(t)
+			dir, f := startWorkload(t), newTestFreezer(t)
 			until := time.Now().Add(1500 * time.Millisecond)
-			freeze(t, f, "a", dir, until)
+			freezeForTest(t, f, "a", dir, until)
 			if !sensorAlive {
 				_ = f.Close()
 			}
-			m := thawerOf(t, dir)
-			write(t, filepath.Join(dir, "cgroup.freeze"), "1") // an operator pauses it
-			eventually(t, "Stanch holds it no longer", func() bool { _, ok, err := f.Held(dir); return err == nil && !ok && !running(m) })
-			passes(t, until.Add(200*time.Millisecond))
+			m := freezeMarkerOf(t, dir)
+			writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // an operator pauses it
+			waitUntil(t, "Stanch holds it no longer", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok && !isThawerRunning(m) })
+			waitUntilTime(t, until.Add(200*time.Millisecond))
 			if err := f.Thaw(t.Context(), "a"); err != nil {
 				t.Fatal(err)
 			}
 			if !isFrozen(dir) {
 				t.Error("the operator's pause was lifted")
 			}
-			if err := f.Freeze(t.Context(), Hold{Lease: "a", Path: dir, Until: time.Now().Add(time.Minute)}); !Refused(err) {
+			if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, ExpiresAt: time.Now().Add(time.Minute)}); !IsRefused(err) {
 				t.Errorf("and it can be frozen for a lease: %v", err)
 			}
 		})
@@ -245,11 +245,11 @@ func TestPauseByAnotherProcessSurvivesTheEndOfAFreeze(t *testing.T) {
 }
 
 func TestFreezeThatAnotherProcessThawedIsNotHeld(t *testing.T) {
-	dir, f := workload(t), freezer(t)
-	freeze(t, f, "a", dir, time.Now().Add(time.Minute))
-	write(t, filepath.Join(dir, "cgroup.freeze"), "0")
-	eventually(t, "Stanch holds it no longer", func() bool { _, ok, err := f.Held(dir); return err == nil && !ok })
-	freeze(t, f, "a", dir, time.Now().Add(time.Minute)) // the lease applies it again
+	dir, f := startWorkload(t), newTestFreezer(t)
+	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
+	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "0")
+	waitUntil(t, "Stanch holds it no longer", func() bool { _, ok, err := f.FindFreeze(dir); return err == nil && !ok })
+	freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute)) // the lease applies it again
 	if err := f.Thaw(t.Context(), "a"); err != nil || isFrozen(dir) {
 		t.Errorf("%v", err)
 	}
@@ -258,39 +258,39 @@ func TestFreezeThatAnotherProcessThawedIsNotHeld(t *testing.T) {
 func TestFreezeIsRefusedWhereAnotherProcessFroze(t *testing.T) {
 	cases := map[string]func(t *testing.T, dir string) (thaw string, off string){
 		"the cgroup": func(t *testing.T, dir string) (string, string) {
-			write(t, filepath.Join(dir, "cgroup.freeze"), "1")
+			writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1")
 			return filepath.Join(dir, "cgroup.freeze"), "0"
 		},
 		"a cgroup above": func(t *testing.T, dir string) (string, string) {
 			above := filepath.Join(filepath.Dir(dir), "cgroup.freeze")
-			write(t, above, "1")
+			writeFile(t, above, "1")
 			return above, "0"
 		},
 		"by the freezer of cgroup v1": func(t *testing.T, dir string) (string, string) {
-			return pauseV1(t, dir), "THAWED"
+			return freezeWithCgroupV1(t, dir), "THAWED"
 		},
 	}
 	for name, pause := range cases {
 		t.Run(name, func(t *testing.T) {
-			f := freezer(t)
-			parent := cgroup(t)
+			f := newTestFreezer(t)
+			parent := newCgroup(t)
 			dir := filepath.Join(parent, "container")
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { eventually(t, "the cgroup goes away", func() bool { return os.Remove(dir) == nil }) })
-			start(t, dir, exec.Command("/bin/sleep", "60"))
+			t.Cleanup(func() { waitUntil(t, "the cgroup goes away", func() bool { return os.Remove(dir) == nil }) })
+			startInCgroup(t, dir, exec.Command("/bin/sleep", "60"))
 			thaw, off := pause(t, dir)
-			t.Cleanup(func() { write(t, thaw, off) })
-			err := f.Freeze(t.Context(), Hold{Lease: "a", Path: dir, Until: time.Now().Add(time.Minute)})
-			if !Refused(err) || !strings.Contains(err.Error(), "already") {
+			t.Cleanup(func() { writeFile(t, thaw, off) })
+			err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, ExpiresAt: time.Now().Add(time.Minute)})
+			if !IsRefused(err) || !strings.Contains(err.Error(), "already") {
 				t.Fatalf("%v", err)
 			}
-			if _, ok, err := f.Held(dir); ok || err != nil {
+			if _, ok, err := f.FindFreeze(dir); ok || err != nil {
 				t.Errorf("held: %v, %v", ok, err)
 			}
-			write(t, thaw, off)
-			freeze(t, f, "a", dir, time.Now().Add(time.Minute))
+			writeFile(t, thaw, off)
+			freezeForTest(t, f, "a", dir, time.Now().Add(time.Minute))
 			if err := f.Thaw(t.Context(), "a"); err != nil {
 				t.Error(err)
 			}
@@ -298,15 +298,15 @@ func TestFreezeIsRefusedWhereAnotherProcessFroze(t *testing.T) {
 	}
 }
 
-// pauseV1 freezes the processes of a cgroup as runc pauses on a hybrid machine.
-func pauseV1(t *testing.T, dir string) string {
+// freezeWithCgroupV1 freezes the processes of a cgroup as runc pauses on a hybrid machine.
+func freezeWithCgroupV1(t *testing.T, dir string) string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := ""
-	for options, path := range v1Roots(string(mounts)) {
+	for options, path := range cgroupV1Roots(string(mounts)) {
 		if slices.Contains(strings.Split(options, ","), "freezer") {
 			root = path
 		}
@@ -318,94 +318,94 @@ func pauseV1(t *testing.T, dir string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pids, err := identity.PIDs(dir)
+	pids, err := containermeta.ListPIDs(dir)
 	if err != nil || len(pids) == 0 {
 		t.Fatal(err, pids)
 	}
 	for _, pid := range pids {
-		write(t, filepath.Join(v1, "cgroup.procs"), strconv.Itoa(pid))
+		writeFile(t, filepath.Join(v1, "cgroup.procs"), strconv.Itoa(pid))
 	}
 	state := filepath.Join(v1, "freezer.state")
-	write(t, state, "FROZEN")
+	writeFile(t, state, "FROZEN")
 	t.Cleanup(func() {
-		write(t, state, "THAWED")
+		writeFile(t, state, "THAWED")
 		for _, pid := range pids {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
-		eventually(t, "the v1 cgroup goes away", func() bool { return os.Remove(v1) == nil })
+		waitUntil(t, "the v1 cgroup goes away", func() bool { return os.Remove(v1) == nil })
 	})
 	return state
 }
 
 func TestFreezeIsKnownAfterARestartOfTheSensor(t *testing.T) {
-	dir, orphan, f := workload(t), workload(t), freezer(t)
+	dir, orphan, f := startWorkload(t), startWorkload(t), newTestFreezer(t)
 	until := time.Now().Add(2 * time.Second)
-	freeze(t, f, "a", dir, until)
-	freeze(t, f, "b", orphan, until)
+	freezeForTest(t, f, "a", dir, until)
+	freezeForTest(t, f, "b", orphan, until)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if !isFrozen(dir) {
 		t.Fatal("it thaws when the sensor stops")
 	}
-	dead := thawerOf(t, orphan)
-	if err := unix.Kill(dead.PID, unix.SIGKILL); err != nil {
+	dead := freezeMarkerOf(t, orphan)
+	if err := unix.Kill(dead.ThawerPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a thawer dies", func() bool { return !running(dead) })
+	waitUntil(t, "a thawer dies", func() bool { return !isThawerRunning(dead) })
 
-	next := freezer(t)
-	if err := next.Sweep(t.Context()); err != nil {
+	next := newTestFreezer(t)
+	if err := next.RecoverFreezes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if h, ok, err := next.Held(dir); err != nil || !ok || h.Lease != "a" || !h.Until.Equal(until) {
+	if h, ok, err := next.FindFreeze(dir); err != nil || !ok || h.LeaseID != "a" || !h.ExpiresAt.Equal(until) {
 		t.Errorf("held for %+v, %v, %v", h, ok, err)
 	}
-	if h, ok, err := next.Of("a"); err != nil || !ok || h.Path != dir {
+	if h, ok, err := next.FreezeOfLease("a"); err != nil || !ok || h.CgroupDir != dir {
 		t.Errorf("the lease holds %+v, %v, %v", h, ok, err)
 	}
-	eventually(t, "another thawer replaces the dead one", func() bool { return running(thawerOf(t, orphan)) })
-	thawedOnTime(t, dir, until)
-	thawedOnTime(t, orphan, until)
+	waitUntil(t, "another thawer replaces the dead one", func() bool { return isThawerRunning(freezeMarkerOf(t, orphan)) })
+	requireThawedOnTime(t, dir, until)
+	requireThawedOnTime(t, orphan, until)
 }
 
 func TestFreezeWhoseThawerIsKilledEndsOnTime(t *testing.T) {
-	dir, f := workload(t), freezer(t)
+	dir, f := startWorkload(t), newTestFreezer(t)
 	until := time.Now().Add(1500 * time.Millisecond)
-	freeze(t, f, "a", dir, until)
-	m := thawerOf(t, dir)
-	if err := unix.Kill(m.PID, unix.SIGKILL); err != nil {
+	freezeForTest(t, f, "a", dir, until)
+	m := freezeMarkerOf(t, dir)
+	if err := unix.Kill(m.ThawerPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	thawedOnTime(t, dir, until)
+	requireThawedOnTime(t, dir, until)
 }
 
 func TestFreezeIsOfTheCgroupAndNotOfItsPath(t *testing.T) {
-	dir, f := workload(t), freezer(t)
-	id, err := identity.CgroupID(dir)
+	dir, f := startWorkload(t), newTestFreezer(t)
+	id, err := containermeta.CgroupID(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Freeze(t.Context(), Hold{Lease: "a", Path: dir, ID: id + 1, Until: time.Now().Add(time.Minute)}); err == nil || isFrozen(dir) {
+	if err := f.Freeze(t.Context(), CgroupFreeze{LeaseID: "a", CgroupDir: dir, CgroupID: id + 1, ExpiresAt: time.Now().Add(time.Minute)}); err == nil || isFrozen(dir) {
 		t.Errorf("another cgroup at the same path was frozen: %v", err)
 	}
 	until := time.Now().Add(time.Second)
-	freeze(t, f, "a", dir, until)
-	m := thawerOf(t, dir)
-	write(t, filepath.Join(dir, "cgroup.kill"), "1")
-	eventually(t, "the cgroup is removed", func() bool { return os.Remove(dir) == nil })
+	freezeForTest(t, f, "a", dir, until)
+	m := freezeMarkerOf(t, dir)
+	writeFile(t, filepath.Join(dir, "cgroup.kill"), "1")
+	waitUntil(t, "the cgroup is removed", func() bool { return os.Remove(dir) == nil })
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "cgroup.freeze"), "1") // somebody else's, under the same name
-	eventually(t, "the thawer ends", func() bool { return !running(m) })
-	if st, err := Frozen(dir); err != nil || !st.Asked {
+	writeFile(t, filepath.Join(dir, "cgroup.freeze"), "1") // somebody else's, under the same name
+	waitUntil(t, "the thawer ends", func() bool { return !isThawerRunning(m) })
+	if st, err := ReadFreezeState(dir); err != nil || !st.Requested {
 		t.Errorf("another cgroup of the same name was thawed: %v", err)
 	}
 }
 
 func TestV1RootsAreTheTrueOnes(t *testing.T) {
-	got := v1Roots(`30 25 0:26 /../../.. /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
+	got := cgroupV1Roots(`30 25 0:26 /../../.. /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
 31 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 32 25 0:26 / /mnt/own rw - cgroup cgroup rw,freezer
 33 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw

@@ -18,13 +18,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/testenv/require"
 )
 
-func need(t *testing.T) string {
+func requireKernel(t *testing.T) string {
 	t.Helper()
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	require.Root(t)
 	if err != nil {
 		require.Lacking(t, "%v", err)
@@ -32,20 +32,20 @@ func need(t *testing.T) string {
 	return root
 }
 
-func cgroup(t *testing.T) string {
+func newCgroup(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(need(t), "stanch-test-")
+	dir, err := os.MkdirTemp(requireKernel(t), "stanch-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		eventually(t, "the cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+		waitUntil(t, "the cgroup goes away", func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
 	})
 	return dir
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func waitUntil(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {
@@ -56,7 +56,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func start(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
+func startInCgroup(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	fd, err := os.Open(dir)
 	if err != nil {
@@ -71,7 +71,7 @@ func start(t *testing.T, dir string, cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-func find(t *testing.T, s Snapshot, pid int) Process {
+func findProcess(t *testing.T, s Snapshot, pid int) Process {
 	t.Helper()
 	i := slices.IndexFunc(s.Processes, func(p Process) bool { return p.PID == pid })
 	if i < 0 {
@@ -81,7 +81,7 @@ func find(t *testing.T, s Snapshot, pid int) Process {
 }
 
 func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
-	dir := cgroup(t)
+	dir := newCgroup(t)
 	sleep, err := os.ReadFile("/bin/sleep")
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	start(t, dir, plain)
+	startInCgroup(t, dir, plain)
 
 	fd, err := unix.MemfdCreate("payload", 0)
 	if err != nil {
@@ -117,14 +117,14 @@ func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
 	if _, err := mem.Write(sleep); err != nil {
 		t.Fatal(err)
 	}
-	fileless := start(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "60"))
+	fileless := startInCgroup(t, dir, exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "60"))
 
 	path := filepath.Join(t.TempDir(), "gone")
 	if err := os.WriteFile(path, append(sleep, "another"...), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	gone := start(t, dir, exec.Command(path, "60"))
-	eventually(t, "it runs", func() bool {
+	gone := startInCgroup(t, dir, exec.Command(path, "60"))
+	waitUntil(t, "it runs", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", gone.Process.Pid))
 		return err == nil && string(b) == "gone\n"
 	})
@@ -136,21 +136,21 @@ func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
 	if err != nil || len(s.Missing) != 0 || len(s.Processes) != 3 {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	p := find(t, s, plain.Process.Pid)
-	if !slices.Equal(p.Env, []string{"API_TOKEN", "HOME"}) || p.PPID != os.Getpid() || p.SHA256 == "" || p.Cwd == "" || p.State == "" ||
-		p.Cgroup != "/"+filepath.Base(dir) || time.Since(p.Started) > time.Minute || time.Since(p.Started) < -2*time.Second {
+	p := findProcess(t, s, plain.Process.Pid)
+	if !slices.Equal(p.EnvNames, []string{"API_TOKEN", "HOME"}) || p.PPID != os.Getpid() || p.ExeSHA256 == "" || p.Cwd == "" || p.State == "" ||
+		p.Cgroup != "/"+filepath.Base(dir) || time.Since(p.StartedAt) > time.Minute || time.Since(p.StartedAt) < -2*time.Second {
 		t.Errorf("%+v", p)
 	}
-	if m := find(t, s, fileless.Process.Pid); !m.Memfd || m.Exe != "memfd:payload" {
+	if m := findProcess(t, s, fileless.Process.Pid); !m.ExeIsMemfd || m.Exe != "memfd:payload" {
 		t.Errorf("%+v", m)
 	}
-	if g := find(t, s, gone.Process.Pid); !g.Deleted || g.Exe != path {
+	if g := findProcess(t, s, gone.Process.Pid); !g.ExeDeleted || g.Exe != path {
 		t.Errorf("%+v", g)
 	}
 	whys := map[string]int{}
 	for _, b := range blobs {
-		whys[b.Why]++
-		if !bytes.HasPrefix(b.Data, sleep) || b.Size != int64(len(b.Data)) {
+		whys[b.Reason]++
+		if !bytes.HasPrefix(b.Data, sleep) || b.FileSize != int64(len(b.Data)) {
 			t.Errorf("blob %+v is not the executable", b)
 		}
 	}
@@ -170,7 +170,7 @@ func TestASnapshotHasWhatIsVolatileAndNoSecret(t *testing.T) {
 }
 
 func TestWhatDoesNotFitIsSaid(t *testing.T) {
-	dir := cgroup(t)
+	dir := newCgroup(t)
 	sleep, err := os.ReadFile("/bin/sleep")
 	if err != nil {
 		t.Fatal(err)
@@ -179,13 +179,13 @@ func TestWhatDoesNotFitIsSaid(t *testing.T) {
 	if err := os.WriteFile(path, sleep, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	start(t, dir, exec.Command(path, "60"))
-	start(t, dir, exec.Command("/bin/sleep", "60"))
-	eventually(t, "it runs", func() bool { p, _ := identity.PIDs(dir); return len(p) == 2 })
+	startInCgroup(t, dir, exec.Command(path, "60"))
+	startInCgroup(t, dir, exec.Command("/bin/sleep", "60"))
+	waitUntil(t, "it runs", func() bool { p, _ := containermeta.ListPIDs(dir); return len(p) == 2 })
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	take := func(ctx context.Context, lim Limits) (string, []Blob) {
+	take := func(ctx context.Context, lim Limits) (string, []ExecutableCopy) {
 		s, blobs, err := Take(ctx, Target{CgroupDirs: []string{dir}}, lim)
 		if err != nil {
 			t.Fatal(err)
@@ -196,10 +196,10 @@ func TestWhatDoesNotFitIsSaid(t *testing.T) {
 		lim  Limits
 		want string
 	}{
-		"processes": {Limits{Processes: 1}, "1 of 2 processes"},
-		"files":     {Limits{Files: 1}, "open files: more than the limit"},
-		"copy":      {Limits{BlobBytes: 10}, "copied 10 of"},
-		"hash":      {Limits{HashBytes: 10}, "not hashed"},
+		"processes": {Limits{MaxProcesses: 1}, "1 of 2 processes"},
+		"files":     {Limits{MaxFilesPerProcess: 1}, "open files: more than the limit"},
+		"copy":      {Limits{MaxExecutableBytes: 10}, "copied 10 of"},
+		"hash":      {Limits{MaxHashBytes: 10}, "not hashed"},
 	} {
 		if got, _ := take(context.Background(), c.lim); !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q does not say %q", name, got, c.want)
@@ -215,19 +215,19 @@ func TestWhatDoesNotFitIsSaid(t *testing.T) {
 	}
 }
 
-func FuzzSocketLine(f *testing.F) {
+func FuzzParseSocketLine(f *testing.F) {
 	f.Add("0: 0100007F:1F90 00000000:0000 0A 0:0 0:0 0 0 0 12345", "tcp")
 	f.Add("ffff 3 3 0003 2 1 0 0 99", "packet")
 	f.Fuzz(func(_ *testing.T, line, protocol string) {
-		for _, table := range tables {
-			socket(strings.Fields(line), protocol, table.inode)
+		for _, table := range procNetTables {
+			parseSocketLine(strings.Fields(line), protocol, table.inode)
 		}
 	})
 }
 
 func TestSocketLine(t *testing.T) {
 	f := strings.Fields("0: 0100007F:1F90 0200000A:0050 01 0:0 0:0 0 0 0 12345 1")
-	s, ok := socket(f, "tcp", 9)
+	s, ok := parseSocketLine(f, "tcp", 9)
 	if !ok || s.Local != "127.0.0.1:8080" || s.Remote != "10.0.0.2:80" || s.State != "established" || s.Inode != 12345 {
 		t.Errorf("%+v", s)
 	}

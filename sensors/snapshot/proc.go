@@ -19,13 +19,13 @@ import (
 
 // What is read of one file in /proc at most.
 const (
-	maxCmdline = 64 << 10
-	maxEnviron = 256 << 10
-	maxSmall   = 64 << 10
+	maxCmdlineBytes = 64 << 10
+	maxEnvironBytes = 256 << 10
+	maxProcFileBytes   = 64 << 10
 )
 
-// lines splits a file of /proc into lines and fields.
-func lines(b []byte) iter.Seq[[]string] {
+// splitLines splits a file of /proc into lines and fields.
+func splitLines(b []byte) iter.Seq[[]string] {
 	return func(yield func([]string) bool) {
 		for line := range strings.Lines(string(b)) {
 			if !yield(strings.Fields(line)) {
@@ -35,7 +35,7 @@ func lines(b []byte) iter.Seq[[]string] {
 	}
 }
 
-func readMax(path string, limit int64) ([]byte, bool, error) {
+func readLimited(path string, limit int64) ([]byte, bool, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, false, err
@@ -48,40 +48,40 @@ func readMax(path string, limit int64) ([]byte, bool, error) {
 	return b, false, err
 }
 
-func dirOf(pid int) string { return "/proc/" + strconv.Itoa(pid) }
+func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }
 
-// process reads one process. It is gone when its status is; whatever else cannot be read is said in Missing.
-func (k *taking) process(pid int) (Process, error) {
+// readProcess reads one process. It is gone when its status is; whatever else cannot be read is said in Missing.
+func (k *collector) readProcess(pid int) (Process, error) {
 	p := Process{PID: pid}
-	dir := dirOf(pid)
-	status, _, err := readMax(dir+"/status", maxSmall)
+	dir := procDir(pid)
+	status, _, err := readLimited(dir+"/status", maxProcFileBytes)
 	if errors.Is(err, unix.ESRCH) {
 		err = fs.ErrNotExist
 	}
 	if err != nil {
 		return p, err
 	}
-	p.fromStatus(status)
-	if p.Started, err = k.started(dir); err != nil {
-		k.missing("process %d: its start: %v", pid, err)
+	p.parseStatus(status)
+	if p.StartedAt, err = k.readStartTime(dir); err != nil {
+		k.addMissing("process %d: its start: %v", pid, err)
 	}
-	if b, cut, err := k.read(dir+"/cmdline", maxCmdline); errors.Is(err, errStuck) || errors.Is(err, errManyStuck) {
-		k.missing("process %d: its arguments: %v", pid, err)
+	if b, cut, err := k.readProcFile(dir+"/cmdline", maxCmdlineBytes); errors.Is(err, errReadStuck) || errors.Is(err, errTooManyStuckReads) {
+		k.addMissing("process %d: its arguments: %v", pid, err)
 	} else if err == nil && len(b) > 0 {
 		p.Args = redact.Args(strings.Split(strings.ToValidUTF8(strings.TrimSuffix(string(b), "\x00"), "\uFFFD"), "\x00"))
 		if cut {
-			k.missing("process %d: arguments after the first %d bytes", pid, maxCmdline)
+			k.addMissing("process %d: arguments after the first %d bytes", pid, maxCmdlineBytes)
 		}
 	}
-	if b, cut, err := k.read(dir+"/environ", maxEnviron); err != nil {
-		k.missing("process %d: names of its environment: %v", pid, err)
+	if b, cut, err := k.readProcFile(dir+"/environ", maxEnvironBytes); err != nil {
+		k.addMissing("process %d: names of its environment: %v", pid, err)
 	} else {
-		p.Env = redact.EnvNames(strings.Split(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00"))
+		p.EnvNames = redact.EnvNames(strings.Split(strings.ToValidUTF8(string(b), "\uFFFD"), "\x00"))
 		if cut {
-			k.missing("process %d: environment after the first %d bytes", pid, maxEnviron)
+			k.addMissing("process %d: environment after the first %d bytes", pid, maxEnvironBytes)
 		}
 	}
-	if b, _, err := readMax(dir+"/cgroup", maxSmall); err == nil {
+	if b, _, err := readLimited(dir+"/cgroup", maxProcFileBytes); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
 				p.Cgroup = path
@@ -89,13 +89,13 @@ func (k *taking) process(pid int) (Process, error) {
 		}
 	}
 	p.Cwd, _ = os.Readlink(dir + "/cwd")
-	p.exeName(dir)
-	k.files(&p, dir)
+	p.readExe(dir)
+	k.readOpenFiles(&p, dir)
 	return p, nil
 }
 
-func (p *Process) fromStatus(b []byte) {
-	for f := range lines(b) {
+func (p *Process) parseStatus(b []byte) {
+	for f := range splitLines(b) {
 		if len(f) < 2 {
 			continue
 		}
@@ -124,9 +124,9 @@ func (p *Process) fromStatus(b []byte) {
 	}
 }
 
-// started reads when a process started: field 22 of stat, in hundredths of a second since boot.
-func (k *taking) started(dir string) (time.Time, error) {
-	b, _, err := readMax(dir+"/stat", maxSmall)
+// readStartTime reads when a process started: field 22 of stat, in hundredths of a second since boot.
+func (k *collector) readStartTime(dir string) (time.Time, error) {
+	b, _, err := readLimited(dir+"/stat", maxProcFileBytes)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -139,28 +139,28 @@ func (k *taking) started(dir string) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	return k.boot.Add(time.Duration(ticks) * 10 * time.Millisecond), nil
+	return k.bootTime.Add(time.Duration(ticks) * 10 * time.Millisecond), nil
 }
 
-// exeName reads the executable's name and what it says about the file.
-func (p *Process) exeName(dir string) {
+// readExe reads the executable's name and what it says about the file.
+func (p *Process) readExe(dir string) {
 	exe, err := os.Readlink(dir + "/exe")
 	if err != nil {
 		return // a kernel thread or a zombie
 	}
 	if name, ok := strings.CutPrefix(exe, "/memfd:"); ok {
-		p.Memfd = true
+		p.ExeIsMemfd = true
 		p.Exe = "memfd:" + strings.TrimSuffix(name, " (deleted)")
 		return
 	}
-	p.Exe, p.Deleted = strings.CutSuffix(exe, " (deleted)")
+	p.Exe, p.ExeDeleted = strings.CutSuffix(exe, " (deleted)")
 }
 
-// files lists what a process has open, and notes who holds which socket.
-func (k *taking) files(p *Process, dir string) {
+// readOpenFiles lists what a process has open, and notes who holds which socket.
+func (k *collector) readOpenFiles(p *Process, dir string) {
 	fds, err := os.ReadDir(dir + "/fd")
 	if err != nil {
-		k.missing("process %d: open files: %v", p.PID, err)
+		k.addMissing("process %d: open files: %v", p.PID, err)
 		return
 	}
 	left := 0
@@ -173,18 +173,18 @@ func (k *taking) files(p *Process, dir string) {
 		if err != nil {
 			continue // closed meanwhile
 		}
-		if inode, ok := socketInode(to); ok && !slices.Contains(k.holders[inode], p.PID) {
-			k.holders[inode] = append(k.holders[inode], p.PID)
+		if inode, ok := socketInode(to); ok && !slices.Contains(k.pidsBySocket[inode], p.PID) {
+			k.pidsBySocket[inode] = append(k.pidsBySocket[inode], p.PID)
 		}
-		if len(p.Files) >= k.lim.Files {
+		if len(p.OpenFiles) >= k.limits.MaxFilesPerProcess {
 			left++
 			continue
 		}
-		p.Files = append(p.Files, File{FD: fd, Target: redact.Text(strings.ToValidUTF8(to, "\uFFFD"))})
+		p.OpenFiles = append(p.OpenFiles, OpenFile{FD: fd, Target: redact.Text(strings.ToValidUTF8(to, "\uFFFD"))})
 	}
-	slices.SortFunc(p.Files, func(a, b File) int { return a.FD - b.FD })
+	slices.SortFunc(p.OpenFiles, func(a, b OpenFile) int { return a.FD - b.FD })
 	if left > 0 {
-		k.missing("process %d: %d of %d open files: more than the limit", p.PID, left, left+len(p.Files))
+		k.addMissing("process %d: %d of %d open files: more than the limit", p.PID, left, left+len(p.OpenFiles))
 	}
 }
 

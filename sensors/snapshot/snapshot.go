@@ -16,29 +16,29 @@ type Target struct {
 
 // Limits bounds a snapshot. Zero fields have the defaults named.
 type Limits struct {
-	Processes  int   // 512
-	Files      int   // open files per process: 256
-	Sockets    int   // 2048
-	BlobBytes  int64 // one executable: 32 MiB
-	TotalBytes int64 // all executables: 64 MiB
-	HashBytes  int64 // executables larger than this are not hashed: 256 MiB
-	// ImageHashBytes is the same for executables that are in the image: 16 MiB. Containment waits for the snapshot.
-	ImageHashBytes int64
-	Time           time.Duration // in all: 8s; the context's deadline counts too
+	MaxProcesses  int   // 512
+	MaxFilesPerProcess      int   // open files per process: 256
+	MaxSockets    int   // 2048
+	MaxExecutableBytes  int64 // one executable: 32 MiB
+	MaxTotalBytes int64 // all executables: 64 MiB
+	MaxHashBytes  int64 // executables larger than this are not hashed: 256 MiB
+	// MaxImageHashBytes is the same for executables that are in the image: 16 MiB. Containment waits for the snapshot.
+	MaxImageHashBytes int64
+	Timeout           time.Duration // in all: 8s; the context's deadline counts too
 }
 
 // Snapshot is what was there. Its JSON is stable.
 type Snapshot struct {
 	Version   int           `json:"version"` // 1
-	Taken     time.Time     `json:"taken"`
-	Took      time.Duration `json:"took_ns"`
+	TakenAt     time.Time     `json:"taken"`
+	Duration      time.Duration `json:"took_ns"`
 	Cgroups   []string      `json:"cgroups"`
 	Processes []Process     `json:"processes"`
 	Sockets   []Socket      `json:"sockets"`
 	// Missing says, sentence by sentence, what could not be taken and why. Empty: complete.
 	Missing []string `json:"missing,omitempty"`
-	// Blobs names the executables that were copied, with their hashes here at the source.
-	Blobs []Blob `json:"blobs,omitempty"`
+	// Executables names the executables that were copied, with their hashes here at the source.
+	Executables []ExecutableCopy `json:"blobs,omitempty"`
 }
 
 // Process is one process of the target.
@@ -48,28 +48,28 @@ type Process struct {
 	PPID    int    `json:"ppid"`
 	Name    string `json:"name"`
 	Exe     string `json:"exe,omitempty"`
-	Deleted bool   `json:"deleted,omitempty"`
-	Memfd   bool   `json:"memfd,omitempty"`
-	Upper   bool   `json:"upper_layer,omitempty"`
-	SHA256  string `json:"sha256,omitempty"` // of the executable
+	ExeDeleted bool   `json:"deleted,omitempty"`
+	ExeIsMemfd   bool   `json:"memfd,omitempty"`
+	ExeInUpperLayer   bool   `json:"upper_layer,omitempty"`
+	ExeSHA256  string `json:"sha256,omitempty"` // of the executable
 	// HashSkipped says why there is no hash of an executable that could have been hashed.
 	HashSkipped string   `json:"hash_skipped,omitempty"`
 	Args        []string `json:"args,omitempty"` // redacted
-	Env         []string `json:"env,omitempty"`  // names only
+	EnvNames         []string `json:"env,omitempty"`  // names only
 	Cwd         string   `json:"cwd,omitempty"`
 	UID         int      `json:"uid"`
 	GID         int      `json:"gid"`
 	// Capabilities is the effective set as a hexadecimal mask.
 	Capabilities string    `json:"capabilities,omitempty"`
-	Started      time.Time `json:"started,omitzero"`
+	StartedAt      time.Time `json:"started,omitzero"`
 	State        string    `json:"state,omitempty"`
 	Threads      int       `json:"threads,omitempty"`
-	Files        []File    `json:"files,omitempty"`
+	OpenFiles        []OpenFile    `json:"files,omitempty"`
 	Cgroup       string    `json:"cgroup,omitempty"`
 }
 
-// File is an open file of a process.
-type File struct {
+// OpenFile is an open file of a process.
+type OpenFile struct {
 	FD     int    `json:"fd"`
 	Target string `json:"target"`
 }
@@ -84,12 +84,12 @@ type Socket struct {
 	PIDs     []int  `json:"pids,omitempty"`
 }
 
-// Blob is a copy of an executable that is not in the image.
-type Blob struct {
+// ExecutableCopy is a copy of an executable that is not in the image.
+type ExecutableCopy struct {
 	Name   string `json:"name"`   // "exe-<first 16 of sha256>"
-	Source string `json:"source"` // the path in the container
-	Why    string `json:"why"`    // "upper layer", "memfd", "deleted"
+	ContainerPath string `json:"source"` // the path in the container
+	Reason    string `json:"why"`    // "upper layer", "memfd", "deleted"
 	SHA256 string `json:"sha256"` // of Data
-	Size   int64  `json:"size"`   // of the file; Data may be shorter
+	FileSize   int64  `json:"size"`   // of the file; Data may be shorter
 	Data   []byte `json:"-"`
 }

@@ -9,8 +9,8 @@ import (
 	"strconv"
 )
 
-// tables are the files of /proc/<pid>/net and where the inode stands in them.
-var tables = []struct {
+// procNetTables are the files of /proc/<pid>/net and where the inode stands in them.
+var procNetTables = []struct {
 	file, protocol string
 	inode          int
 }{
@@ -30,36 +30,36 @@ var tcpStates = []string{
 	"listen", "closing", "new-syn-received",
 }
 
-// maxTable bounds what is read of one table: a busy node's own may be long, where the container shares its network.
-const maxTable = 16 << 20
+// maxProcNetBytes bounds what is read of one table: a busy node's own may be long, where the container shares its network.
+const maxProcNetBytes = 16 << 20
 
-// sockets lists the sockets that the processes hold, from each network namespace that they are in.
-func (k *taking) sockets(ctx context.Context) {
+// collectSockets lists the sockets that the processes hold, from each network namespace that they are in.
+func (k *collector) collectSockets(ctx context.Context) {
 	seen := map[string]bool{}
-	for i := range k.snap.Processes {
-		pid := k.snap.Processes[i].PID
-		ns, err := os.Readlink(dirOf(pid) + "/ns/net")
+	for i := range k.snapshot.Processes {
+		pid := k.snapshot.Processes[i].PID
+		ns, err := os.Readlink(procDir(pid) + "/ns/net")
 		if err != nil || seen[ns] {
 			continue
 		}
 		if ctx.Err() != nil {
-			k.missing("sockets: out of time")
+			k.addMissing("sockets: out of time")
 			return
 		}
 		seen[ns] = true
-		for _, t := range tables {
-			b, cut, err := readMax(dirOf(pid)+"/net/"+t.file, maxTable)
+		for _, t := range procNetTables {
+			b, cut, err := readLimited(procDir(pid)+"/net/"+t.file, maxProcNetBytes)
 			if err != nil {
 				if !os.IsNotExist(err) {
-					k.missing("sockets of %s: %v", t.file, err)
+					k.addMissing("sockets of %s: %v", t.file, err)
 				}
 				continue
 			}
 			if cut {
-				k.missing("sockets of %s: the table is longer than %d bytes", t.file, maxTable)
+				k.addMissing("sockets of %s: the table is longer than %d bytes", t.file, maxProcNetBytes)
 			}
-			for f := range lines(b) {
-				if s, ok := socket(f, t.protocol, t.inode); ok {
+			for f := range splitLines(b) {
+				if s, ok := parseSocketLine(f, t.protocol, t.inode); ok {
 					k.addSocket(s)
 				}
 			}
@@ -69,20 +69,20 @@ func (k *taking) sockets(ctx context.Context) {
 
 // addSocket keeps a socket that one of the processes has open. A container that shares the node's network sees all of
 // the node's: those of others are not its.
-func (k *taking) addSocket(s Socket) {
-	s.PIDs = k.holders[s.Inode]
+func (k *collector) addSocket(s Socket) {
+	s.PIDs = k.pidsBySocket[s.Inode]
 	if len(s.PIDs) == 0 {
 		return
 	}
-	if len(k.snap.Sockets) >= k.lim.Sockets {
-		k.missing("sockets: more than the limit of %d", k.lim.Sockets)
+	if len(k.snapshot.Sockets) >= k.limits.MaxSockets {
+		k.addMissing("sockets: more than the limit of %d", k.limits.MaxSockets)
 		return
 	}
-	k.snap.Sockets = append(k.snap.Sockets, s)
+	k.snapshot.Sockets = append(k.snapshot.Sockets, s)
 }
 
-// socket reads one line of a table, and refuses its heading and what is malformed.
-func socket(f []string, protocol string, inodeAt int) (Socket, bool) {
+// parseSocketLine reads one line of a table, and refuses its heading and what is malformed.
+func parseSocketLine(f []string, protocol string, inodeAt int) (Socket, bool) {
 	if len(f) <= inodeAt {
 		return Socket{}, false
 	}
@@ -100,8 +100,8 @@ func socket(f []string, protocol string, inodeAt int) (Socket, bool) {
 		}
 		return s, true
 	}
-	local, ok1 := address(f[1])
-	remote, ok2 := address(f[2])
+	local, ok1 := parseHexAddress(f[1])
+	remote, ok2 := parseHexAddress(f[2])
 	if !ok1 || !ok2 {
 		return Socket{}, false
 	}
@@ -115,8 +115,8 @@ func socket(f []string, protocol string, inodeAt int) (Socket, bool) {
 	return s, true
 }
 
-// address reads "0100007F:1F90": words in the machine's byte order, and a port.
-func address(s string) (netip.AddrPort, bool) {
+// parseHexAddress reads "0100007F:1F90": words in the machine's byte order, and a port.
+func parseHexAddress(s string) (netip.AddrPort, bool) {
 	i := len(s) - 5
 	if i < 0 || s[i] != ':' {
 		return netip.AddrPort{}, false

@@ -23,18 +23,18 @@ import (
 // A cgroup has one bit for everybody who freezes it. The thawer therefore watches cgroup.freeze: once another process
 // has written to it, the freeze is that process's, and the thawer ends without a thaw.
 
-// order is what a thawer is started with.
-type order struct {
-	Lease  string    `json:"lease"`
-	Target string    `json:"target"`
-	Until  time.Time `json:"until"`
-	End    int64     `json:"end"` // nanoseconds of CLOCK_BOOTTIME
-	// Adopt replaces the thawer of a cgroup that Stanch froze already.
-	Adopt bool `json:"adopt,omitempty"`
+// thawOrder is what a thawer is started with.
+type thawOrder struct {
+	LeaseID  string    `json:"lease"`
+	TargetID string    `json:"target"`
+	ExpiresAt  time.Time `json:"until"`
+	ExpiryBootTimeNS    int64     `json:"end"` // nanoseconds of CLOCK_BOOTTIME
+	// AdoptExisting replaces the thawer of a cgroup that Stanch froze already.
+	AdoptExisting bool `json:"adopt,omitempty"`
 }
 
-// answer is what a thawer reports once the cgroup stands still, or will not.
-type answer struct {
+// thawerResponse is what a thawer reports once the cgroup stands still, or will not.
+type thawerResponse struct {
 	PID     int    `json:"pid"`
 	Refused string `json:"refused,omitempty"`
 	NoMark  bool   `json:"no_mark,omitempty"`
@@ -42,36 +42,36 @@ type answer struct {
 }
 
 const (
-	dirFD    = 3 // the cgroup's directory
-	answerFD = 4 // a pipe to whoever started the thawer
+	cgroupDirFD    = 3 // the cgroup's directory
+	responseFD = 4 // a pipe to whoever started the thawer
 )
 
 type thawer struct {
-	order
-	dir, freeze, events *os.File
-	watch               int // inotify; -1 if the machine has no instance left
-	timer               int
-	stop                *os.File // readable after SIGTERM
+	thawOrder
+	cgroupDir, freezeFile, eventsFile *os.File
+	inotifyFD               int // inotify; -1 if the machine has no instance left
+	timerFD               int
+	stopSignal                *os.File // readable after SIGTERM
 }
 
-// refusal says why a cgroup is not frozen.
-type refusal string
+// refusalError says why a cgroup is not frozen.
+type refusalError string
 
-func (r refusal) Error() string { return string(r) }
+func (r refusalError) Error() string { return string(r) }
 
-// ServeThaw is the thawer's whole work. The process should end then. text is its order.
-func ServeThaw(text string) error {
-	out := os.NewFile(answerFD, "answer")
+// RunThawer is the thawer's whole work. The process should end then. text is its order.
+func RunThawer(text string) error {
+	out := os.NewFile(responseFD, "answer")
 	t, err := newThawer(text)
 	if err == nil {
-		err = t.begin()
+		err = t.freezeOrAdopt()
 	}
-	a := answer{PID: os.Getpid()}
-	var r refusal
+	a := thawerResponse{PID: os.Getpid()}
+	var r refusalError
 	switch {
 	case errors.As(err, &r):
 		a.Refused = string(r)
-	case errors.Is(err, errNoMark):
+	case errors.Is(err, errNotFrozenByStanch):
 		a.NoMark = true
 	case err != nil:
 		a.Err = err.Error()
@@ -83,20 +83,20 @@ func ServeThaw(text string) error {
 		return err
 	}
 	debug.FreeOSMemory()
-	return t.wait()
+	return t.waitAndThaw()
 }
 
 func newThawer(text string) (*thawer, error) {
-	t := &thawer{dir: os.NewFile(dirFD, "cgroup"), watch: -1}
-	if err := json.Unmarshal([]byte(text), &t.order); err != nil {
+	t := &thawer{cgroupDir: os.NewFile(cgroupDirFD, "cgroup"), inotifyFD: -1}
+	if err := json.Unmarshal([]byte(text), &t.thawOrder); err != nil {
 		return nil, fmt.Errorf("read the thawer's order: %w", err)
 	}
 	// Also descriptors 3 and 4 must not reach further than this process.
-	unix.CloseOnExec(dirFD)
-	unix.CloseOnExec(answerFD)
+	unix.CloseOnExec(cgroupDirFD)
+	unix.CloseOnExec(responseFD)
 	// The kernel should kill anything else first. Without CAP_SYS_RESOURCE that cannot be asked for.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
-	if err := leaveV1(); err != nil {
+	if err := leaveCgroupV1(); err != nil {
 		return nil, err
 	}
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
@@ -104,93 +104,93 @@ func newThawer(text string) (*thawer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the thawer: %w", err)
 	}
-	t.stop = r
+	t.stopSignal = r
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	go func() {
 		<-term
 		_ = w.Close()
 	}()
-	if t.freeze, err = openIn(t.dir, "cgroup.freeze", unix.O_RDWR); err != nil {
+	if t.freezeFile, err = openCgroupFile(t.cgroupDir, "cgroup.freeze", unix.O_RDWR); err != nil {
 		return nil, err
 	}
-	if t.events, err = openIn(t.dir, "cgroup.events", unix.O_RDONLY); err != nil {
+	if t.eventsFile, err = openCgroupFile(t.cgroupDir, "cgroup.events", unix.O_RDONLY); err != nil {
 		return nil, err
 	}
-	if t.timer, err = unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC); err != nil {
+	if t.timerFD, err = unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("start the thawer: %w", err)
 	}
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(t.End, 1))}
-	if err := unix.TimerfdSettime(t.timer, unix.TFD_TIMER_ABSTIME, &spec, nil); err != nil {
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(t.ExpiryBootTimeNS, 1))}
+	if err := unix.TimerfdSettime(t.timerFD, unix.TFD_TIMER_ABSTIME, &spec, nil); err != nil {
 		return nil, fmt.Errorf("start the thawer: %w", err)
 	}
 	return t, nil
 }
 
-// begin freezes, or adopts what is frozen. Until it returns nil, nothing that Stanch froze stays frozen.
-func (t *thawer) begin() error {
-	if !t.Adopt {
-		if err := t.foreignFreeze(); err != nil {
+// freezeOrAdopt freezes, or adopts what is frozen. Until it returns nil, nothing that Stanch froze stays frozen.
+func (t *thawer) freezeOrAdopt() error {
+	if !t.AdoptExisting {
+		if err := t.checkForeignFreeze(); err != nil {
 			return err
 		}
 	}
 	// Containers that run as root share the limit of inotify instances with this process. One of them must not prevent
 	// its own freeze by using them up: without the watch, somebody else's pause is not recognized.
 	if fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err == nil {
-		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", t.freeze.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE); err == nil {
-			t.watch = fd
+		if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", t.freezeFile.Fd()), unix.IN_MODIFY|unix.IN_CLOSE_WRITE); err == nil {
+			t.inotifyFD = fd
 		}
 	}
-	own := mark{Lease: t.Lease, Target: t.Target, Until: t.Until, End: t.End, PID: os.Getpid(), Start: started(os.Getpid())}
-	if t.Adopt {
-		return t.adopt(own)
+	own := freezeMarker{LeaseID: t.LeaseID, TargetID: t.TargetID, ExpiresAt: t.ExpiresAt, ExpiryBootTimeNS: t.ExpiryBootTimeNS, ThawerPID: os.Getpid(), ThawerStartTicks: processStartTicks(os.Getpid())}
+	if t.AdoptExisting {
+		return t.adoptFreeze(own)
 	}
-	asked, err := readSmall(t.freeze)
+	asked, err := readCgroupFile(t.freezeFile)
 	if err != nil {
 		return err
 	}
 	if strings.TrimSpace(asked) == "1" {
-		return refusal("its cgroup is frozen already, and not by Stanch; whoever froze it can thaw it")
+		return refusalError("its cgroup is frozen already, and not by Stanch; whoever froze it can thaw it")
 	}
-	err = writeMark(t.dir, own, unix.XATTR_CREATE)
+	err = writeFreezeMarker(t.cgroupDir, own, unix.XATTR_CREATE)
 	if errors.Is(err, unix.EEXIST) {
-		return refusal(ErrFrozen.Error())
+		return refusalError(ErrFrozenByOtherLease.Error())
 	}
 	if err != nil {
 		return err
 	}
-	if err := t.apply(); err != nil {
-		return errors.Join(err, writeFreeze(t.freeze, "0"), removeMark(t.dir, own.PID))
+	if err := t.applyFreeze(); err != nil {
+		return errors.Join(err, writeFreeze(t.freezeFile, "0"), removeFreezeMarker(t.cgroupDir, own.ThawerPID))
 	}
 	return nil
 }
 
-func (t *thawer) adopt(own mark) error {
-	err := writeMark(t.dir, own, unix.XATTR_REPLACE)
+func (t *thawer) adoptFreeze(own freezeMarker) error {
+	err := writeFreezeMarker(t.cgroupDir, own, unix.XATTR_REPLACE)
 	if errors.Is(err, unix.ENODATA) {
-		return errNoMark // its thawer has ended: at the end, or because another process froze or thawed it
+		return errNotFrozenByStanch // its thawer has ended: at the end, or because another process froze or thawed it
 	}
 	if err != nil {
 		return err
 	}
-	if asked, err := readSmall(t.freeze); err != nil || strings.TrimSpace(asked) != "1" {
-		return errors.Join(err, removeMark(t.dir, own.PID), errNoMark)
+	if asked, err := readCgroupFile(t.freezeFile); err != nil || strings.TrimSpace(asked) != "1" {
+		return errors.Join(err, removeFreezeMarker(t.cgroupDir, own.ThawerPID), errNotFrozenByStanch)
 	}
 	return nil
 }
 
-// apply freezes and waits until every process stands still.
-func (t *thawer) apply() error {
-	if err := writeFreeze(t.freeze, "1"); err != nil {
+// applyFreeze freezes and waits until every process stands still.
+func (t *thawer) applyFreeze() error {
+	if err := writeFreeze(t.freezeFile, "1"); err != nil {
 		return err
 	}
 	// This process keeps its descriptor open, so a close is another's.
-	if t.changed(unix.IN_CLOSE_WRITE) {
+	if t.sawFreezeEvent(unix.IN_CLOSE_WRITE) {
 		return errors.New("another process wrote cgroup.freeze in the same moment; try again")
 	}
-	deadline := time.Now().Add(freezeLimit)
+	deadline := time.Now().Add(freezeTimeout)
 	for {
-		events, err := readSmall(t.events)
+		events, err := readCgroupFile(t.eventsFile)
 		if err != nil {
 			return err
 		}
@@ -198,27 +198,27 @@ func (t *thawer) apply() error {
 			return nil
 		}
 		if !time.Now().Before(deadline) {
-			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", duration.Format(freezeLimit))
+			return fmt.Errorf("freeze the cgroup: not all of its processes stand still after %s", duration.Format(freezeTimeout))
 		}
 		// The kernel wakes whoever polls for a change of cgroup.events.
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.events.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.eventsFile.Fd()), Events: unix.POLLPRI}}, 20); err != nil && !errors.Is(err, unix.EINTR) { //nolint:gosec // a descriptor
 			return fmt.Errorf("freeze the cgroup: %w", err)
 		}
 	}
 }
 
-// freezeLimit is how long processes may take to stand still.
-const freezeLimit = 5 * time.Second
+// freezeTimeout is how long processes may take to stand still.
+const freezeTimeout = 5 * time.Second
 
-// changed reads what happened to cgroup.freeze and reports whether one of the events of mask did.
-func (t *thawer) changed(mask uint32) bool {
-	if t.watch < 0 {
+// sawFreezeEvent reads what happened to cgroup.freeze and reports whether one of the events of mask did.
+func (t *thawer) sawFreezeEvent(mask uint32) bool {
+	if t.inotifyFD < 0 {
 		return false
 	}
 	found := false
 	b := make([]byte, 4096)
 	for {
-		n, err := unix.Read(t.watch, b)
+		n, err := unix.Read(t.inotifyFD, b)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -233,19 +233,19 @@ func (t *thawer) changed(mask uint32) bool {
 	}
 }
 
-// wait waits for the end, or for SIGTERM, and thaws; or until another process takes the freeze over.
-func (t *thawer) wait() error {
+// waitAndThaw waits for the end, or for SIGTERM, and thaws; or until another process takes the freeze over.
+func (t *thawer) waitAndThaw() error {
 	polled := []unix.PollFd{
-		{Fd: int32(t.timer), Events: unix.POLLIN},     //nolint:gosec // a descriptor
-		{Fd: int32(t.stop.Fd()), Events: unix.POLLIN}, //nolint:gosec // a descriptor
-		{Fd: int32(t.watch), Events: unix.POLLIN},     //nolint:gosec // a descriptor; the kernel skips -1
+		{Fd: int32(t.timerFD), Events: unix.POLLIN},     //nolint:gosec // a descriptor
+		{Fd: int32(t.stopSignal.Fd()), Events: unix.POLLIN}, //nolint:gosec // a descriptor
+		{Fd: int32(t.inotifyFD), Events: unix.POLLIN},     //nolint:gosec // a descriptor; the kernel skips -1
 	}
 	for {
 		if _, err := unix.Poll(polled, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return errors.Join(fmt.Errorf("wait for the end of a freeze: %w", err), t.thaw())
 		}
-		if t.changed(unix.IN_MODIFY) {
-			return removeMark(t.dir, os.Getpid())
+		if t.sawFreezeEvent(unix.IN_MODIFY) {
+			return removeFreezeMarker(t.cgroupDir, os.Getpid())
 		}
 		if polled[0].Revents != 0 || polled[1].Revents != 0 {
 			return t.thaw()
@@ -256,15 +256,15 @@ func (t *thawer) wait() error {
 // thaw thaws what this process froze. A thaw that fails is tried again: nobody else does it.
 func (t *thawer) thaw() error {
 	for left := 50; ; left-- {
-		m, err := readMark(t.dir)
-		if errors.Is(err, errNoMark) || (err == nil && m.PID != os.Getpid()) {
+		m, err := readFreezeMarker(t.cgroupDir)
+		if errors.Is(err, errNotFrozenByStanch) || (err == nil && m.ThawerPID != os.Getpid()) {
 			return nil // another thawer's now
 		}
 		if err == nil {
-			err = writeFreeze(t.freeze, "0")
+			err = writeFreeze(t.freezeFile, "0")
 		}
 		if err == nil {
-			return removeMark(t.dir, os.Getpid())
+			return removeFreezeMarker(t.cgroupDir, os.Getpid())
 		}
 		if left == 0 {
 			return err

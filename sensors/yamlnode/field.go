@@ -24,48 +24,48 @@ type Field struct {
 	Read      func(r *Reader, key, value *yaml.Node)
 }
 
-// Must is the field as one that has to be there.
-func (f Field) Must() Field {
+// AsRequired is the field as one that has to be there.
+func (f Field) AsRequired() Field {
 	f.Required = true
 	return f
 }
 
-// Mapping reads a mapping by its fields; what names it in messages. Unknown, duplicate and missing keys are errors.
-func (r *Reader) Mapping(n *yaml.Node, what string, fields []Field) bool {
+// ReadMapping reads a mapping by its fields; what names it in messages. Unknown, duplicate and missing keys are errors.
+func (r *Reader) ReadMapping(n *yaml.Node, what string, fields []Field) bool {
 	if n.Kind != yaml.MappingNode {
-		r.Errorf(At(n), "type", "", "%s must be a mapping, not %s", what, Kind(n))
+		r.Errorf(PositionOf(n), "type", "", "%s must be a mapping, not %s", what, DescribeKind(n))
 		return false
 	}
 	known := make([]string, len(fields))
 	for i, f := range fields {
 		known[i] = f.Name
 	}
-	seen := r.Keys(n, func(key, value *yaml.Node) {
+	seen := r.VisitKeys(n, func(key, value *yaml.Node) {
 		i := slices.Index(known, key.Value)
 		if i < 0 {
-			r.Errorf(At(key), "unknown-key", diagnostic.DidYouMean(key.Value, known), "%s has no key `%s`", what, Clip(key.Value, 40))
+			r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, known), "%s has no key `%s`", what, Truncate(key.Value, 40))
 			return
 		}
 		fields[i].Read(r, key, value)
 	})
 	for _, f := range fields {
 		if _, ok := seen[f.Name]; f.Required && !ok {
-			r.Errorf(At(n), "required", f.Doc, "%s has no `%s`", what, f.Name)
+			r.Errorf(PositionOf(n), "required", f.Doc, "%s has no `%s`", what, f.Name)
 		}
 	}
 	return true
 }
 
-// Keys visits each key of a mapping once; a duplicate is an error at the key.
-func (r *Reader) Keys(n *yaml.Node, visit func(key, value *yaml.Node)) map[string]Pos {
-	seen := map[string]Pos{}
+// VisitKeys visits each key of a mapping once; a duplicate is an error at the key.
+func (r *Reader) VisitKeys(n *yaml.Node, visit func(key, value *yaml.Node)) map[string]Position {
+	seen := map[string]Position{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		if first, twice := seen[key.Value]; twice {
-			r.Errorf(At(key), "duplicate-key", "remove one of them", "`%s` is given twice; the first is at line %d", Clip(key.Value, 40), first.Line)
+			r.Errorf(PositionOf(key), "duplicate-key", "remove one of them", "`%s` is given twice; the first is at line %d", Truncate(key.Value, 40), first.Line)
 			continue
 		}
-		seen[key.Value] = At(key)
+		seen[key.Value] = PositionOf(key)
 		visit(key, value)
 	}
 	return seen
@@ -89,120 +89,120 @@ func Schema(fields []Field) Object {
 	return out
 }
 
-// String reads a string.
-func (r *Reader) String(n *yaml.Node, what string) string {
+// ReadString reads a string.
+func (r *Reader) ReadString(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
-		r.Errorf(At(n), "type", "put it in quotes if it is one", "`%s` must be a string, not %s", what, Kind(n))
+		r.Errorf(PositionOf(n), "type", "put it in quotes if it is one", "`%s` must be a string, not %s", what, DescribeKind(n))
 		return ""
 	}
 	return n.Value
 }
 
-// Text is a key with a string.
-func Text(name, doc string, to *string) Field {
-	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string"} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.String(v, name) }}
+// StringField is a key with a string.
+func StringField(name, doc string, to *string) Field {
+	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string"} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadString(v, name) }}
 }
 
-// Word is a key with one of a few words.
-func Word[T ~string](name, doc string, to *T, known []T) Field {
+// EnumField is a key with one of a few words.
+func EnumField[T ~string](name, doc string, to *T, known []T) Field {
 	words := make([]string, len(known))
 	for i, k := range known {
 		words[i] = string(k)
 	}
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"enum": words} }, Read: func(r *Reader, _, v *yaml.Node) {
-		text := r.String(v, name)
+		text := r.ReadString(v, name)
 		if text != "" && !slices.Contains(words, text) {
-			r.Errorf(At(v), "value", diagnostic.DidYouMean(text, words), "`%s` cannot be `%s`", name, Clip(text, 40))
+			r.Errorf(PositionOf(v), "value", diagnostic.DidYouMean(text, words), "`%s` cannot be `%s`", name, Truncate(text, 40))
 			return
 		}
 		*to = T(text)
 	}}
 }
 
-// Texts is a key with a string or a list of strings.
-func Texts(name, doc string, to *[]string) Field {
+// StringListField is a key with a string or a list of strings.
+func StringListField(name, doc string, to *[]string) Field {
 	one := Object{"type": "string"}
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"oneOf": []any{one, Object{"type": "array", "items": one}}} }, Read: func(r *Reader, _, v *yaml.Node) {
 		switch v.Kind {
 		case yaml.SequenceNode:
 			*to = []string{}
 			for _, item := range v.Content {
-				*to = append(*to, r.String(item, name))
+				*to = append(*to, r.ReadString(item, name))
 			}
 		default:
-			*to = []string{r.String(v, name)}
+			*to = []string{r.ReadString(v, name)}
 		}
 	}}
 }
 
-// Bool is a key with true or false; it stays nil where the key is not given.
-func Bool(name, doc string, to **bool) Field {
+// BoolField is a key with true or false; it stays nil where the key is not given.
+func BoolField(name, doc string, to **bool) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "boolean"} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var b bool
 		if v.Kind != yaml.ScalarNode || v.Tag != "!!bool" || v.Decode(&b) != nil {
-			r.Errorf(At(v), "type", "", "`%s` must be true or false, not %s", name, Kind(v))
+			r.Errorf(PositionOf(v), "type", "", "`%s` must be true or false, not %s", name, DescribeKind(v))
 			return
 		}
 		*to = &b
 	}}
 }
 
-// Int is a key with a whole number.
-func Int(name, doc string, to *int, least, most int) Field {
+// IntField is a key with a whole number.
+func IntField(name, doc string, to *int, least, most int) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "integer", "minimum": least, "maximum": most} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var i int
 		if v.Kind != yaml.ScalarNode || v.Tag != "!!int" || v.Decode(&i) != nil {
-			r.Errorf(At(v), "type", "", "`%s` must be a whole number, not %s", name, Kind(v))
+			r.Errorf(PositionOf(v), "type", "", "`%s` must be a whole number, not %s", name, DescribeKind(v))
 			return
 		}
 		if i < least || i > most {
-			r.Errorf(At(v), "range", "", "`%s` must be from %d to %d", name, least, most)
+			r.Errorf(PositionOf(v), "range", "", "`%s` must be from %d to %d", name, least, most)
 			return
 		}
 		*to = i
 	}}
 }
 
-// Share is a key with a number from 0 to 1; it stays nil where the key is not given.
-func Share(name, doc string, to **float64) Field {
+// FractionField is a key with a number from 0 to 1; it stays nil where the key is not given.
+func FractionField(name, doc string, to **float64) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "number", "minimum": 0, "maximum": 1} }, Read: func(r *Reader, _, v *yaml.Node) {
 		var f float64
 		if v.Kind != yaml.ScalarNode || v.Tag != "!!float" && v.Tag != "!!int" || v.Decode(&f) != nil || !(f >= 0 && f <= 1) {
-			r.Errorf(At(v), "range", "", "`%s` must be a number from 0 to 1, not %s", name, Kind(v))
+			r.Errorf(PositionOf(v), "range", "", "`%s` must be a number from 0 to 1, not %s", name, DescribeKind(v))
 			return
 		}
 		*to = &f
 	}}
 }
 
-// longest bounds a duration: nothing that is simulated takes longer.
-const longest = 30 * 24 * time.Hour
+// maxDuration bounds a duration: nothing that is simulated takes longer.
+const maxDuration = 30 * 24 * time.Hour
 
-// Duration is a key with a duration such as 90s; 0s is one.
-func Duration(name, doc string, to *time.Duration) Field {
+// DurationField is a key with a duration such as 90s; 0s is one.
+func DurationField(name, doc string, to *time.Duration) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{"type": "string", "pattern": duration.Pattern} }, Read: func(r *Reader, _, v *yaml.Node) {
 		d, err := duration.Parse(strings.TrimSpace(v.Value))
-		if v.Kind != yaml.ScalarNode || err != nil || d < 0 || d > longest {
-			r.Errorf(At(v), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration of at most 30 days, not %s", name, Kind(v))
+		if v.Kind != yaml.ScalarNode || err != nil || d < 0 || d > maxDuration {
+			r.Errorf(PositionOf(v), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration of at most 30 days, not %s", name, DescribeKind(v))
 			return
 		}
 		*to = d
 	}}
 }
 
-// Nested is a key with a mapping; what names it in messages.
-func Nested(name, doc, what string, fields []Field, begin func(*yaml.Node)) Field {
+// MappingField is a key with a mapping; what names it in messages.
+func MappingField(name, doc, what string, fields []Field, begin func(*yaml.Node)) Field {
 	return Field{Name: name, Doc: doc, Schema: func() Object { return Schema(fields) }, Read: func(r *Reader, key, v *yaml.Node) {
 		if begin != nil {
 			begin(key)
 		}
-		r.Mapping(v, what, fields)
+		r.ReadMapping(v, what, fields)
 	}}
 }
 
-// List is a key with a list of mappings. item appends an element and gives the fields that
+// ListField is a key with a list of mappings. item appends an element and gives the fields that
 // fill it; of nil it gives them for the schema.
-func List(name, doc, what string, most int, begin func(key, list *yaml.Node), item func(n *yaml.Node) []Field) Field {
+func ListField(name, doc, what string, most int, begin func(key, list *yaml.Node), item func(n *yaml.Node) []Field) Field {
 	return Field{
 		Name: name, Doc: doc, Schema: func() Object { return Object{"type": "array", "maxItems": most, "items": Schema(item(nil))} },
 		Read: func(r *Reader, key, v *yaml.Node) {
@@ -211,18 +211,18 @@ func List(name, doc, what string, most int, begin func(key, list *yaml.Node), it
 					begin(key, v) // nothing stands there yet
 					return
 				}
-				r.Errorf(At(v), "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name, Kind(v))
+				r.Errorf(PositionOf(v), "type", fmt.Sprintf("begin each %s with `- `", what), "`%s` must be a list, not %s", name, DescribeKind(v))
 				return
 			}
 			if len(v.Content) > most {
-				r.Errorf(At(v), "too-large", "split the file", "`%s` has %d elements, at most %d are read", name, len(v.Content), most)
+				r.Errorf(PositionOf(v), "too-large", "split the file", "`%s` has %d elements, at most %d are read", name, len(v.Content), most)
 				return
 			}
 			if begin != nil {
 				begin(key, v)
 			}
 			for _, n := range v.Content {
-				r.Mapping(n, article(what), item(n))
+				r.ReadMapping(n, article(what), item(n))
 			}
 		},
 	}

@@ -19,25 +19,25 @@ import (
 
 // Limits of a file. The zero value of each means that of a playbook.
 type Limits struct {
-	Bytes, Nodes, Depth int
+	MaxBytes, MaxNodes, MaxDepth int
 }
 
 const (
-	maxBytes    = 256 << 10
-	maxNodes    = 20_000
-	maxDepth    = 24
+	defaultMaxBytes    = 256 << 10
+	defaultMaxNodes    = 20_000
+	defaultMaxDepth    = 24
 	maxProblems = 100
 )
 
-func (l Limits) orDefault() Limits {
-	if l.Bytes == 0 {
-		l.Bytes = maxBytes
+func (l Limits) withDefaults() Limits {
+	if l.MaxBytes == 0 {
+		l.MaxBytes = defaultMaxBytes
 	}
-	if l.Nodes == 0 {
-		l.Nodes = maxNodes
+	if l.MaxNodes == 0 {
+		l.MaxNodes = defaultMaxNodes
 	}
-	if l.Depth == 0 {
-		l.Depth = maxDepth
+	if l.MaxDepth == 0 {
+		l.MaxDepth = defaultMaxDepth
 	}
 	return l
 }
@@ -45,23 +45,23 @@ func (l Limits) orDefault() Limits {
 // Reader reads one file and collects what is wrong with it.
 type Reader struct {
 	File     string
-	Begin    string // how the file begins, for who wrote an empty one
+	ExampleStart    string // how the file begins, for who wrote an empty one
 	Problems diagnostic.Diagnostics
 }
 
-// Pos is a place in a file, from 1.
-type Pos struct{ Line, Column int }
+// Position is a place in a file, from 1.
+type Position struct{ Line, Column int }
 
-// At is where a node begins.
-func At(n *yaml.Node) Pos {
+// PositionOf is where a node begins.
+func PositionOf(n *yaml.Node) Position {
 	if n == nil {
-		return Pos{1, 1}
+		return Position{1, 1}
 	}
-	return Pos{max(n.Line, 1), max(n.Column, 1)}
+	return Position{max(n.Line, 1), max(n.Column, 1)}
 }
 
 // Errorf reports a problem at a place.
-func (r *Reader) Errorf(at Pos, code, hint, format string, args ...any) {
+func (r *Reader) Errorf(at Position, code, hint, format string, args ...any) {
 	if len(r.Problems) < maxProblems {
 		r.Problems = append(r.Problems, diagnostic.Diagnostic{
 			File: r.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
@@ -69,69 +69,69 @@ func (r *Reader) Errorf(at Pos, code, hint, format string, args ...any) {
 	}
 }
 
-// Document is the one document of a file, or nil where there is none to read.
-func (r *Reader) Document(source []byte, limits Limits) *yaml.Node {
-	limits = limits.orDefault()
-	if len(source) > limits.Bytes {
-		r.Errorf(Pos{1, 1}, "too-large", "split the file", "the file has %d bytes, at most %d are read", len(source), limits.Bytes)
+// ParseDocument is the one document of a file, or nil where there is none to read.
+func (r *Reader) ParseDocument(source []byte, limits Limits) *yaml.Node {
+	limits = limits.withDefaults()
+	if len(source) > limits.MaxBytes {
+		r.Errorf(Position{1, 1}, "too-large", "split the file", "the file has %d bytes, at most %d are read", len(source), limits.MaxBytes)
 		return nil
 	}
 	if !utf8.Valid(source) {
-		r.Errorf(Pos{1, 1}, "encoding", "save the file as UTF-8", "the file is not UTF-8 text")
+		r.Errorf(Position{1, 1}, "encoding", "save the file as UTF-8", "the file is not UTF-8 text")
 		return nil
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(source))
 	var doc yaml.Node
 	if err := decoder.Decode(&doc); err != nil {
 		if errors.Is(err, io.EOF) {
-			r.Errorf(Pos{1, 1}, "empty", r.Begin, "the file is empty")
+			r.Errorf(Position{1, 1}, "empty", r.ExampleStart, "the file is empty")
 			return nil
 		}
-		at, text, hint := misread(source, err)
+		at, text, hint := explainParseError(source, err)
 		r.Errorf(at, "yaml", hint, "not YAML: %s", text)
 		return nil
 	}
 	var second yaml.Node
 	if err := decoder.Decode(&second); err == nil {
-		r.Errorf(At(&second), "documents", "put each into a file of its own", "a second document in one file")
+		r.Errorf(PositionOf(&second), "documents", "put each into a file of its own", "a second document in one file")
 	}
 	nodes := 0
-	if !r.bounded(&doc, limits, 0, &nodes) {
+	if !r.isWithinLimits(&doc, limits, 0, &nodes) {
 		return nil
 	}
 	if len(doc.Content) != 1 {
-		r.Errorf(Pos{1, 1}, "empty", r.Begin, "the file holds nothing")
+		r.Errorf(Position{1, 1}, "empty", r.ExampleStart, "the file holds nothing")
 		return nil
 	}
 	return doc.Content[0]
 }
 
-func (r *Reader) bounded(n *yaml.Node, limits Limits, depth int, nodes *int) bool {
+func (r *Reader) isWithinLimits(n *yaml.Node, limits Limits, depth int, nodes *int) bool {
 	*nodes++
 	switch {
-	case depth > limits.Depth:
-		r.Errorf(At(n), "too-deep", "", "nested more than %d levels deep", limits.Depth)
+	case depth > limits.MaxDepth:
+		r.Errorf(PositionOf(n), "too-deep", "", "nested more than %d levels deep", limits.MaxDepth)
 		return false
-	case *nodes > limits.Nodes:
-		r.Errorf(At(n), "too-large", "split the file", "more than %d values in one file", limits.Nodes)
+	case *nodes > limits.MaxNodes:
+		r.Errorf(PositionOf(n), "too-large", "split the file", "more than %d values in one file", limits.MaxNodes)
 		return false
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		r.Errorf(At(n), "alias", "write the value out", "anchors and aliases are not allowed here")
+		r.Errorf(PositionOf(n), "alias", "write the value out", "anchors and aliases are not allowed here")
 		return false
 	}
-	if message, hint := Lossy(n); message != "" {
-		r.Errorf(At(n), "value", hint, "%s", message)
+	if message, hint := CheckLossyScalar(n); message != "" {
+		r.Errorf(PositionOf(n), "value", hint, "%s", message)
 	}
 	for _, child := range n.Content {
-		if !r.bounded(child, limits, depth+1, nodes) {
+		if !r.isWithinLimits(child, limits, depth+1, nodes) {
 			return false
 		}
 	}
 	return true
 }
 
-// Kind names what a node is, for a message.
-func Kind(n *yaml.Node) string {
+// DescribeKind names what a node is, for a message.
+func DescribeKind(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
 		return "a mapping"
@@ -141,14 +141,14 @@ func Kind(n *yaml.Node) string {
 		if n.Tag == "!!null" {
 			return "empty"
 		}
-		return fmt.Sprintf("`%s`", Clip(n.Value, 40))
+		return fmt.Sprintf("`%s`", Truncate(n.Value, 40))
 	default:
 		return "this"
 	}
 }
 
-// Clip bounds a text that stands in a message.
-func Clip(s string, n int) string {
+// Truncate bounds a text that stands in a message.
+func Truncate(s string, n int) string {
 	if r := []rune(s); len(r) > n {
 		return string(r[:n]) + "…"
 	}

@@ -15,9 +15,9 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// Any is a key with a value of any kind, kept as JSON with the place of each of its keys.
-func Any(name, doc string, to *Value) Field {
-	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.Value(v) }}
+// AnyField is a key with a value of any kind, kept as JSON with the place of each of its keys.
+func AnyField(name, doc string, to *Value) Field {
+	return Field{Name: name, Doc: doc, Schema: func() Object { return Object{} }, Read: func(r *Reader, _, v *yaml.Node) { *to = r.ReadValue(v) }}
 }
 
 // Value is a value of any kind, with its node.
@@ -26,26 +26,26 @@ type Value struct {
 	Node *yaml.Node
 }
 
-// Value reads any value. Keys that are not strings, and what JSON cannot hold, are errors.
-func (r *Reader) Value(n *yaml.Node) Value {
-	raw, err := json.Marshal(r.generic(n))
+// ReadValue reads any value. Keys that are not strings, and what JSON cannot hold, are errors.
+func (r *Reader) ReadValue(n *yaml.Node) Value {
+	raw, err := json.Marshal(r.toGeneric(n))
 	if err != nil {
-		r.Errorf(At(n), "value", "", "this is no value: %s", Clip(err.Error(), 80))
+		r.Errorf(PositionOf(n), "value", "", "this is no value: %s", Truncate(err.Error(), 80))
 		return Value{Node: n, JSON: json.RawMessage("null")}
 	}
 	return Value{JSON: raw, Node: n}
 }
 
-func (r *Reader) generic(n *yaml.Node) any {
+func (r *Reader) toGeneric(n *yaml.Node) any {
 	switch n.Kind {
 	case yaml.MappingNode:
 		out := map[string]any{}
-		r.Keys(n, func(key, value *yaml.Node) { out[key.Value] = r.generic(value) })
+		r.VisitKeys(n, func(key, value *yaml.Node) { out[key.Value] = r.toGeneric(value) })
 		return out
 	case yaml.SequenceNode:
 		out := []any{}
 		for _, item := range n.Content {
-			out = append(out, r.generic(item))
+			out = append(out, r.toGeneric(item))
 		}
 		return out
 	default: // a scalar
@@ -56,27 +56,27 @@ func (r *Reader) generic(n *yaml.Node) any {
 		v = n.Value
 	case "!!int", "!!float", "!!bool", "!!null":
 		if err := n.Decode(&v); err != nil {
-			r.Errorf(At(n), "value", "put it in quotes if it is a text", "`%s` is out of range", Clip(n.Value, 40))
+			r.Errorf(PositionOf(n), "value", "put it in quotes if it is a text", "`%s` is out of range", Truncate(n.Value, 40))
 		}
 	default:
-		r.Errorf(At(n), "type", "put it in quotes", "a value of type %s is not known here", Clip(n.Tag, 40))
+		r.Errorf(PositionOf(n), "type", "put it in quotes", "a value of type %s is not known here", Truncate(n.Tag, 40))
 	}
 	return v
 }
 
-// Struct is a key whose value is read into a Go struct by its json tags. Keys that it does not have are errors.
-func Struct[T any](name, doc string, to *T) Field {
-	return Field{Name: name, Doc: doc, Schema: reflected[T], Read: func(r *Reader, _, v *yaml.Node) {
-		value := r.Value(v)
-		if r.Fits(v, reflect.TypeFor[T](), "`"+name+"`") {
+// StructField is a key whose value is read into a Go struct by its json tags. Keys that it does not have are errors.
+func StructField[T any](name, doc string, to *T) Field {
+	return Field{Name: name, Doc: doc, Schema: schemaOf[T], Read: func(r *Reader, _, v *yaml.Node) {
+		value := r.ReadValue(v)
+		if r.CheckType(v, reflect.TypeFor[T](), "`"+name+"`") {
 			if err := json.Unmarshal(value.JSON, to); err != nil {
-				r.Errorf(At(v), "type", "", "`%s`: %s", name, Clip(err.Error(), 100))
+				r.Errorf(PositionOf(v), "type", "", "`%s`: %s", name, Truncate(err.Error(), 100))
 			}
 		}
 	}}
 }
 
-func reflected[T any]() Object {
+func schemaOf[T any]() Object {
 	reflector := &jsonschema.Reflector{Anonymous: true, DoNotReference: true, RequiredFromJSONSchemaTags: true}
 	schema := Object{}
 	if raw, err := json.Marshal(reflector.ReflectFromType(reflect.TypeFor[T]())); err == nil {
@@ -86,20 +86,20 @@ func reflected[T any]() Object {
 	return schema
 }
 
-// Fits checks a node against a Go type by its json tags: unknown keys and values of the wrong kind are errors at their
+// CheckType checks a node against a Go type by its json tags: unknown keys and values of the wrong kind are errors at their
 // place. It tells whether it found none.
-func (r *Reader) Fits(n *yaml.Node, t reflect.Type, what string) bool {
+func (r *Reader) CheckType(n *yaml.Node, t reflect.Type, what string) bool {
 	before := len(r.Problems)
-	r.fits(n, t, what)
+	r.checkType(n, t, what)
 	return len(r.Problems) == before
 }
 
-func (r *Reader) fits(n *yaml.Node, t reflect.Type, what string) {
+func (r *Reader) checkType(n *yaml.Node, t reflect.Type, what string) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	wrong := func(wanted string) {
-		r.Errorf(At(n), "type", "", "%s must be %s, not %s", what, wanted, Kind(n))
+		r.Errorf(PositionOf(n), "type", "", "%s must be %s, not %s", what, wanted, DescribeKind(n))
 	}
 	switch {
 	case n.Kind == yaml.ScalarNode && n.Tag == "!!null", t.Kind() == reflect.Interface:
@@ -112,15 +112,15 @@ func (r *Reader) fits(n *yaml.Node, t reflect.Type, what string) {
 			wrong("a mapping")
 			return
 		}
-		fields := jsonFields(t)
+		fields := jsonFieldTypes(t)
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
 			inner, ok := fields[key.Value]
 			if !ok {
-				r.Errorf(At(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(fields))), "%s has no key `%s`", what, Clip(key.Value, 40))
+				r.Errorf(PositionOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(fields))), "%s has no key `%s`", what, Truncate(key.Value, 40))
 				continue
 			}
-			r.fits(value, inner, "`"+key.Value+"`")
+			r.checkType(value, inner, "`"+key.Value+"`")
 		}
 	case t.Kind() == reflect.Map:
 		if n.Kind != yaml.MappingNode {
@@ -128,7 +128,7 @@ func (r *Reader) fits(n *yaml.Node, t reflect.Type, what string) {
 			return
 		}
 		for i := 1; i < len(n.Content); i += 2 {
-			r.fits(n.Content[i], t.Elem(), "`"+Clip(n.Content[i-1].Value, 40)+"`")
+			r.checkType(n.Content[i], t.Elem(), "`"+Truncate(n.Content[i-1].Value, 40)+"`")
 		}
 	case t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8:
 		if n.Kind != yaml.SequenceNode {
@@ -136,14 +136,14 @@ func (r *Reader) fits(n *yaml.Node, t reflect.Type, what string) {
 			return
 		}
 		for _, item := range n.Content {
-			r.fits(item, t.Elem(), "an element of "+what)
+			r.checkType(item, t.Elem(), "an element of "+what)
 		}
 	default:
-		r.scalar(n, t, wrong)
+		r.checkScalarType(n, t, wrong)
 	}
 }
 
-func (r *Reader) scalar(n *yaml.Node, t reflect.Type, wrong func(string)) {
+func (r *Reader) checkScalarType(n *yaml.Node, t reflect.Type, wrong func(string)) {
 	wanted := "a text"
 	switch k := t.Kind(); {
 	case k == reflect.Bool:
@@ -174,13 +174,13 @@ func (r *Reader) scalar(n *yaml.Node, t reflect.Type, wrong func(string)) {
 	}
 }
 
-func jsonFields(t reflect.Type) map[string]reflect.Type {
+func jsonFieldTypes(t reflect.Type) map[string]reflect.Type {
 	out := map[string]reflect.Type{}
 	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
 		case f.Anonymous && name == "" && f.Type.Kind() == reflect.Struct:
-			maps.Copy(out, jsonFields(f.Type))
+			maps.Copy(out, jsonFieldTypes(f.Type))
 		case !f.IsExported() || name == "-":
 		case name == "":
 			out[f.Name] = f.Type

@@ -9,7 +9,7 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-type inner struct {
+type testStruct struct {
 	Port  uint16            `json:"port"`
 	Names map[string]string `json:"names"`
 	List  []float64         `json:"list"`
@@ -17,12 +17,12 @@ type inner struct {
 }
 
 func TestAStructIsReadByItsTagsAndNothingElse(t *testing.T) {
-	read := func(text string) (inner, []string) {
-		var out inner
+	read := func(text string) (testStruct, []string) {
+		var out testStruct
 		r := &yamlnode.Reader{File: "f"}
-		root := r.Document([]byte(text), yamlnode.Limits{})
+		root := r.ParseDocument([]byte(text), yamlnode.Limits{})
 		require.NotNil(t, root)
-		r.Mapping(root, "this", []yamlnode.Field{yamlnode.Struct("inner", "", &out)})
+		r.ReadMapping(root, "this", []yamlnode.Field{yamlnode.StructField("inner", "", &out)})
 		var lines []string
 		for _, p := range r.Problems.Sorted() {
 			lines = append(lines, p.String())
@@ -31,7 +31,7 @@ func TestAStructIsReadByItsTagsAndNothingElse(t *testing.T) {
 	}
 	got, problems := read("inner: { port: 80, names: { a: b }, list: [1, 2.5], on: true }")
 	require.Empty(t, problems)
-	require.Equal(t, inner{Port: 80, Names: map[string]string{"a": "b"}, List: []float64{1, 2.5}, On: true}, got)
+	require.Equal(t, testStruct{Port: 80, Names: map[string]string{"a": "b"}, List: []float64{1, 2.5}, On: true}, got)
 
 	_, problems = read("inner:\n  prot: 80\n  port: 70000\n  names: { a: 1 }\n  list: 7\n  on: maybe\n  on: true\n")
 	require.Equal(t, []string{
@@ -49,16 +49,16 @@ func TestAFileIsBounded(t *testing.T) {
 		limits     yamlnode.Limits
 		text, code string
 	}{
-		{yamlnode.Limits{Bytes: 3}, "a: b", "too-large"},
-		{yamlnode.Limits{Nodes: 3}, "a: [b, c, d]", "too-large"},
-		{yamlnode.Limits{Depth: 3}, "a: [[[[b]]]]", "too-deep"},
+		{yamlnode.Limits{MaxBytes: 3}, "a: b", "too-large"},
+		{yamlnode.Limits{MaxNodes: 3}, "a: [b, c, d]", "too-large"},
+		{yamlnode.Limits{MaxDepth: 3}, "a: [[[[b]]]]", "too-deep"},
 		{yamlnode.Limits{}, "a: &x b\nc: *x", "alias"},
 		{yamlnode.Limits{}, "a: \xff", "encoding"},
 		{yamlnode.Limits{}, "", "empty"},
 		{yamlnode.Limits{}, "a: b\n---\nc: d", "documents"},
 	} {
 		r := &yamlnode.Reader{File: "f"}
-		root := r.Document([]byte(c.text), c.limits)
+		root := r.ParseDocument([]byte(c.text), c.limits)
 		require.Len(t, r.Problems, 1, c.text)
 		require.Equal(t, c.code, r.Problems[0].Code)
 		require.Equal(t, c.code == "documents", root != nil)
@@ -68,8 +68,8 @@ func TestAFileIsBounded(t *testing.T) {
 func TestTheSchemaIsThatOfTheFieldsThatAreRead(t *testing.T) {
 	var name string
 	fields := []yamlnode.Field{
-		yamlnode.Text("name", "who", &name).Must(),
-		yamlnode.List("all", "more", "one", 3, nil, func(*yaml.Node) []yamlnode.Field { return []yamlnode.Field{yamlnode.Text("x", "an x", &name)} }),
+		yamlnode.StringField("name", "who", &name).AsRequired(),
+		yamlnode.ListField("all", "more", "one", 3, nil, func(*yaml.Node) []yamlnode.Field { return []yamlnode.Field{yamlnode.StringField("x", "an x", &name)} }),
 	}
 	s := yamlnode.Schema(fields)
 	require.Equal(t, []string{"name"}, s["required"])

@@ -16,7 +16,7 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/sensors/probe"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/stand"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -31,9 +31,9 @@ type scene struct {
 	held, freed, known, clean *stand.Container
 	heldIn, freedIn, knownIn  playbooks.Incident
 	heldLease, freedLease     *lease.Machine // as they were while both were held
-	freedGrant                proof.Signed   // the genuine release of freed
+	freedGrant                attestation.Envelope   // the genuine release of freed
 	target, freedTarget       playbooks.Target
-	lock                      probe.LockState
+	lock                      probe.EgressLockState
 }
 
 func (w *scene) cleanTarget() playbooks.Target {
@@ -80,9 +80,9 @@ func (w *scene) unchanged(t *testing.T) {
 	require.True(t, w.held.Silent(300*time.Millisecond), "the held container sends: its lock was lifted")
 	locks := w.Locks(t)
 	require.Len(t, locks, 1, "one lock was in force and one must be")
-	require.Equal(t, w.lock.Lease, locks[0].Lease)
+	require.Equal(t, w.lock.LeaseID, locks[0].LeaseID)
 	require.Equal(t, w.lock.Cgroups, locks[0].Cgroups)
-	require.WithinDuration(t, w.lock.Until, locks[0].Until, time.Second, "its end was moved")
+	require.WithinDuration(t, w.lock.ExpiresAt, locks[0].ExpiresAt, time.Second, "its end was moved")
 	for name, c := range map[string]*stand.Container{"released": w.freed, "known": w.known, "clean": w.clean} {
 		require.True(t, c.Resumed(time.Second), "the %s container is contained", name)
 	}
@@ -105,12 +105,12 @@ func (w *scene) holder(target playbooks.Target, basis activities.Basis) lease.In
 	}}
 }
 
-func attestationOf(target playbooks.Target) proof.Attestation {
-	return proof.Attestation{Detection: "invented", Target: target.ID(), Rule: "miner-process", Objective: "crypto-mining", Severity: "critical", Confidence: 1, Node: target.Node, Accepted: time.Now()}
+func attestationOf(target playbooks.Target) attestation.Attestation {
+	return attestation.Attestation{DetectionID: "invented", TargetID: target.ID(), Rule: "miner-process", Objective: "crypto-mining", Severity: "critical", Confidence: 1, Node: target.Node, AcceptedAt: time.Now()}
 }
 
-func releaseOf(name string) proof.Grant {
-	return proof.Grant{Nonce: uuid.NewString(), Operation: proof.OperationRelease, Lease: name, People: []string{"root"}, Issued: time.Now(), Expires: time.Now().Add(time.Hour)}
+func releaseOf(name string) attestation.Grant {
+	return attestation.Grant{Nonce: uuid.NewString(), Operation: attestation.OperationRelease, LeaseID: name, GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)}
 }
 
 // detectionOf is an invented detection about a container.
@@ -131,7 +131,7 @@ func TestWhoHasTemporalCanNeitherContainNorRelease(t *testing.T) {
 		})
 	}
 	// After all of that a person can still release, and the lease is undone.
-	_, stderr, code := w.Run(t, "release", w.lock.Lease)
+	_, stderr, code := w.Run(t, "release", w.lock.LeaseID)
 	require.Zero(t, code, stderr)
 	w.Incident(t, w.held.ID, 40*time.Second, "released by a person", undone)
 	require.True(t, w.held.Resumed(2*time.Second))
@@ -149,7 +149,7 @@ var attacks = []struct {
 		i.start("Lease", leaseID(w.cleanTarget()), w.holder(w.cleanTarget(), activities.Basis{}))
 	}},
 	{"without the codec's key, a release in plain text", true, func(t *testing.T, w *scene, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(proof.PurposeGrant, releaseOf(w.lock.Lease))}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
 	}},
 	{"without the codec's key, the encrypted start of a released lease again", true, func(_ *testing.T, w *scene, i *intruder) {
 		var raw []any
@@ -166,10 +166,10 @@ var attacks = []struct {
 	}},
 	{"an invented incident with an unsigned attestation", false, func(_ *testing.T, w *scene, i *intruder) {
 		body, _ := json.Marshal(attestationOf(w.cleanTarget()))
-		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: proof.Signed{Purpose: proof.PurposeAttestation, Body: body}})
+		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: attestation.Envelope{PayloadType: attestation.PayloadTypeAttestation, Payload: body}})
 	}},
 	{"an invented incident with a self-signed attestation", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: i.forge(proof.PurposeAttestation, attestationOf(w.cleanTarget()))})
+		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: i.forge(attestation.PayloadTypeAttestation, attestationOf(w.cleanTarget()))})
 	}},
 	{"an invented incident with another target's attestation", false, func(_ *testing.T, w *scene, i *intruder) {
 		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: w.heldLease.Basis.Attestations[0]})
@@ -179,7 +179,7 @@ var attacks = []struct {
 		in.Targets = []playbooks.Target{w.cleanTarget()}
 		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{
 			Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
-			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]proof.Signed{w.cleanTarget().ID(): w.heldLease.Basis.Attestations},
+			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]attestation.Envelope{w.cleanTarget().ID(): w.heldLease.Basis.Attestations},
 		})
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -191,25 +191,25 @@ var attacks = []struct {
 	}},
 	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.forge(proof.PurposeAttestation, attestationOf(r.Target))}}, w, nil)
+		i.apply(r, activities.Basis{Attestations: []attestation.Envelope{i.forge(attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []proof.Signed{i.pretend(*w.heldLease.Token, proof.PurposeAttestation, attestationOf(r.Target))}}, w, nil)
+		i.apply(r, activities.Basis{Attestations: []attestation.Envelope{i.pretend(*w.heldLease.Token, attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		grant := i.forge(proof.PurposeGrant, proof.Grant{Nonce: "x", Operation: proof.OperationApply, Targets: []string{r.Target.ID()}, People: []string{"root"}, Issued: time.Now(), Expires: time.Now().Add(time.Hour)})
+		grant := i.forge(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "x", Operation: attestation.OperationApply, Targets: []string{r.Target.ID()}, GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)})
 		i.apply(r, activities.Basis{Grant: &grant}, w, nil)
 	}},
 	{"applying with a self-signed token", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		token := i.forge(proof.PurposeToken, proof.Token{Nonce: "x", Lease: r.Lease, Action: r.Action, Target: r.Target.ID(), Params: proof.Hash(r.Params), Issued: time.Now(), Until: r.Until})
+		token := i.forge(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{Nonce: "x", LeaseID: r.Lease, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params), IssuedAt: time.Now(), ExpiresAt: r.Until})
 		i.apply(r, activities.Basis{}, w, &token)
 	}},
 	{"applying with an attestation dressed up as a token", false, func(_ *testing.T, w *scene, i *intruder) {
 		token := w.heldLease.Basis.Attestations[0]
-		token.Purpose = proof.PurposeToken
+		token.PayloadType = attestation.PayloadTypeLeaseToken
 		i.apply(w.on(w.cleanTarget(), "LSE-INVENTED"), activities.Basis{}, w, &token)
 	}},
 	{"votes of one's own", false, func(t *testing.T, w *scene, i *intruder) {
@@ -220,7 +220,7 @@ var attacks = []struct {
 			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
 		}
 		in.Hash = activities.QuestionHash(in.Plans, in.Approvers)
-		in.Votes = []proof.Signed{i.forge(proof.PurposeVote, proof.Vote{Incident: in.Incident, Run: "x", Step: "x", PlanHash: in.Hash, Person: "root", Approve: true, At: time.Now()})}
+		in.Votes = []attestation.Envelope{i.forge(attestation.PayloadTypeVote, attestation.Vote{IncidentID: in.Incident, WorkflowID: "x", Step: "x", PlanHash: in.Hash, Person: "root", Approved: true, DecidedAt: time.Now()})}
 		raw, err := i.order("CountVotes", in)
 		require.NoError(t, err)
 		var tally activities.Tally
@@ -228,7 +228,7 @@ var attacks = []struct {
 		require.False(t, tally.Granted)
 	}},
 	{"a release with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(proof.PurposeGrant, releaseOf(w.lock.Lease))}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
 		i.settled(leaseID(w.target))
 	}},
 	{"a release with the genuine grant of another lease", false, func(t *testing.T, w *scene, i *intruder) {
@@ -241,7 +241,7 @@ var attacks = []struct {
 		_, _ = i.order("Undo", activities.UndoInput{Request: r, Prior: w.heldLease.Prior})
 	}},
 	{"an undo with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
-		grant := i.pretend(w.freedGrant, proof.PurposeGrant, releaseOf(w.lock.Lease))
+		grant := i.pretend(w.freedGrant, attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))
 		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), Prior: w.heldLease.Prior, Grant: &grant})
 	}},
 	{"an undo with the genuine grant of another lease", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -294,7 +294,7 @@ var attacks = []struct {
 	}},
 	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
 		target := w.knownIn.Targets[0]
-		r := w.on(target, w.lock.Lease)
+		r := w.on(target, w.lock.LeaseID)
 		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].Run, target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -307,9 +307,9 @@ var attacks = []struct {
 		i.apply(w.on(w.freedTarget, "LSE-INVENTED"), w.freedLease.Basis, w, nil)
 	}},
 	{"an extension with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
-		g := releaseOf(w.lock.Lease)
-		g.Operation, g.Until = proof.OperationExtend, time.Now().Add(10*time.Hour)
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtend, lease.ExtendSignal{Until: g.Until, Grant: i.forge(proof.PurposeGrant, g)}))
+		g := releaseOf(w.lock.LeaseID)
+		g.Operation, g.NewEnd = attestation.OperationExtend, time.Now().Add(10*time.Hour)
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtend, lease.ExtendSignal{Until: g.NewEnd, Grant: i.forge(attestation.PayloadTypeGrant, g)}))
 		i.settled(leaseID(w.target))
 	}},
 	{"answering the node's and the workers' tasks falsely", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -346,7 +346,7 @@ func (i *intruder) incident(a incident.Attested) {
 }
 
 // apply orders the Apply activity.
-func (i *intruder) apply(r activities.Request, basis activities.Basis, w *scene, token *proof.Signed) {
+func (i *intruder) apply(r activities.Request, basis activities.Basis, w *scene, token *attestation.Envelope) {
 	i.t.Helper()
 	// A receipt is had for the asking: what refuses must be something better.
 	basis.Receipts = append(i.receipt(r), basis.Receipts...)

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
-	"stanch/sensors/link"
-	"stanch/sensors/link/linkpb"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/testenv/stand"
 	"stanch/worker/authority"
 	"stanch/worker/engine"
@@ -32,17 +32,17 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	say := func(certificate, hello string, role string) error {
 		tlsConfig, err := pki.TLS(role, certificate)
 		require.NoError(t, err)
-		tlsConfig.ServerName = link.ServerName
+		tlsConfig.ServerName = gatewayrpc.ServerName
 		conn, err := grpc.NewClient(found[1], grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
 		require.NoError(t, err)
 		defer func() { _ = conn.Close() }()
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		stream, err := linkpb.NewGatewayClient(conn).Node(ctx)
+		stream, err := gatewaypb.NewGatewayClient(conn).Node(ctx)
 		if err != nil {
 			return err //nolint:wrapcheck // the test shows it
 		}
-		if err := stream.Send(&linkpb.FromNode{Body: &linkpb.FromNode_Hello{Hello: &linkpb.Hello{Node: hello}}}); err != nil {
+		if err := stream.Send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{Node: hello}}}); err != nil {
 			return err //nolint:wrapcheck // the test shows it
 		}
 		_, err = stream.Recv()

@@ -88,7 +88,7 @@ func heldOnce(t *testing.T, s *stand.Stand, c *stand.Container, in playbooks.Inc
 	locks := s.Locks(t)
 	require.Len(t, locks, 1, "one lock")
 	require.Len(t, in.Leases, 1, "one lease")
-	require.Equal(t, in.Leases[0].ID, locks[0].Lease)
+	require.Equal(t, in.Leases[0].ID, locks[0].LeaseID)
 }
 
 func undoneOnce(t *testing.T, s *stand.Stand, c *stand.Container) {

@@ -44,9 +44,9 @@ func frozen(t *testing.T, s *stand.Stand) (*stand.Container, playbooks.LeaseRepo
 
 func isFrozen(t *testing.T, c *stand.Container) bool {
 	t.Helper()
-	state, err := snapshot.Frozen(c.Cgroup())
+	state, err := snapshot.ReadFreezeState(c.Cgroup())
 	require.NoError(t, err)
-	return state.Asked && state.Frozen
+	return state.Requested && state.Frozen
 }
 
 // thawer reads which process ends the freeze of a container.

@@ -19,7 +19,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/stand"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -30,7 +30,7 @@ import (
 type intruder struct {
 	client.Client
 	t    *testing.T
-	own  proof.Key
+	own  attestation.SigningKey
 	read converter.DataConverter // what the codec's key lets them read
 }
 
@@ -59,7 +59,7 @@ func newIntruder(t *testing.T, s *stand.Stand, withKey bool) *intruder {
 	seed := make([]byte, 32)
 	_, err := rand.Read(seed)
 	require.NoError(t, err)
-	key, err := proof.NewKey(seed)
+	key, err := attestation.NewSigningKey(seed)
 	require.NoError(t, err)
 	i := &intruder{Client: s.Temporal(t, withKey), t: t, own: key, read: s.Converter(t)}
 	w := sdkworker.New(i.Client, intrudersQueue, sdkworker.Options{})
@@ -106,7 +106,7 @@ func (i *intruder) start(kind, id string, input any) {
 }
 
 // forge signs with the intruder's own key.
-func (i *intruder) forge(purpose proof.Purpose, body any) proof.Signed {
+func (i *intruder) forge(purpose attestation.PayloadType, body any) attestation.Envelope {
 	i.t.Helper()
 	s, err := i.own.Sign(purpose, body)
 	require.NoError(i.t, err)
@@ -114,7 +114,7 @@ func (i *intruder) forge(purpose proof.Purpose, body any) proof.Signed {
 }
 
 // pretend signs with the intruder's key and claims that it was the authority's.
-func (i *intruder) pretend(genuine proof.Signed, purpose proof.Purpose, body any) proof.Signed {
+func (i *intruder) pretend(genuine attestation.Envelope, purpose attestation.PayloadType, body any) attestation.Envelope {
 	s := i.forge(purpose, body)
 	s.KeyID = genuine.KeyID
 	return s
@@ -135,7 +135,7 @@ func leaseID(target playbooks.Target) string {
 }
 
 // attestations are the genuine ones that a playbook was given, read from its history.
-func (i *intruder) attestations(run string, target playbooks.Target) []proof.Signed {
+func (i *intruder) attestations(run string, target playbooks.Target) []attestation.Envelope {
 	i.t.Helper()
 	var in playbook.Input
 	require.NoError(i.t, i.read.FromPayloads(&commonpb.Payloads{Payloads: i.input(run)}, &in))
@@ -154,13 +154,13 @@ func (i *intruder) input(id string) []*commonpb.Payload {
 }
 
 // receipt gets a genuine receipt, which any caller of the activity gets.
-func (i *intruder) receipt(r activities.Request) []proof.Signed {
+func (i *intruder) receipt(r activities.Request) []attestation.Envelope {
 	i.t.Helper()
 	raw, err := i.order("Attempted", r)
 	require.NoError(i.t, err)
-	var s proof.Signed
+	var s attestation.Envelope
 	require.NoError(i.t, json.Unmarshal(raw, &s))
-	return []proof.Signed{s}
+	return []attestation.Envelope{s}
 }
 
 // answerFalsely takes tasks from the queues of the node and of the workers, and says that all was done.

@@ -15,8 +15,8 @@ func TestALockOutlivesEveryProcessAndLapsesAtItsEnd(t *testing.T) {
 	c, in := contained(t, s)
 	locks := s.Locks(t)
 	require.Len(t, locks, 1)
-	require.Equal(t, in.Leases[0].ID, locks[0].Lease)
-	end := locks[0].Until
+	require.Equal(t, in.Leases[0].ID, locks[0].LeaseID)
+	end := locks[0].ExpiresAt
 
 	s.Kill()
 	heard := c.Heard()
@@ -45,8 +45,8 @@ func TestALeaseGoesOnAfterARestartAndIsReleased(t *testing.T) {
 	require.True(t, c.Silent(300*time.Millisecond))
 	after := s.Locks(t)
 	require.Len(t, after, 1)
-	require.Equal(t, before[0].Lease, after[0].Lease)
-	require.WithinDuration(t, before[0].Until, after[0].Until, time.Second)
+	require.Equal(t, before[0].LeaseID, after[0].LeaseID)
+	require.WithinDuration(t, before[0].ExpiresAt, after[0].ExpiresAt, time.Second)
 
 	_, stderr, code := s.Run(t, "release", in.Leases[0].ID)
 	require.Zero(t, code, stderr)

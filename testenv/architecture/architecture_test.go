@@ -83,7 +83,7 @@ func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
 }
 
 func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
-	for _, p := range list(t, "./sensors", "./sensors/rules", "./sensors/proof", "./sensors/foreign", "./playbooks") {
+	for _, p := range list(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations", "./playbooks") {
 		for _, d := range p.Deps {
 			for _, foreign := range []string{"go.temporal.io/", "k8s.io/", "github.com/cilium/ebpf"} {
 				require.False(t, strings.HasPrefix(d, foreign), "%s depends on %s", p.ImportPath, d)
@@ -102,7 +102,7 @@ func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
 
 func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	for _, p := range list(t, "./...") {
-		if len(p.GoFiles) > 0 && !strings.HasSuffix(p.ImportPath, "/linkpb") {
+		if len(p.GoFiles) > 0 && !strings.HasSuffix(p.ImportPath, "/gatewaypb") {
 			require.NotEmpty(t, p.Doc, "%s has no package comment", p.ImportPath)
 		}
 	}

@@ -24,8 +24,8 @@ func TestAttacksAreReal(t *testing.T) {
 	}
 	p := &pods{Cluster: c, namespace: c.Namespace(t)}
 	t.Run("becomes something else", func(t *testing.T) { becomes(t, p) })
-	t.Run("a reverse shell obeys its peer", func(t *testing.T) { reverseShell(t, p) })
-	t.Run("a shell on a terminal", func(t *testing.T) { terminalShell(t, p) })
+	t.Run("a reverse shell obeys its peer", func(t *testing.T) { testReverseShell(t, p) })
+	t.Run("a shell on a terminal", func(t *testing.T) { testTerminalShell(t, p) })
 	t.Run("a miner logs in at its pool", func(t *testing.T) { mines(t, p) })
 	t.Run("secrets and metadata", func(t *testing.T) { secrets(t, p) })
 	t.Run("beacons arrive", func(t *testing.T) { beacons(t, p) })
@@ -113,7 +113,7 @@ func becomes(t *testing.T, p *pods) {
 	p.inside(t, "dropped", "ok", "wget", "-qO-", "http://127.0.0.1:8080/")
 }
 
-func reverseShell(t *testing.T, p *pods) {
+func testReverseShell(t *testing.T, p *pods) {
 	l := p.listen(t)
 	p.run(t, "revshell", "revshell", l.Addr().String())
 	conn := accept(t, l)
@@ -129,7 +129,7 @@ func reverseShell(t *testing.T, p *pods) {
 	}
 }
 
-func terminalShell(t *testing.T, p *pods) {
+func testTerminalShell(t *testing.T, p *pods) {
 	p.run(t, "shell", "shell", "tty", "echo $((6*7))")
 	p.says(t, "shell", "/dev/pts/0", "42")
 }

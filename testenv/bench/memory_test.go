@@ -27,7 +27,7 @@ func BenchmarkSensorMemory(b *testing.B) {
 	_, stderr, code := s.Run(b, "cert", "node", "bench", "--out", certs)
 	require.Zero(b, code, stderr)
 	lockDir := s.LockDir + "-sensor"
-	b.Cleanup(func() { _ = probe.Disarm(lockDir); _ = os.RemoveAll(lockDir) })
+	b.Cleanup(func() { _ = probe.Cleanup(lockDir); _ = os.RemoveAll(lockDir) })
 	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state", filepath.Join(s.Dir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
 	sensor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(b, sensor.Start())

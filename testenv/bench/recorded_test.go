@@ -28,13 +28,13 @@ func BenchmarkRecordedEvents(b *testing.B) {
 		mu      sync.Mutex
 		records [][]byte
 	)
-	s := agent.Setup{Node: "bench", StateDir: b.TempDir(), NoLock: true, Log: slog.New(slog.DiscardHandler)}
-	s.Probe.Tap = func(record []byte) {
+	s := agent.Config{Node: "bench", StateDir: b.TempDir(), DisableLock: true, Log: slog.New(slog.DiscardHandler)}
+	s.Probe.RecordTap = func(record []byte) {
 		mu.Lock()
 		defer mu.Unlock()
 		records = append(records, slices.Clone(record))
 	}
-	a, closeAll, err := agent.Make(s)
+	a, closeAll, err := agent.NewFromConfig(s)
 	require.NoError(b, err)
 	defer closeAll()
 	ctx, cancel := context.WithCancel(b.Context())
@@ -64,7 +64,7 @@ func BenchmarkRecordedEvents(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for b.Loop() {
-		a.Probe.Feed(records[i%len(records)], func(e sensors.Event) { a.Observe(e, nil, func(sensors.Detection) { found++ }) })
+		a.Probe.ReplayRecord(records[i%len(records)], func(e sensors.Event) { a.ProcessEvent(e, nil, func(sensors.Detection) { found++ }) })
 		i++
 	}
 	took := b.Elapsed()

@@ -324,7 +324,7 @@ func BenchmarkRingStorm(b *testing.B) {
 			self, err := os.Executable()
 			require.NoError(b, err)
 			for range b.N { //nolint:intrange // a storm is what is repeated
-				p, err := probe.Load(probe.Options{AlertBytes: size})
+				p, err := probe.Load(probe.Options{AlertRingBytes: size})
 				require.NoError(b, err)
 				var seen atomic.Uint64
 				ctx, cancel := context.WithCancel(context.Background())

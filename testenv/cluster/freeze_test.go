@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stanch/playbooks"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	"stanch/sensors/snapshot"
 	"stanch/testenv/kube"
 	"stanch/worker/manifests"
@@ -36,15 +36,15 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		_, _ = in.Exec(ctx, ns, pod.Name, "main", "sh", "-c", "cp /bin/busybox /tmp/debugfs && /tmp/debugfs; sleep 600")
 	}()
 	lease := in.freezeOf(t, pod)
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hold, ok, err := snapshot.NewFreezer(root, slog.Default()).Of(lease.ID)
+	hold, ok, err := snapshot.NewFreezer(root, slog.Default()).FreezeOfLease(lease.ID)
 	if err != nil || !ok {
 		t.Fatalf("no cgroup is frozen for lease %s: %v", lease.ID, err)
 	}
-	sensor := sensorOf(t, hold.Path)
+	sensor := sensorOf(t, hold.CgroupDir)
 	t.Logf("sensor %d; %s to the end", sensor, time.Until(lease.Until).Round(time.Millisecond))
 
 	now := int64(0)
@@ -67,11 +67,11 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		}
 		return err
 	})
-	if state, err := snapshot.Frozen(hold.Path); err != nil || !state.Frozen || !time.Now().Before(lease.Until) {
+	if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || !state.Frozen || !time.Now().Before(lease.Until) {
 		t.Fatalf("the freeze ended with the sensor, %s before its end: %+v, %v", time.Until(lease.Until), state, err)
 	}
 	kube.Eventually(t, 90*time.Second, "the pod to thaw", func() error {
-		if state, err := snapshot.Frozen(hold.Path); err != nil || state.Frozen || state.Asked {
+		if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || state.Frozen || state.Requested {
 			return fmt.Errorf("%+v, %w", state, err)
 		}
 		return nil

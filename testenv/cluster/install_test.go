@@ -261,7 +261,7 @@ func (in *installation) uninstall(t *testing.T) {
 		}
 		return err
 	})
-	if err := probe.Disarm(in.lockDir); err != nil {
+	if err := probe.Cleanup(in.lockDir); err != nil {
 		t.Errorf("disarm: %v", err)
 	}
 	_ = os.RemoveAll(in.lockDir)

@@ -54,10 +54,10 @@ var rules = map[string]rule{
 	"miner-process":     {"miner-process", "Crypto-miner started", sensors.SeverityHigh, 0.9, sensors.ObjectiveCryptoMining, "T1496.001", sensors.KindExec},
 	"miner-pool":        {"miner-pool", "Connection to a mining pool's port", sensors.SeverityMedium, 0.55, sensors.ObjectiveCryptoMining, "T1496.001", sensors.KindConnect},
 	"metadata-access":   {"metadata-access", "Cloud metadata service contacted", sensors.SeverityMedium, 0.5, sensors.ObjectiveCredentialAccess, "T1552.005", sensors.KindConnect},
-	"token-read":        {"token-read", "Service account token read by a shell, a tool or a foreign program", sensors.SeverityHigh, 0.7, sensors.ObjectiveCredentialAccess, "T1528", sensors.KindOpen},
-	"sensitive-file":    {"sensitive-file", "Password hashes or cloud credentials read", sensors.SeverityMedium, 0.6, sensors.ObjectiveCredentialAccess, "T1552.001", sensors.KindOpen},
+	"token-read":        {"token-read", "Service account token read by a shell, a tool or a foreign program", sensors.SeverityHigh, 0.7, sensors.ObjectiveCredentialAccess, "T1528", sensors.KindFileOpen},
+	"sensitive-file":    {"sensitive-file", "Password hashes or cloud credentials read", sensors.SeverityMedium, 0.6, sensors.ObjectiveCredentialAccess, "T1552.001", sensors.KindFileOpen},
 	"drift":             {"drift", "Program executed that was not in the image", sensors.SeverityHigh, 0.7, sensors.ObjectivePersistence, "T1105", sensors.KindExec},
-	"fileless":          {"fileless", "Program executed from memory or after its file was deleted", sensors.SeverityHigh, 0.85, sensors.ObjectiveDefenceEvasion, "T1620", sensors.KindExec},
+	"fileless":          {"fileless", "Program executed from memory or after its file was deleted", sensors.SeverityHigh, 0.85, sensors.ObjectiveDefenseEvasion, "T1620", sensors.KindExec},
 	"undeclared-egress": {"undeclared-egress", "Connection that the workload did not declare", sensors.SeverityMedium, 0.65, sensors.ObjectiveExfiltration, "T1041", sensors.KindConnect},
 }
 

@@ -119,8 +119,8 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 	e := sensors.Event{
 		ID: fmt.Sprintf("%s-%s-%d", p.node, hexOf(s.random, 8), n), Kind: r.kind, Time: at, Node: p.node,
 		Process: sensors.Process{
-			PID: pid, PPID: pid - 7, StartNS: s.random.Uint64() >> 12, Name: clip(args[0], 15), Exe: "/usr/bin/" + strings.TrimPrefix(args[0], "./"), Args: args, UpperLayer: name == "drift", Memfd: name == "fileless",
-			UID: uint32(s.random.IntN(2) * 1000), Inode: s.random.Uint64() >> 40, Device: 65024,
+			PID: pid, PPID: pid - 7, StartNS: s.random.Uint64() >> 12, Name: clip(args[0], 15), Exe: "/usr/bin/" + strings.TrimPrefix(args[0], "./"), Args: args, ExeInUpperLayer: name == "drift", ExeIsMemfd: name == "fileless",
+			UID: uint32(s.random.IntN(2) * 1000), ExeInode: s.random.Uint64() >> 40, ExeDevice: 65024,
 			Ancestors: []sensors.Ancestor{{PID: pid - 7, Name: "sh", Exe: "/bin/sh"}, {PID: 1, Name: s.name, Exe: "/app/" + s.name}},
 		},
 		Container: sensors.Container{
@@ -132,8 +132,8 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 	switch r.kind {
 	case sensors.KindConnect:
 		e.Network = sensors.Network{Protocol: "tcp", Family: "ipv4", Address: fmt.Sprintf("198.51.100.%d", 1+s.random.IntN(254)), Port: pick(s.random, []uint16{80, 443, 3333, 4444, 14444})}
-	case sensors.KindOpen:
-		e.File = sensors.File{Path: "/var/run/secrets/kubernetes.io/serviceaccount/token", Sensitive: "service-account-token"}
+	case sensors.KindFileOpen:
+		e.File = sensors.File{Path: "/var/run/secrets/kubernetes.io/serviceaccount/token", SensitiveClass: "service-account-token"}
 	default: // the process alone
 	}
 	s.rec.Detections = append(s.rec.Detections, recording.Detection{AfterMS: after, Batch: batch, Detection: sensors.Detection{

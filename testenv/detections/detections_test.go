@@ -47,7 +47,7 @@ type world struct {
 	seen  []sensors.Event
 }
 
-func newWorld(t *testing.T, change ...func(*agent.Setup)) *world {
+func newWorld(t *testing.T, change ...func(*agent.Config)) *world {
 	t.Helper()
 	lacking.Root(t)
 	c := lab.Shared(t)
@@ -56,18 +56,18 @@ func newWorld(t *testing.T, change ...func(*agent.Setup)) *world {
 	w.namespace = c.Namespace(t)
 	api, err := url.Parse(c.APIServer)
 	require.NoError(t, err)
-	setup := agent.Setup{
-		Node: "node", CRISocket: c.CRISocket, NoLock: true, APIServers: []string{api.Host},
+	setup := agent.Config{
+		Node: "node", CRISocket: c.CRISocket, DisableLock: true, APIServers: []string{api.Host},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	}
 	for _, f := range change {
 		f(&setup)
 	}
-	a, closeAll, err := agent.Make(setup)
+	a, closeAll, err := agent.NewFromConfig(setup)
 	require.NoError(t, err)
 	w.agent = a
 	for _, h := range a.Probe.Status().Hooks {
-		require.True(t, h.On, "hook %s: %s", h.Hook, h.Reason)
+		require.True(t, h.Enabled, "hook %s: %s", h.Hook, h.Reason)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -185,7 +185,7 @@ func (w *world) wait(t *testing.T, rule, pod string, since time.Time) sensors.De
 			w.mu.Unlock()
 			t.Errorf("rule %s did not fire in %s; these did: %v", rule, pod, names)
 			for _, e := range events {
-				t.Logf("%s %s %q %+v %+v %+v", e.Kind, e.Process.Exe, e.Process.Args, e.File, e.Network, e.Call)
+				t.Logf("%s %s %q %+v %+v %+v", e.Kind, e.Process.Exe, e.Process.Args, e.File, e.Network, e.Syscall)
 			}
 			return sensors.Detection{}
 		}
@@ -316,7 +316,7 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	for _, r := range set.Rules() {
-		if !tried[r.Name] && !slices.Contains(elsewhere, r.Name) && slices.Contains(sensors.NodeKinds, r.On) {
+		if !tried[r.Name] && !slices.Contains(elsewhere, r.Name) && slices.Contains(sensors.NodeKinds, r.Kind) {
 			t.Errorf("no attack tries the rule %s", r.Name)
 		}
 	}
@@ -332,7 +332,7 @@ var elsewhere = []string{
 func TestWhatAnImageNeverDidIsUnusual(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
-	w := newWorld(t, func(s *agent.Setup) { s.StateDir, s.Learn = state, learn })
+	w := newWorld(t, func(s *agent.Config) { s.StateDir, s.LearningPeriod = state, learn })
 	since := time.Now()
 	w.pod(t, "learnt", func(p *corev1.Pod) {
 		p.Spec.Containers[0].Command = sh("i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peer + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443")

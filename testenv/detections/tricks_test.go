@@ -44,23 +44,23 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 	t.Run("an open by io_uring makes no call and is seen", func(t *testing.T) {
 		since := time.Now()
 		d := do(t, plain, "sensitive-file", "/attack", "uring", "/etc/shadow")
-		require.Equal(t, "io_uring", d.Event.Call.Name)
+		require.Equal(t, "io_uring", d.Event.Syscall.Name)
 		require.Equal(t, "/etc/shadow", d.Event.File.Path)
 		w.wait(t, "io-uring", plain, since)
 	})
 	t.Run("an open for writing by io_uring is one", func(t *testing.T) {
 		d := do(t, plain, "startup-changed", "/attack", "uring", "/etc/ld.so.preload", "write")
-		require.True(t, d.Event.File.Write)
+		require.True(t, d.Event.File.OpenedForWrite)
 	})
 	t.Run("a file that is put in another's place changes it", func(t *testing.T) {
 		d := do(t, plain, "startup-changed", "/bin/sh", "-c", "echo > /tmp/p; cd /etc; mv /tmp/p ld.so.preload")
 		require.Equal(t, "/etc/ld.so.preload", d.Event.File.Path)
-		require.Contains(t, d.Event.Call.Name, "rename")
+		require.Contains(t, d.Event.Syscall.Name, "rename")
 	})
 	t.Run("a second name for a file is told, for by it the file is read unseen", func(t *testing.T) {
 		d := do(t, plain, "sensitive-file", "/bin/ln", "/etc/shadow", "/srv/harder")
 		require.Equal(t, "/etc/shadow", d.Event.File.Path)
-		require.Contains(t, d.Event.Call.Name, "link")
+		require.Contains(t, d.Event.Syscall.Name, "link")
 	})
 	t.Run("a program that is called as the runtime is is none", func(t *testing.T) {
 		d := do(t, plain, "sensitive-file", "/runc", "open", "/etc/shadow")
@@ -109,7 +109,7 @@ func TestTricksOfAttackersAreAnswered(t *testing.T) {
 		require.NoError(t, err)
 		d := w.wait(t, "sensitive-file", "short", since)
 		require.True(t, strings.HasPrefix(d.Event.Container.ImageDigest, "sha256:"), "%+v", d.Event.Container)
-		require.False(t, d.Event.Process.Entered, "a container's own first program was not put into it from outside")
+		require.False(t, d.Event.Process.ExecedInto, "a container's own first program was not put into it from outside")
 	})
 	t.Run("what the runtime does to start a container is not the container's", func(t *testing.T) {
 		w.pod(t, "started", nil)

@@ -25,7 +25,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/authority"
 	"stanch/worker/engine"
@@ -122,7 +122,7 @@ func (h *hold) Plan(_ context.Context, r activities.Request) (activities.Plan, e
 	return activities.Plan{Changes: []string{change}}, nil
 }
 
-func (h *hold) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (h *hold) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	if err := h.call(h.name, r.Target.Name); err != nil {
 		return activities.Effect{}, err
 	}
@@ -138,7 +138,7 @@ func (h *hold) Verify(_ context.Context, r activities.Request, _ json.RawMessage
 	return h.held[r.Target.Name], "", nil
 }
 
-func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *proof.Signed) (*activities.Drift, error) {
+func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.held[r.Target.Name] = false
@@ -337,7 +337,7 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.Changed)
 			require.NotEqual(t, again.Before, again.Hash)
 			// The old yes is worth nothing for the new plan.
-			stale, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: again.Incident, Run: again.Run, Step: again.ID, PlanHash: again.Before, Person: "bob", Groups: []string{"people"}, Approve: true, At: time.Now()})
+			stale, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.Incident, WorkflowID: again.Run, Step: again.ID, PlanHash: again.Before, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
 			require.NoError(t, err)
 			require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, stale))
 			answer(t, c, id, true)
@@ -361,7 +361,7 @@ func asked(t *testing.T, c client.Client, id string) playbook.Pending {
 // say signs and sends a vote as the gateway does.
 func say(t *testing.T, c client.Client, p playbook.Pending, person string, approve bool) {
 	t.Helper()
-	signed, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: person, Groups: []string{"people"}, Approve: approve, At: time.Now()})
+	signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 	require.NoError(t, err)
 	require.NoError(t, c.SignalWorkflow(t.Context(), p.Run, "", workflows.SignalVote, signed))
 }
@@ -528,7 +528,7 @@ func answer(t *testing.T, c client.Client, id string, approve bool) {
 		return len(open) > 0 || err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
 	}, 30*time.Second, 20*time.Millisecond)
 	for _, p := range open {
-		signed, err := shared.key.Sign(proof.PurposeVote, proof.Vote{Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: "alice", Groups: []string{"people"}, Approve: approve, At: time.Now()})
+		signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 		require.NoError(t, err)
 		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, signed))
 	}

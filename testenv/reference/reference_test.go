@@ -21,7 +21,7 @@ import (
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
 	"stanch/sensors"
-	"stanch/sensors/condition"
+	"stanch/sensors/expression"
 	"stanch/worker"
 	"stanch/worker/simulate"
 )
@@ -198,7 +198,7 @@ func (w *writer) expressions() {
 	w.line("[expr](https://expr-lang.org/docs/language-definition), compiled and type-checked before anything runs. A value may hold `${expression}`; a")
 	w.line("value that is one expression and nothing else keeps its type. `$${` stands for a plain `${`. Known are `incident` (as it was when the playbook")
 	w.line("matched), `inputs`, the ids of the steps before, the names of `set`, in a loop its element, and in `until` also `live`, the incident as it is now.\n")
-	w.line("Functions: `%s`.\n", strings.Join(condition.Builtins(), "`, `"))
+	w.line("Functions: `%s`.\n", strings.Join(expression.Builtins(), "`, `"))
 	w.line("The fields of `incident` and `live`:\n")
 	w.row("field", "type")
 	w.row("---", "---")

@@ -10,11 +10,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/activities"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Signer signs and verifies with one key.
-type Signer struct{ key proof.Key }
+type Signer struct{ key attestation.SigningKey }
 
 var _ activities.Authority = (*Signer)(nil)
 
@@ -24,15 +24,15 @@ func New(t testing.TB) *Signer {
 	seed := make([]byte, 32)
 	_, err := rand.Read(seed)
 	require.NoError(t, err)
-	key, err := proof.NewKey(seed)
+	key, err := attestation.NewSigningKey(seed)
 	require.NoError(t, err)
 	return &Signer{key}
 }
 
 // Keys verify what it signed.
-func (s *Signer) Keys() proof.Keyring { return proof.NewKeyring(s.key.Public()) }
+func (s *Signer) Keys() attestation.Keyring { return attestation.NewKeyring(s.key.PublicKey()) }
 
 // Sign signs a statement.
-func (s *Signer) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
+func (s *Signer) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
 	return s.key.Sign(purpose, body) //nolint:wrapcheck // as the authority's
 }

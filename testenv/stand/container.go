@@ -18,7 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 )
 
 // Prefix begins the id of every container of any stand; Stand.Mark goes on with the stand's own.
@@ -54,7 +54,7 @@ func NewContainer(t testing.TB) *Container {
 
 func newContainer(t testing.TB, mark string) *Container {
 	t.Helper()
-	resolver, err := identity.Open(identity.Options{CRISocket: "none"})
+	resolver, err := containermeta.Open(containermeta.Options{CRISocket: "none"})
 	require.NoError(t, err)
 	root := resolver.CgroupRoot()
 	require.NoError(t, resolver.Close())

@@ -75,7 +75,7 @@ func New(t testing.TB, binary string, o Options) *Stand {
 		if t.Failed() {
 			t.Logf("the end of Stanch's log:\n%s", tail(s.Log(), 60))
 		}
-		if err := probe.Disarm(s.LockDir); err != nil {
+		if err := probe.Cleanup(s.LockDir); err != nil {
 			t.Errorf("disarm: %v", err)
 		}
 		_ = os.RemoveAll(s.LockDir)
@@ -223,7 +223,7 @@ func (s *Stand) RSS(t testing.TB) int64 {
 }
 
 // Locks reads the egress locks in force straight from the kernel.
-func (s *Stand) Locks(t testing.TB) []probe.LockState {
+func (s *Stand) Locks(t testing.TB) []probe.EgressLockState {
 	t.Helper()
 	held, err := probe.ReadLocks(s.LockDir)
 	require.NoError(t, err)

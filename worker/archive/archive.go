@@ -25,7 +25,7 @@ import (
 	historypb "go.temporal.io/api/history/v1"
 	pb "google.golang.org/protobuf/proto"
 
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/audit"
 )
 
@@ -33,7 +33,7 @@ import (
 const Version = 1
 
 // Purpose is what the statement of an archive is signed for.
-const Purpose proof.Purpose = "stanch/archive/v1"
+const Purpose attestation.PayloadType = "stanch/archive/v1"
 
 // Bounds of one archive.
 const (
@@ -64,7 +64,7 @@ type Entry struct {
 type file struct {
 	Version   int          `json:"version"`
 	Incident  string       `json:"incident"`
-	Statement proof.Signed `json:"statement"`
+	Statement attestation.Envelope `json:"statement"`
 	Histories []stored     `json:"histories"`
 }
 
@@ -130,7 +130,7 @@ func (s Store) List() ([]string, error) {
 
 // Signer signs the statement.
 type Signer interface {
-	Sign(purpose proof.Purpose, body any) (proof.Signed, error)
+	Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error)
 }
 
 // Closed tells whether all of an incident's workflows have closed. What keeps its message does not count: a chat that is
@@ -222,7 +222,7 @@ type Archive struct {
 }
 
 // Read reads an incident's archive and compares it with its signed statement. It returns ErrNone if there is none.
-func (s Store) Read(incident string, keys proof.Keyring) (Archive, error) {
+func (s Store) Read(incident string, keys attestation.Keyring) (Archive, error) {
 	path, err := s.Path(incident)
 	if err != nil {
 		return Archive{}, err
@@ -262,7 +262,7 @@ func unpack(path string) ([]byte, error) {
 }
 
 // Decode reads an unpacked archive strictly.
-func Decode(raw []byte, incident string, keys proof.Keyring) (Archive, error) {
+func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, error) {
 	var f file
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
@@ -276,7 +276,7 @@ func Decode(raw []byte, incident string, keys proof.Keyring) (Archive, error) {
 	differ := func(e Entry, format string, args ...any) {
 		a.Differences = append(a.Differences, audit.Difference{What: fmt.Sprintf(format, args...), Ref: audit.Ref{Workflow: e.Workflow, Run: e.Run}})
 	}
-	if err := keys.Open(f.Statement, Purpose, &a.Statement); err != nil {
+	if err := keys.Verify(f.Statement, Purpose, &a.Statement); err != nil {
 		differ(Entry{}, "the archive's statement does not hold: %v", err)
 	}
 	if f.Incident != incident || a.Statement.Incident != incident {

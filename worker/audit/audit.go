@@ -14,7 +14,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Version is the version of Story's JSON shape.
@@ -210,7 +210,7 @@ type VerifiedReport struct {
 type Options struct {
 	Incident  string
 	Converter converter.DataConverter
-	Keys      proof.Keyring
+	Keys      attestation.Keyring
 	Catalogue playbooks.Catalogue
 	Source    string
 }

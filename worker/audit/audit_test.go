@@ -13,7 +13,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/sensors/redact"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
@@ -72,17 +72,17 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 		require.NotNil(t, event, "the event of %q is there", l.What)
 		require.Equal(t, l.At, event.GetEventTime().AsTime())
 	}
-	require.NotContains(t, redact.Plain(text), "\u001b", "an attacker's control characters are not obeyed")
+	require.NotContains(t, redact.EscapeControlChars(text), "\u001b", "an attacker's control characters are not obeyed")
 }
 
 func TestEachVoteIsJudged(t *testing.T) {
 	m := newMade(t)
 	stranger, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
-	forged, err := stranger.Sign(proof.PurposeVote, proof.Vote{Person: "mallory", Approve: true})
+	forged, err := stranger.Sign(attestation.PayloadTypeVote, attestation.Vote{Person: "mallory", Approved: true})
 	require.NoError(t, err)
 	m.whole(func(p *parts) {
-		p.votes = []proof.Signed{
+		p.votes = []attestation.Envelope{
 			m.vote("eve", true, time.Minute, "visitors"), m.vote("carol", true, time.Hour, "responders"), forged,
 			m.vote("alice", true, time.Minute, "responders"), m.vote("alice", true, 2*time.Minute, "responders"),
 		}
@@ -108,17 +108,17 @@ func TestEachVoteIsJudged(t *testing.T) {
 // Who broke the glass stands in the table of people, with the reason; so does whose answer did not count.
 func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	m := newMade(t)
-	cast := func(person string, change func(*proof.Vote)) proof.Signed {
-		v := proof.Vote{
-			Incident: incidentID, Run: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, Proved: "uid 9 on the local socket",
-			Approve: true, At: began.Add(time.Minute),
+	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
+		v := attestation.Vote{
+			IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 9 on the local socket",
+			Approved: true, DecidedAt: began.Add(time.Minute),
 		}
 		change(&v)
-		return m.sign(proof.PurposeVote, v)
+		return m.sign(attestation.PayloadTypeVote, v)
 	}
 	m.whole(func(p *parts) {
-		p.votes = []proof.Signed{
-			cast("eve", func(v *proof.Vote) { v.Refused = "eve may not answer this" }), cast("dana", func(v *proof.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
+		p.votes = []attestation.Envelope{
+			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve may not answer this" }), cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
 		}
 	})
 	did := map[string][]string{}
@@ -159,19 +159,19 @@ func TestEachLieIsNamed(t *testing.T) {
 		"an attestation of another key": {change: func(m *made, p *parts) {
 			other, err := authority.Open(m.t.TempDir())
 			require.NoError(m.t, err)
-			p.detection.Attestation, err = other.Sign(proof.PurposeAttestation, proof.Attestation{Detection: "d1"})
+			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: "d1"})
 			require.NoError(m.t, err)
 		}, want: "the attestation of detection d1 does not hold"},
 		"a grant for another plan": {change: func(m *made, p *parts) {
-			p.tally.Grants[plan().Hash] = m.grant(func(g *proof.Grant) { g.PlanHash = "other" })
+			p.tally.Grants[plan().Hash] = m.grant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not fit its plan"},
 		"a yes without a vote": {change: func(_ *made, p *parts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
 		"a no that was passed over": {change: func(m *made, p *parts) {
 			p.votes = append(p.votes, m.vote("bob", false, time.Minute, "responders"))
 		}, want: "1 said no"},
-		"a token of another lease": {change: func(_ *made, p *parts) { p.token.Lease = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
+		"a token of another lease": {change: func(_ *made, p *parts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
 		"a release of another lease": {change: func(m *made, p *parts) {
-			p.release = m.sign(proof.PurposeGrant, proof.Grant{Operation: proof.OperationRelease, Lease: "LSE-OTHER"})
+			p.release = m.sign(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
 		}, want: "not for releasing " + leaseID},
 		"a vote as a release":   {change: func(m *made, p *parts) { p.release = m.vote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
 		"the stored count":      {change: func(_ *made, p *parts) { p.stored.Total = 7 }, want: "it counts 7 detections, the history has 1"},
@@ -273,8 +273,8 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m := newMade(t).whole(nil)
 	runs := m.runs
 	m.runs = runs[:1]
-	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna", Grant: m.sign(proof.PurposeGrant, proof.Grant{
-		Operation: proof.OperationMark, Incident: incidentID, People: []string{"anna (uid 7 on the local socket)"},
+	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna", Grant: m.sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Operation: attestation.OperationTriage, IncidentID: incidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
 	})})
 	m.runs = append(m.runs[:1:1], runs[1:]...)
 	require.Equal(t, "closed, resolved: false-positive by anna", audit.Tell(m.runs, m.options()).Standing())

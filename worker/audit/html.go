@@ -25,7 +25,7 @@ func HTML(w io.Writer, s Story) error {
 		runs[h.Workflow]++
 	}
 	t, err := template.New("story").Funcs(template.FuncMap{
-		"plain": redact.Plain,
+		"plain": redact.EscapeControlChars,
 		"time":  func(t time.Time) string { return t.UTC().Format("15:04:05.000") },
 		"day":   func(t time.Time) string { return t.UTC().Format(time.DateOnly) },
 		"moment": func(t time.Time) string {
@@ -38,20 +38,20 @@ func HTML(w io.Writer, s Story) error {
 			if e.Undone == nil || e.AppliedAt.IsZero() {
 				return ""
 			}
-			return duration.About(e.UndoneAt.Sub(e.AppliedAt))
+			return duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt))
 		},
 		"ref": func(r Ref) string {
 			switch {
 			case r.Workflow == "":
 				return ""
 			case r.Event == 0:
-				return redact.Plain(r.Workflow)
+				return redact.EscapeControlChars(r.Workflow)
 			case runs[r.Workflow] > 1:
-				return redact.Plain(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
+				return redact.EscapeControlChars(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
 			}
-			return redact.Plain(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
+			return redact.EscapeControlChars(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
 		},
-		"join": func(list []string) string { return redact.Plain(strings.Join(list, ", ")) },
+		"join": func(list []string) string { return redact.EscapeControlChars(strings.Join(list, ", ")) },
 		"newday": func(lines []Line, i int) bool {
 			return i == 0 || lines[i].At.UTC().Format(time.DateOnly) != lines[i-1].At.UTC().Format(time.DateOnly)
 		},
@@ -98,7 +98,7 @@ func extras(l Line) []string {
 		if shown[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.What, text) {
 			continue
 		}
-		out = append(out, redact.Plain(strings.ReplaceAll(k, "_", " ")+": "+text))
+		out = append(out, redact.EscapeControlChars(strings.ReplaceAll(k, "_", " ")+": "+text))
 	}
 	return out
 }

@@ -14,7 +14,7 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
@@ -64,7 +64,7 @@ func (r *reader) opened(e *historypb.HistoryEvent) {
 	if in.Drill {
 		what += ", a drill"
 	}
-	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.About(in.Quiet)}
+	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.FormatApprox(in.Quiet)}
 	if in.Config != "" {
 		r.configs[in.Config] = true
 		details["config"] = in.Config
@@ -102,9 +102,9 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 
 // marked tells what a person said about the incident.
 func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
-	var g proof.Grant
-	holds := r.open(e, "the grant of what a person said", m.Grant, proof.PurposeGrant, &g) && g.Operation == proof.OperationMark && g.Incident == r.story.Incident
-	who := r.grantees(g.People, string(m.Kind))
+	var g attestation.Grant
+	holds := r.open(e, "the grant of what a person said", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.story.Incident
+	who := r.grantees(g.GrantedBy, string(m.Kind))
 	what := who + " took the incident over: nothing new starts by itself"
 	if m.Kind == incident.MarkFalsePositive {
 		what = who + " says that it is a false positive: nothing new starts by itself"
@@ -130,9 +130,9 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	d := one.Detection
 	target := incident.TargetOf(d)
 	r.learn(target)
-	var att proof.Attestation
-	attested := r.open(e, "the attestation of detection "+d.ID, one.Attestation, proof.PurposeAttestation, &att)
-	if attested && (att.Detection != d.ID || att.Hash != proof.Hash(d) || att.Target != target.ID()) {
+	var att attestation.Attestation
+	attested := r.open(e, "the attestation of detection "+d.ID, one.Attestation, attestation.PayloadTypeAttestation, &att)
+	if attested && (att.DetectionID != d.ID || att.DetectionHash != attestation.HashJSON(d) || att.TargetID != target.ID()) {
 		r.problem(e, "the attestation is of another detection than %s, or it was changed since", d.ID)
 		attested = false
 	}
@@ -156,7 +156,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	if _, known := r.signals[key]; !known {
 		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.Time}
 	}
-	if d.Requested != nil {
+	if d.ManualRequest != nil {
 		r.requested(e, d, att, attested, details)
 		return
 	}
@@ -171,16 +171,16 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 }
 
 // requested describes what a person asked for, and compares it with what the gateway attested.
-func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att proof.Attestation, attested bool, details map[string]any) {
-	q := *d.Requested
-	if attested && (att.Requested == nil || att.Requested.Person != q.Person || att.Requested.Proved != q.Proved || att.Requested.Reason != q.Reason) {
+func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att attestation.Attestation, attested bool, details map[string]any) {
+	q := *d.ManualRequest
+	if attested && (att.ManualRequest == nil || att.ManualRequest.Person != q.Person || att.ManualRequest.AuthenticatedBy != q.AuthenticatedBy || att.ManualRequest.Reason != q.Reason) {
 		r.problem(e, "the request %s is not the one that the gateway attested", d.ID)
 		attested = false
 	}
-	who := display.Person(q.Person, q.Proved)
-	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.What(), incident.TargetOf(d), q.Reason)
+	who := display.Person(q.Person, q.AuthenticatedBy)
+	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.Describe(), incident.TargetOf(d), q.Reason)
 	if attested {
-		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.What(), incident.TargetOf(d), q.Reason))
+		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOf(d), q.Reason))
 	} else {
 		what += ". Its attestation does not hold"
 	}
@@ -208,9 +208,9 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 	}
 	name, hash, _ := r.source(in)
 	if in.Selection != nil {
-		var s proof.Selection
-		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, proof.PurposeSelection, &s) && (s.Hash != hash || s.Playbook != name) {
-			r.problem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, digest(hash), s.Playbook, digest(s.Hash))
+		var s attestation.PlaybookAuthorization
+		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
+			r.problem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, digest(hash), s.Playbook, digest(s.SourceHash))
 		}
 	}
 	var targets []string
@@ -347,8 +347,8 @@ func (r *reader) observed(e *historypb.HistoryEvent, q activities.Request, got a
 		details["params"] = string(q.Params)
 	}
 	if got.Receipt != nil {
-		var receipt proof.Receipt
-		details["receipt_holds"] = r.open(e, "the receipt of "+q.Action, *got.Receipt, proof.PurposeReceipt, &receipt)
+		var receipt attestation.EvidenceReceipt
+		details["receipt_holds"] = r.open(e, "the receipt of "+q.Action, *got.Receipt, attestation.PayloadTypeEvidenceReceipt, &receipt)
 	}
 	on := r.targetName(q.Target.ID())
 	switch {

@@ -11,7 +11,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -88,7 +88,7 @@ func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 		var h lease.Holder
 		if r.decode(e, "a further holder", a.GetInput(), &h) {
 			r.breakWatch()
-			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, duration.About(h.For)),
+			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, duration.FormatApprox(h.For)),
 				map[string]any{"holder": h.ID, "incident": h.Incident.ID, "lease": r.held.id, "params": string(h.Params)})
 		}
 	case workflows.SignalRelease:
@@ -101,14 +101,14 @@ func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 		var s lease.ExtendSignal
 		if r.decode(e, "an extension", a.GetInput(), &s) {
 			r.breakWatch()
-			var g proof.Grant
-			holds := r.open(e, "the grant of the extension", s.Grant, proof.PurposeGrant, &g)
-			who := r.grantees(g.People, "extended "+r.held.id)
+			var g attestation.Grant
+			holds := r.open(e, "the grant of the extension", s.Grant, attestation.PayloadTypeGrant, &g)
+			who := r.grantees(g.GrantedBy, "extended "+r.held.id)
 			what := fmt.Sprintf("%s let lease %s hold until %s UTC", who, r.held.id, s.Until.UTC().Format(time.DateTime))
-			if !holds || g.Operation != proof.OperationExtend || g.Lease != r.held.id {
+			if !holds || g.Operation != attestation.OperationExtend || g.LeaseID != r.held.id {
 				what = fmt.Sprintf("An extension of lease %s came without a grant that permits it", r.held.id)
 				if holds {
-					r.problem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.Lease, r.held.id)
+					r.problem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.held.id)
 				}
 			}
 			r.line(e, KindExtension, who, what, map[string]any{"lease": r.held.id, "until": s.Until.UTC(), "holds": holds})
@@ -122,20 +122,20 @@ func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 }
 
 func (r *reader) released(e *historypb.HistoryEvent, s lease.ReleaseSignal) {
-	var g proof.Grant
-	holds := r.open(e, "the grant of the release", s.Grant, proof.PurposeGrant, &g)
-	permits := holds && g.Operation == proof.OperationRelease && g.Lease == r.held.id
-	who := r.grantees(g.People, "released "+r.held.id)
+	var g attestation.Grant
+	holds := r.open(e, "the grant of the release", s.Grant, attestation.PayloadTypeGrant, &g)
+	permits := holds && g.Operation == attestation.OperationRelease && g.LeaseID == r.held.id
+	who := r.grantees(g.GrantedBy, "released "+r.held.id)
 	what := fmt.Sprintf("%s released lease %s before its end", who, r.held.id)
 	if !permits {
 		what = fmt.Sprintf("A release of lease %s came without a grant that permits it", r.held.id)
 		if holds {
-			r.problem(e, "the grant is for %s of %s, not for releasing %s", g.Operation, g.Lease, r.held.id)
+			r.problem(e, "the grant is for %s of %s, not for releasing %s", g.Operation, g.LeaseID, r.held.id)
 		}
 	} else {
 		r.held.why = "released by " + who
 	}
-	r.line(e, KindRelease, who, what, map[string]any{"lease": r.held.id, "holder": s.Holder, "nonce": g.Nonce, "people": g.People, "holds": permits})
+	r.line(e, KindRelease, who, what, map[string]any{"lease": r.held.id, "holder": s.Holder, "nonce": g.Nonce, "people": g.GrantedBy, "holds": permits})
 }
 
 // applied tells an effect, and on whose word it happened.
@@ -164,13 +164,13 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 		word = "the grant of " + word
 	}
 	if got.Token != nil {
-		var token proof.Token
-		details["token_holds"] = r.open(e, "the lease's token", *got.Token, proof.PurposeToken, &token)
-		if token.Lease != q.Request.Lease || token.Target != q.Request.Target.ID() {
-			r.problem(e, "the token is for %s on %s, not for %s", token.Lease, token.Target, q.Request.Lease)
+		var token attestation.LeaseToken
+		details["token_holds"] = r.open(e, "the lease's token", *got.Token, attestation.PayloadTypeLeaseToken, &token)
+		if token.LeaseID != q.Request.Lease || token.TargetID != q.Request.Target.ID() {
+			r.problem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.Lease)
 		}
-		details["on"] = token.Basis
-		word += r.basis(e, q, token.Basis)
+		details["on"] = token.AuthorizationID
+		word += r.basis(e, q, token.AuthorizationID)
 	}
 	again := effect.Applied.Event != 0
 	effect.Until = q.Request.Until
@@ -208,15 +208,15 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 // basis names the detection or the people that an effect rests on, from what came with the request.
 func (r *reader) basis(e *historypb.HistoryEvent, q activities.ApplyInput, on string) string {
 	if q.Basis.Grant != nil {
-		var g proof.Grant
-		if r.open(e, "the grant that the effect rests on", *q.Basis.Grant, proof.PurposeGrant, &g) {
+		var g attestation.Grant
+		if r.open(e, "the grant that the effect rests on", *q.Basis.Grant, attestation.PayloadTypeGrant, &g) {
 			return ""
 		}
 		return ", whose grant does not hold"
 	}
 	for _, s := range q.Basis.Attestations {
-		var a proof.Attestation
-		if r.open(e, "an attestation that the effect rests on", s, proof.PurposeAttestation, &a) && a.Detection == on {
+		var a attestation.Attestation
+		if r.open(e, "an attestation that the effect rests on", s, attestation.PayloadTypeAttestation, &a) && a.DetectionID == on {
 			return fmt.Sprintf(" (the newest of rule %s)", a.Rule)
 		}
 	}

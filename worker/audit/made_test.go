@@ -16,7 +16,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
@@ -69,7 +69,7 @@ func (m *made) payloads(v any) *commonpb.Payloads {
 	return p
 }
 
-func (m *made) sign(purpose proof.Purpose, body any) proof.Signed {
+func (m *made) sign(purpose attestation.PayloadType, body any) attestation.Envelope {
 	s, err := m.auth.Sign(purpose, body)
 	require.NoError(m.t, err)
 	return s
@@ -150,7 +150,7 @@ func (m *made) detection() incident.Attested {
 		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.7, Objective: sensors.ObjectiveCryptoMining, Node: "n1", Time: began,
 		Event: sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/x\u001b[2J", Args: []string{"xmrig"}}, Container: sensors.Container{ID: "c1", Pod: sensors.Pod{Namespace: "shop", Name: "web-1", UID: "u-1"}}},
 	}
-	return incident.Attested{Detection: d, Attestation: m.sign(proof.PurposeAttestation, proof.Attestation{Detection: d.ID, Hash: proof.Hash(d), Target: "pod:u-1", Rule: d.Rule, Confidence: 0.7, Accepted: began})}
+	return incident.Attested{Detection: d, Attestation: m.sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: "pod:u-1", Rule: d.Rule, Confidence: 0.7, AcceptedAt: began})}
 }
 
 func plan() activities.PlanResult {
@@ -159,14 +159,14 @@ func plan() activities.PlanResult {
 }
 
 // vote is one of a person of the groups given, so long after the question.
-func (m *made) vote(person string, approve bool, after time.Duration, groups ...string) proof.Signed {
-	return m.sign(proof.PurposeVote, proof.Vote{
-		Incident: incidentID, Run: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, Proved: "uid 7 on the local socket",
-		Approve: approve, Groups: groups, At: began.Add(after),
+func (m *made) vote(person string, approve bool, after time.Duration, groups ...string) attestation.Envelope {
+	return m.sign(attestation.PayloadTypeVote, attestation.Vote{
+		IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 7 on the local socket",
+		Approved: approve, Groups: groups, DecidedAt: began.Add(after),
 	})
 }
 
-func (m *made) tally(votes ...proof.Signed) activities.TallyInput {
+func (m *made) tally(votes ...attestation.Envelope) activities.TallyInput {
 	plans := []activities.PlanResult{plan()}
 	return activities.TallyInput{
 		Incident: incidentID, Run: runOf, Step: "cut#1", Hash: activities.QuestionHash(plans, people), Plans: plans, Targets: []playbooks.Target{target}, Approvers: people, Votes: votes,
@@ -174,22 +174,22 @@ func (m *made) tally(votes ...proof.Signed) activities.TallyInput {
 	}
 }
 
-func (m *made) grant(change func(*proof.Grant)) proof.Signed {
-	g := proof.Grant{Nonce: "n-1", Operation: proof.OperationApply, PlanHash: plan().Hash, Targets: []string{"pod:u-1"}, Incident: incidentID, People: []string{"alice (uid 7 on the local socket)"}, Issued: began, Expires: began.Add(10 * time.Minute)}
+func (m *made) grant(change func(*attestation.Grant)) attestation.Envelope {
+	g := attestation.Grant{Nonce: "n-1", Operation: attestation.OperationApply, PlanHash: plan().Hash, Targets: []string{"pod:u-1"}, IncidentID: incidentID, GrantedBy: []string{"alice (uid 7 on the local socket)"}, IssuedAt: began, ExpiresAt: began.Add(10 * time.Minute)}
 	if change != nil {
 		change(&g)
 	}
-	return m.sign(proof.PurposeGrant, g)
+	return m.sign(attestation.PayloadTypeGrant, g)
 }
 
 // whole writes an incident from its detection to its undone lease. change may alter what is written.
 type parts struct {
 	detection incident.Attested
-	votes     []proof.Signed
+	votes     []attestation.Envelope
 	tally     activities.Tally
-	grant     proof.Signed
-	token     proof.Token
-	release   proof.Signed
+	grant     attestation.Envelope
+	token     attestation.LeaseToken
+	release   attestation.Envelope
 	stored    playbooks.Incident
 	report    playbook.Report
 	applied   activities.ApplyResult
@@ -200,10 +200,10 @@ func (m *made) whole(change func(*parts)) *made {
 	grant := m.grant(nil)
 	steps := []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeChanged, Lease: leaseID}}
 	p := &parts{
-		detection: m.detection(), votes: []proof.Signed{m.vote("alice", true, time.Minute, "responders")}, grant: grant,
-		tally:   activities.Tally{Granted: true, Reason: "approved by alice", Grants: map[string]proof.Signed{plan().Hash: grant}},
-		token:   proof.Token{Nonce: "t", Lease: leaseID, Action: "pod.isolate", Target: "pod:u-1", Basis: "n-1", Until: began.Add(time.Hour)},
-		release: m.sign(proof.PurposeGrant, proof.Grant{Nonce: "r-1", Operation: proof.OperationRelease, Lease: leaseID, People: []string{"bob (uid 8 on the local socket)"}}),
+		detection: m.detection(), votes: []attestation.Envelope{m.vote("alice", true, time.Minute, "responders")}, grant: grant,
+		tally:   activities.Tally{Granted: true, Reason: "approved by alice", Grants: map[string]attestation.Envelope{plan().Hash: grant}},
+		token:   attestation.LeaseToken{Nonce: "t", LeaseID: leaseID, Action: "pod.isolate", TargetID: "pod:u-1", AuthorizationID: "n-1", ExpiresAt: began.Add(time.Hour)},
+		release: m.sign(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "r-1", Operation: attestation.OperationRelease, LeaseID: leaseID, GrantedBy: []string{"bob (uid 8 on the local socket)"}}),
 		report:  playbook.Report{Run: runOf, Playbook: "miner", Steps: steps},
 		undone:  activities.UndoResult{Undone: true},
 		stored: playbooks.Incident{
@@ -239,7 +239,7 @@ func (m *made) whole(change func(*parts)) *made {
 
 	request = activities.Request{Action: "pod.isolate", Target: target, Lease: leaseID, Params: json.RawMessage(`{}`), Until: began.Add(time.Hour)}
 	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{Action: "pod.isolate", Incident: activities.Brief{ID: incidentID}}})
-	token := m.sign(proof.PurposeToken, p.token)
+	token := m.sign(attestation.PayloadTypeLeaseToken, p.token)
 	p.applied.Effect, p.applied.Token = activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, &token
 	p.applied.Decision = activities.Decision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}
 	m.did("Apply", activities.ApplyInput{Request: request, Basis: activities.Basis{Grant: &p.grant}}, p.applied)

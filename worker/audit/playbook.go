@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
@@ -103,7 +103,7 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 		details["on"] = d.On
 	}
 	if p.For > 0 {
-		details["for"] = duration.About(p.For)
+		details["for"] = duration.FormatApprox(p.For)
 	}
 	if p.Ends != "" {
 		details["ends"] = p.Ends.String()
@@ -122,7 +122,7 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	}
 	would := strings.Join(p.Changes, "; ")
 	if p.For > 0 {
-		would += ", and undo it after " + duration.About(p.For)
+		would += ", and undo it after " + duration.FormatApprox(p.For)
 	}
 	if len(p.Warnings) > 0 {
 		would += ". But: " + strings.Join(p.Warnings, "; ")
@@ -170,7 +170,7 @@ func (r *reader) playbookSignal(e *historypb.HistoryEvent) {
 	a := e.GetWorkflowExecutionSignaledEventAttributes()
 	switch a.GetSignalName() {
 	case workflows.SignalVote:
-		var signed proof.Signed
+		var signed attestation.Envelope
 		if r.decode(e, "a vote", a.GetInput(), &signed) {
 			r.voted(e, signed)
 		}
@@ -334,7 +334,7 @@ func (r *reader) ask(e *historypb.HistoryEvent, title string, plans []activities
 	for _, p := range plans {
 		text := strings.Join(p.Plan.Changes, "; ")
 		if p.Plan.For > 0 {
-			text += ", and undo it after " + duration.About(p.Plan.For)
+			text += ", and undo it after " + duration.FormatApprox(p.Plan.For)
 			if p.Plan.Ends != "" {
 				text += " (" + p.Plan.Ends.String() + ")"
 			}

@@ -10,7 +10,7 @@ import (
 	historypb "go.temporal.io/api/history/v1"
 
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // reader reads one run: it gives payloads, names events, and remembers what could not be read.
@@ -56,8 +56,8 @@ func (r *reader) decode(e *historypb.HistoryEvent, what string, payloads *common
 }
 
 // open verifies a statement and reads it; one that does not verify is read all the same, and named.
-func (r *reader) open(e *historypb.HistoryEvent, what string, s proof.Signed, purpose proof.Purpose, out any) bool {
-	if err := r.o.Keys.Open(s, purpose, out); err != nil {
+func (r *reader) open(e *historypb.HistoryEvent, what string, s attestation.Envelope, purpose attestation.PayloadType, out any) bool {
+	if err := r.o.Keys.Verify(s, purpose, out); err != nil {
 		r.problem(e, "%s does not hold: %v", what, err)
 		_ = unsigned(s, out)
 		return false

@@ -14,7 +14,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // teller gathers the story of one incident from its runs.
@@ -134,9 +134,9 @@ func rank(k Kind) int {
 // weigh recomputes what the detections say together, in the order in which they came.
 func (t *teller) weigh() {
 	signals := make([]playbooks.Signal, 0, len(t.signals))
-	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.signals)), func(s playbooks.Signal) bool { return s.Rule != sensors.RuleRequested })
+	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.signals)), func(s playbooks.Signal) bool { return s.Rule != sensors.RuleManualRequest })
 	for _, key := range slices.Sorted(maps.Keys(t.signals)) {
-		if detected && t.signals[key].Rule == sensors.RuleRequested {
+		if detected && t.signals[key].Rule == sensors.RuleManualRequest {
 			continue // what people ask for says nothing of what an attacker is after
 		}
 		signals = append(signals, t.signals[key])
@@ -187,7 +187,7 @@ func (t *teller) learn(target playbooks.Target) {
 }
 
 // unsigned reads a statement's body without believing it.
-func unsigned(s proof.Signed, out any) error { return json.Unmarshal(s.Body, out) } //nolint:wrapcheck // what it says is shown as unproved
+func unsigned(s attestation.Envelope, out any) error { return json.Unmarshal(s.Payload, out) } //nolint:wrapcheck // what it says is shown as unproved
 
 func input(e *historypb.HistoryEvent) *historypb.WorkflowExecutionStartedEventAttributes {
 	return e.GetWorkflowExecutionStartedEventAttributes()
@@ -204,4 +204,4 @@ func plural(n int, one, many string) string {
 }
 
 // Unsigned reads a statement's body without believing it: for what records it and decides nothing by it.
-func Unsigned(s proof.Signed, out any) error { return unsigned(s, out) }
+func Unsigned(s attestation.Envelope, out any) error { return unsigned(s, out) }

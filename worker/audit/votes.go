@@ -8,36 +8,36 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks/display"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // voted tells a vote; how it counted is judged here from the signed vote alone, and again once the question is known.
-func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
-	var v proof.Vote
-	proved := r.open(e, "a vote", signed, proof.PurposeVote, &v)
+func (r *reader) voted(e *historypb.HistoryEvent, signed attestation.Envelope) {
+	var v attestation.Vote
+	proved := r.open(e, "a vote", signed, attestation.PayloadTypeVote, &v)
 	answer := "no"
-	if v.Approve {
+	if v.Approved {
 		answer = "yes"
 	}
-	who := display.Person(v.Person, v.Proved)
+	who := display.Person(v.Person, v.AuthenticatedBy)
 	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason
 	}
-	details := map[string]any{"person": v.Person, "proved": v.Proved, "groups": v.Groups, "answer": answer, "reason": v.Reason, "question": v.Step, "question_hash": v.PlanHash, "holds": proved}
+	details := map[string]any{"person": v.Person, "proved": v.AuthenticatedBy, "groups": v.Groups, "answer": answer, "reason": v.Reason, "question": v.Step, "question_hash": v.PlanHash, "holds": proved}
 	if !proved {
 		what = fmt.Sprintf("A vote that is not proved came in the name of %q and was not counted", v.Person)
 		who = ""
 		details["counted"] = "not counted: it is not proved"
 	} else {
 		did := fmt.Sprintf("said %s to %s", answer, r.questionName(v.Step))
-		if v.BreakGlass && v.Approve {
+		if v.BreakGlass && v.Approved {
 			did = fmt.Sprintf("broke the glass for %s, alone for the whole quorum: %s", r.questionName(v.Step), v.Reason)
 		}
-		if v.Refused != "" {
-			did += " (not counted: " + v.Refused + ")"
+		if v.RejectionReason != "" {
+			did += " (not counted: " + v.RejectionReason + ")"
 		}
-		r.person(v.Person, v.Proved, did)
+		r.person(v.Person, v.AuthenticatedBy, did)
 	}
 	r.line(e, KindVote, who, what, details)
 	if proved {
@@ -48,7 +48,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed proof.Signed) {
 // castVote is a proved vote and the line that tells it.
 type castVote struct {
 	line int
-	vote proof.Vote
+	vote attestation.Vote
 	run  string
 	done bool
 }
@@ -93,23 +93,23 @@ const (
 )
 
 // Judge says how a proved vote counts for a question: by the rules under which votes are counted.
-func Judge(v proof.Vote, q activities.TallyInput, again bool) string {
+func Judge(v attestation.Vote, q activities.TallyInput, again bool) string {
 	switch {
-	case v.Incident != q.Incident || v.Run != q.Run || v.Step != q.Step:
+	case v.IncidentID != q.Incident || v.WorkflowID != q.Run || v.Step != q.Step:
 		return "not counted: it answers another question"
-	case v.Refused != "":
-		return "not counted: " + v.Refused
+	case v.RejectionReason != "":
+		return "not counted: " + v.RejectionReason
 	case v.PlanHash != q.Hash:
 		return "not counted: the plan changed since it was shown"
-	case v.At.After(q.Deadline):
+	case v.DecidedAt.After(q.Deadline):
 		return "not counted: it came too late"
-	case v.BreakGlass && v.Approve:
+	case v.BreakGlass && v.Approved:
 		return brokeGlass
-	case v.Withdraws && !v.Approve:
+	case v.WithdrawsRequest && !v.Approved:
 		return countedNo
-	case !q.Approvers.May(v.Person, v.Groups, v.At.Sub(q.Asked)):
+	case !q.Approvers.May(v.Person, v.Groups, v.DecidedAt.Sub(q.Asked)):
 		return "not counted: this person may not answer"
-	case !v.Approve:
+	case !v.Approved:
 		return countedNo
 	case again:
 		return "not counted: the same person said yes before"
@@ -136,16 +136,16 @@ func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got
 				r.problem(e, "the answer is yes and no grant for %s was signed", p.Plan.Action)
 				continue
 			}
-			var g proof.Grant
-			holds := r.open(e, "the grant for "+p.Plan.Action, signed, proof.PurposeGrant, &g)
+			var g attestation.Grant
+			holds := r.open(e, "the grant for "+p.Plan.Action, signed, attestation.PayloadTypeGrant, &g)
 			if holds {
 				if err := g.Permits(p.Hash, p.Plan.Target); err != nil {
 					r.problem(e, "the grant for %s does not fit its plan: %v", p.Plan.Action, err)
 				}
 			}
-			who := r.grantees(g.People, "")
-			r.line(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.Target), who, g.Expires.UTC().Format("15:04:05")),
-				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.People, "expires": g.Expires.UTC(), "holds": holds})
+			who := r.grantees(g.GrantedBy, "")
+			r.line(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.Target), who, g.ExpiresAt.UTC().Format("15:04:05")),
+				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "holds": holds})
 		}
 	default:
 		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
@@ -160,8 +160,8 @@ func (r *reader) recount(e *historypb.HistoryEvent, q activities.TallyInput, got
 	}
 	yes, no, broke := map[string]bool{}, []string{}, false
 	for _, signed := range q.Votes {
-		var v proof.Vote
-		if r.o.Keys.Open(signed, proof.PurposeVote, &v) != nil {
+		var v attestation.Vote
+		if r.o.Keys.Verify(signed, attestation.PayloadTypeVote, &v) != nil {
 			continue
 		}
 		switch Judge(v, q, yes[v.Person]) {

@@ -24,15 +24,15 @@ import (
 	"github.com/google/renameio/v2"
 
 	"stanch/activities"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Authority signs and verifies.
 type Authority struct {
-	key   proof.Key
-	keys  proof.Keyring
+	key   attestation.SigningKey
+	keys  attestation.Keyring
 	seed  []byte
-	chain []proof.Signed
+	chain []attestation.Envelope
 }
 
 var _ activities.Authority = (*Authority)(nil)
@@ -58,11 +58,11 @@ func Read(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := proof.NewKey(seed)
+	key, err := attestation.NewSigningKey(seed)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, seedFile), err)
 	}
-	a := &Authority{key: key, keys: proof.NewKeyring(key.Public()), seed: seed}
+	a := &Authority{key: key, keys: attestation.NewKeyring(key.PublicKey()), seed: seed}
 	if a.chain, err = readChain(filepath.Join(dir, chainFile), key.ID()); err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func Read(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the retired keys: %w", err)
 	}
-	retired, err := proof.ParseKeyring(strings.Split(string(raw), "\n"))
+	retired, err := attestation.ParseKeyring(strings.Split(string(raw), "\n"))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, retiredFile), err)
 	}
@@ -92,7 +92,7 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 	if _, err := rand.Read(seed); err != nil {
 		return "", "", fmt.Errorf("make a key: %w", err)
 	}
-	next, err := proof.NewKey(seed)
+	next, err := attestation.NewSigningKey(seed)
 	if err != nil {
 		return "", "", fmt.Errorf("make a key: %w", err)
 	}
@@ -100,8 +100,8 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 	if distrust {
 		delete(retired, old.key.ID())
 	}
-	set := proof.KeySet{Seq: int64(len(old.chain)) + 1, Active: next.ID(), Keys: append([]string{encoded(next)}, retired.Lines()...), At: time.Now().UTC()}
-	signed, err := old.key.Sign(proof.PurposeKeySet, set)
+	set := attestation.KeySet{Sequence: int64(len(old.chain)) + 1, ActiveKeyID: next.ID(), PublicKeys: append([]string{encoded(next)}, retired.EncodeLines()...), RotatedAt: time.Now().UTC()}
+	signed, err := old.key.Sign(attestation.PayloadTypeKeySet, set)
 	if err != nil {
 		return "", "", fmt.Errorf("sign the new key: %w", err)
 	}
@@ -110,7 +110,7 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 		return "", "", err
 	}
 	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
-	if err := writeFile(filepath.Join(dir, retiredFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.Lines(), "\n")+"\n", len(retired) > 0); err != nil {
+	if err := writeFile(filepath.Join(dir, retiredFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
 		return "", "", err
 	}
 	if err := writeFile(filepath.Join(dir, seedFile), base64.StdEncoding.EncodeToString(seed)+"\n", true); err != nil {
@@ -120,7 +120,7 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 }
 
 // readChain reads the rotations up to the key that signs now. One that was prepared and not finished is left out.
-func readChain(path, active string) ([]proof.Signed, error) {
+func readChain(path, active string) ([]attestation.Envelope, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -128,25 +128,25 @@ func readChain(path, active string) ([]proof.Signed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the rotations of the key: %w", err)
 	}
-	var chain []proof.Signed
+	var chain []attestation.Envelope
 	last := 0
 	for line := range strings.Lines(string(raw)) {
-		var s proof.Signed
-		var set proof.KeySet
+		var s attestation.Envelope
+		var set attestation.KeySet
 		if err := json.Unmarshal([]byte(line), &s); err != nil {
 			return nil, fmt.Errorf("%s is damaged: %w", path, err)
 		}
-		if err := json.Unmarshal(s.Body, &set); err != nil {
+		if err := json.Unmarshal(s.Payload, &set); err != nil {
 			return nil, fmt.Errorf("%s is damaged: %w", path, err)
 		}
-		if chain = append(chain, s); set.Active == active {
+		if chain = append(chain, s); set.ActiveKeyID == active {
 			last = len(chain)
 		}
 	}
 	return chain[:last], nil
 }
 
-func writeChain(path string, chain []proof.Signed) error {
+func writeChain(path string, chain []attestation.Envelope) error {
 	var text strings.Builder
 	for _, s := range chain {
 		raw, err := json.Marshal(s)
@@ -158,21 +158,21 @@ func writeChain(path string, chain []proof.Signed) error {
 	return writeFile(path, text.String(), true)
 }
 
-func encoded(key proof.Key) string { return base64.StdEncoding.EncodeToString(key.Public()) }
+func encoded(key attestation.SigningKey) string { return base64.StdEncoding.EncodeToString(key.PublicKey()) }
 
 // KeySet is the set of keys in force, which a node pins when it is enrolled.
-func (a *Authority) KeySet() proof.KeySet {
+func (a *Authority) KeySet() attestation.KeySet {
 	lines := []string{encoded(a.key)}
-	for _, line := range a.keys.Lines() {
+	for _, line := range a.keys.EncodeLines() {
 		if line != lines[0] {
 			lines = append(lines, line)
 		}
 	}
-	return proof.KeySet{Seq: int64(len(a.chain)), Active: a.key.ID(), Keys: lines}
+	return attestation.KeySet{Sequence: int64(len(a.chain)), ActiveKeyID: a.key.ID(), PublicKeys: lines}
 }
 
 // Chain is the signed key sets of all rotations, the oldest first.
-func (a *Authority) Chain() []proof.Signed { return a.chain }
+func (a *Authority) Chain() []attestation.Envelope { return a.chain }
 
 // writeFile replaces a file as a whole, or takes it away.
 func writeFile(path, text string, keep bool) error {
@@ -207,10 +207,10 @@ func (a *Authority) MAC(purpose string, message []byte) []byte {
 }
 
 // Keys verify what this authority signed.
-func (a *Authority) Keys() proof.Keyring { return a.keys }
+func (a *Authority) Keys() attestation.Keyring { return a.keys }
 
 // Sign signs a statement.
-func (a *Authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
+func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
 	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }
 

@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 // PKI is the small certificate authority of one installation: it names the gateway, the nodes and, in `stanch up`,
@@ -103,7 +103,7 @@ func serial() *big.Int {
 	return n
 }
 
-func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) { return link.EncodeKey(key) }
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) { return gatewayrpc.EncodePrivateKey(key) }
 
 // CA is the authority's certificate as PEM.
 func (p *PKI) CA() []byte { return p.pem }
@@ -143,7 +143,7 @@ func (p *PKI) TLS(role, name string, hosts ...string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", name, err)
 	}
-	return link.Mutual(pair, p.Pool()), nil
+	return gatewayrpc.MutualTLSConfig(pair, p.Pool()), nil
 }
 
 // Files issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.

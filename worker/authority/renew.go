@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 // maxRequest bounds a certificate request, in bytes.
@@ -95,7 +95,7 @@ func (p *PKI) Serving(role, name string, hosts ...string) (*tls.Config, error) {
 	if _, err := s.certificate(time.Now()); err != nil {
 		return nil, err
 	}
-	c := link.Mutual(tls.Certificate{}, p.Pool())
+	c := gatewayrpc.MutualTLSConfig(tls.Certificate{}, p.Pool())
 	c.Certificates = nil
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.certificate(time.Now()) }
 	return c, nil

@@ -259,7 +259,7 @@ func (p *parser) lossy(raw []byte) {
 	}
 	var walk func(*yaml.Node)
 	walk = func(n *yaml.Node) {
-		if message, hint := yamlnode.Lossy(n); message != "" {
+		if message, hint := yamlnode.CheckLossyScalar(n); message != "" {
 			p.errorf(n.Line, "value", hint, "%s", message)
 		}
 		for _, child := range n.Content {

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 )
 
 // Foreign is a source of detections that posts over HTTP with a token.
@@ -31,7 +31,7 @@ const (
 func (f Foreign) PerSecond() int { return orElse(f.Rate, foreignRate) }
 
 func (p *parser) foreign(sources []Foreign) {
-	kinds := append(foreign.Kinds(), ForeignAudit, ForeignDetections)
+	kinds := append(integrations.SourceKinds(), ForeignAudit, ForeignDetections)
 	seen := map[string]bool{}
 	for _, s := range sources {
 		if s.Name == "" || seen[s.Name] {

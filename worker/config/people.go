@@ -26,7 +26,7 @@ type Person struct {
 
 // Is tells whether a source's name of an actor is this person.
 func (p Person) Is(actor string) bool {
-	return actor == sensors.ActorPerson+p.Name || p.Kubernetes != "" && actor == "kubernetes:"+p.Kubernetes || p.AWS != "" && actor == "aws:"+p.AWS
+	return actor == sensors.ActorPersonPrefix+p.Name || p.Kubernetes != "" && actor == "kubernetes:"+p.Kubernetes || p.AWS != "" && actor == "aws:"+p.AWS
 }
 
 // Group takes members from a user group in Slack, beside the people who name it. Who is in it must be a person here too.

@@ -28,7 +28,7 @@ import (
 	"go.temporal.io/server/temporal"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 )
 
@@ -61,7 +61,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
-	cert, key, err := o.PKI.Files(filepath.Join(o.Dir, "tls"), "temporal", authority.RoleTemporal, "temporal", "127.0.0.1", link.ServerName)
+	cert, key, err := o.PKI.Files(filepath.Join(o.Dir, "tls"), "temporal", authority.RoleTemporal, "temporal", "127.0.0.1", gatewayrpc.ServerName)
 	if err != nil {
 		return nil, fmt.Errorf("start Temporal: %w", err)
 	}
@@ -170,7 +170,7 @@ func configuration(o Options, cert, key, ca string) (*config.Config, error) {
 	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	group := config.GroupTLS{
 		Server: config.ServerTLS{CertFile: cert, KeyFile: key, ClientCAFiles: []string{ca}, RequireClientAuth: true},
-		Client: config.ClientTLS{ServerName: link.ServerName, RootCAFiles: []string{ca}},
+		Client: config.ClientTLS{ServerName: gatewayrpc.ServerName, RootCAFiles: []string{ca}},
 	}
 	cfg := &config.Config{}
 	cfg.Global.Membership = config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: "127.0.0.1"}

@@ -17,7 +17,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/worker/config"
 	"stanch/worker/export"
 )
@@ -95,7 +95,7 @@ func TestAnIncidentIsAFindingAndItsRemediations(t *testing.T) {
 func TestFalcosShapeIsReadAsFalcos(t *testing.T) {
 	raw, err := json.Marshal(export.Falco(detection("d1"), "Detect crypto miners using the Stratum protocol"))
 	require.NoError(t, err)
-	report, err := foreign.Falco(raw)
+	report, err := integrations.DecodeFalco(raw)
 	require.NoError(t, err)
 	require.NotNil(t, report.Alert)
 	d := report.Alert

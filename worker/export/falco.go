@@ -16,8 +16,8 @@ var priorities = map[sensors.Severity]string{
 
 // falcoTypes are the system calls by which Falco names an event.
 var falcoTypes = map[sensors.Kind]string{
-	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindOpen: "openat", sensors.KindDelete: "unlinkat",
-	sensors.KindChmod: "fchmodat", sensors.KindUnix: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
+	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindFileOpen: "openat", sensors.KindFileDelete: "unlinkat",
+	sensors.KindChmod: "fchmodat", sensors.KindUnixConnect: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
 }
 
 // Falco is a detection in the shape of Falco's JSON output. rule is what Falco calls the rule; "" is Stanch's title.
@@ -34,8 +34,8 @@ func Falco(d sensors.Detection, rule string) any {
 		fields[name] = v
 	}
 	kind := falcoTypes[e.Kind]
-	if e.Call.Name != "" {
-		kind = e.Call.Name
+	if e.Syscall.Name != "" {
+		kind = e.Syscall.Name
 	}
 	put("evt.type", kind)
 	if e.Process.PID != 0 {
@@ -45,7 +45,7 @@ func Falco(d sensors.Detection, rule string) any {
 		put("proc.exepath", e.Process.Exe)
 		put("proc.cmdline", strings.Join(e.Process.Args, " "))
 		put("proc.cwd", e.Process.Cwd)
-		put("proc.is_exe_upper_layer", e.Process.UpperLayer)
+		put("proc.is_exe_upper_layer", e.Process.ExeInUpperLayer)
 		put("user.uid", e.Process.UID)
 		if e.Process.TTY != "" {
 			put("proc.tty", e.Process.TTY)
@@ -72,13 +72,13 @@ func Falco(d sensors.Detection, rule string) any {
 	}
 	source := "syscall"
 	switch e.Kind {
-	case sensors.KindAudit:
+	case sensors.KindKubernetesAudit:
 		source = "k8s_audit"
 		put("ka.user.name", strings.TrimPrefix(e.Actor, "kubernetes:"))
-	case sensors.KindCloud:
+	case sensors.KindCloudAPICall:
 		source = "aws_cloudtrail"
 		put("ct.user.arn", strings.TrimPrefix(e.Actor, "aws:"))
-	case sensors.KindHealth:
+	case sensors.KindSensorHealth:
 		source = "internal"
 	default:
 	}

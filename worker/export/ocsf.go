@@ -43,7 +43,7 @@ var tactics = map[sensors.Objective]struct{ uid, name string }{
 	sensors.ObjectiveCryptoMining: {"TA0040", "Impact"}, sensors.ObjectiveEscape: {"TA0004", "Privilege Escalation"},
 	sensors.ObjectiveCredentialAccess: {"TA0006", "Credential Access"}, sensors.ObjectiveCommandControl: {"TA0011", "Command and Control"},
 	sensors.ObjectiveExfiltration: {"TA0010", "Exfiltration"}, sensors.ObjectiveLateralMovement: {"TA0008", "Lateral Movement"},
-	sensors.ObjectivePersistence: {"TA0003", "Persistence"}, sensors.ObjectiveDefenceEvasion: {"TA0005", "Defense Evasion"},
+	sensors.ObjectivePersistence: {"TA0003", "Persistence"}, sensors.ObjectiveDefenseEvasion: {"TA0005", "Defense Evasion"},
 	sensors.ObjectiveExecution: {"TA0002", "Execution"}, sensors.ObjectiveDiscovery: {"TA0007", "Discovery"},
 }
 
@@ -158,8 +158,8 @@ func evidences(e sensors.Event) []object {
 	if e.Network.Domain != "" {
 		ev["query"] = object{"hostname": e.Network.Domain}
 	}
-	if e.Call.Name != "" {
-		ev["api"] = object{"operation": e.Call.Name}
+	if e.Syscall.Name != "" {
+		ev["api"] = object{"operation": e.Syscall.Name}
 	}
 	if e.Actor != "" {
 		ev["actor"] = object{"user": object{"name": e.Actor}}

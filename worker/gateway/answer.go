@@ -14,7 +14,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/playbooks/scenario"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
@@ -141,9 +141,9 @@ func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
 func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 	var refused []string
 	for _, signed := range q.Votes {
-		var v proof.Vote
-		if json.Unmarshal(signed.Body, &v) == nil && v.Person == name && v.Refused != "" {
-			refused = append(refused, v.Refused)
+		var v attestation.Vote
+		if json.Unmarshal(signed.Payload, &v) == nil && v.Person == name && v.RejectionReason != "" {
+			refused = append(refused, v.RejectionReason)
 		}
 	}
 	for _, i := range q.Ignored {

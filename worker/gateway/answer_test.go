@@ -15,7 +15,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/temporal"
 	"stanch/worker/config"
 	"stanch/worker/gateway"
@@ -49,10 +49,10 @@ func asking(ctx workflow.Context, asks []ask) error {
 		return err
 	}
 	for {
-		var signed proof.Signed
+		var signed attestation.Envelope
 		workflow.GetSignalChannel(ctx, workflows.SignalVote).Receive(ctx, &signed)
-		var v proof.Vote
-		if err := json.Unmarshal(signed.Body, &v); err != nil {
+		var v attestation.Vote
+		if err := json.Unmarshal(signed.Payload, &v); err != nil {
 			return err
 		}
 		i := slices.IndexFunc(open, func(q activities.Pending) bool { return q.ID == v.Step })
@@ -66,15 +66,15 @@ func asking(ctx workflow.Context, asks []ask) error {
 			}
 		}
 		switch {
-		case v.Refused != "":
-			q.Ignored = append(q.Ignored, v.Person+": "+v.Refused)
+		case v.RejectionReason != "":
+			q.Ignored = append(q.Ignored, v.Person+": "+v.RejectionReason)
 			continue
-		case v.Approve:
+		case v.Approved:
 			q.Yes = append(q.Yes, v.Person)
 		}
-		if !v.Approve || v.BreakGlass || len(q.Yes) >= 2 {
+		if !v.Approved || v.BreakGlass || len(q.Yes) >= 2 {
 			reason := fmt.Sprintf("%s decided", v.Person)
-			closed = append(closed, activities.Answered{ID: q.ID, Title: q.Title, Granted: v.Approve, Yes: q.Yes, Reason: reason})
+			closed = append(closed, activities.Answered{ID: q.ID, Title: q.Title, Granted: v.Approved, Yes: q.Yes, Reason: reason})
 			open = slices.Delete(open, i, i+1)
 		}
 	}

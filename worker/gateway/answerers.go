@@ -23,14 +23,14 @@ func requestedBy(in playbooks.Incident, q playbook.Pending, p config.Person) boo
 	case i >= 0 && in.Playbooks[i].RequestedBy != "":
 		return in.Playbooks[i].RequestedBy == p.Name
 	}
-	return slices.Contains(in.Actors, sensors.ActorPerson+p.Name)
+	return slices.Contains(in.Actors, sensors.ActorPersonPrefix+p.Name)
 }
 
 // excluded says why a person's yes to a question does not count, or "": they did what was detected, or asked for what the
 // question is about. Who did what was detected gives no answer to any question of the incident.
 func excluded(in playbooks.Incident, q playbook.Pending, p config.Person) string {
 	for _, actor := range in.Actors {
-		if !strings.HasPrefix(actor, sensors.ActorPerson) && p.Is(actor) {
+		if !strings.HasPrefix(actor, sensors.ActorPersonPrefix) && p.Is(actor) {
 			return fmt.Sprintf("%s triggered this (%s): somebody else must answer it", p.Name, clip(actor))
 		}
 	}

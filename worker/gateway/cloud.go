@@ -75,7 +75,7 @@ func (c *Cloud) Take(ctx context.Context, events []sensors.Event) error {
 
 // learn notes for whom a session was made: EKS Pod Identity tells the pod, a role for service accounts the account.
 func (c *Cloud) learn(e sensors.Cloud) {
-	if !strings.HasPrefix(e.Event, "AssumeRole") || e.ServiceAccount == "" || e.Error != "" || c.another(e) {
+	if !strings.HasPrefix(e.EventName, "AssumeRole") || e.ServiceAccount == "" || e.ErrorCode != "" || c.another(e) {
 		return
 	}
 	c.mu.Lock()
@@ -103,7 +103,7 @@ func (c *Cloud) join(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error
 		return nil, nil
 	}
 	c.mu.Lock()
-	w, known := c.keys[a.AccessKey]
+	w, known := c.keys[a.AccessKeyID]
 	c.mu.Unlock()
 	if !known && a.ServiceAccount != "" {
 		w, known = workloadOf{a.Namespace, a.ServiceAccount, a.Pod, a.PodUID}, true
@@ -196,17 +196,17 @@ func (c *Cloud) concerns(ctx context.Context, d *sensors.Detection, pods []corev
 	if a.Role != "" {
 		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
 	}
-	if d.Event.Subject.Name == "" || a.Event == "ConsoleLogin" && a.Error != "" { // whoever was refused is not that user
+	if d.Event.Subject.Name == "" || a.EventName == "ConsoleLogin" && a.ErrorCode != "" { // whoever was refused is not that user
 		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
 	}
 	for i := range pods {
 		w := c.Foreign.Intake.ownerOf(ctx, &pods[i])
 		owner := sensors.Workload{Kind: w.Kind, Name: w.Name}
 		if i > 0 && owner != d.Event.Container.Workload {
-			d.Event.Container, d.Confirmed = sensors.Container{}, false // pods of several workloads have this account
+			d.Event.Container, d.TargetConfirmed = sensors.Container{}, false // pods of several workloads have this account
 			break
 		}
-		d.Event.Container, d.Confirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
+		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
 	}
 	if len(pods) > 1 {
 		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods have the account %s/%s, and the session does not say which of them it was.", len(pods), clip(a.Namespace), clip(a.ServiceAccount)))
@@ -220,15 +220,15 @@ func called(a sensors.Cloud) string {
 	if who == "" {
 		who = "the account " + a.Account
 	}
-	s := fmt.Sprintf("%s called %s of %s", clip(who), clip(a.Event), clip(strings.TrimSuffix(a.Service, ".amazonaws.com")))
+	s := fmt.Sprintf("%s called %s of %s", clip(who), clip(a.EventName), clip(strings.TrimSuffix(a.Service, ".amazonaws.com")))
 	if len(a.Resources) > 0 {
 		s += " on " + clip(a.Resources[0])
 	}
 	if a.SourceIP != "" {
 		s += " from " + clip(a.SourceIP)
 	}
-	if a.Error != "" {
-		return s + "; the answer was " + clip(a.Error) + "."
+	if a.ErrorCode != "" {
+		return s + "; the answer was " + clip(a.ErrorCode) + "."
 	}
 	return s + "."
 }

@@ -15,7 +15,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/display"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/worker/guards"
@@ -100,9 +100,9 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 		return &Answer{Pending: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
 			display.Votes(open.Yes, open.Approvers.Quorum, open.Approvers.Who()))}, nil
 	}
-	vote := proof.Vote{
-		Incident: open.Incident, Run: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, Proved: s.Proved, Approve: v.Approve,
-		Reason: cut(v.Reason, maxReasonLen), At: time.Now(), Drill: s.Drill != "", BreakGlass: v.BreakGlass,
+	vote := attestation.Vote{
+		IncidentID: open.Incident, WorkflowID: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, AuthenticatedBy: s.Proved, Approved: v.Approve,
+		Reason: cut(v.Reason, maxReasonLen), DecidedAt: time.Now(), DrillOnly: s.Drill != "", BreakGlass: v.BreakGlass,
 	}
 	why := d.mayAnswer(ctx, cfg, s, *open, &vote)
 	var no *problem
@@ -114,9 +114,9 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 		if !d.refusals.keep(open.Run+open.ID, s.Key) {
 			return nil, why
 		}
-		vote.Refused = why.Error()
+		vote.RejectionReason = why.Error()
 	}
-	signed, err := d.Authority.Sign(proof.PurposeVote, vote)
+	signed, err := d.Authority.Sign(attestation.PayloadTypeVote, vote)
 	if err != nil {
 		return nil, fmt.Errorf("sign the vote: %w", err)
 	}
@@ -134,7 +134,7 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 }
 
 // mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
-func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *proof.Vote) error {
+func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *attestation.Vote) error {
 	in, err := d.Reader.incident(ctx, q.Incident)
 	if err != nil {
 		return err
@@ -142,11 +142,11 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 	if s.Drill != "" && !in.Drill {
 		return deny("a drill's key answers for drills only")
 	}
-	if vote.At.After(q.Deadline) {
+	if vote.DecidedAt.After(q.Deadline) {
 		return deny("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
 	}
-	if !vote.Approve && requestedBy(in, q, s.Person) {
-		vote.Withdraws = true // who asked for something may withdraw it
+	if !vote.Approved && requestedBy(in, q, s.Person) {
+		vote.WithdrawsRequest = true // who asked for something may withdraw it
 		return nil
 	}
 	if in.MoreActors {
@@ -168,7 +168,7 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.Proved, "incident", q.Incident, "step", q.ID, "reason", vote.Reason)
 		return nil
 	}
-	if !q.Approvers.May(s.Name, vote.Groups, vote.At.Sub(q.Asked)) {
+	if !q.Approvers.May(s.Name, vote.Groups, vote.DecidedAt.Sub(q.Asked)) {
 		return deny("%s may not answer this: it is for %s", s.Name, q.Approvers.Who())
 	}
 	return nil
@@ -243,9 +243,9 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 		return nil, err
 	}
 	mark := incident.Mark{Kind: q.Kind, Person: s.Name, Reason: cut(q.Reason, maxReasonLen)}
-	mark.Grant, err = d.Authority.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: uuid.NewString(), Operation: proof.OperationMark, Incident: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
-		Note: mark.Reason, People: []string{s.who()}, Issued: time.Now(), Expires: time.Now().Add(releaseLife),
+	mark.Grant, err = d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
+		Reason: mark.Reason, GrantedBy: []string{s.who()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseLife),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign the mark: %w", err)
@@ -281,7 +281,7 @@ func (d *Decider) Stop(ctx context.Context, s Speaker, reason string) error {
 	}
 	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved, "reason", cut(reason, maxReasonLen))
 	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
-	if was, err := d.Switch.State(ctx); err == nil && was.Stopped {
+	if was, err := d.Switch.State(ctx); err == nil && was.Paused {
 		return nil // who paused first, since when and why stays
 	}
 	return d.Switch.Stop(ctx, s.who(), cut(reason, maxReasonLen))

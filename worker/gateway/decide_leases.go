@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/lease"
@@ -54,8 +54,8 @@ const longestExtension = 7 * 24 * time.Hour
 
 // Release ends leases now.
 func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]playbooks.LeaseReport, error) {
-	return d.each(ctx, s, q, proof.OperationRelease, func(id, holder string, m *lease.Machine, scope place) error {
-		grant, err := d.grantFor(s, proof.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
+	return d.each(ctx, s, q, attestation.OperationRelease, func(id, holder string, m *lease.Machine, scope place) error {
+		grant, err := d.grantFor(s, attestation.OperationRelease, m, holder, scope, time.Time{}, q.Reason)
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,7 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		from = q.From
 	}
 	until := from.Add(q.For)
-	done, err := d.each(ctx, s, q, proof.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
+	done, err := d.each(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
 		if end := holdsUntil(m, holder); !end.Before(until) {
 			return &problem{http.StatusConflict, fmt.Sprintf("it holds until %s UTC already, %s from now, and extending never shortens: ask for longer than that, or end it with `stanch release %s`",
 				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.Lease)}
@@ -101,7 +101,7 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		if err := d.aloneTooLong(s, scope, q.For); err != nil {
 			return err
 		}
-		grant, err := d.grantFor(s, proof.OperationExtend, m, holder, scope, until, q.Reason)
+		grant, err := d.grantFor(s, attestation.OperationExtend, m, holder, scope, until, q.Reason)
 		if err != nil {
 			return err
 		}
@@ -133,9 +133,9 @@ type place struct {
 
 // placeOf reads a lease's token. Without one, nothing was ever permitted: only who runs Stanch may end that.
 func (d *Decider) placeOf(s Speaker, m *lease.Machine) (place, error) {
-	var token proof.Token
-	if m.Token != nil && d.Authority.Keys().Open(*m.Token, proof.PurposeToken, &token) == nil && token.Lease == m.Lease && token.Target == m.Target.ID() {
-		return place{token.Namespace, token.Drill}, nil
+	var token attestation.LeaseToken
+	if m.Token != nil && d.Authority.Keys().Verify(*m.Token, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.Lease && token.TargetID == m.Target.ID() {
+		return place{token.Namespace, token.DrillOnly}, nil
 	}
 	if s.Operator && s.Drill == "" {
 		return place{namespace: m.Target.Namespace}, nil
@@ -143,18 +143,18 @@ func (d *Decider) placeOf(s Speaker, m *lease.Machine) (place, error) {
 	return place{}, deny("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.Lease)
 }
 
-func (d *Decider) grantFor(s Speaker, operation proof.Operation, m *lease.Machine, holder string, p place, until time.Time, reason string) (proof.Signed, error) {
-	signed, err := d.Authority.Sign(proof.PurposeGrant, proof.Grant{
-		Nonce: uuid.NewString(), Operation: operation, Lease: m.Lease, Holder: holder, Until: until, Incident: m.Incident.ID, Namespace: p.namespace, Drill: p.drill,
-		Note: cut(reason, maxReasonLen), Targets: []string{m.Target.ID()}, People: []string{s.who()}, Issued: time.Now(), Expires: time.Now().Add(releaseLife),
+func (d *Decider) grantFor(s Speaker, operation attestation.Operation, m *lease.Machine, holder string, p place, until time.Time, reason string) (attestation.Envelope, error) {
+	signed, err := d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.Lease, Holder: holder, NewEnd: until, IncidentID: m.Incident.ID, Namespace: p.namespace, DrillOnly: p.drill,
+		Reason: cut(reason, maxReasonLen), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.who()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseLife),
 	})
 	if err != nil {
-		return proof.Signed{}, fmt.Errorf("sign the grant: %w", err)
+		return attestation.Envelope{}, fmt.Errorf("sign the grant: %w", err)
 	}
 	return signed, nil
 }
 
-func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation proof.Operation, do func(id, holder string, m *lease.Machine, p place) error) ([]playbooks.LeaseReport, error) {
+func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation attestation.Operation, do func(id, holder string, m *lease.Machine, p place) error) ([]playbooks.LeaseReport, error) {
 	cfg, err := d.permitted(s)
 	if err != nil {
 		return nil, err

@@ -17,8 +17,8 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/identity"
-	"stanch/sensors/proof"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 )
 
@@ -67,7 +67,7 @@ type Drills struct {
 type drillKey struct {
 	name         string
 	issued       time.Time
-	registration *proof.Drill // nil until the targets are registered, which happens once
+	registration *attestation.DrillRegistration // nil until the targets are registered, which happens once
 	pending      bool
 }
 
@@ -116,7 +116,7 @@ func (d *Drills) NameOf(secret string) (string, bool) {
 }
 
 // Register puts targets into the scope of the drill with this key: once, and for five minutes.
-func (d *Drills) Register(ctx context.Context, secret string, targets DrillTargets) (*proof.Drill, error) {
+func (d *Drills) Register(ctx context.Context, secret string, targets DrillTargets) (*attestation.DrillRegistration, error) {
 	k, issued, err := d.reserve(secret, targets)
 	if err != nil {
 		return nil, err
@@ -129,7 +129,7 @@ func (d *Drills) Register(ctx context.Context, secret string, targets DrillTarge
 		return nil, err
 	}
 	now := time.Now()
-	k.registration = &proof.Drill{Name: k.name, Targets: registered, Registered: now, Expires: now.Add(drillRegistrationLife)}
+	k.registration = &attestation.DrillRegistration{Name: k.name, Targets: registered, RegisteredAt: now, ExpiresAt: now.Add(drillRegistrationLife)}
 	return k.registration, nil
 }
 
@@ -152,27 +152,27 @@ func (d *Drills) reserve(secret string, targets DrillTargets) (*drillKey, time.T
 	return k, k.issued, nil
 }
 
-func (d *Drills) verify(ctx context.Context, targets DrillTargets, issued time.Time) ([]proof.DrillTarget, error) {
-	var out []proof.DrillTarget
+func (d *Drills) verify(ctx context.Context, targets DrillTargets, issued time.Time) ([]attestation.DrillTarget, error) {
+	var out []attestation.DrillTarget
 	for _, c := range targets.Containers {
 		if err := verifyContainer(c, issued); err != nil {
 			return nil, err
 		}
-		out = append(out, proof.DrillTarget{ID: "container:" + c.ID, Cgroup: c.Cgroup})
+		out = append(out, attestation.DrillTarget{ID: "container:" + c.ID, CgroupID: c.Cgroup})
 	}
 	for _, name := range targets.Pods {
 		id, err := d.verifyObject(ctx, "pod", name, issued)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, proof.DrillTarget{ID: id})
+		out = append(out, attestation.DrillTarget{ID: id})
 	}
 	for _, name := range targets.Deployments {
 		id, err := d.verifyObject(ctx, "workload", name, issued)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, proof.DrillTarget{ID: id})
+		out = append(out, attestation.DrillTarget{ID: id})
 	}
 	for _, name := range targets.Roles {
 		if d.RoleID == nil || !strings.HasPrefix(name, config.DrillRole) {
@@ -182,7 +182,7 @@ func (d *Drills) verify(ctx context.Context, targets DrillTargets, issued time.T
 		if err != nil {
 			return nil, fmt.Errorf("register drill role %q: %w", clip(name), err)
 		}
-		out = append(out, proof.DrillTarget{ID: "role:" + id})
+		out = append(out, attestation.DrillTarget{ID: "role:" + id})
 	}
 	return out, nil
 }
@@ -198,7 +198,7 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	if !drillContainerID.MatchString(c.ID) || !drillCgroupPath.MatchString(c.CgroupPath) || filepath.Base(c.CgroupPath) != c.ID {
 		return &problem{400, fmt.Sprintf("register drill container %q: invalid id or cgroup path %q", clip(c.ID), clip(c.CgroupPath))}
 	}
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		return fmt.Errorf("register drill container: %w", err)
 	}
@@ -207,7 +207,7 @@ func verifyContainer(c DrillContainer, issued time.Time) error {
 	if err := unix.Stat(dir, &st); err != nil {
 		return deny("register drill container: cgroup %s is not on this machine (%v); run the drill where Stanch runs", c.CgroupPath, err)
 	}
-	pids, err := identity.PIDs(dir)
+	pids, err := containermeta.ListPIDs(dir)
 	switch created := time.Unix(st.Mtim.Unix()); {
 	case err != nil:
 		return fmt.Errorf("register drill container: %w", err)
@@ -251,18 +251,18 @@ func (d *Drills) verifyObject(ctx context.Context, kind, name string, issued tim
 
 // Of returns the registration that covers a detection's target, or nil. A container must be in the very cgroup that was
 // registered: its id, its path and its namespace are anybody's to choose.
-func (d *Drills) Of(x sensors.Detection, target string) *proof.Drill {
+func (d *Drills) Of(x sensors.Detection, target string) *attestation.DrillRegistration {
 	if d == nil {
 		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, k := range d.keys {
-		t, ok := k.registration.Target(target)
-		if !ok || time.Now().After(k.registration.Expires) {
+		t, ok := k.registration.FindTarget(target)
+		if !ok || time.Now().After(k.registration.ExpiresAt) {
 			continue
 		}
-		if t.Cgroup != 0 && t.Cgroup != x.Event.Container.CgroupID {
+		if t.CgroupID != 0 && t.CgroupID != x.Event.Container.CgroupID {
 			continue
 		}
 		return k.registration

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/sensors"
-	"stanch/sensors/identity"
+	"stanch/sensors/containermeta"
 	testrequire "stanch/testenv/require"
 	"stanch/worker/config"
 )
@@ -23,12 +23,12 @@ import (
 func emptyCgroup(t *testing.T, id string) DrillContainer {
 	t.Helper()
 	testrequire.Root(t)
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
 	path := "/stanch-drill-test/" + id
 	require.NoError(t, os.MkdirAll(root+path, 0o755))
 	t.Cleanup(func() { _ = os.Remove(root + path); _ = os.Remove(filepath.Dir(root + path)) })
-	inode, err := identity.CgroupID(root + path)
+	inode, err := containermeta.CgroupID(root + path)
 	require.NoError(t, err)
 	return DrillContainer{ID: id, CgroupPath: path, Cgroup: inode}
 }
@@ -71,7 +71,7 @@ func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
 	_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{c}})
 	require.ErrorContains(t, err, "registered its targets already")
 
-	drills.keys[secret].registration.Expires = time.Now().Add(-time.Second)
+	drills.keys[secret].registration.ExpiresAt = time.Now().Add(-time.Second)
 	_, _, drill = i.scope(inContainer(c))
 	require.Nil(t, drill, "a registration expires")
 }
@@ -83,7 +83,7 @@ func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
 		reason string
 	}{
 		"a cgroup with a process": {func(t *testing.T, _ *Drills, _ *string, c *DrillContainer) {
-			root, err := identity.FindCgroupRoot()
+			root, err := containermeta.FindCgroupRoot()
 			require.NoError(t, err)
 			sleep := exec.CommandContext(t.Context(), "sleep", "60")
 			require.NoError(t, sleep.Start())

@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/gateway"
 )
@@ -32,7 +32,7 @@ func (farConn) RemoteAddr() net.Addr {
 func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
 	pki, err := authority.OpenPKI(t.TempDir())
 	require.NoError(t, err)
-	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	handled := false
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { handled = true }))
@@ -51,7 +51,7 @@ func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
 	require.Contains(t, string(text), "use https")
 	require.False(t, handled)
 
-	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(), ServerName: link.ServerName, MinVersion: tls.VersionTLS13}}}
+	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(), ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
 	r, err = http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+web.Listener.Addr().String(), http.NoBody)
 	require.NoError(t, err)
 	resp, err = trusted.Do(r)
@@ -63,7 +63,7 @@ func TestATokenInClearTextFromAnotherMachineIsRefused(t *testing.T) {
 func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	pki, err := authority.OpenPKI(t.TempDir())
 	require.NoError(t, err)
-	certificate, err := pki.TLS(authority.RoleGateway, "gateway", link.ServerName)
+	certificate, err := pki.TLS(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
 	web.Listener = gateway.Either(web.Listener, certificate)
@@ -71,8 +71,8 @@ func TestOneAddressSpeaksTLSAndPlain(t *testing.T) {
 	t.Cleanup(web.Close)
 	address := web.Listener.Addr().String()
 
-	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(), ServerName: link.ServerName, MinVersion: tls.VersionTLS13}}}
-	stranger := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: link.ServerName, MinVersion: tls.VersionTLS13}}}
+	trusted := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pki.Pool(), ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
+	stranger := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: gatewayrpc.ServerName, MinVersion: tls.VersionTLS13}}}
 	for url, c := range map[string]*http.Client{"https://" + address: trusted, "http://" + address: http.DefaultClient} {
 		for range 2 { // the connection is used again
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, http.NoBody)

@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // EnrolAudience is whom a sensor's token must be made for. With such a token the API server lets nobody do anything.
@@ -31,7 +31,7 @@ type Enrol struct {
 	Sign               func(ctx context.Context, node string, csr []byte) ([]byte, error)
 	Log                *slog.Logger
 	// KeySet is the authority's keys, which the node pins.
-	KeySet proof.KeySet
+	KeySet attestation.KeySet
 
 	addresses limits
 	renewals  renewals
@@ -47,7 +47,7 @@ type EnrolAnswer struct {
 	Node        string `json:"node"`
 	Certificate string `json:"certificate"`
 	// Keys are what the node verifies commands with from now on.
-	Keys proof.KeySet `json:"keys"`
+	Keys attestation.KeySet `json:"keys"`
 }
 
 func (e *Enrol) ServeHTTP(w http.ResponseWriter, r *http.Request) {

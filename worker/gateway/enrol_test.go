@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
 	"stanch/worker/gateway"
 )
@@ -53,7 +53,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	}
 	remote := &gateway.Remote{API: gateway.API{Decider: &gateway.Decider{}}, Kube: kube, Enrol: enrol}
 	server := httptest.NewUnstartedServer(remote.Server().Handler)
-	server.TLS, err = pki.Serving(authority.RoleGateway, "gateway", link.ServerName)
+	server.TLS, err = pki.Serving(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	server.TLS.ClientAuth = 0
 	server.StartTLS()
@@ -65,7 +65,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	e := link.Enrolment{URL: server.URL, Token: write("token", "the-pods-token\n"), CA: write("ca.crt", string(pki.CA())), Path: filepath.Join(dir, "node.pem"), Pins: filepath.Join(dir, link.KeysFile)}
+	e := gatewayrpc.Enrollment{GatewayURL: server.URL, TokenFile: write("token", "the-pods-token\n"), CAFile: write("ca.crt", string(pki.CA())), CertificatePath: filepath.Join(dir, "node.pem"), PinnedKeysPath: filepath.Join(dir, gatewayrpc.AuthorityKeysFile)}
 
 	for want, bend := range map[string]func(){
 		"not valid for the audience":   func() { status.Authenticated = false },
@@ -77,43 +77,43 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	} {
 		status = good()
 		bend()
-		_, _, err := e.Open(t.Context())
+		_, _, err := e.OpenOrEnroll(t.Context())
 		require.ErrorContains(t, err, want)
-		require.NoFileExists(t, e.Path)
+		require.NoFileExists(t, e.CertificatePath)
 	}
 	status = good()
-	identity, pins, err := e.Open(t.Context())
+	identity, pins, err := e.OpenOrEnroll(t.Context())
 	require.NoError(t, err)
 	c := identity.Certificate()
 	require.Equal(t, "node-a", c.Subject.CommonName)
 	require.Equal(t, []string{authority.RoleNode}, c.Subject.OrganizationalUnit)
 	require.Empty(t, c.DNSNames)
-	require.False(t, identity.Due(time.Now()))
+	require.False(t, identity.NeedsRenewal(time.Now()))
 
-	require.NoError(t, os.Remove(e.Token))
-	again, kept, err := e.Open(t.Context())
+	require.NoError(t, os.Remove(e.TokenFile))
+	again, kept, err := e.OpenOrEnroll(t.Context())
 	require.NoError(t, err, "what is kept is used")
 	require.Equal(t, c.SerialNumber, again.Certificate().SerialNumber)
 
-	require.Equal(t, auth.Keys(), pins.Keys())
-	require.Equal(t, auth.Keys(), kept.Keys(), "an offline sensor that starts anew knows the keys")
+	require.Equal(t, auth.Keys(), pins.Keyring())
+	require.Equal(t, auth.Keys(), kept.Keyring(), "an offline sensor that starts anew knows the keys")
 
 	// Who answers as the gateway later, with another authority, changes nothing of what is pinned.
 	other, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	enrol.KeySet = other.KeySet()
 	write("token", "the-pods-token\n")
-	require.NoError(t, os.Remove(e.Path))
-	_, kept, err = e.Open(t.Context())
+	require.NoError(t, os.Remove(e.CertificatePath))
+	_, kept, err = e.OpenOrEnroll(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, auth.Keys(), kept.Keys())
+	require.Equal(t, auth.Keys(), kept.Keyring())
 
-	raw, err := os.ReadFile(e.Path)
+	raw, err := os.ReadFile(e.CertificatePath)
 	require.NoError(t, err)
 	block, rest := pem.Decode(raw)
 	require.Equal(t, "CERTIFICATE", block.Type)
 	require.NotEmpty(t, rest, "with its key, in one file")
-	info, err := os.Stat(e.Path)
+	info, err := os.Stat(e.CertificatePath)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 }

@@ -14,14 +14,14 @@ import (
 	"golang.org/x/time/rate"
 
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/sensors/redact"
 	"stanch/worker/config"
 )
 
 // HealthSink is told what other sensors say about themselves: that they lost events, or that they live.
 type HealthSink interface {
-	ForeignHealth(ctx context.Context, h foreign.Health)
+	ForeignHealth(ctx context.Context, h integrations.SensorHealth)
 	// ForeignSpoke: the source said something that could be read.
 	ForeignSpoke(source string)
 }
@@ -93,18 +93,18 @@ func NewForeign(intake *Intake, sources []config.Foreign, log *slog.Logger) (*Fo
 // Server serves POST /v1/KIND for each kind of sensor, and POST /v1/detections for detections in Stanch's own words.
 func (f *Foreign) Server() *http.Server {
 	mux := http.NewServeMux()
-	for _, kind := range foreign.Kinds() {
+	for _, kind := range integrations.SourceKinds() {
 		mux.HandleFunc("POST /v1/"+kind, f.take(door{
-			kind: kind, most: maxForeignBody, decode: foreign.DecoderOf(kind),
-			split: func(body []byte) ([]foreign.Record, error) { return foreign.Split(body, maxForeignLines) },
+			kind: kind, most: maxForeignBody, decode: integrations.DecoderForKind(kind),
+			split: func(body []byte) ([]integrations.RawRecord, error) { return integrations.SplitRecords(body, maxForeignLines) },
 		}))
 	}
 	mux.HandleFunc("POST /v1/detections", f.take(door{
 		kind: config.ForeignDetections, most: maxDetection,
-		split: func(body []byte) ([]foreign.Record, error) { return []foreign.Record{{Line: 1, Raw: body}}, nil },
-		decode: func(raw []byte) (foreign.Report, error) {
+		split: func(body []byte) ([]integrations.RawRecord, error) { return []integrations.RawRecord{{Line: 1, Raw: body}}, nil },
+		decode: func(raw []byte) (integrations.DecodedRecord, error) {
 			d, err := DecodeDetection(raw)
-			return foreign.Report{Alert: &d}, err
+			return integrations.DecodedRecord{Alert: &d}, err
 		},
 	}))
 	if f.Judge != nil {
@@ -155,7 +155,7 @@ func withoutSecrets(d *sensors.Detection) {
 		e.Process.Ancestors[i].Args = redact.Args(e.Process.Ancestors[i].Args)
 	}
 	e.Audit.Exec.Command = redact.Args(e.Audit.Exec.Command)
-	e.Call.Detail = redact.Text(e.Call.Detail)
+	e.Syscall.Detail = redact.Text(e.Syscall.Detail)
 	for i := range d.Reasons {
 		d.Reasons[i] = redact.Text(d.Reasons[i])
 	}
@@ -163,14 +163,14 @@ func withoutSecrets(d *sensors.Detection) {
 }
 
 // told hands on what a sensor says about itself.
-func (f *Foreign) told(ctx context.Context, s *source, h foreign.Health) {
+func (f *Foreign) told(ctx context.Context, s *source, h integrations.SensorHealth) {
 	h.Source, h.Message = s.name, redact.Text(h.Message)
 	s.counts.health.Add(1)
 	if h.Dropped > 0 {
-		if !h.Total {
+		if !h.DroppedIsCumulative {
 			s.counts.dropped.Add(h.Dropped)
 		}
-		f.Log.Warn("a foreign sensor lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.Total, "message", h.Message)
+		f.Log.Warn("a foreign sensor lost events", "source", h.Source, "node", h.Node, "dropped", h.Dropped, "since_its_start", h.DroppedIsCumulative, "message", h.Message)
 	} else {
 		f.Log.Debug("a foreign sensor speaks of itself", "source", h.Source, "node", h.Node, "message", h.Message)
 	}

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/worker/config"
 )
 
@@ -21,11 +21,11 @@ const maxAuditBurst = maxForeignLines
 // "later", and knows no 207: so the rest is taken of what cannot all be read, and that some could not is an incident of its
 // own. Who can make requests that nobody can read does so to hide others.
 func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
-	s, body := f.admit(w, r, door{kind: config.ForeignAudit, most: foreign.MaxAudit})
+	s, body := f.admit(w, r, door{kind: config.ForeignAudit, most: integrations.MaxAuditBytes})
 	if s == nil {
 		return
 	}
-	events, err := foreign.KubernetesAudit(body)
+	events, err := integrations.DecodeKubernetesAudit(body)
 	if err != nil {
 		unread := f.unread(r.Context(), s, err)
 		f.Log.Warn("audit events cannot be read", "source", s.name, "events", unread, "error", clipReason(err.Error()))
@@ -73,12 +73,12 @@ func (f *Foreign) takeAudit(w http.ResponseWriter, r *http.Request) {
 // unread counts what of a batch cannot be read, and has it told. A batch of which nothing can be taken apart counts as one.
 func (f *Foreign) unread(ctx context.Context, s *source, err error) uint64 {
 	n := uint64(1)
-	if some := (*foreign.UnreadError)(nil); errors.As(err, &some) {
-		n = uint64(max(some.Unread, 1)) //nolint:gosec // a count
+	if some := (*integrations.BatchDecodeError)(nil); errors.As(err, &some) {
+		n = uint64(max(some.FailedCount, 1)) //nolint:gosec // a count
 	}
 	s.counts.refused.Add(n)
 	if f.Health != nil {
-		f.Health.ForeignHealth(ctx, foreign.Health{Source: s.name, Time: time.Now().UTC(), Unread: n, Message: clipReason(err.Error())})
+		f.Health.ForeignHealth(ctx, integrations.SensorHealth{Source: s.name, Time: time.Now().UTC(), UndecodableEvents: n, Message: clipReason(err.Error())})
 	}
 	return n
 }
@@ -137,7 +137,7 @@ func (f *Foreign) concerns(ctx context.Context, d sensors.Detection) ([]sensors.
 		return nil
 	}
 	target := d.Event.Container.Pod
-	if target.Name != "" && a.Code < 400 {
+	if target.Name != "" && a.StatusCode < 400 {
 		if err := about(sensors.Pod{Namespace: target.Namespace, Name: target.Name, UID: target.UID}, a.Exec.Container, d.ID); err != nil {
 			return nil, err
 		}
@@ -172,8 +172,8 @@ func told(a sensors.Audit) string {
 	if name := strings.Trim(a.Namespace+"/"+a.Name, "/"); name != "" {
 		fmt.Fprintf(&b, " %s", clip(name))
 	}
-	if a.Impersonated != "" {
-		fmt.Fprintf(&b, " as %s", clip(a.Impersonated))
+	if a.ImpersonatedUser != "" {
+		fmt.Fprintf(&b, " as %s", clip(a.ImpersonatedUser))
 	}
 	if len(a.SourceIPs) > 0 {
 		fmt.Fprintf(&b, " from %s", clip(a.SourceIPs[len(a.SourceIPs)-1]))
@@ -181,6 +181,6 @@ func told(a sensors.Audit) string {
 	if a.UserAgent != "" {
 		fmt.Fprintf(&b, " with %s", clip(a.UserAgent))
 	}
-	fmt.Fprintf(&b, "; the answer was %d.", a.Code)
+	fmt.Fprintf(&b, "; the answer was %d.", a.StatusCode)
 	return b.String()
 }

@@ -116,7 +116,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, said{Status: "accepted", Telemetry: 3}, s, "one never had it, and one still has it")
 		_, s = d.post(t, door, "api-server", events(put("n2-3", ""), put("n2-4", ""), put("n3-1", "")))
 		require.Equal(t, 2, s.Accepted, "each once")
-		require.Equal(t, "removed", named(d.told(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.Level)
+		require.Equal(t, "removed", named(d.told(t, "local/User/carol"), "pod-security-lowered").Event.Audit.Admission.PodSecurityLevel)
 	})
 
 	t.Run("one by one is counted", func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, said{Status: "accepted", Telemetry: 10}, s, "nine, one of them twice")
 		_, s = d.post(t, door, "api-server", events(all[9]))
 		require.Equal(t, 1, s.Accepted)
-		require.Equal(t, 10, named(d.told(t, "local/User/bob"), "secrets-many").Event.Audit.RecentSecrets)
+		require.Equal(t, 10, named(d.told(t, "local/User/bob"), "secrets-many").Event.Audit.RecentSecretReads)
 	})
 
 	t.Run("Stanch's own requests are not judged, but from outside", func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, http.StatusAccepted, code, "it would send the whole list again for one that is broken")
 		require.Equal(t, 1, s.Telemetry)
 		require.Len(t, d.health.all, 1, "and that it could not be read is told")
-		require.Equal(t, uint64(1), d.health.all[0].Unread)
+		require.Equal(t, uint64(1), d.health.all[0].UndecodableEvents)
 		require.Equal(t, "api-server", d.health.all[0].Source)
 		require.Contains(t, d.health.all[0].Message, "audit event 1: it has no auditID")
 		for name, c := range map[string]struct {

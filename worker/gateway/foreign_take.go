@@ -13,15 +13,15 @@ import (
 	"time"
 
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 )
 
 // door is one path that sensors post to.
 type door struct {
 	kind   string
 	most   int64 // bytes of a request
-	split  func([]byte) ([]foreign.Record, error)
-	decode foreign.Decoder
+	split  func([]byte) ([]integrations.RawRecord, error)
+	decode integrations.Decoder
 }
 
 // answer is what a sender is told. The status says what to do: 202 is all well; 207 is some taken and some refused for
@@ -140,11 +140,11 @@ func (s *source) reserve(n int) time.Duration {
 }
 
 // batch takes the records of one request in.
-func (f *Foreign) batch(ctx context.Context, s *source, d door, records []foreign.Record) (int, answer) {
+func (f *Foreign) batch(ctx context.Context, s *source, d door, records []integrations.RawRecord) (int, answer) {
 	a := answer{Status: "accepted"}
 	var alerts []sensors.Detection
 	var sizes []int
-	var spoke []foreign.Health
+	var spoke []integrations.SensorHealth
 	undecoded := 0
 	for _, record := range records {
 		report, err := d.decode(record.Raw)

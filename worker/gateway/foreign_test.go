@@ -31,7 +31,7 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"stanch/sensors"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -67,11 +67,11 @@ type doors struct {
 
 type heard struct {
 	mu    sync.Mutex
-	all   []foreign.Health
+	all   []integrations.SensorHealth
 	spoke map[string]int
 }
 
-func (h *heard) ForeignHealth(_ context.Context, one foreign.Health) {
+func (h *heard) ForeignHealth(_ context.Context, one integrations.SensorHealth) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = append(h.all, one)

@@ -26,9 +26,9 @@ import (
 	"stanch/activities"
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/link"
-	"stanch/sensors/link/linkpb"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/sensors/attestation"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 )
@@ -38,10 +38,10 @@ const maxBlobs = 128 << 20
 
 // Hub holds the streams of the nodes that dialled this replica.
 type Hub struct {
-	linkpb.UnimplementedGatewayServer
-	Keys proof.Keyring
+	gatewaypb.UnimplementedGatewayServer
+	Keys attestation.Keyring
 	// KeySets are the rotations of the authority's keys, each signed by the key before it.
-	KeySets []proof.Signed
+	KeySets []attestation.Envelope
 	Intake  *Intake
 	Log     *slog.Logger
 	// Serve starts to serve a node's task queue and returns what stops it.
@@ -72,7 +72,7 @@ var _ activities.Nodes = (*Hub)(nil)
 // node is one connected node.
 type node struct {
 	name   string
-	send   func(*linkpb.ToNode) error
+	send   func(*gatewaypb.ToNode) error
 	done   <-chan struct{}
 	mu     sync.Mutex
 	calls  map[string]*call
@@ -90,9 +90,9 @@ type node struct {
 }
 
 type call struct {
-	blobs   []link.Blob
+	blobs   []gatewayrpc.Attachment
 	bytes   int
-	answers chan *linkpb.Result
+	answers chan *gatewaypb.Result
 }
 
 // nodeOf is a peer's certificate, if it is a node's.
@@ -113,7 +113,7 @@ func nodeOf(ctx context.Context) (*x509.Certificate, error) {
 }
 
 // Node serves one node's stream.
-func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
+func (h *Hub) Node(stream gatewaypb.Gateway_NodeServer) error {
 	ctx := stream.Context()
 	certificate, err := nodeOf(ctx)
 	if err != nil {
@@ -121,7 +121,7 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	}
 	name := certificate.Subject.CommonName
 	messages := receive(stream)
-	var first *linkpb.FromNode
+	var first *gatewaypb.FromNode
 	select {
 	case m := <-messages:
 		if m.err != nil {
@@ -142,7 +142,7 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 		return status.Errorf(codes.PermissionDenied, "the configuration refuses the node %q", name)
 	}
 	var send sync.Mutex
-	n := &node{name: name, done: ctx.Done(), replaced: make(chan struct{}), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *linkpb.ToNode) error {
+	n := &node{name: name, done: ctx.Done(), replaced: make(chan struct{}), calls: map[string]*call{}, since: time.Now(), waits: hello.GetWaits(), ends: certificate.NotAfter, pace: h.pace(name), send: func(m *gatewaypb.ToNode) error {
 		send.Lock()
 		defer send.Unlock()
 		return stream.Send(m) //nolint:wrapcheck // callers say what they sent
@@ -152,7 +152,7 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
-	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Welcome{Welcome: &linkpb.Welcome{AuthorityKeys: h.Keys.Lines(), TimeNs: n.told.UnixNano(), KeySets: keySets}}}); err != nil {
+	if err := n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Welcome{Welcome: &gatewaypb.Welcome{AuthorityKeys: h.Keys.EncodeLines(), TimeNs: n.told.UnixNano(), KeySets: keySets}}}); err != nil {
 		return err
 	}
 	h.enter(n)
@@ -191,27 +191,27 @@ func (h *Hub) Node(stream linkpb.Gateway_NodeServer) error {
 			return m.err
 		}
 		switch body := m.msg.GetBody().(type) {
-		case *linkpb.FromNode_Detections:
+		case *gatewaypb.FromNode_Detections:
 			if err := h.detections(ctx, n, body.Detections); err != nil {
 				return status.Error(codes.Unavailable, err.Error())
 			}
-		case *linkpb.FromNode_Result:
+		case *gatewaypb.FromNode_Result:
 			n.answer(body.Result)
-		case *linkpb.FromNode_Health:
+		case *gatewaypb.FromNode_Health:
 			if err := h.spoke(n, body.Health); err != nil {
 				return err
 			}
-		case *linkpb.FromNode_Renew:
+		case *gatewaypb.FromNode_Renew:
 			if err := h.renew(ctx, n, body.Renew); err != nil {
 				return err
 			}
-		case *linkpb.FromNode_Goodbye:
+		case *gatewaypb.FromNode_Goodbye:
 			n.goodbye = true
 		}
 	}
 }
 
-func encodeKeySets(chain []proof.Signed) ([][]byte, error) {
+func encodeKeySets(chain []attestation.Envelope) ([][]byte, error) {
 	out := make([][]byte, 0, len(chain))
 	for _, s := range chain {
 		raw, err := json.Marshal(s)
@@ -228,12 +228,12 @@ const helloTimeout = 10 * time.Second
 
 // received is one message of a stream, or why it ended.
 type received struct {
-	msg *linkpb.FromNode
+	msg *gatewaypb.FromNode
 	err error
 }
 
 // receive reads a stream until it ends. Nothing is read ahead: a message waits until the one before it was dealt with.
-func receive(stream linkpb.Gateway_NodeServer) <-chan received {
+func receive(stream gatewaypb.Gateway_NodeServer) <-chan received {
 	out := make(chan received)
 	go func() {
 		for {
@@ -279,11 +279,11 @@ func (h *Hub) leave(n *node) bool {
 	return true
 }
 
-func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections) error {
+func (h *Hub) detections(ctx context.Context, n *node, batch *gatewaypb.Detections) error {
 	if wait, err := h.paced(ctx, n, batch); err != nil || wait > 0 {
 		return err
 	}
-	ack := &linkpb.Ack{Sequence: batch.GetSequence()}
+	ack := &gatewaypb.Ack{Sequence: batch.GetSequence()}
 	var good []sensors.Detection
 	for _, raw := range batch.GetDetection() {
 		d, err := DecodeDetection(raw)
@@ -297,7 +297,7 @@ func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections)
 			return err
 		}
 		if err != nil {
-			ack.Refused = append(ack.Refused, &linkpb.Refused{Id: d.ID, Reason: err.Error()})
+			ack.Refused = append(ack.Refused, &gatewaypb.Refused{Id: d.ID, Reason: err.Error()})
 			continue
 		}
 		good = append(good, d)
@@ -305,10 +305,10 @@ func (h *Hub) detections(ctx context.Context, n *node, batch *linkpb.Detections)
 	if err := h.Intake.Accept(ctx, good); err != nil {
 		return err
 	}
-	return n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Ack{Ack: ack}})
+	return n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: ack}})
 }
 
-func (n *node) answer(r *linkpb.Result) {
+func (n *node) answer(r *gatewaypb.Result) {
 	n.mu.Lock()
 	c := n.calls[r.GetId()]
 	if c == nil {
@@ -320,7 +320,7 @@ func (n *node) answer(r *linkpb.Result) {
 			if last := len(c.blobs) - 1; last >= 0 && c.blobs[last].Name == r.GetBlobName() {
 				c.blobs[last].Data = append(c.blobs[last].Data, r.GetBlob()...)
 			} else {
-				c.blobs = append(c.blobs, link.Blob{Name: r.GetBlobName(), Data: append([]byte(nil), r.GetBlob()...)})
+				c.blobs = append(c.blobs, gatewayrpc.Attachment{Name: r.GetBlobName(), Data: append([]byte(nil), r.GetBlob()...)})
 			}
 		}
 		n.mu.Unlock()
@@ -351,7 +351,7 @@ func (h *Hub) find(ctx context.Context, name string) *node {
 }
 
 // Call sends a command to a node whose stream is here, and waits for the answer.
-func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body, out any) ([]link.Blob, error) {
+func (h *Hub) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error) {
 	n := h.find(ctx, name)
 	if n == nil {
 		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeAway)
@@ -360,15 +360,15 @@ func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
 	}
-	if len(raw) > link.MaxMessage { // or the stream's own error would look as if the node were away
-		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters", link.ErrRefused, kind, len(raw), link.MaxMessage)
+	if len(raw) > gatewayrpc.MaxMessageBytes { // or the stream's own error would look as if the node were away
+		return nil, fmt.Errorf("%w: %s has %d bytes, at most %d fit into a command; give it smaller parameters", gatewayrpc.ErrRefused, kind, len(raw), gatewayrpc.MaxMessageBytes)
 	}
 	limit := 30 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)-50*time.Millisecond)
 	}
 	id := uuid.NewString()
-	c := &call{answers: make(chan *linkpb.Result, 1)}
+	c := &call{answers: make(chan *gatewaypb.Result, 1)}
 	n.mu.Lock()
 	n.calls[id] = c
 	n.mu.Unlock()
@@ -377,7 +377,7 @@ func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body
 		delete(n.calls, id)
 		n.mu.Unlock()
 	}()
-	if err := n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Command{Command: &linkpb.Command{Id: id, Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds()}}}); err != nil {
+	if err := n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{Id: id, Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds()}}}); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeAway, err)
 	}
 	timer := time.NewTimer(limit + 50*time.Millisecond)
@@ -386,13 +386,13 @@ func (h *Hub) Call(ctx context.Context, name string, kind link.CommandKind, body
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%s on node %s: %w", kind, name, ctx.Err())
 	case <-timer.C:
-		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, duration.About(limit))
+		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, duration.FormatApprox(limit))
 	case <-n.done:
 		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeAway)
 	case r := <-c.answers:
 		if r.GetError() != "" {
 			if r.GetRefused() {
-				return nil, fmt.Errorf("%w: %s", link.ErrRefused, r.GetError())
+				return nil, fmt.Errorf("%w: %s", gatewayrpc.ErrRefused, r.GetError())
 			}
 			return nil, fmt.Errorf("%s on node %s: %s", kind, name, r.GetError())
 		}

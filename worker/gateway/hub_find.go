@@ -6,7 +6,7 @@ import (
 	"slices"
 	"sync"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 // nodesWith lists the nodes connected here that run a container: the one given, or any. The nodes say it themselves.
@@ -23,9 +23,9 @@ func (h *Hub) nodesWith(ctx context.Context, container, node string) ([]string, 
 	var all sync.WaitGroup
 	for _, name := range names {
 		all.Go(func() {
-			var state link.HoldState
-			_, err := h.Call(ctx, name, link.CommandLockState, link.StateCommand{Target: link.NodeTarget{ContainerID: container}}, &state)
-			if err != nil || state.Gone {
+			var state gatewayrpc.ContainmentState
+			_, err := h.Call(ctx, name, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: container}}, &state)
+			if err != nil || state.TargetGone {
 				return
 			}
 			mu.Lock()

@@ -8,18 +8,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/activities"
-	"stanch/sensors/link"
-	"stanch/sensors/link/linkpb"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
 func TestACommandThatIsTooLargeIsRefusedAndIsNoOutage(t *testing.T) {
 	sent := 0
-	n := &node{name: "n", calls: map[string]*call{}, done: make(chan struct{}), send: func(*linkpb.ToNode) error { sent++; return context.Canceled }}
+	n := &node{name: "n", calls: map[string]*call{}, done: make(chan struct{}), send: func(*gatewaypb.ToNode) error { sent++; return context.Canceled }}
 	h := &Hub{nodes: map[string]*node{"n": n}}
-	_, err := h.Call(t.Context(), "n", link.CommandLock, map[string]string{"params": strings.Repeat("x", link.MaxMessage)}, nil)
-	require.ErrorIs(t, err, link.ErrRefused)
+	_, err := h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{"params": strings.Repeat("x", gatewayrpc.MaxMessageBytes)}, nil)
+	require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 	require.NotErrorIs(t, err, activities.ErrNodeAway)
 	require.Zero(t, sent)
-	_, err = h.Call(t.Context(), "n", link.CommandLock, map[string]string{}, nil)
+	_, err = h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{}, nil)
 	require.ErrorIs(t, err, activities.ErrNodeAway, "what breaks the stream is one")
 }

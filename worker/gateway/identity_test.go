@@ -125,7 +125,7 @@ func TestNodeCannotReportPodOfAnotherNode(t *testing.T) {
 			d := reported("evil-node", "shop", pod, "uid-victim")
 			err := c.intake(t).Check(t.Context(), &d, "evil-node")
 			require.Error(t, err)
-			require.False(t, d.Confirmed)
+			require.False(t, d.TargetConfirmed)
 			var later *gateway.TemporaryError
 			require.NotErrorAs(t, err, &later)
 		})
@@ -146,7 +146,7 @@ func TestConfirmedUIDDoesNotPassUnderAnotherIdentity(t *testing.T) {
 	for range 2 { // the second time from what was kept
 		d := reported("evil-node", "evil", "own", "uid-own")
 		require.NoError(t, i.Check(t.Context(), &d, "evil-node"))
-		require.True(t, d.Confirmed)
+		require.True(t, d.TargetConfirmed)
 		for _, other := range []sensors.Detection{
 			reported("evil-node", "stanch-drill", "own", "uid-own"), reported("evil-node", "shop", "own", "uid-own"), reported("evil-node", "evil", "own2", "uid-own"), reported("evil-node", "evil", "own", "uid-2"), reported("good-node", "evil", "own", "uid-own"),
 		} {
@@ -178,7 +178,7 @@ func TestOnlyAnOutageOfTheAPIServerIsTakenForOne(t *testing.T) {
 		c.fail.Store(code)
 		d, err := check(c.intake(t))
 		require.NoError(t, err, "a cluster that answers %d must not make Stanch blind", code)
-		require.False(t, d.Confirmed)
+		require.False(t, d.TargetConfirmed)
 	}
 	gone := c.intake(t)
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: "http://127.0.0.1:1"})
@@ -186,7 +186,7 @@ func TestOnlyAnOutageOfTheAPIServerIsTakenForOne(t *testing.T) {
 	gone.Kube = client
 	d, err := check(gone)
 	require.NoError(t, err, "nobody listens")
-	require.False(t, d.Confirmed)
+	require.False(t, d.TargetConfirmed)
 }
 
 func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
@@ -199,7 +199,7 @@ func TestUnconfirmedDetectionDoesNotJoinTheIncidentOfAnotherNode(t *testing.T) {
 	c.fail.Store(0)
 	truth := reported("good-node", "shop", "victim-0", "uid-victim")
 	require.NoError(t, i.Check(t.Context(), &truth, "good-node"))
-	require.True(t, truth.Confirmed)
+	require.True(t, truth.TargetConfirmed)
 	require.NotEqual(t, i.Key(truth), i.Key(lie))
 	require.Equal(t, "local/shop/Pod/victim-0", i.Key(truth))
 	c.fail.Store(503)
@@ -248,7 +248,7 @@ func TestPodsOfOneWorkloadAreOneIncident(t *testing.T) {
 		for _, from := range []string{pod.node, ""} { // its node, and another sensor
 			d := reported(pod.node, "shop", pod.name, pod.uid)
 			require.NoError(t, i.Check(t.Context(), &d, from))
-			require.True(t, d.Confirmed)
+			require.True(t, d.TargetConfirmed)
 			keys[i.Key(d)] = append(keys[i.Key(d)], pod.name)
 		}
 	}
@@ -275,7 +275,7 @@ func TestAlertWithContainerIDAloneFindsItsPod(t *testing.T) {
 	d := reported("node-b", "", "", "")
 	d.Event.Container = sensors.Container{ID: "111122223333"}
 	require.NoError(t, i.Check(t.Context(), &d, ""), "on another node it is another container")
-	require.False(t, d.Confirmed)
+	require.False(t, d.TargetConfirmed)
 	require.Equal(t, "local/Container/111122223333@node-b", i.Key(d))
 }
 

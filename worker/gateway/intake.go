@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stanch/sensors"
-	"stanch/sensors/link"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/attestation"
 	"stanch/worker/authority"
 	"stanch/worker/config"
 	"stanch/workflows"
@@ -33,7 +33,7 @@ import (
 
 // Bounds of what is accepted.
 const (
-	maxDetection = link.MaxDetection
+	maxDetection = gatewayrpc.MaxDetectionBytes
 	maxBatch     = 100
 	// maxSignal bounds what one signal brings, in bytes of its detections: Temporal takes two megabytes, and never one more.
 	maxSignal = 1 << 20
@@ -85,7 +85,7 @@ type queue struct {
 
 type item struct {
 	detection sensors.Detection
-	requested *proof.Requested // what a person asked for; nil of what was detected
+	requested *attestation.ManualRequest // what a person asked for; nil of what was detected
 	size      int
 	done      []chan error
 	came      time.Time
@@ -131,7 +131,7 @@ func (i *Intake) Check(ctx context.Context, d *sensors.Detection, from string) e
 }
 
 func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) error {
-	if d.Requested != nil || d.Rule == sensors.RuleRequested || d.Objective == sensors.ObjectiveRequested || d.Event.Kind == sensors.KindRequested || strings.HasPrefix(d.Event.Actor, sensors.ActorPerson) {
+	if d.ManualRequest != nil || d.Rule == sensors.RuleManualRequest || d.Objective == sensors.ObjectiveManualRequest || d.Event.Kind == sensors.KindManualRequest || strings.HasPrefix(d.Event.Actor, sensors.ActorPersonPrefix) {
 		return errors.New("it is a person's request, which no sensor makes")
 	}
 	if from == "" {
@@ -160,7 +160,7 @@ func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) e
 	case d.Event.Subject != (sensors.Subject{}) && from != "":
 		return errors.New("it is about something that is not the node's to tell of")
 	}
-	if !d.Confirmed { // else it was looked up to find out what it is about
+	if !d.TargetConfirmed { // else it was looked up to find out what it is about
 		if err := i.identify(ctx, d, from); err != nil {
 			return err
 		}
@@ -175,7 +175,7 @@ func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) e
 func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) error {
 	var waits []chan error
 	for _, d := range detections {
-		d.Requested = nil
+		d.ManualRequest = nil
 		wait, err := i.enqueue(d, nil)
 		if err != nil {
 			i.count(d, OutcomeLater)
@@ -208,14 +208,14 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 // what another's says of the same target.
 func (i *Intake) Key(d sensors.Detection) string {
 	key := i.Config.Cluster + "/" + incident.WorkloadOf(d).String()
-	if incident.Contained(d) && !d.Confirmed && d.Node != "" {
+	if incident.Contained(d) && !d.TargetConfirmed && d.Node != "" {
 		key += "@" + d.Node
 	}
 	return key
 }
 
 // request gives a person's request to the incident of its target, attested as what it is.
-func (i *Intake) request(ctx context.Context, d sensors.Detection, requested *proof.Requested) error {
+func (i *Intake) request(ctx context.Context, d sensors.Detection, requested *attestation.ManualRequest) error {
 	wait, err := i.enqueue(d, requested)
 	if err != nil {
 		return err
@@ -228,7 +228,7 @@ func (i *Intake) request(ctx context.Context, d sensors.Detection, requested *pr
 	}
 }
 
-func (i *Intake) enqueue(d sensors.Detection, requested *proof.Requested) (chan error, error) {
+func (i *Intake) enqueue(d sensors.Detection, requested *attestation.ManualRequest) (chan error, error) {
 	key, wait := i.Key(d), make(chan error, 1)
 	raw, err := json.Marshal(d)
 	if err != nil {
@@ -268,7 +268,7 @@ func (i *Intake) enqueue(d sensors.Detection, requested *proof.Requested) (chan 
 
 func alike(a, b sensors.Detection) bool {
 	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
-		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Call == b.Event.Call && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Syscall == b.Event.Syscall && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
 }
 
 // drain gives an incident what waits for it until nothing does.
@@ -335,12 +335,12 @@ func (i *Intake) signal(key string, batch []*item) error {
 }
 
 // attest signs that a detection was accepted or, with requested, that a person asked.
-func (i *Intake) attest(d sensors.Detection, now time.Time, requested *proof.Requested) (proof.Signed, error) {
+func (i *Intake) attest(d sensors.Detection, now time.Time, requested *attestation.ManualRequest) (attestation.Envelope, error) {
 	scope, _, drill := i.scope(d)
-	signed, err := i.Authority.Sign(proof.PurposeAttestation, proof.Attestation{
-		Detection: d.ID, Hash: proof.Hash(d), Target: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
+	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
 		Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-		Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Confirmed, Requested: requested,
+		Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
 	})
 	if err != nil {
 		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
@@ -355,7 +355,7 @@ func (i *Intake) at(point string) {
 }
 
 // scope returns the scope of a detection's target, and the drill that registered it; nil outside of drills.
-func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill *proof.Drill) {
+func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill *attestation.DrillRegistration) {
 	if drill := i.Drills.Of(d, incident.TargetOf(d).ID()); drill != nil {
 		return config.DrillScope, 3, drill
 	}

@@ -179,7 +179,7 @@ func identityError(c sensors.Container, err error) error {
 func confirm(d *sensors.Detection, found cachedPod) {
 	got, c := found.pod, &d.Event.Container
 	pod := &c.Pod
-	pod.Namespace, pod.Name, pod.UID, pod.HostNetwork, pod.ServiceAccount, pod.Labels = got.Namespace, got.Name, string(got.UID), got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.BoundLabels(got.Labels)
+	pod.Namespace, pod.Name, pod.UID, pod.HostNetwork, pod.ServiceAccount, pod.Labels = got.Namespace, got.Name, string(got.UID), got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.LimitLabels(got.Labels)
 	if got.Status.PodIP != "" {
 		pod.IP = got.Status.PodIP
 	}
@@ -193,7 +193,7 @@ func confirm(d *sensors.Detection, found cachedPod) {
 	}
 	owner := found.facts.Workload()
 	c.Workload = sensors.Workload{Kind: owner.Kind, Name: owner.Name}
-	d.Confirmed = true
+	d.TargetConfirmed = true
 }
 
 // pod looks a pod up. What was looked up a moment ago counts only if the report shows that it means the same pod, by its

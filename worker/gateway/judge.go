@@ -9,7 +9,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/rules"
-	"stanch/sensors/window"
+	"stanch/sensors/distinctcount"
 )
 
 // Judge makes detections of what no node sees: requests to Kubernetes and calls to a cloud. It adds what one event does
@@ -23,7 +23,7 @@ type Judge struct {
 	Self string
 	Log  *slog.Logger
 
-	secrets, denied, reads, refusals *window.Window
+	secrets, denied, reads, refusals *distinctcount.Counter
 
 	mu sync.Mutex
 	// labelled are the namespaces whose labels enforce something of pods, as far as it was told.
@@ -49,19 +49,19 @@ func NewJudge(set func() *rules.Set, inside []netip.Prefix, self string, log *sl
 	if !strings.HasPrefix(self, "system:serviceaccount:") {
 		self = "" // a person's login is theirs too
 	}
-	w := func() *window.Window { return window.New(window.Options{}) }
+	w := func() *distinctcount.Counter { return distinctcount.New(distinctcount.Options{}) }
 	return &Judge{Rules: set, Inside: inside, Self: self, Log: log, secrets: w(), denied: w(), reads: w(), refusals: w(), labelled: map[string]bool{}}
 }
 
 // Detections are those of one event.
 func (j *Judge) Detections(e sensors.Event) []sensors.Detection {
 	switch e.Kind {
-	case sensors.KindAudit:
+	case sensors.KindKubernetesAudit:
 		j.request(&e)
-		if j.Self != "" && e.Audit.User == j.Self && e.Audit.Impersonated == "" && !e.Audit.Outside {
+		if j.Self != "" && e.Audit.User == j.Self && e.Audit.ImpersonatedUser == "" && !e.Audit.FromOutsideCluster {
 			return nil
 		}
-	case sensors.KindCloud:
+	case sensors.KindCloudAPICall:
 		j.call(&e)
 	default:
 	}
@@ -77,33 +77,33 @@ func (j *Judge) request(e *sensors.Event) {
 	a := &e.Audit
 	what := a.Namespace + "/" + a.Name
 	switch {
-	case a.Code == 403:
-		a.RecentDenied = j.denied.Add(a.User, strings.Join([]string{a.Verb, a.Group, a.Resource, a.Subresource, what}, " "), e.Time)
-	case a.Resource == "secrets" && a.Verb == "get" && a.Code < 400:
-		a.RecentSecrets = j.secrets.Add(a.User, what, e.Time)
+	case a.StatusCode == 403:
+		a.RecentDeniedRequests = j.denied.Add(a.User, strings.Join([]string{a.Verb, a.APIGroup, a.Resource, a.Subresource, what}, " "), e.Time)
+	case a.Resource == "secrets" && a.Verb == "get" && a.StatusCode < 400:
+		a.RecentSecretReads = j.secrets.Add(a.User, what, e.Time)
 	}
-	if a.Resource == "namespaces" && a.Subresource == "" && a.Code < 400 && !a.DryRun {
+	if a.Resource == "namespaces" && a.Subresource == "" && a.StatusCode < 400 && !a.DryRun {
 		j.namespace(a)
 	}
 	// Only a token that is bound to a pod has a place where it belongs. Who asks may name addresses before their own: so
 	// one that is not the cluster's is enough.
-	a.Outside = a.FromPod != "" && slices.ContainsFunc(a.SourceIPs, j.outside)
+	a.FromOutsideCluster = a.FromPod != "" && slices.ContainsFunc(a.SourceIPs, j.outside)
 }
 
 // namespace tells whether a namespace that has no label had one before.
 func (j *Judge) namespace(a *sensors.Audit) {
 	switch {
-	case a.Verb == "delete" || a.Admission.Level == "removed":
-	case a.Admission.Level == "":
+	case a.Verb == "delete" || a.Admission.PodSecurityLevel == "removed":
+	case a.Admission.PodSecurityLevel == "":
 		return
-	case a.Admission.Level != "unset":
+	case a.Admission.PodSecurityLevel != "unset":
 		j.Enforced(a.Name)
 		return
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if a.Admission.Level == "unset" && a.Verb != "create" && j.labelled[a.Name] {
-		a.Admission.Level = "removed"
+	if a.Admission.PodSecurityLevel == "unset" && a.Verb != "create" && j.labelled[a.Name] {
+		a.Admission.PodSecurityLevel = "removed"
 	}
 	delete(j.labelled, a.Name)
 }
@@ -113,16 +113,16 @@ func (j *Judge) call(e *sensors.Event) {
 	c := &e.Cloud
 	what := strings.Join(c.Resources, " ")
 	switch {
-	case strings.Contains(c.Error, "AccessDenied") || strings.Contains(c.Error, "UnauthorizedOperation"):
-		c.RecentDenied = j.refusals.Add(c.Principal, c.Event+" "+what, e.Time)
-	case c.Error == "" && (c.Event == "GetParameters" || c.Event == "BatchGetSecretValue"):
+	case strings.Contains(c.ErrorCode, "AccessDenied") || strings.Contains(c.ErrorCode, "UnauthorizedOperation"):
+		c.RecentDeniedCalls = j.refusals.Add(c.Principal, c.EventName+" "+what, e.Time)
+	case c.ErrorCode == "" && (c.EventName == "GetParameters" || c.EventName == "BatchGetSecretValue"):
 		for _, one := range c.Resources { // each of them is one that was read
 			c.RecentReads = j.reads.Add(c.Principal, one, e.Time)
 		}
-	case c.Error == "" && c.ReadOnly && what != "":
+	case c.ErrorCode == "" && c.ReadOnly && what != "":
 		c.RecentReads = j.reads.Add(c.Principal, what, e.Time)
 	}
-	c.Outside = j.outside(c.SourceIP)
+	c.FromOutsideCluster = j.outside(c.SourceIP)
 }
 
 // outside tells whether an address is none of the cluster's. What is no address (a service of AWS by its name) is not

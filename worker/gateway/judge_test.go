@@ -21,11 +21,11 @@ func TestWhatIsReadAtTheCloudIsCountedOneByOne(t *testing.T) {
 		j := gateway.NewJudge(func() *rules.Set { return set }, nil, "", slog.New(slog.DiscardHandler))
 		n := 0
 		for i := range calls {
-			c := sensors.Cloud{Provider: "aws", Service: "x.amazonaws.com", Event: event, Principal: "arn:aws:sts::1:assumed-role/web/s", ReadOnly: event != "BatchGetSecretValue"}
+			c := sensors.Cloud{Provider: "aws", Service: "x.amazonaws.com", EventName: event, Principal: "arn:aws:sts::1:assumed-role/web/s", ReadOnly: event != "BatchGetSecretValue"}
 			for k := range each {
 				c.Resources = append(c.Resources, fmt.Sprintf("%d-%d", i, k))
 			}
-			for _, d := range j.Detections(sensors.Event{ID: fmt.Sprint(i), Kind: sensors.KindCloud, Time: time.Now(), Cloud: c}) {
+			for _, d := range j.Detections(sensors.Event{ID: fmt.Sprint(i), Kind: sensors.KindCloudAPICall, Time: time.Now(), Cloud: c}) {
 				if d.Rule == "cloud-storage-read" {
 					n++
 				}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"stanch/sensors/duration"
-	"stanch/sensors/link/linkpb"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
 // maxHealth bounds what a node may tell of itself, in bytes.
@@ -18,7 +18,7 @@ const maxHealth = 256 << 10
 
 // spoke takes in what a node tells of itself, and answers with the time. What it tells too often is not looked at: all of
 // it is judged, and reported, on the way that the words of all nodes go.
-func (h *Hub) spoke(n *node, health *linkpb.Health) error {
+func (h *Hub) spoke(n *node, health *gatewaypb.Health) error {
 	now := time.Now()
 	if !n.pace.words.AllowN(now, 1) {
 		return nil
@@ -40,7 +40,7 @@ func (h *Hub) spoke(n *node, health *linkpb.Health) error {
 		return nil // an older sensor, which does not know the answer
 	}
 	n.told = time.Now()
-	return n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Heard{Heard: &linkpb.Heard{TimeNs: n.told.UnixNano()}}})
+	return n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Heard{Heard: &gatewaypb.Heard{TimeNs: n.told.UnixNano()}}})
 }
 
 func (h *Hub) pace(name string) *pace {
@@ -51,7 +51,7 @@ func (h *Hub) pace(name string) *pace {
 }
 
 // paced tells a node that sends more than its rate to wait, and how long. Who does not obey is not read for that long.
-func (h *Hub) paced(ctx context.Context, n *node, batch *linkpb.Detections) (time.Duration, error) {
+func (h *Hub) paced(ctx context.Context, n *node, batch *gatewaypb.Detections) (time.Duration, error) {
 	if early := n.pace.early(time.Now()); early > leeway {
 		if err := hold(ctx, early); err != nil {
 			return 0, err
@@ -67,7 +67,7 @@ func (h *Hub) paced(ctx context.Context, n *node, batch *linkpb.Detections) (tim
 	}
 	h.note(NodeNote{Node: n.name, What: NodeLimited})
 	if n.waits {
-		return wait, n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Ack{Ack: &linkpb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1}}})
+		return wait, n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: &gatewaypb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1}}})
 	}
 	// An older sensor would take that for an acknowledgement and forget the batch: it is made to wait for the true one.
 	for wait > 0 {
@@ -153,8 +153,8 @@ func (r *renewals) allow(node string) bool {
 }
 
 // renew gives the node of a stream a certificate for its own name and role, whatever its request says.
-func (h *Hub) renew(ctx context.Context, n *node, r *linkpb.Renew) error {
-	answer := &linkpb.Renewed{}
+func (h *Hub) renew(ctx context.Context, n *node, r *gatewaypb.Renew) error {
+	answer := &gatewaypb.Renewed{}
 	certificate, err := h.certificate(ctx, n.name, r.GetCsr())
 	if err != nil {
 		answer.Error = err.Error()
@@ -169,7 +169,7 @@ func (h *Hub) renew(ctx context.Context, n *node, r *linkpb.Renew) error {
 		h.Log.Info("a node's certificate was renewed", "node", n.name, "ends", ends)
 		h.note(NodeNote{Node: n.name, What: NodeRenewed, Ends: ends})
 	}
-	return n.send(&linkpb.ToNode{Body: &linkpb.ToNode_Renewed{Renewed: answer}})
+	return n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Renewed{Renewed: answer}})
 }
 
 func (h *Hub) certificate(ctx context.Context, name string, csr []byte) ([]byte, error) {

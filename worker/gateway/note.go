@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"time"
 
-	"stanch/sensors/link/linkpb"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
 // NodeNote is what the hub noticed of a node.
@@ -61,7 +61,7 @@ const maxTrip = 10 * time.Second
 
 // measure tells from one Health how far apart the clocks are. The trip there and back, without the time that the node
 // held the gateway's word, is halved: a node can lie about its clock, but no more about it than about its own time.
-func measure(health *linkpb.Health, sent, now time.Time) *Clock {
+func measure(health *gatewaypb.Health, sent, now time.Time) *Clock {
 	if health.GetTimeNs() == 0 || health.GetEchoNs() == 0 || health.GetEchoNs() != sent.UnixNano() || health.GetHeldNs() < 0 {
 		return nil
 	}

@@ -12,7 +12,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -26,7 +26,7 @@ type Requests struct {
 	Intake *Intake
 	Hub    *Hub
 	// ProgramOf is the playbook of a request.
-	ProgramOf func(sensors.Requested) (*playbooks.Program, error)
+	ProgramOf func(sensors.ManualRequest) (*playbooks.Program, error)
 	// Plan plans a containment and asks the guards, without an effect.
 	Plan func(context.Context, activities.PlanInput) (activities.PlanResult, error)
 }
@@ -113,7 +113,7 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	case (q.Action == "") == (q.Playbook == ""):
 		return nil, bad("ask for an action or for a playbook")
 	}
-	requested := sensors.Requested{Person: s.Name, Proved: s.Proved, Reason: q.Reason, Action: q.Action, For: q.For, Playbook: q.Playbook}
+	requested := sensors.ManualRequest{Person: s.Name, AuthenticatedBy: s.Proved, Reason: q.Reason, Action: q.Action, Duration: q.For, Playbook: q.Playbook}
 	program, err := d.Requests.ProgramOf(requested)
 	if err != nil {
 		return nil, bad("%v", err)
@@ -122,8 +122,8 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	if err != nil {
 		return nil, err
 	}
-	permitted := &proof.Requested{Person: s.Name, Proved: s.Proved, Reason: q.Reason}
-	permitted.Actions, permitted.For = program.Containments()
+	permitted := &attestation.ManualRequest{Person: s.Name, AuthenticatedBy: s.Proved, Reason: q.Reason}
+	permitted.Actions, permitted.MaxDuration = program.Containments()
 	for i := range found {
 		if err := d.mayContain(ctx, cfg, s, incident.TargetOf(found[i])); err != nil {
 			return nil, err
@@ -135,8 +135,8 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 		err = d.plans(ctx, cfg, answer, program, found, permitted)
 	} else {
 		err = d.begin(ctx, answer, found, permitted, func(incident string) {
-			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.What(), "reason", q.Reason)
-			d.record(incident, activities.EntryMark, activities.Act{Action: "requested " + requested.What(), Who: []string{s.who()}, Note: q.Reason})
+			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.Describe(), "reason", q.Reason)
+			d.record(incident, activities.EntryMark, activities.Act{Action: "requested " + requested.Describe(), Who: []string{s.who()}, Note: q.Reason})
 		})
 	}
 	if err != nil {
@@ -163,20 +163,20 @@ func (d *Decider) mayContain(ctx context.Context, cfg *config.Config, s Speaker,
 }
 
 // stamp makes a target's detection the one of a request.
-func stamp(d sensors.Detection, r sensors.Requested, s Speaker, id string) sensors.Detection {
+func stamp(d sensors.Detection, r sensors.ManualRequest, s Speaker, id string) sensors.Detection {
 	now, target := time.Now(), incident.TargetOf(d)
-	d.ID = "request/" + proof.Hash([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
-	d.Rule, d.Source, d.Objective = sensors.RuleRequested, sensors.SourcePerson, sensors.ObjectiveRequested
+	d.ID = "request/" + attestation.HashJSON([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
+	d.Rule, d.Source, d.Objective = sensors.RuleManualRequest, sensors.SourceManualRequest, sensors.ObjectiveManualRequest
 	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
-	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.Person(r.Person, r.Proved), r.What(), r.Reason)}, d.Reasons...)
-	d.Time, d.Detected, d.Requested = now, now, &r
-	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindRequested, now, sensors.ActorPerson+r.Person
+	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.Person(r.Person, r.AuthenticatedBy), r.Describe(), r.Reason)}, d.Reasons...)
+	d.Time, d.Detected, d.ManualRequest = now, now, &r
+	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindManualRequest, now, sensors.ActorPersonPrefix+r.Person
 	return d
 }
 
 // begin gives the request to the incidents of its targets, and has it noted in each of them. Its error says how many of
 // the targets came before.
-func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sensors.Detection, permitted *proof.Requested, note func(incident string)) error {
+func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sensors.Detection, permitted *attestation.ManualRequest, note func(incident string)) error {
 	for n, one := range found {
 		in, err := d.beginOne(ctx, one, permitted)
 		if in.ID != "" && in.ID != answer.Incident {
@@ -195,7 +195,7 @@ func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sens
 }
 
 // beginOne gives the request to the incident of one target.
-func (d *Decider) beginOne(ctx context.Context, one sensors.Detection, permitted *proof.Requested) (in playbooks.Incident, err error) {
+func (d *Decider) beginOne(ctx context.Context, one sensors.Detection, permitted *attestation.ManualRequest) (in playbooks.Incident, err error) {
 	key := d.Requests.Intake.Key(one)
 	if open, err := d.incidentOf(ctx, key); err == nil && open.Status == "open" && len(open.Playbooks) >= maxRuns {
 		return in, &problem{http.StatusConflict, fmt.Sprintf("incident %s has %d playbook runs and takes no more requests; `stanch extend` lets a lease hold longer, and after a release the incident closes", open.ID, len(open.Playbooks))}
@@ -220,7 +220,7 @@ func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Inciden
 }
 
 // plans says for each containment of the playbook what it would change and what the guards say. It leaves nothing behind.
-func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *proof.Requested) error {
+func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *ContainAnswer, program *playbooks.Program, found []sensors.Detection, permitted *attestation.ManualRequest) error {
 	for _, one := range found {
 		signed, err := d.Requests.Intake.attest(one, time.Now(), permitted)
 		if err != nil {
@@ -238,7 +238,7 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 			if !known || step.Target != nil {
 				plan.Unknown = "its parameters or its target depend on what the playbook finds"
 			} else {
-				basis := activities.Basis{Attestations: []proof.Signed{signed}, Asked: step.under != nil}
+				basis := activities.Basis{Attestations: []attestation.Envelope{signed}, Asked: step.under != nil}
 				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.For, Until: time.Now().Add(step.For)}
 				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
 				if err != nil {

@@ -32,7 +32,7 @@ func (d *Decider) resolve(ctx context.Context, q ContainRequest) ([]sensors.Dete
 		if err := d.Requests.Intake.complete(ctx, &one); err != nil {
 			return nil, unresolved(q.Target, err)
 		}
-		if !one.Confirmed {
+		if !one.TargetConfirmed {
 			return nil, unresolved(q.Target, errors.New("the API server did not confirm it"))
 		}
 		return []sensors.Detection{one}, nil
@@ -100,7 +100,7 @@ func (d *Decider) targetsOf(ctx context.Context, q ContainRequest) ([]sensors.De
 		if t.Kind == playbooks.TargetPod {
 			one.Event.Container.Pod = sensors.Pod{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
 			err = d.Requests.Intake.complete(ctx, &one)
-			if err == nil && !one.Confirmed {
+			if err == nil && !one.TargetConfirmed {
 				err = errors.New("the API server did not confirm it")
 			}
 			if err != nil {
@@ -139,7 +139,7 @@ func (d *Decider) container(ctx context.Context, id, node string) (sensors.Detec
 	if err := d.Requests.Intake.complete(ctx, &one); err != nil {
 		return one, unresolved(id, err)
 	}
-	if one.Confirmed {
+	if one.TargetConfirmed {
 		return one, nil
 	}
 	return d.asDetected(ctx, one)

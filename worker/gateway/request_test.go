@@ -13,7 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -57,7 +57,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	d := &gateway.Decider{
 		Reader: &gateway.Reader{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), Scopes: scopes{}, Log: slog.New(slog.DiscardHandler),
 		Requests: &gateway.Requests{
-			Intake: intake, Hub: &gateway.Hub{}, ProgramOf: func(sensors.Requested) (*playbooks.Program, error) { return programs[0], nil },
+			Intake: intake, Hub: &gateway.Hub{}, ProgramOf: func(sensors.ManualRequest) (*playbooks.Program, error) { return programs[0], nil },
 			Plan: func(_ context.Context, in activities.PlanInput) (activities.PlanResult, error) {
 				planned = append(planned, in)
 				return activities.PlanResult{}, nil
@@ -106,9 +106,9 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	for _, in := range planned {
 		uids = append(uids, in.Request.Target.UID)
 		require.Equal(t, "pod.isolate", in.Request.Action)
-		attested, err := auth.Keys().OpenAttestation(in.Basis.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		attested, err := auth.Keys().VerifyAttestation(in.Basis.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
 		require.NoError(t, err)
-		require.Equal(t, &proof.Requested{Person: "ann", Proved: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, For: time.Hour}, attested.Requested)
+		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
 	}
 	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
 }
@@ -144,7 +144,7 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	var log bytes.Buffer
 	d := &gateway.Decider{
 		Reader: &gateway.Reader{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), Scopes: scopes{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
-		Requests: &gateway.Requests{Intake: intake, Hub: &gateway.Hub{}, ProgramOf: func(sensors.Requested) (*playbooks.Program, error) { return program[0], nil }},
+		Requests: &gateway.Requests{Intake: intake, Hub: &gateway.Hub{}, ProgramOf: func(sensors.ManualRequest) (*playbooks.Program, error) { return program[0], nil }},
 	}
 	keyOf := func(name, uid string) string {
 		one := sensors.Detection{ID: "x", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Event: sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}}}
@@ -172,11 +172,11 @@ func TestARequestFromASensorIsRefused(t *testing.T) {
 	intake := api.intake(t)
 	for name, change := range map[string]func(*sensors.Detection){
 		"requested": func(d *sensors.Detection) {
-			d.Requested = &sensors.Requested{Person: "alice", Action: "pod.isolate", For: time.Hour}
+			d.ManualRequest = &sensors.ManualRequest{Person: "alice", Action: "pod.isolate", Duration: time.Hour}
 		},
-		"rule":      func(d *sensors.Detection) { d.Rule = sensors.RuleRequested },
-		"objective": func(d *sensors.Detection) { d.Objective = sensors.ObjectiveRequested },
-		"kind":      func(d *sensors.Detection) { d.Event.Kind = sensors.KindRequested },
+		"rule":      func(d *sensors.Detection) { d.Rule = sensors.RuleManualRequest },
+		"objective": func(d *sensors.Detection) { d.Objective = sensors.ObjectiveManualRequest },
+		"kind":      func(d *sensors.Detection) { d.Event.Kind = sensors.KindManualRequest },
 		"actor":     func(d *sensors.Detection) { d.Event.Actor = "person:alice" },
 	} {
 		for _, from := range []string{"", "node-a"} {
@@ -185,7 +185,7 @@ func TestARequestFromASensorIsRefused(t *testing.T) {
 				Event: sensors.Event{Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "shop", Name: "web", UID: "u-1"}}},
 			}
 			require.NoError(t, intake.Check(t.Context(), &d, from))
-			d.Confirmed = false
+			d.TargetConfirmed = false
 			change(&d)
 			require.ErrorContains(t, intake.Check(t.Context(), &d, from), "it is a person's request, which no sensor makes", name)
 		}

@@ -9,7 +9,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/display"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 )
 
@@ -67,14 +67,14 @@ func (a *API) switchState(ctx context.Context) Pause {
 	return pauseOf(state, err)
 }
 
-func pauseOf(state proof.SwitchState, err error) Pause {
+func pauseOf(state attestation.KillSwitchState, err error) Pause {
 	if err != nil {
 		return Pause{Paused: true, Error: err.Error()}
 	}
-	if !state.Stopped {
+	if !state.Paused {
 		return Pause{}
 	}
-	return Pause{Paused: true, Since: state.At, By: state.By, Reason: state.Reason}
+	return Pause{Paused: true, Since: state.ChangedAt, By: state.ChangedBy, Reason: state.Reason}
 }
 
 // Resumed is what lifting the kill switch leaves to do.

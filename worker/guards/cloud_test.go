@@ -8,7 +8,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 )
 
@@ -43,13 +43,13 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 			d.granted("shop")
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"nor an old one": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Namespace: "bank", Confirmed: true, Accepted: now.Add(-25 * time.Hour)})}
+			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-25 * time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1"},
 		"an hour's wait for people changes nothing": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Namespace: "bank", Confirmed: true, Accepted: now.Add(-time.Hour)})}
+			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictRun, "phase", "granted"},
 		"nor a namespace that only a node's word names": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{Namespace: "bank", Accepted: now.Add(-time.Hour)})}
+			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"a role that a drill registered is phase 3": {func(d *desk) {
 			d.chain.Config.Phase = 1

@@ -17,7 +17,7 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 )
 
@@ -43,7 +43,7 @@ type Budget interface {
 // Chain is the guards with what they read.
 type Chain struct {
 	Config *config.Config
-	Keys   proof.Keyring
+	Keys   attestation.Keyring
 	Switch Switch
 	Budget Budget
 	// Grants remembers which grants were used. Nil remembers none: a simulation applies nothing.
@@ -90,8 +90,8 @@ type Facts struct {
 	Stopped    string // who stopped, "" if nobody did
 	Signals    []playbooks.Signal
 	Verdict    playbooks.Verdict // of the signals
-	Receipts   []proof.Receipt
-	Grant      *proof.Grant
+	Receipts   []attestation.EvidenceReceipt
+	Grant      *attestation.Grant
 	GrantError string   // why a grant that was offered does not hold
 	Workloads  []string // of the attested detections, as the gateway knows them
 	On         string
@@ -99,9 +99,9 @@ type Facts struct {
 	Budget     Budget
 	Self       []string
 	// Drill is the registered target of a drill; nil outside of drills.
-	Drill *proof.DrillTarget
+	Drill *attestation.DrillTarget
 	// Requested is what a person asked for, where that is among what it rests on.
-	Requested *proof.Requested
+	Requested *attestation.ManualRequest
 	// Known is what the API server says of a pod, a container or a workload; nil for targets of other systems.
 	Known *activities.TargetFacts
 }
@@ -143,7 +143,7 @@ func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.D
 			}
 			d.Since = f.Since
 			if f.Grant != nil {
-				d.Since = f.Grant.Issued // what people released later is not contained again with it
+				d.Since = f.Grant.IssuedAt // what people released later is not contained again with it
 			}
 			if d.Verdict == activities.VerdictRun && q.Before {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
@@ -182,32 +182,32 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		f.Stopped = who
 	}
 	for _, s := range q.Basis.Attestations {
-		a, err := c.Keys.OpenAttestation(s, target.ID(), q.Now, Fresh)
+		a, err := c.Keys.VerifyAttestation(s, target.ID(), q.Now, Fresh)
 		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
 			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
 		}
-		if !a.Counts(q.Request.Action, q.Request.For) {
+		if !a.Permits(q.Request.Action, q.Request.For) {
 			continue // a person asked for something else
 		}
-		if a.Requested != nil {
-			f.Requested = a.Requested
+		if a.ManualRequest != nil {
+			f.Requested = a.ManualRequest
 		}
-		if a.Accepted.After(f.Since) {
-			f.Since = a.Accepted
+		if a.AcceptedAt.After(f.Since) {
+			f.Since = a.AcceptedAt
 		}
 		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
 		f.Workloads = append(f.Workloads, a.Workload)
-		f.On = a.Detection
+		f.On = a.DetectionID
 	}
 	f.Verdict = playbooks.Correlate(f.Signals)
 	for _, s := range q.Basis.Receipts {
-		var r proof.Receipt
-		if c.Keys.Open(s, proof.PurposeReceipt, &r) == nil && r.Incident == q.Request.Incident.ID {
+		var r attestation.EvidenceReceipt
+		if c.Keys.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.Incident.ID {
 			f.Receipts = append(f.Receipts, r)
 		}
 	}
 	if q.Basis.Grant != nil {
-		g, err := c.Keys.OpenGrant(*q.Basis.Grant, proof.OperationApply, q.Now)
+		g, err := c.Keys.VerifyGrant(*q.Basis.Grant, attestation.OperationApply, q.Now)
 		if err == nil {
 			err = g.Permits(q.PlanHash, target.ID())
 		}
@@ -226,17 +226,17 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 
 // drillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
 // neither a name, a namespace nor the request can put a target into a drill's scope.
-func (c *Chain) drillTarget(q activities.Question) *proof.DrillTarget {
+func (c *Chain) drillTarget(q activities.Question) *attestation.DrillTarget {
 	for _, s := range q.Basis.Attestations {
-		var a proof.Attestation
-		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
+		var a attestation.Attestation
+		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
 			continue
 		}
-		age := q.Now.Sub(a.Accepted)
+		age := q.Now.Sub(a.AcceptedAt)
 		if age > Fresh || age < -slack {
 			continue
 		}
-		if t, ok := a.Drill.Target(q.Request.Target.ID()); ok {
+		if t, ok := a.Drill.FindTarget(q.Request.Target.ID()); ok {
 			return &t
 		}
 	}
@@ -255,11 +255,11 @@ func (c *Chain) scope(q activities.Question) config.Scope {
 		return own
 	}
 	for _, s := range q.Basis.Attestations {
-		var a proof.Attestation
-		if c.Keys.Open(s, proof.PurposeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.Confirmed || !a.Counts(q.Request.Action, q.Request.For) {
+		var a attestation.Attestation
+		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.For) {
 			continue
 		}
-		if age := q.Now.Sub(a.Accepted); age < told && age > -slack {
+		if age := q.Now.Sub(a.AcceptedAt); age < told && age > -slack {
 			return own
 		}
 	}
@@ -304,7 +304,7 @@ func evidence(f Facts) *activities.Decision {
 		return nil // plans inside of an approval are made before the evidence may have run
 	}
 	for _, r := range f.Receipts {
-		if r.Target == f.Request.Target.ID() || !f.Request.Target.Kind.Detected() {
+		if r.TargetID == f.Request.Target.ID() || !f.Request.Target.Kind.Detected() {
 			return nil
 		}
 	}
@@ -320,7 +320,7 @@ func offeredGrant(f Facts) *activities.Decision {
 		return refuse("the grant does not hold: %s", f.GrantError)
 	case f.Grant.Namespace != target.Namespace:
 		return refuse("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
-	case f.Grant.Drill && f.Drill == nil:
+	case f.Grant.DrillOnly && f.Drill == nil:
 		return refuse("what a drill's key granted permits nothing outside of a drill")
 	}
 	return nil
@@ -357,7 +357,7 @@ func phase(f Facts) *activities.Decision {
 	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
 		return propose("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
 	case f.Grant != nil:
-		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.People, ", "), On: f.On}
+		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), On: f.On}
 	case class == playbooks.ClassDisrupt || f.Basis.Asked:
 		return ask(f, "it runs only with the grant of its approval")
 	case f.unknown() != "":
@@ -372,7 +372,7 @@ func phase(f Facts) *activities.Decision {
 	if f.Requested != nil {
 		return &activities.Decision{
 			Verdict: activities.VerdictRun, On: f.On,
-			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.Person(f.Requested.Person, f.Requested.Proved), f.Requested.Reason),
+			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.Person(f.Requested.Person, f.Requested.AuthenticatedBy), f.Requested.Reason),
 		}
 	}
 	return &activities.Decision{

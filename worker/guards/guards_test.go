@@ -12,16 +12,16 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/worker/guards"
 )
 
 var now = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-func key(t *testing.T, seed byte) proof.Key {
+func key(t *testing.T, seed byte) attestation.SigningKey {
 	t.Helper()
-	k, err := proof.NewKey(bytes.Repeat([]byte{seed}, 32))
+	k, err := attestation.NewSigningKey(bytes.Repeat([]byte{seed}, 32))
 	require.NoError(t, err)
 	return k
 }
@@ -29,11 +29,11 @@ func key(t *testing.T, seed byte) proof.Key {
 // desk is a guard chain with everything in order for an automatic containment in phase 2; scenarios spoil one thing.
 type desk struct {
 	t      *testing.T
-	key    proof.Key
+	key    attestation.SigningKey
 	chain  *guards.Chain
 	target playbooks.Target
 	q      activities.Question
-	drill  *proof.Drill // the registration that attestations carry
+	drill  *attestation.DrillRegistration // the registration that attestations carry
 	// known is what the API server says of the target; nil is that it agrees with the request, and that the workload web owns it.
 	known *activities.TargetFacts
 }
@@ -70,7 +70,7 @@ budget: { per_hour: 3, share: 0.5 }
 	require.Empty(t, problems)
 	k := key(t, 1)
 	d := &desk{t: t, key: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
-	d.chain = &guards.Chain{Config: cfg, Keys: proof.NewKeyring(k.Public()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
+	d.chain = &guards.Chain{Config: cfg, Keys: attestation.NewKeyring(k.PublicKey()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.chain.Targets = d
 	d.q = activities.Question{
 		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Before: true,
@@ -79,34 +79,34 @@ budget: { per_hour: 3, share: 0.5 }
 			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 		}},
 	}
-	d.q.Basis.Attestations = []proof.Signed{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.q.Basis.Receipts = []proof.Signed{d.sign(k, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID(), At: now})}
+	d.q.Basis.Attestations = []attestation.Envelope{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Basis.Receipts = []attestation.Envelope{d.sign(k, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 	return d
 }
 
-func (d *desk) sign(k proof.Key, purpose proof.Purpose, body any) proof.Signed {
+func (d *desk) sign(k attestation.SigningKey, purpose attestation.PayloadType, body any) attestation.Envelope {
 	s, err := k.Sign(purpose, body)
 	require.NoError(d.t, err)
 	return s
 }
 
-func (d *desk) attest(k proof.Key, target string, confidence float64, at time.Time) proof.Signed {
-	return d.sign(k, proof.PurposeAttestation, proof.Attestation{
-		Detection: "d", Target: target, Namespace: d.target.Namespace, Confirmed: true, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, Accepted: at,
+func (d *desk) attest(k attestation.SigningKey, target string, confidence float64, at time.Time) attestation.Envelope {
+	return d.sign(k, attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: "d", TargetID: target, Namespace: d.target.Namespace, TargetConfirmed: true, Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: confidence, AcceptedAt: at,
 		Drill: d.drill,
 	})
 }
 
-func (d *desk) grant(k proof.Key, g proof.Grant) *proof.Signed {
-	if g.Issued.IsZero() {
-		g.Issued, g.Expires = now.Add(-time.Minute), now.Add(time.Minute)
+func (d *desk) grant(k attestation.SigningKey, g attestation.Grant) *attestation.Envelope {
+	if g.IssuedAt.IsZero() {
+		g.IssuedAt, g.ExpiresAt = now.Add(-time.Minute), now.Add(time.Minute)
 	}
-	s := d.sign(k, proof.PurposeGrant, g)
+	s := d.sign(k, attestation.PayloadTypeGrant, g)
 	return &s
 }
 
-func (d *desk) goodGrant() proof.Grant {
-	return proof.Grant{Nonce: "n", Operation: proof.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, People: []string{"alice", "bob"}}
+func (d *desk) goodGrant() attestation.Grant {
+	return attestation.Grant{Nonce: "n", Operation: attestation.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, GrantedBy: []string{"alice", "bob"}}
 }
 
 func (d *desk) decide() activities.Decision {
@@ -170,8 +170,8 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 			d.known = &activities.TargetFacts{OutsideCluster: true, Node: "node-a"}
 		}, activities.VerdictRun, "phase", "confidence"},
 		"a detection from another node is no proof": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
-				Detection: "d", Target: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Accepted: now,
+			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
+				DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, AcceptedAt: now,
 			})}
 		}, activities.VerdictRefuse, "phase", "without proof"},
 		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h that was planned"},
@@ -186,24 +186,24 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"evidence of another incident": {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"a receipt that somebody else signed": {func(d *desk) {
-			d.q.Basis.Receipts = []proof.Signed{d.sign(thief, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID()})}
+			d.q.Basis.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},
 		"no attestation":                {func(d *desk) { d.q.Basis.Attestations = nil }, activities.VerdictRefuse, "phase", "without proof"},
-		"an attestation of another pod": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:other", 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation of another pod": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:other", 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
 		"an old attestation": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
+			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
 		}, activities.VerdictRefuse, "phase", "without proof"},
 		"an attestation from the future": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(time.Hour))}
+			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(time.Hour))}
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"an attestation that somebody signed": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(thief, d.target.ID(), 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation that somebody signed": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(thief, d.target.ID(), 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
 		"a changed attestation": {func(d *desk) {
-			d.q.Basis.Attestations[0].Body = bytes.Replace(d.q.Basis.Attestations[0].Body, []byte("0.9"), []byte("1.0"), 1)
+			d.q.Basis.Attestations[0].Payload = bytes.Replace(d.q.Basis.Attestations[0].Payload, []byte("0.9"), []byte("1.0"), 1)
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"a grant offered as an attestation": {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{*d.grant(d.key, d.goodGrant())} }, activities.VerdictRefuse, "phase", "without proof"},
-		"low confidence asks":               {func(d *desk) { d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.6, now)} }, activities.VerdictAsk, "phase", "below the 0.80"},
+		"a grant offered as an attestation": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{*d.grant(d.key, d.goodGrant())} }, activities.VerdictRefuse, "phase", "without proof"},
+		"low confidence asks":               {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)} }, activities.VerdictAsk, "phase", "below the 0.80"},
 		"a claim of confidence is not believed": {func(d *desk) {
-			d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.6, now)}
+			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)}
 			d.q.Request.Incident.Confidence = 1
 		}, activities.VerdictAsk, "phase", "0.60"},
 		"phase 1 proposes":                 {func(d *desk) { d.move("look") }, activities.VerdictPropose, "phase", "phase 1"},
@@ -235,15 +235,15 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 			g.Namespace = "bank"
 			d.q.Basis.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "for the namespace"},
-		"a grant that a drill's key gave": {func(d *desk) { g := d.goodGrant(); g.Drill = true; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "outside of a drill"},
+		"a grant that a drill's key gave": {func(d *desk) { g := d.goodGrant(); g.DrillOnly = true; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "outside of a drill"},
 		"a grant that has expired": {func(d *desk) {
 			g := d.goodGrant()
-			g.Issued, g.Expires = now.Add(-time.Hour), now.Add(-time.Minute)
+			g.IssuedAt, g.ExpiresAt = now.Add(-time.Hour), now.Add(-time.Minute)
 			d.q.Basis.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "valid from"},
 		"a grant for a release": {func(d *desk) {
 			g := d.goodGrant()
-			g.Operation = proof.OperationRelease
+			g.Operation = attestation.OperationRelease
 			d.q.Basis.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "release"},
 		"a grant that somebody signed":                 {func(d *desk) { d.q.Basis.Grant = d.grant(thief, d.goodGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
@@ -282,22 +282,22 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 
 // register attests that a drill registered a target.
 func (d *desk) register(id string) {
-	d.drill = &proof.Drill{Name: "cryptominer", Targets: []proof.DrillTarget{{ID: id}}}
-	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.drill = &attestation.DrillRegistration{Name: "cryptominer", Targets: []attestation.DrillTarget{{ID: id}}}
+	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 // container makes the target a container of which no pod is known.
 func (d *desk) container() {
 	d.target = playbooks.Target{Kind: playbooks.TargetContainer, Name: "c1", UID: "c1"}
 	d.q.Request.Target = d.target
-	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: d.target.ID(), At: now})}
+	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 }
 
 // move puts the target into another namespace.
 func (d *desk) move(namespace string) {
 	d.target.Namespace, d.q.Request.Target.Namespace, d.q.Request.Incident.Workload.Namespace = namespace, namespace, namespace
-	d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
@@ -316,9 +316,9 @@ func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 	d.q.Basis.Asked = true
 	require.Equal(t, activities.VerdictAsk, d.decide().Verdict, "inside of an approval people are asked, however much was contained")
 	require.Equal(t, 3, d.decide().Inputs.Spent)
-	d.q.Basis.Grant = d.grant(d.key, func() proof.Grant {
+	d.q.Basis.Grant = d.grant(d.key, func() attestation.Grant {
 		g := d.goodGrant()
-		g.Issued, g.Expires = d.q.Now, d.q.Now.Add(time.Minute)
+		g.IssuedAt, g.ExpiresAt = d.q.Now, d.q.Now.Add(time.Minute)
 		return g
 	}())
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "people may go beyond it")
@@ -330,8 +330,8 @@ func TestOnlyOnePodIsContainedWhileTheReplicasAreUnknown(t *testing.T) {
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
+		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		got := d.decide()
 		require.Equal(t, want, got.Verdict, got.Reason)
 	}
@@ -344,8 +344,8 @@ func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
+		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }
@@ -357,8 +357,8 @@ func TestBudgetShareIsTakenByTheResolvedOwner(t *testing.T) {
 		d.known = &activities.TargetFacts{Namespace: "shop", Pod: uid, Replicas: 4, Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}}}
 		d.q.Request.Incident.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid} // as a name alone says it
 		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []proof.Signed{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []proof.Signed{d.sign(d.key, proof.PurposeReceipt, proof.Receipt{Incident: "INC-1", Target: "pod:" + uid, At: now})}
+		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }

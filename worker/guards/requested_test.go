@@ -8,15 +8,15 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // requested makes a person's request for pod.isolate for an hour the only thing that the desk's request rests on.
 func (d *desk) requested(at time.Time) {
 	d.q.Request.Action = "pod.isolate"
-	d.q.Basis.Attestations = []proof.Signed{d.sign(d.key, proof.PurposeAttestation, proof.Attestation{
-		Detection: "request/1", Target: "pod:uid-1", Namespace: d.target.Namespace, Confirmed: true, Rule: "requested-by-a-person", Severity: "high", Confidence: 1, Accepted: at,
-		Requested: &proof.Requested{Person: "alice", Proved: "uid 1", Reason: "beacons", Actions: []string{"pod.isolate"}, For: time.Hour},
+	d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: "request/1", TargetID: "pod:uid-1", Namespace: d.target.Namespace, TargetConfirmed: true, Rule: "requested-by-a-person", Severity: "high", Confidence: 1, AcceptedAt: at,
+		ManualRequest: &attestation.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour},
 	})}
 }
 

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"stanch/activities"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // sealed reads and makes signed states of a kill switch. Whoever can write where the state is kept can stop, as anybody
@@ -19,27 +19,27 @@ type sealed struct {
 }
 
 // open tells what a stored state says. What is not signed, or older than what was seen, counts as stopped.
-func (s *sealed) open(text string, keys proof.Keyring) proof.SwitchState {
+func (s *sealed) open(text string, keys attestation.Keyring) attestation.KillSwitchState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if text == "" && s.highest == 0 {
-		return proof.SwitchState{}
+		return attestation.KillSwitchState{}
 	}
-	var signed proof.Signed
-	var state proof.SwitchState
+	var signed attestation.Envelope
+	var state attestation.KillSwitchState
 	switch err := json.Unmarshal([]byte(text), &signed); {
 	case text == "":
-		return proof.SwitchState{Stopped: true, By: "the switch's state was taken away"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state was taken away"}
 	case err != nil:
-		return proof.SwitchState{Stopped: true, By: "the switch's state cannot be read"}
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state cannot be read"}
 	}
-	if err := keys.Open(signed, proof.PurposeSwitch, &state); err != nil {
-		return proof.SwitchState{Stopped: true, By: "the switch's state is not signed by the authority"}
+	if err := keys.Verify(signed, attestation.PayloadTypeKillSwitch, &state); err != nil {
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state is not signed by the authority"}
 	}
-	if state.Seq < s.highest {
-		return proof.SwitchState{Stopped: true, By: "the switch's state is older than one that was seen"}
+	if state.Sequence < s.highest {
+		return attestation.KillSwitchState{Paused: true, ChangedBy: "the switch's state is older than one that was seen"}
 	}
-	s.highest = state.Seq
+	s.highest = state.Sequence
 	return state
 }
 
@@ -51,7 +51,7 @@ func (s *sealed) next(a activities.Authority, stopped bool, by, reason string, n
 		by = "somebody"
 	}
 	s.highest = max(s.highest+1, now.UnixMilli())
-	signed, err := a.Sign(proof.PurposeSwitch, proof.SwitchState{Seq: s.highest, Stopped: stopped, By: by, At: now.UTC(), Reason: reason})
+	signed, err := a.Sign(attestation.PayloadTypeKillSwitch, attestation.KillSwitchState{Sequence: s.highest, Paused: stopped, ChangedBy: by, ChangedAt: now.UTC(), Reason: reason})
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
@@ -60,14 +60,14 @@ func (s *sealed) next(a activities.Authority, stopped bool, by, reason string, n
 }
 
 // said is who stopped, for a person.
-func said(s proof.SwitchState) string {
+func said(s attestation.KillSwitchState) string {
 	switch {
-	case !s.Stopped:
+	case !s.Paused:
 		return ""
-	case s.At.IsZero():
-		return s.By
+	case s.ChangedAt.IsZero():
+		return s.ChangedBy
 	}
-	text := fmt.Sprintf("by %s at %s", s.By, s.At.Format(time.RFC3339))
+	text := fmt.Sprintf("by %s at %s", s.ChangedBy, s.ChangedAt.Format(time.RFC3339))
 	if s.Reason != "" {
 		text += ": " + s.Reason
 	}

@@ -14,14 +14,14 @@ import (
 
 	"stanch/activities"
 	"stanch/activities/kube"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Lever is a kill switch that a person can set and lift.
 type Lever interface {
 	Switch
 	// State is what the switch says now: whether new containments are paused, since when, by whom, and why.
-	State(ctx context.Context) (proof.SwitchState, error)
+	State(ctx context.Context) (attestation.KillSwitchState, error)
 	// Stop sets the switch, Resume lifts it.
 	Stop(ctx context.Context, by, reason string) error
 	Resume(ctx context.Context, by string) error
@@ -55,7 +55,7 @@ type SharedSwitch struct {
 
 	mu     sync.Mutex
 	at     time.Time // of the last reading
-	last   proof.SwitchState
+	last   attestation.KillSwitchState
 	sealed sealed
 }
 
@@ -67,12 +67,12 @@ func (s *SharedSwitch) now() time.Time {
 }
 
 // State reads the switch. One that cannot be read counts as stopped.
-func (s *SharedSwitch) State(ctx context.Context) (proof.SwitchState, error) {
+func (s *SharedSwitch) State(ctx context.Context) (attestation.KillSwitchState, error) {
 	stopped, _, err := s.Stopped(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	state := s.last
-	state.Stopped = stopped
+	state.Paused = stopped
 	return state, err
 }
 
@@ -85,7 +85,7 @@ func (s *SharedSwitch) Stopped(ctx context.Context) (bool, string, error) {
 			return true, "", fmt.Errorf("read the kill switch %s/%s: %w", s.Namespace, SwitchName, err)
 		}
 	}
-	return s.last.Stopped, said(s.last), nil
+	return s.last.Paused, said(s.last), nil
 }
 
 func (s *SharedSwitch) read(ctx context.Context) error {
@@ -97,7 +97,7 @@ func (s *SharedSwitch) read(ctx context.Context) error {
 	}
 	s.last, s.at = s.sealed.open(m.Data["state"], s.Authority.Keys()), s.now()
 	if by := m.Data["by"]; by != "" {
-		s.last = proof.SwitchState{Stopped: true, By: "by " + by + " in the ConfigMap"}
+		s.last = attestation.KillSwitchState{Paused: true, ChangedBy: "by " + by + " in the ConfigMap"}
 	}
 	return nil
 }

@@ -17,15 +17,15 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // holder is the authority's key.
-type holder struct{ key proof.Key }
+type holder struct{ key attestation.SigningKey }
 
-func (h holder) Keys() proof.Keyring { return proof.NewKeyring(h.key.Public()) }
+func (h holder) Keys() attestation.Keyring { return attestation.NewKeyring(h.key.PublicKey()) }
 
-func (h holder) Sign(p proof.Purpose, body any) (proof.Signed, error) { return h.key.Sign(p, body) }
+func (h holder) Sign(p attestation.PayloadType, body any) (attestation.Envelope, error) { return h.key.Sign(p, body) }
 
 func newHolder(t *testing.T) holder {
 	t.Helper()
@@ -33,7 +33,7 @@ func newHolder(t *testing.T) holder {
 	if _, err := rand.Read(seed); err != nil {
 		t.Fatal(err)
 	}
-	key, err := proof.NewKey(seed)
+	key, err := attestation.NewSigningKey(seed)
 	if err != nil {
 		t.Fatal(err)
 	}

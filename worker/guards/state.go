@@ -12,7 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/budget"
 )
 
@@ -32,21 +32,21 @@ func (s *FileSwitch) Stopped(context.Context) (bool, string, error) {
 	if err != nil {
 		return true, "", err
 	}
-	return state.Stopped, said(state), nil
+	return state.Paused, said(state), nil
 }
 
-func (s *FileSwitch) read() (proof.SwitchState, error) {
+func (s *FileSwitch) read() (attestation.KillSwitchState, error) {
 	raw, err := os.ReadFile(s.Path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return proof.SwitchState{}, fmt.Errorf("read the kill switch: %w", err)
+		return attestation.KillSwitchState{}, fmt.Errorf("read the kill switch: %w", err)
 	}
 	return s.sealed.open(string(raw), s.Authority.Keys()), nil
 }
 
 // State reads the switch. One that cannot be read counts as stopped.
-func (s *FileSwitch) State(context.Context) (proof.SwitchState, error) {
+func (s *FileSwitch) State(context.Context) (attestation.KillSwitchState, error) {
 	state, err := s.read()
-	state.Stopped = state.Stopped || err != nil
+	state.Paused = state.Paused || err != nil
 	return state, err
 }
 

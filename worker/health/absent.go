@@ -185,11 +185,11 @@ func (m *Monitor) judge(a missing, e Expectation, should, cluster bool, now time
 	c := condition{kind: telemetryLost, subject: nodeSubject(a.name), node: a.name, since: a.since}
 	switch {
 	case a.known && a.stopped:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was told to stop %s ago, and has not come back.", a.name, duration.About(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was told to stop %s ago, and has not come back.", a.name, duration.FormatApprox(away)))
 	case a.known:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s fell silent %s ago, and did not say that it would.", a.name, duration.About(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s fell silent %s ago, and did not say that it would.", a.name, duration.FormatApprox(away)))
 	default:
-		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not dialled in for %s.", a.name, duration.About(away)))
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not dialled in for %s.", a.name, duration.FormatApprox(away)))
 	}
 	switch {
 	case !cluster:

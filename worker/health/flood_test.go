@@ -19,8 +19,8 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/identity"
-	"stanch/sensors/link"
+	"stanch/sensors/containermeta"
+	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	lacking "stanch/testenv/require"
 	"stanch/testenv/temporal"
@@ -31,7 +31,7 @@ import (
 // container makes the cgroup of a container of this host.
 func container(t *testing.T) (id, dir string) {
 	t.Helper()
-	root, err := identity.FindCgroupRoot()
+	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
 	raw := make([]byte, 32)
 	_, err = rand.Read(raw)
@@ -67,18 +67,18 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 	base, err := e.pki.TLS(authority.RoleNode, "flooded-1")
 	require.NoError(t, err)
 	dir := t.TempDir()
-	a, closeAll, err := agent.Make(agent.Setup{
-		Node: "flooded-1", StateDir: dir, CRISocket: "none", NoLock: true, Log: slog.New(slog.DiscardHandler),
-		Probe: probe.Options{AlertBytes: 4096, TelemetryBytes: 4096},
+	a, closeAll, err := agent.NewFromConfig(agent.Config{
+		Node: "flooded-1", StateDir: dir, CRISocket: "none", DisableLock: true, Log: slog.New(slog.DiscardHandler),
+		Probe: probe.Options{AlertRingBytes: 4096, TelemetryRingBytes: 4096},
 	})
 	require.NoError(t, err)
 	defer closeAll()
-	spool, err := link.OpenSpool(dir, link.SpoolLimit{})
+	spool, err := gatewayrpc.OpenSpool(dir, gatewayrpc.SpoolLimits{})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- a.Serve(ctx, &link.Client{Address: e.address, TLS: base, Node: a.Node, HealthEvery: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}, spool)
+		done <- a.Serve(ctx, &gatewayrpc.Client{Address: e.address, TLS: base, Node: a.Node, HealthInterval: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}, spool)
 	}()
 	defer func() { cancel(); <-done }()
 	e.here(t, "flooded-1")
@@ -88,7 +88,7 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 	// depends on the machine.
 	require.Eventually(t, func() bool {
 		inside(t, cgroup, "/bin/sh", "-c", "for j in $(seq 48); do (for i in $(seq 40); do /bin/true; done) & done; /bin/cat /dev/null; wait")
-		return a.Report(0, 0).Lost.Events > 0
+		return a.Report(0, 0).Drops.KernelEvents > 0
 	}, time.Minute, time.Millisecond, "the ring must have been too small")
 
 	// Other containers of this machine may lose events too, in so small a ring.
@@ -99,7 +99,7 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 	}, 20*time.Second, 50*time.Millisecond)
 	d := becomes(t, server, "Container/"+id[:12]+"@flooded-1", "events-flooded")
 	require.Equal(t, id, d.Event.Container.ID)
-	require.Equal(t, sensors.ObjectiveDefenceEvasion, d.Objective)
+	require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 	require.Equal(t, "T1562.006", d.Technique)
 	t.Log(d.Reasons)
 }

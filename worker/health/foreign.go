@@ -9,7 +9,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/worker/gateway"
 )
 
@@ -89,16 +89,16 @@ func (m *Monitor) silent() {
 	m.mu.Unlock()
 	for _, l := range all {
 		m.tell(condition{kind: foreignLost, subject: sourceSubject(l.name), since: l.last, reasons: []string{
-			fmt.Sprintf("The source %s has been silent for %s. Before, its longest silence in %d words was %s.", l.name, duration.About(now.Sub(l.last)), l.heard, duration.About(l.longest)),
+			fmt.Sprintf("The source %s has been silent for %s. Before, its longest silence in %d words was %s.", l.name, duration.FormatApprox(now.Sub(l.last)), l.heard, duration.FormatApprox(l.longest)),
 		}})
 	}
 }
 
 // ForeignHealth takes what another sensor says about itself, and what the gateway could not read of it.
-func (m *Monitor) ForeignHealth(_ context.Context, h foreign.Health) {
-	if h.Unread > 0 {
-		m.tell(condition{kind: foreignUnread, subject: sourceSubject(h.Source), since: h.Time, count: clampInt(h.Unread), reasons: []string{
-			fmt.Sprintf("%d events of the source %s could not be read.", h.Unread, h.Source), "The error was: " + clip(h.Message),
+func (m *Monitor) ForeignHealth(_ context.Context, h integrations.SensorHealth) {
+	if h.UndecodableEvents > 0 {
+		m.tell(condition{kind: foreignUnread, subject: sourceSubject(h.Source), since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{
+			fmt.Sprintf("%d events of the source %s could not be read.", h.UndecodableEvents, h.Source), "The error was: " + clip(h.Message),
 		}})
 	}
 	if h.Dropped == 0 {
@@ -106,7 +106,7 @@ func (m *Monitor) ForeignHealth(_ context.Context, h foreign.Health) {
 	}
 	now := m.Now()
 	more := h.Dropped
-	if h.Total {
+	if h.DroppedIsCumulative {
 		m.mu.Lock()
 		s := m.sourceOf(h.Source, now)
 		before, known := s.dropped[h.Node]

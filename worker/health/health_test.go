@@ -18,7 +18,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/sensors/probe"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
@@ -38,7 +38,7 @@ func TestHealth(t *testing.T) {
 		s.kill()
 		d := becomes(t, server, "Node/gone-1", "telemetry-lost")
 		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
-		require.Equal(t, sensors.ObjectiveDefenceEvasion, d.Objective)
+		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 		require.Equal(t, "T1562.001", d.Technique)
 		require.Contains(t, d.Reasons[0], "did not say that it would")
 		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
@@ -137,7 +137,7 @@ func TestHealth(t *testing.T) {
 		var said atomic.Int64
 		began := time.Now()
 		e.join(t, sensorOptions{name: "talker-1", every: time.Millisecond, status: func() any {
-			return agent.Report{Health: agent.Health{Node: "talker-1"}, Spooled: int(said.Add(1))}
+			return agent.StatusReport{Health: agent.Health{Node: "talker-1"}, Spooled: int(said.Add(1))}
 		}})
 		require.Eventually(t, func() bool { return said.Load() >= 500 }, 30*time.Second, time.Millisecond)
 		require.LessOrEqual(t, float64(heard.spoke.Load()), 12+time.Since(began).Seconds())
@@ -166,9 +166,9 @@ func TestHealth(t *testing.T) {
 	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		s := e.join(t, sensorOptions{name: "aging-1", old: true})
-		first := s.Identity.Certificate()
-		require.Eventually(t, func() bool { return s.Identity.Certificate() != first }, 10*time.Second, 5*time.Millisecond)
-		second := s.Identity.Certificate()
+		first := s.NodeCertificate.Certificate()
+		require.Eventually(t, func() bool { return s.NodeCertificate.Certificate() != first }, 10*time.Second, 5*time.Millisecond)
+		second := s.NodeCertificate.Certificate()
 		require.Equal(t, "aging-1", second.Subject.CommonName)
 		require.Equal(t, []string{authority.RoleNode}, second.Subject.OrganizationalUnit)
 		require.NotEqual(t, first.PublicKey, second.PublicKey)
@@ -186,9 +186,9 @@ func TestHealth(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		var off, shut atomic.Bool
 		status := func() any {
-			r := agent.Report{Health: agent.Health{Node: "blind-1", Eyes: agent.Eyes{Shut: shut.Load(), Missed: 3}}}
-			r.Probe.Since = time.Now().Truncate(time.Hour)
-			r.Probe.Hooks = []probe.HookStatus{{Hook: "exec", On: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
+			r := agent.StatusReport{Health: agent.Health{Node: "blind-1", Heartbeat: agent.HeartbeatStatus{Failing: shut.Load(), ConsecutiveMisses: 3}}}
+			r.ProbeStatus.LoadedAt = time.Now().Truncate(time.Hour)
+			r.ProbeStatus.Hooks = []probe.HookStatus{{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
 			return r
 		}
 		e.join(t, sensorOptions{name: "blind-1", status: status})
@@ -197,7 +197,7 @@ func TestHealth(t *testing.T) {
 		off.Store(true)
 		require.Contains(t, becomes(t, server, "Node/blind-1", "eyes-shut").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
 		e.join(t, sensorOptions{name: "blind-2", status: func() any {
-			return agent.Report{Health: agent.Health{Node: "blind-2", Eyes: agent.Eyes{Shut: true, Missed: 3, Why: "nothing came"}}}
+			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
 		}})
 		require.Contains(t, becomes(t, server, "Node/blind-2", "eyes-shut").Reasons[1], "nothing came")
 	})
@@ -205,9 +205,9 @@ func TestHealth(t *testing.T) {
 	t.Run("cgroups that bear another container's name", func(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
 		e.join(t, sensorOptions{name: "decoy-1", status: func() any {
-			return agent.Report{Health: agent.Health{Node: "decoy-1", Decoys: []agent.Decoy{
-				{Target: "container:c0ffee", Own: []string{"/docker/c0ffee"}, Others: []string{"/a/docker/c0ffee"}, Since: time.Now()},
-				{Target: "pod:uid-1", Others: []string{"/a/poduid-1", "/b/poduid-1"}, Since: time.Now()},
+			return agent.StatusReport{Health: agent.Health{Node: "decoy-1", SpoofedCgroups: []agent.SpoofedCgroup{
+				{TargetID: "container:c0ffee", GenuinePaths: []string{"/docker/c0ffee"}, SpoofedPaths: []string{"/a/docker/c0ffee"}, FirstSeen: time.Now()},
+				{TargetID: "pod:uid-1", SpoofedPaths: []string{"/a/poduid-1", "/b/poduid-1"}, FirstSeen: time.Now()},
 			}}}
 		}})
 		d := becomes(t, server, "Node/decoy-1", "decoy-cgroup")
@@ -220,11 +220,11 @@ func TestHealth(t *testing.T) {
 		began := time.Now().Add(-time.Hour).UTC()
 		var lost atomic.Uint64
 		status := func() any {
-			r := agent.Report{Health: agent.Health{Node: "lossy-1"}}
-			r.Probe.Since, r.Probe.Drops = began, map[string]uint64{"alerts ring full": lost.Load()}
-			r.Lost = agent.Losses{Began: began, Events: lost.Load(), Since: began, Last: time.Now(), By: []agent.Loser{
-				{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Lost: lost.Load()},
-				{Cgroup: "/host.service", Lost: 1},
+			r := agent.StatusReport{Health: agent.Health{Node: "lossy-1"}}
+			r.ProbeStatus.LoadedAt, r.ProbeStatus.Drops = began, map[string]uint64{"alerts ring full": lost.Load()}
+			r.Drops = agent.DropStats{CountingSince: began, KernelEvents: lost.Load(), EpisodeStart: began, LastDropAt: time.Now(), TopSources: []agent.DropSource{
+				{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Dropped: lost.Load()},
+				{Cgroup: "/host.service", Dropped: 1},
 			}}
 			return r
 		}
@@ -276,9 +276,9 @@ func TestHealth(t *testing.T) {
 
 	t.Run("another sensor's losses", func(t *testing.T) {
 		e := open(t, server, edgeOptions{timing: short})
-		e.ForeignHealth(context.Background(), foreign.Health{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
+		e.ForeignHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
 		require.Contains(t, becomes(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
-		e.ForeignHealth(context.Background(), foreign.Health{Source: "api-1", Unread: 3, Message: "it nests deeper"})
+		e.ForeignHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
 		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, becomes(t, server, "Source/api-1", "foreign-events-unread").Reasons[:2])
 	})
 }

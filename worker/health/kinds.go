@@ -130,11 +130,11 @@ func (c condition) detection(now time.Time, again time.Duration) sensors.Detecti
 		reasons = append(reasons, "Falco calls this “"+c.kind.alias+"”.")
 	}
 	return sensors.Detection{
-		ID: id, Rule: c.kind.rule, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence, Objective: sensors.ObjectiveDefenceEvasion,
+		ID: id, Rule: c.kind.rule, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence, Objective: sensors.ObjectiveDefenseEvasion,
 		Technique: c.kind.technique, Reasons: reasons, Source: "stanch", Time: since, Detected: now, Node: c.node,
 		Event: sensors.Event{
-			ID: id, Kind: sensors.KindHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container, Count: c.count,
-			Call: sensors.Call{Name: c.kind.rule},
+			ID: id, Kind: sensors.KindSensorHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container, Count: c.count,
+			Syscall: sensors.Syscall{Name: c.kind.rule},
 		},
 	}
 }

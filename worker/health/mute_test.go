@@ -57,7 +57,7 @@ func sit(o health.Options) *desk {
 	return d
 }
 
-func (d *desk) says(t *testing.T, node string, r agent.Report) {
+func (d *desk) says(t *testing.T, node string, r agent.StatusReport) {
 	t.Helper()
 	raw, err := json.Marshal(r)
 	require.NoError(t, err)
@@ -73,10 +73,10 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 	d.NodeNote(gateway.NodeNote{Node: "victim", What: gateway.NodeLeft})
 	began := d.now
 	for n := range 3000 {
-		r := agent.Report{Lost: agent.Losses{Began: began, Since: began, Last: d.now, Events: uint64(n+1) * 5}}
+		r := agent.StatusReport{Drops: agent.DropStats{CountingSince: began, EpisodeStart: began, LastDropAt: d.now, KernelEvents: uint64(n+1) * 5}}
 		for c := range 5 {
 			id := fmt.Sprintf("invented-%d-%d", n, c)
-			r.Lost.By = append(r.Lost.By, agent.Loser{Container: sensors.Container{ID: id}, Cgroup: id, Lost: 5})
+			r.Drops.TopSources = append(r.Drops.TopSources, agent.DropSource{Container: sensors.Container{ID: id}, Cgroup: id, Dropped: 5})
 		}
 		d.says(t, "liar", r)
 		if n%100 == 0 {
@@ -102,7 +102,7 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 
 	// When there is room again, it is heard again.
 	d.now = d.now.Add(2 * time.Minute)
-	d.says(t, "liar", agent.Report{Lost: agent.Losses{Began: began, Since: began, Last: d.now, Events: 20_000, By: []agent.Loser{{Container: sensors.Container{ID: "true"}, Lost: 5000}}}})
+	d.says(t, "liar", agent.StatusReport{Drops: agent.DropStats{CountingSince: began, EpisodeStart: began, LastDropAt: d.now, KernelEvents: 20_000, TopSources: []agent.DropSource{{Container: sensors.Container{ID: "true"}, Dropped: 5000}}}})
 	d.Look(t.Context())
 	require.Equal(t, "true", d.intake.all[len(d.intake.all)-1].Event.Container.ID+d.intake.all[len(d.intake.all)-2].Event.Container.ID)
 }
@@ -133,19 +133,19 @@ func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
 		says  string
 		times int
 	}{
-		"a hook that is gone":                 {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
+		"a hook that is gone":                 {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: "it was taken away"}}}, "The hook exec", 4},
 		"the kernel is not watched":           {probe.Status{}, "no longer does", 4},
-		"a hook that somebody does not want":  {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.Disabled}}}, "disabled by configuration", 1},
-		"a hook that this kernel never had":   {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", On: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
-		"a hook that never was, and the rest": {probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
+		"a hook that somebody does not want":  {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Reason: probe.ReasonDisabled}}}, "disabled by configuration", 1},
+		"a hook that this kernel never had":   {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}, {Hook: "dns", Reason: "none"}}}, "", 0},
+		"a hook that never was, and the rest": {probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "dns", Reason: "none"}}}, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := sit(health.Options{})
 			says := func(s probe.Status) {
-				d.says(t, "n", agent.Report{Health: agent.Health{Probe: s}})
+				d.says(t, "n", agent.StatusReport{Health: agent.Health{ProbeStatus: s}})
 				d.Look(t.Context())
 			}
-			sees := probe.Status{Since: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", On: true}}}
+			sees := probe.Status{LoadedAt: time.Now(), Hooks: []probe.HookStatus{{Hook: "exec", Enabled: true}}}
 			says(sees)
 			for range 120 { // twenty minutes, in which it is told every five
 				says(c.blind)

@@ -26,8 +26,8 @@ type node struct {
 	because string    // why that was not renewed
 
 	first, limited time.Time // of the excess that lasts; zero is none
-	last           *agent.Report
-	base           agent.Losses    // what was told of its losses
+	last           *agent.StatusReport
+	base           agent.DropStats    // what was told of its losses
 	hooks          map[string]bool // those that were ever on, and are missed until they are on again
 	watched        bool            // it watched the kernel
 	blames         *rate.Limiter   // of the containers that it says lost events
@@ -101,7 +101,7 @@ func (m *Monitor) limited(name string, now time.Time) {
 	m.mu.Unlock()
 	if lasts := now.Sub(first); lasts >= m.Timing.Excess {
 		m.tell(condition{kind: overRate, subject: nodeSubject(name), node: name, by: name, since: first, reasons: []string{
-			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, duration.About(lasts)),
+			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, duration.FormatApprox(lasts)),
 		}})
 	}
 }
@@ -114,7 +114,7 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 	if len(note.Status) == 0 {
 		return
 	}
-	var report agent.Report
+	var report agent.StatusReport
 	if err := json.Unmarshal(note.Status, &report); err != nil {
 		m.Log.Warn("what a node tells of itself cannot be read", "node", note.Node, "error", err)
 		return
@@ -123,8 +123,8 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 	n := m.of(note.Node)
 	before := n.last
 	n.last = &report
-	off := n.see(report.Probe)
-	blind := n.watched && report.Probe.Since.IsZero()
+	off := n.see(report.ProbeStatus)
+	blind := n.watched && report.ProbeStatus.LoadedAt.IsZero()
 	m.mu.Unlock()
 	m.eyes(note.Node, report, off, blind)
 	m.losses(note.Node, before, report, now)
@@ -135,22 +135,22 @@ func (m *Monitor) spoke(note gateway.NodeNote, now time.Time) {
 const maxDecoys = 5
 
 // decoys tells of cgroups that bear the name of a container which was to be contained.
-func (m *Monitor) decoys(name string, r agent.Report) {
-	if len(r.Decoys) == 0 {
+func (m *Monitor) decoys(name string, r agent.StatusReport) {
+	if len(r.SpoofedCgroups) == 0 {
 		m.mended(decoyCgroup, nodeSubject(name))
 		return
 	}
 	var reasons []string
-	since := r.Decoys[0].Since
-	for _, d := range r.Decoys[:min(len(r.Decoys), maxDecoys)] {
-		others := strings.Join(d.Others[:min(len(d.Others), maxDecoys)], ", ")
-		what := fmt.Sprintf("On node %s %s is in %s. These cgroups bear its name too: %s.", name, clip(d.Target), clip(strings.Join(d.Own, ", ")), clip(others))
-		if len(d.Own) == 0 {
-			what = fmt.Sprintf("On node %s several cgroups bear the name of %s, and the node detected nothing in any of them, so it was not contained there: %s.", name, clip(d.Target), clip(others))
+	since := r.SpoofedCgroups[0].FirstSeen
+	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxDecoys)] {
+		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxDecoys)], ", ")
+		what := fmt.Sprintf("On node %s %s is in %s. These cgroups bear its name too: %s.", name, clip(d.TargetID), clip(strings.Join(d.GenuinePaths, ", ")), clip(others))
+		if len(d.GenuinePaths) == 0 {
+			what = fmt.Sprintf("On node %s several cgroups bear the name of %s, and the node detected nothing in any of them, so it was not contained there: %s.", name, clip(d.TargetID), clip(others))
 		}
 		reasons = append(reasons, what)
-		if d.Since.Before(since) {
-			since = d.Since
+		if d.FirstSeen.Before(since) {
+			since = d.FirstSeen
 		}
 	}
 	m.tell(condition{kind: decoyCgroup, subject: nodeSubject(name), node: name, by: name, since: since, reasons: reasons})
@@ -163,16 +163,16 @@ const maxHooks = 100
 // so from its first word on, and is blind there for as long as it lasts. What is off for good, because the kernel
 // lacks it, is the doctor's to tell. The caller holds m.mu.
 func (n *node) see(s probe.Status) []probe.HookStatus {
-	if !s.Since.IsZero() {
+	if !s.LoadedAt.IsZero() {
 		n.watched = true
 	}
 	var off []probe.HookStatus
 	for _, h := range s.Hooks[:min(len(s.Hooks), maxHooks)] {
 		name := string(h.Hook)
 		switch {
-		case !h.On && n.hooks[name]:
+		case !h.Enabled && n.hooks[name]:
 			off = append(off, h)
-		case h.On && len(n.hooks) < maxHooks:
+		case h.Enabled && len(n.hooks) < maxHooks:
 			if n.hooks == nil {
 				n.hooks = map[string]bool{}
 			}
@@ -194,21 +194,21 @@ func (m *Monitor) clock(name string, c gateway.Clock) {
 		direction = "behind"
 	}
 	m.tell(condition{kind: clockSkew, subject: nodeSubject(name), node: name, by: name, reasons: []string{
-		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.About(c.Skew.Abs()), direction, duration.About(c.Error)),
+		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.FormatApprox(c.Skew.Abs()), direction, duration.FormatApprox(c.Error)),
 	}})
 }
 
 // eyes tells of a sensor that no longer sees.
-func (m *Monitor) eyes(name string, r agent.Report, off []probe.HookStatus, blind bool) {
+func (m *Monitor) eyes(name string, r agent.StatusReport, off []probe.HookStatus, blind bool) {
 	var reasons []string
-	if r.Eyes.Shut {
+	if r.Heartbeat.Failing {
 		last := "never since it started"
-		if !r.Eyes.Last.IsZero() {
-			last = "last at " + r.Eyes.Last.UTC().Format(time.RFC3339)
+		if !r.Heartbeat.LastReceived.IsZero() {
+			last = "last at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
 		}
-		reasons = append(reasons, fmt.Sprintf("The sensor of node %s made %d harmless events and saw none of them come back (%s).", name, r.Eyes.Missed, last))
-		if r.Eyes.Why != "" {
-			reasons = append(reasons, "The sensor says: "+clip(r.Eyes.Why))
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s made %d harmless events and saw none of them come back (%s).", name, r.Heartbeat.ConsecutiveMisses, last))
+		if r.Heartbeat.FailureReason != "" {
+			reasons = append(reasons, "The sensor says: "+clip(r.Heartbeat.FailureReason))
 		}
 	}
 	for _, h := range off {
@@ -221,7 +221,7 @@ func (m *Monitor) eyes(name string, r agent.Report, off []probe.HookStatus, blin
 		m.mended(eyesShut, nodeSubject(name))
 		return
 	}
-	told := m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Eyes.Last, reasons: reasons})
+	told := m.tell(condition{kind: eyesShut, subject: nodeSubject(name), node: name, by: name, since: r.Heartbeat.LastReceived, reasons: reasons})
 	if !told {
 		return
 	}
@@ -229,7 +229,7 @@ func (m *Monitor) eyes(name string, r agent.Report, off []probe.HookStatus, blin
 	defer m.mu.Unlock()
 	n := m.of(name)
 	for _, h := range off {
-		if h.Reason == probe.Disabled {
+		if h.Reason == probe.ReasonDisabled {
 			delete(n.hooks, string(h.Hook)) // somebody wanted it, has been told, and is not told for ever
 		}
 	}
@@ -243,30 +243,30 @@ const (
 )
 
 // losses tells of events that were lost since the node spoke last, and who made them.
-func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now time.Time) {
+func (m *Monitor) losses(name string, before *agent.StatusReport, r agent.StatusReport, now time.Time) {
 	m.mu.Lock()
 	n := m.of(name)
-	if !n.base.Began.Equal(r.Lost.Began) {
-		n.base = agent.Losses{Began: r.Lost.Began} // another process counts
-		if before == nil && now.Sub(r.Lost.Last) > recent {
-			n.base = r.Lost // it was told before this gateway knew the node
+	if !n.base.CountingSince.Equal(r.Drops.CountingSince) {
+		n.base = agent.DropStats{CountingSince: r.Drops.CountingSince} // another process counts
+		if before == nil && now.Sub(r.Drops.LastDropAt) > recent {
+			n.base = r.Drops // it was told before this gateway knew the node
 		}
 	}
 	old := n.base
 	m.mu.Unlock()
-	events, spool := rise(r.Lost.Events, old.Events), rise(r.Lost.Spool, old.Spool)
+	events, spool := rise(r.Drops.KernelEvents, old.KernelEvents), rise(r.Drops.SpooledDetections, old.SpooledDetections)
 	if events+spool == 0 {
 		return
 	}
-	since := r.Lost.Since.UTC().Format(time.RFC3339)
+	since := r.Drops.EpisodeStart.UTC().Format(time.RFC3339)
 	var reasons, names []string
 	blamed := 0
-	for _, b := range r.Lost.By[:min(len(r.Lost.By), 20)] {
+	for _, b := range r.Drops.TopSources[:min(len(r.Drops.TopSources), 20)] {
 		had := uint64(0)
-		if i := slices.IndexFunc(old.By, func(o agent.Loser) bool { return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID }); i >= 0 {
-			had = old.By[i].Lost
+		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool { return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID }); i >= 0 {
+			had = old.TopSources[i].Dropped
 		}
-		more := rise(b.Lost, had)
+		more := rise(b.Dropped, had)
 		if more == 0 || blamed >= maxBlamed || more*10 < events {
 			continue
 		}
@@ -276,7 +276,7 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 			continue
 		}
 		m.tell(condition{
-			kind: flooded, container: b.Container, node: name, from: name, by: name, count: clampInt(more), since: r.Lost.Since,
+			kind: flooded, container: b.Container, node: name, from: name, by: name, count: clampInt(more), since: r.Drops.EpisodeStart,
 			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
 		})
 	}
@@ -293,19 +293,19 @@ func (m *Monitor) losses(name string, before *agent.Report, r agent.Report, now 
 	if spool > 0 {
 		severity = sensors.SeverityHigh // these had been judged, and mattered
 	}
-	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, by: name, since: r.Lost.Since, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	told := m.tell(condition{kind: eventsDropped, subject: nodeSubject(name), node: name, by: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
 	if told { // else it is counted with the next
 		m.mu.Lock()
-		m.of(name).base = r.Lost
+		m.of(name).base = r.Drops
 		m.mu.Unlock()
 	}
 }
 
 // causes says why events were lost.
-func causes(r agent.Report) string {
+func causes(r agent.StatusReport) string {
 	var out []string
 	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {
-		if r.Probe.Drops[why] > 0 {
+		if r.ProbeStatus.Drops[why] > 0 {
 			out = append(out, why)
 		}
 	}
@@ -315,7 +315,7 @@ func causes(r agent.Report) string {
 	return " (" + strings.Join(out, ", ") + ")"
 }
 
-func who(b agent.Loser) string {
+func who(b agent.DropSource) string {
 	c := b.Container
 	switch {
 	case c.Pod.Name != "":

@@ -22,9 +22,9 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/link"
-	"stanch/sensors/link/linkpb"
-	"stanch/sensors/proof"
+	"stanch/sensors/gatewayrpc"
+	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/sensors/attestation"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -117,7 +117,7 @@ func open(t *testing.T, server *temporal.Server, o edgeOptions) *edge {
 	if o.polls {
 		e.hub.Serve = func(node string) (func(), error) { return poll(server, node, o.name) }
 	}
-	serving, err := o.pki.Serving(authority.RoleGateway, "gateway", link.ServerName)
+	serving, err := o.pki.Serving(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	if o.address == "" {
 		o.address = "127.0.0.1:0"
@@ -125,8 +125,8 @@ func open(t *testing.T, server *temporal.Server, o edgeOptions) *edge {
 	l, err := net.Listen("tcp", o.address)
 	require.NoError(t, err)
 	e.address = l.Addr().String()
-	e.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(serving)), grpc.MaxRecvMsgSize(link.MaxMessage+4096))
-	linkpb.RegisterGatewayServer(e.grpc, e.hub)
+	e.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(serving)), grpc.MaxRecvMsgSize(gatewayrpc.MaxMessageBytes+4096))
+	gatewaypb.RegisterGatewayServer(e.grpc, e.hub)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = e.grpc.Serve(l) })
@@ -138,8 +138,8 @@ func open(t *testing.T, server *temporal.Server, o edgeOptions) *edge {
 
 // sensor is a node's end of the link, without a kernel.
 type sensor struct {
-	*link.Client
-	spool *link.Spool
+	*gatewayrpc.Client
+	spool *gatewayrpc.Spool
 	end   func() // as an administrator ends it
 	kill  func() // its connection breaks, and it says nothing
 }
@@ -155,20 +155,20 @@ type sensorOptions struct {
 
 type handler struct{}
 
-func (handler) Handle(context.Context, link.CommandKind, []byte, proof.Keyring) (any, []link.Blob, error) {
-	return nil, nil, link.ErrRefused
+func (handler) Handle(context.Context, gatewayrpc.CommandKind, []byte, attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+	return nil, nil, gatewayrpc.ErrRefused
 }
 
 func (e *edge) join(t *testing.T, o sensorOptions) *sensor {
 	t.Helper()
 	base, err := e.pki.TLS(authority.RoleNode, o.name)
 	require.NoError(t, err)
-	identity, err := link.NewIdentity(base, filepath.Join(t.TempDir(), "node.pem"))
+	identity, err := gatewayrpc.NewNodeCertificate(base, filepath.Join(t.TempDir(), "node.pem"))
 	require.NoError(t, err)
-	spool, err := link.OpenSpool(t.TempDir(), link.SpoolLimit{})
+	spool, err := gatewayrpc.OpenSpool(t.TempDir(), gatewayrpc.SpoolLimits{})
 	require.NoError(t, err)
 	if o.status == nil {
-		o.status = func() any { return agent.Report{Health: agent.Health{Node: o.name}} }
+		o.status = func() any { return agent.StatusReport{Health: agent.Health{Node: o.name}} }
 	}
 	if o.old {
 		o.now = func() time.Time { return time.Now().Add(50 * 24 * time.Hour) }
@@ -180,9 +180,9 @@ func (e *edge) join(t *testing.T, o sensorOptions) *sensor {
 		o.every = 30 * time.Millisecond
 	}
 	proxy := newProxy(t, e.address)
-	s := &sensor{spool: spool, Client: &link.Client{
-		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: handler{}, Identity: identity,
-		Status: o.status, HealthEvery: o.every, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
+	s := &sensor{spool: spool, Client: &gatewayrpc.Client{
+		Address: proxy.address, Node: o.name, Version: "test", BootID: "boot", Spool: spool, Handler: handler{}, NodeCertificate: identity,
+		StatusFunc: o.status, HealthInterval: o.every, Log: slog.New(slog.NewTextHandler(o.log, nil)), Now: o.now,
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -17,7 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/config"
@@ -27,15 +27,15 @@ import (
 // storm is a sensor in a process of its own that detects as fast as it can, from the number that it is given on, and
 // prints each detection's number once its spool has it.
 func storm(dir string) error {
-	base, err := link.LoadTLS(dir, "node")
+	base, err := gatewayrpc.LoadTLS(dir, "node")
 	if err != nil {
 		return err
 	}
-	spool, err := link.OpenSpool(dir, link.SpoolLimit{Detections: 100_000})
+	spool, err := gatewayrpc.OpenSpool(dir, gatewayrpc.SpoolLimits{MaxDetections: 100_000})
 	if err != nil {
 		return err
 	}
-	c := &link.Client{Address: os.Getenv("STANCH_TEST_GATEWAY"), TLS: base, Node: "storm", Spool: spool, Handler: handler{}, Log: slog.New(slog.DiscardHandler)}
+	c := &gatewayrpc.Client{Address: os.Getenv("STANCH_TEST_GATEWAY"), TLS: base, Node: "storm", Spool: spool, Handler: handler{}, Log: slog.New(slog.DiscardHandler)}
 	go func() { _ = c.Run(context.Background()) }()
 	from, err := strconv.Atoi(os.Getenv("STANCH_TEST_FROM"))
 	if err != nil {

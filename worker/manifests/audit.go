@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"stanch/sensors/link"
+	"stanch/sensors/gatewayrpc"
 )
 
 // AuditPolicy tells an API server what of its work Stanch's rules need: of secrets only who asked, of pods, rights and
@@ -115,7 +115,7 @@ contexts:
   - name: stanch
     context: { cluster: stanch, user: api-server }
 current-context: stanch
-`, url, link.ServerName, ca, token)
+`, url, gatewayrpc.ServerName, ca, token)
 }
 
 // What an API server sends at once. It cuts single events and never a batch, whatever its flag for that says: so as many

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
-	"stanch/sensors/foreign"
+	"stanch/sensors/integrations"
 	"stanch/worker/manifests"
 )
 
@@ -24,9 +24,9 @@ func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
 		require.NoError(t, err)
 		return n
 	}
-	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), foreign.MaxAudit)
+	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), integrations.MaxAuditBytes)
 	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10, "annotations alone, asked for and answered, fit")
-	require.LessOrEqual(t, 400*100<<10, foreign.MaxAudit, "and so does what it sends untold")
+	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "and so does what it sends untold")
 	require.Contains(t, manifests.Audit("https://gw"), "--audit-webhook-truncate-max-event-size=")
 }
 

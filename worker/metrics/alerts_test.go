@@ -29,7 +29,7 @@ func TestAlertsNameMetricsThatThereAre(t *testing.T) {
 	require.NoError(t, yaml.Unmarshal([]byte(manifests.Alerts), &file))
 	described := make(chan *prometheus.Desc, 1000)
 	metrics.Registry(metrics.Sources{
-		Nodes: known{here: map[string]json.RawMessage{}}, Intake: &gateway.Intake{}, Temporal: metrics.NewTemporal(), Rules: func() []rules.Stats { return nil },
+		Nodes: known{here: map[string]json.RawMessage{}}, Intake: &gateway.Intake{}, Temporal: metrics.NewTemporal(), Rules: func() []rules.RuleStats { return nil },
 	}).Describe(described)
 	close(described)
 	have := map[string]bool{}

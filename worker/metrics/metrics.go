@@ -30,7 +30,7 @@ type Sources struct {
 	// Exports tells what went out, by the export's name in the configuration.
 	Exports func() map[string]export.Counts
 	// Rules are those that the gateway evaluates itself.
-	Rules func() []rules.Stats
+	Rules func() []rules.RuleStats
 	// Temporal counts what the client and the workers did; its Options have to be the client's.
 	Temporal *Temporal
 }

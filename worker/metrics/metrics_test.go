@@ -27,7 +27,7 @@ type known struct {
 func (k known) Nodes() map[string]json.RawMessage { return k.here }
 func (k known) Away(time.Duration) []string       { return k.away }
 
-func told(t *testing.T, r agent.Report, state gateway.NodeState) json.RawMessage {
+func told(t *testing.T, r agent.StatusReport, state gateway.NodeState) json.RawMessage {
 	t.Helper()
 	raw, err := json.Marshal(r)
 	require.NoError(t, err)
@@ -42,14 +42,14 @@ func told(t *testing.T, r agent.Report, state gateway.NodeState) json.RawMessage
 func node(t *testing.T) json.RawMessage {
 	t.Helper()
 	at := time.Unix(1_800_000_000, 0)
-	return told(t, agent.Report{
+	return told(t, agent.StatusReport{
 		Health: agent.Health{
 			Node:       "node-1",
-			Probe:      probe.Status{Since: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, Losers: map[string]uint64{"/evil\"path": 3}},
-			Eyes:       agent.Eyes{Last: at, LatencyMS: 12},
-			RuleCounts: []rules.Stats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, Mean: 250 * time.Nanosecond}},
+			ProbeStatus:      probe.Status{LoadedAt: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, DropsByCgroup: map[string]uint64{"/evil\"path": 3}},
+			Heartbeat:       agent.HeartbeatStatus{LastReceived: at, LatencyMS: 12},
+			RuleStats: []rules.RuleStats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, MeanEvaluationTime: 250 * time.Nanosecond}},
 		},
-		Spooled: 4, Dropped: 5,
+		Spooled: 4, SpoolDropped: 5,
 	}, gateway.NodeState{Since: at, CertificateEnds: at, Clock: &gateway.Clock{Skew: -1500 * time.Millisecond, Error: time.Millisecond}, Limited: 6})
 }
 
@@ -83,7 +83,7 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 		Foreign: func() map[string]gateway.ForeignCounts {
 			return map[string]gateway.ForeignCounts{"falco": {Accepted: 1}}
 		},
-		Rules: func() []rules.Stats { return []rules.Stats{{Rule: "secret-read"}} },
+		Rules: func() []rules.RuleStats { return []rules.RuleStats{{Rule: "secret-read"}} },
 	})
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
@@ -95,12 +95,12 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 
 // A node that was taken over may say what it wants: the others' numbers stay, and its own are few.
 func TestANodeThatLiesSpoilsNothing(t *testing.T) {
-	r := agent.Report{Health: agent.Health{Node: "liar", Probe: probe.Status{Since: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
+	r := agent.StatusReport{Health: agent.Health{Node: "liar", ProbeStatus: probe.Status{LoadedAt: time.Now(), Events: map[sensors.Kind]uint64{}, Drops: map[string]uint64{}}}}
 	for i := range 3000 {
-		r.Probe.Events[sensors.Kind(fmt.Sprint("kind", i))] = 1
-		r.Probe.Drops[fmt.Sprint("reason\xff", i)] = 1
-		r.Probe.Hooks = append(r.Probe.Hooks, probe.HookStatus{Hook: probe.Hook(fmt.Sprint("hook", i%2000))})
-		r.RuleCounts = append(r.RuleCounts, rules.Stats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1}, rules.Stats{Rule: "twice", Mean: -5, Sampled: 1 << 62})
+		r.ProbeStatus.Events[sensors.Kind(fmt.Sprint("kind", i))] = 1
+		r.ProbeStatus.Drops[fmt.Sprint("reason\xff", i)] = 1
+		r.ProbeStatus.Hooks = append(r.ProbeStatus.Hooks, probe.HookStatus{Hook: probe.Hook(fmt.Sprint("hook", i%2000))})
+		r.RuleStats = append(r.RuleStats, rules.RuleStats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1}, rules.RuleStats{Rule: "twice", MeanEvaluationTime: -5, Sampled: 1 << 62})
 	}
 	registry := metrics.Registry(metrics.Sources{Nodes: known{here: map[string]json.RawMessage{
 		"liar": told(t, r, gateway.NodeState{}), "node-1": node(t), "mute": nil, "odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),

@@ -108,31 +108,31 @@ func (n *nodes) node(out chan<- prometheus.Metric, name string, raw json.RawMess
 			n.skewError.send(out, g.Clock.Error.Seconds(), name)
 		}
 	}
-	var r agent.Report
+	var r agent.StatusReport
 	if json.Unmarshal(raw, &r) != nil || r.Node == "" {
 		return // it has not spoken yet, or not so that it can be read
 	}
 	n.probe(out, name, r)
-	n.nameless.send(out, float64(r.Nameless), name)
+	n.nameless.send(out, float64(r.UnresolvedEvents), name)
 	n.spooled.send(out, float64(r.Spooled), name)
-	n.spoolDropped.send(out, float64(r.Dropped), name)
-	n.rulesLoaded.send(out, float64(r.Rules.Loaded), name)
+	n.spoolDropped.send(out, float64(r.SpoolDropped), name)
+	n.rulesLoaded.send(out, float64(r.Rules.RuleCount), name)
 	n.broken.send(out, float64(len(r.Rules.Problems)), name)
-	n.rules.send(out, r.RuleCounts, name)
-	if !r.Eyes.Last.IsZero() || r.Eyes.Shut {
-		n.sees.send(out, number(!r.Eyes.Shut), name)
-		moment(n.heartbeat, out, r.Eyes.Last, name)
-		n.latency.send(out, r.Eyes.LatencyMS/1000, name)
+	n.rules.send(out, r.RuleStats, name)
+	if !r.Heartbeat.LastReceived.IsZero() || r.Heartbeat.Failing {
+		n.sees.send(out, number(!r.Heartbeat.Failing), name)
+		moment(n.heartbeat, out, r.Heartbeat.LastReceived, name)
+		n.latency.send(out, r.Heartbeat.LatencyMS/1000, name)
 	}
 }
 
-func (n *nodes) probe(out chan<- prometheus.Metric, name string, r agent.Report) {
-	p := r.Probe
-	if p.Since.IsZero() {
+func (n *nodes) probe(out chan<- prometheus.Metric, name string, r agent.StatusReport) {
+	p := r.ProbeStatus
+	if p.LoadedAt.IsZero() {
 		return // it has no probe
 	}
-	moment(n.since, out, p.Since, name)
-	n.setup.send(out, float64(p.Setup), name)
+	moment(n.since, out, p.LoadedAt, name)
+	n.setup.send(out, float64(p.RuntimeSetupEvents), name)
 	for _, kind := range sensors.NodeKinds { // and no others, whatever it says
 		n.events.send(out, float64(p.Events[kind]), name, string(kind))
 	}
@@ -156,7 +156,7 @@ func (n *nodes) probe(out chan<- prometheus.Metric, name string, r agent.Report)
 		label := text(string(h.Hook))
 		if len(hooks) < maxHooks && !hooks[label] {
 			hooks[label] = true
-			n.hook.send(out, number(h.On), name, label)
+			n.hook.send(out, number(h.Enabled), name, label)
 		}
 	}
 }

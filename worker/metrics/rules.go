@@ -30,7 +30,7 @@ func (f ruleFamilies) families() []family {
 	return []family{f.evaluated, f.fired, f.excepted, f.failed, {desc: f.took}}
 }
 
-func (f ruleFamilies) send(out chan<- prometheus.Metric, all []rules.Stats, before ...string) {
+func (f ruleFamilies) send(out chan<- prometheus.Metric, all []rules.RuleStats, before ...string) {
 	told := map[string]bool{}
 	for _, s := range all {
 		rule := text(s.Rule)
@@ -43,17 +43,17 @@ func (f ruleFamilies) send(out chan<- prometheus.Metric, all []rules.Stats, befo
 		f.fired.send(out, float64(s.Fired), labels...)
 		f.excepted.send(out, float64(s.Excepted), labels...)
 		f.failed.send(out, float64(s.Failed), labels...)
-		out <- prometheus.MustNewConstSummary(f.took, s.Sampled, s.Mean.Seconds()*float64(s.Sampled), nil, labels...)
+		out <- prometheus.MustNewConstSummary(f.took, s.Sampled, s.MeanEvaluationTime.Seconds()*float64(s.Sampled), nil, labels...)
 	}
 }
 
 // gatewayRules are the rules that the gateway evaluates itself.
 type gatewayRules struct {
 	ruleFamilies
-	source func() []rules.Stats
+	source func() []rules.RuleStats
 }
 
-func newGatewayRules(source func() []rules.Stats) *gatewayRules {
+func newGatewayRules(source func() []rules.RuleStats) *gatewayRules {
 	return &gatewayRules{newRuleFamilies("stanch_gateway_rule"), source}
 }
 

@@ -82,16 +82,16 @@ func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rul
 	out.Event = sensors.Event{ID: out.ID, Kind: d.Kind, Time: out.Time, Node: out.Node, Actor: d.Actor, Process: d.Process, File: d.FileOpened, Network: d.Network, Container: containerOf(d, c)}
 	if d.Subject.Kind != "" {
 		out.Event.Subject, out.Event.Container = d.Subject, sensors.Container{}
-		out.Event.Kind = cmp.Or(out.Event.Kind, sensors.KindHealth)
+		out.Event.Kind = cmp.Or(out.Event.Kind, sensors.KindSensorHealth)
 	}
 	if out.Event.Kind == "" {
 		switch {
 		case rule != nil:
-			out.Event.Kind = rule.On
+			out.Event.Kind = rule.Kind
 		case d.Network != (sensors.Network{}):
 			out.Event.Kind = sensors.KindConnect
 		case d.FileOpened != (sensors.File{}):
-			out.Event.Kind = sensors.KindOpen
+			out.Event.Kind = sensors.KindFileOpen
 		default:
 			out.Event.Kind = sensors.KindExec
 		}

@@ -53,18 +53,18 @@ func JUnit(w io.Writer, r Report) error {
 		if f.Problems.HasErrors() {
 			lines := make([]string, len(f.Problems))
 			for i, p := range f.Problems {
-				lines[i] = redact.Plain(p.String())
+				lines[i] = redact.EscapeControlChars(p.String())
 			}
 			s.Cases = append(s.Cases, junitCase{Name: "is valid", Class: f.File, File: f.File, Line: 1, Time: "0", Error: &junitFailure{Message: lines[0], Type: "invalid", Text: strings.Join(lines, "\n")}})
 			s.Errors++
 		}
 		for _, t := range f.Tests {
 			whole += t.Took
-			c := junitCase{Name: redact.Plain(t.Name), Class: f.File, File: f.File, Line: t.Line, Time: fmt.Sprintf("%.3f", t.Took.Seconds())}
+			c := junitCase{Name: redact.EscapeControlChars(t.Name), Class: f.File, File: f.File, Line: t.Line, Time: fmt.Sprintf("%.3f", t.Took.Seconds())}
 			if !t.Passed {
 				var lines []string
 				for _, fail := range t.Failures {
-					lines = append(lines, redact.Plain(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column, fail.What)))
+					lines = append(lines, redact.EscapeControlChars(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column, fail.What)))
 				}
 				c.Failure = &junitFailure{Message: lines[0], Type: "expectation", Text: strings.Join(lines, "\n")}
 				s.Failures++

@@ -18,7 +18,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/audit"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -166,10 +166,10 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 			r.out.Leases = append(r.out.Leases, recording.LeaseReport{AfterMS: after, Report: report.Lease})
 		}
 	case workflows.SignalVote:
-		var signed proof.Signed
-		var v proof.Vote
+		var signed attestation.Envelope
+		var v attestation.Vote
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
-			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.Run, Step: v.Step, Person: v.Person, Proved: v.Proved, Groups: v.Groups, Approve: v.Approve, Reason: v.Reason, BreakGlass: v.BreakGlass, Withdraws: v.Withdraws, Refused: v.Refused})
+			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.WorkflowID, Step: v.Step, Person: v.Person, Proved: v.AuthenticatedBy, Groups: v.Groups, Approve: v.Approved, Reason: v.Reason, BreakGlass: v.BreakGlass, Withdraws: v.WithdrawsRequest, Refused: v.RejectionReason})
 		}
 	case workflows.SignalMark:
 		var m incident.Mark
@@ -190,8 +190,8 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 }
 
 // drillTargets keeps what the drill of an attestation registered: a simulation attests the same.
-func (r *recorder) drillTargets(signed proof.Signed) {
-	var a proof.Attestation
+func (r *recorder) drillTargets(signed attestation.Envelope) {
+	var a attestation.Attestation
 	if audit.Unsigned(signed, &a) != nil || a.Drill == nil {
 		return
 	}
@@ -202,12 +202,12 @@ func (r *recorder) drillTargets(signed proof.Signed) {
 	}
 }
 
-func (r *recorder) grant(after int64, signed proof.Signed, until time.Time) {
-	var g proof.Grant
+func (r *recorder) grant(after int64, signed attestation.Envelope, until time.Time) {
+	var g attestation.Grant
 	if audit.Unsigned(signed, &g) != nil {
 		return
 	}
-	release := recording.Release{AfterMS: after, Lease: g.Lease, People: g.People}
+	release := recording.Release{AfterMS: after, Lease: g.LeaseID, People: g.GrantedBy}
 	if !until.IsZero() {
 		release.UntilMS = r.after(until)
 	}

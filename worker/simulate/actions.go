@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // tape is a recording's answers, each given in turn.
@@ -197,7 +197,7 @@ func same(a, b json.RawMessage) bool {
 
 // Apply gives the effect that was recorded. Where there is a plan and no effect, since nobody let it happen, the effect
 // is assumed, and said to be.
-func (c *containing) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ proof.Signed) (activities.Effect, error) {
+func (c *containing) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
 	a, ok := c.answer(ctx, recording.Apply, r)
 	assumed := false
 	if !ok || a.Decision != nil && a.Decision.Verdict != string(activities.VerdictRun) && a.Refused == "" {
@@ -268,7 +268,7 @@ func (c *containing) Verify(_ context.Context, r activities.Request, _ json.RawM
 }
 
 // Undo takes the effect back, after whatever hindered that in the recording.
-func (c *containing) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *proof.Signed) (*activities.Drift, error) {
+func (c *containing) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
 	c.mu.Lock()
 	k := key(recording.Undo, r.Action, r.Target.ID())
 	left := c.next[k] < len(c.answers[k])

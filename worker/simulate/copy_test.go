@@ -12,7 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -43,7 +43,7 @@ var carried = []any{
 	activities.TallyInput{},
 	activities.Tally{},
 	activities.Request{},
-	proof.Signed{},
+	attestation.Envelope{},
 	incident.Mark{},
 }
 

@@ -73,7 +73,7 @@ type share struct {
 // Close writes the page.
 func (p *Page) Close(all *Tally) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
-		"plain": redact.Plain, "short": func(s string) string { return redact.Plain(short(s)) }, "at": at, "span": span, "held": held,
+		"plain": redact.EscapeControlChars, "short": func(s string) string { return redact.EscapeControlChars(short(s)) }, "at": at, "span": span, "held": held,
 		"verdict": func(d Decision) string { return verdicts[d.Verdict] },
 	}).Parse(page)
 	if err != nil {
@@ -125,4 +125,4 @@ func HTML(w io.Writer, r Report) error {
 // at is a moment since the incident was opened, span a length of time.
 func at(n int64) string { return "+" + span(n) }
 
-func span(n int64) string { return duration.About(time.Duration(n) * time.Millisecond) }
+func span(n int64) string { return duration.FormatApprox(time.Duration(n) * time.Millisecond) }

@@ -15,7 +15,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks/recording"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
@@ -254,9 +254,9 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 	case !b.breakGlass && !b.withdraws && !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)):
 		note = " (who may not answer this: not counted)"
 	}
-	signed, err := s.keys.Sign(proof.PurposeVote, proof.Vote{
-		Incident: p.Incident, Run: p.Run, Step: p.ID, PlanHash: p.Hash, Person: b.person, Proved: b.proved, Approve: b.approve, Reason: b.reason, Groups: b.groups, At: s.env.Now(),
-		BreakGlass: b.breakGlass, Withdraws: b.withdraws, Refused: b.refused,
+	signed, err := s.keys.Sign(attestation.PayloadTypeVote, attestation.Vote{
+		IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: b.person, AuthenticatedBy: b.proved, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.env.Now(),
+		BreakGlass: b.breakGlass, WithdrawsRequest: b.withdraws, RejectionReason: b.refused,
 	})
 	if err == nil {
 		err = s.env.SignalWorkflowByID(p.Run, workflows.SignalVote, signed)

@@ -8,7 +8,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks/recording"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -55,21 +55,21 @@ func (s *sim) release(r activities.Request, was recording.Release) {
 			continue
 		}
 		now := s.env.Now()
-		g := proof.Grant{
-			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.AfterMS), Operation: proof.OperationRelease, Lease: m.Lease, Incident: m.Incident.ID, Namespace: m.Target.Namespace, Drill: s.rec.Incident.Drill,
-			Targets: []string{m.Target.ID()}, People: was.People, Issued: now, Expires: now.Add(time.Hour),
+		g := attestation.Grant{
+			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.AfterMS), Operation: attestation.OperationRelease, LeaseID: m.Lease, IncidentID: m.Incident.ID, Namespace: m.Target.Namespace, DrillOnly: s.rec.Incident.Drill,
+			Targets: []string{m.Target.ID()}, GrantedBy: was.People, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
 		}
 		who := strings.Join(was.People, ", ")
 		if was.UntilMS == 0 {
-			signed, err := s.keys.Sign(proof.PurposeGrant, g)
+			signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
 			if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalRelease, lease.ReleaseSignal{Grant: signed}) == nil {
 				s.event("release", "%s ends %s on %s", who, r.Action, r.Target)
 			}
 			continue
 		}
 		until := now.Add(time.Duration(was.UntilMS-was.AfterMS) * time.Millisecond)
-		g.Operation, g.Until = proof.OperationExtend, until
-		signed, err := s.keys.Sign(proof.PurposeGrant, g)
+		g.Operation, g.NewEnd = attestation.OperationExtend, until
+		signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
 		if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: signed}) == nil {
 			s.event("release", "%s extends %s on %s by %s", who, r.Action, r.Target, duration.Format(until.Sub(now)))
 		}

@@ -23,7 +23,7 @@ func beside(t testing.TB, own ...string) simulate.Options {
 		sources = append(sources, playbooks.Source{File: fmt.Sprintf("own-%d.yaml", i), Source: []byte(s)})
 	}
 	programs, problems := playbooks.LoadAll(sources, worker.Catalogue())
-	require.NoError(t, problems.Errors().Err())
+	require.NoError(t, problems.WithoutWarnings().Err())
 	return simulate.Options{Catalogue: worker.Catalogue(), Phase: 3, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
 }
 

@@ -27,7 +27,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/worker/config"
 	"stanch/worker/guards"
 	"stanch/workflows"
@@ -189,20 +189,20 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 
 // newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
 func newAuthority() (authority, error) {
-	key, err := proof.NewKey([]byte("a simulation's key: proves nothing"[:32]))
+	key, err := attestation.NewSigningKey([]byte("a simulation's key: proves nothing"[:32]))
 	if err != nil {
 		return authority{}, err //nolint:wrapcheck // a mistake of the program
 	}
-	return authority{key: key, ring: proof.NewKeyring(key.Public())}, nil
+	return authority{key: key, ring: attestation.NewKeyring(key.PublicKey())}, nil
 }
 
 type authority struct {
-	key  proof.Key
-	ring proof.Keyring
+	key  attestation.SigningKey
+	ring attestation.Keyring
 }
 
-func (a authority) Keys() proof.Keyring { return a.ring }
-func (a authority) Sign(purpose proof.Purpose, body any) (proof.Signed, error) {
+func (a authority) Keys() attestation.Keyring { return a.ring }
+func (a authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
 	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }
 
@@ -274,14 +274,14 @@ func (s *sim) feed(in incident.Input) {
 				}
 				target := incident.TargetOf(d)
 				s.learn(target)
-				var drill *proof.Drill
+				var drill *attestation.DrillRegistration
 				if in.Drill {
 					drill = s.drill(target.ID())
 				}
-				signed, err := s.keys.Sign(proof.PurposeAttestation, proof.Attestation{
-					Detection: d.ID, Hash: proof.Hash(d), Target: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, Accepted: now, Confirmed: d.Event.Container.Pod.Namespace != "",
-					Requested: s.requested(d),
+				signed, err := s.keys.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
+					ManualRequest: s.requested(d),
 				})
 				if err != nil {
 					s.event("error", "%v", err)
@@ -299,10 +299,10 @@ func (s *sim) feed(in incident.Input) {
 }
 
 // drill is the registration that the recorded detections rested on.
-func (s *sim) drill(target string) *proof.Drill {
-	d := &proof.Drill{Targets: []proof.DrillTarget{{ID: target}}}
+func (s *sim) drill(target string) *attestation.DrillRegistration {
+	d := &attestation.DrillRegistration{Targets: []attestation.DrillTarget{{ID: target}}}
 	for _, id := range s.rec.Incident.DrillTargets {
-		d.Targets = append(d.Targets, proof.DrillTarget{ID: id})
+		d.Targets = append(d.Targets, attestation.DrillTarget{ID: id})
 	}
 	return d
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/playbook"
 )
 
@@ -17,7 +17,7 @@ func TestARunThatContainedKeepsItsTargetInALongIncident(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	catalogue := playbooks.Catalogue{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}
 	for name, earlier := range map[string]int{"in a short incident": 1, "in a long one": maxSteps} {
-		r := &run{w: &Workflows{Playbooks: &playbook.Workflows{Catalogue: catalogue}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]proof.Signed{}}}
+		r := &run{w: &Workflows{Playbooks: &playbook.Workflows{Catalogue: catalogue}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}
 		r.Incident.Playbooks = []playbooks.PlaybookRun{{Run: "playbook/1", Ended: at, Steps: make([]playbooks.StepReport, earlier)}, {Run: "playbook/2", Started: at}}
 		r.take(Selected{Name: "mine", Contains: true}, "playbook/2", []playbooks.Target{{Kind: playbooks.TargetPod, UID: "1"}})
 		r.heardPlaybook(playbook.Report{Run: "playbook/2", Ended: at, Error: "it was terminated", Steps: []playbooks.StepReport{

@@ -8,7 +8,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/playbook"
 )
 
@@ -22,7 +22,7 @@ func seen(id, title string, severity sensors.Severity, confidence float64, objec
 // What a person reads first is the worst that happened, and not what happened first.
 func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	s := &state{Attestations: map[string][]proof.Signed{}}
+	s := &state{Attestations: map[string][]attestation.Envelope{}}
 	s.add(seen("pool", "Connection to a mining pool's port", "medium", 0.6, "crypto-mining", at), at)
 	s.conclude()
 	require.Equal(t, "Connection to a mining pool's port in Container/web: /bin/pool connected to 203.0.113.9 port 4444. It looks like crypto-mining (confidence 0.60).", s.Incident.Summary)
@@ -35,7 +35,7 @@ func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 // Reports come later than what they report, and stand where it happened.
 func TestTheTimelineStaysInOrder(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	r := &run{w: &Workflows{Playbooks: &playbook.Workflows{}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]proof.Signed{}}}
+	r := &run{w: &Workflows{Playbooks: &playbook.Workflows{}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}
 	r.Incident.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", Run: "playbook/1", Started: at}}
 	r.line(at, "playbook hold started")
 	r.heardLease(playbooks.LeaseReport{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u-1", State: "held", Verified: true, At: at.Add(3 * time.Second)})

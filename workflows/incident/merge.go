@@ -10,13 +10,13 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Attested is a detection with the gateway's word that it accepted it.
 type Attested struct {
 	Detection   sensors.Detection `json:"detection"`
-	Attestation proof.Signed      `json:"attestation"`
+	Attestation attestation.Envelope      `json:"attestation"`
 }
 
 // Bounds of what an incident keeps; past them it counts.
@@ -35,7 +35,7 @@ const (
 type state struct {
 	Incident     playbooks.Incident        `json:"incident"`
 	Seen         []string                  `json:"seen"` // detection ids, the oldest first
-	Attestations map[string][]proof.Signed `json:"attestations"`
+	Attestations map[string][]attestation.Envelope `json:"attestations"`
 	Last         time.Time                 `json:"last"` // of the last detection, by the workflow's clock
 	// Covered are the targets for which a playbook runs or ran, by playbook and target.
 	Covered map[string]bool `json:"covered"`
@@ -120,14 +120,14 @@ func (s *state) add(a Attested, now time.Time) bool {
 	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
-	if target.Kind != "" && d.Requested == nil { // a request speaks for its own run alone
+	if target.Kind != "" && d.ManualRequest == nil { // a request speaks for its own run alone
 		s.attest(target.ID(), a.Attestation)
 	}
-	if d.Requested != nil {
+	if d.ManualRequest != nil {
 		s.forgetRequests(maxRequests - 1)
 	}
 	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool {
-		return x.Rule == d.Rule && x.Target == target.ID() && d.Requested == nil
+		return x.Rule == d.Rule && x.Target == target.ID() && d.ManualRequest == nil
 	}); i >= 0 {
 		in.Detections[i].Count += count
 		in.Detections[i].Last = d.Time
@@ -149,12 +149,12 @@ func (s *state) add(a Attested, now time.Time) bool {
 func (s *state) forgetRequests(keep int) {
 	requests := 0
 	for _, d := range s.Incident.Detections {
-		if d.Rule == sensors.RuleRequested {
+		if d.Rule == sensors.RuleManualRequest {
 			requests++
 		}
 	}
 	s.Incident.Detections = slices.DeleteFunc(s.Incident.Detections, func(d playbooks.DetectionSummary) bool {
-		forget := d.Rule == sensors.RuleRequested && requests > keep
+		forget := d.Rule == sensors.RuleManualRequest && requests > keep
 		if forget {
 			requests--
 		}
@@ -163,7 +163,7 @@ func (s *state) forgetRequests(keep int) {
 }
 
 // attest keeps the newest attestations of a target.
-func (s *state) attest(target string, a proof.Signed) {
+func (s *state) attest(target string, a attestation.Envelope) {
 	list := append(s.Attestations[target], a)
 	if len(list) > maxAttestations {
 		list = list[len(list)-maxAttestations:]
@@ -186,7 +186,7 @@ func (s *state) line(at time.Time, what string) {
 
 // What is a detection's behaviour in one line. Its words are an attacker's: it is data.
 func What(d sensors.Detection) string {
-	if d.Requested != nil && len(d.Reasons) > 0 {
+	if d.ManualRequest != nil && len(d.Reasons) > 0 {
 		return d.Reasons[0] // the gateway made and bounded it: a person's reason is shown complete
 	}
 	e := d.Event
@@ -198,23 +198,23 @@ func What(d sensors.Detection) string {
 	switch e.Kind {
 	case sensors.KindConnect:
 		what = fmt.Sprintf("%s connected to %s port %d", process, e.Network.Address, e.Network.Port)
-	case sensors.KindOpen:
+	case sensors.KindFileOpen:
 		what = fmt.Sprintf("%s opened %s", process, e.File.Path)
-	case sensors.KindDelete:
+	case sensors.KindFileDelete:
 		what = fmt.Sprintf("%s deleted or cut %s", process, e.File.Path)
 	case sensors.KindChmod:
 		what = fmt.Sprintf("%s gave rights to %s", process, e.File.Path)
-	case sensors.KindUnix:
+	case sensors.KindUnixConnect:
 		what = fmt.Sprintf("%s connected to the socket %s", process, e.File.Path)
 	case sensors.KindListen:
 		what = fmt.Sprintf("%s waits for connections on port %d", process, e.Network.Port)
 	case sensors.KindDNS:
 		what = fmt.Sprintf("%s asked for the name %s", process, e.Network.Domain)
-	case sensors.KindBurst:
+	case sensors.KindProcessBurst:
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
-	case sensors.KindMount, sensors.KindNamespace, sensors.KindTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindURing, sensors.KindModule:
+	case sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule:
 		what = called(process, e)
-	case sensors.KindAudit, sensors.KindCloud, sensors.KindHealth:
+	case sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth:
 		if what = d.Title; len(d.Reasons) > 0 {
 			what = d.Reasons[0]
 		}
@@ -232,17 +232,17 @@ func What(d sensors.Detection) string {
 
 // called says in words which system call was made, on what, and whether the kernel refused it.
 func called(process string, e sensors.Event) string {
-	what := process + " called " + e.Call.Name
-	if e.Call.PID != 0 {
-		what += fmt.Sprintf(" on process %d", e.Call.PID)
+	what := process + " called " + e.Syscall.Name
+	if e.Syscall.PID != 0 {
+		what += fmt.Sprintf(" on process %d", e.Syscall.PID)
 	}
 	if e.File.Path != "" {
 		what += " on " + e.File.Path
 	}
-	if e.Call.Detail != "" {
-		what += " (" + e.Call.Detail + ")"
+	if e.Syscall.Detail != "" {
+		what += " (" + e.Syscall.Detail + ")"
 	}
-	if e.Call.Failed {
+	if e.Syscall.Failed {
 		what += "; the kernel refused it"
 	}
 	return what
@@ -256,7 +256,7 @@ func (s *state) conclude() {
 	in.Techniques = nil
 	detected := !s.onlyRequested()
 	for _, d := range in.Detections {
-		if detected && d.Rule == sensors.RuleRequested {
+		if detected && d.Rule == sensors.RuleManualRequest {
 			continue // what people ask for says nothing of what an attacker is after
 		}
 		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.First, Because: because(d.Reasons)})
@@ -300,7 +300,7 @@ func Summary(in playbooks.Incident) string {
 	if n := len(in.Detections) - 1 - min(max(at, 0), 1); n > 0 {
 		fmt.Fprintf(&b, " %s more.", kinds(n))
 	}
-	if in.Objective != sensors.ObjectiveRequested {
+	if in.Objective != sensors.ObjectiveManualRequest {
 		fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
 	}
 	if len(in.Targets) > 1 {

@@ -25,16 +25,16 @@ func (r *run) requested(ctx workflow.Context, asked []Attested) {
 			ScheduleToCloseTimeout: 10 * time.Second, RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 3},
 		})
 		var selected Selected
-		if err := workflow.ExecuteLocalActivity(local, MatchRequested, *d.Requested).Get(ctx, &selected); err != nil {
-			r.line(workflow.Now(ctx), "what "+d.Requested.Person+" requested could not be started: "+err.Error())
+		if err := workflow.ExecuteLocalActivity(local, MatchRequested, *d.ManualRequest).Get(ctx, &selected); err != nil {
+			r.line(workflow.Now(ctx), "what "+d.ManualRequest.Person+" requested could not be started: "+err.Error())
 			r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
-				Playbook: d.Requested.Playbook, Request: d.ID, RequestedBy: d.Requested.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
+				Playbook: d.ManualRequest.Playbook, Request: d.ID, RequestedBy: d.ManualRequest.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
 			})
 			continue
 		}
 		r.launch(ctx, selected, []playbooks.Target{target}, a.Attestation)
 		run := &r.Incident.Playbooks[len(r.Incident.Playbooks)-1]
-		run.Request, run.RequestedBy = d.ID, d.Requested.Person
+		run.Request, run.RequestedBy = d.ID, d.ManualRequest.Person
 	}
 }
 
@@ -42,7 +42,7 @@ func (r *run) requested(ctx workflow.Context, asked []Attested) {
 // no playbook by itself.
 func (s *state) onlyRequested() bool {
 	for _, d := range s.Incident.Detections {
-		if d.Rule != sensors.RuleRequested {
+		if d.Rule != sensors.RuleManualRequest {
 			return false
 		}
 	}

@@ -17,22 +17,22 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
 )
 
 func asked(id string, at time.Time) Attested {
-	a := seen(id, "Requested by alice", "high", 1, sensors.ObjectiveRequested, at)
-	a.Detection.Rule, a.Detection.Reasons = sensors.RuleRequested, []string{"alice asked for it"}
-	a.Detection.Requested, a.Attestation = &sensors.Requested{Person: "alice", Playbook: "mine"}, proof.Signed{KeyID: id}
+	a := seen(id, "Requested by alice", "high", 1, sensors.ObjectiveManualRequest, at)
+	a.Detection.Rule, a.Detection.Reasons = sensors.RuleManualRequest, []string{"alice asked for it"}
+	a.Detection.ManualRequest, a.Attestation = &sensors.ManualRequest{Person: "alice", Playbook: "mine"}, attestation.Envelope{KeyID: id}
 	return a
 }
 
 // Who asks again every hour keeps an incident open: an attack on the same target is still seen and handled.
 func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	s := &state{Attestations: map[string][]proof.Signed{}}
+	s := &state{Attestations: map[string][]attestation.Envelope{}}
 	for i := range 3 * maxSummaries {
 		s.add(asked(fmt.Sprint(i), at.Add(time.Duration(i)*time.Hour)), at)
 	}
@@ -63,7 +63,7 @@ func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 		}
 		return []Selected{{Name: name, Source: []byte(text)}}, nil
 	}, activity.RegisterOptions{Name: Match})
-	env.RegisterActivityWithOptions(func(context.Context, sensors.Requested) (Selected, error) {
+	env.RegisterActivityWithOptions(func(context.Context, sensors.ManualRequest) (Selected, error) {
 		return Selected{Name: "mine", Source: []byte(text)}, nil
 	}, activity.RegisterOptions{Name: MatchRequested})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
@@ -76,9 +76,9 @@ func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 		env.RegisterDelayedCallback(func() { env.SignalWorkflow(workflows.SignalDetections, []Attested{a}) }, after)
 	}
 	miner := seen("miner", "Miner", "high", 0.5, "crypto-mining", time.Now())
-	miner.Attestation = proof.Signed{KeyID: "miner"}
+	miner.Attestation = attestation.Envelope{KeyID: "miner"}
 	shell := seen("shell", "Reverse shell", "critical", 0.5, "execution", time.Now())
-	shell.Attestation = proof.Signed{KeyID: "shell"}
+	shell.Attestation = attestation.Envelope{KeyID: "shell"}
 	signal(time.Second, miner)
 	env.RegisterDelayedCallback(func() { text = "corrected" }, 2*time.Second)
 	signal(3*time.Second, asked("request", time.Now()))

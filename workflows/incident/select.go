@@ -10,7 +10,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/playbook"
 )
 
@@ -22,7 +22,7 @@ type Selected struct {
 	// Called are the playbooks that it calls, complete.
 	Called []playbooks.Source `json:"called,omitempty"`
 	// Selection proves that it is one of the installation's.
-	Selection *proof.Signed `json:"selection,omitempty"`
+	Selection *attestation.Envelope `json:"selection,omitempty"`
 	// Contains: it may contain something. Of those only the first that comes to something runs on a target.
 	Contains bool `json:"contains,omitempty"`
 	// Shipped: it is one of Stanch's library.

@@ -11,7 +11,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/thread"
 )
@@ -30,7 +30,7 @@ type Mark struct {
 	Kind   MarkKind     `json:"kind"`
 	Person string       `json:"person"`
 	Reason string       `json:"reason,omitempty"`
-	Grant  proof.Signed `json:"grant"`
+	Grant  attestation.Envelope `json:"grant"`
 }
 
 // heardMark takes in a person's word: Stanch starts nothing new in an incident that is a person's or that is none.

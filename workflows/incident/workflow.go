@@ -21,7 +21,7 @@ import (
 	"stanch/playbooks/display"
 	"stanch/sensors"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -58,7 +58,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 	r := &run{w: w, in: in, state: in.Carry}
 	if r.state == nil {
 		now := workflow.Now(ctx)
-		r.state = &state{Last: now, Covered: map[string]bool{}, Attestations: map[string][]proof.Signed{}, Incident: playbooks.Incident{
+		r.state = &state{Last: now, Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
 			Version: playbooks.IncidentVersion, ID: in.ID, Key: in.Key, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
 			Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
 		}}
@@ -125,7 +125,7 @@ func (r *run) receive(ctx workflow.Context) bool {
 		heard = true
 		for _, a := range batch {
 			added := r.add(a, workflow.Now(ctx))
-			if news = added || news; added && a.Detection.Requested != nil {
+			if news = added || news; added && a.Detection.ManualRequest != nil {
 				asked = append(asked, a)
 			}
 		}
@@ -246,7 +246,7 @@ func (r *run) start(ctx workflow.Context) {
 // bare tells whether a playbook is to run once on an incident that has no target: one about the telemetry itself, where
 // people are called and nothing is held. No history from before these incidents can come here.
 func (r *run) bare(name string) bool {
-	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindHealth || r.Covered[name+"\x00"] {
+	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindSensorHealth || r.Covered[name+"\x00"] {
 		return false
 	}
 	r.Covered[name+"\x00"] = true
@@ -254,12 +254,12 @@ func (r *run) bare(name string) bool {
 }
 
 // launch starts a playbook on targets; attested is what permits this run alone.
-func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target, attested ...proof.Signed) {
+func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target, attested ...attestation.Envelope) {
 	r.Runs++
 	snapshot := r.Incident
 	snapshot.Targets = targets
 	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil, nil
-	attestations := map[string][]proof.Signed{}
+	attestations := map[string][]attestation.Envelope{}
 	for _, t := range targets {
 		r.Covered[s.Name+"\x00"+t.ID()] = true
 		attestations[t.ID()] = slices.Concat(r.Attestations[t.ID()], attested)

@@ -13,7 +13,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 )
 
@@ -77,9 +77,9 @@ type Machine struct {
 	Prior     json.RawMessage    `json:"prior,omitempty"`
 	Basis     activities.Basis   `json:"basis"`
 	For       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
-	Token     *proof.Signed      `json:"token,omitempty"`
-	Grant     *proof.Signed      `json:"grant,omitempty"`     // a release that people gave
-	Extension *proof.Signed      `json:"extension,omitempty"` // a longer hold that people gave
+	Token     *attestation.Envelope      `json:"token,omitempty"`
+	Grant     *attestation.Envelope      `json:"grant,omitempty"`     // a release that people gave
+	Extension *attestation.Envelope      `json:"extension,omitempty"` // a longer hold that people gave
 	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
 	Reason    string             `json:"reason,omitempty"`
 	Guard     string             `json:"guard,omitempty"`  // that did not permit it
@@ -219,7 +219,7 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 
 // Release ends one holder, or all with "". The grant was verified by the gateway and is verified again where the
 // effect is.
-func (m *Machine) Release(holder string, grant proof.Signed, now time.Time) {
+func (m *Machine) Release(holder string, grant attestation.Envelope, now time.Time) {
 	if m.State == StateEnded {
 		return
 	}
@@ -240,7 +240,7 @@ func (m *Machine) Release(holder string, grant proof.Signed, now time.Time) {
 }
 
 // Extend moves the end of a holder, or of all with "".
-func (m *Machine) Extend(holder string, until time.Time, grant proof.Signed) {
+func (m *Machine) Extend(holder string, until time.Time, grant attestation.Envelope) {
 	if m.State != StateHeld && m.State != StateApplying {
 		return
 	}

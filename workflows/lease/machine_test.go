@@ -11,7 +11,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/display"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows/lease"
 )
 
@@ -35,7 +35,7 @@ func newMachine() *lease.Machine {
 }
 
 func applied() activities.ApplyResult {
-	return activities.ApplyResult{Decision: activities.Decision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, Token: &proof.Signed{KeyID: "k"}}
+	return activities.ApplyResult{Decision: activities.Decision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, Token: &attestation.Envelope{KeyID: "k"}}
 }
 
 // held is a machine whose containment is in force.
@@ -165,7 +165,7 @@ func TestALongerHoldThatIsNotPermittedLeavesTheLeaseAsItWas(t *testing.T) {
 
 func TestAReleaseEndsItNowAndCarriesItsGrant(t *testing.T) {
 	m := held(t)
-	m.Release("", proof.Signed{KeyID: "grant"}, at(time.Minute))
+	m.Release("", attestation.Envelope{KeyID: "grant"}, at(time.Minute))
 	require.Equal(t, lease.CommandUndo, m.Next(at(time.Minute)).Kind)
 	require.Equal(t, "grant", m.Grant.KeyID)
 	require.Equal(t, at(time.Hour), m.Request().Until, "what is stamped, which the grant overrides")
@@ -174,7 +174,7 @@ func TestAReleaseEndsItNowAndCarriesItsGrant(t *testing.T) {
 func TestReleasingOneOfTwoHoldersShortensTheStamp(t *testing.T) {
 	m := held(t)
 	m.Join(holder("b", 10*time.Minute), start, equal)
-	m.Release("a", proof.Signed{}, at(time.Minute))
+	m.Release("a", attestation.Envelope{}, at(time.Minute))
 	require.Equal(t, lease.CommandApply, m.Next(at(time.Minute)).Kind)
 	require.Equal(t, at(10*time.Minute), m.Request().Until)
 }
@@ -224,7 +224,7 @@ func TestAGoneTargetEndsTheLease(t *testing.T) {
 
 func TestAnExtensionIsStampedUnderItsGrant(t *testing.T) {
 	m := held(t)
-	m.Extend("", at(3*time.Hour), proof.Signed{KeyID: "grant"})
+	m.Extend("", at(3*time.Hour), attestation.Envelope{KeyID: "grant"})
 	require.Equal(t, lease.CommandApply, m.Next(start).Kind)
 	require.Equal(t, at(3*time.Hour), m.Request().Until)
 	require.Equal(t, "grant", m.Request().Extend.KeyID)
@@ -245,7 +245,7 @@ func FuzzMachine(f *testing.F) {
 			case 0:
 				m.Join(holder(string('b'+b%20), time.Duration(b)*time.Minute), now, equal)
 			case 1:
-				m.Release("", proof.Signed{}, now)
+				m.Release("", attestation.Envelope{}, now)
 			}
 			cmd := m.Next(now)
 			switch cmd.Kind {

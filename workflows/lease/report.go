@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // Report is a message that the lease owes.
@@ -45,13 +45,13 @@ func (m *Machine) warnings() (all []string) {
 
 // releasedBy names who ended it early, for people to read: what was permitted was judged by the grant's signature.
 func (m *Machine) releasedBy() string {
-	var g proof.Grant
-	if m.Grant == nil || json.Unmarshal(m.Grant.Body, &g) != nil || len(g.People) == 0 {
+	var g attestation.Grant
+	if m.Grant == nil || json.Unmarshal(m.Grant.Payload, &g) != nil || len(g.GrantedBy) == 0 {
 		return ""
 	}
-	who := "released by " + strings.Join(g.People, ", ")
-	if g.Note != "" {
-		who += ": " + g.Note
+	who := "released by " + strings.Join(g.GrantedBy, ", ")
+	if g.Reason != "" {
+		who += ": " + g.Reason
 	}
 	return who
 }

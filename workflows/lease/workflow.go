@@ -10,7 +10,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 )
 
@@ -26,14 +26,14 @@ type Input struct {
 // ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.
 type ReleaseSignal struct {
 	Holder string       `json:"holder,omitempty"`
-	Grant  proof.Signed `json:"grant"`
+	Grant  attestation.Envelope `json:"grant"`
 }
 
 // ExtendSignal moves a holder's end.
 type ExtendSignal struct {
 	Holder string       `json:"holder,omitempty"`
 	Until  time.Time    `json:"until"`
-	Grant  proof.Signed `json:"grant"`
+	Grant  attestation.Envelope `json:"grant"`
 }
 
 // Workflows are the lease workflow with the catalogue that it combines parameters by.
@@ -78,7 +78,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 // name is then made from the workflow's own.
 func idOf(info *workflow.Info) string {
 	if len(strings.ReplaceAll(info.FirstRunID, "-", "")) < idDigits {
-		return ID(proof.Hash([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
+		return ID(attestation.HashJSON([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
 	}
 	return ID(info.FirstRunID)
 }

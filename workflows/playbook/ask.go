@@ -12,7 +12,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/duration"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 )
 
@@ -34,10 +34,10 @@ const maxVotes = 100
 
 // vote puts a vote to its question, once for each thing that a person says: nobody can fill the place of the others.
 // Whose vote it really is, and whether it counts, is judged by its signature when it is counted.
-func (r *run) vote(v proof.Signed) {
+func (r *run) vote(v attestation.Envelope) {
 	says := said(v)
 	p := r.pending[says.Step]
-	if p == nil || len(p.Votes) >= maxVotes || slices.ContainsFunc(p.Votes, func(o proof.Signed) bool { return said(o) == says }) {
+	if p == nil || len(p.Votes) >= maxVotes || slices.ContainsFunc(p.Votes, func(o attestation.Envelope) bool { return said(o) == says }) {
 		return
 	}
 	p.Votes = append(p.Votes, v)
@@ -50,12 +50,12 @@ type saying struct {
 	Approve, BreakGlass             bool
 }
 
-func said(v proof.Signed) saying {
-	var b proof.Vote
-	if json.Unmarshal(v.Body, &b) != nil {
+func said(v attestation.Envelope) saying {
+	var b attestation.Vote
+	if json.Unmarshal(v.Payload, &b) != nil {
 		return saying{}
 	}
-	return saying{b.Step, b.PlanHash, b.Person, b.Refused, b.Approve, b.BreakGlass}
+	return saying{b.Step, b.PlanHash, b.Person, b.RejectionReason, b.Approved, b.BreakGlass}
 }
 
 // drain lets the branch that takes votes in have its turn: where a task brings votes and the deadline at once, the
@@ -76,7 +76,7 @@ func (r *run) look(ctx workflow.Context) {
 type answer struct {
 	granted bool
 	reason  string
-	grants  map[string]proof.Signed // by plan hash
+	grants  map[string]attestation.Envelope // by plan hash
 }
 
 // ApproversOf is whom an approval asks.
@@ -336,19 +336,19 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 }
 
 // attestations are those of a target. A workload has none of its own: those of its pods show which drill registered it.
-func (r *run) attestations(t playbooks.Target) []proof.Signed {
+func (r *run) attestations(t playbooks.Target) []attestation.Envelope {
 	if t.Kind != playbooks.TargetWorkload {
 		return last(r.in.Attestations[t.ID()], 8)
 	}
-	var all []proof.Signed
+	var all []attestation.Envelope
 	for _, pod := range r.in.Incident.Targets {
 		all = append(all, last(r.in.Attestations[pod.ID()], 1)...)
 	}
 	return last(all, 8)
 }
 
-func (r *run) allReceipts() []proof.Signed {
-	var all []proof.Signed
+func (r *run) allReceipts() []attestation.Envelope {
+	var all []attestation.Envelope
 	for _, t := range r.in.Incident.Targets {
 		all = append(all, last(r.receipts[t.ID()], 1)...)
 	}

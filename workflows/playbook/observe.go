@@ -9,7 +9,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 )
 
 // observe runs an action that changes nothing, and keeps what later steps need of it.
@@ -54,9 +54,9 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 
 // timedOutReceipt gets a receipt for evidence that was attempted and never answered: an attacker who makes evidence
 // hang must not prevent containment.
-func (r *run) timedOutReceipt(ctx workflow.Context, request activities.Request) *proof.Signed {
+func (r *run) timedOutReceipt(ctx workflow.Context, request activities.Request) *attestation.Envelope {
 	var set *activities.Set
-	var receipt proof.Signed
+	var receipt attestation.Envelope
 	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second}
 	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Attempted, request).Get(ctx, &receipt); err != nil {
 		return nil

@@ -19,7 +19,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/diagnostic"
-	"stanch/sensors/proof"
+	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -35,10 +35,10 @@ type Input struct {
 	Incident playbooks.Incident `json:"incident"`
 	Brief    activities.Brief   `json:"brief"`
 	// Attestations are the attested detections of each target, by its ID.
-	Attestations map[string][]proof.Signed `json:"attestations"`
+	Attestations map[string][]attestation.Envelope `json:"attestations"`
 	Timing       lease.Timing              `json:"timing"`
 	// Selection proves that the playbook is one of the installation's.
-	Selection *proof.Signed `json:"selection,omitempty"`
+	Selection *attestation.Envelope `json:"selection,omitempty"`
 	// Thread: people are told in the incident's thread.
 	Thread bool `json:"thread,omitempty"`
 	// LeasePerNode: a lease of what only a node speaks for is that node's. Runs that began before this was so lack it.
@@ -94,7 +94,7 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 	report.Playbook, report.Hash, report.Guide = program.Name, program.Hash, program.Guide
 	r := &run{
 		Workflows: w, in: in, id: info.WorkflowExecution.ID, report: &report,
-		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]proof.Signed{}, pending: map[string]*open{},
+		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]attestation.Envelope{}, pending: map[string]*open{},
 	}
 	r.brief = in.Brief
 	r.brief.MaxPhase = program.MaxPhase
@@ -123,7 +123,7 @@ type run struct {
 	brief    activities.Brief
 	id       string
 	report   *Report
-	receipts map[string][]proof.Signed // by target
+	receipts map[string][]attestation.Envelope // by target
 	waiting  map[string]workflow.Settable
 	early    map[string]playbooks.LeaseReport
 	pending  map[string]*open
@@ -186,7 +186,7 @@ func (r *run) handlers(ctx workflow.Context) error {
 	})
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
-			var vote proof.Signed
+			var vote attestation.Envelope
 			workflow.GetSignalChannel(ctx, workflows.SignalVote).Receive(ctx, &vote)
 			r.vote(vote)
 		}
@@ -197,7 +197,7 @@ func (r *run) handlers(ctx workflow.Context) error {
 // approved are the grants under which the steps of an approval run, by plan hash.
 type approved struct {
 	approval *playbooks.Approval
-	grants   map[string]proof.Signed
+	grants   map[string]attestation.Envelope
 	title    string
 	plans    planned // as they were approved
 	// denied or proposed: the steps inside are recorded and not run.

@@ -1,0 +1,239 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stanch/sensors"
+	"stanch/sensors/containermeta"
+)
+
+// detectedCgroups remembers in which cgroups this node detected something of a target. The kernel gave their ids with the
+// event, so nobody can put another cgroup in their place; an id is never used twice while the machine runs.
+type detectedCgroups struct {
+	mu    sync.Mutex
+	path  string
+	bootID  string
+	byTarget  map[string][]containermeta.NamedCgroup // by target, the latest first
+	targetOrder []string                     // of targets, the oldest first
+	// trustRank ranks a cgroup: what ranks lowest is forgotten first. Nil ranks all alike.
+	trustRank func(containermeta.NamedCgroup) int
+}
+
+// cgroupTrustRanker ranks a cgroup by what nobody but root decides: one that is gone, one that another user made, one of root's. Any
+// user with a cgroup of their own can make others in it that bear a container's id, and be detected there.
+func cgroupTrustRanker(root string) func(containermeta.NamedCgroup) int {
+	return func(g containermeta.NamedCgroup) int {
+		var st unix.Stat_t
+		switch err := unix.Stat(filepath.Join(root, g.Path), &st); {
+		case err != nil || st.Ino != g.CgroupID:
+			return 0
+		case st.Uid != 0:
+			return 1
+		}
+		return 2
+	}
+}
+
+const (
+	maxDetectedTargets = 4096 // targets
+	maxCgroupsPerTarget  = 8    // cgroups of one
+)
+
+// detectedCgroupsFile is the file's content: ids are those of one boot.
+type detectedCgroupsFile struct {
+	BootID string                       `json:"boot"`
+	ByTarget map[string][]containermeta.NamedCgroup `json:"seen"`
+}
+
+func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
+	s := &detectedCgroups{bootID: boot, byTarget: map[string][]containermeta.NamedCgroup{}}
+	if dir == "" {
+		return s, nil
+	}
+	s.path = filepath.Join(dir, "sightings.json")
+	raw, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read where containers were detected: %w", err)
+	}
+	var old detectedCgroupsFile
+	if json.Unmarshal(raw, &old) != nil || old.BootID != boot || old.ByTarget == nil {
+		return s, nil //nolint:nilerr // of another boot, or damaged: what is detected next fills it again
+	}
+	s.byTarget = old.ByTarget
+	for target := range s.byTarget {
+		s.targetOrder = append(s.targetOrder, target)
+	}
+	return s, nil
+}
+
+// record remembers the cgroups of a detection's container.
+func (s *detectedCgroups) record(c *sensors.Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := false
+	if c.ID != "" && c.CgroupID != 0 {
+		changed = s.add("container:"+c.ID, containermeta.NamedCgroup{CgroupID: c.CgroupID, Path: c.CgroupPath})
+	}
+	if at := containermeta.ParseCgroupPath(c.CgroupPath).PodPath; c.Pod.UID != "" && c.PodCgroupID != 0 && at != "" {
+		changed = s.add("pod:"+c.Pod.UID, containermeta.NamedCgroup{CgroupID: c.PodCgroupID, Path: at}) || changed
+	}
+	if !changed || s.path == "" {
+		return nil
+	}
+	raw, err := json.Marshal(detectedCgroupsFile{s.bootID, s.byTarget})
+	if err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	if err := os.WriteFile(s.path+".new", raw, 0o600); err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	if err := os.Rename(s.path+".new", s.path); err != nil {
+		return fmt.Errorf("write where containers were detected: %w", err)
+	}
+	return nil
+}
+
+// add notes one, and reports whether it was new. The caller holds s.mu.
+func (s *detectedCgroups) add(target string, g containermeta.NamedCgroup) bool {
+	known, ok := s.byTarget[target]
+	if ok { // what was detected last is forgotten last
+		if i := slices.Index(s.targetOrder, target); i >= 0 {
+			s.targetOrder = slices.Delete(s.targetOrder, i, i+1)
+		}
+	}
+	s.targetOrder = append(s.targetOrder, target)
+	if slices.Contains(known, g) {
+		return false
+	}
+	s.byTarget[target] = s.limitCgroups(append([]containermeta.NamedCgroup{g}, known...))
+	for len(s.targetOrder) > maxDetectedTargets {
+		i := s.leastTrustedIndex()
+		delete(s.byTarget, s.targetOrder[i])
+		s.targetOrder = slices.Delete(s.targetOrder, i, i+1)
+	}
+	return true
+}
+
+// evictionSampleSize is how many of the oldest targets are looked at to forget one.
+const evictionSampleSize = 64
+
+// leastTrustedIndex returns which of the oldest targets to forget: one without a cgroup of root's that is still there, since
+// any user with a cgroup of their own can make as many of these as they like.
+func (s *detectedCgroups) leastTrustedIndex() int {
+	least, lowest := 0, 3
+	for i := 0; s.trustRank != nil && i < min(evictionSampleSize, len(s.targetOrder)); i++ {
+		rank := 0
+		for _, g := range s.byTarget[s.targetOrder[i]] {
+			rank = max(rank, s.trustRank(g))
+		}
+		if rank < lowest {
+			least, lowest = i, rank
+		}
+	}
+	return least
+}
+
+// limitCgroups forgets one of too many cgroups: of those that rank lowest the oldest, which stands last.
+func (s *detectedCgroups) limitCgroups(groups []containermeta.NamedCgroup) []containermeta.NamedCgroup {
+	if len(groups) <= maxCgroupsPerTarget {
+		return groups
+	}
+	last, lowest := len(groups)-1, 0
+	for i := last; s.trustRank != nil && i >= 0; i-- {
+		if rank := s.trustRank(groups[i]); i == last || rank < lowest {
+			last, lowest = i, rank
+		}
+	}
+	return slices.Delete(groups, last, last+1)
+}
+
+func (s *detectedCgroups) cgroupsOf(target string) []containermeta.NamedCgroup {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.byTarget[target])
+}
+
+// SpoofedCgroup is a cgroup that bears the name of a container or pod and is not where that was detected.
+type SpoofedCgroup struct {
+	TargetID string   `json:"target"`
+	GenuinePaths    []string `json:"own,omitempty"` // paths of the cgroups that count; none: nobody knows which
+	SpoofedPaths []string `json:"others"`
+	// FirstSeen is when it was noticed first, Last when it was seen last.
+	FirstSeen time.Time `json:"since"`
+	LastSeen  time.Time `json:"last"`
+}
+
+// spoofedCgroups are those that were seen of late.
+type spoofedCgroups struct {
+	searching atomic.Bool
+	mu      sync.Mutex
+	byTarget    map[string]SpoofedCgroup
+}
+
+const (
+	// spoofRetention is for how long one is reported after it was seen last.
+	spoofRetention = 10 * time.Minute
+	maxSpoofedTargets   = 64 // targets
+	maxSpoofedPaths    = 8  // paths of one
+)
+
+func (d *spoofedCgroups) beginSearch() bool { return d.searching.CompareAndSwap(false, true) }
+func (d *spoofedCgroups) endSearch()        { d.searching.Store(false) }
+
+// record takes in what a search found.
+func (d *spoofedCgroups) record(target string, own, all []containermeta.NamedCgroup) {
+	now := time.Now()
+	found := SpoofedCgroup{TargetID: target, FirstSeen: now, LastSeen: now}
+	for _, b := range all {
+		switch {
+		case slices.Contains(own, b):
+			found.GenuinePaths = append(found.GenuinePaths, b.Path)
+		case len(found.SpoofedPaths) < maxSpoofedPaths:
+			found.SpoofedPaths = append(found.SpoofedPaths, b.Path)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.byTarget == nil {
+		d.byTarget = map[string]SpoofedCgroup{}
+	}
+	if len(found.SpoofedPaths) == 0 {
+		return
+	}
+	if old, ok := d.byTarget[target]; ok {
+		found.FirstSeen = old.FirstSeen
+	} else if len(d.byTarget) >= maxSpoofedTargets {
+		return
+	}
+	d.byTarget[target] = found
+}
+
+// list gives those that were seen of late.
+func (d *spoofedCgroups) list() []SpoofedCgroup {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []SpoofedCgroup
+	for target, seen := range d.byTarget {
+		if time.Since(seen.LastSeen) > spoofRetention {
+			delete(d.byTarget, target)
+			continue
+		}
+		out = append(out, seen)
+	}
+	slices.SortFunc(out, func(a, b SpoofedCgroup) int { return a.FirstSeen.Compare(b.FirstSeen) })
+	return out
+}

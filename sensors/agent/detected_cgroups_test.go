@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"stanch/sensors"
+	"stanch/sensors/containermeta"
+)
+
+// TestDecoysDoNotPushOutWhereATargetIs: whoever may make cgroups, as any user with a delegated one, makes one after the
+// other that bears the target's id and is detected in each.
+func TestDecoysDoNotPushOutWhereATargetIs(t *testing.T) {
+	s, err := openDetectedCgroups("", "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.trustRank = func(b containermeta.NamedCgroup) int {
+		if b.CgroupID == 1 {
+			return 2 // root made it
+		}
+		return 1
+	}
+	at := func(id uint64, path string) {
+		if err := s.record(&sensors.Container{ID: "victim", CgroupID: id, CgroupPath: path}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at(1, "/system.slice/docker-victim.scope")
+	for i := range uint64(maxCgroupsPerTarget + 1) {
+		at(i+2, fmt.Sprintf("/user.slice/%d/docker-victim.scope", i))
+	}
+	if got := s.cgroupsOf("container:victim"); !slices.ContainsFunc(got, func(b containermeta.NamedCgroup) bool { return b.CgroupID == 1 }) {
+		t.Errorf("the target's own cgroup is forgotten: %+v", got)
+	}
+}
+
+// TestOthersTargetsDoNotPushOutATarget: nor does whoever is detected under thousands of made-up ids.
+func TestOthersTargetsDoNotPushOutATarget(t *testing.T) {
+	s, err := openDetectedCgroups("", "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.trustRank = func(b containermeta.NamedCgroup) int {
+		if b.CgroupID == 1 {
+			return 2 // root made it
+		}
+		return 1
+	}
+	note := func(target string, id uint64) {
+		if err := s.record(&sensors.Container{ID: target, CgroupID: id, CgroupPath: "/x/" + target}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note("victim", 1)
+	for i := range uint64(maxDetectedTargets + 100) {
+		note(fmt.Sprintf("made-up-%d", i), i+2)
+	}
+	if len(s.cgroupsOf("container:victim")) == 0 {
+		t.Error("the target is forgotten")
+	}
+	if len(s.byTarget) > maxDetectedTargets || len(s.targetOrder) != len(s.byTarget) {
+		t.Errorf("%d targets in %d places, at most %d", len(s.byTarget), len(s.targetOrder), maxDetectedTargets)
+	}
+}

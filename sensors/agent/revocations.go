@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"stanch/sensors/attestation"
+)
+
+// revocations remembers which leases were ended early, until their stamped end: without it, a token issued before a
+// release could be replayed after it. It remembers the targets that people released, too.
+type revocations struct {
+	mu    sync.Mutex
+	path  string
+	byKey map[string]revocation // by lease, and by target
+}
+
+type revocation struct {
+	RevokedAt    time.Time `json:"at"`
+	ExpiresAt time.Time `json:"until"`
+}
+
+func openRevocations(dir string) (*revocations, error) {
+	l := &revocations{byKey: map[string]revocation{}}
+	if dir == "" {
+		return l, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the node's ledger: %w", err)
+	}
+	l.path = filepath.Join(dir, "released.json")
+	raw, err := os.ReadFile(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the node's ledger: %w", err)
+	}
+	if err := json.Unmarshal(raw, &l.byKey); err != nil {
+		return nil, fmt.Errorf("open the node's ledger: %s is damaged: %w; remove it if you know that no lease is in force", l.path, err)
+	}
+	return l, nil
+}
+
+// releaseRetention is how long it is remembered that people released a target: longer than a detection is fresh.
+const releaseRetention = time.Hour
+
+// record notes that a lease was ended now although it was stamped to last until then. by is the grant; when people gave
+// it, the target counts as released: what was detected before is no ground to contain it again.
+func (l *revocations) record(lease, target string, until time.Time, by attestation.Grant) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for k, r := range l.byKey {
+		if now.After(r.ExpiresAt) {
+			delete(l.byKey, k)
+		}
+	}
+	l.byKey[lease] = revocation{RevokedAt: now, ExpiresAt: until}
+	if by.Operation == attestation.OperationRelease {
+		l.byKey[target] = revocation{RevokedAt: by.IssuedAt, ExpiresAt: now.Add(releaseRetention)}
+	}
+	if l.path == "" {
+		return nil
+	}
+	raw, err := json.Marshal(l.byKey)
+	if err != nil {
+		return fmt.Errorf("write the node's ledger: %w", err)
+	}
+	if err := os.WriteFile(l.path+".new", raw, 0o600); err != nil {
+		return fmt.Errorf("write the node's ledger: %w", err)
+	}
+	if err := os.Rename(l.path+".new", l.path); err != nil {
+		return fmt.Errorf("write the node's ledger: %w", err)
+	}
+	return nil
+}
+
+// isTargetReleased tells whether people released a target at or after the time given.
+func (l *revocations) isTargetReleased(target string, since time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.byKey[target]
+	return ok && !since.After(r.RevokedAt) && time.Now().Before(r.ExpiresAt)
+}
+
+// isTokenRevoked tells whether a token of the lease, issued then, was spent by a release.
+func (l *revocations) isTokenRevoked(lease string, issued time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.byKey[lease]
+	return ok && !issued.After(r.RevokedAt) && time.Now().Before(r.ExpiresAt)
+}

@@ -1,0 +1,97 @@
+package containermeta
+
+import (
+	"regexp"
+	"strings"
+)
+
+// CgroupPath is what the path of a cgroup tells by itself.
+type CgroupPath struct {
+	Runtime     string // "containerd", "cri-o", "docker", "podman", "" where the path does not say
+	ContainerID string // "" for a pod's cgroup or one that is not a container's
+	PodUID      string // with dashes; "" outside of Kubernetes
+	// ContainerPath and PodPath are the prefixes of the path that end at the container's and the pod's own cgroup.
+	ContainerPath string
+	PodPath       string
+	// IsHostUnit says that the path belongs to the host's own units.
+	IsHostUnit bool
+}
+
+var (
+	hexIDPattern    = regexp.MustCompile(`^[0-9a-f]{32,64}$`)
+	scopeNamePattern  = regexp.MustCompile(`^(cri-containerd|crio|docker|libpod|nerdctl)-([0-9a-f]{12,64})\.scope$`)
+	podDirPattern   = regexp.MustCompile(`^pod([0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32})$`)
+	podSlicePattern = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
+)
+
+// runtimeOfPrefix names the runtime that makes scopes with a prefix.
+func runtimeOfPrefix(prefix string) string {
+	switch prefix {
+	case "cri-containerd", "nerdctl":
+		return "containerd"
+	case "crio":
+		return "cri-o"
+	case "docker":
+		return "docker"
+	case "libpod":
+		return "podman"
+	}
+	return ""
+}
+
+// ParseCgroupPath reads the path of a cgroup below the root of cgroup v2, as cgroupfs and systemd drivers of the usual
+// runtimes make them. It knows names only and touches no file.
+func ParseCgroupPath(path string) CgroupPath {
+	var p CgroupPath
+	if len(path) > 4096 {
+		return p
+	}
+	segments := strings.Split(strings.Trim(path, "/"), "/")
+	if segments[0] == "" {
+		return CgroupPath{IsHostUnit: true}
+	}
+	var at strings.Builder
+	for i, s := range segments {
+		at.WriteString("/" + s)
+		if m := podDirPattern.FindStringSubmatch(s); m != nil && p.PodUID == "" {
+			p.PodUID, p.PodPath = m[1], at.String()
+			continue
+		}
+		if m := podSlicePattern.FindStringSubmatch(s); m != nil && p.PodUID == "" {
+			p.PodUID, p.PodPath = strings.ReplaceAll(m[1], "_", "-"), at.String()
+			continue
+		}
+		if m := scopeNamePattern.FindStringSubmatch(s); m != nil {
+			p.Runtime, p.ContainerID, p.ContainerPath = runtimeOfPrefix(m[1]), m[2], at.String()
+			return p
+		}
+		if hexIDPattern.MatchString(s) {
+			switch {
+			case p.PodUID != "": // the kubelet's cgroupfs driver: the runtime is not in the path
+			case i > 0 && segments[i-1] == "docker":
+				p.Runtime = "docker"
+			case i > 0 && strings.HasPrefix(segments[i-1], "stanch-drill-"): // a drill's own container
+				p.Runtime = "stanch"
+			default:
+				continue
+			}
+			p.ContainerID, p.ContainerPath = s, at.String()
+			return p
+		}
+		if crio, ok := strings.CutPrefix(s, "crio-"); ok && hexIDPattern.MatchString(crio) && p.PodUID != "" {
+			p.Runtime, p.ContainerID, p.ContainerPath = "cri-o", crio, at.String()
+			return p
+		}
+	}
+	p.IsHostUnit = p.PodUID == "" && isHostUnit(segments)
+	return p
+}
+
+// isHostUnit tells whether a path is that of a systemd unit or a session of the host.
+func isHostUnit(segments []string) bool {
+	switch segments[0] {
+	case "init.scope", "system.slice", "user.slice", "machine.slice", "podruntime", "runtime.slice":
+		return true
+	}
+	return strings.HasSuffix(segments[0], ".service") || strings.HasSuffix(segments[0], ".mount")
+}

@@ -1,0 +1,368 @@
+package gatewayrpc
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"stanch/sensors/gatewayrpc/gatewaypb"
+	"stanch/sensors/attestation"
+)
+
+// MaxMessageBytes bounds a message on the link, in bytes.
+const MaxMessageBytes = 1 << 20
+
+// ErrRefused is wrapped by a Handler's error when the node will not obey, as against could not.
+var ErrRefused = errors.New("refused by the node")
+
+// Attachment is a named piece of evidence that goes with a command's result.
+type Attachment struct {
+	Name string
+	Data []byte
+}
+
+// Handler obeys commands. It must verify the proof of each by keys.
+type Handler interface {
+	Handle(ctx context.Context, kind CommandKind, body []byte, keys attestation.Keyring) (result any, blobs []Attachment, err error)
+}
+
+// Client is a node's end of the link. All fields but Log are required.
+type Client struct {
+	Address string
+	TLS     *tls.Config
+	Node    string
+	Version string
+	BootID  string
+	Spool   *Spool
+	Handler Handler
+	// NodeCertificate renews the node's certificate; nil keeps that of TLS until it ends. TLS is not needed with it.
+	NodeCertificate *NodeCertificate
+	// PinnedKeys verify commands. Nil refuses every command: it is for who only reports.
+	PinnedKeys *PinnedKeys
+	// StatusFunc is sent every HealthEvery (default 10 s).
+	StatusFunc      func() any
+	HealthInterval time.Duration
+	Log         *slog.Logger
+	// Now is the wall clock; nil is the machine's.
+	Now func() time.Time
+
+	runningCommands atomic.Int32 // commands, those included whose stream has ended
+}
+
+const (
+	// maxRunningCommands bounds how many commands run at a time. One may never end: what it waits for can be a container's.
+	maxRunningCommands = 64
+	// commandDrainTimeout is how long a stream that has ended waits for its commands.
+	commandDrainTimeout = 2 * time.Second
+)
+
+// errBusy is a node's answer to more commands than it runs at a time.
+var errBusy = fmt.Errorf("the node runs %d commands already", maxRunningCommands)
+
+// Run keeps the stream up until ctx ends. It dials again after 0.1 s at first and 5 s at most.
+func (c *Client) Run(ctx context.Context) error {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.NodeCertificate != nil {
+		c.TLS = c.NodeCertificate.TLS()
+	}
+	conn, err := grpc.NewClient(c.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.TLS)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes+4096), grpc.MaxCallSendMsgSize(MaxMessageBytes+4096)))
+	if err != nil {
+		return fmt.Errorf("dial gateway %s: %w", c.Address, err)
+	}
+	defer func() { _ = conn.Close() }()
+	wait := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := c.runStream(ctx, gatewaypb.NewGatewayClient(conn))
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			wait = 100 * time.Millisecond
+		}
+		c.Log.Warn("the gateway is away; detections are spooled", "gateway", c.Address, "error", err, "spooled", c.Spool.Len(), "again_in", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+		case <-timer.C:
+		}
+		wait = min(wait*2, 5*time.Second)
+		conn.ResetConnectBackoff()
+	}
+	return ctx.Err()
+}
+
+// session is one connected stream.
+type session struct {
+	*Client
+	stream  gatewaypb.Gateway_NodeClient
+	sendMu    sync.Mutex
+	keyring    attestation.Keyring
+	acks    chan *gatewaypb.Ack
+	renewals chan *gatewaypb.Renewed
+	lastServerTime   atomic.Pointer[serverTime]
+}
+
+// serverTime is the newest time of the gateway's, and when it came by this process's own clock.
+type serverTime struct {
+	gatewayTime int64
+	receivedAt      time.Time
+}
+
+// shutdownGrace is how long a stream that was told goodbye may take to end.
+const shutdownGrace = 500 * time.Millisecond
+
+func (c *Client) runStream(parent context.Context, gateway gatewaypb.GatewayClient) error {
+	// The stream outlives its parent by a word: who is told to stop says goodbye.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	defer cancel()
+	opened := context.AfterFunc(parent, cancel)
+	stream, err := gateway.Node(ctx)
+	opened()
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	s := &session{Client: c, stream: stream, acks: make(chan *gatewaypb.Ack, 1), renewals: make(chan *gatewaypb.Renewed, 1)}
+	defer context.AfterFunc(parent, func() {
+		timer := time.AfterFunc(shutdownGrace, cancel)
+		defer timer.Stop()
+		if s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Goodbye{Goodbye: &gatewaypb.Goodbye{Reason: "the sensor was told to stop"}}}) == nil {
+			_ = stream.CloseSend()
+		}
+		<-ctx.Done()
+	})()
+	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Hello{Hello: &gatewaypb.Hello{Node: c.Node, Version: c.Version, BootId: c.BootID, TimeNs: c.Now().UnixNano(), Waits: true}}}); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return fmt.Errorf("wait for welcome: %w", err)
+	}
+	if first.GetWelcome() == nil {
+		return errors.New("the gateway's first word was no welcome")
+	}
+	s.lastServerTime.Store(&serverTime{first.GetWelcome().GetTimeNs(), time.Now()})
+	if err := c.PinnedKeys.ApplyRotations(first.GetWelcome().GetKeySets()); err != nil && !errors.Is(err, ErrNoPinnedKeys) {
+		c.Log.Error("the gateway shows rotations of the authority's keys that the pinned key did not sign; they are ignored", "error", err)
+	}
+	if c.PinnedKeys != nil && !c.PinnedKeys.HasAny(first.GetWelcome().GetAuthorityKeys()) {
+		c.Log.Error("the gateway's authority is not the one that this node was enrolled with; its commands are refused", "gateway", c.Address)
+	}
+	s.keyring = c.PinnedKeys.Keyring()
+	c.Log.Info("connected to the gateway", "gateway", c.Address)
+
+	var parts, commands sync.WaitGroup
+	defer parts.Wait()
+	defer func() {
+		cancel()
+		// Then the node dials again, whatever a command waits for.
+		ended := make(chan struct{})
+		go func() { commands.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(commandDrainTimeout):
+			c.Log.Warn("commands of an ended stream still run", "running", c.runningCommands.Load())
+		}
+	}()
+	failed := make(chan error, 3)
+	parts.Go(func() { failed <- s.sendDetections(ctx); cancel() })
+	parts.Go(func() { failed <- s.sendHealth(ctx); cancel() })
+	if c.NodeCertificate != nil {
+		parts.Go(func() { failed <- s.renewCertificate(ctx); cancel() })
+	}
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			select {
+			case cause := <-failed:
+				return cause
+			default:
+				return fmt.Errorf("receive: %w", err)
+			}
+		}
+		switch body := msg.GetBody().(type) {
+		case *gatewaypb.ToNode_Ack:
+			for _, r := range body.Ack.GetRefused() {
+				c.Log.Error("the gateway refused a detection", "detection", r.GetId(), "reason", r.GetReason())
+			}
+			select {
+			case s.acks <- body.Ack:
+			case <-ctx.Done():
+			}
+		case *gatewaypb.ToNode_Command:
+			if c.runningCommands.Add(1) > maxRunningCommands {
+				c.runningCommands.Add(-1)
+				parts.Go(func() { s.sendResult(body.Command, nil, nil, errBusy) })
+				continue
+			}
+			commands.Go(func() {
+				defer c.runningCommands.Add(-1)
+				s.execute(ctx, body.Command)
+			})
+		case *gatewaypb.ToNode_Heard:
+			s.lastServerTime.Store(&serverTime{body.Heard.GetTimeNs(), time.Now()})
+		case *gatewaypb.ToNode_Renewed:
+			select {
+			case s.renewals <- body.Renewed:
+			default: // nobody asked
+			}
+		}
+	}
+}
+
+func (s *session) send(msg *gatewaypb.FromNode) error {
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	if err := s.stream.Send(msg); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	return nil
+}
+
+// sendDetections sends what is spooled, a batch at a time, and forgets a batch when it is acknowledged.
+func (s *session) sendDetections(ctx context.Context) error {
+	const batch = 200
+	for sequence := uint64(1); ; {
+		head := s.Spool.Peek(batch)
+		if len(head) == 0 {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-s.Spool.Ready():
+			}
+			continue
+		}
+		// The spool holds none that is larger than MaxDetectionBytes, so that the first always fits.
+		size := 0
+		for i, line := range head {
+			if size += len(line); size > MaxMessageBytes {
+				head = head[:i]
+				break
+			}
+		}
+		if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Detections{Detections: &gatewaypb.Detections{Sequence: sequence, Detection: head}}}); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case ack := <-s.acks:
+			if ack.GetSequence() != sequence {
+				return fmt.Errorf("the gateway acknowledged batch %d, not %d", ack.GetSequence(), sequence)
+			}
+			if wait := ack.GetRetryAfterMs(); wait > 0 {
+				if err := s.throttle(ctx, time.Duration(wait)*time.Millisecond); err != nil {
+					return err
+				}
+				sequence++
+				continue
+			}
+		}
+		if err := s.Spool.Acknowledge(len(head)); err != nil {
+			s.Log.Warn("spool", "error", err)
+		}
+		sequence++
+	}
+}
+
+// maxPause bounds how long a gateway can make a node wait.
+const maxPause = time.Minute
+
+// throttle waits as the gateway asked: this node sends more than its rate. Meanwhile the spool grows.
+func (s *session) throttle(ctx context.Context, wait time.Duration) error {
+	return s.sleep(ctx, min(wait, maxPause))
+}
+
+func (s *session) sleep(ctx context.Context, wait time.Duration) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+func (s *session) sendHealth(ctx context.Context) error {
+	every := s.HealthInterval
+	if every == 0 {
+		every = 10 * time.Second
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if s.StatusFunc != nil {
+			raw, err := json.Marshal(s.StatusFunc())
+			if err != nil {
+				return fmt.Errorf("encode status: %w", err)
+			}
+			last := s.lastServerTime.Load()
+			health := &gatewaypb.Health{Status: raw, TimeNs: s.Now().UnixNano(), EchoNs: last.gatewayTime, HeldNs: time.Since(last.receivedAt).Nanoseconds()}
+			if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Health{Health: health}}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// execute runs one command and answers it. A panic in a handler must not take the sensor down with it.
+func (s *session) execute(ctx context.Context, cmd *gatewaypb.Command) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(cmd.GetDeadlineMs())*time.Millisecond)
+	defer cancel()
+	result, blobs, err := func() (result any, blobs []Attachment, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("the node failed on %s: %v", cmd.GetKind(), p)
+			}
+		}()
+		return s.Handler.Handle(ctx, CommandKind(cmd.GetKind()), cmd.GetBody(), s.keyring)
+	}()
+	s.sendResult(cmd, result, blobs, err)
+}
+
+// sendResult sends a command's result.
+func (s *session) sendResult(cmd *gatewaypb.Command, result any, blobs []Attachment, err error) {
+	answer := &gatewaypb.Result{Id: cmd.GetId(), Done: true}
+	if err != nil {
+		answer.Error, answer.Refused = err.Error(), errors.Is(err, ErrRefused)
+	} else if answer.Body, err = json.Marshal(result); err != nil {
+		answer.Error = fmt.Sprintf("encode result: %v", err)
+	}
+	for _, blob := range blobs {
+		for data, first := blob.Data, true; first || len(data) > 0; first = false {
+			n := min(len(data), MaxMessageBytes/2)
+			if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: &gatewaypb.Result{Id: cmd.GetId(), BlobName: blob.Name, Blob: data[:n]}}}); err != nil {
+				return
+			}
+			data = data[n:]
+		}
+	}
+	if err := s.send(&gatewaypb.FromNode{Body: &gatewaypb.FromNode_Result{Result: answer}}); err != nil {
+		s.Log.Warn("answer a command", "kind", cmd.GetKind(), "error", err)
+	}
+}

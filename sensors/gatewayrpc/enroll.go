@@ -1,0 +1,129 @@
+package gatewayrpc
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"stanch/sensors/attestation"
+)
+
+// Enrollment says how a node gets its first certificate.
+type Enrollment struct {
+	GatewayURL   string // of the gateway's door for people: https://HOST:PORT
+	TokenFile string // the file with the token that Kubernetes made for the sensor's pod
+	CAFile    string // the file with the installation's authority
+	CertificatePath  string // where the certificate is kept
+	PinnedKeysPath  string // where the authority's keys are kept
+}
+
+// OpenOrEnroll gives the node's identity and the pinned keys: those that are kept if the certificate still holds, or else new ones from
+// the gateway. Pinned keys that are kept stay, whatever the gateway answers. An error that is ErrDamagedPinnedKeys comes with an
+// identity.
+func (e Enrollment) OpenOrEnroll(ctx context.Context) (*NodeCertificate, *PinnedKeys, error) {
+	var enrolled attestation.KeySet
+	ca, err := os.ReadFile(e.CAFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the installation's authority: %w", err)
+	}
+	pinned, err := OpenPinnedKeys(e.PinnedKeysPath, InstallationID(ca), enrolled)
+	damaged := errors.Is(err, ErrDamagedPinnedKeys)
+	if err != nil && !errors.Is(err, ErrNoPinnedKeys) && !damaged {
+		return nil, nil, err
+	}
+	why := err
+	identity, err := e.openOrEnroll(ctx, ca, pinned == nil && !damaged, &enrolled)
+	if err != nil {
+		return nil, nil, err
+	}
+	if damaged {
+		return identity, nil, why
+	}
+	if pinned == nil {
+		if pinned, err = OpenPinnedKeys(e.PinnedKeysPath, InstallationID(ca), enrolled); err != nil {
+			return nil, nil, err
+		}
+	}
+	return identity, pinned, nil
+}
+
+func (e Enrollment) openOrEnroll(ctx context.Context, ca []byte, anew bool, enrolled *attestation.KeySet) (*NodeCertificate, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("%s holds no certificate", e.CAFile)
+	}
+	if kept, err := ReadKeyPair(e.CertificatePath); err == nil && !anew {
+		i, err := NewNodeCertificate(MutualTLSConfig(kept, pool), e.CertificatePath)
+		if err == nil && i.checkRenewal(kept.Leaf) == nil {
+			return i, nil
+		}
+	}
+	csr, key, err := NewCertificateRequest("")
+	if err != nil {
+		return nil, err
+	}
+	certificate, keys, err := e.requestCertificate(ctx, pool, csr)
+	if err != nil {
+		return nil, fmt.Errorf("enrol with the gateway at %s: %w", e.GatewayURL, err)
+	}
+	*enrolled = keys
+	keyPEM, err := EncodePrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair([]byte(certificate), keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("the gateway's certificate does not belong to the request: %w", err)
+	}
+	if err := WriteKeyPair(e.CertificatePath, []byte(certificate), keyPEM); err != nil {
+		return nil, err
+	}
+	return NewNodeCertificate(MutualTLSConfig(pair, pool), e.CertificatePath)
+}
+
+func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool, csr []byte) (string, attestation.KeySet, error) {
+	token, err := os.ReadFile(e.TokenFile) // anew each time: the kubelet rotates it
+	if err != nil {
+		return "", attestation.KeySet{}, fmt.Errorf("read the sensor's token: %w", err)
+	}
+	body, err := json.Marshal(map[string][]byte{"csr": csr})
+	if err != nil {
+		return "", attestation.KeySet{}, fmt.Errorf("encode the request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enrol", bytes.NewReader(body))
+	if err != nil {
+		return "", attestation.KeySet{}, fmt.Errorf("make the request: %w", err)
+	}
+	r.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: ServerName}}
+	defer transport.CloseIdleConnections()
+	// No redirect is followed: the token is for nobody else.
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(r)
+	if err != nil {
+		return "", attestation.KeySet{}, fmt.Errorf("ask: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var answer struct {
+		Certificate, Error string
+		Keys               attestation.KeySet
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer); err != nil {
+		return "", attestation.KeySet{}, fmt.Errorf("the answer %s cannot be read: %w", resp.Status, err)
+	}
+	if resp.StatusCode != http.StatusOK || answer.Certificate == "" {
+		return "", attestation.KeySet{}, errors.New(resp.Status + ": " + answer.Error)
+	}
+	return answer.Certificate, answer.Keys, nil
+}

@@ -1,0 +1,106 @@
+package forward
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// fingerprintBytes is how much of a file's beginning its identity holds.
+const fingerprintBytes = 256
+
+// fileIdentity tells files apart: an inode is given to the next file when a file is deleted, and what it begins with is not.
+type fileIdentity struct {
+	Device    uint64 `json:"device"`
+	Inode     uint64 `json:"inode"`
+	Head      string `json:"head,omitempty"` // SHA-256 of the first HeadBytes
+	HeadBytes int64  `json:"head_bytes,omitempty"`
+}
+
+// savedState is where reading ended: everything before Offset is carried.
+type savedState struct {
+	File string `json:"file"`
+	fileIdentity
+	Offset int64 `json:"offset"`
+}
+
+func fileIdentityOf(info fs.FileInfo) fileIdentity {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return fileIdentity{Device: uint64(s.Dev), Inode: s.Ino} //nolint:unconvert,nolintlint // its type differs between architectures
+	}
+	return fileIdentity{}
+}
+
+func hashFileHead(file *os.File, n int64) (string, error) {
+	head := make([]byte, n)
+	if _, err := io.ReadFull(io.NewSectionReader(file, 0, n), head); err != nil {
+		return "", fmt.Errorf("read the beginning of %s: %w", file.Name(), err)
+	}
+	sum := sha256.Sum256(head)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// matches tells whether a path is the file that the state is about, and still holds what was carried.
+func (s *savedState) matches(path string) bool {
+	file, err := os.Open(path) //nolint:gosec // who runs this names the file
+	if err != nil {
+		return false
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() < s.Offset {
+		return false
+	}
+	// copytruncate leaves what was read in a file of another inode: it begins with the same bytes.
+	if id := fileIdentityOf(info); (id.Device != s.Device || id.Inode != s.Inode) && s.HeadBytes < fingerprintBytes {
+		return false
+	}
+	head, err := hashFileHead(file, s.HeadBytes)
+	return s.HeadBytes == 0 || err == nil && head == s.Head
+}
+
+// loadState reads the state; nil if there is none yet.
+func loadState(path string) (*savedState, error) {
+	if path == "" {
+		return nil, nil //nolint:nilnil // no state is a state
+	}
+	raw, err := os.ReadFile(path) //nolint:gosec // who runs this names the file
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // no state is a state
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the state: %w", err)
+	}
+	var s savedState
+	if err := json.Unmarshal(raw, &s); err != nil || s.Offset < 0 || s.HeadBytes < 0 || s.HeadBytes > fingerprintBytes {
+		return nil, fmt.Errorf("the state in %s cannot be read; remove it to begin anew: %w", path, errors.Join(err, errors.New("it is not of `stanch forward`")))
+	}
+	return &s, nil
+}
+
+// saveState replaces the state as a whole: a crash leaves the old one or the new one.
+func saveState(path string, s savedState) error {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode the state: %w", err)
+	}
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return fmt.Errorf("keep the state: %w", err)
+	}
+	_, err = file.Write(append(raw, '\n'))
+	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the state in %s: %w", path, errors.Join(err, os.Remove(file.Name())))
+	}
+	return nil
+}

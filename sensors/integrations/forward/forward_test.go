@@ -1,0 +1,468 @@
+package forward_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/sensors/integrations"
+	"stanch/sensors/integrations/forward"
+)
+
+// As a child, the test's own program forwards a file until it is killed.
+const childEnv = "FORWARD_CHILD"
+
+func TestMain(m *testing.M) {
+	if raw := os.Getenv(childEnv); raw != "" {
+		var o forward.Options
+		if err := json.Unmarshal([]byte(raw), &o); err != nil {
+			panic(err)
+		}
+		_, err := forward.Run(context.Background(), o)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+	os.Exit(m.Run())
+}
+
+// fakeGateway is a gateway as far as a sender can tell: it decodes what comes with the decoders of the real one, and answers as
+// the real one does.
+type fakeGateway struct {
+	*httptest.Server
+	mu    sync.Mutex
+	alertCounts   map[string]int // how often an alert came
+	lines int
+	codes []int
+	// respondWith decides before anything is taken; 0 takes it. hangUp takes it and hangs up without an answer.
+	respondWith   func(n int) int
+	hangUp func(n int) bool
+	requestCount      int
+}
+
+func newFakeGateway(t *testing.T) *fakeGateway {
+	t.Helper()
+	d := &fakeGateway{alertCounts: map[string]int{}}
+	d.Server = httptest.NewServer(http.HandlerFunc(d.serve))
+	t.Cleanup(d.Close)
+	return d
+}
+
+func (d *fakeGateway) serve(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.requestCount++
+	answer := func(code int, status string, more map[string]any) {
+		d.codes = append(d.codes, code)
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(code)
+		a := map[string]any{"status": status}
+		maps.Copy(a, more)
+		_ = json.NewEncoder(w).Encode(a)
+	}
+	if r.Header.Get("Authorization") != "Bearer the-token" {
+		answer(http.StatusUnauthorized, "no", nil)
+		return
+	}
+	if d.respondWith != nil {
+		if code := d.respondWith(d.requestCount); code != 0 {
+			answer(code, "not now", nil)
+			return
+		}
+	}
+	records, err := integrations.SplitRecords(body, 1000)
+	if err != nil {
+		answer(http.StatusBadRequest, err.Error(), nil)
+		return
+	}
+	accepted, telemetry := 0, 0
+	var refused []map[string]any
+	for _, record := range records {
+		d.lines++
+		report, err := integrations.DecoderForKind(strings.TrimPrefix(r.URL.Path, "/v1/"))(record.Raw)
+		switch {
+		case err != nil:
+			refused = append(refused, map[string]any{"line": record.Line, "reason": err.Error()})
+		case report.Alert != nil:
+			accepted++
+			d.alertCounts[report.Alert.ID]++
+		default:
+			telemetry++
+		}
+	}
+	if d.hangUp != nil && d.hangUp(d.requestCount) {
+		panic(http.ErrAbortHandler)
+	}
+	code := http.StatusAccepted
+	if len(refused) > 0 {
+		code = http.StatusMultiStatus
+	}
+	answer(code, "accepted", map[string]any{"accepted": accepted, "telemetry": telemetry, "refused": refused})
+}
+
+// distinctAlerts tells how many different alerts came.
+func (d *fakeGateway) distinctAlerts() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.alertCounts)
+}
+
+type testForwarder struct {
+	t    *testing.T
+	dir  string
+	gateway *fakeGateway
+	options    forward.Options
+	logs struct {
+		sync.Mutex
+		lines []string
+	}
+}
+
+func newTestForwarder(t *testing.T) *testForwarder {
+	t.Helper()
+	p := &testForwarder{t: t, dir: t.TempDir(), gateway: newFakeGateway(t)}
+	require.NoError(t, os.WriteFile(filepath.Join(p.dir, "token"), []byte("the-token\n"), 0o600))
+	p.options = forward.Options{
+		Kind: "falco", To: p.gateway.URL, TokenFile: filepath.Join(p.dir, "token"), File: filepath.Join(p.dir, "events.log"), State: filepath.Join(p.dir, "state"), Beginning: true,
+		Poll: 2 * time.Millisecond, Linger: 2 * time.Millisecond, BackoffMin: time.Millisecond, BackoffMax: 4 * time.Millisecond,
+		Logf: func(format string, args ...any) {
+			p.logs.Lock()
+			defer p.logs.Unlock()
+			p.logs.lines = append(p.logs.lines, fmt.Sprintf(format, args...))
+		},
+	}
+	return p
+}
+
+func (p *testForwarder) logText() string {
+	p.logs.Lock()
+	defer p.logs.Unlock()
+	return strings.Join(p.logs.lines, "\n")
+}
+
+func alertJSON(n int) string {
+	return fmt.Sprintf(`{"uuid":"id-%d","priority":"Warning","rule":"Run shell untrusted","time":"2026-11-23T03:00:00Z","output_fields":{"container.id":"abc","n":"%d"}}`, n, n) + "\n"
+}
+
+// appendAlerts appends alerts from a number up to before another.
+func (p *testForwarder) appendAlerts(from, to int) {
+	p.t.Helper()
+	file, err := os.OpenFile(p.options.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(p.t, err)
+	for n := from; n < to; n++ {
+		_, err = file.WriteString(alertJSON(n))
+		require.NoError(p.t, err)
+	}
+	require.NoError(p.t, file.Close())
+}
+
+// start forwards in the background; what it returns ends it.
+func (p *testForwarder) start() (end func() forward.Summary) {
+	ctx, cancel := context.WithCancel(context.Background())
+	type result struct {
+		forward.Summary
+		error
+	}
+	done := make(chan result, 1)
+	go func() {
+		s, err := forward.Run(ctx, p.options)
+		done <- result{s, err}
+	}()
+	return func() forward.Summary {
+		cancel()
+		r := <-done
+		require.NoError(p.t, r.error)
+		return r.Summary
+	}
+}
+
+func (p *testForwarder) waitForAlerts(n int, what string) {
+	p.t.Helper()
+	require.Eventually(p.t, func() bool { return p.gateway.distinctAlerts() == n }, 20*time.Second, 5*time.Millisecond, "%s: %d of %d\n%s", what, p.gateway.distinctAlerts(), n, p.logText())
+}
+
+func TestAFileIsFollowedAsItGrowsAndThroughItsRotations(t *testing.T) {
+	p := newTestForwarder(t)
+	end := p.start()
+	p.appendAlerts(0, 10)
+	p.waitForAlerts(10, "it may begin after its reader")
+	file, err := os.OpenFile(p.options.File, os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	half := alertJSON(10)
+	_, err = file.WriteString(half[:40])
+	require.NoError(t, err)
+	p.appendAlerts(11, 11)
+	_, err = file.WriteString(half[40:])
+	require.NoError(t, err)
+	p.waitForAlerts(11, "a line counts when it is whole")
+
+	require.NoError(t, os.Rename(p.options.File, p.options.File+".1"))
+	_, err = file.WriteString(alertJSON(11)) // its writer does not know yet
+	require.NoError(t, err)
+	p.appendAlerts(12, 20)
+	p.waitForAlerts(20, "renamed")
+	require.NoError(t, file.Close())
+
+	require.NoError(t, os.Truncate(p.options.File, 0))
+	p.appendAlerts(20, 22)
+	p.waitForAlerts(22, "truncated")
+	s := end()
+	require.Equal(t, 22, s.Accepted)
+	for id, n := range p.gateway.alertCounts {
+		require.Equal(t, 1, n, id)
+	}
+}
+
+func TestReadingGoesOnWhereItEnded(t *testing.T) {
+	p := newTestForwarder(t)
+	p.appendAlerts(0, 5)
+	end := p.start()
+	p.waitForAlerts(5, "before")
+	end()
+	p.appendAlerts(5, 8)
+	require.NoError(t, os.Rename(p.options.File, filepath.Join(p.dir, "events-2026-11-23T03-00-00.log")))
+	require.NoError(t, os.WriteFile(filepath.Join(p.dir, "events-other.log"), []byte(alertJSON(900)), 0o600))
+	p.appendAlerts(8, 9)
+	end = p.start()
+	p.waitForAlerts(9, "it was rotated away meanwhile")
+	end()
+	for id, n := range p.gateway.alertCounts {
+		require.Equal(t, 1, n, id)
+	}
+
+	// A copy was made of it and it was truncated: the copy is read on.
+	q := newTestForwarder(t)
+	q.appendAlerts(0, 5)
+	end = q.start()
+	q.waitForAlerts(5, "before")
+	end()
+	q.appendAlerts(5, 7)
+	copied, err := os.ReadFile(q.options.File)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(q.options.File+".1", copied, 0o600))
+	require.NoError(t, os.Truncate(q.options.File, 0))
+	q.appendAlerts(7, 8)
+	end = q.start()
+	q.waitForAlerts(8, "copied and truncated meanwhile")
+	end()
+	for id, n := range q.gateway.alertCounts {
+		require.Equal(t, 1, n, id)
+	}
+
+	// Another file with the same inode and more bytes is another file.
+	require.NoError(t, os.Truncate(p.options.File, 0))
+	p.appendAlerts(100, 110)
+	end = p.start()
+	p.waitForAlerts(19, "rewritten meanwhile")
+	end()
+	require.Contains(t, p.logText(), "read from its beginning")
+
+	require.NoError(t, os.WriteFile(p.options.State, []byte("{"), 0o600))
+	_, err = forward.Run(t.Context(), p.options)
+	require.ErrorContains(t, err, "remove it to begin anew")
+}
+
+func TestWithoutAPlaceOnlyWhatIsNewIsRead(t *testing.T) {
+	p := newTestForwarder(t)
+	p.options.Beginning = false
+	p.appendAlerts(0, 5)
+	end := p.start()
+	require.Eventually(t, func() bool {
+		p.appendAlerts(5, 6)
+		return p.gateway.distinctAlerts() > 0
+	}, 10*time.Second, 10*time.Millisecond)
+	end()
+	require.NotContains(t, p.gateway.alertCounts, "id-4")
+	require.Contains(t, p.gateway.alertCounts, "id-5")
+
+	p = newTestForwarder(t)
+	p.options.Beginning, p.options.Once = false, true
+	p.appendAlerts(0, 5)
+	file, err := os.OpenFile(p.options.File, os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	_, err = file.WriteString(strings.TrimSpace(alertJSON(5)))
+	require.NoError(t, errors.Join(err, file.Close()))
+	s, err := forward.Run(t.Context(), p.options)
+	require.NoError(t, err)
+	require.Equal(t, 6, s.Accepted, "once, to a last line without an end")
+}
+
+func TestWhileTheGatewayIsAwayNothingIsLostAndNothingIsReadAhead(t *testing.T) {
+	p := newTestForwarder(t)
+	away := true
+	p.gateway.respondWith = func(n int) int {
+		switch {
+		case n == 1:
+			return 0
+		case away:
+			return []int{503, 429, 500, 502}[n%4]
+		}
+		return 0
+	}
+	p.gateway.hangUp = func(n int) bool { return n%5 == 4 }
+	p.options.File, p.options.State, p.options.Beginning = "", "", false
+	reader, writer := io.Pipe()
+	p.options.Stdin = reader
+	written := make(chan int, 5000)
+	go func() {
+		for n := range 3000 {
+			_, _ = io.WriteString(writer, alertJSON(n))
+			written <- n
+		}
+		_ = writer.Close()
+	}()
+	end := p.start()
+	require.Eventually(t, func() bool { p.gateway.mu.Lock(); defer p.gateway.mu.Unlock(); return len(p.gateway.codes) > 20 }, 10*time.Second, 5*time.Millisecond)
+	require.Less(t, len(written), 2500, "it does not read what it cannot carry")
+	p.gateway.mu.Lock()
+	away = false
+	p.gateway.mu.Unlock()
+	p.waitForAlerts(3000, "all came")
+	s := end()
+	require.Equal(t, 3000, s.Lines)
+	require.Positive(t, s.Retries)
+	require.Contains(t, p.logText(), "it is tried again until it works")
+	require.Contains(t, p.logText(), "takes lines again")
+}
+
+func TestWhatIsRefusedIsToldAndCostsNothingElse(t *testing.T) {
+	p := newTestForwarder(t)
+	p.options.File, p.options.State, p.options.Beginning = "", "", false
+	p.options.Stdin = strings.NewReader(alertJSON(1) + "nonsense\x1b[2K\n\n" + `{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + "\"}\n" + alertJSON(2) +
+		"2026-11-23T03:00:00.1Z stdout P " + alertJSON(3)[:50] + "\n2026-11-23T03:00:00.1Z stdout F " + alertJSON(3)[50:])
+	s, err := forward.Run(t.Context(), p.options)
+	require.NoError(t, err)
+	require.Equal(t, 3, s.Accepted)
+	require.Equal(t, 2, s.Refused)
+	require.Equal(t, 5, s.Lines)
+	require.Contains(t, p.logText(), "longer than any record")
+	require.NotContains(t, p.logText(), "\x1b", "what is told cannot write on a terminal")
+	require.Contains(t, p.gateway.alertCounts, "id-3", "what a runtime cut in parts is whole again")
+}
+
+func TestWhatWaitingCannotMendEndsIt(t *testing.T) {
+	p := newTestForwarder(t)
+	p.appendAlerts(0, 1)
+	for want, change := range map[string]func(*forward.Options){
+		"there is no sensor":           func(o *forward.Options) { o.Kind = "snort" },
+		"is not the gateway's address": func(o *forward.Options) { o.To = "stanch:8443" },
+		"in the clear":                 func(o *forward.Options) { o.To = "http://stanch.example:8443" },
+		"read the token":               func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "none") },
+		"holds no certificate":         func(o *forward.Options) { o.CA = o.TokenFile },
+		"no regular file":              func(o *forward.Options) { o.File = p.dir },
+		"401 Unauthorized":             func(o *forward.Options) { o.TokenFile = filepath.Join(p.dir, "wrong") },
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(p.dir, "wrong"), []byte("another-token"), 0o600))
+		o := p.options
+		change(&o)
+		_, err := forward.Run(t.Context(), o)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// A token that is replaced while it runs is mended by waiting.
+func TestATokenMayBeReplaced(t *testing.T) {
+	p := newTestForwarder(t)
+	p.appendAlerts(0, 1)
+	end := p.start()
+	p.waitForAlerts(1, "before")
+	require.NoError(t, os.WriteFile(p.options.TokenFile, []byte("another-token"), 0o600))
+	p.appendAlerts(1, 2)
+	require.Eventually(t, func() bool { return strings.Contains(p.logText(), "401") }, 10*time.Second, 5*time.Millisecond)
+	require.NoError(t, os.WriteFile(p.options.TokenFile, []byte("the-token"), 0o600))
+	p.waitForAlerts(2, "after")
+	end()
+}
+
+// Before the first batch is carried it knows where it began, so that a rotation meanwhile loses nothing.
+func TestWhatIsRotatedBeforeAnythingIsCarriedIsFoundAgain(t *testing.T) {
+	p := newTestForwarder(t)
+	p.gateway.respondWith = func(int) int { return http.StatusServiceUnavailable }
+	p.appendAlerts(0, 5)
+	end := p.start()
+	require.Eventually(t, func() bool { return strings.Contains(p.logText(), "503") }, 10*time.Second, 5*time.Millisecond)
+	end()
+	require.NoError(t, os.Rename(p.options.File, p.options.File+".1"))
+	p.appendAlerts(5, 6)
+	p.gateway.mu.Lock()
+	p.gateway.respondWith = nil
+	p.gateway.mu.Unlock()
+	end = p.start()
+	p.waitForAlerts(6, "from both files")
+	end()
+}
+
+// Killed at any moment, it loses nothing; what it sends again has the same ids.
+func TestKilledItLosesNothing(t *testing.T) {
+	p := newTestForwarder(t)
+	away := false
+	p.gateway.hangUp = func(n int) bool { return n%7 == 0 }
+	p.gateway.respondWith = func(int) int {
+		if away {
+			return http.StatusServiceUnavailable
+		}
+		return 0
+	}
+	met := func() (posts, alerts int) {
+		p.gateway.mu.Lock()
+		defer p.gateway.mu.Unlock()
+		return p.gateway.requestCount, len(p.gateway.alertCounts)
+	}
+	o := p.options
+	o.Logf, o.Stdin = nil, nil
+	raw, err := json.Marshal(map[string]any{
+		"Kind": o.Kind, "To": o.To, "TokenFile": o.TokenFile, "File": o.File, "State": o.State, "Beginning": true,
+		"Poll": o.Poll, "Linger": o.Linger, "BackoffMin": o.BackoffMin, "BackoffMax": o.BackoffMax,
+	})
+	require.NoError(t, err)
+	const all = 6000
+	var written int
+	for round := range 8 {
+		child := exec.Command(os.Args[0]) //nolint:gosec,noctx // itself
+		child.Env = append(os.Environ(), childEnv+"="+string(raw))
+		p.gateway.mu.Lock()
+		away = round%2 == 1 // then it is killed with a batch that nobody took
+		p.gateway.mu.Unlock()
+		posts, alerts := met()
+		require.NoError(t, child.Start())
+		p.appendAlerts(written, written+all/8)
+		written += all / 8
+		if round == 3 {
+			require.NoError(t, os.Rename(p.options.File, p.options.File+".1"))
+		}
+		require.Eventually(t, func() bool {
+			n, taken := met()
+			return taken > alerts || away && n > posts
+		}, 20*time.Second, time.Millisecond)
+		require.NoError(t, child.Process.Kill())
+		_ = child.Wait()
+	}
+	p.gateway.mu.Lock()
+	away = false
+	p.gateway.mu.Unlock()
+	end := p.start()
+	p.waitForAlerts(all, "all came")
+	end()
+	again := 0
+	for _, n := range p.gateway.alertCounts {
+		again += n - 1
+	}
+	t.Logf("%d alerts over 8 kills, %d came again under the same id", all, again)
+}

@@ -1,0 +1,252 @@
+package forward
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"stanch/sensors/duration"
+)
+
+// sender posts batches until the gateway has answered for them.
+type sender struct {
+	Options
+	endpointURL string
+	client *http.Client
+	summary   Summary
+	// unsent is what is not carried yet of the batch under way.
+	unsent []line
+	// everAnswered: the gateway has answered once, so that the address and the token were right.
+	everAnswered bool
+	// loggedRefusals counts the refused lines that were told in full.
+	loggedRefusals int
+}
+
+// gatewayResponse is the gateway's.
+type gatewayResponse struct {
+	Status    string `json:"status"`
+	Accepted  int    `json:"accepted"`
+	Telemetry int    `json:"telemetry"`
+	Health    int    `json:"health"`
+	Refused   []struct {
+		Line   int    `json:"line"`
+		Reason string `json:"reason"`
+	} `json:"refused"`
+}
+
+const (
+	requestTimeout = 60 * time.Second
+	maxResponseBytes      = 2 << 20
+	maxRetryAfter  = 5 * time.Minute
+	// maxLoggedRefusals is how many refused lines are told one by one; the others are counted.
+	maxLoggedRefusals = 100
+)
+
+func newSender(o Options, target string) (*sender, error) {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 30 * time.Second}
+	if o.CA != "" {
+		pem, err := os.ReadFile(o.CA)
+		if err != nil {
+			return nil, fmt.Errorf("read the certificate authority: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", o.CA)
+		}
+		transport.TLSClientConfig.RootCAs = pool
+	}
+	s := &sender{Options: o, endpointURL: target, client: &http.Client{
+		Transport: transport, Timeout: requestTimeout,
+		// A redirect would take the token elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+	_, err := s.token()
+	return s, err
+}
+
+func (s *sender) token() (string, error) {
+	raw, err := os.ReadFile(s.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("read the token: %w", err)
+	}
+	token := strings.TrimSpace(string(raw))
+	if token == "" || strings.ContainsAny(token, " \r\n\t") {
+		return "", fmt.Errorf("%s holds no token", s.TokenFile)
+	}
+	return token, nil
+}
+
+// send carries a batch, however long it takes. It returns an error only if ctx ends, or if the gateway never took
+// anything and says why it will not.
+func (s *sender) send(ctx context.Context, batch []line) error {
+	s.unsent = batch
+	backoff, since := s.BackoffMin, time.Now()
+	complained := false
+	for len(s.unsent) > 0 {
+		part := s.nextBatch()
+		if len(part) == 0 {
+			continue
+		}
+		wait, why, err := s.postWithGrace(ctx, part)
+		switch {
+		case err != nil:
+			return err
+		case ctx.Err() != nil && len(s.unsent) > 0:
+			return ctx.Err()
+		case why == "":
+			if complained {
+				s.Logf("the gateway takes lines again, after %s", duration.FormatApprox(time.Since(since)))
+			}
+			backoff, since, complained = s.BackoffMin, time.Now(), false
+			continue
+		}
+		s.summary.Retries++
+		if !complained {
+			s.Logf("%s; it is tried again until it works, and nothing more is read", why)
+			complained = true
+		}
+		if wait == 0 {
+			// Many that wait for the same gateway must not come back at the same moment.
+			wait = backoff/2 + rand.N(backoff/2+1) //nolint:gosec // no secret
+			backoff = min(2*backoff, s.BackoffMax)
+		}
+		timer := time.NewTimer(min(wait, maxRetryAfter))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// postWithGrace posts; when it is told to end meanwhile, the request has a while to be answered: one that is cut off is sent
+// again, and most of those were taken.
+func (s *sender) postWithGrace(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(shutdownGrace, cancel) })
+	defer stop()
+	if ctx.Err() != nil {
+		return 0, "told to end", nil
+	}
+	return s.post(own, part)
+}
+
+// nextBatch is what is posted next: all that is left, up to a line that is too long to be posted, which is refused here.
+func (s *sender) nextBatch() []line {
+	for i, l := range s.unsent {
+		if !l.tooLong {
+			continue
+		}
+		if i > 0 {
+			return s.unsent[:i]
+		}
+		s.countRefused("it is longer than any record")
+		s.countAnswered(1)
+		return nil
+	}
+	return s.unsent
+}
+
+// countAnswered counts lines that were answered for.
+func (s *sender) countAnswered(n int) {
+	s.unsent = s.unsent[n:]
+	s.summary.Lines += n
+}
+
+func (s *sender) countRefused(reason string) {
+	s.summary.Refused++
+	if s.loggedRefusals++; s.loggedRefusals <= maxLoggedRefusals {
+		s.Logf("refused: %s", strconv.Quote(reason))
+	} else if s.loggedRefusals%1000 == 0 {
+		s.Logf("%d lines were refused in all", s.summary.Refused)
+	}
+}
+
+// post sends lines once. why is the reason to try again, "" if they were answered for; wait is how long the gateway
+// wants it to be left alone.
+func (s *sender) post(ctx context.Context, part []line) (wait time.Duration, why string, err error) {
+	token, err := s.token()
+	if err != nil {
+		return 0, err.Error(), nil
+	}
+	var body bytes.Buffer
+	for _, l := range part {
+		body.Write(l.text)
+		body.WriteByte('\n')
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpointURL, &body)
+	if err != nil {
+		return 0, "", fmt.Errorf("make the request: %w", err)
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/x-ndjson")
+	resp, err := s.client.Do(r)
+	if err != nil {
+		return 0, fmt.Sprintf("the gateway cannot be reached: %v", err), nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxResponseBytes))
+	if err != nil {
+		return 0, fmt.Sprintf("the gateway hung up before it had answered: %v", err), nil
+	}
+	var a gatewayResponse
+	readable := json.Unmarshal(raw, &a) == nil && a.Status != ""
+	return s.handleResponse(resp, part, a, readable)
+}
+
+// handleResponse tells what an answer means for the lines that were sent.
+func (s *sender) handleResponse(resp *http.Response, part []line, a gatewayResponse, readable bool) (wait time.Duration, why string, err error) {
+	why = fmt.Sprintf("the gateway answers %s: %s", resp.Status, strconv.Quote(a.Status))
+	switch code := resp.StatusCode; {
+	case readable && (code == http.StatusAccepted || code == http.StatusMultiStatus || (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity) && coversAllLines(part, a)):
+		s.everAnswered = true
+		s.summary.Batches++
+		s.summary.Accepted, s.summary.Telemetry, s.summary.Health = s.summary.Accepted+a.Accepted, s.summary.Telemetry+a.Telemetry, s.summary.Health+a.Health
+		for _, r := range a.Refused {
+			s.countRefused(r.Reason)
+		}
+		s.countAnswered(len(part))
+		return 0, "", nil
+	case code == http.StatusTooManyRequests || code >= 500:
+		s.everAnswered = s.everAnswered || code == http.StatusTooManyRequests
+		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+			wait = min(time.Duration(min(n, 3600))*time.Second, maxRetryAfter)
+		}
+		return wait, why, nil
+	case readable && (code == http.StatusBadRequest || code == http.StatusUnprocessableEntity || code == http.StatusRequestEntityTooLarge):
+		if len(part) > 1 {
+			return s.splitBatch(resp.Request.Context(), part)
+		}
+		s.countRefused(a.Status)
+		s.countAnswered(1)
+		return 0, "", nil
+	case !s.everAnswered:
+		// Nothing was ever taken: an address, a token or a kind is wrong, and waiting mends none of them.
+		return 0, "", errors.New(why)
+	}
+	return 0, why, nil
+}
+
+// coversAllLines tells whether an answer speaks of each line by itself.
+func coversAllLines(part []line, a gatewayResponse) bool {
+	return a.Accepted+a.Telemetry+a.Health+len(a.Refused) == len(part)
+}
+
+// splitBatch sends a batch that was refused as a whole in two, so that one line does not cost the others.
+func (s *sender) splitBatch(ctx context.Context, part []line) (time.Duration, string, error) {
+	return s.post(ctx, part[:len(part)/2])
+}

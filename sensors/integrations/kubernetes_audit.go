@@ -1,0 +1,273 @@
+package integrations
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	kubejson "sigs.k8s.io/json"
+
+	"stanch/sensors"
+	"stanch/sensors/redact"
+)
+
+// auditEventJSON is an Event of audit.k8s.io/v1.
+type auditEvent struct {
+	Kind       string `json:"kind"`
+	APIVersion string `json:"apiVersion"`
+	AuditID    string `json:"auditID"`
+	Stage      string `json:"stage"`
+	RequestURI string `json:"requestURI"`
+	Verb       string `json:"verb"`
+	User       struct {
+		Username string              `json:"username"`
+		Groups   []string            `json:"groups"`
+		Extra    map[string][]string `json:"extra"`
+	} `json:"user"`
+	ImpersonatedUser struct {
+		Username string   `json:"username"`
+		Groups   []string `json:"groups"`
+	} `json:"impersonatedUser"`
+	SourceIPs []string `json:"sourceIPs"`
+	UserAgent string   `json:"userAgent"`
+	ObjectRef struct {
+		Resource    string `json:"resource"`
+		Namespace   string `json:"namespace"`
+		Name        string `json:"name"`
+		UID         string `json:"uid"`
+		APIGroup    string `json:"apiGroup"`
+		Subresource string `json:"subresource"`
+	} `json:"objectRef"`
+	ResponseStatus struct {
+		Code scalar `json:"code"`
+	} `json:"responseStatus"`
+	RequestObject  json.RawMessage   `json:"requestObject"`
+	ResponseObject json.RawMessage   `json:"responseObject"`
+	ReceivedAt       timestamp           `json:"requestReceivedTimestamp"`
+	StageTime      timestamp           `json:"stageTimestamp"`
+	Annotations    map[string]string `json:"annotations"`
+}
+
+// The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, each of at most
+// 100 KiB, or 32 of at most 1 MiB as Stanch's manifests tell it.
+const (
+	MaxAuditBytes       = 40 << 20
+	maxAuditEvents = 2000
+	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
+	maxAuditValues = 1_000_000
+)
+
+// The keys of a user's extra fields that say from where a service account's token was used.
+const (
+	extraPodName  = "authentication.kubernetes.io/pod-name"
+	extraPodUID   = "authentication.kubernetes.io/pod-uid"
+	extraNodeName = "authentication.kubernetes.io/node-name"
+)
+
+// DecodeKubernetesAudit decodes an Event of audit.k8s.io/v1 or an EventList, as the API server's webhook and its log file have
+// them. What can be read is given together with an error about what cannot; it is an *BatchDecodeError where only some of a
+// list cannot. Of a list only the size is bounded before it is taken apart: it holds what many people sent, and what one
+// of them sent must not cost the requests of the others.
+func DecodeKubernetesAudit(raw []byte) ([]sensors.Event, error) {
+	if len(raw) > MaxAuditBytes {
+		return nil, fmt.Errorf("not an audit event: the record has %d bytes, at most %d are read", len(raw), MaxAuditBytes)
+	}
+	all, err := splitJSONObject(raw)
+	if err != nil {
+		return nil, fmt.Errorf("not an audit event: %w", err)
+	}
+	var kind string
+	_ = json.Unmarshal(all["kind"], &kind)
+	items := [][]byte{raw}
+	switch {
+	case kind == "Event":
+	case kind != "EventList":
+		return nil, fmt.Errorf("not an audit event: its kind is %q", truncateText(kind))
+	default:
+		if items, err = splitJSONArray(all["items"]); err != nil {
+			return nil, fmt.Errorf("not a list of audit events: %w", err)
+		}
+		if len(items) > maxAuditEvents {
+			return nil, fmt.Errorf("%d audit events at once, at most %d are read", len(items), maxAuditEvents)
+		}
+	}
+	var out []sensors.Event
+	var unread BatchDecodeError
+	for i, item := range items {
+		e, err := decodeBoundedAuditEvent(item)
+		if err != nil {
+			unread.add(fmt.Errorf("audit event %d: %w", i+1, err))
+			continue
+		}
+		out = append(out, e)
+	}
+	return out, unread.orNilFor(len(items))
+}
+
+// decodeBoundedAuditEvent reads an event. Where what was sent nests deeper, or has more in it, than anything that Stanch looks into,
+// the event is judged without it and says so: who sends such things must not get by with the request itself unseen.
+func decodeBoundedAuditEvent(raw []byte) (sensors.Event, error) {
+	if checkJSONLimits(raw, MaxAuditBytes, maxAuditDepth, maxAuditValues) == nil {
+		return decodeAuditEvent(raw)
+	}
+	all, err := splitJSONObject(raw)
+	if err != nil {
+		return sensors.Event{}, err
+	}
+	delete(all, "requestObject")
+	delete(all, "responseObject")
+	if raw, err = json.Marshal(all); err != nil {
+		return sensors.Event{}, fmt.Errorf("decode: %w", err)
+	}
+	if err := checkJSONLimits(raw, MaxAuditBytes, maxAuditDepth, maxAuditValues); err != nil {
+		return sensors.Event{}, err
+	}
+	e, err := decodeAuditEvent(raw)
+	e.Audit.Truncated = true
+	return e, err
+}
+
+func decodeAuditEvent(raw []byte) (sensors.Event, error) {
+	var a auditEvent
+	if err := unmarshalCaseSensitive(raw, &a); err != nil {
+		return sensors.Event{}, fmt.Errorf("decode: %w", err)
+	}
+	at := a.ReceivedAt.Time
+	if at.IsZero() {
+		at = a.StageTime.Time
+	}
+	switch {
+	// The items of a list may leave their kind away.
+	case a.APIVersion != "" && a.APIVersion != "audit.k8s.io/v1":
+		return sensors.Event{}, fmt.Errorf("its version is %q, and audit.k8s.io/v1 is read", truncateText(a.APIVersion))
+	case a.AuditID == "" || a.Verb == "":
+		return sensors.Event{}, errors.New("it has no auditID or no verb")
+	// A request whose login was refused has no user: that is how the API server records it.
+	case a.User.Username == "" && a.ResponseStatus.Code.port() != http.StatusUnauthorized:
+		return sensors.Event{}, errors.New("it has no user")
+	case !isPlausibleTime(at):
+		return sensors.Event{}, errors.New("it has no time, or one that no clock says")
+	case len(a.AuditID) > 128 || len(a.Stage) > 32 || len(a.ObjectRef.Namespace) > maxIdentifierBytes || len(a.ObjectRef.Name) > 2*maxIdentifierBytes:
+		return sensors.Event{}, errors.New("a name in it is too long")
+	}
+	path, query := a.RequestURI, url.Values{}
+	if u, err := url.ParseRequestURI(a.RequestURI); err == nil {
+		path, query = u.Path, u.Query()
+	} else {
+		path, _, _ = strings.Cut(path, "?")
+	}
+	e := sensors.Event{
+		// One request has one id, in whichever stage it is told: what was detected when it began is the same when it ends.
+		ID: "kubernetes-audit/" + a.AuditID, Kind: sensors.KindKubernetesAudit, Time: at.UTC(), Actor: kubernetesActor(a.User.Username),
+		Audit: sensors.Audit{
+			Verb: truncateForDisplay(a.Verb, 64), User: a.User.Username, Groups: limitNames(a.User.Groups), ImpersonatedUser: a.ImpersonatedUser.Username, ImpersonatedGroups: limitNames(a.ImpersonatedUser.Groups),
+			ServiceAccount: serviceAccountOf(a.User.Username), FromPod: extraValue(a.User.Extra, extraPodName), FromPodUID: extraValue(a.User.Extra, extraPodUID), FromNode: extraValue(a.User.Extra, extraNodeName),
+			APIGroup: truncateForDisplay(a.ObjectRef.APIGroup, maxIdentifierBytes), Resource: truncateForDisplay(a.ObjectRef.Resource, maxIdentifierBytes), Subresource: truncateForDisplay(a.ObjectRef.Subresource, maxIdentifierBytes),
+			Namespace: a.ObjectRef.Namespace, Name: a.ObjectRef.Name, UID: truncateForDisplay(a.ObjectRef.UID, 64), Path: truncateForDisplay(path, maxMessageBytes), StatusCode: int(a.ResponseStatus.Code.port()),
+			Decision: truncateForDisplay(a.Annotations["authorization.k8s.io/decision"], 16), DecisionReason: truncateForDisplay(a.Annotations["authorization.k8s.io/reason"], maxMessageBytes),
+			UserAgent: truncateForDisplay(a.UserAgent, maxMessageBytes), SourceIPs: limitNames(a.SourceIPs), Stage: a.Stage, Annotations: filterAuditAnnotations(a.Annotations),
+			DryRun: query.Get("dryRun") != "", Truncated: a.Annotations["audit.k8s.io/truncated"] == "true",
+		},
+	}
+	a.extractFacts(&e, query)
+	return e, nil
+}
+
+// kubernetesActor is who made a request; "" is nobody that is known.
+func kubernetesActor(user string) string {
+	if user == "" {
+		return ""
+	}
+	return "kubernetes:" + user
+}
+
+// extractFacts takes from what was sent only what rules need; nothing else of it leaves this function.
+func (a *auditEvent) extractFacts(e *sensors.Event, query url.Values) {
+	out := &e.Audit
+	object := decodeAuditedObject(a.RequestObject)
+	if object == nil {
+		// What is an object and cannot be read was written so that it cannot.
+		out.Truncated = out.Truncated || bytes.HasPrefix(bytes.TrimSpace(a.RequestObject), []byte("{"))
+		// A JSON patch names no fields; then the whole object as it is afterwards says what it asks for.
+		object = decodeAuditedObject(a.ResponseObject)
+	}
+	switch kind := out.Resource; {
+	case kind == "pods" && (out.Subresource == "exec" || out.Subresource == "attach"):
+		out.Exec = sensors.AuditExec{Container: truncateForDisplay(query.Get("container"), maxIdentifierBytes), TTY: query.Get("tty") == "true", Stdin: query.Get("stdin") == "true"}
+		out.Exec.Command, _ = limitArgs(redact.Args(query["command"]), false)
+	case kind == "serviceaccounts" && out.Subresource == "token":
+		if object != nil {
+			out.Token = object.tokenFacts()
+		}
+	case object == nil && kind != "namespaces":
+	case kind == "pods" && out.Subresource != "status" && out.Subresource != "binding", podTemplateResources[kind] && out.Subresource == "":
+		out.Pod = object.podFacts()
+	case kind == "rolebindings" || kind == "clusterrolebindings":
+		out.Binding = object.bindingFacts()
+	case kind == "roles" || kind == "clusterroles":
+		out.Role = object.roleFacts()
+	case kind == "namespaces" && out.Subresource == "":
+		if object != nil { // a JSON patch that is answered without the object has none
+			out.Admission = object.admissionFacts()
+		}
+		a.detectLabelRemoval(&out.Admission)
+	case kind == "mutatingwebhookconfigurations" || kind == "validatingwebhookconfigurations":
+		out.Webhook = object.webhookFacts()
+	}
+	if made := decodeAuditedObject(a.ResponseObject); made != nil && out.Verb == "create" && out.Subresource == "" {
+		out.Name, out.UID = orDefault(out.Name, truncateForDisplay(made.Metadata.Name, maxIdentifierBytes)), orDefault(out.UID, truncateForDisplay(made.Metadata.UID, 64))
+	}
+	// A request about one pod is about that pod: its incident is the pod's.
+	if out.Resource == "pods" && out.Name != "" && out.Verb != "delete" && out.Verb != "deletecollection" {
+		e.Container.Pod = sensors.Pod{Namespace: out.Namespace, Name: out.Name, UID: out.UID}
+	}
+}
+
+func extraValue(all map[string][]string, key string) string {
+	if len(all[key]) == 0 {
+		return ""
+	}
+	return truncateForDisplay(all[key][0], maxIdentifierBytes)
+}
+
+// limitNames bounds a list of names.
+func limitNames(all []string) []string {
+	all = all[:min(len(all), maxLabels)]
+	for i, s := range all {
+		all[i] = truncateForDisplay(s, maxMessageBytes)
+	}
+	return all
+}
+
+// filterAuditAnnotations leaves away what a mutating webhook has written into an object: that may be a secret.
+func filterAuditAnnotations(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range all {
+		if len(k) <= maxIdentifierBytes && !strings.HasPrefix(k, "patch.webhook.admission.k8s.io/") {
+			out[k] = truncateForDisplay(v, maxMessageBytes)
+		}
+	}
+	if len(out) == 0 || len(out) > maxLabels {
+		return nil
+	}
+	return out
+}
+
+// unmarshalCaseSensitive decodes as the API server does: names are told apart by their case. Who may write an object could otherwise say
+// "SPEC" behind "spec", and have the one judged and the other done.
+func unmarshalCaseSensitive(raw []byte, into any) error {
+	return kubejson.UnmarshalCaseSensitivePreserveInts(raw, into) //nolint:wrapcheck // callers say what they read
+}
+
+// decodeAuditedObject reads an object of a request, as far as facts are taken from it; nil if there is none.
+func decodeAuditedObject(raw json.RawMessage) *auditedObject {
+	var o auditedObject
+	if raw = bytes.TrimSpace(raw); len(raw) == 0 || raw[0] != '{' || unmarshalCaseSensitive(raw, &o) != nil {
+		return nil
+	}
+	return &o
+}

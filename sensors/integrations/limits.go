@@ -1,0 +1,247 @@
+package integrations
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"stanch/sensors"
+)
+
+// The bounds of one record. They are far above what any of the sensors sends.
+const (
+	// MaxRecordBytes is the size of one record in bytes.
+	MaxRecordBytes = 256 << 10
+	maxDepth  = 64
+	// maxValues bounds the fields and elements of a record, however they nest.
+	maxValues = 10_000
+
+	maxIdentifierBytes = 256  // a name that points at something: cut, it would point elsewhere, so it is refused
+	maxTextBytes     = 4096 // a path
+	maxMessageBytes = 500
+	maxArgs     = 128
+	maxCommandBytes  = 8 << 10
+	maxLabels   = 64
+)
+
+// checkLimits refuses a record that is larger, deeper or wider than any sensor sends, before it is parsed.
+func checkLimits(raw []byte) error { return checkJSONLimits(raw, MaxRecordBytes, maxDepth, maxValues) }
+
+func checkJSONLimits(raw []byte, most, deepest, widest int) error {
+	if len(raw) > most {
+		return fmt.Errorf("the record has %d bytes, at most %d are read", len(raw), most)
+	}
+	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || trimmed[0] != '{' {
+		return errors.New("it is not a JSON object")
+	}
+	depth, values, inString := 0, 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if depth++; depth > deepest {
+				return fmt.Errorf("it nests deeper than %d levels", deepest)
+			}
+		case c == '}' || c == ']':
+			depth--
+		case c == ',':
+			if values++; values > widest {
+				return fmt.Errorf("it has more than %d fields", widest)
+			}
+		}
+	}
+	return nil
+}
+
+// truncateForDisplay cuts a text that is shown to people.
+func truncateForDisplay(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	s = s[:most-len("…")]
+	for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) {
+		s = s[:len(s)-1]
+	}
+	return s + "…"
+}
+
+func truncateText(s string) string { return truncateForDisplay(s, 60) }
+
+func tooLongError(what, s string) error {
+	return fmt.Errorf("its %s has %d bytes, at most %d are taken: %q", what, len(s), maxIdentifierBytes, truncateText(s))
+}
+
+// isPlausibleTime keeps out what no clock says and what no JSON can hold.
+func isPlausibleTime(t time.Time) bool { return t.Year() >= 2000 && t.Year() <= 2200 }
+
+// finalizeAlert bounds an alert, gives it an id and refuses it if it lacks what every detection has.
+func finalizeAlert(d *sensors.Detection, raw []byte) (DecodedRecord, error) {
+	e, c := &d.Event, &d.Event.Container
+	for what, s := range map[string]string{
+		"rule": d.Rule, "id": d.ID, "node": d.Node, "container's id": c.ID, "container's name": c.Name, "pod's namespace": c.Pod.Namespace,
+		"pod's name": c.Pod.Name, "pod's uid": c.Pod.UID, "workload": c.Workload.Name, "workload's kind": c.Workload.Kind, "technique": d.Technique,
+	} {
+		if len(s) > maxIdentifierBytes {
+			return DecodedRecord{}, tooLongError(what, s)
+		}
+	}
+	switch {
+	case d.Rule == "":
+		return DecodedRecord{}, errors.New("the alert names no rule")
+	case c.ID == "" && c.Pod.Name == "" && !hasSubject(e):
+		return DecodedRecord{}, errNotAboutContainer
+	case !isPlausibleTime(d.Time):
+		return DecodedRecord{}, errors.New("the alert has no time, or one that no clock says")
+	}
+	d.Time = d.Time.UTC()
+	if d.ID == "" {
+		sum := sha256.Sum256(raw)
+		d.ID = d.Source + "-" + hex.EncodeToString(sum[:12])
+	}
+	d.Rule, d.Title = truncateForDisplay(d.Rule, 200), truncateForDisplay(orDefault(d.Title, d.Rule), maxMessageBytes)
+	e.ID, e.Time, e.Node = d.ID, d.Time, d.Node
+	if !isPlausibleTime(c.StartedAt) {
+		c.StartedAt = time.Time{}
+	}
+	c.StartedAt = c.StartedAt.UTC()
+	for _, s := range []*string{
+		&e.Process.Name, &e.Process.Exe, &e.Process.Cwd, &e.Process.TTY, &e.File.Path, &e.Syscall.Name, &e.Syscall.Detail,
+		&e.Network.Address, &e.Network.Domain, &e.Network.Protocol, &c.Image, &c.ImageDigest, &c.Runtime, &c.Pod.IP, &c.Pod.ServiceAccount,
+	} {
+		*s = truncateForDisplay(*s, maxTextBytes)
+	}
+	limitRequestFields(e)
+	e.Process.Args, e.Process.ArgsTruncated = limitArgs(e.Process.Args, e.Process.ArgsTruncated)
+	e.Process.Ancestors = e.Process.Ancestors[:min(len(e.Process.Ancestors), sensors.MaxAncestors)]
+	for i := range e.Process.Ancestors {
+		a := &e.Process.Ancestors[i]
+		a.Name, a.Exe = truncateForDisplay(a.Name, maxTextBytes), truncateForDisplay(a.Exe, maxTextBytes)
+		a.Args, _ = limitArgs(a.Args, false)
+	}
+	c.Pod.Labels, c.Pod.Annotations = validLabels(c.Pod.Labels), validLabels(c.Pod.Annotations)
+	for i := range d.Reasons {
+		d.Reasons[i] = truncateForDisplay(d.Reasons[i], maxMessageBytes)
+	}
+	return DecodedRecord{Alert: d}, nil
+}
+
+// limitRequestFields cuts what a sensor says of a request to the cluster or the cloud. Who made it is never cut short of what
+// is taken: the gateway refuses a name that is longer.
+func limitRequestFields(e *sensors.Event) {
+	a, c := &e.Audit, &e.Cloud
+	for _, s := range []*string{
+		&a.Verb, &a.Resource, &a.Subresource, &a.ImpersonatedUser, &a.Decision, &a.DecisionReason, &a.UserAgent, &a.Stage, &a.Binding.Role, &c.Service, &c.EventName, &c.Region, &c.Account,
+		&c.PrincipalID, &c.PrincipalType, &c.SourceIP, &c.UserAgent, &c.ErrorCode, &c.Role, &c.SessionName,
+	} {
+		*s = truncateForDisplay(*s, maxMessageBytes)
+	}
+	a.User, c.Principal = truncateForDisplay(a.User, maxTextBytes), truncateForDisplay(c.Principal, maxTextBytes)
+}
+
+// subjectOf is the account that a request to the cluster or a call to the cloud was made with: what a detection is about
+// where it is about no container.
+func subjectOf(e sensors.Event) sensors.Subject {
+	a, c := e.Audit, e.Cloud
+	switch {
+	case e.Kind == sensors.KindKubernetesAudit && a.ServiceAccount.Name != "":
+		return sensors.Subject{Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace, Name: a.ServiceAccount.Name}
+	case e.Kind == sensors.KindKubernetesAudit && a.User != "":
+		return sensors.Subject{Kind: "User", Name: truncateForDisplay(a.User, maxIdentifierBytes)}
+	case e.Kind == sensors.KindCloudAPICall && c.Role != "":
+		return sensors.Subject{Kind: "Role", Name: truncateForDisplay(c.Account+"/"+c.Role, maxIdentifierBytes)}
+	case e.Kind == sensors.KindCloudAPICall && c.Principal != "":
+		return sensors.Subject{Kind: "User", Name: truncateForDisplay(c.Principal, maxIdentifierBytes)}
+	case e.Kind == sensors.KindCloudAPICall && c.Account != "":
+		return sensors.Subject{Kind: "Account", Name: truncateForDisplay(c.Account, maxIdentifierBytes)}
+	}
+	return sensors.Subject{}
+}
+
+// hasSubject tells whether an event names something other than a container: an object of the cluster, an account.
+func hasSubject(e *sensors.Event) bool {
+	switch e.Kind {
+	case sensors.KindKubernetesAudit:
+		return e.Subject.Name != "" && e.Audit.Resource != "" && len(e.Audit.Name) <= maxIdentifierBytes && len(e.Audit.Namespace) <= maxIdentifierBytes
+	case sensors.KindCloudAPICall:
+		return e.Subject.Name != "" && e.Cloud.EventName != ""
+	default:
+		return false
+	}
+}
+
+// limitArgs keeps the beginning of a command line: as many arguments, and as many bytes of all of them, as an incident
+// can carry a hundred times.
+func limitArgs(args []string, cut bool) ([]string, bool) {
+	if len(args) > maxArgs {
+		args, cut = args[:maxArgs], true
+	}
+	left := maxCommandBytes
+	for i, a := range args {
+		if len(a) > left {
+			args[i] = truncateForDisplay(a, max(left, len("…")))
+			return args[:i+1], true
+		}
+		left -= len(a)
+	}
+	return args, cut
+}
+
+// validLabels drops what Kubernetes would not take as a label, and all of them if there are more than anybody sets: a
+// choice among them would be a random one.
+func validLabels(labels map[string]string) map[string]string {
+	if len(labels) > maxLabels {
+		return nil
+	}
+	for k, v := range labels {
+		if len(k) > 253+1+63 || len(v) > 63 {
+			delete(labels, k)
+		}
+	}
+	return labels
+}
+
+func orDefault(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// splitCommandLine splits a command line that was joined with spaces; what stands in double quotes is one word, as Tetragon
+// writes an argument with spaces in it.
+func splitCommandLine(line string) []string {
+	if !strings.Contains(line, `"`) {
+		return strings.Fields(line)
+	}
+	var out []string
+	var word strings.Builder
+	quoted, begun := false, false
+	for _, r := range line {
+		switch {
+		case r == '"':
+			quoted, begun = !quoted, true
+		case r == ' ' && !quoted:
+			if begun {
+				out = append(out, word.String())
+			}
+			word.Reset()
+			begun = false
+		default:
+			word.WriteRune(r)
+			begun = true
+		}
+	}
+	if begun {
+		out = append(out, word.String())
+	}
+	return out
+}

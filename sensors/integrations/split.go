@@ -1,0 +1,67 @@
+package integrations
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// RawRecord is one record of a body, and where it stands in it: the line, or the place in a list, from 1.
+type RawRecord struct {
+	Line int
+	Raw  []byte
+}
+
+// SplitRecords takes a body apart: one JSON object, a list of them, or one to a line (NDJSON; empty lines are skipped). A line
+// that is no JSON is a record like any other, and its decoder refuses it alone; a list that is no JSON is refused whole,
+// because where its next element begins is not known.
+func SplitRecords(body []byte, most int) ([]RawRecord, error) {
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	switch {
+	case len(body) == 0:
+		return nil, errors.New("there is nothing in it")
+	case body[0] == '[':
+		return splitRecordList(body, most)
+	case !bytes.ContainsRune(body, '\n') || json.Valid(body):
+		return []RawRecord{{Line: 1, Raw: body}}, nil
+	}
+	var out []RawRecord
+	line := 0
+	for raw := range bytes.Lines(body) {
+		line++
+		if raw = bytes.TrimSpace(raw); len(raw) == 0 {
+			continue
+		}
+		if len(out) == most {
+			return nil, fmt.Errorf("it has more than %d lines: send fewer at once", most)
+		}
+		out = append(out, RawRecord{Line: line, Raw: raw})
+	}
+	return out, nil
+}
+
+func splitRecordList(body []byte, most int) ([]RawRecord, error) {
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if _, err := decoder.Token(); err != nil {
+		return nil, fmt.Errorf("it is no list: %w", err)
+	}
+	var out []RawRecord
+	for decoder.More() {
+		var raw json.RawMessage
+		if err := decoder.Decode(&raw); err != nil {
+			return nil, fmt.Errorf("element %d of the list: %w", len(out)+1, err)
+		}
+		if len(out) == most {
+			return nil, fmt.Errorf("it has more than %d elements: send fewer at once", most)
+		}
+		out = append(out, RawRecord{Line: len(out) + 1, Raw: raw})
+	}
+	if _, err := decoder.Token(); err != nil {
+		return nil, fmt.Errorf("the list does not end: %w", err)
+	}
+	if rest := bytes.TrimSpace(body[decoder.InputOffset():]); len(rest) > 0 {
+		return nil, errors.New("more follows after the list")
+	}
+	return out, nil
+}

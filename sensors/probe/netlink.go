@@ -1,0 +1,73 @@
+package probe
+
+import (
+	"encoding/binary"
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// errTooManyEntries says that a list was cut off.
+var errTooManyEntries = errors.New("there are more than are looked at")
+
+// dumpTimeoutSeconds bounds each read of an answer, in seconds: the kernel makes whoever asks wait for those who change interfaces.
+const dumpTimeoutSeconds = 2
+
+// dumpNetlink asks the kernel about this thread's network namespace and gives each message of the answer to visit, at
+// most as many as are wanted: the answer is as long as a container makes it.
+func dumpNetlink(kind uint16, body []byte, flags uint16, most int, visit func(syscall.NetlinkMessage) error) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what it asks
+	}
+	defer unix.Close(fd)
+	// The kernel looks at the index in a request only if it may be strict.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: dumpTimeoutSeconds}); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	ask := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(body))
+	binary.NativeEndian.PutUint32(ask, uint32(unix.NLMSG_HDRLEN+len(body))) //nolint:gosec // a few bytes
+	binary.NativeEndian.PutUint16(ask[4:], kind)
+	binary.NativeEndian.PutUint16(ask[6:], unix.NLM_F_REQUEST|flags)
+	if err := unix.Sendto(fd, append(ask, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	answer := make([]byte, 64<<10)
+	for seen := 0; ; {
+		got, _, err := unix.Recvfrom(fd, answer, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err //nolint:wrapcheck // as above
+		}
+		messages, err := syscall.ParseNetlinkMessage(answer[:got])
+		if err != nil {
+			return err //nolint:wrapcheck // as above
+		}
+		for _, m := range messages {
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return nil
+			case unix.NLMSG_ERROR:
+				if len(m.Data) < 4 {
+					return unix.EINVAL
+				}
+				return unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))) //nolint:gosec // the kernel's int
+			}
+			if seen++; seen > most {
+				return errTooManyEntries
+			}
+			if err := visit(m); err != nil {
+				return err
+			}
+		}
+		if flags&unix.NLM_F_DUMP == 0 {
+			return nil
+		}
+	}
+}

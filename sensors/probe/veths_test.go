@@ -1,0 +1,147 @@
+package probe
+
+import (
+	"errors"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pidsOf gives the processes of actors.
+func pidsOf(actors ...*helperProcess) []int {
+	var pids []int
+	for _, a := range actors {
+		pids = append(pids, a.cmd.Process.Pid)
+	}
+	return pids
+}
+
+// newHiddenHelper is an actor in the pod's cgroup and in a network namespace of its own, which it made as a user without rights.
+func newHiddenHelper(t *testing.T, dir string) *helperProcess {
+	t.Helper()
+	if _, err := exec.LookPath("unshare"); err != nil {
+		skipOrFail(t, "unshare")
+	}
+	return startHelperProcess(t, dir, "unshare", "--user", "--map-root-user", "--net")
+}
+
+func TestWiresAreThoseOfEveryProcess(t *testing.T) {
+	n := newNetworkLab(t)
+	hidden := newHiddenHelper(t, n.podDir)
+
+	t.Run("a process that left the pod's network", func(t *testing.T) {
+		wires, err := FindVeths(pidsOf(hidden, n.pod)...)
+		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	t.Run("only such a process", func(t *testing.T) {
+		if wires, err := FindVeths(pidsOf(hidden)...); err != nil || len(wires) != 0 {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	t.Run("one thread of a process that left", func(t *testing.T) {
+		left := startHelperProcess(t, n.podDir, "unshare", "--net")
+		if got := left.run(t, "enter", netNamespaceOf(t, n.pod)); got != "sent" {
+			t.Fatal(got)
+		}
+		wires, err := FindVeths(pidsOf(left)...)
+		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	t.Run("an open namespace of a process that left", func(t *testing.T) {
+		left := startHelperProcess(t, n.podDir, "unshare", "--net")
+		if got := left.run(t, "hold", netNamespaceOf(t, n.pod)); got != "sent" {
+			t.Fatal(got)
+		}
+		wires, err := FindVeths(pidsOf(left)...)
+		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	ns := filepath.Base(netNamespaceOf(t, n.pod))
+	t.Run("a veth with both ends in the pod", func(t *testing.T) {
+		runIPCommand(t, "-n", ns, "link", "add", "inner0", "type", "veth", "peer", "name", "inner1")
+		defer runIPCommand(t, "-n", ns, "link", "del", "inner0")
+		wires, err := FindVeths(pidsOf(n.pod)...)
+		if err != nil || len(wires) != 1 {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	t.Run("a veth into another namespace of the pod's", func(t *testing.T) {
+		runIPCommand(t, "-n", ns, "link", "add", "inner0", "type", "veth", "peer", "name", "inner1", "netns", pidOf(hidden))
+		defer runIPCommand(t, "-n", ns, "link", "del", "inner0")
+		wires, err := FindVeths(pidsOf(n.pod, hidden)...)
+		if err != nil || len(wires) != 1 {
+			t.Errorf("%+v, %v", wires, err)
+		}
+		// Without the other namespace the search is not complete, and still gives what it found.
+		wires, err = FindVeths(pidsOf(n.pod)...)
+		if !errors.Is(err, ErrNotSupported) || len(wires) != 1 {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+	t.Run("a veth made to look like a neighbor's", func(t *testing.T) {
+		sibling, err := FindVeths(pidsOf(n.sibling)...)
+		if err != nil || len(sibling) != 1 {
+			t.Fatalf("%+v, %v", sibling, err)
+		}
+		inside := peerIndexOf(t, sibling[0].Index)
+		// The index is free in a namespace of the pod's own making.
+		own := newHiddenHelper(t, n.podDir)
+		add := exec.Command("nsenter", "--net=/proc/"+pidOf(own)+"/ns/net", "ip", "link", "add", "inner0", "index", itoa(inside),
+			"type", "veth", "peer", "name", "inner1", "index", itoa(sibling[0].Index))
+		if out, err := add.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		wires, err := FindVeths(pidsOf(n.pod, own)...)
+		if err != nil || len(wires) != 1 || wires[0].Index != n.veths[0].Index {
+			t.Errorf("%+v, %v", wires, err)
+		}
+	})
+}
+
+// peerIndexOf is the index of the other end of a host-side veth.
+func peerIndexOf(t *testing.T, host int) int {
+	t.Helper()
+	all, err := listAllInterfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		if i.index == host {
+			return i.peer
+		}
+	}
+	t.Fatal("no such interface")
+	return 0
+}
+
+func TestALockHoldsTheWireOfAPodWhoseFirstProcessLeftItsNetwork(t *testing.T) {
+	n := newNetworkLab(t)
+	hidden := newHiddenHelper(t, n.podDir)
+	wires, err := FindVeths(pidsOf(hidden, n.pod)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := openTestLock(t, newLockDir(t))
+	st, err := l.Apply(EgressLockRequest{LeaseID: "a", Cgroups: []uint64{n.podID}, Veths: wires, ExpiresAt: time.Now().Add(time.Minute)})
+	if err != nil || !st.VethLocked {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	before := n.peerFrameCount(t)
+	if got := n.pod.run(t, "packet", "eth0"); !strings.HasPrefix(got, "sent") {
+		t.Fatal(got)
+	}
+	waitUntil(t, "the frame is denied", func() bool { return lockStateOf(t, l, n.podID).DeniedPackets > 0 })
+	if n.peerFrameCount(t) != before {
+		t.Error("a frame passed the lock")
+	}
+	if _, err := net.InterfaceByIndex(wires[0].Index); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,212 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/expr-lang/expr/ast"
+	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors"
+	"stanch/sensors/diagnostic"
+	"stanch/sensors/yamlnode"
+)
+
+// warnAt gives advice at a place.
+func (f *packFile) warnAt(at *yaml.Node, code, hint, format string, args ...any) {
+	pos := yamlnode.PositionOf(at)
+	f.reader.Problems = append(f.reader.Problems, diagnostic.Diagnostic{
+		File: f.name, Line: pos.Line, Column: pos.Column, Severity: "warning", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+// lint looks for what is no mistake and most likely not meant, in the files that somebody asked about.
+func (l *loader) lint() {
+	for _, r := range l.set.rules {
+		if r.file.suppressProblems {
+			continue
+		}
+		l.lintConfidence(r)
+		l.lintKindFields(r)
+		l.lintShadowedRule(r)
+	}
+	for _, r := range l.set.rules {
+		for _, e := range r.Exceptions {
+			if f := l.fileOf(e.Position); f != nil && !f.suppressProblems {
+				lintException(f, e)
+			}
+		}
+	}
+	for _, name := range sortedKeys(l.lists) {
+		if one := l.lists[name]; !one.file.suppressProblems && !l.usedNames[name] {
+			one.file.warnAt(one.at, "unused", "remove it", "nothing uses the list `%s`", name)
+		}
+	}
+	for _, name := range sortedKeys(l.macros) {
+		if one := l.macros[name]; !one.file.suppressProblems && !l.usedNames[name] {
+			one.file.warnAt(one.key, "unused", "remove it", "nothing uses the macro `%s`", name)
+		}
+	}
+}
+
+func (l *loader) fileOf(at string) *packFile {
+	for _, f := range l.files {
+		if strings.HasPrefix(at, f.name+":") {
+			return f
+		}
+	}
+	return nil
+}
+
+func (l *loader) lintConfidence(r *Rule) {
+	highest := r.original.severity
+	for _, s := range r.Namespaces {
+		if s.Rank() > highest.Rank() {
+			highest = s
+		}
+	}
+	if highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.5 {
+		r.file.warnAt(r.nodes["confidence"], "unsure", "lower the severity, or narrow the condition until the rule is surer",
+			"`%s` has the severity %s and is less than half sure of itself", r.Name, highest)
+	}
+	negated := &negationFinder{}
+	ast.Walk(&r.compiled.syntaxTree, negated)
+	if len(r.Exceptions) == 0 && highest.Rank() >= sensors.SeverityHigh.Rank() && r.original.confidence < 0.7 && !negated.found {
+		r.file.warnAt(r.nodes[""], "no-exception", "say in `exceptions` who does this rightly: the workload, the image, the program",
+			"`%s` has the severity %s, is not sure of itself and excepts nobody", r.Name, highest)
+	}
+}
+
+// negationFinder tells whether a condition leaves something out itself.
+type negationFinder struct{ found bool }
+
+// Visit looks at one node.
+func (v *negationFinder) Visit(node *ast.Node) {
+	switch n := (*node).(type) {
+	case *ast.UnaryNode:
+		v.found = v.found || n.Operator == "!" || n.Operator == "not"
+	case *ast.BinaryNode:
+		v.found = v.found || n.Operator == "!="
+	case *ast.BuiltinNode:
+		v.found = v.found || n.Name == "none"
+	}
+}
+
+// kindsByFieldGroup are the kinds of event that have a value in a group of fields, where not all have.
+func kindsByFieldGroup() map[string][]sensors.Kind {
+	elsewhere := []sensors.Kind{sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth}
+	calls := []sensors.Kind{
+		sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindFileOpen, sensors.KindRawSocket, sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace,
+		sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule, sensors.KindListen, sensors.KindDNS, sensors.KindConnect,
+	}
+	return map[string][]sensors.Kind{
+		"network":                  append([]sensors.Kind{sensors.KindConnect, sensors.KindListen, sensors.KindDNS, sensors.KindRawSocket}, elsewhere...),
+		"network.domain":           append([]sensors.Kind{sensors.KindDNS}, elsewhere...),
+		"file":                     append([]sensors.Kind{sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindMount, sensors.KindKernelModule, sensors.KindProcessTrace}, elsewhere...),
+		"call":                     append(calls, elsewhere...),
+		"exit_code":                {sensors.KindExit},
+		"count":                    append([]sensors.Kind{sensors.KindProcessBurst}, elsewhere...),
+		"baseline.new_exe":         {sensors.KindExec},
+		"baseline.new_destination": {sensors.KindConnect, sensors.KindDNS},
+		"actor":                    elsewhere,
+		"audit":                    {sensors.KindKubernetesAudit},
+		"cloud":                    {sensors.KindCloudAPICall},
+	}
+}
+
+// lintKindFields finds fields that no event of the rule's kind has a value in.
+func (l *loader) lintKindFields(r *Rule) {
+	paths := &fieldPathFinder{}
+	ast.Walk(&r.compiled.syntaxTree, paths)
+	groups := kindsByFieldGroup()
+	for _, group := range sortedKeys(groups) {
+		if slices.Contains(groups[group], r.Kind) {
+			continue
+		}
+		i := slices.IndexFunc(paths.found, func(p string) bool { return p == group || strings.HasPrefix(p, group+".") })
+		if i < 0 || strings.Contains(group, ".") && !slices.Contains(groups[strings.Split(group, ".")[0]], r.Kind) && groups[strings.Split(group, ".")[0]] != nil {
+			continue
+		}
+		r.file.warnAt(r.nodes["condition"], "never", fmt.Sprintf("`%s` has a value in events of the kinds %s", group, joinWords(groups[group])),
+			"`%s` reads `%s`, which is always empty in events of the kind `%s`", r.Name, paths.found[i], r.Kind)
+	}
+}
+
+func joinWords[T ~string](words []T) string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = string(w)
+	}
+	return strings.Join(out, ", ")
+}
+
+// fieldPathFinder collects the fields that an expression reads, the longest path of each last.
+type fieldPathFinder struct{ found []string }
+
+// Visit looks at one node.
+func (p *fieldPathFinder) Visit(node *ast.Node) {
+	if path := fieldPath(*node); path != "" {
+		p.found = append(p.found, path)
+	}
+}
+
+// lintShadowedRule finds a rule of which another fires on every event too, and weighs no less.
+func (l *loader) lintShadowedRule(r *Rule) {
+	mine := splitConjuncts(r.compiled.syntaxTree)
+	for _, other := range l.set.rules {
+		if other == r || other.Kind != r.Kind || other.Disabled || len(other.Exceptions) > 0 {
+			continue
+		}
+		theirs := splitConjuncts(other.compiled.syntaxTree)
+		covers := !slices.ContainsFunc(theirs, func(c string) bool { return !slices.Contains(mine, c) })
+		same := len(theirs) == len(mine)
+		if covers && (same || other.original.severity.Rank() >= r.original.severity.Rank() && other.original.confidence >= r.original.confidence) && (!same || !l.isBefore(r, other)) {
+			r.file.warnAt(r.nodes["condition"], "shadowed", "remove it, or narrow the other",
+				"`%s` at %s fires on every event on which `%s` does, and weighs no less", other.Name, other.Position, r.Name)
+		}
+	}
+}
+
+// isBefore tells whether a rule stands before another.
+func (l *loader) isBefore(r, other *Rule) bool {
+	return slices.Index(l.set.rules, r) < slices.Index(l.set.rules, other)
+}
+
+// splitConjuncts are the parts of a condition that all have to hold.
+func splitConjuncts(node ast.Node) []string {
+	if b, ok := node.(*ast.BinaryNode); ok && (b.Operator == "&&" || b.Operator == "and") {
+		return append(splitConjuncts(b.Left), splitConjuncts(b.Right)...)
+	}
+	return []string{node.String()}
+}
+
+// lintException looks for an exception that an attacker can make hold.
+func lintException(f *packFile, e *Exception) {
+	if e.condition != nil {
+		paths := &fieldPathFinder{}
+		ast.Walk(&e.condition.syntaxTree, paths)
+		for _, forged := range []struct{ path, hint string }{
+			{"process.name", "`exe` and `process.exe` are the kernel's word"},
+			{"process.args", "`exe` and `process.exe` are the kernel's word"},
+			{"command", "`exe` and `process.exe` are the kernel's word"},
+		} {
+			// What only narrows another check harms nobody; alone it lets everybody pass.
+			if slices.Contains(paths.found, forged.path) && !e.identifiesWorkload() && !slices.ContainsFunc(paths.found, isTrustedField) {
+				f.warnAt(e.node, "forgeable", forged.hint, "the exception rests on `%s`, which a process can set as it likes", forged.path)
+			}
+		}
+	}
+	pinned := slices.ContainsFunc(e.Image, func(p string) bool { return parseImageReference(p).digest != "" })
+	if (len(e.Image) > 0 || len(e.Labels) > 0 || e.Workload != (WorkloadPattern{})) && len(e.Namespace) == 0 && !pinned && e.When == "" {
+		f.warnAt(e.node, "wide", "add the `namespace`, or a digest to the image",
+			"whoever may create pods anywhere can have this exception: names, labels and tags are theirs to choose")
+	}
+	if !e.conditionOnly && e.Reason == "" {
+		f.warnAt(e.node, "because", "write for example `because: the build's own compiler`", "the exception does not say why")
+	}
+}
+
+func isTrustedField(path string) bool {
+	return slices.Contains([]string{"exe", "process.exe", "parent", "container.image_digest", "container.pod.namespace", "process.memfd", "process.inode"}, path)
+}

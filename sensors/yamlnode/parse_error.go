@@ -1,0 +1,76 @@
+package yamlnode
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+var errorLinePattern = regexp.MustCompile(`line (\d+):\s*`)
+
+// What the library says, what it means, and how it is mended.
+var parseErrorExplanations = []struct{ said, means, hint string }{
+	{"did not find expected key", "this line does not fit those above it", "keys of one mapping begin in one column, and what belongs to a key stands further right"},
+	{"did not find expected '-' indicator", "this line does not fit those above it", "items of one list begin in one column, each with `- `"},
+	{"mapping values are not allowed", "a `:` where none can stand", "put a value with a `:` in it into quotes; or the line is indented too far"},
+	{"cannot start any token", "a value begins with a character that YAML keeps for itself", "put the value into quotes"},
+	{"unexpected end of stream", "a quote is not closed", "close it"},
+	{"did not find expected ',' or ']'", "a `[` is not closed, or a comma is missing", ""},
+	{"did not find expected ',' or '}'", "a `{` is not closed, or a comma is missing", ""},
+	{"did not find expected whitespace or line break", "", "put the value into quotes"},
+}
+
+// explainParseError finds where a text stopped being YAML, and says it in words. The library names the line in which the
+// surrounding mapping began.
+func explainParseError(source []byte, err error) (at Position, text, hint string) {
+	text, line := strings.TrimPrefix(err.Error(), "yaml: "), 1
+	if m := errorLinePattern.FindStringSubmatch(text); m != nil {
+		line, _ = strconv.Atoi(m[1])
+		text = strings.Replace(text, m[0], "", 1)
+	}
+	lines := strings.Split(string(source), "\n")
+	line = firstInvalidLine(lines, line)
+	own := ""
+	if line <= len(lines) {
+		own = lines[line-1]
+	}
+	indent := own[:len(own)-len(strings.TrimLeft(own, " \t"))]
+	at = Position{line, len(indent) + 1}
+	if tab := strings.IndexByte(indent, '\t'); tab >= 0 {
+		return Position{line, tab + 1}, "a tab stands where spaces indent", "indent with spaces only"
+	}
+	for _, m := range parseErrorExplanations {
+		if strings.Contains(text, m.said) {
+			if m.means != "" {
+				text = m.means
+			}
+			return at, text, m.hint
+		}
+	}
+	return at, text, ""
+}
+
+// Bounds of the search for the line: how many lines, and bytes in all, are read again.
+const (
+	maxSearchLines = 400
+	maxSearchBytes = 8 << 20
+)
+
+// firstInvalidLine is the first line with which the text is no YAML however it goes on: the one after the longest beginning that is.
+func firstInvalidLine(lines []string, said int) int {
+	last, read := max(said-2, 0), 0
+	for n := last + 1; n <= min(len(lines), said+maxSearchLines) && read < maxSearchBytes; n++ {
+		beginning := strings.Join(lines[:n], "\n")
+		read += len(beginning)
+		var doc yaml.Node
+		if err := yaml.NewDecoder(bytes.NewReader([]byte(beginning))).Decode(&doc); err == nil || errors.Is(err, io.EOF) {
+			last = n
+		}
+	}
+	return min(last+1, len(lines))
+}
