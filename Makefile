@@ -61,7 +61,7 @@ lint: check
 generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 	$(GO) generate ./bpf ./sensors/gatewayrpc
 
-FUZZ := playbooks/scenario:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
+FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
 	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzKubernetesAudit sensors/integrations:FuzzCloudTrail \
 	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
 	sensors/containermeta:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead

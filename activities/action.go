@@ -20,7 +20,7 @@ import (
 
 // Action is what every action has: its spec. It is an Observer or a Container besides.
 type Action interface {
-	Spec() playbooks.Spec
+	Spec() playbooks.ActionSpec
 }
 
 // Observer is an action that changes nothing.
@@ -102,7 +102,7 @@ type Plan struct {
 	Prior    json.RawMessage `json:"prior,omitempty"`
 	Warnings []string        `json:"warnings,omitempty"`
 	// Ends says what ends the lease by itself; "" for what is no lease.
-	Ends playbooks.End `json:"ends,omitempty"`
+	Ends playbooks.EndMechanism `json:"ends,omitempty"`
 	// Ask says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
 	Ask string `json:"ask,omitempty"`
 	// Nothing: it is so already.

@@ -49,8 +49,8 @@ func NewSet(actions ...Action) *Set {
 }
 
 // Catalogue is the specs of the set's actions.
-func (s *Set) Catalogue() playbooks.Catalogue {
-	c := playbooks.Catalogue{}
+func (s *Set) Catalogue() playbooks.Catalog {
+	c := playbooks.Catalog{}
 	for name, a := range s.actions {
 		c[name] = a.Spec()
 	}
@@ -131,7 +131,7 @@ func (s *Set) Observe(ctx context.Context, in ObserveInput) (Result, error) {
 	fits := len(spec.Targets) == 0 || slices.Contains(spec.Targets, in.Request.Target.Kind)
 	if spec.Verb == playbooks.VerbEvidence && fits {
 		receipt, signErr := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{
-			IncidentID: in.Request.Incident.ID, TargetID: in.Request.Target.ID(), Action: spec.Name, Succeeded: err == nil && result.Outcome.Usable(), AttemptedAt: s.now(),
+			IncidentID: in.Request.Incident.ID, TargetID: in.Request.Target.ID(), Action: spec.Name, Succeeded: err == nil && result.Outcome.HasOutputs(), AttemptedAt: s.now(),
 		})
 		if signErr != nil {
 			return Result{}, fmt.Errorf("sign the receipt: %w", signErr)
@@ -210,8 +210,8 @@ func (s *Set) Plan(ctx context.Context, in PlanInput) (PlanResult, error) {
 		return PlanResult{}, failed(fmt.Errorf("plan %s of %s: %w", in.Request.Action, in.Request.Target, err))
 	}
 	plan.bind(in.Request)
-	plan.Ends = action.Spec().Ends
-	if most := action.Spec().MaxFor; most > 0 && in.Request.For > most {
+	plan.Ends = action.Spec().EndMechanism
+	if most := action.Spec().MaxDuration; most > 0 && in.Request.For > most {
 		plan.Warnings = append(plan.Warnings, fmt.Sprintf("%s is meant for at most %s: %s", in.Request.Action, duration.Format(most), strings.TrimSuffix(action.Spec().Doc, ".")))
 	}
 	out := PlanResult{Plan: plan, Hash: plan.Hash()}

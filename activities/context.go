@@ -14,7 +14,7 @@ type WorkloadContext struct {
 	Image          string             `json:"image"`
 	ImageDigest    string             `json:"image_digest"`
 	Labels         map[string]string  `json:"labels"`
-	Changes        []playbooks.Change `json:"changes"`
+	Changes        []playbooks.RecentChange `json:"changes"`
 	Missing        []string           `json:"missing"` // what could not be found out, and why
 }
 
@@ -43,5 +43,5 @@ func (w WorkloadContext) Into(in *playbooks.Incident) {
 		in.Workload.Labels = w.Labels
 	}
 	in.Changes = w.Changes
-	in.Blast = playbooks.BlastRadius{Replicas: w.Replicas, SameDigestPods: w.SameDigestPods, SameDigest: w.SameDigest, SameNodePods: w.SameNodePods, MayDo: w.MayDo}
+	in.BlastRadius = playbooks.BlastRadius{Replicas: w.Replicas, SameDigestPodCount: w.SameDigestPods, SameDigestPodNames: w.SameDigest, SameNodePodCount: w.SameNodePods, DangerousPermissions: w.MayDo}
 }

@@ -70,7 +70,7 @@ func (e Entry) sameAs(o Entry) bool {
 	e.Seq, e.Prev, e.At, o.Seq, o.Prev, o.At = 0, "", time.Time{}, 0, "", time.Time{}
 	if e.Evidence != nil && o.Evidence != nil {
 		a, b := *e.Evidence, *o.Evidence
-		a.At, b.At, a.Entry, b.Entry = time.Time{}, time.Time{}, "", ""
+		a.CapturedAt, b.CapturedAt, a.ManifestEntryHash, b.ManifestEntryHash = time.Time{}, time.Time{}, "", ""
 		e.Evidence, o.Evidence = &a, &b
 	}
 	return attestation.HashJSON(e) == attestation.HashJSON(o)
@@ -301,8 +301,8 @@ func (s *EvidenceStore) check(ref playbooks.EvidenceRef) error {
 	if err != nil {
 		return err
 	}
-	if int64(len(data)) != ref.Bytes {
-		return fmt.Errorf("it has %d bytes, %d were entered", len(data), ref.Bytes)
+	if int64(len(data)) != ref.SizeBytes {
+		return fmt.Errorf("it has %d bytes, %d were entered", len(data), ref.SizeBytes)
 	}
 	return nil
 }

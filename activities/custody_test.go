@@ -169,7 +169,7 @@ func TestARetryIsNotEnteredTwice(t *testing.T) {
 	lines, _, err := s.Manifest(incident, a.Keys())
 	require.NoError(t, err)
 	require.Len(t, lines, 5)
-	require.Equal(t, lines[0].Hash, again.Entry)
+	require.Equal(t, lines[0].Hash, again.ManifestEntryHash)
 }
 
 // Two replicas write the same manifest on one volume.

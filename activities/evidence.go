@@ -48,26 +48,26 @@ func (s *EvidenceStore) Put(_ context.Context, incident, action, target string, 
 	}
 	sum := sha256.Sum256(piece.Data)
 	ref := playbooks.EvidenceRef{
-		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(piece.Data)), At: at.UTC(), Source: piece.Source,
+		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), SizeBytes: int64(len(piece.Data)), CapturedAt: at.UTC(), CapturedFrom: piece.Source,
 	}
 	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
 		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, clip(piece.SHA256, 64), piece.Source, ref.SHA256)
 	}
 	if _, err := s.Open(ref.SHA256); err != nil { // or else it is stored already
-		if err := s.admit(incident, ref.Bytes); err != nil {
+		if err := s.admit(incident, ref.SizeBytes); err != nil {
 			return playbooks.EvidenceRef{}, err
 		}
 		if err := s.write(ref.SHA256, piece.Data); err != nil {
 			return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
 		}
-		s.addUsage(ref.Bytes)
+		s.addUsage(ref.SizeBytes)
 	}
 	entered := ref
-	hash, err := s.enter(Entry{Incident: incident, Kind: EntryEvidence, Evidence: &entered, At: ref.At})
+	hash, err := s.enter(Entry{Incident: incident, Kind: EntryEvidence, Evidence: &entered, At: ref.CapturedAt})
 	if err != nil {
 		return playbooks.EvidenceRef{}, err
 	}
-	ref.Entry = hash
+	ref.ManifestEntryHash = hash
 	return ref, nil
 }
 

@@ -122,7 +122,7 @@ func (s *EvidenceStore) incidentUsage(incident string) (int64, error) {
 	}
 	total := int64(0)
 	for _, e := range pieces {
-		total += e.Bytes
+		total += e.SizeBytes
 	}
 	return total, nil
 }

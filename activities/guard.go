@@ -135,7 +135,7 @@ type Scopes interface {
 
 // Question is what the guards are asked, when planning and again immediately before the effect.
 type Question struct {
-	Spec     playbooks.Spec
+	Spec     playbooks.ActionSpec
 	Request  Request
 	Basis    Basis
 	PlanHash string

@@ -200,7 +200,7 @@ func (s *Set) grant(in TallyInput, c counted, out Tally) (Tally, error) {
 	var people []string
 	drill := false
 	for _, v := range c.yes {
-		people = append(people, display.Person(v.Person, v.AuthenticatedBy))
+		people = append(people, display.FormatPerson(v.Person, v.AuthenticatedBy))
 		drill = drill || v.DrillOnly
 	}
 	slices.Sort(people)

@@ -16,16 +16,16 @@ const LanguageVersion = 2
 // Playbook is a parsed file. Its expressions are text until Check compiles them.
 type Playbook struct {
 	File        string
-	Source      []byte
+	SourceText      []byte
 	Hash        string // SHA-256, hex: of Source, and of the playbooks that it calls where it calls any
 	Name        string
 	NamePos     Pos
 	Description string
-	Guide       string // for the responder
+	ResponderGuide       string // for the responder
 	// Shipped: it is one of the library's and not of a user.
 	Shipped bool
 	// Replaces is the shipped playbook that is not selected beside this one; the zero value replaces none.
-	Replaces Word
+	Replaces Identifier
 	// Match is nil where only `call` runs the playbook.
 	Match    *Match
 	MaxPhase int // ceiling on the phase; 3 unless the file says less
@@ -38,8 +38,8 @@ type Playbook struct {
 
 // Match says which incidents a playbook handles: all that is given must hold.
 type Match struct {
-	Objectives []Word
-	Severity   Word // at least this
+	Objectives []Identifier
+	Severity   Identifier // at least this
 	When       *Expr
 	// Priority: of several playbooks that match and contain, the highest runs. Nil is not given.
 	Priority *int
@@ -47,8 +47,8 @@ type Match struct {
 	Exclusive bool
 }
 
-// Word is a word of the file and where it stands.
-type Word struct {
+// Identifier is a word of the file and where it stands.
+type Identifier struct {
 	Text string
 	Pos  Pos
 }
@@ -85,21 +85,21 @@ type Step struct {
 	Parallel  []Step
 	Approval  *Approval
 	ForEach   *ForEach
-	Call      *Call
+	Call      *PlaybookCall
 	Wait      *Wait
-	Set       []Argument
+	Assignments       []Argument
 	Stop      *Stop
-	With      []Argument
+	Arguments      []Argument
 	If        *Expr
 	Target    *Expr
-	For       time.Duration
-	ForPos    Pos
+	LeaseDuration       time.Duration
+	LeaseDurationPos    Pos
 	Timeout   time.Duration
 	Retry     *Retry
 	OnFailure []Step
 	OnDenied  []Step
-	// keys are the keys that were given and where they stand.
-	keys map[string]Pos
+	// keyPositions are the keys that were given and where they stand.
+	keyPositions map[string]Pos
 }
 
 // Name is the step's id, or its path where it has none.
@@ -123,7 +123,7 @@ func (s *Step) Kind() string {
 		return "call"
 	case s.Wait != nil:
 		return "wait"
-	case s.Set != nil:
+	case s.Assignments != nil:
 		return "set"
 	case s.Stop != nil:
 		return "stop"
@@ -131,16 +131,16 @@ func (s *Step) Kind() string {
 	return string(s.Verb)
 }
 
-// Block is a sequence of steps inside of a step, under the key that holds it.
-type Block struct {
+// StepBlock is a sequence of steps inside of a step, under the key that holds it.
+type StepBlock struct {
 	Kind  string // "parallel", "steps", "on_failure", "on_denied"
 	Steps []Step
 }
 
 // Blocks are the sequences inside of the step that are not empty, in the order of their keys above.
-func (s *Step) Blocks() []Block {
-	all := []Block{{"parallel", s.Parallel}, {"steps", s.inner()}, {"on_failure", s.OnFailure}, {"on_denied", s.OnDenied}}
-	var out []Block
+func (s *Step) Blocks() []StepBlock {
+	all := []StepBlock{{"parallel", s.Parallel}, {"steps", s.nestedSteps()}, {"on_failure", s.OnFailure}, {"on_denied", s.OnDenied}}
+	var out []StepBlock
 	for _, b := range all {
 		if len(b.Steps) > 0 {
 			out = append(out, b)
@@ -149,8 +149,8 @@ func (s *Step) Blocks() []Block {
 	return out
 }
 
-// inner is what stands under `steps`.
-func (s *Step) inner() []Step {
+// nestedSteps is what stands under `steps`.
+func (s *Step) nestedSteps() []Step {
 	switch {
 	case s.Approval != nil:
 		return s.Approval.Steps
@@ -163,7 +163,7 @@ func (s *Step) inner() []Step {
 // Approval is what an approval step asks, of whom, and what it permits.
 type Approval struct {
 	Title     string
-	Ask       *Text
+	Question       *Template
 	Groups    []string
 	Users     []string
 	Quorum    int
@@ -183,25 +183,25 @@ type Escalation struct {
 // ForEach runs its steps for each element of a list.
 type ForEach struct {
 	List        *Expr
-	As          string // the element's name inside; "item" unless said
-	AsPos       Pos
+	Variable          string // the element's name inside; "item" unless said
+	VariablePos       Pos
 	Concurrency int // how many at once; 1 unless said
-	Max         int // more elements than this fail the step; MaxItems unless said
+	MaxItems         int // more elements than this fail the step; MaxItems unless said
 	Steps       []Step
 }
 
 // MaxItems bounds the elements of a `foreach`.
 const MaxItems = 50
 
-// Call runs another playbook.
-type Call struct {
+// PlaybookCall runs another playbook.
+type PlaybookCall struct {
 	Playbook string
 	Pos      Pos
 }
 
 // Wait waits for a time, or until an expression holds.
 type Wait struct {
-	For     time.Duration // 0 where Until is set
+	Duration     time.Duration // 0 where Until is set
 	Until   *Expr
 	Timeout time.Duration // of Until
 }
@@ -210,7 +210,7 @@ type Wait struct {
 type Stop struct {
 	Outcome Outcome
 	Pos     Pos
-	Reason  *Text
+	Reason  *Template
 }
 
 // Retry says how often a failed step is tried again.
@@ -229,7 +229,7 @@ type Argument struct {
 // Pos is a place in the file, from 1.
 type Pos = yamlnode.Position
 
-func posOf(n *yaml.Node) Pos { return yamlnode.PositionOf(n) }
+func nodePos(n *yaml.Node) Pos { return yamlnode.PositionOf(n) }
 
 // Expr is one expression, with where its first character stands.
 type Expr struct {
@@ -237,14 +237,14 @@ type Expr struct {
 	Pos    Pos
 }
 
-// Text is a string with `${…}` in it: parts in turn, text and expression.
-type Text struct {
-	Parts []TextPart
+// Template is a string with `${…}` in it: parts in turn, text and expression.
+type Template struct {
+	Parts []TemplatePart
 	Pos   Pos
 }
 
-// TextPart is literal text or an expression.
-type TextPart struct {
+// TemplatePart is literal text or an expression.
+type TemplatePart struct {
 	Literal string
 	Expr    *Expr
 }
@@ -253,7 +253,7 @@ type TextPart struct {
 type Value struct {
 	Pos     Pos
 	Literal any   // string, int, float64, bool
-	Text    *Text // a string with expressions
+	Template    *Template // a string with expressions
 	Expr    *Expr // a string that is one expression and nothing else keeps the expression's type
 	List    []Value
 	Map     []Argument

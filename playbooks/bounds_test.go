@@ -11,22 +11,22 @@ import (
 	"stanch/playbooks"
 )
 
-// runSets runs the `set` steps of a playbook one after the other, as the interpreter does, and returns the first error.
-func runSets(t *testing.T, steps string) error {
+// evalSetSteps runs the `set` steps of a playbook one after the other, as the interpreter does, and returns the first error.
+func evalSetSteps(t *testing.T, steps string) error {
 	t.Helper()
-	p, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), catalogue())
+	p, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), newTestCatalog())
 	require.NotNil(t, p, problems)
-	env, err := p.NewEnv(playbooks.Incident{Summary: strings.Repeat("s", 1000)}, nil)
+	env, err := p.NewEvalEnv(playbooks.Incident{Summary: strings.Repeat("s", 1000)}, nil)
 	require.NoError(t, err)
 	for i := range p.Steps {
-		if err := p.Set(&p.Steps[i], env); err != nil {
+		if err := p.EvalAssignments(&p.Steps[i], env); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func allocated() uint64 {
+func allocatedBytes() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
@@ -42,10 +42,10 @@ func TestAPlaybookThatDoublesAValueFailsBeforeItFillsTheMemory(t *testing.T) {
 		"capitals of each part": {"set: { s: '${join(map(1..60, incident.summary))}' }", "set: { l: '${map(split(s, \"\"), upper(s))}' }", "more than 4096 parts"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := allocated()
-			err := runSets(t, "  - "+c.first+"\n"+strings.Repeat("  - "+c.again+"\n", 16))
+			before := allocatedBytes()
+			err := evalSetSteps(t, "  - "+c.first+"\n"+strings.Repeat("  - "+c.again+"\n", 16))
 			require.ErrorContains(t, err, c.reason)
-			require.Less(t, allocated()-before, uint64(64<<20), "bytes allocated")
+			require.Less(t, allocatedBytes()-before, uint64(64<<20), "bytes allocated")
 		})
 	}
 }
@@ -55,10 +55,10 @@ func TestWhatOneRunSetsIsBoundedTogether(t *testing.T) {
 	for i := range 100 {
 		fmt.Fprintf(&steps, "  - set: { s%d: '${join(map(1..60, incident.summary))}' }\n", i)
 	}
-	require.ErrorContains(t, runSets(t, steps.String()), "together")
+	require.ErrorContains(t, evalSetSteps(t, steps.String()), "together")
 }
 
 func TestAListIsNotPrintedAsOneText(t *testing.T) {
-	_, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), catalogue())
+	_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { objective: crypto-mining, when: 'string(incident.targets) != \"\"' }\nsteps: [{ evidence: process.snapshot }]\n"), newTestCatalog())
 	require.Contains(t, fmt.Sprint(problems), "use `join` for a list of texts")
 }

@@ -24,21 +24,21 @@ type Program struct {
 	ReplacedBy string
 	// Callees are the playbooks that it calls, by name.
 	Callees   map[string]*Program
-	catalogue Catalogue
-	exprs     map[*Expr]*vm.Program
-	reads     map[*Expr][]string // steps whose outputs an expression needs
-	values    map[string]any     // of each name that `set` gives: a zero of its type
-	loops     map[*ForEach]reflect.Type
-	outputs   reflect.Type
+	catalog Catalog
+	compiledExprs     map[*Expr]*vm.Program
+	stepsReadByExpr     map[*Expr][]string // steps whose outputs an expression needs
+	assignedZeroValues    map[string]any     // of each name that `set` gives: a zero of its type
+	loopElementTypes     map[*ForEach]reflect.Type
+	outputsType   reflect.Type
 }
 
-// Load parses and checks one file that calls no other than the callees given. The program is nil if there is an error.
-func Load(file string, source []byte, catalogue Catalogue, callees ...*Program) (*Program, diagnostic.Diagnostics) {
-	book, problems := Parse(file, source)
+// LoadPlaybook parses and checks one file that calls no other than the callees given. The program is nil if there is an error.
+func LoadPlaybook(file string, source []byte, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
+	book, problems := ParsePlaybook(file, source)
 	if problems.HasErrors() && len(book.Steps) == 0 {
 		return nil, problems
 	}
-	program, more := Check(book, catalogue, callees...)
+	program, more := CheckPlaybook(book, catalogue, callees...)
 	problems = append(problems, more...).Sorted()
 	if problems.HasErrors() {
 		return nil, problems.WithoutWarnings()
@@ -46,62 +46,62 @@ func Load(file string, source []byte, catalogue Catalogue, callees ...*Program) 
 	return program, problems
 }
 
-// stages are what Check does, in turn; each reports everything that it finds, and leaves alone what an earlier one
+// checkStages are what Check does, in turn; each reports everything that it finds, and leaves alone what an earlier one
 // could not make sense of.
-var stages = []struct {
+var checkStages = []struct {
 	name string
 	run  func(*checker)
 }{
-	{"names", (*checker).namesStage},   // every word stands for something: actions, playbooks, ids, objectives
-	{"types", (*checker).typesStage},   // every expression and parameter has the type that is needed
-	{"flow", (*checker).flowStage},     // every step can be reached, and what it reads has run
-	{"safety", (*checker).safetyStage}, // evidence first, disruption only behind approval, leases long enough, no secrets
-	{"advice", (*checker).adviceStage}, // what is legal and unwise: warnings
+	{"names", (*checker).checkNames},   // every word stands for something: actions, playbooks, ids, objectives
+	{"types", (*checker).checkTypes},   // every expression and parameter has the type that is needed
+	{"flow", (*checker).checkFlow},     // every step can be reached, and what it reads has run
+	{"safety", (*checker).checkSafety}, // evidence first, disruption only behind approval, leases long enough, no secrets
+	{"advice", (*checker).lintPlaybook}, // what is legal and unwise: warnings
 }
 
-// Check checks a parsed playbook: names, types, flow, and what safety forbids. It reports every problem.
-func Check(book *Playbook, catalogue Catalogue, callees ...*Program) (*Program, diagnostic.Diagnostics) {
-	return check(book, catalogue, len(stages), callees)
+// CheckPlaybook checks a parsed playbook: names, types, flow, and what safety forbids. It reports every problem.
+func CheckPlaybook(book *Playbook, catalogue Catalog, callees ...*Program) (*Program, diagnostic.Diagnostics) {
+	return runCheckStages(book, catalogue, len(checkStages), callees)
 }
 
-// forRun are the stages that a run under way needs: it was checked by the rules of its day when it was selected, and a
+// stagesForActiveRun are the stages that a run under way needs: it was checked by the rules of its day when it was selected, and a
 // rule that came later must not end it.
-const forRun = 2
+const stagesForActiveRun = 2
 
-func check(book *Playbook, catalogue Catalogue, upTo int, callees []*Program) (*Program, diagnostic.Diagnostics) {
+func runCheckStages(book *Playbook, catalogue Catalog, upTo int, callees []*Program) (*Program, diagnostic.Diagnostics) {
 	c := &checker{
 		parser: parser{Reader: yamlnode.Reader{File: book.File}},
 		program: &Program{
-			Playbook: book, Callees: map[string]*Program{}, catalogue: catalogue, exprs: map[*Expr]*vm.Program{}, reads: map[*Expr][]string{},
-			values: map[string]any{}, loops: map[*ForEach]reflect.Type{},
+			Playbook: book, Callees: map[string]*Program{}, catalog: catalogue, compiledExprs: map[*Expr]*vm.Program{}, stepsReadByExpr: map[*Expr][]string{},
+			assignedZeroValues: map[string]any{}, loopElementTypes: map[*ForEach]reflect.Type{},
 		},
-		known: map[string]*Program{}, ids: map[string]Pos{}, born: map[string]place{}, paths: map[string]string{}, bad: map[*Step]bool{}, read: map[string]bool{}, aliases: map[string]bool{},
+		callablePrograms: map[string]*Program{}, declaredPositions: map[string]Pos{}, declaredAt: map[string]flowContext{}, stepPaths: map[string]string{}, stepsWithUnknownNames: map[*Step]bool{}, namesRead: map[string]bool{}, loopVariables: map[string]bool{},
 	}
 	for _, callee := range callees {
-		c.known[callee.Name] = callee
+		c.callablePrograms[callee.Name] = callee
 	}
-	for _, stage := range stages[:upTo] {
+	for _, stage := range checkStages[:upTo] {
 		stage.run(c)
 	}
-	book.Hash = HashOf(book.Source, c.program.Sources())
+	book.Hash = HashWithCallees(book.SourceText, c.program.CalleeSources())
 	return c.program, c.Problems.Sorted()
 }
 
 type checker struct {
 	parser
 	program *Program
-	known   map[string]*Program // what may be called
-	ids     map[string]Pos      // of steps and of values
-	bad     map[*Step]bool      // steps of which a name is wrong: their types are not judged
-	born    map[string]place    // where each name gets its value
-	paths   map[string]string   // of the steps with an id
-	uses    []use
-	plans   bool            // what is compiled now decides what is planned
-	read    map[string]bool // names that an expression reads
-	aliases map[string]bool // names of elements of loops
+	callablePrograms   map[string]*Program // what may be called
+	declaredPositions     map[string]Pos      // of steps and of values
+	stepsWithUnknownNames     map[*Step]bool      // steps of which a name is wrong: their types are not judged
+	declaredAt    map[string]flowContext    // where each name gets its value
+	stepPaths   map[string]string   // of the steps with an id
+	expressionUses    []exprUse
+	affectsPlan   bool            // what is compiled now decides what is planned
+	namesRead    map[string]bool // names that an expression reads
+	loopVariables map[string]bool // names of elements of loops
 }
 
-func (c *checker) warn(pos Pos, code, hint, format string, args ...any) {
+func (c *checker) warnf(pos Pos, code, hint, format string, args ...any) {
 	before := len(c.Problems)
 	c.errorf(pos, code, hint, format, args...)
 	if len(c.Problems) > before {
@@ -109,8 +109,8 @@ func (c *checker) warn(pos Pos, code, hint, format string, args ...any) {
 	}
 }
 
-// compile type-checks an expression; want nil accepts any type. It returns the type, or nil where it is in error.
-func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) reflect.Type {
+// compileExpr type-checks an expression; want nil accepts any type. It returns the type, or nil where it is in error.
+func (c *checker) compileExpr(e *Expr, names typeScope, at flowContext, want reflect.Type) reflect.Type {
 	if e == nil {
 		return nil
 	}
@@ -125,72 +125,72 @@ func (c *checker) compile(e *Expr, names scope, at place, want reflect.Type) ref
 				pos.Column += located.Column
 			}
 		}
-		hint := c.exprHint(message, names)
-		message, hint = inWords(message, hint)
-		if m := noField.FindStringSubmatch(message); m != nil {
+		hint := c.hintForExprError(message, names)
+		message, hint = explainExprError(message, hint)
+		if m := missingFieldPattern.FindStringSubmatch(message); m != nil {
 			message = fmt.Sprintf("there is no field `%s` here", m[2])
 		}
-		if m := unknownName.FindStringSubmatch(message); m != nil {
+		if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
 			message = fmt.Sprintf("`%s` is not known here", m[1])
-			if first, ok := c.ids[m[1]]; ok {
+			if first, ok := c.declaredPositions[m[1]]; ok {
 				message, hint = fmt.Sprintf("`%s` has no value here", m[1]), fmt.Sprintf("it gets its value at line %d, which is later, in another branch or inside of a loop", first.Line)
 			}
 		}
 		c.errorf(pos, "expression", hint, "%s", message)
 		return nil
 	}
-	got := typeOfNode(program.Node())
-	if want != nil && (got == nil || got.Kind() == reflect.Interface || !assignable(got, want)) {
-		c.errorf(e.Pos, "type", "", "the expression gives %s where %s is needed", typeName(got), typeName(want))
+	got := inferNodeType(program.Node())
+	if want != nil && (got == nil || got.Kind() == reflect.Interface || !isAssignable(got, want)) {
+		c.errorf(e.Pos, "type", "", "the expression gives %s where %s is needed", describeType(got), describeType(want))
 		return nil
 	}
-	c.program.exprs[e] = program
-	for _, word := range badOutcomes(program.Node()) {
+	c.program.compiledExprs[e] = program
+	for _, word := range findInvalidOutcomes(program.Node()) {
 		var known []string
 		for _, o := range Outcomes {
 			known = append(known, string(o))
 		}
-		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "no outcome is ever `%s`", clip(word, 40))
+		c.errorf(e.Pos, "value", diagnostic.DidYouMean(word, known), "no outcome is ever `%s`", truncate(word, 40))
 	}
-	found := readsOf(program.Node())
-	c.uses = append(c.uses, use{e, found, at, c.plans})
+	found := findReads(program.Node())
+	c.expressionUses = append(c.expressionUses, exprUse{e, found, at, c.affectsPlan})
 	for name, how := range found {
-		c.read[name] = true
-		if how.outputs && !how.outcome && c.isStep(name) {
-			c.program.reads[e] = append(c.program.reads[e], name)
+		c.namesRead[name] = true
+		if how.readsOutputs && !how.readsOutcome && c.isStepName(name) {
+			c.program.stepsReadByExpr[e] = append(c.program.stepsReadByExpr[e], name)
 		}
 	}
-	slices.Sort(c.program.reads[e])
+	slices.Sort(c.program.stepsReadByExpr[e])
 	return got
 }
 
-// isStep tells whether a name is a step's and not a value's.
-func (c *checker) isStep(name string) bool {
-	_, isID := c.ids[name]
-	_, isValue := c.program.values[name]
+// isStepName tells whether a name is a step's and not a value's.
+func (c *checker) isStepName(name string) bool {
+	_, isID := c.declaredPositions[name]
+	_, isValue := c.program.assignedZeroValues[name]
 	return isID && !isValue
 }
 
-func (c *checker) exprHint(message string, names scope) string {
-	if m := unknownName.FindStringSubmatch(message); m != nil {
+func (c *checker) hintForExprError(message string, names typeScope) string {
+	if m := unknownNamePattern.FindStringSubmatch(message); m != nil {
 		near := diagnostic.DidYouMean(m[1], slices.Concat(slices.Collect(maps.Keys(names)), expression.Builtins()))
 		if near == "" {
 			near = "put it into quotes if it is a text; known here: " + strings.Join(slices.Sorted(maps.Keys(names)), ", ") + ", and the functions of `stanch help expressions`"
 		}
 		return near
 	}
-	if m := noField.FindStringSubmatch(message); m != nil {
-		known := exprNames(reflect.TypeFor[Incident]())
-		if path := nested(m[2]); path != "" && strings.HasSuffix(m[1], ".Incident") {
+	if m := missingFieldPattern.FindStringSubmatch(message); m != nil {
+		known := exprFieldNames(reflect.TypeFor[Incident]())
+		if path := nestedFieldPath(m[2]); path != "" && strings.HasSuffix(m[1], ".Incident") {
 			return fmt.Sprintf("did you mean `%s`?", path)
 		}
 		if !strings.HasSuffix(m[1], ".Incident") {
 			known = nil
-			for _, name := range exprTag.FindAllStringSubmatch(m[1], -1) {
+			for _, name := range exprTagPattern.FindAllStringSubmatch(m[1], -1) {
 				known = append(known, name[1])
 			}
 			if known == nil {
-				known = knownFields(m[1])
+				known = incidentTypeFields(m[1])
 			}
 		}
 		return diagnostic.DidYouMean(m[2], known)
@@ -200,26 +200,26 @@ func (c *checker) exprHint(message string, names scope) string {
 
 // What expr says of a name or a field that is missing, and the names in the type that it prints.
 var (
-	unknownName = regexp.MustCompile(`^unknown name (\S+)`)
-	noField     = regexp.MustCompile(`^type (.*) has no field (\S+)$`)
-	exprTag     = regexp.MustCompile(`expr:\\"([a-z0-9_]+)\\"`)
+	unknownNamePattern = regexp.MustCompile(`^unknown name (\S+)`)
+	missingFieldPattern     = regexp.MustCompile(`^type (.*) has no field (\S+)$`)
+	exprTagPattern     = regexp.MustCompile(`expr:\\"([a-z0-9_]+)\\"`)
 )
 
-// knownFields are the fields of the types that an incident is made of, by the name that expr prints.
-func knownFields(name string) []string {
-	for _, v := range []any{WorkloadIdentity{}, BlastRadius{}, ContextState{}, Target{}, DetectionSummary{}, Change{}, LeaseReport{}, PlaybookRun{}, StepReport{}, EvidenceRef{}} {
+// incidentTypeFields are the fields of the types that an incident is made of, by the name that expr prints.
+func incidentTypeFields(name string) []string {
+	for _, v := range []any{WorkloadIdentity{}, BlastRadius{}, ContextStatus{}, Target{}, DetectionSummary{}, RecentChange{}, LeaseReport{}, PlaybookRun{}, StepReport{}, EvidenceRef{}} {
 		if t := reflect.TypeOf(v); strings.TrimPrefix(name, "*") == t.String() {
-			return exprNames(t)
+			return exprFieldNames(t)
 		}
 	}
 	return nil
 }
 
-// nested is where in the incident a field of the name stands, if it is one level down.
-func nested(name string) string {
+// nestedFieldPath is where in the incident a field of the name stands, if it is one level down.
+func nestedFieldPath(name string) string {
 	for f := range reflect.TypeFor[Incident]().Fields() {
 		t := f.Type
-		if t.Kind() == reflect.Struct && slices.Contains(exprNames(t), name) {
+		if t.Kind() == reflect.Struct && slices.Contains(exprFieldNames(t), name) {
 			return f.Tag.Get("expr") + "." + name
 		}
 	}
@@ -227,7 +227,7 @@ func nested(name string) string {
 }
 
 // What expr says, and what it means to who writes a playbook.
-var exprWords = []struct{ said, means, hint string }{
+var exprErrorMessages = []struct{ said, means, hint string }{
 	{`unexpected token Operator("=")`, "`=` compares nothing", "write `==`"},
 	{`unexpected token Identifier("AND")`, "", "write `&&` or `and`"},
 	{`unexpected token Identifier("OR")`, "", "write `||` or `or`"},
@@ -236,11 +236,11 @@ var exprWords = []struct{ said, means, hint string }{
 	{`unclosed`, "", "close it"},
 }
 
-var typeWords = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "whole number")
+var typeNameReplacer = strings.NewReplacer("float64", "number", "[]interface {}", "list", "interface {}", "any value", "bool", "true or false", "int", "whole number")
 
-// inWords says in words what expr says of types and tokens.
-func inWords(message, hint string) (string, string) {
-	for _, w := range exprWords {
+// explainExprError says in words what expr says of types and tokens.
+func explainExprError(message, hint string) (string, string) {
+	for _, w := range exprErrorMessages {
 		if strings.Contains(message, w.said) {
 			if w.means != "" {
 				message = w.means
@@ -252,12 +252,12 @@ func inWords(message, hint string) (string, string) {
 		}
 	}
 	if strings.Contains(message, "mismatched types") {
-		message = typeWords.Replace(message)
+		message = typeNameReplacer.Replace(message)
 	}
 	return message, hint
 }
 
-func exprNames(t reflect.Type) []string {
+func exprFieldNames(t reflect.Type) []string {
 	var names []string
 	for field := range t.Fields() {
 		if name := field.Tag.Get("expr"); name != "" {
@@ -267,11 +267,11 @@ func exprNames(t reflect.Type) []string {
 	return names
 }
 
-func (c *checker) text(t *Text, names scope, at place) {
+func (c *checker) checkTemplate(t *Template, names typeScope, at flowContext) {
 	if t == nil {
 		return
 	}
 	for _, part := range t.Parts {
-		c.compile(part.Expr, names, at, nil)
+		c.compileExpr(part.Expr, names, at, nil)
 	}
 }

@@ -11,14 +11,14 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// arguments checks `with` against the action's parameters: names, types, bounds.
-func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
+// checkArguments checks `with` against the action's parameters: names, types, bounds.
+func (c *checker) checkArguments(s *Step, spec ActionSpec, names typeScope, at flowContext) {
 	params := spec.ParamType()
 	fields := map[string]reflect.StructField{}
 	var known []string
 	if params != nil {
 		for field := range params.Fields() {
-			if name := jsonName(field); name != "" {
+			if name := jsonFieldName(field); name != "" {
 				fields[name] = field
 				known = append(known, name)
 			}
@@ -27,26 +27,26 @@ func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
 	given := map[string]bool{}
 	constant := map[string]any{}
 	complete := true
-	for _, arg := range s.With {
+	for _, arg := range s.Arguments {
 		field, ok := fields[arg.Name]
 		if !ok {
 			hint := diagnostic.DidYouMean(arg.Name, known)
 			if len(known) == 0 {
 				hint = "it takes none"
 			}
-			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, clip(arg.Name, 40))
+			c.errorf(arg.Pos, "unknown-parameter", hint, "`%s` has no parameter `%s`", s.Action, truncate(arg.Name, 40))
 			complete = false
 			continue
 		}
 		given[arg.Name] = true
-		if v, isConstant := c.value(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names, at); isConstant {
+		if v, isConstant := c.checkValue(arg.Value, field.Type, field.Tag.Get("jsonschema"), arg.Name, names, at); isConstant {
 			constant[arg.Name] = v
 		} else {
 			complete = false
 		}
 	}
 	for _, name := range known {
-		if tagHas(fields[name].Tag.Get("jsonschema"), "required") && !given[name] {
+		if hasTagOption(fields[name].Tag.Get("jsonschema"), "required") && !given[name] {
 			c.errorf(s.ActionPos, "required", fmt.Sprintf("add `with: {%s: …}`", name), "`%s` needs the parameter `%s`", s.Action, name)
 			complete = false
 		}
@@ -59,13 +59,13 @@ func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
 	if err != nil || json.Unmarshal(raw, value.Interface()) != nil {
 		return // its types were reported above
 	}
-	check, ok := value.Interface().(Checker)
+	check, ok := value.Interface().(ParamsChecker)
 	if !ok {
 		return
 	}
 	if name, problem := check.Check(); problem != "" {
 		pos := s.ActionPos
-		for _, arg := range s.With {
+		for _, arg := range s.Arguments {
 			if arg.Name == name {
 				pos = arg.Pos
 			}
@@ -74,63 +74,63 @@ func (c *checker) arguments(s *Step, spec Spec, names scope, at place) {
 	}
 }
 
-func tagHas(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
+func hasTagOption(tag, word string) bool { return slices.Contains(strings.Split(tag, ","), word) }
 
-// value checks one value against a Go type. It returns the value and true where no expression is part of it.
-func (c *checker) value(v Value, want reflect.Type, tag, name string, names scope, at place) (any, bool) {
+// checkValue checks one value against a Go type. It returns the value and true where no expression is part of it.
+func (c *checker) checkValue(v Value, want reflect.Type, tag, name string, names typeScope, at flowContext) (any, bool) {
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
 	}
 	switch {
 	case v.Expr != nil:
-		if got := c.compile(v.Expr, names, at, nil); got != nil && !assignable(got, want) {
-			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, the expression gives %s", name, typeName(want), typeName(got))
+		if got := c.compileExpr(v.Expr, names, at, nil); got != nil && !isAssignable(got, want) {
+			c.errorf(v.Expr.Pos, "type", "", "`%s` must be %s, the expression gives %s", name, describeType(want), describeType(got))
 		}
 		return nil, false
-	case v.Text != nil:
+	case v.Template != nil:
 		if want.Kind() != reflect.String {
-			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a text", name, typeName(want))
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a text", name, describeType(want))
 		}
-		c.text(v.Text, names, at)
+		c.checkTemplate(v.Template, names, at)
 		return nil, false
 	case v.IsList:
 		if want.Kind() != reflect.Slice {
-			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a list", name, typeName(want))
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a list", name, describeType(want))
 			return nil, false
 		}
 		out, constant := []any{}, true
 		for _, item := range v.List {
-			element, ok := c.value(item, want.Elem(), "", name, names, at)
+			element, ok := c.checkValue(item, want.Elem(), "", name, names, at)
 			out, constant = append(out, element), constant && ok
 		}
 		return out, constant
 	case v.IsMap:
 		if want.Kind() != reflect.Map {
-			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a mapping", name, typeName(want))
+			c.errorf(v.Pos, "type", "", "`%s` must be %s, not a mapping", name, describeType(want))
 			return nil, false
 		}
 		out, constant := map[string]any{}, true
 		for _, entry := range v.Map {
-			element, ok := c.value(entry.Value, want.Elem(), "", entry.Name, names, at)
+			element, ok := c.checkValue(entry.Value, want.Elem(), "", entry.Name, names, at)
 			out[entry.Name], constant = element, constant && ok
 		}
 		return out, constant
 	}
-	return v.Literal, c.literal(v, want, tag, name)
+	return v.Literal, c.checkLiteral(v, want, tag, name)
 }
 
-func (c *checker) literal(v Value, want reflect.Type, tag, name string) bool {
+func (c *checker) checkLiteral(v Value, want reflect.Type, tag, name string) bool {
 	if v.Literal == nil {
 		c.errorf(v.Pos, "type", "remove the key or give it a value", "`%s` is empty", name)
 		return false
 	}
 	got := reflect.TypeOf(v.Literal)
-	if !assignable(got, want) {
-		what := typeName(got)
-		if f, ok := v.Literal.(float64); ok && isInt(want) {
+	if !isAssignable(got, want) {
+		what := describeType(got)
+		if f, ok := v.Literal.(float64); ok && isIntegerType(want) {
 			what = fmt.Sprint(f)
 		}
-		c.errorf(v.Pos, "type", "", "`%s` must be %s, not %s", name, typeName(want), what)
+		c.errorf(v.Pos, "type", "", "`%s` must be %s, not %s", name, describeType(want), what)
 		return false
 	}
 	number, isNumber := 0.0, false
@@ -157,14 +157,14 @@ func (c *checker) literal(v Value, want reflect.Type, tag, name string) bool {
 		}
 	}
 	if text, ok := v.Literal.(string); ok && len(enum) > 0 && !slices.Contains(enum, text) {
-		c.errorf(v.Pos, "value", diagnostic.DidYouMean(text, enum), "`%s` cannot be `%s`", name, clip(text, 40))
+		c.errorf(v.Pos, "value", diagnostic.DidYouMean(text, enum), "`%s` cannot be `%s`", name, truncate(text, 40))
 		return false
 	}
 	return true
 }
 
-// assignable tells whether a value of one type fits where another is needed; whole numbers fit where any number is.
-func assignable(got, want reflect.Type) bool {
+// isAssignable tells whether a value of one type fits where another is needed; whole numbers fit where any number is.
+func isAssignable(got, want reflect.Type) bool {
 	if got == nil || got.AssignableTo(want) {
 		return true
 	}
@@ -172,19 +172,19 @@ func assignable(got, want reflect.Type) bool {
 		return true
 	}
 	switch {
-	case isInt(want):
-		return isInt(got)
+	case isIntegerType(want):
+		return isIntegerType(got)
 	case want.Kind() == reflect.Float64 || want.Kind() == reflect.Float32:
-		return isInt(got) || got.Kind() == reflect.Float64 || got.Kind() == reflect.Float32
+		return isIntegerType(got) || got.Kind() == reflect.Float64 || got.Kind() == reflect.Float32
 	case want.Kind() == reflect.Slice:
-		return got.Kind() == reflect.Slice && assignable(got.Elem(), want.Elem())
+		return got.Kind() == reflect.Slice && isAssignable(got.Elem(), want.Elem())
 	}
 	return got.Kind() == want.Kind() && got.Kind() != reflect.Struct
 }
 
-func isInt(t reflect.Type) bool { return t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 }
+func isIntegerType(t reflect.Type) bool { return t.Kind() >= reflect.Int && t.Kind() <= reflect.Uint64 }
 
-func typeName(t reflect.Type) string {
+func describeType(t reflect.Type) string {
 	switch {
 	case t == nil:
 		return "nothing"
@@ -192,7 +192,7 @@ func typeName(t reflect.Type) string {
 		return "true or false"
 	case t.Kind() == reflect.String:
 		return "a string"
-	case isInt(t):
+	case isIntegerType(t):
 		return "a whole number"
 	case t.Kind() == reflect.Float64, t.Kind() == reflect.Float32:
 		return "a number"
@@ -204,7 +204,7 @@ func typeName(t reflect.Type) string {
 	return t.String()
 }
 
-func isTargets(t reflect.Type) bool {
+func isTargetListType(t reflect.Type) bool {
 	target := reflect.TypeFor[Target]()
 	return t == target || (t.Kind() == reflect.Slice && (t.Elem() == target || t.Elem().Kind() == reflect.Interface))
 }

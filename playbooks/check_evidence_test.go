@@ -9,17 +9,17 @@ import (
 	"stanch/playbooks"
 )
 
-const head = "match: { objective: crypto-mining }\nsteps:\n"
+const miningPlaybookHead = "match: { objective: crypto-mining }\nsteps:\n"
 
-// evidenceErrors returns how many containments of a playbook come before evidence of their targets. called is the file of a
+// countEvidenceErrors returns how many containments of a playbook come before evidence of their targets. called is the file of a
 // playbook that it may call, or "".
-func evidenceErrors(t *testing.T, steps, called string) int {
+func countEvidenceErrors(t *testing.T, steps, called string) int {
 	t.Helper()
-	sources := []playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\n" + head + steps)}}
+	sources := []playbooks.SourceFile{{File: "p.yaml", Content: []byte("playbook: p\n" + miningPlaybookHead + steps)}}
 	if called != "" {
-		sources = append(sources, playbooks.Source{File: "c.yaml", Source: []byte("playbook: c\n" + called)})
+		sources = append(sources, playbooks.SourceFile{File: "c.yaml", Content: []byte("playbook: c\n" + called)})
 	}
-	_, problems := playbooks.LoadAll(sources, catalogue())
+	_, problems := playbooks.LoadPlaybooks(sources, newTestCatalog())
 	n := 0
 	for _, p := range problems {
 		if p.Code == "evidence-first" {
@@ -100,7 +100,7 @@ steps:
   - { contain: pod.isolate, for: 2h, target: incident.targets }
 `},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, 1, evidenceErrors(t, c.steps, c.called)) })
+		t.Run(name, func(t *testing.T) { require.Equal(t, 1, countEvidenceErrors(t, c.steps, c.called)) })
 	}
 }
 
@@ -146,6 +146,6 @@ steps:
     with: { text: x }
 `},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, 0, evidenceErrors(t, c.steps, c.called)) })
+		t.Run(name, func(t *testing.T) { require.Equal(t, 0, countEvidenceErrors(t, c.steps, c.called)) })
 	}
 }

@@ -8,16 +8,16 @@ import (
 	"stanch/sensors/expression"
 )
 
-// flowStage checks that every step can be reached, and that what an expression reads has run.
-func (c *checker) flowStage() {
-	for _, u := range c.uses {
-		for _, name := range slices.Sorted(maps.Keys(u.reads)) {
-			c.mayNotHaveRun(u, name, u.reads[name])
+// checkFlow checks that every step can be reached, and that what an expression reads has run.
+func (c *checker) checkFlow() {
+	for _, u := range c.expressionUses {
+		for _, name := range slices.Sorted(maps.Keys(u.stepReads)) {
+			c.checkStepHasRun(u, name, u.stepReads[name])
 		}
 	}
-	c.reached(c.program.Steps)
-	c.reached(c.program.Finally)
-	walk(c.program.Finally, func(s *Step) {
+	c.checkReachable(c.program.Steps)
+	c.checkReachable(c.program.Finally)
+	walkSteps(c.program.Finally, func(s *Step) {
 		switch {
 		case s.Verb == VerbContain || s.Approval != nil || s.Call != nil || s.Wait != nil:
 			c.errorf(s.Pos, "finally", "put it at the end of `steps`", "`%s` has no place in `finally`: what runs at the end only observes, and waits for nobody", s.Kind())
@@ -27,35 +27,35 @@ func (c *checker) flowStage() {
 	})
 }
 
-// mayNotHaveRun reports an output of a step that stands under conditions under which the expression does not.
-func (c *checker) mayNotHaveRun(u use, name string, h how) {
-	born, ok := c.born[name]
-	if ok && h.outputs && c.isStep(name) && slices.Contains(u.at.conditions, "failed:"+c.paths[name]) {
+// checkStepHasRun reports an output of a step that stands under conditions under which the expression does not.
+func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
+	born, ok := c.declaredAt[name]
+	if ok && h.readsOutputs && c.isStepName(name) && slices.Contains(u.flow.conditions, "failed:"+c.stepPaths[name]) {
 		c.errorf(u.expr.Pos, "may-not-have-run", "read its outcome: `"+name+".outcome`", "the step `%s` has failed here: it has no outputs", name)
 		return
 	}
-	if ok && u.plans && c.isStep(name) && h.outputs {
+	if ok && u.affectsPlan && c.isStepName(name) && h.readsOutputs {
 		for _, condition := range born.conditions {
-			if strings.HasPrefix(condition, "approved:") && slices.Contains(u.at.conditions, condition) {
+			if strings.HasPrefix(condition, "approved:") && slices.Contains(u.flow.conditions, condition) {
 				c.errorf(u.expr.Pos, "not-known-yet", "put that step before the approval", "people are asked before the step `%s` has run: what it finds out cannot be part of what they approve", name)
 				return
 			}
 		}
 	}
-	if !ok || !h.outputs || !c.isStep(name) || h.outcome || slices.Contains(u.at.checked, name) {
+	if !ok || !h.readsOutputs || !c.isStepName(name) || h.readsOutcome || slices.Contains(u.flow.outcomeCheckedSteps, name) {
 		return
 	}
 	for _, condition := range born.conditions {
-		if !slices.Contains(u.at.conditions, condition) {
+		if !slices.Contains(u.flow.conditions, condition) {
 			c.errorf(u.expr.Pos, "may-not-have-run", "look at its outcome first: `"+name+".outcome == \"changed\" && …`, or put this under the same condition",
-				"the step `%s` may not have run here: it stands %s", name, conditionWords(condition))
+				"the step `%s` may not have run here: it stands %s", name, describeCondition(condition))
 			return
 		}
 	}
 }
 
-// conditionWords says a condition for a person.
-func conditionWords(condition string) string {
+// describeCondition says a condition for a person.
+func describeCondition(condition string) string {
 	kind, path, _ := strings.Cut(condition, ":")
 	switch kind {
 	case "approved":
@@ -69,11 +69,11 @@ func conditionWords(condition string) string {
 	case "finally":
 		return "in `finally`"
 	}
-	return "under `if: " + clip(condition, 60) + "`"
+	return "under `if: " + truncate(condition, 60) + "`"
 }
 
-// reached reports steps that can never run.
-func (c *checker) reached(steps []Step) {
+// checkReachable reports steps that can never run.
+func (c *checker) checkReachable(steps []Step) {
 	ended := Pos{}
 	for i := range steps {
 		s := &steps[i]
@@ -81,43 +81,43 @@ func (c *checker) reached(steps []Step) {
 			c.errorf(s.Pos, "unreachable", "remove it, or give the `stop` an `if`", "this can never run: the playbook stops at line %d", ended.Line)
 			ended = Pos{}
 		}
-		if value, constant := c.constant(s.If); constant && !value {
+		if value, constant := c.evalConstantCondition(s.If); constant && !value {
 			c.errorf(s.If.Pos, "unreachable", "remove the step", "this can never run: its `if` is always false")
 		}
 		if s.Stop != nil && s.If == nil {
 			ended = s.Pos
 		}
 		if s.ForEach != nil {
-			c.lost(s)
+			c.checkLoopAssignments(s)
 		}
 		for j := range s.Parallel {
-			c.reached(s.Parallel[j : j+1])
+			c.checkReachable(s.Parallel[j : j+1])
 		}
-		c.reached(s.inner())
-		c.reached(s.OnFailure)
-		c.reached(s.OnDenied)
+		c.checkReachable(s.nestedSteps())
+		c.checkReachable(s.OnFailure)
+		c.checkReachable(s.OnDenied)
 	}
 }
 
-// lost reports values that a loop sets and that are gone after each of its rounds.
-func (c *checker) lost(loop *Step) {
+// checkLoopAssignments reports values that a loop sets and that are gone after each of its rounds.
+func (c *checker) checkLoopAssignments(loop *Step) {
 	inside := "each:" + loop.Path
-	walk(loop.ForEach.Steps, func(s *Step) {
-		for _, a := range s.Set {
-			if born, ok := c.born[a.Name]; ok && !slices.Contains(born.conditions, inside) {
+	walkSteps(loop.ForEach.Steps, func(s *Step) {
+		for _, a := range s.Assignments {
+			if born, ok := c.declaredAt[a.Name]; ok && !slices.Contains(born.conditions, inside) {
 				c.errorf(a.Pos, "lost", "give it another name; what a loop finds out stays inside of it", "`%s` is set outside of the loop too: what is set here is gone after each round", a.Name)
 			}
 		}
 	})
 }
 
-// constant tells the value of a condition that does not depend on anything.
-func (c *checker) constant(e *Expr) (value, constant bool) {
-	program := c.program.exprs[e]
+// evalConstantCondition tells the value of a condition that does not depend on anything.
+func (c *checker) evalConstantCondition(e *Expr) (value, constant bool) {
+	program := c.program.compiledExprs[e]
 	if e == nil || program == nil {
 		return false, false
 	}
-	if len(readsOf(program.Node())) > 0 {
+	if len(findReads(program.Node())) > 0 {
 		return false, false
 	}
 	out, err := expression.Run(program, nil)

@@ -9,11 +9,11 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// reserved are names that an id cannot have: expressions know them already.
-var reserved = []string{"incident", "inputs", "live", "true", "false", "nil", "in", "and", "or", "not", "let", "if", "else", "matches", "contains"}
+// reservedNames are names that an id cannot have: expressions know them already.
+var reservedNames = []string{"incident", "inputs", "live", "true", "false", "nil", "in", "and", "or", "not", "let", "if", "else", "matches", "contains"}
 
-// namesStage finds what every word stands for.
-func (c *checker) namesStage() {
+// checkNames finds what every word stands for.
+func (c *checker) checkNames() {
 	book := c.program.Playbook
 	if m := book.Match; m != nil {
 		for _, o := range m.Objectives {
@@ -22,75 +22,75 @@ func (c *checker) namesStage() {
 				for i, k := range sensors.Objectives {
 					known[i] = string(k)
 				}
-				c.errorf(o.Pos, "unknown-objective", diagnostic.DidYouMean(o.Text, known), "no rule has the objective `%s`", clip(o.Text, 40))
+				c.errorf(o.Pos, "unknown-objective", diagnostic.DidYouMean(o.Text, known), "no rule has the objective `%s`", truncate(o.Text, 40))
 			}
 		}
 		if s := m.Severity; s.Text != "" && sensors.Severity(s.Text).Rank() < 0 {
-			c.errorf(s.Pos, "value", "info, low, medium, high or critical", "`%s` is not a severity", clip(s.Text, 40))
+			c.errorf(s.Pos, "value", "info, low, medium, high or critical", "`%s` is not a severity", truncate(s.Text, 40))
 		}
 	}
 	for _, steps := range [][]Step{book.Steps, book.Finally} {
-		walk(steps, c.namesOf)
+		walkSteps(steps, c.checkStepNames)
 	}
 }
 
-func (c *checker) namesOf(s *Step) {
-	if s.ID != "" && c.free(s.ID, s.IDPos) {
-		c.declare(s.ID, s.IDPos, "id")
+func (c *checker) checkStepNames(s *Step) {
+	if s.ID != "" && c.checkNameAvailable(s.ID, s.IDPos) {
+		c.declareName(s.ID, s.IDPos, "id")
 	}
 	if f := s.ForEach; f != nil {
-		pos := f.AsPos
+		pos := f.VariablePos
 		if pos == (Pos{}) {
 			pos = s.Pos
 		}
-		if c.free(f.As, pos) {
-			c.aliases[f.As] = true
+		if c.checkNameAvailable(f.Variable, pos) {
+			c.loopVariables[f.Variable] = true
 		}
 	}
-	for _, a := range s.Set {
-		if !c.free(a.Name, a.Pos) {
+	for _, a := range s.Assignments {
+		if !c.checkNameAvailable(a.Name, a.Pos) {
 			continue
 		}
-		if _, again := c.program.values[a.Name]; !again {
-			c.declare(a.Name, a.Pos, "name")
+		if _, again := c.program.assignedZeroValues[a.Name]; !again {
+			c.declareName(a.Name, a.Pos, "name")
 		}
-		c.program.values[a.Name] = nil // its type is found later
+		c.program.assignedZeroValues[a.Name] = nil // its type is found later
 	}
 	switch {
 	case s.Action != "":
-		c.actionNamed(s)
+		c.checkActionName(s)
 	case s.Verb != "":
-		c.bad[s] = true // it was reported that the action is no word
+		c.stepsWithUnknownNames[s] = true // it was reported that the action is no word
 	case s.Call != nil && s.Call.Playbook != "":
-		c.callNamed(s)
+		c.checkCalledPlaybook(s)
 	}
 }
 
-// free tells whether a name may be given.
-func (c *checker) free(name string, pos Pos) bool {
-	if slices.Contains(reserved, name) {
+// checkNameAvailable tells whether a name may be given.
+func (c *checker) checkNameAvailable(name string, pos Pos) bool {
+	if slices.Contains(reservedNames, name) {
 		c.errorf(pos, "name", "choose another name", "the name `%s` is taken", name)
 		return false
 	}
 	return true
 }
 
-func (c *checker) declare(name string, pos Pos, what string) {
-	if first, ok := c.ids[name]; ok {
+func (c *checker) declareName(name string, pos Pos, what string) {
+	if first, ok := c.declaredPositions[name]; ok {
 		c.errorf(pos, "duplicate-id", "choose another "+what, "the id `%s` is used twice; the first is at line %d", name, first.Line)
 		return
 	}
-	c.ids[name] = pos
+	c.declaredPositions[name] = pos
 }
 
-func (c *checker) actionNamed(s *Step) {
-	spec, ok := c.program.catalogue[s.Action]
+func (c *checker) checkActionName(s *Step) {
+	spec, ok := c.program.catalog[s.Action]
 	if ok && spec.Verb == s.Verb {
 		return
 	}
-	c.bad[s] = true
+	c.stepsWithUnknownNames[s] = true
 	var known []string
-	for name, other := range c.program.catalogue {
+	for name, other := range c.program.catalog {
 		if other.Verb == s.Verb {
 			known = append(known, name)
 		}
@@ -99,30 +99,30 @@ func (c *checker) actionNamed(s *Step) {
 	if ok {
 		hint = fmt.Sprintf("write `%s: %s`", spec.Verb, s.Action)
 	}
-	c.errorf(s.ActionPos, "unknown-action", hint, "there is no `%s` action `%s`", s.Verb, clip(s.Action, 60))
+	c.errorf(s.ActionPos, "unknown-action", hint, "there is no `%s` action `%s`", s.Verb, truncate(s.Action, 60))
 }
 
-func (c *checker) callNamed(s *Step) {
+func (c *checker) checkCalledPlaybook(s *Step) {
 	name := s.Call.Playbook
-	if callee, ok := c.known[name]; ok {
+	if callee, ok := c.callablePrograms[name]; ok {
 		c.program.Callees[name] = callee
 		return
 	}
-	c.bad[s] = true
+	c.stepsWithUnknownNames[s] = true
 	if name == c.program.Name {
-		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", clip(name, 40))
+		c.errorf(s.Call.Pos, "cycle", "use `foreach` to repeat steps", "the playbook `%s` calls itself", truncate(name, 40))
 		return
 	}
 	var known []string
-	for other := range c.known {
+	for other := range c.callablePrograms {
 		known = append(known, other)
 	}
 	hint := diagnostic.DidYouMean(name, known)
 	if hint == "" {
 		hint = "put it into the folder beside this one; `stanch playbooks` lists those that are there"
 	}
-	c.errorf(s.Call.Pos, "unknown-playbook", hint, "there is no playbook `%s`", clip(name, 40))
+	c.errorf(s.Call.Pos, "unknown-playbook", hint, "there is no playbook `%s`", truncate(name, 40))
 }
 
-// quoted lists words for a message.
-func quoted(words []string) string { return "`" + strings.Join(words, "`, `") + "`" }
+// quoteList lists words for a message.
+func quoteList(words []string) string { return "`" + strings.Join(words, "`, `") + "`" }

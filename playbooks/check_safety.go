@@ -11,38 +11,38 @@ import (
 
 // Bounds of what calls expand to.
 const (
-	maxExpanded = 2000 // steps
-	maxCallDeep = 8
+	maxExpandedSteps = 2000 // steps
+	maxCallDepth = 8
 )
 
-// safetyStage checks what no playbook may do, through every call.
-func (c *checker) safetyStage() {
-	walk(c.program.Steps, c.lease)
-	c.secrets()
-	w := &safetyWalk{checker: c, book: c.program, symbols: &symbols{lists: map[string]string{}}}
+// checkSafety checks what no playbook may do, through every call.
+func (c *checker) checkSafety() {
+	walkSteps(c.program.Steps, c.checkLeaseDuration)
+	c.checkSecrets()
+	w := &safetyWalker{checker: c, currentProgram: c.program, symbols: &symbolTable{sourceLists: map[string]string{}}}
 	// What only `call` runs is judged where it is called: the evidence and the approval may stand there.
-	w.alone = c.program.Match == nil
-	w.steps(c.program.Steps, nil, path{})
+	w.callOnly = c.program.Match == nil
+	w.walkSteps(c.program.Steps, nil, pathConditions{})
 }
 
-// lease checks that `for` fits the action.
-func (c *checker) lease(s *Step) {
-	spec, ok := c.program.catalogue[s.Action]
-	if !ok || c.bad[s] {
+// checkLeaseDuration checks that `for` fits the action.
+func (c *checker) checkLeaseDuration(s *Step) {
+	spec, ok := c.program.catalog[s.Action]
+	if !ok || c.stepsWithUnknownNames[s] {
 		return
 	}
-	given := s.ForPos != (Pos{})
+	given := s.LeaseDurationPos != (Pos{})
 	switch {
 	case spec.Reversible && !given:
 		c.errorf(s.ActionPos, "for-required", "say how long: `for: 30m`", "`%s` is a lease and needs `for`", s.Action)
 	case !spec.Reversible && given && s.Verb == VerbContain:
-		c.errorf(s.ForPos, "for-forbidden", "remove it", "`%s` is not reversible: it has no `for`", s.Action)
-	case spec.Reversible && s.For > 0 && s.For < 5*time.Second:
-		c.errorf(s.ForPos, "range", "", "a lease shorter than 5s is not a containment")
-	case s.For > 7*24*time.Hour:
-		c.errorf(s.ForPos, "range", "extend it when the time comes", "a lease is at most 168h")
-	case s.For > 0 && s.For < spec.MinFor:
-		c.errorf(s.ForPos, "too-short", fmt.Sprintf("hold it for at least `%s`", duration.Format(spec.MinFor)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, duration.Format(s.For), duration.Format(spec.MinFor))
+		c.errorf(s.LeaseDurationPos, "for-forbidden", "remove it", "`%s` is not reversible: it has no `for`", s.Action)
+	case spec.Reversible && s.LeaseDuration > 0 && s.LeaseDuration < 5*time.Second:
+		c.errorf(s.LeaseDurationPos, "range", "", "a lease shorter than 5s is not a containment")
+	case s.LeaseDuration > 7*24*time.Hour:
+		c.errorf(s.LeaseDurationPos, "range", "extend it when the time comes", "a lease is at most 168h")
+	case s.LeaseDuration > 0 && s.LeaseDuration < spec.MinDuration:
+		c.errorf(s.LeaseDurationPos, "too-short", fmt.Sprintf("hold it for at least `%s`", duration.Format(spec.MinDuration)), "`%s` for %s ends before what it revokes does: that lives for at least %s, and is good again when the lease ends", s.Action, duration.Format(s.LeaseDuration), duration.Format(spec.MinDuration))
 	}
 }
 
@@ -61,9 +61,9 @@ var secretPatterns = []struct {
 	{"a password in a URL", regexp.MustCompile(`[a-z][a-z0-9+]*://[^\s/:@"'${}]+:[^\s/@"'${}]{3,}@`)},
 }
 
-// secrets reports what looks like a credential. Its text is not repeated.
-func (c *checker) secrets() {
-	for i, line := range strings.Split(string(c.program.Source), "\n") {
+// checkSecrets reports what looks like a credential. Its text is not repeated.
+func (c *checker) checkSecrets() {
+	for i, line := range strings.Split(string(c.program.SourceText), "\n") {
 		for _, p := range secretPatterns {
 			if at := p.re.FindStringIndex(line); at != nil {
 				c.errorf(Pos{Line: i + 1, Column: len([]rune(line[:at[0]])) + 1}, "secret", "take it out, revoke it, and name a file or variable of the worker's configuration instead", "this looks like %s", p.what)

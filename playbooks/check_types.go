@@ -10,45 +10,45 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// typesStage compiles every expression and judges every parameter.
-func (c *checker) typesStage() {
+// checkTypes compiles every expression and judges every parameter.
+func (c *checker) checkTypes() {
 	book := c.program.Playbook
-	names := scope{"incident": Incident{}}
+	names := typeScope{"incident": Incident{}}
 	for i := range book.Inputs {
-		c.input(&book.Inputs[i], names)
+		c.checkInput(&book.Inputs[i], names)
 	}
-	names["inputs"] = reflect.Zero(inputType(book.Inputs)).Interface()
+	names["inputs"] = reflect.Zero(inputsStructType(book.Inputs)).Interface()
 	if book.Match != nil {
-		c.compile(book.Match.When, names, place{}, reflect.TypeFor[bool]())
+		c.compileExpr(book.Match.When, names, flowContext{}, reflect.TypeFor[bool]())
 	}
-	c.typesOf(book.Steps, names, place{})
-	c.typesOf(book.Finally, names, place{}.under("finally"))
+	c.checkSequenceTypes(book.Steps, names, flowContext{})
+	c.checkSequenceTypes(book.Finally, names, flowContext{}.withCondition("finally"))
 	var fields []reflect.StructField
 	for _, o := range book.Outputs {
-		t := c.compile(o.Expr, names, place{}.under("outputs"), nil)
+		t := c.compileExpr(o.Expr, names, flowContext{}.withCondition("outputs"), nil)
 		if t == nil {
 			continue
 		}
-		if !plain(t) {
-			c.errorf(o.Expr.Pos, "type", "give a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, typeName(t))
+		if !isOutputType(t) {
+			c.errorf(o.Expr.Pos, "type", "give a string, a number, true or false, a target, or a list of one of them", "the output `%s` is %s", o.Name, describeType(t))
 			continue
 		}
-		if slices.Contains(alwaysKnown, o.Name) {
+		if slices.Contains(alwaysReadableFields, o.Name) {
 			c.errorf(o.Pos, "name", "choose another name", "every step has `%s` already", o.Name)
 			continue
 		}
-		fields = append(fields, outputField(o.Name, t))
+		fields = append(fields, outputStructField(o.Name, t))
 	}
-	c.program.outputs = reflect.StructOf(fields)
+	c.program.outputsType = reflect.StructOf(fields)
 }
 
-// outputField is the field under which an output is kept.
-func outputField(name string, t reflect.Type) reflect.StructField {
+// outputStructField is the field under which an output is kept.
+func outputStructField(name string, t reflect.Type) reflect.StructField {
 	return reflect.StructField{Name: "Out_" + name, Type: t, Tag: reflect.StructTag(fmt.Sprintf(`json:%q expr:%q`, name, name))}
 }
 
-// plain tells whether a type may leave a playbook.
-func plain(t reflect.Type) bool {
+// isOutputType tells whether a type may leave a playbook.
+func isOutputType(t reflect.Type) bool {
 	if t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
@@ -56,74 +56,74 @@ func plain(t reflect.Type) bool {
 	case reflect.Bool, reflect.String, reflect.Float64:
 		return true
 	default:
-		return isInt(t) || t == reflect.TypeFor[Target]()
+		return isIntegerType(t) || t == reflect.TypeFor[Target]()
 	}
 }
 
-// typesOf checks a sequence. The scope that it is given gains the names of the sequence, for those that follow.
-func (c *checker) typesOf(steps []Step, names scope, at place) {
+// checkSequenceTypes checks a sequence. The scope that it is given gains the names of the sequence, for those that follow.
+func (c *checker) checkSequenceTypes(steps []Step, names typeScope, at flowContext) {
 	for i := range steps {
-		c.typesOfStep(&steps[i], names, at)
+		c.checkStepTypes(&steps[i], names, at)
 	}
 }
 
-func (c *checker) typesOfStep(s *Step, names scope, at place) {
+func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 	if s.If != nil {
-		c.compile(s.If, names, at, reflect.TypeFor[bool]())
-		at = at.under(normal(s.If.Source), c.outcomesIn(s.If)...)
+		c.compileExpr(s.If, names, at, reflect.TypeFor[bool]())
+		at = at.withCondition(normalizeSpaces(s.If.Source), c.stepsWithOutcomeRead(s.If)...)
 	}
-	c.plans = s.Verb == VerbContain || s.ForEach != nil || s.Call != nil
-	c.target(s, names, at)
+	c.affectsPlan = s.Verb == VerbContain || s.ForEach != nil || s.Call != nil
+	c.checkTarget(s, names, at)
 	switch {
-	case c.bad[s]:
+	case c.stepsWithUnknownNames[s]:
 	case s.Approval != nil:
-		c.text(s.Approval.Ask, names, at)
-		c.plans = false
-		c.typesOf(s.Approval.Steps, names, at.under("approved:"+s.Path))
+		c.checkTemplate(s.Approval.Question, names, at)
+		c.affectsPlan = false
+		c.checkSequenceTypes(s.Approval.Steps, names, at.withCondition("approved:"+s.Path))
 	case s.Parallel != nil:
 		// Branches are isolated: each sees what came before, and only what follows sees them all.
 		before := maps.Clone(names)
 		for i := range s.Parallel {
 			branch := maps.Clone(before)
-			c.typesOfStep(&s.Parallel[i], branch, at)
+			c.checkStepTypes(&s.Parallel[i], branch, at)
 			maps.Copy(names, branch)
 		}
 	case s.ForEach != nil:
-		c.loop(s, names, at)
+		c.checkForEach(s, names, at)
 	case s.Call != nil:
-		c.call(s, names, at)
+		c.checkCallInputs(s, names, at)
 	case s.Wait != nil && s.Wait.Until != nil:
 		inside := maps.Clone(names)
 		inside["live"] = Incident{}
-		if c.compile(s.Wait.Until, inside, at, reflect.TypeFor[bool]()) != nil && !c.read["live"] {
+		if c.compileExpr(s.Wait.Until, inside, at, reflect.TypeFor[bool]()) != nil && !c.namesRead["live"] {
 			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the incident as it is now: `live.total > incident.total`", "nothing that it reads changes while it waits")
 		}
-		delete(c.read, "live")
-	case s.Set != nil:
-		c.setTypes(s, names, at)
+		delete(c.namesRead, "live")
+	case s.Assignments != nil:
+		c.checkAssignmentTypes(s, names, at)
 	case s.Stop != nil:
-		c.text(s.Stop.Reason, names, at)
+		c.checkTemplate(s.Stop.Reason, names, at)
 	case s.Action != "":
-		c.arguments(s, c.program.catalogue[s.Action], names, at)
+		c.checkArguments(s, c.program.catalog[s.Action], names, at)
 	}
-	c.plans = false
-	if _, mine := c.ids[s.ID]; s.ID != "" && mine {
-		names[s.ID] = zeroStep(c.program.outputsOf(s))
-		c.born[s.ID], c.paths[s.ID] = at, s.Path
+	c.affectsPlan = false
+	if _, mine := c.declaredPositions[s.ID]; s.ID != "" && mine {
+		names[s.ID] = zeroStepValue(c.program.stepOutputsType(s))
+		c.declaredAt[s.ID], c.stepPaths[s.ID] = at, s.Path
 	}
-	c.typesOf(s.OnFailure, names, at.under("failed:"+s.Path, s.ID))
-	c.typesOf(s.OnDenied, names, at.under("denied:"+s.Path, s.ID))
+	c.checkSequenceTypes(s.OnFailure, names, at.withCondition("failed:"+s.Path, s.ID))
+	c.checkSequenceTypes(s.OnDenied, names, at.withCondition("denied:"+s.Path, s.ID))
 }
 
-// outcomesIn are the steps whose outcome an expression looks at.
-func (c *checker) outcomesIn(e *Expr) []string {
-	program := c.program.exprs[e]
+// stepsWithOutcomeRead are the steps whose outcome an expression looks at.
+func (c *checker) stepsWithOutcomeRead(e *Expr) []string {
+	program := c.program.compiledExprs[e]
 	if program == nil {
 		return nil
 	}
 	var out []string
-	for name, h := range readsOf(program.Node()) {
-		if h.outcome {
+	for name, h := range findReads(program.Node()) {
+		if h.readsOutcome {
 			out = append(out, name)
 		}
 	}
@@ -131,41 +131,41 @@ func (c *checker) outcomesIn(e *Expr) []string {
 	return out
 }
 
-// normal is an expression's text with its spaces evened out, for comparison.
-func normal(source string) string { return strings.Join(strings.Fields(source), " ") }
+// normalizeSpaces is an expression's text with its spaces evened out, for comparison.
+func normalizeSpaces(source string) string { return strings.Join(strings.Fields(source), " ") }
 
-func (c *checker) target(s *Step, names scope, at place) {
+func (c *checker) checkTarget(s *Step, names typeScope, at flowContext) {
 	if s.Target == nil {
 		return
 	}
-	if t := c.compile(s.Target, names, at, nil); t != nil && !isTargets(t) {
+	if t := c.compileExpr(s.Target, names, at, nil); t != nil && !isTargetListType(t) {
 		c.errorf(s.Target.Pos, "type", "use for example `incident.targets` or `filter(incident.targets, .name == \"web\")`",
-			"`target` must give targets, not %s", typeName(t))
+			"`target` must give targets, not %s", describeType(t))
 	}
 }
 
-func (c *checker) loop(s *Step, names scope, at place) {
+func (c *checker) checkForEach(s *Step, names typeScope, at flowContext) {
 	f := s.ForEach
-	t := c.compile(f.List, names, at, nil)
-	c.plans = false
+	t := c.compileExpr(f.List, names, at, nil)
+	c.affectsPlan = false
 	if t == nil {
 		if f.List != nil {
 			return // its type is not known: neither is the element's
 		}
 	} else if t.Kind() != reflect.Slice || t.Elem().Kind() == reflect.Interface {
-		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` must be given a list, not %s", typeName(t))
+		c.errorf(f.List.Pos, "type", "use for example `incident.targets`", "`foreach` must be given a list, not %s", describeType(t))
 		return
 	}
 	inside := maps.Clone(names)
 	if t != nil {
-		c.program.loops[f] = t.Elem()
-		inside[f.As] = reflect.Zero(t.Elem()).Interface()
+		c.program.loopElementTypes[f] = t.Elem()
+		inside[f.Variable] = reflect.Zero(t.Elem()).Interface()
 	}
-	c.typesOf(f.Steps, inside, at.under("each:"+s.Path))
+	c.checkSequenceTypes(f.Steps, inside, at.withCondition("each:"+s.Path))
 }
 
-// call judges the inputs that a call gives.
-func (c *checker) call(s *Step, names scope, at place) {
+// checkCallInputs judges the inputs that a call gives.
+func (c *checker) checkCallInputs(s *Step, names typeScope, at flowContext) {
 	callee := c.program.Callees[s.Call.Playbook]
 	if callee == nil {
 		return
@@ -176,18 +176,18 @@ func (c *checker) call(s *Step, names scope, at place) {
 	for _, in := range callee.Inputs {
 		known, inputs[in.Name] = append(known, in.Name), in
 	}
-	for _, arg := range s.With {
+	for _, arg := range s.Arguments {
 		in, ok := inputs[arg.Name]
 		if !ok {
 			hint := diagnostic.DidYouMean(arg.Name, known)
 			if len(known) == 0 {
 				hint = "it takes none"
 			}
-			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name, clip(arg.Name, 40))
+			c.errorf(arg.Pos, "unknown-parameter", hint, "the playbook `%s` has no input `%s`", callee.Name, truncate(arg.Name, 40))
 			continue
 		}
 		given[arg.Name] = true
-		c.value(arg.Value, in.goType(), in.tag(), arg.Name, names, at)
+		c.checkValue(arg.Value, in.goType(), in.boundsTag(), arg.Name, names, at)
 	}
 	for _, in := range callee.Inputs {
 		if !given[in.Name] && in.Default == nil {
@@ -196,37 +196,37 @@ func (c *checker) call(s *Step, names scope, at place) {
 	}
 }
 
-// setTypes finds the type of each value that is given a name. One that is set again keeps its type.
-func (c *checker) setTypes(s *Step, names scope, at place) {
-	for _, a := range s.Set {
-		t := c.typeOf(a.Value, a.Name, names, at)
+// checkAssignmentTypes finds the type of each value that is given a name. One that is set again keeps its type.
+func (c *checker) checkAssignmentTypes(s *Step, names typeScope, at flowContext) {
+	for _, a := range s.Assignments {
+		t := c.inferValueType(a.Value, a.Name, names, at)
 		if t == nil {
 			continue
 		}
-		if first := c.program.values[a.Name]; first != nil && !assignable(t, reflect.TypeOf(first)) {
-			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, this gives %s", a.Name, typeName(reflect.TypeOf(first)), c.ids[a.Name].Line, typeName(t))
+		if first := c.program.assignedZeroValues[a.Name]; first != nil && !isAssignable(t, reflect.TypeOf(first)) {
+			c.errorf(a.Value.Pos, "type", "choose another name", "`%s` is %s since line %d, this gives %s", a.Name, describeType(reflect.TypeOf(first)), c.declaredPositions[a.Name].Line, describeType(t))
 			continue
 		}
-		if c.program.values[a.Name] == nil {
-			c.program.values[a.Name] = reflect.Zero(t).Interface()
-			c.born[a.Name] = at
+		if c.program.assignedZeroValues[a.Name] == nil {
+			c.program.assignedZeroValues[a.Name] = reflect.Zero(t).Interface()
+			c.declaredAt[a.Name] = at
 		}
-		names[a.Name] = c.program.values[a.Name]
+		names[a.Name] = c.program.assignedZeroValues[a.Name]
 	}
 }
 
-// typeOf is the type of a value that says it by itself.
-func (c *checker) typeOf(v Value, name string, names scope, at place) reflect.Type {
+// inferValueType is the type of a value that says it by itself.
+func (c *checker) inferValueType(v Value, name string, names typeScope, at flowContext) reflect.Type {
 	switch {
 	case v.Expr != nil:
-		t := c.compile(v.Expr, names, at, nil)
+		t := c.compileExpr(v.Expr, names, at, nil)
 		if t != nil && t.Kind() == reflect.Interface {
 			c.errorf(v.Expr.Pos, "type", "", "the type of `%s` cannot be known", name)
 			return nil
 		}
 		return t
-	case v.Text != nil:
-		c.text(v.Text, names, at)
+	case v.Template != nil:
+		c.checkTemplate(v.Template, names, at)
 		return reflect.TypeFor[string]()
 	case v.IsList || v.IsMap:
 		c.errorf(v.Pos, "type", "write a list as an expression: `${[1, 2]}`", "`%s` must be one value or an expression", name)

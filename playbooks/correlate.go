@@ -11,22 +11,22 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Signal is what correlation needs to know of a detection. Guards build it from attestations alone, so that a
+// CorrelationInput is what correlation needs to know of a detection. Guards build it from attestations alone, so that a
 // confidence that permits an automatic effect rests on nothing that was not attested.
-type Signal struct {
+type CorrelationInput struct {
 	Rule       string
 	Objective  sensors.Objective
 	Confidence float64
 	Severity   sensors.Severity
 	// Title and At make better reasons; without them the rule's name and no order is told.
 	Title string
-	At    time.Time
-	// Because is the first of the detection's reasons, a sentence.
-	Because string
+	DetectedAt    time.Time
+	// Reason is the first of the detection's reasons, a sentence.
+	Reason string
 }
 
-// Verdict is what the detections say together.
-type Verdict struct {
+// Correlation is what the detections say together.
+type Correlation struct {
 	Objective  sensors.Objective
 	Severity   sensors.Severity
 	Confidence float64
@@ -38,9 +38,9 @@ const maxConfidence = 0.99
 
 // Correlate weighs signals: repetition of a rule counts once, several rules of one objective count as the surest
 // of them, and each further objective adds what is left of the doubt (1-(1-a)(1-b)…).
-func Correlate(signals []Signal) Verdict {
-	best := map[sensors.Objective]Signal{}
-	v := Verdict{}
+func Correlate(signals []CorrelationInput) Correlation {
+	best := map[sensors.Objective]CorrelationInput{}
+	v := Correlation{}
 	for _, s := range signals {
 		if b, ok := best[s.Objective]; !ok || s.Confidence > b.Confidence || (s.Confidence == b.Confidence && s.Rule < b.Rule) {
 			best[s.Objective] = s
@@ -74,10 +74,10 @@ func Correlate(signals []Signal) Verdict {
 			v.Objective = o
 		}
 		names = append(names, string(o))
-		v.Reasons = append(v.Reasons, alone(s))
+		v.Reasons = append(v.Reasons, describeStrongestRule(s))
 	}
 	v.Confidence = min(1-doubt, maxConfidence)
-	if story := chain(best); story != "" {
+	if story := describeObjectiveOrder(best); story != "" {
 		v.Reasons = append(v.Reasons, story)
 	}
 	if len(order) > 1 {
@@ -86,37 +86,37 @@ func Correlate(signals []Signal) Verdict {
 	return v
 }
 
-// alone says what the surest rule of an objective says by itself.
-func alone(s Signal) string {
+// describeStrongestRule says what the surest rule of an objective says by itself.
+func describeStrongestRule(s CorrelationInput) string {
 	name := s.Title
 	if name == "" {
 		name = "The rule " + s.Rule
 	}
 	text := fmt.Sprintf("%s: by itself %.2f sure of %s.", name, s.Confidence, s.Objective)
-	if s.Because != "" {
-		text += " " + s.Because
+	if s.Reason != "" {
+		text += " " + s.Reason
 	}
 	return text
 }
 
-// chain tells in which order the objectives appeared, where that is known of two at least.
-func chain(best map[sensors.Objective]Signal) string {
-	var all []Signal
+// describeObjectiveOrder tells in which order the objectives appeared, where that is known of two at least.
+func describeObjectiveOrder(best map[sensors.Objective]CorrelationInput) string {
+	var all []CorrelationInput
 	for _, s := range best {
-		if !s.At.IsZero() && s.Title != "" {
+		if !s.DetectedAt.IsZero() && s.Title != "" {
 			all = append(all, s)
 		}
 	}
 	if len(all) < 2 {
 		return ""
 	}
-	slices.SortFunc(all, func(a, b Signal) int {
-		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Rule, b.Rule))
+	slices.SortFunc(all, func(a, b CorrelationInput) int {
+		return cmp.Or(a.DetectedAt.Compare(b.DetectedAt), cmp.Compare(a.Rule, b.Rule))
 	})
 	var steps []string
 	for _, s := range all {
 		steps = append(steps, fmt.Sprintf("%s (%s)", s.Title, s.Objective))
 	}
-	took := duration.Format(all[len(all)-1].At.Sub(all[0].At).Round(time.Second))
+	took := duration.Format(all[len(all)-1].DetectedAt.Sub(all[0].DetectedAt).Round(time.Second))
 	return fmt.Sprintf("They form a chain, within %s: %s.", took, strings.Join(steps, " → "))
 }

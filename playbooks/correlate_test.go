@@ -12,18 +12,18 @@ import (
 
 func TestTwoTacticsAreMoreThanOneRepeated(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	shell := playbooks.Signal{
+	shell := playbooks.CorrelationInput{
 		Rule: "terminal-shell", Title: "Shell with a terminal", Objective: sensors.ObjectiveExecution, Confidence: 0.6, Severity: sensors.SeverityMedium,
-		At: at, Because: "Nobody works in it by hand.",
+		DetectedAt: at, Reason: "Nobody works in it by hand.",
 	}
-	token := playbooks.Signal{
-		Rule: "token-read", Title: "Token read", Objective: sensors.ObjectiveCredentialAccess, Confidence: 0.7, Severity: sensors.SeverityHigh, At: at.Add(90 * time.Second),
+	token := playbooks.CorrelationInput{
+		Rule: "token-read", Title: "Token read", Objective: sensors.ObjectiveCredentialAccess, Confidence: 0.7, Severity: sensors.SeverityHigh, DetectedAt: at.Add(90 * time.Second),
 	}
-	repeated := playbooks.Correlate([]playbooks.Signal{shell, shell, shell})
+	repeated := playbooks.Correlate([]playbooks.CorrelationInput{shell, shell, shell})
 	require.InDelta(t, 0.6, repeated.Confidence, 1e-9)
 	require.Equal(t, []string{"Shell with a terminal: by itself 0.60 sure of execution. Nobody works in it by hand."}, repeated.Reasons)
 
-	both := playbooks.Correlate([]playbooks.Signal{token, shell})
+	both := playbooks.Correlate([]playbooks.CorrelationInput{token, shell})
 	require.InDelta(t, 0.88, both.Confidence, 1e-9)
 	require.Equal(t, sensors.ObjectiveCredentialAccess, both.Objective)
 	require.Equal(t, []string{
@@ -33,7 +33,7 @@ func TestTwoTacticsAreMoreThanOneRepeated(t *testing.T) {
 		"2 tactics in one window (credential-access, execution) are more than one that is repeated: together 0.88.",
 	}, both.Reasons)
 
-	bare := playbooks.Correlate([]playbooks.Signal{{Rule: "a", Objective: "x", Confidence: 0.5}, {Rule: "b", Objective: "y", Confidence: 0.5}})
+	bare := playbooks.Correlate([]playbooks.CorrelationInput{{Rule: "a", Objective: "x", Confidence: 0.5}, {Rule: "b", Objective: "y", Confidence: 0.5}})
 	require.Equal(t, "The rule a: by itself 0.50 sure of x.", bare.Reasons[0], "what was not told is not invented")
 	require.Len(t, bare.Reasons, 3)
 }

@@ -12,120 +12,120 @@ import (
 	"stanch/sensors/expression"
 )
 
-// Env is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
+// EvalEnv is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
 // far.
-type Env struct {
-	values   map[string]any
+type EvalEnv struct {
+	expressionValues   map[string]any
 	outcomes map[string]Outcome // of the steps that have run
-	set      map[string]bool    // the values that were set in this branch
-	lenient  bool
-	kept     *int // bytes of all values that the run has set, in every branch
+	assigned      map[string]bool    // the values that were set in this branch
+	allowMissing  bool
+	assignedBytes     *int // bytes of all values that the run has set, in every branch
 }
 
 // Bounds of what a run computes. Without them a playbook of a few lines doubles a text until the worker is killed, and
 // again when Temporal hands the workflow to the next one.
 const (
-	maxValue = 256 << 10 // bytes of one value
-	maxKept  = 4 << 20   // bytes of the values that one run sets
-	maxText  = 64 << 10  // bytes of one rendered text
+	maxValueBytes = 256 << 10 // bytes of one value
+	maxAssignedBytes  = 4 << 20   // bytes of the values that one run sets
+	maxRenderedTextBytes  = 64 << 10  // bytes of one rendered text
 )
 
-// NewEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
+// NewEvalEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their
 // defaults; an error names one that is missing or does not fit.
-func (p *Program) NewEnv(incident Incident, given map[string]any) (Env, error) {
-	e := Env{values: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, set: map[string]bool{}, kept: new(int)}
-	p.Walk(func(s *Step) {
+func (p *Program) NewEvalEnv(incident Incident, given map[string]any) (EvalEnv, error) {
+	e := EvalEnv{expressionValues: map[string]any{"incident": incident}, outcomes: map[string]Outcome{}, assigned: map[string]bool{}, assignedBytes: new(int)}
+	p.WalkSteps(func(s *Step) {
 		if s.ID != "" {
-			e.values[s.ID] = stepValue(p.outputsOf(s), reflect.Value{}, OutcomeSkipped, 0, nil)
+			e.expressionValues[s.ID] = newStepValue(p.stepOutputsType(s), reflect.Value{}, OutcomeSkipped, 0, nil)
 		}
 	})
-	maps.Copy(e.values, p.values)
-	inputs, err := p.bind(given, e)
-	e.values["inputs"] = inputs
+	maps.Copy(e.expressionValues, p.assignedZeroValues)
+	inputs, err := p.bindInputs(given, e)
+	e.expressionValues["inputs"] = inputs
 	return e, err
 }
 
-// Lenient is an environment in which outputs that are not there are zero values, as version 1 of the language had it.
-func (e Env) Lenient() Env {
-	e.lenient = true
+// AllowMissing is an environment in which outputs that are not there are zero values, as version 1 of the language had it.
+func (e EvalEnv) AllowMissing() EvalEnv {
+	e.allowMissing = true
 	return e
 }
 
-// outputsOf is the struct type of a step's outputs, or nil.
-func (p *Program) outputsOf(s *Step) reflect.Type {
+// stepOutputsType is the struct type of a step's outputs, or nil.
+func (p *Program) stepOutputsType(s *Step) reflect.Type {
 	if s.Call != nil {
 		if callee := p.Callees[s.Call.Playbook]; callee != nil {
-			return callee.outputs
+			return callee.outputsType
 		}
 		return nil
 	}
-	return p.catalogue[s.Action].OutputType()
+	return p.catalog[s.Action].OutputType()
 }
 
-// Walk visits every step, in the order of the file.
-func (p *Program) Walk(visit func(*Step)) {
-	walk(p.Steps, visit)
-	walk(p.Finally, visit)
+// WalkSteps visits every step, in the order of the file.
+func (p *Program) WalkSteps(visit func(*Step)) {
+	walkSteps(p.Steps, visit)
+	walkSteps(p.Finally, visit)
 }
 
-func walk(steps []Step, visit func(*Step)) {
+func walkSteps(steps []Step, visit func(*Step)) {
 	for i := range steps {
 		visit(&steps[i])
 		for _, b := range steps[i].Blocks() {
-			walk(b.Steps, visit)
+			walkSteps(b.Steps, visit)
 		}
 	}
 }
 
-// Record enters a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
-func (p *Program) Record(env Env, s *Step, outcome Outcome, outputs json.RawMessage, targets int, failed ...Target) error {
+// RecordOutcome enters a step's outcome and its outputs (JSON, of the first target) for the expressions that follow.
+func (p *Program) RecordOutcome(env EvalEnv, s *Step, outcome Outcome, outputs json.RawMessage, targets int, failed ...Target) error {
 	if s.ID == "" {
 		return nil
 	}
-	t := p.outputsOf(s)
+	t := p.stepOutputsType(s)
 	var value reflect.Value
-	if t != nil && len(outputs) > 0 && outcome.Usable() {
+	if t != nil && len(outputs) > 0 && outcome.HasOutputs() {
 		out := reflect.New(t)
 		if err := json.Unmarshal(outputs, out.Interface()); err != nil {
 			return fmt.Errorf("outputs of step %s: %w", s.Name(), err)
 		}
 		value = out.Elem()
 	}
-	env.values[s.ID] = stepValue(t, value, outcome, targets, failed)
+	env.expressionValues[s.ID] = newStepValue(t, value, outcome, targets, failed)
 	env.outcomes[s.ID] = outcome
 	return nil
 }
 
-// Element enters the element of a loop's list.
-func (e Env) Element(f *ForEach, element any) { e.values[f.As] = element }
+// BindLoopElement enters the element of a loop's list.
+func (e EvalEnv) BindLoopElement(f *ForEach, element any) { e.expressionValues[f.Variable] = element }
 
-// Set evaluates the values of a `set` step and gives them their names. Where one cannot be evaluated none is set.
-func (p *Program) Set(s *Step, env Env) error {
+// EvalAssignments evaluates the values of a `set` step and gives them their names. Where one cannot be evaluated none is set.
+func (p *Program) EvalAssignments(s *Step, env EvalEnv) error {
 	got := map[string]any{}
-	for _, a := range s.Set {
-		v, err := p.value(a.Value, env)
+	for _, a := range s.Assignments {
+		v, err := p.evalValue(a.Value, env)
 		if err != nil {
 			return fmt.Errorf("`%s`: %w", a.Name, err)
 		}
-		value, err := convert(v, reflect.TypeOf(p.values[a.Name]))
+		value, err := convertValue(v, reflect.TypeOf(p.assignedZeroValues[a.Name]))
 		if err != nil {
 			return fmt.Errorf("`%s` %w", a.Name, err)
 		}
 		got[a.Name] = value.Interface()
-		if *env.kept += expression.EstimateSize(got[a.Name], maxValue); *env.kept > maxKept {
-			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes together", a.Name, maxKept)
+		if *env.assignedBytes += expression.EstimateSize(got[a.Name], maxValueBytes); *env.assignedBytes > maxAssignedBytes {
+			return fmt.Errorf("`%s`: the values that this run sets have more than %d bytes together", a.Name, maxAssignedBytes)
 		}
 	}
-	maps.Copy(env.values, got)
-	for _, a := range s.Set {
-		env.set[a.Name] = true
+	maps.Copy(env.expressionValues, got)
+	for _, a := range s.Assignments {
+		env.assigned[a.Name] = true
 	}
 	return nil
 }
 
-// Items evaluates the list of a loop.
-func (p *Program) Items(f *ForEach, env Env) ([]any, error) {
-	out, err := p.eval(f.List, env)
+// EvalLoopItems evaluates the list of a loop.
+func (p *Program) EvalLoopItems(f *ForEach, env EvalEnv) ([]any, error) {
+	out, err := p.evalExpr(f.List, env)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (p *Program) Items(f *ForEach, env Env) ([]any, error) {
 	}
 	items := make([]any, list.Len())
 	for i := range items {
-		element, err := convert(list.Index(i).Interface(), p.loops[f])
+		element, err := convertValue(list.Index(i).Interface(), p.loopElementTypes[f])
 		if err != nil {
 			return nil, fmt.Errorf("an element of the list %w", err)
 		}
@@ -144,11 +144,11 @@ func (p *Program) Items(f *ForEach, env Env) ([]any, error) {
 	return items, nil
 }
 
-// Given evaluates what a call gives, by input.
-func (p *Program) Given(s *Step, env Env) (map[string]any, error) {
+// EvalInputs evaluates what a call gives, by input.
+func (p *Program) EvalInputs(s *Step, env EvalEnv) (map[string]any, error) {
 	given := map[string]any{}
-	for _, arg := range s.With {
-		v, err := p.value(arg.Value, env)
+	for _, arg := range s.Arguments {
+		v, err := p.evalValue(arg.Value, env)
 		if err != nil {
 			return nil, fmt.Errorf("input %s: %w", arg.Name, err)
 		}
@@ -157,11 +157,11 @@ func (p *Program) Given(s *Step, env Env) (map[string]any, error) {
 	return given, nil
 }
 
-// Give evaluates the outputs of a playbook that has run, as JSON.
-func (p *Program) Give(env Env) (json.RawMessage, error) {
+// EvalOutputs evaluates the outputs of a playbook that has run, as JSON.
+func (p *Program) EvalOutputs(env EvalEnv) (json.RawMessage, error) {
 	out := map[string]any{}
 	for _, o := range p.Outputs {
-		v, err := p.eval(o.Expr, env)
+		v, err := p.evalExpr(o.Expr, env)
 		if err != nil {
 			return nil, fmt.Errorf("output %s: %w", o.Name, err)
 		}
@@ -171,81 +171,81 @@ func (p *Program) Give(env Env) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("outputs of %s: %w", p.Name, err)
 	}
-	if len(raw) > maxValue {
-		return nil, fmt.Errorf("the outputs of %s have %d bytes, at most %d are allowed", p.Name, len(raw), maxValue)
+	if len(raw) > maxValueBytes {
+		return nil, fmt.Errorf("the outputs of %s have %d bytes, at most %d are allowed", p.Name, len(raw), maxValueBytes)
 	}
 	return raw, nil
 }
 
-// Holds evaluates what a `wait` waits for, on the incident as it is now.
-func (p *Program) Holds(w *Wait, env Env, live Incident) (bool, error) {
+// EvalWait evaluates what a `wait` waits for, on the incident as it is now.
+func (p *Program) EvalWait(w *Wait, env EvalEnv, live Incident) (bool, error) {
 	inside := env.Clone()
-	inside.values["live"] = live
-	return p.Bool(w.Until, inside)
+	inside.expressionValues["live"] = live
+	return p.EvalCondition(w.Until, inside)
 }
 
-// eval runs an expression. It is an error to read the outputs of a step that has none.
-func (p *Program) eval(e *Expr, env Env) (any, error) {
-	for _, name := range p.reads[e] {
-		if o, ran := env.outcomes[name]; !env.lenient && (!ran || !o.Usable()) {
+// evalExpr runs an expression. It is an error to read the outputs of a step that has none.
+func (p *Program) evalExpr(e *Expr, env EvalEnv) (any, error) {
+	for _, name := range p.stepsReadByExpr[e] {
+		if o, ran := env.outcomes[name]; !env.allowMissing && (!ran || !o.HasOutputs()) {
 			if !ran {
 				o = OutcomeSkipped
 			}
-			return nil, &unreadError{name, o}
+			return nil, &missingOutputsError{name, o}
 		}
 	}
-	out, err := expression.Run(p.exprs[e], env.values)
+	out, err := expression.Run(p.compiledExprs[e], env.expressionValues)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says that it evaluates
 	}
-	if expression.EstimateSize(out, maxValue) > maxValue {
-		return nil, fmt.Errorf("the value has more than %d bytes", maxValue)
+	if expression.EstimateSize(out, maxValueBytes) > maxValueBytes {
+		return nil, fmt.Errorf("the value has more than %d bytes", maxValueBytes)
 	}
 	return out, nil
 }
 
-// unreadError is that an expression reads a step that has no outputs.
-type unreadError struct {
+// missingOutputsError is that an expression reads a step that has no outputs.
+type missingOutputsError struct {
 	step    string
 	outcome Outcome
 }
 
-func (e *unreadError) Error() string {
+func (e *missingOutputsError) Error() string {
 	return fmt.Sprintf("the outputs of step %s cannot be read: its outcome is %s", e.step, e.outcome)
 }
 
 // Clone gives a branch an environment of its own.
-func (e Env) Clone() Env {
-	values := make(map[string]any, len(e.values))
-	maps.Copy(values, e.values)
+func (e EvalEnv) Clone() EvalEnv {
+	values := make(map[string]any, len(e.expressionValues))
+	maps.Copy(values, e.expressionValues)
 	outcomes := make(map[string]Outcome, len(e.outcomes))
 	maps.Copy(outcomes, e.outcomes)
-	return Env{values: values, outcomes: outcomes, set: map[string]bool{}, lenient: e.lenient, kept: e.kept}
+	return EvalEnv{expressionValues: values, outcomes: outcomes, assigned: map[string]bool{}, allowMissing: e.allowMissing, assignedBytes: e.assignedBytes}
 }
 
 // Merge takes over what a joined branch recorded for the steps given.
-func (e Env) Merge(branch Env, s *Step) {
-	walk([]Step{*s}, func(inner *Step) {
+func (e EvalEnv) Merge(branch EvalEnv, s *Step) {
+	walkSteps([]Step{*s}, func(inner *Step) {
 		if o, ran := branch.outcomes[inner.ID]; ran && inner.ID != "" {
-			e.values[inner.ID], e.outcomes[inner.ID] = branch.values[inner.ID], o
+			e.expressionValues[inner.ID], e.outcomes[inner.ID] = branch.expressionValues[inner.ID], o
 		}
-		for _, a := range inner.Set {
-			if branch.set[a.Name] {
-				e.values[a.Name], e.set[a.Name] = branch.values[a.Name], true
+		for _, a := range inner.Assignments {
+			if branch.assigned[a.Name] {
+				e.expressionValues[a.Name], e.assigned[a.Name] = branch.expressionValues[a.Name], true
 			}
 		}
 	})
 }
 
 // Incident is the snapshot that the run works on.
-func (e Env) Incident() Incident { return e.values["incident"].(Incident) }
+func (e EvalEnv) Incident() Incident { return e.expressionValues["incident"].(Incident) }
 
-// Bool evaluates a condition; a nil expression is true.
-func (p *Program) Bool(e *Expr, env Env) (bool, error) {
+// EvalCondition evaluates a condition; a nil expression is true.
+func (p *Program) EvalCondition(e *Expr, env EvalEnv) (bool, error) {
 	if e == nil {
 		return true, nil
 	}
-	out, err := p.eval(e, env)
+	out, err := p.evalExpr(e, env)
 	if err != nil {
 		return false, err
 	}
@@ -256,8 +256,8 @@ func (p *Program) Bool(e *Expr, env Env) (bool, error) {
 	return b, nil
 }
 
-// Text renders a text; values are rendered as data and are never read as a template again.
-func (p *Program) Text(t *Text, env Env) (string, error) {
+// RenderTemplate renders a text; values are rendered as data and are never read as a template again.
+func (p *Program) RenderTemplate(t *Template, env EvalEnv) (string, error) {
 	if t == nil {
 		return "", nil
 	}
@@ -267,8 +267,8 @@ func (p *Program) Text(t *Text, env Env) (string, error) {
 			b.WriteString(part.Literal)
 			continue
 		}
-		out, err := p.eval(part.Expr, env)
-		if unread := (*unreadError)(nil); errors.As(err, &unread) {
+		out, err := p.evalExpr(part.Expr, env)
+		if unread := (*missingOutputsError)(nil); errors.As(err, &unread) {
 			// What people are told does not fail with what was to be found out for it.
 			fmt.Fprintf(&b, "(unknown: step %s %s)", unread.step, unread.outcome)
 			continue
@@ -288,18 +288,18 @@ func (p *Program) Text(t *Text, env Env) (string, error) {
 			}
 			b.Write(raw)
 		}
-		if b.Len() > maxText {
-			return "", fmt.Errorf("the text has more than %d bytes", maxText)
+		if b.Len() > maxRenderedTextBytes {
+			return "", fmt.Errorf("the text has more than %d bytes", maxRenderedTextBytes)
 		}
 	}
 	return b.String(), nil
 }
 
-// Arguments evaluates `with` to the JSON of the action's parameters, type-checked once more with real values.
-func (p *Program) Arguments(s *Step, env Env) (json.RawMessage, error) {
+// EvalArguments evaluates `with` to the JSON of the action's parameters, type-checked once more with real values.
+func (p *Program) EvalArguments(s *Step, env EvalEnv) (json.RawMessage, error) {
 	values := map[string]any{}
-	for _, arg := range s.With {
-		v, err := p.value(arg.Value, env)
+	for _, arg := range s.Arguments {
+		v, err := p.evalValue(arg.Value, env)
 		if err != nil {
 			return nil, fmt.Errorf("parameter %s: %w", arg.Name, err)
 		}
@@ -309,15 +309,15 @@ func (p *Program) Arguments(s *Step, env Env) (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parameters of %s: %w", s.Action, err)
 	}
-	if len(raw) > maxValue {
-		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw), maxValue)
+	if len(raw) > maxValueBytes {
+		return nil, fmt.Errorf("the parameters of %s have %d bytes, at most %d are allowed", s.Action, len(raw), maxValueBytes)
 	}
-	return p.catalogue[s.Action].CanonicalParams(raw)
+	return p.catalog[s.Action].CanonicalizeParams(raw)
 }
 
-// CanonicalParams decodes parameters strictly, checks them and encodes them again with every field, so that equal
+// CanonicalizeParams decodes parameters strictly, checks them and encodes them again with every field, so that equal
 // parameters have equal bytes.
-func (s Spec) CanonicalParams(raw json.RawMessage) (json.RawMessage, error) {
+func (s ActionSpec) CanonicalizeParams(raw json.RawMessage) (json.RawMessage, error) {
 	t := s.ParamType()
 	if t == nil {
 		return json.RawMessage("{}"), nil
@@ -330,7 +330,7 @@ func (s Spec) CanonicalParams(raw json.RawMessage) (json.RawMessage, error) {
 			return nil, fmt.Errorf("parameters of %s: %w", s.Name, err)
 		}
 	}
-	if check, ok := value.Interface().(Checker); ok {
+	if check, ok := value.Interface().(ParamsChecker); ok {
 		if name, problem := check.Check(); problem != "" {
 			return nil, fmt.Errorf("parameter %s of %s: %s", name, s.Name, problem)
 		}
@@ -342,16 +342,16 @@ func (s Spec) CanonicalParams(raw json.RawMessage) (json.RawMessage, error) {
 	return out, nil
 }
 
-func (p *Program) value(v Value, env Env) (any, error) {
+func (p *Program) evalValue(v Value, env EvalEnv) (any, error) {
 	switch {
 	case v.Expr != nil:
-		return p.eval(v.Expr, env)
-	case v.Text != nil:
-		return p.Text(v.Text, env)
+		return p.evalExpr(v.Expr, env)
+	case v.Template != nil:
+		return p.RenderTemplate(v.Template, env)
 	case v.IsList:
 		out := []any{}
 		for _, item := range v.List {
-			element, err := p.value(item, env)
+			element, err := p.evalValue(item, env)
 			if err != nil {
 				return nil, err
 			}
@@ -361,7 +361,7 @@ func (p *Program) value(v Value, env Env) (any, error) {
 	case v.IsMap:
 		out := map[string]any{}
 		for _, entry := range v.Map {
-			element, err := p.value(entry.Value, env)
+			element, err := p.evalValue(entry.Value, env)
 			if err != nil {
 				return nil, err
 			}
@@ -375,12 +375,12 @@ func (p *Program) value(v Value, env Env) (any, error) {
 // MaxTargets bounds the targets of one step.
 const MaxTargets = 50
 
-// Targets evaluates `target`; its default is each pod or container with a detection of its own.
-func (p *Program) Targets(s *Step, env Env) ([]Target, error) {
+// EvalTargets evaluates `target`; its default is each pod or container with a detection of its own.
+func (p *Program) EvalTargets(s *Step, env EvalEnv) ([]Target, error) {
 	incident := env.Incident()
 	targets := incident.Targets
 	if s.Target != nil {
-		out, err := p.eval(s.Target, env)
+		out, err := p.evalExpr(s.Target, env)
 		if err != nil {
 			return nil, fmt.Errorf("target: %w", err)
 		}

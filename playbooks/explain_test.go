@@ -9,7 +9,7 @@ import (
 	"stanch/playbooks"
 )
 
-const everything = `
+const allConstructsPlaybook = `
 playbook: everything
 match: { objective: crypto-mining }
 inputs:
@@ -58,10 +58,10 @@ steps:
 
 // An explanation that leaves a parameter out hides what the playbook does: every value of the file is in it.
 func TestAnExplanationLeavesNothingOut(t *testing.T) {
-	p, problems := playbooks.Load("everything.yaml", []byte(everything), catalogue())
+	p, problems := playbooks.LoadPlaybook("everything.yaml", []byte(allConstructsPlaybook), newTestCatalog())
 	require.NotNil(t, p, "%v", problems.Err())
 	e := playbooks.Explain(p)
-	text := strings.Join(e.Takes, "\n")
+	text := strings.Join(e.Inputs, "\n")
 	for _, l := range e.Lines {
 		text += "\n" + l.Text
 	}

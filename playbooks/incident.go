@@ -20,7 +20,7 @@ const IncidentVersion = 1
 type Incident struct {
 	Version int       `json:"version" expr:"version"`
 	ID      string    `json:"id" expr:"id"`   // INC-…, never used twice
-	Key     string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
+	GroupingKey     string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
 	Cluster string    `json:"cluster" expr:"cluster"`
 	Status  string    `json:"status" expr:"status"` // "open" or "closed"
 	Opened  time.Time `json:"opened" expr:"opened"`
@@ -30,14 +30,14 @@ type Incident struct {
 	Scope string `json:"scope" expr:"scope"`
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
-	// Owner is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
-	Owner    string `json:"owner,omitempty" expr:"owner"`
-	Judged   string `json:"judged,omitempty" expr:"judged"`
-	JudgedBy string `json:"judged_by,omitempty" expr:"judged_by"`
+	// Assignee is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
+	Assignee    string `json:"owner,omitempty" expr:"owner"`
+	Disposition   string `json:"judged,omitempty" expr:"judged"`
+	DispositionBy string `json:"judged_by,omitempty" expr:"judged_by"`
 	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
 	Actors []string `json:"actors,omitempty" expr:"actors"`
-	// MoreActors: there were more than are named.
-	MoreActors bool `json:"more_actors,omitempty" expr:"more_actors"`
+	// ActorsTruncated: there were more than are named.
+	ActorsTruncated bool `json:"more_actors,omitempty" expr:"more_actors"`
 
 	Summary    string             `json:"summary" expr:"summary"`
 	Severity   sensors.Severity   `json:"severity" expr:"severity"`
@@ -48,18 +48,18 @@ type Incident struct {
 	Workload   WorkloadIdentity   `json:"workload" expr:"workload"`
 	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, whole
 	Detections []DetectionSummary `json:"detections" expr:"detections"`
-	// Total counts every detection, also those folded together or past the bound of Detections.
-	Total   int      `json:"total" expr:"total"`
+	// TotalDetections counts every detection, also those folded together or past the bound of Detections.
+	TotalDetections   int      `json:"total" expr:"total"`
 	Targets []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
 
-	Changes []Change    `json:"changes,omitempty" expr:"changes"`
-	Blast   BlastRadius `json:"blast_radius,omitzero" expr:"blast_radius"`
+	Changes []RecentChange    `json:"changes,omitempty" expr:"changes"`
+	BlastRadius   BlastRadius `json:"blast_radius,omitzero" expr:"blast_radius"`
 	// Context says what of the context is missing, and why ("forbidden: list rolebindings").
-	Context ContextState `json:"context,omitzero" expr:"context"`
+	Context ContextStatus `json:"context,omitzero" expr:"context"`
 
 	Playbooks []PlaybookRun `json:"playbooks,omitempty" expr:"playbooks"`
-	// NotSelected are the playbooks that matched and were not started.
-	NotSelected []NotSelected   `json:"not_selected,omitempty"`
+	// NotSelectedPlaybook are the playbooks that matched and were not started.
+	NotSelected []NotSelectedPlaybook   `json:"not_selected,omitempty"`
 	Leases      []LeaseReport   `json:"leases,omitempty" expr:"leases"`
 	Evidence    []EvidenceRef   `json:"evidence,omitempty" expr:"evidence"`
 	Timeline    []TimelineEntry `json:"timeline,omitempty" expr:"timeline"`
@@ -97,10 +97,10 @@ type DetectionSummary struct {
 	Technique  string            `json:"technique,omitempty" expr:"technique"`
 	Source     string            `json:"source" expr:"source"`
 	Target     string            `json:"target" expr:"target"`
-	What       string            `json:"what" expr:"what"` // one line: the process, file or address
+	Description       string            `json:"what" expr:"what"` // one line: the process, file or address
 	Reasons    []string          `json:"reasons,omitempty" expr:"reasons"`
-	First      time.Time         `json:"first" expr:"first"`
-	Last       time.Time         `json:"last" expr:"last"`
+	FirstSeen      time.Time         `json:"first" expr:"first"`
+	LastSeen       time.Time         `json:"last" expr:"last"`
 	Count      int               `json:"count" expr:"count"`
 }
 
@@ -135,12 +135,12 @@ const (
 	TargetKey       TargetKind = "key"      // an access key, by its id; its name is its user's
 )
 
-// Cloud tells whether the target lies outside of the cluster.
-func (k TargetKind) Cloud() bool { return k == TargetRole || k == TargetUser || k == TargetKey }
+// IsCloud tells whether the target lies outside of the cluster.
+func (k TargetKind) IsCloud() bool { return k == TargetRole || k == TargetUser || k == TargetKey }
 
-// Detected tells whether detections are about targets of this kind. What is not detected has no evidence and no
+// IsDetectable tells whether detections are about targets of this kind. What is not detected has no evidence and no
 // attestation of its own: that of the pods through which it was found counts.
-func (k TargetKind) Detected() bool { return k == TargetPod || k == TargetContainer }
+func (k TargetKind) IsDetectable() bool { return k == TargetPod || k == TargetContainer }
 
 // ID is the identity as leases and proofs use it.
 func (t Target) ID() string { return string(t.Kind) + ":" + t.UID }
@@ -150,29 +150,29 @@ func (t Target) String() string {
 	switch {
 	case t.Kind == TargetKey:
 		return fmt.Sprintf("key %s of user %s", t.UID, t.Name)
-	case t.Namespace == "" || t.Kind.Cloud():
+	case t.Namespace == "" || t.Kind.IsCloud():
 		return fmt.Sprintf("%s %s", t.Kind, t.Name)
 	}
 	return fmt.Sprintf("%s %s/%s", t.Kind, t.Namespace, t.Name)
 }
 
-// Change is something that changed recently around the workload.
-type Change struct {
-	When time.Time `json:"when" expr:"when"`
-	What string    `json:"what" expr:"what"`
+// RecentChange is something that changed recently around the workload.
+type RecentChange struct {
+	ChangedAt time.Time `json:"when" expr:"when"`
+	Description string    `json:"what" expr:"what"`
 }
 
 // BlastRadius is what else may be hit.
 type BlastRadius struct {
 	Replicas       int      `json:"replicas,omitempty" expr:"replicas"`
-	SameDigestPods int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
-	SameDigest     []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
-	SameNodePods   int      `json:"same_node_pods" expr:"same_node_pods"`
-	MayDo          []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
+	SameDigestPodCount int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
+	SameDigestPodNames     []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
+	SameNodePodCount   int      `json:"same_node_pods" expr:"same_node_pods"`
+	DangerousPermissions          []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
 }
 
-// ContextState says how complete the context is.
-type ContextState struct {
+// ContextStatus says how complete the context is.
+type ContextStatus struct {
 	Enriched bool     `json:"enriched" expr:"enriched"`
 	Missing  []string `json:"missing,omitempty" expr:"missing"`
 }
@@ -180,25 +180,25 @@ type ContextState struct {
 // PlaybookRun is one playbook of an incident.
 type PlaybookRun struct {
 	Playbook string       `json:"playbook" expr:"playbook"`
-	Hash     string       `json:"hash" expr:"hash"` // of its source
-	Run      string       `json:"run" expr:"run"`   // workflow id
+	SourceHash     string       `json:"hash" expr:"hash"` // of its source
+	WorkflowID      string       `json:"run" expr:"run"`   // workflow id
 	Started  time.Time    `json:"started" expr:"started"`
 	Ended    time.Time    `json:"ended,omitzero" expr:"ended"`
 	Steps    []StepReport `json:"steps,omitempty" expr:"steps"`
 	Error    string       `json:"error,omitempty" expr:"error"`
-	// Guide is the playbook's paragraph for the responder.
-	Guide string `json:"guide,omitempty"`
+	// ResponderGuide is the playbook's paragraph for the responder.
+	ResponderGuide string `json:"guide,omitempty"`
 	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
 	Outcome Outcome `json:"outcome,omitempty" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
-	// Request is the id of a person's request that started it; "" if it matched by itself.
-	Request string `json:"request,omitempty"`
+	// RequestID is the id of a person's request that started it; "" if it matched by itself.
+	RequestID string `json:"request,omitempty"`
 	// RequestedBy is the person whose request started it: they do not approve what it asks, and may withdraw it.
 	RequestedBy string `json:"requested_by,omitempty"`
 }
 
-// NotSelected is a playbook that matched an incident and was not started, with the reason.
-type NotSelected struct {
+// NotSelectedPlaybook is a playbook that matched an incident and was not started, with the reason.
+type NotSelectedPlaybook struct {
 	Playbook string    `json:"playbook"`
 	Reason   string    `json:"reason"`
 	At       time.Time `json:"at"`
@@ -211,7 +211,7 @@ type StepReport struct {
 	Target  string  `json:"target,omitempty" expr:"target"`
 	Outcome Outcome `json:"outcome" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
-	Lease   string  `json:"lease,omitempty" expr:"lease"`
+	LeaseID   string  `json:"lease,omitempty" expr:"lease"`
 	// Guard is the guard that refused or proposed; "" where none did.
 	Guard string    `json:"guard,omitempty"`
 	At    time.Time `json:"at" expr:"at"`
@@ -230,7 +230,7 @@ type LeaseReport struct {
 	Outcome  Outcome   `json:"outcome,omitempty" expr:"outcome"`
 	Verified bool      `json:"verified" expr:"verified"`
 	Undone   bool      `json:"undone" expr:"undone"`
-	Until    time.Time `json:"until,omitzero" expr:"until"`
+	ExpiresAt    time.Time `json:"until,omitzero" expr:"until"`
 	Reason   string    `json:"reason,omitempty" expr:"reason"`
 	Guard    string    `json:"guard,omitempty"` // that did not permit it
 	At       time.Time `json:"at" expr:"at"`
@@ -246,15 +246,15 @@ type EvidenceRef struct {
 	Action string    `json:"action" expr:"action"`
 	Target string    `json:"target" expr:"target"`
 	SHA256 string    `json:"sha256" expr:"sha256"`
-	Bytes  int64     `json:"bytes" expr:"bytes"`
-	At     time.Time `json:"at" expr:"at"`
-	// Source is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
-	Source string `json:"source,omitempty" expr:"source"`
-	Entry  string `json:"entry,omitempty" expr:"entry"`
+	SizeBytes  int64     `json:"bytes" expr:"bytes"`
+	CapturedAt     time.Time `json:"at" expr:"at"`
+	// CapturedFrom is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
+	CapturedFrom string `json:"source,omitempty" expr:"source"`
+	ManifestEntryHash  string `json:"entry,omitempty" expr:"entry"`
 }
 
 // TimelineEntry is one line of the incident's story.
 type TimelineEntry struct {
 	At   time.Time `json:"at" expr:"at"`
-	What string    `json:"what" expr:"what"`
+	Text string    `json:"what" expr:"what"`
 }

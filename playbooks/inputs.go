@@ -29,8 +29,8 @@ func (in Input) goType() reflect.Type {
 	return reflect.TypeFor[any]()
 }
 
-// tag is an input's bounds, as action parameters carry them.
-func (in Input) tag() string {
+// boundsTag is an input's bounds, as action parameters carry them.
+func (in Input) boundsTag() string {
 	var tag strings.Builder
 	for _, word := range in.Enum {
 		tag.WriteString(",enum=" + word)
@@ -44,21 +44,21 @@ func (in Input) tag() string {
 	return tag.String()
 }
 
-// inputType is the struct under which expressions see inputs.
-func inputType(inputs []Input) reflect.Type {
+// inputsStructType is the struct under which expressions see inputs.
+func inputsStructType(inputs []Input) reflect.Type {
 	var fields []reflect.StructField
 	seen := map[string]bool{}
 	for _, in := range inputs {
-		if identifier.MatchString(in.Name) && !seen[in.Name] {
+		if identifierPattern.MatchString(in.Name) && !seen[in.Name] {
 			seen[in.Name] = true
-			fields = append(fields, outputField(in.Name, in.goType()))
+			fields = append(fields, outputStructField(in.Name, in.goType()))
 		}
 	}
 	return reflect.StructOf(fields)
 }
 
-// input checks the declaration of one input.
-func (c *checker) input(in *Input, names scope) {
+// checkInput checks the declaration of one input.
+func (c *checker) checkInput(in *Input, names typeScope) {
 	numeric := in.Type == "integer" || in.Type == "number"
 	if in.Type == "" {
 		return
@@ -73,29 +73,29 @@ func (c *checker) input(in *Input, names scope) {
 		c.errorf(in.TypePos, "range", "", "the minimum of `%s` is above its maximum", in.Name)
 	}
 	if in.Default != nil {
-		c.value(*in.Default, in.goType(), in.tag(), in.Name, names, place{})
+		c.checkValue(*in.Default, in.goType(), in.boundsTag(), in.Name, names, flowContext{})
 	} else if c.program.Match != nil {
 		c.errorf(in.Pos, "required", "give it a `default`, or remove `match`", "nobody gives the input `%s` when an incident starts the playbook", in.Name)
 	}
 }
 
-// bind makes the struct of inputs from what was given, and the defaults of what was not.
-func (p *Program) bind(given map[string]any, env Env) (any, error) {
-	out := reflect.New(inputType(p.Inputs)).Elem()
+// bindInputs makes the struct of inputs from what was given, and the defaults of what was not.
+func (p *Program) bindInputs(given map[string]any, env EvalEnv) (any, error) {
+	out := reflect.New(inputsStructType(p.Inputs)).Elem()
 	for _, in := range p.Inputs {
 		v, ok := given[in.Name]
 		if !ok && in.Default != nil {
 			var err error
-			if v, err = p.value(*in.Default, env); err != nil {
+			if v, err = p.evalValue(*in.Default, env); err != nil {
 				return nil, fmt.Errorf("the default of input %s: %w", in.Name, err)
 			}
 		}
 		if v == nil {
 			return nil, fmt.Errorf("the input %s was not given", in.Name)
 		}
-		value, err := convert(v, in.goType())
+		value, err := convertValue(v, in.goType())
 		if err == nil {
-			err = in.within(value)
+			err = in.checkBounds(value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("the input %s %w", in.Name, err)
@@ -105,8 +105,8 @@ func (p *Program) bind(given map[string]any, env Env) (any, error) {
 	return out.Interface(), nil
 }
 
-// within checks a value against its bounds.
-func (in Input) within(v reflect.Value) error {
+// checkBounds checks a value against its bounds.
+func (in Input) checkBounds(v reflect.Value) error {
 	number := 0.0
 	switch {
 	case v.CanInt():
@@ -114,7 +114,7 @@ func (in Input) within(v reflect.Value) error {
 	case v.CanFloat():
 		number = v.Float()
 	case v.Kind() == reflect.String && in.Enum != nil && !slices.Contains(in.Enum, v.String()):
-		return fmt.Errorf("cannot be %q: it is one of %s", clip(v.String(), 60), quoted(in.Enum))
+		return fmt.Errorf("cannot be %q: it is one of %s", truncate(v.String(), 60), quoteList(in.Enum))
 	}
 	if in.Minimum != nil && number < *in.Minimum {
 		return fmt.Errorf("must be at least %v, not %v", *in.Minimum, number)
@@ -125,8 +125,8 @@ func (in Input) within(v reflect.Value) error {
 	return nil
 }
 
-// convert makes a value of a type from what an expression or a file gave.
-func convert(v any, t reflect.Type) (reflect.Value, error) {
+// convertValue makes a value of a type from what an expression or a file gave.
+func convertValue(v any, t reflect.Type) (reflect.Value, error) {
 	got := reflect.ValueOf(v)
 	switch {
 	case got.IsValid() && got.Type() == t:
@@ -134,7 +134,7 @@ func convert(v any, t reflect.Type) (reflect.Value, error) {
 	case got.IsValid() && t.Kind() == reflect.Slice && got.Kind() == reflect.Slice:
 		out := reflect.MakeSlice(t, 0, got.Len())
 		for i := range got.Len() {
-			element, err := convert(got.Index(i).Interface(), t.Elem())
+			element, err := convertValue(got.Index(i).Interface(), t.Elem())
 			if err != nil {
 				return reflect.Value{}, err
 			}
@@ -146,5 +146,5 @@ func convert(v any, t reflect.Type) (reflect.Value, error) {
 		got.IsValid() && t.Kind() == reflect.String && got.Kind() == reflect.String:
 		return got.Convert(t), nil
 	}
-	return reflect.Value{}, fmt.Errorf("must be %s, not %T", typeName(t), v)
+	return reflect.Value{}, fmt.Errorf("must be %s, not %T", describeType(t), v)
 }

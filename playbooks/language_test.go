@@ -13,8 +13,8 @@ import (
 	"stanch/playbooks"
 )
 
-// catalogue is a small one of every class, so that the language is tested apart from the real actions.
-func catalogue() playbooks.Catalogue {
+// newTestCatalog is a small one of every class, so that the language is tested apart from the real actions.
+func newTestCatalog() playbooks.Catalog {
 	type tail struct {
 		Tail     int  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=10000"`
 		Previous bool `json:"previous,omitempty"`
@@ -29,8 +29,8 @@ func catalogue() playbooks.Catalogue {
 		SameDigestPods int `json:"same_digest_pods"`
 	}
 	pod := []playbooks.TargetKind{playbooks.TargetPod}
-	c := playbooks.Catalogue{}
-	for _, s := range []playbooks.Spec{
+	c := playbooks.Catalog{}
+	for _, s := range []playbooks.ActionSpec{
 		{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: pod, Outputs: ctx{}},
 		{Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod},
 		{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod, Params: tail{}},
@@ -38,7 +38,7 @@ func catalogue() playbooks.Catalogue {
 		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
 		{Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod},
-		{Name: "key.revoke", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true, MinFor: time.Hour},
+		{Name: "key.revoke", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true, MinDuration: time.Hour},
 		{Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Targets: pod, Reversible: true, Params: scale{}},
 		{Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: pod, Params: text{}},
 	} {
@@ -56,7 +56,7 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
 			source, err := os.ReadFile(file)
 			require.NoError(t, err)
-			_, problems := playbooks.Load(filepath.Base(file), source, catalogue())
+			_, problems := playbooks.LoadPlaybook(filepath.Base(file), source, newTestCatalog())
 			var got strings.Builder
 			for _, p := range problems {
 				got.WriteString(p.Render(source) + "\n")
@@ -81,8 +81,8 @@ func TestEachConstructPassesAndFails(t *testing.T) {
 	for _, dir := range folders {
 		seen[filepath.Base(dir)] = true
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			require.Empty(t, checkCase(t, dir, "pass.yaml"))
-			got := checkCase(t, dir, "fail.yaml")
+			require.Empty(t, checkFixtureCase(t, dir, "pass.yaml"))
+			got := checkFixtureCase(t, dir, "fail.yaml")
 			golden := filepath.Join(dir, "fail.txt")
 			if os.Getenv("UPDATE") != "" {
 				require.NoError(t, os.WriteFile(golden, []byte(got), 0o600))
@@ -92,17 +92,17 @@ func TestEachConstructPassesAndFails(t *testing.T) {
 			require.Equal(t, string(want), got)
 		})
 	}
-	for _, kind := range playbooks.Kinds() {
+	for _, kind := range playbooks.StepKinds() {
 		require.True(t, seen[kind.Name] || kind.Name == "notify" || kind.Name == "ticket", "no case for `%s`", kind.Name)
 	}
 }
 
-// checkCase checks one of two cases of a folder, with the files that it may call.
-func checkCase(t *testing.T, dir, name string) string {
+// checkFixtureCase checks one of two cases of a folder, with the files that it may call.
+func checkFixtureCase(t *testing.T, dir, name string) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	require.NoError(t, err)
-	var sources []playbooks.Source
+	var sources []playbooks.SourceFile
 	texts := map[string][]byte{}
 	for _, file := range files {
 		base := filepath.Base(file)
@@ -111,9 +111,9 @@ func checkCase(t *testing.T, dir, name string) string {
 		}
 		texts[base], err = os.ReadFile(file)
 		require.NoError(t, err)
-		sources = append(sources, playbooks.Source{File: base, Source: texts[base]})
+		sources = append(sources, playbooks.SourceFile{File: base, Content: texts[base]})
 	}
-	_, problems := playbooks.LoadAll(sources, catalogue())
+	_, problems := playbooks.LoadPlaybooks(sources, newTestCatalog())
 	var got strings.Builder
 	for _, p := range problems {
 		got.WriteString(p.Render(texts[p.File]) + "\n")
@@ -125,7 +125,7 @@ func checkCase(t *testing.T, dir, name string) string {
 func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 	good := "playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - notify: log\n"
 	for _, broken := range []string{strings.Replace(good, "log", "lag", 1), strings.Replace(good, "steps", "stebs", 1)} {
-		programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "shipped.yaml", Source: []byte(good)}, {File: "mine.yaml", Source: []byte(broken)}}, catalogue())
+		programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "shipped.yaml", Content: []byte(good)}, {File: "mine.yaml", Content: []byte(broken)}}, newTestCatalog())
 		require.True(t, problems.HasErrors())
 		require.Len(t, programs, 1)
 		require.Equal(t, "shipped.yaml", programs[0].File)
@@ -139,10 +139,10 @@ func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
 		"  - enrich: workload\n    id: ctx\n    if: incident.total > 1\n  - notify: log\n    if: ctx.same_digest_pods > 1\n",
 		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n", "  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
 	} {
-		source := playbooks.Source{File: "p.yaml", Source: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps)}
-		_, problems := playbooks.LoadAll([]playbooks.Source{source}, catalogue())
+		source := playbooks.SourceFile{File: "p.yaml", Content: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps)}
+		_, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{source}, newTestCatalog())
 		require.True(t, problems.HasErrors(), steps)
-		program, problems := playbooks.LoadRun(source, nil, catalogue())
+		program, problems := playbooks.LoadForRun(source, nil, newTestCatalog())
 		require.NotNil(t, program, "%s: %v", steps, problems)
 	}
 }
@@ -156,7 +156,7 @@ func TestWordsAreComparedAsPeopleExpect(t *testing.T) {
 		`incident.objective startsWith "crypto" and len(incident.objective) == 13`:     true,
 	} {
 		source := "playbook: p\nmatch: { when: '" + when + "' }\nsteps:\n  - evidence: pod.logs\n"
-		program, problems := playbooks.Load("p.yaml", []byte(source), catalogue())
+		program, problems := playbooks.LoadPlaybook("p.yaml", []byte(source), newTestCatalog())
 		require.NoError(t, problems.Err(), when)
 		got, why := program.Matches(playbooks.Incident{
 			Objective: "crypto-mining", Severity: "high", Targets: []playbooks.Target{{Kind: playbooks.TargetPod}},
@@ -177,11 +177,11 @@ func FuzzLoad(f *testing.F) {
 	}
 	called, err := os.ReadFile("testdata/constructs/call/hold-pods.yaml")
 	require.NoError(f, err)
-	callee, problems := playbooks.Load("hold-pods.yaml", called, catalogue())
+	callee, problems := playbooks.LoadPlaybook("hold-pods.yaml", called, newTestCatalog())
 	require.NoError(f, problems.Err())
 	f.Fuzz(func(t *testing.T, source []byte) {
 		began := time.Now()
-		program, problems := playbooks.Load("fuzz.yaml", source, catalogue(), callee)
+		program, problems := playbooks.LoadPlaybook("fuzz.yaml", source, newTestCatalog(), callee)
 		if took := time.Since(began); took > 5*time.Second {
 			t.Fatalf("it took %s", took)
 		}
@@ -194,7 +194,7 @@ func FuzzLoad(f *testing.F) {
 		if program != nil {
 			program.Matches(playbooks.Incident{})
 			_ = playbooks.Explain(program)
-			_, _ = playbooks.LoadAll([]playbooks.Source{{File: "a.yaml", Source: source}, {File: "b.yaml", Source: source}}, catalogue())
+			_, _ = playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "a.yaml", Content: source}, {File: "b.yaml", Content: source}}, newTestCatalog())
 			_, err := json.Marshal(program.Name)
 			require.NoError(t, err)
 		}

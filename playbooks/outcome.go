@@ -25,11 +25,11 @@ var Outcomes = []Outcome{
 // are found again when the pause ends.
 const ReasonPaused = "new containments are paused"
 
-// GuardPause is the guard that refuses them.
-const GuardPause = "kill-switch"
+// GuardKillSwitch is the guard that refuses them.
+const GuardKillSwitch = "kill-switch"
 
-// Doc says what the outcome means, for people.
-func (o Outcome) Doc() string {
+// Description says what the outcome means, for people.
+func (o Outcome) Description() string {
 	switch o {
 	case OutcomeChanged:
 		return "applied, effect observed"
@@ -57,13 +57,13 @@ func (o Outcome) RunsOnFailure() bool { return o == OutcomeRefused || o == Outco
 // RunsOnDenied tells whether the step's `on_denied` runs.
 func (o Outcome) RunsOnDenied() bool { return o == OutcomeDenied }
 
-// Usable tells whether the step's outputs may be read.
-func (o Outcome) Usable() bool {
+// HasOutputs tells whether the step's outputs may be read.
+func (o Outcome) HasOutputs() bool {
 	return o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
 }
 
-// Worse is the worse of two outcomes; "" is better than any.
-func (o Outcome) Worse(other Outcome) Outcome {
+// WorseOf is the worse of two outcomes; "" is better than any.
+func (o Outcome) WorseOf(other Outcome) Outcome {
 	if outcomeRank(other) > outcomeRank(o) {
 		return other
 	}

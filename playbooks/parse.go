@@ -17,52 +17,52 @@ const (
 	MaxDepth     = 24
 )
 
-// Parse reads one playbook. It never returns a playbook without having read the whole of it; the diagnostics hold
+// ParsePlaybook reads one playbook. It never returns a playbook without having read the whole of it; the diagnostics hold
 // every problem of syntax, unknown key and malformed value.
-func Parse(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
-	p := &parser{Reader: yamlnode.Reader{File: file, ExampleStart: "begin with `playbook: NAME`"}, source: source}
-	book := &Playbook{File: file, Source: source, Hash: HashOf(source, nil), MaxPhase: 3}
+func ParsePlaybook(file string, source []byte) (*Playbook, diagnostic.Diagnostics) {
+	p := &parser{Reader: yamlnode.Reader{File: file, ExampleStart: "begin with `playbook: NAME`"}, fileContent: source}
+	book := &Playbook{File: file, SourceText: source, Hash: HashWithCallees(source, nil), MaxPhase: 3}
 	root := p.ParseDocument(source, yamlnode.Limits{MaxBytes: MaxFileBytes, MaxNodes: MaxNodes, MaxDepth: MaxDepth})
 	if root != nil {
-		p.playbook(root, book)
+		p.parsePlaybook(root, book)
 	}
 	return book, p.Problems.Sorted()
 }
 
 type parser struct {
 	yamlnode.Reader
-	count  int // of steps
-	source []byte
-	lines  []string // of the source, once they are needed
+	stepCount  int // of steps
+	fileContent []byte
+	sourceLines  []string // of the source, once they are needed
 }
 
 func (p *parser) errorf(pos Pos, code, hint, format string, args ...any) {
 	p.Errorf(pos, code, hint, format, args...)
 }
 
-// entries walks a mapping and hands over each key with its value. A duplicate key is an error at the key.
-func (p *parser) entries(n *yaml.Node, what string, read func(key, value *yaml.Node)) bool {
+// parseEntries walks a mapping and hands over each key with its value. A duplicate key is an error at the key.
+func (p *parser) parseEntries(n *yaml.Node, what string, read func(key, value *yaml.Node)) bool {
 	if n.Kind != yaml.MappingNode {
-		p.errorf(posOf(n), "type", "", "%s must be a mapping, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "%s must be a mapping, not %s", what, nodeKindName(n))
 		return false
 	}
 	p.VisitKeys(n, read)
 	return true
 }
 
-// fields walks a mapping and hands each value to the reader of its key. Unknown and duplicate keys are errors at
+// parseFields walks a mapping and hands each value to the reader of its key. Unknown and duplicate keys are errors at
 // the key.
-func (p *parser) fields(n *yaml.Node, what string, readers map[string]func(key, value *yaml.Node)) bool {
-	return p.entries(n, what, func(key, value *yaml.Node) {
+func (p *parser) parseFields(n *yaml.Node, what string, readers map[string]func(key, value *yaml.Node)) bool {
+	return p.parseEntries(n, what, func(key, value *yaml.Node) {
 		read, ok := readers[key.Value]
 		if !ok {
-			p.errorf(posOf(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(readers))), "%s has no key `%s`", what, clip(key.Value, 40))
+			p.errorf(nodePos(key), "unknown-key", diagnostic.DidYouMean(key.Value, slices.Collect(maps.Keys(readers))), "%s has no key `%s`", what, truncate(key.Value, 40))
 			return
 		}
 		read(key, value)
 	})
 }
 
-func kindName(n *yaml.Node) string { return yamlnode.DescribeKind(n) }
+func nodeKindName(n *yaml.Node) string { return yamlnode.DescribeKind(n) }
 
-func clip(s string, n int) string { return yamlnode.Truncate(s, n) }
+func truncate(s string, n int) string { return yamlnode.Truncate(s, n) }

@@ -16,140 +16,140 @@ import (
 // MaxSteps bounds the steps of one playbook.
 const MaxSteps = 500
 
-func (p *parser) steps(n *yaml.Node, path string) []Step {
+func (p *parser) parseSteps(n *yaml.Node, path string) []Step {
 	if n.Kind != yaml.SequenceNode {
-		p.errorf(posOf(n), "type", "begin each step with `- `", "`%s` must be a list of steps, not %s", lastElement(path), kindName(n))
+		p.errorf(nodePos(n), "type", "begin each step with `- `", "`%s` must be a list of steps, not %s", lastPathElement(path), nodeKindName(n))
 		return nil
 	}
 	steps := make([]Step, 0, len(n.Content))
 	for i, item := range n.Content {
-		if p.count++; p.count > MaxSteps {
-			if p.count == MaxSteps+1 {
-				p.errorf(posOf(item), "too-large", "move some into a playbook of their own and `call` it", "more than %d steps in one playbook", MaxSteps)
+		if p.stepCount++; p.stepCount > MaxSteps {
+			if p.stepCount == MaxSteps+1 {
+				p.errorf(nodePos(item), "too-large", "move some into a playbook of their own and `call` it", "more than %d steps in one playbook", MaxSteps)
 			}
 			break
 		}
-		steps = append(steps, p.step(item, fmt.Sprintf("%s[%d]", path, i)))
+		steps = append(steps, p.parseStep(item, fmt.Sprintf("%s[%d]", path, i)))
 	}
 	return steps
 }
 
-func lastElement(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
+func lastPathElement(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
 
-// stepReader reads one step. What the keys of a kind share is put together once all of them are read.
-type stepReader struct {
+// stepParser reads one step. What the keys of a kind share is put together once all of them are read.
+type stepParser struct {
 	*parser
-	s        Step
-	kinds    []string
+	parsedStep        Step
+	kindKeys    []string
 	approval Approval
-	each     ForEach
-	inner    []Step
-	reason   *Text
+	forEach     ForEach
+	nestedSteps    []Step
+	stopReason   *Template
 }
 
-func (p *parser) step(n *yaml.Node, path string) Step {
-	r := &stepReader{parser: p, s: Step{Pos: posOf(n), Path: path, keys: map[string]Pos{}}, approval: Approval{Quorum: 1}, each: ForEach{As: "item", Concurrency: 1, Max: MaxItems}}
-	readers := r.readers()
+func (p *parser) parseStep(n *yaml.Node, path string) Step {
+	r := &stepParser{parser: p, parsedStep: Step{Pos: nodePos(n), Path: path, keyPositions: map[string]Pos{}}, approval: Approval{Quorum: 1}, forEach: ForEach{Variable: "item", Concurrency: 1, MaxItems: MaxItems}}
+	readers := r.keyParsers()
 	for key, read := range readers {
-		readers[key] = func(k, v *yaml.Node) { r.s.keys[key] = posOf(k); read(k, v) }
+		readers[key] = func(k, v *yaml.Node) { r.parsedStep.keyPositions[key] = nodePos(k); read(k, v) }
 	}
-	if !p.fields(n, "a step", readers) {
-		return r.s
+	if !p.parseFields(n, "a step", readers) {
+		return r.parsedStep
 	}
-	switch len(r.kinds) {
+	switch len(r.kindKeys) {
 	case 0:
-		p.errorf(r.s.Pos, "required", "give it one of "+strings.Join(kindNames(), ", "), "the step does nothing")
-		return r.s
+		p.errorf(r.parsedStep.Pos, "required", "give it one of "+strings.Join(stepKindNames(), ", "), "the step does nothing")
+		return r.parsedStep
 	case 1:
 	default:
-		p.errorf(r.s.Pos, "conflict", "make them steps of their own", "one step cannot be `%s` at once", strings.Join(r.kinds, "` and `"))
-		return r.s
+		p.errorf(r.parsedStep.Pos, "conflict", "make them steps of their own", "one step cannot be `%s` at once", strings.Join(r.kindKeys, "` and `"))
+		return r.parsedStep
 	}
-	kind := r.kinds[0]
-	for _, key := range slices.Sorted(maps.Keys(r.s.keys)) {
-		if ok, kinds := takes(kind, key); key != kind && !ok {
+	kind := r.kindKeys[0]
+	for _, key := range slices.Sorted(maps.Keys(r.parsedStep.keyPositions)) {
+		if ok, kinds := kindAcceptsKey(kind, key); key != kind && !ok {
 			hint := "it belongs to " + strings.Join(kinds, ", ")
-			if len(r.s.Parallel)+len(r.inner) > 0 && slices.Contains([]string{"for", "with", "target", "retry"}, key) {
+			if len(r.parsedStep.Parallel)+len(r.nestedSteps) > 0 && slices.Contains([]string{"for", "with", "target", "retry"}, key) {
 				hint = "give it to the steps inside"
 			}
-			p.errorf(r.s.keys[key], "conflict", hint, "`%s` has no meaning on `%s`", key, kind)
+			p.errorf(r.parsedStep.keyPositions[key], "conflict", hint, "`%s` has no meaning on `%s`", key, kind)
 		}
 	}
-	r.finish(kind)
-	return r.s
+	r.finishStep(kind)
+	return r.parsedStep
 }
 
-// readers read the value of each key.
-func (r *stepReader) readers() map[string]func(k, v *yaml.Node) {
-	p, s, path := r.parser, &r.s, r.s.Path
-	is := func(kind string) { r.kinds = append(r.kinds, kind) }
+// keyParsers read the value of each key.
+func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
+	p, s, path := r.parser, &r.parsedStep, r.parsedStep.Path
+	is := func(kind string) { r.kindKeys = append(r.kindKeys, kind) }
 	readers := map[string]func(k, v *yaml.Node){
 		"id": func(_, v *yaml.Node) {
-			s.ID, s.IDPos = p.str(v, "id"), posOf(v)
+			s.ID, s.IDPos = p.parseString(v, "id"), nodePos(v)
 			if v.Tag == "!!str" {
-				p.named(v, "a step")
+				p.checkIdentifier(v, "a step")
 			}
 		},
-		"parallel":    func(_, v *yaml.Node) { is("parallel"); s.Parallel = p.steps(v, path+".parallel") },
-		"with":        func(_, v *yaml.Node) { s.With = p.arguments(v, "`with`") },
-		"if":          func(_, v *yaml.Node) { s.If = p.expr(v, "if") },
-		"target":      func(_, v *yaml.Node) { s.Target = p.expr(v, "target") },
-		"for":         func(k, v *yaml.Node) { s.ForPos = posOf(k); s.For = p.duration(v, "for") },
-		"on_failure":  func(_, v *yaml.Node) { s.OnFailure = p.steps(v, path+".on_failure") },
-		"on_denied":   func(_, v *yaml.Node) { s.OnDenied = p.steps(v, path+".on_denied") },
-		"retry":       func(_, v *yaml.Node) { s.Retry = p.retry(v) },
-		"timeout":     func(_, v *yaml.Node) { s.Timeout = p.duration(v, "timeout") },
-		"approval":    func(_, v *yaml.Node) { is("approval"); r.approval.Title = p.str(v, "approval") },
-		"ask":         func(_, v *yaml.Node) { r.approval.Ask = p.text(v) },
-		"from":        func(_, v *yaml.Node) { p.from(v, &r.approval) },
-		"steps":       func(_, v *yaml.Node) { r.inner = p.steps(v, path+".steps") },
-		"foreach":     func(_, v *yaml.Node) { is("foreach"); r.each.List = p.expr(v, "foreach") },
-		"as":          func(_, v *yaml.Node) { r.each.As, r.each.AsPos = p.str(v, "as"), posOf(v); p.named(v, "an element") },
-		"concurrency": func(_, v *yaml.Node) { r.each.Concurrency = p.between(v, "concurrency", 1, 10) },
-		"max":         func(_, v *yaml.Node) { r.each.Max = p.between(v, "max", 1, MaxItems) },
-		"call":        func(_, v *yaml.Node) { is("call"); s.Call = &Call{Playbook: p.str(v, "call"), Pos: posOf(v)} },
-		"wait":        func(_, v *yaml.Node) { is("wait"); s.Wait = p.wait(v) },
-		"set":         func(_, v *yaml.Node) { is("set"); s.Set = p.set(v) },
-		"stop":        func(_, v *yaml.Node) { is("stop"); s.Stop = p.stop(v) },
-		"reason":      func(_, v *yaml.Node) { r.reason = p.text(v) },
+		"parallel":    func(_, v *yaml.Node) { is("parallel"); s.Parallel = p.parseSteps(v, path+".parallel") },
+		"with":        func(_, v *yaml.Node) { s.Arguments = p.parseArguments(v, "`with`") },
+		"if":          func(_, v *yaml.Node) { s.If = p.parseExpr(v, "if") },
+		"target":      func(_, v *yaml.Node) { s.Target = p.parseExpr(v, "target") },
+		"for":         func(k, v *yaml.Node) { s.LeaseDurationPos = nodePos(k); s.LeaseDuration = p.parseDuration(v, "for") },
+		"on_failure":  func(_, v *yaml.Node) { s.OnFailure = p.parseSteps(v, path+".on_failure") },
+		"on_denied":   func(_, v *yaml.Node) { s.OnDenied = p.parseSteps(v, path+".on_denied") },
+		"retry":       func(_, v *yaml.Node) { s.Retry = p.parseRetry(v) },
+		"timeout":     func(_, v *yaml.Node) { s.Timeout = p.parseDuration(v, "timeout") },
+		"approval":    func(_, v *yaml.Node) { is("approval"); r.approval.Title = p.parseString(v, "approval") },
+		"ask":         func(_, v *yaml.Node) { r.approval.Question = p.parseTemplate(v) },
+		"from":        func(_, v *yaml.Node) { p.parseApprovers(v, &r.approval) },
+		"steps":       func(_, v *yaml.Node) { r.nestedSteps = p.parseSteps(v, path+".steps") },
+		"foreach":     func(_, v *yaml.Node) { is("foreach"); r.forEach.List = p.parseExpr(v, "foreach") },
+		"as":          func(_, v *yaml.Node) { r.forEach.Variable, r.forEach.VariablePos = p.parseString(v, "as"), nodePos(v); p.checkIdentifier(v, "an element") },
+		"concurrency": func(_, v *yaml.Node) { r.forEach.Concurrency = p.parseIntInRange(v, "concurrency", 1, 10) },
+		"max":         func(_, v *yaml.Node) { r.forEach.MaxItems = p.parseIntInRange(v, "max", 1, MaxItems) },
+		"call":        func(_, v *yaml.Node) { is("call"); s.Call = &PlaybookCall{Playbook: p.parseString(v, "call"), Pos: nodePos(v)} },
+		"wait":        func(_, v *yaml.Node) { is("wait"); s.Wait = p.parseWait(v) },
+		"set":         func(_, v *yaml.Node) { is("set"); s.Assignments = p.parseAssignments(v) },
+		"stop":        func(_, v *yaml.Node) { is("stop"); s.Stop = p.parseStop(v) },
+		"reason":      func(_, v *yaml.Node) { r.stopReason = p.parseTemplate(v) },
 		"on_timeout": func(_, v *yaml.Node) {
-			if r.approval.OnTimeout = p.str(v, "on_timeout"); r.approval.OnTimeout != "deny" {
-				p.errorf(posOf(v), "value", "write `on_timeout: deny`", "`on_timeout` can only be `deny`: silence permits nothing")
+			if r.approval.OnTimeout = p.parseString(v, "on_timeout"); r.approval.OnTimeout != "deny" {
+				p.errorf(nodePos(v), "value", "write `on_timeout: deny`", "`on_timeout` can only be `deny`: silence permits nothing")
 			}
 		},
 	}
 	for _, verb := range Verbs {
 		readers[string(verb)] = func(_, v *yaml.Node) {
 			is(string(verb))
-			s.Verb, s.Action, s.ActionPos = verb, p.str(v, string(verb)), posOf(v)
+			s.Verb, s.Action, s.ActionPos = verb, p.parseString(v, string(verb)), nodePos(v)
 		}
 	}
 	return readers
 }
 
-// finish puts together what a kind's keys said, and reports what is missing.
-func (r *stepReader) finish(kind string) {
-	s := &r.s
-	given := func(key string) bool { _, ok := s.keys[key]; return ok }
+// finishStep puts together what a kind's keys said, and reports what is missing.
+func (r *stepParser) finishStep(kind string) {
+	s := &r.parsedStep
+	given := func(key string) bool { _, ok := s.keyPositions[key]; return ok }
 	switch kind {
 	case "parallel":
 		if len(s.Parallel) == 0 {
 			s.Parallel = []Step{}
-			r.errorf(s.keys["parallel"], "required", "put at least one step under it", "`parallel` runs nothing")
+			r.errorf(s.keyPositions["parallel"], "required", "put at least one step under it", "`parallel` runs nothing")
 		}
 	case "foreach":
-		s.ForEach = &r.each
-		if s.ForEach.Steps = r.inner; len(r.inner) == 0 {
+		s.ForEach = &r.forEach
+		if s.ForEach.Steps = r.nestedSteps; len(r.nestedSteps) == 0 {
 			r.errorf(s.Pos, "required", "put what is done for each element under `steps`", "the loop does nothing")
 		}
 	case "stop":
 		if s.Stop == nil {
 			s.Stop = &Stop{}
 		}
-		s.Stop.Reason = r.reason
+		s.Stop.Reason = r.stopReason
 	case "approval":
 		a := &r.approval
-		s.Approval, a.Steps, a.Timeout = a, r.inner, s.Timeout
+		s.Approval, a.Steps, a.Timeout = a, r.nestedSteps, s.Timeout
 		if !given("from") {
 			r.errorf(s.Pos, "required", "say who may approve: `from: {groups: [NAME], quorum: 1}`", "`from` is missing")
 		}
@@ -168,43 +168,43 @@ func (r *stepReader) finish(kind string) {
 	}
 }
 
-func (p *parser) retry(n *yaml.Node) *Retry {
+func (p *parser) parseRetry(n *yaml.Node) *Retry {
 	r := &Retry{Attempts: 3, Backoff: time.Second}
-	p.fields(n, "`retry`", map[string]func(k, v *yaml.Node){
-		"attempts": func(_, v *yaml.Node) { r.Attempts = p.between(v, "attempts", 1, 20) },
-		"backoff":  func(_, v *yaml.Node) { r.Backoff = p.duration(v, "backoff") },
+	p.parseFields(n, "`retry`", map[string]func(k, v *yaml.Node){
+		"attempts": func(_, v *yaml.Node) { r.Attempts = p.parseIntInRange(v, "attempts", 1, 20) },
+		"backoff":  func(_, v *yaml.Node) { r.Backoff = p.parseDuration(v, "backoff") },
 	})
 	return r
 }
 
-// wait reads `wait: 10m` or `wait: {until: …, timeout: 10m}`.
-func (p *parser) wait(n *yaml.Node) *Wait {
+// parseWait reads `wait: 10m` or `wait: {until: …, timeout: 10m}`.
+func (p *parser) parseWait(n *yaml.Node) *Wait {
 	w := &Wait{}
 	if n.Kind != yaml.MappingNode {
-		w.For = p.duration(n, "wait")
+		w.Duration = p.parseDuration(n, "wait")
 		return w
 	}
-	p.fields(n, "`wait`", map[string]func(k, v *yaml.Node){
-		"until":   func(_, v *yaml.Node) { w.Until = p.expr(v, "until") },
-		"timeout": func(_, v *yaml.Node) { w.Timeout = p.duration(v, "timeout") },
+	p.parseFields(n, "`wait`", map[string]func(k, v *yaml.Node){
+		"until":   func(_, v *yaml.Node) { w.Until = p.parseExpr(v, "until") },
+		"timeout": func(_, v *yaml.Node) { w.Timeout = p.parseDuration(v, "timeout") },
 	})
 	if w.Until == nil {
-		p.errorf(posOf(n), "required", "say `until: EXPRESSION`, or only a duration: `wait: 10m`", "`wait` has no `until`")
+		p.errorf(nodePos(n), "required", "say `until: EXPRESSION`, or only a duration: `wait: 10m`", "`wait` has no `until`")
 	}
 	if w.Timeout == 0 {
-		p.errorf(posOf(n), "required", "say how long at most: `timeout: 10m`", "`wait` has no `timeout`")
+		p.errorf(nodePos(n), "required", "say how long at most: `timeout: 10m`", "`wait` has no `timeout`")
 	}
 	return w
 }
 
-func (p *parser) set(n *yaml.Node) []Argument {
-	args := p.arguments(n, "`set`")
+func (p *parser) parseAssignments(n *yaml.Node) []Argument {
+	args := p.parseArguments(n, "`set`")
 	if n.Kind == yaml.MappingNode && len(args) == 0 {
-		p.errorf(posOf(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pods > 1}\"}`", "`set` names nothing")
+		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pods > 1}\"}`", "`set` names nothing")
 	}
 	for _, a := range args {
-		if !identifier.MatchString(a.Name) {
-			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "`%s` is not the name of a value", clip(a.Name, 40))
+		if !identifierPattern.MatchString(a.Name) {
+			p.errorf(a.Pos, "name", "use letters, digits and `_`, with a letter first", "`%s` is not the name of a value", truncate(a.Name, 40))
 		}
 	}
 	if args == nil {
@@ -213,14 +213,14 @@ func (p *parser) set(n *yaml.Node) []Argument {
 	return args
 }
 
-func (p *parser) stop(n *yaml.Node) *Stop {
-	s := &Stop{Outcome: Outcome(p.str(n, "stop")), Pos: posOf(n)}
+func (p *parser) parseStop(n *yaml.Node) *Stop {
+	s := &Stop{Outcome: Outcome(p.parseString(n, "stop")), Pos: nodePos(n)}
 	if n.Tag == "!!str" && !slices.Contains(StopOutcomes, s.Outcome) {
 		var known []string
 		for _, o := range StopOutcomes {
 			known = append(known, string(o))
 		}
-		p.errorf(posOf(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop as `%s`", clip(n.Value, 40))
+		p.errorf(nodePos(n), "value", diagnostic.DidYouMean(n.Value, known), "a playbook cannot stop as `%s`", truncate(n.Value, 40))
 	}
 	return s
 }

@@ -9,141 +9,141 @@ import (
 	"stanch/sensors/duration"
 )
 
-func (p *parser) str(n *yaml.Node, what string) string {
+func (p *parser) parseString(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
-		p.errorf(posOf(n), "type", "", "`%s` must be a string, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a string, not %s", what, nodeKindName(n))
 		return ""
 	}
 	return n.Value
 }
 
-func (p *parser) strings(n *yaml.Node, what string) []string {
+func (p *parser) parseStrings(n *yaml.Node, what string) []string {
 	if n.Kind == yaml.ScalarNode {
-		return []string{p.str(n, what)}
+		return []string{p.parseString(n, what)}
 	}
 	if n.Kind != yaml.SequenceNode {
-		p.errorf(posOf(n), "type", "", "`%s` must be a string or a list of strings, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a string or a list of strings, not %s", what, nodeKindName(n))
 		return nil
 	}
 	var out []string
 	for _, item := range n.Content {
-		out = append(out, p.str(item, what))
+		out = append(out, p.parseString(item, what))
 	}
 	return out
 }
 
-func (p *parser) integer(n *yaml.Node, what string) int {
+func (p *parser) parseInt(n *yaml.Node, what string) int {
 	var i int
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || n.Decode(&i) != nil {
-		p.errorf(posOf(n), "type", "", "`%s` must be a whole number, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a whole number, not %s", what, nodeKindName(n))
 	}
 	return i
 }
 
-// between reads a whole number with bounds.
-func (p *parser) between(n *yaml.Node, what string, low, high int) int {
+// parseIntInRange reads a whole number with bounds.
+func (p *parser) parseIntInRange(n *yaml.Node, what string, low, high int) int {
 	before := len(p.Problems)
-	i := p.integer(n, what)
+	i := p.parseInt(n, what)
 	if len(p.Problems) == before && (i < low || i > high) {
-		p.errorf(posOf(n), "range", "", "`%s` must be from %d to %d", what, low, high)
+		p.errorf(nodePos(n), "range", "", "`%s` must be from %d to %d", what, low, high)
 	}
 	return min(max(i, low), high)
 }
 
-func (p *parser) boolean(n *yaml.Node, what string) bool {
+func (p *parser) parseBool(n *yaml.Node, what string) bool {
 	var b bool
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Decode(&b) != nil {
-		p.errorf(posOf(n), "type", "", "`%s` must be `true` or `false`, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be `true` or `false`, not %s", what, nodeKindName(n))
 	}
 	return b
 }
 
-func (p *parser) number(n *yaml.Node, what string) *float64 {
+func (p *parser) parseNumber(n *yaml.Node, what string) *float64 {
 	var f float64
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" && n.Tag != "!!float" || n.Decode(&f) != nil {
-		p.errorf(posOf(n), "type", "", "`%s` must be a number, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be a number, not %s", what, nodeKindName(n))
 		return nil
 	}
 	return &f
 }
 
-// words are strings with their places.
-func (p *parser) words(n *yaml.Node, what string) []Word {
+// parseIdentifiers are strings with their places.
+func (p *parser) parseIdentifiers(n *yaml.Node, what string) []Identifier {
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
 		nodes = n.Content
 	}
-	texts := p.strings(n, what)
-	out := make([]Word, 0, len(texts))
+	texts := p.parseStrings(n, what)
+	out := make([]Identifier, 0, len(texts))
 	for i, text := range texts {
-		out = append(out, Word{text, posOf(nodes[i])})
+		out = append(out, Identifier{text, nodePos(nodes[i])})
 	}
 	return out
 }
 
-func (p *parser) duration(n *yaml.Node, what string) time.Duration {
+func (p *parser) parseDuration(n *yaml.Node, what string) time.Duration {
 	d, err := duration.Parse(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || d <= 0 {
-		p.errorf(posOf(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "duration", "write for example `90s`, `15m` or `1d`", "`%s` must be a duration, not %s", what, nodeKindName(n))
 		return 0
 	}
 	if d > 30*24*time.Hour {
-		p.errorf(posOf(n), "range", "", "`%s` is longer than 30 days", what)
+		p.errorf(nodePos(n), "range", "", "`%s` is longer than 30 days", what)
 	}
 	return d
 }
 
-// contentPos is where the text of a scalar begins: behind its quote.
-func (p *parser) contentPos(n *yaml.Node) Pos {
-	pos := posOf(n)
+// scalarContentPos is where the text of a scalar begins: behind its quote.
+func (p *parser) scalarContentPos(n *yaml.Node) Pos {
+	pos := nodePos(n)
 	switch n.Style {
 	case yaml.DoubleQuotedStyle, yaml.SingleQuotedStyle:
 		pos.Column++
 	case yaml.LiteralStyle, yaml.FoldedStyle:
 		pos.Line++
-		pos.Column = p.indent(pos.Line)
+		pos.Column = p.indentColumn(pos.Line)
 	default: // plain: its text begins where it does
 	}
 	return pos
 }
 
-// indent is the column in which a line's text begins.
-func (p *parser) indent(line int) int {
-	if p.lines == nil {
-		p.lines = strings.Split(string(p.source), "\n")
+// indentColumn is the column in which a line's text begins.
+func (p *parser) indentColumn(line int) int {
+	if p.sourceLines == nil {
+		p.sourceLines = strings.Split(string(p.fileContent), "\n")
 	}
-	if line < 1 || line > len(p.lines) {
+	if line < 1 || line > len(p.sourceLines) {
 		return 1
 	}
-	return len(p.lines[line-1]) - len(strings.TrimLeft(p.lines[line-1], " ")) + 1
+	return len(p.sourceLines[line-1]) - len(strings.TrimLeft(p.sourceLines[line-1], " ")) + 1
 }
 
-// expr reads a value that is an expression as a whole, with or without `${…}` around it.
-func (p *parser) expr(n *yaml.Node, what string) *Expr {
+// parseExpr reads a value that is an expression as a whole, with or without `${…}` around it.
+func (p *parser) parseExpr(n *yaml.Node, what string) *Expr {
 	if strings.HasPrefix(n.Tag, "!") && !strings.HasPrefix(n.Tag, "!!") {
-		p.errorf(posOf(n), "type", "put the expression into quotes", "`%s` begins with `!`, which is a tag to YAML", what)
+		p.errorf(nodePos(n), "type", "put the expression into quotes", "`%s` begins with `!`, which is a tag to YAML", what)
 		return nil
 	}
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
-		p.errorf(posOf(n), "type", "", "`%s` must be an expression, not %s", what, kindName(n))
+		p.errorf(nodePos(n), "type", "", "`%s` must be an expression, not %s", what, nodeKindName(n))
 		return nil
 	}
-	pos, source := p.contentPos(n), n.Value
+	pos, source := p.scalarContentPos(n), n.Value
 	if trimmed := strings.TrimSpace(source); strings.HasPrefix(trimmed, "${") && strings.HasSuffix(trimmed, "}") {
 		pos.Column += strings.Index(source, "${") + 2
 		source = trimmed[2 : len(trimmed)-1]
 	}
 	if strings.TrimSpace(source) == "" {
-		p.errorf(posOf(n), "type", "", "`%s` is an empty expression", what)
+		p.errorf(nodePos(n), "type", "", "`%s` is an empty expression", what)
 		return nil
 	}
 	return &Expr{Source: source, Pos: pos}
 }
 
-// text splits a string at its `${…}`. A `$${` stands for a plain `${`.
-func (p *parser) text(n *yaml.Node) *Text {
-	s := p.str(n, "a text")
-	t := &Text{Pos: p.contentPos(n)}
+// parseTemplate splits a string at its `${…}`. A `$${` stands for a plain `${`.
+func (p *parser) parseTemplate(n *yaml.Node) *Template {
+	s := p.parseString(n, "a text")
+	t := &Template{Pos: p.scalarContentPos(n)}
 	literal := strings.Builder{}
 	for i := 0; i < len(s); {
 		switch {
@@ -151,16 +151,16 @@ func (p *parser) text(n *yaml.Node) *Text {
 			literal.WriteString("${")
 			i += 3
 		case strings.HasPrefix(s[i:], "${"):
-			end := closing(s[i+2:])
+			end := findClosingBrace(s[i+2:])
 			if end < 0 {
-				p.errorf(offset(t.Pos, s, i), "expression", "close it with `}`", "`${` is not closed")
+				p.errorf(posAtByte(t.Pos, s, i), "expression", "close it with `}`", "`${` is not closed")
 				return t
 			}
 			if literal.Len() > 0 {
-				t.Parts = append(t.Parts, TextPart{Literal: literal.String()})
+				t.Parts = append(t.Parts, TemplatePart{Literal: literal.String()})
 				literal.Reset()
 			}
-			t.Parts = append(t.Parts, TextPart{Expr: &Expr{Source: s[i+2 : i+2+end], Pos: offset(t.Pos, s, i+2)}})
+			t.Parts = append(t.Parts, TemplatePart{Expr: &Expr{Source: s[i+2 : i+2+end], Pos: posAtByte(t.Pos, s, i+2)}})
 			i += 2 + end + 1
 		default:
 			literal.WriteByte(s[i])
@@ -168,13 +168,13 @@ func (p *parser) text(n *yaml.Node) *Text {
 		}
 	}
 	if literal.Len() > 0 {
-		t.Parts = append(t.Parts, TextPart{Literal: literal.String()})
+		t.Parts = append(t.Parts, TemplatePart{Literal: literal.String()})
 	}
 	return t
 }
 
-// offset is the place of byte i of a text that begins at pos.
-func offset(pos Pos, s string, i int) Pos {
+// posAtByte is the place of byte i of a text that begins at pos.
+func posAtByte(pos Pos, s string, i int) Pos {
 	before := s[:i]
 	if nl := strings.LastIndexByte(before, '\n'); nl >= 0 {
 		return Pos{Line: pos.Line + strings.Count(before, "\n"), Column: pos.Column + len([]rune(before[nl+1:]))} // lines of a block begin in one column
@@ -182,8 +182,8 @@ func offset(pos Pos, s string, i int) Pos {
 	return Pos{Line: pos.Line, Column: pos.Column + len([]rune(before))}
 }
 
-// closing finds the brace that ends an expression, passing over braces inside of it and its strings.
-func closing(s string) int {
+// findClosingBrace finds the brace that ends an expression, passing over braces inside of it and its strings.
+func findClosingBrace(s string) int {
 	depth := 0
 	var quote byte
 	for i := 0; i < len(s); i++ {
@@ -208,25 +208,25 @@ func closing(s string) int {
 	return -1
 }
 
-func (p *parser) arguments(n *yaml.Node, what string) []Argument {
+func (p *parser) parseArguments(n *yaml.Node, what string) []Argument {
 	var args []Argument
-	p.entries(n, what, func(key, value *yaml.Node) {
-		args = append(args, Argument{Name: key.Value, Pos: posOf(key), Value: p.value(value)})
+	p.parseEntries(n, what, func(key, value *yaml.Node) {
+		args = append(args, Argument{Name: key.Value, Pos: nodePos(key), Value: p.parseValue(value)})
 	})
 	return args
 }
 
-func (p *parser) value(n *yaml.Node) Value {
-	v := Value{Pos: posOf(n)}
+func (p *parser) parseValue(n *yaml.Node) Value {
+	v := Value{Pos: nodePos(n)}
 	switch n.Kind {
 	case yaml.SequenceNode:
 		v.IsList = true
 		for _, item := range n.Content {
-			v.List = append(v.List, p.value(item))
+			v.List = append(v.List, p.parseValue(item))
 		}
 	case yaml.MappingNode:
 		v.IsMap = true
-		v.Map = p.arguments(n, "this")
+		v.Map = p.parseArguments(n, "this")
 	default:
 		switch n.Tag {
 		case "!!str":
@@ -234,16 +234,16 @@ func (p *parser) value(n *yaml.Node) Value {
 				v.Literal = n.Value
 				break
 			}
-			t := p.text(n)
+			t := p.parseTemplate(n)
 			if len(t.Parts) == 1 && t.Parts[0].Expr != nil {
 				v.Expr = t.Parts[0].Expr
 			} else {
-				v.Text = t
+				v.Template = t
 			}
 		case "!!int":
 			var i int
 			if n.Decode(&i) != nil {
-				p.errorf(v.Pos, "range", "", "the number %s is out of range", clip(n.Value, 40))
+				p.errorf(v.Pos, "range", "", "the number %s is out of range", truncate(n.Value, 40))
 			}
 			v.Literal = i
 		case "!!float":

@@ -9,22 +9,22 @@ import (
 	"stanch/sensors/diagnostic"
 )
 
-// replace marks the shipped playbooks that a user's playbook replaces, and warns where a replacement does less.
-func (l *loader) replace(programs []*Program) {
+// markReplaced marks the shipped playbooks that a user's playbook replaces, and warns where a replacement does less.
+func (l *loader) markReplaced(programs []*Program) {
 	shipped := map[string]*Program{}
 	for _, p := range programs {
 		if p.Shipped {
 			shipped[p.Name] = p
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(l.books)) {
-		if book := l.books[name]; !book.Shipped && l.done[name] == nil && shipped[book.Replaces.Text] != nil {
-			l.add(book, book.Replaces.Pos, "replaced", "correct this one", fmt.Sprintf("the shipped playbook `%s` stays in force until then", book.Replaces.Text))
+	for _, name := range slices.Sorted(maps.Keys(l.playbooksByName)) {
+		if book := l.playbooksByName[name]; !book.Shipped && l.programsByName[name] == nil && shipped[book.Replaces.Text] != nil {
+			l.addError(book, book.Replaces.Pos, "replaced", "correct this one", fmt.Sprintf("the shipped playbook `%s` stays in force until then", book.Replaces.Text))
 		}
 	}
 	for _, p := range programs {
-		if was := l.shipped[p.Name]; !p.Shipped && was != nil {
-			l.lost(p, p.NamePos, was, nil)
+		if was := l.shippedByName[p.Name]; !p.Shipped && was != nil {
+			l.warnLostSafeguards(p, p.NamePos, was, nil)
 		}
 		name := p.Replaces.Text
 		if name == "" {
@@ -32,25 +32,25 @@ func (l *loader) replace(programs []*Program) {
 		}
 		was := shipped[name]
 		switch {
-		case was == nil && l.shipped[name] != nil:
-			l.warn(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("the shipped playbook `%s` is replaced already by yours of that name", name))
-		case was == nil && len(l.shipped) == 0:
+		case was == nil && l.shippedByName[name] != nil:
+			l.addWarning(p.Playbook, p.Replaces.Pos, "replaces", "remove `replaces`", fmt.Sprintf("the shipped playbook `%s` is replaced already by yours of that name", name))
+		case was == nil && len(l.shippedByName) == 0:
 			// The library is off, or is not known here: there is nothing to replace.
 		case was == nil:
-			l.add(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedNames()), fmt.Sprintf("no shipped playbook has the name `%s`", name))
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces", diagnostic.DidYouMean(name, l.shippedPlaybookNames()), fmt.Sprintf("no shipped playbook has the name `%s`", name))
 		case was.Match == nil:
-			l.add(p.Playbook, p.Replaces.Pos, "replaces", fmt.Sprintf("name yours `%s` if the playbooks that call it are to call yours", name),
+			l.addError(p.Playbook, p.Replaces.Pos, "replaces", fmt.Sprintf("name yours `%s` if the playbooks that call it are to call yours", name),
 				fmt.Sprintf("no incident starts `%s`: other playbooks call it", name))
 		default:
 			was.ReplacedBy = p.Name
-			l.lost(p, p.Replaces.Pos, was.Playbook, was)
+			l.warnLostSafeguards(p, p.Replaces.Pos, was.Playbook, was)
 		}
 	}
 }
 
-func (l *loader) shippedNames() []string {
+func (l *loader) shippedPlaybookNames() []string {
 	var names []string
-	for name, book := range l.shipped {
+	for name, book := range l.shippedByName {
 		if book.Match != nil {
 			names = append(names, name)
 		}
@@ -59,13 +59,13 @@ func (l *loader) shippedNames() []string {
 	return names
 }
 
-// lost warns of evidence, approvals and containments that the replaced playbook has and its replacement has not.
+// warnLostSafeguards warns of evidence, approvals and containments that the replaced playbook has and its replacement has not.
 // program is the replaced one where it was loaded; else its callees are taken from those of the new one.
-func (l *loader) lost(p *Program, pos Pos, was *Playbook, program *Program) {
+func (l *loader) warnLostSafeguards(p *Program, pos Pos, was *Playbook, program *Program) {
 	does := func(books ...*Playbook) map[string]bool {
 		found := map[string]bool{}
 		for _, b := range books {
-			walk(slices.Concat(b.Steps, b.Finally), func(s *Step) {
+			walkSteps(slices.Concat(b.Steps, b.Finally), func(s *Step) {
 				switch {
 				case s.Approval != nil:
 					found["approval"] = true
@@ -78,18 +78,18 @@ func (l *loader) lost(p *Program, pos Pos, was *Playbook, program *Program) {
 	}
 	old := []*Playbook{was}
 	if program != nil {
-		for _, callee := range program.Called() {
+		for _, callee := range program.TransitiveCallees() {
 			old = append(old, callee.Playbook)
 		}
 	} else {
-		walk(was.Steps, func(s *Step) {
-			if s.Call != nil && l.books[s.Call.Playbook] != nil {
-				old = append(old, l.books[s.Call.Playbook])
+		walkSteps(was.Steps, func(s *Step) {
+			if s.Call != nil && l.playbooksByName[s.Call.Playbook] != nil {
+				old = append(old, l.playbooksByName[s.Call.Playbook])
 			}
 		})
 	}
 	own := []*Playbook{p.Playbook}
-	for _, callee := range p.Called() {
+	for _, callee := range p.TransitiveCallees() {
 		own = append(own, callee.Playbook)
 	}
 	now := does(own...)
@@ -103,43 +103,43 @@ func (l *loader) lost(p *Program, pos Pos, was *Playbook, program *Program) {
 		return
 	}
 	slices.Sort(missing)
-	l.warn(p.Playbook, pos, "replacement", "add what is missing, or accept that it no longer happens",
+	l.addWarning(p.Playbook, pos, "replacement", "add what is missing, or accept that it no longer happens",
 		fmt.Sprintf("it replaces the shipped playbook `%s` and lacks its %s", was.Name, strings.Join(missing, ", ")))
 }
 
-func (l *loader) warn(book *Playbook, pos Pos, code, hint, message string) {
-	l.add(book, pos, code, hint, message)
+func (l *loader) addWarning(book *Playbook, pos Pos, code, hint, message string) {
+	l.addError(book, pos, code, hint, message)
 	l.problems[len(l.problems)-1].Severity = "warning"
 }
 
-// Overlap is two playbooks that may match one incident and both contain.
-type Overlap struct {
+// PlaybookOverlap is two playbooks that may match one incident and both contain.
+type PlaybookOverlap struct {
 	First, Second *Program // First runs; Second if First is refused or fails before it contains anything
-	Why           string
+	Reason           string
 }
 
-// Overlaps finds the pairs of playbooks that may match one incident and both contain, where at least one is a user's. It
+// FindOverlaps finds the pairs of playbooks that may match one incident and both contain, where at least one is a user's. It
 // compares objectives only: whether two conditions can hold at once is not computed.
-func Overlaps(programs []*Program) []Overlap {
+func FindOverlaps(programs []*Program) []PlaybookOverlap {
 	sorted := slices.Clone(programs)
-	slices.SortStableFunc(sorted, before)
-	var out []Overlap
+	slices.SortStableFunc(sorted, comparePrecedence)
+	var out []PlaybookOverlap
 	for i, a := range sorted {
 		for _, b := range sorted[i+1:] {
-			if a.Shipped && b.Shipped || !a.selectable() || !b.selectable() || !share(a.Match.Objectives, b.Match.Objectives) {
+			if a.Shipped && b.Shipped || !a.isSelectable() || !b.isSelectable() || !sharesObjective(a.Match.Objectives, b.Match.Objectives) {
 				continue
 			}
-			out = append(out, Overlap{First: a, Second: b, Why: a.precedes(b)})
+			out = append(out, PlaybookOverlap{First: a, Second: b, Reason: a.precedenceReason(b)})
 		}
 	}
 	return out
 }
 
-func (p *Program) selectable() bool { return p.Match != nil && p.ReplacedBy == "" && p.Contains() }
+func (p *Program) isSelectable() bool { return p.Match != nil && p.ReplacedBy == "" && p.CanContain() }
 
-// share reports whether some objective is in both lists; an empty list has all.
-func share(a, b []Word) bool {
-	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(x Word) bool {
-		return slices.ContainsFunc(b, func(y Word) bool { return x.Text == y.Text })
+// sharesObjective reports whether some objective is in both lists; an empty list has all.
+func sharesObjective(a, b []Identifier) bool {
+	return len(a) == 0 || len(b) == 0 || slices.ContainsFunc(a, func(x Identifier) bool {
+		return slices.ContainsFunc(b, func(y Identifier) bool { return x.Text == y.Text })
 	})
 }

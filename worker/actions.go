@@ -37,7 +37,7 @@ func Actions(p Parts) []activities.Action {
 }
 
 // Catalogue is the specs of every action.
-func Catalogue() playbooks.Catalogue {
+func Catalogue() playbooks.Catalog {
 	return ActionSet().Catalogue()
 }
 

@@ -13,7 +13,7 @@ func TestEveryReversibleActionSaysWhatEndsIt(t *testing.T) {
 	for _, action := range worker.Actions(worker.Parts{}) {
 		if spec := action.Spec(); spec.Reversible {
 			reversible++
-			require.NotEmpty(t, spec.Ends.String(), spec.Name)
+			require.NotEmpty(t, spec.EndMechanism.String(), spec.Name)
 		}
 	}
 	require.NotZero(t, reversible)

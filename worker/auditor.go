@@ -26,7 +26,7 @@ type Auditor struct {
 	Archive   archive.Store
 	Converter converter.DataConverter
 	Keys      attestation.Keyring
-	Catalogue playbooks.Catalogue
+	Catalogue playbooks.Catalog
 	Evidence  *activities.EvidenceStore
 	line      queue // of ArchiveClosed, which is called by one at a time
 }
@@ -168,7 +168,7 @@ func (a *Auditor) Record(ctx context.Context, incident string, anonymise bool) (
 	}
 	r, err := recorder.From(live, incident, a.Converter)
 	if err == nil && anonymise {
-		r, err = recording.Anonymise(r)
+		r, err = recording.Anonymize(r)
 	}
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names the incident

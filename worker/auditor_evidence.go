@@ -54,8 +54,8 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []
 		switch {
 		case !inManifest[key(e.EvidenceRef)]:
 			differ(e.Ref, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
-		case e.Entry != "" && !m.has(incident, e.Entry):
-			differ(e.Ref, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.Entry)
+		case e.ManifestEntryHash != "" && !m.has(incident, e.ManifestEntryHash):
+			differ(e.Ref, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.ManifestEntryHash)
 		}
 		if _, err := a.Evidence.Open(e.SHA256); err != nil {
 			differ(e.Ref, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)

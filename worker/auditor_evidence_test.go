@@ -86,7 +86,7 @@ func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
 	require.NoError(t, os.Remove(c.manifest(told)))
 	_, err := c.Evidence.Put(t.Context(), told, "pod.logs", "pod:1", activities.Piece{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
-	require.Contains(t, c.differences(), "evidence log.txt was entered into the manifest as line "+c.story.Evidence[0].Entry)
+	require.Contains(t, c.differences(), "evidence log.txt was entered into the manifest as line "+c.story.Evidence[0].ManifestEntryHash)
 }
 
 func TestTheManifestOfALeaseThatWasJoinedIsReadToo(t *testing.T) {

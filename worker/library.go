@@ -17,7 +17,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/library"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/attestation"
 	"stanch/worker/config"
@@ -32,7 +32,7 @@ type Library struct {
 	Authority activities.Authority
 
 	config    *config.Config // nil: the playbooks were given and never change
-	catalogue playbooks.Catalogue
+	catalogue playbooks.Catalog
 
 	mu       sync.Mutex
 	programs []*playbooks.Program
@@ -49,7 +49,7 @@ func LibraryOf(authority activities.Authority, programs ...*playbooks.Program) *
 
 // LoadLibrary loads the shipped playbooks that the configuration leaves on, and those of its folders. A user's playbook
 // replaces a shipped one of its name, or the one that it `replaces`.
-func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, diagnostic.Diagnostics, error) {
+func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
 	l := &Library{config: c, catalogue: catalogue, valid: map[string][]byte{}}
 	stamp, err := l.stampOf()
 	if err == nil {
@@ -64,7 +64,7 @@ func LoadLibrary(c *config.Config, catalogue playbooks.Catalogue) (*Library, dia
 
 // LoadBeside loads playbooks with those that a configuration uses: the shipped ones that it leaves on, and its folders.
 // A file that is given and lies in one of the folders counts once.
-func LoadBeside(c *config.Config, given []playbooks.Source, catalogue playbooks.Catalogue) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
+func LoadBeside(c *config.Config, given []playbooks.SourceFile, catalogue playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
 	sources, problems := shippedSources(c.Library)
 	l := &Library{config: c}
 	own, err := l.own()
@@ -77,24 +77,24 @@ func LoadBeside(c *config.Config, given []playbooks.Source, catalogue playbooks.
 		return errX == nil && errY == nil && os.SameFile(x, y)
 	}
 	for _, s := range own {
-		if !slices.ContainsFunc(given, func(g playbooks.Source) bool { return same(g.File, s.File) }) {
+		if !slices.ContainsFunc(given, func(g playbooks.SourceFile) bool { return same(g.File, s.File) }) {
 			sources = append(sources, s)
 		}
 	}
-	programs, found := playbooks.LoadAll(append(sources, given...), catalogue)
+	programs, found := playbooks.LoadPlaybooks(append(sources, given...), catalogue)
 	return programs, append(problems, found...), nil
 }
 
 // shippedSources are the shipped playbooks that the configuration leaves on. One that only `call` runs is always there:
 // others need it.
-func shippedSources(c config.Library) ([]playbooks.Source, diagnostic.Diagnostics) {
+func shippedSources(c config.Library) ([]playbooks.SourceFile, diagnostic.Diagnostics) {
 	if c.Enabled != nil && !*c.Enabled {
 		return nil, nil
 	}
 	var names []string
-	var out []playbooks.Source
-	for _, s := range library.Sources() {
-		book, _ := playbooks.Parse(s.File, s.Source)
+	var out []playbooks.SourceFile
+	for _, s := range library.PlaybookSources() {
+		book, _ := playbooks.ParsePlaybook(s.File, s.Content)
 		names = append(names, book.Name)
 		on := !slices.Contains(c.Except, book.Name) && (len(c.Only) == 0 || slices.Contains(c.Only, book.Name))
 		if on || book.Match == nil {
@@ -123,7 +123,7 @@ func files(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list playbooks in %s: %w", dir, err)
 	}
-	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, scenario.Suffix) }), nil
+	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, testspec.TestFileSuffix) }), nil
 }
 
 // stampOf changes with the name, size or time of any file of the folders.
@@ -155,33 +155,33 @@ func (l *Library) load(stamp string) error {
 	if err != nil {
 		return err
 	}
-	programs, found := playbooks.LoadAll(slices.Concat(sources, own), l.catalogue)
+	programs, found := playbooks.LoadPlaybooks(slices.Concat(sources, own), l.catalogue)
 	// An edit that is not valid takes nothing out of force: what it was before goes on. A file that is gone has no version
 	// to go on with, also if it comes back.
 	maps.DeleteFunc(l.valid, func(file string, _ []byte) bool {
-		return !slices.ContainsFunc(own, func(s playbooks.Source) bool { return s.File == file })
+		return !slices.ContainsFunc(own, func(s playbooks.SourceFile) bool { return s.File == file })
 	})
 	kept := slices.Clone(own)
 	for i, s := range own {
 		was := l.valid[s.File]
 		if slices.ContainsFunc(found, func(d diagnostic.Diagnostic) bool { return d.File == s.File && d.Severity == "error" }) {
 			if was != nil {
-				kept[i].Source = was
+				kept[i].Content = was
 			}
 			continue
 		}
-		l.valid[s.File] = s.Source
+		l.valid[s.File] = s.Content
 	}
 	if l.known {
-		programs, _ = playbooks.LoadAll(slices.Concat(sources, kept), l.catalogue)
+		programs, _ = playbooks.LoadPlaybooks(slices.Concat(sources, kept), l.catalogue)
 	}
 	l.programs, l.problems, l.stamp = programs, append(problems, found...), stamp
 	return nil
 }
 
 // own reads the files of the configuration's folders.
-func (l *Library) own() ([]playbooks.Source, error) {
-	var own []playbooks.Source
+func (l *Library) own() ([]playbooks.SourceFile, error) {
+	var own []playbooks.SourceFile
 	for _, dir := range l.config.Playbooks {
 		found, err := files(dir)
 		if err != nil {
@@ -192,7 +192,7 @@ func (l *Library) own() ([]playbooks.Source, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read playbook %s: %w", filepath.Join(dir, f), err)
 			}
-			own = append(own, playbooks.Source{File: filepath.Join(dir, f), Source: raw})
+			own = append(own, playbooks.SourceFile{File: filepath.Join(dir, f), Content: raw})
 		}
 	}
 	return own, nil
@@ -288,18 +288,18 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 		return nil, errors.Join(errors.New("no playbook is loaded"), err)
 	}
 	out := []incident.Selected{}
-	for _, choice := range playbooks.Choose(l.Programs(), in) {
+	for _, choice := range playbooks.SelectPlaybooks(l.Programs(), in) {
 		p := choice.Program
 		matches, _ := p.Matches(in)
 		if !matches {
 			continue
 		}
-		selected := incident.Selected{Name: p.Name, Contains: p.Contains(), Shipped: p.Shipped, Waits: choice.Waits}
-		if !choice.Chosen {
-			selected.NotSelected, selected.Next = choice.Why, choice.Next
+		selected := incident.Selected{Name: p.Name, Contains: p.CanContain(), Shipped: p.Shipped, Waits: choice.WaitsForEnrichment}
+		if !choice.Selected {
+			selected.NotSelected, selected.Next = choice.Reason, choice.IsFallback
 		}
-		if choice.Chosen || choice.Next {
-			selected.File, selected.Source, selected.Called = p.File, p.Source, p.Sources()
+		if choice.Selected || choice.IsFallback {
+			selected.File, selected.Source, selected.Called = p.File, p.SourceText, p.CalleeSources()
 			signed, err := l.sign(p)
 			if err != nil {
 				return nil, err
@@ -326,8 +326,8 @@ func (l *Library) sign(p *playbooks.Program) (*attestation.Envelope, error) {
 // asks are the hashes of whom each approval of a playbook asks, and of those that it calls.
 func asks(p *playbooks.Program) []string {
 	var out []string
-	for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
-		book.Walk(func(s *playbooks.Step) {
+	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
+		book.WalkSteps(func(s *playbooks.Step) {
 			if s.Approval != nil {
 				out = append(out, activities.AsksHash(playbook.ApproversOf(s.Approval)))
 			}

@@ -26,7 +26,7 @@ func (l *Library) Requested(_ context.Context, r sensors.ManualRequest) (inciden
 	if err != nil {
 		return incident.Selected{}, err
 	}
-	return incident.Selected{Name: p.Name, File: p.File, Source: p.Source, Called: p.Sources(), Selection: signed}, nil
+	return incident.Selected{Name: p.Name, File: p.File, Source: p.SourceText, Called: p.CalleeSources(), Selection: signed}, nil
 }
 
 // ProgramOf is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
@@ -51,8 +51,8 @@ func (l *Library) ProgramOf(r sensors.ManualRequest) (*playbooks.Program, error)
 	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !detected(spec) {
 		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestable(catalogue), ", "))
 	}
-	one := playbooks.OneOff(r.Action, r.Duration)
-	programs, problems := playbooks.LoadAll([]playbooks.Source{one}, catalogue)
+	one := playbooks.ManualContainmentPlaybook(r.Action, r.Duration)
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalogue)
 	if len(programs) != 1 {
 		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.Duration, problems.Err())
 	}
@@ -70,17 +70,17 @@ func runnable(p *playbooks.Program) (*playbooks.Program, error) {
 }
 
 // detected reports whether an action works on what detections are about: pods and containers.
-func detected(s playbooks.Spec) bool {
-	return len(s.Targets) == 0 || slices.ContainsFunc(s.Targets, playbooks.TargetKind.Detected)
+func detected(s playbooks.ActionSpec) bool {
+	return len(s.Targets) == 0 || slices.ContainsFunc(s.Targets, playbooks.TargetKind.IsDetectable)
 }
 
 // requestable are the actions that a person can ask for by themselves: reversible, and without parameters that must be
 // given.
-func requestable(c playbooks.Catalogue) []string {
+func requestable(c playbooks.Catalog) []string {
 	var out []string
 	for name, s := range c {
 		if s.Verb == playbooks.VerbContain && s.Reversible && s.Class == playbooks.ClassContain && detected(s) {
-			if programs, _ := playbooks.LoadAll([]playbooks.Source{playbooks.OneOff(name, max(s.MinFor, time.Hour))}, c); len(programs) == 1 {
+			if programs, _ := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook(name, max(s.MinDuration, time.Hour))}, c); len(programs) == 1 {
 				out = append(out, name)
 			}
 		}

@@ -24,7 +24,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 
 func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.Catalogue())
+		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.Catalogue())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}
@@ -43,8 +43,8 @@ func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 	require.NoError(t, err)
 	contains := map[string]bool{}
 	for _, p := range library.Programs() {
-		for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
-			book.Walk(func(s *playbooks.Step) { contains[p.Name] = contains[p.Name] || s.Verb == playbooks.VerbContain })
+		for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
+			book.WalkSteps(func(s *playbooks.Step) { contains[p.Name] = contains[p.Name] || s.Verb == playbooks.VerbContain })
 		}
 	}
 	techniques := map[sensors.Objective][]string{
@@ -75,8 +75,8 @@ func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
 							in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetPod, UID: string(rune('a' + i)), HostNetwork: shape == "host network"})
 						}
 						var all, containing []string
-						for _, c := range playbooks.Choose(library.Programs(), in) {
-							if !c.Chosen {
+						for _, c := range playbooks.SelectPlaybooks(library.Programs(), in) {
+							if !c.Selected {
 								continue
 							}
 							all, started[c.Name] = append(all, c.Name), true

@@ -68,7 +68,7 @@ func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {
 
 func TestAPlaybookMayUseWhatATicketIsCalled(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.Load("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.Catalogue())
+		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n"+steps), worker.Catalogue())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}

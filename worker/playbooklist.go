@@ -30,8 +30,8 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 	if in != nil {
 		about = *in
 	}
-	for _, c := range playbooks.Choose(programs, about) {
-		row := PlaybookRow{Playbook: c.Name, File: c.File, Source: sourceOf(c.Program), Description: c.Description, Handles: playbooks.Explain(c.Program).Handles}
+	for _, c := range playbooks.SelectPlaybooks(programs, about) {
+		row := PlaybookRow{Playbook: c.Name, File: c.File, Source: sourceOf(c.Program), Description: c.Description, Handles: playbooks.Explain(c.Program).MatchSummary}
 		if c.Match != nil {
 			row.Priority = c.Priority()
 		}
@@ -39,7 +39,7 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 			row.Handles = "none: your playbook " + c.ReplacedBy + " replaces it"
 		}
 		if in != nil {
-			row.Starts, row.Why = &c.Chosen, c.Why
+			row.Starts, row.Why = &c.Selected, c.Reason
 		}
 		rows = append(rows, row)
 	}
@@ -50,7 +50,7 @@ func ListPlaybooks(programs []*playbooks.Program, in *playbooks.Incident) []Play
 			rows = append(rows, PlaybookRow{Playbook: run.Playbook, Handles: "it is not among the playbooks listed here"})
 		}
 		yes := true
-		rows[i].Starts, rows[i].Ran, rows[i].Why = &yes, true, "it matched when it started: "+display.Run(about, run)
+		rows[i].Starts, rows[i].Ran, rows[i].Why = &yes, true, "it matched when it started: "+display.SummarizeRun(about, run)
 	}
 	return rows
 }

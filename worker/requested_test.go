@@ -127,7 +127,7 @@ func ran(t *testing.T, w *worker.Worker, a *gateway.ContainAnswer) (playbooks.In
 		if in, err = w.Reader.Incident(t.Context(), a.Incident); err != nil {
 			return false
 		}
-		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Request == a.Targets[0].Request && !p.Ended.IsZero() })
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == a.Targets[0].Request && !p.Ended.IsZero() })
 		if i >= 0 {
 			run = in.Playbooks[i]
 		}
@@ -189,7 +189,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	require.Equal(t, []string{"person:alice"}, in.Actors)
 	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
 	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool {
-		return strings.Contains(l.What, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
+		return strings.Contains(l.Text, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
 	}))
 
 	// The same request again is the same one; another one joins the lease.
@@ -322,7 +322,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	require.Equal(t, []string{warning}, plan.Warnings)
 	require.True(t, plan.Held)
 	require.Equal(t, in.Leases[0].ID, plan.HeldBy)
-	require.WithinDuration(t, in.Leases[0].Until, plan.HeldUntil, time.Second)
+	require.WithinDuration(t, in.Leases[0].ExpiresAt, plan.HeldUntil, time.Second)
 
 	auditor := &worker.Auditor{
 		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},

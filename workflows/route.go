@@ -30,7 +30,7 @@ func (r Route) Anywhere() string { return cmp.Or(r.Queue, TaskQueue) }
 // Run runs an activity where the target's node is connected or, if no gateway holds the node's stream, anywhere.
 func (r Route) Run(ctx workflow.Context, target playbooks.Target, o workflow.ActivityOptions, activity, in, out any) error {
 	o.TaskQueue = r.Anywhere()
-	if target.Node == "" || !target.Kind.Detected() || r.Here {
+	if target.Node == "" || !target.Kind.IsDetectable() || r.Here {
 		return workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), activity, in).Get(ctx, out) //nolint:wrapcheck // callers say what was done
 	}
 	there := o

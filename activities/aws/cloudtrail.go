@@ -38,13 +38,13 @@ const (
 // lateness is what every answer of CloudTrail is to be read with.
 const lateness = "CloudTrail tells of management events some minutes late and not of data events: what is not here may still have happened"
 
-func (*trailEvidence) Spec() playbooks.Spec {
-	rights := []playbooks.CloudRight{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}
-	return playbooks.Spec{
-		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Timeout: 25 * time.Second,
+func (*trailEvidence) Spec() playbooks.ActionSpec {
+	rights := []playbooks.IAMPermission{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}
+	return playbooks.ActionSpec{
+		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, AttemptTimeout: 25 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: trailParams{},
 		Doc:       "Keep what CloudTrail has of the role, its sessions, the user or the key; \"none found\" is not \"none happened\".",
-		PlanCloud: rights, ApplyCloud: rights,
+		PlanIAMPermissions: rights, ApplyIAMPermissions: rights,
 	}
 }
 

@@ -356,7 +356,7 @@ func TestUntrustKeepsOutExactlyWhoIsNamed(t *testing.T) {
 	wantRefusal(t, err, "not used by IRSA")
 
 	// A second holder adds its own; the first to the letter comes back at the end.
-	combine := w.contain("aws.irsa.untrust").Spec().Combine
+	combine := w.contain("aws.irsa.untrust").Spec().CombineParams
 	both, err := combine([]byte(`{"service_accounts":["shop/web"]}`), []byte(`{"service_accounts":["shop/cart"]}`))
 	require.NoError(t, err)
 	r := asked("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`)

@@ -29,14 +29,14 @@ type denyPod struct {
 
 var _ activities.Containment = (*denyPod)(nil)
 
-func (*denyPod) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*denyPod) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "aws.role.deny-pod", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-AL", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
 		Doc:        "Deny everything to the credentials that EKS Pod Identity gave or gives to this one pod, and to no other of its role.",
-		PlanRights: podRights(), ApplyRights: podRights(),
-		PlanCloud:  append(planRole(), associationRights()...),
-		ApplyCloud: append(applyInlineRole(), associationRights()...),
+		PlanPermissions: podRights(), ApplyPermissions: podRights(),
+		PlanIAMPermissions:  append(planRole(), associationRights()...),
+		ApplyIAMPermissions: append(applyInlineRole(), associationRights()...),
 	}
 }
 

@@ -18,14 +18,14 @@ type denyUser struct{ account *Account }
 
 var _ activities.Containment = (*denyUser)(nil)
 
-func (*denyUser) Spec() playbooks.Spec {
+func (*denyUser) Spec() playbooks.ActionSpec {
 	plan := userRight("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-AL", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
 		Doc:       "Deny everything to an IAM user, whichever of its keys or passwords is used.",
-		PlanCloud: []playbooks.CloudRight{plan},
-		ApplyCloud: []playbooks.CloudRight{
+		PlanIAMPermissions: []playbooks.IAMPermission{plan},
+		ApplyIAMPermissions: []playbooks.IAMPermission{
 			plan, userRight("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),
 		},
 	}

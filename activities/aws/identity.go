@@ -65,19 +65,19 @@ type identity struct {
 
 var _ activities.Observer = (*identity)(nil)
 
-func (*identity) Spec() playbooks.Spec {
-	cloud := append([]playbooks.CloudRight{
+func (*identity) Spec() playbooks.ActionSpec {
+	cloud := append([]playbooks.IAMPermission{
 		roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:ListAttachedRolePolicies"),
 		{Actions: []string{"iam:GetPolicy", "iam:GetPolicyVersion"}, Resources: []string{"*"}},
 		{Actions: []string{"iam:GetAccessKeyLastUsed"}, Resources: []string{"*"}},
 		userRight("iam:GetUser"),
 	}, associationRights()...)
-	rights := append(podRights(), playbooks.Right{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
-	return playbooks.Spec{
-		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Timeout: 30 * time.Second,
+	rights := append(podRights(), playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
+	return playbooks.ActionSpec{
+		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, AttemptTimeout: 30 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Outputs: Identity{},
 		Doc:        "Find out who the pod is in AWS, what its role may do, and who else uses it.",
-		PlanRights: rights, ApplyRights: rights, PlanCloud: cloud, ApplyCloud: cloud,
+		PlanPermissions: rights, ApplyPermissions: rights, PlanIAMPermissions: cloud, ApplyIAMPermissions: cloud,
 	}
 }
 

@@ -22,13 +22,13 @@ type disableKey struct{ account *Account }
 
 var _ activities.Containment = (*disableKey)(nil)
 
-func (*disableKey) Spec() playbooks.Spec {
+func (*disableKey) Spec() playbooks.ActionSpec {
 	plan := userRight("iam:GetUser", "iam:ListAccessKeys", "iam:ListUserTags")
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, Ends: playbooks.EndStanch, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
+		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
 		Doc:       "Make one access key inactive; credentials that were made with it outlive that.",
-		PlanCloud: []playbooks.CloudRight{plan}, ApplyCloud: []playbooks.CloudRight{plan, userRight("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
+		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{plan, userRight("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
 	}
 }
 

@@ -21,12 +21,12 @@ import (
 const roleAnnotation = "eks.amazonaws.com/role-arn"
 
 // podRights are what a pod's identity is read with.
-func podRights() []playbooks.Right {
-	return []playbooks.Right{{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}}
+func podRights() []playbooks.KubernetesPermission {
+	return []playbooks.KubernetesPermission{{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}}
 }
 
-func associationRights() []playbooks.CloudRight {
-	return []playbooks.CloudRight{{Actions: []string{"eks:ListPodIdentityAssociations", "eks:DescribePodIdentityAssociation"}, Resources: []string{"*"}}}
+func associationRights() []playbooks.IAMPermission {
+	return []playbooks.IAMPermission{{Actions: []string{"eks:ListPodIdentityAssociations", "eks:DescribePodIdentityAssociation"}, Resources: []string{"*"}}}
 }
 
 // podInfo is what of a pod tells who it is in AWS.

@@ -35,7 +35,7 @@ func (e *estate) as(t *testing.T) kubernetes.Interface {
 	t.Helper()
 	var rules []rbacv1.PolicyRule
 	for _, a := range aws.Actions(nil, nil) {
-		for _, r := range a.Spec().ApplyRights {
+		for _, r := range a.Spec().ApplyPermissions {
 			rules = append(rules, rbacv1.PolicyRule{APIGroups: r.Groups, Resources: r.Resources, Verbs: r.Verbs})
 		}
 	}
@@ -153,18 +153,18 @@ func TestAPodsIdentity(t *testing.T) {
 		wantRefusal(t, err, "is gone")
 	})
 	t.Run("its outputs are what a playbook reads", func(t *testing.T) {
-		catalogue := playbooks.Catalogue{}
+		catalogue := playbooks.Catalog{}
 		for _, a := range aws.Actions(nil, nil) {
 			catalogue[a.Spec().Name] = a.Spec()
 		}
-		program, problems := playbooks.Load("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalogue)
+		program, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\nmatch: { when: \"true\" }\nsteps:\n  - enrich: aws.identity\n    id: cloud\n  - evidence: aws.cloudtrail\n    target: cloud.role\n"), catalogue)
 		require.NoError(t, problems.Err())
 		raw, err := json.Marshal(e.identity(t, e.pod(t, "read", "web")))
 		require.NoError(t, err)
-		env, err := program.NewEnv(playbooks.Incident{}, nil)
+		env, err := program.NewEvalEnv(playbooks.Incident{}, nil)
 		require.NoError(t, err)
-		require.NoError(t, program.Record(env, &program.Steps[0], playbooks.OutcomeChanged, raw, 1))
-		targets, err := program.Targets(&program.Steps[1], env)
+		require.NoError(t, program.RecordOutcome(env, &program.Steps[0], playbooks.OutcomeChanged, raw, 1))
+		targets, err := program.EvalTargets(&program.Steps[1], env)
 		require.NoError(t, err)
 		require.Equal(t, web.UID, targets[0].UID)
 	})

@@ -22,31 +22,31 @@ type revokeSessions struct{ account *Account }
 
 var _ activities.Containment = (*revokeSessions)(nil)
 
-func (*revokeSessions) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*revokeSessions) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-ACI", Timeout: 30 * time.Second,
-		MinFor:    time.Hour, // no role's longest session is shorter
+		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
+		MinDuration:    time.Hour, // no role's longest session is shorter
 		Doc:       "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
-		PlanCloud: planRole(), ApplyCloud: applyInlineRole(),
+		PlanIAMPermissions: planRole(), ApplyIAMPermissions: applyInlineRole(),
 	}
 }
 
 // planRole and applyInlineRole are the permissions of an inline deny on a role.
-func planRole() []playbooks.CloudRight {
-	return []playbooks.CloudRight{roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy")}
+func planRole() []playbooks.IAMPermission {
+	return []playbooks.IAMPermission{roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy")}
 }
 
-func applyInlineRole() []playbooks.CloudRight {
-	return []playbooks.CloudRight{roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:SimulatePrincipalPolicy")}
+func applyInlineRole() []playbooks.IAMPermission {
+	return []playbooks.IAMPermission{roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:SimulatePrincipalPolicy")}
 }
 
-func roleRight(actions ...string) playbooks.CloudRight {
-	return playbooks.CloudRight{Actions: actions, Resources: []string{"arn:aws:iam::*:role/*"}}
+func roleRight(actions ...string) playbooks.IAMPermission {
+	return playbooks.IAMPermission{Actions: actions, Resources: []string{"arn:aws:iam::*:role/*"}}
 }
 
-func userRight(actions ...string) playbooks.CloudRight {
-	return playbooks.CloudRight{Actions: actions, Resources: []string{"arn:aws:iam::*:user/*"}}
+func userRight(actions ...string) playbooks.IAMPermission {
+	return playbooks.IAMPermission{Actions: actions, Resources: []string{"arn:aws:iam::*:user/*"}}
 }
 
 func (*revokeSessions) denial(p principal, r activities.Request) denial {

@@ -56,13 +56,13 @@ func (p *untrustParams) subjects() []string {
 	return slices.Compact(out)
 }
 
-func (*untrust) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*untrust) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "aws.irsa.untrust", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetTrust,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, Ends: playbooks.EndProvider, D3FEND: "D3-AL", Timeout: 30 * time.Second, Params: untrustParams{},
+		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second, Params: untrustParams{},
 		Doc:       "Tighten the role's trust policy so that these service accounts get no new credentials of it (IRSA).",
-		PlanCloud: []playbooks.CloudRight{roleRight("iam:GetRole")}, ApplyCloud: []playbooks.CloudRight{roleRight("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
-		Combine: everySubject,
+		PlanIAMPermissions: []playbooks.IAMPermission{roleRight("iam:GetRole")}, ApplyIAMPermissions: []playbooks.IAMPermission{roleRight("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
+		CombineParams: everySubject,
 	}
 }
 

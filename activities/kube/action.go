@@ -20,10 +20,10 @@ func Actions(client kubernetes.Interface) []activities.Action {
 }
 
 // Rights gives RBAC rules as specs hold them.
-func Rights(rules []rbacv1.PolicyRule) []playbooks.Right {
-	var out []playbooks.Right
+func Rights(rules []rbacv1.PolicyRule) []playbooks.KubernetesPermission {
+	var out []playbooks.KubernetesPermission
 	for _, r := range rules {
-		out = append(out, playbooks.Right{Groups: r.APIGroups, Resources: r.Resources, Verbs: r.Verbs})
+		out = append(out, playbooks.KubernetesPermission{Groups: r.APIGroups, Resources: r.Resources, Verbs: r.Verbs})
 	}
 	return out
 }
@@ -68,11 +68,11 @@ type logsAction struct{ client kubernetes.Interface }
 
 var _ activities.Observer = (*logsAction)(nil)
 
-func (*logsAction) Spec() playbooks.Spec {
+func (*logsAction) Spec() playbooks.ActionSpec {
 	p := LogsPermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep what the container has written.", Params: logsParams{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		Doc: "Keep what the container has written.", Params: logsParams{}, PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 
@@ -117,11 +117,11 @@ type manifestAction struct{ client kubernetes.Interface }
 
 var _ activities.Observer = (*manifestAction)(nil)
 
-func (*manifestAction) Spec() playbooks.Spec {
+func (*manifestAction) Spec() playbooks.ActionSpec {
 	p := ManifestPermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "pod.manifest", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
-		Doc: "Keep the pod as the API server has it, without secret values.", PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		Doc: "Keep the pod as the API server has it, without secret values.", PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 
@@ -154,13 +154,13 @@ type workloadAction struct{ client kubernetes.Interface }
 
 var _ activities.Observer = (*workloadAction)(nil)
 
-func (*workloadAction) Spec() playbooks.Spec {
+func (*workloadAction) Spec() playbooks.ActionSpec {
 	p := WorkloadPermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer},
 		Doc:     "Find out whose it is, what changed, where else the image runs and what its service account may do.",
-		Outputs: activities.WorkloadContext{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		Outputs: activities.WorkloadContext{}, PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 
@@ -204,7 +204,7 @@ func contextOf(info *WorkloadInfo, container string) activities.WorkloadContext 
 		}
 	}
 	for _, c := range info.Changes.Items {
-		out.Changes = append(out.Changes, playbooks.Change{When: c.When, What: c.What})
+		out.Changes = append(out.Changes, playbooks.RecentChange{ChangedAt: c.When, Description: c.What})
 	}
 	for _, m := range info.Missing {
 		out.Missing = append(out.Missing, m.Part+": "+m.Detail)

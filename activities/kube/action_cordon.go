@@ -18,13 +18,13 @@ type cordonAction struct{ client kubernetes.Interface }
 
 var _ activities.Containment = (*cordonAction)(nil)
 
-func (*cordonAction) Spec() playbooks.Spec {
+func (*cordonAction) Spec() playbooks.ActionSpec {
 	p := CordonPermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, Ends: playbooks.EndStanch, D3FEND: "D3-EI",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-EI",
 		Doc:        "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
-		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 

@@ -25,13 +25,13 @@ type restartAction struct{ client kubernetes.Interface }
 
 var _ activities.Containment = (*restartAction)(nil)
 
-func (*restartAction) Spec() playbooks.Spec {
+func (*restartAction) Spec() playbooks.ActionSpec {
 	p := RestartPermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FEND: "D3-PT", Timeout: restartTimeout,
+		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FENDTechnique: "D3-PT", AttemptTimeout: restartTimeout,
 		Doc:        "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
-		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 

@@ -23,13 +23,13 @@ type scaleAction struct{ client kubernetes.Interface }
 
 var _ activities.Containment = (*scaleAction)(nil)
 
-func (*scaleAction) Spec() playbooks.Spec {
+func (*scaleAction) Spec() playbooks.ActionSpec {
 	p := ScalePermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
-		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, Ends: playbooks.EndStanch, Params: scaleParams{}, D3FEND: "D3-PT",
+		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, EndMechanism: playbooks.EndByStanch, Params: scaleParams{}, D3FENDTechnique: "D3-PT",
 		Doc:        "Scale a Deployment, StatefulSet or ReplicaSet, and back to what it was when the lease ends.",
-		PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply), Combine: fewest,
+		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply), CombineParams: fewest,
 	}
 }
 

@@ -31,12 +31,12 @@ type imageAction struct{ client kubernetes.Interface }
 
 var _ activities.Observer = (*imageAction)(nil)
 
-func (*imageAction) Spec() playbooks.Spec {
+func (*imageAction) Spec() playbooks.ActionSpec {
 	p := ImagePermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "image", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
 		Doc:     "Find out since when the image's digest is here, who rolled it out, and what the cluster knows of its holes and its signature.",
-		Outputs: activities.ImageFacts{}, PlanRights: Rights(p.Plan), ApplyRights: Rights(p.Apply),
+		Outputs: activities.ImageFacts{}, PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
 	}
 }
 

@@ -19,10 +19,10 @@ type Freeze struct{ Nodes activities.Nodes }
 var _ activities.Containment = (*Freeze)(nil)
 
 // Spec declares pod.freeze.
-func (*Freeze) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Freeze) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "pod.freeze", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Ends: playbooks.EndStanch, MaxFor: 2 * time.Minute, D3FEND: "D3-PS",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByStanch, MaxDuration: 2 * time.Minute, D3FENDTechnique: "D3-PS",
 		Doc: "Stop every process of the pod where it stands, for seconds: longer, and its probes fail and the kubelet kills it.",
 	}
 }

@@ -47,13 +47,13 @@ func (p *IsolateParams) Check() (param, problem string) {
 }
 
 // Spec declares pod.isolate.
-func (*Isolate) Spec() playbooks.Spec {
+func (*Isolate) Spec() playbooks.ActionSpec {
 	p := kube.IsolatePermissions()
-	return playbooks.Spec{
+	return playbooks.ActionSpec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, Ends: playbooks.EndKernel, Params: IsolateParams{}, D3FEND: "D3-NI",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
 		Doc:        "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
-		PlanRights: kube.Rights(p.Plan), ApplyRights: kube.Rights(p.Apply), Combine: strictest,
+		PlanPermissions: kube.Rights(p.Plan), ApplyPermissions: kube.Rights(p.Apply), CombineParams: strictest,
 	}
 }
 

@@ -25,10 +25,10 @@ type Snapshot struct{ Nodes activities.Nodes }
 var _ activities.Observer = (*Snapshot)(nil)
 
 // Spec declares process.snapshot.
-func (*Snapshot) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Snapshot) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
-		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, D3FEND: "D3-PA",
+		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, D3FENDTechnique: "D3-PA",
 		Doc: "Keep the processes, their sockets and files, and a copy of executables that are not in the image.",
 	}
 }

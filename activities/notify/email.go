@@ -58,10 +58,10 @@ type EmailParams struct {
 }
 
 // Spec declares email.
-func (*Email) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Email) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "email", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Send plain text to configured recipients.", Params: EmailParams{}, Timeout: patience,
+		Doc: "Send plain text to configured recipients.", Params: EmailParams{}, AttemptTimeout: patience,
 	}
 }
 

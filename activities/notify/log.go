@@ -21,8 +21,8 @@ type LogParams struct {
 }
 
 // Spec declares log.
-func (*Log) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Log) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
 		Doc: "Write a line into Stanch's own log.", Params: LogParams{},
 	}

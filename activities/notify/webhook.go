@@ -73,10 +73,10 @@ const (
 )
 
 // Spec declares webhook.
-func (*Webhook) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Webhook) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "webhook", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Send a signed request to a configured receiver.", Params: WebhookParams{}, Timeout: patience,
+		Doc: "Send a signed request to a configured receiver.", Params: WebhookParams{}, AttemptTimeout: patience,
 	}
 }
 

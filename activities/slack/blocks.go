@@ -128,7 +128,7 @@ func (p *page) leases(r *room) []slack.Block {
 func (p *page) lease(l playbooks.LeaseReport) []slack.Block {
 	const maxTarget = 300
 	what := line{label: "Held: " + l.Action, words: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
-		text(display.Target(p.in, l.Target), maxTarget), display.Lease(l), display.Time(l.Until), text(l.Reason, maxTarget)))}
+		text(display.TargetName(p.in, l.Target), maxTarget), display.DescribeLease(l), display.FormatTime(l.ExpiresAt), text(l.Reason, maxTarget)))}
 	r := Reference{Incident: p.in.ID, Lease: l.ID}
 	release, extend := r, r
 	release.Kind, extend.Kind = KindRelease, KindExtend
@@ -154,9 +154,9 @@ func (p *page) foot() string {
 	in := p.in
 	parts := []string{in.ID, "opened " + in.Opened.UTC().Format(time.DateTime) + " UTC", fmt.Sprintf("scope %s, phase %d", in.Scope, in.Phase)}
 	if in.Status == "closed" {
-		parts = append(parts, "CLOSED "+display.Time(in.Closed))
+		parts = append(parts, "CLOSED "+display.FormatTime(in.Closed))
 	}
-	if standing := display.Status(in); standing != in.Status {
+	if standing := display.DescribeStatus(in); standing != in.Status {
 		parts = append(parts, strings.TrimPrefix(standing, in.Status+", "))
 	}
 	if p.Head != nil {

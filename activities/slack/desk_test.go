@@ -236,11 +236,11 @@ func crowded(d *desk) {
 	in.Workload.Name = strings.Repeat("w", 253)
 	for i := range 30 {
 		in.Reasons = append(in.Reasons, long)
-		in.Detections = append(in.Detections, playbooks.DetectionSummary{Title: long, What: long})
-		in.Changes = append(in.Changes, playbooks.Change{What: long, When: asked})
-		in.Blast.MayDo = append(in.Blast.MayDo, long)
+		in.Detections = append(in.Detections, playbooks.DetectionSummary{Title: long, Description: long})
+		in.Changes = append(in.Changes, playbooks.RecentChange{Description: long, ChangedAt: asked})
+		in.BlastRadius.DangerousPermissions = append(in.BlastRadius.DangerousPermissions, long)
 		in.Context.Missing = append(in.Context.Missing, long)
-		in.Leases = append(in.Leases, playbooks.LeaseReport{ID: fmt.Sprintf("L-%d", i), Action: "pod.isolate", Target: pod, State: "held", Reason: long, Until: asked})
+		in.Leases = append(in.Leases, playbooks.LeaseReport{ID: fmt.Sprintf("L-%d", i), Action: "pod.isolate", Target: pod, State: "held", Reason: long, ExpiresAt: asked})
 	}
 	run := playbooks.PlaybookRun{Playbook: "miner", Error: long}
 	for range 30 {

@@ -30,19 +30,19 @@ func (p *page) facts() []line {
 	add("Account", in.Workload.ServiceAccount)
 	add("Node", in.Workload.Node)
 	for _, d := range first(in.Detections, 3) {
-		facts = append(facts, line{label: "Seen", words: fmt.Sprintf("%s ×%d: ", d.Title, d.Count), code: d.What})
+		facts = append(facts, line{label: "Seen", words: fmt.Sprintf("%s ×%d: ", d.Title, d.Count), code: d.Description})
 	}
 	add("Confidence", fmt.Sprintf("%.2f", in.Confidence))
 	for _, r := range first(in.Reasons, maxReasons) {
 		add("Why", r)
 	}
 	for _, c := range first(in.Changes, 3) {
-		add("Changed", c.What+", "+c.When.UTC().Format(time.DateTime)+" UTC")
+		add("Changed", c.Description+", "+c.ChangedAt.UTC().Format(time.DateTime)+" UTC")
 	}
-	if in.Context.Enriched && (in.Blast.SameDigestPods+in.Blast.SameNodePods > 0 || len(in.Context.Missing) == 0) {
-		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods))
+	if in.Context.Enriched && (in.BlastRadius.SameDigestPodCount+in.BlastRadius.SameNodePodCount > 0 || len(in.Context.Missing) == 0) {
+		add("Blast radius", fmt.Sprintf("%d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount))
 	}
-	for _, m := range first(in.Blast.MayDo, 4) {
+	for _, m := range first(in.BlastRadius.DangerousPermissions, 4) {
 		add("Its account may", m)
 	}
 	for _, m := range first(in.Context.Missing, 3) {
@@ -69,7 +69,7 @@ func (p *page) done() []line {
 			if s.Outcome == playbooks.OutcomeSkipped || s.Action == "parallel" {
 				continue
 			}
-			out = append(out, line{label: s.Action, words: display.Became(s)})
+			out = append(out, line{label: s.Action, words: display.DescribeStepOutcome(s)})
 		}
 		if run.Error != "" {
 			out = append(out, line{label: run.Playbook, words: "failed: " + run.Error})
@@ -79,14 +79,14 @@ func (p *page) done() []line {
 		if l.State != "ended" {
 			continue
 		}
-		what := display.Lease(l) + fmt.Sprintf(" at %s UTC", l.At.UTC().Format(time.TimeOnly))
+		what := display.DescribeLease(l) + fmt.Sprintf(" at %s UTC", l.At.UTC().Format(time.TimeOnly))
 		if l.Reason != "" {
 			what += ": " + l.Reason
 		}
 		out = append(out, line{label: l.Action, words: what})
 	}
-	for _, r := range display.RefusedWhilePaused(p.in) {
-		out = append(out, line{label: "Not contained", words: fmt.Sprintf("%s of %s was refused while new containments were paused; now: `%s`", r.Action, r.Target, r.Again)})
+	for _, r := range display.FindRefusedWhilePaused(p.in) {
+		out = append(out, line{label: "Not contained", words: fmt.Sprintf("%s of %s was refused while new containments were paused; now: `%s`", r.Action, r.Target, r.RetryCommand)})
 	}
 	if e := len(p.in.Evidence); e > 0 {
 		out = append(out, line{label: "evidence", words: count(e, "piece", "kept")})

@@ -102,7 +102,7 @@ func permits(q activities.Pending) []string {
 }
 
 // endsBy says what ends a lease by itself.
-func endsBy(e playbooks.End) string {
+func endsBy(e playbooks.EndMechanism) string {
 	if e == "" {
 		return ", by itself"
 	}

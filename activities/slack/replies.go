@@ -32,11 +32,11 @@ func (p *page) reply(ctx context.Context) error {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.Target(p.in, l.Target), display.Lease(l), display.Time(l.Until))
+			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.TargetName(p.in, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
 		case l.State == "stuck":
-			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.Target(p.in, l.Target), l.Reason)
+			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.in, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
-			what = fmt.Sprintf("%s of %s: %s", l.Action, display.Target(p.in, l.Target), display.Lease(l))
+			what = fmt.Sprintf("%s of %s: %s", l.Action, display.TargetName(p.in, l.Target), display.DescribeLease(l))
 		default:
 			continue
 		}

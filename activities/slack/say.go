@@ -21,8 +21,8 @@ type SayParams struct {
 }
 
 // Spec declares slack.
-func (*Say) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Say) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "slack", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
 		Doc: "Write a line into the incident's thread in Slack.", Params: SayParams{},
 	}

@@ -70,7 +70,7 @@ func facts(in activities.Brief) (out [][2]string) {
 }
 
 func row(e playbooks.EvidenceRef) Row {
-	cells := Row{e.Name, e.Action, e.Target, e.SHA256, strconv.FormatInt(e.Bytes, 10)}
+	cells := Row{e.Name, e.Action, e.Target, e.SHA256, strconv.FormatInt(e.SizeBytes, 10)}
 	for i, c := range cells {
 		cells[i] = outside.Line(c, maxCell)
 	}

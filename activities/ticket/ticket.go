@@ -77,11 +77,11 @@ type CreateOutputs struct {
 const patience = 5 * time.Minute
 
 // Spec declares create.
-func (*Create) Spec() playbooks.Spec {
-	return playbooks.Spec{
+func (*Create) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
 		Name: "create", Verb: playbooks.VerbTicket, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
 		Doc:    "Open a ticket with what is known and the evidence's manifest, once for an incident.",
-		Params: CreateParams{}, Outputs: CreateOutputs{}, Timeout: patience,
+		Params: CreateParams{}, Outputs: CreateOutputs{}, AttemptTimeout: patience,
 	}
 }
 

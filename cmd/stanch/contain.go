@@ -197,14 +197,14 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 	settled = true
 	for _, t := range answer.Targets {
 		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
-		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Request == t.Request })
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == t.Request })
 		if i < 0 {
 			results, settled = append(results, r), false
 			continue
 		}
 		run := in.Playbooks[i]
 		for _, p := range pending {
-			if p.Run == run.Run {
+			if p.Run == run.WorkflowID {
 				r.Waiting, r.State = append(r.Waiting, p), "waiting"
 				for _, w := range in.Waiting {
 					if w.Question == p.Name() {
@@ -215,15 +215,15 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 		}
 		r.Error = run.Error
 		for _, l := range in.Leases {
-			if slices.ContainsFunc(run.Steps, func(s playbooks.StepReport) bool { return s.Lease == l.ID }) {
+			if slices.ContainsFunc(run.Steps, func(s playbooks.StepReport) bool { return s.LeaseID == l.ID }) {
 				r.Warnings = append(r.Warnings, l.Warnings...)
 			}
 		}
 		for _, s := range run.Steps {
 			r.Steps = append(r.Steps, s)
-			if s.Lease != "" {
-				r.Leases = append(r.Leases, s.Lease)
-				r.Contained = r.Contained || display.Contained(s)
+			if s.LeaseID != "" {
+				r.Leases = append(r.Leases, s.LeaseID)
+				r.Contained = r.Contained || display.IsContainmentInForce(s)
 			}
 		}
 		if !run.Ended.IsZero() {
@@ -245,7 +245,7 @@ func (r *requestResult) done() {
 	captures, captured := false, false
 	for _, s := range r.Steps {
 		if s.Verb == playbooks.VerbEvidence {
-			captures, captured = true, captured || s.Outcome.Usable()
+			captures, captured = true, captured || s.Outcome.HasOutputs()
 		}
 	}
 	switch o := playbooks.Outcome(r.State); {
@@ -262,7 +262,7 @@ func showResults(out io.Writer, results []requestResult) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
 	for _, r := range results {
 		for _, s := range r.Steps {
-			p("  %s %s", s.Action, display.Became(s))
+			p("  %s %s", s.Action, display.DescribeStepOutcome(s))
 		}
 		switch {
 		case r.Contained:
@@ -290,7 +290,7 @@ func showResults(out io.Writer, results []requestResult) {
 		case r.Error != "":
 			p("%s: not contained: %s", r.Target, r.Error)
 		default:
-			p("%s: not contained: %s", r.Target, display.Outcome(playbooks.Outcome(r.State), true))
+			p("%s: not contained: %s", r.Target, display.DescribeOutcome(playbooks.Outcome(r.State), true))
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 	answer := gateway.ContainAnswer{Incident: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
 	step := func(outcome playbooks.Outcome, lease string) []playbooks.StepReport {
-		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", Lease: lease}}
+		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", LeaseID: lease}}
 	}
 	ended := time.Now()
 	for name, c := range map[string]struct {
@@ -27,20 +27,20 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		settled, contained bool
 		want               []string
 	}{
-		"not started": {run: playbooks.PlaybookRun{Request: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
+		"not started": {run: playbooks.PlaybookRun{RequestID: "request/other", Ended: ended}, want: []string{"not contained yet; `stanch incidents INC-1`"}},
 		"contained": {
-			run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Steps: step(playbooks.OutcomeChanged, "LSE-1")}, settled: true, contained: true,
 			want: []string{"pod shop/web: contained, lease LSE-1", "but: another is cut off too", "`stanch release LSE-1`", "`stanch extend LSE-1 --for 1h`"},
 		},
-		"refused":                  {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
-		"a lease that was refused": {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
-		"proposed":                 {run: playbooks.PlaybookRun{Request: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
+		"refused":                  {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "")}, settled: true, want: []string{"pod.isolate refused: because", "not contained: refused"}},
+		"a lease that was refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
+		"proposed":                 {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
 		"asked": {
-			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
 		},
 		"two asked": {
-			run: playbooks.PlaybookRun{Request: "request/1", Run: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
 		},
 	} {
@@ -73,7 +73,7 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
 	} {
 		answer := gateway.ContainAnswer{Incident: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
-		run := playbooks.PlaybookRun{Request: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
+		run := playbooks.PlaybookRun{RequestID: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
 		results, settled := resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.True(t, settled, name)
 		require.Equal(t, c.done, results[0].Done, name)

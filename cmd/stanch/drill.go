@@ -283,7 +283,7 @@ func (d *drill) follow(ctx context.Context) {
 func aboutPods(p playbook.Pending) bool {
 	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
 		kind, _, _ := strings.Cut(r.Plan.Target, ":")
-		return !playbooks.TargetKind(kind).Detected()
+		return !playbooks.TargetKind(kind).IsDetectable()
 	})
 }
 
@@ -306,7 +306,7 @@ func leaseLine(in playbooks.Incident) string {
 
 func (d *drill) explain(in playbooks.Incident) {
 	for _, e := range in.Timeline {
-		d.say("       %s", plain(e.What))
+		d.say("       %s", plain(e.Text))
 	}
 }
 

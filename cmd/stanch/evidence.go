@@ -154,7 +154,7 @@ func printLines(out io.Writer, lines []activities.Line) error {
 		what, target, sum := "", "", ""
 		switch e := l.Entry; {
 		case e.Evidence != nil:
-			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.Bytes, e.Evidence.Source), e.Evidence.Target, e.Evidence.SHA256
+			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.SizeBytes, e.Evidence.CapturedFrom), e.Evidence.Target, e.Evidence.SHA256
 		case e.Act != nil:
 			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.Act.Action, string(e.Act.Outcome), e.Act.Lease, strings.Join(e.Act.Who, ", "), e.Act.Note}, " ")), " "), e.Act.Target, e.Act.SHA256
 		}
@@ -234,7 +234,7 @@ func pick(incident, wanted string, lines []activities.Line) (playbooks.EvidenceR
 	case len(found) > 1:
 		var each strings.Builder
 		for _, r := range found {
-			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, plain(r.Action), plain(r.Target), r.At.UTC().Format(time.DateTime))
+			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, plain(r.Action), plain(r.Target), r.CapturedAt.UTC().Format(time.DateTime))
 		}
 		return playbooks.EvidenceRef{}, fmt.Errorf("%s has %d pieces called %q; name one by its SHA-256:%s", incident, len(found), wanted, each.String())
 	case unproved > 0:

@@ -39,7 +39,7 @@ func explainCommand() *cobra.Command {
 				return err
 			}
 			if source {
-				_, err := cmd.OutOrStdout().Write(p.Source)
+				_, err := cmd.OutOrStdout().Write(p.SourceText)
 				return err //nolint:wrapcheck // nothing to add
 			}
 			e := playbooks.Explain(p)
@@ -108,11 +108,11 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 	if e.Guide != "" {
 		fmt.Fprintf(out, "\n%s\n", plainLines(e.Guide))
 	}
-	fmt.Fprintf(out, "\nHandles %s.\n", plain(e.Handles))
-	for _, in := range e.Takes {
+	fmt.Fprintf(out, "\nHandles %s.\n", plain(e.MatchSummary))
+	for _, in := range e.Inputs {
 		fmt.Fprintf(out, "Takes   %s\n", plain(in))
 	}
-	for _, o := range e.Gives {
+	for _, o := range e.Outputs {
 		fmt.Fprintf(out, "Gives   %s\n", plain(o))
 	}
 	if e.MaxPhase < 3 {
@@ -123,8 +123,8 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 	fmt.Fprintln(t, "PHASE 1\tPHASE 2\tPHASE 3\tWHAT")
 	for _, l := range e.Lines {
 		phases := "\t\t"
-		if len(l.Phases) > 0 {
-			phases = strings.Join(l.Phases, "\t")
+		if len(l.PhaseBehaviors) > 0 {
+			phases = strings.Join(l.PhaseBehaviors, "\t")
 		}
 		fmt.Fprintf(t, "%s\t%s%s\n", phases, strings.Repeat("  ", l.Depth), plain(l.Text))
 	}
@@ -237,21 +237,21 @@ func (g *globals) incident(cmd *cobra.Command, what string) (*playbooks.Incident
 // asRecorded is the incident of a recording, as far as its detections tell: what enrichment found is not in it.
 func asRecorded(rec recording.Recording) playbooks.Incident {
 	in := playbooks.Incident{
-		ID: rec.Incident.ID, Key: rec.Incident.Key, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
+		ID: rec.Incident.ID, GroupingKey: rec.Incident.GroupingKey, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
 	}
-	var signals []playbooks.Signal
+	var signals []playbooks.CorrelationInput
 	for i, d := range rec.Detections {
 		if i == 0 {
 			in.Trigger, in.Workload = d.Detection, incident.WorkloadOf(d.Detection)
 		}
-		in.Total++
-		signals = append(signals, playbooks.Signal{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
+		in.TotalDetections++
+		signals = append(signals, playbooks.CorrelationInput{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
 		if target := incident.TargetOf(d.Detection); !slices.Contains(in.Targets, target) {
 			in.Targets = append(in.Targets, target)
 		}
 	}
 	for _, p := range rec.Playbooks {
-		in.Playbooks = append(in.Playbooks, playbooks.PlaybookRun{Playbook: p.Name, Run: p.Run})
+		in.Playbooks = append(in.Playbooks, playbooks.PlaybookRun{Playbook: p.Name, WorkflowID: p.WorkflowID})
 	}
 	verdict := playbooks.Correlate(signals)
 	in.Objective, in.Severity, in.Confidence, in.Reasons = verdict.Objective, verdict.Severity, verdict.Confidence, verdict.Reasons

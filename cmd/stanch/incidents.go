@@ -145,7 +145,7 @@ func (l *incidentList) pick(all []gateway.View, now time.Time) (shown []gateway.
 	since, _ := moment(l.since, now)
 	until, _ := moment(l.until, now)
 	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.View) bool {
-		resolved := in.Judged != ""
+		resolved := in.Disposition != ""
 		switch {
 		case !since.IsZero() && in.Opened.Before(since), !until.IsZero() && !in.Opened.Before(until):
 			return true
@@ -275,37 +275,37 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 		if w.You {
 			you = "; it waits for you"
 		}
-		p("waiting     %s: %s%s", w.Title, display.Votes(w.Yes, w.Quorum, w.Of), you)
+		p("waiting     %s: %s%s", w.Title, display.DescribeApprovalProgress(w.Yes, w.Quorum, w.Of), you)
 		for _, warning := range w.Warnings {
 			p("            but: %s", warning)
 		}
 	}
 	for _, r := range in.Paused {
-		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.Again)
+		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.RetryCommand)
 	}
 	p("")
 	showContext(p, in.Incident)
 	for _, l := range in.Leases {
-		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.Target(in.Incident, l.Target), display.Lease(l), l.Until.Local().Format(time.DateTime), l.Reason)
+		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target), display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
 		for _, warning := range l.Warnings {
 			p("            but: %s", warning)
 		}
 	}
 	for _, e := range in.Evidence {
-		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.Bytes, e.SHA256)
+		p("evidence    %s %s (%d bytes, sha256 %s)", e.Action, e.Name, e.SizeBytes, e.SHA256)
 	}
 	for _, run := range in.Playbooks {
-		p("playbook    %s: %s", run.Playbook, display.Run(in.Incident, run))
-		if run.Guide != "" {
-			p("guide       %s: %s", run.Playbook, strings.Join(strings.Fields(run.Guide), " "))
+		p("playbook    %s: %s", run.Playbook, display.SummarizeRun(in.Incident, run))
+		if run.ResponderGuide != "" {
+			p("guide       %s: %s", run.Playbook, strings.Join(strings.Fields(run.ResponderGuide), " "))
 		}
 	}
 	for _, n := range in.NotSelected {
 		p("not run     %s: %s", n.Playbook, n.Reason)
 	}
 	p("")
-	for _, e := range display.Timeline(in.Incident) {
-		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.What)
+	for _, e := range display.SortedTimeline(in.Incident) {
+		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.Text)
 	}
 	for _, q := range pending {
 		if q.Incident == in.ID {
@@ -320,10 +320,10 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	p("account     %s", in.Workload.ServiceAccount)
 	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
 	for _, t := range in.Targets {
-		p("target      %s%s", display.Ref(in, t.ID()), containerOf(t))
+		p("target      %s%s", display.TargetArgument(in, t.ID()), containerOf(t))
 	}
-	p("blast       %d other pods with this image, %d pods on the node", in.Blast.SameDigestPods, in.Blast.SameNodePods)
-	for _, m := range in.Blast.MayDo {
+	p("blast       %d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount)
+	for _, m := range in.BlastRadius.DangerousPermissions {
 		p("            its account may: %s", m)
 	}
 	for _, r := range in.Reasons {
@@ -333,7 +333,7 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 		p("missing     %s", m)
 	}
 	for _, d := range in.Detections {
-		p("detection   %s ×%d: %s", d.Rule, d.Count, d.What)
+		p("detection   %s ×%d: %s", d.Rule, d.Count, d.Description)
 	}
 }
 
@@ -365,7 +365,7 @@ func showQuestion(p func(string, ...any), q playbook.Pending) {
 			p("  but: %s", warning)
 		}
 	}
-	p("  %s, until %s", display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
+	p("  %s, until %s", display.DescribeApprovalProgress(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
 	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.Name(), q.Incident, q.Name())
 }
 

@@ -31,7 +31,7 @@ func views() []gateway.View {
 			v.Waiting = []gateway.Waiting{{Title: "stop the workload", Quorum: 2, Yes: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, You: true}}
 		}),
 		view("INC-3", "low", "execution", time.Hour, func(v *gateway.View) {
-			v.Judged, v.JudgedBy, v.Standing = "false-positive", "alice", "resolved: false-positive by alice"
+			v.Disposition, v.DispositionBy, v.Standing = "false-positive", "alice", "resolved: false-positive by alice"
 		}),
 		view("INC-4", "high", "execution", time.Minute, func(v *gateway.View) { v.Confidence = 0.9 }),
 	}

@@ -50,7 +50,7 @@ func resumeCommand(g *globals) *cobra.Command {
 				fmt.Fprintf(out, "%s refused while paused; nothing starts them again by itself:\n", counted(n, "containment of an open incident was", "containments of open incidents were"))
 			}
 			for _, r := range done.Refused {
-				fmt.Fprintln(out, plain(fmt.Sprintf("  %s  %s of %s; contain it now: %s", r.Incident, r.Action, r.Target, r.Again)))
+				fmt.Fprintln(out, plain(fmt.Sprintf("  %s  %s of %s; contain it now: %s", r.Incident, r.Action, r.Target, r.RetryCommand)))
 			}
 			return nil
 		},

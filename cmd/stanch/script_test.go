@@ -55,7 +55,7 @@ func plant() {
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
 	must(os.MkdirAll(filepath.Join(dir, "blobs", sum[:2]), 0o700))
 	must(os.WriteFile(filepath.Join(dir, "blobs", sum[:2], sum), data, 0o600))
-	body, err := json.Marshal(activities.Entry{Incident: keptFor, Seq: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, Bytes: int64(len(data))}})
+	body, err := json.Marshal(activities.Entry{Incident: keptFor, Seq: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
 	must(err)
 	spoofed, err := json.Marshal(activities.Entry{
 		Incident: keptFor, Seq: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},

@@ -70,13 +70,13 @@ func showLeases(out io.Writer, list []*lease.Machine, now time.Time) {
 		if m.Target.Kind == "" { // it could not be read
 			target = ""
 		}
-		if !r.Until.IsZero() {
-			until = r.Until.Local().Format(time.DateTime)
+		if !r.ExpiresAt.IsZero() {
+			until = r.ExpiresAt.Local().Format(time.DateTime)
 		}
-		if left := r.Until.Sub(now); left > 0 && m.State != lease.StateEnded {
+		if left := r.ExpiresAt.Sub(now); left > 0 && m.State != lease.StateEnded {
 			until += " (in " + duration.Format(left.Round(time.Second)) + ")"
 		}
-		t.row(r.ID, display.Lease(r), r.Action, target, until, r.Reason)
+		t.row(r.ID, display.DescribeLease(r), r.Action, target, until, r.Reason)
 	}
 	t.print(out)
 }
@@ -121,7 +121,7 @@ extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one 
 				return err
 			}
 			for _, l := range done {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, plain(l.Target), l.Until.Local().Format(time.DateTime), duration.Format(d))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, plain(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
 			}
 			return nil
 		},
@@ -206,7 +206,7 @@ func showMarked(out io.Writer, id string, kind incident.MarkKind, done gateway.M
 	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
 	p("%s: %s", id, kind)
 	for _, l := range done.Released {
-		p("  released: %s of %s, lease %s", l.Action, display.Target(done.Incident, l.Target), l.ID)
+		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
 	}
 	for _, title := range done.Denied {
 		p("  denied: %s", title)

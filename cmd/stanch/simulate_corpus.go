@@ -98,7 +98,7 @@ func readLines(file string, yield func(simulate.Entry) bool) (more bool, err err
 	}
 	defer func() { _ = f.Close() }()
 	more = true
-	err = recording.Lines(f, func(n int, line []byte) error {
+	err = recording.ReadLines(f, func(n int, line []byte) error {
 		name := fmt.Sprintf("%s:%d", file, n)
 		more = yield(simulate.Entry{Name: name, Read: func() ([]byte, error) { return line, nil }})
 		if !more {

@@ -133,7 +133,7 @@ func enough(out io.Writer, r playtest.Report, o testOptions) error {
 		if c.Percent() < float64(o.minCoverage) {
 			short = true
 			if o.output == "text" {
-				fmt.Fprintln(out, plain(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.Covered, c.Points, o.minCoverage)))
+				fmt.Fprintln(out, plain(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.CoveredPoints, c.TotalPoints, o.minCoverage)))
 			}
 		}
 	}
@@ -193,7 +193,7 @@ func showTest(p func(string, ...any), file string, t playtest.Result, verbose bo
 	}
 	p("%s  %s:%d %s", word, file, t.Line, t.Name)
 	for _, f := range t.Failures {
-		p("  %s:%d:%d: %s", filepath.Base(file), f.Line, f.Column, f.What)
+		p("  %s:%d:%d: %s", filepath.Base(file), f.Line, f.Column, f.Message)
 	}
 	if !verbose {
 		return
@@ -206,7 +206,7 @@ func showTest(p func(string, ...any), file string, t playtest.Result, verbose bo
 		if s.Reason != "" {
 			reason = ": " + s.Reason
 		}
-		p("  %10s  step %s (%s) %s%s", "+"+offset(s.AtMS), s.Step, s.Action, s.Outcome, reason)
+		p("  %10s  step %s (%s) %s%s", "+"+offset(s.EndedAtMS), s.Step, s.Action, s.Outcome, reason)
 	}
 }
 
@@ -214,12 +214,12 @@ func showCoverage(out io.Writer, r playtest.Report) {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "COVERED\tOF\tPERCENT\tPLAYBOOK")
 	for _, c := range r.Coverage {
-		fmt.Fprintln(t, plain(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.Covered, c.Points, c.Percent(), c.File)))
+		fmt.Fprintln(t, plain(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.CoveredPoints, c.TotalPoints, c.Percent(), c.File)))
 	}
 	_ = t.Flush()
 	for _, c := range r.Coverage {
-		for _, m := range c.Missing {
-			fmt.Fprintln(out, plain(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.What)))
+		for _, m := range c.Uncovered {
+			fmt.Fprintln(out, plain(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)))
 		}
 	}
 }

@@ -75,12 +75,12 @@ and which playbooks may match the same incident: of those that contain only the 
 // validate checks files that may call each other and the library's playbooks. A playbook of theirs takes the place of one
 // of the library of its name; two of theirs with one name are a mistake.
 func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics {
-	var given []playbooks.Source
+	var given []playbooks.SourceFile
 	names := map[string]string{}
 	all := diagnostic.Diagnostics{}
 	for _, file := range files {
-		given = append(given, playbooks.Source{File: file, Source: sources[file]})
-		book, _ := playbooks.Parse(file, sources[file])
+		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
+		book, _ := playbooks.ParsePlaybook(file, sources[file])
 		if first, twice := names[book.Name]; twice && book.Name != "" {
 			all = append(all, diagnostic.Diagnostic{
 				File: file, Line: max(book.NamePos.Line, 1), Column: max(book.NamePos.Column, 1), Severity: "error", Code: "duplicate-name",
@@ -90,7 +90,7 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 		}
 		names[book.Name] = file
 	}
-	_, problems := playbooks.LoadAll(append(library.Sources(), given...), worker.Catalogue())
+	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), given...), worker.Catalogue())
 	for _, p := range problems {
 		if sources[p.File] != nil {
 			all = append(all, p)
@@ -122,10 +122,10 @@ func (g *globals) againstConfig(files []string, sources map[string][]byte) (diag
 	return append(out, overlapping(beside, sources)...), nil
 }
 
-func ownSources(files []string, sources map[string][]byte) []playbooks.Source {
-	var out []playbooks.Source
+func ownSources(files []string, sources map[string][]byte) []playbooks.SourceFile {
+	var out []playbooks.SourceFile
 	for _, file := range files {
-		out = append(out, playbooks.Source{File: file, Source: sources[file]})
+		out = append(out, playbooks.SourceFile{File: file, Content: sources[file]})
 	}
 	return out
 }
@@ -133,7 +133,7 @@ func ownSources(files []string, sources map[string][]byte) []playbooks.Source {
 // overlapping warns of playbooks that may match the same incident and both contain, one of them among the files.
 func overlapping(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
-	for _, o := range playbooks.Overlaps(programs) {
+	for _, o := range playbooks.FindOverlaps(programs) {
 		mine, other, hint := o.First, o.Second, "give one of them another `priority` if the order is not what you want"
 		if sources[mine.File] == nil {
 			mine, other = o.Second, o.First
@@ -147,7 +147,7 @@ func overlapping(programs []*playbooks.Program, sources map[string][]byte) diagn
 		out = append(out, diagnostic.Diagnostic{
 			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning", Code: "overlap", Hint: hint,
 			Message: fmt.Sprintf("`%s` and %s `%s` may match the same incident and both contain: `%s` runs (%s), and the other only if it is refused or fails",
-				mine.Name, owned(other), other.Name, o.First.Name, o.Why),
+				mine.Name, owned(other), other.Name, o.First.Name, o.Reason),
 		})
 	}
 	return out
@@ -173,7 +173,7 @@ func (g *globals) unknownPeople(c *config.Config, files []string, sources map[st
 		if sources[p.File] == nil {
 			continue
 		}
-		p.Walk(func(s *playbooks.Step) {
+		p.WalkSteps(func(s *playbooks.Step) {
 			if s.Approval == nil {
 				return
 			}
@@ -206,11 +206,11 @@ func escalated(a *playbooks.Approval, of func(*playbooks.Escalation) []string) [
 
 // loadBeside loads files that may call each other and the library's playbooks.
 func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
-	given := library.Sources()
+	given := library.PlaybookSources()
 	for _, file := range files {
-		given = append(given, playbooks.Source{File: file, Source: sources[file]})
+		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
 	}
-	return playbooks.LoadAll(given, worker.Catalogue())
+	return playbooks.LoadPlaybooks(given, worker.Catalogue())
 }
 
 func plainLines(s string) string {

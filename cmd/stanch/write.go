@@ -11,7 +11,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
 	"stanch/worker"
@@ -30,15 +30,15 @@ type actionDoc struct {
 	Reversible bool                   `json:"reversible"`
 	Params     *jsonschema.Schema     `json:"params,omitempty"`
 	Outputs    *jsonschema.Schema     `json:"outputs,omitempty"`
-	Plan       []playbooks.Right      `json:"rights_to_plan,omitempty"`
-	Apply      []playbooks.Right      `json:"rights_to_apply,omitempty"`
-	PlanIAM    []playbooks.CloudRight `json:"iam_to_plan,omitempty"`
-	ApplyIAM   []playbooks.CloudRight `json:"iam_to_apply,omitempty"`
+	Plan       []playbooks.KubernetesPermission      `json:"rights_to_plan,omitempty"`
+	Apply      []playbooks.KubernetesPermission      `json:"rights_to_apply,omitempty"`
+	PlanIAM    []playbooks.IAMPermission `json:"iam_to_plan,omitempty"`
+	ApplyIAM   []playbooks.IAMPermission `json:"iam_to_apply,omitempty"`
 	D3FEND     string                 `json:"d3fend,omitempty"`
 }
 
-func docOf(s playbooks.Spec) actionDoc {
-	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanRights, Apply: s.ApplyRights, PlanIAM: s.PlanCloud, ApplyIAM: s.ApplyCloud, D3FEND: s.D3FEND}
+func docOf(s playbooks.ActionSpec) actionDoc {
+	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanPermissions, Apply: s.ApplyPermissions, PlanIAM: s.PlanIAMPermissions, ApplyIAM: s.ApplyIAMPermissions, D3FEND: s.D3FENDTechnique}
 	for _, t := range s.Targets {
 		d.Targets = append(d.Targets, string(t))
 	}
@@ -146,9 +146,9 @@ func schemaCommand() *cobra.Command {
 			var schema any
 			switch a[0] {
 			case "playbook":
-				schema = playbooks.Schema(worker.Catalogue())
+				schema = playbooks.PlaybookSchema(worker.Catalogue())
 			case "test":
-				schema = scenario.Schema()
+				schema = testspec.Schema()
 			case "rules":
 				schema = rules.Schema()
 			case "config":

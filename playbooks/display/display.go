@@ -19,16 +19,16 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Person names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
-func Person(name, proved string) string {
+// FormatPerson names a person and how it was proved who they are: "alice (uid 1000 on the local socket)".
+func FormatPerson(name, proved string) string {
 	if proved == "" {
 		return name
 	}
 	return fmt.Sprintf("%s (%s)", name, proved)
 }
 
-// Target names the target with an ID as people know it, from the incident that it belongs to.
-func Target(in playbooks.Incident, id string) string {
+// TargetName names the target with an ShortTargetID as people know it, from the incident that it belongs to.
+func TargetName(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		if t.ID() == id {
 			return t.String()
@@ -37,11 +37,11 @@ func Target(in playbooks.Incident, id string) string {
 	if kind, uid, _ := strings.Cut(id, ":"); playbooks.TargetKind(kind) == playbooks.TargetWorkload && in.Workload.Name != "" && (in.Workload.UID == uid || uid == "") {
 		return "workload " + in.Workload.String()
 	}
-	return ID(id)
+	return ShortTargetID(id)
 }
 
-// ID is a target's ID where its name is not known: its kind and the beginning of its identifier.
-func ID(id string) string {
+// ShortTargetID is a target's ShortTargetID where its name is not known: its kind and the beginning of its identifier.
+func ShortTargetID(id string) string {
 	kind, uid, ok := strings.Cut(id, ":")
 	switch {
 	case !ok:
@@ -53,8 +53,8 @@ func ID(id string) string {
 	return kind + " " + uid[:min(enough, len(uid))]
 }
 
-// Outcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
-func Outcome(o playbooks.Outcome, contains bool) string {
+// DescribeOutcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
+func DescribeOutcome(o playbooks.Outcome, contains bool) string {
 	switch o {
 	case playbooks.OutcomeChanged:
 		if contains {
@@ -79,79 +79,79 @@ func Outcome(o playbooks.Outcome, contains bool) string {
 	return string(o)
 }
 
-// contains reports whether a step contains something. Reports from before steps named their verb are known by their lease.
-func contains(s playbooks.StepReport) bool {
-	return s.Verb == playbooks.VerbContain || s.Verb == "" && s.Lease != ""
+// isContainment reports whether a step contains something. Reports from before steps named their verb are known by their lease.
+func isContainment(s playbooks.StepReport) bool {
+	return s.Verb == playbooks.VerbContain || s.Verb == "" && s.LeaseID != ""
 }
 
-// Contained reports whether a step's containment was in force when it ended.
-func Contained(s playbooks.StepReport) bool {
+// IsContainmentInForce reports whether a step's containment was in force when it ended.
+func IsContainmentInForce(s playbooks.StepReport) bool {
 	switch s.Outcome {
 	case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged:
-		return contains(s)
+		return isContainment(s)
 	case playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
 	}
 	return false
 }
 
-// Became says what became of a step, without its name: "applied and verified", "refused: the budget is spent". An
+// DescribeStepOutcome says what became of a step, without its name: "applied and verified", "refused: the budget is spent". An
 // approval that was given says who gave it.
-func Became(s playbooks.StepReport) string {
-	if s.Action == actionApproval && s.Outcome == playbooks.OutcomeChanged {
+func DescribeStepOutcome(s playbooks.StepReport) string {
+	if s.Action == approvalActionName && s.Outcome == playbooks.OutcomeChanged {
 		return cmp.Or(s.Reason, "approved")
 	}
-	return because(Outcome(s.Outcome, contains(s)), s.Reason)
+	return withReason(DescribeOutcome(s.Outcome, isContainment(s)), s.Reason)
 }
 
 const (
-	actionApproval = "approval"
-	actionStop     = "stop"
+	approvalActionName = "approval"
+	stopActionName     = "stop"
 )
 
-func because(what, reason string) string {
+func withReason(what, reason string) string {
 	if reason == "" {
 		return what
 	}
 	return what + ": " + reason
 }
 
-// absent is how a refusal ends whose reason is that something optional is not there.
-var absent = regexp.MustCompile(`^no .* (is|are) (configured|connected)`)
+// notConfiguredPattern is how a refusal ends whose reason is that something optional is not there.
+var notConfiguredPattern = regexp.MustCompile(`^no .* (is|are) (configured|connected)`)
 
-// Remark reports whether a step was refused only because something optional is not there, such as tickets or a cluster: that
+// IsNotConfigured reports whether a step was refused only because something optional is not there, such as tickets or a cluster: that
 // is worth a remark and says nothing of how the incident ended.
-func Remark(s playbooks.StepReport) bool {
-	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.Lease == "" && absent.MatchString(s.Reason)
+func IsNotConfigured(s playbooks.StepReport) bool {
+	return s.Outcome == playbooks.OutcomeRefused && s.Verb != playbooks.VerbContain && s.LeaseID == "" && notConfiguredPattern.MatchString(s.Reason)
 }
 
-// Run says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then
+// SummarizeRun says in one line how a playbook's run stands or ended: what it contained first, then what kept it from more, then
 // remarks.
-func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
+func SummarizeRun(in playbooks.Incident, r playbooks.PlaybookRun) string {
 	var contained, kept, problems, remarks []string // kept from containing
 	stopped := ""
 	var last playbooks.StepReport
 	for _, s := range r.Steps {
 		switch what := stepName(s); {
-		case s.Action == actionStop && s.Outcome != playbooks.OutcomeSkipped:
-			stopped = because("stopped, "+Outcome(s.Outcome, false), s.Reason)
-		case Contained(s):
-			contained = append(contained, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), Outcome(s.Outcome, true)))
-		case Remark(s):
+		case s.Action == stopActionName && s.Outcome != playbooks.OutcomeSkipped:
+			stopped = withReason("stopped, "+DescribeOutcome(s.Outcome, false), s.Reason)
+		case IsContainmentInForce(s):
+			contained = append(contained, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target), DescribeOutcome(s.Outcome, true)))
+		case IsNotConfigured(s):
 			remarks = append(remarks, fmt.Sprintf("%s was left out: %s", what, s.Reason))
 		case !s.Outcome.RunsOnFailure() && !s.Outcome.RunsOnDenied() && s.Outcome != playbooks.OutcomeProposed:
 			last = s
-		case contains(s) && s.Target != "":
-			kept = append(kept, fmt.Sprintf("%s of %s %s", what, Target(in, s.Target), because(Outcome(s.Outcome, true), s.Reason)))
-		case contains(s):
-			kept = append(kept, what+" "+because(Outcome(s.Outcome, true), s.Reason))
+		case isContainment(s) && s.Target != "":
+			kept = append(kept, fmt.Sprintf("%s of %s %s", what, TargetName(in, s.Target), withReason(DescribeOutcome(s.Outcome, true), s.Reason)))
+		case isContainment(s):
+			kept = append(kept, what+" "+withReason(DescribeOutcome(s.Outcome, true), s.Reason))
 		default:
-			problems = append(problems, what+" "+because(Outcome(s.Outcome, false), s.Reason))
+			problems = append(problems, what+" "+withReason(DescribeOutcome(s.Outcome, false), s.Reason))
 		}
 	}
 	problems = append(kept, problems...)
 	var parts []string
 	if len(contained) > 0 {
-		parts = append(parts, "contained: "+few(contained))
+		parts = append(parts, "contained: "+joinLimited(contained))
 	}
 	if r.Error != "" {
 		parts = append(parts, "failed: "+r.Error)
@@ -160,10 +160,10 @@ func Run(in playbooks.Incident, r playbooks.PlaybookRun) string {
 		parts = append(parts, stopped)
 	}
 	if len(problems) > 0 {
-		parts = append(parts, few(problems))
+		parts = append(parts, joinLimited(problems))
 	}
 	if len(remarks) > 0 {
-		parts = append(parts, "remark: "+few(remarks))
+		parts = append(parts, "remark: "+joinLimited(remarks))
 	}
 	switch {
 	case len(parts) > 0:
@@ -184,8 +184,8 @@ func stepName(s playbooks.StepReport) string {
 	return s.Action
 }
 
-// few joins what one line can hold and counts the rest.
-func few(all []string) string {
+// joinLimited joins what one line can hold and counts the rest.
+func joinLimited(all []string) string {
 	const most = 3
 	if n := len(all) - most; n > 0 {
 		return fmt.Sprintf("%s; and %d more", strings.Join(all[:most], "; "), n)
@@ -193,44 +193,44 @@ func few(all []string) string {
 	return strings.Join(all, "; ")
 }
 
-// Outcomes says in one line what became of an incident so far: what is or was contained first. "" before anything ran.
-func Outcomes(in playbooks.Incident) string {
+// SummarizeOutcomes says in one line what became of an incident so far: what is or was contained first. "" before anything ran.
+func SummarizeOutcomes(in playbooks.Incident) string {
 	var parts []string
 	for _, r := range in.Playbooks {
-		parts = append(parts, r.Playbook+": "+Run(in, r))
+		parts = append(parts, r.Playbook+": "+SummarizeRun(in, r))
 	}
 	slices.SortStableFunc(parts, func(a, b string) int {
-		return cmp.Compare(rank(a), rank(b))
+		return cmp.Compare(outcomePriority(a), outcomePriority(b))
 	})
 	return strings.Join(parts, "; ")
 }
 
-func rank(part string) int {
+func outcomePriority(part string) int {
 	if strings.Contains(part, ": contained: ") {
 		return 0
 	}
 	return 1
 }
 
-// Status says how an incident stands: "open", "open, taken over by alice", "resolved: false-positive by alice" or
+// DescribeStatus says how an incident stands: "open", "open, taken over by alice", "resolved: false-positive by alice" or
 // "closed, resolved: false-positive by alice".
-func Status(in playbooks.Incident) string {
+func DescribeStatus(in playbooks.Incident) string {
 	status := in.Status
-	if in.Judged != "" {
-		resolved := fmt.Sprintf("resolved: %s by %s", in.Judged, in.JudgedBy)
+	if in.Disposition != "" {
+		resolved := fmt.Sprintf("resolved: %s by %s", in.Disposition, in.DispositionBy)
 		if status == "open" {
 			return resolved
 		}
 		return status + ", " + resolved
 	}
-	if in.Owner != "" {
-		status += ", taken over by " + in.Owner
+	if in.Assignee != "" {
+		status += ", taken over by " + in.Assignee
 	}
 	return status
 }
 
-// Lease says how a lease stands: "held, verified", "held, NOT verified", "ended, undone and verified".
-func Lease(l playbooks.LeaseReport) string {
+// DescribeLease says how a lease stands: "held, verified", "held, NOT verified", "ended, undone and verified".
+func DescribeLease(l playbooks.LeaseReport) string {
 	switch {
 	case l.State == "held" && l.Verified:
 		return "held, verified"
@@ -244,8 +244,8 @@ func Lease(l playbooks.LeaseReport) string {
 	return l.State
 }
 
-// Votes says how far a question has come: "1 of 2 said yes (alice); waiting for one more of responders".
-func Votes(yes []string, quorum int, of string) string {
+// DescribeApprovalProgress says how far a question has come: "1 of 2 said yes (alice); waiting for one more of responders".
+func DescribeApprovalProgress(yes []string, quorum int, of string) string {
 	quorum = max(quorum, 1)
 	text := fmt.Sprintf("%d of %d", len(yes), quorum)
 	if len(yes) > 0 {
@@ -264,16 +264,16 @@ func Votes(yes []string, quorum int, of string) string {
 	return text
 }
 
-// Timeline is an incident's timeline by time; entries of one moment keep their order.
-func Timeline(in playbooks.Incident) []playbooks.TimelineEntry {
+// SortedTimeline is an incident's timeline by time; entries of one moment keep their order.
+func SortedTimeline(in playbooks.Incident) []playbooks.TimelineEntry {
 	out := slices.Clone(in.Timeline)
 	slices.SortStableFunc(out, func(a, b playbooks.TimelineEntry) int { return a.At.Compare(b.At) })
 	return out
 }
 
-// Headline is the detection that says most of an incident: the most severe, of those the surest, of those one of the
+// HeadlineDetection is the detection that says most of an incident: the most severe, of those the surest, of those one of the
 // incident's own objective, then one that names a technique, then the first. With its place; -1 without detections.
-func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
+func HeadlineDetection(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 	if len(in.Detections) == 0 {
 		return playbooks.DetectionSummary{}, -1
 	}
@@ -298,67 +298,67 @@ func Headline(in playbooks.Incident) (playbooks.DetectionSummary, int) {
 	return in.Detections[worst], worst
 }
 
-// Time is a moment in UTC, as everything that several people read has it.
-func Time(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
+// FormatTime is a moment in UTC, as everything that several people read has it.
+func FormatTime(t time.Time) string { return t.UTC().Format(time.DateTime) + " UTC" }
 
-// StepLine is a step of a playbook as a line of a timeline.
-func StepLine(playbook string, s playbooks.StepReport) string {
-	return fmt.Sprintf("%s: %s %s", playbook, stepName(s), Became(s))
+// StepTimelineText is a step of a playbook as a line of a timeline.
+func StepTimelineText(playbook string, s playbooks.StepReport) string {
+	return fmt.Sprintf("%s: %s %s", playbook, stepName(s), DescribeStepOutcome(s))
 }
 
-// Refused is a containment that was refused while people had paused new containments.
-type Refused struct {
+// RefusedContainment is a containment that was refused while people had paused new containments.
+type RefusedContainment struct {
 	Playbook string `json:"playbook"`
 	Action   string `json:"action"`
 	Target   string `json:"target"` // as people know it
 	Reason   string `json:"reason"`
-	// Again is the command that contains it now.
-	Again string    `json:"again"`
+	// RetryCommand is the command that contains it now.
+	RetryCommand string    `json:"again"`
 	At    time.Time `json:"at"`
 }
 
-// RefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and
+// FindRefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and
 // whose targets nothing has contained since, each once.
-func RefusedWhilePaused(in playbooks.Incident) []Refused {
+func FindRefusedWhilePaused(in playbooks.Incident) []RefusedContainment {
 	since := map[string]time.Time{} // the last containment, by target
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
-			if Contained(s) && s.At.After(since[s.Target]) {
+			if IsContainmentInForce(s) && s.At.After(since[s.Target]) {
 				since[s.Target] = s.At
 			}
 		}
 	}
-	var out []Refused
+	var out []RefusedContainment
 	known := map[string]bool{}
 	for _, r := range in.Playbooks {
 		for _, s := range r.Steps {
 			key := r.Playbook + "\x00" + s.Action + "\x00" + s.Target
-			paused := s.Guard == playbooks.GuardPause || strings.HasPrefix(s.Reason, playbooks.ReasonPaused)
+			paused := s.Guard == playbooks.GuardKillSwitch || strings.HasPrefix(s.Reason, playbooks.ReasonPaused)
 			if s.Outcome != playbooks.OutcomeRefused || !paused || s.At.Before(since[s.Target]) || known[key] {
 				continue
 			}
 			known[key] = true
-			out = append(out, Refused{
-				Playbook: r.Playbook, Action: s.Action, Target: Target(in, s.Target), Reason: s.Reason, At: s.At, Again: again(in, r, s),
+			out = append(out, RefusedContainment{
+				Playbook: r.Playbook, Action: s.Action, Target: TargetName(in, s.Target), Reason: s.Reason, At: s.At, RetryCommand: retryCommand(in, r, s),
 			})
 		}
 	}
 	return out
 }
 
-// again is the command that does once more what a run was refused: what a person asked for with `stanch contain` is no
+// retryCommand is the command that does once more what a run was refused: what a person asked for with `stanch contain` is no
 // playbook that `stanch run` knows.
-func again(in playbooks.Incident, r playbooks.PlaybookRun, s playbooks.StepReport) string {
-	what := fmt.Sprintf("run %s --on %s", r.Playbook, Ref(in, s.Target))
-	if holds, ok := playbooks.OneOffFor(r.Playbook, s.Action); ok && r.Request != "" {
-		what = fmt.Sprintf("contain %s --action %s --for %s", Ref(in, s.Target), s.Action, duration.Format(holds))
+func retryCommand(in playbooks.Incident, r playbooks.PlaybookRun, s playbooks.StepReport) string {
+	what := fmt.Sprintf("run %s --on %s", r.Playbook, TargetArgument(in, s.Target))
+	if holds, ok := playbooks.ParseManualPlaybookName(r.Playbook, s.Action); ok && r.RequestID != "" {
+		what = fmt.Sprintf("contain %s --action %s --for %s", TargetArgument(in, s.Target), s.Action, duration.Format(holds))
 	}
 	return "stanch " + what + " --reason 'refused while paused'"
 }
 
-// Ref is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's
+// TargetArgument is a target as `stanch contain` and `stanch run` take it: "pod/NAMESPACE/NAME", "container/ID", else the incident's
 // id, which means its pods and containers.
-func Ref(in playbooks.Incident, id string) string {
+func TargetArgument(in playbooks.Incident, id string) string {
 	for _, t := range in.Targets {
 		switch {
 		case t.ID() != id:

@@ -16,7 +16,7 @@ import (
 	"stanch/sensors"
 )
 
-func incident() playbooks.Incident {
+func newIncident() playbooks.Incident {
 	return playbooks.Incident{
 		ID: "INC-1", Status: "open", Objective: "execution", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u-1"}},
 		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
@@ -36,10 +36,10 @@ func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
 		"First":         {d("First", "high", 0.8, "execution", "T1059"), d("Second", "high", 0.8, "execution", "T1059")},
 		"":              nil,
 	} {
-		in := incident()
+		in := newIncident()
 		in.Detections = list
 		for range 3 {
-			worst, _ := display.Headline(in)
+			worst, _ := display.HeadlineDetection(in)
 			assert.Equal(t, want, worst.Title)
 		}
 	}
@@ -47,8 +47,8 @@ func TestTheHeadlineIsOfTheWorstDetection(t *testing.T) {
 
 // What was contained comes first, and an optional step that nobody configured is a remark.
 func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
-	in := incident()
-	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged}
+	in := newIncident()
+	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged}
 	ticket := playbooks.StepReport{Action: "create", Verb: playbooks.VerbTicket, Target: "incident:INC-1", Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml"}
 	mail := playbooks.StepReport{Action: "email", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeFailed, Reason: "the server is away"}
 	refused := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Reason: "no budget is configured for it"}
@@ -70,72 +70,72 @@ func TestTheOutcomeOfARunSaysFirstWhatWasContained(t *testing.T) {
 		},
 		{nil, at, "done, nothing contained"},
 	} {
-		assert.Equal(t, c.want, display.Run(in, playbooks.PlaybookRun{Playbook: "p", Steps: c.steps, Ended: c.ended}))
+		assert.Equal(t, c.want, display.SummarizeRun(in, playbooks.PlaybookRun{Playbook: "p", Steps: c.steps, Ended: c.ended}))
 	}
 	in.Playbooks = []playbooks.PlaybookRun{
 		{Playbook: "tell", Ended: at, Steps: []playbooks.StepReport{mail}}, {Playbook: "hold", Ended: at, Steps: []playbooks.StepReport{contained}},
 	}
-	assert.Equal(t, "hold: contained: pod.isolate of pod shop/web-1 applied and verified; tell: email failed: the server is away", display.Outcomes(in))
+	assert.Equal(t, "hold: contained: pod.isolate of pod shop/web-1 applied and verified; tell: email failed: the server is away", display.SummarizeOutcomes(in))
 }
 
 func TestAStatusSaysWhoResolvedIt(t *testing.T) {
-	in := incident()
-	assert.Equal(t, "open", display.Status(in))
-	in.Owner = "bob"
-	assert.Equal(t, "open, taken over by bob", display.Status(in))
-	in.Judged, in.JudgedBy = "false-positive", "alice"
-	assert.Equal(t, "resolved: false-positive by alice", display.Status(in))
+	in := newIncident()
+	assert.Equal(t, "open", display.DescribeStatus(in))
+	in.Assignee = "bob"
+	assert.Equal(t, "open, taken over by bob", display.DescribeStatus(in))
+	in.Disposition, in.DispositionBy = "false-positive", "alice"
+	assert.Equal(t, "resolved: false-positive by alice", display.DescribeStatus(in))
 	in.Status = "closed"
-	assert.Equal(t, "closed, resolved: false-positive by alice", display.Status(in))
+	assert.Equal(t, "closed, resolved: false-positive by alice", display.DescribeStatus(in))
 }
 
 func TestVotesSayWhoIsMissing(t *testing.T) {
-	assert.Equal(t, "0 of 1; waiting for one of responders", display.Votes(nil, 0, "responders"))
-	assert.Equal(t, "1 of 2 said yes (alice); waiting for one more of responders", display.Votes([]string{"alice"}, 2, "responders"))
-	assert.Equal(t, "1 of 3 said yes (alice); waiting for 2 more of responders", display.Votes([]string{"alice"}, 3, "responders"))
-	assert.Equal(t, "2 of 2 said yes (alice, bob)", display.Votes([]string{"alice", "bob"}, 2, "responders"))
+	assert.Equal(t, "0 of 1; waiting for one of responders", display.DescribeApprovalProgress(nil, 0, "responders"))
+	assert.Equal(t, "1 of 2 said yes (alice); waiting for one more of responders", display.DescribeApprovalProgress([]string{"alice"}, 2, "responders"))
+	assert.Equal(t, "1 of 3 said yes (alice); waiting for 2 more of responders", display.DescribeApprovalProgress([]string{"alice"}, 3, "responders"))
+	assert.Equal(t, "2 of 2 said yes (alice, bob)", display.DescribeApprovalProgress([]string{"alice", "bob"}, 2, "responders"))
 }
 
 func TestTheTimelineIsInOrder(t *testing.T) {
 	at := time.Now()
-	in := incident()
-	in.Timeline = []playbooks.TimelineEntry{{At: at.Add(2), What: "c"}, {At: at, What: "a"}, {At: at.Add(1), What: "b1"}, {At: at.Add(1), What: "b2"}}
+	in := newIncident()
+	in.Timeline = []playbooks.TimelineEntry{{At: at.Add(2), Text: "c"}, {At: at, Text: "a"}, {At: at.Add(1), Text: "b1"}, {At: at.Add(1), Text: "b2"}}
 	var got string
-	for _, e := range display.Timeline(in) {
-		got += e.What
+	for _, e := range display.SortedTimeline(in) {
+		got += e.Text
 	}
 	assert.Equal(t, "ab1b2c", got)
-	assert.Equal(t, "c", in.Timeline[0].What, "the incident itself is not changed")
+	assert.Equal(t, "c", in.Timeline[0].Text, "the incident itself is not changed")
 }
 
 // What was refused while paused is offered with the command that contains it, whatever kind of target it is.
 func TestARefusedContainmentNamesItsTargetAsCommandsDo(t *testing.T) {
-	in := incident()
+	in := newIncident()
 	in.Targets = append(in.Targets, playbooks.Target{Kind: playbooks.TargetContainer, Name: "box", UID: "0123456789abcdef"})
 	for target, want := range map[string]string{"pod:u-1": "pod/shop/web-1", "container:0123456789abcdef": "container/0123456789abcdef", "role:AROA1": "INC-1"} {
-		assert.Equal(t, want, display.Ref(in, target))
+		assert.Equal(t, want, display.TargetArgument(in, target))
 	}
 	in.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", Steps: []playbooks.StepReport{
-		{Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardPause, Reason: "paused"},
+		{Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardKillSwitch, Reason: "paused"},
 		{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: "budget", Reason: "the budget is spent"},
 	}}}
-	refused := display.RefusedWhilePaused(in)
+	refused := display.FindRefusedWhilePaused(in)
 	require.Len(t, refused, 1)
-	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].Again)
+	assert.Equal(t, "stanch run hold --on pod/shop/web-1 --reason 'refused while paused'", refused[0].RetryCommand)
 
 	// A request by hand has no playbook that can be run again by its name.
-	step := playbooks.StepReport{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardPause, Reason: "paused"}
+	step := playbooks.StepReport{Action: "pod.isolate", Target: "container:0123456789abcdef", Outcome: playbooks.OutcomeRefused, Guard: playbooks.GuardKillSwitch, Reason: "paused"}
 	for holds, text := range map[time.Duration]string{5 * time.Minute: "5m", 90 * time.Minute: "1h30m", 60 * time.Hour: "2d12h"} {
-		run := playbooks.PlaybookRun{Playbook: "contain-pod-isolate-" + text, Request: "request/1", Steps: []playbooks.StepReport{step}}
+		run := playbooks.PlaybookRun{Playbook: "contain-pod-isolate-" + text, RequestID: "request/1", Steps: []playbooks.StepReport{step}}
 		in.Playbooks = []playbooks.PlaybookRun{run}
-		assert.Contains(t, playbooks.OneOff("pod.isolate", holds).File, run.Playbook)
-		assert.Equal(t, "stanch contain container/0123456789abcdef --action pod.isolate --for "+text+" --reason 'refused while paused'", display.RefusedWhilePaused(in)[0].Again)
+		assert.Contains(t, playbooks.ManualContainmentPlaybook("pod.isolate", holds).File, run.Playbook)
+		assert.Equal(t, "stanch contain container/0123456789abcdef --action pod.isolate --for "+text+" --reason 'refused while paused'", display.FindRefusedWhilePaused(in)[0].RetryCommand)
 	}
-	in.Playbooks[0].Request = "" // a playbook that has such a name
-	assert.Contains(t, display.RefusedWhilePaused(in)[0].Again, "stanch run contain-pod-isolate-")
+	in.Playbooks[0].RequestID = "" // a playbook that has such a name
+	assert.Contains(t, display.FindRefusedWhilePaused(in)[0].RetryCommand, "stanch run contain-pod-isolate-")
 }
 
-// Another place that writes a person or a target's ID writes it otherwise one day.
+// Another place that writes a person or a target's ShortTargetID writes it otherwise one day.
 func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
 	own := regexp.MustCompile(`Sprintf\("%s \(%s\)", [^)]*Proved|uid\[:min\(`)
 	for _, dir := range []string{"../../activities", "../../workflows", "../../worker", "../../cmd"} {
@@ -151,24 +151,24 @@ func TestNothingElseWritesPeopleAndIDs(t *testing.T) {
 }
 
 func TestATargetIsNamedAsPeopleKnowIt(t *testing.T) {
-	in := incident()
-	assert.Equal(t, "pod shop/web-1", display.Target(in, "pod:u-1"))
-	assert.Equal(t, "the incident", display.Target(in, "incident:INC-1"))
-	assert.Equal(t, "workload shop/Deployment/web", display.Target(in, "workload:"))
-	assert.Equal(t, "pod 01234567-89a", display.Target(in, "pod:01234567-89ab-cdef-0123-456789abcdef"))
+	in := newIncident()
+	assert.Equal(t, "pod shop/web-1", display.TargetName(in, "pod:u-1"))
+	assert.Equal(t, "the incident", display.TargetName(in, "incident:INC-1"))
+	assert.Equal(t, "workload shop/Deployment/web", display.TargetName(in, "workload:"))
+	assert.Equal(t, "pod 01234567-89a", display.TargetName(in, "pod:01234567-89ab-cdef-0123-456789abcdef"))
 }
 
 // What a person asked for is a headline only where nothing was detected, and a target is named as the command line takes it.
 func TestARequestIsNoHeadlineBesideADetection(t *testing.T) {
 	request := playbooks.DetectionSummary{Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1}
 	miner := playbooks.DetectionSummary{Rule: "miner", Title: "A miner", Severity: sensors.SeverityLow, Confidence: 0.4}
-	worst, _ := display.Headline(playbooks.Incident{Detections: []playbooks.DetectionSummary{request, miner}})
+	worst, _ := display.HeadlineDetection(playbooks.Incident{Detections: []playbooks.DetectionSummary{request, miner}})
 	require.Equal(t, "A miner", worst.Title)
-	worst, _ = display.Headline(playbooks.Incident{Detections: []playbooks.DetectionSummary{request}})
+	worst, _ = display.HeadlineDetection(playbooks.Incident{Detections: []playbooks.DetectionSummary{request}})
 	require.Equal(t, "Requested by alice", worst.Title)
 
 	in := playbooks.Incident{ID: "INC-1", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, {Kind: playbooks.TargetContainer, Name: "box", UID: "c0ffee"}}}
-	require.Equal(t, "pod/shop/web", display.Ref(in, "pod:u"))
-	require.Equal(t, "container/c0ffee", display.Ref(in, "container:c0ffee"))
-	require.Equal(t, "INC-1", display.Ref(in, "role:AROA"))
+	require.Equal(t, "pod/shop/web", display.TargetArgument(in, "pod:u"))
+	require.Equal(t, "container/c0ffee", display.TargetArgument(in, "container:c0ffee"))
+	require.Equal(t, "INC-1", display.TargetArgument(in, "role:AROA"))
 }

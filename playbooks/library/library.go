@@ -11,27 +11,27 @@ import (
 	"stanch/playbooks"
 )
 
-// Files holds the shipped playbooks, with their tests beside them.
+// PlaybookFiles holds the shipped playbooks, with their tests beside them.
 //
 //go:embed *.yaml
-var Files embed.FS
+var PlaybookFiles embed.FS
 
-// Sources are the shipped playbooks without their tests, by the order of their names.
-func Sources() []playbooks.Source {
-	entries, err := Files.ReadDir(".")
+// PlaybookSources are the shipped playbooks without their tests, by the order of their names.
+func PlaybookSources() []playbooks.SourceFile {
+	entries, err := PlaybookFiles.ReadDir(".")
 	if err != nil {
 		return nil // it is part of the program
 	}
-	var out []playbooks.Source
+	var out []playbooks.SourceFile
 	for _, e := range entries {
-		if raw, err := Files.ReadFile(e.Name()); err == nil && !strings.HasSuffix(e.Name(), "_test.yaml") {
-			out = append(out, playbooks.Source{File: "library/" + e.Name(), Source: raw, Shipped: true})
+		if raw, err := PlaybookFiles.ReadFile(e.Name()); err == nil && !strings.HasSuffix(e.Name(), "_test.yaml") {
+			out = append(out, playbooks.SourceFile{File: "library/" + e.Name(), Content: raw, Shipped: true})
 		}
 	}
 	return out
 }
 
-// Has reports whether a text is that of a shipped playbook, unchanged.
-func Has(source []byte) bool {
-	return slices.ContainsFunc(Sources(), func(s playbooks.Source) bool { return bytes.Equal(s.Source, source) })
+// IsShipped reports whether a text is that of a shipped playbook, unchanged.
+func IsShipped(source []byte) bool {
+	return slices.ContainsFunc(PlaybookSources(), func(s playbooks.SourceFile) bool { return bytes.Equal(s.Content, source) })
 }

@@ -15,7 +15,7 @@ import (
 	"stanch/sensors"
 )
 
-func example() recording.Recording {
+func exampleRecording() recording.Recording {
 	d := sensors.Detection{
 		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveCryptoMining, Node: "node-berlin",
 		Time: time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC),
@@ -24,25 +24,25 @@ func example() recording.Recording {
 		}, Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "payments", Name: "checkout-7f", UID: "u-1", Annotations: map[string]string{"last-applied": "password: hunter2"}}}},
 	}
 	return recording.Recording{
-		Version:    recording.Version,
-		Incident:   recording.Incident{ID: "INC-01JABCDEFGHJKMNPQRSTVWXYZ0", Key: "prod/payments/Pod/checkout-7f", Cluster: "prod", Scope: "web", Phase: 2, Opened: d.Time},
-		Detections: []recording.Detection{{AfterMS: 0, Batch: 1, Detection: d}},
-		Playbooks:  []recording.Playbook{{Name: "miner", File: "miner.yaml", Hash: strings.Repeat("a", 64), Run: "playbook/1"}},
-		Answers: []recording.Answer{{
-			Operation: recording.Observe, Action: "pod.manifest", Target: "pod:u-1", Attempt: 1, Outcome: "changed", Reason: "of checkout-7f on node-berlin",
+		Version:    recording.FormatVersion,
+		Incident:   recording.Incident{ID: "INC-01JABCDEFGHJKMNPQRSTVWXYZ0", GroupingKey: "prod/payments/Pod/checkout-7f", Cluster: "prod", Scope: "web", Phase: 2, Opened: d.Time},
+		Detections: []recording.Detection{{OffsetMS: 0, BatchNumber: 1, Detection: d}},
+		Playbooks:  []recording.Playbook{{Name: "miner", File: "miner.yaml", SourceHash: strings.Repeat("a", 64), WorkflowID: "playbook/1"}},
+		ActionResults: []recording.ActionResult{{
+			Operation: recording.OperationObserve, Action: "pod.manifest", Target: "pod:u-1", AttemptNumber: 1, Outcome: "changed", Reason: "of checkout-7f on node-berlin",
 			Outputs: json.RawMessage(`{"env":{"DB":"hunter2"},"db_password":"hunter2","count":4611686018427387905,"note":"token=hunter2 seen"}`),
 		}},
-		Votes: []recording.Vote{{Run: "playbook/1", Step: "s#1", Person: "alice", Proved: "uid 1000 on the local socket", Approve: true, Reason: "alice knows"}},
-		Steps: []recording.Step{{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "pod:u-1", Outcome: "denied", Reason: "alice (uid 1000 on the local socket) said no"}},
+		Votes: []recording.Vote{{WorkflowID: "playbook/1", Step: "s#1", Person: "alice", AuthenticatedBy: "uid 1000 on the local socket", Approved: true, Reason: "alice knows"}},
+		Steps: []recording.StepResult{{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "pod:u-1", Outcome: "denied", Reason: "alice (uid 1000 on the local socket) said no"}},
 	}
 }
 
 func TestARecordingIsReadAsItWasWritten(t *testing.T) {
-	raw, err := recording.Encode(example())
+	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	got, err := recording.Decode(raw)
 	require.NoError(t, err)
-	want := example()
+	want := exampleRecording()
 	want.SHA256 = got.SHA256
 	again, err := recording.Encode(got)
 	require.NoError(t, err)
@@ -51,7 +51,7 @@ func TestARecordingIsReadAsItWasWritten(t *testing.T) {
 }
 
 func TestAnyFlippedByteIsFound(t *testing.T) {
-	raw, err := recording.Encode(example())
+	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	for i := range raw {
 		changed := bytes.Clone(raw)
@@ -62,7 +62,7 @@ func TestAnyFlippedByteIsFound(t *testing.T) {
 }
 
 func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
-	raw, err := recording.Encode(example())
+	raw, err := recording.Encode(exampleRecording())
 	require.NoError(t, err)
 	for _, c := range []struct {
 		name, want string
@@ -81,7 +81,7 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 		_, err := recording.Decode(c.file)
 		require.ErrorContains(t, err, c.want, c.name)
 	}
-	large := example()
+	large := exampleRecording()
 	for range recording.MaxDetections + 1 {
 		large.Detections = append(large.Detections, large.Detections[0])
 	}
@@ -90,7 +90,7 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 }
 
 func TestSecretsAreTakenOut(t *testing.T) {
-	raw, err := recording.Encode(recording.Redact(example()))
+	raw, err := recording.Encode(recording.Redact(exampleRecording()))
 	require.NoError(t, err)
 	require.NotContains(t, string(raw), "hunter2")
 	require.NotContains(t, string(raw), "TOKEN=abc")
@@ -99,14 +99,14 @@ func TestSecretsAreTakenOut(t *testing.T) {
 }
 
 func TestAnonymisedNamesNobody(t *testing.T) {
-	r, err := recording.Anonymise(recording.Redact(example()))
+	r, err := recording.Anonymize(recording.Redact(exampleRecording()))
 	require.NoError(t, err)
 	raw, err := recording.Encode(r)
 	require.NoError(t, err)
 	for _, name := range []string{"alice", "node-berlin", "checkout-7f", "payments", "prod/", "uid 1000"} {
 		require.NotContains(t, string(raw), name)
 	}
-	require.Contains(t, r.Answers[0].Reason, "pod-1 on host-1", "the same name is the same number everywhere")
+	require.Contains(t, r.ActionResults[0].Reason, "pod-1 on host-1", "the same name is the same number everywhere")
 	require.EqualValues(t, 1<<62+1, r.Detections[0].Detection.Event.Process.StartNS)
 	require.Equal(t, "miner-process", r.Detections[0].Detection.Rule)
 }
@@ -114,24 +114,24 @@ func TestAnonymisedNamesNobody(t *testing.T) {
 // Outside of Kubernetes a container has a name that people chose, and people are named in many places: approvers who never
 // answered, actors, reasons in free text, paths and ids.
 func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
-	r := example()
+	r := exampleRecording()
 	d := r.Detections[0].Detection
 	d.ID, d.Node, d.Event.Node = "d2", "vm-hamburg", "vm-hamburg"
 	d.Event.Actor = "kubernetes:carol@example.com"
 	d.Event.Container = sensors.Container{ID: "billing-worker", Name: "billing-worker", CgroupPath: "/runc/billing-worker", Image: "registry.example/billing:7"}
 	d.Event.Process.Args = []string{"curl", "http://billing-worker.local", "--user=dave"}
 	d.Reasons = []string{"Carol started billing-worker"}
-	r.Detections = append(r.Detections, recording.Detection{AfterMS: 5, Batch: 2, Detection: d})
+	r.Detections = append(r.Detections, recording.Detection{OffsetMS: 5, BatchNumber: 2, Detection: d})
 	r.Playbooks[0].File = "/home/dave/playbooks/miner.yaml"
-	r.Questions = []recording.Question{{Run: "playbook/INC/1/billing-worker", Step: "s", Approvers: recording.Approvers{Users: []string{"dave", "Erin Smith"}}, Actions: []string{"container.isolate on container billing-worker"}}}
-	r.Answers = append(r.Answers, recording.Answer{
-		Operation: recording.Plan, Action: "pod.isolate", Target: "container:billing-worker", Attempt: 1, Changes: []string{"cut off billing-worker"},
-		Decision: &recording.Decision{Verdict: "run", Reason: "granted by Frank (uid 1002 on the local socket)", Approvers: recording.Approvers{Users: []string{"frank"}}},
-		Prior:    json.RawMessage(`{"lease":"lease/prod/container:billing-worker/network","by_container":{"billing-worker":1},"kind":"billing-worker"}`),
+	r.ApprovalRequests = []recording.ApprovalRequest{{WorkflowID: "playbook/INC/1/billing-worker", Step: "s", Approvers: recording.Approvers{Users: []string{"dave", "Erin Smith"}}, Actions: []string{"container.isolate on container billing-worker"}}}
+	r.ActionResults = append(r.ActionResults, recording.ActionResult{
+		Operation: recording.OperationPlan, Action: "pod.isolate", Target: "container:billing-worker", AttemptNumber: 1, Changes: []string{"cut off billing-worker"},
+		GuardDecision: &recording.GuardDecision{Verdict: "run", Reason: "granted by Frank (uid 1002 on the local socket)", Approvers: recording.Approvers{Users: []string{"frank"}}},
+		PriorState:    json.RawMessage(`{"lease":"lease/prod/container:billing-worker/network","by_container":{"billing-worker":1},"kind":"billing-worker"}`),
 	})
-	r.Releases = []recording.Release{{Lease: "lease/prod/container:billing-worker/network", People: []string{"grace (uid 1003 on the local socket)"}}}
-	r.Steps = append(r.Steps, recording.Step{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "container:billing-worker", Reason: "erin smith said no: grace and dave know /srv/billing-worker/data"})
-	out, err := recording.Anonymise(recording.Redact(r))
+	r.LeaseChanges = []recording.LeaseChange{{LeaseID: "lease/prod/container:billing-worker/network", GrantedBy: []string{"grace (uid 1003 on the local socket)"}}}
+	r.Steps = append(r.Steps, recording.StepResult{Playbook: "miner", Step: "s", Action: "pod.isolate", Target: "container:billing-worker", Reason: "erin smith said no: grace and dave know /srv/billing-worker/data"})
+	out, err := recording.Anonymize(recording.Redact(r))
 	require.NoError(t, err)
 	raw, err := recording.Encode(out)
 	require.NoError(t, err)
@@ -141,7 +141,7 @@ func TestAnonymisedLeavesNoNameAnywhere(t *testing.T) {
 	require.Equal(t, "container:container-1", out.Steps[1].Target)
 	require.Equal(t, "miner.yaml", out.Playbooks[0].File)
 	require.Equal(t, "/home/dave/playbooks/miner.yaml", r.Playbooks[0].File, "the original is left alone")
-	require.Equal(t, "pod.isolate", out.Answers[1].Action)
+	require.Equal(t, "pod.isolate", out.ActionResults[1].Action)
 }
 
 func TestCommittedRecordingsAreWhole(t *testing.T) {
@@ -158,7 +158,7 @@ func TestCommittedRecordingsAreWhole(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	raw, err := recording.Encode(example())
+	raw, err := recording.Encode(exampleRecording())
 	require.NoError(f, err)
 	f.Add(raw)
 	f.Add([]byte(`{"version":1}`))
@@ -172,7 +172,7 @@ func FuzzDecode(f *testing.F) {
 		require.NoError(t, err, "what is read can be written")
 		_, err = recording.Decode(again)
 		require.NoError(t, err)
-		_, err = recording.Anonymise(recording.Redact(r))
+		_, err = recording.Anonymize(recording.Redact(r))
 		require.NoError(t, err)
 	})
 }

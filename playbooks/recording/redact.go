@@ -20,23 +20,23 @@ func Redact(r Recording) Recording {
 			d.Event.Process.Ancestors[k].Args = nil // also of the host's own processes, whose business they are
 		}
 		d.Event.Container.Pod.Annotations = nil // they hold whole manifests, and nothing that is decided by
-		d.Title, d.Reasons = redact.Text(d.Title), texts(d.Reasons)
+		d.Title, d.Reasons = redact.Text(d.Title), redactStrings(d.Reasons)
 		d.Event.File.Path, d.Event.Process.Cwd = redact.Text(d.Event.File.Path), redact.Text(d.Event.Process.Cwd)
 	}
-	r.Answers = slices.Clone(r.Answers)
-	for i := range r.Answers {
-		a := &r.Answers[i]
-		a.Params, a.Outputs, a.Prior = walked(a.Params), walked(a.Outputs), walked(a.Prior)
-		a.Changes, a.Warnings = texts(a.Changes), texts(a.Warnings)
-		a.Failure, a.Refused, a.Reason, a.Detail, a.Drift = redact.Text(a.Failure), redact.Text(a.Refused), redact.Text(a.Reason), redact.Text(a.Detail), redact.Text(a.Drift)
+	r.ActionResults = slices.Clone(r.ActionResults)
+	for i := range r.ActionResults {
+		a := &r.ActionResults[i]
+		a.Params, a.Outputs, a.PriorState = redactJSON(a.Params), redactJSON(a.Outputs), redactJSON(a.PriorState)
+		a.Changes, a.Warnings = redactStrings(a.Changes), redactStrings(a.Warnings)
+		a.FailureReason, a.RefusalReason, a.Reason, a.VerifyDetail, a.Drift = redact.Text(a.FailureReason), redact.Text(a.RefusalReason), redact.Text(a.Reason), redact.Text(a.VerifyDetail), redact.Text(a.Drift)
 	}
 	r.Votes = slices.Clone(r.Votes)
 	for i := range r.Votes {
 		r.Votes[i].Reason = redact.Text(r.Votes[i].Reason)
 	}
-	r.Marks = slices.Clone(r.Marks)
-	for i := range r.Marks {
-		r.Marks[i].Reason = redact.Text(r.Marks[i].Reason)
+	r.TriageDecisions = slices.Clone(r.TriageDecisions)
+	for i := range r.TriageDecisions {
+		r.TriageDecisions[i].Reason = redact.Text(r.TriageDecisions[i].Reason)
 	}
 	r.Steps = slices.Clone(r.Steps)
 	for i := range r.Steps {
@@ -49,7 +49,7 @@ func Redact(r Recording) Recording {
 	return r
 }
 
-func texts(list []string) []string {
+func redactStrings(list []string) []string {
 	out := slices.Clone(list)
 	for i := range out {
 		out[i] = redact.Text(out[i])
@@ -57,31 +57,31 @@ func texts(list []string) []string {
 	return out
 }
 
-// walked redacts every text of a JSON value, and whatever stands under a name that is a secret's.
-func walked(raw json.RawMessage) json.RawMessage {
+// redactJSON redacts every text of a JSON value, and whatever stands under a name that is a secret's.
+func redactJSON(raw json.RawMessage) json.RawMessage {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	v, err := generic(raw)
+	v, err := decodeJSON(raw)
 	if err != nil {
 		return nil
 	}
-	out, err := json.Marshal(hide("", v))
+	out, err := json.Marshal(redactValue("", v))
 	if err != nil {
 		return nil
 	}
 	return out
 }
 
-// generic decodes any JSON; numbers keep every digit.
-func generic(raw []byte) (v any, err error) {
+// decodeJSON decodes any JSON; numbers keep every digit.
+func decodeJSON(raw []byte) (v any, err error) {
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
 	err = decoder.Decode(&v)
 	return v, err //nolint:wrapcheck // callers say what was read
 }
 
-func hide(name string, v any) any {
+func redactValue(name string, v any) any {
 	switch v := v.(type) {
 	case string:
 		if name != "" && strings.Contains(redact.Text(name+"="+v), redact.Placeholder) && v != "" {
@@ -89,25 +89,25 @@ func hide(name string, v any) any {
 		}
 		return redact.Text(v)
 	case []any:
-		if environment(name) {
+		if isEnvironmentField(name) {
 			return []any{}
 		}
 		for i := range v {
-			v[i] = hide(name, v[i])
+			v[i] = redactValue(name, v[i])
 		}
 	case map[string]any:
 		for key := range v {
-			if environment(name) {
+			if isEnvironmentField(name) {
 				v[key] = redact.Placeholder
 				continue
 			}
-			v[key] = hide(key, v[key])
+			v[key] = redactValue(key, v[key])
 		}
 	}
 	return v
 }
 
-func environment(name string) bool {
+func isEnvironmentField(name string) bool {
 	name = strings.ToLower(name)
 	return name == "env" || name == "environment" || name == "environ"
 }

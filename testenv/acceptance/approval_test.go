@@ -136,12 +136,12 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 		return len(b) == 1 && b[0].Value != m.Buttons(t)["take-over"][0].Value
 	})
 	c.Incident(t, box.ID, 30*time.Second, "still observed", func(in playbooks.Incident) bool {
-		return held(in) && in.Leases[0].Until.Equal(before.Leases[0].Until)
+		return held(in) && in.Leases[0].ExpiresAt.Equal(before.Leases[0].ExpiresAt)
 	})
 	_, stderr, code = c.Run(t, "extend", before.Leases[0].ID, "--for", "2h")
 	require.Zero(t, code, stderr)
 	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
-		return held(in) && time.Until(in.Leases[0].Until) > 100*time.Minute
+		return held(in) && time.Until(in.Leases[0].ExpiresAt) > 100*time.Minute
 	})
 	_, stderr, code = c.Run(t, "release", before.Leases[0].ID)
 	require.Zero(t, code, stderr)

@@ -295,7 +295,7 @@ var attacks = []struct {
 	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
 		target := w.knownIn.Targets[0]
 		r := w.on(target, w.lock.LeaseID)
-		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].Run, target)}, w, nil)
+		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].WorkflowID, target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
 		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, w.freedLease.Token)

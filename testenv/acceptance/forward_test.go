@@ -31,7 +31,7 @@ func TestAFileOfAnotherSensorIsCarried(t *testing.T) {
 	require.Zero(t, code, stderr)
 	require.Contains(t, stderr, "4 lines: 1 alerts accepted, 1 telemetry, 1 about health, 1 refused")
 	require.Contains(t, stderr, "not Tetragon's JSON")
-	in := d.Incident(t, container, 20*time.Second, "its alert", func(in playbooks.Incident) bool { return in.Total == 1 })
+	in := d.Incident(t, container, 20*time.Second, "its alert", func(in playbooks.Incident) bool { return in.TotalDetections == 1 })
 	require.Equal(t, "elsewhere", in.Trigger.Source)
 	require.Equal(t, "crypto-mining", string(in.Objective))
 	require.NotContains(t, fmt.Sprintf("%+v", in), "hunter2")

@@ -77,7 +77,7 @@ func TestFreezeEndsOnTimeAfterStanchIsKilled(t *testing.T) {
 	s.Kill()
 	require.True(t, isFrozen(t, c), "the freeze goes on without Stanch")
 	require.True(t, c.Resumed(20*time.Second), "it thaws without Stanch")
-	require.WithinDuration(t, lease.Until, time.Now(), time.Second)
+	require.WithinDuration(t, lease.ExpiresAt, time.Now(), time.Second)
 
 	s.Up(t)
 	s.Incident(t, c.ID, 70*time.Second, "undone", undone)
@@ -92,7 +92,7 @@ func TestFreezeGoesOnAfterARestartAndIsReleased(t *testing.T) {
 		require.True(t, isFrozen(t, c))
 		s.Up(t)
 		in := s.Incident(t, c.ID, 30*time.Second, "held", func(in playbooks.Incident) bool { return in.Leases[0].State == "held" && in.Leases[0].Verified })
-		require.WithinDuration(t, lease.Until, in.Leases[0].Until, time.Second)
+		require.WithinDuration(t, lease.ExpiresAt, in.Leases[0].ExpiresAt, time.Second)
 	}
 	_, stderr, code := s.Run(t, "release", lease.ID)
 	require.Zero(t, code, stderr)
@@ -106,7 +106,7 @@ func TestPauseByAnOperatorSurvivesTheEndOfAFreeze(t *testing.T) {
 	c, lease := frozen(t, s)
 	require.NoError(t, os.WriteFile(filepath.Join(c.Cgroup(), "cgroup.freeze"), []byte("1"), 0))
 	in := s.Incident(t, c.ID, 60*time.Second, "ended", func(in playbooks.Incident) bool {
-		return in.Leases[0].State != "held" && time.Now().After(lease.Until.Add(time.Second))
+		return in.Leases[0].State != "held" && time.Now().After(lease.ExpiresAt.Add(time.Second))
 	})
 	t.Logf("the lease: %s, undone %t, %s", in.Leases[0].State, in.Leases[0].Undone, in.Leases[0].Reason)
 	require.True(t, isFrozen(t, c), "the operator's pause holds")

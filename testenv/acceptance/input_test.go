@@ -140,7 +140,7 @@ func TestTenThousandAlikeAreOneIncident(t *testing.T) {
 	took := time.Since(began)
 	peak = max(peak, d.RSS(t))
 	require.Equal(t, map[int]int{http.StatusAccepted: n}, codes)
-	d.Incident(t, container, 20*time.Second, "all are counted", func(in playbooks.Incident) bool { return in.Total == n })
+	d.Incident(t, container, 20*time.Second, "all are counted", func(in playbooks.Incident) bool { return in.TotalDetections == n })
 	found, err := d.About(container)
 	require.NoError(t, err)
 	require.Len(t, found, 1, "one incident")

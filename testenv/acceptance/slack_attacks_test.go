@@ -243,5 +243,5 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	}
 	require.True(t, box.Silent(500*time.Millisecond), "it holds")
 	in = c.Incident(t, box.ID, 5*time.Second, "held", held)
-	require.Less(t, time.Until(in.Leases[0].Until), 21*time.Minute, "it was not extended")
+	require.Less(t, time.Until(in.Leases[0].ExpiresAt), 21*time.Minute, "it was not extended")
 }

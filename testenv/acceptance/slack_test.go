@@ -255,7 +255,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	code, body = c.click(t, bob, m, "extend")
 	require.Equal(t, http.StatusOK, code, body)
 	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
-		return time.Until(in.Leases[0].Until) > 50*time.Minute
+		return time.Until(in.Leases[0].ExpiresAt) > 50*time.Minute
 	})
 	code, body = c.click(t, bob, m, "release")
 	require.Equal(t, http.StatusOK, code, body)
@@ -329,8 +329,8 @@ func TestAFalsePositiveLetsGo(t *testing.T) {
 	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 5*time.Second, 20*time.Millisecond)
 	code, answer := slack.Sign(slack.Submit(bob, c.slack.Views()[0], "our own load test"), time.Now(), slack.Secret).Send(t, c.url())
 	require.Equal(t, http.StatusOK, code, answer)
-	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Judged == "false-positive" })
-	require.Equal(t, "bob", in.JudgedBy)
+	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Disposition == "false-positive" })
+	require.Equal(t, "bob", in.DispositionBy)
 	require.True(t, box.Resumed(2*time.Second))
 	c.message(t, q.Incident, "shown", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "resolved: false-positive by bob")

@@ -138,7 +138,7 @@ func BenchmarkStepAgainstBareActivity(b *testing.B) {
 		container := stand.NewContainer(b)
 		attack := container.Attack(b)
 		in := s.Incident(b, container.ID, time.Minute, "ended", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero() })
-		ours = append(ours, perActivity(b, c, in.Playbooks[0].Run))
+		ours = append(ours, perActivity(b, c, in.Playbooks[0].WorkflowID))
 		_ = attack.Process.Kill()
 		id := fmt.Sprintf("bench-%d", i)
 		_, err := c.ExecuteWorkflow(context.Background(), client.StartWorkflowOptions{ID: id, TaskQueue: "bench"}, bare, steps)

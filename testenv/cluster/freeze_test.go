@@ -45,7 +45,7 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		t.Fatalf("no cgroup is frozen for lease %s: %v", lease.ID, err)
 	}
 	sensor := sensorOf(t, hold.CgroupDir)
-	t.Logf("sensor %d; %s to the end", sensor, time.Until(lease.Until).Round(time.Millisecond))
+	t.Logf("sensor %d; %s to the end", sensor, time.Until(lease.ExpiresAt).Round(time.Millisecond))
 
 	now := int64(0)
 	for what, err := range map[string]error{
@@ -67,8 +67,8 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		}
 		return err
 	})
-	if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || !state.Frozen || !time.Now().Before(lease.Until) {
-		t.Fatalf("the freeze ended with the sensor, %s before its end: %+v, %v", time.Until(lease.Until), state, err)
+	if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || !state.Frozen || !time.Now().Before(lease.ExpiresAt) {
+		t.Fatalf("the freeze ended with the sensor, %s before its end: %+v, %v", time.Until(lease.ExpiresAt), state, err)
 	}
 	kube.Eventually(t, 90*time.Second, "the pod to thaw", func() error {
 		if state, err := snapshot.ReadFreezeState(hold.CgroupDir); err != nil || state.Frozen || state.Requested {
@@ -76,7 +76,7 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 		}
 		return nil
 	})
-	if late := time.Since(lease.Until); late < -time.Second || late > 2*time.Second {
+	if late := time.Since(lease.ExpiresAt); late < -time.Second || late > 2*time.Second {
 		t.Errorf("it thaws %s after its end", late)
 	}
 }

@@ -51,7 +51,7 @@ func TestTheMixtureIsAsItSays(t *testing.T) {
 	require.NoError(t, err)
 	got, sum := map[string]int{}, 0
 	for _, r := range all {
-		got[r.Incident.Config]++
+		got[r.Incident.ConfigHash]++
 	}
 	for _, k := range corpus.Kinds {
 		require.Equal(t, k.PerMille, got["corpus:"+k.Name], k.Name)
@@ -72,7 +72,7 @@ func TestLinesHoldTheSame(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = f.Close() }()
 	want, n := written(t, o), 0
-	require.NoError(t, recording.Lines(f, func(_ int, line []byte) error {
+	require.NoError(t, recording.ReadLines(f, func(_ int, line []byte) error {
 		r, err := recording.Decode(line)
 		require.NoError(t, err)
 		raw, err := recording.Encode(r)

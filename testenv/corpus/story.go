@@ -71,10 +71,10 @@ func newStory(random *rand.Rand, o Options, i int, kind string) *story {
 	s.workloadUID = uid(random)
 	s.others = max(0, random.IntN(6)-2)
 	s.phase = pick(random, []int{1, 2, 2, 2, 3, 3})
-	s.rec = recording.Recording{Version: recording.Version, Anonymised: true, Incident: recording.Incident{
+	s.rec = recording.Recording{Version: recording.FormatVersion, Anonymized: true, Incident: recording.Incident{
 		ID:  fmt.Sprintf("INC-%026s", strings.ToUpper(fmt.Sprintf("%x%06x%s", o.Seed&0xffff, i, hexOf(random, 14)))),
-		Key: fmt.Sprintf("corpus/%s/%s/%s", s.namespace, s.kind, s.name), Cluster: "corpus", Scope: s.namespace, Phase: s.phase,
-		Opened: opened(o.Seed, i).Add(time.Duration(random.IntN(3600)) * time.Second), QuietMS: (15 * time.Minute).Milliseconds(), VerifyMS: 60_000, Config: "corpus:" + kind,
+		GroupingKey: fmt.Sprintf("corpus/%s/%s/%s", s.namespace, s.kind, s.name), Cluster: "corpus", Scope: s.namespace, Phase: s.phase,
+		Opened: opened(o.Seed, i).Add(time.Duration(random.IntN(3600)) * time.Second), IdleTimeoutMS: (15 * time.Minute).Milliseconds(), VerifyIntervalMS: 60_000, ConfigHash: "corpus:" + kind,
 	}}
 	s.rec.Incident.ID = strings.ReplaceAll(s.rec.Incident.ID, " ", "0")
 	return s
@@ -94,7 +94,7 @@ func (s *story) pod() *pod {
 
 func (s *story) now() int64 {
 	if n := len(s.rec.Detections); n > 0 {
-		return s.rec.Detections[n-1].AfterMS
+		return s.rec.Detections[n-1].OffsetMS
 	}
 	return 0
 }
@@ -106,12 +106,12 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 	n := len(s.rec.Detections)
 	batch := 1
 	if n > 0 {
-		batch = s.rec.Detections[n-1].Batch
+		batch = s.rec.Detections[n-1].BatchNumber
 		// The gateway sends what comes within a moment together.
-		if after > s.rec.Detections[n-1].AfterMS+100 || n%50 == 49 {
+		if after > s.rec.Detections[n-1].OffsetMS+100 || n%50 == 49 {
 			batch++
 		} else {
-			after = s.rec.Detections[n-1].AfterMS
+			after = s.rec.Detections[n-1].OffsetMS
 		}
 	}
 	at := s.rec.Incident.Opened.Add(time.Duration(after) * time.Millisecond)
@@ -136,7 +136,7 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 		e.File = sensors.File{Path: "/var/run/secrets/kubernetes.io/serviceaccount/token", SensitiveClass: "service-account-token"}
 	default: // the process alone
 	}
-	s.rec.Detections = append(s.rec.Detections, recording.Detection{AfterMS: after, Batch: batch, Detection: sensors.Detection{
+	s.rec.Detections = append(s.rec.Detections, recording.Detection{OffsetMS: after, BatchNumber: batch, Detection: sensors.Detection{
 		ID: hexOf(s.random, 24), Rule: r.name, Title: r.title, Severity: r.severity, Confidence: r.confidence, Objective: r.objective, Technique: r.technique,
 		Reasons: []string{r.title + "."}, Source: "stanch", Time: at, Detected: at.Add(time.Millisecond), Node: p.node, Event: e,
 	}})
@@ -145,17 +145,17 @@ func (s *story) detect(p *pod, name string, args []string, after int64) {
 func clip(s string, n int) string { return s[:min(n, len(s))] }
 
 // answer adds what an action answered.
-func (s *story) answer(a recording.Answer) {
+func (s *story) answer(a recording.ActionResult) {
 	key := string(a.Operation) + a.Action + a.Target
 	s.attempts[key]++
 	s.at += 4 + s.random.Int64N(40)
-	a.Attempt, a.AfterMS, a.TookMS = s.attempts[key], s.at, 1+s.random.Int64N(30)
-	s.rec.Answers = append(s.rec.Answers, a)
+	a.AttemptNumber, a.OffsetMS, a.DurationMS = s.attempts[key], s.at, 1+s.random.Int64N(30)
+	s.rec.ActionResults = append(s.rec.ActionResults, a)
 }
 
 // step adds what became of a step.
 func (s *story) step(playbook, step, action, target string, o playbooks.Outcome, reason string) {
-	s.rec.Steps = append(s.rec.Steps, recording.Step{Playbook: playbook, Step: step, Action: action, Target: target, Outcome: o, Reason: reason, AfterMS: s.at})
+	s.rec.Steps = append(s.rec.Steps, recording.StepResult{Playbook: playbook, Step: step, Action: action, Target: target, Outcome: o, Reason: reason, OffsetMS: s.at})
 }
 
 func raw(v any) json.RawMessage {
@@ -166,19 +166,19 @@ func raw(v any) json.RawMessage {
 	return out
 }
 
-func piece(r *rand.Rand, name string) recording.Piece {
+func piece(r *rand.Rand, name string) recording.Artifact {
 	h := hexOf(r, 32)
 	sum := sha256.Sum256([]byte(h))
-	return recording.Piece{Name: name, SHA256: hex.EncodeToString(sum[:]), Bytes: 200 + r.Int64N(90_000)}
+	return recording.Artifact{Name: name, SHA256: hex.EncodeToString(sum[:]), SizeBytes: 200 + r.Int64N(90_000)}
 }
 
 // finish closes the incident after its last lease and its quiet window.
 func (s *story) finish() recording.Recording {
 	last := max(s.at, s.now())
 	for _, l := range s.rec.Leases {
-		last = max(last, l.AfterMS)
+		last = max(last, l.OffsetMS)
 	}
-	s.rec.Incident.ClosedMS = last + s.rec.Incident.QuietMS
-	slices.SortStableFunc(s.rec.Answers, func(a, b recording.Answer) int { return int(a.AfterMS - b.AfterMS) })
+	s.rec.Incident.ClosedAfterMS = last + s.rec.Incident.IdleTimeoutMS
+	slices.SortStableFunc(s.rec.ActionResults, func(a, b recording.ActionResult) int { return int(a.OffsetMS - b.OffsetMS) })
 	return s.rec
 }

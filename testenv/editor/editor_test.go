@@ -61,7 +61,7 @@ func start(t *testing.T) *server {
 		needs.Lacking(t, "the YAML language server is not installed (`make setup` does, with npm)")
 	}
 	dir := t.TempDir()
-	raw, err := json.Marshal(playbooks.Schema(worker.Catalogue()))
+	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.Catalogue()))
 	require.NoError(t, err)
 	s := &server{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
 	require.NoError(t, os.WriteFile(s.schema, raw, 0o600))
@@ -188,8 +188,8 @@ const head = "playbook: p\ndescription: d\nmatch: { objective: crypto-mining }\n
 func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 	s := start(t)
 	t.Run("valid playbooks have no mistakes", func(t *testing.T) {
-		for _, source := range library.Sources() {
-			text := strings.Replace(string(source.Source), "https://stanch.dev/schema/playbook.json", "file://"+s.schema, 1)
+		for _, source := range library.PlaybookSources() {
+			text := strings.Replace(string(source.Content), "https://stanch.dev/schema/playbook.json", "file://"+s.schema, 1)
 			_, found := s.open(t, filepath.Base(source.File), text)
 			require.Empty(t, found, source.File)
 		}
@@ -227,7 +227,7 @@ func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
 		require.Contains(t, keys, "target")
 		require.Contains(t, keys["on_failure"], "refused")
 		kinds := s.offers(t, "kinds.yaml", head+"  - ‸\n")
-		for _, kind := range playbooks.Kinds() {
+		for _, kind := range playbooks.StepKinds() {
 			require.Contains(t, kinds, kind.Name)
 		}
 		objectives := s.offers(t, "objectives.yaml", "playbook: p\nmatch:\n  objective: ‸\n")

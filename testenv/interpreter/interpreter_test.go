@@ -94,8 +94,8 @@ type found struct {
 	Count int `json:"count"`
 }
 
-func (l *look) Spec() playbooks.Spec {
-	return playbooks.Spec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: found{}}
+func (l *look) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: found{}}
 }
 
 func (l *look) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
@@ -108,8 +108,8 @@ type hold struct {
 	class playbooks.Class
 }
 
-func (h *hold) Spec() playbooks.Spec {
-	return playbooks.Spec{Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name), Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true}
+func (h *hold) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name), Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true}
 }
 
 func (h *hold) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
@@ -487,7 +487,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
 	}
 	for _, source := range s.called {
-		in.Called = append(in.Called, playbooks.Source{File: "called.yaml", Source: []byte(source)})
+		in.Called = append(in.Called, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
 	}
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
 	require.NoError(t, err)

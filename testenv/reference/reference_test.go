@@ -54,15 +54,15 @@ func TestTheExamplesRun(t *testing.T) {
 			t.Parallel()
 			files, err := filepath.Glob(filepath.Join(examples, name, "*.yaml"))
 			require.NoError(t, err)
-			sources := library.Sources()
+			sources := library.PlaybookSources()
 			for _, file := range files {
 				if filepath.Base(file) != "fail.yaml" && filepath.Base(file) != "q.yaml" {
 					text, err := os.ReadFile(file)
 					require.NoError(t, err)
-					sources = append(sources, playbooks.Source{File: file, Source: text})
+					sources = append(sources, playbooks.SourceFile{File: file, Content: text})
 				}
 			}
-			programs, problems := playbooks.LoadAll(sources, worker.Catalogue())
+			programs, problems := playbooks.LoadPlaybooks(sources, worker.Catalogue())
 			require.NoError(t, problems.Err())
 			programs = slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return p.Name != "p" })
 			require.Len(t, programs, 1)
@@ -105,7 +105,7 @@ func (w *writer) row(cells ...string) {
 	w.line("| %s |", strings.Join(cells, " | "))
 }
 
-func (w *writer) keys(keys []playbooks.Key) {
+func (w *writer) keys(keys []playbooks.GrammarKey) {
 	w.row("key", "value", "what it is for")
 	w.row("---", "---", "---")
 	for _, k := range keys {
@@ -153,12 +153,12 @@ func write(t *testing.T) string {
 	w.line("### finally\n")
 	w.example("finally")
 	w.line("## Steps\n\nA step is a mapping with exactly one of these keys, and those that its table names.\n")
-	for _, kind := range playbooks.Kinds() {
+	for _, kind := range playbooks.StepKinds() {
 		w.line("### %s\n\n`%s:` %s. %s\n", kind.Name, kind.Name, kind.Type, kind.Doc)
 		w.keys(kind.Keys)
 		if kind.Name == "approval" {
 			w.line("The keys of `from`:\n")
-			w.keys(playbooks.FromKeys)
+			w.keys(playbooks.ApproverKeys)
 		}
 		if kind.Name != "notify" && kind.Name != "ticket" {
 			w.example(kind.Name)
@@ -182,7 +182,7 @@ func (w *writer) outcomes() {
 		return "no"
 	}
 	for _, o := range playbooks.Outcomes {
-		w.row("`"+string(o)+"`", o.Doc(), yes(o.RunsOnFailure()), yes(o.RunsOnDenied()), yes(o.Usable()))
+		w.row("`"+string(o)+"`", o.Description(), yes(o.RunsOnFailure()), yes(o.RunsOnDenied()), yes(o.HasOutputs()))
 	}
 	w.line("\nA step with several targets, and a step that holds others, has the worst of their outcomes, which is the later in this table. Where")
 	w.line("`on_failure` or `on_denied` ran, what it came to counts instead. The sequence goes on after a step that failed; `stop` ends it.\n")

@@ -55,7 +55,7 @@ func Run(t testing.TB, action activities.Observer, in activities.Brief, params a
 	var ran Ran
 	env.ExecuteWorkflow(func(ctx workflow.Context) error {
 		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
-			StartToCloseTimeout: spec.Timeout, ScheduleToCloseTimeout: spec.Timeout + 5*time.Second,
+			StartToCloseTimeout: spec.AttemptTimeout, ScheduleToCloseTimeout: spec.AttemptTimeout + 5*time.Second,
 			RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
 		})
 		began := workflow.Now(ctx)

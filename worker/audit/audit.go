@@ -127,7 +127,7 @@ type Story struct {
 
 // Standing is how the incident stands, in the words of all other views.
 func (s Story) Standing() string {
-	return display.Status(playbooks.Incident{Status: s.Status, Owner: s.Owner, Judged: s.Judged, JudgedBy: s.JudgedBy})
+	return display.DescribeStatus(playbooks.Incident{Status: s.Status, Assignee: s.Owner, Disposition: s.Judged, DispositionBy: s.JudgedBy})
 }
 
 // PlaybookFact is one run of a playbook and what ran.
@@ -211,6 +211,6 @@ type Options struct {
 	Incident  string
 	Converter converter.DataConverter
 	Keys      attestation.Keyring
-	Catalogue playbooks.Catalogue
+	Catalogue playbooks.Catalog
 	Source    string
 }

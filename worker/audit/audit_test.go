@@ -174,7 +174,7 @@ func TestEachLieIsNamed(t *testing.T) {
 			p.release = m.sign(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
 		}, want: "not for releasing " + leaseID},
 		"a vote as a release":   {change: func(m *made, p *parts) { p.release = m.vote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
-		"the stored count":      {change: func(_ *made, p *parts) { p.stored.Total = 7 }, want: "it counts 7 detections, the history has 1"},
+		"the stored count":      {change: func(_ *made, p *parts) { p.stored.TotalDetections = 7 }, want: "it counts 7 detections, the history has 1"},
 		"the stored confidence": {change: func(_ *made, p *parts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
 		"a stored step": {change: func(_ *made, p *parts) {
 			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}

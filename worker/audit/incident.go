@@ -154,7 +154,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	}
 	key := d.Rule + "\x00" + target.ID()
 	if _, known := r.signals[key]; !known {
-		r.signals[key] = playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.Time}
+		r.signals[key] = playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.Time}
 	}
 	if d.ManualRequest != nil {
 		r.requested(e, d, att, attested, details)
@@ -177,7 +177,7 @@ func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att a
 		r.problem(e, "the request %s is not the one that the gateway attested", d.ID)
 		attested = false
 	}
-	who := display.Person(q.Person, q.AuthenticatedBy)
+	who := display.FormatPerson(q.Person, q.AuthenticatedBy)
 	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.Describe(), incident.TargetOf(d), q.Reason)
 	if attested {
 		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOf(d), q.Reason))
@@ -224,8 +224,8 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 
 // source gives what a playbook's source says of itself; its hash is computed here and not read.
 func (r *reader) source(in playbook.Input) (name, hash string, p *playbooks.Program) {
-	hash = playbooks.HashOf(in.Source, in.Called)
-	book, _ := playbooks.Parse(in.File, in.Source)
+	hash = playbooks.HashWithCallees(in.Source, in.Called)
+	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
 	name = book.Name
 	if name == "" {
 		name = in.File
@@ -355,14 +355,14 @@ func (r *reader) observed(e *historypb.HistoryEvent, q activities.Request, got a
 	case got.Outcome == playbooks.OutcomeRefused:
 		r.line(e, KindRefusal, "", fmt.Sprintf("%s on %s was refused: %s", q.Action, on, got.Reason), details)
 		return
-	case !got.Outcome.Usable():
+	case !got.Outcome.HasOutputs():
 		r.line(e, KindFailure, "", fmt.Sprintf("%s on %s %s: %s", q.Action, on, got.Outcome, got.Reason), details)
 		return
 	}
 	for _, ref := range got.Evidence {
 		r.story.Evidence = append(r.story.Evidence, EvidenceFact{EvidenceRef: ref, Ref: r.ref(e)})
-		r.line(e, KindEvidence, "", fmt.Sprintf("Evidence was kept: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.Bytes, ref.SHA256),
-			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.Bytes})
+		r.line(e, KindEvidence, "", fmt.Sprintf("Evidence was kept: %s of %s, %d bytes, SHA-256 %s", ref.Name, on, ref.SizeBytes, ref.SHA256),
+			map[string]any{"name": ref.Name, "action": ref.Action, "target": ref.Target, "sha256": ref.SHA256, "bytes": ref.SizeBytes})
 	}
 	note := ""
 	if got.Reason != "" {
@@ -397,7 +397,7 @@ func around(on string, outputs json.RawMessage, details map[string]any) string {
 		details["may_do"] = w.MayDo
 	}
 	for _, c := range w.Changes {
-		what.WriteString("; changed recently: " + c.What)
+		what.WriteString("; changed recently: " + c.Description)
 	}
 	if len(w.Missing) > 0 {
 		what.WriteString("; not known: " + strings.Join(w.Missing, ", "))

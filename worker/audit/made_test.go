@@ -198,7 +198,7 @@ type parts struct {
 
 func (m *made) whole(change func(*parts)) *made {
 	grant := m.grant(nil)
-	steps := []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeChanged, Lease: leaseID}}
+	steps := []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeChanged, LeaseID: leaseID}}
 	p := &parts{
 		detection: m.detection(), votes: []attestation.Envelope{m.vote("alice", true, time.Minute, "responders")}, grant: grant,
 		tally:   activities.Tally{Granted: true, Reason: "approved by alice", Grants: map[string]attestation.Envelope{plan().Hash: grant}},
@@ -207,8 +207,8 @@ func (m *made) whole(change func(*parts)) *made {
 		report:  playbook.Report{Run: runOf, Playbook: "miner", Steps: steps},
 		undone:  activities.UndoResult{Undone: true},
 		stored: playbooks.Incident{
-			ID: incidentID, Total: 1, Objective: sensors.ObjectiveCryptoMining, Confidence: 0.7, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Run: runOf, Steps: steps}},
-			Leases: []playbooks.LeaseReport{{ID: leaseID, Undone: true}}, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", Bytes: 3, Action: "process.snapshot", Target: "pod:u-1"}},
+			ID: incidentID, TotalDetections: 1, Objective: sensors.ObjectiveCryptoMining, Confidence: 0.7, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: runOf, Steps: steps}},
+			Leases: []playbooks.LeaseReport{{ID: leaseID, Undone: true}}, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", SizeBytes: 3, Action: "process.snapshot", Target: "pod:u-1"}},
 		},
 	}
 	if change != nil {
@@ -223,7 +223,7 @@ func (m *made) whole(change func(*parts)) *made {
 
 	request := activities.Request{Action: "process.snapshot", Target: target}
 	m.run(audit.TypePlaybook, runOf, input)
-	m.did("Observe", activities.ObserveInput{Request: request}, activities.Result{Outcome: playbooks.OutcomeChanged, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", Bytes: 3, Action: "process.snapshot", Target: "pod:u-1"}}})
+	m.did("Observe", activities.ObserveInput{Request: request}, activities.Result{Outcome: playbooks.OutcomeChanged, Evidence: []playbooks.EvidenceRef{{Name: "processes.json", SHA256: "aa", SizeBytes: 3, Action: "process.snapshot", Target: "pod:u-1"}}})
 	m.marked("Plan", plan())
 	m.timer(15 * time.Minute)
 	for _, v := range p.votes {

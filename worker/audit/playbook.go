@@ -216,7 +216,7 @@ func (r *reader) questionName(id string) string {
 	step, _, _ := strings.Cut(id, "#")
 	name := ""
 	if r.program != nil {
-		r.program.Walk(func(s *playbooks.Step) {
+		r.program.WalkSteps(func(s *playbooks.Step) {
 			switch {
 			case s.Name() != step:
 			case s.Approval != nil:
@@ -303,8 +303,8 @@ func (a *asking) approvalOf(limit time.Duration) *playbooks.Approval {
 		return nil
 	}
 	var found *playbooks.Approval
-	for _, book := range append([]*playbooks.Program{a.program}, a.program.Called()...) {
-		book.Walk(func(s *playbooks.Step) {
+	for _, book := range append([]*playbooks.Program{a.program}, a.program.TransitiveCallees()...) {
+		book.WalkSteps(func(s *playbooks.Step) {
 			if found != nil || s.Approval == nil || s.Approval.Timeout != limit {
 				return
 			}
@@ -324,7 +324,7 @@ func wraps(book *playbooks.Program, steps []playbooks.Step, action string) bool 
 		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && wraps(book.Callees[s.Call.Playbook], book.Callees[s.Call.Playbook].Steps, action) {
 			return true
 		}
-		return s.Action == action || slices.ContainsFunc(s.Blocks(), func(b playbooks.Block) bool { return wraps(book, b.Steps, action) })
+		return s.Action == action || slices.ContainsFunc(s.Blocks(), func(b playbooks.StepBlock) bool { return wraps(book, b.Steps, action) })
 	})
 }
 

@@ -23,7 +23,7 @@ type teller struct {
 	story *Story
 	names map[string]string // of targets, by their id
 	// signals are the rules that fired, for the confidence.
-	signals map[string]playbooks.Signal
+	signals map[string]playbooks.CorrelationInput
 	seen    map[string]bool // detections by id
 	people  map[string]*Person
 	configs map[string]bool
@@ -43,7 +43,7 @@ func Tell(runs []Run, o Options) Story {
 
 func newTeller(runs []Run, o Options) *teller {
 	t := &teller{
-		o: o, names: map[string]string{}, signals: map[string]playbooks.Signal{}, seen: map[string]bool{}, people: map[string]*Person{}, configs: map[string]bool{},
+		o: o, names: map[string]string{}, signals: map[string]playbooks.CorrelationInput{}, seen: map[string]bool{}, people: map[string]*Person{}, configs: map[string]bool{},
 		effects: map[string]*Effect{}, reports: map[string]Ref{},
 		story: &Story{
 			Version: Version, Incident: o.Incident, Status: "open", Source: o.Source, Reasons: []string{}, Configs: []string{}, Playbooks: []PlaybookFact{},
@@ -133,8 +133,8 @@ func rank(k Kind) int {
 
 // weigh recomputes what the detections say together, in the order in which they came.
 func (t *teller) weigh() {
-	signals := make([]playbooks.Signal, 0, len(t.signals))
-	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.signals)), func(s playbooks.Signal) bool { return s.Rule != sensors.RuleManualRequest })
+	signals := make([]playbooks.CorrelationInput, 0, len(t.signals))
+	detected := slices.ContainsFunc(slices.Collect(maps.Values(t.signals)), func(s playbooks.CorrelationInput) bool { return s.Rule != sensors.RuleManualRequest })
 	for _, key := range slices.Sorted(maps.Keys(t.signals)) {
 		if detected && t.signals[key].Rule == sensors.RuleManualRequest {
 			continue // what people ask for says nothing of what an attacker is after
@@ -177,7 +177,7 @@ func (t *teller) targetName(id string) string {
 	if name, ok := t.names[id]; ok {
 		return name
 	}
-	return display.ID(id)
+	return display.ShortTargetID(id)
 }
 
 func (t *teller) learn(target playbooks.Target) {

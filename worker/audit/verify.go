@@ -34,23 +34,23 @@ func (t *teller) compare() []Difference {
 	if stored.ID != s.Incident {
 		differ("it is %s, the history is of %s", stored.ID, s.Incident)
 	}
-	if stored.Total != s.Detections {
-		differ("it counts %d detections, the history has %d", stored.Total, s.Detections)
+	if stored.TotalDetections != s.Detections {
+		differ("it counts %d detections, the history has %d", stored.TotalDetections, s.Detections)
 	}
 	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
 		differ("it says %s with confidence %.2f, the detections say %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
 	}
 	for _, p := range stored.Playbooks {
-		i := slices.IndexFunc(s.Playbooks, func(f PlaybookFact) bool { return f.Run == p.Run })
+		i := slices.IndexFunc(s.Playbooks, func(f PlaybookFact) bool { return f.Run == p.WorkflowID })
 		if i < 0 {
-			differ("it names the run %s, which has no history", p.Run)
+			differ("it names the run %s, which has no history", p.WorkflowID)
 			continue
 		}
-		if p.Hash != "" && p.Hash != s.Playbooks[i].Hash {
-			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, digest(p.Hash), digest(s.Playbooks[i].Hash))
+		if p.SourceHash != "" && p.SourceHash != s.Playbooks[i].Hash {
+			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, digest(p.SourceHash), digest(s.Playbooks[i].Hash))
 		}
 		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
-			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.Lease == b.Lease
+			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.LeaseID == b.LeaseID
 		}) {
 			differ("the steps of playbook %s are others than its run reported", p.Playbook)
 		}
@@ -66,7 +66,7 @@ func (t *teller) compare() []Difference {
 		}
 	}
 	for _, ref := range stored.Evidence {
-		if !slices.ContainsFunc(s.Evidence, func(e EvidenceFact) bool { return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.Bytes == ref.Bytes }) {
+		if !slices.ContainsFunc(s.Evidence, func(e EvidenceFact) bool { return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.SizeBytes == ref.SizeBytes }) {
 			differ("it names evidence %s with SHA-256 %s, which no activity stored", ref.Name, ref.SHA256)
 		}
 	}

@@ -19,7 +19,7 @@ func (r *reader) voted(e *historypb.HistoryEvent, signed attestation.Envelope) {
 	if v.Approved {
 		answer = "yes"
 	}
-	who := display.Person(v.Person, v.AuthenticatedBy)
+	who := display.FormatPerson(v.Person, v.AuthenticatedBy)
 	what := fmt.Sprintf("%s said %s to %s", who, answer, r.questionName(v.Step))
 	if v.Reason != "" {
 		what += ": " + v.Reason

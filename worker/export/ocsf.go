@@ -219,7 +219,7 @@ func Incident(in playbooks.Incident, version string) []any {
 	info.set("attacks", attacksOf(in))
 	var related []object
 	for _, d := range in.Detections {
-		related = append(related, object{"uid": d.ID, "type": d.Rule, "title": d.Title, "count": max(d.Count, 1), "first_seen_time": d.First.UnixMilli(), "last_seen_time": d.Last.UnixMilli()})
+		related = append(related, object{"uid": d.ID, "type": d.Rule, "title": d.Title, "count": max(d.Count, 1), "first_seen_time": d.FirstSeen.UnixMilli(), "last_seen_time": d.LastSeen.UnixMilli()})
 	}
 	info.set("related_events", related)
 	o["finding_info"] = info
@@ -262,7 +262,7 @@ func lease(in playbooks.Incident, l playbooks.LeaseReport, version string) objec
 		"type_uid": 700300 + does.id, "time": l.At.UnixMilli(), "severity_id": severities[in.Severity], "severity": string(in.Severity), "status_id": status, "status": name,
 		"command_uid": l.ID, "metadata": metadata(in.ID+"/"+l.ID, version), "message": l.Action + " of " + l.Target + " is " + l.State,
 		"finding_info": object{"uid": in.ID, "title": cmp.Or(title(in), in.ID)},
-		"unmapped":     object{"state": l.State, "until": l.Until, "verified": l.Verified, "undone": l.Undone},
+		"unmapped":     object{"state": l.State, "until": l.ExpiresAt, "verified": l.Verified, "undone": l.Undone},
 	}
 	o.set("status_detail", l.Reason)
 	return o
@@ -270,7 +270,7 @@ func lease(in playbooks.Incident, l playbooks.LeaseReport, version string) objec
 
 // title is that of the worst detection: what a person reads in a queue.
 func title(in playbooks.Incident) string {
-	worst, at := display.Headline(in)
+	worst, at := display.HeadlineDetection(in)
 	if at < 0 {
 		return in.Trigger.Title
 	}

@@ -13,7 +13,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/display"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors/attestation"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
@@ -82,7 +82,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		switch {
 		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
 			a.Pending, a.Result = q, ResultCounted
-			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.Votes(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
+			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.DescribeApprovalProgress(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
 			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
 				a.Says += "; " + pausedWarning(by)
 			}
@@ -113,7 +113,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.Votes(c.Yes, a.Approvers.Quorum, ""))
+			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.DescribeApprovalProgress(c.Yes, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
 				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.Pending))
 			}
@@ -229,7 +229,7 @@ func names(q playbook.Pending, text string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
 	}
 	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
-	if same(q.ID) || same(q.Step) || same(scenario.Last(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
+	if same(q.ID) || same(q.Step) || same(testspec.LastStepName(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
 		return true
 	}
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
@@ -265,7 +265,7 @@ func (d *Decider) noQuestion(ctx context.Context, v VoteRequest, pending []playb
 	for _, run := range in.Playbooks {
 		for _, s := range run.Steps {
 			if s.Action == "approval" && s.Outcome != playbooks.OutcomeSkipped {
-				before = append(before, fmt.Sprintf("%s of %s: %s", s.Step, run.Playbook, display.Became(s)))
+				before = append(before, fmt.Sprintf("%s of %s: %s", s.Step, run.Playbook, display.DescribeStepOutcome(s)))
 			}
 		}
 	}

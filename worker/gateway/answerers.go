@@ -16,9 +16,9 @@ import (
 // requestedBy reports whether a question rests on what a person asked for. A run that does not say who asked for it, or that
 // its incident does not know, rests on everybody's requests.
 func requestedBy(in playbooks.Incident, q playbook.Pending, p config.Person) bool {
-	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.Run == q.Run })
+	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.WorkflowID == q.Run })
 	switch {
-	case i >= 0 && in.Playbooks[i].Request == "":
+	case i >= 0 && in.Playbooks[i].RequestID == "":
 		return false // it matched by itself
 	case i >= 0 && in.Playbooks[i].RequestedBy != "":
 		return in.Playbooks[i].RequestedBy == p.Name

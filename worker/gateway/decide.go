@@ -98,7 +98,7 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	}
 	if v.Approve && !v.BreakGlass && slices.Contains(open.Yes, s.Name) {
 		return &Answer{Pending: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
-			display.Votes(open.Yes, open.Approvers.Quorum, open.Approvers.Who()))}, nil
+			display.DescribeApprovalProgress(open.Yes, open.Approvers.Quorum, open.Approvers.Who()))}, nil
 	}
 	vote := attestation.Vote{
 		IncidentID: open.Incident, WorkflowID: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, AuthenticatedBy: s.Proved, Approved: v.Approve,
@@ -149,7 +149,7 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 		vote.WithdrawsRequest = true // who asked for something may withdraw it
 		return nil
 	}
-	if in.MoreActors {
+	if in.ActorsTruncated {
 		return deny("so many people or accounts triggered this that nobody can tell who may answer it")
 	}
 	if why := excluded(in, q, s.Person); why != "" {
@@ -257,7 +257,7 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 			done.Denied = append(done.Denied, p.Title+p.Holds())
 		}
 	}
-	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.Key), "", workflows.SignalMark, mark); err != nil {
+	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.GroupingKey), "", workflows.SignalMark, mark); err != nil {
 		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
 	}
 	d.record(in.ID, activities.EntryMark, activities.Act{Action: string(q.Kind), Who: []string{s.who()}, Note: mark.Reason})
@@ -267,7 +267,7 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 	return done, err
 }
 
-func (s Speaker) who() string { return display.Person(s.Name, s.Proved) }
+func (s Speaker) who() string { return display.FormatPerson(s.Name, s.Proved) }
 
 // PauseRequest sets the kill switch.
 type PauseRequest struct {

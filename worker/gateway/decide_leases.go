@@ -112,7 +112,7 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		return nil
 	})
 	for i := range done {
-		done[i].Until = until // as it was asked for; the guards decide once more before the effect
+		done[i].ExpiresAt = until // as it was asked for; the guards decide once more before the effect
 	}
 	return done, err
 }

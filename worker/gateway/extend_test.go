@@ -50,8 +50,8 @@ func TestExtendNeverShortensALease(t *testing.T) {
 
 	done, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{Lease: id, For: 24 * time.Hour})
 	require.NoError(t, err)
-	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].Until, time.Minute, "the answer names the new end")
-	require.Eventually(t, func() bool { return end().Equal(done[0].Until) }, 10*time.Second, 20*time.Millisecond)
+	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute, "the answer names the new end")
+	require.Eventually(t, func() bool { return end().Equal(done[0].ExpiresAt) }, 10*time.Second, 20*time.Millisecond)
 
 	_, err = d.Extend(t.Context(), operator, gateway.LeaseRequest{Lease: id, For: 8 * 24 * time.Hour})
 	require.ErrorContains(t, err, "at most 7d")

@@ -19,23 +19,23 @@ const liveLimit = 5 * time.Second
 // its end: until then each reader asks it, which costs the response nothing.
 func (r *Reader) live(ctx context.Context, in *playbooks.Incident) {
 	for i := range in.Playbooks {
-		if run := &in.Playbooks[i]; run.Ended.IsZero() && run.Run != "" && in.Status == "open" {
+		if run := &in.Playbooks[i]; run.Ended.IsZero() && run.WorkflowID != "" && in.Status == "open" {
 			r.liveRun(ctx, in, run)
 		}
 	}
-	in.Timeline = display.Timeline(*in)
+	in.Timeline = display.SortedTimeline(*in)
 }
 
 func (r *Reader) liveRun(ctx context.Context, in *playbooks.Incident, run *playbooks.PlaybookRun) {
 	ctx, cancel := context.WithTimeout(ctx, liveLimit)
 	defer cancel()
 	var report playbook.Report
-	if r.query(ctx, run.Run, workflows.QuerySteps, &report) != nil {
+	if r.query(ctx, run.WorkflowID, workflows.QuerySteps, &report) != nil {
 		return
 	}
-	run.Hash, run.Steps, run.Guide = report.Hash, report.Steps, report.Guide
+	run.SourceHash, run.Steps, run.ResponderGuide = report.Hash, report.Steps, report.Guide
 	for _, s := range report.Steps {
-		in.Timeline = append(in.Timeline, playbooks.TimelineEntry{At: s.At, What: display.StepLine(run.Playbook, s)})
+		in.Timeline = append(in.Timeline, playbooks.TimelineEntry{At: s.At, Text: display.StepTimelineText(run.Playbook, s)})
 	}
 	for _, e := range report.Evidence {
 		if !slices.ContainsFunc(in.Evidence, func(o playbooks.EvidenceRef) bool { return o == e }) {

@@ -150,7 +150,7 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 			in, err := r.read(ctx, w)
 			if err != nil {
 				// One that cannot be read must not hide the others.
-				in = playbooks.Incident{Key: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
+				in = playbooks.Incident{GroupingKey: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
 			} else {
 				r.live(ctx, &in)
 			}
@@ -160,7 +160,7 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	all.Wait()
 	out := []playbooks.Incident{}
 	for _, in := range read {
-		if in.Total > 0 || in.Status == "unreadable" {
+		if in.TotalDetections > 0 || in.Status == "unreadable" {
 			out = append(out, in)
 		}
 	}

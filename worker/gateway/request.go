@@ -168,7 +168,7 @@ func stamp(d sensors.Detection, r sensors.ManualRequest, s Speaker, id string) s
 	d.ID = "request/" + attestation.HashJSON([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
 	d.Rule, d.Source, d.Objective = sensors.RuleManualRequest, sensors.SourceManualRequest, sensors.ObjectiveManualRequest
 	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
-	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.Person(r.Person, r.AuthenticatedBy), r.Describe(), r.Reason)}, d.Reasons...)
+	d.Reasons = append([]string{fmt.Sprintf("%s asked for %s: %s", display.FormatPerson(r.Person, r.AuthenticatedBy), r.Describe(), r.Reason)}, d.Reasons...)
 	d.Time, d.Detected, d.ManualRequest = now, now, &r
 	d.Event.Kind, d.Event.Time, d.Event.Actor = sensors.KindManualRequest, now, sensors.ActorPersonPrefix+r.Person
 	return d
@@ -234,12 +234,12 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 		}
 		for _, step := range containments(program) {
 			plan := ContainPlan{Action: step.Action}
-			params, known := step.program.FixedArguments(step.Step)
+			params, known := step.program.ConstantArguments(step.Step)
 			if !known || step.Target != nil {
 				plan.Unknown = "its parameters or its target depend on what the playbook finds"
 			} else {
 				basis := activities.Basis{Attestations: []attestation.Envelope{signed}, Asked: step.under != nil}
-				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.For, Until: time.Now().Add(step.For)}
+				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.LeaseDuration, Until: time.Now().Add(step.LeaseDuration)}
 				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
 				if err != nil {
 					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)

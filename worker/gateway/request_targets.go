@@ -93,7 +93,7 @@ func (d *Decider) targetsOf(ctx context.Context, q ContainRequest) ([]sensors.De
 	}
 	var out []sensors.Detection
 	for _, t := range in.Targets {
-		if !t.Kind.Detected() || len(out) >= maxRequested {
+		if !t.Kind.IsDetectable() || len(out) >= maxRequested {
 			continue
 		}
 		var one sensors.Detection

@@ -47,7 +47,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	auth, err := authority.Open(t.TempDir())
 	require.NoError(t, err)
 	var planned []activities.PlanInput
-	programs, problems := playbooks.LoadAll([]playbooks.Source{playbooks.OneOff("pod.isolate", time.Hour)}, playbooks.Catalogue{
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook("pod.isolate", time.Hour)}, playbooks.Catalog{
 		"pod.isolate":      {Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Reversible: true, Facet: playbooks.FacetNetwork},
 		"process.snapshot": {Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve},
 	})
@@ -139,7 +139,7 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	require.NoError(t, err)
 	intake := api.intake(t)
 	intake.Authority, intake.Temporal, intake.Incident = auth, server, "Incident"
-	program, problems := playbooks.LoadAll([]playbooks.Source{{File: "p.yaml", Source: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalogue{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	program, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "p.yaml", Content: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalog{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
 	require.NoError(t, problems.Err())
 	var log bytes.Buffer
 	d := &gateway.Decider{

@@ -91,7 +91,7 @@ func (a *API) status(r *http.Request) (Status, error) {
 		for _, w := range in.Waiting { // also of an incident that a person has resolved: somebody asked since
 			s.Waiting = append(s.Waiting, StatusWaiting{Incident: in.ID, Waiting: w})
 		}
-		if in.Status != "open" || in.Judged != "" { // a person is done with it
+		if in.Status != "open" || in.Disposition != "" { // a person is done with it
 			continue
 		}
 		s.Open++

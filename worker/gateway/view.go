@@ -25,7 +25,7 @@ type View struct {
 	// Waiting are its open questions, the oldest first.
 	Waiting []Waiting `json:"waiting,omitempty"`
 	// Paused are the containments that were refused while new ones were paused, and that nothing has contained since.
-	Paused []display.Refused `json:"refused_while_paused,omitempty"`
+	Paused []display.RefusedContainment `json:"refused_while_paused,omitempty"`
 }
 
 // Waiting is an open question.
@@ -89,7 +89,7 @@ type Resumed struct {
 // RefusedIn is a containment that was refused, with its incident.
 type RefusedIn struct {
 	Incident string `json:"incident"`
-	display.Refused
+	display.RefusedContainment
 }
 
 // resumed finds what was refused while new containments were paused, in incidents that are open.
@@ -100,11 +100,11 @@ func (a *API) resumed(ctx context.Context) Resumed {
 		out.Unread = err.Error()
 	}
 	for _, in := range list {
-		if in.Status != "open" || in.Judged != "" {
+		if in.Status != "open" || in.Disposition != "" {
 			continue
 		}
-		for _, r := range display.RefusedWhilePaused(in) {
-			out.Refused = append(out.Refused, RefusedIn{Incident: in.ID, Refused: r})
+		for _, r := range display.FindRefusedWhilePaused(in) {
+			out.Refused = append(out.Refused, RefusedIn{Incident: in.ID, RefusedContainment: r})
 		}
 	}
 	return out
@@ -141,10 +141,10 @@ func (a *API) views(r *http.Request) ([]View, error) {
 
 // of is an incident with its open questions.
 func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activities.Pending) View {
-	worst, _ := display.Headline(in)
-	out := View{Incident: in, Standing: display.Status(in), Headline: worst.Title, Outcome: display.Outcomes(in)}
-	if in.Status == "open" && in.Judged == "" {
-		out.Paused = display.RefusedWhilePaused(in)
+	worst, _ := display.HeadlineDetection(in)
+	out := View{Incident: in, Standing: display.DescribeStatus(in), Headline: worst.Title, Outcome: display.SummarizeOutcomes(in)}
+	if in.Status == "open" && in.Disposition == "" {
+		out.Paused = display.FindRefusedWhilePaused(in)
 	}
 	for _, q := range pending {
 		if q.Incident == in.ID {
@@ -187,7 +187,7 @@ func (v *viewer) warnings(in playbooks.Incident, q activities.Pending) (out []st
 	if v.cfg == nil || in.Drill {
 		return out
 	}
-	if why := v.tooFew(v.cfg, q.Approvers, func(p config.Person) bool { return in.MoreActors || excluded(in, q, p) != "" }); why != "" {
+	if why := v.tooFew(v.cfg, q.Approvers, func(p config.Person) bool { return in.ActorsTruncated || excluded(in, q, p) != "" }); why != "" {
 		out = append(out, why)
 	}
 	return out
@@ -196,7 +196,7 @@ func (v *viewer) warnings(in playbooks.Incident, q activities.Pending) (out []st
 // counts reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
 func (v *viewer) counts(ctx context.Context, in playbooks.Incident, q activities.Pending) bool {
 	s := v.speaker
-	if !v.known || in.MoreActors || excluded(in, q, s.Person) != "" || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
+	if !v.known || in.ActorsTruncated || excluded(in, q, s.Person) != "" || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
 		return false
 	}
 	since := time.Since(q.Asked)

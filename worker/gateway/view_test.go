@@ -89,9 +89,9 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	opened := time.Now().UTC().Truncate(time.Second)
 	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
 	s.Run("Incident", "incident/a", incidentID, playbooks.Incident{
-		ID: incidentID, Status: "open", Total: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Run: "playbook/a/1", Started: opened}},
+		ID: incidentID, Status: "open", TotalDetections: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: "playbook/a/1", Started: opened}},
 		Detections: []playbooks.DetectionSummary{{Title: "Connection to a mining pool's port", Severity: "medium"}, {Title: "Reverse shell", Severity: "critical"}},
-		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), What: "later"}, {At: opened, What: "first"}},
+		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), Text: "later"}, {At: opened, Text: "first"}},
 	})
 	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
 	s.Run("Playbook", "playbook/a/1", incidentID, playbook.Report{
@@ -108,7 +108,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	require.Equal(t, "Reverse shell", in.Headline)
 	var story []string
 	for _, e := range in.Timeline {
-		story = append(story, e.What)
+		story = append(story, e.Text)
 	}
 	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with what is under way")
 
@@ -142,8 +142,8 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	api := serve(t, s)
 	run := "playbook/" + incidentID + "/1/mine"
 	s.Run("Incident", "incident/a", incidentID, playbooks.Incident{
-		ID: incidentID, Status: "open", Total: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
-		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", Run: run, Started: time.Now(), Request: "request/1", RequestedBy: "bob"}},
+		ID: incidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", WorkflowID: run, Started: time.Now(), RequestID: "request/1", RequestedBy: "bob"}},
 	})
 	s.Run("Playbook", run, incidentID, []ask{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
 	s.Listed("Incident", "Running", 1)
@@ -192,14 +192,14 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	refused := func(n string) playbooks.StepReport {
 		return playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:" + n, Outcome: playbooks.OutcomeRefused, Reason: playbooks.ReasonPaused + " (by bob); …", At: time.Now()}
 	}
-	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute)}
+	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute)}
 	in := playbooks.Incident{
-		ID: incidentID, Status: "open", Total: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
+		ID: incidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
 		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{refused("1"), refused("1"), refused("2"), contained}}},
 	}
 	s.Run("Incident", "incident/a", incidentID, in)
 	other := in
-	other.ID, other.Judged, other.JudgedBy = "INC-01BRZ3NDEKTSV4RRFFQ69G5FAV", "false-positive", "alice"
+	other.ID, other.Disposition, other.DispositionBy = "INC-01BRZ3NDEKTSV4RRFFQ69G5FAV", "false-positive", "alice"
 	s.Run("Incident", "incident/b", other.ID, other)
 	s.Run("Lease", "lease/prod/pod:2/network", "", time.Hour)
 	s.Listed("Incident", "Running", 2)
@@ -217,7 +217,7 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	require.Len(t, done.Refused, 1, "once, and neither what was contained since nor what a person has judged")
 	require.Equal(t, incidentID, done.Refused[0].Incident)
 	require.Equal(t, "pod shop/web-1", done.Refused[0].Target)
-	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'", done.Refused[0].Again)
+	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'", done.Refused[0].RetryCommand)
 
 	var view gateway.View
 	api.call(t, "alice", http.MethodGet, "/v1/incidents/"+incidentID, "", &view)

@@ -18,7 +18,7 @@ func (d *desk) cloud() {
 	d.move("bank")
 	d.chain.Config.Protected.Roles = []string{"billing-*", "arn:aws:iam::1:role/pay"}
 	d.target = playbooks.Target{Kind: playbooks.TargetRole, Namespace: "bank", Name: "web", UID: "AROA1", ARN: "arn:aws:iam::1:role/web"}
-	d.q.Request.Target, d.q.Spec = d.target, playbooks.Spec{Name: "aws.role.revoke-sessions", Class: playbooks.ClassDisrupt}
+	d.q.Request.Target, d.q.Spec = d.target, playbooks.ActionSpec{Name: "aws.role.revoke-sessions", Class: playbooks.ClassDisrupt}
 	d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
 }
 
@@ -85,6 +85,6 @@ func (d *desk) granted(namespace string) {
 
 func TestDenyingOnePodMayRunByItself(t *testing.T) {
 	d := newDesk(t)
-	d.q.Spec = playbooks.Spec{Name: "aws.role.deny-pod", Class: playbooks.ClassContain, Targets: []playbooks.TargetKind{playbooks.TargetPod}}
+	d.q.Spec = playbooks.ActionSpec{Name: "aws.role.deny-pod", Class: playbooks.ClassContain, Targets: []playbooks.TargetKind{playbooks.TargetPod}}
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict)
 }

@@ -88,8 +88,8 @@ type Facts struct {
 	Config     *config.Config
 	Scope      config.Scope
 	Stopped    string // who stopped, "" if nobody did
-	Signals    []playbooks.Signal
-	Verdict    playbooks.Verdict // of the signals
+	Signals    []playbooks.CorrelationInput
+	Verdict    playbooks.Correlation // of the signals
 	Receipts   []attestation.EvidenceReceipt
 	Grant      *attestation.Grant
 	GrantError string   // why a grant that was offered does not hold
@@ -114,7 +114,7 @@ type guard struct {
 
 // chain is the order in which guards judge.
 var chain = []guard{
-	{playbooks.GuardPause, killSwitch}, // a person stopped everything new
+	{playbooks.GuardKillSwitch, killSwitch}, // a person stopped everything new
 	{"target", asResolved},             // it is what the request says it is
 	{"protected", protected},           // what must never be contained
 	{"evidence", evidence},             // volatile evidence was attempted before
@@ -195,7 +195,7 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		if a.AcceptedAt.After(f.Since) {
 			f.Since = a.AcceptedAt
 		}
-		f.Signals = append(f.Signals, playbooks.Signal{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
+		f.Signals = append(f.Signals, playbooks.CorrelationInput{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
 		f.Workloads = append(f.Workloads, a.Workload)
 		f.On = a.DetectionID
 	}
@@ -251,7 +251,7 @@ const told = 24 * time.Hour
 func (c *Chain) scope(q activities.Question) config.Scope {
 	target := q.Request.Target
 	own := c.Config.ScopeOf(target.Namespace)
-	if !target.Kind.Cloud() {
+	if !target.Kind.IsCloud() {
 		return own
 	}
 	for _, s := range q.Basis.Attestations {
@@ -304,7 +304,7 @@ func evidence(f Facts) *activities.Decision {
 		return nil // plans inside of an approval are made before the evidence may have run
 	}
 	for _, r := range f.Receipts {
-		if r.TargetID == f.Request.Target.ID() || !f.Request.Target.Kind.Detected() {
+		if r.TargetID == f.Request.Target.ID() || !f.Request.Target.Kind.IsDetectable() {
 			return nil
 		}
 	}
@@ -372,7 +372,7 @@ func phase(f Facts) *activities.Decision {
 	if f.Requested != nil {
 		return &activities.Decision{
 			Verdict: activities.VerdictRun, On: f.On,
-			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.Person(f.Requested.Person, f.Requested.AuthenticatedBy), f.Requested.Reason),
+			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.Requested.Person, f.Requested.AuthenticatedBy), f.Requested.Reason),
 		}
 	}
 	return &activities.Decision{

@@ -73,7 +73,7 @@ budget: { per_hour: 3, share: 0.5 }
 	d.chain = &guards.Chain{Config: cfg, Keys: attestation.NewKeyring(k.PublicKey()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.chain.Targets = d
 	d.q = activities.Question{
-		Spec: playbooks.Spec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Before: true,
+		Spec: playbooks.ActionSpec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Before: true,
 		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{
 			ID:       "INC-1",
 			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},

@@ -38,7 +38,7 @@ func (f Facts) protection() activities.Protected {
 		}
 	}
 	for _, pattern := range f.Config.Protected.Roles {
-		if t.Kind.Cloud() && aws.Matches(pattern, t.Name, t.ARN) {
+		if t.Kind.IsCloud() && aws.Matches(pattern, t.Name, t.ARN) {
 			return activities.Protected{Role: pattern}
 		}
 	}

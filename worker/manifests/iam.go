@@ -25,7 +25,7 @@ type statement struct {
 
 // IAM writes the policy that Stanch's own identity needs in a phase and nothing more, from the actions' specs: what all
 // need to observe and to plan, and what those need to act whose class the phase lets run.
-func IAM(catalogue playbooks.Catalogue, phase int) ([]byte, error) {
+func IAM(catalogue playbooks.Catalog, phase int) ([]byte, error) {
 	if phase < 1 || phase > 3 {
 		return nil, fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", phase)
 	}
@@ -36,9 +36,9 @@ func IAM(catalogue playbooks.Catalogue, phase int) ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-func iamPolicy(catalogue playbooks.Catalogue, phase int) policy {
+func iamPolicy(catalogue playbooks.Catalog, phase int) policy {
 	actions := map[string]map[string]bool{} // by resources
-	add := func(rights []playbooks.CloudRight) {
+	add := func(rights []playbooks.IAMPermission) {
 		for _, r := range rights {
 			for _, resource := range r.Resources {
 				if actions[resource] == nil {
@@ -51,9 +51,9 @@ func iamPolicy(catalogue playbooks.Catalogue, phase int) policy {
 		}
 	}
 	for _, spec := range catalogue {
-		add(spec.PlanCloud)
+		add(spec.PlanIAMPermissions)
 		if runsIn(spec.Class, phase) {
-			add(spec.ApplyCloud)
+			add(spec.ApplyIAMPermissions)
 		}
 	}
 	if phase > 1 {
@@ -82,7 +82,7 @@ func iamPolicy(catalogue playbooks.Catalogue, phase int) policy {
 }
 
 // sweeps are what the sweeper reads by itself, to find what outlived its lease.
-var sweeps = []playbooks.CloudRight{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
+var sweeps = []playbooks.IAMPermission{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
 
 // readsOnly tells whether an action changes nothing, by the verb of its name.
 func readsOnly(action string) bool {

@@ -107,7 +107,7 @@ func (o Options) check() error {
 }
 
 // Objects gives everything in the order in which it is to be made.
-func Objects(catalogue playbooks.Catalogue, o Options) ([]runtime.Object, error) {
+func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func Objects(catalogue playbooks.Catalogue, o Options) ([]runtime.Object, error)
 	return append(out, o.worker(), o.sensor()), nil
 }
 
-func (o Options) rbac(catalogue playbooks.Catalogue) []runtime.Object {
+func (o Options) rbac(catalogue playbooks.Catalog) []runtime.Object {
 	clusterName := WorkerName
 	if o.Namespace != "stanch-system" {
 		clusterName = o.Namespace + "-" + WorkerName // two installations do not share a role
@@ -183,7 +183,7 @@ func account(o Options, name string) runtime.Object {
 }
 
 // YAML writes the objects as one stream, with what a person must do before.
-func YAML(catalogue playbooks.Catalogue, o Options) ([]byte, error) {
+func YAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 	objects, err := Objects(catalogue, o)
 	if err != nil {
 		return nil, err

@@ -14,12 +14,12 @@ import (
 
 // Rights gives the cluster-wide rules that a worker needs in a phase and nothing more: what every action needs to
 // observe and to plan, and what those need to act whose class the phase lets run. Rules are merged and sorted.
-func Rights(catalogue playbooks.Catalogue, phase int) []rbacv1.PolicyRule {
+func Rights(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 	all := rights{}
 	for _, spec := range catalogue {
-		all.add(spec.PlanRights)
+		all.add(spec.PlanPermissions)
 		if runsIn(spec.Class, phase) {
-			all.add(spec.ApplyRights)
+			all.add(spec.ApplyPermissions)
 		}
 	}
 	all.add(ownReads)
@@ -41,7 +41,7 @@ func runsIn(class playbooks.Class, phase int) bool {
 }
 
 // ownReads are what the gateway and the sweeper read by themselves.
-var ownReads = []playbooks.Right{
+var ownReads = []playbooks.KubernetesPermission{
 	// The gateway asks where a pod runs before it believes a node; the sweeper looks for pods that lost their lease.
 	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
 	// Nodes that should be watched and are not are missed.
@@ -57,7 +57,7 @@ var ownReads = []playbooks.Right{
 // rights are verbs by "group/resource".
 type rights map[string]map[string]bool
 
-func (r rights) add(more []playbooks.Right) {
+func (r rights) add(more []playbooks.KubernetesPermission) {
 	for _, right := range more {
 		for _, group := range right.Groups {
 			for _, resource := range right.Resources {

@@ -11,7 +11,7 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors"
 	"stanch/sensors/rules"
 	"stanch/worker/config"
@@ -33,36 +33,36 @@ const (
 func opened() time.Time { return time.Date(2026, 1, 5, 3, 0, 0, 0, time.UTC) }
 
 // contextOf is the test's context with what it does not say.
-func contextOf(t *scenario.Test) scenario.Context {
-	var c scenario.Context
-	if t.Incident != nil {
-		c = *t.Incident
+func contextOf(t *testspec.TestCase) testspec.WorkloadContext {
+	var c testspec.WorkloadContext
+	if t.IncidentContext != nil {
+		c = *t.IncidentContext
 	}
 	c.Workload, c.Node = cmp.Or(c.Workload, workload), cmp.Or(c.Node, node)
 	return c
 }
 
 // made is the recording of an incident that a test makes up: its detections, and no answers.
-func made(t *scenario.Test, known map[string]*rules.Rule) recording.Recording {
+func made(t *testspec.TestCase, known map[string]*rules.Rule) recording.Recording {
 	c := contextOf(t)
-	r := recording.Recording{Version: recording.Version, Incident: recording.Incident{
-		ID: incidentID, Key: cluster + "/" + c.Workload, Cluster: cluster, Scope: scope, Phase: cmp.Or(t.Phase, 3), Opened: opened(),
+	r := recording.Recording{Version: recording.FormatVersion, Incident: recording.Incident{
+		ID: incidentID, GroupingKey: cluster + "/" + c.Workload, Cluster: cluster, Scope: scope, Phase: cmp.Or(t.Phase, 3), Opened: opened(),
 	}}
 	batches := map[time.Duration]int{}
 	for i, d := range t.Detections {
-		if _, ok := batches[d.At]; !ok {
-			batches[d.At] = len(batches) + 1
+		if _, ok := batches[d.Offset]; !ok {
+			batches[d.Offset] = len(batches) + 1
 		}
-		r.Detections = append(r.Detections, recording.Detection{AfterMS: d.At.Milliseconds(), Batch: batches[d.At], Detection: detection(i, d, c, known[d.Rule])})
+		r.Detections = append(r.Detections, recording.Detection{OffsetMS: d.Offset.Milliseconds(), BatchNumber: batches[d.Offset], Detection: detection(i, d, c, known[d.Rule])})
 	}
-	slices.SortStableFunc(r.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.AfterMS, b.AfterMS) })
+	slices.SortStableFunc(r.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
 	return r
 }
 
-func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rule) sensors.Detection {
+func detection(i int, d *testspec.Detection, c testspec.WorkloadContext, rule *rules.Rule) sensors.Detection {
 	out := sensors.Detection{
 		ID: fmt.Sprintf("test-%d", i+1), Rule: d.Rule, Title: d.Title, Severity: d.Severity, Objective: d.Objective, Technique: d.Technique,
-		Reasons: d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: opened().Add(d.At), Detected: opened().Add(d.At), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
+		Reasons: d.Reasons, Source: cmp.Or(d.Source, "stanch"), Time: opened().Add(d.Offset), Detected: opened().Add(d.Offset), Node: cmp.Or(d.Node, c.Node), Count: d.Count,
 	}
 	sure := confidence
 	if rule != nil {
@@ -102,8 +102,8 @@ func detection(i int, d *scenario.Detection, c scenario.Context, rule *rules.Rul
 	return out
 }
 
-func containerOf(d *scenario.Detection, c scenario.Context) sensors.Container {
-	namespace, kind, name, _ := scenario.SplitWorkload(c.Workload)
+func containerOf(d *testspec.Detection, c testspec.WorkloadContext) sensors.Container {
+	namespace, kind, name, _ := testspec.SplitWorkload(c.Workload)
 	out := sensors.Container{
 		Name: cmp.Or(d.Container, container), Runtime: "containerd", Image: cmp.Or(d.Image, c.Image), ImageDigest: cmp.Or(d.Digest, c.ImageDigest),
 		Workload: sensors.Workload{Kind: kind, Name: name},
@@ -124,32 +124,32 @@ func containerOf(d *scenario.Detection, c scenario.Context) sensors.Container {
 }
 
 // settings are the guards' configuration and who answers; nil is as it was recorded.
-func settings(t *scenario.Test, rec recording.Recording, programs []*playbooks.Program) (*config.Config, simulate.Answers) {
+func settings(t *testspec.TestCase, rec recording.Recording, programs []*playbooks.Program) (*config.Config, simulate.Answers) {
 	groups := asked(t, programs)
-	answers := simulate.Answers{None: t.Answers != nil || t.Recording.Path == ""}
+	answers := simulate.Answers{None: t.ApprovalAnswers != nil || t.RecordingFile.Name == ""}
 	var people []config.Person
-	for _, a := range t.Answers {
+	for _, a := range t.ApprovalAnswers {
 		mine := a.Groups
 		if mine == nil {
 			mine = groups
 		}
 		answer := "no"
-		if a.Yes {
+		if a.Approves {
 			answer = "yes"
 		}
 		answers.None = false
-		answers.List = append(answers.List, simulate.Answer{Person: a.Person, Answer: answer, After: config.Duration(a.After), To: a.To, Reason: a.Reason, Groups: mine})
+		answers.List = append(answers.List, simulate.Answer{Person: a.Person, Answer: answer, After: config.Duration(a.After), To: a.RequestName, Reason: a.Reason, Groups: mine})
 		people = append(people, config.Person{Name: a.Person, Groups: mine})
 	}
-	if t.Recording.Path != "" && t.Approvers == nil && t.Confidence == nil {
+	if t.RecordingFile.Name != "" && t.Approvers == nil && t.ConfidenceThreshold == nil {
 		return nil, answers
 	}
 	c := config.Default()
 	c.Cluster, c.Phase, c.People = rec.Incident.Cluster, cmp.Or(t.Phase, rec.Incident.Phase), people
 	own := config.Scope{Name: scope, Namespaces: []string{"*"}, Phase: c.Phase, Confidence: 0.8}
 	own.Approvers = config.Approvers{Quorum: 1, Timeout: config.Duration(15 * time.Minute)}
-	if t.Confidence != nil {
-		own.Confidence = *t.Confidence
+	if t.ConfidenceThreshold != nil {
+		own.Confidence = *t.ConfidenceThreshold
 	}
 	if a := t.Approvers; a != nil {
 		own.Approvers = config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: max(a.Quorum, 1), Timeout: cmp.Or(config.Duration(a.Timeout), own.Approvers.Timeout)}
@@ -159,11 +159,11 @@ func settings(t *scenario.Test, rec recording.Recording, programs []*playbooks.P
 }
 
 // asked are the groups that are asked at first: a person of whom no groups are said is in all of them.
-func asked(t *scenario.Test, programs []*playbooks.Program) []string {
+func asked(t *testspec.TestCase, programs []*playbooks.Program) []string {
 	groups := []string{}
 	for _, p := range programs {
-		for _, book := range append([]*playbooks.Program{p}, p.Called()...) {
-			book.Walk(func(s *playbooks.Step) {
+		for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
+			book.WalkSteps(func(s *playbooks.Step) {
 				if s.Approval != nil {
 					groups = append(groups, s.Approval.Groups...)
 				}

@@ -64,7 +64,7 @@ func JUnit(w io.Writer, r Report) error {
 			if !t.Passed {
 				var lines []string
 				for _, fail := range t.Failures {
-					lines = append(lines, redact.EscapeControlChars(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column, fail.What)))
+					lines = append(lines, redact.EscapeControlChars(fmt.Sprintf("%s:%d:%d: %s", f.File, fail.Line, fail.Column, fail.Message)))
 				}
 				c.Failure = &junitFailure{Message: lines[0], Type: "expectation", Text: strings.Join(lines, "\n")}
 				s.Failures++

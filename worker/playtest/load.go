@@ -18,7 +18,7 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/playbooks/recording"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 )
 
@@ -30,7 +30,7 @@ const (
 // Suite is one file of tests with the playbooks that it tests, ready to run unless there are problems.
 type Suite struct {
 	File       string
-	Tests      *scenario.File
+	Tests      *testspec.TestFile
 	Programs   []*playbooks.Program
 	Problems   diagnostic.Diagnostics
 	sources    map[string][]byte // by file, of what has problems
@@ -49,8 +49,8 @@ func Find(paths []string) ([]string, error) {
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("no such file or folder: %s", path)
-		case !info.IsDir() && !strings.HasSuffix(path, scenario.Suffix):
-			return nil, fmt.Errorf("%s is no file of tests: their names end with %s; `stanch validate` checks playbooks", path, scenario.Suffix)
+		case !info.IsDir() && !strings.HasSuffix(path, testspec.TestFileSuffix):
+			return nil, fmt.Errorf("%s is no file of tests: their names end with %s; `stanch validate` checks playbooks", path, testspec.TestFileSuffix)
 		case !info.Mode().IsRegular() && !info.IsDir():
 			return nil, fmt.Errorf("%s is no regular file", path)
 		case !info.IsDir():
@@ -62,7 +62,7 @@ func Find(paths []string) ([]string, error) {
 			return nil, fmt.Errorf("read %s: %w", path, err)
 		}
 		err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || !strings.HasSuffix(p, scenario.Suffix) {
+			if err != nil || d.IsDir() || !strings.HasSuffix(p, testspec.TestFileSuffix) {
 				return err
 			}
 			if inside(root, p) {
@@ -79,7 +79,7 @@ func Find(paths []string) ([]string, error) {
 	}
 	slices.Sort(out)
 	if out = slices.Compact(out); len(out) == 0 {
-		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how", scenario.Suffix, strings.Join(paths, ", "))
+		return nil, fmt.Errorf("no tests (*%s) in %s; put one beside a playbook, `stanch test --help` shows how", testspec.TestFileSuffix, strings.Join(paths, ", "))
 	}
 	return out, nil
 }
@@ -99,13 +99,13 @@ func inside(root, path string) bool {
 }
 
 // Load reads a file of tests and what it names. What is wrong with any of them is in the suite's problems.
-func Load(file string, catalogue playbooks.Catalogue) (*Suite, error) {
+func Load(file string, catalogue playbooks.Catalog) (*Suite, error) {
 	raw, err := bounded(file, maxTests)
 	if err != nil {
 		return nil, err
 	}
 	s := &Suite{File: file, sources: map[string][]byte{file: raw}, recordings: map[string]recording.Recording{}}
-	s.Tests, s.Problems = scenario.Parse(file, raw)
+	s.Tests, s.Problems = testspec.ParseTestFile(file, raw)
 	root, err := os.OpenRoot(filepath.Dir(file))
 	if err != nil {
 		return nil, fmt.Errorf("read the folder of %s: %w", file, err)
@@ -115,22 +115,22 @@ func Load(file string, catalogue playbooks.Catalogue) (*Suite, error) {
 		return nil, err
 	}
 	if len(s.Problems) == 0 {
-		s.Problems = scenario.Check(s.Tests, s.Programs, catalogue)
+		s.Problems = testspec.CheckTestFile(s.Tests, s.Programs, catalogue)
 	}
 	for _, t := range s.Tests.Tests {
-		s.record(root, t.Recording)
+		s.record(root, t.RecordingFile)
 	}
 	return s, nil
 }
 
-func (s *Suite) errorf(at scenario.Pos, code, hint, format string, args ...any) {
+func (s *Suite) errorf(at testspec.Pos, code, hint, format string, args ...any) {
 	s.Problems = append(s.Problems, diagnostic.Diagnostic{
 		File: s.File, Line: max(at.Line, 1), Column: max(at.Column, 1), Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint,
 	})
 }
 
 // load loads the playbooks that are tested.
-func (s *Suite) load(root *os.Root, catalogue playbooks.Catalogue) error {
+func (s *Suite) load(root *os.Root, catalogue playbooks.Catalog) error {
 	dir := filepath.Dir(s.File)
 	beside, err := folder(dir)
 	if err != nil {
@@ -139,25 +139,25 @@ func (s *Suite) load(root *os.Root, catalogue playbooks.Catalogue) error {
 	tested := s.Tests.Playbooks
 	if len(tested) == 0 {
 		if tested = beside; len(tested) == 0 {
-			s.errorf(scenario.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
+			s.errorf(testspec.Pos{}, "no-playbook", "name it: `playbook: FILE`", "there is no playbook in %s", dir)
 		}
 	}
 	// What is tested may call the others of its folder.
-	sources, names := []playbooks.Source{}, map[string]string{}
+	sources, names := []playbooks.SourceFile{}, map[string]string{}
 	want := map[string]bool{}
 	for i, ref := range slices.Concat(tested, beside) {
-		file := filepath.Join(dir, ref.Path)
+		file := filepath.Join(dir, ref.Name)
 		if _, known := s.sources[file]; known {
 			continue
 		}
-		source, err := within(root, "playbook", ref.Path, playbooks.MaxFileBytes)
+		source, err := within(root, "playbook", ref.Name, playbooks.MaxFileBytes)
 		if err != nil {
 			if i < len(tested) {
 				s.errorf(ref.Pos, "no-playbook", "a playbook is named by its path beside the tests", "%v", err)
 			}
 			continue
 		}
-		book, _ := playbooks.Parse(file, source)
+		book, _ := playbooks.ParsePlaybook(file, source)
 		first, twice := names[book.Name]
 		switch {
 		case twice && i < len(tested):
@@ -168,9 +168,9 @@ func (s *Suite) load(root *os.Root, catalogue playbooks.Catalogue) error {
 		}
 		names[book.Name], want[file] = file, i < len(tested)
 		s.sources[file] = source
-		sources = append(sources, playbooks.Source{File: file, Source: source, Shipped: library.Has(source)})
+		sources = append(sources, playbooks.SourceFile{File: file, Content: source, Shipped: library.IsShipped(source)})
 	}
-	programs, problems := playbooks.LoadAll(sources, catalogue)
+	programs, problems := playbooks.LoadPlaybooks(sources, catalogue)
 	for _, p := range programs {
 		if want[p.File] {
 			s.Programs = append(s.Programs, p)
@@ -199,15 +199,15 @@ func count(set map[string]bool) int {
 }
 
 // folder lists the playbooks of a folder.
-func folder(dir string) ([]scenario.Ref, error) {
+func folder(dir string) ([]testspec.FileRef, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the folder %s: %w", dir, err)
 	}
-	var out []scenario.Ref
+	var out []testspec.FileRef
 	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), scenario.Suffix) {
-			out = append(out, scenario.Ref{Path: e.Name()})
+		if ext := filepath.Ext(e.Name()); !e.IsDir() && (ext == ".yaml" || ext == ".yml") && !strings.HasSuffix(e.Name(), testspec.TestFileSuffix) {
+			out = append(out, testspec.FileRef{Name: e.Name()})
 		}
 	}
 	return out, nil
@@ -236,21 +236,21 @@ func within(root *os.Root, what, path string, most int64) ([]byte, error) {
 }
 
 // record loads a recording that a test names.
-func (s *Suite) record(root *os.Root, ref scenario.Ref) {
-	if _, known := s.recordings[ref.Path]; known || ref.Path == "" {
+func (s *Suite) record(root *os.Root, ref testspec.FileRef) {
+	if _, known := s.recordings[ref.Name]; known || ref.Name == "" {
 		return
 	}
-	raw, err := within(root, "recording", ref.Path, recording.MaxBytes)
+	raw, err := within(root, "recording", ref.Name, recording.MaxBytes)
 	if err != nil {
 		s.errorf(ref.Pos, "no-recording", "a recording stands beside the tests or in a folder below; `stanch record ID > FILE` makes one", "%v", err)
 		return
 	}
 	r, err := recording.Decode(raw)
 	if err != nil {
-		s.errorf(ref.Pos, "no-recording", "", "%s: %v", ref.Path, err)
+		s.errorf(ref.Pos, "no-recording", "", "%s: %v", ref.Name, err)
 		return
 	}
-	s.recordings[ref.Path] = r
+	s.recordings[ref.Name] = r
 }
 
 func bounded(file string, most int64) ([]byte, error) {

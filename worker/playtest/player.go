@@ -13,15 +13,15 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/worker/simulate"
 )
 
 // player answers for the actions of one test, and remembers what they were asked.
 type player struct {
-	test      *scenario.Test
-	context   scenario.Context
-	catalogue playbooks.Catalogue
+	test      *testspec.TestCase
+	context   testspec.WorkloadContext
+	catalogue playbooks.Catalog
 	recorded  bool // what is not faked the recording answers
 
 	mu     sync.Mutex
@@ -31,9 +31,9 @@ type player struct {
 	failed map[string]int               // attempts that were made to fail
 }
 
-func newPlayer(t *scenario.Test, catalogue playbooks.Catalogue) *player {
+func newPlayer(t *testspec.TestCase, catalogue playbooks.Catalog) *player {
 	return &player{
-		test: t, context: contextOf(t), catalogue: catalogue, recorded: t.Recording.Path != "",
+		test: t, context: contextOf(t), catalogue: catalogue, recorded: t.RecordingFile.Name != "",
 		names: map[string]playbooks.Target{}, params: map[string][]json.RawMessage{}, calls: map[string]int{}, failed: map[string]int{},
 	}
 }
@@ -41,7 +41,7 @@ func newPlayer(t *scenario.Test, catalogue playbooks.Catalogue) *player {
 func key(action, target string) string { return action + "\x00" + target }
 
 // answer is simulate's Fakes.
-func (p *player) answer(c simulate.Call) (recording.Answer, bool) {
+func (p *player) answer(c simulate.Call) (recording.ActionResult, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := c.Request
@@ -50,14 +50,14 @@ func (p *player) answer(c simulate.Call) (recording.Answer, bool) {
 	own := len(r.Params) == 0 || string(r.Params) == "null" // the incident's own look at its workload is no step's
 	call := p.calls[k] + 1
 	switch c.Operation {
-	case recording.Observe:
+	case recording.OperationObserve:
 		if own || c.Attempt > 1 {
 			call = max(p.calls[k], 1)
 			break
 		}
 		p.calls[k]++
 		p.params[k] = append(p.params[k], r.Params)
-	case recording.Plan:
+	case recording.OperationPlan:
 		// A plan is made anew before people are asked, and after: it is the same step's.
 		if all := p.params[k]; len(all) == 0 || !bytes.Equal(all[len(all)-1], r.Params) {
 			p.params[k] = append(all, r.Params)
@@ -66,22 +66,22 @@ func (p *player) answer(c simulate.Call) (recording.Answer, bool) {
 	}
 	f := p.fake(r, call)
 	if f == nil {
-		if p.recorded && (r.Action != "workload" || p.test.Incident == nil) {
-			return recording.Answer{}, false
+		if p.recorded && (r.Action != "workload" || p.test.IncidentContext == nil) {
+			return recording.ActionResult{}, false
 		}
-		f = &scenario.Fake{Action: r.Action}
+		f = &testspec.FakeResult{Action: r.Action}
 	}
 	a := p.given(f, c, own)
-	if c.Operation == recording.Apply && a.Failure == "" {
+	if c.Operation == recording.OperationApply && a.FailureReason == "" {
 		p.calls[k]++
 	}
 	return a, true
 }
 
 // fake is the test's first answer that fits.
-func (p *player) fake(r activities.Request, call int) *scenario.Fake {
-	for _, f := range p.test.Fakes {
-		if f.Action == r.Action && (f.Target == "" || scenario.IsTarget(f.Target, r.Target)) && (f.Call == 0 || f.Call == call) {
+func (p *player) fake(r activities.Request, call int) *testspec.FakeResult {
+	for _, f := range p.test.FakeResults {
+		if f.Action == r.Action && (f.Target == "" || testspec.TargetMatchesName(f.Target, r.Target)) && (f.CallNumber == 0 || f.CallNumber == call) {
 			return f
 		}
 	}
@@ -89,15 +89,15 @@ func (p *player) fake(r activities.Request, call int) *scenario.Fake {
 }
 
 // given makes the answer to one operation of what a test says of an action.
-func (p *player) given(f *scenario.Fake, c simulate.Call, own bool) recording.Answer {
+func (p *player) given(f *testspec.FakeResult, c simulate.Call, own bool) recording.ActionResult {
 	outcome := cmp.Or(f.Outcome, playbooks.OutcomeChanged)
-	a := recording.Answer{Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(), Attempt: c.Attempt, Params: c.Request.Params}
+	a := recording.ActionResult{Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(), AttemptNumber: c.Attempt, Params: c.Request.Params}
 	refused := outcome == playbooks.OutcomeRefused
-	if c.Operation == recording.Plan {
+	if c.Operation == recording.OperationPlan {
 		if refused {
-			a.Refused = cmp.Or(f.Reason, "the test says so")
+			a.RefusalReason = cmp.Or(f.Reason, "the test says so")
 		}
-		a.Changes, a.Nothing = f.Changes, outcome == playbooks.OutcomeUnchanged
+		a.Changes, a.NothingToDo = f.PlannedChanges, outcome == playbooks.OutcomeUnchanged
 		if a.Changes == nil {
 			a.Changes = []string{fmt.Sprintf("%s of %s", f.Action, c.Request.Target)}
 		}
@@ -106,28 +106,28 @@ func (p *player) given(f *scenario.Fake, c simulate.Call, own bool) recording.An
 	tried := fmt.Sprintf("%p\x00%s", f, c.Request.Target.ID())
 	switch {
 	case refused:
-		a.Refused = cmp.Or(f.Reason, "the test says so")
+		a.RefusalReason = cmp.Or(f.Reason, "the test says so")
 		return a
 	case outcome == playbooks.OutcomeFailed:
-		a.Failure = cmp.Or(f.Reason, "the test says so")
+		a.FailureReason = cmp.Or(f.Reason, "the test says so")
 		return a
-	case p.failed[tried] < f.Fails && !own:
+	case p.failed[tried] < f.FailureCount && !own:
 		p.failed[tried]++
-		a.Failure = cmp.Or(f.Reason, "the test says so")
+		a.FailureReason = cmp.Or(f.Reason, "the test says so")
 		return a
 	}
-	a.Outcome, a.TookMS = outcome, f.Takes.Milliseconds()
-	if f.Fails == 0 {
+	a.Outcome, a.DurationMS = outcome, f.Delay.Milliseconds()
+	if f.FailureCount == 0 {
 		a.Reason = f.Reason
 	}
-	if c.Operation == recording.Observe {
+	if c.Operation == recording.OperationObserve {
 		a.Outputs = p.outputs(f)
 	}
 	return a
 }
 
 // outputs are those that the test gives, over what is known of the workload, over nothing.
-func (p *player) outputs(f *scenario.Fake) json.RawMessage {
+func (p *player) outputs(f *testspec.FakeResult) json.RawMessage {
 	t := p.catalogue[f.Action].OutputType()
 	if t == nil {
 		return nil
@@ -155,13 +155,13 @@ func (p *player) outputs(f *scenario.Fake) json.RawMessage {
 // workload is what the test knows around the workload, as `enrich: workload` finds it.
 func (p *player) workload() activities.WorkloadContext {
 	c := p.context
-	_, kind, name, _ := scenario.SplitWorkload(c.Workload)
+	_, kind, name, _ := testspec.SplitWorkload(c.Workload)
 	w := activities.WorkloadContext{
-		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.Blast.Replicas, SameDigestPods: c.Blast.SameDigestPods, SameDigest: c.Blast.SameDigest,
-		SameNodePods: c.Blast.SameNodePods, MayDo: c.Blast.MayDo, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
+		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas, SameDigestPods: c.BlastRadius.SameDigestPodCount, SameDigest: c.BlastRadius.SameDigestPodNames,
+		SameNodePods: c.BlastRadius.SameNodePodCount, MayDo: c.BlastRadius.DangerousPermissions, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
 	}
 	for _, what := range c.Changes {
-		w.Changes = append(w.Changes, playbooks.Change{When: opened(), What: what})
+		w.Changes = append(w.Changes, playbooks.RecentChange{ChangedAt: opened(), Description: what})
 	}
 	return w
 }

@@ -50,7 +50,7 @@ func passes(t *testing.T, r playtest.Report) {
 	for _, f := range r.Files {
 		for _, one := range f.Tests {
 			for _, fail := range one.Failures {
-				t.Errorf("%s:%d:%d: %s: %s", f.File, fail.Line, fail.Column, one.Name, fail.What)
+				t.Errorf("%s:%d:%d: %s: %s", f.File, fail.Line, fail.Column, one.Name, fail.Message)
 			}
 		}
 	}
@@ -66,8 +66,8 @@ func TestTheShippedPlaybooksPassTheirTests(t *testing.T) {
 	covered := map[string]bool{}
 	for _, c := range r.Coverage {
 		covered[c.File] = true
-		for _, m := range c.Missing {
-			t.Errorf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.What)
+		for _, m := range c.Uncovered {
+			t.Errorf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)
 		}
 	}
 	for _, file := range files {
@@ -197,9 +197,9 @@ func TestAnAnswerForNoTargetFails(t *testing.T) {
 `)
 	require.Len(t, r.Files[0].Tests[0].Failures, 1)
 	fail := r.Files[0].Tests[0].Failures[0]
-	require.Equal(t, `the answer of pod.isolate is for "nopod", and nothing was so called; there were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.What)
+	require.Equal(t, `the answer of pod.isolate is for "nopod", and nothing was so called; there were INC-01TESTTESTTESTTESTTESTTEST, web, web-1`, fail.Message)
 	require.Equal(t, []int{4, 39}, []int{fail.Line, fail.Column})
-	require.False(t, fail.Expects, "it is not for --update to mend")
+	require.False(t, fail.IsExpectedStep, "it is not for --update to mend")
 	require.True(t, r.Files[0].Tests[1].Passed, r.Files[0].Tests[1].Failures)
 }
 
@@ -273,7 +273,7 @@ func TestWhatIsReportedIsTheSameEveryTime(t *testing.T) {
 		r := runFiles(t, "../../playbooks/library")
 		for i := range r.Files {
 			// Where detections came within milliseconds, a busy machine's own clock may run past one while an action answers.
-			r.Files[i].Tests = slices.DeleteFunc(r.Files[i].Tests, func(one playtest.Result) bool { return one.Test.Recording.Path != "" })
+			r.Files[i].Tests = slices.DeleteFunc(r.Files[i].Tests, func(one playtest.Result) bool { return one.Test.RecordingFile.Name != "" })
 		}
 		raw, err := json.Marshal(r)
 		require.NoError(t, err)
@@ -379,6 +379,6 @@ tests:
 	r := runFiles(t, dir)
 	passes(t, r)
 	for _, c := range r.Coverage {
-		require.Empty(t, c.Missing, c.File)
+		require.Empty(t, c.Uncovered, c.File)
 	}
 }

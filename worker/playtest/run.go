@@ -12,7 +12,7 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 	"stanch/sensors/diagnostic"
 	"stanch/sensors/rules"
 	"stanch/worker"
@@ -24,7 +24,7 @@ import (
 type Report struct {
 	Version  int                 `json:"version"`
 	Files    []FileResult        `json:"files"`
-	Coverage []scenario.Coverage `json:"coverage"`
+	Coverage []testspec.Coverage `json:"coverage"`
 	Passed   int                 `json:"passed"`
 	Failed   int                 `json:"failed"`
 	Invalid  int                 `json:"invalid"` // files that were not run
@@ -43,22 +43,22 @@ type Result struct {
 	Name      string             `json:"name"`
 	Line      int                `json:"line"`
 	Passed    bool               `json:"passed"`
-	Failures  []scenario.Failure `json:"failures"`
+	Failures  []testspec.Failure `json:"failures"`
 	Playbooks []string           `json:"playbooks"`
-	Steps     []scenario.Ran     `json:"steps"`
-	Asked     []scenario.Asked   `json:"asked"`
-	Effects   []scenario.Held    `json:"effects"`
+	Steps     []testspec.StepRun     `json:"steps"`
+	Asked     []testspec.ApprovalRequest   `json:"asked"`
+	Effects   []testspec.ContainmentRecord    `json:"effects"`
 	EndsMS    int64              `json:"ends_ms"`
 
-	Test     *scenario.Test    `json:"-"`
-	Happened scenario.Happened `json:"-"`
+	Test     *testspec.TestCase    `json:"-"`
+	Happened testspec.Result `json:"-"`
 	Events   []simulate.Event  `json:"-"`
 	Took     time.Duration     `json:"-"` // by the clock on the wall
 }
 
 // Run runs the tests of every suite that has no problems, as many at once as there are processors. What it gives is in
 // the order of the files.
-func Run(ctx context.Context, suites []*Suite, catalogue playbooks.Catalogue) (Report, error) {
+func Run(ctx context.Context, suites []*Suite, catalogue playbooks.Catalog) (Report, error) {
 	set, err := rules.LoadShipped()
 	if err != nil {
 		return Report{}, fmt.Errorf("the shipped rules: %w", err)
@@ -67,7 +67,7 @@ func Run(ctx context.Context, suites []*Suite, catalogue playbooks.Catalogue) (R
 	for _, r := range set.Rules() {
 		known[r.Name] = r
 	}
-	report := Report{Version: 1, Files: make([]FileResult, len(suites)), Coverage: []scenario.Coverage{}}
+	report := Report{Version: 1, Files: make([]FileResult, len(suites)), Coverage: []testspec.Coverage{}}
 	var jobs []func()
 	for i, s := range suites {
 		s.Problems = sorted(append(s.Problems, unknownRules(s, known)...))
@@ -116,7 +116,7 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 	for _, t := range s.Tests.Tests {
 		for _, d := range t.Detections {
 			if known[d.Rule] == nil && d.Objective == "" {
-				at := d.Pos("rule")
+				at := d.PositionOf("rule")
 				message, hint := fmt.Sprintf("no shipped rule is called `%s`, and no `objective` is given", d.Rule), diagnostic.DidYouMean(d.Rule, names)
 				if d.Rule == "" {
 					message, hint = "the detection has no `rule` and no `objective`", "write for example `objective: crypto-mining`"
@@ -129,9 +129,9 @@ func unknownRules(s *Suite, known map[string]*rules.Rule) diagnostic.Diagnostics
 }
 
 // one runs one test.
-func one(ctx context.Context, s *Suite, t *scenario.Test, known map[string]*rules.Rule, catalogue playbooks.Catalogue) Result {
+func one(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*rules.Rule, catalogue playbooks.Catalog) Result {
 	begun := time.Now()
-	rec, recorded := s.recordings[t.Recording.Path]
+	rec, recorded := s.recordings[t.RecordingFile.Name]
 	if !recorded {
 		rec = made(t, known)
 	}
@@ -147,29 +147,29 @@ func one(ctx context.Context, s *Suite, t *scenario.Test, known map[string]*rule
 	r := simulate.Run(ctx, s.File, rec, o)
 	h := happened(r, p, s.Programs)
 	out := Result{
-		Name: t.Name, Line: t.Pos.Line, Failures: scenario.Compare(t, h), Playbooks: h.Playbooks, Steps: h.Steps, Asked: h.Asked, Effects: h.Effects, EndsMS: r.EndsMS,
+		Name: t.Name, Line: t.Pos.Line, Failures: testspec.CompareWithResult(t, h), Playbooks: h.Playbooks, Steps: h.Steps, Asked: h.ApprovalRequests, Effects: h.Containments, EndsMS: r.EndsMS,
 		Test: t, Happened: h, Events: r.Events, Took: time.Since(begun),
 	}
 	out.Passed = len(out.Failures) == 0
 	if out.Failures == nil {
-		out.Failures = []scenario.Failure{}
+		out.Failures = []testspec.Failure{}
 	}
 	return out
 }
 
 // happened is what a simulation tells, in the words of a test.
-func happened(r simulate.Result, p *player, programs []*playbooks.Program) scenario.Happened {
+func happened(r simulate.Result, p *player, programs []*playbooks.Program) testspec.Result {
 	ran := []string{}
 	for _, name := range r.Playbooks {
-		ran = append(ran, scenario.Last(name))
+		ran = append(ran, testspec.LastStepName(name))
 	}
-	h := scenario.Happened{Playbooks: ran, Steps: []scenario.Ran{}, Asked: []scenario.Asked{}, Effects: []scenario.Held{}, Leases: r.Final.Leases, Final: r.Final, Names: p.names, Error: r.Error}
+	h := testspec.Result{Playbooks: ran, Steps: []testspec.StepRun{}, ApprovalRequests: []testspec.ApprovalRequest{}, Containments: []testspec.ContainmentRecord{}, Leases: r.Final.Leases, FinalIncident: r.Final, TargetsByID: p.names, Error: r.Error}
 	ms := func(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 	order := map[string][]int{}
 	for _, step := range r.Steps {
 		for _, program := range programs {
 			if program.Name == step.Playbook {
-				order[key(step.Playbook, step.Step)] = scenario.Order(program, step.Step)
+				order[key(step.Playbook, step.Step)] = testspec.StepOrder(program, step.Step)
 			}
 		}
 	}
@@ -182,24 +182,24 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 	})
 	told := p.told()
 	for _, s := range r.Steps {
-		ran := scenario.Ran{Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, At: ms(s.AtMS), AtMS: s.AtMS}
+		ran := testspec.StepRun{Playbook: s.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, EndedAt: ms(s.AtMS), EndedAtMS: s.AtMS}
 		if s.Target != "" {
-			ran.With = told(s.Action, s.Target)
+			ran.Params = told(s.Action, s.Target)
 		}
 		h.Steps = append(h.Steps, ran)
 	}
 	for _, q := range r.Questions {
-		h.Asked = append(h.Asked, scenario.Asked{Title: q.Title, Text: q.Ask, Would: q.Would, Of: q.Approvers, Quorum: q.Quorum, Answers: q.Answers, At: ms(q.AtMS), AtMS: q.AtMS})
+		h.ApprovalRequests = append(h.ApprovalRequests, testspec.ApprovalRequest{Title: q.Title, Text: q.Ask, ProposedActions: q.Would, Approvers: q.Approvers, Quorum: q.Quorum, ApprovalAnswers: q.Answers, AskedAt: ms(q.AtMS), AskedAtMS: q.AtMS})
 	}
 	slices.SortStableFunc(r.Effects, func(a, b simulate.Effect) int {
 		return cmp.Or(cmp.Compare(a.FromMS, b.FromMS), cmp.Compare(a.Action, b.Action), cmp.Compare(a.Target, b.Target))
 	})
 	for _, e := range r.Effects {
-		held := scenario.Held{Action: e.Action, Target: e.Target, Outcome: e.Outcome, From: ms(e.FromMS), To: ms(e.ToMS), FromMS: e.FromMS, ToMS: e.ToMS}
+		held := testspec.ContainmentRecord{Action: e.Action, Target: e.Target, Outcome: e.Outcome, AppliedAt: ms(e.FromMS), UndoneAt: ms(e.ToMS), AppliedAtMS: e.FromMS, UndoneAtMS: e.ToMS}
 		if json.Valid([]byte(e.Params)) {
-			held.With = json.RawMessage(e.Params)
+			held.Params = json.RawMessage(e.Params)
 		}
-		h.Effects = append(h.Effects, held)
+		h.Containments = append(h.Containments, held)
 	}
 	return h
 }
@@ -208,7 +208,7 @@ func happened(r simulate.Result, p *player, programs []*playbooks.Program) scena
 func (r *Report) count() {
 	r.Passed, r.Failed, r.Invalid = 0, 0, 0
 	var programs []*playbooks.Program
-	peers, runs := map[string][]*playbooks.Program{}, map[string][]scenario.Happened{}
+	peers, runs := map[string][]*playbooks.Program{}, map[string][]testspec.Result{}
 	for _, f := range r.Files {
 		if f.Problems.HasErrors() {
 			r.Invalid++
@@ -232,9 +232,9 @@ func (r *Report) count() {
 		}
 	}
 	slices.SortFunc(programs, func(a, b *playbooks.Program) int { return cmp.Compare(a.File, b.File) })
-	r.Coverage = []scenario.Coverage{}
+	r.Coverage = []testspec.Coverage{}
 	for _, p := range programs {
-		r.Coverage = append(r.Coverage, scenario.Cover(p, peers[p.File], runs[p.File]))
+		r.Coverage = append(r.Coverage, testspec.MeasureCoverage(p, peers[p.File], runs[p.File]))
 	}
 }
 

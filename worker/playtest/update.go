@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 )
 
 // Updated is a file that Update rewrote, with what it was before.
@@ -33,7 +33,7 @@ func Update(r Report) ([]Updated, error) {
 			problems = append(problems, err)
 			continue
 		}
-		text, err := scenario.Rewrite(f.Suite.Tests, rewrites)
+		text, err := testspec.RewriteExpectations(f.Suite.Tests, rewrites)
 		if err == nil {
 			err = replace(f.File, text)
 		}
@@ -47,16 +47,16 @@ func Update(r Report) ([]Updated, error) {
 }
 
 // rewritesOf are the tests of a file that can be made to pass; an error if another one fails.
-func rewritesOf(f FileResult) (map[*scenario.Test]scenario.Happened, error) {
-	rewrites := map[*scenario.Test]scenario.Happened{}
+func rewritesOf(f FileResult) (map[*testspec.TestCase]testspec.Result, error) {
+	rewrites := map[*testspec.TestCase]testspec.Result{}
 	var problems []error
 	for _, t := range f.Tests {
-		unwritten := t.Test.Unwritten() && t.Happened.Error == ""
+		unwritten := t.Test.HasEmptyExpect() && t.Happened.Error == ""
 		if t.Passed && !unwritten {
 			continue
 		}
-		ok, why := scenario.CanRewrite(t.Failures)
-		if unwritten && slices.ContainsFunc(t.Failures, func(x scenario.Failure) bool { return x.Line == t.Line }) {
+		ok, why := testspec.CanFixByRewriting(t.Failures)
+		if unwritten && slices.ContainsFunc(t.Failures, func(x testspec.Failure) bool { return x.Line == t.Line }) {
 			ok = true // it fails because nothing is expected yet
 		}
 		if !ok {

@@ -5,27 +5,27 @@ import (
 	"stanch/playbooks/recording"
 )
 
-func decision(d activities.Decision) *recording.Decision {
-	return &recording.Decision{
-		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, Config: d.Config, Approvers: approvers(d.Approvers), Replicas: d.Replicas, Inputs: inputs(d.Inputs),
+func decision(d activities.Decision) *recording.GuardDecision {
+	return &recording.GuardDecision{
+		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, ConfigHash: d.Config, Approvers: approvers(d.Approvers), BudgetReplicas: d.Replicas, GuardInputs: inputs(d.Inputs),
 	}
 }
 
-func inputs(in *activities.DecisionInputs) *recording.Inputs {
+func inputs(in *activities.DecisionInputs) *recording.GuardInputs {
 	if in == nil {
 		return nil
 	}
-	out := &recording.Inputs{
-		Threshold: in.Threshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: approvers(in.Approvers), Stopped: in.Stopped,
-		PerHour: in.PerHour, Share: in.Share, Spent: in.Spent, Held: in.Held,
+	out := &recording.GuardInputs{
+		ConfidenceThreshold: in.Threshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: approvers(in.Approvers), PausedBy: in.Stopped,
+		MaxPerHour: in.PerHour, MaxFraction: in.Share, UsedLastHour: in.Spent, ContainedSiblings: in.Held,
 	}
 	if p := in.Protected; p != (activities.Protected{}) {
-		out.Protected = &recording.Protected{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, Self: p.Self}
+		out.ProtectedBy = &recording.ProtectionRule{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, IsStanch: p.Self}
 	}
 	if t := in.Target; t != nil {
-		out.Target = &recording.Facts{
-			Unresolved: t.Unresolved, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
-			Owners: t.Owners, Incomplete: t.Incomplete, Replicas: t.Replicas,
+		out.TargetFacts = &recording.TargetFacts{
+			UnresolvedReason: t.Unresolved, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
+			Owners: t.Owners, IncompleteReason: t.Incomplete, Replicas: t.Replicas,
 		}
 	}
 	return out
@@ -34,7 +34,7 @@ func inputs(in *activities.DecisionInputs) *recording.Inputs {
 func approvers(a activities.Approvers) recording.Approvers {
 	out := recording.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, TimeoutMS: a.Timeout.Milliseconds()}
 	if e := a.Escalate; e != nil {
-		out.Escalate = &recording.Escalation{AfterMS: e.After.Milliseconds(), Groups: e.Groups, Users: e.Users}
+		out.Escalate = &recording.Escalation{EscalateAfterMS: e.After.Milliseconds(), Groups: e.Groups, Users: e.Users}
 	}
 	return out
 }

@@ -40,7 +40,7 @@ type recorder struct {
 // From makes a recording. It is redacted; Anonymise of the recording goes further.
 func From(runs []audit.Run, incidentID string, c converter.DataConverter) (recording.Recording, error) {
 	r := &recorder{converter: c, attempts: map[string]int{}, asked: map[string]bool{}, incident: incidentID, out: recording.Recording{
-		Version: recording.Version, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{}, Answers: []recording.Answer{}, Steps: []recording.Step{},
+		Version: recording.FormatVersion, Detections: []recording.Detection{}, Playbooks: []recording.Playbook{}, ActionResults: []recording.ActionResult{}, Steps: []recording.StepResult{},
 	}}
 	runs = slices.Clone(runs)
 	order := map[string]int{audit.TypeIncident: -3, audit.TypePlaybook: -2, audit.TypeLease: -1}
@@ -142,8 +142,8 @@ func (r *recorder) opened(e *historypb.HistoryEvent) {
 		return
 	}
 	r.out.Incident = recording.Incident{
-		ID: in.ID, Key: in.Key, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill, Opened: e.GetEventTime().AsTime(),
-		QuietMS: in.Quiet.Milliseconds(), VerifyMS: in.Timing.Verify.Milliseconds(), Config: in.Config,
+		ID: in.ID, GroupingKey: in.Key, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill, Opened: e.GetEventTime().AsTime(),
+		IdleTimeoutMS: in.Quiet.Milliseconds(), VerifyIntervalMS: in.Timing.Verify.Milliseconds(), ConfigHash: in.Config,
 	}
 }
 
@@ -156,25 +156,25 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 			r.batch++
 			for _, one := range batch {
 				r.drillTargets(one.Attestation)
-				r.out.Detections = append(r.out.Detections, recording.Detection{AfterMS: after, Batch: r.batch, Detection: one.Detection})
+				r.out.Detections = append(r.out.Detections, recording.Detection{OffsetMS: after, BatchNumber: r.batch, Detection: one.Detection})
 			}
 		}
 	case workflows.SignalLeaseReport:
 		var report lease.Report
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &report) {
 			report.Lease.Warnings = nil // the plan has them
-			r.out.Leases = append(r.out.Leases, recording.LeaseReport{AfterMS: after, Report: report.Lease})
+			r.out.Leases = append(r.out.Leases, recording.LeaseReport{OffsetMS: after, Report: report.Lease})
 		}
 	case workflows.SignalVote:
 		var signed attestation.Envelope
 		var v attestation.Vote
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
-			r.out.Votes = append(r.out.Votes, recording.Vote{AfterMS: after, Run: v.WorkflowID, Step: v.Step, Person: v.Person, Proved: v.AuthenticatedBy, Groups: v.Groups, Approve: v.Approved, Reason: v.Reason, BreakGlass: v.BreakGlass, Withdraws: v.WithdrawsRequest, Refused: v.RejectionReason})
+			r.out.Votes = append(r.out.Votes, recording.Vote{OffsetMS: after, WorkflowID: v.WorkflowID, Step: v.Step, Person: v.Person, AuthenticatedBy: v.AuthenticatedBy, Groups: v.Groups, Approved: v.Approved, Reason: v.Reason, BreakGlass: v.BreakGlass, WithdrawsRequest: v.WithdrawsRequest, RejectionReason: v.RejectionReason})
 		}
 	case workflows.SignalMark:
 		var m incident.Mark
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &m) {
-			r.out.Marks = append(r.out.Marks, recording.Mark{AfterMS: after, Kind: string(m.Kind), Person: m.Person, Reason: m.Reason})
+			r.out.TriageDecisions = append(r.out.TriageDecisions, recording.TriageDecision{OffsetMS: after, Kind: string(m.Kind), Person: m.Person, Reason: m.Reason})
 		}
 	case workflows.SignalRelease:
 		var s lease.ReleaseSignal
@@ -207,11 +207,11 @@ func (r *recorder) grant(after int64, signed attestation.Envelope, until time.Ti
 	if audit.Unsigned(signed, &g) != nil {
 		return
 	}
-	release := recording.Release{AfterMS: after, Lease: g.LeaseID, People: g.GrantedBy}
+	release := recording.LeaseChange{OffsetMS: after, LeaseID: g.LeaseID, GrantedBy: g.GrantedBy}
 	if !until.IsZero() {
-		release.UntilMS = r.after(until)
+		release.ExtendedUntilMS = r.after(until)
 	}
-	r.out.Releases = append(r.out.Releases, release)
+	r.out.LeaseChanges = append(r.out.LeaseChanges, release)
 }
 
 func (r *recorder) started(e *historypb.HistoryEvent) {
@@ -220,8 +220,8 @@ func (r *recorder) started(e *historypb.HistoryEvent) {
 	if a.GetWorkflowType().GetName() != audit.TypePlaybook || !r.decode(e, a.GetInput(), &in) {
 		return
 	}
-	book, _ := playbooks.Parse(in.File, in.Source)
-	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, Hash: playbooks.HashOf(in.Source, in.Called), Run: a.GetWorkflowId(), AfterMS: r.after(e.GetEventTime().AsTime())})
+	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
+	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, SourceHash: playbooks.HashWithCallees(in.Source, in.Called), WorkflowID: a.GetWorkflowId(), OffsetMS: r.after(e.GetEventTime().AsTime())})
 }
 
 // marker reads a plan that was made inside of a workflow task.
@@ -253,26 +253,26 @@ func (r *recorder) ended(p pending, e *historypb.HistoryEvent, result *commonpb.
 	default:
 		return
 	}
-	answer := recording.Answer{
-		Action: q.Request.Action, Target: q.Request.Target.ID(), Params: q.Request.Params, Failure: failure,
-		AfterMS: r.after(e.GetEventTime().AsTime()), TookMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
+	answer := recording.ActionResult{
+		Action: q.Request.Action, Target: q.Request.Target.ID(), Params: q.Request.Params, FailureReason: failure,
+		OffsetMS: r.after(e.GetEventTime().AsTime()), DurationMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
 	}
 	switch p.name {
 	case "Observe":
-		answer.Operation = recording.Observe
+		answer.Operation = recording.OperationObserve
 		var got activities.Result
 		if failure == "" && r.decode(e, result, &got) {
 			answer.Outcome, answer.Reason, answer.Outputs = got.Outcome, got.Reason, got.Outputs
 			switch got.Outcome { //nolint:exhaustive // the others have no words of their own
 			case playbooks.OutcomeRefused:
-				answer.Refused = got.Reason
+				answer.RefusalReason = got.Reason
 			case playbooks.OutcomeFailed:
-				answer.Failure = got.Reason
+				answer.FailureReason = got.Reason
 			}
 			for _, ref := range got.Evidence {
-				piece := recording.Piece{Name: ref.Name, SHA256: ref.SHA256, Bytes: ref.Bytes}
-				answer.Pieces = append(answer.Pieces, piece)
-				r.out.Evidence = append(r.out.Evidence, recording.EvidencePart{Piece: piece, Action: ref.Action, Target: ref.Target})
+				piece := recording.Artifact{Name: ref.Name, SHA256: ref.SHA256, SizeBytes: ref.SizeBytes}
+				answer.Artifacts = append(answer.Artifacts, piece)
+				r.out.Evidence = append(r.out.Evidence, recording.EvidenceArtifact{Artifact: piece, Action: ref.Action, Target: ref.Target})
 			}
 		}
 	case "Plan":
@@ -283,52 +283,52 @@ func (r *recorder) ended(p pending, e *historypb.HistoryEvent, result *commonpb.
 		r.plan(e, q.Request.Action, q.Request.Target.ID(), got, failure)
 		return
 	case "Apply":
-		answer.Operation = recording.Apply
+		answer.Operation = recording.OperationApply
 		var got activities.ApplyResult
 		if failure == "" && r.decode(e, result, &got) {
-			answer.Decision = decision(got.Decision)
+			answer.GuardDecision = decision(got.Decision)
 			answer.Outcome, answer.Reason = got.Effect.Outcome, got.Effect.Reason
 			if got.Decision.Verdict == activities.VerdictRefuse && got.Decision.Guard == "action" {
-				answer.Refused = got.Decision.Reason
+				answer.RefusalReason = got.Decision.Reason
 			}
 			if !got.Effect.AppliedAt.IsZero() {
-				answer.AppliedMS = r.after(got.Effect.AppliedAt)
+				answer.AppliedAfterMS = r.after(got.Effect.AppliedAt)
 			}
 		}
 	case "Verify":
-		answer.Operation = recording.Verify
+		answer.Operation = recording.OperationVerify
 		var got activities.VerifyResult
 		if failure == "" && r.decode(e, result, &got) {
-			answer.InForce, answer.Gone, answer.Detail = got.InForce, got.Gone, got.Detail
+			answer.InForce, answer.TargetGone, answer.VerifyDetail = got.InForce, got.Gone, got.Detail
 		}
 	case "Undo":
-		answer.Operation = recording.Undo
+		answer.Operation = recording.OperationUndo
 		var got activities.UndoResult
 		if failure == "" && r.decode(e, result, &got) {
-			answer.Undone, answer.Refused = got.Undone, got.Reason
+			answer.Undone, answer.RefusalReason = got.Undone, got.Reason
 			if got.Drift != nil {
 				answer.Drift = got.Drift.Detail
 			}
 		}
 	}
-	r.out.Answers = append(r.out.Answers, answer)
+	r.out.ActionResults = append(r.out.ActionResults, answer)
 }
 
 func (r *recorder) plan(e *historypb.HistoryEvent, action, target string, got activities.PlanResult, failure string) {
 	if action == "" {
 		return // a refusal of an older version, which does not say of what
 	}
-	answer := recording.Answer{
-		Operation: recording.Plan, Action: action, Target: target, AfterMS: r.after(e.GetEventTime().AsTime()), Params: got.Plan.Params, Failure: failure,
-		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, Prior: got.Plan.Prior, Nothing: got.Plan.Nothing, Held: got.Plan.Held, ForMS: got.Plan.For.Milliseconds(),
+	answer := recording.ActionResult{
+		Operation: recording.OperationPlan, Action: action, Target: target, OffsetMS: r.after(e.GetEventTime().AsTime()), Params: got.Plan.Params, FailureReason: failure,
+		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, PriorState: got.Plan.Prior, NothingToDo: got.Plan.Nothing, AlreadyHeld: got.Plan.Held, LeaseDurationMS: got.Plan.For.Milliseconds(),
 	}
 	if failure == "" {
-		answer.Decision = decision(got.Decision)
+		answer.GuardDecision = decision(got.Decision)
 		if got.Decision.Verdict == activities.VerdictRefuse && (got.Decision.Guard == "action" || got.Decision.Guard == "") {
-			answer.Refused = got.Decision.Reason
+			answer.RefusalReason = got.Decision.Reason
 		}
 	}
-	r.out.Answers = append(r.out.Answers, answer)
+	r.out.ActionResults = append(r.out.ActionResults, answer)
 }
 
 func (r *recorder) question(p pending) {
@@ -337,20 +337,20 @@ func (r *recorder) question(p pending) {
 		return
 	}
 	r.asked[q.Run+"\x00"+q.Step] = true
-	out := recording.Question{
-		AfterMS: r.after(q.Deadline.Add(-q.Approvers.Timeout)), Run: q.Run, Step: q.Step, Approvers: approvers(q.Approvers), DeadlineMS: r.after(q.Deadline), Actions: []string{},
+	out := recording.ApprovalRequest{
+		OffsetMS: r.after(q.Deadline.Add(-q.Approvers.Timeout)), WorkflowID: q.Run, Step: q.Step, Approvers: approvers(q.Approvers), DeadlineAfterMS: r.after(q.Deadline), Actions: []string{},
 	}
 	for _, plan := range q.Plans {
 		out.Actions = append(out.Actions, plan.Plan.Action+" on "+plan.Plan.Target)
 	}
-	r.out.Questions = append(r.out.Questions, out)
+	r.out.ApprovalRequests = append(r.out.ApprovalRequests, out)
 }
 
 func (r *recorder) completed(run audit.Run, e *historypb.HistoryEvent) {
 	a := e.GetWorkflowExecutionCompletedEventAttributes()
 	switch run.Type {
 	case audit.TypeIncident:
-		r.out.Incident.ClosedMS = r.after(e.GetEventTime().AsTime())
+		r.out.Incident.ClosedAfterMS = r.after(e.GetEventTime().AsTime())
 		var in playbooks.Incident
 		if r.decode(e, a.GetResult(), &in) {
 			r.out.NotSelected = in.NotSelected
@@ -361,19 +361,19 @@ func (r *recorder) completed(run audit.Run, e *historypb.HistoryEvent) {
 			return
 		}
 		for _, s := range report.Steps {
-			r.out.Steps = append(r.out.Steps, recording.Step{Playbook: report.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, AfterMS: r.after(s.At)})
+			r.out.Steps = append(r.out.Steps, recording.StepResult{Playbook: report.Playbook, Step: s.Step, Action: s.Action, Target: s.Target, Outcome: s.Outcome, Reason: s.Reason, OffsetMS: r.after(s.At)})
 		}
 	}
 }
 
 // number puts the answers into the order in which they came and counts each action's attempts.
 func (r *recorder) number() {
-	slices.SortStableFunc(r.out.Answers, func(a, b recording.Answer) int { return cmp.Compare(a.AfterMS, b.AfterMS) })
-	for i := range r.out.Answers {
-		a := &r.out.Answers[i]
+	slices.SortStableFunc(r.out.ActionResults, func(a, b recording.ActionResult) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
+	for i := range r.out.ActionResults {
+		a := &r.out.ActionResults[i]
 		key := strings.Join([]string{string(a.Operation), a.Action, a.Target}, "\x00")
 		r.attempts[key]++
-		a.Attempt = r.attempts[key]
+		a.AttemptNumber = r.attempts[key]
 	}
-	slices.SortStableFunc(r.out.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.AfterMS, b.AfterMS) })
+	slices.SortStableFunc(r.out.Detections, func(a, b recording.Detection) int { return cmp.Compare(a.OffsetMS, b.OffsetMS) })
 }

@@ -18,7 +18,7 @@ const (
 
 // assume answers what the recorded run never asked, as the action's spec lets one expect: an observation with nothing in
 // it, a plan that says its own name, an effect that nobody observed. It is noted, so that every report marks it.
-func (t *tape) assume(op recording.Operation, spec playbooks.Spec, r activities.Request) recording.Answer {
+func (t *tape) assume(op recording.Operation, spec playbooks.ActionSpec, r activities.Request) recording.ActionResult {
 	s := t.sim
 	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
 	s.mu.Lock()
@@ -31,23 +31,23 @@ func (t *tape) assume(op recording.Operation, spec playbooks.Spec, r activities.
 	if first {
 		s.event("assumed", "%s: the recording has no answer", what)
 	}
-	a := recording.Answer{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: notRecorded}
+	a := recording.ActionResult{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: notRecorded}
 	if len(spec.Targets) > 0 && !slices.Contains(spec.Targets, r.Target.Kind) {
-		a.Refused = fmt.Sprintf("%s does not work on a %s", r.Action, r.Target.Kind)
+		a.RefusalReason = fmt.Sprintf("%s does not work on a %s", r.Action, r.Target.Kind)
 		return a
 	}
 	switch op {
-	case recording.Observe:
+	case recording.OperationObserve:
 		a.Outcome = playbooks.OutcomeChanged
 		if out := spec.OutputType(); out != nil {
 			if raw, err := json.Marshal(reflect.New(out).Interface()); err == nil {
 				a.Outputs = raw
 			}
 		}
-	case recording.Plan:
+	case recording.OperationPlan:
 		a.Changes = []string{fmt.Sprintf("%s on %s", r.Action, r.Target)}
 		a.Warnings = []string{notRecorded}
-	case recording.Apply, recording.Verify, recording.Undo:
+	case recording.OperationApply, recording.OperationVerify, recording.OperationUndo:
 		a.Outcome = playbooks.OutcomeUnverified
 	}
 	return a

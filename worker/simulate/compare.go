@@ -209,7 +209,7 @@ func because(s Step) string {
 }
 
 // short is a target's id as it can be read in a line.
-func short(target string) string { return display.ID(target) }
+func short(target string) string { return display.ShortTargetID(target) }
 
 func effectChanges(before, after Result) []string {
 	var out []string

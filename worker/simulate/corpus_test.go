@@ -17,7 +17,7 @@ func made(t testing.TB, o corpus.Options) []simulate.Loaded {
 	require.NoError(t, err)
 	var out []simulate.Loaded
 	for _, r := range all {
-		out = append(out, simulate.Loaded{File: r.Incident.Config, Recording: r})
+		out = append(out, simulate.Loaded{File: r.Incident.ConfigHash, Recording: r})
 	}
 	return out
 }

@@ -21,7 +21,7 @@ func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.D
 	in := h.sim.of(q)
 	chain := *h.Chain
 	chain.Switch, chain.Budget, chain.Targets = lever{in}, budget{h.window, in}, recorded{h.sim, in}
-	if in != nil && in.Protected != nil && in.Protected.Self {
+	if in != nil && in.ProtectedBy != nil && in.ProtectedBy.IsStanch {
 		chain.Self = []string{q.Request.Target.UID}
 	}
 	d, err := chain.Decide(ctx, q)

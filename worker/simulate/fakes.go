@@ -23,10 +23,10 @@ type Call struct {
 
 // Fakes answer in place of the recording; false lets the recording answer. They are asked for observations, plans and
 // effects, from many goroutines at once. What took time takes it, by the skipped clock.
-type Fakes func(Call) (recording.Answer, bool)
+type Fakes func(Call) (recording.ActionResult, bool)
 
 // answer is the faked one, or the recording's next.
-func (t *tape) answer(ctx context.Context, op recording.Operation, r activities.Request) (recording.Answer, bool) {
+func (t *tape) answer(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
 	if a, ok := t.faked(ctx, op, r); ok {
 		return a, true
 	}
@@ -38,9 +38,9 @@ const signalWake = "simulation-wake"
 
 type tookKey struct{}
 
-func (t *tape) faked(ctx context.Context, op recording.Operation, r activities.Request) (recording.Answer, bool) {
+func (t *tape) faked(ctx context.Context, op recording.Operation, r activities.Request) (recording.ActionResult, bool) {
 	if t.sim.o.Fakes == nil {
-		return recording.Answer{}, false
+		return recording.ActionResult{}, false
 	}
 	call := Call{Operation: op, Request: r, Attempt: 1, AtMS: t.sim.after()}
 	if activity.IsActivity(ctx) {
@@ -48,7 +48,7 @@ func (t *tape) faked(ctx context.Context, op recording.Operation, r activities.R
 	}
 	a, ok := t.sim.o.Fakes(call)
 	if took, asked := ctx.Value(tookKey{}).(*time.Duration); asked && ok {
-		*took = time.Duration(a.TookMS) * time.Millisecond
+		*took = time.Duration(a.DurationMS) * time.Millisecond
 	}
 	return a, ok
 }

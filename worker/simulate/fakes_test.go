@@ -26,35 +26,35 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 		o.Fakes = fake
 		return run(t, rec, o)
 	}
-	only := func(op recording.Operation, action string, a recording.Answer) simulate.Fakes {
-		return func(c simulate.Call) (recording.Answer, bool) {
+	only := func(op recording.Operation, action string, a recording.ActionResult) simulate.Fakes {
+		return func(c simulate.Call) (recording.ActionResult, bool) {
 			return a, c.Operation == op && c.Request.Action == action
 		}
 	}
-	plain := step(with(only("", "", recording.Answer{})), "process.snapshot")
+	plain := step(with(only("", "", recording.ActionResult{})), "process.snapshot")
 	require.Equal(t, playbooks.OutcomeChanged, plain.Outcome, "what is not faked the recording answers")
 
-	refused := with(only(recording.Plan, "pod.isolate", recording.Answer{Refused: "host network"}))
+	refused := with(only(recording.OperationPlan, "pod.isolate", recording.ActionResult{RefusalReason: "host network"}))
 	require.Equal(t, playbooks.OutcomeRefused, step(refused, "pod.isolate").Outcome)
 	require.NotEmpty(t, step(refused, "pod.freeze").Outcome, "on_failure runs")
 
-	slow := step(with(only(recording.Observe, "process.snapshot", recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 4000})), "process.snapshot")
+	slow := step(with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeChanged, DurationMS: 4000})), "process.snapshot")
 	require.Equal(t, playbooks.OutcomeChanged, slow.Outcome)
 	require.InDelta(t, 4000, slow.AtMS, 500, "a busy machine lets the clock run on for a moment")
 
-	hung := with(only(recording.Observe, "process.snapshot", recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 3_600_000}))
+	hung := with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeChanged, DurationMS: 3_600_000}))
 	require.Equal(t, playbooks.OutcomeFailed, step(hung, "process.snapshot").Outcome)
 	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome, "evidence that hangs does not stop a containment")
 
 	tries := 0
-	again := with(func(c simulate.Call) (recording.Answer, bool) {
-		if c.Operation != recording.Apply || c.Request.Action != "pod.isolate" {
-			return recording.Answer{}, false
+	again := with(func(c simulate.Call) (recording.ActionResult, bool) {
+		if c.Operation != recording.OperationApply || c.Request.Action != "pod.isolate" {
+			return recording.ActionResult{}, false
 		}
 		if tries++; c.Attempt <= 2 {
-			return recording.Answer{Failure: "the API server is away"}, true
+			return recording.ActionResult{FailureReason: "the API server is away"}, true
 		}
-		return recording.Answer{Outcome: playbooks.OutcomeChanged, TookMS: 2000}, true
+		return recording.ActionResult{Outcome: playbooks.OutcomeChanged, DurationMS: 2000}, true
 	})
 	require.Equal(t, playbooks.OutcomeChanged, step(again, "pod.isolate").Outcome)
 	require.Equal(t, 3, tries)

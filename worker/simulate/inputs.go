@@ -14,18 +14,18 @@ import (
 
 // inputs are what the guards judged by when the incident was recorded, one for each of their decisions.
 type inputs struct {
-	all  []recording.Answer             // those with inputs, by time
-	by   map[string][]*recording.Inputs // by operation, action and target, in turn
+	all  []recording.ActionResult             // those with inputs, by time
+	by   map[string][]*recording.GuardInputs // by operation, action and target, in turn
 	next map[string]int
 }
 
 func newInputs(rec recording.Recording) *inputs {
-	out := &inputs{by: map[string][]*recording.Inputs{}, next: map[string]int{}}
-	for _, a := range rec.Answers {
-		if a.Decision != nil && a.Decision.Inputs != nil {
+	out := &inputs{by: map[string][]*recording.GuardInputs{}, next: map[string]int{}}
+	for _, a := range rec.ActionResults {
+		if a.GuardDecision != nil && a.GuardDecision.GuardInputs != nil {
 			out.all = append(out.all, a)
 			k := key(a.Operation, a.Action, a.Target)
-			out.by[k] = append(out.by[k], a.Decision.Inputs)
+			out.by[k] = append(out.by[k], a.GuardDecision.GuardInputs)
 		}
 	}
 	return out
@@ -33,32 +33,32 @@ func newInputs(rec recording.Recording) *inputs {
 
 // give is what was judged by at the same decision: the next of the same operation on the same target, else the nearest
 // in time. Nil if the recording holds none.
-func (i *inputs) give(op recording.Operation, action, target string, atMS int64) *recording.Inputs {
+func (i *inputs) give(op recording.Operation, action, target string, atMS int64) *recording.GuardInputs {
 	k := key(op, action, target)
 	if list := i.by[k]; len(list) > 0 {
 		n := min(i.next[k], len(list)-1)
 		i.next[k]++
 		return list[n]
 	}
-	var nearest *recording.Inputs
+	var nearest *recording.GuardInputs
 	best := int64(-1)
 	for _, a := range i.all {
-		if away := max(a.AfterMS-atMS, atMS-a.AfterMS); best < 0 || away < best {
-			best, nearest = away, a.Decision.Inputs
+		if away := max(a.OffsetMS-atMS, atMS-a.OffsetMS); best < 0 || away < best {
+			best, nearest = away, a.GuardDecision.GuardInputs
 		}
 	}
 	if nearest == nil {
 		return nil
 	}
 	// Of another decision only what is the same for all: the state of the installation, and not of the target.
-	return &recording.Inputs{Stopped: nearest.Stopped, Spent: nearest.Spent}
+	return &recording.GuardInputs{PausedBy: nearest.PausedBy, UsedLastHour: nearest.UsedLastHour}
 }
 
 // of gives what was judged by at the decision that is asked for now.
-func (s *sim) of(q activities.Question) *recording.Inputs {
-	op := recording.Plan
+func (s *sim) of(q activities.Question) *recording.GuardInputs {
+	op := recording.OperationPlan
 	if q.Before {
-		op = recording.Apply
+		op = recording.OperationApply
 	}
 	at := s.after()
 	s.mu.Lock()
@@ -67,14 +67,14 @@ func (s *sim) of(q activities.Question) *recording.Inputs {
 }
 
 // lever is the kill switch as it was.
-type lever struct{ in *recording.Inputs }
+type lever struct{ in *recording.GuardInputs }
 
 var _ guards.Switch = lever{}
 
 // Stopped says what the recording says of the moment.
 func (l lever) Stopped(context.Context) (bool, string, error) {
-	if l.in != nil && l.in.Stopped != "" {
-		return true, l.in.Stopped, nil
+	if l.in != nil && l.in.PausedBy != "" {
+		return true, l.in.PausedBy, nil
 	}
 	return false, "", nil
 }
@@ -82,7 +82,7 @@ func (l lever) Stopped(context.Context) (bool, string, error) {
 // budget is the simulation's own, on top of what the recording says was spent and held by others.
 type budget struct {
 	*guards.Window
-	in *recording.Inputs
+	in *recording.GuardInputs
 }
 
 var _ guards.Budget = budget{}
@@ -96,7 +96,7 @@ func (b budget) Left(f guards.Facts) string {
 		return ""
 	}
 	hour, held := b.Used(f)
-	return guards.Exceeded(f, max(hour, b.in.Spent), max(held, b.in.Held))
+	return guards.Exceeded(f, max(hour, b.in.UsedLastHour), max(held, b.in.ContainedSiblings))
 }
 
 // Spend takes one containment out of the budget, or says why there is none left.
@@ -111,18 +111,18 @@ func (b budget) Spend(f guards.Facts) string {
 // say.
 type recorded struct {
 	sim *sim
-	in  *recording.Inputs
+	in  *recording.GuardInputs
 }
 
 var _ activities.TargetResolver = recorded{}
 
 // ResolveTarget gives the facts that the target had in the recording.
 func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activities.TargetFacts {
-	if r.in != nil && r.in.Target != nil {
-		f := r.in.Target
+	if r.in != nil && r.in.TargetFacts != nil {
+		f := r.in.TargetFacts
 		return activities.TargetFacts{
-			Unresolved: f.Unresolved, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod, Node: f.Node, HostNetwork: f.HostNetwork,
-			Owners: f.Owners, Incomplete: f.Incomplete, Replicas: f.Replicas,
+			Unresolved: f.UnresolvedReason, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod, Node: f.Node, HostNetwork: f.HostNetwork,
+			Owners: f.Owners, Incomplete: f.IncompleteReason, Replicas: f.Replicas,
 		}
 	}
 	if t.Kind == playbooks.TargetContainer {
@@ -130,9 +130,9 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 	}
 	// Whether the host's network forbids an action is in that action's recorded or faked plan.
 	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, AnyReplicas: true}
-	for _, a := range r.sim.rec.Answers {
-		if a.Target == t.ID() && a.Decision != nil && a.Decision.Replicas != 0 {
-			facts.Replicas, facts.AnyReplicas = max(a.Decision.Replicas, 0), false
+	for _, a := range r.sim.rec.ActionResults {
+		if a.Target == t.ID() && a.GuardDecision != nil && a.GuardDecision.BudgetReplicas != 0 {
+			facts.Replicas, facts.AnyReplicas = max(a.GuardDecision.BudgetReplicas, 0), false
 		}
 	}
 	if t.Kind == playbooks.TargetWorkload {
@@ -152,23 +152,23 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 // marks gives what people said about the incident, when they said it: so long after it was opened, or after the last
 // question before it, which in a simulation comes earlier.
 func (s *sim) marks() {
-	s.marked = make([]bool, len(s.rec.Marks))
-	for i, m := range s.rec.Marks {
-		s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.AfterMS)*time.Millisecond, time.Millisecond))
+	s.marked = make([]bool, len(s.rec.TriageDecisions))
+	for i, m := range s.rec.TriageDecisions {
+		s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.OffsetMS)*time.Millisecond, time.Millisecond))
 	}
 }
 
 // marksAfter schedules the marks that were made after a question of the recording and before the next one.
 func (s *sim) marksAfter(askedMS int64) {
 	next := int64(-1)
-	for _, q := range s.rec.Questions {
-		if q.AfterMS > askedMS && (next < 0 || q.AfterMS < next) {
-			next = q.AfterMS
+	for _, q := range s.rec.ApprovalRequests {
+		if q.OffsetMS > askedMS && (next < 0 || q.OffsetMS < next) {
+			next = q.OffsetMS
 		}
 	}
-	for i, m := range s.rec.Marks {
-		if m.AfterMS >= askedMS && (next < 0 || m.AfterMS < next) {
-			s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.AfterMS-askedMS)*time.Millisecond, time.Millisecond))
+	for i, m := range s.rec.TriageDecisions {
+		if m.OffsetMS >= askedMS && (next < 0 || m.OffsetMS < next) {
+			s.env.RegisterDelayedCallback(func() { s.mark(i) }, max(time.Duration(m.OffsetMS-askedMS)*time.Millisecond, time.Millisecond))
 		}
 	}
 }
@@ -178,7 +178,7 @@ func (s *sim) mark(i int) {
 		return
 	}
 	s.marked[i] = true
-	m := s.rec.Marks[i]
+	m := s.rec.TriageDecisions[i]
 	what := m.Person + " takes it over"
 	if m.Kind == string(incident.MarkFalsePositive) {
 		what = m.Person + " says that it is a false positive"

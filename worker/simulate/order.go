@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"stanch/playbooks"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 )
 
 // order puts what happened at once into one order, which chance does not choose.
@@ -26,7 +26,7 @@ func (s *sim) order() {
 	place := func(of Step) []int {
 		key := of.Playbook + "\x00" + of.Step
 		if _, known := places[key]; !known && s.running[of.Playbook] != nil {
-			places[key] = scenario.Order(s.running[of.Playbook], of.Step)
+			places[key] = testspec.StepOrder(s.running[of.Playbook], of.Step)
 		}
 		return places[key]
 	}

@@ -159,13 +159,13 @@ func (s *sim) answersTo(p playbook.Pending, cfg *config.Config) []ballot {
 // to one of the same playbook.
 func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
 	same := func(run, step string) bool { return step == p.ID && run == p.Run }
-	if !slices.ContainsFunc(s.rec.Questions, func(q recording.Question) bool { return same(q.Run, q.Step) }) {
+	if !slices.ContainsFunc(s.rec.ApprovalRequests, func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
 		same = func(run, step string) bool { return step == p.ID && playbookOf(run) == playbookOf(p.Run) }
 	}
 	asked := int64(-1)
-	for _, q := range s.rec.Questions {
-		if same(q.Run, q.Step) {
-			asked = q.AfterMS
+	for _, q := range s.rec.ApprovalRequests {
+		if same(q.WorkflowID, q.Step) {
+			asked = q.OffsetMS
 		}
 	}
 	if asked >= 0 {
@@ -173,15 +173,15 @@ func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
 	}
 	var out []ballot
 	for _, v := range s.rec.Votes {
-		if !same(v.Run, v.Step) {
+		if !same(v.WorkflowID, v.Step) {
 			continue
 		}
 		after := thinking
 		if asked >= 0 {
-			after = time.Duration(max(v.AfterMS-asked, 1)) * time.Millisecond
+			after = time.Duration(max(v.OffsetMS-asked, 1)) * time.Millisecond
 		}
-		b := ballot{person: v.Person, proved: v.Proved, reason: v.Reason, groups: v.Groups, approve: v.Approve, breakGlass: v.BreakGlass, withdraws: v.Withdraws, refused: v.Refused, after: after}
-		if s.o.Config != nil && !s.rec.Anonymised && !v.Withdraws { // people without names keep the rights that they had
+		b := ballot{person: v.Person, proved: v.AuthenticatedBy, reason: v.Reason, groups: v.Groups, approve: v.Approved, breakGlass: v.BreakGlass, withdraws: v.WithdrawsRequest, refused: v.RejectionReason, after: after}
+		if s.o.Config != nil && !s.rec.Anonymized && !v.WithdrawsRequest { // people without names keep the rights that they had
 			b.judgedBy(cfg)
 		}
 		out = append(out, b)

@@ -21,11 +21,11 @@ type checked struct {
 	problems diagnostic.Diagnostics
 }
 
-func (p *programs) load(in playbook.Input, catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics) {
+func (p *programs) load(in playbook.Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
 	var key strings.Builder
 	key.WriteString(in.File + "\x00" + string(in.Source))
 	for _, called := range in.Called {
-		key.WriteString("\x00" + string(called.Source))
+		key.WriteString("\x00" + string(called.Content))
 	}
 	if was, ok := p.known.Load(key.String()); ok {
 		c := was.(checked) //nolint:forcetypeassert // nothing else is stored

@@ -30,21 +30,21 @@ func (s *sim) releases(r activities.Request) {
 		}
 		// A recording holds the lease's reports at each change: its releases are scheduled once.
 		applied := l.Report.AppliedAt.Sub(s.started).Milliseconds()
-		for i, release := range s.rec.Releases {
+		for i, release := range s.rec.LeaseChanges {
 			s.mu.Lock()
 			known := s.released[i]
-			s.released[i] = known || release.Lease == l.Report.ID
+			s.released[i] = known || release.LeaseID == l.Report.ID
 			s.mu.Unlock()
-			if known || release.Lease != l.Report.ID {
+			if known || release.LeaseID != l.Report.ID {
 				continue
 			}
-			s.env.RegisterDelayedCallback(func() { s.release(r, release) }, max(time.Duration(release.AfterMS-min(applied, now))*time.Millisecond, time.Millisecond))
+			s.env.RegisterDelayedCallback(func() { s.release(r, release) }, max(time.Duration(release.OffsetMS-min(applied, now))*time.Millisecond, time.Millisecond))
 		}
 	}
 }
 
 // release ends or extends the simulated lease of a target. One that has ended already is left alone.
-func (s *sim) release(r activities.Request, was recording.Release) {
+func (s *sim) release(r activities.Request, was recording.LeaseChange) {
 	s.mu.Lock()
 	ids := append([]string(nil), s.leases...)
 	s.mu.Unlock()
@@ -56,18 +56,18 @@ func (s *sim) release(r activities.Request, was recording.Release) {
 		}
 		now := s.env.Now()
 		g := attestation.Grant{
-			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.AfterMS), Operation: attestation.OperationRelease, LeaseID: m.Lease, IncidentID: m.Incident.ID, Namespace: m.Target.Namespace, DrillOnly: s.rec.Incident.Drill,
-			Targets: []string{m.Target.ID()}, GrantedBy: was.People, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
+			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.OffsetMS), Operation: attestation.OperationRelease, LeaseID: m.Lease, IncidentID: m.Incident.ID, Namespace: m.Target.Namespace, DrillOnly: s.rec.Incident.Drill,
+			Targets: []string{m.Target.ID()}, GrantedBy: was.GrantedBy, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
 		}
-		who := strings.Join(was.People, ", ")
-		if was.UntilMS == 0 {
+		who := strings.Join(was.GrantedBy, ", ")
+		if was.ExtendedUntilMS == 0 {
 			signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
 			if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalRelease, lease.ReleaseSignal{Grant: signed}) == nil {
 				s.event("release", "%s ends %s on %s", who, r.Action, r.Target)
 			}
 			continue
 		}
-		until := now.Add(time.Duration(was.UntilMS-was.AfterMS) * time.Millisecond)
+		until := now.Add(time.Duration(was.ExtendedUntilMS-was.OffsetMS) * time.Millisecond)
 		g.Operation, g.NewEnd = attestation.OperationExtend, until
 		signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
 		if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: signed}) == nil {

@@ -18,11 +18,11 @@ import (
 // beside are options with a user's playbooks beside the shipped ones.
 func beside(t testing.TB, own ...string) simulate.Options {
 	t.Helper()
-	sources := library.Sources()
+	sources := library.PlaybookSources()
 	for i, s := range own {
-		sources = append(sources, playbooks.Source{File: fmt.Sprintf("own-%d.yaml", i), Source: []byte(s)})
+		sources = append(sources, playbooks.SourceFile{File: fmt.Sprintf("own-%d.yaml", i), Content: []byte(s)})
 	}
-	programs, problems := playbooks.LoadAll(sources, worker.Catalogue())
+	programs, problems := playbooks.LoadPlaybooks(sources, worker.Catalogue())
 	require.NoError(t, problems.WithoutWarnings().Err())
 	return simulate.Options{Catalogue: worker.Catalogue(), Phase: 3, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
 }
@@ -55,11 +55,11 @@ func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
 
 // refusing lets an action refuse its effect, long after the enrichment has ended.
 func refusing(action string) simulate.Fakes {
-	return func(c simulate.Call) (recording.Answer, bool) {
-		if c.Operation == recording.Apply && c.Request.Action == action {
-			return recording.Answer{Refused: "it will not", TookMS: 2000}, true
+	return func(c simulate.Call) (recording.ActionResult, bool) {
+		if c.Operation == recording.OperationApply && c.Request.Action == action {
+			return recording.ActionResult{RefusalReason: "it will not", DurationMS: 2000}, true
 		}
-		return recording.Answer{}, false
+		return recording.ActionResult{}, false
 	}
 }
 
@@ -95,9 +95,9 @@ func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
 	require.Equal(t, "proposed", outcome(r, "approval"))
 
 	paused := read(t, "cryptominer")
-	for i := range paused.Answers {
-		if d := paused.Answers[i].Decision; d != nil {
-			d.Inputs = &recording.Inputs{Threshold: 0.8, PerHour: 20, Share: 0.5, MaxDurationMS: time.Hour.Milliseconds() * 24, Stopped: "alice (uid 1000)"}
+	for i := range paused.ActionResults {
+		if d := paused.ActionResults[i].GuardDecision; d != nil {
+			d.GuardInputs = &recording.GuardInputs{ConfidenceThreshold: 0.8, MaxPerHour: 20, MaxFraction: 0.5, MaxDurationMS: time.Hour.Milliseconds() * 24, PausedBy: "alice (uid 1000)"}
 		}
 	}
 	o = beside(t, "playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n")
@@ -109,11 +109,11 @@ func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
 
 // slowly lets the enrichment take its time, and find what a condition asks for.
 func slowly(took time.Duration) simulate.Fakes {
-	return func(c simulate.Call) (recording.Answer, bool) {
-		if c.Operation == recording.Observe && c.Request.Action == "workload" && c.AtMS < 100 {
-			return recording.Answer{TookMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pods": 7}`)}, true
+	return func(c simulate.Call) (recording.ActionResult, bool) {
+		if c.Operation == recording.OperationObserve && c.Request.Action == "workload" && c.AtMS < 100 {
+			return recording.ActionResult{DurationMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pods": 7}`)}, true
 		}
-		return recording.Answer{}, false
+		return recording.ActionResult{}, false
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 func (s *sim) settings() (*config.Config, incident.Input) {
 	was := s.rec.Incident
 	in := incident.Input{
-		ID: was.ID, Key: was.Key, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, Quiet: time.Duration(was.QuietMS) * time.Millisecond,
+		ID: was.ID, Key: was.GroupingKey, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, Quiet: time.Duration(was.IdleTimeoutMS) * time.Millisecond,
 		Timing: lease.Timing{Verify: s.verifyEvery(), Route: workflows.Route{Here: true}},
 	}
 	namespace := s.rec.Detections[0].Detection.Event.Container.Pod.Namespace
@@ -50,9 +50,9 @@ func (s *sim) settings() (*config.Config, incident.Input) {
 // verifyEvery is how often leases observe themselves: as they did if that ever told anything, else seldom, since each
 // would give the same answer.
 func (s *sim) verifyEvery() time.Duration {
-	for _, a := range s.rec.Answers {
-		if a.Operation == recording.Verify && (!a.InForce || a.Failure != "") {
-			return time.Duration(s.rec.Incident.VerifyMS) * time.Millisecond
+	for _, a := range s.rec.ActionResults {
+		if a.Operation == recording.OperationVerify && (!a.InForce || a.FailureReason != "") {
+			return time.Duration(s.rec.Incident.VerifyIntervalMS) * time.Millisecond
 		}
 	}
 	return time.Hour
@@ -69,19 +69,19 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 		name = "default" // that of drills is the guards' own
 	}
 	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
-	for _, a := range rec.Answers {
-		if a.Decision != nil && a.Decision.Verdict == string(activities.VerdictAsk) {
-			scope.Approvers = approvers(a.Decision.Approvers)
+	for _, a := range rec.ActionResults {
+		if a.GuardDecision != nil && a.GuardDecision.Verdict == string(activities.VerdictAsk) {
+			scope.Approvers = approvers(a.GuardDecision.Approvers)
 			break
 		}
 	}
 	inForce(c, &scope, rec)
 	// Of older recordings, what counted as high confidence stands only in the guards' own words; a test holds that they are still read.
-	for _, a := range rec.Answers {
-		if a.Decision == nil || a.Decision.Inputs != nil {
+	for _, a := range rec.ActionResults {
+		if a.GuardDecision == nil || a.GuardDecision.GuardInputs != nil {
 			continue
 		}
-		if m := threshold.FindStringSubmatch(a.Decision.Reason); m != nil {
+		if m := threshold.FindStringSubmatch(a.GuardDecision.Reason); m != nil {
 			if v, err := strconv.ParseFloat(m[1], 64); err == nil {
 				scope.Confidence = v
 			}
@@ -101,20 +101,20 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 
 // inForce takes over the part of the configuration that the guards judged by.
 func inForce(c *config.Config, scope *config.Scope, rec recording.Recording) {
-	for i := len(rec.Answers) - 1; i >= 0; i-- {
-		d := rec.Answers[i].Decision
-		if d == nil || d.Inputs == nil {
+	for i := len(rec.ActionResults) - 1; i >= 0; i-- {
+		d := rec.ActionResults[i].GuardDecision
+		if d == nil || d.GuardInputs == nil {
 			continue
 		}
-		in := d.Inputs
+		in := d.GuardInputs
 		if !rec.Incident.Drill {
-			scope.Confidence = in.Threshold
+			scope.Confidence = in.ConfidenceThreshold
 		}
 		if len(in.Approvers.Groups)+len(in.Approvers.Users) > 0 && !rec.Incident.Drill {
 			scope.Approvers = approvers(in.Approvers)
 		}
-		c.Budget = config.Budget{PerHour: in.PerHour, Share: in.Share, Longest: config.Duration(time.Duration(in.MaxDurationMS) * time.Millisecond)}
-		if p := in.Protected; p != nil {
+		c.Budget = config.Budget{PerHour: in.MaxPerHour, Share: in.MaxFraction, Longest: config.Duration(time.Duration(in.MaxDurationMS) * time.Millisecond)}
+		if p := in.ProtectedBy; p != nil {
 			c.Protected.Namespaces = with(c.Protected.Namespaces, p.Namespace)
 			c.Protected.Workloads = with(c.Protected.Workloads, p.Workload)
 			c.Protected.Roles = with(c.Protected.Roles, p.Role)
@@ -132,7 +132,7 @@ func with(list []string, one string) []string {
 func approvers(a recording.Approvers) config.Approvers {
 	out := config.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: config.Duration(time.Duration(a.TimeoutMS) * time.Millisecond)}
 	if e := a.Escalate; e != nil {
-		out.Escalate = &config.Escalation{After: config.Duration(time.Duration(e.AfterMS) * time.Millisecond), Groups: e.Groups, Users: e.Users}
+		out.Escalate = &config.Escalation{After: config.Duration(time.Duration(e.EscalateAfterMS) * time.Millisecond), Groups: e.Groups, Users: e.Users}
 	}
 	return out
 }

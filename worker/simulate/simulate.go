@@ -45,7 +45,7 @@ type Options struct {
 	Playbooks func(activities.Authority) Match
 	// Requests finds the playbooks of what people asked for; nil finds none.
 	Requests  func(activities.Authority) Requests
-	Catalogue playbooks.Catalogue
+	Catalogue playbooks.Catalog
 	// Config is what the guards read; nil is made from the recording.
 	Config *config.Config
 	// Phase is the phase everywhere; 0 is as configured, or as it was. A drill is then simulated as an attack.
@@ -66,7 +66,7 @@ type Simulator struct {
 	requests Requests
 	programs *programs
 	copiers  copiers
-	specs    []playbooks.Spec
+	specs    []playbooks.ActionSpec
 }
 
 // New makes a simulator.
@@ -255,10 +255,10 @@ func (s *sim) feed(in incident.Input) {
 	batches := map[int][]recording.Detection{}
 	var order []int
 	for _, d := range s.rec.Detections {
-		if _, ok := batches[d.Batch]; !ok {
-			order = append(order, d.Batch)
+		if _, ok := batches[d.BatchNumber]; !ok {
+			order = append(order, d.BatchNumber)
 		}
-		batches[d.Batch] = append(batches[d.Batch], d)
+		batches[d.BatchNumber] = append(batches[d.BatchNumber], d)
 	}
 	for _, n := range order {
 		batch := batches[n]
@@ -294,7 +294,7 @@ func (s *sim) feed(in incident.Input) {
 				s.event("detection", "%s", what)
 			}
 			s.env.SignalWorkflow(workflows.SignalDetections, attested)
-		}, max(time.Duration(batch[0].AfterMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
+		}, max(time.Duration(batch[0].OffsetMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
 	}
 }
 
@@ -380,7 +380,7 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
 			s.result.Steps = append(s.result.Steps, Step{
-				Playbook: p.Playbook, Run: runOf(p.Run), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
+				Playbook: p.Playbook, Run: runOf(p.WorkflowID), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {

@@ -33,14 +33,14 @@ func read(t testing.TB, name string) recording.Recording {
 func with(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
 	catalogue := worker.Catalogue()
-	given := library.Sources()
+	given := library.PlaybookSources()
 	if sources != nil {
 		given = nil
 	}
 	for _, s := range sources {
-		given = append(given, playbooks.Source{File: "test.yaml", Source: []byte(s)})
+		given = append(given, playbooks.SourceFile{File: "test.yaml", Content: []byte(s)})
 	}
-	programs, problems := playbooks.LoadAll(given, catalogue)
+	programs, problems := playbooks.LoadPlaybooks(given, catalogue)
 	require.NoError(t, problems.Err())
 	return simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
 }
@@ -193,13 +193,13 @@ func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
 // A recording of phase 1 has plans and no effects: what they would have done is assumed, and said to be.
 func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 	rec := read(t, "cryptominer")
-	var kept []recording.Answer
-	for _, a := range rec.Answers {
-		if a.Operation != recording.Apply {
+	var kept []recording.ActionResult
+	for _, a := range rec.ActionResults {
+		if a.Operation != recording.OperationApply {
 			kept = append(kept, a)
 		}
 	}
-	rec.Answers = kept
+	rec.ActionResults = kept
 	r := run(t, rec, with(t))
 	require.Equal(t, "unverified", outcome(r, "pod.isolate"))
 	require.True(t, r.Effects[0].Assumed)
@@ -209,18 +209,18 @@ func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 func TestTroubleIsReplayed(t *testing.T) {
 	rec := read(t, "cryptominer")
 	var target string
-	for i, a := range rec.Answers {
-		if a.Operation == recording.Apply {
+	for i, a := range rec.ActionResults {
+		if a.Operation == recording.OperationApply {
 			target = a.Target
-			rec.Answers[i].Attempt = 2
+			rec.ActionResults[i].AttemptNumber = 2
 		}
 	}
-	trouble := []recording.Answer{
-		{Operation: recording.Apply, Action: "pod.isolate", Target: target, Attempt: 1, Failure: "the node did not answer"},
-		{Operation: recording.Verify, Action: "pod.isolate", Target: target, Attempt: 1, InForce: false, Detail: "somebody took it away"},
-		{Operation: recording.Undo, Action: "pod.isolate", Target: target, Attempt: 1, Drift: "it is not what it was"},
+	trouble := []recording.ActionResult{
+		{Operation: recording.OperationApply, Action: "pod.isolate", Target: target, AttemptNumber: 1, FailureReason: "the node did not answer"},
+		{Operation: recording.OperationVerify, Action: "pod.isolate", Target: target, AttemptNumber: 1, InForce: false, VerifyDetail: "somebody took it away"},
+		{Operation: recording.OperationUndo, Action: "pod.isolate", Target: target, AttemptNumber: 1, Drift: "it is not what it was"},
 	}
-	rec.Answers = append(trouble, rec.Answers...)
+	rec.ActionResults = append(trouble, rec.ActionResults...)
 	r := run(t, rec, with(t))
 	require.Equal(t, "changed", outcome(r, "pod.isolate"), "an attempt that fails is tried again")
 	text, err := json.Marshal(r.Events)
@@ -241,7 +241,7 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
 	catalogue := worker.Catalogue()
 	edited := with(t)
-	p, _ := playbooks.Load("shell.yaml", []byte(shorter), catalogue)
+	p, _ := playbooks.LoadPlaybook("shell.yaml", []byte(shorter), catalogue)
 	require.NotNil(t, p)
 	before := edited.Playbooks
 	edited.Playbooks = func(a activities.Authority) simulate.Match {

@@ -87,7 +87,7 @@ func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
 	again, same := read()
 	require.Equal(t, names, again)
 	for i, l := range all {
-		if l.Recording.Incident.Config != "corpus:miner-pods" { // of several pods at once chance picks on which the budget is spent
+		if l.Recording.Incident.ConfigHash != "corpus:miner-pods" { // of several pods at once chance picks on which the budget is spent
 			require.Equal(t, steps[i], same[i], names[i])
 		}
 	}
@@ -336,7 +336,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	catalogue := worker.Catalogue()
-	programs, _ := playbooks.LoadAll(library.Sources(), catalogue)
+	programs, _ := playbooks.LoadPlaybooks(library.PlaybookSources(), catalogue)
 	now, err := simulate.New(simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }})
 	if err == nil {
 		err = simulate.Serve(context.Background(), os.Stdin, os.Stdout, dies{simulate.Pair{Now: now}, os.Getenv("STANCH_TEST_DIES")})

@@ -24,7 +24,7 @@ func Unlike(rec recording.Recording, r Result) []string {
 	for _, name := range r.Playbooks {
 		is = append(is, fmt.Sprintf("the playbook %s was started", name))
 	}
-	if rec.Incident.ClosedMS > 0 {
+	if rec.Incident.ClosedAfterMS > 0 {
 		for _, p := range rec.NotSelected {
 			was = append(was, fmt.Sprintf("the playbook %s was not started: %s", p.Playbook, p.Reason))
 		}
@@ -36,18 +36,18 @@ func Unlike(rec recording.Recording, r Result) []string {
 		return fmt.Sprintf("the guards said of the %s of %s on %s: %s (%s, phase %d): %s", operation, action, target, verdict, guard, phase, reason)
 	}
 	refused := map[string]int{} // effects that the action itself refused once the guards had let it run
-	for _, a := range rec.Answers {
-		if a.Operation == recording.Apply && a.Refused != "" {
+	for _, a := range rec.ActionResults {
+		if a.Operation == recording.OperationApply && a.RefusalReason != "" {
 			refused[a.Action+" "+a.Target]++
 		}
-		if d := a.Decision; (a.Operation == recording.Plan || a.Operation == recording.Apply) && d != nil && (a.Refused == "" || d.Guard != "" && d.Guard != "action") {
+		if d := a.GuardDecision; (a.Operation == recording.OperationPlan || a.Operation == recording.OperationApply) && d != nil && (a.RefusalReason == "" || d.Guard != "" && d.Guard != "action") {
 			was = append(was, said(string(a.Operation), a.Action, a.Target, d.Verdict, d.Guard, d.Reason, d.Phase))
 		}
 	}
 	for _, d := range r.Decisions {
-		operation := string(recording.Plan)
+		operation := string(recording.OperationPlan)
 		if d.Before {
-			operation = string(recording.Apply)
+			operation = string(recording.OperationApply)
 		}
 		if key := d.Action + " " + d.Target; d.Before && refused[key] > 0 && d.Verdict == activities.VerdictRun {
 			refused[key]--

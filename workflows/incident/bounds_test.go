@@ -15,13 +15,13 @@ import (
 // other playbook contains it as well.
 func TestARunThatContainedKeepsItsTargetInALongIncident(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	catalogue := playbooks.Catalogue{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}
+	catalogue := playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}
 	for name, earlier := range map[string]int{"in a short incident": 1, "in a long one": maxSteps} {
 		r := &run{w: &Workflows{Playbooks: &playbook.Workflows{Catalogue: catalogue}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}
-		r.Incident.Playbooks = []playbooks.PlaybookRun{{Run: "playbook/1", Ended: at, Steps: make([]playbooks.StepReport, earlier)}, {Run: "playbook/2", Started: at}}
+		r.Incident.Playbooks = []playbooks.PlaybookRun{{WorkflowID: "playbook/1", Ended: at, Steps: make([]playbooks.StepReport, earlier)}, {WorkflowID: "playbook/2", Started: at}}
 		r.take(Selected{Name: "mine", Contains: true}, "playbook/2", []playbooks.Target{{Kind: playbooks.TargetPod, UID: "1"}})
 		r.heardPlaybook(playbook.Report{Run: "playbook/2", Ended: at, Error: "it was terminated", Steps: []playbooks.StepReport{
-			{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:1", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at},
+			{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at},
 		}}, at)
 		require.False(t, r.again, name)
 		require.Len(t, r.Containing, 1, name)

@@ -75,7 +75,7 @@ func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	var in playbooks.Incident
 	require.NoError(t, env.GetWorkflowResult(&in))
 	require.True(t, second, "the scenario did not happen")
-	require.Equal(t, 2, in.Total)
+	require.Equal(t, 2, in.TotalDetections)
 	require.Equal(t, "closed", in.Status)
 	require.GreaterOrEqual(t, in.Closed.Sub(begin), 30*time.Minute, "it was quiet for its whole window again")
 }

@@ -36,17 +36,17 @@ func TestTheSummaryNamesTheWorstDetection(t *testing.T) {
 func TestTheTimelineStaysInOrder(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	r := &run{w: &Workflows{Playbooks: &playbook.Workflows{}}, state: &state{Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}}}
-	r.Incident.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", Run: "playbook/1", Started: at}}
+	r.Incident.Playbooks = []playbooks.PlaybookRun{{Playbook: "hold", WorkflowID: "playbook/1", Started: at}}
 	r.line(at, "playbook hold started")
 	r.heardLease(playbooks.LeaseReport{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u-1", State: "held", Verified: true, At: at.Add(3 * time.Second)})
 	r.heardPlaybook(playbook.Report{Run: "playbook/1", Playbook: "hold", Ended: at.Add(4 * time.Second), Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", Steps: []playbooks.StepReport{
 		{Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: at.Add(time.Second)},
-		{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", Lease: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at.Add(3 * time.Second)},
+		{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:u-1", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: at.Add(3 * time.Second)},
 		{Action: "create", Verb: playbooks.VerbTicket, Outcome: playbooks.OutcomeRefused, Reason: "no tickets are configured: add `ticket:` to stanch.yaml", At: at.Add(4 * time.Second)},
 	}}, at.Add(5*time.Second))
 	var story []string
 	for _, e := range r.Incident.Timeline {
-		story = append(story, e.What)
+		story = append(story, e.Text)
 	}
 	require.Equal(t, []string{
 		"playbook hold started", "hold: pod.processes succeeded", "lease LSE-1 of pod.isolate on pod u-1: held, verified", "hold: pod.isolate applied and verified",

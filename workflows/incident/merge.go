@@ -112,7 +112,7 @@ func (s *state) add(a Attested, now time.Time) bool {
 		target = TargetOf(d)
 	}
 	count := max(d.Count, 1)
-	in.Total += count
+	in.TotalDetections += count
 	in.Updated, s.Last = now, now
 	if in.Trigger.ID == "" {
 		in.Trigger, in.Workload = d, WorkloadOf(d)
@@ -130,11 +130,11 @@ func (s *state) add(a Attested, now time.Time) bool {
 		return x.Rule == d.Rule && x.Target == target.ID() && d.ManualRequest == nil
 	}); i >= 0 {
 		in.Detections[i].Count += count
-		in.Detections[i].Last = d.Time
+		in.Detections[i].LastSeen = d.Time
 	} else if len(in.Detections) < maxSummaries {
 		in.Detections = append(in.Detections, playbooks.DetectionSummary{
 			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective, Technique: d.Technique,
-			Source: d.Source, Target: target.ID(), What: What(d), Reasons: d.Reasons, First: d.Time, Last: d.Time, Count: count,
+			Source: d.Source, Target: target.ID(), Description: What(d), Reasons: d.Reasons, FirstSeen: d.Time, LastSeen: d.Time, Count: count,
 		})
 		if target.Kind == "" {
 			s.line(d.Time, fmt.Sprintf("%s: %s", d.Title, What(d)))
@@ -181,7 +181,7 @@ func (s *state) line(at time.Time, what string) {
 	for i > 0 && t[i-1].At.After(at) {
 		i--
 	}
-	s.Incident.Timeline = slices.Insert(t, i, playbooks.TimelineEntry{At: at, What: what})
+	s.Incident.Timeline = slices.Insert(t, i, playbooks.TimelineEntry{At: at, Text: what})
 }
 
 // What is a detection's behaviour in one line. Its words are an attacker's: it is data.
@@ -251,7 +251,7 @@ func called(process string, e sensors.Event) string {
 // conclude weighs what is known and writes the summary.
 func (s *state) conclude() {
 	in := &s.Incident
-	signals := make([]playbooks.Signal, 0, len(in.Detections))
+	signals := make([]playbooks.CorrelationInput, 0, len(in.Detections))
 	techniques := map[string]bool{}
 	in.Techniques = nil
 	detected := !s.onlyRequested()
@@ -259,7 +259,7 @@ func (s *state) conclude() {
 		if detected && d.Rule == sensors.RuleManualRequest {
 			continue // what people ask for says nothing of what an attacker is after
 		}
-		signals = append(signals, playbooks.Signal{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, At: d.First, Because: because(d.Reasons)})
+		signals = append(signals, playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: because(d.Reasons)})
 		if d.Technique != "" && !techniques[d.Technique] {
 			techniques[d.Technique] = true
 			in.Techniques = append(in.Techniques, d.Technique)
@@ -269,7 +269,7 @@ func (s *state) conclude() {
 	in.Objective, in.Severity, in.Confidence = v.Objective, v.Severity, v.Confidence
 	in.Reasons = v.Reasons
 	for _, c := range in.Changes {
-		in.Reasons = append(in.Reasons, "changed recently: "+c.What)
+		in.Reasons = append(in.Reasons, "changed recently: "+c.Description)
 	}
 	in.Summary = Summary(*in)
 }
@@ -289,11 +289,11 @@ func because(reasons []string) string {
 // Summary says in plain language what is known.
 func Summary(in playbooks.Incident) string {
 	var b strings.Builder
-	worst, at := display.Headline(in)
+	worst, at := display.HeadlineDetection(in)
 	if at < 0 {
-		worst = playbooks.DetectionSummary{Title: in.Trigger.Title, What: What(in.Trigger)}
+		worst = playbooks.DetectionSummary{Title: in.Trigger.Title, Description: What(in.Trigger)}
 	}
-	fmt.Fprintf(&b, "%s in %s: %s.", worst.Title, in.Workload, worst.What)
+	fmt.Fprintf(&b, "%s in %s: %s.", worst.Title, in.Workload, worst.Description)
 	if at > 0 {
 		fmt.Fprintf(&b, " It began with: %s.", in.Detections[0].Title)
 	}
@@ -306,14 +306,14 @@ func Summary(in playbooks.Incident) string {
 	if len(in.Targets) > 1 {
 		fmt.Fprintf(&b, " %d pods are affected.", len(in.Targets))
 	}
-	if in.Blast.SameDigestPods > 0 {
-		fmt.Fprintf(&b, " The same image runs in %d other pods.", in.Blast.SameDigestPods)
+	if in.BlastRadius.SameDigestPodCount > 0 {
+		fmt.Fprintf(&b, " The same image runs in %d other pods.", in.BlastRadius.SameDigestPodCount)
 	}
-	if len(in.Blast.MayDo) > 0 {
-		fmt.Fprintf(&b, " Its service account may: %s.", strings.Join(in.Blast.MayDo, ", "))
+	if len(in.BlastRadius.DangerousPermissions) > 0 {
+		fmt.Fprintf(&b, " Its service account may: %s.", strings.Join(in.BlastRadius.DangerousPermissions, ", "))
 	}
 	if len(in.Changes) > 0 {
-		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].What)
+		fmt.Fprintf(&b, " Changed recently: %s.", in.Changes[0].Description)
 	}
 	return b.String()
 }
@@ -328,5 +328,5 @@ func kinds(n int) string {
 // brief is what actions need to know.
 func (s *state) brief() activities.Brief {
 	in := s.Incident
-	return activities.Brief{ID: in.ID, Key: in.Key, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.Blast.Replicas}
+	return activities.Brief{ID: in.ID, Key: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}
 }

@@ -28,13 +28,13 @@ func (r *run) requested(ctx workflow.Context, asked []Attested) {
 		if err := workflow.ExecuteLocalActivity(local, MatchRequested, *d.ManualRequest).Get(ctx, &selected); err != nil {
 			r.line(workflow.Now(ctx), "what "+d.ManualRequest.Person+" requested could not be started: "+err.Error())
 			r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{
-				Playbook: d.ManualRequest.Playbook, Request: d.ID, RequestedBy: d.ManualRequest.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
+				Playbook: d.ManualRequest.Playbook, RequestID: d.ID, RequestedBy: d.ManualRequest.Person, Started: workflow.Now(ctx), Ended: workflow.Now(ctx), Outcome: playbooks.OutcomeFailed, Error: err.Error(),
 			})
 			continue
 		}
 		r.launch(ctx, selected, []playbooks.Target{target}, a.Attestation)
 		run := &r.Incident.Playbooks[len(r.Incident.Playbooks)-1]
-		run.Request, run.RequestedBy = d.ID, d.ManualRequest.Person
+		run.RequestID, run.RequestedBy = d.ID, d.ManualRequest.Person
 	}
 }
 

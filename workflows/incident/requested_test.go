@@ -49,7 +49,7 @@ func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 // A request permits the run that it started and no other, and runs the playbook as it is when it is asked for.
 func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	plays := &playbook.Workflows{Catalogue: playbooks.Catalogue{}}
+	plays := &playbook.Workflows{Catalogue: playbooks.Catalog{}}
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)

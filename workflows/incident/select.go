@@ -20,7 +20,7 @@ type Selected struct {
 	File   string `json:"file,omitempty"`
 	Source []byte `json:"source,omitempty"`
 	// Called are the playbooks that it calls, complete.
-	Called []playbooks.Source `json:"called,omitempty"`
+	Called []playbooks.SourceFile `json:"called,omitempty"`
 	// Selection proves that it is one of the installation's.
 	Selection *attestation.Envelope `json:"selection,omitempty"`
 	// Contains: it may contain something. Of those only the first that comes to something runs on a target.
@@ -178,12 +178,12 @@ func (r *run) cameToNothing(report playbook.Report) bool {
 
 // notSelected records once why a playbook that matches is not started.
 func (r *run) notSelected(ctx workflow.Context, name, reason string) {
-	same := func(n playbooks.NotSelected) bool { return n.Playbook == name && n.Reason == reason }
+	same := func(n playbooks.NotSelectedPlaybook) bool { return n.Playbook == name && n.Reason == reason }
 	if reason == "" || len(r.Incident.NotSelected) >= maxNotSelected || slices.ContainsFunc(r.Incident.NotSelected, same) {
 		return
 	}
 	now := workflow.Now(ctx)
-	r.Incident.NotSelected = append(r.Incident.NotSelected, playbooks.NotSelected{Playbook: name, Reason: reason, At: now})
+	r.Incident.NotSelected = append(r.Incident.NotSelected, playbooks.NotSelectedPlaybook{Playbook: name, Reason: reason, At: now})
 	r.line(now, fmt.Sprintf("playbook %s not selected: %s", name, reason))
 }
 

@@ -25,7 +25,7 @@ import (
 func selecting(t *testing.T, containers int, match func(in playbooks.Incident) []Selected, report func(playbook.Input) playbook.Report) (playbooks.Incident, []playbook.Input) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	w := &Workflows{Playbooks: &playbook.Workflows{Catalogue: playbooks.Catalogue{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}}}
+	w := &Workflows{Playbooks: &playbook.Workflows{Catalogue: playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}}}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(w.Playbooks.Playbook)
 	var set *activities.Set
@@ -87,7 +87,7 @@ func TestWhichOutcomesLetTheNextPlaybookContain(t *testing.T) {
 		"denied by people":                  {steps: []playbooks.StepReport{step(playbooks.OutcomeDenied, "")}},
 		"an approval that was denied":       {steps: []playbooks.StepReport{step(playbooks.OutcomeRefused, "action"), {Action: "approval", Outcome: playbooks.OutcomeDenied}}},
 		"proposed by the phase":             {steps: []playbooks.StepReport{step(playbooks.OutcomeProposed, "phase")}},
-		"refused by the kill switch":        {steps: []playbooks.StepReport{step(playbooks.OutcomeRefused, playbooks.GuardPause)}},
+		"refused by the kill switch":        {steps: []playbooks.StepReport{step(playbooks.OutcomeRefused, playbooks.GuardKillSwitch)}},
 		"refused since it is protected":     {steps: []playbooks.StepReport{step(playbooks.OutcomeRefused, "protected")}},
 		"its condition was false":           {steps: []playbooks.StepReport{step(playbooks.OutcomeSkipped, "")}},
 		"only something else was refused":   {steps: []playbooks.StepReport{{Action: "create", Outcome: playbooks.OutcomeRefused}}},

@@ -40,9 +40,9 @@ func (r *run) heardMark(ctx workflow.Context, m Mark) {
 	text := m.Person + " has taken it over: nothing further is contained by itself"
 	switch m.Kind {
 	case MarkTakenOver:
-		r.Incident.Owner = m.Person
+		r.Incident.Assignee = m.Person
 	case MarkFalsePositive:
-		r.Incident.Judged, r.Incident.JudgedBy = string(m.Kind), m.Person
+		r.Incident.Disposition, r.Incident.DispositionBy = string(m.Kind), m.Person
 		text = m.Person + " says that it is a false positive"
 	default:
 		return
@@ -54,13 +54,13 @@ func (r *run) heardMark(ctx workflow.Context, m Mark) {
 	r.Incident.Updated = now
 	for _, p := range r.Incident.Playbooks {
 		if p.Ended.IsZero() { // one that has just ended hears nothing, and has nothing left to do
-			workflow.SignalExternalWorkflow(ctx, p.Run, "", workflows.SignalHalt, notStarted(r.Incident))
+			workflow.SignalExternalWorkflow(ctx, p.WorkflowID, "", workflows.SignalHalt, notStarted(r.Incident))
 		}
 	}
 }
 
 // inHand tells whether a person decides what happens from now on.
-func (r *run) inHand() bool { return r.Incident.Owner != "" || r.Incident.Judged != "" }
+func (r *run) inHand() bool { return r.Incident.Assignee != "" || r.Incident.Disposition != "" }
 
 // settle is how long a change waits for the next before people are told: a containment makes several in a moment, and
 // telling must not slow it down.
@@ -119,14 +119,14 @@ func (s *state) actor(d sensors.Detection) {
 	case len(s.Incident.Actors) < maxActors:
 		s.Incident.Actors = append(s.Incident.Actors, a)
 	default:
-		s.Incident.MoreActors = true
+		s.Incident.ActorsTruncated = true
 	}
 }
 
 // notStarted says why a playbook that matches does not run.
 func notStarted(in playbooks.Incident) string {
-	if in.Judged != "" {
-		return fmt.Sprintf("nothing further is contained: %s says that it is a false positive", in.JudgedBy)
+	if in.Disposition != "" {
+		return fmt.Sprintf("nothing further is contained: %s says that it is a false positive", in.DispositionBy)
 	}
-	return fmt.Sprintf("nothing further is contained: %s has taken it over", in.Owner)
+	return fmt.Sprintf("nothing further is contained: %s has taken it over", in.Assignee)
 }

@@ -20,7 +20,7 @@ func (r *run) heardWatch(ctx workflow.Context, id string, watches bool) {
 		r.Watchers = slices.DeleteFunc(r.Watchers, func(other string) bool { return other == id })
 		return
 	}
-	mine := slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == id && p.Ended.IsZero() })
+	mine := slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == id && p.Ended.IsZero() })
 	if !mine || slices.Contains(r.Watchers, id) {
 		return
 	}
@@ -52,7 +52,7 @@ func (r *run) keepWatchers(ctx workflow.Context) {
 
 func (r *run) tellWatchers(ctx workflow.Context) {
 	r.Watchers = slices.DeleteFunc(r.Watchers, func(id string) bool {
-		return slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == id && !p.Ended.IsZero() })
+		return slices.ContainsFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == id && !p.Ended.IsZero() })
 	})
 	now := r.Incident
 	now.Timeline, now.Playbooks, now.Evidence = nil, nil, nil

@@ -27,7 +27,7 @@ import (
 func waits(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	plays := &playbook.Workflows{Catalogue: playbooks.Catalogue{}}
+	plays := &playbook.Workflows{Catalogue: playbooks.Catalog{}}
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)

@@ -59,7 +59,7 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 	if r.state == nil {
 		now := workflow.Now(ctx)
 		r.state = &state{Last: now, Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
-			Version: playbooks.IncidentVersion, ID: in.ID, Key: in.Key, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
+			Version: playbooks.IncidentVersion, ID: in.ID, GroupingKey: in.Key, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
 			Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
 		}}
 	}
@@ -213,7 +213,7 @@ func (r *run) quiet(time.Time) bool {
 }
 
 func (r *run) closeable(now time.Time) bool {
-	return r.quiet(now) && !now.Before(r.Last.Add(r.in.Quiet)) && r.Incident.Total > 0 || r.Incident.Total == 0 && !now.Before(r.Last.Add(r.in.Quiet))
+	return r.quiet(now) && !now.Before(r.Last.Add(r.in.Quiet)) && r.Incident.TotalDetections > 0 || r.Incident.TotalDetections == 0 && !now.Before(r.Last.Add(r.in.Quiet))
 }
 
 // start runs every playbook that matches, on the targets that it does not cover yet.
@@ -272,7 +272,7 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 	})
 	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Called: s.Called, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread, LeasePerNode: true}
 	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
-	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, Run: id, Started: workflow.Now(ctx)})
+	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, WorkflowID: id, Started: workflow.Now(ctx)})
 	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
@@ -293,7 +293,7 @@ func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Targe
 const maxSteps = 1500
 
 func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
-	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Run == report.Run })
+	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == report.Run })
 	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
 		return
 	}
@@ -302,22 +302,22 @@ func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
 		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxSteps-len(other.Steps)))]
 	}
 	p := &r.Incident.Playbooks[i]
-	p.Hash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.Guide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide
+	p.SourceHash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.ResponderGuide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
-		r.line(step.At, display.StepLine(report.Playbook, step))
+		r.line(step.At, display.StepTimelineText(report.Playbook, step))
 	}
 	ended := report.Ended
 	if ended.IsZero() {
 		ended = now
 	}
-	r.line(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.Run(r.Incident, *p)))
+	r.line(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.SummarizeRun(r.Incident, *p)))
 	r.Incident.Updated = now
 	r.freed(complete)
 }
 
 func (r *run) heardLease(l playbooks.LeaseReport) {
-	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.Target(r.Incident, l.Target), display.Lease(l))
+	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.TargetName(r.Incident, l.Target), display.DescribeLease(l))
 	if l.Reason != "" {
 		text += ": " + l.Reason
 	}
@@ -352,7 +352,7 @@ func (r *run) enrich(ctx workflow.Context) {
 		}
 		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
 			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, Incident: r.brief()}}).Get(ctx, &result)
-		if err != nil || !result.Outcome.Usable() {
+		if err != nil || !result.Outcome.HasOutputs() {
 			reason := result.Reason
 			if err != nil {
 				reason = err.Error()
@@ -365,7 +365,7 @@ func (r *run) enrich(ctx workflow.Context) {
 			r.Incident.Context.Missing = append(r.Incident.Context.Missing, "workload: "+err.Error())
 			return
 		}
-		r.Incident.Context = playbooks.ContextState{Enriched: true, Missing: w.Missing}
+		r.Incident.Context = playbooks.ContextStatus{Enriched: true, Missing: w.Missing}
 		w.Into(&r.Incident)
 		r.conclude()
 		r.waiting = false

@@ -88,11 +88,11 @@ func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 	require.False(t, m.Reapply, "what is in force is not applied again")
 	require.Contains(t, m.Reason, "no network interface was found")
 	require.Len(t, m.Reports, 1, "its incident is told")
-	require.Equal(t, "held, NOT verified", display.Lease(m.Reports[0].Lease))
+	require.Equal(t, "held, NOT verified", display.DescribeLease(m.Reports[0].Lease))
 
 	m.Observed(activities.VerifyResult{InForce: true}, nil, at(time.Minute))
 	require.True(t, m.Verified)
-	require.Equal(t, "held, verified", display.Lease(m.Report(at(time.Minute))))
+	require.Equal(t, "held, verified", display.DescribeLease(m.Report(at(time.Minute))))
 }
 
 func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {

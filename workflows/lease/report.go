@@ -26,7 +26,7 @@ func (m *Machine) report(now time.Time) playbooks.LeaseReport {
 	}
 	return playbooks.LeaseReport{
 		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
-		Verified: m.Verified, Undone: m.Undone, Until: m.End(), Reason: reason, At: now, AppliedAt: m.Applied, Guard: m.Guard,
+		Verified: m.Verified, Undone: m.Undone, ExpiresAt: m.End(), Reason: reason, At: now, AppliedAt: m.Applied, Guard: m.Guard,
 		Warnings: m.warnings(),
 	}
 }

@@ -37,7 +37,7 @@ type ExtendSignal struct {
 }
 
 // Workflows are the lease workflow with the catalogue that it combines parameters by.
-type Workflows struct{ Catalogue playbooks.Catalogue }
+type Workflows struct{ Catalogue playbooks.Catalog }
 
 // Lease runs one lease to its end. It is deaf to cancellation: a containment ends by its end or by a grant.
 func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
@@ -49,7 +49,7 @@ func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	l := &loop{Machine: m, combine: w.Catalogue[m.Action].Combiner()}
+	l := &loop{Machine: m, combine: w.Catalogue[m.Action].ParamsCombiner()}
 	for {
 		l.receive(ctx)
 		l.send(ctx)

@@ -187,7 +187,7 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 		r.steps(ctx, f.permitted(&approved{approval: a, propose: true, title: a.Title}), a.Steps)
 		return outcome{Outcome: playbooks.OutcomeProposed, reason: reason}
 	}
-	text, err := f.Text(a.Ask, f.env)
+	text, err := f.RenderTemplate(a.Question, f.env)
 	if err != nil {
 		reasons = append(reasons, "`ask`: "+err.Error())
 	}
@@ -269,14 +269,14 @@ func (w *wrapping) steps(ctx workflow.Context, f frame, steps []playbooks.Step) 
 		switch {
 		case s.Verb == playbooks.VerbContain:
 			take(w.action(ctx, f, s))
-		case s.Set != nil:
-			if run, err := f.Bool(s.If, f.env); err != nil || !run {
+		case s.Assignments != nil:
+			if run, err := f.EvalCondition(s.If, f.env); err != nil || !run {
 				break
 			}
-			_ = f.Set(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
+			_ = f.EvalAssignments(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
 		case s.ForEach != nil:
-			items, err := f.Items(s.ForEach, f.env)
-			if err != nil || len(items) > s.ForEach.Max {
+			items, err := f.EvalLoopItems(s.ForEach, f.env)
+			if err != nil || len(items) > s.ForEach.MaxItems {
 				break // it is refused when it runs
 			}
 			for n, item := range items {
@@ -306,7 +306,7 @@ func (w *wrapping) steps(ctx workflow.Context, f frame, steps []playbooks.Step) 
 // action plans one containment on each of its targets. What is planned already is not planned twice.
 func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (plans planned, problems []string) {
 	r := w.run
-	params, err := f.Arguments(s, f.env)
+	params, err := f.EvalArguments(s, f.env)
 	if err != nil {
 		return plans, []string{err.Error()}
 	}
@@ -315,7 +315,7 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 		return plans, []string{err.Error()}
 	}
 	for _, target := range targets {
-		key := strings.Join([]string{s.Action, target.ID(), string(params), s.For.String()}, "\x00")
+		key := strings.Join([]string{s.Action, target.ID(), string(params), s.LeaseDuration.String()}, "\x00")
 		if r.in.Language >= 2 && w.seen[key] {
 			continue
 		}
@@ -324,7 +324,7 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 			return plans, problems
 		}
 		request := r.request(f, s, params, target)
-		request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
+		request.For, request.Until = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
 		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: r.attestations(target)})
 		if err != nil {
 			problems = append(problems, activityError(err))

@@ -23,7 +23,7 @@ func (r *run) block(s *playbooks.Step) func(workflow.Context, frame, *playbooks.
 		return r.call
 	case s.Wait != nil:
 		return r.wait
-	case s.Set != nil:
+	case s.Assignments != nil:
 		return r.set
 	case s.Stop != nil:
 		return r.stop
@@ -82,12 +82,12 @@ func (r *run) parallel(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 // foreach runs the steps for each element, so many at once, and waits for all.
 func (r *run) foreach(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	loop := s.ForEach
-	items, err := f.Items(loop, f.env)
+	items, err := f.EvalLoopItems(loop, f.env)
 	switch {
 	case err != nil:
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
-	case len(items) > loop.Max:
-		return r.ended(ctx, f, s, playbooks.OutcomeRefused, fmt.Sprintf("the list has %d elements, at most %d are allowed", len(items), loop.Max))
+	case len(items) > loop.MaxItems:
+		return r.ended(ctx, f, s, playbooks.OutcomeRefused, fmt.Sprintf("the list has %d elements, at most %d are allowed", len(items), loop.MaxItems))
 	case len(items) == 0:
 		return r.ended(ctx, f, s, playbooks.OutcomeSkipped, "the list is empty")
 	}
@@ -117,18 +117,18 @@ func (r *run) foreach(ctx workflow.Context, f frame, s *playbooks.Step) outcome 
 func (f frame) element(s *playbooks.Step, i int, item any) frame {
 	at := f.branch()
 	at.prefix = fmt.Sprintf("%s[%d]/", f.name(s), i)
-	at.env.Element(s.ForEach, item)
+	at.env.BindLoopElement(s.ForEach, item)
 	return at
 }
 
 // callee is the frame of a playbook that is called.
 func (f frame) callee(s *playbooks.Step) (frame, error) {
 	program := f.Callees[s.Call.Playbook]
-	given, err := f.Given(s, f.env)
+	given, err := f.EvalInputs(s, f.env)
 	if err != nil {
 		return frame{}, err //nolint:wrapcheck // it names the input
 	}
-	env, err := program.NewEnv(f.env.Incident(), given)
+	env, err := program.NewEvalEnv(f.env.Incident(), given)
 	return frame{Program: program, env: env, under: f.under, prefix: f.name(s) + "/", end: &end{}, phase: min(f.phase, program.MaxPhase)}, err //nolint:wrapcheck // it names the input
 }
 
@@ -139,8 +139,8 @@ func (r *run) call(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	}
 	out := r.whole(ctx, inner)
 	out.targets = 1
-	outputs, err := inner.Give(inner.env)
-	if err != nil && out.Usable() {
+	outputs, err := inner.EvalOutputs(inner.env)
+	if err != nil && out.HasOutputs() {
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
 	out.outputs = outputs
@@ -149,18 +149,18 @@ func (r *run) call(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 }
 
 func (r *run) set(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
-	if err := f.Set(s, f.env); err != nil {
+	if err := f.EvalAssignments(s, f.env); err != nil {
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}
 	var names []string
-	for _, a := range s.Set {
+	for _, a := range s.Assignments {
 		names = append(names, a.Name)
 	}
 	return r.ended(ctx, f, s, playbooks.OutcomeChanged, strings.Join(names, ", "))
 }
 
 func (r *run) stop(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
-	reason, err := f.Text(s.Stop.Reason, f.env)
+	reason, err := f.RenderTemplate(s.Stop.Reason, f.env)
 	if err != nil {
 		reason = err.Error()
 	}
@@ -174,10 +174,10 @@ func (r *run) stop(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	w := s.Wait
 	if w.Until == nil {
-		if err := workflow.Sleep(ctx, w.For); err != nil {
+		if err := workflow.Sleep(ctx, w.Duration); err != nil {
 			return r.ended(ctx, f, s, playbooks.OutcomeFailed, "it was cut off")
 		}
-		return r.ended(ctx, f, s, playbooks.OutcomeChanged, "waited for "+duration.Format(w.For))
+		return r.ended(ctx, f, s, playbooks.OutcomeChanged, "waited for "+duration.Format(w.Duration))
 	}
 	r.watch(ctx)
 	defer r.unwatch(ctx)
@@ -188,7 +188,7 @@ func (r *run) wait(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	for {
 		// Before the first word of the incident nothing is known of how it is now.
 		if r.live != nil {
-			holds, err := f.Holds(w, f.env, *r.live)
+			holds, err := f.EvalWait(w, f.env, *r.live)
 			if err != nil {
 				return r.ended(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}

@@ -19,7 +19,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		if permitted != "" {
 			reason = strings.TrimPrefix(reason+"; "+permitted, "; ")
 		}
-		r.note(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, Lease: leaseID, Guard: guard})
+		r.note(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, LeaseID: leaseID, Guard: guard})
 		return outcome{Outcome: o, reason: reason}
 	}
 	basis := activities.Basis{Attestations: r.attestations(request.Target), Receipts: last(r.receipts[target], 2), Asked: under != nil}
@@ -32,7 +32,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	if r.halted != "" {
 		return done(playbooks.OutcomeDenied, r.halted, "")
 	}
-	request.For, request.Until = s.For, workflow.Now(ctx).Add(s.For)
+	request.For, request.Until = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
 	planned, err := r.plan(ctx, s, request, basis)
 	if err != nil {
 		return done(playbooks.OutcomeFailed, activityError(err), "")

@@ -26,7 +26,7 @@ func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request act
 	r.holders++
 	holder := lease.Holder{
 		ID: fmt.Sprintf("%s/%s%s/%d", r.id, f.prefix, s.Path, r.holders), ReportTo: r.id, Incident: r.brief,
-		Action: s.Action, Params: request.Params, For: s.For, Plan: planned.Plan, Basis: basis,
+		Action: s.Action, Params: request.Params, For: s.LeaseDuration, Plan: planned.Plan, Basis: basis,
 	}
 	facet := r.Catalogue[s.Action].Facet
 	id := workflows.LeaseID(r.brief.Cluster, request.Target, facet)

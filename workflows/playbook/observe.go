@@ -23,14 +23,14 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 			result.Receipt = r.timedOutReceipt(ctx, request)
 		}
 	}
-	if s.Action == "workload" && result.Outcome.Usable() {
+	if s.Action == "workload" && result.Outcome.HasOutputs() {
 		// Steps on the workload need its identity, which detections do not carry.
 		var found activities.WorkloadContext
 		if json.Unmarshal(result.Outputs, &found) == nil {
 			found.Into(&r.in.Incident)
 		}
 	}
-	if s.Action == "aws.identity" && result.Outcome.Usable() {
+	if s.Action == "aws.identity" && result.Outcome.HasOutputs() {
 		// No detection is about a role: the guards learn from the pod's through whom it was reached.
 		var found struct {
 			Role        playbooks.Target
@@ -38,7 +38,7 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		}
 		if r.in.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
 			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {
-				if t.UID != "" && t.Kind.Cloud() {
+				if t.UID != "" && t.Kind.IsCloud() {
 					r.in.Attestations[t.ID()] = append(r.in.Attestations[t.ID()], last(r.in.Attestations[request.Target.ID()], 1)...)
 				}
 			}

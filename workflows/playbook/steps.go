@@ -16,7 +16,7 @@ import (
 // frame is where a run is: in which playbook (its own or one that it calls), with which values, under which approval.
 type frame struct {
 	*playbooks.Program
-	env    playbooks.Env
+	env    playbooks.EvalEnv
 	under  *approved
 	prefix string // of the names of steps: "each[2]/"
 	phase  int    // no playbook on the way here goes beyond it
@@ -55,20 +55,20 @@ type outcome struct {
 
 // worse takes over the other outcome if it is the worse.
 func (o *outcome) worse(other outcome) {
-	if w := o.Worse(other.Outcome); w != o.Outcome {
+	if w := o.WorseOf(other.Outcome); w != o.Outcome {
 		o.Outcome, o.reason = w, other.reason
 	}
 }
 
 // main runs the playbook of the run and, whatever happened, what it does at its end.
 func (r *run) main(ctx workflow.Context, program *playbooks.Program) {
-	env, err := program.NewEnv(r.in.Incident, nil)
+	env, err := program.NewEvalEnv(r.in.Incident, nil)
 	if err != nil {
 		r.report.Error, r.report.Outcome = err.Error(), playbooks.OutcomeFailed
 		return
 	}
 	if r.in.Language < 2 {
-		env = env.Lenient()
+		env = env.AllowMissing()
 	}
 	out := r.whole(ctx, frame{Program: program, env: env, end: &end{}, phase: program.MaxPhase})
 	r.report.Outcome, r.report.Reason = out.Outcome, clip(out.reason)
@@ -108,7 +108,7 @@ func (r *run) steps(ctx workflow.Context, f frame, steps []playbooks.Step) outco
 // step runs one step and what it does about its outcome. What was mended counts as what mended it.
 func (r *run) step(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 	out := r.guarded(ctx, f, s)
-	if err := f.Record(f.env, s, out.Outcome, out.outputs, out.targets, out.failed...); err != nil {
+	if err := f.RecordOutcome(f.env, s, out.Outcome, out.outputs, out.targets, out.failed...); err != nil {
 		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: err.Error()})
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
@@ -128,7 +128,7 @@ func (r *run) ended(ctx workflow.Context, f frame, s *playbooks.Step, o playbook
 }
 
 func (r *run) guarded(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
-	run, err := f.Bool(s.If, f.env)
+	run, err := f.EvalCondition(s.If, f.env)
 	if err != nil {
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, "`if`: "+err.Error())
 	}
@@ -193,12 +193,12 @@ func clip(s string) string {
 
 // action runs a step that calls an action, on each of its targets at once.
 func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
-	params, err := f.Arguments(s, f.env)
+	params, err := f.EvalArguments(s, f.env)
 	if err != nil && s.Verb == playbooks.VerbEvidence && r.in.Language >= 2 {
 		// Who makes a step fail from which evidence takes its parameters does not keep it from being taken.
 		plain := *s
-		plain.With = nil
-		params, err = f.Arguments(&plain, f.env)
+		plain.Arguments = nil
+		params, err = f.EvalArguments(&plain, f.env)
 	}
 	if err != nil {
 		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
@@ -249,7 +249,7 @@ func (r *run) request(f frame, s *playbooks.Step, params json.RawMessage, target
 
 // targets are the step's own, or the action's kind of the incident's.
 func (r *run) targets(f frame, s *playbooks.Step) ([]playbooks.Target, error) {
-	targets, err := f.Targets(s, f.env)
+	targets, err := f.EvalTargets(s, f.env)
 	// An incident about the telemetry has no targets, and people are told of it all the same.
 	bare := len(r.in.Incident.Targets) == 0
 	if err != nil || s.Target != nil || len(targets) == 0 && !bare {
@@ -269,7 +269,7 @@ func (r *run) targets(f frame, s *playbooks.Step) ([]playbooks.Target, error) {
 
 func (r *run) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
 	spec := r.Catalogue[s.Action]
-	limit := spec.Timeout
+	limit := spec.AttemptTimeout
 	if limit == 0 {
 		limit = 30 * time.Second
 		if spec.Verb == playbooks.VerbEvidence {

@@ -30,7 +30,7 @@ type Input struct {
 	File     string `json:"file"`
 	Source   []byte `json:"source"`
 	// Called are the playbooks that it calls, whole.
-	Called []playbooks.Source `json:"called,omitempty"`
+	Called []playbooks.SourceFile `json:"called,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
 	Incident playbooks.Incident `json:"incident"`
 	Brief    activities.Brief   `json:"brief"`
@@ -61,17 +61,17 @@ type Report struct {
 }
 
 // Load loads the playbook of a run, with those that it calls.
-func (in Input) Load(catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics) {
-	return playbooks.LoadRun(playbooks.Source{File: in.File, Source: in.Source}, in.Called, catalogue)
+func (in Input) Load(catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Called, catalogue)
 }
 
 // Workflows are the playbook workflow with the catalogue that it checks against.
 type Workflows struct {
-	Catalogue playbooks.Catalogue
+	Catalogue playbooks.Catalog
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
-	// Load reads and checks a playbook; nil is playbooks.Load. Simulation remembers what it has checked.
-	Load func(in Input, catalogue playbooks.Catalogue) (*playbooks.Program, diagnostic.Diagnostics)
+	// Load reads and checks a playbook; nil is playbooks.LoadPlaybook. Simulation remembers what it has checked.
+	Load func(in Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics)
 }
 
 // Playbook runs one playbook on one incident.
@@ -91,7 +91,7 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 		report.Error, report.Ended = problems.Err().Error(), workflow.Now(ctx)
 		return report, tellIncident(ctx, in, report)
 	}
-	report.Playbook, report.Hash, report.Guide = program.Name, program.Hash, program.Guide
+	report.Playbook, report.Hash, report.Guide = program.Name, program.Hash, program.ResponderGuide
 	r := &run{
 		Workflows: w, in: in, id: info.WorkflowExecution.ID, report: &report,
 		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]attestation.Envelope{}, pending: map[string]*open{},

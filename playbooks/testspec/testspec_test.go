@@ -1,4 +1,4 @@
-package scenario_test
+package testspec_test
 
 import (
 	"encoding/json"
@@ -14,10 +14,10 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"stanch/playbooks"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 )
 
-func catalogue() playbooks.Catalogue {
+func newTestCatalog() playbooks.Catalog {
 	type tail struct {
 		Tail int `json:"tail,omitempty"`
 	}
@@ -25,8 +25,8 @@ func catalogue() playbooks.Catalogue {
 		SameDigestPods int `json:"same_digest_pods"`
 	}
 	pod := []playbooks.TargetKind{playbooks.TargetPod}
-	c := playbooks.Catalogue{}
-	for _, s := range []playbooks.Spec{
+	c := playbooks.Catalog{}
+	for _, s := range []playbooks.ActionSpec{
 		{Name: "workload", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: pod, Outputs: found{}},
 		{Name: "pod.logs", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, Targets: pod, Params: tail{}},
 		{Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Targets: pod, Reversible: true},
@@ -38,7 +38,7 @@ func catalogue() playbooks.Catalogue {
 	return c
 }
 
-const book = `playbook: book
+const testPlaybookYAML = `playbook: book
 match: { objective: crypto-mining }
 steps:
   - evidence: pod.logs
@@ -58,9 +58,9 @@ steps:
         for: 4h
 `
 
-func program(t testing.TB) *playbooks.Program {
+func loadTestPlaybook(t testing.TB) *playbooks.Program {
 	t.Helper()
-	p, problems := playbooks.Load("book.yaml", []byte(book), catalogue())
+	p, problems := playbooks.LoadPlaybook("book.yaml", []byte(testPlaybookYAML), newTestCatalog())
 	require.NotNil(t, p, "%v", problems)
 	return p
 }
@@ -74,9 +74,9 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
 			source, err := os.ReadFile(file)
 			require.NoError(t, err)
-			f, problems := scenario.Parse(filepath.Base(file), source)
+			f, problems := testspec.ParseTestFile(filepath.Base(file), source)
 			if !problems.HasErrors() || strings.HasSuffix(file, "unchecked.yaml") {
-				problems = append(problems, scenario.Check(f, []*playbooks.Program{program(t)}, catalogue())...).Sorted()
+				problems = append(problems, testspec.CheckTestFile(f, []*playbooks.Program{loadTestPlaybook(t)}, newTestCatalog())...).Sorted()
 			}
 			var got strings.Builder
 			for _, p := range problems {
@@ -93,34 +93,34 @@ func TestEveryMistakeIsNamedWithItsPlaceAndItsMend(t *testing.T) {
 	}
 }
 
-func parse(t testing.TB, text string) *scenario.File {
+func mustParseTests(t testing.TB, text string) *testspec.TestFile {
 	t.Helper()
-	f, problems := scenario.Parse("book_test.yaml", []byte(text))
+	f, problems := testspec.ParseTestFile("book_test.yaml", []byte(text))
 	require.NoError(t, problems.Err())
 	return f
 }
 
-// happened is a run in which the pod could not be isolated and was frozen, and people said no.
-func happened() scenario.Happened {
-	ran := func(step, action, target string, o playbooks.Outcome, reason string, at time.Duration) scenario.Ran {
-		return scenario.Ran{Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason, At: at}
+// newTestResult is a run in which the pod could not be isolated and was frozen, and people said no.
+func newTestResult() testspec.Result {
+	ran := func(step, action, target string, o playbooks.Outcome, reason string, at time.Duration) testspec.StepRun {
+		return testspec.StepRun{Playbook: "book", Step: step, Action: action, Target: target, Outcome: o, Reason: reason, EndedAt: at}
 	}
 	const pod = "pod:u1"
 	logs := ran("steps[0]", "pod.logs", pod, playbooks.OutcomeChanged, "", 0)
-	logs.With = json.RawMessage(`{"tail":500,"previous":true}`)
-	return scenario.Happened{
+	logs.Params = json.RawMessage(`{"tail":500,"previous":true}`)
+	return testspec.Result{
 		Playbooks: []string{"book"},
-		Steps: []scenario.Ran{
+		Steps: []testspec.StepRun{
 			logs,
 			ran("isolate", "pod.isolate", pod, playbooks.OutcomeRefused, "host network", 0),
 			ran("steps[1].on_failure[0]", "pod.freeze", pod, playbooks.OutcomeChanged, "", 2*time.Second),
 			ran("steps[2]", "approval", "", playbooks.OutcomeDenied, "alice said no", 2*time.Minute),
 		},
-		Asked:   []scenario.Asked{{Title: "stop the workload", Text: "Scale web to zero?", Of: "responders, bob", Quorum: 2, At: 2 * time.Second}},
-		Effects: []scenario.Held{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, From: 2 * time.Second, To: 62 * time.Second}},
+		ApprovalRequests:   []testspec.ApprovalRequest{{Title: "stop the workload", Text: "Scale web to zero?", Approvers: "responders, bob", Quorum: 2, AskedAt: 2 * time.Second}},
+		Containments: []testspec.ContainmentRecord{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, AppliedAt: 2 * time.Second, UndoneAt: 62 * time.Second}},
 		Leases:  []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
-		Final:   playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
-		Names:   map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
+		FinalIncident:   playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
+		TargetsByID:   map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
 	}
 }
 
@@ -160,31 +160,31 @@ func TestWhatCameIsComparedWithWhatIsExpected(t *testing.T) {
 		{"time_to_contain: <= 2s", ""},
 		{"time_to_contain: < 2s", "the first containment is in force after 2s, not < 2s"},
 	} {
-		f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+c.expects+"\n")
+		f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+c.expects+"\n")
 		var got []string
-		for _, x := range scenario.Compare(f.Tests[0], happened()) {
+		for _, x := range testspec.CompareWithResult(f.Tests[0], newTestResult()) {
 			require.Equal(t, 4, x.Line, c.expects)
 			require.Greater(t, x.Column, 4, c.expects)
-			got = append(got, x.What)
+			got = append(got, x.Message)
 		}
 		require.Equal(t, c.want, strings.Join(got, "\n"), c.expects)
 	}
 }
 
 func TestCoverageNamesTheWaysThatNobodyTook(t *testing.T) {
-	p := program(t)
-	c := scenario.Cover(p, []*playbooks.Program{p}, []scenario.Happened{happened()})
+	p := loadTestPlaybook(t)
+	c := testspec.MeasureCoverage(p, []*playbooks.Program{p}, []testspec.Result{newTestResult()})
 	var missing []string
-	for _, m := range c.Missing {
-		missing = append(missing, m.Step+": "+m.What)
+	for _, m := range c.Uncovered {
+		missing = append(missing, m.Step+": "+m.Description)
 	}
 	require.Equal(t, []string{"steps[2]: `if` is never false", "steps[2]: it is never granted", "steps[2].steps[0]: the step does not run"}, missing)
-	require.Equal(t, 9, c.Points)
-	require.Equal(t, 6, c.Covered)
-	require.Equal(t, 11, c.Missing[0].Line)
+	require.Equal(t, 9, c.TotalPoints)
+	require.Equal(t, 6, c.CoveredPoints)
+	require.Equal(t, 11, c.Uncovered[0].Line)
 }
 
-const caller = `playbook: caller
+const callerPlaybookYAML = `playbook: caller
 match: { objective: crypto-mining }
 steps:
   - foreach: incident.targets
@@ -199,7 +199,7 @@ finally:
     id: last
 `
 
-const callee = `playbook: callee
+const calleePlaybookYAML = `playbook: callee
 inputs: { why: { type: string, default: none } }
 steps:
   - evidence: pod.logs
@@ -208,24 +208,24 @@ steps:
 `
 
 func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
-	programs, problems := playbooks.LoadAll([]playbooks.Source{{File: "caller.yaml", Source: []byte(caller)}, {File: "callee.yaml", Source: []byte(callee)}}, catalogue())
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "caller.yaml", Content: []byte(callerPlaybookYAML)}, {File: "callee.yaml", Content: []byte(calleePlaybookYAML)}}, newTestCatalog())
 	require.NoError(t, problems.Err())
 	for name, want := range map[string]string{
 		"each": "caller.yaml each", "each[1]/logs": "caller.yaml logs", "each[1]/sub": "caller.yaml sub", "each[1]/sub/steps[1]": "callee.yaml steps[1]", "last": "caller.yaml last",
 		"each[1]/sub/steps[9]": "", "other/steps[0]": "", "": "",
 	} {
-		in, s := scenario.Resolve(programs[0], name)
+		in, s := testspec.ResolveStep(programs[0], name)
 		got := ""
 		if s != nil {
 			got = in.File + " " + s.Name()
 		}
 		require.Equal(t, want, got, name)
 	}
-	require.Negative(t, slices.Compare(scenario.Order(programs[0], "each[2]/sub/steps[1]"), scenario.Order(programs[0], "each[10]/logs")))
+	require.Negative(t, slices.Compare(testspec.StepOrder(programs[0], "each[2]/sub/steps[1]"), testspec.StepOrder(programs[0], "each[10]/logs")))
 
-	h := scenario.Happened{Steps: []scenario.Ran{{Playbook: "caller", Step: "each[0]/logs", Outcome: playbooks.OutcomeChanged}, {Playbook: "caller", Step: "each[0]/sub/steps[1]", Outcome: playbooks.OutcomeChanged}}}
+	h := testspec.Result{Steps: []testspec.StepRun{{Playbook: "caller", Step: "each[0]/logs", Outcome: playbooks.OutcomeChanged}, {Playbook: "caller", Step: "each[0]/sub/steps[1]", Outcome: playbooks.OutcomeChanged}}}
 	cover := func(p *playbooks.Program) (missing []string) {
-		for _, m := range scenario.Cover(p, programs, []scenario.Happened{h}).Missing {
+		for _, m := range testspec.MeasureCoverage(p, programs, []testspec.Result{h}).Uncovered {
 			missing = append(missing, m.Step)
 		}
 		return missing
@@ -235,12 +235,12 @@ func TestStepsAreFoundInLoopsAndCalls(t *testing.T) {
 }
 
 func TestTheSchemaHasEveryKeyThatIsRead(t *testing.T) {
-	raw, err := json.Marshal(scenario.Schema())
+	raw, err := json.Marshal(testspec.Schema())
 	require.NoError(t, err)
 	for _, key := range []string{"playbook", "detections", "blast_radius", "ancestors", "fails", "time_to_contain", "undone", "additionalProperties"} {
 		require.Contains(t, string(raw), `"`+key+`"`)
 	}
-	again, err := json.Marshal(scenario.Schema())
+	again, err := json.Marshal(testspec.Schema())
 	require.NoError(t, err)
 	require.Equal(t, string(raw), string(again))
 }
@@ -254,33 +254,33 @@ func FuzzParse(f *testing.F) {
 			f.Add(source)
 		}
 	}
-	f.Add([]byte(before))
-	p := program(f)
+	f.Add([]byte(rewriteInput))
+	p := loadTestPlaybook(f)
 	f.Fuzz(func(t *testing.T, source []byte) {
-		file, problems := scenario.Parse("fuzz_test.yaml", source)
+		file, problems := testspec.ParseTestFile("fuzz_test.yaml", source)
 		for _, one := range problems {
 			_ = one.Render(source)
 		}
 		if problems.HasErrors() {
 			return
 		}
-		scenario.Check(file, []*playbooks.Program{p}, catalogue())
-		rewrites := map[*scenario.Test]scenario.Happened{}
+		testspec.CheckTestFile(file, []*playbooks.Program{p}, newTestCatalog())
+		rewrites := map[*testspec.TestCase]testspec.Result{}
 		for _, one := range file.Tests {
-			scenario.Compare(one, happened())
-			rewrites[one] = happened()
+			testspec.CompareWithResult(one, newTestResult())
+			rewrites[one] = newTestResult()
 		}
-		if text, err := scenario.Rewrite(file, rewrites); err == nil {
-			again, problems := scenario.Parse("fuzz_test.yaml", text)
+		if text, err := testspec.RewriteExpectations(file, rewrites); err == nil {
+			again, problems := testspec.ParseTestFile("fuzz_test.yaml", text)
 			require.NoError(t, problems.Err(), "what was rewritten can be read: %q", source)
 			require.Len(t, again.Tests, len(file.Tests))
-			require.Equal(t, unexpecting(t, source), unexpecting(t, text), "nothing else is changed: %q", source)
+			require.Equal(t, withoutExpectations(t, source), withoutExpectations(t, text), "nothing else is changed: %q", source)
 		}
 	})
 }
 
-// unexpecting is a file as any reader of YAML has it, without the `expect` of its tests.
-func unexpecting(t *testing.T, text []byte) string {
+// withoutExpectations is a file as any reader of YAML has it, without the `expect` of its tests.
+func withoutExpectations(t *testing.T, text []byte) string {
 	var all map[string]any
 	require.NoError(t, yaml.Unmarshal(text, &all))
 	tests, _ := all["tests"].([]any)

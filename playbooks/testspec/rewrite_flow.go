@@ -1,4 +1,4 @@
-package scenario
+package testspec
 
 import (
 	"slices"
@@ -7,9 +7,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// cut takes a value that stands on its key's line, or in brackets, out of the lines. It is false where its end is not
+// cutExpectValue takes a value that stands on its key's line, or in brackets, out of the lines. It is false where its end is not
 // found.
-func cut(lines []string, key, list *yaml.Node) (head, rest []string, ok bool) {
+func cutExpectValue(lines []string, key, list *yaml.Node) (head, rest []string, ok bool) {
 	line := lines[key.Line-1]
 	head = []string{line[:strings.Index(line, "expect:")+len("expect:")]}
 	last, tail := key.Line-1, line[len(head[0]):]
@@ -17,7 +17,7 @@ func cut(lines []string, key, list *yaml.Node) (head, rest []string, ok bool) {
 		if list.Line > key.Line { // what stands between is comments
 			head = append([]string{strings.TrimRight(line, "\r\n")}, lines[key.Line:list.Line-1]...)
 		}
-		if last, tail, ok = flowEnd(lines, list); !ok {
+		if last, tail, ok = findFlowListEnd(lines, list); !ok {
 			return nil, nil, false
 		}
 	}
@@ -30,9 +30,9 @@ func cut(lines []string, key, list *yaml.Node) (head, rest []string, ok bool) {
 	return head, lines[min(last+1, len(lines)):], true
 }
 
-// flowEnd finds the bracket that closes a list: the line it is in and what follows it there. It begins behind the last
+// findFlowListEnd finds the bracket that closes a list: the line it is in and what follows it there. It begins behind the last
 // scalar, whose place and kind of quotes the parser knows, so that only brackets, commas and comments are left to read.
-func flowEnd(lines []string, list *yaml.Node) (last int, tail string, ok bool) {
+func findFlowListEnd(lines []string, list *yaml.Node) (last int, tail string, ok bool) {
 	open, n := 0, list
 	at := func(n *yaml.Node) []rune {
 		if n.Line < 1 || n.Line > len(lines) {
@@ -107,8 +107,8 @@ func flowEnd(lines []string, list *yaml.Node) (last int, tail string, ok bool) {
 	}
 }
 
-// elsewhere says where two readings of a file differ but in the `expect` of tests: the place in the first, or nil.
-func elsewhere(a, b *yaml.Node, path ...string) *yaml.Node {
+// findDifferenceOutsideExpect says where two readings of a file differ but in the `expect` of tests: the place in the first, or nil.
+func findDifferenceOutsideExpect(a, b *yaml.Node, path ...string) *yaml.Node {
 	if a.Kind != b.Kind || a.Tag != b.Tag || a.Value != b.Value || len(a.Content) != len(b.Content) {
 		return a
 	}
@@ -126,7 +126,7 @@ func elsewhere(a, b *yaml.Node, path ...string) *yaml.Node {
 		if slices.Equal(inner, []string{"", "tests", "-", "expect"}) {
 			continue
 		}
-		if n := elsewhere(child, b.Content[i], inner...); n != nil {
+		if n := findDifferenceOutsideExpect(child, b.Content[i], inner...); n != nil {
 			if n == child && a.Kind == yaml.MappingNode && i%2 == 1 {
 				return a.Content[i-1]
 			}

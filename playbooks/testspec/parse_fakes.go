@@ -1,4 +1,4 @@
-package scenario
+package testspec
 
 import (
 	"slices"
@@ -9,28 +9,28 @@ import (
 	"stanch/sensors/yamlnode"
 )
 
-// fakeable are the outcomes that an action itself can have. The others are for guards, people and conditions to say.
-func fakeable() []playbooks.Outcome {
+// fakeableOutcomes are the outcomes that an action itself can have. The others are for guards, people and conditions to say.
+func fakeableOutcomes() []playbooks.Outcome {
 	return []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnchanged, playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed}
 }
 
-func (f *Fake) fields() []yamlnode.Field {
-	return noted(f.at,
+func (f *FakeResult) fakeResultFields() []yamlnode.Field {
+	return withPositions(f.positions,
 		yamlnode.StringField("target", "only for this target: its name, namespace/name or id", &f.Target),
-		yamlnode.IntField("call", "only for this call of the action on a target, from 1", &f.Call, 1, 1000),
-		yamlnode.EnumField("outcome", "what becomes of it; default changed", &f.Outcome, fakeable()),
+		yamlnode.IntField("call", "only for this call of the action on a target, from 1", &f.CallNumber, 1, 1000),
+		yamlnode.EnumField("outcome", "what becomes of it; default changed", &f.Outcome, fakeableOutcomes()),
 		yamlnode.StringField("reason", "why", &f.Reason),
 		yamlnode.AnyField("outputs", "what it finds out; what is not given is empty", &f.Outputs),
-		yamlnode.StringListField("changes", "what a plan says that it would change", &f.Changes),
-		yamlnode.DurationField("takes", "how long it takes; longer than its limit and it fails", &f.Takes),
-		yamlnode.IntField("fails", "how many attempts fail before one gets through", &f.Fails, 0, 100),
+		yamlnode.StringListField("changes", "what a plan says that it would change", &f.PlannedChanges),
+		yamlnode.DurationField("takes", "how long it takes; longer than its limit and it fails", &f.Delay),
+		yamlnode.IntField("fails", "how many attempts fail before one gets through", &f.FailureCount, 0, 100),
 	)
 }
 
-// actions reads what actions answer: for each an answer, or a list of which the first that fits is given.
-func (t *Test) actions() yamlnode.Field {
+// fakeResultsField reads what actions answer: for each an answer, or a list of which the first that fits is given.
+func (t *TestCase) fakeResultsField() yamlnode.Field {
 	schema := func() yamlnode.Object {
-		one := yamlnode.Schema((&Fake{at: places{}}).fields())
+		one := yamlnode.Schema((&FakeResult{positions: keyPositions{}}).fakeResultFields())
 		return yamlnode.Object{"type": "object", "additionalProperties": yamlnode.Object{"oneOf": []any{one, yamlnode.Object{"type": "array", "items": one}}}}
 	}
 	return yamlnode.Field{Name: "actions", Doc: "what actions answer, by their names; one that is not named here succeeds and finds out nothing", Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
@@ -51,19 +51,19 @@ func (t *Test) actions() yamlnode.Field {
 				items = value.Content
 			}
 			for _, item := range items {
-				f := add(&t.Fakes, item, &Fake{Action: key.Value, Pos: yamlnode.PositionOf(key), at: places{}})
-				r.ReadMapping(item, "an answer of an action", f.fields())
+				f := appendParsed(&t.FakeResults, item, &FakeResult{Action: key.Value, Pos: yamlnode.PositionOf(key), positions: keyPositions{}})
+				r.ReadMapping(item, "an answer of an action", f.fakeResultFields())
 			}
-			if len(t.Fakes) > maxInTest {
-				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d answers of actions", maxInTest)
+			if len(t.FakeResults) > maxEntriesPerTest {
+				r.Errorf(yamlnode.PositionOf(key), "too-large", "split the test", "more than %d answers of actions", maxEntriesPerTest)
 				return
 			}
 		}
 	}}
 }
 
-// never reads what must not happen.
-func (t *Test) never() yamlnode.Field {
+// forbiddenActionsField reads what must not happen.
+func (t *TestCase) forbiddenActionsField() yamlnode.Field {
 	var names []string
 	f := yamlnode.StringListField("never", "actions or steps that must not take place; a proposal is none", &names)
 	read := f.Read
@@ -74,38 +74,38 @@ func (t *Test) never() yamlnode.Field {
 			if v.Kind == yaml.SequenceNode {
 				at = yamlnode.PositionOf(v.Content[i])
 			}
-			t.Never = append(t.Never, Ref{name, at})
+			t.ForbiddenActions = append(t.ForbiddenActions, FileRef{name, at})
 		}
 	}
 	return f
 }
 
-// whole reports what a test lacks, and what does not go together.
-func (t *Test) whole(r *yamlnode.Reader) {
-	t.Recording.Pos = t.at["recording"]
-	if len([]rune(t.Name)) > maxName {
-		r.Errorf(t.at["name"], "too-large", "", "a name has at most %d characters", maxName)
+// checkConsistency reports what a test lacks, and what does not go together.
+func (t *TestCase) checkConsistency(r *yamlnode.Reader) {
+	t.RecordingFile.Pos = t.positions["recording"]
+	if len([]rune(t.Name)) > maxNameRunes {
+		r.Errorf(t.positions["name"], "too-large", "", "a name has at most %d characters", maxNameRunes)
 	}
-	switch _, inline := t.at["detections"]; {
-	case t.Recording.Path != "" && inline:
-		r.Errorf(t.at["detections"], "conflict", "remove one of them", "a test has a `recording` or `detections`, not both")
-	case t.Recording.Path == "" && len(t.Detections) == 0:
+	switch _, inline := t.positions["detections"]; {
+	case t.RecordingFile.Name != "" && inline:
+		r.Errorf(t.positions["detections"], "conflict", "remove one of them", "a test has a `recording` or `detections`, not both")
+	case t.RecordingFile.Name == "" && len(t.Detections) == 0:
 		r.Errorf(t.Pos, "required", "name a `recording`, or write `detections: [{objective: crypto-mining}]`", "nothing is detected in this test")
 	}
-	if c := t.Incident; c != nil && c.Workload != "" {
+	if c := t.IncidentContext; c != nil && c.Workload != "" {
 		if _, _, _, ok := SplitWorkload(c.Workload); !ok {
-			r.Errorf(c.at["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
+			r.Errorf(c.positions["workload"], "value", "for example shop/Deployment/web", "`%s` is no workload: namespace/Kind/name", yamlnode.Truncate(c.Workload, 60))
 		}
 	}
 	expects := slices.ContainsFunc([]string{"expect", "asks", "never", "effects", "leases", "outcome", "matched", "time_to_contain"}, func(key string) bool {
-		_, given := t.at[key]
+		_, given := t.positions[key]
 		return given
 	})
 	if !expects {
 		r.Errorf(t.Pos, "required", "write `expect:` and let `stanch test --update` fill it in", "the test expects nothing")
 	}
-	for _, s := range t.Expect {
-		if s.Step == "" && s.Action == "" {
+	for _, s := range t.ExpectedSteps {
+		if s.StepName == "" && s.Action == "" {
 			r.Errorf(s.Pos, "required", "name its `step` or its `action`", "an expected step has no name")
 		}
 	}

@@ -17,19 +17,19 @@ import (
 const (
 	MaxBytes      = 32 << 20
 	MaxDetections = 20_000
-	MaxAnswers    = 50_000
-	MaxOthers     = 20_000
-	maxDepth      = 40
+	MaxActionResults    = 50_000
+	MaxOtherEntries     = 20_000
+	maxJSONDepth      = 40
 )
 
-var zeros = strings.Repeat("0", sha256.Size*2)
+var zeroHash = strings.Repeat("0", sha256.Size*2)
 
 // Encode writes a recording with the SHA-256 of its content.
 func Encode(r Recording) ([]byte, error) {
-	if err := r.check(); err != nil {
+	if err := r.validate(); err != nil {
 		return nil, err
 	}
-	r.SHA256 = zeros
+	r.SHA256 = zeroHash
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
@@ -42,7 +42,7 @@ func Encode(r Recording) ([]byte, error) {
 		return nil, fmt.Errorf("the recording has %d bytes, at most %d are kept", len(raw), MaxBytes)
 	}
 	sum := sha256.Sum256(raw)
-	return bytes.Replace(raw, []byte(zeros), []byte(hex.EncodeToString(sum[:])), 1), nil
+	return bytes.Replace(raw, []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
 }
 
 // Decode reads a recording strictly.
@@ -51,7 +51,7 @@ func Decode(raw []byte) (Recording, error) {
 	if len(raw) > MaxBytes {
 		return r, fmt.Errorf("the recording has %d bytes, at most %d are read", len(raw), MaxBytes)
 	}
-	if err := shallow(raw); err != nil {
+	if err := checkNestingDepth(raw); err != nil {
 		return r, err
 	}
 	// The version first: what another one holds is not for this program to complain about.
@@ -59,32 +59,32 @@ func Decode(raw []byte) (Recording, error) {
 		Version *int `json:"version"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
-		return r, unreadable(err)
+		return r, decodeError(err)
 	}
 	switch {
 	case head.Version == nil:
 		return r, errors.New("this is no recording: it has no version; `stanch record` makes one")
-	case *head.Version != Version:
-		return r, fmt.Errorf("the recording has version %d, this program reads version %d", *head.Version, Version)
+	case *head.Version != FormatVersion:
+		return r, fmt.Errorf("the recording has version %d, this program reads version %d", *head.Version, FormatVersion)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&r); err != nil {
-		return Recording{}, unreadable(err)
+		return Recording{}, decodeError(err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Recording{}, errors.New("something stands after the recording's end")
 	}
-	if err := intact(raw, r.SHA256); err != nil {
+	if err := verifyHash(raw, r.SHA256); err != nil {
 		return Recording{}, err
 	}
-	if err := r.check(); err != nil {
+	if err := r.validate(); err != nil {
 		return Recording{}, err
 	}
 	return r, nil
 }
 
-func unreadable(err error) error {
+func decodeError(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	switch {
@@ -98,8 +98,8 @@ func unreadable(err error) error {
 	return fmt.Errorf("the recording cannot be read: %s", strings.TrimPrefix(err.Error(), "json: "))
 }
 
-// shallow refuses what is nested too deeply before anything decodes it.
-func shallow(raw []byte) error {
+// checkNestingDepth refuses what is nested too deeply before anything decodes it.
+func checkNestingDepth(raw []byte) error {
 	depth, text, escaped := 0, false, false
 	for _, c := range raw {
 		switch {
@@ -111,8 +111,8 @@ func shallow(raw []byte) error {
 			text = !text
 		case text:
 		case c == '{' || c == '[':
-			if depth++; depth > maxDepth {
-				return fmt.Errorf("the recording is nested more than %d deep", maxDepth)
+			if depth++; depth > maxJSONDepth {
+				return fmt.Errorf("the recording is nested more than %d deep", maxJSONDepth)
 			}
 		case c == '}' || c == ']':
 			depth--
@@ -121,22 +121,22 @@ func shallow(raw []byte) error {
 	return nil
 }
 
-// intact compares the file's bytes with the hash that it carries.
-func intact(raw []byte, sum string) error {
-	if len(sum) != len(zeros) || strings.Trim(sum, "0123456789abcdef") != "" {
+// verifyHash compares the file's bytes with the hash that it carries.
+func verifyHash(raw []byte, sum string) error {
+	if len(sum) != len(zeroHash) || strings.Trim(sum, "0123456789abcdef") != "" {
 		return errors.New("the recording carries no SHA-256 of its content")
 	}
-	got := sha256.Sum256(bytes.Replace(raw, []byte(sum), []byte(zeros), 1))
+	got := sha256.Sum256(bytes.Replace(raw, []byte(sum), []byte(zeroHash), 1))
 	if hex.EncodeToString(got[:]) != sum {
 		return fmt.Errorf("the recording was changed since it was made: its content has SHA-256 %x, it says %s", got, sum)
 	}
 	return nil
 }
 
-// check tells what a recording lacks or has too much of.
-func (r Recording) check() error {
+// validate tells what a recording lacks or has too much of.
+func (r Recording) validate() error {
 	switch {
-	case r.Incident.ID == "" || r.Incident.Key == "" || r.Incident.Cluster == "":
+	case r.Incident.ID == "" || r.Incident.GroupingKey == "" || r.Incident.Cluster == "":
 		return errors.New("the recording does not say of which incident it is")
 	case r.Incident.Opened.IsZero():
 		return errors.New("the recording does not say when its incident was opened")
@@ -144,29 +144,29 @@ func (r Recording) check() error {
 		return fmt.Errorf("the recording's phase %d is none: 1, 2 or 3", r.Incident.Phase)
 	case len(r.Detections) == 0:
 		return errors.New("the recording has no detection")
-	case len(r.Detections) > MaxDetections, len(r.Answers) > MaxAnswers, len(r.Steps)+len(r.Votes)+len(r.Marks)+len(r.Questions)+len(r.Leases)+len(r.Releases)+len(r.Evidence) > MaxOthers:
+	case len(r.Detections) > MaxDetections, len(r.ActionResults) > MaxActionResults, len(r.Steps)+len(r.Votes)+len(r.TriageDecisions)+len(r.ApprovalRequests)+len(r.Leases)+len(r.LeaseChanges)+len(r.Evidence) > MaxOtherEntries:
 		return errors.New("the recording holds more than is read")
 	}
 	const longest = int64(400 * 24 * 3600 * 1000) // a year and a bit, in milliseconds
 	for i, d := range r.Detections {
-		if d.AfterMS < 0 || d.AfterMS > longest || d.Detection.ID == "" || i > 0 && d.AfterMS < r.Detections[i-1].AfterMS {
+		if d.OffsetMS < 0 || d.OffsetMS > longest || d.Detection.ID == "" || i > 0 && d.OffsetMS < r.Detections[i-1].OffsetMS {
 			return fmt.Errorf("detections[%d] has no id, or a time that is out of order", i)
 		}
 	}
-	for i, a := range r.Answers {
+	for i, a := range r.ActionResults {
 		switch a.Operation {
-		case Observe, Plan, Apply, Verify, Undo:
+		case OperationObserve, OperationPlan, OperationApply, OperationVerify, OperationUndo:
 		default:
 			return fmt.Errorf("answers[%d]: the operation %q is none", i, a.Operation)
 		}
-		if a.Action == "" || a.Attempt < 1 || a.AfterMS > longest {
+		if a.Action == "" || a.AttemptNumber < 1 || a.OffsetMS > longest {
 			return fmt.Errorf("answers[%d] has no action, no attempt, or a time that is out of range", i)
 		}
-		if a.Outcome != "" && a.Outcome.Worse("") == "" {
+		if a.Outcome != "" && a.Outcome.WorseOf("") == "" {
 			return fmt.Errorf("answers[%d]: the outcome %q is none", i, a.Outcome)
 		}
 	}
-	if v := r.Incident.QuietMS; v < 0 || v > longest {
+	if v := r.Incident.IdleTimeoutMS; v < 0 || v > longest {
 		return errors.New("the recording's quiet window is out of range")
 	}
 	return nil

@@ -48,31 +48,31 @@ const (
 	FacetTrust      Facet = "trust" // who may become a role; its own, so that sessions can be revoked besides
 )
 
-// End says what ends a lease at its time although nothing asks for it.
-type End string
+// EndMechanism says what ends a lease at its time although nothing asks for it.
+type EndMechanism string
 
 // The ends.
 const (
-	EndKernel   End = "kernel"   // the node's kernel, by an end in the lock itself
-	EndProvider End = "provider" // the cloud provider, by a date in the policy
-	EndStanch   End = "stanch"   // the first Stanch process that runs after the end stamped on the object
+	EndByKernel   EndMechanism = "kernel"   // the node's kernel, by an end in the lock itself
+	EndByProvider EndMechanism = "provider" // the cloud provider, by a date in the policy
+	EndByStanch   EndMechanism = "stanch"   // the first Stanch process that runs after the end stamped on the object
 )
 
 // String is the end as plans, approvals and audits say it.
-func (e End) String() string {
+func (e EndMechanism) String() string {
 	switch e {
-	case EndKernel:
+	case EndByKernel:
 		return "the kernel ends it, also when Stanch is dead"
-	case EndProvider:
+	case EndByProvider:
 		return "the provider ends it by the date in the policy, also when Stanch is dead"
-	case EndStanch:
+	case EndByStanch:
 		return "the first Stanch process that runs after its end undoes it"
 	}
 	return ""
 }
 
-// Spec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
-type Spec struct {
+// ActionSpec is what an action declares. Catalogue, schema, documentation and the least permissions come from it.
+type ActionSpec struct {
 	Name  string // "pod.isolate"; unique
 	Verb  Verb
 	Doc   string // one line
@@ -82,55 +82,55 @@ type Spec struct {
 	Targets []TargetKind
 	// Reversible actions are leases and need `for`; others are acts and forbid it.
 	Reversible bool
-	// Ends says what ends a lease of a reversible action by itself.
-	Ends End
-	// MinFor is the shortest lease that makes sense: what it revokes lives at least so long.
-	MinFor time.Duration
-	// MaxFor is how long a lease makes sense at most; longer is warned of. 0 is any.
-	MaxFor time.Duration
+	// EndMechanism says what ends a lease of a reversible action by itself.
+	EndMechanism EndMechanism
+	// MinDuration is the shortest lease that makes sense: what it revokes lives at least so long.
+	MinDuration time.Duration
+	// MaxDuration is how long a lease makes sense at most; longer is warned of. 0 is any.
+	MaxDuration time.Duration
 	// Params and Outputs are zero values of structs with json and jsonschema tags. Params implements Checker
 	// where tags do not say enough.
 	Params  any
 	Outputs any
-	// Timeout bounds one attempt; 0 means 30 s for containments and 10 s for evidence.
-	Timeout time.Duration
+	// AttemptTimeout bounds one attempt; 0 means 30 s for containments and 10 s for evidence.
+	AttemptTimeout time.Duration
 	// Kubernetes rights, for planning (reads) and for applying.
-	PlanRights  []Right
-	ApplyRights []Right
-	// PlanCloud and ApplyCloud are the IAM permissions for the same; apply includes verification and undo.
-	PlanCloud  []CloudRight
-	ApplyCloud []CloudRight
-	D3FEND     string // technique id, "D3-NTF"
-	// Combine joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
-	Combine func(a, b json.RawMessage) (json.RawMessage, error)
+	PlanPermissions  []KubernetesPermission
+	ApplyPermissions []KubernetesPermission
+	// PlanIAMPermissions and ApplyCloud are the IAM permissions for the same; apply includes verification and undo.
+	PlanIAMPermissions  []IAMPermission
+	ApplyIAMPermissions []IAMPermission
+	D3FENDTechnique     string // technique id, "D3-NTF"
+	// CombineParams joins the parameters of two holders of one lease into the strictest of both. Nil: only equal ones join.
+	CombineParams func(a, b json.RawMessage) (json.RawMessage, error)
 }
 
-// Right is one Kubernetes permission, as in an RBAC rule.
-type Right struct {
+// KubernetesPermission is one Kubernetes permission, as in an RBAC rule.
+type KubernetesPermission struct {
 	Groups    []string `json:"groups"` // "" is the core group
 	Resources []string `json:"resources"`
 	Verbs     []string `json:"verbs"`
 }
 
-// CloudRight is one IAM permission, as in a statement of a policy.
-type CloudRight struct {
+// IAMPermission is one IAM permission, as in a statement of a policy.
+type IAMPermission struct {
 	Actions   []string `json:"actions"`
 	Resources []string `json:"resources"`
 }
 
-// Checker is implemented by Params that have rules of their own.
-type Checker interface {
+// ParamsChecker is implemented by Params that have rules of their own.
+type ParamsChecker interface {
 	// Check returns a problem in words for a person, and the JSON name of the parameter, or "".
 	Check() (param, problem string)
 }
 
-// Catalogue is the actions by name.
-type Catalogue map[string]Spec
+// Catalog is the actions by name.
+type Catalog map[string]ActionSpec
 
-// detected tells whether the action works on what detections are about: pods and containers.
-func (s Spec) detected() bool {
+// worksOnDetectedTargets tells whether the action works on what detections are about: pods and containers.
+func (s ActionSpec) worksOnDetectedTargets() bool {
 	for _, kind := range s.Targets {
-		if kind.Detected() {
+		if kind.IsDetectable() {
 			return true
 		}
 	}
@@ -138,12 +138,12 @@ func (s Spec) detected() bool {
 }
 
 // ParamType is the struct type of the parameters, or nil.
-func (s Spec) ParamType() reflect.Type { return structType(s.Params) }
+func (s ActionSpec) ParamType() reflect.Type { return structTypeOf(s.Params) }
 
 // OutputType is the struct type of the outputs, or nil.
-func (s Spec) OutputType() reflect.Type { return structType(s.Outputs) }
+func (s ActionSpec) OutputType() reflect.Type { return structTypeOf(s.Outputs) }
 
-func structType(v any) reflect.Type {
+func structTypeOf(v any) reflect.Type {
 	t := reflect.TypeOf(v)
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -154,11 +154,11 @@ func structType(v any) reflect.Type {
 	return t
 }
 
-// Combiner gives the function that joins two holders' parameters into the strictest of both. An action without one
+// ParamsCombiner gives the function that joins two holders' parameters into the strictest of both. An action without one
 // takes only equal parameters.
-func (s Spec) Combiner() func(a, b json.RawMessage) (json.RawMessage, error) {
-	if s.Combine != nil {
-		return s.Combine
+func (s ActionSpec) ParamsCombiner() func(a, b json.RawMessage) (json.RawMessage, error) {
+	if s.CombineParams != nil {
+		return s.CombineParams
 	}
 	return func(a, b json.RawMessage) (json.RawMessage, error) {
 		if string(a) != string(b) {

@@ -1,4 +1,4 @@
-package scenario
+package testspec
 
 import (
 	"strings"
@@ -14,22 +14,22 @@ import (
 
 // Bounds of a file.
 const (
-	maxTests  = 500
-	maxInTest = 200
-	maxName   = 200
+	maxTestsPerFile  = 500
+	maxEntriesPerTest = 200
+	maxNameRunes   = 200
 )
 
-// Parse reads a file of tests. Where there are errors, what it gives is not to be run.
-func Parse(file string, source []byte) (*File, diagnostic.Diagnostics) {
+// ParseTestFile reads a file of tests. Where there are errors, what it gives is not to be run.
+func ParseTestFile(file string, source []byte) (*TestFile, diagnostic.Diagnostics) {
 	r := &yamlnode.Reader{File: file, ExampleStart: "begin with `tests:`"}
-	f := &File{File: file, Source: source}
+	f := &TestFile{File: file, Source: source}
 	if root := r.ParseDocument(source, yamlnode.Limits{MaxBytes: 1 << 20, MaxNodes: 100_000}); root != nil {
-		r.ReadMapping(root, "a file of tests", f.fields())
+		r.ReadMapping(root, "a file of tests", f.fileFields())
 		seen := map[string]Pos{}
 		for _, t := range f.Tests {
-			t.whole(r)
+			t.checkConsistency(r)
 			if first, twice := seen[t.Name]; twice && t.Name != "" {
-				r.Errorf(t.at["name"], "duplicate-name", "choose another name", "two tests are called `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
+				r.Errorf(t.positions["name"], "duplicate-name", "choose another name", "two tests are called `%s`; the first is at line %d", yamlnode.Truncate(t.Name, 60), first.Line)
 			}
 			seen[t.Name] = t.Pos
 		}
@@ -39,13 +39,13 @@ func Parse(file string, source []byte) (*File, diagnostic.Diagnostics) {
 
 // Schema is the JSON Schema of a file of tests, made from the fields that Parse reads.
 func Schema() any {
-	out := yamlnode.Schema((&File{}).fields())
+	out := yamlnode.Schema((&TestFile{}).fileFields())
 	out["$schema"], out["$id"], out["title"] = "https://json-schema.org/draft/2020-12/schema", "https://stanch.dev/schema/test.json", "Tests of Stanch's playbooks"
 	return out
 }
 
-// noted are fields that note where their values stand.
-func noted(at places, fields ...yamlnode.Field) []yamlnode.Field {
+// withPositions are fields that note where their values stand.
+func withPositions(at keyPositions, fields ...yamlnode.Field) []yamlnode.Field {
 	for i := range fields {
 		read := fields[i].Read
 		fields[i].Read = func(r *yamlnode.Reader, key, v *yaml.Node) {
@@ -56,15 +56,15 @@ func noted(at places, fields ...yamlnode.Field) []yamlnode.Field {
 	return fields
 }
 
-// add appends a new element to a list unless it is for the schema.
-func add[T any](to *[]*T, n *yaml.Node, one *T) *T {
+// appendParsed appends a new element to a list unless it is for the schema.
+func appendParsed[T any](to *[]*T, n *yaml.Node, one *T) *T {
 	if n != nil {
 		*to = append(*to, one)
 	}
 	return one
 }
 
-func (f *File) fields() []yamlnode.Field {
+func (f *TestFile) fileFields() []yamlnode.Field {
 	var books []string
 	file := yamlnode.StringListField("playbook", "the playbook that is tested, a path beside this file, or several; default: every playbook of the folder", &books)
 	read := file.Read
@@ -75,58 +75,58 @@ func (f *File) fields() []yamlnode.Field {
 			if v.Kind == yaml.SequenceNode {
 				at = yamlnode.PositionOf(v.Content[i])
 			}
-			f.Playbooks = append(f.Playbooks, Ref{b, at})
+			f.Playbooks = append(f.Playbooks, FileRef{b, at})
 		}
 	}
 	return []yamlnode.Field{
 		file,
-		yamlnode.ListField("tests", "the tests: each is one incident and what must become of it", "test", maxTests, nil, func(n *yaml.Node) []yamlnode.Field {
-			t := add(&f.Tests, n, &Test{Pos: yamlnode.PositionOf(n), at: places{}})
-			return t.fields()
+		yamlnode.ListField("tests", "the tests: each is one incident and what must become of it", "test", maxTestsPerFile, nil, func(n *yaml.Node) []yamlnode.Field {
+			t := appendParsed(&f.Tests, n, &TestCase{Pos: yamlnode.PositionOf(n), positions: keyPositions{}})
+			return t.testFields()
 		}).AsRequired(),
 	}
 }
 
-func (t *Test) fields() []yamlnode.Field {
-	context, approvers, final := &Context{at: places{}}, &Approvers{}, &Final{at: places{}}
-	asks, effects, leases := []*Ask{}, []*Effect{}, []*Lease{}
-	return noted(t.at,
+func (t *TestCase) testFields() []yamlnode.Field {
+	context, approvers, final := &WorkloadContext{positions: keyPositions{}}, &Approvers{}, &ExpectedIncident{positions: keyPositions{}}
+	asks, effects, leases := []*ExpectedApprovalRequest{}, []*ExpectedContainment{}, []*ExpectedLease{}
+	return withPositions(t.positions,
 		yamlnode.StringField("name", "what the test shows, in a few words", &t.Name).AsRequired(),
-		yamlnode.StringField("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.Recording.Path),
-		yamlnode.ListField("detections", "what is detected; few fields suffice", "detection", maxInTest, nil, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Detections, n, &Detection{at: places{"": yamlnode.PositionOf(n)}}).fields()
+		yamlnode.StringField("recording", "a recording of `stanch record`, a path beside this file or below; its actions answer as they did", &t.RecordingFile.Name),
+		yamlnode.ListField("detections", "what is detected; few fields suffice", "detection", maxEntriesPerTest, nil, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&t.Detections, n, &Detection{positions: keyPositions{"": yamlnode.PositionOf(n)}}).detectionFields()
 		}),
-		yamlnode.MappingField("incident", "what is known around the workload: it is what `enrich: workload` finds", "`incident`", context.fields(), func(*yaml.Node) { t.Incident = context }),
+		yamlnode.MappingField("incident", "what is known around the workload: it is what `enrich: workload` finds", "`incident`", context.contextFields(), func(*yaml.Node) { t.IncidentContext = context }),
 		yamlnode.IntField("phase", "the phase: 1 observes, 2 contains, 3 disrupts behind approval; default 3, or that of the recording", &t.Phase, 1, 3),
-		yamlnode.FractionField("confidence", "what counts as high confidence in the scope; default 0.8", &t.Confidence),
-		yamlnode.MappingField("approvers", "the scope's approvers, who are asked where the confidence is below; default: nobody", "`approvers`", approvers.fields(), func(*yaml.Node) { t.Approvers = approvers }),
-		t.actions(),
-		yamlnode.ListField("answers", "what people answer; default: nobody answers, or as in the recording", "answer", maxInTest, func(_, _ *yaml.Node) { t.Answers = []*Answer{} }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Answers, n, &Answer{at: places{"": yamlnode.PositionOf(n)}}).fields()
+		yamlnode.FractionField("confidence", "what counts as high confidence in the scope; default 0.8", &t.ConfidenceThreshold),
+		yamlnode.MappingField("approvers", "the scope's approvers, who are asked where the confidence is below; default: nobody", "`approvers`", approvers.approversFields(), func(*yaml.Node) { t.Approvers = approvers }),
+		t.fakeResultsField(),
+		yamlnode.ListField("answers", "what people answer; default: nobody answers, or as in the recording", "answer", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ApprovalAnswers = []*ApprovalAnswer{} }, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&t.ApprovalAnswers, n, &ApprovalAnswer{positions: keyPositions{"": yamlnode.PositionOf(n)}}).answerFields()
 		}),
-		yamlnode.ListField("expect", "steps that must come to what is said, in this order; others may stand between them", "step", maxInTest, func(key, list *yaml.Node) { t.expect = &span{key, list} }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&t.Expect, n, &Step{Pos: yamlnode.PositionOf(n), at: places{}, node: n}).fields()
+		yamlnode.ListField("expect", "steps that must come to what is said, in this order; others may stand between them", "step", maxEntriesPerTest, func(key, list *yaml.Node) { t.expectSpan = &yamlSpan{key, list} }, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&t.ExpectedSteps, n, &ExpectedStep{Pos: yamlnode.PositionOf(n), positions: keyPositions{}, node: n}).stepFields()
 		}),
-		yamlnode.ListField("asks", "every question that is asked, in order; [] is none", "question", maxInTest, func(_, _ *yaml.Node) { t.Asks = &asks }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&asks, n, &Ask{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
+		yamlnode.ListField("asks", "every question that is asked, in order; [] is none", "question", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedApprovalRequests = &asks }, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&asks, n, &ExpectedApprovalRequest{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).approvalRequestFields()
 		}),
-		t.never(),
-		yamlnode.ListField("effects", "every containment that takes hold; [] is none", "effect", maxInTest, func(_, _ *yaml.Node) { t.Effects = &effects }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&effects, n, &Effect{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
+		t.forbiddenActionsField(),
+		yamlnode.ListField("effects", "every containment that takes hold; [] is none", "effect", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedContainments = &effects }, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&effects, n, &ExpectedContainment{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).containmentFields()
 		}),
-		yamlnode.ListField("leases", "every lease when the incident closes; [] is none", "lease", maxInTest, func(_, _ *yaml.Node) { t.Leases = &leases }, func(n *yaml.Node) []yamlnode.Field {
-			return add(&leases, n, &Lease{Pos: yamlnode.PositionOf(n), at: places{}}).fields()
+		yamlnode.ListField("leases", "every lease when the incident closes; [] is none", "lease", maxEntriesPerTest, func(_, _ *yaml.Node) { t.ExpectedLeases = &leases }, func(n *yaml.Node) []yamlnode.Field {
+			return appendParsed(&leases, n, &ExpectedLease{Pos: yamlnode.PositionOf(n), positions: keyPositions{}}).leaseFields()
 		}),
-		yamlnode.MappingField("outcome", "the incident as it ends", "`outcome`", final.fields(), func(*yaml.Node) { t.Outcome = final }),
-		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.Matched),
-		bound("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.Bound),
+		yamlnode.MappingField("outcome", "the incident as it ends", "`outcome`", final.incidentFields(), func(*yaml.Node) { t.ExpectedIncident = final }),
+		yamlnode.BoolField("matched", "whether a playbook handles the incident", &t.ExpectedMatch),
+		durationBoundField("time_to_contain", "from the first detection to the first containment in force: `<= 5s` or `< 5s`", &t.TimeToContain),
 	)
 }
 
-func (d *Detection) fields() []yamlnode.Field {
+func (d *Detection) detectionFields() []yamlnode.Field {
 	kinds := []sensors.Kind{sensors.KindExec, sensors.KindConnect, sensors.KindFileOpen, sensors.KindExit}
-	return noted(d.at,
-		yamlnode.DurationField("at", "when it comes, after the incident begins", &d.At),
+	return withPositions(d.positions,
+		yamlnode.DurationField("at", "when it comes, after the incident begins", &d.Offset),
 		yamlnode.StringField("rule", "the rule; what is not given is that of the shipped rule of this name", &d.Rule),
 		yamlnode.StringField("title", "the rule's title", &d.Title),
 		yamlnode.EnumField("objective", "what the attacker seems to be after", &d.Objective, sensors.Objectives),
@@ -152,8 +152,8 @@ func (d *Detection) fields() []yamlnode.Field {
 	)
 }
 
-func (c *Context) fields() []yamlnode.Field {
-	return noted(c.at,
+func (c *WorkloadContext) contextFields() []yamlnode.Field {
+	return withPositions(c.positions,
 		yamlnode.StringField("workload", "namespace/Kind/name, or Container/name outside of Kubernetes; default shop/Deployment/web", &c.Workload),
 		yamlnode.StringField("uid", "the workload's UID", &c.UID),
 		yamlnode.StringField("image", "its image", &c.Image),
@@ -161,13 +161,13 @@ func (c *Context) fields() []yamlnode.Field {
 		yamlnode.StringField("service_account", "its service account", &c.ServiceAccount),
 		yamlnode.StringField("node", "its node; default node-1", &c.Node),
 		yamlnode.StructField("labels", "its pods' labels", &c.Labels),
-		yamlnode.StructField("blast_radius", "what else may be hit", &c.Blast),
+		yamlnode.StructField("blast_radius", "what else may be hit", &c.BlastRadius),
 		yamlnode.StringListField("changes", "what changed recently", &c.Changes),
 		yamlnode.StringListField("missing", "what of the context could not be found out", &c.Missing),
 	)
 }
 
-func (a *Approvers) fields() []yamlnode.Field {
+func (a *Approvers) approversFields() []yamlnode.Field {
 	return []yamlnode.Field{
 		yamlnode.StringListField("groups", "groups of people", &a.Groups),
 		yamlnode.StringListField("users", "people by name", &a.Users),
@@ -176,64 +176,64 @@ func (a *Approvers) fields() []yamlnode.Field {
 	}
 }
 
-func (a *Answer) fields() []yamlnode.Field {
+func (a *ApprovalAnswer) answerFields() []yamlnode.Field {
 	answer := yamlnode.Field{Name: "answer", Doc: "yes or no", Required: true, Schema: func() yamlnode.Object { return yamlnode.Object{"enum": []any{"yes", "no", true, false}} }, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
 		switch strings.ToLower(v.Value) {
 		case "yes", "true": // an editor may know YAML's older booleans
-			a.Yes = true
+			a.Approves = true
 		case "no", "false":
 		default:
 			r.Errorf(yamlnode.PositionOf(v), "value", "write `answer: yes` or `answer: no`", "`answer` cannot be %s", yamlnode.DescribeKind(v))
 		}
 	}}
-	return noted(a.at,
+	return withPositions(a.positions,
 		yamlnode.StringField("person", "who", &a.Person).AsRequired(),
 		answer,
 		yamlnode.DurationField("after", "how long after the question; default 1m", &a.After),
-		yamlnode.StringField("to", "the question's title, or the step or the action that it is about; default: every question", &a.To),
+		yamlnode.StringField("to", "the question's title, or the step or the action that it is about; default: every question", &a.RequestName),
 		yamlnode.StringField("reason", "why", &a.Reason),
 		yamlnode.StringListField("groups", "the groups that they are in; default: all that are asked, but for who is asked later", &a.Groups),
 	)
 }
 
-func (s *Step) fields() []yamlnode.Field {
-	return noted(s.at,
-		yamlnode.StringField("step", "the step's id or path; inside of loops and calls with their names before it", &s.Step),
+func (s *ExpectedStep) stepFields() []yamlnode.Field {
+	return withPositions(s.positions,
+		yamlnode.StringField("step", "the step's id or path; inside of loops and calls with their names before it", &s.StepName),
 		yamlnode.StringField("playbook", "its playbook's name, where several run", &s.Playbook),
 		yamlnode.StringField("action", "its action", &s.Action),
 		yamlnode.StringField("target", "its target's name, namespace/name or id", &s.Target),
 		yamlnode.EnumField("outcome", "what became of it", &s.Outcome, playbooks.Outcomes),
 		yamlnode.StringField("reason", "a part of the reason", &s.Reason),
-		yamlnode.AnyField("with", "parameters as they were rendered; others may be there too", &s.With),
-		yamlnode.DurationField("within", "at most so long after the incident began", &s.Within),
-		yamlnode.DurationField("at", "so long after the incident began, to the second", &s.After),
+		yamlnode.AnyField("with", "parameters as they were rendered; others may be there too", &s.Params),
+		yamlnode.DurationField("within", "at most so long after the incident began", &s.NotAfter),
+		yamlnode.DurationField("at", "so long after the incident began, to the second", &s.ExpectedAt),
 	)
 }
 
-func (a *Ask) fields() []yamlnode.Field {
-	return noted(a.at,
+func (a *ExpectedApprovalRequest) approvalRequestFields() []yamlnode.Field {
+	return withPositions(a.positions,
 		yamlnode.StringField("title", "a part of the question's title", &a.Title),
 		yamlnode.StringField("text", "a part of its text", &a.Text),
-		yamlnode.StringField("would", "a part of what a yes would change", &a.Would),
-		yamlnode.StringListField("of", "groups or people who are asked", &a.Of),
+		yamlnode.StringField("would", "a part of what a yes would change", &a.ProposedAction),
+		yamlnode.StringListField("of", "groups or people who are asked", &a.Approvers),
 		yamlnode.IntField("quorum", "how many must agree", &a.Quorum, 1, 10),
-		yamlnode.DurationField("within", "at most so long after the incident began", &a.Within),
+		yamlnode.DurationField("within", "at most so long after the incident began", &a.NotAfter),
 	)
 }
 
-func (e *Effect) fields() []yamlnode.Field {
+func (e *ExpectedContainment) containmentFields() []yamlnode.Field {
 	known := []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}
-	return noted(e.at,
+	return withPositions(e.positions,
 		yamlnode.StringField("action", "the action", &e.Action).AsRequired(),
 		yamlnode.StringField("target", "the target's name, namespace/name or id", &e.Target),
 		yamlnode.EnumField("outcome", "whether the effect was observed", &e.Outcome, known),
-		yamlnode.DurationField("for", "how long it is in force, to the second", &e.For),
-		yamlnode.AnyField("with", "parameters; others may be there too", &e.With),
+		yamlnode.DurationField("for", "how long it is in force, to the second", &e.LeaseDuration),
+		yamlnode.AnyField("with", "parameters; others may be there too", &e.Params),
 	)
 }
 
-func (l *Lease) fields() []yamlnode.Field {
-	return noted(l.at,
+func (l *ExpectedLease) leaseFields() []yamlnode.Field {
+	return withPositions(l.positions,
 		yamlnode.StringField("action", "the action", &l.Action).AsRequired(),
 		yamlnode.StringField("target", "the target's name, namespace/name or id", &l.Target),
 		yamlnode.EnumField("state", "where it stands", &l.State, []string{"applying", "held", "undoing", "stuck", "ended"}),
@@ -242,8 +242,8 @@ func (l *Lease) fields() []yamlnode.Field {
 	)
 }
 
-func (f *Final) fields() []yamlnode.Field {
-	return noted(f.at,
+func (f *ExpectedIncident) incidentFields() []yamlnode.Field {
+	return withPositions(f.positions,
 		yamlnode.EnumField("status", "whether it is closed", &f.Status, []string{"open", "closed"}),
 		yamlnode.EnumField("objective", "what the attacker seems to be after", &f.Objective, sensors.Objectives),
 		yamlnode.EnumField("severity", "how bad it is", &f.Severity, sensors.Severities),
@@ -252,15 +252,15 @@ func (f *Final) fields() []yamlnode.Field {
 	)
 }
 
-func bound(name, doc string, to **Bound) yamlnode.Field {
+func durationBoundField(name, doc string, to **DurationBound) yamlnode.Field {
 	schema := func() yamlnode.Object {
 		return yamlnode.Object{"type": "string", "pattern": `^(<=? *)?(0|(` + duration.UnitPattern + `)+)$`}
 	}
 	return yamlnode.Field{Name: name, Doc: doc, Schema: schema, Read: func(r *yamlnode.Reader, _, v *yaml.Node) {
-		b := &Bound{Pos: yamlnode.PositionOf(v)}
+		b := &DurationBound{Pos: yamlnode.PositionOf(v)}
 		text, found := strings.CutPrefix(v.Value, "<=")
 		if !found {
-			text, b.Less = strings.CutPrefix(v.Value, "<")
+			text, b.IsExclusive = strings.CutPrefix(v.Value, "<")
 		}
 		d, err := duration.Parse(strings.TrimSpace(text))
 		if v.Kind != yaml.ScalarNode || err != nil || d < 0 {

@@ -1,4 +1,4 @@
-package scenario_test
+package testspec_test
 
 import (
 	"encoding/json"
@@ -8,10 +8,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/playbooks"
-	"stanch/playbooks/scenario"
+	"stanch/playbooks/testspec"
 )
 
-const before = `# Kept.
+const rewriteInput = `# Kept.
 tests:
   - name: one # kept
     detections: [{ objective: escape }]
@@ -35,7 +35,7 @@ tests:
     matched: true
 `
 
-const after = `# Kept.
+const rewriteOutput = `# Kept.
 tests:
   - name: one # kept
     detections: [{ objective: escape }]
@@ -64,24 +64,24 @@ tests:
 `
 
 func TestARewriteTouchesOnlyWhatIsExpected(t *testing.T) {
-	f := parse(t, before)
-	rewrites := map[*scenario.Test]scenario.Happened{}
+	f := mustParseTests(t, rewriteInput)
+	rewrites := map[*testspec.TestCase]testspec.Result{}
 	for _, one := range f.Tests {
-		rewrites[one] = happened()
+		rewrites[one] = newTestResult()
 	}
-	got, err := scenario.Rewrite(f, rewrites)
+	got, err := testspec.RewriteExpectations(f, rewrites)
 	require.NoError(t, err)
-	require.Equal(t, after, string(got))
-	again := parse(t, string(got))
+	require.Equal(t, rewriteOutput, string(got))
+	again := mustParseTests(t, string(got))
 	for _, one := range again.Tests {
-		require.Empty(t, scenario.Compare(one, happened()), "what was rewritten passes")
+		require.Empty(t, testspec.CompareWithResult(one, newTestResult()), "what was rewritten passes")
 	}
-	got, err = scenario.Rewrite(f, nil)
+	got, err = testspec.RewriteExpectations(f, nil)
 	require.NoError(t, err)
-	require.Equal(t, before, string(got))
+	require.Equal(t, rewriteInput, string(got))
 
-	flow := parse(t, "tests: [{ name: one, detections: [{ objective: escape }], expect: [{ step: x }] }]\n")
-	_, err = scenario.Rewrite(flow, map[*scenario.Test]scenario.Happened{flow.Tests[0]: happened()})
+	flow := mustParseTests(t, "tests: [{ name: one, detections: [{ objective: escape }], expect: [{ step: x }] }]\n")
+	_, err = testspec.RewriteExpectations(flow, map[*testspec.TestCase]testspec.Result{flow.Tests[0]: newTestResult()})
 	require.EqualError(t, err, "book_test.yaml:1:59: `expect` can be rewritten only where it begins a line of its own")
 }
 
@@ -112,9 +112,9 @@ func TestARewriteEndsWhereTheListEnds(t *testing.T) {
 		"expect: # don't": "expect: # don't\n",
 		"expect: null":    "expect:\n",
 	} {
-		f, problems := scenario.Parse("book_test.yaml", []byte(head+"    "+list+"\n"+tail))
+		f, problems := testspec.ParseTestFile("book_test.yaml", []byte(head+"    "+list+"\n"+tail))
 		require.NoError(t, problems.Err(), list)
-		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		got, err := testspec.RewriteExpectations(f, map[*testspec.TestCase]testspec.Result{f.Tests[0]: newTestResult()})
 		require.NoError(t, err, list)
 		require.Equal(t, head+"    "+key+made+tail, string(got), list)
 	}
@@ -128,27 +128,27 @@ func TestARewriteThatWouldChangeMoreIsRefused(t *testing.T) {
 		"expect:\n      - { step: x,\n     reason: a }":               "4:5",
 	} {
 		text := "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    " + list + "\n    matched: true\n"
-		f, problems := scenario.Parse("book_test.yaml", []byte(text))
+		f, problems := testspec.ParseTestFile("book_test.yaml", []byte(text))
 		require.NoError(t, problems.Err(), list)
-		got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: happened()})
+		got, err := testspec.RewriteExpectations(f, map[*testspec.TestCase]testspec.Result{f.Tests[0]: newTestResult()})
 		require.ErrorContains(t, err, "book_test.yaml:"+where+": ", "%s", got)
 	}
 }
 
 // Each key that the author chose stays, with the value that came: an update never makes a test laxer.
 func TestARewriteKeepsTheKeysThatItsAuthorChose(t *testing.T) {
-	f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
-	h := scenario.Happened{
-		Playbooks: []string{"book"}, Names: map[string]playbooks.Target{"pod:u": {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u"}},
-		Steps: []scenario.Ran{
+	f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    expect:\n      - { action: pod.isolate, target: web-1, within: 1s, outcome: changed, with: { tail: 1 } }\n")
+	h := testspec.Result{
+		Playbooks: []string{"book"}, TargetsByID: map[string]playbooks.Target{"pod:u": {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u"}},
+		Steps: []testspec.StepRun{
 			{Step: "steps[0]", Action: "pod.logs", Outcome: playbooks.OutcomeChanged},
-			{Step: "steps[1]", Action: "pod.isolate", Target: "pod:u", Outcome: playbooks.OutcomeChanged, At: 2500 * time.Millisecond, With: json.RawMessage(`{"tail":5,"more":true}`)},
+			{Step: "steps[1]", Action: "pod.isolate", Target: "pod:u", Outcome: playbooks.OutcomeChanged, EndedAt: 2500 * time.Millisecond, Params: json.RawMessage(`{"tail":5,"more":true}`)},
 		},
 	}
-	got, err := scenario.Rewrite(f, map[*scenario.Test]scenario.Happened{f.Tests[0]: h})
+	got, err := testspec.RewriteExpectations(f, map[*testspec.TestCase]testspec.Result{f.Tests[0]: h})
 	require.NoError(t, err)
 	require.Contains(t, string(got), "    expect:\n      - { action: pod.isolate, target: web-1, within: 3s, outcome: changed, with: {\"tail\":5} }\n")
-	require.Empty(t, scenario.Compare(parse(t, string(got)).Tests[0], h))
+	require.Empty(t, testspec.CompareWithResult(mustParseTests(t, string(got)).Tests[0], h))
 }
 
 // A step that did not come, and what is not `expect`, are the author's to change.
@@ -159,10 +159,10 @@ func TestARewriteThatCannotPassIsNotOffered(t *testing.T) {
 		"expect: [{ step: isolate }, { step: \"steps[0]\" }]":                  false,
 		"expect: [{ step: isolate, outcome: changed }]\n    never: [pod.logs]": false,
 	} {
-		f := parse(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+text+"\n")
-		failures := scenario.Compare(f.Tests[0], happened())
+		f := mustParseTests(t, "tests:\n  - name: one\n    detections: [{ objective: escape }]\n    "+text+"\n")
+		failures := testspec.CompareWithResult(f.Tests[0], newTestResult())
 		require.NotEmpty(t, failures, text)
-		ok, why := scenario.CanRewrite(failures)
+		ok, why := testspec.CanFixByRewriting(failures)
 		require.Equal(t, want, ok, "%s: %s", text, why)
 		require.Equal(t, ok, why == "")
 	}

@@ -13,10 +13,10 @@ import (
 
 // EncodeLine writes a recording as one line, for files that hold many. Its SHA-256 is of the line with its end.
 func EncodeLine(r Recording) ([]byte, error) {
-	if err := r.check(); err != nil {
+	if err := r.validate(); err != nil {
 		return nil, err
 	}
-	r.SHA256 = zeros
+	r.SHA256 = zeroHash
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
@@ -27,12 +27,12 @@ func EncodeLine(r Recording) ([]byte, error) {
 		return nil, fmt.Errorf("the recording has %d bytes, at most %d are kept", b.Len(), MaxBytes)
 	}
 	sum := sha256.Sum256(b.Bytes())
-	return bytes.Replace(b.Bytes(), []byte(zeros), []byte(hex.EncodeToString(sum[:])), 1), nil
+	return bytes.Replace(b.Bytes(), []byte(zeroHash), []byte(hex.EncodeToString(sum[:])), 1), nil
 }
 
-// Lines gives the lines of a file of recordings one by one, with their ends; Decode reads each. A line that is too
+// ReadLines gives the lines of a file of recordings one by one, with their ends; Decode reads each. A line that is too
 // long ends it: what follows cannot be found.
-func Lines(r io.Reader, each func(n int, line []byte) error) error {
+func ReadLines(r io.Reader, each func(n int, line []byte) error) error {
 	in := bufio.NewReaderSize(r, 1<<16)
 	for n := 1; ; n++ {
 		var line []byte

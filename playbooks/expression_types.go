@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// scope is the names that an expression may use, each with a zero value of its type.
-type scope map[string]any
+// typeScope is the names that an expression may use, each with a zero value of its type.
+type typeScope map[string]any
 
-// stepType is the struct under which a step appears to later expressions: its outputs by their JSON names, with
+// stepStructType is the struct under which a step appears to later expressions: its outputs by their JSON names, with
 // `outcome`, the number of `targets`, and those of them that `failed` or
 // were refused.
-func stepType(outputs reflect.Type) reflect.Type {
+func stepStructType(outputs reflect.Type) reflect.Type {
 	fields := []reflect.StructField{
 		{Name: "Outcome", Type: reflect.TypeFor[string](), Tag: `expr:"outcome"`},
 		{Name: "Targets", Type: reflect.TypeFor[int](), Tag: `expr:"targets"`},
@@ -20,7 +20,7 @@ func stepType(outputs reflect.Type) reflect.Type {
 	}
 	if outputs != nil {
 		for f := range outputs.Fields() {
-			if name := jsonName(f); name != "" && !slices.Contains(alwaysKnown, name) {
+			if name := jsonFieldName(f); name != "" && !slices.Contains(alwaysReadableFields, name) {
 				fields = append(fields, reflect.StructField{Name: "Out" + f.Name, Type: f.Type, Tag: reflect.StructTag(`expr:"` + name + `"`)})
 			}
 		}
@@ -28,12 +28,12 @@ func stepType(outputs reflect.Type) reflect.Type {
 	return reflect.StructOf(fields)
 }
 
-// alwaysKnown are what expressions may read of every step, whatever became of it.
-var alwaysKnown = []string{"outcome", "targets", "failed"}
+// alwaysReadableFields are what expressions may read of every step, whatever became of it.
+var alwaysReadableFields = []string{"outcome", "targets", "failed"}
 
-// stepValue is a step as expressions see it: a value of stepType. An invalid value leaves the outputs at zero.
-func stepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int, failed []Target) any {
-	out := reflect.New(stepType(outputs)).Elem()
+// newStepValue is a step as expressions see it: a value of stepStructType. An invalid value leaves the outputs at zero.
+func newStepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targets int, failed []Target) any {
+	out := reflect.New(stepStructType(outputs)).Elem()
 	out.Field(0).SetString(string(outcome))
 	out.Field(1).SetInt(int64(targets))
 	out.Field(2).Set(reflect.ValueOf(failed))
@@ -47,9 +47,9 @@ func stepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, targe
 	return out.Interface()
 }
 
-func zeroStep(outputs reflect.Type) any { return reflect.Zero(stepType(outputs)).Interface() }
+func zeroStepValue(outputs reflect.Type) any { return reflect.Zero(stepStructType(outputs)).Interface() }
 
-func jsonName(f reflect.StructField) string {
+func jsonFieldName(f reflect.StructField) string {
 	if !f.IsExported() {
 		return ""
 	}

@@ -1,0 +1,235 @@
+package playbooks
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"stanch/sensors/diagnostic"
+)
+
+// SourceFile is a file of a playbook.
+type SourceFile struct {
+	File   string `json:"file"`
+	Content []byte `json:"source"`
+	// Shipped: the playbook is one of Stanch's own library and not of a user. It takes part in selection only.
+	Shipped bool `json:"-"`
+}
+
+// LoadPlaybooks parses and checks files that may call each other, in the order given. Where two have one name, the later
+// replaces the earlier; a user's playbook may also name a shipped one that it `replaces`. Files with errors give no
+// program, and neither do those that call them.
+func LoadPlaybooks(files []SourceFile, catalogue Catalog) ([]*Program, diagnostic.Diagnostics) {
+	return loadSources(files, catalogue, false)
+}
+
+// fatalProblems are the problems with which a playbook cannot be run at all.
+func fatalProblems(problems diagnostic.Diagnostics) diagnostic.Diagnostics {
+	return slices.DeleteFunc(slices.Clone(problems), func(d diagnostic.Diagnostic) bool {
+		return !slices.Contains([]string{"yaml", "encoding", "empty", "alias", "expression", "unknown-action", "unknown-playbook", "cycle", "callee"}, d.Code)
+	})
+}
+
+func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, diagnostic.Diagnostics) {
+	l := &loader{forActiveRun: run, catalog: catalogue, playbooksByName: map[string]*Playbook{}, programsByName: map[string]*Program{}, loadStates: map[string]int{}, replacedByName: map[string]*Playbook{}, shippedByName: map[string]*Playbook{}}
+	var order []string
+	for _, f := range files {
+		book, problems := ParsePlaybook(f.File, f.Content)
+		book.Shipped = f.Shipped
+		if l.forActiveRun {
+			problems = fatalProblems(problems)
+		}
+		l.problems = append(l.problems, problems...)
+		if book.Name == "" {
+			continue
+		}
+		order = slices.DeleteFunc(order, func(name string) bool { return name == book.Name })
+		order = append(order, book.Name)
+		if book.Shipped && l.shippedByName[book.Name] == nil {
+			l.shippedByName[book.Name] = book
+		}
+		if was := l.playbooksByName[book.Name]; was != nil {
+			l.replacedByName[book.Name] = was
+			book.Shipped = book.Shipped || was.Shipped && bytes.Equal(was.SourceText, book.SourceText) // an unchanged copy
+		}
+		l.playbooksByName[book.Name] = book
+		l.setInvalid(book.Name, problems.HasErrors())
+	}
+	var programs []*Program
+	for _, name := range order {
+		p := l.loadPlaybook(name, nil)
+		if was := l.replacedByName[name]; p == nil && was != nil {
+			// A file that is broken does not take away what it was to replace.
+			l.addError(l.playbooksByName[name], l.playbooksByName[name].NamePos, "replaced", "mend this one", fmt.Sprintf("`%s` of %s stays in force until then", name, was.File))
+			l.playbooksByName[name], l.loadStates[name] = was, loadStateNotStarted
+			l.setInvalid(name, false)
+			p = l.loadPlaybook(name, nil)
+		}
+		if p != nil {
+			programs = append(programs, p)
+		}
+	}
+	if !l.forActiveRun {
+		l.markReplaced(programs)
+	}
+	var problems diagnostic.Diagnostics
+	for _, f := range files {
+		var mine diagnostic.Diagnostics
+		for _, p := range l.problems {
+			if p.File == f.File {
+				mine = append(mine, p)
+			}
+		}
+		if mine.HasErrors() {
+			mine = mine.WithoutWarnings()
+		}
+		problems = append(problems, mine.Sorted()...)
+		l.problems = slices.DeleteFunc(l.problems, func(p diagnostic.Diagnostic) bool { return p.File == f.File })
+	}
+	return programs, problems
+}
+
+type loader struct {
+	forActiveRun       bool // one under way is loaded
+	catalog Catalog
+	playbooksByName     map[string]*Playbook
+	programsByName      map[string]*Program // nil where it has errors
+	loadStates     map[string]int
+	replacedByName    map[string]*Playbook // what a later file of the name replaces
+	shippedByName   map[string]*Playbook // the library's, also those that were replaced
+	invalidNames       []string
+	problems  diagnostic.Diagnostics
+}
+
+// What is known of a playbook while it is loaded.
+const (
+	loadStateNotStarted = iota
+	loadStateInProgress
+	loadStateDone
+)
+
+func (l *loader) setInvalid(name string, is bool) {
+	l.invalidNames = slices.DeleteFunc(l.invalidNames, func(n string) bool { return n == name })
+	if is {
+		l.invalidNames = append(l.invalidNames, name)
+	}
+}
+
+// loadPlaybook checks a playbook after those that it calls.
+func (l *loader) loadPlaybook(name string, path []string) *Program {
+	switch l.loadStates[name] {
+	case loadStateDone:
+		return l.programsByName[name]
+	case loadStateInProgress:
+		return nil // its caller reports the cycle
+	}
+	l.loadStates[name] = loadStateInProgress
+	book := l.playbooksByName[name]
+	path = append(slices.Clone(path), name)
+	var callees []*Program
+	unusable := map[string]string{}
+	walkSteps(slices.Concat(book.Steps, book.Finally), func(s *Step) {
+		if s.Call == nil || s.Call.Playbook == name || l.playbooksByName[s.Call.Playbook] == nil {
+			return
+		}
+		callee := l.loadPlaybook(s.Call.Playbook, path)
+		switch {
+		case callee != nil:
+			callees = append(callees, callee)
+		case l.loadStates[s.Call.Playbook] == loadStateInProgress:
+			from := slices.Index(path, s.Call.Playbook)
+			cycle := strings.Join(append(slices.Clone(path[from:]), s.Call.Playbook), " → ")
+			l.addError(book, s.Call.Pos, "cycle", "use `foreach` to repeat steps", "playbooks call each other in a circle: "+cycle)
+			unusable[s.Call.Playbook] = "cycle"
+		default:
+			l.addError(book, s.Call.Pos, "callee", "mend that one first", fmt.Sprintf("the playbook `%s` has errors", s.Call.Playbook))
+			unusable[s.Call.Playbook] = "errors"
+		}
+	})
+	upTo := len(checkStages)
+	if l.forActiveRun {
+		upTo = stagesForActiveRun
+	}
+	program, problems := runCheckStages(book, l.catalog, upTo, callees)
+	if l.forActiveRun {
+		problems = fatalProblems(problems)
+	}
+	for _, p := range problems {
+		if p.Code == "unknown-playbook" && slices.ContainsFunc(slices.Sorted(maps.Keys(unusable)), func(n string) bool { return strings.HasSuffix(p.Message, "`"+n+"`") }) {
+			continue // it was said why
+		}
+		l.problems = append(l.problems, p)
+	}
+	l.loadStates[name] = loadStateDone
+	if !problems.HasErrors() && len(unusable) == 0 && !slices.Contains(l.invalidNames, name) {
+		l.programsByName[name] = program
+	}
+	return l.programsByName[name]
+}
+
+func (l *loader) addError(book *Playbook, pos Pos, code, hint, message string) {
+	l.problems = append(l.problems, diagnostic.Diagnostic{
+		File: book.File, Line: pos.Line, Column: pos.Column, Severity: "error", Code: code, Message: message, Hint: hint,
+	})
+}
+
+// TransitiveCallees are all playbooks that a program reaches by calls, by name.
+func (p *Program) TransitiveCallees() []*Program {
+	all := map[string]*Program{}
+	var collect func(*Program)
+	collect = func(p *Program) {
+		for _, callee := range p.Callees {
+			if all[callee.Name] == nil {
+				all[callee.Name] = callee
+				collect(callee)
+			}
+		}
+	}
+	collect(p)
+	out := make([]*Program, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		out = append(out, all[name])
+	}
+	return out
+}
+
+// CalleeSources are the files of all playbooks that a program calls.
+func (p *Program) CalleeSources() []SourceFile {
+	var out []SourceFile
+	for _, callee := range p.TransitiveCallees() {
+		out = append(out, SourceFile{File: callee.File, Content: callee.SourceText})
+	}
+	return out
+}
+
+// LoadForRun loads a playbook of a run under way with those that it calls. It was judged when it was selected: only what
+// cannot be run at all is an error.
+func LoadForRun(main SourceFile, called []SourceFile, catalogue Catalog) (*Program, diagnostic.Diagnostics) {
+	programs, problems := loadSources(append(slices.Clone(called), main), catalogue, true)
+	for _, p := range programs {
+		if string(p.SourceText) == string(main.Content) && !problems.HasErrors() {
+			return p, problems
+		}
+	}
+	return nil, problems
+}
+
+// HashWithCallees is the hash of a playbook: SHA-256 of its source, and of the sources of all that it calls where it calls any.
+func HashWithCallees(source []byte, called []SourceFile) string {
+	sum := sha256.Sum256(source)
+	if len(called) == 0 {
+		return hex.EncodeToString(sum[:])
+	}
+	var sums []string
+	for _, c := range called {
+		one := sha256.Sum256(c.Content)
+		sums = append(sums, hex.EncodeToString(one[:]))
+	}
+	slices.Sort(sums)
+	sum = sha256.Sum256([]byte("a playbook of Stanch with those that it calls\n" + hex.EncodeToString(sum[:]) + "\n" + strings.Join(sums, "\n")))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,366 @@
+package testspec
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/sensors/yamlnode"
+)
+
+// timeTolerance is how far a time may be from the one that is expected: people write whole seconds.
+const timeTolerance = time.Second
+
+// comparison is of one test with what happened.
+type comparison struct {
+	*TestCase
+	Result
+	failures []Failure
+}
+
+// CompareWithResult says what did not come as the test expects, in the order of the file.
+func CompareWithResult(t *TestCase, h Result) []Failure {
+	c := &comparison{TestCase: t, Result: h}
+	if h.Error != "" {
+		c.failf(t.Pos, "", "it could not be run to its end: %s", h.Error)
+	}
+	if t.ExpectedMatch != nil && *t.ExpectedMatch != (len(h.Playbooks) > 0) {
+		if *t.ExpectedMatch {
+			c.failf(t.positions["matched"], "", "no playbook handles the incident (%s, confidence %.2f, severity %s)", h.FinalIncident.Objective, h.FinalIncident.Confidence, h.FinalIncident.Severity)
+		} else {
+			c.failf(t.positions["matched"], "", "it is handled by %s, and should be by none", strings.Join(h.Playbooks, ", "))
+		}
+	}
+	if t.hasNoExpectations() {
+		c.failf(t.Pos, "", "it expects nothing, and so would never fail: write what is to happen, or let `stanch test --update` write what does")
+	}
+	c.checkFakeTargets()
+	c.compareSteps()
+	c.compareApprovalRequests()
+	c.checkForbiddenActions()
+	c.compareContainments()
+	c.compareLeases()
+	c.compareIncident()
+	c.checkTimeToContain()
+	slices.SortStableFunc(c.failures, func(a, b Failure) int { return 1000*(a.Line-b.Line) + a.Column - b.Column })
+	return c.failures
+}
+
+// checkFakeTargets are answers for a target: one that there is not, by a slip of the pen, would leave the action to succeed.
+func (c *comparison) checkFakeTargets() {
+	for _, f := range c.FakeResults {
+		if f.Target == "" {
+			continue
+		}
+		var names []string
+		fits := false
+		for _, t := range c.TargetsByID {
+			fits = fits || TargetMatchesName(f.Target, t)
+			names = append(names, t.Name)
+		}
+		if slices.Sort(names); !fits {
+			c.failf(f.positions["target"], "", "the answer of %s is for %s, and nothing was so called; there were %s", f.Action, quoteTruncated(f.Target), yamlnode.Truncate(strings.Join(slices.Compact(names), ", "), 200))
+		}
+	}
+}
+
+func (t *TestCase) hasNoExpectations() bool {
+	return len(t.ExpectedSteps) == 0 && t.ExpectedApprovalRequests == nil && len(t.ForbiddenActions) == 0 && t.ExpectedContainments == nil && t.ExpectedLeases == nil && t.ExpectedIncident == nil && t.ExpectedMatch == nil && t.TimeToContain == nil
+}
+
+func (c *comparison) failf(at Pos, step, format string, args ...any) {
+	c.failures = append(c.failures, Failure{Line: at.Line, Column: at.Column, Step: step, Message: fmt.Sprintf(format, args...)})
+}
+
+// targetName is a target as people call it.
+func (c *comparison) targetName(id string) string {
+	if t, ok := c.TargetsByID[id]; ok {
+		return t.String()
+	}
+	return id
+}
+
+func (c *comparison) matchesTarget(want, id string) bool {
+	t, known := c.TargetsByID[id]
+	return want == "" || want == id || known && TargetMatchesName(want, t)
+}
+
+// TargetMatchesName tells whether a target is the one that is named: by its name, namespace and name, id, or as people say it.
+func TargetMatchesName(name string, t playbooks.Target) bool {
+	return name == t.Name || name == t.Namespace+"/"+t.Name || name == t.UID || name == t.ID() || name == t.String()
+}
+
+// describeMissingJSON tells what of the JSON wanted is not in got, or "".
+func describeMissingJSON(want, got json.RawMessage) string {
+	var w, g any
+	if json.Unmarshal(want, &w) != nil || len(got) > 0 && json.Unmarshal(got, &g) != nil {
+		return "it cannot be read"
+	}
+	return describeJSONDifference("", w, g)
+}
+
+func describeJSONDifference(path string, want, got any) string {
+	if w, ok := want.(map[string]any); ok {
+		g, _ := got.(map[string]any)
+		for _, key := range sortedKeys(w) {
+			inner := strings.TrimPrefix(path+"."+key, ".")
+			v, there := g[key]
+			if !there && w[key] != nil {
+				return fmt.Sprintf("`%s` is not given, and should be %s", inner, truncatedJSON(w[key]))
+			}
+			if text := describeJSONDifference(inner, w[key], v); text != "" {
+				return text
+			}
+		}
+		return ""
+	}
+	p, _ := json.Marshal(want)
+	q, _ := json.Marshal(got)
+	if string(p) != string(q) {
+		return fmt.Sprintf("`%s` is %s, not %s", path, truncatedJSON(got), truncatedJSON(want))
+	}
+	return ""
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func truncatedJSON(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return "?"
+	}
+	return yamlnode.Truncate(string(raw), 80)
+}
+
+// reasonSuffix is a reason behind a colon.
+func reasonSuffix(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + yamlnode.Truncate(reason, 300)
+}
+
+// formatOffset is an offset as people write it.
+func formatOffset(d time.Duration) string { return duration.Format(d.Round(100 * time.Millisecond)) }
+
+func (c *comparison) compareApprovalRequests() {
+	if c.ExpectedApprovalRequests == nil {
+		return
+	}
+	wanted := *c.ExpectedApprovalRequests
+	for i, want := range wanted {
+		if i >= len(c.ApprovalRequests) {
+			c.failf(want.Pos, "", "the question %s was not asked; %s", quoteTruncated(want.Title+want.Text), describeApprovalRequests(c.ApprovalRequests))
+			continue
+		}
+		got := c.ApprovalRequests[i]
+		check := func(key, text, part string) {
+			if !strings.Contains(text, part) {
+				c.failf(want.positions[key], "", "the question's %s is %s, without %s", key, quoteTruncated(text), quoteTruncated(part))
+			}
+		}
+		check("title", got.Title, want.Title)
+		check("text", got.Text, want.Text)
+		check("would", strings.Join(got.ProposedActions, "; "), want.ProposedAction)
+		for _, who := range want.Approvers {
+			if !slices.Contains(strings.FieldsFunc(got.Approvers, func(r rune) bool { return r == ',' || r == ' ' || r == ';' }), who) {
+				c.failf(want.positions["of"], "", "%s are asked, not %s", got.Approvers, who)
+			}
+		}
+		if want.Quorum > 0 && want.Quorum != got.Quorum {
+			c.failf(want.positions["quorum"], "", "the quorum is %d, not %d", got.Quorum, want.Quorum)
+		}
+		if _, given := want.positions["within"]; given && got.AskedAt > want.NotAfter {
+			c.failf(want.positions["within"], "", "it is asked at %s, not within %s", formatOffset(got.AskedAt), duration.Format(want.NotAfter))
+		}
+	}
+	for _, got := range c.ApprovalRequests[min(len(wanted), len(c.ApprovalRequests)):] {
+		c.failf(c.positions["asks"], "", "%s is asked too, at %s", quoteTruncated(got.Title), formatOffset(got.AskedAt))
+	}
+}
+
+func quoteTruncated(s string) string { return fmt.Sprintf("%q", yamlnode.Truncate(s, 100)) }
+
+func describeApprovalRequests(all []ApprovalRequest) string {
+	if len(all) == 0 {
+		return "nobody is asked anything"
+	}
+	titles := make([]string, len(all))
+	for i, a := range all {
+		titles[i] = quoteTruncated(a.Title)
+	}
+	return "asked is " + strings.Join(titles, ", ")
+}
+
+func (c *comparison) checkForbiddenActions() {
+	for _, n := range c.ForbiddenActions {
+		for _, e := range c.actualContainments() {
+			if e.Action == n.Name {
+				c.failf(n.Pos, "", "%s takes hold of %s at %s, and never should", n.Name, c.targetName(e.Target), formatOffset(e.AppliedAt))
+			}
+		}
+		for _, s := range c.Steps {
+			done := s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
+			took := slices.ContainsFunc(c.actualContainments(), func(e ContainmentRecord) bool { return e.Action == n.Name })
+			if done && !took && (s.Action == n.Name || LastStepName(s.Step) == n.Name) {
+				c.failf(n.Pos, s.Step, "%s is %s at %s, and never should be", n.Name, s.Outcome, formatOffset(s.EndedAt))
+			}
+		}
+	}
+}
+
+// actualContainments are the effects that happened; the test's own are those that are expected.
+func (c *comparison) actualContainments() []ContainmentRecord { return c.Result.Containments }
+
+func (c *comparison) compareContainments() {
+	if c.TestCase.ExpectedContainments == nil {
+		return
+	}
+	left := slices.Clone(c.actualContainments())
+	for _, want := range *c.TestCase.ExpectedContainments {
+		differs := func(e ContainmentRecord) (key, what string) {
+			switch {
+			case want.Outcome != "" && want.Outcome != e.Outcome:
+				return "outcome", fmt.Sprintf("the effect is %s, not %s", e.Outcome, want.Outcome)
+			case want.LeaseDuration > 0 && (e.UndoneAt == 0 || absDuration(e.UndoneAt-e.AppliedAt-want.LeaseDuration) > timeTolerance):
+				held := "until it is taken back by hand"
+				if e.UndoneAt > 0 {
+					held = "for " + formatOffset(e.UndoneAt-e.AppliedAt)
+				}
+				return "for", fmt.Sprintf("it holds %s, not for %s", held, duration.Format(want.LeaseDuration))
+			case want.Params.Node != nil:
+				return "with", describeMissingJSON(want.Params.JSON, e.Params)
+			}
+			return "", ""
+		}
+		near, text := -1, ""
+		at := want.Pos
+		for i, e := range left {
+			if e.Action != want.Action || !c.matchesTarget(want.Target, e.Target) {
+				continue
+			}
+			key, what := differs(e)
+			if near < 0 || what == "" {
+				near, text = i, what
+				if at = want.positions[key]; key == "" {
+					at = want.Pos
+				}
+			}
+			if what == "" {
+				break
+			}
+		}
+		switch {
+		case near < 0:
+			c.failf(want.Pos, "", "%s takes no hold%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+		case text != "":
+			c.failf(at, "", "%s on %s: %s", want.Action, c.targetName(left[near].Target), text)
+		}
+		if near >= 0 {
+			left = slices.Delete(left, near, near+1)
+		}
+	}
+	for _, e := range left {
+		c.failf(c.positions["effects"], "", "%s takes hold of %s too, at %s", e.Action, c.targetName(e.Target), formatOffset(e.AppliedAt))
+	}
+}
+
+func absDuration(d time.Duration) time.Duration { return max(d, -d) }
+
+func targetSuffix(target string) string {
+	if target == "" {
+		return ""
+	}
+	return " of " + target
+}
+
+// describeOutcome says what became of an action's steps.
+func (c *comparison) describeOutcome(action string) string {
+	for _, s := range c.Steps {
+		if s.Action == action {
+			return fmt.Sprintf("; step %s is %s%s", s.Step, s.Outcome, reasonSuffix(s.Reason))
+		}
+	}
+	return "; no step came to it"
+}
+
+func (c *comparison) compareLeases() {
+	if c.TestCase.ExpectedLeases == nil {
+		return
+	}
+	left := slices.Clone(c.Result.Leases)
+	for _, want := range *c.TestCase.ExpectedLeases {
+		i := slices.IndexFunc(left, func(l playbooks.LeaseReport) bool {
+			return l.Action == want.Action && c.matchesTarget(want.Target, l.Target)
+		})
+		if i < 0 {
+			c.failf(want.Pos, "", "there is no lease of %s%s%s", want.Action, targetSuffix(want.Target), c.describeOutcome(want.Action))
+			continue
+		}
+		got := left[i]
+		left = slices.Delete(left, i, i+1)
+		if want.State != "" && want.State != got.State {
+			c.failf(want.positions["state"], "", "the lease of %s on %s is %s, not %s%s", got.Action, c.targetName(got.Target), got.State, want.State, reasonSuffix(got.Reason))
+		}
+		if want.Undone != nil && *want.Undone != got.Undone {
+			c.failf(want.positions["undone"], "", "the lease of %s on %s: undone is %v, not %v%s", got.Action, c.targetName(got.Target), got.Undone, *want.Undone, reasonSuffix(got.Reason))
+		}
+		if !strings.Contains(got.Reason, want.Reason) {
+			c.failf(want.positions["reason"], "", "the lease of %s on %s: the reason is %s, without %s", got.Action, c.targetName(got.Target), quoteTruncated(got.Reason), quoteTruncated(want.Reason))
+		}
+	}
+	for _, l := range left {
+		c.failf(c.positions["leases"], "", "there is a lease of %s on %s too, %s", l.Action, c.targetName(l.Target), l.State)
+	}
+}
+
+func (c *comparison) compareIncident() {
+	want, got := c.ExpectedIncident, c.FinalIncident
+	if want == nil {
+		return
+	}
+	word := func(key, want, got string) {
+		if want != "" && want != got {
+			c.failf(c.ExpectedIncident.positions[key], "", "the incident's %s is %s, not %s", key, got, want)
+		}
+	}
+	word("status", want.Status, got.Status)
+	word("objective", string(want.Objective), string(got.Objective))
+	word("severity", string(want.Severity), string(got.Severity))
+	if want.Confidence != nil && math.Abs(*want.Confidence-got.Confidence) > 0.005 {
+		c.failf(want.positions["confidence"], "", "the incident's confidence is %.2f, not %.2f", got.Confidence, *want.Confidence)
+	}
+	if !strings.Contains(got.Summary, want.Summary) {
+		c.failf(want.positions["summary"], "", "the incident's summary is %s, without %s", quoteTruncated(got.Summary), quoteTruncated(want.Summary))
+	}
+}
+
+func (c *comparison) checkTimeToContain() {
+	if c.TimeToContain == nil {
+		return
+	}
+	if len(c.actualContainments()) == 0 {
+		c.failf(c.TimeToContain.Pos, "", "nothing was contained")
+		return
+	}
+	took := c.actualContainments()[0].AppliedAt
+	for _, e := range c.actualContainments() {
+		took = min(took, e.AppliedAt)
+	}
+	// The clock of a simulation begins with the first millisecond.
+	if took = took.Truncate(10 * time.Millisecond); took > c.TimeToContain.Limit || c.TimeToContain.IsExclusive && took >= c.TimeToContain.Limit {
+		c.failf(c.TimeToContain.Pos, "", "the first containment is in force after %s, not %s", formatOffset(took), c.TimeToContain)
+	}
+}

@@ -1,0 +1,116 @@
+package testspec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+)
+
+// compareSteps finds each expected step behind the one before it.
+func (c *comparison) compareSteps() {
+	cursor := 0
+	for _, want := range c.ExpectedSteps {
+		fits, near := -1, -1
+		for i := cursor; i < len(c.Steps); i++ {
+			if !c.matchesStep(want, c.Steps[i]) {
+				continue
+			}
+			if near < 0 {
+				near = i
+			}
+			if key, _ := c.firstDifference(want, c.Steps[i]); key == "" {
+				fits = i
+				break
+			}
+		}
+		before := slices.IndexFunc(c.Steps[:cursor], func(s StepRun) bool { return c.matchesStep(want, s) })
+		switch {
+		case fits >= 0:
+			cursor = fits + 1
+		case near >= 0:
+			key, what := c.firstDifference(want, c.Steps[near])
+			c.failExpectedStepf(want.positions[key], c.Steps[near].Step, "step %s%s: %s", c.Steps[near].Step, c.targetSuffix(c.Steps[near]), what)
+			cursor = near + 1
+		case before >= 0:
+			got := c.Steps[before]
+			c.failExpectedStepf(want.Pos, got.Step, "step %s%s came before %s and not after it (%s at %s)", got.Step, c.targetSuffix(got), c.Steps[cursor-1].Step, got.Outcome, formatOffset(got.EndedAt))
+			c.failures[len(c.failures)-1].StepMissing = true
+		default:
+			c.failExpectedStepf(want.Pos, want.StepName, "step %s did not come%s", describeExpectedStep(want), c.describeActualSteps(want))
+			c.failures[len(c.failures)-1].StepMissing = true
+		}
+	}
+}
+
+func (c *comparison) failExpectedStepf(at Pos, step, format string, args ...any) {
+	c.failf(at, step, format, args...)
+	c.failures[len(c.failures)-1].IsExpectedStep = true
+}
+
+func describeExpectedStep(want *ExpectedStep) string {
+	name := want.StepName
+	if name == "" {
+		name = want.Action
+	}
+	return name + targetSuffix(want.Target)
+}
+
+func (c *comparison) targetSuffix(s StepRun) string {
+	if t, ok := c.TargetsByID[s.Target]; ok && t.Kind != playbooks.TargetIncident {
+		return " on " + t.String()
+	}
+	return ""
+}
+
+// matchesStep tells whether a step is the one that is meant. A name without its loops and calls is any of theirs.
+func (c *comparison) matchesStep(want *ExpectedStep, got StepRun) bool {
+	return (want.StepName == "" || want.StepName == got.Step || want.StepName == LastStepName(got.Step)) && (want.Action == "" || want.Action == got.Action) &&
+		(want.Playbook == "" || want.Playbook == got.Playbook) && (want.Target == "" || got.Target != "" && c.matchesTarget(want.Target, got.Target))
+}
+
+// firstDifference gives the first key in which a step is not as expected, and in what; "" if it is.
+func (c *comparison) firstDifference(want *ExpectedStep, got StepRun) (key, what string) {
+	_, within := want.positions["within"]
+	_, at := want.positions["at"]
+	switch {
+	case want.Outcome != "" && want.Outcome != got.Outcome:
+		return "outcome", fmt.Sprintf("outcome is %s, not %s%s", got.Outcome, want.Outcome, reasonSuffix(got.Reason))
+	case !strings.Contains(got.Reason, want.Reason):
+		return "reason", fmt.Sprintf("the reason is %s, without %s", quoteTruncated(got.Reason), quoteTruncated(want.Reason))
+	case within && got.EndedAt > want.NotAfter+timeTolerance/10:
+		return "within", fmt.Sprintf("it is %s at %s, not within %s", got.Outcome, formatOffset(got.EndedAt), duration.Format(want.NotAfter))
+	case at && absDuration(got.EndedAt-want.ExpectedAt) > timeTolerance:
+		return "at", fmt.Sprintf("it is %s at %s, not at %s", got.Outcome, formatOffset(got.EndedAt), duration.Format(want.ExpectedAt))
+	}
+	if want.Params.Node != nil {
+		if text := describeMissingJSON(want.Params.JSON, got.Params); text != "" {
+			return "with", text
+		}
+	}
+	return "", ""
+}
+
+// describeActualSteps says what came, for who looks for a step that did not.
+func (c *comparison) describeActualSteps(want *ExpectedStep) string {
+	if len(c.Playbooks) == 0 {
+		return fmt.Sprintf("; no playbook handles the incident (%s, confidence %.2f, severity %s)", c.FinalIncident.Objective, c.FinalIncident.Confidence, c.FinalIncident.Severity)
+	}
+	for _, s := range c.Steps { // the same step on another target
+		if want.Target != "" && (want.StepName == "" || want.StepName == s.Step || want.StepName == LastStepName(s.Step)) && (want.Action == "" || want.Action == s.Action) {
+			return fmt.Sprintf("; it came on %s", c.targetName(s.Target))
+		}
+	}
+	var came []string
+	for _, s := range c.Steps {
+		if s.Outcome != playbooks.OutcomeSkipped {
+			came = append(came, fmt.Sprintf("%s %s", s.Step, s.Outcome))
+		}
+	}
+	if len(came) > 12 {
+		came = append(came[:12], fmt.Sprintf("and %d more", len(came)-12))
+	}
+	return "; what came: " + strings.Join(came, ", ")
+}
