@@ -48,21 +48,21 @@ type Request struct {
 	Action   string           `json:"action"`
 	Params   json.RawMessage  `json:"params"`
 	Target   playbooks.Target `json:"target"`
-	Incident Brief            `json:"incident"`
-	Lease    string           `json:"lease,omitempty"`
-	Until    time.Time        `json:"until,omitzero"`
-	// For is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
-	For time.Duration `json:"for,omitempty"`
-	// Shorten is a release grant under which the end may come earlier than was stamped.
-	Shorten *attestation.Envelope `json:"shorten,omitempty"`
-	// Extend is a grant under which a lease that holds may end later than its token says.
-	Extend *attestation.Envelope `json:"extend,omitempty"`
+	IncidentRef IncidentRef            `json:"incident"`
+	LeaseID    string           `json:"lease,omitempty"`
+	ExpiresAt    time.Time        `json:"until,omitzero"`
+	// Duration is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
+	Duration time.Duration `json:"for,omitempty"`
+	// ReleaseGrant is a release grant under which the end may come earlier than was stamped.
+	ReleaseGrant *attestation.Envelope `json:"shorten,omitempty"`
+	// ExtensionGrant is a grant under which a lease that holds may end later than its token says.
+	ExtensionGrant *attestation.Envelope `json:"extend,omitempty"`
 }
 
-// Brief is what an action needs to know of the incident.
-type Brief struct {
+// IncidentRef is what an action needs to know of the incident.
+type IncidentRef struct {
 	ID         string                     `json:"id"`
-	Key        string                     `json:"key"`
+	GroupingKey        string                     `json:"key"`
 	Cluster    string                     `json:"cluster"`
 	Summary    string                     `json:"summary"`
 	Scope      string                     `json:"scope"`
@@ -76,48 +76,48 @@ type Brief struct {
 // Observation is what an Observer found.
 type Observation struct {
 	Outputs any
-	Pieces  []Piece
-	Note    string // what is missing, for the record
+	Artifacts  []Artifact
+	MissingNote    string // what is missing, for the record
 	// Unchanged: it was so already.
 	Unchanged bool
 }
 
-// Piece is one piece of evidence before it is stored.
-type Piece struct {
+// Artifact is one piece of evidence before it is stored.
+type Artifact struct {
 	Name string
 	Data []byte
-	// Source is where it was captured; SHA256 its hash there, "" where the source says none.
-	Source string
+	// CapturedFrom is where it was captured; SHA256 its hash there, "" where the source says none.
+	CapturedFrom string
 	SHA256 string
 }
 
 // Plan says what a containment would change.
 type Plan struct {
 	Action  string          `json:"action"`
-	Target  string          `json:"target"` // its ID
+	TargetID  string          `json:"target"` // its ID
 	Params  json.RawMessage `json:"params"`
-	For     time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
+	Duration     time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
 	Changes []string        `json:"changes"`       // sentences for a person
-	// Prior is the state to restore. It is recorded before anything is applied.
-	Prior    json.RawMessage `json:"prior,omitempty"`
+	// PriorState is the state to restore. It is recorded before anything is applied.
+	PriorState    json.RawMessage `json:"prior,omitempty"`
 	Warnings []string        `json:"warnings,omitempty"`
-	// Ends says what ends the lease by itself; "" for what is no lease.
-	Ends playbooks.EndMechanism `json:"ends,omitempty"`
-	// Ask says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
-	Ask string `json:"ask,omitempty"`
-	// Nothing: it is so already.
-	Nothing bool `json:"nothing,omitempty"`
-	// Held: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
+	// EndMechanism says what ends the lease by itself; "" for what is no lease.
+	EndMechanism playbooks.EndMechanism `json:"ends,omitempty"`
+	// ApprovalReason says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
+	ApprovalReason string `json:"ask,omitempty"`
+	// NothingToDo: it is so already.
+	NothingToDo bool `json:"nothing,omitempty"`
+	// AlreadyHeld: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
 	// force was not its own doing.
-	Held bool `json:"held,omitempty"`
-	// HeldBy is the lease that holds it, and HeldUntil its end, where that is known.
-	HeldBy    string    `json:"held_by,omitempty"`
+	AlreadyHeld bool `json:"held,omitempty"`
+	// HeldByLease is the lease that holds it, and HeldUntil its end, where that is known.
+	HeldByLease    string    `json:"held_by,omitempty"`
 	HeldUntil time.Time `json:"held_until,omitzero"`
 }
 
-// bind says which request the plan is for.
-func (p *Plan) bind(r Request) {
-	p.Action, p.Target, p.Params, p.For = r.Action, r.Target.ID(), r.Params, r.For
+// bindToRequest says which request the plan is for.
+func (p *Plan) bindToRequest(r Request) {
+	p.Action, p.TargetID, p.Params, p.Duration = r.Action, r.Target.ID(), r.Params, r.Duration
 }
 
 // Hash is what an approval is bound to: action, target, parameters, how long, and changes.
@@ -127,7 +127,7 @@ func (p Plan) Hash() string {
 		Params         json.RawMessage
 		For            time.Duration
 		Changes        []string
-	}{p.Action, p.Target, p.Params, p.For, p.Changes})
+	}{p.Action, p.TargetID, p.Params, p.Duration, p.Changes})
 }
 
 // Effect is what Apply did and observed.
@@ -150,8 +150,8 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.Reason }
 
-// Refuse makes a refusal.
-func Refuse(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
+// Refusef makes a refusal.
+func Refusef(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
 
 // AsRefusal gives the refusal in an error's chain. A node's refusal counts as one.
 func AsRefusal(err error) (*Refusal, bool) {
@@ -165,34 +165,34 @@ func AsRefusal(err error) (*Refusal, bool) {
 	return nil, false
 }
 
-// ErrNodeAway says that no stream to the node is open here.
-var ErrNodeAway = errors.New("the node's sensor is not connected")
+// ErrNodeNotConnected says that no stream to the node is open here.
+var ErrNodeNotConnected = errors.New("the node's sensor is not connected")
 
-// ErrGone says that the target no longer exists: nothing is left to contain.
-var ErrGone = errors.New("the target is gone")
+// ErrTargetGone says that the target no longer exists: nothing is left to contain.
+var ErrTargetGone = errors.New("the target is gone")
 
-// UnverifiedError comes with a Verify that says "in force": part of the effect is not observed, and why.
-type UnverifiedError struct{ Reason string }
+// PartlyVerifiedError comes with a Verify that says "in force": part of the effect is not observed, and why.
+type PartlyVerifiedError struct{ Reason string }
 
-func (e *UnverifiedError) Error() string { return "not verified: " + e.Reason }
+func (e *PartlyVerifiedError) Error() string { return "not verified: " + e.Reason }
 
-// Nodes calls a command on a node over its stream.
-type Nodes interface {
-	// Call returns the result decoded into out, and the blobs. It returns ErrNodeAway if the stream is elsewhere or
+// NodeClient calls a command on a node over its stream.
+type NodeClient interface {
+	// Call returns the result decoded into out, and the blobs. It returns ErrNodeNotConnected if the stream is elsewhere or
 	// down, and an error wrapping link.ErrRefused if the node would not.
 	Call(ctx context.Context, node string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error)
 }
 
-// NodeTarget is a target as a node knows it.
-func NodeTarget(t playbooks.Target) gatewayrpc.NodeTarget {
+// ToNodeTarget is a target as a node knows it.
+func ToNodeTarget(t playbooks.Target) gatewayrpc.NodeTarget {
 	if t.Kind == playbooks.TargetPod {
 		return gatewayrpc.NodeTarget{PodUID: t.UID}
 	}
 	return gatewayrpc.NodeTarget{ContainerID: t.UID}
 }
 
-// Params decodes a request's parameters.
-func Params[T any](r Request) (T, error) {
+// DecodeParams decodes a request's parameters.
+func DecodeParams[T any](r Request) (T, error) {
 	var p T
 	if len(r.Params) == 0 {
 		return p, nil
@@ -203,8 +203,8 @@ func Params[T any](r Request) (T, error) {
 	return p, nil
 }
 
-// Saved decodes a prior state.
-func Saved[T any](raw json.RawMessage) (T, error) {
+// DecodePriorState decodes a prior state.
+func DecodePriorState[T any](raw json.RawMessage) (T, error) {
 	var p T
 	if len(raw) == 0 {
 		return p, nil

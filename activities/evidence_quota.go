@@ -16,30 +16,30 @@ import (
 // Quota bounds what evidence takes, in bytes. A zero field does not bound. Whoever attacks may fill a store with junk
 // first and attack then: so the last tenth, of the store and of each incident, is kept for small pieces.
 type Quota struct {
-	Total    int64 // of all pieces in the store
-	Incident int64 // of the pieces of one incident
-	MinFree  int64 // what stays free on the file system, for manifests and Temporal's own file
+	MaxTotalBytes    int64 // of all pieces in the store
+	MaxIncidentBytes int64 // of the pieces of one incident
+	MinFreeBytes  int64 // what stays free on the file system, for manifests and Temporal's own file
 }
 
-// smallPiece is what may still be stored in the reserved tenth: a snapshot of processes, a manifest, a log.
-const smallPiece = 1 << 20
+// smallArtifactBytes is what may still be stored in the reserved tenth: a snapshot of processes, a manifest, a log.
+const smallArtifactBytes = 1 << 20
 
-// usage is what the store is known to hold. It is counted anew now and then: other replicas write too.
-type usage struct {
+// usageCache is what the store is known to hold. It is counted anew now and then: other replicas write too.
+type usageCache struct {
 	mu      sync.Mutex
-	total   int64
-	counted time.Time
+	totalBytes   int64
+	countedAt time.Time
 }
 
-// usageAge is how long a count of the whole store is relied on.
-const usageAge = 10 * time.Minute
+// maxUsageAge is how long a count of the whole store is relied on.
+const maxUsageAge = 10 * time.Minute
 
-// Usage returns the bytes of all pieces in the store.
-func (s *EvidenceStore) Usage() (int64, error) {
-	s.used.mu.Lock()
-	defer s.used.mu.Unlock()
-	if !s.used.counted.IsZero() && time.Since(s.used.counted) < usageAge {
-		return s.used.total, nil
+// UsedBytes returns the bytes of all pieces in the store.
+func (s *EvidenceStore) UsedBytes() (int64, error) {
+	s.cachedUsage.mu.Lock()
+	defer s.cachedUsage.mu.Unlock()
+	if !s.cachedUsage.countedAt.IsZero() && time.Since(s.cachedUsage.countedAt) < maxUsageAge {
+		return s.cachedUsage.totalBytes, nil
 	}
 	total := int64(0)
 	err := filepath.WalkDir(filepath.Join(s.Dir, "blobs"), func(_ string, d fs.DirEntry, err error) error {
@@ -54,69 +54,69 @@ func (s *EvidenceStore) Usage() (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("count the evidence: %w", err)
 	}
-	s.used.total, s.used.counted = total, time.Now()
+	s.cachedUsage.totalBytes, s.cachedUsage.countedAt = total, time.Now()
 	return total, nil
 }
 
-func (s *EvidenceStore) addUsage(n int64) {
-	s.used.mu.Lock()
-	defer s.used.mu.Unlock()
-	s.used.total += n
+func (s *EvidenceStore) addUsedBytes(n int64) {
+	s.cachedUsage.mu.Lock()
+	defer s.cachedUsage.mu.Unlock()
+	s.cachedUsage.totalBytes += n
 }
 
-// admit returns a refusal if a piece of this size would exceed the quota. Pieces that are stored already cost nothing.
-func (s *EvidenceStore) admit(incident string, size int64) error {
-	if s.Quota.Total > 0 {
-		total, err := s.Usage()
+// checkQuota returns a refusal if a piece of this size would exceed the quota. Pieces that are stored already cost nothing.
+func (s *EvidenceStore) checkQuota(incident string, size int64) error {
+	if s.Quota.MaxTotalBytes > 0 {
+		total, err := s.UsedBytes()
 		if err != nil {
 			return err
 		}
-		if reason := over(total, size, s.Quota.Total); reason != "" {
-			return Refuse("evidence store: %s; archive and remove old evidence, or raise `evidence: {max_total}`", reason)
+		if reason := quotaExceededReason(total, size, s.Quota.MaxTotalBytes); reason != "" {
+			return Refusef("evidence store: %s; archive and remove old evidence, or raise `evidence: {max_total}`", reason)
 		}
 	}
-	if s.Quota.Incident > 0 {
-		used, err := s.incidentUsage(incident)
+	if s.Quota.MaxIncidentBytes > 0 {
+		used, err := s.incidentUsedBytes(incident)
 		if err != nil {
 			return err
 		}
-		if reason := over(used, size, s.Quota.Incident); reason != "" {
-			return Refuse("evidence of %s: %s; raise `evidence: {max_per_incident}` if it needs more", incident, reason)
+		if reason := quotaExceededReason(used, size, s.Quota.MaxIncidentBytes); reason != "" {
+			return Refusef("evidence of %s: %s; raise `evidence: {max_per_incident}` if it needs more", incident, reason)
 		}
 	}
-	if s.Quota.MinFree > 0 {
+	if s.Quota.MinFreeBytes > 0 {
 		free, err := freeBytes(s.Dir)
 		if err != nil {
 			return err
 		}
-		if free-size < s.Quota.MinFree {
-			return Refuse("evidence store: the file system of %s has %d bytes free, and %d stay free; make room, or lower `evidence: {min_free}`", s.Dir, free, s.Quota.MinFree)
+		if free-size < s.Quota.MinFreeBytes {
+			return Refusef("evidence store: the file system of %s has %d bytes free, and %d stay free; make room, or lower `evidence: {min_free}`", s.Dir, free, s.Quota.MinFreeBytes)
 		}
 	}
 	return nil
 }
 
-// over says why size more does not fit, or "".
-func over(used, size, most int64) string {
+// quotaExceededReason says why size more does not fit, or "".
+func quotaExceededReason(used, size, most int64) string {
 	limit := most - most/10
-	if size <= smallPiece {
+	if size <= smallArtifactBytes {
 		limit = most
 	}
 	if used+size <= limit {
 		return ""
 	}
-	return fmt.Sprintf("%d of %d bytes are used and %d more do not fit (the last tenth is kept for pieces up to %d bytes)", used, most, size, smallPiece)
+	return fmt.Sprintf("%d of %d bytes are used and %d more do not fit (the last tenth is kept for pieces up to %d bytes)", used, most, size, smallArtifactBytes)
 }
 
-// incidentUsage returns the bytes of an incident's pieces by its manifest. A piece that is entered twice counts once.
-func (s *EvidenceStore) incidentUsage(incident string) (int64, error) {
+// incidentUsedBytes returns the bytes of an incident's pieces by its manifest. A piece that is entered twice counts once.
+func (s *EvidenceStore) incidentUsedBytes(incident string) (int64, error) {
 	lines, _, err := s.Manifest(incident, s.Authority.Keys())
 	if err != nil {
 		return 0, err
 	}
 	pieces := map[string]*playbooks.EvidenceRef{}
 	for _, l := range lines {
-		if e := l.Entry.Evidence; e != nil && l.Proved {
+		if e := l.Entry.Evidence; e != nil && l.SignatureValid {
 			pieces[e.SHA256] = e
 		}
 	}

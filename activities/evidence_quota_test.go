@@ -13,25 +13,25 @@ import (
 )
 
 const (
-	mib        = 1 << 20
-	junk       = "INC-01JUNK00000000"
-	aboutTheft = "INC-01THEFT0000000"
+	mebibyte        = 1 << 20
+	junkIncidentID       = "INC-01JUNK00000000"
+	theftIncidentID = "INC-01THEFT0000000"
 )
 
-// piece returns a piece of this size that is unlike every other.
-func piece(name string, size int) activities.Piece {
-	return activities.Piece{Name: name, Data: append([]byte(name), bytes.Repeat([]byte("x"), size-len(name))...)}
+// newArtifact returns a piece of this size that is unlike every other.
+func newArtifact(name string, size int) activities.Artifact {
+	return activities.Artifact{Name: name, Data: append([]byte(name), bytes.Repeat([]byte("x"), size-len(name))...)}
 }
 
 func TestJunkDoesNotKeepOutTheEvidenceOfTheAttackThatFollows(t *testing.T) {
-	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{Total: 40 * mib, Incident: 20 * mib}}
-	put := func(incident string, p activities.Piece) error {
-		_, err := s.Put(t.Context(), incident, "process.snapshot", "pod:1", p, time.Now())
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MaxTotalBytes: 40 * mebibyte, MaxIncidentBytes: 20 * mebibyte}}
+	put := func(incident string, p activities.Artifact) error {
+		_, err := s.StoreArtifact(t.Context(), incident, "process.snapshot", "pod:1", p, time.Now())
 		return err
 	}
 	stored := 0
 	for i := range 30 {
-		err := put(junk, piece(fmt.Sprintf("junk-%d", i), 2*mib))
+		err := put(junkIncidentID, newArtifact(fmt.Sprintf("junk-%d", i), 2*mebibyte))
 		if err == nil {
 			stored++
 			continue
@@ -41,19 +41,19 @@ func TestJunkDoesNotKeepOutTheEvidenceOfTheAttackThatFollows(t *testing.T) {
 		require.Contains(t, refusal.Reason, "max_per_incident")
 	}
 	require.Equal(t, 9, stored, "the last tenth of an incident is kept for small pieces")
-	require.NoError(t, put(junk, piece("processes", mib/2)), "a snapshot of the same incident still fits")
-	require.NoError(t, put(aboutTheft, piece("processes-2", mib/2)))
-	require.NoError(t, put(aboutTheft, piece("memory", 10*mib)))
+	require.NoError(t, put(junkIncidentID, newArtifact("processes", mebibyte/2)), "a snapshot of the same incident still fits")
+	require.NoError(t, put(theftIncidentID, newArtifact("processes-2", mebibyte/2)))
+	require.NoError(t, put(theftIncidentID, newArtifact("memory", 10*mebibyte)))
 
-	require.NoError(t, put(junk, piece("junk-0", 2*mib)), "what is stored already costs nothing")
-	_, err := s.Put(t.Context(), "INC-01THIRD0000000", "a", "pod:1", piece("big", 10*mib), time.Now())
+	require.NoError(t, put(junkIncidentID, newArtifact("junk-0", 2*mebibyte)), "what is stored already costs nothing")
+	_, err := s.StoreArtifact(t.Context(), "INC-01THIRD0000000", "a", "pod:1", newArtifact("big", 10*mebibyte), time.Now())
 	require.ErrorContains(t, err, "max_total")
-	require.NoError(t, put("INC-01THIRD0000000", piece("processes-3", mib/2)), "and small pieces of anybody fit into the last tenth of the store")
+	require.NoError(t, put("INC-01THIRD0000000", newArtifact("processes-3", mebibyte/2)), "and small pieces of anybody fit into the last tenth of the store")
 }
 
 func TestEvidenceLeavesTheFileSystemItsReserve(t *testing.T) {
-	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MinFree: 1 << 60}}
-	_, err := s.Put(t.Context(), junk, "a", "pod:1", piece("p", 100), time.Now())
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: signer.New(t), Quota: activities.Quota{MinFreeBytes: 1 << 60}}
+	_, err := s.StoreArtifact(t.Context(), junkIncidentID, "a", "pod:1", newArtifact("p", 100), time.Now())
 	refusal, ok := activities.AsRefusal(err)
 	require.True(t, ok, err)
 	require.Contains(t, refusal.Reason, "stay free")

@@ -17,10 +17,10 @@ import (
 
 // Parts are what actions act on. The zero value acts on nothing: its actions still tell their specs.
 type Parts struct {
-	Nodes   activities.Nodes
+	Nodes   activities.NodeClient
 	Kube    kubernetes.Interface // nil without a cluster
 	Account *aws.Account         // nil without an account
-	Desk    activities.Teller    // nil without a chat
+	Desk    activities.Notifier    // nil without a chat
 	Outside Outside              // the zero value tells nobody
 	Log     *slog.Logger         // nil is the default
 }
@@ -28,18 +28,18 @@ type Parts struct {
 // Actions gives every action.
 func Actions(p Parts) []activities.Action {
 	return append(append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...), p.Outside.actions()...),
-		&node.Isolate{Nodes: p.Nodes, Kube: p.Kube},
-		&node.Freeze{Nodes: p.Nodes},
-		&node.Snapshot{Nodes: p.Nodes},
-		&notify.Log{Logger: cmp.Or(p.Log, slog.Default())},
-		&view.Say{Desk: p.Desk},
+		&node.IsolateAction{NodeClient: p.Nodes, KubeClient: p.Kube},
+		&node.FreezeAction{NodeClient: p.Nodes},
+		&node.SnapshotAction{NodeClient: p.Nodes},
+		&notify.LogAction{Logger: cmp.Or(p.Log, slog.Default())},
+		&view.NotifyAction{Notifier: p.Desk},
 	)
 }
 
 // Catalogue is the specs of every action.
 func Catalogue() playbooks.Catalog {
-	return ActionSet().Catalogue()
+	return ActionSet().Catalog()
 }
 
 // ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Set { return activities.NewSet(Actions(Parts{})...) }
+func ActionSet() *activities.Activities { return activities.NewActivities(Actions(Parts{})...) }

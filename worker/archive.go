@@ -110,7 +110,7 @@ func (q *queue) tried(id string) {
 func (a *Auditor) noteArchive(incident string) error {
 	sum, err := a.Archive.Sum(incident)
 	if err == nil {
-		_, err = a.Evidence.Note(incident, activities.EntryArchive, activities.Act{Action: "archive", SHA256: sum})
+		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{Action: "archive", SHA256: sum})
 	}
 	return err //nolint:wrapcheck // the caller says which incident's
 }

@@ -56,7 +56,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 func (w *Worker) auditor() *Auditor {
 	return &Auditor{
 		Collect: &archive.Collector{Temporal: w.Client, Converter: w.converter()}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
-		Converter: w.converter(), Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+		Converter: w.converter(), Keys: w.Authority.Keys(), Catalogue: w.Set.Catalog(), Evidence: w.Set.Evidence,
 	}
 }
 

@@ -32,18 +32,18 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []
 		inHistory[key(e.EvidenceRef)] = true
 	}
 	for _, l := range lines {
-		if !l.Proved {
+		if !l.SignatureValid {
 			continue // a finding says so: what it names is nobody's word
 		}
 		switch {
-		case l.Entry.Kind == activities.EntryEvidence && l.Entry.Evidence != nil:
+		case l.Entry.Kind == activities.EntryKindEvidence && l.Entry.Evidence != nil:
 			ref := *l.Entry.Evidence
 			inManifest[key(ref)] = true
 			if !inHistory[key(ref)] {
 				differ(audit.Ref{}, "line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)
 			}
-		case l.Entry.Kind == activities.EntryArchive && l.Entry.Act != nil:
-			archived = append(archived, l.Entry.Act.SHA256)
+		case l.Entry.Kind == activities.EntryKindArchive && l.Entry.AuditRecord != nil:
+			archived = append(archived, l.Entry.AuditRecord.SHA256)
 		}
 	}
 	if what := a.compareArchive(incident, archived); what != "" {
@@ -57,7 +57,7 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []
 		case e.ManifestEntryHash != "" && !m.has(incident, e.ManifestEntryHash):
 			differ(e.Ref, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.ManifestEntryHash)
 		}
-		if _, err := a.Evidence.Open(e.SHA256); err != nil {
+		if _, err := a.Evidence.ReadArtifact(e.SHA256); err != nil {
 			differ(e.Ref, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
 		}
 	}
@@ -116,10 +116,10 @@ func (m *manifests) has(incident, entry string) bool {
 	return m.lines[incident][entry]
 }
 
-func hashes(lines []activities.Line) map[string]bool {
+func hashes(lines []activities.ManifestLine) map[string]bool {
 	out := map[string]bool{}
 	for _, l := range lines {
-		if l.Proved {
+		if l.SignatureValid {
 			out[l.Hash] = true
 		}
 	}

@@ -34,11 +34,11 @@ func newCustody(t *testing.T) *custody {
 	require.NoError(t, err)
 	store := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	c := &custody{t: t, Auditor: &Auditor{Archive: archive.Store{Dir: t.TempDir()}, Keys: a.Keys(), Evidence: store}}
-	ref, err := store.Put(t.Context(), told, "pod.logs", "pod:1", activities.Piece{Name: "log.txt", Data: []byte("log")}, time.Now())
+	ref, err := store.StoreArtifact(t.Context(), told, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.story.Evidence = []audit.EvidenceFact{{EvidenceRef: ref}}
 	for _, act := range []audit.ActFact{{What: "the answer", Incident: told}, {What: "applying pod.isolate", Incident: told}, {What: "undoing pod.isolate", Incident: told}, {What: "what was joined", Incident: joined}} {
-		act.Entry, err = store.Note(act.Incident, activities.EntryEffect, activities.Act{Action: act.What})
+		act.Entry, err = store.Append(act.Incident, activities.EntryKindEffect, activities.AuditRecord{Action: act.What})
 		require.NoError(t, err)
 		c.story.Acts = append(c.story.Acts, act)
 	}
@@ -84,7 +84,7 @@ func TestAManifestWhoseEndWasCutOffDiffersFromTheHistory(t *testing.T) {
 func TestAManifestThatWasReplacedDiffersFromTheHistory(t *testing.T) {
 	c := newCustody(t)
 	require.NoError(t, os.Remove(c.manifest(told)))
-	_, err := c.Evidence.Put(t.Context(), told, "pod.logs", "pod:1", activities.Piece{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
+	_, err := c.Evidence.StoreArtifact(t.Context(), told, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now().Add(time.Hour))
 	require.NoError(t, err)
 	require.Contains(t, c.differences(), "evidence log.txt was entered into the manifest as line "+c.story.Evidence[0].ManifestEntryHash)
 }

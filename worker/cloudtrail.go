@@ -85,7 +85,7 @@ func (w *Worker) followCloudTrail(ctx context.Context) error {
 func (t *trail) queue(ctx context.Context, url string) {
 	failures := 0
 	for ctx.Err() == nil {
-		messages, err := t.account.Receive(ctx, url)
+		messages, err := t.account.ReceiveMessages(ctx, url)
 		if err == nil {
 			for _, m := range messages {
 				if err = t.message(ctx, url, m); err != nil {
@@ -99,16 +99,16 @@ func (t *trail) queue(ctx context.Context, url string) {
 	}
 }
 
-func (t *trail) message(ctx context.Context, url string, m aws.Message) error {
+func (t *trail) message(ctx context.Context, url string, m aws.QueueMessage) error {
 	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
 	if err != nil {
-		t.w.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.Times, "error", err)
+		t.w.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.ReceiveCount, "error", err)
 	}
 	t.spoke(ctx, err)
 	if err := t.take(ctx, events); err != nil {
 		return err
 	}
-	return t.account.Delete(ctx, url, m)
+	return t.account.DeleteMessage(ctx, url, m)
 }
 
 // lookups asks CloudTrail itself. Each look goes back over the one before, because events come late; what is known is not
@@ -121,7 +121,7 @@ func (t *trail) lookups(ctx context.Context) {
 		if len(known) > recordsKnown {
 			known = map[string]bool{} // their detections have the same ids, and are known to their incidents
 		}
-		complete, err := t.account.Records(ctx, now.Add(-recordsBack), now, func(raw string) error {
+		complete, err := t.account.LookupEvents(ctx, now.Add(-recordsBack), now, func(raw string) error {
 			events, err := integrations.DecodeCloudTrail([]byte(raw))
 			if err != nil || len(events) != 1 || known[events[0].ID] {
 				return nil //nolint:nilerr // CloudTrail's own; what it cannot be read as will not change

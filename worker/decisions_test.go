@@ -147,7 +147,7 @@ func (l *live) asked(name string) string {
 	l.t.Helper()
 	var id string
 	l.await(name, "a question", func(in playbooks.Incident) bool {
-		open, err := l.Reader.Pending(l.t.Context(), in.ID)
+		open, err := l.Reader.PendingApprovals(l.t.Context(), in.ID)
 		id = in.ID
 		return err == nil && len(open) > 0
 	})

@@ -329,7 +329,7 @@ func asks(p *playbooks.Program) []string {
 	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
 		book.WalkSteps(func(s *playbooks.Step) {
 			if s.Approval != nil {
-				out = append(out, activities.AsksHash(playbook.ApproversOf(s.Approval)))
+				out = append(out, activities.ApproversHash(playbook.ApproversOf(s.Approval)))
 			}
 		})
 	}

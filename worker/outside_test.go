@@ -36,9 +36,9 @@ func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
 	require.NoError(t, err)
 	for _, a := range worker.Actions(worker.Parts{Outside: outside}) {
 		switch a := a.(type) {
-		case *notify.Webhook:
-			require.NoError(t, step.Run(t, a, step.Brief(), notify.WebhookParams{Name: "pager"}).Err)
-		case *ticket.Create:
+		case *notify.WebhookAction:
+			require.NoError(t, step.Run(t, a, step.Brief(), notify.WebhookParams{ReceiverName: "pager"}).Err)
+		case *ticket.CreateAction:
 			require.NoError(t, step.Run(t, a, step.Brief(), ticket.CreateParams{}).Err)
 		}
 	}

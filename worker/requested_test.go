@@ -215,7 +215,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 
 	auditor := &worker.Auditor{
 		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
-		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalog(), Evidence: w.Set.Evidence,
 	}
 	story, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
@@ -283,7 +283,7 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 	_, err = ask("alice", q)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
+		asked, err := w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	done, err := w.Decider.Mark(t.Context(), as(w.Config, "bob"), gateway.MarkRequest{Incident: answer.Incident, Kind: incident.MarkFalsePositive})
@@ -310,7 +310,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	planned, err := ask("alice", dry)
 	require.NoError(t, err)
 	require.Equal(t, []string{warning}, planned.Targets[0].Plans[0].Plan.Warnings)
-	require.False(t, planned.Targets[0].Plans[0].Plan.Held)
+	require.False(t, planned.Targets[0].Plans[0].Plan.AlreadyHeld)
 	answer, err := ask("alice", q)
 	require.NoError(t, err)
 	in, _ := ran(t, w, answer)
@@ -320,13 +320,13 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 	require.NoError(t, err)
 	plan := planned.Targets[0].Plans[0].Plan
 	require.Equal(t, []string{warning}, plan.Warnings)
-	require.True(t, plan.Held)
-	require.Equal(t, in.Leases[0].ID, plan.HeldBy)
+	require.True(t, plan.AlreadyHeld)
+	require.Equal(t, in.Leases[0].ID, plan.HeldByLease)
 	require.WithinDuration(t, in.Leases[0].ExpiresAt, plan.HeldUntil, time.Second)
 
 	auditor := &worker.Auditor{
 		Collect: &archive.Collector{Temporal: w.Client, Converter: w.Converter}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
-		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalogue(), Evidence: w.Set.Evidence,
+		Converter: w.Converter, Keys: w.Authority.Keys(), Catalogue: w.Set.Catalog(), Evidence: w.Set.Evidence,
 	}
 	story, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
@@ -342,7 +342,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	require.NoError(t, err)
 	var asked []playbook.Pending
 	require.Eventually(t, func() bool {
-		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}
@@ -368,30 +368,30 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	var asked []playbook.Pending
 	require.Eventually(t, func() bool {
 		var err error
-		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 2
 	}, 30*time.Second, 50*time.Millisecond)
 	require.Equal(t, asked[0].ID, asked[1].ID, "the runs do not know of each other")
-	require.NotEqual(t, asked[0].Name(), asked[1].Name())
+	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
 	vote := func(step string) (*gateway.Answer, error) {
 		return w.Decider.Vote(t.Context(), as(w.Config, "bob"), gateway.VoteRequest{Incident: answer.Incident, Step: step, Approve: true, Wait: true})
 	}
 	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
 		_, err := vote(step)
 		for _, q := range asked {
-			require.ErrorContains(t, err, "stanch approve "+answer.Incident+" '"+q.Name()+"'   pod.isolate of container b0b0b0b0b0b0"+q.Holds(), step)
+			require.ErrorContains(t, err, "stanch approve "+answer.Incident+" '"+q.QualifiedID()+"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
 		}
 	}
-	i := slices.IndexFunc(asked, func(q playbook.Pending) bool { return q.Holds() == " for 2d" })
+	i := slices.IndexFunc(asked, func(q playbook.Pending) bool { return q.DurationText() == " for 2d" })
 	require.GreaterOrEqual(t, i, 0)
-	said, err := vote(asked[i].Name())
+	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
 	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Says)
 	require.Eventually(t, func() bool { return len(node.locked()) == 1 }, 30*time.Second, 50*time.Millisecond)
-	asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+	asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 	require.NoError(t, err)
 	require.Len(t, asked, 1)
-	require.Equal(t, " for 6d", asked[0].Holds(), "the other question is open still")
+	require.Equal(t, " for 6d", asked[0].DurationText(), "the other question is open still")
 }
 
 // Who asks for something may withdraw it, whoever is asked, and does not approve it. Who asked for something else in the
@@ -402,7 +402,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 		var asked []playbook.Pending
 		require.Eventually(t, func() bool {
 			var err error
-			asked, err = w.Reader.Pending(t.Context(), incident)
+			asked, err = w.Reader.PendingApprovals(t.Context(), incident)
 			return err == nil && len(asked) > 0
 		}, 30*time.Second, 50*time.Millisecond)
 		return asked
@@ -414,7 +414,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	q := gateway.ContainRequest{ID: "long", Target: box, Action: "pod.isolate", For: 3 * time.Hour, Reason: "longer"}
 	long, err := w.Decider.Contain(t.Context(), root, q)
 	require.NoError(t, err)
-	vote := gateway.VoteRequest{Incident: long.Incident, Step: questions(long.Incident)[0].Name(), Approve: true, Wait: true}
+	vote := gateway.VoteRequest{Incident: long.Incident, Step: questions(long.Incident)[0].QualifiedID(), Approve: true, Wait: true}
 	_, err = w.Decider.Vote(t.Context(), root, vote)
 	require.ErrorContains(t, err, "root asked for this: somebody else must approve it; `stanch deny` withdraws it")
 	no := vote
@@ -430,7 +430,7 @@ func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	q.ID = "again"
 	long, err = w.Decider.Contain(t.Context(), root, q)
 	require.NoError(t, err)
-	vote.Step = questions(long.Incident)[0].Name()
+	vote.Step = questions(long.Incident)[0].QualifiedID()
 	_, err = w.Decider.Vote(t.Context(), as(w.Config, "mallory"), gateway.VoteRequest{Incident: vote.Incident, Step: vote.Step})
 	require.ErrorContains(t, err, "mallory may not answer this")
 	said, err = w.Decider.Vote(t.Context(), as(w.Config, "bob"), vote)
@@ -462,7 +462,7 @@ steps:
 	planned, err := ask("mallory", gateway.ContainRequest{Target: box, Playbook: "two", Reason: "spread", DryRun: true})
 	require.NoError(t, err)
 	plan := planned.Targets[0].Plans[0]
-	require.Equal(t, activities.VerdictAsk, plan.Decision.Verdict)
+	require.Equal(t, activities.VerdictAskApproval, plan.Decision.Verdict)
 	require.Equal(t, []string{"responders"}, plan.Decision.Approvers.Groups)
 	require.Equal(t, 2, plan.Decision.Approvers.Quorum)
 	require.Empty(t, plan.Plan.Warnings)
@@ -496,7 +496,7 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
-		asked, err := w.Reader.Pending(t.Context(), answer.Incident)
+		asked, err := w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	var taken attestation.Envelope
@@ -571,13 +571,13 @@ steps:
 	require.ErrorContains(t, err, `unknown playbook "none"; `)
 	planned, err := ask("alice", gateway.ContainRequest{Target: before[0].ID, Playbook: "mine", Reason: "spread", DryRun: true})
 	require.NoError(t, err)
-	require.Equal(t, activities.VerdictAsk, planned.Targets[0].Plans[0].Decision.Verdict)
+	require.Equal(t, activities.VerdictAskApproval, planned.Targets[0].Plans[0].Decision.Verdict)
 	answer, err := ask("alice", gateway.ContainRequest{ID: "x", Target: box, Playbook: "mine", Reason: "spread"})
 	require.NoError(t, err)
 	require.Equal(t, before[0].ID, answer.Incident)
 	var asked []playbook.Pending
 	require.Eventually(t, func() bool {
-		asked, err = w.Reader.Pending(t.Context(), answer.Incident)
+		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	vote := gateway.VoteRequest{Incident: answer.Incident, Step: asked[0].ID, Approve: true}

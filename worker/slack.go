@@ -38,9 +38,9 @@ func (w *Worker) openSlack() error {
 		}
 	}
 	w.slack, w.Decider.Members = s, s
-	w.Set.Desk = &view.Desk{
-		API: s.API, Channel: c.Channel, Reader: w.Reader, Sealer: w.Authority, Mentions: gateway.Callers{Roster: w.Decider.Roster}, Head: w.head, Log: w.Log,
-		BreakGlass: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
+	w.Set.Messenger = &view.Messenger{
+		SlackClient: s.API, Channel: c.Channel, Reader: w.Reader, Signer: w.Authority, MentionResolver: gateway.Callers{Roster: w.Decider.Roster}, ManifestHead: w.head, Log: w.Log,
+		BreakGlassEnabled: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil
 }
@@ -84,11 +84,11 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 // desk is the worker's desk, which is known later than the actions that write to it.
 type desk struct{ w *Worker }
 
-func (d desk) Say(ctx context.Context, incident activities.Brief, key, text string) error {
-	if d.w.Set.Desk == nil {
-		return activities.Refuse("no Slack is configured: add `slack:` to stanch.yaml")
+func (d desk) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
+	if d.w.Set.Messenger == nil {
+		return activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
 	}
-	return d.w.Set.Desk.Say(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
+	return d.w.Set.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
 }
 
 // head is the head of an incident's manifest.
@@ -97,7 +97,7 @@ func (w *Worker) head(incident string) string {
 	if err != nil {
 		return ""
 	}
-	return activities.Head(lines)
+	return activities.LastLineHash(lines)
 }
 
 // runSlack takes clicks by Socket Mode, where that is configured.

@@ -52,16 +52,16 @@ func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
 	if w.Kube == nil {
 		return nil
 	}
-	isolated, err := kube.SweepIsolate(ctx, w.Kube, before)
+	isolated, err := kube.FindOrphanedIsolations(ctx, w.Kube, before)
 	if err != nil {
 		return fmt.Errorf("look for isolations: %w", err)
 	}
-	scaled, err := kube.SweepScale(ctx, w.Kube, before)
+	scaled, err := kube.FindOrphanedScalings(ctx, w.Kube, before)
 	if err != nil {
 		return fmt.Errorf("look for scalings: %w", err)
 	}
 	var problems []error
-	cordoned, err := kube.SweepCordon(ctx, w.Kube, before)
+	cordoned, err := kube.FindOrphanedCordons(ctx, w.Kube, before)
 	if err != nil { // an installation from before cordons may not list nodes: the others are swept all the same
 		problems = append(problems, fmt.Errorf("look for cordons: %w", err))
 	}
@@ -73,12 +73,12 @@ func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
 		var drift *kube.Drift
 		var err error
 		switch {
-		case o.Isolate != nil:
-			drift, err = kube.UndoIsolate(ctx, w.Kube, *o.Isolate, false)
-		case o.Scale != nil && o.Prior != nil:
-			drift, err = kube.UndoScale(ctx, w.Kube, *o.Scale, *o.Prior, false)
-		case o.Cordon != nil && o.CordonPrior != nil:
-			drift, err = kube.UndoCordon(ctx, w.Kube, *o.Cordon, *o.CordonPrior)
+		case o.IsolateRequest != nil:
+			drift, err = kube.UndoIsolate(ctx, w.Kube, *o.IsolateRequest, false)
+		case o.ScaleRequest != nil && o.ScalePrior != nil:
+			drift, err = kube.UndoScale(ctx, w.Kube, *o.ScaleRequest, *o.ScalePrior, false)
+		case o.CordonRequest != nil && o.CordonPrior != nil:
+			drift, err = kube.UndoCordon(ctx, w.Kube, *o.CordonRequest, *o.CordonPrior)
 		default:
 			err = fmt.Errorf("%s: what was before cannot be read; undo it by hand", o.Object)
 		}
@@ -86,9 +86,9 @@ func (w *Worker) SweepOnce(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		default:
-			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
 	}
 	return errors.Join(problems...)
@@ -99,12 +99,12 @@ func (w *Worker) leaseRuns(ctx context.Context, o kube.Orphan) (bool, error) {
 	var target playbooks.Target
 	facet := playbooks.FacetNetwork
 	switch {
-	case o.Isolate != nil:
-		target = playbooks.Target{Kind: playbooks.TargetPod, UID: o.Isolate.Pod.UID}
-	case o.Scale != nil:
-		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.Scale.Target.UID}, playbooks.FacetReplicas
-	case o.Cordon != nil:
-		target, facet = playbooks.Target{Kind: playbooks.TargetPod, UID: o.Cordon.Pod.UID}, playbooks.FacetScheduling
+	case o.IsolateRequest != nil:
+		target = playbooks.Target{Kind: playbooks.TargetPod, UID: o.IsolateRequest.Pod.UID}
+	case o.ScaleRequest != nil:
+		target, facet = playbooks.Target{Kind: playbooks.TargetWorkload, UID: o.ScaleRequest.Target.UID}, playbooks.FacetReplicas
+	case o.CordonRequest != nil:
+		target, facet = playbooks.Target{Kind: playbooks.TargetPod, UID: o.CordonRequest.Pod.UID}, playbooks.FacetScheduling
 	}
 	return w.holds(ctx, target, facet, o.Object)
 }
@@ -114,13 +114,13 @@ const cloudRounds = 15
 
 // sweepCloud takes back what is contained in the account past its stamped end and has no lease that runs.
 func (w *Worker) sweepCloud(ctx context.Context, before time.Time) error {
-	orphans, err := w.account.Sweep(ctx, before)
+	orphans, err := w.account.FindOrphans(ctx, before)
 	if err != nil {
 		return fmt.Errorf("look for what is contained in AWS: %w", err)
 	}
 	var problems []error
 	for _, o := range orphans {
-		if running, err := w.holds(ctx, o.Target, o.Facet, o.Object); err != nil || running {
+		if running, err := w.holds(ctx, o.Target, o.Facet, o.ObjectName); err != nil || running {
 			problems = append(problems, err)
 			continue
 		}
@@ -128,9 +128,9 @@ func (w *Worker) sweepCloud(ctx context.Context, before time.Time) error {
 		case err != nil:
 			problems = append(problems, err)
 		case drift != nil:
-			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.Object, "lease", o.Lease, "difference", drift.Detail)
+			w.Log.Error("an orphaned containment was changed by somebody else; undo it by hand", "object", o.ObjectName, "lease", o.LeaseID, "difference", drift.Detail)
 		default:
-			w.Log.Warn("an orphaned containment was undone", "object", o.Object, "lease", o.Lease, "expired", o.Expired)
+			w.Log.Warn("an orphaned containment was undone", "object", o.ObjectName, "lease", o.LeaseID, "expired", o.ExpiredAt)
 		}
 	}
 	return errors.Join(problems...)

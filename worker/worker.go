@@ -98,7 +98,7 @@ type Worker struct {
 	Monitor  *health.Monitor
 	Reader   *gateway.Reader
 	Decider  *gateway.Decider
-	Set      *activities.Set
+	Set      *activities.Activities
 	Foreign  *gateway.Foreign // nil without other sensors
 	Exports  *export.Exports
 	NodeAddr string // where nodes dial, as it was bound
@@ -120,7 +120,7 @@ func OpenAccount(ctx context.Context, c *config.Config) (*aws.Account, error) {
 		return nil, nil //nolint:nilnil // no account is an answer
 	}
 	a := c.AWS
-	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, Protected: c.Protected.Roles})
+	return aws.Open(ctx, aws.Options{Region: a.Region, Endpoint: a.Endpoint, Profile: a.Profile, RoleARN: a.RoleARN, Cluster: a.Cluster, ProtectedRoles: c.Protected.Roles})
 }
 
 // Start starts all parts. Close stops them.
@@ -144,15 +144,15 @@ func (w *Worker) start(ctx context.Context) error {
 	w.account = account
 	w.drills = &gateway.Drills{Kube: o.Kube}
 	if account != nil {
-		w.drills.RoleID = account.RoleID
+		w.drills.RoleID = account.LookupRoleID
 	}
 	outside, err := OpenOutside(o.Config)
 	if err != nil {
 		return err
 	}
 	outside.Records, outside.Head, outside.At = records{w}, w.head, o.At
-	w.Set = activities.NewSet(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Outside: outside, Log: o.Log})...)
-	w.Set.Authority, w.Set.Log, w.Set.At, w.Set.Endings = o.Authority, o.Log, o.At, w.Reader
+	w.Set = activities.NewActivities(Actions(Parts{Nodes: w.Hub, Kube: o.Kube, Account: account, Desk: desk{w}, Outside: outside, Log: o.Log})...)
+	w.Set.Authority, w.Set.Log, w.Set.Failpoint, w.Set.ClosureReader = o.Authority, o.Log, o.At, w.Reader
 	w.Set.Evidence = &activities.EvidenceStore{Dir: cmp.Or(o.Evidence, filepath.Join(o.Dir, "evidence")), Authority: o.Authority, Quota: quotaOf(o.Config.Evidence)}
 	killSwitch := o.Switch
 	if killSwitch == nil {
@@ -167,15 +167,15 @@ func (w *Worker) start(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Grants: grants, Self: o.Self, Targets: &kube.Resolver{Client: o.Kube}}
-	w.Set.Guards, w.Set.Scopes = chain, chain
+	chain := &guards.Chain{Config: o.Config, Keys: o.Authority.Keys(), Switch: killSwitch, Budget: purse.window, Grants: grants, Self: o.Self, Targets: &kube.TargetResolver{Client: o.Kube}}
+	w.Set.Guards, w.Set.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
 	w.Decider = &gateway.Decider{
 		Reader: w.Reader, Authority: o.Authority, Roster: config.NewRoster(o.Config, o.ConfigFile), Scopes: chain, Switch: killSwitch, Evidence: w.Set.Evidence, Log: o.Log,
 		About: gateway.About{Version: o.Version, Started: time.Now(), Playbooks: w.playbookNames, Invalid: w.invalidPlaybooks},
 	}
 
-	catalogue := w.Set.Catalogue()
+	catalogue := w.Set.Catalog()
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
@@ -231,7 +231,7 @@ func (w *Worker) start(ctx context.Context) error {
 }
 
 func quotaOf(e config.Evidence) activities.Quota {
-	return activities.Quota{Total: int64(e.MaxTotal), Incident: int64(e.MaxPerIncident), MinFree: int64(e.MinFree)}
+	return activities.Quota{MaxTotalBytes: int64(e.MaxTotal), MaxIncidentBytes: int64(e.MaxPerIncident), MinFreeBytes: int64(e.MinFree)}
 }
 
 // playbookNames are the names of the playbooks in use.

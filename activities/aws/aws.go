@@ -37,8 +37,8 @@ type Options struct {
 	Profile  string // of the shared configuration files; "" means the default chain
 	RoleARN  string // to assume; "" works as who the credentials are
 	Cluster  string // the EKS cluster's name; "" means that Pod Identity cannot be looked up
-	// Protected are ARNs or patterns of names that are never contained.
-	Protected []string
+	// ProtectedRoles are ARNs or patterns of names that are never contained.
+	ProtectedRoles []string
 }
 
 // The SDK tries again by itself, within what an activity may take.
@@ -52,20 +52,20 @@ type Account struct {
 	Options
 	iam   *iam.Client
 	sts   []*sts.Client // who Stanch is: what its credentials are, and what it assumes
-	trail *cloudtrail.Client
+	cloudTrail *cloudtrail.Client
 	eks   *eks.Client
 	sqs   *sqs.Client
-	creds awssdk.CredentialsProvider
+	credentials awssdk.CredentialsProvider
 
 	mu   sync.Mutex
-	self *self
-	rate pacer
+	cachedIdentity *callerIdentity
+	lookupLimiter callLimiter
 }
 
-// self is who Stanch is.
-type self struct {
-	account string
-	ids     []string // RoleId or UserId
+// callerIdentity is who Stanch is.
+type callerIdentity struct {
+	accountID string
+	principalIDs     []string // RoleId or UserId
 }
 
 // Open reads the configuration of the SDK. It asks AWS nothing.
@@ -93,75 +93,75 @@ func Open(ctx context.Context, o Options) (*Account, error) {
 		a.sts = append(a.sts, sts.NewFromConfig(cfg))
 	}
 	a.sqs = sqs.NewFromConfig(cfg)
-	a.iam, a.trail, a.eks, a.creds = iam.NewFromConfig(cfg), cloudtrail.NewFromConfig(cfg), eks.NewFromConfig(cfg), cfg.Credentials
+	a.iam, a.cloudTrail, a.eks, a.credentials = iam.NewFromConfig(cfg), cloudtrail.NewFromConfig(cfg), eks.NewFromConfig(cfg), cfg.Credentials
 	return a, nil
 }
 
 // Actions are this package's actions. Without an account, or without a cluster where a pod is asked for, they refuse.
 func Actions(account *Account, client kubernetes.Interface) []activities.Action {
 	return []activities.Action{
-		&identity{account, client}, &trailEvidence{account},
-		&revokeSessions{account}, &denyPod{account, client}, &untrust{account}, &disableKey{account}, &denyUser{account},
+		&identityAction{account, client}, &cloudTrailEvidence{account},
+		&revokeSessionsAction{account}, &denyPodAction{account, client}, &denyAssumeAction{account}, &disableKeyAction{account}, &denyUserAction{account},
 	}
 }
 
-// ready refuses where there is no account.
-func (a *Account) ready() error {
+// checkConfigured refuses where there is no account.
+func (a *Account) checkConfigured() error {
 	if a == nil {
-		return activities.Refuse("no AWS account is configured: add `aws:` to stanch.yaml")
+		return activities.Refusef("no AWS account is configured: add `aws:` to stanch.yaml")
 	}
 	return nil
 }
 
-// whoami asks who Stanch is, once.
-func (a *Account) whoami(ctx context.Context) (*self, error) {
+// resolveCallerIdentity asks who Stanch is, once.
+func (a *Account) resolveCallerIdentity(ctx context.Context) (*callerIdentity, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.self != nil {
-		return a.self, nil
+	if a.cachedIdentity != nil {
+		return a.cachedIdentity, nil
 	}
-	me := &self{}
+	me := &callerIdentity{}
 	for _, client := range a.sts {
 		out, err := client.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 		if err != nil {
-			return nil, fail(err, "sts:GetCallerIdentity", "ask who Stanch is")
+			return nil, wrapError(err, "sts:GetCallerIdentity", "ask who Stanch is")
 		}
 		id, _, _ := strings.Cut(awssdk.ToString(out.UserId), ":")
-		me.ids = append(me.ids, id)
-		me.account = awssdk.ToString(out.Account)
+		me.principalIDs = append(me.principalIDs, id)
+		me.accountID = awssdk.ToString(out.Account)
 	}
-	a.self = me
+	a.cachedIdentity = me
 	return me, nil
 }
 
-// Check says which account it is, for the doctor.
-func (a *Account) Check(ctx context.Context) (string, error) {
-	me, err := a.whoami(ctx)
+// CheckIdentity says which account it is, for the doctor.
+func (a *Account) CheckIdentity(ctx context.Context) (string, error) {
+	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("account %s in %s", me.account, a.Region), nil
+	return fmt.Sprintf("account %s in %s", me.accountID, a.Region), nil
 }
 
-// protect refuses what must never be contained.
-func (a *Account) protect(ctx context.Context, p principal) error {
-	me, err := a.whoami(ctx)
+// refuseProtected refuses what must never be contained.
+func (a *Account) refuseProtected(ctx context.Context, p principal) error {
+	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
 		return err
 	}
-	if slices.Contains(me.ids, p.ID) {
-		return activities.Refuse("%s is what Stanch itself acts as", p)
+	if slices.Contains(me.principalIDs, p.ID) {
+		return activities.Refusef("%s is what Stanch itself acts as", p)
 	}
-	for _, pattern := range a.Protected {
-		if Matches(pattern, p.Name, p.ARN) {
-			return activities.Refuse("%s is protected (%s)", p, pattern)
+	for _, pattern := range a.ProtectedRoles {
+		if MatchesRolePattern(pattern, p.Name, p.ARN) {
+			return activities.Refusef("%s is protected (%s)", p, pattern)
 		}
 	}
 	return nil
 }
 
-// Matches tells whether a pattern of `protected.roles` names a role: an ARN or a name, with * and ?.
-func Matches(pattern, name, arn string) bool {
+// MatchesRolePattern tells whether a pattern of `protected.roles` names a role: an ARN or a name, with * and ?.
+func MatchesRolePattern(pattern, name, arn string) bool {
 	if strings.HasPrefix(pattern, "arn:") {
 		ok, err := path.Match(pattern, arn)
 		return err == nil && ok
@@ -170,45 +170,45 @@ func Matches(pattern, name, arn string) bool {
 	return err == nil && ok
 }
 
-// accountOf is the account in an ARN.
-func accountOf(arn string) string {
+// accountFromARN is the account in an ARN.
+func accountFromARN(arn string) string {
 	if parts := strings.SplitN(arn, ":", 6); len(parts) == 6 {
 		return parts[4]
 	}
 	return ""
 }
 
-// nameOf is the last part of an ARN's resource: a role's name without its path.
-func nameOf(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
+// nameFromARN is the last part of an ARN's resource: a role's name without its path.
+func nameFromARN(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
 
-// pacer lets one call begin each so long: CloudTrail allows two a second.
-type pacer struct {
+// callLimiter lets one call begin each so long: CloudTrail allows two a second.
+type callLimiter struct {
 	mu   sync.Mutex
-	next time.Time
+	nextCallAt time.Time
 }
 
-func (p *pacer) wait(ctx context.Context, every time.Duration) error {
+func (p *callLimiter) wait(ctx context.Context, every time.Duration) error {
 	p.mu.Lock()
 	now := time.Now()
-	at := p.next
+	at := p.nextCallAt
 	if at.Before(now) {
 		at = now
 	}
-	p.next = at.Add(every)
+	p.nextCallAt = at.Add(every)
 	p.mu.Unlock()
-	return pause(ctx, at.Sub(now))
+	return sleep(ctx, at.Sub(now))
 }
 
-// answered puts the next call off: the SDK may have tried several times.
-func (p *pacer) answered(every time.Duration) {
+// delayNext puts the next call off: the SDK may have tried several times.
+func (p *callLimiter) delayNext(every time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if at := time.Now().Add(every); at.After(p.next) {
-		p.next = at
+	if at := time.Now().Add(every); at.After(p.nextCallAt) {
+		p.nextCallAt = at
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) error {
+func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -219,8 +219,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// clip bounds what a service or an attacker wrote.
-func clip(s string, n int) string {
+// truncate bounds what a service or an attacker wrote.
+func truncate(s string, n int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return ' '
@@ -233,4 +233,4 @@ func clip(s string, n int) string {
 	return s
 }
 
-func orNone(s string) string { return cmp.Or(s, "none") }
+func valueOrNone(s string) string { return cmp.Or(s, "none") }

@@ -16,40 +16,40 @@ import (
 	"stanch/playbooks"
 )
 
-// trailEvidence is `evidence: aws.cloudtrail`.
-type trailEvidence struct{ account *Account }
+// cloudTrailEvidence is `evidence: aws.cloudtrail`.
+type cloudTrailEvidence struct{ account *Account }
 
-var _ activities.Observer = (*trailEvidence)(nil)
+var _ activities.Observer = (*cloudTrailEvidence)(nil)
 
-// trailParams are the parameters of aws.cloudtrail.
-type trailParams struct {
+// cloudTrailParams are the parameters of aws.cloudtrail.
+type cloudTrailParams struct {
 	Hours int `json:"hours,omitempty" jsonschema:"minimum=1,maximum=168" doc:"how far back from the incident's begin; 2 if not given"`
 }
 
 // The bounds: CloudTrail answers two lookups a second and account, and the step must end.
 const (
-	lookupEvery = 500 * time.Millisecond
+	lookupInterval = 500 * time.Millisecond
 	maxLookups  = 16
 	maxEvents   = 500
 	maxSessions = 6
-	maxTrail    = 8 << 20
+	maxEvidenceBytes    = 8 << 20
 )
 
-// lateness is what every answer of CloudTrail is to be read with.
-const lateness = "CloudTrail tells of management events some minutes late and not of data events: what is not here may still have happened"
+// deliveryDelayCaveat is what every answer of CloudTrail is to be read with.
+const deliveryDelayCaveat = "CloudTrail tells of management events some minutes late and not of data events: what is not here may still have happened"
 
-func (*trailEvidence) Spec() playbooks.ActionSpec {
+func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	rights := []playbooks.IAMPermission{{Actions: []string{"cloudtrail:LookupEvents"}, Resources: []string{"*"}}}
 	return playbooks.ActionSpec{
 		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, AttemptTimeout: 25 * time.Second,
-		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: trailParams{},
+		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: cloudTrailParams{},
 		Doc:       "Keep what CloudTrail has of the role, its sessions, the user or the key; \"none found\" is not \"none happened\".",
 		PlanIAMPermissions: rights, ApplyIAMPermissions: rights,
 	}
 }
 
-// trailHead is the first line of the evidence: what was asked and how complete the answer is.
-type trailHead struct {
+// evidenceHeader is the first line of the evidence: what was asked and how complete the answer is.
+type evidenceHeader struct {
 	Target   string    `json:"target"`
 	From     time.Time `json:"from"`
 	To       time.Time `json:"to"`
@@ -59,34 +59,34 @@ type trailHead struct {
 	Caveat   string    `json:"caveat"`
 }
 
-// search is one lookup under way.
-type search struct {
+// trailSearch is one lookup under way.
+type trailSearch struct {
 	account *Account
-	head    trailHead
-	calls   int
-	seen    map[string]bool
-	body    bytes.Buffer
-	keys    []string // of sessions that the role gave out, the newest first
+	header    evidenceHeader
+	lookupCount   int
+	seenEventIDs    map[string]bool
+	output    bytes.Buffer
+	sessionKeyIDs    []string // of sessions that the role gave out, the newest first
 }
 
 // Observe looks up events: of a role, those that name it, and then what its newest sessions did.
-func (a *trailEvidence) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
-	if err := a.account.ready(); err != nil {
+func (a *cloudTrailEvidence) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return activities.Observation{}, err
 	}
-	params, err := activities.Params[trailParams](r)
+	params, err := activities.DecodeParams[cloudTrailParams](r)
 	if err != nil {
 		return activities.Observation{}, err
 	}
 	if params.Hours == 0 {
 		params.Hours = 2
 	}
-	now, begin := time.Now(), r.Incident.Opened
+	now, begin := time.Now(), r.IncidentRef.Opened
 	if begin.IsZero() || begin.After(now) {
 		begin = now
 	}
-	s := &search{account: a.account, seen: map[string]bool{}, head: trailHead{
-		Target: r.Target.ID(), From: begin.Add(-time.Duration(params.Hours) * time.Hour).UTC(), To: now.UTC(), Complete: true, Caveat: lateness,
+	s := &trailSearch{account: a.account, seenEventIDs: map[string]bool{}, header: evidenceHeader{
+		Target: r.Target.ID(), From: begin.Add(-time.Duration(params.Hours) * time.Hour).UTC(), To: now.UTC(), Complete: true, Caveat: deliveryDelayCaveat,
 	}}
 	switch r.Target.Kind {
 	case playbooks.TargetRole:
@@ -94,62 +94,62 @@ func (a *trailEvidence) Observe(ctx context.Context, r activities.Request) (acti
 		if err == nil {
 			err = s.lookup(ctx, types.LookupAttributeKeyResourceName, r.Target.Name)
 		}
-		for i := 0; i < min(len(s.keys), maxSessions) && err == nil; i++ {
-			err = s.lookup(ctx, types.LookupAttributeKeyAccessKeyId, s.keys[i])
+		for i := 0; i < min(len(s.sessionKeyIDs), maxSessions) && err == nil; i++ {
+			err = s.lookup(ctx, types.LookupAttributeKeyAccessKeyId, s.sessionKeyIDs[i])
 		}
-		s.head.Complete = s.head.Complete && len(s.keys) <= maxSessions
+		s.header.Complete = s.header.Complete && len(s.sessionKeyIDs) <= maxSessions
 	case playbooks.TargetUser:
 		err = s.lookup(ctx, types.LookupAttributeKeyUsername, r.Target.Name)
 	case playbooks.TargetKey:
 		err = s.lookup(ctx, types.LookupAttributeKeyAccessKeyId, r.Target.UID)
 	default:
-		return activities.Observation{}, activities.Refuse("%s is neither a role nor a user nor a key: take the target from `enrich: aws.identity`", r.Target)
+		return activities.Observation{}, activities.Refusef("%s is neither a role nor a user nor a key: take the target from `enrich: aws.identity`", r.Target)
 	}
-	if err != nil && s.head.Events == 0 {
+	if err != nil && s.header.Events == 0 {
 		return activities.Observation{}, err
 	}
-	note := fmt.Sprintf("%d events from %s on. %s", s.head.Events, s.head.From.Format(time.RFC3339), lateness)
+	note := fmt.Sprintf("%d events from %s on. %s", s.header.Events, s.header.From.Format(time.RFC3339), deliveryDelayCaveat)
 	if err != nil { // what was found before is kept
-		s.head.Complete = false
-		note += "; the lookup broke off: " + clip(err.Error(), 200)
-	} else if !s.head.Complete {
+		s.header.Complete = false
+		note += "; the lookup broke off: " + truncate(err.Error(), 200)
+	} else if !s.header.Complete {
 		note += "; there are more than the bounds of this step let it read"
 	}
-	head, err := json.Marshal(s.head)
+	head, err := json.Marshal(s.header)
 	if err != nil {
 		return activities.Observation{}, fmt.Errorf("write the evidence: %w", err)
 	}
-	return activities.Observation{Note: note, Pieces: []activities.Piece{{
-		Name: "cloudtrail-" + string(r.Target.Kind) + "-" + r.Target.Name + ".jsonl", Data: slices.Concat(head, []byte("\n"), s.body.Bytes()),
+	return activities.Observation{MissingNote: note, Artifacts: []activities.Artifact{{
+		Name: "cloudtrail-" + string(r.Target.Kind) + "-" + r.Target.Name + ".jsonl", Data: slices.Concat(head, []byte("\n"), s.output.Bytes()),
 	}}}, nil
 }
 
 // lookup reads all pages of one question, within the bounds and CloudTrail's rate.
-func (s *search) lookup(ctx context.Context, key types.LookupAttributeKey, value string) error {
+func (s *trailSearch) lookup(ctx context.Context, key types.LookupAttributeKey, value string) error {
 	if value == "" {
 		return nil
 	}
-	s.head.Lookups = append(s.head.Lookups, fmt.Sprintf("%s=%s", key, value))
+	s.header.Lookups = append(s.header.Lookups, fmt.Sprintf("%s=%s", key, value))
 	var next *string
 	for {
-		if s.calls >= maxLookups || s.head.Events >= maxEvents || s.body.Len() >= maxTrail {
-			s.head.Complete = false
+		if s.lookupCount >= maxLookups || s.header.Events >= maxEvents || s.output.Len() >= maxEvidenceBytes {
+			s.header.Complete = false
 			return nil
 		}
-		s.calls++
-		if err := s.account.rate.wait(ctx, lookupEvery); err != nil {
+		s.lookupCount++
+		if err := s.account.lookupLimiter.wait(ctx, lookupInterval); err != nil {
 			return fmt.Errorf("wait for CloudTrail's rate: %w", err)
 		}
-		out, err := s.account.trail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
+		out, err := s.account.cloudTrail.LookupEvents(ctx, &cloudtrail.LookupEventsInput{
 			LookupAttributes: []types.LookupAttribute{{AttributeKey: key, AttributeValue: &value}},
-			StartTime:        &s.head.From, EndTime: &s.head.To, NextToken: next,
+			StartTime:        &s.header.From, EndTime: &s.header.To, NextToken: next,
 		})
-		s.account.rate.answered(lookupEvery)
+		s.account.lookupLimiter.delayNext(lookupInterval)
 		if err != nil {
-			return fail(err, "cloudtrail:LookupEvents", "look events up in CloudTrail")
+			return wrapError(err, "cloudtrail:LookupEvents", "look events up in CloudTrail")
 		}
 		for _, e := range out.Events {
-			s.take(e)
+			s.addEvent(e)
 		}
 		if next = out.NextToken; awssdk.ToString(next) == "" {
 			return nil
@@ -157,13 +157,13 @@ func (s *search) lookup(ctx context.Context, key types.LookupAttributeKey, value
 	}
 }
 
-// take keeps one event, once, without the session token that it may hold.
-func (s *search) take(e types.Event) {
+// addEvent keeps one event, once, without the session token that it may hold.
+func (s *trailSearch) addEvent(e types.Event) {
 	id := awssdk.ToString(e.EventId)
-	if s.seen[id] || s.head.Events >= maxEvents {
+	if s.seenEventIDs[id] || s.header.Events >= maxEvents {
 		return
 	}
-	s.seen[id] = true
+	s.seenEventIDs[id] = true
 	var event map[string]any
 	if json.Unmarshal([]byte(awssdk.ToString(e.CloudTrailEvent)), &event) != nil {
 		event = map[string]any{"eventID": id, "eventName": awssdk.ToString(e.EventName), "eventTime": e.EventTime, "unreadable": true}
@@ -173,8 +173,8 @@ func (s *search) take(e types.Event) {
 			if _, ok := made["sessionToken"]; ok {
 				made["sessionToken"] = "(redacted)"
 			}
-			if key, ok := made["accessKeyId"].(string); ok && !slices.Contains(s.keys, key) {
-				s.keys = append(s.keys, key)
+			if key, ok := made["accessKeyId"].(string); ok && !slices.Contains(s.sessionKeyIDs, key) {
+				s.sessionKeyIDs = append(s.sessionKeyIDs, key)
 			}
 		}
 	}
@@ -182,7 +182,7 @@ func (s *search) take(e types.Event) {
 	if err != nil {
 		return
 	}
-	s.head.Events++
-	s.body.Write(line)
-	s.body.WriteByte('\n')
+	s.header.Events++
+	s.output.Write(line)
+	s.output.WriteByte('\n')
 }

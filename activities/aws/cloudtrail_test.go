@@ -14,13 +14,13 @@ import (
 	testaws "stanch/testenv/aws"
 )
 
-func (w *world) trail(target playbooks.Target) (activities.Observation, []map[string]any) {
+func (w *fixture) observeCloudTrail(target playbooks.Target) (activities.Observation, []map[string]any) {
 	w.t.Helper()
-	seen, err := w.actions["aws.cloudtrail"].(activities.Observer).Observe(w.t.Context(), asked("aws.cloudtrail", target, 0, `{"hours":3}`))
+	seen, err := w.actions["aws.cloudtrail"].(activities.Observer).Observe(w.t.Context(), newLeaseRequest("aws.cloudtrail", target, 0, `{"hours":3}`))
 	require.NoError(w.t, err)
-	require.Len(w.t, seen.Pieces, 1)
+	require.Len(w.t, seen.Artifacts, 1)
 	var lines []map[string]any
-	for line := range bytes.Lines(seen.Pieces[0].Data) {
+	for line := range bytes.Lines(seen.Artifacts[0].Data) {
 		var one map[string]any
 		require.NoError(w.t, json.Unmarshal(line, &one))
 		lines = append(lines, one)
@@ -29,7 +29,7 @@ func (w *world) trail(target playbooks.Target) (activities.Observation, []map[st
 }
 
 func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newFixture(t, nil)
 	role := playbooks.Target{Kind: playbooks.TargetRole, Name: "web", UID: "AROA1", ARN: "arn:aws:iam::123456789012:role/web"}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const assumed = `{"eventName":"AssumeRoleForPodIdentity","responseElements":{"credentials":{"accessKeyId":"ASIA1","sessionToken":"IQoJb3Jp","expiration":"later"}}}`
@@ -42,7 +42,7 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 		testaws.Event{Name: "SomebodyElse", Key: "ASIA2", At: ago(10 * time.Minute)},
 	)
 	w.Throttle("LookupEvents", 2)
-	seen, lines := w.trail(role)
+	seen, lines := w.observeCloudTrail(role)
 	var names []string
 	for _, line := range lines[1:] {
 		names = append(names, line["eventName"].(string))
@@ -50,9 +50,9 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 	require.Equal(t, []string{"AssumeRoleForPodIdentity", "CreateUser", "GetCallerIdentity", "ListBuckets"}, names)
 	require.Equal(t, "role:AROA1", lines[0]["target"])
 	require.Equal(t, true, lines[0]["complete"])
-	require.Contains(t, seen.Note, "4 events")
-	require.Contains(t, seen.Note, "may still have happened")
-	require.NotContains(t, string(seen.Pieces[0].Data), "IQoJb3Jp", "a session token is a secret")
+	require.Contains(t, seen.MissingNote, "4 events")
+	require.Contains(t, seen.MissingNote, "may still have happened")
+	require.NotContains(t, string(seen.Artifacts[0].Data), "IQoJb3Jp", "a session token is a secret")
 	calls := w.Calls("LookupEvents")[2:] // the first two were the SDK's own tries
 	for i := 1; i < len(calls); i++ {
 		require.GreaterOrEqual(t, calls[i].Sub(calls[i-1]), 400*time.Millisecond, "CloudTrail allows two a second")
@@ -60,32 +60,32 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 }
 
 func TestNothingFoundIsEvidenceToo(t *testing.T) {
-	w := newWorld(t, nil)
-	seen, lines := w.trail(playbooks.Target{Kind: playbooks.TargetKey, Name: "bob", UID: "AKIA1"})
+	w := newFixture(t, nil)
+	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetKey, Name: "bob", UID: "AKIA1"})
 	require.Len(t, lines, 1)
-	require.Contains(t, seen.Note, "0 events")
-	require.Contains(t, seen.Note, "what is not here may still have happened")
+	require.Contains(t, seen.MissingNote, "0 events")
+	require.Contains(t, seen.MissingNote, "what is not here may still have happened")
 }
 
 func TestTheTrailIsBounded(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newFixture(t, nil)
 	var events []testaws.Event
 	for i := range 40 {
 		events = append(events, testaws.Event{Name: fmt.Sprintf("E%d", i), User: "bob", At: time.Now().Add(-time.Hour + time.Duration(i)*time.Second)})
 	}
 	w.Happened(1, events...)
-	seen, lines := w.trail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
+	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
 	require.Len(t, lines, 17)
 	require.Equal(t, false, lines[0]["complete"])
-	require.Contains(t, seen.Note, "there are more")
+	require.Contains(t, seen.MissingNote, "there are more")
 }
 
 func TestWhatTheTrailRefuses(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newFixture(t, nil)
 	observe := w.actions["aws.cloudtrail"].(activities.Observer)
-	_, err := observe.Observe(t.Context(), asked("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
+	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
 	wantRefusal(t, err, "neither a role nor a user nor a key")
 	w.Deny("LookupEvents")
-	_, err = observe.Observe(t.Context(), asked("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
+	_, err = observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
 	wantRefusal(t, err, "cloudtrail:LookupEvents")
 }

@@ -18,244 +18,244 @@ import (
 func TestEachIsPlannedAppliedVerifiedAndUndoneToTheLetter(t *testing.T) {
 	for _, c := range []struct {
 		action, params string
-		target         func(*world) playbooks.Target
+		target         func(*fixture) playbooks.Target
 		outcome        playbooks.Outcome
 		reason         string
 	}{
-		{"aws.role.revoke-sessions", "", func(w *world) playbooks.Target { return w.role("r", podsTrust, time.Hour) }, playbooks.OutcomeChanged, "simulation says"},
-		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *world) playbooks.Target { return w.role("r", irsa, time.Hour) }, playbooks.OutcomeUnverified, "no simulation of trust policies"},
-		{"aws.user.deny", "", func(w *world) playbooks.Target { u, _ := w.user("u"); return u }, playbooks.OutcomeChanged, "simulation says"},
-		{"aws.key.disable", "", func(w *world) playbooks.Target { _, k := w.user("u"); return k }, playbooks.OutcomeChanged, "inactive"},
+		{"aws.role.revoke-sessions", "", func(w *fixture) playbooks.Target { return w.createRole("r", podIdentityTrustPolicy, time.Hour) }, playbooks.OutcomeChanged, "simulation says"},
+		{"aws.irsa.untrust", `{"service_accounts":["shop/web"]}`, func(w *fixture) playbooks.Target { return w.createRole("r", irsaTrustPolicy, time.Hour) }, playbooks.OutcomeUnverified, "no simulation of trust policies"},
+		{"aws.user.deny", "", func(w *fixture) playbooks.Target { u, _ := w.createUser("u"); return u }, playbooks.OutcomeChanged, "simulation says"},
+		{"aws.key.disable", "", func(w *fixture) playbooks.Target { _, k := w.createUser("u"); return k }, playbooks.OutcomeChanged, "inactive"},
 	} {
 		t.Run(c.action, func(t *testing.T) {
-			w := newWorld(t, nil)
-			r := asked(c.action, c.target(w), 2*time.Hour, c.params)
-			before := w.all(r.Target)
+			w := newFixture(t, nil)
+			r := newLeaseRequest(c.action, c.target(w), 2*time.Hour, c.params)
+			before := w.principalState(r.Target)
 
-			plan := w.planned(r)
+			plan := w.planWithoutLease(r)
 			require.Len(t, plan.Changes, 1)
 			require.NotEmpty(t, plan.Warnings)
-			require.False(t, plan.Held)
-			require.Zero(t, w.writes(), "a plan only reads")
-			again, err := w.contain(r.Action).Plan(t.Context(), r)
+			require.False(t, plan.AlreadyHeld)
+			require.Zero(t, w.countWriteCalls(), "a plan only reads")
+			again, err := w.findContainment(r.Action).Plan(t.Context(), r)
 			require.NoError(t, err)
 			require.Equal(t, plan.Changes, again.Changes, "what people saw is what is approved: the lease is not in it")
-			require.Equal(t, before, w.all(r.Target))
+			require.Equal(t, before, w.principalState(r.Target))
 
-			effect, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+			effect, err := w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 			require.NoError(t, err)
 			require.Equal(t, c.outcome, effect.Outcome, effect.Reason)
 			require.Contains(t, effect.Reason, c.reason)
-			held := w.all(r.Target)
+			held := w.principalState(r.Target)
 			require.NotEqual(t, before, held)
-			once := w.writes()
-			_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+			once := w.countWriteCalls()
+			_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 			require.NoError(t, err)
-			require.Equal(t, once, w.writes(), "a retry writes nothing more")
-			require.Equal(t, held, w.all(r.Target))
-			require.True(t, w.planned(r).Held)
+			require.Equal(t, once, w.countWriteCalls(), "a retry writes nothing more")
+			require.Equal(t, held, w.principalState(r.Target))
+			require.True(t, w.planWithoutLease(r).AlreadyHeld)
 
-			holds, detail := w.verified(r, plan)
+			holds, detail := w.verify(r, plan)
 			require.True(t, holds, detail)
 
-			_, err = w.contain(r.Action).Undo(t.Context(), r, plan.Prior, nil)
+			_, err = w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, nil)
 			wantRefusal(t, err, "stamped end has not come")
 			other := r
-			other.Lease = "LSE-FFFFFFFFFFFFFFFFFFFF"
-			require.Nil(t, w.undone(other, plan, granted))
-			require.Equal(t, held, w.all(r.Target), "another lease's release takes nothing of this one away")
+			other.LeaseID = "LSE-FFFFFFFFFFFFFFFFFFFF"
+			require.Nil(t, w.undo(other, plan, releaseGrant))
+			require.Equal(t, held, w.principalState(r.Target), "another lease's release takes nothing of this one away")
 
-			require.Nil(t, w.undone(r, plan, granted))
-			require.Equal(t, before, w.all(r.Target))
-			require.Nil(t, w.undone(r, plan, granted), "once more does nothing")
-			require.Equal(t, before, w.all(r.Target))
-			holds, _ = w.verified(r, plan)
+			require.Nil(t, w.undo(r, plan, releaseGrant))
+			require.Equal(t, before, w.principalState(r.Target))
+			require.Nil(t, w.undo(r, plan, releaseGrant), "once more does nothing")
+			require.Equal(t, before, w.principalState(r.Target))
+			holds, _ = w.verify(r, plan)
 			require.False(t, holds, "what was undone does not hold")
 		})
 	}
 }
 
 func TestAnEndThatHasComeNeedsNoGrant(t *testing.T) {
-	w := newWorld(t, nil)
-	user, key := w.user("u")
-	role := w.role("r", irsa, time.Hour)
+	w := newFixture(t, nil)
+	user, key := w.createUser("u")
+	role := w.createRole("r", irsaTrustPolicy, time.Hour)
 	for _, r := range []activities.Request{
-		asked("aws.user.deny", user, time.Hour, ""), asked("aws.key.disable", key, time.Hour, ""), asked("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`),
+		newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, ""), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`),
 	} {
-		before := w.all(r.Target)
-		r.Until = time.Now().Add(-time.Minute)
-		plan, _ := w.applied(r)
-		require.NotEqual(t, before, w.all(r.Target))
-		require.Nil(t, w.undone(r, plan, nil))
-		require.Equal(t, before, w.all(r.Target))
+		before := w.principalState(r.Target)
+		r.ExpiresAt = time.Now().Add(-time.Minute)
+		plan, _ := w.planAndApply(r)
+		require.NotEqual(t, before, w.principalState(r.Target))
+		require.Nil(t, w.undo(r, plan, nil))
+		require.Equal(t, before, w.principalState(r.Target))
 	}
 }
 
 func TestRevokedSessionsStayRevokedUntilTheLastOfThemHasEnded(t *testing.T) {
-	w := newWorld(t, nil)
-	role := w.role("r", podsTrust, 4*time.Hour)
-	_, err := w.contain("aws.role.revoke-sessions").Plan(t.Context(), asked("aws.role.revoke-sessions", role, 3*time.Hour, ""))
+	w := newFixture(t, nil)
+	role := w.createRole("r", podIdentityTrustPolicy, 4*time.Hour)
+	_, err := w.findContainment("aws.role.revoke-sessions").Plan(t.Context(), newLeaseRequest("aws.role.revoke-sessions", role, 3*time.Hour, ""))
 	wantRefusal(t, err, "at least 4h", "stolen ones are good again")
 
-	r := asked("aws.role.revoke-sessions", role, 4*time.Hour, "")
-	r.Until = time.Now().Add(-time.Second) // as if it had been approved long before it ran
-	plan, _ := w.applied(r)
-	_, err = w.contain(r.Action).Undo(t.Context(), r, plan.Prior, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", role, 4*time.Hour, "")
+	r.ExpiresAt = time.Now().Add(-time.Second) // as if it had been approved long before it ran
+	plan, _ := w.planAndApply(r)
+	_, err = w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, nil)
 	wantRefusal(t, err, "stamped end has not come")
 }
 
 // A later verification must not move the line: the workload's new sessions are good.
 func TestRevokingAgainDoesNotTouchNewSessions(t *testing.T) {
-	w := newWorld(t, nil)
-	r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), 2*time.Hour, "")
-	plan, _ := w.applied(r)
-	name, first := w.mine(r.Target.Name)
+	w := newFixture(t, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), 2*time.Hour, "")
+	plan, _ := w.planAndApply(r)
+	name, first := w.stanchInlinePolicy(r.Target.Name)
 	at := regexp.MustCompile(`"aws:TokenIssueTime":"[^"]*"`)
 	hourAgo := at.ReplaceAllString(first, `"aws:TokenIssueTime":"`+time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)+`"`)
 	_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: &hourAgo})
 	require.NoError(t, err)
-	r.Until = r.Until.Add(3 * time.Hour)
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+	r.ExpiresAt = r.ExpiresAt.Add(3 * time.Hour)
+	_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 	require.NoError(t, err)
-	_, second := w.mine(r.Target.Name)
+	_, second := w.stanchInlinePolicy(r.Target.Name)
 	require.NotEqual(t, hourAgo, second, "the stamp moved")
 	require.Equal(t, at.FindString(hourAgo), at.FindString(second), "the time of the revocation did not")
-	r.Until = r.Until.Add(-2 * time.Hour)
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+	r.ExpiresAt = r.ExpiresAt.Add(-2 * time.Hour)
+	_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 	wantRefusal(t, err, "needs a grant")
 }
 
 func TestWhatSomebodyElseChangedIsNotOverwritten(t *testing.T) {
 	t.Run("the trust policy", func(t *testing.T) {
-		w := newWorld(t, nil)
-		r := asked("aws.irsa.untrust", w.role("r", irsa, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
-		plan, _ := w.applied(r)
-		theirs := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"},` + w.trust(r.Target.Name)[len(`{"Statement":[`):]
+		w := newFixture(t, nil)
+		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+		plan, _ := w.planAndApply(r)
+		theirs := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"},` + w.trustPolicy(r.Target.Name)[len(`{"Statement":[`):]
 		theirs = theirs[:len(theirs)-len(`,"Version":"2012-10-17"}`)] + "}"
-		w.setTrust(r.Target.Name, theirs)
-		holds, detail := w.verified(r, plan)
+		w.setTrustPolicy(r.Target.Name, theirs)
+		holds, detail := w.verify(r, plan)
 		require.True(t, holds, "the deny is still there: %s", detail)
-		drift := w.undone(r, plan, granted)
+		drift := w.undo(r, plan, releaseGrant)
 		require.NotNil(t, drift)
 		require.Contains(t, drift.Detail, "ec2.amazonaws.com")
-		require.Equal(t, theirs, w.trust(r.Target.Name), "nothing was written")
+		require.Equal(t, theirs, w.trustPolicy(r.Target.Name), "nothing was written")
 	})
 	t.Run("the trust policy, put back to what it was", func(t *testing.T) {
-		w := newWorld(t, nil)
-		r := asked("aws.irsa.untrust", w.role("r", irsa, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
-		plan, _ := w.applied(r)
-		w.setTrust(r.Target.Name, podsTrust)
-		holds, detail := w.verified(r, plan)
+		w := newFixture(t, nil)
+		r := newLeaseRequest("aws.irsa.untrust", w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+		plan, _ := w.planAndApply(r)
+		w.setTrustPolicy(r.Target.Name, podIdentityTrustPolicy)
+		holds, detail := w.verify(r, plan)
 		require.False(t, holds)
 		require.Contains(t, detail, "taken away")
-		require.Nil(t, w.undone(r, plan, granted))
-		require.Equal(t, podsTrust, w.trust(r.Target.Name))
+		require.Nil(t, w.undo(r, plan, releaseGrant))
+		require.Equal(t, podIdentityTrustPolicy, w.trustPolicy(r.Target.Name))
 	})
 	t.Run("the inline policy", func(t *testing.T) {
-		w := newWorld(t, nil)
-		r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
-		plan, _ := w.applied(r)
-		name, _ := w.mine(r.Target.Name)
-		_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: awssdk.String(allows)})
+		w := newFixture(t, nil)
+		r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
+		plan, _ := w.planAndApply(r)
+		name, _ := w.stanchInlinePolicy(r.Target.Name)
+		_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: awssdk.String(unrelatedInlinePolicy)})
 		require.NoError(t, err)
-		holds, detail := w.verified(r, plan)
+		holds, detail := w.verify(r, plan)
 		require.False(t, holds)
 		require.Contains(t, detail, "changed by somebody")
-		require.NotNil(t, w.undone(r, plan, granted))
-		_, text := w.mine(r.Target.Name)
-		require.Equal(t, allows, text)
+		require.NotNil(t, w.undo(r, plan, releaseGrant))
+		_, text := w.stanchInlinePolicy(r.Target.Name)
+		require.Equal(t, unrelatedInlinePolicy, text)
 	})
 	t.Run("a key that was made active", func(t *testing.T) {
-		w := newWorld(t, nil)
-		_, key := w.user("u")
-		before := w.all(key)
-		r := asked("aws.key.disable", key, time.Hour, "")
-		plan, _ := w.applied(r)
+		w := newFixture(t, nil)
+		_, key := w.createUser("u")
+		before := w.principalState(key)
+		r := newLeaseRequest("aws.key.disable", key, time.Hour, "")
+		plan, _ := w.planAndApply(r)
 		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{UserName: &key.Name, AccessKeyId: &key.UID, Status: types.StatusTypeActive})
 		require.NoError(t, err)
-		holds, detail := w.verified(r, plan)
+		holds, detail := w.verify(r, plan)
 		require.False(t, holds, detail)
-		require.Nil(t, w.undone(r, plan, granted))
-		require.Equal(t, before, w.all(key))
+		require.Nil(t, w.undo(r, plan, releaseGrant))
+		require.Equal(t, before, w.principalState(key))
 	})
 	t.Run("a key that was inactive before", func(t *testing.T) {
-		w := newWorld(t, nil)
-		_, key := w.user("u")
+		w := newFixture(t, nil)
+		_, key := w.createUser("u")
 		_, err := w.iam.UpdateAccessKey(t.Context(), &iam.UpdateAccessKeyInput{UserName: &key.Name, AccessKeyId: &key.UID, Status: types.StatusTypeInactive})
 		require.NoError(t, err)
-		before := w.all(key)
-		r := asked("aws.key.disable", key, time.Hour, "")
-		plan, effect := w.applied(r)
-		require.True(t, plan.Nothing)
+		before := w.principalState(key)
+		r := newLeaseRequest("aws.key.disable", key, time.Hour, "")
+		plan, effect := w.planAndApply(r)
+		require.True(t, plan.NothingToDo)
 		require.Equal(t, playbooks.OutcomeUnchanged, effect.Outcome)
-		require.Nil(t, w.undone(r, plan, granted))
-		require.Equal(t, before, w.all(key), "it is not made active")
+		require.Nil(t, w.undo(r, plan, releaseGrant))
+		require.Equal(t, before, w.principalState(key), "it is not made active")
 	})
 }
 
 func TestARoleMadeAgainUnderTheNameIsAnother(t *testing.T) {
 	for _, action := range []string{"aws.role.revoke-sessions", "aws.irsa.untrust"} {
 		t.Run(action, func(t *testing.T) {
-			w := newWorld(t, nil)
-			r := asked(action, w.role("r", irsa, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
-			plan, _ := w.applied(r)
-			held := w.inline(r.Target.Name)
-			trust := w.trust(r.Target.Name)
+			w := newFixture(t, nil)
+			r := newLeaseRequest(action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+			plan, _ := w.planAndApply(r)
+			held := w.inlinePolicies(r.Target.Name)
+			trust := w.trustPolicy(r.Target.Name)
 			w.deleteRole(r.Target.Name)
 
-			_, _, err := w.contain(action).Verify(t.Context(), r, plan.Prior)
-			require.ErrorIs(t, err, activities.ErrGone)
-			require.Nil(t, w.undone(r, plan, nil), "what is gone needs no undo")
+			_, _, err := w.findContainment(action).Verify(t.Context(), r, plan.PriorState)
+			require.ErrorIs(t, err, activities.ErrTargetGone)
+			require.Nil(t, w.undo(r, plan, nil), "what is gone needs no undo")
 
-			w.role("r", trust, time.Hour)
+			w.createRole("r", trust, time.Hour)
 			for name, text := range held { // even with policies of the same names
 				_, err := w.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name, PolicyDocument: &text})
 				require.NoError(t, err)
 			}
-			before := w.all(r.Target)
-			_, err = w.contain(action).Plan(t.Context(), r)
+			before := w.principalState(r.Target)
+			_, err = w.findContainment(action).Plan(t.Context(), r)
 			wantRefusal(t, err, "is gone", "now has the id")
-			_, err = w.contain(action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+			_, err = w.findContainment(action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 			wantRefusal(t, err, "is gone")
-			_, _, err = w.contain(action).Verify(t.Context(), r, plan.Prior)
-			require.ErrorIs(t, err, activities.ErrGone)
-			require.Nil(t, w.undone(r, plan, granted))
-			require.Equal(t, before, w.all(r.Target))
+			_, _, err = w.findContainment(action).Verify(t.Context(), r, plan.PriorState)
+			require.ErrorIs(t, err, activities.ErrTargetGone)
+			require.Nil(t, w.undo(r, plan, releaseGrant))
+			require.Equal(t, before, w.principalState(r.Target))
 		})
 	}
 }
 
 func TestARoleMadeAgainWhileItIsDeniedGetsItsOwnBack(t *testing.T) {
-	w := newWorld(t, nil)
-	r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
-	plan := w.planned(r)
+	w := newFixture(t, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
+	plan := w.planWithoutLease(r)
 	w.Before("PutRolePolicy", func() {
 		w.deleteRole(r.Target.Name)
-		w.role("r", podsTrust, time.Hour)
+		w.createRole("r", podIdentityTrustPolicy, time.Hour)
 	})
-	_, err := w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+	_, err := w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 	wantRefusal(t, err, "now has the id")
-	name, _ := w.mine(r.Target.Name)
+	name, _ := w.stanchInlinePolicy(r.Target.Name)
 	require.Empty(t, name)
 }
 
 func TestThrottlingIsWaitedOutWithinBounds(t *testing.T) {
-	w := newWorld(t, nil)
-	r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
+	w := newFixture(t, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	for _, action := range []string{"GetRole", "PutRolePolicy", "SimulatePrincipalPolicy"} {
 		w.Throttle(action, 2)
 	}
-	plan, effect := w.applied(r)
+	plan, effect := w.planAndApply(r)
 	require.Equal(t, playbooks.OutcomeChanged, effect.Outcome, effect.Reason)
 	w.Throttle("DeleteRolePolicy", 1000)
 	begin := len(w.Calls("DeleteRolePolicy"))
-	_, err := w.contain(r.Action).Undo(t.Context(), r, plan.Prior, granted)
+	_, err := w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, releaseGrant)
 	require.ErrorContains(t, err, "ThrottlingException")
 	_, refused := activities.AsRefusal(err)
 	require.False(t, refused, "it may work later")
 	require.Equal(t, 5, len(w.Calls("DeleteRolePolicy"))-begin)
 	w.Throttle("DeleteRolePolicy", 0)
-	require.Nil(t, w.undone(r, plan, granted))
+	require.Nil(t, w.undo(r, plan, releaseGrant))
 }
 
 func TestADeniedCallNamesThePermission(t *testing.T) {
@@ -266,16 +266,16 @@ func TestADeniedCallNamesThePermission(t *testing.T) {
 		{"UpdateAssumeRolePolicy", "iam:UpdateAssumeRolePolicy", "aws.irsa.untrust"},
 	} {
 		t.Run(c.call, func(t *testing.T) {
-			w := newWorld(t, nil)
-			r := asked(c.action, w.role("r", irsa, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
-			before := w.all(r.Target)
+			w := newFixture(t, nil)
+			r := newLeaseRequest(c.action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
+			before := w.principalState(r.Target)
 			w.Deny(c.call)
-			plan, err := w.contain(r.Action).Plan(t.Context(), r)
+			plan, err := w.findContainment(r.Action).Plan(t.Context(), r)
 			if err == nil {
-				_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+				_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 			}
 			wantRefusal(t, err, c.permission, "manifests --iam")
-			require.Equal(t, before, w.all(r.Target))
+			require.Equal(t, before, w.principalState(r.Target))
 		})
 	}
 }
@@ -283,13 +283,13 @@ func TestADeniedCallNamesThePermission(t *testing.T) {
 func TestWithoutASimulationItIsUnverified(t *testing.T) {
 	for code, words := range map[string]string{"AccessDenied": "iam:SimulatePrincipalPolicy", "InvalidAction": "did not answer"} {
 		t.Run(code, func(t *testing.T) {
-			w := newWorld(t, nil)
+			w := newFixture(t, nil)
 			w.Fail("SimulatePrincipalPolicy", code)
-			r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
-			plan, effect := w.applied(r)
+			r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
+			plan, effect := w.planAndApply(r)
 			require.Equal(t, playbooks.OutcomeUnverified, effect.Outcome)
 			require.Contains(t, effect.Reason, words)
-			holds, detail := w.verified(r, plan)
+			holds, detail := w.verify(r, plan)
 			require.True(t, holds, "the policy is there")
 			require.Contains(t, detail, words)
 		})
@@ -298,75 +298,75 @@ func TestWithoutASimulationItIsUnverified(t *testing.T) {
 
 // The policy is read as it should be, and yet does not deny: the simulation says so, and no more is believed.
 func TestADenyThatDoesNotDenyIsSeen(t *testing.T) {
-	w := newWorld(t, nil)
-	r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
-	plan, _ := w.applied(r)
+	w := newFixture(t, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
+	plan, _ := w.planAndApply(r)
 	w.Before("SimulatePrincipalPolicy", func() {
-		name, _ := w.mine(r.Target.Name)
+		name, _ := w.stanchInlinePolicy(r.Target.Name)
 		_, err := w.iam.DeleteRolePolicy(t.Context(), &iam.DeleteRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name})
 		require.NoError(t, err)
 	})
-	holds, detail := w.verified(r, plan)
+	holds, detail := w.verify(r, plan)
 	require.False(t, holds)
 	require.Contains(t, detail, "is allowed for s3:GetObject")
 }
 
 func TestAPolicyThatIsTakenAwayIsMissed(t *testing.T) {
-	w := newWorld(t, nil)
-	r := asked("aws.role.revoke-sessions", w.role("r", podsTrust, time.Hour), time.Hour, "")
-	plan, _ := w.applied(r)
-	name, _ := w.mine(r.Target.Name)
+	w := newFixture(t, nil)
+	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
+	plan, _ := w.planAndApply(r)
+	name, _ := w.stanchInlinePolicy(r.Target.Name)
 	_, err := w.iam.DeleteRolePolicy(t.Context(), &iam.DeleteRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name})
 	require.NoError(t, err)
-	holds, detail := w.verified(r, plan)
+	holds, detail := w.verify(r, plan)
 	require.False(t, holds)
 	require.Contains(t, detail, "was deleted")
 }
 
 func TestWhatIsProtectedAndWhatStanchIsAreNotTouched(t *testing.T) {
-	w := newWorld(t, nil, "billing-*", "arn:aws:iam::123456789012:role/arn-*")
+	w := newFixture(t, nil, "billing-*", "arn:aws:iam::123456789012:role/arn-*")
 	for _, of := range []string{"billing-1", "arn-1"} {
-		r := asked("aws.role.revoke-sessions", w.role(of, podsTrust, time.Hour), time.Hour, "")
-		_, err := w.contain(r.Action).Plan(t.Context(), r)
+		r := newLeaseRequest("aws.role.revoke-sessions", w.createRole(of, podIdentityTrustPolicy, time.Hour), time.Hour, "")
+		_, err := w.findContainment(r.Action).Plan(t.Context(), r)
 		wantRefusal(t, err, "is protected")
-		_, err = w.contain(r.Action).Apply(t.Context(), r, nil, attestation.Envelope{})
+		_, err = w.findContainment(r.Action).Apply(t.Context(), r, nil, attestation.Envelope{})
 		wantRefusal(t, err, "is protected")
 	}
 
-	user, key := w.user("self")
+	user, key := w.createUser("self")
 	out, err := w.iam.CreateAccessKey(t.Context(), &iam.CreateAccessKeyInput{UserName: &user.Name})
 	require.NoError(t, err)
 	t.Setenv("AWS_ACCESS_KEY_ID", *out.AccessKey.AccessKeyId)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", *out.AccessKey.SecretAccessKey)
-	as := newWorld(t, nil) // works as that user
-	for _, r := range []activities.Request{asked("aws.user.deny", user, time.Hour, ""), asked("aws.key.disable", key, time.Hour, "")} {
-		_, err := as.contain(r.Action).Plan(t.Context(), r)
+	as := newFixture(t, nil) // works as that user
+	for _, r := range []activities.Request{newLeaseRequest("aws.user.deny", user, time.Hour, ""), newLeaseRequest("aws.key.disable", key, time.Hour, "")} {
+		_, err := as.findContainment(r.Action).Plan(t.Context(), r)
 		wantRefusal(t, err, "Stanch itself")
 	}
 }
 
 func TestUntrustKeepsOutExactlyWhoIsNamed(t *testing.T) {
-	w := newWorld(t, nil)
-	role := w.role("r", irsa, time.Hour)
-	_, err := w.contain("aws.irsa.untrust").Plan(t.Context(), asked("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["bank/vault"]}`))
+	w := newFixture(t, nil)
+	role := w.createRole("r", irsaTrustPolicy, time.Hour)
+	_, err := w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["bank/vault"]}`))
 	wantRefusal(t, err, "does not trust system:serviceaccount:bank:vault")
-	_, err = w.contain("aws.irsa.untrust").Plan(t.Context(), asked("aws.irsa.untrust", role, time.Hour, `{"service_accounts":[]}`))
+	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":[]}`))
 	wantRefusal(t, err, "no service account is named")
-	_, err = w.contain("aws.irsa.untrust").Plan(t.Context(), asked("aws.irsa.untrust", w.role("pods", podsTrust, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
+	_, err = w.findContainment("aws.irsa.untrust").Plan(t.Context(), newLeaseRequest("aws.irsa.untrust", w.createRole("pods", podIdentityTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`))
 	wantRefusal(t, err, "not used by IRSA")
 
 	// A second holder adds its own; the first to the letter comes back at the end.
-	combine := w.contain("aws.irsa.untrust").Spec().CombineParams
+	combine := w.findContainment("aws.irsa.untrust").Spec().CombineParams
 	both, err := combine([]byte(`{"service_accounts":["shop/web"]}`), []byte(`{"service_accounts":["shop/cart"]}`))
 	require.NoError(t, err)
-	r := asked("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`)
-	plan, _ := w.applied(r)
-	require.NotContains(t, w.trust(role.Name)[len(w.trust(role.Name))/2:], "cart:deny")
+	r := newLeaseRequest("aws.irsa.untrust", role, time.Hour, `{"service_accounts":["shop/web"]}`)
+	plan, _ := w.planAndApply(r)
+	require.NotContains(t, w.trustPolicy(role.Name)[len(w.trustPolicy(role.Name))/2:], "cart:deny")
 	r.Params = both
-	_, err = w.contain(r.Action).Apply(t.Context(), r, plan.Prior, attestation.Envelope{})
+	_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
 	require.NoError(t, err)
-	holds, detail := w.verified(r, plan)
+	holds, detail := w.verify(r, plan)
 	require.True(t, holds, detail)
-	require.Nil(t, w.undone(r, plan, granted))
-	require.Equal(t, irsa, w.trust(role.Name))
+	require.Nil(t, w.undo(r, plan, releaseGrant))
+	require.Equal(t, irsaTrustPolicy, w.trustPolicy(role.Name))
 }

@@ -16,158 +16,158 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// podTag is the session tag by which EKS Pod Identity names the pod to which it gave credentials.
-const podTag = "aws:PrincipalTag/kubernetes-pod-uid"
+// podUIDTagKey is the session tag by which EKS Pod Identity names the pod to which it gave credentials.
+const podUIDTagKey = "aws:PrincipalTag/kubernetes-pod-uid"
 
 const denyPodPrefix = "stanch-deny-pod-"
 
-// denyPod is `contain: aws.role.deny-pod`.
-type denyPod struct {
+// denyPodAction is `contain: aws.role.deny-pod`.
+type denyPodAction struct {
 	account *Account
 	client  kubernetes.Interface
 }
 
-var _ activities.Containment = (*denyPod)(nil)
+var _ activities.Containment = (*denyPodAction)(nil)
 
-func (*denyPod) Spec() playbooks.ActionSpec {
+func (*denyPodAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.role.deny-pod", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
 		Doc:        "Deny everything to the credentials that EKS Pod Identity gave or gives to this one pod, and to no other of its role.",
-		PlanPermissions: podRights(), ApplyPermissions: podRights(),
-		PlanIAMPermissions:  append(planRole(), associationRights()...),
-		ApplyIAMPermissions: append(applyInlineRole(), associationRights()...),
+		PlanPermissions: podReadPermissions(), ApplyPermissions: podReadPermissions(),
+		PlanIAMPermissions:  append(rolePlanPermissions(), associationReadPermissions()...),
+		ApplyIAMPermissions: append(inlineRolePermissions(), associationReadPermissions()...),
 	}
 }
 
-func (*denyPod) denial(uid string, r activities.Request) denial {
-	return denial{
+func (*denyPodAction) buildDeny(uid string, r activities.Request) inlineDeny {
+	return inlineDeny{
 		prefix: denyPodPrefix,
-		say: func(*denyAll) denyAll {
-			return denyAll{Condition: map[string]map[string]string{"StringEquals": {podTag: uid}}, Until: stamped(r.Until)}
+		buildPolicy: func(*denyAllPolicy) denyAllPolicy {
+			return denyAllPolicy{Condition: map[string]map[string]string{"StringEquals": {podUIDTagKey: uid}}, ExpiresAt: truncateExpiry(r.ExpiresAt)}
 		},
-		keys: func(denyAll) []sessionKey { return []sessionKey{ofPod(uid)} },
+		simulatedContext: func(denyAllPolicy) []sessionContextKey { return []sessionContextKey{podUIDContext(uid)} },
 	}
 }
 
-// role is the role whose credentials the pod gets. A refusal says why it cannot be told apart in it.
-func (a *denyPod) role(ctx context.Context, r activities.Request) (principal, error) {
-	if err := a.account.ready(); err != nil {
+// podRole is the role whose credentials the pod gets. A refusal says why it cannot be told apart in it.
+func (a *denyPodAction) podRole(ctx context.Context, r activities.Request) (principal, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return principal{}, err
 	}
 	pod, err := readPod(ctx, a.client, r.Target)
 	if err != nil {
 		return principal{}, err
 	}
-	found, err := a.account.association(ctx, pod.namespace, pod.account)
+	found, err := a.account.findAssociation(ctx, pod.namespace, pod.serviceAccount)
 	switch {
 	case err != nil:
 		return principal{}, err
 	case found == nil:
-		return principal{}, activities.Refuse(
-			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod: `aws.role.revoke-sessions` and `aws.irsa.untrust` take hold of the whole role", pod.namespace, pod.account)
-	case found.untagged:
-		return principal{}, activities.Refuse("association %s gives its sessions no tags, so AWS does not know the pod", found.id)
-	case found.onward != "":
-		return principal{}, activities.Refuse("association %s hands on to %s: whether those sessions carry the pod's tags is not known", found.id, found.onward)
+		return principal{}, activities.Refusef(
+			"service account %s/%s has no EKS Pod Identity association, so AWS does not know the pod: `aws.role.revoke-sessions` and `aws.irsa.untrust` take hold of the whole role", pod.namespace, pod.serviceAccount)
+	case found.sessionsUntagged:
+		return principal{}, activities.Refusef("association %s gives its sessions no tags, so AWS does not know the pod", found.id)
+	case found.chainedRole != "":
+		return principal{}, activities.Refusef("association %s hands on to %s: whether those sessions carry the pod's tags is not known", found.id, found.chainedRole)
 	}
 	return a.account.roleByARN(ctx, found.role)
 }
 
-var aRole = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
+var roleARNPattern = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
 
 // roleByARN reads a role that something names by its ARN. An annotation holds whatever somebody wrote into it.
 func (a *Account) roleByARN(ctx context.Context, arn string) (principal, error) {
-	if !aRole.MatchString(arn) {
-		return principal{}, activities.Refuse("%q is not the ARN of a role", clip(arn, 200))
+	if !roleARNPattern.MatchString(arn) {
+		return principal{}, activities.Refusef("%q is not the ARN of a role", truncate(arn, 200))
 	}
-	me, err := a.whoami(ctx)
+	me, err := a.resolveCallerIdentity(ctx)
 	if err != nil {
 		return principal{}, err
 	}
-	if other := accountOf(arn); other != me.account {
-		return principal{}, activities.Refuse("%s is of account %s; Stanch works on account %s", clip(arn, 200), clip(orNone(other), 20), me.account)
+	if other := accountFromARN(arn); other != me.accountID {
+		return principal{}, activities.Refusef("%s is of account %s; Stanch works on account %s", truncate(arn, 200), truncate(valueOrNone(other), 20), me.accountID)
 	}
-	p, err := a.readRole(ctx, nameOf(arn))
+	p, err := a.readRole(ctx, nameFromARN(arn))
 	switch {
-	case isGone(err):
-		return principal{}, activities.Refuse("role %s is gone", clip(arn, 200))
+	case isNotFound(err):
+		return principal{}, activities.Refusef("role %s is gone", truncate(arn, 200))
 	case err != nil:
 		return principal{}, err
 	case p.ARN != arn:
-		return principal{}, activities.Refuse("the role is %s, and not %s", p.ARN, clip(arn, 200))
+		return principal{}, activities.Refusef("the role is %s, and not %s", p.ARN, truncate(arn, 200))
 	}
 	return p, nil
 }
 
 // Plan says what would be denied.
-func (a *denyPod) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	p, err := a.role(ctx, r)
+func (a *denyPodAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	p, err := a.podRole(ctx, r)
 	if err != nil {
-		return activities.Plan{}, whenPlanning(err)
+		return activities.Plan{}, refuseIfGone(err)
 	}
-	if err := a.account.protect(ctx, p); err != nil {
+	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
 	}
-	held, err := a.account.room(ctx, p, a.denial(r.Target.UID, r), r.Lease)
+	held, err := a.account.checkQuotaLeft(ctx, p, a.buildDeny(r.Target.UID, r), r.LeaseID)
 	if err != nil {
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes: []string{fmt.Sprintf("deny everything that %s asks of AWS as %s (%s), by an inline policy on the role", r.Target, p, p.ID)}, Held: held,
+		Changes: []string{fmt.Sprintf("deny everything that %s asks of AWS as %s (%s), by an inline policy on the role", r.Target, p, p.ID)}, AlreadyHeld: held,
 	}
-	if r.For < p.longest {
-		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were taken from the pod live for up to %s, and are good again when the deny ends", duration.Format(p.longest)))
+	if r.Duration < p.maxSession {
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("credentials that were taken from the pod live for up to %s, and are good again when the deny ends", duration.Format(p.maxSession)))
 	}
-	plan.Prior, err = saved(p)
+	plan.PriorState, err = encodePrior(p)
 	return plan, err
 }
 
 // Apply denies.
-func (a *denyPod) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	prior, err := activities.Saved[principal](raw)
+func (a *denyPodAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+	prior, err := activities.DecodePriorState[principal](raw)
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	p, err := a.role(ctx, r)
-	if errors.Is(err, activities.ErrGone) && prior.ID != "" {
+	p, err := a.podRole(ctx, r)
+	if errors.Is(err, activities.ErrTargetGone) && prior.ID != "" {
 		// The pod went; credentials that were taken from it go on, and so does the deny.
-		p, err = a.account.find(ctx, prior.target("", ""))
+		p, err = a.account.findPrincipal(ctx, prior.target("", ""))
 	}
 	if err != nil {
-		return activities.Effect{}, whenPlanning(err)
+		return activities.Effect{}, refuseIfGone(err)
 	}
 	if prior.ID != "" && p.ID != prior.ID {
-		return activities.Effect{}, activities.Refuse("the pod's role was %s when this was planned, and is %s now", prior.ARN, p.ARN)
+		return activities.Effect{}, activities.Refusef("the pod's role was %s when this was planned, and is %s now", prior.ARN, p.ARN)
 	}
-	return a.account.applyInline(ctx, p, a.denial(r.Target.UID, r), r)
+	return a.account.applyInline(ctx, p, a.buildDeny(r.Target.UID, r), r)
 }
 
 // Verify asks AWS whether the pod would be denied. That the pod is gone ends nothing: its credentials may live elsewhere.
-func (a *denyPod) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
-	prior, err := a.prior(raw)
+func (a *denyPodAction) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
+	prior, err := a.decodePrior(raw)
 	if err != nil {
 		return false, "", err
 	}
-	return a.account.verifyInline(ctx, prior.target("", ""), a.denial(r.Target.UID, r), r)
+	return a.account.verifyInline(ctx, prior.target("", ""), a.buildDeny(r.Target.UID, r), r)
 }
 
 // Undo takes the policy away.
-func (a *denyPod) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
-	prior, err := a.prior(raw)
+func (a *denyPodAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	prior, err := a.decodePrior(raw)
 	if err != nil {
 		return nil, err
 	}
-	return a.account.undoInline(ctx, prior.target("", ""), a.denial(r.Target.UID, r), r, grant)
+	return a.account.undoInline(ctx, prior.target("", ""), a.buildDeny(r.Target.UID, r), r, grant)
 }
 
-func (a *denyPod) prior(raw json.RawMessage) (principal, error) {
-	if err := a.account.ready(); err != nil {
+func (a *denyPodAction) decodePrior(raw json.RawMessage) (principal, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return principal{}, err
 	}
-	prior, err := activities.Saved[principal](raw)
+	prior, err := activities.DecodePriorState[principal](raw)
 	if err == nil && prior.ID == "" {
-		err = activities.Refuse("it was not planned: the pod's role is not known")
+		err = activities.Refusef("it was not planned: the pod's role is not known")
 	}
 	return prior, err
 }

@@ -13,80 +13,80 @@ import (
 
 const denyUserPrefix = "stanch-deny-user-"
 
-// denyUser is `contain: aws.user.deny`.
-type denyUser struct{ account *Account }
+// denyUserAction is `contain: aws.user.deny`.
+type denyUserAction struct{ account *Account }
 
-var _ activities.Containment = (*denyUser)(nil)
+var _ activities.Containment = (*denyUserAction)(nil)
 
-func (*denyUser) Spec() playbooks.ActionSpec {
-	plan := userRight("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
+func (*denyUserAction) Spec() playbooks.ActionSpec {
+	plan := userPermission("iam:GetUser", "iam:ListUserPolicies", "iam:GetUserPolicy")
 	return playbooks.ActionSpec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
 		Doc:       "Deny everything to an IAM user, whichever of its keys or passwords is used.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan},
 		ApplyIAMPermissions: []playbooks.IAMPermission{
-			plan, userRight("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),
+			plan, userPermission("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),
 		},
 	}
 }
 
-func (*denyUser) denial(r activities.Request) denial {
-	return denial{
+func (*denyUserAction) buildDeny(r activities.Request) inlineDeny {
+	return inlineDeny{
 		prefix: denyUserPrefix,
-		say:    func(*denyAll) denyAll { return denyAll{Until: stamped(r.Until)} },
-		keys:   func(denyAll) []sessionKey { return nil },
+		buildPolicy:    func(*denyAllPolicy) denyAllPolicy { return denyAllPolicy{ExpiresAt: truncateExpiry(r.ExpiresAt)} },
+		simulatedContext:   func(denyAllPolicy) []sessionContextKey { return nil },
 	}
 }
 
 // Plan says who would be denied.
-func (a *denyUser) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	if err := a.account.ready(); err != nil {
+func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return activities.Plan{}, err
 	}
-	p, err := a.account.find(ctx, r.Target)
+	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Plan{}, whenPlanning(err)
+		return activities.Plan{}, refuseIfGone(err)
 	}
-	if err := a.account.protect(ctx, p); err != nil {
+	if err := a.account.refuseProtected(ctx, p); err != nil {
 		return activities.Plan{}, err
 	}
-	held, err := a.account.room(ctx, p, a.denial(r), r.Lease)
+	held, err := a.account.checkQuotaLeft(ctx, p, a.buildDeny(r), r.LeaseID)
 	if err != nil {
 		return activities.Plan{}, err
 	}
-	prior, err := saved(p)
+	prior, err := encodePrior(p)
 	return activities.Plan{
 		Changes:  []string{fmt.Sprintf("deny everything to %s (%s), by an inline policy", p, p.ID)},
 		Warnings: []string{"sessions of roles that it has assumed go on until they expire"},
-		Prior:    prior, Held: held,
+		PriorState:    prior, AlreadyHeld: held,
 	}, err
 }
 
 // Apply denies.
-func (a *denyUser) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	if err := a.account.ready(); err != nil {
+func (a *denyUserAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return activities.Effect{}, err
 	}
-	p, err := a.account.find(ctx, r.Target)
+	p, err := a.account.findPrincipal(ctx, r.Target)
 	if err != nil {
-		return activities.Effect{}, whenPlanning(err)
+		return activities.Effect{}, refuseIfGone(err)
 	}
-	return a.account.applyInline(ctx, p, a.denial(r), r)
+	return a.account.applyInline(ctx, p, a.buildDeny(r), r)
 }
 
 // Verify asks AWS whether the user would be denied.
-func (a *denyUser) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
-	if err := a.account.ready(); err != nil {
+func (a *denyUserAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return false, "", err
 	}
-	return a.account.verifyInline(ctx, r.Target, a.denial(r), r)
+	return a.account.verifyInline(ctx, r.Target, a.buildDeny(r), r)
 }
 
 // Undo takes the policy away.
-func (a *denyUser) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
-	if err := a.account.ready(); err != nil {
+func (a *denyUserAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return nil, err
 	}
-	return a.account.undoInline(ctx, r.Target, a.denial(r), r, grant)
+	return a.account.undoInline(ctx, r.Target, a.buildDeny(r), r, grant)
 }

@@ -19,60 +19,60 @@ import (
 // Policy is one policy of a role.
 type Policy struct {
 	Name      string   `json:"name" expr:"name"`
-	Dangerous []string `json:"dangerous" expr:"dangerous"` // a sentence each; empty is good
+	RiskyPermissions []string `json:"dangerous" expr:"dangerous"` // a sentence each; empty is good
 }
 
-// Identity is what `enrich: aws.identity` finds out; its fields are what a playbook reads of the step.
+// Identity is what `enrich: aws.identityAction` finds out; its fields are what a playbook reads of the step.
 type Identity struct {
-	How            string             `json:"how"`  // "irsa", "pod-identity" or "none"
+	CredentialSource            string             `json:"how"`  // "irsa", "pod-identity" or "none"
 	Role           playbooks.Target   `json:"role"` // its uid is empty where there is none
 	ARN            string             `json:"arn"`
 	Account        string             `json:"account"`
 	ServiceAccount string             `json:"service_account"` // namespace/name
 	Association    string             `json:"association"`     // of EKS Pod Identity
-	Attached       []Policy           `json:"attached"`
-	Inline         []Policy           `json:"inline"`
-	Dangerous      []string           `json:"dangerous"`   // of all policies
-	MaxSession     int                `json:"max_session"` // seconds
+	AttachedPolicies       []Policy           `json:"attached"`
+	InlinePolicies         []Policy           `json:"inline"`
+	RiskyPermissions      []string           `json:"dangerous"`   // of all policies
+	MaxSessionSeconds     int                `json:"max_session"` // seconds
 	LastUsed       time.Time          `json:"last_used"`
-	LastRegion     string             `json:"last_region"`
+	LastUsedRegion     string             `json:"last_region"`
 	SharedWith     []string           `json:"shared_with"` // other service accounts with the role, bounded
-	Trust          []string           `json:"trust"`
-	Keys           []playbooks.Target `json:"keys"` // access keys in the pod's environment
-	Users          []playbooks.Target `json:"users"`
+	TrustSummary          []string           `json:"trust"`
+	AccessKeys           []playbooks.Target `json:"keys"` // access keys in the pod's environment
+	AccessKeyUsers          []playbooks.Target `json:"users"`
 	Missing        []string           `json:"missing"` // what could not be found out, and why
 }
 
 // The ways in which a pod gets credentials.
 const (
-	howIRSA = "irsa"
-	howPod  = "pod-identity"
-	howNone = "none"
+	credentialSourceIRSA = "irsa"
+	credentialSourcePodIdentity  = "pod-identity"
+	credentialSourceNone = "none"
 )
 
 // The bounds of what is looked at.
 const (
 	maxPolicies     = 12
-	maxShared       = 20
+	maxSharedAccounts       = 20
 	maxAssociations = 20
 )
 
-// identity is `enrich: aws.identity`.
-type identity struct {
+// identityAction is `enrich: aws.identityAction`.
+type identityAction struct {
 	account *Account
 	client  kubernetes.Interface
 }
 
-var _ activities.Observer = (*identity)(nil)
+var _ activities.Observer = (*identityAction)(nil)
 
-func (*identity) Spec() playbooks.ActionSpec {
+func (*identityAction) Spec() playbooks.ActionSpec {
 	cloud := append([]playbooks.IAMPermission{
-		roleRight("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:ListAttachedRolePolicies"),
+		rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:ListAttachedRolePolicies"),
 		{Actions: []string{"iam:GetPolicy", "iam:GetPolicyVersion"}, Resources: []string{"*"}},
 		{Actions: []string{"iam:GetAccessKeyLastUsed"}, Resources: []string{"*"}},
-		userRight("iam:GetUser"),
-	}, associationRights()...)
-	rights := append(podRights(), playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
+		userPermission("iam:GetUser"),
+	}, associationReadPermissions()...)
+	rights := append(podReadPermissions(), playbooks.KubernetesPermission{Groups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: []string{"get", "list"}})
 	return playbooks.ActionSpec{
 		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, AttemptTimeout: 30 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Outputs: Identity{},
@@ -81,212 +81,212 @@ func (*identity) Spec() playbooks.ActionSpec {
 	}
 }
 
-// seeker gathers an identity; what it may not see it notes as missing.
-type seeker struct {
-	*identity
-	out Identity
+// identityInspector gathers an identity; what it may not see it notes as missing.
+type identityInspector struct {
+	*identityAction
+	result Identity
 }
 
-func (s *seeker) missing(what string, err error) {
-	s.out.Missing = append(s.out.Missing, what+": "+clip(err.Error(), 300))
+func (s *identityInspector) addMissing(what string, err error) {
+	s.result.Missing = append(s.result.Missing, what+": "+truncate(err.Error(), 300))
 }
 
 // Observe finds the identity. It fails only where trying again may help.
-func (a *identity) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
-	if err := a.account.ready(); err != nil {
+func (a *identityAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	if err := a.account.checkConfigured(); err != nil {
 		return activities.Observation{}, err
 	}
-	s := &seeker{identity: a, out: Identity{How: howNone}}
+	s := &identityInspector{identityAction: a, result: Identity{CredentialSource: credentialSourceNone}}
 	if r.Target.Kind != playbooks.TargetPod {
-		s.out.Missing = []string{"a container outside of Kubernetes has no identity in AWS of its own; its machine's is not looked at"}
-		return activities.Observation{Outputs: s.out}, nil
+		s.result.Missing = []string{"a container outside of Kubernetes has no identity in AWS of its own; its machine's is not looked at"}
+		return activities.Observation{Outputs: s.result}, nil
 	}
 	pod, err := readPod(ctx, a.client, r.Target)
 	if err != nil {
-		return activities.Observation{}, whenPlanning(err)
+		return activities.Observation{}, refuseIfGone(err)
 	}
-	s.out.ServiceAccount = pod.namespace + "/" + pod.account
-	if err := s.role(ctx, pod); err != nil {
+	s.result.ServiceAccount = pod.namespace + "/" + pod.serviceAccount
+	if err := s.findRole(ctx, pod); err != nil {
 		return activities.Observation{}, err
 	}
-	for _, key := range pod.keys {
-		s.key(ctx, pod, key)
+	for _, key := range pod.accessKeyIDs {
+		s.findKeyUser(ctx, pod, key)
 	}
-	return activities.Observation{Outputs: s.out}, nil
+	return activities.Observation{Outputs: s.result}, nil
 }
 
-// role finds the role by both ways. An SDK uses the annotation's first, so it counts where there are both.
-func (s *seeker) role(ctx context.Context, pod podInfo) error {
+// findRole finds the role by both ways. An SDK uses the annotation's first, so it counts where there are both.
+func (s *identityInspector) findRole(ctx context.Context, pod podInfo) error {
 	var arn string
-	sa, err := s.client.CoreV1().ServiceAccounts(pod.namespace).Get(ctx, pod.account, metav1.GetOptions{})
+	sa, err := s.client.CoreV1().ServiceAccounts(pod.namespace).Get(ctx, pod.serviceAccount, metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err):
-		s.missing("service account", err)
+		s.addMissing("service account", err)
 	case err != nil && !apierrors.IsNotFound(err):
-		return fmt.Errorf("read service account %s/%s: %w", pod.namespace, pod.account, err)
+		return fmt.Errorf("read service account %s/%s: %w", pod.namespace, pod.serviceAccount, err)
 	case err == nil:
 		arn = sa.Annotations[roleAnnotation]
 	}
-	found, err := s.account.association(ctx, pod.namespace, pod.account)
-	if err := s.forgive("EKS Pod Identity", err); err != nil {
+	found, err := s.account.findAssociation(ctx, pod.namespace, pod.serviceAccount)
+	if err := s.tolerateDenied("EKS Pod Identity", err); err != nil {
 		return err
 	}
 	switch {
 	case arn != "":
-		s.out.How = howIRSA
+		s.result.CredentialSource = credentialSourceIRSA
 		if found != nil {
-			s.out.Missing = append(s.out.Missing, "the service account has EKS Pod Identity for "+clip(found.role, 200)+" besides; the annotation's role comes first and is the one shown")
+			s.result.Missing = append(s.result.Missing, "the service account has EKS Pod Identity for "+truncate(found.role, 200)+" besides; the annotation's role comes first and is the one shown")
 		}
 	case found != nil:
-		s.out.How, s.out.Association, arn = howPod, found.id, found.role
-		if found.onward != "" {
-			arn = found.onward // what the workload acts as in the end
+		s.result.CredentialSource, s.result.Association, arn = credentialSourcePodIdentity, found.id, found.role
+		if found.chainedRole != "" {
+			arn = found.chainedRole // what the workload acts as in the end
 		}
 	default:
 		return nil
 	}
-	s.out.ARN, s.out.Account = clip(arn, 300), clip(accountOf(arn), 20)
+	s.result.ARN, s.result.Account = truncate(arn, 300), truncate(accountFromARN(arn), 20)
 	p, err := s.account.roleByARN(ctx, arn)
 	if err != nil {
-		return s.forgive("role", err)
+		return s.tolerateDenied("role", err)
 	}
-	s.out.Role = p.target(pod.namespace, pod.account)
-	s.out.MaxSession = int(p.longest / time.Second)
+	s.result.Role = p.target(pod.namespace, pod.serviceAccount)
+	s.result.MaxSessionSeconds = int(p.maxSession / time.Second)
 	if used := p.role.Role.RoleLastUsed; used != nil {
-		s.out.LastUsed, s.out.LastRegion = awssdk.ToTime(used.LastUsedDate), clip(awssdk.ToString(used.Region), 30)
+		s.result.LastUsed, s.result.LastUsedRegion = awssdk.ToTime(used.LastUsedDate), truncate(awssdk.ToString(used.Region), 30)
 	}
-	if t, err := readTrust(p.trust); err != nil {
-		s.missing("trust policy", err)
+	if t, err := parseTrustPolicy(p.trustPolicyText); err != nil {
+		s.addMissing("trust policy", err)
 	} else {
-		s.out.Trust = t.summarise()
+		s.result.TrustSummary = t.summarize()
 	}
 	for _, part := range []struct {
 		what string
 		look func(context.Context, principal) error
-	}{{"attached policies", s.attached}, {"inline policies", s.inline}} {
-		if err := s.forgive(part.what, part.look(ctx, p)); err != nil {
+	}{{"attached policies", s.readAttachedPolicies}, {"inline policies", s.readInlinePolicies}} {
+		if err := s.tolerateDenied(part.what, part.look(ctx, p)); err != nil {
 			return err
 		}
 	}
-	return s.shared(ctx, pod, arn)
+	return s.findSharedAccounts(ctx, pod, arn)
 }
 
-// forgive notes a refusal as missing; other errors may pass when tried again.
-func (s *seeker) forgive(what string, err error) error {
+// tolerateDenied notes a refusal as missing; other errors may pass when tried again.
+func (s *identityInspector) tolerateDenied(what string, err error) error {
 	if _, ok := activities.AsRefusal(err); ok {
-		s.missing(what, err)
+		s.addMissing(what, err)
 		return nil
 	}
 	return err
 }
 
-func (s *seeker) attached(ctx context.Context, p principal) error {
+func (s *identityInspector) readAttachedPolicies(ctx context.Context, p principal) error {
 	out, err := s.account.iam.ListAttachedRolePolicies(ctx, &iam.ListAttachedRolePoliciesInput{RoleName: &p.Name})
 	if err != nil {
-		return fail(err, "iam:ListAttachedRolePolicies", fmt.Sprintf("list the policies attached to %s", p))
+		return wrapError(err, "iam:ListAttachedRolePolicies", fmt.Sprintf("list the policies attached to %s", p))
 	}
 	for i, attached := range out.AttachedPolicies {
 		if i == maxPolicies {
-			s.missing("attached policies", fmt.Errorf("%d are attached, %d were looked at", len(out.AttachedPolicies), maxPolicies))
+			s.addMissing("attached policies", fmt.Errorf("%d are attached, %d were looked at", len(out.AttachedPolicies), maxPolicies))
 			break
 		}
-		text, err := s.account.managed(ctx, awssdk.ToString(attached.PolicyArn))
-		if err := s.forgive("policy "+awssdk.ToString(attached.PolicyName), err); err != nil {
+		text, err := s.account.readManagedPolicy(ctx, awssdk.ToString(attached.PolicyArn))
+		if err := s.tolerateDenied("policy "+awssdk.ToString(attached.PolicyName), err); err != nil {
 			return err
 		}
 		if text != "" {
-			s.out.Attached = append(s.out.Attached, s.policy(awssdk.ToString(attached.PolicyName), text))
+			s.result.AttachedPolicies = append(s.result.AttachedPolicies, s.assessPolicy(awssdk.ToString(attached.PolicyName), text))
 		}
 	}
 	return nil
 }
 
-// managed reads the document that is in force of a managed policy.
-func (a *Account) managed(ctx context.Context, arn string) (string, error) {
+// readManagedPolicy reads the document that is in force of a managed policy.
+func (a *Account) readManagedPolicy(ctx context.Context, arn string) (string, error) {
 	policy, err := a.iam.GetPolicy(ctx, &iam.GetPolicyInput{PolicyArn: &arn})
 	if err != nil {
-		return "", fail(err, "iam:GetPolicy", "read policy "+arn)
+		return "", wrapError(err, "iam:GetPolicy", "read policy "+arn)
 	}
 	version, err := a.iam.GetPolicyVersion(ctx, &iam.GetPolicyVersionInput{PolicyArn: &arn, VersionId: policy.Policy.DefaultVersionId})
 	if err != nil {
-		return "", fail(err, "iam:GetPolicyVersion", "read policy "+arn)
+		return "", wrapError(err, "iam:GetPolicyVersion", "read policy "+arn)
 	}
-	return plainText(awssdk.ToString(version.PolicyVersion.Document)), nil
+	return decodeURLEncoded(awssdk.ToString(version.PolicyVersion.Document)), nil
 }
 
-func (s *seeker) inline(ctx context.Context, p principal) error {
-	names, err := s.account.inlineNames(ctx, p)
+func (s *identityInspector) readInlinePolicies(ctx context.Context, p principal) error {
+	names, err := s.account.listInlinePolicies(ctx, p)
 	if err != nil {
 		return err
 	}
 	for i, name := range names {
 		if i == maxPolicies {
-			s.missing("inline policies", fmt.Errorf("%d are there, %d were looked at", len(names), maxPolicies))
+			s.addMissing("inline policies", fmt.Errorf("%d are there, %d were looked at", len(names), maxPolicies))
 			break
 		}
-		text, err := s.account.inline(ctx, p, name)
+		text, err := s.account.readInlinePolicy(ctx, p, name)
 		if err != nil {
 			return err
 		}
-		s.out.Inline = append(s.out.Inline, s.policy(name, text))
+		s.result.InlinePolicies = append(s.result.InlinePolicies, s.assessPolicy(name, text))
 	}
 	return nil
 }
 
-func (s *seeker) policy(name, text string) Policy {
-	p := Policy{Name: clip(name, 128), Dangerous: dangerous(text)}
-	for _, words := range p.Dangerous {
-		s.out.Dangerous = append(s.out.Dangerous, fmt.Sprintf("%s by policy %s", words, p.Name))
+func (s *identityInspector) assessPolicy(name, text string) Policy {
+	p := Policy{Name: truncate(name, 128), RiskyPermissions: describeRiskyPermissions(text)}
+	for _, words := range p.RiskyPermissions {
+		s.result.RiskyPermissions = append(s.result.RiskyPermissions, fmt.Sprintf("%s by policy %s", words, p.Name))
 	}
 	return p
 }
 
-// shared finds who else has the role, of the cluster's own.
-func (s *seeker) shared(ctx context.Context, pod podInfo, arn string) error {
+// findSharedAccounts finds who else has the role, of the cluster's own.
+func (s *identityInspector) findSharedAccounts(ctx context.Context, pod podInfo, arn string) error {
 	add := func(namespace, name, how string) {
-		if (namespace != pod.namespace || name != pod.account) && len(s.out.SharedWith) < maxShared {
-			s.out.SharedWith = append(s.out.SharedWith, fmt.Sprintf("%s/%s (%s)", namespace, name, how))
+		if (namespace != pod.namespace || name != pod.serviceAccount) && len(s.result.SharedWith) < maxSharedAccounts {
+			s.result.SharedWith = append(s.result.SharedWith, fmt.Sprintf("%s/%s (%s)", namespace, name, how))
 		}
 	}
 	list, err := s.client.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
 	if err != nil {
-		s.missing("who else is annotated with the role", err)
+		s.addMissing("who else is annotated with the role", err)
 	} else {
 		for i := range list.Items {
 			if list.Items[i].Annotations[roleAnnotation] == arn {
-				add(list.Items[i].Namespace, list.Items[i].Name, howIRSA)
+				add(list.Items[i].Namespace, list.Items[i].Name, credentialSourceIRSA)
 			}
 		}
 	}
 	if s.account.Cluster == "" {
 		return nil // said already
 	}
-	others, err := s.account.associations(ctx, arn)
+	others, err := s.account.associationsForRole(ctx, arn)
 	if len(others) > 0 {
 		for _, o := range others {
-			add(o[0], o[1], howPod)
+			add(o[0], o[1], credentialSourcePodIdentity)
 		}
 	}
-	var more errMore
+	var more tooManyAssociationsError
 	if errors.As(err, &more) {
-		s.missing("who else has the role by EKS Pod Identity", err)
+		s.addMissing("who else has the role by EKS Pod Identity", err)
 		return nil
 	}
-	return s.forgive("who else has the role by EKS Pod Identity", err)
+	return s.tolerateDenied("who else has the role by EKS Pod Identity", err)
 }
 
-// key finds whose an access key is.
-func (s *seeker) key(ctx context.Context, pod podInfo, id string) {
+// findKeyUser finds whose an access key is.
+func (s *identityInspector) findKeyUser(ctx context.Context, pod podInfo, id string) {
 	out, err := s.account.iam.GetAccessKeyLastUsed(ctx, &iam.GetAccessKeyLastUsedInput{AccessKeyId: &id})
 	if err != nil {
-		s.missing("key "+id, fail(err, "iam:GetAccessKeyLastUsed", "ask whose it is"))
+		s.addMissing("key "+id, wrapError(err, "iam:GetAccessKeyLastUsed", "ask whose it is"))
 		return
 	}
 	user, err := s.account.readUser(ctx, awssdk.ToString(out.UserName))
 	if err != nil {
-		s.missing("key "+id, err)
+		s.addMissing("key "+id, err)
 		return
 	}
-	s.out.Keys = append(s.out.Keys, playbooks.Target{Kind: playbooks.TargetKey, Namespace: pod.namespace, Name: user.Name, UID: id, Account: accountOf(user.ARN)})
-	s.out.Users = append(s.out.Users, user.target(pod.namespace, pod.account))
+	s.result.AccessKeys = append(s.result.AccessKeys, playbooks.Target{Kind: playbooks.TargetKey, Namespace: pod.namespace, Name: user.Name, UID: id, Account: accountFromARN(user.ARN)})
+	s.result.AccessKeyUsers = append(s.result.AccessKeyUsers, user.target(pod.namespace, pod.serviceAccount))
 }

@@ -21,38 +21,38 @@ type principal struct {
 	ID   string               `json:"id"` // RoleId or UserId
 	ARN  string               `json:"arn"`
 
-	longest time.Duration // of a role's sessions
-	trust   string        // of a role
+	maxSession time.Duration // of a role's sessions
+	trustPolicyText   string        // of a role
 	role    *iam.GetRoleOutput
-	now     time.Time // by IAM's clock
+	fetchedAt     time.Time // by IAM's clock
 }
 
 func (p principal) String() string { return fmt.Sprintf("%s %s", p.Kind, p.Name) }
 
 // target is the principal as playbooks name it.
 func (p principal) target(namespace, account string) playbooks.Target {
-	return playbooks.Target{Kind: p.Kind, Namespace: namespace, Name: p.Name, UID: p.ID, Account: accountOf(p.ARN), ARN: p.ARN, ServiceAccount: account}
+	return playbooks.Target{Kind: p.Kind, Namespace: namespace, Name: p.Name, UID: p.ID, Account: accountFromARN(p.ARN), ARN: p.ARN, ServiceAccount: account}
 }
 
-// gone says that the name has another id, or none.
-type gone struct{ detail string }
+// principalGoneError says that the name has another id, or none.
+type principalGoneError struct{ detail string }
 
-func (g *gone) Error() string { return g.detail }
+func (g *principalGoneError) Error() string { return g.detail }
 
-func (g *gone) Unwrap() error { return activities.ErrGone }
+func (g *principalGoneError) Unwrap() error { return activities.ErrTargetGone }
 
-// whenPlanning makes a refusal of what is gone.
-func whenPlanning(err error) error {
-	if g, ok := err.(*gone); ok { //nolint:errorlint // made here and never wrapped
-		return activities.Refuse("%s", g.detail)
+// refuseIfGone makes a refusal of what is gone.
+func refuseIfGone(err error) error {
+	if g, ok := err.(*principalGoneError); ok { //nolint:errorlint // made here and never wrapped
+		return activities.Refusef("%s", g.detail)
 	}
 	return err
 }
 
-// find reads a role or user and makes sure that it is the very one: a *gone error if it is not.
-func (a *Account) find(ctx context.Context, t playbooks.Target) (principal, error) {
+// findPrincipal reads a role or user and makes sure that it is the very one: a *gone error if it is not.
+func (a *Account) findPrincipal(ctx context.Context, t playbooks.Target) (principal, error) {
 	if t.UID == "" || t.Name == "" {
-		return principal{}, activities.Refuse("the %s has no id: take it from `enrich: aws.identity`", t.Kind)
+		return principal{}, activities.Refusef("the %s has no id: take it from `enrich: aws.identity`", t.Kind)
 	}
 	var p principal
 	var err error
@@ -62,23 +62,23 @@ func (a *Account) find(ctx context.Context, t playbooks.Target) (principal, erro
 	case playbooks.TargetUser:
 		p, err = a.readUser(ctx, t.Name)
 	default:
-		return principal{}, activities.Refuse("%s is neither a role nor a user", t)
+		return principal{}, activities.Refusef("%s is neither a role nor a user", t)
 	}
 	switch {
-	case isGone(err):
-		return principal{}, &gone{fmt.Sprintf("%s is gone", t)}
+	case isNotFound(err):
+		return principal{}, &principalGoneError{fmt.Sprintf("%s is gone", t)}
 	case err != nil:
 		return principal{}, err
 	case p.ID != t.UID:
-		return principal{}, &gone{fmt.Sprintf("%s with the id %s is gone; the one of that name now has the id %s", t, clip(t.UID, 40), p.ID)}
+		return principal{}, &principalGoneError{fmt.Sprintf("%s with the id %s is gone; the one of that name now has the id %s", t, truncate(t.UID, 40), p.ID)}
 	case t.ARN != "" && t.ARN != p.ARN:
-		return principal{}, activities.Refuse("%s is %s, and not %s: another account's, which Stanch does not work on", t, p.ARN, clip(t.ARN, 200))
+		return principal{}, activities.Refusef("%s is %s, and not %s: another account's, which Stanch does not work on", t, p.ARN, truncate(t.ARN, 200))
 	}
 	return p, nil
 }
 
-// RoleID returns the RoleId of the role with this name, which is never reused.
-func (a *Account) RoleID(ctx context.Context, name string) (string, error) {
+// LookupRoleID returns the RoleId of the role with this name, which is never reused.
+func (a *Account) LookupRoleID(ctx context.Context, name string) (string, error) {
 	p, err := a.readRole(ctx, name)
 	if err != nil {
 		return "", err
@@ -89,21 +89,21 @@ func (a *Account) RoleID(ctx context.Context, name string) (string, error) {
 func (a *Account) readRole(ctx context.Context, name string) (principal, error) {
 	out, err := a.iam.GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
 	if err != nil {
-		if isGone(err) {
+		if isNotFound(err) {
 			return principal{}, err //nolint:wrapcheck // the caller says what is gone
 		}
-		return principal{}, fail(err, "iam:GetRole", "read role "+name)
+		return principal{}, wrapError(err, "iam:GetRole", "read role "+name)
 	}
 	r := out.Role
 	p := principal{
 		Kind: playbooks.TargetRole, Name: awssdk.ToString(r.RoleName), ID: awssdk.ToString(r.RoleId), ARN: awssdk.ToString(r.Arn),
-		longest: time.Duration(awssdk.ToInt32(r.MaxSessionDuration)) * time.Second, trust: plainText(awssdk.ToString(r.AssumeRolePolicyDocument)), role: out, now: time.Now(),
+		maxSession: time.Duration(awssdk.ToInt32(r.MaxSessionDuration)) * time.Second, trustPolicyText: decodeURLEncoded(awssdk.ToString(r.AssumeRolePolicyDocument)), role: out, fetchedAt: time.Now(),
 	}
-	if p.longest == 0 {
-		p.longest = time.Hour // IAM's default
+	if p.maxSession == 0 {
+		p.maxSession = time.Hour // IAM's default
 	}
 	if now, ok := awsmiddleware.GetServerTime(out.ResultMetadata); ok {
-		p.now = now
+		p.fetchedAt = now
 	}
 	return p, nil
 }
@@ -111,17 +111,17 @@ func (a *Account) readRole(ctx context.Context, name string) (principal, error) 
 func (a *Account) readUser(ctx context.Context, name string) (principal, error) {
 	out, err := a.iam.GetUser(ctx, &iam.GetUserInput{UserName: &name})
 	if err != nil {
-		if isGone(err) {
+		if isNotFound(err) {
 			return principal{}, err //nolint:wrapcheck // the caller says what is gone
 		}
-		return principal{}, fail(err, "iam:GetUser", "read user "+name)
+		return principal{}, wrapError(err, "iam:GetUser", "read user "+name)
 	}
 	u := out.User
-	return principal{Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId), ARN: awssdk.ToString(u.Arn), now: time.Now()}, nil
+	return principal{Kind: playbooks.TargetUser, Name: awssdk.ToString(u.UserName), ID: awssdk.ToString(u.UserId), ARN: awssdk.ToString(u.Arn), fetchedAt: time.Now()}, nil
 }
 
-// inline reads an inline policy; "" if there is none.
-func (a *Account) inline(ctx context.Context, p principal, policy string) (string, error) {
+// readInlinePolicy reads an inline policy; "" if there is none.
+func (a *Account) readInlinePolicy(ctx context.Context, p principal, policy string) (string, error) {
 	var text string
 	var err error
 	permission := "iam:GetRolePolicy"
@@ -137,16 +137,16 @@ func (a *Account) inline(ctx context.Context, p principal, policy string) (strin
 			text = awssdk.ToString(out.PolicyDocument)
 		}
 	}
-	if isGone(err) {
+	if isNotFound(err) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fail(err, permission, fmt.Sprintf("read policy %s of %s", policy, p))
+		return "", wrapError(err, permission, fmt.Sprintf("read policy %s of %s", policy, p))
 	}
-	return plainText(text), nil
+	return decodeURLEncoded(text), nil
 }
 
-func (a *Account) putInline(ctx context.Context, p principal, policy, text string) error {
+func (a *Account) putInlinePolicy(ctx context.Context, p principal, policy, text string) error {
 	var err error
 	permission := "iam:PutRolePolicy"
 	if p.Kind == playbooks.TargetUser {
@@ -155,13 +155,13 @@ func (a *Account) putInline(ctx context.Context, p principal, policy, text strin
 	} else {
 		_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &p.Name, PolicyName: &policy, PolicyDocument: &text})
 	}
-	if isGone(err) {
-		return activities.Refuse("%s is gone", p)
+	if isNotFound(err) {
+		return activities.Refusef("%s is gone", p)
 	}
-	return fail(err, permission, fmt.Sprintf("put policy %s on %s", policy, p))
+	return wrapError(err, permission, fmt.Sprintf("put policy %s on %s", policy, p))
 }
 
-func (a *Account) deleteInline(ctx context.Context, p principal, policy string) error {
+func (a *Account) deleteInlinePolicy(ctx context.Context, p principal, policy string) error {
 	var err error
 	permission := "iam:DeleteRolePolicy"
 	if p.Kind == playbooks.TargetUser {
@@ -170,31 +170,31 @@ func (a *Account) deleteInline(ctx context.Context, p principal, policy string) 
 	} else {
 		_, err = a.iam.DeleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: &p.Name, PolicyName: &policy})
 	}
-	if isGone(err) {
+	if isNotFound(err) {
 		return nil
 	}
-	return fail(err, permission, fmt.Sprintf("delete policy %s of %s", policy, p))
+	return wrapError(err, permission, fmt.Sprintf("delete policy %s of %s", policy, p))
 }
 
-// maxInline bounds how many inline policies of one principal are looked at.
-const maxInline = 60
+// maxInlinePolicies bounds how many inline policies of one principal are looked at.
+const maxInlinePolicies = 60
 
-// inlineNames lists inline policies.
-func (a *Account) inlineNames(ctx context.Context, p principal) ([]string, error) {
+// listInlinePolicies lists inline policies.
+func (a *Account) listInlinePolicies(ctx context.Context, p principal) ([]string, error) {
 	var names []string
 	var marker *string
-	for len(names) < maxInline {
+	for len(names) < maxInlinePolicies {
 		var more bool
 		if p.Kind == playbooks.TargetUser {
 			out, err := a.iam.ListUserPolicies(ctx, &iam.ListUserPoliciesInput{UserName: &p.Name, Marker: marker})
 			if err != nil {
-				return nil, fail(err, "iam:ListUserPolicies", fmt.Sprintf("list the policies of %s", p))
+				return nil, wrapError(err, "iam:ListUserPolicies", fmt.Sprintf("list the policies of %s", p))
 			}
 			names, marker, more = append(names, out.PolicyNames...), out.Marker, out.IsTruncated
 		} else {
 			out, err := a.iam.ListRolePolicies(ctx, &iam.ListRolePoliciesInput{RoleName: &p.Name, Marker: marker})
 			if err != nil {
-				return nil, fail(err, "iam:ListRolePolicies", fmt.Sprintf("list the policies of %s", p))
+				return nil, wrapError(err, "iam:ListRolePolicies", fmt.Sprintf("list the policies of %s", p))
 			}
 			names, marker, more = append(names, out.PolicyNames...), out.Marker, out.IsTruncated
 		}
@@ -205,5 +205,5 @@ func (a *Account) inlineNames(ctx context.Context, p principal) ([]string, error
 	return names, nil
 }
 
-// ours tells whether a name is that of a policy of this package.
-func ours(policy string) bool { return strings.HasPrefix(policy, "stanch-") }
+// isStanchPolicy tells whether a name is that of a policy of this package.
+func isStanchPolicy(policy string) bool { return strings.HasPrefix(policy, "stanch-") }

@@ -18,25 +18,25 @@ func TestWithoutAnAccountEveryActionSaysWhatToDo(t *testing.T) {
 		name := a.Spec().Name
 		var err error
 		if observer, ok := a.(activities.Observer); ok {
-			_, err = observer.Observe(t.Context(), asked(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
+			_, err = observer.Observe(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
 		} else {
-			_, err = a.(activities.Containment).Plan(t.Context(), asked(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
+			_, err = a.(activities.Containment).Plan(t.Context(), newLeaseRequest(name, playbooks.Target{Kind: playbooks.TargetPod, UID: "u"}, time.Hour, ""))
 		}
 		wantRefusal(t, err, "no AWS account is configured: add `aws:` to stanch.yaml")
 	}
 }
 
 func TestAPolicyThatDoesNotFitIsRefusedBeforehand(t *testing.T) {
-	w := newWorld(t, nil)
-	user, _ := w.user("u")
-	big := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + long(1900) + `"}]}`
+	w := newFixture(t, nil)
+	user, _ := w.createUser("u")
+	big := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::` + longString(1900) + `"}]}`
 	_, err := w.iam.PutUserPolicy(t.Context(), &iam.PutUserPolicyInput{UserName: &user.Name, PolicyName: awssdk.String("big"), PolicyDocument: &big})
 	require.NoError(t, err)
-	_, err = w.contain("aws.user.deny").Plan(t.Context(), asked("aws.user.deny", user, time.Hour, ""))
+	_, err = w.findContainment("aws.user.deny").Plan(t.Context(), newLeaseRequest("aws.user.deny", user, time.Hour, ""))
 	wantRefusal(t, err, "allows 2048 in all")
 }
 
-func long(n int) string {
+func longString(n int) string {
 	b := make([]byte, n)
 	for i := range b {
 		b[i] = 'a'

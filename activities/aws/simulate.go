@@ -10,73 +10,73 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam/types"
 )
 
-// probes are the actions that a simulation asks about: harmless, and of several services. All must be denied.
-var probes = []string{"s3:GetObject", "sts:AssumeRole", "ec2:DescribeInstances"}
+// probeActions are the actions that a simulation asks about: harmless, and of several services. All must be denied.
+var probeActions = []string{"s3:GetObject", "sts:AssumeRole", "ec2:DescribeInstances"}
 
-// sessionKey is a key of a session's context, such as the time at which it was issued.
-type sessionKey struct {
+// sessionContextKey is a key of a session's context, such as the time at which it was issued.
+type sessionContextKey struct {
 	name, value string
-	date        bool
+	isDate        bool
 }
 
-func issuedAt(t time.Time) sessionKey {
-	return sessionKey{name: issueTime, value: t.UTC().Format(time.RFC3339), date: true}
+func issuedAtContext(t time.Time) sessionContextKey {
+	return sessionContextKey{name: tokenIssueTimeKey, value: t.UTC().Format(time.RFC3339), isDate: true}
 }
 
-func ofPod(uid string) sessionKey { return sessionKey{name: podTag, value: uid} }
+func podUIDContext(uid string) sessionContextKey { return sessionContextKey{name: podUIDTagKey, value: uid} }
 
-// simulated is what a simulation answered.
-type simulated struct {
+// simulationResult is what a simulation answered.
+type simulationResult struct {
 	denied bool
 	detail string // what it answered, or why it did not
-	silent bool   // it did not answer
+	unavailable bool   // it did not answer
 }
 
-// simulate asks AWS whether such a session would be denied everything. An error is the context's end only: that the
+// simulateDeny asks AWS whether such a session would be denied everything. An error is the context's end only: that the
 // service does not answer is an answer.
-func (a *Account) simulate(ctx context.Context, p principal, keys ...sessionKey) (simulated, error) {
-	in := &iam.SimulatePrincipalPolicyInput{PolicySourceArn: &p.ARN, ActionNames: probes}
+func (a *Account) simulateDeny(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult, error) {
+	in := &iam.SimulatePrincipalPolicyInput{PolicySourceArn: &p.ARN, ActionNames: probeActions}
 	// The end of a deny is a condition on the time: asked is what holds now.
-	now := sessionKey{name: currentTime, value: time.Now().UTC().Format(time.RFC3339), date: true}
-	for _, k := range append([]sessionKey{now}, keys...) {
+	now := sessionContextKey{name: currentTimeKey, value: time.Now().UTC().Format(time.RFC3339), isDate: true}
+	for _, k := range append([]sessionContextKey{now}, keys...) {
 		kind := types.ContextKeyTypeEnumString
-		if k.date {
+		if k.isDate {
 			kind = types.ContextKeyTypeEnumDate
 		}
 		in.ContextEntries = append(in.ContextEntries, types.ContextEntry{ContextKeyName: &k.name, ContextKeyType: kind, ContextKeyValues: []string{k.value}})
 	}
 	out, err := a.iam.SimulatePrincipalPolicy(ctx, in)
 	if ctx.Err() != nil {
-		return simulated{}, fmt.Errorf("simulate the policies of %s: %w", p, ctx.Err())
+		return simulationResult{}, fmt.Errorf("simulate the policies of %s: %w", p, ctx.Err())
 	}
 	switch {
-	case isDenied(err):
-		return simulated{silent: true, detail: "Stanch may not simulate policies (iam:SimulatePrincipalPolicy), so the effect was not observed"}, nil
+	case isAccessDenied(err):
+		return simulationResult{unavailable: true, detail: "Stanch may not simulate policies (iam:SimulatePrincipalPolicy), so the effect was not observed"}, nil
 	case err != nil:
-		return simulated{silent: true, detail: "the policy simulation did not answer, so the effect was not observed: " + clip(err.Error(), 300)}, nil
+		return simulationResult{unavailable: true, detail: "the policy simulation did not answer, so the effect was not observed: " + truncate(err.Error(), 300)}, nil
 	case len(out.EvaluationResults) == 0:
-		return simulated{silent: true, detail: "the policy simulation answered nothing, so the effect was not observed"}, nil
+		return simulationResult{unavailable: true, detail: "the policy simulation answered nothing, so the effect was not observed"}, nil
 	}
 	for _, r := range out.EvaluationResults {
 		if r.EvalDecision != types.PolicyEvaluationDecisionTypeExplicitDeny {
-			return simulated{detail: fmt.Sprintf("the policy simulation says that %s is %s for %s", p, r.EvalDecision, clip(awssdk.ToString(r.EvalActionName), 60))}, nil
+			return simulationResult{detail: fmt.Sprintf("the policy simulation says that %s is %s for %s", p, r.EvalDecision, truncate(awssdk.ToString(r.EvalActionName), 60))}, nil
 		}
 	}
-	return simulated{denied: true, detail: "the policy simulation says that such a session is denied everything"}, nil
+	return simulationResult{denied: true, detail: "the policy simulation says that such a session is denied everything"}, nil
 }
 
-// settle is how long a simulation may take to see what was written: IAM is consistent in the end only.
-const settle = 8 * time.Second
+// maxPropagationDelay is how long a simulation may take to see what was written: IAM is consistent in the end only.
+const maxPropagationDelay = 8 * time.Second
 
-// settled simulates until the deny is seen, or until it should have been.
-func (a *Account) settled(ctx context.Context, p principal, keys ...sessionKey) (simulated, error) {
+// simulateUntilDenied simulates until the deny is seen, or until it should have been.
+func (a *Account) simulateUntilDenied(ctx context.Context, p principal, keys ...sessionContextKey) (simulationResult, error) {
 	begin := time.Now()
 	for {
-		s, err := a.simulate(ctx, p, keys...)
-		if err != nil || s.denied || s.silent || time.Since(begin) > settle {
+		s, err := a.simulateDeny(ctx, p, keys...)
+		if err != nil || s.denied || s.unavailable || time.Since(begin) > maxPropagationDelay {
 			return s, err
 		}
-		if err := pause(ctx, 500*time.Millisecond); err != nil {
+		if err := sleep(ctx, 500*time.Millisecond); err != nil {
 			return s, err
 		}
 	}

@@ -24,68 +24,68 @@ func (*cordonAction) Spec() playbooks.ActionSpec {
 		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-EI",
 		Doc:        "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
-		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
+		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
-func (a *cordonAction) request(r activities.Request) (CordonRequest, error) {
-	pod, err := needPod(a.client, r)
-	return CordonRequest{Pod: pod, Lease: LeaseOf(r)}, err
+func (a *cordonAction) cordonRequest(r activities.Request) (CordonRequest, error) {
+	pod, err := requirePod(a.client, r)
+	return CordonRequest{Pod: pod, Lease: LeaseForRequest(r)}, err
 }
 
-// saved is a request with what its plan saved: the node stays what is held, also when the pod is gone.
-func (a *cordonAction) saved(r activities.Request, raw json.RawMessage) (CordonRequest, CordonPrior, error) {
-	request, err := a.request(r)
+// requestWithPrior is a request with what its plan saved: the node stays what is held, also when the pod is gone.
+func (a *cordonAction) requestWithPrior(r activities.Request, raw json.RawMessage) (CordonRequest, CordonPrior, error) {
+	request, err := a.cordonRequest(r)
 	if err != nil {
 		return request, CordonPrior{}, err
 	}
-	prior, err := activities.Saved[CordonPrior](raw)
+	prior, err := activities.DecodePriorState[CordonPrior](raw)
 	return request, prior, err
 }
 
 func (a *cordonAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	request, err := a.request(r)
+	request, err := a.cordonRequest(r)
 	if err != nil {
 		return activities.Plan{}, err
 	}
 	plan, refused, err := PlanCordon(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Plan{}, first(err, refusal(refused))
+		return activities.Plan{}, firstError(err, toActivityRefusal(refused))
 	}
 	prior, err := json.Marshal(plan.Prior)
 	if err != nil {
 		return activities.Plan{}, fmt.Errorf("save the prior state: %w", err)
 	}
-	return activities.Plan{Changes: plan.Changes, Prior: prior, Nothing: len(plan.Changes) == 0}, nil
+	return activities.Plan{Changes: plan.Changes, PriorState: prior, NothingToDo: len(plan.Changes) == 0}, nil
 }
 
 func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	request, prior, err := a.saved(r, raw)
+	request, prior, err := a.requestWithPrior(r, raw)
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	if err := mayShorten(ctx, r, func() (Stamp, error) { s, _, err := request.Stamp(ctx, a.client, prior); return s, err }); err != nil {
+	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { s, _, err := request.ReadExpiryMarker(ctx, a.client, prior); return s, err }); err != nil {
 		return activities.Effect{}, err
 	}
 	plan, refused, err := ApplyCordon(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Effect{}, first(err, refusal(refused))
+		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 	}
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
 	verified, refused, err := VerifyCordon(ctx, a.client, request, plan.Prior)
 	switch {
 	case err != nil || refused != nil:
-		return activities.Effect{}, first(err, refusal(refused))
-	case !verified.Holds:
-		effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, differing(verified.Differences)
-	case plan.Prior.Unschedulable:
+		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
+	case !verified.InForce:
+		effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, describeDifferences(verified.Differences)
+	case plan.Prior.WasUnschedulable:
 		effect.Reason = "the node was cordoned before, and stays so when the lease ends"
 	}
 	return effect, nil
 }
 
 func (a *cordonAction) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
-	request, prior, err := a.saved(r, raw)
+	request, prior, err := a.requestWithPrior(r, raw)
 	if err != nil {
 		return false, "", err
 	}
@@ -94,22 +94,22 @@ func (a *cordonAction) Verify(ctx context.Context, r activities.Request, raw jso
 	case err != nil:
 		return false, "", err
 	case refused != nil:
-		return false, "", fmt.Errorf("%s: %w", refused.Detail, activities.ErrGone)
+		return false, "", fmt.Errorf("%s: %w", refused.Detail, activities.ErrTargetGone)
 	}
-	return verified.Holds, differing(verified.Differences), nil
+	return verified.InForce, describeDifferences(verified.Differences), nil
 }
 
 func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
-	request, prior, err := a.saved(r, raw)
+	request, prior, err := a.requestWithPrior(r, raw)
 	if err != nil {
 		return nil, err
 	}
-	stamp, stamped, err := request.Stamp(ctx, a.client, prior)
+	stamp, stamped, err := request.ReadExpiryMarker(ctx, a.client, prior)
 	if err != nil {
 		return nil, err
 	}
-	if err := stamp.ErrNotYet(time.Now()); err != nil && grant == nil {
-		return nil, activities.Refuse("%v", err)
+	if err := stamp.CheckExpired(time.Now()); err != nil && grant == nil {
+		return nil, activities.Refusef("%v", err)
 	}
 	if stamped != nil {
 		prior = *stamped // without a stamp of this lease nothing is written, whatever the request says
@@ -118,5 +118,5 @@ func (a *cordonAction) Undo(ctx context.Context, r activities.Request, raw json.
 	if err != nil || drift == nil {
 		return nil, err
 	}
-	return &activities.Drift{Detail: differing(drift.Differences)}, nil
+	return &activities.Drift{Detail: describeDifferences(drift.Differences)}, nil
 }

@@ -15,7 +15,7 @@ import (
 // restartParams are the parameters of pod.restart. What an attacker left running decides nothing: the pod's own grace
 // period, which may be hours, does not count.
 type restartParams struct {
-	Grace int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds that its processes have to end before they are killed; 10 if not given"`
+	GraceSeconds int64 `json:"grace,omitempty" jsonschema:"minimum=1,maximum=60" doc:"seconds that its processes have to end before they are killed; 10 if not given"`
 }
 
 // restartTimeout holds the longest grace and the time in which a kubelet tells that all is gone.
@@ -31,42 +31,42 @@ func (*restartAction) Spec() playbooks.ActionSpec {
 		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FENDTechnique: "D3-PT", AttemptTimeout: restartTimeout,
 		Doc:        "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
-		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply),
+		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
 
-func (a *restartAction) request(r activities.Request) (RestartRequest, error) {
-	pod, err := needPod(a.client, r)
+func (a *restartAction) restartRequest(r activities.Request) (RestartRequest, error) {
+	pod, err := requirePod(a.client, r)
 	if err != nil {
 		return RestartRequest{}, err
 	}
-	params, err := activities.Params[restartParams](r)
-	if params.Grace == 0 {
-		params.Grace = 10
+	params, err := activities.DecodeParams[restartParams](r)
+	if params.GraceSeconds == 0 {
+		params.GraceSeconds = 10
 	}
-	return RestartRequest{Pod: pod, Grace: time.Duration(params.Grace) * time.Second}, err
+	return RestartRequest{Pod: pod, GracePeriod: time.Duration(params.GraceSeconds) * time.Second}, err
 }
 
 func (a *restartAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	request, err := a.request(r)
+	request, err := a.restartRequest(r)
 	if err != nil {
 		return activities.Plan{}, err
 	}
 	plan, refused, err := PlanRestart(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Plan{}, first(err, refusal(refused))
+		return activities.Plan{}, firstError(err, toActivityRefusal(refused))
 	}
-	return activities.Plan{Changes: plan.Changes, Nothing: plan.Gone}, nil
+	return activities.Plan{Changes: plan.Changes, NothingToDo: plan.PodGone}, nil
 }
 
 func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	request, err := a.request(r)
+	request, err := a.restartRequest(r)
 	if err != nil {
 		return activities.Effect{}, err
 	}
 	done, refused, err := ApplyRestart(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Effect{}, first(err, refusal(refused))
+		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 	}
 	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
 	if !done {
@@ -78,17 +78,17 @@ func (a *restartAction) Apply(ctx context.Context, r activities.Request, _ json.
 		if err != nil || gone {
 			return effect, err
 		}
-		if time.Since(effect.AppliedAt) > request.Grace+15*time.Second {
+		if time.Since(effect.AppliedAt) > request.GracePeriod+15*time.Second {
 			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, detail
 			return effect, nil
 		}
-		pause(ctx, 200*time.Millisecond)
+		sleep(ctx, 200*time.Millisecond)
 	}
 	return effect, ctx.Err()
 }
 
 func (a *restartAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
-	request, err := a.request(r)
+	request, err := a.restartRequest(r)
 	if err != nil {
 		return false, "", err
 	}

@@ -29,14 +29,14 @@ func (*scaleAction) Spec() playbooks.ActionSpec {
 		Name: "workload.scale", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetReplicas,
 		Targets: []playbooks.TargetKind{playbooks.TargetWorkload}, Reversible: true, EndMechanism: playbooks.EndByStanch, Params: scaleParams{}, D3FENDTechnique: "D3-PT",
 		Doc:        "Scale a Deployment, StatefulSet or ReplicaSet, and back to what it was when the lease ends.",
-		PlanPermissions: Rights(p.Plan), ApplyPermissions: Rights(p.Apply), CombineParams: fewest,
+		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules), CombineParams: fewestReplicas,
 	}
 }
 
-// fewest is the stricter of two holders' parameters.
-func fewest(a, b json.RawMessage) (json.RawMessage, error) {
+// fewestReplicas is the stricter of two holders' parameters.
+func fewestReplicas(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y scaleParams
-	if err := first(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
+	if err := firstError(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
 		return nil, fmt.Errorf("parameters of workload.scale: %w", err)
 	}
 	if y.Replicas < x.Replicas {
@@ -45,72 +45,72 @@ func fewest(a, b json.RawMessage) (json.RawMessage, error) {
 	return a, nil
 }
 
-func (a *scaleAction) request(r activities.Request) (ScaleRequest, error) {
-	params, err := activities.Params[scaleParams](r)
+func (a *scaleAction) scaleRequest(r activities.Request) (ScaleRequest, error) {
+	params, err := activities.DecodeParams[scaleParams](r)
 	switch {
 	case err != nil:
 		return ScaleRequest{}, err
 	case a.client == nil:
-		return ScaleRequest{}, activities.Refuse("no cluster is connected")
+		return ScaleRequest{}, activities.Refusef("no cluster is connected")
 	case r.Target.Kind != playbooks.TargetWorkload:
-		return ScaleRequest{}, activities.Refuse("%s is no workload", r.Target)
+		return ScaleRequest{}, activities.Refusef("%s is no workload", r.Target)
 	case r.Target.UID == "":
-		return ScaleRequest{}, activities.Refuse("the identity of %s is not known; put `enrich: workload` before it", r.Target)
+		return ScaleRequest{}, activities.Refusef("the identity of %s is not known; put `enrich: workload` before it", r.Target)
 	}
 	return ScaleRequest{
 		Target:   WorkloadRef{Kind: r.Target.WorkloadKind, Namespace: r.Target.Namespace, Name: r.Target.Name, UID: r.Target.UID},
-		Replicas: params.Replicas, Lease: LeaseOf(r),
+		Replicas: params.Replicas, Lease: LeaseForRequest(r),
 	}, nil
 }
 
 func (a *scaleAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	request, err := a.request(r)
+	request, err := a.scaleRequest(r)
 	if err != nil {
 		return activities.Plan{}, err
 	}
 	plan, refused, err := PlanScale(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Plan{}, first(err, refusal(refused))
+		return activities.Plan{}, firstError(err, toActivityRefusal(refused))
 	}
 	prior, err := json.Marshal(plan.Prior)
 	if err != nil {
 		return activities.Plan{}, fmt.Errorf("save the prior state: %w", err)
 	}
-	return activities.Plan{Changes: plan.Changes, Warnings: plan.Fights, Prior: prior, Nothing: len(plan.Changes) == 0}, nil
+	return activities.Plan{Changes: plan.Changes, Warnings: plan.Conflicts, PriorState: prior, NothingToDo: len(plan.Changes) == 0}, nil
 }
 
 func (a *scaleAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	request, err := a.request(r)
+	request, err := a.scaleRequest(r)
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	if err := mayShorten(ctx, r, func() (Stamp, error) { s, _, err := request.Stamp(ctx, a.client); return s, err }); err != nil {
+	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { s, _, err := request.ReadExpiryMarker(ctx, a.client); return s, err }); err != nil {
 		return activities.Effect{}, err
 	}
 	plan, refused, err := ApplyScale(ctx, a.client, request)
 	if err != nil || refused != nil {
-		return activities.Effect{}, first(err, refusal(refused))
+		return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 	}
-	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: strings.Join(plan.Fights, "; ")}
+	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: strings.Join(plan.Conflicts, "; ")}
 	// Pods take their time to go; while they do the effect is applied and not yet observed.
 	for ctx.Err() == nil {
 		verified, refused, err := VerifyScale(ctx, a.client, request)
 		if err != nil || refused != nil {
-			return activities.Effect{}, first(err, refusal(refused))
+			return activities.Effect{}, firstError(err, toActivityRefusal(refused))
 		}
-		if verified.Holds {
+		if verified.InForce {
 			return effect, nil
 		}
 		if time.Since(effect.AppliedAt) > 15*time.Second {
-			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, differing(verified.Differences)
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnverified, describeDifferences(verified.Differences)
 			return effect, nil
 		}
-		pause(ctx, 200*time.Millisecond)
+		sleep(ctx, 200*time.Millisecond)
 	}
 	return effect, ctx.Err()
 }
 
-func pause(ctx context.Context, d time.Duration) {
+func sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -119,7 +119,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func differing(differences []Difference) string {
+func describeDifferences(differences []Difference) string {
 	var out []string
 	for _, d := range differences {
 		out = append(out, d.String())
@@ -128,7 +128,7 @@ func differing(differences []Difference) string {
 }
 
 func (a *scaleAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
-	request, err := a.request(r)
+	request, err := a.scaleRequest(r)
 	if err != nil {
 		return false, "", err
 	}
@@ -139,26 +139,26 @@ func (a *scaleAction) Verify(ctx context.Context, r activities.Request, _ json.R
 	if refused != nil {
 		return false, refused.Detail, nil
 	}
-	return verified.Holds, differing(verified.Differences), nil
+	return verified.InForce, describeDifferences(verified.Differences), nil
 }
 
 func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
-	request, err := a.request(r)
+	request, err := a.scaleRequest(r)
 	if err != nil {
 		return nil, err
 	}
-	saved, err := activities.Saved[ScalePrior](prior)
+	saved, err := activities.DecodePriorState[ScalePrior](prior)
 	if err != nil {
 		return nil, err
 	}
-	stamp, stamped, err := request.Stamp(ctx, a.client)
+	stamp, stamped, err := request.ReadExpiryMarker(ctx, a.client)
 	if err != nil {
 		return nil, err
 	}
-	if err := stamp.ErrNotYet(time.Now()); err != nil && grant == nil {
-		return nil, activities.Refuse("%v", err)
+	if err := stamp.CheckExpired(time.Now()); err != nil && grant == nil {
+		return nil, activities.Refusef("%v", err)
 	}
-	if !stamp.Held {
+	if !stamp.Present {
 		// Nothing of this lease is in force; a request alone must not set a number of replicas.
 		return nil, nil
 	}
@@ -169,20 +169,20 @@ func (a *scaleAction) Undo(ctx context.Context, r activities.Request, prior json
 	if err != nil || drift == nil {
 		return nil, err
 	}
-	return &activities.Drift{Detail: differing(drift.Differences)}, nil
+	return &activities.Drift{Detail: describeDifferences(drift.Differences)}, nil
 }
 
-// mayShorten refuses to stamp an earlier end than is stamped, unless a release grant says so.
-func mayShorten(_ context.Context, r activities.Request, stamp func() (Stamp, error)) error {
-	if r.Shorten != nil {
+// checkEarlyEnd refuses to stamp an earlier end than is stamped, unless a release grant says so.
+func checkEarlyEnd(_ context.Context, r activities.Request, stamp func() (ExpiryMarker, error)) error {
+	if r.ReleaseGrant != nil {
 		return nil // verified where the request was permitted
 	}
 	s, err := stamp()
 	if err != nil {
 		return err
 	}
-	if s.Held && r.Until.Before(s.Until.Add(-time.Second)) {
-		return activities.Refuse("ending at %s instead of the stamped %s needs a grant", r.Until.Format(time.RFC3339), s.Until.Format(time.RFC3339))
+	if s.Present && r.ExpiresAt.Before(s.ExpiresAt.Add(-time.Second)) {
+		return activities.Refusef("ending at %s instead of the stamped %s needs a grant", r.ExpiresAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func BenchmarkIsolate(b *testing.B) {
 			b.Fatal(err)
 		}
 		bare = append(bare, time.Since(began))
-		r := kube.IsolateRequest{Pod: ref, Lease: kube.Lease{ID: fmt.Sprint(i), Incident: "INC-BENCH", Expires: time.Now().Add(time.Hour)}}
+		r := kube.IsolateRequest{Pod: ref, Lease: kube.Lease{ID: fmt.Sprint(i), IncidentID: "INC-BENCH", ExpiresAt: time.Now().Add(time.Hour)}}
 		began = time.Now()
 		if _, refusal, err := kube.ApplyIsolate(b.Context(), client, r); err != nil || refusal != nil {
 			b.Fatal(refusal, err)

@@ -25,7 +25,7 @@ type CordonPrior struct {
 	Node          string `json:"node"`
 	UID           string `json:"uid"`
 	Pod           PodRef `json:"pod"`
-	Unschedulable bool   `json:"unschedulable"`
+	WasUnschedulable bool   `json:"unschedulable"`
 }
 
 func (p CordonPrior) String() string { return "Node " + p.Node }
@@ -39,27 +39,27 @@ type CordonPlan struct {
 // CordonPermissions are what a cordon needs. Patch on nodes is for spec.unschedulable and the lease's annotations.
 func CordonPermissions() Permissions {
 	return Permissions{
-		Plan:  []rbacv1.PolicyRule{rule("", "pods", "get"), rule("", "nodes", "get", "list")},
-		Apply: []rbacv1.PolicyRule{rule("", "pods", "get"), rule("", "nodes", "get", "list", "patch")},
+		PlanRules:  []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("", "nodes", "get", "list")},
+		ApplyRules: []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("", "nodes", "get", "list", "patch")},
 	}
 }
 
 // PlanCordon says what a cordon would change, and changes nothing.
 func PlanCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (*CordonPlan, *Refusal, error) {
-	plan, _, refusal, err := r.survey(ctx, client)
+	plan, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan to cordon the node of pod %s: %w", r.Pod, err)
 	}
 	return plan, refusal, nil
 }
 
-func (r CordonRequest) survey(ctx context.Context, client kubernetes.Interface) (*CordonPlan, *corev1.Node, *Refusal, error) {
+func (r CordonRequest) readState(ctx context.Context, client kubernetes.Interface) (*CordonPlan, *corev1.Node, *Refusal, error) {
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	if err != nil || refusal != nil {
 		return nil, nil, refusal, err
 	}
 	if pod.Spec.NodeName == "" {
-		return nil, nil, refuse(ReasonGone, "pod %s is on no node yet", r.Pod), nil
+		return nil, nil, newRefusal(ReasonNotFound, "pod %s is on no node yet", r.Pod), nil
 	}
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -72,45 +72,45 @@ func (r CordonRequest) survey(ctx context.Context, client kubernetes.Interface) 
 		switch {
 		case n.Name == pod.Spec.NodeName:
 			node = n
-		case schedulable(n):
+		case isSchedulable(n):
 			others++
 		}
 	}
 	if node == nil {
-		return nil, nil, refuse(ReasonGone, "node %s is gone", pod.Spec.NodeName), nil
+		return nil, nil, newRefusal(ReasonNotFound, "node %s is gone", pod.Spec.NodeName), nil
 	}
-	plan := &CordonPlan{Prior: CordonPrior{Node: node.Name, UID: string(node.UID), Pod: r.Pod, Unschedulable: node.Spec.Unschedulable}}
-	switch lease := node.Annotations[FacetScheduling.LeaseKey()]; lease {
+	plan := &CordonPlan{Prior: CordonPrior{Node: node.Name, UID: string(node.UID), Pod: r.Pod, WasUnschedulable: node.Spec.Unschedulable}}
+	switch lease := node.Annotations[FacetScheduling.LeaseAnnotation()]; lease {
 	case "":
 		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate node %s with the lease", node.Name))
 	case r.Lease.ID:
-		if plan.Prior, err = savedCordon(node); err != nil {
-			return nil, nil, refuse(ReasonForeign, "node %s carries this lease, but its saved state cannot be read: %v", node.Name, err), nil
+		if plan.Prior, err = readSavedCordon(node); err != nil {
+			return nil, nil, newRefusal(ReasonForeignObject, "node %s carries this lease, but its saved state cannot be read: %v", node.Name, err), nil
 		}
 	default:
-		return nil, nil, refuse(ReasonForeign, "node %s is held by another lease, %s", node.Name, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "node %s is held by another lease, %s", node.Name, lease), nil
 	}
 	if !node.Spec.Unschedulable {
 		if others == 0 {
-			return nil, nil, refuse(ReasonLastNode, "node %s is the only one that is ready and takes pods: cordoned, nothing could start any more", node.Name), nil
+			return nil, nil, newRefusal(ReasonLastNode, "node %s is the only one that is ready and takes pods: cordoned, nothing could start any more", node.Name), nil
 		}
 		plan.Changes = append(plan.Changes, fmt.Sprintf("cordon node %s: what runs there goes on, nothing new is scheduled (%d others take pods)", node.Name, others))
 	}
 	return plan, node, nil, nil
 }
 
-// savedCordon reads what was stamped on a node. Which node it is, the node itself says.
-func savedCordon(node *corev1.Node) (CordonPrior, error) {
+// readSavedCordon reads what was stamped on a node. Which node it is, the node itself says.
+func readSavedCordon(node *corev1.Node) (CordonPrior, error) {
 	var prior CordonPrior
-	if err := json.Unmarshal([]byte(node.Annotations[FacetScheduling.PriorKey()]), &prior); err != nil {
-		return CordonPrior{}, fmt.Errorf("annotation %s: %w", FacetScheduling.PriorKey(), err)
+	if err := json.Unmarshal([]byte(node.Annotations[FacetScheduling.PriorStateAnnotation()]), &prior); err != nil {
+		return CordonPrior{}, fmt.Errorf("annotation %s: %w", FacetScheduling.PriorStateAnnotation(), err)
 	}
 	prior.Node, prior.UID = node.Name, string(node.UID)
 	return prior, nil
 }
 
-// schedulable tells whether a node takes any pod: it is ready, not cordoned, and not kept for pods that tolerate it.
-func schedulable(n *corev1.Node) bool {
+// isSchedulable tells whether a node takes any pod: it is ready, not cordoned, and not kept for pods that tolerate it.
+func isSchedulable(n *corev1.Node) bool {
 	if n.Spec.Unschedulable {
 		return false
 	}
@@ -132,14 +132,14 @@ func schedulable(n *corev1.Node) bool {
 func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest) (plan *CordonPlan, refusal *Refusal, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		var node *corev1.Node
-		if plan, node, refusal, err = r.survey(ctx, client); err != nil || refusal != nil {
+		if plan, node, refusal, err = r.readState(ctx, client); err != nil || refusal != nil {
 			return err
 		}
-		set := map[string]any{FacetScheduling.PriorKey(): compact(plan.Prior)}
-		for k, v := range r.Lease.annotations(FacetScheduling) {
+		set := map[string]any{FacetScheduling.PriorStateAnnotation(): compactJSON(plan.Prior)}
+		for k, v := range r.Lease.leaseAnnotations(FacetScheduling) {
 			set[k] = v
 		}
-		return r.patch(ctx, client, node, true, ShortID(r.Lease.ID), set)
+		return r.patchNode(ctx, client, node, true, ShortLeaseID(r.Lease.ID), set)
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("cordon the node of pod %s: %w", r.Pod, err)
@@ -147,8 +147,8 @@ func ApplyCordon(ctx context.Context, client kubernetes.Interface, r CordonReque
 	return plan, refusal, nil
 }
 
-// patch writes the node that was judged, at the version that was judged, or the API server says conflict.
-func (r CordonRequest) patch(ctx context.Context, client kubernetes.Interface, node *corev1.Node, unschedulable bool, label any, annotations map[string]any) error {
+// patchNode writes the node that was judged, at the version that was judged, or the API server says conflict.
+func (r CordonRequest) patchNode(ctx context.Context, client kubernetes.Interface, node *corev1.Node, unschedulable bool, label any, annotations map[string]any) error {
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{
 			"uid": node.UID, "resourceVersion": node.ResourceVersion,
@@ -159,15 +159,15 @@ func (r CordonRequest) patch(ctx context.Context, client kubernetes.Interface, n
 	if err != nil {
 		return err
 	}
-	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatch, body, metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
+	_, err = client.CoreV1().Nodes().Patch(ctx, node.Name, mergePatchType, body, metav1.PatchOptions{FieldManager: r.Lease.FieldManager()})
 	if apierrors.IsNotFound(err) {
 		return nil // verification says so
 	}
 	return err
 }
 
-// node reads the node of a cordon, or nil if it is gone.
-func (p CordonPrior) node(ctx context.Context, client kubernetes.Interface) (*corev1.Node, error) {
+// getNode reads the node of a cordon, or nil if it is gone.
+func (p CordonPrior) getNode(ctx context.Context, client kubernetes.Interface) (*corev1.Node, error) {
 	node, err := client.CoreV1().Nodes().Get(ctx, p.Node, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && string(node.UID) != p.UID {
 		return nil, nil
@@ -180,20 +180,20 @@ func (p CordonPrior) node(ctx context.Context, client kubernetes.Interface) (*co
 
 // VerifyCordon observes whether the node is cordoned and carries the lease. The pod may be gone: the node is held.
 func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Verification, *Refusal, error) {
-	node, err := prior.node(ctx, client)
+	node, err := prior.getNode(ctx, client)
 	if err != nil {
 		return nil, nil, err
 	}
 	if node == nil {
-		return nil, refuse(ReasonGone, "node %s is gone", prior.Node), nil
+		return nil, newRefusal(ReasonNotFound, "node %s is gone", prior.Node), nil
 	}
 	v := &Verification{}
 	if !node.Spec.Unschedulable {
 		by, when := lastWriter(node, r.Lease.FieldManager())
-		v.Differences = append(v.Differences, Difference{Object: prior.String(), Field: "spec.unschedulable", Want: "true", Have: "false", By: by, When: when})
+		v.Differences = append(v.Differences, Difference{Object: prior.String(), Field: "spec.unschedulable", Want: "true", Have: "false", ChangedBy: by, ChangedAt: when})
 	}
-	v.Differences = append(v.Differences, differences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations, r.Lease.annotations(FacetScheduling))...)
-	v.Holds = len(v.Differences) == 0
+	v.Differences = append(v.Differences, metadataDifferences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations, r.Lease.leaseAnnotations(FacetScheduling))...)
+	v.InForce = len(v.Differences) == 0
 	return v, nil, nil
 }
 
@@ -203,7 +203,7 @@ func VerifyCordon(ctx context.Context, client kubernetes.Interface, r CordonRequ
 // takes the stamp off.
 func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (drift *Drift, err error) {
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		drift, err = undoCordon(ctx, client, r, prior)
+		drift, err = undoCordonOnce(ctx, client, r, prior)
 		return err
 	})
 	if err != nil {
@@ -212,45 +212,45 @@ func UndoCordon(ctx context.Context, client kubernetes.Interface, r CordonReques
 	return drift, nil
 }
 
-func undoCordon(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Drift, error) {
-	node, err := prior.node(ctx, client)
+func undoCordonOnce(ctx context.Context, client kubernetes.Interface, r CordonRequest, prior CordonPrior) (*Drift, error) {
+	node, err := prior.getNode(ctx, client)
 	if err != nil || node == nil {
 		return nil, err
 	}
-	lease := node.Annotations[FacetScheduling.LeaseKey()]
-	if lease == "" && node.Spec.Unschedulable == prior.Unschedulable {
+	lease := node.Annotations[FacetScheduling.LeaseAnnotation()]
+	if lease == "" && node.Spec.Unschedulable == prior.WasUnschedulable {
 		return nil, nil // undone before
 	}
 	if lease != r.Lease.ID {
-		return &Drift{differences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations,
-			map[string]string{FacetScheduling.LeaseKey(): r.Lease.ID})}, nil
+		return &Drift{metadataDifferences(prior.String(), node, r.Lease.FieldManager(), "annotation", node.Annotations,
+			map[string]string{FacetScheduling.LeaseAnnotation(): r.Lease.ID})}, nil
 	}
-	off := map[string]any{FacetScheduling.PriorKey(): nil}
-	for k := range r.Lease.annotations(FacetScheduling) {
+	off := map[string]any{FacetScheduling.PriorStateAnnotation(): nil}
+	for k := range r.Lease.leaseAnnotations(FacetScheduling) {
 		off[k] = nil
 	}
-	return nil, r.patch(ctx, client, node, prior.Unschedulable, nil, off)
+	return nil, r.patchNode(ctx, client, node, prior.WasUnschedulable, nil, off)
 }
 
-// Stamp reads the stamp of a cordon, and what was saved with it.
-func (r CordonRequest) Stamp(ctx context.Context, client kubernetes.Interface, prior CordonPrior) (Stamp, *CordonPrior, error) {
-	node, err := prior.node(ctx, client)
+// ReadExpiryMarker reads the stamp of a cordon, and what was saved with it.
+func (r CordonRequest) ReadExpiryMarker(ctx context.Context, client kubernetes.Interface, prior CordonPrior) (ExpiryMarker, *CordonPrior, error) {
+	node, err := prior.getNode(ctx, client)
 	if err != nil || node == nil {
-		return Stamp{}, nil, err
+		return ExpiryMarker{}, nil, err
 	}
-	s := stampOf(node, FacetScheduling, r.Lease.ID)
-	if !s.Held {
+	s := readExpiryMarker(node, FacetScheduling, r.Lease.ID)
+	if !s.Present {
 		return s, nil, nil
 	}
-	before, err := savedCordon(node)
+	before, err := readSavedCordon(node)
 	if err != nil {
 		return s, nil, fmt.Errorf("read the stamp of node %s: %w", prior.Node, err)
 	}
 	return s, &before, nil
 }
 
-// SweepCordon lists cordoned nodes whose stamped expiry is before now.
-func SweepCordon(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
+// FindOrphanedCordons lists cordoned nodes whose stamped expiry is before now.
+func FindOrphanedCordons(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: CordonLabel})
 	if err != nil {
 		return nil, fmt.Errorf("sweep cordons: list nodes: %w", err)
@@ -258,13 +258,13 @@ func SweepCordon(ctx context.Context, client kubernetes.Interface, now time.Time
 	var orphans []Orphan
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
-		lease, expired := stamped(n, FacetScheduling, now)
+		lease, expired := readExpiredLease(n, FacetScheduling, now)
 		if lease.ID == "" || !expired {
 			continue
 		}
-		o := Orphan{Object: "Node " + n.Name, Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires, Cordon: &CordonRequest{Lease: lease}}
-		if prior, err := savedCordon(n); err == nil {
-			o.Cordon.Pod, o.CordonPrior = prior.Pod, &prior
+		o := Orphan{Object: "Node " + n.Name, LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt, CordonRequest: &CordonRequest{Lease: lease}}
+		if prior, err := readSavedCordon(n); err == nil {
+			o.CordonRequest.Pod, o.CordonPrior = prior.Pod, &prior
 		}
 		orphans = append(orphans, o)
 	}

@@ -18,24 +18,24 @@ import (
 )
 
 func TestCordon(t *testing.T) {
-	p := newPlace(t)
-	client := p.as(t, "cordoner", kube.CordonPermissions().Apply)
-	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
-		"and back":              cordonAndBack,
-		"the last node is left": cordonLast,
-		"a node that is cordoned already stays so":  cordonAlready,
-		"another lease's node is left":              cordonForeign,
-		"undo of what somebody changed is a drift":  cordonDrift,
-		"planning needs no right to write":          cordonPlanOnly,
-		"the sweeper finds what lost its lease":     cordonSweep,
-		"the node is held when the pod is gone too": cordonWithoutPod,
+	p := newFixture(t)
+	client := p.restrictedClient(t, "cordoner", kube.CordonPermissions().ApplyRules)
+	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+		"and back":              testCordonAndUndo,
+		"the last node is left": testCordonRefusesLastNode,
+		"a node that is cordoned already stays so":  testCordonKeepsExistingCordon,
+		"another lease's node is left":              testCordonRefusesOtherLease,
+		"undo of what somebody changed is a drift":  testCordonUndoDrift,
+		"planning needs no right to write":          testCordonPlanIsReadOnly,
+		"the sweeper finds what lost its lease":     testCordonOrphansFound,
+		"the node is held when the pod is gone too": testCordonAfterPodGone,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
 }
 
-// machine registers a node without a kubelet, ready as far as the API server knows, with a pod on it.
-func (p place) machine(t *testing.T, name string) (string, kube.CordonRequest) {
+// registerNode registers a node without a kubelet, ready as far as the API server knows, with a pod on it.
+func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonRequest) {
 	t.Helper()
 	name = p.namespace + "-" + name
 	nodes := p.Client().CoreV1().Nodes()
@@ -61,10 +61,10 @@ func (p place) machine(t *testing.T, name string) (string, kube.CordonRequest) {
 	if pod, err = p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return name, kube.CordonRequest{Pod: refOf(pod), Lease: kube.Lease{ID: "lab/" + t.Name() + "/scheduling", Incident: "INC-01TEST", Expires: inAnHour().Truncate(time.Second)}}
+	return name, kube.CordonRequest{Pod: podRef(pod), Lease: kube.Lease{ID: "lab/" + t.Name() + "/scheduling", IncidentID: "INC-01TEST", ExpiresAt: oneHourFromNow().Truncate(time.Second)}}
 }
 
-func (p place) node(t *testing.T, name string) *corev1.Node {
+func (p fixture) getNode(t *testing.T, name string) *corev1.Node {
 	t.Helper()
 	n, err := p.Client().CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
 	if err != nil {
@@ -73,15 +73,15 @@ func (p place) node(t *testing.T, name string) *corev1.Node {
 	return n
 }
 
-func (p place) patchNode(t *testing.T, name, body string) {
+func (p fixture) patchNode(t *testing.T, name, body string) {
 	t.Helper()
 	if _, err := p.Client().CoreV1().Nodes().Patch(t.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// stamps are what Stanch left on a node.
-func stamps(n *corev1.Node) (out []string) {
+// stanchMarkers are what Stanch left on a node.
+func stanchMarkers(n *corev1.Node) (out []string) {
 	for _, m := range []map[string]string{n.Labels, n.Annotations} {
 		for k := range m {
 			if strings.Contains(k, "stanch.dev") {
@@ -93,71 +93,71 @@ func stamps(n *corev1.Node) (out []string) {
 	return out
 }
 
-func cordonAndBack(t *testing.T, p place, client kubernetes.Interface) {
-	name, r := p.machine(t, "back")
+func testCordonAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
+	name, r := p.registerNode(t, "back")
 	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
-	if plan.Prior.Node != name || plan.Prior.Unschedulable || len(plan.Changes) != 2 {
+	requireNoRefusal(t, refusal, err)
+	if plan.Prior.Node != name || plan.Prior.WasUnschedulable || len(plan.Changes) != 2 {
 		t.Errorf("plan %+v", plan)
 	}
-	if n := p.node(t, name); !n.Spec.Unschedulable || len(stamps(n)) != 5 {
-		t.Errorf("unschedulable %t, stamped %v", n.Spec.Unschedulable, stamps(n))
+	if n := p.getNode(t, name); !n.Spec.Unschedulable || len(stanchMarkers(n)) != 5 {
+		t.Errorf("unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
 	}
 	again, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if len(again.Changes) != 0 || again.Prior != plan.Prior {
 		t.Errorf("repeated: %+v", again)
 	}
 	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	for range 2 { // undone is undone
 		drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 		wantUndone(t, drift, err)
 	}
-	if n := p.node(t, name); n.Spec.Unschedulable || len(stamps(n)) != 0 {
-		t.Errorf("after undo: unschedulable %t, stamped %v", n.Spec.Unschedulable, stamps(n))
+	if n := p.getNode(t, name); n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
+		t.Errorf("after undo: unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
 	}
 }
 
-func cordonLast(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "on-the-only-node")
-	_, refusal, err := kube.PlanCordon(t.Context(), client, kube.CordonRequest{Pod: ref, Lease: lease(t, inAnHour())})
+func testCordonRefusesLastNode(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "on-the-only-node")
+	_, refusal, err := kube.PlanCordon(t.Context(), client, kube.CordonRequest{Pod: ref, Lease: newLease(t, oneHourFromNow())})
 	wantRefusal(t, kube.ReasonLastNode, refusal, err)
 }
 
-func cordonAlready(t *testing.T, p place, client kubernetes.Interface) {
-	name, r := p.machine(t, "already")
+func testCordonKeepsExistingCordon(t *testing.T, p fixture, client kubernetes.Interface) {
+	name, r := p.registerNode(t, "already")
 	p.patchNode(t, name, `{"spec":{"unschedulable":true}}`)
 	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
-	if !plan.Prior.Unschedulable || len(plan.Changes) != 1 {
+	requireNoRefusal(t, refusal, err)
+	if !plan.Prior.WasUnschedulable || len(plan.Changes) != 1 {
 		t.Errorf("plan %+v", plan)
 	}
 	drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 	wantUndone(t, drift, err)
-	if n := p.node(t, name); !n.Spec.Unschedulable || len(stamps(n)) != 0 {
-		t.Errorf("somebody's cordon was lifted; stamped %v", stamps(n))
+	if n := p.getNode(t, name); !n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
+		t.Errorf("somebody's cordon was lifted; stamped %v", stanchMarkers(n))
 	}
 }
 
-func cordonForeign(t *testing.T, p place, client kubernetes.Interface) {
-	_, r := p.machine(t, "foreign")
+func testCordonRefusesOtherLease(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, r := p.registerNode(t, "foreign")
 	_, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	other := r
 	other.Lease.ID = "lab/other/scheduling"
 	_, refusal, err = kube.ApplyCordon(t.Context(), client, other)
-	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
 }
 
-func cordonDrift(t *testing.T, p place, client kubernetes.Interface) {
-	name, r := p.machine(t, "drift")
+func testCordonUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
+	name, r := p.registerNode(t, "drift")
 	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	p.patchNode(t, name, `{"spec":{"unschedulable":false}}`)
 	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	must(t, refusal, err)
-	if v.Holds || len(v.Differences) != 1 {
+	requireNoRefusal(t, refusal, err)
+	if v.InForce || len(v.Differences) != 1 {
 		t.Errorf("uncordoned by somebody: %+v", v)
 	}
 	for _, lease := range []string{`"mine"`, "null"} { // somebody keeps it for reasons of their own
@@ -166,17 +166,17 @@ func cordonDrift(t *testing.T, p place, client kubernetes.Interface) {
 		if err != nil || drift == nil || !strings.HasPrefix(drift.Differences[0].String(), "Node "+name+": annotation scheduling.stanch.dev/lease") {
 			t.Errorf("%s: drift %v, %v", lease, drift, err)
 		}
-		if !p.node(t, name).Spec.Unschedulable {
+		if !p.getNode(t, name).Spec.Unschedulable {
 			t.Error("somebody's cordon was lifted")
 		}
 	}
 }
 
-func cordonPlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
-	_, r := p.machine(t, "planned")
-	reader := p.as(t, "cordon-planner", kube.CordonPermissions().Plan)
+func testCordonPlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+	_, r := p.registerNode(t, "planned")
+	reader := p.restrictedClient(t, "cordon-planner", kube.CordonPermissions().PlanRules)
 	plan, refusal, err := kube.PlanCordon(t.Context(), reader, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if len(plan.Changes) != 2 {
 		t.Errorf("plan %+v", plan)
 	}
@@ -185,13 +185,13 @@ func cordonPlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
 	}
 }
 
-func cordonSweep(t *testing.T, p place, client kubernetes.Interface) {
-	name, r := p.machine(t, "sweep")
+func testCordonOrphansFound(t *testing.T, p fixture, client kubernetes.Interface) {
+	name, r := p.registerNode(t, "sweep")
 	_, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	found := func(now time.Time) *kube.Orphan {
 		t.Helper()
-		all, err := kube.SweepCordon(t.Context(), client, now)
+		all, err := kube.FindOrphanedCordons(t.Context(), client, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,26 +206,26 @@ func cordonSweep(t *testing.T, p place, client kubernetes.Interface) {
 		t.Error("it was swept before its end")
 	}
 	o := found(time.Now().Add(2 * time.Hour))
-	if o == nil || o.Cordon == nil || o.Cordon.Pod != r.Pod || o.CordonPrior == nil {
+	if o == nil || o.CordonRequest == nil || o.CordonRequest.Pod != r.Pod || o.CordonPrior == nil {
 		t.Fatalf("orphan %+v", o)
 	}
-	drift, err := kube.UndoCordon(t.Context(), client, *o.Cordon, *o.CordonPrior)
+	drift, err := kube.UndoCordon(t.Context(), client, *o.CordonRequest, *o.CordonPrior)
 	wantUndone(t, drift, err)
-	if n := p.node(t, name); n.Spec.Unschedulable || len(stamps(n)) != 0 {
-		t.Errorf("after the sweep: unschedulable %t, stamped %v", n.Spec.Unschedulable, stamps(n))
+	if n := p.getNode(t, name); n.Spec.Unschedulable || len(stanchMarkers(n)) != 0 {
+		t.Errorf("after the sweep: unschedulable %t, stamped %v", n.Spec.Unschedulable, stanchMarkers(n))
 	}
 }
 
-func cordonWithoutPod(t *testing.T, p place, client kubernetes.Interface) {
-	name, r := p.machine(t, "podless")
+func testCordonAfterPodGone(t *testing.T, p fixture, client kubernetes.Interface) {
+	name, r := p.registerNode(t, "podless")
 	plan, refusal, err := kube.ApplyCordon(t.Context(), client, r)
-	must(t, refusal, err)
-	p.remove(t, r.Pod.Name)
+	requireNoRefusal(t, refusal, err)
+	p.deletePod(t, r.Pod.Name)
 	v, refusal, err := kube.VerifyCordon(t.Context(), client, r, plan.Prior)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	drift, err := kube.UndoCordon(t.Context(), client, r, plan.Prior)
 	wantUndone(t, drift, err)
-	if p.node(t, name).Spec.Unschedulable {
+	if p.getNode(t, name).Spec.Unschedulable {
 		t.Error("it is still cordoned")
 	}
 }

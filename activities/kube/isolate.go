@@ -29,47 +29,47 @@ type IsolateRequest struct {
 // IsolatePlan is what an isolation would change. It holds no time, so its hash is stable while the world is.
 type IsolatePlan struct {
 	Pod    PodRef `json:"pod"`
-	Policy string `json:"policy"` // the NetworkPolicy's name
+	PolicyName string `json:"policy"` // the NetworkPolicy's name
 	Label  string `json:"label"`  // what the pod is labelled with, "key=value"
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
-	// Defeats are users' policies that go on allowing traffic: policies add up. Not empty means that the isolation
+	// PolicyConflicts are users' policies that go on allowing traffic: policies add up. Not empty means that the isolation
 	// by policy is incomplete. The labels by which they select the pod are the user's and stay.
-	Defeats []Defeat     `json:"defeats,omitempty"`
+	PolicyConflicts []PolicyConflict     `json:"defeats,omitempty"`
 	Prior   IsolatePrior `json:"prior"`
 }
 
-// Incomplete says whether traffic will still be allowed by somebody else's policy.
-func (p *IsolatePlan) Incomplete() bool { return len(p.Defeats) > 0 }
+// IsIncomplete says whether traffic will still be allowed by somebody else's policy.
+func (p *IsolatePlan) IsIncomplete() bool { return len(p.PolicyConflicts) > 0 }
 
 // IsolatePrior is what was before, and what undo restores. A pod that already has the label for another lease is
 // refused, so that there is nothing to save but its absence.
 type IsolatePrior struct {
-	Labelled bool `json:"labelled"` // the pod had our label for this lease already
+	AlreadyLabeled bool `json:"labelled"` // the pod had our label for this lease already
 }
 
 // IsolatePermissions are what the isolation needs.
 func IsolatePermissions() Permissions {
 	return Permissions{
-		Plan: []rbacv1.PolicyRule{rule("", "pods", "get"), rule("networking.k8s.io", "networkpolicies", "list")},
-		Apply: []rbacv1.PolicyRule{
-			rule("", "pods", "get", "list", "patch"),
-			rule("networking.k8s.io", "networkpolicies", "get", "list", "create", "update", "delete"),
+		PlanRules: []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("networking.k8s.io", "networkpolicies", "list")},
+		ApplyRules: []rbacv1.PolicyRule{
+			newPolicyRule("", "pods", "get", "list", "patch"),
+			newPolicyRule("networking.k8s.io", "networkpolicies", "get", "list", "create", "update", "delete"),
 		},
 	}
 }
 
 // PlanIsolate says what an isolation would change, and changes nothing.
 func PlanIsolate(ctx context.Context, client kubernetes.Interface, r IsolateRequest) (*IsolatePlan, *Refusal, error) {
-	plan, _, _, refusal, err := r.survey(ctx, client)
+	plan, _, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan to isolate pod %s: %w", r.Pod, err)
 	}
 	return plan, refusal, nil
 }
 
-// survey reads all that plan and apply decide by.
-func (r IsolateRequest) survey(ctx context.Context, client kubernetes.Interface) (
+// readState reads all that plan and apply decide by.
+func (r IsolateRequest) readState(ctx context.Context, client kubernetes.Interface) (
 	*IsolatePlan, *corev1.Pod, *networkingv1.NetworkPolicy, *Refusal, error,
 ) {
 	fail := func(refusal *Refusal, err error) (*IsolatePlan, *corev1.Pod, *networkingv1.NetworkPolicy, *Refusal, error) {
@@ -85,7 +85,7 @@ func (r IsolateRequest) survey(ctx context.Context, client kubernetes.Interface)
 	pod, refusal, err := getPod(ctx, client, r.Pod)
 	listErr := listing.Wait()
 	if refusal == nil && err == nil {
-		refusal = r.objection(pod)
+		refusal = r.refusalReason(pod)
 	}
 	if refusal != nil || err != nil {
 		return fail(refusal, err)
@@ -94,40 +94,40 @@ func (r IsolateRequest) survey(ctx context.Context, client kubernetes.Interface)
 		return fail(nil, fmt.Errorf("list network policies: %w", listErr))
 	}
 	plan := &IsolatePlan{
-		Pod: r.Pod, Policy: r.policyName(), Label: IsolateLabel + "=" + ShortID(r.Lease.ID),
-		Prior: IsolatePrior{Labelled: pod.Labels[IsolateLabel] != ""},
+		Pod: r.Pod, PolicyName: r.policyName(), Label: IsolateLabel + "=" + ShortLeaseID(r.Lease.ID),
+		Prior: IsolatePrior{AlreadyLabeled: pod.Labels[IsolateLabel] != ""},
 	}
 	var policy *networkingv1.NetworkPolicy
 	for i := range policies.Items {
-		if p := &policies.Items[i]; p.Name == plan.Policy {
+		if p := &policies.Items[i]; p.Name == plan.PolicyName {
 			policy = p
 		}
 	}
 	switch {
 	case policy == nil:
-		plan.Changes = append(plan.Changes, "create "+r.policyObject()+" that denies "+r.directions())
-	case policy.Annotations[FacetNetwork.LeaseKey()] != r.Lease.ID:
-		return fail(refuse(ReasonForeign, "%s exists and is not of this lease; remove or rename it", r.policyObject()), nil)
-	case !apiequality.Semantic.DeepEqual(policy.Spec, r.policy().Spec):
-		plan.Changes = append(plan.Changes, "put back the spec of "+r.policyObject())
+		plan.Changes = append(plan.Changes, "create "+r.policyObjectName()+" that denies "+r.describeDirections())
+	case policy.Annotations[FacetNetwork.LeaseAnnotation()] != r.Lease.ID:
+		return fail(newRefusal(ReasonForeignObject, "%s exists and is not of this lease; remove or rename it", r.policyObjectName()), nil)
+	case !apiequality.Semantic.DeepEqual(policy.Spec, r.buildPolicy().Spec):
+		plan.Changes = append(plan.Changes, "put back the spec of "+r.policyObjectName())
 	}
-	if !plan.Prior.Labelled {
+	if !plan.Prior.AlreadyLabeled {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("label pod %s with %s", r.Pod, plan.Label))
 	}
 	labels := maps.Clone(pod.Labels)
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	labels[IsolateLabel] = ShortID(r.Lease.ID)
-	plan.Defeats, err = defeats(policies.Items, plan.Policy, labels, r.Ingress)
+	labels[IsolateLabel] = ShortLeaseID(r.Lease.ID)
+	plan.PolicyConflicts, err = findPolicyConflicts(policies.Items, plan.PolicyName, labels, r.Ingress)
 	if err != nil {
 		return fail(nil, err)
 	}
 	return plan, pod, policy, nil, nil
 }
 
-// objection refuses pods that cannot or must not be isolated.
-func (r IsolateRequest) objection(pod *corev1.Pod) *Refusal {
+// refusalReason refuses pods that cannot or must not be isolated.
+func (r IsolateRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	for _, o := range pod.OwnerReferences {
 		mirror = mirror || o.Kind == "Node"
@@ -135,50 +135,50 @@ func (r IsolateRequest) objection(pod *corev1.Pod) *Refusal {
 	label := pod.Labels[IsolateLabel]
 	switch {
 	case pod.Spec.HostNetwork:
-		return refuse(ReasonHostNetwork, "pod %s uses the node's network: a policy does not select it", r.Pod)
+		return newRefusal(ReasonHostNetwork, "pod %s uses the node's network: a policy does not select it", r.Pod)
 	case mirror:
-		return refuse(ReasonStatic, "pod %s is a static pod of node %s: change its manifest on the node", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s: change its manifest on the node", r.Pod, pod.Spec.NodeName)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
-		return refuse(ReasonEnded, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
-	case label != "" && label != ShortID(r.Lease.ID):
-		return refuse(ReasonForeign, "pod %s has the label %s=%s already, which is not of this lease", r.Pod, IsolateLabel, label)
+		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
+	case label != "" && label != ShortLeaseID(r.Lease.ID):
+		return newRefusal(ReasonForeignObject, "pod %s has the label %s=%s already, which is not of this lease", r.Pod, IsolateLabel, label)
 	}
 	return nil
 }
 
-func (r IsolateRequest) policyName() string { return "stanch-isolate-" + ShortID(r.Lease.ID) }
+func (r IsolateRequest) policyName() string { return "stanch-isolate-" + ShortLeaseID(r.Lease.ID) }
 
-func (r IsolateRequest) policyObject() string {
+func (r IsolateRequest) policyObjectName() string {
 	return "NetworkPolicy " + r.Pod.Namespace + "/" + r.policyName()
 }
 
-func (r IsolateRequest) directions() string {
+func (r IsolateRequest) describeDirections() string {
 	if r.Ingress {
 		return "all egress and ingress"
 	}
 	return "all egress"
 }
 
-// policy is the object as it must be: it selects the pods that carry this lease's label, which is one, and names
+// buildPolicy is the object as it must be: it selects the pods that carry this lease's label, which is one, and names
 // directions without a rule, which denies them.
-func (r IsolateRequest) policy() *networkingv1.NetworkPolicy {
+func (r IsolateRequest) buildPolicy() *networkingv1.NetworkPolicy {
 	directions := []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	if r.Ingress {
 		directions = append(directions, networkingv1.PolicyTypeIngress)
 	}
-	annotations := r.Lease.annotations(FacetNetwork)
+	annotations := r.Lease.leaseAnnotations(FacetNetwork)
 	prior, err := json.Marshal(r.Pod)
 	if err != nil {
 		panic(err) // three strings
 	}
-	annotations[FacetNetwork.PriorKey()] = `{"pod":` + string(prior) + `,"label":null}`
+	annotations[FacetNetwork.PriorStateAnnotation()] = `{"pod":` + string(prior) + `,"label":null}`
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Pod.Namespace, Name: r.policyName(), Annotations: annotations,
-			Labels: map[string]string{ManagedByLabel: ManagedBy, IsolateLabel: ShortID(r.Lease.ID)},
+			Labels: map[string]string{ManagedByLabel: ManagedBy, IsolateLabel: ShortLeaseID(r.Lease.ID)},
 		},
 		Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{IsolateLabel: ShortID(r.Lease.ID)}},
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{IsolateLabel: ShortLeaseID(r.Lease.ID)}},
 			PolicyTypes: directions,
 		},
 	}
@@ -191,32 +191,32 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	fail := func(err error) (*IsolatePlan, *Refusal, error) {
 		return nil, nil, fmt.Errorf("isolate pod %s: %w", r.Pod, err)
 	}
-	plan, pod, policy, refusal, err := r.survey(ctx, client)
+	plan, pod, policy, refusal, err := r.readState(ctx, client)
 	if err != nil {
 		return fail(err)
 	}
 	if refusal != nil {
 		return nil, refusal, nil
 	}
-	want, api := r.policy(), client.NetworkingV1().NetworkPolicies(r.Pod.Namespace)
+	want, api := r.buildPolicy(), client.NetworkingV1().NetworkPolicies(r.Pod.Namespace)
 	switch {
 	case policy == nil:
 		// AlreadyExists is an error here: the next attempt reads the object and judges whose it is.
 		if policy, err = api.Create(ctx, want, metav1.CreateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
-			return fail(fmt.Errorf("create %s: %w", r.policyObject(), err))
+			return fail(fmt.Errorf("create %s: %w", r.policyObjectName(), err))
 		}
-	case !apiequality.Semantic.DeepEqual(policy.Spec, want.Spec) || !within(want.Annotations, policy.Annotations) ||
-		!within(want.Labels, policy.Labels):
+	case !apiequality.Semantic.DeepEqual(policy.Spec, want.Spec) || !isSubset(want.Annotations, policy.Annotations) ||
+		!isSubset(want.Labels, policy.Labels):
 		policy.Spec = want.Spec
-		policy.Annotations = merged(policy.Annotations, want.Annotations)
-		policy.Labels = merged(policy.Labels, want.Labels)
+		policy.Annotations = mergeMaps(policy.Annotations, want.Annotations)
+		policy.Labels = mergeMaps(policy.Labels, want.Labels)
 		if policy, err = api.Update(ctx, policy, metav1.UpdateOptions{FieldManager: r.Lease.FieldManager()}); err != nil {
-			return fail(fmt.Errorf("update %s: %w", r.policyObject(), err))
+			return fail(fmt.Errorf("update %s: %w", r.policyObjectName(), err))
 		}
 	}
-	label := map[string]string{IsolateLabel: ShortID(r.Lease.ID)}
-	if !within(label, pod.Labels) || !within(r.Lease.annotations(FacetNetwork), pod.Annotations) {
-		_, refusal, err := r.applyPod(ctx, client, label, r.Lease.annotations(FacetNetwork))
+	label := map[string]string{IsolateLabel: ShortLeaseID(r.Lease.ID)}
+	if !isSubset(label, pod.Labels) || !isSubset(r.Lease.leaseAnnotations(FacetNetwork), pod.Annotations) {
+		_, refusal, err := r.applyPodMetadata(ctx, client, label, r.Lease.leaseAnnotations(FacetNetwork))
 		if err != nil {
 			return fail(fmt.Errorf("label the pod: %w", err))
 		}
@@ -230,9 +230,9 @@ func ApplyIsolate(ctx context.Context, client kubernetes.Interface, r IsolateReq
 	return plan, nil, nil
 }
 
-// applyPod makes our fields of the pod's metadata exactly these, by server-side apply: with none, all of ours go and
+// applyPodMetadata makes our fields of the pod's metadata exactly these, by server-side apply: with none, all of ours go and
 // nobody else's. It returns the pod as it is then. The UID in it makes the API server refuse a pod that came later, and create none.
-func (r IsolateRequest) applyPod(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (
+func (r IsolateRequest) applyPodMetadata(ctx context.Context, client kubernetes.Interface, labels, annotations map[string]string) (
 	*corev1.Pod, *Refusal, error,
 ) {
 	body, err := json.Marshal(map[string]any{
@@ -261,13 +261,13 @@ func (r IsolateRequest) deletePolicy(ctx context.Context, client kubernetes.Inte
 	only := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &policy.UID, ResourceVersion: &policy.ResourceVersion}}
 	err := client.NetworkingV1().NetworkPolicies(r.Pod.Namespace).Delete(ctx, policy.Name, only)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete %s: %w", r.policyObject(), err)
+		return fmt.Errorf("delete %s: %w", r.policyObjectName(), err)
 	}
 	return nil
 }
 
-// within tells whether all of the small map is in the large one.
-func within(small, large map[string]string) bool {
+// isSubset tells whether all of the small map is in the large one.
+func isSubset(small, large map[string]string) bool {
 	for k, v := range small {
 		if large[k] != v {
 			return false
@@ -276,8 +276,8 @@ func within(small, large map[string]string) bool {
 	return true
 }
 
-// merged is a with b over it.
-func merged(a, b map[string]string) map[string]string {
+// mergeMaps is a with b over it.
+func mergeMaps(a, b map[string]string) map[string]string {
 	m := maps.Clone(a)
 	if m == nil {
 		m = map[string]string{}

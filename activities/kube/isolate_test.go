@@ -23,48 +23,48 @@ import (
 )
 
 func TestIsolate(t *testing.T) {
-	p := newPlace(t)
-	client := p.as(t, "stanch", kube.IsolatePermissions().Apply)
-	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
-		"one pod and none of its siblings":              isolateOne,
-		"planning needs no right to write":              planReadOnly,
-		"repeating and extending":                       isolateAgain,
-		"somebody else's policies defeat it":            isolateDefeated,
-		"what is refused":                               isolateRefused,
-		"a static pod is refused":                       isolateStatic,
-		"a pod that came later is not touched":          isolateReplaced,
-		"undo of what somebody changed is a drift":      isolateDrift,
-		"apply puts back what somebody removed":         isolateRestore,
-		"undo gives up labels that others wrote too":    isolateCoOwned,
-		"the sweeper finds what lost its lease":         isolateSweep,
-		"undo works when the pod is gone":               isolatePodGone,
-		"an expired policy without its pod is undone":   isolateLonePolicy,
-		"undo leaves a policy that replaced ours":       isolateSwapped,
-		"a half-applied isolation is finished by apply": isolateHalf,
+	p := newFixture(t)
+	client := p.restrictedClient(t, "stanch", kube.IsolatePermissions().ApplyRules)
+	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+		"one pod and none of its siblings":              testIsolateOnlyOnePod,
+		"planning needs no right to write":              testIsolatePlanIsReadOnly,
+		"repeating and extending":                       testIsolateRepeatAndExtend,
+		"somebody else's policies defeat it":            testIsolatePolicyConflicts,
+		"what is refused":                               testIsolateRefusals,
+		"a static pod is refused":                       testIsolateRefusesStaticPod,
+		"a pod that came later is not touched":          testIsolateIgnoresReplacedPod,
+		"undo of what somebody changed is a drift":      testIsolateUndoDrift,
+		"apply puts back what somebody removed":         testIsolateReappliesRemoved,
+		"undo gives up labels that others wrote too":    testIsolateUndoCoOwnedLabels,
+		"the sweeper finds what lost its lease":         testIsolateOrphansFound,
+		"undo works when the pod is gone":               testIsolateUndoAfterPodGone,
+		"an expired policy without its pod is undone":   testIsolateUndoLonePolicy,
+		"undo leaves a policy that replaced ours":       testIsolateUndoKeepsReplacedPolicy,
+		"a half-applied isolation is finished by apply": testIsolateFinishesHalfApplied,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
 }
 
-func request(t *testing.T, ref kube.PodRef) kube.IsolateRequest {
-	return kube.IsolateRequest{Pod: ref, Lease: lease(t, inAnHour())}
+func newIsolateRequest(t *testing.T, ref kube.PodRef) kube.IsolateRequest {
+	return kube.IsolateRequest{Pod: ref, Lease: newLease(t, oneHourFromNow())}
 }
 
-func isolateOne(t *testing.T, p place, client kubernetes.Interface) {
+func testIsolateOnlyOnePod(t *testing.T, p fixture, client kubernetes.Interface) {
 	ctx := t.Context()
-	before, ref := p.sleeper(t, "one")
-	sibling, _ := p.sleeper(t, "two")
-	r := request(t, ref)
+	before, ref := p.runSleeperPod(t, "one")
+	sibling, _ := p.runSleeperPod(t, "two")
+	r := newIsolateRequest(t, ref)
 	r.Ingress = true
 
 	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
-	must(t, refusal, err)
-	if len(plan.Changes) != 2 || plan.Incomplete() || plan.Prior.Labelled {
+	requireNoRefusal(t, refusal, err)
+	if len(plan.Changes) != 2 || plan.IsIncomplete() || plan.Prior.AlreadyLabeled {
 		t.Errorf("plan %+v", plan)
 	}
 	v, refusal, err := kube.VerifyIsolate(ctx, client, r)
-	wantHolds(t, v, refusal, err)
-	policy, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.Policy, metav1.GetOptions{})
+	wantInForce(t, v, refusal, err)
+	policy, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.PolicyName, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func isolateOne(t *testing.T, p place, client kubernetes.Interface) {
 	if err != nil || !maps.Equal(after.Labels, before.Labels) || !maps.Equal(after.Annotations, before.Annotations) {
 		t.Errorf("labels %v, annotations %v, %v; want them as before: %v, %v", after.Labels, after.Annotations, err, before.Labels, before.Annotations)
 	}
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(ctx, plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the policy after undo: %v", err)
 	}
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(ctx, "two", metav1.GetOptions{})
@@ -100,35 +100,35 @@ func isolateOne(t *testing.T, p place, client kubernetes.Interface) {
 	wantUndone(t, drift, err)
 }
 
-// beforeDelete calls do before the first DELETE that a client sends.
-type beforeDelete struct {
+// deleteHookTransport calls do before the first DELETE that a client sends.
+type deleteHookTransport struct {
 	http.RoundTripper
 	once sync.Once
-	do   func()
+	hook   func()
 }
 
-func (b *beforeDelete) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b *deleteHookTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Method == http.MethodDelete {
-		b.once.Do(b.do)
+		b.once.Do(b.hook)
 	}
 	return b.RoundTripper.RoundTrip(r)
 }
 
-// isolateSwapped lets somebody put a policy of their own in the place of ours after undo read it and before it deletes it.
-func isolateSwapped(t *testing.T, p place, client kubernetes.Interface) {
+// testIsolateUndoKeepsReplacedPolicy lets somebody put a policy of their own in the place of ours after undo read it and before it deletes it.
+func testIsolateUndoKeepsReplacedPolicy(t *testing.T, p fixture, client kubernetes.Interface) {
 	ctx := t.Context()
-	_, ref := p.sleeper(t, "swapped")
-	r := request(t, ref)
+	_, ref := p.runSleeperPod(t, "swapped")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	policies := p.Client().NetworkingV1().NetworkPolicies(p.namespace)
-	cfg := p.As(t, p.namespace, "swapper", kube.IsolatePermissions().Apply...)
+	cfg := p.As(t, p.namespace, "swapper", kube.IsolatePermissions().ApplyRules...)
 	cfg.Wrap(func(inner http.RoundTripper) http.RoundTripper {
-		return &beforeDelete{RoundTripper: inner, do: func() {
-			if err := policies.Delete(ctx, plan.Policy, metav1.DeleteOptions{}); err != nil {
+		return &deleteHookTransport{RoundTripper: inner, hook: func() {
+			if err := policies.Delete(ctx, plan.PolicyName, metav1.DeleteOptions{}); err != nil {
 				t.Error(err)
 			}
-			theirs := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: plan.Policy}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}}
+			theirs := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: plan.PolicyName}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}}
 			if _, err := policies.Create(ctx, theirs, metav1.CreateOptions{}); err != nil {
 				t.Error(err)
 			}
@@ -141,55 +141,55 @@ func isolateSwapped(t *testing.T, p place, client kubernetes.Interface) {
 	if _, err := kube.UndoIsolate(ctx, slow, r, false); !apierrors.IsConflict(err) {
 		t.Errorf("undo answered %v, want a conflict", err)
 	}
-	if _, err := policies.Get(ctx, plan.Policy, metav1.GetOptions{}); err != nil {
+	if _, err := policies.Get(ctx, plan.PolicyName, metav1.GetOptions{}); err != nil {
 		t.Errorf("the policy that somebody made is gone: %v", err)
 	}
 	drift, err := kube.UndoIsolate(ctx, client, r, false)
 	wantDrift(t, drift, err, "NetworkPolicy")
-	if err := policies.Delete(ctx, plan.Policy, metav1.DeleteOptions{}); err != nil {
+	if err := policies.Delete(ctx, plan.PolicyName, metav1.DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
 }
 
-func planReadOnly(t *testing.T, p place, _ kubernetes.Interface) {
-	_, ref := p.sleeper(t, "planned")
-	reader := p.as(t, "planner", kube.IsolatePermissions().Plan)
-	plan, refusal, err := kube.PlanIsolate(t.Context(), reader, request(t, ref))
-	must(t, refusal, err)
+func testIsolatePlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "planned")
+	reader := p.restrictedClient(t, "planner", kube.IsolatePermissions().PlanRules)
+	plan, refusal, err := kube.PlanIsolate(t.Context(), reader, newIsolateRequest(t, ref))
+	requireNoRefusal(t, refusal, err)
 	if len(plan.Changes) != 2 {
 		t.Errorf("changes %q", plan.Changes)
 	}
-	if _, _, err := kube.ApplyIsolate(t.Context(), reader, request(t, ref)); !apierrors.IsForbidden(err) {
+	if _, _, err := kube.ApplyIsolate(t.Context(), reader, newIsolateRequest(t, ref)); !apierrors.IsForbidden(err) {
 		t.Errorf("apply with the rights of plan: %v", err)
 	}
 }
 
-func isolateAgain(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "again")
-	r := request(t, ref)
+func testIsolateRepeatAndExtend(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "again")
+	r := newIsolateRequest(t, ref)
 	for range 3 {
 		_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-		must(t, refusal, err)
+		requireNoRefusal(t, refusal, err)
 	}
-	r.Lease.Expires = r.Lease.Expires.Add(time.Hour)
+	r.Lease.ExpiresAt = r.Lease.ExpiresAt.Add(time.Hour)
 	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if v.Holds || len(v.Differences) != 2 {
+	requireNoRefusal(t, refusal, err)
+	if v.InForce || len(v.Differences) != 2 {
 		t.Errorf("the old expiry is on both objects, and %v differ", v.Differences)
 	}
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if len(plan.Changes) != 0 || !plan.Prior.Labelled {
+	requireNoRefusal(t, refusal, err)
+	if len(plan.Changes) != 0 || !plan.Prior.AlreadyLabeled {
 		t.Errorf("plan of the extension: %+v", plan)
 	}
 	v, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 }
 
-func isolateDefeated(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "web")
+func testIsolatePolicyConflicts(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "web")
 	api := p.Client().NetworkingV1().NetworkPolicies(p.namespace)
 	allowAll := []networkingv1.NetworkPolicyEgressRule{{}}
 	for name, spec := range map[string]networkingv1.NetworkPolicySpec{
@@ -220,18 +220,18 @@ func isolateDefeated(t *testing.T, p place, client kubernetes.Interface) {
 			_ = api.Delete(t.Context(), name, metav1.DeleteOptions{})
 		}
 	}()
-	r := request(t, ref)
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.PlanIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if !plan.Incomplete() || len(plan.Defeats) != 1 ||
-		plan.Defeats[0].String() != "NetworkPolicy allows selects by app and allows egress everything" {
-		t.Errorf("defeats %v", plan.Defeats)
+	requireNoRefusal(t, refusal, err)
+	if !plan.IsIncomplete() || len(plan.PolicyConflicts) != 1 ||
+		plan.PolicyConflicts[0].String() != "NetworkPolicy allows selects by app and allows egress everything" {
+		t.Errorf("defeats %v", plan.PolicyConflicts)
 	}
 	r.Ingress = true
 	plan, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if len(plan.Defeats) != 2 {
-		t.Errorf("with ingress: defeats %v", plan.Defeats)
+	requireNoRefusal(t, refusal, err)
+	if len(plan.PolicyConflicts) != 2 {
+		t.Errorf("with ingress: defeats %v", plan.PolicyConflicts)
 	}
 	pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil || pod.Labels["app"] != "web" {
@@ -241,34 +241,34 @@ func isolateDefeated(t *testing.T, p place, client kubernetes.Interface) {
 	wantUndone(t, drift, err)
 }
 
-func isolateRefused(t *testing.T, p place, client kubernetes.Interface) {
+func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 	host := lab.Pod("host", lab.BusyboxImage, "sleep", "600")
 	host.Spec.HostNetwork = true
 	hostPod := p.RunPod(t, p.namespace, host)
-	_, refusal, err := kube.ApplyIsolate(t.Context(), client, request(t, refOf(hostPod)))
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, newIsolateRequest(t, podRef(hostPod)))
 	wantRefusal(t, kube.ReasonHostNetwork, refusal, err)
 
-	_, refusal, err = kube.PlanIsolate(t.Context(), client, request(t, kube.PodRef{Namespace: p.namespace, Name: "nobody", UID: "u"}))
-	wantRefusal(t, kube.ReasonGone, refusal, err)
+	_, refusal, err = kube.PlanIsolate(t.Context(), client, newIsolateRequest(t, kube.PodRef{Namespace: p.namespace, Name: "nobody", UID: "u"}))
+	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 
-	pod, ref := p.sleeper(t, "held")
-	r := request(t, ref)
+	pod, ref := p.runSleeperPod(t, "held")
+	r := newIsolateRequest(t, ref)
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	other := r
 	other.Lease.ID = "another"
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, other)
-	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 
 	// A policy with the name that ours would have, made by somebody else, is neither used nor removed.
-	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortID(r.Lease.ID)}}
+	foreign := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "stanch-isolate-" + kube.ShortLeaseID(r.Lease.ID)}}
 	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Create(t.Context(), foreign, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
-	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
 	if now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil || now.Labels[kube.IsolateLabel] != "" {
 		t.Errorf("the pod was labelled for a refusal: %v, %v", now.Labels, err)
 	}
@@ -279,8 +279,8 @@ func isolateRefused(t *testing.T, p place, client kubernetes.Interface) {
 	}
 }
 
-// isolateStatic: the kubelet would not heed a label on the mirror of a static pod.
-func isolateStatic(t *testing.T, p place, client kubernetes.Interface) {
+// testIsolateRefusesStaticPod: the kubelet would not heed a label on the mirror of a static pod.
+func testIsolateRefusesStaticPod(t *testing.T, p fixture, client kubernetes.Interface) {
 	static := lab.Pod("static-"+p.namespace, lab.BusyboxImage, "sleep", "600")
 	static.Namespace, static.TypeMeta = p.namespace, metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	static.Spec.AutomountServiceAccountToken = new(bool)
@@ -298,20 +298,20 @@ func isolateStatic(t *testing.T, p place, client kubernetes.Interface) {
 		mirror, err = p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), static.Name+"-"+p.NodeName, metav1.GetOptions{})
 		return err
 	})
-	_, refusal, err := kube.ApplyIsolate(t.Context(), client, request(t, refOf(mirror)))
-	wantRefusal(t, kube.ReasonStatic, refusal, err)
+	_, refusal, err := kube.ApplyIsolate(t.Context(), client, newIsolateRequest(t, podRef(mirror)))
+	wantRefusal(t, kube.ReasonStaticPod, refusal, err)
 }
 
-func isolateReplaced(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "again-by-name")
-	r := request(t, ref)
+func testIsolateIgnoresReplacedPod(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "again-by-name")
+	r := newIsolateRequest(t, ref)
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	p.replace(t, "again-by-name")
+	requireNoRefusal(t, refusal, err)
+	p.replacePod(t, "again-by-name")
 	_, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
-	wantRefusal(t, kube.ReasonGone, refusal, err)
+	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 	_, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
-	wantRefusal(t, kube.ReasonGone, refusal, err)
+	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "again-by-name", metav1.GetOptions{})
 	if err != nil || now.Labels[kube.IsolateLabel] != "" {
 		t.Errorf("the pod that came later is labelled: %v, %v", now.Labels, err)
@@ -320,22 +320,22 @@ func isolateReplaced(t *testing.T, p place, client kubernetes.Interface) {
 	wantUndone(t, drift, err)
 }
 
-func isolateDrift(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "drift")
-	r := request(t, ref)
+func testIsolateUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "drift")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	p.patchPolicy(t, plan.Policy, `{"spec":{"egress":[{}]}}`)
+	requireNoRefusal(t, refusal, err)
+	p.patchPolicy(t, plan.PolicyName, `{"spec":{"egress":[{}]}}`)
 	p.patchPod(t, "drift", `{"metadata":{"labels":{"stanch.dev/isolate":"mine"}}}`)
 
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
-	wantDrift(t, drift, err, "NetworkPolicy "+p.namespace+"/"+plan.Policy+": spec is ", "Pod "+ref.String()+": label stanch.dev/isolate is mine")
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); err != nil {
+	wantDrift(t, drift, err, "NetworkPolicy "+p.namespace+"/"+plan.PolicyName+": spec is ", "Pod "+ref.String()+": label stanch.dev/isolate is mine")
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); err != nil {
 		t.Errorf("a drifted undo touched the policy: %v", err)
 	}
 	drift, err = kube.UndoIsolate(t.Context(), client, r, true)
 	wantUndone(t, drift, err)
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("after the forced undo: %v", err)
 	}
 	now, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "drift", metav1.GetOptions{})
@@ -344,36 +344,36 @@ func isolateDrift(t *testing.T, p place, client kubernetes.Interface) {
 	}
 }
 
-func isolateRestore(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "restore")
-	r := request(t, ref)
+func testIsolateReappliesRemoved(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "restore")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	p.patchPolicy(t, plan.Policy, `{"spec":{"egress":[{}]}}`)
+	requireNoRefusal(t, refusal, err)
+	p.patchPolicy(t, plan.PolicyName, `{"spec":{"egress":[{}]}}`)
 	p.patchPod(t, "restore", `{"metadata":{"labels":{"stanch.dev/isolate":null}}}`)
 	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if v.Holds || len(v.Differences) != 2 {
+	requireNoRefusal(t, refusal, err)
+	if v.InForce || len(v.Differences) != 2 {
 		t.Errorf("differences %v", v.Differences)
 	}
 	plan, refusal, err = kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if len(plan.Changes) != 2 || !strings.HasPrefix(plan.Changes[0], "put back") {
 		t.Errorf("changes %q", plan.Changes)
 	}
 	v, refusal, err = kube.VerifyIsolate(t.Context(), client, r)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 }
 
-// isolateCoOwned: a GitOps tool that read our label and wrote the whole object back owns it too.
-func isolateCoOwned(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "both")
-	r := request(t, ref)
+// testIsolateUndoCoOwnedLabels: a GitOps tool that read our label and wrote the whole object back owns it too.
+func testIsolateUndoCoOwnedLabels(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "both")
+	r := newIsolateRequest(t, ref)
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	body := `{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"stanch.dev/isolate":"` + kube.ShortID(r.Lease.ID) + `"}}}`
+	requireNoRefusal(t, refusal, err)
+	body := `{"apiVersion":"v1","kind":"Pod","metadata":{"labels":{"stanch.dev/isolate":"` + kube.ShortLeaseID(r.Lease.ID) + `"}}}`
 	if _, err := p.Client().CoreV1().Pods(p.namespace).Patch(t.Context(), "both", types.ApplyPatchType, []byte(body),
 		metav1.PatchOptions{FieldManager: "gitops"}); err != nil {
 		t.Fatal(err)
@@ -386,78 +386,78 @@ func isolateCoOwned(t *testing.T, p place, client kubernetes.Interface) {
 	}
 }
 
-func isolateSweep(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "swept")
-	r := request(t, ref)
+func testIsolateOrphansFound(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "swept")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	if found := p.orphans(t, client, time.Now()); len(found) != 0 {
+	requireNoRefusal(t, refusal, err)
+	if found := p.findIsolationOrphans(t, client, time.Now()); len(found) != 0 {
 		t.Errorf("before the expiry: %+v", found)
 	}
-	after := r.Lease.Expires.Add(time.Second)
-	found := p.orphans(t, client, after)
-	if len(found) != 1 || found[0].Lease != r.Lease.ID || found[0].Isolate.Pod != ref {
+	after := r.Lease.ExpiresAt.Add(time.Second)
+	found := p.findIsolationOrphans(t, client, after)
+	if len(found) != 1 || found[0].LeaseID != r.Lease.ID || found[0].IsolateRequest.Pod != ref {
 		t.Fatalf("after the expiry: %+v", found)
 	}
 	// Without the policy the pod's label still tells.
-	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.Policy, metav1.DeleteOptions{}); err != nil {
+	if err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Delete(t.Context(), plan.PolicyName, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	found = p.orphans(t, client, after)
+	found = p.findIsolationOrphans(t, client, after)
 	if len(found) != 1 || found[0].Object != "Pod "+ref.String() {
 		t.Fatalf("the label alone: %+v", found)
 	}
-	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].Isolate, false)
+	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].IsolateRequest, false)
 	wantUndone(t, drift, err)
-	if found := p.orphans(t, client, after); len(found) != 0 {
+	if found := p.findIsolationOrphans(t, client, after); len(found) != 0 {
 		t.Errorf("after the undo: %+v", found)
 	}
 }
 
-func isolatePodGone(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "gone")
-	r := request(t, ref)
+func testIsolateUndoAfterPodGone(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "gone")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	p.remove(t, "gone")
+	requireNoRefusal(t, refusal, err)
+	p.deletePod(t, "gone")
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
-	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.Policy, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+	if _, err := p.Client().NetworkingV1().NetworkPolicies(p.namespace).Get(t.Context(), plan.PolicyName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the policy stays: %v", err)
 	}
 }
 
-func isolateLonePolicy(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "lone")
-	r := request(t, ref)
+func testIsolateUndoLonePolicy(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "lone")
+	r := newIsolateRequest(t, ref)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
-	p.patchPolicy(t, plan.Policy, `{"metadata":{"annotations":{"network.stanch.dev/prior":"tampered"}}}`)
-	p.remove(t, "lone")
-	found := p.orphans(t, client, r.Lease.Expires)
+	requireNoRefusal(t, refusal, err)
+	p.patchPolicy(t, plan.PolicyName, `{"metadata":{"annotations":{"network.stanch.dev/prior":"tampered"}}}`)
+	p.deletePod(t, "lone")
+	found := p.findIsolationOrphans(t, client, r.Lease.ExpiresAt)
 	if len(found) != 1 {
 		t.Fatalf("orphans %+v", found)
 	}
-	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].Isolate, false)
+	drift, err := kube.UndoIsolate(t.Context(), client, *found[0].IsolateRequest, false)
 	wantUndone(t, drift, err)
-	if found := p.orphans(t, client, r.Lease.Expires); len(found) != 0 {
+	if found := p.findIsolationOrphans(t, client, r.Lease.ExpiresAt); len(found) != 0 {
 		t.Errorf("after the undo: %+v", found)
 	}
 }
 
-func isolateHalf(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "half")
-	r := request(t, ref)
+func testIsolateFinishesHalfApplied(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "half")
+	r := newIsolateRequest(t, ref)
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	p.patchPod(t, "half", `{"metadata":{"labels":{"stanch.dev/isolate":null},"annotations":null}}`)
 	plan, refusal, err := kube.ApplyIsolate(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if len(plan.Changes) != 1 || !strings.HasPrefix(plan.Changes[0], "label pod ") {
 		t.Errorf("changes %q", plan.Changes)
 	}
 	v, refusal, err := kube.VerifyIsolate(t.Context(), client, r)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	drift, err := kube.UndoIsolate(t.Context(), client, r, false)
 	wantUndone(t, drift, err)
 }

@@ -11,11 +11,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-const mergePatch = types.MergePatchType
+const mergePatchType = types.MergePatchType
 
-// mergeMetadata sets and, for nil values, removes labels and annotations of the object with this UID and of no
+// patchMetadata sets and, for nil values, removes labels and annotations of the object with this UID and of no
 // other. An object that is gone needs nothing.
-func mergeMetadata(ctx context.Context, patch func(context.Context, []byte, metav1.PatchOptions) error,
+func patchMetadata(ctx context.Context, patch func(context.Context, []byte, metav1.PatchOptions) error,
 	uid, manager string, labels, annotations map[string]any,
 ) error {
 	metadata := map[string]any{"uid": uid}
@@ -36,8 +36,8 @@ func mergeMetadata(ctx context.Context, patch func(context.Context, []byte, meta
 	return err
 }
 
-// differences compares the entries that are wanted of a map of labels or annotations with what is there.
-func differences(object string, o metav1.Object, manager, what string, have, want map[string]string) []Difference {
+// metadataDifferences compares the entries that are wanted of a map of labels or annotations with what is there.
+func metadataDifferences(object string, o metav1.Object, manager, what string, have, want map[string]string) []Difference {
 	var found []Difference
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		value, ok := have[key]
@@ -47,12 +47,12 @@ func differences(object string, o metav1.Object, manager, what string, have, wan
 		if !ok {
 			value = "absent"
 		}
-		by, when := writerOf(o, manager, "metadata", what+"s", key)
+		by, when := lastFieldWriter(o, manager, "metadata", what+"s", key)
 		if by == "" { // nobody owns what was removed: whoever wrote the object last is the best guess
 			by, when = lastWriter(o, manager)
 		}
 		found = append(found, Difference{
-			Object: object, Field: what + " " + key, Want: want[key], Have: value, By: by, When: when,
+			Object: object, Field: what + " " + key, Want: want[key], Have: value, ChangedBy: by, ChangedAt: when,
 		})
 	}
 	return found

@@ -18,43 +18,43 @@ import (
 // maxOwners bounds an owner chain. Pod, ReplicaSet, Deployment and three custom owners are the longest seen in the field.
 const maxOwners = 8
 
-// Owners is the chain of owners of an object, the nearest first, as the API server has it.
-type Owners struct {
-	Chain []playbooks.WorkloadIdentity
+// OwnerChain is the chain of owners of an object, the nearest first, as the API server has it.
+type OwnerChain struct {
+	Workloads []playbooks.WorkloadIdentity
 	// Replicas is what the topmost owner that has a number of replicas wants; 0 where none has.
 	Replicas int
-	// Incomplete says why it is not known whether anything owns the last of Chain; "" means that nothing does.
-	Incomplete string
+	// IncompleteReason says why it is not known whether anything owns the last of Chain; "" means that nothing does.
+	IncompleteReason string
 }
 
-// OwnersOf follows the controllers of an object to the root. Where no owner is marked as the controller, an only owner
+// ResolveOwners follows the controllers of an object to the root. Where no owner is marked as the controller, an only owner
 // counts: some operators do not mark theirs. Every step is read at the API server and compared by UID.
-func OwnersOf(ctx context.Context, client kubernetes.Interface, namespace string, o metav1.Object) Owners {
-	var out Owners
+func ResolveOwners(ctx context.Context, client kubernetes.Interface, namespace string, o metav1.Object) OwnerChain {
+	var out OwnerChain
 	seen := map[string]bool{string(o.GetUID()): true}
 	for {
-		next, why := ownerOf(o)
+		next, why := controllerOwner(o)
 		if next == nil {
-			out.Incomplete = why
+			out.IncompleteReason = why
 			return out
 		}
 		switch {
 		case seen[string(next.UID)]:
-			out.Incomplete = fmt.Sprintf("the owners of %s %s form a cycle", next.Kind, next.Name)
-		case len(out.Chain) == maxOwners:
-			out.Incomplete = fmt.Sprintf("it has more than %d owners above each other", maxOwners)
+			out.IncompleteReason = fmt.Sprintf("the owners of %s %s form a cycle", next.Kind, next.Name)
+		case len(out.Workloads) == maxOwners:
+			out.IncompleteReason = fmt.Sprintf("it has more than %d owners above each other", maxOwners)
 		}
-		if out.Incomplete != "" {
+		if out.IncompleteReason != "" {
 			return out
 		}
 		seen[string(next.UID)] = true
-		out.Chain = append(out.Chain, playbooks.WorkloadIdentity{Namespace: namespace, Kind: next.Kind, Name: next.Name, UID: string(next.UID)})
+		out.Workloads = append(out.Workloads, playbooks.WorkloadIdentity{Namespace: namespace, Kind: next.Kind, Name: next.Name, UID: string(next.UID)})
 		object, replicas, err := readOwner(ctx, client, namespace, *next)
 		if err == nil && object.GetUID() != next.UID {
 			err = fmt.Errorf("the one of that name has another UID now")
 		}
 		if err != nil {
-			out.Incomplete = fmt.Sprintf("what owns %s %s/%s is not known: %v", next.Kind, namespace, next.Name, err)
+			out.IncompleteReason = fmt.Sprintf("what owns %s %s/%s is not known: %v", next.Kind, namespace, next.Name, err)
 			return out
 		}
 		if replicas != nil {
@@ -64,9 +64,9 @@ func OwnersOf(ctx context.Context, client kubernetes.Interface, namespace string
 	}
 }
 
-// ownerOf is the owner to follow; nil with a reason where that cannot be told, nil alone where there is none. The kubelet
+// controllerOwner is the owner to follow; nil with a reason where that cannot be told, nil alone where there is none. The kubelet
 // makes a node the owner of static pods: that is where such a pod comes from, and no workload.
-func ownerOf(o metav1.Object) (owner *metav1.OwnerReference, why string) {
+func controllerOwner(o metav1.Object) (owner *metav1.OwnerReference, why string) {
 	owner = metav1.GetControllerOf(o)
 	if refs := o.GetOwnerReferences(); owner == nil && len(refs) == 1 {
 		owner = &refs[0]
@@ -87,7 +87,7 @@ func readOwner(ctx context.Context, client kubernetes.Interface, namespace strin
 	}
 	switch group + "/" + ref.Kind {
 	case "apps/Deployment", "apps/StatefulSet", "apps/ReplicaSet":
-		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name}.open(ctx, client)
+		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name}.getWorkload(ctx, client)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -117,12 +117,12 @@ func readOwner(ctx context.Context, client kubernetes.Interface, namespace strin
 		}
 		return c, c.Spec.Replicas, nil
 	}
-	o, err := readCustom(ctx, client, namespace, schema.GroupVersionKind{Group: group, Version: version, Kind: ref.Kind}, ref.Name)
+	o, err := readCustomResource(ctx, client, namespace, schema.GroupVersionKind{Group: group, Version: version, Kind: ref.Kind}, ref.Name)
 	return o, nil, err
 }
 
-// readCustom reads the metadata of an object of any kind that the API server serves.
-func readCustom(ctx context.Context, client kubernetes.Interface, namespace string, kind schema.GroupVersionKind, name string) (metav1.Object, error) {
+// readCustomResource reads the metadata of an object of any kind that the API server serves.
+func readCustomResource(ctx context.Context, client kubernetes.Interface, namespace string, kind schema.GroupVersionKind, name string) (metav1.Object, error) {
 	api := client.Discovery().RESTClient()
 	if api == nil {
 		return nil, fmt.Errorf("objects of the kind %s cannot be read by this client", kind)

@@ -20,21 +20,21 @@ import (
 // RestartRequest asks for one pod to be evicted, so that its controller starts another from the image.
 type RestartRequest struct {
 	Pod   PodRef        `json:"pod"`
-	Grace time.Duration `json:"grace"` // how long its processes have to end
+	GracePeriod time.Duration `json:"grace"` // how long its processes have to end
 }
 
 // RestartPlan is what a restart would do. Its sentence is the same while the pod goes, so that an act that is tried
 // again is the act that was permitted.
 type RestartPlan struct {
 	Changes []string `json:"changes"`
-	// Gone: no pod of that UID is there any more.
-	Gone bool `json:"gone,omitempty"`
+	// PodGone: no pod of that UID is there any more.
+	PodGone bool `json:"gone,omitempty"`
 }
 
 // RestartPermissions are what a restart needs: never the right to delete pods, which would pass disruption budgets by.
 func RestartPermissions() Permissions {
-	read := []rbacv1.PolicyRule{rule("", "pods", "get"), rule("policy", "poddisruptionbudgets", "list")}
-	return Permissions{Plan: read, Apply: append(read[:2:2], rule("", "pods/eviction", "create"))}
+	read := []rbacv1.PolicyRule{newPolicyRule("", "pods", "get"), newPolicyRule("policy", "poddisruptionbudgets", "list")}
+	return Permissions{PlanRules: read, ApplyRules: append(read[:2:2], newPolicyRule("", "pods/eviction", "create"))}
 }
 
 // PlanRestart says what would happen, or why it must not, and changes nothing.
@@ -45,10 +45,10 @@ func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequ
 		return nil, nil, fmt.Errorf("plan to restart pod %s: %w", r.Pod, err)
 	}
 	if gone != nil {
-		plan.Gone = true
+		plan.PodGone = true
 		return plan, nil, nil
 	}
-	if refusal := r.objection(pod); refusal != nil {
+	if refusal := r.refusalReason(pod); refusal != nil {
 		return nil, refusal, nil
 	}
 	if pod.DeletionTimestamp != nil {
@@ -58,28 +58,28 @@ func PlanRestart(ctx context.Context, client kubernetes.Interface, r RestartRequ
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan to restart pod %s: list disruption budgets: %w", r.Pod, err)
 	}
-	refusal, err := r.forbidden(pod, budgets.Items)
+	refusal, err := r.checkDisruptionBudgets(pod, budgets.Items)
 	return plan, refusal, err
 }
 
-// objection refuses pods that nobody would start again, or that an eviction does not restart.
-func (r RestartRequest) objection(pod *corev1.Pod) *Refusal {
+// refusalReason refuses pods that nobody would start again, or that an eviction does not restart.
+func (r RestartRequest) refusalReason(pod *corev1.Pod) *Refusal {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 	owner := metav1.GetControllerOf(pod)
 	switch {
 	case mirror || owner != nil && owner.Kind == "Node":
-		return refuse(ReasonStatic, "pod %s is a static pod of node %s: the API server only mirrors it", r.Pod, pod.Spec.NodeName)
+		return newRefusal(ReasonStaticPod, "pod %s is a static pod of node %s: the API server only mirrors it", r.Pod, pod.Spec.NodeName)
 	case owner == nil:
-		return refuse(ReasonNoController, "pod %s has no controller: nothing would start it again; isolate it instead", r.Pod)
+		return newRefusal(ReasonNoController, "pod %s has no controller: nothing would start it again; isolate it instead", r.Pod)
 	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
-		return refuse(ReasonEnded, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
+		return newRefusal(ReasonPodCompleted, "pod %s has ended (%s)", r.Pod, pod.Status.Phase)
 	}
 	return nil
 }
 
-// forbidden refuses what the API server would refuse for a disruption budget, by all the rules of
+// checkDisruptionBudgets refuses what the API server would refuse for a disruption budget, by all the rules of
 // pkg/registry/core/pod/storage/eviction.go: planning has no right to ask by a dry run. The API server has the last word.
-func (r RestartRequest) forbidden(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
+func (r RestartRequest) checkDisruptionBudgets(pod *corev1.Pod, budgets []policyv1.PodDisruptionBudget) (*Refusal, error) {
 	if pod.Status.Phase == corev1.PodPending {
 		return nil, nil // it counts in no budget
 	}
@@ -101,7 +101,7 @@ func (r RestartRequest) forbidden(pod *corev1.Pod, budgets []policyv1.PodDisrupt
 		for _, b := range matching {
 			names = append(names, b.Namespace+"/"+b.Name)
 		}
-		return refuse(ReasonBudget, "pod %s is selected by more than one PodDisruptionBudget (%s): the API server cannot evict such pods", r.Pod, strings.Join(names, ", ")), nil
+		return newRefusal(ReasonDisruptionBudget, "pod %s is selected by more than one PodDisruptionBudget (%s): the API server cannot evict such pods", r.Pod, strings.Join(names, ", ")), nil
 	}
 	b := matching[0]
 	if !isReady(pod) {
@@ -111,7 +111,7 @@ func (r RestartRequest) forbidden(pod *corev1.Pod, budgets []policyv1.PodDisrupt
 		}
 	}
 	if b.Status.DisruptionsAllowed < 1 && b.Status.ObservedGeneration >= b.Generation {
-		return refuse(ReasonBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
+		return newRefusal(ReasonDisruptionBudget, "PodDisruptionBudget %s/%s allows none of its pods to go now (%d of %d are healthy)", b.Namespace, b.Name, b.Status.CurrentHealthy, b.Status.DesiredHealthy), nil
 	}
 	return nil, nil
 }
@@ -126,10 +126,10 @@ func isReady(pod *corev1.Pod) bool {
 // was something to do.
 func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartRequest) (done bool, _ *Refusal, _ error) {
 	plan, refusal, err := PlanRestart(ctx, client, r)
-	if err != nil || refusal != nil || plan.Gone {
+	if err != nil || refusal != nil || plan.PodGone {
 		return false, refusal, err
 	}
-	uid, grace := types.UID(r.Pod.UID), int64(r.Grace/time.Second)
+	uid, grace := types.UID(r.Pod.UID), int64(r.GracePeriod/time.Second)
 	err = client.PolicyV1().Evictions(r.Pod.Namespace).Evict(ctx, &policyv1.Eviction{
 		ObjectMeta:    metav1.ObjectMeta{Namespace: r.Pod.Namespace, Name: r.Pod.Name},
 		DeleteOptions: &metav1.DeleteOptions{GracePeriodSeconds: &grace, Preconditions: &metav1.Preconditions{UID: &uid}},
@@ -144,7 +144,7 @@ func ApplyRestart(ctx context.Context, client kubernetes.Interface, r RestartReq
 		}
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	case apierrors.IsTooManyRequests(err):
-		return false, refuse(ReasonBudget, "a disruption budget forbids to evict pod %s now: %v", r.Pod, err), nil
+		return false, newRefusal(ReasonDisruptionBudget, "a disruption budget forbids to evict pod %s now: %v", r.Pod, err), nil
 	case err != nil:
 		return false, nil, fmt.Errorf("evict pod %s: %w", r.Pod, err)
 	}

@@ -18,21 +18,21 @@ import (
 )
 
 func TestRestart(t *testing.T) {
-	p := newPlace(t)
-	client := p.as(t, "restarter", kube.RestartPermissions().Apply)
-	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
-		"another pod comes in its place":          restartOnce,
-		"a pod that has its name now is left":     restartNamesake,
-		"what nobody would start again is left":   restartBare,
-		"a disruption budget is kept":             restartBudget,
-		"planning needs no right to write":        restartPlanOnly,
-		"a process that ignores its end is ended": restartStubborn,
+	p := newFixture(t)
+	client := p.restrictedClient(t, "restarter", kube.RestartPermissions().ApplyRules)
+	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+		"another pod comes in its place":          testRestartReplacesPod,
+		"a pod that has its name now is left":     testRestartKeepsSameNamedPod,
+		"what nobody would start again is left":   testRestartRefusesBarePod,
+		"a disruption budget is kept":             testRestartRespectsDisruptionBudget,
+		"planning needs no right to write":        testRestartPlanIsReadOnly,
+		"a process that ignores its end is ended": testRestartKillsAfterGracePeriod,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
 }
 
-func (p place) goes(t *testing.T, client kubernetes.Interface, r kube.RestartRequest) {
+func (p fixture) waitUntilPodGone(t *testing.T, client kubernetes.Interface, r kube.RestartRequest) {
 	t.Helper()
 	lab.Eventually(t, 30*time.Second, "the pod to be gone", func() error {
 		gone, detail, err := kube.VerifyRestart(t.Context(), client, r)
@@ -43,30 +43,30 @@ func (p place) goes(t *testing.T, client kubernetes.Interface, r kube.RestartReq
 	})
 }
 
-func restartOnce(t *testing.T, p place, client kubernetes.Interface) {
-	p.deploy(t, "once", 1)
-	before := p.podOf(t, "once")
-	r := kube.RestartRequest{Pod: refOf(before), Grace: time.Second}
+func testRestartReplacesPod(t *testing.T, p fixture, client kubernetes.Interface) {
+	p.createDeployment(t, "once", 1)
+	before := p.findRunningPod(t, "once")
+	r := kube.RestartRequest{Pod: podRef(before), GracePeriod: time.Second}
 	if gone, _, err := kube.VerifyRestart(t.Context(), client, r); gone || err != nil {
 		t.Fatalf("before: gone %t, %v", gone, err)
 	}
 	done, refusal, err := kube.ApplyRestart(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if !done {
 		t.Error("there was something to do")
 	}
-	p.goes(t, client, r)
-	if after := p.podOf(t, "once"); after.UID == before.UID {
+	p.waitUntilPodGone(t, client, r)
+	if after := p.findRunningPod(t, "once"); after.UID == before.UID {
 		t.Error("it is the same pod")
 	}
 	done, refusal, err = kube.ApplyRestart(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if done {
 		t.Error("what is gone was restarted again")
 	}
 }
 
-func restartNamesake(t *testing.T, p place, client kubernetes.Interface) {
+func testRestartKeepsSameNamedPod(t *testing.T, p fixture, client kubernetes.Interface) {
 	one := int32(1)
 	pod := lab.Pod("ordinal", lab.BusyboxImage, "sleep", "600")
 	if _, err := p.Client().AppsV1().StatefulSets(p.namespace).Create(t.Context(), &appsv1.StatefulSet{
@@ -84,27 +84,27 @@ func restartNamesake(t *testing.T, p place, client kubernetes.Interface) {
 		now, err = api.Get(t.Context(), "ordinal-0", metav1.GetOptions{})
 		return err
 	})
-	old := refOf(now)
+	old := podRef(now)
 	old.UID = "8d3b1c1e-0000-4000-8000-000000000000" // the one before it
-	done, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: old, Grace: time.Second})
-	must(t, refusal, err)
+	done, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: old, GracePeriod: time.Second})
+	requireNoRefusal(t, refusal, err)
 	after, err := api.Get(t.Context(), "ordinal-0", metav1.GetOptions{})
 	if done || err != nil || after.UID != now.UID || after.DeletionTimestamp != nil {
 		t.Errorf("done %t, %v: its namesake was touched", done, err)
 	}
 }
 
-func restartBare(t *testing.T, p place, client kubernetes.Interface) {
-	_, ref := p.sleeper(t, "bare")
-	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: ref, Grace: time.Second})
+func testRestartRefusesBarePod(t *testing.T, p fixture, client kubernetes.Interface) {
+	_, ref := p.runSleeperPod(t, "bare")
+	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: ref, GracePeriod: time.Second})
 	wantRefusal(t, kube.ReasonNoController, refusal, err)
 	if pod, err := p.Client().CoreV1().Pods(p.namespace).Get(t.Context(), "bare", metav1.GetOptions{}); err != nil || pod.DeletionTimestamp != nil {
 		t.Errorf("it was evicted all the same: %v", err)
 	}
 }
 
-func restartBudget(t *testing.T, p place, client kubernetes.Interface) {
-	d := p.deploy(t, "budgeted", 1)
+func testRestartRespectsDisruptionBudget(t *testing.T, p fixture, client kubernetes.Interface) {
+	d := p.createDeployment(t, "budgeted", 1)
 	all := intstr.FromInt32(1)
 	budgets := p.Client().PolicyV1().PodDisruptionBudgets(p.namespace)
 	if _, err := budgets.Create(t.Context(), &policyv1.PodDisruptionBudget{
@@ -119,17 +119,17 @@ func restartBudget(t *testing.T, p place, client kubernetes.Interface) {
 		}
 		return err
 	})
-	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: refOf(p.podOf(t, "budgeted")), Grace: time.Second})
-	wantRefusal(t, kube.ReasonBudget, refusal, err)
+	_, refusal, err := kube.ApplyRestart(t.Context(), client, kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "budgeted")), GracePeriod: time.Second})
+	wantRefusal(t, kube.ReasonDisruptionBudget, refusal, err)
 }
 
-func restartPlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
-	p.deploy(t, "planned-restart", 1)
-	r := kube.RestartRequest{Pod: refOf(p.podOf(t, "planned-restart")), Grace: time.Second}
-	reader := p.as(t, "restart-planner", kube.RestartPermissions().Plan)
+func testRestartPlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+	p.createDeployment(t, "planned-restart", 1)
+	r := kube.RestartRequest{Pod: podRef(p.findRunningPod(t, "planned-restart")), GracePeriod: time.Second}
+	reader := p.restrictedClient(t, "restart-planner", kube.RestartPermissions().PlanRules)
 	plan, refusal, err := kube.PlanRestart(t.Context(), reader, r)
-	must(t, refusal, err)
-	if len(plan.Changes) != 1 || plan.Gone {
+	requireNoRefusal(t, refusal, err)
+	if len(plan.Changes) != 1 || plan.PodGone {
 		t.Errorf("plan %+v", plan)
 	}
 	if _, _, err := kube.ApplyRestart(t.Context(), reader, r); !apierrors.IsForbidden(err) {
@@ -139,30 +139,30 @@ func restartPlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
 
 // A sleeping busybox is the first process of its container and ignores SIGTERM; the pod gives it two minutes, and the
 // restart two seconds.
-func restartStubborn(t *testing.T, p place, client kubernetes.Interface) {
-	d := p.deploy(t, "stubborn", 1)
+func testRestartKillsAfterGracePeriod(t *testing.T, p fixture, client kubernetes.Interface) {
+	d := p.createDeployment(t, "stubborn", 1)
 	patience := int64(120)
 	d.Spec.Template.Spec.TerminationGracePeriodSeconds = &patience
 	api := p.Client().AppsV1().Deployments(p.namespace)
 	if _, err := api.Update(t.Context(), d, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	p.settled(t, "stubborn", 1)
-	pod := p.podOf(t, "stubborn")
+	p.waitForReplicas(t, "stubborn", 1)
+	pod := p.findRunningPod(t, "stubborn")
 	if *pod.Spec.TerminationGracePeriodSeconds != patience {
 		t.Fatalf("the pod is of the template before: %d", *pod.Spec.TerminationGracePeriodSeconds)
 	}
-	r := kube.RestartRequest{Pod: refOf(pod), Grace: 2 * time.Second}
+	r := kube.RestartRequest{Pod: podRef(pod), GracePeriod: 2 * time.Second}
 	begin := time.Now()
 	_, refusal, err := kube.ApplyRestart(t.Context(), client, r)
-	must(t, refusal, err)
-	p.goes(t, client, r)
+	requireNoRefusal(t, refusal, err)
+	p.waitUntilPodGone(t, client, r)
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("it had %s to end", took)
 	}
-	next := p.podOf(t, "stubborn") // which must not hold up the end of the namespace
+	next := p.findRunningPod(t, "stubborn") // which must not hold up the end of the namespace
 	if err := api.Delete(t.Context(), "stubborn", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	p.remove(t, next.Name)
+	p.deletePod(t, next.Name)
 }

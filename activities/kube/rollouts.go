@@ -18,73 +18,73 @@ import (
 const revisionAnnotation = "deployment.kubernetes.io/revision"
 
 // readRollouts lists the owner's revisions with their images, and notes recent ones as changes.
-func (q *question) readRollouts(ctx context.Context, client kubernetes.Interface) error {
+func (q *workloadQuery) readRollouts(ctx context.Context, client kubernetes.Interface) error {
 	var all []Rollout
 	var err error
-	switch q.info.Owner.Kind {
+	switch q.result.Owner.Kind {
 	case "Deployment":
-		all, err = q.replicaSets(ctx, client)
+		all, err = q.listReplicaSets(ctx, client)
 	case "StatefulSet", "DaemonSet":
-		all, err = q.controllerRevisions(ctx, client)
+		all, err = q.listControllerRevisions(ctx, client)
 	}
 	if err != nil {
 		return err
 	}
 	slices.SortFunc(all, func(a, b Rollout) int { return int(b.Revision - a.Revision) })
 	for i, r := range all {
-		r.Current = i == 0
-		q.info.Rollouts.add(r, q.Most)
-		if !r.Created.After(q.since()) {
+		r.IsCurrent = i == 0
+		q.result.Rollouts.add(r, q.MaxListItems)
+		if !r.CreatedAt.After(q.recentSince()) {
 			continue
 		}
-		what := fmt.Sprintf("revision %d of %s %s runs %v", r.Revision, q.info.Owner.Kind, q.info.Owner.Name, r.Images)
+		what := fmt.Sprintf("revision %d of %s %s runs %v", r.Revision, q.result.Owner.Kind, q.result.Owner.Name, r.Images)
 		if i+1 < len(all) && !slices.Equal(all[i+1].Images, r.Images) {
 			what += fmt.Sprintf(", before %v", all[i+1].Images)
 		}
-		q.change(Change{When: r.Created, Kind: "rollout", What: what, By: r.By})
+		q.addChange(Change{ChangedAt: r.CreatedAt, Kind: "rollout", Description: what, ChangedBy: r.FieldManager})
 	}
 	return nil
 }
 
-func (q *question) replicaSets(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
+func (q *workloadQuery) listReplicaSets(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
 	sets, err := client.AppsV1().ReplicaSets(q.pod.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
-	digests, err := q.digestsBy(ctx, client, appsv1.DefaultDeploymentUniqueLabelKey)
+	digests, err := q.digestsByLabel(ctx, client, appsv1.DefaultDeploymentUniqueLabelKey)
 	if err != nil {
 		return nil, err
 	}
 	var all []Rollout
 	for i := range sets.Items {
 		s := &sets.Items[i]
-		if o := metav1.GetControllerOf(s); o == nil || string(o.UID) != q.info.Owner.UID {
+		if o := metav1.GetControllerOf(s); o == nil || string(o.UID) != q.result.Owner.UID {
 			continue
 		}
 		// A revision that cannot be read sorts last.
 		revision, _ := strconv.ParseInt(s.Annotations[revisionAnnotation], 10, 64)
 		by, _ := lastWriter(s, "")
 		all = append(all, Rollout{
-			Revision: revision, Name: s.Name, Created: s.CreationTimestamp.Time, By: by, Images: imagesOf(s.Spec.Template.Spec),
-			Digests: digests[s.Labels[appsv1.DefaultDeploymentUniqueLabelKey]],
+			Revision: revision, Name: s.Name, CreatedAt: s.CreationTimestamp.Time, FieldManager: by, Images: containerImages(s.Spec.Template.Spec),
+			ImageDigests: digests[s.Labels[appsv1.DefaultDeploymentUniqueLabelKey]],
 		})
 	}
 	return all, nil
 }
 
-func (q *question) controllerRevisions(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
+func (q *workloadQuery) listControllerRevisions(ctx context.Context, client kubernetes.Interface) ([]Rollout, error) {
 	revisions, err := client.AppsV1().ControllerRevisions(q.pod.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
-	digests, err := q.digestsBy(ctx, client, appsv1.ControllerRevisionHashLabelKey)
+	digests, err := q.digestsByLabel(ctx, client, appsv1.ControllerRevisionHashLabelKey)
 	if err != nil {
 		return nil, err
 	}
 	var all []Rollout
 	for i := range revisions.Items {
 		r := &revisions.Items[i]
-		if o := metav1.GetControllerOf(r); o == nil || string(o.UID) != q.info.Owner.UID {
+		if o := metav1.GetControllerOf(r); o == nil || string(o.UID) != q.result.Owner.UID {
 			continue
 		}
 		var patch struct {
@@ -101,14 +101,14 @@ func (q *question) controllerRevisions(ctx context.Context, client kubernetes.In
 		}
 		by, _ := lastWriter(r, "")
 		all = append(all, Rollout{
-			Revision: r.Revision, Name: r.Name, Created: r.CreationTimestamp.Time, By: by, Images: imagesOf(patch.Spec.Template.Spec), Digests: seen,
+			Revision: r.Revision, Name: r.Name, CreatedAt: r.CreationTimestamp.Time, FieldManager: by, Images: containerImages(patch.Spec.Template.Spec), ImageDigests: seen,
 		})
 	}
 	return all, nil
 }
 
-// digestsBy reads which digests the workload's pods run, by the value of the label that tells revisions apart.
-func (q *question) digestsBy(ctx context.Context, client kubernetes.Interface, label string) (map[string][]string, error) {
+// digestsByLabel reads which digests the workload's pods run, by the value of the label that tells revisions apart.
+func (q *workloadQuery) digestsByLabel(ctx context.Context, client kubernetes.Interface, label string) (map[string][]string, error) {
 	same := labels.Set{}
 	for k, v := range q.pod.Labels {
 		if k != label && k != IsolateLabel && k != "statefulset.kubernetes.io/pod-name" && k != "apps.kubernetes.io/pod-index" && k != "pod-template-generation" {
@@ -123,7 +123,7 @@ func (q *question) digestsBy(ctx context.Context, client kubernetes.Interface, l
 	for i := range pods.Items {
 		value := pods.Items[i].Labels[label]
 		for _, s := range pods.Items[i].Status.ContainerStatuses {
-			if d := digestOf(s.ImageID); d != "" && !slices.Contains(digests[value], d) {
+			if d := digestFromImageID(s.ImageID); d != "" && !slices.Contains(digests[value], d) {
 				digests[value] = append(digests[value], d)
 			}
 		}
@@ -131,7 +131,7 @@ func (q *question) digestsBy(ctx context.Context, client kubernetes.Interface, l
 	return digests, nil
 }
 
-func imagesOf(spec corev1.PodSpec) []string {
+func containerImages(spec corev1.PodSpec) []string {
 	var images []string
 	for _, c := range spec.Containers {
 		images = append(images, c.Image)

@@ -35,12 +35,12 @@ type ScaleRequest struct {
 // ScalePlan is what a scaling would change.
 type ScalePlan struct {
 	Target WorkloadRef `json:"target"`
-	From   int32       `json:"from"`
-	To     int32       `json:"to"`
+	FromReplicas   int32       `json:"from"`
+	ToReplicas     int32       `json:"to"`
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
-	// Fights are sentences about what will work against it, such as an autoscaler.
-	Fights []string   `json:"fights,omitempty"`
+	// Conflicts are sentences about what will work against it, such as an autoscaler.
+	Conflicts []string   `json:"fights,omitempty"`
 	Prior  ScalePrior `json:"prior"`
 }
 
@@ -53,10 +53,10 @@ type ScalePrior struct {
 func ScalePermissions() Permissions {
 	kinds := []string{"deployments", "statefulsets", "replicasets"}
 	scales := []string{"deployments/scale", "statefulsets/scale", "replicasets/scale"}
-	apps, autoscalers := []string{"apps"}, rule("autoscaling", "horizontalpodautoscalers", "list")
+	apps, autoscalers := []string{"apps"}, newPolicyRule("autoscaling", "horizontalpodautoscalers", "list")
 	return Permissions{
-		Plan: []rbacv1.PolicyRule{{APIGroups: apps, Resources: kinds, Verbs: []string{"get"}}, autoscalers},
-		Apply: []rbacv1.PolicyRule{
+		PlanRules: []rbacv1.PolicyRule{{APIGroups: apps, Resources: kinds, Verbs: []string{"get"}}, autoscalers},
+		ApplyRules: []rbacv1.PolicyRule{
 			{APIGroups: apps, Resources: kinds, Verbs: []string{"get", "list", "patch"}},
 			autoscalers,
 			{APIGroups: apps, Resources: scales, Verbs: []string{"get", "update"}},
@@ -66,48 +66,48 @@ func ScalePermissions() Permissions {
 
 // PlanScale says what a scaling would change, and changes nothing.
 func PlanScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*ScalePlan, *Refusal, error) {
-	plan, _, refusal, err := r.survey(ctx, client)
+	plan, _, refusal, err := r.readState(ctx, client)
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan to scale %s: %w", r.Target, err)
 	}
 	return plan, refusal, nil
 }
 
-func (r ScaleRequest) survey(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *workload, *Refusal, error) {
+func (r ScaleRequest) readState(ctx context.Context, client kubernetes.Interface) (*ScalePlan, *scalableWorkload, *Refusal, error) {
 	if r.Replicas < 0 {
 		return nil, nil, nil, fmt.Errorf("%d replicas: want 0 or more", r.Replicas)
 	}
-	w, refusal, err := r.Target.open(ctx, client)
+	w, refusal, err := r.Target.getWorkload(ctx, client)
 	if err != nil || refusal != nil {
 		return nil, nil, refusal, err
 	}
-	plan := &ScalePlan{Target: r.Target, From: w.replicas, To: r.Replicas, Prior: ScalePrior{Replicas: w.replicas}}
+	plan := &ScalePlan{Target: r.Target, FromReplicas: w.replicas, ToReplicas: r.Replicas, Prior: ScalePrior{Replicas: w.replicas}}
 	if owner := metav1.GetControllerOf(w.meta); owner != nil {
-		return nil, nil, refuse(ReasonOwned, "%s belongs to %s %s, which would scale it back: scale that", r.Target, owner.Kind, owner.Name), nil
+		return nil, nil, newRefusal(ReasonControllerOwned, "%s belongs to %s %s, which would scale it back: scale that", r.Target, owner.Kind, owner.Name), nil
 	}
-	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseKey()]; lease {
+	switch lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]; lease {
 	case "":
 		plan.Changes = append(plan.Changes, fmt.Sprintf("annotate %s with the lease and its %d replicas", r.Target, w.replicas))
 	case r.Lease.ID:
-		prior, err := readPrior(w.meta)
+		prior, err := readSavedPrior(w.meta)
 		if err != nil {
-			return nil, nil, refuse(ReasonForeign, "%s carries this lease, but its saved state cannot be read: %v", r.Target, err), nil
+			return nil, nil, newRefusal(ReasonForeignObject, "%s carries this lease, but its saved state cannot be read: %v", r.Target, err), nil
 		}
 		plan.Prior = prior
 	default:
-		return nil, nil, refuse(ReasonForeign, "%s is held by another lease, %s", r.Target, lease), nil
+		return nil, nil, newRefusal(ReasonForeignObject, "%s is held by another lease, %s", r.Target, lease), nil
 	}
 	if w.replicas != r.Replicas {
 		plan.Changes = append(plan.Changes, fmt.Sprintf("scale %s from %d to %d", r.Target, w.replicas, r.Replicas))
 	}
-	if plan.Fights, err = r.fights(ctx, client); err != nil {
+	if plan.Conflicts, err = r.findConflicts(ctx, client); err != nil {
 		return nil, nil, nil, err
 	}
 	return plan, w, nil, nil
 }
 
-// fights finds autoscalers of the target. They leave a workload of zero replicas alone.
-func (r ScaleRequest) fights(ctx context.Context, client kubernetes.Interface) ([]string, error) {
+// findConflicts finds autoscalers of the target. They leave a workload of zero replicas alone.
+func (r ScaleRequest) findConflicts(ctx context.Context, client kubernetes.Interface) ([]string, error) {
 	list, err := client.AutoscalingV1().HorizontalPodAutoscalers(r.Target.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list autoscalers: %w", err)
@@ -126,10 +126,10 @@ func (r ScaleRequest) fights(ctx context.Context, client kubernetes.Interface) (
 	return fights, nil
 }
 
-func readPrior(o metav1.Object) (ScalePrior, error) {
-	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorKey()], 10, 32)
+func readSavedPrior(o metav1.Object) (ScalePrior, error) {
+	n, err := strconv.ParseInt(o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()], 10, 32)
 	if err != nil || n < 0 {
-		return ScalePrior{}, fmt.Errorf("annotation %s is %q, want a number of replicas", FacetReplicas.PriorKey(), o.GetAnnotations()[FacetReplicas.PriorKey()])
+		return ScalePrior{}, fmt.Errorf("annotation %s is %q, want a number of replicas", FacetReplicas.PriorStateAnnotation(), o.GetAnnotations()[FacetReplicas.PriorStateAnnotation()])
 	}
 	return ScalePrior{Replicas: int32(n)}, nil
 }
@@ -141,27 +141,27 @@ func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest
 	fail := func(err error) (*ScalePlan, *Refusal, error) {
 		return nil, nil, fmt.Errorf("scale %s: %w", r.Target, err)
 	}
-	plan, w, refusal, err := r.survey(ctx, client)
+	plan, w, refusal, err := r.readState(ctx, client)
 	if err != nil {
 		return fail(err)
 	}
 	if refusal != nil {
 		return nil, refusal, nil
 	}
-	annotations := map[string]any{FacetReplicas.PriorKey(): strconv.Itoa(int(plan.Prior.Replicas))}
-	for k, v := range r.Lease.annotations(FacetReplicas) {
+	annotations := map[string]any{FacetReplicas.PriorStateAnnotation(): strconv.Itoa(int(plan.Prior.Replicas))}
+	for k, v := range r.Lease.leaseAnnotations(FacetReplicas) {
 		annotations[k] = v
 	}
-	label := map[string]any{ScaleLabel: ShortID(r.Lease.ID)}
-	if err := mergeMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
+	label := map[string]any{ScaleLabel: ShortLeaseID(r.Lease.ID)}
+	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
 		return fail(fmt.Errorf("annotate it: %w", err))
 	}
 	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		scale, err := w.scales.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
+		scale, err := w.scaleClient.GetScale(ctx, r.Target.Name, metav1.GetOptions{})
 		if err != nil {
 			return fmt.Errorf("read the scale: %w", err)
 		}
-		return w.set(ctx, r, scale.ResourceVersion, r.Replicas)
+		return w.setReplicas(ctx, r, scale.ResourceVersion, r.Replicas)
 	}); err != nil {
 		return fail(err)
 	}
@@ -171,24 +171,24 @@ func ApplyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest
 // VerifyScale observes whether the workload is asked for, and has, the number of replicas. While pods still come or
 // go it does not hold yet.
 func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest) (*Verification, *Refusal, error) {
-	w, refusal, err := r.Target.open(ctx, client)
+	w, refusal, err := r.Target.getWorkload(ctx, client)
 	if err != nil || refusal != nil {
 		return nil, refusal, err
 	}
 	v := &Verification{}
-	by, when := writerOf(w.meta, r.Lease.FieldManager(), "spec", "replicas")
+	by, when := lastFieldWriter(w.meta, r.Lease.FieldManager(), "spec", "replicas")
 	if w.replicas != r.Replicas {
-		v.Differences = append(v.Differences, r.replicasDiffer("spec.replicas", r.Replicas, w.replicas, by, when))
+		v.Differences = append(v.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by, when))
 	}
-	if w.observed != r.Replicas {
+	if w.observedReplicas != r.Replicas {
 		v.Differences = append(v.Differences, Difference{
 			Object: r.Target.String(), Field: "status.replicas",
-			Want: strconv.Itoa(int(r.Replicas)), Have: strconv.Itoa(int(w.observed)),
+			Want: strconv.Itoa(int(r.Replicas)), Have: strconv.Itoa(int(w.observedReplicas)),
 		})
 	}
-	v.Differences = append(v.Differences, differences(r.Target.String(), w.meta, r.Lease.FieldManager(), "annotation",
-		w.meta.GetAnnotations(), r.Lease.annotations(FacetReplicas))...)
-	v.Holds = len(v.Differences) == 0
+	v.Differences = append(v.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(), "annotation",
+		w.meta.GetAnnotations(), r.Lease.leaseAnnotations(FacetReplicas))...)
+	v.InForce = len(v.Differences) == 0
 	return v, nil, nil
 }
 
@@ -198,60 +198,60 @@ func VerifyScale(ctx context.Context, client kubernetes.Interface, r ScaleReques
 func UndoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (drift *Drift, err error) {
 	// The controller writes the object's status all the time: on a conflict all is read and judged again.
 	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		drift, err = undoScale(ctx, client, r, prior, force)
+		drift, err = undoScaleOnce(ctx, client, r, prior, force)
 		return err
 	})
 	return drift, err
 }
 
-func undoScale(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
-	w, gone, err := r.Target.open(ctx, client)
+func undoScaleOnce(ctx context.Context, client kubernetes.Interface, r ScaleRequest, prior ScalePrior, force bool) (*Drift, error) {
+	w, gone, err := r.Target.getWorkload(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
 	}
 	if gone != nil {
 		return nil, nil
 	}
-	lease := w.meta.GetAnnotations()[FacetReplicas.LeaseKey()]
+	lease := w.meta.GetAnnotations()[FacetReplicas.LeaseAnnotation()]
 	if lease == "" && w.replicas == prior.Replicas {
 		return nil, nil // undone before
 	}
 	if !force {
-		by, when := writerOf(w.meta, r.Lease.FieldManager(), "spec", "replicas")
+		by, when := lastFieldWriter(w.meta, r.Lease.FieldManager(), "spec", "replicas")
 		var drift Drift
 		if lease != r.Lease.ID {
-			drift.Differences = append(drift.Differences, differences(r.Target.String(), w.meta, r.Lease.FieldManager(),
-				"annotation", w.meta.GetAnnotations(), map[string]string{FacetReplicas.LeaseKey(): r.Lease.ID})...)
+			drift.Differences = append(drift.Differences, metadataDifferences(r.Target.String(), w.meta, r.Lease.FieldManager(),
+				"annotation", w.meta.GetAnnotations(), map[string]string{FacetReplicas.LeaseAnnotation(): r.Lease.ID})...)
 		}
 		if w.replicas != r.Replicas && w.replicas != prior.Replicas {
-			drift.Differences = append(drift.Differences, r.replicasDiffer("spec.replicas", r.Replicas, w.replicas, by, when))
+			drift.Differences = append(drift.Differences, r.replicasDifference("spec.replicas", r.Replicas, w.replicas, by, when))
 		}
 		if len(drift.Differences) > 0 {
 			return &drift, nil
 		}
 	}
 	// The version that was judged above is the one that is changed, or the API server says conflict.
-	if err := w.set(ctx, r, w.meta.GetResourceVersion(), prior.Replicas); err != nil {
+	if err := w.setReplicas(ctx, r, w.meta.GetResourceVersion(), prior.Replicas); err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: %w", r.Target, err)
 	}
 	if lease != r.Lease.ID {
 		return nil, nil // forced; somebody else's lease keeps its annotations
 	}
-	annotations := map[string]any{FacetReplicas.PriorKey(): nil}
-	for k := range r.Lease.annotations(FacetReplicas) {
+	annotations := map[string]any{FacetReplicas.PriorStateAnnotation(): nil}
+	for k := range r.Lease.leaseAnnotations(FacetReplicas) {
 		annotations[k] = nil
 	}
 	label := map[string]any{ScaleLabel: nil}
-	if err := mergeMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
+	if err := patchMetadata(ctx, w.patch, r.Target.UID, r.Lease.FieldManager(), label, annotations); err != nil {
 		return nil, fmt.Errorf("undo the scaling of %s: take the annotations off: %w", r.Target, err)
 	}
 	return nil, nil
 }
 
-// set sets the number through the scale subresource, of this UID at this version and no other. A workload that went
+// setReplicas sets the number through the scale subresource, of this UID at this version and no other. A workload that went
 // meanwhile needs nothing; verification says so.
-func (w *workload) set(ctx context.Context, r ScaleRequest, version string, replicas int32) error {
-	_, err := w.scales.UpdateScale(ctx, r.Target.Name, &autoscalingv1.Scale{
+func (w *scalableWorkload) setReplicas(ctx context.Context, r ScaleRequest, version string, replicas int32) error {
+	_, err := w.scaleClient.UpdateScale(ctx, r.Target.Name, &autoscalingv1.Scale{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Target.Namespace, Name: r.Target.Name, UID: types.UID(r.Target.UID), ResourceVersion: version,
 		},
@@ -263,22 +263,22 @@ func (w *workload) set(ctx context.Context, r ScaleRequest, version string, repl
 	return nil
 }
 
-// SweepScale lists scaled workloads in all namespaces whose stamped expiry is before now. The request of an orphan
+// FindOrphanedScalings lists scaled workloads in all namespaces whose stamped expiry is before now. The request of an orphan
 // has the number of replicas that is there, so that undoing it restores what was saved.
-func SweepScale(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
+func FindOrphanedScalings(ctx context.Context, client kubernetes.Interface, now time.Time) ([]Orphan, error) {
 	var orphans []Orphan
 	add := func(kind string, o metav1.Object, replicas *int32) {
-		lease, expired := stamped(o, FacetReplicas, now)
+		lease, expired := readExpiredLease(o, FacetReplicas, now)
 		if lease.ID == "" || !expired {
 			return
 		}
 		ref := WorkloadRef{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: string(o.GetUID())}
 		orphan := Orphan{
-			Object: ref.String(), Lease: lease.ID, Incident: lease.Incident, Expired: lease.Expires,
-			Scale: &ScaleRequest{Target: ref, Replicas: count(replicas), Lease: lease},
+			Object: ref.String(), LeaseID: lease.ID, IncidentID: lease.IncidentID, ExpiredAt: lease.ExpiresAt,
+			ScaleRequest: &ScaleRequest{Target: ref, Replicas: replicasOrDefault(replicas), Lease: lease},
 		}
-		if prior, err := readPrior(o); err == nil {
-			orphan.Prior = &prior
+		if prior, err := readSavedPrior(o); err == nil {
+			orphan.ScalePrior = &prior
 		}
 		orphans = append(orphans, orphan)
 	}

@@ -20,25 +20,25 @@ import (
 )
 
 func TestScale(t *testing.T) {
-	p := newPlace(t)
-	client := p.as(t, "stanch", kube.ScalePermissions().Apply)
-	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
-		"to zero and back":                        scaleToZero,
-		"a stateful set":                          scaleStateful,
-		"planning needs no right to write":        scalePlanOnly,
-		"repeating keeps what was saved first":    scaleAgain,
-		"an autoscaler is told of":                scaleFights,
-		"what is refused":                         scaleRefused,
-		"undo of what somebody scaled is a drift": scaleDrift,
-		"the sweeper finds what lost its lease":   scaleSweep,
-		"a half-made undo is finished":            scaleHalfUndone,
+	p := newFixture(t)
+	client := p.restrictedClient(t, "stanch", kube.ScalePermissions().ApplyRules)
+	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+		"to zero and back":                        testScaleToZeroAndUndo,
+		"a stateful set":                          testScaleStatefulSet,
+		"planning needs no right to write":        testScalePlanIsReadOnly,
+		"repeating keeps what was saved first":    testScaleRepeatKeepsFirstPrior,
+		"an autoscaler is told of":                testScaleReportsAutoscaler,
+		"what is refused":                         testScaleRefusals,
+		"undo of what somebody scaled is a drift": testScaleUndoDrift,
+		"the sweeper finds what lost its lease":   testScaleOrphansFound,
+		"a half-made undo is finished":            testScaleFinishesHalfUndone,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
 }
 
-// deploy makes a deployment and waits until its pods are ready.
-func (p place) deploy(t *testing.T, name string, replicas int32) *appsv1.Deployment {
+// createDeployment makes a deployment and waits until its pods are ready.
+func (p fixture) createDeployment(t *testing.T, name string, replicas int32) *appsv1.Deployment {
 	t.Helper()
 	pod := lab.Pod(name, lab.BusyboxImage, "sleep", "600")
 	api := p.Client().AppsV1().Deployments(p.namespace)
@@ -51,11 +51,11 @@ func (p place) deploy(t *testing.T, name string, replicas int32) *appsv1.Deploym
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return p.settled(t, name, replicas)
+	return p.waitForReplicas(t, name, replicas)
 }
 
-// settled waits until the deployment has this many ready replicas and its controller has nothing more to do.
-func (p place) settled(t *testing.T, name string, replicas int32) (d *appsv1.Deployment) {
+// waitForReplicas waits until the deployment has this many ready replicas and its controller has nothing more to do.
+func (p fixture) waitForReplicas(t *testing.T, name string, replicas int32) (d *appsv1.Deployment) {
 	t.Helper()
 	lab.Eventually(t, 60*time.Second, "the deployment to settle", func() (err error) {
 		d, err = p.Client().AppsV1().Deployments(p.namespace).Get(t.Context(), name, metav1.GetOptions{})
@@ -68,27 +68,27 @@ func (p place) settled(t *testing.T, name string, replicas int32) (d *appsv1.Dep
 	return d
 }
 
-func scaleRequest(t *testing.T, d *appsv1.Deployment, replicas int32) kube.ScaleRequest {
+func newScaleRequest(t *testing.T, d *appsv1.Deployment, replicas int32) kube.ScaleRequest {
 	return kube.ScaleRequest{
 		Target:   kube.WorkloadRef{Kind: "Deployment", Namespace: d.Namespace, Name: d.Name, UID: string(d.UID)},
-		Replicas: replicas, Lease: lease(t, inAnHour()),
+		Replicas: replicas, Lease: newLease(t, oneHourFromNow()),
 	}
 }
 
-func scaleToZero(t *testing.T, p place, client kubernetes.Interface) {
-	before := p.deploy(t, "zero", 2)
-	r := scaleRequest(t, before, 0)
+func testScaleToZeroAndUndo(t *testing.T, p fixture, client kubernetes.Interface) {
+	before := p.createDeployment(t, "zero", 2)
+	r := newScaleRequest(t, before, 0)
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
-	if plan.From != 2 || plan.To != 0 || plan.Prior.Replicas != 2 || len(plan.Changes) != 2 {
+	requireNoRefusal(t, refusal, err)
+	if plan.FromReplicas != 2 || plan.ToReplicas != 0 || plan.Prior.Replicas != 2 || len(plan.Changes) != 2 {
 		t.Errorf("plan %+v", plan)
 	}
-	p.settled(t, "zero", 0)
+	p.waitForReplicas(t, "zero", 0)
 	v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-	wantHolds(t, v, refusal, err)
+	wantInForce(t, v, refusal, err)
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
 	wantUndone(t, drift, err)
-	after := p.settled(t, "zero", 2)
+	after := p.waitForReplicas(t, "zero", 2)
 	if !maps.Equal(after.Labels, before.Labels) || !maps.Equal(after.Annotations, before.Annotations) {
 		t.Errorf("after: %v %v, before: %v %v", after.Labels, after.Annotations, before.Labels, before.Annotations)
 	}
@@ -96,7 +96,7 @@ func scaleToZero(t *testing.T, p place, client kubernetes.Interface) {
 	wantUndone(t, drift, err)
 }
 
-func scaleStateful(t *testing.T, p place, client kubernetes.Interface) {
+func testScaleStatefulSet(t *testing.T, p fixture, client kubernetes.Interface) {
 	one := int32(1)
 	pod := lab.Pod("db", lab.BusyboxImage, "sleep", "600")
 	api := p.Client().AppsV1().StatefulSets(p.namespace)
@@ -110,13 +110,13 @@ func scaleStateful(t *testing.T, p place, client kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := kube.ScaleRequest{Target: kube.WorkloadRef{Kind: "StatefulSet", Namespace: p.namespace, Name: "db", UID: string(s.UID)}, Lease: lease(t, inAnHour())}
+	r := kube.ScaleRequest{Target: kube.WorkloadRef{Kind: "StatefulSet", Namespace: p.namespace, Name: "db", UID: string(s.UID)}, Lease: newLease(t, oneHourFromNow())}
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	lab.Eventually(t, 30*time.Second, "the stateful set to be empty", func() error {
 		v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-		must(t, refusal, err)
-		if !v.Holds {
+		requireNoRefusal(t, refusal, err)
+		if !v.InForce {
 			return fmt.Errorf("%v", v.Differences)
 		}
 		return nil
@@ -128,12 +128,12 @@ func scaleStateful(t *testing.T, p place, client kubernetes.Interface) {
 	}
 }
 
-func scalePlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
-	r := scaleRequest(t, p.deploy(t, "planned", 1), 0)
-	reader := p.as(t, "planner", kube.ScalePermissions().Plan)
+func testScalePlanIsReadOnly(t *testing.T, p fixture, _ kubernetes.Interface) {
+	r := newScaleRequest(t, p.createDeployment(t, "planned", 1), 0)
+	reader := p.restrictedClient(t, "planner", kube.ScalePermissions().PlanRules)
 	plan, refusal, err := kube.PlanScale(t.Context(), reader, r)
-	must(t, refusal, err)
-	if plan.From != 1 || plan.To != 0 {
+	requireNoRefusal(t, refusal, err)
+	if plan.FromReplicas != 1 || plan.ToReplicas != 0 {
 		t.Errorf("plan %+v", plan)
 	}
 	if _, _, err := kube.ApplyScale(t.Context(), reader, r); !apierrors.IsForbidden(err) {
@@ -141,11 +141,11 @@ func scalePlanOnly(t *testing.T, p place, _ kubernetes.Interface) {
 	}
 }
 
-func scaleAgain(t *testing.T, p place, client kubernetes.Interface) {
-	r := scaleRequest(t, p.deploy(t, "again", 2), 0)
+func testScaleRepeatKeepsFirstPrior(t *testing.T, p fixture, client kubernetes.Interface) {
+	r := newScaleRequest(t, p.createDeployment(t, "again", 2), 0)
 	for range 3 {
 		plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-		must(t, refusal, err)
+		requireNoRefusal(t, refusal, err)
 		if plan.Prior.Replicas != 2 {
 			t.Fatalf("the saved state became %+v", plan.Prior)
 		}
@@ -153,17 +153,17 @@ func scaleAgain(t *testing.T, p place, client kubernetes.Interface) {
 	// The strictest holder of the lease decides: the number may change while it is held.
 	r.Replicas = 1
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	if plan.Prior.Replicas != 2 {
 		t.Errorf("the saved state became %+v", plan.Prior)
 	}
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
 	wantUndone(t, drift, err)
-	p.settled(t, "again", 2)
+	p.waitForReplicas(t, "again", 2)
 }
 
-func scaleFights(t *testing.T, p place, client kubernetes.Interface) {
-	d := p.deploy(t, "auto", 1)
+func testScaleReportsAutoscaler(t *testing.T, p fixture, client kubernetes.Interface) {
+	d := p.createDeployment(t, "auto", 1)
 	if _, err := p.Client().AutoscalingV1().HorizontalPodAutoscalers(p.namespace).Create(t.Context(), &autoscalingv1.HorizontalPodAutoscaler{
 		ObjectMeta: metav1.ObjectMeta{Name: "grow"},
 		Spec: autoscalingv1.HorizontalPodAutoscalerSpec{
@@ -173,21 +173,21 @@ func scaleFights(t *testing.T, p place, client kubernetes.Interface) {
 		t.Fatal(err)
 	}
 	for replicas, want := range map[int32]string{0: "rests while there are 0 replicas", 2: "will scale it back"} {
-		plan, refusal, err := kube.PlanScale(t.Context(), client, scaleRequest(t, d, replicas))
-		must(t, refusal, err)
-		if len(plan.Fights) != 1 || !strings.Contains(plan.Fights[0], want) {
-			t.Errorf("to %d: %q", replicas, plan.Fights)
+		plan, refusal, err := kube.PlanScale(t.Context(), client, newScaleRequest(t, d, replicas))
+		requireNoRefusal(t, refusal, err)
+		if len(plan.Conflicts) != 1 || !strings.Contains(plan.Conflicts[0], want) {
+			t.Errorf("to %d: %q", replicas, plan.Conflicts)
 		}
 	}
 }
 
-func scaleRefused(t *testing.T, p place, client kubernetes.Interface) {
-	d := p.deploy(t, "refused", 1)
-	r := scaleRequest(t, d, 0)
+func testScaleRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
+	d := p.createDeployment(t, "refused", 1)
+	r := newScaleRequest(t, d, 0)
 	gone := r
 	gone.Target.UID = "another"
 	_, refusal, err := kube.ApplyScale(t.Context(), client, gone)
-	wantRefusal(t, kube.ReasonGone, refusal, err)
+	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 	daemon := r
 	daemon.Target.Kind = "DaemonSet"
 	_, refusal, err = kube.ApplyScale(t.Context(), client, daemon)
@@ -200,49 +200,49 @@ func scaleRefused(t *testing.T, p place, client kubernetes.Interface) {
 	owned := r
 	owned.Target = kube.WorkloadRef{Kind: "ReplicaSet", Namespace: p.namespace, Name: sets.Items[0].Name, UID: string(sets.Items[0].UID)}
 	_, refusal, err = kube.ApplyScale(t.Context(), client, owned)
-	wantRefusal(t, kube.ReasonOwned, refusal, err)
+	wantRefusal(t, kube.ReasonControllerOwned, refusal, err)
 
 	_, refusal, err = kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	other := r
 	other.Lease.ID = "another"
 	_, refusal, err = kube.ApplyScale(t.Context(), client, other)
-	wantRefusal(t, kube.ReasonForeign, refusal, err)
+	wantRefusal(t, kube.ReasonForeignObject, refusal, err)
 }
 
-func scaleDrift(t *testing.T, p place, client kubernetes.Interface) {
-	r := scaleRequest(t, p.deploy(t, "drift", 2), 0)
+func testScaleUndoDrift(t *testing.T, p fixture, client kubernetes.Interface) {
+	r := newScaleRequest(t, p.createDeployment(t, "drift", 2), 0)
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
-	p.settled(t, "drift", 0)
+	requireNoRefusal(t, refusal, err)
+	p.waitForReplicas(t, "drift", 0)
 	p.patchDeployment(t, "drift", `{"spec":{"replicas":1}}`)
 	v, refusal, err := kube.VerifyScale(t.Context(), client, r)
-	must(t, refusal, err)
-	if v.Holds {
+	requireNoRefusal(t, refusal, err)
+	if v.InForce {
 		t.Error("it holds although somebody scaled it")
 	}
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
 	wantDrift(t, drift, err, "Deployment "+p.namespace+"/drift: spec.replicas is 1, want 0 (last written by somebody")
-	p.settled(t, "drift", 1)
+	p.waitForReplicas(t, "drift", 1)
 	drift, err = kube.UndoScale(t.Context(), client, r, plan.Prior, true)
 	wantUndone(t, drift, err)
-	if after := p.settled(t, "drift", 2); after.Annotations[kube.FacetReplicas.LeaseKey()] != "" {
+	if after := p.waitForReplicas(t, "drift", 2); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" {
 		t.Errorf("annotations stay: %v", after.Annotations)
 	}
 }
 
-func scaleSweep(t *testing.T, p place, client kubernetes.Interface) {
-	r := scaleRequest(t, p.deploy(t, "swept", 1), 0)
+func testScaleOrphansFound(t *testing.T, p fixture, client kubernetes.Interface) {
+	r := newScaleRequest(t, p.createDeployment(t, "swept", 1), 0)
 	_, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	find := func(now time.Time) []kube.Orphan {
-		all, err := kube.SweepScale(t.Context(), client, now)
+		all, err := kube.FindOrphanedScalings(t.Context(), client, now)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var ours []kube.Orphan
 		for _, o := range all {
-			if o.Lease == r.Lease.ID {
+			if o.LeaseID == r.Lease.ID {
 				ours = append(ours, o)
 			}
 		}
@@ -251,32 +251,32 @@ func scaleSweep(t *testing.T, p place, client kubernetes.Interface) {
 	if found := find(time.Now()); len(found) != 0 {
 		t.Errorf("before the expiry: %+v", found)
 	}
-	found := find(r.Lease.Expires)
-	if len(found) != 1 || found[0].Prior == nil {
+	found := find(r.Lease.ExpiresAt)
+	if len(found) != 1 || found[0].ScalePrior == nil {
 		t.Fatalf("after the expiry: %+v", found)
 	}
-	drift, err := kube.UndoScale(t.Context(), client, *found[0].Scale, *found[0].Prior, false)
+	drift, err := kube.UndoScale(t.Context(), client, *found[0].ScaleRequest, *found[0].ScalePrior, false)
 	wantUndone(t, drift, err)
-	if found := find(r.Lease.Expires); len(found) != 0 {
+	if found := find(r.Lease.ExpiresAt); len(found) != 0 {
 		t.Errorf("after the undo: %+v", found)
 	}
-	p.settled(t, "swept", 1)
+	p.waitForReplicas(t, "swept", 1)
 }
 
-// scaleHalfUndone: the undo died after it had restored the number.
-func scaleHalfUndone(t *testing.T, p place, client kubernetes.Interface) {
-	r := scaleRequest(t, p.deploy(t, "half", 1), 0)
+// testScaleFinishesHalfUndone: the undo died after it had restored the number.
+func testScaleFinishesHalfUndone(t *testing.T, p fixture, client kubernetes.Interface) {
+	r := newScaleRequest(t, p.createDeployment(t, "half", 1), 0)
 	plan, refusal, err := kube.ApplyScale(t.Context(), client, r)
-	must(t, refusal, err)
+	requireNoRefusal(t, refusal, err)
 	p.patchDeployment(t, "half", `{"spec":{"replicas":1}}`)
 	drift, err := kube.UndoScale(t.Context(), client, r, plan.Prior, false)
 	wantUndone(t, drift, err)
-	if after := p.settled(t, "half", 1); after.Annotations[kube.FacetReplicas.LeaseKey()] != "" || after.Labels[kube.ScaleLabel] != "" {
+	if after := p.waitForReplicas(t, "half", 1); after.Annotations[kube.FacetReplicas.LeaseAnnotation()] != "" || after.Labels[kube.ScaleLabel] != "" {
 		t.Errorf("marks stay: %v %v", after.Annotations, after.Labels)
 	}
 }
 
-func (p place) patchDeployment(t *testing.T, name, body string) {
+func (p fixture) patchDeployment(t *testing.T, name, body string) {
 	t.Helper()
 	if _, err := p.Client().AppsV1().Deployments(p.namespace).Patch(t.Context(), name, types.MergePatchType, []byte(body),
 		metav1.PatchOptions{FieldManager: "somebody"}); err != nil {

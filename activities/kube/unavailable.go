@@ -32,8 +32,8 @@ func IsUnavailable(err error) bool {
 	return errors.As(err, &network)
 }
 
-// IsDenied reports whether err is the API server's final answer that there is no such object, or that the request is
+// IsDefinitiveError reports whether err is the API server's final answer that there is no such object, or that the request is
 // invalid. It is not a refusal for lack of rights or of capacity, which a change on the server's side ends.
-func IsDenied(err error) bool {
+func IsDefinitiveError(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.IsGone(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) || apierrors.IsMethodNotSupported(err)
 }

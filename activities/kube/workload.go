@@ -18,10 +18,10 @@ import (
 
 // WorkloadOptions bound what Workload gathers; the zero value works.
 type WorkloadOptions struct {
-	// Most bounds each list; 0 means 50.
-	Most int
-	// Recent is how far back a change counts as recent; 0 means seven days.
-	Recent time.Duration
+	// MaxListItems bounds each list; 0 means 50.
+	MaxListItems int
+	// RecentWindow is how far back a change counts as recent; 0 means seven days.
+	RecentWindow time.Duration
 	// Now is the time to count from; the zero value means the clock's.
 	Now time.Time
 }
@@ -30,35 +30,35 @@ type WorkloadOptions struct {
 // only the pod itself must be readable.
 func WorkloadPermissions() Permissions {
 	rules := []rbacv1.PolicyRule{
-		rule("", "pods", "get", "list"),
-		rule("", "nodes", "get"),
-		rule("", "serviceaccounts", "get"),
+		newPolicyRule("", "pods", "get", "list"),
+		newPolicyRule("", "nodes", "get"),
+		newPolicyRule("", "serviceaccounts", "get"),
 		{APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets"}, Verbs: []string{"get"}},
 		{APIGroups: []string{"apps"}, Resources: []string{"replicasets"}, Verbs: []string{"get", "list"}},
-		rule("apps", "controllerrevisions", "list"),
+		newPolicyRule("apps", "controllerrevisions", "list"),
 		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
 		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"roles", "clusterroles"}, Verbs: []string{"get"}},
 		{APIGroups: []string{rbacv1.GroupName}, Resources: []string{"rolebindings", "clusterrolebindings"}, Verbs: []string{"list"}},
 	}
-	return Permissions{Plan: rules, Apply: rules}
+	return Permissions{PlanRules: rules, ApplyRules: rules}
 }
 
-// question is one call of Workload.
-type question struct {
+// workloadQuery is one call of Workload.
+type workloadQuery struct {
 	WorkloadOptions
-	info *WorkloadInfo
+	result *WorkloadInfo
 	pod  *corev1.Pod
 }
 
-// Workload gathers what a responder wants to know about the pod. A part that may not be read is told in Missing; any
+// GetWorkloadInfo gathers what a responder wants to know about the pod. A part that may not be read is told in Missing; any
 // other failure is an error, so that the caller tries again. Reading a reference cut off half-way is no failure: the
 // owner chain then ends there.
-func Workload(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo, *Refusal, error) {
-	if o.Most == 0 {
-		o.Most = 50
+func GetWorkloadInfo(ctx context.Context, client kubernetes.Interface, ref PodRef, o WorkloadOptions) (*WorkloadInfo, *Refusal, error) {
+	if o.MaxListItems == 0 {
+		o.MaxListItems = 50
 	}
-	if o.Recent == 0 {
-		o.Recent = 7 * 24 * time.Hour
+	if o.RecentWindow == 0 {
+		o.RecentWindow = 7 * 24 * time.Hour
 	}
 	if o.Now.IsZero() {
 		o.Now = time.Now()
@@ -67,10 +67,10 @@ func Workload(ctx context.Context, client kubernetes.Interface, ref PodRef, o Wo
 	if err != nil || refusal != nil {
 		return nil, refusal, err
 	}
-	q := &question{WorkloadOptions: o, pod: pod, info: &WorkloadInfo{Pod: podInfo(pod)}}
-	q.info.Owner.ObjectRef = ObjectRef{Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}
-	q.info.Owner.Labels, q.info.Owner.Created = pod.Labels, pod.CreationTimestamp.Time
-	q.info.Node.Name = pod.Spec.NodeName
+	q := &workloadQuery{WorkloadOptions: o, pod: pod, result: &WorkloadInfo{Pod: newPodInfo(pod)}}
+	q.result.Owner.ObjectRef = ObjectRef{Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}
+	q.result.Owner.Labels, q.result.Owner.CreatedAt = pod.Labels, pod.CreationTimestamp.Time
+	q.result.Node.Name = pod.Spec.NodeName
 	for _, part := range []struct {
 		name string
 		read func(context.Context, kubernetes.Interface) error
@@ -79,21 +79,21 @@ func Workload(ctx context.Context, client kubernetes.Interface, ref PodRef, o Wo
 		{"rollouts", q.readRollouts}, // needs the owner
 		{"other pods", q.readPods},
 		{"service account", q.readAccount},
-		{"rights", q.readRights},
+		{"rights", q.readPermissions},
 		{"node", q.readNode},
 	} {
 		err := part.read(ctx, client)
 		if apierrors.IsForbidden(err) {
-			q.info.Missing = append(q.info.Missing, MissingPart{Part: part.name, Detail: deniedDetail(err)})
+			q.result.Missing = append(q.result.Missing, MissingPart{Part: part.name, Reason: deniedDetail(err)})
 			continue
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("describe the workload of pod %s: %s: %w", ref, part.name, err)
 		}
 	}
-	slices.SortStableFunc(q.info.Changes.Items, func(a, b Change) int { return b.When.Compare(a.When) })
-	q.info.Changes.Items = q.info.Changes.Items[:min(len(q.info.Changes.Items), o.Most)]
-	return q.info, nil, nil
+	slices.SortStableFunc(q.result.RecentChanges.Items, func(a, b Change) int { return b.ChangedAt.Compare(a.ChangedAt) })
+	q.result.RecentChanges.Items = q.result.RecentChanges.Items[:min(len(q.result.RecentChanges.Items), o.MaxListItems)]
+	return q.result, nil, nil
 }
 
 // deniedDetail is the API server's sentence, which names the resource and the verb.
@@ -105,15 +105,15 @@ func deniedDetail(err error) string {
 	return err.Error()
 }
 
-func (q *question) since() time.Time { return q.Now.Add(-q.Recent) }
+func (q *workloadQuery) recentSince() time.Time { return q.Now.Add(-q.RecentWindow) }
 
-// change keeps every change; Workload sorts and bounds them at the end.
-func (q *question) change(c Change) { q.info.Changes.add(c, 10_000) }
+// addChange keeps every change; Workload sorts and bounds them at the end.
+func (q *workloadQuery) addChange(c Change) { q.result.RecentChanges.add(c, 10_000) }
 
-func podInfo(pod *corev1.Pod) PodInfo {
+func newPodInfo(pod *corev1.Pod) PodInfo {
 	info := PodInfo{
 		PodRef: PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}, Labels: pod.Labels,
-		Created: pod.CreationTimestamp.Time, Phase: string(pod.Status.Phase), IP: pod.Status.PodIP,
+		CreatedAt: pod.CreationTimestamp.Time, Phase: string(pod.Status.Phase), IP: pod.Status.PodIP,
 		HostNetwork: pod.Spec.HostNetwork, HostPID: pod.Spec.HostPID,
 	}
 	privileged := map[string]bool{}
@@ -122,19 +122,19 @@ func podInfo(pod *corev1.Pod) PodInfo {
 	}
 	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses) {
 		c := ContainerInfo{
-			Name: s.Name, Image: s.Image, Digest: digestOf(s.ImageID), Privileged: privileged[s.Name], Ready: s.Ready, Restarts: s.RestartCount,
+			Name: s.Name, Image: s.Image, ImageDigest: digestFromImageID(s.ImageID), Privileged: privileged[s.Name], Ready: s.Ready, Restarts: s.RestartCount,
 		}
 		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
 		if s.State.Running != nil {
-			c.Started = s.State.Running.StartedAt.Time
+			c.StartedAt = s.State.Running.StartedAt.Time
 		}
 		info.Containers = append(info.Containers, c)
 	}
 	return info
 }
 
-// digestOf takes the digest from an image id, in whichever way the runtime writes it.
-func digestOf(imageID string) string {
+// digestFromImageID takes the digest from an image id, in whichever way the runtime writes it.
+func digestFromImageID(imageID string) string {
 	if i := strings.LastIndex(imageID, "sha256:"); i >= 0 {
 		return imageID[i:]
 	}
@@ -142,15 +142,15 @@ func digestOf(imageID string) string {
 }
 
 // readOwners climbs the chain of controllers.
-func (q *question) readOwners(ctx context.Context, client kubernetes.Interface) error {
-	next, _ := ownerOf(q.pod)
+func (q *workloadQuery) readOwners(ctx context.Context, client kubernetes.Interface) error {
+	next, _ := controllerOwner(q.pod)
 	for range maxOwners {
 		if next == nil {
 			return nil
 		}
 		ref := ObjectRef{Kind: next.Kind, Name: next.Name, UID: string(next.UID)}
-		q.info.Chain = append(q.info.Chain, ref)
-		q.info.Owner = OwnerInfo{ObjectRef: ref}
+		q.result.OwnerChain = append(q.result.OwnerChain, ref)
+		q.result.Owner = OwnerInfo{ObjectRef: ref}
 		o, desired, ready, err := getOwner(ctx, client, q.pod.Namespace, *next)
 		if apierrors.IsNotFound(err) || o == nil && err == nil {
 			return nil // deleted while its pods stay, or of a kind that cannot be read here
@@ -158,9 +158,9 @@ func (q *question) readOwners(ctx context.Context, client kubernetes.Interface) 
 		if err != nil {
 			return err
 		}
-		q.info.Owner.Labels, q.info.Owner.Created = o.GetLabels(), o.GetCreationTimestamp().Time
-		q.info.Owner.Desired, q.info.Owner.Ready = desired, ready
-		next, _ = ownerOf(o)
+		q.result.Owner.Labels, q.result.Owner.CreatedAt = o.GetLabels(), o.GetCreationTimestamp().Time
+		q.result.Owner.DesiredReplicas, q.result.Owner.ReadyReplicas = desired, ready
+		next, _ = controllerOwner(o)
 	}
 	return nil
 }
@@ -179,11 +179,11 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 	}
 	switch ref.Kind {
 	case "Deployment", "StatefulSet", "ReplicaSet":
-		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.open(ctx, client)
+		w, gone, err := WorkloadRef{Kind: ref.Kind, Namespace: namespace, Name: ref.Name, UID: ref.UID}.getWorkload(ctx, client)
 		if err != nil || gone != nil {
 			return nil, nil, nil, err
 		}
-		return w.meta, &w.replicas, &w.ready, nil
+		return w.meta, &w.replicas, &w.readyReplicas, nil
 	case "DaemonSet":
 		d, err := client.AppsV1().DaemonSets(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		return d, &d.Status.DesiredNumberScheduled, &d.Status.NumberReady, err
@@ -198,14 +198,14 @@ func getOwner(ctx context.Context, client kubernetes.Interface, namespace string
 }
 
 // readPods looks over every pod of the cluster once, for the same image and the same node.
-func (q *question) readPods(ctx context.Context, client kubernetes.Interface) error {
+func (q *workloadQuery) readPods(ctx context.Context, client kubernetes.Interface) error {
 	ours := map[string]bool{}
-	for _, c := range q.info.Pod.Containers {
-		if c.Digest != "" {
-			ours[c.Digest] = true
+	for _, c := range q.result.Pod.Containers {
+		if c.ImageDigest != "" {
+			ours[c.ImageDigest] = true
 		}
 	}
-	all, err := client.CoreV1().Pods("").List(ctx, cached())
+	all, err := client.CoreV1().Pods("").List(ctx, cachedListOptions())
 	if err != nil {
 		return err
 	}
@@ -214,18 +214,18 @@ func (q *question) readPods(ctx context.Context, client kubernetes.Interface) er
 		if p.UID == q.pod.UID {
 			continue
 		}
-		summary := summarise(p)
-		if runsOne(p, ours) {
-			q.info.SameDigest.add(summary, q.Most)
+		summary := summarizePod(p)
+		if runsAnyDigest(p, ours) {
+			q.result.SameDigestPods.add(summary, q.MaxListItems)
 		}
 		if p.Spec.NodeName != "" && p.Spec.NodeName == q.pod.Spec.NodeName {
-			q.info.SameNode.add(summary, q.Most)
+			q.result.SameNodePods.add(summary, q.MaxListItems)
 		}
 	}
 	return nil
 }
 
-func summarise(p *corev1.Pod) PodSummary {
+func summarizePod(p *corev1.Pod) PodSummary {
 	s := PodSummary{PodRef: PodRef{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}, Node: p.Spec.NodeName}
 	if o := metav1.GetControllerOf(p); o != nil {
 		s.Owner = ObjectRef{Kind: o.Kind, Name: o.Name, UID: string(o.UID)}
@@ -233,21 +233,21 @@ func summarise(p *corev1.Pod) PodSummary {
 	return s
 }
 
-// runsOne tells whether a container of the pod that has not ended for good runs one of the digests.
-func runsOne(p *corev1.Pod, digests map[string]bool) bool {
+// runsAnyDigest tells whether a container of the pod that has not ended for good runs one of the digests.
+func runsAnyDigest(p *corev1.Pod, digests map[string]bool) bool {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return false
 	}
 	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-		if digests[digestOf(s.ImageID)] {
+		if digests[digestFromImageID(s.ImageID)] {
 			return true
 		}
 	}
 	return false
 }
 
-func (q *question) readAccount(ctx context.Context, client kubernetes.Interface) error {
-	account := &q.info.Account
+func (q *workloadQuery) readAccount(ctx context.Context, client kubernetes.Interface) error {
+	account := &q.result.ServiceAccount
 	account.Namespace, account.Name = q.pod.Namespace, cmp.Or(q.pod.Spec.ServiceAccountName, "default")
 	for _, v := range q.pod.Spec.Volumes {
 		if v.Projected == nil {
@@ -266,29 +266,29 @@ func (q *question) readAccount(ctx context.Context, client kubernetes.Interface)
 	}
 	for _, key := range []string{"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id"} {
 		if value := sa.Annotations[key]; value != "" {
-			account.Cloud = append(account.Cloud, CloudBridge{Annotation: key, Value: value})
+			account.CloudRoles = append(account.CloudRoles, CloudRoleAnnotation{Annotation: key, Value: value})
 		}
 	}
 	return nil
 }
 
-func (q *question) readRights(ctx context.Context, client kubernetes.Interface) error {
-	account := &q.info.Account
-	grants, dangerous, changes, err := q.account(ctx, client, account.Namespace, account.Name, q.since())
+func (q *workloadQuery) readPermissions(ctx context.Context, client kubernetes.Interface) error {
+	account := &q.result.ServiceAccount
+	grants, dangerous, changes, err := q.collectAccountPermissions(ctx, client, account.Namespace, account.Name, q.recentSince())
 	if err != nil {
 		return err
 	}
-	account.Dangerous = dangerous
+	account.RiskyPermissions = dangerous
 	for _, g := range grants {
-		account.Grants.add(g, q.Most)
+		account.GrantedRules.add(g, q.MaxListItems)
 	}
 	for _, c := range changes {
-		q.change(c)
+		q.addChange(c)
 	}
 	return nil
 }
 
-func (q *question) readNode(ctx context.Context, client kubernetes.Interface) error {
+func (q *workloadQuery) readNode(ctx context.Context, client kubernetes.Interface) error {
 	if q.pod.Spec.NodeName == "" {
 		return nil
 	}
@@ -299,9 +299,9 @@ func (q *question) readNode(ctx context.Context, client kubernetes.Interface) er
 	if err != nil {
 		return err
 	}
-	q.info.Node = NodeInfo{
-		Name: node.Name, UID: string(node.UID), Kernel: node.Status.NodeInfo.KernelVersion, Created: node.CreationTimestamp.Time,
-		Runtime: node.Status.NodeInfo.ContainerRuntimeVersion, Unschedulable: node.Spec.Unschedulable,
+	q.result.Node = NodeInfo{
+		Name: node.Name, UID: string(node.UID), KernelVersion: node.Status.NodeInfo.KernelVersion, CreatedAt: node.CreationTimestamp.Time,
+		ContainerRuntime: node.Status.NodeInfo.ContainerRuntimeVersion, Unschedulable: node.Spec.Unschedulable,
 	}
 	return nil
 }

@@ -15,86 +15,86 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// workload is what the three kinds with replicas have in common.
-type workload struct {
+// scalableWorkload is what the three kinds with replicas have in common.
+type scalableWorkload struct {
 	meta     metav1.Object
 	template *corev1.PodTemplateSpec
 	replicas int32 // asked for
-	observed int32
-	ready    int32
+	observedReplicas int32
+	readyReplicas    int32
 	patch    func(context.Context, []byte, metav1.PatchOptions) error
-	scales   scaler
+	scaleClient   scaleGetterUpdater
 }
 
-type scaler interface {
+type scaleGetterUpdater interface {
 	GetScale(ctx context.Context, name string, o metav1.GetOptions) (*autoscalingv1.Scale, error)
 	UpdateScale(ctx context.Context, name string, s *autoscalingv1.Scale, o metav1.UpdateOptions) (*autoscalingv1.Scale, error)
 }
 
-// workloads is what the typed clients of the three kinds have in common.
-type workloads[T metav1.Object] interface {
-	scaler
+// workloadClient is what the typed clients of the three kinds have in common.
+type workloadClient[T metav1.Object] interface {
+	scaleGetterUpdater
 	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
 	Patch(ctx context.Context, name string, kind types.PatchType, body []byte, o metav1.PatchOptions, subresources ...string) (T, error)
 }
 
-// read gets one workload; view says where its kind keeps what we need.
-func read[T metav1.Object](ctx context.Context, name string, api workloads[T], view func(T) workload) (*workload, error) {
+// getWorkload gets one workload; view says where its kind keeps what we need.
+func getWorkload[T metav1.Object](ctx context.Context, name string, api workloadClient[T], view func(T) scalableWorkload) (*scalableWorkload, error) {
 	object, err := api.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the caller names the workload
 	}
 	w := view(object)
-	w.meta, w.scales = object, api
+	w.meta, w.scaleClient = object, api
 	w.patch = func(ctx context.Context, body []byte, o metav1.PatchOptions) error {
-		_, err := api.Patch(ctx, name, mergePatch, body, o)
+		_, err := api.Patch(ctx, name, mergePatchType, body, o)
 		return err //nolint:wrapcheck // the caller names the workload
 	}
 	return &w, nil
 }
 
-// open reads the workload. Without a UID in the reference any UID will do, which only reading callers may use.
-func (r WorkloadRef) open(ctx context.Context, client kubernetes.Interface) (*workload, *Refusal, error) {
-	var w *workload
+// getWorkload reads the workload. Without a UID in the reference any UID will do, which only reading callers may use.
+func (r WorkloadRef) getWorkload(ctx context.Context, client kubernetes.Interface) (*scalableWorkload, *Refusal, error) {
+	var w *scalableWorkload
 	var err error
 	switch apps := client.AppsV1(); r.Kind {
 	case "Deployment":
-		w, err = read(ctx, r.Name, apps.Deployments(r.Namespace), func(d *appsv1.Deployment) workload {
-			return workload{template: &d.Spec.Template, replicas: count(d.Spec.Replicas), observed: d.Status.Replicas, ready: d.Status.ReadyReplicas}
+		w, err = getWorkload(ctx, r.Name, apps.Deployments(r.Namespace), func(d *appsv1.Deployment) scalableWorkload {
+			return scalableWorkload{template: &d.Spec.Template, replicas: replicasOrDefault(d.Spec.Replicas), observedReplicas: d.Status.Replicas, readyReplicas: d.Status.ReadyReplicas}
 		})
 	case "StatefulSet":
-		w, err = read(ctx, r.Name, apps.StatefulSets(r.Namespace), func(s *appsv1.StatefulSet) workload {
-			return workload{template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas}
+		w, err = getWorkload(ctx, r.Name, apps.StatefulSets(r.Namespace), func(s *appsv1.StatefulSet) scalableWorkload {
+			return scalableWorkload{template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas), observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas}
 		})
 	case "ReplicaSet":
-		w, err = read(ctx, r.Name, apps.ReplicaSets(r.Namespace), func(s *appsv1.ReplicaSet) workload {
-			return workload{template: &s.Spec.Template, replicas: count(s.Spec.Replicas), observed: s.Status.Replicas, ready: s.Status.ReadyReplicas}
+		w, err = getWorkload(ctx, r.Name, apps.ReplicaSets(r.Namespace), func(s *appsv1.ReplicaSet) scalableWorkload {
+			return scalableWorkload{template: &s.Spec.Template, replicas: replicasOrDefault(s.Spec.Replicas), observedReplicas: s.Status.Replicas, readyReplicas: s.Status.ReadyReplicas}
 		})
 	default:
-		return nil, refuse(ReasonUnsupported, "a %s has no replicas to set; want Deployment, StatefulSet or ReplicaSet", r.Kind), nil
+		return nil, newRefusal(ReasonUnsupported, "a %s has no replicas to set; want Deployment, StatefulSet or ReplicaSet", r.Kind), nil
 	}
 	if apierrors.IsNotFound(err) {
-		return nil, refuse(ReasonGone, "%s is gone", r), nil
+		return nil, newRefusal(ReasonNotFound, "%s is gone", r), nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("read %s: %w", r, err)
 	}
 	if r.UID != "" && string(w.meta.GetUID()) != r.UID {
-		return nil, refuse(ReasonGone, "%s with UID %s is gone; the one of that name now has UID %s", r, r.UID, w.meta.GetUID()), nil
+		return nil, newRefusal(ReasonNotFound, "%s with UID %s is gone; the one of that name now has UID %s", r, r.UID, w.meta.GetUID()), nil
 	}
 	return w, nil, nil
 }
 
-// count reads a number of replicas, which is 1 where it is not given.
-func count(n *int32) int32 {
+// replicasOrDefault reads a number of replicas, which is 1 where it is not given.
+func replicasOrDefault(n *int32) int32 {
 	if n == nil {
 		return 1
 	}
 	return *n
 }
 
-func (r ScaleRequest) replicasDiffer(field string, want, have int32, by string, when time.Time) Difference {
+func (r ScaleRequest) replicasDifference(field string, want, have int32, by string, when time.Time) Difference {
 	return Difference{
-		Object: r.Target.String(), Field: field, Want: strconv.Itoa(int(want)), Have: strconv.Itoa(int(have)), By: by, When: when,
+		Object: r.Target.String(), Field: field, Want: strconv.Itoa(int(want)), Have: strconv.Itoa(int(have)), ChangedBy: by, ChangedAt: when,
 	}
 }

@@ -19,30 +19,30 @@ import (
 )
 
 func TestWorkload(t *testing.T) {
-	p := newPlace(t)
-	client := p.as(t, "stanch", kube.WorkloadPermissions().Plan)
-	for name, scenario := range map[string]func(*testing.T, place, kubernetes.Interface){
-		"a deployment after a rollout":         workloadRollout,
-		"jobs belong to their cron job":        workloadCronJob,
-		"a daemon set and its revisions":       workloadDaemonSet,
-		"what the service account may do":      workloadRights,
-		"without rights the result is partial": workloadPartial,
-		"lists are bounded and say how many":   workloadBounded,
-		"a pod of nobody":                      workloadBare,
+	p := newFixture(t)
+	client := p.restrictedClient(t, "stanch", kube.WorkloadPermissions().PlanRules)
+	for name, scenario := range map[string]func(*testing.T, fixture, kubernetes.Interface){
+		"a deployment after a rollout":         testWorkloadAfterRollout,
+		"jobs belong to their cron job":        testWorkloadOfCronJob,
+		"a daemon set and its revisions":       testWorkloadOfDaemonSet,
+		"what the service account may do":      testWorkloadPermissions,
+		"without rights the result is partial": testWorkloadPartialWithoutPermissions,
+		"lists are bounded and say how many":   testWorkloadListsAreBounded,
+		"a pod of nobody":                      testWorkloadOfBarePod,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t, p, client) })
 	}
 }
 
-func describe(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
+func compactRules(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
 	t.Helper()
-	info, refusal, err := kube.Workload(t.Context(), client, refOf(pod), o)
-	must(t, refusal, err)
+	info, refusal, err := kube.GetWorkloadInfo(t.Context(), client, podRef(pod), o)
+	requireNoRefusal(t, refusal, err)
 	return info
 }
 
-// podOf finds a running pod by its label.
-func (p place) podOf(t *testing.T, app string) *corev1.Pod {
+// findRunningPod finds a running pod by its label.
+func (p fixture) findRunningPod(t *testing.T, app string) *corev1.Pod {
 	t.Helper()
 	var pod *corev1.Pod
 	lab.Eventually(t, 60*time.Second, "a pod of "+app, func() error {
@@ -61,55 +61,55 @@ func (p place) podOf(t *testing.T, app string) *corev1.Pod {
 	return pod
 }
 
-func workloadRollout(t *testing.T, p place, client kubernetes.Interface) {
-	p.sleeper(t, "stranger") // runs another image on the same node
-	d := p.deploy(t, "shop", 2)
+func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interface) {
+	p.runSleeperPod(t, "stranger") // runs another image on the same node
+	d := p.createDeployment(t, "shop", 2)
 	if _, err := p.ImportImage(t.Context(), lab.Image{
 		Name: "stanch.lab/shop:2", Busybox: true, Files: map[string]lab.File{"/two": {Data: []byte("two")}},
 	}); err != nil {
 		t.Fatal(err)
 	}
 	p.patchDeployment(t, "shop", `{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"stanch.lab/shop:2","command":["sleep","600"]}]}}}}`)
-	p.settled(t, "shop", 2)
+	p.waitForReplicas(t, "shop", 2)
 	var pod *corev1.Pod
 	lab.Eventually(t, 30*time.Second, "a pod of the new revision", func() error {
-		if pod = p.podOf(t, "shop"); pod.Spec.Containers[0].Image != "stanch.lab/shop:2" {
+		if pod = p.findRunningPod(t, "shop"); pod.Spec.Containers[0].Image != "stanch.lab/shop:2" {
 			return fmt.Errorf("image %s", pod.Spec.Containers[0].Image)
 		}
 		return nil
 	})
-	info := describe(t, client, pod, kube.WorkloadOptions{})
+	info := compactRules(t, client, pod, kube.WorkloadOptions{})
 	if len(info.Missing) > 0 {
 		t.Errorf("missing with all rights: %+v", info.Missing)
 	}
-	if info.Owner.Kind != "Deployment" || info.Owner.UID != string(d.UID) || *info.Owner.Desired != 2 || *info.Owner.Ready != 2 {
+	if info.Owner.Kind != "Deployment" || info.Owner.UID != string(d.UID) || *info.Owner.DesiredReplicas != 2 || *info.Owner.ReadyReplicas != 2 {
 		t.Errorf("owner %+v", info.Owner)
 	}
-	if len(info.Chain) != 2 || info.Chain[0].Kind != "ReplicaSet" {
-		t.Errorf("chain %+v", info.Chain)
+	if len(info.OwnerChain) != 2 || info.OwnerChain[0].Kind != "ReplicaSet" {
+		t.Errorf("chain %+v", info.OwnerChain)
 	}
 	r := info.Rollouts
-	digest := info.Pod.Containers[0].Digest
-	if r.Total != 2 || !r.Items[0].Current || r.Items[1].Current || !slices.Equal(r.Items[0].Digests, []string{digest}) ||
+	digest := info.Pod.Containers[0].ImageDigest
+	if r.Total != 2 || !r.Items[0].IsCurrent || r.Items[1].IsCurrent || !slices.Equal(r.Items[0].ImageDigests, []string{digest}) ||
 		!slices.Equal(r.Items[1].Images, []string{lab.BusyboxImage}) {
 		t.Errorf("rollouts %+v", r)
 	}
-	if c := info.Changes.Items; len(c) == 0 || !strings.Contains(c[0].What,
-		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") || c[0].By != "kube-controller-manager" {
+	if c := info.RecentChanges.Items; len(c) == 0 || !strings.Contains(c[0].Description,
+		"revision 2 of Deployment shop runs [stanch.lab/shop:2], before ["+lab.BusyboxImage+"]") || c[0].ChangedBy != "kube-controller-manager" {
 		t.Errorf("changes %+v", c)
 	}
-	if s := info.SameDigest; s.Total != 1 || s.Items[0].Owner.Kind != "ReplicaSet" || s.Items[0].Name == pod.Name {
+	if s := info.SameDigestPods; s.Total != 1 || s.Items[0].Owner.Kind != "ReplicaSet" || s.Items[0].Name == pod.Name {
 		t.Errorf("same digest %+v", s)
 	}
-	if info.SameNode.Total < 1 || info.Node.UID == "" || info.Node.Name != p.NodeName {
-		t.Errorf("node %+v, others there %d", info.Node, info.SameNode.Total)
+	if info.SameNodePods.Total < 1 || info.Node.UID == "" || info.Node.Name != p.NodeName {
+		t.Errorf("node %+v, others there %d", info.Node, info.SameNodePods.Total)
 	}
-	if info.Account.Name != "default" || !info.Account.TokenMounted {
-		t.Errorf("account %+v", info.Account)
+	if info.ServiceAccount.Name != "default" || !info.ServiceAccount.TokenMounted {
+		t.Errorf("account %+v", info.ServiceAccount)
 	}
 }
 
-func workloadCronJob(t *testing.T, p place, client kubernetes.Interface) {
+func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface) {
 	pod := lab.Pod("nightly", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	template := batchv1.JobSpec{Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}}
@@ -129,28 +129,28 @@ func workloadCronJob(t *testing.T, p place, client kubernetes.Interface) {
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	info := describe(t, client, p.podOf(t, "nightly"), kube.WorkloadOptions{})
-	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.Chain) != 2 || info.Owner.Desired != nil {
-		t.Errorf("owner %+v, chain %+v", info.Owner, info.Chain)
+	info := compactRules(t, client, p.findRunningPod(t, "nightly"), kube.WorkloadOptions{})
+	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.OwnerChain) != 2 || info.Owner.DesiredReplicas != nil {
+		t.Errorf("owner %+v, chain %+v", info.Owner, info.OwnerChain)
 	}
 }
 
-func workloadDaemonSet(t *testing.T, p place, client kubernetes.Interface) {
+func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interface) {
 	pod := lab.Pod("agent", lab.BusyboxImage, "sleep", "600")
-	ds := daemonSet(pod)
+	ds := newDaemonSet(pod)
 	if _, err := p.Client().AppsV1().DaemonSets(p.namespace).Create(t.Context(), ds, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	info := describe(t, client, p.podOf(t, "agent"), kube.WorkloadOptions{})
-	if info.Owner.Kind != "DaemonSet" || *info.Owner.Desired != 1 || info.Rollouts.Total != 1 {
+	info := compactRules(t, client, p.findRunningPod(t, "agent"), kube.WorkloadOptions{})
+	if info.Owner.Kind != "DaemonSet" || *info.Owner.DesiredReplicas != 1 || info.Rollouts.Total != 1 {
 		t.Fatalf("owner %+v, rollouts %+v", info.Owner, info.Rollouts)
 	}
-	if r := info.Rollouts.Items[0]; !slices.Equal(r.Images, []string{lab.BusyboxImage}) || len(r.Digests) != 1 {
+	if r := info.Rollouts.Items[0]; !slices.Equal(r.Images, []string{lab.BusyboxImage}) || len(r.ImageDigests) != 1 {
 		t.Errorf("rollout %+v", r)
 	}
 }
 
-func workloadRights(t *testing.T, p place, client kubernetes.Interface) {
+func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interface) {
 	p.namespace = p.Namespace(t) // what is granted here is granted to a whole namespace
 	p.As(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "list"}})
@@ -172,73 +172,73 @@ func workloadRights(t *testing.T, p place, client kubernetes.Interface) {
 	}
 	pod := lab.Pod("clerk", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.ServiceAccountName = "clerk"
-	info := describe(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
+	info := compactRules(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
 	for _, want := range []string{
 		"may read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
 		"may run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
 		"may do everything in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
 	} {
-		if !slices.Contains(info.Account.Dangerous, want) {
-			t.Errorf("dangerous rights %q\nlack %q", info.Account.Dangerous, want)
+		if !slices.Contains(info.ServiceAccount.RiskyPermissions, want) {
+			t.Errorf("dangerous rights %q\nlack %q", info.ServiceAccount.RiskyPermissions, want)
 		}
 	}
-	if len(info.Account.Dangerous) != 3 || info.Account.Grants.Total != 4 {
-		t.Errorf("dangerous %q, grants %+v", info.Account.Dangerous, info.Account.Grants)
+	if len(info.ServiceAccount.RiskyPermissions) != 3 || info.ServiceAccount.GrantedRules.Total != 4 {
+		t.Errorf("dangerous %q, grants %+v", info.ServiceAccount.RiskyPermissions, info.ServiceAccount.GrantedRules)
 	}
 	var rights []string
-	for _, c := range info.Changes.Items {
+	for _, c := range info.RecentChanges.Items {
 		if c.Kind == "rights" {
-			rights = append(rights, c.What)
+			rights = append(rights, c.Description)
 		}
 	}
 	if len(rights) != 4 || !slices.Contains(rights, "RoleBinding "+p.namespace+"/handy was created") {
 		t.Errorf("changed rights %q", rights)
 	}
 	// Seen from next month nothing of this is recent.
-	info = describe(t, client, p.podOf(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
-	if info.Changes.Total != 0 {
-		t.Errorf("old changes are told as recent: %+v", info.Changes)
+	info = compactRules(t, client, p.findRunningPod(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
+	if info.RecentChanges.Total != 0 {
+		t.Errorf("old changes are told as recent: %+v", info.RecentChanges)
 	}
 }
 
-func workloadPartial(t *testing.T, p place, _ kubernetes.Interface) {
-	p.deploy(t, "partial", 1)
-	poor := p.as(t, "poor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}})
-	info := describe(t, poor, p.podOf(t, "partial"), kube.WorkloadOptions{})
+func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes.Interface) {
+	p.createDeployment(t, "partial", 1)
+	poor := p.restrictedClient(t, "poor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}})
+	info := compactRules(t, poor, p.findRunningPod(t, "partial"), kube.WorkloadOptions{})
 	var parts []string
 	for _, m := range info.Missing {
 		parts = append(parts, m.Part)
-		if !strings.Contains(m.Detail, "cannot") {
-			t.Errorf("%s: the detail %q does not say what is lacking", m.Part, m.Detail)
+		if !strings.Contains(m.Reason, "cannot") {
+			t.Errorf("%s: the detail %q does not say what is lacking", m.Part, m.Reason)
 		}
 	}
 	if !slices.Equal(parts, []string{"owner", "other pods", "service account", "rights", "node"}) {
 		t.Errorf("missing %q", parts)
 	}
-	if info.Owner.Kind != "ReplicaSet" || info.Pod.Containers[0].Digest == "" {
+	if info.Owner.Kind != "ReplicaSet" || info.Pod.Containers[0].ImageDigest == "" {
 		t.Errorf("what the pod itself tells: %+v", info)
 	}
 }
 
-func workloadBounded(t *testing.T, p place, client kubernetes.Interface) {
-	p.deploy(t, "many", 4)
-	info := describe(t, client, p.podOf(t, "many"), kube.WorkloadOptions{Most: 2})
-	if len(info.SameDigest.Items) != 2 || info.SameDigest.Total < 3 || len(info.SameNode.Items) != 2 || info.SameNode.Total < 3 {
-		t.Errorf("same digest %d of %d, same node %d of %d", len(info.SameDigest.Items), info.SameDigest.Total,
-			len(info.SameNode.Items), info.SameNode.Total)
+func testWorkloadListsAreBounded(t *testing.T, p fixture, client kubernetes.Interface) {
+	p.createDeployment(t, "many", 4)
+	info := compactRules(t, client, p.findRunningPod(t, "many"), kube.WorkloadOptions{MaxListItems: 2})
+	if len(info.SameDigestPods.Items) != 2 || info.SameDigestPods.Total < 3 || len(info.SameNodePods.Items) != 2 || info.SameNodePods.Total < 3 {
+		t.Errorf("same digest %d of %d, same node %d of %d", len(info.SameDigestPods.Items), info.SameDigestPods.Total,
+			len(info.SameNodePods.Items), info.SameNodePods.Total)
 	}
 	if content, err := json.Marshal(info); err != nil || len(content) > 20_000 {
 		t.Errorf("%d bytes of JSON, %v", len(content), err)
 	}
 }
 
-func workloadBare(t *testing.T, p place, client kubernetes.Interface) {
-	pod, ref := p.sleeper(t, "bare")
-	info := describe(t, client, pod, kube.WorkloadOptions{})
-	if info.Owner.Kind != "Pod" || info.Owner.Name != "bare" || len(info.Chain) != 0 {
+func testWorkloadOfBarePod(t *testing.T, p fixture, client kubernetes.Interface) {
+	pod, ref := p.runSleeperPod(t, "bare")
+	info := compactRules(t, client, pod, kube.WorkloadOptions{})
+	if info.Owner.Kind != "Pod" || info.Owner.Name != "bare" || len(info.OwnerChain) != 0 {
 		t.Errorf("owner %+v", info.Owner)
 	}
 	ref.UID = "another"
-	_, refusal, err := kube.Workload(t.Context(), client, ref, kube.WorkloadOptions{})
-	wantRefusal(t, kube.ReasonGone, refusal, err)
+	_, refusal, err := kube.GetWorkloadInfo(t.Context(), client, ref, kube.WorkloadOptions{})
+	wantRefusal(t, kube.ReasonNotFound, refusal, err)
 }

@@ -22,24 +22,24 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Isolate is `contain: pod.isolate`.
-type Isolate struct {
-	Nodes activities.Nodes
-	Kube  kubernetes.Interface // nil without a cluster
+// IsolateAction is `contain: pod.isolate`.
+type IsolateAction struct {
+	NodeClient activities.NodeClient
+	KubeClient  kubernetes.Interface // nil without a cluster
 }
 
-var _ activities.Containment = (*Isolate)(nil)
+var _ activities.Containment = (*IsolateAction)(nil)
 
 // IsolateParams are the parameters of pod.isolate.
 type IsolateParams struct {
-	Allow   []string `json:"allow,omitempty" doc:"CIDRs that stay reachable, for example a forensic collector"`
-	Ingress bool     `json:"ingress,omitempty" doc:"deny incoming connections too (by NetworkPolicy)"`
+	AllowCIDRs   []string `json:"allow,omitempty" doc:"CIDRs that stay reachable, for example a forensic collector"`
+	DenyIngress bool     `json:"ingress,omitempty" doc:"deny incoming connections too (by NetworkPolicy)"`
 }
 
 // Check finds a CIDR that is none.
 func (p *IsolateParams) Check() (param, problem string) {
-	for _, cidr := range p.Allow {
-		if _, err := parsePrefix(cidr); err != nil {
+	for _, cidr := range p.AllowCIDRs {
+		if _, err := parseCIDR(cidr); err != nil {
 			return "allow", fmt.Sprintf("`%s` is not a CIDR such as 192.0.2.0/24", cidr)
 		}
 	}
@@ -47,27 +47,27 @@ func (p *IsolateParams) Check() (param, problem string) {
 }
 
 // Spec declares pod.isolate.
-func (*Isolate) Spec() playbooks.ActionSpec {
+func (*IsolateAction) Spec() playbooks.ActionSpec {
 	p := kube.IsolatePermissions()
 	return playbooks.ActionSpec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
 		Doc:        "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
-		PlanPermissions: kube.Rights(p.Plan), ApplyPermissions: kube.Rights(p.Apply), CombineParams: strictest,
+		PlanPermissions: kube.PermissionsFromRBAC(p.PlanRules), ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules), CombineParams: intersectParams,
 	}
 }
 
-// strictest is the intersection of what two holders leave open.
-func strictest(a, b json.RawMessage) (json.RawMessage, error) {
+// intersectParams is the intersection of what two holders leave open.
+func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 	var x, y IsolateParams
 	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
 		return nil, fmt.Errorf("parameters of pod.isolate: %w", err)
 	}
-	both := IsolateParams{Ingress: x.Ingress || y.Ingress}
-	for _, cidr := range x.Allow {
-		for _, other := range y.Allow {
+	both := IsolateParams{DenyIngress: x.DenyIngress || y.DenyIngress}
+	for _, cidr := range x.AllowCIDRs {
+		for _, other := range y.AllowCIDRs {
 			if cidr == other {
-				both.Allow = append(both.Allow, cidr)
+				both.AllowCIDRs = append(both.AllowCIDRs, cidr)
 			}
 		}
 	}
@@ -80,24 +80,24 @@ func strictest(a, b json.RawMessage) (json.RawMessage, error) {
 
 // isolatePrior is what was before.
 type isolatePrior struct {
-	Policy bool `json:"policy"` // a NetworkPolicy is part of it
-	Lock   bool `json:"lock"`   // the node's lock is part of it
+	UsesNetworkPolicy bool `json:"policy"` // a NetworkPolicy is part of it
+	UsesNodeLock   bool `json:"lock"`   // the node's lock is part of it
 }
 
-// onCluster tells whether the pod has an API server's object here.
-func (a *Isolate) onCluster(r activities.Request) bool {
-	return a.Kube != nil && r.Target.Kind == playbooks.TargetPod && r.Target.Namespace != ""
+// isClusterPod tells whether the pod has an API server's object here.
+func (a *IsolateAction) isClusterPod(r activities.Request) bool {
+	return a.KubeClient != nil && r.Target.Kind == playbooks.TargetPod && r.Target.Namespace != ""
 }
 
-func (a *Isolate) kubeRequest(r activities.Request, p IsolateParams) kube.IsolateRequest {
-	return kube.IsolateRequest{Pod: kube.PodOf(r.Target), Lease: kube.LeaseOf(r), Ingress: p.Ingress}
+func (a *IsolateAction) newKubeRequest(r activities.Request, p IsolateParams) kube.IsolateRequest {
+	return kube.IsolateRequest{Pod: kube.PodRefForTarget(r.Target), Lease: kube.LeaseForRequest(r), Ingress: p.DenyIngress}
 }
 
-// lockState asks the node. away is the reason where the node's lock cannot be part of it.
-func (a *Isolate) lockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState, away string, err error) {
-	_, err = a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: activities.NodeTarget(r.Target)}, &state)
+// queryLockState asks the node. away is the reason where the node's lock cannot be part of it.
+func (a *IsolateAction) queryLockState(ctx context.Context, r activities.Request) (state gatewayrpc.ContainmentState, away string, err error) {
+	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: activities.ToNodeTarget(r.Target)}, &state)
 	switch {
-	case errors.Is(err, activities.ErrNodeAway):
+	case errors.Is(err, activities.ErrNodeNotConnected):
 		return state, err.Error(), nil
 	case errors.Is(err, gatewayrpc.ErrRefused):
 		return state, err.Error(), nil
@@ -108,35 +108,35 @@ func (a *Isolate) lockState(ctx context.Context, r activities.Request) (state ga
 }
 
 // Plan says what would change.
-func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
-	params, err := activities.Params[IsolateParams](r)
+func (a *IsolateAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return activities.Plan{}, err
 	}
 	if r.Target.HostNetwork {
-		return activities.Plan{}, activities.Refuse("%s shares the node's network: isolating it would isolate the node", r.Target)
+		return activities.Plan{}, activities.Refusef("%s shares the node's network: isolating it would isolate the node", r.Target)
 	}
-	state, away, err := a.lockState(ctx, r)
+	state, away, err := a.queryLockState(ctx, r)
 	if err != nil {
 		return activities.Plan{}, err
 	}
-	prior := isolatePrior{Lock: away == "", Policy: a.onCluster(r)}
+	prior := isolatePrior{UsesNodeLock: away == "", UsesNetworkPolicy: a.isClusterPod(r)}
 	var plan activities.Plan
 	switch {
-	case away != "" && !prior.Policy:
-		return plan, activities.Refuse("nothing here can isolate %s: %s", r.Target, away)
+	case away != "" && !prior.UsesNetworkPolicy:
+		return plan, activities.Refusef("nothing here can isolate %s: %s", r.Target, away)
 	case away != "":
 		plan.Warnings = append(plan.Warnings, "only a NetworkPolicy, whose effect nobody can observe: "+away)
 	case state.TargetGone:
-		return plan, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
+		return plan, activities.Refusef("%s no longer runs on node %s", r.Target, r.Target.Node)
 	case state.Active:
-		plan.Nothing = true
+		plan.NothingToDo = true
 	}
-	plan.Held, plan.HeldBy, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
-	if prior.Lock {
+	plan.AlreadyHeld, plan.HeldByLease, plan.HeldUntil = state.Active, state.LeaseID, state.ExpiresAt
+	if prior.UsesNodeLock {
 		change := fmt.Sprintf("hold everything that %s sends, on node %s", r.Target, r.Target.Node)
-		if len(params.Allow) > 0 {
-			change += ", but to " + strings.Join(params.Allow, ", ")
+		if len(params.AllowCIDRs) > 0 {
+			change += ", but to " + strings.Join(params.AllowCIDRs, ", ")
 		}
 		plan.Changes = append(plan.Changes, change)
 	}
@@ -151,12 +151,12 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 			continue
 		}
 		plan.Changes = append(plan.Changes, fmt.Sprintf("hold what container %s sends too: it had the same network namespace when %s started", other.ContainerID, r.Target))
-		plan.Ask = "other containers have had its network namespace since it started, and would be cut off too"
+		plan.ApprovalReason = "other containers have had its network namespace since it started, and would be cut off too"
 	}
-	if prior.Policy {
-		found, refused, err := a.planPolicy(ctx, r, params, prior.Lock)
+	if prior.UsesNetworkPolicy {
+		found, refused, err := a.planNetworkPolicy(ctx, r, params, prior.UsesNodeLock)
 		switch {
-		case err != nil && prior.Lock:
+		case err != nil && prior.UsesNodeLock:
 			// Neither an outage nor a policy that cannot be written keeps the lock waiting.
 			why := "the NetworkPolicy cannot be planned, so the node's lock stands alone: "
 			if kube.IsUnavailable(err) {
@@ -167,59 +167,59 @@ func (a *Isolate) Plan(ctx context.Context, r activities.Request) (activities.Pl
 		case err != nil:
 			return plan, err
 		case refused != nil:
-			return plan, activities.Refuse("%s", refused.Detail)
+			return plan, activities.Refusef("%s", refused.Detail)
 		}
 		// The names of policy and label hold the lease's id, which a plan that is shown does not know yet.
 		plan.Changes = append(plan.Changes, fmt.Sprintf("label %s and add a NetworkPolicy that selects it alone", r.Target))
-		plan.Nothing = plan.Nothing && len(found.Changes) == 0
-		for _, d := range found.Defeats {
+		plan.NothingToDo = plan.NothingToDo && len(found.Changes) == 0
+		for _, d := range found.PolicyConflicts {
 			plan.Warnings = append(plan.Warnings, d.String())
 		}
 	}
-	if plan.Prior, err = json.Marshal(prior); err != nil {
+	if plan.PriorState, err = json.Marshal(prior); err != nil {
 		return plan, fmt.Errorf("save the prior state: %w", err)
 	}
 	return plan, nil
 }
 
-// clusterWait is how long the API server may take while the node's lock is what holds.
-const clusterWait = 1500 * time.Millisecond
+// apiServerTimeout is how long the API server may take while the node's lock is what holds.
+const apiServerTimeout = 1500 * time.Millisecond
 
-func (a *Isolate) planPolicy(ctx context.Context, r activities.Request, params IsolateParams, lockToo bool) (*kube.IsolatePlan, *kube.Refusal, error) {
+func (a *IsolateAction) planNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, lockToo bool) (*kube.IsolatePlan, *kube.Refusal, error) {
 	if lockToo {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, clusterWait)
+		ctx, cancel = context.WithTimeout(ctx, apiServerTimeout)
 		defer cancel()
 	}
-	found, refused, err := kube.PlanIsolate(ctx, a.Kube, a.kubeRequest(r, params))
+	found, refused, err := kube.PlanIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan the policy: %w", err)
 	}
 	return found, refused, nil
 }
 
-// applyPolicy adds the policy, and says what is to be known of it.
-func (a *Isolate) applyPolicy(ctx context.Context, r activities.Request, params IsolateParams, locked bool) (notes []string, err error) {
+// applyNetworkPolicy adds the policy, and says what is to be known of it.
+func (a *IsolateAction) applyNetworkPolicy(ctx context.Context, r activities.Request, params IsolateParams, locked bool) (notes []string, err error) {
 	if locked {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 2*clusterWait)
+		ctx, cancel = context.WithTimeout(ctx, 2*apiServerTimeout)
 		defer cancel()
 	}
-	request := a.kubeRequest(r, params)
-	if err := kube.MayShorten(ctx, a.Kube, request, r); err != nil {
+	request := a.newKubeRequest(r, params)
+	if err := kube.CheckEarlyIsolationEnd(ctx, a.KubeClient, request, r); err != nil {
 		return nil, fmt.Errorf("read the policy's stamp: %w", err)
 	}
-	found, refused, err := kube.ApplyIsolate(ctx, a.Kube, request)
+	found, refused, err := kube.ApplyIsolate(ctx, a.KubeClient, request)
 	if err != nil {
 		return nil, fmt.Errorf("apply the policy: %w", err)
 	}
 	if refused != nil && !locked {
-		return nil, activities.Refuse("%s", refused.Detail)
+		return nil, activities.Refusef("%s", refused.Detail)
 	}
 	if refused != nil {
 		return []string{"no NetworkPolicy: " + refused.Detail}, nil
 	}
-	for _, d := range found.Defeats {
+	for _, d := range found.PolicyConflicts {
 		if locked {
 			notes = append(notes, "the node's lock holds, but the NetworkPolicy alone would not: "+d.String())
 		} else {
@@ -230,27 +230,27 @@ func (a *Isolate) applyPolicy(ctx context.Context, r activities.Request, params 
 }
 
 // Apply locks on the node first, since that holds within microseconds, and adds the policy then.
-func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
-	params, err := activities.Params[IsolateParams](r)
+func (a *IsolateAction) Apply(ctx context.Context, r activities.Request, raw json.RawMessage, token attestation.Envelope) (activities.Effect, error) {
+	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	prior, err := activities.Saved[isolatePrior](raw)
+	prior, err := activities.DecodePriorState[isolatePrior](raw)
 	if err != nil {
 		return activities.Effect{}, err
 	}
 	var effect activities.Effect
 	var notes []string
 	locked, unverified := false, ""
-	if prior.Lock {
-		state, err := a.lock(ctx, r, token)
+	if prior.UsesNodeLock {
+		state, err := a.applyNodeLock(ctx, r, token)
 		switch {
-		case errors.Is(err, activities.ErrNodeAway) && prior.Policy:
+		case errors.Is(err, activities.ErrNodeNotConnected) && prior.UsesNetworkPolicy:
 			notes = append(notes, "the node's lock is missing: "+err.Error())
 		case err != nil:
 			return effect, err
 		case state.TargetGone:
-			return effect, activities.Refuse("%s no longer runs on node %s", r.Target, r.Target.Node)
+			return effect, activities.Refusef("%s no longer runs on node %s", r.Target, r.Target.Node)
 		default:
 			locked = state.Active
 			effect.AppliedAt, unverified = state.AppliedAt, state.UnverifiedReason
@@ -259,8 +259,8 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 			}
 		}
 	}
-	if prior.Policy {
-		policy, err := a.applyPolicy(ctx, r, params, locked)
+	if prior.UsesNetworkPolicy {
+		policy, err := a.applyNetworkPolicy(ctx, r, params, locked)
 		_, refused := activities.AsRefusal(err)
 		switch {
 		case err != nil && locked && !refused:
@@ -285,39 +285,39 @@ func (a *Isolate) Apply(ctx context.Context, r activities.Request, raw json.RawM
 	return effect, nil
 }
 
-func (a *Isolate) lock(ctx context.Context, r activities.Request, token attestation.Envelope) (gatewayrpc.ContainmentState, error) {
-	cmd := gatewayrpc.ContainmentCommand{Target: activities.NodeTarget(r.Target), Action: r.Action, LeaseID: r.Lease, ExpiresAt: r.Until, Params: r.Params, Token: token, Grant: r.Shorten}
+func (a *IsolateAction) applyNodeLock(ctx context.Context, r activities.Request, token attestation.Envelope) (gatewayrpc.ContainmentState, error) {
+	cmd := gatewayrpc.ContainmentCommand{Target: activities.ToNodeTarget(r.Target), Action: r.Action, LeaseID: r.LeaseID, ExpiresAt: r.ExpiresAt, Params: r.Params, Token: token, Grant: r.ReleaseGrant}
 	var state gatewayrpc.ContainmentState
-	if _, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandLock, cmd, &state); err != nil {
+	if _, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandLock, cmd, &state); err != nil {
 		return state, fmt.Errorf("lock on node %s: %w", r.Target.Node, err)
 	}
 	return state, nil
 }
 
 // Verify observes the lock on the node and the policy at the API server.
-func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
-	params, err := activities.Params[IsolateParams](r)
+func (a *IsolateAction) Verify(ctx context.Context, r activities.Request, raw json.RawMessage) (bool, string, error) {
+	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return false, "", err
 	}
-	prior, err := activities.Saved[isolatePrior](raw)
+	prior, err := activities.DecodePriorState[isolatePrior](raw)
 	if err != nil {
 		return false, "", err
 	}
 	holds, details, unverified := true, []string{}, ""
-	if prior.Lock {
-		state, away, err := a.lockState(ctx, r)
+	if prior.UsesNodeLock {
+		state, away, err := a.queryLockState(ctx, r)
 		switch {
 		case err != nil:
 			return false, "", err
-		case away != "" && !time.Now().Before(r.Until):
+		case away != "" && !time.Now().Before(r.ExpiresAt):
 			holds = false
 			details = append(details, "the lock has lapsed by itself in the kernel")
 		case away != "":
 			return false, "", fmt.Errorf("the lock cannot be observed: %s", away)
 		case state.TargetGone:
-			return false, "", fmt.Errorf("%s no longer runs on node %s: %w", r.Target, r.Target.Node, activities.ErrGone)
-		case !state.Active || state.LeaseID != r.Lease:
+			return false, "", fmt.Errorf("%s no longer runs on node %s: %w", r.Target, r.Target.Node, activities.ErrTargetGone)
+		case !state.Active || state.LeaseID != r.LeaseID:
 			holds = false
 			details = append(details, "the node's lock is not in force")
 		default:
@@ -325,15 +325,15 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 			details = append(details, fmt.Sprintf("locked until %s, %d packets denied", state.ExpiresAt.Format(time.RFC3339), state.DeniedPackets))
 		}
 	}
-	if prior.Policy {
-		verified, refused, err := kube.VerifyIsolate(ctx, a.Kube, a.kubeRequest(r, params))
+	if prior.UsesNetworkPolicy {
+		verified, refused, err := kube.VerifyIsolate(ctx, a.KubeClient, a.newKubeRequest(r, params))
 		switch {
 		case err != nil:
 			return false, "", fmt.Errorf("observe the policy: %w", err)
 		case refused != nil:
 			holds = false
 			details = append(details, refused.Detail)
-		case !verified.Holds:
+		case !verified.InForce:
 			holds = false
 			for _, d := range verified.Differences {
 				details = append(details, d.String())
@@ -341,31 +341,31 @@ func (a *Isolate) Verify(ctx context.Context, r activities.Request, raw json.Raw
 		}
 	}
 	if holds && unverified != "" {
-		return true, strings.Join(details, "; "), &activities.UnverifiedError{Reason: unverified}
+		return true, strings.Join(details, "; "), &activities.PartlyVerifiedError{Reason: unverified}
 	}
 	return holds, strings.Join(details, "; "), nil
 }
 
 // Undo lifts both. What is gone needs no undo.
-func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
-	params, err := activities.Params[IsolateParams](r)
+func (a *IsolateAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	params, err := activities.DecodeParams[IsolateParams](r)
 	if err != nil {
 		return nil, err
 	}
-	prior, err := activities.Saved[isolatePrior](raw)
+	prior, err := activities.DecodePriorState[isolatePrior](raw)
 	if err != nil {
 		return nil, err
 	}
-	if prior.Policy {
-		request := a.kubeRequest(r, params)
-		stamp, err := request.Stamp(ctx, a.Kube)
+	if prior.UsesNetworkPolicy {
+		request := a.newKubeRequest(r, params)
+		stamp, err := request.ReadExpiryMarker(ctx, a.KubeClient)
 		if err != nil {
 			return nil, err
 		}
-		if err := stamp.ErrNotYet(time.Now()); err != nil && grant == nil && !stamp.PodGone {
-			return nil, activities.Refuse("%v", err)
+		if err := stamp.CheckExpired(time.Now()); err != nil && grant == nil && !stamp.PodGone {
+			return nil, activities.Refusef("%v", err)
 		}
-		drift, err := kube.UndoIsolate(ctx, a.Kube, request, false)
+		drift, err := kube.UndoIsolate(ctx, a.KubeClient, request, false)
 		if err != nil {
 			return nil, fmt.Errorf("take the policy back: %w", err)
 		}
@@ -377,12 +377,12 @@ func (a *Isolate) Undo(ctx context.Context, r activities.Request, raw json.RawMe
 			return &activities.Drift{Detail: strings.Join(details, "; ")}, nil
 		}
 	}
-	if !prior.Lock {
+	if !prior.UsesNodeLock {
 		return nil, nil
 	}
 	var state gatewayrpc.ContainmentState
-	_, err = a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: activities.NodeTarget(r.Target), LeaseID: r.Lease, Grant: grant}, &state)
-	if errors.Is(err, activities.ErrNodeAway) && !time.Now().Before(r.Until) {
+	_, err = a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandUnlock, gatewayrpc.ReleaseCommand{Target: activities.ToNodeTarget(r.Target), LeaseID: r.LeaseID, Grant: grant}, &state)
+	if errors.Is(err, activities.ErrNodeNotConnected) && !time.Now().Before(r.ExpiresAt) {
 		return nil, nil // its end has passed: the kernel has let go by itself
 	}
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-func parsePrefix(s string) (netip.Prefix, error) {
+func parseCIDR(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		return p, fmt.Errorf("parse %q: %w", s, err)
@@ -19,13 +19,13 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// Snapshot is `evidence: process.snapshot`.
-type Snapshot struct{ Nodes activities.Nodes }
+// SnapshotAction is `evidence: process.snapshot`.
+type SnapshotAction struct{ NodeClient activities.NodeClient }
 
-var _ activities.Observer = (*Snapshot)(nil)
+var _ activities.Observer = (*SnapshotAction)(nil)
 
 // Spec declares process.snapshot.
-func (*Snapshot) Spec() playbooks.ActionSpec {
+func (*SnapshotAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, D3FENDTechnique: "D3-PA",
@@ -34,14 +34,14 @@ func (*Snapshot) Spec() playbooks.ActionSpec {
 }
 
 // Observe asks the node for the snapshot.
-func (a *Snapshot) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
-	proofs := activities.Proofs(ctx)
+func (a *SnapshotAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	proofs := activities.AttestationsFromContext(ctx)
 	if len(proofs) == 0 {
-		return activities.Observation{}, activities.Refuse("no attested detection is about %s: a node shows its processes only for one", r.Target)
+		return activities.Observation{}, activities.Refusef("no attested detection is about %s: a node shows its processes only for one", r.Target)
 	}
 	var taken json.RawMessage
-	blobs, err := a.Nodes.Call(ctx, r.Target.Node, gatewayrpc.CommandSnapshot,
-		gatewayrpc.SnapshotCommand{Target: activities.NodeTarget(r.Target), Attestation: proofs[len(proofs)-1]}, &taken)
+	blobs, err := a.NodeClient.Call(ctx, r.Target.Node, gatewayrpc.CommandSnapshot,
+		gatewayrpc.SnapshotCommand{Target: activities.ToNodeTarget(r.Target), Attestation: proofs[len(proofs)-1]}, &taken)
 	if err != nil {
 		return activities.Observation{}, fmt.Errorf("snapshot on node %s: %w", r.Target.Node, err)
 	}
@@ -54,18 +54,18 @@ func (a *Snapshot) Observe(ctx context.Context, r activities.Request) (activitie
 	}
 	_ = json.Unmarshal(taken, &said) // a node that says nothing readable is kept as it is
 	source := "node " + r.Target.Node
-	out := activities.Observation{Pieces: []activities.Piece{{Name: "processes.json", Data: taken, Source: source}}}
+	out := activities.Observation{Artifacts: []activities.Artifact{{Name: "processes.json", Data: taken, CapturedFrom: source}}}
 	for _, b := range blobs {
-		piece := activities.Piece{Name: b.Name, Data: b.Data, Source: source}
+		piece := activities.Artifact{Name: b.Name, Data: b.Data, CapturedFrom: source}
 		for _, hashed := range said.Blobs {
 			if hashed.Name == b.Name {
 				piece.SHA256 = hashed.SHA256
 			}
 		}
-		out.Pieces = append(out.Pieces, piece)
+		out.Artifacts = append(out.Artifacts, piece)
 	}
 	if len(said.Missing) > 0 {
-		out.Note = fmt.Sprintf("incomplete: %s", said.Missing[0])
+		out.MissingNote = fmt.Sprintf("incomplete: %s", said.Missing[0])
 	}
 	return out, nil
 }

@@ -15,94 +15,94 @@ import (
 	"github.com/wneessen/go-mail"
 
 	"stanch/activities"
-	"stanch/activities/outside"
+	"stanch/activities/httpclient"
 	"stanch/playbooks"
 	"stanch/sensors/redact"
 )
 
-// Email is `notify: email`: plain text to recipients that the configuration names.
-type Email struct {
-	Server *MailServer // nil: none is configured
-	// Head gives the head of an incident's manifest. Nil gives none.
-	Head func(incident string) string
+// EmailAction is `notify: email`: plain text to recipients that the configuration names.
+type EmailAction struct {
+	Server *SMTPServer // nil: none is configured
+	// ManifestHead gives the head of an incident's manifest. Nil gives none.
+	ManifestHead func(incident string) string
 }
 
-// MailServer takes mail by SMTP.
-type MailServer struct {
+// SMTPServer takes mail by SMTP.
+type SMTPServer struct {
 	Host     string
 	Port     int
-	TLS      MailTLS
-	From     string
-	To       []string
+	TLSMode      MailTLSMode
+	FromAddress     string
+	Recipients       []string
 	Username string // "": nobody logs in
 	Password string
-	Roots    *x509.CertPool // nil is the system's
+	RootCAs    *x509.CertPool // nil is the system's
 }
 
-// MailTLS is how the connection is protected.
-type MailTLS string
+// MailTLSMode is how the connection is protected.
+type MailTLSMode string
 
-// The ways. MailPlain is for a server on this machine only.
+// The ways. MailNoTLS is for a server on this machine only.
 const (
-	MailStartTLS MailTLS = "starttls"
-	MailImplicit MailTLS = "implicit"
-	MailPlain    MailTLS = "none"
+	MailStartTLS MailTLSMode = "starttls"
+	MailImplicitTLS MailTLSMode = "implicit"
+	MailNoTLS    MailTLSMode = "none"
 )
 
-var _ activities.Observer = (*Email)(nil)
+var _ activities.Observer = (*EmailAction)(nil)
 
 // EmailParams are the parameters of email.
 type EmailParams struct {
-	To   []string `json:"to,omitempty" doc:"who gets it, out of email.to in stanch.yaml; all of them if not given"`
+	Recipients   []string `json:"to,omitempty" doc:"who gets it, out of email.to in stanch.yaml; all of them if not given"`
 	Text string   `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
 }
 
 // Spec declares email.
-func (*Email) Spec() playbooks.ActionSpec {
+func (*EmailAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "email", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
-		Doc: "Send plain text to configured recipients.", Params: EmailParams{}, AttemptTimeout: patience,
+		Doc: "Send plain text to configured recipients.", Params: EmailParams{}, AttemptTimeout: notifyTimeout,
 	}
 }
 
 // Observe sends the mail.
-func (a *Email) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+func (a *EmailAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
 	var none activities.Observation
-	params, err := activities.Params[EmailParams](r)
+	params, err := activities.DecodeParams[EmailParams](r)
 	if err != nil {
 		return none, err
 	}
 	if a.Server == nil {
-		return none, activities.Refuse("no email is configured: add `email:` to stanch.yaml")
+		return none, activities.Refusef("no email is configured: add `email:` to stanch.yaml")
 	}
-	to := a.Server.To
-	if len(params.To) > 0 {
-		to = params.To
+	to := a.Server.Recipients
+	if len(params.Recipients) > 0 {
+		to = params.Recipients
 	}
 	for _, address := range to {
-		if !slices.Contains(a.Server.To, address) {
-			return none, activities.Refuse("%q is not one of the recipients under `email.to` in stanch.yaml", outside.Line(address, 80))
+		if !slices.Contains(a.Server.Recipients, address) {
+			return none, activities.Refusef("%q is not one of the recipients under `email.to` in stanch.yaml", httpclient.SanitizeLine(address, 80))
 		}
 	}
-	id, at := outside.Once(ctx, r, strings.Join(to, ","))
+	id, at := httpclient.IdempotencyKey(ctx, r, strings.Join(to, ","))
 	m := mail.NewMsg(mail.WithNoDefaultUserAgent())
-	if err := errors.Join(m.From(a.Server.From), m.To(to...)); err != nil {
-		return none, activities.Refuse("an address under `email` in stanch.yaml is none: %v", err)
+	if err := errors.Join(m.From(a.Server.FromAddress), m.To(to...)); err != nil {
+		return none, activities.Refusef("an address under `email` in stanch.yaml is none: %v", err)
 	}
-	domain := a.Server.From[strings.LastIndexByte(a.Server.From, '@')+1:]
+	domain := a.Server.FromAddress[strings.LastIndexByte(a.Server.FromAddress, '@')+1:]
 	m.SetMessageIDWithValue(id + "@" + strings.Trim(domain, "> "))
 	m.SetDateWithValue(at)
 	m.SetGenHeader("Auto-Submitted", "auto-generated") // no answer by a machine
-	m.Subject(outside.Line(r.Incident.ID+": "+r.Incident.Workload.String()+" in "+r.Incident.Cluster, 150))
-	m.SetBodyString(mail.TypeTextPlain, body(r.Incident, params.Text, head(a.Head, r.Incident.ID)))
+	m.Subject(httpclient.SanitizeLine(r.IncidentRef.ID+": "+r.IncidentRef.Workload.String()+" in "+r.IncidentRef.Cluster, 150))
+	m.SetBodyString(mail.TypeTextPlain, mailBody(r.IncidentRef, params.Text, manifestHead(a.ManifestHead, r.IncidentRef.ID)))
 	return none, a.Server.send(ctx, m)
 }
 
-// body is the mail's text. What may be an attacker's stands behind a bar, so that none of it looks like Stanch's own words.
-func body(in activities.Brief, text, head string) string {
+// mailBody is the mail's text. What may be an attacker's stands behind a bar, so that none of it looks like Stanch's own words.
+func mailBody(in activities.IncidentRef, text, head string) string {
 	var b strings.Builder
 	quote := func(title, text string) {
-		if text = outside.Text(text, maxText); text != "" {
+		if text = httpclient.SanitizeText(text, maxTextRunes); text != "" {
 			fmt.Fprintf(&b, "%s\n\n| %s\n\n", title, strings.ReplaceAll(text, "\n", "\n| "))
 		}
 	}
@@ -119,30 +119,30 @@ func body(in activities.Brief, text, head string) string {
 		{"Evidence up to", head},
 	} {
 		if f[1] != "" {
-			fmt.Fprintf(&b, "%-15s %s\n", f[0]+":", outside.Line(f[1], 300))
+			fmt.Fprintf(&b, "%-15s %s\n", f[0]+":", httpclient.SanitizeLine(f[1], 300))
 		}
 	}
-	fmt.Fprintf(&b, "\nstanch incidents %s\n", outside.Line(in.ID, 60))
+	fmt.Fprintf(&b, "\nstanch incidents %s\n", httpclient.SanitizeLine(in.ID, 60))
 	return b.String()
 }
 
-// mailLimit bounds one attempt.
-const mailLimit = 10 * time.Second
+// mailTimeout bounds one attempt.
+const mailTimeout = 10 * time.Second
 
 // send delivers one message.
-func (s *MailServer) send(ctx context.Context, m *mail.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, mailLimit)
+func (s *SMTPServer) send(ctx context.Context, m *mail.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, mailTimeout)
 	defer cancel()
 	options := []mail.Option{
-		mail.WithTimeout(mailLimit), mail.WithTLSConfig(&tls.Config{ServerName: s.Host, MinVersion: tls.VersionTLS12, RootCAs: s.Roots}),
+		mail.WithTimeout(mailTimeout), mail.WithTLSConfig(&tls.Config{ServerName: s.Host, MinVersion: tls.VersionTLS12, RootCAs: s.RootCAs}),
 	}
 	switch {
-	case s.TLS == MailImplicit:
+	case s.TLSMode == MailImplicitTLS:
 		options = append(options, mail.WithSSL())
-	case s.TLS == MailPlain && loopback(s.Host) && s.Username == "":
+	case s.TLSMode == MailNoTLS && isLoopback(s.Host) && s.Username == "":
 		options = append(options, mail.WithTLSPolicy(mail.NoTLS))
-	case s.TLS == MailPlain:
-		return activities.Refuse("email: `tls: none` is for a server on this machine without a password")
+	case s.TLSMode == MailNoTLS:
+		return activities.Refusef("email: `tls: none` is for a server on this machine without a password")
 	default:
 		options = append(options, mail.WithTLSPolicy(mail.TLSMandatory))
 	}
@@ -151,7 +151,7 @@ func (s *MailServer) send(ctx context.Context, m *mail.Msg) error {
 	}
 	client, err := mail.NewClient(s.Host, append(options, mail.WithPort(s.Port))...)
 	if err != nil {
-		return activities.Refuse("email: %s", s.scrub(err))
+		return activities.Refusef("email: %s", s.redactError(err))
 	}
 	err = client.DialAndSendWithContext(ctx, m)
 	if err == nil {
@@ -167,20 +167,20 @@ func (s *MailServer) send(ctx context.Context, m *mail.Msg) error {
 		code = sending.ErrorCode()
 	}
 	if code/100 == 5 {
-		return activities.Refuse("the mail server will not take it: %s", s.scrub(err))
+		return activities.Refusef("the mail server will not take it: %s", s.redactError(err))
 	}
-	return fmt.Errorf("send mail: %s", s.scrub(err)) //nolint:errorlint // its text may hold the password
+	return fmt.Errorf("send mail: %s", s.redactError(err)) //nolint:errorlint // its text may hold the password
 }
 
-func (s *MailServer) scrub(err error) string {
+func (s *SMTPServer) redactError(err error) string {
 	text := err.Error()
 	if s.Password != "" {
 		text = strings.ReplaceAll(text, s.Password, redact.Placeholder)
 	}
-	return outside.Line(text, 300)
+	return httpclient.SanitizeLine(text, 300)
 }
 
-func loopback(host string) bool {
+func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

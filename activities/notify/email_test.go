@@ -17,15 +17,15 @@ import (
 	"stanch/testenv/step"
 )
 
-func post(s *server.Server, with notify.MailTLS) *notify.Email {
-	return &notify.Email{Head: func(string) string { return "abc123" }, Server: &notify.MailServer{
-		Host: s.Host, Port: s.Port, TLS: with, From: "Stanch <stanch@example.com>", To: []string{"oncall@example.com", "bob@example.com"},
-		Username: server.User, Password: server.Password, Roots: s.Roots,
+func newEmailAction(s *server.Server, with notify.MailTLSMode) *notify.EmailAction {
+	return &notify.EmailAction{ManifestHead: func(string) string { return "abc123" }, Server: &notify.SMTPServer{
+		Host: s.Host, Port: s.Port, TLSMode: with, FromAddress: "Stanch <stanch@example.com>", Recipients: []string{"oncall@example.com", "bob@example.com"},
+		Username: server.User, Password: server.Password, RootCAs: s.Roots,
 	}}
 }
 
-// read takes a message apart as a mail program does.
-func read(t *testing.T, m server.Message) (header mail.Header, subject, body string) {
+// parseMail takes a message apart as a mail program does.
+func parseMail(t *testing.T, m server.Message) (header mail.Header, subject, body string) {
 	t.Helper()
 	parsed, err := mail.ReadMessage(strings.NewReader(m.Raw))
 	require.NoError(t, err)
@@ -45,11 +45,11 @@ func read(t *testing.T, m server.Message) (header mail.Header, subject, body str
 func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode server.Mode
-		with notify.MailTLS
-	}{"STARTTLS": {server.StartTLS, notify.MailStartTLS}, "TLS from the start": {server.Implicit, notify.MailImplicit}} {
+		with notify.MailTLSMode
+	}{"STARTTLS": {server.StartTLS, notify.MailStartTLS}, "TLS from the start": {server.Implicit, notify.MailImplicitTLS}} {
 		t.Run(name, func(t *testing.T) {
 			s := server.Start(t, c.mode)
-			ran := step.Run(t, post(s, c.with), step.Brief(), notify.EmailParams{Text: "isolated"})
+			ran := step.Run(t, newEmailAction(s, c.with), step.Brief(), notify.EmailParams{Text: "isolated"})
 			require.NoError(t, ran.Err)
 			require.Equal(t, playbooks.OutcomeChanged, ran.Outcome, ran.Reason)
 			require.Len(t, s.Messages(), 1)
@@ -57,7 +57,7 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 			require.True(t, m.Encrypted)
 			require.Equal(t, server.User, m.Login)
 			require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
-			header, subject, body := read(t, m)
+			header, subject, body := parseMail(t, m)
 			require.Equal(t, step.Incident+": shop/Deployment/web in test", subject)
 			require.Equal(t, "auto-generated", header.Get("Auto-Submitted"))
 			require.Contains(t, body, "| isolated\n")
@@ -69,16 +69,16 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 
 func TestNothingGoesOutInTheClear(t *testing.T) {
 	s := server.Start(t, server.Plain) // it offers no STARTTLS
-	ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
 	require.Error(t, ran.Err)
 	require.Empty(t, s.Messages())
 
-	e := post(s, notify.MailStartTLS)
+	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.Username = "" // no login that would fail anyway
 	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "STARTTLS")
 	require.Empty(t, s.Messages())
 
-	e = post(s, notify.MailPlain)
+	e = newEmailAction(s, notify.MailNoTLS)
 	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "a password in the clear")
 	e.Server.Username, e.Server.Host = "", "mail.example.com"
@@ -91,21 +91,21 @@ func TestNothingGoesOutInTheClear(t *testing.T) {
 
 func TestAForgedServerGetsNoMail(t *testing.T) {
 	s, other := server.Start(t, server.StartTLS), server.Start(t, server.StartTLS)
-	e := post(s, notify.MailStartTLS)
-	e.Server.Roots = other.Roots
+	e := newEmailAction(s, notify.MailStartTLS)
+	e.Server.RootCAs = other.Roots
 	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "certificate")
 	require.Empty(t, s.Messages())
 }
 
 func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
 	s := server.Start(t, server.StartTLS)
-	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
+	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
 	s.Fail(451, "try again")
-	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
+	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
 	messages := s.Messages()
 	require.Len(t, messages, 2)
-	first, _, _ := read(t, messages[0])
-	second, _, _ := read(t, messages[1])
+	first, _, _ := parseMail(t, messages[0])
+	second, _, _ := parseMail(t, messages[1])
 	require.Regexp(t, `^<stanch_[0-9a-f]{32}@example\.com>$`, first.Get("Message-Id"))
 	// The two runs stand for two attempts of one activity: the same workflow, the same activity, another time of sending.
 	require.Equal(t, first.Get("Message-Id"), second.Get("Message-Id"))
@@ -117,11 +117,11 @@ func TestAnAttackersWordsStayInTheBody(t *testing.T) {
 	in.Workload.Name = "web\r\nBcc: eve@evil.example\r\n\r\n<b>hi</b>"
 	in.Cluster = "test\nX-Evil: 1"
 	in.Summary = "a process\r\n.\r\nMAIL FROM:<eve@evil.example>\r\nIncident: INC-FORGED\r\n--boundary\r\nContent-Type: text/html\r\n\r\n<script>\u202eevil</script>"
-	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
+	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
 	require.Len(t, s.Messages(), 1)
 	m := s.Messages()[0]
 	require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
-	header, subject, body := read(t, m)
+	header, subject, body := parseMail(t, m)
 	for _, name := range []string{"Bcc", "X-Evil", "Cc"} {
 		require.Empty(t, header[textproto.CanonicalMIMEHeaderKey(name)])
 	}
@@ -136,21 +136,21 @@ func TestAnAttackersWordsStayInTheBody(t *testing.T) {
 func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
 	s := server.Start(t, server.StartTLS)
 	for _, to := range []string{"eve@evil.example", "bob@example.com\r\nBcc: eve@evil.example", "bob@example.com, eve@evil.example"} {
-		ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{To: []string{"bob@example.com", to}})
+		ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Recipients: []string{"bob@example.com", to}})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "is not one of the recipients")
 	}
 	require.Empty(t, s.Messages())
-	require.NoError(t, step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{To: []string{"bob@example.com"}}).Err)
+	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
 	require.Equal(t, []string{"bob@example.com"}, s.Messages()[0].To)
-	ran := step.Run(t, &notify.Email{}, step.Brief(), notify.EmailParams{})
+	ran := step.Run(t, &notify.EmailAction{}, step.Brief(), notify.EmailParams{})
 	require.Equal(t, "no email is configured: add `email:` to stanch.yaml", ran.Reason)
 }
 
 func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
 	s := server.Start(t, server.StartTLS)
 	s.Forget("bob@example.com")
-	ran := step.Run(t, post(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Contains(t, ran.Reason, "no such mailbox")
@@ -159,7 +159,7 @@ func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
 // The server repeats the password that it did not take.
 func TestNoErrorTellsThePassword(t *testing.T) {
 	s := server.Start(t, server.StartTLS)
-	e := post(s, notify.MailStartTLS)
+	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.Password = "Tr0ub4dor-and-3"
 	ran := step.Run(t, e, step.Brief(), notify.EmailParams{})
 	said := ran.Reason

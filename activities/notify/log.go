@@ -10,10 +10,10 @@ import (
 	"stanch/playbooks"
 )
 
-// Log is `notify: log`: a line in Stanch's own log.
-type Log struct{ Logger *slog.Logger }
+// LogAction is `notify: log`: a line in Stanch's own log.
+type LogAction struct{ Logger *slog.Logger }
 
-var _ activities.Observer = (*Log)(nil)
+var _ activities.Observer = (*LogAction)(nil)
 
 // LogParams are the parameters of log.
 type LogParams struct {
@@ -21,7 +21,7 @@ type LogParams struct {
 }
 
 // Spec declares log.
-func (*Log) Spec() playbooks.ActionSpec {
+func (*LogAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetIncident},
 		Doc: "Write a line into Stanch's own log.", Params: LogParams{},
@@ -29,14 +29,14 @@ func (*Log) Spec() playbooks.ActionSpec {
 }
 
 // Observe writes the line.
-func (a *Log) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
-	params, err := activities.Params[LogParams](r)
+func (a *LogAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	params, err := activities.DecodeParams[LogParams](r)
 	if err != nil {
 		return activities.Observation{}, err
 	}
 	if params.Text == "" {
-		params.Text = r.Incident.Summary
+		params.Text = r.IncidentRef.Summary
 	}
-	a.Logger.LogAttrs(ctx, slog.LevelWarn, "notify", slog.String("incident", r.Incident.ID), slog.String("text", params.Text))
+	a.Logger.LogAttrs(ctx, slog.LevelWarn, "notify", slog.String("incident", r.IncidentRef.ID), slog.String("text", params.Text))
 	return activities.Observation{}, nil
 }

@@ -16,27 +16,27 @@ import (
 	"stanch/testenv/webhook"
 )
 
-const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the one of the standard's example
+const webhookSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" //nolint:gosec // the one of the standard's example
 
-func hook(t *testing.T, r *webhook.Receiver, secret string) *notify.Webhook {
+func newWebhookAction(t *testing.T, r *webhook.Receiver, secret string) *notify.WebhookAction {
 	t.Helper()
-	key, err := notify.ReadKey(secret)
+	key, err := notify.ParseSigningKey(secret)
 	require.NoError(t, err)
-	return &notify.Webhook{Receivers: map[string]notify.Receiver{"pager": {URL: r.URL, Key: key}}, Head: func(string) string { return "abc123" }}
+	return &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: r.URL, SigningKey: key}}, ManifestHead: func(string) string { return "abc123" }}
 }
 
-func pager(text string) notify.WebhookParams { return notify.WebhookParams{Name: "pager", Text: text} }
+func pagerParams(text string) notify.WebhookParams { return notify.WebhookParams{ReceiverName: "pager", Text: text} }
 
 func TestTheSignatureIsTheStandards(t *testing.T) {
-	key, err := notify.ReadKey(secret)
+	key, err := notify.ParseSigningKey(webhookSecret)
 	require.NoError(t, err)
 	require.Equal(t, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
-		notify.Sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)))
+		notify.SignWebhook(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), []byte(`{"test": 2432232314}`)))
 }
 
 func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
-	r := webhook.Start(t, secret)
-	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("it was \x1b[31misolated; token=hunter2hunter2"))
+	r := webhook.Start(t, webhookSecret)
+	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeChanged, ran.Outcome)
 	require.Len(t, r.Accepted(), 1)
@@ -53,17 +53,17 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 }
 
 func TestWithoutATextItSaysTheSummary(t *testing.T) {
-	r := webhook.Start(t, secret)
-	require.NoError(t, step.Run(t, hook(t, r, secret), step.Brief(), pager("")).Err)
-	var m notify.Message
+	r := webhook.Start(t, webhookSecret)
+	require.NoError(t, step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("")).Err)
+	var m notify.WebhookMessage
 	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))
 	require.Equal(t, step.Brief().Summary, m.Text)
 }
 
 func TestAWrongSecretIsTurnedAway(t *testing.T) {
-	r := webhook.Start(t, secret)
+	r := webhook.Start(t, webhookSecret)
 	other := "whsec_" + strings.Repeat("QUFB", 10)
-	ran := step.Run(t, hook(t, r, other), step.Brief(), pager("x"))
+	ran := step.Run(t, newWebhookAction(t, r, other), step.Brief(), pagerParams("x"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Equal(t, "webhook pager answered 401", ran.Reason)
@@ -73,7 +73,7 @@ func TestAWrongSecretIsTurnedAway(t *testing.T) {
 
 // The receiver took it, and the answer was lost: it comes again under the same name and is dropped.
 func TestARepetitionIsTheSameMessage(t *testing.T) {
-	r := webhook.Start(t, secret)
+	r := webhook.Start(t, webhookSecret)
 	cut := func(w http.ResponseWriter, _ *http.Request) {
 		c, _, err := w.(http.Hijacker).Hijack()
 		if err == nil {
@@ -82,7 +82,7 @@ func TestARepetitionIsTheSameMessage(t *testing.T) {
 	}
 	r.NextAfter(cut)
 	r.NextAfter(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
 	require.NoError(t, ran.Err)
 	came := r.Came()
 	require.Len(t, came, 3)
@@ -93,7 +93,7 @@ func TestARepetitionIsTheSameMessage(t *testing.T) {
 
 	other := step.Brief()
 	other.ID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
-	require.NoError(t, step.Run(t, hook(t, r, secret), other, pager("x")).Err)
+	require.NoError(t, step.Run(t, newWebhookAction(t, r, webhookSecret), other, pagerParams("x")).Err)
 	require.Len(t, r.Accepted(), 2, "another incident's is another message")
 }
 
@@ -109,14 +109,14 @@ func TestAReceiverMayAskForPatience(t *testing.T) {
 		"without word": {http.StatusTooManyRequests, "", time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := webhook.Start(t, secret)
+			r := webhook.Start(t, webhookSecret)
 			r.Next(func(w http.ResponseWriter, _ *http.Request) {
 				if c.after != "" {
 					w.Header().Set("Retry-After", c.after)
 				}
 				w.WriteHeader(c.status)
 			})
-			ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+			ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
 			require.NoError(t, ran.Err)
 			require.Len(t, r.Accepted(), 1)
 			require.GreaterOrEqual(t, ran.Took, c.least)
@@ -126,22 +126,22 @@ func TestAReceiverMayAskForPatience(t *testing.T) {
 }
 
 func TestWhatCannotWaitThatLongFailsAndSaysSo(t *testing.T) {
-	r := webhook.Start(t, secret)
+	r := webhook.Start(t, webhookSecret)
 	r.Next(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "999999999")
 		w.WriteHeader(http.StatusTooManyRequests)
 	})
-	ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
 	require.ErrorContains(t, ran.Err, "wants to be asked again in 1h")
 	require.Empty(t, r.Accepted())
 }
 
 func TestARedirectIsNotFollowed(t *testing.T) {
-	r := webhook.Start(t, secret)
-	elsewhere := webhook.Start(t, secret)
+	r := webhook.Start(t, webhookSecret)
+	elsewhere := webhook.Start(t, webhookSecret)
 	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
 		r.Next(func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL, status) })
-		ran := step.Run(t, hook(t, r, secret), step.Brief(), pager("x"))
+		ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
 		require.NoError(t, ran.Err)
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "redirects are not followed")
@@ -150,18 +150,18 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 }
 
 func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
-	r := webhook.Start(t, secret)
-	ran := step.Run(t, hook(t, r, secret), step.Brief(), notify.WebhookParams{Name: r.URL})
+	r := webhook.Start(t, webhookSecret)
+	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), notify.WebhookParams{ReceiverName: r.URL})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Contains(t, ran.Reason, "there is no webhook")
-	ran = step.Run(t, &notify.Webhook{}, step.Brief(), pager("x"))
+	ran = step.Run(t, &notify.WebhookAction{}, step.Brief(), pagerParams("x"))
 	require.Equal(t, "no webhooks are configured: add `webhooks:` to stanch.yaml", ran.Reason)
 	require.Empty(t, r.Came())
 }
 
 // Addresses of receivers are often secrets themselves.
 func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
-	key, err := notify.ReadKey(secret)
+	key, err := notify.ParseSigningKey(webhookSecret)
 	require.NoError(t, err)
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
@@ -169,25 +169,25 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 		"nobody listens": closed.URL + "/services/T000/B000/sEcReTpAtH", "written otherwise": closed.URL + "/é/sEcReTpAtH", "no URL": "https://user:sEcReTpAtH@[::1/", "user info": strings.Replace(closed.URL, "://", "://u:sEcReTpAtH@", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &notify.Webhook{Receivers: map[string]notify.Receiver{"pager": {URL: address, Key: key}}}
-			ran := step.Run(t, w, step.Brief(), pager("x"))
+			w := &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: address, SigningKey: key}}}
+			ran := step.Run(t, w, step.Brief(), pagerParams("x"))
 			said := ran.Reason
 			if ran.Err != nil {
 				said += ran.Err.Error()
 			}
 			require.Contains(t, said, "pager")
 			require.NotContains(t, said, "sEcReTpAtH")
-			require.NotContains(t, said, secret[6:])
+			require.NotContains(t, said, webhookSecret[6:])
 		})
 	}
-	_, err = notify.ReadKey("not base64: hunter2")
+	_, err = notify.ParseSigningKey("not base64: hunter2")
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "hunter2")
 }
 
 // An endless answer ends.
 func TestAnAnswerIsBounded(t *testing.T) {
-	r := webhook.Start(t, secret)
+	r := webhook.Start(t, webhookSecret)
 	for range 3 {
 		r.Next(func(w http.ResponseWriter, _ *http.Request) {
 			for range 3 << 8 {
@@ -197,5 +197,5 @@ func TestAnAnswerIsBounded(t *testing.T) {
 			}
 		})
 	}
-	require.ErrorContains(t, step.Run(t, hook(t, r, secret), step.Brief(), pager("x")).Err, "more than 1048576 bytes")
+	require.ErrorContains(t, step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x")).Err, "more than 1048576 bytes")
 }

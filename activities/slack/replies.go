@@ -15,68 +15,68 @@ import (
 // maxMentions bounds whom one question calls.
 const maxMentions = 10
 
-// reply writes into the thread what people must be called for or told of once.
-func (p *page) reply(ctx context.Context) error {
-	for _, q := range p.pending {
-		hash := q.Hash[:min(12, len(q.Hash))]
-		if err := p.call(ctx, "asked/"+q.Name()+"/"+hash, "you are asked: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
+// postReplies writes into the thread what people must be called for or told of once.
+func (p *messageView) postReplies(ctx context.Context) error {
+	for _, q := range p.approvalRequests {
+		hash := q.PlansHash[:min(12, len(q.PlansHash))]
+		if err := p.mentionApprovers(ctx, "asked/"+q.QualifiedID()+"/"+hash, "you are asked: ", q, q.Approvers.Groups, q.Approvers.Users); err != nil {
 			return err
 		}
-		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.Asked.Add(e.After)) {
-			if err := p.call(ctx, "escalated/"+q.Name()+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
+		if e := q.Approvers.Escalate; e != nil && !p.now().Before(q.AskedAt.Add(e.After)) {
+			if err := p.mentionApprovers(ctx, "escalated/"+q.QualifiedID()+"/"+hash, fmt.Sprintf("nobody decided within %s, so you are asked too: ", duration.Format(e.After)), q, e.Groups, e.Users); err != nil {
 				return err
 			}
 		}
 	}
-	for _, l := range p.in.Leases {
+	for _, l := range p.incident.Leases {
 		var what string
 		switch {
 		case l.State == "held" && l.Verified:
-			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.TargetName(p.in, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
+			what = fmt.Sprintf("%s of %s: %s; it ends by itself at %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l), display.FormatTime(l.ExpiresAt))
 		case l.State == "stuck":
-			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.in, l.Target), l.Reason)
+			what = fmt.Sprintf("%s of %s could NOT be undone: %s", l.Action, display.TargetName(p.incident, l.Target), l.Reason)
 		case l.State == "ended" && l.Undone:
-			what = fmt.Sprintf("%s of %s: %s", l.Action, display.TargetName(p.in, l.Target), display.DescribeLease(l))
+			what = fmt.Sprintf("%s of %s: %s", l.Action, display.TargetName(p.incident, l.Target), display.DescribeLease(l))
 		default:
 			continue
 		}
-		if err := p.say(ctx, "lease/"+l.ID+"/"+l.State, what, section(what)); err != nil {
+		if err := p.postReplyOnce(ctx, "lease/"+l.ID+"/"+l.State, what, textSection(what)); err != nil {
 			return err
 		}
 	}
-	if p.in.Status == "closed" {
-		what := fmt.Sprintf("closed: %s; %d pieces of evidence", p.in.Summary, len(p.in.Evidence))
-		return p.say(ctx, "closed", what, section(what))
+	if p.incident.Status == "closed" {
+		what := fmt.Sprintf("closed: %s; %d pieces of evidence", p.incident.Summary, len(p.incident.Evidence))
+		return p.postReplyOnce(ctx, "closed", what, textSection(what))
 	}
 	return nil
 }
 
-// call mentions those who are asked.
-func (p *page) call(ctx context.Context, key, why string, q activities.Pending, groups, users []string) error {
+// mentionApprovers mentions those who are asked.
+func (p *messageView) mentionApprovers(ctx context.Context, key, why string, q activities.ApprovalRequest, groups, users []string) error {
 	var elements []slack.RichTextSectionElement
-	if p.Mentions != nil {
-		members, userGroups := p.Mentions.Mention(groups, users)
-		for _, id := range first(userGroups, maxMentions) {
-			elements = append(elements, slack.NewRichTextSectionUserGroupElement(id), words(" "))
+	if p.MentionResolver != nil {
+		members, userGroups := p.MentionResolver.ResolveMentions(groups, users)
+		for _, id := range firstN(userGroups, maxMentions) {
+			elements = append(elements, slack.NewRichTextSectionUserGroupElement(id), plainElement(" "))
 		}
-		for _, id := range first(members, maxMentions) {
-			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), words(" "))
+		for _, id := range firstN(members, maxMentions) {
+			elements = append(elements, slack.NewRichTextSectionUserElement(id, nil), plainElement(" "))
 		}
 	}
-	elements = append(elements, words(why+text(q.Title, maxHeader)+". Answer in the message above, or with `stanch approve "+p.in.ID+"`."))
-	return p.say(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
+	elements = append(elements, plainElement(why+sanitizeText(q.Title, maxHeaderWeight)+". Answer in the message above, or with `stanch approve "+p.incident.ID+"`."))
+	return p.postReplyOnce(ctx, key, why+q.Title, slack.NewRichTextBlock("", slack.NewRichTextSection(elements...)))
 }
 
-// say writes one reply, once.
-func (p *page) say(ctx context.Context, key, line string, block slack.Block) error {
-	if p.state.Said[key] {
+// postReplyOnce writes one reply, once.
+func (p *messageView) postReplyOnce(ctx context.Context, key, line string, block slack.Block) error {
+	if p.state.PostedReplies[key] {
 		return nil
 	}
-	_, _, err := p.API.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel), slack.MsgOptionTS(p.state.TS), slack.MsgOptionText(p.in.ID+": "+safe(line), true), slack.MsgOptionBlocks(block), p.metadata(key),
+	_, _, err := p.SlackClient.PostMessageContext(ctx, cmp.Or(p.state.Channel, p.Channel), slack.MsgOptionTS(p.state.MessageTS), slack.MsgOptionText(p.incident.ID+": "+escapeMarkup(line), true), slack.MsgOptionBlocks(block), p.metadataOption(key),
 		slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl())
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was done
 	}
-	p.state.Said[key] = true
+	p.state.PostedReplies[key] = true
 	return nil
 }

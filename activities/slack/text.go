@@ -15,16 +15,16 @@ import (
 
 // Bounds of one text, by what it weighs.
 const (
-	maxText   = 600
-	maxHeader = 140
-	maxFoot   = 600
+	maxTextWeight   = 600
+	maxHeaderWeight = 140
+	maxFooterWeight   = 600
 )
 
-// longID matches ids and hashes, of which nobody reads more than the beginning.
-var longID = regexp.MustCompile(`[0-9a-f]{40,}`)
+// longHexPattern matches ids and hashes, of which nobody reads more than the beginning.
+var longHexPattern = regexp.MustCompile(`[0-9a-f]{40,}`)
 
-// weight is how much a character makes a message longer: what JSON escapes weighs more than what one sees.
-func weight(r rune) int {
+// runeWeight is how much a character makes a message longer: what JSON escapes weighs more than what one sees.
+func runeWeight(r rune) int {
 	switch r {
 	case '<', '>', '&':
 		return len(`\u003c`)
@@ -34,63 +34,63 @@ func weight(r rune) int {
 	return utf8.RuneLen(r)
 }
 
-func weightOf(s string) (n int) {
+func textWeight(s string) (n int) {
 	for _, r := range s {
-		n += weight(r)
+		n += runeWeight(r)
 	}
 	return n
 }
 
-// cut shortens a text to a weight.
-func cut(s string, n int) string {
+// truncateToWeight shortens a text to a weight.
+func truncateToWeight(s string, n int) string {
 	left := n
 	for i, r := range s {
-		if left -= weight(r); left < 0 {
+		if left -= runeWeight(r); left < 0 {
 			return s[:i] + "…"
 		}
 	}
 	return s
 }
 
-// text is literal: control characters, invisible ones and those that turn the direction are shown as dots.
-func text(s string, n int) string {
-	return cut(longID.ReplaceAllStringFunc(redact.EscapeControlChars(s), func(id string) string { return id[:12] + "…" }), n)
+// sanitizeText is literal: control characters, invisible ones and those that turn the direction are shown as dots.
+func sanitizeText(s string, n int) string {
+	return truncateToWeight(longHexPattern.ReplaceAllStringFunc(redact.EscapeControlChars(s), func(id string) string { return id[:12] + "…" }), n)
 }
 
-func words(s string) *slack.RichTextSectionTextElement {
-	return slack.NewRichTextSectionTextElement(text(s, maxText), nil)
+func plainElement(s string) *slack.RichTextSectionTextElement {
+	return slack.NewRichTextSectionTextElement(sanitizeText(s, maxTextWeight), nil)
 }
 
-func bold(s string) *slack.RichTextSectionTextElement {
-	return slack.NewRichTextSectionTextElement(text(s, maxText), &slack.RichTextSectionTextStyle{Bold: true})
+func boldElement(s string) *slack.RichTextSectionTextElement {
+	return slack.NewRichTextSectionTextElement(sanitizeText(s, maxTextWeight), &slack.RichTextSectionTextStyle{Bold: true})
 }
 
-// section is one block of literal text.
-func section(s string) slack.Block {
+// textSection is one block of literal text.
+func textSection(s string) slack.Block {
 	if s == "" {
 		s = "(no text)"
 	}
-	return slack.NewRichTextBlock("", slack.NewRichTextSection(words(s)))
+	return slack.NewRichTextBlock("", slack.NewRichTextSection(plainElement(s)))
 }
 
-// line is one line of a list: what it is about, in words, and what is somebody else's word for word.
-type line struct {
-	label, words, code string
-	// exact: it is shown as it is or not at all.
-	exact bool
+// listLine is one line of a list: what it is about, in words, and what is somebody else's word for word.
+type listLine struct {
+	label, text, code string
+	// neverTruncated: it is shown as it is or not at all.
+	neverTruncated bool
 }
 
-// show leaves out what is empty, since Slack refuses empty texts.
-func (l line) show(n int) *slack.RichTextSection {
+// render leaves out what is empty, since Slack refuses empty texts.
+func (l listLine) render(n int) *slack.RichTextSection {
 	shown := func(s string) string {
-		if l.exact {
+		if l.neverTruncated {
 			return redact.EscapeControlChars(s)
 		}
-		return text(s, n)
+		return sanitizeText(s, n)
 	}
-	elements := []slack.RichTextSectionElement{bold(text(l.label, 80) + "  ")}
-	if l.words != "" {
-		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.words), nil))
+	elements := []slack.RichTextSectionElement{boldElement(sanitizeText(l.label, 80) + "  ")}
+	if l.text != "" {
+		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.text), nil))
 	}
 	if l.code != "" {
 		elements = append(elements, slack.NewRichTextSectionTextElement(shown(l.code), &slack.RichTextSectionTextStyle{Code: true}))
@@ -98,30 +98,30 @@ func (l line) show(n int) *slack.RichTextSection {
 	return slack.NewRichTextSection(elements...)
 }
 
-// bullets are lines, each cut to a weight.
-func bullets(lines []line, n int) slack.RichTextElement {
+// bulletList are lines, each cut to a weight.
+func bulletList(lines []listLine, n int) slack.RichTextElement {
 	elements := make([]slack.RichTextElement, len(lines))
 	for i, l := range lines {
-		elements[i] = l.show(n)
+		elements[i] = l.render(n)
 	}
 	return slack.NewRichTextList(slack.RTEListBullet, 0, elements...)
 }
 
-// safe leaves letters, digits and a few signs of a text that Slack reads as markup.
-func safe(s string) string {
+// escapeMarkup leaves letters, digits and a few signs of a text that Slack reads as markup.
+func escapeMarkup(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-./:, ", r) {
 			return r
 		}
 		return '.'
-	}, text(s, 160))
+	}, sanitizeText(s, 160))
 }
 
-// room is how many characters of JSON a message may still have.
-type room int
+// sizeBudget is how many characters of JSON a message may still have.
+type sizeBudget int
 
-// size is how long something is in a message.
-func size(v any) int {
+// jsonSize is how long something is in a message.
+func jsonSize(v any) int {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return 0 // the library's own types; one that cannot be written fails when it is sent
@@ -129,16 +129,16 @@ func size(v any) int {
 	return len(raw) + 1
 }
 
-func sizes(blocks []slack.Block) (n int) {
+func totalJSONSize(blocks []slack.Block) (n int) {
 	for _, b := range blocks {
-		n += size(b)
+		n += jsonSize(b)
 	}
 	return n
 }
 
-// take takes blocks in, if there is room for them.
-func (r *room) take(blocks ...slack.Block) bool {
-	n := room(sizes(blocks))
+// reserve takes blocks in, if there is room for them.
+func (r *sizeBudget) reserve(blocks ...slack.Block) bool {
+	n := sizeBudget(totalJSONSize(blocks))
 	if n > *r {
 		return false
 	}
@@ -146,28 +146,28 @@ func (r *room) take(blocks ...slack.Block) bool {
 	return true
 }
 
-// listRoom is what a list needs besides its lines, and noteRoom what a line about what is left out needs.
+// listOverhead is what a list needs besides its lines, and noteOverhead what a line about what is left out needs.
 const (
-	listRoom = 120
-	noteRoom = 260
+	listOverhead = 120
+	noteOverhead = 260
 )
 
-// fit makes lines a list that has room: each is shortened before any is left out, the last ones or the first ones.
-func (r *room) fit(lines []line, keepLast bool, note string) []slack.RichTextElement {
+// fitList makes lines a list that has room: each is shortened before any is left out, the last ones or the first ones.
+func (r *sizeBudget) fitList(lines []listLine, keepLast bool, note string) []slack.RichTextElement {
 	const least = 160
-	for _, n := range []int{maxText, least} {
-		if all := bullets(lines, n); len(lines) > 0 && room(size(all)+listRoom) <= *r {
-			*r -= room(size(all) + listRoom)
+	for _, n := range []int{maxTextWeight, least} {
+		if all := bulletList(lines, n); len(lines) > 0 && sizeBudget(jsonSize(all)+listOverhead) <= *r {
+			*r -= sizeBudget(jsonSize(all) + listOverhead)
 			return []slack.RichTextElement{all}
 		}
 	}
-	left, kept := *r-listRoom-noteRoom, 0
+	left, kept := *r-listOverhead-noteOverhead, 0
 	for kept < len(lines) {
 		l := lines[kept]
 		if keepLast {
 			l = lines[len(lines)-1-kept]
 		}
-		n := room(size(l.show(least)))
+		n := sizeBudget(jsonSize(l.render(least)))
 		if n > left {
 			break
 		}
@@ -177,17 +177,17 @@ func (r *room) fit(lines []line, keepLast bool, note string) []slack.RichTextEle
 	if kept == 0 {
 		return nil
 	}
-	rest := line{label: "More", words: note}
+	rest := listLine{label: "More", text: note}
 	if keepLast {
-		lines = append([]line{rest}, lines[len(lines)-kept:]...)
+		lines = append([]listLine{rest}, lines[len(lines)-kept:]...)
 	} else {
-		lines = append(first(lines, kept), rest)
+		lines = append(firstN(lines, kept), rest)
 	}
 	*r = left
-	return []slack.RichTextElement{bullets(lines, least)}
+	return []slack.RichTextElement{bulletList(lines, least)}
 }
 
-func hashOf(blocks []slack.Block) string {
+func hashBlocks(blocks []slack.Block) string {
 	raw, err := json.Marshal(blocks)
 	if err != nil {
 		return ""
@@ -196,4 +196,4 @@ func hashOf(blocks []slack.Block) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func first[T any](all []T, n int) []T { return all[:min(len(all), n):min(len(all), n)] }
+func firstN[T any](all []T, n int) []T { return all[:min(len(all), n):min(len(all), n)] }

@@ -7,42 +7,42 @@ import (
 	"time"
 
 	"stanch/activities"
-	"stanch/activities/outside"
+	"stanch/activities/httpclient"
 	"stanch/playbooks"
 	"stanch/sensors/redact"
 )
 
-// Draft is what a ticket says, before it is written in a tracker's markup. Its strings are cleaned, and still data.
-type Draft struct {
+// TicketDraft is what a ticket says, before it is written in a tracker's markup. Its strings are cleaned, and still data.
+type TicketDraft struct {
 	Title    string
 	Labels   []string
-	Incident string
+	IncidentID string
 	Facts    [][2]string
 	Summary  string
-	// Evidence are the manifest's pieces: name, action, target, sha256, bytes.
-	Evidence []Row
-	Entries  int
-	Head     string
-	Wrong    []string // where the manifest does not hold
+	// EvidenceRows are the manifest's pieces: name, action, target, sha256, bytes.
+	EvidenceRows []EvidenceRow
+	ManifestEntries  int
+	ManifestHead     string
+	ManifestProblems    []string // where the manifest does not hold
 }
 
-// Row is a piece of evidence as the table shows it.
-type Row [5]string
+// EvidenceRow is a piece of evidence as the table shows it.
+type EvidenceRow [5]string
 
-// Columns are the table's heads.
-var Columns = Row{"name", "action", "target", "sha256", "bytes"}
+// EvidenceColumns are the table's heads.
+var EvidenceColumns = EvidenceRow{"name", "action", "target", "sha256", "bytes"}
 
 // The bounds of what is written. All together stay below what the smallest tracker takes (Jira's 32,767 characters).
 const (
-	maxSummary = 4000
-	maxCell    = 100
-	maxTitle   = 200
+	maxSummaryRunes = 4000
+	maxCellRunes    = 100
+	maxTitleRunes   = 200
 	maxRows    = 60
-	maxWrong   = 5
+	maxManifestProblems   = 5
 )
 
-// facts are the incident's, one to a line.
-func facts(in activities.Brief) (out [][2]string) {
+// incidentFacts are the incident's, one to a line.
+func incidentFacts(in activities.IncidentRef) (out [][2]string) {
 	w := in.Workload
 	replicas := ""
 	if in.Replicas > 0 {
@@ -60,25 +60,25 @@ func facts(in activities.Brief) (out [][2]string) {
 		{"service account", w.ServiceAccount},
 		{"node", w.Node},
 		{"confidence", fmt.Sprintf("%.2f", in.Confidence)},
-		{"grouped by", in.Key},
+		{"grouped by", in.GroupingKey},
 	} {
 		if f[1] != "" {
-			out = append(out, [2]string{f[0], outside.Line(f[1], 300)})
+			out = append(out, [2]string{f[0], httpclient.SanitizeLine(f[1], 300)})
 		}
 	}
 	return out
 }
 
-func row(e playbooks.EvidenceRef) Row {
-	cells := Row{e.Name, e.Action, e.Target, e.SHA256, strconv.FormatInt(e.SizeBytes, 10)}
+func newEvidenceRow(e playbooks.EvidenceRef) EvidenceRow {
+	cells := EvidenceRow{e.Name, e.Action, e.Target, e.SHA256, strconv.FormatInt(e.SizeBytes, 10)}
 	for i, c := range cells {
-		cells[i] = outside.Line(c, maxCell)
+		cells[i] = httpclient.SanitizeLine(c, maxCellRunes)
 	}
 	return cells
 }
 
-// literal writes the facts and the summary as lines of text.
-func (d Draft) literal() string {
+// plainText writes the facts and the summary as lines of text.
+func (d TicketDraft) plainText() string {
 	var b strings.Builder
 	for _, f := range d.Facts {
 		fmt.Fprintf(&b, "%-16s %s\n", f[0], f[1])
@@ -89,33 +89,33 @@ func (d Draft) literal() string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
-// chain says in sentences what the manifest is, and what is wrong with it.
-func (d Draft) chain() (sentences []string, wrong string) {
-	switch d.Head {
+// describeManifest says in sentences what the manifest is, and what is wrong with it.
+func (d TicketDraft) describeManifest() (sentences []string, wrong string) {
+	switch d.ManifestHead {
 	case "":
 		sentences = append(sentences, "There was no evidence when this ticket was opened.")
 	default:
 		sentences = append(sentences,
-			fmt.Sprintf("The manifest had %d entries when this ticket was opened. Its head:", d.Entries),
-			fmt.Sprintf("`stanch evidence verify %s --head HEAD` tells whether what came up to it is still so.", d.Incident))
+			fmt.Sprintf("The manifest had %d entries when this ticket was opened. Its head:", d.ManifestEntries),
+			fmt.Sprintf("`stanch evidence verify %s --head HEAD` tells whether what came up to it is still so.", d.IncidentID))
 	}
-	if n := len(d.Evidence); n > maxRows {
+	if n := len(d.EvidenceRows); n > maxRows {
 		sentences = append(sentences, fmt.Sprintf("%d more pieces are in the manifest.", n-maxRows))
 	}
-	if len(d.Wrong) > 0 {
-		wrong = "The manifest does not hold:\n" + strings.Join(d.Wrong[:min(len(d.Wrong), maxWrong)], "\n")
+	if len(d.ManifestProblems) > 0 {
+		wrong = "The manifest does not hold:\n" + strings.Join(d.ManifestProblems[:min(len(d.ManifestProblems), maxManifestProblems)], "\n")
 	}
 	return sentences, wrong
 }
 
-// sigils are the characters that make a reference in a title, each with one that looks alike and makes none: GitLab
+// markupChars are the characters that make a reference in a title, each with one that looks alike and makes none: GitLab
 // pings and links from titles too.
-var sigils = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
+var markupChars = strings.NewReplacer("@", "＠", "#", "＃", "!", "！", "$", "＄", "%", "％", "&", "＆", "~", "～", "`", "'", "://", ":／／", "www.", "www．", "<", "‹", ">", "›", "[", "［", "]", "］", "*", "＊")
 
-// Title makes a string fit for a title.
-func Title(s string) string {
-	if r := []rune(s); len(r) > 4*maxTitle {
-		s = string(r[:4*maxTitle])
+// SanitizeTitle makes a string fit for a title.
+func SanitizeTitle(s string) string {
+	if r := []rune(s); len(r) > 4*maxTitleRunes {
+		s = string(r[:4*maxTitleRunes])
 	}
-	return outside.Line(sigils.Replace(redact.Text(s)), maxTitle)
+	return httpclient.SanitizeLine(markupChars.Replace(redact.Text(s)), maxTitleRunes)
 }

@@ -8,34 +8,34 @@ import (
 	"net/url"
 	"strings"
 
-	"stanch/activities/outside"
+	"stanch/activities/httpclient"
 )
 
 // GitHub keeps tickets as issues of a repository.
 type GitHub struct {
-	peer outside.Peer
-	repo string // OWNER/NAME, escaped
+	client httpclient.Client
+	repoPath string // OWNER/NAME, escaped
 }
 
-// Where a tracker is and who Stanch is there.
-type Where struct {
+// TrackerConfig a tracker is and who Stanch is there.
+type TrackerConfig struct {
 	URL     string
 	Project string
 	Token   string
-	User    string // Jira
-	Type    string // Jira
-	HTTP    *http.Client
+	JiraUser    string // Jira
+	JiraIssueType    string // Jira
+	HTTPClient    *http.Client
 }
 
 // NewGitHub makes the tracker of a repository.
-func NewGitHub(w Where) *GitHub {
+func NewGitHub(w TrackerConfig) *GitHub {
 	owner, name, _ := strings.Cut(w.Project, "/")
 	return &GitHub{
-		peer: outside.Peer{
-			Name: "GitHub", Base: w.URL, Secrets: []string{w.Token}, HTTP: w.HTTP,
+		client: httpclient.Client{
+			Name: "GitHub", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient,
 			Header: http.Header{"Authorization": {"Bearer " + w.Token}, "Accept": {"application/vnd.github+json"}, "X-Github-Api-Version": {"2022-11-28"}},
 		},
-		repo: "/repos/" + url.PathEscape(owner) + "/" + url.PathEscape(name),
+		repoPath: "/repos/" + url.PathEscape(owner) + "/" + url.PathEscape(name),
 	}
 }
 
@@ -50,8 +50,8 @@ type githubIssue struct {
 	} `json:"labels"`
 }
 
-func (i githubIssue) issue() Issue {
-	out := Issue{ID: fmt.Sprintf("#%d", i.Number), URL: address(i.URL)}
+func (i githubIssue) toIssue() Issue {
+	out := Issue{ID: fmt.Sprintf("#%d", i.Number), URL: safeURL(i.URL)}
 	for _, l := range i.Labels {
 		out.Labels = append(out.Labels, l.Name)
 	}
@@ -61,17 +61,17 @@ func (i githubIssue) issue() Issue {
 // Find lists the issues with a label. It is no search: what was opened a moment ago is in it.
 func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "sort": {"created"}, "direction": {"asc"}, "per_page": {"10"}}
-	raw, err := g.peer.Call(ctx, http.MethodGet, g.repo+"/issues?"+query.Encode(), nil, nil)
+	raw, err := g.client.Call(ctx, http.MethodGet, g.repoPath+"/issues?"+query.Encode(), nil, nil)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names GitHub
 	}
 	var issues []githubIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
-		return nil, fmt.Errorf("GitHub's issues: %w", errAnswer)
+		return nil, fmt.Errorf("GitHub's issues: %w", errUnexpectedResponse)
 	}
 	for _, i := range issues {
 		if i.Number > 0 && i.PullRequest == nil { // its issues are pull requests too
-			out := i.issue()
+			out := i.toIssue()
 			return &out, nil
 		}
 	}
@@ -79,18 +79,18 @@ func (g *GitHub) Find(ctx context.Context, label string) (*Issue, error) {
 }
 
 // Open makes an issue.
-func (g *GitHub) Open(ctx context.Context, d Draft) (Issue, error) {
+func (g *GitHub) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "body": Markdown(d), "labels": d.Labels})
 	if err != nil {
 		return Issue{}, fmt.Errorf("write the issue: %w", err)
 	}
-	raw, err := g.peer.Call(ctx, http.MethodPost, g.repo+"/issues", nil, body)
+	raw, err := g.client.Call(ctx, http.MethodPost, g.repoPath+"/issues", nil, body)
 	if err != nil {
 		return Issue{}, err //nolint:wrapcheck // it names GitHub
 	}
 	var made githubIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Number == 0 {
-		return Issue{}, fmt.Errorf("GitHub's new issue: %w", errAnswer)
+		return Issue{}, fmt.Errorf("GitHub's new issue: %w", errUnexpectedResponse)
 	}
-	return made.issue(), nil
+	return made.toIssue(), nil
 }

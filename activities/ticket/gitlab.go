@@ -8,20 +8,20 @@ import (
 	"net/url"
 	"strings"
 
-	"stanch/activities/outside"
+	"stanch/activities/httpclient"
 )
 
 // GitLab keeps tickets as issues of a project.
 type GitLab struct {
-	peer   outside.Peer
-	issues string
+	client   httpclient.Client
+	issuesPath string
 }
 
 // NewGitLab makes the tracker of a project, by its number or its path.
-func NewGitLab(w Where) *GitLab {
+func NewGitLab(w TrackerConfig) *GitLab {
 	return &GitLab{
-		peer:   outside.Peer{Name: "GitLab", Base: w.URL, Secrets: []string{w.Token}, HTTP: w.HTTP, Header: http.Header{"Private-Token": {w.Token}}},
-		issues: "/api/v4/projects/" + url.PathEscape(w.Project) + "/issues",
+		client:   httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
+		issuesPath: "/api/v4/projects/" + url.PathEscape(w.Project) + "/issues",
 	}
 }
 
@@ -33,41 +33,41 @@ type gitlabIssue struct {
 	Labels []string `json:"labels"`
 }
 
-func (i gitlabIssue) issue() Issue {
-	return Issue{ID: fmt.Sprintf("#%d", i.IID), URL: address(i.URL), Labels: i.Labels}
+func (i gitlabIssue) toIssue() Issue {
+	return Issue{ID: fmt.Sprintf("#%d", i.IID), URL: safeURL(i.URL), Labels: i.Labels}
 }
 
 // Find lists the issues with a label.
 func (g *GitLab) Find(ctx context.Context, label string) (*Issue, error) {
 	query := url.Values{"labels": {label}, "state": {"all"}, "scope": {"all"}, "order_by": {"created_at"}, "sort": {"asc"}, "per_page": {"1"}}
-	raw, err := g.peer.Call(ctx, http.MethodGet, g.issues+"?"+query.Encode(), nil, nil)
+	raw, err := g.client.Call(ctx, http.MethodGet, g.issuesPath+"?"+query.Encode(), nil, nil)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names GitLab
 	}
 	var issues []gitlabIssue
 	if err := json.Unmarshal(raw, &issues); err != nil {
-		return nil, fmt.Errorf("GitLab's issues: %w", errAnswer)
+		return nil, fmt.Errorf("GitLab's issues: %w", errUnexpectedResponse)
 	}
 	if len(issues) == 0 || issues[0].IID == 0 {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
-	out := issues[0].issue()
+	out := issues[0].toIssue()
 	return &out, nil
 }
 
 // Open makes an issue.
-func (g *GitLab) Open(ctx context.Context, d Draft) (Issue, error) {
+func (g *GitLab) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"title": d.Title, "description": Markdown(d), "labels": strings.Join(d.Labels, ",")})
 	if err != nil {
 		return Issue{}, fmt.Errorf("write the issue: %w", err)
 	}
-	raw, err := g.peer.Call(ctx, http.MethodPost, g.issues, nil, body)
+	raw, err := g.client.Call(ctx, http.MethodPost, g.issuesPath, nil, body)
 	if err != nil {
 		return Issue{}, err //nolint:wrapcheck // it names GitLab
 	}
 	var made gitlabIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.IID == 0 {
-		return Issue{}, fmt.Errorf("GitLab's new issue: %w", errAnswer)
+		return Issue{}, fmt.Errorf("GitLab's new issue: %w", errUnexpectedResponse)
 	}
-	return made.issue(), nil
+	return made.toIssue(), nil
 }

@@ -13,34 +13,34 @@ import (
 	"time"
 
 	"stanch/activities"
-	"stanch/activities/outside"
+	"stanch/activities/httpclient"
 )
 
 // Jira keeps tickets as issues of a project in Jira Cloud. It writes documents and no wiki markup: in those a text is
 // a text, whatever it holds.
 type Jira struct {
-	peer    outside.Peer
+	client    httpclient.Client
 	base    string
 	project string
-	kind    string
+	issueType    string
 }
 
 // NewJira makes the tracker of a project, by its key.
-func NewJira(w Where) *Jira {
-	login := base64.StdEncoding.EncodeToString([]byte(w.User + ":" + w.Token))
+func NewJira(w TrackerConfig) *Jira {
+	login := base64.StdEncoding.EncodeToString([]byte(w.JiraUser + ":" + w.Token))
 	return &Jira{
-		peer: outside.Peer{
-			Name: "Jira", Base: w.URL, Secrets: []string{w.Token, login}, HTTP: w.HTTP,
+		client: httpclient.Client{
+			Name: "Jira", BaseURL: w.URL, Secrets: []string{w.Token, login}, HTTPClient: w.HTTPClient,
 			Header: http.Header{"Authorization": {"Basic " + login}, "Accept": {"application/json"}},
 		},
-		base: w.URL, project: w.Project, kind: cmp.Or(w.Type, "Task"),
+		base: w.URL, project: w.Project, issueType: cmp.Or(w.JiraIssueType, "Task"),
 	}
 }
 
 var _ Tracker = (*Jira)(nil)
 
-// settle is how long Jira's search may take to know a new issue.
-const settle = 30 * time.Second
+// searchIndexDelay is how long Jira's search may take to know a new issue.
+const searchIndexDelay = 30 * time.Second
 
 type jiraIssue struct {
 	Key    string `json:"key"`
@@ -49,22 +49,22 @@ type jiraIssue struct {
 	} `json:"fields"`
 }
 
-func (j *Jira) issue(i jiraIssue) Issue {
-	return Issue{ID: i.Key, URL: address(strings.TrimRight(j.base, "/") + "/browse/" + url.PathEscape(i.Key)), Labels: i.Fields.Labels}
+func (j *Jira) toIssue(i jiraIssue) Issue {
+	return Issue{ID: i.Key, URL: safeURL(strings.TrimRight(j.base, "/") + "/browse/" + url.PathEscape(i.Key)), Labels: i.Fields.Labels}
 }
 
-// quoted writes a string of JQL.
-func quoted(s string) string { return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"` }
+// quoteJQL writes a string of JQL.
+func quoteJQL(s string) string { return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"` }
 
 // Find searches for the issues with a label.
 func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 	body, err := json.Marshal(map[string]any{
-		"jql": "project = " + quoted(j.project) + " AND labels = " + quoted(label) + " ORDER BY created ASC", "fields": []string{"labels"}, "maxResults": 1,
+		"jql": "project = " + quoteJQL(j.project) + " AND labels = " + quoteJQL(label) + " ORDER BY created ASC", "fields": []string{"labels"}, "maxResults": 1,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write the search: %w", err)
 	}
-	raw, err := j.peer.Call(ctx, http.MethodPost, "/rest/api/3/search/jql", nil, body)
+	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/search/jql", nil, body)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names Jira
 	}
@@ -72,36 +72,36 @@ func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {
 		Issues *[]jiraIssue `json:"issues"`
 	}
 	if err := json.Unmarshal(raw, &answer); err != nil || answer.Issues == nil {
-		return nil, fmt.Errorf("the search of Jira: %w", errAnswer)
+		return nil, fmt.Errorf("the search of Jira: %w", errUnexpectedResponse)
 	}
 	if len(*answer.Issues) == 0 || (*answer.Issues)[0].Key == "" {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
-	out := j.issue((*answer.Issues)[0])
+	out := j.toIssue((*answer.Issues)[0])
 	return &out, nil
 }
 
 // Open makes an issue.
-func (j *Jira) Open(ctx context.Context, d Draft) (Issue, error) {
+func (j *Jira) Open(ctx context.Context, d TicketDraft) (Issue, error) {
 	body, err := json.Marshal(map[string]any{"fields": map[string]any{
-		"project": map[string]string{"key": j.project}, "issuetype": map[string]string{"name": j.kind},
-		"summary": d.Title, "labels": d.Labels, "description": Document(d),
+		"project": map[string]string{"key": j.project}, "issuetype": map[string]string{"name": j.issueType},
+		"summary": d.Title, "labels": d.Labels, "description": JiraDocument(d),
 	}})
 	if err != nil {
 		return Issue{}, fmt.Errorf("write the issue: %w", err)
 	}
-	raw, err := j.peer.Call(ctx, http.MethodPost, "/rest/api/3/issue", nil, body)
-	if errors.Is(err, outside.ErrUnsure) {
+	raw, err := j.client.Call(ctx, http.MethodPost, "/rest/api/3/issue", nil, body)
+	if errors.Is(err, httpclient.ErrOutcomeUnknown) {
 		// It may be there, and its search not know it yet.
-		return Issue{}, &activities.LaterError{After: settle, Err: err}
+		return Issue{}, &activities.RetryAfterError{Delay: searchIndexDelay, Err: err}
 	}
 	if err != nil {
 		return Issue{}, err //nolint:wrapcheck // it names Jira
 	}
 	var made jiraIssue
 	if err := json.Unmarshal(raw, &made); err != nil || made.Key == "" {
-		return Issue{}, fmt.Errorf("the new issue of Jira: %w", errAnswer)
+		return Issue{}, fmt.Errorf("the new issue of Jira: %w", errUnexpectedResponse)
 	}
 	made.Fields.Labels = d.Labels // Jira takes all of a request or nothing
-	return j.issue(made), nil
+	return j.toIssue(made), nil
 }

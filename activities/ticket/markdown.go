@@ -6,34 +6,34 @@ import (
 
 // Markdown writes a draft for GitHub and GitLab. Whatever is not Stanch's own stands in code, where neither resolves
 // mentions, references, links or quick actions, behind a fence that it cannot close.
-func Markdown(d Draft) string {
+func Markdown(d TicketDraft) string {
 	var b strings.Builder
-	b.WriteString("Opened by Stanch.\n\n" + fenced(d.literal()) + "\n\n### Evidence\n\n")
-	if len(d.Evidence) > 0 {
-		b.WriteString("| " + strings.Join(Columns[:], " | ") + " |\n|" + strings.Repeat(" --- |", len(Columns)) + "\n")
-		for _, r := range d.Evidence[:min(len(d.Evidence), maxRows)] {
+	b.WriteString("Opened by Stanch.\n\n" + fencedBlock(d.plainText()) + "\n\n### Evidence\n\n")
+	if len(d.EvidenceRows) > 0 {
+		b.WriteString("| " + strings.Join(EvidenceColumns[:], " | ") + " |\n|" + strings.Repeat(" --- |", len(EvidenceColumns)) + "\n")
+		for _, r := range d.EvidenceRows[:min(len(d.EvidenceRows), maxRows)] {
 			for _, c := range r {
-				b.WriteString("| " + code(c) + " ")
+				b.WriteString("| " + inlineCode(c) + " ")
 			}
 			b.WriteString("|\n")
 		}
 		b.WriteString("\n")
 	}
-	sentences, wrong := d.chain()
+	sentences, wrong := d.describeManifest()
 	for i, s := range sentences {
 		b.WriteString(s + "\n\n")
-		if i == 0 && d.Head != "" {
-			b.WriteString(fenced(d.Head) + "\n\n")
+		if i == 0 && d.ManifestHead != "" {
+			b.WriteString(fencedBlock(d.ManifestHead) + "\n\n")
 		}
 	}
 	if wrong != "" {
-		b.WriteString(fenced(wrong) + "\n")
+		b.WriteString(fencedBlock(wrong) + "\n")
 	}
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-// fenced puts a text into a code block with a fence that is longer than any run of backticks in it.
-func fenced(text string) string {
+// fencedBlock puts a text into a code block with a fence that is longer than any run of backticks in it.
+func fencedBlock(text string) string {
 	longest, run := 2, 0
 	for _, r := range text {
 		if run++; r != '`' {
@@ -45,11 +45,11 @@ func fenced(text string) string {
 	return fence + "text\n" + text + "\n" + fence
 }
 
-// cell keeps a table's cell one: code in a table ends at a backtick, and the cell at a bar.
-var cell = strings.NewReplacer("`", "'", "|", "¦", "\\", "/", "\n", " ")
+// tableCellReplacer keeps a table's cell one: code in a table ends at a backtick, and the cell at a bar.
+var tableCellReplacer = strings.NewReplacer("`", "'", "|", "¦", "\\", "/", "\n", " ")
 
-func code(s string) string {
-	if s = strings.TrimSpace(cell.Replace(s)); s == "" {
+func inlineCode(s string) string {
+	if s = strings.TrimSpace(tableCellReplacer.Replace(s)); s == "" {
 		return "-"
 	}
 	return "`" + s + "`"

@@ -204,10 +204,10 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 		}
 		run := in.Playbooks[i]
 		for _, p := range pending {
-			if p.Run == run.WorkflowID {
+			if p.WorkflowID == run.WorkflowID {
 				r.Waiting, r.State = append(r.Waiting, p), "waiting"
 				for _, w := range in.Waiting {
-					if w.Question == p.Name() {
+					if w.Question == p.QualifiedID() {
 						r.Warnings = append(r.Warnings, w.Warnings...)
 					}
 				}
@@ -279,8 +279,8 @@ func showResults(out io.Writer, results []requestResult) {
 			p("%s: %s", r.Target, r.State)
 		case len(r.Waiting) > 0:
 			for _, q := range r.Waiting {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.Holds())
-				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.Name())
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
+				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.QualifiedID())
 			}
 			for _, warning := range r.Warnings {
 				p("  but: %s", warning)
@@ -298,9 +298,9 @@ func showResults(out io.Writer, results []requestResult) {
 // needed says who must agree: the group, and how many of it where one does not suffice.
 func needed(a activities.Approvers) string {
 	if a.Quorum > 1 {
-		return fmt.Sprintf("%d of %s", a.Quorum, a.Who())
+		return fmt.Sprintf("%d of %s", a.Quorum, a.Describe())
 	}
-	return a.Who()
+	return a.Describe()
 }
 
 // showPlans prints what a dry run found, and says no where nothing would be contained.
@@ -321,14 +321,14 @@ func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 				continue
 			}
 			p("  %s: %s", plan.Action, verdictText(plan.Decision))
-			if by := plan.Plan; by.Held && !by.HeldUntil.IsZero() {
-				p("    held already by lease %s, until %s", by.HeldBy, by.HeldUntil.Local().Format(time.DateTime))
+			if by := plan.Plan; by.AlreadyHeld && !by.HeldUntil.IsZero() {
+				p("    held already by lease %s, until %s", by.HeldByLease, by.HeldUntil.Local().Format(time.DateTime))
 			}
 			for _, change := range plan.Plan.Changes {
 				p("    would %s", change)
 			}
-			if plan.Plan.For > 0 {
-				p("    and undo it after %s", duration.Format(plan.Plan.For))
+			if plan.Plan.Duration > 0 {
+				p("    and undo it after %s", duration.Format(plan.Plan.Duration))
 			}
 			for _, warning := range plan.Plan.Warnings {
 				p("    but: %s", warning)
@@ -343,15 +343,15 @@ func showPlans(out io.Writer, a gateway.ContainAnswer) error {
 }
 
 // verdictText is what the guards say, in words.
-func verdictText(d activities.Decision) string {
+func verdictText(d activities.GuardDecision) string {
 	switch d.Verdict {
 	case activities.VerdictRun:
 		return "would run: " + d.Reason
 	case activities.VerdictPropose:
 		return "would only be proposed: " + d.Reason
-	case activities.VerdictAsk:
+	case activities.VerdictAskApproval:
 		who := needed(d.Approvers)
-		if d.Approvers.Nobody() {
+		if d.Approvers.IsEmpty() {
 			who = "nobody, since the scope names no approvers"
 		}
 		return fmt.Sprintf("would ask %s: %s", who, d.Reason)

@@ -36,11 +36,11 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		"a lease that was refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
 		"proposed":                 {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
 		"asked": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
 		},
 		"two asked": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", Run: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
 		},
 	} {
@@ -88,11 +88,11 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 
 func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]string{
-		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAsk: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
+		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAskApproval: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
 	} {
 		var out bytes.Buffer
 		err := showPlans(&out, gateway.ContainAnswer{Contains: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
-			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, For: 90 * time.Minute, Held: true, HeldBy: "LSE-9", HeldUntil: time.Now()}, Decision: activities.Decision{Verdict: verdict, Reason: "why"}},
+			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, Duration: 90 * time.Minute, AlreadyHeld: true, HeldByLease: "LSE-9", HeldUntil: time.Now()}, Decision: activities.GuardDecision{Verdict: verdict, Reason: "why"}},
 			{Action: "workload.scale", Unknown: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)

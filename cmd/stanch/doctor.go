@@ -122,7 +122,7 @@ func awsFinding(ctx context.Context, cfg *config.Config) finding {
 	defer cancel()
 	account, err := worker.OpenAccount(ctx, cfg)
 	if err == nil {
-		f.Detail, err = account.Check(ctx)
+		f.Detail, err = account.CheckIdentity(ctx)
 	}
 	if f.OK = err == nil; err != nil {
 		f.Detail = err.Error()

@@ -282,7 +282,7 @@ func (d *drill) follow(ctx context.Context) {
 // aboutPods tells whether a question touches single pods or containers only.
 func aboutPods(p playbook.Pending) bool {
 	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
-		kind, _, _ := strings.Cut(r.Plan.Target, ":")
+		kind, _, _ := strings.Cut(r.Plan.TargetID, ":")
 		return !playbooks.TargetKind(kind).IsDetectable()
 	})
 }
@@ -318,8 +318,8 @@ func (d *drill) approve(ctx context.Context, fits func(playbook.Pending) bool) b
 	}
 	answered := false
 	for _, p := range pending {
-		if p.Incident == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.Incident, Step: p.Name(), Approve: true, Reason: "drill"}, nil) == nil || answered
+		if p.IncidentID == d.result.Incident && len(p.Votes) == 0 && fits(p) {
+			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.IncidentID, Step: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || answered
 		}
 	}
 	return answered

@@ -112,11 +112,11 @@ func evidenceList(g *globals, o *evidenceOptions) *cobra.Command {
 }
 
 func listIncidents(out io.Writer, store *activities.EvidenceStore, output string) error {
-	incidents, err := store.Incidents()
+	incidents, err := store.ListIncidents()
 	if err != nil {
 		return err
 	}
-	incidents = slices.DeleteFunc(incidents, func(name string) bool { return name == activities.Journal }) // of no incident
+	incidents = slices.DeleteFunc(incidents, func(name string) bool { return name == activities.JournalManifest }) // of no incident
 	if output == "json" {
 		return printJSON(out, append([]string{}, incidents...))
 	}
@@ -127,7 +127,7 @@ func listIncidents(out io.Writer, store *activities.EvidenceStore, output string
 }
 
 // warn says on the standard error what is not as it was: what is printed beside it may be a lie.
-func warn(findings []activities.Finding) {
+func warn(findings []activities.IntegrityFinding) {
 	for _, f := range findings {
 		progress("NOT AS IT WAS  %s", plain(f.String()))
 	}
@@ -135,19 +135,19 @@ func warn(findings []activities.Finding) {
 
 // listedEntry is a line as `evidence list -o json` prints it.
 type listedEntry struct {
-	activities.Entry
+	activities.ManifestEntry
 	Proved bool `json:"proved"` // false: somebody else than the authority wrote it
 }
 
-func entries(lines []activities.Line) []listedEntry {
+func entries(lines []activities.ManifestLine) []listedEntry {
 	out := []listedEntry{}
 	for _, l := range lines {
-		out = append(out, listedEntry{l.Entry, l.Proved})
+		out = append(out, listedEntry{l.Entry, l.SignatureValid})
 	}
 	return out
 }
 
-func printLines(out io.Writer, lines []activities.Line) error {
+func printLines(out io.Writer, lines []activities.ManifestLine) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "NO\tAT\tKIND\tWHAT\tTARGET\tSHA256")
 	for _, l := range lines {
@@ -155,15 +155,15 @@ func printLines(out io.Writer, lines []activities.Line) error {
 		switch e := l.Entry; {
 		case e.Evidence != nil:
 			what, target, sum = fmt.Sprintf("%s %s, %d bytes, from %s", e.Evidence.Action, e.Evidence.Name, e.Evidence.SizeBytes, e.Evidence.CapturedFrom), e.Evidence.Target, e.Evidence.SHA256
-		case e.Act != nil:
-			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.Act.Action, string(e.Act.Outcome), e.Act.Lease, strings.Join(e.Act.Who, ", "), e.Act.Note}, " ")), " "), e.Act.Target, e.Act.SHA256
+		case e.AuditRecord != nil:
+			what, target, sum = strings.Join(strings.Fields(strings.Join([]string{e.AuditRecord.Action, string(e.AuditRecord.Outcome), e.AuditRecord.LeaseID, strings.Join(e.AuditRecord.People, ", "), e.AuditRecord.Note}, " ")), " "), e.AuditRecord.Target, e.AuditRecord.SHA256
 		}
-		if !l.Proved {
+		if !l.SignatureValid {
 			what = "NOT PROVED: " + what
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Seq, l.Entry.At.Local().Format(time.DateTime), plain(string(l.Entry.Kind)), plain(what), plain(target), plain(sum))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime), plain(string(l.Entry.Kind)), plain(what), plain(target), plain(sum))
 	}
-	fmt.Fprintf(t, "\nhead %s\n", activities.Head(lines))
+	fmt.Fprintf(t, "\nhead %s\n", activities.LastLineHash(lines))
 	return t.Flush()
 }
 
@@ -192,7 +192,7 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 			if err != nil {
 				return err
 			}
-			data, err := store.Open(ref.SHA256)
+			data, err := store.ReadArtifact(ref.SHA256)
 			if err != nil {
 				return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
 			}
@@ -201,7 +201,7 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 					return err
 				}
 				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
-				if _, err := store.Note(a[0], activities.EntryAccess, activities.Act{Action: "evidence get", SHA256: ref.SHA256, Who: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
+				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{Action: "evidence get", SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
 					progress("the manifest does not note that you took it: %v", err)
 				}
 			}
@@ -213,13 +213,13 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 
 // pick finds the one piece that is meant, on lines that the authority signed: bytes that somebody put beside the store
 // are given out as nobody's evidence, and of two pieces with one name none is guessed.
-func pick(incident, wanted string, lines []activities.Line) (playbooks.EvidenceRef, error) {
+func pick(incident, wanted string, lines []activities.ManifestLine) (playbooks.EvidenceRef, error) {
 	byName, byHash, unproved := []playbooks.EvidenceRef{}, []playbooks.EvidenceRef{}, 0
 	for _, l := range lines {
 		ref := l.Entry.Evidence
 		switch {
 		case ref == nil || ref.Name != wanted && ref.SHA256 != wanted:
-		case !l.Proved || l.Entry.Kind != activities.EntryEvidence:
+		case !l.SignatureValid || l.Entry.Kind != activities.EntryKindEvidence:
 			unproved = l.Number
 		case ref.SHA256 == wanted:
 			byHash = append(byHash, *ref)
@@ -249,7 +249,7 @@ type evidenceResult struct {
 	OK       bool                 `json:"ok"`
 	Entries  int                  `json:"entries"`
 	Head     string               `json:"head"`
-	Findings []activities.Finding `json:"findings"`
+	Findings []activities.IntegrityFinding `json:"findings"`
 }
 
 func evidenceVerify(g *globals, o *evidenceOptions) *cobra.Command {
@@ -279,13 +279,13 @@ elsewhere (a ticket, a chat message): give it with --head.`,
 				return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
 			}
 			if o.output == "json" {
-				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.Head(lines), append([]activities.Finding{}, findings...)})
+				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.LastLineHash(lines), append([]activities.IntegrityFinding{}, findings...)})
 			} else {
 				for _, f := range findings {
 					fmt.Fprintln(cmd.OutOrStdout(), "NOT AS IT WAS  "+plain(f.String()))
 				}
 				if len(findings) == 0 {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d entries, chain, signatures and bytes hold; head %s\n", ids[0], len(lines), activities.Head(lines))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d entries, chain, signatures and bytes hold; head %s\n", ids[0], len(lines), activities.LastLineHash(lines))
 				}
 			}
 			if err == nil && len(findings) > 0 {

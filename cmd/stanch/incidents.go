@@ -308,7 +308,7 @@ func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, co
 		p("%s  %s", e.At.Local().Format("15:04:05.000"), e.Text)
 	}
 	for _, q := range pending {
-		if q.Incident == in.ID {
+		if q.IncidentID == in.ID {
 			showQuestion(p, q)
 		}
 	}
@@ -347,26 +347,26 @@ func containerOf(t playbooks.Target) string {
 
 func showQuestion(p func(string, ...any), q playbook.Pending) {
 	p("")
-	p("ASKED: %s%s", q.Title, q.Holds())
-	if q.Ask != "" {
-		p("  %s", q.Ask)
+	p("ASKED: %s%s", q.Title, q.DurationText())
+	if q.Question != "" {
+		p("  %s", q.Question)
 	}
-	for _, change := range q.Changed {
+	for _, change := range q.ChangesSinceReplaced {
 		p("  changed since you were asked: %s", change)
 	}
 	for _, plan := range q.Plans {
 		for _, change := range plan.Plan.Changes {
 			p("  would %s", change)
 		}
-		if plan.Plan.For > 0 {
-			p("  and undo it after %s%s", duration.Format(plan.Plan.For), inBrackets(plan.Plan.Ends.String()))
+		if plan.Plan.Duration > 0 {
+			p("  and undo it after %s%s", duration.Format(plan.Plan.Duration), inBrackets(plan.Plan.EndMechanism.String()))
 		}
 		for _, warning := range plan.Plan.Warnings {
 			p("  but: %s", warning)
 		}
 	}
-	p("  %s, until %s", display.DescribeApprovalProgress(q.Yes, q.Approvers.Quorum, q.Approvers.Who()), q.Deadline.Local().Format(time.TimeOnly))
-	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.Incident, q.Name(), q.Incident, q.Name())
+	p("  %s, until %s", display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()), q.Deadline.Local().Format(time.TimeOnly))
+	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.IncidentID, q.QualifiedID(), q.IncidentID, q.QualifiedID())
 }
 
 // inBrackets is a remark behind what it is about, or "".

@@ -44,7 +44,7 @@ func keep() {
 	auth, err := authority.Open(filepath.Join(os.Args[1], "keys"))
 	must(err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(os.Args[1], "evidence"), Authority: auth}
-	_, err = store.Put(context.Background(), keptFor, "pod.logs", os.Args[2], activities.Piece{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
+	_, err = store.StoreArtifact(context.Background(), keptFor, "pod.logs", os.Args[2], activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
 	must(err)
 }
 
@@ -55,10 +55,10 @@ func plant() {
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
 	must(os.MkdirAll(filepath.Join(dir, "blobs", sum[:2]), 0o700))
 	must(os.WriteFile(filepath.Join(dir, "blobs", sum[:2], sum), data, 0o600))
-	body, err := json.Marshal(activities.Entry{Incident: keptFor, Seq: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
+	body, err := json.Marshal(activities.ManifestEntry{IncidentID: keptFor, Sequence: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
 	must(err)
-	spoofed, err := json.Marshal(activities.Entry{
-		Incident: keptFor, Seq: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
+	spoofed, err := json.Marshal(activities.ManifestEntry{
+		IncidentID: keptFor, Sequence: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
 	})
 	must(err)
 	path := filepath.Join(dir, "incidents", keptFor+".jsonl")

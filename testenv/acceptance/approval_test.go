@@ -40,7 +40,7 @@ func TestRacingClicksGrantOnce(t *testing.T) {
 	all.Wait()
 	c.Incident(t, box.ID, 30*time.Second, "held", held)
 	require.Len(t, c.Locks(t), 1)
-	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 1}, c.manifest(t, q.Incident))
+	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 1}, c.manifest(t, q.IncidentID))
 }
 
 // manifest counts the entries of an incident's manifest by kind, after it was verified.
@@ -131,7 +131,7 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	require.Zero(t, code, stderr)
 	require.True(t, box.Silent(200*time.Millisecond), "it holds while Stanch is down")
 	c.Up(t)
-	m = c.message(t, q.Incident, "its buttons are of the new key", func(now slack.Message) bool {
+	m = c.message(t, q.IncidentID, "its buttons are of the new key", func(now slack.Message) bool {
 		b := now.Buttons(t)["release"]
 		return len(b) == 1 && b[0].Value != m.Buttons(t)["take-over"][0].Value
 	})
@@ -147,7 +147,7 @@ func TestKeysRotateWhileALeaseHolds(t *testing.T) {
 	require.Zero(t, code, stderr)
 	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
 	require.True(t, box.Resumed(2*time.Second))
-	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 2, "extend": 1, "release": 1, "undo": 1}, c.manifest(t, q.Incident))
+	require.Equal(t, map[string]int{"evidence": 1, "approval": 1, "effect": 2, "extend": 1, "release": 1, "undo": 1}, c.manifest(t, q.IncidentID))
 }
 
 // Deaths while a question is open: no question and no answer is lost, and none is granted twice.
@@ -176,11 +176,11 @@ func TestDeathWhileAQuestionIsOpen(t *testing.T) {
 		code := <-first
 		answered[fmt.Sprintf("killed during the first answer, which was answered with %d", code)]++
 		c.Up(t)
-		open := c.question(t, q.Incident)
+		open := c.question(t, q.IncidentID)
 		require.Equal(t, q.ID, open.ID, "the question is open as it was")
-		require.Equal(t, q.Hash, open.Hash)
+		require.Equal(t, q.PlansHash, open.PlansHash)
 		if code == http.StatusOK { // what was acknowledged is not lost
-			require.Eventually(t, func() bool { return len(c.question(t, q.Incident).Yes) == 1 }, 60*time.Second, 50*time.Millisecond, "the acknowledged answer counts")
+			require.Eventually(t, func() bool { return len(c.question(t, q.IncidentID).ApprovedBy) == 1 }, 60*time.Second, 50*time.Millisecond, "the acknowledged answer counts")
 		} else {
 			code, body := c.click(t, alice, m, "approve")
 			require.Equal(t, http.StatusOK, code, body)
@@ -193,14 +193,14 @@ func TestDeathWhileAQuestionIsOpen(t *testing.T) {
 		code = <-first
 		c.Up(t)
 		if code != http.StatusOK {
-			if _, still := c.open(t, q.Incident); still {
+			if _, still := c.open(t, q.IncidentID); still {
 				_, _ = c.click(t, bob, m, "approve")
 			}
 		}
 		in := c.Incident(t, box.ID, 90*time.Second, "held", held)
 		require.Len(t, in.Leases, 1)
 		require.Len(t, c.Locks(t), 1)
-		kinds := c.manifest(t, q.Incident)
+		kinds := c.manifest(t, q.IncidentID)
 		require.Equal(t, 1, kinds["approval"], "granted once: %v", kinds)
 		require.Equal(t, 1, kinds["effect"], "contained once: %v", kinds)
 		_, stderr, exit := c.Run(t, "release", in.Leases[0].ID)

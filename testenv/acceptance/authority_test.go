@@ -94,12 +94,12 @@ func (w *scene) request() activities.Request { return w.heldLease.Request() }
 // on is a request to isolate a target under a lease of the intruder's invention.
 func (w *scene) on(target playbooks.Target, name string) activities.Request {
 	r := w.request()
-	r.Target, r.Lease, r.Until = target, name, time.Now().Add(10*time.Minute)
+	r.Target, r.LeaseID, r.ExpiresAt = target, name, time.Now().Add(10*time.Minute)
 	return r
 }
 
-func (w *scene) holder(target playbooks.Target, basis activities.Basis) lease.Input {
-	plan := activities.Plan{Action: "pod.isolate", Target: target.ID(), Prior: w.heldLease.Prior}
+func (w *scene) holder(target playbooks.Target, basis activities.Authorization) lease.Input {
+	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), PriorState: w.heldLease.Prior}
 	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{
 		ID: "intruder", Incident: w.heldLease.Incident, Action: "pod.isolate", Params: w.heldLease.Params, For: 10 * time.Minute, Plan: plan, Basis: basis,
 	}}
@@ -146,7 +146,7 @@ var attacks = []struct {
 		i.start("Incident", "incident/invented", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", Key: "invented", Phase: 3})
 	}},
 	{"without the codec's key, a lease in plain text", true, func(_ *testing.T, w *scene, i *intruder) {
-		i.start("Lease", leaseID(w.cleanTarget()), w.holder(w.cleanTarget(), activities.Basis{}))
+		i.start("Lease", leaseID(w.cleanTarget()), w.holder(w.cleanTarget(), activities.Authorization{}))
 	}},
 	{"without the codec's key, a release in plain text", true, func(t *testing.T, w *scene, i *intruder) {
 		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
@@ -191,39 +191,39 @@ var attacks = []struct {
 	}},
 	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []attestation.Envelope{i.forge(attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: []attestation.Envelope{i.forge(attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Basis{Attestations: []attestation.Envelope{i.pretend(*w.heldLease.Token, attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: []attestation.Envelope{i.pretend(*w.heldLease.Token, attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
 		grant := i.forge(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "x", Operation: attestation.OperationApply, Targets: []string{r.Target.ID()}, GrantedBy: []string{"root"}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)})
-		i.apply(r, activities.Basis{Grant: &grant}, w, nil)
+		i.apply(r, activities.Authorization{Grant: &grant}, w, nil)
 	}},
 	{"applying with a self-signed token", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		token := i.forge(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{Nonce: "x", LeaseID: r.Lease, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params), IssuedAt: time.Now(), ExpiresAt: r.Until})
-		i.apply(r, activities.Basis{}, w, &token)
+		token := i.forge(attestation.PayloadTypeLeaseToken, attestation.LeaseToken{Nonce: "x", LeaseID: r.LeaseID, Action: r.Action, TargetID: r.Target.ID(), ParamsHash: attestation.HashJSON(r.Params), IssuedAt: time.Now(), ExpiresAt: r.ExpiresAt})
+		i.apply(r, activities.Authorization{}, w, &token)
 	}},
 	{"applying with an attestation dressed up as a token", false, func(_ *testing.T, w *scene, i *intruder) {
 		token := w.heldLease.Basis.Attestations[0]
 		token.PayloadType = attestation.PayloadTypeLeaseToken
-		i.apply(w.on(w.cleanTarget(), "LSE-INVENTED"), activities.Basis{}, w, &token)
+		i.apply(w.on(w.cleanTarget(), "LSE-INVENTED"), activities.Authorization{}, w, &token)
 	}},
 	{"votes of one's own", false, func(t *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		plan := activities.Plan{Action: r.Action, Target: r.Target.ID(), Params: r.Params}
-		in := activities.TallyInput{
-			Incident: r.Incident.ID, Run: "x", Step: "x", Hash: "x", Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}},
+		plan := activities.Plan{Action: r.Action, TargetID: r.Target.ID(), Params: r.Params}
+		in := activities.CountVotesInput{
+			IncidentID: r.IncidentRef.ID, WorkflowID: "x", RequestID: "x", PlansHash: "x", Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}},
 			Approvers: activities.Approvers{Users: []string{"root"}, Quorum: 1}, Deadline: time.Now().Add(time.Hour),
 		}
-		in.Hash = activities.QuestionHash(in.Plans, in.Approvers)
-		in.Votes = []attestation.Envelope{i.forge(attestation.PayloadTypeVote, attestation.Vote{IncidentID: in.Incident, WorkflowID: "x", Step: "x", PlanHash: in.Hash, Person: "root", Approved: true, DecidedAt: time.Now()})}
+		in.PlansHash = activities.ApprovalRequestHash(in.Plans, in.Approvers)
+		in.Votes = []attestation.Envelope{i.forge(attestation.PayloadTypeVote, attestation.Vote{IncidentID: in.IncidentID, WorkflowID: "x", Step: "x", PlanHash: in.PlansHash, Person: "root", Approved: true, DecidedAt: time.Now()})}
 		raw, err := i.order("CountVotes", in)
 		require.NoError(t, err)
-		var tally activities.Tally
+		var tally activities.VoteCount
 		require.NoError(t, json.Unmarshal(raw, &tally))
 		require.False(t, tally.Granted)
 	}},
@@ -237,15 +237,15 @@ var attacks = []struct {
 	}},
 	{"an undo whose end is claimed to have passed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
-		r.Until = time.Now().Add(-time.Hour)
-		_, _ = i.order("Undo", activities.UndoInput{Request: r, Prior: w.heldLease.Prior})
+		r.ExpiresAt = time.Now().Add(-time.Hour)
+		_, _ = i.order("Undo", activities.UndoInput{Request: r, PriorState: w.heldLease.Prior})
 	}},
 	{"an undo with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		grant := i.pretend(w.freedGrant, attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))
-		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), Prior: w.heldLease.Prior, Grant: &grant})
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.Prior, ReleaseGrant: &grant})
 	}},
 	{"an undo with the genuine grant of another lease", false, func(_ *testing.T, w *scene, i *intruder) {
-		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), Prior: w.heldLease.Prior, Grant: &w.freedGrant})
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.Prior, ReleaseGrant: &w.freedGrant})
 	}},
 	{"a lease whose carried state says that the held one is being undone", false, func(_ *testing.T, w *scene, i *intruder) {
 		m := *w.heldLease
@@ -256,26 +256,26 @@ var attacks = []struct {
 	}},
 	{"applying the held lease with an earlier end", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
-		r.Until = time.Now().Add(3 * time.Second)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
-		i.apply(r, activities.Basis{}, w, w.heldLease.Token)
+		r.ExpiresAt = time.Now().Add(3 * time.Second)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{}, w, w.heldLease.Token)
 		require.True(i.t, w.held.Silent(4*time.Second), "it was let go at the earlier end")
 	}},
 	{"applying the held lease with a later end than was planned", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
-		r.Until = time.Now().Add(30 * 24 * time.Hour)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, w.heldLease.Token)
+		r.ExpiresAt = time.Now().Add(30 * 24 * time.Hour)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, w.heldLease.Token)
 	}},
 	{"applying the held lease for longer than runs without a person", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
-		r.For, r.Until = 30*24*time.Hour, time.Now().Add(30*24*time.Hour)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		r.Duration, r.ExpiresAt = 30*24*time.Hour, time.Now().Add(30*24*time.Hour)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"applying the held lease with everything allowed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.Params = json.RawMessage(`{"allow":["0.0.0.0/0"]}`)
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"joining the held lease with everything allowed", false, func(t *testing.T, w *scene, i *intruder) {
 		h := w.holder(w.target, w.heldLease.Basis).First
@@ -290,12 +290,12 @@ var attacks = []struct {
 			many = append(many, fmt.Sprintf("10.%d.%d.%d/32", n>>16, n>>8&255, n&255))
 		}
 		r.Params, _ = json.Marshal(map[string]any{"allow": many})
-		i.apply(r, activities.Basis{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
 	}},
 	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
 		target := w.knownIn.Targets[0]
 		r := w.on(target, w.lock.LeaseID)
-		i.apply(r, activities.Basis{Attestations: i.attestations(w.knownIn.Playbooks[0].WorkflowID, target)}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: i.attestations(w.knownIn.Playbooks[0].WorkflowID, target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
 		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, w.freedLease.Token)
@@ -346,9 +346,9 @@ func (i *intruder) incident(a incident.Attested) {
 }
 
 // apply orders the Apply activity.
-func (i *intruder) apply(r activities.Request, basis activities.Basis, w *scene, token *attestation.Envelope) {
+func (i *intruder) apply(r activities.Request, basis activities.Authorization, w *scene, token *attestation.Envelope) {
 	i.t.Helper()
 	// A receipt is had for the asking: what refuses must be something better.
 	basis.Receipts = append(i.receipt(r), basis.Receipts...)
-	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Basis: basis, Prior: w.heldLease.Prior, Token: token})
+	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Authorization: basis, PriorState: w.heldLease.Prior, LeaseToken: token})
 }

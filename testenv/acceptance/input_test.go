@@ -221,17 +221,17 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 		return string(out)
 	}
 	require.NoError(t, os.Chmod(s.Dir, 0o755)) //nolint:gosec // the scenario
-	require.Contains(t, stranger(65534, "approve", asked.Incident), "permission denied")
+	require.Contains(t, stranger(65534, "approve", asked.IncidentID), "permission denied")
 	require.NoError(t, os.Chmod(s.Data, 0o755)) //nolint:gosec // the scenario
 	require.NoError(t, os.Chmod(s.Socket(), 0o666))
-	for _, args := range [][]string{{"approve", asked.Incident}, {"release", "--all"}, {"stop"}, {"resume"}} {
+	for _, args := range [][]string{{"approve", asked.IncidentID}, {"release", "--all"}, {"stop"}, {"resume"}} {
 		require.Contains(t, stranger(65534, args...), "is nobody in the configuration", args)
 	}
 	require.Contains(t, stranger(65534, "drill"), "only root")
-	require.Contains(t, stranger(65533, "approve", asked.Incident), "may not answer")
+	require.Contains(t, stranger(65533, "approve", asked.IncidentID), "may not answer")
 	require.Empty(t, s.Locks(t))
 
-	_, stderr, code := s.Run(t, "deny", asked.Incident, "--reason", "a known build")
+	_, stderr, code := s.Run(t, "deny", asked.IncidentID, "--reason", "a known build")
 	require.Zero(t, code, stderr)
 	in := s.Incident(t, c.ID, 20*time.Second, "its playbook ended", playbookEnded)
 	require.Equal(t, playbooks.OutcomeDenied, in.Playbooks[0].Steps[1].Outcome)

@@ -174,7 +174,7 @@ func (i *intruder) answerFalsely(node string, d time.Duration) {
 				return activities.ApplyResult{}, nil
 			},
 			"Verify": func(context.Context, activities.VerifyInput) (activities.VerifyResult, error) {
-				return activities.VerifyResult{Gone: true}, nil
+				return activities.VerifyResult{TargetGone: true}, nil
 			},
 			"Undo": func(context.Context, activities.UndoInput) (activities.UndoResult, error) {
 				return activities.UndoResult{}, nil

@@ -92,7 +92,7 @@ var clicks = []struct {
 		w.no(t, alice, value(forged+"."+seal), "not one of Stanch's")
 	}},
 	{"a button of another installation", func(t *testing.T, w *clickScene) {
-		w.no(t, alice, value(base64.RawURLEncoding.EncodeToString([]byte(`{"k":"approve","i":"`+w.q.Incident+`"}`))+".AAAAAAAAAAAAAAAAAAAAAA"), "not one of Stanch's")
+		w.no(t, alice, value(base64.RawURLEncoding.EncodeToString([]byte(`{"k":"approve","i":"`+w.q.IncidentID+`"}`))+".AAAAAAAAAAAAAAAAAAAAAA"), "not one of Stanch's")
 	}},
 	{"an approval of the question of another incident", func(t *testing.T, w *clickScene) {
 		// Its genuine button answers its own question and never this one.
@@ -149,7 +149,7 @@ var clicks = []struct {
 			})
 		}
 		all.Wait()
-		q := w.question(t, w.q.Incident)
+		q := w.question(t, w.q.IncidentID)
 		require.LessOrEqual(t, len(q.Votes), 10, "the history is bounded")
 		require.Less(t, len(w.slack.Whispers(dora)), 100, "and so are the answers")
 	}},
@@ -216,21 +216,21 @@ func TestNobodyAnswersWithoutTheRight(t *testing.T) {
 	_, _ = c.click(t, bob, before, "deny")
 	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 10*time.Second, 20*time.Millisecond)
 	_, _ = slack.Sign(slack.Submit(bob, c.slack.Views()[0], "no"), time.Now(), slack.Secret).Send(t, c.url())
-	require.Eventually(t, func() bool { _, ok := c.open(t, earlier.Incident); return !ok }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { _, ok := c.open(t, earlier.IncidentID); return !ok }, 10*time.Second, 50*time.Millisecond)
 
 	box, q, m := c.asked(t)
 	w := &clickScene{chat: c, t: t, q: q, m: m, old: before.Buttons(t)["approve"][0]}
 	for _, attack := range clicks {
 		t.Run(attack.name, func(t *testing.T) {
 			attack.do(t, w)
-			now := c.question(t, q.Incident)
-			require.Empty(t, now.Yes, "it counts")
+			now := c.question(t, q.IncidentID)
+			require.Empty(t, now.ApprovedBy, "it counts")
 			require.False(t, box.Silent(60*time.Millisecond), "it is contained")
 		})
 	}
 	// Whoever was refused stands in the record, with the reason.
-	now := c.question(t, q.Incident)
-	require.Contains(t, strings.Join(now.Ignored, "\n"), "dora: dora may not answer this")
+	now := c.question(t, q.IncidentID)
+	require.Contains(t, strings.Join(now.IgnoredVotes, "\n"), "dora: dora may not answer this")
 	for _, member := range []string{alice, bob} {
 		w.refused(t, w.sign(w.approve(member, nil)), http.StatusOK)
 	}

@@ -168,7 +168,7 @@ func (c *chat) open(t *testing.T, incident string) (playbook.Pending, bool) {
 	var all []playbook.Pending
 	require.NoError(t, c.Get("/v1/pending", &all))
 	for _, q := range all {
-		if q.Incident == incident {
+		if q.IncidentID == incident {
 			return q, true
 		}
 	}
@@ -235,7 +235,7 @@ func TestPeopleDecideInSlack(t *testing.T) {
 	code, body := c.click(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
 	c.toldTo(t, alice, "recorded")
-	m = c.message(t, q.Incident, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
+	m = c.message(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
 	c.picture(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
 	_, acked := c.slack.Push(t, slack.Payload(alice, m, m.Buttons(t)["approve"][0], nil))
@@ -288,10 +288,10 @@ func TestANoIsGivenWithItsReason(t *testing.T) {
 	code, answer = slack.Sign(slack.Submit(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.Secret).Send(t, c.url())
 	require.Equal(t, http.StatusOK, code, answer)
 	c.Incident(t, box.ID, 20*time.Second, "denied", stepped(playbooks.OutcomeDenied))
-	c.message(t, q.Incident, "the reason is shown as text", func(m slack.Message) bool {
+	c.message(t, q.IncidentID, "the reason is shown as text", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "bob said no. it is the nightly benchmark")
 	})
-	require.NotContains(t, string(c.message(t, q.Incident, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
+	require.NotContains(t, string(c.message(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
 	require.False(t, box.Silent(200*time.Millisecond), "nothing was contained")
 }
 
@@ -309,13 +309,13 @@ func TestTheGlassIsBroken(t *testing.T) {
 	_, answer = slack.Sign(slack.Submit(grace, form, "exfiltration is under way"), time.Now(), slack.Secret).Send(t, c.url())
 	require.Empty(t, answer)
 	c.Incident(t, box.ID, 30*time.Second, "held", held)
-	c.message(t, q.Incident, "said to everybody", func(m slack.Message) bool {
+	c.message(t, q.IncidentID, "said to everybody", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "grace broke the glass: exfiltration is under way")
 	})
-	stdout, stderr, code := c.Run(t, "evidence", "list", q.Incident, "-o", "json")
+	stdout, stderr, code := c.Run(t, "evidence", "list", q.IncidentID, "-o", "json")
 	require.Zero(t, code, stderr)
 	require.Contains(t, stdout, `"break-glass"`)
-	_, _, code = c.Run(t, "evidence", "verify", q.Incident)
+	_, _, code = c.Run(t, "evidence", "verify", q.IncidentID)
 	require.Zero(t, code)
 }
 
@@ -332,7 +332,7 @@ func TestAFalsePositiveLetsGo(t *testing.T) {
 	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Disposition == "false-positive" })
 	require.Equal(t, "bob", in.DispositionBy)
 	require.True(t, box.Resumed(2*time.Second))
-	c.message(t, q.Incident, "shown", func(m slack.Message) bool {
+	c.message(t, q.IncidentID, "shown", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "resolved: false-positive by bob")
 	})
 }

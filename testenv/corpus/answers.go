@@ -23,14 +23,14 @@ func (s *story) run() string { return s.rec.Playbooks[len(s.rec.Playbooks)-1].Wo
 // workload is what the context of a pod was.
 func (s *story) workload(p *pod) {
 	out := activities.WorkloadContext{
-		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.others + len(s.pods), SameDigestPods: s.others, SameDigest: []string{}, SameNodePods: s.random.IntN(20),
-		ServiceAccount: s.name, MayDo: []string{}, Image: s.image, ImageDigest: s.digest, Labels: map[string]string{"app": s.name}, Changes: []playbooks.RecentChange{}, Missing: []string{},
+		Owner: activities.Owner{Kind: s.kind, Name: s.name, UID: s.workloadUID}, Replicas: s.others + len(s.pods), SameDigestPodCount: s.others, SameDigestPodNames: []string{}, SameNodePodCount: s.random.IntN(20),
+		ServiceAccount: s.name, DangerousPermissions: []string{}, Image: s.image, ImageDigest: s.digest, Labels: map[string]string{"app": s.name}, Changes: []playbooks.RecentChange{}, Missing: []string{},
 	}
 	for i := range s.others {
-		out.SameDigest = append(out.SameDigest, fmt.Sprintf("%s/%s-sibling-%d on node-%d", s.namespace, s.name, i, i))
+		out.SameDigestPodNames = append(out.SameDigestPodNames, fmt.Sprintf("%s/%s-sibling-%d on node-%d", s.namespace, s.name, i, i))
 	}
 	if s.random.IntN(4) == 0 {
-		out.MayDo = []string{"read secrets of its namespace"}
+		out.DangerousPermissions = []string{"read secrets of its namespace"}
 	}
 	if s.random.IntN(3) == 0 {
 		out.Changes = []playbooks.RecentChange{{ChangedAt: s.rec.Incident.Opened.Add(-time.Duration(s.random.IntN(3000)) * time.Second), Description: "rollout of " + s.image}}

@@ -67,7 +67,7 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"a loop's outcome is the worst of its rounds, and the others run": {
 			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refuse("host network"), nil}},
+				answers: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
 				steps: `
   - evidence: snapshot
   - foreach: incident.targets
@@ -87,7 +87,7 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"what failed is known, and only that is mended": {
 			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refuse("host network"), nil}},
+				answers: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
 				steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
 				want:    []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
 				check:   func(t *testing.T, w *world) { require.Len(t, w.held, 2) },
@@ -117,14 +117,14 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"evidence is taken although what it asks for cannot be known": {
 			scenario: scenario{
-				answers: map[string][]error{"ctx": {activities.Refuse("away")}},
+				answers: map[string][]error{"ctx": {activities.Refusef("away")}},
 				steps:   "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
 				want:    []string{"c ctx refused", "steps[1] snapshot changed", "steps[1] snapshot changed", "steps[2] isolate changed"},
 			}, outcome: "refused",
 		},
 		"what is planned twice is asked once, and what is set under a false if is not planned": {
 			scenario: scenario{
-				verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+				verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
 				steps: `
   - evidence: snapshot
   - approval: sure
@@ -186,7 +186,7 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"a call that fails runs on_failure, and its outputs cannot be read": {
 			scenario: scenario{
-				called: []string{counter}, answers: map[string][]error{"isolate": {activities.Refuse("no")}},
+				called: []string{counter}, answers: map[string][]error{"isolate": {activities.Refusef("no")}},
 				steps: `
   - evidence: snapshot
   - call: counter
@@ -261,21 +261,21 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"a branch that fails makes the parallel fail": {
 			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refuse("no")}},
+				answers: map[string][]error{"isolate": {activities.Refusef("no")}},
 				steps:   "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
 				want:    []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait changed", "steps[1].on_failure[0] stop refused (no)"},
 			}, outcome: "refused",
 		},
 		"a run that began with the first version goes on with it": {
 			scenario: scenario{
-				version: 1, answers: map[string][]error{"isolate": {activities.Refuse("no")}, "ctx": {errAway, errAway, errAway}},
+				version: 1, answers: map[string][]error{"isolate": {activities.Refusef("no")}, "ctx": {errAway, errAway, errAway}},
 				steps: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
 				want:  []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
 			}, outcome: "changed",
 		},
 		"an approval permits what a loop and a call inside of it hold": {
 			scenario: scenario{
-				called: []string{counter}, verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk}, "scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+				called: []string{counter}, verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval}, "scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
 				steps: `
   - evidence: snapshot
   - approval: all of it

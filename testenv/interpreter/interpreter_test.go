@@ -43,7 +43,7 @@ type world struct {
 	answers map[string][]error // by action: the errors of its calls in turn, nil for success
 	calls   []string
 	held    map[string]bool // by target
-	verdict map[string]activities.Decision
+	verdict map[string]activities.GuardDecision
 }
 
 func (w *world) call(action, what string) error {
@@ -71,15 +71,15 @@ func (w *world) count(call string) int {
 }
 
 // Decide lets everything run that the scenario does not decide otherwise.
-func (w *world) Decide(_ context.Context, q activities.Question) (activities.Decision, error) {
+func (w *world) Decide(_ context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p := q.Request.Incident.MaxPhase; p == 1 && q.Spec.Class != playbooks.ClassObserve {
-		return activities.Decision{Verdict: activities.VerdictPropose, Reason: "the playbook's ceiling"}, nil
+	if p := q.Request.IncidentRef.MaxPhase; p == 1 && q.Spec.Class != playbooks.ClassObserve {
+		return activities.GuardDecision{Verdict: activities.VerdictPropose, Reason: "the playbook's ceiling"}, nil
 	}
 	d, ok := w.verdict[q.Spec.Name]
-	if q.Basis.Grant != nil || !ok {
-		return activities.Decision{Verdict: activities.VerdictRun}, nil
+	if q.Authorization.Grant != nil || !ok {
+		return activities.GuardDecision{Verdict: activities.VerdictRun}, nil
 	}
 	return d, nil
 }
@@ -208,7 +208,7 @@ type scenario struct {
 	ends    func(*testing.T, error) // where the run does not end by itself
 	version int                     // of the language that the run began with; 0 is this one's
 	answers map[string][]error
-	verdict map[string]activities.Decision
+	verdict map[string]activities.GuardDecision
 	vote    *bool // what the approver says; nil says nothing
 	want    []string
 	check   func(*testing.T, *world)
@@ -239,12 +239,12 @@ func TestTheOutcomeTable(t *testing.T) {
 		},
 		"a refusal runs on_failure": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
-			answers: map[string][]error{"isolate": {activities.Refuse("host network")}},
+			answers: map[string][]error{"isolate": {activities.Refusef("host network")}},
 			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a refused (host network)", "tell a changed", "tell b changed"},
 		},
 		"one target that fails makes the step fail, the other is held": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
-			answers: map[string][]error{"isolate": {activities.Refuse("no"), nil}},
+			answers: map[string][]error{"isolate": {activities.Refusef("no"), nil}},
 			want:    []string{"snapshot a changed", "snapshot b changed", "isolate ? refused (no)", "isolate ? changed", "tell a changed", "tell b changed"},
 		},
 		"evidence that fails does not stop the containment": {
@@ -254,7 +254,7 @@ func TestTheOutcomeTable(t *testing.T) {
 		},
 		"what the phase does not let run is proposed, and on_failure does not run": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
-			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
+			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
 			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a proposed (would isolate a (phase 1))"},
 		},
 		"an if that is false skips": {
@@ -271,32 +271,32 @@ func TestTheOutcomeTable(t *testing.T) {
 			want:  []string{"ctx a changed", "ctx b changed", "snapshot a changed", "snapshot b changed", "tell a changed", "tell b changed"},
 		},
 		"an approval that is given runs its steps": {
-			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
 			want: []string{"snapshot a changed", "snapshot b changed", "approval  changed", "scale a changed", "scale b changed"},
 		},
 		"an approval that is refused runs on_denied and nothing else": {
-			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: no(),
+			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: no(),
 			want:  []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
 			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
 		},
 		"silence denies": {
-			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}},
+			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
 			want: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
 		},
 		"where the phase lets nothing run nobody is asked": {
-			steps: approval, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, vote: yes(),
+			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, vote: yes(),
 			want:  []string{"snapshot a changed", "snapshot b changed", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
 			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
 		},
 		"a scope that wants its approvers asked asks them": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
+			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
 			vote:    yes(),
 			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a changed (approved by "},
 		},
 		"a scope without approvers denies": {
 			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			verdict: map[string]activities.Decision{"isolate": {Verdict: activities.VerdictAsk, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
+			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
 			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a denied (nobody may approve"},
 		},
 	} {
@@ -320,7 +320,7 @@ func TestTheOutcomeTable(t *testing.T) {
 func TestAStalePlanIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	_, report := play(t, scenario{
-		shifts: true, verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}}, vote: yes(),
+		shifts: true, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
 		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
 		then: func(t *testing.T, c client.Client, id string, _ func(func())) {
@@ -328,16 +328,16 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 			require.Eventually(t, func() bool {
 				var open []playbook.Pending
 				value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
-				if err != nil || value.Get(&open) != nil || len(open) != 1 || open[0].Before == "" {
+				if err != nil || value.Get(&open) != nil || len(open) != 1 || open[0].ReplacesHash == "" {
 					return false
 				}
 				again = open[0]
 				return true
 			}, 20*time.Second, 20*time.Millisecond, "it is asked again")
-			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.Changed)
-			require.NotEqual(t, again.Before, again.Hash)
+			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.ChangesSinceReplaced)
+			require.NotEqual(t, again.ReplacesHash, again.PlansHash)
 			// The old yes is worth nothing for the new plan.
-			stale, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.Incident, WorkflowID: again.Run, Step: again.ID, PlanHash: again.Before, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
+			stale, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
 			require.NoError(t, err)
 			require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, stale))
 			answer(t, c, id, true)
@@ -361,14 +361,14 @@ func asked(t *testing.T, c client.Client, id string) playbook.Pending {
 // say signs and sends a vote as the gateway does.
 func say(t *testing.T, c client.Client, p playbook.Pending, person string, approve bool) {
 	t.Helper()
-	signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+	signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 	require.NoError(t, err)
-	require.NoError(t, c.SignalWorkflow(t.Context(), p.Run, "", workflows.SignalVote, signed))
+	require.NoError(t, c.SignalWorkflow(t.Context(), p.WorkflowID, "", workflows.SignalVote, signed))
 }
 
 func askingFor(steps string) scenario {
 	return scenario{
-		verdict: map[string]activities.Decision{"scale": {Verdict: activities.VerdictAsk}},
+		verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
 		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n" + steps,
 	}
@@ -442,8 +442,8 @@ func compare(t *testing.T, want, got []string) {
 	}
 }
 
-// ApproversOf are those whom the scenarios ask.
-func (w *world) ApproversOf(string, bool) activities.Approvers {
+// ApproversForNamespace are those whom the scenarios ask.
+func (w *world) ApproversForNamespace(string, bool) activities.Approvers {
 	return activities.Approvers{Groups: []string{"people"}, Quorum: max(w.quorum, 1), Timeout: 5 * time.Second}
 }
 
@@ -454,8 +454,8 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	if w.answers == nil {
 		w.answers = map[string][]error{}
 	}
-	set := activities.NewSet(w.actions()...)
-	set.Guards, set.Scopes, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
+	set := activities.NewActivities(w.actions()...)
+	set.Guards, set.ScopeApprovers, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
 
 	options := shared.options
 	options.Logger = quiet{}
@@ -464,7 +464,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	t.Cleanup(c.Close)
 	// Scenarios share Temporal and run at once: each has a namespace of queues by its own client's identity.
 	queue := workflows.TaskQueue + "/" + t.Name()
-	catalogue := set.Catalogue()
+	catalogue := set.Catalog()
 	leases := &lease.Workflows{Catalogue: catalogue}
 	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
 	serve := func() sdkworker.Worker {
@@ -484,7 +484,7 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	in := playbook.Input{
 		Language: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
 		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
-		Brief:    activities.Brief{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Key: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
+		Brief:    activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
 	}
 	for _, source := range s.called {
 		in.Called = append(in.Called, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
@@ -528,7 +528,7 @@ func answer(t *testing.T, c client.Client, id string, approve bool) {
 		return len(open) > 0 || err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
 	}, 30*time.Second, 20*time.Millisecond)
 	for _, p := range open {
-		signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+		signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 		require.NoError(t, err)
 		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, signed))
 	}

@@ -23,9 +23,9 @@ import (
 const Incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // Brief is an incident.
-func Brief() activities.Brief {
-	return activities.Brief{
-		ID: Incident, Key: "test/shop/Deployment/web", Cluster: "test", Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
+func Brief() activities.IncidentRef {
+	return activities.IncidentRef{
+		ID: Incident, GroupingKey: "test/shop/Deployment/web", Cluster: "test", Summary: "A miner was started in shop/Deployment/web.", Scope: "web", Confidence: 0.93, Replicas: 3,
 		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web", Image: "registry.example/web:1", ImageDigest: "sha256:1234", ServiceAccount: "web", Node: "node-a"},
 		Opened:   time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 	}
@@ -40,14 +40,14 @@ type Ran struct {
 }
 
 // Run runs an action once, with the retries of a step.
-func Run(t testing.TB, action activities.Observer, in activities.Brief, params any) Ran {
+func Run(t testing.TB, action activities.Observer, in activities.IncidentRef, params any) Ran {
 	t.Helper()
 	raw, err := json.Marshal(params)
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := action.Spec()
-	set := activities.NewSet(action)
+	set := activities.NewActivities(action)
 	suite := &testsuite.WorkflowTestSuite{}
 	suite.SetLogger(log.NewStructuredLogger(slog.New(slog.DiscardHandler)))
 	env := suite.NewTestWorkflowEnvironment()
@@ -60,7 +60,7 @@ func Run(t testing.TB, action activities.Observer, in activities.Brief, params a
 		})
 		began := workflow.Now(ctx)
 		ran.Err = workflow.ExecuteActivity(ctx, set.Observe, activities.ObserveInput{Request: activities.Request{
-			Action: spec.Name, Params: raw, Target: playbooks.Target{Kind: playbooks.TargetIncident, Name: in.ID, UID: in.ID}, Incident: in,
+			Action: spec.Name, Params: raw, Target: playbooks.Target{Kind: playbooks.TargetIncident, Name: in.ID, UID: in.ID}, IncidentRef: in,
 		}}).Get(ctx, &ran.Result)
 		ran.Took = workflow.Now(ctx).Sub(began)
 		return nil

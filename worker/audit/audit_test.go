@@ -110,7 +110,7 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 	m := newMade(t)
 	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
 		v := attestation.Vote{
-			IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 9 on the local socket",
+			IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 9 on the local socket",
 			Approved: true, DecidedAt: began.Add(time.Minute),
 		}
 		change(&v)
@@ -163,7 +163,7 @@ func TestEachLieIsNamed(t *testing.T) {
 			require.NoError(m.t, err)
 		}, want: "the attestation of detection d1 does not hold"},
 		"a grant for another plan": {change: func(m *made, p *parts) {
-			p.tally.Grants[plan().Hash] = m.grant(func(g *attestation.Grant) { g.PlanHash = "other" })
+			p.tally.GrantsByPlanHash[plan().PlanHash] = m.grant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not fit its plan"},
 		"a yes without a vote": {change: func(_ *made, p *parts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
 		"a no that was passed over": {change: func(m *made, p *parts) {
@@ -256,7 +256,7 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 
 // Whatever an activity says of the manifest is in the story, to be compared with it.
 func TestEachActSaysWhereItWasEntered(t *testing.T) {
-	m := newMade(t).whole(func(p *parts) { p.tally.Entry, p.applied.Entry, p.undone.Unrecorded = "aa", "bb", "no space left" })
+	m := newMade(t).whole(func(p *parts) { p.tally.ManifestEntryHash, p.applied.ManifestEntryHash, p.undone.UnrecordedReason = "aa", "bb", "no space left" })
 	s := audit.Tell(m.runs, m.options())
 	var got []string
 	for _, a := range s.Acts {

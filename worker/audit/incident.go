@@ -287,18 +287,18 @@ func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
 			r.decided(e, got)
 		}
 	case "CountVotes":
-		var q activities.TallyInput
-		var got activities.Tally
+		var q activities.CountVotesInput
+		var got activities.VoteCount
 		if r.decode(t.scheduled, "the question", in, &q) && r.decode(e, "the count of the votes", result, &got) {
 			r.counted(e, q, got)
-			r.entered(e, "the answer to "+r.questionName(q.Step), q.Incident, got.Entry, got.Unrecorded)
+			r.entered(e, "the answer to "+r.questionName(q.RequestID), q.IncidentID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case "Apply":
 		var q activities.ApplyInput
 		var got activities.ApplyResult
 		if r.decode(t.scheduled, "what was to be applied", in, &q) && r.decode(e, "what was applied", result, &got) {
 			r.applied(e, q, got)
-			r.entered(e, r.nameOf(t), q.Request.Incident.ID, got.Entry, got.Unrecorded)
+			r.entered(e, r.nameOf(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case "Verify":
 		var got activities.VerifyResult
@@ -310,7 +310,7 @@ func (r *reader) activityEnded(e *historypb.HistoryEvent) bool {
 		var got activities.UndoResult
 		if r.decode(t.scheduled, "what was to be undone", in, &q) && r.decode(e, "what was undone", result, &got) {
 			r.undone(e, q, got)
-			r.entered(e, r.nameOf(t), q.Request.Incident.ID, got.Entry, got.Unrecorded)
+			r.entered(e, r.nameOf(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
 	case "Attempted":
 		r.line(e, KindEvidence, "", "Evidence that did not answer in time got its receipt: that it was attempted counts, or an attacker would only have to make it hang", nil)
@@ -391,10 +391,10 @@ func around(on string, outputs json.RawMessage, details map[string]any) string {
 	if w.Owner.Name != "" {
 		fmt.Fprintf(&what, ": it belongs to %s %s", w.Owner.Kind, w.Owner.Name)
 	}
-	fmt.Fprintf(&what, "; its image runs in %s", plural(w.SameDigestPods, "other pod", "other pods"))
-	if len(w.MayDo) > 0 {
-		what.WriteString("; its account may " + strings.Join(w.MayDo, ", "))
-		details["may_do"] = w.MayDo
+	fmt.Fprintf(&what, "; its image runs in %s", plural(w.SameDigestPodCount, "other pod", "other pods"))
+	if len(w.DangerousPermissions) > 0 {
+		what.WriteString("; its account may " + strings.Join(w.DangerousPermissions, ", "))
+		details["may_do"] = w.DangerousPermissions
 	}
 	for _, c := range w.Changes {
 		what.WriteString("; changed recently: " + c.Description)

@@ -143,12 +143,12 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 	r.learn(q.Request.Target)
 	d, what := got.Decision, q.Request.Action+" on "+r.targetName(q.Request.Target.ID())
 	details := map[string]any{
-		"action": q.Request.Action, "target": q.Request.Target.ID(), "lease": q.Request.Lease, "verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
-		"outcome": string(got.Effect.Outcome), "until": q.Request.Until.UTC(), "params": string(q.Request.Params),
+		"action": q.Request.Action, "target": q.Request.Target.ID(), "lease": q.Request.LeaseID, "verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase,
+		"outcome": string(got.Effect.Outcome), "until": q.Request.ExpiresAt.UTC(), "params": string(q.Request.Params),
 	}
-	if d.Config != "" {
-		r.configs[d.Config] = true
-		details["config"] = d.Config
+	if d.ConfigHash != "" {
+		r.configs[d.ConfigHash] = true
+		details["config"] = d.ConfigHash
 	}
 	effect := r.effectOf(q.Request)
 	if d.Verdict != activities.VerdictRun {
@@ -163,17 +163,17 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 	if word != d.Reason {
 		word = "the grant of " + word
 	}
-	if got.Token != nil {
+	if got.LeaseToken != nil {
 		var token attestation.LeaseToken
-		details["token_holds"] = r.open(e, "the lease's token", *got.Token, attestation.PayloadTypeLeaseToken, &token)
-		if token.LeaseID != q.Request.Lease || token.TargetID != q.Request.Target.ID() {
-			r.problem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.Lease)
+		details["token_holds"] = r.open(e, "the lease's token", *got.LeaseToken, attestation.PayloadTypeLeaseToken, &token)
+		if token.LeaseID != q.Request.LeaseID || token.TargetID != q.Request.Target.ID() {
+			r.problem(e, "the token is for %s on %s, not for %s", token.LeaseID, token.TargetID, q.Request.LeaseID)
 		}
 		details["on"] = token.AuthorizationID
 		word += r.basis(e, q, token.AuthorizationID)
 	}
 	again := effect.Applied.Event != 0
-	effect.Until = q.Request.Until
+	effect.Until = q.Request.ExpiresAt
 	if !again {
 		effect.Applied, effect.AppliedAt, effect.Outcome, effect.Reason, effect.Word = r.ref(e), got.Effect.AppliedAt, got.Effect.Outcome, got.Effect.Reason, word
 		if effect.AppliedAt.IsZero() {
@@ -200,21 +200,21 @@ func (r *reader) applied(e *historypb.HistoryEvent, q activities.ApplyInput, got
 	}
 	text += ". It rests on " + word
 	if r.run.Type == TypeLease {
-		text += ". It ends by itself at " + q.Request.Until.UTC().Format(time.DateTime) + " UTC"
+		text += ". It ends by itself at " + q.Request.ExpiresAt.UTC().Format(time.DateTime) + " UTC"
 	}
 	r.line(e, KindEffect, "", text, details)
 }
 
 // basis names the detection or the people that an effect rests on, from what came with the request.
 func (r *reader) basis(e *historypb.HistoryEvent, q activities.ApplyInput, on string) string {
-	if q.Basis.Grant != nil {
+	if q.Authorization.Grant != nil {
 		var g attestation.Grant
-		if r.open(e, "the grant that the effect rests on", *q.Basis.Grant, attestation.PayloadTypeGrant, &g) {
+		if r.open(e, "the grant that the effect rests on", *q.Authorization.Grant, attestation.PayloadTypeGrant, &g) {
 			return ""
 		}
 		return ", whose grant does not hold"
 	}
-	for _, s := range q.Basis.Attestations {
+	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
 		if r.open(e, "an attestation that the effect rests on", s, attestation.PayloadTypeAttestation, &a) && a.DetectionID == on {
 			return fmt.Sprintf(" (the newest of rule %s)", a.Rule)
@@ -225,11 +225,11 @@ func (r *reader) basis(e *historypb.HistoryEvent, q activities.ApplyInput, on st
 
 // effectOf is the effect of a request's lease; an act without a lease has one of its own.
 func (r *reader) effectOf(q activities.Request) *Effect {
-	if effect := r.effects[q.Lease]; effect != nil {
+	if effect := r.effects[q.LeaseID]; effect != nil {
 		return effect
 	}
-	effect := &Effect{Lease: q.Lease, Incident: q.Incident.ID, Action: q.Action, Target: r.targetName(q.Target.ID()), Params: string(q.Params)}
-	r.effects[q.Lease] = effect
+	effect := &Effect{Lease: q.LeaseID, Incident: q.IncidentRef.ID, Action: q.Action, Target: r.targetName(q.Target.ID()), Params: string(q.Params)}
+	r.effects[q.LeaseID] = effect
 	return effect
 }
 
@@ -254,14 +254,14 @@ func (r *reader) verified(e *historypb.HistoryEvent, got activities.VerifyResult
 	if got.InForce && r.held.effect != nil {
 		r.held.effect.Observed++
 	}
-	if w.known && w.inForce == got.InForce && w.gone == got.Gone {
+	if w.known && w.inForce == got.InForce && w.gone == got.TargetGone {
 		w.alike, w.last = append(w.alike, e.GetEventId()), e
 		return
 	}
 	r.breakWatch()
 	what := "It was observed that the containment is no longer in force"
 	switch {
-	case got.Gone:
+	case got.TargetGone:
 		what = "The target is gone: what is left of the containment is taken away"
 	case got.InForce:
 		what = "It was observed that the containment is in force"
@@ -269,8 +269,8 @@ func (r *reader) verified(e *historypb.HistoryEvent, got activities.VerifyResult
 	if got.Detail != "" {
 		what += ": " + got.Detail
 	}
-	r.line(e, KindVerification, "", what, map[string]any{"in_force": got.InForce, "gone": got.Gone, "lease": r.held.id})
-	w.known, w.inForce, w.gone = true, got.InForce, got.Gone
+	r.line(e, KindVerification, "", what, map[string]any{"in_force": got.InForce, "gone": got.TargetGone, "lease": r.held.id})
+	w.known, w.inForce, w.gone = true, got.InForce, got.TargetGone
 }
 
 // breakWatch tells how many observations said nothing new.
@@ -300,7 +300,7 @@ func (r *reader) undone(e *historypb.HistoryEvent, q activities.UndoInput, got a
 	} else if effect.State == "failed" {
 		why = "it failed half-way"
 	}
-	details := map[string]any{"lease": q.Request.Lease, "undone": got.Undone, "why": why}
+	details := map[string]any{"lease": q.Request.LeaseID, "undone": got.Undone, "why": why}
 	switch {
 	case got.Undone:
 		ref := r.ref(e)
@@ -314,7 +314,7 @@ func (r *reader) undone(e *historypb.HistoryEvent, q activities.UndoInput, got a
 		details["drift"] = got.Drift.Detail
 		r.line(e, KindUndo, "", fmt.Sprintf("%s was NOT undone: somebody else changed it since: %s", what, got.Drift.Detail), details)
 	default:
-		details["reason"] = got.Reason
-		r.line(e, KindRefusal, "", fmt.Sprintf("Undoing %s was refused: %s", what, got.Reason), details)
+		details["reason"] = got.RefusalReason
+		r.line(e, KindRefusal, "", fmt.Sprintf("Undoing %s was refused: %s", what, got.RefusalReason), details)
 	}
 }

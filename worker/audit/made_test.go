@@ -154,28 +154,28 @@ func (m *made) detection() incident.Attested {
 }
 
 func plan() activities.PlanResult {
-	p := activities.Plan{Action: "pod.isolate", Target: "pod:u-1", Params: json.RawMessage(`{}`), For: time.Hour, Changes: []string{"hold everything that pod shop/web-1 sends"}}
-	return activities.PlanResult{Plan: p, Hash: p.Hash(), Decision: activities.Decision{Verdict: activities.VerdictAsk, Guard: "phase", Reason: "confidence 0.70 is below the 0.80", Phase: 2, Approvers: people, Config: "abcdef012345"}}
+	p := activities.Plan{Action: "pod.isolate", TargetID: "pod:u-1", Params: json.RawMessage(`{}`), Duration: time.Hour, Changes: []string{"hold everything that pod shop/web-1 sends"}}
+	return activities.PlanResult{Plan: p, PlanHash: p.Hash(), Decision: activities.GuardDecision{Verdict: activities.VerdictAskApproval, Guard: "phase", Reason: "confidence 0.70 is below the 0.80", Phase: 2, Approvers: people, ConfigHash: "abcdef012345"}}
 }
 
 // vote is one of a person of the groups given, so long after the question.
 func (m *made) vote(person string, approve bool, after time.Duration, groups ...string) attestation.Envelope {
 	return m.sign(attestation.PayloadTypeVote, attestation.Vote{
-		IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.QuestionHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 7 on the local socket",
+		IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 7 on the local socket",
 		Approved: approve, Groups: groups, DecidedAt: began.Add(after),
 	})
 }
 
-func (m *made) tally(votes ...attestation.Envelope) activities.TallyInput {
+func (m *made) tally(votes ...attestation.Envelope) activities.CountVotesInput {
 	plans := []activities.PlanResult{plan()}
-	return activities.TallyInput{
-		Incident: incidentID, Run: runOf, Step: "cut#1", Hash: activities.QuestionHash(plans, people), Plans: plans, Targets: []playbooks.Target{target}, Approvers: people, Votes: votes,
-		Asked: began, Deadline: began.Add(15 * time.Minute),
+	return activities.CountVotesInput{
+		IncidentID: incidentID, WorkflowID: runOf, RequestID: "cut#1", PlansHash: activities.ApprovalRequestHash(plans, people), Plans: plans, Targets: []playbooks.Target{target}, Approvers: people, Votes: votes,
+		AskedAt: began, Deadline: began.Add(15 * time.Minute),
 	}
 }
 
 func (m *made) grant(change func(*attestation.Grant)) attestation.Envelope {
-	g := attestation.Grant{Nonce: "n-1", Operation: attestation.OperationApply, PlanHash: plan().Hash, Targets: []string{"pod:u-1"}, IncidentID: incidentID, GrantedBy: []string{"alice (uid 7 on the local socket)"}, IssuedAt: began, ExpiresAt: began.Add(10 * time.Minute)}
+	g := attestation.Grant{Nonce: "n-1", Operation: attestation.OperationApply, PlanHash: plan().PlanHash, Targets: []string{"pod:u-1"}, IncidentID: incidentID, GrantedBy: []string{"alice (uid 7 on the local socket)"}, IssuedAt: began, ExpiresAt: began.Add(10 * time.Minute)}
 	if change != nil {
 		change(&g)
 	}
@@ -186,7 +186,7 @@ func (m *made) grant(change func(*attestation.Grant)) attestation.Envelope {
 type parts struct {
 	detection incident.Attested
 	votes     []attestation.Envelope
-	tally     activities.Tally
+	tally     activities.VoteCount
 	grant     attestation.Envelope
 	token     attestation.LeaseToken
 	release   attestation.Envelope
@@ -201,7 +201,7 @@ func (m *made) whole(change func(*parts)) *made {
 	steps := []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Target: "pod:u-1", Outcome: playbooks.OutcomeChanged, LeaseID: leaseID}}
 	p := &parts{
 		detection: m.detection(), votes: []attestation.Envelope{m.vote("alice", true, time.Minute, "responders")}, grant: grant,
-		tally:   activities.Tally{Granted: true, Reason: "approved by alice", Grants: map[string]attestation.Envelope{plan().Hash: grant}},
+		tally:   activities.VoteCount{Granted: true, Reason: "approved by alice", GrantsByPlanHash: map[string]attestation.Envelope{plan().PlanHash: grant}},
 		token:   attestation.LeaseToken{Nonce: "t", LeaseID: leaseID, Action: "pod.isolate", TargetID: "pod:u-1", AuthorizationID: "n-1", ExpiresAt: began.Add(time.Hour)},
 		release: m.sign(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "r-1", Operation: attestation.OperationRelease, LeaseID: leaseID, GrantedBy: []string{"bob (uid 8 on the local socket)"}}),
 		report:  playbook.Report{Run: runOf, Playbook: "miner", Steps: steps},
@@ -237,12 +237,12 @@ func (m *made) whole(change func(*parts)) *made {
 	}
 	m.completed(p.report)
 
-	request = activities.Request{Action: "pod.isolate", Target: target, Lease: leaseID, Params: json.RawMessage(`{}`), Until: began.Add(time.Hour)}
-	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{Action: "pod.isolate", Incident: activities.Brief{ID: incidentID}}})
+	request = activities.Request{Action: "pod.isolate", Target: target, LeaseID: leaseID, Params: json.RawMessage(`{}`), ExpiresAt: began.Add(time.Hour)}
+	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{Action: "pod.isolate", Incident: activities.IncidentRef{ID: incidentID}}})
 	token := m.sign(attestation.PayloadTypeLeaseToken, p.token)
-	p.applied.Effect, p.applied.Token = activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, &token
-	p.applied.Decision = activities.Decision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}
-	m.did("Apply", activities.ApplyInput{Request: request, Basis: activities.Basis{Grant: &p.grant}}, p.applied)
+	p.applied.Effect, p.applied.LeaseToken = activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, &token
+	p.applied.Decision = activities.GuardDecision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}
+	m.did("Apply", activities.ApplyInput{Request: request, Authorization: activities.Authorization{Grant: &p.grant}}, p.applied)
 	for _, inForce := range []bool{true, true, false, true} {
 		m.did("Verify", activities.VerifyInput{Request: request}, activities.VerifyResult{InForce: inForce, Detail: "looked"})
 	}

@@ -83,12 +83,12 @@ func (r *reader) plannedHere(e *historypb.HistoryEvent) (activities.PlanResult, 
 // decided tells what the guards said of a plan.
 func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	d, p := got.Decision, got.Plan
-	if got.Hash != "" && p.Hash() != got.Hash {
+	if got.PlanHash != "" && p.Hash() != got.PlanHash {
 		r.problem(e, "the plan of %s is not the one that was hashed", p.Action)
 	}
-	details := map[string]any{"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase, "action": p.Action, "target": p.Target}
-	if got.Hash != "" {
-		details["plan_hash"] = got.Hash
+	details := map[string]any{"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase, "action": p.Action, "target": p.TargetID}
+	if got.PlanHash != "" {
+		details["plan_hash"] = got.PlanHash
 	}
 	if len(p.Changes) > 0 {
 		details["changes"] = p.Changes
@@ -99,30 +99,30 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	if len(p.Params) > 0 {
 		details["params"] = string(p.Params)
 	}
-	if d.On != "" {
-		details["on"] = d.On
+	if d.BasisID != "" {
+		details["on"] = d.BasisID
 	}
-	if p.For > 0 {
-		details["for"] = duration.FormatApprox(p.For)
+	if p.Duration > 0 {
+		details["for"] = duration.FormatApprox(p.Duration)
 	}
-	if p.Ends != "" {
-		details["ends"] = p.Ends.String()
+	if p.EndMechanism != "" {
+		details["ends"] = p.EndMechanism.String()
 	}
-	if d.Config != "" {
-		r.configs[d.Config] = true
-		details["config"] = d.Config
+	if d.ConfigHash != "" {
+		r.configs[d.ConfigHash] = true
+		details["config"] = d.ConfigHash
 	}
 	what := "a containment"
 	if p.Action != "" {
-		what = p.Action + " on " + r.targetName(p.Target)
+		what = p.Action + " on " + r.targetName(p.TargetID)
 	}
 	if r.decidedBefore(got) {
 		r.line(e, KindDecision, "", fmt.Sprintf("Looked once more before %s: the plan is still the same", what), details)
 		return
 	}
 	would := strings.Join(p.Changes, "; ")
-	if p.For > 0 {
-		would += ", and undo it after " + duration.FormatApprox(p.For)
+	if p.Duration > 0 {
+		would += ", and undo it after " + duration.FormatApprox(p.Duration)
 	}
 	if len(p.Warnings) > 0 {
 		would += ". But: " + strings.Join(p.Warnings, "; ")
@@ -130,7 +130,7 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 	switch d.Verdict {
 	case activities.VerdictRun:
 		r.line(e, KindDecision, "", fmt.Sprintf("Decided to run %s: %s. It will %s", what, d.Reason, would), details)
-	case activities.VerdictAsk:
+	case activities.VerdictAskApproval:
 		r.line(e, KindDecision, "", fmt.Sprintf("Decided to ask people before %s: %s. It would %s", what, d.Reason, would), details)
 	case activities.VerdictPropose:
 		r.line(e, KindDecision, "", fmt.Sprintf("Not done, only proposed: %s. %s. It would %s", what, sentence(d.Reason), would), details)
@@ -143,10 +143,10 @@ func (r *reader) decided(e *historypb.HistoryEvent, got activities.PlanResult) {
 
 // decidedBefore tells whether the same plan got the same verdict in this run already.
 func (r *reader) decidedBefore(got activities.PlanResult) bool {
-	if got.Hash == "" {
+	if got.PlanHash == "" {
 		return false
 	}
-	key := got.Hash + string(got.Decision.Verdict)
+	key := got.PlanHash + string(got.Decision.Verdict)
 	before := r.plans[key]
 	r.plans[key] = true
 	return before
@@ -260,7 +260,7 @@ type pendingPlan struct {
 
 func (a *asking) planned(e *historypb.HistoryEvent, got activities.PlanResult) {
 	// What people permitted already is planned again before its effect, and not asked again.
-	if got.Decision.Verdict == activities.VerdictAsk && !a.granted[got.Hash] {
+	if got.Decision.Verdict == activities.VerdictAskApproval && !a.granted[got.PlanHash] {
 		a.open = append(a.open, pendingPlan{e, got})
 	}
 }
@@ -283,7 +283,7 @@ func (a *asking) timer(e *historypb.HistoryEvent) {
 			return
 		}
 		about = a.open[i : i+1]
-		approvers, title = about[0].plan.Decision.Approvers, about[0].plan.Plan.Action+" of "+a.targetName(about[0].plan.Plan.Target)
+		approvers, title = about[0].plan.Decision.Approvers, about[0].plan.Plan.Action+" of "+a.targetName(about[0].plan.Plan.TargetID)
 		a.open = slices.Delete(slices.Clone(a.open), i, i+1)
 	}
 	var plans []activities.PlanResult
@@ -333,34 +333,34 @@ func (r *reader) ask(e *historypb.HistoryEvent, title string, plans []activities
 	var would []string
 	for _, p := range plans {
 		text := strings.Join(p.Plan.Changes, "; ")
-		if p.Plan.For > 0 {
-			text += ", and undo it after " + duration.FormatApprox(p.Plan.For)
-			if p.Plan.Ends != "" {
-				text += " (" + p.Plan.Ends.String() + ")"
+		if p.Plan.Duration > 0 {
+			text += ", and undo it after " + duration.FormatApprox(p.Plan.Duration)
+			if p.Plan.EndMechanism != "" {
+				text += " (" + p.Plan.EndMechanism.String() + ")"
 			}
 		}
 		would = append(would, text)
 	}
-	of := approvers.Who()
+	of := approvers.Describe()
 	r.line(e, KindQuestion, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
-		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.QuestionHash(plans, approvers)})
+		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.ApprovalRequestHash(plans, approvers)})
 }
 
 // counting tells a question whose timer was not recognised, when its votes are first counted.
 func (a *asking) counting(t *task) {
-	var q activities.TallyInput
+	var q activities.CountVotesInput
 	if !a.decode(t.scheduled, "the question", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
 		return
 	}
 	a.rejudge(q)
-	if len(a.timers) > 0 || a.told[q.Step] {
+	if len(a.timers) > 0 || a.told[q.RequestID] {
 		return
 	}
 	if a.told == nil {
 		a.told = map[string]bool{}
 	}
-	a.told[q.Step] = true
-	a.ask(t.scheduled, q.Step, q.Plans, q.Approvers, q.Deadline)
+	a.told[q.RequestID] = true
+	a.ask(t.scheduled, q.RequestID, q.Plans, q.Approvers, q.Deadline)
 }
 
 // late tells that the time for an answer ran out.

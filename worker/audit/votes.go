@@ -54,11 +54,11 @@ type castVote struct {
 }
 
 // rejudge says of each vote how it counts for the question.
-func (r *reader) rejudge(q activities.TallyInput) {
+func (r *reader) rejudge(q activities.CountVotesInput) {
 	yes := map[string]bool{}
 	for i := range r.votes {
 		c := &r.votes[i]
-		if c.run != r.run.Workflow || c.vote.Step != q.Step {
+		if c.run != r.run.Workflow || c.vote.Step != q.RequestID {
 			continue
 		}
 		judgement := Judge(c.vote, q, yes[c.vote.Person])
@@ -93,13 +93,13 @@ const (
 )
 
 // Judge says how a proved vote counts for a question: by the rules under which votes are counted.
-func Judge(v attestation.Vote, q activities.TallyInput, again bool) string {
+func Judge(v attestation.Vote, q activities.CountVotesInput, again bool) string {
 	switch {
-	case v.IncidentID != q.Incident || v.WorkflowID != q.Run || v.Step != q.Step:
+	case v.IncidentID != q.IncidentID || v.WorkflowID != q.WorkflowID || v.Step != q.RequestID:
 		return "not counted: it answers another question"
 	case v.RejectionReason != "":
 		return "not counted: " + v.RejectionReason
-	case v.PlanHash != q.Hash:
+	case v.PlanHash != q.PlansHash:
 		return "not counted: the plan changed since it was shown"
 	case v.DecidedAt.After(q.Deadline):
 		return "not counted: it came too late"
@@ -107,7 +107,7 @@ func Judge(v attestation.Vote, q activities.TallyInput, again bool) string {
 		return brokeGlass
 	case v.WithdrawsRequest && !v.Approved:
 		return countedNo
-	case !q.Approvers.May(v.Person, v.Groups, v.DecidedAt.Sub(q.Asked)):
+	case !q.Approvers.CanApprove(v.Person, v.Groups, v.DecidedAt.Sub(q.AskedAt)):
 		return "not counted: this person may not answer"
 	case !v.Approved:
 		return countedNo
@@ -118,20 +118,20 @@ func Judge(v attestation.Vote, q activities.TallyInput, again bool) string {
 }
 
 // counted tells what the votes came to.
-func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got activities.Tally) {
+func (r *reader) counted(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
 	r.rejudge(q)
 	r.recount(e, q, got)
 	switch {
 	case got.Denied:
-		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is no: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is no: %s", r.questionName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
 	case got.Granted:
-		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is yes: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("The answer to %s is yes: %s", r.questionName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
 		if r.granted == nil {
 			r.granted = map[string]bool{}
 		}
 		for _, p := range q.Plans {
-			r.granted[p.Hash] = true
-			signed, ok := got.Grants[p.Hash]
+			r.granted[p.PlanHash] = true
+			signed, ok := got.GrantsByPlanHash[p.PlanHash]
 			if !ok {
 				r.problem(e, "the answer is yes and no grant for %s was signed", p.Plan.Action)
 				continue
@@ -139,22 +139,22 @@ func (r *reader) counted(e *historypb.HistoryEvent, q activities.TallyInput, got
 			var g attestation.Grant
 			holds := r.open(e, "the grant for "+p.Plan.Action, signed, attestation.PayloadTypeGrant, &g)
 			if holds {
-				if err := g.Permits(p.Hash, p.Plan.Target); err != nil {
+				if err := g.Permits(p.PlanHash, p.Plan.TargetID); err != nil {
 					r.problem(e, "the grant for %s does not fit its plan: %v", p.Plan.Action, err)
 				}
 			}
 			who := r.grantees(g.GrantedBy, "")
-			r.line(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.Target), who, g.ExpiresAt.UTC().Format("15:04:05")),
+			r.line(e, KindGrant, who, fmt.Sprintf("A grant for exactly this plan was signed: %s on %s, by the word of %s, to be used until %s UTC", p.Plan.Action, r.targetName(p.Plan.TargetID), who, g.ExpiresAt.UTC().Format("15:04:05")),
 				map[string]any{"nonce": g.Nonce, "plan_hash": g.PlanHash, "people": g.GrantedBy, "expires": g.ExpiresAt.UTC(), "holds": holds})
 		}
 	default:
-		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.questionName(q.Step), got.Reason), map[string]any{"question": q.Step})
+		r.line(e, KindAnswer, "", fmt.Sprintf("Not enough have said yes to %s: %s", r.questionName(q.RequestID), got.Reason), map[string]any{"question": q.RequestID})
 	}
 }
 
 // recount counts the votes again and names a count that differs.
-func (r *reader) recount(e *historypb.HistoryEvent, q activities.TallyInput, got activities.Tally) {
-	if q.Hash != activities.QuestionHash(q.Plans, q.Approvers) {
+func (r *reader) recount(e *historypb.HistoryEvent, q activities.CountVotesInput, got activities.VoteCount) {
+	if q.PlansHash != activities.ApprovalRequestHash(q.Plans, q.Approvers) {
 		r.problem(e, "the question that was counted is not the one that people were asked")
 		return
 	}

@@ -27,7 +27,7 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 		}
 		return strings.Join(text, "\n")
 	}
-	_, err = s.Note(incident, activities.EntryEffect, activities.Act{Action: "before"})
+	_, err = s.Append(incident, activities.EntryKindEffect, activities.AuditRecord{Action: "before"})
 	require.NoError(t, err)
 	before, after, err := authority.Rotate(keys, false)
 	require.NoError(t, err)
@@ -36,7 +36,7 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, after, next.KeyID())
 	s.Authority = next
-	_, err = s.Note(incident, activities.EntryUndo, activities.Act{Action: "after"})
+	_, err = s.Append(incident, activities.EntryKindUndo, activities.AuditRecord{Action: "after"})
 	require.NoError(t, err)
 	require.Empty(t, found(next))
 	_, _, err = authority.Rotate(keys, true)

@@ -13,7 +13,7 @@ import (
 // asking are approvers of every namespace.
 type asking activities.Approvers
 
-func (a asking) ApproversOf(string, bool) activities.Approvers { return activities.Approvers(a) }
+func (a asking) ApproversForNamespace(string, bool) activities.Approvers { return activities.Approvers(a) }
 
 // What takes two people to contain for so long, one of them does not get by extending.
 func TestOnePersonDoesNotExtendPastWhatTakesTwo(t *testing.T) {

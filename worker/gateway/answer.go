@@ -70,7 +70,7 @@ func (d *Decider) settleAnswer(ctx context.Context, s Speaker, v VoteRequest, a 
 
 // settled looks once; true if it is known what the answer came to.
 func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answer) bool {
-	open, err := d.Reader.questionsOf(ctx, a.Run)
+	open, err := d.Reader.questionsOf(ctx, a.WorkflowID)
 	if err != nil {
 		return false
 	}
@@ -80,9 +80,9 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		ignored := ignoredOf(q, s.Name)
 		switch {
-		case v.Approve && !v.BreakGlass && slices.Contains(q.Yes, s.Name): // whoever breaks the glass may have said yes before
+		case v.Approve && !v.BreakGlass && slices.Contains(q.ApprovedBy, s.Name): // whoever breaks the glass may have said yes before
 			a.Pending, a.Result = q, ResultCounted
-			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.DescribeApprovalProgress(q.Yes, q.Approvers.Quorum, q.Approvers.Who()))
+			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()))
 			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
 				a.Says += "; " + pausedWarning(by)
 			}
@@ -94,7 +94,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		return true
 	}
-	closed, err := d.Reader.answersOf(ctx, a.Run)
+	closed, err := d.Reader.answersOf(ctx, a.WorkflowID)
 	if err != nil {
 		return false
 	}
@@ -102,7 +102,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		if c.ID != a.ID {
 			continue
 		}
-		a.Yes, a.Result = c.Yes, ResultDenied
+		a.ApprovedBy, a.Result = c.ApprovedBy, ResultDenied
 		what := "denied"
 		if c.Granted {
 			a.Result, what = ResultApproved, "approved"
@@ -113,7 +113,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.DescribeApprovalProgress(c.Yes, a.Approvers.Quorum, ""))
+			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
 				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.Pending))
 			}
@@ -146,7 +146,7 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 			refused = append(refused, v.RejectionReason)
 		}
 	}
-	for _, i := range q.Ignored {
+	for _, i := range q.IgnoredVotes {
 		if reason, ok := strings.CutPrefix(i, name+": "); ok && !slices.Contains(refused, reason) {
 			reasons = append(reasons, reason)
 		}
@@ -156,7 +156,7 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 
 // quoted names a question for a sentence.
 func quoted(q playbook.Pending) string {
-	return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.Holds()
+	return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.DurationText()
 }
 
 // questionsOf gives the open questions of one run.
@@ -165,7 +165,7 @@ func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pe
 }
 
 // answersOf gives the closed questions of one run, the last ones.
-func (r *Reader) answersOf(ctx context.Context, run string) (out []activities.Answered, err error) {
+func (r *Reader) answersOf(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
 	return out, r.query(ctx, run, workflows.QueryAnswered, &out)
 }
 
@@ -183,21 +183,21 @@ func (r *Reader) query(ctx context.Context, workflow, query string, out any) err
 // question finds what the person answers: by its name in the incident, or by its id, its title, its step or one of its
 // actions if only one open question has it. A question that was asked with other plans is named as what it is.
 func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
-	pending, err := d.Reader.Pending(ctx, v.Incident)
+	pending, err := d.Reader.PendingApprovals(ctx, v.Incident)
 	if err != nil {
 		return nil, err
 	}
 	var found, byID []*playbook.Pending
 	for i := range pending {
 		p := &pending[i]
-		if v.Hash != "" && p.Hash != v.Hash {
-			if p.Before == v.Hash {
-				return nil, &problem{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.Changed, "; ") + "): answer the new question"}
+		if v.Hash != "" && p.PlansHash != v.Hash {
+			if p.ReplacesHash == v.Hash {
+				return nil, &problem{http.StatusConflict, "the plan changed since you were asked (" + strings.Join(p.ChangesSinceReplaced, "; ") + "): answer the new question"}
 			}
 			continue
 		}
 		switch {
-		case p.Name() == v.Step:
+		case p.QualifiedID() == v.Step:
 			return p, nil
 		case p.ID == v.Step:
 			byID = append(byID, p)
@@ -229,7 +229,7 @@ func names(q playbook.Pending, text string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
 	}
 	title, _, _ := strings.Cut(q.Title, " (the plan changed since")
-	if same(q.ID) || same(q.Step) || same(testspec.LastStepName(q.Step)) || same(q.Title) || same(title) || same(q.Ask) {
+	if same(q.ID) || same(q.Step) || same(testspec.LastStepName(q.Step)) || same(q.Title) || same(title) || same(q.Question) {
 		return true
 	}
 	return slices.ContainsFunc(q.Plans, func(p activities.PlanResult) bool { return same(p.Plan.Action) })
@@ -243,7 +243,7 @@ func candidates(incident string, approve bool, all []*playbook.Pending) string {
 	}
 	var b strings.Builder
 	for _, q := range all {
-		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", word, incident, q.Name(), clip(q.Title), q.Holds())
+		fmt.Fprintf(&b, "\n  stanch %s %s '%s'   %s%s", word, incident, q.QualifiedID(), clip(q.Title), q.DurationText())
 	}
 	return b.String()
 }

@@ -25,27 +25,27 @@ import (
 // ask is a question of a playbook as a test writes it.
 type ask struct{ ID, Step, Title, Action string }
 
-func (a ask) pending(run string) activities.Pending {
+func (a ask) pending(run string) activities.ApprovalRequest {
 	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
-	plan := activities.Plan{Action: a.Action, Target: target.ID(), For: time.Hour, Changes: []string{"isolate it: " + a.ID}}
-	q := activities.Pending{
-		ID: a.ID, Run: run, Incident: incidentID, Step: a.Step, Title: a.Title, Plans: []activities.PlanResult{{Plan: plan, Hash: plan.Hash()}}, Targets: []playbooks.Target{target},
+	plan := activities.Plan{Action: a.Action, TargetID: target.ID(), Duration: time.Hour, Changes: []string{"isolate it: " + a.ID}}
+	q := activities.ApprovalRequest{
+		ID: a.ID, WorkflowID: run, IncidentID: incidentID, Step: a.Step, Title: a.Title, Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
 		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour}, Deadline: time.Now().Add(time.Hour),
 	}
-	q.Hash = activities.QuestionHash(q.Plans, q.Approvers)
+	q.PlansHash = activities.ApprovalRequestHash(q.Plans, q.Approvers)
 	return q
 }
 
 // asking is a playbook that asks and counts as the interpreter does: a no denies, two people's yes approve.
 func asking(ctx workflow.Context, asks []ask) error {
-	open, closed := []activities.Pending{}, []activities.Answered{}
+	open, closed := []activities.ApprovalRequest{}, []activities.ApprovalOutcome{}
 	for _, a := range asks {
 		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.Pending, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
 		return err
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.Answered, error) { return closed, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.ApprovalOutcome, error) { return closed, nil }); err != nil {
 		return err
 	}
 	for {
@@ -55,7 +55,7 @@ func asking(ctx workflow.Context, asks []ask) error {
 		if err := json.Unmarshal(signed.Payload, &v); err != nil {
 			return err
 		}
-		i := slices.IndexFunc(open, func(q activities.Pending) bool { return q.ID == v.Step })
+		i := slices.IndexFunc(open, func(q activities.ApprovalRequest) bool { return q.ID == v.Step })
 		if i < 0 {
 			continue
 		}
@@ -67,14 +67,14 @@ func asking(ctx workflow.Context, asks []ask) error {
 		}
 		switch {
 		case v.RejectionReason != "":
-			q.Ignored = append(q.Ignored, v.Person+": "+v.RejectionReason)
+			q.IgnoredVotes = append(q.IgnoredVotes, v.Person+": "+v.RejectionReason)
 			continue
 		case v.Approved:
-			q.Yes = append(q.Yes, v.Person)
+			q.ApprovedBy = append(q.ApprovedBy, v.Person)
 		}
-		if !v.Approved || v.BreakGlass || len(q.Yes) >= 2 {
+		if !v.Approved || v.BreakGlass || len(q.ApprovedBy) >= 2 {
 			reason := fmt.Sprintf("%s decided", v.Person)
-			closed = append(closed, activities.Answered{ID: q.ID, Title: q.Title, Granted: v.Approved, Yes: q.Yes, Reason: reason})
+			closed = append(closed, activities.ApprovalOutcome{ID: q.ID, Title: q.Title, Granted: v.Approved, ApprovedBy: q.ApprovedBy, Reason: reason})
 			open = slices.Delete(open, i, i+1)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // requestedBy reports whether a question rests on what a person asked for. A run that does not say who asked for it, or that
 // its incident does not know, rests on everybody's requests.
 func requestedBy(in playbooks.Incident, q playbook.Pending, p config.Person) bool {
-	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.WorkflowID == q.Run })
+	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.WorkflowID == q.WorkflowID })
 	switch {
 	case i >= 0 && in.Playbooks[i].RequestID == "":
 		return false // it matched by itself
@@ -53,12 +53,12 @@ func (d *Decider) tooFew(cfg *config.Config, a activities.Approvers, excluded fu
 		if excluded(p) {
 			continue
 		}
-		if alone = alone || p.BreakGlass; a.May(p.Name, p.Groups, 1<<62) {
+		if alone = alone || p.BreakGlass; a.CanApprove(p.Name, p.Groups, 1<<62) {
 			may++
 		}
 	}
 	quorum := max(a.Quorum, 1)
-	if may >= quorum || a.Nobody() {
+	if may >= quorum || a.IsEmpty() {
 		return ""
 	}
 	text := fmt.Sprintf("only %d of the %d who must agree may answer, so nobody can approve it", may, quorum)

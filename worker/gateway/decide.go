@@ -30,7 +30,7 @@ type Decider struct {
 	Reader    *Reader
 	Authority *authority.Authority
 	Roster    *config.Roster
-	Scopes    activities.Scopes
+	Scopes    activities.ScopeApprovers
 	Switch    guards.Lever
 	Evidence  *activities.EvidenceStore
 	Members   Membership // nil: groups are those of the configuration
@@ -96,12 +96,12 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	if err != nil {
 		return nil, err
 	}
-	if v.Approve && !v.BreakGlass && slices.Contains(open.Yes, s.Name) {
+	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
 		return &Answer{Pending: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
-			display.DescribeApprovalProgress(open.Yes, open.Approvers.Quorum, open.Approvers.Who()))}, nil
+			display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
 	}
 	vote := attestation.Vote{
-		IncidentID: open.Incident, WorkflowID: open.Run, Step: open.ID, PlanHash: open.Hash, Person: s.Name, AuthenticatedBy: s.Proved, Approved: v.Approve,
+		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name, AuthenticatedBy: s.Proved, Approved: v.Approve,
 		Reason: cut(v.Reason, maxReasonLen), DecidedAt: time.Now(), DrillOnly: s.Drill != "", BreakGlass: v.BreakGlass,
 	}
 	why := d.mayAnswer(ctx, cfg, s, *open, &vote)
@@ -111,7 +111,7 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	}
 	if why != nil {
 		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.Proved, "incident", v.Incident, "step", open.ID, "why", why.Error())
-		if !d.refusals.keep(open.Run+open.ID, s.Key) {
+		if !d.refusals.keep(open.WorkflowID+open.ID, s.Key) {
 			return nil, why
 		}
 		vote.RejectionReason = why.Error()
@@ -120,8 +120,8 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	if err != nil {
 		return nil, fmt.Errorf("sign the vote: %w", err)
 	}
-	if err := d.Reader.Temporal.SignalWorkflow(ctx, open.Run, "", workflows.SignalVote, signed); err != nil {
-		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.Run, err))
+	if err := d.Reader.Temporal.SignalWorkflow(ctx, open.WorkflowID, "", workflows.SignalVote, signed); err != nil {
+		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.WorkflowID, err))
 	}
 	if why != nil {
 		return nil, why
@@ -130,12 +130,12 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	if v.Approve {
 		word = "yes"
 	}
-	return &Answer{Pending: *open, Result: ResultRecorded, Says: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoted(*open), open.Incident)}, nil
+	return &Answer{Pending: *open, Result: ResultRecorded, Says: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoted(*open), open.IncidentID)}, nil
 }
 
 // mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
 func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *attestation.Vote) error {
-	in, err := d.Reader.incident(ctx, q.Incident)
+	in, err := d.Reader.incident(ctx, q.IncidentID)
 	if err != nil {
 		return err
 	}
@@ -165,11 +165,11 @@ func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, 
 		case strings.TrimSpace(vote.Reason) == "":
 			return deny("breaking the glass needs a reason, for the record")
 		}
-		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.Proved, "incident", q.Incident, "step", q.ID, "reason", vote.Reason)
+		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.Proved, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
 		return nil
 	}
-	if !q.Approvers.May(s.Name, vote.Groups, vote.DecidedAt.Sub(q.Asked)) {
-		return deny("%s may not answer this: it is for %s", s.Name, q.Approvers.Who())
+	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
+		return deny("%s may not answer this: it is for %s", s.Name, q.Approvers.Describe())
 	}
 	return nil
 }
@@ -185,12 +185,12 @@ func (d *Decider) entitled(ctx context.Context, cfg *config.Config, s Speaker, n
 		}
 		return nil
 	}
-	approvers := d.Scopes.ApproversOf(namespace, false)
+	approvers := d.Scopes.ApproversForNamespace(namespace, false)
 	groups, err := d.groupsOf(ctx, cfg, s, approvers)
 	if err != nil {
 		return err
 	}
-	if !approvers.May(s.Name, groups, 1<<62) {
+	if !approvers.CanApprove(s.Name, groups, 1<<62) {
 		where := "in " + clip(namespace)
 		if namespace == "" {
 			where = "outside of a namespace"
@@ -201,10 +201,10 @@ func (d *Decider) entitled(ctx context.Context, cfg *config.Config, s Speaker, n
 }
 
 func orNobody(a activities.Approvers) string {
-	if a.Nobody() {
+	if a.IsEmpty() {
 		return "nobody, since its scope names no approvers"
 	}
-	return a.Who()
+	return a.Describe()
 }
 
 // MarkRequest says something about an incident.
@@ -252,15 +252,15 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 	}
 	done := &Marked{Incident: in}
 	if q.Kind == incident.MarkFalsePositive {
-		open, _ := d.Reader.Pending(ctx, in.ID) // the mark denies also what cannot be read now
+		open, _ := d.Reader.PendingApprovals(ctx, in.ID) // the mark denies also what cannot be read now
 		for _, p := range open {
-			done.Denied = append(done.Denied, p.Title+p.Holds())
+			done.Denied = append(done.Denied, p.Title+p.DurationText())
 		}
 	}
 	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.GroupingKey), "", workflows.SignalMark, mark); err != nil {
 		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
 	}
-	d.record(in.ID, activities.EntryMark, activities.Act{Action: string(q.Kind), Who: []string{s.who()}, Note: mark.Reason})
+	d.record(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.who()}, Note: mark.Reason})
 	if q.Kind == incident.MarkFalsePositive { // what it asks is denied by the mark itself, whoever was asked
 		done.Released, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
 	}
@@ -280,7 +280,7 @@ func (d *Decider) Stop(ctx context.Context, s Speaker, reason string) error {
 		return err
 	}
 	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.Proved, "reason", cut(reason, maxReasonLen))
-	d.record(activities.Journal, activities.EntryStop, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	d.record(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	if was, err := d.Switch.State(ctx); err == nil && was.Paused {
 		return nil // who paused first, since when and why stays
 	}
@@ -296,7 +296,7 @@ func (d *Decider) Resume(ctx context.Context, s Speaker) error {
 	may := s.Operator && s.Drill == ""
 	for _, scope := range cfg.Scopes {
 		a := guards.ApproversOf(scope)
-		if groups, err := d.groupsOf(ctx, cfg, s, a); s.Drill == "" && err == nil && a.May(s.Name, groups, 1<<62) {
+		if groups, err := d.groupsOf(ctx, cfg, s, a); s.Drill == "" && err == nil && a.CanApprove(s.Name, groups, 1<<62) {
 			may = true
 		}
 	}
@@ -304,17 +304,17 @@ func (d *Decider) Resume(ctx context.Context, s Speaker) error {
 		return deny("%s may not lift the kill switch: that is for who runs Stanch and for the approvers of a scope", s.Name)
 	}
 	d.Log.Warn("the kill switch was lifted", "by", s.Name, "proved", s.Proved)
-	d.record(activities.Journal, activities.EntryResume, activities.Act{Who: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	d.record(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.who()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
 	return d.Switch.Resume(ctx, s.who())
 }
 
 // record enters what a person did into a manifest. It holds nobody up: what could not be entered is logged, and the
 // signed statement is in the history all the same.
-func (d *Decider) record(manifest string, kind activities.EntryKind, act activities.Act) {
+func (d *Decider) record(manifest string, kind activities.ManifestEntryKind, act activities.AuditRecord) {
 	if d.Evidence == nil {
 		return
 	}
-	if _, err := d.Evidence.Note(manifest, kind, act); err != nil {
+	if _, err := d.Evidence.Append(manifest, kind, act); err != nil {
 		d.Log.Error("an act is not in the manifest", "manifest", manifest, "kind", kind, "error", err)
 	}
 }

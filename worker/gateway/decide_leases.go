@@ -62,7 +62,7 @@ func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]pla
 		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalRelease, lease.ReleaseSignal{Holder: holder, Grant: grant}); err != nil {
 			return fmt.Errorf("release %s: %w", m.Lease, err)
 		}
-		d.record(m.Incident.ID, activities.EntryRelease, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
+		d.record(m.Incident.ID, activities.EntryKindRelease, activities.AuditRecord{LeaseID: m.Lease, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
 		return nil
 	})
 }
@@ -74,12 +74,12 @@ func (d *Decider) aloneTooLong(s Speaker, p place, hold time.Duration) error {
 	if hold <= most || s.Operator && s.Drill == "" {
 		return nil
 	}
-	approvers := d.Scopes.ApproversOf(p.namespace, p.drill)
+	approvers := d.Scopes.ApproversForNamespace(p.namespace, p.drill)
 	if approvers.Quorum <= 1 {
 		return nil
 	}
 	return deny("one person may extend to at most %s from now here, since longer takes %d of %s: `stanch contain TARGET --for %s --reason …` asks them",
-		duration.Format(most), approvers.Quorum, approvers.Who(), duration.Format(hold))
+		duration.Format(most), approvers.Quorum, approvers.Describe(), duration.Format(hold))
 }
 
 // Extend lets leases hold until a time from now. It never shortens one: a lease that already holds until then or later is
@@ -108,7 +108,7 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtend, lease.ExtendSignal{Holder: holder, Until: until, Grant: grant}); err != nil {
 			return fmt.Errorf("extend %s: %w", m.Lease, err)
 		}
-		d.record(m.Incident.ID, activities.EntryExtend, activities.Act{Lease: m.Lease, Action: m.Action, Target: m.Target.ID(), Who: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
+		d.record(m.Incident.ID, activities.EntryKindExtend, activities.AuditRecord{LeaseID: m.Lease, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
 		return nil
 	})
 	for i := range done {

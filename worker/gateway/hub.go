@@ -67,7 +67,7 @@ type Hub struct {
 // waited for: a restart must not turn a containment into a refusal.
 const patience = 8 * time.Second
 
-var _ activities.Nodes = (*Hub)(nil)
+var _ activities.NodeClient = (*Hub)(nil)
 
 // node is one connected node.
 type node struct {
@@ -354,7 +354,7 @@ func (h *Hub) find(ctx context.Context, name string) *node {
 func (h *Hub) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind, body, out any) ([]gatewayrpc.Attachment, error) {
 	n := h.find(ctx, name)
 	if n == nil {
-		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeAway)
+		return nil, fmt.Errorf("%s: %w", name, activities.ErrNodeNotConnected)
 	}
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -378,7 +378,7 @@ func (h *Hub) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind
 		n.mu.Unlock()
 	}()
 	if err := n.send(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Command{Command: &gatewaypb.Command{Id: id, Kind: string(kind), Body: raw, DeadlineMs: limit.Milliseconds()}}}); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeAway, err)
+		return nil, fmt.Errorf("%s: %w: %w", name, activities.ErrNodeNotConnected, err)
 	}
 	timer := time.NewTimer(limit + 50*time.Millisecond)
 	defer timer.Stop()
@@ -388,7 +388,7 @@ func (h *Hub) Call(ctx context.Context, name string, kind gatewayrpc.CommandKind
 	case <-timer.C:
 		return nil, fmt.Errorf("%s on node %s: no answer within %s", kind, name, duration.FormatApprox(limit))
 	case <-n.done:
-		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeAway)
+		return nil, fmt.Errorf("%s on node %s: %w: its stream ended", kind, name, activities.ErrNodeNotConnected)
 	case r := <-c.answers:
 		if r.GetError() != "" {
 			if r.GetRefused() {

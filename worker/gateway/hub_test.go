@@ -18,8 +18,8 @@ func TestACommandThatIsTooLargeIsRefusedAndIsNoOutage(t *testing.T) {
 	h := &Hub{nodes: map[string]*node{"n": n}}
 	_, err := h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{"params": strings.Repeat("x", gatewayrpc.MaxMessageBytes)}, nil)
 	require.ErrorIs(t, err, gatewayrpc.ErrRefused)
-	require.NotErrorIs(t, err, activities.ErrNodeAway)
+	require.NotErrorIs(t, err, activities.ErrNodeNotConnected)
 	require.Zero(t, sent)
 	_, err = h.Call(t.Context(), "n", gatewayrpc.CommandLock, map[string]string{}, nil)
-	require.ErrorIs(t, err, activities.ErrNodeAway, "what breaks the stream is one")
+	require.ErrorIs(t, err, activities.ErrNodeNotConnected, "what breaks the stream is one")
 }

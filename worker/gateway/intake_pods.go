@@ -169,7 +169,7 @@ func identityError(c sensors.Container, err error) error {
 	switch {
 	case isNotFound(err):
 		return fmt.Errorf("there is no pod %s/%s any more", clip(c.Pod.Namespace), clip(c.Pod.Name))
-	case kube.IsDenied(err):
+	case kube.IsDefinitiveError(err):
 		return what
 	}
 	return &TemporaryError{what}
@@ -184,7 +184,7 @@ func confirm(d *sensors.Detection, found cachedPod) {
 		pod.IP = got.Status.PodIP
 	}
 	d.Node, d.Event.Node = got.Spec.NodeName, got.Spec.NodeName
-	if s := kube.ContainerOf(got, c.ID, c.Name); s != nil {
+	if s := kube.FindContainerStatus(got, c.ID, c.Name); s != nil {
 		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
 		c.Name, c.Image = s.Name, s.Image
 		if _, digest, ok := strings.Cut(s.ImageID, "@"); ok {
@@ -203,7 +203,7 @@ func (i *Intake) pod(ctx context.Context, c sensors.Container) (cachedPod, error
 	i.pods.mu.Lock()
 	kept, ok := i.pods.by[key]
 	i.pods.mu.Unlock()
-	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" && kube.ContainerOf(kept.pod, c.ID, "") != nil)
+	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" && kube.FindContainerStatus(kept.pod, c.ID, "") != nil)
 	if same && time.Since(kept.at) < podsKeptFor {
 		return kept, nil
 	}
@@ -219,9 +219,9 @@ func (i *Intake) pod(ctx context.Context, c sensors.Container) (cachedPod, error
 
 // keep resolves the owners of a pod and keeps both. A chain that could not be read to its end is not kept.
 func (i *Intake) keep(ctx context.Context, got *corev1.Pod) cachedPod {
-	found := cachedPod{pod: slim(got), facts: kube.FactsOf(ctx, i.Kube, got), at: time.Now()}
-	if found.facts.Incomplete != "" {
-		i.Log.Debug("the owners of a pod are not all known", "pod", got.Namespace+"/"+got.Name, "reason", found.facts.Incomplete)
+	found := cachedPod{pod: slim(got), facts: kube.PodTargetFacts(ctx, i.Kube, got), at: time.Now()}
+	if found.facts.IncompleteReason != "" {
+		i.Log.Debug("the owners of a pod are not all known", "pod", got.Namespace+"/"+got.Name, "reason", found.facts.IncompleteReason)
 		if ctx.Err() != nil {
 			return found
 		}
@@ -247,7 +247,7 @@ func (i *Intake) podOfContainer(ctx context.Context, node, id string) (cachedPod
 	if node == "" {
 		return cachedPod{}, nil
 	}
-	got, _, err := kube.PodOfContainer(ctx, i.Kube, node, id)
+	got, _, err := kube.FindPodByContainerID(ctx, i.Kube, node, id)
 	if err != nil {
 		if ok && kube.IsUnavailable(err) && time.Since(kept.at) < podsGrace {
 			return kept, nil
@@ -269,7 +269,7 @@ func (i *Intake) podOfContainer(ctx context.Context, node, id string) (cachedPod
 
 // ownerOf is the workload that owns a pod that was listed.
 func (i *Intake) ownerOf(ctx context.Context, pod *corev1.Pod) playbooks.WorkloadIdentity {
-	return kube.FactsOf(ctx, i.Kube, pod).Workload()
+	return kube.PodTargetFacts(ctx, i.Kube, pod).Workload()
 }
 
 // slim is what is read of a pod that is kept: thousands of whole pods would be much memory.

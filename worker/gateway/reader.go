@@ -104,31 +104,31 @@ func (r *Reader) read(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) 
 	return in, nil
 }
 
-var _ activities.Endings = (*Reader)(nil)
+var _ activities.ClosureReader = (*Reader)(nil)
 
-// Ending tells how an incident ended.
-func (r *Reader) Ending(ctx context.Context, id string) (activities.Ending, error) {
+// Closure tells how an incident ended.
+func (r *Reader) Closure(ctx context.Context, id string) (activities.Closure, error) {
 	if !incidentID.MatchString(id) {
-		return activities.Ending{}, missing("%q is not an incident's id", clip(id))
+		return activities.Closure{}, missing("%q is not an incident's id", clip(id))
 	}
 	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
 	if err != nil {
-		return activities.Ending{}, err
+		return activities.Closure{}, err
 	}
 	for _, w := range found {
 		switch w.GetStatus() {
 		case enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW:
 			continue
 		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED, enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
-			return activities.Ending{At: w.GetCloseTime().AsTime(), Broken: true}, nil
+			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime(), Abnormal: true}, nil
 		case enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED:
-			return activities.Ending{At: w.GetCloseTime().AsTime()}, nil
+			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime()}, nil
 		default:
-			return activities.Ending{}, nil
+			return activities.Closure{}, nil
 		}
 	}
 	// Between two runs of its chain a list may show only those before.
-	return activities.Ending{Gone: len(found) == 0}, nil
+	return activities.Closure{NotFound: len(found) == 0}, nil
 }
 
 // Incidents lists incidents, the newest first.
@@ -167,8 +167,8 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 	return out, nil
 }
 
-// Pending gives an incident's open questions; those that could be read come with an error that names what could not.
-func (r *Reader) Pending(ctx context.Context, incident string) ([]playbook.Pending, error) {
+// PendingApprovals gives an incident's open questions; those that could be read come with an error that names what could not.
+func (r *Reader) PendingApprovals(ctx context.Context, incident string) ([]playbook.Pending, error) {
 	if !incidentID.MatchString(incident) {
 		return nil, missing("%q is not an incident's id", clip(incident))
 	}
@@ -202,7 +202,7 @@ func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending,
 			continue
 		}
 		for _, p := range some {
-			if p.Run == w.GetExecution().GetWorkflowId() && p.Sound() == nil { // another is not shown: nobody can say yes to what they did not see
+			if p.WorkflowID == w.GetExecution().GetWorkflowId() && p.Validate() == nil { // another is not shown: nobody can say yes to what they did not see
 				out = append(out, p)
 			}
 		}

@@ -100,22 +100,22 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": opened})
 	r := &gateway.Reader{Temporal: s}
-	ending := func() activities.Ending {
-		e, err := r.Ending(t.Context(), incidentID)
+	ending := func() activities.Closure {
+		e, err := r.Closure(t.Context(), incidentID)
 		require.NoError(t, err)
 		return e
 	}
-	require.Equal(t, activities.Ending{Gone: true}, ending())
+	require.Equal(t, activities.Closure{NotFound: true}, ending())
 	run := s.Run("Incident", "incident/a", incidentID, true)
 	s.Listed("Incident", "Running", 1)
-	require.Equal(t, activities.Ending{}, ending())
+	require.Equal(t, activities.Closure{}, ending())
 	_, err := r.Incident(t.Context(), incidentID)
 	require.NoError(t, err, "it has run, so that it can be asked afterwards")
 
 	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
 	s.Listed("Incident", "Terminated", 1)
-	require.True(t, ending().Broken)
-	require.WithinDuration(t, time.Now(), ending().At, time.Minute)
+	require.True(t, ending().Abnormal)
+	require.WithinDuration(t, time.Now(), ending().ClosedAt, time.Minute)
 	in, err := r.Incident(t.Context(), incidentID)
 	require.NoError(t, err)
 	require.Equal(t, "closed", in.Status, "what it said of itself before it was terminated is not so any more")

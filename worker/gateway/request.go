@@ -73,7 +73,7 @@ type ContainTarget struct {
 type ContainPlan struct {
 	Action   string              `json:"action"`
 	Plan     activities.Plan     `json:"plan"`
-	Decision activities.Decision `json:"decision"`
+	Decision activities.GuardDecision `json:"decision"`
 	// Unknown says why it cannot be planned before the playbook runs.
 	Unknown string `json:"unknown,omitempty"`
 }
@@ -136,7 +136,7 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	} else {
 		err = d.begin(ctx, answer, found, permitted, func(incident string) {
 			d.Log.Warn("a person requested a containment", "person", s.Name, "proved", s.Proved, "incident", incident, "what", requested.Describe(), "reason", q.Reason)
-			d.record(incident, activities.EntryMark, activities.Act{Action: "requested " + requested.Describe(), Who: []string{s.who()}, Note: q.Reason})
+			d.record(incident, activities.EntryKindTriage, activities.AuditRecord{Action: "requested " + requested.Describe(), People: []string{s.who()}, Note: q.Reason})
 		})
 	}
 	if err != nil {
@@ -151,12 +151,12 @@ func (d *Decider) mayContain(ctx context.Context, cfg *config.Config, s Speaker,
 	if s.Operator {
 		return nil
 	}
-	approvers := d.Scopes.ApproversOf(target.Namespace, false)
+	approvers := d.Scopes.ApproversForNamespace(target.Namespace, false)
 	groups, err := d.groupsOf(ctx, cfg, s, approvers)
 	if err != nil {
 		return err
 	}
-	if !approvers.May(s.Name, groups, 1<<62) {
+	if !approvers.CanApprove(s.Name, groups, 1<<62) {
 		return deny("%s may not contain %s: that is for %s", s.Name, target, orNobody(approvers))
 	}
 	return nil
@@ -229,8 +229,8 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 		target := incident.TargetOf(one)
 		scope, phase, _ := d.Requests.Intake.scope(one)
 		out := ContainTarget{Target: target, Scope: scope, Phase: phase}
-		brief := activities.Brief{
-			ID: "dry-run", Key: d.Requests.Intake.Key(one), Cluster: d.Requests.Intake.Config.Cluster, Scope: scope, Workload: incident.WorkloadOf(one), Confidence: 1, MaxPhase: program.MaxPhase,
+		brief := activities.IncidentRef{
+			ID: "dry-run", GroupingKey: d.Requests.Intake.Key(one), Cluster: d.Requests.Intake.Config.Cluster, Scope: scope, Workload: incident.WorkloadOf(one), Confidence: 1, MaxPhase: program.MaxPhase,
 		}
 		for _, step := range containments(program) {
 			plan := ContainPlan{Action: step.Action}
@@ -238,14 +238,14 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 			if !known || step.Target != nil {
 				plan.Unknown = "its parameters or its target depend on what the playbook finds"
 			} else {
-				basis := activities.Basis{Attestations: []attestation.Envelope{signed}, Asked: step.under != nil}
-				request := activities.Request{Action: step.Action, Target: target, Params: params, Incident: brief, For: step.LeaseDuration, Until: time.Now().Add(step.LeaseDuration)}
-				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Basis: basis})
+				basis := activities.Authorization{Attestations: []attestation.Envelope{signed}, RequiresGrant: step.under != nil}
+				request := activities.Request{Action: step.Action, Target: target, Params: params, IncidentRef: brief, Duration: step.LeaseDuration, ExpiresAt: time.Now().Add(step.LeaseDuration)}
+				planned, err := d.Requests.Plan(ctx, activities.PlanInput{Request: request, Authorization: basis})
 				if err != nil {
 					return fmt.Errorf("plan %s of %s: %w", step.Action, target, err)
 				}
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
-				if plan.Decision.Verdict == activities.VerdictAsk {
+				if plan.Decision.Verdict == activities.VerdictAskApproval {
 					if step.under != nil {
 						plan.Decision.Approvers = playbook.ApproversOf(step.under) // and not the scope's
 					}

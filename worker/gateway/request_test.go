@@ -23,7 +23,7 @@ import (
 
 type scopes struct{}
 
-func (scopes) ApproversOf(string, bool) activities.Approvers {
+func (scopes) ApproversForNamespace(string, bool) activities.Approvers {
 	return activities.Approvers{Groups: []string{"sre"}}
 }
 
@@ -106,7 +106,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	for _, in := range planned {
 		uids = append(uids, in.Request.Target.UID)
 		require.Equal(t, "pod.isolate", in.Request.Action)
-		attested, err := auth.Keys().VerifyAttestation(in.Basis.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		attested, err := auth.Keys().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
 		require.NoError(t, err)
 		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
 	}

@@ -170,7 +170,7 @@ func (s *Slack) socket(ctx context.Context, client *socketmode.Client, request *
 // click is one thing that a member did.
 type click struct {
 	slack.InteractionCallback
-	ref    view.Reference
+	ref    view.ButtonReference
 	value  string // of the button
 	reason string
 	form   bool
@@ -204,7 +204,7 @@ func (s *Slack) take(ctx context.Context, callback slack.InteractionCallback) (a
 	}
 	var p *problem
 	if !errors.As(err, &p) {
-		s.Log.Error("a click could not be taken", "member", clip(callback.User.ID), "kind", c.ref.Kind, "incident", c.ref.Incident, "error", err)
+		s.Log.Error("a click could not be taken", "member", clip(callback.User.ID), "kind", c.ref.Kind, "incident", c.ref.IncidentID, "error", err)
 		s.tell(ctx, c, "This was not recorded: Stanch is busy or something that it needs is away. Click again in a moment.")
 		return nil, err
 	}
@@ -230,7 +230,7 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 	if !s.limits.allow("slack:" + c.User.ID) {
 		return "", &problem{http.StatusTooManyRequests, "Too many clicks; wait a moment."}
 	}
-	ref, err := view.Unseal(s.Authority, c.value)
+	ref, err := view.Verify(s.Authority, c.value)
 	if err != nil {
 		return "", deny("%v", err)
 	}
@@ -246,25 +246,25 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 		return "", err
 	}
 	switch ref.Kind {
-	case view.KindApprove, view.KindDeny, view.KindBreakGlass:
+	case view.ButtonApprove, view.ButtonDeny, view.ButtonBreakGlass:
 		a, err := s.Vote(ctx, speaker, VoteRequest{
-			Incident: ref.Incident, Step: ref.Question, Hash: ref.Hash, Approve: ref.Kind != view.KindDeny, Reason: c.reason, BreakGlass: ref.Kind == view.KindBreakGlass,
+			Incident: ref.IncidentID, Step: ref.RequestID, Hash: ref.PlansHash, Approve: ref.Kind != view.ButtonDeny, Reason: c.reason, BreakGlass: ref.Kind == view.ButtonBreakGlass,
 		})
 		if err != nil {
 			return "", err
 		}
 		return sentence(a.Says), nil
-	case view.KindRelease:
-		_, err = s.Release(ctx, speaker, LeaseRequest{Lease: ref.Lease})
+	case view.ButtonRelease:
+		_, err = s.Release(ctx, speaker, LeaseRequest{Lease: ref.LeaseID})
 		return "It is being released; the message shows when it is undone.", err
-	case view.KindExtend:
-		_, err = s.Extend(ctx, speaker, LeaseRequest{Lease: ref.Lease, For: time.Hour, From: c.at})
+	case view.ButtonExtend:
+		_, err = s.Extend(ctx, speaker, LeaseRequest{Lease: ref.LeaseID, For: time.Hour, From: c.at})
 		return "It holds until an hour from now.", err
-	case view.KindTakeOver:
-		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.Incident, Kind: incident.MarkTakenOver})
+	case view.ButtonAssign:
+		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.MarkTakenOver})
 		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err
-	case view.KindFalsePositive:
-		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.Incident, Kind: incident.MarkFalsePositive, Reason: c.reason})
+	case view.ButtonFalsePositive:
+		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.MarkFalsePositive, Reason: c.reason})
 		return "What it holds is released, what it asks is denied.", err
 	}
 	return "", deny("this button does nothing")
@@ -277,13 +277,13 @@ func sentence(s string) string {
 }
 
 // forms are the questions that a button opens instead of acting at once.
-var forms = map[view.Kind]struct{ title, submit, label, hint string }{
-	view.KindDeny:          {"Deny", "Deny", "Why not?", "for the record and for who asks"},
-	view.KindBreakGlass:    {"Break the glass", "Approve alone", "Why can this not wait for the others?", "you answer alone for the whole quorum; everybody sees it"},
-	view.KindFalsePositive: {"False positive", "Release everything", "What was it really?", "what this incident holds is released, what it asks is denied"},
+var forms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
+	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "for the record and for who asks"},
+	view.ButtonBreakGlass:    {"Break the glass", "Approve alone", "Why can this not wait for the others?", "you answer alone for the whole quorum; everybody sees it"},
+	view.ButtonFalsePositive: {"False positive", "Release everything", "What was it really?", "what this incident holds is released, what it asks is denied"},
 }
 
-func asksReason(k view.Kind) bool { _, ok := forms[k]; return ok }
+func asksReason(k view.ButtonKind) bool { _, ok := forms[k]; return ok }
 
 // open asks for a reason. The form carries the button's own value and nothing else.
 func (s *Slack) open(ctx context.Context, c *click) error {
@@ -383,8 +383,8 @@ func (s *Slack) Groups(ctx context.Context, p config.Person, wanted []config.Gro
 // Callers finds whom a question calls.
 type Callers struct{ Roster *config.Roster }
 
-// Mention gives the members and user groups in Slack of groups and people.
-func (c Callers) Mention(groups, users []string) (members, userGroups []string) {
+// ResolveMentions gives the members and user groups in Slack of groups and people.
+func (c Callers) ResolveMentions(groups, users []string) (members, userGroups []string) {
 	cfg, err := c.Roster.Current()
 	if err != nil {
 		return nil, nil

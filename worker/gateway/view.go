@@ -116,9 +116,9 @@ func (a *API) view(r *http.Request, id string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	var pending []activities.Pending
+	var pending []activities.ApprovalRequest
 	if in.Status == "open" {
-		pending, _ = a.Reader.Pending(r.Context(), id) // what cannot be read is not shown as waiting; the rest is
+		pending, _ = a.Reader.PendingApprovals(r.Context(), id) // what cannot be read is not shown as waiting; the rest is
 	}
 	return a.viewer(r).of(r.Context(), in, pending), nil
 }
@@ -140,16 +140,16 @@ func (a *API) views(r *http.Request) ([]View, error) {
 }
 
 // of is an incident with its open questions.
-func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activities.Pending) View {
+func (v *viewer) of(ctx context.Context, in playbooks.Incident, pending []activities.ApprovalRequest) View {
 	worst, _ := display.HeadlineDetection(in)
 	out := View{Incident: in, Standing: display.DescribeStatus(in), Headline: worst.Title, Outcome: display.SummarizeOutcomes(in)}
 	if in.Status == "open" && in.Disposition == "" {
 		out.Paused = display.FindRefusedWhilePaused(in)
 	}
 	for _, q := range pending {
-		if q.Incident == in.ID {
+		if q.IncidentID == in.ID {
 			out.Waiting = append(out.Waiting, Waiting{
-				Question: q.Name(), Title: q.Title + q.Holds(), Of: q.Approvers.Who(), Yes: q.Yes, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
+				Question: q.QualifiedID(), Title: q.Title + q.DurationText(), Of: q.Approvers.Describe(), Yes: q.ApprovedBy, Quorum: max(q.Approvers.Quorum, 1), Deadline: q.Deadline, You: v.counts(ctx, in, q),
 				Warnings: v.warnings(in, q),
 			})
 		}
@@ -180,7 +180,7 @@ func (a *API) viewer(r *http.Request) *viewer {
 }
 
 // warnings say why a yes to a question may bring nothing about.
-func (v *viewer) warnings(in playbooks.Incident, q activities.Pending) (out []string) {
+func (v *viewer) warnings(in playbooks.Incident, q activities.ApprovalRequest) (out []string) {
 	if v.paused != "" && len(q.Plans) > 0 {
 		out = append(out, pausedWarning(v.paused))
 	}
@@ -194,20 +194,20 @@ func (v *viewer) warnings(in playbooks.Incident, q activities.Pending) (out []st
 }
 
 // counts reports whether a yes of who asks would count. It is a hint for people: what they answer is judged anew.
-func (v *viewer) counts(ctx context.Context, in playbooks.Incident, q activities.Pending) bool {
+func (v *viewer) counts(ctx context.Context, in playbooks.Incident, q activities.ApprovalRequest) bool {
 	s := v.speaker
-	if !v.known || in.ActorsTruncated || excluded(in, q, s.Person) != "" || slices.Contains(q.Yes, s.Name) || s.Drill != "" && !in.Drill {
+	if !v.known || in.ActorsTruncated || excluded(in, q, s.Person) != "" || slices.Contains(q.ApprovedBy, s.Name) || s.Drill != "" && !in.Drill {
 		return false
 	}
-	since := time.Since(q.Asked)
-	if q.Approvers.May(s.Name, s.Groups, since) {
+	since := time.Since(q.AskedAt)
+	if q.Approvers.CanApprove(s.Name, s.Groups, since) {
 		return true
 	}
-	of := q.Approvers.Who()
+	of := q.Approvers.Describe()
 	groups, looked := v.groups[of]
 	if !looked {
 		groups, _ = v.groupsOf(ctx, v.cfg, s, q.Approvers) // none where they cannot be looked up
 		v.groups[of] = groups
 	}
-	return q.Approvers.May(s.Name, groups, since)
+	return q.Approvers.CanApprove(s.Name, groups, since)
 }

@@ -33,11 +33,11 @@ func known(ctx workflow.Context, in playbooks.Incident) (playbooks.Incident, err
 
 // running is a playbook under way: what it has done so far and what it asks.
 func running(ctx workflow.Context, report playbook.Report, asks []ask) error {
-	var open []activities.Pending
+	var open []activities.ApprovalRequest
 	for _, a := range asks {
 		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.Pending, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
 		return err
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) { return report, nil }); err != nil {

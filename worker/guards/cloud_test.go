@@ -19,7 +19,7 @@ func (d *desk) cloud() {
 	d.chain.Config.Protected.Roles = []string{"billing-*", "arn:aws:iam::1:role/pay"}
 	d.target = playbooks.Target{Kind: playbooks.TargetRole, Namespace: "bank", Name: "web", UID: "AROA1", ARN: "arn:aws:iam::1:role/web"}
 	d.q.Request.Target, d.q.Spec = d.target, playbooks.ActionSpec{Name: "aws.role.revoke-sessions", Class: playbooks.ClassDisrupt}
-	d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+	d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
 }
 
 func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
@@ -30,26 +30,26 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 		reason  string
 	}{
 		"all in order, on any evidence of the incident": {func(*desk) {}, activities.VerdictRun, "phase", "granted"},
-		"no evidence was attempted":                     {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident":                  {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"no evidence was attempted":                     {func(d *desk) { d.q.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident":                  {func(d *desk) { d.q.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"without a grant the pod's detection is no proof about the role": {func(d *desk) {
-			d.q.Basis.Grant, d.q.Spec.Class = nil, playbooks.ClassContain
+			d.q.Authorization.Grant, d.q.Spec.Class = nil, playbooks.ClassContain
 		}, activities.VerdictRefuse, "phase", "without proof"},
 		"a protected name": {func(d *desk) { d.q.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
 		"a protected ARN":  {func(d *desk) { d.q.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
-		"a namespace that no detection was in lends its phase to nobody": {func(d *desk) { d.q.Basis.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"a namespace that no detection was in lends its phase to nobody": {func(d *desk) { d.q.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"nor does one of another's": {func(d *desk) {
 			d.q.Request.Target.Namespace = "shop"
 			d.granted("shop")
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"nor an old one": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-25 * time.Hour)})}
+			d.q.Authorization.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-25 * time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1"},
 		"an hour's wait for people changes nothing": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-time.Hour)})}
+			d.q.Authorization.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictRun, "phase", "granted"},
 		"nor a namespace that only a node's word names": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", AcceptedAt: now.Add(-time.Hour)})}
+			d.q.Authorization.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", AcceptedAt: now.Add(-time.Hour)})}
 		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
 		"a role that a drill registered is phase 3": {func(d *desk) {
 			d.chain.Config.Phase = 1
@@ -80,7 +80,7 @@ func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
 func (d *desk) granted(namespace string) {
 	g := d.goodGrant()
 	g.Namespace = namespace
-	d.q.Basis.Grant = d.grant(d.key, g)
+	d.q.Authorization.Grant = d.grant(d.key, g)
 }
 
 func TestDenyingOnePodMayRunByItself(t *testing.T) {

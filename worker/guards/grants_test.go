@@ -46,15 +46,15 @@ func TestAGrantPermitsOneContainment(t *testing.T) {
 	d := newDesk(t)
 	path := filepath.Join(t.TempDir(), "grants.json")
 	d.chain.Grants = &guards.FileGrants{Path: path}
-	d.q.Basis.Attestations = nil
-	d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
-	d.q.Before = false
+	d.q.Authorization.Attestations = nil
+	d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
+	d.q.Enforce = false
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "a plan uses nothing")
-	d.q.Before = true
+	d.q.Enforce = true
 	first := d.decide()
 	require.Equal(t, activities.VerdictRun, first.Verdict)
-	require.Equal(t, now.Add(-time.Minute), first.Since.UTC(), "what people release after they agreed is not contained again")
-	d.q.Request.Lease = "LSE-2"
+	require.Equal(t, now.Add(-time.Minute), first.AuthorizedAt.UTC(), "what people release after they agreed is not contained again")
+	d.q.Request.LeaseID = "LSE-2"
 	got := d.decide()
 	require.Equal(t, activities.VerdictRefuse, got.Verdict)
 	require.Equal(t, "grant", got.Guard)

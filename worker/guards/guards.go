@@ -56,7 +56,7 @@ type Chain struct {
 
 var (
 	_ activities.Guards = (*Chain)(nil)
-	_ activities.Scopes = (*Chain)(nil)
+	_ activities.ScopeApprovers = (*Chain)(nil)
 )
 
 // drillScope is phase 3 for the drill's own approver, on the drill's own targets.
@@ -64,8 +64,8 @@ func drillScope() config.Scope {
 	return config.Scope{Name: config.DrillScope, Phase: 3, Confidence: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
 }
 
-// ApproversOf are the approvers of the scope that holds a namespace, or of drills.
-func (c *Chain) ApproversOf(namespace string, drill bool) activities.Approvers {
+// ApproversForNamespace are the approvers of the scope that holds a namespace, or of drills.
+func (c *Chain) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
 	if drill {
 		return ApproversOf(drillScope())
 	}
@@ -84,7 +84,7 @@ func ApproversOf(s config.Scope) activities.Approvers {
 
 // Facts is what a guard judges by. Everything in it was verified.
 type Facts struct {
-	activities.Question
+	activities.GuardInput
 	Config     *config.Config
 	Scope      config.Scope
 	Stopped    string // who stopped, "" if nobody did
@@ -109,7 +109,7 @@ type Facts struct {
 // guard is one link of the chain: nil lets it pass.
 type guard struct {
 	name  string
-	judge func(Facts) *activities.Decision
+	judge func(Facts) *activities.GuardDecision
 }
 
 // chain is the order in which guards judge.
@@ -125,40 +125,40 @@ var chain = []guard{
 }
 
 // Decide runs the chain.
-func (c *Chain) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
+func (c *Chain) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	f, err := c.facts(ctx, q)
 	if err != nil {
-		return activities.Decision{}, err
+		return activities.GuardDecision{}, err
 	}
 	for _, g := range chain {
 		if d := g.judge(f); d != nil {
-			if d.Verdict == activities.VerdictRun && f.Ask != "" && f.Grant == nil {
-				d = ask(f, "%s", f.Ask)
+			if d.Verdict == activities.VerdictRun && f.ApprovalReason != "" && f.Grant == nil {
+				d = ask(f, "%s", f.ApprovalReason)
 			}
-			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.Config = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
-			d.Confirmed = f.confirmed()
-			d.Inputs = f.inputs()
-			if d.Replicas = f.replicas(); d.Replicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
-				d.Replicas = -1
+			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.ConfigHash = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
+			d.TargetConfirmed = f.confirmed()
+			d.DecisionInputs = f.inputs()
+			if d.BudgetReplicas = f.replicas(); d.BudgetReplicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
+				d.BudgetReplicas = -1
 			}
-			d.Since = f.Since
+			d.AuthorizedAt = f.Since
 			if f.Grant != nil {
-				d.Since = f.Grant.IssuedAt // what people released later is not contained again with it
+				d.AuthorizedAt = f.Grant.IssuedAt // what people released later is not contained again with it
 			}
-			if d.Verdict == activities.VerdictRun && q.Before {
+			if d.Verdict == activities.VerdictRun && q.Enforce {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
-					return activities.Decision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), Config: c.Config.Hash(), Inputs: d.Inputs}, nil
+					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				}
 				if err := c.useGrant(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.Decision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), Config: c.Config.Hash(), Inputs: d.Inputs}, nil
+					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				} else if err != nil {
-					return activities.Decision{}, err
+					return activities.GuardDecision{}, err
 				}
 			}
 			return *d, nil
 		}
 	}
-	return activities.Decision{}, errors.New("no guard decided")
+	return activities.GuardDecision{}, errors.New("no guard decided")
 }
 
 // useGrant records that the grant of an effect is used now. What cannot be recorded is not done: else one approval would
@@ -167,11 +167,11 @@ func (c *Chain) useGrant(ctx context.Context, f Facts) error {
 	if f.Grant == nil || c.Grants == nil {
 		return nil
 	}
-	return c.Grants.Use(ctx, f.Grant.Nonce, GrantUse{Lease: f.Request.Lease, Until: f.Request.Until}, f.Now)
+	return c.Grants.Use(ctx, f.Grant.Nonce, GrantUse{Lease: f.Request.LeaseID, Until: f.Request.ExpiresAt}, f.Now)
 }
 
-func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error) {
-	f := Facts{Question: q, Config: c.Config, Budget: c.Budget, Self: c.Self}
+func (c *Chain) facts(ctx context.Context, q activities.GuardInput) (Facts, error) {
+	f := Facts{GuardInput: q, Config: c.Config, Budget: c.Budget, Self: c.Self}
 	target := q.Request.Target
 	f.Scope = c.scope(q)
 	stopped, who, err := c.Switch.Stopped(ctx)
@@ -181,12 +181,12 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 	if stopped {
 		f.Stopped = who
 	}
-	for _, s := range q.Basis.Attestations {
+	for _, s := range q.Authorization.Attestations {
 		a, err := c.Keys.VerifyAttestation(s, target.ID(), q.Now, Fresh)
 		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
 			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
 		}
-		if !a.Permits(q.Request.Action, q.Request.For) {
+		if !a.Permits(q.Request.Action, q.Request.Duration) {
 			continue // a person asked for something else
 		}
 		if a.ManualRequest != nil {
@@ -200,14 +200,14 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 		f.On = a.DetectionID
 	}
 	f.Verdict = playbooks.Correlate(f.Signals)
-	for _, s := range q.Basis.Receipts {
+	for _, s := range q.Authorization.Receipts {
 		var r attestation.EvidenceReceipt
-		if c.Keys.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.Incident.ID {
+		if c.Keys.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.IncidentRef.ID {
 			f.Receipts = append(f.Receipts, r)
 		}
 	}
-	if q.Basis.Grant != nil {
-		g, err := c.Keys.VerifyGrant(*q.Basis.Grant, attestation.OperationApply, q.Now)
+	if q.Authorization.Grant != nil {
+		g, err := c.Keys.VerifyGrant(*q.Authorization.Grant, attestation.OperationApply, q.Now)
 		if err == nil {
 			err = g.Permits(q.PlanHash, target.ID())
 		}
@@ -226,8 +226,8 @@ func (c *Chain) facts(ctx context.Context, q activities.Question) (Facts, error)
 
 // drillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
 // neither a name, a namespace nor the request can put a target into a drill's scope.
-func (c *Chain) drillTarget(q activities.Question) *attestation.DrillTarget {
-	for _, s := range q.Basis.Attestations {
+func (c *Chain) drillTarget(q activities.GuardInput) *attestation.DrillTarget {
+	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
 		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
 			continue
@@ -248,15 +248,15 @@ const told = 24 * time.Hour
 
 // scope is that of the target's namespace. A cloud target has none of its own: the namespace of the pod through which it
 // was found counts if the gateway attested a detection there, and else no scope's phase is lent to it.
-func (c *Chain) scope(q activities.Question) config.Scope {
+func (c *Chain) scope(q activities.GuardInput) config.Scope {
 	target := q.Request.Target
 	own := c.Config.ScopeOf(target.Namespace)
 	if !target.Kind.IsCloud() {
 		return own
 	}
-	for _, s := range q.Basis.Attestations {
+	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.For) {
+		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.Duration) {
 			continue
 		}
 		if age := q.Now.Sub(a.AcceptedAt); age < told && age > -slack {
@@ -274,33 +274,33 @@ func (c *Chain) scope(q activities.Question) config.Scope {
 
 func (f Facts) phase() int {
 	p := f.Scope.Phase
-	if f.Request.Incident.MaxPhase > 0 {
-		p = min(p, f.Request.Incident.MaxPhase)
+	if f.Request.IncidentRef.MaxPhase > 0 {
+		p = min(p, f.Request.IncidentRef.MaxPhase)
 	}
 	return p
 }
 
-func refuse(format string, args ...any) *activities.Decision {
-	return &activities.Decision{Verdict: activities.VerdictRefuse, Reason: fmt.Sprintf(format, args...)}
+func refuse(format string, args ...any) *activities.GuardDecision {
+	return &activities.GuardDecision{Verdict: activities.VerdictRefuse, Reason: fmt.Sprintf(format, args...)}
 }
 
-func propose(format string, args ...any) *activities.Decision {
-	return &activities.Decision{Verdict: activities.VerdictPropose, Reason: fmt.Sprintf(format, args...)}
+func propose(format string, args ...any) *activities.GuardDecision {
+	return &activities.GuardDecision{Verdict: activities.VerdictPropose, Reason: fmt.Sprintf(format, args...)}
 }
 
-func ask(f Facts, format string, args ...any) *activities.Decision {
-	return &activities.Decision{Verdict: activities.VerdictAsk, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOf(f.Scope)}
+func ask(f Facts, format string, args ...any) *activities.GuardDecision {
+	return &activities.GuardDecision{Verdict: activities.VerdictAskApproval, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOf(f.Scope)}
 }
 
-func killSwitch(f Facts) *activities.Decision {
+func killSwitch(f Facts) *activities.GuardDecision {
 	if f.Stopped == "" {
 		return nil
 	}
 	return refuse("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.Stopped)
 }
 
-func evidence(f Facts) *activities.Decision {
-	if !f.Before {
+func evidence(f Facts) *activities.GuardDecision {
+	if !f.Enforce {
 		return nil // plans inside of an approval are made before the evidence may have run
 	}
 	for _, r := range f.Receipts {
@@ -311,8 +311,8 @@ func evidence(f Facts) *activities.Decision {
 	return refuse("no evidence of %s was attempted before", f.Request.Target)
 }
 
-func offeredGrant(f Facts) *activities.Decision {
-	if f.Basis.Grant == nil {
+func offeredGrant(f Facts) *activities.GuardDecision {
+	if f.Authorization.Grant == nil {
 		return nil
 	}
 	switch target := f.Request.Target; {
@@ -330,16 +330,16 @@ func offeredGrant(f Facts) *activities.Decision {
 const slack = 5 * time.Minute
 
 // asPlanned holds the end to what the plan says: a grant is bound to the plan, and so to how long it holds.
-func asPlanned(f Facts) *activities.Decision {
+func asPlanned(f Facts) *activities.GuardDecision {
 	r := f.Request
-	if end := f.Now.Add(r.For + slack); r.Until.After(end) && r.Until.After(f.Held) {
-		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.Until.UTC().Format(time.RFC3339), duration.Format(r.For))
+	if end := f.Now.Add(r.Duration + slack); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
+		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
 	}
 	return nil
 }
 
-func withinBudget(f Facts) *activities.Decision {
-	if f.Grant != nil || f.Basis.Asked {
+func withinBudget(f Facts) *activities.GuardDecision {
+	if f.Grant != nil || f.Authorization.RequiresGrant {
 		return nil // people decide; the budget bounds what runs without them
 	}
 	if reason := f.Budget.Left(f); reason != "" {
@@ -349,16 +349,16 @@ func withinBudget(f Facts) *activities.Decision {
 }
 
 // phase is the table: what a class of action may do in a phase.
-func phase(f Facts) *activities.Decision {
+func phase(f Facts) *activities.GuardDecision {
 	class, p := f.Spec.Class, f.phase()
 	switch {
 	case class == playbooks.ClassObserve:
-		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "it changes nothing"}
+		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "it changes nothing"}
 	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
 		return propose("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
 	case f.Grant != nil:
-		return &activities.Decision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), On: f.On}
-	case class == playbooks.ClassDisrupt || f.Basis.Asked:
+		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.On}
+	case class == playbooks.ClassDisrupt || f.Authorization.RequiresGrant:
 		return ask(f, "it runs only with the grant of its approval")
 	case f.unknown() != "":
 		return ask(f, "%s", f.unknown())
@@ -366,17 +366,17 @@ func phase(f Facts) *activities.Decision {
 		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, duration.Format(Fresh))
 	case f.Verdict.Confidence < f.Scope.Confidence:
 		return ask(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)
-	case f.Request.For > time.Duration(f.Config.Budget.Longest):
-		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.For), f.Config.Budget.Longest)
+	case f.Request.Duration > time.Duration(f.Config.Budget.Longest):
+		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.Longest)
 	}
 	if f.Requested != nil {
-		return &activities.Decision{
-			Verdict: activities.VerdictRun, On: f.On,
+		return &activities.GuardDecision{
+			Verdict: activities.VerdictRun, BasisID: f.On,
 			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.Requested.Person, f.Requested.AuthenticatedBy), f.Requested.Reason),
 		}
 	}
-	return &activities.Decision{
-		Verdict: activities.VerdictRun, On: f.On,
+	return &activities.GuardDecision{
+		Verdict: activities.VerdictRun, BasisID: f.On,
 		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence),
 	}
 }

@@ -32,7 +32,7 @@ type desk struct {
 	key    attestation.SigningKey
 	chain  *guards.Chain
 	target playbooks.Target
-	q      activities.Question
+	q      activities.GuardInput
 	drill  *attestation.DrillRegistration // the registration that attestations carry
 	// known is what the API server says of the target; nil is that it agrees with the request, and that the workload web owns it.
 	known *activities.TargetFacts
@@ -72,15 +72,15 @@ budget: { per_hour: 3, share: 0.5 }
 	d := &desk{t: t, key: k, target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "uid-1"}}
 	d.chain = &guards.Chain{Config: cfg, Keys: attestation.NewKeyring(k.PublicKey()), Switch: fixedSwitch{}, Budget: guards.NewWindow(nil)}
 	d.chain.Targets = d
-	d.q = activities.Question{
-		Spec: playbooks.ActionSpec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Before: true,
-		Request: activities.Request{Target: d.target, Lease: "LSE-1", For: time.Hour, Until: now.Add(time.Hour), Incident: activities.Brief{
+	d.q = activities.GuardInput{
+		Spec: playbooks.ActionSpec{Name: "pod.isolate", Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork}, PlanHash: "plan", Now: now, Enforce: true,
+		Request: activities.Request{Target: d.target, LeaseID: "LSE-1", Duration: time.Hour, ExpiresAt: now.Add(time.Hour), IncidentRef: activities.IncidentRef{
 			ID:       "INC-1",
 			Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 		}},
 	}
-	d.q.Basis.Attestations = []attestation.Envelope{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.q.Basis.Receipts = []attestation.Envelope{d.sign(k, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
+	d.q.Authorization.Attestations = []attestation.Envelope{d.attest(k, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Authorization.Receipts = []attestation.Envelope{d.sign(k, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 	return d
 }
 
@@ -109,7 +109,7 @@ func (d *desk) goodGrant() attestation.Grant {
 	return attestation.Grant{Nonce: "n", Operation: attestation.OperationApply, PlanHash: "plan", Targets: []string{d.target.ID()}, Namespace: d.target.Namespace, GrantedBy: []string{"alice", "bob"}}
 }
 
-func (d *desk) decide() activities.Decision {
+func (d *desk) decide() activities.GuardDecision {
 	got, err := d.chain.Decide(context.Background(), d.q)
 	require.NoError(d.t, err)
 	return got
@@ -134,23 +134,23 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"a protected owner in the middle of the chain": {func(d *desk) {
 			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "db"}, {Namespace: "shop", Kind: "Database", Name: "main"}}}
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
-		"an alert that claims a protected workload prevents nothing": {func(d *desk) { d.q.Request.Incident.Workload.Name = "db" }, activities.VerdictRun, "phase", "confidence"},
-		"what cannot be looked up needs a person":                    {func(d *desk) { d.known = &activities.TargetFacts{Unresolved: "no route to host"} }, activities.VerdictAsk, "phase", "no route to host"},
-		"nothing to look it up with needs a person":                  {func(d *desk) { d.chain.Targets = nil }, activities.VerdictAsk, "phase", "could not be looked up"},
+		"an alert that claims a protected workload prevents nothing": {func(d *desk) { d.q.Request.IncidentRef.Workload.Name = "db" }, activities.VerdictRun, "phase", "confidence"},
+		"what cannot be looked up needs a person":                    {func(d *desk) { d.known = &activities.TargetFacts{UnresolvedReason: "no route to host"} }, activities.VerdictAskApproval, "phase", "no route to host"},
+		"nothing to look it up with needs a person":                  {func(d *desk) { d.chain.Targets = nil }, activities.VerdictAskApproval, "phase", "could not be looked up"},
 		"a person may contain what cannot be looked up": {func(d *desk) {
-			d.known = &activities.TargetFacts{Unresolved: "no route to host"}
-			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+			d.known = &activities.TargetFacts{UnresolvedReason: "no route to host"}
+			d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
 		}, activities.VerdictRun, "phase", "granted"},
 		"what cannot be looked up is refused where its alert names a protected workload": {func(d *desk) {
-			d.known = &activities.TargetFacts{Unresolved: "no route to host"}
-			d.q.Request.Incident.Workload.Name = "db"
+			d.known = &activities.TargetFacts{UnresolvedReason: "no route to host"}
+			d.q.Request.IncidentRef.Workload.Name = "db"
 		}, activities.VerdictRefuse, "protected", "shop/Deployment/db"},
 		"an owner that may not be read could be the protected one": {func(d *desk) {
-			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Cluster", Name: "x"}}, Incomplete: "forbidden"}
-		}, activities.VerdictAsk, "phase", "may belong to the protected workload shop/Deployment/db"},
+			d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Cluster", Name: "x"}}, IncompleteReason: "forbidden"}
+		}, activities.VerdictAskApproval, "phase", "may belong to the protected workload shop/Deployment/db"},
 		"an owner that may not be read where nothing is protected": {func(d *desk) {
 			d.move("bank")
-			d.known = &activities.TargetFacts{Namespace: "bank", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "bank", Kind: "Cluster", Name: "x"}}, Incomplete: "forbidden"}
+			d.known = &activities.TargetFacts{Namespace: "bank", Pod: "web-1", Owners: []playbooks.WorkloadIdentity{{Namespace: "bank", Kind: "Cluster", Name: "x"}}, IncompleteReason: "forbidden"}
 		}, activities.VerdictRun, "phase", "confidence"},
 		"a pod that is in another namespace": {func(d *desk) { d.known = &activities.TargetFacts{Namespace: "kube-system", Pod: "web-1"} }, activities.VerdictRefuse, "target", `in the namespace "kube-system"`},
 		"a pod that runs on another node":    {func(d *desk) { d.known = &activities.TargetFacts{Namespace: "shop", Pod: "web-1", Node: "node-b"} }, activities.VerdictRefuse, "target", `runs on node "node-b"`},
@@ -163,52 +163,52 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		}, activities.VerdictRefuse, "target", "belongs to the pod kube-system/etcd-a"},
 		"a container of no pod on a node of the cluster needs a person": {func(d *desk) {
 			d.container()
-			d.known = &activities.TargetFacts{Unresolved: "no pod on node node-a has the container c1"}
-		}, activities.VerdictAsk, "phase", "no pod on node node-a"},
+			d.known = &activities.TargetFacts{UnresolvedReason: "no pod on node node-a has the container c1"}
+		}, activities.VerdictAskApproval, "phase", "no pod on node node-a"},
 		"a container of a machine outside of the cluster": {func(d *desk) {
 			d.container()
 			d.known = &activities.TargetFacts{OutsideCluster: true, Node: "node-a"}
 		}, activities.VerdictRun, "phase", "confidence"},
 		"a detection from another node is no proof": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
+			d.q.Authorization.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
 				DetectionID: "d", TargetID: d.target.ID(), Namespace: "shop", Node: "node-b", Rule: "r", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, AcceptedAt: now,
 			})}
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"an end beyond what was planned":    {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h that was planned"},
-		"a later end that its token covers": {func(d *desk) { d.q.Request.Until, d.q.Held = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
-		"a hold that is too long by itself": {func(d *desk) { d.q.Request.For, d.q.Request.Until = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAsk, "phase", "1d that `budget.longest`"},
-		"a plan that affects others too":    {func(d *desk) { d.q.Ask = "others share its network" }, activities.VerdictAsk, "phase", "others share its network"},
+		"an end beyond what was planned":    {func(d *desk) { d.q.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "duration", "the 1h that was planned"},
+		"a later end that its token covers": {func(d *desk) { d.q.Request.ExpiresAt, d.q.HeldUntil = now.Add(2*time.Hour), now.Add(2*time.Hour) }, activities.VerdictRun, "phase", "confidence"},
+		"a hold that is too long by itself": {func(d *desk) { d.q.Request.Duration, d.q.Request.ExpiresAt = 25*time.Hour, now.Add(25*time.Hour) }, activities.VerdictAskApproval, "phase", "1d that `budget.longest`"},
+		"a plan that affects others too":    {func(d *desk) { d.q.ApprovalReason = "others share its network" }, activities.VerdictAskApproval, "phase", "others share its network"},
 		"such a plan that people granted": {func(d *desk) {
-			d.q.Ask = "others share its network"
-			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+			d.q.ApprovalReason = "others share its network"
+			d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
 		}, activities.VerdictRun, "phase", "alice"},
 		"Stanch itself":                {func(d *desk) { d.chain.Self = []string{"uid-1"} }, activities.VerdictRefuse, "protected", "Stanch itself"},
-		"no evidence was attempted":    {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
-		"evidence of another incident": {func(d *desk) { d.q.Request.Incident.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"no evidence was attempted":    {func(d *desk) { d.q.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident": {func(d *desk) { d.q.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
 		"a receipt that somebody else signed": {func(d *desk) {
-			d.q.Basis.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
+			d.q.Authorization.Receipts = []attestation.Envelope{d.sign(thief, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID()})}
 		}, activities.VerdictRefuse, "evidence", "no evidence"},
-		"no attestation":                {func(d *desk) { d.q.Basis.Attestations = nil }, activities.VerdictRefuse, "phase", "without proof"},
-		"an attestation of another pod": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:other", 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"no attestation":                {func(d *desk) { d.q.Authorization.Attestations = nil }, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation of another pod": {func(d *desk) { d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, "pod:other", 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
 		"an old attestation": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
+			d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-16*time.Minute))}
 		}, activities.VerdictRefuse, "phase", "without proof"},
 		"an attestation from the future": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(time.Hour))}
+			d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(time.Hour))}
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"an attestation that somebody signed": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(thief, d.target.ID(), 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
+		"an attestation that somebody signed": {func(d *desk) { d.q.Authorization.Attestations = []attestation.Envelope{d.attest(thief, d.target.ID(), 0.9, now)} }, activities.VerdictRefuse, "phase", "without proof"},
 		"a changed attestation": {func(d *desk) {
-			d.q.Basis.Attestations[0].Payload = bytes.Replace(d.q.Basis.Attestations[0].Payload, []byte("0.9"), []byte("1.0"), 1)
+			d.q.Authorization.Attestations[0].Payload = bytes.Replace(d.q.Authorization.Attestations[0].Payload, []byte("0.9"), []byte("1.0"), 1)
 		}, activities.VerdictRefuse, "phase", "without proof"},
-		"a grant offered as an attestation": {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{*d.grant(d.key, d.goodGrant())} }, activities.VerdictRefuse, "phase", "without proof"},
-		"low confidence asks":               {func(d *desk) { d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)} }, activities.VerdictAsk, "phase", "below the 0.80"},
+		"a grant offered as an attestation": {func(d *desk) { d.q.Authorization.Attestations = []attestation.Envelope{*d.grant(d.key, d.goodGrant())} }, activities.VerdictRefuse, "phase", "without proof"},
+		"low confidence asks":               {func(d *desk) { d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)} }, activities.VerdictAskApproval, "phase", "below the 0.80"},
 		"a claim of confidence is not believed": {func(d *desk) {
-			d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)}
-			d.q.Request.Incident.Confidence = 1
-		}, activities.VerdictAsk, "phase", "0.60"},
+			d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.6, now)}
+			d.q.Request.IncidentRef.Confidence = 1
+		}, activities.VerdictAskApproval, "phase", "0.60"},
 		"phase 1 proposes":                 {func(d *desk) { d.move("look") }, activities.VerdictPropose, "phase", "phase 1"},
-		"the playbook's ceiling":           {func(d *desk) { d.q.Request.Incident.MaxPhase = 1 }, activities.VerdictPropose, "phase", "phase 1"},
-		"a claim of scope is not believed": {func(d *desk) { d.move("look"); d.q.Request.Incident.Scope = "drill" }, activities.VerdictPropose, "phase", "phase 1"},
+		"the playbook's ceiling":           {func(d *desk) { d.q.Request.IncidentRef.MaxPhase = 1 }, activities.VerdictPropose, "phase", "phase 1"},
+		"a claim of scope is not believed": {func(d *desk) { d.move("look"); d.q.Request.IncidentRef.Scope = "drill" }, activities.VerdictPropose, "phase", "phase 1"},
 		"a claim of the drill's namespace is not believed": {func(d *desk) {
 			d.move("look")
 			d.q.Request.Target.Namespace = config.DrillNamespace
@@ -220,40 +220,40 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		"disrupt in phase 2 is proposed": {func(d *desk) { d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictPropose, "phase", "disrupt"},
 		"disrupt in phase 2 is proposed even with a grant": {func(d *desk) {
 			d.q.Spec.Class = playbooks.ClassDisrupt
-			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+			d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
 		}, activities.VerdictPropose, "phase", "disrupt"},
-		"disrupt in phase 3 asks": {func(d *desk) { d.move("bank"); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAsk, "phase", "grant"},
+		"disrupt in phase 3 asks": {func(d *desk) { d.move("bank"); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAskApproval, "phase", "grant"},
 		"disrupt in phase 3 with its grant": {func(d *desk) {
 			d.move("bank")
 			d.q.Spec.Class = playbooks.ClassDisrupt
-			d.q.Basis.Grant = d.grant(d.key, d.goodGrant())
+			d.q.Authorization.Grant = d.grant(d.key, d.goodGrant())
 		}, activities.VerdictRun, "phase", "alice, bob"},
-		"a grant of another plan":   {func(d *desk) { g := d.goodGrant(); g.PlanHash = "other"; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "plan changed"},
-		"a grant of another target": {func(d *desk) { g := d.goodGrant(); g.Targets = []string{"pod:x"}; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "not among"},
+		"a grant of another plan":   {func(d *desk) { g := d.goodGrant(); g.PlanHash = "other"; d.q.Authorization.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "plan changed"},
+		"a grant of another target": {func(d *desk) { g := d.goodGrant(); g.Targets = []string{"pod:x"}; d.q.Authorization.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "not among"},
 		"a grant of the approvers of another namespace": {func(d *desk) {
 			g := d.goodGrant()
 			g.Namespace = "bank"
-			d.q.Basis.Grant = d.grant(d.key, g)
+			d.q.Authorization.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "for the namespace"},
-		"a grant that a drill's key gave": {func(d *desk) { g := d.goodGrant(); g.DrillOnly = true; d.q.Basis.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "outside of a drill"},
+		"a grant that a drill's key gave": {func(d *desk) { g := d.goodGrant(); g.DrillOnly = true; d.q.Authorization.Grant = d.grant(d.key, g) }, activities.VerdictRefuse, "grant", "outside of a drill"},
 		"a grant that has expired": {func(d *desk) {
 			g := d.goodGrant()
 			g.IssuedAt, g.ExpiresAt = now.Add(-time.Hour), now.Add(-time.Minute)
-			d.q.Basis.Grant = d.grant(d.key, g)
+			d.q.Authorization.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "valid from"},
 		"a grant for a release": {func(d *desk) {
 			g := d.goodGrant()
 			g.Operation = attestation.OperationRelease
-			d.q.Basis.Grant = d.grant(d.key, g)
+			d.q.Authorization.Grant = d.grant(d.key, g)
 		}, activities.VerdictRefuse, "grant", "release"},
-		"a grant that somebody signed":                 {func(d *desk) { d.q.Basis.Grant = d.grant(thief, d.goodGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
-		"a grant stands for low confidence":            {func(d *desk) { d.q.Basis.Attestations = nil; d.q.Basis.Grant = d.grant(d.key, d.goodGrant()) }, activities.VerdictRun, "phase", "granted"},
-		"inside of an approval it waits for the grant": {func(d *desk) { d.q.Basis.Asked = true }, activities.VerdictAsk, "phase", "grant of its approval"},
+		"a grant that somebody signed":                 {func(d *desk) { d.q.Authorization.Grant = d.grant(thief, d.goodGrant()) }, activities.VerdictRefuse, "grant", "unknown key"},
+		"a grant stands for low confidence":            {func(d *desk) { d.q.Authorization.Attestations = nil; d.q.Authorization.Grant = d.grant(d.key, d.goodGrant()) }, activities.VerdictRun, "phase", "granted"},
+		"inside of an approval it waits for the grant": {func(d *desk) { d.q.Authorization.RequiresGrant = true }, activities.VerdictAskApproval, "phase", "grant of its approval"},
 		"a registered target of a drill is phase 3": {func(d *desk) {
 			d.chain.Config.Phase = 1
 			d.register(d.target.ID())
-			d.q.Spec.Class, d.q.Basis.Asked = playbooks.ClassDisrupt, true
-		}, activities.VerdictAsk, "phase", "grant"},
+			d.q.Spec.Class, d.q.Authorization.RequiresGrant = playbooks.ClassDisrupt, true
+		}, activities.VerdictAskApproval, "phase", "grant"},
 		"the namespace of drills puts nothing into a drill's scope": {func(d *desk) {
 			d.chain.Config.Phase = 1
 			d.move(config.DrillNamespace)
@@ -283,40 +283,40 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 // register attests that a drill registered a target.
 func (d *desk) register(id string) {
 	d.drill = &attestation.DrillRegistration{Name: "cryptominer", Targets: []attestation.DrillTarget{{ID: id}}}
-	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 // container makes the target a container of which no pod is known.
 func (d *desk) container() {
 	d.target = playbooks.Target{Kind: playbooks.TargetContainer, Name: "c1", UID: "c1"}
 	d.q.Request.Target = d.target
-	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
-	d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
+	d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.q.Authorization.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: d.target.ID(), AttemptedAt: now})}
 }
 
 // move puts the target into another namespace.
 func (d *desk) move(namespace string) {
-	d.target.Namespace, d.q.Request.Target.Namespace, d.q.Request.Incident.Workload.Namespace = namespace, namespace, namespace
-	d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
+	d.target.Namespace, d.q.Request.Target.Namespace, d.q.Request.IncidentRef.Workload.Namespace = namespace, namespace, namespace
+	d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, d.target.ID(), 0.9, now.Add(-time.Minute))}
 }
 
 func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 	d := newDesk(t)
 	for i := range 3 {
-		d.q.Request.Lease = fmt.Sprintf("LSE-%d", i)
+		d.q.Request.LeaseID = fmt.Sprintf("LSE-%d", i)
 		require.Equal(t, activities.VerdictRun, d.decide().Verdict)
 	}
 	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "a retry of one that was paid for costs nothing")
-	d.q.Request.Lease = "LSE-4"
+	d.q.Request.LeaseID = "LSE-4"
 	got := d.decide()
 	require.Equal(t, activities.VerdictPropose, got.Verdict)
 	require.Contains(t, got.Reason, "3 containments an hour")
 	d.q.Now = now.Add(14 * time.Minute)
 	require.Equal(t, activities.VerdictPropose, d.decide().Verdict)
-	d.q.Basis.Asked = true
-	require.Equal(t, activities.VerdictAsk, d.decide().Verdict, "inside of an approval people are asked, however much was contained")
-	require.Equal(t, 3, d.decide().Inputs.Spent)
-	d.q.Basis.Grant = d.grant(d.key, func() attestation.Grant {
+	d.q.Authorization.RequiresGrant = true
+	require.Equal(t, activities.VerdictAskApproval, d.decide().Verdict, "inside of an approval people are asked, however much was contained")
+	require.Equal(t, 3, d.decide().DecisionInputs.UsedLastHour)
+	d.q.Authorization.Grant = d.grant(d.key, func() attestation.Grant {
 		g := d.goodGrant()
 		g.IssuedAt, g.ExpiresAt = d.q.Now, d.q.Now.Add(time.Minute)
 		return g
@@ -326,12 +326,12 @@ func TestTheBudgetBoundsWhatRunsWithoutAPerson(t *testing.T) {
 
 func TestOnlyOnePodIsContainedWhileTheReplicasAreUnknown(t *testing.T) {
 	d := newDesk(t)
-	d.q.Request.Incident.Replicas = 0
+	d.q.Request.IncidentRef.Replicas = 0
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
-		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.q.Request.Target.UID, d.q.Request.LeaseID = uid, "LSE-"+uid
+		d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Authorization.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		got := d.decide()
 		require.Equal(t, want, got.Verdict, got.Reason)
 	}
@@ -340,12 +340,12 @@ func TestOnlyOnePodIsContainedWhileTheReplicasAreUnknown(t *testing.T) {
 
 func TestNoMoreThanItsShareOfAWorkloadIsHeldAtOnce(t *testing.T) {
 	d := newDesk(t)
-	d.q.Request.Incident.Replicas = 4
+	d.q.Request.IncidentRef.Replicas = 4
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
-		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.q.Request.Target.UID, d.q.Request.LeaseID = uid, "LSE-"+uid
+		d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Authorization.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }
@@ -355,10 +355,10 @@ func TestBudgetShareIsTakenByTheResolvedOwner(t *testing.T) {
 	for i, want := range []activities.Verdict{activities.VerdictRun, activities.VerdictRun, activities.VerdictPropose} {
 		uid := fmt.Sprintf("uid-%d", i)
 		d.known = &activities.TargetFacts{Namespace: "shop", Pod: uid, Replicas: 4, Owners: []playbooks.WorkloadIdentity{{Namespace: "shop", Kind: "Deployment", Name: "web"}}}
-		d.q.Request.Incident.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid} // as a name alone says it
-		d.q.Request.Target.UID, d.q.Request.Lease = uid, "LSE-"+uid
-		d.q.Basis.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
-		d.q.Basis.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
+		d.q.Request.IncidentRef.Workload = playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Pod", Name: uid} // as a name alone says it
+		d.q.Request.Target.UID, d.q.Request.LeaseID = uid, "LSE-"+uid
+		d.q.Authorization.Attestations = []attestation.Envelope{d.attest(d.key, "pod:"+uid, 0.9, now)}
+		d.q.Authorization.Receipts = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: "INC-1", TargetID: "pod:" + uid, AttemptedAt: now})}
 		require.Equal(t, want, d.decide().Verdict, uid)
 	}
 }

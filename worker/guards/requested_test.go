@@ -14,7 +14,7 @@ import (
 // requested makes a person's request for pod.isolate for an hour the only thing that the desk's request rests on.
 func (d *desk) requested(at time.Time) {
 	d.q.Request.Action = "pod.isolate"
-	d.q.Basis.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
+	d.q.Authorization.Attestations = []attestation.Envelope{d.sign(d.key, attestation.PayloadTypeAttestation, attestation.Attestation{
 		DetectionID: "request/1", TargetID: "pod:uid-1", Namespace: d.target.Namespace, TargetConfirmed: true, Rule: "requested-by-a-person", Severity: "high", Confidence: 1, AcceptedAt: at,
 		ManualRequest: &attestation.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour},
 	})}
@@ -29,18 +29,18 @@ func TestARequestPermitsWhatWasAskedForAndNothingElse(t *testing.T) {
 		reason  string
 	}{
 		"what was asked for": {func(*desk) {}, activities.VerdictRun, "phase 2, requested by alice (uid 1): beacons"},
-		"for less long":      {func(d *desk) { d.q.Request.For = time.Minute; d.q.Request.Until = now.Add(time.Minute) }, activities.VerdictRun, "requested by alice"},
+		"for less long":      {func(d *desk) { d.q.Request.Duration = time.Minute; d.q.Request.ExpiresAt = now.Add(time.Minute) }, activities.VerdictRun, "requested by alice"},
 		"for longer": {func(d *desk) {
-			d.q.Request.For, d.q.Request.Until = time.Hour+time.Second, now.Add(time.Hour+time.Second)
+			d.q.Request.Duration, d.q.Request.ExpiresAt = time.Hour+time.Second, now.Add(time.Hour+time.Second)
 		}, activities.VerdictRefuse, "no attested detection"},
-		"for longer than it says": {func(d *desk) { d.q.Request.Until = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "longer than the 1h that was planned"},
+		"for longer than it says": {func(d *desk) { d.q.Request.ExpiresAt = now.Add(2 * time.Hour) }, activities.VerdictRefuse, "longer than the 1h that was planned"},
 		"another action":          {func(d *desk) { d.q.Request.Action = "pod.freeze" }, activities.VerdictRefuse, "no attested detection"},
 		"another pod":             {func(d *desk) { d.q.Request.Target.UID = "uid-2" }, activities.VerdictRefuse, "no evidence"},
 		"an old request":          {func(d *desk) { d.requested(now.Add(-time.Hour)) }, activities.VerdictRefuse, "no attested detection"},
-		"without evidence":        {func(d *desk) { d.q.Basis.Receipts = nil }, activities.VerdictRefuse, "no evidence"},
+		"without evidence":        {func(d *desk) { d.q.Authorization.Receipts = nil }, activities.VerdictRefuse, "no evidence"},
 		"while paused":            {func(d *desk) { d.chain.Switch = fixedSwitch{stopped: true} }, activities.VerdictRefuse, "by alice"},
 		"in phase 1":              {func(d *desk) { d.move("look"); d.requested(now) }, activities.VerdictPropose, "phase 1"},
-		"what disrupts":           {func(d *desk) { d.move("bank"); d.requested(now); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAsk, "grant"},
+		"what disrupts":           {func(d *desk) { d.move("bank"); d.requested(now); d.q.Spec.Class = playbooks.ClassDisrupt }, activities.VerdictAskApproval, "grant"},
 		"what was asked for and granted, on a role that the pod reached": {func(d *desk) {
 			d.cloud()
 			d.requested(now)

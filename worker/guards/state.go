@@ -110,7 +110,7 @@ func (w *Window) left(f Facts) string {
 	}
 	w.spent = budget.Add(w.spent, nil, f.Now)
 	for _, s := range w.spent {
-		if s.Lease == f.Request.Lease && s.Lease != "" {
+		if s.Lease == f.Request.LeaseID && s.Lease != "" {
 			return "" // it was paid for
 		}
 	}
@@ -147,7 +147,7 @@ func Exceeded(f Facts, hour, held int) string {
 		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.PerHour)
 	}
 	replicas := f.replicas()
-	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.Known == nil || !f.Known.AnyReplicas) {
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.Known == nil || !f.Known.IgnoreReplicas) {
 		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", held, f.workload())
 	}
 	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
@@ -167,11 +167,11 @@ func (w *Window) Spend(f Facts) string {
 		return reason
 	}
 	for _, s := range w.spent {
-		if s.Lease == f.Request.Lease {
+		if s.Lease == f.Request.LeaseID {
 			return ""
 		}
 	}
-	s := budget.Spent{At: f.Now, Lease: f.Request.Lease, Target: f.Request.Target.ID(), Workload: f.workload(), Until: f.Request.Until}
+	s := budget.Spent{At: f.Now, Lease: f.Request.LeaseID, Target: f.Request.Target.ID(), Workload: f.workload(), Until: f.Request.ExpiresAt}
 	if f.Drill != nil {
 		return ""
 	}

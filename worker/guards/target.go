@@ -11,7 +11,7 @@ import (
 )
 
 // resolve asks what a target is. Nil is a target that is no object of a cluster, or an action that changes nothing.
-func (c *Chain) resolve(ctx context.Context, q activities.Question) *activities.TargetFacts {
+func (c *Chain) resolve(ctx context.Context, q activities.GuardInput) *activities.TargetFacts {
 	if q.Spec.Class == playbooks.ClassObserve {
 		return nil
 	}
@@ -21,17 +21,17 @@ func (c *Chain) resolve(ctx context.Context, q activities.Question) *activities.
 		return nil
 	}
 	if c.Targets == nil {
-		return &activities.TargetFacts{Unresolved: "nothing here can look it up"}
+		return &activities.TargetFacts{UnresolvedReason: "nothing here can look it up"}
 	}
 	known := c.Targets.ResolveTarget(ctx, q.Request.Target)
 	return &known
 }
 
 // asResolved refuses a target that is not what the request says, and one that must not be contained in that way.
-func asResolved(f Facts) *activities.Decision {
+func asResolved(f Facts) *activities.GuardDecision {
 	t, known := f.Request.Target, f.Known
 	switch {
-	case known == nil || known.Unresolved != "":
+	case known == nil || known.UnresolvedReason != "":
 		return nil // what is not known needs a person; the phase guard asks
 	case t.Kind == playbooks.TargetContainer && !known.OutsideCluster:
 		return refuse("%s belongs to the pod %s/%s; contain the pod", t, known.Namespace, known.Pod)
@@ -49,17 +49,17 @@ func asResolved(f Facts) *activities.Decision {
 func (f Facts) unknown() string {
 	known := f.Known
 	switch {
-	case known == nil || f.Drill != nil && known.Unresolved != "" && f.Request.Target.Kind == playbooks.TargetContainer:
+	case known == nil || f.Drill != nil && known.UnresolvedReason != "" && f.Request.Target.Kind == playbooks.TargetContainer:
 		return "" // a drill's container was made for it
-	case known.Unresolved != "":
-		return fmt.Sprintf("what %s is could not be looked up, so nothing tells whether it is protected: %s", f.Request.Target, known.Unresolved)
-	case known.Incomplete == "":
+	case known.UnresolvedReason != "":
+		return fmt.Sprintf("what %s is could not be looked up, so nothing tells whether it is protected: %s", f.Request.Target, known.UnresolvedReason)
+	case known.IncompleteReason == "":
 		return ""
 	}
 	// Only a protected workload that may stand above what is known makes a difference.
 	for _, w := range f.Config.Protected.Workloads {
 		if strings.HasPrefix(w, known.Namespace+"/") && !slices.Contains(f.owners(), w) {
-			return fmt.Sprintf("%s may belong to the protected workload %s: %s", f.Request.Target, w, known.Incomplete)
+			return fmt.Sprintf("%s may belong to the protected workload %s: %s", f.Request.Target, w, known.IncompleteReason)
 		}
 	}
 	return ""
@@ -67,7 +67,7 @@ func (f Facts) unknown() string {
 
 // confirmed reports whether the API server said what the target is.
 func (f Facts) confirmed() bool {
-	return f.Known != nil && f.Known.Unresolved == "" && !f.Known.OutsideCluster
+	return f.Known != nil && f.Known.UnresolvedReason == "" && !f.Known.OutsideCluster
 }
 
 // owners are the workloads that the target belongs to. Where the API server did not say, they are what the attested
@@ -81,7 +81,7 @@ func (f Facts) owners() []string {
 		return out
 	}
 	t := f.Request.Target
-	if w := f.Request.Incident.Workload; t.Kind != playbooks.TargetWorkload && w.Namespace == t.Namespace {
+	if w := f.Request.IncidentRef.Workload; t.Kind != playbooks.TargetWorkload && w.Namespace == t.Namespace {
 		out = append(out, w.String())
 	}
 	if t.Kind == playbooks.TargetWorkload {
@@ -95,13 +95,13 @@ func (f Facts) workload() string {
 	if f.Known != nil && len(f.Known.Owners) > 0 {
 		return f.Known.Workload().String()
 	}
-	return f.Request.Incident.Workload.String()
+	return f.Request.IncidentRef.Workload.String()
 }
 
 // replicas is how many pods the workload wants; 0 where nobody knows.
 func (f Facts) replicas() int {
-	if f.Known != nil && f.Known.Unresolved == "" && f.Known.Replicas > 0 {
+	if f.Known != nil && f.Known.UnresolvedReason == "" && f.Known.Replicas > 0 {
 		return f.Known.Replicas
 	}
-	return f.Request.Incident.Replicas
+	return f.Request.IncidentRef.Replicas
 }

@@ -23,7 +23,7 @@ func Rights(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
 		}
 	}
 	all.add(ownReads)
-	all.add(kube.Rights(kube.ResolvePermissions()))
+	all.add(kube.PermissionsFromRBAC(kube.ResolvePermissions()))
 	return all.rules()
 }
 

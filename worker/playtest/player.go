@@ -157,8 +157,8 @@ func (p *player) workload() activities.WorkloadContext {
 	c := p.context
 	_, kind, name, _ := testspec.SplitWorkload(c.Workload)
 	w := activities.WorkloadContext{
-		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas, SameDigestPods: c.BlastRadius.SameDigestPodCount, SameDigest: c.BlastRadius.SameDigestPodNames,
-		SameNodePods: c.BlastRadius.SameNodePodCount, MayDo: c.BlastRadius.DangerousPermissions, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
+		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas, SameDigestPodCount: c.BlastRadius.SameDigestPodCount, SameDigestPodNames: c.BlastRadius.SameDigestPodNames,
+		SameNodePodCount: c.BlastRadius.SameNodePodCount, DangerousPermissions: c.BlastRadius.DangerousPermissions, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
 	}
 	for _, what := range c.Changes {
 		w.Changes = append(w.Changes, playbooks.RecentChange{ChangedAt: opened(), Description: what})

@@ -5,9 +5,9 @@ import (
 	"stanch/playbooks/recording"
 )
 
-func decision(d activities.Decision) *recording.GuardDecision {
+func decision(d activities.GuardDecision) *recording.GuardDecision {
 	return &recording.GuardDecision{
-		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, ConfigHash: d.Config, Approvers: approvers(d.Approvers), BudgetReplicas: d.Replicas, GuardInputs: inputs(d.Inputs),
+		Verdict: string(d.Verdict), Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, ConfigHash: d.ConfigHash, Approvers: approvers(d.Approvers), BudgetReplicas: d.BudgetReplicas, GuardInputs: inputs(d.DecisionInputs),
 	}
 }
 
@@ -16,16 +16,16 @@ func inputs(in *activities.DecisionInputs) *recording.GuardInputs {
 		return nil
 	}
 	out := &recording.GuardInputs{
-		ConfidenceThreshold: in.Threshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: approvers(in.Approvers), PausedBy: in.Stopped,
-		MaxPerHour: in.PerHour, MaxFraction: in.Share, UsedLastHour: in.Spent, ContainedSiblings: in.Held,
+		ConfidenceThreshold: in.ConfidenceThreshold, MaxDurationMS: in.MaxDuration.Milliseconds(), Approvers: approvers(in.Approvers), PausedBy: in.PausedBy,
+		MaxPerHour: in.MaxPerHour, MaxFraction: in.MaxFraction, UsedLastHour: in.UsedLastHour, ContainedSiblings: in.ContainedSiblings,
 	}
-	if p := in.Protected; p != (activities.Protected{}) {
-		out.ProtectedBy = &recording.ProtectionRule{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, IsStanch: p.Self}
+	if p := in.ProtectedBy; p != (activities.ProtectionRule{}) {
+		out.ProtectedBy = &recording.ProtectionRule{Namespace: p.Namespace, Workload: p.Workload, Role: p.Role, IsStanch: p.IsStanch}
 	}
-	if t := in.Target; t != nil {
+	if t := in.TargetFacts; t != nil {
 		out.TargetFacts = &recording.TargetFacts{
-			UnresolvedReason: t.Unresolved, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
-			Owners: t.Owners, IncompleteReason: t.Incomplete, Replicas: t.Replicas,
+			UnresolvedReason: t.UnresolvedReason, OutsideCluster: t.OutsideCluster, Namespace: t.Namespace, Pod: t.Pod, Node: t.Node, HostNetwork: t.HostNetwork,
+			Owners: t.Owners, IncompleteReason: t.IncompleteReason, Replicas: t.Replicas,
 		}
 	}
 	return out

@@ -233,7 +233,7 @@ func (r *recorder) marker(e *historypb.HistoryEvent) {
 	}
 	var got activities.PlanResult
 	if r.decode(e, a.GetDetails()["result"], &got) {
-		r.plan(e, got.Plan.Action, got.Plan.Target, got, "")
+		r.plan(e, got.Plan.Action, got.Plan.TargetID, got, "")
 	}
 }
 
@@ -299,13 +299,13 @@ func (r *recorder) ended(p pending, e *historypb.HistoryEvent, result *commonpb.
 		answer.Operation = recording.OperationVerify
 		var got activities.VerifyResult
 		if failure == "" && r.decode(e, result, &got) {
-			answer.InForce, answer.TargetGone, answer.VerifyDetail = got.InForce, got.Gone, got.Detail
+			answer.InForce, answer.TargetGone, answer.VerifyDetail = got.InForce, got.TargetGone, got.Detail
 		}
 	case "Undo":
 		answer.Operation = recording.OperationUndo
 		var got activities.UndoResult
 		if failure == "" && r.decode(e, result, &got) {
-			answer.Undone, answer.RefusalReason = got.Undone, got.Reason
+			answer.Undone, answer.RefusalReason = got.Undone, got.RefusalReason
 			if got.Drift != nil {
 				answer.Drift = got.Drift.Detail
 			}
@@ -320,7 +320,7 @@ func (r *recorder) plan(e *historypb.HistoryEvent, action, target string, got ac
 	}
 	answer := recording.ActionResult{
 		Operation: recording.OperationPlan, Action: action, Target: target, OffsetMS: r.after(e.GetEventTime().AsTime()), Params: got.Plan.Params, FailureReason: failure,
-		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, PriorState: got.Plan.Prior, NothingToDo: got.Plan.Nothing, AlreadyHeld: got.Plan.Held, LeaseDurationMS: got.Plan.For.Milliseconds(),
+		Changes: got.Plan.Changes, Warnings: got.Plan.Warnings, PriorState: got.Plan.PriorState, NothingToDo: got.Plan.NothingToDo, AlreadyHeld: got.Plan.AlreadyHeld, LeaseDurationMS: got.Plan.Duration.Milliseconds(),
 	}
 	if failure == "" {
 		answer.GuardDecision = decision(got.Decision)
@@ -332,16 +332,16 @@ func (r *recorder) plan(e *historypb.HistoryEvent, action, target string, got ac
 }
 
 func (r *recorder) question(p pending) {
-	var q activities.TallyInput
-	if !r.decode(p.event, p.input, &q) || r.asked[q.Run+"\x00"+q.Step] {
+	var q activities.CountVotesInput
+	if !r.decode(p.event, p.input, &q) || r.asked[q.WorkflowID+"\x00"+q.RequestID] {
 		return
 	}
-	r.asked[q.Run+"\x00"+q.Step] = true
+	r.asked[q.WorkflowID+"\x00"+q.RequestID] = true
 	out := recording.ApprovalRequest{
-		OffsetMS: r.after(q.Deadline.Add(-q.Approvers.Timeout)), WorkflowID: q.Run, Step: q.Step, Approvers: approvers(q.Approvers), DeadlineAfterMS: r.after(q.Deadline), Actions: []string{},
+		OffsetMS: r.after(q.Deadline.Add(-q.Approvers.Timeout)), WorkflowID: q.WorkflowID, Step: q.RequestID, Approvers: approvers(q.Approvers), DeadlineAfterMS: r.after(q.Deadline), Actions: []string{},
 	}
 	for _, plan := range q.Plans {
-		out.Actions = append(out.Actions, plan.Plan.Action+" on "+plan.Plan.Target)
+		out.Actions = append(out.Actions, plan.Plan.Action+" on "+plan.Plan.TargetID)
 	}
 	r.out.ApprovalRequests = append(r.out.ApprovalRequests, out)
 }

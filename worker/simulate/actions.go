@@ -89,7 +89,7 @@ func (l *looking) Observe(ctx context.Context, r activities.Request) (activities
 		a, _ := l.answer(ctx, recording.OperationObserve, r)
 		switch {
 		case a.RefusalReason != "":
-			return activities.Observation{}, activities.Refuse("%s", a.RefusalReason)
+			return activities.Observation{}, activities.Refusef("%s", a.RefusalReason)
 		case a.FailureReason != "":
 			return activities.Observation{}, failure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
 		}
@@ -104,7 +104,7 @@ func (l *looking) Observe(ctx context.Context, r activities.Request) (activities
 	switch {
 	case a.RefusalReason != "":
 		l.sim.event(string(l.spec.Verb), "%s on %s was refused: %s", r.Action, r.Target, a.RefusalReason)
-		return activities.Observation{}, activities.Refuse("%s", a.RefusalReason)
+		return activities.Observation{}, activities.Refusef("%s", a.RefusalReason)
 	case a.FailureReason != "":
 		l.sim.event(string(l.spec.Verb), "%s on %s failed: %s", r.Action, r.Target, a.FailureReason)
 		return activities.Observation{}, failure(a, fmt.Sprintf("%s of %s: ", r.Action, r.Target))
@@ -118,7 +118,7 @@ func (l *looking) Observe(ctx context.Context, r activities.Request) (activities
 }
 
 func observed(a recording.ActionResult) activities.Observation {
-	out := activities.Observation{Note: a.Reason, Unchanged: a.Outcome == playbooks.OutcomeUnchanged}
+	out := activities.Observation{MissingNote: a.Reason, Unchanged: a.Outcome == playbooks.OutcomeUnchanged}
 	if len(a.Outputs) > 0 {
 		out.Outputs = a.Outputs
 	}
@@ -158,11 +158,11 @@ func (c *containing) Plan(ctx context.Context, r activities.Request) (activities
 	}
 	switch {
 	case a.RefusalReason != "":
-		return activities.Plan{}, activities.Refuse("%s", a.RefusalReason)
+		return activities.Plan{}, activities.Refusef("%s", a.RefusalReason)
 	case a.FailureReason != "":
 		return activities.Plan{}, failure(a, fmt.Sprintf("plan %s of %s: ", r.Action, r.Target))
 	}
-	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, Prior: a.PriorState, Nothing: a.NothingToDo, Held: a.AlreadyHeld}
+	plan := activities.Plan{Changes: a.Changes, Warnings: a.Warnings, PriorState: a.PriorState, NothingToDo: a.NothingToDo, AlreadyHeld: a.AlreadyHeld}
 	if ok && !same(a.Params, r.Params) {
 		plan.Warnings = append(plan.Warnings[:len(plan.Warnings):len(plan.Warnings)], "the recording's plan is for other parameters")
 	}
@@ -211,7 +211,7 @@ func (c *containing) Apply(ctx context.Context, r activities.Request, _ json.Raw
 	switch {
 	case a.RefusalReason != "":
 		c.sim.event("effect", "%s on %s was refused: %s", r.Action, r.Target, a.RefusalReason)
-		return activities.Effect{}, activities.Refuse("%s", a.RefusalReason)
+		return activities.Effect{}, activities.Refusef("%s", a.RefusalReason)
 	case a.FailureReason != "":
 		c.sim.event("effect", "%s on %s failed: %s", r.Action, r.Target, a.FailureReason)
 		return activities.Effect{}, failure(a, fmt.Sprintf("apply %s to %s: ", r.Action, r.Target))
@@ -260,7 +260,7 @@ func (c *containing) Verify(_ context.Context, r activities.Request, _ json.RawM
 		return false, "", failure(a, fmt.Sprintf("verify %s of %s: ", r.Action, r.Target))
 	case a.TargetGone:
 		c.sim.event("verification", "%s is gone", r.Target)
-		return false, "", activities.ErrGone
+		return false, "", activities.ErrTargetGone
 	case !a.InForce:
 		c.sim.event("verification", "%s on %s is no longer in force: %s", r.Action, r.Target, a.VerifyDetail)
 	}

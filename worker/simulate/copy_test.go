@@ -40,8 +40,8 @@ var carried = []any{
 	activities.VerifyResult{},
 	activities.UndoInput{},
 	activities.UndoResult{},
-	activities.TallyInput{},
-	activities.Tally{},
+	activities.CountVotesInput{},
+	activities.VoteCount{},
 	activities.Request{},
 	attestation.Envelope{},
 	incident.Mark{},
@@ -71,7 +71,7 @@ func TestWhatIsKeptArrivesAsThroughJSON(t *testing.T) {
 	}
 	require.Positive(t, kept)
 	// Who reads another type gets what JSON would make of it.
-	p, err := k.ToPayload(activities.Request{Action: "pod.isolate", For: time.Hour})
+	p, err := k.ToPayload(activities.Request{Action: "pod.isolate", Duration: time.Hour})
 	require.NoError(t, err)
 	var other map[string]any
 	require.NoError(t, k.FromPayload(p, &other))

@@ -17,7 +17,7 @@ type heard struct {
 var _ activities.Guards = (*heard)(nil)
 
 // Decide lets the guards decide.
-func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.Decision, error) {
+func (h *heard) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	in := h.sim.of(q)
 	chain := *h.Chain
 	chain.Switch, chain.Budget, chain.Targets = lever{in}, budget{h.window, in}, recorded{h.sim, in}
@@ -31,7 +31,7 @@ func (h *heard) Decide(ctx context.Context, q activities.Question) (activities.D
 	s := h.sim
 	s.learn(q.Request.Target)
 	target := q.Request.Target.ID()
-	one := Decision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.after(), Before: q.Before}
+	one := Decision{Action: q.Request.Action, Target: target, Verdict: d.Verdict, Guard: d.Guard, Reason: d.Reason, Phase: d.Phase, AtMS: s.after(), Before: q.Enforce}
 	s.mu.Lock()
 	s.result.Decisions = append(s.result.Decisions, one)
 	s.mu.Unlock()
@@ -53,5 +53,5 @@ func (s *sim) news(d Decision) bool {
 
 // verdicts are the guards' words as people say them.
 var verdicts = map[activities.Verdict]string{
-	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAsk: "people would be asked", activities.VerdictRefuse: "would be refused",
+	activities.VerdictRun: "would run", activities.VerdictPropose: "would only be proposed", activities.VerdictAskApproval: "people would be asked", activities.VerdictRefuse: "would be refused",
 }

@@ -55,14 +55,14 @@ func (t *tape) faked(ctx context.Context, op recording.Operation, r activities.R
 
 // timed are the activities, of which those that a fake says take time do.
 type timed struct {
-	*activities.Set
+	*activities.Activities
 	sim *sim
 }
 
 // Observe observes, and answers when its time is over.
 func (t *timed) Observe(ctx context.Context, in activities.ObserveInput) (activities.Result, error) {
 	var took time.Duration
-	result, err := t.Set.Observe(context.WithValue(ctx, tookKey{}, &took), in)
+	result, err := t.Activities.Observe(context.WithValue(ctx, tookKey{}, &took), in)
 	if err != nil {
 		return result, err //nolint:wrapcheck // it is the activity's own
 	}
@@ -72,7 +72,7 @@ func (t *timed) Observe(ctx context.Context, in activities.ObserveInput) (activi
 // Apply applies, and answers when its time is over.
 func (t *timed) Apply(ctx context.Context, in activities.ApplyInput) (activities.ApplyResult, error) {
 	var took time.Duration
-	result, err := t.Set.Apply(context.WithValue(ctx, tookKey{}, &took), in)
+	result, err := t.Activities.Apply(context.WithValue(ctx, tookKey{}, &took), in)
 	if err != nil {
 		return result, err //nolint:wrapcheck // it is the activity's own
 	}

@@ -55,9 +55,9 @@ func (i *inputs) give(op recording.Operation, action, target string, atMS int64)
 }
 
 // of gives what was judged by at the decision that is asked for now.
-func (s *sim) of(q activities.Question) *recording.GuardInputs {
+func (s *sim) of(q activities.GuardInput) *recording.GuardInputs {
 	op := recording.OperationPlan
-	if q.Before {
+	if q.Enforce {
 		op = recording.OperationApply
 	}
 	at := s.after()
@@ -121,18 +121,18 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 	if r.in != nil && r.in.TargetFacts != nil {
 		f := r.in.TargetFacts
 		return activities.TargetFacts{
-			Unresolved: f.UnresolvedReason, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod, Node: f.Node, HostNetwork: f.HostNetwork,
-			Owners: f.Owners, Incomplete: f.IncompleteReason, Replicas: f.Replicas,
+			UnresolvedReason: f.UnresolvedReason, OutsideCluster: f.OutsideCluster, Namespace: f.Namespace, Pod: f.Pod, Node: f.Node, HostNetwork: f.HostNetwork,
+			Owners: f.Owners, IncompleteReason: f.IncompleteReason, Replicas: f.Replicas,
 		}
 	}
 	if t.Kind == playbooks.TargetContainer {
 		return activities.TargetFacts{OutsideCluster: true, Node: t.Node}
 	}
 	// Whether the host's network forbids an action is in that action's recorded or faked plan.
-	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, AnyReplicas: true}
+	facts := activities.TargetFacts{Namespace: t.Namespace, Pod: t.Name, Node: t.Node, IgnoreReplicas: true}
 	for _, a := range r.sim.rec.ActionResults {
 		if a.Target == t.ID() && a.GuardDecision != nil && a.GuardDecision.BudgetReplicas != 0 {
-			facts.Replicas, facts.AnyReplicas = max(a.GuardDecision.BudgetReplicas, 0), false
+			facts.Replicas, facts.IgnoreReplicas = max(a.GuardDecision.BudgetReplicas, 0), false
 		}
 	}
 	if t.Kind == playbooks.TargetWorkload {

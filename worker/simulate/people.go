@@ -84,7 +84,7 @@ func (s *sim) questions(cfg *config.Config) {
 			continue
 		}
 		for _, p := range open {
-			if id := p.Run + "\x00" + p.ID; !s.known[id] {
+			if id := p.WorkflowID + "\x00" + p.ID; !s.known[id] {
 				s.known[id] = true
 				s.asked(p, cfg)
 			}
@@ -95,7 +95,7 @@ func (s *sim) questions(cfg *config.Config) {
 // asked notes a question and schedules its answers.
 func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
 	q := Asked{
-		AtMS: s.after(), Playbook: playbookOf(p.Run), Run: runOf(p.Run), Step: p.Step, Title: p.Title, Ask: p.Ask, Would: []string{}, Approvers: p.Approvers.Who(), Quorum: max(p.Approvers.Quorum, 1),
+		AtMS: s.after(), Playbook: playbookOf(p.WorkflowID), Run: runOf(p.WorkflowID), Step: p.Step, Title: p.Title, Ask: p.Question, Would: []string{}, Approvers: p.Approvers.Describe(), Quorum: max(p.Approvers.Quorum, 1),
 		TimeoutMS: p.Approvers.Timeout.Milliseconds(), Answers: []string{},
 	}
 	for _, plan := range p.Plans {
@@ -158,9 +158,9 @@ func (s *sim) answersTo(p playbook.Pending, cfg *config.Config) []ballot {
 // recorded are the answers that people gave to this question: to the same run's or, where there is none in the recording,
 // to one of the same playbook.
 func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
-	same := func(run, step string) bool { return step == p.ID && run == p.Run }
+	same := func(run, step string) bool { return step == p.ID && run == p.WorkflowID }
 	if !slices.ContainsFunc(s.rec.ApprovalRequests, func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
-		same = func(run, step string) bool { return step == p.ID && playbookOf(run) == playbookOf(p.Run) }
+		same = func(run, step string) bool { return step == p.ID && playbookOf(run) == playbookOf(p.WorkflowID) }
 	}
 	asked := int64(-1)
 	for _, q := range s.rec.ApprovalRequests {
@@ -220,7 +220,7 @@ func runOf(run string) int {
 func entitled(a activities.Approvers, cfg *config.Config) []config.Person {
 	var out []config.Person
 	for _, p := range cfg.People {
-		if a.May(p.Name, p.Groups, 0) {
+		if a.CanApprove(p.Name, p.Groups, 0) {
 			out = append(out, p)
 		}
 	}
@@ -251,15 +251,15 @@ func (s *sim) vote(p playbook.Pending, b ballot, n int) {
 		note = fmt.Sprintf(" (not counted: %s)", b.refused)
 	case s.env.Now().After(p.Deadline):
 		note = " (too late)"
-	case !b.breakGlass && !b.withdraws && !p.Approvers.May(b.person, b.groups, s.env.Now().Sub(p.Asked)):
+	case !b.breakGlass && !b.withdraws && !p.Approvers.CanApprove(b.person, b.groups, s.env.Now().Sub(p.AskedAt)):
 		note = " (who may not answer this: not counted)"
 	}
 	signed, err := s.keys.Sign(attestation.PayloadTypeVote, attestation.Vote{
-		IncidentID: p.Incident, WorkflowID: p.Run, Step: p.ID, PlanHash: p.Hash, Person: b.person, AuthenticatedBy: b.proved, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.env.Now(),
+		IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: b.person, AuthenticatedBy: b.proved, Approved: b.approve, Reason: b.reason, Groups: b.groups, DecidedAt: s.env.Now(),
 		BreakGlass: b.breakGlass, WithdrawsRequest: b.withdraws, RejectionReason: b.refused,
 	})
 	if err == nil {
-		err = s.env.SignalWorkflowByID(p.Run, workflows.SignalVote, signed)
+		err = s.env.SignalWorkflowByID(p.WorkflowID, workflows.SignalVote, signed)
 	}
 	if err != nil {
 		note = " (the question was closed already)"

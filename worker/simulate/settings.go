@@ -70,7 +70,7 @@ func asItWas(rec recording.Recording, namespace string) *config.Config {
 	}
 	scope := config.Scope{Name: name, Namespaces: []string{namespace}, Phase: rec.Incident.Phase, Confidence: 0.8}
 	for _, a := range rec.ActionResults {
-		if a.GuardDecision != nil && a.GuardDecision.Verdict == string(activities.VerdictAsk) {
+		if a.GuardDecision != nil && a.GuardDecision.Verdict == string(activities.VerdictAskApproval) {
 			scope.Approvers = approvers(a.GuardDecision.Approvers)
 			break
 		}

@@ -222,16 +222,16 @@ func (s *sim) run() error {
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
-	set := activities.NewSet(s.actions()...)
+	set := activities.NewActivities(s.actions()...)
 	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring}
-	set.Guards, set.Scopes, set.Authority, set.Now, set.Log = &heard{Chain: chain, window: guards.NewWindow(nil), sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
+	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &heard{Chain: chain, window: guards.NewWindow(nil), sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
 	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
 	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
-	env.RegisterActivityWithOptions(&timed{Set: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions(&timed{Activities: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
 	env.RegisterActivityWithOptions(s.requests.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
 	s.listen(cfg)

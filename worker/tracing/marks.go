@@ -47,9 +47,9 @@ func (a *markedActivity) ExecuteActivity(ctx context.Context, in *interceptor.Ex
 	s := trace.SpanFromContext(ctx)
 	for _, arg := range in.Args {
 		if r, ok := request(arg); ok {
-			s.SetAttributes(text("stanch.incident", r.Incident.ID), text("stanch.action", r.Action), text("stanch.target.kind", string(r.Target.Kind)))
-			if r.Lease != "" {
-				s.SetAttributes(text("stanch.lease", r.Lease))
+			s.SetAttributes(text("stanch.incident", r.IncidentRef.ID), text("stanch.action", r.Action), text("stanch.target.kind", string(r.Target.Kind)))
+			if r.LeaseID != "" {
+				s.SetAttributes(text("stanch.lease", r.LeaseID))
 			}
 		}
 	}

@@ -53,7 +53,7 @@ func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	w := &Workflows{Playbooks: &playbook.Workflows{}}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(thread.Thread)
-	var set *activities.Set
+	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) { return nil, nil }, activity.RegisterOptions{Name: Match})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)

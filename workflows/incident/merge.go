@@ -326,7 +326,7 @@ func kinds(n int) string {
 }
 
 // brief is what actions need to know.
-func (s *state) brief() activities.Brief {
+func (s *state) brief() activities.IncidentRef {
 	in := s.Incident
-	return activities.Brief{ID: in.ID, Key: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}
+	return activities.IncidentRef{ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}
 }

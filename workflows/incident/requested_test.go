@@ -53,7 +53,7 @@ func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)
-	var set *activities.Set
+	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	text := "first"
 	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]Selected, error) {

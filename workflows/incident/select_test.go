@@ -28,7 +28,7 @@ func selecting(t *testing.T, containers int, match func(in playbooks.Incident) [
 	w := &Workflows{Playbooks: &playbook.Workflows{Catalogue: playbooks.Catalog{"pod.isolate": {Name: "pod.isolate", Verb: playbooks.VerbContain}}}}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(w.Playbooks.Playbook)
-	var set *activities.Set
+	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]Selected, error) { return match(in), nil }, activity.RegisterOptions{Name: Match})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)

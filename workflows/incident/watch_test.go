@@ -31,7 +31,7 @@ func waits(t *testing.T, enough int, then string, detections []time.Duration) (i
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)
-	var set *activities.Set
+	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n%s", enough, then)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) {

@@ -344,14 +344,14 @@ func (r *run) enrich(ctx workflow.Context) {
 			r.told, r.changed = false, true
 			r.enrichmentEnded(ctx)
 		}()
-		var set *activities.Set
+		var set *activities.Activities
 		var result activities.Result
 		o := workflow.ActivityOptions{
 			TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 20 * time.Second, ScheduleToCloseTimeout: time.Minute,
 			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3},
 		}
 		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
-			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, Incident: r.brief()}}).Get(ctx, &result)
+			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, IncidentRef: r.brief()}}).Get(ctx, &result)
 		if err != nil || !result.Outcome.HasOutputs() {
 			reason := result.Reason
 			if err != nil {
@@ -366,7 +366,7 @@ func (r *run) enrich(ctx workflow.Context) {
 			return
 		}
 		r.Incident.Context = playbooks.ContextStatus{Enriched: true, Missing: w.Missing}
-		w.Into(&r.Incident)
+		w.ApplyToIncident(&r.Incident)
 		r.conclude()
 		r.waiting = false
 		r.start(ctx)

@@ -33,12 +33,12 @@ const (
 type Holder struct {
 	ID       string           `json:"id"`
 	ReportTo string           `json:"report_to"` // workflow id of the playbook's run
-	Incident activities.Brief `json:"incident"`
+	Incident activities.IncidentRef `json:"incident"`
 	Action   string           `json:"action"`
 	Params   json.RawMessage  `json:"params"`
 	For      time.Duration    `json:"for"`
 	Plan     activities.Plan  `json:"plan"`
-	Basis    activities.Basis `json:"basis"`
+	Basis    activities.Authorization `json:"basis"`
 	Until    time.Time        `json:"until,omitzero"` // set when the lease takes the holder in
 }
 
@@ -73,9 +73,9 @@ type Machine struct {
 	Holders   map[string]*Holder `json:"holders"`
 	Action    string             `json:"action"`
 	Params    json.RawMessage    `json:"params"`
-	Incident  activities.Brief   `json:"incident"` // of the first holder
+	Incident  activities.IncidentRef   `json:"incident"` // of the first holder
 	Prior     json.RawMessage    `json:"prior,omitempty"`
-	Basis     activities.Basis   `json:"basis"`
+	Basis     activities.Authorization   `json:"basis"`
 	For       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
 	Token     *attestation.Envelope      `json:"token,omitempty"`
 	Grant     *attestation.Envelope      `json:"grant,omitempty"`     // a release that people gave
@@ -118,7 +118,7 @@ type Command struct {
 // New starts a lease with its first holder.
 func New(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
 	m := &Machine{Lease: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.orDefault()}
-	m.Action, m.Params, m.Incident, m.Prior, m.Basis, m.For = first.Action, first.Params, first.Incident, first.Plan.Prior, first.Basis, first.For
+	m.Action, m.Params, m.Incident, m.Prior, m.Basis, m.For = first.Action, first.Params, first.Incident, first.Plan.PriorState, first.Basis, first.For
 	first.Until = now.Add(first.For)
 	m.Holders[first.ID] = &first
 	return m
@@ -173,7 +173,7 @@ func (m *Machine) Request() activities.Request {
 	if until.IsZero() {
 		until = m.End()
 	}
-	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, Incident: m.Incident, Lease: m.Lease, For: m.For, Until: until, Shorten: m.Grant, Extend: m.Extension}
+	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.Incident, LeaseID: m.Lease, Duration: m.For, ExpiresAt: until, ReleaseGrant: m.Grant, ExtensionGrant: m.Extension}
 }
 
 // Join takes a further holder in. Another action on the same facet, or a lease that is ending, refuses it.
@@ -261,7 +261,7 @@ func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Ti
 	if r.Decision.Verdict != activities.VerdictRun {
 		m.Reason, m.Guard = r.Decision.Reason, r.Decision.Guard
 		outcome := playbooks.OutcomeRefused
-		if r.Decision.Verdict == activities.VerdictPropose || r.Decision.Verdict == activities.VerdictAsk {
+		if r.Decision.Verdict == activities.VerdictPropose || r.Decision.Verdict == activities.VerdictAskApproval {
 			outcome = playbooks.OutcomeProposed
 		}
 		if first {
@@ -275,7 +275,7 @@ func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Ti
 		m.clip()
 		return
 	}
-	m.Token, m.Stamped = r.Token, asked
+	m.Token, m.Stamped = r.LeaseToken, asked
 	m.Verified = r.Effect.Outcome != playbooks.OutcomeUnverified
 	m.Reason, m.Guard = r.Effect.Reason, ""
 	if first {
@@ -320,13 +320,13 @@ func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) 
 	switch {
 	case err != nil:
 		m.Verified, m.Reason = false, "it cannot be observed: "+err.Error()
-	case r.Gone:
+	case r.TargetGone:
 		// Nothing is left to hold: what is left of the containment is taken away.
 		m.State, m.UndoTried, m.NextCheck, m.Reason = StateUndoing, 0, now, r.Detail
 		m.tell(now)
 		return
-	case r.InForce && r.Unverified != "":
-		m.Verified, m.Reason = false, "it is in force and not verified: "+r.Unverified
+	case r.InForce && r.UnverifiedReason != "":
+		m.Verified, m.Reason = false, "it is in force and not verified: "+r.UnverifiedReason
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
 	default:
@@ -353,7 +353,7 @@ func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
 	case r.Drift != nil:
 		m.Reason = "somebody else changed it since: " + r.Drift.Detail
 	default:
-		m.Reason = "undo was refused: " + r.Reason
+		m.Reason = "undo was refused: " + r.RefusalReason
 	}
 	wait := m.Timing.RetryFirst << min(m.UndoTried-1, 10)
 	m.NextCheck = now.Add(min(wait, m.Timing.RetryMost))

@@ -20,7 +20,7 @@ var start = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 func at(d time.Duration) time.Time { return start.Add(d) }
 
 func holder(id string, d time.Duration) lease.Holder {
-	return lease.Holder{ID: id, ReportTo: "playbook/" + id, Incident: activities.Brief{ID: "INC-" + id, Key: "k-" + id}, Action: "pod.isolate", Params: json.RawMessage(`{}`), For: d}
+	return lease.Holder{ID: id, ReportTo: "playbook/" + id, Incident: activities.IncidentRef{ID: "INC-" + id, GroupingKey: "k-" + id}, Action: "pod.isolate", Params: json.RawMessage(`{}`), For: d}
 }
 
 func equal(a, b json.RawMessage) (json.RawMessage, error) {
@@ -35,7 +35,7 @@ func newMachine() *lease.Machine {
 }
 
 func applied() activities.ApplyResult {
-	return activities.ApplyResult{Decision: activities.Decision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, Token: &attestation.Envelope{KeyID: "k"}}
+	return activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRun}, Effect: activities.Effect{Outcome: playbooks.OutcomeChanged}, LeaseToken: &attestation.Envelope{KeyID: "k"}}
 }
 
 // held is a machine whose containment is in force.
@@ -43,7 +43,7 @@ func held(t *testing.T) *lease.Machine {
 	t.Helper()
 	m := newMachine()
 	require.Equal(t, lease.CommandApply, m.Next(start).Kind)
-	m.Changed(applied(), m.Request().Until, start)
+	m.Changed(applied(), m.Request().ExpiresAt, start)
 	require.Equal(t, lease.StateHeld, m.State)
 	m.Reports = nil
 	return m
@@ -62,7 +62,7 @@ func outcomes(m *lease.Machine, to string) []playbooks.Outcome {
 func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
 	m := newMachine()
 	require.Equal(t, lease.CommandApply, m.Next(start).Kind)
-	m.Changed(applied(), m.Request().Until, start)
+	m.Changed(applied(), m.Request().ExpiresAt, start)
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeChanged}, outcomes(m, "playbook/a"), "the holder is told once")
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeChanged}, outcomes(m, "incident/k-a"))
 
@@ -73,7 +73,7 @@ func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
 	require.True(t, m.Verified)
 
 	require.Equal(t, lease.CommandUndo, m.Next(at(time.Hour)).Kind)
-	require.Equal(t, at(time.Hour), m.Request().Until, "undo is judged by what was stamped")
+	require.Equal(t, at(time.Hour), m.Request().ExpiresAt, "undo is judged by what was stamped")
 	m.TakenBack(activities.UndoResult{Undone: true}, nil, at(time.Hour))
 	require.Equal(t, lease.CommandEnd, m.Next(at(time.Hour)).Kind)
 	require.True(t, m.Undone)
@@ -82,7 +82,7 @@ func TestALeaseIsAppliedVerifiedAndUndoneAtItsEnd(t *testing.T) {
 func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 	m := held(t)
 	m.Reports = nil
-	m.Observed(activities.VerifyResult{InForce: true, Unverified: "no network interface was found"}, nil, at(30*time.Second))
+	m.Observed(activities.VerifyResult{InForce: true, UnverifiedReason: "no network interface was found"}, nil, at(30*time.Second))
 	require.Equal(t, lease.StateHeld, m.State)
 	require.False(t, m.Verified)
 	require.False(t, m.Reapply, "what is in force is not applied again")
@@ -97,10 +97,10 @@ func TestAHeldLeaseThatIsNotVerifiedSaysWhy(t *testing.T) {
 
 func TestWhatTheGuardsDoNotLetThroughEndsWithItsReason(t *testing.T) {
 	for verdict, want := range map[activities.Verdict]playbooks.Outcome{
-		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed, activities.VerdictAsk: playbooks.OutcomeProposed,
+		activities.VerdictRefuse: playbooks.OutcomeRefused, activities.VerdictPropose: playbooks.OutcomeProposed, activities.VerdictAskApproval: playbooks.OutcomeProposed,
 	} {
 		m := newMachine()
-		m.Changed(activities.ApplyResult{Decision: activities.Decision{Verdict: verdict, Reason: "because"}}, at(time.Hour), start)
+		m.Changed(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: verdict, Reason: "because"}}, at(time.Hour), start)
 		require.Equal(t, []playbooks.Outcome{want}, outcomes(m, "playbook/a"))
 		require.Equal(t, "because", m.Reason)
 		require.Equal(t, lease.CommandEnd, m.Next(start).Kind)
@@ -122,8 +122,8 @@ func TestAStricterHolderThatJoinsBeforeTheFirstEffectDoesNotShortenTheHold(t *te
 	b := holder("b", time.Minute)
 	b.Params = json.RawMessage(`{"ingress":true}`)
 	m.Join(b, start, func(_, b json.RawMessage) (json.RawMessage, error) { return b, nil })
-	require.Equal(t, at(time.Hour), m.Request().Until)
-	require.Equal(t, time.Hour, m.Request().For)
+	require.Equal(t, at(time.Hour), m.Request().ExpiresAt)
+	require.Equal(t, time.Hour, m.Request().Duration)
 }
 
 func TestASecondHolderJoinsAndTheLastEndUndoes(t *testing.T) {
@@ -136,8 +136,8 @@ func TestASecondHolderJoinsAndTheLastEndUndoes(t *testing.T) {
 	m.Join(holder("c", 2*time.Hour), at(time.Minute), equal)
 	require.Empty(t, outcomes(m, "playbook/c"), "a longer hold must be stamped first")
 	require.Equal(t, lease.CommandApply, m.Next(at(time.Minute)).Kind)
-	require.Equal(t, 2*time.Hour, m.Request().For, "the guards judge what this holder asks for")
-	m.Changed(applied(), m.Request().Until, at(time.Minute))
+	require.Equal(t, 2*time.Hour, m.Request().Duration, "the guards judge what this holder asks for")
+	m.Changed(applied(), m.Request().ExpiresAt, at(time.Minute))
 	require.NotEmpty(t, outcomes(m, "playbook/c"))
 	require.Equal(t, at(2*time.Hour+time.Minute), m.Stamped)
 
@@ -157,7 +157,7 @@ func TestAnotherActionOnTheSameFacetIsRefused(t *testing.T) {
 func TestALongerHoldThatIsNotPermittedLeavesTheLeaseAsItWas(t *testing.T) {
 	m := held(t)
 	m.Join(holder("b", 5*time.Hour), start, equal)
-	m.Changed(activities.ApplyResult{Decision: activities.Decision{Verdict: activities.VerdictRefuse, Reason: "stopped"}}, m.Request().Until, start)
+	m.Changed(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse, Reason: "stopped"}}, m.Request().ExpiresAt, start)
 	require.Equal(t, []playbooks.Outcome{playbooks.OutcomeRefused}, outcomes(m, "playbook/b"))
 	require.Equal(t, lease.StateHeld, m.State)
 	require.Equal(t, at(time.Hour), m.End(), "it ends when it was stamped to end")
@@ -168,7 +168,7 @@ func TestAReleaseEndsItNowAndCarriesItsGrant(t *testing.T) {
 	m.Release("", attestation.Envelope{KeyID: "grant"}, at(time.Minute))
 	require.Equal(t, lease.CommandUndo, m.Next(at(time.Minute)).Kind)
 	require.Equal(t, "grant", m.Grant.KeyID)
-	require.Equal(t, at(time.Hour), m.Request().Until, "what is stamped, which the grant overrides")
+	require.Equal(t, at(time.Hour), m.Request().ExpiresAt, "what is stamped, which the grant overrides")
 }
 
 func TestReleasingOneOfTwoHoldersShortensTheStamp(t *testing.T) {
@@ -176,7 +176,7 @@ func TestReleasingOneOfTwoHoldersShortensTheStamp(t *testing.T) {
 	m.Join(holder("b", 10*time.Minute), start, equal)
 	m.Release("a", attestation.Envelope{}, at(time.Minute))
 	require.Equal(t, lease.CommandApply, m.Next(at(time.Minute)).Kind)
-	require.Equal(t, at(10*time.Minute), m.Request().Until)
+	require.Equal(t, at(10*time.Minute), m.Request().ExpiresAt)
 }
 
 func TestSomebodyWhoPutsThingsBackIsFoughtAndNamed(t *testing.T) {
@@ -186,7 +186,7 @@ func TestSomebodyWhoPutsThingsBackIsFoughtAndNamed(t *testing.T) {
 		require.Equal(t, lease.CommandVerify, m.Next(now).Kind)
 		m.Observed(activities.VerifyResult{Detail: "the label is gone"}, nil, now)
 		require.Equal(t, lease.CommandApply, m.Next(now).Kind, "it is applied again")
-		m.Changed(applied(), m.Request().Until, now)
+		m.Changed(applied(), m.Request().ExpiresAt, now)
 		require.NotNil(t, m.Token)
 	}
 	require.True(t, m.Fought)
@@ -218,7 +218,7 @@ func TestDriftIsStuckAtOnce(t *testing.T) {
 
 func TestAGoneTargetEndsTheLease(t *testing.T) {
 	m := held(t)
-	m.Observed(activities.VerifyResult{Gone: true, Detail: "the pod is gone"}, nil, at(time.Minute))
+	m.Observed(activities.VerifyResult{TargetGone: true, Detail: "the pod is gone"}, nil, at(time.Minute))
 	require.Equal(t, lease.CommandUndo, m.Next(at(time.Minute)).Kind)
 }
 
@@ -226,8 +226,8 @@ func TestAnExtensionIsStampedUnderItsGrant(t *testing.T) {
 	m := held(t)
 	m.Extend("", at(3*time.Hour), attestation.Envelope{KeyID: "grant"})
 	require.Equal(t, lease.CommandApply, m.Next(start).Kind)
-	require.Equal(t, at(3*time.Hour), m.Request().Until)
-	require.Equal(t, "grant", m.Request().Extend.KeyID)
+	require.Equal(t, at(3*time.Hour), m.Request().ExpiresAt)
+	require.Equal(t, "grant", m.Request().ExtensionGrant.KeyID)
 	require.NotNil(t, m.Token, "what holds now is the other half of the proof")
 }
 
@@ -254,10 +254,10 @@ func FuzzMachine(f *testing.F) {
 				case 0:
 					m.ChangeFailed(errors.New("x"), now)
 				case 1:
-					m.Changed(applied(), m.Request().Until, now)
+					m.Changed(applied(), m.Request().ExpiresAt, now)
 					inForce = true
 				default:
-					m.Changed(activities.ApplyResult{Decision: activities.Decision{Verdict: activities.VerdictRefuse}}, m.Request().Until, now)
+					m.Changed(activities.ApplyResult{Decision: activities.GuardDecision{Verdict: activities.VerdictRefuse}}, m.Request().ExpiresAt, now)
 				}
 			case lease.CommandVerify:
 				m.Observed(activities.VerifyResult{InForce: b%2 == 0}, nil, now)

@@ -63,7 +63,7 @@ func (m *Machine) Report(now time.Time) playbooks.LeaseReport { return m.report(
 func (m *Machine) tell(now time.Time) {
 	seen := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
-		if key := m.Holders[id].Incident.Key; !seen[key] {
+		if key := m.Holders[id].Incident.GroupingKey; !seen[key] {
 			seen[key] = true
 			m.Reports = append(m.Reports, Report{To: "incident/" + key, Lease: m.report(now)})
 		}

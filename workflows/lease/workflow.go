@@ -155,33 +155,33 @@ func (l *loop) wait(ctx workflow.Context, until time.Time) {
 // call runs an activity of the lease's target.
 func (l *loop) call(ctx workflow.Context, attempts int32, activity, in, out any) error {
 	return l.Timing.Route.Run(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
-		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.Heartbeat,
+		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
 	}, activity, in, out)
 }
 
 func (l *loop) apply(ctx workflow.Context) {
-	var set *activities.Set
+	var set *activities.Activities
 	r := l.Request()
 	var result activities.ApplyResult
-	err := l.call(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Basis: l.Basis, Prior: l.Prior, Token: l.Token}, &result)
+	err := l.call(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Authorization: l.Basis, PriorState: l.Prior, LeaseToken: l.Token}, &result)
 	if err != nil {
 		l.ChangeFailed(err, workflow.Now(ctx))
 		return
 	}
-	l.Changed(result, r.Until, workflow.Now(ctx))
+	l.Changed(result, r.ExpiresAt, workflow.Now(ctx))
 }
 
 func (l *loop) verify(ctx workflow.Context) {
-	var set *activities.Set
+	var set *activities.Activities
 	var result activities.VerifyResult
-	err := l.call(ctx, 2, set.Verify, activities.VerifyInput{Request: l.Request(), Prior: l.Prior}, &result)
+	err := l.call(ctx, 2, set.Verify, activities.VerifyInput{Request: l.Request(), PriorState: l.Prior}, &result)
 	l.Observed(result, err, workflow.Now(ctx))
 }
 
 func (l *loop) undo(ctx workflow.Context) {
-	var set *activities.Set
+	var set *activities.Activities
 	var result activities.UndoResult
-	err := l.call(ctx, 3, set.Undo, activities.UndoInput{Request: l.Request(), Prior: l.Prior, Grant: l.Grant}, &result)
+	err := l.call(ctx, 3, set.Undo, activities.UndoInput{Request: l.Request(), PriorState: l.Prior, ReleaseGrant: l.Grant}, &result)
 	l.TakenBack(result, err, workflow.Now(ctx))
 }

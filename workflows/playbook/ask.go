@@ -17,7 +17,7 @@ import (
 )
 
 // Pending is one question that waits for people.
-type Pending = activities.Pending
+type Pending = activities.ApprovalRequest
 
 // open is a question with what wakes who waits for its answer.
 type open struct {
@@ -98,17 +98,17 @@ const (
 func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 	r.asked++
 	p := &open{Pending: q, changed: workflow.NewBufferedChannel(ctx, maxVotes)}
-	p.ID, p.Run, p.Incident = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
-	p.Hash, p.Asked = activities.QuestionHash(p.Plans, p.Approvers), workflow.Now(ctx)
-	p.Deadline = p.Asked.Add(p.Approvers.Timeout)
-	if p.Approvers.Nobody() {
+	p.ID, p.WorkflowID, p.IncidentID = fmt.Sprintf("%s#%d", p.Step, r.asked), r.id, r.brief.ID
+	p.PlansHash, p.AskedAt = activities.ApprovalRequestHash(p.Plans, p.Approvers), workflow.Now(ctx)
+	p.Deadline = p.AskedAt.Add(p.Approvers.Timeout)
+	if p.Approvers.IsEmpty() {
 		return answer{reason: "nobody may approve: the scope names no approvers"}
 	}
 	r.pending[p.ID] = p
 	r.look(ctx)
 	defer func() {
 		delete(r.pending, p.ID)
-		r.answered = last(append(r.answered, activities.Answered{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, Yes: p.Yes, At: workflow.Now(ctx)}), maxAnswered)
+		r.answered = last(append(r.answered, activities.ApprovalOutcome{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy, DecidedAt: workflow.Now(ctx)}), maxAnswered)
 		r.look(ctx)
 	}()
 	timerCtx, cancel := workflow.WithCancel(ctx)
@@ -124,7 +124,7 @@ func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 			return answer{reason: r.halted}
 		}
 		nobody := answer{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
-		if n := len(p.Yes); n > 0 {
+		if n := len(p.ApprovedBy); n > 0 {
 			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
 		}
 		// What was given in time counts, also where no worker was there to count it until now.
@@ -136,7 +136,7 @@ func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 			t, err = r.tally(ctx, p)
 		}
 		if err == nil {
-			p.Yes, p.Ignored = t.Yes, t.Ignored
+			p.ApprovedBy, p.IgnoredVotes = t.ApprovedBy, t.IgnoredVotes
 		}
 		switch {
 		case err != nil:
@@ -144,7 +144,7 @@ func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 		case t.Denied:
 			return answer{reason: t.Reason}
 		case t.Granted:
-			return answer{granted: true, reason: t.Reason, grants: t.Grants}
+			return answer{granted: true, reason: t.Reason, grants: t.GrantsByPlanHash}
 		case late:
 			return nobody
 		}
@@ -152,14 +152,14 @@ func (r *run) ask(ctx workflow.Context, q Pending) (got answer) {
 	}
 }
 
-func (r *run) tally(ctx workflow.Context, p *open) (activities.Tally, error) {
+func (r *run) tally(ctx workflow.Context, p *open) (activities.VoteCount, error) {
 	p.counted = len(p.Votes)
-	var set *activities.Set
-	var t activities.Tally
+	var set *activities.Activities
+	var t activities.VoteCount
 	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
-	in := activities.TallyInput{
-		Incident: r.brief.ID, Run: r.id, Step: p.ID, Hash: p.Hash, Plans: p.Plans, Targets: p.Targets, Approvers: p.Approvers,
-		Votes: p.Votes, Asked: p.Asked, Deadline: p.Deadline, Selection: r.in.Selection,
+	in := activities.CountVotesInput{
+		IncidentID: r.brief.ID, WorkflowID: r.id, RequestID: p.ID, PlansHash: p.PlansHash, Plans: p.Plans, Targets: p.Targets, Approvers: p.Approvers,
+		Votes: p.Votes, AskedAt: p.AskedAt, Deadline: p.Deadline, PlaybookAuthorization: r.in.Selection,
 	}
 	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t)
 	if err != nil {
@@ -196,7 +196,7 @@ func (r *run) approval(ctx workflow.Context, f frame, s *playbooks.Step) outcome
 		return outcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
 	}
 	got := r.ask(ctx, Pending{
-		Step: f.name(s), Title: a.Title, Ask: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
+		Step: f.name(s), Title: a.Title, Question: text, Plans: runnable.results, Targets: runnable.targets, Approvers: ApproversOf(a),
 	})
 	if r.halted != "" {
 		got = answer{reason: r.halted}
@@ -234,7 +234,7 @@ func (p planned) runnable() planned {
 // of is the plan for a target.
 func (p planned) of(target, action string) (activities.PlanResult, bool) {
 	for _, r := range p.results {
-		if r.Plan.Target == target && r.Plan.Action == action {
+		if r.Plan.TargetID == target && r.Plan.Action == action {
 			return r, true
 		}
 	}
@@ -324,8 +324,8 @@ func (w *wrapping) action(ctx workflow.Context, f frame, s *playbooks.Step) (pla
 			return plans, problems
 		}
 		request := r.request(f, s, params, target)
-		request.For, request.Until = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
-		result, err := r.plan(ctx, s, request, activities.Basis{Asked: true, Receipts: r.allReceipts(), Attestations: r.attestations(target)})
+		request.Duration, request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
+		result, err := r.plan(ctx, s, request, activities.Authorization{RequiresGrant: true, Receipts: r.allReceipts(), Attestations: r.attestations(target)})
 		if err != nil {
 			problems = append(problems, activityError(err))
 			continue

@@ -246,7 +246,7 @@ func (r *run) unwatch(ctx workflow.Context) {
 }
 
 func (r *run) askWatched(ctx workflow.Context, signal string) {
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(r.in.Brief.Key), "", signal, r.id).Get(ctx, nil)
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(r.in.Brief.GroupingKey), "", signal, r.id).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident cannot be watched", "error", err)
 	}

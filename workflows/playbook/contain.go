@@ -22,7 +22,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		r.note(ctx, f, s, playbooks.StepReport{Target: target, Outcome: o, Reason: reason, LeaseID: leaseID, Guard: guard})
 		return outcome{Outcome: o, reason: reason}
 	}
-	basis := activities.Basis{Attestations: r.attestations(request.Target), Receipts: last(r.receipts[target], 2), Asked: under != nil}
+	basis := activities.Authorization{Attestations: r.attestations(request.Target), Receipts: last(r.receipts[target], 2), RequiresGrant: under != nil}
 	if len(basis.Receipts) == 0 {
 		// A workload's evidence is that of its pods.
 		for _, t := range r.in.Incident.Targets {
@@ -32,7 +32,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	if r.halted != "" {
 		return done(playbooks.OutcomeDenied, r.halted, "")
 	}
-	request.For, request.Until = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
+	request.Duration, request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
 	planned, err := r.plan(ctx, s, request, basis)
 	if err != nil {
 		return done(playbooks.OutcomeFailed, activityError(err), "")
@@ -52,7 +52,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 			break
 		}
 		if under != nil {
-			if grant, ok := under.grants[planned.Hash]; ok {
+			if grant, ok := under.grants[planned.PlanHash]; ok {
 				basis.Grant = &grant
 				break
 			}
@@ -63,11 +63,11 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 			q.Approvers = ApproversOf(under.approval)
 			q.Title = under.title + " (the plan changed since it was approved)"
 			if was, ok := under.plans.of(target, s.Action); ok {
-				q.Before, q.Changed = activities.QuestionHash(under.plans.results, q.Approvers), planned.Plan.Since(was.Plan)
+				q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash(under.plans.results, q.Approvers), planned.Plan.Diff(was.Plan)
 			}
 		} else if before != nil {
 			q.Title += " (the plan changed since it was approved)"
-			q.Before, q.Changed = activities.QuestionHash([]activities.PlanResult{*before}, q.Approvers), planned.Plan.Since(before.Plan)
+			q.ReplacesHash, q.ChangesSinceReplaced = activities.ApprovalRequestHash([]activities.PlanResult{*before}, q.Approvers), planned.Plan.Diff(before.Plan)
 		}
 		before = &planned
 		answer := r.ask(ctx, q)
@@ -78,7 +78,7 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		if err != nil {
 			return done(playbooks.OutcomeFailed, activityError(err), "")
 		}
-		if grant, ok := answer.grants[again.Hash]; ok {
+		if grant, ok := answer.grants[again.PlanHash]; ok {
 			planned, basis.Grant, permitted = again, &grant, answer.reason
 			break
 		}
@@ -103,19 +103,19 @@ func (r *run) contain(ctx workflow.Context, f frame, s *playbooks.Step, request 
 	return done(report.Outcome, report.Reason, report.ID)
 }
 
-func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.Request, basis activities.Basis) (activities.PlanResult, error) {
+func (r *run) plan(ctx workflow.Context, s *playbooks.Step, request activities.Request, basis activities.Authorization) (activities.PlanResult, error) {
 	var planned activities.PlanResult
-	err := r.in.Timing.Route.RunShort(ctx, request.Target, r.activityOptions(s), "Plan", activities.PlanInput{Request: request, Basis: basis}, &planned)
+	err := r.in.Timing.Route.RunShort(ctx, request.Target, r.activityOptions(s), "Plan", activities.PlanInput{Request: request, Authorization: basis}, &planned)
 	return planned, err
 }
 
 // act runs an irreversible action, with no undo to promise. It returns the outcome with its reason, and the guard that did
 // not permit it.
-func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) (o playbooks.Outcome, reason, guard string) {
-	var set *activities.Set
+func (r *run) act(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (o playbooks.Outcome, reason, guard string) {
+	var set *activities.Activities
 	var result activities.ApplyResult
-	request.Lease, request.Until = fmt.Sprintf("ACT-%s-%s-%s", r.brief.ID, f.name(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
-	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Basis: basis, Prior: planned.Plan.Prior}, &result)
+	request.LeaseID, request.ExpiresAt = fmt.Sprintf("ACT-%s-%s-%s", r.brief.ID, f.name(s), request.Target.UID), workflow.Now(ctx).Add(5*time.Minute)
+	err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Apply, activities.ApplyInput{Request: request, Authorization: basis, PriorState: planned.Plan.PriorState}, &result)
 	switch {
 	case err != nil:
 		return playbooks.OutcomeFailed, activityError(err), ""

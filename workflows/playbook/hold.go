@@ -22,7 +22,7 @@ const reportWait = 3 * time.Minute
 
 // hold starts the lease of the action's facet of the target, or joins the one that is in force, and waits for its
 // first word. The lease outlives this run.
-func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Basis) (playbooks.LeaseReport, error) {
+func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport, error) {
 	r.holders++
 	holder := lease.Holder{
 		ID: fmt.Sprintf("%s/%s%s/%d", r.id, f.prefix, s.Path, r.holders), ReportTo: r.id, Incident: r.brief,
@@ -30,7 +30,7 @@ func (r *run) hold(ctx workflow.Context, f frame, s *playbooks.Step, request act
 	}
 	facet := r.Catalogue[s.Action].Facet
 	id := workflows.LeaseID(r.brief.Cluster, request.Target, facet)
-	if r.in.LeasePerNode && request.Target.Node != "" && !planned.Decision.Confirmed {
+	if r.in.LeasePerNode && request.Target.Node != "" && !planned.Decision.TargetConfirmed {
 		id = workflows.NodeLeaseID(r.brief.Cluster, request.Target, facet)
 	}
 	heard, hear := workflow.NewFuture(ctx)

@@ -14,9 +14,9 @@ import (
 
 // observe runs an action that changes nothing, and keeps what later steps need of it.
 func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request activities.Request) outcome {
-	var set *activities.Set
+	var set *activities.Activities
 	var result activities.Result
-	in := activities.ObserveInput{Request: request, Proofs: last(r.in.Attestations[request.Target.ID()], 1)}
+	in := activities.ObserveInput{Request: request, Attestations: last(r.in.Attestations[request.Target.ID()], 1)}
 	if err := r.in.Timing.Route.Run(ctx, request.Target, r.activityOptions(s), set.Observe, in, &result); err != nil {
 		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityError(err)}
 		if s.Verb == playbooks.VerbEvidence {
@@ -27,7 +27,7 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 		// Steps on the workload need its identity, which detections do not carry.
 		var found activities.WorkloadContext
 		if json.Unmarshal(result.Outputs, &found) == nil {
-			found.Into(&r.in.Incident)
+			found.ApplyToIncident(&r.in.Incident)
 		}
 	}
 	if s.Action == "aws.identity" && result.Outcome.HasOutputs() {
@@ -55,7 +55,7 @@ func (r *run) observe(ctx workflow.Context, f frame, s *playbooks.Step, request 
 // timedOutReceipt gets a receipt for evidence that was attempted and never answered: an attacker who makes evidence
 // hang must not prevent containment.
 func (r *run) timedOutReceipt(ctx workflow.Context, request activities.Request) *attestation.Envelope {
-	var set *activities.Set
+	var set *activities.Activities
 	var receipt attestation.Envelope
 	o := workflow.ActivityOptions{TaskQueue: r.in.Timing.Route.Anywhere(), StartToCloseTimeout: 10 * time.Second}
 	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Attempted, request).Get(ctx, &receipt); err != nil {

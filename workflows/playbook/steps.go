@@ -244,7 +244,7 @@ func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 func (r *run) request(f frame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
 	brief := r.brief
 	brief.MaxPhase = f.phase
-	return activities.Request{Action: s.Action, Params: params, Target: target, Incident: brief}
+	return activities.Request{Action: s.Action, Params: params, Target: target, IncidentRef: brief}
 }
 
 // targets are the step's own, or the action's kind of the incident's.
@@ -280,7 +280,7 @@ func (r *run) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
 		limit = s.Timeout
 	}
 	o := workflow.ActivityOptions{
-		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second, HeartbeatTimeout: activities.Heartbeat,
+		StartToCloseTimeout: limit, ScheduleToCloseTimeout: limit + 5*time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 5 * time.Second, MaximumAttempts: 3},
 	}
 	return o

@@ -33,7 +33,7 @@ type Input struct {
 	Called []playbooks.SourceFile `json:"called,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
 	Incident playbooks.Incident `json:"incident"`
-	Brief    activities.Brief   `json:"brief"`
+	Brief    activities.IncidentRef   `json:"brief"`
 	// Attestations are the attested detections of each target, by its ID.
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
 	Timing       lease.Timing              `json:"timing"`
@@ -109,7 +109,7 @@ func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
 func tellIncident(ctx workflow.Context, in Input, report Report) error {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(in.Brief.Key), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(in.Brief.GroupingKey), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident has ended before its playbook", "error", err)
 	}
@@ -120,7 +120,7 @@ func tellIncident(ctx workflow.Context, in Input, report Report) error {
 type run struct {
 	*Workflows
 	in       Input
-	brief    activities.Brief
+	brief    activities.IncidentRef
 	id       string
 	report   *Report
 	receipts map[string][]attestation.Envelope // by target
@@ -128,7 +128,7 @@ type run struct {
 	early    map[string]playbooks.LeaseReport
 	pending  map[string]*open
 	asked    int
-	answered []activities.Answered // the last ones, for queries alone
+	answered []activities.ApprovalOutcome // the last ones, for queries alone
 	// live is the incident as it is now, once a step waits for it; waiters hear of each change.
 	live       *playbooks.Incident
 	waiters    []workflow.Channel
@@ -155,7 +155,7 @@ func (r *run) handlers(ctx workflow.Context) error {
 	}); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.Answered, error) { return r.answered, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.ApprovalOutcome, error) { return r.answered, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {

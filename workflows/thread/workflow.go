@@ -18,7 +18,7 @@ import (
 // Input starts a thread, or goes on with one.
 type Input struct {
 	Incident string                 `json:"incident"` // its id
-	State    activities.ThreadState `json:"state"`
+	State    activities.MessageState `json:"state"`
 	// Again: there was a thread before, whose message is to be found.
 	Again bool `json:"again,omitempty"`
 }
@@ -59,14 +59,14 @@ func Thread(ctx workflow.Context, in Input) error {
 }
 
 // look brings the message up to date and says when to look again; 0 is never.
-func look(ctx workflow.Context, in Input, state *activities.ThreadState) time.Duration {
-	var set *activities.Set
-	var out activities.LookResult
+func look(ctx workflow.Context, in Input, state *activities.MessageState) time.Duration {
+	var set *activities.Activities
+	var out activities.SyncMessageResult
 	o := workflow.ActivityOptions{
-		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.Heartbeat,
+		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.LookInput{Incident: in.Incident, State: *state, Again: in.Again}).Get(ctx, &out); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.SyncMessageInput{IncidentID: in.Incident, State: *state, MayExistAlready: in.Again}).Get(ctx, &out); err != nil {
 		workflow.GetLogger(ctx).Error("an incident's message cannot be kept", "error", err)
 		return restart
 	}
@@ -74,8 +74,8 @@ func look(ctx workflow.Context, in Input, state *activities.ThreadState) time.Du
 	switch {
 	case out.Done:
 		return 0
-	case out.Next > 0:
-		return min(out.Next, idle)
+	case out.NextSyncIn > 0:
+		return min(out.NextSyncIn, idle)
 	}
 	return idle
 }

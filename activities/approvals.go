@@ -1,0 +1,227 @@
+package activities
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/sensors/attestation"
+)
+
+// Attempted gives a receipt for evidence that was attempted and never answered.
+func (s *Activities) Attempted(_ context.Context, r Request) (attestation.Envelope, error) {
+	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: r.IncidentRef.ID, TargetID: r.Target.ID(), Action: r.Action, AttemptedAt: s.now()})
+	if err != nil {
+		return attestation.Envelope{}, retryableError(fmt.Errorf("sign the receipt: %w", err))
+	}
+	return signed, nil
+}
+
+// ApprovalRequestHash is what a vote is bound to: every plan with its target, in order, and who had to agree.
+func ApprovalRequestHash(plans []PlanResult, approvers Approvers) string {
+	hashes := make([]string, len(plans))
+	for i, p := range plans {
+		hashes[i] = p.PlanHash
+	}
+	return attestation.HashJSON(struct {
+		Plans     []string
+		Approvers Approvers
+	}{hashes, approvers})
+}
+
+// CountVotesInput is a question with the votes so far.
+type CountVotesInput struct {
+	IncidentID  string         `json:"incident"`
+	WorkflowID       string         `json:"run"`
+	RequestID      string         `json:"step"` // ApprovalRequest.ID
+	PlansHash      string         `json:"hash"`
+	Plans     []PlanResult   `json:"plans"`
+	Approvers Approvers      `json:"approvers"`
+	Votes     []attestation.Envelope `json:"votes"`
+	AskedAt     time.Time      `json:"asked,omitzero"`
+	Deadline  time.Time      `json:"deadline"`
+	// Targets are the plans', in their order.
+	Targets []playbooks.Target `json:"targets,omitempty"`
+	// PlaybookAuthorization proves whose playbook asks; nil where the scope's own approvers are asked.
+	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+}
+
+// VoteCount is what the votes come to.
+type VoteCount struct {
+	Granted bool     `json:"granted"`
+	Denied  bool     `json:"denied"`
+	Reason  string   `json:"reason,omitempty"`
+	ApprovedBy     []string `json:"yes,omitempty"` // who has agreed so far
+	// IgnoredVotes says of each vote that does not count why not.
+	IgnoredVotes []string                `json:"ignored,omitempty"`
+	GrantsByPlanHash  map[string]attestation.Envelope `json:"grants,omitempty"` // by plan hash
+	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
+	ManifestEntryHash      string `json:"entry,omitempty"`
+	UnrecordedReason string `json:"unrecorded,omitempty"`
+}
+
+// grantLifetime is how long an approved plan may wait for its effect, from the last vote that counts. Votes that are counted
+// again later give no younger grant.
+const grantLifetime = 15 * time.Minute
+
+// CountVotes verifies every vote and, when enough different people with the right said yes to exactly these plans,
+// signs a grant for each plan. One no of somebody with the right denies. Who has the right is the scope's or a known
+// playbook's to say, and not the workflow's.
+func (s *Activities) CountVotes(_ context.Context, in CountVotesInput) (VoteCount, error) {
+	if in.PlansHash != ApprovalRequestHash(in.Plans, in.Approvers) {
+		return VoteCount{Denied: true, Reason: "the question that is counted is not the one that people answered"}, nil
+	}
+	if reason := s.askForbiddenReason(in); reason != "" {
+		return VoteCount{Denied: true, Reason: reason}, nil
+	}
+	c := s.verifyVotes(in)
+	if c.denial != nil {
+		said := "said no"
+		if c.denial.WithdrawsRequest {
+			said = "withdrew the request"
+		}
+		return VoteCount{Denied: true, Reason: strings.TrimSpace(fmt.Sprintf("%s %s. %s", c.denial.Person, said, c.denial.Reason)), IgnoredVotes: c.ignoredReasons}, nil
+	}
+	out := VoteCount{ApprovedBy: slices.Sorted(maps.Keys(c.approvals)), IgnoredVotes: c.ignoredReasons}
+	quorum := max(in.Approvers.Quorum, 1)
+	if len(c.approvals) < quorum && c.breakGlass == nil {
+		out.Reason = fmt.Sprintf("%d of %d", len(c.approvals), quorum)
+		return out, nil
+	}
+	out.Granted = true
+	return s.signGrants(in, c, out)
+}
+
+// askForbiddenReason says why these people may not be asked about these plans, or "".
+func (s *Activities) askForbiddenReason(in CountVotesInput) string {
+	if len(in.Targets) != len(in.Plans) {
+		return "the question does not name the target of each plan"
+	}
+	for i, p := range in.Plans {
+		switch {
+		case p.Plan.Hash() != p.PlanHash:
+			return "the plan that was shown is not the plan that was hashed"
+		case in.Targets[i].ID() != p.Plan.TargetID:
+			return "a plan's target is not the one that is named"
+		}
+	}
+	if in.PlaybookAuthorization != nil {
+		var selection attestation.PlaybookAuthorization
+		if err := s.Authority.Keys().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
+			return "the playbook that asks is not one of this installation's: " + err.Error()
+		}
+		if slices.Contains(selection.ApproverHashes, ApproversHash(in.Approvers)) {
+			return ""
+		}
+	}
+	if s.ScopeApprovers == nil {
+		return "nobody is configured who may approve"
+	}
+	for _, target := range in.Targets {
+		if !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace(target.Namespace, false)) && !sameApprovers(in.Approvers, s.ScopeApprovers.ApproversForNamespace("", true)) {
+			return fmt.Sprintf("whom it asks (%s) is neither the scope of %s nor the playbook's to ask", truncate(in.Approvers.Describe(), 200), target)
+		}
+	}
+	return ""
+}
+
+// ApproversHash names whom an approval asks.
+func ApproversHash(a Approvers) string { return attestation.HashJSON(a) }
+
+func sameApprovers(a, b Approvers) bool { return !a.IsEmpty() && attestation.HashJSON(a) == attestation.HashJSON(b) }
+
+// countedVotes is what the votes come to.
+type countedVotes struct {
+	approvals     map[string]attestation.Vote
+	denial      *attestation.Vote
+	breakGlass   *attestation.Vote // one who broke the glass
+	ignoredReasons []string
+}
+
+func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
+	c := countedVotes{approvals: map[string]attestation.Vote{}}
+	ignore := func(who, why string) { c.ignoredReasons = append(c.ignoredReasons, truncate(who, 80)+": "+why) }
+	for _, signed := range in.Votes {
+		var v attestation.Vote
+		if err := s.Authority.Keys().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
+			s.Log.Warn("a vote is not proved", "incident", in.IncidentID, "step", in.RequestID, "error", err)
+			ignore("somebody", err.Error())
+			continue
+		}
+		switch {
+		case v.IncidentID != in.IncidentID || v.WorkflowID != in.WorkflowID || v.Step != in.RequestID:
+			continue // another question's
+		case v.RejectionReason != "":
+			ignore(v.Person, v.RejectionReason)
+		case v.PlanHash != in.PlansHash:
+			ignore(v.Person, "answered another plan")
+		case v.DecidedAt.After(in.Deadline):
+			ignore(v.Person, "answered too late")
+		case v.BreakGlass && v.Approved:
+			c.breakGlass, c.approvals[v.Person] = &v, v
+		case v.WithdrawsRequest && !v.Approved:
+			c.denial = &v
+			return c
+		case !in.Approvers.CanApprove(v.Person, v.Groups, v.DecidedAt.Sub(in.AskedAt)):
+			ignore(v.Person, "may not answer this")
+		case !v.Approved:
+			c.denial = &v
+			return c
+		default:
+			c.approvals[v.Person] = v
+		}
+	}
+	return c
+}
+
+// lastApprovedAt is when the last of the votes that agree was given.
+func (c countedVotes) lastApprovedAt() time.Time {
+	var at time.Time
+	for _, v := range c.approvals {
+		if v.DecidedAt.After(at) {
+			at = v.DecidedAt
+		}
+	}
+	return at
+}
+
+// grantNonce is the same whenever the votes on one question are counted: a grant that was used is not made anew.
+func grantNonce(in CountVotesInput, plan string) string {
+	return attestation.HashJSON([]string{in.IncidentID, in.WorkflowID, in.RequestID, in.PlansHash, plan})[:32]
+}
+
+// signGrants signs a grant for each plan.
+func (s *Activities) signGrants(in CountVotesInput, c countedVotes, out VoteCount) (VoteCount, error) {
+	var people []string
+	drill := false
+	for _, v := range c.approvals {
+		people = append(people, display.FormatPerson(v.Person, v.AuthenticatedBy))
+		drill = drill || v.DrillOnly
+	}
+	slices.Sort(people)
+	out.Reason, out.GrantsByPlanHash = "approved by "+strings.Join(people, ", "), map[string]attestation.Envelope{}
+	act := AuditRecord{Action: in.RequestID, People: people, BasisID: in.PlansHash}
+	kind := EntryKindApproval
+	if c.breakGlass != nil {
+		out.Reason = fmt.Sprintf("%s broke the glass: %s. %s", c.breakGlass.Person, c.breakGlass.Reason, out.Reason)
+		kind, act.Note = EntryKindBreakGlass, c.breakGlass.Person+": "+c.breakGlass.Reason
+	}
+	issued := c.lastApprovedAt()
+	for i, p := range in.Plans {
+		grant, err := s.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+			Nonce: grantNonce(in, p.PlanHash), Operation: attestation.OperationApply, PlanHash: p.PlanHash, Targets: []string{p.Plan.TargetID}, Namespace: in.Targets[i].Namespace,
+			IncidentID: in.IncidentID, Step: in.RequestID, GrantedBy: people, DrillOnly: drill, BreakGlass: c.breakGlass != nil, IssuedAt: issued, ExpiresAt: issued.Add(grantLifetime),
+		})
+		if err != nil {
+			return VoteCount{}, retryableError(fmt.Errorf("sign the grant: %w", err))
+		}
+		out.GrantsByPlanHash[p.PlanHash] = grant
+	}
+	out.ManifestEntryHash, out.UnrecordedReason = s.recordInManifest(in.IncidentID, kind, act)
+	return out, nil
+}

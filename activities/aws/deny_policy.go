@@ -1,0 +1,166 @@
+package aws
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// expiryLayout is how an end stands in a statement's id, which holds letters and digits only.
+const expiryLayout = "20060102T150405Z"
+
+// currentTimeKey is the condition key of when AWS judges a request. A deny under it ends by AWS's own clock, also if nothing of
+// Stanch ever runs again.
+// Source: IAM User Guide, "AWS global condition context keys".
+const currentTimeKey = "aws:CurrentTime"
+
+// expiryCondition is the condition under which a deny ends by itself.
+func expiryCondition(until time.Time) map[string]string {
+	return map[string]string{currentTimeKey: truncateExpiry(until).Format(time.RFC3339)}
+}
+
+// denyAllPolicy is the one shape of inline policy that this package writes: everything is denied until the end, under a further
+// condition or without one. Its statement's id is the stamp.
+type denyAllPolicy struct {
+	Condition map[string]map[string]string // without that of the end
+	ExpiresAt     time.Time
+}
+
+// allConditions are all conditions of the statement, that of the end among them.
+func (d denyAllPolicy) allConditions() map[string]map[string]string {
+	out := map[string]map[string]string{"DateLessThan": expiryCondition(d.ExpiresAt)}
+	for operator, keys := range d.Condition {
+		if out[operator] == nil {
+			out[operator] = map[string]string{}
+		}
+		maps.Copy(out[operator], keys)
+	}
+	return out
+}
+
+type policyStatement struct {
+	Sid       string
+	Effect    string
+	Action    string
+	Resource  string
+	Condition map[string]map[string]string `json:",omitempty"`
+}
+
+type policyDocument struct {
+	Version   string
+	Statement []policyStatement
+}
+
+func (d denyAllPolicy) render() string {
+	raw, err := json.Marshal(policyDocument{"2012-10-17", []policyStatement{{
+		Sid: "StanchUntil" + d.ExpiresAt.UTC().Format(expiryLayout), Effect: "Deny", Action: "*", Resource: "*", Condition: d.allConditions(),
+	}}})
+	if err != nil {
+		panic(err) // it is made of strings
+	}
+	return string(raw)
+}
+
+// maxPolicyBytes bounds what is parsed; IAM's own limits are far below.
+const maxPolicyBytes = 64 << 10
+
+// parseDenyAll reads what text wrote, and nothing else: whatever differs was changed by somebody.
+func parseDenyAll(text string) (denyAllPolicy, error) {
+	var doc policyDocument
+	if len(text) > maxPolicyBytes {
+		return denyAllPolicy{}, fmt.Errorf("it has %d bytes", len(text))
+	}
+	decoder := json.NewDecoder(strings.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&doc); err != nil || len(doc.Statement) != 1 {
+		return denyAllPolicy{}, fmt.Errorf("it is not what Stanch wrote")
+	}
+	stamp, ok := strings.CutPrefix(doc.Statement[0].Sid, "StanchUntil")
+	until, err := time.Parse(expiryLayout, stamp)
+	if err != nil || !ok {
+		return denyAllPolicy{}, fmt.Errorf("it does not say until when")
+	}
+	d := denyAllPolicy{Condition: doc.Statement[0].Condition, ExpiresAt: until}
+	delete(d.Condition["DateLessThan"], currentTimeKey) // the comparison below finds one that is another
+	if len(d.Condition["DateLessThan"]) == 0 {
+		delete(d.Condition, "DateLessThan")
+	}
+	if len(d.Condition) == 0 {
+		d.Condition = nil
+	}
+	if canonicalJSON(d.render()) != canonicalJSON(text) {
+		return denyAllPolicy{}, fmt.Errorf("it is not what Stanch wrote")
+	}
+	return d, nil
+}
+
+// truncateExpiry is an end as it can be stamped.
+func truncateExpiry(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+// canonicalJSON is a JSON text with sorted keys and no spaces, or "" if it is none.
+func canonicalJSON(text string) string {
+	v, err := decodeJSON(text)
+	if err != nil {
+		return ""
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return ""
+	}
+	return string(raw)
+}
+
+func decodeJSON(text string) (any, error) {
+	if len(text) > maxPolicyBytes {
+		return nil, fmt.Errorf("it has %d bytes", len(text))
+	}
+	var v any
+	decoder := json.NewDecoder(bytes.NewBufferString(text))
+	decoder.UseNumber()
+	if err := decoder.Decode(&v); err != nil {
+		return nil, fmt.Errorf("it is not JSON: %w", err)
+	}
+	return v, nil
+}
+
+// decodeURLEncoded undoes IAM's URL encoding of documents.
+func decodeURLEncoded(encoded string) string {
+	if text, err := url.QueryUnescape(encoded); err == nil && !strings.HasPrefix(strings.TrimSpace(encoded), "{") {
+		return text
+	}
+	return encoded
+}
+
+// shortLeaseID makes of any id letters and digits.
+func shortLeaseID(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
+}
+
+var leaseIDPattern = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+
+// policyName names an inline policy after its lease, so that a person finds the one by the other.
+func policyName(prefix, lease string) string {
+	if !leaseIDPattern.MatchString(lease) {
+		lease = shortLeaseID(lease)
+	}
+	return prefix + lease
+}
+
+// policySize is a policy's size as IAM counts it: without white space.
+func policySize(text string) int {
+	n := 0
+	for _, r := range text {
+		if r != ' ' && r != '\n' && r != '\t' && r != '\r' {
+			n++
+		}
+	}
+	return n
+}

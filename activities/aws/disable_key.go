@@ -1,0 +1,253 @@
+package aws
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/aws/aws-sdk-go-v2/service/iam/types"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+)
+
+// disableKeyAction is `contain: aws.key.disable`. A key has no place for a stamp; a tag of its user carries it.
+type disableKeyAction struct{ account *Account }
+
+var _ activities.Containment = (*disableKeyAction)(nil)
+
+func (*disableKeyAction) Spec() playbooks.ActionSpec {
+	plan := userPermission("iam:GetUser", "iam:ListAccessKeys", "iam:ListUserTags")
+	return playbooks.ActionSpec{
+		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
+		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
+		Doc:       "Make one access key inactive; credentials that were made with it outlive that.",
+		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{plan, userPermission("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
+	}
+}
+
+// keyPriorState is what was before.
+type keyPriorState struct {
+	User   principal        `json:"user"`
+	Status types.StatusType `json:"status"`
+}
+
+// keyState is a key as IAM has it now.
+type keyState struct {
+	user   principal
+	status types.StatusType
+	marker  keyExpiryMarker
+}
+
+// keyExpiryMarker is the lease of a key: the value of the tag stanch/key/ID.
+type keyExpiryMarker struct {
+	leaseID string
+	expiresAt time.Time
+	priorStatus types.StatusType
+}
+
+func keyTagName(id string) string { return "stanch/key/" + id }
+
+func (s keyExpiryMarker) encode() string {
+	return fmt.Sprintf("%s/%s/%s", policyName("", s.leaseID), s.expiresAt.UTC().Format(expiryLayout), s.priorStatus)
+}
+
+func parseKeyExpiryMarker(text string) (keyExpiryMarker, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) != 3 || parts[2] != string(types.StatusTypeActive) && parts[2] != string(types.StatusTypeInactive) {
+		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", truncate(text, 60))
+	}
+	until, err := time.Parse(expiryLayout, parts[1])
+	if err != nil {
+		return keyExpiryMarker{}, fmt.Errorf("the tag says %q", truncate(text, 60))
+	}
+	return keyExpiryMarker{leaseID: parts[0], expiresAt: until, priorStatus: types.StatusType(parts[2])}, nil
+}
+
+// readKeyState reads a key, its user and its stamp. A key that is gone is a *gone error.
+func (a *disableKeyAction) readKeyState(ctx context.Context, t playbooks.Target) (keyState, error) {
+	if err := a.account.checkConfigured(); err != nil {
+		return keyState{}, err
+	}
+	if t.Kind != playbooks.TargetKey || t.UID == "" || t.Name == "" {
+		return keyState{}, activities.Refusef("%s is no access key with its user", t)
+	}
+	user, err := a.account.readUser(ctx, t.Name)
+	if isNotFound(err) {
+		return keyState{}, &principalGoneError{fmt.Sprintf("user %s is gone", t.Name)}
+	}
+	if err != nil {
+		return keyState{}, err
+	}
+	s := keyState{user: user}
+	out, err := a.account.iam.ListAccessKeys(ctx, &iam.ListAccessKeysInput{UserName: &user.Name})
+	if err != nil {
+		return s, wrapError(err, "iam:ListAccessKeys", fmt.Sprintf("list the keys of %s", user))
+	}
+	for _, k := range out.AccessKeyMetadata {
+		if awssdk.ToString(k.AccessKeyId) == t.UID {
+			s.status = k.Status
+		}
+	}
+	if s.status == "" {
+		return s, &principalGoneError{fmt.Sprintf("%s is gone", t)}
+	}
+	tags, err := a.account.iam.ListUserTags(ctx, &iam.ListUserTagsInput{UserName: &user.Name})
+	if err != nil {
+		return s, wrapError(err, "iam:ListUserTags", fmt.Sprintf("read the tags of %s", user))
+	}
+	for _, tag := range tags.Tags {
+		if awssdk.ToString(tag.Key) == keyTagName(t.UID) {
+			if s.marker, err = parseKeyExpiryMarker(awssdk.ToString(tag.Value)); err != nil {
+				return s, activities.Refusef("the stamp of %s was changed by somebody: %v", t, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// refuseProtected refuses Stanch's own keys, and those of users that are protected.
+func (a *disableKeyAction) refuseProtected(ctx context.Context, s keyState, key string) error {
+	if own, err := a.account.credentials.Retrieve(ctx); err == nil && own.AccessKeyID == key {
+		return activities.Refusef("key %s is what Stanch itself works with", key)
+	}
+	return a.account.refuseProtected(ctx, s.user)
+}
+
+// Plan says which key.
+func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	s, err := a.readKeyState(ctx, r.Target)
+	if err != nil {
+		return activities.Plan{}, refuseIfGone(err)
+	}
+	if err := a.refuseProtected(ctx, s, r.Target.UID); err != nil {
+		return activities.Plan{}, err
+	}
+	plan := activities.Plan{
+		Changes:  []string{fmt.Sprintf("make %s inactive", r.Target)},
+		Warnings: []string{"temporary credentials that were made with the key go on until they expire, up to 36 hours: `aws.user.deny` ends them"},
+		AlreadyHeld:     s.marker.leaseID != "", NothingToDo: s.status == types.StatusTypeInactive,
+	}
+	plan.PriorState, err = encodePrior(keyPriorState{User: s.user, Status: s.statusToRestore()})
+	return plan, err
+}
+
+// statusToRestore is the status that undo restores.
+func (s keyState) statusToRestore() types.StatusType {
+	if s.marker.leaseID != "" {
+		return s.marker.priorStatus
+	}
+	return s.status
+}
+
+// Apply stamps the user and makes the key inactive, in this order: what is inactive without a stamp stays so.
+func (a *disableKeyAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+	s, err := a.readKeyState(ctx, r.Target)
+	if err != nil {
+		return activities.Effect{}, refuseIfGone(err)
+	}
+	if err := a.refuseProtected(ctx, s, r.Target.UID); err != nil {
+		return activities.Effect{}, err
+	}
+	want := keyExpiryMarker{leaseID: policyName("", r.LeaseID), expiresAt: truncateExpiry(r.ExpiresAt), priorStatus: s.statusToRestore()}
+	switch {
+	case s.marker.leaseID != "" && s.marker.leaseID != want.leaseID:
+		return activities.Effect{}, activities.Refusef("%s is held by another lease, %s, until %s", r.Target, s.marker.leaseID, s.marker.expiresAt.Format(time.RFC3339))
+	case s.marker.leaseID != "":
+		if err := checkEarlyEnd(r, s.marker.expiresAt, want.expiresAt); err != nil {
+			return activities.Effect{}, err
+		}
+	}
+	if s.marker != want {
+		_, err := a.account.iam.TagUser(ctx, &iam.TagUserInput{UserName: &s.user.Name, Tags: []types.Tag{{Key: awssdk.String(keyTagName(r.Target.UID)), Value: awssdk.String(want.encode())}}})
+		if err != nil {
+			return activities.Effect{}, wrapError(err, "iam:TagUser", fmt.Sprintf("stamp %s", s.user))
+		}
+	}
+	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now(), Reason: "IAM lists the key as inactive"}
+	if s.status == types.StatusTypeInactive {
+		if s.marker.leaseID == "" {
+			effect.Outcome, effect.Reason = playbooks.OutcomeUnchanged, "it was inactive before, and stays so at the end"
+		}
+		return effect, nil
+	}
+	if err := a.setKeyStatus(ctx, s.user, r.Target.UID, types.StatusTypeInactive); err != nil {
+		return effect, err
+	}
+	effect.AppliedAt = time.Now()
+	if now, err := a.readKeyState(ctx, r.Target); err != nil || now.status != types.StatusTypeInactive {
+		return effect, errors.Join(refuseIfGone(err), fmt.Errorf("%s is %s after it was made inactive", r.Target, now.status))
+	}
+	return effect, nil
+}
+
+func (a *disableKeyAction) setKeyStatus(ctx context.Context, user principal, key string, status types.StatusType) error {
+	_, err := a.account.iam.UpdateAccessKey(ctx, &iam.UpdateAccessKeyInput{UserName: &user.Name, AccessKeyId: &key, Status: status})
+	return wrapError(err, "iam:UpdateAccessKey", fmt.Sprintf("make key %s of %s %s", key, user, status))
+}
+
+// Verify reads the key's status.
+func (a *disableKeyAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	s, err := a.readKeyState(ctx, r.Target)
+	if err != nil {
+		return false, "", err
+	}
+	switch {
+	case s.status != types.StatusTypeInactive:
+		return false, fmt.Sprintf("somebody made %s active", r.Target), nil
+	case s.marker.leaseID != policyName("", r.LeaseID):
+		return false, fmt.Sprintf("the stamp of %s was taken away", r.Target), nil
+	}
+	return true, "IAM lists the key as inactive", nil
+}
+
+// Undo gives the key the status that it had, and takes the stamp off last.
+func (a *disableKeyAction) Undo(ctx context.Context, r activities.Request, raw json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	prior, err := activities.DecodePriorState[keyPriorState](raw)
+	if err != nil {
+		return nil, err
+	}
+	s, err := a.readKeyState(ctx, r.Target)
+	if errors.Is(err, activities.ErrTargetGone) {
+		return nil, a.removeMarker(ctx, r, s.user)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case s.marker.leaseID != policyName("", r.LeaseID):
+		return nil, nil // nothing of this lease is in force; a request alone must not make a key active
+	case prior.User.ID != "" && prior.User.ID != s.user.ID:
+		return &activities.Drift{Detail: fmt.Sprintf("%s has the id %s now, and had %s", s.user, s.user.ID, prior.User.ID)}, nil
+	}
+	if err := refuseBeforeExpiry(s.marker.expiresAt, grant); err != nil {
+		return nil, err
+	}
+	// One that somebody made active meanwhile is as it was, or as they want it.
+	if s.status == types.StatusTypeInactive && s.marker.priorStatus == types.StatusTypeActive {
+		if err := a.setKeyStatus(ctx, s.user, r.Target.UID, s.marker.priorStatus); err != nil {
+			return nil, err
+		}
+		if now, err := a.readKeyState(ctx, r.Target); err == nil && now.status != s.marker.priorStatus {
+			return nil, fmt.Errorf("%s is %s after it was made %s", r.Target, now.status, s.marker.priorStatus)
+		}
+	}
+	return nil, a.removeMarker(ctx, r, s.user)
+}
+
+func (a *disableKeyAction) removeMarker(ctx context.Context, r activities.Request, user principal) error {
+	if user.Name == "" {
+		return nil
+	}
+	_, err := a.account.iam.UntagUser(ctx, &iam.UntagUserInput{UserName: &user.Name, TagKeys: []string{keyTagName(r.Target.UID)}})
+	if isNotFound(err) {
+		return nil
+	}
+	return wrapError(err, "iam:UntagUser", fmt.Sprintf("take the stamp off %s", user))
+}

@@ -1,0 +1,194 @@
+package aws
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+)
+
+// inlineDeny is one kind of inline deny: which policies are its own, what it says, and how a simulation sees it.
+type inlineDeny struct {
+	prefix string // of the policy's name; the lease follows
+	// buildPolicy gives what is to be in force; have is what is already, or nil.
+	buildPolicy func(have *denyAllPolicy) denyAllPolicy
+	// simulatedContext are those of a session that must be denied.
+	simulatedContext func(denyAllPolicy) []sessionContextKey
+}
+
+// The sizes that IAM allows for all inline policies of one principal together, without white space.
+var inlinePolicyLimit = map[playbooks.TargetKind]int{playbooks.TargetRole: 10240, playbooks.TargetUser: 2048}
+
+// checkQuotaLeft looks whether the deny still fits beside the other inline policies, and whether one like it is there already.
+func (a *Account) checkQuotaLeft(ctx context.Context, p principal, d inlineDeny, lease string) (held bool, err error) {
+	names, err := a.listInlinePolicies(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	want := d.buildPolicy(nil)
+	mine, size := policyName(d.prefix, lease), policySize(want.render())
+	for _, name := range names {
+		text, err := a.readInlinePolicy(ctx, p, name)
+		if err != nil {
+			return false, err
+		}
+		if have, err := parseDenyAll(text); err == nil && strings.HasPrefix(name, d.prefix) && haveSameConditions(have, want) {
+			held = true
+			if lease != "" && name == mine {
+				continue // it takes its own place
+			}
+		}
+		size += policySize(text)
+	}
+	if limit := inlinePolicyLimit[p.Kind]; size > limit {
+		return held, activities.Refusef("the inline policies of %s would have %d characters with the deny, and IAM allows %d in all: remove or attach some of them", p, size, limit)
+	}
+	return held, nil
+}
+
+// haveSameConditions tells whether two denies have the same conditions; the time of a revocation may differ.
+func haveSameConditions(a, b denyAllPolicy) bool {
+	strip := func(d denyAllPolicy) map[string]map[string]string {
+		out := maps.Clone(d.Condition)
+		delete(out, "DateLessThan")
+		return out
+	}
+	return canonicalJSON(denyAllPolicy{Condition: strip(a)}.render()) == canonicalJSON(denyAllPolicy{Condition: strip(b)}.render()) &&
+		(a.Condition["DateLessThan"] == nil) == (b.Condition["DateLessThan"] == nil)
+}
+
+// applyInline puts the deny and looks whether it denies. Again with the same request it writes nothing.
+func (a *Account) applyInline(ctx context.Context, p principal, d inlineDeny, r activities.Request) (activities.Effect, error) {
+	effect := activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: time.Now()}
+	if err := a.refuseProtected(ctx, p); err != nil {
+		return effect, err
+	}
+	policy := policyName(d.prefix, r.LeaseID)
+	text, err := a.readInlinePolicy(ctx, p, policy)
+	if err != nil {
+		return effect, err
+	}
+	want := d.buildPolicy(nil)
+	if text != "" {
+		have, err := parseDenyAll(text)
+		if err != nil {
+			return effect, activities.Refusef("policy %s of %s was changed by somebody: %v", policy, p, err)
+		}
+		want = d.buildPolicy(&have)
+		if err := checkEarlyEnd(r, have.ExpiresAt, want.ExpiresAt); err != nil {
+			return effect, err
+		}
+	}
+	if canonicalJSON(text) != canonicalJSON(want.render()) {
+		if err := a.putInlinePolicy(ctx, p, policy, want.render()); err != nil {
+			return effect, err
+		}
+		effect.AppliedAt = time.Now()
+	}
+	// Between the look and the write the name may have gone to another: it gets its own back.
+	if _, err := a.findPrincipal(ctx, p.target("", "")); errors.Is(err, activities.ErrTargetGone) {
+		return effect, errors.Join(refuseIfGone(err), a.deleteInlinePolicy(ctx, p, policy))
+	} else if err != nil {
+		return effect, err
+	}
+	seen, err := a.simulateUntilDenied(ctx, p, d.simulatedContext(want)...)
+	if err != nil {
+		return effect, err
+	}
+	if effect.Reason = seen.detail; !seen.denied {
+		effect.Outcome = playbooks.OutcomeUnverified
+	}
+	return effect, nil
+}
+
+// checkEarlyEnd refuses to stamp an earlier end than is stamped, unless a release grant says so.
+func checkEarlyEnd(r activities.Request, have, want time.Time) error {
+	if r.ReleaseGrant == nil && want.Before(have) { // the grant was verified where the request was permitted
+		return activities.Refusef("ending at %s instead of the stamped %s needs a grant", want.Format(time.RFC3339), have.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// verifyInline looks whether the deny is there as it was written, and whether it denies.
+func (a *Account) verifyInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request) (bool, string, error) {
+	p, err := a.findPrincipal(ctx, t)
+	if err != nil {
+		return false, "", err
+	}
+	policy := policyName(d.prefix, r.LeaseID)
+	text, err := a.readInlinePolicy(ctx, p, policy)
+	if err != nil {
+		return false, "", err
+	}
+	if text == "" {
+		return false, fmt.Sprintf("policy %s of %s was deleted", policy, p), nil
+	}
+	have, err := parseDenyAll(text)
+	if err != nil || !haveSameConditions(have, d.buildPolicy(nil)) {
+		return false, fmt.Sprintf("policy %s of %s was changed by somebody", policy, p), nil //nolint:nilerr // what cannot be read is not what was written
+	}
+	seen, err := a.simulateDeny(ctx, p, d.simulatedContext(have)...)
+	if err != nil {
+		return false, "", err
+	}
+	return seen.denied || seen.unavailable, seen.detail, nil
+}
+
+// undoInline takes the deny of a lease away.
+func (a *Account) undoInline(ctx context.Context, t playbooks.Target, d inlineDeny, r activities.Request, grant *attestation.Envelope) (*activities.Drift, error) {
+	return a.undoPolicy(ctx, t, policyName(d.prefix, r.LeaseID), grant)
+}
+
+// undoPolicy deletes a deny if it is as it was written, and nothing else.
+func (a *Account) undoPolicy(ctx context.Context, t playbooks.Target, policy string, grant *attestation.Envelope) (*activities.Drift, error) {
+	p, err := a.findPrincipal(ctx, t)
+	if errors.Is(err, activities.ErrTargetGone) {
+		return nil, nil // its policies went with it; the name's new owner is none of ours
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := a.readInlinePolicy(ctx, p, policy)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	have, err := parseDenyAll(text)
+	if err != nil {
+		return &activities.Drift{Detail: fmt.Sprintf("policy %s of %s was changed by somebody (%v); nothing was deleted", policy, p, err)}, nil
+	}
+	if err := refuseBeforeExpiry(have.ExpiresAt, grant); err != nil {
+		return nil, err
+	}
+	if err := a.deleteInlinePolicy(ctx, p, policy); err != nil {
+		return nil, err
+	}
+	if text, err := a.readInlinePolicy(ctx, p, policy); err != nil || text != "" {
+		return nil, errors.Join(err, fmt.Errorf("policy %s of %s is still there", policy, p))
+	}
+	return nil, nil
+}
+
+// refuseBeforeExpiry refuses an end before the stamped one without a grant: a request may come from anybody who can reach Temporal,
+// the stamp only from who may write to the account.
+func refuseBeforeExpiry(until time.Time, grant *attestation.Envelope) error {
+	if grant == nil && time.Now().Before(until) {
+		return activities.Refusef("its stamped end has not come (%s), and no grant was given", until.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// encodePrior makes a prior state.
+func encodePrior(v any) (json.RawMessage, error) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("save the prior state: %w", err)
+	}
+	return raw, nil
+}

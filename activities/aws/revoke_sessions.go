@@ -1,0 +1,136 @@
+package aws
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/sensors/attestation"
+)
+
+// tokenIssueTimeKey is the condition key of when a session's credentials were made.
+const tokenIssueTimeKey = "aws:TokenIssueTime"
+
+const revokePrefix = "stanch-revoke-"
+
+// revokeSessionsAction is `contain: aws.role.revoke-sessions`.
+type revokeSessionsAction struct{ account *Account }
+
+var _ activities.Containment = (*revokeSessionsAction)(nil)
+
+func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{
+		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
+		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
+		MinDuration:    time.Hour, // no role's longest session is shorter
+		Doc:       "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
+		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
+	}
+}
+
+// rolePlanPermissions and inlineRolePermissions are the permissions of an inline deny on a role.
+func rolePlanPermissions() []playbooks.IAMPermission {
+	return []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy")}
+}
+
+func inlineRolePermissions() []playbooks.IAMPermission {
+	return []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:ListRolePolicies", "iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:SimulatePrincipalPolicy")}
+}
+
+func rolePermission(actions ...string) playbooks.IAMPermission {
+	return playbooks.IAMPermission{Actions: actions, Resources: []string{"arn:aws:iam::*:role/*"}}
+}
+
+func userPermission(actions ...string) playbooks.IAMPermission {
+	return playbooks.IAMPermission{Actions: actions, Resources: []string{"arn:aws:iam::*:user/*"}}
+}
+
+func (*revokeSessionsAction) buildDeny(p principal, r activities.Request) inlineDeny {
+	return inlineDeny{
+		prefix: revokePrefix,
+		buildPolicy: func(have *denyAllPolicy) denyAllPolicy {
+			at := p.fetchedAt
+			if have != nil {
+				if was, err := time.Parse(time.RFC3339, have.Condition["DateLessThan"][tokenIssueTimeKey]); err == nil {
+					at = was // what was revoked first stays so, and the workload's new sessions stay good
+				}
+			}
+			until := truncateExpiry(r.ExpiresAt)
+			// Taken away before the oldest of the revoked sessions has ended, it would give them back.
+			if last := truncateExpiry(at.Add(p.maxSession)); r.ReleaseGrant == nil && last.After(until) {
+				until = last
+			}
+			return denyAllPolicy{Condition: map[string]map[string]string{"DateLessThan": {tokenIssueTimeKey: at.UTC().Format(time.RFC3339)}}, ExpiresAt: until}
+		},
+		simulatedContext: func(d denyAllPolicy) []sessionContextKey {
+			at, err := time.Parse(time.RFC3339, d.Condition["DateLessThan"][tokenIssueTimeKey])
+			if err != nil {
+				at = p.fetchedAt
+			}
+			return []sessionContextKey{issuedAtContext(at.Add(-time.Second))}
+		},
+	}
+}
+
+// Plan says what would be revoked.
+func (a *revokeSessionsAction) Plan(ctx context.Context, r activities.Request) (activities.Plan, error) {
+	if err := a.account.checkConfigured(); err != nil {
+		return activities.Plan{}, err
+	}
+	p, err := a.account.findPrincipal(ctx, r.Target)
+	if err != nil {
+		return activities.Plan{}, refuseIfGone(err)
+	}
+	if err := a.account.refuseProtected(ctx, p); err != nil {
+		return activities.Plan{}, err
+	}
+	if r.Duration < p.maxSession {
+		return activities.Plan{}, activities.Refusef(
+			"it must last at least %s and not %s: sessions of %s live so long, and when the deny ends before them the stolen ones are good again", duration.Format(p.maxSession), duration.Format(r.Duration), p)
+	}
+	held, err := a.account.checkQuotaLeft(ctx, p, a.buildDeny(p, r), r.LeaseID)
+	if err != nil {
+		return activities.Plan{}, err
+	}
+	prior, err := encodePrior(p)
+	return activities.Plan{
+		Changes: []string{fmt.Sprintf("deny everything to every session that %s (%s) has given out until then, by an inline policy", p, p.ID)},
+		Warnings: []string{
+			"the workload gets new credentials at once, and so does whoever is still inside: isolate the pod, or keep it from the role, besides",
+			"it hits every workload that uses " + p.Name,
+		},
+		PriorState: prior, AlreadyHeld: held,
+	}, err
+}
+
+// Apply revokes.
+func (a *revokeSessionsAction) Apply(ctx context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+	if err := a.account.checkConfigured(); err != nil {
+		return activities.Effect{}, err
+	}
+	p, err := a.account.findPrincipal(ctx, r.Target)
+	if err != nil {
+		return activities.Effect{}, refuseIfGone(err)
+	}
+	return a.account.applyInline(ctx, p, a.buildDeny(p, r), r)
+}
+
+// Verify asks AWS whether a session from before would be denied.
+func (a *revokeSessionsAction) Verify(ctx context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+	if err := a.account.checkConfigured(); err != nil {
+		return false, "", err
+	}
+	return a.account.verifyInline(ctx, r.Target, a.buildDeny(principal{fetchedAt: time.Now()}, r), r)
+}
+
+// Undo takes the policy away.
+func (a *revokeSessionsAction) Undo(ctx context.Context, r activities.Request, _ json.RawMessage, grant *attestation.Envelope) (*activities.Drift, error) {
+	if err := a.account.checkConfigured(); err != nil {
+		return nil, err
+	}
+	return a.account.undoInline(ctx, r.Target, a.buildDeny(principal{fetchedAt: time.Now()}, r), r, grant)
+}

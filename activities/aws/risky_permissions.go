@@ -1,0 +1,142 @@
+package aws
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// riskyPermission is a permission that lets an attacker go further than the workload needs.
+type riskyPermission struct {
+	action string // a statement that allows this is dangerous
+	onlyOnAllResources  bool   // only on every resource
+	description  string
+}
+
+// riskyPermissions are in falling order of harm: of a statement the first that fits is told.
+func riskyPermissions() []riskyPermission {
+	return []riskyPermission{
+		{"*", true, "may do everything"},
+		{"iam:CreatePolicyVersion", false, "may change IAM, and so give itself any right"},
+		{"iam:PutRolePolicy", false, "may change IAM, and so give itself any right"},
+		{"iam:AttachRolePolicy", false, "may change IAM, and so give itself any right"},
+		{"iam:AttachUserPolicy", false, "may change IAM, and so give itself any right"},
+		{"iam:UpdateAssumeRolePolicy", false, "may change who may become a role"},
+		{"iam:CreateAccessKey", false, "may make access keys, which outlive it"},
+		{"iam:PassRole", true, "may give any role to what it starts"},
+		{"sts:AssumeRole", true, "may become any role that lets it"},
+		{"sts:AssumeRole", false, "may become other roles, whose sessions a deny of this one does not reach"},
+		{"secretsmanager:GetSecretValue", true, "may read every secret"},
+		{"ssm:GetParameter", true, "may read every parameter"},
+		{"ssm:SendCommand", false, "may run commands on instances"},
+		{"kms:Decrypt", true, "may decrypt with every key that lets it"},
+		{"lambda:UpdateFunctionCode", false, "may run code as other roles"},
+		{"cloudtrail:StopLogging", false, "may switch the trail off"},
+		{"s3:GetObject", true, "may read every bucket that lets it"},
+		{"ec2:RunInstances", true, "may start instances"},
+	}
+}
+
+// describeRiskyPermissions tells what of a policy document is dangerous, a sentence each.
+func describeRiskyPermissions(text string) []string {
+	v, err := decodeJSON(text)
+	doc, ok := v.(map[string]any)
+	if err != nil || !ok {
+		return []string{"cannot be read"}
+	}
+	var out []string
+	for _, s := range policyStatements(doc) {
+		if s["Effect"] != "Allow" {
+			continue
+		}
+		if words := assessStatement(s); words != "" {
+			if _, conditional := s["Condition"]; conditional {
+				words += ", under a condition"
+			}
+			if !slices.Contains(out, words) {
+				out = append(out, words)
+			}
+		}
+	}
+	return out
+}
+
+func policyStatements(doc map[string]any) []map[string]any {
+	var out []map[string]any
+	switch s := doc["Statement"].(type) {
+	case map[string]any:
+		out = append(out, s)
+	case []any:
+		for _, item := range s {
+			if m, ok := item.(map[string]any); ok {
+				out = append(out, m)
+			}
+		}
+	}
+	return out
+}
+
+func assessStatement(s map[string]any) string {
+	if not := stringOrList(s["NotAction"]); len(not) > 0 {
+		return "may do everything but " + truncate(strings.Join(not, ", "), 80)
+	}
+	broad := slices.Contains(stringOrList(s["Resource"]), "*") || len(stringOrList(s["NotResource"])) > 0
+	actions := stringOrList(s["Action"])
+	for _, d := range riskyPermissions() {
+		if d.onlyOnAllResources && !broad {
+			continue
+		}
+		for _, a := range actions {
+			// "*" in the table is only itself; in a policy it allows everything.
+			if d.action == "*" && (a == "*" || a == "*:*") || d.action != "*" && matchesWildcardFold(a, d.action) {
+				return fmt.Sprintf("%s (%s)", d.description, truncate(a, 60))
+			}
+		}
+	}
+	for _, a := range actions {
+		if service, rest, ok := strings.Cut(a, ":"); ok && rest == "*" && broad {
+			return "may do everything in " + truncate(service, 40)
+		}
+	}
+	return ""
+}
+
+// summarize says in sentences whom a trust policy lets in.
+func (t trustPolicy) summarize() []string {
+	var out []string
+	for _, s := range t.statements {
+		m, _ := s.(map[string]any)
+		effect, _ := m["Effect"].(string)
+		line := map[string]string{"Allow": "trusts ", "Deny": "denies "}[effect]
+		switch principal := m["Principal"].(type) {
+		case string:
+			line += truncate(principal, 100)
+		case map[string]any:
+			var who []string
+			for _, kind := range []string{"Federated", "Service", "AWS", "CanonicalUser"} {
+				for _, w := range stringOrList(principal[kind]) {
+					who = append(who, truncate(w, 120))
+				}
+			}
+			line += strings.Join(who, ", ")
+		}
+		conditions, _ := m["Condition"].(map[string]any)
+		var subjects []string
+		for _, keys := range conditions {
+			values, _ := keys.(map[string]any)
+			for key, want := range values {
+				if strings.HasSuffix(key, ":sub") {
+					subjects = append(subjects, stringOrList(want)...)
+				}
+			}
+		}
+		slices.Sort(subjects)
+		if len(subjects) > 0 {
+			line += " for " + truncate(strings.Join(subjects, ", "), 200)
+		}
+		if out = append(out, line); len(out) == 10 {
+			break
+		}
+	}
+	return out
+}

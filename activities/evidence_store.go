@@ -1,0 +1,131 @@
+package activities
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+)
+
+// EvidenceStore keeps evidence by content in a directory, blobs/<sha256>, with a manifest for each incident: a
+// hash-chained, signed line for each piece and each act (custody.go). What it holds can be read and verified without
+// a running Stanch.
+type EvidenceStore struct {
+	Dir string
+	// Authority signs the manifests. Nil only reads.
+	Authority Authority
+	// Quota bounds what is stored; the zero value does not.
+	Quota Quota
+
+	cachedUsage usageCache
+}
+
+var (
+	incidentIDPattern = regexp.MustCompile(`^(INC-[0-9A-Z]{10,40}|` + JournalManifest + `)$`)
+	sha256Pattern  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// JournalManifest is the manifest of what concerns no single incident: the kill switch, above all.
+const JournalManifest = "JOURNAL"
+
+// maxArtifactBytes bounds one piece, in bytes.
+const maxArtifactBytes = 128 << 20
+
+// StoreArtifact stores one piece and enters it into the incident's manifest. A piece is whole or not there, and is entered only
+// once it is there.
+func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, target string, piece Artifact, at time.Time) (playbooks.EvidenceRef, error) {
+	if len(piece.Data) > maxArtifactBytes {
+		return playbooks.EvidenceRef{}, Refusef("evidence %s has %d bytes, at most %d are kept", piece.Name, len(piece.Data), maxArtifactBytes)
+	}
+	sum := sha256.Sum256(piece.Data)
+	ref := playbooks.EvidenceRef{
+		Name: piece.Name, Action: action, Target: target, SHA256: hex.EncodeToString(sum[:]), SizeBytes: int64(len(piece.Data)), CapturedAt: at.UTC(), CapturedFrom: piece.CapturedFrom,
+	}
+	if piece.SHA256 != "" && piece.SHA256 != ref.SHA256 {
+		return playbooks.EvidenceRef{}, fmt.Errorf("evidence %s was %s at its source (%s) and arrived as %s", piece.Name, truncate(piece.SHA256, 64), piece.CapturedFrom, ref.SHA256)
+	}
+	if _, err := s.ReadArtifact(ref.SHA256); err != nil { // or else it is stored already
+		if err := s.checkQuota(incident, ref.SizeBytes); err != nil {
+			return playbooks.EvidenceRef{}, err
+		}
+		if err := s.writeBlob(ref.SHA256, piece.Data); err != nil {
+			return playbooks.EvidenceRef{}, fmt.Errorf("store evidence %s: %w", piece.Name, err)
+		}
+		s.addUsedBytes(ref.SizeBytes)
+	}
+	entered := ref
+	hash, err := s.appendEntry(ManifestEntry{IncidentID: incident, Kind: EntryKindEvidence, Evidence: &entered, At: ref.CapturedAt})
+	if err != nil {
+		return playbooks.EvidenceRef{}, err
+	}
+	ref.ManifestEntryHash = hash
+	return ref, nil
+}
+
+func (s *EvidenceStore) blobPath(sum string) string { return filepath.Join(s.Dir, "blobs", sum[:2], sum) }
+
+// writeBlob stores bytes under their hash. What is there already and is not what its name says is written anew.
+func (s *EvidenceStore) writeBlob(sum string, data []byte) error {
+	path := s.blobPath(sum)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err //nolint:wrapcheck // the caller says what was stored
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "new-*")
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what was stored
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o400), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name())) // a full disk leaves nothing behind
+	}
+	return nil
+}
+
+// ErrCorrupted says that a piece is there and is not what was stored.
+var ErrCorrupted = errors.New("it is not what was stored")
+
+// ReadArtifact reads a piece and checks that it is what its hash says.
+func (s *EvidenceStore) ReadArtifact(sum string) ([]byte, error) {
+	if !sha256Pattern.MatchString(sum) {
+		return nil, Refusef("%q is not a SHA-256 in hex", truncate(sum, 80))
+	}
+	data, err := os.ReadFile(s.blobPath(sum))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the piece is gone from the store: %w", fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a piece: %w", err)
+	}
+	if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
+		return nil, fmt.Errorf("%w: its bytes hash to %s", ErrCorrupted, hex.EncodeToString(got[:]))
+	}
+	return data, nil
+}
+
+// ListIncidents lists the incidents that have a manifest.
+func (s *EvidenceStore) ListIncidents() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.Dir, "incidents"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the manifests: %w; who runs Stanch may read them", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".jsonl"); ok {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,191 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
+)
+
+// kyvernoVerifyAnnotation is where Kyverno notes which images of a pod it verified: a JSON object of image to "pass" or to true.
+const kyvernoVerifyAnnotation = "kyverno.io/verify-images"
+
+// The bounds of a report.
+const (
+	maxReports      = 500
+	maxReportsBytes = 16 << 20
+)
+
+type imageAction struct{ client kubernetes.Interface }
+
+var _ activities.Observer = (*imageAction)(nil)
+
+func (*imageAction) Spec() playbooks.ActionSpec {
+	p := ImagePermissions()
+	return playbooks.ActionSpec{
+		Name: "image", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod},
+		Doc:     "Find out since when the image's digest is here, who rolled it out, and what the cluster knows of its holes and its signature.",
+		Outputs: activities.ImageFacts{}, PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
+	}
+}
+
+// ImagePermissions are what the action reads: what Workload does, and reports of Trivy's operator where there are any.
+func ImagePermissions() Permissions {
+	p := WorkloadPermissions()
+	p.PlanRules = append(slices.Clone(p.PlanRules), rbacv1.PolicyRule{APIGroups: []string{"aquasecurity.github.io"}, Resources: []string{"vulnerabilityreports"}, Verbs: []string{"list"}})
+	p.ApplyRules = p.PlanRules
+	return p
+}
+
+// Observe gathers the facts of the container that the detection was in.
+func (a *imageAction) Observe(ctx context.Context, r activities.Request) (activities.Observation, error) {
+	ref, err := requirePod(a.client, r)
+	if err != nil {
+		return activities.Observation{}, err
+	}
+	// How far back counts is not bounded: an old digest is a fact too.
+	info, refused, err := GetWorkloadInfo(ctx, a.client, ref, WorkloadOptions{MaxListItems: 200, RecentWindow: 10 * 365 * 24 * time.Hour})
+	if err != nil || refused != nil {
+		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
+	}
+	pod, refused, err := getPod(ctx, a.client, ref)
+	if err != nil || refused != nil {
+		return activities.Observation{}, firstError(err, toActivityRefusal(refused))
+	}
+	out := newImageFacts(info, r.Target.ContainerID)
+	out.Signature = readSignature(pod, out.Image, out.Digest)
+	if out.Signature.State == "unknown" {
+		out.Missing = append(out.Missing, "signature: nothing in the pod says that admission looked at it, which does not mean that there is none")
+	}
+	if err := a.readVulnerabilities(ctx, pod.Namespace, &out); err != nil {
+		return activities.Observation{}, err
+	}
+	return activities.Observation{Outputs: out}, nil
+}
+
+// newImageFacts takes from a workload what it tells of an image.
+func newImageFacts(info *WorkloadInfo, container string) activities.ImageFacts {
+	out := activities.ImageFacts{FirstWorkload: fmt.Sprintf("%s/%s/%s", info.Pod.Namespace, info.Owner.Kind, info.Owner.Name)}
+	for i, c := range info.Pod.Containers {
+		if c.ID == container || i == 0 {
+			out.Image, out.Digest = c.Image, c.ImageDigest
+		}
+	}
+	out.FirstSeen = info.Pod.CreatedAt
+	for _, r := range info.Rollouts.Items {
+		if r.IsCurrent {
+			out.RolledOutAt, out.RolledOutBy = r.CreatedAt, r.FieldManager
+		}
+		if slices.Contains(r.ImageDigests, out.Digest) && out.Digest != "" && r.CreatedAt.Before(out.FirstSeen) {
+			out.FirstSeen = r.CreatedAt
+		}
+	}
+	if out.RolledOutAt.IsZero() {
+		out.Missing = append(out.Missing, "rollout: the pod belongs to nothing that keeps revisions")
+	}
+	if out.Digest == "" {
+		out.Missing = append(out.Missing, "digest: the runtime does not say it")
+	}
+	for _, m := range info.Missing {
+		out.Missing = append(out.Missing, m.Part+": "+m.Reason)
+	}
+	return out
+}
+
+// readSignature reads what Kyverno noted in the pod. Who may write pods may write this too: it is a word, and its source is
+// named.
+func readSignature(pod *corev1.Pod, image, digest string) activities.Signature {
+	unknown := activities.Signature{State: "unknown"}
+	var all map[string]any
+	if json.Unmarshal([]byte(pod.Annotations[kyvernoVerifyAnnotation]), &all) != nil {
+		return unknown
+	}
+	for name, verdict := range all {
+		if name != image && (digest == "" || !strings.HasSuffix(name, "@"+digest)) {
+			continue
+		}
+		switch verdict {
+		case true, "pass":
+			return activities.Signature{State: "verified", Source: "annotation " + kyvernoVerifyAnnotation}
+		case false, "fail":
+			return activities.Signature{State: "failed", Source: "annotation " + kyvernoVerifyAnnotation}
+		}
+	}
+	return unknown
+}
+
+// vulnerabilityReport is a VulnerabilityReport of Trivy's operator, as far as it is counted.
+type vulnerabilityReport struct {
+	Metadata metav1.ObjectMeta `json:"metadata"`
+	Report   struct {
+		Artifact struct {
+			Digest string `json:"digest"`
+		} `json:"artifact"`
+		Vulnerabilities []struct {
+			Severity     string `json:"severity"`
+			FixedVersion string `json:"fixedVersion"`
+		} `json:"vulnerabilities"`
+	} `json:"report"`
+}
+
+// readVulnerabilities reads the report about the digest, where there is one. Without a digest no report can be told to be
+// about this image: a tag may have moved since.
+func (a *imageAction) readVulnerabilities(ctx context.Context, namespace string, out *activities.ImageFacts) error {
+	missing := func(why string) { out.Missing = append(out.Missing, "vulnerabilities: "+why) }
+	raw, err := a.client.Discovery().RESTClient().Get().AbsPath("/apis/aquasecurity.github.io/v1alpha1/namespaces", namespace, "vulnerabilityreports").
+		Param("limit", fmt.Sprint(maxReports)).DoRaw(ctx)
+	switch {
+	case apierrors.IsNotFound(err):
+		missing("the cluster has no Trivy operator")
+		return nil
+	case apierrors.IsForbidden(err):
+		missing(deniedDetail(err))
+		return nil
+	case err != nil:
+		return fmt.Errorf("list the vulnerability reports of %s: %w", namespace, err)
+	case len(raw) > maxReportsBytes:
+		missing("the reports are too large to be read")
+		return nil
+	}
+	var list struct {
+		Items []vulnerabilityReport `json:"items"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		missing("the reports are of another shape")
+		return nil //nolint:nilerr // it will be of the same the next time
+	}
+	for _, r := range list.Items {
+		if out.Digest == "" || r.Report.Artifact.Digest != out.Digest {
+			continue
+		}
+		v := &out.Vulnerabilities
+		*v = activities.Vulnerabilities{ReportFound: true, Report: namespace + "/" + r.Metadata.Name}
+		for _, one := range r.Report.Vulnerabilities {
+			switch one.Severity {
+			case "CRITICAL":
+				v.Critical++
+			case "HIGH":
+				v.High++
+			default:
+				continue
+			}
+			if one.FixedVersion != "" {
+				v.Fixable++
+			}
+		}
+		return nil
+	}
+	missing("no report is about this digest")
+	return nil
+}

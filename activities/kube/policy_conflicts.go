@@ -1,0 +1,87 @@
+package kube
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// PolicyConflict is a policy of somebody else that selects the pod and allows traffic, which ours cannot take away.
+type PolicyConflict struct {
+	PolicyName    string `json:"policy"`    // its name, in the pod's namespace
+	Direction string `json:"direction"` // "egress" or "ingress"
+	AllowedRules    string `json:"allows"`    // its rules, for a responder
+	// SelectorKeys are the keys by which it selects the pod; empty means that it selects every pod of the namespace.
+	SelectorKeys []string `json:"labels,omitempty"`
+}
+
+func (d PolicyConflict) String() string {
+	by := "every pod of the namespace"
+	if len(d.SelectorKeys) > 0 {
+		by = "by " + strings.Join(d.SelectorKeys, ", ")
+	}
+	return fmt.Sprintf("NetworkPolicy %s selects %s and allows %s %s", d.PolicyName, by, d.Direction, d.AllowedRules)
+}
+
+// findPolicyConflicts finds the policies, other than ours, that allow traffic of a pod with these labels. Kinds of policy that
+// are not the cluster's own (a network's custom resources) are not looked at.
+func findPolicyConflicts(policies []networkingv1.NetworkPolicy, ours string, pod map[string]string, ingress bool) ([]PolicyConflict, error) {
+	var found []PolicyConflict
+	for _, p := range policies {
+		if p.Name == ours {
+			continue
+		}
+		selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		if err != nil {
+			return nil, fmt.Errorf("read the selector of NetworkPolicy %s: %w", p.Name, err)
+		}
+		if !selector.Matches(labels.Set(pod)) {
+			continue
+		}
+		if policyCoversDirection(p.Spec, networkingv1.PolicyTypeEgress) && len(p.Spec.Egress) > 0 {
+			found = append(found, PolicyConflict{p.Name, "egress", compactRules(p.Spec.Egress), selectorKeys(p.Spec.PodSelector)})
+		}
+		if ingress && policyCoversDirection(p.Spec, networkingv1.PolicyTypeIngress) && len(p.Spec.Ingress) > 0 {
+			found = append(found, PolicyConflict{p.Name, "ingress", compactRules(p.Spec.Ingress), selectorKeys(p.Spec.PodSelector)})
+		}
+	}
+	return found, nil
+}
+
+// policyCoversDirection tells whether a policy is about a direction. Without types it is about ingress, and about egress if it has
+// egress rules.
+func policyCoversDirection(spec networkingv1.NetworkPolicySpec, direction networkingv1.PolicyType) bool {
+	if len(spec.PolicyTypes) == 0 {
+		return direction == networkingv1.PolicyTypeIngress || len(spec.Egress) > 0
+	}
+	return slices.Contains(spec.PolicyTypes, direction)
+}
+
+// compactRules shows rules as the compact JSON that their author wrote, bounded.
+func compactRules(rules any) string {
+	text := compactJSON(rules)
+	if text == "[{}]" {
+		return "everything"
+	}
+	const most = 300
+	if len(text) > most {
+		text = text[:most] + "…"
+	}
+	return text
+}
+
+func selectorKeys(s metav1.LabelSelector) []string {
+	var keys []string
+	for k := range s.MatchLabels {
+		keys = append(keys, k)
+	}
+	for _, e := range s.MatchExpressions {
+		keys = append(keys, e.Key)
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}

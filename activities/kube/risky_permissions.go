@@ -1,0 +1,199 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// riskyPermission is a right that lets an attacker go further than the pod. The first that fits a rule is told.
+type riskyPermission struct {
+	groups, resources, verbs []string
+	description                    string
+}
+
+// riskyPermissions are in falling order of harm; "*" in a rule matches everything, in this table only itself.
+func riskyPermissions() []riskyPermission {
+	return []riskyPermission{
+		{[]string{"*"}, []string{"*"}, []string{"*"}, "may do everything"},
+		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"escalate", "bind"}, "may give itself any right"},
+		{nil, []string{"users", "groups", "serviceaccounts"}, []string{"impersonate"}, "may act as somebody else"},
+		{[]string{""}, []string{"serviceaccounts/token"}, []string{"create"}, "may make tokens of other accounts"},
+		{[]string{"rbac.authorization.k8s.io"}, nil, []string{"create", "update", "patch"}, "may change roles and bindings"},
+		{[]string{""}, []string{"secrets"}, []string{"get", "list", "watch"}, "may read secrets"},
+		{[]string{""}, []string{"pods/exec", "pods/attach", "pods/ephemeralcontainers"}, []string{"create", "get", "update", "patch"}, "may run commands in other pods"},
+		{[]string{""}, []string{"nodes/proxy"}, []string{"get", "create"}, "may talk to the kubelet as the API server"},
+		{[]string{""}, []string{"pods"}, []string{"create"}, "may create pods, and so use any account and secret of the namespace"},
+		{[]string{"apps", "batch"}, nil, []string{"create", "update", "patch"}, "may change workloads, and so run code in them"},
+		{[]string{"admissionregistration.k8s.io"}, nil, []string{"create", "update", "patch"}, "may change admission, and so what everybody creates"},
+		{[]string{""}, []string{"nodes"}, []string{"update", "patch", "delete"}, "may change nodes"},
+	}
+}
+
+// matchesRule tells whether a rule grants at least one verb on one resource of the danger.
+func (d riskyPermission) matchesRule(r rbacv1.PolicyRule) bool {
+	return intersects(r.APIGroups, d.groups) && intersects(r.Resources, d.resources) && intersects(r.Verbs, d.verbs)
+}
+
+func intersects(granted, dangerous []string) bool {
+	if len(granted) == 0 {
+		return false // a rule about URLs
+	}
+	if dangerous == nil || slices.Contains(granted, "*") {
+		return true
+	}
+	return slices.ContainsFunc(dangerous, func(s string) bool { return slices.Contains(granted, s) })
+}
+
+// collectAccountPermissions gathers what a service account may do through every binding that names it or a group that it is in, and
+// which of these rights changed since.
+func (q *workloadQuery) collectAccountPermissions(ctx context.Context, client kubernetes.Interface, namespace, name string, since time.Time) (
+	grants []GrantedRule, dangerous []string, changes []Change, err error,
+) {
+	found := &permissionCollector{namespace: namespace, name: name, since: since, roles: map[string]*cachedRole{}}
+	cluster, err := client.RbacV1().ClusterRoleBindings().List(ctx, cachedListOptions())
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("list cluster role bindings: %w", err)
+	}
+	for i := range cluster.Items {
+		b := &cluster.Items[i]
+		if err := found.addBinding(ctx, client, "ClusterRoleBinding "+b.Name, "", b, b.RoleRef, b.Subjects); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	bindings, err := client.RbacV1().RoleBindings("").List(ctx, cachedListOptions())
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("list role bindings: %w", err)
+	}
+	for i := range bindings.Items {
+		b := &bindings.Items[i]
+		if err := found.addBinding(ctx, client, "RoleBinding "+b.Namespace+"/"+b.Name, b.Namespace, b, b.RoleRef, b.Subjects); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	return found.grants, found.risky, found.changes, nil
+}
+
+// permissionCollector collects over bindings.
+type permissionCollector struct {
+	namespace, name string
+	since           time.Time
+	roles           map[string]*cachedRole // read once each
+	grants          []GrantedRule
+	risky       []string
+	changes         []Change
+}
+
+type cachedRole struct {
+	rules []rbacv1.PolicyRule
+}
+
+func (r *permissionCollector) addBinding(ctx context.Context, client kubernetes.Interface, label, namespace string, o metav1.Object,
+	ref rbacv1.RoleRef, subjects []rbacv1.Subject,
+) error {
+	everybody, ok := r.matchesSubjects(namespace, subjects)
+	if !ok {
+		return nil
+	}
+	name := ref.Kind + " " + ref.Name
+	if ref.Kind == "Role" {
+		name = "Role " + namespace + "/" + ref.Name
+	}
+	role, err := r.resolveRole(ctx, client, name, namespace, ref)
+	if err != nil {
+		return err
+	}
+	// What every account may do since the cluster exists is no news; a fresh binding of it is.
+	r.addChangeIfRecent(label, o)
+	for _, rule := range role.rules {
+		g := GrantedRule{
+			Namespace: namespace, Binding: label, Role: name, Groups: rule.APIGroups, Resources: rule.Resources,
+			ResourceNames: rule.ResourceNames, NonResourceURLs: rule.NonResourceURLs, Verbs: rule.Verbs,
+		}
+		if !everybody {
+			r.grants = append(r.grants, g)
+		}
+		for _, d := range riskyPermissions() {
+			if d.matchesRule(rule) {
+				said := fmt.Sprintf("%s %s (%s by %s)", d.description, g.describeScope(), name, label)
+				if len(rule.ResourceNames) > 0 {
+					said += fmt.Sprintf(", of %d names only", len(rule.ResourceNames))
+				}
+				if !slices.Contains(r.risky, said) {
+					r.risky = append(r.risky, said)
+				}
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// matchesSubjects tells whether the account is meant, and whether only because everybody is.
+func (r *permissionCollector) matchesSubjects(bindingNamespace string, subjects []rbacv1.Subject) (everybody, ok bool) {
+	for _, s := range subjects {
+		namespace := s.Namespace
+		if namespace == "" {
+			namespace = bindingNamespace
+		}
+		switch {
+		case s.Kind == rbacv1.ServiceAccountKind && s.Name == r.name && namespace == r.namespace,
+			s.Kind == rbacv1.UserKind && s.Name == "system:serviceaccount:"+r.namespace+":"+r.name,
+			s.Kind == rbacv1.GroupKind && s.Name == "system:serviceaccounts:"+r.namespace:
+			return false, true
+		case s.Kind == rbacv1.GroupKind && slices.Contains([]string{
+			"system:serviceaccounts", "system:authenticated",
+		}, s.Name):
+			everybody, ok = true, true
+		}
+	}
+	return everybody, ok
+}
+
+func (r *permissionCollector) resolveRole(ctx context.Context, client kubernetes.Interface, name, namespace string, ref rbacv1.RoleRef) (*cachedRole, error) {
+	if known, ok := r.roles[name]; ok {
+		return known, nil
+	}
+	got := &cachedRole{}
+	var o metav1.Object
+	var err error
+	if ref.Kind == "Role" {
+		one, getErr := client.RbacV1().Roles(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		got.rules, o, err = one.Rules, one, getErr
+	} else {
+		one, getErr := client.RbacV1().ClusterRoles().Get(ctx, ref.Name, metav1.GetOptions{})
+		got.rules, o, err = one.Rules, one, getErr
+	}
+	if apierrors.IsNotFound(err) {
+		r.roles[name] = got // a binding to nothing grants nothing
+		return got, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	r.roles[name] = got
+	r.addChangeIfRecent(name, o)
+	return got, nil
+}
+
+// addChangeIfRecent notes that an object of the account's rights was made or written since.
+func (r *permissionCollector) addChangeIfRecent(label string, o metav1.Object) {
+	created := o.GetCreationTimestamp().Time
+	by, when := lastWriter(o, "")
+	switch {
+	case by == "kube-apiserver": // the rights that come with every cluster, put up when it starts
+	case created.After(r.since):
+		r.changes = append(r.changes, Change{ChangedAt: created, Kind: "rights", Description: label + " was created", ChangedBy: by})
+	case when.After(r.since):
+		r.changes = append(r.changes, Change{ChangedAt: when, Kind: "rights", Description: label + " was changed", ChangedBy: by})
+	}
+}
+
+// cachedListOptions lets the API server answer from its memory: a big list that is a moment old does here.
+func cachedListOptions() metav1.ListOptions { return metav1.ListOptions{ResourceVersion: "0"} }

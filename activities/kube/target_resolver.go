@@ -1,0 +1,216 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/activities"
+	"stanch/playbooks"
+)
+
+// TargetResolver says what targets are: container, pod and the chain of owners, as the API server has them.
+type TargetResolver struct {
+	Client kubernetes.Interface // nil without a cluster
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+
+	mu     sync.Mutex
+	cachedFacts map[string]cachedTargetFacts
+}
+
+type cachedTargetFacts struct {
+	facts activities.TargetFacts
+	resolvedAt    time.Time
+}
+
+var _ activities.TargetResolver = (*TargetResolver)(nil)
+
+const (
+	resolveTimeout = 2 * time.Second
+	// staleFactsMaxAge is how long an answer counts while the API server is away: a cluster in trouble must not switch the
+	// response off at once. A pod's UID, namespace, node and network never change.
+	staleFactsMaxAge = 5 * time.Minute
+	maxCachedFacts = 5000
+)
+
+// ResolvePermissions are what a Resolver reads. Custom owners beyond these are read where the worker is given the right
+// to get them; a chain that ends at one that may not be read is incomplete.
+func ResolvePermissions() []rbacv1.PolicyRule {
+	return []rbacv1.PolicyRule{
+		newPolicyRule("", "pods", "get", "list"),
+		newPolicyRule("", "nodes", "get"),
+		newPolicyRule("", "replicationcontrollers", "get"),
+		{APIGroups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, Verbs: []string{"get"}},
+		{APIGroups: []string{"batch"}, Resources: []string{"jobs", "cronjobs"}, Verbs: []string{"get"}},
+		newPolicyRule("argoproj.io", "rollouts", "get"),
+	}
+}
+
+func (r *TargetResolver) now() time.Time {
+	if r.Now != nil {
+		return r.Now()
+	}
+	return time.Now()
+}
+
+// ResolveTarget looks up a pod, a container or a workload.
+func (r *TargetResolver) ResolveTarget(ctx context.Context, t playbooks.Target) activities.TargetFacts {
+	if r.Client == nil {
+		if t.Kind == playbooks.TargetContainer {
+			return activities.TargetFacts{OutsideCluster: true, Node: t.Node}
+		}
+		return activities.TargetFacts{UnresolvedReason: "no cluster is connected"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	facts, err := r.lookUpTarget(ctx, t)
+	key := strings.Join([]string{t.ID(), t.Namespace, t.Name, t.Node}, "\x00")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		if r.cachedFacts == nil || len(r.cachedFacts) >= maxCachedFacts {
+			r.cachedFacts = map[string]cachedTargetFacts{}
+		}
+		r.cachedFacts[key] = cachedTargetFacts{facts, r.now()}
+		return facts
+	case IsUnavailable(err):
+		if last, ok := r.cachedFacts[key]; ok && r.now().Sub(last.resolvedAt) < staleFactsMaxAge {
+			return last.facts
+		}
+	default:
+		delete(r.cachedFacts, key)
+	}
+	return activities.TargetFacts{UnresolvedReason: err.Error()}
+}
+
+func (r *TargetResolver) lookUpTarget(ctx context.Context, t playbooks.Target) (activities.TargetFacts, error) {
+	switch t.Kind {
+	case playbooks.TargetPod:
+		pod, refused, err := getPod(ctx, r.Client, PodRefForTarget(t))
+		if err != nil {
+			return activities.TargetFacts{}, err
+		}
+		if refused != nil {
+			return activities.TargetFacts{}, fmt.Errorf("%s", refused.Detail)
+		}
+		return PodTargetFacts(ctx, r.Client, pod), nil
+	case playbooks.TargetContainer:
+		pod, known, err := FindPodByContainerID(ctx, r.Client, t.Node, t.UID)
+		switch {
+		case err != nil:
+			return activities.TargetFacts{}, err
+		case pod != nil:
+			return PodTargetFacts(ctx, r.Client, pod), nil
+		case !known:
+			return activities.TargetFacts{OutsideCluster: true, Node: t.Node}, nil
+		}
+		return activities.TargetFacts{}, fmt.Errorf("no pod on node %s has the container %s", t.Node, t.Name)
+	case playbooks.TargetWorkload:
+		ref := WorkloadRef{Kind: t.WorkloadKind, Namespace: t.Namespace, Name: t.Name, UID: t.UID}
+		w, refused, err := ref.getWorkload(ctx, r.Client)
+		if err != nil {
+			return activities.TargetFacts{}, err
+		}
+		if refused != nil {
+			return activities.TargetFacts{}, fmt.Errorf("%s", refused.Detail)
+		}
+		owners := ResolveOwners(ctx, r.Client, t.Namespace, w.meta)
+		self := playbooks.WorkloadIdentity{Namespace: t.Namespace, Kind: t.WorkloadKind, Name: t.Name, UID: t.UID}
+		return activities.TargetFacts{
+			Namespace: t.Namespace, Owners: append([]playbooks.WorkloadIdentity{self}, owners.Workloads...), IncompleteReason: owners.IncompleteReason, Replicas: int(w.replicas),
+		}, nil
+	default:
+		return activities.TargetFacts{}, fmt.Errorf("%s is no object of the cluster", t)
+	}
+}
+
+// PodTargetFacts are the facts of a pod that was read, with its chain of owners. A pod without an owner is its own workload.
+func PodTargetFacts(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) activities.TargetFacts {
+	owners := ResolveOwners(ctx, client, pod.Namespace, pod)
+	facts := activities.TargetFacts{
+		Namespace: pod.Namespace, Pod: pod.Name, Node: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork,
+		Owners: owners.Workloads, IncompleteReason: owners.IncompleteReason, Replicas: owners.Replicas,
+	}
+	if len(facts.Owners) == 0 {
+		facts.Owners = []playbooks.WorkloadIdentity{{Namespace: pod.Namespace, Kind: "Pod", Name: pod.Name, UID: string(pod.UID)}}
+	}
+	return facts
+}
+
+// minContainerIDPrefix is the shortest beginning of a container's id that names it: as much as Docker and Falco show.
+const minContainerIDPrefix = 12
+
+// FindPodByContainerID finds the pod on a node that has a container, of whose id the beginning is enough. It is nil if there is
+// none; known tells whether the cluster has such a node. Two pods that fit are an error: neither is guessed.
+func FindPodByContainerID(ctx context.Context, client kubernetes.Interface, node, id string) (pod *corev1.Pod, known bool, err error) {
+	if node == "" {
+		return nil, true, fmt.Errorf("the node of container %s is not known", id)
+	}
+	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node, ResourceVersion: "0"})
+	if err != nil {
+		return nil, true, fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	for i := range list.Items {
+		p := &list.Items[i]
+		if p.Spec.NodeName != node {
+			continue
+		}
+		known = true
+		if len(id) < minContainerIDPrefix || FindContainerStatus(p, id, "") == nil {
+			continue
+		}
+		if pod != nil {
+			return nil, true, fmt.Errorf("containers of %s/%s and %s/%s both begin with %s", pod.Namespace, pod.Name, p.Namespace, p.Name, id)
+		}
+		pod = p
+	}
+	if pod != nil || known {
+		return pod, true, nil
+	}
+	if _, err := client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return nil, false, nil
+	} else if err != nil {
+		return nil, true, fmt.Errorf("read node %s: %w", node, err)
+	}
+	return nil, true, nil
+}
+
+// FindContainerStatus is the container of a pod with an id, of which reports may give the beginning only; without an id it is
+// the one of that name, and without a name the first. Nil is none.
+func FindContainerStatus(pod *corev1.Pod, id, name string) *corev1.ContainerStatus {
+	statuses := slices.Concat(pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses, pod.Status.InitContainerStatuses)
+	for i := range statuses {
+		if id == "" && name != "" && statuses[i].Name != name {
+			continue
+		}
+		if _, known, _ := strings.Cut(statuses[i].ContainerID, "://"); known != "" && strings.HasPrefix(known, id) {
+			return &statuses[i]
+		}
+	}
+	return nil
+}
+
+// HasUID reports whether uid names the pod: by its own UID or, for a static pod, by the hash of its manifest, which is
+// the UID that the kubelet and the container runtime know it by.
+func HasUID(pod *corev1.Pod, uid string) bool {
+	if uid == string(pod.UID) {
+		return true
+	}
+	if uid == "" {
+		return false
+	}
+	// The kubelet gives the mirror of a static pod in both annotations the hash of the manifest.
+	mirror, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok && (mirror == uid || pod.Annotations["kubernetes.io/config.hash"] == uid)
+}

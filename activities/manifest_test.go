@@ -1,0 +1,274 @@
+package activities_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"stanch/activities"
+	lacking "stanch/testenv/require"
+	"stanch/testenv/signer"
+)
+
+const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+// newFilledStore is a store with three pieces and two acts of one incident.
+func newFilledStore(t testing.TB) (*activities.EvidenceStore, *signer.Signer) {
+	t.Helper()
+	a := signer.New(t)
+	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
+	for _, text := range []string{"first", "second", "third"} {
+		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: text + ".txt", Data: []byte(text), CapturedFrom: "API server"}, time.Now())
+		require.NoError(t, err)
+	}
+	for _, kind := range []activities.ManifestEntryKind{activities.EntryKindEffect, activities.EntryKindUndo} {
+		_, err := s.Append(testIncidentID, kind, activities.AuditRecord{Action: "pod.isolate", Target: "pod:1", LeaseID: "LSE-1"})
+		require.NoError(t, err)
+	}
+	return s, a
+}
+
+func readManifestFile(s *activities.EvidenceStore) string {
+	return filepath.Join(s.Dir, "incidents", testIncidentID+".jsonl")
+}
+
+func verifyStore(t testing.TB, s *activities.EvidenceStore, a *signer.Signer, head string) []activities.IntegrityFinding {
+	t.Helper()
+	_, found, err := s.Verify(testIncidentID, a.Keys(), head)
+	require.NoError(t, err)
+	return found
+}
+
+func TestWhatWasKeptVerifies(t *testing.T) {
+	s, a := newFilledStore(t)
+	lines, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Len(t, lines, 5)
+	require.Empty(t, verifyStore(t, s, a, activities.LastLineHash(lines)))
+}
+
+func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
+	s, a := newFilledStore(t)
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(t, err)
+	last := bytes.LastIndexByte(whole[:len(whole)-1], '\n') + 1
+	for i := range whole {
+		if i%7 != 0 && i < last { // no later line vouches for the last one: every byte of it
+			continue
+		}
+		changed := bytes.Clone(whole)
+		changed[i] ^= 1
+		_, found := activities.ReadManifest(testIncidentID, changed, a.Keys())
+		require.NotEmpty(t, found, "byte %d (%q) was flipped", i, whole[i])
+	}
+}
+
+func TestAFlippedByteInTheStoreIsFound(t *testing.T) {
+	s, a := newFilledStore(t)
+	blobs, err := filepath.Glob(filepath.Join(s.Dir, "blobs", "*", "*"))
+	require.NoError(t, err)
+	require.Len(t, blobs, 3)
+	for _, blob := range blobs {
+		whole, err := os.ReadFile(blob)
+		require.NoError(t, err)
+		changed := bytes.Clone(whole)
+		changed[len(changed)-1] ^= 1
+		require.NoError(t, os.Chmod(blob, 0o600))
+		require.NoError(t, os.WriteFile(blob, changed, 0o600))
+		require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), filepath.Base(blob))
+		require.NoError(t, os.WriteFile(blob, whole, 0o600))
+	}
+	require.NoError(t, os.Remove(blobs[0]))
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "gone from the store")
+}
+
+func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
+	s, a := newFilledStore(t)
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(t, err)
+	all, _, err := s.Manifest(testIncidentID, a.Keys())
+	require.NoError(t, err)
+	lines := strings.SplitAfter(strings.TrimSuffix(string(whole), "\n"), "\n")
+	for name, changed := range map[string][]string{
+		"one in the middle is gone": {lines[0], lines[2], lines[3], lines[4]},
+		"the first is gone":         lines[1:],
+		"two are swapped":           {lines[0], lines[2], lines[1], lines[3], lines[4]},
+		"one is doubled":            {lines[0], lines[0], lines[1], lines[2], lines[3], lines[4]},
+	} {
+		_, found := activities.ReadManifest(testIncidentID, []byte(strings.Join(changed, "")), a.Keys())
+		require.NotEmpty(t, found, name)
+	}
+	// The end that was cut off shows against a head that was kept elsewhere.
+	require.NoError(t, os.WriteFile(readManifestFile(s), []byte(strings.Join(lines[:3], "")), 0o600))
+	require.Empty(t, verifyStore(t, s, a, ""))
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, activities.LastLineHash(all))), "cut off")
+}
+
+func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
+	s, a := newFilledStore(t)
+	other := signer.New(t)
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, other, "")), "unknown key")
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(t, err)
+	_, found := activities.ReadManifest("INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", whole, a.Keys())
+	require.ErrorContains(t, joinFindings(found), "belongs to the manifest of")
+}
+
+// A line that somebody put before the others proves nothing, and takes nothing from the proof of those behind it.
+func TestEachLineIsProvedByItself(t *testing.T) {
+	s, a := newFilledStore(t)
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(t, err)
+	stranger := signer.New(t)
+	theirs := &activities.EvidenceStore{Dir: t.TempDir(), Authority: stranger}
+	_, err = theirs.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "first.txt", Data: []byte("planted")}, time.Now())
+	require.NoError(t, err)
+	forged, err := os.ReadFile(readManifestFile(theirs))
+	require.NoError(t, err)
+	lines, found := activities.ReadManifest(testIncidentID, append(forged, whole...), a.Keys())
+	require.NotEmpty(t, found)
+	require.Len(t, lines, 6)
+	for i, l := range lines {
+		require.Equal(t, i > 0, l.SignatureValid, "line %d", i+1)
+	}
+	// Nor does what is signed for another incident, or is written otherwise.
+	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"purpose"`, `{ "purpose"`)}} {
+		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keys())
+		require.Len(t, lines, 5)
+		for _, l := range lines {
+			require.False(t, l.SignatureValid)
+		}
+	}
+}
+
+// An entry that a death cut short was never acknowledged: it is taken away, and the chain goes on.
+func TestADeathInTheMiddleOfAnEntryHeals(t *testing.T) {
+	s, a := newFilledStore(t)
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(readManifestFile(s), append(bytes.Clone(whole), whole[:200]...), 0o600))
+	require.ErrorContains(t, joinFindings(verifyStore(t, s, a, "")), "torn")
+	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "after"})
+	require.NoError(t, err)
+	require.Empty(t, verifyStore(t, s, a, ""))
+}
+
+func TestARetryIsNotEnteredTwice(t *testing.T) {
+	s, a := newFilledStore(t)
+	piece := activities.Artifact{Name: "first.txt", Data: []byte("first"), CapturedFrom: "API server"}
+	again, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", piece, time.Now())
+	require.NoError(t, err)
+	lines, _, err := s.Manifest(testIncidentID, a.Keys())
+	require.NoError(t, err)
+	require.Len(t, lines, 5)
+	require.Equal(t, lines[0].Hash, again.ManifestEntryHash)
+}
+
+// Two replicas write the same manifest on one volume.
+func TestReplicasShareAManifest(t *testing.T) {
+	s, a := newFilledStore(t)
+	var all sync.WaitGroup
+	for n := range 8 {
+		store := &activities.EvidenceStore{Dir: s.Dir, Authority: a}
+		all.Go(func() {
+			for i := range 10 {
+				if _, err := store.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: strings.Repeat("x", n*10+i+1)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	lines, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Len(t, lines, 85)
+}
+
+// Somebody who holds the manifest and does not let go holds up nobody for long.
+func TestAManifestThatIsHeldHoldsUpNobody(t *testing.T) {
+	s, a := newFilledStore(t)
+	f, err := os.Open(readManifestFile(s))
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "meanwhile"})
+	require.ErrorContains(t, err, "another process has held it")
+	require.NoError(t, f.Close())
+	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "afterwards"})
+	require.NoError(t, err)
+	require.Empty(t, verifyStore(t, s, a, ""))
+}
+
+func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
+	s, _ := newFilledStore(t)
+	_, err := s.StoreArtifact(t.Context(), testIncidentID, "process.snapshot", "pod:1", activities.Artifact{Name: "exe", Data: []byte("x"), CapturedFrom: "node a", SHA256: strings.Repeat("0", 64)}, time.Now())
+	require.ErrorContains(t, err, "arrived as")
+}
+
+// On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
+func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
+	lacking.Root(t)
+	a := signer.New(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		lacking.Lacking(t, "the right to mount a tmpfs: "+err.Error())
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s := &activities.EvidenceStore{Dir: dir, Authority: a}
+	put := func(size int) error {
+		_, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log", Data: bytes.Repeat([]byte("x"), size)}, time.Now())
+		return err
+	}
+	require.NoError(t, put(1000))
+	require.ErrorIs(t, put(1<<20), unix.ENOSPC)
+	left, err := filepath.Glob(filepath.Join(dir, "blobs", "*", "new-*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+	var noteErr error
+	for n := 0; n < 5000 && noteErr == nil; n++ { // until not even a line fits
+		_, noteErr = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Note: strings.Repeat("y", n%4000)})
+	}
+	require.ErrorIs(t, noteErr, unix.ENOSPC)
+	_, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	require.NoError(t, err)
+	require.Empty(t, found)
+}
+
+type manifestProblem string
+
+func (p manifestProblem) Error() string { return string(p) }
+
+// joinFindings makes one error of findings.
+func joinFindings(found []activities.IntegrityFinding) error {
+	if len(found) == 0 {
+		return nil
+	}
+	var text []string
+	for _, f := range found {
+		text = append(text, f.String())
+	}
+	return manifestProblem(strings.Join(text, "\n"))
+}
+
+func FuzzReadManifest(f *testing.F) {
+	s, a := newFilledStore(f)
+	whole, err := os.ReadFile(readManifestFile(s))
+	require.NoError(f, err)
+	f.Add(whole)
+	f.Add([]byte("{}\n"))
+	f.Add([]byte("\n\n{"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		lines, found := activities.ReadManifest(testIncidentID, raw, a.Keys())
+		if !bytes.HasPrefix(whole, raw) && len(found) == 0 && len(lines) > 0 {
+			t.Fatalf("%q passes", raw)
+		}
+	})
+}

@@ -1,0 +1,237 @@
+package slack
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slack-go/slack"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/sensors/redact"
+)
+
+// detailLevel is how much of a question is shown.
+type detailLevel int
+
+const (
+	// detailTitleOnly says what is asked and of whom, and that it must be read elsewhere: it can be denied.
+	detailTitleOnly detailLevel = iota
+	// detailPartial shows a few of the changes besides.
+	detailPartial
+	// detailExact shows all that a yes permits and every warning: it can be approved.
+	detailExact
+	// detailFull shows why it is asked, too.
+	detailFull
+)
+
+const (
+	// maxPartialChanges and maxPartialChangeWeight bound the changes that are shown of a question that is too much.
+	maxPartialChanges     = 3
+	maxPartialChangeWeight = 200
+	// maxConfirmRunes is what the dialog before an approval holds.
+	maxConfirmRunes = 280
+	maxWarningWeight = 300
+)
+
+// shownRequest is a question and what of it is shown so far.
+type shownRequest struct {
+	activities.ApprovalRequest
+	index     int
+	detail detailLevel
+	blocks []slack.Block
+}
+
+// approvalBlocks shows each question at least so that nobody overlooks it, and so much that it can be approved where there
+// is room for that.
+func (p *messageView) approvalBlocks(r *sizeBudget) (shown []*shownRequest, more []slack.Block) {
+	n := min(len(p.approvalRequests), maxQuestions)
+	for ; n >= 0; n-- {
+		shown, more = nil, nil
+		var least []slack.Block
+		for i, q := range p.approvalRequests[:n] {
+			a := &shownRequest{ApprovalRequest: q, index: i}
+			a.blocks = p.blocksForRequest(i, q, detailTitleOnly)
+			shown, least = append(shown, a), append(least, a.blocks...)
+		}
+		if left := len(p.approvalRequests) - n; left > 0 {
+			more = []slack.Block{textSection(fmt.Sprintf("and %d more questions; `stanch incidents %s` shows them", left, p.incident.ID))}
+		}
+		if r.reserve(append(least, more...)...) {
+			break
+		}
+	}
+	p.expandDetails(r, shown, detailTitleOnly, detailExact)
+	p.expandDetails(r, shown, detailExact, detailFull)
+	return shown, more
+}
+
+// expandDetails shows more of the questions that are shown so far, the oldest first, where there is room.
+func (p *messageView) expandDetails(r *sizeBudget, shown []*shownRequest, from, to detailLevel) {
+	for _, a := range shown {
+		if a.detail != from {
+			continue
+		}
+		wider := p.blocksForRequest(a.index, a.ApprovalRequest, to)
+		if n := sizeBudget(totalJSONSize(wider) - totalJSONSize(a.blocks)); n <= *r {
+			*r -= n
+			a.detail, a.blocks = to, wider
+		}
+	}
+}
+
+// permittedChanges are the changes that a yes permits, each as it is: one line a change, and at least one a plan.
+func permittedChanges(q activities.ApprovalRequest) []string {
+	var out []string
+	for _, result := range q.Plans {
+		before := len(out)
+		for _, c := range result.Plan.Changes {
+			if strings.TrimSpace(c) != "" {
+				out = append(out, redact.EscapeControlChars(c))
+			}
+		}
+		if len(out) == before {
+			out = append(out, redact.EscapeControlChars(result.Plan.Action+" of "+result.Plan.TargetID))
+		}
+	}
+	return out
+}
+
+// endMechanismText says what ends a lease by itself.
+func endMechanismText(e playbooks.EndMechanism) string {
+	if e == "" {
+		return ", by itself"
+	}
+	return ": " + e.String()
+}
+
+// durationLines says how long what a yes permits lasts: once if all of it lasts equally long.
+func durationLines(q activities.ApprovalRequest) []listLine {
+	var out []listLine
+	for i, result := range q.Plans {
+		if i > 0 && slices.IndexFunc(q.Plans, func(r activities.PlanResult) bool { return r.Plan.Duration != q.Plans[0].Plan.Duration }) < 0 {
+			break
+		}
+		l := listLine{label: "Undone", text: "after " + duration.Format(result.Plan.Duration) + endMechanismText(result.Plan.EndMechanism)}
+		if result.Plan.Duration <= 0 {
+			l.text = "not by itself"
+		}
+		out = append(out, l)
+	}
+	if len(out) == 1 && q.Plans[0].Plan.Duration <= 0 {
+		return nil // what cannot be undone says so in its own words
+	}
+	for i := range out {
+		if len(out) > 1 {
+			out[i].text = fmt.Sprintf("%s of %s: %s", sanitizeText(q.Plans[i].Plan.Action, maxPartialChangeWeight), redact.EscapeControlChars(q.Plans[i].Plan.TargetID), out[i].text)
+			out[i].neverTruncated = true
+		}
+	}
+	return out
+}
+
+// uniqueLines gives the lines that plans share a single time.
+func uniqueLines(label string, all []string) []listLine {
+	var out []listLine
+	known := map[string]bool{}
+	for _, s := range all {
+		s = sanitizeText(s, maxWarningWeight)
+		if strings.TrimSpace(s) == "" || known[s] {
+			continue
+		}
+		known[s] = true
+		out = append(out, listLine{label: label, text: s})
+	}
+	return out
+}
+
+// warningLines are what speaks against a yes: warnings, and what is different since the question was asked before.
+func warningLines(q activities.ApprovalRequest) []listLine {
+	var all []string
+	for _, result := range q.Plans {
+		all = append(all, result.Plan.Warnings...)
+	}
+	return append(uniqueLines("Changed since", q.ChangesSinceReplaced), uniqueLines("But", all)...)
+}
+
+// reasonLines are why it is asked at all.
+func reasonLines(q activities.ApprovalRequest, in string) []listLine {
+	var all []string
+	for _, result := range q.Plans {
+		all = append(all, result.Decision.Reason)
+	}
+	out := uniqueLines("Asked because", all)
+	if n := len(out) - maxReasonLines; n > 0 {
+		out = append(firstN(out, maxReasonLines), listLine{label: "Asked because", text: fmt.Sprintf("and %d reasons more; `stanch incidents %s` shows them", n, in)})
+	}
+	return out
+}
+
+// blocksForRequest shows what a yes permits, who is asked, and how far it has come. Nobody can approve what is not all shown.
+func (p *messageView) blocksForRequest(i int, q activities.ApprovalRequest, d detailLevel) []slack.Block {
+	would := permittedChanges(q)
+	var lines []listLine
+	for _, c := range would {
+		if d >= detailExact || d == detailPartial && len(lines) < maxPartialChanges && textWeight(c) <= maxPartialChangeWeight {
+			lines = append(lines, listLine{label: "Would", text: c, neverTruncated: true})
+		}
+	}
+	switch {
+	case d >= detailExact:
+		lines = slices.Concat(lines, durationLines(q), warningLines(q))
+		if d == detailFull {
+			lines = append(lines, reasonLines(q, p.incident.ID)...)
+		}
+	default:
+		lines = append(lines, listLine{label: "Not shown", neverTruncated: true, text: fmt.Sprintf(
+			"%d of %d changes: this is too much for a message. `stanch incidents %s` shows all of it, `stanch approve %s` answers.",
+			len(would)-len(lines), len(would), p.incident.ID, p.incident.ID)})
+	}
+	quorum := max(q.Approvers.Quorum, 1)
+	progress := fmt.Sprintf("%d of %d said yes", len(q.ApprovedBy), quorum)
+	if len(q.ApprovedBy) > 0 {
+		progress += " (" + strings.Join(q.ApprovedBy, ", ") + ")"
+	}
+	title, people := maxTextWeight, 200
+	if d < detailExact {
+		title, people = 100, 80
+	}
+	lines = append(lines, listLine{label: "Asked of", text: fmt.Sprintf("%s. %s. Nobody's answer until %s UTC means no.",
+		sanitizeText(q.Approvers.Describe(), people), sanitizeText(progress, people), q.Deadline.UTC().Format(time.TimeOnly))})
+	head := listLine{label: "Asked", text: sanitizeText(q.Title, title)}
+	if q.Question != "" && d >= detailExact {
+		head.text = sanitizeText(q.Title, maxWarningWeight) + ": " + sanitizeText(q.Question, maxTextWeight)
+	}
+	return []slack.Block{
+		slack.NewDividerBlock(),
+		slack.NewRichTextBlock("", head.render(2*maxTextWeight), bulletList(lines, maxTextWeight)),
+		p.answerButtons(i, q, would, quorum, d),
+	}
+}
+
+// answerButtons are the buttons of a question. To deny what one has not read does no harm.
+func (p *messageView) answerButtons(i int, q activities.ApprovalRequest, would []string, quorum int, d detailLevel) slack.Block {
+	r := ButtonReference{IncidentID: p.incident.ID, RequestID: q.QualifiedID(), PlansHash: q.PlansHash}
+	value := func(k ButtonKind) string { r.Kind = k; return Sign(p.Signer, r) }
+	var buttons []slack.BlockElement
+	if d >= detailExact {
+		buttons = append(buttons, withConfirmation(newButton(value(ButtonApprove), ButtonApprove, "Approve", slack.StylePrimary), "Approve exactly this?", confirmationText(would), "Approve"))
+	}
+	buttons = append(buttons, newButton(value(ButtonDeny), ButtonDeny, "Deny…", slack.StyleDanger))
+	if d >= detailExact && p.BreakGlassEnabled && quorum > 1 {
+		buttons = append(buttons, newButton(value(ButtonBreakGlass), ButtonBreakGlass, "Break the glass…", slack.StyleDefault))
+	}
+	return slack.NewActionBlock(fmt.Sprintf("question/%d/%s", i, q.PlansHash[:min(16, len(q.PlansHash))]), buttons...)
+}
+
+// confirmationText is what the dialog before an approval says: all changes, or that they are those of the list.
+func confirmationText(would []string) string {
+	if all := strings.Join(would, "; "); textWeight(all) <= maxConfirmRunes && len(would) > 0 && sanitizeText(all, maxConfirmRunes) == all {
+		return all
+	}
+	return fmt.Sprintf("Approve exactly the %s listed above.", cmp.Or(map[int]string{1: "one change"}[len(would)], fmt.Sprintf("%d changes", len(would))))
+}

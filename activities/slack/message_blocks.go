@@ -1,0 +1,168 @@
+package slack
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slack-go/slack"
+
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/sensors/redact"
+)
+
+// Bounds of a message. Slack takes 50 blocks, and refuses a message of some 13,000 characters of blocks without having
+// written down how it counts: Stanch stays well below.
+const (
+	maxQuestions = 5
+	maxLeases    = 6
+	maxMessageBytes   = 9000
+	// maxMinimalMessageBytes is for the message that is tried when Slack refuses the whole one.
+	maxMinimalMessageBytes = 6000
+)
+
+// fallbackText is the message in one line, for notifications, where blocks are not shown.
+func (p *messageView) fallbackText() string {
+	return fmt.Sprintf("%s: %s, %s in %s", p.incident.ID, escapeMarkup(string(p.incident.Severity)), escapeMarkup(string(p.incident.Objective)), escapeMarkup(p.incident.Workload.String()))
+}
+
+// headerBlock and foot are what every message has; between them is where people take the incident into their own hand.
+func (p *messageView) headerBlock() slack.Block {
+	in := p.incident
+	title := fmt.Sprintf("%s · %s · %s", strings.ToUpper(string(in.Severity)), in.Objective, in.Workload)
+	if in.Drill {
+		title = "DRILL · " + title
+	}
+	return slack.NewHeaderBlock(slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(title, maxHeaderWeight), false, false))
+}
+
+func (p *messageView) endBlocks() []slack.Block {
+	var blocks []slack.Block
+	if p.incident.Status == "open" {
+		blocks = append(blocks, slack.NewDividerBlock(), p.triageActions())
+	}
+	return append(blocks, slack.NewContextBlock("", slack.NewTextBlockObject(slack.PlainTextType, truncateToWeight(redact.EscapeControlChars(p.footerText()), maxFooterWeight), false, false)))
+}
+
+// fullMessage are the whole message. What people must answer has room first, then what they can end, then what is so, then
+// what Stanch did.
+func (p *messageView) fullMessage() []slack.Block {
+	const maxSummary = 300
+	head, end := p.headerBlock(), p.endBlocks()
+	what := []slack.RichTextElement{listLine{label: "What", text: sanitizeText(p.incident.Summary, maxSummary)}.render(maxTextWeight)}
+	left := sizeBudget(maxMessageBytes - jsonSize(head) - totalJSONSize(end) - jsonSize(slack.NewRichTextBlock("what", what...)))
+	questions, more := p.approvalBlocks(&left)
+	leases := p.leaseBlocks(&left)
+	p.expandDetails(&left, questions, detailTitleOnly, detailPartial)
+	elsewhere := fmt.Sprintf("is too much for a message: `stanch incidents %s` shows it", p.incident.ID)
+	done := p.stepLines()
+	kept := min(left/3, sizeBudget(jsonSize(bulletList(done, maxTextWeight))+2*listOverhead)) // no fact hides that a step failed
+	left -= kept
+	what = append(what, left.fitList(p.factLines(), false, elsewhere)...)
+	left += kept - listOverhead
+	blocks := []slack.Block{head, slack.NewRichTextBlock("what", what...)}
+	if did := left.fitList(done, true, elsewhere); did != nil {
+		blocks = append(blocks, slack.NewRichTextBlock("did", append([]slack.RichTextElement{slack.NewRichTextSection(boldElement("What Stanch did"))}, did...)...))
+	}
+	blocks = append(blocks, leases...)
+	for _, q := range questions {
+		blocks = append(blocks, q.blocks...)
+	}
+	return slices.Concat(blocks, more, end)
+}
+
+// minimalMessage is what people must not miss, for when Slack refuses the whole message.
+func (p *messageView) minimalMessage() []slack.Block {
+	blocks := []slack.Block{p.headerBlock(), textSection(fmt.Sprintf("Slack did not take the whole message: `stanch incidents %s` shows what is missing here", p.incident.ID))}
+	end := p.endBlocks()
+	left := sizeBudget(maxMinimalMessageBytes - totalJSONSize(blocks) - totalJSONSize(end))
+	questions, more := p.approvalBlocks(&left)
+	for _, q := range questions {
+		blocks = append(blocks, q.blocks...)
+	}
+	return slices.Concat(blocks, more, end)
+}
+
+func newButton(value string, kind ButtonKind, label string, style slack.Style) *slack.ButtonBlockElement {
+	b := slack.NewButtonBlockElement(string(kind), value, slack.NewTextBlockObject(slack.PlainTextType, label, false, false))
+	b.Style = style
+	return b
+}
+
+func withConfirmation(b *slack.ButtonBlockElement, title, what, yes string) *slack.ButtonBlockElement {
+	plain := func(s string, n int) *slack.TextBlockObject {
+		return slack.NewTextBlockObject(slack.PlainTextType, sanitizeText(s, n), false, false)
+	}
+	b.Confirm = slack.NewConfirmationBlockObject(plain(title, 90), plain(what, maxConfirmRunes), plain(yes, 28), plain("Go back", 28))
+	return b
+}
+
+// leaseBlocks are those that hold, as many as there is room for.
+func (p *messageView) leaseBlocks(r *sizeBudget) []slack.Block {
+	held := slices.DeleteFunc(slices.Clone(p.incident.Leases), func(l playbooks.LeaseReport) bool { return l.State == "ended" })
+	if len(held) == 0 {
+		return nil
+	}
+	more := textSection("and more is held; `stanch leases` lists all")
+	noted := r.reserve(more)
+	var blocks []slack.Block
+	for i, l := range held {
+		if b := p.blocksForLease(l); i < maxLeases && r.reserve(b...) {
+			blocks = append(blocks, b...)
+			continue
+		}
+		if noted {
+			blocks = append(blocks, more)
+		}
+		return blocks
+	}
+	if noted {
+		*r += sizeBudget(jsonSize(more))
+	}
+	return blocks
+}
+
+// blocksForLease shows what holds, with the buttons that end it and let it last.
+func (p *messageView) blocksForLease(l playbooks.LeaseReport) []slack.Block {
+	const maxTarget = 300
+	what := listLine{label: "Held: " + l.Action, text: strings.TrimSpace(fmt.Sprintf("%s  %s, until %s. %s",
+		sanitizeText(display.TargetName(p.incident, l.Target), maxTarget), display.DescribeLease(l), display.FormatTime(l.ExpiresAt), sanitizeText(l.Reason, maxTarget)))}
+	r := ButtonReference{IncidentID: p.incident.ID, LeaseID: l.ID}
+	release, extend := r, r
+	release.Kind, extend.Kind = ButtonRelease, ButtonExtend
+	return []slack.Block{
+		slack.NewRichTextBlock("", what.render(3*maxTarget)),
+		slack.NewActionBlock("lease/"+l.ID,
+			withConfirmation(newButton(Sign(p.Signer, release), ButtonRelease, "Release", slack.StyleDefault), "Release it now?", l.Action+" of "+l.Target+" is undone at once.", "Release"),
+			newButton(Sign(p.Signer, extend), ButtonExtend, "Hold 1 h from now", slack.StyleDefault)),
+	}
+}
+
+// triageActions is how a person takes the incident into their own hand.
+func (p *messageView) triageActions() slack.Block {
+	r := ButtonReference{IncidentID: p.incident.ID, Kind: ButtonAssign}
+	fp := r
+	fp.Kind = ButtonFalsePositive
+	return slack.NewActionBlock("hand",
+		newButton(Sign(p.Signer, r), ButtonAssign, "Take over", slack.StyleDefault),
+		newButton(Sign(p.Signer, fp), ButtonFalsePositive, "False positive…", slack.StyleDefault))
+}
+
+func (p *messageView) footerText() string {
+	in := p.incident
+	parts := []string{in.ID, "opened " + in.Opened.UTC().Format(time.DateTime) + " UTC", fmt.Sprintf("scope %s, phase %d", in.Scope, in.Phase)}
+	if in.Status == "closed" {
+		parts = append(parts, "CLOSED "+display.FormatTime(in.Closed))
+	}
+	if standing := display.DescribeStatus(in); standing != in.Status {
+		parts = append(parts, strings.TrimPrefix(standing, in.Status+", "))
+	}
+	if p.ManifestHead != nil {
+		if head := p.ManifestHead(in.ID); head != "" {
+			parts = append(parts, "manifest "+head)
+		}
+	}
+	return strings.Join(parts, " · ")
+}

@@ -1,0 +1,283 @@
+// Package slack shows incidents in Slack and carries references back: one message for each incident, kept at what is
+// so, with its thread.
+//
+// It refuses to decide who may answer and what an answer does (worker/gateway does), to put anything but a sealed
+// reference into a button, and to let text from elsewhere become markup: all of it is literal text of Slack's own
+// structured blocks.
+package slack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slack-go/slack"
+	"go.temporal.io/sdk/activity"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+)
+
+// IncidentReader reads what is to be shown.
+type IncidentReader interface {
+	Incident(ctx context.Context, id string) (playbooks.Incident, error)
+	PendingApprovals(ctx context.Context, incident string) ([]activities.ApprovalRequest, error)
+}
+
+// MentionResolver finds whom to call for a question: member ids and user group ids.
+type MentionResolver interface {
+	ResolveMentions(groups, users []string) (members, userGroups []string)
+}
+
+// Messenger keeps incidents' messages in one channel.
+type Messenger struct {
+	SlackClient      *slack.Client
+	Channel  string
+	Reader   IncidentReader
+	Signer   Signer
+	MentionResolver MentionResolver
+	// ManifestHead is the head of an incident's manifest: kept here, outside of Stanch, it shows later what was cut off.
+	ManifestHead func(incident string) string
+	// BreakGlassEnabled: somebody may break the glass, so questions have a button for it.
+	BreakGlassEnabled bool
+	Log        *slog.Logger
+	Now        func() time.Time // nil means time.Now
+}
+
+var _ activities.Messenger = (*Messenger)(nil)
+
+func (d *Messenger) now() time.Time {
+	if d.Now != nil {
+		return d.Now()
+	}
+	return time.Now()
+}
+
+// isRetry tells whether an attempt before this one may have written already.
+func isRetry(ctx context.Context) bool {
+	return activity.IsActivity(ctx) && activity.GetInfo(ctx).Attempt > 1
+}
+
+// SyncMessage brings an incident's message to what is so now.
+func (d *Messenger) SyncMessage(ctx context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
+	incident, err := d.Reader.Incident(ctx, in.IncidentID)
+	if err != nil {
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+	}
+	pending, err := d.Reader.PendingApprovals(ctx, in.IncidentID)
+	if err != nil {
+		return activities.SyncMessageResult{}, err //nolint:wrapcheck // it names the incident
+	}
+	slices.SortFunc(pending, func(a, b activities.ApprovalRequest) int { return a.AskedAt.Compare(b.AskedAt) })
+	p := &messageView{Messenger: d, incident: incident, approvalRequests: pending, state: in.State, hadEarlierMessage: in.MayExistAlready}
+	if p.state.PostedReplies == nil {
+		p.state.PostedReplies = map[string]bool{}
+	}
+	if err := p.restoreState(ctx); err != nil {
+		return activities.SyncMessageResult{}, classifyError("find what was written before", err)
+	}
+	showErr := p.syncMessage(ctx)
+	if showErr != nil && (p.state.MessageTS == "" || isRateLimited(showErr)) {
+		return activities.SyncMessageResult{}, classifyError("show "+in.IncidentID, showErr)
+	}
+	// Who is asked is called even where the message cannot show the question.
+	replyErr := p.postReplies(ctx)
+	switch {
+	case showErr != nil:
+		return activities.SyncMessageResult{}, classifyError("show "+in.IncidentID, errors.Join(showErr, replyErr))
+	case replyErr != nil:
+		return activities.SyncMessageResult{}, classifyError("write into the thread of "+in.IncidentID, replyErr)
+	}
+	return activities.SyncMessageResult{State: p.state, Done: incident.Status == "closed", NextSyncIn: p.nextChangeIn()}, nil
+}
+
+// classifyError says when to try again, and leaves out what an error of the library may carry of a request.
+func classifyError(what string, err error) error {
+	if limited, ok := errors.AsType[*slack.RateLimitedError](err); ok {
+		return &activities.RetryAfterError{Delay: max(limited.RetryAfter, time.Second), Err: fmt.Errorf("%s: Slack asks to wait %s", what, duration.Format(limited.RetryAfter))}
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func isRateLimited(err error) bool {
+	_, is := errors.AsType[*slack.RateLimitedError](err)
+	return is
+}
+
+// isRejected tells whether Slack refuses a message for what it holds, and what it says of that.
+func isRejected(err error) (why string, is bool) {
+	refused, ok := errors.AsType[slack.SlackErrorResponse](err)
+	if !ok {
+		return "", false
+	}
+	is = strings.HasPrefix(refused.Err, "invalid_blocks") || strings.HasPrefix(refused.Err, "msg_") && strings.HasSuffix(refused.Err, "too_long")
+	return sanitizeText(strings.Join(refused.ResponseMetadata.Messages, "; "), maxTextWeight), is
+}
+
+// messageView is one look at one incident.
+type messageView struct {
+	*Messenger
+	incident      playbooks.Incident
+	approvalRequests []activities.ApprovalRequest
+	state   activities.MessageState
+	hadEarlierMessage  bool // there was a thread before this one
+}
+
+// metadataEventType marks Stanch's messages, so that one that was written by a process that died is found again.
+const metadataEventType = "stanch_incident"
+
+func (p *messageView) metadataOption(key string) slack.MsgOption {
+	return slack.MsgOptionMetadata(slack.SlackMetadata{EventType: metadataEventType, EventPayload: map[string]any{"incident": p.incident.ID, "key": key}})
+}
+
+func (p *messageView) metadataKey(m slack.Message) (string, bool) {
+	if m.Metadata.EventType != metadataEventType || m.Metadata.EventPayload["incident"] != p.incident.ID {
+		return "", false
+	}
+	key, ok := m.Metadata.EventPayload["key"].(string)
+	return key, ok
+}
+
+const (
+	incidentMessageKey = "message"
+	// maxHistoryPages bounds how far back a message is looked for.
+	maxHistoryPages = 10
+)
+
+// restoreState finds what an attempt that died has written, or a thread before this one.
+func (p *messageView) restoreState(ctx context.Context) error {
+	if !isRetry(ctx) && (!p.hadEarlierMessage || p.state.MessageTS != "") {
+		return nil
+	}
+	if p.state.MessageTS == "" {
+		if err := p.findMessage(ctx); err != nil || p.state.MessageTS == "" {
+			return err
+		}
+	}
+	q := &slack.GetConversationRepliesParameters{ChannelID: p.Channel, Timestamp: p.state.MessageTS, Limit: 200, IncludeAllMetadata: true}
+	for range maxHistoryPages {
+		replies, more, cursor, err := p.SlackClient.GetConversationRepliesContext(ctx, q)
+		if err != nil {
+			if err.Error() == "thread_not_found" {
+				return nil
+			}
+			return err //nolint:wrapcheck // the caller says what was done
+		}
+		for _, m := range replies {
+			if key, ok := p.metadataKey(m); ok {
+				p.state.PostedReplies[key] = true
+			}
+		}
+		if !more {
+			return nil
+		}
+		q.Cursor = cursor
+	}
+	return nil
+}
+
+func (p *messageView) findMessage(ctx context.Context) error {
+	q := &slack.GetConversationHistoryParameters{
+		ChannelID: p.Channel, Limit: 200, IncludeAllMetadata: true, Oldest: fmt.Sprintf("%d.000000", p.incident.Opened.Add(-time.Minute).Unix()),
+	}
+	for range maxHistoryPages {
+		history, err := p.SlackClient.GetConversationHistoryContext(ctx, q)
+		if err != nil {
+			return err //nolint:wrapcheck // the caller says what was done
+		}
+		for _, m := range history.Messages {
+			if key, ok := p.metadataKey(m); ok && key == incidentMessageKey {
+				p.state.Channel, p.state.MessageTS = p.Channel, m.Timestamp
+				return nil
+			}
+		}
+		if !history.HasMore {
+			return nil
+		}
+		q.Cursor = history.ResponseMetaData.NextCursor
+	}
+	return nil
+}
+
+// syncMessage writes the message, or changes it if it shows something else than is so.
+func (p *messageView) syncMessage(ctx context.Context) error {
+	blocks := p.fullMessage()
+	shown := hashBlocks(blocks)
+	if p.state.MessageTS != "" && p.state.ContentHash == shown {
+		return nil
+	}
+	err := p.postOrUpdateMessage(ctx, blocks)
+	if why, is := isRejected(err); is {
+		if p.Log != nil {
+			p.Log.Error("Slack does not take an incident's message: only what is asked is shown", "incident", p.incident.ID, "error", err, "why", why, "characters", totalJSONSize(blocks))
+		}
+		err = p.postOrUpdateMessage(ctx, p.minimalMessage())
+	}
+	if err != nil {
+		return err
+	}
+	p.state.ContentHash = shown
+	return nil
+}
+
+// postOrUpdateMessage changes the message to these blocks, or writes it.
+func (p *messageView) postOrUpdateMessage(ctx context.Context, blocks []slack.Block) error {
+	options := []slack.MsgOption{slack.MsgOptionText(p.fallbackText(), true), slack.MsgOptionBlocks(blocks...), p.metadataOption(incidentMessageKey), slack.MsgOptionDisableLinkUnfurl(), slack.MsgOptionDisableMediaUnfurl()}
+	if p.state.MessageTS != "" {
+		_, _, _, err := p.SlackClient.UpdateMessageContext(ctx, p.state.Channel, p.state.MessageTS, options...)
+		if err == nil {
+			return nil
+		}
+		if err.Error() != "message_not_found" {
+			return err //nolint:wrapcheck // the caller says what was done
+		}
+		// Somebody deleted it: it is written anew.
+		p.state = activities.MessageState{PostedReplies: map[string]bool{}}
+	}
+	channel, ts, err := p.SlackClient.PostMessageContext(ctx, p.Channel, options...)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what was done
+	}
+	p.state.Channel, p.state.MessageTS = channel, ts
+	return nil
+}
+
+// nextChangeIn is when something changes by the clock alone: an escalation, a deadline.
+func (p *messageView) nextChangeIn() time.Duration {
+	var next time.Duration
+	for _, q := range p.approvalRequests {
+		times := []time.Time{q.Deadline}
+		if e := q.Approvers.Escalate; e != nil {
+			times = append(times, q.AskedAt.Add(e.After))
+		}
+		for _, t := range times {
+			if left := t.Sub(p.now()); left > 0 && (next == 0 || left < next) {
+				next = left
+			}
+		}
+	}
+	return next
+}
+
+// Post writes a reply into the incident's thread.
+func (d *Messenger) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
+	p := &messageView{Messenger: d, incident: playbooks.Incident{ID: incident.ID, Opened: incident.Opened}, state: activities.MessageState{PostedReplies: map[string]bool{}}}
+	if err := p.findMessage(ctx); err != nil {
+		return classifyError("find the message of "+incident.ID, err)
+	}
+	if p.state.MessageTS == "" {
+		return &activities.RetryAfterError{Delay: 2 * time.Second, Err: fmt.Errorf("the message of %s is not written yet", incident.ID)}
+	}
+	if err := p.restoreState(ctx); err != nil {
+		return classifyError("find what was written before", err)
+	}
+	if err := p.postReplyOnce(ctx, key, text, textSection(text)); err != nil {
+		return classifyError("write into the thread of "+incident.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+package slack_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+)
+
+// Nobody knows exactly how Slack counts: when it refuses the message, people still see what they are asked.
+func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
+	d := newFixture(t)
+	fillWithHostileText(d)
+	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}
+	d.slack.Longest(6500)
+	m := d.currentMessage(t)
+	require.Len(t, m.Buttons(t)["approve"], 1)
+	require.Equal(t, 3, countMatching(literalTexts(t, m), isIsolateChange))
+	require.Len(t, m.Buttons(t)["take-over"], 1)
+	require.Contains(t, string(m.Blocks), "Slack did not take the whole message")
+	require.Contains(t, d.log.String(), "msg_blocks_too_long")
+
+	before := d.slack.Calls("chat.update")
+	d.currentMessage(t)
+	require.Equal(t, before, d.slack.Calls("chat.update"), "it is not tried again while nothing changes")
+
+	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(2, isolateChange, 4)}
+	m = d.currentMessage(t)
+	require.Equal(t, 4, countMatching(literalTexts(t, m), isIsolateChange), "a change is shown the same way")
+}
+
+func TestPeopleAreCalledEvenIfTheMessageCannotBeShown(t *testing.T) {
+	d := newFixture(t)
+	first := d.currentMessage(t)
+	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}
+	d.slack.Longest(800)
+	require.ErrorContains(t, d.syncOnce(t), "msg_blocks_too_long", "it is tried again")
+	thread := d.slack.Thread(first.TS)
+	require.Len(t, thread, 1)
+	require.Contains(t, string(thread[0].Blocks), "U0ONCALL")
+	require.Contains(t, string(thread[0].Blocks), "stanch approve "+incidentID)
+}
