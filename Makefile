@@ -63,7 +63,7 @@ generate: ## regenerate the kernel objects (clang-16) and the link's protocol
 
 FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
 	sensors/integrations:FuzzTetragon sensors/integrations:FuzzTracee sensors/integrations:FuzzKubeArmor sensors/integrations:FuzzSplit sensors/integrations:FuzzKubernetesAudit sensors/integrations:FuzzCloudTrail \
-	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/outside:FuzzText activities/outside:FuzzWait activities/ticket:FuzzMarkdown \
+	activities/aws:FuzzReadTrust activities/aws:FuzzReadDenyAll activities/httpclient:FuzzText activities/httpclient:FuzzWait activities/ticket:FuzzMarkdown \
 	sensors/containermeta:FuzzParsePath sensors/snapshot:FuzzSocketLine sensors/redact:FuzzArgs sensors/rules:FuzzLoad sensors/baseline:FuzzRead
 
 fuzz: ## fuzz every parser for a minute each

@@ -128,7 +128,7 @@ func (a *Auditor) closed(ctx context.Context) ([]string, error) {
 		}
 		for _, w := range page.GetExecutions() {
 			var id string
-			payload := w.GetSearchAttributes().GetIndexedFields()[workflows.IncidentAttribute]
+			payload := w.GetSearchAttributes().GetIndexedFields()[workflows.IncidentSearchAttribute]
 			if payload != nil && converter.GetDefaultDataConverter().FromPayload(payload, &id) == nil && id != "" && !a.Archive.Has(id) {
 				out = append(out, id)
 			}

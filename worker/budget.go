@@ -28,18 +28,18 @@ type purse struct {
 	temporal client.Client
 	cluster  string
 	window   *guards.Window
-	spent    chan budget.Spent
+	spent    chan budget.Usage
 	log      *slog.Logger
 }
 
 // openPurse starts the budget workflow where it does not run, and reads what was spent before.
 func openPurse(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *purse, stop func(), err error) {
-	p = &purse{temporal: temporal, cluster: cluster, spent: make(chan budget.Spent, 10_000), log: log}
-	p.window = guards.NewWindow(func(s budget.Spent) {
+	p = &purse{temporal: temporal, cluster: cluster, spent: make(chan budget.Usage, 10_000), log: log}
+	p.window = guards.NewWindow(func(s budget.Usage) {
 		select {
 		case p.spent <- s:
 		default:
-			log.Error("a spending is not kept durably: too many wait", "lease", s.Lease)
+			log.Error("a spending is not kept durably: too many wait", "lease", s.LeaseID)
 		}
 	})
 	w := sdkworker.New(temporal, budgetQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second})
@@ -61,10 +61,10 @@ func openPurse(ctx context.Context, temporal client.Client, cluster string, log 
 	return p, func() { cancel(); w.Stop() }, nil
 }
 
-func (p *purse) give(ctx context.Context, batch []budget.Spent) error {
-	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.ID(p.cluster), budget.Signal, batch, client.StartWorkflowOptions{
+func (p *purse) give(ctx context.Context, batch []budget.Usage) error {
+	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch, client.StartWorkflowOptions{
 		// It answers nobody while a worker that died may still have its task: that is a short while.
-		ID: budget.ID(p.cluster), TaskQueue: budgetQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		ID: budget.WorkflowID(p.cluster), TaskQueue: budgetQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 	}, budget.Budget, budget.Input{})
 	if err != nil {
 		return fmt.Errorf("keep the budget: %w", err)
@@ -76,8 +76,8 @@ func (p *purse) give(ctx context.Context, batch []budget.Spent) error {
 func (p *purse) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
 	defer cancel()
-	value, err := p.temporal.QueryWorkflow(ctx, budget.ID(p.cluster), "", budget.Query)
-	var all []budget.Spent
+	value, err := p.temporal.QueryWorkflow(ctx, budget.WorkflowID(p.cluster), "", budget.QueryUsage)
+	var all []budget.Usage
 	if err == nil {
 		err = value.Get(&all)
 	}
@@ -93,7 +93,7 @@ func (p *purse) run(ctx context.Context) {
 	flush, refresh := time.NewTicker(budgetFlush), time.NewTicker(budgetRefresh)
 	defer flush.Stop()
 	defer refresh.Stop()
-	var batch []budget.Spent
+	var batch []budget.Usage
 	for {
 		select {
 		case <-ctx.Done():

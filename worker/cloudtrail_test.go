@@ -48,7 +48,7 @@ type heard struct {
 
 func (h *heard) story(ctx workflow.Context, _ incident.Input) error {
 	for {
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
 		h.mu.Lock()
 		for _, a := range batch {
@@ -214,16 +214,16 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	// Several pods have the account: the workload's incident, and no pod to hold.
 	e.send(t, record("c-5", "RunInstances", "ec2", "api", "aws-sdk-1", "ASIAAPI", "10.0.0.7", ""))
 	one = e.wait(t, "cloud-machines-by-workload")
-	require.False(t, incident.Contained(one))
+	require.False(t, incident.HasContainer(one))
 	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "api"}, one.Event.Container.Workload)
 	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods have the account shop/api")
-	require.Equal(t, "shop/Deployment/api", incident.WorkloadOf(one).String())
+	require.Equal(t, "shop/Deployment/api", incident.WorkloadOfDetection(one).String())
 
 	e.send(t, record("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
 	require.Eventually(t, func() bool { return e.of("cloud-records-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
 	one = *e.of("cloud-records-stopped", "cloudtrail/c-4")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
-	require.False(t, incident.Contained(one))
+	require.False(t, incident.HasContainer(one))
 
 	// What nobody can read does not come again for ever.
 	e.send(t, "nonsense", `{"s3Bucket":"b","s3ObjectKey":["k"]}`)

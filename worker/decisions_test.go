@@ -217,7 +217,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	cfg, problems := config.Parse(file, []byte(text))
 	require.NoError(t, problems.Err())
-	w := installation(t, cfg, metrics.NewTemporal(), nil, func(o *worker.Options) { o.ConfigFile, o.Timing.Verify = file, time.Second })
+	w := installation(t, cfg, metrics.NewTemporal(), nil, func(o *worker.Options) { o.ConfigFile, o.Timing.VerifyInterval = file, time.Second })
 	node := &holding{held: map[string]gatewayrpc.ContainmentState{}, stuck: map[string]bool{"container:c-next": true}}
 	l := &live{Worker: w, t: t, cfg: cfg, file: file, spool: join(t, w, agent.Health{Node: "node-1", ProbeStatus: probe.Status{LoadedAt: time.Now()}}, node)}
 
@@ -267,7 +267,7 @@ func TestSimulationDecidesAsItWasDecidedLive(t *testing.T) {
 	l.vote(id, "alice", true, false)
 	l.vote(id, "bob", true, false)
 	id = l.asked("judged")
-	_, err = l.Decider.Mark(t.Context(), l.speaker("root"), gateway.MarkRequest{Incident: id, Kind: incident.MarkFalsePositive, Reason: "a test"})
+	_, err = l.Decider.Mark(t.Context(), l.speaker("root"), gateway.MarkRequest{Incident: id, Kind: incident.TriageFalsePositive, Reason: "a test"})
 	require.NoError(t, err)
 	id = l.asked("escalated")
 	require.Eventually(t, func() bool {

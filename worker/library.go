@@ -282,29 +282,29 @@ func LogProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) 
 
 // Match gives the playbooks that match an incident, in the order in which they come. It is a local activity: its result is
 // recorded. Edits that nobody has taken over yet are taken over first.
-func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Selected, error) {
+func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
 	_, _, err := l.Refresh()
 	if err != nil && len(l.Programs()) == 0 {
 		return nil, errors.Join(errors.New("no playbook is loaded"), err)
 	}
-	out := []incident.Selected{}
+	out := []incident.SelectedPlaybook{}
 	for _, choice := range playbooks.SelectPlaybooks(l.Programs(), in) {
 		p := choice.Program
 		matches, _ := p.Matches(in)
 		if !matches {
 			continue
 		}
-		selected := incident.Selected{Name: p.Name, Contains: p.CanContain(), Shipped: p.Shipped, Waits: choice.WaitsForEnrichment}
+		selected := incident.SelectedPlaybook{Name: p.Name, CanContain: p.CanContain(), Shipped: p.Shipped, WaitsForEnrichment: choice.WaitsForEnrichment}
 		if !choice.Selected {
-			selected.NotSelected, selected.Next = choice.Reason, choice.IsFallback
+			selected.NotSelectedReason, selected.IsFallback = choice.Reason, choice.IsFallback
 		}
 		if choice.Selected || choice.IsFallback {
-			selected.File, selected.Source, selected.Called = p.File, p.SourceText, p.CalleeSources()
+			selected.File, selected.Source, selected.Callees = p.File, p.SourceText, p.CalleeSources()
 			signed, err := l.sign(p)
 			if err != nil {
 				return nil, err
 			}
-			selected.Selection = signed
+			selected.PlaybookAuthorization = signed
 		}
 		out = append(out, selected)
 	}
@@ -329,7 +329,7 @@ func asks(p *playbooks.Program) []string {
 	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
 		book.WalkSteps(func(s *playbooks.Step) {
 			if s.Approval != nil {
-				out = append(out, activities.ApproversHash(playbook.ApproversOf(s.Approval)))
+				out = append(out, activities.ApproversHash(playbook.ApproversOfStep(s.Approval)))
 			}
 		})
 	}

@@ -14,11 +14,11 @@ import (
 	"stanch/workflows/incident"
 )
 
-func selected(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.Selected {
+func selected(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.SelectedPlaybook {
 	t.Helper()
 	all, err := l.Match(t.Context(), in)
 	require.NoError(t, err)
-	out := map[string]incident.Selected{}
+	out := map[string]incident.SelectedPlaybook{}
 	for _, s := range all {
 		out[s.Name] = s
 	}
@@ -41,13 +41,13 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
-	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelected)
+	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelectedReason)
 
 	write(t, dir, "mine.yaml", mine)
 	got := selected(t, l, mining)
-	require.Empty(t, got["mine"].NotSelected)
-	require.Contains(t, got["cryptominer"].NotSelected, "mine contains too and comes first")
-	require.True(t, got["cryptominer"].Next)
+	require.Empty(t, got["mine"].NotSelectedReason)
+	require.Contains(t, got["cryptominer"].NotSelectedReason, "mine contains too and comes first")
+	require.True(t, got["cryptominer"].IsFallback)
 
 	write(t, dir, "mine.yaml", mine+"    nonsense: 1\n")
 	changed, problems, err := l.Refresh()
@@ -63,7 +63,7 @@ func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
 	require.NotContains(t, selected(t, l, mining), "mine")
-	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelected)
+	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelectedReason)
 
 	// A folder that is gone is an accident: nothing is taken out of force.
 	write(t, dir, "mine.yaml", mine)

@@ -17,16 +17,16 @@ import (
 
 // Requested is the playbook of what a person asked for: the one they named, or a containment by itself. It is a local
 // activity: its result is recorded. Whether anything is contained is for the guards, and not for who calls this.
-func (l *Library) Requested(_ context.Context, r sensors.ManualRequest) (incident.Selected, error) {
+func (l *Library) Requested(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
 	p, err := l.ProgramOf(r)
 	if err != nil {
-		return incident.Selected{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
+		return incident.SelectedPlaybook{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
 	}
 	signed, err := l.sign(p)
 	if err != nil {
-		return incident.Selected{}, err
+		return incident.SelectedPlaybook{}, err
 	}
-	return incident.Selected{Name: p.Name, File: p.File, Source: p.SourceText, Called: p.CalleeSources(), Selection: signed}, nil
+	return incident.SelectedPlaybook{Name: p.Name, File: p.File, Source: p.SourceText, Callees: p.CalleeSources(), PlaybookAuthorization: signed}, nil
 }
 
 // ProgramOf is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,

@@ -35,8 +35,8 @@ func replayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor)
 	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.Converter(), FailureConverter: c.Failures(), Interceptors: traced})
 	require.NoError(t, err)
 	catalogue := worker.Catalogue()
-	leases := &lease.Workflows{Catalogue: catalogue}
-	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
+	leases := &lease.Workflows{Catalog: catalogue}
+	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	r.RegisterWorkflow(leases.Lease)
 	r.RegisterWorkflow(plays.Playbook)
 	r.RegisterWorkflow((&incident.Workflows{Playbooks: plays}).Incident)

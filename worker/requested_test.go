@@ -286,7 +286,7 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 		asked, err := w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	done, err := w.Decider.Mark(t.Context(), as(w.Config, "bob"), gateway.MarkRequest{Incident: answer.Incident, Kind: incident.MarkFalsePositive})
+	done, err := w.Decider.Mark(t.Context(), as(w.Config, "bob"), gateway.MarkRequest{Incident: answer.Incident, Kind: incident.TriageFalsePositive})
 	require.NoError(t, err)
 	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.Denied)
 	require.Len(t, done.Released, 1)
@@ -340,7 +340,7 @@ func TestWhoRequestsDoesNotApprove(t *testing.T) {
 	w, node, ask := requests(t, strings.ReplaceAll(requesting, "longest: 2h", "longest: 1m"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: box, Action: "pod.isolate", For: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
-	var asked []playbook.Pending
+	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
 		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1
@@ -365,7 +365,7 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 		answer, err = ask("alice", gateway.ContainRequest{ID: id, Target: box, Action: "pod.isolate", For: long, Reason: id})
 		require.NoError(t, err)
 	}
-	var asked []playbook.Pending
+	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
 		var err error
 		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
@@ -382,7 +382,7 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 			require.ErrorContains(t, err, "stanch approve "+answer.Incident+" '"+q.QualifiedID()+"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
 		}
 	}
-	i := slices.IndexFunc(asked, func(q playbook.Pending) bool { return q.DurationText() == " for 2d" })
+	i := slices.IndexFunc(asked, func(q playbook.ApprovalRequest) bool { return q.DurationText() == " for 2d" })
 	require.GreaterOrEqual(t, i, 0)
 	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
@@ -398,8 +398,8 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 // incident answers like anybody.
 func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
 	w, node, ask := requests(t, requesting)
-	questions := func(incident string) []playbook.Pending {
-		var asked []playbook.Pending
+	questions := func(incident string) []playbook.ApprovalRequest {
+		var asked []playbook.ApprovalRequest
 		require.Eventually(t, func() bool {
 			var err error
 			asked, err = w.Reader.PendingApprovals(t.Context(), incident)
@@ -500,12 +500,12 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
 	var taken attestation.Envelope
-	events := w.Client.GetWorkflowHistory(t.Context(), workflows.IncidentID(w.Config.Cluster+"/Container/"+box[:12]+"@node-1"), "", false, 0)
+	events := w.Client.GetWorkflowHistory(t.Context(), workflows.IncidentWorkflowID(w.Config.Cluster+"/Container/"+box[:12]+"@node-1"), "", false, 0)
 	for events.HasNext() {
 		e, err := events.Next()
 		require.NoError(t, err)
 		if s := e.GetWorkflowExecutionSignaledEventAttributes(); s.GetSignalName() == workflows.SignalDetections {
-			var batch []incident.Attested
+			var batch []incident.AttestedDetection
 			require.NoError(t, w.Converter.FromPayloads(s.GetInput(), &batch))
 			taken = batch[0].Attestation
 		}
@@ -520,12 +520,12 @@ func TestAForgedRequestContainsNothing(t *testing.T) {
 	for name, signed := range map[string]attestation.Envelope{"no proof": {}, "its own key": own, "the proof of another request": taken} {
 		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no proof": "A", "its own key": "B", "the proof of another request": "C"}[name]
 		key := "forged/" + strings.ReplaceAll(name, " ", "-")
-		_, err := w.Client.SignalWithStartWorkflow(t.Context(), workflows.IncidentID(key), workflows.SignalDetections, []incident.Attested{{Detection: forged, Attestation: signed}},
-			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, Key: key, Scope: "host", Phase: 3, Quiet: time.Second})
+		_, err := w.Client.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
+			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, GroupingKey: key, Scope: "host", Phase: 3, IdleTimeout: time.Second})
 		require.NoError(t, err)
 		var in playbooks.Incident
 		require.Eventually(t, func() bool {
-			value, err := w.Client.QueryWorkflow(t.Context(), workflows.IncidentID(key), "", workflows.QueryIncident)
+			value, err := w.Client.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
 			return err == nil && value.Get(&in) == nil && len(in.Playbooks) == 1 && !in.Playbooks[0].Ended.IsZero()
 		}, 30*time.Second, 50*time.Millisecond, name)
 		require.NotContains(t, []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}, outcomes(in.Playbooks[0])["pod.freeze"], name)
@@ -575,7 +575,7 @@ steps:
 	answer, err := ask("alice", gateway.ContainRequest{ID: "x", Target: box, Playbook: "mine", Reason: "spread"})
 	require.NoError(t, err)
 	require.Equal(t, before[0].ID, answer.Incident)
-	var asked []playbook.Pending
+	var asked []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
 		asked, err = w.Reader.PendingApprovals(t.Context(), answer.Incident)
 		return err == nil && len(asked) == 1

@@ -42,7 +42,7 @@ func installation(t *testing.T, cfg *config.Config, counts *metrics.Temporal, tr
 	auth, err := authority.Open(filepath.Join(dir, "keys"))
 	require.NoError(t, err)
 	server, err := engine.Start(t.Context(), engine.Options{
-		Dir: filepath.Join(dir, "temporal"), PKI: pki, Log: quiet, Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		Dir: filepath.Join(dir, "temporal"), PKI: pki, Log: quiet, Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop() })

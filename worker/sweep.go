@@ -138,9 +138,9 @@ func (w *Worker) sweepCloud(ctx context.Context, before time.Time) error {
 
 // holds tells whether the lease of a target's facet runs.
 func (w *Worker) holds(ctx context.Context, target playbooks.Target, facet playbooks.Facet, object string) (bool, error) {
-	ids := []string{workflows.LeaseID(w.Config.Cluster, target, facet)}
+	ids := []string{workflows.LeaseWorkflowID(w.Config.Cluster, target, facet)}
 	if target.Node != "" { // it may have begun by its node's word alone, during an outage of the API server
-		ids = append(ids, workflows.NodeLeaseID(w.Config.Cluster, target, facet))
+		ids = append(ids, workflows.NodeLeaseWorkflowID(w.Config.Cluster, target, facet))
 	}
 	for _, id := range ids {
 		d, err := w.Client.DescribeWorkflowExecution(ctx, id, "")

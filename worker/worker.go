@@ -44,7 +44,7 @@ import (
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
-	"stanch/workflows/thread"
+	"stanch/workflows/chatmessage"
 )
 
 // Options are what a worker is made of.
@@ -176,8 +176,8 @@ func (w *Worker) start(ctx context.Context) error {
 	}
 
 	catalogue := w.Set.Catalog()
-	leases := &lease.Workflows{Catalogue: catalogue}
-	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
+	leases := &lease.Workflows{Catalog: catalogue}
+	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	incidents := &incident.Workflows{Playbooks: plays}
 	w.Intake = &gateway.Intake{Temporal: o.Client, Authority: o.Authority, Config: o.Config, Kube: o.Kube, Timing: o.Timing, Log: o.Log, Incident: incidents.Incident, Tracer: o.Tracer, At: o.At, Drills: w.drills, Thread: o.Config.Slack != nil}
 	exports, err := export.Open(o.Config.Exports, o.Version, o.Log) //nolint:contextcheck // they go on until Close
@@ -200,10 +200,10 @@ func (w *Worker) start(ctx context.Context) error {
 	w.main.RegisterWorkflow(leases.Lease)
 	w.main.RegisterWorkflow(plays.Playbook)
 	w.main.RegisterWorkflow(incidents.Incident)
-	w.main.RegisterWorkflow(thread.Thread)
+	w.main.RegisterWorkflow(chatmessage.Thread)
 	w.main.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.Match})
-	w.main.RegisterActivityWithOptions(o.Library.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
+	w.main.RegisterActivityWithOptions(o.Library.Match, activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
+	w.main.RegisterActivityWithOptions(o.Library.Requested, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
 	// From here on nodes may connect and are missed: work that a crash left is under way at once, and before this line
 	// time may have passed (reading the budget right after a crash takes seconds).
 	w.Hub.Started = time.Now()
@@ -247,7 +247,7 @@ func (w *Worker) playbookNames() []string {
 
 // serveNode polls a node's task queue while its stream is here.
 func (w *Worker) serveNode(name string) (func(), error) {
-	nodeWorker := sdkworker.New(w.Client, workflows.NodeQueue(name), sdkworker.Options{
+	nodeWorker := sdkworker.New(w.Client, workflows.NodeTaskQueue(name), sdkworker.Options{
 		DisableWorkflowWorker: true, MaxConcurrentActivityTaskPollers: 4, WorkerStopTimeout: time.Second, Identity: w.name,
 	})
 	nodeWorker.RegisterActivityWithOptions(w.Set, activity.RegisterOptions{SkipInvalidStructFunctions: true})

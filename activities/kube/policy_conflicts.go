@@ -61,7 +61,7 @@ func policyCoversDirection(spec networkingv1.NetworkPolicySpec, direction networ
 	return slices.Contains(spec.PolicyTypes, direction)
 }
 
-// compactRules shows rules as the compact JSON that their author wrote, bounded.
+// getWorkloadInfo shows rules as the compact JSON that their author wrote, bounded.
 func compactRules(rules any) string {
 	text := compactJSON(rules)
 	if text == "[{}]" {

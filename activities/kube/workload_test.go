@@ -34,7 +34,7 @@ func TestWorkload(t *testing.T) {
 	}
 }
 
-func compactRules(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
+func getWorkloadInfo(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, o kube.WorkloadOptions) *kube.WorkloadInfo {
 	t.Helper()
 	info, refusal, err := kube.GetWorkloadInfo(t.Context(), client, podRef(pod), o)
 	requireNoRefusal(t, refusal, err)
@@ -78,7 +78,7 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 		}
 		return nil
 	})
-	info := compactRules(t, client, pod, kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, client, pod, kube.WorkloadOptions{})
 	if len(info.Missing) > 0 {
 		t.Errorf("missing with all rights: %+v", info.Missing)
 	}
@@ -129,7 +129,7 @@ func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface)
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	info := compactRules(t, client, p.findRunningPod(t, "nightly"), kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, client, p.findRunningPod(t, "nightly"), kube.WorkloadOptions{})
 	if info.Owner.Kind != "CronJob" || info.Owner.Name != "nightly" || len(info.OwnerChain) != 2 || info.Owner.DesiredReplicas != nil {
 		t.Errorf("owner %+v, chain %+v", info.Owner, info.OwnerChain)
 	}
@@ -141,7 +141,7 @@ func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interfac
 	if _, err := p.Client().AppsV1().DaemonSets(p.namespace).Create(t.Context(), ds, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	info := compactRules(t, client, p.findRunningPod(t, "agent"), kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, client, p.findRunningPod(t, "agent"), kube.WorkloadOptions{})
 	if info.Owner.Kind != "DaemonSet" || *info.Owner.DesiredReplicas != 1 || info.Rollouts.Total != 1 {
 		t.Fatalf("owner %+v, rollouts %+v", info.Owner, info.Rollouts)
 	}
@@ -172,7 +172,7 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 	}
 	pod := lab.Pod("clerk", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.ServiceAccountName = "clerk"
-	info := compactRules(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
 	for _, want := range []string{
 		"may read secrets in every namespace (ClusterRole " + p.namespace + "-clerk by ClusterRoleBinding " + p.namespace + "-clerk)",
 		"may run commands in other pods in namespace " + p.namespace + " (Role " + p.namespace + "/handy by RoleBinding " + p.namespace + "/handy)",
@@ -195,7 +195,7 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 		t.Errorf("changed rights %q", rights)
 	}
 	// Seen from next month nothing of this is recent.
-	info = compactRules(t, client, p.findRunningPod(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
+	info = getWorkloadInfo(t, client, p.findRunningPod(t, "clerk"), kube.WorkloadOptions{Now: time.Now().Add(30 * 24 * time.Hour)})
 	if info.RecentChanges.Total != 0 {
 		t.Errorf("old changes are told as recent: %+v", info.RecentChanges)
 	}
@@ -204,7 +204,7 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes.Interface) {
 	p.createDeployment(t, "partial", 1)
 	poor := p.restrictedClient(t, "poor", []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get"}}})
-	info := compactRules(t, poor, p.findRunningPod(t, "partial"), kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, poor, p.findRunningPod(t, "partial"), kube.WorkloadOptions{})
 	var parts []string
 	for _, m := range info.Missing {
 		parts = append(parts, m.Part)
@@ -222,7 +222,7 @@ func testWorkloadPartialWithoutPermissions(t *testing.T, p fixture, _ kubernetes
 
 func testWorkloadListsAreBounded(t *testing.T, p fixture, client kubernetes.Interface) {
 	p.createDeployment(t, "many", 4)
-	info := compactRules(t, client, p.findRunningPod(t, "many"), kube.WorkloadOptions{MaxListItems: 2})
+	info := getWorkloadInfo(t, client, p.findRunningPod(t, "many"), kube.WorkloadOptions{MaxListItems: 2})
 	if len(info.SameDigestPods.Items) != 2 || info.SameDigestPods.Total < 3 || len(info.SameNodePods.Items) != 2 || info.SameNodePods.Total < 3 {
 		t.Errorf("same digest %d of %d, same node %d of %d", len(info.SameDigestPods.Items), info.SameDigestPods.Total,
 			len(info.SameNodePods.Items), info.SameNodePods.Total)
@@ -234,7 +234,7 @@ func testWorkloadListsAreBounded(t *testing.T, p fixture, client kubernetes.Inte
 
 func testWorkloadOfBarePod(t *testing.T, p fixture, client kubernetes.Interface) {
 	pod, ref := p.runSleeperPod(t, "bare")
-	info := compactRules(t, client, pod, kube.WorkloadOptions{})
+	info := getWorkloadInfo(t, client, pod, kube.WorkloadOptions{})
 	if info.Owner.Kind != "Pod" || info.Owner.Name != "bare" || len(info.OwnerChain) != 0 {
 		t.Errorf("owner %+v", info.Owner)
 	}

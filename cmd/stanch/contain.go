@@ -158,7 +158,7 @@ type requestResult struct {
 	State   string                 `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
 	Steps   []playbooks.StepReport `json:"steps"`
 	Leases  []string               `json:"leases"`
-	Waiting []playbook.Pending     `json:"waiting,omitempty"`
+	Waiting []playbook.ApprovalRequest     `json:"waiting,omitempty"`
 	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
@@ -172,7 +172,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 	defer tick.Stop()
 	for {
 		var in gateway.View
-		var pending []playbook.Pending
+		var pending []playbook.ApprovalRequest
 		err := g.local().get(ctx, "/v1/incidents/"+answer.Incident, &in)
 		if err == nil {
 			err = g.local().get(ctx, "/v1/pending", &pending)
@@ -193,7 +193,7 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 }
 
 // resultsOf is what is known of each target, and whether nothing more comes by itself.
-func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook.Pending) (results []requestResult, settled bool) {
+func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
 		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}

@@ -23,7 +23,7 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 	ended := time.Now()
 	for name, c := range map[string]struct {
 		run                playbooks.PlaybookRun
-		pending            []playbook.Pending
+		pending            []playbook.ApprovalRequest
 		settled, contained bool
 		want               []string
 	}{
@@ -36,11 +36,11 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		"a lease that was refused": {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeRefused, Steps: step(playbooks.OutcomeRefused, "LSE-1")}, settled: true, want: []string{"not contained: refused"}},
 		"proposed":                 {run: playbooks.PlaybookRun{RequestID: "request/1", Ended: ended, Outcome: playbooks.OutcomeProposed, Steps: step(playbooks.OutcomeProposed, "")}, settled: true, want: []string{"not contained: proposed, not done"}},
 		"asked": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: sre must agree until", "`stanch approve INC-1 'contain#1'`"},
 		},
 		"two asked": {
-			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.Pending{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
+			run: playbooks.PlaybookRun{RequestID: "request/1", WorkflowID: "playbook/1"}, pending: []playbook.ApprovalRequest{{ID: "contain#1", WorkflowID: "playbook/1", Title: "pod.isolate of pod shop/web", Approvers: activities.Approvers{Groups: []string{"sre"}, Quorum: 2}, Deadline: ended}}, settled: true,
 			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
 		},
 	} {
@@ -105,12 +105,12 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
 	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
 	var out bytes.Buffer
-	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{Incident: in, Released: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, Denied: []string{"stop it for 1h"}})
+	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.Marked{Incident: in, Released: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, Denied: []string{"stop it for 1h"}})
 	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
 	out.Reset()
-	showMarked(&out, "INC-1", incident.MarkFalsePositive, gateway.Marked{})
+	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.Marked{})
 	require.Contains(t, out.String(), "it held nothing and asked nothing")
 	out.Reset()
-	showMarked(&out, "INC-1", incident.MarkTakenOver, gateway.Marked{})
+	showMarked(&out, "INC-1", incident.TriageAssigned, gateway.Marked{})
 	require.Equal(t, "INC-1: taken-over\n", out.String())
 }

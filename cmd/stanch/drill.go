@@ -280,14 +280,14 @@ func (d *drill) follow(ctx context.Context) {
 }
 
 // aboutPods tells whether a question touches single pods or containers only.
-func aboutPods(p playbook.Pending) bool {
+func aboutPods(p playbook.ApprovalRequest) bool {
 	return !slices.ContainsFunc(p.Plans, func(r activities.PlanResult) bool {
 		kind, _, _ := strings.Cut(r.Plan.TargetID, ":")
 		return !playbooks.TargetKind(kind).IsDetectable()
 	})
 }
 
-func everything(playbook.Pending) bool { return true }
+func everything(playbook.ApprovalRequest) bool { return true }
 
 func ended(in playbooks.Incident) bool {
 	return len(in.Playbooks) > 0 && !slices.ContainsFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.Ended.IsZero() })
@@ -311,8 +311,8 @@ func (d *drill) explain(in playbooks.Incident) {
 }
 
 // approve says yes to the incident's questions that fit, with the drill's own key.
-func (d *drill) approve(ctx context.Context, fits func(playbook.Pending) bool) bool {
-	var pending []playbook.Pending
+func (d *drill) approve(ctx context.Context, fits func(playbook.ApprovalRequest) bool) bool {
+	var pending []playbook.ApprovalRequest
 	if d.local.get(ctx, "/v1/pending", &pending) != nil {
 		return false
 	}

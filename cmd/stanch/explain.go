@@ -242,11 +242,11 @@ func asRecorded(rec recording.Recording) playbooks.Incident {
 	var signals []playbooks.CorrelationInput
 	for i, d := range rec.Detections {
 		if i == 0 {
-			in.Trigger, in.Workload = d.Detection, incident.WorkloadOf(d.Detection)
+			in.Trigger, in.Workload = d.Detection, incident.WorkloadOfDetection(d.Detection)
 		}
 		in.TotalDetections++
 		signals = append(signals, playbooks.CorrelationInput{Rule: d.Detection.Rule, Objective: d.Detection.Objective, Confidence: d.Detection.Confidence, Severity: d.Detection.Severity})
-		if target := incident.TargetOf(d.Detection); !slices.Contains(in.Targets, target) {
+		if target := incident.TargetOfDetection(d.Detection); !slices.Contains(in.Targets, target) {
 			in.Targets = append(in.Targets, target)
 		}
 	}

@@ -255,7 +255,7 @@ func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id st
 		}
 		return nil
 	}
-	var pending []playbook.Pending
+	var pending []playbook.ApprovalRequest
 	if err := g.local().get(ctx, "/v1/pending", &pending); err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id st
 	return nil
 }
 
-func showIncident(out io.Writer, in gateway.View, pending []playbook.Pending, color bool) {
+func showIncident(out io.Writer, in gateway.View, pending []playbook.ApprovalRequest, color bool) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
 	fmt.Fprintln(out, paint(color, string(in.Severity), plain(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.Standing))))
 	p("%s", in.Summary)
@@ -345,7 +345,7 @@ func containerOf(t playbooks.Target) string {
 	return "  container/" + t.ContainerID
 }
 
-func showQuestion(p func(string, ...any), q playbook.Pending) {
+func showQuestion(p func(string, ...any), q playbook.ApprovalRequest) {
 	p("")
 	p("ASKED: %s%s", q.Title, q.DurationText())
 	if q.Question != "" {

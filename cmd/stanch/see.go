@@ -40,7 +40,7 @@ func leasesCommand(g *globals) *cobra.Command {
 			}
 			reports := []playbooks.LeaseReport{}
 			for _, m := range list {
-				reports = append(reports, m.Report(time.Now()))
+				reports = append(reports, m.CurrentReport(time.Now()))
 			}
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), reports)
@@ -61,11 +61,11 @@ func leasesCommand(g *globals) *cobra.Command {
 
 // showLeases lists leases, the one that ends next first.
 func showLeases(out io.Writer, list []*lease.Machine, now time.Time) {
-	slices.SortStableFunc(list, func(a, b *lease.Machine) int { return a.End().Compare(b.End()) })
+	slices.SortStableFunc(list, func(a, b *lease.Machine) int { return a.LastExpiry().Compare(b.LastExpiry()) })
 	var t table
 	t.row("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "WHY")
 	for _, m := range list {
-		r := m.Report(now)
+		r := m.CurrentReport(now)
 		target, until := m.Target.String(), ""
 		if m.Target.Kind == "" { // it could not be read
 			target = ""
@@ -185,8 +185,8 @@ func markCommand(g *globals) *cobra.Command {
 		ValidArgs: []string{"taken-over", "false-positive"},
 		Example:   "  stanch mark INC-01JABC… false-positive --reason \"the nightly build\"",
 		RunE: func(cmd *cobra.Command, a []string) error {
-			q := gateway.MarkRequest{Incident: a[0], Kind: incident.MarkKind(a[1]), Reason: reason}
-			if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
+			q := gateway.MarkRequest{Incident: a[0], Kind: incident.TriageKind(a[1]), Reason: reason}
+			if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
 				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
 			}
 			var done gateway.Marked
@@ -202,7 +202,7 @@ func markCommand(g *globals) *cobra.Command {
 }
 
 // showMarked says what a mark brought about.
-func showMarked(out io.Writer, id string, kind incident.MarkKind, done gateway.Marked) {
+func showMarked(out io.Writer, id string, kind incident.TriageKind, done gateway.Marked) {
 	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
 	p("%s: %s", id, kind)
 	for _, l := range done.Released {
@@ -211,7 +211,7 @@ func showMarked(out io.Writer, id string, kind incident.MarkKind, done gateway.M
 	for _, title := range done.Denied {
 		p("  denied: %s", title)
 	}
-	if kind == incident.MarkFalsePositive && len(done.Released)+len(done.Denied) == 0 {
+	if kind == incident.TriageFalsePositive && len(done.Released)+len(done.Denied) == 0 {
 		p("  it held nothing and asked nothing")
 	}
 }

@@ -118,7 +118,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	server, err := engine.Start(ctx, engine.Options{
 		Dir: filepath.Join(g.data, "temporal"), PKI: inner, Log: log,
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	w, err := startWorker(ctx, worker.Options{
-		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify, Route: workflows.Route{Here: true}},
+		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{VerifyInterval: o.verify, Route: workflows.ActivityRoute{LocalOnly: true}},
 		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), SocketGroup: group, Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {

@@ -177,7 +177,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	options := worker.Options{
-		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{Verify: o.verify},
+		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{VerifyInterval: o.verify},
 		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
@@ -252,19 +252,19 @@ func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, watched func
 func registerAttribute(ctx context.Context, temporal client.Client, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	hint := fmt.Sprintf("; an administrator of Temporal makes it with `temporal operator search-attribute create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentAttribute)
+	hint := fmt.Sprintf("; an administrator of Temporal makes it with `temporal operator search-attribute create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)
 	have, err := temporal.OperatorService().ListSearchAttributes(ctx, &operatorservice.ListSearchAttributesRequest{Namespace: namespace})
 	var noNamespace *serviceerror.NamespaceNotFound
 	if errors.As(err, &noNamespace) {
 		return fmt.Errorf("there is no namespace %s in Temporal; make it with `temporal operator namespace create --namespace %s --retention 90d`: %w", namespace, namespace, err)
 	}
 	if err == nil {
-		if _, ok := have.GetCustomAttributes()[workflows.IncidentAttribute]; ok {
+		if _, ok := have.GetCustomAttributes()[workflows.IncidentSearchAttribute]; ok {
 			return nil
 		}
 		_, err = temporal.OperatorService().AddSearchAttributes(ctx, &operatorservice.AddSearchAttributesRequest{
 			Namespace:        namespace,
-			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+			SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 		})
 		var there *serviceerror.AlreadyExists
 		if errors.As(err, &there) {
@@ -272,7 +272,7 @@ func registerAttribute(ctx context.Context, temporal client.Client, namespace st
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("make the search attribute %s: %w%s", workflows.IncidentAttribute, err, hint)
+		return fmt.Errorf("make the search attribute %s: %w%s", workflows.IncidentSearchAttribute, err, hint)
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func newScene(t *testing.T) *scene {
 	_, stderr, code := w.Run(t, "release", "--all")
 	require.Zero(t, code, stderr)
 	w.Incident(t, w.freed.ID, 20*time.Second, "released", undone)
-	w.freedGrant = *reader.lease(w.freedTarget).Grant
+	w.freedGrant = *reader.lease(w.freedTarget).ReleaseGrant
 
 	_, stderr, code = w.Run(t, "stop")
 	require.Zero(t, code, stderr)
@@ -89,7 +89,7 @@ func (w *scene) unchanged(t *testing.T) {
 }
 
 // request is an honest request of the held lease.
-func (w *scene) request() activities.Request { return w.heldLease.Request() }
+func (w *scene) request() activities.Request { return w.heldLease.ActivityRequest() }
 
 // on is a request to isolate a target under a lease of the intruder's invention.
 func (w *scene) on(target playbooks.Target, name string) activities.Request {
@@ -99,9 +99,9 @@ func (w *scene) on(target playbooks.Target, name string) activities.Request {
 }
 
 func (w *scene) holder(target playbooks.Target, basis activities.Authorization) lease.Input {
-	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), PriorState: w.heldLease.Prior}
-	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{
-		ID: "intruder", Incident: w.heldLease.Incident, Action: "pod.isolate", Params: w.heldLease.Params, For: 10 * time.Minute, Plan: plan, Basis: basis,
+	plan := activities.Plan{Action: "pod.isolate", TargetID: target.ID(), PriorState: w.heldLease.PriorState}
+	return lease.Input{Target: target, Facet: playbooks.FacetNetwork, FirstHolder: lease.Holder{
+		ID: "intruder", IncidentRef: w.heldLease.IncidentRef, Action: "pod.isolate", Params: w.heldLease.Params, Duration: 10 * time.Minute, Plan: plan, Authorization: basis,
 	}}
 }
 
@@ -143,13 +143,13 @@ var attacks = []struct {
 	do      func(t *testing.T, w *scene, i *intruder)
 }{
 	{"without the codec's key, an invented incident in plain text", true, func(_ *testing.T, w *scene, i *intruder) {
-		i.start("Incident", "incident/invented", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", Key: "invented", Phase: 3})
+		i.start("Incident", "incident/invented", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", GroupingKey: "invented", Phase: 3})
 	}},
 	{"without the codec's key, a lease in plain text", true, func(_ *testing.T, w *scene, i *intruder) {
 		i.start("Lease", leaseID(w.cleanTarget()), w.holder(w.cleanTarget(), activities.Authorization{}))
 	}},
 	{"without the codec's key, a release in plain text", true, func(t *testing.T, w *scene, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
 	}},
 	{"without the codec's key, the encrypted start of a released lease again", true, func(_ *testing.T, w *scene, i *intruder) {
 		var raw []any
@@ -166,27 +166,27 @@ var attacks = []struct {
 	}},
 	{"an invented incident with an unsigned attestation", false, func(_ *testing.T, w *scene, i *intruder) {
 		body, _ := json.Marshal(attestationOf(w.cleanTarget()))
-		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: attestation.Envelope{PayloadType: attestation.PayloadTypeAttestation, Payload: body}})
+		i.incident(incident.AttestedDetection{Detection: detectionOf(w.cleanTarget()), Attestation: attestation.Envelope{PayloadType: attestation.PayloadTypeAttestation, Payload: body}})
 	}},
 	{"an invented incident with a self-signed attestation", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: i.forge(attestation.PayloadTypeAttestation, attestationOf(w.cleanTarget()))})
+		i.incident(incident.AttestedDetection{Detection: detectionOf(w.cleanTarget()), Attestation: i.forge(attestation.PayloadTypeAttestation, attestationOf(w.cleanTarget()))})
 	}},
 	{"an invented incident with another target's attestation", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.incident(incident.Attested{Detection: detectionOf(w.cleanTarget()), Attestation: w.heldLease.Basis.Attestations[0]})
+		i.incident(incident.AttestedDetection{Detection: detectionOf(w.cleanTarget()), Attestation: w.heldLease.Authorization.Attestations[0]})
 	}},
 	{"a playbook of one's own", false, func(_ *testing.T, w *scene, i *intruder) {
 		in := w.heldIn
 		in.Targets = []playbooks.Target{w.cleanTarget()}
 		i.start("Playbook", "playbook/"+uuid.NewString(), playbook.Input{
-			Language: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
-			Incident: in, Brief: w.heldLease.Incident, Attestations: map[string][]attestation.Envelope{w.cleanTarget().ID(): w.heldLease.Basis.Attestations},
+			LanguageVersion: playbooks.LanguageVersion, File: "x.yaml", Source: []byte(strings.ReplaceAll(holdFor(time.Hour)["hold.yaml"], "MARK", w.Mark)),
+			Incident: in, IncidentRef: w.heldLease.IncidentRef, Attestations: map[string][]attestation.Envelope{w.cleanTarget().ID(): w.heldLease.Authorization.Attestations},
 		})
 	}},
 	{"a lease with another target's attestation and token", false, func(_ *testing.T, w *scene, i *intruder) {
-		in := w.holder(w.cleanTarget(), w.heldLease.Basis)
-		m := lease.New("LSE-INVENTED", in.Target, in.Facet, in.First, time.Now(), lease.Timing{})
-		m.Token, m.Basis = w.heldLease.Token, w.heldLease.Basis
-		in.Carry = m
+		in := w.holder(w.cleanTarget(), w.heldLease.Authorization)
+		m := lease.NewMachine("LSE-INVENTED", in.Target, in.Facet, in.FirstHolder, time.Now(), lease.Timing{})
+		m.LeaseToken, m.Authorization = w.heldLease.LeaseToken, w.heldLease.Authorization
+		in.Resume = m
 		i.start("Lease", leaseID(w.cleanTarget()), in)
 	}},
 	{"applying with a self-signed attestation and receipt", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -195,7 +195,7 @@ var attacks = []struct {
 	}},
 	{"applying with an attestation that pretends to the authority's key", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
-		i.apply(r, activities.Authorization{Attestations: []attestation.Envelope{i.pretend(*w.heldLease.Token, attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: []attestation.Envelope{i.pretend(*w.heldLease.LeaseToken, attestation.PayloadTypeAttestation, attestationOf(r.Target))}}, w, nil)
 	}},
 	{"applying with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.on(w.cleanTarget(), "LSE-INVENTED")
@@ -208,7 +208,7 @@ var attacks = []struct {
 		i.apply(r, activities.Authorization{}, w, &token)
 	}},
 	{"applying with an attestation dressed up as a token", false, func(_ *testing.T, w *scene, i *intruder) {
-		token := w.heldLease.Basis.Attestations[0]
+		token := w.heldLease.Authorization.Attestations[0]
 		token.PayloadType = attestation.PayloadTypeLeaseToken
 		i.apply(w.on(w.cleanTarget(), "LSE-INVENTED"), activities.Authorization{}, w, &token)
 	}},
@@ -228,59 +228,59 @@ var attacks = []struct {
 		require.False(t, tally.Granted)
 	}},
 	{"a release with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: i.forge(attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))}))
 		i.settled(leaseID(w.target))
 	}},
 	{"a release with the genuine grant of another lease", false, func(t *testing.T, w *scene, i *intruder) {
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalRelease, lease.ReleaseSignal{Grant: w.freedGrant}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: w.freedGrant}))
 		i.settled(leaseID(w.target))
 	}},
 	{"an undo whose end is claimed to have passed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.ExpiresAt = time.Now().Add(-time.Hour)
-		_, _ = i.order("Undo", activities.UndoInput{Request: r, PriorState: w.heldLease.Prior})
+		_, _ = i.order("Undo", activities.UndoInput{Request: r, PriorState: w.heldLease.PriorState})
 	}},
 	{"an undo with a self-signed grant", false, func(_ *testing.T, w *scene, i *intruder) {
 		grant := i.pretend(w.freedGrant, attestation.PayloadTypeGrant, releaseOf(w.lock.LeaseID))
-		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.Prior, ReleaseGrant: &grant})
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.PriorState, ReleaseGrant: &grant})
 	}},
 	{"an undo with the genuine grant of another lease", false, func(_ *testing.T, w *scene, i *intruder) {
-		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.Prior, ReleaseGrant: &w.freedGrant})
+		_, _ = i.order("Undo", activities.UndoInput{Request: w.request(), PriorState: w.heldLease.PriorState, ReleaseGrant: &w.freedGrant})
 	}},
 	{"a lease whose carried state says that the held one is being undone", false, func(_ *testing.T, w *scene, i *intruder) {
 		m := *w.heldLease
-		m.State, m.Stamped, m.NextCheck, m.Timing = lease.StateUndoing, time.Now().Add(-time.Hour), time.Time{}, lease.Timing{RetryFirst: time.Second, RetryMost: time.Second}
-		in := w.holder(w.target, w.heldLease.Basis)
-		in.Carry = &m
+		m.State, m.StampedUntil, m.NextCheckAt, m.Timing = lease.StateUndoing, time.Now().Add(-time.Hour), time.Time{}, lease.Timing{UndoRetryInitial: time.Second, UndoRetryMax: time.Second}
+		in := w.holder(w.target, w.heldLease.Authorization)
+		in.Resume = &m
 		i.start("Lease", "lease/invented", in)
 	}},
 	{"applying the held lease with an earlier end", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.ExpiresAt = time.Now().Add(3 * time.Second)
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
-		i.apply(r, activities.Authorization{}, w, w.heldLease.Token)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{}, w, w.heldLease.LeaseToken)
 		require.True(i.t, w.held.Silent(4*time.Second), "it was let go at the earlier end")
 	}},
 	{"applying the held lease with a later end than was planned", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.ExpiresAt = time.Now().Add(30 * 24 * time.Hour)
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, w.heldLease.Token)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, w.heldLease.LeaseToken)
 	}},
 	{"applying the held lease for longer than runs without a person", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.Duration, r.ExpiresAt = 30*24*time.Hour, time.Now().Add(30*24*time.Hour)
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, nil)
 	}},
 	{"applying the held lease with everything allowed", false, func(_ *testing.T, w *scene, i *intruder) {
 		r := w.request()
 		r.Params = json.RawMessage(`{"allow":["0.0.0.0/0"]}`)
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, nil)
 	}},
 	{"joining the held lease with everything allowed", false, func(t *testing.T, w *scene, i *intruder) {
-		h := w.holder(w.target, w.heldLease.Basis).First
-		h.Params, h.For = json.RawMessage(`{"allow":["0.0.0.0/0"]}`), time.Minute
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalJoin, h))
+		h := w.holder(w.target, w.heldLease.Authorization).FirstHolder
+		h.Params, h.Duration = json.RawMessage(`{"allow":["0.0.0.0/0"]}`), time.Minute
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalJoinLease, h))
 		i.settled(leaseID(w.target))
 	}},
 	{"applying the held lease so that it fails and is rolled back", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -290,7 +290,7 @@ var attacks = []struct {
 			many = append(many, fmt.Sprintf("10.%d.%d.%d/32", n>>16, n>>8&255, n&255))
 		}
 		r.Params, _ = json.Marshal(map[string]any{"allow": many})
-		i.apply(r, activities.Authorization{Attestations: w.heldLease.Basis.Attestations}, w, nil)
+		i.apply(r, activities.Authorization{Attestations: w.heldLease.Authorization.Attestations}, w, nil)
 	}},
 	{"applying the held lease to another target", false, func(_ *testing.T, w *scene, i *intruder) {
 		target := w.knownIn.Targets[0]
@@ -298,18 +298,18 @@ var attacks = []struct {
 		i.apply(r, activities.Authorization{Attestations: i.attestations(w.knownIn.Playbooks[0].WorkflowID, target)}, w, nil)
 	}},
 	{"applying a released lease again with its own token", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, w.freedLease.Token)
+		i.apply(w.freedLease.ActivityRequest(), w.freedLease.Authorization, w, w.freedLease.LeaseToken)
 	}},
 	{"applying a released lease again with its own attestation", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.apply(w.freedLease.Request(), w.freedLease.Basis, w, nil)
+		i.apply(w.freedLease.ActivityRequest(), w.freedLease.Authorization, w, nil)
 	}},
 	{"a new lease on a released target with the old attestation", false, func(_ *testing.T, w *scene, i *intruder) {
-		i.apply(w.on(w.freedTarget, "LSE-INVENTED"), w.freedLease.Basis, w, nil)
+		i.apply(w.on(w.freedTarget, "LSE-INVENTED"), w.freedLease.Authorization, w, nil)
 	}},
 	{"an extension with a self-signed grant", false, func(t *testing.T, w *scene, i *intruder) {
 		g := releaseOf(w.lock.LeaseID)
 		g.Operation, g.NewEnd = attestation.OperationExtend, time.Now().Add(10*time.Hour)
-		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtend, lease.ExtendSignal{Until: g.NewEnd, Grant: i.forge(attestation.PayloadTypeGrant, g)}))
+		require.NoError(t, i.SignalWorkflow(i.ctx(), leaseID(w.target), "", workflows.SignalExtendLease, lease.ExtendSignal{ExpiresAt: g.NewEnd, Grant: i.forge(attestation.PayloadTypeGrant, g)}))
 		i.settled(leaseID(w.target))
 	}},
 	{"answering the node's and the workers' tasks falsely", false, func(_ *testing.T, w *scene, i *intruder) {
@@ -331,18 +331,18 @@ func (i *intruder) settled(id string) {
 }
 
 // incident starts an incident of the intruder's invention.
-func (i *intruder) incident(a incident.Attested) {
+func (i *intruder) incident(a incident.AttestedDetection) {
 	i.t.Helper()
 	key := "local/Container/" + a.Detection.Event.Container.Name
-	_, err := i.SignalWithStartWorkflow(i.ctx(), workflows.IncidentID(key), workflows.SignalDetections, []incident.Attested{a},
-		client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", Key: key, Cluster: "local", Scope: "drill", Phase: 3, Drill: true})
+	_, err := i.SignalWithStartWorkflow(i.ctx(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{a},
+		client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV", GroupingKey: key, Cluster: "local", Scope: "drill", Phase: 3, Drill: true})
 	require.NoError(i.t, err)
 	require.Eventually(i.t, func() bool {
-		value, err := i.QueryWorkflow(i.ctx(), workflows.IncidentID(key), "", workflows.QueryIncident)
+		value, err := i.QueryWorkflow(i.ctx(), workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
 		var in playbooks.Incident
 		return err == nil && value.Get(&in) == nil && playbookEnded(in)
 	}, 15*time.Second, 100*time.Millisecond, "its playbook ran to its end")
-	_ = i.TerminateWorkflow(i.ctx(), workflows.IncidentID(key), "", "the attack is over")
+	_ = i.TerminateWorkflow(i.ctx(), workflows.IncidentWorkflowID(key), "", "the attack is over")
 }
 
 // apply orders the Apply activity.
@@ -350,5 +350,5 @@ func (i *intruder) apply(r activities.Request, basis activities.Authorization, w
 	i.t.Helper()
 	// A receipt is had for the asking: what refuses must be something better.
 	basis.Receipts = append(i.receipt(r), basis.Receipts...)
-	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Authorization: basis, PriorState: w.heldLease.Prior, LeaseToken: token})
+	_, _ = i.order("Apply", activities.ApplyInput{Request: r, Authorization: basis, PriorState: w.heldLease.PriorState, LeaseToken: token})
 }

@@ -200,9 +200,9 @@ people: [{ name: ann, uid: 0, groups: [sre] }, { name: bob, uid: 65533, groups: 
 `})
 	c := s.Container(t)
 	c.Attack(t)
-	var asked playbook.Pending
+	var asked playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
-		var pending []playbook.Pending
+		var pending []playbook.ApprovalRequest
 		if s.Get("/v1/pending", &pending) != nil || len(pending) == 0 {
 			return false
 		}

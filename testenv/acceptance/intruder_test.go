@@ -131,7 +131,7 @@ func (i *intruder) lease(target playbooks.Target) *lease.Machine {
 }
 
 func leaseID(target playbooks.Target) string {
-	return workflows.NodeLeaseID("local", target, playbooks.FacetNetwork)
+	return workflows.NodeLeaseWorkflowID("local", target, playbooks.FacetNetwork)
 }
 
 // attestations are the genuine ones that a playbook was given, read from its history.
@@ -167,7 +167,7 @@ func (i *intruder) receipt(r activities.Request) []attestation.Envelope {
 func (i *intruder) answerFalsely(node string, d time.Duration) {
 	i.t.Helper()
 	var workers []sdkworker.Worker
-	for _, queue := range []string{workflows.NodeQueue(node), workflows.TaskQueue} {
+	for _, queue := range []string{workflows.NodeTaskQueue(node), workflows.TaskQueue} {
 		w := sdkworker.New(i.Client, queue, sdkworker.Options{DisableWorkflowWorker: true})
 		for name, f := range map[string]any{
 			"Apply": func(context.Context, activities.ApplyInput) (activities.ApplyResult, error) {

@@ -159,7 +159,7 @@ var clicks = []struct {
 type clickScene struct {
 	*chat
 	t   *testing.T
-	q   playbook.Pending
+	q   playbook.ApprovalRequest
 	m   slack.Message
 	old slack.Button // of a question that is closed
 	n   int

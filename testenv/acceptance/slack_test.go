@@ -147,7 +147,7 @@ func (c *chat) message(t *testing.T, incident, what string, ok func(slack.Messag
 }
 
 // asked attacks in a new container and waits until Slack shows the question.
-func (c *chat) asked(t *testing.T) (*stand.Container, playbook.Pending, slack.Message) {
+func (c *chat) asked(t *testing.T) (*stand.Container, playbook.ApprovalRequest, slack.Message) {
 	t.Helper()
 	box := c.Container(t)
 	box.Attack(t)
@@ -156,23 +156,23 @@ func (c *chat) asked(t *testing.T) (*stand.Container, playbook.Pending, slack.Me
 	return box, c.question(t, in.ID), m
 }
 
-func (c *chat) question(t *testing.T, incident string) playbook.Pending {
+func (c *chat) question(t *testing.T, incident string) playbook.ApprovalRequest {
 	t.Helper()
 	q, ok := c.open(t, incident)
 	require.True(t, ok, "no open question of %s", incident)
 	return q
 }
 
-func (c *chat) open(t *testing.T, incident string) (playbook.Pending, bool) {
+func (c *chat) open(t *testing.T, incident string) (playbook.ApprovalRequest, bool) {
 	t.Helper()
-	var all []playbook.Pending
+	var all []playbook.ApprovalRequest
 	require.NoError(t, c.Get("/v1/pending", &all))
 	for _, q := range all {
 		if q.IncidentID == incident {
 			return q, true
 		}
 	}
-	return playbook.Pending{}, false
+	return playbook.ApprovalRequest{}, false
 }
 
 // click presses a button as Slack would send it, signed.

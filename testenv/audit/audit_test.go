@@ -52,7 +52,7 @@ type detections struct {
 // story is an incident that tells the test what it was told.
 func (d *detections) story(ctx workflow.Context, _ incident.Input) error {
 	for {
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
 		d.mu.Lock()
 		for _, a := range batch {
@@ -169,7 +169,7 @@ func TestEveryRuleFiresOnARealAPIServer(t *testing.T) {
 					continue
 				}
 				require.NotEmpty(t, one.Event.Actor)
-				require.True(t, incident.Contained(one) || one.Event.Subject.Name != "", "%+v", one)
+				require.True(t, incident.HasContainer(one) || one.Event.Subject.Name != "", "%+v", one)
 				switch rule {
 				case "pod-exec", "port-forward", "ephemeral-container":
 					require.Equal(t, "plain", one.Event.Container.Pod.Name, "it joins the incident of the pod that was entered")

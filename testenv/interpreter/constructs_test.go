@@ -313,7 +313,7 @@ func TestEveryConstructRuns(t *testing.T) {
 				want:  []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
 				then: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
-						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalLive, playbooks.Incident{TotalDetections: total}))
+						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState, playbooks.Incident{TotalDetections: total}))
 					}
 				},
 			}, outcome: "changed", inOrder: true,

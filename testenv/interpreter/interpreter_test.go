@@ -188,7 +188,7 @@ func (l *lab) start(dir string) error {
 	}
 	server, err := engine.Start(context.Background(), engine.Options{
 		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
 		return err
@@ -324,10 +324,10 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
 		then: func(t *testing.T, c client.Client, id string, _ func(func())) {
-			var again playbook.Pending
+			var again playbook.ApprovalRequest
 			require.Eventually(t, func() bool {
-				var open []playbook.Pending
-				value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+				var open []playbook.ApprovalRequest
+				value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPendingApprovals)
 				if err != nil || value.Get(&open) != nil || len(open) != 1 || open[0].ReplacesHash == "" {
 					return false
 				}
@@ -348,18 +348,18 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 }
 
 // asked waits for the run's open question.
-func asked(t *testing.T, c client.Client, id string) playbook.Pending {
+func asked(t *testing.T, c client.Client, id string) playbook.ApprovalRequest {
 	t.Helper()
-	var open []playbook.Pending
+	var open []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
-		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPendingApprovals)
 		return err == nil && value.Get(&open) == nil && len(open) == 1
 	}, 20*time.Second, 20*time.Millisecond, "it is asked")
 	return open[0]
 }
 
 // say signs and sends a vote as the gateway does.
-func say(t *testing.T, c client.Client, p playbook.Pending, person string, approve bool) {
+func say(t *testing.T, c client.Client, p playbook.ApprovalRequest, person string, approve bool) {
 	t.Helper()
 	signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 	require.NoError(t, err)
@@ -414,7 +414,7 @@ func TestAHaltIsHeard(t *testing.T) {
 	s := askingFor("  - contain: isolate\n    for: 1h\n")
 	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
 		q := asked(t, c, id)
-		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalHalt, "bob says that it is a false positive"))
+		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalSuspend, "bob says that it is a false positive"))
 		say(t, c, q, "alice", true)
 	}
 	w, report := play(t, s)
@@ -465,8 +465,8 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	// Scenarios share Temporal and run at once: each has a namespace of queues by its own client's identity.
 	queue := workflows.TaskQueue + "/" + t.Name()
 	catalogue := set.Catalog()
-	leases := &lease.Workflows{Catalogue: catalogue}
-	plays := &playbook.Workflows{Catalogue: catalogue, Leases: leases}
+	leases := &lease.Workflows{Catalog: catalogue}
+	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	serve := func() sdkworker.Worker {
 		work := sdkworker.New(c, queue, sdkworker.Options{})
 		work.RegisterWorkflow(leases.Lease)
@@ -482,12 +482,12 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
 	in := playbook.Input{
-		Language: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
+		LanguageVersion: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
 		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
-		Brief:    activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, Timing: lease.Timing{Route: workflows.Route{Queue: queue}},
+		IncidentRef:    activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
 	}
 	for _, source := range s.called {
-		in.Called = append(in.Called, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
+		in.Callees = append(in.Callees, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
 	}
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
 	require.NoError(t, err)
@@ -518,9 +518,9 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 // answer votes as the gateway would, when a question is open or the run has ended without one.
 func answer(t *testing.T, c client.Client, id string, approve bool) {
 	t.Helper()
-	var open []playbook.Pending
+	var open []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
-		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPending)
+		value, err := c.QueryWorkflow(t.Context(), id, "", workflows.QueryPendingApprovals)
 		if err != nil || value.Get(&open) != nil {
 			return false
 		}

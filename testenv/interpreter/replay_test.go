@@ -100,7 +100,7 @@ func TestStoredRunsOfEveryConstructReplay(t *testing.T) {
 	require.GreaterOrEqual(t, len(dirs), 25, "histories are missing: STANCH_HISTORIES=1 go test ./testenv/interpreter writes those of new scenarios")
 	w := &world{}
 	set := activities.NewActivities(w.actions()...)
-	plays := &playbook.Workflows{Catalogue: set.Catalog(), Leases: &lease.Workflows{Catalogue: set.Catalog()}}
+	plays := &playbook.Workflows{Catalog: set.Catalog(), Leases: &lease.Workflows{Catalog: set.Catalog()}}
 	other := func(ctx workflow.Context, in playbook.Input) (playbook.Report, error) {
 		// Something that the stored run did not do, at its very end.
 		report, err := plays.Playbook(ctx, in)

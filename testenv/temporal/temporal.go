@@ -37,7 +37,7 @@ func Start(t testing.TB, kinds map[string]any) *Server {
 	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
 	require.NoError(t, err)
 	server, err := engine.Start(context.Background(), engine.Options{
-		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop() })
@@ -60,7 +60,7 @@ func (s *Server) Run(kind, id, incident string, in ...any) client.WorkflowRun {
 	s.t.Helper()
 	o := client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue}
 	if incident != "" {
-		o.TypedSearchAttributes = temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(incident))
+		o.TypedSearchAttributes = temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(incident))
 	}
 	run, err := s.ExecuteWorkflow(context.Background(), o, kind, in...)
 	require.NoError(s.t, err)

@@ -45,7 +45,7 @@ func (c *Collector) Collect(ctx context.Context, incident string) ([]audit.Run, 
 		return nil, fmt.Errorf("%q is not an incident's id", incident)
 	}
 	g := &gathering{Collector: c, have: map[string]bool{}}
-	if err := g.listed(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentAttribute, incident), nil); err != nil {
+	if err := g.listed(ctx, fmt.Sprintf("%s = '%s'", workflows.IncidentSearchAttribute, incident), nil); err != nil {
 		return nil, err
 	}
 	// Visibility may lag behind: children are followed from the histories themselves.
@@ -148,7 +148,7 @@ func (g *gathering) joined(ctx context.Context) error {
 			if a.GetSignalName() != workflows.SignalLeaseReport {
 				continue
 			}
-			var report lease.Report
+			var report lease.OutgoingReport
 			if g.Converter.FromPayloads(a.GetInput(), &report) != nil || report.Lease.ID == "" {
 				continue // the story names what cannot be read
 			}

@@ -181,7 +181,7 @@ func TestEachLieIsNamed(t *testing.T) {
 		}, want: "the steps of playbook miner are others"},
 		"stored evidence": {change: func(_ *made, p *parts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
 		"a stored lease":  {change: func(_ *made, p *parts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
-		"another source":  {change: func(_ *made, p *parts) { p.report.Hash = "0123456789abcdef" }, want: "the report names the source"},
+		"another source":  {change: func(_ *made, p *parts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report names the source"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMade(t)
@@ -273,7 +273,7 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m := newMade(t).whole(nil)
 	runs := m.runs
 	m.runs = runs[:1]
-	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna", Grant: m.sign(attestation.PayloadTypeGrant, attestation.Grant{
+	m.signal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Operation: attestation.OperationTriage, IncidentID: incidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
 	})})
 	m.runs = append(m.runs[:1:1], runs[1:]...)
@@ -281,6 +281,6 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 
 	m = newMade(t).whole(nil)
 	m.runs = m.runs[:1]
-	m.signal("mark", incident.Mark{Kind: incident.MarkFalsePositive, Person: "anna"})
+	m.signal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
 	require.Equal(t, "closed", audit.Tell(m.runs, m.options()).Standing(), "a mark without a valid grant resolves nothing")
 }

@@ -55,20 +55,20 @@ func (r *reader) opened(e *historypb.HistoryEvent) {
 	if !r.decode(e, "the incident's input", input(e).GetInput(), &in) {
 		return
 	}
-	if in.Carry != nil {
+	if in.Resume != nil {
 		return // a later run of the chain
 	}
 	s := r.story
-	s.Incident, s.Key, s.Cluster, s.Scope, s.Phase, s.Drill, s.Opened = in.ID, in.Key, in.Cluster, in.Scope, in.Phase, in.Drill, e.GetEventTime().AsTime()
-	what := fmt.Sprintf("Incident %s was opened for %s: scope %s, phase %d", in.ID, strings.TrimPrefix(in.Key, in.Cluster+"/"), in.Scope, in.Phase)
+	s.Incident, s.Key, s.Cluster, s.Scope, s.Phase, s.Drill, s.Opened = in.ID, in.GroupingKey, in.Cluster, in.Scope, in.Phase, in.Drill, e.GetEventTime().AsTime()
+	what := fmt.Sprintf("Incident %s was opened for %s: scope %s, phase %d", in.ID, strings.TrimPrefix(in.GroupingKey, in.Cluster+"/"), in.Scope, in.Phase)
 	if in.Drill {
 		what += ", a drill"
 	}
-	details := map[string]any{"key": in.Key, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.FormatApprox(in.Quiet)}
-	if in.Config != "" {
-		r.configs[in.Config] = true
-		details["config"] = in.Config
-		what += ", configuration " + in.Config
+	details := map[string]any{"key": in.GroupingKey, "scope": in.Scope, "phase": in.Phase, "closes_after_quiet": duration.FormatApprox(in.IdleTimeout)}
+	if in.ConfigHash != "" {
+		r.configs[in.ConfigHash] = true
+		details["config"] = in.ConfigHash
+		what += ", configuration " + in.ConfigHash
 	}
 	r.line(e, KindOpened, "", what, details)
 }
@@ -77,7 +77,7 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 	a := e.GetWorkflowExecutionSignaledEventAttributes()
 	switch a.GetSignalName() {
 	case workflows.SignalDetections:
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		if r.decode(e, "a batch of detections", a.GetInput(), &batch) {
 			for _, one := range batch {
 				r.detection(e, one)
@@ -86,12 +86,12 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 	case workflows.SignalPlaybookReport:
 		var report playbook.Report
 		if r.decode(e, "a playbook's report", a.GetInput(), &report) {
-			r.reports[report.Run] = r.ref(e)
+			r.reports[report.WorkflowID] = r.ref(e)
 		}
 	case workflows.SignalLeaseReport: // the lease's own history tells it
-	case workflows.SignalWatch, workflows.SignalUnwatch: // a playbook waits for the incident; its history shows that
-	case workflows.SignalMark:
-		var m incident.Mark
+	case workflows.SignalWatchIncident, workflows.SignalUnwatchIncident: // a playbook waits for the incident; its history shows that
+	case workflows.SignalTriage:
+		var m incident.TriageDecision
 		if r.decode(e, "a person's word about the incident", a.GetInput(), &m) {
 			r.marked(e, m)
 		}
@@ -101,12 +101,12 @@ func (r *reader) incidentSignal(e *historypb.HistoryEvent) {
 }
 
 // marked tells what a person said about the incident.
-func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
+func (r *reader) marked(e *historypb.HistoryEvent, m incident.TriageDecision) {
 	var g attestation.Grant
 	holds := r.open(e, "the grant of what a person said", m.Grant, attestation.PayloadTypeGrant, &g) && g.Operation == attestation.OperationTriage && g.IncidentID == r.story.Incident
 	who := r.grantees(g.GrantedBy, string(m.Kind))
 	what := who + " took the incident over: nothing new starts by itself"
-	if m.Kind == incident.MarkFalsePositive {
+	if m.Kind == incident.TriageFalsePositive {
 		what = who + " says that it is a false positive: nothing new starts by itself"
 	}
 	if m.Reason != "" {
@@ -114,7 +114,7 @@ func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
 	}
 	switch s := r.story; {
 	case !holds:
-	case m.Kind == incident.MarkFalsePositive:
+	case m.Kind == incident.TriageFalsePositive:
 		s.Judged, s.JudgedBy = string(m.Kind), m.Person
 	default:
 		s.Owner = m.Person
@@ -126,9 +126,9 @@ func (r *reader) marked(e *historypb.HistoryEvent, m incident.Mark) {
 	r.line(e, KindMark, who, what, map[string]any{"mark": string(m.Kind), "reason": m.Reason, "holds": holds})
 }
 
-func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
+func (r *reader) detection(e *historypb.HistoryEvent, one incident.AttestedDetection) {
 	d := one.Detection
-	target := incident.TargetOf(d)
+	target := incident.TargetOfDetection(d)
 	r.learn(target)
 	var att attestation.Attestation
 	attested := r.open(e, "the attestation of detection "+d.ID, one.Attestation, attestation.PayloadTypeAttestation, &att)
@@ -149,7 +149,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 	s := r.story
 	s.Detections += count
 	if s.Workload == "" {
-		w := incident.WorkloadOf(d)
+		w := incident.WorkloadOfDetection(d)
 		s.Workload, s.Image, s.Digest, s.Node = w.String(), w.Image, w.ImageDigest, w.Node
 	}
 	key := d.Rule + "\x00" + target.ID()
@@ -160,7 +160,7 @@ func (r *reader) detection(e *historypb.HistoryEvent, one incident.Attested) {
 		r.requested(e, d, att, attested, details)
 		return
 	}
-	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.What(d), d.Rule, d.Severity, d.Confidence)
+	what := fmt.Sprintf("Seen on node %s: %s on %s. %s (rule %s, %s, confidence %.2f)", d.Node, d.Title, target, incident.Describe(d), d.Rule, d.Severity, d.Confidence)
 	if count > 1 {
 		what += fmt.Sprintf(", %d alike", count)
 	}
@@ -178,9 +178,9 @@ func (r *reader) requested(e *historypb.HistoryEvent, d sensors.Detection, att a
 		attested = false
 	}
 	who := display.FormatPerson(q.Person, q.AuthenticatedBy)
-	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.Describe(), incident.TargetOf(d), q.Reason)
+	what := fmt.Sprintf("%s requested %s on %s: %s", who, q.Describe(), incident.TargetOfDetection(d), q.Reason)
 	if attested {
-		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOf(d), q.Reason))
+		r.grantees([]string{who}, fmt.Sprintf("requested %s on %s: %s", q.Describe(), incident.TargetOfDetection(d), q.Reason))
 	} else {
 		what += ". Its attestation does not hold"
 	}
@@ -207,9 +207,9 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 		return
 	}
 	name, hash, _ := r.source(in)
-	if in.Selection != nil {
+	if in.PlaybookAuthorization != nil {
 		var s attestation.PlaybookAuthorization
-		if r.open(e, "the proof that the playbook is one of this installation's", *in.Selection, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
+		if r.open(e, "the proof that the playbook is one of this installation's", *in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &s) && (s.SourceHash != hash || s.Playbook != name) {
 			r.problem(e, "the playbook that was started (%s, SHA-256 %s) is not the one that was selected (%s, %s)", name, digest(hash), s.Playbook, digest(s.SourceHash))
 		}
 	}
@@ -224,14 +224,14 @@ func (r *reader) startedPlaybook(e *historypb.HistoryEvent) {
 
 // source gives what a playbook's source says of itself; its hash is computed here and not read.
 func (r *reader) source(in playbook.Input) (name, hash string, p *playbooks.Program) {
-	hash = playbooks.HashWithCallees(in.Source, in.Called)
+	hash = playbooks.HashWithCallees(in.Source, in.Callees)
 	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
 	name = book.Name
 	if name == "" {
 		name = in.File
 	}
 	if r.o.Catalogue != nil {
-		p, _ = in.Load(r.o.Catalogue)
+		p, _ = in.LoadPlaybook(r.o.Catalogue)
 	}
 
 	return name, hash, p

@@ -64,18 +64,18 @@ func (r *reader) leaseStarted(e *historypb.HistoryEvent) {
 	in := r.held.in
 	r.learn(in.Target)
 	r.held.id = "LSE-" + strings.ToUpper(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", ""))[:min(20, len(strings.ReplaceAll(a.GetFirstExecutionRunId(), "-", "")))]
-	first := in.First
-	if in.Carry != nil {
-		r.held.id = in.Carry.Lease
-		r.held.watch.known, r.held.watch.inForce = true, in.Carry.Verified
-		for _, h := range in.Carry.Holders {
+	first := in.FirstHolder
+	if in.Resume != nil {
+		r.held.id = in.Resume.LeaseID
+		r.held.watch.known, r.held.watch.inForce = true, in.Resume.Verified
+		for _, h := range in.Resume.Holders {
 			first = *h
 			break
 		}
 	}
 	effect := r.effects[r.held.id]
 	if effect == nil {
-		effect = &Effect{Lease: r.held.id, Incident: first.Incident.ID, Action: first.Action, Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "asked for"}
+		effect = &Effect{Lease: r.held.id, Incident: first.IncidentRef.ID, Action: first.Action, Target: r.targetName(in.Target.ID()), Params: string(first.Params), State: "asked for"}
 		r.effects[r.held.id] = effect
 	}
 	r.held.effect = effect
@@ -84,36 +84,36 @@ func (r *reader) leaseStarted(e *historypb.HistoryEvent) {
 func (r *reader) leaseSignal(e *historypb.HistoryEvent) {
 	a := e.GetWorkflowExecutionSignaledEventAttributes()
 	switch a.GetSignalName() {
-	case workflows.SignalJoin:
+	case workflows.SignalJoinLease:
 		var h lease.Holder
 		if r.decode(e, "a further holder", a.GetInput(), &h) {
 			r.breakWatch()
-			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.Incident.ID, r.held.id, h.Action, duration.FormatApprox(h.For)),
-				map[string]any{"holder": h.ID, "incident": h.Incident.ID, "lease": r.held.id, "params": string(h.Params)})
+			r.line(e, KindJoin, "", fmt.Sprintf("Incident %s asked to join lease %s: %s for %s", h.IncidentRef.ID, r.held.id, h.Action, duration.FormatApprox(h.Duration)),
+				map[string]any{"holder": h.ID, "incident": h.IncidentRef.ID, "lease": r.held.id, "params": string(h.Params)})
 		}
-	case workflows.SignalRelease:
+	case workflows.SignalReleaseLease:
 		var s lease.ReleaseSignal
 		if r.decode(e, "a release", a.GetInput(), &s) {
 			r.breakWatch()
 			r.released(e, s)
 		}
-	case workflows.SignalExtend:
+	case workflows.SignalExtendLease:
 		var s lease.ExtendSignal
 		if r.decode(e, "an extension", a.GetInput(), &s) {
 			r.breakWatch()
 			var g attestation.Grant
 			holds := r.open(e, "the grant of the extension", s.Grant, attestation.PayloadTypeGrant, &g)
 			who := r.grantees(g.GrantedBy, "extended "+r.held.id)
-			what := fmt.Sprintf("%s let lease %s hold until %s UTC", who, r.held.id, s.Until.UTC().Format(time.DateTime))
+			what := fmt.Sprintf("%s let lease %s hold until %s UTC", who, r.held.id, s.ExpiresAt.UTC().Format(time.DateTime))
 			if !holds || g.Operation != attestation.OperationExtend || g.LeaseID != r.held.id {
 				what = fmt.Sprintf("An extension of lease %s came without a grant that permits it", r.held.id)
 				if holds {
 					r.problem(e, "the grant is for %s of %s, not for extending %s", g.Operation, g.LeaseID, r.held.id)
 				}
 			}
-			r.line(e, KindExtension, who, what, map[string]any{"lease": r.held.id, "until": s.Until.UTC(), "holds": holds})
+			r.line(e, KindExtension, who, what, map[string]any{"lease": r.held.id, "until": s.ExpiresAt.UTC(), "holds": holds})
 			if holds && r.held.effect != nil {
-				r.held.effect.Until = s.Until
+				r.held.effect.Until = s.ExpiresAt
 			}
 		}
 	default:
@@ -135,7 +135,7 @@ func (r *reader) released(e *historypb.HistoryEvent, s lease.ReleaseSignal) {
 	} else {
 		r.held.why = "released by " + who
 	}
-	r.line(e, KindRelease, who, what, map[string]any{"lease": r.held.id, "holder": s.Holder, "nonce": g.Nonce, "people": g.GrantedBy, "holds": permits})
+	r.line(e, KindRelease, who, what, map[string]any{"lease": r.held.id, "holder": s.HolderID, "nonce": g.Nonce, "people": g.GrantedBy, "holds": permits})
 }
 
 // applied tells an effect, and on whose word it happened.

@@ -145,12 +145,12 @@ func (m *made) completed(v any) {
 }
 
 // detection is one that the gateway attested.
-func (m *made) detection() incident.Attested {
+func (m *made) detection() incident.AttestedDetection {
 	d := sensors.Detection{
 		ID: "d1", Rule: "miner-process", Title: "Crypto-miner started", Severity: sensors.SeverityHigh, Confidence: 0.7, Objective: sensors.ObjectiveCryptoMining, Node: "n1", Time: began,
 		Event: sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/x\u001b[2J", Args: []string{"xmrig"}}, Container: sensors.Container{ID: "c1", Pod: sensors.Pod{Namespace: "shop", Name: "web-1", UID: "u-1"}}},
 	}
-	return incident.Attested{Detection: d, Attestation: m.sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: "pod:u-1", Rule: d.Rule, Confidence: 0.7, AcceptedAt: began})}
+	return incident.AttestedDetection{Detection: d, Attestation: m.sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: "pod:u-1", Rule: d.Rule, Confidence: 0.7, AcceptedAt: began})}
 }
 
 func plan() activities.PlanResult {
@@ -184,7 +184,7 @@ func (m *made) grant(change func(*attestation.Grant)) attestation.Envelope {
 
 // whole writes an incident from its detection to its undone lease. change may alter what is written.
 type parts struct {
-	detection incident.Attested
+	detection incident.AttestedDetection
 	votes     []attestation.Envelope
 	tally     activities.VoteCount
 	grant     attestation.Envelope
@@ -204,7 +204,7 @@ func (m *made) whole(change func(*parts)) *made {
 		tally:   activities.VoteCount{Granted: true, Reason: "approved by alice", GrantsByPlanHash: map[string]attestation.Envelope{plan().PlanHash: grant}},
 		token:   attestation.LeaseToken{Nonce: "t", LeaseID: leaseID, Action: "pod.isolate", TargetID: "pod:u-1", AuthorizationID: "n-1", ExpiresAt: began.Add(time.Hour)},
 		release: m.sign(attestation.PayloadTypeGrant, attestation.Grant{Nonce: "r-1", Operation: attestation.OperationRelease, LeaseID: leaseID, GrantedBy: []string{"bob (uid 8 on the local socket)"}}),
-		report:  playbook.Report{Run: runOf, Playbook: "miner", Steps: steps},
+		report:  playbook.Report{WorkflowID: runOf, Playbook: "miner", Steps: steps},
 		undone:  activities.UndoResult{Undone: true},
 		stored: playbooks.Incident{
 			ID: incidentID, TotalDetections: 1, Objective: sensors.ObjectiveCryptoMining, Confidence: 0.7, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: runOf, Steps: steps}},
@@ -215,8 +215,8 @@ func (m *made) whole(change func(*parts)) *made {
 		change(p)
 	}
 	input := playbook.Input{File: "miner.yaml", Source: []byte(source), Incident: playbooks.Incident{ID: incidentID, Targets: []playbooks.Target{target}}}
-	m.run(audit.TypeIncident, "incident/prod/shop/Pod/web-1", incident.Input{ID: incidentID, Key: "prod/shop/Pod/web-1", Cluster: "prod", Scope: "web", Phase: 2, Config: "abcdef012345"})
-	m.signal("detections", []incident.Attested{p.detection})
+	m.run(audit.TypeIncident, "incident/prod/shop/Pod/web-1", incident.Input{ID: incidentID, GroupingKey: "prod/shop/Pod/web-1", Cluster: "prod", Scope: "web", Phase: 2, ConfigHash: "abcdef012345"})
+	m.signal("detections", []incident.AttestedDetection{p.detection})
 	m.signal("watch", runOf)
 	m.signal("unwatch", runOf)
 	m.child(runOf, input)
@@ -238,7 +238,7 @@ func (m *made) whole(change func(*parts)) *made {
 	m.completed(p.report)
 
 	request = activities.Request{Action: "pod.isolate", Target: target, LeaseID: leaseID, Params: json.RawMessage(`{}`), ExpiresAt: began.Add(time.Hour)}
-	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, First: lease.Holder{Action: "pod.isolate", Incident: activities.IncidentRef{ID: incidentID}}})
+	m.run(audit.TypeLease, leaseOf, lease.Input{Target: target, Facet: playbooks.FacetNetwork, FirstHolder: lease.Holder{Action: "pod.isolate", IncidentRef: activities.IncidentRef{ID: incidentID}}})
 	token := m.sign(attestation.PayloadTypeLeaseToken, p.token)
 	p.applied.Effect, p.applied.LeaseToken = activities.Effect{Outcome: playbooks.OutcomeChanged, AppliedAt: m.at}, &token
 	p.applied.Decision = activities.GuardDecision{Verdict: activities.VerdictRun, Guard: "phase", Reason: "granted by alice", Phase: 2}

@@ -174,8 +174,8 @@ func (r *reader) playbookSignal(e *historypb.HistoryEvent) {
 		if r.decode(e, "a vote", a.GetInput(), &signed) {
 			r.voted(e, signed)
 		}
-	case workflows.SignalLeaseReport, workflows.SignalLive: // the histories of the lease and the incident show it
-	case workflows.SignalHalt:
+	case workflows.SignalLeaseReport, workflows.SignalIncidentState: // the histories of the lease and the incident show it
+	case workflows.SignalSuspend:
 		var why string
 		if r.decode(e, "why nothing further is contained", a.GetInput(), &why) {
 			r.line(e, KindMark, "", "The run contains nothing further and asks nobody: "+why, nil)
@@ -190,8 +190,8 @@ func (r *reader) playbookEnded(e *historypb.HistoryEvent, fact *PlaybookFact) {
 	if !r.decode(e, "the playbook's report", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &report) {
 		return
 	}
-	if report.Hash != "" && report.Hash != fact.Hash {
-		r.problem(e, "the report names the source %s, what ran has SHA-256 %s", digest(report.Hash), digest(fact.Hash))
+	if report.SourceHash != "" && report.SourceHash != fact.Hash {
+		r.problem(e, "the report names the source %s, what ran has SHA-256 %s", digest(report.SourceHash), digest(fact.Hash))
 	}
 	fact.Steps, fact.Error = report.Steps, report.Error
 	if report.Error != "" {
@@ -275,7 +275,7 @@ func (a *asking) timer(e *historypb.HistoryEvent) {
 	title := ""
 	var about []pendingPlan
 	if approval := a.approvalOf(limit); approval != nil {
-		approvers = playbook.ApproversOf(approval)
+		approvers = playbook.ApproversOfStep(approval)
 		title, about, a.open = approval.Title, a.open, nil
 	} else {
 		i := slices.IndexFunc(a.open, func(p pendingPlan) bool { return p.plan.Decision.Approvers.Timeout == limit })

@@ -39,7 +39,7 @@ const (
 
 // Answer is what a person's answer to a question came to.
 type Answer struct {
-	playbook.Pending
+	playbook.ApprovalRequest
 	Result AnswerResult `json:"result"`
 	// Says is the result in one sentence.
 	Says string `json:"says"`
@@ -81,13 +81,13 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		ignored := ignoredOf(q, s.Name)
 		switch {
 		case v.Approve && !v.BreakGlass && slices.Contains(q.ApprovedBy, s.Name): // whoever breaks the glass may have said yes before
-			a.Pending, a.Result = q, ResultCounted
+			a.ApprovalRequest, a.Result = q, ResultCounted
 			a.Says = fmt.Sprintf("%s approved %s: %s", s.Name, quoted(q), display.DescribeApprovalProgress(q.ApprovedBy, q.Approvers.Quorum, q.Approvers.Describe()))
 			if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
 				a.Says += "; " + pausedWarning(by)
 			}
-		case len(ignored) > len(ignoredOf(a.Pending, s.Name)):
-			a.Pending, a.Result = q, ResultIgnored
+		case len(ignored) > len(ignoredOf(a.ApprovalRequest, s.Name)):
+			a.ApprovalRequest, a.Result = q, ResultIgnored
 			a.Says = fmt.Sprintf("the answer of %s to %s does not count: %s", s.Name, quoted(q), ignored[len(ignored)-1])
 		default:
 			return false
@@ -113,15 +113,15 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 		}
 		switch {
 		case v.Approve == c.Granted && c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.Pending), display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
+			a.Says = fmt.Sprintf("%s %s %s: %s", s.Name, verb, quoted(a.ApprovalRequest), display.DescribeApprovalProgress(c.ApprovedBy, a.Approvers.Quorum, ""))
 			if v.BreakGlass {
-				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.Pending))
+				a.Says = fmt.Sprintf("%s broke the glass for %s, alone for the whole quorum", s.Name, quoted(a.ApprovalRequest))
 			}
-			a.Says += d.afterYes(ctx, a.Pending)
+			a.Says += d.afterYes(ctx, a.ApprovalRequest)
 		case v.Approve == c.Granted:
-			a.Says = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoted(a.Pending))
+			a.Says = fmt.Sprintf("%s %s %s: nothing of it is done", s.Name, verb, quoted(a.ApprovalRequest))
 		default: // somebody else decided it meanwhile
-			a.Says = fmt.Sprintf("%s was %s meanwhile: %s", quoted(a.Pending), what, c.Reason)
+			a.Says = fmt.Sprintf("%s was %s meanwhile: %s", quoted(a.ApprovalRequest), what, c.Reason)
 		}
 		return true
 	}
@@ -129,7 +129,7 @@ func (d *Decider) settled(ctx context.Context, s Speaker, v VoteRequest, a *Answ
 }
 
 // afterYes says what follows the last yes: while new containments are paused, the guards refuse what was approved.
-func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
+func (d *Decider) afterYes(ctx context.Context, q playbook.ApprovalRequest) string {
 	if by := d.pausedBy(ctx); by != "" && len(q.Plans) > 0 {
 		return fmt.Sprintf("; it is refused, since %s (%s); `stanch resume`, then ask for it again", playbooks.ReasonPaused, by)
 	}
@@ -138,7 +138,7 @@ func (d *Decider) afterYes(ctx context.Context, q playbook.Pending) string {
 
 // ignoredOf are the reasons why answers of a person do not count that counting found. Answers that were refused when they
 // were given are in the question for the record alone, and may be counted after a later one.
-func ignoredOf(q playbook.Pending, name string) (reasons []string) {
+func ignoredOf(q playbook.ApprovalRequest, name string) (reasons []string) {
 	var refused []string
 	for _, signed := range q.Votes {
 		var v attestation.Vote
@@ -155,18 +155,18 @@ func ignoredOf(q playbook.Pending, name string) (reasons []string) {
 }
 
 // quoted names a question for a sentence.
-func quoted(q playbook.Pending) string {
+func quoted(q playbook.ApprovalRequest) string {
 	return fmt.Sprintf("%q", clip(cmp.Or(q.Title, q.Step))) + q.DurationText()
 }
 
 // questionsOf gives the open questions of one run.
-func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.Pending, err error) {
-	return out, r.query(ctx, run, workflows.QueryPending, &out)
+func (r *Reader) questionsOf(ctx context.Context, run string) (out []playbook.ApprovalRequest, err error) {
+	return out, r.query(ctx, run, workflows.QueryPendingApprovals, &out)
 }
 
 // answersOf gives the closed questions of one run, the last ones.
 func (r *Reader) answersOf(ctx context.Context, run string) (out []activities.ApprovalOutcome, err error) {
-	return out, r.query(ctx, run, workflows.QueryAnswered, &out)
+	return out, r.query(ctx, run, workflows.QueryAnsweredApprovals, &out)
 }
 
 func (r *Reader) query(ctx context.Context, workflow, query string, out any) error {
@@ -182,12 +182,12 @@ func (r *Reader) query(ctx context.Context, workflow, query string, out any) err
 
 // question finds what the person answers: by its name in the incident, or by its id, its title, its step or one of its
 // actions if only one open question has it. A question that was asked with other plans is named as what it is.
-func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pending, error) {
+func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.ApprovalRequest, error) {
 	pending, err := d.Reader.PendingApprovals(ctx, v.Incident)
 	if err != nil {
 		return nil, err
 	}
-	var found, byID []*playbook.Pending
+	var found, byID []*playbook.ApprovalRequest
 	for i := range pending {
 		p := &pending[i]
 		if v.Hash != "" && p.PlansHash != v.Hash {
@@ -224,7 +224,7 @@ func (d *Decider) question(ctx context.Context, v VoteRequest) (*playbook.Pendin
 
 // names reports whether a person means the question by a text: its step's path or id, its name, or an action that it asks
 // about, in any case and spacing.
-func names(q playbook.Pending, text string) bool {
+func names(q playbook.ApprovalRequest, text string) bool {
 	same := func(name string) bool {
 		return name != "" && strings.EqualFold(strings.Join(strings.Fields(name), " "), strings.Join(strings.Fields(text), " "))
 	}
@@ -236,7 +236,7 @@ func names(q playbook.Pending, text string) bool {
 }
 
 // candidates lists open questions with the command that answers each.
-func candidates(incident string, approve bool, all []*playbook.Pending) string {
+func candidates(incident string, approve bool, all []*playbook.ApprovalRequest) string {
 	word := "deny"
 	if approve {
 		word = "approve"
@@ -249,9 +249,9 @@ func candidates(incident string, approve bool, all []*playbook.Pending) string {
 }
 
 // noQuestion says why there is nothing to answer: another name is open, it was answered already, or nothing was asked.
-func (d *Decider) noQuestion(ctx context.Context, v VoteRequest, pending []playbook.Pending) error {
+func (d *Decider) noQuestion(ctx context.Context, v VoteRequest, pending []playbook.ApprovalRequest) error {
 	if len(pending) > 0 {
-		var all []*playbook.Pending
+		var all []*playbook.ApprovalRequest
 		for i := range pending {
 			all = append(all, &pending[i])
 		}

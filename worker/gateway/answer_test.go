@@ -42,10 +42,10 @@ func asking(ctx workflow.Context, asks []ask) error {
 	for _, a := range asks {
 		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
 		return err
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.ApprovalOutcome, error) { return closed, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return closed, nil }); err != nil {
 		return err
 	}
 	for {

@@ -15,7 +15,7 @@ import (
 
 // requestedBy reports whether a question rests on what a person asked for. A run that does not say who asked for it, or that
 // its incident does not know, rests on everybody's requests.
-func requestedBy(in playbooks.Incident, q playbook.Pending, p config.Person) bool {
+func requestedBy(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) bool {
 	i := slices.IndexFunc(in.Playbooks, func(r playbooks.PlaybookRun) bool { return r.WorkflowID == q.WorkflowID })
 	switch {
 	case i >= 0 && in.Playbooks[i].RequestID == "":
@@ -28,7 +28,7 @@ func requestedBy(in playbooks.Incident, q playbook.Pending, p config.Person) boo
 
 // excluded says why a person's yes to a question does not count, or "": they did what was detected, or asked for what the
 // question is about. Who did what was detected gives no answer to any question of the incident.
-func excluded(in playbooks.Incident, q playbook.Pending, p config.Person) string {
+func excluded(in playbooks.Incident, q playbook.ApprovalRequest, p config.Person) string {
 	for _, actor := range in.Actors {
 		if !strings.HasPrefix(actor, sensors.ActorPersonPrefix) && p.Is(actor) {
 			return fmt.Sprintf("%s triggered this (%s): somebody else must answer it", p.Name, clip(actor))

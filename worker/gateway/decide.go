@@ -97,7 +97,7 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 		return nil, err
 	}
 	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
-		return &Answer{Pending: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
+		return &Answer{ApprovalRequest: *open, Result: ResultAlready, Says: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoted(*open),
 			display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
 	}
 	vote := attestation.Vote{
@@ -130,11 +130,11 @@ func (d *Decider) vote(ctx context.Context, s Speaker, v VoteRequest) (*Answer, 
 	if v.Approve {
 		word = "yes"
 	}
-	return &Answer{Pending: *open, Result: ResultRecorded, Says: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoted(*open), open.IncidentID)}, nil
+	return &Answer{ApprovalRequest: *open, Result: ResultRecorded, Says: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoted(*open), open.IncidentID)}, nil
 }
 
 // mayAnswer says why the person's answer does not count, and enters into the vote on what right it does.
-func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.Pending, vote *attestation.Vote) error {
+func (d *Decider) mayAnswer(ctx context.Context, cfg *config.Config, s Speaker, q playbook.ApprovalRequest, vote *attestation.Vote) error {
 	in, err := d.Reader.incident(ctx, q.IncidentID)
 	if err != nil {
 		return err
@@ -210,7 +210,7 @@ func orNobody(a activities.Approvers) string {
 // MarkRequest says something about an incident.
 type MarkRequest struct {
 	Incident string            `json:"incident"`
-	Kind     incident.MarkKind `json:"kind"`
+	Kind     incident.TriageKind `json:"kind"`
 	Reason   string            `json:"reason,omitempty"`
 }
 
@@ -229,8 +229,8 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 	if err != nil {
 		return nil, err
 	}
-	if q.Kind != incident.MarkTakenOver && q.Kind != incident.MarkFalsePositive {
-		return nil, &problem{http.StatusBadRequest, fmt.Sprintf("%q is no mark: %s or %s", clip(string(q.Kind)), incident.MarkTakenOver, incident.MarkFalsePositive)}
+	if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
+		return nil, &problem{http.StatusBadRequest, fmt.Sprintf("%q is no mark: %s or %s", clip(string(q.Kind)), incident.TriageAssigned, incident.TriageFalsePositive)}
 	}
 	in, err := d.Reader.Incident(ctx, q.Incident)
 	if err != nil {
@@ -242,7 +242,7 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 	if err := d.entitled(ctx, cfg, s, in.Workload.Namespace, in.Drill); err != nil {
 		return nil, err
 	}
-	mark := incident.Mark{Kind: q.Kind, Person: s.Name, Reason: cut(q.Reason, maxReasonLen)}
+	mark := incident.TriageDecision{Kind: q.Kind, Person: s.Name, Reason: cut(q.Reason, maxReasonLen)}
 	mark.Grant, err = d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
 		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
 		Reason: mark.Reason, GrantedBy: []string{s.who()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseLife),
@@ -251,17 +251,17 @@ func (d *Decider) Mark(ctx context.Context, s Speaker, q MarkRequest) (*Marked, 
 		return nil, fmt.Errorf("sign the mark: %w", err)
 	}
 	done := &Marked{Incident: in}
-	if q.Kind == incident.MarkFalsePositive {
+	if q.Kind == incident.TriageFalsePositive {
 		open, _ := d.Reader.PendingApprovals(ctx, in.ID) // the mark denies also what cannot be read now
 		for _, p := range open {
 			done.Denied = append(done.Denied, p.Title+p.DurationText())
 		}
 	}
-	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentID(in.GroupingKey), "", workflows.SignalMark, mark); err != nil {
+	if err := d.Reader.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "", workflows.SignalTriage, mark); err != nil {
 		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
 	}
 	d.record(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.who()}, Note: mark.Reason})
-	if q.Kind == incident.MarkFalsePositive { // what it asks is denied by the mark itself, whoever was asked
+	if q.Kind == incident.TriageFalsePositive { // what it asks is denied by the mark itself, whoever was asked
 		done.Released, err = d.Release(ctx, s, LeaseRequest{Incident: in.ID})
 	}
 	return done, err

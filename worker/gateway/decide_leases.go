@@ -31,12 +31,12 @@ type LeaseRequest struct {
 
 // names gives the holders of a lease that a request is about; "" is every holder.
 func (q LeaseRequest) names(id string, m *lease.Machine) []string {
-	if q.All || q.Lease != "" && (m.Lease == q.Lease || id == q.Lease) {
+	if q.All || q.Lease != "" && (m.LeaseID == q.Lease || id == q.Lease) {
 		return []string{""}
 	}
 	var own []string
 	for holder, h := range m.Holders {
-		if q.Incident != "" && h.Incident.ID == q.Incident {
+		if q.Incident != "" && h.IncidentRef.ID == q.Incident {
 			own = append(own, holder)
 		}
 	}
@@ -59,10 +59,10 @@ func (d *Decider) Release(ctx context.Context, s Speaker, q LeaseRequest) ([]pla
 		if err != nil {
 			return err
 		}
-		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalRelease, lease.ReleaseSignal{Holder: holder, Grant: grant}); err != nil {
-			return fmt.Errorf("release %s: %w", m.Lease, err)
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalReleaseLease, lease.ReleaseSignal{HolderID: holder, Grant: grant}); err != nil {
+			return fmt.Errorf("release %s: %w", m.LeaseID, err)
 		}
-		d.record(m.Incident.ID, activities.EntryKindRelease, activities.AuditRecord{LeaseID: m.Lease, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
+		d.record(m.IncidentRef.ID, activities.EntryKindRelease, activities.AuditRecord{LeaseID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: cut(q.Reason, maxReasonLen)})
 		return nil
 	})
 }
@@ -96,7 +96,7 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 	done, err := d.each(ctx, s, q, attestation.OperationExtend, func(id, holder string, m *lease.Machine, scope place) error {
 		if end := holdsUntil(m, holder); !end.Before(until) {
 			return &problem{http.StatusConflict, fmt.Sprintf("it holds until %s UTC already, %s from now, and extending never shortens: ask for longer than that, or end it with `stanch release %s`",
-				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.Lease)}
+				end.UTC().Format(time.DateTime), duration.Format(max(time.Until(end), 0).Round(time.Second)), m.LeaseID)}
 		}
 		if err := d.aloneTooLong(s, scope, q.For); err != nil {
 			return err
@@ -105,10 +105,10 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 		if err != nil {
 			return err
 		}
-		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtend, lease.ExtendSignal{Holder: holder, Until: until, Grant: grant}); err != nil {
-			return fmt.Errorf("extend %s: %w", m.Lease, err)
+		if err := d.Reader.Temporal.SignalWorkflow(ctx, id, "", workflows.SignalExtendLease, lease.ExtendSignal{HolderID: holder, ExpiresAt: until, Grant: grant}); err != nil {
+			return fmt.Errorf("extend %s: %w", m.LeaseID, err)
 		}
-		d.record(m.Incident.ID, activities.EntryKindExtend, activities.AuditRecord{LeaseID: m.Lease, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
+		d.record(m.IncidentRef.ID, activities.EntryKindExtend, activities.AuditRecord{LeaseID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), People: []string{s.who()}, Note: "until " + until.UTC().Format(time.RFC3339)})
 		return nil
 	})
 	for i := range done {
@@ -120,9 +120,9 @@ func (d *Decider) Extend(ctx context.Context, s Speaker, q LeaseRequest) ([]play
 // holdsUntil is when what a holder holds ends; "" is every holder.
 func holdsUntil(m *lease.Machine, holder string) time.Time {
 	if h := m.Holders[holder]; h != nil {
-		return h.Until
+		return h.ExpiresAt
 	}
-	return m.End()
+	return m.LastExpiry()
 }
 
 // place is where a lease's target is, by the token that was signed when its effect was permitted.
@@ -134,18 +134,18 @@ type place struct {
 // placeOf reads a lease's token. Without one, nothing was ever permitted: only who runs Stanch may end that.
 func (d *Decider) placeOf(s Speaker, m *lease.Machine) (place, error) {
 	var token attestation.LeaseToken
-	if m.Token != nil && d.Authority.Keys().Verify(*m.Token, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.Lease && token.TargetID == m.Target.ID() {
+	if m.LeaseToken != nil && d.Authority.Keys().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
 		return place{token.Namespace, token.DrillOnly}, nil
 	}
 	if s.Operator && s.Drill == "" {
 		return place{namespace: m.Target.Namespace}, nil
 	}
-	return place{}, deny("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.Lease)
+	return place{}, deny("the lease %s has no proof of what it holds: nobody but who runs Stanch may end it", m.LeaseID)
 }
 
 func (d *Decider) grantFor(s Speaker, operation attestation.Operation, m *lease.Machine, holder string, p place, until time.Time, reason string) (attestation.Envelope, error) {
 	signed, err := d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.Lease, Holder: holder, NewEnd: until, IncidentID: m.Incident.ID, Namespace: p.namespace, DrillOnly: p.drill,
+		Nonce: uuid.NewString(), Operation: operation, LeaseID: m.LeaseID, Holder: holder, NewEnd: until, IncidentID: m.IncidentRef.ID, Namespace: p.namespace, DrillOnly: p.drill,
 		Reason: cut(reason, maxReasonLen), Targets: []string{m.Target.ID()}, GrantedBy: []string{s.who()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseLife),
 	})
 	if err != nil {
@@ -171,12 +171,12 @@ func (d *Decider) each(ctx context.Context, s Speaker, q LeaseRequest, operation
 			continue
 		}
 		if err := d.one(ctx, cfg, s, id, holders, m, do); err != nil {
-			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved, "why", err.Error())
-			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.Lease, err))
+			d.Log.Warn("a change of a lease was refused", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.Proved, "why", err.Error())
+			refused = errors.Join(refused, fmt.Errorf("%s: %w", m.LeaseID, err))
 			continue // the others are not to wait for it
 		}
-		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.Lease, "by", s.Name, "proved", s.Proved)
-		done = append(done, m.Report(time.Now()))
+		d.Log.Info("a lease was changed by a person", "operation", operation, "lease", m.LeaseID, "by", s.Name, "proved", s.Proved)
+		done = append(done, m.CurrentReport(time.Now()))
 	}
 	if err := errors.Join(refused, unread); err != nil {
 		if q.Lease != "" {

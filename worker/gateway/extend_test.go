@@ -17,15 +17,15 @@ import (
 
 // heldFor is a lease that holds for a time and takes in extensions.
 func heldFor(ctx workflow.Context, d time.Duration) error {
-	m := &lease.Machine{Lease: lease.ID(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"}}
-	m.Holders = map[string]*lease.Holder{"one": {ID: "one", Until: workflow.Now(ctx).Add(d)}}
+	m := &lease.Machine{LeaseID: lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"}}
+	m.Holders = map[string]*lease.Holder{"one": {ID: "one", ExpiresAt: workflow.Now(ctx).Add(d)}}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) { return m, nil }); err != nil {
 		return err
 	}
 	for {
 		var e lease.ExtendSignal
-		workflow.GetSignalChannel(ctx, workflows.SignalExtend).Receive(ctx, &e)
-		m.Extend(e.Holder, e.Until, e.Grant)
+		workflow.GetSignalChannel(ctx, workflows.SignalExtendLease).Receive(ctx, &e)
+		m.Extend(e.HolderID, e.ExpiresAt, e.Grant)
 	}
 }
 
@@ -35,11 +35,11 @@ func TestExtendNeverShortensALease(t *testing.T) {
 	d, operator := decider(t, s), gateway.Speaker{Person: config.Person{Name: "ann"}, Proved: "uid 7", Operator: true}
 	run := s.Run("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
 	s.Listed("Lease", "Running", 1)
-	id := lease.ID(run.GetRunID())
+	id := lease.IDFromFirstRun(run.GetRunID())
 	end := func() time.Time {
 		machines, err := d.Reader.Machines(t.Context(), id)
 		require.NoError(t, err)
-		return machines["lease/prod/pod:1/network"].End()
+		return machines["lease/prod/pod:1/network"].LastExpiry()
 	}
 	before := end()
 

@@ -47,7 +47,7 @@ func story(ctx workflow.Context, _ incident.Input) error {
 		return err
 	}
 	for {
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
 		for _, a := range batch {
 			all = append(all, a.Detection)
@@ -155,7 +155,7 @@ func (d *doors) post(t *testing.T, path, source, body string) (int, said) {
 // told are the detections that the incident of a workload knows.
 func (d *doors) told(t *testing.T, workload string) []sensors.Detection {
 	t.Helper()
-	v, err := d.server.QueryWorkflow(t.Context(), workflows.IncidentID(workload), "", "all")
+	v, err := d.server.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(workload), "", "all")
 	require.NoError(t, err)
 	var all []sensors.Detection
 	require.NoError(t, v.Get(&all))
@@ -236,7 +236,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 		code, s := d.post(t, "/v1/tetragon", "t1", `{"process_exec":{"process":{"binary":"/bin/ls","docker":"c0ffee03"}},"time":"`+at+`"}`)
 		require.Equal(t, http.StatusAccepted, code)
 		require.Equal(t, said{Status: "accepted", Telemetry: 1}, s)
-		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentID("local/Container/c0ffee03"), "")
+		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentWorkflowID("local/Container/c0ffee03"), "")
 		require.Error(t, err)
 	})
 
@@ -264,7 +264,7 @@ func TestEachSensorHasItsDoor(t *testing.T) {
 			require.Equal(t, c.want, code, "%s: %+v", name, s)
 			require.NotEqual(t, "accepted", s.Status, name)
 		}
-		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentID("local/Container/c0ffee04"), "")
+		_, err := server.DescribeWorkflowExecution(t.Context(), workflows.IncidentWorkflowID("local/Container/c0ffee04"), "")
 		require.Error(t, err, "nothing came of any")
 	})
 

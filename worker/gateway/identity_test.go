@@ -269,7 +269,7 @@ func TestAlertWithContainerIDAloneFindsItsPod(t *testing.T) {
 		d.Event.Container = sensors.Container{ID: id}
 		require.NoError(t, i.Check(t.Context(), &d, ""))
 		require.Equal(t, "local/shop/StatefulSet/db", i.Key(d))
-		require.Equal(t, "pod:1111-2222-3333", incident.TargetOf(d).ID())
+		require.Equal(t, "pod:1111-2222-3333", incident.TargetOfDetection(d).ID())
 		require.Len(t, d.Event.Container.ID, 104, "the whole id")
 	}
 	d := reported("node-b", "", "", "")

@@ -165,7 +165,7 @@ func (i *Intake) check(ctx context.Context, d *sensors.Detection, from string) e
 			return err
 		}
 	}
-	if !incident.Contained(*d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == "") {
+	if !incident.HasContainer(*d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == "") {
 		return errors.New("it names neither a container nor a pod")
 	}
 	return nil
@@ -207,8 +207,8 @@ func (i *Intake) Accept(ctx context.Context, detections []sensors.Detection) err
 // word alone. Such a detection groups with those of the same node only: what one node says must never stand in the way of
 // what another's says of the same target.
 func (i *Intake) Key(d sensors.Detection) string {
-	key := i.Config.Cluster + "/" + incident.WorkloadOf(d).String()
-	if incident.Contained(d) && !d.TargetConfirmed && d.Node != "" {
+	key := i.Config.Cluster + "/" + incident.WorkloadOfDetection(d).String()
+	if incident.HasContainer(d) && !d.TargetConfirmed && d.Node != "" {
 		key += "@" + d.Node
 	}
 	return key
@@ -301,7 +301,7 @@ func (i *Intake) signal(key string, batch []*item) error {
 	first := batch[0].detection
 	scope, phase, drill := i.scope(first)
 	inDrill := drill != nil
-	attested := make([]incident.Attested, 0, len(batch))
+	attested := make([]incident.AttestedDetection, 0, len(batch))
 	for _, it := range batch {
 		d := it.detection
 		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
@@ -309,24 +309,24 @@ func (i *Intake) signal(key string, batch []*item) error {
 		if err != nil {
 			return err
 		}
-		attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
+		attested = append(attested, incident.AttestedDetection{Detection: d, Attestation: signed})
 	}
 	i.at("intake/attested")
 	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
-	in := incident.Input{ID: id, Key: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill, Quiet: time.Duration(i.Config.Quiet), Timing: i.Timing, Thread: i.Thread, Config: i.Config.Hash()}
+	in := incident.Input{ID: id, GroupingKey: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill, IdleTimeout: time.Duration(i.Config.Quiet), LeaseTiming: i.Timing, ChatEnabled: i.Thread, ConfigHash: i.Config.Hash()}
 	if inDrill {
-		in.Quiet = 30 * time.Second
+		in.IdleTimeout = 30 * time.Second
 	}
 	options := client.StartWorkflowOptions{
-		ID: workflows.IncidentID(key), TaskQueue: workflows.TaskQueue,
+		ID: workflows.IncidentWorkflowID(key), TaskQueue: workflows.TaskQueue,
 		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
-		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(id)),
+		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(id)),
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	ctx, span := i.traced(ctx, batch)
 	defer span.End()
-	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentID(key), workflows.SignalDetections, attested, options, i.Incident, in); err != nil {
+	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections, attested, options, i.Incident, in); err != nil {
 		span.SetStatus(codes.Error, "")
 		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
 	}
@@ -338,9 +338,9 @@ func (i *Intake) signal(key string, batch []*item) error {
 func (i *Intake) attest(d sensors.Detection, now time.Time, requested *attestation.ManualRequest) (attestation.Envelope, error) {
 	scope, _, drill := i.scope(d)
 	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
-		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOf(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
+		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOfDetection(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
 		Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
-		Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
+		Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
 	})
 	if err != nil {
 		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
@@ -356,7 +356,7 @@ func (i *Intake) at(point string) {
 
 // scope returns the scope of a detection's target, and the drill that registered it; nil outside of drills.
 func (i *Intake) scope(d sensors.Detection) (name string, phase int, drill *attestation.DrillRegistration) {
-	if drill := i.Drills.Of(d, incident.TargetOf(d).ID()); drill != nil {
+	if drill := i.Drills.Of(d, incident.TargetOfDetection(d).ID()); drill != nil {
 		return config.DrillScope, 3, drill
 	}
 	s := i.Config.ScopeOf(d.Event.Container.Pod.Namespace)

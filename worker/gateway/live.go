@@ -33,7 +33,7 @@ func (r *Reader) liveRun(ctx context.Context, in *playbooks.Incident, run *playb
 	if r.query(ctx, run.WorkflowID, workflows.QuerySteps, &report) != nil {
 		return
 	}
-	run.SourceHash, run.Steps, run.ResponderGuide = report.Hash, report.Steps, report.Guide
+	run.SourceHash, run.Steps, run.ResponderGuide = report.SourceHash, report.Steps, report.ResponderGuide
 	for _, s := range report.Steps {
 		in.Timeline = append(in.Timeline, playbooks.TimelineEntry{At: s.At, Text: display.StepTimelineText(run.Playbook, s)})
 	}

@@ -69,7 +69,7 @@ func (r *Reader) incident(ctx context.Context, id string) (playbooks.Incident, e
 	if !incidentID.MatchString(id) {
 		return playbooks.Incident{}, missing("%q is not an incident's id; `stanch incidents` lists them", clip(id))
 	}
-	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
+	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
 	if err != nil {
 		return playbooks.Incident{}, err
 	}
@@ -111,7 +111,7 @@ func (r *Reader) Closure(ctx context.Context, id string) (activities.Closure, er
 	if !incidentID.MatchString(id) {
 		return activities.Closure{}, missing("%q is not an incident's id", clip(id))
 	}
-	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentAttribute, id))
+	found, err := r.list(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
 	if err != nil {
 		return activities.Closure{}, err
 	}
@@ -168,32 +168,32 @@ func (r *Reader) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
 }
 
 // PendingApprovals gives an incident's open questions; those that could be read come with an error that names what could not.
-func (r *Reader) PendingApprovals(ctx context.Context, incident string) ([]playbook.Pending, error) {
+func (r *Reader) PendingApprovals(ctx context.Context, incident string) ([]playbook.ApprovalRequest, error) {
 	if !incidentID.MatchString(incident) {
 		return nil, missing("%q is not an incident's id", clip(incident))
 	}
-	return r.pending(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentAttribute, incident))
+	return r.pending(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentSearchAttribute, incident))
 }
 
 // AllPending gives every open question.
-func (r *Reader) AllPending(ctx context.Context) ([]playbook.Pending, error) {
+func (r *Reader) AllPending(ctx context.Context) ([]playbook.ApprovalRequest, error) {
 	return r.pending(ctx, "WorkflowType = 'Playbook' AND ExecutionStatus = 'Running'")
 }
 
-func (r *Reader) pending(ctx context.Context, query string) ([]playbook.Pending, error) {
+func (r *Reader) pending(ctx context.Context, query string) ([]playbook.ApprovalRequest, error) {
 	found, err := r.list(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	out := []playbook.Pending{}
+	out := []playbook.ApprovalRequest{}
 	var problems []error
 	for _, w := range found {
-		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPending)
+		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPendingApprovals)
 		var gone *serviceerror.NotFound
 		if errors.As(err, &gone) {
 			continue
 		}
-		var some []playbook.Pending
+		var some []playbook.ApprovalRequest
 		if err == nil {
 			err = value.Get(&some)
 		}

@@ -33,13 +33,13 @@ const (
 func (r *Reader) Machines(ctx context.Context, named string) (map[string]*lease.Machine, error) {
 	found, problem := r.leases(ctx, runningLeases)
 	for _, w := range found {
-		if id := w.GetExecution().GetWorkflowId(); named != "" && (id == named || lease.ID(w.GetExecution().GetRunId()) == named) {
+		if id := w.GetExecution().GetWorkflowId(); named != "" && (id == named || lease.IDFromFirstRun(w.GetExecution().GetRunId()) == named) {
 			return r.machines(ctx, []*workflowpb.WorkflowExecutionInfo{w})
 		}
 	}
 	out, err := r.machines(ctx, found)
 	for id, m := range out {
-		if named != "" && m.Lease == named { // its run goes on from an earlier one
+		if named != "" && m.LeaseID == named { // its run goes on from an earlier one
 			return map[string]*lease.Machine{id: m}, nil
 		}
 	}
@@ -111,7 +111,7 @@ func (r *Reader) machine(ctx context.Context, w *workflowpb.WorkflowExecutionInf
 		err = value.Get(m)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the lease of %s (%s) cannot be read: %w", strings.TrimPrefix(id, "lease/"), lease.ID(run), err)
+		return nil, fmt.Errorf("the lease of %s (%s) cannot be read: %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run), err)
 	}
 	return m, nil
 }
@@ -129,7 +129,7 @@ func (r *Reader) Leases(ctx context.Context, all bool) ([]*lease.Machine, error)
 	out := []*lease.Machine{}
 	r.ask(ctx, found, func(w *workflowpb.WorkflowExecutionInfo, m *lease.Machine, err error) {
 		if err != nil {
-			m = unreadable(lease.ID(w.GetExecution().GetRunId()), err)
+			m = unreadable(lease.IDFromFirstRun(w.GetExecution().GetRunId()), err)
 		}
 		out = append(out, m)
 	})
@@ -141,5 +141,5 @@ func (r *Reader) Leases(ctx context.Context, all bool) ([]*lease.Machine, error)
 
 // unreadable stands in a list for what could not be read.
 func unreadable(id string, err error) *lease.Machine {
-	return &lease.Machine{Lease: id, State: "unreadable", Reason: err.Error()}
+	return &lease.Machine{LeaseID: id, State: "unreadable", Reason: err.Error()}
 }

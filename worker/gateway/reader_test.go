@@ -25,16 +25,16 @@ const incidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // held is a lease that waits to be released. A damaged one cannot say what it is.
 func held(ctx workflow.Context, name string, damaged bool) error {
-	id := lease.ID(workflow.GetInfo(ctx).FirstRunID)
+	id := lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID)
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) {
 		if damaged {
 			return nil, errors.New("its state is damaged")
 		}
-		return &lease.Machine{Lease: id, State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name}}, nil
+		return &lease.Machine{LeaseID: id, State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: name}}, nil
 	}); err != nil {
 		return err
 	}
-	workflow.GetSignalChannel(ctx, workflows.SignalRelease).Receive(ctx, nil)
+	workflow.GetSignalChannel(ctx, workflows.SignalReleaseLease).Receive(ctx, nil)
 	return nil
 }
 
@@ -75,23 +75,23 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	require.Len(t, list, 3)
 	states := map[string]lease.State{}
 	for _, m := range list {
-		states[m.Lease] = m.State
-		require.NotPanics(t, func() { m.Report(time.Now()) })
+		states[m.LeaseID] = m.State
+		require.NotPanics(t, func() { m.CurrentReport(time.Now()) })
 	}
-	require.EqualValues(t, "unreadable", states[lease.ID(damaged.GetRunID())], "it stands in the list by its id")
+	require.EqualValues(t, "unreadable", states[lease.IDFromFirstRun(damaged.GetRunID())], "it stands in the list by its id")
 
 	// One that is named is found beside it, and not held up by it.
-	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(one.GetRunID())})
+	done, err := d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.IDFromFirstRun(one.GetRunID())})
 	require.NoError(t, err)
 	require.Len(t, done, 1)
 	require.NoError(t, one.Get(t.Context(), nil))
-	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.ID(damaged.GetRunID())})
+	_, err = d.Release(t.Context(), operator, gateway.LeaseRequest{Lease: lease.IDFromFirstRun(damaged.GetRunID())})
 	require.ErrorContains(t, err, "its state is damaged")
 
 	// All that can be are released, and what could not be is named.
 	s.Listed("Lease", "Running", 2)
 	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
-	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.ID(damaged.GetRunID())+") cannot be read")
+	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.IDFromFirstRun(damaged.GetRunID())+") cannot be read")
 	require.Len(t, done, 1)
 	require.Equal(t, "pod:2", done[0].Target)
 	s.Listed("Lease", "Running", 1)

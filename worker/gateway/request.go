@@ -125,7 +125,7 @@ func (d *Decider) Contain(ctx context.Context, s Speaker, q ContainRequest) (*Co
 	permitted := &attestation.ManualRequest{Person: s.Name, AuthenticatedBy: s.Proved, Reason: q.Reason}
 	permitted.Actions, permitted.MaxDuration = program.Containments()
 	for i := range found {
-		if err := d.mayContain(ctx, cfg, s, incident.TargetOf(found[i])); err != nil {
+		if err := d.mayContain(ctx, cfg, s, incident.TargetOfDetection(found[i])); err != nil {
 			return nil, err
 		}
 		found[i] = stamp(found[i], requested, s, q.ID)
@@ -164,7 +164,7 @@ func (d *Decider) mayContain(ctx context.Context, cfg *config.Config, s Speaker,
 
 // stamp makes a target's detection the one of a request.
 func stamp(d sensors.Detection, r sensors.ManualRequest, s Speaker, id string) sensors.Detection {
-	now, target := time.Now(), incident.TargetOf(d)
+	now, target := time.Now(), incident.TargetOfDetection(d)
 	d.ID = "request/" + attestation.HashJSON([]string{s.Key, id, target.ID()})[:32] // nobody chooses the id of another's
 	d.Rule, d.Source, d.Objective = sensors.RuleManualRequest, sensors.SourceManualRequest, sensors.ObjectiveManualRequest
 	d.Title, d.Severity, d.Confidence = "Requested by "+r.Person, sensors.SeverityHigh, 1
@@ -184,12 +184,12 @@ func (d *Decider) begin(ctx context.Context, answer *ContainAnswer, found []sens
 			answer.Incident = in.ID
 		}
 		if err != nil && n > 0 {
-			return fmt.Errorf("%d of %d targets were requested, the last in %s; %s was not: %w", n, len(found), answer.Incident, incident.TargetOf(one), err)
+			return fmt.Errorf("%d of %d targets were requested, the last in %s; %s was not: %w", n, len(found), answer.Incident, incident.TargetOfDetection(one), err)
 		}
 		if err != nil {
 			return err
 		}
-		answer.Targets = append(answer.Targets, ContainTarget{Target: incident.TargetOf(one), Scope: in.Scope, Phase: in.Phase, Request: one.ID})
+		answer.Targets = append(answer.Targets, ContainTarget{Target: incident.TargetOfDetection(one), Scope: in.Scope, Phase: in.Phase, Request: one.ID})
 	}
 	return nil
 }
@@ -212,7 +212,7 @@ func (d *Decider) beginOne(ctx context.Context, one sensors.Detection, permitted
 // incidentOf reads the latest incident of a key.
 func (d *Decider) incidentOf(ctx context.Context, key string) (playbooks.Incident, error) {
 	var in playbooks.Incident
-	value, err := d.Reader.Temporal.QueryWorkflow(ctx, workflows.IncidentID(key), "", workflows.QueryIncident)
+	value, err := d.Reader.Temporal.QueryWorkflow(ctx, workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
 	if err == nil {
 		err = value.Get(&in)
 	}
@@ -226,11 +226,11 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 		if err != nil {
 			return err
 		}
-		target := incident.TargetOf(one)
+		target := incident.TargetOfDetection(one)
 		scope, phase, _ := d.Requests.Intake.scope(one)
 		out := ContainTarget{Target: target, Scope: scope, Phase: phase}
 		brief := activities.IncidentRef{
-			ID: "dry-run", GroupingKey: d.Requests.Intake.Key(one), Cluster: d.Requests.Intake.Config.Cluster, Scope: scope, Workload: incident.WorkloadOf(one), Confidence: 1, MaxPhase: program.MaxPhase,
+			ID: "dry-run", GroupingKey: d.Requests.Intake.Key(one), Cluster: d.Requests.Intake.Config.Cluster, Scope: scope, Workload: incident.WorkloadOfDetection(one), Confidence: 1, MaxPhase: program.MaxPhase,
 		}
 		for _, step := range containments(program) {
 			plan := ContainPlan{Action: step.Action}
@@ -247,7 +247,7 @@ func (d *Decider) plans(ctx context.Context, cfg *config.Config, answer *Contain
 				plan.Plan, plan.Decision = planned.Plan, planned.Decision
 				if plan.Decision.Verdict == activities.VerdictAskApproval {
 					if step.under != nil {
-						plan.Decision.Approvers = playbook.ApproversOf(step.under) // and not the scope's
+						plan.Decision.Approvers = playbook.ApproversOfStep(step.under) // and not the scope's
 					}
 					if why := d.tooFew(cfg, plan.Decision.Approvers, func(p config.Person) bool { return p.Name == permitted.Person }); why != "" {
 						plan.Plan.Warnings = append(plan.Plan.Warnings, why)

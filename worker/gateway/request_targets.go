@@ -151,7 +151,7 @@ func (d *Decider) asDetected(ctx context.Context, one sensors.Detection) (sensor
 	if err != nil {
 		return one, err
 	}
-	target := incident.TargetOf(one)
+	target := incident.TargetOfDetection(one)
 	for _, in := range open {
 		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() && t.Node == one.Node })
 		if in.Status != "open" || i < 0 {

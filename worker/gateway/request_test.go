@@ -149,7 +149,7 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 	keyOf := func(name, uid string) string {
 		one := sensors.Detection{ID: "x", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Event: sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}}}
 		require.NoError(t, intake.Check(t.Context(), &one, ""))
-		return workflows.IncidentID(intake.Key(one))
+		return workflows.IncidentWorkflowID(intake.Key(one))
 	}
 	server.Run("Incident", keyOf("web", "u-1"), incidentID, incidentID)
 	server.Run("Incident", keyOf("db", "u-2"), full, full)

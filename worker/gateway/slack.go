@@ -261,10 +261,10 @@ func (s *Slack) do(ctx context.Context, c *click) (string, error) {
 		_, err = s.Extend(ctx, speaker, LeaseRequest{Lease: ref.LeaseID, For: time.Hour, From: c.at})
 		return "It holds until an hour from now.", err
 	case view.ButtonAssign:
-		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.MarkTakenOver})
+		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.TriageAssigned})
 		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err
 	case view.ButtonFalsePositive:
-		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.MarkFalsePositive, Reason: c.reason})
+		_, err = s.Mark(ctx, speaker, MarkRequest{Incident: ref.IncidentID, Kind: incident.TriageFalsePositive, Reason: c.reason})
 		return "What it holds is released, what it asks is denied.", err
 	}
 	return "", deny("this button does nothing")

@@ -110,11 +110,11 @@ func (a *API) status(r *http.Request) (Status, error) {
 			continue
 		}
 		s.Leases++
-		if end := m.End(); m.State == lease.StateHeld && (s.NextEnd.IsZero() || end.Before(s.NextEnd)) {
+		if end := m.LastExpiry(); m.State == lease.StateHeld && (s.NextEnd.IsZero() || end.Before(s.NextEnd)) {
 			s.NextEnd = end
 		}
 		if m.State == lease.StateStuck {
-			problem("lease %s cannot be undone: %s", m.Lease, clipReason(m.Reason))
+			problem("lease %s cannot be undone: %s", m.LeaseID, clipReason(m.Reason))
 		}
 	}
 	return s, nil

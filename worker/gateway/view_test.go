@@ -37,7 +37,7 @@ func running(ctx workflow.Context, report playbook.Report, asks []ask) error {
 	for _, a := range asks {
 		open = append(open, a.pending(workflow.GetInfo(ctx).WorkflowExecution.ID))
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
 		return err
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) { return report, nil }); err != nil {
@@ -95,7 +95,7 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	})
 	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
 	s.Run("Playbook", "playbook/a/1", incidentID, playbook.Report{
-		Run: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
+		WorkflowID: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
 		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: opened.Add(time.Second)}},
 	}, []ask{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
 	s.Listed("Incident", "Running", 1)

@@ -81,20 +81,20 @@ func (s *FileSwitch) write(what string, stopped bool, by, reason string) error {
 // Window is the budget of the last hour, as one worker knows it.
 type Window struct {
 	mu     sync.Mutex
-	spent  []budget.Spent
-	report func(budget.Spent)
+	spent  []budget.Usage
+	report func(budget.Usage)
 }
 
 var _ Budget = (*Window)(nil)
 
 // NewWindow starts with nothing spent. report, which may be nil, hears of each spending, so that it is kept durably.
-func NewWindow(report func(budget.Spent)) *Window { return &Window{report: report} }
+func NewWindow(report func(budget.Usage)) *Window { return &Window{report: report} }
 
 // Merge takes over what is kept durably: what other workers spent, and this one before a restart.
-func (w *Window) Merge(all []budget.Spent) {
+func (w *Window) Merge(all []budget.Usage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.spent = budget.Add(w.spent, all, time.Now())
+	w.spent = budget.AddUsages(w.spent, all, time.Now())
 }
 
 // Left says why there is no budget, or "".
@@ -108,9 +108,9 @@ func (w *Window) left(f Facts) string {
 	if f.Drill != nil {
 		return "" // a drill's targets are its own
 	}
-	w.spent = budget.Add(w.spent, nil, f.Now)
+	w.spent = budget.AddUsages(w.spent, nil, f.Now)
 	for _, s := range w.spent {
-		if s.Lease == f.Request.LeaseID && s.Lease != "" {
+		if s.LeaseID == f.Request.LeaseID && s.LeaseID != "" {
 			return "" // it was paid for
 		}
 	}
@@ -129,11 +129,11 @@ func (w *Window) used(f Facts) (hour, held int) {
 	targets := map[string]bool{}
 	workload := f.workload()
 	for _, s := range w.spent {
-		if f.Now.Sub(s.At) < budget.Window {
+		if f.Now.Sub(s.AppliedAt) < budget.UsageWindow {
 			hour++
 		}
-		if s.Workload == workload && f.Now.Before(s.Until) && s.Target != f.Request.Target.ID() {
-			targets[s.Target] = true
+		if s.Workload == workload && f.Now.Before(s.ExpiresAt) && s.TargetID != f.Request.Target.ID() {
+			targets[s.TargetID] = true
 		}
 	}
 	return hour, len(targets)
@@ -167,11 +167,11 @@ func (w *Window) Spend(f Facts) string {
 		return reason
 	}
 	for _, s := range w.spent {
-		if s.Lease == f.Request.LeaseID {
+		if s.LeaseID == f.Request.LeaseID {
 			return ""
 		}
 	}
-	s := budget.Spent{At: f.Now, Lease: f.Request.LeaseID, Target: f.Request.Target.ID(), Workload: f.workload(), Until: f.Request.ExpiresAt}
+	s := budget.Usage{AppliedAt: f.Now, LeaseID: f.Request.LeaseID, TargetID: f.Request.Target.ID(), Workload: f.workload(), ExpiresAt: f.Request.ExpiresAt}
 	if f.Drill != nil {
 		return ""
 	}

@@ -28,7 +28,7 @@ const polled = 90 * time.Second
 func (p Pollers) Serves(ctx context.Context, node string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	queue, err := p.Temporal.DescribeTaskQueue(ctx, workflows.NodeQueue(node), enumspb.TASK_QUEUE_TYPE_ACTIVITY)
+	queue, err := p.Temporal.DescribeTaskQueue(ctx, workflows.NodeTaskQueue(node), enumspb.TASK_QUEUE_TYPE_ACTIVITY)
 	if err != nil {
 		return false, fmt.Errorf("ask who serves node %s: %w", node, err)
 	}

@@ -11,7 +11,7 @@ import (
 
 // poll serves a node's queue, as the worker of the replica that holds the node's stream does.
 func poll(server *temporal.Server, node, name string) (func(), error) {
-	w := sdkworker.New(server.Client, workflows.NodeQueue(node), sdkworker.Options{DisableWorkflowWorker: true, Identity: name})
+	w := sdkworker.New(server.Client, workflows.NodeTaskQueue(node), sdkworker.Options{DisableWorkflowWorker: true, Identity: name})
 	w.RegisterActivity(nothing)
 	if err := w.Start(); err != nil {
 		return nil, err

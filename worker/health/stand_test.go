@@ -43,7 +43,7 @@ func story(ctx workflow.Context, _ incident.Input) error {
 		return err
 	}
 	for {
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		workflow.GetSignalChannel(ctx, workflows.SignalDetections).Receive(ctx, &batch)
 		for _, a := range batch {
 			all = append(all, a.Detection)
@@ -209,7 +209,7 @@ func told(t *testing.T, c client.Client, key string) []sensors.Detection {
 	t.Helper()
 	var all []sensors.Detection
 	for {
-		v, err := c.QueryWorkflow(t.Context(), workflows.IncidentID("local/"+key), "", "all", len(all))
+		v, err := c.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID("local/"+key), "", "all", len(all))
 		if err != nil {
 			return nil
 		}

@@ -141,7 +141,7 @@ func one(ctx context.Context, s *Suite, t *testspec.TestCase, known map[string]*
 	o.Requests = func(a activities.Authority) simulate.Requests { return worker.LibraryOf(a, s.Programs...) }
 	o.Config, o.Answers = settings(t, rec, s.Programs)
 	for _, d := range rec.Detections {
-		target := incident.TargetOf(d.Detection)
+		target := incident.TargetOfDetection(d.Detection)
 		p.names[target.ID()] = target
 	}
 	r := simulate.Run(ctx, s.File, rec, o)

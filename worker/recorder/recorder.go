@@ -138,12 +138,12 @@ func (r *recorder) failure(f *failurepb.Failure) string {
 
 func (r *recorder) opened(e *historypb.HistoryEvent) {
 	var in incident.Input
-	if !r.decode(e, e.GetWorkflowExecutionStartedEventAttributes().GetInput(), &in) || in.Carry != nil {
+	if !r.decode(e, e.GetWorkflowExecutionStartedEventAttributes().GetInput(), &in) || in.Resume != nil {
 		return
 	}
 	r.out.Incident = recording.Incident{
-		ID: in.ID, GroupingKey: in.Key, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill, Opened: e.GetEventTime().AsTime(),
-		IdleTimeoutMS: in.Quiet.Milliseconds(), VerifyIntervalMS: in.Timing.Verify.Milliseconds(), ConfigHash: in.Config,
+		ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Scope: in.Scope, Phase: in.Phase, Drill: in.Drill, Opened: e.GetEventTime().AsTime(),
+		IdleTimeoutMS: in.IdleTimeout.Milliseconds(), VerifyIntervalMS: in.LeaseTiming.VerifyInterval.Milliseconds(), ConfigHash: in.ConfigHash,
 	}
 }
 
@@ -151,7 +151,7 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 	a, after := e.GetWorkflowExecutionSignaledEventAttributes(), r.after(e.GetEventTime().AsTime())
 	switch a.GetSignalName() {
 	case workflows.SignalDetections:
-		var batch []incident.Attested
+		var batch []incident.AttestedDetection
 		if r.decode(e, a.GetInput(), &batch) {
 			r.batch++
 			for _, one := range batch {
@@ -160,7 +160,7 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 			}
 		}
 	case workflows.SignalLeaseReport:
-		var report lease.Report
+		var report lease.OutgoingReport
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &report) {
 			report.Lease.Warnings = nil // the plan has them
 			r.out.Leases = append(r.out.Leases, recording.LeaseReport{OffsetMS: after, Report: report.Lease})
@@ -171,20 +171,20 @@ func (r *recorder) signal(run audit.Run, e *historypb.HistoryEvent) {
 		if r.decode(e, a.GetInput(), &signed) && audit.Unsigned(signed, &v) == nil {
 			r.out.Votes = append(r.out.Votes, recording.Vote{OffsetMS: after, WorkflowID: v.WorkflowID, Step: v.Step, Person: v.Person, AuthenticatedBy: v.AuthenticatedBy, Groups: v.Groups, Approved: v.Approved, Reason: v.Reason, BreakGlass: v.BreakGlass, WithdrawsRequest: v.WithdrawsRequest, RejectionReason: v.RejectionReason})
 		}
-	case workflows.SignalMark:
-		var m incident.Mark
+	case workflows.SignalTriage:
+		var m incident.TriageDecision
 		if run.Type == audit.TypeIncident && r.decode(e, a.GetInput(), &m) {
 			r.out.TriageDecisions = append(r.out.TriageDecisions, recording.TriageDecision{OffsetMS: after, Kind: string(m.Kind), Person: m.Person, Reason: m.Reason})
 		}
-	case workflows.SignalRelease:
+	case workflows.SignalReleaseLease:
 		var s lease.ReleaseSignal
 		if r.decode(e, a.GetInput(), &s) {
 			r.grant(after, s.Grant, time.Time{})
 		}
-	case workflows.SignalExtend:
+	case workflows.SignalExtendLease:
 		var s lease.ExtendSignal
 		if r.decode(e, a.GetInput(), &s) {
-			r.grant(after, s.Grant, s.Until)
+			r.grant(after, s.Grant, s.ExpiresAt)
 		}
 	}
 }
@@ -221,7 +221,7 @@ func (r *recorder) started(e *historypb.HistoryEvent) {
 		return
 	}
 	book, _ := playbooks.ParsePlaybook(in.File, in.Source)
-	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, SourceHash: playbooks.HashWithCallees(in.Source, in.Called), WorkflowID: a.GetWorkflowId(), OffsetMS: r.after(e.GetEventTime().AsTime())})
+	r.out.Playbooks = append(r.out.Playbooks, recording.Playbook{Name: book.Name, File: in.File, SourceHash: playbooks.HashWithCallees(in.Source, in.Callees), WorkflowID: a.GetWorkflowId(), OffsetMS: r.after(e.GetEventTime().AsTime())})
 }
 
 // marker reads a plan that was made inside of a workflow task.

@@ -21,15 +21,15 @@ import (
 // carried are the types that workflows and activities give each other.
 var carried = []any{
 	incident.Input{},
-	[]incident.Attested{},
-	[]incident.Selected{},
+	[]incident.AttestedDetection{},
+	[]incident.SelectedPlaybook{},
 	playbooks.Incident{},
 	playbook.Input{},
 	playbook.Report{},
-	[]playbook.Pending{},
+	[]playbook.ApprovalRequest{},
 	lease.Input{},
 	lease.Holder{},
-	lease.Report{},
+	lease.OutgoingReport{},
 	activities.ObserveInput{},
 	activities.Result{},
 	activities.PlanInput{},
@@ -44,7 +44,7 @@ var carried = []any{
 	activities.VoteCount{},
 	activities.Request{},
 	attestation.Envelope{},
-	incident.Mark{},
+	incident.TriageDecision{},
 }
 
 // What the keeper hands over is what JSON would have, for values of every type that is carried, filled by chance.

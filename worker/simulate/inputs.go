@@ -140,8 +140,8 @@ func (r recorded) ResolveTarget(_ context.Context, t playbooks.Target) activitie
 		return facts
 	}
 	for _, d := range r.sim.rec.Detections {
-		if incident.Contained(d.Detection) && incident.TargetOf(d.Detection).ID() == t.ID() {
-			w := incident.WorkloadOf(d.Detection)
+		if incident.HasContainer(d.Detection) && incident.TargetOfDetection(d.Detection).ID() == t.ID() {
+			w := incident.WorkloadOfDetection(d.Detection)
 			facts.Owners = []playbooks.WorkloadIdentity{{Namespace: w.Namespace, Kind: w.Kind, Name: w.Name}}
 			break
 		}
@@ -180,9 +180,9 @@ func (s *sim) mark(i int) {
 	s.marked[i] = true
 	m := s.rec.TriageDecisions[i]
 	what := m.Person + " takes it over"
-	if m.Kind == string(incident.MarkFalsePositive) {
+	if m.Kind == string(incident.TriageFalsePositive) {
 		what = m.Person + " says that it is a false positive"
 	}
 	s.event("mark", "%s", what)
-	s.env.SignalWorkflow(workflows.SignalMark, incident.Mark{Kind: incident.MarkKind(m.Kind), Person: m.Person, Reason: m.Reason})
+	s.env.SignalWorkflow(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageKind(m.Kind), Person: m.Person, Reason: m.Reason})
 }

@@ -75,11 +75,11 @@ func (s *sim) questions(cfg *config.Config) {
 	runs := slices.Clone(s.runs)
 	s.mu.Unlock()
 	for _, run := range runs {
-		value, err := s.env.QueryWorkflowByID(run, workflows.QueryPending)
+		value, err := s.env.QueryWorkflowByID(run, workflows.QueryPendingApprovals)
 		if err != nil {
 			continue // it has ended
 		}
-		var open []playbook.Pending
+		var open []playbook.ApprovalRequest
 		if value.Get(&open) != nil {
 			continue
 		}
@@ -93,7 +93,7 @@ func (s *sim) questions(cfg *config.Config) {
 }
 
 // asked notes a question and schedules its answers.
-func (s *sim) asked(p playbook.Pending, cfg *config.Config) {
+func (s *sim) asked(p playbook.ApprovalRequest, cfg *config.Config) {
 	q := Asked{
 		AtMS: s.after(), Playbook: playbookOf(p.WorkflowID), Run: runOf(p.WorkflowID), Step: p.Step, Title: p.Title, Ask: p.Question, Would: []string{}, Approvers: p.Approvers.Describe(), Quorum: max(p.Approvers.Quorum, 1),
 		TimeoutMS: p.Approvers.Timeout.Milliseconds(), Answers: []string{},
@@ -122,7 +122,7 @@ type ballot struct {
 	after                  time.Duration
 }
 
-func (s *sim) answersTo(p playbook.Pending, cfg *config.Config) []ballot {
+func (s *sim) answersTo(p playbook.ApprovalRequest, cfg *config.Config) []ballot {
 	var out []ballot
 	switch {
 	case s.o.Answers.None:
@@ -157,7 +157,7 @@ func (s *sim) answersTo(p playbook.Pending, cfg *config.Config) []ballot {
 
 // recorded are the answers that people gave to this question: to the same run's or, where there is none in the recording,
 // to one of the same playbook.
-func (s *sim) recorded(p playbook.Pending, cfg *config.Config) []ballot {
+func (s *sim) recorded(p playbook.ApprovalRequest, cfg *config.Config) []ballot {
 	same := func(run, step string) bool { return step == p.ID && run == p.WorkflowID }
 	if !slices.ContainsFunc(s.rec.ApprovalRequests, func(q recording.ApprovalRequest) bool { return same(q.WorkflowID, q.Step) }) {
 		same = func(run, step string) bool { return step == p.ID && playbookOf(run) == playbookOf(p.WorkflowID) }
@@ -237,7 +237,7 @@ func entitled(a activities.Approvers, cfg *config.Config) []config.Person {
 }
 
 // vote gives an answer as the gateway would have given it.
-func (s *sim) vote(p playbook.Pending, b ballot, n int) {
+func (s *sim) vote(p playbook.ApprovalRequest, b ballot, n int) {
 	answer := "no"
 	if b.approve {
 		answer = "yes"

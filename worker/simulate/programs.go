@@ -24,14 +24,14 @@ type checked struct {
 func (p *programs) load(in playbook.Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
 	var key strings.Builder
 	key.WriteString(in.File + "\x00" + string(in.Source))
-	for _, called := range in.Called {
+	for _, called := range in.Callees {
 		key.WriteString("\x00" + string(called.Content))
 	}
 	if was, ok := p.known.Load(key.String()); ok {
 		c := was.(checked) //nolint:forcetypeassert // nothing else is stored
 		return c.program, c.problems
 	}
-	program, problems := in.Load(catalogue)
+	program, problems := in.LoadPlaybook(catalogue)
 	p.known.Store(key.String(), checked{program, problems})
 	return program, problems
 }

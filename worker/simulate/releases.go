@@ -56,13 +56,13 @@ func (s *sim) release(r activities.Request, was recording.LeaseChange) {
 		}
 		now := s.env.Now()
 		g := attestation.Grant{
-			Nonce: fmt.Sprintf("simulated-%s-%d", m.Lease, was.OffsetMS), Operation: attestation.OperationRelease, LeaseID: m.Lease, IncidentID: m.Incident.ID, Namespace: m.Target.Namespace, DrillOnly: s.rec.Incident.Drill,
+			Nonce: fmt.Sprintf("simulated-%s-%d", m.LeaseID, was.OffsetMS), Operation: attestation.OperationRelease, LeaseID: m.LeaseID, IncidentID: m.IncidentRef.ID, Namespace: m.Target.Namespace, DrillOnly: s.rec.Incident.Drill,
 			Targets: []string{m.Target.ID()}, GrantedBy: was.GrantedBy, IssuedAt: now, ExpiresAt: now.Add(time.Hour),
 		}
 		who := strings.Join(was.GrantedBy, ", ")
 		if was.ExtendedUntilMS == 0 {
 			signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
-			if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalRelease, lease.ReleaseSignal{Grant: signed}) == nil {
+			if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalReleaseLease, lease.ReleaseSignal{Grant: signed}) == nil {
 				s.event("release", "%s ends %s on %s", who, r.Action, r.Target)
 			}
 			continue
@@ -70,7 +70,7 @@ func (s *sim) release(r activities.Request, was recording.LeaseChange) {
 		until := now.Add(time.Duration(was.ExtendedUntilMS-was.OffsetMS) * time.Millisecond)
 		g.Operation, g.NewEnd = attestation.OperationExtend, until
 		signed, err := s.keys.Sign(attestation.PayloadTypeGrant, g)
-		if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalExtend, lease.ExtendSignal{Until: until, Grant: signed}) == nil {
+		if err == nil && s.env.SignalWorkflowByID(id, workflows.SignalExtendLease, lease.ExtendSignal{ExpiresAt: until, Grant: signed}) == nil {
 			s.event("release", "%s extends %s on %s by %s", who, r.Action, r.Target, duration.Format(until.Sub(now)))
 		}
 	}

@@ -12,15 +12,15 @@ import (
 
 // Requests finds the playbooks of what people asked for, as a worker's library does.
 type Requests interface {
-	Requested(ctx context.Context, r sensors.ManualRequest) (incident.Selected, error)
+	Requested(ctx context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error)
 	ProgramOf(r sensors.ManualRequest) (*playbooks.Program, error)
 }
 
 // noRequests is a library that finds none.
 type noRequests struct{}
 
-func (noRequests) Requested(_ context.Context, r sensors.ManualRequest) (incident.Selected, error) {
-	return incident.Selected{}, fmt.Errorf("%s is not simulated here", r.Describe())
+func (noRequests) Requested(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
+	return incident.SelectedPlaybook{}, fmt.Errorf("%s is not simulated here", r.Describe())
 }
 
 func (noRequests) ProgramOf(r sensors.ManualRequest) (*playbooks.Program, error) {

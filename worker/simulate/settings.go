@@ -19,8 +19,8 @@ import (
 func (s *sim) settings() (*config.Config, incident.Input) {
 	was := s.rec.Incident
 	in := incident.Input{
-		ID: was.ID, Key: was.GroupingKey, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, Quiet: time.Duration(was.IdleTimeoutMS) * time.Millisecond,
-		Timing: lease.Timing{Verify: s.verifyEvery(), Route: workflows.Route{Here: true}},
+		ID: was.ID, GroupingKey: was.GroupingKey, Cluster: was.Cluster, Scope: was.Scope, Phase: was.Phase, Drill: was.Drill, IdleTimeout: time.Duration(was.IdleTimeoutMS) * time.Millisecond,
+		LeaseTiming: lease.Timing{VerifyInterval: s.verifyEvery(), Route: workflows.ActivityRoute{LocalOnly: true}},
 	}
 	namespace := s.rec.Detections[0].Detection.Event.Container.Pod.Namespace
 	cfg := s.o.Config
@@ -43,7 +43,7 @@ func (s *sim) settings() (*config.Config, incident.Input) {
 		scope := cfg.ScopeOf(namespace)
 		in.Drill, in.Phase, in.Scope = false, s.o.Phase, scope.Name
 	}
-	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill, strings.TrimPrefix(in.Key, in.Cluster+"/")
+	s.result.Phase, s.result.Scope, s.result.Drill, s.result.Workload = in.Phase, in.Scope, in.Drill, strings.TrimPrefix(in.GroupingKey, in.Cluster+"/")
 	return cfg, in
 }
 

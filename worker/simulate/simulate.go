@@ -37,7 +37,7 @@ import (
 )
 
 // Match picks the playbooks for an incident, as a worker's library does.
-type Match func(ctx context.Context, in playbooks.Incident) ([]incident.Selected, error)
+type Match func(ctx context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error)
 
 // Options say how recordings are simulated. The zero value of each is as it was when they were made.
 type Options struct {
@@ -218,22 +218,22 @@ func (s *sim) run() error {
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
 	s.kept = newKeeper(&s.copiers)
 	env.SetDataConverter(s.kept)
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID(in.Key), TaskQueue: workflows.TaskQueue})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID(in.GroupingKey), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
 	set := activities.NewActivities(s.actions()...)
 	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring}
 	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &heard{Chain: chain, window: guards.NewWindow(nil), sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
-	leases := &lease.Workflows{Catalogue: s.o.Catalogue}
-	plays := &playbook.Workflows{Catalogue: s.o.Catalogue, Leases: leases, Load: s.programs.load}
+	leases := &lease.Workflows{Catalog: s.o.Catalogue}
+	plays := &playbook.Workflows{Catalog: s.o.Catalogue, Leases: leases, Load: s.programs.load}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
 	env.RegisterActivityWithOptions(&timed{Activities: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.Selected, error))(s.match), activity.RegisterOptions{Name: incident.Match})
-	env.RegisterActivityWithOptions(s.requests.Requested, activity.RegisterOptions{Name: incident.MatchRequested})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.SelectedPlaybook, error))(s.match), activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(s.requests.Requested, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
 	s.listen(cfg)
 	s.feed(in)
 	s.marks()
@@ -264,7 +264,7 @@ func (s *sim) feed(in incident.Input) {
 		batch := batches[n]
 		s.env.RegisterDelayedCallback(func() {
 			now := s.env.Now()
-			var attested []incident.Attested
+			var attested []incident.AttestedDetection
 			var alike lines
 			for _, one := range batch {
 				d := one.Detection
@@ -272,7 +272,7 @@ func (s *sim) feed(in incident.Input) {
 				if in.Drill {
 					scope = config.DrillScope
 				}
-				target := incident.TargetOf(d)
+				target := incident.TargetOfDetection(d)
 				s.learn(target)
 				var drill *attestation.DrillRegistration
 				if in.Drill {
@@ -280,15 +280,15 @@ func (s *sim) feed(in incident.Input) {
 				}
 				signed, err := s.keys.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
 					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
-					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOf(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
+					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
 					ManualRequest: s.requested(d),
 				})
 				if err != nil {
 					s.event("error", "%v", err)
 					continue
 				}
-				attested = append(attested, incident.Attested{Detection: d, Attestation: signed})
-				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.What(d), d.Rule, d.Confidence), max(d.Count, 1))
+				attested = append(attested, incident.AttestedDetection{Detection: d, Attestation: signed})
+				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.Describe(d), d.Rule, d.Confidence), max(d.Count, 1))
 			}
 			for _, what := range alike.all() {
 				s.event("detection", "%s", what)
@@ -392,7 +392,7 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 	}
 	s.waits()
 	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
-	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.Quiet)})
+	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.IdleTimeout)})
 }
 
 // quiet is the SDK's log, which nobody reads.

@@ -246,7 +246,7 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 	before := edited.Playbooks
 	edited.Playbooks = func(a activities.Authority) simulate.Match {
 		shipped, own := before(a), worker.LibraryOf(a, p)
-		return func(ctx context.Context, in playbooks.Incident) (out []incident.Selected, err error) {
+		return func(ctx context.Context, in playbooks.Incident) (out []incident.SelectedPlaybook, err error) {
 			was, err := shipped(ctx, in)
 			if err != nil {
 				return nil, err

@@ -14,19 +14,19 @@ import (
 func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	begin := env.Now()
-	spent := func(lease string, held time.Duration) budget.Spent {
-		return budget.Spent{At: begin, Lease: lease, Until: begin.Add(held)}
+	spent := func(lease string, held time.Duration) budget.Usage {
+		return budget.Usage{AppliedAt: begin, LeaseID: lease, ExpiresAt: begin.Add(held)}
 	}
-	send := func(after time.Duration, batch ...budget.Spent) {
-		env.RegisterDelayedCallback(func() { env.SignalWorkflow(budget.Signal, batch) }, after)
+	send := func(after time.Duration, batch ...budget.Usage) {
+		env.RegisterDelayedCallback(func() { env.SignalWorkflow(budget.SignalUsage, batch) }, after)
 	}
 	send(time.Second, spent("a", time.Minute), spent("b", 3*time.Hour))
 	send(2*time.Second, spent("a", time.Minute)) // another worker, or a retry
 	count := func(after time.Duration, want int) {
 		env.RegisterDelayedCallback(func() {
-			value, err := env.QueryWorkflow(budget.Query)
+			value, err := env.QueryWorkflow(budget.QueryUsage)
 			require.NoError(t, err)
-			var got []budget.Spent
+			var got []budget.Usage
 			require.NoError(t, value.Get(&got))
 			require.Len(t, got, want, "after %s", after)
 		}, after)
@@ -41,11 +41,11 @@ func TestSpendingsAreRememberedOnceAndForgottenWhenTheyNoLongerCount(t *testing.
 }
 
 func TestWhatIsRememberedIsBounded(t *testing.T) {
-	var all []budget.Spent
+	var all []budget.Usage
 	now := time.Now()
 	for i := range 5000 {
-		all = budget.Add(all, []budget.Spent{{At: now, Lease: fmt.Sprint(i)}}, now)
+		all = budget.AddUsages(all, []budget.Usage{{AppliedAt: now, LeaseID: fmt.Sprint(i)}}, now)
 	}
 	require.Len(t, all, 2000)
-	require.Equal(t, "4999", all[len(all)-1].Lease)
+	require.Equal(t, "4999", all[len(all)-1].LeaseID)
 }

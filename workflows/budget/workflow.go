@@ -9,65 +9,65 @@ import (
 	"go.temporal.io/sdk/workflow"
 )
 
-// ID is the workflow's id in a cluster.
-func ID(cluster string) string { return "budget/" + cluster }
+// WorkflowID is the workflow's id in a cluster.
+func WorkflowID(cluster string) string { return "budget/" + cluster }
 
 // Signal and Query are how it is fed and read.
 const (
-	Signal = "spent"
-	Query  = "spent"
+	SignalUsage = "spent"
+	QueryUsage  = "spent"
 )
 
-// Spent is one containment that the budget paid for.
-type Spent struct {
-	At       time.Time `json:"at"`
-	Lease    string    `json:"lease"`
-	Target   string    `json:"target"`
+// Usage is one containment that the budget paid for.
+type Usage struct {
+	AppliedAt       time.Time `json:"at"`
+	LeaseID    string    `json:"lease"`
+	TargetID   string    `json:"target"`
 	Workload string    `json:"workload"`
-	Until    time.Time `json:"until"`
+	ExpiresAt    time.Time `json:"until"`
 }
 
-// Window is how long a spending counts; one whose lease still holds counts for longer.
-const Window = time.Hour
+// UsageWindow is how long a spending counts; one whose lease still holds counts for longer.
+const UsageWindow = time.Hour
 
-// most bounds what is remembered.
-const most = 2000
+// maxUsages bounds what is remembered.
+const maxUsages = 2000
 
-// Counts tells whether a spending still counts.
-func (s Spent) Counts(now time.Time) bool { return now.Sub(s.At) < Window || now.Before(s.Until) }
+// IsCounted tells whether a spending still counts.
+func (s Usage) IsCounted(now time.Time) bool { return now.Sub(s.AppliedAt) < UsageWindow || now.Before(s.ExpiresAt) }
 
-// Add takes new spendings in, each lease once, and forgets what no longer counts.
-func Add(all, more []Spent, now time.Time) []Spent {
+// AddUsages takes new spendings in, each lease once, and forgets what no longer counts.
+func AddUsages(all, more []Usage, now time.Time) []Usage {
 	for _, s := range more {
-		if !slices.ContainsFunc(all, func(known Spent) bool { return known.Lease == s.Lease && s.Lease != "" }) {
+		if !slices.ContainsFunc(all, func(known Usage) bool { return known.LeaseID == s.LeaseID && s.LeaseID != "" }) {
 			all = append(all, s)
 		}
 	}
-	all = slices.DeleteFunc(all, func(s Spent) bool { return !s.Counts(now) })
-	return all[max(0, len(all)-most):]
+	all = slices.DeleteFunc(all, func(s Usage) bool { return !s.IsCounted(now) })
+	return all[max(0, len(all)-maxUsages):]
 }
 
 // Input carries what is remembered through continue-as-new.
 type Input struct {
-	Spent []Spent `json:"spent,omitempty"`
+	Usages []Usage `json:"spent,omitempty"`
 }
 
 // Budget runs for ever.
 func Budget(ctx workflow.Context, in Input) error {
-	spent := in.Spent
-	if err := workflow.SetQueryHandler(ctx, Query, func() ([]Spent, error) { return spent, nil }); err != nil {
+	spent := in.Usages
+	if err := workflow.SetQueryHandler(ctx, QueryUsage, func() ([]Usage, error) { return spent, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	signals := workflow.GetSignalChannel(ctx, Signal)
+	signals := workflow.GetSignalChannel(ctx, SignalUsage)
 	for {
-		var batch []Spent
+		var batch []Usage
 		signals.Receive(ctx, &batch)
-		spent = Add(spent, batch, workflow.Now(ctx))
+		spent = AddUsages(spent, batch, workflow.Now(ctx))
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
 			for signals.ReceiveAsync(&batch) {
-				spent = Add(spent, batch, workflow.Now(ctx))
+				spent = AddUsages(spent, batch, workflow.Now(ctx))
 			}
-			return workflow.NewContinueAsNewError(ctx, Budget, Input{Spent: spent})
+			return workflow.NewContinueAsNewError(ctx, Budget, Input{Usages: spent})
 		}
 	}
 }

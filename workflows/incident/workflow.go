@@ -30,23 +30,23 @@ import (
 // Input starts an incident, or goes on with one.
 type Input struct {
 	ID      string `json:"id"` // minted by the gateway: INC- and a ULID
-	Key     string `json:"key"`
+	GroupingKey     string `json:"key"`
 	Cluster string `json:"cluster"`
 	Scope   string `json:"scope"`
 	Phase   int    `json:"phase"`
 	Drill   bool   `json:"drill,omitempty"`
-	// Quiet is how long nothing must happen before the incident closes. Default 15 min.
-	Quiet  time.Duration `json:"quiet,omitempty"`
-	Timing lease.Timing  `json:"timing"`
-	// Config is the short hash of the configuration that was in force when it began.
-	Config string `json:"config,omitempty"`
-	// Thread: people are told by chat.
-	Thread bool   `json:"thread,omitempty"`
-	Carry  *state `json:"carry,omitempty"`
+	// IdleTimeout is how long nothing must happen before the incident closes. Default 15 min.
+	IdleTimeout  time.Duration `json:"quiet,omitempty"`
+	LeaseTiming lease.Timing  `json:"timing"`
+	// ConfigHash is the short hash of the configuration that was in force when it began.
+	ConfigHash string `json:"config,omitempty"`
+	// ChatEnabled: people are told by chat.
+	ChatEnabled bool   `json:"thread,omitempty"`
+	Resume  *incidentState `json:"carry,omitempty"`
 }
 
-// Match is the local activity that picks playbooks; the worker implements it from the library that it loaded.
-const Match = "MatchPlaybooks"
+// MatchPlaybooksActivity is the local activity that picks playbooks; the worker implements it from the library that it loaded.
+const MatchPlaybooksActivity = "MatchPlaybooks"
 
 // Workflows are the incident workflow with the playbook workflow that it starts.
 type Workflows struct {
@@ -55,94 +55,94 @@ type Workflows struct {
 
 // Incident runs one incident to its end and returns it.
 func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident, error) {
-	r := &run{w: w, in: in, state: in.Carry}
-	if r.state == nil {
+	r := &incidentRun{workflows: w, input: in, incidentState: in.Resume}
+	if r.incidentState == nil {
 		now := workflow.Now(ctx)
-		r.state = &state{Last: now, Covered: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
-			Version: playbooks.IncidentVersion, ID: in.ID, GroupingKey: in.Key, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
+		r.incidentState = &incidentState{LastDetectionAt: now, CoveredTargets: map[string]bool{}, Attestations: map[string][]attestation.Envelope{}, Incident: playbooks.Incident{
+			Version: playbooks.IncidentVersion, ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Status: "open", Opened: now, Updated: now,
 			Scope: in.Scope, Phase: in.Phase, Drill: in.Drill,
 		}}
 	}
-	r.in.Quiet = cmp.Or(in.Quiet, 15*time.Minute)
+	r.input.IdleTimeout = cmp.Or(in.IdleTimeout, 15*time.Minute)
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return r.Incident, nil }); err != nil {
 		return playbooks.Incident{}, err //nolint:wrapcheck // a mistake of the program
 	}
-	if r.enriched = r.Incident.Context.Enriched; in.Carry != nil {
+	if r.enriched = r.Incident.Context.Enriched; in.Resume != nil {
 		r.enriched = true
 	}
-	r.keepThread(ctx)
-	r.keepWatchers(ctx)
+	r.keepMessageSynced(ctx)
+	r.runWatcherLoop(ctx)
 	for {
-		r.receive(ctx)
-		if r.closeable(workflow.Now(ctx)) {
+		r.receiveSignals(ctx)
+		if r.canClose(workflow.Now(ctx)) {
 			// Signals that came while this task ran must not be lost with the close.
-			if r.receive(ctx) {
+			if r.receiveSignals(ctx) {
 				continue
 			}
 			r.Incident.Status, r.Incident.Closed = "closed", workflow.Now(ctx)
-			r.line(r.Incident.Closed, "closed: quiet for "+duration.Format(r.in.Quiet)+", nothing is held")
-			if r.lastLook(ctx) && r.receive(ctx) {
+			r.addTimeline(r.Incident.Closed, "closed: quiet for "+duration.Format(r.input.IdleTimeout)+", nothing is held")
+			if r.finalSync(ctx) && r.receiveSignals(ctx) {
 				// It arrived while the thread was told: it must not be lost with the close.
 				r.Incident.Status, r.Incident.Closed = "open", time.Time{}
-				r.line(workflow.Now(ctx), "open again: something arrived while it closed")
+				r.addTimeline(workflow.Now(ctx), "open again: something arrived while it closed")
 				continue
 			}
 			return r.Incident, nil
 		}
-		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.enriching == 0 && !r.waiting {
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() && r.activeEnrichments == 0 && !r.enrichmentWaitRunning {
 			next := in
-			next.Carry = r.state
+			next.Resume = r.incidentState
 			return playbooks.Incident{}, workflow.NewContinueAsNewError(ctx, w.Incident, next)
 		}
-		r.wait(ctx)
+		r.waitForWork(ctx)
 	}
 }
 
-type run struct {
-	w *Workflows
-	*state
-	in        Input
+type incidentRun struct {
+	workflows *Workflows
+	*incidentState
+	input        Input
 	enriched  bool
-	enriching int
-	told      bool // the thread was told of everything so far
-	handed    bool // it was said that nothing starts any more
-	watched   bool // somebody tells the watchers
-	waiting   bool // a shipped playbook waits for the enrichment, since a user's may match after it
-	waited    bool // that has lasted long enough
-	again     bool // a run came to nothing: the next may start
-	changed   bool // the watchers were not told yet
+	activeEnrichments int
+	messageUpToDate      bool // the thread was told of everything so far
+	suspensionNoted    bool // it was said that nothing starts any more
+	watcherLoopRunning   bool // somebody tells the watchers
+	enrichmentWaitRunning   bool // a shipped playbook waits for the enrichment, since a user's may match after it
+	enrichmentWaitOver    bool // that has lasted long enough
+	fallbackPending     bool // a run came to nothing: the next may start
+	watchersOutdated   bool // the watchers were not told yet
 }
 
-// receive takes in every signal that is there; true if there was any.
-func (r *run) receive(ctx workflow.Context) bool {
+// receiveSignals takes in every signal that is there; true if there was any.
+func (r *incidentRun) receiveSignals(ctx workflow.Context) bool {
 	heard, news := false, false
-	var asked []Attested // what people requested
+	var asked []AttestedDetection // what people requested
 	for {
-		var batch []Attested
+		var batch []AttestedDetection
 		if !workflow.GetSignalChannel(ctx, workflows.SignalDetections).ReceiveAsync(&batch) {
 			break
 		}
 		heard = true
 		for _, a := range batch {
-			added := r.add(a, workflow.Now(ctx))
+			added := r.addDetection(a, workflow.Now(ctx))
 			if news = added || news; added && a.Detection.ManualRequest != nil {
 				asked = append(asked, a)
 			}
 		}
 	}
 	if news {
-		r.conclude()
-		r.start(ctx)
-		r.requested(ctx, asked)
-		r.enrich(ctx)
+		r.recompute()
+		r.startMatchingPlaybooks(ctx)
+		r.startManualRequests(ctx, asked)
+		r.enrichContext(ctx)
 	}
 	for {
-		var mark Mark
-		if !workflow.GetSignalChannel(ctx, workflows.SignalMark).ReceiveAsync(&mark) {
+		var mark TriageDecision
+		if !workflow.GetSignalChannel(ctx, workflows.SignalTriage).ReceiveAsync(&mark) {
 			break
 		}
 		heard = true
-		r.heardMark(ctx, mark)
+		r.handleTriage(ctx, mark)
 	}
 	for {
 		var report playbook.Report
@@ -150,53 +150,53 @@ func (r *run) receive(ctx workflow.Context) bool {
 			break
 		}
 		heard = true
-		r.heardPlaybook(report, workflow.Now(ctx))
-		r.next(ctx)
+		r.handlePlaybookReport(report, workflow.Now(ctx))
+		r.startFallback(ctx)
 	}
 	for {
-		var report lease.Report
+		var report lease.OutgoingReport
 		if !workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).ReceiveAsync(&report) {
 			break
 		}
 		heard = true
-		r.heardLease(report.Lease)
+		r.handleLeaseReport(report.Lease)
 	}
 	for {
 		var id string
-		if !workflow.GetSignalChannel(ctx, workflows.SignalWatch).ReceiveAsync(&id) {
+		if !workflow.GetSignalChannel(ctx, workflows.SignalWatchIncident).ReceiveAsync(&id) {
 			break
 		}
 		heard = true
-		r.heardWatch(ctx, id, true)
+		r.handleWatch(ctx, id, true)
 	}
 	for {
 		var id string
-		if !workflow.GetSignalChannel(ctx, workflows.SignalUnwatch).ReceiveAsync(&id) {
+		if !workflow.GetSignalChannel(ctx, workflows.SignalUnwatchIncident).ReceiveAsync(&id) {
 			break
 		}
-		r.heardWatch(ctx, id, false)
+		r.handleWatch(ctx, id, false)
 	}
-	r.told, r.changed = r.told && !heard, r.changed || heard
+	r.messageUpToDate, r.watchersOutdated = r.messageUpToDate && !heard, r.watchersOutdated || heard
 	return heard
 }
 
-func (r *run) wait(ctx workflow.Context) {
+func (r *incidentRun) waitForWork(ctx workflow.Context) {
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
-	idle := max(r.Last.Add(r.in.Quiet).Sub(workflow.Now(ctx)), time.Second)
-	if !r.quiet(workflow.Now(ctx)) {
-		idle = max(idle, r.in.Quiet)
+	idle := max(r.LastDetectionAt.Add(r.input.IdleTimeout).Sub(workflow.Now(ctx)), time.Second)
+	if !r.isIdle(workflow.Now(ctx)) {
+		idle = max(idle, r.input.IdleTimeout)
 	}
 	s := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, idle), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalDetections, workflows.SignalMark, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatch, workflows.SignalUnwatch} {
+	for _, name := range []string{workflows.SignalDetections, workflows.SignalTriage, workflows.SignalPlaybookReport, workflows.SignalLeaseReport, workflows.SignalWatchIncident, workflows.SignalUnwatchIncident} {
 		s.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	s.Select(ctx)
 }
 
-// quiet tells whether nothing is under way.
-func (r *run) quiet(time.Time) bool {
-	if r.enriching > 0 {
+// isIdle tells whether nothing is under way.
+func (r *incidentRun) isIdle(time.Time) bool {
+	if r.activeEnrichments > 0 {
 		return false
 	}
 	for _, p := range r.Incident.Playbooks {
@@ -212,116 +212,116 @@ func (r *run) quiet(time.Time) bool {
 	return true
 }
 
-func (r *run) closeable(now time.Time) bool {
-	return r.quiet(now) && !now.Before(r.Last.Add(r.in.Quiet)) && r.Incident.TotalDetections > 0 || r.Incident.TotalDetections == 0 && !now.Before(r.Last.Add(r.in.Quiet))
+func (r *incidentRun) canClose(now time.Time) bool {
+	return r.isIdle(now) && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout)) && r.Incident.TotalDetections > 0 || r.Incident.TotalDetections == 0 && !now.Before(r.LastDetectionAt.Add(r.input.IdleTimeout))
 }
 
-// start runs every playbook that matches, on the targets that it does not cover yet.
-func (r *run) start(ctx workflow.Context) {
-	if r.onlyRequested() {
+// startMatchingPlaybooks runs every playbook that matches, on the targets that it does not cover yet.
+func (r *incidentRun) startMatchingPlaybooks(ctx workflow.Context) {
+	if r.isManualOnly() {
 		return
 	}
-	if r.inHand() {
-		if !r.handed {
-			r.handed = true
-			r.line(workflow.Now(ctx), notStarted(r.Incident))
+	if r.isAssigned() {
+		if !r.suspensionNoted {
+			r.suspensionNoted = true
+			r.addTimeline(workflow.Now(ctx), notStartedReason(r.Incident))
 		}
 		return
 	}
 	local := workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{ScheduleToCloseTimeout: 10 * time.Second})
-	var selected []Selected
-	if err := workflow.ExecuteLocalActivity(local, Match, r.Incident).Get(ctx, &selected); err != nil {
-		r.line(workflow.Now(ctx), "playbooks could not be matched: "+err.Error())
+	var selected []SelectedPlaybook
+	if err := workflow.ExecuteLocalActivity(local, MatchPlaybooksActivity, r.Incident).Get(ctx, &selected); err != nil {
+		r.addTimeline(workflow.Now(ctx), "playbooks could not be matched: "+err.Error())
 		return
 	}
 	for _, s := range selected {
-		targets := r.assign(ctx, s, selected)
-		if len(targets) == 0 && (s.NotSelected != "" || !r.bare(s.Name)) {
+		targets := r.assignTargets(ctx, s, selected)
+		if len(targets) == 0 && (s.NotSelectedReason != "" || !r.runsWithoutTargets(s.Name)) {
 			continue
 		}
-		r.launch(ctx, r.version(s), targets)
+		r.startPlaybook(ctx, r.pinnedVersion(s), targets)
 	}
 }
 
-// bare tells whether a playbook is to run once on an incident that has no target: one about the telemetry itself, where
+// runsWithoutTargets tells whether a playbook is to run once on an incident that has no target: one about the telemetry itself, where
 // people are called and nothing is held. No history from before these incidents can come here.
-func (r *run) bare(name string) bool {
-	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindSensorHealth || r.Covered[name+"\x00"] {
+func (r *incidentRun) runsWithoutTargets(name string) bool {
+	if len(r.Incident.Targets) > 0 || r.Incident.Trigger.Event.Kind != sensors.KindSensorHealth || r.CoveredTargets[name+"\x00"] {
 		return false
 	}
-	r.Covered[name+"\x00"] = true
+	r.CoveredTargets[name+"\x00"] = true
 	return true
 }
 
-// launch starts a playbook on targets; attested is what permits this run alone.
-func (r *run) launch(ctx workflow.Context, s Selected, targets []playbooks.Target, attested ...attestation.Envelope) {
-	r.Runs++
+// startPlaybook starts a playbook on targets; attested is what permits this run alone.
+func (r *incidentRun) startPlaybook(ctx workflow.Context, s SelectedPlaybook, targets []playbooks.Target, attested ...attestation.Envelope) {
+	r.RunCount++
 	snapshot := r.Incident
 	snapshot.Targets = targets
 	snapshot.Timeline, snapshot.Playbooks, snapshot.Leases, snapshot.Evidence, snapshot.NotSelected = nil, nil, nil, nil, nil
 	attestations := map[string][]attestation.Envelope{}
 	for _, t := range targets {
-		r.Covered[s.Name+"\x00"+t.ID()] = true
+		r.CoveredTargets[s.Name+"\x00"+t.ID()] = true
 		attestations[t.ID()] = slices.Concat(r.Attestations[t.ID()], attested)
 	}
-	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.Runs, s.Name)
-	r.take(s, id, targets)
+	id := fmt.Sprintf("playbook/%s/%d/%s", r.Incident.ID, r.RunCount, s.Name)
+	r.recordContainingRun(s, id, targets)
 	childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
-		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentAttribute).ValueSet(r.Incident.ID)),
+		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID)),
 	})
-	input := playbook.Input{Language: playbooks.LanguageVersion, File: s.File, Source: s.Source, Called: s.Called, Incident: snapshot, Brief: r.brief(), Attestations: attestations, Timing: r.in.Timing, Selection: s.Selection, Thread: r.in.Thread, LeasePerNode: true}
-	child := workflow.ExecuteChildWorkflow(childCtx, r.w.Playbooks.Playbook, input)
+	input := playbook.Input{LanguageVersion: playbooks.LanguageVersion, File: s.File, Source: s.Source, Callees: s.Callees, Incident: snapshot, IncidentRef: r.incidentRef(), Attestations: attestations, LeaseTiming: r.input.LeaseTiming, PlaybookAuthorization: s.PlaybookAuthorization, ChatEnabled: r.input.ChatEnabled, LeasePerNode: true}
+	child := workflow.ExecuteChildWorkflow(childCtx, r.workflows.Playbooks.Playbook, input)
 	r.Incident.Playbooks = append(r.Incident.Playbooks, playbooks.PlaybookRun{Playbook: s.Name, WorkflowID: id, Started: workflow.Now(ctx)})
-	r.line(workflow.Now(ctx), "playbook "+s.Name+" started")
+	r.addTimeline(workflow.Now(ctx), "playbook "+s.Name+" started")
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		if err := child.GetChildWorkflowExecution().Get(ctx, nil); err != nil {
-			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it could not be started: " + err.Error()}, workflow.Now(ctx))
-			r.next(ctx)
+			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: "it could not be started: " + err.Error()}, workflow.Now(ctx))
+			r.startFallback(ctx)
 			return
 		}
 		// A run that was terminated reports nothing; its end as a child is heard all the same.
 		var report playbook.Report
 		if err := child.Get(ctx, &report); err != nil && ctx.Err() == nil {
-			r.heardPlaybook(playbook.Report{Run: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: err.Error()}, workflow.Now(ctx))
-			r.next(ctx)
+			r.handlePlaybookReport(playbook.Report{WorkflowID: id, Playbook: s.Name, Ended: workflow.Now(ctx), Error: err.Error()}, workflow.Now(ctx))
+			r.startFallback(ctx)
 		}
 	})
 }
 
-// maxSteps bounds the lines of reports that an incident keeps: it is handed on whole.
-const maxSteps = 1500
+// maxStepReports bounds the lines of reports that an incident keeps: it is handed on whole.
+const maxStepReports = 1500
 
-func (r *run) heardPlaybook(report playbook.Report, now time.Time) {
-	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == report.Run })
+func (r *incidentRun) handlePlaybookReport(report playbook.Report, now time.Time) {
+	i := slices.IndexFunc(r.Incident.Playbooks, func(p playbooks.PlaybookRun) bool { return p.WorkflowID == report.WorkflowID })
 	if i < 0 || !r.Incident.Playbooks[i].Ended.IsZero() {
 		return
 	}
 	complete := report // what it came to is judged by all of it
 	for _, other := range r.Incident.Playbooks {
-		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxSteps-len(other.Steps)))]
+		report.Steps = report.Steps[:min(len(report.Steps), max(0, maxStepReports-len(other.Steps)))]
 	}
 	p := &r.Incident.Playbooks[i]
-	p.SourceHash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.ResponderGuide = report.Hash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.Guide
+	p.SourceHash, p.Steps, p.Error, p.Ended, p.Outcome, p.Reason, p.ResponderGuide = report.SourceHash, report.Steps, report.Error, report.Ended, report.Outcome, report.Reason, report.ResponderGuide
 	r.Incident.Evidence = append(r.Incident.Evidence, report.Evidence...)
 	for _, step := range report.Steps {
-		r.line(step.At, display.StepTimelineText(report.Playbook, step))
+		r.addTimeline(step.At, display.StepTimelineText(report.Playbook, step))
 	}
 	ended := report.Ended
 	if ended.IsZero() {
 		ended = now
 	}
-	r.line(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.SummarizeRun(r.Incident, *p)))
+	r.addTimeline(ended, fmt.Sprintf("playbook %s ended: %s", report.Playbook, display.SummarizeRun(r.Incident, *p)))
 	r.Incident.Updated = now
-	r.freed(complete)
+	r.releaseRefusedTargets(complete)
 }
 
-func (r *run) heardLease(l playbooks.LeaseReport) {
+func (r *incidentRun) handleLeaseReport(l playbooks.LeaseReport) {
 	text := fmt.Sprintf("lease %s of %s on %s: %s", l.ID, l.Action, display.TargetName(r.Incident, l.Target), display.DescribeLease(l))
 	if l.Reason != "" {
 		text += ": " + l.Reason
 	}
-	r.line(l.At, text)
+	r.addTimeline(l.At, text)
 	r.Incident.Updated = l.At
 	if i := slices.IndexFunc(r.Incident.Leases, func(x playbooks.LeaseReport) bool { return x.ID == l.ID }); i >= 0 {
 		r.Incident.Leases[i] = l
@@ -330,19 +330,19 @@ func (r *run) heardLease(l playbooks.LeaseReport) {
 	r.Incident.Leases = append(r.Incident.Leases, l)
 }
 
-// enrich gets the context once, beside the playbooks and not before them; playbooks that match only then start then.
-func (r *run) enrich(ctx workflow.Context) {
+// enrichContext gets the context once, beside the playbooks and not before them; playbooks that match only then start then.
+func (r *incidentRun) enrichContext(ctx workflow.Context) {
 	if r.enriched || len(r.Incident.Targets) == 0 {
 		return
 	}
 	r.enriched = true
-	r.enriching++
+	r.activeEnrichments++
 	target := r.Incident.Targets[0]
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		defer func() {
-			r.enriching--
-			r.told, r.changed = false, true
-			r.enrichmentEnded(ctx)
+			r.activeEnrichments--
+			r.messageUpToDate, r.watchersOutdated = false, true
+			r.startAfterEnrichment(ctx)
 		}()
 		var set *activities.Activities
 		var result activities.Result
@@ -351,7 +351,7 @@ func (r *run) enrich(ctx workflow.Context) {
 			RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, MaximumAttempts: 3},
 		}
 		err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Observe,
-			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, IncidentRef: r.brief()}}).Get(ctx, &result)
+			activities.ObserveInput{Request: activities.Request{Action: "workload", Target: target, IncidentRef: r.incidentRef()}}).Get(ctx, &result)
 		if err != nil || !result.Outcome.HasOutputs() {
 			reason := result.Reason
 			if err != nil {
@@ -367,8 +367,8 @@ func (r *run) enrich(ctx workflow.Context) {
 		}
 		r.Incident.Context = playbooks.ContextStatus{Enriched: true, Missing: w.Missing}
 		w.ApplyToIncident(&r.Incident)
-		r.conclude()
-		r.waiting = false
-		r.start(ctx)
+		r.recompute()
+		r.enrichmentWaitRunning = false
+		r.startMatchingPlaybooks(ctx)
 	})
 }

@@ -32,69 +32,69 @@ const (
 // Holder is one step's hold on the lease.
 type Holder struct {
 	ID       string           `json:"id"`
-	ReportTo string           `json:"report_to"` // workflow id of the playbook's run
-	Incident activities.IncidentRef `json:"incident"`
+	ReportToWorkflow string           `json:"report_to"` // workflow id of the playbook's run
+	IncidentRef activities.IncidentRef `json:"incident"`
 	Action   string           `json:"action"`
 	Params   json.RawMessage  `json:"params"`
-	For      time.Duration    `json:"for"`
+	Duration      time.Duration    `json:"for"`
 	Plan     activities.Plan  `json:"plan"`
-	Basis    activities.Authorization `json:"basis"`
-	Until    time.Time        `json:"until,omitzero"` // set when the lease takes the holder in
+	Authorization    activities.Authorization `json:"basis"`
+	ExpiresAt    time.Time        `json:"until,omitzero"` // set when the lease takes the holder in
 }
 
 // Timing says how a lease watches itself. The zero value means the defaults.
 type Timing struct {
-	Verify     time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
-	RetryFirst time.Duration `json:"retry_first,omitempty"` // after a failed undo; default 2 s, doubling
-	RetryMost  time.Duration `json:"retry_most,omitempty"`  // default 1 min
+	VerifyInterval     time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
+	UndoRetryInitial time.Duration `json:"retry_first,omitempty"` // after a failed undo; default 2 s, doubling
+	UndoRetryMax  time.Duration `json:"retry_most,omitempty"`  // default 1 min
 	// Route is where its activities run.
-	Route workflows.Route `json:"route,omitzero"`
+	Route workflows.ActivityRoute `json:"route,omitzero"`
 }
 
-func (t Timing) orDefault() Timing {
-	t.Verify = cmp.Or(t.Verify, 30*time.Second)
-	t.RetryFirst = cmp.Or(t.RetryFirst, 2*time.Second)
-	t.RetryMost = cmp.Or(t.RetryMost, time.Minute)
+func (t Timing) withDefaults() Timing {
+	t.VerifyInterval = cmp.Or(t.VerifyInterval, 30*time.Second)
+	t.UndoRetryInitial = cmp.Or(t.UndoRetryInitial, 2*time.Second)
+	t.UndoRetryMax = cmp.Or(t.UndoRetryMax, time.Minute)
 	return t
 }
 
-// undoTries is how many times an undo may fail before the lease counts as stuck. It is tried on after that.
-const undoTries = 5
+// stuckAfterUndoAttempts is how many times an undo may fail before the lease counts as stuck. It is tried on after that.
+const stuckAfterUndoAttempts = 5
 
-// foughtLimit is how many re-applications make a lease "fought over".
-const foughtLimit = 3
+// contestedAfterReapplies is how many re-applications make a lease "fought over".
+const contestedAfterReapplies = 3
 
 // Machine is the lease's whole state; it is carried through continue-as-new as it is.
 type Machine struct {
-	Lease     string             `json:"lease"` // unique, never used twice
+	LeaseID     string             `json:"lease"` // unique, never used twice
 	Target    playbooks.Target   `json:"target"`
 	Facet     playbooks.Facet    `json:"facet"`
 	State     State              `json:"state"`
 	Holders   map[string]*Holder `json:"holders"`
 	Action    string             `json:"action"`
 	Params    json.RawMessage    `json:"params"`
-	Incident  activities.IncidentRef   `json:"incident"` // of the first holder
-	Prior     json.RawMessage    `json:"prior,omitempty"`
-	Basis     activities.Authorization   `json:"basis"`
-	For       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
-	Token     *attestation.Envelope      `json:"token,omitempty"`
-	Grant     *attestation.Envelope      `json:"grant,omitempty"`     // a release that people gave
-	Extension *attestation.Envelope      `json:"extension,omitempty"` // a longer hold that people gave
+	IncidentRef  activities.IncidentRef   `json:"incident"` // of the first holder
+	PriorState     json.RawMessage    `json:"prior,omitempty"`
+	Authorization     activities.Authorization   `json:"basis"`
+	Duration       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
+	LeaseToken     *attestation.Envelope      `json:"token,omitempty"`
+	ReleaseGrant     *attestation.Envelope      `json:"grant,omitempty"`     // a release that people gave
+	ExtensionGrant *attestation.Envelope      `json:"extension,omitempty"` // a longer hold that people gave
 	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
 	Reason    string             `json:"reason,omitempty"`
 	Guard     string             `json:"guard,omitempty"`  // that did not permit it
-	Stamped   time.Time          `json:"stamped,omitzero"` // the end on the contained object
-	Applied   time.Time          `json:"applied,omitzero"`
+	StampedUntil   time.Time          `json:"stamped,omitzero"` // the end on the contained object
+	AppliedAt   time.Time          `json:"applied,omitzero"`
 	Verified  bool               `json:"verified"`
 	Undone    bool               `json:"undone"`
-	Reapply   bool               `json:"reapply"`
-	Reapplied int                `json:"reapplied"`
-	Fought    bool               `json:"fought"`
-	UndoTried int                `json:"undo_tried"`
-	NextCheck time.Time          `json:"next_check,omitzero"` // of verification or of the next try
+	NeedsReapply   bool               `json:"reapply"`
+	ReapplyCount int                `json:"reapplied"`
+	Contested    bool               `json:"fought"`
+	UndoAttempts int                `json:"undo_tried"`
+	NextCheckAt time.Time          `json:"next_check,omitzero"` // of verification or of the next try
 	Timing    Timing             `json:"timing"`
-	// Reports are what is to be told: to holders once each, to incidents at every change.
-	Reports []Report `json:"reports,omitempty"`
+	// PendingReports are what is to be told: to holders once each, to incidents at every change.
+	PendingReports []OutgoingReport `json:"reports,omitempty"`
 }
 
 // CommandKind is what to do next.
@@ -115,48 +115,48 @@ type Command struct {
 	Until time.Time // CommandWait
 }
 
-// New starts a lease with its first holder.
-func New(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
-	m := &Machine{Lease: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.orDefault()}
-	m.Action, m.Params, m.Incident, m.Prior, m.Basis, m.For = first.Action, first.Params, first.Incident, first.Plan.PriorState, first.Basis, first.For
-	first.Until = now.Add(first.For)
+// NewMachine starts a lease with its first holder.
+func NewMachine(lease string, target playbooks.Target, facet playbooks.Facet, first Holder, now time.Time, timing Timing) *Machine {
+	m := &Machine{LeaseID: lease, Target: target, Facet: facet, State: StateApplying, Holders: map[string]*Holder{}, Timing: timing.withDefaults()}
+	m.Action, m.Params, m.IncidentRef, m.PriorState, m.Authorization, m.Duration = first.Action, first.Params, first.IncidentRef, first.Plan.PriorState, first.Authorization, first.Duration
+	first.ExpiresAt = now.Add(first.Duration)
 	m.Holders[first.ID] = &first
 	return m
 }
 
-// End is when the last holder's hold ends.
-func (m *Machine) End() time.Time {
+// LastExpiry is when the last holder's hold ends.
+func (m *Machine) LastExpiry() time.Time {
 	var end time.Time
 	for _, h := range m.Holders {
-		if h.Until.After(end) {
-			end = h.Until
+		if h.ExpiresAt.After(end) {
+			end = h.ExpiresAt
 		}
 	}
 	return end
 }
 
-// Next says what to do at the time given.
-func (m *Machine) Next(now time.Time) Command {
+// NextCommand says what to do at the time given.
+func (m *Machine) NextCommand(now time.Time) Command {
 	switch m.State {
 	case StateApplying:
 		return Command{Kind: CommandApply}
 	case StateHeld:
-		switch end := m.End(); {
+		switch end := m.LastExpiry(); {
 		case !now.Before(end):
-			m.State, m.UndoTried = StateUndoing, 0
+			m.State, m.UndoAttempts = StateUndoing, 0
 			return Command{Kind: CommandUndo}
-		case m.Reapply:
+		case m.NeedsReapply:
 			return Command{Kind: CommandApply}
-		case !now.Before(m.NextCheck):
+		case !now.Before(m.NextCheckAt):
 			return Command{Kind: CommandVerify}
-		case end.Before(m.NextCheck):
+		case end.Before(m.NextCheckAt):
 			return Command{Kind: CommandWait, Until: end}
 		default:
-			return Command{Kind: CommandWait, Until: m.NextCheck}
+			return Command{Kind: CommandWait, Until: m.NextCheckAt}
 		}
 	case StateUndoing, StateStuck:
-		if now.Before(m.NextCheck) {
-			return Command{Kind: CommandWait, Until: m.NextCheck}
+		if now.Before(m.NextCheckAt) {
+			return Command{Kind: CommandWait, Until: m.NextCheckAt}
 		}
 		return Command{Kind: CommandUndo}
 	default:
@@ -164,16 +164,16 @@ func (m *Machine) Next(now time.Time) Command {
 	}
 }
 
-// Request is what the activities are asked for the lease as it stands.
-func (m *Machine) Request() activities.Request {
-	until := m.End()
-	if m.State == StateUndoing || m.State == StateStuck || !m.Reapply && !m.Stamped.IsZero() {
-		until = m.Stamped // what is in force, which is not always what was asked for
+// ActivityRequest is what the activities are asked for the lease as it stands.
+func (m *Machine) ActivityRequest() activities.Request {
+	until := m.LastExpiry()
+	if m.State == StateUndoing || m.State == StateStuck || !m.NeedsReapply && !m.StampedUntil.IsZero() {
+		until = m.StampedUntil // what is in force, which is not always what was asked for
 	}
 	if until.IsZero() {
-		until = m.End()
+		until = m.LastExpiry()
 	}
-	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.Incident, LeaseID: m.Lease, Duration: m.For, ExpiresAt: until, ReleaseGrant: m.Grant, ExtensionGrant: m.Extension}
+	return activities.Request{Action: m.Action, Params: m.Params, Target: m.Target, IncidentRef: m.IncidentRef, LeaseID: m.LeaseID, Duration: m.Duration, ExpiresAt: until, ReleaseGrant: m.ReleaseGrant, ExtensionGrant: m.ExtensionGrant}
 }
 
 // Join takes a further holder in. Another action on the same facet, or a lease that is ending, refuses it.
@@ -181,18 +181,18 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 	if _, known := m.Holders[h.ID]; known {
 		return // a repeated signal
 	}
-	h.Until = now.Add(h.For)
+	h.ExpiresAt = now.Add(h.Duration)
 	refuse := func(format string, args ...any) {
-		r := m.report(now)
+		r := m.buildReport(now)
 		r.Outcome, r.Reason = playbooks.OutcomeRefused, fmt.Sprintf(format, args...)
-		m.Reports = append(m.Reports, Report{To: h.ReportTo, Holder: h.ID, Lease: r})
+		m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: h.ReportToWorkflow, HolderID: h.ID, Lease: r})
 	}
 	switch {
 	case m.State == StateUndoing || m.State == StateStuck || m.State == StateEnded:
 		refuse("the lease of %s on %s is ending; try again", m.Facet, m.Target)
 		return
 	case h.Action != m.Action:
-		refuse("%s of %s is held by %s for %s", m.Facet, m.Target, m.Action, m.Incident.ID)
+		refuse("%s of %s is held by %s for %s", m.Facet, m.Target, m.Action, m.IncidentRef.ID)
 		return
 	}
 	params, err := combine(m.Params, h.Params)
@@ -200,20 +200,20 @@ func (m *Machine) Join(h Holder, now time.Time, combine func(a, b json.RawMessag
 		refuse("its parameters cannot be combined with those in force: %v", err)
 		return
 	}
-	before := m.End()
+	before := m.LastExpiry()
 	m.Holders[h.ID] = &h
-	if string(params) != string(m.Params) || h.Until.After(before) {
+	if string(params) != string(m.Params) || h.ExpiresAt.After(before) {
 		// The token stays: what it covers, the guards need not permit again. Before there is one, the end is that of the
 		// longest hold, whosever it is.
-		longest := max(m.For, h.For)
-		if m.Params, m.Reapply, m.Basis, m.For = params, true, h.Basis, h.For; m.Token == nil {
-			m.For = longest
+		longest := max(m.Duration, h.Duration)
+		if m.Params, m.NeedsReapply, m.Authorization, m.Duration = params, true, h.Authorization, h.Duration; m.LeaseToken == nil {
+			m.Duration = longest
 		}
 	}
-	if m.State == StateHeld && !m.Reapply {
-		r := m.report(now)
+	if m.State == StateHeld && !m.NeedsReapply {
+		r := m.buildReport(now)
 		r.Outcome, r.Reason = playbooks.OutcomeUnchanged, "it was held already; joined"
-		m.Reports = append(m.Reports, Report{To: h.ReportTo, Holder: h.ID, Lease: r})
+		m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: h.ReportToWorkflow, HolderID: h.ID, Lease: r})
 	}
 }
 
@@ -223,19 +223,19 @@ func (m *Machine) Release(holder string, grant attestation.Envelope, now time.Ti
 	if m.State == StateEnded {
 		return
 	}
-	m.Grant = &grant
+	m.ReleaseGrant = &grant
 	for id, h := range m.Holders {
 		if holder == "" || holder == id {
-			if now.Before(h.Until) {
-				h.Until = now
+			if now.Before(h.ExpiresAt) {
+				h.ExpiresAt = now
 			}
 		}
 	}
-	if m.State == StateHeld && now.Before(m.End()) && m.End().Before(m.Stamped) {
-		m.Reapply = true // the stamp must come earlier
+	if m.State == StateHeld && now.Before(m.LastExpiry()) && m.LastExpiry().Before(m.StampedUntil) {
+		m.NeedsReapply = true // the stamp must come earlier
 	}
 	if m.State == StateStuck || m.State == StateUndoing {
-		m.NextCheck = now
+		m.NextCheckAt = now
 	}
 }
 
@@ -245,19 +245,19 @@ func (m *Machine) Extend(holder string, until time.Time, grant attestation.Envel
 		return
 	}
 	for id, h := range m.Holders {
-		if (holder == "" || holder == id) && until.After(h.Until) {
-			h.Until = until
+		if (holder == "" || holder == id) && until.After(h.ExpiresAt) {
+			h.ExpiresAt = until
 		}
 	}
-	if m.End().After(m.Stamped) {
-		m.Reapply, m.Extension = true, &grant
+	if m.LastExpiry().After(m.StampedUntil) {
+		m.NeedsReapply, m.ExtensionGrant = true, &grant
 	}
 }
 
-// Changed takes in what applying did.
-func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Time) {
+// OnApplied takes in what applying did.
+func (m *Machine) OnApplied(r activities.ApplyResult, asked time.Time, now time.Time) {
 	first := m.State == StateApplying
-	m.Reapply = false
+	m.NeedsReapply = false
 	if r.Decision.Verdict != activities.VerdictRun {
 		m.Reason, m.Guard = r.Decision.Reason, r.Decision.Guard
 		outcome := playbooks.OutcomeRefused
@@ -266,87 +266,87 @@ func (m *Machine) Changed(r activities.ApplyResult, asked time.Time, now time.Ti
 		}
 		if first {
 			m.Outcome, m.State = outcome, StateEnded
-			m.tellAll(now)
+			m.reportToAll(now)
 			return
 		}
 		// What is in force stays until its stamp; the holders that wanted more are told.
-		m.tellWaiting(now, outcome, r.Decision.Reason)
-		m.NextCheck = now.Add(m.Timing.Verify)
-		m.clip()
+		m.reportToWaitingHolders(now, outcome, r.Decision.Reason)
+		m.NextCheckAt = now.Add(m.Timing.VerifyInterval)
+		m.capHolderExpiry()
 		return
 	}
-	m.Token, m.Stamped = r.LeaseToken, asked
+	m.LeaseToken, m.StampedUntil = r.LeaseToken, asked
 	m.Verified = r.Effect.Outcome != playbooks.OutcomeUnverified
 	m.Reason, m.Guard = r.Effect.Reason, ""
 	if first {
-		m.Outcome, m.Applied = r.Effect.Outcome, r.Effect.AppliedAt
-		if m.Applied.IsZero() {
-			m.Applied = now
+		m.Outcome, m.AppliedAt = r.Effect.Outcome, r.Effect.AppliedAt
+		if m.AppliedAt.IsZero() {
+			m.AppliedAt = now
 		}
 		m.State = StateHeld
 	}
-	m.NextCheck = now.Add(m.Timing.Verify)
-	m.tellAll(now)
+	m.NextCheckAt = now.Add(m.Timing.VerifyInterval)
+	m.reportToAll(now)
 }
 
-// clip takes holders' ends back to what is stamped, where a longer hold was not permitted.
-func (m *Machine) clip() {
+// capHolderExpiry takes holders' ends back to what is stamped, where a longer hold was not permitted.
+func (m *Machine) capHolderExpiry() {
 	for _, h := range m.Holders {
-		if h.Until.After(m.Stamped) {
-			h.Until = m.Stamped
+		if h.ExpiresAt.After(m.StampedUntil) {
+			h.ExpiresAt = m.StampedUntil
 		}
 	}
 }
 
-// ChangeFailed takes in that applying failed after its retries.
-func (m *Machine) ChangeFailed(err error, now time.Time) {
-	m.Reapply = false
+// OnApplyFailed takes in that applying failed after its retries.
+func (m *Machine) OnApplyFailed(err error, now time.Time) {
+	m.NeedsReapply = false
 	m.Reason = err.Error()
 	if m.State == StateApplying {
 		// The activity undid what it did; undo once more, in case it died before it could.
-		m.Outcome, m.State, m.NextCheck = playbooks.OutcomeFailed, StateUndoing, now
-		m.tellAll(now)
+		m.Outcome, m.State, m.NextCheckAt = playbooks.OutcomeFailed, StateUndoing, now
+		m.reportToAll(now)
 		return
 	}
 	m.Verified = false
-	m.NextCheck = now.Add(m.Timing.RetryFirst)
-	m.tell(now)
+	m.NextCheckAt = now.Add(m.Timing.UndoRetryInitial)
+	m.reportToIncidents(now)
 }
 
-// Observed takes in a verification while the lease holds.
-func (m *Machine) Observed(r activities.VerifyResult, err error, now time.Time) {
-	m.NextCheck = now.Add(m.Timing.Verify)
+// OnVerified takes in a verification while the lease holds.
+func (m *Machine) OnVerified(r activities.VerifyResult, err error, now time.Time) {
+	m.NextCheckAt = now.Add(m.Timing.VerifyInterval)
 	was := m.Verified
 	switch {
 	case err != nil:
 		m.Verified, m.Reason = false, "it cannot be observed: "+err.Error()
 	case r.TargetGone:
 		// Nothing is left to hold: what is left of the containment is taken away.
-		m.State, m.UndoTried, m.NextCheck, m.Reason = StateUndoing, 0, now, r.Detail
-		m.tell(now)
+		m.State, m.UndoAttempts, m.NextCheckAt, m.Reason = StateUndoing, 0, now, r.Detail
+		m.reportToIncidents(now)
 		return
 	case r.InForce && r.UnverifiedReason != "":
 		m.Verified, m.Reason = false, "it is in force and not verified: "+r.UnverifiedReason
 	case r.InForce:
 		m.Verified, m.Reason = m.Outcome != playbooks.OutcomeUnverified, r.Detail
 	default:
-		m.Verified, m.Reapply = false, true
-		m.Reapplied++
-		m.Fought = m.Fought || m.Reapplied >= foughtLimit
+		m.Verified, m.NeedsReapply = false, true
+		m.ReapplyCount++
+		m.Contested = m.Contested || m.ReapplyCount >= contestedAfterReapplies
 		m.Reason = "it was put back: " + r.Detail
 	}
-	if was != m.Verified || m.Reapply {
-		m.tell(now)
+	if was != m.Verified || m.NeedsReapply {
+		m.reportToIncidents(now)
 	}
 }
 
-// TakenBack takes in what undoing did.
-func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
-	m.UndoTried++
+// OnUndone takes in what undoing did.
+func (m *Machine) OnUndone(r activities.UndoResult, err error, now time.Time) {
+	m.UndoAttempts++
 	switch {
 	case err == nil && r.Undone:
 		m.State, m.Undone, m.Reason = StateEnded, true, m.releasedBy()
-		m.tell(now)
+		m.reportToIncidents(now)
 		return
 	case err != nil:
 		m.Reason = "undo failed: " + err.Error()
@@ -355,10 +355,10 @@ func (m *Machine) TakenBack(r activities.UndoResult, err error, now time.Time) {
 	default:
 		m.Reason = "undo was refused: " + r.RefusalReason
 	}
-	wait := m.Timing.RetryFirst << min(m.UndoTried-1, 10)
-	m.NextCheck = now.Add(min(wait, m.Timing.RetryMost))
-	if (r.Drift != nil || m.UndoTried >= undoTries) && m.State != StateStuck {
+	wait := m.Timing.UndoRetryInitial << min(m.UndoAttempts-1, 10)
+	m.NextCheckAt = now.Add(min(wait, m.Timing.UndoRetryMax))
+	if (r.Drift != nil || m.UndoAttempts >= stuckAfterUndoAttempts) && m.State != StateStuck {
 		m.State = StateStuck
-		m.tell(now)
+		m.reportToIncidents(now)
 	}
 }

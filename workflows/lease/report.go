@@ -12,27 +12,27 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Report is a message that the lease owes.
-type Report struct {
-	To     string                `json:"to"` // workflow id
-	Holder string                `json:"holder,omitempty"`
+// OutgoingReport is a message that the lease owes.
+type OutgoingReport struct {
+	WorkflowID     string                `json:"to"` // workflow id
+	HolderID string                `json:"holder,omitempty"`
 	Lease  playbooks.LeaseReport `json:"lease"`
 }
 
-func (m *Machine) report(now time.Time) playbooks.LeaseReport {
+func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {
 	reason := m.Reason
-	if m.Fought { // also while it holds: somebody keeps undoing it
-		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.Reapplied, reason), ": ")
+	if m.Contested { // also while it holds: somebody keeps undoing it
+		reason = strings.TrimSuffix(fmt.Sprintf("it is being fought over, put back %d times: %s", m.ReapplyCount, reason), ": ")
 	}
 	return playbooks.LeaseReport{
-		ID: m.Lease, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
-		Verified: m.Verified, Undone: m.Undone, ExpiresAt: m.End(), Reason: reason, At: now, AppliedAt: m.Applied, Guard: m.Guard,
-		Warnings: m.warnings(),
+		ID: m.LeaseID, Action: m.Action, Target: m.Target.ID(), Facet: string(m.Facet), State: string(m.State), Outcome: m.Outcome,
+		Verified: m.Verified, Undone: m.Undone, ExpiresAt: m.LastExpiry(), Reason: reason, At: now, AppliedAt: m.AppliedAt, Guard: m.Guard,
+		Warnings: m.planWarnings(),
 	}
 }
 
-// warnings are those of its holders' plans, each once.
-func (m *Machine) warnings() (all []string) {
+// planWarnings are those of its holders' plans, each once.
+func (m *Machine) planWarnings() (all []string) {
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
 		for _, w := range m.Holders[id].Plan.Warnings {
 			if !slices.Contains(all, w) {
@@ -46,7 +46,7 @@ func (m *Machine) warnings() (all []string) {
 // releasedBy names who ended it early, for people to read: what was permitted was judged by the grant's signature.
 func (m *Machine) releasedBy() string {
 	var g attestation.Grant
-	if m.Grant == nil || json.Unmarshal(m.Grant.Payload, &g) != nil || len(g.GrantedBy) == 0 {
+	if m.ReleaseGrant == nil || json.Unmarshal(m.ReleaseGrant.Payload, &g) != nil || len(g.GrantedBy) == 0 {
 		return ""
 	}
 	who := "released by " + strings.Join(g.GrantedBy, ", ")
@@ -56,35 +56,35 @@ func (m *Machine) releasedBy() string {
 	return who
 }
 
-// Report is the lease as it stands.
-func (m *Machine) Report(now time.Time) playbooks.LeaseReport { return m.report(now) }
+// CurrentReport is the lease as it stands.
+func (m *Machine) CurrentReport(now time.Time) playbooks.LeaseReport { return m.buildReport(now) }
 
-// tell reports to every incident that holds the lease.
-func (m *Machine) tell(now time.Time) {
+// reportToIncidents reports to every incident that holds the lease.
+func (m *Machine) reportToIncidents(now time.Time) {
 	seen := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
-		if key := m.Holders[id].Incident.GroupingKey; !seen[key] {
+		if key := m.Holders[id].IncidentRef.GroupingKey; !seen[key] {
 			seen[key] = true
-			m.Reports = append(m.Reports, Report{To: "incident/" + key, Lease: m.report(now)})
+			m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: "incident/" + key, Lease: m.buildReport(now)})
 		}
 	}
 }
 
-// tellAll reports to incidents and to every holder that waits for its first word.
-func (m *Machine) tellAll(now time.Time) {
-	m.tellWaiting(now, m.Outcome, m.Reason)
-	m.tell(now)
+// reportToAll reports to incidents and to every holder that waits for its first word.
+func (m *Machine) reportToAll(now time.Time) {
+	m.reportToWaitingHolders(now, m.Outcome, m.Reason)
+	m.reportToIncidents(now)
 }
 
-func (m *Machine) tellWaiting(now time.Time, outcome playbooks.Outcome, reason string) {
+func (m *Machine) reportToWaitingHolders(now time.Time, outcome playbooks.Outcome, reason string) {
 	for _, id := range slices.Sorted(maps.Keys(m.Holders)) {
 		h := m.Holders[id]
-		if h.ReportTo == "" {
+		if h.ReportToWorkflow == "" {
 			continue
 		}
-		r := m.report(now)
+		r := m.buildReport(now)
 		r.Outcome, r.Reason = outcome, reason
-		m.Reports = append(m.Reports, Report{To: h.ReportTo, Holder: id, Lease: r})
-		h.ReportTo = "" // told
+		m.PendingReports = append(m.PendingReports, OutgoingReport{WorkflowID: h.ReportToWorkflow, HolderID: id, Lease: r})
+		h.ReportToWorkflow = "" // told
 	}
 }

@@ -18,170 +18,170 @@ import (
 type Input struct {
 	Target playbooks.Target `json:"target"`
 	Facet  playbooks.Facet  `json:"facet"`
-	First  Holder           `json:"first"`
+	FirstHolder  Holder           `json:"first"`
 	Timing Timing           `json:"timing"`
-	Carry  *Machine         `json:"carry,omitempty"`
+	Resume  *Machine         `json:"carry,omitempty"`
 }
 
 // ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.
 type ReleaseSignal struct {
-	Holder string       `json:"holder,omitempty"`
+	HolderID string       `json:"holder,omitempty"`
 	Grant  attestation.Envelope `json:"grant"`
 }
 
 // ExtendSignal moves a holder's end.
 type ExtendSignal struct {
-	Holder string       `json:"holder,omitempty"`
-	Until  time.Time    `json:"until"`
+	HolderID string       `json:"holder,omitempty"`
+	ExpiresAt  time.Time    `json:"until"`
 	Grant  attestation.Envelope `json:"grant"`
 }
 
 // Workflows are the lease workflow with the catalogue that it combines parameters by.
-type Workflows struct{ Catalogue playbooks.Catalog }
+type Workflows struct{ Catalog playbooks.Catalog }
 
 // Lease runs one lease to its end. It is deaf to cancellation: a containment ends by its end or by a grant.
 func (w *Workflows) Lease(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
-	m := in.Carry
+	m := in.Resume
 	if m == nil {
-		m = New(idOf(workflow.GetInfo(ctx)), in.Target, in.Facet, in.First, workflow.Now(ctx), in.Timing)
+		m = NewMachine(leaseIDFromRun(workflow.GetInfo(ctx)), in.Target, in.Facet, in.FirstHolder, workflow.Now(ctx), in.Timing)
 	}
 	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*Machine, error) { return m, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	l := &loop{Machine: m, combine: w.Catalogue[m.Action].ParamsCombiner()}
+	l := &workflowLoop{Machine: m, combineParams: w.Catalog[m.Action].ParamsCombiner()}
 	for {
-		l.receive(ctx)
-		l.send(ctx)
-		switch cmd := m.Next(workflow.Now(ctx)); cmd.Kind {
+		l.receiveSignals(ctx)
+		l.sendReports(ctx)
+		switch cmd := m.NextCommand(workflow.Now(ctx)); cmd.Kind {
 		case CommandApply:
-			l.apply(ctx)
+			l.runApply(ctx)
 		case CommandVerify:
-			l.verify(ctx)
+			l.runVerify(ctx)
 		case CommandUndo:
-			l.undo(ctx)
+			l.runUndo(ctx)
 		case CommandWait:
-			l.wait(ctx, cmd.Until)
+			l.waitUntil(ctx, cmd.Until)
 		case CommandEnd:
-			l.finish(ctx)
+			l.waitForSends(ctx)
 			return nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
-			l.receive(ctx)
-			l.finish(ctx)
-			return workflow.NewContinueAsNewError(ctx, w.Lease, Input{Target: in.Target, Facet: in.Facet, Carry: m})
+			l.receiveSignals(ctx)
+			l.waitForSends(ctx)
+			return workflow.NewContinueAsNewError(ctx, w.Lease, Input{Target: in.Target, Facet: in.Facet, Resume: m})
 		}
 	}
 }
 
-// idOf names a lease by the first run of its chain: it is unique and never used twice. Simulation gives no such id; the
+// leaseIDFromRun names a lease by the first run of its chain: it is unique and never used twice. Simulation gives no such id; the
 // name is then made from the workflow's own.
-func idOf(info *workflow.Info) string {
-	if len(strings.ReplaceAll(info.FirstRunID, "-", "")) < idDigits {
-		return ID(attestation.HashJSON([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
+func leaseIDFromRun(info *workflow.Info) string {
+	if len(strings.ReplaceAll(info.FirstRunID, "-", "")) < leaseIDDigits {
+		return IDFromFirstRun(attestation.HashJSON([]string{info.WorkflowExecution.ID, info.WorkflowExecution.RunID}))
 	}
-	return ID(info.FirstRunID)
+	return IDFromFirstRun(info.FirstRunID)
 }
 
-const idDigits = 20
+const leaseIDDigits = 20
 
-// ID is the id of the lease whose chain of runs begins with this one.
-func ID(firstRun string) string {
+// IDFromFirstRun is the id of the lease whose chain of runs begins with this one.
+func IDFromFirstRun(firstRun string) string {
 	digits := strings.ToUpper(strings.ReplaceAll(firstRun, "-", ""))
-	return "LSE-" + digits[:min(idDigits, len(digits))]
+	return "LSE-" + digits[:min(leaseIDDigits, len(digits))]
 }
 
-type loop struct {
+type workflowLoop struct {
 	*Machine
-	combine func(a, b json.RawMessage) (json.RawMessage, error)
-	sending []workflow.Future
+	combineParams func(a, b json.RawMessage) (json.RawMessage, error)
+	pendingSends []workflow.Future
 }
 
-// receive takes in every signal that is there.
-func (l *loop) receive(ctx workflow.Context) {
+// receiveSignals takes in every signal that is there.
+func (l *workflowLoop) receiveSignals(ctx workflow.Context) {
 	now := workflow.Now(ctx)
 	for {
 		var h Holder
-		if !workflow.GetSignalChannel(ctx, workflows.SignalJoin).ReceiveAsync(&h) {
+		if !workflow.GetSignalChannel(ctx, workflows.SignalJoinLease).ReceiveAsync(&h) {
 			break
 		}
-		l.Join(h, now, l.combine)
+		l.Join(h, now, l.combineParams)
 	}
 	for {
 		var r ReleaseSignal
-		if !workflow.GetSignalChannel(ctx, workflows.SignalRelease).ReceiveAsync(&r) {
+		if !workflow.GetSignalChannel(ctx, workflows.SignalReleaseLease).ReceiveAsync(&r) {
 			break
 		}
-		l.Release(r.Holder, r.Grant, now)
+		l.Release(r.HolderID, r.Grant, now)
 	}
 	for {
 		var e ExtendSignal
-		if !workflow.GetSignalChannel(ctx, workflows.SignalExtend).ReceiveAsync(&e) {
+		if !workflow.GetSignalChannel(ctx, workflows.SignalExtendLease).ReceiveAsync(&e) {
 			break
 		}
-		l.Extend(e.Holder, e.Until, e.Grant)
+		l.Extend(e.HolderID, e.ExpiresAt, e.Grant)
 	}
 }
 
-// send sends what the machine owes; an incident or playbook that has ended already is no error.
-func (l *loop) send(ctx workflow.Context) {
-	for _, r := range l.Reports {
-		l.sending = append(l.sending, workflow.SignalExternalWorkflow(ctx, r.To, "", workflows.SignalLeaseReport, r))
+// sendReports sends what the machine owes; an incident or playbook that has ended already is no error.
+func (l *workflowLoop) sendReports(ctx workflow.Context) {
+	for _, r := range l.PendingReports {
+		l.pendingSends = append(l.pendingSends, workflow.SignalExternalWorkflow(ctx, r.WorkflowID, "", workflows.SignalLeaseReport, r))
 	}
-	l.Reports = nil
+	l.PendingReports = nil
 }
 
-// finish waits until what was sent has arrived: a closing workflow's signals could be lost.
-func (l *loop) finish(ctx workflow.Context) {
-	l.send(ctx)
-	for _, f := range l.sending {
+// waitForSends waits until what was sent has arrived: a closing workflow's signals could be lost.
+func (l *workflowLoop) waitForSends(ctx workflow.Context) {
+	l.sendReports(ctx)
+	for _, f := range l.pendingSends {
 		if err := f.Get(ctx, nil); err != nil {
 			workflow.GetLogger(ctx).Info("a report did not arrive; its workflow has ended", "error", err)
 		}
 	}
-	l.sending = nil
+	l.pendingSends = nil
 }
 
-func (l *loop) wait(ctx workflow.Context, until time.Time) {
+func (l *workflowLoop) waitUntil(ctx workflow.Context, until time.Time) {
 	timerCtx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	woken := workflow.NewSelector(ctx).AddFuture(workflow.NewTimer(timerCtx, until.Sub(workflow.Now(ctx))), func(workflow.Future) {})
-	for _, name := range []string{workflows.SignalJoin, workflows.SignalRelease, workflows.SignalExtend} {
+	for _, name := range []string{workflows.SignalJoinLease, workflows.SignalReleaseLease, workflows.SignalExtendLease} {
 		woken.AddReceive(workflow.GetSignalChannel(ctx, name), func(workflow.ReceiveChannel, bool) {})
 	}
 	woken.Select(ctx)
 }
 
-// call runs an activity of the lease's target.
-func (l *loop) call(ctx workflow.Context, attempts int32, activity, in, out any) error {
-	return l.Timing.Route.Run(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
+// runActivity runs an activity of the lease's target.
+func (l *workflowLoop) runActivity(ctx workflow.Context, attempts int32, activity, in, out any) error {
+	return l.Timing.Route.RunActivity(ctx, l.Target, workflow.ActivityOptions{ //nolint:wrapcheck // the machine says what was done
 		StartToCloseTimeout: 30 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: 200 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second, MaximumAttempts: attempts},
 	}, activity, in, out)
 }
 
-func (l *loop) apply(ctx workflow.Context) {
+func (l *workflowLoop) runApply(ctx workflow.Context) {
 	var set *activities.Activities
-	r := l.Request()
+	r := l.ActivityRequest()
 	var result activities.ApplyResult
-	err := l.call(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Authorization: l.Basis, PriorState: l.Prior, LeaseToken: l.Token}, &result)
+	err := l.runActivity(ctx, 4, set.Apply, activities.ApplyInput{Request: r, Authorization: l.Authorization, PriorState: l.PriorState, LeaseToken: l.LeaseToken}, &result)
 	if err != nil {
-		l.ChangeFailed(err, workflow.Now(ctx))
+		l.OnApplyFailed(err, workflow.Now(ctx))
 		return
 	}
-	l.Changed(result, r.ExpiresAt, workflow.Now(ctx))
+	l.OnApplied(result, r.ExpiresAt, workflow.Now(ctx))
 }
 
-func (l *loop) verify(ctx workflow.Context) {
+func (l *workflowLoop) runVerify(ctx workflow.Context) {
 	var set *activities.Activities
 	var result activities.VerifyResult
-	err := l.call(ctx, 2, set.Verify, activities.VerifyInput{Request: l.Request(), PriorState: l.Prior}, &result)
-	l.Observed(result, err, workflow.Now(ctx))
+	err := l.runActivity(ctx, 2, set.Verify, activities.VerifyInput{Request: l.ActivityRequest(), PriorState: l.PriorState}, &result)
+	l.OnVerified(result, err, workflow.Now(ctx))
 }
 
-func (l *loop) undo(ctx workflow.Context) {
+func (l *workflowLoop) runUndo(ctx workflow.Context) {
 	var set *activities.Activities
 	var result activities.UndoResult
-	err := l.call(ctx, 3, set.Undo, activities.UndoInput{Request: l.Request(), PriorState: l.Prior, ReleaseGrant: l.Grant}, &result)
-	l.TakenBack(result, err, workflow.Now(ctx))
+	err := l.runActivity(ctx, 3, set.Undo, activities.UndoInput{Request: l.ActivityRequest(), PriorState: l.PriorState, ReleaseGrant: l.ReleaseGrant}, &result)
+	l.OnUndone(result, err, workflow.Now(ctx))
 }

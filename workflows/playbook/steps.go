@@ -13,144 +13,144 @@ import (
 	"stanch/playbooks"
 )
 
-// frame is where a run is: in which playbook (its own or one that it calls), with which values, under which approval.
-type frame struct {
+// executionFrame is where a run is: in which playbook (its own or one that it calls), with which values, under which approval.
+type executionFrame struct {
 	*playbooks.Program
 	env    playbooks.EvalEnv
-	under  *approved
-	prefix string // of the names of steps: "each[2]/"
-	phase  int    // no playbook on the way here goes beyond it
-	end    *end
+	approvedBy  *approvedGrants
+	stepPrefix string // of the names of steps: "each[2]/"
+	phaseCeiling  int    // no playbook on the way here goes beyond it
+	ending    *playbookEnd
 }
 
-// end is how a playbook ended before its last step, if it did. All frames of one playbook share it.
-type end struct {
+// playbookEnd is how a playbook ended before its last step, if it did. All frames of one playbook share it.
+type playbookEnd struct {
 	stopped bool
 	outcome playbooks.Outcome
 	reason  string
 }
 
-// branch is a frame with an environment of its own.
-func (f frame) branch() frame {
+// branchFrame is a frame with an environment of its own.
+func (f executionFrame) branchFrame() executionFrame {
 	f.env = f.env.Clone()
 	return f
 }
 
-// permitted is a frame under an approval.
-func (f frame) permitted(a *approved) frame {
-	f.under = a
+// withApproval is a frame under an approval.
+func (f executionFrame) withApproval(a *approvedGrants) executionFrame {
+	f.approvedBy = a
 	return f
 }
 
-func (f frame) name(s *playbooks.Step) string { return f.prefix + s.Name() }
+func (f executionFrame) stepName(s *playbooks.Step) string { return f.stepPrefix + s.Name() }
 
-// outcome is what became of a step as a whole.
-type outcome struct {
+// stepOutcome is what became of a step as a whole.
+type stepOutcome struct {
 	playbooks.Outcome
 	reason  string
 	outputs []byte
 	targets int
-	failed  []playbooks.Target
+	failedTargets  []playbooks.Target
 }
 
-// worse takes over the other outcome if it is the worse.
-func (o *outcome) worse(other outcome) {
+// mergeWorse takes over the other outcome if it is the worse.
+func (o *stepOutcome) mergeWorse(other stepOutcome) {
 	if w := o.WorseOf(other.Outcome); w != o.Outcome {
 		o.Outcome, o.reason = w, other.reason
 	}
 }
 
-// main runs the playbook of the run and, whatever happened, what it does at its end.
-func (r *run) main(ctx workflow.Context, program *playbooks.Program) {
-	env, err := program.NewEvalEnv(r.in.Incident, nil)
+// runMainPlaybook runs the playbook of the run and, whatever happened, what it does at its end.
+func (r *playbookRun) runMainPlaybook(ctx workflow.Context, program *playbooks.Program) {
+	env, err := program.NewEvalEnv(r.input.Incident, nil)
 	if err != nil {
 		r.report.Error, r.report.Outcome = err.Error(), playbooks.OutcomeFailed
 		return
 	}
-	if r.in.Language < 2 {
+	if r.input.LanguageVersion < 2 {
 		env = env.AllowMissing()
 	}
-	out := r.whole(ctx, frame{Program: program, env: env, end: &end{}, phase: program.MaxPhase})
-	r.report.Outcome, r.report.Reason = out.Outcome, clip(out.reason)
-	if r.unreported > 0 {
-		r.report.Reason = clip(fmt.Sprintf("%d further lines are only in the history. %s", r.unreported, out.reason))
+	out := r.runPlaybook(ctx, executionFrame{Program: program, env: env, ending: &playbookEnd{}, phaseCeiling: program.MaxPhase})
+	r.report.Outcome, r.report.Reason = out.Outcome, truncateReason(out.reason)
+	if r.unreportedLines > 0 {
+		r.report.Reason = truncateReason(fmt.Sprintf("%d further lines are only in the history. %s", r.unreportedLines, out.reason))
 	}
 }
 
-// whole runs a playbook in a frame of its own: its steps, and its `finally`.
-func (r *run) whole(ctx workflow.Context, f frame) outcome {
-	out := r.steps(ctx, f, f.Steps)
+// runPlaybook runs a playbook in a frame of its own: its steps, and its `finally`.
+func (r *playbookRun) runPlaybook(ctx workflow.Context, f executionFrame) stepOutcome {
+	out := r.runSteps(ctx, f, f.Steps)
 	if len(f.Finally) > 0 {
 		last, cancel := workflow.NewDisconnectedContext(ctx)
 		defer cancel()
 		at := f
-		at.end = &end{}
-		r.steps(last, at, f.Finally)
+		at.ending = &playbookEnd{}
+		r.runSteps(last, at, f.Finally)
 	}
-	if f.end.stopped {
-		return outcome{Outcome: f.end.outcome, reason: f.end.reason}
+	if f.ending.stopped {
+		return stepOutcome{Outcome: f.ending.outcome, reason: f.ending.reason}
 	}
-	return outcome{Outcome: cmp.Or(out.Outcome, playbooks.OutcomeChanged), reason: out.reason}
+	return stepOutcome{Outcome: cmp.Or(out.Outcome, playbooks.OutcomeChanged), reason: out.reason}
 }
 
-// steps runs a sequence and gives the worst of its outcomes.
-func (r *run) steps(ctx workflow.Context, f frame, steps []playbooks.Step) outcome {
-	var all outcome
+// runSteps runs a sequence and gives the worst of its outcomes.
+func (r *playbookRun) runSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) stepOutcome {
+	var all stepOutcome
 	for i := range steps {
-		if ctx.Err() != nil || f.end.stopped {
+		if ctx.Err() != nil || f.ending.stopped {
 			return all
 		}
-		all.worse(r.step(ctx, f, &steps[i]))
+		all.mergeWorse(r.runStep(ctx, f, &steps[i]))
 	}
 	return all
 }
 
-// step runs one step and what it does about its outcome. What was mended counts as what mended it.
-func (r *run) step(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
-	out := r.guarded(ctx, f, s)
-	if err := f.RecordOutcome(f.env, s, out.Outcome, out.outputs, out.targets, out.failed...); err != nil {
-		r.note(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: err.Error()})
+// runStep runs one step and what it does about its outcome. What was mended counts as what mended it.
+func (r *playbookRun) runStep(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
+	out := r.runIfConditionHolds(ctx, f, s)
+	if err := f.RecordOutcome(f.env, s, out.Outcome, out.outputs, out.targets, out.failedTargets...); err != nil {
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: err.Error()})
 		out.Outcome, out.reason = playbooks.OutcomeFailed, err.Error()
 	}
 	switch {
 	case out.RunsOnFailure() && len(s.OnFailure) > 0:
-		return r.steps(ctx, f, s.OnFailure)
+		return r.runSteps(ctx, f, s.OnFailure)
 	case out.RunsOnDenied() && len(s.OnDenied) > 0:
-		return r.steps(ctx, f, s.OnDenied)
+		return r.runSteps(ctx, f, s.OnDenied)
 	}
 	return out
 }
 
-// ended notes what became of a step that has no targets, and gives it.
-func (r *run) ended(ctx workflow.Context, f frame, s *playbooks.Step, o playbooks.Outcome, reason string) outcome {
-	r.note(ctx, f, s, playbooks.StepReport{Outcome: o, Reason: reason})
-	return outcome{Outcome: o, reason: reason}
+// recordStepEnd notes what became of a step that has no targets, and gives it.
+func (r *playbookRun) recordStepEnd(ctx workflow.Context, f executionFrame, s *playbooks.Step, o playbooks.Outcome, reason string) stepOutcome {
+	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: o, Reason: reason})
+	return stepOutcome{Outcome: o, reason: reason}
 }
 
-func (r *run) guarded(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
+func (r *playbookRun) runIfConditionHolds(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	run, err := f.EvalCondition(s.If, f.env)
 	if err != nil {
-		return r.ended(ctx, f, s, playbooks.OutcomeFailed, "`if`: "+err.Error())
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`if`: "+err.Error())
 	}
 	if !run {
-		return r.ended(ctx, f, s, playbooks.OutcomeSkipped, "`if` is false")
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "`if` is false")
 	}
 	if s.Approval != nil {
-		return r.approval(ctx, f, s)
+		return r.runApproval(ctx, f, s)
 	}
-	if block := r.block(s); block != nil {
-		return r.within(ctx, f, s, block)
+	if block := r.blockRunner(s); block != nil {
+		return r.runWithTimeout(ctx, f, s, block)
 	}
-	return r.tried(ctx, f, s)
+	return r.runWithRetry(ctx, f, s)
 }
 
-// tried runs an action as often as its `retry` says.
-func (r *run) tried(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
+// runWithRetry runs an action as often as its `retry` says.
+func (r *playbookRun) runWithRetry(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	attempts, wait := 1, time.Duration(0)
 	if s.Retry != nil {
 		attempts, wait = s.Retry.Attempts, s.Retry.Backoff
 	}
-	var out outcome
+	var out stepOutcome
 	for try := range attempts {
 		if try > 0 {
 			if workflow.Sleep(ctx, wait) != nil {
@@ -158,117 +158,117 @@ func (r *run) tried(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
 			}
 			wait *= 2
 		}
-		if out = r.action(ctx, f, s); out.Outcome != playbooks.OutcomeFailed {
+		if out = r.runAction(ctx, f, s); out.Outcome != playbooks.OutcomeFailed {
 			break
 		}
 	}
 	return out
 }
 
-// note enters what became of a step on one target into the report.
-func (r *run) note(ctx workflow.Context, f frame, s *playbooks.Step, report playbooks.StepReport) {
-	report.Reason = clip(report.Reason)
-	if r.reported += len(report.Reason) + len(f.prefix) + len(report.Target) + 200; r.reported > maxReported {
-		r.unreported++
+// recordStepReport enters what became of a step on one target into the report.
+func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s *playbooks.Step, report playbooks.StepReport) {
+	report.Reason = truncateReason(report.Reason)
+	if r.reportedBytes += len(report.Reason) + len(f.stepPrefix) + len(report.Target) + 200; r.reportedBytes > maxReportBytes {
+		r.unreportedLines++
 		return
 	}
-	report.Step, report.Action, report.Verb, report.At = f.name(s), cmp.Or(s.Action, s.Kind()), s.Verb, workflow.Now(ctx)
+	report.Step, report.Action, report.Verb, report.At = f.stepName(s), cmp.Or(s.Action, s.Kind()), s.Verb, workflow.Now(ctx)
 	r.report.Steps = append(r.report.Steps, report)
 }
 
-// maxReported bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidence bounds the pieces
+// maxReportBytes bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidenceRefs bounds the pieces
 // of evidence that are named in it; the manifest names all.
 const (
-	maxReported = 128 << 10
-	maxEvidence = 300
+	maxReportBytes = 128 << 10
+	maxEvidenceRefs = 300
 )
 
-// clip bounds a reason: it may hold what an attacker wrote.
-func clip(s string) string {
+// truncateReason bounds a reason: it may hold what an attacker wrote.
+func truncateReason(s string) string {
 	if r := []rune(s); len(r) > 500 {
 		return string(r[:500]) + "…"
 	}
 	return s
 }
 
-// action runs a step that calls an action, on each of its targets at once.
-func (r *run) action(ctx workflow.Context, f frame, s *playbooks.Step) outcome {
+// runAction runs a step that calls an action, on each of its targets at once.
+func (r *playbookRun) runAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
 	params, err := f.EvalArguments(s, f.env)
-	if err != nil && s.Verb == playbooks.VerbEvidence && r.in.Language >= 2 {
+	if err != nil && s.Verb == playbooks.VerbEvidence && r.input.LanguageVersion >= 2 {
 		// Who makes a step fail from which evidence takes its parameters does not keep it from being taken.
 		plain := *s
 		plain.Arguments = nil
 		params, err = f.EvalArguments(&plain, f.env)
 	}
 	if err != nil {
-		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}
-	targets, err := r.targets(f, s)
-	if err != nil && s.Verb == playbooks.VerbEvidence && r.in.Language >= 2 {
+	targets, err := r.resolveTargets(f, s)
+	if err != nil && s.Verb == playbooks.VerbEvidence && r.input.LanguageVersion >= 2 {
 		plain := *s
 		plain.Target = nil
-		targets, err = r.targets(f, &plain)
+		targets, err = r.resolveTargets(f, &plain)
 	}
 	if err != nil {
-		return r.ended(ctx, f, s, playbooks.OutcomeFailed, err.Error())
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, err.Error())
 	}
 	if len(targets) == 0 {
-		return r.ended(ctx, f, s, playbooks.OutcomeSkipped, "there is no target")
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSkipped, "there is no target")
 	}
-	results := make([]outcome, len(targets))
+	results := make([]stepOutcome, len(targets))
 	joined := workflow.NewWaitGroup(ctx)
 	for i, target := range targets {
 		joined.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer joined.Done()
-			request := r.request(f, s, params, target)
-			if r.Catalogue[s.Action].Verb == playbooks.VerbContain {
-				results[i] = r.contain(ctx, f, s, request)
+			request := r.newRequest(f, s, params, target)
+			if r.Catalog[s.Action].Verb == playbooks.VerbContain {
+				results[i] = r.runContain(ctx, f, s, request)
 			} else {
-				results[i] = r.observe(ctx, f, s, request)
+				results[i] = r.runObserve(ctx, f, s, request)
 			}
 		})
 	}
 	joined.Wait(ctx)
-	all := outcome{outputs: results[0].outputs, targets: len(targets)}
+	all := stepOutcome{outputs: results[0].outputs, targets: len(targets)}
 	for i, one := range results {
-		all.worse(one)
+		all.mergeWorse(one)
 		if one.RunsOnFailure() {
-			all.failed = append(all.failed, targets[i])
+			all.failedTargets = append(all.failedTargets, targets[i])
 		}
 	}
 	return all
 }
 
-// request asks an action to do something for a step, under the lowest ceiling on the way there.
-func (r *run) request(f frame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
-	brief := r.brief
-	brief.MaxPhase = f.phase
+// newRequest asks an action to do something for a step, under the lowest ceiling on the way there.
+func (r *playbookRun) newRequest(f executionFrame, s *playbooks.Step, params json.RawMessage, target playbooks.Target) activities.Request {
+	brief := r.incidentRef
+	brief.MaxPhase = f.phaseCeiling
 	return activities.Request{Action: s.Action, Params: params, Target: target, IncidentRef: brief}
 }
 
-// targets are the step's own, or the action's kind of the incident's.
-func (r *run) targets(f frame, s *playbooks.Step) ([]playbooks.Target, error) {
+// resolveTargets are the step's own, or the action's kind of the incident's.
+func (r *playbookRun) resolveTargets(f executionFrame, s *playbooks.Step) ([]playbooks.Target, error) {
 	targets, err := f.EvalTargets(s, f.env)
 	// An incident about the telemetry has no targets, and people are told of it all the same.
-	bare := len(r.in.Incident.Targets) == 0
+	bare := len(r.input.Incident.Targets) == 0
 	if err != nil || s.Target != nil || len(targets) == 0 && !bare {
 		return targets, err //nolint:wrapcheck // it names the step
 	}
-	switch kinds := r.Catalogue[s.Action].Targets; {
+	switch kinds := r.Catalog[s.Action].Targets; {
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetIncident:
-		return []playbooks.Target{{Kind: playbooks.TargetIncident, Name: r.brief.ID, UID: r.brief.ID}}, nil
+		return []playbooks.Target{{Kind: playbooks.TargetIncident, Name: r.incidentRef.ID, UID: r.incidentRef.ID}}, nil
 	case bare:
 		return nil, nil
 	case len(kinds) > 0 && kinds[0] == playbooks.TargetWorkload:
-		w := r.in.Incident.Workload
+		w := r.input.Incident.Workload
 		return []playbooks.Target{{Kind: playbooks.TargetWorkload, Namespace: w.Namespace, WorkloadKind: w.Kind, Name: w.Name, UID: w.UID, Node: w.Node}}, nil
 	}
 	return targets, nil
 }
 
-func (r *run) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
-	spec := r.Catalogue[s.Action]
+func (r *playbookRun) activityOptions(s *playbooks.Step) workflow.ActivityOptions {
+	spec := r.Catalog[s.Action]
 	limit := spec.AttemptTimeout
 	if limit == 0 {
 		limit = 30 * time.Second

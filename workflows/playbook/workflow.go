@@ -26,30 +26,30 @@ import (
 
 // Input is everything that a run depends on: an edit of the playbook never changes a run that is under way.
 type Input struct {
-	Language int    `json:"language"`
+	LanguageVersion int    `json:"language"`
 	File     string `json:"file"`
 	Source   []byte `json:"source"`
-	// Called are the playbooks that it calls, whole.
-	Called []playbooks.SourceFile `json:"called,omitempty"`
+	// Callees are the playbooks that it calls, whole.
+	Callees []playbooks.SourceFile `json:"called,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
 	Incident playbooks.Incident `json:"incident"`
-	Brief    activities.IncidentRef   `json:"brief"`
+	IncidentRef    activities.IncidentRef   `json:"brief"`
 	// Attestations are the attested detections of each target, by its ID.
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
-	Timing       lease.Timing              `json:"timing"`
-	// Selection proves that the playbook is one of the installation's.
-	Selection *attestation.Envelope `json:"selection,omitempty"`
-	// Thread: people are told in the incident's thread.
-	Thread bool `json:"thread,omitempty"`
+	LeaseTiming       lease.Timing              `json:"timing"`
+	// PlaybookAuthorization proves that the playbook is one of the installation's.
+	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+	// ChatEnabled: people are told in the incident's thread.
+	ChatEnabled bool `json:"thread,omitempty"`
 	// LeasePerNode: a lease of what only a node speaks for is that node's. Runs that began before this was so lack it.
 	LeasePerNode bool `json:"lease_per_node,omitempty"`
 }
 
 // Report is what the incident hears of a run.
 type Report struct {
-	Run      string                  `json:"run"`
+	WorkflowID      string                  `json:"run"`
 	Playbook string                  `json:"playbook"`
-	Hash     string                  `json:"hash"`
+	SourceHash     string                  `json:"hash"`
 	Ended    time.Time               `json:"ended,omitzero"` // zero while it runs
 	Steps    []playbooks.StepReport  `json:"steps"`
 	Evidence []playbooks.EvidenceRef `json:"evidence,omitempty"`
@@ -57,17 +57,17 @@ type Report struct {
 	// Outcome is the run's as a whole: what it stopped with, else the worst of its steps. Reason is that of its `stop`.
 	Outcome playbooks.Outcome `json:"outcome,omitempty"`
 	Reason  string            `json:"reason,omitempty"`
-	Guide   string            `json:"guide,omitempty"` // for the responder
+	ResponderGuide   string            `json:"guide,omitempty"` // for the responder
 }
 
-// Load loads the playbook of a run, with those that it calls.
-func (in Input) Load(catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
-	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Called, catalogue)
+// LoadPlaybook loads the playbook of a run, with those that it calls.
+func (in Input) LoadPlaybook(catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+	return playbooks.LoadForRun(playbooks.SourceFile{File: in.File, Content: in.Source}, in.Callees, catalogue)
 }
 
 // Workflows are the playbook workflow with the catalogue that it checks against.
 type Workflows struct {
-	Catalogue playbooks.Catalog
+	Catalog playbooks.Catalog
 	// Leases is the lease workflow that containments start.
 	Leases *lease.Workflows
 	// Load reads and checks a playbook; nil is playbooks.LoadPlaybook. Simulation remembers what it has checked.
@@ -76,110 +76,110 @@ type Workflows struct {
 
 // Playbook runs one playbook on one incident.
 func (w *Workflows) Playbook(ctx workflow.Context, in Input) (Report, error) {
-	if in.Language > playbooks.LanguageVersion {
+	if in.LanguageVersion > playbooks.LanguageVersion {
 		// An older worker beside newer ones: the task is tried again until one of those takes it.
-		panic(fmt.Sprintf("the run needs version %d of the language, this worker has %d", in.Language, playbooks.LanguageVersion))
+		panic(fmt.Sprintf("the run needs version %d of the language, this worker has %d", in.LanguageVersion, playbooks.LanguageVersion))
 	}
 	load := w.Load
 	if load == nil {
-		load = Input.Load
+		load = Input.LoadPlaybook
 	}
-	program, problems := load(in, w.Catalogue)
+	program, problems := load(in, w.Catalog)
 	info := workflow.GetInfo(ctx)
-	report := Report{Run: info.WorkflowExecution.ID}
+	report := Report{WorkflowID: info.WorkflowExecution.ID}
 	if program == nil {
 		report.Error, report.Ended = problems.Err().Error(), workflow.Now(ctx)
-		return report, tellIncident(ctx, in, report)
+		return report, reportToIncident(ctx, in, report)
 	}
-	report.Playbook, report.Hash, report.Guide = program.Name, program.Hash, program.ResponderGuide
-	r := &run{
-		Workflows: w, in: in, id: info.WorkflowExecution.ID, report: &report,
-		waiting: map[string]workflow.Settable{}, early: map[string]playbooks.LeaseReport{}, receipts: map[string][]attestation.Envelope{}, pending: map[string]*open{},
+	report.Playbook, report.SourceHash, report.ResponderGuide = program.Name, program.Hash, program.ResponderGuide
+	r := &playbookRun{
+		Workflows: w, input: in, workflowID: info.WorkflowExecution.ID, report: &report,
+		waitingHolders: map[string]workflow.Settable{}, earlyLeaseReports: map[string]playbooks.LeaseReport{}, receipts: map[string][]attestation.Envelope{}, openRequests: map[string]*openRequest{},
 	}
-	r.brief = in.Brief
-	r.brief.MaxPhase = program.MaxPhase
-	if err := r.handlers(ctx); err != nil {
+	r.incidentRef = in.IncidentRef
+	r.incidentRef.MaxPhase = program.MaxPhase
+	if err := r.registerHandlers(ctx); err != nil {
 		return report, err
 	}
-	r.main(ctx, program)
+	r.runMainPlaybook(ctx, program)
 	report.Ended = workflow.Now(ctx)
-	return report, tellIncident(ctx, in, report)
+	return report, reportToIncident(ctx, in, report)
 }
 
-func tellIncident(ctx workflow.Context, in Input, report Report) error {
+func reportToIncident(ctx workflow.Context, in Input, report Report) error {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
-	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentID(in.Brief.GroupingKey), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
+	err := workflow.SignalExternalWorkflow(ctx, workflows.IncidentWorkflowID(in.IncidentRef.GroupingKey), "", workflows.SignalPlaybookReport, report).Get(ctx, nil)
 	if err != nil {
 		workflow.GetLogger(ctx).Info("the incident has ended before its playbook", "error", err)
 	}
 	return nil
 }
 
-// run is one run under way.
-type run struct {
+// playbookRun is one run under way.
+type playbookRun struct {
 	*Workflows
-	in       Input
-	brief    activities.IncidentRef
-	id       string
+	input       Input
+	incidentRef    activities.IncidentRef
+	workflowID       string
 	report   *Report
 	receipts map[string][]attestation.Envelope // by target
-	waiting  map[string]workflow.Settable
-	early    map[string]playbooks.LeaseReport
-	pending  map[string]*open
-	asked    int
-	answered []activities.ApprovalOutcome // the last ones, for queries alone
-	// live is the incident as it is now, once a step waits for it; waiters hear of each change.
-	live       *playbooks.Incident
-	waiters    []workflow.Channel
-	watching   bool
-	reported   int // bytes
-	unreported int // lines
-	openWaits  int
-	halted     string // why nothing is contained any more: a person decides
-	haltEnds   bool   // that ends what is asked
-	holders    int
+	waitingHolders  map[string]workflow.Settable
+	earlyLeaseReports    map[string]playbooks.LeaseReport
+	openRequests  map[string]*openRequest
+	requestCount    int
+	answeredRequests []activities.ApprovalOutcome // the last ones, for queries alone
+	// currentIncident is the incident as it is now, once a step waits for it; waiters hear of each change.
+	currentIncident       *playbooks.Incident
+	incidentWaiters    []workflow.Channel
+	watchRunning   bool
+	reportedBytes   int // bytes
+	unreportedLines int // lines
+	activeWaits  int
+	suspendedReason     string // why nothing is contained any more: a person decides
+	suspendEndsRequests   bool   // that ends what is asked
+	holderCount    int
 }
 
-// handlers serve queries and hand signals to the branch that waits for them.
-func (r *run) handlers(ctx workflow.Context) error {
+// registerHandlers serve queries and hand signals to the branch that waits for them.
+func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (Report, error) { return *r.report, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryPending, func() ([]Pending, error) {
-		var all []Pending
-		for _, id := range slices.Sorted(maps.Keys(r.pending)) {
-			all = append(all, r.pending[id].Pending)
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]ApprovalRequest, error) {
+		var all []ApprovalRequest
+		for _, id := range slices.Sorted(maps.Keys(r.openRequests)) {
+			all = append(all, r.openRequests[id].ApprovalRequest)
 		}
 		return all, nil
 	}); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
-	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnswered, func() ([]activities.ApprovalOutcome, error) { return r.answered, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return r.answeredRequests, nil }); err != nil {
 		return err //nolint:wrapcheck // a mistake of the program
 	}
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
-			var l lease.Report
+			var l lease.OutgoingReport
 			workflow.GetSignalChannel(ctx, workflows.SignalLeaseReport).Receive(ctx, &l)
-			if waiting, ok := r.waiting[l.Holder]; ok {
-				delete(r.waiting, l.Holder)
+			if waiting, ok := r.waitingHolders[l.HolderID]; ok {
+				delete(r.waitingHolders, l.HolderID)
 				waiting.SetValue(l.Lease)
 			} else {
-				r.early[l.Holder] = l.Lease
+				r.earlyLeaseReports[l.HolderID] = l.Lease
 			}
 		}
 	})
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for {
 			var why string
-			workflow.GetSignalChannel(ctx, workflows.SignalHalt).Receive(ctx, &why)
-			r.halted = why
+			workflow.GetSignalChannel(ctx, workflows.SignalSuspend).Receive(ctx, &why)
+			r.suspendedReason = why
 			// A person has decided: what is asked is answered. Runs that began before this was so ask on.
 			if workflow.GetVersion(ctx, "halt-ends-questions", workflow.DefaultVersion, 1) == 1 {
-				r.haltEnds = true
-				for _, id := range slices.Sorted(maps.Keys(r.pending)) {
-					r.pending[id].changed.SendAsync(true)
+				r.suspendEndsRequests = true
+				for _, id := range slices.Sorted(maps.Keys(r.openRequests)) {
+					r.openRequests[id].wakeUp.SendAsync(true)
 				}
 			}
 		}
@@ -188,25 +188,25 @@ func (r *run) handlers(ctx workflow.Context) error {
 		for {
 			var vote attestation.Envelope
 			workflow.GetSignalChannel(ctx, workflows.SignalVote).Receive(ctx, &vote)
-			r.vote(vote)
+			r.receiveVote(vote)
 		}
 	})
 	return nil
 }
 
-// approved are the grants under which the steps of an approval run, by plan hash.
-type approved struct {
+// approvedGrants are the grants under which the steps of an approval run, by plan hash.
+type approvedGrants struct {
 	approval *playbooks.Approval
 	grants   map[string]attestation.Envelope
 	title    string
-	plans    planned // as they were approved
+	approvedPlans    plannedActions // as they were approved
 	// denied or proposed: the steps inside are recorded and not run.
-	propose bool
+	proposeOnly bool
 }
 
-func last[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
+func lastN[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
 
-func activityError(err error) string {
+func activityErrorText(err error) string {
 	// What the activity said, and not how it travelled.
 	if app := (*temporal.ApplicationError)(nil); errors.As(err, &app) {
 		return app.Message()

@@ -22,36 +22,36 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// waits runs an incident whose playbook waits for enough detections. It gives the incident, what became of the wait, and
+// runWatchedIncident runs an incident whose playbook waits for enough detections. It gives the incident, what became of the wait, and
 // how often the incident spoke to the playbook.
-func waits(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
+func runWatchedIncident(t *testing.T, enough int, then string, detections []time.Duration) (in playbooks.Incident, wait playbooks.StepReport, spoken int) {
 	t.Helper()
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	plays := &playbook.Workflows{Catalogue: playbooks.Catalog{}}
+	plays := &playbook.Workflows{Catalog: playbooks.Catalog{}}
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n%s", enough, then)
-	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) {
-		return []Selected{{Name: "p", File: "p.yaml", Source: source}}, nil
-	}, activity.RegisterOptions{Name: Match})
+	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) {
+		return []SelectedPlaybook{{Name: "p", File: "p.yaml", Source: source}}, nil
+	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
 	for i, after := range detections {
 		env.RegisterDelayedCallback(func() {
 			d := sensors.Detection{ID: fmt.Sprint(i), Rule: "rule", Title: "title"}
 			d.Event.Container.ID = "container"
-			env.SignalWorkflow(workflows.SignalDetections, []Attested{{Detection: d}})
+			env.SignalWorkflow(workflows.SignalDetections, []AttestedDetection{{Detection: d}})
 		}, after)
 	}
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID("key"), TaskQueue: workflows.TaskQueue})
-	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&onSignal{do: func(ctx workflow.Context) {
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID("key"), TaskQueue: workflows.TaskQueue})
+	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
 		if workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
 			spoken++
 		}
 	}}}})
-	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key"})
+	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key"})
 	require.NoError(t, env.GetWorkflowResult(&in))
 	require.Len(t, in.Playbooks, 1)
 	require.NotEmpty(t, in.Playbooks[0].Steps, in.Playbooks[0].Error)
@@ -60,14 +60,14 @@ func waits(t *testing.T, enough int, then string, detections []time.Duration) (i
 
 // A playbook that waits for more hears of it when it comes.
 func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
-	in, wait, _ := waits(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
+	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
 	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }
 
 // What never comes is not waited for longer than was said.
 func TestAPlaybookThatWaitsGivesUp(t *testing.T) {
-	_, wait, _ := waits(t, 5, "", []time.Duration{0, time.Minute})
+	_, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute})
 	require.Equal(t, playbooks.OutcomeFailed, wait.Outcome)
 	require.Equal(t, "it did not hold within 20m", wait.Reason)
 }
@@ -78,7 +78,7 @@ func TestAStormIsToldInSteps(t *testing.T) {
 	for i := range 600 {
 		storm = append(storm, time.Duration(i)*100*time.Millisecond)
 	}
-	_, wait, spoken := waits(t, len(storm), "", storm)
+	_, wait, spoken := runWatchedIncident(t, len(storm), "", storm)
 	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
 	require.LessOrEqual(t, spoken, 15, "a minute of it, told every five seconds at most")
 }
@@ -89,7 +89,7 @@ func TestWhoNoLongerWaitsIsToldNothing(t *testing.T) {
 	for i := range 100 {
 		often = append(often, time.Duration(i)*6*time.Second)
 	}
-	_, wait, spoken := waits(t, 1, "  - wait: 11m\n", often)
+	_, wait, spoken := runWatchedIncident(t, 1, "  - wait: 11m\n", often)
 	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
 	require.LessOrEqual(t, spoken, 4, "ten minutes of detections, after the wait was over")
 }

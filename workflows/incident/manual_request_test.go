@@ -22,8 +22,8 @@ import (
 	"stanch/workflows/playbook"
 )
 
-func asked(id string, at time.Time) Attested {
-	a := seen(id, "Requested by alice", "high", 1, sensors.ObjectiveManualRequest, at)
+func newManualRequest(id string, at time.Time) AttestedDetection {
+	a := newAttestedDetection(id, "Requested by alice", "high", 1, sensors.ObjectiveManualRequest, at)
 	a.Detection.Rule, a.Detection.Reasons = sensors.RuleManualRequest, []string{"alice asked for it"}
 	a.Detection.ManualRequest, a.Attestation = &sensors.ManualRequest{Person: "alice", Playbook: "mine"}, attestation.Envelope{KeyID: id}
 	return a
@@ -32,59 +32,59 @@ func asked(id string, at time.Time) Attested {
 // Who asks again every hour keeps an incident open: an attack on the same target is still seen and handled.
 func TestRequestsNeverKeepADetectionOut(t *testing.T) {
 	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
-	s := &state{Attestations: map[string][]attestation.Envelope{}}
-	for i := range 3 * maxSummaries {
-		s.add(asked(fmt.Sprint(i), at.Add(time.Duration(i)*time.Hour)), at)
+	s := &incidentState{Attestations: map[string][]attestation.Envelope{}}
+	for i := range 3 * maxDetectionSummaries {
+		s.addDetection(newManualRequest(fmt.Sprint(i), at.Add(time.Duration(i)*time.Hour)), at)
 	}
-	s.conclude()
-	require.True(t, s.onlyRequested())
-	require.Len(t, s.Incident.Detections, maxRequests)
-	require.Equal(t, fmt.Sprint(3*maxSummaries-1), s.Incident.Detections[maxRequests-1].ID, "the newest are kept")
-	s.add(seen("shell", "Reverse shell", "critical", 0.9, "execution", at), at)
-	s.conclude()
-	require.False(t, s.onlyRequested(), "playbooks start")
+	s.recompute()
+	require.True(t, s.isManualOnly())
+	require.Len(t, s.Incident.Detections, maxManualRequestSummaries)
+	require.Equal(t, fmt.Sprint(3*maxDetectionSummaries-1), s.Incident.Detections[maxManualRequestSummaries-1].ID, "the newest are kept")
+	s.addDetection(newAttestedDetection("shell", "Reverse shell", "critical", 0.9, "execution", at), at)
+	s.recompute()
+	require.False(t, s.isManualOnly(), "playbooks start")
 	require.Equal(t, sensors.Objective("execution"), s.Incident.Objective)
 }
 
 // A request permits the run that it started and no other, and runs the playbook as it is when it is asked for.
 func TestARequestSpeaksForItsOwnRunAlone(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
-	plays := &playbook.Workflows{Catalogue: playbooks.Catalog{}}
+	plays := &playbook.Workflows{Catalog: playbooks.Catalog{}}
 	w := &Workflows{Playbooks: plays}
 	env.RegisterWorkflow(w.Incident)
 	env.RegisterWorkflow(plays.Playbook)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	text := "first"
-	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]Selected, error) {
+	env.RegisterActivityWithOptions(func(_ context.Context, in playbooks.Incident) ([]SelectedPlaybook, error) {
 		name := "mine"
 		if in.Severity == "critical" {
 			name = "worse"
 		}
-		return []Selected{{Name: name, Source: []byte(text)}}, nil
-	}, activity.RegisterOptions{Name: Match})
-	env.RegisterActivityWithOptions(func(context.Context, sensors.ManualRequest) (Selected, error) {
-		return Selected{Name: "mine", Source: []byte(text)}, nil
-	}, activity.RegisterOptions{Name: MatchRequested})
+		return []SelectedPlaybook{{Name: name, Source: []byte(text)}}, nil
+	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(func(context.Context, sensors.ManualRequest) (SelectedPlaybook, error) {
+		return SelectedPlaybook{Name: "mine", Source: []byte(text)}, nil
+	}, activity.RegisterOptions{Name: MatchManualRequestActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
 	var started []playbook.Input
 	env.OnWorkflow(plays.Playbook, mock.Anything, mock.Anything).Return(func(_ workflow.Context, in playbook.Input) (playbook.Report, error) {
 		started = append(started, in)
 		return playbook.Report{}, errors.New("ended")
 	})
-	signal := func(after time.Duration, a Attested) {
-		env.RegisterDelayedCallback(func() { env.SignalWorkflow(workflows.SignalDetections, []Attested{a}) }, after)
+	signal := func(after time.Duration, a AttestedDetection) {
+		env.RegisterDelayedCallback(func() { env.SignalWorkflow(workflows.SignalDetections, []AttestedDetection{a}) }, after)
 	}
-	miner := seen("miner", "Miner", "high", 0.5, "crypto-mining", time.Now())
+	miner := newAttestedDetection("miner", "Miner", "high", 0.5, "crypto-mining", time.Now())
 	miner.Attestation = attestation.Envelope{KeyID: "miner"}
-	shell := seen("shell", "Reverse shell", "critical", 0.5, "execution", time.Now())
+	shell := newAttestedDetection("shell", "Reverse shell", "critical", 0.5, "execution", time.Now())
 	shell.Attestation = attestation.Envelope{KeyID: "shell"}
 	signal(time.Second, miner)
 	env.RegisterDelayedCallback(func() { text = "corrected" }, 2*time.Second)
-	signal(3*time.Second, asked("request", time.Now()))
+	signal(3*time.Second, newManualRequest("request", time.Now()))
 	signal(4*time.Second, shell)
-	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentID("key"), TaskQueue: workflows.TaskQueue})
-	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key"})
+	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID("key"), TaskQueue: workflows.TaskQueue})
+	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key"})
 	require.NoError(t, env.GetWorkflowError())
 
 	var got []string

@@ -18,27 +18,27 @@ import (
 	"stanch/sensors"
 	"stanch/workflows"
 	"stanch/workflows/playbook"
-	"stanch/workflows/thread"
+	"stanch/workflows/chatmessage"
 )
 
-// onSignal calls a function whenever a workflow is about to signal another, which then takes a second.
-type onSignal struct {
+// signalInterceptor calls a function whenever a workflow is about to signal another, which then takes a second.
+type signalInterceptor struct {
 	interceptor.WorkerInterceptorBase
 	interceptor.WorkflowInboundInterceptorBase
 	interceptor.WorkflowOutboundInterceptorBase
-	do func(ctx workflow.Context)
+	beforeSignal func(ctx workflow.Context)
 }
 
-func (o *onSignal) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
-	return &onSignal{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, do: o.do}
+func (o *signalInterceptor) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
+	return &signalInterceptor{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}
 }
 
-func (o *onSignal) Init(next interceptor.WorkflowOutboundInterceptor) error {
-	return o.WorkflowInboundInterceptorBase.Next.Init(&onSignal{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, do: o.do}) //nolint:wrapcheck // the library's
+func (o *signalInterceptor) Init(next interceptor.WorkflowOutboundInterceptor) error {
+	return o.WorkflowInboundInterceptorBase.Next.Init(&signalInterceptor{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: next}, beforeSignal: o.beforeSignal}) //nolint:wrapcheck // the library's
 }
 
-func (o *onSignal) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
-	o.do(ctx)
+func (o *signalInterceptor) SignalExternalWorkflow(ctx workflow.Context, id, run, name string, arg any) workflow.Future {
+	o.beforeSignal(ctx)
 	sent, set := workflow.NewFuture(ctx)
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		_ = workflow.Sleep(ctx, time.Second)
@@ -52,26 +52,26 @@ func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	w := &Workflows{Playbooks: &playbook.Workflows{}}
 	env.RegisterWorkflow(w.Incident)
-	env.RegisterWorkflow(thread.Thread)
+	env.RegisterWorkflow(chatmessage.Thread)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
-	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]Selected, error) { return nil, nil }, activity.RegisterOptions{Name: Match})
+	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) { return nil, nil }, activity.RegisterOptions{Name: MatchPlaybooksActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
-	env.OnWorkflow(thread.Thread, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
+	env.OnWorkflow(chatmessage.Thread, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
 	detected := func(id string) {
 		d := sensors.Detection{ID: id, Rule: "rule", Title: "title"}
 		d.Event.Container.ID = "container"
-		env.SignalWorkflow(workflows.SignalDetections, []Attested{{Detection: d}})
+		env.SignalWorkflow(workflows.SignalDetections, []AttestedDetection{{Detection: d}})
 	}
 	env.RegisterDelayedCallback(func() { detected("first") }, 0)
 	begin, second := env.Now(), false
-	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&onSignal{do: func(ctx workflow.Context) {
+	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute, Interceptors: []interceptor.WorkerInterceptor{&signalInterceptor{beforeSignal: func(ctx workflow.Context) {
 		if quiet := workflow.Now(ctx).Sub(begin) >= 15*time.Minute; quiet && !second && workflow.GetInfo(ctx).WorkflowType.Name == "Incident" {
 			second = true
 			detected("second")
 		}
 	}}}})
-	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", Key: "key", Thread: true})
+	env.ExecuteWorkflow(w.Incident, Input{ID: "INC-1", GroupingKey: "key", ChatEnabled: true})
 	var in playbooks.Incident
 	require.NoError(t, env.GetWorkflowResult(&in))
 	require.True(t, second, "the scenario did not happen")

@@ -13,49 +13,49 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Attested is a detection with the gateway's word that it accepted it.
-type Attested struct {
+// AttestedDetection is a detection with the gateway's word that it accepted it.
+type AttestedDetection struct {
 	Detection   sensors.Detection `json:"detection"`
 	Attestation attestation.Envelope      `json:"attestation"`
 }
 
 // Bounds of what an incident keeps; past them it counts.
 const (
-	maxSummaries    = 50
-	maxSeen         = 2000
-	maxAttestations = 8
+	maxDetectionSummaries    = 50
+	maxSeenDetections         = 2000
+	maxAttestationsPerTarget = 8
 	maxTimeline     = 200
 	maxTargets      = 50
-	// maxRequests is how many of the summaries are of people's requests, the newest: what they ask for again and again must
+	// maxManualRequestSummaries is how many of the summaries are of people's requests, the newest: what they ask for again and again must
 	// never keep a detection out.
-	maxRequests = 10
+	maxManualRequestSummaries = 10
 )
 
-// state is everything that an incident carries through continue-as-new.
-type state struct {
+// incidentState is everything that an incident carries through continue-as-new.
+type incidentState struct {
 	Incident     playbooks.Incident        `json:"incident"`
-	Seen         []string                  `json:"seen"` // detection ids, the oldest first
+	SeenDetectionIDs         []string                  `json:"seen"` // detection ids, the oldest first
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
-	Last         time.Time                 `json:"last"` // of the last detection, by the workflow's clock
-	// Covered are the targets for which a playbook runs or ran, by playbook and target.
-	Covered map[string]bool `json:"covered"`
-	Runs    int             `json:"runs"`
-	// Versions are the playbooks that were started, as they were then: a later edit does not change them.
-	Versions map[string]Selected `json:"versions,omitempty"`
-	// Containing is which playbook contains a target for an objective; Refused are those that came to nothing, by
+	LastDetectionAt         time.Time                 `json:"last"` // of the last detection, by the workflow's clock
+	// CoveredTargets are the targets for which a playbook runs or ran, by playbook and target.
+	CoveredTargets map[string]bool `json:"covered"`
+	RunCount    int             `json:"runs"`
+	// StartedVersions are the playbooks that were started, as they were then: a later edit does not change them.
+	StartedVersions map[string]SelectedPlaybook `json:"versions,omitempty"`
+	// ContainingRuns is which playbook contains a target for an objective; Refused are those that came to nothing, by
 	// playbook and target.
-	Containing map[string]container `json:"containing,omitempty"`
-	Refused    map[string]bool      `json:"refused,omitempty"`
-	// Threaded: the thread was started.
-	Threaded bool `json:"threaded,omitempty"`
-	// Watchers are the runs of playbooks that wait for a change of the incident.
-	Watchers []string `json:"watchers,omitempty"`
-	// Told is how often they were told.
-	Told int `json:"told,omitempty"`
+	ContainingRuns map[string]containingRun `json:"containing,omitempty"`
+	RefusedTargets    map[string]bool      `json:"refused,omitempty"`
+	// ChatMessageStarted: the thread was started.
+	ChatMessageStarted bool `json:"threaded,omitempty"`
+	// WatcherWorkflowIDs are the runs of playbooks that wait for a change of the incident.
+	WatcherWorkflowIDs []string `json:"watchers,omitempty"`
+	// WatcherNotifications is how often they were told.
+	WatcherNotifications int `json:"told,omitempty"`
 }
 
-// TargetOf is what a detection is about: its pod, or its container outside of Kubernetes.
-func TargetOf(d sensors.Detection) playbooks.Target {
+// TargetOfDetection is what a detection is about: its pod, or its container outside of Kubernetes.
+func TargetOfDetection(d sensors.Detection) playbooks.Target {
 	c := d.Event.Container
 	if c.Pod.UID != "" {
 		return playbooks.Target{
@@ -65,20 +65,20 @@ func TargetOf(d sensors.Detection) playbooks.Target {
 	}
 	name := c.Name
 	if name == "" {
-		name = short(c.ID)
+		name = shortID(c.ID)
 	}
 	return playbooks.Target{Kind: playbooks.TargetContainer, Name: name, UID: c.ID, Node: d.Node, ContainerID: c.ID, ContainerName: c.Name}
 }
 
-// Contained tells whether a detection is about a container, and so has a target that can be held.
-func Contained(d sensors.Detection) bool {
+// HasContainer tells whether a detection is about a container, and so has a target that can be held.
+func HasContainer(d sensors.Detection) bool {
 	return d.Event.Container.ID != "" || d.Event.Container.Pod.UID != ""
 }
 
-func short(id string) string { return id[:min(12, len(id))] }
+func shortID(id string) string { return id[:min(12, len(id))] }
 
-// WorkloadOf is what a detection's container belongs to.
-func WorkloadOf(d sensors.Detection) playbooks.WorkloadIdentity {
+// WorkloadOfDetection is what a detection's container belongs to.
+func WorkloadOfDetection(d sensors.Detection) playbooks.WorkloadIdentity {
 	c := d.Event.Container
 	w := playbooks.WorkloadIdentity{
 		Namespace: c.Pod.Namespace, Kind: c.Workload.Kind, Name: c.Workload.Name, Image: c.Image, ImageDigest: c.ImageDigest,
@@ -86,67 +86,67 @@ func WorkloadOf(d sensors.Detection) playbooks.WorkloadIdentity {
 	}
 	switch about := d.Event.Subject; {
 	case w.Kind != "" && w.Name != "":
-	case !Contained(d) && about.Kind != "":
+	case !HasContainer(d) && about.Kind != "":
 		w.Namespace, w.Kind, w.Name = about.Namespace, about.Kind, about.Name
 	case c.Pod.Name != "":
 		w.Kind, w.Name = "Pod", c.Pod.Name
 	default:
-		w.Kind, w.Name = "Container", TargetOf(d).Name
+		w.Kind, w.Name = "Container", TargetOfDetection(d).Name
 	}
 	return w
 }
 
-// add takes in one detection; false if it was seen before.
-func (s *state) add(a Attested, now time.Time) bool {
+// addDetection takes in one detection; false if it was seen before.
+func (s *incidentState) addDetection(a AttestedDetection, now time.Time) bool {
 	d := a.Detection
-	if slices.Contains(s.Seen, d.ID) {
+	if slices.Contains(s.SeenDetectionIDs, d.ID) {
 		return false
 	}
-	s.actor(d)
-	if s.Seen = append(s.Seen, d.ID); len(s.Seen) > maxSeen {
-		s.Seen = s.Seen[len(s.Seen)-maxSeen:]
+	s.addActor(d)
+	if s.SeenDetectionIDs = append(s.SeenDetectionIDs, d.ID); len(s.SeenDetectionIDs) > maxSeenDetections {
+		s.SeenDetectionIDs = s.SeenDetectionIDs[len(s.SeenDetectionIDs)-maxSeenDetections:]
 	}
 	in := &s.Incident
 	target := playbooks.Target{}
-	if Contained(d) {
-		target = TargetOf(d)
+	if HasContainer(d) {
+		target = TargetOfDetection(d)
 	}
 	count := max(d.Count, 1)
 	in.TotalDetections += count
-	in.Updated, s.Last = now, now
+	in.Updated, s.LastDetectionAt = now, now
 	if in.Trigger.ID == "" {
-		in.Trigger, in.Workload = d, WorkloadOf(d)
+		in.Trigger, in.Workload = d, WorkloadOfDetection(d)
 	}
 	if i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() }); i < 0 && target.Kind != "" && len(in.Targets) < maxTargets {
 		in.Targets = append(in.Targets, target)
 	}
 	if target.Kind != "" && d.ManualRequest == nil { // a request speaks for its own run alone
-		s.attest(target.ID(), a.Attestation)
+		s.addAttestation(target.ID(), a.Attestation)
 	}
 	if d.ManualRequest != nil {
-		s.forgetRequests(maxRequests - 1)
+		s.trimManualRequests(maxManualRequestSummaries - 1)
 	}
 	if i := slices.IndexFunc(in.Detections, func(x playbooks.DetectionSummary) bool {
 		return x.Rule == d.Rule && x.Target == target.ID() && d.ManualRequest == nil
 	}); i >= 0 {
 		in.Detections[i].Count += count
 		in.Detections[i].LastSeen = d.Time
-	} else if len(in.Detections) < maxSummaries {
+	} else if len(in.Detections) < maxDetectionSummaries {
 		in.Detections = append(in.Detections, playbooks.DetectionSummary{
 			ID: d.ID, Rule: d.Rule, Title: d.Title, Severity: d.Severity, Confidence: d.Confidence, Objective: d.Objective, Technique: d.Technique,
-			Source: d.Source, Target: target.ID(), Description: What(d), Reasons: d.Reasons, FirstSeen: d.Time, LastSeen: d.Time, Count: count,
+			Source: d.Source, Target: target.ID(), Description: Describe(d), Reasons: d.Reasons, FirstSeen: d.Time, LastSeen: d.Time, Count: count,
 		})
 		if target.Kind == "" {
-			s.line(d.Time, fmt.Sprintf("%s: %s", d.Title, What(d)))
+			s.addTimeline(d.Time, fmt.Sprintf("%s: %s", d.Title, Describe(d)))
 		} else {
-			s.line(d.Time, fmt.Sprintf("%s on %s: %s", d.Title, target, What(d)))
+			s.addTimeline(d.Time, fmt.Sprintf("%s on %s: %s", d.Title, target, Describe(d)))
 		}
 	}
 	return true
 }
 
-// forgetRequests keeps the summaries of so many requests, the newest. The timeline and the runs keep all.
-func (s *state) forgetRequests(keep int) {
+// trimManualRequests keeps the summaries of so many requests, the newest. The timeline and the runs keep all.
+func (s *incidentState) trimManualRequests(keep int) {
 	requests := 0
 	for _, d := range s.Incident.Detections {
 		if d.Rule == sensors.RuleManualRequest {
@@ -162,17 +162,17 @@ func (s *state) forgetRequests(keep int) {
 	})
 }
 
-// attest keeps the newest attestations of a target.
-func (s *state) attest(target string, a attestation.Envelope) {
+// addAttestation keeps the newest attestations of a target.
+func (s *incidentState) addAttestation(target string, a attestation.Envelope) {
 	list := append(s.Attestations[target], a)
-	if len(list) > maxAttestations {
-		list = list[len(list)-maxAttestations:]
+	if len(list) > maxAttestationsPerTarget {
+		list = list[len(list)-maxAttestationsPerTarget:]
 	}
 	s.Attestations[target] = list
 }
 
-// line enters a line into the timeline where its time belongs: reports come later than what they report.
-func (s *state) line(at time.Time, what string) {
+// addTimeline enters a line into the timeline where its time belongs: reports come later than what they report.
+func (s *incidentState) addTimeline(at time.Time, what string) {
 	t := s.Incident.Timeline
 	if len(t) >= maxTimeline {
 		return
@@ -184,8 +184,8 @@ func (s *state) line(at time.Time, what string) {
 	s.Incident.Timeline = slices.Insert(t, i, playbooks.TimelineEntry{At: at, Text: what})
 }
 
-// What is a detection's behaviour in one line. Its words are an attacker's: it is data.
-func What(d sensors.Detection) string {
+// Describe is a detection's behaviour in one line. Its words are an attacker's: it is data.
+func Describe(d sensors.Detection) string {
 	if d.ManualRequest != nil && len(d.Reasons) > 0 {
 		return d.Reasons[0] // the gateway made and bounded it: a person's reason is shown complete
 	}
@@ -213,7 +213,7 @@ func What(d sensors.Detection) string {
 	case sensors.KindProcessBurst:
 		what = fmt.Sprintf("%s and others: %d new processes within seconds", process, e.Count)
 	case sensors.KindMount, sensors.KindNamespaceChange, sensors.KindProcessTrace, sensors.KindRawSocket, sensors.KindBPF, sensors.KindIOUring, sensors.KindKernelModule:
-		what = called(process, e)
+		what = describeSyscall(process, e)
 	case sensors.KindKubernetesAudit, sensors.KindCloudAPICall, sensors.KindSensorHealth:
 		if what = d.Title; len(d.Reasons) > 0 {
 			what = d.Reasons[0]
@@ -230,8 +230,8 @@ func What(d sensors.Detection) string {
 	return what
 }
 
-// called says in words which system call was made, on what, and whether the kernel refused it.
-func called(process string, e sensors.Event) string {
+// describeSyscall says in words which system call was made, on what, and whether the kernel refused it.
+func describeSyscall(process string, e sensors.Event) string {
 	what := process + " called " + e.Syscall.Name
 	if e.Syscall.PID != 0 {
 		what += fmt.Sprintf(" on process %d", e.Syscall.PID)
@@ -248,18 +248,18 @@ func called(process string, e sensors.Event) string {
 	return what
 }
 
-// conclude weighs what is known and writes the summary.
-func (s *state) conclude() {
+// recompute weighs what is known and writes the summary.
+func (s *incidentState) recompute() {
 	in := &s.Incident
 	signals := make([]playbooks.CorrelationInput, 0, len(in.Detections))
 	techniques := map[string]bool{}
 	in.Techniques = nil
-	detected := !s.onlyRequested()
+	detected := !s.isManualOnly()
 	for _, d := range in.Detections {
 		if detected && d.Rule == sensors.RuleManualRequest {
 			continue // what people ask for says nothing of what an attacker is after
 		}
-		signals = append(signals, playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: because(d.Reasons)})
+		signals = append(signals, playbooks.CorrelationInput{Rule: d.Rule, Objective: d.Objective, Confidence: d.Confidence, Severity: d.Severity, Title: d.Title, DetectedAt: d.FirstSeen, Reason: firstReason(d.Reasons)})
 		if d.Technique != "" && !techniques[d.Technique] {
 			techniques[d.Technique] = true
 			in.Techniques = append(in.Techniques, d.Technique)
@@ -271,12 +271,12 @@ func (s *state) conclude() {
 	for _, c := range in.Changes {
 		in.Reasons = append(in.Reasons, "changed recently: "+c.Description)
 	}
-	in.Summary = Summary(*in)
+	in.Summary = Summarize(*in)
 }
 
-// because is the first of a detection's reasons: its rule's, or, where the gateway or the health of the telemetry put it
+// firstReason is the first of a detection's reasons: its rule's, or, where the gateway or the health of the telemetry put it
 // first, what happened: who asked the cluster or the cloud for what.
-func because(reasons []string) string {
+func firstReason(reasons []string) string {
 	if len(reasons) == 0 {
 		return ""
 	}
@@ -286,19 +286,19 @@ func because(reasons []string) string {
 	return reasons[0]
 }
 
-// Summary says in plain language what is known.
-func Summary(in playbooks.Incident) string {
+// Summarize says in plain language what is known.
+func Summarize(in playbooks.Incident) string {
 	var b strings.Builder
 	worst, at := display.HeadlineDetection(in)
 	if at < 0 {
-		worst = playbooks.DetectionSummary{Title: in.Trigger.Title, Description: What(in.Trigger)}
+		worst = playbooks.DetectionSummary{Title: in.Trigger.Title, Description: Describe(in.Trigger)}
 	}
 	fmt.Fprintf(&b, "%s in %s: %s.", worst.Title, in.Workload, worst.Description)
 	if at > 0 {
 		fmt.Fprintf(&b, " It began with: %s.", in.Detections[0].Title)
 	}
 	if n := len(in.Detections) - 1 - min(max(at, 0), 1); n > 0 {
-		fmt.Fprintf(&b, " %s more.", kinds(n))
+		fmt.Fprintf(&b, " %s more.", describeKindCount(n))
 	}
 	if in.Objective != sensors.ObjectiveManualRequest {
 		fmt.Fprintf(&b, " It looks like %s (confidence %.2f).", in.Objective, in.Confidence)
@@ -318,15 +318,15 @@ func Summary(in playbooks.Incident) string {
 	return b.String()
 }
 
-func kinds(n int) string {
+func describeKindCount(n int) string {
 	if n == 1 {
 		return "1 kind of detection"
 	}
 	return fmt.Sprintf("%d kinds of detection", n)
 }
 
-// brief is what actions need to know.
-func (s *state) brief() activities.IncidentRef {
+// incidentRef is what actions need to know.
+func (s *incidentState) incidentRef() activities.IncidentRef {
 	in := s.Incident
 	return activities.IncidentRef{ID: in.ID, GroupingKey: in.GroupingKey, Cluster: in.Cluster, Summary: in.Summary, Scope: in.Scope, Workload: in.Workload, Confidence: in.Confidence, Opened: in.Opened, Replicas: in.BlastRadius.Replicas}
 }

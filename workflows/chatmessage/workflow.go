@@ -3,7 +3,7 @@
 //
 // It refuses to carry answers: those go from the gateway to the playbook that asks. It holds nothing up: a chat that
 // is away for hours delays no containment and no undo.
-package thread
+package chatmessage
 
 import (
 	"time"
@@ -17,34 +17,34 @@ import (
 
 // Input starts a thread, or goes on with one.
 type Input struct {
-	Incident string                 `json:"incident"` // its id
+	IncidentID string                 `json:"incident"` // its id
 	State    activities.MessageState `json:"state"`
-	// Again: there was a thread before, whose message is to be found.
-	Again bool `json:"again,omitempty"`
+	// MayExistAlready: there was a thread before, whose message is to be found.
+	MayExistAlready bool `json:"again,omitempty"`
 }
 
 // Timing of looking.
 const (
-	settle  = time.Second      // what happens at once is shown at once
-	idle    = 10 * time.Minute // a look that nothing asked for
-	restart = time.Minute      // after an error that trying again does not mend
+	batchDelay  = time.Second      // what happens at once is shown at once
+	syncInterval    = 10 * time.Minute // a look that nothing asked for
+	retryDelay = time.Minute      // after an error that trying again does not mend
 )
 
 // Thread keeps one incident's message until the incident has ended.
 func Thread(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
-	looked := workflow.GetSignalChannel(ctx, workflows.SignalLook)
+	looked := workflow.GetSignalChannel(ctx, workflows.SignalSyncMessage)
 	state := in.State
 	for {
 		for looked.ReceiveAsync(nil) {
 			continue
 		}
-		next := look(ctx, in, &state)
+		next := syncMessage(ctx, in, &state)
 		if next == 0 {
 			return nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
-			return workflow.NewContinueAsNewError(ctx, Thread, Input{Incident: in.Incident, State: state})
+			return workflow.NewContinueAsNewError(ctx, Thread, Input{IncidentID: in.IncidentID, State: state})
 		}
 		timerCtx, cancel := workflow.WithCancel(ctx)
 		workflow.NewSelector(ctx).
@@ -52,30 +52,30 @@ func Thread(ctx workflow.Context, in Input) error {
 			AddFuture(workflow.NewTimer(timerCtx, next), func(workflow.Future) {}).
 			Select(ctx)
 		cancel()
-		if err := workflow.Sleep(ctx, settle); err != nil {
+		if err := workflow.Sleep(ctx, batchDelay); err != nil {
 			return err //nolint:wrapcheck // only the end of the workflow
 		}
 	}
 }
 
-// look brings the message up to date and says when to look again; 0 is never.
-func look(ctx workflow.Context, in Input, state *activities.MessageState) time.Duration {
+// syncMessage brings the message up to date and says when to look again; 0 is never.
+func syncMessage(ctx workflow.Context, in Input, state *activities.MessageState) time.Duration {
 	var set *activities.Activities
 	var out activities.SyncMessageResult
 	o := workflow.ActivityOptions{
 		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.SyncMessageInput{IncidentID: in.Incident, State: *state, MayExistAlready: in.Again}).Get(ctx, &out); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx, &out); err != nil {
 		workflow.GetLogger(ctx).Error("an incident's message cannot be kept", "error", err)
-		return restart
+		return retryDelay
 	}
 	*state = out.State
 	switch {
 	case out.Done:
 		return 0
 	case out.NextSyncIn > 0:
-		return min(out.NextSyncIn, idle)
+		return min(out.NextSyncIn, syncInterval)
 	}
-	return idle
+	return syncInterval
 }

@@ -1,0 +1,213 @@
+package incident
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+	"stanch/workflows/playbook"
+)
+
+// SelectedPlaybook is a playbook that matches, with its source. They come in the order of their priorities.
+type SelectedPlaybook struct {
+	Name   string `json:"name"`
+	File   string `json:"file,omitempty"`
+	Source []byte `json:"source,omitempty"`
+	// Callees are the playbooks that it calls, complete.
+	Callees []playbooks.SourceFile `json:"called,omitempty"`
+	// PlaybookAuthorization proves that it is one of the installation's.
+	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+	// CanContain: it may contain something. Of those only the first that comes to something runs on a target.
+	CanContain bool `json:"contains,omitempty"`
+	// Shipped: it is one of Stanch's library.
+	Shipped bool `json:"shipped,omitempty"`
+	// NotSelectedReason says why it is not started now; "" if it is. Next: it is the next where that one comes to nothing.
+	NotSelectedReason string `json:"not_selected,omitempty"`
+	IsFallback        bool   `json:"next,omitempty"`
+	// WaitsForEnrichment: a user's playbook may still match after enrichment, and would come first.
+	WaitsForEnrichment bool `json:"waits,omitempty"`
+}
+
+// containingRun is a run that contains a target.
+type containingRun struct {
+	Playbook string `json:"playbook"`
+	Shipped  bool   `json:"shipped,omitempty"`
+	WorkflowID      string `json:"run"`
+}
+
+// maxEnrichmentWait bounds how long a shipped playbook waits for the enrichment.
+const maxEnrichmentWait = 500 * time.Millisecond
+
+// assignTargets are the targets on which a playbook is started now: those that it does not cover yet and, if it contains, that
+// no playbook before it contains. Why it leaves one out is recorded.
+func (r *incidentRun) assignTargets(ctx workflow.Context, s SelectedPlaybook, all []SelectedPlaybook) []playbooks.Target {
+	if s.NotSelectedReason != "" && !s.IsFallback {
+		r.recordNotSelected(ctx, s.Name, s.NotSelectedReason)
+		return nil
+	}
+	if s.WaitsForEnrichment && !r.enrichmentWaitOver && (r.activeEnrichments > 0 || !r.enriched) {
+		r.waitForEnrichment(ctx)
+		return nil
+	}
+	var targets []playbooks.Target
+	for _, t := range r.Incident.Targets {
+		if r.CoveredTargets[s.Name+"\x00"+t.ID()] {
+			continue
+		}
+		if why := r.containmentConflict(s, t, all); why != "" {
+			r.recordNotSelected(ctx, s.Name, why)
+			continue
+		}
+		targets = append(targets, t)
+	}
+	return targets
+}
+
+// containmentConflict says why a playbook that contains is not started on a target, or "".
+func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target, all []SelectedPlaybook) string {
+	if !s.CanContain {
+		return ""
+	}
+	for _, first := range all {
+		if first.Name == s.Name {
+			break
+		}
+		if first.CanContain && (first.NotSelectedReason == "" || first.IsFallback) && !r.RefusedTargets[first.Name+"\x00"+t.ID()] {
+			return s.NotSelectedReason
+		}
+	}
+	// The user's playbooks and the shipped ones never both contain a target for one objective.
+	if by, ok := r.ContainingRuns[r.containmentKey(t)]; ok && by.Playbook != s.Name && by.Shipped != s.Shipped {
+		if s.Shipped {
+			return fmt.Sprintf("your playbook %s contains %s already", by.Playbook, t)
+		}
+		return fmt.Sprintf("the shipped playbook %s contains %s already; `replaces: %s` in yours, or `library.except` in the configuration, keeps it from starting", by.Playbook, t, by.Playbook)
+	}
+	return ""
+}
+
+// containmentKey names a target as it is contained for the incident's objective.
+func (r *incidentRun) containmentKey(t playbooks.Target) string { return string(r.Incident.Objective) + "\x00" + t.ID() }
+
+// recordContainingRun records that a run contains its targets.
+func (r *incidentRun) recordContainingRun(s SelectedPlaybook, id string, targets []playbooks.Target) {
+	if !s.CanContain {
+		return
+	}
+	if r.ContainingRuns == nil {
+		r.ContainingRuns = map[string]containingRun{}
+	}
+	for _, t := range targets {
+		r.ContainingRuns[r.containmentKey(t)] = containingRun{Playbook: s.Name, Shipped: s.Shipped, WorkflowID: id}
+	}
+}
+
+// pinnedVersion is a playbook as this incident started it first, with its proof.
+func (r *incidentRun) pinnedVersion(s SelectedPlaybook) SelectedPlaybook {
+	if was, ok := r.StartedVersions[s.Name]; ok {
+		return was
+	}
+	if r.StartedVersions == nil {
+		r.StartedVersions = map[string]SelectedPlaybook{}
+	}
+	r.StartedVersions[s.Name] = s
+	return s
+}
+
+// releaseRefusedTargets gives up the targets of a run that ended and came to nothing: it was refused or failed before it contained
+// anything, and nobody was asked in vain. The next playbook may contain them then.
+func (r *incidentRun) releaseRefusedTargets(report playbook.Report) {
+	if report.Ended.IsZero() || !r.endedWithoutContainment(report) {
+		return
+	}
+	if r.RefusedTargets == nil {
+		r.RefusedTargets = map[string]bool{}
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.ContainingRuns)) {
+		by := r.ContainingRuns[key]
+		if by.WorkflowID != report.WorkflowID {
+			continue
+		}
+		delete(r.ContainingRuns, key)
+		_, target, _ := strings.Cut(key, "\x00")
+		r.RefusedTargets[by.Playbook+"\x00"+target] = true
+		r.fallbackPending = true
+	}
+}
+
+// startFallback starts what comes next where a run came to nothing.
+func (r *incidentRun) startFallback(ctx workflow.Context) {
+	if r.fallbackPending {
+		r.fallbackPending = false
+		r.startMatchingPlaybooks(ctx)
+	}
+}
+
+// endedWithoutContainment reports whether a run was refused or failed before it contained anything. What people or a phase did not
+// permit is an answer, and so is the kill switch: no other playbook gets around them.
+func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
+	hindered := report.Error != ""
+	for _, step := range report.Steps {
+		asked := step.Action == "approval"
+		if !asked && r.workflows.Playbooks.Catalog[step.Action].Verb != playbooks.VerbContain {
+			continue
+		}
+		switch step.Outcome {
+		case playbooks.OutcomeRefused, playbooks.OutcomeFailed:
+			if step.Guard != "" && step.Guard != "action" {
+				return false // it would be refused to any other as well
+			}
+			hindered = true
+		case playbooks.OutcomeDenied:
+			return false
+		case playbooks.OutcomeSkipped:
+		case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged, playbooks.OutcomeProposed:
+			if !asked { // the steps inside of an approval are reported too
+				return false
+			}
+		}
+	}
+	return hindered
+}
+
+// recordNotSelected records once why a playbook that matches is not started.
+func (r *incidentRun) recordNotSelected(ctx workflow.Context, name, reason string) {
+	same := func(n playbooks.NotSelectedPlaybook) bool { return n.Playbook == name && n.Reason == reason }
+	if reason == "" || len(r.Incident.NotSelected) >= maxNotSelected || slices.ContainsFunc(r.Incident.NotSelected, same) {
+		return
+	}
+	now := workflow.Now(ctx)
+	r.Incident.NotSelected = append(r.Incident.NotSelected, playbooks.NotSelectedPlaybook{Playbook: name, Reason: reason, At: now})
+	r.addTimeline(now, fmt.Sprintf("playbook %s not selected: %s", name, reason))
+}
+
+// maxNotSelected bounds what an incident keeps.
+const maxNotSelected = 50
+
+// waitForEnrichment starts the playbooks again once it has lasted long enough; the end of the enrichment does it earlier.
+func (r *incidentRun) waitForEnrichment(ctx workflow.Context) {
+	if r.enrichmentWaitRunning {
+		return
+	}
+	r.enrichmentWaitRunning = true
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		if workflow.Sleep(ctx, maxEnrichmentWait) == nil {
+			r.enrichmentWaitOver = true
+			r.startAfterEnrichment(ctx)
+		}
+	})
+}
+
+// startAfterEnrichment starts what waited for the enrichment, whatever came of it.
+func (r *incidentRun) startAfterEnrichment(ctx workflow.Context) {
+	if r.enrichmentWaitRunning {
+		r.enrichmentWaitRunning = false
+		r.startMatchingPlaybooks(ctx)
+	}
+}

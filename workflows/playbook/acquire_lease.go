@@ -1,0 +1,79 @@
+package playbook
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// leaseReportTimeout is how long a lease may take to report its first outcome.
+const leaseReportTimeout = 3 * time.Minute
+
+// acquireLease starts the lease of the action's facet of the target, or joins the one that is in force, and waits for its
+// first word. The lease outlives this run.
+func (r *playbookRun) acquireLease(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request, planned activities.PlanResult, basis activities.Authorization) (playbooks.LeaseReport, error) {
+	r.holderCount++
+	holder := lease.Holder{
+		ID: fmt.Sprintf("%s/%s%s/%d", r.workflowID, f.stepPrefix, s.Path, r.holderCount), ReportToWorkflow: r.workflowID, IncidentRef: r.incidentRef,
+		Action: s.Action, Params: request.Params, Duration: s.LeaseDuration, Plan: planned.Plan, Authorization: basis,
+	}
+	facet := r.Catalog[s.Action].Facet
+	id := workflows.LeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
+	if r.input.LeasePerNode && request.Target.Node != "" && !planned.Decision.TargetConfirmed {
+		id = workflows.NodeLeaseWorkflowID(r.incidentRef.Cluster, request.Target, facet)
+	}
+	heard, hear := workflow.NewFuture(ctx)
+	r.waitingHolders[holder.ID] = hear
+
+	for try := range 5 {
+		childCtx := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID: id, ParentClosePolicy: enumspb.PARENT_CLOSE_POLICY_ABANDON,
+			WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+			TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.incidentRef.ID)),
+		})
+		child := workflow.ExecuteChildWorkflow(childCtx, r.Leases.Lease, lease.Input{Target: request.Target, Facet: facet, FirstHolder: holder, Timing: r.input.LeaseTiming})
+		err := child.GetChildWorkflowExecution().Get(ctx, nil)
+		var running *temporal.ChildWorkflowExecutionAlreadyStartedError
+		var started *serviceerror.WorkflowExecutionAlreadyStarted // what the SDK's test environment says
+		if errors.As(err, &running) || errors.As(err, &started) {
+			err = workflow.SignalExternalWorkflow(ctx, id, "", workflows.SignalJoinLease, holder).Get(ctx, nil)
+		}
+		if err == nil {
+			break
+		}
+		if try == 4 {
+			delete(r.waitingHolders, holder.ID)
+			return playbooks.LeaseReport{}, fmt.Errorf("start or join the lease %s: %w", id, err)
+		}
+		// It ended between the start and the signal.
+		if err := workflow.Sleep(ctx, 100*time.Millisecond); err != nil {
+			return playbooks.LeaseReport{}, err //nolint:wrapcheck // cancelled
+		}
+	}
+	if early, ok := r.earlyLeaseReports[holder.ID]; ok {
+		return early, nil
+	}
+	timerCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	var report playbooks.LeaseReport
+	err := fmt.Errorf("the lease %s did not report within %s; `stanch leases` shows it", id, duration.Format(leaseReportTimeout))
+	workflow.NewSelector(ctx).
+		AddFuture(heard, func(f workflow.Future) { err = f.Get(ctx, &report) }).
+		AddFuture(workflow.NewTimer(timerCtx, leaseReportTimeout), func(workflow.Future) { delete(r.waitingHolders, holder.ID) }).
+		Select(ctx)
+	if ctx.Err() != nil && err != nil {
+		return report, fmt.Errorf("the time of its block was over before the lease %s reported; it goes on and ends by itself", id)
+	}
+	return report, err
+}

@@ -1,0 +1,356 @@
+package playbook
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/duration"
+	"stanch/sensors/attestation"
+	"stanch/workflows"
+)
+
+// ApprovalRequest is one question that waits for people.
+type ApprovalRequest = activities.ApprovalRequest
+
+// openRequest is a question with what wakes who waits for its answer.
+type openRequest struct {
+	ApprovalRequest
+	wakeUp workflow.Channel
+	countedVotes int // so many of its votes
+}
+
+// maxAnsweredRequests bounds how many closed questions a run remembers for those who answer late.
+const maxAnsweredRequests = 50
+
+// maxVotesPerRequest bounds what a flood of votes can put into the workflow's state.
+const maxVotesPerRequest = 100
+
+// receiveVote puts a vote to its question, once for each thing that a person says: nobody can fill the place of the others.
+// Whose vote it really is, and whether it counts, is judged by its signature when it is counted.
+func (r *playbookRun) receiveVote(v attestation.Envelope) {
+	says := voteContentOf(v)
+	p := r.openRequests[says.Step]
+	if p == nil || len(p.Votes) >= maxVotesPerRequest || slices.ContainsFunc(p.Votes, func(o attestation.Envelope) bool { return voteContentOf(o) == says }) {
+		return
+	}
+	p.Votes = append(p.Votes, v)
+	p.wakeUp.SendAsync(true)
+}
+
+// voteContent is what a vote says, as far as two that say the same are one.
+type voteContent struct {
+	Step, PlanHash, Person, Refused string
+	Approve, BreakGlass             bool
+}
+
+func voteContentOf(v attestation.Envelope) voteContent {
+	var b attestation.Vote
+	if json.Unmarshal(v.Payload, &b) != nil {
+		return voteContent{}
+	}
+	return voteContent{b.Step, b.PlanHash, b.Person, b.RejectionReason, b.Approved, b.BreakGlass}
+}
+
+// yieldToVoteReceiver lets the branch that takes votes in have its turn: where a task brings votes and the deadline at once, the
+// branch that asks may come first.
+func (r *playbookRun) yieldToVoteReceiver(ctx workflow.Context) {
+	turn := workflow.NewChannel(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) { turn.Send(ctx, true) })
+	turn.Receive(ctx, nil)
+}
+
+// requestMessageSync tells the thread that there is something to show. Nobody waits for it: the thread looks by itself too.
+func (r *playbookRun) requestMessageSync(ctx workflow.Context) {
+	if r.input.ChatEnabled {
+		workflow.SignalExternalWorkflow(ctx, workflows.ChatMessageWorkflowID(r.incidentRef.ID), "", workflows.SignalSyncMessage, nil)
+	}
+}
+
+type approvalResult struct {
+	granted bool
+	reason  string
+	grants  map[string]attestation.Envelope // by plan hash
+}
+
+// ApproversOfStep is whom an approval asks.
+func ApproversOfStep(a *playbooks.Approval) activities.Approvers {
+	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: a.Timeout}
+	if e := a.Escalate; e != nil {
+		out.Escalate = &activities.Escalation{After: e.After, Groups: e.Groups, Users: e.Users}
+	}
+	return out
+}
+
+const (
+	// recountInterval is how long to wait when votes could not be counted, recountWindow how long after the deadline it is tried.
+	recountInterval    = 5 * time.Second
+	recountWindow = 10 * time.Minute
+)
+
+// waitForApproval waits until the votes permit or deny, or until nobody answered in time, which denies.
+func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (got approvalResult) {
+	r.requestCount++
+	p := &openRequest{ApprovalRequest: q, wakeUp: workflow.NewBufferedChannel(ctx, maxVotesPerRequest)}
+	p.ID, p.WorkflowID, p.IncidentID = fmt.Sprintf("%s#%d", p.Step, r.requestCount), r.workflowID, r.incidentRef.ID
+	p.PlansHash, p.AskedAt = activities.ApprovalRequestHash(p.Plans, p.Approvers), workflow.Now(ctx)
+	p.Deadline = p.AskedAt.Add(p.Approvers.Timeout)
+	if p.Approvers.IsEmpty() {
+		return approvalResult{reason: "nobody may approve: the scope names no approvers"}
+	}
+	r.openRequests[p.ID] = p
+	r.requestMessageSync(ctx)
+	defer func() {
+		delete(r.openRequests, p.ID)
+		r.answeredRequests = lastN(append(r.answeredRequests, activities.ApprovalOutcome{ID: p.ID, Step: p.Step, Title: p.Title, Granted: got.granted, Reason: got.reason, ApprovedBy: p.ApprovedBy, DecidedAt: workflow.Now(ctx)}), maxAnsweredRequests)
+		r.requestMessageSync(ctx)
+	}()
+	timerCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	deadline := workflow.NewTimer(timerCtx, p.Approvers.Timeout)
+	for {
+		late := false
+		workflow.NewSelector(ctx).
+			AddReceive(p.wakeUp, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
+			AddFuture(deadline, func(workflow.Future) { late = true }).
+			Select(ctx)
+		if r.suspendEndsRequests && !late && len(p.Votes) == p.countedVotes {
+			return approvalResult{reason: r.suspendedReason}
+		}
+		nobody := approvalResult{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}
+		if n := len(p.ApprovedBy); n > 0 {
+			nobody.reason = fmt.Sprintf("%d of the %d who must agree did within %s", n, max(p.Approvers.Quorum, 1), duration.Format(p.Approvers.Timeout))
+		}
+		// What was given in time counts, also where no worker was there to count it until now.
+		if r.yieldToVoteReceiver(ctx); ctx.Err() != nil || late && len(p.Votes) == p.countedVotes {
+			return nobody
+		}
+		t, err := r.countVotes(ctx, p)
+		for err != nil && workflow.Now(ctx).Before(p.Deadline.Add(recountWindow)) && workflow.Sleep(ctx, recountInterval) == nil {
+			t, err = r.countVotes(ctx, p)
+		}
+		if err == nil {
+			p.ApprovedBy, p.IgnoredVotes = t.ApprovedBy, t.IgnoredVotes
+		}
+		switch {
+		case err != nil:
+			return approvalResult{reason: "the votes could not be counted: " + activityErrorText(err)}
+		case t.Denied:
+			return approvalResult{reason: t.Reason}
+		case t.Granted:
+			return approvalResult{granted: true, reason: t.Reason, grants: t.GrantsByPlanHash}
+		case late:
+			return nobody
+		}
+		r.requestMessageSync(ctx)
+	}
+}
+
+func (r *playbookRun) countVotes(ctx workflow.Context, p *openRequest) (activities.VoteCount, error) {
+	p.countedVotes = len(p.Votes)
+	var set *activities.Activities
+	var t activities.VoteCount
+	o := workflow.ActivityOptions{TaskQueue: r.input.LeaseTiming.Route.DefaultQueue(), StartToCloseTimeout: 10 * time.Second, ScheduleToCloseTimeout: time.Minute}
+	in := activities.CountVotesInput{
+		IncidentID: r.incidentRef.ID, WorkflowID: r.workflowID, RequestID: p.ID, PlansHash: p.PlansHash, Plans: p.Plans, Targets: p.Targets, Approvers: p.Approvers,
+		Votes: p.Votes, AskedAt: p.AskedAt, Deadline: p.Deadline, PlaybookAuthorization: r.input.PlaybookAuthorization,
+	}
+	err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.CountVotes, in).Get(ctx, &t)
+	if err != nil {
+		workflow.GetLogger(ctx).Error("count the votes", "error", err)
+	}
+	return t, err //nolint:wrapcheck // it is logged
+}
+
+// runApproval plans every containment that it wraps, asks for all of them at once, and runs what was permitted.
+func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
+	a := s.Approval
+	planning := f
+	if r.input.LanguageVersion >= 2 {
+		planning = f.branchFrame() // what is set while it is planned is set again when it runs
+	}
+	w := &planner{playbookRun: r, plannedKeys: map[string]bool{}}
+	plans, reasons := w.planSteps(ctx, planning, a.Steps)
+	if w.limitExceeded {
+		plans, reasons = plannedActions{}, []string{fmt.Sprintf("it would ask about more than %d things at once: nobody can judge that", maxPlansPerApproval)}
+	}
+	runnable := plans.runnableIfApproved()
+	if len(plans.plans) > 0 && len(runnable.plans) == 0 {
+		reason := plans.plans[0].Decision.Reason
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeProposed, Reason: "would ask: " + reason})
+		r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, proposeOnly: true, title: a.Title}), a.Steps)
+		return stepOutcome{Outcome: playbooks.OutcomeProposed, reason: reason}
+	}
+	text, err := f.RenderTemplate(a.Question, f.env)
+	if err != nil {
+		reasons = append(reasons, "`ask`: "+err.Error())
+	}
+	if len(reasons) > 0 {
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeFailed, Reason: strings.Join(reasons, "; ")})
+		return stepOutcome{Outcome: playbooks.OutcomeFailed, reason: reasons[0]}
+	}
+	got := r.waitForApproval(ctx, ApprovalRequest{
+		Step: f.stepName(s), Title: a.Title, Question: text, Plans: runnable.plans, Targets: runnable.targets, Approvers: ApproversOfStep(a),
+	})
+	if r.suspendedReason != "" {
+		got = approvalResult{reason: r.suspendedReason}
+	}
+	if !got.granted {
+		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeDenied, Reason: got.reason})
+		return stepOutcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
+	}
+	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeChanged, Reason: got.reason})
+	r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, grants: got.grants, title: a.Title, approvedPlans: runnable}), a.Steps)
+	return stepOutcome{Outcome: playbooks.OutcomeChanged, reason: got.reason}
+}
+
+// plannedActions are plans with their targets.
+type plannedActions struct {
+	plans []activities.PlanResult
+	targets []playbooks.Target
+}
+
+func (p *plannedActions) addPlan(r activities.PlanResult, target playbooks.Target) {
+	p.plans, p.targets = append(p.plans, r), append(p.targets, target)
+}
+
+// runnableIfApproved are those that a yes would let run.
+func (p plannedActions) runnableIfApproved() plannedActions {
+	var out plannedActions
+	for i, r := range p.plans {
+		if r.Decision.Verdict != activities.VerdictPropose && r.Decision.Verdict != activities.VerdictRefuse {
+			out.addPlan(r, p.targets[i])
+		}
+	}
+	return out
+}
+
+// findPlan is the plan for a target.
+func (p plannedActions) findPlan(target, action string) (activities.PlanResult, bool) {
+	for _, r := range p.plans {
+		if r.Plan.TargetID == target && r.Plan.Action == action {
+			return r, true
+		}
+	}
+	return activities.PlanResult{}, false
+}
+
+// maxPlansPerApproval bounds what people are asked about at once.
+const maxPlansPerApproval = 200
+
+// planner plans what an approval wraps.
+type planner struct {
+	*playbookRun
+	plannedKeys map[string]bool
+	limitExceeded bool // it is too much
+}
+
+// planSteps plans the containments inside of an approval, through loops and calls. What stands under `on_failure` or an
+// `if` is planned too: people see all that their yes may lead to.
+func (w *planner) planSteps(ctx workflow.Context, f executionFrame, steps []playbooks.Step) (plans plannedActions, problems []string) {
+	r := w.playbookRun
+	inner := func(f executionFrame) executionFrame {
+		if r.input.LanguageVersion < 2 {
+			return f
+		}
+		return f.branchFrame() // what is set there is not set here
+	}
+	take := func(p plannedActions, q []string) {
+		plans.plans, plans.targets, problems = append(plans.plans, p.plans...), append(plans.targets, p.targets...), append(problems, q...)
+	}
+	for i := range steps {
+		s := &steps[i]
+		switch {
+		case s.Verb == playbooks.VerbContain:
+			take(w.planAction(ctx, f, s))
+		case s.Assignments != nil:
+			if run, err := f.EvalCondition(s.If, f.env); err != nil || !run {
+				break
+			}
+			_ = f.EvalAssignments(s, f.env) // what cannot be known yet is planned again, and asked again, when it is
+		case s.ForEach != nil:
+			items, err := f.EvalLoopItems(s.ForEach, f.env)
+			if err != nil || len(items) > s.ForEach.MaxItems {
+				break // it is refused when it runs
+			}
+			for n, item := range items {
+				take(w.planSteps(ctx, f.loopFrame(s, n, item), s.ForEach.Steps))
+			}
+		case s.Call != nil:
+			callee, err := f.calleeFrame(s)
+			if err != nil {
+				problems = append(problems, err.Error())
+				break
+			}
+			take(w.planSteps(ctx, callee, callee.Steps))
+		}
+		for i := range s.Parallel {
+			branch := inner(f)
+			take(w.planSteps(ctx, branch, s.Parallel[i:i+1]))
+			if r.input.LanguageVersion >= 2 {
+				f.env.Merge(branch.env, &s.Parallel[i])
+			}
+		}
+		take(w.planSteps(ctx, inner(f), s.OnFailure))
+		take(w.planSteps(ctx, inner(f), s.OnDenied))
+	}
+	return plans, problems
+}
+
+// planAction plans one containment on each of its targets. What is planned already is not planned twice.
+func (w *planner) planAction(ctx workflow.Context, f executionFrame, s *playbooks.Step) (plans plannedActions, problems []string) {
+	r := w.playbookRun
+	params, err := f.EvalArguments(s, f.env)
+	if err != nil {
+		return plans, []string{err.Error()}
+	}
+	targets, err := r.resolveTargets(f, s)
+	if err != nil {
+		return plans, []string{err.Error()}
+	}
+	for _, target := range targets {
+		key := strings.Join([]string{s.Action, target.ID(), string(params), s.LeaseDuration.String()}, "\x00")
+		if r.input.LanguageVersion >= 2 && w.plannedKeys[key] {
+			continue
+		}
+		if w.plannedKeys[key] = true; len(w.plannedKeys) > maxPlansPerApproval {
+			w.limitExceeded = true
+			return plans, problems
+		}
+		request := r.newRequest(f, s, params, target)
+		request.Duration, request.ExpiresAt = s.LeaseDuration, workflow.Now(ctx).Add(s.LeaseDuration)
+		result, err := r.planContainment(ctx, s, request, activities.Authorization{RequiresGrant: true, Receipts: r.allEvidenceReceipts(), Attestations: r.attestationsFor(target)})
+		if err != nil {
+			problems = append(problems, activityErrorText(err))
+			continue
+		}
+		plans.addPlan(result, target)
+	}
+	return plans, problems
+}
+
+// attestationsFor are those of a target. A workload has none of its own: those of its pods show which drill registered it.
+func (r *playbookRun) attestationsFor(t playbooks.Target) []attestation.Envelope {
+	if t.Kind != playbooks.TargetWorkload {
+		return lastN(r.input.Attestations[t.ID()], 8)
+	}
+	var all []attestation.Envelope
+	for _, pod := range r.input.Incident.Targets {
+		all = append(all, lastN(r.input.Attestations[pod.ID()], 1)...)
+	}
+	return lastN(all, 8)
+}
+
+func (r *playbookRun) allEvidenceReceipts() []attestation.Envelope {
+	var all []attestation.Envelope
+	for _, t := range r.input.Incident.Targets {
+		all = append(all, lastN(r.receipts[t.ID()], 1)...)
+	}
+	return all
+}

@@ -1,0 +1,65 @@
+package playbook
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+)
+
+// runObserve runs an action that changes nothing, and keeps what later steps need of it.
+func (r *playbookRun) runObserve(ctx workflow.Context, f executionFrame, s *playbooks.Step, request activities.Request) stepOutcome {
+	var set *activities.Activities
+	var result activities.Result
+	in := activities.ObserveInput{Request: request, Attestations: lastN(r.input.Attestations[request.Target.ID()], 1)}
+	if err := r.input.LeaseTiming.Route.RunActivity(ctx, request.Target, r.activityOptions(s), set.Observe, in, &result); err != nil {
+		result = activities.Result{Outcome: playbooks.OutcomeFailed, Reason: activityErrorText(err)}
+		if s.Verb == playbooks.VerbEvidence {
+			result.Receipt = r.recordTimedOutEvidence(ctx, request)
+		}
+	}
+	if s.Action == "workload" && result.Outcome.HasOutputs() {
+		// Steps on the workload need its identity, which detections do not carry.
+		var found activities.WorkloadContext
+		if json.Unmarshal(result.Outputs, &found) == nil {
+			found.ApplyToIncident(&r.input.Incident)
+		}
+	}
+	if s.Action == "aws.identity" && result.Outcome.HasOutputs() {
+		// No detection is about a role: the guards learn from the pod's through whom it was reached.
+		var found struct {
+			Role        playbooks.Target
+			Keys, Users []playbooks.Target
+		}
+		if r.input.Attestations != nil && json.Unmarshal(result.Outputs, &found) == nil {
+			for _, t := range slices.Concat([]playbooks.Target{found.Role}, found.Keys, found.Users) {
+				if t.UID != "" && t.Kind.IsCloud() {
+					r.input.Attestations[t.ID()] = append(r.input.Attestations[t.ID()], lastN(r.input.Attestations[request.Target.ID()], 1)...)
+				}
+			}
+		}
+	}
+	if result.Receipt != nil {
+		r.receipts[request.Target.ID()] = append(r.receipts[request.Target.ID()], *result.Receipt)
+	}
+	r.report.Evidence = append(r.report.Evidence, result.Evidence[:min(len(result.Evidence), max(0, maxEvidenceRefs-len(r.report.Evidence)))]...)
+	r.recordStepReport(ctx, f, s, playbooks.StepReport{Target: request.Target.ID(), Outcome: result.Outcome, Reason: result.Reason})
+	return stepOutcome{Outcome: result.Outcome, reason: result.Reason, outputs: result.Outputs}
+}
+
+// recordTimedOutEvidence gets a receipt for evidence that was attempted and never answered: an attacker who makes evidence
+// hang must not prevent containment.
+func (r *playbookRun) recordTimedOutEvidence(ctx workflow.Context, request activities.Request) *attestation.Envelope {
+	var set *activities.Activities
+	var receipt attestation.Envelope
+	o := workflow.ActivityOptions{TaskQueue: r.input.LeaseTiming.Route.DefaultQueue(), StartToCloseTimeout: 10 * time.Second}
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Attempted, request).Get(ctx, &receipt); err != nil {
+		return nil
+	}
+	return &receipt
+}
