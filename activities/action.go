@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
 )
 
 // Action is what every action has: its spec. It is an Observer or a Container besides.
@@ -45,12 +45,12 @@ type Containment interface {
 
 // Request is what an action is asked to do.
 type Request struct {
-	Action   string           `json:"action"`
-	Params   json.RawMessage  `json:"params"`
-	Target   playbooks.Target `json:"target"`
-	IncidentRef IncidentRef            `json:"incident"`
-	LeaseID    string           `json:"lease,omitempty"`
-	ExpiresAt    time.Time        `json:"until,omitzero"`
+	Action      string           `json:"action"`
+	Params      json.RawMessage  `json:"params"`
+	Target      playbooks.Target `json:"target"`
+	IncidentRef IncidentRef      `json:"incident"`
+	LeaseID     string           `json:"lease,omitempty"`
+	ExpiresAt   time.Time        `json:"until,omitzero"`
 	// Duration is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
 	Duration time.Duration `json:"for,omitempty"`
 	// ReleaseGrant is a release grant under which the end may come earlier than was stamped.
@@ -61,23 +61,23 @@ type Request struct {
 
 // IncidentRef is what an action needs to know of the incident.
 type IncidentRef struct {
-	ID         string                     `json:"id"`
-	GroupingKey        string                     `json:"key"`
-	Cluster    string                     `json:"cluster"`
-	Summary    string                     `json:"summary"`
-	Scope      string                     `json:"scope"`
-	Workload   playbooks.WorkloadIdentity `json:"workload"`
-	Confidence float64                    `json:"confidence"`
-	MaxPhase   int                        `json:"max_phase,omitempty"` // the playbook's ceiling; 0 is none
-	Replicas   int                        `json:"replicas,omitempty"`  // of the workload, once known
-	Opened     time.Time                  `json:"opened"`
+	ID          string                     `json:"id"`
+	GroupingKey string                     `json:"key"`
+	Cluster     string                     `json:"cluster"`
+	Summary     string                     `json:"summary"`
+	Scope       string                     `json:"scope"`
+	Workload    playbooks.WorkloadIdentity `json:"workload"`
+	Confidence  float64                    `json:"confidence"`
+	MaxPhase    int                        `json:"max_phase,omitempty"` // the playbook's ceiling; 0 is none
+	Replicas    int                        `json:"replicas,omitempty"`  // of the workload, once known
+	Opened      time.Time                  `json:"opened"`
 }
 
 // Observation is what an Observer found.
 type Observation struct {
-	Outputs any
-	Artifacts  []Artifact
-	MissingNote    string // what is missing, for the record
+	Outputs     any
+	Artifacts   []Artifact
+	MissingNote string // what is missing, for the record
 	// Unchanged: it was so already.
 	Unchanged bool
 }
@@ -88,19 +88,19 @@ type Artifact struct {
 	Data []byte
 	// CapturedFrom is where it was captured; SHA256 its hash there, "" where the source says none.
 	CapturedFrom string
-	SHA256 string
+	SHA256       string
 }
 
 // Plan says what a containment would change.
 type Plan struct {
-	Action  string          `json:"action"`
-	TargetID  string          `json:"target"` // its ID
-	Params  json.RawMessage `json:"params"`
-	Duration     time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
-	Changes []string        `json:"changes"`       // sentences for a person
+	Action   string          `json:"action"`
+	TargetID string          `json:"target"` // its ID
+	Params   json.RawMessage `json:"params"`
+	Duration time.Duration   `json:"for,omitempty"` // how long it would hold; 0 for what is not reversible
+	Changes  []string        `json:"changes"`       // sentences for a person
 	// PriorState is the state to restore. It is recorded before anything is applied.
-	PriorState    json.RawMessage `json:"prior,omitempty"`
-	Warnings []string        `json:"warnings,omitempty"`
+	PriorState json.RawMessage `json:"prior,omitempty"`
+	Warnings   []string        `json:"warnings,omitempty"`
 	// EndMechanism says what ends the lease by itself; "" for what is no lease.
 	EndMechanism playbooks.EndMechanism `json:"ends,omitempty"`
 	// ApprovalReason says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
@@ -111,8 +111,8 @@ type Plan struct {
 	// force was not its own doing.
 	AlreadyHeld bool `json:"held,omitempty"`
 	// HeldByLease is the lease that holds it, and HeldUntil its end, where that is known.
-	HeldByLease    string    `json:"held_by,omitempty"`
-	HeldUntil time.Time `json:"held_until,omitzero"`
+	HeldByLease string    `json:"held_by,omitempty"`
+	HeldUntil   time.Time `json:"held_until,omitzero"`
 }
 
 // bindToRequest says which request the plan is for.

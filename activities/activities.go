@@ -14,21 +14,21 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // Activities is the actions with what they and the activities around them need. Its exported methods with a context are
 // the Temporal activities.
 type Activities struct {
-	actions   map[string]Action
-	Guards    Guards
-	ScopeApprovers    ScopeApprovers
-	Messenger      Messenger    // nil: people are told nothing by chat
-	ClosureReader   ClosureReader // nil: a message is kept until the desk says that it is done
-	Authority Authority
-	Evidence  *EvidenceStore
-	Log       *slog.Logger
+	actions        map[string]Action
+	Guards         Guards
+	ScopeApprovers ScopeApprovers
+	Messenger      Messenger     // nil: people are told nothing by chat
+	ClosureReader  ClosureReader // nil: a message is kept until the desk says that it is done
+	Authority      Authority
+	Evidence       *EvidenceStore
+	Log            *slog.Logger
 	// Now is the clock; nil is the machine's. Simulation gives the skipped time.
 	Now func() time.Time
 	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
@@ -91,7 +91,7 @@ type Result struct {
 	Reason   string                  `json:"reason,omitempty"`
 	Outputs  json.RawMessage         `json:"outputs,omitempty"`
 	Evidence []playbooks.EvidenceRef `json:"evidence,omitempty"`
-	Receipt  *attestation.Envelope           `json:"receipt,omitempty"`
+	Receipt  *attestation.Envelope   `json:"receipt,omitempty"`
 }
 
 // errorTypeRetryable marks failures that may pass; refusals are values and never errors here.
@@ -103,8 +103,8 @@ func retryableError(err error) error {
 
 // ObserveInput is the input of Observe.
 type ObserveInput struct {
-	Request Request        `json:"request"`
-	Attestations  []attestation.Envelope `json:"proofs,omitempty"` // attested detections of the target
+	Request      Request                `json:"request"`
+	Attestations []attestation.Envelope `json:"proofs,omitempty"` // attested detections of the target
 }
 
 type attestationsContextKey struct{}
@@ -183,14 +183,14 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 
 // PlanInput is the input of Plan.
 type PlanInput struct {
-	Request Request `json:"request"`
-	Authorization   Authorization   `json:"basis"`
+	Request       Request       `json:"request"`
+	Authorization Authorization `json:"basis"`
 }
 
 // PlanResult is a plan and what the guards say of it.
 type PlanResult struct {
-	Plan     Plan     `json:"plan"`
-	PlanHash     string   `json:"hash"`
+	Plan     Plan          `json:"plan"`
+	PlanHash string        `json:"hash"`
 	Decision GuardDecision `json:"decision"`
 }
 
@@ -250,15 +250,15 @@ func startHeartbeat(ctx context.Context) (stop func()) {
 
 // VerifyInput is the input of Verify.
 type VerifyInput struct {
-	Request Request         `json:"request"`
-	PriorState   json.RawMessage `json:"prior,omitempty"`
+	Request    Request         `json:"request"`
+	PriorState json.RawMessage `json:"prior,omitempty"`
 }
 
 // VerifyResult is what is observed of a containment.
 type VerifyResult struct {
-	InForce bool   `json:"in_force"`
-	Detail  string `json:"detail,omitempty"`
-	TargetGone    bool   `json:"gone,omitempty"` // the target no longer exists
+	InForce    bool   `json:"in_force"`
+	Detail     string `json:"detail,omitempty"`
+	TargetGone bool   `json:"gone,omitempty"` // the target no longer exists
 	// UnverifiedReason says why something that is in force is not wholly observed.
 	UnverifiedReason string `json:"unverified,omitempty"`
 }
@@ -286,20 +286,20 @@ func (s *Activities) Verify(ctx context.Context, in VerifyInput) (VerifyResult, 
 
 // UndoInput is the input of Undo.
 type UndoInput struct {
-	Request Request         `json:"request"`
-	PriorState   json.RawMessage `json:"prior,omitempty"`
+	Request    Request         `json:"request"`
+	PriorState json.RawMessage `json:"prior,omitempty"`
 	// ReleaseGrant is needed before the end that is stamped on the contained object.
 	ReleaseGrant *attestation.Envelope `json:"grant,omitempty"`
 }
 
 // UndoResult is what Undo did.
 type UndoResult struct {
-	Undone bool   `json:"undone"`
-	Drift  *Drift `json:"drift,omitempty"`
+	Undone        bool   `json:"undone"`
+	Drift         *Drift `json:"drift,omitempty"`
 	RefusalReason string `json:"reason,omitempty"` // why it was refused
 	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash      string `json:"entry,omitempty"`
-	UnrecordedReason string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"entry,omitempty"`
+	UnrecordedReason  string `json:"unrecorded,omitempty"`
 }
 
 // Undo takes a containment back, and observes that it is gone.

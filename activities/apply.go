@@ -15,21 +15,21 @@ import (
 
 // ApplyInput is the input of Apply.
 type ApplyInput struct {
-	Request Request         `json:"request"`
-	Authorization   Authorization           `json:"basis"`
-	PriorState   json.RawMessage `json:"prior,omitempty"`
+	Request       Request         `json:"request"`
+	Authorization Authorization   `json:"basis"`
+	PriorState    json.RawMessage `json:"prior,omitempty"`
 	// LeaseToken is the lease's from its first effect: it stands for the guards while the lease holds.
 	LeaseToken *attestation.Envelope `json:"token,omitempty"`
 }
 
 // ApplyResult is what Apply did.
 type ApplyResult struct {
-	Effect   Effect        `json:"effect"`
-	Decision GuardDecision      `json:"decision"`
-	LeaseToken    *attestation.Envelope `json:"token,omitempty"`
+	Effect     Effect                `json:"effect"`
+	Decision   GuardDecision         `json:"decision"`
+	LeaseToken *attestation.Envelope `json:"token,omitempty"`
 	// ManifestEntryHash is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash      string `json:"entry,omitempty"`
-	UnrecordedReason string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"entry,omitempty"`
+	UnrecordedReason  string `json:"unrecorded,omitempty"`
 }
 
 // Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.

@@ -8,31 +8,31 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // ApprovalRequest is one question that waits for people.
 type ApprovalRequest struct {
-	ID       string       `json:"id"`  // within the run
-	WorkflowID      string       `json:"run"` // the playbook's workflow id
+	ID         string       `json:"id"`  // within the run
+	WorkflowID string       `json:"run"` // the playbook's workflow id
 	IncidentID string       `json:"incident"`
-	Step     string       `json:"step"`
-	Title    string       `json:"title"`
-	Question      string       `json:"ask,omitempty"`
-	Plans    []PlanResult `json:"plans"`
+	Step       string       `json:"step"`
+	Title      string       `json:"title"`
+	Question   string       `json:"ask,omitempty"`
+	Plans      []PlanResult `json:"plans"`
 	// Targets are the plans', in their order.
 	Targets   []playbooks.Target `json:"targets,omitempty"`
-	PlansHash      string             `json:"hash"` // of all plans: what a vote is bound to
+	PlansHash string             `json:"hash"` // of all plans: what a vote is bound to
 	Approvers Approvers          `json:"approvers"`
-	AskedAt     time.Time          `json:"asked"`
+	AskedAt   time.Time          `json:"asked"`
 	Deadline  time.Time          `json:"deadline"`
 	// ReplacesHash is the hash of the question that this one takes the place of, and Changed what is different since.
-	ReplacesHash  string         `json:"before,omitempty"`
-	ChangesSinceReplaced []string       `json:"changed,omitempty"`
-	Votes   []attestation.Envelope `json:"votes,omitempty"`
+	ReplacesHash         string                 `json:"before,omitempty"`
+	ChangesSinceReplaced []string               `json:"changed,omitempty"`
+	Votes                []attestation.Envelope `json:"votes,omitempty"`
 	// ApprovedBy are who has agreed so far; Ignored says of each vote that does not count why not.
-	ApprovedBy     []string `json:"yes,omitempty"`
+	ApprovedBy   []string `json:"yes,omitempty"`
 	IgnoredVotes []string `json:"ignored,omitempty"`
 }
 
@@ -62,13 +62,13 @@ func (p ApprovalRequest) DurationText() string {
 
 // ApprovalOutcome is what became of a question that is no longer open.
 type ApprovalOutcome struct {
-	ID      string    `json:"id"`
-	Step    string    `json:"step"`
-	Title   string    `json:"title"`
-	Granted bool      `json:"granted"`
-	Reason  string    `json:"reason"` // who said what, or why nobody's answer counted
-	ApprovedBy     []string  `json:"yes,omitempty"`
-	DecidedAt      time.Time `json:"at"`
+	ID         string    `json:"id"`
+	Step       string    `json:"step"`
+	Title      string    `json:"title"`
+	Granted    bool      `json:"granted"`
+	Reason     string    `json:"reason"` // who said what, or why nobody's answer counted
+	ApprovedBy []string  `json:"yes,omitempty"`
+	DecidedAt  time.Time `json:"at"`
 }
 
 // Validate says why a question is not what its hash says, or nil. What is shown must be what a yes is bound to.

@@ -21,8 +21,11 @@ func TestWhatIsShownIsWhatIsBound(t *testing.T) {
 	}
 	require.NoError(t, honest().Validate())
 	for name, lie := range map[string]func(p *activities.ApprovalRequest){
-		"another plan under the hash":       func(p *activities.ApprovalRequest) { p.Plans[0].Plan.Changes = []string{"scale to zero"} },
-		"another plan with its own hash":    func(p *activities.ApprovalRequest) { p.Plans[0].Plan.Duration = 0; p.Plans[0].PlanHash = p.Plans[0].Plan.Hash() },
+		"another plan under the hash": func(p *activities.ApprovalRequest) { p.Plans[0].Plan.Changes = []string{"scale to zero"} },
+		"another plan with its own hash": func(p *activities.ApprovalRequest) {
+			p.Plans[0].Plan.Duration = 0
+			p.Plans[0].PlanHash = p.Plans[0].Plan.Hash()
+		},
 		"fewer plans than are bound":        func(p *activities.ApprovalRequest) { p.Plans, p.Targets = nil, nil },
 		"a smaller quorum than is bound":    func(p *activities.ApprovalRequest) { p.Approvers.Quorum = 1 },
 		"another target's name on the plan": func(p *activities.ApprovalRequest) { p.Targets[0].UID = "2" },

@@ -36,15 +36,15 @@ func ApprovalRequestHash(plans []PlanResult, approvers Approvers) string {
 
 // CountVotesInput is a question with the votes so far.
 type CountVotesInput struct {
-	IncidentID  string         `json:"incident"`
-	WorkflowID       string         `json:"run"`
-	RequestID      string         `json:"step"` // ApprovalRequest.ID
-	PlansHash      string         `json:"hash"`
-	Plans     []PlanResult   `json:"plans"`
-	Approvers Approvers      `json:"approvers"`
-	Votes     []attestation.Envelope `json:"votes"`
-	AskedAt     time.Time      `json:"asked,omitzero"`
-	Deadline  time.Time      `json:"deadline"`
+	IncidentID string                 `json:"incident"`
+	WorkflowID string                 `json:"run"`
+	RequestID  string                 `json:"step"` // ApprovalRequest.ID
+	PlansHash  string                 `json:"hash"`
+	Plans      []PlanResult           `json:"plans"`
+	Approvers  Approvers              `json:"approvers"`
+	Votes      []attestation.Envelope `json:"votes"`
+	AskedAt    time.Time              `json:"asked,omitzero"`
+	Deadline   time.Time              `json:"deadline"`
 	// Targets are the plans', in their order.
 	Targets []playbooks.Target `json:"targets,omitempty"`
 	// PlaybookAuthorization proves whose playbook asks; nil where the scope's own approvers are asked.
@@ -53,16 +53,16 @@ type CountVotesInput struct {
 
 // VoteCount is what the votes come to.
 type VoteCount struct {
-	Granted bool     `json:"granted"`
-	Denied  bool     `json:"denied"`
-	Reason  string   `json:"reason,omitempty"`
-	ApprovedBy     []string `json:"yes,omitempty"` // who has agreed so far
+	Granted    bool     `json:"granted"`
+	Denied     bool     `json:"denied"`
+	Reason     string   `json:"reason,omitempty"`
+	ApprovedBy []string `json:"yes,omitempty"` // who has agreed so far
 	// IgnoredVotes says of each vote that does not count why not.
-	IgnoredVotes []string                `json:"ignored,omitempty"`
-	GrantsByPlanHash  map[string]attestation.Envelope `json:"grants,omitempty"` // by plan hash
+	IgnoredVotes     []string                        `json:"ignored,omitempty"`
+	GrantsByPlanHash map[string]attestation.Envelope `json:"grants,omitempty"` // by plan hash
 	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash      string `json:"entry,omitempty"`
-	UnrecordedReason string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"entry,omitempty"`
+	UnrecordedReason  string `json:"unrecorded,omitempty"`
 }
 
 // grantLifetime is how long an approved plan may wait for its effect, from the last vote that counts. Votes that are counted
@@ -133,13 +133,15 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 // ApproversHash names whom an approval asks.
 func ApproversHash(a Approvers) string { return attestation.HashJSON(a) }
 
-func sameApprovers(a, b Approvers) bool { return !a.IsEmpty() && attestation.HashJSON(a) == attestation.HashJSON(b) }
+func sameApprovers(a, b Approvers) bool {
+	return !a.IsEmpty() && attestation.HashJSON(a) == attestation.HashJSON(b)
+}
 
 // countedVotes is what the votes come to.
 type countedVotes struct {
-	approvals     map[string]attestation.Vote
-	denial      *attestation.Vote
-	breakGlass   *attestation.Vote // one who broke the glass
+	approvals      map[string]attestation.Vote
+	denial         *attestation.Vote
+	breakGlass     *attestation.Vote // one who broke the glass
 	ignoredReasons []string
 }
 

@@ -15,10 +15,10 @@ import (
 
 // voteFixture is a question about one plan, asked of the scope's approvers, two of whom must agree.
 type voteFixture struct {
-	t    *testing.T
-	signer  *signer.Signer
-	activities  *activities.Activities
-	input   activities.CountVotesInput
+	t              *testing.T
+	signer         *signer.Signer
+	activities     *activities.Activities
+	input          activities.CountVotesInput
 	scopeApprovers activities.Approvers // the scope's
 }
 
@@ -52,7 +52,9 @@ func newVoteFixture(t *testing.T) *voteFixture {
 }
 
 // updateHash binds the question to what it is now about.
-func (b *voteFixture) updateHash() { b.input.PlansHash = activities.ApprovalRequestHash(b.input.Plans, b.input.Approvers) }
+func (b *voteFixture) updateHash() {
+	b.input.PlansHash = activities.ApprovalRequestHash(b.input.Plans, b.input.Approvers)
+}
 
 func (b *voteFixture) castVote(person string, change func(*attestation.Vote), groups ...string) {
 	v := attestation.Vote{IncidentID: b.input.IncidentID, WorkflowID: b.input.WorkflowID, Step: b.input.RequestID, PlanHash: b.input.PlansHash, Person: person, AuthenticatedBy: "a test", Approved: true, Groups: groups, DecidedAt: time.Now()}
@@ -93,9 +95,13 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("eve", func(v *attestation.Vote) { v.WithdrawsRequest = true })
 		}, false, false, "1 of 2"},
-		"a yes of somebody without the right":  {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("eve", nil, "interns") }, false, false, "1 of 2"},
-		"the second group, once it is asked":   {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("mia", nil, "managers") }, true, false, "mia"},
-		"the second group, before it is asked": {func(b *voteFixture) { b.input.AskedAt = time.Now(); b.castVote("ann", nil, "oncall"); b.castVote("mia", nil, "managers") }, false, false, "1 of 2"},
+		"a yes of somebody without the right": {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("eve", nil, "interns") }, false, false, "1 of 2"},
+		"the second group, once it is asked":  {func(b *voteFixture) { b.castVote("ann", nil, "oncall"); b.castVote("mia", nil, "managers") }, true, false, "mia"},
+		"the second group, before it is asked": {func(b *voteFixture) {
+			b.input.AskedAt = time.Now()
+			b.castVote("ann", nil, "oncall")
+			b.castVote("mia", nil, "managers")
+		}, false, false, "1 of 2"},
 		"too late": {func(b *voteFixture) {
 			b.castVote("ann", nil, "oncall")
 			b.castVote("ben", func(v *attestation.Vote) { v.DecidedAt = time.Now().Add(time.Hour) }, "oncall")
@@ -120,7 +126,9 @@ func TestVotesAreCounted(t *testing.T) {
 			b.castVote("ben", nil, "oncall")
 			b.signer = genuine
 		}, false, false, "1 of 2"},
-		"broken glass": {func(b *voteFixture) { b.castVote("gus", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "fire" }) }, true, false, "gus broke the glass: fire"},
+		"broken glass": {func(b *voteFixture) {
+			b.castVote("gus", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "fire" })
+		}, true, false, "gus broke the glass: fire"},
 		"whom nobody may ask": {func(b *voteFixture) {
 			b.input.Approvers = activities.Approvers{Users: []string{"eve"}, Quorum: 1, Timeout: time.Hour}
 			b.updateHash()

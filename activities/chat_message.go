@@ -11,17 +11,17 @@ import (
 
 // MessageState is what is remembered of an incident's message and its thread.
 type MessageState struct {
-	Channel string `json:"channel,omitempty"`
-	MessageTS      string `json:"ts,omitempty"`    // names the message in its channel
-	ContentHash   string `json:"shown,omitempty"` // hash of what it shows
+	Channel     string `json:"channel,omitempty"`
+	MessageTS   string `json:"ts,omitempty"`    // names the message in its channel
+	ContentHash string `json:"shown,omitempty"` // hash of what it shows
 	// PostedReplies are the replies that were written, by what they are about.
 	PostedReplies map[string]bool `json:"said,omitempty"`
 }
 
 // SyncMessageInput is the input of Look.
 type SyncMessageInput struct {
-	IncidentID string      `json:"incident"`
-	State    MessageState `json:"state"`
+	IncidentID string       `json:"incident"`
+	State      MessageState `json:"state"`
 	// MayExistAlready: a message of the incident may be there that the state does not know.
 	MayExistAlready bool `json:"again,omitempty"`
 }
@@ -69,8 +69,8 @@ func RetryAfter(err error) error {
 // Closure is how an incident's own workflow ended, from what lists workflows: that answers also where the incident itself
 // cannot be read.
 type Closure struct {
-	NotFound   bool      // there is none: it was deleted, or its retention is over
-	ClosedAt     time.Time // zero while it runs
+	NotFound bool      // there is none: it was deleted, or its retention is over
+	ClosedAt time.Time // zero while it runs
 	Abnormal bool      // it did not end by itself: somebody terminated it, or it failed
 }
 

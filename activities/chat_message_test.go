@@ -14,15 +14,17 @@ import (
 
 // fakeMessenger is a desk that answers as it is told, about an incident that ended as it is told.
 type fakeMessenger struct {
-	closure activities.Closure
-	syncError   error
+	closure   activities.Closure
+	syncError error
 }
 
 func (w fakeMessenger) SyncMessage(_ context.Context, in activities.SyncMessageInput) (activities.SyncMessageResult, error) {
 	return activities.SyncMessageResult{State: in.State}, w.syncError
 }
 func (fakeMessenger) Post(context.Context, activities.IncidentRef, string, string) error { return nil }
-func (w fakeMessenger) Closure(context.Context, string) (activities.Closure, error) { return w.closure, nil }
+func (w fakeMessenger) Closure(context.Context, string) (activities.Closure, error) {
+	return w.closure, nil
+}
 
 // A message is kept as long as there is something to show, and no longer.
 func TestAThreadEndsWithItsIncident(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 type Quota struct {
 	MaxTotalBytes    int64 // of all pieces in the store
 	MaxIncidentBytes int64 // of the pieces of one incident
-	MinFreeBytes  int64 // what stays free on the file system, for manifests and Temporal's own file
+	MinFreeBytes     int64 // what stays free on the file system, for manifests and Temporal's own file
 }
 
 // smallArtifactBytes is what may still be stored in the reserved tenth: a snapshot of processes, a manifest, a log.
@@ -26,9 +26,9 @@ const smallArtifactBytes = 1 << 20
 
 // usageCache is what the store is known to hold. It is counted anew now and then: other replicas write too.
 type usageCache struct {
-	mu      sync.Mutex
-	totalBytes   int64
-	countedAt time.Time
+	mu         sync.Mutex
+	totalBytes int64
+	countedAt  time.Time
 }
 
 // maxUsageAge is how long a count of the whole store is relied on.

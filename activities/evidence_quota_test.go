@@ -14,7 +14,7 @@ import (
 
 const (
 	mebibyte        = 1 << 20
-	junkIncidentID       = "INC-01JUNK00000000"
+	junkIncidentID  = "INC-01JUNK00000000"
 	theftIncidentID = "INC-01THEFT0000000"
 )
 

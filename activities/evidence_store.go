@@ -31,7 +31,7 @@ type EvidenceStore struct {
 
 var (
 	incidentIDPattern = regexp.MustCompile(`^(INC-[0-9A-Z]{10,40}|` + JournalManifest + `)$`)
-	sha256Pattern  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	sha256Pattern     = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
 // JournalManifest is the manifest of what concerns no single incident: the kill switch, above all.
@@ -71,7 +71,9 @@ func (s *EvidenceStore) StoreArtifact(_ context.Context, incident, action, targe
 	return ref, nil
 }
 
-func (s *EvidenceStore) blobPath(sum string) string { return filepath.Join(s.Dir, "blobs", sum[:2], sum) }
+func (s *EvidenceStore) blobPath(sum string) string {
+	return filepath.Join(s.Dir, "blobs", sum[:2], sum)
+}
 
 // writeBlob stores bytes under their hash. What is there already and is not what its name says is written anew.
 func (s *EvidenceStore) writeBlob(sum string, data []byte) error {

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // Authorization is on whose word a containment happens: attested detections, or a grant of people; and the receipts of the
@@ -27,10 +27,10 @@ type Verdict string
 
 // The verdicts.
 const (
-	VerdictRun     Verdict = "run"
-	VerdictPropose Verdict = "propose" // phase or budget does not allow it
-	VerdictAskApproval     Verdict = "ask"     // the approvers named must agree
-	VerdictRefuse  Verdict = "refuse"
+	VerdictRun         Verdict = "run"
+	VerdictPropose     Verdict = "propose" // phase or budget does not allow it
+	VerdictAskApproval Verdict = "ask"     // the approvers named must agree
+	VerdictRefuse      Verdict = "refuse"
 )
 
 // GuardDecision is a verdict with its reason.
@@ -46,7 +46,7 @@ type GuardDecision struct {
 	AuthorizedAt time.Time `json:"since,omitzero"`
 	// ConfigHash is the short hash of the configuration in force.
 	ConfigHash string `json:"config,omitempty"`
-	Drill  bool   `json:"drill,omitempty"` // the target is a drill's own
+	Drill      bool   `json:"drill,omitempty"` // the target is a drill's own
 	// BudgetReplicas is by how many pods of the workload its share of the budget was judged; -1 means that nobody knew.
 	BudgetReplicas int `json:"replicas,omitempty"`
 	// DrillTarget is the registered target of a drill; nil outside of drills.
@@ -60,18 +60,18 @@ type GuardDecision struct {
 // DecisionInputs is what the guards judged by beyond the request and the signed statements with it.
 type DecisionInputs struct {
 	// ConfidenceThreshold is the confidence from which the scope lets an action run by itself; MaxDuration for how long.
-	ConfidenceThreshold   float64       `json:"threshold"`
-	MaxDuration time.Duration `json:"max_duration"`
+	ConfidenceThreshold float64       `json:"threshold"`
+	MaxDuration         time.Duration `json:"max_duration"`
 	// Approvers are the scope's.
 	Approvers Approvers `json:"approvers,omitzero"`
 	// PausedBy says who set the kill switch; "" while it is not set.
 	PausedBy string `json:"stopped,omitempty"`
 	// MaxPerHour and Share are the budget; Spent is how much of it was spent in the last hour, and Held how many other pods
 	// of the workload were contained.
-	MaxPerHour int     `json:"per_hour"`
-	MaxFraction   float64 `json:"share"`
-	UsedLastHour   int     `json:"spent"`
-	ContainedSiblings    int     `json:"held"`
+	MaxPerHour        int     `json:"per_hour"`
+	MaxFraction       float64 `json:"share"`
+	UsedLastHour      int     `json:"spent"`
+	ContainedSiblings int     `json:"held"`
 	// ProtectedBy is the entry of the configuration that protects the target: a namespace, a workload or a pattern of roles.
 	ProtectedBy ProtectionRule `json:"protected,omitzero"`
 	// TargetFacts is what the API server said of it; nil for a target that is no object of a cluster.
@@ -83,7 +83,7 @@ type ProtectionRule struct {
 	Namespace string `json:"namespace,omitempty"`
 	Workload  string `json:"workload,omitempty"`
 	Role      string `json:"role,omitempty"`
-	IsStanch      bool   `json:"self,omitempty"` // it is Stanch's own pod
+	IsStanch  bool   `json:"self,omitempty"` // it is Stanch's own pod
 }
 
 // Approvers says who may agree.
@@ -135,15 +135,15 @@ type ScopeApprovers interface {
 
 // GuardInput is what the guards are asked, when planning and again immediately before the effect.
 type GuardInput struct {
-	Spec     playbooks.ActionSpec
-	Request  Request
-	Authorization    Authorization
-	PlanHash string
+	Spec          playbooks.ActionSpec
+	Request       Request
+	Authorization Authorization
+	PlanHash      string
 	// ApprovalReason is the plan's reason to ask people in any case; "" is none.
 	ApprovalReason string
 	// HeldUntil is until when the same lease holds already, by its token; zero if it does not.
 	HeldUntil time.Time
-	Now  time.Time
+	Now       time.Time
 	// Enforce is true immediately before the effect: the budget is then spent.
 	Enforce bool
 }

@@ -14,17 +14,17 @@ type ImageFacts struct {
 	RolledOutBy     string          `json:"rolled_out_by"`
 	RolledOutAt     time.Time       `json:"rolled_out_at,omitzero"`
 	Vulnerabilities Vulnerabilities `json:"vulnerabilities"`
-	Signature          Signature       `json:"signed"`
+	Signature       Signature       `json:"signed"`
 	Missing         []string        `json:"missing"`
 }
 
 // Vulnerabilities are those of a report in the cluster. Known says that there is one.
 type Vulnerabilities struct {
-	ReportFound    bool   `json:"known" expr:"known"`
-	Critical int    `json:"critical" expr:"critical"`
-	High     int    `json:"high" expr:"high"`
-	Fixable  int    `json:"fixable" expr:"fixable"` // of these two
-	Report   string `json:"report" expr:"report"`
+	ReportFound bool   `json:"known" expr:"known"`
+	Critical    int    `json:"critical" expr:"critical"`
+	High        int    `json:"high" expr:"high"`
+	Fixable     int    `json:"fixable" expr:"fixable"` // of these two
+	Report      string `json:"report" expr:"report"`
 }
 
 // Signature is what the cluster's own admission says of the image: "verified", "failed" or "unknown".

@@ -30,8 +30,8 @@ const (
 	EntryKindBreakGlass ManifestEntryKind = "break-glass"
 	EntryKindRelease    ManifestEntryKind = "release" // a person ends a containment early
 	EntryKindExtend     ManifestEntryKind = "extend"  // a person lets a containment last longer
-	EntryKindTriage       ManifestEntryKind = "mark"    // a person took the incident over, or called it a false positive
-	EntryKindPause       ManifestEntryKind = "stop"    // the kill switch was set
+	EntryKindTriage     ManifestEntryKind = "mark"    // a person took the incident over, or called it a false positive
+	EntryKindPause      ManifestEntryKind = "stop"    // the kill switch was set
 	EntryKindResume     ManifestEntryKind = "resume"  // and lifted
 	EntryKindEffect     ManifestEntryKind = "effect"  // a containment took hold
 	EntryKindUndo       ManifestEntryKind = "undo"    // a containment was taken back
@@ -41,23 +41,23 @@ const (
 
 // ManifestEntry is one line of an incident's manifest. It names the line before it by its hash, and is signed.
 type ManifestEntry struct {
-	IncidentID string                 `json:"incident"`
-	Sequence      int                    `json:"seq"`            // from 1
-	PreviousHash     string                 `json:"prev,omitempty"` // SHA-256 of the line before, "" for the first
-	At       time.Time              `json:"at"`
-	Kind     ManifestEntryKind              `json:"kind"`
-	Evidence *playbooks.EvidenceRef `json:"evidence,omitempty"`
-	AuditRecord      *AuditRecord                   `json:"act,omitempty"`
+	IncidentID   string                 `json:"incident"`
+	Sequence     int                    `json:"seq"`            // from 1
+	PreviousHash string                 `json:"prev,omitempty"` // SHA-256 of the line before, "" for the first
+	At           time.Time              `json:"at"`
+	Kind         ManifestEntryKind      `json:"kind"`
+	Evidence     *playbooks.EvidenceRef `json:"evidence,omitempty"`
+	AuditRecord  *AuditRecord           `json:"act,omitempty"`
 }
 
 // AuditRecord is what an entry says that happened, where it is not evidence.
 type AuditRecord struct {
 	Action  string            `json:"action,omitempty"`
 	Target  string            `json:"target,omitempty"`
-	LeaseID   string            `json:"lease,omitempty"`
+	LeaseID string            `json:"lease,omitempty"`
 	Outcome playbooks.Outcome `json:"outcome,omitempty"`
-	BasisID      string            `json:"on,omitempty"`  // what it rests on: a detection's id or a grant's nonce
-	People     []string          `json:"who,omitempty"` // people, and how it was proved
+	BasisID string            `json:"on,omitempty"`  // what it rests on: a detection's id or a grant's nonce
+	People  []string          `json:"who,omitempty"` // people, and how it was proved
 	SHA256  string            `json:"sha256,omitempty"`
 	Note    string            `json:"note,omitempty"`
 }
@@ -78,9 +78,9 @@ func (e ManifestEntry) recordsSameAs(o ManifestEntry) bool {
 
 // ManifestLine is one line of a manifest as it was read.
 type ManifestLine struct {
-	Number int
-	Hash   string // SHA-256 of its bytes, without the line's end
-	Entry  ManifestEntry
+	Number   int
+	Hash     string // SHA-256 of its bytes, without the line's end
+	Entry    ManifestEntry
 	Envelope attestation.Envelope
 	// SignatureValid: the authority signed this line, as it stands and for this incident. Its place in the chain is another
 	// matter: else whoever writes one line into a manifest would take all of it away from those who need it.

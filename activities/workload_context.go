@@ -4,18 +4,18 @@ import "stanch/playbooks"
 
 // WorkloadContext is what `enrich: workload` finds out; its fields are what a playbook reads of the step.
 type WorkloadContext struct {
-	Owner          Owner              `json:"owner"`
-	Replicas       int                `json:"replicas"`
-	SameDigestPodCount int                `json:"same_digest_pods"` // other pods with the image
-	SameDigestPodNames     []string           `json:"same_digest"`
-	SameNodePodCount   int                `json:"same_node_pods"`
-	ServiceAccount string             `json:"service_account"`
-	DangerousPermissions          []string           `json:"may_do"` // what of it is dangerous
-	Image          string             `json:"image"`
-	ImageDigest    string             `json:"image_digest"`
-	Labels         map[string]string  `json:"labels"`
-	Changes        []playbooks.RecentChange `json:"changes"`
-	Missing        []string           `json:"missing"` // what could not be found out, and why
+	Owner                Owner                    `json:"owner"`
+	Replicas             int                      `json:"replicas"`
+	SameDigestPodCount   int                      `json:"same_digest_pods"` // other pods with the image
+	SameDigestPodNames   []string                 `json:"same_digest"`
+	SameNodePodCount     int                      `json:"same_node_pods"`
+	ServiceAccount       string                   `json:"service_account"`
+	DangerousPermissions []string                 `json:"may_do"` // what of it is dangerous
+	Image                string                   `json:"image"`
+	ImageDigest          string                   `json:"image_digest"`
+	Labels               map[string]string        `json:"labels"`
+	Changes              []playbooks.RecentChange `json:"changes"`
+	Missing              []string                 `json:"missing"` // what could not be found out, and why
 }
 
 // Owner is the top of a pod's owner chain.

@@ -15,13 +15,13 @@ const LanguageVersion = 2
 
 // Playbook is a parsed file. Its expressions are text until Check compiles them.
 type Playbook struct {
-	File        string
-	SourceText      []byte
-	Hash        string // SHA-256, hex: of Source, and of the playbooks that it calls where it calls any
-	Name        string
-	NamePos     Pos
-	Description string
-	ResponderGuide       string // for the responder
+	File           string
+	SourceText     []byte
+	Hash           string // SHA-256, hex: of Source, and of the playbooks that it calls where it calls any
+	Name           string
+	NamePos        Pos
+	Description    string
+	ResponderGuide string // for the responder
 	// Shipped: it is one of the library's and not of a user.
 	Shipped bool
 	// Replaces is the shipped playbook that is not selected beside this one; the zero value replaces none.
@@ -75,29 +75,29 @@ type Output struct {
 
 // Step is one step. Exactly one of Action, Parallel, Approval, ForEach, Call, Wait, Set and Stop is set.
 type Step struct {
-	Pos       Pos
-	Path      string // "steps[2].parallel[0]"
-	ID        string
-	IDPos     Pos
-	Verb      Verb
-	Action    string
-	ActionPos Pos
-	Parallel  []Step
-	Approval  *Approval
-	ForEach   *ForEach
-	Call      *PlaybookCall
-	Wait      *Wait
-	Assignments       []Argument
-	Stop      *Stop
-	Arguments      []Argument
-	If        *Expr
-	Target    *Expr
-	LeaseDuration       time.Duration
-	LeaseDurationPos    Pos
-	Timeout   time.Duration
-	Retry     *Retry
-	OnFailure []Step
-	OnDenied  []Step
+	Pos              Pos
+	Path             string // "steps[2].parallel[0]"
+	ID               string
+	IDPos            Pos
+	Verb             Verb
+	Action           string
+	ActionPos        Pos
+	Parallel         []Step
+	Approval         *Approval
+	ForEach          *ForEach
+	Call             *PlaybookCall
+	Wait             *Wait
+	Assignments      []Argument
+	Stop             *Stop
+	Arguments        []Argument
+	If               *Expr
+	Target           *Expr
+	LeaseDuration    time.Duration
+	LeaseDurationPos Pos
+	Timeout          time.Duration
+	Retry            *Retry
+	OnFailure        []Step
+	OnDenied         []Step
 	// keyPositions are the keys that were given and where they stand.
 	keyPositions map[string]Pos
 }
@@ -163,7 +163,7 @@ func (s *Step) nestedSteps() []Step {
 // Approval is what an approval step asks, of whom, and what it permits.
 type Approval struct {
 	Title     string
-	Question       *Template
+	Question  *Template
 	Groups    []string
 	Users     []string
 	Quorum    int
@@ -183,10 +183,10 @@ type Escalation struct {
 // ForEach runs its steps for each element of a list.
 type ForEach struct {
 	List        *Expr
-	Variable          string // the element's name inside; "item" unless said
-	VariablePos       Pos
+	Variable    string // the element's name inside; "item" unless said
+	VariablePos Pos
 	Concurrency int // how many at once; 1 unless said
-	MaxItems         int // more elements than this fail the step; MaxItems unless said
+	MaxItems    int // more elements than this fail the step; MaxItems unless said
 	Steps       []Step
 }
 
@@ -201,9 +201,9 @@ type PlaybookCall struct {
 
 // Wait waits for a time, or until an expression holds.
 type Wait struct {
-	Duration     time.Duration // 0 where Until is set
-	Until   *Expr
-	Timeout time.Duration // of Until
+	Duration time.Duration // 0 where Until is set
+	Until    *Expr
+	Timeout  time.Duration // of Until
 }
 
 // Stop ends the playbook.
@@ -251,12 +251,12 @@ type TemplatePart struct {
 
 // Value is a parameter's value: one of the fields is set, or none for null.
 type Value struct {
-	Pos     Pos
-	Literal any   // string, int, float64, bool
-	Template    *Template // a string with expressions
-	Expr    *Expr // a string that is one expression and nothing else keeps the expression's type
-	List    []Value
-	Map     []Argument
-	IsList  bool
-	IsMap   bool
+	Pos      Pos
+	Literal  any       // string, int, float64, bool
+	Template *Template // a string with expressions
+	Expr     *Expr     // a string that is one expression and nothing else keeps the expression's type
+	List     []Value
+	Map      []Argument
+	IsList   bool
+	IsMap    bool
 }

@@ -11,8 +11,8 @@ import (
 
 	"github.com/expr-lang/expr/vm"
 
-	"stanch/sensors/expression"
 	"stanch/sensors/diagnostic"
+	"stanch/sensors/expression"
 	"stanch/sensors/yamlnode"
 )
 
@@ -23,13 +23,13 @@ type Program struct {
 	// ReplacedBy is the user's playbook that is selected in place of this shipped one; "" is none.
 	ReplacedBy string
 	// Callees are the playbooks that it calls, by name.
-	Callees   map[string]*Program
-	catalog Catalog
-	compiledExprs     map[*Expr]*vm.Program
-	stepsReadByExpr     map[*Expr][]string // steps whose outputs an expression needs
-	assignedZeroValues    map[string]any     // of each name that `set` gives: a zero of its type
-	loopElementTypes     map[*ForEach]reflect.Type
-	outputsType   reflect.Type
+	Callees            map[string]*Program
+	catalog            Catalog
+	compiledExprs      map[*Expr]*vm.Program
+	stepsReadByExpr    map[*Expr][]string // steps whose outputs an expression needs
+	assignedZeroValues map[string]any     // of each name that `set` gives: a zero of its type
+	loopElementTypes   map[*ForEach]reflect.Type
+	outputsType        reflect.Type
 }
 
 // LoadPlaybook parses and checks one file that calls no other than the callees given. The program is nil if there is an error.
@@ -52,10 +52,10 @@ var checkStages = []struct {
 	name string
 	run  func(*checker)
 }{
-	{"names", (*checker).checkNames},   // every word stands for something: actions, playbooks, ids, objectives
-	{"types", (*checker).checkTypes},   // every expression and parameter has the type that is needed
-	{"flow", (*checker).checkFlow},     // every step can be reached, and what it reads has run
-	{"safety", (*checker).checkSafety}, // evidence first, disruption only behind approval, leases long enough, no secrets
+	{"names", (*checker).checkNames},    // every word stands for something: actions, playbooks, ids, objectives
+	{"types", (*checker).checkTypes},    // every expression and parameter has the type that is needed
+	{"flow", (*checker).checkFlow},      // every step can be reached, and what it reads has run
+	{"safety", (*checker).checkSafety},  // evidence first, disruption only behind approval, leases long enough, no secrets
 	{"advice", (*checker).lintPlaybook}, // what is legal and unwise: warnings
 }
 
@@ -89,16 +89,16 @@ func runCheckStages(book *Playbook, catalogue Catalog, upTo int, callees []*Prog
 
 type checker struct {
 	parser
-	program *Program
-	callablePrograms   map[string]*Program // what may be called
-	declaredPositions     map[string]Pos      // of steps and of values
-	stepsWithUnknownNames     map[*Step]bool      // steps of which a name is wrong: their types are not judged
-	declaredAt    map[string]flowContext    // where each name gets its value
-	stepPaths   map[string]string   // of the steps with an id
-	expressionUses    []exprUse
-	affectsPlan   bool            // what is compiled now decides what is planned
-	namesRead    map[string]bool // names that an expression reads
-	loopVariables map[string]bool // names of elements of loops
+	program               *Program
+	callablePrograms      map[string]*Program    // what may be called
+	declaredPositions     map[string]Pos         // of steps and of values
+	stepsWithUnknownNames map[*Step]bool         // steps of which a name is wrong: their types are not judged
+	declaredAt            map[string]flowContext // where each name gets its value
+	stepPaths             map[string]string      // of the steps with an id
+	expressionUses        []exprUse
+	affectsPlan           bool            // what is compiled now decides what is planned
+	namesRead             map[string]bool // names that an expression reads
+	loopVariables         map[string]bool // names of elements of loops
 }
 
 func (c *checker) warnf(pos Pos, code, hint, format string, args ...any) {
@@ -200,9 +200,9 @@ func (c *checker) hintForExprError(message string, names typeScope) string {
 
 // What expr says of a name or a field that is missing, and the names in the type that it prints.
 var (
-	unknownNamePattern = regexp.MustCompile(`^unknown name (\S+)`)
-	missingFieldPattern     = regexp.MustCompile(`^type (.*) has no field (\S+)$`)
-	exprTagPattern     = regexp.MustCompile(`expr:\\"([a-z0-9_]+)\\"`)
+	unknownNamePattern  = regexp.MustCompile(`^unknown name (\S+)`)
+	missingFieldPattern = regexp.MustCompile(`^type (.*) has no field (\S+)$`)
+	exprTagPattern      = regexp.MustCompile(`expr:\\"([a-z0-9_]+)\\"`)
 )
 
 // incidentTypeFields are the fields of the types that an incident is made of, by the name that expr prints.

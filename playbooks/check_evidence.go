@@ -12,14 +12,14 @@ import (
 
 // evidenceAttempt is an evidence step that will have been attempted: for which targets and under which conditions.
 type evidenceAttempt struct {
-	targetExpr     string
-	conditions []string
-	coversDetectedTarget   bool // it looks at what detections are about, and not only at what was found through it
+	targetExpr           string
+	conditions           []string
+	coversDetectedTarget bool // it looks at what detections are about, and not only at what was found through it
 }
 
 // pathConditions is what must have held on the way to a step.
 type pathConditions struct {
-	conditions        []string
+	conditions []string
 	inApproval bool
 }
 
@@ -30,14 +30,14 @@ func (c pathConditions) withCondition(text string) pathConditions {
 // safetyWalker goes through a playbook and all that it calls.
 type safetyWalker struct {
 	*checker
-	currentProgram    *Program
-	callOnly   bool              // only `call` runs it
-	callSite    *Step             // the call through which the walk came here
-	pathPrefix  string            // of paths
-	callDepth    int               // in calls
-	stepCount    *int              // steps
-	nameBindings map[string]string // what a name of a loop, an input or a `set` stands for, as text
-	symbols *symbolTable
+	currentProgram *Program
+	callOnly       bool              // only `call` runs it
+	callSite       *Step             // the call through which the walk came here
+	pathPrefix     string            // of paths
+	callDepth      int               // in calls
+	stepCount      *int              // steps
+	nameBindings   map[string]string // what a name of a loop, an input or a `set` stands for, as text
+	symbols        *symbolTable
 }
 
 // symbolTable are names for values that differ from each other although the same text reads them: the element of one loop,
@@ -208,8 +208,8 @@ func withEntry(m map[string]string, key, value string) map[string]string {
 // maxResolveDepth bounds what names stand for: each may stand for another. maxResolvedBytes bounds the text, which would double with
 // each name that stands for another twice.
 const (
-	maxResolveDepth = 16
-	maxResolvedBytes   = 1 << 10
+	maxResolveDepth  = 16
+	maxResolvedBytes = 1 << 10
 )
 
 // dottedNamePattern is a name in an expression, with the fields that follow it.
@@ -269,7 +269,9 @@ func (w *safetyWalker) checkEvidenceBeforeContainment(s *Step, have []evidenceAt
 	// What no detection is about has no evidence of its own: any of the incident counts, as it does for the guard.
 	derived := len(spec.Targets) > 0 && !spec.Targets[0].IsDetectable()
 	target := w.resolveStepTarget(s)
-	covers := func(a evidenceAttempt) bool { return derived || a.coversDetectedTarget && w.symbols.evidenceCovers(a.targetExpr, target) }
+	covers := func(a evidenceAttempt) bool {
+		return derived || a.coversDetectedTarget && w.symbols.evidenceCovers(a.targetExpr, target)
+	}
 	covered := slices.ContainsFunc(have, func(a evidenceAttempt) bool {
 		return covers(a) && !slices.ContainsFunc(a.conditions, func(cond string) bool { return !slices.Contains(in.conditions, cond) })
 	})

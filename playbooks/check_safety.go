@@ -12,7 +12,7 @@ import (
 // Bounds of what calls expand to.
 const (
 	maxExpandedSteps = 2000 // steps
-	maxCallDepth = 8
+	maxCallDepth     = 8
 )
 
 // checkSafety checks what no playbook may do, through every call.

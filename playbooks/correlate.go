@@ -19,8 +19,8 @@ type CorrelationInput struct {
 	Confidence float64
 	Severity   sensors.Severity
 	// Title and At make better reasons; without them the rule's name and no order is told.
-	Title string
-	DetectedAt    time.Time
+	Title      string
+	DetectedAt time.Time
 	// Reason is the first of the detection's reasons, a sentence.
 	Reason string
 }

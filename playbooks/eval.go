@@ -15,19 +15,19 @@ import (
 // EvalEnv is what a run's expressions see: the incident as it was when the playbook matched, its inputs, and the steps so
 // far.
 type EvalEnv struct {
-	expressionValues   map[string]any
-	outcomes map[string]Outcome // of the steps that have run
-	assigned      map[string]bool    // the values that were set in this branch
-	allowMissing  bool
-	assignedBytes     *int // bytes of all values that the run has set, in every branch
+	expressionValues map[string]any
+	outcomes         map[string]Outcome // of the steps that have run
+	assigned         map[string]bool    // the values that were set in this branch
+	allowMissing     bool
+	assignedBytes    *int // bytes of all values that the run has set, in every branch
 }
 
 // Bounds of what a run computes. Without them a playbook of a few lines doubles a text until the worker is killed, and
 // again when Temporal hands the workflow to the next one.
 const (
-	maxValueBytes = 256 << 10 // bytes of one value
-	maxAssignedBytes  = 4 << 20   // bytes of the values that one run sets
-	maxRenderedTextBytes  = 64 << 10  // bytes of one rendered text
+	maxValueBytes        = 256 << 10 // bytes of one value
+	maxAssignedBytes     = 4 << 20   // bytes of the values that one run sets
+	maxRenderedTextBytes = 64 << 10  // bytes of one rendered text
 )
 
 // NewEvalEnv is the environment at the start of a run: every step has not run. The inputs that are not given have their

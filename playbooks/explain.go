@@ -10,32 +10,32 @@ import (
 
 // Explanation is what a playbook does, in plain words.
 type Explanation struct {
-	Playbook    string   `json:"playbook"`
-	File        string   `json:"file"`
-	Description string   `json:"description,omitempty"`
-	Guide       string   `json:"guide,omitempty"`
-	MatchSummary     string   `json:"handles"`
-	Inputs       []string `json:"takes,omitempty"`
-	Outputs       []string `json:"gives,omitempty"`
-	MaxPhase    int      `json:"max_phase"`
-	Lines       []ExplanationLine   `json:"steps"`
+	Playbook     string            `json:"playbook"`
+	File         string            `json:"file"`
+	Description  string            `json:"description,omitempty"`
+	Guide        string            `json:"guide,omitempty"`
+	MatchSummary string            `json:"handles"`
+	Inputs       []string          `json:"takes,omitempty"`
+	Outputs      []string          `json:"gives,omitempty"`
+	MaxPhase     int               `json:"max_phase"`
+	Lines        []ExplanationLine `json:"steps"`
 }
 
 // ExplanationLine is one line of an explanation: a step, what it was given, or what leads to those below it.
 type ExplanationLine struct {
-	Depth int    `json:"depth"`
-	Step  string `json:"step,omitempty"` // its id or path; empty on a line that is no step
-	SourceLine  int    `json:"line,omitempty"` // in the file
-	Text  string `json:"text"`
+	Depth      int    `json:"depth"`
+	Step       string `json:"step,omitempty"` // its id or path; empty on a line that is no step
+	SourceLine int    `json:"line,omitempty"` // in the file
+	Text       string `json:"text"`
 	// PhaseBehaviors say what becomes of it in each of the three phases: "runs", "asks", "proposed"; empty on a line that is no step.
 	PhaseBehaviors []string `json:"phases,omitempty"`
 }
 
 // What becomes of a step in a phase.
 const (
-	PhaseBehaviorRuns     = "runs"
-	PhaseBehaviorAsksApproval     = "asks"
-	PhaseBehaviorProposed = "proposed"
+	PhaseBehaviorRuns         = "runs"
+	PhaseBehaviorAsksApproval = "asks"
+	PhaseBehaviorProposed     = "proposed"
 	// PhaseBehaviorRunsOrAsksApproval: it runs where the confidence is high, else the scope's approvers are asked.
 	PhaseBehaviorRunsOrAsksApproval = "runs/asks"
 )

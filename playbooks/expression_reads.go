@@ -10,8 +10,8 @@ import (
 
 // flowContext is where in the flow something stands.
 type flowContext struct {
-	conditions []string // each that must have held for it to run
-	outcomeCheckedSteps    []string // steps whose outcome one of the conditions looks at
+	conditions          []string // each that must have held for it to run
+	outcomeCheckedSteps []string // steps whose outcome one of the conditions looks at
 }
 
 // withCondition is the place inside of a condition.
@@ -21,9 +21,9 @@ func (p flowContext) withCondition(condition string, checked ...string) flowCont
 
 // exprUse is an expression and where it stands.
 type exprUse struct {
-	expr  *Expr
-	stepReads map[string]readKind
-	flow    flowContext
+	expr        *Expr
+	stepReads   map[string]readKind
+	flow        flowContext
 	affectsPlan bool // a containment, or what leads to one, is planned with it
 }
 
@@ -93,7 +93,7 @@ func (v *outcomeVisitor) checkOutcome(word string) {
 }
 
 type readVisitor struct {
-	readsByName       map[string]readKind
+	readsByName                      map[string]readKind
 	alwaysReadableCounts, readCounts map[string]int
 }
 

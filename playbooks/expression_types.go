@@ -47,7 +47,9 @@ func newStepValue(outputs reflect.Type, value reflect.Value, outcome Outcome, ta
 	return out.Interface()
 }
 
-func zeroStepValue(outputs reflect.Type) any { return reflect.Zero(stepStructType(outputs)).Interface() }
+func zeroStepValue(outputs reflect.Type) any {
+	return reflect.Zero(stepStructType(outputs)).Interface()
+}
 
 func jsonFieldName(f reflect.StructField) string {
 	if !f.IsExported() {

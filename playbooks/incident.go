@@ -18,20 +18,20 @@ const IncidentVersion = 1
 
 // Incident is the minimum incident package: enough to decide without opening another tool.
 type Incident struct {
-	Version int       `json:"version" expr:"version"`
-	ID      string    `json:"id" expr:"id"`   // INC-…, never used twice
-	GroupingKey     string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
-	Cluster string    `json:"cluster" expr:"cluster"`
-	Status  string    `json:"status" expr:"status"` // "open" or "closed"
-	Opened  time.Time `json:"opened" expr:"opened"`
-	Updated time.Time `json:"updated" expr:"updated"`
-	Closed  time.Time `json:"closed,omitzero" expr:"closed"`
+	Version     int       `json:"version" expr:"version"`
+	ID          string    `json:"id" expr:"id"`   // INC-…, never used twice
+	GroupingKey string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
+	Cluster     string    `json:"cluster" expr:"cluster"`
+	Status      string    `json:"status" expr:"status"` // "open" or "closed"
+	Opened      time.Time `json:"opened" expr:"opened"`
+	Updated     time.Time `json:"updated" expr:"updated"`
+	Closed      time.Time `json:"closed,omitzero" expr:"closed"`
 	// Scope is the configured scope that holds the workload; Phase the phase in force there.
 	Scope string `json:"scope" expr:"scope"`
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
 	// Assignee is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
-	Assignee    string `json:"owner,omitempty" expr:"owner"`
+	Assignee      string `json:"owner,omitempty" expr:"owner"`
 	Disposition   string `json:"judged,omitempty" expr:"judged"`
 	DispositionBy string `json:"judged_by,omitempty" expr:"judged_by"`
 	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
@@ -49,20 +49,20 @@ type Incident struct {
 	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, whole
 	Detections []DetectionSummary `json:"detections" expr:"detections"`
 	// TotalDetections counts every detection, also those folded together or past the bound of Detections.
-	TotalDetections   int      `json:"total" expr:"total"`
-	Targets []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
+	TotalDetections int      `json:"total" expr:"total"`
+	Targets         []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
 
-	Changes []RecentChange    `json:"changes,omitempty" expr:"changes"`
-	BlastRadius   BlastRadius `json:"blast_radius,omitzero" expr:"blast_radius"`
+	Changes     []RecentChange `json:"changes,omitempty" expr:"changes"`
+	BlastRadius BlastRadius    `json:"blast_radius,omitzero" expr:"blast_radius"`
 	// Context says what of the context is missing, and why ("forbidden: list rolebindings").
 	Context ContextStatus `json:"context,omitzero" expr:"context"`
 
 	Playbooks []PlaybookRun `json:"playbooks,omitempty" expr:"playbooks"`
 	// NotSelectedPlaybook are the playbooks that matched and were not started.
-	NotSelected []NotSelectedPlaybook   `json:"not_selected,omitempty"`
-	Leases      []LeaseReport   `json:"leases,omitempty" expr:"leases"`
-	Evidence    []EvidenceRef   `json:"evidence,omitempty" expr:"evidence"`
-	Timeline    []TimelineEntry `json:"timeline,omitempty" expr:"timeline"`
+	NotSelected []NotSelectedPlaybook `json:"not_selected,omitempty"`
+	Leases      []LeaseReport         `json:"leases,omitempty" expr:"leases"`
+	Evidence    []EvidenceRef         `json:"evidence,omitempty" expr:"evidence"`
+	Timeline    []TimelineEntry       `json:"timeline,omitempty" expr:"timeline"`
 }
 
 // WorkloadIdentity says what is affected.
@@ -88,20 +88,20 @@ func (w WorkloadIdentity) String() string {
 
 // DetectionSummary is a detection inside an incident; alike ones are counted and not repeated.
 type DetectionSummary struct {
-	ID         string            `json:"id" expr:"id"`
-	Rule       string            `json:"rule" expr:"rule"`
-	Title      string            `json:"title" expr:"title"`
-	Severity   sensors.Severity  `json:"severity" expr:"severity"`
-	Confidence float64           `json:"confidence" expr:"confidence"`
-	Objective  sensors.Objective `json:"objective" expr:"objective"`
-	Technique  string            `json:"technique,omitempty" expr:"technique"`
-	Source     string            `json:"source" expr:"source"`
-	Target     string            `json:"target" expr:"target"`
-	Description       string            `json:"what" expr:"what"` // one line: the process, file or address
-	Reasons    []string          `json:"reasons,omitempty" expr:"reasons"`
-	FirstSeen      time.Time         `json:"first" expr:"first"`
-	LastSeen       time.Time         `json:"last" expr:"last"`
-	Count      int               `json:"count" expr:"count"`
+	ID          string            `json:"id" expr:"id"`
+	Rule        string            `json:"rule" expr:"rule"`
+	Title       string            `json:"title" expr:"title"`
+	Severity    sensors.Severity  `json:"severity" expr:"severity"`
+	Confidence  float64           `json:"confidence" expr:"confidence"`
+	Objective   sensors.Objective `json:"objective" expr:"objective"`
+	Technique   string            `json:"technique,omitempty" expr:"technique"`
+	Source      string            `json:"source" expr:"source"`
+	Target      string            `json:"target" expr:"target"`
+	Description string            `json:"what" expr:"what"` // one line: the process, file or address
+	Reasons     []string          `json:"reasons,omitempty" expr:"reasons"`
+	FirstSeen   time.Time         `json:"first" expr:"first"`
+	LastSeen    time.Time         `json:"last" expr:"last"`
+	Count       int               `json:"count" expr:"count"`
 }
 
 // Target is what one action works on.
@@ -158,17 +158,17 @@ func (t Target) String() string {
 
 // RecentChange is something that changed recently around the workload.
 type RecentChange struct {
-	ChangedAt time.Time `json:"when" expr:"when"`
+	ChangedAt   time.Time `json:"when" expr:"when"`
 	Description string    `json:"what" expr:"what"`
 }
 
 // BlastRadius is what else may be hit.
 type BlastRadius struct {
-	Replicas       int      `json:"replicas,omitempty" expr:"replicas"`
-	SameDigestPodCount int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
-	SameDigestPodNames     []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
-	SameNodePodCount   int      `json:"same_node_pods" expr:"same_node_pods"`
-	DangerousPermissions          []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
+	Replicas             int      `json:"replicas,omitempty" expr:"replicas"`
+	SameDigestPodCount   int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
+	SameDigestPodNames   []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
+	SameNodePodCount     int      `json:"same_node_pods" expr:"same_node_pods"`
+	DangerousPermissions []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
 }
 
 // ContextStatus says how complete the context is.
@@ -179,13 +179,13 @@ type ContextStatus struct {
 
 // PlaybookRun is one playbook of an incident.
 type PlaybookRun struct {
-	Playbook string       `json:"playbook" expr:"playbook"`
-	SourceHash     string       `json:"hash" expr:"hash"` // of its source
-	WorkflowID      string       `json:"run" expr:"run"`   // workflow id
-	Started  time.Time    `json:"started" expr:"started"`
-	Ended    time.Time    `json:"ended,omitzero" expr:"ended"`
-	Steps    []StepReport `json:"steps,omitempty" expr:"steps"`
-	Error    string       `json:"error,omitempty" expr:"error"`
+	Playbook   string       `json:"playbook" expr:"playbook"`
+	SourceHash string       `json:"hash" expr:"hash"` // of its source
+	WorkflowID string       `json:"run" expr:"run"`   // workflow id
+	Started    time.Time    `json:"started" expr:"started"`
+	Ended      time.Time    `json:"ended,omitzero" expr:"ended"`
+	Steps      []StepReport `json:"steps,omitempty" expr:"steps"`
+	Error      string       `json:"error,omitempty" expr:"error"`
 	// ResponderGuide is the playbook's paragraph for the responder.
 	ResponderGuide string `json:"guide,omitempty"`
 	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
@@ -211,7 +211,7 @@ type StepReport struct {
 	Target  string  `json:"target,omitempty" expr:"target"`
 	Outcome Outcome `json:"outcome" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
-	LeaseID   string  `json:"lease,omitempty" expr:"lease"`
+	LeaseID string  `json:"lease,omitempty" expr:"lease"`
 	// Guard is the guard that refused or proposed; "" where none did.
 	Guard string    `json:"guard,omitempty"`
 	At    time.Time `json:"at" expr:"at"`
@@ -222,18 +222,18 @@ type StepReport struct {
 
 // LeaseReport is the state of a lease as the incident knows it.
 type LeaseReport struct {
-	ID       string    `json:"id" expr:"id"`
-	Action   string    `json:"action" expr:"action"`
-	Target   string    `json:"target" expr:"target"`
-	Facet    string    `json:"facet" expr:"facet"`
-	State    string    `json:"state" expr:"state"`
-	Outcome  Outcome   `json:"outcome,omitempty" expr:"outcome"`
-	Verified bool      `json:"verified" expr:"verified"`
-	Undone   bool      `json:"undone" expr:"undone"`
-	ExpiresAt    time.Time `json:"until,omitzero" expr:"until"`
-	Reason   string    `json:"reason,omitempty" expr:"reason"`
-	Guard    string    `json:"guard,omitempty"` // that did not permit it
-	At       time.Time `json:"at" expr:"at"`
+	ID        string    `json:"id" expr:"id"`
+	Action    string    `json:"action" expr:"action"`
+	Target    string    `json:"target" expr:"target"`
+	Facet     string    `json:"facet" expr:"facet"`
+	State     string    `json:"state" expr:"state"`
+	Outcome   Outcome   `json:"outcome,omitempty" expr:"outcome"`
+	Verified  bool      `json:"verified" expr:"verified"`
+	Undone    bool      `json:"undone" expr:"undone"`
+	ExpiresAt time.Time `json:"until,omitzero" expr:"until"`
+	Reason    string    `json:"reason,omitempty" expr:"reason"`
+	Guard     string    `json:"guard,omitempty"` // that did not permit it
+	At        time.Time `json:"at" expr:"at"`
 	// AppliedAt is when the effect took hold, by the clock of where it did.
 	AppliedAt time.Time `json:"applied_at,omitzero" expr:"applied_at"`
 	// Warnings are those of the plans under which it is held: what else it affects, and what it does not reach.
@@ -242,15 +242,15 @@ type LeaseReport struct {
 
 // EvidenceRef names a piece of evidence; the bytes lie in the store under their hash.
 type EvidenceRef struct {
-	Name   string    `json:"name" expr:"name"`
-	Action string    `json:"action" expr:"action"`
-	Target string    `json:"target" expr:"target"`
-	SHA256 string    `json:"sha256" expr:"sha256"`
+	Name       string    `json:"name" expr:"name"`
+	Action     string    `json:"action" expr:"action"`
+	Target     string    `json:"target" expr:"target"`
+	SHA256     string    `json:"sha256" expr:"sha256"`
 	SizeBytes  int64     `json:"bytes" expr:"bytes"`
-	CapturedAt     time.Time `json:"at" expr:"at"`
+	CapturedAt time.Time `json:"at" expr:"at"`
 	// CapturedFrom is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
-	CapturedFrom string `json:"source,omitempty" expr:"source"`
-	ManifestEntryHash  string `json:"entry,omitempty" expr:"entry"`
+	CapturedFrom      string `json:"source,omitempty" expr:"source"`
+	ManifestEntryHash string `json:"entry,omitempty" expr:"entry"`
 }
 
 // TimelineEntry is one line of the incident's story.

@@ -14,7 +14,7 @@ import (
 
 // SourceFile is a file of a playbook.
 type SourceFile struct {
-	File   string `json:"file"`
+	File    string `json:"file"`
 	Content []byte `json:"source"`
 	// Shipped: the playbook is one of Stanch's own library and not of a user. It takes part in selection only.
 	Shipped bool `json:"-"`
@@ -94,15 +94,15 @@ func loadSources(files []SourceFile, catalogue Catalog, run bool) ([]*Program, d
 }
 
 type loader struct {
-	forActiveRun       bool // one under way is loaded
-	catalog Catalog
-	playbooksByName     map[string]*Playbook
-	programsByName      map[string]*Program // nil where it has errors
-	loadStates     map[string]int
-	replacedByName    map[string]*Playbook // what a later file of the name replaces
+	forActiveRun    bool // one under way is loaded
+	catalog         Catalog
+	playbooksByName map[string]*Playbook
+	programsByName  map[string]*Program // nil where it has errors
+	loadStates      map[string]int
+	replacedByName  map[string]*Playbook // what a later file of the name replaces
 	shippedByName   map[string]*Playbook // the library's, also those that were replaced
-	invalidNames       []string
-	problems  diagnostic.Diagnostics
+	invalidNames    []string
+	problems        diagnostic.Diagnostics
 }
 
 // What is known of a playbook while it is loaded.

@@ -31,9 +31,9 @@ func ParsePlaybook(file string, source []byte) (*Playbook, diagnostic.Diagnostic
 
 type parser struct {
 	yamlnode.Reader
-	stepCount  int // of steps
+	stepCount   int // of steps
 	fileContent []byte
-	sourceLines  []string // of the source, once they are needed
+	sourceLines []string // of the source, once they are needed
 }
 
 func (p *parser) errorf(pos Pos, code, hint, format string, args ...any) {

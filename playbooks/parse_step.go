@@ -39,12 +39,12 @@ func lastPathElement(path string) string { return path[strings.LastIndexByte(pat
 // stepParser reads one step. What the keys of a kind share is put together once all of them are read.
 type stepParser struct {
 	*parser
-	parsedStep        Step
+	parsedStep  Step
 	kindKeys    []string
-	approval Approval
+	approval    Approval
 	forEach     ForEach
-	nestedSteps    []Step
-	stopReason   *Template
+	nestedSteps []Step
+	stopReason  *Template
 }
 
 func (p *parser) parseStep(n *yaml.Node, path string) Step {
@@ -90,28 +90,34 @@ func (r *stepParser) keyParsers() map[string]func(k, v *yaml.Node) {
 				p.checkIdentifier(v, "a step")
 			}
 		},
-		"parallel":    func(_, v *yaml.Node) { is("parallel"); s.Parallel = p.parseSteps(v, path+".parallel") },
-		"with":        func(_, v *yaml.Node) { s.Arguments = p.parseArguments(v, "`with`") },
-		"if":          func(_, v *yaml.Node) { s.If = p.parseExpr(v, "if") },
-		"target":      func(_, v *yaml.Node) { s.Target = p.parseExpr(v, "target") },
-		"for":         func(k, v *yaml.Node) { s.LeaseDurationPos = nodePos(k); s.LeaseDuration = p.parseDuration(v, "for") },
-		"on_failure":  func(_, v *yaml.Node) { s.OnFailure = p.parseSteps(v, path+".on_failure") },
-		"on_denied":   func(_, v *yaml.Node) { s.OnDenied = p.parseSteps(v, path+".on_denied") },
-		"retry":       func(_, v *yaml.Node) { s.Retry = p.parseRetry(v) },
-		"timeout":     func(_, v *yaml.Node) { s.Timeout = p.parseDuration(v, "timeout") },
-		"approval":    func(_, v *yaml.Node) { is("approval"); r.approval.Title = p.parseString(v, "approval") },
-		"ask":         func(_, v *yaml.Node) { r.approval.Question = p.parseTemplate(v) },
-		"from":        func(_, v *yaml.Node) { p.parseApprovers(v, &r.approval) },
-		"steps":       func(_, v *yaml.Node) { r.nestedSteps = p.parseSteps(v, path+".steps") },
-		"foreach":     func(_, v *yaml.Node) { is("foreach"); r.forEach.List = p.parseExpr(v, "foreach") },
-		"as":          func(_, v *yaml.Node) { r.forEach.Variable, r.forEach.VariablePos = p.parseString(v, "as"), nodePos(v); p.checkIdentifier(v, "an element") },
+		"parallel":   func(_, v *yaml.Node) { is("parallel"); s.Parallel = p.parseSteps(v, path+".parallel") },
+		"with":       func(_, v *yaml.Node) { s.Arguments = p.parseArguments(v, "`with`") },
+		"if":         func(_, v *yaml.Node) { s.If = p.parseExpr(v, "if") },
+		"target":     func(_, v *yaml.Node) { s.Target = p.parseExpr(v, "target") },
+		"for":        func(k, v *yaml.Node) { s.LeaseDurationPos = nodePos(k); s.LeaseDuration = p.parseDuration(v, "for") },
+		"on_failure": func(_, v *yaml.Node) { s.OnFailure = p.parseSteps(v, path+".on_failure") },
+		"on_denied":  func(_, v *yaml.Node) { s.OnDenied = p.parseSteps(v, path+".on_denied") },
+		"retry":      func(_, v *yaml.Node) { s.Retry = p.parseRetry(v) },
+		"timeout":    func(_, v *yaml.Node) { s.Timeout = p.parseDuration(v, "timeout") },
+		"approval":   func(_, v *yaml.Node) { is("approval"); r.approval.Title = p.parseString(v, "approval") },
+		"ask":        func(_, v *yaml.Node) { r.approval.Question = p.parseTemplate(v) },
+		"from":       func(_, v *yaml.Node) { p.parseApprovers(v, &r.approval) },
+		"steps":      func(_, v *yaml.Node) { r.nestedSteps = p.parseSteps(v, path+".steps") },
+		"foreach":    func(_, v *yaml.Node) { is("foreach"); r.forEach.List = p.parseExpr(v, "foreach") },
+		"as": func(_, v *yaml.Node) {
+			r.forEach.Variable, r.forEach.VariablePos = p.parseString(v, "as"), nodePos(v)
+			p.checkIdentifier(v, "an element")
+		},
 		"concurrency": func(_, v *yaml.Node) { r.forEach.Concurrency = p.parseIntInRange(v, "concurrency", 1, 10) },
 		"max":         func(_, v *yaml.Node) { r.forEach.MaxItems = p.parseIntInRange(v, "max", 1, MaxItems) },
-		"call":        func(_, v *yaml.Node) { is("call"); s.Call = &PlaybookCall{Playbook: p.parseString(v, "call"), Pos: nodePos(v)} },
-		"wait":        func(_, v *yaml.Node) { is("wait"); s.Wait = p.parseWait(v) },
-		"set":         func(_, v *yaml.Node) { is("set"); s.Assignments = p.parseAssignments(v) },
-		"stop":        func(_, v *yaml.Node) { is("stop"); s.Stop = p.parseStop(v) },
-		"reason":      func(_, v *yaml.Node) { r.stopReason = p.parseTemplate(v) },
+		"call": func(_, v *yaml.Node) {
+			is("call")
+			s.Call = &PlaybookCall{Playbook: p.parseString(v, "call"), Pos: nodePos(v)}
+		},
+		"wait":   func(_, v *yaml.Node) { is("wait"); s.Wait = p.parseWait(v) },
+		"set":    func(_, v *yaml.Node) { is("set"); s.Assignments = p.parseAssignments(v) },
+		"stop":   func(_, v *yaml.Node) { is("stop"); s.Stop = p.parseStop(v) },
+		"reason": func(_, v *yaml.Node) { r.stopReason = p.parseTemplate(v) },
 		"on_timeout": func(_, v *yaml.Node) {
 			if r.approval.OnTimeout = p.parseString(v, "on_timeout"); r.approval.OnTimeout != "deny" {
 				p.errorf(nodePos(v), "value", "write `on_timeout: deny`", "`on_timeout` can only be `deny`: silence permits nothing")

@@ -115,7 +115,7 @@ func (l *loader) addWarning(book *Playbook, pos Pos, code, hint, message string)
 // PlaybookOverlap is two playbooks that may match one incident and both contain.
 type PlaybookOverlap struct {
 	First, Second *Program // First runs; Second if First is refused or fails before it contains anything
-	Reason           string
+	Reason        string
 }
 
 // FindOverlaps finds the pairs of playbooks that may match one incident and both contain, where at least one is a user's. It

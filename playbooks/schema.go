@@ -33,7 +33,7 @@ func PlaybookSchema(catalogue Catalog) any {
 }
 
 type schemaBuilder struct {
-	catalog Catalog
+	catalog   Catalog
 	reflector *jsonschema.Reflector
 }
 

@@ -75,7 +75,7 @@ func (p *Program) mayMatchLater(incident Incident) bool {
 // incidentFieldVisitor finds which fields of the incident an expression reads.
 type incidentFieldVisitor struct {
 	incidentReads, fieldReads int // uses of `incident`, and those of them that read one field
-	readsEnrichedField      bool
+	readsEnrichedField        bool
 }
 
 // Visit looks at one node.
@@ -141,7 +141,7 @@ type SelectionResult struct {
 	*Program
 	// Selected: it starts now.
 	Selected bool
-	Reason    string
+	Reason   string
 	// IsFallback: it matches and contains, and starts if those before it are refused or fail before they contain anything.
 	IsFallback bool
 	// WaitsForEnrichment: it is a shipped playbook that contains, and a user's may still match once the incident is enriched.

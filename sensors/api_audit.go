@@ -7,7 +7,7 @@ type Audit struct {
 	// User is who asked, and Impersonated as whom they acted, if as somebody else.
 	User               string   `json:"user,omitempty" expr:"user"`
 	Groups             []string `json:"groups,omitempty" expr:"groups"`
-	ImpersonatedUser       string   `json:"impersonated,omitempty" expr:"impersonated"`
+	ImpersonatedUser   string   `json:"impersonated,omitempty" expr:"impersonated"`
 	ImpersonatedGroups []string `json:"impersonated_groups,omitempty" expr:"impersonated_groups"`
 	// ServiceAccount is set if the user is one.
 	ServiceAccount AuditServiceAccount `json:"service_account,omitzero" expr:"service_account"`
@@ -15,14 +15,14 @@ type Audit struct {
 	FromPod     string `json:"from_pod,omitempty" expr:"from_pod"`
 	FromPodUID  string `json:"from_pod_uid,omitempty" expr:"from_pod_uid"`
 	FromNode    string `json:"from_node,omitempty" expr:"from_node"`
-	APIGroup       string `json:"group,omitempty" expr:"group"` // the API group; "" is the core's
+	APIGroup    string `json:"group,omitempty" expr:"group"` // the API group; "" is the core's
 	Resource    string `json:"resource,omitempty" expr:"resource"`
 	Subresource string `json:"subresource,omitempty" expr:"subresource"`
 	Namespace   string `json:"namespace,omitempty" expr:"namespace"`
 	Name        string `json:"name,omitempty" expr:"name"` // "" for a list, or where the API server made the name up
 	UID         string `json:"uid,omitempty" expr:"uid"`
 	Path        string `json:"path,omitempty" expr:"path"` // the URL's path, without its query
-	StatusCode        int    `json:"code,omitempty" expr:"code"` // the answer's HTTP status
+	StatusCode  int    `json:"code,omitempty" expr:"code"` // the answer's HTTP status
 	Decision    string `json:"decision,omitempty" expr:"decision"`
 	// DecisionReason names the binding that allowed it.
 	DecisionReason string   `json:"decision_reason,omitempty" expr:"decision_reason"`
@@ -39,8 +39,8 @@ type Audit struct {
 	FromOutsideCluster bool `json:"outside,omitempty" expr:"outside"`
 	// RecentSecretReads and RecentDenied are how many secrets the user read within minutes, and how many different requests
 	// were denied to them. Who remembers sets them.
-	RecentSecretReads int `json:"recent_secrets,omitempty" expr:"recent_secrets"`
-	RecentDeniedRequests  int `json:"recent_denied,omitempty" expr:"recent_denied"`
+	RecentSecretReads    int `json:"recent_secrets,omitempty" expr:"recent_secrets"`
+	RecentDeniedRequests int `json:"recent_denied,omitempty" expr:"recent_denied"`
 
 	Exec    AuditExec    `json:"exec,omitzero" expr:"exec"`       // pods/exec, pods/attach
 	Pod     AuditPod     `json:"pod,omitzero" expr:"pod"`         // a pod, a pod's template or an ephemeral container in the request
@@ -108,39 +108,39 @@ type AuditRole struct {
 
 // AuditToken is a token that was asked for.
 type AuditToken struct {
-	Audiences []string `json:"audiences,omitempty" expr:"audiences"`
-	ExpirationSeconds   int64    `json:"seconds,omitempty" expr:"seconds"`
-	BoundTo   string   `json:"bound_to,omitempty" expr:"bound_to"` // "Pod/web-1"
+	Audiences         []string `json:"audiences,omitempty" expr:"audiences"`
+	ExpirationSeconds int64    `json:"seconds,omitempty" expr:"seconds"`
+	BoundTo           string   `json:"bound_to,omitempty" expr:"bound_to"` // "Pod/web-1"
 }
 
 // AuditWebhook is what an admission webhook's configuration in a request says.
 type AuditWebhook struct {
-	ExternalURLs   []string `json:"urls,omitempty" expr:"urls"` // outside of the cluster
+	ExternalURLs    []string `json:"urls,omitempty" expr:"urls"` // outside of the cluster
 	IgnoresFailures bool     `json:"ignore,omitempty" expr:"ignore"`
 }
 
 // Cloud is a call to a cloud's API. It holds the facts below and nothing else of the request: no key, no password.
 type Cloud struct {
-	Provider string `json:"provider,omitempty" expr:"provider"` // "aws"
-	Service  string `json:"service,omitempty" expr:"service"`   // "iam.amazonaws.com"
-	EventName    string `json:"event,omitempty" expr:"event"`       // "CreateAccessKey"
-	Region   string `json:"region,omitempty" expr:"region"`
-	Account  string `json:"account,omitempty" expr:"account"`
+	Provider  string `json:"provider,omitempty" expr:"provider"` // "aws"
+	Service   string `json:"service,omitempty" expr:"service"`   // "iam.amazonaws.com"
+	EventName string `json:"event,omitempty" expr:"event"`       // "CreateAccessKey"
+	Region    string `json:"region,omitempty" expr:"region"`
+	Account   string `json:"account,omitempty" expr:"account"`
 	// Principal is the ARN of who called; PrincipalID is never reused, its ARN may be.
 	Principal     string `json:"principal,omitempty" expr:"principal"`
 	PrincipalID   string `json:"principal_id,omitempty" expr:"principal_id"`
 	PrincipalType string `json:"principal_type,omitempty" expr:"principal_type"` // "AssumedRole", "IAMUser", "Root", "AWSService", …
 	// Role and RoleID are those that the principal assumed, and Session the name of its session.
-	Role    string `json:"role,omitempty" expr:"role"`
-	RoleID  string `json:"role_id,omitempty" expr:"role_id"`
+	Role        string `json:"role,omitempty" expr:"role"`
+	RoleID      string `json:"role_id,omitempty" expr:"role_id"`
 	SessionName string `json:"session,omitempty" expr:"session"`
 	// AccessKeyID is the id of the key, which is no secret; "ASIA…" is a session's.
 	AccessKeyID string `json:"access_key,omitempty" expr:"access_key"`
-	SourceIP  string `json:"source_ip,omitempty" expr:"source_ip"` // an address, or the name of an AWS service
-	UserAgent string `json:"user_agent,omitempty" expr:"user_agent"`
-	ErrorCode     string `json:"error,omitempty" expr:"error"` // the code: "AccessDenied"
-	ReadOnly  bool   `json:"read_only,omitempty" expr:"read_only"`
-	MFA       bool   `json:"mfa,omitempty" expr:"mfa"`
+	SourceIP    string `json:"source_ip,omitempty" expr:"source_ip"` // an address, or the name of an AWS service
+	UserAgent   string `json:"user_agent,omitempty" expr:"user_agent"`
+	ErrorCode   string `json:"error,omitempty" expr:"error"` // the code: "AccessDenied"
+	ReadOnly    bool   `json:"read_only,omitempty" expr:"read_only"`
+	MFA         bool   `json:"mfa,omitempty" expr:"mfa"`
 	// Resources are the ARNs and names that it was about.
 	Resources []string `json:"resources,omitempty" expr:"resources"`
 	// TargetPrincipal is whom a request about people and roles was about: a user, a role, a policy.
@@ -156,6 +156,6 @@ type Cloud struct {
 	FromOutsideCluster bool `json:"outside,omitempty" expr:"outside"`
 	// RecentReads and RecentDenied are how many objects and secrets the principal read within minutes, and how many
 	// different calls were denied to it. Who remembers sets them.
-	RecentReads  int `json:"recent_reads,omitempty" expr:"recent_reads"`
+	RecentReads       int `json:"recent_reads,omitempty" expr:"recent_reads"`
 	RecentDeniedCalls int `json:"recent_denied,omitempty" expr:"recent_denied"`
 }

@@ -19,30 +19,30 @@ type Kind string
 
 // The kinds of event that the node's own sensor produces.
 const (
-	KindExec      Kind = "exec"         // a program was executed
-	KindExit      Kind = "exit"         // a process ended
-	KindConnect   Kind = "connect"      // an outgoing TCP connection was attempted
-	KindFileOpen      Kind = "open"         // a sensitive file was opened
-	KindFileDelete    Kind = "delete"       // a sensitive file was deleted, renamed or cut
-	KindChmod     Kind = "chmod"        // a file got a set-uid or set-gid bit, or capabilities
-	KindUnixConnect      Kind = "unix-connect" // a connection to a Unix socket of a sensitive name; File is the socket
-	KindListen    Kind = "listen"       // a socket began to wait for connections; Network.Port is where
-	KindDNS       Kind = "dns"          // a name was asked for over UDP; Network.Domain
-	KindRawSocket Kind = "raw-socket"   // a socket that sends packets of its own making was opened
-	KindMount     Kind = "mount"        // mount, move_mount, pivot_root and their like
+	KindExec            Kind = "exec"         // a program was executed
+	KindExit            Kind = "exit"         // a process ended
+	KindConnect         Kind = "connect"      // an outgoing TCP connection was attempted
+	KindFileOpen        Kind = "open"         // a sensitive file was opened
+	KindFileDelete      Kind = "delete"       // a sensitive file was deleted, renamed or cut
+	KindChmod           Kind = "chmod"        // a file got a set-uid or set-gid bit, or capabilities
+	KindUnixConnect     Kind = "unix-connect" // a connection to a Unix socket of a sensitive name; File is the socket
+	KindListen          Kind = "listen"       // a socket began to wait for connections; Network.Port is where
+	KindDNS             Kind = "dns"          // a name was asked for over UDP; Network.Domain
+	KindRawSocket       Kind = "raw-socket"   // a socket that sends packets of its own making was opened
+	KindMount           Kind = "mount"        // mount, move_mount, pivot_root and their like
 	KindNamespaceChange Kind = "namespace"    // setns, unshare
-	KindProcessTrace     Kind = "trace"        // another process was attached to, written or read
-	KindBPF       Kind = "bpf"          // bpf() was called
-	KindIOUring     Kind = "io-uring"     // an io_uring was set up
+	KindProcessTrace    Kind = "trace"        // another process was attached to, written or read
+	KindBPF             Kind = "bpf"          // bpf() was called
+	KindIOUring         Kind = "io-uring"     // an io_uring was set up
 	KindKernelModule    Kind = "module"       // a kernel module was loaded or removed
-	KindProcessBurst     Kind = "burst"        // a container made unusually many processes; Count is how many
+	KindProcessBurst    Kind = "burst"        // a container made unusually many processes; Count is how many
 )
 
 // The kinds of event that come from elsewhere.
 const (
-	KindKubernetesAudit  Kind = "audit"  // a request to the Kubernetes API
-	KindCloudAPICall  Kind = "cloud"  // a call to a cloud's API
-	KindSensorHealth Kind = "health" // something about the telemetry itself: what is lost, late or silent
+	KindKubernetesAudit Kind = "audit"  // a request to the Kubernetes API
+	KindCloudAPICall    Kind = "cloud"  // a call to a cloud's API
+	KindSensorHealth    Kind = "health" // something about the telemetry itself: what is lost, late or silent
 )
 
 // Subject is something that is no container and yet may have an incident.
@@ -76,7 +76,7 @@ type Event struct {
 	Container Container `json:"container,omitzero" expr:"container"`
 	File      File      `json:"file,omitzero" expr:"file"`            // KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindMount
 	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
-	Syscall      Syscall      `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
+	Syscall   Syscall   `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
 	Baseline  Baseline  `json:"baseline,omitzero" expr:"baseline"`    // how usual this is for the image
 	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
 	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
@@ -142,7 +142,7 @@ type Ancestor struct {
 
 // File is a file that was opened.
 type File struct {
-	Path  string `json:"path,omitempty" expr:"path"` // resolved by the kernel
+	Path           string `json:"path,omitempty" expr:"path"` // resolved by the kernel
 	OpenedForWrite bool   `json:"write,omitempty" expr:"write"`
 	// SensitiveClass names the class of the file: "service-account-token", "shadow", "cloud-credentials", "private-key",
 	// "process-environment", "process-memory", "kernel-escape", "runtime-socket", "log", "history", …

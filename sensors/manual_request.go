@@ -13,7 +13,7 @@ const KindManualRequest Kind = "requested"
 // playbook of the library, has it.
 const (
 	RuleManualRequest      = "requested-by-a-person"
-	SourceManualRequest       = "person"
+	SourceManualRequest    = "person"
 	ObjectiveManualRequest = Objective("requested-by-a-person")
 )
 
@@ -23,12 +23,12 @@ const ActorPersonPrefix = "person:"
 // ManualRequest is what a person asked to be done to the target of a detection. Only the gateway that proved who they are
 // makes one: a detection that brings it along is refused.
 type ManualRequest struct {
-	Person string `json:"person" expr:"person"`
+	Person          string `json:"person" expr:"person"`
 	AuthenticatedBy string `json:"proved" expr:"proved"` // how: "uid 1000 on the local socket"
-	Reason string `json:"reason" expr:"reason"`
+	Reason          string `json:"reason" expr:"reason"`
 	// Action and For are a containment's; Playbook is the name of a playbook. One of them is set.
 	Action   string        `json:"action,omitempty" expr:"action"`
-	Duration      time.Duration `json:"for,omitempty" expr:"for"`
+	Duration time.Duration `json:"for,omitempty" expr:"for"`
 	Playbook string        `json:"playbook,omitempty" expr:"playbook"`
 }
 

@@ -11,7 +11,7 @@ import (
 const (
 	maxLabelKeyBytes   = 253 + 1 + 63 // as Kubernetes bounds it
 	maxLabelValueBytes = 63
-	maxLabels     = 64
+	maxLabels          = 64
 	maxMetadataBytes   = 16 << 10 // keys and values of one map together, in bytes
 )
 

@@ -6,8 +6,8 @@ import (
 )
 
 var (
-	generatedPodName = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
-	statefulSetPodName   = regexp.MustCompile(`^(.+)-\d+$`)
+	generatedPodName   = regexp.MustCompile(`^(.+)-[bcdfghjklmnpqrstvwxz2456789]{5}$`)
+	statefulSetPodName = regexp.MustCompile(`^(.+)-\d+$`)
 )
 
 // InferWorkload tells from a pod's name and labels alone what owns it: controllers put their mark on both. It is what

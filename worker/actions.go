@@ -15,31 +15,33 @@ import (
 	"stanch/playbooks"
 )
 
-// Parts are what actions act on. The zero value acts on nothing: its actions still tell their specs.
-type Parts struct {
-	Nodes   activities.NodeClient
-	Kube    kubernetes.Interface // nil without a cluster
-	Account *aws.Account         // nil without an account
-	Desk    activities.Notifier    // nil without a chat
-	Outside Outside              // the zero value tells nobody
-	Log     *slog.Logger         // nil is the default
+// Deps are what actions act on. The zero value acts on nothing: its actions still tell their specs.
+type Deps struct {
+	NodeClient       activities.NodeClient
+	KubeClient       kubernetes.Interface // nil without a cluster
+	Account          *aws.Account         // nil without an account
+	Notifier         activities.Notifier  // nil without a chat
+	ExternalServices ExternalServices     // the zero value tells nobody
+	Log              *slog.Logger         // nil is the default
 }
 
-// Actions gives every action.
-func Actions(p Parts) []activities.Action {
-	return append(append(append(kube.Actions(p.Kube), aws.Actions(p.Account, p.Kube)...), p.Outside.actions()...),
-		&node.IsolateAction{NodeClient: p.Nodes, KubeClient: p.Kube},
-		&node.FreezeAction{NodeClient: p.Nodes},
-		&node.SnapshotAction{NodeClient: p.Nodes},
+// AllActions gives every action.
+func AllActions(p Deps) []activities.Action {
+	return append(append(append(kube.Actions(p.KubeClient), aws.Actions(p.Account, p.KubeClient)...), p.ExternalServices.newActions()...),
+		&node.IsolateAction{NodeClient: p.NodeClient, KubeClient: p.KubeClient},
+		&node.FreezeAction{NodeClient: p.NodeClient},
+		&node.SnapshotAction{NodeClient: p.NodeClient},
 		&notify.LogAction{Logger: cmp.Or(p.Log, slog.Default())},
-		&view.NotifyAction{Notifier: p.Desk},
+		&view.NotifyAction{Notifier: p.Notifier},
 	)
 }
 
-// Catalogue is the specs of every action.
-func Catalogue() playbooks.Catalog {
-	return ActionSet().Catalog()
+// ActionCatalog is the specs of every action.
+func ActionCatalog() playbooks.Catalog {
+	return DocumentationActivities().Catalog()
 }
 
-// ActionSet is every action without anything to act on: for documentation.
-func ActionSet() *activities.Activities { return activities.NewActivities(Actions(Parts{})...) }
+// DocumentationActivities is every action without anything to act on: for documentation.
+func DocumentationActivities() *activities.Activities {
+	return activities.NewActivities(AllActions(Deps{})...)
+}

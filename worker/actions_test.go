@@ -10,7 +10,7 @@ import (
 
 func TestEveryReversibleActionSaysWhatEndsIt(t *testing.T) {
 	reversible := 0
-	for _, action := range worker.Actions(worker.Parts{}) {
+	for _, action := range worker.AllActions(worker.Deps{}) {
 		if spec := action.Spec(); spec.Reversible {
 			reversible++
 			require.NotEmpty(t, spec.EndMechanism.String(), spec.Name)

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	archiveEvery = 3 * time.Minute
-	// archiveRound bounds one round: what it does not get to is the next one's.
-	archiveRound = time.Minute
-	archiveMost  = 200
+	archiveInterval = 3 * time.Minute
+	// archiveRoundTimeout bounds one round: what it does not get to is the next one's.
+	archiveRoundTimeout = time.Minute
+	maxArchivesPerRound = 200
 )
 
 // archiveClosed exports closed incidents beside everything else, at the start and every few minutes.
@@ -26,10 +26,10 @@ func (w *Worker) archiveClosed(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	w.closers = append(w.closers, func() { cancel(); <-done })
-	a := w.auditor()
+	a := w.newAuditor()
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(archiveEvery)
+		tick := time.NewTicker(archiveInterval)
 		defer tick.Stop()
 		for {
 			if n, err := a.ArchiveClosed(ctx, w.Authority); err != nil && ctx.Err() == nil {
@@ -50,27 +50,27 @@ func (w *Worker) archiveClosed(ctx context.Context) {
 // past one that fails, and tells how many it archived. What could not be archived before comes last, so that some that
 // never can keep no other from it.
 func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, archiveRound)
+	ctx, cancel := context.WithTimeout(ctx, archiveRoundTimeout)
 	defer cancel()
-	closed, err := a.closed(ctx)
+	closed, err := a.listUnarchivedClosed(ctx)
 	if err != nil {
 		return 0, err
 	}
 	done, failures := 0, error(nil)
-	for _, id := range a.line.order(closed) {
-		if done >= archiveMost || ctx.Err() != nil {
+	for _, id := range a.archiveQueue.orderByLastAttempt(closed) {
+		if done >= maxArchivesPerRound || ctx.Err() != nil {
 			break
 		}
-		runs, err := a.Collect.Collect(ctx, id)
-		a.line.tried(id)
-		if err == nil && (!whole(runs) || !archive.Closed(runs)) {
+		runs, err := a.HistoryExporter.Export(ctx, id)
+		a.archiveQueue.recordAttempt(id)
+		if err == nil && (!includesIncidentRun(runs) || !archive.AllRunsClosed(runs)) {
 			continue // a lease still holds: later
 		}
 		if err == nil {
 			err = a.Archive.Write(id, runs, signer, time.Now())
 		}
 		if err == nil {
-			err = a.noteArchive(id)
+			err = a.recordArchiveInManifest(id)
 		}
 		if err != nil {
 			failures = fmt.Errorf("archive %s: %w", id, err)
@@ -81,46 +81,46 @@ func (a *Auditor) ArchiveClosed(ctx context.Context, signer archive.Signer) (int
 	return done, failures
 }
 
-// queue remembers which incidents were tried and are still to be archived, and in which order.
-type queue struct {
-	last map[string]int // the number of its last try
-	n    int
+// archiveQueue remembers which incidents were tried and are still to be archived, and in which order.
+type archiveQueue struct {
+	lastAttempt  map[string]int // the number of its last try
+	attemptCount int
 }
 
-// order puts those that were never tried first, as they come, and then those that were tried the longest ago.
-func (q *queue) order(ids []string) []string {
+// orderByLastAttempt puts those that were never tried first, as they come, and then those that were tried the longest ago.
+func (q *archiveQueue) orderByLastAttempt(ids []string) []string {
 	still := map[string]int{}
 	for _, id := range ids {
-		if n := q.last[id]; n > 0 {
+		if n := q.lastAttempt[id]; n > 0 {
 			still[id] = n
 		}
 	}
-	q.last = still
+	q.lastAttempt = still
 	ids = slices.Clone(ids)
 	slices.SortStableFunc(ids, func(a, b string) int { return still[a] - still[b] })
 	return ids
 }
 
-func (q *queue) tried(id string) {
-	q.n++
-	q.last[id] = q.n
+func (q *archiveQueue) recordAttempt(id string) {
+	q.attemptCount++
+	q.lastAttempt[id] = q.attemptCount
 }
 
-// noteArchive enters an archive's hash into the incident's manifest, where the chain holds it.
-func (a *Auditor) noteArchive(incident string) error {
-	sum, err := a.Archive.Sum(incident)
+// recordArchiveInManifest enters an archive's hash into the incident's manifest, where the chain holds it.
+func (a *Auditor) recordArchiveInManifest(incident string) error {
+	sum, err := a.Archive.FileSHA256(incident)
 	if err == nil {
 		_, err = a.Evidence.Append(incident, activities.EntryKindArchive, activities.AuditRecord{Action: "archive", SHA256: sum})
 	}
 	return err //nolint:wrapcheck // the caller says which incident's
 }
 
-// closed lists the incidents that have closed and are not archived, the oldest first: their retention ends first.
-func (a *Auditor) closed(ctx context.Context) ([]string, error) {
+// listUnarchivedClosed lists the incidents that have closed and are not archived, the oldest first: their retention ends first.
+func (a *Auditor) listUnarchivedClosed(ctx context.Context) ([]string, error) {
 	var out []string
 	var token []byte
 	for {
-		page, err := a.Collect.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+		page, err := a.HistoryExporter.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
 			Query: "WorkflowType = 'Incident' AND ExecutionStatus != 'Running' AND ExecutionStatus != 'ContinuedAsNew'", PageSize: 200, NextPageToken: token,
 		})
 		if err != nil {
@@ -129,7 +129,7 @@ func (a *Auditor) closed(ctx context.Context) ([]string, error) {
 		for _, w := range page.GetExecutions() {
 			var id string
 			payload := w.GetSearchAttributes().GetIndexedFields()[workflows.IncidentSearchAttribute]
-			if payload != nil && converter.GetDefaultDataConverter().FromPayload(payload, &id) == nil && id != "" && !a.Archive.Has(id) {
+			if payload != nil && converter.GetDefaultDataConverter().FromPayload(payload, &id) == nil && id != "" && !a.Archive.Exists(id) {
 				out = append(out, id)
 			}
 		}

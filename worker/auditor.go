@@ -21,14 +21,14 @@ import (
 
 // Auditor tells and verifies stories: from Temporal, and from the archive once Temporal no longer has an incident.
 type Auditor struct {
-	// Collect gets histories from Temporal; nil reads the archive alone.
-	Collect   *archive.Collector
-	Archive   archive.Store
-	Converter converter.DataConverter
-	Keys      attestation.Keyring
-	Catalogue playbooks.Catalog
-	Evidence  *activities.EvidenceStore
-	line      queue // of ArchiveClosed, which is called by one at a time
+	// HistoryExporter gets histories from Temporal; nil reads the archive alone.
+	HistoryExporter *archive.HistoryExporter
+	Archive         archive.Store
+	Converter       converter.DataConverter
+	Keyring         attestation.Keyring
+	Catalog         playbooks.Catalog
+	Evidence        *activities.EvidenceStore
+	archiveQueue    archiveQueue // of ArchiveClosed, which is called by one at a time
 }
 
 // OpenAuditor reads the archive of a data directory without a running Stanch.
@@ -38,99 +38,99 @@ func OpenAuditor(dir string) (*Auditor, error) {
 			return nil, fmt.Errorf("find the keys to read the archive with: %w", err)
 		}
 	}
-	c, err := PayloadCodec(filepath.Join(dir, "keys"))
+	c, err := OpenPayloadCodec(filepath.Join(dir, "keys"))
 	if err != nil {
 		return nil, err
 	}
-	auth, err := authority.Read(filepath.Join(dir, "keys"))
+	auth, err := authority.OpenExisting(filepath.Join(dir, "keys"))
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it names the file
 	}
 	return &Auditor{
-		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.Converter(), Keys: auth.Keys(), Catalogue: Catalogue(),
+		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keys(), Catalog: ActionCatalog(),
 		Evidence: &activities.EvidenceStore{Dir: filepath.Join(dir, "evidence")},
 	}, nil
 }
 
-// auditor is the running worker's.
-func (w *Worker) auditor() *Auditor {
+// newAuditor is the running worker's.
+func (w *Worker) newAuditor() *Auditor {
 	return &Auditor{
-		Collect: &archive.Collector{Temporal: w.Client, Converter: w.converter()}, Archive: archive.Store{Dir: filepath.Join(w.Dir, "archive")},
-		Converter: w.converter(), Keys: w.Authority.Keys(), Catalogue: w.Set.Catalog(), Evidence: w.Set.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter: w.dataConverter(), Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
 }
 
-func (w *Worker) converter() converter.DataConverter {
-	if w.Converter == nil {
+func (w *Worker) dataConverter() converter.DataConverter {
+	if w.DataConverter == nil {
 		return converter.GetDefaultDataConverter()
 	}
-	return w.Converter
+	return w.DataConverter
 }
 
-// ErrNoIncident says that no source of incidents has one.
-var ErrNoIncident = errors.New("it is not known; `stanch incidents` lists what there is")
+// ErrUnknownIncident says that no source of incidents has one.
+var ErrUnknownIncident = errors.New("it is not known; `stanch incidents` lists what there is")
 
-// runs gives an incident's histories from where they are. Differences are the archive's own.
-func (a *Auditor) runs(ctx context.Context, incident string, both bool) (live, archived []audit.Run, differences []audit.Difference, err error) {
-	if a.Collect != nil {
-		if live, err = a.Collect.Collect(ctx, incident); err != nil {
+// loadRuns gives an incident's histories from where they are. Differences are the archive's own.
+func (a *Auditor) loadRuns(ctx context.Context, incident string, both bool) (live, archived []audit.WorkflowRun, differences []audit.Difference, err error) {
+	if a.HistoryExporter != nil {
+		if live, err = a.HistoryExporter.Export(ctx, incident); err != nil {
 			return nil, nil, nil, err //nolint:wrapcheck // it says what was done
 		}
 	}
-	if whole(live) && !both {
+	if includesIncidentRun(live) && !both {
 		return live, nil, nil, nil
 	}
-	kept, err := a.Archive.Read(incident, a.Keys)
-	if errors.Is(err, archive.ErrNone) {
+	kept, err := a.Archive.Read(incident, a.Keyring)
+	if errors.Is(err, archive.ErrNotFound) {
 		if len(live) == 0 {
-			return nil, nil, nil, fmt.Errorf("incident %s: %w", incident, ErrNoIncident)
+			return nil, nil, nil, fmt.Errorf("incident %s: %w", incident, ErrUnknownIncident)
 		}
 		return live, nil, nil, nil
 	}
 	if err != nil {
 		// A damaged archive is a difference and hides nothing of what Temporal still has.
-		if !whole(live) {
+		if !includesIncidentRun(live) {
 			return nil, nil, nil, err //nolint:wrapcheck // it names the file
 		}
-		return live, nil, []audit.Difference{{What: err.Error()}}, nil
+		return live, nil, []audit.Difference{{Description: err.Error()}}, nil
 	}
 	return live, kept.Runs, kept.Differences, nil
 }
 
-// whole tells whether Temporal still has the incident itself and not only some lease of it.
-func whole(runs []audit.Run) bool {
+// includesIncidentRun tells whether Temporal still has the incident itself and not only some lease of it.
+func includesIncidentRun(runs []audit.WorkflowRun) bool {
 	for _, r := range runs {
-		if r.Type == audit.TypeIncident {
+		if r.WorkflowType == audit.TypeIncident {
 			return true
 		}
 	}
 	return false
 }
 
-// options are what a story is told with.
-func (a *Auditor) options(incident, source string) audit.Options {
-	return audit.Options{Incident: incident, Converter: a.Converter, Keys: a.Keys, Catalogue: a.Catalogue, Source: source}
+// auditOptions are what a story is told with.
+func (a *Auditor) auditOptions(incident, source string) audit.Options {
+	return audit.Options{IncidentID: incident, DataConverter: a.Converter, Keyring: a.Keyring, Catalog: a.Catalog, HistorySource: source}
 }
 
 // Audit tells an incident's story, and verifies it if asked.
-func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audit.Story, error) {
-	live, archived, damaged, err := a.runs(ctx, incident, verify)
+func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audit.Timeline, error) {
+	live, archived, damaged, err := a.loadRuns(ctx, incident, verify)
 	if err != nil {
-		return audit.Story{}, err
+		return audit.Timeline{}, err
 	}
 	runs, source := live, "temporal"
-	if !whole(live) {
+	if !includesIncidentRun(live) {
 		runs, source = archived, "archive"
 	}
-	story, differences := audit.Check(runs, a.options(incident, source))
+	story, differences := audit.VerifyTimeline(runs, a.auditOptions(incident, source))
 	if !verify {
 		if source == "archive" {
 			story.Problems = append(story.Problems, damaged...)
 		}
 		return story, nil
 	}
-	report := &audit.VerifiedReport{Checked: []string{
-		fmt.Sprintf("%d histories with %d events: every payload decrypts, every attestation, vote, grant, token and receipt is signed by the authority and is about what it is used for", len(runs), events(runs)),
+	report := &audit.VerificationReport{Checked: []string{
+		fmt.Sprintf("%d histories with %d events: every payload decrypts, every attestation, vote, grant, token and receipt is signed by the authority and is about what it is used for", len(runs), countEvents(runs)),
 	}}
 	if story.Status == "closed" {
 		report.Checked = append(report.Checked, "the incident's stored summary against the histories")
@@ -144,7 +144,7 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 		report.Checked = append(report.Checked, "the archive against its signed statement (Temporal no longer has the incident)")
 	case archived != nil:
 		report.Checked = append(report.Checked, "the archive against its signed statement, and Temporal's histories against the archive")
-		report.Differences = append(report.Differences, archive.Compare(live, archived)...)
+		report.Differences = append(report.Differences, archive.CompareHistories(live, archived)...)
 	}
 	checked, differ := a.verifyEvidence(incident, story)
 	report.Checked = append(report.Checked, checked...)
@@ -153,20 +153,20 @@ func (a *Auditor) Audit(ctx context.Context, incident string, verify bool) (audi
 	if report.Differences == nil {
 		report.Differences = []audit.Difference{}
 	}
-	story.Verified = report
+	story.Verification = report
 	return story, nil
 }
 
-// Record makes a recording of an incident, ready to be written to a file.
-func (a *Auditor) Record(ctx context.Context, incident string, anonymise bool) ([]byte, error) {
-	live, archived, _, err := a.runs(ctx, incident, false)
+// BuildRecording makes a recording of an incident, ready to be written to a file.
+func (a *Auditor) BuildRecording(ctx context.Context, incident string, anonymise bool) ([]byte, error) {
+	live, archived, _, err := a.loadRuns(ctx, incident, false)
 	if err != nil {
 		return nil, err
 	}
-	if !whole(live) {
+	if !includesIncidentRun(live) {
 		live = archived
 	}
-	r, err := recorder.From(live, incident, a.Converter)
+	r, err := recorder.FromHistories(live, incident, a.Converter)
 	if err == nil && anonymise {
 		r, err = recording.Anonymize(r)
 	}
@@ -176,7 +176,7 @@ func (a *Auditor) Record(ctx context.Context, incident string, anonymise bool) (
 	return recording.Encode(r) //nolint:wrapcheck // it says what was done
 }
 
-func events(runs []audit.Run) int {
+func countEvents(runs []audit.WorkflowRun) int {
 	n := 0
 	for _, r := range runs {
 		n += len(r.Events)

@@ -14,16 +14,16 @@ import (
 
 // verifyEvidence compares each piece and each act that history names with the store, and the manifest with itself and
 // with the history. It says what it checked, and what differs.
-func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []string, out []audit.Difference) {
-	differ := func(ref audit.Ref, format string, args ...any) {
-		out = append(out, audit.Difference{What: fmt.Sprintf(format, args...), Ref: ref})
+func (a *Auditor) verifyEvidence(incident string, story audit.Timeline) (checked []string, out []audit.Difference) {
+	differ := func(ref audit.EventRef, format string, args ...any) {
+		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: ref})
 	}
-	lines, findings, err := a.Evidence.Verify(incident, a.Keys, "")
+	lines, findings, err := a.Evidence.Verify(incident, a.Keyring, "")
 	if err != nil {
-		differ(audit.Ref{}, "the evidence's manifest cannot be read: %v", err)
+		differ(audit.EventRef{}, "the evidence's manifest cannot be read: %v", err)
 	}
 	for _, f := range findings {
-		differ(audit.Ref{}, "evidence: %s", f)
+		differ(audit.EventRef{}, "evidence: %s", f)
 	}
 	key := func(ref playbooks.EvidenceRef) string { return ref.Action + " " + ref.Target + " " + ref.SHA256 }
 	var archived []string
@@ -40,35 +40,35 @@ func (a *Auditor) verifyEvidence(incident string, story audit.Story) (checked []
 			ref := *l.Entry.Evidence
 			inManifest[key(ref)] = true
 			if !inHistory[key(ref)] {
-				differ(audit.Ref{}, "line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)
+				differ(audit.EventRef{}, "line %d of the manifest names evidence %s with SHA-256 %s, and no history does", l.Number, ref.Name, ref.SHA256)
 			}
 		case l.Entry.Kind == activities.EntryKindArchive && l.Entry.AuditRecord != nil:
 			archived = append(archived, l.Entry.AuditRecord.SHA256)
 		}
 	}
 	if what := a.compareArchive(incident, archived); what != "" {
-		differ(audit.Ref{}, "%s", what)
+		differ(audit.EventRef{}, "%s", what)
 	}
-	m := &manifests{Auditor: a, lines: map[string]map[string]bool{incident: hashes(lines)}}
+	m := &manifestIndex{Auditor: a, provedLineHashes: map[string]map[string]bool{incident: provedHashes(lines)}}
 	for _, e := range story.Evidence {
 		switch {
 		case !inManifest[key(e.EvidenceRef)]:
-			differ(e.Ref, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
-		case e.ManifestEntryHash != "" && !m.has(incident, e.ManifestEntryHash):
-			differ(e.Ref, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.ManifestEntryHash)
+			differ(e.SourceEvent, "evidence %s with SHA-256 %s is not in the manifest", e.Name, e.SHA256)
+		case e.ManifestEntryHash != "" && !m.hasEntry(incident, e.ManifestEntryHash):
+			differ(e.SourceEvent, "the history says that evidence %s was entered into the manifest as line %s, which is not there", e.Name, e.ManifestEntryHash)
 		}
 		if _, err := a.Evidence.ReadArtifact(e.SHA256); err != nil {
-			differ(e.Ref, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
+			differ(e.SourceEvent, "evidence %s with SHA-256 %s: %v", e.Name, e.SHA256, err)
 		}
 	}
 	entered, unrecorded := 0, []string{}
-	for _, act := range story.Acts {
+	for _, act := range story.ManifestRecords {
 		switch {
-		case act.Entry == "":
-			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.What, act.Unrecorded))
+		case act.EntryHash == "":
+			unrecorded = append(unrecorded, fmt.Sprintf("%s (%s)", act.Description, act.UnrecordedReason))
 			continue
-		case !m.has(act.Incident, act.Entry):
-			differ(act.Ref, "the history says that %s was entered into the manifest of %s as line %s, which is not there: it was cut off or replaced", act.What, act.Incident, act.Entry)
+		case !m.hasEntry(act.IncidentID, act.EntryHash):
+			differ(act.SourceEvent, "the history says that %s was entered into the manifest of %s as line %s, which is not there: it was cut off or replaced", act.Description, act.IncidentID, act.EntryHash)
 		}
 		entered++
 	}
@@ -88,7 +88,7 @@ func (a *Auditor) compareArchive(incident string, archived []string) string {
 		return ""
 	}
 	said := strings.Join(archived, " or ")
-	switch sum, err := a.Archive.Sum(incident); {
+	switch sum, err := a.Archive.FileSHA256(incident); {
 	case errors.Is(err, fs.ErrNotExist):
 		return "the manifest names an archive that is not here: SHA-256 " + said
 	case err != nil:
@@ -99,24 +99,24 @@ func (a *Auditor) compareArchive(incident string, archived []string) string {
 	return ""
 }
 
-// manifests are those that an incident's acts stand in: a lease that it joined has its acts in another incident's.
-type manifests struct {
+// manifestIndex are those that an incident's acts stand in: a lease that it joined has its acts in another incident's.
+type manifestIndex struct {
 	*Auditor
-	lines map[string]map[string]bool // hashes of proved lines, by incident
+	provedLineHashes map[string]map[string]bool // hashes of proved lines, by incident
 }
 
-func (m *manifests) has(incident, entry string) bool {
-	if _, read := m.lines[incident]; !read {
-		lines, _, err := m.Evidence.Manifest(incident, m.Keys)
+func (m *manifestIndex) hasEntry(incident, entry string) bool {
+	if _, read := m.provedLineHashes[incident]; !read {
+		lines, _, err := m.Evidence.Manifest(incident, m.Keyring)
 		if err != nil {
 			lines = nil // then nothing of it can be shown to be there
 		}
-		m.lines[incident] = hashes(lines)
+		m.provedLineHashes[incident] = provedHashes(lines)
 	}
-	return m.lines[incident][entry]
+	return m.provedLineHashes[incident][entry]
 }
 
-func hashes(lines []activities.ManifestLine) map[string]bool {
+func provedHashes(lines []activities.ManifestLine) map[string]bool {
 	out := map[string]bool{}
 	for _, l := range lines {
 		if l.SignatureValid {

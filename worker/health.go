@@ -20,26 +20,26 @@ const sensorAccount = "stanch-sensor"
 // watchHealth makes detections of missing telemetry, and lets nodes renew their certificates.
 func (w *Worker) watchHealth(ctx context.Context) {
 	host, _ := os.Hostname()
-	w.name = fmt.Sprintf("%s@%s", rand.Text()[:8], host)
+	w.replicaName = fmt.Sprintf("%s@%s", rand.Text()[:8], host)
 	o := health.Options{
-		Intake: w.Intake, Elsewhere: health.Pollers{Temporal: w.Client, Self: w.name}, File: filepath.Join(w.Dir, "nodes.json"), Timing: w.Watch, Log: w.Log,
+		Ingester: w.Ingester, ReplicaChecker: health.TaskQueuePollers{Temporal: w.TemporalClient, OwnIdentity: w.replicaName}, StateFile: filepath.Join(w.DataDir, "nodes.json"), Timing: w.HealthTiming, Log: w.Log,
 	}
 	if w.PKI != nil {
-		o.Authority = w.PKI
-		w.Hub.Sign = func(_ context.Context, node string, csr []byte) ([]byte, error) {
-			if w.Config.Nodes.Refuses(node) {
+		o.CertificateAuthority = w.PKI
+		w.NodeServer.SignCSR = func(_ context.Context, node string, csr []byte) ([]byte, error) {
+			if w.Config.NodeLimits.IsRefused(node) {
 				return nil, fmt.Errorf("the configuration refuses the node %q", node)
 			}
-			return w.PKI.Sign(authority.RoleNode, node, csr)
+			return w.PKI.SignCSR(authority.RoleNode, node, csr)
 		}
 	}
-	if w.Kube != nil && w.Namespace != "" {
-		o.Cluster = &health.Kubernetes{Client: w.Kube, Namespace: w.Namespace, Selector: sensorSelector}
-		o.Memory = health.ConfigMap{Client: w.Kube, Namespace: w.Namespace}
+	if w.KubeClient != nil && w.Namespace != "" {
+		o.ClusterNodes = &health.KubernetesCluster{KubeClient: w.KubeClient, Namespace: w.Namespace, Selector: sensorSelector}
+		o.NodeRegistry = health.ConfigMapNodeRegistry{KubeClient: w.KubeClient, Namespace: w.Namespace}
 	}
-	w.Monitor = health.New(o)
-	w.Hub.Monitor = w.Monitor
+	w.HealthMonitor = health.NewMonitor(o)
+	w.NodeServer.Monitor = w.HealthMonitor
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) //nolint:gosec // a closer calls it
 	w.closers = append(w.closers, cancel)
-	go w.Monitor.Run(ctx)
+	go w.HealthMonitor.Run(ctx)
 }

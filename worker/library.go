@@ -18,8 +18,8 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/library"
 	"stanch/playbooks/testspec"
-	"stanch/sensors/diagnostic"
 	"stanch/sensors/attestation"
+	"stanch/sensors/diagnostic"
 	"stanch/worker/config"
 	"stanch/workflows/incident"
 	"stanch/workflows/playbook"
@@ -31,43 +31,43 @@ type Library struct {
 	// Authority signs what is selected, so that its approvals count as this installation's. Nil signs nothing.
 	Authority activities.Authority
 
-	config    *config.Config // nil: the playbooks were given and never change
-	catalogue playbooks.Catalog
+	config  *config.Config // nil: the playbooks were given and never change
+	catalog playbooks.Catalog
 
-	mu       sync.Mutex
-	programs []*playbooks.Program
-	problems diagnostic.Diagnostics
-	stamp    string            // of the folders' files, as they were read
-	valid    map[string][]byte // the last valid text of each file
-	known    bool              // valid has every file of the first load
+	mu                sync.Mutex
+	programs          []*playbooks.Program
+	problems          diagnostic.Diagnostics
+	filesStamp        string            // of the folders' files, as they were read
+	lastValidText     map[string][]byte // the last valid text of each file
+	firstLoadComplete bool              // valid has every file of the first load
 }
 
-// LibraryOf is a library of the playbooks given: simulation selects by the same code.
-func LibraryOf(authority activities.Authority, programs ...*playbooks.Program) *Library {
+// NewFixedLibrary is a library of the playbooks given: simulation selects by the same code.
+func NewFixedLibrary(authority activities.Authority, programs ...*playbooks.Program) *Library {
 	return &Library{Authority: authority, programs: programs}
 }
 
 // LoadLibrary loads the shipped playbooks that the configuration leaves on, and those of its folders. A user's playbook
 // replaces a shipped one of its name, or the one that it `replaces`.
 func LoadLibrary(c *config.Config, catalogue playbooks.Catalog) (*Library, diagnostic.Diagnostics, error) {
-	l := &Library{config: c, catalogue: catalogue, valid: map[string][]byte{}}
-	stamp, err := l.stampOf()
+	l := &Library{config: c, catalog: catalogue, lastValidText: map[string][]byte{}}
+	stamp, err := l.computeFilesStamp()
 	if err == nil {
-		err = l.load(stamp)
+		err = l.loadPlaybooks(stamp)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	l.known = true
+	l.firstLoadComplete = true
 	return l, l.problems, nil
 }
 
-// LoadBeside loads playbooks with those that a configuration uses: the shipped ones that it leaves on, and its folders.
+// LoadWithLibrary loads playbooks with those that a configuration uses: the shipped ones that it leaves on, and its folders.
 // A file that is given and lies in one of the folders counts once.
-func LoadBeside(c *config.Config, given []playbooks.SourceFile, catalogue playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
+func LoadWithLibrary(c *config.Config, given []playbooks.SourceFile, catalogue playbooks.Catalog) ([]*playbooks.Program, diagnostic.Diagnostics, error) {
 	sources, problems := shippedSources(c.Library)
 	l := &Library{config: c}
-	own, err := l.own()
+	own, err := l.readUserPlaybooks()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -87,7 +87,7 @@ func LoadBeside(c *config.Config, given []playbooks.SourceFile, catalogue playbo
 
 // shippedSources are the shipped playbooks that the configuration leaves on. One that only `call` runs is always there:
 // others need it.
-func shippedSources(c config.Library) ([]playbooks.SourceFile, diagnostic.Diagnostics) {
+func shippedSources(c config.LibrarySelection) ([]playbooks.SourceFile, diagnostic.Diagnostics) {
 	if c.Enabled != nil && !*c.Enabled {
 		return nil, nil
 	}
@@ -114,8 +114,8 @@ func shippedSources(c config.Library) ([]playbooks.SourceFile, diagnostic.Diagno
 	return out, problems.Sorted()
 }
 
-// files lists the playbooks of a folder, sorted. Hidden files are not among them: editors leave theirs beside what is edited.
-func files(dir string) ([]string, error) {
+// listPlaybookFiles lists the playbooks of a folder, sorted. Hidden files are not among them: editors leave theirs beside what is edited.
+func listPlaybookFiles(dir string) ([]string, error) {
 	found, err := fs.Glob(os.DirFS(dir), "*.yaml")
 	if err == nil {
 		_, err = os.Stat(dir)
@@ -126,11 +126,11 @@ func files(dir string) ([]string, error) {
 	return slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, ".") || strings.HasSuffix(f, testspec.TestFileSuffix) }), nil
 }
 
-// stampOf changes with the name, size or time of any file of the folders.
-func (l *Library) stampOf() (string, error) {
+// computeFilesStamp changes with the name, size or time of any file of the folders.
+func (l *Library) computeFilesStamp() (string, error) {
 	var b strings.Builder
 	for _, dir := range l.config.Playbooks {
-		found, err := files(dir)
+		found, err := listPlaybookFiles(dir)
 		if err != nil {
 			return "", err
 		}
@@ -148,42 +148,42 @@ func (l *Library) stampOf() (string, error) {
 	return b.String(), nil
 }
 
-// load reads every file. The caller holds the mutex, or is alone.
-func (l *Library) load(stamp string) error {
+// loadPlaybooks reads every file. The caller holds the mutex, or is alone.
+func (l *Library) loadPlaybooks(stamp string) error {
 	sources, problems := shippedSources(l.config.Library)
-	own, err := l.own()
+	own, err := l.readUserPlaybooks()
 	if err != nil {
 		return err
 	}
-	programs, found := playbooks.LoadPlaybooks(slices.Concat(sources, own), l.catalogue)
+	programs, found := playbooks.LoadPlaybooks(slices.Concat(sources, own), l.catalog)
 	// An edit that is not valid takes nothing out of force: what it was before goes on. A file that is gone has no version
 	// to go on with, also if it comes back.
-	maps.DeleteFunc(l.valid, func(file string, _ []byte) bool {
+	maps.DeleteFunc(l.lastValidText, func(file string, _ []byte) bool {
 		return !slices.ContainsFunc(own, func(s playbooks.SourceFile) bool { return s.File == file })
 	})
 	kept := slices.Clone(own)
 	for i, s := range own {
-		was := l.valid[s.File]
+		was := l.lastValidText[s.File]
 		if slices.ContainsFunc(found, func(d diagnostic.Diagnostic) bool { return d.File == s.File && d.Severity == "error" }) {
 			if was != nil {
 				kept[i].Content = was
 			}
 			continue
 		}
-		l.valid[s.File] = s.Content
+		l.lastValidText[s.File] = s.Content
 	}
-	if l.known {
-		programs, _ = playbooks.LoadPlaybooks(slices.Concat(sources, kept), l.catalogue)
+	if l.firstLoadComplete {
+		programs, _ = playbooks.LoadPlaybooks(slices.Concat(sources, kept), l.catalog)
 	}
-	l.programs, l.problems, l.stamp = programs, append(problems, found...), stamp
+	l.programs, l.problems, l.filesStamp = programs, append(problems, found...), stamp
 	return nil
 }
 
-// own reads the files of the configuration's folders.
-func (l *Library) own() ([]playbooks.SourceFile, error) {
+// readUserPlaybooks reads the files of the configuration's folders.
+func (l *Library) readUserPlaybooks() ([]playbooks.SourceFile, error) {
 	var own []playbooks.SourceFile
 	for _, dir := range l.config.Playbooks {
-		found, err := files(dir)
+		found, err := listPlaybookFiles(dir)
 		if err != nil {
 			return nil, err
 		}
@@ -198,26 +198,26 @@ func (l *Library) own() ([]playbooks.SourceFile, error) {
 	return own, nil
 }
 
-// Refresh takes over edits of the folders. It returns what is wrong with them if anything changed, and an error where the
+// Reload takes over edits of the folders. It returns what is wrong with them if anything changed, and an error where the
 // folders cannot be read: everything stays as it was then.
-func (l *Library) Refresh() (changed bool, problems diagnostic.Diagnostics, err error) {
+func (l *Library) Reload() (changed bool, problems diagnostic.Diagnostics, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.config == nil || len(l.config.Playbooks) == 0 {
 		return false, nil, nil
 	}
-	stamp, err := l.stampOf()
-	if err != nil || stamp == l.stamp {
+	stamp, err := l.computeFilesStamp()
+	if err != nil || stamp == l.filesStamp {
 		return false, nil, err
 	}
-	if err := l.load(stamp); err != nil {
+	if err := l.loadPlaybooks(stamp); err != nil {
 		return false, nil, err
 	}
 	return true, l.problems, nil
 }
 
-// Follow takes over edits until ctx ends, and logs what came of them.
-func (l *Library) Follow(ctx context.Context, every time.Duration, log *slog.Logger) {
+// ReloadPeriodically takes over edits until ctx ends, and logs what came of them.
+func (l *Library) ReloadPeriodically(ctx context.Context, every time.Duration, log *slog.Logger) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	unreadable := ""
@@ -227,12 +227,12 @@ func (l *Library) Follow(ctx context.Context, every time.Duration, log *slog.Log
 			return
 		case <-t.C:
 		}
-		changed, problems, err := l.Refresh()
+		changed, problems, err := l.Reload()
 		switch {
 		case err != nil && err.Error() != unreadable:
 			log.Error("the playbooks' folders cannot be read; the playbooks stay as they were", "error", err)
 		case changed:
-			LogProblems(log, problems, true)
+			LogPlaybookProblems(log, problems, true)
 			log.Info("playbooks reloaded", "playbooks", len(l.Programs()))
 		}
 		unreadable = ""
@@ -255,19 +255,19 @@ func (w *Worker) invalidPlaybooks() []string {
 	return out
 }
 
-// followLibrary takes over edits of playbooks until Close.
-func (w *Worker) followLibrary(ctx context.Context) {
+// watchLibrary takes over edits of playbooks until Close.
+func (w *Worker) watchLibrary(ctx context.Context) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	w.closers = append(w.closers, func() { cancel(); <-done })
 	go func() {
 		defer close(done)
-		w.Library.Follow(ctx, 2*time.Second, w.Log)
+		w.Library.ReloadPeriodically(ctx, 2*time.Second, w.Log)
 	}()
 }
 
-// LogProblems logs what is wrong with playbooks. again: they were edited, so the last valid version of each stays.
-func LogProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
+// LogPlaybookProblems logs what is wrong with playbooks. again: they were edited, so the last valid version of each stays.
+func LogPlaybookProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) {
 	for _, p := range problems {
 		switch {
 		case p.Severity != "error":
@@ -280,10 +280,10 @@ func LogProblems(log *slog.Logger, problems diagnostic.Diagnostics, again bool) 
 	}
 }
 
-// Match gives the playbooks that match an incident, in the order in which they come. It is a local activity: its result is
+// MatchPlaybooks gives the playbooks that match an incident, in the order in which they come. It is a local activity: its result is
 // recorded. Edits that nobody has taken over yet are taken over first.
-func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
-	_, _, err := l.Refresh()
+func (l *Library) MatchPlaybooks(_ context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error) {
+	_, _, err := l.Reload()
 	if err != nil && len(l.Programs()) == 0 {
 		return nil, errors.Join(errors.New("no playbook is loaded"), err)
 	}
@@ -300,7 +300,7 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 		}
 		if choice.Selected || choice.IsFallback {
 			selected.File, selected.Source, selected.Callees = p.File, p.SourceText, p.CalleeSources()
-			signed, err := l.sign(p)
+			signed, err := l.signPlaybookAuthorization(p)
 			if err != nil {
 				return nil, err
 			}
@@ -311,20 +311,20 @@ func (l *Library) Match(_ context.Context, in playbooks.Incident) ([]incident.Se
 	return out, nil
 }
 
-// sign signs that a playbook is one of this installation's.
-func (l *Library) sign(p *playbooks.Program) (*attestation.Envelope, error) {
+// signPlaybookAuthorization signs that a playbook is one of this installation's.
+func (l *Library) signPlaybookAuthorization(p *playbooks.Program) (*attestation.Envelope, error) {
 	if l.Authority == nil {
 		return nil, nil //nolint:nilnil // nothing is signed
 	}
-	signed, err := l.Authority.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: p.Name, SourceHash: p.Hash, ApproverHashes: asks(p), AuthorizedAt: time.Now()})
+	signed, err := l.Authority.Sign(attestation.PayloadTypePlaybookAuthorization, attestation.PlaybookAuthorization{Playbook: p.Name, SourceHash: p.Hash, ApproverHashes: approverHashes(p), AuthorizedAt: time.Now()})
 	if err != nil {
 		return nil, fmt.Errorf("sign the selection of %s: %w", p.Name, err)
 	}
 	return &signed, nil
 }
 
-// asks are the hashes of whom each approval of a playbook asks, and of those that it calls.
-func asks(p *playbooks.Program) []string {
+// approverHashes are the hashes of whom each approval of a playbook asks, and of those that it calls.
+func approverHashes(p *playbooks.Program) []string {
 	var out []string
 	for _, book := range append([]*playbooks.Program{p}, p.TransitiveCallees()...) {
 		book.WalkSteps(func(s *playbooks.Step) {

@@ -14,9 +14,9 @@ import (
 	"stanch/workflows/incident"
 )
 
-func selected(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.SelectedPlaybook {
+func matchByName(t *testing.T, l *worker.Library, in playbooks.Incident) map[string]incident.SelectedPlaybook {
 	t.Helper()
-	all, err := l.Match(t.Context(), in)
+	all, err := l.MatchPlaybooks(t.Context(), in)
 	require.NoError(t, err)
 	out := map[string]incident.SelectedPlaybook{}
 	for _, s := range all {
@@ -25,53 +25,53 @@ func selected(t *testing.T, l *worker.Library, in playbooks.Incident) map[string
 	return out
 }
 
-func write(t *testing.T, dir, name, text string) {
+func writePlaybook(t *testing.T, dir, name, text string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 }
 
-const mine = "playbook: mine\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
+const userPlaybook = "playbook: mine\ndescription: x\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1h\n"
 
 // A playbook is edited while Stanch runs: the next incident gets it, without a restart, and a mistake takes nothing away.
 func TestEditedPlaybooksAreInForceAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default()
 	c.Playbooks = []string{dir}
-	l, problems, err := worker.LoadLibrary(c, worker.Catalogue())
+	l, problems, err := worker.LoadLibrary(c, worker.ActionCatalog())
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
-	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelectedReason)
+	require.Empty(t, matchByName(t, l, mining)["cryptominer"].NotSelectedReason)
 
-	write(t, dir, "mine.yaml", mine)
-	got := selected(t, l, mining)
+	writePlaybook(t, dir, "mine.yaml", userPlaybook)
+	got := matchByName(t, l, mining)
 	require.Empty(t, got["mine"].NotSelectedReason)
 	require.Contains(t, got["cryptominer"].NotSelectedReason, "mine contains too and comes first")
 	require.True(t, got["cryptominer"].IsFallback)
 
-	write(t, dir, "mine.yaml", mine+"    nonsense: 1\n")
-	changed, problems, err := l.Refresh()
+	writePlaybook(t, dir, "mine.yaml", userPlaybook+"    nonsense: 1\n")
+	changed, problems, err := l.Reload()
 	require.NoError(t, err)
 	require.True(t, changed)
 	require.True(t, problems.HasErrors())
-	require.Equal(t, mine, string(selected(t, l, mining)["mine"].Source), "its last valid version stays in force")
+	require.Equal(t, userPlaybook, string(matchByName(t, l, mining)["mine"].Source), "its last valid version stays in force")
 	require.True(t, l.Problems().HasErrors())
 
-	write(t, dir, "mine.yaml", mine+"  - notify: log\n    with: { text: x }\n")
-	require.Contains(t, string(selected(t, l, mining)["mine"].Source), "notify: log")
+	writePlaybook(t, dir, "mine.yaml", userPlaybook+"  - notify: log\n    with: { text: x }\n")
+	require.Contains(t, string(matchByName(t, l, mining)["mine"].Source), "notify: log")
 	require.Empty(t, l.Problems())
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
-	require.NotContains(t, selected(t, l, mining), "mine")
-	require.Empty(t, selected(t, l, mining)["cryptominer"].NotSelectedReason)
+	require.NotContains(t, matchByName(t, l, mining), "mine")
+	require.Empty(t, matchByName(t, l, mining)["cryptominer"].NotSelectedReason)
 
 	// A folder that is gone is an accident: nothing is taken out of force.
-	write(t, dir, "mine.yaml", mine)
-	require.Contains(t, selected(t, l, mining), "mine")
+	writePlaybook(t, dir, "mine.yaml", userPlaybook)
+	require.Contains(t, matchByName(t, l, mining), "mine")
 	require.NoError(t, os.RemoveAll(dir))
-	_, _, err = l.Refresh()
+	_, _, err = l.Reload()
 	require.ErrorContains(t, err, "list playbooks in "+dir)
-	require.Contains(t, selected(t, l, mining), "mine")
+	require.Contains(t, matchByName(t, l, mining), "mine")
 }
 
 // What is deleted does not come back with the next mistake, and what an editor leaves beside a playbook stops no edit.
@@ -80,20 +80,20 @@ func TestADeletedPlaybookDoesNotComeBack(t *testing.T) {
 	c := config.Default()
 	c.Playbooks = []string{dir}
 	require.NoError(t, os.Symlink("ann@host.1:2", filepath.Join(dir, ".#mine.yaml"))) // as Emacs locks a file
-	write(t, dir, "mine.yaml", mine)
-	l, problems, err := worker.LoadLibrary(c, worker.Catalogue())
+	writePlaybook(t, dir, "mine.yaml", userPlaybook)
+	l, problems, err := worker.LoadLibrary(c, worker.ActionCatalog())
 	require.NoError(t, err)
 	require.Empty(t, problems)
 	mining := playbooks.Incident{Objective: "crypto-mining", Severity: "high", Confidence: 0.9}
-	require.Contains(t, selected(t, l, mining), "mine")
+	require.Contains(t, matchByName(t, l, mining), "mine")
 
 	require.NoError(t, os.Remove(filepath.Join(dir, "mine.yaml")))
-	require.NotContains(t, selected(t, l, mining), "mine")
-	write(t, dir, "mine.yaml", mine+"    nonsense: 1\n")
-	require.NotContains(t, selected(t, l, mining), "mine", "it has no valid version")
+	require.NotContains(t, matchByName(t, l, mining), "mine")
+	writePlaybook(t, dir, "mine.yaml", userPlaybook+"    nonsense: 1\n")
+	require.NotContains(t, matchByName(t, l, mining), "mine", "it has no valid version")
 
 	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600))
-	_, _, err = l.Refresh()
+	_, _, err = l.Reload()
 	require.ErrorContains(t, err, "pipe.yaml: not a regular file")
 }
 
@@ -102,12 +102,12 @@ func TestAUsersFolderNamedLibraryIsNotTheLibrary(t *testing.T) {
 	require.NoError(t, os.Mkdir("library", 0o700))
 	c := config.Default()
 	c.Playbooks = []string{"library"}
-	write(t, "library", "mine.yaml", mine)
-	l, _, err := worker.LoadLibrary(c, worker.Catalogue())
+	writePlaybook(t, "library", "mine.yaml", userPlaybook)
+	l, _, err := worker.LoadLibrary(c, worker.ActionCatalog())
 	require.NoError(t, err)
 	sources := map[string]string{}
 	for _, row := range worker.ListPlaybooks(l.Programs(), nil) {
-		sources[row.Playbook] = row.Source
+		sources[row.Playbook] = row.Origin
 	}
 	require.Equal(t, "user", sources["mine"])
 	require.Equal(t, "library", sources["cryptominer"])
@@ -117,20 +117,20 @@ func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
 	off := false
 	for _, c := range []struct {
 		name          string
-		library       config.Library
+		library       config.LibrarySelection
 		has, lacks    []string
 		problem, hint string
 	}{
-		{"all", config.Library{}, []string{"cryptominer", "reverse-shell", "hold-pods"}, nil, "", ""},
-		{"none", config.Library{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "hold-pods"}, "", ""},
-		{"except", config.Library{Except: []string{"cryptominer"}}, []string{"reverse-shell", "hold-pods"}, []string{"cryptominer"}, "", ""},
-		{"only, with those that it calls", config.Library{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "hold-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
-		{"a name that no playbook has", config.Library{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: no shipped playbook has the name `cryptominr`", "did you mean `cryptominer`?"},
+		{"all", config.LibrarySelection{}, []string{"cryptominer", "reverse-shell", "hold-pods"}, nil, "", ""},
+		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "hold-pods"}, "", ""},
+		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "hold-pods"}, []string{"cryptominer"}, "", ""},
+		{"only, with those that it calls", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "hold-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
+		{"a name that no playbook has", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: no shipped playbook has the name `cryptominr`", "did you mean `cryptominer`?"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config.Default()
 			conf.Library = c.library
-			l, problems, err := worker.LoadLibrary(conf, worker.Catalogue())
+			l, problems, err := worker.LoadLibrary(conf, worker.ActionCatalog())
 			require.NoError(t, err)
 			names := map[string]bool{}
 			for _, p := range l.Programs() {

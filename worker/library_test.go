@@ -14,7 +14,7 @@ import (
 
 // The library is checked against the real actions, as a worker does it.
 func TestTheShippedLibraryIsValid(t *testing.T) {
-	library, problems, err := worker.LoadLibrary(config.Default(), worker.Catalogue())
+	library, problems, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)
 	for _, p := range problems {
 		t.Error(p.String(), p.Hint)
@@ -24,7 +24,7 @@ func TestTheShippedLibraryIsValid(t *testing.T) {
 
 func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 	load := func(steps string) (messages []string) {
-		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.Catalogue())
+		_, problems := playbooks.LoadPlaybook("p.yaml", []byte("playbook: p\ndescription: x\nmatch: { objective: credential-access }\nsteps:\n"+steps), worker.ActionCatalog())
 		for _, p := range problems {
 			messages = append(messages, p.Message)
 		}
@@ -39,7 +39,7 @@ func TestEvidenceOfThePodCountsForItsRole(t *testing.T) {
 
 // Every incident that Stanch makes is somebody's business, and none is contained by two playbooks of the library.
 func TestAnIncidentIsOnePlaybooksBusiness(t *testing.T) {
-	library, _, err := worker.LoadLibrary(config.Default(), worker.Catalogue())
+	library, _, err := worker.LoadLibrary(config.Default(), worker.ActionCatalog())
 	require.NoError(t, err)
 	contains := map[string]bool{}
 	for _, p := range library.Programs() {

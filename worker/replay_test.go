@@ -22,9 +22,9 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// replayer runs this version's workflow code against histories that earlier versions wrote. A lease outlives an
+// newReplayer runs this version's workflow code against histories that earlier versions wrote. A lease outlives an
 // upgrade: what fails here would leave one stuck.
-func replayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor) sdkworker.WorkflowReplayer {
+func newReplayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor) sdkworker.WorkflowReplayer {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "codec.key"))
 	require.NoError(t, err)
@@ -32,9 +32,9 @@ func replayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor)
 	require.NoError(t, err)
 	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
 	require.NoError(t, err)
-	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.Converter(), FailureConverter: c.Failures(), Interceptors: traced})
+	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.DataConverter(), FailureConverter: c.FailureConverter(), Interceptors: traced})
 	require.NoError(t, err)
-	catalogue := worker.Catalogue()
+	catalogue := worker.ActionCatalog()
 	leases := &lease.Workflows{Catalog: catalogue}
 	plays := &playbook.Workflows{Catalog: catalogue, Leases: leases}
 	r.RegisterWorkflow(leases.Lease)
@@ -43,8 +43,8 @@ func replayer(t *testing.T, dir string, traced ...interceptor.WorkerInterceptor)
 	return r
 }
 
-// replay replays one stored history, changed first, under the id that it had.
-func replay(t *testing.T, dir, file string, change func(string) string, traced ...interceptor.WorkerInterceptor) error {
+// replayHistory replays one stored history, changed first, under the id that it had.
+func replayHistory(t *testing.T, dir, file string, change func(string) string, traced ...interceptor.WorkerInterceptor) error {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "ids"))
 	require.NoError(t, err)
@@ -54,17 +54,17 @@ func replay(t *testing.T, dir, file string, change func(string) string, traced .
 	require.NoError(t, err)
 	history, err := client.HistoryFromJSON(strings.NewReader(change(string(raw))), client.HistoryJSONOptions{})
 	require.NoError(t, err)
-	return replayer(t, dir, traced...).ReplayWorkflowHistoryWithOptions(nil, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
+	return newReplayer(t, dir, traced...).ReplayWorkflowHistoryWithOptions(nil, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: ids[filepath.Base(file)]}})
 }
 
 func TestStoredHistoriesReplay(t *testing.T) {
 	dirs, err := filepath.Glob("testdata/histories/*")
 	require.NoError(t, err)
 	require.NotEmpty(t, dirs)
-	traces := tracing.New()
+	traces := tracing.NewTraces()
 	t.Cleanup(traces.Close)
 	var traced []interceptor.WorkerInterceptor
-	for _, i := range traces.Options(client.Options{}).Interceptors {
+	for _, i := range traces.WithTracing(client.Options{}).Interceptors {
 		traced = append(traced, i.(interceptor.WorkerInterceptor))
 	}
 	for _, dir := range dirs {
@@ -74,8 +74,8 @@ func TestStoredHistoriesReplay(t *testing.T) {
 		for _, file := range files {
 			t.Run(filepath.Base(dir)+"/"+filepath.Base(file), func(t *testing.T) {
 				same := func(s string) string { return s }
-				require.NoError(t, replay(t, dir, file, same))
-				require.NoError(t, replay(t, dir, file, same, traced...), "whoever switches tracing on must not stop what is under way")
+				require.NoError(t, replayHistory(t, dir, file, same))
+				require.NoError(t, replayHistory(t, dir, file, same, traced...), "whoever switches tracing on must not stop what is under way")
 			})
 		}
 	}
@@ -88,7 +88,7 @@ func TestAHistoryOfOtherCodeFails(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	changed := false
-	err = replay(t, filepath.Dir(files[0]), files[0], func(s string) string {
+	err = replayHistory(t, filepath.Dir(files[0]), files[0], func(s string) string {
 		changed = strings.Contains(s, `"Apply"`)
 		return strings.ReplaceAll(s, `"Apply"`, `"Verify"`)
 	})

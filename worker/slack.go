@@ -28,18 +28,18 @@ func (w *Worker) openSlack() error {
 	if err != nil {
 		return err
 	}
-	s := &gateway.Slack{Decider: w.Decider, API: api, Channel: c.Channel}
+	s := &gateway.SlackInteractions{ApprovalService: w.ApprovalService, SlackClient: api, Channel: c.Channel}
 	if c.SigningSecretFile != "" {
-		if s.Secret, err = secretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
+		if s.SigningSecret, err = readSecretFile("slack.signing_secret_file", c.SigningSecretFile); err != nil {
 			return err
 		}
-		if w.Listen == "" {
+		if w.SourceListen == "" {
 			return fmt.Errorf("slack.signing_secret_file: Slack sends its requests to --listen ADDRESS, and none is given")
 		}
 	}
-	w.slack, w.Decider.Members = s, s
-	w.Set.Messenger = &view.Messenger{
-		SlackClient: s.API, Channel: c.Channel, Reader: w.Reader, Signer: w.Authority, MentionResolver: gateway.Callers{Roster: w.Decider.Roster}, ManifestHead: w.head, Log: w.Log,
+	w.slack, w.ApprovalService.GroupMembership = s, s
+	w.Activities.Messenger = &view.Messenger{
+		SlackClient: s.SlackClient, Channel: c.Channel, Reader: w.QueryService, Signer: w.Authority, MentionResolver: gateway.ApproverMentions{Roster: w.ApprovalService.Roster}, ManifestHead: w.manifestHead, Log: w.Log,
 		BreakGlassEnabled: slices.ContainsFunc(w.Config.People, func(p config.Person) bool { return p.BreakGlass }),
 	}
 	return nil
@@ -51,12 +51,12 @@ func slackClient(c *config.Slack) (*slack.Client, error) {
 	if c.APIURL != "" {
 		options = append(options, slack.OptionAPIURL(strings.TrimSuffix(c.APIURL, "/")+"/"))
 	}
-	bot, err := secretFile("slack.bot_token_file", c.BotTokenFile)
+	bot, err := readSecretFile("slack.bot_token_file", c.BotTokenFile)
 	if err != nil {
 		return nil, err
 	}
 	if c.AppTokenFile != "" {
-		app, err := secretFile("slack.app_token_file", c.AppTokenFile)
+		app, err := readSecretFile("slack.app_token_file", c.AppTokenFile)
 		if err != nil {
 			return nil, err
 		}
@@ -81,27 +81,27 @@ func CheckSlack(ctx context.Context, c *config.Slack) (string, error) {
 	return fmt.Sprintf("%s in %s, channel %s", me.User, me.Team, c.Channel), nil
 }
 
-// desk is the worker's desk, which is known later than the actions that write to it.
-type desk struct{ w *Worker }
+// lazyNotifier is the worker's desk, which is known later than the actions that write to it.
+type lazyNotifier struct{ worker *Worker }
 
-func (d desk) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
-	if d.w.Set.Messenger == nil {
+func (d lazyNotifier) Post(ctx context.Context, incident activities.IncidentRef, key, text string) error {
+	if d.worker.Activities.Messenger == nil {
 		return activities.Refusef("no Slack is configured: add `slack:` to stanch.yaml")
 	}
-	return d.w.Set.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
+	return d.worker.Activities.Messenger.Post(ctx, incident, key, text) //nolint:wrapcheck // it names the incident
 }
 
-// head is the head of an incident's manifest.
-func (w *Worker) head(incident string) string {
-	lines, _, err := w.Set.Evidence.Manifest(incident, w.Authority.Keys())
+// manifestHead is the head of an incident's manifest.
+func (w *Worker) manifestHead(incident string) string {
+	lines, _, err := w.Activities.Evidence.Manifest(incident, w.Authority.Keys())
 	if err != nil {
 		return ""
 	}
 	return activities.LastLineHash(lines)
 }
 
-// runSlack takes clicks by Socket Mode, where that is configured.
-func (w *Worker) runSlack(ctx context.Context) {
+// runSlackSocketMode takes clicks by Socket Mode, where that is configured.
+func (w *Worker) runSlackSocketMode(ctx context.Context) {
 	if w.slack == nil || w.Config.Slack.AppTokenFile == "" {
 		return
 	}
@@ -110,7 +110,7 @@ func (w *Worker) runSlack(ctx context.Context) {
 	go w.slack.Run(ctx)
 }
 
-func secretFile(key, path string) (string, error) {
+func readSecretFile(key, path string) (string, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", key, err)

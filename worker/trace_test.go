@@ -30,8 +30,8 @@ func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 	traces, err := tracing.Open(t.Context(), "v9", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(traces.Close)
-	w := installation(t, cfg, metrics.NewTemporal(), traces)
-	spool := join(t, w, agent.Health{Node: "node-1"})
+	w := startInstallation(t, cfg, metrics.NewTemporalMetrics(), traces)
+	spool := connectNode(t, w, agent.Health{Node: "node-1"})
 	at := time.Now().Add(-3 * time.Second)
 	require.NoError(t, spool.Add(sensors.Detection{
 		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.95, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: at,

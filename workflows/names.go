@@ -20,28 +20,28 @@ const IncidentSearchAttribute = "StanchIncident"
 
 // The signals.
 const (
-	SignalDetections     = "detections"      // gateway to incident
-	SignalPlaybookReport = "playbook-report" // playbook to incident
-	SignalLeaseReport    = "lease-report"    // lease to playbook and incident
-	SignalVote           = "vote"            // gateway to playbook
-	SignalTriage           = "mark"            // gateway to incident: taken over, false positive
-	SignalSuspend           = "halt"            // incident to playbook: a person decides from now on
-	SignalWatchIncident          = "watch"           // playbook to incident: say how it is whenever it changes
-	SignalUnwatchIncident        = "unwatch"         // playbook to incident: nobody waits any more
-	SignalIncidentState           = "live"            // incident to playbook: how it is
-	SignalSyncMessage           = "look"            // incident and playbook to thread: something happened
-	SignalJoinLease           = "join"            // playbook to lease
-	SignalReleaseLease        = "release"         // gateway to lease
-	SignalExtendLease         = "extend"          // gateway to lease
+	SignalDetections      = "detections"      // gateway to incident
+	SignalPlaybookReport  = "playbook-report" // playbook to incident
+	SignalLeaseReport     = "lease-report"    // lease to playbook and incident
+	SignalVote            = "vote"            // gateway to playbook
+	SignalTriage          = "mark"            // gateway to incident: taken over, false positive
+	SignalSuspend         = "halt"            // incident to playbook: a person decides from now on
+	SignalWatchIncident   = "watch"           // playbook to incident: say how it is whenever it changes
+	SignalUnwatchIncident = "unwatch"         // playbook to incident: nobody waits any more
+	SignalIncidentState   = "live"            // incident to playbook: how it is
+	SignalSyncMessage     = "look"            // incident and playbook to thread: something happened
+	SignalJoinLease       = "join"            // playbook to lease
+	SignalReleaseLease    = "release"         // gateway to lease
+	SignalExtendLease     = "extend"          // gateway to lease
 )
 
 // The queries.
 const (
-	QueryIncident = "incident"
+	QueryIncident          = "incident"
 	QueryPendingApprovals  = "pending"
-	QuerySteps    = "steps"
+	QuerySteps             = "steps"
 	QueryAnsweredApprovals = "answered" // what became of a run's questions
-	QueryLease    = "lease"
+	QueryLease             = "lease"
 )
 
 // IncidentWorkflowID is the workflow id of the incident of a workload: the grouping key.

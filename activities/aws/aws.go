@@ -50,22 +50,22 @@ const (
 // Account is one AWS account. A nil one is none: its actions refuse.
 type Account struct {
 	Options
-	iam   *iam.Client
-	sts   []*sts.Client // who Stanch is: what its credentials are, and what it assumes
-	cloudTrail *cloudtrail.Client
-	eks   *eks.Client
-	sqs   *sqs.Client
+	iam         *iam.Client
+	sts         []*sts.Client // who Stanch is: what its credentials are, and what it assumes
+	cloudTrail  *cloudtrail.Client
+	eks         *eks.Client
+	sqs         *sqs.Client
 	credentials awssdk.CredentialsProvider
 
-	mu   sync.Mutex
+	mu             sync.Mutex
 	cachedIdentity *callerIdentity
-	lookupLimiter callLimiter
+	lookupLimiter  callLimiter
 }
 
 // callerIdentity is who Stanch is.
 type callerIdentity struct {
-	accountID string
-	principalIDs     []string // RoleId or UserId
+	accountID    string
+	principalIDs []string // RoleId or UserId
 }
 
 // Open reads the configuration of the SDK. It asks AWS nothing.
@@ -183,7 +183,7 @@ func nameFromARN(arn string) string { return arn[strings.LastIndexByte(arn, '/')
 
 // callLimiter lets one call begin each so long: CloudTrail allows two a second.
 type callLimiter struct {
-	mu   sync.Mutex
+	mu         sync.Mutex
 	nextCallAt time.Time
 }
 

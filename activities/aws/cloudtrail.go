@@ -28,11 +28,11 @@ type cloudTrailParams struct {
 
 // The bounds: CloudTrail answers two lookups a second and account, and the step must end.
 const (
-	lookupInterval = 500 * time.Millisecond
-	maxLookups  = 16
-	maxEvents   = 500
-	maxSessions = 6
-	maxEvidenceBytes    = 8 << 20
+	lookupInterval   = 500 * time.Millisecond
+	maxLookups       = 16
+	maxEvents        = 500
+	maxSessions      = 6
+	maxEvidenceBytes = 8 << 20
 )
 
 // deliveryDelayCaveat is what every answer of CloudTrail is to be read with.
@@ -43,7 +43,7 @@ func (*cloudTrailEvidence) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.cloudtrail", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve, AttemptTimeout: 25 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole, playbooks.TargetUser, playbooks.TargetKey}, Params: cloudTrailParams{},
-		Doc:       "Keep what CloudTrail has of the role, its sessions, the user or the key; \"none found\" is not \"none happened\".",
+		Doc:                "Keep what CloudTrail has of the role, its sessions, the user or the key; \"none found\" is not \"none happened\".",
 		PlanIAMPermissions: rights, ApplyIAMPermissions: rights,
 	}
 }
@@ -61,12 +61,12 @@ type evidenceHeader struct {
 
 // trailSearch is one lookup under way.
 type trailSearch struct {
-	account *Account
-	header    evidenceHeader
+	account       *Account
+	header        evidenceHeader
 	lookupCount   int
-	seenEventIDs    map[string]bool
-	output    bytes.Buffer
-	sessionKeyIDs    []string // of sessions that the role gave out, the newest first
+	seenEventIDs  map[string]bool
+	output        bytes.Buffer
+	sessionKeyIDs []string // of sessions that the role gave out, the newest first
 }
 
 // Observe looks up events: of a role, those that name it, and then what its newest sessions did.

@@ -14,8 +14,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // denyAssumeAction is `contain: aws.irsa.untrust`.
@@ -60,7 +60,7 @@ func (*denyAssumeAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.irsa.untrust", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetTrust,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second, Params: denyAssumeParams{},
-		Doc:       "Tighten the role's trust policy so that these service accounts get no new credentials of it (IRSA).",
+		Doc:                "Tighten the role's trust policy so that these service accounts get no new credentials of it (IRSA).",
 		PlanIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole")}, ApplyIAMPermissions: []playbooks.IAMPermission{rolePermission("iam:GetRole", "iam:UpdateAssumeRolePolicy")},
 		CombineParams: unionOfSubjects,
 	}
@@ -83,7 +83,7 @@ func unionOfSubjects(a, b json.RawMessage) (json.RawMessage, error) {
 
 // trustPrior is what was there before, to the letter.
 type trustPrior struct {
-	Role  principal `json:"role"`
+	Role            principal `json:"role"`
 	TrustPolicyText string    `json:"trust"`
 }
 

@@ -12,8 +12,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // podUIDTagKey is the session tag by which EKS Pod Identity names the pod to which it gave credentials.
@@ -33,7 +33,7 @@ func (*denyPodAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.role.deny-pod", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:        "Deny everything to the credentials that EKS Pod Identity gave or gives to this one pod, and to no other of its role.",
+		Doc:             "Deny everything to the credentials that EKS Pod Identity gave or gives to this one pod, and to no other of its role.",
 		PlanPermissions: podReadPermissions(), ApplyPermissions: podReadPermissions(),
 		PlanIAMPermissions:  append(rolePlanPermissions(), associationReadPermissions()...),
 		ApplyIAMPermissions: append(inlineRolePermissions(), associationReadPermissions()...),

@@ -30,7 +30,7 @@ func expiryCondition(until time.Time) map[string]string {
 // condition or without one. Its statement's id is the stamp.
 type denyAllPolicy struct {
 	Condition map[string]map[string]string // without that of the end
-	ExpiresAt     time.Time
+	ExpiresAt time.Time
 }
 
 // allConditions are all conditions of the statement, that of the end among them.

@@ -23,7 +23,7 @@ func (*denyUserAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.user.deny", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetUser}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-AL", AttemptTimeout: 30 * time.Second,
-		Doc:       "Deny everything to an IAM user, whichever of its keys or passwords is used.",
+		Doc:                "Deny everything to an IAM user, whichever of its keys or passwords is used.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan},
 		ApplyIAMPermissions: []playbooks.IAMPermission{
 			plan, userPermission("iam:PutUserPolicy", "iam:DeleteUserPolicy", "iam:SimulatePrincipalPolicy"),
@@ -33,9 +33,9 @@ func (*denyUserAction) Spec() playbooks.ActionSpec {
 
 func (*denyUserAction) buildDeny(r activities.Request) inlineDeny {
 	return inlineDeny{
-		prefix: denyUserPrefix,
-		buildPolicy:    func(*denyAllPolicy) denyAllPolicy { return denyAllPolicy{ExpiresAt: truncateExpiry(r.ExpiresAt)} },
-		simulatedContext:   func(denyAllPolicy) []sessionContextKey { return nil },
+		prefix:           denyUserPrefix,
+		buildPolicy:      func(*denyAllPolicy) denyAllPolicy { return denyAllPolicy{ExpiresAt: truncateExpiry(r.ExpiresAt)} },
+		simulatedContext: func(denyAllPolicy) []sessionContextKey { return nil },
 	}
 }
 
@@ -57,9 +57,9 @@ func (a *denyUserAction) Plan(ctx context.Context, r activities.Request) (activi
 	}
 	prior, err := encodePrior(p)
 	return activities.Plan{
-		Changes:  []string{fmt.Sprintf("deny everything to %s (%s), by an inline policy", p, p.ID)},
-		Warnings: []string{"sessions of roles that it has assumed go on until they expire"},
-		PriorState:    prior, AlreadyHeld: held,
+		Changes:    []string{fmt.Sprintf("deny everything to %s (%s), by an inline policy", p, p.ID)},
+		Warnings:   []string{"sessions of roles that it has assumed go on until they expire"},
+		PriorState: prior, AlreadyHeld: held,
 	}, err
 }
 

@@ -27,7 +27,7 @@ func (*disableKeyAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.key.disable", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetKey}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
-		Doc:       "Make one access key inactive; credentials that were made with it outlive that.",
+		Doc:                "Make one access key inactive; credentials that were made with it outlive that.",
 		PlanIAMPermissions: []playbooks.IAMPermission{plan}, ApplyIAMPermissions: []playbooks.IAMPermission{plan, userPermission("iam:UpdateAccessKey", "iam:TagUser", "iam:UntagUser")},
 	}
 }
@@ -42,13 +42,13 @@ type keyPriorState struct {
 type keyState struct {
 	user   principal
 	status types.StatusType
-	marker  keyExpiryMarker
+	marker keyExpiryMarker
 }
 
 // keyExpiryMarker is the lease of a key: the value of the tag stanch/key/ID.
 type keyExpiryMarker struct {
-	leaseID string
-	expiresAt time.Time
+	leaseID     string
+	expiresAt   time.Time
 	priorStatus types.StatusType
 }
 
@@ -130,9 +130,9 @@ func (a *disableKeyAction) Plan(ctx context.Context, r activities.Request) (acti
 		return activities.Plan{}, err
 	}
 	plan := activities.Plan{
-		Changes:  []string{fmt.Sprintf("make %s inactive", r.Target)},
-		Warnings: []string{"temporary credentials that were made with the key go on until they expire, up to 36 hours: `aws.user.deny` ends them"},
-		AlreadyHeld:     s.marker.leaseID != "", NothingToDo: s.status == types.StatusTypeInactive,
+		Changes:     []string{fmt.Sprintf("make %s inactive", r.Target)},
+		Warnings:    []string{"temporary credentials that were made with the key go on until they expire, up to 36 hours: `aws.user.deny` ends them"},
+		AlreadyHeld: s.marker.leaseID != "", NothingToDo: s.status == types.StatusTypeInactive,
 	}
 	plan.PriorState, err = encodePrior(keyPriorState{User: s.user, Status: s.statusToRestore()})
 	return plan, err

@@ -12,9 +12,9 @@ import (
 
 // Codes by which services say the same.
 var (
-	accessDeniedCodes = []string{"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "UnauthorizedException"}
-	notFoundCodes   = []string{"NoSuchEntity", "NoSuchEntityException", "ResourceNotFoundException"}
-	limitExceededCodes  = []string{"LimitExceeded"}
+	accessDeniedCodes  = []string{"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "UnauthorizedException"}
+	notFoundCodes      = []string{"NoSuchEntity", "NoSuchEntityException", "ResourceNotFoundException"}
+	limitExceededCodes = []string{"LimitExceeded"}
 	unmodifiableCodes  = []string{"UnmodifiableEntity"}
 )
 

@@ -14,7 +14,7 @@ import (
 
 // QueueMessage is one message of a queue, which stays in it until it is deleted.
 type QueueMessage struct {
-	Body    string
+	Body          string
 	receiptHandle *string
 	// ReceiveCount is how often it was received.
 	ReceiveCount string
@@ -22,8 +22,8 @@ type QueueMessage struct {
 
 // How a queue is read. A message that nobody deletes comes again after visibilityTimeoutSeconds.
 const (
-	maxMessages   = 10
-	receiveWaitSeconds   = 20 // seconds: one call waits so long for the first
+	maxMessages              = 10
+	receiveWaitSeconds       = 20 // seconds: one call waits so long for the first
 	visibilityTimeoutSeconds = 90 // seconds
 )
 

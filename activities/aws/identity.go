@@ -18,43 +18,43 @@ import (
 
 // Policy is one policy of a role.
 type Policy struct {
-	Name      string   `json:"name" expr:"name"`
+	Name             string   `json:"name" expr:"name"`
 	RiskyPermissions []string `json:"dangerous" expr:"dangerous"` // a sentence each; empty is good
 }
 
 // Identity is what `enrich: aws.identityAction` finds out; its fields are what a playbook reads of the step.
 type Identity struct {
-	CredentialSource            string             `json:"how"`  // "irsa", "pod-identity" or "none"
-	Role           playbooks.Target   `json:"role"` // its uid is empty where there is none
-	ARN            string             `json:"arn"`
-	Account        string             `json:"account"`
-	ServiceAccount string             `json:"service_account"` // namespace/name
-	Association    string             `json:"association"`     // of EKS Pod Identity
-	AttachedPolicies       []Policy           `json:"attached"`
-	InlinePolicies         []Policy           `json:"inline"`
-	RiskyPermissions      []string           `json:"dangerous"`   // of all policies
-	MaxSessionSeconds     int                `json:"max_session"` // seconds
-	LastUsed       time.Time          `json:"last_used"`
-	LastUsedRegion     string             `json:"last_region"`
-	SharedWith     []string           `json:"shared_with"` // other service accounts with the role, bounded
-	TrustSummary          []string           `json:"trust"`
-	AccessKeys           []playbooks.Target `json:"keys"` // access keys in the pod's environment
-	AccessKeyUsers          []playbooks.Target `json:"users"`
-	Missing        []string           `json:"missing"` // what could not be found out, and why
+	CredentialSource  string             `json:"how"`  // "irsa", "pod-identity" or "none"
+	Role              playbooks.Target   `json:"role"` // its uid is empty where there is none
+	ARN               string             `json:"arn"`
+	Account           string             `json:"account"`
+	ServiceAccount    string             `json:"service_account"` // namespace/name
+	Association       string             `json:"association"`     // of EKS Pod Identity
+	AttachedPolicies  []Policy           `json:"attached"`
+	InlinePolicies    []Policy           `json:"inline"`
+	RiskyPermissions  []string           `json:"dangerous"`   // of all policies
+	MaxSessionSeconds int                `json:"max_session"` // seconds
+	LastUsed          time.Time          `json:"last_used"`
+	LastUsedRegion    string             `json:"last_region"`
+	SharedWith        []string           `json:"shared_with"` // other service accounts with the role, bounded
+	TrustSummary      []string           `json:"trust"`
+	AccessKeys        []playbooks.Target `json:"keys"` // access keys in the pod's environment
+	AccessKeyUsers    []playbooks.Target `json:"users"`
+	Missing           []string           `json:"missing"` // what could not be found out, and why
 }
 
 // The ways in which a pod gets credentials.
 const (
-	credentialSourceIRSA = "irsa"
-	credentialSourcePodIdentity  = "pod-identity"
-	credentialSourceNone = "none"
+	credentialSourceIRSA        = "irsa"
+	credentialSourcePodIdentity = "pod-identity"
+	credentialSourceNone        = "none"
 )
 
 // The bounds of what is looked at.
 const (
-	maxPolicies     = 12
-	maxSharedAccounts       = 20
-	maxAssociations = 20
+	maxPolicies       = 12
+	maxSharedAccounts = 20
+	maxAssociations   = 20
 )
 
 // identityAction is `enrich: aws.identityAction`.
@@ -76,7 +76,7 @@ func (*identityAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.identity", Verb: playbooks.VerbEnrich, Class: playbooks.ClassObserve, AttemptTimeout: 30 * time.Second,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Outputs: Identity{},
-		Doc:        "Find out who the pod is in AWS, what its role may do, and who else uses it.",
+		Doc:             "Find out who the pod is in AWS, what its role may do, and who else uses it.",
 		PlanPermissions: rights, ApplyPermissions: rights, PlanIAMPermissions: cloud, ApplyIAMPermissions: cloud,
 	}
 }

@@ -17,11 +17,11 @@ import (
 
 // Orphan is something contained whose stamped end has passed.
 type Orphan struct {
-	ObjectName  string // as people say it
-	Target  playbooks.Target
-	Facet   playbooks.Facet // with the target, the lease that should have ended it
-	LeaseID   string          // as it is stamped
-	ExpiredAt time.Time
+	ObjectName string // as people say it
+	Target     playbooks.Target
+	Facet      playbooks.Facet // with the target, the lease that should have ended it
+	LeaseID    string          // as it is stamped
+	ExpiredAt  time.Time
 
 	undoFunc func(ctx context.Context) (*activities.Drift, error)
 }

@@ -32,7 +32,7 @@ func associationReadPermissions() []playbooks.IAMPermission {
 // podInfo is what of a pod tells who it is in AWS.
 type podInfo struct {
 	namespace, serviceAccount string
-	accessKeyIDs               []string // access keys that stand in its environment in clear
+	accessKeyIDs              []string // access keys that stand in its environment in clear
 }
 
 // readPod reads the very pod of a target; one that is gone is a *gone error.
@@ -75,8 +75,8 @@ func findAccessKeyIDs(pod *corev1.Pod) []string {
 
 // podIdentityAssociation is what EKS Pod Identity gives to a service account.
 type podIdentityAssociation struct {
-	id, role string
-	chainedRole   string // a further role that it assumes
+	id, role         string
+	chainedRole      string // a further role that it assumes
 	sessionsUntagged bool   // its sessions do not name the pod
 }
 

@@ -21,10 +21,10 @@ type principal struct {
 	ID   string               `json:"id"` // RoleId or UserId
 	ARN  string               `json:"arn"`
 
-	maxSession time.Duration // of a role's sessions
-	trustPolicyText   string        // of a role
-	role    *iam.GetRoleOutput
-	fetchedAt     time.Time // by IAM's clock
+	maxSession      time.Duration // of a role's sessions
+	trustPolicyText string        // of a role
+	role            *iam.GetRoleOutput
+	fetchedAt       time.Time // by IAM's clock
 }
 
 func (p principal) String() string { return fmt.Sprintf("%s %s", p.Kind, p.Name) }

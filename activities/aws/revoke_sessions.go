@@ -8,8 +8,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 )
 
 // tokenIssueTimeKey is the condition key of when a session's credentials were made.
@@ -26,8 +26,8 @@ func (*revokeSessionsAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "aws.role.revoke-sessions", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetIdentity,
 		Targets: []playbooks.TargetKind{playbooks.TargetRole}, Reversible: true, EndMechanism: playbooks.EndByProvider, D3FENDTechnique: "D3-ACI", AttemptTimeout: 30 * time.Second,
-		MinDuration:    time.Hour, // no role's longest session is shorter
-		Doc:       "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
+		MinDuration:        time.Hour, // no role's longest session is shorter
+		Doc:                "Deny everything to all credentials that the role has given out until now; every workload that shares it has to get new ones.",
 		PlanIAMPermissions: rolePlanPermissions(), ApplyIAMPermissions: inlineRolePermissions(),
 	}
 }

@@ -8,9 +8,9 @@ import (
 
 // riskyPermission is a permission that lets an attacker go further than the workload needs.
 type riskyPermission struct {
-	action string // a statement that allows this is dangerous
-	onlyOnAllResources  bool   // only on every resource
-	description  string
+	action             string // a statement that allows this is dangerous
+	onlyOnAllResources bool   // only on every resource
+	description        string
 }
 
 // riskyPermissions are in falling order of harm: of a statement the first that fits is told.

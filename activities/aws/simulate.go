@@ -16,19 +16,21 @@ var probeActions = []string{"s3:GetObject", "sts:AssumeRole", "ec2:DescribeInsta
 // sessionContextKey is a key of a session's context, such as the time at which it was issued.
 type sessionContextKey struct {
 	name, value string
-	isDate        bool
+	isDate      bool
 }
 
 func issuedAtContext(t time.Time) sessionContextKey {
 	return sessionContextKey{name: tokenIssueTimeKey, value: t.UTC().Format(time.RFC3339), isDate: true}
 }
 
-func podUIDContext(uid string) sessionContextKey { return sessionContextKey{name: podUIDTagKey, value: uid} }
+func podUIDContext(uid string) sessionContextKey {
+	return sessionContextKey{name: podUIDTagKey, value: uid}
+}
 
 // simulationResult is what a simulation answered.
 type simulationResult struct {
-	denied bool
-	detail string // what it answered, or why it did not
+	denied      bool
+	detail      string // what it answered, or why it did not
 	unavailable bool   // it did not answer
 }
 

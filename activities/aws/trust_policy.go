@@ -15,8 +15,8 @@ const assumeWithWebIdentityAction = "sts:AssumeRoleWithWebIdentity"
 
 // trustPolicy is a role's trust policy: its statements, and all else that is in it as it is.
 type trustPolicy struct {
-	otherFields     map[string]any
-	statements []any
+	otherFields map[string]any
+	statements  []any
 }
 
 func parseTrustPolicy(text string) (trustPolicy, error) {
@@ -55,7 +55,7 @@ var trustStatementIDPattern = regexp.MustCompile(`^Stanch([a-z2-7]{16})n[0-9]{1,
 // hold is what of a trust policy is a lease's.
 type trustDeny struct {
 	shortLeaseID string // its short id
-	expiresAt time.Time
+	expiresAt    time.Time
 }
 
 // splitOwnStatements takes the statements of holds out: what rests is what others wrote.
@@ -184,4 +184,6 @@ func matchesWildcard(pattern, s string) bool {
 	return err == nil && ok
 }
 
-func matchesWildcardFold(pattern, s string) bool { return matchesWildcard(strings.ToLower(pattern), strings.ToLower(s)) }
+func matchesWildcardFold(pattern, s string) bool {
+	return matchesWildcard(strings.ToLower(pattern), strings.ToLower(s))
+}

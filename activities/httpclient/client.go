@@ -25,7 +25,7 @@ import (
 
 // The bounds of one call.
 const (
-	callTimeout     = 10 * time.Second
+	callTimeout      = 10 * time.Second
 	maxResponseBytes = 1 << 20
 	maxQuotedRunes   = 200 // characters of an answer that are repeated in an error
 )
@@ -33,7 +33,7 @@ const (
 // The bounds of what the other side may ask Stanch to wait.
 const (
 	minRetryDelay = time.Second
-	maxRetryDelay  = time.Hour
+	maxRetryDelay = time.Hour
 	// defaultRetryDelay is how long to wait where a limit was met and nobody says for how long.
 	defaultRetryDelay = time.Minute
 )

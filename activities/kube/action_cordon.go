@@ -23,7 +23,7 @@ func (*cordonAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "node.cordon", Verb: playbooks.VerbContain, Class: playbooks.ClassDisrupt, Facet: playbooks.FacetScheduling,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true, EndMechanism: playbooks.EndByStanch, D3FENDTechnique: "D3-EI",
-		Doc:        "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
+		Doc:             "Let nothing new be scheduled on the node under the pod; what runs there goes on. Never the last node.",
 		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }
@@ -64,7 +64,10 @@ func (a *cordonAction) Apply(ctx context.Context, r activities.Request, raw json
 	if err != nil {
 		return activities.Effect{}, err
 	}
-	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) { s, _, err := request.ReadExpiryMarker(ctx, a.client, prior); return s, err }); err != nil {
+	if err := checkEarlyEnd(ctx, r, func() (ExpiryMarker, error) {
+		s, _, err := request.ReadExpiryMarker(ctx, a.client, prior)
+		return s, err
+	}); err != nil {
 		return activities.Effect{}, err
 	}
 	plan, refused, err := ApplyCordon(ctx, a.client, request)

@@ -30,7 +30,7 @@ func (*restartAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.restart", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetExecution,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod}, Params: restartParams{}, D3FENDTechnique: "D3-PT", AttemptTimeout: restartTimeout,
-		Doc:        "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
+		Doc:             "Evict one pod, so that its controller starts another from the image; what was only in the pod is lost.",
 		PlanPermissions: PermissionsFromRBAC(p.PlanRules), ApplyPermissions: PermissionsFromRBAC(p.ApplyRules),
 	}
 }

@@ -27,8 +27,8 @@ func findContainment(t *testing.T, client kubernetes.Interface, name string) act
 
 func newActivityRequest(t *testing.T, ref kube.PodRef, until time.Time) activities.Request {
 	return activities.Request{
-		Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID},
-		LeaseID:  "lab/" + t.Name(), ExpiresAt: until.Truncate(time.Second), IncidentRef: activities.IncidentRef{ID: "INC-01TEST"},
+		Target:  playbooks.Target{Kind: playbooks.TargetPod, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID},
+		LeaseID: "lab/" + t.Name(), ExpiresAt: until.Truncate(time.Second), IncidentRef: activities.IncidentRef{ID: "INC-01TEST"},
 	}
 }
 

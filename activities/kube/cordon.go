@@ -22,9 +22,9 @@ type CordonRequest struct {
 
 // CordonPrior is which node it is and on account of which pod, and what was before.
 type CordonPrior struct {
-	Node          string `json:"node"`
-	UID           string `json:"uid"`
-	Pod           PodRef `json:"pod"`
+	Node             string `json:"node"`
+	UID              string `json:"uid"`
+	Pod              PodRef `json:"pod"`
 	WasUnschedulable bool   `json:"unschedulable"`
 }
 

@@ -14,7 +14,7 @@ import (
 // ExpiryMarker is what a contained object says of its own containment. It is what an undo without a grant is judged by: a
 // request may come from anybody who can reach Temporal, the stamp only from who may write to the cluster.
 type ExpiryMarker struct {
-	Present  bool      // for this request's lease
+	Present   bool      // for this request's lease
 	ExpiresAt time.Time // zero if it cannot be read
 	// PodGone: only a policy is left, which holds nothing.
 	PodGone bool

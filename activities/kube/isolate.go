@@ -28,15 +28,15 @@ type IsolateRequest struct {
 
 // IsolatePlan is what an isolation would change. It holds no time, so its hash is stable while the world is.
 type IsolatePlan struct {
-	Pod    PodRef `json:"pod"`
+	Pod        PodRef `json:"pod"`
 	PolicyName string `json:"policy"` // the NetworkPolicy's name
-	Label  string `json:"label"`  // what the pod is labelled with, "key=value"
+	Label      string `json:"label"`  // what the pod is labelled with, "key=value"
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
 	// PolicyConflicts are users' policies that go on allowing traffic: policies add up. Not empty means that the isolation
 	// by policy is incomplete. The labels by which they select the pod are the user's and stay.
-	PolicyConflicts []PolicyConflict     `json:"defeats,omitempty"`
-	Prior   IsolatePrior `json:"prior"`
+	PolicyConflicts []PolicyConflict `json:"defeats,omitempty"`
+	Prior           IsolatePrior     `json:"prior"`
 }
 
 // IsIncomplete says whether traffic will still be allowed by somebody else's policy.

@@ -104,7 +104,7 @@ func testIsolateOnlyOnePod(t *testing.T, p fixture, client kubernetes.Interface)
 type deleteHookTransport struct {
 	http.RoundTripper
 	once sync.Once
-	hook   func()
+	hook func()
 }
 
 func (b *deleteHookTransport) RoundTrip(r *http.Request) (*http.Response, error) {

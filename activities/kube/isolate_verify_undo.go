@@ -150,7 +150,7 @@ func (r IsolateRequest) compareEntries(object string, o metav1.Object, what stri
 
 // Orphan is something contained whose expiry has passed while it is still in place.
 type Orphan struct {
-	Object   string    `json:"object"` // "NetworkPolicy ns/name", "Pod ns/name", "Deployment ns/name"
+	Object     string    `json:"object"` // "NetworkPolicy ns/name", "Pod ns/name", "Deployment ns/name"
 	LeaseID    string    `json:"lease"`
 	IncidentID string    `json:"incident"`
 	ExpiredAt  time.Time `json:"expired"`
@@ -158,10 +158,10 @@ type Orphan struct {
 	// Prior is nil if it cannot be read any more: then a person must say.
 	IsolateRequest *IsolateRequest `json:"isolate,omitempty"`
 	ScaleRequest   *ScaleRequest   `json:"scale,omitempty"`
-	ScalePrior   *ScalePrior     `json:"prior,omitempty"`
+	ScalePrior     *ScalePrior     `json:"prior,omitempty"`
 	// CordonRequest and CordonPrior are what to give UndoCordon, for a node; the prior is nil as above.
-	CordonRequest      *CordonRequest `json:"cordon,omitempty"`
-	CordonPrior *CordonPrior   `json:"cordon_prior,omitempty"`
+	CordonRequest *CordonRequest `json:"cordon,omitempty"`
+	CordonPrior   *CordonPrior   `json:"cordon_prior,omitempty"`
 }
 
 // FindOrphanedIsolations lists isolations in all namespaces whose stamped expiry is before now, one per lease, whether the

@@ -55,10 +55,10 @@ const (
 
 // LeaseAnnotation is the annotation with the lease's whole id, IncidentKey that with the incident's, ExpiresKey that with the
 // end as RFC 3339 in UTC, from which on a sweeper may undo, and PriorKey that with what undo restores.
-func (f Facet) LeaseAnnotation() string    { return string(f) + ".stanch.dev/lease" }
-func (f Facet) IncidentAnnotation() string { return string(f) + ".stanch.dev/incident" } //nolint:revive // see LeaseKey
-func (f Facet) ExpiresAnnotation() string  { return string(f) + ".stanch.dev/expires" }  //nolint:revive // see LeaseKey
-func (f Facet) PriorStateAnnotation() string    { return string(f) + ".stanch.dev/prior" }    //nolint:revive // see LeaseKey
+func (f Facet) LeaseAnnotation() string      { return string(f) + ".stanch.dev/lease" }
+func (f Facet) IncidentAnnotation() string   { return string(f) + ".stanch.dev/incident" } //nolint:revive // see LeaseKey
+func (f Facet) ExpiresAnnotation() string    { return string(f) + ".stanch.dev/expires" }  //nolint:revive // see LeaseKey
+func (f Facet) PriorStateAnnotation() string { return string(f) + ".stanch.dev/prior" }    //nolint:revive // see LeaseKey
 
 // PodRef names one pod. UID is required: a name is reused, a UID never.
 type PodRef struct {
@@ -71,7 +71,7 @@ func (r PodRef) String() string { return r.Namespace + "/" + r.Name }
 
 // Lease says for whom something is contained and until when; it is stamped on what is contained.
 type Lease struct {
-	ID       string    `json:"id"`
+	ID         string    `json:"id"`
 	IncidentID string    `json:"incident"`
 	ExpiresAt  time.Time `json:"expires"`
 }
@@ -98,21 +98,21 @@ type RefusalReason string
 // The reasons.
 const (
 	ReasonNotFound         RefusalReason = "gone"              // no such object, or another one has its name now
-	ReasonPodCompleted        RefusalReason = "ended"             // the pod has run to its end
-	ReasonHostNetwork  RefusalReason = "host-network"      // the pod has the node's network: isolating it would isolate the node
-	ReasonStaticPod       RefusalReason = "static-pod"        // the kubelet owns the pod; the API server only mirrors it
-	ReasonForeignObject      RefusalReason = "foreign"           // an object or field in the way is not ours
-	ReasonControllerOwned        RefusalReason = "owned"             // a controller above would put it back: take hold of that one
-	ReasonUnsupported  RefusalReason = "unsupported"       // this kind cannot be worked on
-	ReasonNoController RefusalReason = "no-controller"     // nothing would start the pod again
-	ReasonDisruptionBudget       RefusalReason = "disruption-budget" // a PodDisruptionBudget forbids it
-	ReasonLastNode     RefusalReason = "last-node"         // nothing could be scheduled any more
+	ReasonPodCompleted     RefusalReason = "ended"             // the pod has run to its end
+	ReasonHostNetwork      RefusalReason = "host-network"      // the pod has the node's network: isolating it would isolate the node
+	ReasonStaticPod        RefusalReason = "static-pod"        // the kubelet owns the pod; the API server only mirrors it
+	ReasonForeignObject    RefusalReason = "foreign"           // an object or field in the way is not ours
+	ReasonControllerOwned  RefusalReason = "owned"             // a controller above would put it back: take hold of that one
+	ReasonUnsupported      RefusalReason = "unsupported"       // this kind cannot be worked on
+	ReasonNoController     RefusalReason = "no-controller"     // nothing would start the pod again
+	ReasonDisruptionBudget RefusalReason = "disruption-budget" // a PodDisruptionBudget forbids it
+	ReasonLastNode         RefusalReason = "last-node"         // nothing could be scheduled any more
 )
 
 // Refusal says why an action will not be done. It is an answer and not a failure: trying again changes nothing.
 type Refusal struct {
 	Reason RefusalReason `json:"reason"`
-	Detail string `json:"detail"` // a sentence, with what to do instead where there is something
+	Detail string        `json:"detail"` // a sentence, with what to do instead where there is something
 }
 
 func (r *Refusal) String() string { return string(r.Reason) + ": " + r.Detail }
@@ -123,12 +123,12 @@ func newRefusal(reason RefusalReason, format string, args ...any) *Refusal {
 
 // Difference is one field that is not as it was left.
 type Difference struct {
-	Object string    `json:"object"` // "NetworkPolicy shop/stanch-isolate-…"
-	Field  string    `json:"field"`
-	Want   string    `json:"want"`
-	Have   string    `json:"have"`
-	ChangedBy     string    `json:"by,omitempty"`  // the field manager that wrote it last, as the API server recorded it
-	ChangedAt   time.Time `json:"when,omitzero"` // and when
+	Object    string    `json:"object"` // "NetworkPolicy shop/stanch-isolate-…"
+	Field     string    `json:"field"`
+	Want      string    `json:"want"`
+	Have      string    `json:"have"`
+	ChangedBy string    `json:"by,omitempty"`  // the field manager that wrote it last, as the API server recorded it
+	ChangedAt time.Time `json:"when,omitzero"` // and when
 }
 
 func (d Difference) String() string {
@@ -148,7 +148,7 @@ type Drift struct {
 // Verification is what was observed of an effect.
 type Verification struct {
 	// InForce: every object is as it was left.
-	InForce       bool         `json:"holds"`
+	InForce     bool         `json:"holds"`
 	Differences []Difference `json:"differences,omitempty"`
 	// Limitations are sentences about what this observation cannot prove.
 	Limitations []string `json:"limits,omitempty"`

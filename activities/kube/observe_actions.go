@@ -59,9 +59,9 @@ func LeaseForRequest(r activities.Request) Lease {
 
 // logsParams are the parameters of pod.logs.
 type logsParams struct {
-	TailLines      int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; all if not given"`
-	PreviousInstance  bool   `json:"previous,omitempty" doc:"also of the container's life before its last restart"`
-	Container string `json:"container,omitempty" doc:"one container; that of the detection if not given"`
+	TailLines        int64  `json:"tail,omitempty" jsonschema:"minimum=1,maximum=100000" doc:"lines from the end; all if not given"`
+	PreviousInstance bool   `json:"previous,omitempty" doc:"also of the container's life before its last restart"`
+	Container        string `json:"container,omitempty" doc:"one container; that of the detection if not given"`
 }
 
 type logsAction struct{ client kubernetes.Interface }
@@ -186,7 +186,7 @@ func (a *workloadAction) Observe(ctx context.Context, r activities.Request) (act
 
 func newWorkloadContext(info *WorkloadInfo, container string) activities.WorkloadContext {
 	out := activities.WorkloadContext{
-		Owner:          activities.Owner{Kind: info.Owner.Kind, Name: info.Owner.Name, UID: info.Owner.UID},
+		Owner:              activities.Owner{Kind: info.Owner.Kind, Name: info.Owner.Name, UID: info.Owner.UID},
 		SameDigestPodCount: info.SameDigestPods.Total, SameNodePodCount: info.SameNodePods.Total, DangerousPermissions: info.ServiceAccount.RiskyPermissions, Labels: info.Pod.Labels,
 	}
 	if info.ServiceAccount.Name != "" {

@@ -17,10 +17,10 @@ import (
 
 // LogsRequest asks for what a container has written.
 type LogsRequest struct {
-	Pod       PodRef `json:"pod"`
-	Container string `json:"container,omitempty"` // "" is the pod's first
-	TailLines      int64  `json:"tail,omitempty"`      // lines from the end; 0 is all
-	PreviousInstance  bool   `json:"previous,omitempty"`  // of the container's life before its last restart
+	Pod              PodRef `json:"pod"`
+	Container        string `json:"container,omitempty"` // "" is the pod's first
+	TailLines        int64  `json:"tail,omitempty"`      // lines from the end; 0 is all
+	PreviousInstance bool   `json:"previous,omitempty"`  // of the container's life before its last restart
 	// LimitBytes bounds the answer, 0 is 10 MiB. With a tail the limit counts from the tail's start.
 	LimitBytes int64 `json:"limit_bytes,omitempty"`
 }

@@ -19,7 +19,7 @@ import (
 
 // RestartRequest asks for one pod to be evicted, so that its controller starts another from the image.
 type RestartRequest struct {
-	Pod   PodRef        `json:"pod"`
+	Pod         PodRef        `json:"pod"`
 	GracePeriod time.Duration `json:"grace"` // how long its processes have to end
 }
 

@@ -15,7 +15,7 @@ import (
 // riskyPermission is a right that lets an attacker go further than the pod. The first that fits a rule is told.
 type riskyPermission struct {
 	groups, resources, verbs []string
-	description                    string
+	description              string
 }
 
 // riskyPermissions are in falling order of harm; "*" in a rule matches everything, in this table only itself.
@@ -86,7 +86,7 @@ type permissionCollector struct {
 	since           time.Time
 	roles           map[string]*cachedRole // read once each
 	grants          []GrantedRule
-	risky       []string
+	risky           []string
 	changes         []Change
 }
 

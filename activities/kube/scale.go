@@ -34,14 +34,14 @@ type ScaleRequest struct {
 
 // ScalePlan is what a scaling would change.
 type ScalePlan struct {
-	Target WorkloadRef `json:"target"`
-	FromReplicas   int32       `json:"from"`
-	ToReplicas     int32       `json:"to"`
+	Target       WorkloadRef `json:"target"`
+	FromReplicas int32       `json:"from"`
+	ToReplicas   int32       `json:"to"`
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
 	// Conflicts are sentences about what will work against it, such as an autoscaler.
 	Conflicts []string   `json:"fights,omitempty"`
-	Prior  ScalePrior `json:"prior"`
+	Prior     ScalePrior `json:"prior"`
 }
 
 // ScalePrior is what was before, and what undo restores.

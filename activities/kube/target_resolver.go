@@ -24,13 +24,13 @@ type TargetResolver struct {
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 
-	mu     sync.Mutex
+	mu          sync.Mutex
 	cachedFacts map[string]cachedTargetFacts
 }
 
 type cachedTargetFacts struct {
-	facts activities.TargetFacts
-	resolvedAt    time.Time
+	facts      activities.TargetFacts
+	resolvedAt time.Time
 }
 
 var _ activities.TargetResolver = (*TargetResolver)(nil)
@@ -40,7 +40,7 @@ const (
 	// staleFactsMaxAge is how long an answer counts while the API server is away: a cluster in trouble must not switch the
 	// response off at once. A pod's UID, namespace, node and network never change.
 	staleFactsMaxAge = 5 * time.Minute
-	maxCachedFacts = 5000
+	maxCachedFacts   = 5000
 )
 
 // ResolvePermissions are what a Resolver reads. Custom owners beyond these are read where the worker is given the right

@@ -47,7 +47,7 @@ func WorkloadPermissions() Permissions {
 type workloadQuery struct {
 	WorkloadOptions
 	result *WorkloadInfo
-	pod  *corev1.Pod
+	pod    *corev1.Pod
 }
 
 // GetWorkloadInfo gathers what a responder wants to know about the pod. A part that may not be read is told in Missing; any

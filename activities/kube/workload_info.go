@@ -37,7 +37,7 @@ type WorkloadInfo struct {
 	SameNodePods BoundedList[PodSummary] `json:"same_node"`
 	// ServiceAccount is the service account, and what it may do.
 	ServiceAccount ServiceAccountInfo `json:"account"`
-	Node    NodeInfo    `json:"node"`
+	Node           NodeInfo           `json:"node"`
 	// Missing are parts that could not be read because the right to is lacking.
 	Missing []MissingPart `json:"missing,omitempty"`
 }
@@ -58,7 +58,7 @@ type ObjectRef struct {
 // OwnerInfo is the workload that a pod belongs to.
 type OwnerInfo struct {
 	ObjectRef
-	Labels  map[string]string `json:"labels,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
 	CreatedAt time.Time         `json:"created,omitzero"`
 	// DesiredReplicas and Ready count replicas; nil where the kind has none.
 	DesiredReplicas *int32 `json:"desired,omitempty"`
@@ -69,7 +69,7 @@ type OwnerInfo struct {
 type PodInfo struct {
 	PodRef
 	Labels      map[string]string `json:"labels,omitempty"`
-	CreatedAt     time.Time         `json:"created,omitzero"`
+	CreatedAt   time.Time         `json:"created,omitzero"`
 	Phase       string            `json:"phase"`
 	IP          string            `json:"ip,omitempty"`
 	HostNetwork bool              `json:"host_network,omitempty"`
@@ -79,14 +79,14 @@ type PodInfo struct {
 
 // ContainerInfo is one container of the pod, of any sort.
 type ContainerInfo struct {
-	Name       string    `json:"name"`
-	ID         string    `json:"id,omitempty"` // without the runtime's prefix
-	Image      string    `json:"image"`
-	ImageDigest     string    `json:"digest,omitempty"` // "sha256:…" as it runs
-	Privileged bool      `json:"privileged,omitempty"`
-	Ready      bool      `json:"ready"`
-	Restarts   int32     `json:"restarts"`
-	StartedAt    time.Time `json:"started,omitzero"`
+	Name        string    `json:"name"`
+	ID          string    `json:"id,omitempty"` // without the runtime's prefix
+	Image       string    `json:"image"`
+	ImageDigest string    `json:"digest,omitempty"` // "sha256:…" as it runs
+	Privileged  bool      `json:"privileged,omitempty"`
+	Ready       bool      `json:"ready"`
+	Restarts    int32     `json:"restarts"`
+	StartedAt   time.Time `json:"started,omitzero"`
 }
 
 // PodSummary is a pod in a list.
@@ -98,29 +98,29 @@ type PodSummary struct {
 
 // NodeInfo is the node that the pod runs on.
 type NodeInfo struct {
-	Name          string    `json:"name,omitempty"`
-	UID           string    `json:"uid,omitempty"`
-	KernelVersion        string    `json:"kernel,omitempty"`
-	ContainerRuntime       string    `json:"runtime,omitempty"`
-	Unschedulable bool      `json:"unschedulable,omitempty"`
-	CreatedAt       time.Time `json:"created,omitzero"`
+	Name             string    `json:"name,omitempty"`
+	UID              string    `json:"uid,omitempty"`
+	KernelVersion    string    `json:"kernel,omitempty"`
+	ContainerRuntime string    `json:"runtime,omitempty"`
+	Unschedulable    bool      `json:"unschedulable,omitempty"`
+	CreatedAt        time.Time `json:"created,omitzero"`
 }
 
 // Rollout is one revision of a workload.
 type Rollout struct {
-	Revision int64     `json:"revision"`
-	Name     string    `json:"name"` // the ReplicaSet or ControllerRevision
-	CreatedAt  time.Time `json:"created"`
-	FieldManager       string    `json:"by,omitempty"` // field manager that wrote it
-	IsCurrent  bool      `json:"current"`
-	Images   []string  `json:"images,omitempty"`  // as asked for
-	ImageDigests  []string  `json:"digests,omitempty"` // as run by pods of this revision that still exist
+	Revision     int64     `json:"revision"`
+	Name         string    `json:"name"` // the ReplicaSet or ControllerRevision
+	CreatedAt    time.Time `json:"created"`
+	FieldManager string    `json:"by,omitempty"` // field manager that wrote it
+	IsCurrent    bool      `json:"current"`
+	Images       []string  `json:"images,omitempty"`  // as asked for
+	ImageDigests []string  `json:"digests,omitempty"` // as run by pods of this revision that still exist
 }
 
 // Change is something that changed recently.
 type Change struct {
-	ChangedAt time.Time `json:"when"`
-	Kind string    `json:"kind"` // "rollout", "rights"
+	ChangedAt   time.Time `json:"when"`
+	Kind        string    `json:"kind"` // "rollout", "rights"
 	Description string    `json:"what"` // a sentence
 	ChangedBy   string    `json:"by,omitempty"`
 }
@@ -132,9 +132,9 @@ type ServiceAccountInfo struct {
 	// TokenMounted: a token of the account lies in the pod.
 	TokenMounted bool `json:"token_mounted"`
 	// RiskyPermissions are sentences about rights that let an attacker go further; empty is good.
-	RiskyPermissions []string      `json:"dangerous,omitempty"`
-	GrantedRules    BoundedList[GrantedRule]   `json:"grants"`
-	CloudRoles     []CloudRoleAnnotation `json:"cloud,omitempty"`
+	RiskyPermissions []string                 `json:"dangerous,omitempty"`
+	GrantedRules     BoundedList[GrantedRule] `json:"grants"`
+	CloudRoles       []CloudRoleAnnotation    `json:"cloud,omitempty"`
 }
 
 // CloudRoleAnnotation is a cloud role that the account's annotations name.
@@ -146,14 +146,14 @@ type CloudRoleAnnotation struct {
 // GrantedRule is one rule that applies to the account, and by which way.
 type GrantedRule struct {
 	// Namespace is where it applies; "" is everywhere.
-	Namespace string   `json:"namespace,omitempty"`
-	Binding   string   `json:"binding"` // "RoleBinding ns/name"
-	Role      string   `json:"role"`
-	Groups    []string `json:"groups,omitempty"`
-	Resources []string `json:"resources,omitempty"`
-	ResourceNames     []string `json:"names,omitempty"`
-	NonResourceURLs      []string `json:"urls,omitempty"`
-	Verbs     []string `json:"verbs"`
+	Namespace       string   `json:"namespace,omitempty"`
+	Binding         string   `json:"binding"` // "RoleBinding ns/name"
+	Role            string   `json:"role"`
+	Groups          []string `json:"groups,omitempty"`
+	Resources       []string `json:"resources,omitempty"`
+	ResourceNames   []string `json:"names,omitempty"`
+	NonResourceURLs []string `json:"urls,omitempty"`
+	Verbs           []string `json:"verbs"`
 }
 
 func (g GrantedRule) describeScope() string {

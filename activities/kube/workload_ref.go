@@ -17,13 +17,13 @@ import (
 
 // scalableWorkload is what the three kinds with replicas have in common.
 type scalableWorkload struct {
-	meta     metav1.Object
-	template *corev1.PodTemplateSpec
-	replicas int32 // asked for
+	meta             metav1.Object
+	template         *corev1.PodTemplateSpec
+	replicas         int32 // asked for
 	observedReplicas int32
 	readyReplicas    int32
-	patch    func(context.Context, []byte, metav1.PatchOptions) error
-	scaleClient   scaleGetterUpdater
+	patch            func(context.Context, []byte, metav1.PatchOptions) error
+	scaleClient      scaleGetterUpdater
 }
 
 type scaleGetterUpdater interface {

@@ -9,8 +9,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
 )
 
 // FreezeAction is `contain: pod.freeze`.

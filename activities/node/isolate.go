@@ -18,21 +18,21 @@ import (
 	"stanch/activities"
 	"stanch/activities/kube"
 	"stanch/playbooks"
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
 )
 
 // IsolateAction is `contain: pod.isolate`.
 type IsolateAction struct {
 	NodeClient activities.NodeClient
-	KubeClient  kubernetes.Interface // nil without a cluster
+	KubeClient kubernetes.Interface // nil without a cluster
 }
 
 var _ activities.Containment = (*IsolateAction)(nil)
 
 // IsolateParams are the parameters of pod.isolate.
 type IsolateParams struct {
-	AllowCIDRs   []string `json:"allow,omitempty" doc:"CIDRs that stay reachable, for example a forensic collector"`
+	AllowCIDRs  []string `json:"allow,omitempty" doc:"CIDRs that stay reachable, for example a forensic collector"`
 	DenyIngress bool     `json:"ingress,omitempty" doc:"deny incoming connections too (by NetworkPolicy)"`
 }
 
@@ -52,7 +52,7 @@ func (*IsolateAction) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{
 		Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Facet: playbooks.FacetNetwork,
 		Targets: []playbooks.TargetKind{playbooks.TargetPod, playbooks.TargetContainer}, Reversible: true, EndMechanism: playbooks.EndByKernel, Params: IsolateParams{}, D3FENDTechnique: "D3-NI",
-		Doc:        "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
+		Doc:             "Take the network from one pod and none of its siblings: the node's egress lock at once, and a NetworkPolicy.",
 		PlanPermissions: kube.PermissionsFromRBAC(p.PlanRules), ApplyPermissions: kube.PermissionsFromRBAC(p.ApplyRules), CombineParams: intersectParams,
 	}
 }
@@ -81,7 +81,7 @@ func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 // isolatePrior is what was before.
 type isolatePrior struct {
 	UsesNetworkPolicy bool `json:"policy"` // a NetworkPolicy is part of it
-	UsesNodeLock   bool `json:"lock"`   // the node's lock is part of it
+	UsesNodeLock      bool `json:"lock"`   // the node's lock is part of it
 }
 
 // isClusterPod tells whether the pod has an API server's object here.

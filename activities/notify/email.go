@@ -29,14 +29,14 @@ type EmailAction struct {
 
 // SMTPServer takes mail by SMTP.
 type SMTPServer struct {
-	Host     string
-	Port     int
-	TLSMode      MailTLSMode
-	FromAddress     string
-	Recipients       []string
-	Username string // "": nobody logs in
-	Password string
-	RootCAs    *x509.CertPool // nil is the system's
+	Host        string
+	Port        int
+	TLSMode     MailTLSMode
+	FromAddress string
+	Recipients  []string
+	Username    string // "": nobody logs in
+	Password    string
+	RootCAs     *x509.CertPool // nil is the system's
 }
 
 // MailTLSMode is how the connection is protected.
@@ -44,17 +44,17 @@ type MailTLSMode string
 
 // The ways. MailNoTLS is for a server on this machine only.
 const (
-	MailStartTLS MailTLSMode = "starttls"
+	MailStartTLS    MailTLSMode = "starttls"
 	MailImplicitTLS MailTLSMode = "implicit"
-	MailNoTLS    MailTLSMode = "none"
+	MailNoTLS       MailTLSMode = "none"
 )
 
 var _ activities.Observer = (*EmailAction)(nil)
 
 // EmailParams are the parameters of email.
 type EmailParams struct {
-	Recipients   []string `json:"to,omitempty" doc:"who gets it, out of email.to in stanch.yaml; all of them if not given"`
-	Text string   `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Recipients []string `json:"to,omitempty" doc:"who gets it, out of email.to in stanch.yaml; all of them if not given"`
+	Text       string   `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
 }
 
 // Spec declares email.

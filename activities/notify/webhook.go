@@ -36,8 +36,8 @@ type WebhookAction struct {
 
 // WebhookReceiver takes requests that are signed as Standard Webhooks says (https://www.standardwebhooks.com).
 type WebhookReceiver struct {
-	URL  string
-	SigningKey  []byte
+	URL        string
+	SigningKey []byte
 	HTTPClient *http.Client // nil is a client of its own
 }
 
@@ -46,22 +46,22 @@ var _ activities.Observer = (*WebhookAction)(nil)
 // WebhookParams are the parameters of webhook.
 type WebhookParams struct {
 	ReceiverName string `json:"name" jsonschema:"required" doc:"the receiver's name under webhooks in stanch.yaml"`
-	Text string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
+	Text         string `json:"text,omitempty" doc:"what to say; the incident's summary if not given"`
 }
 
 // WebhookMessage is what a receiver gets.
 type WebhookMessage struct {
-	Version    int                        `json:"version"`
-	Type       string                     `json:"type"`
-	Incident   string                     `json:"incident"`
-	GroupingKey        string                     `json:"key"`
-	Cluster    string                     `json:"cluster"`
-	Summary    string                     `json:"summary"`
-	Scope      string                     `json:"scope"`
-	Workload   playbooks.WorkloadIdentity `json:"workload"`
-	Confidence float64                    `json:"confidence"`
-	Text       string                     `json:"text"`
-	SentAt         time.Time                  `json:"at"`
+	Version     int                        `json:"version"`
+	Type        string                     `json:"type"`
+	Incident    string                     `json:"incident"`
+	GroupingKey string                     `json:"key"`
+	Cluster     string                     `json:"cluster"`
+	Summary     string                     `json:"summary"`
+	Scope       string                     `json:"scope"`
+	Workload    playbooks.WorkloadIdentity `json:"workload"`
+	Confidence  float64                    `json:"confidence"`
+	Text        string                     `json:"text"`
+	SentAt      time.Time                  `json:"at"`
 	// ManifestHead, kept elsewhere, shows later whether the end of the evidence's manifest was cut off.
 	ManifestHead string `json:"manifest_head,omitempty"`
 }

@@ -25,7 +25,9 @@ func newWebhookAction(t *testing.T, r *webhook.Receiver, secret string) *notify.
 	return &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: r.URL, SigningKey: key}}, ManifestHead: func(string) string { return "abc123" }}
 }
 
-func pagerParams(text string) notify.WebhookParams { return notify.WebhookParams{ReceiverName: "pager", Text: text} }
+func pagerParams(text string) notify.WebhookParams {
+	return notify.WebhookParams{ReceiverName: "pager", Text: text}
+}
 
 func TestTheSignatureIsTheStandards(t *testing.T) {
 	key, err := notify.ParseSigningKey(webhookSecret)

@@ -31,17 +31,17 @@ const (
 
 const (
 	// maxPartialChanges and maxPartialChangeWeight bound the changes that are shown of a question that is too much.
-	maxPartialChanges     = 3
+	maxPartialChanges      = 3
 	maxPartialChangeWeight = 200
 	// maxConfirmRunes is what the dialog before an approval holds.
-	maxConfirmRunes = 280
+	maxConfirmRunes  = 280
 	maxWarningWeight = 300
 )
 
 // shownRequest is a question and what of it is shown so far.
 type shownRequest struct {
 	activities.ApprovalRequest
-	index     int
+	index  int
 	detail detailLevel
 	blocks []slack.Block
 }

@@ -18,17 +18,17 @@ const (
 	ButtonBreakGlass    ButtonKind = "break-glass"
 	ButtonRelease       ButtonKind = "release"
 	ButtonExtend        ButtonKind = "extend"
-	ButtonAssign      ButtonKind = "take-over"
+	ButtonAssign        ButtonKind = "take-over"
 	ButtonFalsePositive ButtonKind = "false-positive"
 )
 
 // ButtonReference is what a button stands for. It says nothing about who may press it.
 type ButtonReference struct {
-	Kind     ButtonKind   `json:"k"`
-	IncidentID string `json:"i"`
-	RequestID string `json:"q,omitempty"` // its id within the run
-	PlansHash     string `json:"h,omitempty"` // of the plans that were shown
-	LeaseID    string `json:"l,omitempty"`
+	Kind       ButtonKind `json:"k"`
+	IncidentID string     `json:"i"`
+	RequestID  string     `json:"q,omitempty"` // its id within the run
+	PlansHash  string     `json:"h,omitempty"` // of the plans that were shown
+	LeaseID    string     `json:"l,omitempty"`
 }
 
 // Signer makes a keyed hash with a key of Stanch's own.
@@ -38,7 +38,7 @@ type Signer interface {
 
 const (
 	macPurpose = "slack-button"
-	macBytes    = 16
+	macBytes   = 16
 )
 
 // errInvalidButton says that a button's value was not made here.

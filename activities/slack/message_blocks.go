@@ -16,9 +16,9 @@ import (
 // Bounds of a message. Slack takes 50 blocks, and refuses a message of some 13,000 characters of blocks without having
 // written down how it counts: Stanch stays well below.
 const (
-	maxQuestions = 5
-	maxLeases    = 6
-	maxMessageBytes   = 9000
+	maxQuestions    = 5
+	maxLeases       = 6
+	maxMessageBytes = 9000
 	// maxMinimalMessageBytes is for the message that is tried when Slack refuses the whole one.
 	maxMinimalMessageBytes = 6000
 )

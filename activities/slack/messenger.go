@@ -36,17 +36,17 @@ type MentionResolver interface {
 
 // Messenger keeps incidents' messages in one channel.
 type Messenger struct {
-	SlackClient      *slack.Client
-	Channel  string
-	Reader   IncidentReader
-	Signer   Signer
+	SlackClient     *slack.Client
+	Channel         string
+	Reader          IncidentReader
+	Signer          Signer
 	MentionResolver MentionResolver
 	// ManifestHead is the head of an incident's manifest: kept here, outside of Stanch, it shows later what was cut off.
 	ManifestHead func(incident string) string
 	// BreakGlassEnabled: somebody may break the glass, so questions have a button for it.
 	BreakGlassEnabled bool
-	Log        *slog.Logger
-	Now        func() time.Time // nil means time.Now
+	Log               *slog.Logger
+	Now               func() time.Time // nil means time.Now
 }
 
 var _ activities.Messenger = (*Messenger)(nil)
@@ -122,10 +122,10 @@ func isRejected(err error) (why string, is bool) {
 // messageView is one look at one incident.
 type messageView struct {
 	*Messenger
-	incident      playbooks.Incident
-	approvalRequests []activities.ApprovalRequest
-	state   activities.MessageState
-	hadEarlierMessage  bool // there was a thread before this one
+	incident          playbooks.Incident
+	approvalRequests  []activities.ApprovalRequest
+	state             activities.MessageState
+	hadEarlierMessage bool // there was a thread before this one
 }
 
 // metadataEventType marks Stanch's messages, so that one that was written by a process that died is found again.

@@ -28,16 +28,20 @@ var askedAt = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 // messengerFixture is an incident, its questions, and a desk at the stand-in.
 type messengerFixture struct {
 	view.Messenger
-	slack    *stand.Slack
-	incident playbooks.Incident
-	approvalRequests  []activities.ApprovalRequest
-	state    activities.MessageState
-	log      bytes.Buffer
+	slack            *stand.Slack
+	incident         playbooks.Incident
+	approvalRequests []activities.ApprovalRequest
+	state            activities.MessageState
+	log              bytes.Buffer
 }
 
-func (d *messengerFixture) Incident(context.Context, string) (playbooks.Incident, error) { return d.incident, nil }
+func (d *messengerFixture) Incident(context.Context, string) (playbooks.Incident, error) {
+	return d.incident, nil
+}
 
-func (d *messengerFixture) PendingApprovals(context.Context, string) ([]activities.ApprovalRequest, error) { return d.approvalRequests, nil }
+func (d *messengerFixture) PendingApprovals(context.Context, string) ([]activities.ApprovalRequest, error) {
+	return d.approvalRequests, nil
+}
 
 // ResolveMentions calls each group by a member id.
 func (*messengerFixture) ResolveMentions(groups, _ []string) (members, userGroups []string) {

@@ -17,7 +17,7 @@ import (
 const (
 	maxTextWeight   = 600
 	maxHeaderWeight = 140
-	maxFooterWeight   = 600
+	maxFooterWeight = 600
 )
 
 // longHexPattern matches ids and hashes, of which nobody reads more than the beginning.

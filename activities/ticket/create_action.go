@@ -42,13 +42,13 @@ type ManifestReader interface {
 
 // CreateAction is `ticket: create`.
 type CreateAction struct {
-	Tracker Tracker // nil: none is configured
+	Tracker   Tracker        // nil: none is configured
 	Manifests ManifestReader // nil: a ticket holds no manifest
-	Labels  []string
+	Labels    []string
 	// Failpoint is called between finding and opening, and after it, so that tests can kill the process there. Nil does nothing.
 	Failpoint func(point string)
 
-	mu   sync.Mutex
+	mu            sync.Mutex
 	incidentLocks map[string]*incidentLock // by incident
 }
 
@@ -166,8 +166,8 @@ var nonLabelChars = regexp.MustCompile(`[^\pL\pN.:_/-]+`)
 
 // The bounds of labels: GitHub's in characters, and enough in number.
 const (
-	maxLabelRunes  = 50
-	maxLabels = 20
+	maxLabelRunes = 50
+	maxLabels     = 20
 )
 
 // sanitizeLabels cleans labels so that each is one, in every tracker.

@@ -21,9 +21,9 @@ import (
 
 // trackerCase is a tracker and its stand-in.
 type trackerCase struct {
-	name  string
-	startFake func(testing.TB) *stand.Server
-	newTracker  func(ticket.TrackerConfig) ticket.Tracker
+	name       string
+	startFake  func(testing.TB) *stand.Server
+	newTracker func(ticket.TrackerConfig) ticket.Tracker
 }
 
 var trackerCases = []trackerCase{

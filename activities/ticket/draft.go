@@ -14,16 +14,16 @@ import (
 
 // TicketDraft is what a ticket says, before it is written in a tracker's markup. Its strings are cleaned, and still data.
 type TicketDraft struct {
-	Title    string
-	Labels   []string
+	Title      string
+	Labels     []string
 	IncidentID string
-	Facts    [][2]string
-	Summary  string
+	Facts      [][2]string
+	Summary    string
 	// EvidenceRows are the manifest's pieces: name, action, target, sha256, bytes.
-	EvidenceRows []EvidenceRow
+	EvidenceRows     []EvidenceRow
 	ManifestEntries  int
 	ManifestHead     string
-	ManifestProblems    []string // where the manifest does not hold
+	ManifestProblems []string // where the manifest does not hold
 }
 
 // EvidenceRow is a piece of evidence as the table shows it.
@@ -34,11 +34,11 @@ var EvidenceColumns = EvidenceRow{"name", "action", "target", "sha256", "bytes"}
 
 // The bounds of what is written. All together stay below what the smallest tracker takes (Jira's 32,767 characters).
 const (
-	maxSummaryRunes = 4000
-	maxCellRunes    = 100
-	maxTitleRunes   = 200
-	maxRows    = 60
-	maxManifestProblems   = 5
+	maxSummaryRunes     = 4000
+	maxCellRunes        = 100
+	maxTitleRunes       = 200
+	maxRows             = 60
+	maxManifestProblems = 5
 )
 
 // incidentFacts are the incident's, one to a line.

@@ -13,17 +13,17 @@ import (
 
 // GitHub keeps tickets as issues of a repository.
 type GitHub struct {
-	client httpclient.Client
+	client   httpclient.Client
 	repoPath string // OWNER/NAME, escaped
 }
 
 // TrackerConfig a tracker is and who Stanch is there.
 type TrackerConfig struct {
-	URL     string
-	Project string
-	Token   string
-	JiraUser    string // Jira
-	JiraIssueType    string // Jira
+	URL           string
+	Project       string
+	Token         string
+	JiraUser      string // Jira
+	JiraIssueType string // Jira
 	HTTPClient    *http.Client
 }
 

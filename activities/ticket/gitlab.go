@@ -13,14 +13,14 @@ import (
 
 // GitLab keeps tickets as issues of a project.
 type GitLab struct {
-	client   httpclient.Client
+	client     httpclient.Client
 	issuesPath string
 }
 
 // NewGitLab makes the tracker of a project, by its number or its path.
 func NewGitLab(w TrackerConfig) *GitLab {
 	return &GitLab{
-		client:   httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
+		client:     httpclient.Client{Name: "GitLab", BaseURL: w.URL, Secrets: []string{w.Token}, HTTPClient: w.HTTPClient, Header: http.Header{"Private-Token": {w.Token}}},
 		issuesPath: "/api/v4/projects/" + url.PathEscape(w.Project) + "/issues",
 	}
 }

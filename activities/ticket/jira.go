@@ -20,9 +20,9 @@ import (
 // a text, whatever it holds.
 type Jira struct {
 	client    httpclient.Client
-	base    string
-	project string
-	issueType    string
+	base      string
+	project   string
+	issueType string
 }
 
 // NewJira makes the tracker of a project, by its key.
@@ -54,7 +54,9 @@ func (j *Jira) toIssue(i jiraIssue) Issue {
 }
 
 // quoteJQL writes a string of JQL.
-func quoteJQL(s string) string { return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"` }
+func quoteJQL(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
 
 // Find searches for the issues with a label.
 func (j *Jira) Find(ctx context.Context, label string) (*Issue, error) {

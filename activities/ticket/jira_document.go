@@ -8,8 +8,8 @@ type DocumentNode struct {
 	Version int            `json:"version,omitempty"`
 	Text    string         `json:"text,omitempty"`
 	Attrs   map[string]any `json:"attrs,omitempty"`
-	Marks   []DocumentNode         `json:"marks,omitempty"`
-	Content []DocumentNode         `json:"content,omitempty"`
+	Marks   []DocumentNode `json:"marks,omitempty"`
+	Content []DocumentNode `json:"content,omitempty"`
 }
 
 // JiraDocument writes a draft for Jira. A mention, a link and a macro are nodes of their own there, and none is made.
@@ -45,7 +45,9 @@ func paragraphNode(s string) DocumentNode {
 	return DocumentNode{Type: "paragraph", Content: []DocumentNode{textNode(s)}}
 }
 
-func codeBlockNode(s string) DocumentNode { return DocumentNode{Type: "codeBlock", Content: []DocumentNode{textNode(s)}} }
+func codeBlockNode(s string) DocumentNode {
+	return DocumentNode{Type: "codeBlock", Content: []DocumentNode{textNode(s)}}
+}
 
 func tableRowNode(kind string, cells EvidenceRow) DocumentNode {
 	row := DocumentNode{Type: "tableRow"}

@@ -20,8 +20,8 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/agent"
-	"stanch/sensors/duration"
 	"stanch/sensors/containermeta"
+	"stanch/sensors/duration"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
 	"stanch/sensors/snapshot"

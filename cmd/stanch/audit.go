@@ -50,11 +50,11 @@ difference is named, and the exit code is 1 if there is one.`,
 			case "json":
 				err = printJSON(cmd.OutOrStdout(), story)
 			case "html":
-				err = audit.HTML(cmd.OutOrStdout(), story)
+				err = audit.WriteHTML(cmd.OutOrStdout(), story)
 			default:
 				showStory(cmd.OutOrStdout(), story)
 			}
-			if err == nil && story.Verified != nil && !story.Verified.OK {
+			if err == nil && story.Verification != nil && !story.Verification.OK {
 				return errAnswered
 			}
 			return err
@@ -67,15 +67,15 @@ difference is named, and the exit code is 1 if there is one.`,
 }
 
 // verifyRecording compares a recording with its own hash, and with the story of its incident.
-func verifyRecording(file string, s *audit.Story) error {
+func verifyRecording(file string, s *audit.Timeline) error {
 	raw, err := readBounded(file, recording.MaxBytes)
 	if err != nil {
 		return err
 	}
-	v := s.Verified
+	v := s.Verification
 	differ := func(format string, args ...any) {
 		v.OK = false
-		v.Differences = append(v.Differences, audit.Difference{What: file + ": " + fmt.Sprintf(format, args...)})
+		v.Differences = append(v.Differences, audit.Difference{Description: file + ": " + fmt.Sprintf(format, args...)})
 	}
 	v.Checked = append(v.Checked, "the recording "+file+" against its own SHA-256, and its steps against the history")
 	r, err := recording.Decode(raw)
@@ -83,7 +83,7 @@ func verifyRecording(file string, s *audit.Story) error {
 		differ("%v", err)
 		return nil
 	}
-	if r.Incident.ID != s.Incident {
+	if r.Incident.ID != s.IncidentID {
 		differ("it is of %s", r.Incident.ID)
 		return nil
 	}
@@ -108,8 +108,8 @@ func verifyRecording(file string, s *audit.Story) error {
 }
 
 // story asks the running Stanch; without one the archive of the data directory is read.
-func (g *globals) story(ctx context.Context, id string, verify bool) (audit.Story, error) {
-	var story audit.Story
+func (g *globals) story(ctx context.Context, id string, verify bool) (audit.Timeline, error) {
+	var story audit.Timeline
 	path := "/v1/audit/" + id
 	if verify {
 		path += "?verify=1"
@@ -128,7 +128,7 @@ func (g *globals) story(ctx context.Context, id string, verify bool) (audit.Stor
 
 // offline says of an incident that only a running Stanch could know that none runs.
 func offline(err error, g *globals) error {
-	if errors.Is(err, worker.ErrNoIncident) {
+	if errors.Is(err, worker.ErrUnknownIncident) {
 		return fmt.Errorf("no Stanch runs here (there is no %s), and the archive holds closed incidents only: %w", g.socket(), err)
 	}
 	return err
@@ -146,90 +146,90 @@ func formatFlag(c *cobra.Command, out *string, formats ...string) {
 	}
 }
 
-func showStory(out io.Writer, s audit.Story) {
+func showStory(out io.Writer, s audit.Timeline) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	p("%s  %s  %s, confidence %.2f  [%s]", s.Incident, s.Severity, s.Objective, s.Confidence, s.Standing())
+	p("%s  %s  %s, confidence %.2f  [%s]", s.IncidentID, s.Severity, s.Objective, s.Confidence, s.StatusText())
 	p("workload   %s in cluster %s, node %s", s.Workload, s.Cluster, s.Node)
 	drill := ""
 	if s.Drill {
 		drill = ", a drill"
 	}
 	p("scope      %s, phase %d%s", s.Scope, s.Phase, drill)
-	if len(s.Configs) > 0 {
-		p("config     %s", strings.Join(s.Configs, ", "))
+	if len(s.ConfigHashes) > 0 {
+		p("config     %s", strings.Join(s.ConfigHashes, ", "))
 	}
 	for _, f := range s.Playbooks {
-		p("playbook   %s, %s, SHA-256 %s", f.Name, f.File, f.Hash)
+		p("playbook   %s, %s, SHA-256 %s", f.Name, f.File, f.SourceHash)
 	}
 	p("told from  %d histories in %s; times are UTC", len(s.Histories), map[string]string{"temporal": "Temporal", "archive": "the archive"}[s.Source])
 	p("")
 	day := ""
 	chains := runsOf(s)
-	for _, l := range s.Lines {
+	for _, l := range s.Entries {
 		if d := l.At.UTC().Format(time.DateOnly); d != day {
 			p("%s", d)
 			day = d
 		}
-		p("%s  %-12s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.What, reference(l.Ref, chains))
+		p("%s  %-12s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.Text, reference(l.EventRef, chains))
 	}
 	p("")
 	for _, e := range s.Effects {
 		p("effect     %s on %s: %s", e.Action, e.Target, effectLine(e))
 	}
 	for _, person := range s.People {
-		p("person     %s (%s): %s", person.Name, strings.Join(person.Proved, "; "), strings.Join(person.Did, ", "))
+		p("person     %s (%s): %s", person.Name, strings.Join(person.AuthenticatedBy, "; "), strings.Join(person.Actions, ", "))
 	}
 	showDifferences(p, s, chains)
 }
 
-func effectLine(e audit.Effect) string {
+func effectLine(e audit.ContainmentEffect) string {
 	switch {
-	case e.Undone != nil:
-		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)), e.Observed, e.Why)
+	case e.UndoneEvent != nil:
+		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)), e.VerificationCount, e.UndoReason)
 	case e.State == "in force":
-		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.Until.UTC().Format(time.DateTime))
+		return fmt.Sprintf("in force since %s, until %s", e.AppliedAt.UTC().Format("15:04:05"), e.ExpiresAt.UTC().Format(time.DateTime))
 	}
 	return e.State + ": " + e.Reason
 }
 
-func showDifferences(p func(string, ...any), s audit.Story, chains map[string]int) {
-	if s.Verified == nil {
+func showDifferences(p func(string, ...any), s audit.Timeline, chains map[string]int) {
+	if s.Verification == nil {
 		for _, d := range s.Problems {
-			p("PROBLEM    %s  [%s]", d.What, reference(d.Ref, chains))
+			p("PROBLEM    %s  [%s]", d.Description, reference(d.EventRef, chains))
 		}
 		return
 	}
 	p("")
-	for _, c := range s.Verified.Checked {
+	for _, c := range s.Verification.Checked {
 		p("checked    %s", c)
 	}
-	for _, d := range s.Verified.Differences {
-		p("DIFFERENT  %s  [%s]", d.What, reference(d.Ref, chains))
+	for _, d := range s.Verification.Differences {
+		p("DIFFERENT  %s  [%s]", d.Description, reference(d.EventRef, chains))
 	}
-	if s.Verified.OK {
+	if s.Verification.OK {
 		p("verified: nothing differs")
 	} else {
-		p("NOT verified: %d differences", len(s.Verified.Differences))
+		p("NOT verified: %d differences", len(s.Verification.Differences))
 	}
 }
 
 // runsOf counts the runs of each workflow: where there are several, a reference names the run.
-func runsOf(s audit.Story) map[string]int {
+func runsOf(s audit.Timeline) map[string]int {
 	n := map[string]int{}
 	for _, h := range s.Histories {
-		n[h.Workflow]++
+		n[h.WorkflowID]++
 	}
 	return n
 }
 
-func reference(r audit.Ref, runs map[string]int) string {
+func reference(r audit.EventRef, runs map[string]int) string {
 	switch {
-	case r.Workflow == "":
+	case r.WorkflowID == "":
 		return "no history"
-	case r.Event == 0:
-		return r.Workflow
-	case runs[r.Workflow] > 1:
-		return fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event)
+	case r.EventID == 0:
+		return r.WorkflowID
+	case runs[r.WorkflowID] > 1:
+		return fmt.Sprintf("%s run %s #%d", r.WorkflowID, r.RunID, r.EventID)
 	}
-	return fmt.Sprintf("%s #%d", r.Workflow, r.Event)
+	return fmt.Sprintf("%s #%d", r.WorkflowID, r.EventID)
 }

@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
 	"stanch/worker"
 	"stanch/worker/authority"
 )
@@ -51,15 +51,15 @@ nowhere else.`,
 			if keys == "" {
 				keys = filepath.Join(filepath.Dir(filepath.Clean(pki)), "keys")
 			}
-			auth, err := authority.Read(keys)
+			auth, err := authority.OpenExisting(keys)
 			if err != nil {
 				return fmt.Errorf("read the authority's keys: %w; name their folder with --keys", err)
 			}
-			ca, err := authority.OpenPKI(pki)
+			ca, err := authority.OpenOrCreatePKI(pki)
 			if err != nil {
 				return err
 			}
-			if _, _, err := ca.Files(out, "node", authority.RoleNode, names[0]); err != nil {
+			if _, _, err := ca.WriteCertificateFiles(out, "node", authority.RoleNode, names[0]); err != nil {
 				return err
 			}
 			if err := writeKeySet(filepath.Join(out, gatewayrpc.AuthorityKeysFile), auth.KeySet()); err != nil {
@@ -122,7 +122,7 @@ func publicCommand(g *globals) *cobra.Command {
 	}
 	dir := keysFlag(c, g)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		a, err := authority.Read(dir())
+		a, err := authority.OpenExisting(dir())
 		if err != nil {
 			return err
 		}
@@ -150,12 +150,12 @@ reads. Restart every worker after either.`,
 	c.Flags().BoolVar(&distrust, "distrust", false, "believe nothing any more that the old key signed")
 	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads instead")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		rotate := func() (string, string, error) { return authority.Rotate(dir(), distrust) }
+		rotate := func() (string, string, error) { return authority.RotateSigningKey(dir(), distrust) }
 		if payload {
 			if distrust {
 				return usageError{errors.New("a payload key is not distrusted: without it nobody reads what it encrypted")}
 			}
-			rotate = func() (string, string, error) { return worker.RotatePayloadKey(dir()) }
+			rotate = func() (string, string, error) { return worker.RotateCodecKey(dir()) }
 		}
 		before, after, err := rotate()
 		if err != nil {
@@ -173,12 +173,12 @@ func makeAuthority(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
-	if _, err := authority.Open(filepath.Join(dir, "keys")); err != nil {
+	if _, err := authority.OpenOrCreate(filepath.Join(dir, "keys")); err != nil {
 		return err
 	}
-	if _, err := worker.PayloadCodec(filepath.Join(dir, "keys")); err != nil {
+	if _, err := worker.OpenPayloadCodec(filepath.Join(dir, "keys")); err != nil {
 		return err
 	}
-	_, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	_, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
 	return err
 }

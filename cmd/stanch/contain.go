@@ -59,14 +59,14 @@ Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`
 		Example: "  stanch contain pod/shop/web-7d9f --for 1h --reason \"beacons to 203.0.113.9\"\n  stanch contain shop/web-7d9f --for 1h --reason \"beacons\" --dry-run\n" +
 			"  stanch contain INC-01JABC… --for 90s --action pod.freeze --reason \"memory first\"",
 		RunE: func(cmd *cobra.Command, given []string) error {
-			if o.For <= 0 {
+			if o.Duration <= 0 {
 				return usageError{errors.New("say for how long: --for 1h")}
 			}
 			return request(cmd, g, &o, given[0])
 		},
 	}
 	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "another reversible containment, such as pod.freeze")
-	c.Flags().Var(duration.NewFlag(&o.For, 0), "for", "how long it holds; required")
+	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long it holds; required")
 	o.flags(c)
 	return c
 }
@@ -105,7 +105,7 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 	}
 	q := o.ContainRequest
 	q.Target, q.ID = target, uuid.NewString()
-	var answer gateway.ContainAnswer
+	var answer gateway.ContainResponse
 	if err := g.local().post(cmd.Context(), "/v1/contain", q, &answer); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 		return showPlans(out, answer)
 	}
 	if o.output == "text" {
-		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.Incident, plain(answer.Playbook), plain(targetsOf(answer)))
+		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.IncidentID, plain(answer.Playbook), plain(targetsOf(answer)))
 	}
 	if o.noWait {
 		if o.output == "json" {
@@ -140,7 +140,7 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 	return err
 }
 
-func targetsOf(a gateway.ContainAnswer) string {
+func targetsOf(a gateway.ContainResponse) string {
 	var out []string
 	for _, t := range a.Targets {
 		out = append(out, t.Target.String())
@@ -154,26 +154,26 @@ type requestResult struct {
 	Target    string `json:"target"`
 	Contained bool   `json:"contained"`
 	// Done: the playbook has nothing to contain, and did what it is for.
-	Done    bool                   `json:"done,omitempty"`
-	State   string                 `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
-	Steps   []playbooks.StepReport `json:"steps"`
-	Leases  []string               `json:"leases"`
-	Waiting []playbook.ApprovalRequest     `json:"waiting,omitempty"`
+	Done    bool                       `json:"done,omitempty"`
+	State   string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	Steps   []playbooks.StepReport     `json:"steps"`
+	Leases  []string                   `json:"leases"`
+	Waiting []playbook.ApprovalRequest `json:"waiting,omitempty"`
 	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
 }
 
 // follow waits until each playbook of a request has ended or waits for people.
-func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limit time.Duration) ([]requestResult, error) {
+func (g *globals) follow(ctx context.Context, answer gateway.ContainResponse, limit time.Duration) ([]requestResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var in gateway.View
+		var in gateway.IncidentView
 		var pending []playbook.ApprovalRequest
-		err := g.local().get(ctx, "/v1/incidents/"+answer.Incident, &in)
+		err := g.local().get(ctx, "/v1/incidents/"+answer.IncidentID, &in)
 		if err == nil {
 			err = g.local().get(ctx, "/v1/pending", &pending)
 		}
@@ -193,11 +193,11 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainAnswer, limi
 }
 
 // resultsOf is what is known of each target, and whether nothing more comes by itself.
-func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
+func resultsOf(answer gateway.ContainResponse, in gateway.IncidentView, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
-		r := requestResult{Incident: answer.Incident, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
-		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == t.Request })
+		r := requestResult{Incident: answer.IncidentID, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == t.RequestID })
 		if i < 0 {
 			results, settled = append(results, r), false
 			continue
@@ -206,8 +206,8 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 		for _, p := range pending {
 			if p.WorkflowID == run.WorkflowID {
 				r.Waiting, r.State = append(r.Waiting, p), "waiting"
-				for _, w := range in.Waiting {
-					if w.Question == p.QualifiedID() {
+				for _, w := range in.OpenApprovals {
+					if w.Name == p.QualifiedID() {
 						r.Warnings = append(r.Warnings, w.Warnings...)
 					}
 				}
@@ -229,7 +229,7 @@ func resultsOf(answer gateway.ContainAnswer, in gateway.View, pending []playbook
 		if !run.Ended.IsZero() {
 			if r.State = string(run.Outcome); r.Contained {
 				r.State = "contained"
-			} else if len(answer.Contains) == 0 && r.Error == "" {
+			} else if len(answer.Containments) == 0 && r.Error == "" {
 				r.done()
 			}
 		}
@@ -304,20 +304,20 @@ func needed(a activities.Approvers) string {
 }
 
 // showPlans prints what a dry run found, and says no where nothing would be contained.
-func showPlans(out io.Writer, a gateway.ContainAnswer) error {
+func showPlans(out io.Writer, a gateway.ContainResponse) error {
 	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
 	runs := false
 	p("Dry run: nothing was changed, and no incident was opened.")
 	for _, t := range a.Targets {
 		p("%s (%s, scope %s, phase %d)", t.Target, t.Target.ID(), t.Scope, t.Phase)
 		p("  playbook %s", a.Playbook)
-		if len(a.Contains) == 0 {
+		if len(a.Containments) == 0 {
 			p("  it contains nothing, and would run")
 			runs = true
 		}
 		for _, plan := range t.Plans {
-			if plan.Unknown != "" {
-				p("  %s: not planned: %s", plan.Action, plan.Unknown)
+			if plan.UnplannableReason != "" {
+				p("  %s: not planned: %s", plan.Action, plan.UnplannableReason)
 				continue
 			}
 			p("  %s: %s", plan.Action, verdictText(plan.Decision))

@@ -16,7 +16,7 @@ import (
 
 // The outcome of a request is the answer to "is it contained": only then the command says yes.
 func TestWhatBecameOfARequestIsSaid(t *testing.T) {
-	answer := gateway.ContainAnswer{Incident: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
+	answer := gateway.ContainResponse{IncidentID: "INC-1", Playbook: "contain-pod-isolate-1h", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
 	step := func(outcome playbooks.Outcome, lease string) []playbooks.StepReport {
 		return []playbooks.StepReport{{Action: "pod.isolate", Outcome: outcome, Reason: "because", LeaseID: lease}}
 	}
@@ -44,8 +44,8 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 			want: []string{"not contained yet: 2 of sre must agree until", "but: only 1 of the 2", "withdraws it with `stanch deny`"},
 		},
 	} {
-		answer.Contains = []string{"pod.isolate"}
-		results, settled := resultsOf(answer, gateway.View{Waiting: []gateway.Waiting{{Question: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
+		answer.Containments = []string{"pod.isolate"}
+		results, settled := resultsOf(answer, gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{Name: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
 			Playbooks: []playbooks.PlaybookRun{c.run}, Leases: []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
 		}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
@@ -72,16 +72,16 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 		"none captured": {[]playbooks.StepReport{step("process.snapshot", playbooks.OutcomeFailed), step("pod.logs", playbooks.OutcomeRefused)}, false, "pod shop/web: no evidence captured"},
 		"no evidence":   {[]playbooks.StepReport{{Action: "slack", Verb: playbooks.VerbNotify, Outcome: playbooks.OutcomeRefused}}, false, "not contained: refused"},
 	} {
-		answer := gateway.ContainAnswer{Incident: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, Request: "request/1"}}}
+		answer := gateway.ContainResponse{IncidentID: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
 		run := playbooks.PlaybookRun{RequestID: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
-		results, settled := resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		results, settled := resultsOf(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.True(t, settled, name)
 		require.Equal(t, c.done, results[0].Done, name)
 		var out bytes.Buffer
 		showResults(&out, results)
 		require.Contains(t, out.String(), c.want, name)
-		answer.Contains = []string{"pod.isolate"}
-		results, _ = resultsOf(answer, gateway.View{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		answer.Containments = []string{"pod.isolate"}
+		results, _ = resultsOf(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.False(t, results[0].Done, "%s: what was to be contained was not", name)
 	}
 }
@@ -91,9 +91,9 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAskApproval: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := showPlans(&out, gateway.ContainAnswer{Contains: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+		err := showPlans(&out, gateway.ContainResponse{Containments: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
 			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, Duration: 90 * time.Minute, AlreadyHeld: true, HeldByLease: "LSE-9", HeldUntil: time.Now()}, Decision: activities.GuardDecision{Verdict: verdict, Reason: "why"}},
-			{Action: "workload.scale", Unknown: "its parameters depend"},
+			{Action: "workload.scale", UnplannableReason: "its parameters depend"},
 		}}}})
 		require.Equal(t, verdict == activities.VerdictRun, err == nil, verdict)
 		for _, part := range []string{"pod.isolate: " + want, "held already by lease LSE-9, until ", "would hold it", "undo it after 1h30m", "workload.scale: not planned: its parameters depend"} {
@@ -105,12 +105,12 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
 	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
 	var out bytes.Buffer
-	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.Marked{Incident: in, Released: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, Denied: []string{"stop it for 1h"}})
+	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
 	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
 	out.Reset()
-	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.Marked{})
+	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
 	require.Contains(t, out.String(), "it held nothing and asked nothing")
 	out.Reset()
-	showMarked(&out, "INC-1", incident.TriageAssigned, gateway.Marked{})
+	showMarked(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
 	require.Equal(t, "INC-1: taken-over\n", out.String())
 }

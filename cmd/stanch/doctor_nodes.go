@@ -15,7 +15,7 @@ import (
 // nodeHealth is what a node tells of itself, and what the gateway knows of it.
 type nodeHealth struct {
 	agent.StatusReport
-	Gateway gateway.NodeState `json:"gateway"`
+	Gateway gateway.NodeStreamState `json:"gateway"`
 }
 
 const (
@@ -30,13 +30,13 @@ func nodeFindings(nodes map[string]nodeHealth) []finding {
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		n := nodes[name]
 		var words, bad []string
-		if c := n.Gateway.Clock; c != nil {
-			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Skew), duration.FormatApprox(c.Error)))
-			if c.Skew.Abs() > wrongClock {
+		if c := n.Gateway.ClockSkew; c != nil {
+			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Offset), duration.FormatApprox(c.MaxError)))
+			if c.Offset.Abs() > wrongClock {
 				bad = append(bad, "set its clock")
 			}
 		}
-		if ends := n.Gateway.CertificateEnds; !ends.IsZero() {
+		if ends := n.Gateway.CertificateExpiresAt; !ends.IsZero() {
 			words = append(words, "certificate until "+ends.UTC().Format(time.DateOnly))
 			if time.Until(ends) < endingSoon {
 				bad = append(bad, "its certificate was not renewed: look at its sensor's log")

@@ -319,7 +319,7 @@ func (d *drill) approve(ctx context.Context, fits func(playbook.ApprovalRequest)
 	answered := false
 	for _, p := range pending {
 		if p.IncidentID == d.result.Incident && len(p.Votes) == 0 && fits(p) {
-			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{Incident: p.IncidentID, Step: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || answered
+			answered = d.local.post(ctx, "/v1/vote", gateway.VoteRequest{IncidentID: p.IncidentID, RequestID: p.QualifiedID(), Approve: true, Reason: "drill"}, nil) == nil || answered
 		}
 	}
 	return answered
@@ -363,7 +363,7 @@ func (d *drill) release(ctx context.Context) {
 		if l.State == string(lease.StateEnded) {
 			continue
 		}
-		if err := d.local.post(ctx, "/v1/release", gateway.LeaseRequest{Lease: l.ID}, nil); err != nil {
+		if err := d.local.post(ctx, "/v1/release", gateway.LeaseRequest{LeaseID: l.ID}, nil); err != nil {
 			d.check("released", false, "%s: %v", l.ID, err)
 		}
 	}

@@ -111,7 +111,7 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 		if err != nil {
 			return "", fmt.Errorf("register the drill's container: %w", err)
 		}
-		container := gateway.DrillContainer{ID: id, CgroupPath: "/" + name + "/" + id, Cgroup: inode}
+		container := gateway.DrillContainer{ID: id, CgroupPath: "/" + name + "/" + id, CgroupID: inode}
 		if err := s.register(ctx, gateway.DrillTargets{Containers: []gateway.DrillContainer{container}}); err != nil {
 			return "", err
 		}

@@ -70,7 +70,7 @@ func (o *evidenceOptions) keyring(g *globals) (attestation.Keyring, error) {
 		}
 		return ring, nil
 	}
-	a, err := authority.Read(filepath.Join(g.data, "keys"))
+	a, err := authority.OpenExisting(filepath.Join(g.data, "keys"))
 	if err != nil {
 		return nil, fmt.Errorf("%w; name the public keys with --keys (`stanch cert public` prints them)", err)
 	}
@@ -197,7 +197,7 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 				return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
 			}
 			if o.keys == "" { // a copy elsewhere is not ours to write to
-				if store.Authority, err = authority.Read(filepath.Join(g.data, "keys")); err != nil {
+				if store.Authority, err = authority.OpenExisting(filepath.Join(g.data, "keys")); err != nil {
 					return err
 				}
 				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
@@ -245,10 +245,10 @@ func pick(incident, wanted string, lines []activities.ManifestLine) (playbooks.E
 
 // evidenceResult is what `evidence verify -o json` prints.
 type evidenceResult struct {
-	Incident string               `json:"incident"`
-	OK       bool                 `json:"ok"`
-	Entries  int                  `json:"entries"`
-	Head     string               `json:"head"`
+	Incident string                        `json:"incident"`
+	OK       bool                          `json:"ok"`
+	Entries  int                           `json:"entries"`
+	Head     string                        `json:"head"`
 	Findings []activities.IntegrityFinding `json:"findings"`
 }
 

@@ -157,7 +157,7 @@ say of each whether it ran or would start, and why or why not.`,
 				return err
 			}
 			config.Playbooks = append(config.Playbooks, folders...)
-			library, problems, err := worker.LoadLibrary(config, worker.Catalogue())
+			library, problems, err := worker.LoadLibrary(config, worker.ActionCatalog())
 			if err != nil {
 				return fmt.Errorf("load the playbooks: %w", err)
 			}
@@ -197,7 +197,7 @@ func isFile(s string) bool {
 
 // runningPlaybooks shows the playbooks of the Stanch that runs.
 func (g *globals) runningPlaybooks(cmd *cobra.Command, given []string, output string) error {
-	var rows []worker.PlaybookRow
+	var rows []worker.PlaybookListEntry
 	var in *playbooks.Incident
 	path := "/v1/playbooks"
 	if len(given) == 1 {
@@ -258,7 +258,7 @@ func asRecorded(rec recording.Recording) playbooks.Incident {
 	return in
 }
 
-func showPlaybooks(out io.Writer, rows []worker.PlaybookRow, in *playbooks.Incident) error {
+func showPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks.Incident) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if in == nil {
 		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tFILE\tHANDLES")
@@ -267,7 +267,7 @@ func showPlaybooks(out io.Writer, rows []worker.PlaybookRow, in *playbooks.Incid
 	}
 	for _, r := range rows {
 		if in == nil {
-			handles := []rune(plain(r.Handles))
+			handles := []rune(plain(r.MatchSummary))
 			if len(handles) > 110 {
 				handles = append(handles[:109], '…') // whole: stanch explain NAME
 			}
@@ -276,12 +276,12 @@ func showPlaybooks(out io.Writer, rows []worker.PlaybookRow, in *playbooks.Incid
 		}
 		starts := "no"
 		switch {
-		case r.Ran:
+		case r.HasRun:
 			starts = "ran"
-		case *r.Starts:
+		case *r.WouldStart:
 			starts = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, plain(r.Why))
+		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, plain(r.Reason))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write: %w", err)

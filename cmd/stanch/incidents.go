@@ -34,12 +34,12 @@ type incidentList struct {
 }
 
 // orders are how a list can be sorted.
-func orders() map[string]func(a, b gateway.View) int {
-	return map[string]func(a, b gateway.View) int{
-		"opened":     func(a, b gateway.View) int { return b.Opened.Compare(a.Opened) },
-		"updated":    func(a, b gateway.View) int { return b.Updated.Compare(a.Updated) },
-		"severity":   func(a, b gateway.View) int { return cmp.Compare(b.Severity.Rank(), a.Severity.Rank()) },
-		"confidence": func(a, b gateway.View) int { return cmp.Compare(b.Confidence, a.Confidence) },
+func orders() map[string]func(a, b gateway.IncidentView) int {
+	return map[string]func(a, b gateway.IncidentView) int{
+		"opened":     func(a, b gateway.IncidentView) int { return b.Opened.Compare(a.Opened) },
+		"updated":    func(a, b gateway.IncidentView) int { return b.Updated.Compare(a.Updated) },
+		"severity":   func(a, b gateway.IncidentView) int { return cmp.Compare(b.Severity.Rank(), a.Severity.Rank()) },
+		"confidence": func(a, b gateway.IncidentView) int { return cmp.Compare(b.Confidence, a.Confidence) },
 	}
 }
 
@@ -141,23 +141,23 @@ func moment(text string, now time.Time) (time.Time, error) {
 }
 
 // pick gives what is wanted of a list, in order, and how many more there are.
-func (l *incidentList) pick(all []gateway.View, now time.Time) (shown []gateway.View, more int) {
+func (l *incidentList) pick(all []gateway.IncidentView, now time.Time) (shown []gateway.IncidentView, more int) {
 	since, _ := moment(l.since, now)
 	until, _ := moment(l.until, now)
-	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.View) bool {
+	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.IncidentView) bool {
 		resolved := in.Disposition != ""
 		switch {
 		case !since.IsZero() && in.Opened.Before(since), !until.IsZero() && !in.Opened.Before(until):
 			return true
 		case l.status == "resolved" && !resolved, l.status == "open" && (resolved || in.Status != "open"), l.status != "" && l.status != "resolved" && in.Status != l.status:
 			return true
-		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.waiting && len(in.Waiting) == 0:
+		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.waiting && len(in.OpenApprovals) == 0:
 			return true
 		}
 		return len(l.objectives) > 0 && !slices.Contains(l.objectives, string(in.Objective))
 	})
 	order := orders()[l.sort]
-	slices.SortStableFunc(shown, func(a, b gateway.View) int {
+	slices.SortStableFunc(shown, func(a, b gateway.IncidentView) int {
 		return cmp.Or(order(a, b), b.Opened.Compare(a.Opened), cmp.Compare(a.ID, b.ID))
 	})
 	if l.limit > 0 && len(shown) > l.limit {
@@ -167,13 +167,13 @@ func (l *incidentList) pick(all []gateway.View, now time.Time) (shown []gateway.
 }
 
 func (l *incidentList) list(ctx context.Context, g *globals, out io.Writer, color bool) error {
-	var all []gateway.View
+	var all []gateway.IncidentView
 	if err := g.local().get(ctx, "/v1/incidents", &all); err != nil {
 		return err
 	}
 	shown, more := l.pick(all, time.Now())
 	if l.output == "json" {
-		return printJSON(out, append([]gateway.View{}, shown...))
+		return printJSON(out, append([]gateway.IncidentView{}, shown...))
 	}
 	showIncidents(out, shown, l.output == "wide", color)
 	switch {
@@ -187,7 +187,7 @@ func (l *incidentList) list(ctx context.Context, g *globals, out io.Writer, colo
 	return nil
 }
 
-func showIncidents(out io.Writer, list []gateway.View, wide, color bool) {
+func showIncidents(out io.Writer, list []gateway.IncidentView, wide, color bool) {
 	if len(list) == 0 {
 		return
 	}
@@ -198,9 +198,9 @@ func showIncidents(out io.Writer, list []gateway.View, wide, color bool) {
 	}
 	t.row(header...)
 	for _, in := range list {
-		cells := []string{in.ID, in.Standing, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(held(in.Incident)), waits(in)}
+		cells := []string{in.ID, in.StatusText, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(held(in.Incident)), waits(in)}
 		if wide {
-			cells = append(cells, in.Scope, in.Headline, in.Outcome)
+			cells = append(cells, in.Scope, in.Headline, in.OutcomeText)
 		}
 		t.row(cells...)
 	}
@@ -218,29 +218,29 @@ func held(in playbooks.Incident) (n int) {
 }
 
 // waits says in a cell what an incident waits for, yours first.
-func waits(in gateway.View) string {
-	if len(in.Waiting) == 0 {
-		if len(in.Paused) > 0 {
-			return fmt.Sprintf("%d refused while paused", len(in.Paused))
+func waits(in gateway.IncidentView) string {
+	if len(in.OpenApprovals) == 0 {
+		if len(in.RefusedWhilePaused) > 0 {
+			return fmt.Sprintf("%d refused while paused", len(in.RefusedWhilePaused))
 		}
 		return ""
 	}
-	w := in.Waiting[0]
-	if i := slices.IndexFunc(in.Waiting, func(w gateway.Waiting) bool { return w.You }); i >= 0 {
-		w = in.Waiting[i]
+	w := in.OpenApprovals[0]
+	if i := slices.IndexFunc(in.OpenApprovals, func(w gateway.OpenApproval) bool { return w.ViewerCanApprove }); i >= 0 {
+		w = in.OpenApprovals[i]
 	}
-	text := fmt.Sprintf("%d of %d yes: %s", len(w.Yes), w.Quorum, w.Title)
-	if w.You {
+	text := fmt.Sprintf("%d of %d yes: %s", len(w.ApprovedBy), w.Quorum, w.Title)
+	if w.ViewerCanApprove {
 		text = "for you: " + w.Title
 	}
-	if more := len(in.Waiting) - 1; more > 0 {
+	if more := len(in.OpenApprovals) - 1; more > 0 {
 		text += fmt.Sprintf(" (+%d)", more)
 	}
 	return text
 }
 
 func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id string, color bool) error {
-	var in gateway.View
+	var in gateway.IncidentView
 	if err := g.local().get(ctx, "/v1/incidents/"+id, &in); err != nil {
 		return err
 	}
@@ -248,7 +248,7 @@ func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id st
 	case "json":
 		return printJSON(out, in)
 	case "ocsf":
-		for _, event := range export.Incident(in.Incident, version) {
+		for _, event := range export.OCSFIncident(in.Incident, version) {
 			if err := json.NewEncoder(out).Encode(event); err != nil {
 				return fmt.Errorf("write the incident: %w", err)
 			}
@@ -263,24 +263,24 @@ func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id st
 	return nil
 }
 
-func showIncident(out io.Writer, in gateway.View, pending []playbook.ApprovalRequest, color bool) {
+func showIncident(out io.Writer, in gateway.IncidentView, pending []playbook.ApprovalRequest, color bool) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	fmt.Fprintln(out, paint(color, string(in.Severity), plain(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.Standing))))
+	fmt.Fprintln(out, paint(color, string(in.Severity), plain(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.StatusText))))
 	p("%s", in.Summary)
-	if in.Outcome != "" {
-		p("outcome     %s", in.Outcome)
+	if in.OutcomeText != "" {
+		p("outcome     %s", in.OutcomeText)
 	}
-	for _, w := range in.Waiting {
+	for _, w := range in.OpenApprovals {
 		you := ""
-		if w.You {
+		if w.ViewerCanApprove {
 			you = "; it waits for you"
 		}
-		p("waiting     %s: %s%s", w.Title, display.DescribeApprovalProgress(w.Yes, w.Quorum, w.Of), you)
+		p("waiting     %s: %s%s", w.Title, display.DescribeApprovalProgress(w.ApprovedBy, w.Quorum, w.Approvers), you)
 		for _, warning := range w.Warnings {
 			p("            but: %s", warning)
 		}
 	}
-	for _, r := range in.Paused {
+	for _, r := range in.RefusedWhilePaused {
 		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.RetryCommand)
 	}
 	p("")

@@ -15,9 +15,9 @@ import (
 
 var listed = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-func views() []gateway.View {
-	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration, change func(*gateway.View)) gateway.View {
-		v := gateway.View{Standing: "open", Incident: playbooks.Incident{
+func views() []gateway.IncidentView {
+	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration, change func(*gateway.IncidentView)) gateway.IncidentView {
+		v := gateway.IncidentView{StatusText: "open", Incident: playbooks.Incident{
 			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: listed.Add(-age), Updated: listed.Add(-age), Confidence: 0.5,
 		}}
 		if change != nil {
@@ -25,15 +25,15 @@ func views() []gateway.View {
 		}
 		return v
 	}
-	return []gateway.View{
-		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.View) { v.Status = "closed" }),
-		view("INC-2", "high", "discovery", 2*time.Hour, func(v *gateway.View) {
-			v.Waiting = []gateway.Waiting{{Title: "stop the workload", Quorum: 2, Yes: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, You: true}}
+	return []gateway.IncidentView{
+		view("INC-1", "low", "execution", 3*24*time.Hour, func(v *gateway.IncidentView) { v.Status = "closed" }),
+		view("INC-2", "high", "discovery", 2*time.Hour, func(v *gateway.IncidentView) {
+			v.OpenApprovals = []gateway.OpenApproval{{Title: "stop the workload", Quorum: 2, ApprovedBy: []string{"bob"}}, {Title: "isolate the pod", Quorum: 1, ViewerCanApprove: true}}
 		}),
-		view("INC-3", "low", "execution", time.Hour, func(v *gateway.View) {
-			v.Disposition, v.DispositionBy, v.Standing = "false-positive", "alice", "resolved: false-positive by alice"
+		view("INC-3", "low", "execution", time.Hour, func(v *gateway.IncidentView) {
+			v.Disposition, v.DispositionBy, v.StatusText = "false-positive", "alice", "resolved: false-positive by alice"
 		}),
-		view("INC-4", "high", "execution", time.Minute, func(v *gateway.View) { v.Confidence = 0.9 }),
+		view("INC-4", "high", "execution", time.Minute, func(v *gateway.IncidentView) { v.Confidence = 0.9 }),
 	}
 }
 
@@ -93,7 +93,7 @@ func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
 func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
 	v := views()[1]
 	v.Summary = "a \x1b[2Jminer"
-	v.Outcome = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
+	v.OutcomeText = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
 	var out bytes.Buffer
 	showIncident(&out, v, nil, false)
 	text := out.String()
@@ -109,7 +109,7 @@ func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
 }
 
 func TestAPauseSaysSinceWhenByWhomAndWhy(t *testing.T) {
-	assert.Empty(t, pausedLine(gateway.Pause{}))
-	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", pausedLine(gateway.Pause{Paused: true, By: "by ops in the ConfigMap"}))
-	assert.Contains(t, pausedLine(gateway.Pause{Paused: true, By: "alice (uid 7)", Since: listed, Reason: "migration"}), "by alice (uid 7) (migration): ")
+	assert.Empty(t, pausedLine(gateway.KillSwitchStatus{}))
+	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", pausedLine(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
+	assert.Contains(t, pausedLine(gateway.KillSwitchStatus{Paused: true, ChangedBy: "alice (uid 7)", Since: listed, Reason: "migration"}), "by alice (uid 7) (migration): ")
 }

@@ -32,15 +32,15 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 				if !strings.HasPrefix(audit, "https://") {
 					return usageError{fmt.Errorf("--audit %s: an API server shows its token only to https://; --listen speaks it", audit)}
 				}
-				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Audit(strings.TrimSuffix(audit, "/")+"/v1/"+config.ForeignAudit))
+				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AuditInstructions(strings.TrimSuffix(audit, "/")+"/v1/"+config.SourceKindKubernetesAudit))
 				return err
 			}
 			if alerts {
-				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.Alerts)
+				_, err := fmt.Fprint(cmd.OutOrStdout(), manifests.AlertRules)
 				return err
 			}
 			if iam {
-				out, err := manifests.IAM(worker.Catalogue(), o.Phase)
+				out, err := manifests.WriteIAMPolicy(worker.ActionCatalog(), o.Phase)
 				if err != nil {
 					return usageError{err}
 				}
@@ -61,7 +61,7 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 				}
 				o.Config = string(raw)
 			}
-			out, err := manifests.YAML(worker.Catalogue(), o)
+			out, err := manifests.WriteYAML(worker.ActionCatalog(), o)
 			if err != nil {
 				return usageError{err}
 			}
@@ -77,16 +77,16 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 	f.StringVar(&o.Namespace, "namespace", "stanch-system", "the namespace to install in")
 	f.StringVar(&o.Image, "image", "stanch:"+version, "the worker's image")
 	f.StringVar(&o.SensorImage, "sensor-image", "stanch-sensor:"+version, "the sensor's image")
-	f.StringVar(&o.Temporal, "temporal", "", "Temporal's frontend as pods reach it, host:port (required)")
+	f.StringVar(&o.TemporalAddress, "temporal", "", "Temporal's frontend as pods reach it, host:port (required)")
 	f.StringVar(&o.TemporalNamespace, "temporal-namespace", "stanch", "the Temporal namespace")
 	f.BoolVar(&o.TemporalTLS, "temporal-tls", false, "reach Temporal with the certificate of the secret "+manifests.TemporalSecret)
-	f.StringVar(&o.TemporalServer, "temporal-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
+	f.StringVar(&o.TemporalServerName, "temporal-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
 	f.Int32Var(&o.Replicas, "replicas", 1, "how many workers; more than one need a volume for evidence that many can write")
-	f.StringVar(&o.Gateway, "gateway", "", "where sensors dial, host:port (default: the Service)")
+	f.StringVar(&o.GatewayAddress, "gateway", "", "where sensors dial, host:port (default: the Service)")
 	f.BoolVar(&o.HostNetwork, "host-network", false, "put the worker into its node's network, for a Temporal that is reached only there")
 	f.StringVar(&o.DataPath, "data-path", "", "keep the worker's data in this folder of its node, instead of a claim")
-	f.StringVar(&o.CRI, "cri", "/run/containerd/containerd.sock", "the container runtime's CRI socket on the nodes")
-	f.StringVar(&o.NodeCert, "node-cert", "", "a `DIR` on each node with a certificate of stanch cert node (default: each sensor gets one from the gateway, with its pod's token)")
+	f.StringVar(&o.CRISocket, "cri", "/run/containerd/containerd.sock", "the container runtime's CRI socket on the nodes")
+	f.StringVar(&o.NodeCertDir, "node-cert", "", "a `DIR` on each node with a certificate of stanch cert node (default: each sensor gets one from the gateway, with its pod's token)")
 	f.StringVar(&o.LockDir, "lock-dir", "", "where the egress lock is pinned")
 	return c
 }

@@ -55,6 +55,6 @@ func (g *globals) recording(ctx context.Context, id string, anonymise bool) ([]b
 	if err != nil {
 		return nil, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socket(), err)
 	}
-	raw, err := auditor.Record(ctx, id, anonymise)
+	raw, err := auditor.BuildRecording(ctx, id, anonymise)
 	return raw, offline(err, g)
 }

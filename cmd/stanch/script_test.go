@@ -41,7 +41,7 @@ const keptFor = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // keep is `keep DATA TARGET NAME TEXT`: it stores a piece as an activity does.
 func keep() {
-	auth, err := authority.Open(filepath.Join(os.Args[1], "keys"))
+	auth, err := authority.OpenOrCreate(filepath.Join(os.Args[1], "keys"))
 	must(err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(os.Args[1], "evidence"), Authority: auth}
 	_, err = store.StoreArtifact(context.Background(), keptFor, "pod.logs", os.Args[2], activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())

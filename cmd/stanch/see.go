@@ -91,7 +91,7 @@ func releaseCommand(g *globals) *cobra.Command {
 			}
 			q := gateway.LeaseRequest{All: all}
 			if !all {
-				q.Lease = ids[0]
+				q.LeaseID = ids[0]
 			}
 			var done []playbooks.LeaseReport
 			if err := g.local().post(cmd.Context(), "/v1/release", q, &done); err != nil {
@@ -117,7 +117,7 @@ extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one 
 				return usageError{fmt.Errorf("say until how long from now it shall hold: --for 1h")}
 			}
 			var done []playbooks.LeaseReport
-			if err := g.local().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{Lease: ids[0], For: d}, &done); err != nil {
+			if err := g.local().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d}, &done); err != nil {
 				return err
 			}
 			for _, l := range done {
@@ -145,14 +145,14 @@ asks about; without it the only open question is meant. Where that names several
 does; the configuration says whether you may answer. The output says how the answer counts.`,
 		Example: fmt.Sprintf("  stanch %[1]s INC-01JABC…\n  stanch %[1]s INC-01JABC… 'stop the workload' --reason \"known build job\"\n  stanch %[1]s INC-01JABC… pod.isolate", word),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			v := gateway.VoteRequest{Incident: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass, Wait: true}
+			v := gateway.VoteRequest{IncidentID: a[0], Approve: approve, Reason: reason, BreakGlass: breakGlass, WaitForResult: true}
 			if breakGlass && strings.TrimSpace(reason) == "" {
 				return usageError{fmt.Errorf("breaking the glass needs a --reason, for the record")}
 			}
 			if len(a) == 2 {
-				v.Step = a[1]
+				v.RequestID = a[1]
 			}
-			var answer gateway.Answer
+			var answer gateway.VoteResult
 			err := g.local().post(cmd.Context(), "/v1/vote", v, &answer)
 			if r, ok := errors.AsType[*refusal](err); ok && r.code == http.StatusForbidden {
 				return fmt.Errorf("refused: %w", err)
@@ -160,8 +160,8 @@ does; the configuration says whether you may answer. The output says how the ans
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], plain(answer.Says))
-			if answer.Result == gateway.ResultIgnored {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], plain(answer.Message))
+			if answer.Result == gateway.ResultNotCounted {
 				return errAnswered
 			}
 			return nil
@@ -185,11 +185,11 @@ func markCommand(g *globals) *cobra.Command {
 		ValidArgs: []string{"taken-over", "false-positive"},
 		Example:   "  stanch mark INC-01JABC… false-positive --reason \"the nightly build\"",
 		RunE: func(cmd *cobra.Command, a []string) error {
-			q := gateway.MarkRequest{Incident: a[0], Kind: incident.TriageKind(a[1]), Reason: reason}
+			q := gateway.TriageRequest{IncidentID: a[0], Kind: incident.TriageKind(a[1]), Reason: reason}
 			if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
 				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
 			}
-			var done gateway.Marked
+			var done gateway.TriageResult
 			if err := g.local().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
 				return err
 			}
@@ -202,16 +202,16 @@ func markCommand(g *globals) *cobra.Command {
 }
 
 // showMarked says what a mark brought about.
-func showMarked(out io.Writer, id string, kind incident.TriageKind, done gateway.Marked) {
+func showMarked(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
 	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
 	p("%s: %s", id, kind)
-	for _, l := range done.Released {
+	for _, l := range done.ReleasedLeases {
 		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
 	}
-	for _, title := range done.Denied {
+	for _, title := range done.DeniedRequests {
 		p("  denied: %s", title)
 	}
-	if kind == incident.TriageFalsePositive && len(done.Released)+len(done.Denied) == 0 {
+	if kind == incident.TriageFalsePositive && len(done.ReleasedLeases)+len(done.DeniedRequests) == 0 {
 		p("  it held nothing and asked nothing")
 	}
 }

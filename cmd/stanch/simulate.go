@@ -75,9 +75,9 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	// What was simulated is garbage: collecting it seldom is faster, within a bound.
 	debug.SetGCPercent(800)
 	debug.SetMemoryLimit(384 << 20)
-	pair := simulate.Pair{Now: now, Base: base}
+	pair := simulate.BaselinePair{Current: now, Baseline: base}
 	if o.share {
-		return simulate.Serve(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), pair)
+		return simulate.ServeProcess(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), pair)
 	}
 	all, err := openCorpus(o.incident)
 	if err != nil {
@@ -87,13 +87,15 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	if err != nil {
 		return err
 	}
-	tally, shown := simulate.NewTally(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
+	tally, shown := simulate.NewTotals(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
 	runner := func() simulate.Runner { return pair }
 	if all.total == 0 || all.total > 2*shareOf {
-		runner = func() simulate.Runner { return &simulate.Process{Share: shareOf, Command: shareCommand} }
+		runner = func() simulate.Runner {
+			return &simulate.ProcessRunner{RecordingsPerProcess: shareOf, Command: shareCommand}
+		}
 	}
-	err = simulate.Each(cmd.Context(), all.entries, runner, func(one simulate.Outcome) error {
-		tally.Add(one)
+	err = simulate.SimulateEach(cmd.Context(), all.entries, runner, func(one simulate.RecordingOutcome) error {
+		tally.AddOutcome(one)
 		shown.add(one.Result, o.output)
 		return out.Add(one)
 	})
@@ -107,7 +109,7 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	if all.failed != nil && *all.failed != nil {
 		return *all.failed // what was read until then is in the report
 	}
-	if tally.Failed > 0 {
+	if tally.FailedIncidents > 0 {
 		return errAnswered
 	}
 	return nil
@@ -136,13 +138,13 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 	if o.phase < 0 || o.phase > 3 {
 		return nil, nil, usageError{fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.phase)}
 	}
-	options := simulate.Options{Catalogue: worker.Catalogue(), Phase: o.phase}
+	options := simulate.Options{Catalog: worker.ActionCatalog(), Phase: o.phase}
 	if g.config != "" {
 		if options.Config, err = g.load(); err != nil {
 			return nil, nil, err
 		}
 	}
-	if options.Answers, err = answersOf(o.approve); err != nil {
+	if options.ApprovalAnswers, err = answersOf(o.approve); err != nil {
 		return nil, nil, err
 	}
 	of := func(path string) (*simulate.Simulator, error) {
@@ -154,9 +156,13 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 			return nil, err
 		}
 		with := options
-		with.Playbooks = func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }
-		with.Requests = func(a activities.Authority) simulate.Requests { return worker.LibraryOf(a, programs...) }
-		return simulate.New(with)
+		with.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
+			return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+		}
+		with.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher {
+			return worker.NewFixedLibrary(a, programs...)
+		}
+		return simulate.NewSimulator(with)
 	}
 	if now, err = of(o.playbooks); err != nil || o.baseline == "" {
 		return now, nil, err
@@ -165,18 +171,18 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 	return now, base, err
 }
 
-func answersOf(approve string) (simulate.Answers, error) {
+func answersOf(approve string) (simulate.ApprovalAnswers, error) {
 	switch approve {
 	case "":
-		return simulate.Answers{}, nil
+		return simulate.ApprovalAnswers{}, nil
 	case "all":
-		return simulate.Answers{All: true}, nil
+		return simulate.ApprovalAnswers{ApproveAll: true}, nil
 	case "none":
-		return simulate.Answers{None: true}, nil
+		return simulate.ApprovalAnswers{NoAnswers: true}, nil
 	}
 	raw, err := os.ReadFile(approve)
 	if err != nil {
-		return simulate.Answers{}, usageError{fmt.Errorf("--approve is all, none, or a file: %w", err)}
+		return simulate.ApprovalAnswers{}, usageError{fmt.Errorf("--approve is all, none, or a file: %w", err)}
 	}
 	return simulate.ParseAnswers(approve, raw)
 }
@@ -197,7 +203,7 @@ func (g *globals) besideLibrary(path string) ([]*playbooks.Program, error) {
 			return nil, fmt.Errorf("read a playbook: %w", err)
 		}
 	}
-	programs, _, err := worker.LoadBeside(c, ownSources(files, sources), worker.Catalogue())
+	programs, _, err := worker.LoadWithLibrary(c, ownSources(files, sources), worker.ActionCatalog())
 	return programs, err //nolint:wrapcheck // it names the folder
 }
 

@@ -17,7 +17,7 @@ import (
 
 // recordings are those of a file or a folder, each read when its turn comes.
 type recordings struct {
-	entries iter.Seq[simulate.Entry]
+	entries iter.Seq[simulate.CorpusEntry]
 	// total is how many there are; 0 is not known.
 	total int
 	// one: it is a single recording, shown whole.
@@ -41,7 +41,7 @@ func openCorpus(path string) (recordings, error) {
 			return recordings{}, fmt.Errorf("%s: %w", path, err)
 		}
 		read := func() ([]byte, error) { return raw, nil }
-		return recordings{one: true, total: 1, entries: func(yield func(simulate.Entry) bool) { yield(simulate.Entry{Name: path, Read: read}) }}, nil
+		return recordings{one: true, total: 1, entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) }}, nil
 	case !info.IsDir():
 		return many([]string{path}), nil
 	}
@@ -70,10 +70,10 @@ func many(files []string) recordings {
 			r.total = 0
 		}
 	}
-	r.entries = func(yield func(simulate.Entry) bool) {
+	r.entries = func(yield func(simulate.CorpusEntry) bool) {
 		for _, file := range files {
 			if !strings.HasSuffix(file, ".jsonl") {
-				if !yield(simulate.Entry{Name: file, Read: func() ([]byte, error) { return readBounded(file, recording.MaxBytes) }}) {
+				if !yield(simulate.CorpusEntry{Name: file, Read: func() ([]byte, error) { return readBounded(file, recording.MaxBytes) }}) {
 					return
 				}
 				continue
@@ -91,7 +91,7 @@ func many(files []string) recordings {
 }
 
 // readLines gives the recordings of a file with one a line.
-func readLines(file string, yield func(simulate.Entry) bool) (more bool, err error) {
+func readLines(file string, yield func(simulate.CorpusEntry) bool) (more bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return false, fmt.Errorf("read recordings: %w", err)
@@ -100,7 +100,7 @@ func readLines(file string, yield func(simulate.Entry) bool) (more bool, err err
 	more = true
 	err = recording.ReadLines(f, func(n int, line []byte) error {
 		name := fmt.Sprintf("%s:%d", file, n)
-		more = yield(simulate.Entry{Name: name, Read: func() ([]byte, error) { return line, nil }})
+		more = yield(simulate.CorpusEntry{Name: name, Read: func() ([]byte, error) { return line, nil }})
 		if !more {
 			return io.EOF
 		}
@@ -152,7 +152,7 @@ const often = 250 * time.Millisecond
 
 func (p *meter) add(r simulate.Result, format string) {
 	p.done++
-	if r.Incident == "" && r.Error != "" && format != "text" {
+	if r.IncidentID == "" && r.Error != "" && format != "text" {
 		p.clear()
 		fmt.Fprintln(p.out, plain("stanch: "+r.Error)) // in text it stands in the report
 	}

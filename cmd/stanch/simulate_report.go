@@ -13,12 +13,12 @@ import (
 	"stanch/worker/simulate"
 )
 
-func reportWriter(out io.Writer, o simulateOptions, one bool) (simulate.Writer, error) {
+func reportWriter(out io.Writer, o simulateOptions, one bool) (simulate.ReportWriter, error) {
 	switch o.output {
 	case "json":
-		return simulate.NewJSON(out, o.baseline != "")
+		return simulate.NewJSONReport(out, o.baseline != "")
 	case "html":
-		return simulate.NewHTML(out, o.baseline != ""), nil
+		return simulate.NewHTMLReport(out, o.baseline != ""), nil
 	}
 	return &textReport{out: out, against: o.baseline != "", whole: one || o.whole}, nil
 }
@@ -34,10 +34,10 @@ func (t *textReport) p(format string, a ...any) {
 }
 
 // Add shows one outcome.
-func (t *textReport) Add(o simulate.Outcome) error {
+func (t *textReport) Add(o simulate.RecordingOutcome) error {
 	r := o.Result
 	switch {
-	case r.Error != "" && r.Incident == "":
+	case r.Error != "" && r.IncidentID == "":
 		t.p("ERROR       %s", r.Error)
 	case t.against && o.Change == nil && r.Error == "":
 	case t.against && o.Change != nil:
@@ -50,13 +50,13 @@ func (t *textReport) Add(o simulate.Outcome) error {
 	return nil
 }
 
-func (t *textReport) change(c simulate.Change) {
-	t.p("%s  %s", c.Incident, c.Recording)
-	if c.First != nil {
-		t.p("  first differs  was: %s", either(c.First.Was))
-		t.p("                 now: %s", either(c.First.Now))
+func (t *textReport) change(c simulate.IncidentChange) {
+	t.p("%s  %s", c.IncidentID, c.RecordingFile)
+	if c.FirstDifference != nil {
+		t.p("  first differs  was: %s", either(c.FirstDifference.Baseline))
+		t.p("                 now: %s", either(c.FirstDifference.Current))
 	}
-	for _, w := range c.What {
+	for _, w := range c.Descriptions {
 		t.p("  %s", w)
 	}
 }
@@ -73,11 +73,11 @@ func (t *textReport) line(r simulate.Result) {
 	if r.FirstContainmentMS != nil {
 		contained = "contained after " + offset(*r.FirstContainmentMS)
 	}
-	text := fmt.Sprintf("%s  %s  phase %d  %s", r.Incident, r.Workload, r.Phase, contained)
-	if n := len(r.Questions); n > 0 {
+	text := fmt.Sprintf("%s  %s  phase %d  %s", r.IncidentID, r.Workload, r.Phase, contained)
+	if n := len(r.ApprovalRequests); n > 0 {
 		text += fmt.Sprintf(", %d asked", n)
 	}
-	if n := len(r.Missing); n > 0 {
+	if n := len(r.AssumedResults); n > 0 {
 		text += fmt.Sprintf(", %d answers assumed", n)
 	}
 	if len(r.Playbooks) == 0 {
@@ -86,7 +86,7 @@ func (t *textReport) line(r simulate.Result) {
 	if r.Error != "" {
 		text += ", ERROR " + r.Error
 	}
-	t.p("%s  (%s)", text, r.Recording)
+	t.p("%s  (%s)", text, r.RecordingFile)
 }
 
 func (t *textReport) incident(r simulate.Result) {
@@ -94,9 +94,9 @@ func (t *textReport) incident(r simulate.Result) {
 	if r.Drill {
 		drill = ", a drill"
 	}
-	t.p("%s  %s  scope %s, phase %d%s  (%s)", r.Incident, r.Workload, r.Scope, r.Phase, drill, r.Recording)
+	t.p("%s  %s  scope %s, phase %d%s  (%s)", r.IncidentID, r.Workload, r.Scope, r.Phase, drill, r.RecordingFile)
 	for _, e := range r.Events {
-		t.p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.What)
+		t.p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.Text)
 	}
 	for _, s := range r.Steps {
 		target, reason := s.Target, ""
@@ -112,17 +112,17 @@ func (t *textReport) incident(r simulate.Result) {
 		t.p("  step        %-10s %s %s%s%s", s.Outcome, s.Playbook, s.Action, target, reason)
 	}
 	for _, d := range r.Decisions {
-		if !d.Before {
+		if !d.AtEnforcement {
 			t.p("  guards      %-10s %s on %s: %s (%s)", d.Verdict, d.Action, d.Target[:min(len(d.Target), 24)], d.Reason, d.Guard)
 		}
 	}
-	for _, m := range r.Missing {
+	for _, m := range r.AssumedResults {
 		t.p("  assumed     %s: not in the recording", m)
 	}
 	if r.FirstContainmentMS != nil {
 		t.p("  first containment after %s", offset(*r.FirstContainmentMS))
 	}
-	for _, q := range r.Questions {
+	for _, q := range r.ApprovalRequests {
 		t.p("  asked       %q of %s, open for %s: %s", q.Title, q.Approvers, offset(q.WaitedMS), either(strings.Join(q.Answers, "; ")))
 	}
 	if r.Error != "" {
@@ -132,33 +132,33 @@ func (t *textReport) incident(r simulate.Result) {
 }
 
 // Close shows the sums.
-func (t *textReport) Close(all *simulate.Tally) error {
+func (t *textReport) Close(all *simulate.Totals) error {
 	if all.Incidents > 1 && !t.against {
 		t.p("")
-		t.p("first containment  half within %s, nine tenths within %s, at most %s (of %d)", offset(all.Containment.P50), offset(all.Containment.P90), offset(all.Containment.Max), all.Contained)
+		t.p("first containment  half within %s, nine tenths within %s, at most %s (of %d)", offset(all.TimeToContainment.P50), offset(all.TimeToContainment.P90), offset(all.TimeToContainment.Max), all.ContainedIncidents)
 		var outcomes []string
 		for _, o := range playbooks.Outcomes {
-			if n := all.Outcomes[string(o)]; n > 0 {
+			if n := all.StepOutcomes[string(o)]; n > 0 {
 				outcomes = append(outcomes, fmt.Sprintf("%d %s", n, o))
 			}
 		}
 		t.p("steps              %s", strings.Join(outcomes, ", "))
-		for _, name := range slices.Sorted(maps.Keys(all.Playbooks)) {
-			t.p("playbook           %s ran %d times", name, all.Playbooks[name])
+		for _, name := range slices.Sorted(maps.Keys(all.PlaybookRuns)) {
+			t.p("playbook           %s ran %d times", name, all.PlaybookRuns[name])
 		}
 	}
 	if t.against {
 		for _, k := range simulate.ChangeKinds {
-			if of := all.ByKind[k.Name]; of.Incidents > 0 {
+			if of := all.ChangesByKind[k.Name]; of.Incidents > 0 {
 				more := ""
-				if of.Incidents > len(of.First) {
+				if of.Incidents > len(of.FirstRecordings) {
 					more = ", …"
 				}
-				t.p("%-10s %d: %s (%s%s)", k.Name, of.Incidents, k.Doc, strings.Join(of.First, ", "), more)
+				t.p("%-10s %d: %s (%s%s)", k.Name, of.Incidents, k.Doc, strings.Join(of.FirstRecordings, ", "), more)
 			}
 		}
 	}
-	t.p("%s", all.Summary())
+	t.p("%s", all.Summarize())
 	return nil
 }
 

@@ -12,7 +12,7 @@ import (
 
 func TestUpSaysWhenPeopleCannotConnect(t *testing.T) {
 	root, alice := uint32(0), uint32(1000+uint32(os.Getuid())) //nolint:gosec // a user id
-	cfg := &config.Config{People: []config.Person{{Name: "root", UID: &root}, {Name: "alice", UID: &alice}, {Name: "bob", Kubernetes: "bob"}}}
+	cfg := &config.Config{People: []config.Person{{Name: "root", UID: &root}, {Name: "alice", UID: &alice}, {Name: "bob", KubernetesUser: "bob"}}}
 	require.Equal(t, "only root may connect, so alice cannot answer on this machine; start with --socket-group GROUP (`socket_group:` in stanch.yaml)", socketNote(cfg, ""))
 	require.Equal(t, "the group stanch may connect", socketNote(cfg, "stanch"))
 	require.Empty(t, socketNote(&config.Config{}, ""))

@@ -70,11 +70,11 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 		fmt.Fprintf(out, "%-11s %s\n", name, plain(fmt.Sprintf(format, a...)))
 	}
 	up := ""
-	if !s.Started.IsZero() {
-		up = ", up for " + duration.Format(max(now.Sub(s.Started), 0).Round(time.Second))
+	if !s.StartedAt.IsZero() {
+		up = ", up for " + duration.Format(max(now.Sub(s.StartedAt), 0).Round(time.Second))
 	}
 	line("stanch", "%s, cluster %s, phase %d%s", s.Version, s.Cluster, s.Phase, up)
-	if paused := pausedLine(s.Switch); paused != "" {
+	if paused := pausedLine(s.KillSwitch); paused != "" {
 		fmt.Fprintf(out, "%-11s %s\n", "switch", paint(colored(out), "critical", plain(paused)))
 	} else {
 		line("switch", "new containments may start")
@@ -90,30 +90,30 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 		line("sensors", "%s connected, %s: %s", counted(len(s.Nodes), "node", "nodes"), health, few(slices.Sorted(maps.Keys(s.Nodes))))
 	}
 	mine := 0
-	for _, w := range s.Waiting {
-		if w.You {
+	for _, w := range s.OpenApprovals {
+		if w.ViewerCanApprove {
 			mine++
 		}
 	}
-	if len(s.Waiting) == 0 {
-		line("incidents", "%d open; nothing waits for an answer", s.Open)
+	if len(s.OpenApprovals) == 0 {
+		line("incidents", "%d open; nothing waits for an answer", s.OpenIncidents)
 	} else {
-		line("incidents", "%d open; %s for an answer, %d of them for you", s.Open, counted(len(s.Waiting), "question waits", "questions wait"), mine)
+		line("incidents", "%d open; %s for an answer, %d of them for you", s.OpenIncidents, counted(len(s.OpenApprovals), "question waits", "questions wait"), mine)
 	}
-	for _, w := range s.Waiting[:min(len(s.Waiting), 2)] {
+	for _, w := range s.OpenApprovals[:min(len(s.OpenApprovals), 2)] {
 		you := ""
-		if w.You {
+		if w.ViewerCanApprove {
 			you = " (for you)"
 		}
-		line("  waiting", "%s %q of %s, until %s%s", w.Incident, w.Title, w.Of, w.Deadline.Local().Format(time.TimeOnly), you)
+		line("  waiting", "%s %q of %s, until %s%s", w.IncidentID, w.Title, w.Approvers, w.Deadline.Local().Format(time.TimeOnly), you)
 	}
 	switch {
-	case s.Leases == 0:
+	case s.LeaseCount == 0:
 		line("leases", "nothing is held")
-	case s.NextEnd.IsZero():
-		line("leases", "%d", s.Leases)
+	case s.NextLeaseExpiry.IsZero():
+		line("leases", "%d", s.LeaseCount)
 	default:
-		line("leases", "%d held; the next ends at %s, in %s", s.Leases, s.NextEnd.Local().Format(time.DateTime), duration.Format(max(s.NextEnd.Sub(now), 0).Round(time.Second)))
+		line("leases", "%d held; the next ends at %s, in %s", s.LeaseCount, s.NextLeaseExpiry.Local().Format(time.DateTime), duration.Format(max(s.NextLeaseExpiry.Sub(now), 0).Round(time.Second)))
 	}
 	line("playbooks", "%d in use: %s", len(s.Playbooks), few(s.Playbooks))
 	if len(problems) == 0 {

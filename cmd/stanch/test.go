@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stanch/worker"
-	"stanch/worker/playtest"
+	"stanch/worker/playbooktest"
 )
 
 type testOptions struct {
@@ -67,33 +67,33 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 	if o.minCoverage < 0 || o.minCoverage > 100 {
 		return usageError{fmt.Errorf("--min-coverage is a percentage from 0 to 100, not %d", o.minCoverage)}
 	}
-	files, err := playtest.Find(paths)
+	files, err := playbooktest.FindTestFiles(paths)
 	if err != nil {
 		return err
 	}
-	catalogue := worker.Catalogue()
-	run := func() (playtest.Report, error) {
-		suites := make([]*playtest.Suite, len(files))
+	catalogue := worker.ActionCatalog()
+	run := func() (playbooktest.Report, error) {
+		suites := make([]*playbooktest.Suite, len(files))
 		for i, file := range files {
-			if suites[i], err = playtest.Load(file, catalogue); err != nil {
-				return playtest.Report{}, err
+			if suites[i], err = playbooktest.LoadSuite(file, catalogue); err != nil {
+				return playbooktest.Report{}, err
 			}
 		}
-		return playtest.Run(ctx, suites, catalogue)
+		return playbooktest.RunSuites(ctx, suites, catalogue)
 	}
 	report, err := run()
 	if err != nil {
 		return err
 	}
-	var updated []playtest.Updated
+	var updated []playbooktest.UpdatedFile
 	var unfit error
 	if o.update {
-		updated, unfit = playtest.Update(report)
+		updated, unfit = playbooktest.UpdateExpectations(report)
 		if len(updated) > 0 {
 			if report, err = run(); err != nil {
 				return err
 			}
-			updated, err = playtest.Keep(updated, report)
+			updated, err = playbooktest.KeepPassing(updated, report)
 			unfit = errors.Join(unfit, err)
 		}
 	}
@@ -112,22 +112,22 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 	if unfit != nil {
 		return unfit
 	}
-	if !report.OK() {
+	if !report.AllPassed() {
 		return errAnswered
 	}
 	return enough(out, report, o)
 }
 
-func writeJUnit(file string, report playtest.Report) error {
+func writeJUnit(file string, report playbooktest.Report) error {
 	f, err := os.Create(file)
 	if err != nil {
 		return fmt.Errorf("write the JUnit file: %w", err)
 	}
-	return errors.Join(playtest.JUnit(f, report), f.Close())
+	return errors.Join(playbooktest.WriteJUnit(f, report), f.Close())
 }
 
 // enough holds each playbook to the coverage that was asked for.
-func enough(out io.Writer, r playtest.Report, o testOptions) error {
+func enough(out io.Writer, r playbooktest.Report, o testOptions) error {
 	short := false
 	for _, c := range r.Coverage {
 		if c.Percent() < float64(o.minCoverage) {
@@ -143,7 +143,7 @@ func enough(out io.Writer, r playtest.Report, o testOptions) error {
 	return nil
 }
 
-func showTests(out io.Writer, r playtest.Report, updated []playtest.Updated, o testOptions) {
+func showTests(out io.Writer, r playbooktest.Report, updated []playbooktest.UpdatedFile, o testOptions) {
 	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
 	for _, u := range updated {
 		p("updated %s", u.File)
@@ -151,7 +151,7 @@ func showTests(out io.Writer, r playtest.Report, updated []playtest.Updated, o t
 	for _, f := range r.Files {
 		if len(f.Problems) > 0 {
 			for _, problem := range f.Problems {
-				fmt.Fprintln(out, plainLines(problem.Render(f.Suite.Source(problem.File))))
+				fmt.Fprintln(out, plainLines(problem.Render(f.Suite.SourceOf(problem.File))))
 			}
 			if f.Problems.HasErrors() {
 				p("FAIL  %s: not run", f.File)
@@ -186,7 +186,7 @@ func showTests(out io.Writer, r playtest.Report, updated []playtest.Updated, o t
 	p("%s", text)
 }
 
-func showTest(p func(string, ...any), file string, t playtest.Result, verbose bool) {
+func showTest(p func(string, ...any), file string, t playbooktest.TestResult, verbose bool) {
 	word := "pass"
 	if !t.Passed {
 		word = "FAIL"
@@ -199,7 +199,7 @@ func showTest(p func(string, ...any), file string, t playtest.Result, verbose bo
 		return
 	}
 	for _, e := range t.Events {
-		p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.What)
+		p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.Text)
 	}
 	for _, s := range t.Steps {
 		reason := ""
@@ -210,7 +210,7 @@ func showTest(p func(string, ...any), file string, t playtest.Result, verbose bo
 	}
 }
 
-func showCoverage(out io.Writer, r playtest.Report) {
+func showCoverage(out io.Writer, r playbooktest.Report) {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "COVERED\tOF\tPERCENT\tPLAYBOOK")
 	for _, c := range r.Coverage {

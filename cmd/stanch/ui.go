@@ -12,7 +12,7 @@ import (
 
 	"stanch/sensors/gatewayrpc"
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 )
 
 // uiConfig hands Temporal's web page its configuration.
@@ -21,7 +21,7 @@ type uiConfig struct{ uiconfig.Config }
 func (c uiConfig) GetConfig() (*uiconfig.Config, error) { return &c.Config, nil }
 
 // startUI shows Temporal's own web page, read-only, on loopback. Payloads are encrypted: it shows what ran and when.
-func startUI(ctx context.Context, address string, temporal *engine.Server, pki *authority.PKI, dir string) (string, error) {
+func startUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI, dir string) (string, error) {
 	if address == "" {
 		return "", nil
 	}
@@ -39,12 +39,12 @@ func startUI(ctx context.Context, address string, temporal *engine.Server, pki *
 			return "", fmt.Errorf("find a port: %w", err)
 		}
 	}
-	cert, key, err := pki.Files(dir, "ui", authority.RoleTemporal, "ui")
+	cert, key, err := pki.WriteCertificateFiles(dir, "ui", authority.RoleTemporal, "ui")
 	if err != nil {
 		return "", err
 	}
 	s := server.NewServer(server_options.WithConfigProvider(uiConfig{uiconfig.Config{
-		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true, DefaultNamespace: engine.Namespace,
+		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true, DefaultNamespace: embeddedtemporal.Namespace,
 		DisableWriteActions: true, WorkflowTerminateDisabled: true, WorkflowCancelDisabled: true, WorkflowSignalDisabled: true, WorkflowUpdateDisabled: true,
 		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true, ActivityCommandsDisabled: true,
 		HideLogs: true, DisableNewsFetch: true,

@@ -31,7 +31,7 @@ import (
 	"stanch/worker"
 	"stanch/worker/authority"
 	"stanch/worker/config"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 	"stanch/worker/gateway"
 	"stanch/worker/metrics"
 	"stanch/worker/tracing"
@@ -90,7 +90,7 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	group := cmp.Or(o.group, cfg.SocketGroup)
-	if _, err := gateway.LookupGroup(group); err != nil {
+	if _, err := gateway.LookUpSocketGroup(group); err != nil {
 		return err
 	}
 	unlock, err := worker.LockDir(g.data)
@@ -103,22 +103,22 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 			return err
 		}
 	}
-	pki, err := authority.OpenPKI(filepath.Join(g.data, "pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(g.data, "pki"))
 	if err != nil {
 		return err
 	}
 	// Temporal trusts an authority of its own: the one that issues nodes' certificates opens nothing there.
-	inner, err := authority.OpenPKI(filepath.Join(g.data, "pki", "temporal"))
+	inner, err := authority.OpenOrCreatePKI(filepath.Join(g.data, "pki", "temporal"))
 	if err != nil {
 		return err
 	}
-	auth, err := authority.Open(filepath.Join(g.data, "keys"))
+	auth, err := authority.OpenOrCreate(filepath.Join(g.data, "keys"))
 	if err != nil {
 		return err
 	}
-	server, err := engine.Start(ctx, engine.Options{
-		Dir: filepath.Join(g.data, "temporal"), PKI: inner, Log: log,
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	server, err := embeddedtemporal.Start(ctx, embeddedtemporal.Options{
+		DataDir: filepath.Join(g.data, "temporal"), PKI: inner, Log: log,
+		SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
 		return err
@@ -128,20 +128,20 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	if err := os.WriteFile(filepath.Join(g.data, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
 		return fmt.Errorf("note Temporal's address: %w", err)
 	}
-	options, err := worker.DialOptions(client.Options{
-		HostPort: server.Address, Namespace: engine.Namespace, Logger: sdkLog{log},
+	options, err := worker.SecureClientOptions(client.Options{
+		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, Logger: sdkLog{log},
 		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
 	}, filepath.Join(g.data, "keys"))
 	if err != nil {
 		return err
 	}
-	counts := metrics.NewTemporal()
+	counts := metrics.NewTemporalMetrics()
 	traces, err := tracing.Open(ctx, version, log)
 	if err != nil {
 		return err
 	}
 	defer traces.Close()
-	temporal, err := client.DialContext(ctx, traces.Options(counts.Options(options)))
+	temporal, err := client.DialContext(ctx, traces.WithTracing(counts.WithMetrics(options)))
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}
@@ -151,14 +151,14 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	w, err := startWorker(ctx, worker.Options{
-		Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Converter: options.DataConverter, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{VerifyInterval: o.verify, Route: workflows.ActivityRoute{LocalOnly: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, Listen: o.listen, Socket: g.socket(), SocketGroup: group, Log: log, At: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
+		Config: cfg, ConfigFile: g.config, DataDir: g.data, TemporalClient: temporal, DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verify, Route: workflows.ActivityRoute{LocalOnly: true}},
+		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.listen, SocketPath: g.socket(), SocketGroup: group, Log: log, Failpoint: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	stopMetrics, err := serveHealth(o.metrics, temporal, w.Metrics(version, counts))
+	stopMetrics, err := serveHealth(o.metrics, temporal, w.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}
@@ -196,8 +196,8 @@ func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, c
 		"  data       " + g.data,
 		"  nodes dial " + w.NodeAddr,
 	}
-	if w.HTTPAddr != "" {
-		lines = append(lines, "  detections http://"+w.HTTPAddr+"/v1/falco")
+	if w.SourceAddr != "" {
+		lines = append(lines, "  detections http://"+w.SourceAddr+"/v1/falco")
 	}
 	if ui != "" {
 		lines = append(lines, "  history    http://"+ui+" (read-only)")
@@ -295,7 +295,7 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 		return err
 	}
 	defer closeAll()
-	tlsConfig, err := pki.TLS(authority.RoleNode, a.Node)
+	tlsConfig, err := pki.MutualTLSConfig(authority.RoleNode, a.Node)
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 		}
 		names[book.Name] = file
 	}
-	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), given...), worker.Catalogue())
+	_, problems := playbooks.LoadPlaybooks(append(library.PlaybookSources(), given...), worker.ActionCatalog())
 	for _, p := range problems {
 		if sources[p.File] != nil {
 			all = append(all, p)
@@ -108,7 +108,7 @@ func (g *globals) againstConfig(files []string, sources map[string][]byte) (diag
 	if err != nil {
 		return nil, err
 	}
-	beside, problems, err := worker.LoadBeside(c, ownSources(files, sources), worker.Catalogue())
+	beside, problems, err := worker.LoadWithLibrary(c, ownSources(files, sources), worker.ActionCatalog())
 	if err != nil {
 		return nil, fmt.Errorf("load the playbooks of %s: %w", g.config, err)
 	}
@@ -210,7 +210,7 @@ func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program
 	for _, file := range files {
 		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
 	}
-	return playbooks.LoadPlaybooks(given, worker.Catalogue())
+	return playbooks.LoadPlaybooks(given, worker.ActionCatalog())
 }
 
 func plainLines(s string) string {

@@ -149,21 +149,21 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	defer unlock()
-	pki, err := authority.OpenPKI(o.pki)
+	pki, err := authority.OpenOrCreatePKI(o.pki)
 	if err != nil {
 		return err
 	}
-	auth, err := authority.Open(o.keys)
+	auth, err := authority.OpenOrCreate(o.keys)
 	if err != nil {
 		return err
 	}
-	counts := metrics.NewTemporal()
+	counts := metrics.NewTemporalMetrics()
 	traces, err := tracing.Open(ctx, version, log)
 	if err != nil {
 		return err
 	}
 	defer traces.Close()
-	temporal, err := o.dial(ctx, log, func(c client.Options) client.Options { return traces.Options(counts.Options(c)) })
+	temporal, err := o.dial(ctx, log, func(c client.Options) client.Options { return traces.WithTracing(counts.WithMetrics(c)) })
 	if err != nil {
 		return err
 	}
@@ -172,23 +172,23 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	if err != nil {
 		return err
 	}
-	codec, err := worker.PayloadCodec(o.keys)
+	codec, err := worker.OpenPayloadCodec(o.keys)
 	if err != nil {
 		return err
 	}
 	options := worker.Options{
-		Converter: codec.Converter(), Config: cfg, ConfigFile: g.config, Dir: g.data, Client: temporal, Kube: cluster, Authority: auth, PKI: pki, Timing: lease.Timing{VerifyInterval: o.verify},
-		NodeListen: o.nodes, Listen: o.listen, Socket: g.socket(), Log: log, Evidence: o.evidence, Switch: o.protectSelf(cfg, cluster, auth), APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
+		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.config, DataDir: g.data, TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verify},
+		NodeListen: o.nodes, SourceListen: o.listen, SocketPath: g.socket(), Log: log, EvidenceDir: o.evidence, KillSwitch: o.protectSelf(cfg, cluster, auth), APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
-		options.Self = []string{o.ownUID}
+		options.OwnPodUIDs = []string{o.ownUID}
 	}
 	w, err := startWorker(ctx, options)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	stopHealth, err := serveHealth(o.health, temporal, w.Metrics(version, counts))
+	stopHealth, err := serveHealth(o.health, temporal, w.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}
@@ -201,27 +201,27 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 
 // startWorker loads the playbooks, tells what is wrong with them, and starts the worker.
 func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) {
-	library, problems, err := worker.LoadLibrary(o.Config, worker.Catalogue())
+	library, problems, err := worker.LoadLibrary(o.Config, worker.ActionCatalog())
 	if err != nil {
 		return nil, err
 	}
-	worker.LogProblems(o.Log, problems, false)
+	worker.LogPlaybookProblems(o.Log, problems, false)
 	o.Library = library
 	return worker.Start(ctx, o)
 }
 
 // protectSelf puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
-func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.Lever {
+func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.KillSwitch {
 	if o.ownNamespace == "" {
 		return nil
 	}
-	if !slices.Contains(cfg.Protected.Namespaces, o.ownNamespace) {
-		cfg.Protected.Namespaces = append(cfg.Protected.Namespaces, o.ownNamespace)
+	if !slices.Contains(cfg.ProtectedTargets.Namespaces, o.ownNamespace) {
+		cfg.ProtectedTargets.Namespaces = append(cfg.ProtectedTargets.Namespaces, o.ownNamespace)
 	}
 	if cluster == nil {
 		return nil
 	}
-	return &guards.SharedSwitch{Client: cluster, Namespace: o.ownNamespace, Authority: auth}
+	return &guards.SharedKillSwitch{KubeClient: cluster, Namespace: o.ownNamespace, Authority: auth}
 }
 
 // dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
@@ -230,7 +230,7 @@ func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, watched func
 	if err != nil {
 		return nil, err
 	}
-	options, err := worker.DialOptions(client.Options{
+	options, err := worker.SecureClientOptions(client.Options{
 		HostPort: o.temporal, Namespace: o.namespace, Logger: sdkLog{log},
 		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
 	}, o.keys)
@@ -298,7 +298,7 @@ func serveHealth(address string, temporal client.Client, metrics http.Handler) (
 	if err != nil {
 		return nil, fmt.Errorf("listen for health: %w", err)
 	}
-	l = connlimit.New(l, connlimit.Limits{Total: 128, PerPeer: 32})
+	l = connlimit.NewLimitedListener(l, connlimit.Limits{MaxTotal: 128, MaxPerPeer: 32})
 	go func() { _ = server.Serve(l) }()
 	return func() { _ = server.Close() }, nil
 }

@@ -21,20 +21,20 @@ import (
 
 // actionDoc is an action as `stanch actions -o json` shows it.
 type actionDoc struct {
-	Name       string                 `json:"name"`
-	Verb       playbooks.Verb         `json:"verb"`
-	Doc        string                 `json:"doc"`
-	Class      playbooks.Class        `json:"class"`
-	Facet      playbooks.Facet        `json:"facet,omitempty"`
-	Targets    []string               `json:"targets"`
-	Reversible bool                   `json:"reversible"`
-	Params     *jsonschema.Schema     `json:"params,omitempty"`
-	Outputs    *jsonschema.Schema     `json:"outputs,omitempty"`
-	Plan       []playbooks.KubernetesPermission      `json:"rights_to_plan,omitempty"`
-	Apply      []playbooks.KubernetesPermission      `json:"rights_to_apply,omitempty"`
-	PlanIAM    []playbooks.IAMPermission `json:"iam_to_plan,omitempty"`
-	ApplyIAM   []playbooks.IAMPermission `json:"iam_to_apply,omitempty"`
-	D3FEND     string                 `json:"d3fend,omitempty"`
+	Name       string                           `json:"name"`
+	Verb       playbooks.Verb                   `json:"verb"`
+	Doc        string                           `json:"doc"`
+	Class      playbooks.Class                  `json:"class"`
+	Facet      playbooks.Facet                  `json:"facet,omitempty"`
+	Targets    []string                         `json:"targets"`
+	Reversible bool                             `json:"reversible"`
+	Params     *jsonschema.Schema               `json:"params,omitempty"`
+	Outputs    *jsonschema.Schema               `json:"outputs,omitempty"`
+	Plan       []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
+	Apply      []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
+	PlanIAM    []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
+	ApplyIAM   []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
+	D3FEND     string                           `json:"d3fend,omitempty"`
 }
 
 func docOf(s playbooks.ActionSpec) actionDoc {
@@ -66,7 +66,7 @@ func actionsCommand() *cobra.Command {
 			}
 			var docs []actionDoc
 			var known []string
-			for _, a := range worker.ActionSet().Actions() {
+			for _, a := range worker.DocumentationActivities().Actions() {
 				known = append(known, a.Spec().Name)
 				if len(names) == 0 || a.Spec().Name == names[0] {
 					docs = append(docs, docOf(a.Spec()))
@@ -89,13 +89,13 @@ func actionsCommand() *cobra.Command {
 					fmt.Fprintf(out, ", a lease on %s: needs `for`", d.Facet)
 				}
 				fmt.Fprintln(out)
-				if t := worker.Catalogue()[d.Name].ParamType(); t != nil {
+				if t := worker.ActionCatalog()[d.Name].ParamType(); t != nil {
 					for f := range t.Fields() {
 						name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 						fmt.Fprintf(out, "  %-12s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
 					}
 				}
-				if t := worker.Catalogue()[d.Name].OutputType(); t != nil {
+				if t := worker.ActionCatalog()[d.Name].OutputType(); t != nil {
 					for f := range t.Fields() {
 						if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
 							fmt.Fprintf(out, "  gives        ID.%-20s %-8s %s\n", name, f.Type, f.Tag.Get("doc"))
@@ -146,7 +146,7 @@ func schemaCommand() *cobra.Command {
 			var schema any
 			switch a[0] {
 			case "playbook":
-				schema = playbooks.PlaybookSchema(worker.Catalogue())
+				schema = playbooks.PlaybookSchema(worker.ActionCatalog())
 			case "test":
 				schema = testspec.Schema()
 			case "rules":
@@ -154,7 +154,7 @@ func schemaCommand() *cobra.Command {
 			case "config":
 				schema = reflector.Reflect(config.Config{})
 			case "incident":
-				schema = reflector.Reflect(gateway.View{}) // what `stanch incidents ID -o json` prints
+				schema = reflector.Reflect(gateway.IncidentView{}) // what `stanch incidents ID -o json` prints
 			case "recording":
 				schema = recording.Schema()
 			default:

@@ -314,7 +314,7 @@ type RefusedContainment struct {
 	Reason   string `json:"reason"`
 	// RetryCommand is the command that contains it now.
 	RetryCommand string    `json:"again"`
-	At    time.Time `json:"at"`
+	At           time.Time `json:"at"`
 }
 
 // FindRefusedWhilePaused lists the containments of an incident that were refused because new containments were paused, and

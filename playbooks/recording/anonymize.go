@@ -74,10 +74,10 @@ func toJSONValue(r Recording) (any, error) {
 
 // pseudonyms are the names of a recording with what replaces them.
 type pseudonyms struct {
-	replacements   map[string]string
+	replacements      map[string]string
 	foldedPersonNames map[string]string // people: texts write them with and without capitals
-	countByKind  map[string]int
-	pattern     *regexp.Regexp
+	countByKind       map[string]int
+	pattern           *regexp.Regexp
 }
 
 func (n *pseudonyms) addName(kind, s string) {

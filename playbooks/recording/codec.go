@@ -15,11 +15,11 @@ import (
 
 // Bounds of a recording: past any of them it is refused.
 const (
-	MaxBytes      = 32 << 20
-	MaxDetections = 20_000
-	MaxActionResults    = 50_000
-	MaxOtherEntries     = 20_000
-	maxJSONDepth      = 40
+	MaxBytes         = 32 << 20
+	MaxDetections    = 20_000
+	MaxActionResults = 50_000
+	MaxOtherEntries  = 20_000
+	maxJSONDepth     = 40
 )
 
 var zeroHash = strings.Repeat("0", sha256.Size*2)

@@ -44,11 +44,11 @@ func withCallees(programs []*playbooks.Program) []*playbooks.Program {
 
 type checker struct {
 	yamlnode.Reader
-	catalog playbooks.Catalog
-	playbookNames     []string
-	stepNames     map[string]bool   // names as reports have them
-	stepIDsByPath     map[string]string // of steps that have an id, to the id
-	approvalTitles    []string
+	catalog        playbooks.Catalog
+	playbookNames  []string
+	stepNames      map[string]bool   // names as reports have them
+	stepIDsByPath  map[string]string // of steps that have an id, to the id
+	approvalTitles []string
 }
 
 // CheckTestFile checks the tests against the playbooks that they test: what does not exist is an error with a hint.

@@ -6,11 +6,11 @@ import (
 
 // Coverage is how much of a playbook tests go through.
 type Coverage struct {
-	Playbook string  `json:"playbook"`
-	File     string  `json:"file"`
-	TotalPoints   int     `json:"points"`
-	CoveredPoints  int     `json:"covered"`
-	Uncovered  []CoveragePoint `json:"missing"`
+	Playbook      string          `json:"playbook"`
+	File          string          `json:"file"`
+	TotalPoints   int             `json:"points"`
+	CoveredPoints int             `json:"covered"`
+	Uncovered     []CoveragePoint `json:"missing"`
 }
 
 // Percent is how much of it is covered.
@@ -23,10 +23,10 @@ func (c Coverage) Percent() float64 {
 
 // CoveragePoint is a way that a run can take.
 type CoveragePoint struct {
-	Line   int    `json:"line"`
-	Column int    `json:"column"`
-	Step   string `json:"step"`
-	Description   string `json:"what"`
+	Line        int    `json:"line"`
+	Column      int    `json:"column"`
+	Step        string `json:"step"`
+	Description string `json:"what"`
 }
 
 // ifFalseReason is how the interpreter says that a step's condition did not hold.

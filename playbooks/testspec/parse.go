@@ -14,9 +14,9 @@ import (
 
 // Bounds of a file.
 const (
-	maxTestsPerFile  = 500
+	maxTestsPerFile   = 500
 	maxEntriesPerTest = 200
-	maxNameRunes   = 200
+	maxNameRunes      = 200
 )
 
 // ParseTestFile reads a file of tests. Where there are errors, what it gives is not to be run.

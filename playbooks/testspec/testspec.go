@@ -41,28 +41,28 @@ type FileRef struct {
 
 // TestCase is one incident and what must become of it.
 type TestCase struct {
-	Name      string
-	Pos       Pos
+	Name          string
+	Pos           Pos
 	RecordingFile FileRef
 	// Detections are what the incident is about, where there is no recording.
-	Detections []*Detection
-	IncidentContext   *WorkloadContext
-	Phase      int
+	Detections          []*Detection
+	IncidentContext     *WorkloadContext
+	Phase               int
 	ConfidenceThreshold *float64 // what counts as high
-	Approvers  *Approvers
-	FakeResults      []*FakeResult
-	ApprovalAnswers    []*ApprovalAnswer
+	Approvers           *Approvers
+	FakeResults         []*FakeResult
+	ApprovalAnswers     []*ApprovalAnswer
 
-	ExpectedSteps  []*ExpectedStep
-	ExpectedApprovalRequests    *[]*ExpectedApprovalRequest
-	ForbiddenActions   []FileRef
-	ExpectedContainments *[]*ExpectedContainment
-	ExpectedLeases  *[]*ExpectedLease
-	ExpectedIncident *ExpectedIncident
-	ExpectedMatch *bool
-	TimeToContain   *DurationBound // time to contain
-	positions      keyPositions
-	expectSpan  *yamlSpan
+	ExpectedSteps            []*ExpectedStep
+	ExpectedApprovalRequests *[]*ExpectedApprovalRequest
+	ForbiddenActions         []FileRef
+	ExpectedContainments     *[]*ExpectedContainment
+	ExpectedLeases           *[]*ExpectedLease
+	ExpectedIncident         *ExpectedIncident
+	ExpectedMatch            *bool
+	TimeToContain            *DurationBound // time to contain
+	positions                keyPositions
+	expectSpan               *yamlSpan
 }
 
 // yamlSpan is where the value of `expect` stands.
@@ -73,7 +73,7 @@ type keyPositions map[string]Pos
 
 // Detection is one detection. What is not given is that of the rule, or a readable default.
 type Detection struct {
-	Offset                                            time.Duration
+	Offset                                        time.Duration
 	Rule, Title, Technique, Source, Actor         string
 	Objective                                     sensors.Objective
 	Severity                                      sensors.Severity
@@ -87,7 +87,7 @@ type Detection struct {
 	Pod, Container, Node, Image, Digest, Identity string
 	HostNetwork                                   *bool
 	Subject                                       sensors.Subject // what it is about if that is no container
-	positions                                            keyPositions
+	positions                                     keyPositions
 }
 
 // WorkloadContext is what is known around the workload.
@@ -99,10 +99,10 @@ type WorkloadContext struct {
 	ServiceAccount string
 	Node           string
 	Labels         map[string]string
-	BlastRadius          playbooks.BlastRadius
+	BlastRadius    playbooks.BlastRadius
 	Changes        []string
 	Missing        []string
-	positions             keyPositions
+	positions      keyPositions
 }
 
 // Approvers are those of the scope.
@@ -114,61 +114,61 @@ type Approvers struct {
 
 // FakeResult is what an action answers.
 type FakeResult struct {
-	Action  string
-	Target  string // "" is any
-	CallNumber    int    // 0 is every
-	Outcome playbooks.Outcome
-	Reason  string
-	Outputs yamlnode.Value
+	Action         string
+	Target         string // "" is any
+	CallNumber     int    // 0 is every
+	Outcome        playbooks.Outcome
+	Reason         string
+	Outputs        yamlnode.Value
 	PlannedChanges []string
-	Delay   time.Duration
+	Delay          time.Duration
 	FailureCount   int
-	Pos     Pos
+	Pos            Pos
 	positions      keyPositions
 }
 
 // ApprovalAnswer is what a person answers.
 type ApprovalAnswer struct {
-	Person string
+	Person      string
 	Approves    bool
-	After  time.Duration
-	RequestName     string // a question's title, step or action; "" is every
-	Reason string
-	Groups []string // nil: all that are asked
-	positions     keyPositions
+	After       time.Duration
+	RequestName string // a question's title, step or action; "" is every
+	Reason      string
+	Groups      []string // nil: all that are asked
+	positions   keyPositions
 }
 
 // ExpectedStep is what must become of a step.
 type ExpectedStep struct {
 	StepName, Playbook, Action, Target string
-	Outcome                        playbooks.Outcome
-	Reason                         string
-	Params                           yamlnode.Value
-	NotAfter                         time.Duration
-	ExpectedAt                          time.Duration
-	Pos                            Pos
-	positions                             keyPositions
-	node                           *yaml.Node
+	Outcome                            playbooks.Outcome
+	Reason                             string
+	Params                             yamlnode.Value
+	NotAfter                           time.Duration
+	ExpectedAt                         time.Duration
+	Pos                                Pos
+	positions                          keyPositions
+	node                               *yaml.Node
 }
 
 // ExpectedApprovalRequest is a question that must be asked.
 type ExpectedApprovalRequest struct {
 	Title, Text, ProposedAction string
-	Approvers                 []string
-	Quorum             int
-	NotAfter             time.Duration
-	Pos                Pos
-	positions                 keyPositions
+	Approvers                   []string
+	Quorum                      int
+	NotAfter                    time.Duration
+	Pos                         Pos
+	positions                   keyPositions
 }
 
 // ExpectedContainment is a containment that must have been in force.
 type ExpectedContainment struct {
 	Action, Target string
 	Outcome        playbooks.Outcome
-	LeaseDuration            time.Duration
-	Params           yamlnode.Value
+	LeaseDuration  time.Duration
+	Params         yamlnode.Value
 	Pos            Pos
-	positions             keyPositions
+	positions      keyPositions
 }
 
 // ExpectedLease is the state of a lease when the incident closed.
@@ -176,7 +176,7 @@ type ExpectedLease struct {
 	Action, Target, State, Reason string
 	Undone                        *bool
 	Pos                           Pos
-	positions                            keyPositions
+	positions                     keyPositions
 }
 
 // ExpectedIncident is the incident as it ended.
@@ -185,14 +185,14 @@ type ExpectedIncident struct {
 	Objective       sensors.Objective
 	Severity        sensors.Severity
 	Confidence      *float64
-	positions              keyPositions
+	positions       keyPositions
 }
 
 // DurationBound is a comparison with a duration.
 type DurationBound struct {
-	IsExclusive  bool // and not equal
-	Limit time.Duration
-	Pos   Pos
+	IsExclusive bool // and not equal
+	Limit       time.Duration
+	Pos         Pos
 }
 
 // String is the bound as it is written.

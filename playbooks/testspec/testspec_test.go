@@ -116,11 +116,11 @@ func newTestResult() testspec.Result {
 			ran("steps[1].on_failure[0]", "pod.freeze", pod, playbooks.OutcomeChanged, "", 2*time.Second),
 			ran("steps[2]", "approval", "", playbooks.OutcomeDenied, "alice said no", 2*time.Minute),
 		},
-		ApprovalRequests:   []testspec.ApprovalRequest{{Title: "stop the workload", Text: "Scale web to zero?", Approvers: "responders, bob", Quorum: 2, AskedAt: 2 * time.Second}},
-		Containments: []testspec.ContainmentRecord{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, AppliedAt: 2 * time.Second, UndoneAt: 62 * time.Second}},
-		Leases:  []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
-		FinalIncident:   playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
-		TargetsByID:   map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
+		ApprovalRequests: []testspec.ApprovalRequest{{Title: "stop the workload", Text: "Scale web to zero?", Approvers: "responders, bob", Quorum: 2, AskedAt: 2 * time.Second}},
+		Containments:     []testspec.ContainmentRecord{{Action: "pod.freeze", Target: pod, Outcome: playbooks.OutcomeChanged, AppliedAt: 2 * time.Second, UndoneAt: 62 * time.Second}},
+		Leases:           []playbooks.LeaseReport{{Action: "pod.freeze", Target: pod, State: "ended", Undone: true}},
+		FinalIncident:    playbooks.Incident{Status: "closed", Objective: "crypto-mining", Severity: "high", Confidence: 0.9, Summary: "a miner in web"},
+		TargetsByID:      map[string]playbooks.Target{pod: {Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "u1"}},
 	}
 }
 

@@ -30,12 +30,12 @@ import (
 // Options are the parts of an agent. Probe, Lock and Freezer may be nil where the kernel lacks what they need;
 // what depends on them is then refused with the reason.
 type Options struct {
-	Node     string
-	Probe    *probe.Probe
-	Resolver *containermeta.Resolver
-	EgressLock     *probe.EgressLock
-	EgressLockError  string // why Lock is nil
-	Freezer  *snapshot.Freezer
+	Node            string
+	Probe           *probe.Probe
+	Resolver        *containermeta.Resolver
+	EgressLock      *probe.EgressLock
+	EgressLockError string // why Lock is nil
+	Freezer         *snapshot.Freezer
 	// KubeletPath is the path of this node's kubelet, where its program has an unusual name.
 	KubeletPath string
 	// SnapshotHelper takes snapshots in processes of their own. Nil: this process does, and a container that lets a read wait
@@ -61,21 +61,21 @@ type Options struct {
 // Agent watches one node.
 type Agent struct {
 	Options
-	revocations  *revocations
+	revocations     *revocations
 	detectedCgroups *detectedCgroups
-	spoofedCgroups    spoofedCgroups
-	rules     atomic.Pointer[rules.Set]
-	kubeletCount  atomic.Int64 // found so far
-	self       selfProcess
+	spoofedCgroups  spoofedCgroups
+	rules           atomic.Pointer[rules.Set]
+	kubeletCount    atomic.Int64 // found so far
+	self            selfProcess
 
-	mu      sync.RWMutex
-	unresolvedEvents  uint64 // events whose container could not be named
-	lastLogged map[string]time.Time
-	heartbeat    *heartbeat
+	mu               sync.RWMutex
+	unresolvedEvents uint64 // events whose container could not be named
+	lastLogged       map[string]time.Time
+	heartbeat        *heartbeat
 
-	dropsMu sync.Mutex // guards what follows; taken before every other
-	drops     DropStats
-	dropsCheckedAt   time.Time // when losses were looked for last
+	dropsMu        sync.Mutex // guards what follows; taken before every other
+	drops          DropStats
+	dropsCheckedAt time.Time // when losses were looked for last
 }
 
 // New makes an agent with the given rules.
@@ -232,13 +232,13 @@ func (a *Agent) logThrottled(what string, err error) {
 
 // Health is what the node tells the gateway about itself.
 type Health struct {
-	Node     string       `json:"node"`
-	ProbeStatus    probe.Status `json:"probe,omitzero"`
-	Runtime  string       `json:"runtime"`
-	EgressLockStatus     string       `json:"lock"` // "on", or why not
-	UnresolvedEvents uint64       `json:"nameless_events"`
-	Rules    RulesHealth  `json:"rules,omitzero"`
-	Heartbeat     HeartbeatStatus         `json:"eyes,omitzero"`
+	Node             string          `json:"node"`
+	ProbeStatus      probe.Status    `json:"probe,omitzero"`
+	Runtime          string          `json:"runtime"`
+	EgressLockStatus string          `json:"lock"` // "on", or why not
+	UnresolvedEvents uint64          `json:"nameless_events"`
+	Rules            RulesHealth     `json:"rules,omitzero"`
+	Heartbeat        HeartbeatStatus `json:"eyes,omitzero"`
 	// SpoofedCgroups are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
 	SpoofedCgroups []SpoofedCgroup `json:"decoys,omitempty"`
 	// RuleStats is what rules did since they were loaded: those that did something and those that cost most.
@@ -285,15 +285,15 @@ func (a *Agent) Health() Health {
 
 // deduplicator sends the first of detections alike at once, and counts those that follow within a window.
 type deduplicator struct {
-	window time.Duration
-	send   func(sensors.Detection)
-	mu     sync.Mutex
-	entries   map[string]*dedupEntry
+	window  time.Duration
+	send    func(sensors.Detection)
+	mu      sync.Mutex
+	entries map[string]*dedupEntry
 }
 
 type dedupEntry struct {
-	windowEnd time.Time
-	latest  sensors.Detection
+	windowEnd  time.Time
+	latest     sensors.Detection
 	suppressed int
 }
 

@@ -15,7 +15,7 @@ import (
 
 // The files of a state directory that hold baselines: what was learnt, and what somebody wants taken in.
 const (
-	baselineFile   = "baselines.json"
+	baselineFile       = "baselines.json"
 	baselineImportFile = "baselines.import.json"
 )
 

@@ -27,10 +27,10 @@ const ThawCommand = "thaw-at-end"
 
 // Config says how to make an agent on this machine. The zero value watches every container of it.
 type Config struct {
-	Node      string // default: the host's name
-	StateDir  string // default: none is kept
-	EgressLockDir   string // where the egress lock is pinned; default probe.DefaultEgressLockDir
-	CRISocket string
+	Node          string // default: the host's name
+	StateDir      string // default: none is kept
+	EgressLockDir string // where the egress lock is pinned; default probe.DefaultEgressLockDir
+	CRISocket     string
 	KubeletPath   string // see Options
 	// SnapshotProgram and its arguments call snapshot.ServeHelper: see Options.SnapshotHelper. Empty: none.
 	SnapshotProgram []string
@@ -40,14 +40,14 @@ type Config struct {
 	// LearningPeriod is how long an image is watched before anything it does can be unusual. Default 24 h.
 	LearningPeriod time.Duration
 	// APIServers: see Options. Where there are none, the addresses that a pod gets in its environment.
-	APIServers []string
-	DisableLock     bool               // only watch
-	Failpoint         func(point string) // for tests: see Options
+	APIServers  []string
+	DisableLock bool               // only watch
+	Failpoint   func(point string) // for tests: see Options
 	// Probe sizes the rings and turns hooks off; Node and CgroupRoot are filled in.
 	Probe probe.Options
 	// HeartbeatInterval: see Options.
 	HeartbeatInterval time.Duration
-	Log       *slog.Logger
+	Log               *slog.Logger
 }
 
 // NewFromConfig opens everything that this machine has and says what it lacks. Close ends it; locks in force stay.

@@ -21,11 +21,11 @@ import (
 // detectedCgroups remembers in which cgroups this node detected something of a target. The kernel gave their ids with the
 // event, so nobody can put another cgroup in their place; an id is never used twice while the machine runs.
 type detectedCgroups struct {
-	mu    sync.Mutex
-	path  string
-	bootID  string
-	byTarget  map[string][]containermeta.NamedCgroup // by target, the latest first
-	targetOrder []string                     // of targets, the oldest first
+	mu          sync.Mutex
+	path        string
+	bootID      string
+	byTarget    map[string][]containermeta.NamedCgroup // by target, the latest first
+	targetOrder []string                               // of targets, the oldest first
 	// trustRank ranks a cgroup: what ranks lowest is forgotten first. Nil ranks all alike.
 	trustRank func(containermeta.NamedCgroup) int
 }
@@ -46,13 +46,13 @@ func cgroupTrustRanker(root string) func(containermeta.NamedCgroup) int {
 }
 
 const (
-	maxDetectedTargets = 4096 // targets
-	maxCgroupsPerTarget  = 8    // cgroups of one
+	maxDetectedTargets  = 4096 // targets
+	maxCgroupsPerTarget = 8    // cgroups of one
 )
 
 // detectedCgroupsFile is the file's content: ids are those of one boot.
 type detectedCgroupsFile struct {
-	BootID string                       `json:"boot"`
+	BootID   string                                 `json:"boot"`
 	ByTarget map[string][]containermeta.NamedCgroup `json:"seen"`
 }
 
@@ -169,8 +169,8 @@ func (s *detectedCgroups) cgroupsOf(target string) []containermeta.NamedCgroup {
 
 // SpoofedCgroup is a cgroup that bears the name of a container or pod and is not where that was detected.
 type SpoofedCgroup struct {
-	TargetID string   `json:"target"`
-	GenuinePaths    []string `json:"own,omitempty"` // paths of the cgroups that count; none: nobody knows which
+	TargetID     string   `json:"target"`
+	GenuinePaths []string `json:"own,omitempty"` // paths of the cgroups that count; none: nobody knows which
 	SpoofedPaths []string `json:"others"`
 	// FirstSeen is when it was noticed first, Last when it was seen last.
 	FirstSeen time.Time `json:"since"`
@@ -180,15 +180,15 @@ type SpoofedCgroup struct {
 // spoofedCgroups are those that were seen of late.
 type spoofedCgroups struct {
 	searching atomic.Bool
-	mu      sync.Mutex
-	byTarget    map[string]SpoofedCgroup
+	mu        sync.Mutex
+	byTarget  map[string]SpoofedCgroup
 }
 
 const (
 	// spoofRetention is for how long one is reported after it was seen last.
-	spoofRetention = 10 * time.Minute
-	maxSpoofedTargets   = 64 // targets
-	maxSpoofedPaths    = 8  // paths of one
+	spoofRetention    = 10 * time.Minute
+	maxSpoofedTargets = 64 // targets
+	maxSpoofedPaths   = 8  // paths of one
 )
 
 func (d *spoofedCgroups) beginSearch() bool { return d.searching.CompareAndSwap(false, true) }

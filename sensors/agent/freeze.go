@@ -7,9 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"stanch/sensors/attestation"
 	"stanch/sensors/containermeta"
 	"stanch/sensors/gatewayrpc"
-	"stanch/sensors/attestation"
 	"stanch/sensors/snapshot"
 )
 

@@ -23,12 +23,12 @@ import (
 // HeartbeatStatus says whether the sensor sees what it made happen itself.
 type HeartbeatStatus struct {
 	// LastReceived is when a heartbeat came back last, and LatencyMS how long it took.
-	LastReceived      time.Time `json:"last,omitzero"`
-	LatencyMS float64   `json:"latency_ms,omitempty"`
+	LastReceived time.Time `json:"last,omitzero"`
+	LatencyMS    float64   `json:"latency_ms,omitempty"`
 	// ConsecutiveMisses counts the heartbeats in a row that did not come back; Shut says that these are too many.
 	ConsecutiveMisses int    `json:"missed,omitempty"`
-	Failing   bool   `json:"shut,omitempty"`
-	FailureReason    string `json:"why,omitempty"` // what went wrong last
+	Failing           bool   `json:"shut,omitempty"`
+	FailureReason     string `json:"why,omitempty"` // what went wrong last
 }
 
 // heartbeat proves that the sensor sees: a program that only ends is executed in a cgroup that the probe watches, with a word
@@ -36,18 +36,18 @@ type HeartbeatStatus struct {
 type heartbeat struct {
 	interval time.Duration
 	timeout  time.Duration // 0 is heartbeatTimeout
-	dir   string        // where the program may be put if memory cannot be executed
-	log   *slog.Logger
+	dir      string        // where the program may be put if memory cannot be executed
+	log      *slog.Logger
 
-	mu    sync.Mutex
+	mu       sync.Mutex
 	status   HeartbeatStatus
-	nonce string
-	pid   uint32 // of the heartbeat that came back: its end is its own too
-	sentAt  time.Time
-	received  chan struct{}
+	nonce    string
+	pid      uint32 // of the heartbeat that came back: its end is its own too
+	sentAt   time.Time
+	received chan struct{}
 	// sensorID names this sensor's commitments; neighbors are heartbeats of the machine's other sensors.
-	sensorID        string
-	peers []peerHeartbeat
+	sensorID string
+	peers    []peerHeartbeat
 }
 
 const (

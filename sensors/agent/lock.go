@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"stanch/sensors/attestation"
 	"stanch/sensors/containermeta"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/attestation"
 )
 
 func (a *Agent) applyLock(ctx context.Context, c gatewayrpc.ContainmentCommand, token attestation.LeaseToken, keys attestation.Keyring) (gatewayrpc.ContainmentState, error) {
@@ -109,10 +109,10 @@ func parseAllowList(params json.RawMessage) ([]probe.AllowedDestination, error) 
 
 // networkAccess is how a target reaches the network.
 type networkAccess struct {
-	veths []probe.Veth
+	veths        []probe.Veth
 	hostNetwork  bool
-	notes []string
-	coverageGaps  []string // why something that it sends may not be held
+	notes        []string
+	coverageGaps []string // why something that it sends may not be held
 }
 
 // inspectNetwork looks at every process of a target. What cannot be looked at takes nothing away from what was found.

@@ -17,21 +17,21 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/sensors/attestation"
 	"stanch/sensors/containermeta"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	"stanch/sensors/attestation"
 	lacking "stanch/testenv/require"
 )
 
 // testNode is an agent with a lock of its own, and an authority's key.
 type testNode struct {
 	*Agent
-	cgroupRoot  string // of the cgroup tree
+	cgroupRoot   string // of the cgroup tree
 	cgroupParent string // where this test's cgroups are
-	authorityKey   attestation.SigningKey
-	pinDir   string // of pins
-	stateDir string
+	authorityKey attestation.SigningKey
+	pinDir       string // of pins
+	stateDir     string
 }
 
 func newTestNode(t *testing.T) *testNode {
@@ -131,11 +131,11 @@ func (c *testContainer) kill(t *testing.T) {
 
 // testLease is what the authority permitted for one target.
 type testLease struct {
-	id     string
-	target gatewayrpc.NodeTarget
-	expiresAt  time.Time
-	params json.RawMessage
-	token  attestation.Envelope
+	id        string
+	target    gatewayrpc.NodeTarget
+	expiresAt time.Time
+	params    json.RawMessage
+	token     attestation.Envelope
 }
 
 func (n *testNode) issueLease(t *testing.T, id string, target gatewayrpc.NodeTarget, params string) testLease {
@@ -185,7 +185,9 @@ func TestALockDoesNotEndEarlierByManySmallSteps(t *testing.T) {
 	require.NoError(t, err)
 	refusals := 0
 	for step := 1; step <= 600; step++ {
-		if _, err := n.sendLock(l, func(c *gatewayrpc.ContainmentCommand) { c.ExpiresAt = l.expiresAt.Add(-time.Duration(step) * 990 * time.Millisecond) }); err != nil {
+		if _, err := n.sendLock(l, func(c *gatewayrpc.ContainmentCommand) {
+			c.ExpiresAt = l.expiresAt.Add(-time.Duration(step) * 990 * time.Millisecond)
+		}); err != nil {
 			require.ErrorIs(t, err, gatewayrpc.ErrRefused)
 			refusals++
 		}

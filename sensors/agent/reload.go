@@ -29,13 +29,13 @@ import (
 // writes in pieces.
 const (
 	rulePollInterval = 2 * time.Second
-	ruleSettleDelay   = 200 * time.Millisecond
+	ruleSettleDelay  = 200 * time.Millisecond
 )
 
 // Bounds of what is read: who writes packs is trusted, and can be wrong about a folder.
 const (
-	maxPackBytes  = 1 << 20
-	maxPacks = 1000
+	maxPackBytes = 1 << 20
+	maxPacks     = 1000
 )
 
 // RuleFiles are the folders of packs beside the shipped ones. They are read again when they change: a pack with mistakes
@@ -44,17 +44,17 @@ type RuleFiles struct {
 	dirs []string
 	log  *slog.Logger
 
-	mu     sync.Mutex
-	lastValid   packFiles // what the rules in force were made of
-	lastHash   [sha256.Size]byte
-	health RulesHealth
+	mu        sync.Mutex
+	lastValid packFiles // what the rules in force were made of
+	lastHash  [sha256.Size]byte
+	health    RulesHealth
 }
 
 // RulesHealth says which rules are in force.
 type RulesHealth struct {
-	RuleCount   int       `json:"loaded"`
-	Problems []string  `json:"problems,omitempty"`
-	LoadedAt    time.Time `json:"since"` // when they were loaded
+	RuleCount int       `json:"loaded"`
+	Problems  []string  `json:"problems,omitempty"`
+	LoadedAt  time.Time `json:"since"` // when they were loaded
 }
 
 // packFiles is every file of every folder, by folder and name.
@@ -222,7 +222,9 @@ func (f *RuleFiles) reloadIfChanged(settle func()) *rules.Set {
 }
 
 // ReloadIfChanged reads the packs again: a new set, or nil where nothing changed or somebody is writing. It is for who has no agent.
-func (f *RuleFiles) ReloadIfChanged() *rules.Set { return f.reloadIfChanged(func() { time.Sleep(ruleSettleDelay) }) }
+func (f *RuleFiles) ReloadIfChanged() *rules.Set {
+	return f.reloadIfChanged(func() { time.Sleep(ruleSettleDelay) })
+}
 
 // withLastValid is packs of which files with problems are as they were when they had none.
 func (s packFiles) withLastValid(good packFiles, dirs []string, problems diagnostic.Diagnostics) packFiles {

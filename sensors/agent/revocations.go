@@ -22,7 +22,7 @@ type revocations struct {
 }
 
 type revocation struct {
-	RevokedAt    time.Time `json:"at"`
+	RevokedAt time.Time `json:"at"`
 	ExpiresAt time.Time `json:"until"`
 }
 

@@ -10,7 +10,7 @@ import (
 
 // The bounds of what is told of rules: those that did something, and those that cost most.
 const (
-	maxActiveRuleStats = 100
+	maxActiveRuleStats  = 100
 	maxSlowestRuleStats = 20
 )
 
@@ -33,4 +33,6 @@ func SelectReportedStats(all []rules.RuleStats) []rules.RuleStats {
 }
 
 // estimatedTotalCost is what a rule took in all: one that is slow and seldom asked costs nothing.
-func estimatedTotalCost(s rules.RuleStats) time.Duration { return s.MeanEvaluationTime * time.Duration(s.Evaluated) } //nolint:gosec // it is far below
+func estimatedTotalCost(s rules.RuleStats) time.Duration {
+	return s.MeanEvaluationTime * time.Duration(s.Evaluated)
+} //nolint:gosec // it is far below

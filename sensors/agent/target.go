@@ -16,8 +16,8 @@ import (
 // targetCgroups is where a target is on this node: its cgroups, the one where it was detected last first.
 type targetCgroups struct {
 	refs []containermeta.NamedCgroup
-	dirs   []string // absolute
-	pids   []int
+	dirs []string // absolute
+	pids []int
 }
 
 func (p targetCgroups) cgroupIDs() []uint64 {

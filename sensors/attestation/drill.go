@@ -8,8 +8,8 @@ import (
 // DrillRegistration is the registration of one drill's targets: what the drill itself created, named before the attack starts.
 // Only a registered target is ever in the drill's scope; no name, path or namespace puts anything there.
 type DrillRegistration struct {
-	Name       string        `json:"name"`
-	Targets    []DrillTarget `json:"targets"`
+	Name         string        `json:"name"`
+	Targets      []DrillTarget `json:"targets"`
 	RegisteredAt time.Time     `json:"registered"`
 	ExpiresAt    time.Time     `json:"expires"`
 }

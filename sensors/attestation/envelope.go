@@ -26,28 +26,28 @@ type PayloadType string
 
 // The purposes.
 const (
-	PayloadTypeAttestation PayloadType = "stanch/attestation/v1"
-	PayloadTypeGrant       PayloadType = "stanch/grant/v1"
-	PayloadTypeLeaseToken       PayloadType = "stanch/lease-token/v1"
-	PayloadTypeEvidenceReceipt     PayloadType = "stanch/receipt/v1"
-	PayloadTypeVote        PayloadType = "stanch/vote/v1"
-	PayloadTypeManifest     PayloadType = "stanch/custody/v1"
-	PayloadTypePlaybookAuthorization   PayloadType = "stanch/selection/v1"
-	PayloadTypeKillSwitch      PayloadType = "stanch/switch/v1"
-	PayloadTypeKeySet      PayloadType = "stanch/key-set/v1"
+	PayloadTypeAttestation           PayloadType = "stanch/attestation/v1"
+	PayloadTypeGrant                 PayloadType = "stanch/grant/v1"
+	PayloadTypeLeaseToken            PayloadType = "stanch/lease-token/v1"
+	PayloadTypeEvidenceReceipt       PayloadType = "stanch/receipt/v1"
+	PayloadTypeVote                  PayloadType = "stanch/vote/v1"
+	PayloadTypeManifest              PayloadType = "stanch/custody/v1"
+	PayloadTypePlaybookAuthorization PayloadType = "stanch/selection/v1"
+	PayloadTypeKillSwitch            PayloadType = "stanch/switch/v1"
+	PayloadTypeKeySet                PayloadType = "stanch/key-set/v1"
 )
 
 // Envelope is a statement with its signature. It is safe to store and to send: it holds no secret.
 type Envelope struct {
 	PayloadType PayloadType `json:"purpose"`
-	KeyID   string  `json:"key_id"`
-	Payload    []byte  `json:"body"` // the statement's JSON, exactly the bytes that were signed
-	Signature     []byte  `json:"sig"`
+	KeyID       string      `json:"key_id"`
+	Payload     []byte      `json:"body"` // the statement's JSON, exactly the bytes that were signed
+	Signature   []byte      `json:"sig"`
 }
 
 // SigningKey signs. The zero value is unusable: use NewSigningKey.
 type SigningKey struct {
-	id      string
+	id         string
 	privateKey ed25519.PrivateKey
 }
 

@@ -11,8 +11,8 @@ import (
 type KeySet struct {
 	Sequence    int64     `json:"seq"`    // 1 for the first rotation
 	ActiveKeyID string    `json:"active"` // the id of the key that signs from now on, and alone signs the next set
-	PublicKeys   []string  `json:"keys"`   // public keys that verify, as ParseKeyring reads them; the active one is among them
-	RotatedAt     time.Time `json:"at"`
+	PublicKeys  []string  `json:"keys"`   // public keys that verify, as ParseKeyring reads them; the active one is among them
+	RotatedAt   time.Time `json:"at"`
 }
 
 // Keyring returns the keys of a set. It is an error if the active one is not among them.

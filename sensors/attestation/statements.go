@@ -11,33 +11,33 @@ import (
 // Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
 // contained unless a person granted it.
 type Attestation struct {
-	DetectionID  string  `json:"detection"` // DetectionID.ID
-	DetectionHash       string  `json:"hash"`      // of the whole detection
-	TargetID     string  `json:"target"`    // "pod:<uid>" or "container:<id>"
-	Rule       string  `json:"rule"`
-	Objective  string  `json:"objective"`
-	Severity   string  `json:"severity"`
-	Confidence float64 `json:"confidence"`
-	Node       string  `json:"node"`
-	Namespace  string  `json:"namespace,omitempty"` // of the pod, as the gateway knows it
-	Workload   string  `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
-	Scope      string  `json:"scope,omitempty"`     // "drill" for a drill's own target
-	Drill      *DrillRegistration  `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
+	DetectionID   string             `json:"detection"` // DetectionID.ID
+	DetectionHash string             `json:"hash"`      // of the whole detection
+	TargetID      string             `json:"target"`    // "pod:<uid>" or "container:<id>"
+	Rule          string             `json:"rule"`
+	Objective     string             `json:"objective"`
+	Severity      string             `json:"severity"`
+	Confidence    float64            `json:"confidence"`
+	Node          string             `json:"node"`
+	Namespace     string             `json:"namespace,omitempty"` // of the pod, as the gateway knows it
+	Workload      string             `json:"workload,omitempty"`  // "namespace/Kind/name", as the gateway knows it
+	Scope         string             `json:"scope,omitempty"`     // "drill" for a drill's own target
+	Drill         *DrillRegistration `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
 	// TargetConfirmed: the API server said so of the pod, its node, namespace and workload. Without it they are the sender's words.
 	TargetConfirmed bool      `json:"confirmed,omitempty"`
-	AcceptedAt  time.Time `json:"accepted"`
+	AcceptedAt      time.Time `json:"accepted"`
 	// ManualRequest: nothing was detected, a person asked. It permits what they asked for and nothing else.
 	ManualRequest *ManualRequest `json:"requested,omitempty"`
 }
 
 // ManualRequest is what a person asked for, and what it takes.
 type ManualRequest struct {
-	Person string `json:"person"`
+	Person          string `json:"person"`
 	AuthenticatedBy string `json:"proved"` // how: "uid 1000 on the local socket"
-	Reason string `json:"reason"`
+	Reason          string `json:"reason"`
 	// Actions are the containments that the request is for, and For is how long the longest of them holds.
-	Actions []string      `json:"actions"`
-	MaxDuration     time.Duration `json:"for"`
+	Actions     []string      `json:"actions"`
+	MaxDuration time.Duration `json:"for"`
 }
 
 // Permits reports whether an attestation speaks for a containment that holds so long: a detection for every one, a request
@@ -81,23 +81,23 @@ type Grant struct {
 	Nonce     string    `json:"nonce"`
 	Operation Operation `json:"operation"`
 	// PlanHash and Targets bind OperationApply to the plan that was shown; Lease binds the others.
-	PlanHash string    `json:"plan_hash,omitempty"`
-	Targets  []string  `json:"targets,omitempty"`
+	PlanHash   string    `json:"plan_hash,omitempty"`
+	Targets    []string  `json:"targets,omitempty"`
 	LeaseID    string    `json:"lease,omitempty"`
-	Holder   string    `json:"holder,omitempty"` // "" means every holder
-	NewEnd    time.Time `json:"until,omitzero"`   // OperationExtend: the new end
+	Holder     string    `json:"holder,omitempty"` // "" means every holder
+	NewEnd     time.Time `json:"until,omitzero"`   // OperationExtend: the new end
 	IncidentID string    `json:"incident,omitempty"`
-	Step     string    `json:"step,omitempty"`
+	Step       string    `json:"step,omitempty"`
 	// Namespace is the target's, in whose scope the people have the right. Of a host's container it is "".
 	Namespace string `json:"namespace,omitempty"`
 	// DrillOnly: it was given with a drill's key and permits nothing outside of a drill.
 	DrillOnly bool `json:"drill,omitempty"`
 	// BreakGlass: one person took the right of the quorum, and answers for it.
 	BreakGlass bool      `json:"break_glass,omitempty"`
-	Reason       string    `json:"note,omitempty"` // a reason in a person's words
-	GrantedBy     []string  `json:"people"`         // who, and how it was proved: "uid:0 (local socket)"
-	IssuedAt     time.Time `json:"issued"`
-	ExpiresAt    time.Time `json:"expires"`
+	Reason     string    `json:"note,omitempty"` // a reason in a person's words
+	GrantedBy  []string  `json:"people"`         // who, and how it was proved: "uid:0 (local socket)"
+	IssuedAt   time.Time `json:"issued"`
+	ExpiresAt  time.Time `json:"expires"`
 }
 
 // VerifyGrant verifies s, its operation and its expiry. The caller compares plan, targets and lease.
@@ -129,22 +129,22 @@ func (g Grant) Permits(planHash, target string) error {
 // LeaseToken is what the authority issues once every guard let a containment through: re-applying it while the lease
 // holds, and the node itself, need nothing else. It ends with the lease.
 type LeaseToken struct {
-	Nonce    string `json:"nonce"`
-	LeaseID    string `json:"lease"`
-	Action   string `json:"action"`
-	TargetID   string `json:"target"`
-	ParamsHash   string `json:"params"` // hash of the parameters
-	IncidentID string `json:"incident"`
-	AuthorizationID    string `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
+	Nonce           string `json:"nonce"`
+	LeaseID         string `json:"lease"`
+	Action          string `json:"action"`
+	TargetID        string `json:"target"`
+	ParamsHash      string `json:"params"` // hash of the parameters
+	IncidentID      string `json:"incident"`
+	AuthorizationID string `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
 	// Namespace is the target's as it was verified when the effect was permitted: in whose scope a release is given.
 	Namespace string `json:"namespace,omitempty"`
-	DrillOnly     bool   `json:"drill,omitempty"`
+	DrillOnly bool   `json:"drill,omitempty"`
 	// DrillTarget is what the drill registered; the node compares it with what it finds. Nil outside of drills.
 	DrillTarget *DrillTarget `json:"drill_target,omitempty"`
 	// DetectedAt is when the newest detection that it rests on was accepted, or when the last of the people whose grant it rests
 	// on agreed. What people released later is not contained on older grounds.
-	DetectedAt  time.Time `json:"since,omitzero"`
-	IssuedAt time.Time `json:"issued"`
+	DetectedAt time.Time `json:"since,omitzero"`
+	IssuedAt   time.Time `json:"issued"`
 	ExpiresAt  time.Time `json:"until"`
 }
 
@@ -165,27 +165,27 @@ func (r Keyring) VerifyLeaseToken(s Envelope, action, target string, now time.Ti
 
 // EvidenceReceipt says that evidence of a target was attempted for an incident, well or badly: no containment comes before.
 type EvidenceReceipt struct {
-	IncidentID string    `json:"incident"`
-	TargetID   string    `json:"target"`
-	Action   string    `json:"action"`
-	Succeeded       bool      `json:"ok"`
-	AttemptedAt       time.Time `json:"at"`
+	IncidentID  string    `json:"incident"`
+	TargetID    string    `json:"target"`
+	Action      string    `json:"action"`
+	Succeeded   bool      `json:"ok"`
+	AttemptedAt time.Time `json:"at"`
 }
 
 // Vote is one person's answer to one question, as the gateway proved it.
 type Vote struct {
-	IncidentID string    `json:"incident"`
+	IncidentID      string    `json:"incident"`
 	WorkflowID      string    `json:"run"` // the playbook's workflow id
-	Step     string    `json:"step"`
-	PlanHash string    `json:"plan_hash"`
-	Person   string    `json:"person"`
-	AuthenticatedBy   string    `json:"proved"` // how: "uid 0 on the local socket"
-	Approved  bool      `json:"approve"`
-	Reason   string    `json:"reason,omitempty"`
-	Groups   []string  `json:"groups"` // of the person, when they voted
+	Step            string    `json:"step"`
+	PlanHash        string    `json:"plan_hash"`
+	Person          string    `json:"person"`
+	AuthenticatedBy string    `json:"proved"` // how: "uid 0 on the local socket"
+	Approved        bool      `json:"approve"`
+	Reason          string    `json:"reason,omitempty"`
+	Groups          []string  `json:"groups"` // of the person, when they voted
 	DecidedAt       time.Time `json:"at"`
 	// DrillOnly: it was given with a drill's key. BreakGlass: it counts as the whole quorum.
-	DrillOnly      bool `json:"drill,omitempty"`
+	DrillOnly  bool `json:"drill,omitempty"`
 	BreakGlass bool `json:"break_glass,omitempty"`
 	// WithdrawsRequest: the person asked for what the question is about. Their no counts, whoever is asked.
 	WithdrawsRequest bool `json:"withdraws,omitempty"`
@@ -196,17 +196,17 @@ type Vote struct {
 // PlaybookAuthorization is the worker's word that a playbook is one of this installation's: whom it asks is then not for a workflow
 // to claim.
 type PlaybookAuthorization struct {
-	Playbook string    `json:"playbook"`
+	Playbook       string    `json:"playbook"`
 	SourceHash     string    `json:"hash"`           // of its source
-	ApproverHashes     []string  `json:"asks,omitempty"` // hashes of whom its approvals ask
-	AuthorizedAt       time.Time `json:"at"`
+	ApproverHashes []string  `json:"asks,omitempty"` // hashes of whom its approvals ask
+	AuthorizedAt   time.Time `json:"at"`
 }
 
 // KillSwitchState is the state of the kill switch. The highest Seq is the one in force.
 type KillSwitchState struct {
-	Sequence     int64     `json:"seq"`
-	Paused bool      `json:"stopped"`
-	ChangedBy      string    `json:"by"` // who, and how it was proved
-	ChangedAt      time.Time `json:"at"`
-	Reason  string    `json:"reason,omitempty"`
+	Sequence  int64     `json:"seq"`
+	Paused    bool      `json:"stopped"`
+	ChangedBy string    `json:"by"` // who, and how it was proved
+	ChangedAt time.Time `json:"at"`
+	Reason    string    `json:"reason,omitempty"`
 }

@@ -39,20 +39,20 @@ type Options struct {
 const (
 	maxExecutablesPerImage  = 2000
 	maxDestinationsPerImage = 500
-	maxTrackedContainers   = 64 // counted one by one; above, the number only grows
-	maxTextBytes         = 512
+	maxTrackedContainers    = 64 // counted one by one; above, the number only grows
+	maxTextBytes            = 512
 )
 
 // Image is what was learnt of one image. Its JSON is what `stanch-sensor baseline export` writes.
 type Image struct {
-	Digest string    `json:"digest"`
-	Name   string    `json:"image,omitempty"` // as it was called last
-	FirstSeen  time.Time `json:"first"`
-	LastSeen   time.Time `json:"last"`
+	Digest    string    `json:"digest"`
+	Name      string    `json:"image,omitempty"` // as it was called last
+	FirstSeen time.Time `json:"first"`
+	LastSeen  time.Time `json:"last"`
 	// ContainerCount is in how many containers it was watched.
-	ContainerCount   int             `json:"containers"`
-	Executables  map[string]Observation `json:"executables,omitempty"`
-	Destinations map[string]Observation `json:"destinations,omitempty"`
+	ContainerCount int                    `json:"containers"`
+	Executables    map[string]Observation `json:"executables,omitempty"`
+	Destinations   map[string]Observation `json:"destinations,omitempty"`
 	// Full: while it was learnt there were always more executables or destinations than are kept, so nothing can be called
 	// new. One flood of them, such as a scan makes, is not enough.
 	ExecutablesOverflowed  bool `json:"full_executables,omitempty"`
@@ -61,27 +61,27 @@ type Image struct {
 	executableOverflow, destinationOverflow overflow
 
 	recentContainers []string // containers, the newest last
-	lruElement  *list.Element
+	lruElement       *list.Element
 }
 
 // overflow are the parts of the time of learning in which there was more than is kept.
 type overflow struct {
-	intervals  int
-	lastInterval   time.Duration
+	intervals       int
+	lastInterval    time.Duration
 	retryEvictionAt time.Time // until then nobody looks for room: there was none a moment ago
 }
 
 // The time of learning has 24 parts; what overflows in a quarter of them always does.
 const (
-	learningIntervals = 24
-	maxOverflowIntervals   = 6
+	learningIntervals    = 24
+	maxOverflowIntervals = 6
 )
 
 // Observation is something that containers of an image did.
 type Observation struct {
 	FirstSeen time.Time `json:"first"`
 	LastSeen  time.Time `json:"last"`
-	Count uint64    `json:"count"`
+	Count     uint64    `json:"count"`
 }
 
 // Baselines are what was learnt on one node. Its methods may be called from several goroutines.
@@ -90,7 +90,7 @@ type Baselines struct {
 
 	mu     sync.Mutex
 	images map[string]*Image
-	lru  *list.List // of digests, the most recently seen in front
+	lru    *list.List // of digests, the most recently seen in front
 	dirty  bool
 }
 

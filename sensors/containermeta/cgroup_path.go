@@ -18,10 +18,10 @@ type CgroupPath struct {
 }
 
 var (
-	hexIDPattern    = regexp.MustCompile(`^[0-9a-f]{32,64}$`)
-	scopeNamePattern  = regexp.MustCompile(`^(cri-containerd|crio|docker|libpod|nerdctl)-([0-9a-f]{12,64})\.scope$`)
-	podDirPattern   = regexp.MustCompile(`^pod([0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32})$`)
-	podSlicePattern = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
+	hexIDPattern     = regexp.MustCompile(`^[0-9a-f]{32,64}$`)
+	scopeNamePattern = regexp.MustCompile(`^(cri-containerd|crio|docker|libpod|nerdctl)-([0-9a-f]{12,64})\.scope$`)
+	podDirPattern    = regexp.MustCompile(`^pod([0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32})$`)
+	podSlicePattern  = regexp.MustCompile(`-pod([0-9a-fA-F]{8}_(?:[0-9a-fA-F]{4}_){3}[0-9a-fA-F]{12}|[0-9a-f]{32})\.slice$`)
 )
 
 // runtimeOfPrefix names the runtime that makes scopes with a prefix.

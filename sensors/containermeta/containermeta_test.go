@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	testContainerID = "71cb5b9800cc62054419d4e9580d808c896b016ced9697887967dc4e328f2d6c"
-	testPodUID  = "0f3c5f0e-2b4d-4e7a-9c1d-1a2b3c4d5e6f"
+	testContainerID       = "71cb5b9800cc62054419d4e9580d808c896b016ced9697887967dc4e328f2d6c"
+	testPodUID            = "0f3c5f0e-2b4d-4e7a-9c1d-1a2b3c4d5e6f"
 	testPodUIDUnderscored = "0f3c5f0e_2b4d_4e7a_9c1d_1a2b3c4d5e6f"
 )
 
@@ -53,12 +53,12 @@ func TestParsePath(t *testing.T) {
 		"/system.slice/docker-" + testContainerID + ".scope":            {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/system.slice/docker-" + testContainerID + ".scope"},
 		"/docker/" + testContainerID:                                    {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/docker/" + testContainerID},
 		"/machine.slice/libpod-" + testContainerID + ".scope/container": {Runtime: "podman", ContainerID: testContainerID, ContainerPath: "/machine.slice/libpod-" + testContainerID + ".scope"},
-		"/system.slice/containerd.service":                   {IsHostUnit: true},
-		"/user.slice/user-0.slice/session-1.scope":           {IsHostUnit: true},
+		"/system.slice/containerd.service":                              {IsHostUnit: true},
+		"/user.slice/user-0.slice/session-1.scope":                      {IsHostUnit: true},
 		"/init.scope":  {IsHostUnit: true},
 		"/mycontainer": {},
-		"/kubepods.slice/kubepods-burstable.slice":                                              {},
-		"/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID:                                       {Runtime: "cri-o", PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/burstable/pod" + testPodUID, ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID},
+		"/kubepods.slice/kubepods-burstable.slice":                                                                           {},
+		"/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID:                                                  {Runtime: "cri-o", PodUID: testPodUID, ContainerID: testContainerID, PodPath: "/kubepods/burstable/pod" + testPodUID, ContainerPath: "/kubepods/burstable/pod" + testPodUID + "/crio-" + testContainerID},
 		"/system.slice/docker-" + testContainerID + ".scope/kubepods/pod" + testPodUID + "/" + testContainerID[:60] + "beef": {Runtime: "docker", ContainerID: testContainerID, ContainerPath: "/system.slice/docker-" + testContainerID + ".scope"},
 	} {
 		if got := ParseCgroupPath(path); got != want {

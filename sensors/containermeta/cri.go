@@ -44,13 +44,13 @@ type criClient struct {
 	socket  string
 	timeout time.Duration
 
-	mu   sync.Mutex
-	conn *grpc.ClientConn
-	runtimeService   cri.RuntimeServiceClient
-	runtimeName string // "containerd 1.6.20 at /run/…"
+	mu             sync.Mutex
+	conn           *grpc.ClientConn
+	runtimeService cri.RuntimeServiceClient
+	runtimeName    string // "containerd 1.6.20 at /run/…"
 	// lastError is the latest failure; it stands until retry, so that a runtime that hangs costs its timeout once a second.
-	lastError  error
-	retryAt time.Time
+	lastError error
+	retryAt   time.Time
 	// podsBySandbox keeps the sandbox of a container's pod: its containers share it. Bounded by clearing.
 	podsBySandbox map[string]sensors.Pod
 }

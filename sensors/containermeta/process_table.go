@@ -16,24 +16,24 @@ import (
 // ProcessTable remembers which program each process runs, so that an event can name its ancestors. It learns from exec
 // events and reads /proc once for processes that are older than it.
 type ProcessTable struct {
-	mu       sync.Mutex
-	capacity int
-	byPID    map[uint32]*list.Element
-	lru    *list.List // of *program, the most recently used in front
+	mu           sync.Mutex
+	capacity     int
+	byPID        map[uint32]*list.Element
+	lru          *list.List // of *program, the most recently used in front
 	procRoot     string
-	pendingReads  atomic.Int32 // reads of command lines under way
+	pendingReads atomic.Int32 // reads of command lines under way
 }
 
 type processInfo struct {
-	pid   uint32
-	name  string
-	exe   string
-	args  []string
-	startTime uint64 // 0: not learnt from an event of its own
-	executed   bool   // it executed this program, and was not only made as a copy of its parent
-	euid  uint32 // as last seen
-	capabilities  uint64
-	exited bool // its number may be another's by now
+	pid          uint32
+	name         string
+	exe          string
+	args         []string
+	startTime    uint64 // 0: not learnt from an event of its own
+	executed     bool   // it executed this program, and was not only made as a copy of its parent
+	euid         uint32 // as last seen
+	capabilities uint64
+	exited       bool // its number may be another's by now
 }
 
 // NewProcessTable makes a table that holds at most capacity processes (zero: 16384).

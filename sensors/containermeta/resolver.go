@@ -41,13 +41,13 @@ var ErrNotFound = errors.New("not found on this node")
 
 // Resolver answers whose a cgroup is. Its methods may be called from several goroutines.
 type Resolver struct {
-	opt Options
+	opt       Options
 	criClient *criClient
 
-	mu     sync.Mutex
+	mu    sync.Mutex
 	cache map[uint64]*list.Element // of *answer, by cgroup id
-	lru  *list.List
-	now    func() time.Time
+	lru   *list.List
+	now   func() time.Time
 }
 
 // cacheEntry is what is known of one cgroup.
@@ -55,7 +55,7 @@ type cacheEntry struct {
 	id        uint64
 	container sensors.Container
 	err       error
-	expiresAt     time.Time // zero: for good
+	expiresAt time.Time // zero: for good
 }
 
 // Open makes a resolver. A runtime that does not answer is not an error: it is asked again later (see Runtime).
@@ -384,7 +384,9 @@ func (r *Resolver) FindPod(ctx context.Context, uid string) (PodCgroup, error) {
 }
 
 // CgroupPathByID finds the path of a cgroup (below the root, with a leading slash) by its id.
-func (r *Resolver) CgroupPathByID(cgroupID uint64) (string, error) { return CgroupPathByID(r.opt.CgroupRoot, cgroupID) }
+func (r *Resolver) CgroupPathByID(cgroupID uint64) (string, error) {
+	return CgroupPathByID(r.opt.CgroupRoot, cgroupID)
+}
 
 // CgroupRoot is the mount point of cgroup v2 that the resolver reads.
 func (r *Resolver) CgroupRoot() string { return r.opt.CgroupRoot }

@@ -13,15 +13,15 @@ import (
 
 // The defaults of Options.
 const (
-	defaultWindow   = 10 * time.Minute
-	defaultMaxActors = 4096
+	defaultWindow           = 10 * time.Minute
+	defaultMaxActors        = 4096
 	defaultMaxItemsPerActor = 512
 )
 
 // Options bound a window; zero values are the defaults.
 type Options struct {
-	Window   time.Duration // how far back counts; default 10 minutes
-	MaxActors int           // how many are remembered; default 4096
+	Window           time.Duration // how far back counts; default 10 minutes
+	MaxActors        int           // how many are remembered; default 4096
 	MaxItemsPerActor int           // how many different things of each; default 512
 }
 
@@ -31,19 +31,19 @@ type Counter struct {
 
 	mu     sync.Mutex
 	actors map[string]*list.Element
-	lru *list.List // of *actor, the one that did something last in front
+	lru    *list.List // of *actor, the one that did something last in front
 }
 
 // actorItems is what one did, with the time of each.
 type actorItems struct {
-	name string
-	byKey  map[string]*list.Element
+	name        string
+	byKey       map[string]*list.Element
 	newestFirst *list.List // of *deed, the newest in front
 }
 
 type seenItem struct {
-	key string
-	seenAt   time.Time
+	key    string
+	seenAt time.Time
 }
 
 // New makes a window.

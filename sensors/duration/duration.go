@@ -33,7 +33,7 @@ const UnitPattern = `([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w)`
 var (
 	// ErrInvalid is wrapped by every error of Parse.
 	ErrInvalid = errors.New("invalid duration")
-	errTooLong   = fmt.Errorf("%w: longer than 3650d", ErrInvalid)
+	errTooLong = fmt.Errorf("%w: longer than 3650d", ErrInvalid)
 )
 
 // Parse reads a duration such as "90s", "1h30m", "1d12h" or "2w": Go's units, and d and w. It is never negative and at

@@ -18,10 +18,10 @@ import (
 
 // Bounds of one expression, MaxSourceBytes for who reads it before. expr has no limit of time of its own: nesting and size are what bounds it.
 const (
-	MaxSourceBytes       = 4 << 10
+	MaxSourceBytes = 4 << 10
 	maxExprNodes   = 400
 	maxExprNesting = 2     // predicates inside of predicates
-	maxElements   = 5_000 // elements that one evaluation may make, each of at most maxElementTextBytes bytes of new text
+	maxElements    = 5_000 // elements that one evaluation may make, each of at most maxElementTextBytes bytes of new text
 )
 
 // allowedBuiltins is the allow-list: deterministic, typed, without a clock, a random order or a side effect.
@@ -63,10 +63,10 @@ func (namedStringVisitor) Visit(node *ast.Node) {
 
 // Error is a problem of one expression; Offset is the character in its line, from 0.
 type Error struct {
-	Column  int
-	Line    int // from 0, within the expression
-	SourceOffset      int // the character in the whole expression, from 0
-	Message string
+	Column       int
+	Line         int // from 0, within the expression
+	SourceOffset int // the character in the whole expression, from 0
+	Message      string
 }
 
 func (e *Error) Error() string { return e.Message }

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
-	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
 // MaxMessageBytes bounds a message on the link, in bytes.
@@ -50,9 +50,9 @@ type Client struct {
 	// PinnedKeys verify commands. Nil refuses every command: it is for who only reports.
 	PinnedKeys *PinnedKeys
 	// StatusFunc is sent every HealthEvery (default 10 s).
-	StatusFunc      func() any
+	StatusFunc     func() any
 	HealthInterval time.Duration
-	Log         *slog.Logger
+	Log            *slog.Logger
 	// Now is the wall clock; nil is the machine's.
 	Now func() time.Time
 
@@ -114,18 +114,18 @@ func (c *Client) Run(ctx context.Context) error {
 // session is one connected stream.
 type session struct {
 	*Client
-	stream  gatewaypb.Gateway_NodeClient
-	sendMu    sync.Mutex
-	keyring    attestation.Keyring
-	acks    chan *gatewaypb.Ack
-	renewals chan *gatewaypb.Renewed
-	lastServerTime   atomic.Pointer[serverTime]
+	stream         gatewaypb.Gateway_NodeClient
+	sendMu         sync.Mutex
+	keyring        attestation.Keyring
+	acks           chan *gatewaypb.Ack
+	renewals       chan *gatewaypb.Renewed
+	lastServerTime atomic.Pointer[serverTime]
 }
 
 // serverTime is the newest time of the gateway's, and when it came by this process's own clock.
 type serverTime struct {
 	gatewayTime int64
-	receivedAt      time.Time
+	receivedAt  time.Time
 }
 
 // shutdownGrace is how long a stream that was told goodbye may take to end.

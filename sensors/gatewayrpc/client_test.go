@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
-	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc/gatewaypb"
 )
 
 // singleCommandGateway sends one command on each stream and ends it.

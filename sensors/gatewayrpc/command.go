@@ -44,22 +44,22 @@ func (t NodeTarget) ID() string {
 
 // ContainmentCommand applies a lock or a freeze.
 type ContainmentCommand struct {
-	Target NodeTarget `json:"target"`
-	Action string     `json:"action"` // the action of the token
-	LeaseID  string     `json:"lease"`
-	ExpiresAt  time.Time  `json:"until"`
+	Target    NodeTarget `json:"target"`
+	Action    string     `json:"action"` // the action of the token
+	LeaseID   string     `json:"lease"`
+	ExpiresAt time.Time  `json:"until"`
 	// Params are the action's parameters. The token holds their hash: what a lock leaves open is read from nothing else.
-	Params json.RawMessage `json:"params,omitempty"`
-	Token  attestation.Envelope    `json:"token"`
+	Params json.RawMessage      `json:"params,omitempty"`
+	Token  attestation.Envelope `json:"token"`
 	// Grant is needed to end a hold earlier than it was stamped.
 	Grant *attestation.Envelope `json:"grant,omitempty"`
 }
 
 // ReleaseCommand ends a hold. Without a grant the node obeys only when the hold's own end has passed.
 type ReleaseCommand struct {
-	Target NodeTarget    `json:"target"`
-	LeaseID  string        `json:"lease"`
-	Grant  *attestation.Envelope `json:"grant,omitempty"`
+	Target  NodeTarget            `json:"target"`
+	LeaseID string                `json:"lease"`
+	Grant   *attestation.Envelope `json:"grant,omitempty"`
 }
 
 // StateQuery asks for the state of a hold.
@@ -69,17 +69,17 @@ type StateQuery struct {
 
 // ContainmentState is what a node observes of a hold.
 type ContainmentState struct {
-	Active  bool      `json:"held"`
-	LeaseID string    `json:"lease,omitempty"`
+	Active    bool      `json:"held"`
+	LeaseID   string    `json:"lease,omitempty"`
 	ExpiresAt time.Time `json:"until,omitzero"`
 	// VethLocked: the packet path outside of the pod is held too, so raw frames do not pass.
-	VethLocked   bool   `json:"wire,omitempty"`
+	VethLocked    bool   `json:"wire,omitempty"`
 	DeniedPackets uint64 `json:"denied,omitempty"` // packets refused so far
 	// TargetGone: the pod or container no longer runs on this node.
 	TargetGone bool `json:"gone,omitempty"`
 	// UnverifiedReason says why the hold is in force and its whole effect is not observed. Empty: it is.
 	UnverifiedReason string `json:"unverified,omitempty"`
-	Note       string `json:"note,omitempty"`
+	Note             string `json:"note,omitempty"`
 	// NetworkSharers are other containers in the target's network namespace, at most 8: a lock cuts them too.
 	NetworkSharers []NetworkSharer `json:"shared,omitempty"`
 	// AppliedAt is the node's own time of the moment at which the hold took effect.
@@ -95,6 +95,6 @@ type NetworkSharer struct {
 
 // SnapshotCommand captures the processes of a target. Proof is an attested detection about the target.
 type SnapshotCommand struct {
-	Target NodeTarget   `json:"target"`
-	Attestation  attestation.Envelope `json:"proof"`
+	Target      NodeTarget           `json:"target"`
+	Attestation attestation.Envelope `json:"proof"`
 }

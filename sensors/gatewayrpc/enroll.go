@@ -19,10 +19,10 @@ import (
 
 // Enrollment says how a node gets its first certificate.
 type Enrollment struct {
-	GatewayURL   string // of the gateway's door for people: https://HOST:PORT
-	TokenFile string // the file with the token that Kubernetes made for the sensor's pod
-	CAFile    string // the file with the installation's authority
-	CertificatePath  string // where the certificate is kept
+	GatewayURL      string // of the gateway's door for people: https://HOST:PORT
+	TokenFile       string // the file with the token that Kubernetes made for the sensor's pod
+	CAFile          string // the file with the installation's authority
+	CertificatePath string // where the certificate is kept
 	PinnedKeysPath  string // where the authority's keys are kept
 }
 

@@ -22,11 +22,11 @@ import (
 // requests since. The key never leaves the node.
 type NodeCertificate struct {
 	baseTLS *tls.Config
-	path string // of the newest certificate with its key, in one file; "" keeps it in memory only
+	path    string // of the newest certificate with its key, in one file; "" keeps it in memory only
 
-	mu   sync.Mutex
-	current tls.Certificate
-	pendingKey  *ecdsa.PrivateKey // of the request under way
+	mu         sync.Mutex
+	current    tls.Certificate
+	pendingKey *ecdsa.PrivateKey // of the request under way
 }
 
 // NewNodeCertificate begins with the certificate of a configuration, or with the one at path if that holds for longer and is of

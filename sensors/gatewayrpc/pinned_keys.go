@@ -19,10 +19,10 @@ import (
 // PinnedKeys are the authority's keys as a node knows them: those that it was enrolled with, and those that a chain of rotations
 // leads to from there. What a gateway says of itself changes nothing. It is safe for concurrent use.
 type PinnedKeys struct {
-	path   string // "" keeps them in memory only
+	path           string // "" keeps them in memory only
 	installationID string
 
-	mu   sync.Mutex
+	mu      sync.Mutex
 	keySet  attestation.KeySet
 	keyring attestation.Keyring
 }
@@ -37,8 +37,8 @@ var ErrDamagedPinnedKeys = errors.New("the pinned keys are damaged; remove the f
 // pinnedKeysFile is how pinned keys are kept.
 type pinnedKeysFile struct {
 	// InstallationID is the installation: the SHA-256 of its certificate authority, which an administrator put on the node.
-	InstallationID string       `json:"anchor,omitempty"`
-	Keys   attestation.KeySet `json:"keys"`
+	InstallationID string             `json:"anchor,omitempty"`
+	Keys           attestation.KeySet `json:"keys"`
 }
 
 // InstallationID names an installation by its certificate authority, as PEM.

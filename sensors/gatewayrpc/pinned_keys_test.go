@@ -9,8 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
 )
 
 func newTestKey(t *testing.T, seed byte) attestation.SigningKey {

@@ -10,8 +10,8 @@ import (
 const (
 	// renewCheckInterval is how often it is asked whether the certificate is due, and renewRetryDelay how long after a refusal it is
 	// asked for once more.
-	renewCheckInterval  = time.Minute
-	renewRetryDelay = 15 * time.Minute
+	renewCheckInterval = time.Minute
+	renewRetryDelay    = 15 * time.Minute
 )
 
 // renewCertificate keeps the node's certificate from ending. What goes wrong is told and tried again: the old one still holds.

@@ -38,14 +38,14 @@ const MaxDetectionBytes = 256 << 10
 // Spool keeps detections, in order, until they are acknowledged. It is a file, so that it survives a kill of the
 // process; it is not synced, so a crash of the machine may lose what came last.
 type Spool struct {
-	mu      sync.Mutex
-	file    *os.File
-	limit   SpoolLimits
-	pending [][]byte // JSON lines not yet acknowledged
-	pendingBytes   int64
-	dropped uint64
-	ready    chan struct{}
-	path    string
+	mu           sync.Mutex
+	file         *os.File
+	limit        SpoolLimits
+	pending      [][]byte // JSON lines not yet acknowledged
+	pendingBytes int64
+	dropped      uint64
+	ready        chan struct{}
+	path         string
 	// ackedBytes is how many bytes of the file, after its first line, were acknowledged: that line says so, and a restart
 	// does not send them again.
 	ackedBytes int64

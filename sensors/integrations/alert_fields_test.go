@@ -25,7 +25,9 @@ func TestFalcoPluginAlertIsAboutItsAccount(t *testing.T) {
 		"a role":                {plugin("aws_cloudtrail", `"ct.name":"StopLogging","ct.user.arn":"arn:aws:sts::111122223333:assumed-role/deploy/s1","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Role", Name: "111122223333/deploy"}},
 		"an account alone":      {plugin("aws_cloudtrail", `"ct.name":"ConsoleLogin","ct.user.accountid":"111122223333"`), sensors.Subject{Kind: "Account", Name: "111122223333"}},
 	} {
-		t.Run(name, func(t *testing.T) { require.Equal(t, c.want, decodeAlert(t, integrations.DecodeFalco, c.alert).Event.Subject) })
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.want, decodeAlert(t, integrations.DecodeFalco, c.alert).Event.Subject)
+		})
 	}
 	for _, source := range []string{"okta", "github", "gcp_auditlog"} {
 		_, err := integrations.DecodeFalco([]byte(plugin(source, `"x.user":"rosa"`)))

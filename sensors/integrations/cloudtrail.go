@@ -13,17 +13,17 @@ import (
 // cloudTrailRecord is one record of DecodeCloudTrail, as far as Stanch looks into it: of what was sent and answered it reads names
 // and ids, and has no field for a password, a policy's text or a session's secret.
 type cloudTrailRecord struct {
-	EventID      string  `json:"eventID"`
+	EventID      string    `json:"eventID"`
 	EventTime    timestamp `json:"eventTime"`
-	EventSource  string  `json:"eventSource"`
-	EventName    string  `json:"eventName"`
-	Region       string  `json:"awsRegion"`
-	SourceIP     string  `json:"sourceIPAddress"`
-	UserAgent    string  `json:"userAgent"`
-	ErrorCode    string  `json:"errorCode"`
-	ErrorMessage string  `json:"errorMessage"`
-	ReadOnly     scalar  `json:"readOnly"`
-	RecipientID  string  `json:"recipientAccountId"`
+	EventSource  string    `json:"eventSource"`
+	EventName    string    `json:"eventName"`
+	Region       string    `json:"awsRegion"`
+	SourceIP     string    `json:"sourceIPAddress"`
+	UserAgent    string    `json:"userAgent"`
+	ErrorCode    string    `json:"errorCode"`
+	ErrorMessage string    `json:"errorMessage"`
+	ReadOnly     scalar    `json:"readOnly"`
+	RecipientID  string    `json:"recipientAccountId"`
 	UserIdentity struct {
 		Type           string `json:"type"`
 		PrincipalID    string `json:"principalId"`
@@ -117,9 +117,9 @@ func (r *cloudTrailRequest) UnmarshalJSON(raw []byte) error {
 
 // The bounds of what DecodeCloudTrail sends: a file of S3 is the largest.
 const (
-	MaxCloudTrailBytes       = 32 << 20
+	MaxCloudTrailBytes  = 32 << 20
 	maxCloudTrailEvents = 20_000
-	maxEnvelopeDepth        = 4
+	maxEnvelopeDepth    = 4
 )
 
 // DecodeCloudTrail decodes a record of DecodeCloudTrail, a file of them ({"Records":[…]}), an event of EventBridge ({"detail":{…}}), and

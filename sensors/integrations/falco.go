@@ -16,7 +16,7 @@ type falcoRecord struct {
 	Output       string            `json:"output"`
 	Priority     string            `json:"priority"`
 	Rule         string            `json:"rule"`
-	Time         timestamp           `json:"time"`
+	Time         timestamp         `json:"time"`
 	Source       string            `json:"source"` // "syscall", "k8s_audit", "aws_cloudtrail", "internal", …
 	Tags         []string          `json:"tags"`
 	Hostname     string            `json:"hostname"`

@@ -213,7 +213,7 @@ func TestWhatIsNoAlertAboutAContainerIsRefused(t *testing.T) {
 		`{"rule":"r","priority":"Critical","output_fields":{"container.id":"` + strings.Repeat("a", 300) + `"}}`:             "container's id has 300 bytes",
 		`{"a":` + strings.Repeat("[", 70) + strings.Repeat("]", 70) + `}`:                                                    "nests deeper than 64",
 		`{"a":[` + strings.Repeat("0,", 10_001) + `0]}`:                                                                      "more than 10000 fields",
-		`{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + `"}`:                                                             "at most 262144 are read",
+		`{"a":"` + strings.Repeat("a", integrations.MaxRecordBytes) + `"}`:                                                   "at most 262144 are read",
 		`{"rule":"r","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{"container.id":"a"},"tags":"a"}`:   "not Falco's JSON",
 		`{"rule":"` + strings.Repeat("r", 300) + `","priority":"Critical","time":"2026-11-23T00:00:00Z","output_fields":{}}`: "its rule has 300 bytes",
 	} {

@@ -33,8 +33,8 @@ type SensorHealth struct {
 	// UndecodableEvents is how many of its events came and could not be read; the gateway says so, and not the source.
 	UndecodableEvents uint64 `json:"unread,omitempty"`
 	// DroppedIsCumulative: Dropped counts since the sensor started, and not since it last said so.
-	DroppedIsCumulative   bool   `json:"total,omitempty"`
-	Message string `json:"message,omitempty"`
+	DroppedIsCumulative bool   `json:"total,omitempty"`
+	Message             string `json:"message,omitempty"`
 }
 
 // The kinds of source: what a source is configured with, and the door that it posts to.
@@ -49,7 +49,9 @@ const (
 type Decoder func(raw []byte) (DecodedRecord, error)
 
 // SourceKinds lists the kinds of source that have a decoder.
-func SourceKinds() []string { return []string{SourceFalco, SourceTetragon, SourceTracee, SourceKubeArmor} }
+func SourceKinds() []string {
+	return []string{SourceFalco, SourceTetragon, SourceTracee, SourceKubeArmor}
+}
 
 // DecoderForKind is the decoder of a kind; nil for an unknown one.
 func DecoderForKind(kind string) Decoder {

@@ -10,7 +10,7 @@ import (
 // BatchDecodeError tells how much of a batch could not be read; what could be was given.
 type BatchDecodeError struct {
 	FailedCount, TotalCount int
-	FirstError      error
+	FirstError              error
 }
 
 func (e *BatchDecodeError) Error() string {
@@ -36,7 +36,7 @@ func (e *BatchDecodeError) orNilFor(of int) error {
 
 var (
 	errNotJSONObject = errors.New("it is not a JSON object")
-	errNotJSONArray   = errors.New("it is not a JSON list")
+	errNotJSONArray  = errors.New("it is not a JSON list")
 )
 
 // splitJSONObject takes an object apart without looking into its values: however one of them nests, the others are found. The

@@ -13,10 +13,10 @@ import (
 
 // kubeArmorRecord is an alert, a log or a message of DecodeKubeArmor's relay.
 type kubeArmorRecord struct {
-	Timestamp   scalar  `json:"Timestamp"` // seconds
+	Timestamp   scalar    `json:"Timestamp"` // seconds
 	UpdatedTime timestamp `json:"UpdatedTime"`
-	ClusterName string  `json:"ClusterName"`
-	HostName    string  `json:"HostName"`
+	ClusterName string    `json:"ClusterName"`
+	HostName    string    `json:"HostName"`
 
 	Namespace string `json:"NamespaceName"`
 	Pod       string `json:"PodName"`
@@ -69,8 +69,8 @@ const (
 
 // The namespaces and pods that DecodeKubeArmor fills in where there are none; see its core/dockerHandler.go.
 const (
-	kubeArmorDockerNamespace  = "container_namespace"
-	kubeArmorUnknownName = "Unknown"
+	kubeArmorDockerNamespace = "container_namespace"
+	kubeArmorUnknownName     = "Unknown"
 )
 
 // DecodeKubeArmor decodes one record of DecodeKubeArmor's relay or of `karmor logs --json`. A log of what a container does is

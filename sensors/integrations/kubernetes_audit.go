@@ -47,15 +47,15 @@ type auditEvent struct {
 	} `json:"responseStatus"`
 	RequestObject  json.RawMessage   `json:"requestObject"`
 	ResponseObject json.RawMessage   `json:"responseObject"`
-	ReceivedAt       timestamp           `json:"requestReceivedTimestamp"`
-	StageTime      timestamp           `json:"stageTimestamp"`
+	ReceivedAt     timestamp         `json:"requestReceivedTimestamp"`
+	StageTime      timestamp         `json:"stageTimestamp"`
 	Annotations    map[string]string `json:"annotations"`
 }
 
 // The bounds of what an API server sends: its webhook sends 400 events at once unless told otherwise, each of at most
 // 100 KiB, or 32 of at most 1 MiB as Stanch's manifests tell it.
 const (
-	MaxAuditBytes       = 40 << 20
+	MaxAuditBytes  = 40 << 20
 	maxAuditEvents = 2000
 	maxAuditDepth  = 500 // the schema of a custom resource nests as deep as what it describes
 	maxAuditValues = 1_000_000

@@ -17,16 +17,16 @@ import (
 const (
 	// MaxRecordBytes is the size of one record in bytes.
 	MaxRecordBytes = 256 << 10
-	maxDepth  = 64
+	maxDepth       = 64
 	// maxValues bounds the fields and elements of a record, however they nest.
 	maxValues = 10_000
 
 	maxIdentifierBytes = 256  // a name that points at something: cut, it would point elsewhere, so it is refused
-	maxTextBytes     = 4096 // a path
-	maxMessageBytes = 500
-	maxArgs     = 128
-	maxCommandBytes  = 8 << 10
-	maxLabels   = 64
+	maxTextBytes       = 4096 // a path
+	maxMessageBytes    = 500
+	maxArgs            = 128
+	maxCommandBytes    = 8 << 10
+	maxLabels          = 64
 )
 
 // checkLimits refuses a record that is larger, deeper or wider than any sensor sends, before it is parsed.

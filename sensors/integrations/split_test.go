@@ -29,14 +29,14 @@ func TestABodyIsAnObjectAListOrLines(t *testing.T) {
 		require.Equal(t, want, got, body)
 	}
 	for body, want := range map[string]string{
-		"":                       "nothing in it",
-		" \n ":                   "nothing in it",
-		"[":                      "EOF",
-		`[{"a":1}`:               "does not end",
-		`[{"a":1},]`:             "element 2",
-		`[{}] {}`:                "more follows",
-		"{}\n{}\n{}\n{}":         "more than 3 lines",
-		"[{},{},{},{}]":          "more than 3 elements",
+		"":                             "nothing in it",
+		" \n ":                         "nothing in it",
+		"[":                            "EOF",
+		`[{"a":1}`:                     "does not end",
+		`[{"a":1},]`:                   "element 2",
+		`[{}] {}`:                      "more follows",
+		"{}\n{}\n{}\n{}":               "more than 3 lines",
+		"[{},{},{},{}]":                "more than 3 elements",
 		"[" + nestedJSON(20_000) + "]": "element 1",
 	} {
 		_, err := integrations.SplitRecords([]byte(body), 3)

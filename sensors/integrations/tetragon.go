@@ -28,7 +28,7 @@ type tetragonRecord struct {
 	} `json:"rate_limit_info"`
 	Test *json.RawMessage `json:"test"`
 
-	NodeName string  `json:"node_name"`
+	NodeName string    `json:"node_name"`
 	Time     timestamp `json:"time"`
 	// AggregationInfo is set where Tetragon counts what is alike.
 	AggregationInfo struct {
@@ -68,7 +68,7 @@ type tetragonProcess struct {
 	Binary     string       `json:"binary"`
 	Arguments  string       `json:"arguments"`
 	Flags      string       `json:"flags"`
-	StartTime  timestamp      `json:"start_time"`
+	StartTime  timestamp    `json:"start_time"`
 	Docker     string       `json:"docker"`
 	Pod        *tetragonPod `json:"pod"`
 	InInitTree *bool        `json:"in_init_tree"`
@@ -100,7 +100,7 @@ type tetragonPod struct {
 			Name string `json:"name"`
 		} `json:"image"`
 		StartTime timestamp `json:"start_time"`
-		PID       scalar  `json:"pid"`
+		PID       scalar    `json:"pid"`
 		// MaybeExecProbe: the command is that of a probe of the pod.
 		MaybeExecProbe bool `json:"maybe_exec_probe"`
 	} `json:"container"`

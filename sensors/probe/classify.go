@@ -29,8 +29,8 @@ func ClassifyCgroupPath(path string) CgroupClass {
 
 // cgroupInfo is what is known of one cgroup.
 type cgroupInfo struct {
-	class CgroupClass
-	path  string
+	class       CgroupClass
+	path        string
 	hasExecuted bool // a program was executed in it, or it was there before this probe
 }
 

@@ -17,25 +17,25 @@ import (
 
 // The layout of struct event in bpf/src/event.h. TestLayout compares it with the object's BTF.
 const (
-	offsetKind, offsetFlags, offsetExeLen, offsetCwdLen         = 0, 2, 4, 6
-	offsetArgsLen, offsetFileLen, offsetStdio, offsetAncestors  = 8, 10, 12, 13
-	offsetPort, offsetTime, offsetCgroup, offsetStart           = 14, 16, 24, 32
-	offsetCapabilities, offsetInode, offsetDevice, offsetPID    = 40, 48, 56, 64
-	offsetPPID, offsetUID, offsetEUID, offsetGID                = 68, 72, 76, 80
-	offsetCPU, offsetExitCode, offsetTarget, offsetValue        = 84, 88, 100, 104
-	offsetNSPID, offsetCall, offsetDetailLen                 = 112, 116, 118
+	offsetKind, offsetFlags, offsetExeLen, offsetCwdLen                   = 0, 2, 4, 6
+	offsetArgsLen, offsetFileLen, offsetStdio, offsetAncestors            = 8, 10, 12, 13
+	offsetPort, offsetTime, offsetCgroup, offsetStart                     = 14, 16, 24, 32
+	offsetCapabilities, offsetInode, offsetDevice, offsetPID              = 40, 48, 56, 64
+	offsetPPID, offsetUID, offsetEUID, offsetGID                          = 68, 72, 76, 80
+	offsetCPU, offsetExitCode, offsetTarget, offsetValue                  = 84, 88, 100, 104
+	offsetNSPID, offsetCall, offsetDetailLen                              = 112, 116, 118
 	offsetAddress, offsetComm, offsetTTY, offsetAncestor, eventHeaderSize = 120, 136, 152, 168, 328
 
-	ancestorSize = 20
-	maxEventDataBytes     = 8192
-	maxArgs      = 512
+	ancestorSize      = 20
+	maxEventDataBytes = 8192
+	maxArgs           = 512
 )
 
 const (
-	flagUpperLayer, flagMemfd, flagDeleted, flagArgsTruncated = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-	flagPathTruncated, flagOpenedForWrite, flagIPv6               = 1 << 4, 1 << 5, 1 << 6
-	flagParentOnHost, flagSetid, flagPrivilegesGained                   = 1 << 8, 1 << 9, 1 << 10
-	flagPathUnresolved, flagSyscallFailed, flagExeFromPrivateMount                    = 1 << 11, 1 << 12, 1 << 13
+	flagUpperLayer, flagMemfd, flagDeleted, flagArgsTruncated      = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+	flagPathTruncated, flagOpenedForWrite, flagIPv6                = 1 << 4, 1 << 5, 1 << 6
+	flagParentOnHost, flagSetid, flagPrivilegesGained              = 1 << 8, 1 << 9, 1 << 10
+	flagPathUnresolved, flagSyscallFailed, flagExeFromPrivateMount = 1 << 11, 1 << 12, 1 << 13
 )
 
 // kindByNumber are the kernel's numbers of kinds.
@@ -52,9 +52,9 @@ var errMalformedRecord = errors.New("malformed record")
 
 // decodedRecord is a record as the kernel wrote it, with times not yet on the wall clock.
 type decodedRecord struct {
-	event sensors.Event
-	bootTimeNS  uint64 // CLOCK_BOOTTIME, ns
-	cpu   uint32
+	event      sensors.Event
+	bootTimeNS uint64 // CLOCK_BOOTTIME, ns
+	cpu        uint32
 	// newCgroupPath is the path of a cgroup that was made; then there is nothing else.
 	newCgroupPath string
 	// parentOnHost: the process's parent lives in a cgroup of the host.
@@ -252,9 +252,9 @@ func parseCString(b []byte) string {
 // bootClock turns the kernel's boot time into the wall clock. It keeps its offset for a second, so that events that
 // follow each other closely keep their distance.
 type bootClock struct {
-	readClocks   func() (wall time.Time, boot time.Duration)
+	readClocks     func() (wall time.Time, boot time.Duration)
 	wallTimeAtBoot time.Time // the wall clock's time at boot
-	offsetReadAt     time.Duration
+	offsetReadAt   time.Duration
 }
 
 func (c *bootClock) toWallTime(boot uint64) time.Time {

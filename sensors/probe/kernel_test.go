@@ -305,7 +305,9 @@ func TestSensitiveFilesByWhatWasOpened(t *testing.T) {
 	if err := startCommandInCgroup(t, dir, exec.Command("/bin/cat", "/etc/shadow")).Run(); err != nil {
 		t.Fatal(err)
 	}
-	e = w.waitForEvent(t, "open of shadow", func(e *sensors.Event) bool { return matchKindInCgroup(sensors.KindFileOpen, id)(e) && e.File.Path == "/etc/shadow" })
+	e = w.waitForEvent(t, "open of shadow", func(e *sensors.Event) bool {
+		return matchKindInCgroup(sensors.KindFileOpen, id)(e) && e.File.Path == "/etc/shadow"
+	})
 	if e.File.SensitiveClass != sensitiveShadow {
 		t.Errorf("%+v", e.File)
 	}

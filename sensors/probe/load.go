@@ -22,24 +22,24 @@ import (
 
 // Probe observes the containers of this machine. Its methods may be called from several goroutines.
 type Probe struct {
-	options       Options
-	bootIDPrefix      string // the first eight characters of the boot id
-	collection      *ebpf.Collection
-	links     []link.Link
-	alerts    *ringbuf.Reader
-	telemetry *ringbuf.Reader
-	hooks     []HookStatus
-	loadedAt     time.Time
-	loadedAtBootNS     uint64 // CLOCK_BOOTTIME when it was loaded, ns
-	processes     *containermeta.ProcessTable
-	closeOnce     sync.Once
+	options        Options
+	bootIDPrefix   string // the first eight characters of the boot id
+	collection     *ebpf.Collection
+	links          []link.Link
+	alerts         *ringbuf.Reader
+	telemetry      *ringbuf.Reader
+	hooks          []HookStatus
+	loadedAt       time.Time
+	loadedAtBootNS uint64 // CLOCK_BOOTTIME when it was loaded, ns
+	processes      *containermeta.ProcessTable
+	closeOnce      sync.Once
 
-	mu     sync.Mutex // orders calls of Run's callback, and guards what follows
-	cgroups map[uint64]cgroupInfo
-	clock  bootClock
-	eventCounts map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
-	undecodable    atomic.Uint64
-	runtimeSetupEvents  atomic.Uint64 // events of container runtimes
+	mu                 sync.Mutex // orders calls of Run's callback, and guards what follows
+	cgroups            map[uint64]cgroupInfo
+	clock              bootClock
+	eventCounts        map[sensors.Kind]*atomic.Uint64 // all of sensors.NodeKinds
+	undecodable        atomic.Uint64
+	runtimeSetupEvents atomic.Uint64 // events of container runtimes
 }
 
 // hookAttachment is one program and where it goes.

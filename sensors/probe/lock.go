@@ -22,8 +22,8 @@ import (
 // EgressLock is this node's egress lock: it outlives the process that applied it, and ends by itself.
 // Its methods may be called from several goroutines.
 type EgressLock struct {
-	mu   sync.Mutex
-	pinDir  string   // where this layout is pinned
+	mu         sync.Mutex
+	pinDir     string   // where this layout is pinned
 	cgroupRoot string   // of cgroup v2
 	ownerFile  *os.File // the right to change what is pinned
 	collection *ebpf.Collection
@@ -84,12 +84,12 @@ type (
 )
 
 const (
-	objectCgroup, objectVeth = 0, 1
-	addressRoleNode, addressRolePod    = 0, 1
-	lockFlagHostNetwork      = 1
-	lockFlagAllowList        = 2
-	lockFlagNodeMACsOnly           = 4
-	lockFlagRootProbes       = 8
+	objectCgroup, objectVeth        = 0, 1
+	addressRoleNode, addressRolePod = 0, 1
+	lockFlagHostNetwork             = 1
+	lockFlagAllowList               = 2
+	lockFlagNodeMACsOnly            = 4
+	lockFlagRootProbes              = 8
 )
 
 var deniedProtocols = []string{"tcp", "udp", "icmp", "arp", "other"}

@@ -27,7 +27,7 @@ type networkLab struct {
 
 const (
 	nodeIP, podIP, siblingIP, peerIP = "10.231.7.1", "10.231.7.2", "10.231.7.3", "10.231.7.4"
-	nodeIPv6, podIPv6, peerIPv6               = "fd31:7::1", "fd31:7::2", "fd31:7::4"
+	nodeIPv6, podIPv6, peerIPv6      = "fd31:7::1", "fd31:7::2", "fd31:7::4"
 )
 
 func runIPCommand(t *testing.T, args ...string) {

@@ -72,15 +72,15 @@ type EgressLockState struct {
 	Active    bool      `json:"held"`
 	LeaseID   string    `json:"lease,omitempty"`
 	TargetID  string    `json:"target,omitempty"`
-	ExpiresAt   time.Time `json:"until,omitzero"`
-	Cgroups []uint64  `json:"cgroups,omitempty"`
+	ExpiresAt time.Time `json:"until,omitzero"`
+	Cgroups   []uint64  `json:"cgroups,omitempty"`
 	// VethLocked says that the host-side veths are held as well, so that raw packet sockets do not pass.
 	VethLocked  bool  `json:"wire"`
 	VethIndexes []int `json:"wires,omitempty"` // interface indexes
 	// VethError says why a wire that was asked for is not held (from Apply only).
 	VethError string `json:"wire_problem,omitempty"`
 	// DeniedPackets counts packets that were dropped, in all and by what they were.
-	DeniedPackets   uint64            `json:"denied"`
+	DeniedPackets    uint64            `json:"denied"`
 	DeniedByProtocol map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
 	// AnsweredPackets counts packets let through as replies to the node's own connections.
 	AnsweredPackets uint64 `json:"answered"`

@@ -152,7 +152,9 @@ func (l *EgressLock) stateByID(id uint64) (EgressLockState, error) {
 	return st, nil
 }
 
-func (l *EgressLock) lockedObjects() map[lockedObjectKey]lockedObjectValue { return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapHolds)) }
+func (l *EgressLock) lockedObjects() map[lockedObjectKey]lockedObjectValue {
+	return readMap[lockedObjectKey, lockedObjectValue](l.ebpfMap(bpf.LockMapHolds))
+}
 
 // readMap copies a map of the kernel. A change under the walk may hide or repeat an entry; the next look sees it.
 func readMap[K comparable, V any](m *ebpf.Map) map[K]V {

@@ -18,18 +18,18 @@ import (
 
 // netNamespace is a network namespace that processes reach.
 type netNamespace struct {
-	pid        int // of a process that reaches it
-	inode      uint64
-	file       *os.File
-	interfaces []netInterface
-	addrs      map[int][]netip.Prefix
-	nsid         int            // its number in this process's own namespace, -1 without one
-	inodeByNSID    map[int]uint64 // the others' inodes by their numbers in this one
+	pid         int // of a process that reaches it
+	inode       uint64
+	file        *os.File
+	interfaces  []netInterface
+	addrs       map[int][]netip.Prefix
+	nsid        int            // its number in this process's own namespace, -1 without one
+	inodeByNSID map[int]uint64 // the others' inodes by their numbers in this one
 }
 
 // What is looked through at most. Who has more than this has something to hide, and the search says so.
 const (
-	maxNamespaces  = 64
+	maxNamespaces      = 64
 	maxSearchedHandles = 16384 // threads, and open files
 	// maxReportedProblems bounds how many things are named that were not looked into: the text goes to people.
 	maxReportedProblems = 8
@@ -37,14 +37,14 @@ const (
 
 // namespaceSearch collects network namespaces.
 type namespaceSearch struct {
-	ownInode     uint64 // inode of this process's own
-	nsfsDevice  uint64 // of the file system of namespaces
-	namespaces  []netNamespace
+	ownInode      uint64 // inode of this process's own
+	nsfsDevice    uint64 // of the file system of namespaces
+	namespaces    []netNamespace
 	mountedInodes map[uint64]int  // inodes of namespaces that are mounted, and by which process
 	knownInodes   map[uint64]bool // inodes of spaces
-	withoutNSID  int             // spaces without a number here
-	handles int             // threads, then open files
-	reachesHost    bool
+	withoutNSID   int             // spaces without a number here
+	handles       int             // threads, then open files
+	reachesHost   bool
 }
 
 // findNetNamespaces opens every network namespace that processes reach through a thread or an open file. The error says what

@@ -41,8 +41,8 @@ type CgroupClass uint8
 // The classes of cgroups.
 const (
 	ClassUnknown   CgroupClass = iota // not decided: watched, asked again later
-	ClassContainer              // watched
-	ClassHost                   // filtered in the kernel
+	ClassContainer                    // watched
+	ClassHost                         // filtered in the kernel
 )
 
 // Hook names one place in the kernel where the probe listens.
@@ -50,18 +50,18 @@ type Hook string
 
 // The hooks.
 const (
-	HookExec     Hook = "exec"
-	HookExit     Hook = "exit"
-	HookConnect4 Hook = "connect4"
-	HookConnect6 Hook = "connect6"
-	HookOpen     Hook = "open"
+	HookExec        Hook = "exec"
+	HookExit        Hook = "exit"
+	HookConnect4    Hook = "connect4"
+	HookConnect6    Hook = "connect6"
+	HookOpen        Hook = "open"
 	HookSyscalls    Hook = "calls" // mount, setns, ptrace, chmod, bpf, … on their return
-	HookUnixConnect     Hook = "unix-connect"
-	HookListen   Hook = "listen"
-	HookDNS      Hook = "dns"
-	HookFork     Hook = "fork"
-	HookIOUring    Hook = "io-uring"
-	HookCgroup   Hook = "cgroup"
+	HookUnixConnect Hook = "unix-connect"
+	HookListen      Hook = "listen"
+	HookDNS         Hook = "dns"
+	HookFork        Hook = "fork"
+	HookIOUring     Hook = "io-uring"
+	HookCgroup      Hook = "cgroup"
 )
 
 // Hooks lists every hook.
@@ -81,14 +81,14 @@ type Status struct {
 	RuntimeSetupEvents uint64 `json:"setup,omitempty"`
 	// FilteredCgroups counts cgroups that are known to be the host's.
 	FilteredCgroups int       `json:"filtered"`
-	LoadedAt    time.Time `json:"since"`
+	LoadedAt        time.Time `json:"since"`
 }
 
 // DropSource is a cgroup whose events were lost: "gone" is the path of one that no longer is.
 type DropSource struct {
-	Cgroup uint64
-	Path   string
-	Dropped   uint64
+	Cgroup  uint64
+	Path    string
+	Dropped uint64
 }
 
 // ReasonDisabled is the reason of a hook that is off because somebody configured it so.
@@ -96,7 +96,7 @@ const ReasonDisabled = "disabled by configuration"
 
 // HookStatus says whether a hook is on, and if not why not and what would mend it.
 type HookStatus struct {
-	Hook   Hook   `json:"hook"`
-	Enabled     bool   `json:"on"`
-	Reason string `json:"reason,omitempty"`
+	Hook    Hook   `json:"hook"`
+	Enabled bool   `json:"on"`
+	Reason  string `json:"reason,omitempty"`
 }

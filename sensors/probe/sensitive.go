@@ -11,20 +11,20 @@ import (
 
 // The classes of sensitive files, as sensors.File.SensitiveClass names them.
 const (
-	sensitiveServiceAccountToken      = "service-account-token"
-	sensitiveShadow     = "shadow"
-	sensitiveCloud      = "cloud-credentials"
-	sensitivePrivateKey        = "private-key"
-	sensitiveKubeconfig = "kubeconfig"
-	sensitivePasswords  = "stored-passwords"
-	sensitiveProcessEnviron    = "process-environment"
-	sensitiveProcessMemory     = "process-memory"
-	sensitiveKernelEscape     = "kernel-escape"
-	sensitiveRuntimeSocket     = "runtime-socket"
-	sensitiveLog        = "log"
-	sensitiveHistory    = "history"
-	sensitiveAccounts   = "accounts"
-	sensitiveStartup    = "startup"
+	sensitiveServiceAccountToken = "service-account-token"
+	sensitiveShadow              = "shadow"
+	sensitiveCloud               = "cloud-credentials"
+	sensitivePrivateKey          = "private-key"
+	sensitiveKubeconfig          = "kubeconfig"
+	sensitivePasswords           = "stored-passwords"
+	sensitiveProcessEnviron      = "process-environment"
+	sensitiveProcessMemory       = "process-memory"
+	sensitiveKernelEscape        = "kernel-escape"
+	sensitiveRuntimeSocket       = "runtime-socket"
+	sensitiveLog                 = "log"
+	sensitiveHistory             = "history"
+	sensitiveAccounts            = "accounts"
+	sensitiveStartup             = "startup"
 )
 
 // What of a name matters: the ON_… bits of bpf/src/event.h.

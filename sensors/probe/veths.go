@@ -23,7 +23,7 @@ import (
 // netInterface is an interface as netlink describes it.
 type netInterface struct {
 	index, peer, master int
-	peerNSID              int // the number of the namespace that the other end is in; -1 if it is this one
+	peerNSID            int // the number of the namespace that the other end is in; -1 if it is this one
 	name, kind          string
 	mac                 [6]byte
 	loopback            bool
@@ -93,8 +93,8 @@ const (
 	// maxVethAddrs is how many of an interface's addresses a lock knows: each is one that the pod may name in ARP.
 	maxVethAddrs = 16
 	// maxInterfaces and maxListedAddrs are how many interfaces and addresses of a namespace are looked at.
-	maxInterfaces = 1024
-	maxListedAddrs     = 4096
+	maxInterfaces  = 1024
+	maxListedAddrs = 4096
 )
 
 // vethEndsIn gives the indexes of interfaces in a namespace whose other ends are here, as the node itself says.
@@ -189,7 +189,7 @@ func readInterface(m syscall.NetlinkMessage, out *[]netInterface) error {
 	}
 	f := netInterface{
 		index:    int(binary.NativeEndian.Uint32(m.Data[4:])),
-		peerNSID:   -1,
+		peerNSID: -1,
 		loopback: binary.NativeEndian.Uint32(m.Data[8:])&unix.IFF_LOOPBACK != 0,
 	}
 	for _, a := range attrs {

@@ -9,13 +9,13 @@ import (
 // programRule says where the command line of a program carries a secret that its option's name does not show. The zero value
 // of each field is "nowhere".
 type programRule struct {
-	names []string // as executed, without the directory; a trailing * matches any rest: mysql*, for mysqldump
+	names      []string // as executed, without the directory; a trailing * matches any rest: mysql*, for mysqldump
 	subcommand string   // only behind this word: login, for `docker login -p`
 	// next: the argument behind the option is the secret. attached: the rest of the same argument is.
 	secretInNextArg, secretInSameArg []string
 	// credentialPairOptions: the option's value, attached or the next argument, is a user and a secret with sep (":" if "") between.
 	credentialPairOptions []string
-	separator  string
+	separator             string
 	// secretAfterWords: the argument behind the word is the secret.
 	secretAfterWords []string
 	// secretPositions: behind the word, these arguments that are not options are secrets; the first is 1.
@@ -23,8 +23,8 @@ type programRule struct {
 	// secretLastArgFlags: with an option of one letter among these letters, the last argument is the secret.
 	secretLastArgFlags string
 	// bareCredentials: an argument that is no option and has sep is a user and a secret: sqlplus scott/tiger@db.
-	bareCredentials   bool
-	documentation string // where the options are documented
+	bareCredentials bool
+	documentation   string // where the options are documented
 }
 
 // registryLoginPrograms are programs that log in to a registry or a cluster with -p.
@@ -87,7 +87,7 @@ type ruleIndex struct {
 
 type prefixRules struct {
 	prefix string
-	rules   []*programRule
+	rules  []*programRule
 }
 
 func buildRuleIndex(rows []programRule) ruleIndex {
@@ -128,10 +128,10 @@ func (ix *ruleIndex) find(argument string) []*programRule {
 // argScanner walks one command line with the rows of the programs that were named so far: a program may stand behind sudo,
 // env or timeout.
 type argScanner struct {
-	rules  []*programRule
-	positionals []string // arguments that are no options, since the program was named
-	positionalStarts    []int    // for each row, how many of words came before its program
-	pendingMask  *secretMask  // what the next argument is
+	rules            []*programRule
+	positionals      []string    // arguments that are no options, since the program was named
+	positionalStarts []int       // for each row, how many of words came before its program
+	pendingMask      *secretMask // what the next argument is
 }
 
 // secretMask says how to hide an argument: the whole, or what follows sep.

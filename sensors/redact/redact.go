@@ -23,9 +23,9 @@ var secretNameHints = []string{"pass", "secret", "token", "key", "credential", "
 type secretPattern struct {
 	// hints: whatever the expression matches has one of these, in small letters. To look for them takes a hundredth of
 	// the time that an expression takes, and few texts have one.
-	hints []string
-	pattern    *regexp.Regexp
-	replacement  string // what replaces it
+	hints       []string
+	pattern     *regexp.Regexp
+	replacement string // what replaces it
 }
 
 // secretPatterns are secrets wherever they stand. What a group named keep matches stays before the mark.

@@ -20,8 +20,8 @@ import (
 
 // compiledCondition is a compiled condition: the program, and the short way to most of its answers.
 type compiledCondition struct {
-	program *vm.Program
-	syntaxTree    ast.Node // checked, with macros and lists written out, not optimised
+	program    *vm.Program
+	syntaxTree ast.Node // checked, with macros and lists written out, not optimised
 	fastpath   fastpath
 }
 

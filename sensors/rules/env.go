@@ -18,27 +18,27 @@ import (
 
 // conditionEnv is what a condition may name. It is kept and used again: the pointers lead into its own copy of the event.
 type conditionEnv struct {
-	Process   *sensors.Process   `expr:"process"`
-	Container *sensors.Container `expr:"container"`
-	File      *sensors.File      `expr:"file"`
-	Network   *sensors.Network   `expr:"network"`
-	Syscall      *sensors.Syscall      `expr:"call"`
-	Baseline  *sensors.Baseline  `expr:"baseline"`
-	Audit     *sensors.Audit     `expr:"audit"`
-	Cloud     *sensors.Cloud     `expr:"cloud"`
-	ExitCode  int                `expr:"exit_code"`
-	Count     int                `expr:"count"`
-	Actor     string             `expr:"actor"`
-	Exe       string             `expr:"exe"`       // the executed file's own name
-	Parent    string             `expr:"parent"`    // the parent's executable's name, or its comm
-	Command   string             `expr:"command"`   // the command line, joined by spaces
+	Process     *sensors.Process   `expr:"process"`
+	Container   *sensors.Container `expr:"container"`
+	File        *sensors.File      `expr:"file"`
+	Network     *sensors.Network   `expr:"network"`
+	Syscall     *sensors.Syscall   `expr:"call"`
+	Baseline    *sensors.Baseline  `expr:"baseline"`
+	Audit       *sensors.Audit     `expr:"audit"`
+	Cloud       *sensors.Cloud     `expr:"cloud"`
+	ExitCode    int                `expr:"exit_code"`
+	Count       int                `expr:"count"`
+	Actor       string             `expr:"actor"`
+	Exe         string             `expr:"exe"`       // the executed file's own name
+	Parent      string             `expr:"parent"`    // the parent's executable's name, or its comm
+	Command     string             `expr:"command"`   // the command line, joined by spaces
 	InContainer bool               `expr:"contained"` // in a container
 
-	event                      sensors.Event
+	event                         sensors.Event
 	hasExe, hasParent, hasCommand bool
-	textElement                       string            // the element of a list that a predicate is about
-	ancestorElement                   *sensors.Ancestor // or the ancestor
-	evaluator                    expression.Evaluator
+	textElement                   string            // the element of a list that a predicate is about
+	ancestorElement               *sensors.Ancestor // or the ancestor
+	evaluator                     expression.Evaluator
 }
 
 func newConditionEnv() *conditionEnv {
@@ -93,9 +93,9 @@ const EgressAnnotation = "stanch.dev/egress"
 
 // Function is one that conditions may call beside the builtins of package condition.
 type Function struct {
-	Name, Doc string
-	impl      func(args ...any) (any, error)
-	signatures     []any
+	Name, Doc  string
+	impl       func(args ...any) (any, error)
+	signatures []any
 }
 
 // Functions are what conditions may call beside the builtins.
@@ -181,7 +181,9 @@ func isEgressAllowed(declared string, n *sensors.Network) bool {
 }
 
 // envNames are the names that conditions may read.
-func envNames() []string { return slices.Sorted(maps.Keys(exprFieldTypes(reflect.TypeFor[conditionEnv]()))) }
+func envNames() []string {
+	return slices.Sorted(maps.Keys(exprFieldTypes(reflect.TypeFor[conditionEnv]())))
+}
 
 // reservedNames are what no list or macro may be called.
 func reservedNames() []string {

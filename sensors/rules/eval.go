@@ -12,7 +12,7 @@ import (
 
 // kindRules are the rules on one kind of event, with how many events they saw.
 type kindRules struct {
-	rules []*Rule
+	rules    []*Rule
 	counters counters
 }
 

@@ -17,19 +17,19 @@ import (
 // has to hold.
 type Exception struct {
 	Name      string            `json:"name,omitempty"`
-	Workload  WorkloadPattern          `json:"workload,omitzero"`
+	Workload  WorkloadPattern   `json:"workload,omitzero"`
 	Namespace []string          `json:"namespace,omitempty"`
 	Container []string          `json:"container,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Image     []string          `json:"image,omitempty"`
 	When      string            `json:"when,omitempty"`
-	Reason   string            `json:"because,omitempty"`
-	Position        string            `json:"at"` // "file:line"
+	Reason    string            `json:"because,omitempty"`
+	Position  string            `json:"at"` // "file:line"
 
 	conditionOnly bool // was written as a condition alone
-	node  *yaml.Node
-	whenNode  *yaml.Node
-	condition *compiledCondition
+	node          *yaml.Node
+	whenNode      *yaml.Node
+	condition     *compiledCondition
 }
 
 // WorkloadPattern is a pattern of workloads.

@@ -48,15 +48,15 @@ const (
 // fastpathScope is where a part of a condition stands.
 type fastpathScope struct {
 	polarity polarity
-	element elementKind
+	element  elementKind
 }
 
 func (s fastpathScope) negate() fastpathScope { return fastpathScope{s.polarity.negate(), s.element} }
 
 const (
-	anyPolarity  polarity = iota
-	positivePolarity        // the condition holds only if this does
-	negativePolarity      // only if this does not
+	anyPolarity      polarity = iota
+	positivePolarity          // the condition holds only if this does
+	negativePolarity          // only if this does not
 )
 
 func (s polarity) negate() polarity {

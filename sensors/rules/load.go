@@ -20,14 +20,14 @@ import (
 const (
 	maxPackBytes = 1 << 20
 	maxPackNodes = 100_000
-	maxPackFiles     = 1000
+	maxPackFiles = 1000
 )
 
 // packFile is one pack's file, and what is wrong with it.
 type packFile struct {
-	name  string
-	lines []string
-	reader     *yamlnode.Reader
+	name             string
+	lines            []string
+	reader           *yamlnode.Reader
 	suppressProblems bool
 }
 
@@ -35,20 +35,22 @@ func (f *packFile) errorf(at *yaml.Node, code, hint, format string, args ...any)
 	f.reader.Errorf(yamlnode.PositionOf(at), code, hint, format, args...)
 }
 
-func (f *packFile) position(at *yaml.Node) string { return fmt.Sprintf("%s:%d", f.name, yamlnode.PositionOf(at).Line) }
+func (f *packFile) position(at *yaml.Node) string {
+	return fmt.Sprintf("%s:%d", f.name, yamlnode.PositionOf(at).Line)
+}
 
 // loader goes through the stages of loading: read, settle names, compile, prove, override.
 type loader struct {
-	files     []*packFile
-	readProblems    diagnostic.Diagnostics
-	lists     map[string]*namedList
-	macros    map[string]*macro
-	listExtensions  []*listExtension
-	rulesByName      map[string]*Rule // by name and by alias, in lower case
-	validRules    []*Rule
-	invalidRules      []*Rule // with mistakes
-	overrides []*Override
-	set       *Set
+	files          []*packFile
+	readProblems   diagnostic.Diagnostics
+	lists          map[string]*namedList
+	macros         map[string]*macro
+	listExtensions []*listExtension
+	rulesByName    map[string]*Rule // by name and by alias, in lower case
+	validRules     []*Rule
+	invalidRules   []*Rule // with mistakes
+	overrides      []*Override
+	set            *Set
 	usedNames      map[string]bool // lists and macros that something names
 }
 

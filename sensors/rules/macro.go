@@ -20,13 +20,13 @@ const maxExpandedNodes = 2000
 
 // macro is a condition with a name. It stands for its syntax tree wherever it is named.
 type macro struct {
-	name, source string
-	file         *packFile
-	key, at      *yaml.Node
-	usedNames         map[string]nameUse // names in it
-	ownNodes          int            // nodes
-	expandedNodes     int            // nodes with macros written out; 0 before it is known
-	broken       bool
+	name, source  string
+	file          *packFile
+	key, at       *yaml.Node
+	usedNames     map[string]nameUse // names in it
+	ownNodes      int                // nodes
+	expandedNodes int                // nodes with macros written out; 0 before it is known
+	broken        bool
 }
 
 // nameUse is a name in an expression: how often, and the character where it first stands.
@@ -145,8 +145,8 @@ func (l *loader) checkExpandable(source string) error {
 }
 
 type brokenMacroError struct {
-	name string
-	offset   int
+	name   string
+	offset int
 }
 
 func (b *brokenMacroError) Error() string {

@@ -35,14 +35,14 @@ func literalLength(pattern string) int { return len(pattern) - strings.Count(pat
 
 // Override is how somebody's pack weighs a rule that stands elsewhere. A condition cannot be overridden.
 type Override struct {
-	Rule       string           `json:"rule"`
-	Position         string           `json:"at"` // "file:line"
-	Reason    string           `json:"because,omitempty"`
-	Disable    bool             `json:"disable,omitempty"`
-	Severity   sensors.Severity `json:"severity,omitempty"`
-	Namespaces NamespaceSeverities       `json:"namespaces,omitempty"`
-	Confidence *float64         `json:"confidence,omitempty"`
-	Exceptions []*Exception     `json:"exceptions,omitempty"`
+	Rule       string              `json:"rule"`
+	Position   string              `json:"at"` // "file:line"
+	Reason     string              `json:"because,omitempty"`
+	Disable    bool                `json:"disable,omitempty"`
+	Severity   sensors.Severity    `json:"severity,omitempty"`
+	Namespaces NamespaceSeverities `json:"namespaces,omitempty"`
+	Confidence *float64            `json:"confidence,omitempty"`
+	Exceptions []*Exception        `json:"exceptions,omitempty"`
 
 	// Was is what the rule had before: for people.
 	WasSeverity   sensors.Severity `json:"was_severity,omitempty"`

@@ -23,9 +23,9 @@ const (
 )
 
 type (
-	yamlField  = yamlnode.Field
+	yamlField    = yamlnode.Field
 	schemaObject = yamlnode.Object
-	yamlReader = yamlnode.Reader
+	yamlReader   = yamlnode.Reader
 )
 
 // packFields are the keys of a file. Of nil they are those of the schema.
@@ -154,7 +154,9 @@ func (l *loader) readRule(f *packFile, n *yaml.Node) {
 func (l *loader) compileInvalidRule(r *Rule) { l.invalidRules = append(l.invalidRules, r) }
 
 // textList is a key with a list of texts, or one text.
-func textList(name, doc string, to *[]string) yamlField { return yamlnode.StringListField(name, doc, to) }
+func textList(name, doc string, to *[]string) yamlField {
+	return yamlnode.StringListField(name, doc, to)
+}
 
 // severityField is a key with a severity, or with one and those of namespaces.
 func severityField(doc string, to *sensors.Severity, namespaces *NamespaceSeverities) yamlField {

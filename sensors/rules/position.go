@@ -53,7 +53,9 @@ type scalarScanner struct {
 	style  yaml.Style
 }
 
-func (s *scalarScanner) pos() yamlnode.Position { return yamlnode.Position{Line: s.line + 1, Column: s.column + 1} }
+func (s *scalarScanner) pos() yamlnode.Position {
+	return yamlnode.Position{Line: s.line + 1, Column: s.column + 1}
+}
 
 func (s *scalarScanner) advance() bool {
 	if s.line+1 >= len(s.lines) {

@@ -42,29 +42,29 @@ func ShippedSource() PackSource { return PackSource{FS: ShippedPacks, Name: "shi
 
 // Rule is one rule of a pack, as it is in force.
 type Rule struct {
-	Name       string            `json:"rule"`
-	Aliases    []string          `json:"aliases,omitempty"` // Falco's stable names of it
-	Title      string            `json:"title"`
-	Kind         sensors.Kind      `json:"on"`
-	Condition  string            `json:"condition"`
-	Exceptions []*Exception      `json:"exceptions,omitempty"`
-	Severity   sensors.Severity  `json:"severity"`
-	Namespaces NamespaceSeverities        `json:"namespaces,omitempty"` // severities of namespaces, where another than Severity
-	Confidence float64           `json:"confidence"`
-	Objective  sensors.Objective `json:"objective"`
-	Technique  string            `json:"technique"`
-	Reason     string            `json:"reason"`
+	Name       string              `json:"rule"`
+	Aliases    []string            `json:"aliases,omitempty"` // Falco's stable names of it
+	Title      string              `json:"title"`
+	Kind       sensors.Kind        `json:"on"`
+	Condition  string              `json:"condition"`
+	Exceptions []*Exception        `json:"exceptions,omitempty"`
+	Severity   sensors.Severity    `json:"severity"`
+	Namespaces NamespaceSeverities `json:"namespaces,omitempty"` // severities of namespaces, where another than Severity
+	Confidence float64             `json:"confidence"`
+	Objective  sensors.Objective   `json:"objective"`
+	Technique  string              `json:"technique"`
+	Reason     string              `json:"reason"`
 	// Position is where it stands, "file:line".
-	Position        string      `json:"at"`
+	Position  string      `json:"at"`
 	Disabled  bool        `json:"disabled,omitempty"`
 	Overrides []*Override `json:"overrides,omitempty"` // in the order in which they took effect
-	Tests     []*RuleTest     `json:"-"`
+	Tests     []*RuleTest `json:"-"`
 
-	file      *packFile
-	nodes     fieldNodes
+	file     *packFile
+	nodes    fieldNodes
 	compiled *compiledCondition
-	original   originalSettings // as it stood in its pack
-	counters     *counters
+	original originalSettings // as it stood in its pack
+	counters *counters
 }
 
 // originalSettings is what a rule's author gave it, so that a detection can say what was overridden.
@@ -78,10 +78,10 @@ func (r *Rule) File() string { return r.file.name }
 
 // Set is every loaded rule, ready to evaluate. It is immutable but for its counters, and may be used by many goroutines.
 type Set struct {
-	rules   []*Rule
-	byKind  map[sensors.Kind]*kindRules
+	rules       []*Rule
+	byKind      map[sensors.Kind]*kindRules
 	testResults []TestResult
-	envPool sync.Pool
+	envPool     sync.Pool
 }
 
 // LoadShipped loads the packs that Stanch ships.

@@ -14,25 +14,25 @@ import (
 
 // RuleTest is an event that a rule has to fire on, or not.
 type RuleTest struct {
-	Name  string
+	Name       string
 	ShouldFire bool
 
-	node  *yaml.Node
-	file  *packFile
-	rawEvent   json.RawMessage
-	event sensors.Event
+	node     *yaml.Node
+	file     *packFile
+	rawEvent json.RawMessage
+	event    sensors.Event
 }
 
 // TestResult is what became of one test.
 type TestResult struct {
-	Rule   string `json:"rule"`
-	Name   string `json:"name,omitempty"`
-	File   string `json:"file"`
-	Line   int    `json:"line"`
-	ShouldFire  bool   `json:"fires"` // whether the rule should
-	Passed bool   `json:"passed"`
-	FailureReason    string `json:"why,omitempty"` // it did not pass
-	Suppressed  bool   `json:"-"`             // it is of a source about which nobody asked
+	Rule          string `json:"rule"`
+	Name          string `json:"name,omitempty"`
+	File          string `json:"file"`
+	Line          int    `json:"line"`
+	ShouldFire    bool   `json:"fires"` // whether the rule should
+	Passed        bool   `json:"passed"`
+	FailureReason string `json:"why,omitempty"` // it did not pass
+	Suppressed    bool   `json:"-"`             // it is of a source about which nobody asked
 }
 
 // testsField is a key with tests: `fires` and `silent`, each an event or a list of events that may be named.

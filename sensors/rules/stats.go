@@ -13,20 +13,20 @@ const timingSampleInterval = 256
 // counters count without a lock.
 type counters struct {
 	evaluated, fired, excepted, failed atomic.Uint64
-	sampled, sampledNanos                atomic.Uint64
+	sampled, sampledNanos              atomic.Uint64
 }
 
 // RuleStats is what one rule did since its set was loaded.
 type RuleStats struct {
 	Rule      string       `json:"rule"`
-	Kind        sensors.Kind `json:"on"`
+	Kind      sensors.Kind `json:"on"`
 	Evaluated uint64       `json:"evaluated"`
 	Fired     uint64       `json:"fired"`
 	Excepted  uint64       `json:"excepted"`
 	Failed    uint64       `json:"failed"`
 	// MeanEvaluationTime is what an evaluation took, measured at one event of every 256.
-	MeanEvaluationTime    time.Duration `json:"mean_ns"`
-	Sampled uint64        `json:"sampled"`
+	MeanEvaluationTime time.Duration `json:"mean_ns"`
+	Sampled            uint64        `json:"sampled"`
 }
 
 // Stats gives what every rule in force did, in the order of the files.

@@ -14,7 +14,7 @@ const (
 )
 
 var (
-	errReadStuck     = errors.New("it does not answer; the container may keep it on a file system of its own")
+	errReadStuck         = errors.New("it does not answer; the container may keep it on a file system of its own")
 	errTooManyStuckReads = errors.New("not read: too many others do not answer")
 )
 
@@ -47,8 +47,8 @@ func readWithTimeout[T any](k *collector, limit time.Duration, read func() (T, e
 
 // fileHead is a file's beginning.
 type fileHead struct {
-	data []byte
-	truncated  bool
+	data      []byte
+	truncated bool
 }
 
 // readProcFile reads a file of /proc that shows a process's memory.

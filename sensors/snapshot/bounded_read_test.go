@@ -22,7 +22,7 @@ import (
 
 const (
 	snapshotHelperEnv = "STANCH_TEST_SNAPSHOT_HELPER"
-	hangingFSEnv  = "STANCH_TEST_SILENT_FILES" // the folder to mount them at
+	hangingFSEnv      = "STANCH_TEST_SILENT_FILES" // the folder to mount them at
 )
 
 func TestMain(m *testing.M) {
@@ -58,9 +58,9 @@ type hangingFS struct {
 	data []byte
 	fd   int
 
-	mu     sync.Mutex
-	hanging bool
-	pendingRequests   [][]byte
+	mu              sync.Mutex
+	hanging         bool
+	pendingRequests [][]byte
 }
 
 // hangingFSProcess is that process: it does what it is told, a word a line.

@@ -29,16 +29,16 @@ func (l Limits) withDefaults() Limits {
 
 // collector is one snapshot under way.
 type collector struct {
-	limits   Limits
-	snapshot  Snapshot
+	limits      Limits
+	snapshot    Snapshot
 	executables []ExecutableCopy
 	copiedBytes int64
 	// pidsBySocket says which processes have a socket's inode open.
 	pidsBySocket map[uint64][]int
 	// hashCache remembers executables by device and inode: many processes run one.
-	hashCache map[fileID]executableHash
+	hashCache  map[fileID]executableHash
 	bootTime   time.Time
-	stuckReads  int // reads that were given up
+	stuckReads int // reads that were given up
 }
 
 // Take takes a snapshot. It returns what it got with whatever error ended it; only a target that does not exist gives

@@ -19,7 +19,7 @@ import (
 type fileID struct{ dev, ino uint64 }
 
 type executableHash struct {
-	sha256Hex   string
+	sha256Hex  string
 	upperLayer bool
 }
 
@@ -113,8 +113,8 @@ type openExecutable struct {
 }
 
 type hashedCopy struct {
-	sha256Hex  string
-	data []byte
+	sha256Hex string
+	data      []byte
 }
 
 func openExecutableFile(path string) (openExecutable, error) {

@@ -15,8 +15,8 @@ import (
 
 // FreezeState is how a cgroup stands.
 type FreezeState struct {
-	Requested  bool `json:"asked"`  // cgroup.freeze is 1
-	Frozen bool `json:"frozen"` // the kernel says that all stand still
+	Requested bool `json:"asked"`  // cgroup.freeze is 1
+	Frozen    bool `json:"frozen"` // the kernel says that all stand still
 }
 
 // ReadFreezeState reads how a cgroup stands.
@@ -72,7 +72,9 @@ func readCgroupFile(f *os.File) (string, error) {
 }
 
 // isCgroupRemoved reports whether an error says that the cgroup was removed.
-func isCgroupRemoved(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) }
+func isCgroupRemoved(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT)
+}
 
 // writeFreeze asks the kernel to freeze (1) or thaw (0) through an open cgroup.freeze. A removed cgroup is no error
 // for a thaw: nothing is left to thaw.
@@ -89,12 +91,12 @@ const freezeMarkerXattr = "trusted.stanch.freeze"
 
 // freezeMarker is the attribute's value.
 type freezeMarker struct {
-	LeaseID  string    `json:"lease"`
-	TargetID string    `json:"target"` // whose cgroup it is
-	ExpiresAt  time.Time `json:"until"`
-	ExpiryBootTimeNS    int64     `json:"end"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
-	ThawerPID    int       `json:"pid"` // the thawer's
-	ThawerStartTicks  string    `json:"start"`
+	LeaseID          string    `json:"lease"`
+	TargetID         string    `json:"target"` // whose cgroup it is
+	ExpiresAt        time.Time `json:"until"`
+	ExpiryBootTimeNS int64     `json:"end"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
+	ThawerPID        int       `json:"pid"` // the thawer's
+	ThawerStartTicks string    `json:"start"`
 }
 
 // errNotFrozenByStanch says that Stanch did not freeze a cgroup.

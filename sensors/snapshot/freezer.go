@@ -20,10 +20,10 @@ import (
 type Freezer struct {
 	cgroupRoot    string
 	thawerCommand []string
-	log     *slog.Logger
+	log           *slog.Logger
 
-	mu      sync.Mutex // one freeze, extension or thaw at a time
-	closed  chan struct{}
+	mu        sync.Mutex // one freeze, extension or thaw at a time
+	closed    chan struct{}
 	closeOnce sync.Once
 }
 
@@ -44,11 +44,11 @@ func IsRefused(err error) bool {
 
 // CgroupFreeze is one freeze: which cgroup stands still, for which lease, until when.
 type CgroupFreeze struct {
-	LeaseID  string
-	TargetID string // the container or pod whose cgroup it is
-	CgroupDir   string // of its v2 directory
-	CgroupID     uint64 // the cgroup's id; the path may be another's by now. 0: whichever has the path
-	ExpiresAt  time.Time
+	LeaseID   string
+	TargetID  string // the container or pod whose cgroup it is
+	CgroupDir string // of its v2 directory
+	CgroupID  uint64 // the cgroup's id; the path may be another's by now. 0: whichever has the path
+	ExpiresAt time.Time
 }
 
 // Freeze freezes a cgroup until a time. Again with the same lease it moves the end.

@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	thawCommand = "thaw-at-end"
-	freezeCgroupEnv   = "STANCH_TEST_FREEZE"       // the cgroup to freeze
-	freezeUntilEnv    = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since 1970
+	thawCommand     = "thaw-at-end"
+	freezeCgroupEnv = "STANCH_TEST_FREEZE"       // the cgroup to freeze
+	freezeUntilEnv  = "STANCH_TEST_FREEZE_UNTIL" // in nanoseconds since 1970
 )
 
 func newTestFreezer(t *testing.T) *Freezer {

@@ -16,12 +16,12 @@ import (
 // process from ending too, even when it is killed: the helper may be left behind so, the sensor must not be.
 type HelperPool struct {
 	executable string
-	args    []string
-	slots   chan struct{}
+	args       []string
+	slots      chan struct{}
 
-	mu     sync.Mutex
-	prewarmed   *helperProcess // waits for its request: to start a program takes longer than a small snapshot
-	closed bool
+	mu        sync.Mutex
+	prewarmed *helperProcess // waits for its request: to start a program takes longer than a small snapshot
+	closed    bool
 }
 
 // helperProcess is a helper that was started.

@@ -19,9 +19,9 @@ import (
 
 // What is read of one file in /proc at most.
 const (
-	maxCmdlineBytes = 64 << 10
-	maxEnvironBytes = 256 << 10
-	maxProcFileBytes   = 64 << 10
+	maxCmdlineBytes  = 64 << 10
+	maxEnvironBytes  = 256 << 10
+	maxProcFileBytes = 64 << 10
 )
 
 // splitLines splits a file of /proc into lines and fields.

@@ -16,12 +16,12 @@ type Target struct {
 
 // Limits bounds a snapshot. Zero fields have the defaults named.
 type Limits struct {
-	MaxProcesses  int   // 512
-	MaxFilesPerProcess      int   // open files per process: 256
-	MaxSockets    int   // 2048
-	MaxExecutableBytes  int64 // one executable: 32 MiB
-	MaxTotalBytes int64 // all executables: 64 MiB
-	MaxHashBytes  int64 // executables larger than this are not hashed: 256 MiB
+	MaxProcesses       int   // 512
+	MaxFilesPerProcess int   // open files per process: 256
+	MaxSockets         int   // 2048
+	MaxExecutableBytes int64 // one executable: 32 MiB
+	MaxTotalBytes      int64 // all executables: 64 MiB
+	MaxHashBytes       int64 // executables larger than this are not hashed: 256 MiB
 	// MaxImageHashBytes is the same for executables that are in the image: 16 MiB. Containment waits for the snapshot.
 	MaxImageHashBytes int64
 	Timeout           time.Duration // in all: 8s; the context's deadline counts too
@@ -30,8 +30,8 @@ type Limits struct {
 // Snapshot is what was there. Its JSON is stable.
 type Snapshot struct {
 	Version   int           `json:"version"` // 1
-	TakenAt     time.Time     `json:"taken"`
-	Duration      time.Duration `json:"took_ns"`
+	TakenAt   time.Time     `json:"taken"`
+	Duration  time.Duration `json:"took_ns"`
 	Cgroups   []string      `json:"cgroups"`
 	Processes []Process     `json:"processes"`
 	Sockets   []Socket      `json:"sockets"`
@@ -43,29 +43,29 @@ type Snapshot struct {
 
 // Process is one process of the target.
 type Process struct {
-	PID     int    `json:"pid"` // on the host
-	NSPID   int    `json:"ns_pid,omitempty"`
-	PPID    int    `json:"ppid"`
-	Name    string `json:"name"`
-	Exe     string `json:"exe,omitempty"`
-	ExeDeleted bool   `json:"deleted,omitempty"`
-	ExeIsMemfd   bool   `json:"memfd,omitempty"`
-	ExeInUpperLayer   bool   `json:"upper_layer,omitempty"`
-	ExeSHA256  string `json:"sha256,omitempty"` // of the executable
+	PID             int    `json:"pid"` // on the host
+	NSPID           int    `json:"ns_pid,omitempty"`
+	PPID            int    `json:"ppid"`
+	Name            string `json:"name"`
+	Exe             string `json:"exe,omitempty"`
+	ExeDeleted      bool   `json:"deleted,omitempty"`
+	ExeIsMemfd      bool   `json:"memfd,omitempty"`
+	ExeInUpperLayer bool   `json:"upper_layer,omitempty"`
+	ExeSHA256       string `json:"sha256,omitempty"` // of the executable
 	// HashSkipped says why there is no hash of an executable that could have been hashed.
 	HashSkipped string   `json:"hash_skipped,omitempty"`
 	Args        []string `json:"args,omitempty"` // redacted
-	EnvNames         []string `json:"env,omitempty"`  // names only
+	EnvNames    []string `json:"env,omitempty"`  // names only
 	Cwd         string   `json:"cwd,omitempty"`
 	UID         int      `json:"uid"`
 	GID         int      `json:"gid"`
 	// Capabilities is the effective set as a hexadecimal mask.
-	Capabilities string    `json:"capabilities,omitempty"`
-	StartedAt      time.Time `json:"started,omitzero"`
-	State        string    `json:"state,omitempty"`
-	Threads      int       `json:"threads,omitempty"`
-	OpenFiles        []OpenFile    `json:"files,omitempty"`
-	Cgroup       string    `json:"cgroup,omitempty"`
+	Capabilities string     `json:"capabilities,omitempty"`
+	StartedAt    time.Time  `json:"started,omitzero"`
+	State        string     `json:"state,omitempty"`
+	Threads      int        `json:"threads,omitempty"`
+	OpenFiles    []OpenFile `json:"files,omitempty"`
+	Cgroup       string     `json:"cgroup,omitempty"`
 }
 
 // OpenFile is an open file of a process.
@@ -86,10 +86,10 @@ type Socket struct {
 
 // ExecutableCopy is a copy of an executable that is not in the image.
 type ExecutableCopy struct {
-	Name   string `json:"name"`   // "exe-<first 16 of sha256>"
+	Name          string `json:"name"`   // "exe-<first 16 of sha256>"
 	ContainerPath string `json:"source"` // the path in the container
-	Reason    string `json:"why"`    // "upper layer", "memfd", "deleted"
-	SHA256 string `json:"sha256"` // of Data
-	FileSize   int64  `json:"size"`   // of the file; Data may be shorter
-	Data   []byte `json:"-"`
+	Reason        string `json:"why"`    // "upper layer", "memfd", "deleted"
+	SHA256        string `json:"sha256"` // of Data
+	FileSize      int64  `json:"size"`   // of the file; Data may be shorter
+	Data          []byte `json:"-"`
 }

@@ -25,10 +25,10 @@ import (
 
 // thawOrder is what a thawer is started with.
 type thawOrder struct {
-	LeaseID  string    `json:"lease"`
-	TargetID string    `json:"target"`
-	ExpiresAt  time.Time `json:"until"`
-	ExpiryBootTimeNS    int64     `json:"end"` // nanoseconds of CLOCK_BOOTTIME
+	LeaseID          string    `json:"lease"`
+	TargetID         string    `json:"target"`
+	ExpiresAt        time.Time `json:"until"`
+	ExpiryBootTimeNS int64     `json:"end"` // nanoseconds of CLOCK_BOOTTIME
 	// AdoptExisting replaces the thawer of a cgroup that Stanch froze already.
 	AdoptExisting bool `json:"adopt,omitempty"`
 }
@@ -42,16 +42,16 @@ type thawerResponse struct {
 }
 
 const (
-	cgroupDirFD    = 3 // the cgroup's directory
-	responseFD = 4 // a pipe to whoever started the thawer
+	cgroupDirFD = 3 // the cgroup's directory
+	responseFD  = 4 // a pipe to whoever started the thawer
 )
 
 type thawer struct {
 	thawOrder
 	cgroupDir, freezeFile, eventsFile *os.File
-	inotifyFD               int // inotify; -1 if the machine has no instance left
-	timerFD               int
-	stopSignal                *os.File // readable after SIGTERM
+	inotifyFD                         int // inotify; -1 if the machine has no instance left
+	timerFD                           int
+	stopSignal                        *os.File // readable after SIGTERM
 }
 
 // refusalError says why a cgroup is not frozen.
@@ -236,9 +236,9 @@ func (t *thawer) sawFreezeEvent(mask uint32) bool {
 // waitAndThaw waits for the end, or for SIGTERM, and thaws; or until another process takes the freeze over.
 func (t *thawer) waitAndThaw() error {
 	polled := []unix.PollFd{
-		{Fd: int32(t.timerFD), Events: unix.POLLIN},     //nolint:gosec // a descriptor
+		{Fd: int32(t.timerFD), Events: unix.POLLIN},         //nolint:gosec // a descriptor
 		{Fd: int32(t.stopSignal.Fd()), Events: unix.POLLIN}, //nolint:gosec // a descriptor
-		{Fd: int32(t.inotifyFD), Events: unix.POLLIN},     //nolint:gosec // a descriptor; the kernel skips -1
+		{Fd: int32(t.inotifyFD), Events: unix.POLLIN},       //nolint:gosec // a descriptor; the kernel skips -1
 	}
 	for {
 		if _, err := unix.Poll(polled, -1); err != nil && !errors.Is(err, unix.EINTR) {

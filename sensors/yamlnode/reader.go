@@ -23,10 +23,10 @@ type Limits struct {
 }
 
 const (
-	defaultMaxBytes    = 256 << 10
-	defaultMaxNodes    = 20_000
-	defaultMaxDepth    = 24
-	maxProblems = 100
+	defaultMaxBytes = 256 << 10
+	defaultMaxNodes = 20_000
+	defaultMaxDepth = 24
+	maxProblems     = 100
 )
 
 func (l Limits) withDefaults() Limits {
@@ -44,9 +44,9 @@ func (l Limits) withDefaults() Limits {
 
 // Reader reads one file and collects what is wrong with it.
 type Reader struct {
-	File     string
-	ExampleStart    string // how the file begins, for who wrote an empty one
-	Problems diagnostic.Diagnostics
+	File         string
+	ExampleStart string // how the file begins, for who wrote an empty one
+	Problems     diagnostic.Diagnostics
 }
 
 // Position is a place in a file, from 1.

@@ -86,7 +86,7 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	_ = os.Remove(s.Socket())
 	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify", "-o", "json")
 	require.Zero(t, code, "%s%s", stdout, stderr)
-	var story audit.Story
+	var story audit.Timeline
 	require.NoError(t, json.Unmarshal([]byte(stdout), &story))
 	require.Equal(t, "archive", story.Source)
 	require.NotEmpty(t, story.Evidence)
@@ -179,8 +179,8 @@ func alike(t *testing.T, s *stand.Stand, id, name, plays string) {
 	command.Args = slices.DeleteFunc(command.Args, func(a string) bool { return a == "--config" || strings.HasSuffix(a, "stanch.yaml") })
 	stdout, err := command.Output()
 	require.NoError(t, err)
-	var report simulate.Report
+	var report simulate.SimulationReport
 	require.NoError(t, json.Unmarshal(stdout, &report))
 	require.Len(t, report.Results, 1)
-	require.Empty(t, simulate.Unlike(rec, report.Results[0]))
+	require.Empty(t, simulate.Divergences(rec, report.Results[0]))
 }

@@ -15,8 +15,8 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors"
-	"stanch/sensors/probe"
 	"stanch/sensors/attestation"
+	"stanch/sensors/probe"
 	"stanch/testenv/stand"
 	"stanch/workflows"
 	"stanch/workflows/incident"
@@ -30,8 +30,8 @@ type scene struct {
 	*stand.Stand
 	held, freed, known, clean *stand.Container
 	heldIn, freedIn, knownIn  playbooks.Incident
-	heldLease, freedLease     *lease.Machine // as they were while both were held
-	freedGrant                attestation.Envelope   // the genuine release of freed
+	heldLease, freedLease     *lease.Machine       // as they were while both were held
+	freedGrant                attestation.Envelope // the genuine release of freed
 	target, freedTarget       playbooks.Target
 	lock                      probe.EgressLockState
 }

@@ -18,19 +18,19 @@ import (
 	"stanch/sensors/gatewayrpc/gatewaypb"
 	"stanch/testenv/stand"
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 )
 
 // A node that was taken over has its own certificate and nothing else: it is no other node, and no client of Temporal.
 func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	s := stand.Start(t, binary, stand.Options{})
-	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.Data, "pki"))
 	require.NoError(t, err)
 	found := regexp.MustCompile(`nodes dial (\S+)`).FindStringSubmatch(s.Log())
 	require.NotEmpty(t, found)
 
 	say := func(certificate, hello string, role string) error {
-		tlsConfig, err := pki.TLS(role, certificate)
+		tlsConfig, err := pki.MutualTLSConfig(role, certificate)
 		require.NoError(t, err)
 		tlsConfig.ServerName = gatewayrpc.ServerName
 		conn, err := grpc.NewClient(found[1], grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
@@ -59,7 +59,7 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	for _, role := range []string{authority.RoleNode, authority.RoleGateway, authority.RoleTemporal} {
 		require.Error(t, knock(t, pki, role, strings.TrimSpace(string(address))), "Temporal takes a certificate of the role %s", role)
 	}
-	inner, err := authority.OpenPKI(filepath.Join(s.Data, "pki", "temporal"))
+	inner, err := authority.OpenOrCreatePKI(filepath.Join(s.Data, "pki", "temporal"))
 	require.NoError(t, err)
 	require.NoError(t, knock(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))), "its own opens it")
 }
@@ -67,9 +67,9 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 // knock asks Temporal for something with a certificate.
 func knock(t *testing.T, pki *authority.PKI, role, address string) error {
 	t.Helper()
-	tlsConfig, err := pki.TLS(role, "node-a")
+	tlsConfig, err := pki.MutualTLSConfig(role, "node-a")
 	require.NoError(t, err)
-	c, err := client.Dial(client.Options{HostPort: address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
+	c, err := client.Dial(client.Options{HostPort: address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
 	if err == nil {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()

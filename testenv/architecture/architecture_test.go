@@ -76,7 +76,7 @@ func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
 				require.True(t, strings.HasPrefix(p.ImportPath, "stanch/sensors/probe") || p.ImportPath == "stanch/bpf", "%s imports %s", p.ImportPath, i)
 			}
 			if strings.HasPrefix(i, "go.temporal.io/server") {
-				require.True(t, p.ImportPath == "stanch/worker/engine" || strings.HasPrefix(p.ImportPath, "stanch/testenv/"), "%s imports %s", p.ImportPath, i)
+				require.True(t, p.ImportPath == "stanch/worker/embeddedtemporal" || strings.HasPrefix(p.ImportPath, "stanch/testenv/"), "%s imports %s", p.ImportPath, i)
 			}
 		}
 	}

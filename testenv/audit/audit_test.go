@@ -78,21 +78,21 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	lacking.Root(t)
 	w := &world{found: &detections{}}
-	auth, err := authority.Open(t.TempDir())
+	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	intake := &gateway.Intake{
-		Temporal: temporal.Start(t, map[string]any{"Story": w.found.story}), Authority: auth, Config: config.Default(), Log: slog.New(slog.DiscardHandler), Incident: "Story",
+	intake := &gateway.Ingester{
+		Temporal: temporal.Start(t, map[string]any{"Story": w.found.story}), Authority: auth, Config: config.Default(), Log: slog.New(slog.DiscardHandler), IncidentWorkflow: "Story",
 	}
 	file := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(file, []byte(token), 0o600))
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	f, err := gateway.NewForeign(intake, []config.Foreign{{Name: "api-server", Kind: config.ForeignAudit, TokenFile: file}}, log)
+	f, err := gateway.NewSourceServer(intake, []config.Source{{Name: "api-server", Kind: config.SourceKindKubernetesAudit, TokenFile: file}}, log)
 	require.NoError(t, err)
 	// The gateway needs the cluster and the cluster the gateway's address: until it is there, the webhook is told to wait.
 	var door atomic.Pointer[http.Handler]
-	pki, err := authority.OpenPKI(t.TempDir())
+	pki, err := authority.OpenOrCreatePKI(t.TempDir())
 	require.NoError(t, err)
-	certificate, err := pki.TLS(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
+	certificate, err := pki.MutualTLSConfig(authority.RoleGateway, "gateway", gatewayrpc.ServerName)
 	require.NoError(t, err)
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if h := door.Load(); h != nil {
@@ -101,16 +101,16 @@ func newWorld(t *testing.T) *world {
 		}
 		rw.WriteHeader(http.StatusServiceUnavailable)
 	}))
-	web.Listener = gateway.Either(web.Listener, certificate)
+	web.Listener = gateway.NewTLSMux(web.Listener, certificate)
 	web.Start()
 	t.Cleanup(web.Close)
 	address := "https://" + web.Listener.Addr().String() + "/v1/kubernetes-audit"
-	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Flags: manifests.AuditLimits(), Webhook: manifests.AuditWebhook(address, pki.CA(), token)}})
+	w.Cluster = lab.Own(t, lab.Options{Audit: &lab.Audit{Policy: manifests.AuditPolicy, Flags: manifests.AuditLimitFlags(), Webhook: manifests.AuditWebhookConfig(address, pki.CACertPEM(), token)}})
 	intake.Kube = w.Client()
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
-	f.Judge = gateway.NewJudge(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
-	handler := f.Server().Handler
+	f.RuleEvaluator = gateway.NewRuleEvaluator(func() *rules.Set { return set }, []netip.Prefix{netip.MustParsePrefix(w.PodCIDR)}, "", log)
+	handler := f.HTTPServer().Handler
 	door.Store(&handler)
 	w.namespace = w.Namespace(t)
 	return w

@@ -100,8 +100,8 @@ func BenchmarkSimulate(b *testing.B) {
 		tenth, all := timed(b, args(small)...), timed(b, args(large)...)
 		sum := tallyOf(b, all.out)
 		require.Equal(b, n, sum.Incidents)
-		require.Zero(b, sum.Failed)
-		activities := sum.Activities / n
+		require.Zero(b, sum.FailedIncidents)
+		activities := sum.ActivityCount / n
 		bareRate, bareCPU := bareIncidents(b, activities, min(n, 2000))
 		rate := float64(n) / all.wall.Seconds()
 		cost := func(m measured, n int) float64 { return ms(m.cpu) / float64(n) }
@@ -121,10 +121,10 @@ func BenchmarkSimulate(b *testing.B) {
 }
 
 // tallyOf is what stands at the end of a report.
-func tallyOf(b *testing.B, raw []byte) simulate.Tally {
+func tallyOf(b *testing.B, raw []byte) simulate.Totals {
 	b.Helper()
 	var r struct {
-		Tally simulate.Tally `json:"tally"`
+		Tally simulate.Totals `json:"tally"`
 	}
 	require.NoError(b, json.Unmarshal(raw, &r))
 	return r.Tally

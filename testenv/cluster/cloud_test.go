@@ -112,7 +112,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		states := make(chan []string, 1)
 		go func() { states <- a.seen(ctx, role) }()
 		args := []string{"drill", "credentials", "--kubeconfig", lab.Kubeconfig, "--image", kube.AttackImage, "-o", "json"}
-		if strings.HasPrefix(role, config.DrillRole) {
+		if strings.HasPrefix(role, config.DrillRolePrefix) {
 			args = append(args, "--role", role)
 		}
 		stdout, stderr, code := s.Run(t, args...)
@@ -172,7 +172,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	})
 
 	t.Run("by IRSA, the whole role behind approval", func(t *testing.T) {
-		role := config.DrillRole + "irsa"
+		role := config.DrillRolePrefix + "irsa"
 		arn := a.role(role, irsaTrust)
 		_, err := lab.Client().CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace}}, metav1.CreateOptions{})
 		if err != nil {

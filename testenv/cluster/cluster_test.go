@@ -87,7 +87,7 @@ func TestInstalled(t *testing.T) {
 			t.Errorf("it cannot list pods: %v", err)
 		}
 		_, secrets := as.CoreV1().Secrets(in.namespace).List(t.Context(), metav1.ListOptions{})
-		_, other := as.CoreV1().ConfigMaps(in.namespace).Get(t.Context(), manifests.ConfigName, metav1.GetOptions{})
+		_, other := as.CoreV1().ConfigMaps(in.namespace).Get(t.Context(), manifests.ConfigMapName, metav1.GetOptions{})
 		for what, err := range map[string]error{
 			"list secrets":     secrets,
 			"delete pods":      as.CoreV1().Pods(in.namespace).Delete(t.Context(), "x", metav1.DeleteOptions{}),
@@ -103,7 +103,7 @@ func TestInstalled(t *testing.T) {
 	t.Run("the kill switch is the cluster's", func(t *testing.T) {
 		switches := in.Client().CoreV1().ConfigMaps(in.namespace)
 		state := func() string {
-			m, err := switches.Get(t.Context(), guards.SwitchName, metav1.GetOptions{})
+			m, err := switches.Get(t.Context(), guards.KillSwitchConfigMap, metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -26,7 +26,7 @@ import (
 	"stanch/testenv/kube"
 	"stanch/testenv/require"
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 	"stanch/worker/manifests"
 )
 
@@ -64,7 +64,7 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 
 	args := []string{
 		"manifests", "--phase", fmt.Sprint(phase), "--namespace", in.namespace, "--image", "stanch.lab/stanch:1", "--sensor-image", "stanch.lab/stanch-sensor:1",
-		"--temporal", temporal, "--temporal-namespace", engine.Namespace, "--temporal-tls", "--host-network", "--data-path", in.data,
+		"--temporal", temporal, "--temporal-namespace", embeddedtemporal.Namespace, "--temporal-tls", "--host-network", "--data-path", in.data,
 		"--gateway", fmt.Sprintf("%s:%d", in.NodeIP, manifests.GatewayPort), "--cri", in.CRISocket, "--node-cert", node, "--lock-dir", in.lockDir,
 	}
 	if config != "" {
@@ -83,16 +83,16 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 // startTemporal is the user's Temporal: of Stanch it knows nothing yet, not even the search attribute.
 func (in *installation) startTemporal(t *testing.T) string {
 	t.Helper()
-	pki, err := authority.OpenPKI(filepath.Join(in.dir, "temporal-pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(in.dir, "temporal-pki"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := engine.Start(t.Context(), engine.Options{Dir: filepath.Join(in.dir, "temporal"), PKI: pki, Log: slog.New(slog.DiscardHandler)})
+	server, err := embeddedtemporal.Start(t.Context(), embeddedtemporal.Options{DataDir: filepath.Join(in.dir, "temporal"), PKI: pki, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Stop() })
-	if _, _, err := pki.Files(filepath.Join(in.dir, "tls"), "tls", authority.RoleTemporal, "stanch"); err != nil {
+	if _, _, err := pki.WriteCertificateFiles(filepath.Join(in.dir, "tls"), "tls", authority.RoleTemporal, "stanch"); err != nil {
 		t.Fatal(err)
 	}
 	return server.Address

@@ -48,7 +48,7 @@ people:
   - { name: ben, kubernetes: "system:serviceaccount:NAMESPACE:ben" }
 `)
 	as := func(file string) []string {
-		return []string{"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.PeoplePort), "--token-file", file, "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt")}
+		return []string{"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort), "--token-file", file, "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt")}
 	}
 	ns, p := in.Namespace(t), in.newPeer(t)
 	pod := in.RunPod(t, ns, miner("asked", p))
@@ -61,15 +61,15 @@ people:
 		}
 		return err
 	})
-	ann, ben := in.token(t, "ann", gateway.Audience), in.token(t, "ben", gateway.Audience)
+	ann, ben := in.token(t, "ann", gateway.TokenAudience), in.token(t, "ben", gateway.TokenAudience)
 	notAToken := filepath.Join(in.dir, "invented")
 	write(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
 		"an invented token":                        {notAToken, "not valid"},
 		"a token that was made for the API server": {in.token(t, "ann", ""), "not valid for the audience"},
 		"a token for something else":               {in.token(t, "ann", "vault"), "not valid for the audience"},
-		"an account that is nobody":                {in.token(t, "eve", gateway.Audience), "is nobody in the configuration"},
-		"the worker's own account":                 {in.token(t, manifests.WorkerName, gateway.Audience), "is nobody in the configuration"},
+		"an account that is nobody":                {in.token(t, "eve", gateway.TokenAudience), "is nobody in the configuration"},
+		"the worker's own account":                 {in.token(t, manifests.WorkerName, gateway.TokenAudience), "is nobody in the configuration"},
 		"a person without the right":               {ben, "may not answer this"},
 	} {
 		_, err := in.try(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)

@@ -72,8 +72,8 @@ people:
 		return err
 	})
 	held := in.about(t, pod, "the lease", held)
-	in.stanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.PeoplePort),
-		"--token-file", in.token(t, "ann", gateway.Audience), "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt"))
+	in.stanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort),
+		"--token-file", in.token(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt"))
 	in.about(t, pod, "the restart", func(i playbooks.Incident) error {
 		for _, run := range i.Playbooks {
 			for _, s := range run.Steps {

@@ -72,7 +72,7 @@ func newStory(random *rand.Rand, o Options, i int, kind string) *story {
 	s.others = max(0, random.IntN(6)-2)
 	s.phase = pick(random, []int{1, 2, 2, 2, 3, 3})
 	s.rec = recording.Recording{Version: recording.FormatVersion, Anonymized: true, Incident: recording.Incident{
-		ID:  fmt.Sprintf("INC-%026s", strings.ToUpper(fmt.Sprintf("%x%06x%s", o.Seed&0xffff, i, hexOf(random, 14)))),
+		ID:          fmt.Sprintf("INC-%026s", strings.ToUpper(fmt.Sprintf("%x%06x%s", o.Seed&0xffff, i, hexOf(random, 14)))),
 		GroupingKey: fmt.Sprintf("corpus/%s/%s/%s", s.namespace, s.kind, s.name), Cluster: "corpus", Scope: s.namespace, Phase: s.phase,
 		Opened: opened(o.Seed, i).Add(time.Duration(random.IntN(3600)) * time.Second), IdleTimeoutMS: (15 * time.Minute).Milliseconds(), VerifyIntervalMS: 60_000, ConfigHash: "corpus:" + kind,
 	}}

@@ -61,7 +61,7 @@ func start(t *testing.T) *server {
 		needs.Lacking(t, "the YAML language server is not installed (`make setup` does, with npm)")
 	}
 	dir := t.TempDir()
-	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.Catalogue()))
+	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.ActionCatalog()))
 	require.NoError(t, err)
 	s := &server{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
 	require.NoError(t, os.WriteFile(s.schema, raw, 0o600))

@@ -18,7 +18,7 @@ import (
 	"go.temporal.io/sdk/client"
 
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 )
 
 func main() {
@@ -33,11 +33,11 @@ func main() {
 }
 
 func write(ctx context.Context, data, out string) error {
-	pki, err := authority.OpenPKI(filepath.Join(data, "pki", "temporal"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(data, "pki", "temporal"))
 	if err != nil {
 		return err
 	}
-	tlsConfig, err := pki.TLS(authority.RoleTemporal, "histories")
+	tlsConfig, err := pki.MutualTLSConfig(authority.RoleTemporal, "histories")
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func write(ctx context.Context, data, out string) error {
 	if err != nil {
 		return fmt.Errorf("find Temporal: %w", err)
 	}
-	c, err := client.DialContext(ctx, client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
+	c, err := client.DialContext(ctx, client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}})
 	if err != nil {
 		return fmt.Errorf("connect to Temporal: %w", err)
 	}

@@ -28,7 +28,7 @@ import (
 	"stanch/sensors/attestation"
 	"stanch/worker"
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -179,21 +179,21 @@ func run(m *testing.M) int {
 
 func (l *lab) start(dir string) error {
 	l.dir = dir
-	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
 	if err != nil {
 		return err
 	}
-	if l.key, err = authority.Open(dir); err != nil {
+	if l.key, err = authority.OpenOrCreate(dir); err != nil {
 		return err
 	}
-	server, err := engine.Start(context.Background(), engine.Options{
-		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
-		Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	server, err := embeddedtemporal.Start(context.Background(), embeddedtemporal.Options{
+		DataDir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler),
+		SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
 		return err
 	}
-	l.options, err = worker.DialOptions(client.Options{HostPort: server.Address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, dir)
+	l.options, err = worker.SecureClientOptions(client.Options{HostPort: server.Address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}}, dir)
 	return err
 }
 
@@ -483,8 +483,8 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	}
 	in := playbook.Input{
 		LanguageVersion: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
-		Incident: playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
-		IncidentRef:    activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
+		Incident:    playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
+		IncidentRef: activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
 	}
 	for _, source := range s.called {
 		in.Callees = append(in.Callees, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})

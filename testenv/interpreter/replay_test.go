@@ -75,7 +75,7 @@ func replays(t *testing.T, dir string, interpreter any) error {
 	require.NoError(t, err)
 	c, err := codec.New(worker.CodecKeyID(key), map[string][]byte{worker.CodecKeyID(key): key})
 	require.NoError(t, err)
-	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.Converter(), FailureConverter: c.Failures()})
+	r, err := sdkworker.NewWorkflowReplayerWithOptions(sdkworker.WorkflowReplayerOptions{DataConverter: c.DataConverter(), FailureConverter: c.FailureConverter()})
 	require.NoError(t, err)
 	r.RegisterWorkflowWithOptions(interpreter, workflow.RegisterOptions{Name: "Playbook"})
 	f, err := os.Open(filepath.Join(dir, "history.json.gz"))

@@ -62,13 +62,15 @@ func TestTheExamplesRun(t *testing.T) {
 					sources = append(sources, playbooks.SourceFile{File: file, Content: text})
 				}
 			}
-			programs, problems := playbooks.LoadPlaybooks(sources, worker.Catalogue())
+			programs, problems := playbooks.LoadPlaybooks(sources, worker.ActionCatalog())
 			require.NoError(t, problems.Err())
 			programs = slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return p.Name != "p" })
 			require.Len(t, programs, 1)
 			result := simulate.Run(t.Context(), name, recorded, simulate.Options{
-				Catalogue: worker.Catalogue(), Limit: time.Minute,
-				Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match },
+				Catalog: worker.ActionCatalog(), Timeout: time.Minute,
+				NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+					return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+				},
 			})
 			require.Empty(t, result.Error)
 			if len(result.Playbooks) > 0 {
@@ -253,7 +255,7 @@ func typeName(t reflect.Type) (string, reflect.Type) {
 
 func (w *writer) actions() {
 	w.line("## Actions\n\n`stanch actions NAME` also says which permissions each needs.\n")
-	catalogue := worker.Catalogue()
+	catalogue := worker.ActionCatalog()
 	for _, verb := range playbooks.Verbs {
 		for _, name := range slices.Sorted(maps.Keys(catalogue)) {
 			spec := catalogue[name]

@@ -22,7 +22,7 @@ import (
 	"stanch/playbooks"
 	"stanch/worker"
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 )
 
 // Socket is the path of the local API.
@@ -117,13 +117,13 @@ func (s *Stand) Temporal(t testing.TB, withKey bool) client.Client {
 	t.Helper()
 	address, err := os.ReadFile(filepath.Join(s.Data, "temporal", "address"))
 	require.NoError(t, err)
-	pki, err := authority.OpenPKI(filepath.Join(s.Data, "pki", "temporal"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.Data, "pki", "temporal"))
 	require.NoError(t, err)
-	tlsConfig, err := pki.TLS(authority.RoleTemporal, "intruder")
+	tlsConfig, err := pki.MutualTLSConfig(authority.RoleTemporal, "intruder")
 	require.NoError(t, err)
-	o := client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: engine.Namespace, Logger: quiet{}, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}
+	o := client.Options{HostPort: strings.TrimSpace(string(address)), Namespace: embeddedtemporal.Namespace, Logger: quiet{}, ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig}}
 	if withKey {
-		o, err = worker.DialOptions(o, filepath.Join(s.Data, "keys"))
+		o, err = worker.SecureClientOptions(o, filepath.Join(s.Data, "keys"))
 		require.NoError(t, err)
 	}
 	c, err := client.Dial(o)
@@ -135,9 +135,9 @@ func (s *Stand) Temporal(t testing.TB, withKey bool) client.Client {
 // Converter reads Stanch's payloads, as whoever has the codec's key can.
 func (s *Stand) Converter(t testing.TB) converter.DataConverter {
 	t.Helper()
-	c, err := worker.PayloadCodec(filepath.Join(s.Data, "keys"))
+	c, err := worker.OpenPayloadCodec(filepath.Join(s.Data, "keys"))
 	require.NoError(t, err)
-	return c.Converter()
+	return c.DataConverter()
 }
 
 type quiet struct{}

@@ -20,7 +20,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"stanch/worker/authority"
-	"stanch/worker/engine"
+	"stanch/worker/embeddedtemporal"
 	"stanch/workflows"
 )
 
@@ -34,15 +34,15 @@ type Server struct {
 func Start(t testing.TB, kinds map[string]any) *Server {
 	t.Helper()
 	dir := t.TempDir()
-	pki, err := authority.OpenPKI(filepath.Join(dir, "pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
 	require.NoError(t, err)
-	server, err := engine.Start(context.Background(), engine.Options{
-		Dir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), Attributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
+	server, err := embeddedtemporal.Start(context.Background(), embeddedtemporal.Options{
+		DataDir: dir, PKI: pki, Log: slog.New(slog.DiscardHandler), SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop() })
 	c, err := client.Dial(client.Options{
-		HostPort: server.Address, Namespace: engine.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
+		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, ConnectionOptions: client.ConnectionOptions{TLS: server.TLS}, Logger: sdklog.NewStructuredLogger(slog.New(slog.DiscardHandler)),
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.Close)

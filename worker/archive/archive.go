@@ -29,66 +29,66 @@ import (
 	"stanch/worker/audit"
 )
 
-// Version is the version of the file's shape.
-const Version = 1
+// FormatVersion is the version of the file's shape.
+const FormatVersion = 1
 
-// Purpose is what the statement of an archive is signed for.
-const Purpose attestation.PayloadType = "stanch/archive/v1"
+// PayloadType is what the statement of an archive is signed for.
+const PayloadType attestation.PayloadType = "stanch/archive/v1"
 
 // Bounds of one archive.
 const (
-	maxFile   = 256 << 20 // unpacked
-	maxPacked = 128 << 20
+	maxUnpackedBytes = 256 << 20 // unpacked
+	maxPackedBytes   = 128 << 20
 )
 
-// ErrNone says that there is no archive of an incident.
-var ErrNone = errors.New("there is no archive of it")
+// ErrNotFound says that there is no archive of an incident.
+var ErrNotFound = errors.New("there is no archive of it")
 
-// Statement is what the authority signs: which histories an incident had, by their hashes.
-type Statement struct {
-	Incident  string    `json:"incident"`
-	Exported  time.Time `json:"exported"`
-	Histories []Entry   `json:"histories"`
+// SignedStatement is what the authority signs: which histories an incident had, by their hashes.
+type SignedStatement struct {
+	IncidentID string         `json:"incident"`
+	ExportedAt time.Time      `json:"exported"`
+	Histories  []HistoryEntry `json:"histories"`
 }
 
-// Entry is one history by its hash.
-type Entry struct {
-	Workflow string `json:"workflow_id"`
-	Run      string `json:"run_id"`
-	Type     string `json:"type"`
-	Events   int    `json:"events"`
-	SHA256   string `json:"sha256"`
+// HistoryEntry is one history by its hash.
+type HistoryEntry struct {
+	WorkflowID   string `json:"workflow_id"`
+	RunID        string `json:"run_id"`
+	WorkflowType string `json:"type"`
+	EventCount   int    `json:"events"`
+	SHA256       string `json:"sha256"`
 }
 
-// file is what is written.
-type file struct {
-	Version   int          `json:"version"`
-	Incident  string       `json:"incident"`
+// archiveFile is what is written.
+type archiveFile struct {
+	Version   int                  `json:"version"`
+	Incident  string               `json:"incident"`
 	Statement attestation.Envelope `json:"statement"`
-	Histories []stored     `json:"histories"`
+	Histories []storedHistory      `json:"histories"`
 }
 
-type stored struct {
-	Entry
+type storedHistory struct {
+	HistoryEntry
 	History []byte `json:"history"` // temporal.api.history.v1.History, exactly the bytes that were hashed
 }
 
 // Store is a folder of archives.
 type Store struct{ Dir string }
 
-var incidentID = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
+var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-Z]{10,40}$`)
 
-// Path is where an incident's archive lies.
-func (s Store) Path(incident string) (string, error) {
-	if !incidentID.MatchString(incident) {
+// FilePath is where an incident's archive lies.
+func (s Store) FilePath(incident string) (string, error) {
+	if !incidentIDPattern.MatchString(incident) {
 		return "", fmt.Errorf("%q is not an incident's id", incident)
 	}
 	return filepath.Join(s.Dir, incident+".json.gz"), nil
 }
 
-// Has tells whether an incident is archived.
-func (s Store) Has(incident string) bool {
-	path, err := s.Path(incident)
+// Exists tells whether an incident is archived.
+func (s Store) Exists(incident string) bool {
+	path, err := s.FilePath(incident)
 	if err != nil {
 		return false
 	}
@@ -96,9 +96,9 @@ func (s Store) Has(incident string) bool {
 	return err == nil
 }
 
-// Sum is the SHA-256 of an incident's archive as it lies there.
-func (s Store) Sum(incident string) (string, error) {
-	path, err := s.Path(incident)
+// FileSHA256 is the SHA-256 of an incident's archive as it lies there.
+func (s Store) FileSHA256(incident string) (string, error) {
+	path, err := s.FilePath(incident)
 	if err != nil {
 		return "", err
 	}
@@ -110,8 +110,8 @@ func (s Store) Sum(incident string) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// List gives the incidents that are archived.
-func (s Store) List() ([]string, error) {
+// ListIncidents gives the incidents that are archived.
+func (s Store) ListIncidents() ([]string, error) {
 	entries, err := os.ReadDir(s.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -121,7 +121,7 @@ func (s Store) List() ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".json.gz"); ok && incidentID.MatchString(name) {
+		if name, ok := strings.CutSuffix(e.Name(), ".json.gz"); ok && incidentIDPattern.MatchString(name) {
 			out = append(out, name)
 		}
 	}
@@ -133,60 +133,60 @@ type Signer interface {
 	Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error)
 }
 
-// Closed tells whether all of an incident's workflows have closed. What keeps its message does not count: a chat that is
+// AllRunsClosed tells whether all of an incident's workflows have closed. What keeps its message does not count: a chat that is
 // away would hold up the archive until Temporal no longer has what belongs into it.
-func Closed(runs []audit.Run) bool {
-	return !slices.ContainsFunc(runs, func(r audit.Run) bool { return r.Open && r.Type != audit.TypeThread })
+func AllRunsClosed(runs []audit.WorkflowRun) bool {
+	return !slices.ContainsFunc(runs, func(r audit.WorkflowRun) bool { return r.IsOpen && r.WorkflowType != audit.TypeChatMessage })
 }
 
 // Write archives an incident whose workflows have all closed, without what still keeps its message. One that is archived already is left as it is.
-func (s Store) Write(incident string, runs []audit.Run, signer Signer, now time.Time) error {
-	path, err := s.Path(incident)
+func (s Store) Write(incident string, runs []audit.WorkflowRun, signer Signer, now time.Time) error {
+	path, err := s.FilePath(incident)
 	if err != nil {
 		return err
 	}
-	if s.Has(incident) {
+	if s.Exists(incident) {
 		return nil
 	}
-	f := file{Version: Version, Incident: incident}
-	statement := Statement{Incident: incident, Exported: now.UTC()}
+	f := archiveFile{Version: FormatVersion, Incident: incident}
+	statement := SignedStatement{IncidentID: incident, ExportedAt: now.UTC()}
 	for _, r := range runs {
-		if r.Open && r.Type == audit.TypeThread {
+		if r.IsOpen && r.WorkflowType == audit.TypeChatMessage {
 			continue
 		}
-		if r.Open {
-			return fmt.Errorf("archive %s: %s has not closed", incident, r.Workflow)
+		if r.IsOpen {
+			return fmt.Errorf("archive %s: %s has not closed", incident, r.WorkflowID)
 		}
-		one, err := pack(r)
+		one, err := packHistory(r)
 		if err != nil {
 			return fmt.Errorf("archive %s: %w", incident, err)
 		}
 		f.Histories = append(f.Histories, one)
-		statement.Histories = append(statement.Histories, one.Entry)
+		statement.Histories = append(statement.Histories, one.HistoryEntry)
 	}
-	if f.Statement, err = signer.Sign(Purpose, statement); err != nil {
+	if f.Statement, err = signer.Sign(PayloadType, statement); err != nil {
 		return fmt.Errorf("archive %s: %w", incident, err)
 	}
 	raw, err := json.Marshal(f)
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", incident, err)
 	}
-	if len(raw) > maxFile {
-		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw), maxFile)
+	if len(raw) > maxUnpackedBytes {
+		return fmt.Errorf("archive %s: its histories have %d bytes, at most %d are archived", incident, len(raw), maxUnpackedBytes)
 	}
-	return write(path, raw)
+	return writeArchiveFile(path, raw)
 }
 
-func pack(r audit.Run) (stored, error) {
+func packHistory(r audit.WorkflowRun) (storedHistory, error) {
 	raw, err := pb.MarshalOptions{Deterministic: true}.Marshal(&historypb.History{Events: r.Events})
 	if err != nil {
-		return stored{}, fmt.Errorf("pack %s: %w", r.Workflow, err)
+		return storedHistory{}, fmt.Errorf("pack %s: %w", r.WorkflowID, err)
 	}
 	sum := sha256.Sum256(raw)
-	return stored{Entry: Entry{Workflow: r.Workflow, Run: r.ID, Type: r.Type, Events: len(r.Events), SHA256: hex.EncodeToString(sum[:])}, History: raw}, nil
+	return storedHistory{HistoryEntry: HistoryEntry{WorkflowID: r.WorkflowID, RunID: r.RunID, WorkflowType: r.WorkflowType, EventCount: len(r.Events), SHA256: hex.EncodeToString(sum[:])}, History: raw}, nil
 }
 
-func write(path string, raw []byte) error {
+func writeArchiveFile(path string, raw []byte) error {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	if _, err := z.Write(raw); err != nil {
@@ -215,32 +215,32 @@ func write(path string, raw []byte) error {
 
 // Archive is one incident's archive as it was read.
 type Archive struct {
-	Runs      []audit.Run
-	Statement Statement
+	Runs      []audit.WorkflowRun
+	Statement SignedStatement
 	// Differences are what is not as the statement says; the archive is read as far as it can be.
 	Differences []audit.Difference
 }
 
-// Read reads an incident's archive and compares it with its signed statement. It returns ErrNone if there is none.
+// Read reads an incident's archive and compares it with its signed statement. It returns ErrNotFound if there is none.
 func (s Store) Read(incident string, keys attestation.Keyring) (Archive, error) {
-	path, err := s.Path(incident)
+	path, err := s.FilePath(incident)
 	if err != nil {
 		return Archive{}, err
 	}
-	raw, err := unpack(path)
+	raw, err := readUnpacked(path)
 	if err != nil {
 		return Archive{}, err
 	}
 	return Decode(raw, incident, keys)
 }
 
-func unpack(path string) ([]byte, error) {
+func readUnpacked(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNone
+		return nil, ErrNotFound
 	}
-	if err == nil && info.Size() > maxPacked {
-		return nil, fmt.Errorf("the archive %s has %d bytes, at most %d are read", path, info.Size(), maxPacked)
+	if err == nil && info.Size() > maxPackedBytes {
+		return nil, fmt.Errorf("the archive %s has %d bytes, at most %d are read", path, info.Size(), maxPackedBytes)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -251,38 +251,38 @@ func unpack(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
 	}
-	raw, err := io.ReadAll(io.LimitReader(z, maxFile+1))
+	raw, err := io.ReadAll(io.LimitReader(z, maxUnpackedBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("the archive %s is damaged: %w", path, err)
 	}
-	if len(raw) > maxFile {
-		return nil, fmt.Errorf("the archive %s unpacks to more than %d bytes", path, maxFile)
+	if len(raw) > maxUnpackedBytes {
+		return nil, fmt.Errorf("the archive %s unpacks to more than %d bytes", path, maxUnpackedBytes)
 	}
 	return raw, nil
 }
 
 // Decode reads an unpacked archive strictly.
 func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, error) {
-	var f file
+	var f archiveFile
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&f); err != nil {
 		return Archive{}, fmt.Errorf("the archive of %s cannot be read: %w", incident, err)
 	}
-	if f.Version != Version {
-		return Archive{}, fmt.Errorf("the archive of %s has version %d, this program reads %d", incident, f.Version, Version)
+	if f.Version != FormatVersion {
+		return Archive{}, fmt.Errorf("the archive of %s has version %d, this program reads %d", incident, f.Version, FormatVersion)
 	}
 	var a Archive
-	differ := func(e Entry, format string, args ...any) {
-		a.Differences = append(a.Differences, audit.Difference{What: fmt.Sprintf(format, args...), Ref: audit.Ref{Workflow: e.Workflow, Run: e.Run}})
+	differ := func(e HistoryEntry, format string, args ...any) {
+		a.Differences = append(a.Differences, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: audit.EventRef{WorkflowID: e.WorkflowID, RunID: e.RunID}})
 	}
-	if err := keys.Verify(f.Statement, Purpose, &a.Statement); err != nil {
-		differ(Entry{}, "the archive's statement does not hold: %v", err)
+	if err := keys.Verify(f.Statement, PayloadType, &a.Statement); err != nil {
+		differ(HistoryEntry{}, "the archive's statement does not hold: %v", err)
 	}
-	if f.Incident != incident || a.Statement.Incident != incident {
-		differ(Entry{}, "the archive is of %s, its statement of %s, not of %s", f.Incident, a.Statement.Incident, incident)
+	if f.Incident != incident || a.Statement.IncidentID != incident {
+		differ(HistoryEntry{}, "the archive is of %s, its statement of %s, not of %s", f.Incident, a.Statement.IncidentID, incident)
 	}
-	signed := map[Entry]bool{}
+	signed := map[HistoryEntry]bool{}
 	for _, e := range a.Statement.Histories {
 		signed[e] = true
 	}
@@ -290,52 +290,52 @@ func Decode(raw []byte, incident string, keys attestation.Keyring) (Archive, err
 		sum := sha256.Sum256(h.History)
 		switch hash := hex.EncodeToString(sum[:]); {
 		case hash != h.SHA256:
-			differ(h.Entry, "the archived history of %s was changed: it has SHA-256 %s, the archive says %s", h.Workflow, hash, h.SHA256)
-		case !signed[h.Entry]:
-			differ(h.Entry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.Workflow, h.SHA256)
+			differ(h.HistoryEntry, "the archived history of %s was changed: it has SHA-256 %s, the archive says %s", h.WorkflowID, hash, h.SHA256)
+		case !signed[h.HistoryEntry]:
+			differ(h.HistoryEntry, "the archived history of %s (SHA-256 %s) is not in the signed statement", h.WorkflowID, h.SHA256)
 		}
-		delete(signed, h.Entry)
+		delete(signed, h.HistoryEntry)
 		var history historypb.History
 		if err := pb.Unmarshal(h.History, &history); err != nil {
-			differ(h.Entry, "the archived history of %s cannot be read: %v", h.Workflow, err)
+			differ(h.HistoryEntry, "the archived history of %s cannot be read: %v", h.WorkflowID, err)
 			continue
 		}
-		a.Runs = append(a.Runs, audit.Run{Workflow: h.Workflow, ID: h.Run, Type: h.Type, Events: history.GetEvents()})
+		a.Runs = append(a.Runs, audit.WorkflowRun{WorkflowID: h.WorkflowID, RunID: h.RunID, WorkflowType: h.WorkflowType, Events: history.GetEvents()})
 	}
 	for _, e := range a.Statement.Histories {
 		if signed[e] {
-			differ(e, "the history of %s stands in the signed statement and is missing or changed in the archive", e.Workflow)
+			differ(e, "the history of %s stands in the signed statement and is missing or changed in the archive", e.WorkflowID)
 		}
 	}
 	return a, nil
 }
 
-// Compare names what differs between the histories that Temporal has and those that were archived.
-func Compare(live, archived []audit.Run) []audit.Difference {
+// CompareHistories names what differs between the histories that Temporal has and those that were archived.
+func CompareHistories(live, archived []audit.WorkflowRun) []audit.Difference {
 	var out []audit.Difference
-	differ := func(r audit.Run, event int64, format string, args ...any) {
-		out = append(out, audit.Difference{What: fmt.Sprintf(format, args...), Ref: audit.Ref{Workflow: r.Workflow, Run: r.ID, Event: event}})
+	differ := func(r audit.WorkflowRun, event int64, format string, args ...any) {
+		out = append(out, audit.Difference{Description: fmt.Sprintf(format, args...), EventRef: audit.EventRef{WorkflowID: r.WorkflowID, RunID: r.RunID, EventID: event}})
 	}
-	kept := map[string]audit.Run{}
+	kept := map[string]audit.WorkflowRun{}
 	for _, r := range archived {
-		kept[r.Workflow+"\x00"+r.ID] = r
+		kept[r.WorkflowID+"\x00"+r.RunID] = r
 	}
 	for _, r := range live {
-		key := r.Workflow + "\x00" + r.ID
+		key := r.WorkflowID + "\x00" + r.RunID
 		old, ok := kept[key]
 		delete(kept, key)
 		switch {
-		case !ok && r.Type == audit.TypeThread:
+		case !ok && r.WorkflowType == audit.TypeChatMessage:
 			continue // it was open when the others were archived
 		case !ok:
-			differ(r, 0, "Temporal has a run of %s that the archive does not have", r.Workflow)
+			differ(r, 0, "Temporal has a run of %s that the archive does not have", r.WorkflowID)
 			continue
 		case len(r.Events) != len(old.Events):
-			differ(r, 0, "Temporal has %d events of %s, the archive %d", len(r.Events), r.Workflow, len(old.Events))
+			differ(r, 0, "Temporal has %d events of %s, the archive %d", len(r.Events), r.WorkflowID, len(old.Events))
 		}
 		for i := range min(len(r.Events), len(old.Events)) {
 			if !pb.Equal(r.Events[i], old.Events[i]) {
-				differ(r, r.Events[i].GetEventId(), "event %d of %s differs between Temporal and the archive", r.Events[i].GetEventId(), r.Workflow)
+				differ(r, r.Events[i].GetEventId(), "event %d of %s differs between Temporal and the archive", r.Events[i].GetEventId(), r.WorkflowID)
 			}
 		}
 	}

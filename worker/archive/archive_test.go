@@ -19,67 +19,67 @@ import (
 	"stanch/worker/authority"
 )
 
-const id = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
+const testIncidentID = "INC-01JABCDEFGHJKMNPQRSTVWXYZ0"
 
-// stored are histories of a real installation.
-func stored(t testing.TB) []audit.Run {
+// loadTestHistories are histories of a real installation.
+func loadTestHistories(t testing.TB) []audit.WorkflowRun {
 	t.Helper()
 	files, err := filepath.Glob("../testdata/histories/*/*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	var runs []audit.Run
+	var runs []audit.WorkflowRun
 	for _, file := range files[:min(4, len(files))] {
 		raw, err := os.ReadFile(file)
 		require.NoError(t, err)
 		h, err := client.HistoryFromJSON(bytes.NewReader(raw), client.HistoryJSONOptions{})
 		require.NoError(t, err)
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
-		runs = append(runs, audit.Run{Workflow: name, ID: "run-" + name, Type: "Incident", Events: h.GetEvents()})
+		runs = append(runs, audit.WorkflowRun{WorkflowID: name, RunID: "run-" + name, WorkflowType: "Incident", Events: h.GetEvents()})
 	}
 	return runs
 }
 
-func written(t testing.TB) (archive.Store, *authority.Authority, []audit.Run) {
+func writeTestArchive(t testing.TB) (archive.Store, *authority.Authority, []audit.WorkflowRun) {
 	t.Helper()
-	auth, err := authority.Open(t.TempDir())
+	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	s, runs := archive.Store{Dir: t.TempDir()}, stored(t)
-	require.NoError(t, s.Write(id, runs, auth, time.Now()))
+	s, runs := archive.Store{Dir: t.TempDir()}, loadTestHistories(t)
+	require.NoError(t, s.Write(testIncidentID, runs, auth, time.Now()))
 	return s, auth, runs
 }
 
 func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
-	s, auth, runs := written(t)
-	got, err := s.Read(id, auth.Keys())
+	s, auth, runs := writeTestArchive(t)
+	got, err := s.Read(testIncidentID, auth.Keys())
 	require.NoError(t, err)
 	require.Empty(t, got.Differences)
-	require.Empty(t, archive.Compare(runs, got.Runs))
+	require.Empty(t, archive.CompareHistories(runs, got.Runs))
 	require.Len(t, got.Runs, len(runs))
 
-	sum, err := s.Sum(id)
+	sum, err := s.FileSHA256(testIncidentID)
 	require.NoError(t, err)
-	require.NoError(t, s.Write(id, runs[:1], auth, time.Now()), "what is archived is not written again")
-	again, err := s.Sum(id)
+	require.NoError(t, s.Write(testIncidentID, runs[:1], auth, time.Now()), "what is archived is not written again")
+	again, err := s.FileSHA256(testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, sum, again)
 	_, err = s.Read("INC-01JABCDEFGHJKMNPQRSTVWXYZ1", auth.Keys())
-	require.ErrorIs(t, err, archive.ErrNone)
-	_, err = s.Path("../../etc/passwd")
+	require.ErrorIs(t, err, archive.ErrNotFound)
+	_, err = s.FilePath("../../etc/passwd")
 	require.Error(t, err)
 }
 
 func TestWhatIsStillOpenIsNotArchived(t *testing.T) {
-	auth, err := authority.Open(t.TempDir())
+	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	runs := stored(t)
-	runs[1].Open = true
-	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(id, runs, auth, time.Now()), runs[1].Workflow)
+	runs := loadTestHistories(t)
+	runs[1].IsOpen = true
+	require.ErrorContains(t, archive.Store{Dir: t.TempDir()}.Write(testIncidentID, runs, auth, time.Now()), runs[1].WorkflowID)
 }
 
-// unpacked is the archive's JSON, to be changed and packed again by somebody who has the file and no key.
-func unpacked(t *testing.T, s archive.Store) map[string]any {
+// unpackArchiveJSON is the archive's JSON, to be changed and packed again by somebody who has the file and no key.
+func unpackArchiveJSON(t *testing.T, s archive.Store) map[string]any {
 	t.Helper()
-	path, err := s.Path(id)
+	path, err := s.FilePath(testIncidentID)
 	require.NoError(t, err)
 	f, err := os.Open(path)
 	require.NoError(t, err)
@@ -94,8 +94,8 @@ func unpacked(t *testing.T, s archive.Store) map[string]any {
 }
 
 func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
-	s, auth, _ := written(t)
-	path, err := s.Path(id)
+	s, auth, _ := writeTestArchive(t)
+	path, err := s.FilePath(testIncidentID)
 	require.NoError(t, err)
 	packed, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -103,7 +103,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		changed := bytes.Clone(packed)
 		changed[i] ^= 0x10
 		require.NoError(t, os.WriteFile(path, changed, 0o600))
-		got, err := s.Read(id, auth.Keys())
+		got, err := s.Read(testIncidentID, auth.Keys())
 		// Some of the header's bytes (its time, its system) carry nothing of the archive.
 		require.True(t, err != nil || len(got.Differences) > 0 || i < 10, "byte %d", i)
 	}
@@ -129,48 +129,48 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		}, "statement does not hold"},
 		"another incident": {func(v map[string]any) { v["incident"] = "INC-01JABCDEFGHJKMNPQRSTVWXYZ9" }, "the archive is of INC-01JABCDEFGHJKMNPQRSTVWXYZ9"},
 	} {
-		v := unpacked(t, s)
+		v := unpackArchiveJSON(t, s)
 		c.change(v)
 		raw, err := json.Marshal(v)
 		require.NoError(t, err)
-		got, err := archive.Decode(raw, id, auth.Keys())
+		got, err := archive.Decode(raw, testIncidentID, auth.Keys())
 		require.NoError(t, err, name)
 		require.NotEmpty(t, got.Differences, name)
 		var all []string
 		for _, d := range got.Differences {
-			all = append(all, d.What)
+			all = append(all, d.Description)
 		}
 		require.Contains(t, strings.Join(all, "\n"), c.want, name)
 	}
-	stranger, err := authority.Open(t.TempDir())
+	stranger, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	got, err := s.Read(id, stranger.Keys())
+	got, err := s.Read(testIncidentID, stranger.Keys())
 	require.NoError(t, err)
 	require.NotEmpty(t, got.Differences, "a statement of another key is none")
 }
 
 func TestLiveHistoryIsComparedEventByEvent(t *testing.T) {
-	s, auth, _ := written(t)
-	kept, err := s.Read(id, auth.Keys())
+	s, auth, _ := writeTestArchive(t)
+	kept, err := s.Read(testIncidentID, auth.Keys())
 	require.NoError(t, err)
-	live := stored(t)
+	live := loadTestHistories(t)
 	live[2].Events[3].TaskId++
-	different := archive.Compare(live, kept.Runs)
+	different := archive.CompareHistories(live, kept.Runs)
 	require.Len(t, different, 1)
-	require.Equal(t, live[2].Workflow, different[0].Workflow)
-	require.EqualValues(t, 4, different[0].Event)
-	live = stored(t)
+	require.Equal(t, live[2].WorkflowID, different[0].WorkflowID)
+	require.EqualValues(t, 4, different[0].EventID)
+	live = loadTestHistories(t)
 	live[0].Events = live[0].Events[:10]
-	live = append(live, audit.Run{Workflow: "extra", ID: "x", Events: live[1].Events})
-	require.Len(t, archive.Compare(live, kept.Runs), 2)
-	require.Empty(t, archive.Compare(stored(t)[1:], kept.Runs), "what Temporal no longer has is no difference")
+	live = append(live, audit.WorkflowRun{WorkflowID: "extra", RunID: "x", Events: live[1].Events})
+	require.Len(t, archive.CompareHistories(live, kept.Runs), 2)
+	require.Empty(t, archive.CompareHistories(loadTestHistories(t)[1:], kept.Runs), "what Temporal no longer has is no difference")
 }
 
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":1}`))
 	f.Add([]byte(`{"version":1,"incident":"INC-01JABCDEFGHJKMNPQRSTVWXYZ0","statement":{},"histories":[{"history":"AA=="}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := archive.Decode(raw, id, nil)
+		got, err := archive.Decode(raw, testIncidentID, nil)
 		require.True(t, err != nil || len(got.Differences) > 0, "without a key nothing holds")
 	})
 }

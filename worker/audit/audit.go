@@ -17,190 +17,190 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Version is the version of Story's JSON shape.
-const Version = 1
+// FormatVersion is the version of Story's JSON shape.
+const FormatVersion = 1
 
 // The types of the workflows of an incident.
 const (
-	TypeIncident = "Incident"
-	TypePlaybook = "Playbook"
-	TypeLease    = "Lease"
-	TypeThread   = "Thread" // only shows what the others do
+	TypeIncident    = "Incident"
+	TypePlaybook    = "Playbook"
+	TypeLease       = "Lease"
+	TypeChatMessage = "Thread" // only shows what the others do
 )
 
-// Run is the history of one run of one workflow.
-type Run struct {
-	Workflow string
-	ID       string // the run's
-	Type     string
-	// Open: it had not closed when the history was read.
-	Open   bool
+// WorkflowRun is the history of one run of one workflow.
+type WorkflowRun struct {
+	WorkflowID   string
+	RunID        string // the run's
+	WorkflowType string
+	// IsOpen: it had not closed when the history was read.
+	IsOpen bool
 	Events []*historypb.HistoryEvent
 }
 
-// Kind says what a line is about.
-type Kind string
+// EntryKind says what a line is about.
+type EntryKind string
 
 // The kinds of line.
 const (
-	KindOpened       Kind = "opened"
-	KindDetection    Kind = "detection"
-	KindPlaybook     Kind = "playbook" // started
-	KindContext      Kind = "context"
-	KindEvidence     Kind = "evidence"
-	KindDecision     Kind = "decision"
-	KindQuestion     Kind = "question"
-	KindVote         Kind = "vote"
-	KindAnswer       Kind = "answer" // what the votes came to
-	KindGrant        Kind = "grant"
-	KindEffect       Kind = "effect"
-	KindJoin         Kind = "join"
-	KindVerification Kind = "verification"
-	KindRelease      Kind = "release"
-	KindExtension    Kind = "extension"
-	KindUndo         Kind = "undo"
-	KindRefusal      Kind = "refusal"
-	KindFailure      Kind = "failure"
-	KindRetry        Kind = "retry"
-	KindNotification Kind = "notification"
-	KindMark         Kind = "mark"  // a person took it over, or says that it is none
-	KindEnded        Kind = "ended" // a playbook's run
-	KindClosed       Kind = "closed"
+	KindOpened          EntryKind = "opened"
+	KindDetection       EntryKind = "detection"
+	KindPlaybook        EntryKind = "playbook" // started
+	KindContext         EntryKind = "context"
+	KindEvidence        EntryKind = "evidence"
+	KindDecision        EntryKind = "decision"
+	KindApprovalRequest EntryKind = "question"
+	KindVote            EntryKind = "vote"
+	KindApprovalResult  EntryKind = "answer" // what the votes came to
+	KindGrant           EntryKind = "grant"
+	KindEffect          EntryKind = "effect"
+	KindLeaseJoin       EntryKind = "join"
+	KindVerification    EntryKind = "verification"
+	KindRelease         EntryKind = "release"
+	KindExtension       EntryKind = "extension"
+	KindUndo            EntryKind = "undo"
+	KindRefusal         EntryKind = "refusal"
+	KindFailure         EntryKind = "failure"
+	KindRetry           EntryKind = "retry"
+	KindNotification    EntryKind = "notification"
+	KindTriage          EntryKind = "mark"  // a person took it over, or says that it is none
+	KindPlaybookEnded   EntryKind = "ended" // a playbook's run
+	KindClosed          EntryKind = "closed"
 )
 
-// Ref names one event of one history.
-type Ref struct {
-	Workflow string `json:"workflow_id"`
-	Run      string `json:"run_id"`
-	Event    int64  `json:"event_id"`
-	Type     string `json:"event_type"`
+// EventRef names one event of one history.
+type EventRef struct {
+	WorkflowID string `json:"workflow_id"`
+	RunID      string `json:"run_id"`
+	EventID    int64  `json:"event_id"`
+	EventType  string `json:"event_type"`
 }
 
-// Line is one sentence of the story, and the event that says so.
-type Line struct {
-	At   time.Time `json:"at"`
-	Kind Kind      `json:"kind"`
-	What string    `json:"what"`
-	Who  string    `json:"who,omitempty"`
-	Ref
+// TimelineEntry is one sentence of the story, and the event that says so.
+type TimelineEntry struct {
+	At    time.Time `json:"at"`
+	Kind  EntryKind `json:"kind"`
+	Text  string    `json:"what"`
+	Actor string    `json:"who,omitempty"`
+	EventRef
 	Details map[string]any `json:"details,omitempty"`
 }
 
-// Story is one incident told from its histories.
-type Story struct {
-	Version  int    `json:"version"`
-	Incident string `json:"incident"`
-	Key      string `json:"key"`
-	Cluster  string `json:"cluster"`
-	Scope    string `json:"scope"`
-	Phase    int    `json:"phase"`
-	Drill    bool   `json:"drill,omitempty"`
-	Status   string `json:"status"` // "open" or "closed"
-	// Owner took it over; Judged is what JudgedBy said that it is.
-	Owner      string            `json:"owner,omitempty"`
-	Judged     string            `json:"judged,omitempty"`
-	JudgedBy   string            `json:"judged_by,omitempty"`
-	Opened     time.Time         `json:"opened"`
-	Closed     time.Time         `json:"closed,omitzero"`
-	Workload   string            `json:"workload"`
-	Image      string            `json:"image,omitempty"`
-	Digest     string            `json:"image_digest,omitempty"`
-	Node       string            `json:"node,omitempty"`
-	Objective  sensors.Objective `json:"objective"`
-	Severity   sensors.Severity  `json:"severity"`
-	Confidence float64           `json:"confidence"`
-	Reasons    []string          `json:"reasons"`
-	Detections int               `json:"detections"` // with those that were counted and not repeated
-	// Configs are the short hashes of the configurations under which something was decided.
-	Configs   []string        `json:"configs"`
-	Playbooks []PlaybookFact  `json:"playbooks"`
-	People    []Person        `json:"people"`
-	Effects   []Effect        `json:"effects"`
-	Evidence  []EvidenceFact  `json:"evidence"`
-	Acts      []ActFact       `json:"acts"`
-	Lines     []Line          `json:"lines"`
-	Histories []HistoryFact   `json:"histories"`
-	Source    string          `json:"source"` // "temporal" or "archive"
-	Problems  []Difference    `json:"problems"`
-	Verified  *VerifiedReport `json:"verified,omitempty"`
+// Timeline is one incident told from its histories.
+type Timeline struct {
+	Version     int    `json:"version"`
+	IncidentID  string `json:"incident"`
+	GroupingKey string `json:"key"`
+	Cluster     string `json:"cluster"`
+	Scope       string `json:"scope"`
+	Phase       int    `json:"phase"`
+	Drill       bool   `json:"drill,omitempty"`
+	Status      string `json:"status"` // "open" or "closed"
+	// Assignee took it over; Judged is what JudgedBy said that it is.
+	Assignee       string            `json:"owner,omitempty"`
+	Disposition    string            `json:"judged,omitempty"`
+	DispositionBy  string            `json:"judged_by,omitempty"`
+	Opened         time.Time         `json:"opened"`
+	Closed         time.Time         `json:"closed,omitzero"`
+	Workload       string            `json:"workload"`
+	Image          string            `json:"image,omitempty"`
+	ImageDigest    string            `json:"image_digest,omitempty"`
+	Node           string            `json:"node,omitempty"`
+	Objective      sensors.Objective `json:"objective"`
+	Severity       sensors.Severity  `json:"severity"`
+	Confidence     float64           `json:"confidence"`
+	Reasons        []string          `json:"reasons"`
+	DetectionCount int               `json:"detections"` // with those that were counted and not repeated
+	// ConfigHashes are the short hashes of the configurations under which something was decided.
+	ConfigHashes    []string            `json:"configs"`
+	Playbooks       []PlaybookRecord    `json:"playbooks"`
+	People          []Person            `json:"people"`
+	Effects         []ContainmentEffect `json:"effects"`
+	Evidence        []EvidenceRecord    `json:"evidence"`
+	ManifestRecords []ManifestRecord    `json:"acts"`
+	Entries         []TimelineEntry     `json:"lines"`
+	Histories       []HistoryRecord     `json:"histories"`
+	Source          string              `json:"source"` // "temporal" or "archive"
+	Problems        []Difference        `json:"problems"`
+	Verification    *VerificationReport `json:"verified,omitempty"`
 }
 
-// Standing is how the incident stands, in the words of all other views.
-func (s Story) Standing() string {
-	return display.DescribeStatus(playbooks.Incident{Status: s.Status, Assignee: s.Owner, Disposition: s.Judged, DispositionBy: s.JudgedBy})
+// StatusText is how the incident stands, in the words of all other views.
+func (s Timeline) StatusText() string {
+	return display.DescribeStatus(playbooks.Incident{Status: s.Status, Assignee: s.Assignee, Disposition: s.Disposition, DispositionBy: s.DispositionBy})
 }
 
-// PlaybookFact is one run of a playbook and what ran.
-type PlaybookFact struct {
-	Name string `json:"name"`
-	File string `json:"file"`
-	Hash string `json:"hash"` // SHA-256 of the source that ran
-	Run  string `json:"run"`  // workflow id
-	Ref
+// PlaybookRecord is one run of a playbook and what ran.
+type PlaybookRecord struct {
+	Name               string `json:"name"`
+	File               string `json:"file"`
+	SourceHash         string `json:"hash"` // SHA-256 of the source that ran
+	PlaybookWorkflowID string `json:"run"`  // workflow id
+	EventRef
 	Steps []playbooks.StepReport `json:"steps"`
 	Error string                 `json:"error,omitempty"`
 }
 
 // Person is somebody who answered, released or extended.
 type Person struct {
-	Name   string   `json:"name"`
-	Proved []string `json:"proved"`
-	Did    []string `json:"did"`
+	Name            string   `json:"name"`
+	AuthenticatedBy []string `json:"proved"`
+	Actions         []string `json:"did"`
 }
 
-// Effect is one containment from its application to its undoing.
-type Effect struct {
-	Lease     string            `json:"lease"`
-	Incident  string            `json:"incident"` // whose lease it is: it may have been joined
-	Action    string            `json:"action"`
-	Target    string            `json:"target"`
-	Params    string            `json:"params,omitempty"`
-	Outcome   playbooks.Outcome `json:"outcome"`
-	Reason    string            `json:"reason,omitempty"`
-	Word      string            `json:"on_whose_word"`
-	AppliedAt time.Time         `json:"applied_at,omitzero"`
-	Until     time.Time         `json:"until,omitzero"`
-	Applied   Ref               `json:"applied"`
-	State     string            `json:"state"` // "in force", "undone", "stuck", "refused", "failed"
-	UndoneAt  time.Time         `json:"undone_at,omitzero"`
-	Undone    *Ref              `json:"undone,omitempty"`
-	Why       string            `json:"why_undone,omitempty"`
-	Observed  int               `json:"observed"` // how many times it was observed to be in force
+// ContainmentEffect is one containment from its application to its undoing.
+type ContainmentEffect struct {
+	LeaseID           string            `json:"lease"`
+	IncidentID        string            `json:"incident"` // whose lease it is: it may have been joined
+	Action            string            `json:"action"`
+	Target            string            `json:"target"`
+	Params            string            `json:"params,omitempty"`
+	Outcome           playbooks.Outcome `json:"outcome"`
+	Reason            string            `json:"reason,omitempty"`
+	AuthorizedBy      string            `json:"on_whose_word"`
+	AppliedAt         time.Time         `json:"applied_at,omitzero"`
+	ExpiresAt         time.Time         `json:"until,omitzero"`
+	AppliedEvent      EventRef          `json:"applied"`
+	State             string            `json:"state"` // "in force", "undone", "stuck", "refused", "failed"
+	UndoneAt          time.Time         `json:"undone_at,omitzero"`
+	UndoneEvent       *EventRef         `json:"undone,omitempty"`
+	UndoReason        string            `json:"why_undone,omitempty"`
+	VerificationCount int               `json:"observed"` // how many times it was observed to be in force
 }
 
-// EvidenceFact is one piece of evidence, and the event that names it.
-type EvidenceFact struct {
+// EvidenceRecord is one piece of evidence, and the event that names it.
+type EvidenceRecord struct {
 	playbooks.EvidenceRef
-	Ref Ref `json:"ref"`
+	SourceEvent EventRef `json:"ref"`
 }
 
-// ActFact is an act that was to be entered into a manifest, and what its activity says of that.
-type ActFact struct {
-	What     string `json:"what"`
-	Incident string `json:"incident"` // whose manifest: a lease may have been joined
-	Entry    string `json:"entry,omitempty"`
-	// Unrecorded says why it was not entered.
-	Unrecorded string `json:"unrecorded,omitempty"`
-	Ref        Ref    `json:"ref"`
+// ManifestRecord is an act that was to be entered into a manifest, and what its activity says of that.
+type ManifestRecord struct {
+	Description string `json:"what"`
+	IncidentID  string `json:"incident"` // whose manifest: a lease may have been joined
+	EntryHash   string `json:"entry,omitempty"`
+	// UnrecordedReason says why it was not entered.
+	UnrecordedReason string   `json:"unrecorded,omitempty"`
+	SourceEvent      EventRef `json:"ref"`
 }
 
-// HistoryFact is one history that the story was told from.
-type HistoryFact struct {
-	Workflow string `json:"workflow_id"`
-	Run      string `json:"run_id"`
-	Type     string `json:"type"`
-	Events   int    `json:"events"`
-	Open     bool   `json:"open,omitempty"`
+// HistoryRecord is one history that the story was told from.
+type HistoryRecord struct {
+	WorkflowID   string `json:"workflow_id"`
+	RunID        string `json:"run_id"`
+	WorkflowType string `json:"type"`
+	EventCount   int    `json:"events"`
+	IsOpen       bool   `json:"open,omitempty"`
 }
 
 // Difference is something that is not as it should be, and where.
 type Difference struct {
-	What string `json:"what"`
-	Ref
+	Description string `json:"what"`
+	EventRef
 }
 
-// VerifiedReport is the outcome of a verification.
-type VerifiedReport struct {
+// VerificationReport is the outcome of a verification.
+type VerificationReport struct {
 	OK          bool         `json:"ok"`
 	Checked     []string     `json:"checked"` // sentences: what was compared with what
 	Differences []Difference `json:"differences"`
@@ -208,9 +208,9 @@ type VerifiedReport struct {
 
 // Options are what a story is told with.
 type Options struct {
-	Incident  string
-	Converter converter.DataConverter
-	Keys      attestation.Keyring
-	Catalogue playbooks.Catalog
-	Source    string
+	IncidentID    string
+	DataConverter converter.DataConverter
+	Keyring       attestation.Keyring
+	Catalog       playbooks.Catalog
+	HistorySource string
 }

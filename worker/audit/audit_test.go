@@ -20,33 +20,33 @@ import (
 	"stanch/workflows/incident"
 )
 
-// say is the story as kinds and sentences.
-func say(s audit.Story) string {
+// timelineText is the story as kinds and sentences.
+func timelineText(s audit.Timeline) string {
 	var b strings.Builder
-	for _, l := range s.Lines {
-		b.WriteString(string(l.Kind) + ": " + l.What + "\n")
+	for _, l := range s.Entries {
+		b.WriteString(string(l.Kind) + ": " + l.Text + "\n")
 	}
 	return b.String()
 }
 
-func named(all []audit.Difference) string {
+func differencesText(all []audit.Difference) string {
 	var b strings.Builder
 	for _, d := range all {
-		b.WriteString(d.What + " " + d.Workflow + "\n")
+		b.WriteString(d.Description + " " + d.WorkflowID + "\n")
 	}
 	return b.String()
 }
 
 func TestTheStoryIsToldInOrder(t *testing.T) {
-	m := newMade(t).whole(nil)
-	s, differences := audit.Check(m.runs, m.options())
-	require.Empty(t, differences, named(differences))
-	text, at := say(s), 0
+	m := newHistoryBuilder(t).buildFullIncident(nil)
+	s, differences := audit.VerifyTimeline(m.runs, m.auditOptions())
+	require.Empty(t, differences, differencesText(differences))
+	text, at := timelineText(s), 0
 	for _, next := range []string{
-		"opened: Incident " + incidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
+		"opened: Incident " + testIncidentID, "detection: Seen on node n1: Crypto-miner started on pod shop/web-1", "playbook: Playbook miner started on pod shop/web-1",
 		"evidence: Evidence was kept: processes.json", "decision: Decided to ask people before pod.isolate on pod shop/web-1", "question: Asked responders, of whom 1 must agree",
 		`vote: alice (uid 7 on the local socket) said yes to "pod.isolate"`, "answer: The answer to", "grant: A grant for exactly this plan was signed", "ended: Playbook miner ended",
-		"effect: pod.isolate on pod shop/web-1 was applied and verified", "It rests on the grant of alice", "verification: Lease " + leaseID + " was observed 2 times", "no longer in force", "is in force",
+		"effect: pod.isolate on pod shop/web-1 was applied and verified", "It rests on the grant of alice", "verification: Lease " + testLeaseID + " was observed 2 times", "no longer in force", "is in force",
 		"release: bob (uid 8 on the local socket) released lease", "undo: pod.isolate on pod shop/web-1 was undone and verified: released by bob", "closed: ",
 	} {
 		i := strings.Index(text[at:], next)
@@ -56,40 +56,40 @@ func TestTheStoryIsToldInOrder(t *testing.T) {
 	require.Equal(t, 1, strings.Count(text, "question: "), "what was permitted is planned again and not asked again")
 	require.NotContains(t, text, "failure: ", "what Stanch's own workflows say to each other is no failure")
 	require.Contains(t, text, "mark: The run contains nothing further and asks nobody: nothing further is contained: bob has taken it over")
-	require.Equal(t, []string{"abcdef012345"}, s.Configs)
+	require.Equal(t, []string{"abcdef012345"}, s.ConfigHashes)
 	require.Len(t, s.Effects, 1)
 	require.Equal(t, "undone", s.Effects[0].State)
-	require.Equal(t, 3, s.Effects[0].Observed)
+	require.Equal(t, 3, s.Effects[0].VerificationCount)
 	require.Equal(t, "alice", s.People[0].Name)
-	require.Equal(t, []string{"uid 8 on the local socket"}, s.People[1].Proved)
-	for _, l := range s.Lines {
+	require.Equal(t, []string{"uid 8 on the local socket"}, s.People[1].AuthenticatedBy)
+	for _, l := range s.Entries {
 		var event *historypb.HistoryEvent
 		for _, r := range m.runs {
-			if r.Workflow == l.Workflow && r.ID == l.Run {
-				event = r.Events[l.Event-1]
+			if r.WorkflowID == l.WorkflowID && r.RunID == l.RunID {
+				event = r.Events[l.EventID-1]
 			}
 		}
-		require.NotNil(t, event, "the event of %q is there", l.What)
+		require.NotNil(t, event, "the event of %q is there", l.Text)
 		require.Equal(t, l.At, event.GetEventTime().AsTime())
 	}
 	require.NotContains(t, redact.EscapeControlChars(text), "\u001b", "an attacker's control characters are not obeyed")
 }
 
 func TestEachVoteIsJudged(t *testing.T) {
-	m := newMade(t)
-	stranger, err := authority.Open(t.TempDir())
+	m := newHistoryBuilder(t)
+	stranger, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	forged, err := stranger.Sign(attestation.PayloadTypeVote, attestation.Vote{Person: "mallory", Approved: true})
 	require.NoError(t, err)
-	m.whole(func(p *parts) {
+	m.buildFullIncident(func(p *incidentParts) {
 		p.votes = []attestation.Envelope{
-			m.vote("eve", true, time.Minute, "visitors"), m.vote("carol", true, time.Hour, "responders"), forged,
-			m.vote("alice", true, time.Minute, "responders"), m.vote("alice", true, 2*time.Minute, "responders"),
+			m.signVote("eve", true, time.Minute, "visitors"), m.signVote("carol", true, time.Hour, "responders"), forged,
+			m.signVote("alice", true, time.Minute, "responders"), m.signVote("alice", true, 2*time.Minute, "responders"),
 		}
 	})
-	s := audit.Tell(m.runs, m.options())
+	s := audit.BuildTimeline(m.runs, m.auditOptions())
 	counted := map[string][]string{}
-	for _, l := range s.Lines {
+	for _, l := range s.Entries {
 		if l.Kind == audit.KindVote {
 			name, _ := l.Details["person"].(string)
 			counted[name] = append(counted[name], l.Details["counted"].(string))
@@ -99,7 +99,7 @@ func TestEachVoteIsJudged(t *testing.T) {
 		"eve": {"not counted: this person may not answer"}, "carol": {"not counted: it came too late"}, "mallory": {"not counted: it is not proved"},
 		"alice": {"counted as a yes", "not counted: the same person said yes before"},
 	}, counted)
-	require.Contains(t, named(s.Problems), "a vote does not hold")
+	require.Contains(t, differencesText(s.Problems), "a vote does not hold")
 	for _, p := range s.People {
 		require.NotEqual(t, "mallory", p.Name, "who is not proved did nothing")
 	}
@@ -107,23 +107,23 @@ func TestEachVoteIsJudged(t *testing.T) {
 
 // Who broke the glass stands in the table of people, with the reason; so does whose answer did not count.
 func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
-	m := newMade(t)
+	m := newHistoryBuilder(t)
 	cast := func(person string, change func(*attestation.Vote)) attestation.Envelope {
 		v := attestation.Vote{
-			IncidentID: incidentID, WorkflowID: runOf, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{plan()}, people), Person: person, AuthenticatedBy: "uid 9 on the local socket",
-			Approved: true, DecidedAt: began.Add(time.Minute),
+			IncidentID: testIncidentID, WorkflowID: playbookWorkflowID, Step: "cut#1", PlanHash: activities.ApprovalRequestHash([]activities.PlanResult{newPlanResult()}, testApprovers), Person: person, AuthenticatedBy: "uid 9 on the local socket",
+			Approved: true, DecidedAt: startTime.Add(time.Minute),
 		}
 		change(&v)
-		return m.sign(attestation.PayloadTypeVote, v)
+		return m.signStatement(attestation.PayloadTypeVote, v)
 	}
-	m.whole(func(p *parts) {
+	m.buildFullIncident(func(p *incidentParts) {
 		p.votes = []attestation.Envelope{
 			cast("eve", func(v *attestation.Vote) { v.RejectionReason = "eve may not answer this" }), cast("dana", func(v *attestation.Vote) { v.BreakGlass, v.Reason = true, "nobody else is awake" }),
 		}
 	})
 	did := map[string][]string{}
-	for _, p := range audit.Tell(m.runs, m.options()).People {
-		did[p.Name] = p.Did
+	for _, p := range audit.BuildTimeline(m.runs, m.auditOptions()).People {
+		did[p.Name] = p.Actions
 	}
 	require.Contains(t, did["dana"], `broke the glass for "pod.isolate" (question cut#1), alone for the whole quorum: nobody else is awake`)
 	require.Contains(t, did["eve"], `said yes to "pod.isolate" (question cut#1) (not counted: eve may not answer this)`)
@@ -131,61 +131,61 @@ func TestWhoBrokeTheGlassIsNamed(t *testing.T) {
 
 // A question that nobody answers leaves no event of its own: it is known from its plan and its deadline.
 func TestAQuestionThatNobodyAnswersIsTold(t *testing.T) {
-	m := newMade(t)
-	m.run(audit.TypePlaybook, runOf, map[string]any{"file": "miner.yaml", "source": []byte(source)})
-	m.marked("Plan", plan())
-	m.fired(m.timer(15 * time.Minute))
-	text := say(audit.Tell(m.runs, m.options()))
+	m := newHistoryBuilder(t)
+	m.startHistory(audit.TypePlaybook, playbookWorkflowID, map[string]any{"file": "miner.yaml", "source": []byte(testPlaybookSource)})
+	m.addLocalActivity("Plan", newPlanResult())
+	m.addTimerFired(m.addTimerStarted(15 * time.Minute))
+	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
 	require.Contains(t, text, "question: Asked responders")
 	require.Contains(t, text, "answer: Nobody with the right answered in time")
 }
 
 func TestEachLieIsNamed(t *testing.T) {
 	for name, c := range map[string]struct {
-		change func(m *made, p *parts)
-		after  func(m *made)
+		change func(m *historyBuilder, p *incidentParts)
+		after  func(m *historyBuilder)
 		want   string
 	}{
-		"a payload's byte": {after: func(m *made) {
+		"a payload's byte": {after: func(m *historyBuilder) {
 			data := m.runs[0].Events[1].GetWorkflowExecutionSignaledEventAttributes().GetInput().GetPayloads()[0].Data
 			data[len(data)/2] ^= 1
 		}, want: "a batch of detections cannot be read"},
-		"a payload in the clear": {after: func(m *made) {
+		"a payload in the clear": {after: func(m *historyBuilder) {
 			p := m.runs[1].Events[1].GetActivityTaskScheduledEventAttributes().GetInput().GetPayloads()[0]
 			p.Metadata, p.Data = map[string][]byte{"encoding": []byte("json/plain")}, []byte(`{}`)
 		}, want: "not encrypted"},
-		"an event left out":            {after: func(m *made) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "some are missing"},
-		"a detection that was changed": {change: func(_ *made, p *parts) { p.detection.Detection.Confidence = 0.99 }, want: "it was changed since"},
-		"an attestation of another key": {change: func(m *made, p *parts) {
-			other, err := authority.Open(m.t.TempDir())
+		"an event left out":            {after: func(m *historyBuilder) { m.runs[2].Events = append(m.runs[2].Events[:3:3], m.runs[2].Events[4:]...) }, want: "some are missing"},
+		"a detection that was changed": {change: func(_ *historyBuilder, p *incidentParts) { p.detection.Detection.Confidence = 0.99 }, want: "it was changed since"},
+		"an attestation of another key": {change: func(m *historyBuilder, p *incidentParts) {
+			other, err := authority.OpenOrCreate(m.t.TempDir())
 			require.NoError(m.t, err)
 			p.detection.Attestation, err = other.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{DetectionID: "d1"})
 			require.NoError(m.t, err)
 		}, want: "the attestation of detection d1 does not hold"},
-		"a grant for another plan": {change: func(m *made, p *parts) {
-			p.tally.GrantsByPlanHash[plan().PlanHash] = m.grant(func(g *attestation.Grant) { g.PlanHash = "other" })
+		"a grant for another plan": {change: func(m *historyBuilder, p *incidentParts) {
+			p.tally.GrantsByPlanHash[newPlanResult().PlanHash] = m.signGrant(func(g *attestation.Grant) { g.PlanHash = "other" })
 		}, want: "does not fit its plan"},
-		"a yes without a vote": {change: func(_ *made, p *parts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
-		"a no that was passed over": {change: func(m *made, p *parts) {
-			p.votes = append(p.votes, m.vote("bob", false, time.Minute, "responders"))
+		"a yes without a vote": {change: func(_ *historyBuilder, p *incidentParts) { p.votes = nil }, want: "counted as a yes, but 0 people said yes"},
+		"a no that was passed over": {change: func(m *historyBuilder, p *incidentParts) {
+			p.votes = append(p.votes, m.signVote("bob", false, time.Minute, "responders"))
 		}, want: "1 said no"},
-		"a token of another lease": {change: func(_ *made, p *parts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
-		"a release of another lease": {change: func(m *made, p *parts) {
-			p.release = m.sign(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
-		}, want: "not for releasing " + leaseID},
-		"a vote as a release":   {change: func(m *made, p *parts) { p.release = m.vote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
-		"the stored count":      {change: func(_ *made, p *parts) { p.stored.TotalDetections = 7 }, want: "it counts 7 detections, the history has 1"},
-		"the stored confidence": {change: func(_ *made, p *parts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
-		"a stored step": {change: func(_ *made, p *parts) {
+		"a token of another lease": {change: func(_ *historyBuilder, p *incidentParts) { p.token.LeaseID = "LSE-OTHER" }, want: "the token is for LSE-OTHER"},
+		"a release of another lease": {change: func(m *historyBuilder, p *incidentParts) {
+			p.release = m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{Operation: attestation.OperationRelease, LeaseID: "LSE-OTHER"})
+		}, want: "not for releasing " + testLeaseID},
+		"a vote as a release":   {change: func(m *historyBuilder, p *incidentParts) { p.release = m.signVote("bob", true, time.Minute) }, want: "the grant of the release does not hold"},
+		"the stored count":      {change: func(_ *historyBuilder, p *incidentParts) { p.stored.TotalDetections = 7 }, want: "it counts 7 detections, the history has 1"},
+		"the stored confidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Confidence = 0.99 }, want: "with confidence 0.99"},
+		"a stored step": {change: func(_ *historyBuilder, p *incidentParts) {
 			p.stored.Playbooks[0].Steps = []playbooks.StepReport{{Step: "cut", Action: "pod.isolate", Outcome: playbooks.OutcomeDenied}}
 		}, want: "the steps of playbook miner are others"},
-		"stored evidence": {change: func(_ *made, p *parts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
-		"a stored lease":  {change: func(_ *made, p *parts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
-		"another source":  {change: func(_ *made, p *parts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report names the source"},
+		"stored evidence": {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Evidence[0].SHA256 = "bb" }, want: "which no activity stored"},
+		"a stored lease":  {change: func(_ *historyBuilder, p *incidentParts) { p.stored.Leases[0].ID = "LSE-OTHER" }, want: "the lease LSE-OTHER, which has no history"},
+		"another source":  {change: func(_ *historyBuilder, p *incidentParts) { p.report.SourceHash = "0123456789abcdef" }, want: "the report names the source"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMade(t)
-			m.whole(func(p *parts) {
+			m := newHistoryBuilder(t)
+			m.buildFullIncident(func(p *incidentParts) {
 				if c.change != nil {
 					c.change(m, p)
 				}
@@ -193,37 +193,37 @@ func TestEachLieIsNamed(t *testing.T) {
 			if c.after != nil {
 				c.after(m)
 			}
-			_, differences := audit.Check(m.runs, m.options())
-			require.Contains(t, named(differences), c.want)
+			_, differences := audit.VerifyTimeline(m.runs, m.auditOptions())
+			require.Contains(t, differencesText(differences), c.want)
 		})
 	}
 }
 
 func TestATerminatedWorkflowAndARetryAreTold(t *testing.T) {
-	m := newMade(t)
-	m.run(audit.TypeLease, leaseOf, map[string]any{"target": target})
-	id := m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
-		ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{Input: m.payloads(activities.ApplyInput{Request: activities.Request{Action: "pod.isolate", Target: target}})},
+	m := newHistoryBuilder(t)
+	m.startHistory(audit.TypeLease, leaseWorkflowID, map[string]any{"target": testTarget})
+	id := m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED, Attributes: &historypb.HistoryEvent_ActivityTaskScheduledEventAttributes{
+		ActivityTaskScheduledEventAttributes: &historypb.ActivityTaskScheduledEventAttributes{Input: m.encodePayloads(activities.ApplyInput{Request: activities.Request{Action: "pod.isolate", Target: testTarget}})},
 	}})
-	m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_STARTED, Attributes: &historypb.HistoryEvent_ActivityTaskStartedEventAttributes{
+	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_ACTIVITY_TASK_STARTED, Attributes: &historypb.HistoryEvent_ActivityTaskStartedEventAttributes{
 		ActivityTaskStartedEventAttributes: &historypb.ActivityTaskStartedEventAttributes{ScheduledEventId: id, Attempt: 3},
 	}})
-	m.event(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
+	m.addEvent(&historypb.HistoryEvent{EventType: enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED, Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
 		WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "because", Identity: "somebody@host"},
 	}})
-	text := say(audit.Tell(m.runs, m.options()))
+	text := timelineText(audit.BuildTimeline(m.runs, m.auditOptions()))
 	require.Contains(t, text, "retry: ")
 	require.Contains(t, text, "attempt 3")
 	require.Contains(t, text, "terminated this workflow: because")
 }
 
 func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
-	m := newMade(t)
-	m.whole(func(p *parts) {
+	m := newHistoryBuilder(t)
+	m.buildFullIncident(func(p *incidentParts) {
 		p.detection.Detection.Title = "<img src=x onerror=alert(1)>\u202e"
 	})
 	var b strings.Builder
-	require.NoError(t, audit.HTML(&b, audit.Tell(m.runs, m.options())))
+	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
 	require.NotContains(t, b.String(), "<img")
 	require.NotContains(t, b.String(), "\u202e")
 	require.NotContains(t, b.String(), "http://")
@@ -234,10 +234,10 @@ func TestThePageEscapesAndNeedsNothingElse(t *testing.T) {
 // On a narrow screen a table's rows become cards: then each cell must carry its column's name, and nothing may keep the page
 // wider than the screen.
 func TestThePageFitsANarrowScreen(t *testing.T) {
-	m := newMade(t)
-	m.whole(nil)
+	m := newHistoryBuilder(t)
+	m.buildFullIncident(nil)
 	var b strings.Builder
-	require.NoError(t, audit.HTML(&b, audit.Tell(m.runs, m.options())))
+	require.NoError(t, audit.WriteHTML(&b, audit.BuildTimeline(m.runs, m.auditOptions())))
 	if file := os.Getenv("STANCH_PAGE"); file != "" { // to look at it
 		require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
 	}
@@ -256,31 +256,33 @@ func TestThePageFitsANarrowScreen(t *testing.T) {
 
 // Whatever an activity says of the manifest is in the story, to be compared with it.
 func TestEachActSaysWhereItWasEntered(t *testing.T) {
-	m := newMade(t).whole(func(p *parts) { p.tally.ManifestEntryHash, p.applied.ManifestEntryHash, p.undone.UnrecordedReason = "aa", "bb", "no space left" })
-	s := audit.Tell(m.runs, m.options())
+	m := newHistoryBuilder(t).buildFullIncident(func(p *incidentParts) {
+		p.tally.ManifestEntryHash, p.applied.ManifestEntryHash, p.undone.UnrecordedReason = "aa", "bb", "no space left"
+	})
+	s := audit.BuildTimeline(m.runs, m.auditOptions())
 	var got []string
-	for _, a := range s.Acts {
-		require.Equal(t, incidentID, a.Incident)
-		require.NotZero(t, a.Ref.Event)
-		got = append(got, a.What+" "+a.Entry+a.Unrecorded)
+	for _, a := range s.ManifestRecords {
+		require.Equal(t, testIncidentID, a.IncidentID)
+		require.NotZero(t, a.SourceEvent.EventID)
+		got = append(got, a.Description+" "+a.EntryHash+a.UnrecordedReason)
 	}
 	require.Equal(t, []string{`the answer to "pod.isolate" (question cut#1) aa`, "applying pod.isolate on pod shop/web-1 bb", "undoing pod.isolate on pod shop/web-1 no space left"}, got)
-	require.Empty(t, audit.Tell(newMade(t).whole(nil).runs, m.options()).Acts, "histories from before say nothing of a manifest")
+	require.Empty(t, audit.BuildTimeline(newHistoryBuilder(t).buildFullIncident(nil).runs, m.auditOptions()).ManifestRecords, "histories from before say nothing of a manifest")
 }
 
 // A resolved incident says so in the audit as in every other view, while it is open and afterwards.
 func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
-	m := newMade(t).whole(nil)
+	m := newHistoryBuilder(t).buildFullIncident(nil)
 	runs := m.runs
 	m.runs = runs[:1]
-	m.signal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.sign(attestation.PayloadTypeGrant, attestation.Grant{
-		Operation: attestation.OperationTriage, IncidentID: incidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
+	m.addSignal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
+		Operation: attestation.OperationTriage, IncidentID: testIncidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
 	})})
 	m.runs = append(m.runs[:1:1], runs[1:]...)
-	require.Equal(t, "closed, resolved: false-positive by anna", audit.Tell(m.runs, m.options()).Standing())
+	require.Equal(t, "closed, resolved: false-positive by anna", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText())
 
-	m = newMade(t).whole(nil)
+	m = newHistoryBuilder(t).buildFullIncident(nil)
 	m.runs = m.runs[:1]
-	m.signal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
-	require.Equal(t, "closed", audit.Tell(m.runs, m.options()).Standing(), "a mark without a valid grant resolves nothing")
+	m.addSignal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
+	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(), "a mark without a valid grant resolves nothing")
 }

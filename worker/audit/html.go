@@ -15,14 +15,14 @@ import (
 )
 
 //go:embed story.html
-var page string
+var pageTemplate string
 
-// HTML writes the story as one page that needs nothing else and prints well. Every string in it may be an attacker's:
+// WriteHTML writes the story as one page that needs nothing else and prints well. Every string in it may be an attacker's:
 // it is escaped, and what is not to be shown is shown as a dot.
-func HTML(w io.Writer, s Story) error {
+func WriteHTML(w io.Writer, s Timeline) error {
 	runs := map[string]int{}
 	for _, h := range s.Histories {
-		runs[h.Workflow]++
+		runs[h.WorkflowID]++
 	}
 	t, err := template.New("story").Funcs(template.FuncMap{
 		"plain": redact.EscapeControlChars,
@@ -34,25 +34,25 @@ func HTML(w io.Writer, s Story) error {
 			}
 			return t.UTC().Format(time.DateTime)
 		},
-		"lasted": func(e Effect) string {
-			if e.Undone == nil || e.AppliedAt.IsZero() {
+		"lasted": func(e ContainmentEffect) string {
+			if e.UndoneEvent == nil || e.AppliedAt.IsZero() {
 				return ""
 			}
 			return duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt))
 		},
-		"ref": func(r Ref) string {
+		"ref": func(r EventRef) string {
 			switch {
-			case r.Workflow == "":
+			case r.WorkflowID == "":
 				return ""
-			case r.Event == 0:
-				return redact.EscapeControlChars(r.Workflow)
-			case runs[r.Workflow] > 1:
-				return redact.EscapeControlChars(fmt.Sprintf("%s run %s #%d", r.Workflow, r.Run, r.Event))
+			case r.EventID == 0:
+				return redact.EscapeControlChars(r.WorkflowID)
+			case runs[r.WorkflowID] > 1:
+				return redact.EscapeControlChars(fmt.Sprintf("%s run %s #%d", r.WorkflowID, r.RunID, r.EventID))
 			}
-			return redact.EscapeControlChars(fmt.Sprintf("%s #%d", r.Workflow, r.Event))
+			return redact.EscapeControlChars(fmt.Sprintf("%s #%d", r.WorkflowID, r.EventID))
 		},
 		"join": func(list []string) string { return redact.EscapeControlChars(strings.Join(list, ", ")) },
-		"newday": func(lines []Line, i int) bool {
+		"newday": func(lines []TimelineEntry, i int) bool {
 			return i == 0 || lines[i].At.UTC().Format(time.DateOnly) != lines[i-1].At.UTC().Format(time.DateOnly)
 		},
 		"source": func(s string) string {
@@ -61,8 +61,8 @@ func HTML(w io.Writer, s Story) error {
 			}
 			return "Temporal"
 		},
-		"extras": extras,
-	}).Parse(page)
+		"extras": extraDetails,
+	}).Parse(pageTemplate)
 	if err != nil {
 		return fmt.Errorf("the page's template: %w", err)
 	}
@@ -72,15 +72,15 @@ func HTML(w io.Writer, s Story) error {
 	return nil
 }
 
-// shown are the details that stand in the sentence already, or in a table of their own.
-var shown = map[string]bool{
+// renderedDetailKeys are the details that stand in the sentence already, or in a table of their own.
+var renderedDetailKeys = map[string]bool{
 	"reason": true, "action": true, "target": true, "text": true, "rule": true, "node": true, "source": true, "confidence": true, "severity": true, "run": true, "file": true,
 	"playbook": true, "targets": true, "verdict": true, "lease": true, "why": true, "undone": true, "bytes": true, "name": true, "outcome": true, "scope": true, "phase": true, "key": true,
 	"steps": true, "until": true, "question": true, "person": true, "answer": true, "deadline": true, "approvers": true, "changes": true, "for": true, "ends": true, "quorum": true, "missing": true, "may_do": true, "objective": true, "reasons": true,
 }
 
-// extras are the details that an auditor compares with other records.
-func extras(l Line) []string {
+// extraDetails are the details that an auditor compares with other records.
+func extraDetails(l TimelineEntry) []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(l.Details)) {
 		v := l.Details[k]
@@ -95,7 +95,7 @@ func extras(l Line) []string {
 			}
 			text = strings.Join(parts, "; ")
 		}
-		if shown[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.What, text) {
+		if renderedDetailKeys[k] || text == "" || text == "<nil>" || text == "null" || text == "false" && k == "gone" || text == "{}" || strings.Contains(l.Text, text) {
 			continue
 		}
 		out = append(out, redact.EscapeControlChars(strings.ReplaceAll(k, "_", " ")+": "+text))

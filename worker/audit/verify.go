@@ -8,46 +8,46 @@ import (
 	"stanch/playbooks"
 )
 
-// Check tells the story and compares it with what the incident stored about itself. What does not decrypt and what is
+// VerifyTimeline tells the story and compares it with what the incident stored about itself. What does not decrypt and what is
 // not proved stands in the story's problems and among the differences.
-func Check(runs []Run, o Options) (Story, []Difference) {
-	t := newTeller(runs, o)
-	return *t.story, slices.Concat(t.story.Problems, t.compare())
+func VerifyTimeline(runs []WorkflowRun, o Options) (Timeline, []Difference) {
+	t := newTimelineBuilder(runs, o)
+	return *t.timeline, slices.Concat(t.timeline.Problems, t.compareWithStored())
 }
 
-// compare names where the incident's stored summary differs from what its histories say.
-func (t *teller) compare() []Difference {
-	stored, s := t.stored, t.story
+// compareWithStored names where the incident's stored summary differs from what its histories say.
+func (t *timelineBuilder) compareWithStored() []Difference {
+	stored, s := t.storedIncident, t.timeline
 	if stored == nil {
 		return nil // it is open: nothing is stored yet
 	}
 	var out []Difference
-	at := Ref{}
-	for _, l := range s.Lines {
+	at := EventRef{}
+	for _, l := range s.Entries {
 		if l.Kind == KindClosed {
-			at = l.Ref
+			at = l.EventRef
 		}
 	}
 	differ := func(format string, args ...any) {
-		out = append(out, Difference{What: "the stored incident differs from its history: " + fmt.Sprintf(format, args...), Ref: at})
+		out = append(out, Difference{Description: "the stored incident differs from its history: " + fmt.Sprintf(format, args...), EventRef: at})
 	}
-	if stored.ID != s.Incident {
-		differ("it is %s, the history is of %s", stored.ID, s.Incident)
+	if stored.ID != s.IncidentID {
+		differ("it is %s, the history is of %s", stored.ID, s.IncidentID)
 	}
-	if stored.TotalDetections != s.Detections {
-		differ("it counts %d detections, the history has %d", stored.TotalDetections, s.Detections)
+	if stored.TotalDetections != s.DetectionCount {
+		differ("it counts %d detections, the history has %d", stored.TotalDetections, s.DetectionCount)
 	}
 	if len(stored.Detections) < 50 && (stored.Objective != s.Objective || math.Abs(stored.Confidence-s.Confidence) > 1e-9) {
 		differ("it says %s with confidence %.2f, the detections say %s with %.2f", stored.Objective, stored.Confidence, s.Objective, s.Confidence)
 	}
 	for _, p := range stored.Playbooks {
-		i := slices.IndexFunc(s.Playbooks, func(f PlaybookFact) bool { return f.Run == p.WorkflowID })
+		i := slices.IndexFunc(s.Playbooks, func(f PlaybookRecord) bool { return f.PlaybookWorkflowID == p.WorkflowID })
 		if i < 0 {
 			differ("it names the run %s, which has no history", p.WorkflowID)
 			continue
 		}
-		if p.SourceHash != "" && p.SourceHash != s.Playbooks[i].Hash {
-			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, digest(p.SourceHash), digest(s.Playbooks[i].Hash))
+		if p.SourceHash != "" && p.SourceHash != s.Playbooks[i].SourceHash {
+			differ("it says that playbook %s with SHA-256 %s ran; what ran has %s", p.Playbook, shortHash(p.SourceHash), shortHash(s.Playbooks[i].SourceHash))
 		}
 		if !slices.EqualFunc(p.Steps, s.Playbooks[i].Steps, func(a, b playbooks.StepReport) bool {
 			return a.Step == b.Step && a.Action == b.Action && a.Target == b.Target && a.Outcome == b.Outcome && a.Reason == b.Reason && a.LeaseID == b.LeaseID
@@ -56,17 +56,19 @@ func (t *teller) compare() []Difference {
 		}
 	}
 	for _, l := range stored.Leases {
-		effect := t.effects[l.ID]
+		effect := t.effectsByLease[l.ID]
 		if effect == nil {
 			differ("it names the lease %s, which has no history", l.ID)
 			continue
 		}
-		if undone := effect.State == "undone"; l.Undone && !undone && effect.Undone == nil {
+		if undone := effect.State == "undone"; l.Undone && !undone && effect.UndoneEvent == nil {
 			differ("it says that lease %s was undone, its history says %s", l.ID, effect.State)
 		}
 	}
 	for _, ref := range stored.Evidence {
-		if !slices.ContainsFunc(s.Evidence, func(e EvidenceFact) bool { return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.SizeBytes == ref.SizeBytes }) {
+		if !slices.ContainsFunc(s.Evidence, func(e EvidenceRecord) bool {
+			return e.SHA256 == ref.SHA256 && e.Name == ref.Name && e.SizeBytes == ref.SizeBytes
+		}) {
 			differ("it names evidence %s with SHA-256 %s, which no activity stored", ref.Name, ref.SHA256)
 		}
 	}

@@ -29,31 +29,31 @@ import (
 
 // Authority signs and verifies.
 type Authority struct {
-	key   attestation.SigningKey
-	keys  attestation.Keyring
-	seed  []byte
-	chain []attestation.Envelope
+	signingKey  attestation.SigningKey
+	keyring     attestation.Keyring
+	seed        []byte
+	keySetChain []attestation.Envelope
 }
 
 var _ activities.Authority = (*Authority)(nil)
 
 // The files of a key directory.
 const (
-	seedFile    = "authority.seed"
-	retiredFile = "authority.retired" // public keys that verify and no longer sign
-	chainFile   = "authority.chain"   // the key sets of all rotations, each signed by the key before it
+	seedFile        = "authority.seed"
+	retiredKeysFile = "authority.retired" // public keys that verify and no longer sign
+	keySetChainFile = "authority.chain"   // the key sets of all rotations, each signed by the key before it
 )
 
-// Open reads the signing key in dir, or makes one.
-func Open(dir string) (*Authority, error) {
-	if _, err := Secret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
+// OpenOrCreate reads the signing key in dir, or makes one.
+func OpenOrCreate(dir string) (*Authority, error) {
+	if _, err := LoadOrCreateSecret(filepath.Join(dir, seedFile), ed25519.SeedSize); err != nil {
 		return nil, err
 	}
-	return Read(dir)
+	return OpenExisting(dir)
 }
 
-// Read reads the signing key in dir and the keys before it. It makes none.
-func Read(dir string) (*Authority, error) {
+// OpenExisting reads the signing key in dir and the keys before it. It makes none.
+func OpenExisting(dir string) (*Authority, error) {
 	seed, err := readSecret(filepath.Join(dir, seedFile), ed25519.SeedSize)
 	if err != nil {
 		return nil, err
@@ -62,11 +62,11 @@ func Read(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, seedFile), err)
 	}
-	a := &Authority{key: key, keys: attestation.NewKeyring(key.PublicKey()), seed: seed}
-	if a.chain, err = readChain(filepath.Join(dir, chainFile), key.ID()); err != nil {
+	a := &Authority{signingKey: key, keyring: attestation.NewKeyring(key.PublicKey()), seed: seed}
+	if a.keySetChain, err = readKeySetChain(filepath.Join(dir, keySetChainFile), key.ID()); err != nil {
 		return nil, err
 	}
-	raw, err := os.ReadFile(filepath.Join(dir, retiredFile))
+	raw, err := os.ReadFile(filepath.Join(dir, retiredKeysFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
 	}
@@ -75,16 +75,16 @@ func Read(dir string) (*Authority, error) {
 	}
 	retired, err := attestation.ParseKeyring(strings.Split(string(raw), "\n"))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, retiredFile), err)
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, retiredKeysFile), err)
 	}
-	maps.Copy(a.keys, retired)
+	maps.Copy(a.keyring, retired)
 	return a, nil
 }
 
-// Rotate makes a new signing key in dir. The old one still verifies, so that what holds under it goes on, unless it is
+// RotateSigningKey makes a new signing key in dir. The old one still verifies, so that what holds under it goes on, unless it is
 // distrusted: then nothing that it signed counts any more, and what holds ends by itself.
-func Rotate(dir string, distrust bool) (before, after string, err error) {
-	old, err := Read(dir)
+func RotateSigningKey(dir string, distrust bool) (before, after string, err error) {
+	old, err := OpenExisting(dir)
 	if err != nil {
 		return "", "", err
 	}
@@ -96,31 +96,31 @@ func Rotate(dir string, distrust bool) (before, after string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("make a key: %w", err)
 	}
-	retired := maps.Clone(old.keys)
+	retired := maps.Clone(old.keyring)
 	if distrust {
-		delete(retired, old.key.ID())
+		delete(retired, old.signingKey.ID())
 	}
-	set := attestation.KeySet{Sequence: int64(len(old.chain)) + 1, ActiveKeyID: next.ID(), PublicKeys: append([]string{encoded(next)}, retired.EncodeLines()...), RotatedAt: time.Now().UTC()}
-	signed, err := old.key.Sign(attestation.PayloadTypeKeySet, set)
+	set := attestation.KeySet{Sequence: int64(len(old.keySetChain)) + 1, ActiveKeyID: next.ID(), PublicKeys: append([]string{encodePublicKey(next)}, retired.EncodeLines()...), RotatedAt: time.Now().UTC()}
+	signed, err := old.signingKey.Sign(attestation.PayloadTypeKeySet, set)
 	if err != nil {
 		return "", "", fmt.Errorf("sign the new key: %w", err)
 	}
 	// The chain comes first: with a set too many, whose key never came to be, it is written anew by the next attempt.
-	if err := writeChain(filepath.Join(dir, chainFile), append(slices.Clone(old.chain), signed)); err != nil {
+	if err := writeKeySetChain(filepath.Join(dir, keySetChainFile), append(slices.Clone(old.keySetChain), signed)); err != nil {
 		return "", "", err
 	}
 	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
-	if err := writeFile(filepath.Join(dir, retiredFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
+	if err := writeFile(filepath.Join(dir, retiredKeysFile), "# Public keys that signed before. What they signed is still believed.\n"+strings.Join(retired.EncodeLines(), "\n")+"\n", len(retired) > 0); err != nil {
 		return "", "", err
 	}
 	if err := writeFile(filepath.Join(dir, seedFile), base64.StdEncoding.EncodeToString(seed)+"\n", true); err != nil {
 		return "", "", err
 	}
-	return old.key.ID(), next.ID(), nil
+	return old.signingKey.ID(), next.ID(), nil
 }
 
-// readChain reads the rotations up to the key that signs now. One that was prepared and not finished is left out.
-func readChain(path, active string) ([]attestation.Envelope, error) {
+// readKeySetChain reads the rotations up to the key that signs now. One that was prepared and not finished is left out.
+func readKeySetChain(path, active string) ([]attestation.Envelope, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -146,7 +146,7 @@ func readChain(path, active string) ([]attestation.Envelope, error) {
 	return chain[:last], nil
 }
 
-func writeChain(path string, chain []attestation.Envelope) error {
+func writeKeySetChain(path string, chain []attestation.Envelope) error {
 	var text strings.Builder
 	for _, s := range chain {
 		raw, err := json.Marshal(s)
@@ -158,21 +158,23 @@ func writeChain(path string, chain []attestation.Envelope) error {
 	return writeFile(path, text.String(), true)
 }
 
-func encoded(key attestation.SigningKey) string { return base64.StdEncoding.EncodeToString(key.PublicKey()) }
+func encodePublicKey(key attestation.SigningKey) string {
+	return base64.StdEncoding.EncodeToString(key.PublicKey())
+}
 
 // KeySet is the set of keys in force, which a node pins when it is enrolled.
 func (a *Authority) KeySet() attestation.KeySet {
-	lines := []string{encoded(a.key)}
-	for _, line := range a.keys.EncodeLines() {
+	lines := []string{encodePublicKey(a.signingKey)}
+	for _, line := range a.keyring.EncodeLines() {
 		if line != lines[0] {
 			lines = append(lines, line)
 		}
 	}
-	return attestation.KeySet{Sequence: int64(len(a.chain)), ActiveKeyID: a.key.ID(), PublicKeys: lines}
+	return attestation.KeySet{Sequence: int64(len(a.keySetChain)), ActiveKeyID: a.signingKey.ID(), PublicKeys: lines}
 }
 
-// Chain is the signed key sets of all rotations, the oldest first.
-func (a *Authority) Chain() []attestation.Envelope { return a.chain }
+// KeySetChain is the signed key sets of all rotations, the oldest first.
+func (a *Authority) KeySetChain() []attestation.Envelope { return a.keySetChain }
 
 // writeFile replaces a file as a whole, or takes it away.
 func writeFile(path, text string, keep bool) error {
@@ -193,7 +195,7 @@ func writeFile(path, text string, keep bool) error {
 }
 
 // KeyID is the id of the key that signs.
-func (a *Authority) KeyID() string { return a.key.ID() }
+func (a *Authority) KeyID() string { return a.signingKey.ID() }
 
 // MAC is a keyed hash of a message for one purpose: what comes back from outside unchanged need not be signed.
 func (a *Authority) MAC(purpose string, message []byte) []byte {
@@ -207,15 +209,15 @@ func (a *Authority) MAC(purpose string, message []byte) []byte {
 }
 
 // Keys verify what this authority signed.
-func (a *Authority) Keys() attestation.Keyring { return a.keys }
+func (a *Authority) Keys() attestation.Keyring { return a.keyring }
 
 // Sign signs a statement.
 func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }
 
-// Secret reads n random bytes from a file of base64 text, or makes the file.
-func Secret(path string, n int) ([]byte, error) {
+// LoadOrCreateSecret reads n random bytes from a file of base64 text, or makes the file.
+func LoadOrCreateSecret(path string, n int) ([]byte, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		secret := make([]byte, n)
 		if _, err := rand.Read(secret); err != nil {

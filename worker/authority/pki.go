@@ -22,10 +22,10 @@ import (
 // PKI is the small certificate authority of one installation: it names the gateway, the nodes and, in `stanch up`,
 // the client of the embedded Temporal. Its key lies in a directory that only the owner may read.
 type PKI struct {
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
+	dir    string
+	caCert *x509.Certificate
+	caKey  *ecdsa.PrivateKey
+	caPEM  []byte
 }
 
 // Names in certificates. A node's certificate has its name as CommonName and RoleNode as organisational unit.
@@ -35,15 +35,15 @@ const (
 	RoleTemporal = "temporal"
 )
 
-// OpenPKI reads the authority in dir, or makes one.
-func OpenPKI(dir string) (*PKI, error) {
+// OpenOrCreatePKI reads the authority in dir, or makes one.
+func OpenOrCreatePKI(dir string) (*PKI, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
 	}
 	p := &PKI{dir: dir}
 	raw, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return p, p.create()
+		return p, p.createCA()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
@@ -60,28 +60,28 @@ func OpenPKI(dir string) (*PKI, error) {
 	if !ok {
 		return nil, fmt.Errorf("the certificate authority in %s has a key of an unknown kind", dir)
 	}
-	p.cert, p.key, p.pem = pair.Leaf, key, raw
+	p.caCert, p.caKey, p.caPEM = pair.Leaf, key, raw
 	return p, nil
 }
 
-func (p *PKI) create() error {
+func (p *PKI) createCA() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("make a key: %w", err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+		SerialNumber: newSerialNumber(), Subject: pkix.Name{CommonName: "Stanch"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, MaxPathLenZero: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		return fmt.Errorf("make the certificate authority: %w", err)
 	}
-	if p.cert, err = x509.ParseCertificate(der); err != nil {
+	if p.caCert, err = x509.ParseCertificate(der); err != nil {
 		return fmt.Errorf("make the certificate authority: %w", err)
 	}
-	p.key, p.pem = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM, err := encodeKey(key)
+	p.caKey, p.caPEM = key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM, err := encodePrivateKey(key)
 	if err != nil {
 		return err
 	}
@@ -89,13 +89,13 @@ func (p *PKI) create() error {
 	if err := os.WriteFile(filepath.Join(p.dir, "ca.key"), keyPEM, 0o600); err != nil {
 		return fmt.Errorf("keep the certificate authority: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(p.dir, "ca.crt"), p.pem, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.dir, "ca.crt"), p.caPEM, 0o600); err != nil {
 		return fmt.Errorf("keep the certificate authority: %w", err)
 	}
 	return nil
 }
 
-func serial() *big.Int {
+func newSerialNumber() *big.Int {
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		panic(err) // the system's random source is gone: nothing can be safe
@@ -103,39 +103,39 @@ func serial() *big.Int {
 	return n
 }
 
-func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) { return gatewayrpc.EncodePrivateKey(key) }
+func encodePrivateKey(key *ecdsa.PrivateKey) ([]byte, error) { return gatewayrpc.EncodePrivateKey(key) }
 
-// CA is the authority's certificate as PEM.
-func (p *PKI) CA() []byte { return p.pem }
+// CACertPEM is the authority's certificate as PEM.
+func (p *PKI) CACertPEM() []byte { return p.caPEM }
 
-// Pool trusts this authority and no other.
-func (p *PKI) Pool() *x509.CertPool {
+// CertPool trusts this authority and no other.
+func (p *PKI) CertPool() *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(p.cert)
+	pool.AddCert(p.caCert)
 	return pool
 }
 
-// certLife is how long an issued certificate holds.
-const certLife = 90 * 24 * time.Hour
+// certLifetime is how long an issued certificate holds.
+const certLifetime = 90 * 24 * time.Hour
 
-// Issue makes a certificate for a role and a name, good for server and client. Hosts are names or addresses.
-func (p *PKI) Issue(role, name string, hosts ...string) (certPEM, keyPEM []byte, err error) {
+// IssueCertificate makes a certificate for a role and a name, good for server and client. Hosts are names or addresses.
+func (p *PKI) IssueCertificate(role, name string, hosts ...string) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", name, err)
 	}
-	if certPEM, err = p.certify(role, name, &key.PublicKey, hosts...); err != nil {
+	if certPEM, err = p.signPublicKey(role, name, &key.PublicKey, hosts...); err != nil {
 		return nil, nil, err
 	}
-	if keyPEM, err = encodeKey(key); err != nil {
+	if keyPEM, err = encodePrivateKey(key); err != nil {
 		return nil, nil, err
 	}
 	return certPEM, keyPEM, nil
 }
 
-// TLS issues a certificate and gives the configuration of one end of a mutually authenticated connection.
-func (p *PKI) TLS(role, name string, hosts ...string) (*tls.Config, error) {
-	certPEM, keyPEM, err := p.Issue(role, name, hosts...)
+// MutualTLSConfig issues a certificate and gives the configuration of one end of a mutually authenticated connection.
+func (p *PKI) MutualTLSConfig(role, name string, hosts ...string) (*tls.Config, error) {
+	certPEM, keyPEM, err := p.IssueCertificate(role, name, hosts...)
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +143,12 @@ func (p *PKI) TLS(role, name string, hosts ...string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", name, err)
 	}
-	return gatewayrpc.MutualTLSConfig(pair, p.Pool()), nil
+	return gatewayrpc.MutualTLSConfig(pair, p.CertPool()), nil
 }
 
-// Files issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.
-func (p *PKI) Files(dir, base, role, name string, hosts ...string) (cert, key string, err error) {
-	certPEM, keyPEM, err := p.Issue(role, name, hosts...)
+// WriteCertificateFiles issues a certificate and writes it with the authority's beside it: NAME.crt, NAME.key, ca.crt.
+func (p *PKI) WriteCertificateFiles(dir, base, role, name string, hosts ...string) (cert, key string, err error) {
+	certPEM, keyPEM, err := p.IssueCertificate(role, name, hosts...)
 	if err != nil {
 		return "", "", err
 	}
@@ -156,7 +156,7 @@ func (p *PKI) Files(dir, base, role, name string, hosts ...string) (cert, key st
 		return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 	}
 	cert, key = filepath.Join(dir, base+".crt"), filepath.Join(dir, base+".key")
-	for path, data := range map[string][]byte{cert: certPEM, key: keyPEM, filepath.Join(dir, "ca.crt"): p.pem} {
+	for path, data := range map[string][]byte{cert: certPEM, key: keyPEM, filepath.Join(dir, "ca.crt"): p.caPEM} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			return "", "", fmt.Errorf("write the certificate for %s: %w", name, err)
 		}

@@ -10,16 +10,16 @@ import (
 	"stanch/worker/authority"
 )
 
-const incident = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+const testIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 // A rotated key's entries still verify; a distrusted key's do not.
 func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	keys := t.TempDir()
-	a, err := authority.Open(keys)
+	a, err := authority.OpenOrCreate(keys)
 	require.NoError(t, err)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	found := func(a *authority.Authority) string {
-		_, all, err := s.Verify(incident, a.Keys(), "")
+		_, all, err := s.Verify(testIncidentID, a.Keys(), "")
 		require.NoError(t, err)
 		var text []string
 		for _, f := range all {
@@ -27,21 +27,21 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 		}
 		return strings.Join(text, "\n")
 	}
-	_, err = s.Append(incident, activities.EntryKindEffect, activities.AuditRecord{Action: "before"})
+	_, err = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Action: "before"})
 	require.NoError(t, err)
-	before, after, err := authority.Rotate(keys, false)
+	before, after, err := authority.RotateSigningKey(keys, false)
 	require.NoError(t, err)
 	require.NotEqual(t, before, after)
-	next, err := authority.Read(keys)
+	next, err := authority.OpenExisting(keys)
 	require.NoError(t, err)
 	require.Equal(t, after, next.KeyID())
 	s.Authority = next
-	_, err = s.Append(incident, activities.EntryKindUndo, activities.AuditRecord{Action: "after"})
+	_, err = s.Append(testIncidentID, activities.EntryKindUndo, activities.AuditRecord{Action: "after"})
 	require.NoError(t, err)
 	require.Empty(t, found(next))
-	_, _, err = authority.Rotate(keys, true)
+	_, _, err = authority.RotateSigningKey(keys, true)
 	require.NoError(t, err)
-	last, err := authority.Read(keys)
+	last, err := authority.OpenExisting(keys)
 	require.NoError(t, err)
 	require.Contains(t, found(last), after)
 	require.NotContains(t, found(last), before)
@@ -49,18 +49,18 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 
 func TestEachRotationIsSignedByTheKeyBefore(t *testing.T) {
 	dir := t.TempDir()
-	first, err := authority.Open(dir)
+	first, err := authority.OpenOrCreate(dir)
 	require.NoError(t, err)
 	pinned := first.KeySet()
 	for range 2 {
-		_, _, err := authority.Rotate(dir, false)
+		_, _, err := authority.RotateSigningKey(dir, false)
 		require.NoError(t, err)
 	}
-	_, after, err := authority.Rotate(dir, true)
+	_, after, err := authority.RotateSigningKey(dir, true)
 	require.NoError(t, err)
-	now, err := authority.Read(dir)
+	now, err := authority.OpenExisting(dir)
 	require.NoError(t, err)
-	followed, err := pinned.ApplyRotations(now.Chain())
+	followed, err := pinned.ApplyRotations(now.KeySetChain())
 	require.NoError(t, err)
 	require.Equal(t, after, followed.ActiveKeyID)
 	require.EqualValues(t, 3, followed.Sequence)

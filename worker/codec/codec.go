@@ -15,27 +15,27 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// encoding marks a payload of this codec; metaKeyID names its key.
+// encoding marks a payload of this codec; keyIDMetadataKey names its key.
 const (
-	encoding  = "binary/stanch-aes256gcm"
-	metaKey   = "encoding"
-	metaKeyID = "stanch-key"
+	encodingName        = "binary/stanch-aes256gcm"
+	encodingMetadataKey = "encoding"
+	keyIDMetadataKey    = "stanch-key"
 )
 
 // Codec encrypts with AES-256-GCM. The key's id is authenticated with the payload.
 type Codec struct {
-	current string
-	keys    map[string]cipher.AEAD
+	currentKeyID   string
+	ciphersByKeyID map[string]cipher.AEAD
 }
 
 var _ converter.PayloadCodec = (*Codec)(nil)
 
-// ErrPlain is wrapped when a payload is not encrypted.
-var ErrPlain = errors.New("the payload is not encrypted by Stanch")
+// ErrNotEncrypted is wrapped when a payload is not encrypted.
+var ErrNotEncrypted = errors.New("the payload is not encrypted by Stanch")
 
 // New makes a codec that encrypts with the key of the id current and decrypts with any of the keys (32 bytes each).
 func New(current string, keys map[string][]byte) (*Codec, error) {
-	c := &Codec{current: current, keys: map[string]cipher.AEAD{}}
+	c := &Codec{currentKeyID: current, ciphersByKeyID: map[string]cipher.AEAD{}}
 	for id, key := range keys {
 		if len(key) != 32 {
 			return nil, fmt.Errorf("codec key %s: %d bytes, want 32", id, len(key))
@@ -44,11 +44,11 @@ func New(current string, keys map[string][]byte) (*Codec, error) {
 		if err != nil {
 			return nil, fmt.Errorf("codec key %s: %w", id, err)
 		}
-		if c.keys[id], err = cipher.NewGCM(block); err != nil {
+		if c.ciphersByKeyID[id], err = cipher.NewGCM(block); err != nil {
 			return nil, fmt.Errorf("codec key %s: %w", id, err)
 		}
 	}
-	if c.keys[current] == nil {
+	if c.ciphersByKeyID[current] == nil {
 		return nil, fmt.Errorf("codec: the current key %s is not among the keys", current)
 	}
 	return c, nil
@@ -62,14 +62,14 @@ func (c *Codec) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 		if err != nil {
 			return nil, fmt.Errorf("encrypt a payload: %w", err)
 		}
-		aead := c.keys[c.current]
+		aead := c.ciphersByKeyID[c.currentKeyID]
 		nonce := make([]byte, aead.NonceSize(), aead.NonceSize()+len(plain)+aead.Overhead())
 		if _, err := rand.Read(nonce); err != nil {
 			return nil, fmt.Errorf("encrypt a payload: %w", err)
 		}
 		out[i] = &commonpb.Payload{
-			Metadata: map[string][]byte{metaKey: []byte(encoding), metaKeyID: []byte(c.current)},
-			Data:     aead.Seal(nonce, nonce, plain, []byte(c.current)),
+			Metadata: map[string][]byte{encodingMetadataKey: []byte(encodingName), keyIDMetadataKey: []byte(c.currentKeyID)},
+			Data:     aead.Seal(nonce, nonce, plain, []byte(c.currentKeyID)),
 		}
 	}
 	return out, nil
@@ -79,11 +79,11 @@ func (c *Codec) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
 	out := make([]*commonpb.Payload, len(payloads))
 	for i, p := range payloads {
-		if string(p.GetMetadata()[metaKey]) != encoding {
-			return nil, ErrPlain
+		if string(p.GetMetadata()[encodingMetadataKey]) != encodingName {
+			return nil, ErrNotEncrypted
 		}
-		id := string(p.GetMetadata()[metaKeyID])
-		aead, ok := c.keys[id]
+		id := string(p.GetMetadata()[keyIDMetadataKey])
+		aead, ok := c.ciphersByKeyID[id]
 		if !ok {
 			return nil, fmt.Errorf("decrypt a payload: the key %q is not known here", id)
 		}
@@ -103,12 +103,12 @@ func (c *Codec) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error
 	return out, nil
 }
 
-// Converter is the SDK's data converter with this codec around it.
-func (c *Codec) Converter() converter.DataConverter {
+// DataConverter is the SDK's data converter with this codec around it.
+func (c *Codec) DataConverter() converter.DataConverter {
 	return converter.NewCodecDataConverter(converter.GetDefaultDataConverter(), c)
 }
 
-// Failures encrypts the messages and stack traces of failures as well: they may hold what an attacker wrote.
-func (c *Codec) Failures() converter.FailureConverter {
-	return temporal.NewDefaultFailureConverter(temporal.DefaultFailureConverterOptions{DataConverter: c.Converter(), EncodeCommonAttributes: true})
+// FailureConverter encrypts the messages and stack traces of failures as well: they may hold what an attacker wrote.
+func (c *Codec) FailureConverter() converter.FailureConverter {
+	return temporal.NewDefaultFailureConverter(temporal.DefaultFailureConverterOptions{DataConverter: c.DataConverter(), EncodeCommonAttributes: true})
 }

@@ -7,36 +7,36 @@ import (
 
 // CloudTrail is where the record of the account comes from.
 type CloudTrail struct {
-	Queue  string `yaml:"queue" json:"queue,omitempty" jsonschema:"description=URL of an SQS queue to which EventBridge or SNS sends CloudTrail's events"`
-	Lookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=ask CloudTrail itself every minute for what changed something; slower than a queue. It is not told of reads: so the rules cloud-looked-around and cloud-storage-read never fire\\, a stolen role that only reads is not seen\\, and sessions of EKS Pod Identity (AssumeRole counts as a read) are not told apart by pod"`
+	QueueURL  string `yaml:"queue" json:"queue,omitempty" jsonschema:"description=URL of an SQS queue to which EventBridge or SNS sends CloudTrail's events"`
+	UseLookup bool   `yaml:"lookup" json:"lookup,omitempty" jsonschema:"description=ask CloudTrail itself every minute for what changed something; slower than a queue. It is not told of reads: so the rules cloud-looked-around and cloud-storage-read never fire\\, a stolen role that only reads is not seen\\, and sessions of EKS Pod Identity (AssumeRole counts as a read) are not told apart by pod"`
 }
 
-func (p *parser) cloudTrail(c *CloudTrail) {
+func (p *configParser) checkCloudTrail(c *CloudTrail) {
 	if c == nil {
 		return
 	}
-	if c.Queue == "" && !c.Lookup {
+	if c.QueueURL == "" && !c.UseLookup {
 		p.errorf(1, "required", "give `queue:`, the URL of an SQS queue, or `lookup: true`", "aws: `cloudtrail` says of nowhere to read")
 	}
-	if c.Queue == "" {
+	if c.QueueURL == "" {
 		return
 	}
-	u, err := url.Parse(c.Queue)
-	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
-		p.errorf(1, "value", "such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail", "aws: `%s` is not the URL of a queue", c.Queue)
+	u, err := url.Parse(c.QueueURL)
+	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
+		p.errorf(1, "value", "such as https://sqs.eu-central-1.amazonaws.com/123456789012/cloudtrail", "aws: `%s` is not the URL of a queue", c.QueueURL)
 	}
 }
 
-func (p *parser) networks(all []string) {
+func (p *configParser) checkNetworks(all []string) {
 	for _, s := range all {
-		if _, err := Network(s); err != nil {
+		if _, err := ParseNetwork(s); err != nil {
 			p.errorf(1, "value", "such as 10.0.0.0/8 or 203.0.113.7", "networks: `%s` is neither a network nor an address", s)
 		}
 	}
 }
 
-// Network reads a network, or one address as the network of it alone.
-func Network(s string) (netip.Prefix, error) {
+// ParseNetwork reads a network, or one address as the network of it alone.
+func ParseNetwork(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
 	}
@@ -44,11 +44,11 @@ func Network(s string) (netip.Prefix, error) {
 	return prefix.Masked(), err //nolint:wrapcheck // it names the value
 }
 
-// Inside are the networks of the cluster.
-func (c *Config) Inside() []netip.Prefix {
+// ClusterPrefixes are the networks of the cluster.
+func (c *Config) ClusterPrefixes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range c.Networks {
-		if p, err := Network(s); err == nil { // it was checked when the file was read
+		if p, err := ParseNetwork(s); err == nil { // it was checked when the file was read
 			out = append(out, p)
 		}
 	}

@@ -31,25 +31,25 @@ import (
 type Config struct {
 	Cluster string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the cluster's name in incidents"`
 	// Phase is the cluster's: 1 observe, 2 contain, 3 disrupt behind approval. No scope goes beyond it.
-	Phase     int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
-	Quiet     Duration  `yaml:"quiet" json:"quiet,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
-	Scopes    []Scope   `yaml:"scopes" json:"scopes,omitempty"`
-	People    []Person  `yaml:"people" json:"people,omitempty"`
-	Groups    []Group   `yaml:"groups" json:"groups,omitempty"`
-	Slack     *Slack    `yaml:"slack" json:"slack,omitempty"`
-	Protected Protected `yaml:"protected" json:"protected,omitzero"`
-	Budget    Budget    `yaml:"budget" json:"budget,omitzero"`
-	Evidence  Evidence  `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=how much evidence is kept"`
-	Playbooks []string  `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
-	Library   Library   `yaml:"library" json:"library,omitzero" jsonschema:"description=which of the shipped playbooks are used; all if not given"`
-	Rules     []string  `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
-	Foreign   []Foreign `yaml:"foreign" json:"foreign,omitempty"`
-	Exports   []Export  `yaml:"exports" json:"exports,omitempty"`
-	Nodes     Nodes     `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=what each node's sensor may send"`
-	AWS       *AWS      `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
-	Webhooks  []Webhook `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
-	Email     *Email    `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
-	Ticket    *Ticket   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
+	Phase            int              `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
+	IdleTimeout      Duration         `yaml:"quiet" json:"quiet,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
+	Scopes           []Scope          `yaml:"scopes" json:"scopes,omitempty"`
+	People           []Person         `yaml:"people" json:"people,omitempty"`
+	Groups           []Group          `yaml:"groups" json:"groups,omitempty"`
+	Slack            *Slack           `yaml:"slack" json:"slack,omitempty"`
+	ProtectedTargets ProtectedTargets `yaml:"protected" json:"protected,omitzero"`
+	Budget           Budget           `yaml:"budget" json:"budget,omitzero"`
+	EvidenceLimits   EvidenceLimits   `yaml:"evidence" json:"evidence,omitzero" jsonschema:"description=how much evidence is kept"`
+	Playbooks        []string         `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
+	Library          LibrarySelection `yaml:"library" json:"library,omitzero" jsonschema:"description=which of the shipped playbooks are used; all if not given"`
+	Rules            []string         `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
+	Sources          []Source         `yaml:"foreign" json:"foreign,omitempty"`
+	Exports          []Export         `yaml:"exports" json:"exports,omitempty"`
+	NodeLimits       NodeLimits       `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=what each node's sensor may send"`
+	AWS              *AWS             `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
+	Webhooks         []Webhook        `yaml:"webhooks" json:"webhooks,omitempty" jsonschema:"description=receivers of notify: webhook"`
+	Email            *Email           `yaml:"email" json:"email,omitempty" jsonschema:"description=where notify: email goes"`
+	Ticket           *TicketTracker   `yaml:"ticket" json:"ticket,omitempty" jsonschema:"description=where ticket: create opens tickets"`
 	// Networks tells the cluster's addresses from all others.
 	Networks []string `yaml:"networks" json:"networks,omitempty" jsonschema:"description=the addresses of pods and nodes and of their NAT gateways: 10.0.0.0/8 or one address; a pod's token or role that is used from elsewhere is told"`
 	// SocketGroup may connect to the local socket beside root; who a person is, the kernel says.
@@ -58,11 +58,11 @@ type Config struct {
 
 // Scope is a part of the estate with its own phase, approvers and thresholds.
 type Scope struct {
-	Name       string    `yaml:"name" json:"name"`
-	Namespaces []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
-	Phase      int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3"`
-	Confidence float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=what counts as high; 0.8 if not given"`
-	Approvers  Approvers `yaml:"approvers" json:"approvers,omitzero"`
+	Name                string    `yaml:"name" json:"name"`
+	Namespaces          []string  `yaml:"namespaces" json:"namespaces,omitempty" jsonschema:"description=names or patterns such as shop-*"`
+	Phase               int       `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3"`
+	ConfidenceThreshold float64   `yaml:"confidence" json:"confidence,omitempty" jsonschema:"minimum=0,maximum=1,description=what counts as high; 0.8 if not given"`
+	Approvers           Approvers `yaml:"approvers" json:"approvers,omitzero"`
 }
 
 // Approvers may agree to what the phase does not let run by itself.
@@ -75,8 +75,8 @@ type Approvers struct {
 	Escalate *Escalation `yaml:"escalate" json:"escalate,omitempty"`
 }
 
-// Protected is never contained.
-type Protected struct {
+// ProtectedTargets is never contained.
+type ProtectedTargets struct {
 	Namespaces []string `yaml:"namespaces" json:"namespaces,omitempty"`
 	Workloads  []string `yaml:"workloads" json:"workloads,omitempty" jsonschema:"description=namespace/Kind/name"`
 	Roles      []string `yaml:"roles" json:"roles,omitempty" jsonschema:"description=IAM roles and users: names or ARNs; * and ? are patterns"`
@@ -84,14 +84,14 @@ type Protected struct {
 
 // Budget bounds what may be contained without a person.
 type Budget struct {
-	PerHour int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
-	Share   float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
-	// Longest is for how long a containment may hold that nobody approved.
-	Longest Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
+	MaxPerHour  int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
+	MaxFraction float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
+	// MaxDuration is for how long a containment may hold that nobody approved.
+	MaxDuration Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
-// Library says which of the shipped playbooks are used.
-type Library struct {
+// LibrarySelection says which of the shipped playbooks are used.
+type LibrarySelection struct {
 	Enabled *bool    `yaml:"enabled" json:"enabled,omitempty" jsonschema:"description=whether any is used; true if not given"`
 	Except  []string `yaml:"except" json:"except,omitempty" jsonschema:"description=names of those that are not used"`
 	Only    []string `yaml:"only" json:"only,omitempty" jsonschema:"description=names of the only ones that are used; all if not given"`
@@ -122,8 +122,8 @@ func (Duration) JSONSchema() *jsonschema.Schema {
 const (
 	DrillScope     = "drill"
 	DrillNamespace = "stanch-drill"
-	// DrillRole begins the names of IAM roles that were made for drills.
-	DrillRole = "stanch-drill-"
+	// DrillRolePrefix begins the names of IAM roles that were made for drills.
+	DrillRolePrefix = "stanch-drill-"
 )
 
 // Default is what holds without a file: phase 1, nobody may approve but the user who runs Stanch.
@@ -138,37 +138,37 @@ func (c *Config) withDefaults() *Config {
 	if c.Phase == 0 {
 		c.Phase = 1
 	}
-	if c.Quiet == 0 {
-		c.Quiet = Duration(15 * time.Minute)
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = Duration(15 * time.Minute)
 	}
-	if c.Budget.PerHour == 0 {
-		c.Budget.PerHour = 20
+	if c.Budget.MaxPerHour == 0 {
+		c.Budget.MaxPerHour = 20
 	}
-	if c.Budget.Share == 0 {
-		c.Budget.Share = 0.5
+	if c.Budget.MaxFraction == 0 {
+		c.Budget.MaxFraction = 0.5
 	}
-	if c.Budget.Longest == 0 {
-		c.Budget.Longest = Duration(24 * time.Hour)
+	if c.Budget.MaxDuration == 0 {
+		c.Budget.MaxDuration = Duration(24 * time.Hour)
 	}
-	c.Evidence.MaxTotal = orElse(c.Evidence.MaxTotal, 20<<30)
-	c.Evidence.MaxPerIncident = orElse(c.Evidence.MaxPerIncident, 2<<30)
-	c.Evidence.MinFree = orElse(c.Evidence.MinFree, 1<<30)
-	if len(c.Protected.Namespaces) == 0 {
-		c.Protected.Namespaces = []string{"kube-system", "stanch-system"}
+	c.EvidenceLimits.MaxTotalBytes = valueOr(c.EvidenceLimits.MaxTotalBytes, 20<<30)
+	c.EvidenceLimits.MaxBytesPerIncident = valueOr(c.EvidenceLimits.MaxBytesPerIncident, 2<<30)
+	c.EvidenceLimits.MinFreeBytes = valueOr(c.EvidenceLimits.MinFreeBytes, 1<<30)
+	if len(c.ProtectedTargets.Namespaces) == 0 {
+		c.ProtectedTargets.Namespaces = []string{"kube-system", "stanch-system"}
 	}
 	for i := range c.Scopes {
 		s := &c.Scopes[i]
 		if s.Phase == 0 {
 			s.Phase = c.Phase
 		}
-		s.Confidence = orElse(s.Confidence, 0.8)
-		s.Approvers.Quorum = orElse(s.Approvers.Quorum, 1)
-		s.Approvers.Timeout = orElse(s.Approvers.Timeout, Duration(15*time.Minute))
+		s.ConfidenceThreshold = valueOr(s.ConfidenceThreshold, 0.8)
+		s.Approvers.Quorum = valueOr(s.Approvers.Quorum, 1)
+		s.Approvers.Timeout = valueOr(s.Approvers.Timeout, Duration(15*time.Minute))
 	}
 	return c
 }
 
-func orElse[T comparable](v, otherwise T) T {
+func valueOr[T comparable](v, otherwise T) T {
 	var zero T
 	if v == zero {
 		return otherwise
@@ -176,9 +176,9 @@ func orElse[T comparable](v, otherwise T) T {
 	return v
 }
 
-// ScopeOf is the scope of a namespace ("" for containers of the host). The first that fits counts; what fits none
+// ScopeForNamespace is the scope of a namespace ("" for containers of the host). The first that fits counts; what fits none
 // is in the scope "default" with the cluster's phase and no approvers.
-func (c *Config) ScopeOf(namespace string) Scope {
+func (c *Config) ScopeForNamespace(namespace string) Scope {
 	for _, s := range c.Scopes {
 		for _, pattern := range s.Namespaces {
 			if ok, err := path.Match(pattern, namespace); err == nil && ok {
@@ -187,7 +187,7 @@ func (c *Config) ScopeOf(namespace string) Scope {
 			}
 		}
 	}
-	return Scope{Name: "default", Phase: c.Phase, Confidence: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
+	return Scope{Name: "default", Phase: c.Phase, ConfidenceThreshold: 0.8, Approvers: Approvers{Quorum: 1, Timeout: Duration(15 * time.Minute)}}
 }
 
 // Load reads a file; a file that does not exist is an error.
@@ -203,19 +203,19 @@ func Load(file string) (*Config, diagnostic.Diagnostics, error) {
 	return c, problems, nil
 }
 
-var atLine = regexp.MustCompile(`line (\d+): (.*)`)
+var yamlErrorLinePattern = regexp.MustCompile(`line (\d+): (.*)`)
 
-var unknownField = regexp.MustCompile(`field (\S+) not found in type config\.(\S+)`)
+var unknownFieldPattern = regexp.MustCompile(`field (\S+) not found in type config\.(\S+)`)
 
 // Parse reads the text of a file.
 func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
-	p := &parser{file: file}
+	p := &configParser{file: file}
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
 	c := &Config{}
 	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			m := atLine.FindStringSubmatch(line)
+			m := yamlErrorLinePattern.FindStringSubmatch(line)
 			if m == nil {
 				if !strings.Contains(line, "unmarshal errors") {
 					p.errorf(1, "yaml", "", "%s", strings.TrimPrefix(line, "yaml: "))
@@ -223,8 +223,8 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 				continue
 			}
 			n, _ := strconv.Atoi(m[1])
-			if f := unknownField.FindStringSubmatch(m[2]); f != nil {
-				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], keysOf(f[2])), "there is no key `%s` here", f[1])
+			if f := unknownFieldPattern.FindStringSubmatch(m[2]); f != nil {
+				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])), "there is no key `%s` here", f[1])
 				continue
 			}
 			hint := ""
@@ -234,25 +234,25 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 			p.errorf(n, "yaml", hint, "%s", m[2])
 		}
 	}
-	p.lossy(raw)
-	p.check(c)
+	p.checkLossyNumbers(raw)
+	p.checkAll(c)
 	if p.problems.HasErrors() {
 		return nil, p.problems.Sorted()
 	}
 	return c.withDefaults(), p.problems.Sorted()
 }
 
-type parser struct {
+type configParser struct {
 	file     string
 	problems diagnostic.Diagnostics
 }
 
-func (p *parser) errorf(line int, code, hint, format string, args ...any) {
+func (p *configParser) errorf(line int, code, hint, format string, args ...any) {
 	p.problems = append(p.problems, diagnostic.Diagnostic{File: p.file, Line: line, Column: 1, Severity: "error", Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-// lossy reports numbers that are read as others than they are written.
-func (p *parser) lossy(raw []byte) {
+// checkLossyNumbers reports numbers that are read as others than they are written.
+func (p *configParser) checkLossyNumbers(raw []byte) {
 	var doc yaml.Node
 	if yaml.Unmarshal(raw, &doc) != nil {
 		return // it was reported
@@ -269,13 +269,13 @@ func (p *parser) lossy(raw []byte) {
 	walk(&doc)
 }
 
-func (p *parser) check(c *Config) {
+func (p *configParser) checkAll(c *Config) {
 	p.checkAWS(c)
-	p.outside(c)
-	p.foreign(c.Foreign)
-	p.exports(c.Exports)
-	p.nodes(c.Nodes)
-	p.networks(c.Networks)
+	p.checkNotifications(c)
+	p.checkSources(c.Sources)
+	p.checkExports(c.Exports)
+	p.checkNodes(c.NodeLimits)
+	p.checkNetworks(c.Networks)
 	if l := c.Library; len(l.Only) > 0 && (len(l.Except) > 0 || l.Enabled != nil && !*l.Enabled) {
 		p.errorf(1, "library", "keep one of them", "library: `only` excludes `except` and `enabled: false`")
 	}
@@ -285,8 +285,8 @@ func (p *parser) check(c *Config) {
 		}
 	}
 	phase("the cluster", c.Phase)
-	groups, names := p.people(c)
-	p.slack(c.Slack)
+	groups, names := p.checkPeople(c)
+	p.checkSlack(c.Slack)
 	seen := map[string]bool{DrillScope: true}
 	for _, s := range c.Scopes {
 		if s.Name == "" || seen[s.Name] {
@@ -294,7 +294,7 @@ func (p *parser) check(c *Config) {
 		}
 		seen[s.Name] = true
 		phase("scope "+s.Name, s.Phase)
-		if s.Confidence < 0 || s.Confidence > 1 {
+		if s.ConfidenceThreshold < 0 || s.ConfidenceThreshold > 1 {
 			p.errorf(1, "range", "", "scope %s: `confidence` must be from 0 to 1", s.Name)
 		}
 		for _, pattern := range s.Namespaces {
@@ -302,9 +302,9 @@ func (p *parser) check(c *Config) {
 				p.errorf(1, "pattern", "", "scope %s: `%s` is not a pattern", s.Name, pattern)
 			}
 		}
-		p.known("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, groups, names)
+		p.checkApproversExist("scope "+s.Name, s.Approvers.Groups, s.Approvers.Users, groups, names)
 		if e := s.Approvers.Escalate; e != nil {
-			p.known("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
+			p.checkApproversExist("scope "+s.Name+", escalate", e.Groups, e.Users, groups, names)
 			if e.After <= 0 || s.Approvers.Timeout > 0 && e.After >= s.Approvers.Timeout || len(e.Groups)+len(e.Users) == 0 {
 				p.errorf(1, "range", "for example `escalate: {after: 5m, groups: [NAME]}`", "scope %s: `escalate` names nobody, or does not begin before the timeout", s.Name)
 			}
@@ -313,13 +313,13 @@ func (p *parser) check(c *Config) {
 }
 
 var (
-	region     = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$`)
-	roleARN    = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}$`)
-	eksCluster = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$`)
+	awsRegionPattern  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$`)
+	roleARNPattern    = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}$`)
+	eksClusterPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$`)
 )
 
-func (p *parser) checkAWS(c *Config) {
-	for _, pattern := range c.Protected.Roles {
+func (p *configParser) checkAWS(c *Config) {
+	for _, pattern := range c.ProtectedTargets.Roles {
 		if _, err := path.Match(pattern, ""); err != nil {
 			p.errorf(1, "pattern", "", "protected: `%s` is not a pattern", pattern)
 		}
@@ -331,16 +331,16 @@ func (p *parser) checkAWS(c *Config) {
 	switch {
 	case a.Region == "":
 		p.errorf(1, "required", "add `region:`, such as eu-central-1", "aws: the region is missing")
-	case !region.MatchString(a.Region):
+	case !awsRegionPattern.MatchString(a.Region):
 		p.errorf(1, "value", "such as eu-central-1", "aws: `%s` is not a region", a.Region)
 	}
-	if a.RoleARN != "" && !roleARN.MatchString(a.RoleARN) {
+	if a.RoleARN != "" && !roleARNPattern.MatchString(a.RoleARN) {
 		p.errorf(1, "value", "such as arn:aws:iam::123456789012:role/stanch", "aws: `%s` is not the ARN of a role", a.RoleARN)
 	}
-	if a.Cluster != "" && !eksCluster.MatchString(a.Cluster) {
+	if a.Cluster != "" && !eksClusterPattern.MatchString(a.Cluster) {
 		p.errorf(1, "value", "its name, and not its ARN", "aws: `%s` is not the name of an EKS cluster", a.Cluster)
 	}
-	p.cloudTrail(a.CloudTrail)
+	p.checkCloudTrail(a.CloudTrail)
 	if a.Endpoint == "" {
 		return
 	}
@@ -348,18 +348,18 @@ func (p *parser) checkAWS(c *Config) {
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
 		p.errorf(1, "value", "such as https://vpce-….amazonaws.com", "aws: `%s` is not a URL", a.Endpoint)
-	case u.Scheme == "http" && !loopback(u.Hostname()):
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		p.errorf(1, "value", "use https", "aws: credentials would go to %s in the clear", u.Host)
 	}
 }
 
-func loopback(host string) bool {
+func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// keysOf are the keys of one of the configuration's types, for hints.
-func keysOf(typeName string) []string {
+// yamlKeysOfType are the keys of one of the configuration's types, for hints.
+func yamlKeysOfType(typeName string) []string {
 	var find func(t reflect.Type) []string
 	find = func(t reflect.Type) []string {
 		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
@@ -369,7 +369,7 @@ func keysOf(typeName string) []string {
 			return nil
 		}
 		var keys []string
-		for f := range fields(t) {
+		for f := range structFields(t) {
 			if t.Name() == typeName {
 				keys = append(keys, f.Tag.Get("yaml"))
 			} else if keys = find(f.Type); keys != nil {
@@ -381,7 +381,7 @@ func keysOf(typeName string) []string {
 	return find(reflect.TypeFor[Config]())
 }
 
-func fields(t reflect.Type) iter.Seq[reflect.StructField] {
+func structFields(t reflect.Type) iter.Seq[reflect.StructField] {
 	return func(yield func(reflect.StructField) bool) {
 		for field := range t.Fields() {
 			if !yield(field) {

@@ -43,15 +43,15 @@ func TestNamesThatNobodyDefinesAreErrors(t *testing.T) {
 
 func TestWithoutAFileNothingIsContained(t *testing.T) {
 	c := config.Default()
-	require.Equal(t, 1, c.ScopeOf("anything").Phase)
-	require.Empty(t, c.ScopeOf("anything").Approvers.Groups)
+	require.Equal(t, 1, c.ScopeForNamespace("anything").Phase)
+	require.Empty(t, c.ScopeForNamespace("anything").Approvers.Groups)
 }
 
 func TestAScopeNeverGoesBeyondItsCluster(t *testing.T) {
 	c, problems := config.Parse("c", []byte("phase: 2\nscopes: [{name: a, namespaces: [shop-*], phase: 3}]\n"))
 	require.Empty(t, problems)
-	require.Equal(t, 2, c.ScopeOf("shop-eu").Phase)
-	require.Equal(t, "default", c.ScopeOf("bank").Name)
+	require.Equal(t, 2, c.ScopeForNamespace("shop-eu").Phase)
+	require.Equal(t, "default", c.ScopeForNamespace("bank").Name)
 }
 
 func TestAUserIDOfTwoPeopleIsNobody(t *testing.T) {
@@ -104,12 +104,12 @@ func TestTheRosterIsWhatTheFileSaysNow(t *testing.T) {
 	now, err = roster.Current()
 	require.NoError(t, err)
 	require.Len(t, now.People, 1)
-	require.Empty(t, roster.Pending())
+	require.Empty(t, roster.RestartRequiredKeys())
 	write("people: [{name: alice, uid: 1}]\nphase: 2\nscopes: [{name: web, namespaces: [web]}]")
 	now, err = roster.Current()
 	require.NoError(t, err)
 	require.Equal(t, 1, now.Phase, "the rest is as it was at the start")
-	require.Equal(t, []string{"phase", "scopes"}, roster.Pending(), "and that is said")
+	require.Equal(t, []string{"phase", "scopes"}, roster.RestartRequiredKeys(), "and that is said")
 	write("people: [{name: alice, uid: 1}, ")
 	_, err = roster.Current()
 	require.ErrorContains(t, err, "who may answer is not known")

@@ -7,9 +7,9 @@ import (
 
 // The shapes in which detections are exported.
 const (
-	ExportOCSF   = "ocsf"
-	ExportFalco  = "falco"
-	ExportStanch = "stanch"
+	ExportFormatOCSF   = "ocsf"
+	ExportFormatFalco  = "falco"
+	ExportFormatStanch = "stanch"
 )
 
 // Export is where every detection is sent as well.
@@ -21,8 +21,8 @@ type Export struct {
 	TokenFile string `yaml:"token_file" json:"token_file,omitempty" jsonschema:"description=sent as Authorization: Bearer"`
 }
 
-func (p *parser) exports(all []Export) {
-	formats := []string{ExportOCSF, ExportFalco, ExportStanch}
+func (p *configParser) checkExports(all []Export) {
+	formats := []string{ExportFormatOCSF, ExportFormatFalco, ExportFormatStanch}
 	seen := map[string]bool{}
 	for _, e := range all {
 		where := "export " + e.Name
@@ -37,7 +37,7 @@ func (p *parser) exports(all []Export) {
 		case (e.URL == "") == (e.File == ""):
 			p.errorf(1, "required", "give one of them", "%s: of `url` and `file` exactly one is needed", where)
 		case e.URL != "":
-			p.address(where, e.URL)
+			p.checkURL(where, e.URL)
 		case e.TokenFile != "":
 			p.errorf(1, "value", "leave it away", "%s: a file needs no token", where)
 		}

@@ -14,25 +14,25 @@ import (
 type Person struct {
 	Name string  `yaml:"name" json:"name"`
 	UID  *uint32 `yaml:"uid" json:"uid,omitempty" jsonschema:"description=the user id on this machine's local socket"`
-	// Slack is a member id: names in Slack can be chosen, ids cannot.
-	Slack string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the member id in Slack (U…): in the profile under Copy member ID"`
-	// Kubernetes is the user name that TokenReview gives.
-	Kubernetes string   `yaml:"kubernetes" json:"kubernetes,omitempty" jsonschema:"description=the user name in Kubernetes; kubectl auth whoami shows it"`
-	AWS        string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS: who triggered something there does not approve it"`
-	Groups     []string `yaml:"groups" json:"groups,omitempty"`
+	// SlackMemberID is a member id: names in Slack can be chosen, ids cannot.
+	SlackMemberID string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the member id in Slack (U…): in the profile under Copy member ID"`
+	// KubernetesUser is the user name that TokenReview gives.
+	KubernetesUser string   `yaml:"kubernetes" json:"kubernetes,omitempty" jsonschema:"description=the user name in Kubernetes; kubectl auth whoami shows it"`
+	AWSPrincipal   string   `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the ARN in AWS: who triggered something there does not approve it"`
+	Groups         []string `yaml:"groups" json:"groups,omitempty"`
 	// BreakGlass lets them answer alone for a whole quorum, with a reason and a record of its own.
 	BreakGlass bool `yaml:"break_glass" json:"break_glass,omitempty" jsonschema:"description=may answer alone for a whole quorum; it is recorded and told to everybody"`
 }
 
-// Is tells whether a source's name of an actor is this person.
-func (p Person) Is(actor string) bool {
-	return actor == sensors.ActorPersonPrefix+p.Name || p.Kubernetes != "" && actor == "kubernetes:"+p.Kubernetes || p.AWS != "" && actor == "aws:"+p.AWS
+// MatchesActor tells whether a source's name of an actor is this person.
+func (p Person) MatchesActor(actor string) bool {
+	return actor == sensors.ActorPersonPrefix+p.Name || p.KubernetesUser != "" && actor == "kubernetes:"+p.KubernetesUser || p.AWSPrincipal != "" && actor == "aws:"+p.AWSPrincipal
 }
 
 // Group takes members from a user group in Slack, beside the people who name it. Who is in it must be a person here too.
 type Group struct {
-	Name  string `yaml:"name" json:"name"`
-	Slack string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the id of a user group in Slack (S…)"`
+	Name           string `yaml:"name" json:"name"`
+	SlackUserGroup string `yaml:"slack" json:"slack,omitempty" jsonschema:"description=the id of a user group in Slack (S…)"`
 }
 
 // Slack is where incidents are shown and answered. One of AppTokenFile and SigningSecretFile is needed for answers.
@@ -64,8 +64,8 @@ func (c *Config) GroupNames() []string {
 	return slices.Compact(names)
 }
 
-// PersonBy finds the one person for whom is holds; more than one is nobody.
-func (c *Config) PersonBy(is func(Person) bool) (Person, bool) {
+// FindPerson finds the one person for whom is holds; more than one is nobody.
+func (c *Config) FindPerson(is func(Person) bool) (Person, bool) {
 	var found []Person
 	for _, p := range c.People {
 		if is(p) {
@@ -80,27 +80,27 @@ func (c *Config) PersonBy(is func(Person) bool) (Person, bool) {
 
 // PersonByUID finds who has a user id.
 func (c *Config) PersonByUID(uid uint32) (Person, bool) {
-	return c.PersonBy(func(p Person) bool { return p.UID != nil && *p.UID == uid })
+	return c.FindPerson(func(p Person) bool { return p.UID != nil && *p.UID == uid })
 }
 
 // PersonBySlack finds who has a member id.
 func (c *Config) PersonBySlack(id string) (Person, bool) {
-	return c.PersonBy(func(p Person) bool { return id != "" && p.Slack == id })
+	return c.FindPerson(func(p Person) bool { return id != "" && p.SlackMemberID == id })
 }
 
 // PersonByKubernetes finds who has a user name in Kubernetes.
 func (c *Config) PersonByKubernetes(user string) (Person, bool) {
-	return c.PersonBy(func(p Person) bool { return user != "" && p.Kubernetes == user })
+	return c.FindPerson(func(p Person) bool { return user != "" && p.KubernetesUser == user })
 }
 
 var (
-	slackMember  = regexp.MustCompile(`^[UW][A-Z0-9]{4,}$`)
-	slackGroup   = regexp.MustCompile(`^S[A-Z0-9]{4,}$`)
-	slackChannel = regexp.MustCompile(`^[CG][A-Z0-9]{4,}$`)
+	slackMemberPattern  = regexp.MustCompile(`^[UW][A-Z0-9]{4,}$`)
+	slackGroupPattern   = regexp.MustCompile(`^S[A-Z0-9]{4,}$`)
+	slackChannelPattern = regexp.MustCompile(`^[CG][A-Z0-9]{4,}$`)
 )
 
-// alphabet is the one script of a name's letters; two are a name that may be meant to look like another.
-func alphabet(name string) (ok bool) {
+// usesSingleScript is the one script of a name's letters; two are a name that may be meant to look like another.
+func usesSingleScript(name string) (ok bool) {
 	scripts := []*unicode.RangeTable{unicode.Latin, unicode.Cyrillic, unicode.Greek, unicode.Armenian, unicode.Cherokee}
 	var seen *unicode.RangeTable
 	for _, r := range name {
@@ -120,8 +120,8 @@ func alphabet(name string) (ok bool) {
 	return true
 }
 
-// people checks who may answer, and gives the names that others may use.
-func (p *parser) people(c *Config) (groups, names []string) {
+// checkPeople checks who may answer, and gives the names that others may use.
+func (p *configParser) checkPeople(c *Config) (groups, names []string) {
 	same := func(what, a string, others []Person, of func(Person) string) {
 		if a != "" && slices.ContainsFunc(others, func(o Person) bool { return of(o) == a }) {
 			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the %s `%s`", what, a)
@@ -132,16 +132,16 @@ func (p *parser) people(c *Config) (groups, names []string) {
 		switch {
 		case person.Name == "":
 			p.errorf(1, "required", "", "a person has no name")
-		case !alphabet(person.Name) || strings.TrimSpace(person.Name) != person.Name:
+		case !usesSingleScript(person.Name) || strings.TrimSpace(person.Name) != person.Name:
 			p.errorf(1, "name", "write it in one alphabet, without invisible characters", "the name `%s` can be mistaken for another", person.Name)
 		case slices.ContainsFunc(before, func(o Person) bool { return strings.EqualFold(o.Name, person.Name) }):
 			p.errorf(1, "duplicate", "", "two people are called `%s`", person.Name)
 		}
-		if person.Slack != "" && !slackMember.MatchString(person.Slack) {
-			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "`%s` of %s is not a member id of Slack", person.Slack, person.Name)
+		if person.SlackMemberID != "" && !slackMemberPattern.MatchString(person.SlackMemberID) {
+			p.errorf(1, "slack", "it begins with U or W: in the person's profile under `Copy member ID`", "`%s` of %s is not a member id of Slack", person.SlackMemberID, person.Name)
 		}
-		same("Slack member", person.Slack, before, func(o Person) string { return o.Slack })
-		same("Kubernetes user", person.Kubernetes, before, func(o Person) string { return o.Kubernetes })
+		same("Slack member", person.SlackMemberID, before, func(o Person) string { return o.SlackMemberID })
+		same("Kubernetes user", person.KubernetesUser, before, func(o Person) string { return o.KubernetesUser })
 		if person.UID != nil && slices.ContainsFunc(before, func(o Person) bool { return o.UID != nil && *o.UID == *person.UID }) {
 			p.errorf(1, "duplicate", "give each person their own, or nobody has the right", "two people have the uid %d", *person.UID)
 		}
@@ -154,9 +154,9 @@ func (p *parser) people(c *Config) (groups, names []string) {
 		switch {
 		case g.Name == "" || g.Name == DrillScope || slices.ContainsFunc(c.Groups[:i], func(o Group) bool { return o.Name == g.Name }):
 			p.errorf(1, "name", "`drill` is taken by drills", "the group name `%s` is empty or used twice", g.Name)
-		case g.Slack != "" && !slackGroup.MatchString(g.Slack):
-			p.errorf(1, "slack", "it begins with S", "`%s` of the group %s is not the id of a user group in Slack", g.Slack, g.Name)
-		case g.Slack != "" && c.Slack == nil:
+		case g.SlackUserGroup != "" && !slackGroupPattern.MatchString(g.SlackUserGroup):
+			p.errorf(1, "slack", "it begins with S", "`%s` of the group %s is not the id of a user group in Slack", g.SlackUserGroup, g.Name)
+		case g.SlackUserGroup != "" && c.Slack == nil:
 			p.errorf(1, "slack", "add `slack:` with a bot token", "the group %s has its members from Slack, and no Slack is configured", g.Name)
 		}
 		groups = append(groups, g.Name)
@@ -164,8 +164,8 @@ func (p *parser) people(c *Config) (groups, names []string) {
 	return groups, names
 }
 
-// known checks that whoever is named exists.
-func (p *parser) known(where string, groups, users, allGroups, allNames []string) {
+// checkApproversExist checks that whoever is named exists.
+func (p *configParser) checkApproversExist(where string, groups, users, allGroups, allNames []string) {
 	for _, g := range groups {
 		if !slices.Contains(allGroups, g) {
 			p.errorf(1, "unknown-group", diagnostic.DidYouMean(g, allGroups), "%s: nobody is in the group `%s`", where, g)
@@ -178,11 +178,11 @@ func (p *parser) known(where string, groups, users, allGroups, allNames []string
 	}
 }
 
-func (p *parser) slack(s *Slack) {
+func (p *configParser) checkSlack(s *Slack) {
 	if s == nil {
 		return
 	}
-	if !slackChannel.MatchString(s.Channel) {
+	if !slackChannelPattern.MatchString(s.Channel) {
 		p.errorf(1, "slack", "it begins with C: at the bottom of the channel's details", "`slack.channel`: `%s` is not the id of a channel", s.Channel)
 	}
 	if s.BotTokenFile == "" {

@@ -14,12 +14,12 @@ type Roster struct {
 	// File is the configuration's; "" keeps to what was given.
 	File string
 
-	mu      sync.Mutex
-	current *Config
-	began   *Config  // the file as it was at the start; nil if it could not be read
-	pending []string // keys of the file that differ from it, and need a restart
-	changed time.Time
-	size    int64
+	mu                  sync.Mutex
+	current             *Config
+	initial             *Config  // the file as it was at the start; nil if it could not be read
+	restartRequiredKeys []string // keys of the file that differ from it, and need a restart
+	modTime             time.Time
+	fileSize            int64
 }
 
 // NewRoster starts with a configuration that was read from file; file may be "".
@@ -27,22 +27,22 @@ func NewRoster(c *Config, file string) *Roster {
 	r := &Roster{File: file, current: c}
 	if file != "" {
 		if began, problems, err := Load(file); err == nil && !problems.HasErrors() {
-			r.began = began
+			r.initial = began
 		}
 	}
 	return r
 }
 
-// Pending lists the keys of the file whose change takes a restart: all but those of people and groups.
-func (r *Roster) Pending() []string {
+// RestartRequiredKeys lists the keys of the file whose change takes a restart: all but those of people and groups.
+func (r *Roster) RestartRequiredKeys() []string {
 	_, _ = r.Current() // whoever asks for it reports what is wrong with the file
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.pending
+	return r.restartRequiredKeys
 }
 
-// changed lists the keys that differ, without those that are read anew.
-func changed(a, b *Config) []string {
+// changedKeys lists the keys that differ, without those that are read anew.
+func changedKeys(a, b *Config) []string {
 	if a == nil {
 		return nil
 	}
@@ -56,8 +56,8 @@ func changed(a, b *Config) []string {
 	return keys
 }
 
-// Last is what was read last, for who needs nobody's leave.
-func (r *Roster) Last() *Config {
+// LastRead is what was read last, for who needs nobody's leave.
+func (r *Roster) LastRead() *Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.current
@@ -75,7 +75,7 @@ func (r *Roster) Current() (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who may answer is not known: %w", err)
 	}
-	if info.ModTime().Equal(r.changed) && info.Size() == r.size {
+	if info.ModTime().Equal(r.modTime) && info.Size() == r.fileSize {
 		return r.current, nil
 	}
 	c, problems, err := Load(r.File)
@@ -88,7 +88,7 @@ func (r *Roster) Current() (*Config, error) {
 	// The rest of the configuration stays as it was when this process started.
 	next := *r.current
 	next.People, next.Groups = c.People, c.Groups
-	r.pending = changed(r.began, c)
-	r.current, r.changed, r.size = &next, info.ModTime(), info.Size()
+	r.restartRequiredKeys = changedKeys(r.initial, c)
+	r.current, r.modTime, r.fileSize = &next, info.ModTime(), info.Size()
 	return r.current, nil
 }

@@ -14,8 +14,8 @@ import (
 
 // Limits are how many connections a listener keeps open. Zero values are 1024 in all and 128 from one peer.
 type Limits struct {
-	Total   int
-	PerPeer int
+	MaxTotal   int
+	MaxPerPeer int
 }
 
 const (
@@ -23,82 +23,82 @@ const (
 	defaultPerPeer = 128
 )
 
-// New wraps a listener. A peer is an IP address or, on a Unix socket, a user id. Root on the Unix socket is not bounded as
+// NewLimitedListener wraps a listener. A peer is an IP address or, on a Unix socket, a user id. Root on the Unix socket is not bounded as
 // a peer, so that nobody keeps the operator from pausing or releasing.
-func New(l net.Listener, limits Limits) net.Listener {
-	if limits.Total == 0 {
-		limits.Total = defaultTotal
+func NewLimitedListener(l net.Listener, limits Limits) net.Listener {
+	if limits.MaxTotal == 0 {
+		limits.MaxTotal = defaultTotal
 	}
-	if limits.PerPeer == 0 {
-		limits.PerPeer = defaultPerPeer
+	if limits.MaxPerPeer == 0 {
+		limits.MaxPerPeer = defaultPerPeer
 	}
-	return &listener{Listener: l, limits: limits, peers: map[string]int{}}
+	return &limitedListener{Listener: l, limits: limits, openByPeer: map[string]int{}}
 }
 
-type listener struct {
+type limitedListener struct {
 	net.Listener
 	limits Limits
 
-	mu    sync.Mutex
-	total int
-	peers map[string]int
+	mu         sync.Mutex
+	openTotal  int
+	openByPeer map[string]int
 }
 
 // Accept returns the next connection within the bounds.
-func (l *listener) Accept() (net.Conn, error) {
+func (l *limitedListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err //nolint:wrapcheck // servers compare net's own errors
 		}
-		peer := peerOf(c)
-		if l.enter(peer) {
-			return &conn{Conn: c, leave: func() { l.leave(peer) }}, nil
+		peer := peerKey(c)
+		if l.admit(peer) {
+			return &limitedConn{Conn: c, release: func() { l.release(peer) }}, nil
 		}
 		_ = c.Close()
 	}
 }
 
-// root is the peer that is always admitted: uid 0 on a Unix socket.
-const root = "uid:0"
+// rootPeer is the peer that is always admitted: uid 0 on a Unix socket.
+const rootPeer = "uid:0"
 
-func (l *listener) enter(peer string) bool {
+func (l *limitedListener) admit(peer string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if peer != root && (l.total >= l.limits.Total || l.peers[peer] >= l.limits.PerPeer) {
+	if peer != rootPeer && (l.openTotal >= l.limits.MaxTotal || l.openByPeer[peer] >= l.limits.MaxPerPeer) {
 		return false
 	}
-	l.total++
-	l.peers[peer]++
+	l.openTotal++
+	l.openByPeer[peer]++
 	return true
 }
 
-func (l *listener) leave(peer string) {
+func (l *limitedListener) release(peer string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.total--
-	if l.peers[peer]--; l.peers[peer] <= 0 {
-		delete(l.peers, peer)
+	l.openTotal--
+	if l.openByPeer[peer]--; l.openByPeer[peer] <= 0 {
+		delete(l.openByPeer, peer)
 	}
 }
 
-// conn is a connection that gives its place back when it is closed.
-type conn struct {
+// limitedConn is a connection that gives its place back when it is closed.
+type limitedConn struct {
 	net.Conn
-	once  sync.Once
-	leave func()
+	once    sync.Once
+	release func()
 }
 
 // Close closes the connection.
-func (c *conn) Close() error {
-	c.once.Do(c.leave)
+func (c *limitedConn) Close() error {
+	c.once.Do(c.release)
 	return c.Conn.Close() //nolint:wrapcheck // servers compare net's own errors
 }
 
 // NetConn returns the connection itself, for who asks it for peer credentials.
-func (c *conn) NetConn() net.Conn { return c.Conn }
+func (c *limitedConn) NetConn() net.Conn { return c.Conn }
 
-func peerOf(c net.Conn) string {
+func peerKey(c net.Conn) string {
 	if u, ok := c.(*net.UnixConn); ok {
 		uid := "unknown"
 		if raw, err := u.SyscallConn(); err == nil {

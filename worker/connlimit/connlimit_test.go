@@ -11,12 +11,12 @@ import (
 	"stanch/worker/connlimit"
 )
 
-// serve accepts and keeps every connection that gets through.
-func serve(t *testing.T, limits connlimit.Limits) (address string, accepted chan net.Conn) {
+// startServer accepts and keeps every connection that gets through.
+func startServer(t *testing.T, limits connlimit.Limits) (address string, accepted chan net.Conn) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	l := connlimit.New(inner, limits)
+	l := connlimit.NewLimitedListener(inner, limits)
 	t.Cleanup(func() { _ = l.Close() })
 	accepted = make(chan net.Conn, 100)
 	go func() {
@@ -31,7 +31,7 @@ func serve(t *testing.T, limits connlimit.Limits) (address string, accepted chan
 	return inner.Addr().String(), accepted
 }
 
-func dial(t *testing.T, from, to string) net.Conn {
+func dialFrom(t *testing.T, from, to string) net.Conn {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	c, err := d.DialContext(t.Context(), "tcp", to)
@@ -53,26 +53,26 @@ func isTimeout(err error) bool {
 }
 
 func TestOnePeerCannotTakeThePlacesOfOthers(t *testing.T) {
-	address, accepted := serve(t, connlimit.Limits{Total: 10, PerPeer: 3})
+	address, accepted := startServer(t, connlimit.Limits{MaxTotal: 10, MaxPerPeer: 3})
 	for range 3 {
-		dial(t, "127.0.0.1", address)
+		dialFrom(t, "127.0.0.1", address)
 		<-accepted
 	}
-	require.True(t, isClosed(dial(t, "127.0.0.1", address)), "the fourth connection of one peer is closed")
-	other := dial(t, "127.0.0.2", address)
+	require.True(t, isClosed(dialFrom(t, "127.0.0.1", address)), "the fourth connection of one peer is closed")
+	other := dialFrom(t, "127.0.0.2", address)
 	served := <-accepted
 	require.Equal(t, other.LocalAddr().String(), served.RemoteAddr().String())
 }
 
 func TestAllPeersTogetherAreBounded(t *testing.T) {
-	address, accepted := serve(t, connlimit.Limits{Total: 2, PerPeer: 2})
-	dial(t, "127.0.0.1", address)
+	address, accepted := startServer(t, connlimit.Limits{MaxTotal: 2, MaxPerPeer: 2})
+	dialFrom(t, "127.0.0.1", address)
 	first := <-accepted
-	dial(t, "127.0.0.2", address)
+	dialFrom(t, "127.0.0.2", address)
 	<-accepted
-	require.True(t, isClosed(dial(t, "127.0.0.3", address)))
+	require.True(t, isClosed(dialFrom(t, "127.0.0.3", address)))
 	require.NoError(t, first.Close())
-	third := dial(t, "127.0.0.3", address)
+	third := dialFrom(t, "127.0.0.3", address)
 	select {
 	case c := <-accepted:
 		require.Equal(t, third.LocalAddr().String(), c.RemoteAddr().String(), "a closed connection gives its place back")

@@ -9,19 +9,19 @@ import (
 	"stanch/sensors"
 )
 
-// priorities are Falco's.
-var priorities = map[sensors.Severity]string{
+// falcoPriorities are Falco's.
+var falcoPriorities = map[sensors.Severity]string{
 	sensors.SeverityInfo: "Informational", sensors.SeverityLow: "Notice", sensors.SeverityMedium: "Warning", sensors.SeverityHigh: "Error", sensors.SeverityCritical: "Critical",
 }
 
-// falcoTypes are the system calls by which Falco names an event.
-var falcoTypes = map[sensors.Kind]string{
+// falcoEventTypes are the system calls by which Falco names an event.
+var falcoEventTypes = map[sensors.Kind]string{
 	sensors.KindExec: "execve", sensors.KindExit: "procexit", sensors.KindConnect: "connect", sensors.KindFileOpen: "openat", sensors.KindFileDelete: "unlinkat",
 	sensors.KindChmod: "fchmodat", sensors.KindUnixConnect: "connect", sensors.KindListen: "listen", sensors.KindDNS: "sendto", sensors.KindRawSocket: "socket",
 }
 
-// Falco is a detection in the shape of Falco's JSON output. rule is what Falco calls the rule; "" is Stanch's title.
-func Falco(d sensors.Detection, rule string) any {
+// FalcoEvent is a detection in the shape of Falco's JSON output. rule is what Falco calls the rule; "" is Stanch's title.
+func FalcoEvent(d sensors.Detection, rule string) any {
 	if rule == "" {
 		rule = d.Title
 	}
@@ -33,7 +33,7 @@ func Falco(d sensors.Detection, rule string) any {
 		}
 		fields[name] = v
 	}
-	kind := falcoTypes[e.Kind]
+	kind := falcoEventTypes[e.Kind]
 	if e.Syscall.Name != "" {
 		kind = e.Syscall.Name
 	}
@@ -83,7 +83,7 @@ func Falco(d sensors.Detection, rule string) any {
 	default:
 	}
 	tags := []string{"stanch"}
-	if t, ok := tactics[d.Objective]; ok {
+	if t, ok := attackTactics[d.Objective]; ok {
 		tags = append(tags, "mitre_"+strings.ReplaceAll(strings.ToLower(t.name), " ", "_"))
 	}
 	if d.Technique != "" {
@@ -93,7 +93,7 @@ func Falco(d sensors.Detection, rule string) any {
 		tags = append(tags, "container")
 	}
 	slices.Sort(tags)
-	priority := priorities[d.Severity]
+	priority := falcoPriorities[d.Severity]
 	return map[string]any{
 		"uuid": d.ID, "output": fmt.Sprintf("%s: %s %s (%s)", d.Time.UTC().Format("15:04:05.000000000"), priority, d.Title, strings.Join(d.Reasons, " ")),
 		"priority": priority, "rule": rule, "time": d.Time.UTC().Format(time.RFC3339Nano), "source": source, "tags": tags, "hostname": d.Node, "output_fields": fields,

@@ -19,8 +19,8 @@ import (
 	"stanch/worker/config"
 )
 
-// emptyCgroup creates what a drill creates for its container: a cgroup without a process.
-func emptyCgroup(t *testing.T, id string) DrillContainer {
+// newEmptyCgroup creates what a drill creates for its container: a cgroup without a process.
+func newEmptyCgroup(t *testing.T, id string) DrillContainer {
 	t.Helper()
 	testrequire.Root(t)
 	root, err := containermeta.FindCgroupRoot()
@@ -30,59 +30,59 @@ func emptyCgroup(t *testing.T, id string) DrillContainer {
 	t.Cleanup(func() { _ = os.Remove(root + path); _ = os.Remove(filepath.Dir(root + path)) })
 	inode, err := containermeta.CgroupID(root + path)
 	require.NoError(t, err)
-	return DrillContainer{ID: id, CgroupPath: path, Cgroup: inode}
+	return DrillContainer{ID: id, CgroupPath: path, CgroupID: inode}
 }
 
-func inContainer(c DrillContainer) sensors.Detection {
+func newContainerDetection(c DrillContainer) sensors.Detection {
 	d := sensors.Detection{ID: "1", Rule: "r", Node: "n"}
-	d.Event.Container = sensors.Container{ID: c.ID, CgroupID: c.Cgroup, CgroupPath: c.CgroupPath}
+	d.Event.Container = sensors.Container{ID: c.ID, CgroupID: c.CgroupID, CgroupPath: c.CgroupPath}
 	return d
 }
 
 func TestOnlyTheRegisteredCgroupIsInADrillsScope(t *testing.T) {
 	id := strings.Repeat("ab", 32)
-	drills := &Drills{}
-	secret, err := drills.Issue("cryptominer")
+	drills := &DrillRegistry{}
+	secret, err := drills.IssueKey("cryptominer")
 	require.NoError(t, err)
-	c := emptyCgroup(t, id)
-	i := &Intake{Config: config.Default(), Log: slog.New(slog.DiscardHandler), Drills: drills}
+	c := newEmptyCgroup(t, id)
+	i := &Ingester{Config: config.Default(), Log: slog.New(slog.DiscardHandler), DrillRegistry: drills}
 
-	scope, phase, drill := i.scope(inContainer(c))
+	scope, phase, drill := i.scopeOfDetection(newContainerDetection(c))
 	require.Nil(t, drill, "a path with the name of a drill's cgroup gives no right")
 	require.Equal(t, "default", scope)
 	require.Equal(t, 1, phase)
 
 	_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{c}})
 	require.NoError(t, err)
-	scope, phase, drill = i.scope(inContainer(c))
+	scope, phase, drill = i.scopeOfDetection(newContainerDetection(c))
 	require.NotNil(t, drill)
 	require.Equal(t, config.DrillScope, scope)
 	require.Equal(t, 3, phase)
 
-	decoy := inContainer(c)
+	decoy := newContainerDetection(c)
 	decoy.Event.Container.CgroupID++
-	_, _, drill = i.scope(decoy)
+	_, _, drill = i.scopeOfDetection(decoy)
 	require.Nil(t, drill, "another cgroup with the registered id is not the drill's")
 	pod := sensors.Detection{}
 	pod.Event.Container.Pod = sensors.Pod{Namespace: config.DrillNamespace, Name: "victim", UID: "uid"}
-	_, _, drill = i.scope(pod)
+	_, _, drill = i.scopeOfDetection(pod)
 	require.Nil(t, drill, "the namespace of drills gives no right")
 
 	_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{c}})
 	require.ErrorContains(t, err, "registered its targets already")
 
 	drills.keys[secret].registration.ExpiresAt = time.Now().Add(-time.Second)
-	_, _, drill = i.scope(inContainer(c))
+	_, _, drill = i.scopeOfDetection(newContainerDetection(c))
 	require.Nil(t, drill, "a registration expires")
 }
 
 func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
 	id := strings.Repeat("cd", 32)
 	for name, c := range map[string]struct {
-		change func(t *testing.T, drills *Drills, secret *string, c *DrillContainer)
+		change func(t *testing.T, drills *DrillRegistry, secret *string, c *DrillContainer)
 		reason string
 	}{
-		"a cgroup with a process": {func(t *testing.T, _ *Drills, _ *string, c *DrillContainer) {
+		"a cgroup with a process": {func(t *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			root, err := containermeta.FindCgroupRoot()
 			require.NoError(t, err)
 			sleep := exec.CommandContext(t.Context(), "sleep", "60")
@@ -90,33 +90,33 @@ func TestADrillRegistersOnlyWhatItCreated(t *testing.T) {
 			require.NoError(t, os.WriteFile(root+c.CgroupPath+"/cgroup.procs", fmt.Appendf(nil, "%d", sleep.Process.Pid), 0o600))
 			t.Cleanup(func() { _ = sleep.Process.Kill(); _ = sleep.Wait() })
 		}, "holds 1 processes already"},
-		"a cgroup that existed before": {func(_ *testing.T, drills *Drills, secret *string, _ *DrillContainer) {
-			drills.keys[*secret].issued = time.Now().Add(time.Minute)
+		"a cgroup that existed before": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
+			drills.keys[*secret].issuedAt = time.Now().Add(time.Minute)
 		}, "existed before the drill"},
-		"another inode": {func(_ *testing.T, _ *Drills, _ *string, c *DrillContainer) { c.Cgroup++ }, "has the inode"},
-		"a path above": {func(_ *testing.T, _ *Drills, _ *string, c *DrillContainer) {
+		"another inode": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupID++ }, "has the inode"},
+		"a path above": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.CgroupPath = "/stanch-drill-test/../x/" + c.ID
 		}, "invalid id or cgroup path"},
-		"another's path": {func(_ *testing.T, _ *Drills, _ *string, c *DrillContainer) { c.CgroupPath = "/docker/" + c.ID }, "invalid id or cgroup path"},
-		"a cgroup nobody created": {func(_ *testing.T, _ *Drills, _ *string, c *DrillContainer) {
+		"another's path": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) { c.CgroupPath = "/docker/" + c.ID }, "invalid id or cgroup path"},
+		"a cgroup nobody created": {func(_ *testing.T, _ *DrillRegistry, _ *string, c *DrillContainer) {
 			c.ID = strings.Repeat("ef", 32)
 			c.CgroupPath = "/stanch-drill-test/" + c.ID
 		}, "is not on this machine"},
-		"an unknown key": {func(_ *testing.T, _ *Drills, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
-		"an old key": {func(_ *testing.T, drills *Drills, secret *string, _ *DrillContainer) {
-			drills.keys[*secret].issued = time.Now().Add(-6 * time.Minute)
+		"an unknown key": {func(_ *testing.T, _ *DrillRegistry, secret *string, _ *DrillContainer) { *secret = "guess" }, "unknown or expired"},
+		"an old key": {func(_ *testing.T, drills *DrillRegistry, secret *string, _ *DrillContainer) {
+			drills.keys[*secret].issuedAt = time.Now().Add(-6 * time.Minute)
 		}, "older than 5m"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			drills := &Drills{}
-			secret, err := drills.Issue("shell")
+			drills := &DrillRegistry{}
+			secret, err := drills.IssueKey("shell")
 			require.NoError(t, err)
-			target := emptyCgroup(t, id)
+			target := newEmptyCgroup(t, id)
 			original := target
 			c.change(t, drills, &secret, &target)
 			_, err = drills.Register(context.Background(), secret, DrillTargets{Containers: []DrillContainer{target}})
 			require.ErrorContains(t, err, c.reason)
-			require.Nil(t, drills.Of(inContainer(original), "container:"+id))
+			require.Nil(t, drills.RegistrationFor(newContainerDetection(original), "container:"+id))
 		})
 	}
 }

@@ -19,8 +19,8 @@ import (
 // What a decoder takes, the intake takes: a detection is about what both say.
 func TestWhatDecoderAcceptsIntakeAccepts(t *testing.T) {
 	const falco = `{"priority":"Critical","rule":"R","time":"2026-11-23T03:00:00Z","hostname":"node-a",`
-	connected := newCluster(t)
-	connected.pod("shop", "web-0", "1111-2222-3333", "node-a")
+	connected := newFakeAPIServer(t)
+	connected.addPod("shop", "web-0", "1111-2222-3333", "node-a")
 	for name, c := range map[string]struct{ kind, alert, alone, connected string }{
 		"a pod":                              {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"111122223333","k8s.ns.name":"shop","k8s.pod.name":"web-0"}}`, "Container/web-0@node-a", "shop/Pod/web-0"},
 		"a name that is no pod":              {integrations.SourceFalco, falco + `"source":"syscall","output_fields":{"container.id":"999922223333","k8s.ns.name":"shop","k8s.pod.name":"../secrets"}}`, "Container/999922223333@node-a", "Container/999922223333@node-a"},
@@ -38,12 +38,12 @@ func TestWhatDecoderAcceptsIntakeAccepts(t *testing.T) {
 				report, err := integrations.DecoderForKind(c.kind)([]byte(c.alert))
 				require.NoError(t, err)
 				require.NotNil(t, report.Alert)
-				i := connected.intake(t)
+				i := connected.newIngester(t)
 				if where == "without a cluster" {
 					i.Kube = nil
 				}
 				require.NoError(t, i.Check(t.Context(), report.Alert, ""), where)
-				require.Equal(t, "local/"+want, i.Key(*report.Alert), where)
+				require.Equal(t, "local/"+want, i.GroupingKey(*report.Alert), where)
 			}
 		})
 	}
@@ -51,10 +51,10 @@ func TestWhatDecoderAcceptsIntakeAccepts(t *testing.T) {
 
 func TestSourceTokenIsAlsoTakenAsPassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
-	require.NoError(t, os.WriteFile(file, []byte(tokenOf("falco")), 0o600))
-	f, err := gateway.NewForeign(newCluster(t).intake(t), []config.Foreign{{Name: "falco", TokenFile: file}}, slog.New(slog.DiscardHandler))
+	require.NoError(t, os.WriteFile(file, []byte(tokenForSource("falco")), 0o600))
+	f, err := gateway.NewSourceServer(newFakeAPIServer(t).newIngester(t), []config.Source{{Name: "falco", TokenFile: file}}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	server := httptest.NewServer(f.Server().Handler)
+	server := httptest.NewServer(f.HTTPServer().Handler)
 	t.Cleanup(server.Close)
 	post := func(auth func(*http.Request)) (int, http.Header) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/v1/tetragon", strings.NewReader(`{"process_exec":{}}`))
@@ -65,15 +65,15 @@ func TestSourceTokenIsAlsoTakenAsPassword(t *testing.T) {
 		require.NoError(t, response.Body.Close())
 		return response.StatusCode, response.Header
 	}
-	code, _ := post(func(r *http.Request) { r.SetBasicAuth("falco", tokenOf("falco")) })
+	code, _ := post(func(r *http.Request) { r.SetBasicAuth("falco", tokenForSource("falco")) })
 	require.Equal(t, http.StatusAccepted, code)
-	code, _ = post(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+tokenOf("falco")) })
+	code, _ = post(func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+tokenForSource("falco")) })
 	require.Equal(t, http.StatusAccepted, code)
-	for _, wrong := range []string{"", "wrong", tokenOf("other"), tokenOf("falco") + "x"} {
+	for _, wrong := range []string{"", "wrong", tokenForSource("other"), tokenForSource("falco") + "x"} {
 		code, header := post(func(r *http.Request) { r.SetBasicAuth("falco", wrong) })
 		require.Equal(t, http.StatusUnauthorized, code)
 		require.Contains(t, header.Get("WWW-Authenticate"), "Basic")
 	}
-	code, _ = post(func(r *http.Request) { r.SetBasicAuth(tokenOf("falco"), "") })
+	code, _ = post(func(r *http.Request) { r.SetBasicAuth(tokenForSource("falco"), "") })
 	require.Equal(t, http.StatusUnauthorized, code)
 }

@@ -16,64 +16,64 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 	"stanch/worker/config"
 )
 
-// Fresh is how old an attested detection may be for an automatic effect.
-const Fresh = 15 * time.Minute
+// MaxDetectionAge is how old an attested detection may be for an automatic effect.
+const MaxDetectionAge = 15 * time.Minute
 
-// Switch is the kill switch.
-type Switch interface {
-	// Stopped tells whether new containments are stopped, and by whom. An error counts as stopped.
-	Stopped(ctx context.Context) (bool, string, error)
+// KillSwitchReader is the kill switch.
+type KillSwitchReader interface {
+	// IsPaused tells whether new containments are stopped, and by whom. An error counts as stopped.
+	IsPaused(ctx context.Context) (bool, string, error)
 }
 
-// Budget is the blast-radius budget.
-type Budget interface {
+// ContainmentBudget is the blast-radius budget.
+type ContainmentBudget interface {
 	// Spend takes one containment out of the budget, or says why there is none left. The same lease costs once.
-	Spend(f Facts) (reason string)
-	// Left says the same without spending.
-	Left(f Facts) (reason string)
-	// Used is how much was spent in the last hour, and how many other pods of the workload are contained.
-	Used(f Facts) (hour, held int)
+	Spend(f Input) (reason string)
+	// CheckLeft says the same without spending.
+	CheckLeft(f Input) (reason string)
+	// UsedCounts is how much was spent in the last hour, and how many other pods of the workload are contained.
+	UsedCounts(f Input) (hour, held int)
 }
 
-// Chain is the guards with what they read.
-type Chain struct {
-	Config *config.Config
-	Keys   attestation.Keyring
-	Switch Switch
-	Budget Budget
-	// Grants remembers which grants were used. Nil remembers none: a simulation applies nothing.
-	Grants Grants
-	// Self are Stanch's own pods, by UID: never contained.
-	Self []string
-	// Targets says what a target is, immediately before the effect. Nil knows none, so nothing of a cluster runs by itself.
-	Targets activities.TargetResolver
+// GuardChain is the guards with what they read.
+type GuardChain struct {
+	Config     *config.Config
+	Keyring    attestation.Keyring
+	KillSwitch KillSwitchReader
+	Budget     ContainmentBudget
+	// UsedGrants remembers which grants were used. Nil remembers none: a simulation applies nothing.
+	UsedGrants UsedGrants
+	// OwnPodUIDs are Stanch's own pods, by UID: never contained.
+	OwnPodUIDs []string
+	// TargetResolver says what a target is, immediately before the effect. Nil knows none, so nothing of a cluster runs by itself.
+	TargetResolver activities.TargetResolver
 }
 
 var (
-	_ activities.Guards = (*Chain)(nil)
-	_ activities.ScopeApprovers = (*Chain)(nil)
+	_ activities.Guards         = (*GuardChain)(nil)
+	_ activities.ScopeApprovers = (*GuardChain)(nil)
 )
 
 // drillScope is phase 3 for the drill's own approver, on the drill's own targets.
 func drillScope() config.Scope {
-	return config.Scope{Name: config.DrillScope, Phase: 3, Confidence: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
+	return config.Scope{Name: config.DrillScope, Phase: 3, ConfidenceThreshold: 0.8, Approvers: config.Approvers{Groups: []string{config.DrillScope}, Quorum: 1, Timeout: config.Duration(time.Minute)}}
 }
 
 // ApproversForNamespace are the approvers of the scope that holds a namespace, or of drills.
-func (c *Chain) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
+func (c *GuardChain) ApproversForNamespace(namespace string, drill bool) activities.Approvers {
 	if drill {
-		return ApproversOf(drillScope())
+		return ApproversOfScope(drillScope())
 	}
-	return ApproversOf(c.Config.ScopeOf(namespace))
+	return ApproversOfScope(c.Config.ScopeForNamespace(namespace))
 }
 
-// ApproversOf are the approvers of a scope.
-func ApproversOf(s config.Scope) activities.Approvers {
+// ApproversOfScope are the approvers of a scope.
+func ApproversOfScope(s config.Scope) activities.Approvers {
 	a := s.Approvers
 	out := activities.Approvers{Groups: a.Groups, Users: a.Users, Quorum: a.Quorum, Timeout: time.Duration(a.Timeout)}
 	if e := a.Escalate; e != nil {
@@ -82,75 +82,75 @@ func ApproversOf(s config.Scope) activities.Approvers {
 	return out
 }
 
-// Facts is what a guard judges by. Everything in it was verified.
-type Facts struct {
+// Input is what a guard judges by. Everything in it was verified.
+type Input struct {
 	activities.GuardInput
-	Config     *config.Config
-	Scope      config.Scope
-	Stopped    string // who stopped, "" if nobody did
-	Signals    []playbooks.CorrelationInput
-	Verdict    playbooks.Correlation // of the signals
-	Receipts   []attestation.EvidenceReceipt
-	Grant      *attestation.Grant
-	GrantError string   // why a grant that was offered does not hold
-	Workloads  []string // of the attested detections, as the gateway knows them
-	On         string
-	Since      time.Time // of the newest detection
-	Budget     Budget
-	Self       []string
-	// Drill is the registered target of a drill; nil outside of drills.
-	Drill *attestation.DrillTarget
-	// Requested is what a person asked for, where that is among what it rests on.
-	Requested *attestation.ManualRequest
-	// Known is what the API server says of a pod, a container or a workload; nil for targets of other systems.
-	Known *activities.TargetFacts
+	Config            *config.Config
+	Scope             config.Scope
+	PausedBy          string // who stopped, "" if nobody did
+	CorrelationInputs []playbooks.CorrelationInput
+	Correlation       playbooks.Correlation // of the signals
+	Receipts          []attestation.EvidenceReceipt
+	Grant             *attestation.Grant
+	GrantError        string   // why a grant that was offered does not hold
+	AttestedWorkloads []string // of the attested detections, as the gateway knows them
+	BasisID           string
+	NewestDetectionAt time.Time // of the newest detection
+	Budget            ContainmentBudget
+	OwnPodUIDs        []string
+	// DrillTarget is the registered target of a drill; nil outside of drills.
+	DrillTarget *attestation.DrillTarget
+	// ManualRequest is what a person asked for, where that is among what it rests on.
+	ManualRequest *attestation.ManualRequest
+	// ResolvedTarget is what the API server says of a pod, a container or a workload; nil for targets of other systems.
+	ResolvedTarget *activities.TargetFacts
 }
 
 // guard is one link of the chain: nil lets it pass.
 type guard struct {
 	name  string
-	judge func(Facts) *activities.GuardDecision
+	check func(Input) *activities.GuardDecision
 }
 
-// chain is the order in which guards judge.
-var chain = []guard{
-	{playbooks.GuardKillSwitch, killSwitch}, // a person stopped everything new
-	{"target", asResolved},             // it is what the request says it is
-	{"protected", protected},           // what must never be contained
-	{"evidence", evidence},             // volatile evidence was attempted before
-	{"grant", offeredGrant},            // a grant that was offered must hold
-	{"duration", asPlanned},            // no longer than was planned, and so shown
-	{"budget", withinBudget},           // how much may be contained without a person
-	{"phase", phase},                   // how much the scope automates, and on what proof
+// guardChain is the order in which guards judge.
+var guardChain = []guard{
+	{playbooks.GuardKillSwitch, checkKillSwitch}, // a person stopped everything new
+	{"target", checkResolvedTarget},              // it is what the request says it is
+	{"protected", checkProtected},                // what must never be contained
+	{"evidence", checkEvidence},                  // volatile evidence was attempted before
+	{"grant", checkGrantValid},                   // a grant that was offered must hold
+	{"duration", checkMatchesPlan},               // no longer than was planned, and so shown
+	{"budget", checkBudget},                      // how much may be contained without a person
+	{"phase", checkPhase},                        // how much the scope automates, and on what proof
 }
 
 // Decide runs the chain.
-func (c *Chain) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
-	f, err := c.facts(ctx, q)
+func (c *GuardChain) Decide(ctx context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
+	f, err := c.verifyInput(ctx, q)
 	if err != nil {
 		return activities.GuardDecision{}, err
 	}
-	for _, g := range chain {
-		if d := g.judge(f); d != nil {
+	for _, g := range guardChain {
+		if d := g.check(f); d != nil {
 			if d.Verdict == activities.VerdictRun && f.ApprovalReason != "" && f.Grant == nil {
-				d = ask(f, "%s", f.ApprovalReason)
+				d = newApprovalDecision(f, "%s", f.ApprovalReason)
 			}
-			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.ConfigHash = g.name, f.phase(), f.Drill != nil, f.Drill, c.Config.Hash()
-			d.TargetConfirmed = f.confirmed()
-			d.DecisionInputs = f.inputs()
-			if d.BudgetReplicas = f.replicas(); d.BudgetReplicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
+			d.Guard, d.Phase, d.Drill, d.DrillTarget, d.ConfigHash = g.name, f.effectivePhase(), f.DrillTarget != nil, f.DrillTarget, c.Config.Hash()
+			d.TargetConfirmed = f.isTargetVerified()
+			d.DecisionInputs = f.decisionInputs()
+			if d.BudgetReplicas = f.workloadReplicas(); d.BudgetReplicas == 0 && q.Request.Target.Kind == playbooks.TargetPod {
 				d.BudgetReplicas = -1
 			}
-			d.AuthorizedAt = f.Since
+			d.AuthorizedAt = f.NewestDetectionAt
 			if f.Grant != nil {
 				d.AuthorizedAt = f.Grant.IssuedAt // what people released later is not contained again with it
 			}
 			if d.Verdict == activities.VerdictRun && q.Enforce {
 				if reason := c.Budget.Spend(f); reason != "" && f.Grant == nil {
-					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.phase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
+					return activities.GuardDecision{Verdict: activities.VerdictPropose, Guard: "budget", Reason: reason, Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				}
-				if err := c.useGrant(ctx, f); errors.Is(err, ErrGrantUsed) {
-					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.phase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
+				if err := c.recordGrantUse(ctx, f); errors.Is(err, ErrGrantUsed) {
+					return activities.GuardDecision{Verdict: activities.VerdictRefuse, Guard: "grant", Reason: err.Error() + "; people must be asked again", Phase: f.effectivePhase(), ConfigHash: c.Config.Hash(), DecisionInputs: d.DecisionInputs}, nil
 				} else if err != nil {
 					return activities.GuardDecision{}, err
 				}
@@ -161,28 +161,28 @@ func (c *Chain) Decide(ctx context.Context, q activities.GuardInput) (activities
 	return activities.GuardDecision{}, errors.New("no guard decided")
 }
 
-// useGrant records that the grant of an effect is used now. What cannot be recorded is not done: else one approval would
+// recordGrantUse records that the grant of an effect is used now. What cannot be recorded is not done: else one approval would
 // permit the same twice.
-func (c *Chain) useGrant(ctx context.Context, f Facts) error {
-	if f.Grant == nil || c.Grants == nil {
+func (c *GuardChain) recordGrantUse(ctx context.Context, f Input) error {
+	if f.Grant == nil || c.UsedGrants == nil {
 		return nil
 	}
-	return c.Grants.Use(ctx, f.Grant.Nonce, GrantUse{Lease: f.Request.LeaseID, Until: f.Request.ExpiresAt}, f.Now)
+	return c.UsedGrants.RecordUse(ctx, f.Grant.Nonce, GrantUse{LeaseID: f.Request.LeaseID, LeaseExpiresAt: f.Request.ExpiresAt}, f.Now)
 }
 
-func (c *Chain) facts(ctx context.Context, q activities.GuardInput) (Facts, error) {
-	f := Facts{GuardInput: q, Config: c.Config, Budget: c.Budget, Self: c.Self}
+func (c *GuardChain) verifyInput(ctx context.Context, q activities.GuardInput) (Input, error) {
+	f := Input{GuardInput: q, Config: c.Config, Budget: c.Budget, OwnPodUIDs: c.OwnPodUIDs}
 	target := q.Request.Target
-	f.Scope = c.scope(q)
-	stopped, who, err := c.Switch.Stopped(ctx)
+	f.Scope = c.targetScope(q)
+	stopped, who, err := c.KillSwitch.IsPaused(ctx)
 	if err != nil {
 		stopped, who = true, "the kill switch cannot be read: "+err.Error()
 	}
 	if stopped {
-		f.Stopped = who
+		f.PausedBy = who
 	}
 	for _, s := range q.Authorization.Attestations {
-		a, err := c.Keys.VerifyAttestation(s, target.ID(), q.Now, Fresh)
+		a, err := c.Keyring.VerifyAttestation(s, target.ID(), q.Now, MaxDetectionAge)
 		if err != nil || a.Namespace != target.Namespace || a.Node != target.Node {
 			continue // old, or another target's, or of a pod whose place is misstated: it counts for nothing
 		}
@@ -190,50 +190,50 @@ func (c *Chain) facts(ctx context.Context, q activities.GuardInput) (Facts, erro
 			continue // a person asked for something else
 		}
 		if a.ManualRequest != nil {
-			f.Requested = a.ManualRequest
+			f.ManualRequest = a.ManualRequest
 		}
-		if a.AcceptedAt.After(f.Since) {
-			f.Since = a.AcceptedAt
+		if a.AcceptedAt.After(f.NewestDetectionAt) {
+			f.NewestDetectionAt = a.AcceptedAt
 		}
-		f.Signals = append(f.Signals, playbooks.CorrelationInput{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
-		f.Workloads = append(f.Workloads, a.Workload)
-		f.On = a.DetectionID
+		f.CorrelationInputs = append(f.CorrelationInputs, playbooks.CorrelationInput{Rule: a.Rule, Objective: sensors.Objective(a.Objective), Confidence: a.Confidence, Severity: sensors.Severity(a.Severity)})
+		f.AttestedWorkloads = append(f.AttestedWorkloads, a.Workload)
+		f.BasisID = a.DetectionID
 	}
-	f.Verdict = playbooks.Correlate(f.Signals)
+	f.Correlation = playbooks.Correlate(f.CorrelationInputs)
 	for _, s := range q.Authorization.Receipts {
 		var r attestation.EvidenceReceipt
-		if c.Keys.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.IncidentRef.ID {
+		if c.Keyring.Verify(s, attestation.PayloadTypeEvidenceReceipt, &r) == nil && r.IncidentID == q.Request.IncidentRef.ID {
 			f.Receipts = append(f.Receipts, r)
 		}
 	}
 	if q.Authorization.Grant != nil {
-		g, err := c.Keys.VerifyGrant(*q.Authorization.Grant, attestation.OperationApply, q.Now)
+		g, err := c.Keyring.VerifyGrant(*q.Authorization.Grant, attestation.OperationApply, q.Now)
 		if err == nil {
 			err = g.Permits(q.PlanHash, target.ID())
 		}
 		if err != nil {
 			f.GrantError = err.Error()
 		} else {
-			f.Grant, f.On = &g, g.Nonce
+			f.Grant, f.BasisID = &g, g.Nonce
 		}
 	}
-	if f.Drill = c.drillTarget(q); f.Drill != nil {
+	if f.DrillTarget = c.registeredDrillTarget(q); f.DrillTarget != nil {
 		f.Scope = drillScope()
 	}
-	f.Known = c.resolve(ctx, q)
+	f.ResolvedTarget = c.resolveTarget(ctx, q)
 	return f, nil
 }
 
-// drillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
+// registeredDrillTarget returns the target as a drill registered it, or nil. Only the registration in a fresh attestation counts:
 // neither a name, a namespace nor the request can put a target into a drill's scope.
-func (c *Chain) drillTarget(q activities.GuardInput) *attestation.DrillTarget {
+func (c *GuardChain) registeredDrillTarget(q activities.GuardInput) *attestation.DrillTarget {
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
+		if c.Keyring.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != q.Request.Target.Namespace {
 			continue
 		}
 		age := q.Now.Sub(a.AcceptedAt)
-		if age > Fresh || age < -slack {
+		if age > MaxDetectionAge || age < -maxStartDelay {
 			continue
 		}
 		if t, ok := a.Drill.FindTarget(q.Request.Target.ID()); ok {
@@ -243,23 +243,23 @@ func (c *Chain) drillTarget(q activities.GuardInput) *attestation.DrillTarget {
 	return nil
 }
 
-// told is how old an attestation may be that says no more than from where a cloud target was reached.
-const told = 24 * time.Hour
+// maxLocationAttestationAge is how old an attestation may be that says no more than from where a cloud target was reached.
+const maxLocationAttestationAge = 24 * time.Hour
 
-// scope is that of the target's namespace. A cloud target has none of its own: the namespace of the pod through which it
+// targetScope is that of the target's namespace. A cloud target has none of its own: the namespace of the pod through which it
 // was found counts if the gateway attested a detection there, and else no scope's phase is lent to it.
-func (c *Chain) scope(q activities.GuardInput) config.Scope {
+func (c *GuardChain) targetScope(q activities.GuardInput) config.Scope {
 	target := q.Request.Target
-	own := c.Config.ScopeOf(target.Namespace)
+	own := c.Config.ScopeForNamespace(target.Namespace)
 	if !target.Kind.IsCloud() {
 		return own
 	}
 	for _, s := range q.Authorization.Attestations {
 		var a attestation.Attestation
-		if c.Keys.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.Duration) {
+		if c.Keyring.Verify(s, attestation.PayloadTypeAttestation, &a) != nil || a.Namespace != target.Namespace || !a.TargetConfirmed || !a.Permits(q.Request.Action, q.Request.Duration) {
 			continue
 		}
-		if age := q.Now.Sub(a.AcceptedAt); age < told && age > -slack {
+		if age := q.Now.Sub(a.AcceptedAt); age < maxLocationAttestationAge && age > -maxStartDelay {
 			return own
 		}
 	}
@@ -272,7 +272,7 @@ func (c *Chain) scope(q activities.GuardInput) config.Scope {
 	return own
 }
 
-func (f Facts) phase() int {
+func (f Input) effectivePhase() int {
 	p := f.Scope.Phase
 	if f.Request.IncidentRef.MaxPhase > 0 {
 		p = min(p, f.Request.IncidentRef.MaxPhase)
@@ -280,26 +280,26 @@ func (f Facts) phase() int {
 	return p
 }
 
-func refuse(format string, args ...any) *activities.GuardDecision {
+func newRefusal(format string, args ...any) *activities.GuardDecision {
 	return &activities.GuardDecision{Verdict: activities.VerdictRefuse, Reason: fmt.Sprintf(format, args...)}
 }
 
-func propose(format string, args ...any) *activities.GuardDecision {
+func newProposal(format string, args ...any) *activities.GuardDecision {
 	return &activities.GuardDecision{Verdict: activities.VerdictPropose, Reason: fmt.Sprintf(format, args...)}
 }
 
-func ask(f Facts, format string, args ...any) *activities.GuardDecision {
-	return &activities.GuardDecision{Verdict: activities.VerdictAskApproval, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOf(f.Scope)}
+func newApprovalDecision(f Input, format string, args ...any) *activities.GuardDecision {
+	return &activities.GuardDecision{Verdict: activities.VerdictAskApproval, Reason: fmt.Sprintf(format, args...), Approvers: ApproversOfScope(f.Scope)}
 }
 
-func killSwitch(f Facts) *activities.GuardDecision {
-	if f.Stopped == "" {
+func checkKillSwitch(f Input) *activities.GuardDecision {
+	if f.PausedBy == "" {
 		return nil
 	}
-	return refuse("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.Stopped)
+	return newRefusal("%s (%s); `stanch resume` lets them go on", playbooks.ReasonPaused, f.PausedBy)
 }
 
-func evidence(f Facts) *activities.GuardDecision {
+func checkEvidence(f Input) *activities.GuardDecision {
 	if !f.Enforce {
 		return nil // plans inside of an approval are made before the evidence may have run
 	}
@@ -308,75 +308,75 @@ func evidence(f Facts) *activities.GuardDecision {
 			return nil
 		}
 	}
-	return refuse("no evidence of %s was attempted before", f.Request.Target)
+	return newRefusal("no evidence of %s was attempted before", f.Request.Target)
 }
 
-func offeredGrant(f Facts) *activities.GuardDecision {
+func checkGrantValid(f Input) *activities.GuardDecision {
 	if f.Authorization.Grant == nil {
 		return nil
 	}
 	switch target := f.Request.Target; {
 	case f.Grant == nil:
-		return refuse("the grant does not hold: %s", f.GrantError)
+		return newRefusal("the grant does not hold: %s", f.GrantError)
 	case f.Grant.Namespace != target.Namespace:
-		return refuse("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
-	case f.Grant.DrillOnly && f.Drill == nil:
-		return refuse("what a drill's key granted permits nothing outside of a drill")
+		return newRefusal("the grant was given for the namespace %q and not for %q", f.Grant.Namespace, target.Namespace)
+	case f.Grant.DrillOnly && f.DrillTarget == nil:
+		return newRefusal("what a drill's key granted permits nothing outside of a drill")
 	}
 	return nil
 }
 
-// slack is how much later than planned an effect may begin, and by how much clocks may differ.
-const slack = 5 * time.Minute
+// maxStartDelay is how much later than planned an effect may begin, and by how much clocks may differ.
+const maxStartDelay = 5 * time.Minute
 
-// asPlanned holds the end to what the plan says: a grant is bound to the plan, and so to how long it holds.
-func asPlanned(f Facts) *activities.GuardDecision {
+// checkMatchesPlan holds the end to what the plan says: a grant is bound to the plan, and so to how long it holds.
+func checkMatchesPlan(f Input) *activities.GuardDecision {
 	r := f.Request
-	if end := f.Now.Add(r.Duration + slack); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
-		return refuse("it asks to hold until %s, which is longer than the %s that was planned", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
+	if end := f.Now.Add(r.Duration + maxStartDelay); r.ExpiresAt.After(end) && r.ExpiresAt.After(f.HeldUntil) {
+		return newRefusal("it asks to hold until %s, which is longer than the %s that was planned", r.ExpiresAt.UTC().Format(time.RFC3339), duration.Format(r.Duration))
 	}
 	return nil
 }
 
-func withinBudget(f Facts) *activities.GuardDecision {
+func checkBudget(f Input) *activities.GuardDecision {
 	if f.Grant != nil || f.Authorization.RequiresGrant {
 		return nil // people decide; the budget bounds what runs without them
 	}
-	if reason := f.Budget.Left(f); reason != "" {
-		return propose("%s", reason)
+	if reason := f.Budget.CheckLeft(f); reason != "" {
+		return newProposal("%s", reason)
 	}
 	return nil
 }
 
-// phase is the table: what a class of action may do in a phase.
-func phase(f Facts) *activities.GuardDecision {
-	class, p := f.Spec.Class, f.phase()
+// checkPhase is the table: what a class of action may do in a phase.
+func checkPhase(f Input) *activities.GuardDecision {
+	class, p := f.Spec.Class, f.effectivePhase()
 	switch {
 	case class == playbooks.ClassObserve:
 		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "it changes nothing"}
 	case p < 2 || class == playbooks.ClassDisrupt && p < 3:
-		return propose("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
+		return newProposal("phase %d of scope %s does not let a %s action run", p, f.Scope.Name, class)
 	case f.Grant != nil:
-		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.On}
+		return &activities.GuardDecision{Verdict: activities.VerdictRun, Reason: "granted by " + strings.Join(f.Grant.GrantedBy, ", "), BasisID: f.BasisID}
 	case class == playbooks.ClassDisrupt || f.Authorization.RequiresGrant:
-		return ask(f, "it runs only with the grant of its approval")
-	case f.unknown() != "":
-		return ask(f, "%s", f.unknown())
-	case len(f.Signals) == 0:
-		return refuse("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, duration.Format(Fresh))
-	case f.Verdict.Confidence < f.Scope.Confidence:
-		return ask(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Verdict.Confidence, f.Scope.Confidence, f.Scope.Name)
-	case f.Request.Duration > time.Duration(f.Config.Budget.Longest):
-		return ask(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.Longest)
+		return newApprovalDecision(f, "it runs only with the grant of its approval")
+	case f.unknownReason() != "":
+		return newApprovalDecision(f, "%s", f.unknownReason())
+	case len(f.CorrelationInputs) == 0:
+		return newRefusal("no attested detection about %s within %s: nothing happens without proof", f.Request.Target, duration.Format(MaxDetectionAge))
+	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
+		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
+	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
+		return newApprovalDecision(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
 	}
-	if f.Requested != nil {
+	if f.ManualRequest != nil {
 		return &activities.GuardDecision{
-			Verdict: activities.VerdictRun, BasisID: f.On,
-			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.Requested.Person, f.Requested.AuthenticatedBy), f.Requested.Reason),
+			Verdict: activities.VerdictRun, BasisID: f.BasisID,
+			Reason: fmt.Sprintf("phase %d, requested by %s: %s", p, display.FormatPerson(f.ManualRequest.Person, f.ManualRequest.AuthenticatedBy), f.ManualRequest.Reason),
 		}
 	}
 	return &activities.GuardDecision{
-		Verdict: activities.VerdictRun, BasisID: f.On,
-		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Verdict.Confidence),
+		Verdict: activities.VerdictRun, BasisID: f.BasisID,
+		Reason: fmt.Sprintf("phase %d, confidence %.2f from attested detections", p, f.Correlation.Confidence),
 	}
 }

@@ -1,8 +1,8 @@
 package manifests
 
-// Alerts are rules for Prometheus: what makes Stanch blind or unable to act, each with where to look. They name only
+// AlertRules are rules for Prometheus: what makes Stanch blind or unable to act, each with where to look. They name only
 // metrics that worker/metrics has; a test holds that.
-const Alerts = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first; an alert that is
+const AlertRules = `# Alert rules over the worker's /metrics: a rule file for Prometheus. Missing telemetry comes first; an alert that is
 # missing says nothing.
 groups:
   - name: stanch

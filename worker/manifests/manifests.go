@@ -28,51 +28,51 @@ const (
 	WorkerName     = "stanch-worker"
 	SensorName     = "stanch-sensor"
 	GatewayService = "stanch-gateway"
-	ConfigName     = "stanch-config"
+	ConfigMapName  = "stanch-config"
 	EvidenceClaim  = "stanch-evidence"
 	KeysSecret     = "stanch-keys" //nolint:gosec // a name
 	PKISecret      = "stanch-pki"
-	// CAName holds the authority's certificate, without its key: sensors know the gateway by it.
-	CAName         = "stanch-ca"
+	// CAConfigMap holds the authority's certificate, without its key: sensors know the gateway by it.
+	CAConfigMap    = "stanch-ca"
 	TemporalSecret = "stanch-temporal"
 	// SlackSecret holds Slack's tokens, if there is a Slack: what stanch.yaml names lies in SlackDir.
 	SlackSecret = "stanch-slack" //nolint:gosec // a name
 	SlackDir    = "/etc/stanch/slack"
-	// OutsideSecret holds what webhooks, mail and tickets need, if there are any, in OutsideDir.
-	OutsideSecret = "stanch-outside" //nolint:gosec // a name
-	OutsideDir    = "/etc/stanch/outside"
-	// GatewayPort is where nodes dial, PeoplePort where people answer with a Kubernetes token.
+	// NotificationSecret holds what webhooks, mail and tickets need, if there are any, in NotificationDir.
+	NotificationSecret = "stanch-outside" //nolint:gosec // a name
+	NotificationDir    = "/etc/stanch/outside"
+	// GatewayPort is where nodes dial, APIPort where people answer with a Kubernetes token.
 	GatewayPort = 7443
-	PeoplePort  = 7444
+	APIPort     = 7444
 	healthPort  = 7481
 )
 
 // Options say what to install. Phase, Image, SensorImage and Temporal are needed.
 type Options struct {
-	Phase       int
-	Namespace   string // "" means stanch-system
-	Image       string
-	SensorImage string
-	Temporal    string // host:port as pods reach it
+	Phase           int
+	Namespace       string // "" means stanch-system
+	Image           string
+	SensorImage     string
+	TemporalAddress string // host:port as pods reach it
 	// TemporalNamespace is Temporal's; "" means stanch.
 	TemporalNamespace string
 	// TemporalTLS mounts the secret stanch-temporal. TemporalServer is the name in Temporal's certificate, if it is not
 	// the host's.
-	TemporalTLS    bool
-	TemporalServer string
-	Config         string // the text of stanch.yaml; "" means the defaults in this phase
-	Replicas       int32  // of the worker; 0 means 1
-	// Gateway is where sensors dial; "" means the Service.
-	Gateway string
+	TemporalTLS        bool
+	TemporalServerName string
+	Config             string // the text of stanch.yaml; "" means the defaults in this phase
+	Replicas           int32  // of the worker; 0 means 1
+	// GatewayAddress is where sensors dial; "" means the Service.
+	GatewayAddress string
 	// HostNetwork puts the worker into the node's network, for a Temporal that can only be reached there.
 	HostNetwork bool
 	// DataPath keeps the worker's data in a folder of its node, instead of a claim for the evidence.
-	DataPath string
-	CRI      string // the runtime's socket on the nodes; "" means /run/containerd/containerd.sock
-	// NodeCert is the folder on each node with a certificate of `stanch cert node`; "" lets each sensor get one from the
+	DataPath  string
+	CRISocket string // the runtime's socket on the nodes; "" means /run/containerd/containerd.sock
+	// NodeCertDir is the folder on each node with a certificate of `stanch cert node`; "" lets each sensor get one from the
 	// gateway, with its pod's token.
-	NodeCert string
-	LockDir  string // "" means the sensor's default
+	NodeCertDir string
+	LockDir     string // "" means the sensor's default
 }
 
 func (o Options) withDefaults() Options {
@@ -83,8 +83,8 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.Namespace, "stanch-system")
 	set(&o.TemporalNamespace, "stanch")
-	set(&o.CRI, "/run/containerd/containerd.sock")
-	set(&o.Gateway, fmt.Sprintf("%s.%s.svc:%d", GatewayService, o.Namespace, GatewayPort))
+	set(&o.CRISocket, "/run/containerd/containerd.sock")
+	set(&o.GatewayAddress, fmt.Sprintf("%s.%s.svc:%d", GatewayService, o.Namespace, GatewayPort))
 	set(&o.Config, fmt.Sprintf("phase: %d\n", o.Phase))
 	if o.Replicas == 0 {
 		o.Replicas = 1
@@ -92,13 +92,13 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-func (o Options) check() error {
+func (o Options) validate() error {
 	switch {
 	case o.Phase < 1 || o.Phase > 3:
 		return fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.Phase)
 	case o.Image == "" || o.SensorImage == "":
 		return fmt.Errorf("name the images of worker and sensor")
-	case o.Temporal == "":
+	case o.TemporalAddress == "":
 		return fmt.Errorf("say where Temporal is, as pods reach it")
 	case o.DataPath != "" && o.Replicas > 1:
 		return fmt.Errorf("%d workers cannot share a folder of one node", o.Replicas)
@@ -108,64 +108,64 @@ func (o Options) check() error {
 
 // Objects gives everything in the order in which it is to be made.
 func Objects(catalogue playbooks.Catalog, o Options) ([]runtime.Object, error) {
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	o = o.withDefaults()
 	out := []runtime.Object{
-		&corev1.Namespace{TypeMeta: kind("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: o.Namespace, Labels: map[string]string{
+		&corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: o.Namespace, Labels: map[string]string{
 			"pod-security.kubernetes.io/enforce": "privileged", // the sensor loads programs into the kernel
 		}}},
-		account(o, WorkerName), account(o, SensorName),
+		newServiceAccount(o, WorkerName), newServiceAccount(o, SensorName),
 	}
-	out = append(out, o.rbac(catalogue)...)
+	out = append(out, o.rbacObjects(catalogue)...)
 	out = append(out,
-		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.SwitchName)},
-		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(health.WatchedName)},
-		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(guards.GrantsName)},
-		&corev1.ConfigMap{TypeMeta: kind("v1", "ConfigMap"), ObjectMeta: o.meta(ConfigName), Data: map[string]string{"stanch.yaml": o.Config}},
-		o.service(),
+		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.KillSwitchConfigMap)},
+		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(health.NodeRegistryConfigMap)},
+		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(guards.UsedGrantsConfigMap)},
+		&corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: o.objectMeta(ConfigMapName), Data: map[string]string{"stanch.yaml": o.Config}},
+		o.gatewayService(),
 	)
 	if o.DataPath == "" {
-		out = append(out, o.claim())
+		out = append(out, o.evidenceClaim())
 	}
-	return append(out, o.worker(), o.sensor()), nil
+	return append(out, o.workerDeployment(), o.sensorDaemonSet()), nil
 }
 
-func (o Options) rbac(catalogue playbooks.Catalog) []runtime.Object {
+func (o Options) rbacObjects(catalogue playbooks.Catalog) []runtime.Object {
 	clusterName := WorkerName
 	if o.Namespace != "stanch-system" {
 		clusterName = o.Namespace + "-" + WorkerName // two installations do not share a role
 	}
 	subject := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: WorkerName, Namespace: o.Namespace}}
-	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: labels("")}
+	clusterWide := metav1.ObjectMeta{Name: clusterName, Labels: partLabels("")}
 	out := []runtime.Object{
-		&rbacv1.ClusterRole{TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: Rights(catalogue, o.Phase)},
+		&rbacv1.ClusterRole{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRole"), ObjectMeta: clusterWide, Rules: ClusterRules(catalogue, o.Phase)},
 		&rbacv1.ClusterRoleBinding{
-			TypeMeta: kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
+			TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"), ObjectMeta: clusterWide, Subjects: subject,
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: clusterName},
 		},
 	}
 	// The right to two objects by their names, in Stanch's own namespace: nobody may make or delete any.
-	for _, name := range []string{guards.SwitchName, health.WatchedName, guards.GrantsName} {
+	for _, name := range []string{guards.KillSwitchConfigMap, health.NodeRegistryConfigMap, guards.UsedGrantsConfigMap} {
 		out = append(out,
-			&rbacv1.Role{TypeMeta: kind("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.meta(name), Rules: []rbacv1.PolicyRule{
+			&rbacv1.Role{TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "Role"), ObjectMeta: o.objectMeta(name), Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{name}, Verbs: []string{"get", "patch"}},
 			}},
 			&rbacv1.RoleBinding{
-				TypeMeta: kind("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.meta(name), Subjects: subject,
+				TypeMeta: typeMeta("rbac.authorization.k8s.io/v1", "RoleBinding"), ObjectMeta: o.objectMeta(name), Subjects: subject,
 				RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 			})
 	}
 	return out
 }
 
-func kind(version, name string) metav1.TypeMeta {
+func typeMeta(version, name string) metav1.TypeMeta {
 	return metav1.TypeMeta{APIVersion: version, Kind: name}
 }
 
-// labels mark all that is installed; app is the part's name.
-func labels(app string) map[string]string {
+// partLabels mark all that is installed; app is the part's name.
+func partLabels(app string) map[string]string {
 	out := map[string]string{"app.kubernetes.io/part-of": "stanch"}
 	if app != "" {
 		out["app.kubernetes.io/name"] = app
@@ -173,23 +173,23 @@ func labels(app string) map[string]string {
 	return out
 }
 
-func (o Options) meta(name string) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: o.Namespace, Name: name, Labels: labels("")}
+func (o Options) objectMeta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: o.Namespace, Name: name, Labels: partLabels("")}
 }
 
-func account(o Options, name string) runtime.Object {
+func newServiceAccount(o Options, name string) runtime.Object {
 	no := false // whoever needs the token says so
-	return &corev1.ServiceAccount{TypeMeta: kind("v1", "ServiceAccount"), ObjectMeta: o.meta(name), AutomountServiceAccountToken: &no}
+	return &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.objectMeta(name), AutomountServiceAccountToken: &no}
 }
 
-// YAML writes the objects as one stream, with what a person must do before.
-func YAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
+// WriteYAML writes the objects as one stream, with what a person must do before.
+func WriteYAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 	objects, err := Objects(catalogue, o)
 	if err != nil {
 		return nil, err
 	}
 	var out bytes.Buffer
-	out.WriteString(preface(o.withDefaults()))
+	out.WriteString(installNotes(o.withDefaults()))
 	for _, object := range objects {
 		raw, err := json.Marshal(object)
 		if err != nil {
@@ -200,7 +200,7 @@ func YAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 			return nil, fmt.Errorf("write a manifest: %w", err)
 		}
 		delete(tree, "status")
-		prune(tree)
+		pruneEmpty(tree)
 		text, err := yaml.Marshal(tree)
 		if err != nil {
 			return nil, fmt.Errorf("write a manifest: %w", err)
@@ -211,9 +211,9 @@ func YAML(catalogue playbooks.Catalog, o Options) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// prune takes away what Go's types write although nothing was said. An empty object can mean something (emptyDir), so
+// pruneEmpty takes away what Go's types write although nothing was said. An empty object can mean something (emptyDir), so
 // only these go.
-func prune(v any) {
+func pruneEmpty(v any) {
 	switch v := v.(type) {
 	case map[string]any:
 		for _, key := range []string{"creationTimestamp", "resources", "strategy", "updateStrategy"} {
@@ -224,16 +224,16 @@ func prune(v any) {
 			}
 		}
 		for _, inner := range v {
-			prune(inner)
+			pruneEmpty(inner)
 		}
 	case []any:
 		for _, inner := range v {
-			prune(inner)
+			pruneEmpty(inner)
 		}
 	}
 }
 
-func preface(o Options) string {
+func installNotes(o Options) string {
 	lines := []string{
 		fmt.Sprintf("Stanch in phase %d: %s.", o.Phase, []string{
 			"it observes, and may write nothing but its own kill switch",
@@ -253,14 +253,14 @@ func preface(o Options) string {
 	}
 	lines = append(lines, "If stanch.yaml has a `slack:`, the tokens that it names in "+SlackDir+":",
 		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=bot=… --from-file=app=…", o.Namespace, SlackSecret),
-		"If it has `webhooks:`, `email:` or a `ticket:`, their keys, password and token in "+OutsideDir+":",
-		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, OutsideSecret))
-	if o.NodeCert != "" {
-		lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCert+" there and nowhere else:",
+		"If it has `webhooks:`, `email:` or a `ticket:`, their keys, password and token in "+NotificationDir+":",
+		fmt.Sprintf("  kubectl -n %s create secret generic %s --from-file=…", o.Namespace, NotificationSecret))
+	if o.NodeCertDir != "" {
+		lines = append(lines, "And for every node its own certificate, which goes to "+o.NodeCertDir+" there and nowhere else:",
 			"  stanch cert node NODE --pki secrets/pki --out NODE")
 	} else {
 		lines = append(lines, "Sensors know the gateway by the authority's certificate, which is no secret, and get their own with their pods' tokens:",
-			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAName))
+			fmt.Sprintf("  kubectl -n %s create configmap %s --from-file=secrets/pki/ca.crt", o.Namespace, CAConfigMap))
 	}
 	return "# " + strings.ReplaceAll(strings.Join(lines, "\n# "), "# \n", "#\n") + "\n"
 }

@@ -20,30 +20,30 @@ import (
 	"stanch/worker/manifests"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var updateGolden = flag.Bool("update", false, "write the golden files anew")
 
-func options(phase int) manifests.Options {
-	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", Temporal: "temporal.example:7233"}
+func optionsForPhase(phase int) manifests.Options {
+	return manifests.Options{Phase: phase, Image: "stanch:1", SensorImage: "stanch-sensor:1", TemporalAddress: "temporal.example:7233"}
 }
 
 // What is installed changes only on purpose: each phase is compared with what was agreed.
 func TestGolden(t *testing.T) {
-	cases := map[string]manifests.Options{"phase1": options(1), "phase2": options(2), "phase3": options(3)}
-	all := options(3)
-	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServer = "security", 3, true, "temporal.internal"
-	all.Config, all.Gateway, all.CRI, all.NodeCert, all.LockDir = "phase: 3\ncluster: shop\n", "stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
+	cases := map[string]manifests.Options{"phase1": optionsForPhase(1), "phase2": optionsForPhase(2), "phase3": optionsForPhase(3)}
+	all := optionsForPhase(3)
+	all.Namespace, all.Replicas, all.TemporalTLS, all.TemporalServerName = "security", 3, true, "temporal.internal"
+	all.Config, all.GatewayAddress, all.CRISocket, all.NodeCertDir, all.LockDir = "phase: 3\ncluster: shop\n", "stanch.example:7443", "/run/k3s/containerd/containerd.sock", "/srv/stanch", "/sys/fs/bpf/other"
 	cases["everything"] = all
-	host := options(2)
+	host := optionsForPhase(2)
 	host.HostNetwork, host.DataPath = true, "/var/lib/stanch-worker"
 	cases["host"] = host
 	for name, o := range cases {
 		t.Run(name, func(t *testing.T) {
-			got, err := manifests.YAML(worker.Catalogue(), o)
+			got, err := manifests.WriteYAML(worker.ActionCatalog(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
 			file := filepath.Join("testdata", name+".yaml")
-			if *update {
+			if *updateGolden {
 				if err := os.WriteFile(file, got, 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -59,12 +59,12 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-var reads = []string{"get", "list", "watch"}
+var readVerbs = []string{"get", "list", "watch"}
 
-// writes lists every right to write that the objects hold.
-func writes(t *testing.T, phase int) []string {
+// listWritePermissions lists every right to write that the objects hold.
+func listWritePermissions(t *testing.T, phase int) []string {
 	t.Helper()
-	objects, err := manifests.Objects(worker.Catalogue(), options(phase))
+	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(phase))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func writes(t *testing.T, phase int) []string {
 	note := func(rules []rbacv1.PolicyRule) {
 		for _, r := range rules {
 			for _, verb := range r.Verbs {
-				if !slices.Contains(reads, verb) {
+				if !slices.Contains(readVerbs, verb) {
 					out = append(out, fmt.Sprintf("%s %s %v", verb, strings.Join(r.Resources, ","), r.ResourceNames))
 				}
 			}
@@ -92,17 +92,17 @@ func writes(t *testing.T, phase int) []string {
 
 func TestPhaseOneMayWriteNothingButItsOwnState(t *testing.T) {
 	// A TokenReview is created, says whose a token is, and is nowhere afterwards.
-	if got, want := writes(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.SwitchName + "]", "patch configmaps [" + guards.GrantsName + "]", "patch configmaps [" + health.WatchedName + "]"}; !slices.Equal(got, want) {
+	if got, want := listWritePermissions(t, 1), []string{"create tokenreviews []", "patch configmaps [" + guards.KillSwitchConfigMap + "]", "patch configmaps [" + guards.UsedGrantsConfigMap + "]", "patch configmaps [" + health.NodeRegistryConfigMap + "]"}; !slices.Equal(got, want) {
 		t.Errorf("phase 1 may %q, want only %q", got, want)
 	}
 }
 
 func TestOnlyPhaseThreeMayScale(t *testing.T) {
 	for phase, want := range map[int]bool{2: false, 3: true} {
-		if got := strings.Contains(strings.Join(writes(t, phase), "\n"), "deployments/scale"); got != want {
+		if got := strings.Contains(strings.Join(listWritePermissions(t, phase), "\n"), "deployments/scale"); got != want {
 			t.Errorf("phase %d may scale: %t, want %t", phase, got, want)
 		}
-		if !strings.Contains(strings.Join(writes(t, phase), "\n"), "create networkpolicies") {
+		if !strings.Contains(strings.Join(listWritePermissions(t, phase), "\n"), "create networkpolicies") {
 			t.Errorf("phase %d may not isolate", phase)
 		}
 	}
@@ -110,7 +110,7 @@ func TestOnlyPhaseThreeMayScale(t *testing.T) {
 
 // No right may be a wildcard, none may reach secrets, and nobody may widen their own.
 func TestNoRightIsBroad(t *testing.T) {
-	for _, r := range manifests.Rights(worker.Catalogue(), 3) {
+	for _, r := range manifests.ClusterRules(worker.ActionCatalog(), 3) {
 		for _, word := range append(slices.Concat(r.APIGroups, r.Resources), r.Verbs...) {
 			if strings.Contains(word, "*") || word == "secrets" || word == "escalate" || word == "bind" || word == "impersonate" {
 				t.Errorf("the rule %v is too broad", r)
@@ -121,7 +121,7 @@ func TestNoRightIsBroad(t *testing.T) {
 
 // A taken node must not be able to speak for Stanch in the cluster.
 func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
-	objects, err := manifests.Objects(worker.Catalogue(), options(3))
+	objects, err := manifests.Objects(worker.ActionCatalog(), optionsForPhase(3))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,15 +142,15 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 				}
 				for _, source := range v.Projected.Sources {
 					// One that is made for the gateway opens nothing at the API server.
-					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrolAudience {
+					if token := source.ServiceAccountToken; token == nil || token.Audience != gateway.EnrollAudience {
 						t.Errorf("the sensor mounts %s, which is no token for the gateway alone", v.Name)
 					}
 				}
 			}
 		case *rbacv1.ClusterRoleBinding:
-			noSensor(t, o.Subjects)
+			requireNoSensorSubject(t, o.Subjects)
 		case *rbacv1.RoleBinding:
-			noSensor(t, o.Subjects)
+			requireNoSensorSubject(t, o.Subjects)
 		case *corev1.Secret:
 			t.Errorf("the manifests hold the secret %s", o.Name)
 		}
@@ -160,7 +160,7 @@ func TestTheSensorHasNoCredentialOfTheCluster(t *testing.T) {
 	}
 }
 
-func noSensor(t *testing.T, subjects []rbacv1.Subject) {
+func requireNoSensorSubject(t *testing.T, subjects []rbacv1.Subject) {
 	t.Helper()
 	for _, s := range subjects {
 		if s.Name != manifests.WorkerName {
@@ -171,12 +171,12 @@ func noSensor(t *testing.T, subjects []rbacv1.Subject) {
 
 func TestWrongOptionsAreNamed(t *testing.T) {
 	for want, o := range map[string]manifests.Options{
-		"the phase 4 is none":      options(4),
+		"the phase 4 is none":      optionsForPhase(4),
 		"say where Temporal is":    {Phase: 1, Image: "a", SensorImage: "b"},
-		"name the images":          {Phase: 1, Temporal: "a:1"},
-		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", Temporal: "a:1", Replicas: 2, DataPath: "/a"},
+		"name the images":          {Phase: 1, TemporalAddress: "a:1"},
+		"cannot share a folder of": {Phase: 1, Image: "a", SensorImage: "b", TemporalAddress: "a:1", Replicas: 2, DataPath: "/a"},
 	} {
-		if _, err := manifests.YAML(worker.Catalogue(), o); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := manifests.WriteYAML(worker.ActionCatalog(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}

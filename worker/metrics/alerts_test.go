@@ -26,10 +26,10 @@ func TestAlertsNameMetricsThatThereAre(t *testing.T) {
 			}
 		}
 	}
-	require.NoError(t, yaml.Unmarshal([]byte(manifests.Alerts), &file))
+	require.NoError(t, yaml.Unmarshal([]byte(manifests.AlertRules), &file))
 	described := make(chan *prometheus.Desc, 1000)
-	metrics.Registry(metrics.Sources{
-		Nodes: known{here: map[string]json.RawMessage{}}, Intake: &gateway.Intake{}, Temporal: metrics.NewTemporal(), Rules: func() []rules.RuleStats { return nil },
+	metrics.NewRegistry(metrics.MetricSources{
+		NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{}}, Detections: &gateway.Ingester{}, Temporal: metrics.NewTemporalMetrics(), RuleStats: func() []rules.RuleStats { return nil },
 	}).Describe(described)
 	close(described)
 	have := map[string]bool{}

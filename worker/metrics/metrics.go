@@ -20,59 +20,59 @@ import (
 	"stanch/worker/gateway"
 )
 
-// Sources are what is read at each scrape. What is nil is left out.
-type Sources struct {
-	Version string
-	Nodes   Nodes
-	Intake  Intake
-	// Foreign tells what came from other sensors, by the source's name in the configuration.
-	Foreign func() map[string]gateway.ForeignCounts
-	// Exports tells what went out, by the export's name in the configuration.
-	Exports func() map[string]export.Counts
-	// Rules are those that the gateway evaluates itself.
-	Rules func() []rules.RuleStats
+// MetricSources are what is read at each scrape. What is nil is left out.
+type MetricSources struct {
+	Version    string
+	NodeStatus NodeStatusSource
+	Detections DetectionCountSource
+	// SourceCounts tells what came from other sensors, by the source's name in the configuration.
+	SourceCounts func() map[string]gateway.SourceCounts
+	// ExportCounts tells what went out, by the export's name in the configuration.
+	ExportCounts func() map[string]export.DeliveryCounts
+	// RuleStats are those that the gateway evaluates itself.
+	RuleStats func() []rules.RuleStats
 	// Temporal counts what the client and the workers did; its Options have to be the client's.
-	Temporal *Temporal
+	Temporal *TemporalMetrics
 }
 
-// Nodes knows what nodes tell of themselves.
-type Nodes interface {
-	Nodes() map[string]json.RawMessage
-	Away(within time.Duration) []string
+// NodeStatusSource knows what nodes tell of themselves.
+type NodeStatusSource interface {
+	ConnectedNodes() map[string]json.RawMessage
+	DisconnectedNodes(within time.Duration) []string
 }
 
-// Intake knows what became of detections.
-type Intake interface {
-	Counts() []gateway.DetectionCount
-	Queued() int
+// DetectionCountSource knows what became of detections.
+type DetectionCountSource interface {
+	DetectionCounts() []gateway.DetectionCount
+	QueuedDetections() int
 }
 
 var (
-	_ Nodes  = (*gateway.Hub)(nil)
-	_ Intake = (*gateway.Intake)(nil)
+	_ NodeStatusSource     = (*gateway.NodeServer)(nil)
+	_ DetectionCountSource = (*gateway.Ingester)(nil)
 )
 
-// Registry makes a registry of its own for the sources.
-func Registry(s Sources) *prometheus.Registry {
+// NewRegistry makes a registry of its own for the sources.
+func NewRegistry(s MetricSources) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "stanch_build_info", Help: "Which build of Stanch this is; always 1.",
-		ConstLabels: prometheus.Labels{"version": text(s.Version), "goversion": runtime.Version()},
+		ConstLabels: prometheus.Labels{"version": labelText(s.Version), "goversion": runtime.Version()},
 	}, func() float64 { return 1 }))
-	if s.Nodes != nil {
-		r.MustRegister(newNodes(s.Nodes))
+	if s.NodeStatus != nil {
+		r.MustRegister(newNodeCollector(s.NodeStatus))
 	}
-	if s.Intake != nil {
-		r.MustRegister(newIntake(s.Intake))
+	if s.Detections != nil {
+		r.MustRegister(newDetectionCollector(s.Detections))
 	}
-	if s.Foreign != nil {
-		r.MustRegister(newForeign(s.Foreign))
+	if s.SourceCounts != nil {
+		r.MustRegister(newSourceCollector(s.SourceCounts))
 	}
-	if s.Exports != nil {
-		r.MustRegister(newExports(s.Exports))
+	if s.ExportCounts != nil {
+		r.MustRegister(newExportCollector(s.ExportCounts))
 	}
-	if s.Rules != nil {
-		r.MustRegister(newGatewayRules(s.Rules))
+	if s.RuleStats != nil {
+		r.MustRegister(newGatewayRuleCollector(s.RuleStats))
 	}
 	if s.Temporal != nil {
 		r.MustRegister(s.Temporal)
@@ -80,8 +80,8 @@ func Registry(s Sources) *prometheus.Registry {
 	return r
 }
 
-// Handler serves GET /metrics of a registry. What one collector cannot tell does not hide what the others can.
-func Handler(r *prometheus.Registry) http.Handler {
+// NewHandler serves GET /metrics of a registry. What one collector cannot tell does not hide what the others can.
+func NewHandler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{
 		Registry: r, ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, Timeout: 10 * time.Second,
 	})

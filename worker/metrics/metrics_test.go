@@ -18,16 +18,16 @@ import (
 	"stanch/worker/metrics"
 )
 
-// known is what a hub tells.
-type known struct {
-	here map[string]json.RawMessage
-	away []string
+// fakeNodeStatus is what a hub tells.
+type fakeNodeStatus struct {
+	connected    map[string]json.RawMessage
+	disconnected []string
 }
 
-func (k known) Nodes() map[string]json.RawMessage { return k.here }
-func (k known) Away(time.Duration) []string       { return k.away }
+func (k fakeNodeStatus) ConnectedNodes() map[string]json.RawMessage { return k.connected }
+func (k fakeNodeStatus) DisconnectedNodes(time.Duration) []string   { return k.disconnected }
 
-func told(t *testing.T, r agent.StatusReport, state gateway.NodeState) json.RawMessage {
+func nodeReport(t *testing.T, r agent.StatusReport, state gateway.NodeStreamState) json.RawMessage {
 	t.Helper()
 	raw, err := json.Marshal(r)
 	require.NoError(t, err)
@@ -39,22 +39,22 @@ func told(t *testing.T, r agent.StatusReport, state gateway.NodeState) json.RawM
 	return raw
 }
 
-func node(t *testing.T) json.RawMessage {
+func defaultNodeReport(t *testing.T) json.RawMessage {
 	t.Helper()
 	at := time.Unix(1_800_000_000, 0)
-	return told(t, agent.StatusReport{
+	return nodeReport(t, agent.StatusReport{
 		Health: agent.Health{
-			Node:       "node-1",
-			ProbeStatus:      probe.Status{LoadedAt: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, DropsByCgroup: map[string]uint64{"/evil\"path": 3}},
-			Heartbeat:       agent.HeartbeatStatus{LastReceived: at, LatencyMS: 12},
-			RuleStats: []rules.RuleStats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, MeanEvaluationTime: 250 * time.Nanosecond}},
+			Node:        "node-1",
+			ProbeStatus: probe.Status{LoadedAt: at, Events: map[sensors.Kind]uint64{sensors.KindExec: 7}, Drops: map[string]uint64{"alerts ring full": 3}, DropsByCgroup: map[string]uint64{"/evil\"path": 3}},
+			Heartbeat:   agent.HeartbeatStatus{LastReceived: at, LatencyMS: 12},
+			RuleStats:   []rules.RuleStats{{Rule: "miner", Evaluated: 512, Fired: 2, Sampled: 2, MeanEvaluationTime: 250 * time.Nanosecond}},
 		},
 		Spooled: 4, SpoolDropped: 5,
-	}, gateway.NodeState{Since: at, CertificateEnds: at, Clock: &gateway.Clock{Skew: -1500 * time.Millisecond, Error: time.Millisecond}, Limited: 6})
+	}, gateway.NodeStreamState{ConnectedSince: at, CertificateExpiresAt: at, ClockSkew: &gateway.ClockSkew{Offset: -1500 * time.Millisecond, MaxError: time.Millisecond}, LimitedBatches: 6})
 }
 
 func TestANodesHealthIsShown(t *testing.T) {
-	r := metrics.Registry(metrics.Sources{Version: "v1", Nodes: known{here: map[string]json.RawMessage{"node-1": node(t)}, away: []string{"node-2", "node-1"}}})
+	r := metrics.NewRegistry(metrics.MetricSources{Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}, disconnected: []string{"node-2", "node-1"}}})
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
 # HELP stanch_node_up Whether the node's sensor is connected to this gateway; 0 for a day after it left.
 # TYPE stanch_node_up gauge
@@ -77,13 +77,13 @@ stanch_node_rule_evaluation_seconds_count{node="node-1",rule="miner"} 2
 }
 
 func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
-	intake := &gateway.Intake{}
-	r := metrics.Registry(metrics.Sources{
-		Version: "v1", Nodes: known{here: map[string]json.RawMessage{"node-1": node(t)}}, Intake: intake, Temporal: metrics.NewTemporal(),
-		Foreign: func() map[string]gateway.ForeignCounts {
-			return map[string]gateway.ForeignCounts{"falco": {Accepted: 1}}
+	intake := &gateway.Ingester{}
+	r := metrics.NewRegistry(metrics.MetricSources{
+		Version: "v1", NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{"node-1": defaultNodeReport(t)}}, Detections: intake, Temporal: metrics.NewTemporalMetrics(),
+		SourceCounts: func() map[string]gateway.SourceCounts {
+			return map[string]gateway.SourceCounts{"falco": {Accepted: 1}}
 		},
-		Rules: func() []rules.RuleStats { return []rules.RuleStats{{Rule: "secret-read"}} },
+		RuleStats: func() []rules.RuleStats { return []rules.RuleStats{{Rule: "secret-read"}} },
 	})
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
@@ -102,8 +102,8 @@ func TestANodeThatLiesSpoilsNothing(t *testing.T) {
 		r.ProbeStatus.Hooks = append(r.ProbeStatus.Hooks, probe.HookStatus{Hook: probe.Hook(fmt.Sprint("hook", i%2000))})
 		r.RuleStats = append(r.RuleStats, rules.RuleStats{Rule: fmt.Sprint(i, strings.Repeat("é", i)), Fired: 1}, rules.RuleStats{Rule: "twice", MeanEvaluationTime: -5, Sampled: 1 << 62})
 	}
-	registry := metrics.Registry(metrics.Sources{Nodes: known{here: map[string]json.RawMessage{
-		"liar": told(t, r, gateway.NodeState{}), "node-1": node(t), "mute": nil, "odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
+	registry := metrics.NewRegistry(metrics.MetricSources{NodeStatus: fakeNodeStatus{connected: map[string]json.RawMessage{
+		"liar": nodeReport(t, r, gateway.NodeStreamState{}), "node-1": defaultNodeReport(t), "mute": nil, "odd": json.RawMessage(`{"node":7,"probe":[],"gateway":"x"}`),
 	}}})
 	families, err := registry.Gather()
 	require.NoError(t, err)
@@ -125,15 +125,15 @@ func TestANodeThatLiesSpoilsNothing(t *testing.T) {
 }
 
 func TestNamesOfWorkflowsAreBounded(t *testing.T) {
-	counts := metrics.NewTemporal()
+	counts := metrics.NewTemporalMetrics()
 	for i := range 1000 {
-		h := counts.Handler().WithTags(map[string]string{"namespace": "stanch"}).WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})
+		h := counts.ClientHandler().WithTags(map[string]string{"namespace": "stanch"}).WithTags(map[string]string{"workflow_type": fmt.Sprint("Made", i)})
 		h.Counter("temporal_workflow_failed").Inc(1)
 		h.Timer("temporal_workflow_task_execution_latency").Record(time.Second)
 		h.Counter("temporal_nobody_knows").Inc(1)
 		h.Gauge("temporal_num_pollers").Update(1)
 	}
-	n, err := testutil.GatherAndCount(metrics.Registry(metrics.Sources{Temporal: counts}), "stanch_temporal_workflow_failed_total")
+	n, err := testutil.GatherAndCount(metrics.NewRegistry(metrics.MetricSources{Temporal: counts}), "stanch_temporal_workflow_failed_total")
 	require.NoError(t, err)
 	require.Equal(t, 65, n)
 }

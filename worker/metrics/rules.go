@@ -10,59 +10,59 @@ import (
 
 // ruleFamilies are what rules did and what they cost.
 type ruleFamilies struct {
-	evaluated, fired, excepted, failed family
-	took                               *prometheus.Desc
+	evaluated, fired, exceptions, failed metricFamily
+	evaluationSeconds                    *prometheus.Desc
 }
 
 func newRuleFamilies(prefix string, before ...string) ruleFamilies {
 	labels := append(slices.Clone(before), "rule")
 	return ruleFamilies{
-		evaluated: counter(prefix+"_evaluations_total", "Events that a rule was asked about.", labels...),
-		fired:     counter(prefix+"_fired_total", "Events on which a rule fired.", labels...),
-		excepted:  counter(prefix+"_excepted_total", "Events on which a rule would have fired without its exceptions.", labels...),
-		failed:    counter(prefix+"_failed_total", "Events that a rule could not judge. Any increase is a rule to mend.", labels...),
-		took: prometheus.NewDesc(prefix+"_evaluation_seconds", "What an evaluation of a rule took: the sum and the number of those that were timed, a sample of all.",
+		evaluated:  newCounterFamily(prefix+"_evaluations_total", "Events that a rule was asked about.", labels...),
+		fired:      newCounterFamily(prefix+"_fired_total", "Events on which a rule fired.", labels...),
+		exceptions: newCounterFamily(prefix+"_excepted_total", "Events on which a rule would have fired without its exceptions.", labels...),
+		failed:     newCounterFamily(prefix+"_failed_total", "Events that a rule could not judge. Any increase is a rule to mend.", labels...),
+		evaluationSeconds: prometheus.NewDesc(prefix+"_evaluation_seconds", "What an evaluation of a rule took: the sum and the number of those that were timed, a sample of all.",
 			labels, nil),
 	}
 }
 
-func (f ruleFamilies) families() []family {
-	return []family{f.evaluated, f.fired, f.excepted, f.failed, {desc: f.took}}
+func (f ruleFamilies) allFamilies() []metricFamily {
+	return []metricFamily{f.evaluated, f.fired, f.exceptions, f.failed, {desc: f.evaluationSeconds}}
 }
 
-func (f ruleFamilies) send(out chan<- prometheus.Metric, all []rules.RuleStats, before ...string) {
+func (f ruleFamilies) sendStats(out chan<- prometheus.Metric, all []rules.RuleStats, before ...string) {
 	told := map[string]bool{}
 	for _, s := range all {
-		rule := text(s.Rule)
-		if told[rule] || len(told) >= maxRules {
+		rule := labelText(s.Rule)
+		if told[rule] || len(told) >= maxRulesPerNode {
 			continue
 		}
 		told[rule] = true
 		labels := append(slices.Clone(before), rule)
-		f.evaluated.send(out, float64(s.Evaluated), labels...)
-		f.fired.send(out, float64(s.Fired), labels...)
-		f.excepted.send(out, float64(s.Excepted), labels...)
-		f.failed.send(out, float64(s.Failed), labels...)
-		out <- prometheus.MustNewConstSummary(f.took, s.Sampled, s.MeanEvaluationTime.Seconds()*float64(s.Sampled), nil, labels...)
+		f.evaluated.sendMetric(out, float64(s.Evaluated), labels...)
+		f.fired.sendMetric(out, float64(s.Fired), labels...)
+		f.exceptions.sendMetric(out, float64(s.Excepted), labels...)
+		f.failed.sendMetric(out, float64(s.Failed), labels...)
+		out <- prometheus.MustNewConstSummary(f.evaluationSeconds, s.Sampled, s.MeanEvaluationTime.Seconds()*float64(s.Sampled), nil, labels...)
 	}
 }
 
-// gatewayRules are the rules that the gateway evaluates itself.
-type gatewayRules struct {
+// gatewayRuleCollector are the rules that the gateway evaluates itself.
+type gatewayRuleCollector struct {
 	ruleFamilies
 	source func() []rules.RuleStats
 }
 
-func newGatewayRules(source func() []rules.RuleStats) *gatewayRules {
-	return &gatewayRules{newRuleFamilies("stanch_gateway_rule"), source}
+func newGatewayRuleCollector(source func() []rules.RuleStats) *gatewayRuleCollector {
+	return &gatewayRuleCollector{newRuleFamilies("stanch_gateway_rule"), source}
 }
 
 // Describe implements prometheus.Collector.
-func (g *gatewayRules) Describe(out chan<- *prometheus.Desc) {
-	for _, f := range g.families() {
+func (g *gatewayRuleCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, f := range g.allFamilies() {
 		out <- f.desc
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (g *gatewayRules) Collect(out chan<- prometheus.Metric) { g.send(out, g.source()) }
+func (g *gatewayRuleCollector) Collect(out chan<- prometheus.Metric) { g.sendStats(out, g.source()) }

@@ -12,26 +12,26 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Temporal counts what Temporal's client and workers of this process do: what is in the table below, and nothing else
+// TemporalMetrics counts what Temporal's client and workers of this process do: what is in the table below, and nothing else
 // of the hundred things that the SDK counts.
-type Temporal struct {
-	counters map[string]*prometheus.CounterVec
-	timers   map[string]*prometheus.HistogramVec
-	labels   map[string][]string
-	started  prometheus.Counter
+type TemporalMetrics struct {
+	counters         map[string]*prometheus.CounterVec
+	timers           map[string]*prometheus.HistogramVec
+	labels           map[string][]string
+	incidentsStarted prometheus.Counter
 
-	mu    sync.Mutex
-	known map[string]map[string]bool // the values of each label so far
+	mu               sync.Mutex
+	knownLabelValues map[string]map[string]bool // the values of each label so far
 }
 
-// maxValues bounds the values of each label: who may start workflows may give their types any name.
-const maxValues = 64
+// maxValuesPerLabel bounds the values of each label: who may start workflows may give their types any name.
+const maxValuesPerLabel = 64
 
-// NewTemporal makes the counters. Options puts them into the client.
-func NewTemporal() *Temporal {
-	t := &Temporal{
-		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{}, labels: map[string][]string{}, known: map[string]map[string]bool{},
-		started: prometheus.NewCounter(prometheus.CounterOpts{Name: "stanch_incidents_started_total", Help: "Incidents that this gateway opened."}),
+// NewTemporalMetrics makes the counters. Options puts them into the client.
+func NewTemporalMetrics() *TemporalMetrics {
+	t := &TemporalMetrics{
+		counters: map[string]*prometheus.CounterVec{}, timers: map[string]*prometheus.HistogramVec{}, labels: map[string][]string{}, knownLabelValues: map[string]map[string]bool{},
+		incidentsStarted: prometheus.NewCounter(prometheus.CounterOpts{Name: "stanch_incidents_started_total", Help: "Incidents that this gateway opened."}),
 	}
 	for _, c := range []struct {
 		from, name, help string
@@ -66,8 +66,8 @@ func NewTemporal() *Temporal {
 }
 
 // Describe implements prometheus.Collector.
-func (t *Temporal) Describe(out chan<- *prometheus.Desc) {
-	t.started.Describe(out)
+func (t *TemporalMetrics) Describe(out chan<- *prometheus.Desc) {
+	t.incidentsStarted.Describe(out)
 	for _, c := range t.counters {
 		c.Describe(out)
 	}
@@ -77,8 +77,8 @@ func (t *Temporal) Describe(out chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (t *Temporal) Collect(out chan<- prometheus.Metric) {
-	t.started.Collect(out)
+func (t *TemporalMetrics) Collect(out chan<- prometheus.Metric) {
+	t.incidentsStarted.Collect(out)
 	for _, c := range t.counters {
 		c.Collect(out)
 	}
@@ -87,86 +87,90 @@ func (t *Temporal) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// Handler is what the SDK tells what it counts.
-func (t *Temporal) Handler() client.MetricsHandler { return handler{Temporal: t} }
+// ClientHandler is what the SDK tells what it counts.
+func (t *TemporalMetrics) ClientHandler() client.MetricsHandler {
+	return temporalHandler{TemporalMetrics: t}
+}
 
-// Options puts the counters into a client's options.
-func (t *Temporal) Options(o client.Options) client.Options {
-	o.MetricsHandler = t.Handler()
-	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions, grpc.WithChainUnaryInterceptor(t.intercept))
+// WithMetrics puts the counters into a client's options.
+func (t *TemporalMetrics) WithMetrics(o client.Options) client.Options {
+	o.MetricsHandler = t.ClientHandler()
+	o.ConnectionOptions.DialOptions = append(o.ConnectionOptions.DialOptions, grpc.WithChainUnaryInterceptor(t.countStartedIncidents))
 	return o
 }
 
-// intercept counts incidents that were opened: the SDK does not tell whether a signal found a workflow or started one.
-func (t *Temporal) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+// countStartedIncidents counts incidents that were opened: the SDK does not tell whether a signal found a workflow or started one.
+func (t *TemporalMetrics) countStartedIncidents(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	if err != nil {
 		return err
 	}
 	asked, ok := req.(*workflowservice.SignalWithStartWorkflowExecutionRequest)
 	answered, and := reply.(*workflowservice.SignalWithStartWorkflowExecutionResponse)
-	if ok && and && answered.GetStarted() && asked.GetWorkflowType().GetName() == incidentType {
-		t.started.Inc()
+	if ok && and && answered.GetStarted() && asked.GetWorkflowType().GetName() == incidentWorkflowType {
+		t.incidentsStarted.Inc()
 	}
 	return nil
 }
 
-// incidentType is the name under which the incident's workflow is registered.
-const incidentType = "Incident"
+// incidentWorkflowType is the name under which the incident's workflow is registered.
+const incidentWorkflowType = "Incident"
 
-// handler is what the SDK tells what it counts.
-type handler struct {
-	*Temporal
+// temporalHandler is what the SDK tells what it counts.
+type temporalHandler struct {
+	*TemporalMetrics
 	tags map[string]string
 }
 
-var _ client.MetricsHandler = handler{}
+var _ client.MetricsHandler = temporalHandler{}
 
 // WithTags implements client.MetricsHandler.
-func (h handler) WithTags(tags map[string]string) client.MetricsHandler {
+func (h temporalHandler) WithTags(tags map[string]string) client.MetricsHandler {
 	all := maps.Clone(h.tags)
 	if all == nil {
 		all = map[string]string{}
 	}
 	maps.Copy(all, tags)
-	return handler{h.Temporal, all}
+	return temporalHandler{h.TemporalMetrics, all}
 }
 
 // Counter implements client.MetricsHandler.
-func (h handler) Counter(name string) client.MetricsCounter {
+func (h temporalHandler) Counter(name string) client.MetricsCounter {
 	c, ok := h.counters[name]
 	if !ok {
 		return client.MetricsNopHandler.Counter(name)
 	}
-	return counting{c.With(h.values(name))}
+	return prometheusCounter{c.With(h.boundedLabels(name))}
 }
 
 // Gauge implements client.MetricsHandler: there are none, because every node's worker would overwrite the others'.
-func (h handler) Gauge(name string) client.MetricsGauge { return client.MetricsNopHandler.Gauge(name) }
+func (h temporalHandler) Gauge(name string) client.MetricsGauge {
+	return client.MetricsNopHandler.Gauge(name)
+}
 
 // Timer implements client.MetricsHandler.
-func (h handler) Timer(name string) client.MetricsTimer {
+func (h temporalHandler) Timer(name string) client.MetricsTimer {
 	o, ok := h.timers[name]
 	if !ok {
 		return client.MetricsNopHandler.Timer(name)
 	}
-	return timing{o.With(h.values(name))}
+	return prometheusTimer{o.With(h.boundedLabels(name))}
 }
 
-// values are the labels of a metric, bounded.
-func (h handler) values(name string) prometheus.Labels {
+// boundedLabels are the labels of a metric, bounded.
+func (h temporalHandler) boundedLabels(name string) prometheus.Labels {
 	out := prometheus.Labels{}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, label := range h.labels[name] {
-		value := text(h.tags[label])
-		known := h.known[label]
+		value := labelText(h.tags[label])
+		known := h.knownLabelValues[label]
 		if known == nil {
 			known = map[string]bool{}
-			h.known[label] = known
+			h.knownLabelValues[label] = known
 		}
-		if !known[value] && len(known) >= maxValues {
-			value = other
+		if !known[value] && len(known) >= maxValuesPerLabel {
+			value = otherLabel
 		}
 		known[value] = true
 		out[label] = value
@@ -174,16 +178,16 @@ func (h handler) values(name string) prometheus.Labels {
 	return out
 }
 
-type counting struct{ prometheus.Counter }
+type prometheusCounter struct{ prometheus.Counter }
 
 // Inc implements client.MetricsCounter.
-func (c counting) Inc(by int64) {
+func (c prometheusCounter) Inc(by int64) {
 	if by > 0 {
 		c.Add(float64(by))
 	}
 }
 
-type timing struct{ prometheus.Observer }
+type prometheusTimer struct{ prometheus.Observer }
 
 // Record implements client.MetricsTimer.
-func (t timing) Record(d time.Duration) { t.Observe(d.Seconds()) }
+func (t prometheusTimer) Record(d time.Duration) { t.Observe(d.Seconds()) }

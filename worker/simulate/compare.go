@@ -15,19 +15,19 @@ import (
 	"stanch/sensors/duration"
 )
 
-// Loaded is a recording with where it is from.
-type Loaded struct {
+// LoadedRecording is a recording with where it is from.
+type LoadedRecording struct {
 	File      string
 	Recording recording.Recording
 }
 
-// All simulates recordings, as many at once as there are processors; the results are in their order.
-func All(ctx context.Context, recordings []Loaded, o Options) []Result {
+// SimulateAll simulates recordings, as many at once as there are processors; the results are in their order.
+func SimulateAll(ctx context.Context, recordings []LoadedRecording, o Options) []Result {
 	out := make([]Result, len(recordings))
-	m, err := New(o)
+	m, err := NewSimulator(o)
 	if err != nil {
 		for i := range recordings {
-			out[i] = Broken(recordings[i].File, err)
+			out[i] = UnreadableResult(recordings[i].File, err)
 		}
 		return out
 	}
@@ -48,31 +48,31 @@ func All(ctx context.Context, recordings []Loaded, o Options) []Result {
 	return out
 }
 
-// Change is how one incident would go otherwise than with the baseline.
-type Change struct {
-	Recording string   `json:"recording"`
-	Incident  string   `json:"incident"`
-	Kinds     []string `json:"kinds"` // of ChangeKinds
-	// First is the first decision that differs.
-	First *Parting `json:"first,omitempty"`
-	What  []string `json:"what"`
+// IncidentChange is how one incident would go otherwise than with the baseline.
+type IncidentChange struct {
+	RecordingFile string   `json:"recording"`
+	IncidentID    string   `json:"incident"`
+	Kinds         []string `json:"kinds"` // of ChangeKinds
+	// FirstDifference is the first decision that differs.
+	FirstDifference *FirstDifference `json:"first,omitempty"`
+	Descriptions    []string         `json:"what"`
 }
 
-func plural(n int, one, many string) string {
+func pluralize(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// Differences say how after goes otherwise than before: in what runs, what is asked, what becomes of each step, and how
+// DescribeDifferences say how after goes otherwise than before: in what runs, what is asked, what becomes of each step, and how
 // long it holds.
-func Differences(before, after Result) []string {
-	what, _ := differences(before, after)
+func DescribeDifferences(before, after Result) []string {
+	what, _ := compareResults(before, after)
 	return what
 }
 
-func differences(before, after Result) (what, kinds []string) {
+func compareResults(before, after Result) (what, kinds []string) {
 	add := func(kind string, lines ...string) {
 		if len(lines) > 0 && !slices.Contains(kinds, kind) {
 			kinds = append(kinds, kind)
@@ -94,24 +94,24 @@ func differences(before, after Result) (what, kinds []string) {
 	}
 	add(ChangeOutcome, stepChanges(before, after)...)
 	add(ChangeEffect, effectChanges(before, after)...)
-	add(ChangeQuestion, questionChanges(before, after)...)
+	add(ChangeApprovalRequest, approvalChanges(before, after)...)
 	was, is := before.FirstContainmentMS, after.FirstContainmentMS
 	switch {
 	case was == nil && is != nil:
-		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not never", ms(*is)))
+		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not never", formatMilliseconds(*is)))
 	case was != nil && is == nil:
-		add(ChangeTiming, fmt.Sprintf("nothing is contained; it was after %s", ms(*was)))
+		add(ChangeTiming, fmt.Sprintf("nothing is contained; it was after %s", formatMilliseconds(*was)))
 	case was != nil && max(*was-*is, *is-*was) >= 1000: // less is chance
-		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not after %s", ms(*is), ms(*was)))
+		add(ChangeTiming, fmt.Sprintf("the first containment comes after %s, and not after %s", formatMilliseconds(*is), formatMilliseconds(*was)))
 	}
 	return what, kinds
 }
 
-func questionChanges(before, after Result) []string {
+func approvalChanges(before, after Result) []string {
 	asked := func(r Result) []string {
 		var all []string
-		for _, q := range r.Questions {
-			all = append(all, fmt.Sprintf("%q of %s, quorum %d, within %s", q.Title, q.Approvers, q.Quorum, ms(q.TimeoutMS)))
+		for _, q := range r.ApprovalRequests {
+			all = append(all, fmt.Sprintf("%q of %s, quorum %d, within %s", q.Title, q.Approvers, q.Quorum, formatMilliseconds(q.TimeoutMS)))
 		}
 		slices.Sort(all)
 		return all
@@ -131,9 +131,9 @@ func questionChanges(before, after Result) []string {
 	return out
 }
 
-// ran are a result's steps by playbook, action and target, in order: a step that only moved is no change.
-func ran(r Result) (map[string][]Step, []string) {
-	out := map[string][]Step{}
+// stepsByKey are a result's steps by playbook, action and target, in order: a step that only moved is no change.
+func stepsByKey(r Result) (map[string][]StepResult, []string) {
+	out := map[string][]StepResult{}
 	var order []string
 	for _, s := range r.Steps {
 		k := strings.Join([]string{s.Playbook, s.Action, s.Target}, "\x00")
@@ -145,8 +145,8 @@ func ran(r Result) (map[string][]Step, []string) {
 	return out, order
 }
 
-// outcomesOf are what became of a playbook's action, on whatever targets.
-func outcomesOf(r Result) map[string][]string {
+// outcomesByAction are what became of a playbook's action, on whatever targets.
+func outcomesByAction(r Result) map[string][]string {
 	out := map[string][]string{}
 	for _, s := range r.Steps {
 		k := s.Playbook + "\x00" + s.Action
@@ -161,14 +161,14 @@ func outcomesOf(r Result) map[string][]string {
 
 func stepChanges(before, after Result) []string {
 	var out []string
-	was, order := ran(before)
-	is, more := ran(after)
+	was, order := stepsByKey(before)
+	is, more := stepsByKey(after)
 	for _, k := range more {
 		if was[k] == nil {
 			order = append(order, k)
 		}
 	}
-	as, now := outcomesOf(before), outcomesOf(after)
+	as, now := outcomesByAction(before), outcomesByAction(after)
 	for _, k := range order {
 		name, _, _ := strings.Cut(k, "\x00")
 		if of := k[:strings.LastIndexByte(k, '\x00')]; slices.Equal(as[of], now[of]) {
@@ -181,35 +181,35 @@ func stepChanges(before, after Result) []string {
 			switch {
 			case i >= len(was[k]):
 				s := is[k][i]
-				out = append(out, fmt.Sprintf("%s: %s now %s", s.Playbook, step(s), because(s)))
+				out = append(out, fmt.Sprintf("%s: %s now %s", s.Playbook, describeStep(s), reasonSuffix(s)))
 			case i >= len(is[k]):
 				s := was[k][i]
-				out = append(out, fmt.Sprintf("%s: %s is gone (it was %s)", s.Playbook, step(s), s.Outcome))
+				out = append(out, fmt.Sprintf("%s: %s is gone (it was %s)", s.Playbook, describeStep(s), s.Outcome))
 			case was[k][i].Outcome != is[k][i].Outcome:
 				s := is[k][i]
-				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, step(s), was[k][i].Outcome, because(s)))
+				out = append(out, fmt.Sprintf("%s: %s was %s, now %s", s.Playbook, describeStep(s), was[k][i].Outcome, reasonSuffix(s)))
 			}
 		}
 	}
 	return out
 }
 
-func step(s Step) string {
+func describeStep(s StepResult) string {
 	if s.Target == "" {
 		return s.Action
 	}
-	return s.Action + " on " + short(s.Target)
+	return s.Action + " on " + shortTargetID(s.Target)
 }
 
-func because(s Step) string {
+func reasonSuffix(s StepResult) string {
 	if s.Reason == "" {
 		return string(s.Outcome)
 	}
 	return fmt.Sprintf("%s (%s)", s.Outcome, s.Reason)
 }
 
-// short is a target's id as it can be read in a line.
-func short(target string) string { return display.ShortTargetID(target) }
+// shortTargetID is a target's id as it can be read in a line.
+func shortTargetID(target string) string { return display.ShortTargetID(target) }
 
 func effectChanges(before, after Result) []string {
 	var out []string
@@ -218,11 +218,11 @@ func effectChanges(before, after Result) []string {
 			if b.Action != e.Action || b.Target != e.Target {
 				continue
 			}
-			if d := (e.ToMS - e.FromMS) - (b.ToMS - b.FromMS); max(d, -d) >= 1500 { // they are told to the second
-				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, short(e.Target), held(e), held(b)))
+			if d := (e.UndoneAtMS - e.AppliedAtMS) - (b.UndoneAtMS - b.AppliedAtMS); max(d, -d) >= 1500 { // they are told to the second
+				out = append(out, fmt.Sprintf("%s on %s holds for %s, and not for %s", e.Action, shortTargetID(e.Target), describeHeldDuration(e), describeHeldDuration(b)))
 			}
 			if b.Params != e.Params {
-				out = append(out, fmt.Sprintf("%s on %s has other parameters: %s, and not %s", e.Action, short(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
+				out = append(out, fmt.Sprintf("%s on %s has other parameters: %s, and not %s", e.Action, shortTargetID(e.Target), cmp.Or(e.Params, "none"), cmp.Or(b.Params, "none")))
 			}
 			break
 		}
@@ -230,9 +230,9 @@ func effectChanges(before, after Result) []string {
 	return out
 }
 
-// held is how long an effect lasted, to the second.
-func held(e Effect) string {
-	return duration.Format((time.Duration(e.ToMS-e.FromMS) * time.Millisecond).Round(time.Second))
+// describeHeldDuration is how long an effect lasted, to the second.
+func describeHeldDuration(e ContainmentEffect) string {
+	return duration.Format((time.Duration(e.UndoneAtMS-e.AppliedAtMS) * time.Millisecond).Round(time.Second))
 }
 
-func ms(n int64) string { return duration.Format(time.Duration(n) * time.Millisecond) }
+func formatMilliseconds(n int64) string { return duration.Format(time.Duration(n) * time.Millisecond) }

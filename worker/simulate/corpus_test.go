@@ -11,22 +11,22 @@ import (
 	"stanch/worker/simulate"
 )
 
-func made(t testing.TB, o corpus.Options) []simulate.Loaded {
+func generateCorpus(t testing.TB, o corpus.Options) []simulate.LoadedRecording {
 	t.Helper()
 	all, err := corpus.All(o)
 	require.NoError(t, err)
-	var out []simulate.Loaded
+	var out []simulate.LoadedRecording
 	for _, r := range all {
-		out = append(out, simulate.Loaded{File: r.Incident.ConfigHash, Recording: r})
+		out = append(out, simulate.LoadedRecording{File: r.Incident.ConfigHash, Recording: r})
 	}
 	return out
 }
 
 func BenchmarkCorpus(b *testing.B) {
-	all := made(b, corpus.Options{Seed: 1, Count: 1000})
-	o := with(b)
+	all := generateCorpus(b, corpus.Options{Seed: 1, Count: 1000})
+	o := optionsWith(b)
 	for b.Loop() {
-		for _, r := range simulate.All(b.Context(), all, o) {
+		for _, r := range simulate.SimulateAll(b.Context(), all, o) {
 			require.Empty(b, r.Error)
 		}
 	}
@@ -37,25 +37,25 @@ func BenchmarkCorpus(b *testing.B) {
 func BenchmarkKinds(b *testing.B) {
 	for _, k := range corpus.Kinds {
 		b.Run(k.Name, func(b *testing.B) {
-			all := made(b, corpus.Options{Seed: 1, Count: 60, Kinds: []string{k.Name}})
-			m, err := simulate.New(with(b))
+			all := generateCorpus(b, corpus.Options{Seed: 1, Count: 60, Kinds: []string{k.Name}})
+			m, err := simulate.NewSimulator(optionsWith(b))
 			require.NoError(b, err)
-			began, n, activities := cpu(b), 0, 0
+			began, n, activities := cpuTime(b), 0, 0
 			for b.Loop() {
 				for _, one := range all {
 					r := m.Run(b.Context(), one.File, one.Recording)
 					require.Empty(b, r.Error)
-					activities += r.Activities
+					activities += r.ActivityCount
 					n++
 				}
 			}
-			b.ReportMetric((cpu(b)-began).Seconds()*1000/float64(n), "cpu-ms/incident")
+			b.ReportMetric((cpuTime(b)-began).Seconds()*1000/float64(n), "cpu-ms/incident")
 			b.ReportMetric(float64(activities)/float64(n), "activities")
 		})
 	}
 }
 
-func cpu(b *testing.B) time.Duration {
+func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())

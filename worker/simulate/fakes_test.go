@@ -11,23 +11,23 @@ import (
 )
 
 func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
-	rec := read(t, "cryptominer")
-	step := func(r simulate.Result, action string) simulate.Step {
+	rec := loadRecording(t, "cryptominer")
+	step := func(r simulate.Result, action string) simulate.StepResult {
 		for _, s := range r.Steps {
 			if s.Action == action {
 				return s
 			}
 		}
 		t.Fatalf("%s did not run", action)
-		return simulate.Step{}
+		return simulate.StepResult{}
 	}
-	with := func(fake simulate.Fakes) simulate.Result {
-		o := with(t)
-		o.Fakes = fake
-		return run(t, rec, o)
+	with := func(fake simulate.FakeFunc) simulate.Result {
+		o := optionsWith(t)
+		o.FakeResults = fake
+		return runSimulation(t, rec, o)
 	}
-	only := func(op recording.Operation, action string, a recording.ActionResult) simulate.Fakes {
-		return func(c simulate.Call) (recording.ActionResult, bool) {
+	only := func(op recording.Operation, action string, a recording.ActionResult) simulate.FakeFunc {
+		return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 			return a, c.Operation == op && c.Request.Action == action
 		}
 	}
@@ -47,7 +47,7 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome, "evidence that hangs does not stop a containment")
 
 	tries := 0
-	again := with(func(c simulate.Call) (recording.ActionResult, bool) {
+	again := with(func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation != recording.OperationApply || c.Request.Action != "pod.isolate" {
 			return recording.ActionResult{}, false
 		}

@@ -9,68 +9,68 @@ import (
 	"os"
 )
 
-// Report is what `stanch simulate -o json` prints; it is written as it comes about (Writer).
-type Report struct {
-	Version int      `json:"version"`
-	Results []Result `json:"results"`
-	Changes []Change `json:"changes,omitempty"` // with a baseline
-	Tally   Tally    `json:"tally"`
-	Summary string   `json:"summary"`
+// SimulationReport is what `stanch simulate -o json` prints; it is written as it comes about (Writer).
+type SimulationReport struct {
+	Version int              `json:"version"`
+	Results []Result         `json:"results"`
+	Changes []IncidentChange `json:"changes,omitempty"` // with a baseline
+	Totals  Totals           `json:"tally"`
+	Summary string           `json:"summary"`
 }
 
 // NewReport sums results up; base is nil without a baseline.
-func NewReport(results, base []Result) Report {
-	t := NewTally(base != nil)
-	r := Report{Version: 1, Results: results}
+func NewReport(results, base []Result) SimulationReport {
+	t := NewTotals(base != nil)
+	r := SimulationReport{Version: 1, Results: results}
 	if base != nil {
-		r.Changes = []Change{}
+		r.Changes = []IncidentChange{}
 	}
 	for i := range results {
-		o := Outcome{Result: results[i]}
+		o := RecordingOutcome{Result: results[i]}
 		if base != nil {
-			if o.Change = Compare(base[i], results[i]); o.Change != nil {
+			if o.Change = CompareResults(base[i], results[i]); o.Change != nil {
 				r.Changes = append(r.Changes, *o.Change)
 			}
 		}
-		t.Add(o)
+		t.AddOutcome(o)
 	}
-	r.Tally, r.Summary = *t, t.Summary()
+	r.Totals, r.Summary = *t, t.Summarize()
 	return r
 }
 
-// Writer writes a report to wherever it goes, an outcome at a time.
-type Writer interface {
-	Add(Outcome) error
+// ReportWriter writes a report to wherever it goes, an outcome at a time.
+type ReportWriter interface {
+	Add(RecordingOutcome) error
 	// Close writes what stands at the end.
-	Close(*Tally) error
+	Close(*Totals) error
 }
 
-// JSON writes a Report as one document and holds none of its results. Changes stand after the results: until then they
+// JSONReport writes a Report as one document and holds none of its results. Changes stand after the results: until then they
 // lie in a file of their own.
-type JSON struct {
-	out     *bufio.Writer
-	changes *os.File
-	spool   *bufio.Writer
-	results int
-	changed int
+type JSONReport struct {
+	out           *bufio.Writer
+	changesFile   *os.File
+	changesWriter *bufio.Writer
+	resultCount   int
+	changeCount   int
 }
 
-// NewJSON starts a document; against says that there is a baseline.
-func NewJSON(w io.Writer, against bool) (*JSON, error) {
-	j := &JSON{out: bufio.NewWriterSize(w, 1<<16)}
+// NewJSONReport starts a document; against says that there is a baseline.
+func NewJSONReport(w io.Writer, against bool) (*JSONReport, error) {
+	j := &JSONReport{out: bufio.NewWriterSize(w, 1<<16)}
 	if against {
 		f, err := os.CreateTemp("", "stanch-changes-*")
 		if err != nil {
 			return nil, fmt.Errorf("keep the changes: %w; is there room in %s?", err, os.TempDir())
 		}
 		_ = os.Remove(f.Name()) // it lives as long as it is open
-		j.changes, j.spool = f, bufio.NewWriterSize(f, 1<<16)
+		j.changesFile, j.changesWriter = f, bufio.NewWriterSize(f, 1<<16)
 	}
 	_, err := j.out.WriteString("{\n  \"version\": 1,\n  \"results\": [")
-	return j, written(err)
+	return j, wrapWriteError(err)
 }
 
-func written(err error) error {
+func wrapWriteError(err error) error {
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
@@ -78,14 +78,14 @@ func written(err error) error {
 }
 
 // Add writes one result.
-func (j *JSON) Add(o Outcome) error {
-	if err := item(j.out, &j.results, o.Result); err != nil || o.Change == nil || j.spool == nil {
+func (j *JSONReport) Add(o RecordingOutcome) error {
+	if err := writeItem(j.out, &j.resultCount, o.Result); err != nil || o.Change == nil || j.changesWriter == nil {
 		return err
 	}
-	return item(j.spool, &j.changed, o.Change)
+	return writeItem(j.changesWriter, &j.changeCount, o.Change)
 }
 
-func item(w *bufio.Writer, n *int, v any) error {
+func writeItem(w *bufio.Writer, n *int, v any) error {
 	raw, err := json.MarshalIndent(v, "    ", "  ")
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
@@ -99,10 +99,10 @@ func item(w *bufio.Writer, n *int, v any) error {
 	if err == nil {
 		_, err = w.Write(raw)
 	}
-	return written(err)
+	return wrapWriteError(err)
 }
 
-func end(n int) string {
+func closingBracket(n int) string {
 	if n == 0 {
 		return "]"
 	}
@@ -110,37 +110,37 @@ func end(n int) string {
 }
 
 // Close writes the changes and the sum.
-func (j *JSON) Close(t *Tally) error {
-	_, err := j.out.WriteString(end(j.results))
-	if err == nil && j.changes != nil {
+func (j *JSONReport) Close(t *Totals) error {
+	_, err := j.out.WriteString(closingBracket(j.resultCount))
+	if err == nil && j.changesFile != nil {
 		err = j.copyChanges()
 	}
 	if err != nil {
-		return written(err)
+		return wrapWriteError(err)
 	}
 	tally, err := json.MarshalIndent(t, "  ", "  ")
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	summary, err := json.Marshal(t.Summary())
+	summary, err := json.Marshal(t.Summarize())
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	fmt.Fprintf(j.out, ",\n  \"tally\": %s,\n  \"summary\": %s\n}\n", tally, summary)
-	return written(j.out.Flush())
+	return wrapWriteError(j.out.Flush())
 }
 
-func (j *JSON) copyChanges() error {
+func (j *JSONReport) copyChanges() error {
 	_, err := j.out.WriteString(",\n  \"changes\": [")
-	err = errors.Join(err, j.spool.Flush())
+	err = errors.Join(err, j.changesWriter.Flush())
 	if err == nil {
-		_, err = j.changes.Seek(0, io.SeekStart)
+		_, err = j.changesFile.Seek(0, io.SeekStart)
 	}
 	if err == nil {
-		_, err = io.Copy(j.out, j.changes)
+		_, err = io.Copy(j.out, j.changesFile)
 	}
 	if err == nil {
-		_, err = j.out.WriteString(end(j.changed))
+		_, err = j.out.WriteString(closingBracket(j.changeCount))
 	}
-	return errors.Join(err, j.changes.Close())
+	return errors.Join(err, j.changesFile.Close())
 }

@@ -15,19 +15,21 @@ import (
 	"stanch/worker/simulate"
 )
 
-// beside are options with a user's playbooks beside the shipped ones.
-func beside(t testing.TB, own ...string) simulate.Options {
+// withUserPlaybooks are options with a user's playbooks beside the shipped ones.
+func withUserPlaybooks(t testing.TB, own ...string) simulate.Options {
 	t.Helper()
 	sources := library.PlaybookSources()
 	for i, s := range own {
 		sources = append(sources, playbooks.SourceFile{File: fmt.Sprintf("own-%d.yaml", i), Content: []byte(s)})
 	}
-	programs, problems := playbooks.LoadPlaybooks(sources, worker.Catalogue())
+	programs, problems := playbooks.LoadPlaybooks(sources, worker.ActionCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
-	return simulate.Options{Catalogue: worker.Catalogue(), Phase: 3, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
+	return simulate.Options{Catalog: worker.ActionCatalog(), Phase: 3, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+	}}
 }
 
-const twoForAnyMiner = `playbook: two-eyes
+const twoApproverPlaybook = `playbook: two-eyes
 match: { objective: crypto-mining }
 steps:
   - evidence: process.snapshot
@@ -42,20 +44,20 @@ steps:
 
 // The fault of the first hour: the library isolated the pod while the user's playbook asked two approvers.
 func TestAShippedPlaybookDoesNotContainBesideAUsers(t *testing.T) {
-	o := beside(t, twoForAnyMiner)
-	o.Answers.None = true
-	r := run(t, read(t, "cryptominer"), o)
+	o := withUserPlaybooks(t, twoApproverPlaybook)
+	o.ApprovalAnswers.NoAnswers = true
+	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
 	require.Empty(t, r.Effects, "nobody agreed")
-	require.Equal(t, "denied", outcome(r, "approval"))
-	require.Len(t, r.Final.NotSelected, 1)
-	require.Equal(t, "cryptominer", r.Final.NotSelected[0].Playbook)
-	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.Final.NotSelected[0].Reason)
+	require.Equal(t, "denied", outcomeOfAction(r, "approval"))
+	require.Len(t, r.FinalIncident.NotSelected, 1)
+	require.Equal(t, "cryptominer", r.FinalIncident.NotSelected[0].Playbook)
+	require.Equal(t, "it matches, and two-eyes contains too and comes first (priority 100 over 0)", r.FinalIncident.NotSelected[0].Reason)
 }
 
-// refusing lets an action refuse its effect, long after the enrichment has ended.
-func refusing(action string) simulate.Fakes {
-	return func(c simulate.Call) (recording.ActionResult, bool) {
+// refuseEffect lets an action refuse its effect, long after the enrichment has ended.
+func refuseEffect(action string) simulate.FakeFunc {
+	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationApply && c.Request.Action == action {
 			return recording.ActionResult{RefusalReason: "it will not", DurationMS: 2000}, true
 		}
@@ -65,51 +67,51 @@ func refusing(action string) simulate.Fakes {
 
 func TestTheNextPlaybookRunsWhereTheFirstCameToNothing(t *testing.T) {
 	const freezes = "playbook: cold\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 1m\n"
-	o := beside(t, freezes)
-	o.Fakes = refusing("pod.freeze")
-	r := run(t, read(t, "cryptominer"), o)
+	o := withUserPlaybooks(t, freezes)
+	o.FakeResults = refuseEffect("pod.freeze")
+	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"cold", "cryptominer"}, r.Playbooks)
 	require.NotEmpty(t, r.Effects)
 	require.Equal(t, "pod.isolate", r.Effects[0].Action)
-	require.GreaterOrEqual(t, r.Effects[0].FromMS, int64(2000))
+	require.GreaterOrEqual(t, r.Effects[0].AppliedAtMS, int64(2000))
 
 	// What it does itself after a refusal counts: then no other contains.
-	o = beside(t, freezes+"    on_failure:\n      - contain: pod.isolate\n        for: 2m\n")
-	o.Fakes = refusing("pod.freeze")
-	r = run(t, read(t, "cryptominer"), o)
+	o = withUserPlaybooks(t, freezes+"    on_failure:\n      - contain: pod.isolate\n        for: 2m\n")
+	o.FakeResults = refuseEffect("pod.freeze")
+	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"cold"}, r.Playbooks)
 }
 
 // What a phase, the kill switch or people do not permit to one playbook, no other gets around.
 func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
-	o := beside(t, twoForAnyMiner)
-	o.Answers.List = []simulate.Answer{{Person: "alice", Answer: "no", Groups: []string{"responders"}}}
-	r := run(t, read(t, "cryptominer"), o)
+	o := withUserPlaybooks(t, twoApproverPlaybook)
+	o.ApprovalAnswers.ExplicitAnswers = []simulate.ApprovalAnswer{{Person: "alice", YesOrNo: "no", Groups: []string{"responders"}}}
+	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
 	require.Empty(t, r.Effects)
 
-	o = beside(t, twoForAnyMiner)
+	o = withUserPlaybooks(t, twoApproverPlaybook)
 	o.Phase = 1
-	r = run(t, read(t, "cryptominer"), o)
+	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Equal(t, []string{"two-eyes"}, r.Playbooks)
-	require.Equal(t, "proposed", outcome(r, "approval"))
+	require.Equal(t, "proposed", outcomeOfAction(r, "approval"))
 
-	paused := read(t, "cryptominer")
+	paused := loadRecording(t, "cryptominer")
 	for i := range paused.ActionResults {
 		if d := paused.ActionResults[i].GuardDecision; d != nil {
 			d.GuardInputs = &recording.GuardInputs{ConfidenceThreshold: 0.8, MaxPerHour: 20, MaxFraction: 0.5, MaxDurationMS: time.Hour.Milliseconds() * 24, PausedBy: "alice (uid 1000)"}
 		}
 	}
-	o = beside(t, "playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n")
-	r = run(t, paused, o)
+	o = withUserPlaybooks(t, "playbook: plain\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n")
+	r = runSimulation(t, paused, o)
 	require.Equal(t, []string{"plain"}, r.Playbooks)
-	require.Equal(t, "refused", outcome(r, "pod.isolate"))
+	require.Equal(t, "refused", outcomeOfAction(r, "pod.isolate"))
 	require.Empty(t, r.Effects)
 }
 
-// slowly lets the enrichment take its time, and find what a condition asks for.
-func slowly(took time.Duration) simulate.Fakes {
-	return func(c simulate.Call) (recording.ActionResult, bool) {
+// delayEnrichment lets the enrichment take its time, and find what a condition asks for.
+func delayEnrichment(took time.Duration) simulate.FakeFunc {
+	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationObserve && c.Request.Action == "workload" && c.AtMS < 100 {
 			return recording.ActionResult{DurationMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pods": 7}`)}, true
 		}
@@ -129,13 +131,13 @@ func TestAShippedPlaybookWaitsForTheEnrichmentAndNotForLong(t *testing.T) {
 		{"after half a second the shipped one does", 3 * time.Second, []string{"cryptominer"}, 500},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := beside(t, wide)
-			o.Fakes = slowly(c.took)
-			r := run(t, read(t, "cryptominer"), o)
+			o := withUserPlaybooks(t, wide)
+			o.FakeResults = delayEnrichment(c.took)
+			r := runSimulation(t, loadRecording(t, "cryptominer"), o)
 			require.Equal(t, c.want, r.Playbooks, "%+v", r.Events)
 			require.NotNil(t, r.FirstContainmentMS)
 			require.InDelta(t, c.after, *r.FirstContainmentMS, 60)
-			require.NotEmpty(t, r.Final.NotSelected)
+			require.NotEmpty(t, r.FinalIncident.NotSelected)
 		})
 	}
 }

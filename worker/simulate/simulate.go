@@ -36,133 +36,133 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// Match picks the playbooks for an incident, as a worker's library does.
-type Match func(ctx context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error)
+// MatchFunc picks the playbooks for an incident, as a worker's library does.
+type MatchFunc func(ctx context.Context, in playbooks.Incident) ([]incident.SelectedPlaybook, error)
 
 // Options say how recordings are simulated. The zero value of each is as it was when they were made.
 type Options struct {
-	// Playbooks makes the library's Match for an authority that signs what it selects.
-	Playbooks func(activities.Authority) Match
-	// Requests finds the playbooks of what people asked for; nil finds none.
-	Requests  func(activities.Authority) Requests
-	Catalogue playbooks.Catalog
+	// NewMatchFunc makes the library's Match for an authority that signs what it selects.
+	NewMatchFunc func(activities.Authority) MatchFunc
+	// NewRequestMatcher finds the playbooks of what people asked for; nil finds none.
+	NewRequestMatcher func(activities.Authority) ManualRequestMatcher
+	Catalog           playbooks.Catalog
 	// Config is what the guards read; nil is made from the recording.
 	Config *config.Config
 	// Phase is the phase everywhere; 0 is as configured, or as it was. A drill is then simulated as an attack.
 	Phase int
-	// Answers say what people answer.
-	Answers Answers
-	// Fakes answer before the recording does; nil leaves every answer to it.
-	Fakes Fakes
-	// Limit bounds one incident in real time; 0 is a minute.
-	Limit time.Duration
+	// ApprovalAnswers say what people answer.
+	ApprovalAnswers ApprovalAnswers
+	// FakeResults answer before the recording does; nil leaves every answer to it.
+	FakeResults FakeFunc
+	// Timeout bounds one incident in real time; 0 is a minute.
+	Timeout time.Duration
 }
 
 // Simulator runs recordings one by one, or several at once: what is the same for all of them is made once.
 type Simulator struct {
-	o        Options
-	keys     authority
-	match    Match
-	requests Requests
-	programs *programs
-	copiers  copiers
-	specs    []playbooks.ActionSpec
+	options        Options
+	authority      simulatedAuthority
+	matchPlaybooks MatchFunc
+	requestMatcher ManualRequestMatcher
+	programCache   *programCache
+	deepCopier     deepCopier
+	actionSpecs    []playbooks.ActionSpec
 }
 
-// New makes a simulator.
-func New(o Options) (*Simulator, error) {
-	keys, err := newAuthority()
+// NewSimulator makes a simulator.
+func NewSimulator(o Options) (*Simulator, error) {
+	keys, err := newSimulatedAuthority()
 	if err != nil {
 		return nil, err
 	}
-	m := &Simulator{o: o, keys: keys, match: o.Playbooks(keys), programs: &programs{}}
-	if m.requests = (noRequests{}); o.Requests != nil {
-		m.requests = o.Requests(keys)
+	m := &Simulator{options: o, authority: keys, matchPlaybooks: o.NewMatchFunc(keys), programCache: &programCache{}}
+	if m.requestMatcher = (noManualRequests{}); o.NewRequestMatcher != nil {
+		m.requestMatcher = o.NewRequestMatcher(keys)
 	}
-	for _, name := range slices.Sorted(maps.Keys(o.Catalogue)) {
-		m.specs = append(m.specs, o.Catalogue[name])
+	for _, name := range slices.Sorted(maps.Keys(o.Catalog)) {
+		m.actionSpecs = append(m.actionSpecs, o.Catalog[name])
 	}
 	return m, nil
 }
 
-// sim is one simulation under way.
-type sim struct {
+// simulation is one simulation under way.
+type simulation struct {
 	*Simulator
-	rec     recording.Recording
-	env     *testsuite.TestWorkflowEnvironment
-	started time.Time
+	recording       recording.Recording
+	testEnvironment *testsuite.TestWorkflowEnvironment
+	started         time.Time
 
-	mu      sync.Mutex
-	result  Result
-	runs    []string
-	known   map[string]bool // questions
-	names   map[string]string
-	running map[string]*playbooks.Program // by name
-	last    map[string]activities.Verdict
-	// assumed are the actions, by target, that answered what the recording does not hold.
-	assumed map[string]bool
-	inputs  *inputs
-	marked  []bool // which of the recording's marks were given
-	// leases are the workflows of leases; released says which of the recording's releases are scheduled.
-	leases   []string
-	released map[int]bool
-	kept     *keeper
-	tape     *tape
+	mu              sync.Mutex
+	result          Result
+	playbookRunIDs  []string
+	seenRequests    map[string]bool // questions
+	targetNames     map[string]string
+	runningPrograms map[string]*playbooks.Program // by name
+	lastVerdicts    map[string]activities.Verdict
+	// assumedActions are the actions, by target, that answered what the recording does not hold.
+	assumedActions map[string]bool
+	recordedInputs *recordedInputs
+	sentTriage     []bool // which of the recording's marks were given
+	// leaseWorkflowIDs are the workflows of leases; released says which of the recording's releases are scheduled.
+	leaseWorkflowIDs      []string
+	scheduledLeaseChanges map[int]bool
+	inMemoryConverter     *inMemoryConverter
+	replayer              *replayer
 }
 
-// forget lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
+// releaseReferences lets go of what was needed on the way. Temporal's test environment leaves real timers behind that hold it for
 // as long as the longest timer of a workflow that was cancelled, a quarter of an hour; so much of it must not be kept.
-func (s *sim) forget() {
+func (s *simulation) releaseReferences() {
 	s.mu.Lock()
-	s.rec, s.result, s.inputs = recording.Recording{}, Result{}, nil
+	s.recording, s.result, s.recordedInputs = recording.Recording{}, Result{}, nil
 	s.mu.Unlock()
-	if s.kept != nil {
-		s.kept.mu.Lock()
-		s.kept.values = nil
-		s.kept.mu.Unlock()
+	if s.inMemoryConverter != nil {
+		s.inMemoryConverter.mu.Lock()
+		s.inMemoryConverter.storedValues = nil
+		s.inMemoryConverter.mu.Unlock()
 	}
-	if s.tape != nil {
-		s.tape.mu.Lock()
-		s.tape.answers = nil
-		s.tape.mu.Unlock()
+	if s.replayer != nil {
+		s.replayer.mu.Lock()
+		s.replayer.resultsByKey = nil
+		s.replayer.mu.Unlock()
 	}
-	if s.env != nil {
-		s.env.SetOnChildWorkflowStartedListener(nil)
-		s.env.SetOnTimerScheduledListener(nil)
-		s.env.SetOnActivityStartedListener(nil)
-		s.env.SetOnLocalActivityStartedListener(nil)
+	if s.testEnvironment != nil {
+		s.testEnvironment.SetOnChildWorkflowStartedListener(nil)
+		s.testEnvironment.SetOnTimerScheduledListener(nil)
+		s.testEnvironment.SetOnActivityStartedListener(nil)
+		s.testEnvironment.SetOnLocalActivityStartedListener(nil)
 	}
 }
 
 // Run simulates one recording. What goes wrong is in the result.
 func Run(ctx context.Context, file string, rec recording.Recording, o Options) Result {
-	m, err := New(o)
+	m, err := NewSimulator(o)
 	if err != nil {
-		return Broken(file, err)
+		return UnreadableResult(file, err)
 	}
 	return m.Run(ctx, file, rec)
 }
 
-// Broken is the result of a recording that could not be read.
-func Broken(file string, err error) Result {
-	r := empty(file)
+// UnreadableResult is the result of a recording that could not be read.
+func UnreadableResult(file string, err error) Result {
+	r := emptyResult(file)
 	r.Error = err.Error()
 	return r
 }
 
-func empty(file string) Result {
+func emptyResult(file string) Result {
 	return Result{
-		Recording: file, Playbooks: []string{}, Steps: []Step{}, Effects: []Effect{}, Events: []Event{}, Questions: []Asked{}, Missing: []string{}, Decisions: []Decision{},
+		RecordingFile: file, Playbooks: []string{}, Steps: []StepResult{}, Effects: []ContainmentEffect{}, Events: []TimelineEvent{}, ApprovalRequests: []ApprovalRequest{}, AssumedResults: []string{}, Decisions: []GuardDecision{},
 	}
 }
 
 // Run simulates one recording. What goes wrong is in the result.
 func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recording) (result Result) {
-	s := &sim{
-		Simulator: m, rec: rec, started: rec.Incident.Opened, known: map[string]bool{}, names: map[string]string{}, running: map[string]*playbooks.Program{}, last: map[string]activities.Verdict{}, assumed: map[string]bool{}, inputs: newInputs(rec), released: map[int]bool{},
+	s := &simulation{
+		Simulator: m, recording: rec, started: rec.Incident.Opened, seenRequests: map[string]bool{}, targetNames: map[string]string{}, runningPrograms: map[string]*playbooks.Program{}, lastVerdicts: map[string]activities.Verdict{}, assumedActions: map[string]bool{}, recordedInputs: newRecordedInputs(rec), scheduledLeaseChanges: map[int]bool{},
 	}
-	s.result = empty(file)
-	s.result.Incident = rec.Incident.ID
+	s.result = emptyResult(file)
+	s.result.IncidentID = rec.Incident.ID
 	// The test environment panics where it cannot go on; one recording must not end the others.
 	defer func() {
 		if p := recover(); p != nil {
@@ -176,67 +176,67 @@ func (m *Simulator) Run(ctx context.Context, file string, rec recording.Recordin
 		s.result.Error = err.Error()
 		return s.result
 	}
-	if err := s.run(); err != nil {
+	if err := s.runWorkflows(); err != nil {
 		s.result.Error = err.Error()
 	}
-	slices.Sort(s.result.Missing)
-	s.result.Missing = slices.Compact(s.result.Missing)
-	s.order()
+	slices.Sort(s.result.AssumedResults)
+	s.result.AssumedResults = slices.Compact(s.result.AssumedResults)
+	s.sortEvents()
 	result = s.result
-	s.forget()
+	s.releaseReferences()
 	return result
 }
 
-// newAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
-func newAuthority() (authority, error) {
+// newSimulatedAuthority makes an authority that lives as long as the simulation. What it signs is worth nothing elsewhere.
+func newSimulatedAuthority() (simulatedAuthority, error) {
 	key, err := attestation.NewSigningKey([]byte("a simulation's key: proves nothing"[:32]))
 	if err != nil {
-		return authority{}, err //nolint:wrapcheck // a mistake of the program
+		return simulatedAuthority{}, err //nolint:wrapcheck // a mistake of the program
 	}
-	return authority{key: key, ring: attestation.NewKeyring(key.PublicKey())}, nil
+	return simulatedAuthority{signingKey: key, keyring: attestation.NewKeyring(key.PublicKey())}, nil
 }
 
-type authority struct {
-	key  attestation.SigningKey
-	ring attestation.Keyring
+type simulatedAuthority struct {
+	signingKey attestation.SigningKey
+	keyring    attestation.Keyring
 }
 
-func (a authority) Keys() attestation.Keyring { return a.ring }
-func (a authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
-	return a.key.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
+func (a simulatedAuthority) Keys() attestation.Keyring { return a.keyring }
+func (a simulatedAuthority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
+	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }
 
-func (s *sim) run() error {
-	cfg, in := s.settings()
+func (s *simulation) runWorkflows() error {
+	cfg, in := s.guardConfigAndInput()
 	var suite testsuite.WorkflowTestSuite
-	suite.SetLogger(quiet{})
-	s.env = suite.NewTestWorkflowEnvironment()
-	env := s.env
+	suite.SetLogger(discardLogger{})
+	s.testEnvironment = suite.NewTestWorkflowEnvironment()
+	env := s.testEnvironment
 	env.SetStartTime(s.started)
-	limit := cmp.Or(s.o.Limit, time.Minute)
+	limit := cmp.Or(s.options.Timeout, time.Minute)
 	env.SetTestTimeout(limit)
 	env.SetWorkerOptions(sdkworker.Options{DeadlockDetectionTimeout: limit, BuildID: "simulation"}) // a busy machine is no deadlock
-	s.kept = newKeeper(&s.copiers)
-	env.SetDataConverter(s.kept)
+	s.inMemoryConverter = newInMemoryConverter(&s.deepCopier)
+	env.SetDataConverter(s.inMemoryConverter)
 	env.SetStartWorkflowOptions(client.StartWorkflowOptions{ID: workflows.IncidentWorkflowID(in.GroupingKey), TaskQueue: workflows.TaskQueue})
 	// A report to a workflow that has ended: the production code takes that for no error either.
 	env.OnSignalExternalWorkflow(mock.Anything, mock.Anything, mock.Anything, mock.Anything, mock.Anything).Return(errors.New("it has ended"))
 
-	set := activities.NewActivities(s.actions()...)
-	chain := &guards.Chain{Config: cfg, Keys: s.keys.ring}
-	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &heard{Chain: chain, window: guards.NewWindow(nil), sim: s}, chain, s.keys, env.Now, slog.New(slog.DiscardHandler)
-	leases := &lease.Workflows{Catalog: s.o.Catalogue}
-	plays := &playbook.Workflows{Catalog: s.o.Catalogue, Leases: leases, Load: s.programs.load}
+	set := activities.NewActivities(s.newActions()...)
+	chain := &guards.GuardChain{Config: cfg, Keyring: s.authority.keyring}
+	set.Guards, set.ScopeApprovers, set.Authority, set.Now, set.Log = &recordingGuards{GuardChain: chain, budgetWindow: guards.NewBudgetWindow(nil), simulation: s}, chain, s.authority, env.Now, slog.New(slog.DiscardHandler)
+	leases := &lease.Workflows{Catalog: s.options.Catalog}
+	plays := &playbook.Workflows{Catalog: s.options.Catalog, Leases: leases, Load: s.programCache.loadCached}
 	incidents := &incident.Workflows{Playbooks: plays}
 	env.RegisterWorkflow(leases.Lease)
 	env.RegisterWorkflow(plays.Playbook)
 	env.RegisterWorkflow(incidents.Incident)
-	env.RegisterActivityWithOptions(&timed{Activities: set, sim: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
-	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.SelectedPlaybook, error))(s.match), activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
-	env.RegisterActivityWithOptions(s.requests.Requested, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
-	s.listen(cfg)
-	s.feed(in)
-	s.marks()
+	env.RegisterActivityWithOptions(&delayedActivities{Activities: set, simulation: s}, activity.RegisterOptions{SkipInvalidStructFunctions: true})
+	env.RegisterActivityWithOptions((func(context.Context, playbooks.Incident) ([]incident.SelectedPlaybook, error))(s.matchPlaybooks), activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
+	env.RegisterActivityWithOptions(s.requestMatcher.MatchManualRequest, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})
+	s.watchWorkflows(cfg)
+	s.sendDetections(in)
+	s.scheduleTriage()
 
 	env.ExecuteWorkflow(incidents.Incident, in)
 	var out playbooks.Incident
@@ -246,15 +246,15 @@ func (s *sim) run() error {
 	if err := env.GetWorkflowResult(&out); err != nil {
 		return fmt.Errorf("simulate %s: %w", in.ID, err)
 	}
-	s.conclude(out, in)
+	s.finishResult(out, in)
 	return nil
 }
 
-// feed gives the detections to the incident when they came, attested then.
-func (s *sim) feed(in incident.Input) {
+// sendDetections gives the detections to the incident when they came, attested then.
+func (s *simulation) sendDetections(in incident.Input) {
 	batches := map[int][]recording.Detection{}
 	var order []int
-	for _, d := range s.rec.Detections {
+	for _, d := range s.recording.Detections {
 		if _, ok := batches[d.BatchNumber]; !ok {
 			order = append(order, d.BatchNumber)
 		}
@@ -262,10 +262,10 @@ func (s *sim) feed(in incident.Input) {
 	}
 	for _, n := range order {
 		batch := batches[n]
-		s.env.RegisterDelayedCallback(func() {
-			now := s.env.Now()
+		s.testEnvironment.RegisterDelayedCallback(func() {
+			now := s.testEnvironment.Now()
 			var attested []incident.AttestedDetection
-			var alike lines
+			var alike textCounter
 			for _, one := range batch {
 				d := one.Detection
 				scope := in.Scope
@@ -273,46 +273,46 @@ func (s *sim) feed(in incident.Input) {
 					scope = config.DrillScope
 				}
 				target := incident.TargetOfDetection(d)
-				s.learn(target)
+				s.rememberTarget(target)
 				var drill *attestation.DrillRegistration
 				if in.Drill {
-					drill = s.drill(target.ID())
+					drill = s.drillRegistration(target.ID())
 				}
-				signed, err := s.keys.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+				signed, err := s.authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
 					DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: target.ID(), Rule: d.Rule, Objective: string(d.Objective), Severity: string(d.Severity), Confidence: d.Confidence,
 					Node: d.Node, Namespace: d.Event.Container.Pod.Namespace, Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.Event.Container.Pod.Namespace != "",
-					ManualRequest: s.requested(d),
+					ManualRequest: s.manualRequestOf(d),
 				})
 				if err != nil {
-					s.event("error", "%v", err)
+					s.addEvent("error", "%v", err)
 					continue
 				}
 				attested = append(attested, incident.AttestedDetection{Detection: d, Attestation: signed})
 				alike.add(fmt.Sprintf("%s on %s: %s (rule %s, confidence %.2f)", d.Title, target, incident.Describe(d), d.Rule, d.Confidence), max(d.Count, 1))
 			}
-			for _, what := range alike.all() {
-				s.event("detection", "%s", what)
+			for _, what := range alike.countedTexts() {
+				s.addEvent("detection", "%s", what)
 			}
-			s.env.SignalWorkflow(workflows.SignalDetections, attested)
+			s.testEnvironment.SignalWorkflow(workflows.SignalDetections, attested)
 		}, max(time.Duration(batch[0].OffsetMS)*time.Millisecond, time.Millisecond)) // at 0 the workflow does not run yet
 	}
 }
 
-// drill is the registration that the recorded detections rested on.
-func (s *sim) drill(target string) *attestation.DrillRegistration {
+// drillRegistration is the registration that the recorded detections rested on.
+func (s *simulation) drillRegistration(target string) *attestation.DrillRegistration {
 	d := &attestation.DrillRegistration{Targets: []attestation.DrillTarget{{ID: target}}}
-	for _, id := range s.rec.Incident.DrillTargets {
+	for _, id := range s.recording.Incident.DrillTargets {
 		d.Targets = append(d.Targets, attestation.DrillTarget{ID: id})
 	}
 	return d
 }
 
-// listen notices playbooks that start and questions that are asked.
-func (s *sim) listen(cfg *config.Config) {
-	s.env.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
+// watchWorkflows notices playbooks that start and questions that are asked.
+func (s *simulation) watchWorkflows(cfg *config.Config) {
+	s.testEnvironment.SetOnChildWorkflowStartedListener(func(info *workflow.Info, _ workflow.Context, args converter.EncodedValues) {
 		if info.WorkflowType.Name == "Lease" {
 			s.mu.Lock()
-			s.leases = append(s.leases, info.WorkflowExecution.ID)
+			s.leaseWorkflowIDs = append(s.leaseWorkflowIDs, info.WorkflowExecution.ID)
 			s.mu.Unlock()
 		}
 		if info.WorkflowType.Name != "Playbook" {
@@ -321,66 +321,66 @@ func (s *sim) listen(cfg *config.Config) {
 		var in playbook.Input
 		name := info.WorkflowExecution.ID
 		if args.Get(&in) == nil {
-			if program, _ := s.programs.load(in, s.o.Catalogue); program != nil {
+			if program, _ := s.programCache.loadCached(in, s.options.Catalog); program != nil {
 				name = program.Name
-				s.running[name] = program
+				s.runningPrograms[name] = program
 			}
 		}
 		s.mu.Lock()
-		s.runs = append(s.runs, info.WorkflowExecution.ID)
+		s.playbookRunIDs = append(s.playbookRunIDs, info.WorkflowExecution.ID)
 		s.result.Playbooks = append(s.result.Playbooks, name)
 		s.mu.Unlock()
-		s.event("playbook", "playbook %s started", name)
+		s.addEvent("playbook", "playbook %s started", name)
 	})
-	s.env.SetOnActivityStartedListener(func(*activity.Info, context.Context, converter.EncodedValues) {
+	s.testEnvironment.SetOnActivityStartedListener(func(*activity.Info, context.Context, converter.EncodedValues) {
 		s.mu.Lock()
-		s.result.Activities++
+		s.result.ActivityCount++
 		s.mu.Unlock()
 	})
-	s.env.SetOnLocalActivityStartedListener(func(*activity.Info, context.Context, []any) {
+	s.testEnvironment.SetOnLocalActivityStartedListener(func(*activity.Info, context.Context, []any) {
 		s.mu.Lock()
-		s.result.Activities++
+		s.result.ActivityCount++
 		s.mu.Unlock()
 	})
 	// A question begins with the timer of its deadline.
-	s.env.SetOnTimerScheduledListener(func(string, time.Duration) {
-		s.env.RegisterDelayedCallback(func() { s.questions(cfg) }, 0)
+	s.testEnvironment.SetOnTimerScheduledListener(func(string, time.Duration) {
+		s.testEnvironment.RegisterDelayedCallback(func() { s.answerNewRequests(cfg) }, 0)
 	})
 }
 
-func (s *sim) after() int64 { return s.env.Now().Sub(s.started).Milliseconds() }
+func (s *simulation) elapsedMS() int64 { return s.testEnvironment.Now().Sub(s.started).Milliseconds() }
 
-func (s *sim) event(kind, format string, args ...any) {
-	at := s.after()
+func (s *simulation) addEvent(kind, format string, args ...any) {
+	at := s.elapsedMS()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.result.Events = append(s.result.Events, Event{AtMS: at, Kind: kind, What: fmt.Sprintf(format, args...)})
+	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: at, Kind: kind, Text: fmt.Sprintf(format, args...)})
 }
 
-func (s *sim) learn(t playbooks.Target) {
+func (s *simulation) rememberTarget(t playbooks.Target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.names[t.ID()] = t.String()
+	s.targetNames[t.ID()] = t.String()
 }
 
-func (s *sim) name(id string) string {
+func (s *simulation) targetName(id string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return cmp.Or(s.names[id], id)
+	return cmp.Or(s.targetNames[id], id)
 }
 
-// conclude takes over what the incident says became of it.
-func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
-	s.result.Final = out
+// finishResult takes over what the incident says became of it.
+func (s *simulation) finishResult(out playbooks.Incident, in incident.Input) {
+	s.result.FinalIncident = out
 	for _, e := range s.result.Effects {
-		if first := s.result.FirstContainmentMS; first == nil || e.FromMS < *first {
-			s.result.FirstContainmentMS = &e.FromMS
+		if first := s.result.FirstContainmentMS; first == nil || e.AppliedAtMS < *first {
+			s.result.FirstContainmentMS = &e.AppliedAtMS
 		}
 	}
 	for _, p := range out.Playbooks {
 		for _, step := range p.Steps {
-			s.result.Steps = append(s.result.Steps, Step{
-				Playbook: p.Playbook, Run: runOf(p.WorkflowID), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumed[step.Action+"\x00"+step.Target],
+			s.result.Steps = append(s.result.Steps, StepResult{
+				Playbook: p.Playbook, RunNumber: playbookRunNumber(p.WorkflowID), Step: step.Step, Action: step.Action, Target: step.Target, Outcome: step.Outcome, Reason: step.Reason, AtMS: step.At.Sub(s.started).Milliseconds(), Assumed: s.assumedActions[step.Action+"\x00"+step.Target],
 			})
 		}
 		if p.Error != "" {
@@ -388,17 +388,17 @@ func (s *sim) conclude(out playbooks.Incident, in incident.Input) {
 		}
 	}
 	if len(out.Playbooks) == 0 {
-		s.result.Events = append(s.result.Events, Event{AtMS: 0, Kind: "playbook", What: "no playbook matches"})
+		s.result.Events = append(s.result.Events, TimelineEvent{AtMS: 0, Kind: "playbook", Text: "no playbook matches"})
 	}
-	s.waits()
-	s.result.EndsMS = out.Closed.Sub(s.started).Milliseconds()
-	s.result.Events = append(s.result.Events, Event{AtMS: s.result.EndsMS, Kind: "closed", What: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.IdleTimeout)})
+	s.recordRequestWaits()
+	s.result.ClosesAtMS = out.Closed.Sub(s.started).Milliseconds()
+	s.result.Events = append(s.result.Events, TimelineEvent{AtMS: s.result.ClosesAtMS, Kind: "closed", Text: fmt.Sprintf("the incident closes: quiet for %s, nothing is held", in.IdleTimeout)})
 }
 
-// quiet is the SDK's log, which nobody reads.
-type quiet struct{}
+// discardLogger is the SDK's log, which nobody reads.
+type discardLogger struct{}
 
-func (quiet) Debug(string, ...any) {}
-func (quiet) Info(string, ...any)  {}
-func (quiet) Warn(string, ...any)  {}
-func (quiet) Error(string, ...any) {}
+func (discardLogger) Debug(string, ...any) {}
+func (discardLogger) Info(string, ...any)  {}
+func (discardLogger) Warn(string, ...any)  {}
+func (discardLogger) Error(string, ...any) {}

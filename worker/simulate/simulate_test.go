@@ -20,7 +20,7 @@ import (
 	"stanch/workflows/incident"
 )
 
-func read(t testing.TB, name string) recording.Recording {
+func loadRecording(t testing.TB, name string) recording.Recording {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("../../testenv/recordings", name+".json"))
 	require.NoError(t, err)
@@ -29,10 +29,10 @@ func read(t testing.TB, name string) recording.Recording {
 	return r
 }
 
-// with are options with the playbooks given, or the shipped ones.
-func with(t testing.TB, sources ...string) simulate.Options {
+// optionsWith are options with the playbooks given, or the shipped ones.
+func optionsWith(t testing.TB, sources ...string) simulate.Options {
 	t.Helper()
-	catalogue := worker.Catalogue()
+	catalogue := worker.ActionCatalog()
 	given := library.PlaybookSources()
 	if sources != nil {
 		given = nil
@@ -42,18 +42,20 @@ func with(t testing.TB, sources ...string) simulate.Options {
 	}
 	programs, problems := playbooks.LoadPlaybooks(given, catalogue)
 	require.NoError(t, problems.Err())
-	return simulate.Options{Catalogue: catalogue, Playbooks: func(a activities.Authority) simulate.Match { return worker.LibraryOf(a, programs...).Match }}
+	return simulate.Options{Catalog: catalogue, NewMatchFunc: func(a activities.Authority) simulate.MatchFunc {
+		return worker.NewFixedLibrary(a, programs...).MatchPlaybooks
+	}}
 }
 
-func run(t testing.TB, rec recording.Recording, o simulate.Options) simulate.Result {
+func runSimulation(t testing.TB, rec recording.Recording, o simulate.Options) simulate.Result {
 	t.Helper()
 	r := simulate.Run(t.Context(), "test", rec, o)
 	require.Empty(t, r.Error)
 	return r
 }
 
-// outcome is what became of an action, "" if it never came to it.
-func outcome(r simulate.Result, action string) string {
+// outcomeOfAction is what became of an action, "" if it never came to it.
+func outcomeOfAction(r simulate.Result, action string) string {
 	for _, s := range r.Steps {
 		if s.Action == action {
 			return string(s.Outcome)
@@ -70,40 +72,40 @@ func TestRecordingsGoAsTheyWent(t *testing.T) {
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
 		t.Run(name, func(t *testing.T) {
-			rec, o := read(t, name), with(t)
+			rec, o := loadRecording(t, name), optionsWith(t)
 			if own, err := os.ReadFile(strings.TrimSuffix(file, ".json") + ".yaml"); err == nil {
-				o = with(t, string(own)) // it ran another playbook than the shipped ones
+				o = optionsWith(t, string(own)) // it ran another playbook than the shipped ones
 			}
-			r := run(t, rec, o)
-			require.Empty(t, simulate.Unlike(rec, r))
-			require.Empty(t, r.Missing)
+			r := runSimulation(t, rec, o)
+			require.Empty(t, simulate.Divergences(rec, r))
+			require.Empty(t, r.AssumedResults)
 			require.NotEmpty(t, r.Effects)
-			require.Positive(t, r.Effects[0].ToMS, "every lease is undone")
+			require.Positive(t, r.Effects[0].UndoneAtMS, "every lease is undone")
 			// The comparison can fail.
 			r.Steps[0].Outcome = playbooks.OutcomeFailed
-			require.NotEmpty(t, simulate.Unlike(rec, r))
+			require.NotEmpty(t, simulate.Divergences(rec, r))
 		})
 	}
 }
 
 func TestTheSameIsSimulatedTwice(t *testing.T) {
-	rec := read(t, "shell")
-	a, b := run(t, rec, with(t)), run(t, rec, with(t))
+	rec := loadRecording(t, "shell")
+	a, b := runSimulation(t, rec, optionsWith(t)), runSimulation(t, rec, optionsWith(t))
 	require.Equal(t, a.Steps, b.Steps)
-	require.Empty(t, simulate.Differences(a, b))
+	require.Empty(t, simulate.DescribeDifferences(a, b))
 }
 
 func TestPhaseOneOnlyProposes(t *testing.T) {
-	o := with(t)
+	o := optionsWith(t)
 	o.Phase = 1
-	r := run(t, read(t, "cryptominer"), o)
-	require.Equal(t, "proposed", outcome(r, "pod.isolate"))
+	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
+	require.Equal(t, "proposed", outcomeOfAction(r, "pod.isolate"))
 	require.Empty(t, r.Effects)
 	require.Equal(t, 1, r.Phase)
 	require.False(t, r.Drill, "in another phase it is an attack like any other")
 }
 
-const twoMustAgree = `playbook: careful
+const quorumPlaybook = `playbook: careful
 match: { objective: crypto-mining }
 steps:
   - evidence: process.snapshot
@@ -117,23 +119,23 @@ steps:
 `
 
 func TestPeopleAnswer(t *testing.T) {
-	rec := read(t, "cryptominer")
+	rec := loadRecording(t, "cryptominer")
 	cfg := config.Default()
 	cfg.Cluster, cfg.Phase = rec.Incident.Cluster, 3
 	cfg.People = []config.Person{{Name: "alice", Groups: []string{"responders"}}, {Name: "bob", Groups: []string{"responders"}}, {Name: "eve", Groups: []string{"visitors"}}}
-	answers := func(text string) simulate.Answers {
+	answers := func(text string) simulate.ApprovalAnswers {
 		a, err := simulate.ParseAnswers("answers.yaml", []byte(text))
 		require.NoError(t, err)
 		return a
 	}
 	for _, c := range []struct {
 		name    string
-		answers simulate.Answers
+		answers simulate.ApprovalAnswers
 		want    string
 		asked   int64 // when the effect begins, in seconds, roughly
 	}{
-		{"nobody answers", simulate.Answers{None: true}, "denied", 0},
-		{"all say yes", simulate.Answers{All: true}, "changed", 60},
+		{"nobody answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
+		{"all say yes", simulate.ApprovalAnswers{ApproveAll: true}, "changed", 60},
 		{"one of two is not enough", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
 		{"the same person twice is one", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
 		{"a stranger counts for nothing", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
@@ -142,14 +144,14 @@ func TestPeopleAnswer(t *testing.T) {
 		{"one no denies", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := with(t, twoMustAgree)
-			o.Config, o.Phase, o.Answers = cfg, 3, c.answers
-			r := run(t, rec, o)
-			require.Equal(t, c.want, outcome(r, "approval"), "%+v", r.Events)
-			require.Len(t, r.Questions, 1)
+			o := optionsWith(t, quorumPlaybook)
+			o.Config, o.Phase, o.ApprovalAnswers = cfg, 3, c.answers
+			r := runSimulation(t, rec, o)
+			require.Equal(t, c.want, outcomeOfAction(r, "approval"), "%+v", r.Events)
+			require.Len(t, r.ApprovalRequests, 1)
 			if c.want == "changed" {
-				require.InDelta(t, c.asked, r.Effects[0].FromMS/1000, 5)
-				require.InDelta(t, 3600, (r.Effects[0].ToMS-r.Effects[0].FromMS)/1000, 5)
+				require.InDelta(t, c.asked, r.Effects[0].AppliedAtMS/1000, 5)
+				require.InDelta(t, 3600, (r.Effects[0].UndoneAtMS-r.Effects[0].AppliedAtMS)/1000, 5)
 			} else {
 				require.Empty(t, r.Effects)
 			}
@@ -161,38 +163,38 @@ func TestPeopleAnswer(t *testing.T) {
 func TestARecordedAnswerIsGivenAgain(t *testing.T) {
 	own, err := os.ReadFile("../../testenv/recordings/asked.yaml")
 	require.NoError(t, err)
-	o := with(t, string(own))
-	require.Equal(t, "changed", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
-	o.Answers.None = true
-	require.Equal(t, "denied", outcome(run(t, read(t, "asked"), o), "pod.isolate"))
+	o := optionsWith(t, string(own))
+	require.Equal(t, "changed", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
+	o.ApprovalAnswers.NoAnswers = true
+	require.Equal(t, "denied", outcomeOfAction(runSimulation(t, loadRecording(t, "asked"), o), "pod.isolate"))
 }
 
 // What the recorded run never asked is assumed from the action's spec, and every report marks it.
 func TestWhatIsNotRecordedIsAssumedAndSaid(t *testing.T) {
-	o := with(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
-	r := run(t, read(t, "cryptominer"), o)
-	require.Equal(t, "unverified", outcome(r, "pod.freeze"))
-	require.NotEmpty(t, r.Missing)
-	require.Contains(t, r.Missing[0], "pod.freeze")
+	o := optionsWith(t, "playbook: freezer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.freeze\n    for: 30s\n")
+	r := runSimulation(t, loadRecording(t, "cryptominer"), o)
+	require.Equal(t, "unverified", outcomeOfAction(r, "pod.freeze"))
+	require.NotEmpty(t, r.AssumedResults)
+	require.Contains(t, r.AssumedResults[0], "pod.freeze")
 	require.True(t, r.Effects[0].Assumed)
 	for _, s := range r.Steps {
 		require.Equal(t, s.Action == "pod.freeze", s.Assumed, "%+v", s)
 	}
 	var page strings.Builder
-	require.NoError(t, simulate.HTML(&page, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.NoError(t, simulate.WriteHTML(&page, simulate.NewReport([]simulate.Result{r}, nil)))
 	require.Contains(t, page.String(), "unverified, assumed")
 	require.Contains(t, page.String(), "Not in the recording, and assumed")
 
 	// What it cannot work on is refused as it would be.
-	o = with(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
-	r = run(t, read(t, "cryptominer"), o)
+	o = optionsWith(t, "playbook: scaler\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - approval: stop it\n    from: { groups: [responders] }\n    timeout: 5m\n    on_timeout: deny\n    steps:\n      - contain: workload.scale\n        target: incident.targets\n        with: { replicas: 0 }\n        for: 1h\n")
+	r = runSimulation(t, loadRecording(t, "cryptominer"), o)
 	require.Empty(t, r.Effects)
-	require.Equal(t, "refused", outcome(r, "workload.scale"))
+	require.Equal(t, "refused", outcomeOfAction(r, "workload.scale"))
 }
 
 // A recording of phase 1 has plans and no effects: what they would have done is assumed, and said to be.
 func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
-	rec := read(t, "cryptominer")
+	rec := loadRecording(t, "cryptominer")
 	var kept []recording.ActionResult
 	for _, a := range rec.ActionResults {
 		if a.Operation != recording.OperationApply {
@@ -200,14 +202,14 @@ func TestAPlanWithoutItsEffectIsAssumed(t *testing.T) {
 		}
 	}
 	rec.ActionResults = kept
-	r := run(t, rec, with(t))
-	require.Equal(t, "unverified", outcome(r, "pod.isolate"))
+	r := runSimulation(t, rec, optionsWith(t))
+	require.Equal(t, "unverified", outcomeOfAction(r, "pod.isolate"))
 	require.True(t, r.Effects[0].Assumed)
 }
 
 // What fails, is fought over and drifts in the recording does so in the simulation, which ends all the same.
 func TestTroubleIsReplayed(t *testing.T) {
-	rec := read(t, "cryptominer")
+	rec := loadRecording(t, "cryptominer")
 	var target string
 	for i, a := range rec.ActionResults {
 		if a.Operation == recording.OperationApply {
@@ -221,8 +223,8 @@ func TestTroubleIsReplayed(t *testing.T) {
 		{Operation: recording.OperationUndo, Action: "pod.isolate", Target: target, AttemptNumber: 1, Drift: "it is not what it was"},
 	}
 	rec.ActionResults = append(trouble, rec.ActionResults...)
-	r := run(t, rec, with(t))
-	require.Equal(t, "changed", outcome(r, "pod.isolate"), "an attempt that fails is tried again")
+	r := runSimulation(t, rec, optionsWith(t))
+	require.Equal(t, "changed", outcomeOfAction(r, "pod.isolate"), "an attempt that fails is tried again")
 	text, err := json.Marshal(r.Events)
 	require.NoError(t, err)
 	for _, want := range []string{"the node did not answer", "somebody took it away", "would be applied again", "somebody else changed it since", "would be undone"} {
@@ -231,21 +233,21 @@ func TestTroubleIsReplayed(t *testing.T) {
 }
 
 func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
-	var all []simulate.Loaded
+	var all []simulate.LoadedRecording
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
-		all = append(all, simulate.Loaded{File: name, Recording: read(t, name)})
+		all = append(all, simulate.LoadedRecording{File: name, Recording: loadRecording(t, name)})
 	}
-	base := simulate.All(t.Context(), all, with(t))
-	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.All(t.Context(), all, with(t))).Summary)
+	base := simulate.SimulateAll(t.Context(), all, optionsWith(t))
+	require.Equal(t, "this edit changes 0 of 3 incidents", simulate.NewReport(base, simulate.SimulateAll(t.Context(), all, optionsWith(t))).Summary)
 
 	shorter := "playbook: shell-in-production\nmatch: { objective: execution }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5m\n"
-	catalogue := worker.Catalogue()
-	edited := with(t)
+	catalogue := worker.ActionCatalog()
+	edited := optionsWith(t)
 	p, _ := playbooks.LoadPlaybook("shell.yaml", []byte(shorter), catalogue)
 	require.NotNil(t, p)
-	before := edited.Playbooks
-	edited.Playbooks = func(a activities.Authority) simulate.Match {
-		shipped, own := before(a), worker.LibraryOf(a, p)
+	before := edited.NewMatchFunc
+	edited.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc {
+		shipped, own := before(a), worker.NewFixedLibrary(a, p)
 		return func(ctx context.Context, in playbooks.Incident) (out []incident.SelectedPlaybook, err error) {
 			was, err := shipped(ctx, in)
 			if err != nil {
@@ -256,15 +258,15 @@ func TestABaselineNamesWhatAnEditChanges(t *testing.T) {
 					out = append(out, s)
 				}
 			}
-			mine, err := own.Match(ctx, in)
+			mine, err := own.MatchPlaybooks(ctx, in)
 			return append(out, mine...), err
 		}
 	}
-	report := simulate.NewReport(simulate.All(t.Context(), all, edited), base)
+	report := simulate.NewReport(simulate.SimulateAll(t.Context(), all, edited), base)
 	require.Equal(t, "this edit changes 1 of 3 incidents", report.Summary)
-	require.Equal(t, "shell", report.Changes[0].Recording)
-	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "holds for 5m, and not for 30m")
-	require.Contains(t, strings.Join(report.Changes[0].What, "\n"), "workload on container")
+	require.Equal(t, "shell", report.Changes[0].RecordingFile)
+	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "holds for 5m, and not for 30m")
+	require.Contains(t, strings.Join(report.Changes[0].Descriptions, "\n"), "workload on container")
 }
 
 func TestAnswersAreReadStrictly(t *testing.T) {
@@ -279,17 +281,17 @@ func FuzzParseAnswers(f *testing.F) {
 	f.Add([]byte("answers: &a [*a]"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		a, err := simulate.ParseAnswers("a.yaml", raw)
-		require.True(t, err != nil || len(a.List) > 0)
+		require.True(t, err != nil || len(a.ExplicitAnswers) > 0)
 	})
 }
 
 // The page shows an attacker's words as text.
 func TestThePageEscapes(t *testing.T) {
-	rec := read(t, "cryptominer")
+	rec := loadRecording(t, "cryptominer")
 	rec.Detections[0].Detection.Event.Process.Args = []string{"<script>alert(1)</script>\u202e"}
-	r := run(t, rec, with(t))
+	r := runSimulation(t, rec, optionsWith(t))
 	var b strings.Builder
-	require.NoError(t, simulate.HTML(&b, simulate.NewReport([]simulate.Result{r}, nil)))
+	require.NoError(t, simulate.WriteHTML(&b, simulate.NewReport([]simulate.Result{r}, nil)))
 	require.NotContains(t, b.String(), "<script>")
 	require.NotContains(t, b.String(), "\u202e")
 	require.Contains(t, b.String(), "&lt;script&gt;")

@@ -17,29 +17,29 @@ import (
 	"go.temporal.io/sdk/workflow"
 )
 
-// tracer is what the SDK's tracing interceptor asks for spans. It is not the SDK's own module for OpenTelemetry: that one
+// temporalTracer is what the SDK's tracing interceptor asks for spans. It is not the SDK's own module for OpenTelemetry: that one
 // sends the text of errors, in which an attacker's words may be, and gives a workflow's span a new id at every replay, so
 // that after a restart what it did before belongs to nobody.
-type tracer struct {
+type temporalTracer struct {
 	interceptor.BaseTracer
-	t trace.Tracer
+	otelTracer trace.Tracer
 }
 
-type spanKey struct{}
+type spanContextKey struct{}
 
-// runWorkflow is the interceptor's name for a workflow's own span.
-const runWorkflow = "RunWorkflow"
+// runWorkflowOperation is the interceptor's name for a workflow's own span.
+const runWorkflowOperation = "RunWorkflow"
 
 // Options implements interceptor.Tracer. A header that cannot be read must not stop a workflow: who can start one could
 // write it. Signals, queries and updates are not traced; there are many, and they tell little.
-func (t tracer) Options() interceptor.TracerOptions {
+func (t temporalTracer) Options() interceptor.TracerOptions {
 	return interceptor.TracerOptions{
-		SpanContextKey: spanKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true, DisableUpdateTracing: true, AllowInvalidParentSpans: true,
+		SpanContextKey: spanContextKey{}, HeaderKey: "_tracer-data", DisableSignalTracing: true, DisableQueryTracing: true, DisableUpdateTracing: true, AllowInvalidParentSpans: true,
 	}
 }
 
 // UnmarshalSpan implements interceptor.Tracer.
-func (t tracer) UnmarshalSpan(m map[string]string) (interceptor.TracerSpanRef, error) {
+func (t temporalTracer) UnmarshalSpan(m map[string]string) (interceptor.TracerSpanRef, error) {
 	c := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier(m)))
 	if !c.IsValid() {
 		return nil, nil //nolint:nilnil // it has no parent
@@ -48,42 +48,42 @@ func (t tracer) UnmarshalSpan(m map[string]string) (interceptor.TracerSpanRef, e
 }
 
 // MarshalSpan implements interceptor.Tracer.
-func (t tracer) MarshalSpan(s interceptor.TracerSpan) (map[string]string, error) {
+func (t temporalTracer) MarshalSpan(s interceptor.TracerSpan) (map[string]string, error) {
 	m := propagation.MapCarrier{}
-	if s, ok := s.(*span); ok {
+	if s, ok := s.(*recordedSpan); ok {
 		propagation.TraceContext{}.Inject(trace.ContextWithSpan(context.Background(), s.Span), m)
 	}
 	return m, nil
 }
 
 // SpanFromContext implements interceptor.Tracer.
-func (t tracer) SpanFromContext(ctx context.Context) interceptor.TracerSpan {
+func (t temporalTracer) SpanFromContext(ctx context.Context) interceptor.TracerSpan {
 	s := trace.SpanFromContext(ctx)
 	if !s.SpanContext().IsValid() {
 		return nil
 	}
-	return &span{Span: s}
+	return &recordedSpan{Span: s}
 }
 
 // ContextWithSpan implements interceptor.Tracer.
-func (t tracer) ContextWithSpan(ctx context.Context, s interceptor.TracerSpan) context.Context {
-	if s, ok := s.(*span); ok {
+func (t temporalTracer) ContextWithSpan(ctx context.Context, s interceptor.TracerSpan) context.Context {
+	if s, ok := s.(*recordedSpan); ok {
 		return trace.ContextWithSpan(ctx, s.Span)
 	}
 	return ctx
 }
 
 // StartSpan implements interceptor.Tracer.
-func (t tracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interceptor.TracerSpan, error) {
+func (t temporalTracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interceptor.TracerSpan, error) {
 	ctx := context.Background()
 	switch parent := o.Parent.(type) {
 	case trace.SpanContext:
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
-	case *span:
+	case *recordedSpan:
 		ctx = trace.ContextWithSpanContext(ctx, parent.SpanContext())
 	}
 	if o.IdempotencyKey != "" {
-		ctx = context.WithValue(ctx, idKey{}, o.IdempotencyKey)
+		ctx = context.WithValue(ctx, spanIDContextKey{}, o.IdempotencyKey)
 	}
 	kind := trace.SpanKindServer
 	if o.ToHeader {
@@ -95,16 +95,16 @@ func (t tracer) StartSpan(o *interceptor.TracerStartSpanOptions) (interceptor.Tr
 	}
 	attributes := make([]attribute.KeyValue, 0, len(o.Tags))
 	for k, v := range o.Tags {
-		attributes = append(attributes, text(k, v))
+		attributes = append(attributes, textAttribute(k, v))
 	}
-	_, s := t.t.Start(ctx, name(o), trace.WithTimestamp(at), trace.WithSpanKind(kind), trace.WithAttributes(attributes...))
+	_, s := t.otelTracer.Start(ctx, spanName(o), trace.WithTimestamp(at), trace.WithSpanKind(kind), trace.WithAttributes(attributes...))
 	// A workflow's own span ends when the workflow does, and not when it is merely put out of memory.
-	return &span{Span: s, late: o.Operation == runWorkflow}, nil
+	return &recordedSpan{Span: s, dropUnlessDone: o.Operation == runWorkflowOperation}, nil
 }
 
-// name is made of the program's own words: the types of workflows and activities, which who may start one chooses, count
+// spanName is made of the program's own words: the types of workflows and activities, which who may start one chooses, count
 // only if they look like ours.
-func name(o *interceptor.TracerStartSpanOptions) string {
+func spanName(o *interceptor.TracerStartSpanOptions) string {
 	if len(o.Name) > 64 || strings.IndexFunc(o.Name, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-/", r)
 	}) >= 0 {
@@ -113,23 +113,23 @@ func name(o *interceptor.TracerStartSpanOptions) string {
 	return o.Operation + ":" + o.Name
 }
 
-// text is a bounded attribute. Text that is not UTF-8 would spoil all spans that are sent with it.
-func text(key, value string) attribute.KeyValue {
-	if len(value) > maxValue {
-		value = value[:maxValue]
+// textAttribute is a bounded attribute. Text that is not UTF-8 would spoil all spans that are sent with it.
+func textAttribute(key, value string) attribute.KeyValue {
+	if len(value) > maxAttributeBytes {
+		value = value[:maxAttributeBytes]
 	}
 	return attribute.String(key, strings.ToValidUTF8(value, "?"))
 }
 
-// span is one span. late ones are dropped unless somebody said that they are done.
-type span struct {
+// recordedSpan is one span. late ones are dropped unless somebody said that they are done.
+type recordedSpan struct {
 	trace.Span
-	late, done bool
+	dropUnlessDone, done bool
 }
 
 // Finish implements interceptor.TracerSpan. Of an error only its kind is told.
-func (s *span) Finish(o *interceptor.TracerFinishSpanOptions) {
-	if s.late && !s.done {
+func (s *recordedSpan) Finish(o *interceptor.TracerFinishSpanOptions) {
+	if s.dropUnlessDone && !s.done {
 		return
 	}
 	var again *workflow.ContinueAsNewError
@@ -139,35 +139,35 @@ func (s *span) Finish(o *interceptor.TracerFinishSpanOptions) {
 		if errors.As(o.Error, &application) && application.Type() != "" {
 			kind = application.Type()
 		}
-		s.SetAttributes(text("error.type", kind))
+		s.SetAttributes(textAttribute("error.type", kind))
 		s.SetStatus(codes.Error, "")
 	}
 	s.End()
 }
 
-type idKey struct{}
+type spanIDContextKey struct{}
 
-// ids gives a workflow's span the same id at every replay, and every other span one of its own.
-type ids struct{}
+// deterministicIDGenerator gives a workflow's span the same id at every replay, and every other span one of its own.
+type deterministicIDGenerator struct{}
 
 // NewIDs implements sdktrace.IDGenerator.
-func (ids) NewIDs(ctx context.Context) (id trace.TraceID, s trace.SpanID) {
-	sum := bytes(ctx)
+func (deterministicIDGenerator) NewIDs(ctx context.Context) (id trace.TraceID, s trace.SpanID) {
+	sum := deterministicBytes(ctx)
 	copy(id[:], sum[8:24])
 	copy(s[:], sum[:8])
 	return id, s
 }
 
 // NewSpanID implements sdktrace.IDGenerator.
-func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
-	sum := bytes(ctx)
+func (deterministicIDGenerator) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
+	sum := deterministicBytes(ctx)
 	copy(s[:], sum[:8])
 	return s
 }
 
-// bytes are from the key of ctx, or random.
-func bytes(ctx context.Context) (out [sha256.Size]byte) {
-	if key, ok := ctx.Value(idKey{}).(string); ok {
+// deterministicBytes are from the key of ctx, or random.
+func deterministicBytes(ctx context.Context) (out [sha256.Size]byte) {
+	if key, ok := ctx.Value(spanIDContextKey{}).(string); ok {
 		return sha256.Sum256([]byte(key))
 	}
 	_, _ = rand.Read(out[:]) // it never fails

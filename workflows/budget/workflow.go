@@ -20,11 +20,11 @@ const (
 
 // Usage is one containment that the budget paid for.
 type Usage struct {
-	AppliedAt       time.Time `json:"at"`
-	LeaseID    string    `json:"lease"`
-	TargetID   string    `json:"target"`
-	Workload string    `json:"workload"`
-	ExpiresAt    time.Time `json:"until"`
+	AppliedAt time.Time `json:"at"`
+	LeaseID   string    `json:"lease"`
+	TargetID  string    `json:"target"`
+	Workload  string    `json:"workload"`
+	ExpiresAt time.Time `json:"until"`
 }
 
 // UsageWindow is how long a spending counts; one whose lease still holds counts for longer.
@@ -34,7 +34,9 @@ const UsageWindow = time.Hour
 const maxUsages = 2000
 
 // IsCounted tells whether a spending still counts.
-func (s Usage) IsCounted(now time.Time) bool { return now.Sub(s.AppliedAt) < UsageWindow || now.Before(s.ExpiresAt) }
+func (s Usage) IsCounted(now time.Time) bool {
+	return now.Sub(s.AppliedAt) < UsageWindow || now.Before(s.ExpiresAt)
+}
 
 // AddUsages takes new spendings in, each lease once, and forgets what no longer counts.
 func AddUsages(all, more []Usage, now time.Time) []Usage {

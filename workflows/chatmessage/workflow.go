@@ -17,17 +17,17 @@ import (
 
 // Input starts a thread, or goes on with one.
 type Input struct {
-	IncidentID string                 `json:"incident"` // its id
-	State    activities.MessageState `json:"state"`
+	IncidentID string                  `json:"incident"` // its id
+	State      activities.MessageState `json:"state"`
 	// MayExistAlready: there was a thread before, whose message is to be found.
 	MayExistAlready bool `json:"again,omitempty"`
 }
 
 // Timing of looking.
 const (
-	batchDelay  = time.Second      // what happens at once is shown at once
-	syncInterval    = 10 * time.Minute // a look that nothing asked for
-	retryDelay = time.Minute      // after an error that trying again does not mend
+	batchDelay   = time.Second      // what happens at once is shown at once
+	syncInterval = 10 * time.Minute // a look that nothing asked for
+	retryDelay   = time.Minute      // after an error that trying again does not mend
 )
 
 // Thread keeps one incident's message until the incident has ended.

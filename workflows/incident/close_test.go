@@ -17,8 +17,8 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors"
 	"stanch/workflows"
-	"stanch/workflows/playbook"
 	"stanch/workflows/chatmessage"
+	"stanch/workflows/playbook"
 )
 
 // signalInterceptor calls a function whenever a workflow is about to signal another, which then takes a second.

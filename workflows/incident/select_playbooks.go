@@ -36,9 +36,9 @@ type SelectedPlaybook struct {
 
 // containingRun is a run that contains a target.
 type containingRun struct {
-	Playbook string `json:"playbook"`
-	Shipped  bool   `json:"shipped,omitempty"`
-	WorkflowID      string `json:"run"`
+	Playbook   string `json:"playbook"`
+	Shipped    bool   `json:"shipped,omitempty"`
+	WorkflowID string `json:"run"`
 }
 
 // maxEnrichmentWait bounds how long a shipped playbook waits for the enrichment.
@@ -93,7 +93,9 @@ func (r *incidentRun) containmentConflict(s SelectedPlaybook, t playbooks.Target
 }
 
 // containmentKey names a target as it is contained for the incident's objective.
-func (r *incidentRun) containmentKey(t playbooks.Target) string { return string(r.Incident.Objective) + "\x00" + t.ID() }
+func (r *incidentRun) containmentKey(t playbooks.Target) string {
+	return string(r.Incident.Objective) + "\x00" + t.ID()
+}
 
 // recordContainingRun records that a run contains its targets.
 func (r *incidentRun) recordContainingRun(s SelectedPlaybook, id string, targets []playbooks.Target) {

@@ -15,17 +15,17 @@ import (
 
 // AttestedDetection is a detection with the gateway's word that it accepted it.
 type AttestedDetection struct {
-	Detection   sensors.Detection `json:"detection"`
-	Attestation attestation.Envelope      `json:"attestation"`
+	Detection   sensors.Detection    `json:"detection"`
+	Attestation attestation.Envelope `json:"attestation"`
 }
 
 // Bounds of what an incident keeps; past them it counts.
 const (
 	maxDetectionSummaries    = 50
-	maxSeenDetections         = 2000
+	maxSeenDetections        = 2000
 	maxAttestationsPerTarget = 8
-	maxTimeline     = 200
-	maxTargets      = 50
+	maxTimeline              = 200
+	maxTargets               = 50
 	// maxManualRequestSummaries is how many of the summaries are of people's requests, the newest: what they ask for again and again must
 	// never keep a detection out.
 	maxManualRequestSummaries = 10
@@ -33,19 +33,19 @@ const (
 
 // incidentState is everything that an incident carries through continue-as-new.
 type incidentState struct {
-	Incident     playbooks.Incident        `json:"incident"`
-	SeenDetectionIDs         []string                  `json:"seen"` // detection ids, the oldest first
-	Attestations map[string][]attestation.Envelope `json:"attestations"`
-	LastDetectionAt         time.Time                 `json:"last"` // of the last detection, by the workflow's clock
+	Incident         playbooks.Incident                `json:"incident"`
+	SeenDetectionIDs []string                          `json:"seen"` // detection ids, the oldest first
+	Attestations     map[string][]attestation.Envelope `json:"attestations"`
+	LastDetectionAt  time.Time                         `json:"last"` // of the last detection, by the workflow's clock
 	// CoveredTargets are the targets for which a playbook runs or ran, by playbook and target.
 	CoveredTargets map[string]bool `json:"covered"`
-	RunCount    int             `json:"runs"`
+	RunCount       int             `json:"runs"`
 	// StartedVersions are the playbooks that were started, as they were then: a later edit does not change them.
 	StartedVersions map[string]SelectedPlaybook `json:"versions,omitempty"`
 	// ContainingRuns is which playbook contains a target for an objective; Refused are those that came to nothing, by
 	// playbook and target.
 	ContainingRuns map[string]containingRun `json:"containing,omitempty"`
-	RefusedTargets    map[string]bool      `json:"refused,omitempty"`
+	RefusedTargets map[string]bool          `json:"refused,omitempty"`
 	// ChatMessageStarted: the thread was started.
 	ChatMessageStarted bool `json:"threaded,omitempty"`
 	// WatcherWorkflowIDs are the runs of playbooks that wait for a change of the incident.

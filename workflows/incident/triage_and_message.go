@@ -21,15 +21,15 @@ type TriageKind string
 
 // The marks.
 const (
-	TriageAssigned     TriageKind = "taken-over"
+	TriageAssigned      TriageKind = "taken-over"
 	TriageFalsePositive TriageKind = "false-positive"
 )
 
 // TriageDecision is a person's word about an incident, with the gateway's proof of whose it is.
 type TriageDecision struct {
-	Kind   TriageKind     `json:"kind"`
-	Person string       `json:"person"`
-	Reason string       `json:"reason,omitempty"`
+	Kind   TriageKind           `json:"kind"`
+	Person string               `json:"person"`
+	Reason string               `json:"reason,omitempty"`
 	Grant  attestation.Envelope `json:"grant"`
 }
 
@@ -60,7 +60,9 @@ func (r *incidentRun) handleTriage(ctx workflow.Context, m TriageDecision) {
 }
 
 // isAssigned tells whether a person decides what happens from now on.
-func (r *incidentRun) isAssigned() bool { return r.Incident.Assignee != "" || r.Incident.Disposition != "" }
+func (r *incidentRun) isAssigned() bool {
+	return r.Incident.Assignee != "" || r.Incident.Disposition != ""
+}
 
 // notifyDelay is how long a change waits for the next before people are told: a containment makes several in a moment, and
 // telling must not slow it down.

@@ -20,8 +20,8 @@ import (
 	"stanch/playbooks"
 	"stanch/playbooks/display"
 	"stanch/sensors"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -29,20 +29,20 @@ import (
 
 // Input starts an incident, or goes on with one.
 type Input struct {
-	ID      string `json:"id"` // minted by the gateway: INC- and a ULID
-	GroupingKey     string `json:"key"`
-	Cluster string `json:"cluster"`
-	Scope   string `json:"scope"`
-	Phase   int    `json:"phase"`
-	Drill   bool   `json:"drill,omitempty"`
+	ID          string `json:"id"` // minted by the gateway: INC- and a ULID
+	GroupingKey string `json:"key"`
+	Cluster     string `json:"cluster"`
+	Scope       string `json:"scope"`
+	Phase       int    `json:"phase"`
+	Drill       bool   `json:"drill,omitempty"`
 	// IdleTimeout is how long nothing must happen before the incident closes. Default 15 min.
-	IdleTimeout  time.Duration `json:"quiet,omitempty"`
+	IdleTimeout time.Duration `json:"quiet,omitempty"`
 	LeaseTiming lease.Timing  `json:"timing"`
 	// ConfigHash is the short hash of the configuration that was in force when it began.
 	ConfigHash string `json:"config,omitempty"`
 	// ChatEnabled: people are told by chat.
-	ChatEnabled bool   `json:"thread,omitempty"`
-	Resume  *incidentState `json:"carry,omitempty"`
+	ChatEnabled bool           `json:"thread,omitempty"`
+	Resume      *incidentState `json:"carry,omitempty"`
 }
 
 // MatchPlaybooksActivity is the local activity that picks playbooks; the worker implements it from the library that it loaded.
@@ -101,16 +101,16 @@ func (w *Workflows) Incident(ctx workflow.Context, in Input) (playbooks.Incident
 type incidentRun struct {
 	workflows *Workflows
 	*incidentState
-	input        Input
-	enriched  bool
-	activeEnrichments int
-	messageUpToDate      bool // the thread was told of everything so far
-	suspensionNoted    bool // it was said that nothing starts any more
-	watcherLoopRunning   bool // somebody tells the watchers
-	enrichmentWaitRunning   bool // a shipped playbook waits for the enrichment, since a user's may match after it
+	input                 Input
+	enriched              bool
+	activeEnrichments     int
+	messageUpToDate       bool // the thread was told of everything so far
+	suspensionNoted       bool // it was said that nothing starts any more
+	watcherLoopRunning    bool // somebody tells the watchers
+	enrichmentWaitRunning bool // a shipped playbook waits for the enrichment, since a user's may match after it
 	enrichmentWaitOver    bool // that has lasted long enough
-	fallbackPending     bool // a run came to nothing: the next may start
-	watchersOutdated   bool // the watchers were not told yet
+	fallbackPending       bool // a run came to nothing: the next may start
+	watchersOutdated      bool // the watchers were not told yet
 }
 
 // receiveSignals takes in every signal that is there; true if there was any.

@@ -31,22 +31,22 @@ const (
 
 // Holder is one step's hold on the lease.
 type Holder struct {
-	ID       string           `json:"id"`
-	ReportToWorkflow string           `json:"report_to"` // workflow id of the playbook's run
-	IncidentRef activities.IncidentRef `json:"incident"`
-	Action   string           `json:"action"`
-	Params   json.RawMessage  `json:"params"`
-	Duration      time.Duration    `json:"for"`
-	Plan     activities.Plan  `json:"plan"`
+	ID               string                   `json:"id"`
+	ReportToWorkflow string                   `json:"report_to"` // workflow id of the playbook's run
+	IncidentRef      activities.IncidentRef   `json:"incident"`
+	Action           string                   `json:"action"`
+	Params           json.RawMessage          `json:"params"`
+	Duration         time.Duration            `json:"for"`
+	Plan             activities.Plan          `json:"plan"`
 	Authorization    activities.Authorization `json:"basis"`
-	ExpiresAt    time.Time        `json:"until,omitzero"` // set when the lease takes the holder in
+	ExpiresAt        time.Time                `json:"until,omitzero"` // set when the lease takes the holder in
 }
 
 // Timing says how a lease watches itself. The zero value means the defaults.
 type Timing struct {
-	VerifyInterval     time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
+	VerifyInterval   time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
 	UndoRetryInitial time.Duration `json:"retry_first,omitempty"` // after a failed undo; default 2 s, doubling
-	UndoRetryMax  time.Duration `json:"retry_most,omitempty"`  // default 1 min
+	UndoRetryMax     time.Duration `json:"retry_most,omitempty"`  // default 1 min
 	// Route is where its activities run.
 	Route workflows.ActivityRoute `json:"route,omitzero"`
 }
@@ -66,33 +66,33 @@ const contestedAfterReapplies = 3
 
 // Machine is the lease's whole state; it is carried through continue-as-new as it is.
 type Machine struct {
-	LeaseID     string             `json:"lease"` // unique, never used twice
-	Target    playbooks.Target   `json:"target"`
-	Facet     playbooks.Facet    `json:"facet"`
-	State     State              `json:"state"`
-	Holders   map[string]*Holder `json:"holders"`
-	Action    string             `json:"action"`
-	Params    json.RawMessage    `json:"params"`
-	IncidentRef  activities.IncidentRef   `json:"incident"` // of the first holder
-	PriorState     json.RawMessage    `json:"prior,omitempty"`
-	Authorization     activities.Authorization   `json:"basis"`
-	Duration       time.Duration      `json:"for,omitempty"` // what the holder asked whose basis counts
-	LeaseToken     *attestation.Envelope      `json:"token,omitempty"`
-	ReleaseGrant     *attestation.Envelope      `json:"grant,omitempty"`     // a release that people gave
-	ExtensionGrant *attestation.Envelope      `json:"extension,omitempty"` // a longer hold that people gave
-	Outcome   playbooks.Outcome  `json:"outcome,omitempty"`
-	Reason    string             `json:"reason,omitempty"`
-	Guard     string             `json:"guard,omitempty"`  // that did not permit it
-	StampedUntil   time.Time          `json:"stamped,omitzero"` // the end on the contained object
-	AppliedAt   time.Time          `json:"applied,omitzero"`
-	Verified  bool               `json:"verified"`
-	Undone    bool               `json:"undone"`
-	NeedsReapply   bool               `json:"reapply"`
-	ReapplyCount int                `json:"reapplied"`
-	Contested    bool               `json:"fought"`
-	UndoAttempts int                `json:"undo_tried"`
-	NextCheckAt time.Time          `json:"next_check,omitzero"` // of verification or of the next try
-	Timing    Timing             `json:"timing"`
+	LeaseID        string                   `json:"lease"` // unique, never used twice
+	Target         playbooks.Target         `json:"target"`
+	Facet          playbooks.Facet          `json:"facet"`
+	State          State                    `json:"state"`
+	Holders        map[string]*Holder       `json:"holders"`
+	Action         string                   `json:"action"`
+	Params         json.RawMessage          `json:"params"`
+	IncidentRef    activities.IncidentRef   `json:"incident"` // of the first holder
+	PriorState     json.RawMessage          `json:"prior,omitempty"`
+	Authorization  activities.Authorization `json:"basis"`
+	Duration       time.Duration            `json:"for,omitempty"` // what the holder asked whose basis counts
+	LeaseToken     *attestation.Envelope    `json:"token,omitempty"`
+	ReleaseGrant   *attestation.Envelope    `json:"grant,omitempty"`     // a release that people gave
+	ExtensionGrant *attestation.Envelope    `json:"extension,omitempty"` // a longer hold that people gave
+	Outcome        playbooks.Outcome        `json:"outcome,omitempty"`
+	Reason         string                   `json:"reason,omitempty"`
+	Guard          string                   `json:"guard,omitempty"`  // that did not permit it
+	StampedUntil   time.Time                `json:"stamped,omitzero"` // the end on the contained object
+	AppliedAt      time.Time                `json:"applied,omitzero"`
+	Verified       bool                     `json:"verified"`
+	Undone         bool                     `json:"undone"`
+	NeedsReapply   bool                     `json:"reapply"`
+	ReapplyCount   int                      `json:"reapplied"`
+	Contested      bool                     `json:"fought"`
+	UndoAttempts   int                      `json:"undo_tried"`
+	NextCheckAt    time.Time                `json:"next_check,omitzero"` // of verification or of the next try
+	Timing         Timing                   `json:"timing"`
 	// PendingReports are what is to be told: to holders once each, to incidents at every change.
 	PendingReports []OutgoingReport `json:"reports,omitempty"`
 }

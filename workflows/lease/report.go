@@ -14,9 +14,9 @@ import (
 
 // OutgoingReport is a message that the lease owes.
 type OutgoingReport struct {
-	WorkflowID     string                `json:"to"` // workflow id
-	HolderID string                `json:"holder,omitempty"`
-	Lease  playbooks.LeaseReport `json:"lease"`
+	WorkflowID string                `json:"to"` // workflow id
+	HolderID   string                `json:"holder,omitempty"`
+	Lease      playbooks.LeaseReport `json:"lease"`
 }
 
 func (m *Machine) buildReport(now time.Time) playbooks.LeaseReport {

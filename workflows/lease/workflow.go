@@ -16,24 +16,24 @@ import (
 
 // Input starts a lease, or goes on with one after continue-as-new.
 type Input struct {
-	Target playbooks.Target `json:"target"`
-	Facet  playbooks.Facet  `json:"facet"`
-	FirstHolder  Holder           `json:"first"`
-	Timing Timing           `json:"timing"`
-	Resume  *Machine         `json:"carry,omitempty"`
+	Target      playbooks.Target `json:"target"`
+	Facet       playbooks.Facet  `json:"facet"`
+	FirstHolder Holder           `json:"first"`
+	Timing      Timing           `json:"timing"`
+	Resume      *Machine         `json:"carry,omitempty"`
 }
 
 // ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.
 type ReleaseSignal struct {
-	HolderID string       `json:"holder,omitempty"`
-	Grant  attestation.Envelope `json:"grant"`
+	HolderID string               `json:"holder,omitempty"`
+	Grant    attestation.Envelope `json:"grant"`
 }
 
 // ExtendSignal moves a holder's end.
 type ExtendSignal struct {
-	HolderID string       `json:"holder,omitempty"`
-	ExpiresAt  time.Time    `json:"until"`
-	Grant  attestation.Envelope `json:"grant"`
+	HolderID  string               `json:"holder,omitempty"`
+	ExpiresAt time.Time            `json:"until"`
+	Grant     attestation.Envelope `json:"grant"`
 }
 
 // Workflows are the lease workflow with the catalogue that it combines parameters by.
@@ -94,7 +94,7 @@ func IDFromFirstRun(firstRun string) string {
 type workflowLoop struct {
 	*Machine
 	combineParams func(a, b json.RawMessage) (json.RawMessage, error)
-	pendingSends []workflow.Future
+	pendingSends  []workflow.Future
 }
 
 // receiveSignals takes in every signal that is there.

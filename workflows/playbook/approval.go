@@ -11,8 +11,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/duration"
 	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
 	"stanch/workflows"
 )
 
@@ -22,7 +22,7 @@ type ApprovalRequest = activities.ApprovalRequest
 // openRequest is a question with what wakes who waits for its answer.
 type openRequest struct {
 	ApprovalRequest
-	wakeUp workflow.Channel
+	wakeUp       workflow.Channel
 	countedVotes int // so many of its votes
 }
 
@@ -90,8 +90,8 @@ func ApproversOfStep(a *playbooks.Approval) activities.Approvers {
 
 const (
 	// recountInterval is how long to wait when votes could not be counted, recountWindow how long after the deadline it is tried.
-	recountInterval    = 5 * time.Second
-	recountWindow = 10 * time.Minute
+	recountInterval = 5 * time.Second
+	recountWindow   = 10 * time.Minute
 )
 
 // waitForApproval waits until the votes permit or deny, or until nobody answered in time, which denies.
@@ -212,7 +212,7 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 
 // plannedActions are plans with their targets.
 type plannedActions struct {
-	plans []activities.PlanResult
+	plans   []activities.PlanResult
 	targets []playbooks.Target
 }
 
@@ -247,7 +247,7 @@ const maxPlansPerApproval = 200
 // planner plans what an approval wraps.
 type planner struct {
 	*playbookRun
-	plannedKeys map[string]bool
+	plannedKeys   map[string]bool
 	limitExceeded bool // it is too much
 }
 

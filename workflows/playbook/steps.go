@@ -16,11 +16,11 @@ import (
 // executionFrame is where a run is: in which playbook (its own or one that it calls), with which values, under which approval.
 type executionFrame struct {
 	*playbooks.Program
-	env    playbooks.EvalEnv
-	approvedBy  *approvedGrants
-	stepPrefix string // of the names of steps: "each[2]/"
-	phaseCeiling  int    // no playbook on the way here goes beyond it
-	ending    *playbookEnd
+	env          playbooks.EvalEnv
+	approvedBy   *approvedGrants
+	stepPrefix   string // of the names of steps: "each[2]/"
+	phaseCeiling int    // no playbook on the way here goes beyond it
+	ending       *playbookEnd
 }
 
 // playbookEnd is how a playbook ended before its last step, if it did. All frames of one playbook share it.
@@ -47,10 +47,10 @@ func (f executionFrame) stepName(s *playbooks.Step) string { return f.stepPrefix
 // stepOutcome is what became of a step as a whole.
 type stepOutcome struct {
 	playbooks.Outcome
-	reason  string
-	outputs []byte
-	targets int
-	failedTargets  []playbooks.Target
+	reason        string
+	outputs       []byte
+	targets       int
+	failedTargets []playbooks.Target
 }
 
 // mergeWorse takes over the other outcome if it is the worse.
@@ -179,7 +179,7 @@ func (r *playbookRun) recordStepReport(ctx workflow.Context, f executionFrame, s
 // maxReportBytes bounds what loops can put into a report, in bytes: it travels in a signal. maxEvidenceRefs bounds the pieces
 // of evidence that are named in it; the manifest names all.
 const (
-	maxReportBytes = 128 << 10
+	maxReportBytes  = 128 << 10
 	maxEvidenceRefs = 300
 )
 

@@ -18,8 +18,8 @@ import (
 
 	"stanch/activities"
 	"stanch/playbooks"
-	"stanch/sensors/diagnostic"
 	"stanch/sensors/attestation"
+	"stanch/sensors/diagnostic"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 )
@@ -27,16 +27,16 @@ import (
 // Input is everything that a run depends on: an edit of the playbook never changes a run that is under way.
 type Input struct {
 	LanguageVersion int    `json:"language"`
-	File     string `json:"file"`
-	Source   []byte `json:"source"`
+	File            string `json:"file"`
+	Source          []byte `json:"source"`
 	// Callees are the playbooks that it calls, whole.
 	Callees []playbooks.SourceFile `json:"called,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
-	Incident playbooks.Incident `json:"incident"`
-	IncidentRef    activities.IncidentRef   `json:"brief"`
+	Incident    playbooks.Incident     `json:"incident"`
+	IncidentRef activities.IncidentRef `json:"brief"`
 	// Attestations are the attested detections of each target, by its ID.
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
-	LeaseTiming       lease.Timing              `json:"timing"`
+	LeaseTiming  lease.Timing                      `json:"timing"`
 	// PlaybookAuthorization proves that the playbook is one of the installation's.
 	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
 	// ChatEnabled: people are told in the incident's thread.
@@ -47,17 +47,17 @@ type Input struct {
 
 // Report is what the incident hears of a run.
 type Report struct {
-	WorkflowID      string                  `json:"run"`
-	Playbook string                  `json:"playbook"`
-	SourceHash     string                  `json:"hash"`
-	Ended    time.Time               `json:"ended,omitzero"` // zero while it runs
-	Steps    []playbooks.StepReport  `json:"steps"`
-	Evidence []playbooks.EvidenceRef `json:"evidence,omitempty"`
-	Error    string                  `json:"error,omitempty"`
+	WorkflowID string                  `json:"run"`
+	Playbook   string                  `json:"playbook"`
+	SourceHash string                  `json:"hash"`
+	Ended      time.Time               `json:"ended,omitzero"` // zero while it runs
+	Steps      []playbooks.StepReport  `json:"steps"`
+	Evidence   []playbooks.EvidenceRef `json:"evidence,omitempty"`
+	Error      string                  `json:"error,omitempty"`
 	// Outcome is the run's as a whole: what it stopped with, else the worst of its steps. Reason is that of its `stop`.
-	Outcome playbooks.Outcome `json:"outcome,omitempty"`
-	Reason  string            `json:"reason,omitempty"`
-	ResponderGuide   string            `json:"guide,omitempty"` // for the responder
+	Outcome        playbooks.Outcome `json:"outcome,omitempty"`
+	Reason         string            `json:"reason,omitempty"`
+	ResponderGuide string            `json:"guide,omitempty"` // for the responder
 }
 
 // LoadPlaybook loads the playbook of a run, with those that it calls.
@@ -119,26 +119,26 @@ func reportToIncident(ctx workflow.Context, in Input, report Report) error {
 // playbookRun is one run under way.
 type playbookRun struct {
 	*Workflows
-	input       Input
-	incidentRef    activities.IncidentRef
-	workflowID       string
-	report   *Report
-	receipts map[string][]attestation.Envelope // by target
-	waitingHolders  map[string]workflow.Settable
-	earlyLeaseReports    map[string]playbooks.LeaseReport
-	openRequests  map[string]*openRequest
-	requestCount    int
-	answeredRequests []activities.ApprovalOutcome // the last ones, for queries alone
+	input             Input
+	incidentRef       activities.IncidentRef
+	workflowID        string
+	report            *Report
+	receipts          map[string][]attestation.Envelope // by target
+	waitingHolders    map[string]workflow.Settable
+	earlyLeaseReports map[string]playbooks.LeaseReport
+	openRequests      map[string]*openRequest
+	requestCount      int
+	answeredRequests  []activities.ApprovalOutcome // the last ones, for queries alone
 	// currentIncident is the incident as it is now, once a step waits for it; waiters hear of each change.
-	currentIncident       *playbooks.Incident
-	incidentWaiters    []workflow.Channel
-	watchRunning   bool
-	reportedBytes   int // bytes
-	unreportedLines int // lines
-	activeWaits  int
+	currentIncident     *playbooks.Incident
+	incidentWaiters     []workflow.Channel
+	watchRunning        bool
+	reportedBytes       int // bytes
+	unreportedLines     int // lines
+	activeWaits         int
 	suspendedReason     string // why nothing is contained any more: a person decides
-	suspendEndsRequests   bool   // that ends what is asked
-	holderCount    int
+	suspendEndsRequests bool   // that ends what is asked
+	holderCount         int
 }
 
 // registerHandlers serve queries and hand signals to the branch that waits for them.
@@ -196,10 +196,10 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 
 // approvedGrants are the grants under which the steps of an approval run, by plan hash.
 type approvedGrants struct {
-	approval *playbooks.Approval
-	grants   map[string]attestation.Envelope
-	title    string
-	approvedPlans    plannedActions // as they were approved
+	approval      *playbooks.Approval
+	grants        map[string]attestation.Envelope
+	title         string
+	approvedPlans plannedActions // as they were approved
 	// denied or proposed: the steps inside are recorded and not run.
 	proposeOnly bool
 }

@@ -23,10 +23,10 @@ import (
 // its noticing, and cannot go on in a file that was renamed while nobody looked.
 type follower struct {
 	Options
-	file   *os.File
-	reader *lineReader
-	fileID     fileIdentity
-	startOffset   int64 // where reading began in the file
+	file        *os.File
+	reader      *lineReader
+	fileID      fileIdentity
+	startOffset int64 // where reading began in the file
 	// hasSavedState: there is a state. Without one, what is rotated away before the first batch is carried would not be found again.
 	hasSavedState bool
 	// idlePolls counts how often there was nothing new since the file was found to be rotated away.

@@ -43,14 +43,14 @@ func TestMain(m *testing.M) {
 // the real one does.
 type fakeGateway struct {
 	*httptest.Server
-	mu    sync.Mutex
-	alertCounts   map[string]int // how often an alert came
-	lines int
-	codes []int
+	mu          sync.Mutex
+	alertCounts map[string]int // how often an alert came
+	lines       int
+	codes       []int
 	// respondWith decides before anything is taken; 0 takes it. hangUp takes it and hangs up without an answer.
-	respondWith   func(n int) int
-	hangUp func(n int) bool
-	requestCount      int
+	respondWith  func(n int) int
+	hangUp       func(n int) bool
+	requestCount int
 }
 
 func newFakeGateway(t *testing.T) *fakeGateway {
@@ -125,11 +125,11 @@ func (d *fakeGateway) distinctAlerts() int {
 }
 
 type testForwarder struct {
-	t    *testing.T
-	dir  string
+	t       *testing.T
+	dir     string
 	gateway *fakeGateway
-	options    forward.Options
-	logs struct {
+	options forward.Options
+	logs    struct {
 		sync.Mutex
 		lines []string
 	}

@@ -12,7 +12,7 @@ import (
 
 // line is one line, and the place behind it.
 type line struct {
-	text  []byte
+	text       []byte
 	checkpoint checkpoint
 	// tooLong: its text was thrown away.
 	tooLong bool
@@ -20,7 +20,7 @@ type line struct {
 
 // checkpoint is behind a line: in which file, and how far.
 type checkpoint struct {
-	fileID   fileIdentity
+	fileID fileIdentity
 	offset int64
 }
 
@@ -33,7 +33,7 @@ type source interface {
 
 // pipeReader reads a pipe.
 type pipeReader struct {
-	input   io.Reader
+	input io.Reader
 	lines *lineReader
 }
 
@@ -63,9 +63,9 @@ type lineReader struct {
 	// consumedBytes counts the bytes up to the last line's end.
 	consumedBytes int64
 	// partialLine is a line without its end yet; skipping says that it is too long and its beginning was thrown away.
-	partialLine     []byte
-	pendingBytes  int64 // bytes of part, with what was thrown away
-	skipping bool
+	partialLine  []byte
+	pendingBytes int64 // bytes of part, with what was thrown away
+	skipping     bool
 	// joinedParts is what a container runtime has written in parts.
 	joinedParts []byte
 }

@@ -23,8 +23,8 @@ import (
 type sender struct {
 	Options
 	endpointURL string
-	client *http.Client
-	summary   Summary
+	client      *http.Client
+	summary     Summary
 	// unsent is what is not carried yet of the batch under way.
 	unsent []line
 	// everAnswered: the gateway has answered once, so that the address and the token were right.
@@ -46,9 +46,9 @@ type gatewayResponse struct {
 }
 
 const (
-	requestTimeout = 60 * time.Second
-	maxResponseBytes      = 2 << 20
-	maxRetryAfter  = 5 * time.Minute
+	requestTimeout   = 60 * time.Second
+	maxResponseBytes = 2 << 20
+	maxRetryAfter    = 5 * time.Minute
 	// maxLoggedRefusals is how many refused lines are told one by one; the others are counted.
 	maxLoggedRefusals = 100
 )

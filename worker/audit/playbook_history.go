@@ -1,0 +1,371 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	historypb "go.temporal.io/api/history/v1"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+	"stanch/sensors/duration"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// readPlaybook tells one run of a playbook.
+func (r *historyReader) readPlaybook() {
+	fact := PlaybookRecord{PlaybookWorkflowID: r.run.WorkflowID, Steps: []playbooks.StepReport{}}
+	asks := &approvalTracker{historyReader: r}
+	for _, e := range r.run.Events {
+		switch {
+		case startedAttributes(e) != nil:
+			var in playbook.Input
+			if r.decodePayloads(e, "the playbook's input", startedAttributes(e).GetInput(), &in) {
+				fact.Name, fact.SourceHash, r.program = r.parsePlaybookSource(in)
+				fact.File, fact.EventRef = in.File, r.eventRef(e)
+			}
+		case e.GetMarkerRecordedEventAttributes() != nil:
+			if got, ok := r.readPlanResult(e); ok {
+				asks.trackPlan(e, got)
+			}
+		case e.GetActivityTaskScheduledEventAttributes() != nil:
+			if t := r.trackScheduled(e); t.name == "CountVotes" {
+				asks.addUntimedRequest(t)
+			}
+		case e.GetActivityTaskStartedEventAttributes() != nil:
+			r.trackStarted(e)
+		case e.GetTimerStartedEventAttributes() != nil:
+			asks.addTimedRequest(e)
+		case e.GetTimerFiredEventAttributes() != nil:
+			asks.addApprovalTimeout(e)
+		case e.GetWorkflowExecutionSignaledEventAttributes() != nil:
+			r.addPlaybookSignal(e)
+		case r.addActivityEnd(e):
+		case e.GetWorkflowExecutionCompletedEventAttributes() != nil:
+			r.addPlaybookEnded(e, &fact)
+		case e.GetStartChildWorkflowExecutionFailedEventAttributes() != nil: // it is joined instead
+		case e.GetSignalExternalWorkflowExecutionFailedEventAttributes() != nil:
+			// A report to a workflow that has ended: nothing is lost, its history has closed.
+		default:
+			r.addFailureEvents(e)
+		}
+	}
+	r.markUnassignedVotes()
+	r.timeline.Playbooks = append(r.timeline.Playbooks, fact)
+}
+
+func (r *historyReader) readPlanResult(e *historypb.HistoryEvent) (activities.PlanResult, bool) {
+	var got activities.PlanResult
+	name, attempt := r.readLocalActivityMarker(e)
+	if name != "Plan" {
+		return got, false
+	}
+	a := e.GetMarkerRecordedEventAttributes()
+	if a.GetFailure() != nil {
+		r.addEntry(e, KindFailure, "", "planning failed: "+r.failureText(a.GetFailure()), map[string]any{"attempt": attempt})
+		return got, false
+	}
+	if !r.decodePayloads(e, "the plan", a.GetDetails()["result"], &got) {
+		return got, false
+	}
+	if attempt > 1 {
+		r.addEntry(e, KindRetry, "", fmt.Sprintf("Planning needed %d attempts", attempt), map[string]any{"attempt": attempt})
+	}
+	r.addDecision(e, got)
+	return got, true
+}
+
+// addDecision tells what the guards said of a plan.
+func (r *historyReader) addDecision(e *historypb.HistoryEvent, got activities.PlanResult) {
+	d, p := got.Decision, got.Plan
+	if got.PlanHash != "" && p.Hash() != got.PlanHash {
+		r.addProblem(e, "the plan of %s is not the one that was hashed", p.Action)
+	}
+	details := map[string]any{"verdict": string(d.Verdict), "guard": d.Guard, "reason": d.Reason, "phase": d.Phase, "action": p.Action, "target": p.TargetID}
+	if got.PlanHash != "" {
+		details["plan_hash"] = got.PlanHash
+	}
+	if len(p.Changes) > 0 {
+		details["changes"] = p.Changes
+	}
+	if len(p.Warnings) > 0 {
+		details["warnings"] = p.Warnings
+	}
+	if len(p.Params) > 0 {
+		details["params"] = string(p.Params)
+	}
+	if d.BasisID != "" {
+		details["on"] = d.BasisID
+	}
+	if p.Duration > 0 {
+		details["for"] = duration.FormatApprox(p.Duration)
+	}
+	if p.EndMechanism != "" {
+		details["ends"] = p.EndMechanism.String()
+	}
+	if d.ConfigHash != "" {
+		r.configHashes[d.ConfigHash] = true
+		details["config"] = d.ConfigHash
+	}
+	what := "a containment"
+	if p.Action != "" {
+		what = p.Action + " on " + r.targetName(p.TargetID)
+	}
+	if r.isRepeatedDecision(got) {
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Looked once more before %s: the plan is still the same", what), details)
+		return
+	}
+	would := strings.Join(p.Changes, "; ")
+	if p.Duration > 0 {
+		would += ", and undo it after " + duration.FormatApprox(p.Duration)
+	}
+	if len(p.Warnings) > 0 {
+		would += ". But: " + strings.Join(p.Warnings, "; ")
+	}
+	switch d.Verdict {
+	case activities.VerdictRun:
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Decided to run %s: %s. It will %s", what, d.Reason, would), details)
+	case activities.VerdictAskApproval:
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Decided to ask people before %s: %s. It would %s", what, d.Reason, would), details)
+	case activities.VerdictPropose:
+		r.addEntry(e, KindDecision, "", fmt.Sprintf("Not done, only proposed: %s. %s. It would %s", what, toSentence(d.Reason), would), details)
+	case activities.VerdictRefuse:
+		r.addEntry(e, KindRefusal, "", fmt.Sprintf("Refused %s: %s (%s)", what, d.Reason, guardName(d.Guard)), details)
+	default:
+		r.addProblem(e, "the verdict %q is unknown", d.Verdict)
+	}
+}
+
+// isRepeatedDecision tells whether the same plan got the same verdict in this run already.
+func (r *historyReader) isRepeatedDecision(got activities.PlanResult) bool {
+	if got.PlanHash == "" {
+		return false
+	}
+	key := got.PlanHash + string(got.Decision.Verdict)
+	before := r.decidedPlans[key]
+	r.decidedPlans[key] = true
+	return before
+}
+
+func guardName(guard string) string {
+	if guard == "" || guard == "action" {
+		return "the action itself will not"
+	}
+	return "guard " + guard
+}
+
+func toSentence(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+func (r *historyReader) addPlaybookSignal(e *historypb.HistoryEvent) {
+	a := e.GetWorkflowExecutionSignaledEventAttributes()
+	switch a.GetSignalName() {
+	case workflows.SignalVote:
+		var signed attestation.Envelope
+		if r.decodePayloads(e, "a vote", a.GetInput(), &signed) {
+			r.addVote(e, signed)
+		}
+	case workflows.SignalLeaseReport, workflows.SignalIncidentState: // the histories of the lease and the incident show it
+	case workflows.SignalSuspend:
+		var why string
+		if r.decodePayloads(e, "why nothing further is contained", a.GetInput(), &why) {
+			r.addEntry(e, KindTriage, "", "The run contains nothing further and asks nobody: "+why, nil)
+		}
+	default:
+		r.addEntry(e, KindFailure, a.GetIdentity(), fmt.Sprintf("An unknown signal %q came from %s", a.GetSignalName(), a.GetIdentity()), nil)
+	}
+}
+
+func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *PlaybookRecord) {
+	var report playbook.Report
+	if !r.decodePayloads(e, "the playbook's report", e.GetWorkflowExecutionCompletedEventAttributes().GetResult(), &report) {
+		return
+	}
+	if report.SourceHash != "" && report.SourceHash != fact.SourceHash {
+		r.addProblem(e, "the report names the source %s, what ran has SHA-256 %s", shortHash(report.SourceHash), shortHash(fact.SourceHash))
+	}
+	fact.Steps, fact.Error = report.Steps, report.Error
+	if report.Error != "" {
+		r.addEntry(e, KindFailure, "", fmt.Sprintf("Playbook %s failed: %s", fact.Name, report.Error), nil)
+		return
+	}
+	var parts []string
+	steps := make([]string, 0, len(report.Steps))
+	for _, s := range report.Steps {
+		text := s.Action + " " + string(s.Outcome)
+		if s.Outcome != playbooks.OutcomeChanged && s.Reason != "" {
+			text += " (" + s.Reason + ")"
+		}
+		steps = append(steps, s.Step+": "+text)
+		parts = append(parts, s.Action+" "+string(s.Outcome))
+	}
+	r.addEntry(e, KindPlaybookEnded, "", fmt.Sprintf("Playbook %s ended: %s", fact.Name, strings.Join(parts, ", ")), map[string]any{"steps": steps})
+}
+
+// approvalRequestName is a question as people say it: its step's title or action, from the playbook that ran.
+func (r *historyReader) approvalRequestName(id string) string {
+	step, _, _ := strings.Cut(id, "#")
+	name := ""
+	if r.program != nil {
+		r.program.WalkSteps(func(s *playbooks.Step) {
+			switch {
+			case s.Name() != step:
+			case s.Approval != nil:
+				name = s.Approval.Title
+			default:
+				name = s.Action
+			}
+		})
+	}
+	if name == "" {
+		return fmt.Sprintf("%q", id)
+	}
+	return fmt.Sprintf("%q (question %s)", name, id)
+}
+
+// notificationText is what a notification says, from its parameters.
+func notificationText(params json.RawMessage) string {
+	var p struct {
+		Text  string `json:"text"`
+		Title string `json:"title"`
+	}
+	if json.Unmarshal(params, &p) != nil || p.Text+p.Title == "" {
+		return ""
+	}
+	return ": " + strings.TrimSpace(p.Title+" "+p.Text)
+}
+
+// approvalTracker finds questions: a question is no event of its own until votes are counted, but its plan and its deadline's
+// timer are.
+type approvalTracker struct {
+	*historyReader
+	openPlans        []pendingPlan
+	deadlineTimers   map[int64]string // by the event that started it: what was asked
+	reportedRequests map[string]bool
+}
+
+type pendingPlan struct {
+	event *historypb.HistoryEvent
+	plan  activities.PlanResult
+}
+
+func (a *approvalTracker) trackPlan(e *historypb.HistoryEvent, got activities.PlanResult) {
+	// What people permitted already is planned again before its effect, and not asked again.
+	if got.Decision.Verdict == activities.VerdictAskApproval && !a.grantedPlanHashes[got.PlanHash] {
+		a.openPlans = append(a.openPlans, pendingPlan{e, got})
+	}
+}
+
+// addTimedRequest tells a question when the timer of its deadline begins.
+func (a *approvalTracker) addTimedRequest(e *historypb.HistoryEvent) {
+	limit := e.GetTimerStartedEventAttributes().GetStartToFireTimeout().AsDuration()
+	if len(a.openPlans) == 0 {
+		return
+	}
+	var approvers activities.Approvers
+	title := ""
+	var about []pendingPlan
+	if approval := a.findApprovalStep(limit); approval != nil {
+		approvers = playbook.ApproversOfStep(approval)
+		title, about, a.openPlans = approval.Title, a.openPlans, nil
+	} else {
+		i := slices.IndexFunc(a.openPlans, func(p pendingPlan) bool { return p.plan.Decision.Approvers.Timeout == limit })
+		if i < 0 {
+			return
+		}
+		about = a.openPlans[i : i+1]
+		approvers, title = about[0].plan.Decision.Approvers, about[0].plan.Plan.Action+" of "+a.targetName(about[0].plan.Plan.TargetID)
+		a.openPlans = slices.Delete(slices.Clone(a.openPlans), i, i+1)
+	}
+	var plans []activities.PlanResult
+	for _, p := range about {
+		plans = append(plans, p.plan)
+	}
+	if a.deadlineTimers == nil {
+		a.deadlineTimers = map[int64]string{}
+	}
+	a.deadlineTimers[e.GetEventId()] = title
+	a.addApprovalRequest(e, title, plans, approvers, e.GetEventTime().AsTime().Add(limit))
+}
+
+// findApprovalStep is the approval step of the playbook that waits so long and wraps one of the actions that wait.
+func (a *approvalTracker) findApprovalStep(limit time.Duration) *playbooks.Approval {
+	if a.program == nil {
+		return nil
+	}
+	var found *playbooks.Approval
+	for _, book := range append([]*playbooks.Program{a.program}, a.program.TransitiveCallees()...) {
+		book.WalkSteps(func(s *playbooks.Step) {
+			if found != nil || s.Approval == nil || s.Approval.Timeout != limit {
+				return
+			}
+			for _, p := range a.openPlans {
+				if containsAction(book, s.Approval.Steps, p.plan.Plan.Action) {
+					found = s.Approval
+				}
+			}
+		})
+	}
+	return found
+}
+
+// containsAction tells whether an action is among steps, or in what they call.
+func containsAction(book *playbooks.Program, steps []playbooks.Step, action string) bool {
+	return slices.ContainsFunc(steps, func(s playbooks.Step) bool {
+		if s.Call != nil && book.Callees[s.Call.Playbook] != nil && containsAction(book.Callees[s.Call.Playbook], book.Callees[s.Call.Playbook].Steps, action) {
+			return true
+		}
+		return s.Action == action || slices.ContainsFunc(s.Blocks(), func(b playbooks.StepBlock) bool { return containsAction(book, b.Steps, action) })
+	})
+}
+
+// addApprovalRequest tells one question.
+func (r *historyReader) addApprovalRequest(e *historypb.HistoryEvent, title string, plans []activities.PlanResult, approvers activities.Approvers, deadline time.Time) {
+	var would []string
+	for _, p := range plans {
+		text := strings.Join(p.Plan.Changes, "; ")
+		if p.Plan.Duration > 0 {
+			text += ", and undo it after " + duration.FormatApprox(p.Plan.Duration)
+			if p.Plan.EndMechanism != "" {
+				text += " (" + p.Plan.EndMechanism.String() + ")"
+			}
+		}
+		would = append(would, text)
+	}
+	of := approvers.Describe()
+	r.addEntry(e, KindApprovalRequest, "", fmt.Sprintf("Asked %s, of whom %d must agree, until %s UTC: %s? It would %s", of, max(approvers.Quorum, 1), deadline.UTC().Format("15:04:05"), title, strings.Join(would, "; ")),
+		map[string]any{"approvers": of, "quorum": max(approvers.Quorum, 1), "deadline": deadline.UTC().Format(time.RFC3339), "changes": would, "question_hash": activities.ApprovalRequestHash(plans, approvers)})
+}
+
+// addUntimedRequest tells a question whose timer was not recognised, when its votes are first counted.
+func (a *approvalTracker) addUntimedRequest(t *activityTask) {
+	var q activities.CountVotesInput
+	if !a.decodePayloads(t.scheduled, "the question", t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &q) {
+		return
+	}
+	a.reverify(q)
+	if len(a.deadlineTimers) > 0 || a.reportedRequests[q.RequestID] {
+		return
+	}
+	if a.reportedRequests == nil {
+		a.reportedRequests = map[string]bool{}
+	}
+	a.reportedRequests[q.RequestID] = true
+	a.addApprovalRequest(t.scheduled, q.RequestID, q.Plans, q.Approvers, q.Deadline)
+}
+
+// addApprovalTimeout tells that the time for an answer ran out.
+func (a *approvalTracker) addApprovalTimeout(e *historypb.HistoryEvent) {
+	if title, ok := a.deadlineTimers[e.GetTimerFiredEventAttributes().GetStartedEventId()]; ok {
+		a.addEntry(e, KindApprovalResult, "", fmt.Sprintf("Nobody with the right answered in time, which is a no: %s", title), nil)
+	}
+}

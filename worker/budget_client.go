@@ -1,0 +1,118 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	sdkworker "go.temporal.io/sdk/worker"
+
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/budget"
+)
+
+// How often spendings are given to the budget workflow, and what other workers spent is read from it.
+const (
+	// The budget has a queue of its own, so that it can be read before anything that spends is started.
+	budgetTaskQueue       = workflows.TaskQueue + "-budget"
+	budgetFlushInterval   = 200 * time.Millisecond
+	budgetRefreshInterval = 5 * time.Second
+)
+
+// budgetClient is this worker's view of the budget: its own spendings at once, those of others after a moment.
+type budgetClient struct {
+	temporal      client.Client
+	cluster       string
+	budgetWindow  *guards.BudgetWindow
+	pendingUsages chan budget.Usage
+	log           *slog.Logger
+}
+
+// openBudgetClient starts the budget workflow where it does not run, and reads what was spent before.
+func openBudgetClient(ctx context.Context, temporal client.Client, cluster string, log *slog.Logger) (p *budgetClient, stop func(), err error) {
+	p = &budgetClient{temporal: temporal, cluster: cluster, pendingUsages: make(chan budget.Usage, 10_000), log: log}
+	p.budgetWindow = guards.NewBudgetWindow(func(s budget.Usage) {
+		select {
+		case p.pendingUsages <- s:
+		default:
+			log.Error("a spending is not kept durably: too many wait", "lease", s.LeaseID)
+		}
+	})
+	w := sdkworker.New(temporal, budgetTaskQueue, sdkworker.Options{LocalActivityWorkerOnly: true, MaxConcurrentWorkflowTaskPollers: 2, StickyScheduleToStartTimeout: time.Second})
+	w.RegisterWorkflow(budget.Budget)
+	if err := w.Start(); err != nil {
+		return nil, nil, fmt.Errorf("keep the budget: %w", err)
+	}
+	if err := p.sendUsages(ctx, nil); err != nil {
+		w.Stop()
+		return nil, nil, err
+	}
+	if err := p.refreshUsages(ctx); err != nil {
+		// After a crash Temporal may still wait for the dead worker's answer. That must not keep Stanch down: the budget
+		// is read again within seconds.
+		log.Warn("the budget goes on with what this worker knows", "error", err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go p.syncUntilDone(ctx)
+	return p, func() { cancel(); w.Stop() }, nil
+}
+
+func (p *budgetClient) sendUsages(ctx context.Context, batch []budget.Usage) error {
+	_, err := p.temporal.SignalWithStartWorkflow(ctx, budget.WorkflowID(p.cluster), budget.SignalUsage, batch, client.StartWorkflowOptions{
+		// It answers nobody while a worker that died may still have its task: that is a short while.
+		ID: budget.WorkflowID(p.cluster), TaskQueue: budgetTaskQueue, WorkflowTaskTimeout: 2 * time.Second, WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+	}, budget.Budget, budget.Input{})
+	if err != nil {
+		return fmt.Errorf("keep the budget: %w", err)
+	}
+	return nil
+}
+
+// refreshUsages reads what was spent, by this worker before it was started anew and by others.
+func (p *budgetClient) refreshUsages(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
+	defer cancel()
+	value, err := p.temporal.QueryWorkflow(ctx, budget.WorkflowID(p.cluster), "", budget.QueryUsage)
+	var all []budget.Usage
+	if err == nil {
+		err = value.Get(&all)
+	}
+	if err != nil {
+		return fmt.Errorf("read the budget: %w", err)
+	}
+	p.budgetWindow.Merge(all)
+	return nil
+}
+
+// syncUntilDone keeps both up to date until ctx ends. What cannot be given now is given later.
+func (p *budgetClient) syncUntilDone(ctx context.Context) {
+	flush, refresh := time.NewTicker(budgetFlushInterval), time.NewTicker(budgetRefreshInterval)
+	defer flush.Stop()
+	defer refresh.Stop()
+	var batch []budget.Usage
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-p.pendingUsages:
+			batch = append(batch, s)
+		case <-refresh.C:
+			if err := p.refreshUsages(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn("the budget goes on with what this worker knows", "error", err)
+			}
+		case <-flush.C:
+			if len(batch) == 0 {
+				continue
+			}
+			if err := p.sendUsages(ctx, batch); err != nil {
+				p.log.Warn("spendings are kept later", "error", err)
+				continue
+			}
+			batch = nil
+		}
+	}
+}

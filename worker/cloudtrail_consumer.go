@@ -1,0 +1,163 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"stanch/activities/aws"
+	"stanch/sensors"
+	"stanch/sensors/integrations"
+	"stanch/worker/gateway"
+)
+
+// How CloudTrail is read.
+const (
+	lookupInterval = time.Minute
+	// lookupWindow is how far each look goes back: CloudTrail is late by up to a quarter of an hour.
+	lookupWindow   = 20 * time.Minute
+	maxKnownEvents = 20_000
+	maxRetryPause  = time.Minute
+)
+
+// cloudTrailConsumer reads the record of an account and hands it on. What could not be handed on is read again.
+type cloudTrailConsumer struct {
+	account      *aws.Account
+	handleEvents func(context.Context, []sensors.Event) error
+	healthSink   gateway.SourceHealthSink // nil is told nothing
+	worker       *Worker
+}
+
+// reportHealth tells that the record of the account came, and how much of it could not be read.
+func (t *cloudTrailConsumer) reportHealth(ctx context.Context, unread error) {
+	if t.healthSink == nil {
+		return
+	}
+	some := (*integrations.BatchDecodeError)(nil)
+	switch {
+	case unread == nil:
+		t.healthSink.OnSourceMessage(gateway.CloudTrailSource)
+	case errors.As(unread, &some):
+		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: gateway.CloudTrailSource, Time: time.Now().UTC(), UndecodableEvents: uint64(max(some.FailedCount, 1)), Message: some.Error()}) //nolint:gosec // a count
+	default:
+		t.healthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: gateway.CloudTrailSource, Time: time.Now().UTC(), UndecodableEvents: 1, Message: unread.Error()})
+	}
+}
+
+// followCloudTrail reads the record of the account, where the configuration says from.
+func (w *Worker) followCloudTrail(ctx context.Context) error {
+	if w.awsAccount == nil || w.Config.AWS.CloudTrail == nil {
+		return nil
+	}
+	f, err := gateway.NewSourceServer(w.Ingester, nil, w.Log)
+	if err != nil {
+		return err
+	}
+	cloud := &gateway.CloudEventHandler{RuleEvaluator: w.ruleEvaluator, SourceServer: f, EKSCluster: w.Config.AWS.Cluster, Log: w.Log}
+	t := &cloudTrailConsumer{account: w.awsAccount, handleEvents: cloud.HandleEvents, worker: w}
+	if w.HealthMonitor != nil {
+		t.healthSink = w.HealthMonitor
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var running []chan struct{}
+	run := func(do func(context.Context)) {
+		done := make(chan struct{})
+		running = append(running, done)
+		go func() { defer close(done); do(ctx) }()
+	}
+	if queue := w.Config.AWS.CloudTrail.QueueURL; queue != "" {
+		run(func(ctx context.Context) { t.consumeQueue(ctx, queue) })
+	}
+	if w.Config.AWS.CloudTrail.UseLookup {
+		run(t.runLookups)
+	}
+	w.closers = append(w.closers, func() {
+		stop()
+		for _, done := range running {
+			<-done
+		}
+	})
+	return nil
+}
+
+// consumeQueue takes messages, and deletes each when Temporal has what came of it. One that cannot be read is told and deleted:
+// it would come again for ever.
+func (t *cloudTrailConsumer) consumeQueue(ctx context.Context, url string) {
+	failures := 0
+	for ctx.Err() == nil {
+		messages, err := t.account.ReceiveMessages(ctx, url)
+		if err == nil {
+			for _, m := range messages {
+				if err = t.handleMessage(ctx, url, m); err != nil {
+					break // it comes again, and so do those behind it
+				}
+			}
+		}
+		if failures = t.pauseAfterFailure(ctx, err, failures, "the queue of CloudTrail cannot be read"); failures == 0 && err != nil {
+			return
+		}
+	}
+}
+
+func (t *cloudTrailConsumer) handleMessage(ctx context.Context, url string, m aws.QueueMessage) error {
+	events, err := integrations.DecodeCloudTrail([]byte(m.Body))
+	if err != nil {
+		t.worker.Log.Error("a message in the queue of CloudTrail cannot be read; send events by EventBridge or SNS, and no notifications of S3", "events", len(events), "received", m.ReceiveCount, "error", err)
+	}
+	t.reportHealth(ctx, err)
+	if err := t.handleEvents(ctx, events); err != nil {
+		return err
+	}
+	return t.account.DeleteMessage(ctx, url, m)
+}
+
+// runLookups asks CloudTrail itself. Each look goes back over the one before, because events come late; what is known is not
+// handed on again.
+func (t *cloudTrailConsumer) runLookups(ctx context.Context) {
+	known := map[string]bool{}
+	failures := 0
+	for ctx.Err() == nil {
+		now := time.Now()
+		if len(known) > maxKnownEvents {
+			known = map[string]bool{} // their detections have the same ids, and are known to their incidents
+		}
+		complete, err := t.account.LookupEvents(ctx, now.Add(-lookupWindow), now, func(raw string) error {
+			events, err := integrations.DecodeCloudTrail([]byte(raw))
+			if err != nil || len(events) != 1 || known[events[0].ID] {
+				return nil //nolint:nilerr // CloudTrail's own; what it cannot be read as will not change
+			}
+			if err := t.handleEvents(ctx, events); err != nil {
+				return err
+			}
+			known[events[0].ID] = true
+			return nil
+		})
+		if err == nil {
+			t.reportHealth(ctx, nil) // it answers; that the account was quiet is no silence of CloudTrail's
+		}
+		if err == nil && !complete {
+			t.worker.Log.Warn("CloudTrail has more events than can be looked up: use a queue", "since", now.Add(-lookupWindow))
+		}
+		if failures = t.pauseAfterFailure(ctx, err, failures, "CloudTrail cannot be asked"); failures > 0 {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookupInterval):
+		}
+	}
+}
+
+// pauseAfterFailure waits after a failure, longer each time, and counts them.
+func (t *cloudTrailConsumer) pauseAfterFailure(ctx context.Context, err error, failures int, what string) int {
+	if err == nil || ctx.Err() != nil {
+		return 0
+	}
+	wait := min(time.Second<<min(failures, 6), maxRetryPause)
+	t.worker.Log.Error(what, "error", err, "again_in", wait)
+	select {
+	case <-ctx.Done():
+	case <-time.After(wait):
+	}
+	return failures + 1
+}

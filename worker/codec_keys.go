@@ -1,0 +1,103 @@
+package worker
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"stanch/worker/authority"
+	"stanch/worker/codec"
+)
+
+// The files of the payload keys.
+const (
+	codecKeyFile         = "codec.key"
+	retiredCodecKeysFile = "codec.retired" // keys that still read, one base64 line each
+	codecKeyBytes        = 32
+)
+
+// OpenPayloadCodec is the codec with the keys in dir. The one that encrypts is made if it is not there.
+func OpenPayloadCodec(dir string) (*codec.Codec, error) {
+	key, err := authority.LoadOrCreateSecret(filepath.Join(dir, codecKeyFile), codecKeyBytes)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the file
+	}
+	retired, err := readRetiredCodecKeys(dir)
+	if err != nil {
+		return nil, err
+	}
+	keys := map[string][]byte{CodecKeyID(key): key}
+	for _, old := range retired {
+		keys[CodecKeyID(old)] = old
+	}
+	return codec.New(CodecKeyID(key), keys) //nolint:wrapcheck // it names the key
+}
+
+func readRetiredCodecKeys(dir string) ([][]byte, error) {
+	path := filepath.Join(dir, retiredCodecKeysFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the retired payload keys: %w", err)
+	}
+	var keys [][]byte
+	for i, line := range strings.Split(strings.TrimSpace(string(raw)), "\n") {
+		key, err := base64.StdEncoding.DecodeString(line)
+		if err != nil || len(key) != codecKeyBytes {
+			return nil, fmt.Errorf("%s, line %d: want %d bytes as base64", path, i+1, codecKeyBytes)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// RotateCodecKey makes a new key that encrypts. The old one is kept and reads what it encrypted: without it those
+// incidents are lost.
+func RotateCodecKey(dir string) (before, after string, err error) {
+	current := filepath.Join(dir, codecKeyFile)
+	if _, err := os.Stat(current); err != nil {
+		return "", "", fmt.Errorf("rotate the payload key: %w; name the folder that holds it with --keys", err)
+	}
+	old, err := authority.LoadOrCreateSecret(current, codecKeyBytes)
+	if err != nil {
+		return "", "", err //nolint:wrapcheck // it names the file
+	}
+	retired, err := readRetiredCodecKeys(dir)
+	if err != nil {
+		return "", "", err
+	}
+	var text strings.Builder
+	for _, key := range append(retired, old) {
+		text.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
+	}
+	next := make([]byte, codecKeyBytes)
+	if _, err := rand.Read(next); err != nil {
+		return "", "", fmt.Errorf("make a key: %w", err)
+	}
+	// The old key is kept as retired before it is replaced: a death in between leaves it both, which harms nothing.
+	for _, f := range []struct{ name, text string }{{retiredCodecKeysFile, text.String()}, {codecKeyFile, base64.StdEncoding.EncodeToString(next) + "\n"}} {
+		path := filepath.Join(dir, f.name)
+		if err := os.WriteFile(path+".new", []byte(f.text), 0o600); err != nil {
+			return "", "", fmt.Errorf("rotate the payload key: %w", err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return "", "", fmt.Errorf("rotate the payload key: %w", err)
+		}
+	}
+	return CodecKeyID(old), CodecKeyID(next), nil
+}
+
+// CodecKeyID names a payload key: it stands on every payload that the key encrypted.
+func CodecKeyID(key []byte) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:4])
+}

@@ -1,0 +1,172 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/mail"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Webhook is a receiver of `notify: webhook`.
+type Webhook struct {
+	Name       string `yaml:"name" json:"name" jsonschema:"required"`
+	URL        string `yaml:"url" json:"url" jsonschema:"required,description=https; http only to this machine"`
+	SecretFile string `yaml:"secret_file" json:"secret_file" jsonschema:"required,description=the key that signs (whsec_…) as Standard Webhooks writes it"`
+}
+
+// Email is where `notify: email` goes.
+type Email struct {
+	SMTPAddress  string   `yaml:"smtp" json:"smtp" jsonschema:"required,description=host:port"`
+	FromAddress  string   `yaml:"from" json:"from" jsonschema:"required"`
+	Recipients   []string `yaml:"to" json:"to" jsonschema:"required,description=nobody else gets mail; a step may choose among them"`
+	TLSMode      string   `yaml:"tls" json:"tls,omitempty" jsonschema:"enum=starttls,enum=implicit,enum=none,description=starttls if not given; none only to this machine"`
+	Username     string   `yaml:"username" json:"username,omitempty"`
+	PasswordFile string   `yaml:"password_file" json:"password_file,omitempty"`
+}
+
+// The kinds of tracker.
+const (
+	TrackerGitHub = "github"
+	TrackerGitLab = "gitlab"
+	TrackerJira   = "jira"
+)
+
+// TicketTracker is where `ticket: create` opens tickets.
+type TicketTracker struct {
+	Kind      string   `yaml:"kind" json:"kind" jsonschema:"required,enum=github,enum=gitlab,enum=jira"`
+	URL       string   `yaml:"url" json:"url,omitempty" jsonschema:"description=of the API; https://api.github.com and https://gitlab.com if not given"`
+	Project   string   `yaml:"project" json:"project" jsonschema:"required,description=OWNER/NAME in GitHub; a path or a number in GitLab; a key in Jira"`
+	TokenFile string   `yaml:"token_file" json:"token_file" jsonschema:"required"`
+	User      string   `yaml:"user" json:"user,omitempty" jsonschema:"description=whose token it is; Jira only"`
+	IssueType string   `yaml:"issue_type" json:"issue_type,omitempty" jsonschema:"description=Jira only; Task if not given"`
+	Labels    []string `yaml:"labels" json:"labels,omitempty"`
+}
+
+// APIBaseURL is the address of the tracker's API.
+func (t *TicketTracker) APIBaseURL() string {
+	return cmp.Or(t.URL, map[string]string{TrackerGitHub: "https://api.github.com", TrackerGitLab: "https://gitlab.com"}[t.Kind])
+}
+
+// SMTPHostPort is the mail server's host and port.
+func (e *Email) SMTPHostPort() (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(e.SMTPAddress)
+	if err == nil {
+		port, err = strconv.Atoi(text)
+	}
+	if err != nil || host == "" || port < 1 || port > 65535 {
+		return "", 0, fmt.Errorf("`%s` is not HOST:PORT", e.SMTPAddress)
+	}
+	return host, port, nil
+}
+
+func (p *configParser) checkNotifications(c *Config) {
+	seen := map[string]bool{}
+	for _, w := range c.Webhooks {
+		where := "webhook " + w.Name
+		if w.Name == "" || seen[w.Name] {
+			p.errorf(1, "name", "", "the webhook name `%s` is empty or used twice", w.Name)
+		}
+		seen[w.Name] = true
+		p.checkURL(where, w.URL)
+		if w.SecretFile == "" {
+			p.errorf(1, "required", "`echo whsec_$(openssl rand -base64 32) > FILE` makes a key", "%s: `secret_file` is missing", where)
+		}
+	}
+	p.checkEmail(c.Email)
+	p.checkTicket(c.Ticket)
+}
+
+// checkURL checks an address that Stanch calls. It is not repeated in a message: some addresses are secrets.
+func (p *configParser) checkURL(where, address string) {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		p.errorf(1, "url", "such as https://example.com/path", "%s: `url` is not a URL of https", where)
+	case u.User != nil:
+		p.errorf(1, "url", "secrets belong into files", "%s: `url` holds a user or a password", where)
+	case u.Fragment != "":
+		p.errorf(1, "url", "leave away what begins with #", "%s: `url` has a fragment", where)
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+		p.errorf(1, "url", "use https", "%s: http is for this machine only", where)
+	}
+}
+
+// isSingleAddress tells whether a text is one address, and in one line.
+func isSingleAddress(text string) bool {
+	_, err := mail.ParseAddress(text)
+	return err == nil && !strings.ContainsAny(text, "\r\n")
+}
+
+func (p *configParser) checkEmail(e *Email) {
+	if e == nil {
+		return
+	}
+	host, _, err := e.SMTPHostPort()
+	if err != nil {
+		p.errorf(1, "address", "such as smtp.example.com:587", "`email.smtp`: %v", err)
+	}
+	if !isSingleAddress(e.FromAddress) {
+		p.errorf(1, "address", "such as stanch@example.com", "`email.from`: `%s` is not an address", e.FromAddress)
+	}
+	if len(e.Recipients) == 0 {
+		p.errorf(1, "required", "such as `to: [oncall@example.com]`", "`email.to` names nobody")
+	}
+	for _, to := range e.Recipients {
+		if !isSingleAddress(to) {
+			p.errorf(1, "address", "such as oncall@example.com", "`email.to`: `%s` is not an address", to)
+		}
+	}
+	switch e.TLSMode {
+	case "", "starttls", "implicit":
+	case "none":
+		if err == nil && !isLoopback(host) || e.Username != "" {
+			p.errorf(1, "tls", "use starttls or implicit", "`email.tls`: none is for a server on this machine, and without a password")
+		}
+	default:
+		p.errorf(1, "tls", "starttls, implicit or none", "`email.tls`: `%s` is no way to protect a connection", e.TLSMode)
+	}
+	if (e.Username == "") != (e.PasswordFile == "") {
+		p.errorf(1, "required", "give both, or neither", "`email`: of `username` and `password_file` one is missing")
+	}
+}
+
+// projectPatterns are what projects look like, so that none reaches another path of the API.
+var projectPatterns = map[string]*regexp.Regexp{
+	TrackerGitHub: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*$`),
+	TrackerGitLab: regexp.MustCompile(`^([0-9]+|[\w][\w.-]*(/[\w][\w.-]*)+)$`),
+	TrackerJira:   regexp.MustCompile(`^[A-Z][A-Z0-9_]+$`),
+}
+
+func (p *configParser) checkTicket(t *TicketTracker) {
+	if t == nil {
+		return
+	}
+	project, ok := projectPatterns[t.Kind]
+	if !ok {
+		p.errorf(1, "kind", "github, gitlab or jira", "`ticket.kind`: `%s` is no tracker that Stanch knows", t.Kind)
+		return
+	}
+	switch {
+	case t.APIBaseURL() == "":
+		p.errorf(1, "required", "such as https://example.atlassian.net", "`ticket.url` is missing")
+	default:
+		p.checkURL("ticket", t.APIBaseURL())
+	}
+	if !project.MatchString(t.Project) {
+		hint := map[string]string{TrackerGitHub: "OWNER/NAME", TrackerGitLab: "a path such as group/project, or a number", TrackerJira: "its key, such as OPS"}[t.Kind]
+		p.errorf(1, "project", hint, "`ticket.project`: `%s` is not a project of %s", t.Project, t.Kind)
+	}
+	if t.TokenFile == "" {
+		p.errorf(1, "required", "write the token into a file that only Stanch can read", "`ticket.token_file` is missing")
+	}
+	if t.Kind == TrackerJira && t.User == "" {
+		p.errorf(1, "required", "the email address of the account whose token it is", "`ticket.user` is missing")
+	}
+	if t.Kind != TrackerJira && (t.User != "" || t.IssueType != "") {
+		p.errorf(1, "value", "leave them away", "`ticket`: `user` and `issue_type` are for Jira")
+	}
+}

@@ -1,0 +1,60 @@
+package config_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/worker/config"
+)
+
+func TestWhereWordGoesIsRead(t *testing.T) {
+	c, problems := config.Parse("c", []byte(`
+webhooks: [{name: pager, url: 'https://pager.example/hook', secret_file: /s}, {name: here, url: 'http://127.0.0.1:9/x', secret_file: /s}]
+email: {smtp: 'smtp.example.com:587', from: 'Stanch <stanch@example.com>', to: [oncall@example.com], username: stanch, password_file: /p}
+ticket: {kind: gitlab, project: acme/ops/incidents, token_file: /t, labels: [security]}
+`))
+	require.Empty(t, problems)
+	require.Len(t, c.Webhooks, 2)
+	require.Equal(t, "https://gitlab.com", c.Ticket.APIBaseURL())
+	host, port, err := c.Email.SMTPHostPort()
+	require.NoError(t, err)
+	require.Equal(t, "smtp.example.com", host)
+	require.Equal(t, 587, port)
+}
+
+func TestWhereWordGoesIsCheckedStrictly(t *testing.T) {
+	const mail = "from: s@example.com, to: [o@example.com]"
+	for name, c := range map[string]struct{ text, want string }{
+		"http elsewhere":          {"webhooks: [{name: a, url: 'http://pager.example', secret_file: s}]", "http is for this machine only"},
+		"no URL":                  {"webhooks: [{name: a, url: 'file:///etc/passwd', secret_file: s}]", "`url` is not a URL of https"},
+		"a password in a URL":     {"webhooks: [{name: a, url: 'https://u:p4ss@pager.example', secret_file: s}]", "holds a user or a password"},
+		"a name twice":            {"webhooks: [{name: a, url: 'https://x.example', secret_file: s}, {name: a, url: 'https://y.example', secret_file: s}]", "used twice"},
+		"an unsigned webhook":     {"webhooks: [{name: a, url: 'https://x.example'}]", "`secret_file` is missing"},
+		"an unknown key":          {"webhooks: [{name: a, uri: 'https://x.example'}]", "there is no key `uri`"},
+		"a server without port":   {"email: {smtp: smtp.example.com, " + mail + "}", "is not HOST:PORT"},
+		"nobody to write to":      {"email: {smtp: 'x:25', from: s@example.com}", "`email.to` names nobody"},
+		"two in one address":      {"email: {smtp: 'x:25', from: s@example.com, to: ['a@example.com, b@example.com']}", "is not an address"},
+		"a header in an address":  {"email: {smtp: 'x:25', from: \"s@example.com\\r\\nBcc: e@example.com\", to: [a@example.com]}", "`email.from`"},
+		"mail in the clear":       {"email: {smtp: 'smtp.example.com:25', tls: none, " + mail + "}", "is for a server on this machine"},
+		"a password in clear":     {"email: {smtp: '127.0.0.1:25', tls: none, username: u, password_file: p, " + mail + "}", "without a password"},
+		"a way that is none":      {"email: {smtp: 'x:25', tls: ssl, " + mail + "}", "is no way to protect"},
+		"a user without file":     {"email: {smtp: 'x:25', username: u, " + mail + "}", "one is missing"},
+		"an unknown tracker":      {"ticket: {kind: bugzilla, project: x, token_file: t}", "no tracker that Stanch knows"},
+		"a path for a project":    {"ticket: {kind: github, project: 'acme/../../user', token_file: t}", "is not a project of github"},
+		"JQL for a project":       {"ticket: {kind: jira, url: 'https://x.example', user: u, project: 'A\" OR 1', token_file: t}", "is not a project of jira"},
+		"Jira without an address": {"ticket: {kind: jira, user: u, project: OPS, token_file: t}", "`ticket.url` is missing"},
+		"Jira without a user":     {"ticket: {kind: jira, url: 'https://x.example', project: OPS, token_file: t}", "`ticket.user` is missing"},
+		"no token":                {"ticket: {kind: github, project: acme/x}", "`ticket.token_file` is missing"},
+		"a token in the clear":    {"ticket: {kind: github, url: 'http://ghe.example', project: acme/x, token_file: t}", "http is for this machine only"},
+		"Jira's key for GitHub":   {"ticket: {kind: github, project: acme/x, token_file: t, issue_type: Bug}", "are for Jira"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, problems := config.Parse("c", []byte(c.text))
+			require.ErrorContains(t, problems.Err(), c.want)
+			require.NotContains(t, problems.Err().Error(), "p4ss")
+		})
+	}
+	_, problems := config.Parse("c", []byte("ticket: {kind: github, projct: acme/x}"))
+	require.Equal(t, "did you mean `project`?", problems[0].Hint)
+}

@@ -1,0 +1,51 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"stanch/sensors/integrations"
+)
+
+// Source is a source of detections that posts over HTTP with a token.
+type Source struct {
+	Name      string `yaml:"name" json:"name" jsonschema:"required,description=the source of its detections; each name once"`
+	TokenFile string `yaml:"token_file" json:"token_file" jsonschema:"required,description=a file with a token of at least 16 characters"`
+	// Kind binds the token to one door; without it, it opens all of them.
+	Kind          string `yaml:"kind" json:"kind,omitempty" jsonschema:"enum=falco,enum=tetragon,enum=tracee,enum=kubearmor,enum=kubernetes-audit,enum=detections,description=what the token is good for; everything if not given"`
+	RatePerSecond int    `yaml:"rate" json:"rate,omitempty" jsonschema:"minimum=1,maximum=100000,description=records a second; 2000 if not given"`
+}
+
+// The kinds of source that are no other sensor.
+const (
+	SourceKindDetections      = "detections"       // it posts detections in Stanch's own words
+	SourceKindKubernetesAudit = "kubernetes-audit" // an API server's webhook for its audit log
+)
+
+const (
+	defaultSourceRate = 2000
+	maxSourceRate     = 100_000
+)
+
+// EffectiveRate is how many records a second a source may send.
+func (f Source) EffectiveRate() int { return valueOr(f.RatePerSecond, defaultSourceRate) }
+
+func (p *configParser) checkSources(sources []Source) {
+	kinds := append(integrations.SourceKinds(), SourceKindKubernetesAudit, SourceKindDetections)
+	seen := map[string]bool{}
+	for _, s := range sources {
+		if s.Name == "" || seen[s.Name] {
+			p.errorf(1, "name", "", "the foreign source name `%s` is empty or used twice", s.Name)
+		}
+		seen[s.Name] = true
+		if s.TokenFile == "" {
+			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` makes a token", "foreign source %s: `token_file` is missing", s.Name)
+		}
+		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
+			p.errorf(1, "kind", "known here: "+strings.Join(kinds, ", "), "foreign source %s: there is no kind `%s`", s.Name, s.Kind)
+		}
+		if s.RatePerSecond < 0 || s.RatePerSecond > maxSourceRate {
+			p.errorf(1, "range", "records a second, from 1 to 100000", "foreign source %s: `rate` is %d", s.Name, s.RatePerSecond)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+// Package engine is the Temporal server inside of `stanch up`: one process, one SQLite file, mutual TLS on loopback.
+// It is the only package that links Temporal's server. It refuses to listen elsewhere and to run twice on one file.
+package embeddedtemporal
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/server/common/authorization"
+	"go.temporal.io/server/common/cluster"
+	"go.temporal.io/server/common/config"
+	"go.temporal.io/server/common/dynamicconfig"
+	"go.temporal.io/server/common/log"
+	"go.temporal.io/server/common/membership/static"
+	sqliteplugin "go.temporal.io/server/common/persistence/sql/sqlplugin/sqlite"
+	"go.temporal.io/server/common/primitives"
+	"go.temporal.io/server/schema/sqlite"
+	"go.temporal.io/server/temporal"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"stanch/sensors/gatewayrpc"
+	"stanch/worker/authority"
+)
+
+// Namespace is the Temporal namespace of `stanch up`.
+const Namespace = "stanch"
+
+// HistoryRetention is how long a closed workflow's history stays, which is how long its audit can be read from Temporal.
+const HistoryRetention = 90 * 24 * time.Hour
+
+// Server is a running Temporal.
+type Server struct {
+	server  temporal.Server
+	Address string // loopback
+	TLS     *tls.Config
+}
+
+// Options say where the engine lives.
+type Options struct {
+	DataDir string // its data: the SQLite file and its certificates
+	PKI     *authority.PKI
+	Log     *slog.Logger
+	// SearchAttributes are the search attributes by name.
+	SearchAttributes map[string]enumspb.IndexedValueType
+	// Port of the frontend; 0 picks a free one.
+	Port int
+}
+
+// Start starts Temporal and waits until it answers.
+func Start(ctx context.Context, o Options) (*Server, error) {
+	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	cert, key, err := o.PKI.WriteCertificateFiles(filepath.Join(o.DataDir, "tls"), "temporal", authority.RoleTemporal, "temporal", "127.0.0.1", gatewayrpc.ServerName)
+	if err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	cfg, err := newServerConfig(o, cert, key, filepath.Join(o.DataDir, "tls", "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	if err := prepareDatabase(o, cfg); err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	logger := errorOnlyLogger{o.Log}
+	claims, err := authorization.GetClaimMapperFromConfig(&cfg.Global.Authorization, logger)
+	if err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	server, err := temporal.NewServer(
+		temporal.WithConfig(cfg), temporal.ForServices(temporal.DefaultServices), temporal.WithLogger(logger),
+		temporal.WithStaticHosts(staticServiceHosts(cfg)),
+		temporal.WithAuthorizer(authorization.NewNoopAuthorizer()),
+		temporal.WithClaimMapper(func(*config.Config) authorization.ClaimMapper { return claims }),
+		temporal.WithDynamicConfigClient(newDynamicConfig()))
+	if err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	if err := server.Start(); err != nil {
+		return nil, fmt.Errorf("start Temporal: %w", err)
+	}
+	s := &Server{server: server, Address: cfg.PublicClient.HostPort}
+	if s.TLS, err = o.PKI.MutualTLSConfig(authority.RoleTemporal, "stanch"); err != nil {
+		return nil, err
+	}
+	return s, s.waitUntilReady(ctx)
+}
+
+// waitUntilReady polls until the frontend serves.
+func (s *Server) waitUntilReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
+	for {
+		c, err := client.DialContext(ctx, client.Options{HostPort: s.Address, Namespace: Namespace, ConnectionOptions: client.ConnectionOptions{TLS: s.TLS}, Logger: nopLogger{}})
+		if err == nil {
+			_, err = c.CheckHealth(ctx, &client.CheckHealthRequest{})
+			c.Close()
+			if err == nil {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("Temporal does not answer at %s: %w", s.Address, err) //nolint:staticcheck // a name
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Stop stops it.
+func (s *Server) Stop() error {
+	if err := s.server.Stop(); err != nil {
+		return fmt.Errorf("stop Temporal: %w", err)
+	}
+	return nil
+}
+
+// prepareDatabase makes the schema in a new file and the namespace in a new schema.
+func prepareDatabase(o Options, cfg *config.Config) error {
+	sql := cfg.Persistence.DataStores[sqliteplugin.PluginName].SQL
+	if _, err := os.Stat(sql.DatabaseName); errors.Is(err, fs.ErrNotExist) {
+		// A schema half made would never be mended: it is made beside, without a log of its own, and moved.
+		fresh := *sql
+		fresh.DatabaseName = sql.DatabaseName + ".new"
+		fresh.ConnectAttributes = map[string]string{"mode": "rwc"}
+		_ = os.Remove(fresh.DatabaseName)
+		if err := sqlite.SetupSchema(&fresh); err != nil {
+			return fmt.Errorf("make the schema: %w", err)
+		}
+		if err := os.Rename(fresh.DatabaseName, sql.DatabaseName); err != nil {
+			return fmt.Errorf("make the schema: %w", err)
+		}
+	}
+	namespace, err := sqlite.NewNamespaceConfig("active", Namespace, false, o.SearchAttributes)
+	if err != nil {
+		return fmt.Errorf("make the namespace: %w", err)
+	}
+	namespace.Detail.Config.Retention = durationpb.New(HistoryRetention)
+	if err := sqlite.CreateNamespaces(sql, namespace); err != nil {
+		return fmt.Errorf("make the namespace: %w", err)
+	}
+	return nil
+}
+
+func newServerConfig(o Options, cert, key, ca string) (*config.Config, error) {
+	ports := make([]int, 9)
+	for i := range ports {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		ports[i] = port
+	}
+	if o.Port != 0 {
+		ports[0] = o.Port
+	}
+	service := func(i int) config.Service {
+		return config.Service{RPC: config.RPC{GRPCPort: ports[i], MembershipPort: ports[i+4], BindOnLocalHost: true}}
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
+	group := config.GroupTLS{
+		Server: config.ServerTLS{CertFile: cert, KeyFile: key, ClientCAFiles: []string{ca}, RequireClientAuth: true},
+		Client: config.ClientTLS{ServerName: gatewayrpc.ServerName, RootCAFiles: []string{ca}},
+	}
+	cfg := &config.Config{}
+	cfg.Global.Membership = config.Membership{MaxJoinDuration: 30 * time.Second, BroadcastAddress: "127.0.0.1"}
+	cfg.Global.TLS = config.RootTLS{Internode: group, Frontend: group, SystemWorker: config.WorkerTLS{CertFile: cert, KeyFile: key, Client: group.Client}}
+	cfg.Persistence = config.Persistence{
+		DefaultStore: sqliteplugin.PluginName, VisibilityStore: sqliteplugin.PluginName, NumHistoryShards: 1,
+		DataStores: map[string]config.DataStore{sqliteplugin.PluginName: {SQL: &config.SQL{
+			PluginName: sqliteplugin.PluginName, DatabaseName: filepath.Join(o.DataDir, "temporal.db"),
+			// With a write-ahead log a commit survives the death of the process without waiting for the disk; only a
+			// crash of the machine itself may lose the last moments.
+			ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal"},
+		}}},
+	}
+	cfg.ClusterMetadata = &cluster.Config{
+		FailoverVersionIncrement: 10, MasterClusterName: "active", CurrentClusterName: "active",
+		ClusterInformation: map[string]cluster.ClusterInformation{"active": {Enabled: true, InitialFailoverVersion: 1, RPCAddress: address}},
+	}
+	cfg.DCRedirectionPolicy = config.DCRedirectionPolicy{Policy: "noop"}
+	cfg.Services = map[string]config.Service{"frontend": service(0), "history": service(1), "matching": service(2), "worker": service(3)}
+	cfg.Archival.History.State, cfg.Archival.Visibility.State = "disabled", "disabled"
+	cfg.NamespaceDefaults.Archival.History.State, cfg.NamespaceDefaults.Archival.Visibility.State = "disabled", "disabled"
+	cfg.PublicClient = config.PublicClient{HostPort: address}
+	return cfg, nil
+}
+
+// newDynamicConfig lifts the defaults that are meant for large clusters: with 20 polls a second each step would cost 50 ms.
+func newDynamicConfig() dynamicconfig.StaticClient {
+	return dynamicconfig.StaticClient{
+		dynamicconfig.TransferProcessorMaxPollRPS.Key():                  5000,
+		dynamicconfig.TimerProcessorMaxPollRPS.Key():                     5000,
+		dynamicconfig.VisibilityProcessorMaxPollRPS.Key():                5000,
+		dynamicconfig.FrontendMaxNamespaceVisibilityRPSPerInstance.Key(): 200,
+		dynamicconfig.ForceSearchAttributesCacheRefreshOnRead.Key():      true,
+		dynamicconfig.MatchingNumTaskqueueReadPartitions.Key():           1,
+		dynamicconfig.MatchingNumTaskqueueWritePartitions.Key():          1,
+	}
+}
+
+// staticServiceHosts is the cluster's whole membership. Found by gossip, a process that was killed would stay a member of the ring
+// for most of a minute, and whatever its successor sends there would wait so long.
+func staticServiceHosts(cfg *config.Config) map[primitives.ServiceName]static.Hosts {
+	all := map[primitives.ServiceName]static.Hosts{}
+	for name, service := range cfg.Services {
+		all[primitives.ServiceName(name)] = static.SingleLocalHost(fmt.Sprintf("127.0.0.1:%d", service.RPC.GRPCPort))
+	}
+	return all
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	if err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+var _ log.Logger = errorOnlyLogger{}

@@ -1,0 +1,11 @@
+package worker
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+func lockFileExclusive(f *os.File) error {
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:wrapcheck // the caller says what it means
+}

@@ -1,0 +1,327 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/display"
+	"stanch/sensors/attestation"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
+)
+
+// ApprovalService takes people's answers, wherever they were given: it looks up what the person may do, signs what they did,
+// and gives it to the workflow that waits.
+type ApprovalService struct {
+	QueryService    *QueryService
+	Authority       *authority.Authority
+	Roster          *config.Roster
+	ScopeApprovers  activities.ScopeApprovers
+	KillSwitch      guards.KillSwitch
+	Evidence        *activities.EvidenceStore
+	GroupMembership GroupMembership // nil: groups are those of the configuration
+	ManualRequests  *ManualRequests // nil: nobody contains by request
+	Log             *slog.Logger
+	// InstallationInfo is what this installation is, for its status.
+	InstallationInfo InstallationInfo
+
+	rateLimiter  principalRateLimiter
+	refusedVotes refusedVoteCounter
+}
+
+const maxReasonBytes = 500
+
+// VoteRequest is an answer to a pending question.
+type VoteRequest struct {
+	IncidentID string `json:"incident"`
+	RequestID  string `json:"step"` // the question's id or its step's
+	// PlansHash is of the plans that the person saw; "" is what is asked now.
+	PlansHash string `json:"hash,omitempty"`
+	Approve   bool   `json:"approve"`
+	Reason    string `json:"reason,omitempty"`
+	// BreakGlass answers alone for the whole quorum.
+	BreakGlass bool `json:"break_glass,omitempty"`
+	// WaitForResult: wait a moment until it is known how the answer counts.
+	WaitForResult bool `json:"wait,omitempty"`
+}
+
+// authorizeCaller is what everything that a person asks begins with.
+func (d *ApprovalService) authorizeCaller(s Principal) (*config.Config, error) {
+	if !d.rateLimiter.allow(s.RateLimitKey) {
+		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	}
+	cfg, err := d.Roster.Current()
+	if err != nil && s.IsOperator && s.DrillName == "" {
+		return d.Roster.LastRead(), nil // who runs Stanch can stop and release also while the configuration is damaged
+	}
+	if err != nil {
+		return nil, forbidden("%v", err)
+	}
+	return cfg, nil
+}
+
+// Vote proves who answers and gives the signed vote to the playbook's run. With Wait it says how the vote counts, if that
+// is known in time.
+func (d *ApprovalService) Vote(ctx context.Context, s Principal, v VoteRequest) (*VoteResult, error) {
+	a, err := d.castVote(ctx, s, v)
+	if err == nil && v.WaitForResult {
+		d.waitForVoteResult(ctx, s, v, a)
+	}
+	return a, err
+}
+
+func (d *ApprovalService) castVote(ctx context.Context, s Principal, v VoteRequest) (*VoteResult, error) {
+	if _, err := d.authorizeCaller(s); err != nil {
+		return nil, err
+	}
+	cfg, err := d.Roster.Current()
+	if err != nil {
+		return nil, forbidden("%v", err)
+	}
+	open, err := d.findRequest(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if v.Approve && !v.BreakGlass && slices.Contains(open.ApprovedBy, s.Name) {
+		return &VoteResult{ApprovalRequest: *open, Result: ResultAlreadyCounted, Message: fmt.Sprintf("the yes of %s to %s was counted already: %s", s.Name, quoteRequest(*open),
+			display.DescribeApprovalProgress(open.ApprovedBy, open.Approvers.Quorum, open.Approvers.Describe()))}, nil
+	}
+	vote := attestation.Vote{
+		IncidentID: open.IncidentID, WorkflowID: open.WorkflowID, Step: open.ID, PlanHash: open.PlansHash, Person: s.Name, AuthenticatedBy: s.AuthenticatedBy, Approved: v.Approve,
+		Reason: truncateTo(v.Reason, maxReasonBytes), DecidedAt: time.Now(), DrillOnly: s.DrillName != "", BreakGlass: v.BreakGlass,
+	}
+	why := d.checkMayVote(ctx, cfg, s, *open, &vote)
+	var no *httpError
+	if why != nil && !errors.As(why, &no) {
+		return nil, why // it is not known whether they may
+	}
+	if why != nil {
+		d.Log.Warn("an answer that does not count", "person", s.Name, "proved", s.AuthenticatedBy, "incident", v.IncidentID, "step", open.ID, "why", why.Error())
+		if !d.refusedVotes.allow(open.WorkflowID+open.ID, s.RateLimitKey) {
+			return nil, why
+		}
+		vote.RejectionReason = why.Error()
+	}
+	signed, err := d.Authority.Sign(attestation.PayloadTypeVote, vote)
+	if err != nil {
+		return nil, fmt.Errorf("sign the vote: %w", err)
+	}
+	if err := d.QueryService.Temporal.SignalWorkflow(ctx, open.WorkflowID, "", workflows.SignalVote, signed); err != nil {
+		return nil, errors.Join(why, fmt.Errorf("give the vote to %s: %w", open.WorkflowID, err))
+	}
+	if why != nil {
+		return nil, why
+	}
+	word := "no"
+	if v.Approve {
+		word = "yes"
+	}
+	return &VoteResult{ApprovalRequest: *open, Result: ResultRecorded, Message: fmt.Sprintf("the %s of %s to %s is recorded and will be counted; `stanch incidents %s` shows how", word, s.Name, quoteRequest(*open), open.IncidentID)}, nil
+}
+
+// checkMayVote says why the person's answer does not count, and enters into the vote on what right it does.
+func (d *ApprovalService) checkMayVote(ctx context.Context, cfg *config.Config, s Principal, q playbook.ApprovalRequest, vote *attestation.Vote) error {
+	in, err := d.QueryService.queryIncident(ctx, q.IncidentID)
+	if err != nil {
+		return err
+	}
+	if s.DrillName != "" && !in.Drill {
+		return forbidden("a drill's key answers for drills only")
+	}
+	if vote.DecidedAt.After(q.Deadline) {
+		return forbidden("the time to answer was over at %s", q.Deadline.UTC().Format(time.RFC3339))
+	}
+	if !vote.Approved && isRequestedBy(in, q, s.Person) {
+		vote.WithdrawsRequest = true // who asked for something may withdraw it
+		return nil
+	}
+	if in.ActorsTruncated {
+		return forbidden("so many people or accounts triggered this that nobody can tell who may answer it")
+	}
+	if why := exclusionReason(in, q, s.Person); why != "" {
+		return forbidden("%s", why)
+	}
+	if vote.Groups, err = d.groupsForApprovers(ctx, cfg, s, q.Approvers); err != nil {
+		return err
+	}
+	if vote.BreakGlass {
+		switch {
+		case !s.BreakGlass:
+			return forbidden("%s may not break the glass: `break_glass` is not set for them", s.Name)
+		case strings.TrimSpace(vote.Reason) == "":
+			return forbidden("breaking the glass needs a reason, for the record")
+		}
+		d.Log.Error("the glass was broken", "person", s.Name, "proved", s.AuthenticatedBy, "incident", q.IncidentID, "step", q.ID, "reason", vote.Reason)
+		return nil
+	}
+	if !q.Approvers.CanApprove(s.Name, vote.Groups, vote.DecidedAt.Sub(q.AskedAt)) {
+		return forbidden("%s may not answer this: it is for %s", s.Name, q.Approvers.Describe())
+	}
+	return nil
+}
+
+// authorizeForNamespace says why the person may not change what holds in a namespace, or nil.
+func (d *ApprovalService) authorizeForNamespace(ctx context.Context, cfg *config.Config, s Principal, namespace string, drill bool) error {
+	if s.IsOperator && s.DrillName == "" {
+		return nil
+	}
+	if s.DrillName != "" {
+		if !drill {
+			return forbidden("a drill's key releases drills' leases only")
+		}
+		return nil
+	}
+	approvers := d.ScopeApprovers.ApproversForNamespace(namespace, false)
+	groups, err := d.groupsForApprovers(ctx, cfg, s, approvers)
+	if err != nil {
+		return err
+	}
+	if !approvers.CanApprove(s.Name, groups, 1<<62) {
+		where := "in " + truncateText(namespace)
+		if namespace == "" {
+			where = "outside of a namespace"
+		}
+		return forbidden("%s may not change what is contained %s: that is for %s", s.Name, where, describeApprovers(approvers))
+	}
+	return nil
+}
+
+func describeApprovers(a activities.Approvers) string {
+	if a.IsEmpty() {
+		return "nobody, since its scope names no approvers"
+	}
+	return a.Describe()
+}
+
+// TriageRequest says something about an incident.
+type TriageRequest struct {
+	IncidentID string              `json:"incident"`
+	Kind       incident.TriageKind `json:"kind"`
+	Reason     string              `json:"reason,omitempty"`
+}
+
+// TriageResult is what a mark brought about.
+type TriageResult struct {
+	playbooks.Incident
+	// ReleasedLeases are the leases that end with it, and Denied the questions that are answered with no.
+	ReleasedLeases []playbooks.LeaseReport `json:"released,omitempty"`
+	DeniedRequests []string                `json:"denied,omitempty"`
+}
+
+// Triage lets a person take an incident over, or call it a false positive: then what it holds is released too, and its
+// open questions are denied.
+func (d *ApprovalService) Triage(ctx context.Context, s Principal, q TriageRequest) (*TriageResult, error) {
+	cfg, err := d.authorizeCaller(s)
+	if err != nil {
+		return nil, err
+	}
+	if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
+		return nil, &httpError{http.StatusBadRequest, fmt.Sprintf("%q is no mark: %s or %s", truncateText(string(q.Kind)), incident.TriageAssigned, incident.TriageFalsePositive)}
+	}
+	in, err := d.QueryService.Incident(ctx, q.IncidentID)
+	if err != nil {
+		return nil, err
+	}
+	if in.Status != "open" {
+		return nil, &httpError{http.StatusConflict, "the incident is closed"}
+	}
+	if err := d.authorizeForNamespace(ctx, cfg, s, in.Workload.Namespace, in.Drill); err != nil {
+		return nil, err
+	}
+	mark := incident.TriageDecision{Kind: q.Kind, Person: s.Name, Reason: truncateTo(q.Reason, maxReasonBytes)}
+	mark.Grant, err = d.Authority.Sign(attestation.PayloadTypeGrant, attestation.Grant{
+		Nonce: uuid.NewString(), Operation: attestation.OperationTriage, IncidentID: in.ID, Step: string(q.Kind), Namespace: in.Workload.Namespace,
+		Reason: mark.Reason, GrantedBy: []string{s.describe()}, IssuedAt: time.Now(), ExpiresAt: time.Now().Add(releaseGrantLifetime),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sign the mark: %w", err)
+	}
+	done := &TriageResult{Incident: in}
+	if q.Kind == incident.TriageFalsePositive {
+		open, _ := d.QueryService.PendingApprovals(ctx, in.ID) // the mark denies also what cannot be read now
+		for _, p := range open {
+			done.DeniedRequests = append(done.DeniedRequests, p.Title+p.DurationText())
+		}
+	}
+	if err := d.QueryService.Temporal.SignalWorkflow(ctx, workflows.IncidentWorkflowID(in.GroupingKey), "", workflows.SignalTriage, mark); err != nil {
+		return nil, fmt.Errorf("give the mark to %s: %w", in.ID, err)
+	}
+	d.recordInManifest(in.ID, activities.EntryKindTriage, activities.AuditRecord{Action: string(q.Kind), People: []string{s.describe()}, Note: mark.Reason})
+	if q.Kind == incident.TriageFalsePositive { // what it asks is denied by the mark itself, whoever was asked
+		done.ReleasedLeases, err = d.Release(ctx, s, LeaseRequest{IncidentID: in.ID})
+	}
+	return done, err
+}
+
+func (s Principal) describe() string { return display.FormatPerson(s.Name, s.AuthenticatedBy) }
+
+// PauseRequest sets the kill switch.
+type PauseRequest struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// Pause sets the kill switch: whoever is known may.
+func (d *ApprovalService) Pause(ctx context.Context, s Principal, reason string) error {
+	if _, err := d.authorizeCaller(s); err != nil {
+		return err
+	}
+	d.Log.Warn("the kill switch was set", "by", s.Name, "proved", s.AuthenticatedBy, "reason", truncateTo(reason, maxReasonBytes))
+	d.recordInManifest(activities.JournalManifest, activities.EntryKindPause, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	if was, err := d.KillSwitch.State(ctx); err == nil && was.Paused {
+		return nil // who paused first, since when and why stays
+	}
+	return d.KillSwitch.Pause(ctx, s.describe(), truncateTo(reason, maxReasonBytes))
+}
+
+// Resume lifts it: the operator may, and whoever approves somewhere.
+func (d *ApprovalService) Resume(ctx context.Context, s Principal) error {
+	cfg, err := d.authorizeCaller(s)
+	if err != nil {
+		return err
+	}
+	may := s.IsOperator && s.DrillName == ""
+	for _, scope := range cfg.Scopes {
+		a := guards.ApproversOfScope(scope)
+		if groups, err := d.groupsForApprovers(ctx, cfg, s, a); s.DrillName == "" && err == nil && a.CanApprove(s.Name, groups, 1<<62) {
+			may = true
+		}
+	}
+	if !may {
+		return forbidden("%s may not lift the kill switch: that is for who runs Stanch and for the approvers of a scope", s.Name)
+	}
+	d.Log.Warn("the kill switch was lifted", "by", s.Name, "proved", s.AuthenticatedBy)
+	d.recordInManifest(activities.JournalManifest, activities.EntryKindResume, activities.AuditRecord{People: []string{s.describe()}, Note: time.Now().UTC().Format(time.RFC3339Nano)})
+	return d.KillSwitch.Resume(ctx, s.describe())
+}
+
+// recordInManifest enters what a person did into a manifest. It holds nobody up: what could not be entered is logged, and the
+// signed statement is in the history all the same.
+func (d *ApprovalService) recordInManifest(manifest string, kind activities.ManifestEntryKind, act activities.AuditRecord) {
+	if d.Evidence == nil {
+		return
+	}
+	if _, err := d.Evidence.Append(manifest, kind, act); err != nil {
+		d.Log.Error("an act is not in the manifest", "manifest", manifest, "kind", kind, "error", err)
+	}
+}
+
+func truncateTo(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n])
+	}
+	return s
+}

@@ -1,0 +1,60 @@
+package gateway_test
+
+import (
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/guards"
+)
+
+// Whoever is known may stop; only who runs Stanch and who approves somewhere may go on.
+func TestWhoLiftsTheKillSwitch(t *testing.T) {
+	cfg, problems := config.Parse("stanch.yaml", []byte(`
+people:
+  - { name: ann, groups: [oncall] }
+  - { name: ben, groups: [interns] }
+scopes:
+  - { name: first, namespaces: ["web-[ab]"], approvers: { users: [ann] } }
+`))
+	require.NoError(t, problems.Err())
+	a, err := authority.OpenOrCreate(t.TempDir())
+	require.NoError(t, err)
+	lever := &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: a}
+	d := &gateway.ApprovalService{Authority: a, Roster: config.NewRoster(cfg, ""), KillSwitch: lever, Log: slog.New(slog.DiscardHandler)}
+	who := func(name string) gateway.Principal {
+		for _, p := range cfg.People {
+			if p.Name == name {
+				return gateway.Principal{Person: p, AuthenticatedBy: "a test", RateLimitKey: name}
+			}
+		}
+		return gateway.Principal{Person: config.Person{Name: name}, RateLimitKey: name}
+	}
+	stopped := func() bool {
+		is, _, err := lever.IsPaused(t.Context())
+		require.NoError(t, err)
+		return is
+	}
+	require.NoError(t, d.Pause(t.Context(), who("ben"), "a migration"))
+	require.NoError(t, d.Pause(t.Context(), who("ann"), "another"))
+	state, err := lever.State(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "a migration", state.Reason, "who paused first, and why, stays")
+	drill := who("drill")
+	drill.IsOperator, drill.DrillName, drill.Groups = true, "cryptominer", []string{config.DrillScope}
+	for _, s := range []gateway.Principal{who("ben"), who("nobody"), drill} {
+		require.ErrorContains(t, d.Resume(t.Context(), s), "may not lift", s.Name)
+		require.True(t, stopped(), s.Name)
+	}
+	require.NoError(t, d.Resume(t.Context(), who("ann")))
+	require.False(t, stopped())
+	operator := gateway.Principal{Person: config.Person{Name: "uid 0"}, RateLimitKey: "uid:0", IsOperator: true}
+	require.NoError(t, d.Pause(t.Context(), operator, ""))
+	require.NoError(t, d.Resume(t.Context(), operator))
+	require.False(t, stopped())
+}

@@ -1,0 +1,234 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors"
+)
+
+// CloudEventHandler takes calls to AWS: it finds whose pod made them, has them judged, and gives what is detected to its incident.
+type CloudEventHandler struct {
+	RuleEvaluator *RuleEvaluator
+	// SourceServer looks pods up, and has the intake.
+	SourceServer *SourceServer
+	// EKSCluster is the name of the cluster at EKS; the pods of others are not looked for. "" takes those of any.
+	EKSCluster string
+	Log        *slog.Logger
+
+	mu sync.Mutex
+	// workloadsBySessionKey are session keys that were given to pods: every later call says which key it was made with.
+	workloadsBySessionKey map[string]sessionWorkload
+	accountsByRole        map[string][]sessionWorkload // role's ARN to the accounts that are annotated with it
+	rolesReadAt           time.Time
+}
+
+// sessionWorkload is whose a session is, as far as it is known.
+type sessionWorkload struct{ namespace, serviceAccount, pod, uid string }
+
+// CloudTrailSource is the name of CloudTrail among the sources.
+const CloudTrailSource = "cloudtrail"
+
+const (
+	maxSessionKeys = 20_000
+	rolesCacheTTL  = time.Minute
+	// roleAnnotation of a service account names the role that its pods get.
+	roleAnnotation = "eks.amazonaws.com/role-arn"
+)
+
+// HandleEvents has events judged, and returns when Temporal has what was detected. An error says that they have to come again.
+func (c *CloudEventHandler) HandleEvents(ctx context.Context, events []sensors.Event) error {
+	var out []sensors.Detection
+	for _, e := range events {
+		c.rememberSession(e.Cloud)
+		pods, err := c.attachWorkload(ctx, &e)
+		if err != nil {
+			return err
+		}
+		for _, d := range c.RuleEvaluator.Evaluate(e) {
+			d.Source, d.Detected = CloudTrailSource, time.Now().UTC()
+			d.Reasons = append([]string{describeCloudCall(e.Cloud)}, d.Reasons...)
+			if err := c.attribute(ctx, &d, pods); err != nil {
+				return err
+			}
+			if err := c.SourceServer.Ingester.Check(ctx, &d, ""); err != nil {
+				c.Log.Warn("a cloud detection cannot be taken", "rule", d.Rule, "error", err)
+				continue
+			}
+			out = append(out, d)
+		}
+	}
+	sizes := make([]int, len(out))
+	for i := range sizes {
+		sizes[i] = maxChunkBytes / maxBatchDetections
+	}
+	return c.SourceServer.acceptAlerts(ctx, out, sizes)
+}
+
+// rememberSession notes for whom a session was made: EKS Pod Identity tells the pod, a role for service accounts the account.
+func (c *CloudEventHandler) rememberSession(e sensors.Cloud) {
+	if !strings.HasPrefix(e.EventName, "AssumeRole") || e.ServiceAccount == "" || e.ErrorCode != "" || c.isOtherCluster(e) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range e.Resources {
+		if strings.HasPrefix(key, "ASIA") {
+			if c.workloadsBySessionKey == nil || len(c.workloadsBySessionKey) >= maxSessionKeys {
+				c.workloadsBySessionKey = map[string]sessionWorkload{}
+			}
+			c.workloadsBySessionKey[key] = sessionWorkload{e.Namespace, e.ServiceAccount, e.Pod, e.PodUID}
+		}
+	}
+}
+
+// isOtherCluster tells whether a session was made for a pod of another cluster, which may have the same names as one of this.
+func (c *CloudEventHandler) isOtherCluster(e sensors.Cloud) bool {
+	return c.EKSCluster != "" && e.Cluster != "" && e.Cluster != c.EKSCluster
+}
+
+// attachWorkload finds the workload of a call, and its pods where the session does not say which it was.
+func (c *CloudEventHandler) attachWorkload(ctx context.Context, e *sensors.Event) ([]corev1.Pod, error) {
+	a := &e.Cloud
+	if c.isOtherCluster(*a) {
+		a.Namespace, a.ServiceAccount, a.Pod, a.PodUID = "", "", "", ""
+		return nil, nil
+	}
+	c.mu.Lock()
+	w, known := c.workloadsBySessionKey[a.AccessKeyID]
+	c.mu.Unlock()
+	if !known && a.ServiceAccount != "" {
+		w, known = sessionWorkload{a.Namespace, a.ServiceAccount, a.Pod, a.PodUID}, true
+	}
+	kube := c.SourceServer.Ingester.Kube
+	if !known && a.Role != "" && kube != nil {
+		accounts, err := c.accountsForRole(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		// A role that several accounts have does not tell whose call it was.
+		if len(accounts) == 1 {
+			w, known = accounts[0], true
+		}
+	}
+	if !known {
+		return nil, nil
+	}
+	a.Namespace, a.ServiceAccount, a.Pod, a.PodUID = w.namespace, w.serviceAccount, w.pod, w.uid
+	if a.Pod != "" || kube == nil {
+		return nil, nil
+	}
+	list, err := kube.CoreV1().Pods(a.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.serviceAccountName=" + a.ServiceAccount, ResourceVersion: "0", Limit: 500})
+	if err != nil {
+		c.Log.Warn("the pods of a role cannot be listed", "namespace", a.Namespace, "account", a.ServiceAccount, "error", err)
+		return nil, nil
+	}
+	var pods []corev1.Pod
+	for _, p := range list.Items {
+		if p.Spec.ServiceAccountName == a.ServiceAccount {
+			pods = append(pods, p) // whatever the session is called: who takes a role chooses its name
+		}
+	}
+	return pods, nil
+}
+
+// accountsForRole are the service accounts that are annotated with a role.
+func (c *CloudEventHandler) accountsForRole(ctx context.Context, a *sensors.Cloud) ([]sessionWorkload, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.accountsByRole == nil || time.Since(c.rolesReadAt) > rolesCacheTTL {
+		list, err := c.SourceServer.Ingester.Kube.CoreV1().ServiceAccounts("").List(ctx, metav1.ListOptions{ResourceVersion: "0", Limit: 5000})
+		if err != nil {
+			c.Log.Warn("the service accounts cannot be listed: whose role it is stays unknown", "error", err)
+			c.rolesReadAt = time.Now()
+			return nil, nil
+		}
+		c.accountsByRole, c.rolesReadAt = map[string][]sessionWorkload{}, time.Now()
+		for _, s := range list.Items {
+			if arn := s.Annotations[roleAnnotation]; arn != "" {
+				c.accountsByRole[roleKey(arn)] = append(c.accountsByRole[roleKey(arn)], sessionWorkload{namespace: s.Namespace, serviceAccount: s.Name})
+			}
+		}
+	}
+	return c.accountsByRole[a.Account+"/"+a.Role], nil
+}
+
+// roleKey names a role by its account and its name without its path, as a session's ARN does.
+func roleKey(arn string) string {
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) < 6 {
+		return arn
+	}
+	return parts[4] + "/" + parts[5][strings.LastIndexByte(parts[5], '/')+1:]
+}
+
+// attribute says what a detection is about: the pod, if the session or the account says which; else the workload of the
+// account's pods, whose incident it joins without a pod to hold; else the role or the user.
+func (c *CloudEventHandler) attribute(ctx context.Context, d *sensors.Detection, pods []corev1.Pod) error {
+	a := d.Event.Cloud
+	pod := sensors.Pod{Namespace: a.Namespace, Name: a.Pod, UID: a.PodUID}
+	if len(pods) == 1 {
+		pod = sensors.Pod{Namespace: pods[0].Namespace, Name: pods[0].Name, UID: string(pods[0].UID)}
+	}
+	d.Event.Container = sensors.Container{}
+	if pod.Name != "" {
+		one := *d
+		one.Event.Container.Pod = pod
+		err := c.SourceServer.Ingester.completePod(ctx, &one)
+		if later := (*TemporaryError)(nil); errors.As(err, &later) {
+			return err
+		}
+		if err == nil {
+			*d = one
+			return nil
+		}
+		d.Reasons = append(d.Reasons, "It was the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be held: "+truncateReason(err.Error())+".")
+	}
+	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.Principal}
+	if a.Role != "" {
+		d.Event.Subject = sensors.Subject{Kind: "Role", Name: fmt.Sprintf("%s/%s", a.Account, a.Role)}
+	}
+	if d.Event.Subject.Name == "" || a.EventName == "ConsoleLogin" && a.ErrorCode != "" { // whoever was refused is not that user
+		d.Event.Subject = sensors.Subject{Kind: "Account", Name: a.Account}
+	}
+	for i := range pods {
+		w := c.SourceServer.Ingester.podOwner(ctx, &pods[i])
+		owner := sensors.Workload{Kind: w.Kind, Name: w.Name}
+		if i > 0 && owner != d.Event.Container.Workload {
+			d.Event.Container, d.TargetConfirmed = sensors.Container{}, false // pods of several workloads have this account
+			break
+		}
+		d.Event.Container, d.TargetConfirmed = sensors.Container{Workload: owner, Pod: sensors.Pod{Namespace: pods[i].Namespace, ServiceAccount: a.ServiceAccount}}, true
+	}
+	if len(pods) > 1 {
+		d.Reasons = append(d.Reasons, fmt.Sprintf("%d pods have the account %s/%s, and the session does not say which of them it was.", len(pods), truncateText(a.Namespace), truncateText(a.ServiceAccount)))
+	}
+	return nil
+}
+
+// describeCloudCall says who called what, from where, in a sentence.
+func describeCloudCall(a sensors.Cloud) string {
+	who := a.Principal
+	if who == "" {
+		who = "the account " + a.Account
+	}
+	s := fmt.Sprintf("%s called %s of %s", truncateText(who), truncateText(a.EventName), truncateText(strings.TrimSuffix(a.Service, ".amazonaws.com")))
+	if len(a.Resources) > 0 {
+		s += " on " + truncateText(a.Resources[0])
+	}
+	if a.SourceIP != "" {
+		s += " from " + truncateText(a.SourceIP)
+	}
+	if a.ErrorCode != "" {
+		return s + "; the answer was " + truncateText(a.ErrorCode) + "."
+	}
+	return s + "."
+}

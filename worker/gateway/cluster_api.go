@@ -1,0 +1,78 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// TokenAudience is whom a token for Stanch must be made for: a token that was made for something else is refused, so that
+// whoever is shown one elsewhere cannot answer with it here.
+const TokenAudience = "stanch"
+
+// ClusterAPI is the API in a cluster: over TLS, with a Kubernetes token that the API server reviews.
+type ClusterAPI struct {
+	API
+	Kube kubernetes.Interface
+	// Enroller gives nodes their first certificate; nil gives none.
+	Enroller *Enroller
+}
+
+// HTTPServer is the HTTP server; who serves it adds TLS.
+func (m *ClusterAPI) HTTPServer() *http.Server {
+	m.Identify = m.identifyTokenUser
+	m.AuthorizeRead = func(r *http.Request) error { _, err := m.identifyTokenUser(r); return err }
+	handler := m.Handler()
+	if m.Enroller != nil {
+		mux := http.NewServeMux()
+		mux.Handle("POST /v1/enrol", m.Enroller)
+		mux.Handle("/", handler)
+		handler = mux
+	}
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+}
+
+func (m *ClusterAPI) identifyTokenUser(r *http.Request) (Principal, error) {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok || token == "" || len(token) > 16<<10 {
+		return Principal{}, &httpError{http.StatusUnauthorized, "say who you are with a Kubernetes token: `kubectl create token NAME --audience " + TokenAudience + "`"}
+	}
+	// Before the API server is asked: a flood of bad tokens must not become a flood there.
+	if !m.rateLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
+		return Principal{}, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	review, err := m.Kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{TokenAudience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return Principal{}, forbidden("the API server cannot say whose token this is: %v", err)
+	}
+	if !review.Status.Authenticated || !slices.Contains(review.Status.Audiences, TokenAudience) {
+		return Principal{}, &httpError{http.StatusUnauthorized, "the token is not valid for the audience " + TokenAudience}
+	}
+	name := review.Status.User.Username
+	cfg, err := m.Roster.Current()
+	if err != nil {
+		return Principal{}, forbidden("%v", err)
+	}
+	person, known := cfg.PersonByKubernetes(name)
+	if !known {
+		return Principal{}, forbidden("%s is nobody in the configuration: add a person with `kubernetes: %s` under `people`", truncateText(name), truncateText(name))
+	}
+	return Principal{Person: person, AuthenticatedBy: "Kubernetes user " + truncateText(name) + " by TokenReview", RateLimitKey: "kubernetes:" + name}, nil
+}
+
+func hostFromAddress(address string) string {
+	if i := strings.LastIndexByte(address, ':'); i > 0 {
+		return address[:i]
+	}
+	return address
+}

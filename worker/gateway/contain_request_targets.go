@@ -1,0 +1,168 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/workflows/incident"
+)
+
+// resolveTargets says what a target is, as a detection of it that has everything but what happened. The API server says it of a
+// pod, by its UID from then on, and the node of a container outside of a cluster.
+func (d *ApprovalService) resolveTargets(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	name := strings.TrimPrefix(q.Target, "pod/")
+	namespace, pod, isPod := strings.Cut(name, "/")
+	container, isContainer := strings.CutPrefix(q.Target, "container/")
+	if !isContainer {
+		container = q.Target
+	}
+	var one sensors.Detection
+	switch {
+	case incidentIDPattern.MatchString(q.Target):
+		return d.incidentTargets(ctx, q)
+	case isPod && !isContainer && namespace != "" && pod != "" && !strings.Contains(pod, "/"):
+		one.Event.Container.Pod = sensors.Pod{Namespace: namespace, Name: pod, UID: q.UID}
+		if err := d.ManualRequests.Ingester.completePod(ctx, &one); err != nil {
+			return nil, unresolvedTargetError(q.Target, err)
+		}
+		if !one.TargetConfirmed {
+			return nil, unresolvedTargetError(q.Target, errors.New("the API server did not confirm it"))
+		}
+		return []sensors.Detection{one}, nil
+	case isPod && !isContainer || !containerIDPattern.MatchString(container):
+		return nil, badRequest("invalid target %q; use pod/NAMESPACE/NAME, container/ID, or an incident's id", truncateText(q.Target))
+	}
+	container, err := d.completeContainerID(ctx, container)
+	if err != nil {
+		return nil, err
+	}
+	one, err = d.resolveContainer(ctx, container, q.Node)
+	if err != nil {
+		return nil, err
+	}
+	return []sensors.Detection{one}, nil
+}
+
+// completeContainerID gives the complete id of a container of which the beginning was given, if one container of the incidents has
+// it. Nothing is asked of a node, and nothing signed, of a beginning.
+func (d *ApprovalService) completeContainerID(ctx context.Context, id string) (string, error) {
+	if !shortContainerIDPattern.MatchString(id) {
+		return id, nil
+	}
+	known, err := d.QueryService.Incidents(ctx)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, in := range known {
+		for _, t := range in.Targets {
+			if full := t.ContainerID; strings.HasPrefix(full, id) && containerIDPattern.MatchString(full) && !slices.Contains(found, full) {
+				found = append(found, full)
+			}
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		slices.Sort(found)
+		return "", badRequest("%s is the beginning of %d containers' ids; give one of them completely:\n  container/%s", id, len(found), strings.Join(found[:min(len(found), maxRequestTargets)], "\n  container/"))
+	}
+	return id, nil
+}
+
+func unresolvedTargetError(target string, err error) error {
+	if later := (*TemporaryError)(nil); errors.As(err, &later) {
+		return &httpError{http.StatusServiceUnavailable, fmt.Sprintf("find %s: %v; nothing was contained, try again", truncateText(target), err)}
+	}
+	return notFound("find %s: %v", truncateText(target), err)
+}
+
+// incidentTargets are the pods and containers of an incident, as they are now: a pod whose UID changed is refused.
+func (d *ApprovalService) incidentTargets(ctx context.Context, q ContainRequest) ([]sensors.Detection, error) {
+	in, err := d.QueryService.Incident(ctx, q.Target)
+	if err != nil {
+		return nil, err
+	}
+	var out []sensors.Detection
+	for _, t := range in.Targets {
+		if !t.Kind.IsDetectable() || len(out) >= maxRequestTargets {
+			continue
+		}
+		var one sensors.Detection
+		if t.Kind == playbooks.TargetPod {
+			one.Event.Container.Pod = sensors.Pod{Namespace: t.Namespace, Name: t.Name, UID: t.UID}
+			err = d.ManualRequests.Ingester.completePod(ctx, &one)
+			if err == nil && !one.TargetConfirmed {
+				err = errors.New("the API server did not confirm it")
+			}
+			if err != nil {
+				return nil, unresolvedTargetError(t.String(), err)
+			}
+		} else if one, err = d.resolveContainer(ctx, t.UID, t.Node); err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	if len(out) == 0 {
+		return nil, notFound("incident %s has no pod and no container", q.Target)
+	}
+	return out, nil
+}
+
+// resolveContainer finds a container by its id: the pod that it belongs to, or the machine on which it runs.
+func (d *ApprovalService) resolveContainer(ctx context.Context, id, node string) (sensors.Detection, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var one sensors.Detection
+	found, err := d.ManualRequests.NodeServer.nodesRunningContainer(ctx, id, node)
+	switch {
+	case err != nil:
+		return one, err
+	case len(found) == 0:
+		hint := ""
+		if shortContainerIDPattern.MatchString(id) {
+			hint = "no incident has a container whose id begins so: give its complete id, or "
+		}
+		return one, notFound("no connected node runs the container %s; %sname a pod as pod/NAMESPACE/NAME", truncateText(id), hint)
+	case len(found) > 1:
+		return one, badRequest("the container %s runs on %s; say which with --node", truncateText(id), strings.Join(found, " and "))
+	}
+	one.Node, one.Event.Node, one.Event.Container.ID = found[0], found[0], id
+	if err := d.ManualRequests.Ingester.completePod(ctx, &one); err != nil {
+		return one, unresolvedTargetError(id, err)
+	}
+	if one.TargetConfirmed {
+		return one, nil
+	}
+	return d.matchDetectedName(ctx, one)
+}
+
+// matchDetectedName gives a container of a machine the name under which it was detected, so that the request joins its incident.
+func (d *ApprovalService) matchDetectedName(ctx context.Context, one sensors.Detection) (sensors.Detection, error) {
+	open, err := d.QueryService.Incidents(ctx)
+	if err != nil {
+		return one, err
+	}
+	target := incident.TargetOfDetection(one)
+	for _, in := range open {
+		i := slices.IndexFunc(in.Targets, func(t playbooks.Target) bool { return t.ID() == target.ID() && t.Node == one.Node })
+		if in.Status != "open" || i < 0 {
+			continue
+		}
+		c := &one.Event.Container
+		c.Name, c.Image, c.ImageDigest = in.Targets[i].ContainerName, in.Workload.Image, in.Workload.ImageDigest
+		if in.Workload.Kind != "Container" {
+			c.Workload = sensors.Workload{Kind: in.Workload.Kind, Name: in.Workload.Name}
+		}
+		return one, nil
+	}
+	return one, nil
+}

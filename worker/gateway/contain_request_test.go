@@ -1,0 +1,193 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/attestation"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+)
+
+type fixedScopeApprovers struct{}
+
+func (fixedScopeApprovers) ApproversForNamespace(string, bool) activities.Approvers {
+	return activities.Approvers{Groups: []string{"sre"}}
+}
+
+// webPodIncidentWorkflow is an open incident about the pod shop/web with the UID u-1.
+func webPodIncidentWorkflow(ctx workflow.Context, _ string) error {
+	in := playbooks.Incident{ID: testIncidentID, Status: "open", Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1", Node: "node-a"}}}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	return nil
+}
+
+// A name that another pod has by now contains neither: what was asked for is a UID, and so is what is planned.
+func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
+	api := newFakeAPIServer(t)
+	api.addPod("shop", "web", "u-1", "node-a")
+	server := temporal.Start(t, map[string]any{"Incident": webPodIncidentWorkflow})
+	server.Run("Incident", "incident/x", testIncidentID, "x")
+	server.Listed("Incident", "Running", 1)
+	auth, err := authority.OpenOrCreate(t.TempDir())
+	require.NoError(t, err)
+	var planned []activities.PlanInput
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook("pod.isolate", time.Hour)}, playbooks.Catalog{
+		"pod.isolate":      {Name: "pod.isolate", Verb: playbooks.VerbContain, Class: playbooks.ClassContain, Reversible: true, Facet: playbooks.FacetNetwork},
+		"process.snapshot": {Name: "process.snapshot", Verb: playbooks.VerbEvidence, Class: playbooks.ClassObserve},
+	})
+	require.NoError(t, problems.Err())
+	intake := api.newIngester(t)
+	intake.Authority = auth
+	d := &gateway.ApprovalService{
+		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.DiscardHandler),
+		ManualRequests: &gateway.ManualRequests{
+			Ingester: intake, NodeServer: &gateway.NodeServer{}, ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return programs[0], nil },
+			Plan: func(_ context.Context, in activities.PlanInput) (activities.PlanResult, error) {
+				planned = append(planned, in)
+				return activities.PlanResult{}, nil
+			},
+		},
+	}
+	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
+	dry := gateway.ContainRequest{Target: "pod/shop/web", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons", DryRun: true}
+	found, err := d.Contain(t.Context(), ann, dry)
+	require.NoError(t, err)
+	require.Equal(t, "u-1", found.Targets[0].Target.UID)
+	byIncident := dry
+	byIncident.Target = testIncidentID
+	found, err = d.Contain(t.Context(), ann, byIncident)
+	require.NoError(t, err)
+	require.Equal(t, "u-1", found.Targets[0].Target.UID)
+
+	api.addPod("shop", "web", "u-2", "node-a") // the next pod of the name
+	found, err = d.Contain(t.Context(), ann, dry)
+	require.NoError(t, err)
+	require.Equal(t, "u-2", found.Targets[0].Target.UID)
+	known := dry
+	known.UID = "u-1"
+	for _, q := range []gateway.ContainRequest{known, byIncident} {
+		_, err = d.Contain(t.Context(), ann, q)
+		require.ErrorContains(t, err, "has the UID u-2 now, not u-1")
+	}
+	for _, target := range []string{"pod/shop/none", "pod/shop", "shop/web/x", "../x", "pod//x", "a b"} {
+		q := dry
+		q.Target = target
+		_, err = d.Contain(t.Context(), ann, q)
+		require.Error(t, err, target)
+	}
+
+	// People of other scopes, people who are nobody, and drills.
+	for _, s := range []gateway.Principal{
+		{Person: config.Person{Name: "ben", Groups: []string{"interns"}}, RateLimitKey: "ben"},
+		{RateLimitKey: "nobody"},
+		{Person: config.Person{Name: "drill", Groups: []string{"sre"}}, RateLimitKey: "drill", DrillName: "cryptominer", IsOperator: true},
+	} {
+		_, err = d.Contain(t.Context(), s, dry)
+		require.ErrorContains(t, err, "contain", s.Name)
+		require.NotContains(t, err.Error(), "UID")
+	}
+	var uids []string
+	for _, in := range planned {
+		uids = append(uids, in.Request.Target.UID)
+		require.Equal(t, "pod.isolate", in.Request.Action)
+		attested, err := auth.Keys().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
+	}
+	require.Equal(t, []string{"u-1", "u-1", "u-2"}, uids, "and nothing of what was refused")
+}
+
+// podPairIncidentWorkflow is the incident of two pods, or one that has run as many playbooks as people may add to.
+func podPairIncidentWorkflow(ctx workflow.Context, id string) error {
+	in := playbooks.Incident{ID: id, Status: "open", Targets: []playbooks.Target{
+		{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u-1"}, {Kind: playbooks.TargetPod, Namespace: "shop", Name: "db", UID: "u-2"},
+	}}
+	if id != testIncidentID {
+		in.Playbooks = make([]playbooks.PlaybookRun, 200)
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	return nil
+}
+
+// An incident takes a bounded number of requests. Those that came before one that is refused are noted all the same.
+func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
+	const full = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
+	api := newFakeAPIServer(t)
+	api.addPod("shop", "web", "u-1", "node-a")
+	api.addPod("shop", "db", "u-2", "node-a")
+	server := temporal.Start(t, map[string]any{"Incident": podPairIncidentWorkflow})
+	auth, err := authority.OpenOrCreate(t.TempDir())
+	require.NoError(t, err)
+	intake := api.newIngester(t)
+	intake.Authority, intake.Temporal, intake.IncidentWorkflow = auth, server, "Incident"
+	program, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{{File: "p.yaml", Content: []byte("playbook: p\ninputs: { x: { type: string, default: y } }\nsteps:\n  - notify: log\n")}}, playbooks.Catalog{"log": {Name: "log", Verb: playbooks.VerbNotify, Class: playbooks.ClassObserve}})
+	require.NoError(t, problems.Err())
+	var log bytes.Buffer
+	d := &gateway.ApprovalService{
+		QueryService: &gateway.QueryService{Temporal: server}, Authority: auth, Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: fixedScopeApprovers{}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		ManualRequests: &gateway.ManualRequests{Ingester: intake, NodeServer: &gateway.NodeServer{}, ProgramForRequest: func(sensors.ManualRequest) (*playbooks.Program, error) { return program[0], nil }},
+	}
+	keyOf := func(name, uid string) string {
+		one := sensors.Detection{ID: "x", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Objective: sensors.ObjectiveEscape, Event: sensors.Event{Container: sensors.Container{Pod: sensors.Pod{Namespace: "shop", Name: name, UID: uid}}}}
+		require.NoError(t, intake.Check(t.Context(), &one, ""))
+		return workflows.IncidentWorkflowID(intake.GroupingKey(one))
+	}
+	server.Run("Incident", keyOf("web", "u-1"), testIncidentID, testIncidentID)
+	server.Run("Incident", keyOf("db", "u-2"), full, full)
+	server.Listed("Incident", "Running", 2)
+	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
+	ask := gateway.ContainRequest{ID: "one", Target: "pod/shop/db", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	_, err = d.Contain(t.Context(), ann, ask)
+	require.ErrorContains(t, err, "incident "+full+" has 200 playbook runs and takes no more requests")
+	require.Empty(t, log.String())
+	ask.Target = testIncidentID
+	_, err = d.Contain(t.Context(), ann, ask)
+	require.ErrorContains(t, err, "1 of 2 targets were requested, the last in "+testIncidentID+"; pod shop/db was not: incident "+full)
+	require.Contains(t, log.String(), `msg="a person requested a containment" person=ann`)
+}
+
+// No sensor and no node makes a person's request.
+func TestARequestFromASensorIsRefused(t *testing.T) {
+	api := newFakeAPIServer(t)
+	api.addPod("shop", "web", "u-1", "node-a")
+	intake := api.newIngester(t)
+	for name, change := range map[string]func(*sensors.Detection){
+		"requested": func(d *sensors.Detection) {
+			d.ManualRequest = &sensors.ManualRequest{Person: "alice", Action: "pod.isolate", Duration: time.Hour}
+		},
+		"rule":      func(d *sensors.Detection) { d.Rule = sensors.RuleManualRequest },
+		"objective": func(d *sensors.Detection) { d.Objective = sensors.ObjectiveManualRequest },
+		"kind":      func(d *sensors.Detection) { d.Event.Kind = sensors.KindManualRequest },
+		"actor":     func(d *sensors.Detection) { d.Event.Actor = "person:alice" },
+	} {
+		for _, from := range []string{"", "node-a"} {
+			d := sensors.Detection{
+				ID: "1", Rule: "r", Title: "t", Severity: sensors.SeverityHigh, Confidence: 0.9, Objective: sensors.ObjectiveEscape, Time: time.Now(), Node: "node-a",
+				Event: sensors.Event{Container: sensors.Container{ID: "c0ffee", Pod: sensors.Pod{Namespace: "shop", Name: "web", UID: "u-1"}}},
+			}
+			require.NoError(t, intake.Check(t.Context(), &d, from))
+			d.TargetConfirmed = false
+			change(&d)
+			require.ErrorContains(t, intake.Check(t.Context(), &d, from), "it is a person's request, which no sensor makes", name)
+		}
+	}
+}

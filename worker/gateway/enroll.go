@@ -1,0 +1,153 @@
+package gateway
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors/attestation"
+)
+
+// EnrollAudience is whom a sensor's token must be made for. With such a token the API server lets nobody do anything.
+const EnrollAudience = "stanch-gateway"
+
+// Enroller gives a node its first certificate. The node proves who it is with its sensor's token, which Kubernetes made for
+// one pod on one node: no secret is shared, and who took a node over gets a certificate for that node alone.
+type Enroller struct {
+	Kube kubernetes.Interface
+	// Namespace and Account are those of the sensor's pods.
+	Namespace, ServiceAccount string
+	SignCSR                   func(ctx context.Context, node string, csr []byte) ([]byte, error)
+	Log                       *slog.Logger
+	// KeySet is the authority's keys, which the node pins.
+	KeySet attestation.KeySet
+
+	addressLimiter principalRateLimiter
+	renewalLimiter renewalLimiter
+}
+
+// EnrollRequest is what a sensor posts; its token is in the header.
+type EnrollRequest struct {
+	CSR []byte `json:"csr"`
+}
+
+// EnrollResponse is what it gets.
+type EnrollResponse struct {
+	Node        string `json:"node"`
+	Certificate string `json:"certificate"`
+	// Keys are what the node verifies commands with from now on.
+	Keys attestation.KeySet `json:"keys"`
+}
+
+func (e *Enroller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	answer, err := e.enroll(r)
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		e.Log.Warn("a sensor was not enrolled", "from", hostFromAddress(r.RemoteAddr), "error", err)
+		w.WriteHeader(httpStatusOf(err))
+		_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
+		return
+	}
+	e.Log.Info("a sensor was enrolled", "node", answer.Node, "from", hostFromAddress(r.RemoteAddr))
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (e *Enroller) enroll(r *http.Request) (*EnrollResponse, error) {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok || token == "" || len(token) > 16<<10 {
+		return nil, &httpError{http.StatusUnauthorized, "show the sensor's token"}
+	}
+	if !e.addressLimiter.allow("address:" + hostFromAddress(r.RemoteAddr)) {
+		return nil, &httpError{http.StatusTooManyRequests, "too many requests; wait a moment"}
+	}
+	var q EnrollRequest
+	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 16<<10)).Decode(&q); err != nil {
+		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+	defer cancel()
+	node, err := e.nodeForToken(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	if !e.renewalLimiter.allow(node) {
+		return nil, &httpError{http.StatusTooManyRequests, "this node was given certificates a moment ago"}
+	}
+	certificate, err := e.SignCSR(ctx, node, q.CSR)
+	if err != nil {
+		return nil, &httpError{http.StatusBadRequest, err.Error()}
+	}
+	return &EnrollResponse{Node: node, Certificate: string(certificate), Keys: e.KeySet}, nil
+}
+
+// The extras of a token that is bound to a pod.
+const (
+	extraPodName  = "authentication.kubernetes.io/pod-name"
+	extraPodUID   = "authentication.kubernetes.io/pod-uid"
+	extraNodeName = "authentication.kubernetes.io/node-name"
+)
+
+// nodeForToken is the node of the pod that a token was made for, by the API server's word alone.
+func (e *Enroller) nodeForToken(ctx context.Context, token string) (string, error) {
+	review, err := e.Kube.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{EnrollAudience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", &httpError{http.StatusServiceUnavailable, "the API server cannot say whose token this is"}
+	}
+	s := review.Status
+	if !s.Authenticated || !slices.Contains(s.Audiences, EnrollAudience) {
+		return "", &httpError{http.StatusUnauthorized, "the token is not valid for the audience " + EnrollAudience}
+	}
+	if want := fmt.Sprintf("system:serviceaccount:%s:%s", e.Namespace, e.ServiceAccount); s.User.Username != want {
+		return "", forbidden("%s is not the sensor's service account", truncateText(s.User.Username))
+	}
+	name, uid := singleValue(s.User.Extra[extraPodName]), singleValue(s.User.Extra[extraPodUID])
+	if name == "" || uid == "" {
+		return "", forbidden("the token is not bound to a pod")
+	}
+	pod, err := e.Kube.CoreV1().Pods(e.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return "", &httpError{http.StatusServiceUnavailable, "the API server does not say where the token's pod runs"}
+	}
+	switch said := singleValue(s.User.Extra[extraNodeName]); {
+	case string(pod.UID) != uid:
+		return "", forbidden("the token's pod is gone")
+	case pod.Spec.ServiceAccountName != e.ServiceAccount || pod.Spec.NodeName == "":
+		return "", forbidden("the token's pod is not a sensor's on a node")
+	case said != "" && said != pod.Spec.NodeName:
+		return "", forbidden("the token is for another node than that of its pod")
+	}
+	return pod.Spec.NodeName, nil
+}
+
+func singleValue(values authenticationv1.ExtraValue) string {
+	if len(values) != 1 {
+		return ""
+	}
+	return values[0]
+}
+
+// certificateExpiry is when a certificate ends.
+func certificateExpiry(certificate []byte) time.Time {
+	block, _ := pem.Decode(certificate)
+	if block == nil {
+		return time.Time{}
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return time.Time{}
+	}
+	return c.NotAfter
+}

@@ -1,0 +1,58 @@
+package gateway_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/playbooks"
+	"stanch/testenv/temporal"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+// extendableLeaseWorkflow is a lease that holds for a time and takes in extensions.
+func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
+	m := &lease.Machine{LeaseID: lease.IDFromFirstRun(workflow.GetInfo(ctx).FirstRunID), State: lease.StateHeld, Action: "pod.isolate", Target: playbooks.Target{Kind: playbooks.TargetPod, UID: "1"}}
+	m.Holders = map[string]*lease.Holder{"one": {ID: "one", ExpiresAt: workflow.Now(ctx).Add(d)}}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryLease, func() (*lease.Machine, error) { return m, nil }); err != nil {
+		return err
+	}
+	for {
+		var e lease.ExtendSignal
+		workflow.GetSignalChannel(ctx, workflows.SignalExtendLease).Receive(ctx, &e)
+		m.Extend(e.HolderID, e.ExpiresAt, e.Grant)
+	}
+}
+
+// `--for` counts from now: a lease that already holds longer is left as it is, and the answer says until when.
+func TestExtendNeverShortensALease(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Lease": extendableLeaseWorkflow})
+	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
+	run := s.Run("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
+	s.Listed("Lease", "Running", 1)
+	id := lease.IDFromFirstRun(run.GetRunID())
+	end := func() time.Time {
+		machines, err := d.QueryService.RunningLeases(t.Context(), id)
+		require.NoError(t, err)
+		return machines["lease/prod/pod:1/network"].LastExpiry()
+	}
+	before := end()
+
+	_, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: time.Hour})
+	require.ErrorContains(t, err, "it holds until "+before.UTC().Format(time.DateTime)+" UTC already")
+	require.ErrorContains(t, err, "stanch release "+id)
+	require.Equal(t, before, end())
+
+	done, err := d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 24 * time.Hour})
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(24*time.Hour), done[0].ExpiresAt, time.Minute, "the answer names the new end")
+	require.Eventually(t, func() bool { return end().Equal(done[0].ExpiresAt) }, 10*time.Second, 20*time.Millisecond)
+
+	_, err = d.Extend(t.Context(), operator, gateway.LeaseRequest{LeaseID: id, Duration: 8 * 24 * time.Hour})
+	require.ErrorContains(t, err, "at most 7d")
+}

@@ -1,0 +1,39 @@
+package gateway
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"stanch/sensors/gatewayrpc"
+)
+
+// nodesRunningContainer lists the nodes connected here that run a container: the one given, or any. The nodes say it themselves.
+func (h *NodeServer) nodesRunningContainer(ctx context.Context, container, node string) ([]string, error) {
+	names := slices.Sorted(maps.Keys(h.ConnectedNodes()))
+	if node != "" {
+		if !slices.Contains(names, node) {
+			return nil, notFound("node %s is not connected here; `stanch doctor` lists the nodes", truncateText(node))
+		}
+		names = []string{node}
+	}
+	var mu sync.Mutex
+	var found []string
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() {
+			var state gatewayrpc.ContainmentState
+			_, err := h.Call(ctx, name, gatewayrpc.CommandLockState, gatewayrpc.StateQuery{Target: gatewayrpc.NodeTarget{ContainerID: container}}, &state)
+			if err != nil || state.TargetGone {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			found = append(found, name)
+		})
+	}
+	all.Wait()
+	slices.Sort(found)
+	return found, nil
+}

@@ -1,0 +1,227 @@
+package gateway_test
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/testenv/temporal"
+	"stanch/worker/gateway"
+	"stanch/worker/guards"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// knownIncidentWorkflow is an open incident as its workflow knows it.
+func knownIncidentWorkflow(ctx workflow.Context, in playbooks.Incident) (playbooks.Incident, error) {
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryIncident, func() (playbooks.Incident, error) { return in, nil }); err != nil {
+		return in, err
+	}
+	workflow.GetSignalChannel(ctx, "close").Receive(ctx, nil)
+	return in, nil
+}
+
+// runningPlaybookWorkflow is a playbook under way: what it has done so far and what it asks.
+func runningPlaybookWorkflow(ctx workflow.Context, report playbook.Report, asks []testRequest) error {
+	var open []activities.ApprovalRequest
+	for _, a := range asks {
+		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+		return err
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QuerySteps, func() (playbook.Report, error) { return report, nil }); err != nil {
+		return err
+	}
+	workflow.GetSignalChannel(ctx, "end").Receive(ctx, nil)
+	return nil
+}
+
+// servedAPI is an API whose callers say in a header who they are.
+type servedAPI struct {
+	*gateway.API
+	url string
+}
+
+func newServedAPI(t *testing.T, s *temporal.Server) *servedAPI {
+	t.Helper()
+	d, who := newResponderFixture(t, s)
+	d.KillSwitch = &guards.FileKillSwitch{FilePath: filepath.Join(t.TempDir(), "switch"), Authority: d.Authority}
+	d.Log = slog.New(slog.DiscardHandler)
+	d.InstallationInfo = gateway.InstallationInfo{Version: "v0", StartedAt: time.Now(), PlaybookNames: func() []string { return []string{"miner"} }}
+	api := &gateway.API{ApprovalService: d, Identify: func(r *http.Request) (gateway.Principal, error) {
+		speaker := who(r.Header.Get("Who"))
+		speaker.IsOperator = speaker.Name == "alice"
+		return speaker, nil
+	}}
+	server := httptest.NewServer(api.Handler())
+	t.Cleanup(server.Close)
+	return &servedAPI{API: api, url: server.URL}
+}
+
+// callAs asks as a person and decodes the answer.
+func (s *servedAPI) callAs(t *testing.T, who, method, path, body string, out any) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, s.url+path, strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Who", who)
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.NoError(t, json.NewDecoder(resp.Body).Decode(out))
+}
+
+// While a playbook waits for an answer everybody sees what it has done, what it asks, and whom.
+func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": runningPlaybookWorkflow})
+	api := newServedAPI(t, s)
+	opened := time.Now().UTC().Truncate(time.Second)
+	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
+	s.Run("Incident", "incident/a", testIncidentID, playbooks.Incident{
+		ID: testIncidentID, Status: "open", TotalDetections: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: "playbook/a/1", Started: opened}},
+		Detections: []playbooks.DetectionSummary{{Title: "Connection to a mining pool's port", Severity: "medium"}, {Title: "Reverse shell", Severity: "critical"}},
+		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), Text: "later"}, {At: opened, Text: "first"}},
+	})
+	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
+	s.Run("Playbook", "playbook/a/1", testIncidentID, playbook.Report{
+		WorkflowID: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
+		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: opened.Add(time.Second)}},
+	}, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+
+	var in gateway.IncidentView
+	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	require.Equal(t, []playbooks.EvidenceRef{evidence}, in.Evidence)
+	require.Equal(t, "pod.processes", in.Playbooks[0].Steps[0].Action)
+	require.Equal(t, "Reverse shell", in.Headline)
+	var story []string
+	for _, e := range in.Timeline {
+		story = append(story, e.Text)
+	}
+	require.Equal(t, []string{"first", "miner: pod.processes succeeded", "later"}, story, "in order, with what is under way")
+
+	for who, yours := range map[string]bool{"alice": true, "eve": false} {
+		var list []gateway.IncidentView
+		api.callAs(t, who, http.MethodGet, "/v1/incidents", "", &list)
+		require.Len(t, list, 1)
+		require.Len(t, list[0].OpenApprovals, 1)
+		require.Equal(t, "isolate the pod for 1h", list[0].OpenApprovals[0].Title)
+		require.Equal(t, yours, list[0].OpenApprovals[0].ViewerCanApprove, "%s", who)
+		require.NotEmpty(t, list[0].Evidence)
+	}
+	var status gateway.Status
+	api.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	require.Equal(t, 1, status.OpenIncidents)
+	require.Equal(t, testIncidentID, status.OpenApprovals[0].IncidentID)
+	require.True(t, status.OpenApprovals[0].ViewerCanApprove)
+	require.Equal(t, []string{"miner"}, status.Playbooks)
+	require.Equal(t, []string{"no sensor is connected: nothing is detected or contained on a node"}, status.Problems)
+
+	// Slack reads the same.
+	shown, err := api.QueryService.Incident(t.Context(), testIncidentID)
+	require.NoError(t, err)
+	require.Equal(t, in.Evidence, shown.Evidence)
+	require.Equal(t, in.Timeline, shown.Timeline)
+}
+
+// A question that too few may answer, or that is approved while new containments are paused, says so before anybody waits.
+func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": approvalWorkflow})
+	api := newServedAPI(t, s)
+	run := "playbook/" + testIncidentID + "/1/mine"
+	s.Run("Incident", "incident/a", testIncidentID, playbooks.Incident{
+		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", WorkflowID: run, Started: time.Now(), RequestID: "request/1", RequestedBy: "bob"}},
+	})
+	s.Run("Playbook", run, testIncidentID, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+	var in gateway.IncidentView
+	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
+	require.True(t, in.OpenApprovals[0].ViewerCanApprove, "she asked for something else in this incident")
+	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it but by breaking the glass"}, in.OpenApprovals[0].Warnings)
+	var other gateway.IncidentView
+	api.callAs(t, "bob", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &other)
+	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
+
+	var done map[string]any
+	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &done)
+	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
+	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
+	var a gateway.VoteResult
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true}`, &a)
+	require.Equal(t, gateway.ResultCounted, a.Result)
+	require.Contains(t, a.Message, "waiting for one more of responders; new containments are paused (")
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true,"break_glass":true,"reason":"nobody else"}`, &a)
+	require.Equal(t, gateway.ResultApproved, a.Result)
+	require.NotContains(t, a.Message, "goes ahead")
+	require.Contains(t, a.Message, "alone for the whole quorum; it is refused, since new containments are paused (")
+}
+
+// What was refused while paused is not forgotten by the resume.
+func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Lease": extendableLeaseWorkflow})
+	api := newServedAPI(t, s)
+	var paused gateway.KillSwitchStatus
+	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	require.False(t, paused.Paused)
+	var answer map[string]any
+	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
+	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	require.True(t, paused.Paused)
+	require.Equal(t, "bob (a test)", paused.ChangedBy)
+	require.Equal(t, "migration", paused.Reason)
+	require.WithinDuration(t, time.Now(), paused.Since, time.Minute)
+
+	pod := func(n string) playbooks.Target {
+		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-" + n, UID: n}
+	}
+	refused := func(n string) playbooks.StepReport {
+		return playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:" + n, Outcome: playbooks.OutcomeRefused, Reason: playbooks.ReasonPaused + " (by bob); …", At: time.Now()}
+	}
+	contained := playbooks.StepReport{Action: "pod.isolate", Verb: playbooks.VerbContain, Target: "pod:2", LeaseID: "LSE-1", Outcome: playbooks.OutcomeChanged, At: time.Now().Add(time.Minute)}
+	in := playbooks.Incident{
+		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
+		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{refused("1"), refused("1"), refused("2"), contained}}},
+	}
+	s.Run("Incident", "incident/a", testIncidentID, in)
+	other := in
+	other.ID, other.Disposition, other.DispositionBy = "INC-01BRZ3NDEKTSV4RRFFQ69G5FAV", "false-positive", "alice"
+	s.Run("Incident", "incident/b", other.ID, other)
+	s.Run("Lease", "lease/prod/pod:2/network", "", time.Hour)
+	s.Listed("Incident", "Running", 2)
+	s.Listed("Lease", "Running", 1)
+
+	var status gateway.Status
+	api.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)
+	require.True(t, status.KillSwitch.Paused)
+	require.Equal(t, 1, status.LeaseCount)
+	require.WithinDuration(t, time.Now().Add(time.Hour), status.NextLeaseExpiry, time.Minute)
+	require.Contains(t, strings.Join(status.Problems, "\n"), "containments of open incidents refused while paused: 1")
+
+	var done gateway.ResumeResult
+	api.callAs(t, "alice", http.MethodPost, "/v1/resume", "", &done)
+	require.Len(t, done.RefusedContainments, 1, "once, and neither what was contained since nor what a person has judged")
+	require.Equal(t, testIncidentID, done.RefusedContainments[0].IncidentID)
+	require.Equal(t, "pod shop/web-1", done.RefusedContainments[0].Target)
+	require.Equal(t, "stanch run miner --on pod/shop/web-1 --reason 'refused while paused'", done.RefusedContainments[0].RetryCommand)
+
+	var view gateway.IncidentView
+	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &view)
+	require.Len(t, view.RefusedWhilePaused, 1, "the incident still says so after the resume")
+	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+other.ID, "", &view)
+	require.Equal(t, "resolved: false-positive by alice", view.StatusText)
+}

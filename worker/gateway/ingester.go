@@ -1,0 +1,371 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+	"k8s.io/client-go/kubernetes"
+
+	"stanch/sensors"
+	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/lease"
+)
+
+// Bounds of what is accepted.
+const (
+	maxDetectionBytes  = gatewayrpc.MaxDetectionBytes
+	maxBatchDetections = 100
+	// maxSignalBytes bounds what one signal brings, in bytes of its detections: Temporal takes two megabytes, and never one more.
+	maxSignalBytes      = 1 << 20
+	maxQueuedDetections = 20_000
+	maxClockAhead       = 2 * time.Minute
+	maxActorBytes       = 2048
+)
+
+// TemporaryError says that a detection may be sent again.
+type TemporaryError struct{ Err error }
+
+func (e *TemporaryError) Error() string { return e.Err.Error() }
+func (e *TemporaryError) Unwrap() error { return e.Err }
+
+// Ingester attests detections and gives them to their incidents, in batches: however many arrive in a second, an
+// incident gets few signals, and what is alike is counted.
+type Ingester struct {
+	Temporal    client.Client
+	Authority   *authority.Authority
+	Config      *config.Config
+	Kube        kubernetes.Interface // nil without a cluster
+	LeaseTiming lease.Timing
+	Log         *slog.Logger
+	// DrillRegistry are the registered targets of drills. Nil: nothing is in a drill's scope.
+	DrillRegistry *DrillRegistry
+	// ChatEnabled: incidents are shown in a chat.
+	ChatEnabled bool
+	// IncidentWorkflow is the workflow function.
+	IncidentWorkflow any
+	// OnAccepted is told every detection that Temporal has. It must not wait. Nil does nothing.
+	OnAccepted func(sensors.Detection)
+	// Tracer tells of what is accepted. Nil tells nobody.
+	Tracer trace.Tracer
+	// Failpoint is called at named points, so that tests can kill the process there. Nil does nothing.
+	Failpoint func(point string)
+
+	mu               sync.Mutex
+	queuesByIncident map[string]*incidentQueue
+	queuedCount      int
+	counters         detectionCounters
+	podCache         podCache
+}
+
+// incidentQueue is the detections of one incident that wait for Temporal.
+type incidentQueue struct {
+	waiting  []*queuedDetection
+	draining bool
+}
+
+type queuedDetection struct {
+	detection     sensors.Detection
+	manualRequest *attestation.ManualRequest // what a person asked for; nil of what was detected
+	sizeBytes     int
+	results       []chan error
+	receivedAt    time.Time
+}
+
+// countFittingSignal is how many of what waits go into one signal: at least one.
+func countFittingSignal(waiting []*queuedDetection) int {
+	size := 0
+	for n, it := range waiting[:min(len(waiting), maxBatchDetections)] {
+		if size += it.sizeBytes; size > maxSignalBytes && n > 0 {
+			return n
+		}
+	}
+	return min(len(waiting), maxBatchDetections)
+}
+
+// DecodeDetection reads one detection strictly: what is too large or not of the shape is refused.
+func DecodeDetection(raw []byte) (sensors.Detection, error) {
+	var d sensors.Detection
+	if len(raw) > maxDetectionBytes {
+		return d, fmt.Errorf("the detection has %d bytes, at most %d are accepted", len(raw), maxDetectionBytes)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&d); err != nil {
+		return d, fmt.Errorf("the detection cannot be read: %w", err)
+	}
+	return d, nil
+}
+
+// Check returns why a detection will never be accepted, or a *TemporaryError if it cannot be told now, and completes its
+// pod from the API server. from is the node that sent it, "" for another source.
+func (i *Ingester) Check(ctx context.Context, d *sensors.Detection, from string) error {
+	err := i.checkDetection(ctx, d, from)
+	var later *TemporaryError
+	switch {
+	case errors.As(err, &later):
+		i.countDetection(*d, DetectionDeferred)
+	case err != nil:
+		i.countDetection(*d, DetectionRefused)
+	}
+	return err
+}
+
+func (i *Ingester) checkDetection(ctx context.Context, d *sensors.Detection, from string) error {
+	if d.ManualRequest != nil || d.Rule == sensors.RuleManualRequest || d.Objective == sensors.ObjectiveManualRequest || d.Event.Kind == sensors.KindManualRequest || strings.HasPrefix(d.Event.Actor, sensors.ActorPersonPrefix) {
+		return errors.New("it is a person's request, which no sensor makes")
+	}
+	if from == "" {
+		i.dropUnverifiablePod(d)
+	}
+	if err := checkNames(*d); err != nil {
+		return err
+	}
+	switch {
+	case d.ID == "" || len(d.ID) > 200:
+		return errors.New("it has no id, or one that is too long")
+	case d.Rule == "" || len(d.Rule) > 200 || d.Title == "" || len(d.Title) > 500:
+		return errors.New("it has no rule or no title, or one that is too long")
+	case d.Severity.Rank() < 0:
+		return fmt.Errorf("the severity %q is unknown", truncateText(string(d.Severity)))
+	case d.Confidence < 0 || d.Confidence > 1:
+		return fmt.Errorf("the confidence %v is not from 0 to 1", d.Confidence)
+	case len(d.Objective) == 0 || len(d.Objective) > 64:
+		return errors.New("it has no objective")
+	case d.Time.After(time.Now().Add(maxClockAhead)):
+		return fmt.Errorf("its time %s lies in the future; set the node's clock", d.Time.Format(time.RFC3339))
+	case len(d.Event.Actor) > maxActorBytes:
+		return fmt.Errorf("its actor has %d bytes, at most %d are accepted", len(d.Event.Actor), maxActorBytes)
+	case d.Event.Actor != "" && from != "":
+		return errors.New("it names an actor, which a node does not know")
+	case d.Event.Subject != (sensors.Subject{}) && from != "":
+		return errors.New("it is about something that is not the node's to tell of")
+	}
+	if !d.TargetConfirmed { // else it was looked up to find out what it is about
+		if err := i.verifyPodIdentity(ctx, d, from); err != nil {
+			return err
+		}
+	}
+	if !incident.HasContainer(*d) && (from != "" || d.Event.Subject.Kind == "" || d.Event.Subject.Name == "") {
+		return errors.New("it names neither a container nor a pod")
+	}
+	return nil
+}
+
+// Accept gives detections to their incidents and returns when Temporal has all of them.
+func (i *Ingester) Accept(ctx context.Context, detections []sensors.Detection) error {
+	var waits []chan error
+	for _, d := range detections {
+		d.ManualRequest = nil
+		wait, err := i.enqueue(d, nil)
+		if err != nil {
+			i.countDetection(d, DetectionDeferred)
+			return err
+		}
+		waits = append(waits, wait)
+	}
+	for n, wait := range waits {
+		select {
+		case err := <-wait:
+			if err != nil {
+				i.countDetection(detections[n], DetectionDeferred)
+				return err
+			}
+			i.countDetection(detections[n], DetectionAccepted)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if i.OnAccepted != nil {
+		for _, d := range detections {
+			i.OnAccepted(d)
+		}
+	}
+	return nil
+}
+
+// GroupingKey is the grouping key of a detection: one incident for each workload. Whose pod or container it is may be a sender's
+// word alone. Such a detection groups with those of the same node only: what one node says must never stand in the way of
+// what another's says of the same target.
+func (i *Ingester) GroupingKey(d sensors.Detection) string {
+	key := i.Config.Cluster + "/" + incident.WorkloadOfDetection(d).String()
+	if incident.HasContainer(d) && !d.TargetConfirmed && d.Node != "" {
+		key += "@" + d.Node
+	}
+	return key
+}
+
+// ingestManualRequest gives a person's request to the incident of its target, attested as what it is.
+func (i *Ingester) ingestManualRequest(ctx context.Context, d sensors.Detection, requested *attestation.ManualRequest) error {
+	wait, err := i.enqueue(d, requested)
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-wait:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (i *Ingester) enqueue(d sensors.Detection, requested *attestation.ManualRequest) (chan error, error) {
+	key, wait := i.GroupingKey(d), make(chan error, 1)
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return nil, fmt.Errorf("encode detection %s: %w", truncateText(d.ID), err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.queuesByIncident == nil {
+		i.queuesByIncident = map[string]*incidentQueue{}
+	}
+	q := i.queuesByIncident[key]
+	if q == nil {
+		q = &incidentQueue{}
+		i.queuesByIncident[key] = q
+	}
+	// What is alike and still waits is counted: ten thousand in a second cost one signal.
+	for _, w := range q.waiting {
+		if requested == nil && w.manualRequest == nil && isSameDetection(w.detection, d) {
+			if w.detection.ID != d.ID {
+				w.detection.Count = max(w.detection.Count, 1) + max(d.Count, 1)
+			}
+			w.results = append(w.results, wait)
+			return wait, nil
+		}
+	}
+	if i.queuedCount >= maxQueuedDetections {
+		return nil, &TemporaryError{fmt.Errorf("%d detections wait for Temporal: send it again later", i.queuedCount)}
+	}
+	q.waiting = append(q.waiting, &queuedDetection{detection: d, manualRequest: requested, sizeBytes: len(raw), results: []chan error{wait}, receivedAt: time.Now()})
+	i.queuedCount++
+	if !q.draining {
+		q.draining = true
+		go i.drainQueue(key, q)
+	}
+	return wait, nil
+}
+
+func isSameDetection(a, b sensors.Detection) bool {
+	return a.Rule == b.Rule && a.Source == b.Source && a.Event.Container.ID == b.Event.Container.ID && a.Event.Container.Pod.UID == b.Event.Container.Pod.UID &&
+		a.Event.Actor == b.Event.Actor && a.Event.Subject == b.Event.Subject && a.Event.Kind == b.Event.Kind && a.Event.Syscall == b.Event.Syscall && a.Event.Process.Exe == b.Event.Process.Exe && a.Event.Network == b.Event.Network && a.Event.File == b.Event.File && slices.Equal(a.Event.Process.Args, b.Event.Process.Args)
+}
+
+// drainQueue gives an incident what waits for it until nothing does.
+func (i *Ingester) drainQueue(key string, q *incidentQueue) {
+	for {
+		i.mu.Lock()
+		n := countFittingSignal(q.waiting)
+		if n == 0 {
+			q.draining = false
+			delete(i.queuesByIncident, key)
+			i.mu.Unlock()
+			return
+		}
+		batch := q.waiting[:n]
+		q.waiting = slices.Clone(q.waiting[n:])
+		i.queuedCount -= n
+		i.mu.Unlock()
+		err := i.signalIncident(key, batch)
+		for _, it := range batch {
+			for _, done := range it.results {
+				done <- err
+			}
+		}
+	}
+}
+
+// signalIncident starts or signals the incident with what is attested.
+func (i *Ingester) signalIncident(key string, batch []*queuedDetection) error {
+	now := time.Now()
+	first := batch[0].detection
+	scope, phase, drill := i.scopeOfDetection(first)
+	inDrill := drill != nil
+	attested := make([]incident.AttestedDetection, 0, len(batch))
+	for _, it := range batch {
+		d := it.detection
+		d.Reasons = d.Reasons[:min(len(d.Reasons), 10)]
+		signed, err := i.signAttestation(d, now, it.manualRequest)
+		if err != nil {
+			return err
+		}
+		attested = append(attested, incident.AttestedDetection{Detection: d, Attestation: signed})
+	}
+	i.hitFailpoint("intake/attested")
+	id := "INC-" + ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
+	in := incident.Input{ID: id, GroupingKey: key, Cluster: i.Config.Cluster, Scope: scope, Phase: phase, Drill: inDrill, IdleTimeout: time.Duration(i.Config.IdleTimeout), LeaseTiming: i.LeaseTiming, ChatEnabled: i.ChatEnabled, ConfigHash: i.Config.Hash()}
+	if inDrill {
+		in.IdleTimeout = 30 * time.Second
+	}
+	options := client.StartWorkflowOptions{
+		ID: workflows.IncidentWorkflowID(key), TaskQueue: workflows.TaskQueue,
+		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(id)),
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	ctx, span := i.startBatchSpan(ctx, batch)
+	defer span.End()
+	if _, err := i.Temporal.SignalWithStartWorkflow(ctx, workflows.IncidentWorkflowID(key), workflows.SignalDetections, attested, options, i.IncidentWorkflow, in); err != nil {
+		span.SetStatus(codes.Error, "")
+		return &TemporaryError{fmt.Errorf("give %d detections to incident %s: %w", len(batch), key, err)}
+	}
+	i.hitFailpoint("intake/given")
+	return nil
+}
+
+// signAttestation signs that a detection was accepted or, with requested, that a person asked.
+func (i *Ingester) signAttestation(d sensors.Detection, now time.Time, requested *attestation.ManualRequest) (attestation.Envelope, error) {
+	scope, _, drill := i.scopeOfDetection(d)
+	signed, err := i.Authority.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: d.ID, DetectionHash: attestation.HashJSON(d), TargetID: incident.TargetOfDetection(d).ID(), Rule: d.Rule, Objective: string(d.Objective),
+		Severity: string(d.Severity), Confidence: d.Confidence, Node: d.Node, Namespace: d.Event.Container.Pod.Namespace,
+		Workload: incident.WorkloadOfDetection(d).String(), Scope: scope, Drill: drill, AcceptedAt: now, TargetConfirmed: d.TargetConfirmed, ManualRequest: requested,
+	})
+	if err != nil {
+		return signed, fmt.Errorf("attest detection %s: %w", d.ID, err)
+	}
+	return signed, nil
+}
+
+func (i *Ingester) hitFailpoint(point string) {
+	if i.Failpoint != nil {
+		i.Failpoint(point)
+	}
+}
+
+// scopeOfDetection returns the scope of a detection's target, and the drill that registered it; nil outside of drills.
+func (i *Ingester) scopeOfDetection(d sensors.Detection) (name string, phase int, drill *attestation.DrillRegistration) {
+	if drill := i.DrillRegistry.RegistrationFor(d, incident.TargetOfDetection(d).ID()); drill != nil {
+		return config.DrillScope, 3, drill
+	}
+	s := i.Config.ScopeForNamespace(d.Event.Container.Pod.Namespace)
+	return s.Name, s.Phase, nil
+}
+
+func truncateText(s string) string {
+	if r := []rune(s); len(r) > 80 {
+		return string(r[:80]) + "…"
+	}
+	return s
+}

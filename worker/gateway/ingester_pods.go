@@ -1,0 +1,293 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"stanch/activities"
+	"stanch/activities/kube"
+	"stanch/playbooks"
+	"stanch/sensors"
+)
+
+// podCache keeps pods that were looked up with their owners, so that a hundred alerts about one pod ask the API server
+// once. A pod is kept under its whole identity: what was confirmed of one name says nothing of another.
+type podCache struct {
+	mu    sync.Mutex
+	byUID map[string]cachedPod
+	// byContainer are the pods of containers that were looked for by node and id; nil is a container without a pod.
+	byContainer map[string]cachedPod
+}
+
+type cachedPod struct {
+	pod      *corev1.Pod
+	facts    activities.TargetFacts
+	cachedAt time.Time
+}
+
+const (
+	maxCachedPods = 5000
+	podCacheTTL   = 30 * time.Second
+	// stalePodMaxAge is how long a pod that was looked up counts while the API server is away: its UID, node and namespace
+	// never change.
+	stalePodMaxAge = 5 * time.Minute
+	// nodeLookupTimeout and sourceLookupTimeout are how long the API server may take for a node's detection and for that of another sensor,
+	// which can send it again.
+	nodeLookupTimeout   = 1500 * time.Millisecond
+	sourceLookupTimeout = 5 * time.Second
+)
+
+// containerIDPattern is what a runtime calls a container. It is a part of workflow ids, so nothing that divides them may be in it.
+var containerIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.:-]{0,127}$`)
+
+var podUIDPattern = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
+
+// checkNames refuses names that are none. They are parts of paths at the API server and of workflow ids, and a name that
+// the client library refuses would look as if the API server were away.
+func checkNames(d sensors.Detection) error {
+	c := d.Event.Container
+	switch pod := c.Pod; {
+	case pod.Name != "" && len(validation.IsDNS1123Subdomain(pod.Name)) > 0:
+		return fmt.Errorf("invalid pod name %q", truncateText(pod.Name))
+	case pod.Namespace != "" && len(validation.IsDNS1123Label(pod.Namespace)) > 0:
+		return fmt.Errorf("invalid namespace %q", truncateText(pod.Namespace))
+	case pod.UID != "" && !podUIDPattern.MatchString(pod.UID):
+		return fmt.Errorf("invalid pod UID %q", truncateText(pod.UID))
+	case (pod.UID != "" || pod.Name != "") && (pod.Name == "" || pod.Namespace == ""):
+		return fmt.Errorf("incomplete pod identity: name %q, namespace %q, UID %q", truncateText(pod.Name), truncateText(pod.Namespace), truncateText(pod.UID))
+	case c.ID != "" && !containerIDPattern.MatchString(c.ID):
+		return fmt.Errorf("invalid container id %q", truncateText(c.ID))
+	}
+	// Machines outside of a cluster may have capital letters and underscores in their names.
+	if node := strings.ReplaceAll(strings.ToLower(d.Node), "_", "-"); node != "" && len(validation.IsDNS1123Subdomain(node)) > 0 {
+		return fmt.Errorf("invalid node name %q", truncateText(d.Node))
+	}
+	return nil
+}
+
+// dropUnverifiablePod drops the identity of a pod that nobody can look up from an alert that names its container: there it is a label
+// for people, and no reason to refuse the alert.
+func (i *Ingester) dropUnverifiablePod(d *sensors.Detection) {
+	c := &d.Event.Container
+	pod := c.Pod
+	if c.ID == "" || pod.Name == "" && pod.UID == "" && pod.Namespace == "" {
+		return
+	}
+	valid := len(validation.IsDNS1123Label(pod.Namespace)) == 0 && len(validation.IsDNS1123Subdomain(pod.Name)) == 0
+	if i.Kube != nil && valid {
+		return
+	}
+	d.Reasons = append(d.Reasons, "The alert names the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which nothing here can look up.")
+	c.Pod, c.Workload = sensors.Pod{}, sensors.Workload{}
+	if c.Name == "" && len(validation.IsDNS1123Subdomain(pod.Name)) == 0 {
+		c.Name = pod.Name
+	}
+}
+
+// verifyPodIdentity replaces what a detection says of its pod by what the API server says: a name is reused, a UID is not, and
+// only the chain of owners tells whose pod it is. from is the node that sent it, "" for another source. It returns a
+// *TemporaryError where the API server cannot say it now and the sender can come again.
+func (i *Ingester) verifyPodIdentity(ctx context.Context, d *sensors.Detection, from string) error {
+	c := &d.Event.Container
+	if i.Kube == nil {
+		if c.Pod.Name != "" && from == "" {
+			return i.fallBackToAccount(d, from, errors.New("it names a pod, and no cluster is connected"))
+		}
+		return nil
+	}
+	wait := sourceLookupTimeout
+	if from != "" {
+		wait = nodeLookupTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	var found cachedPod
+	var err error
+	switch {
+	case c.Pod.Name != "":
+		found, err = i.lookUpPod(ctx, *c)
+	case c.ID != "":
+		found, err = i.lookUpPodByContainer(ctx, d.Node, c.ID)
+	}
+	switch {
+	case err != nil && from != "" && kube.IsUnavailable(err):
+		// A cluster that is away must not make Stanch blind: the node's word is taken. It makes an incident of its own, which
+		// joins nobody else's, and nothing is contained on it without a person.
+		i.Log.Warn("the API server does not say where a pod runs; the node's word is taken", "pod", c.Pod.Namespace+"/"+c.Pod.Name, "container", c.ID, "error", err)
+		return nil
+	case err != nil && c.Pod.Name == "" && !kube.IsUnavailable(err) && from == "":
+		// An alert with nothing but a container's id is taken as it is where the pod cannot be found; guards ask a person.
+		i.Log.Warn("find the pod of a container", "container", truncateText(c.ID), "node", truncateText(d.Node), "error", err)
+		return nil
+	case err != nil:
+		return i.fallBackToAccount(d, from, identityLookupError(*c, err))
+	case found.pod == nil:
+		return nil
+	case from != "" && found.pod.Spec.NodeName != from:
+		return fmt.Errorf("pod %s/%s does not run on node %s", truncateText(found.pod.Namespace), truncateText(found.pod.Name), from)
+	case c.Pod.UID != "" && !kube.HasUID(found.pod, c.Pod.UID):
+		return i.fallBackToAccount(d, from, fmt.Errorf("pod %s/%s has the UID %s now, not %s", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name), found.pod.UID, truncateText(c.Pod.UID)))
+	case c.Pod.UID == "" && from != "" && c.Pod.Name != "":
+		return fmt.Errorf("the pod %s/%s has no UID", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name))
+	}
+	applyVerifiedPod(d, found)
+	return nil
+}
+
+// completePod looks up the pod that a detection of a request or of a call is about.
+func (i *Ingester) completePod(ctx context.Context, d *sensors.Detection) error {
+	if err := checkNames(*d); err != nil {
+		return err
+	}
+	return i.verifyPodIdentity(ctx, d, "")
+}
+
+// fallBackToAccount makes a detection that is about an account as well one about the account alone, with the reason why its pod
+// cannot be contained; every other is refused for that reason. What may be known later is asked again.
+func (i *Ingester) fallBackToAccount(d *sensors.Detection, from string, err error) error {
+	if later := (*TemporaryError)(nil); from != "" || d.Event.Subject.Name == "" || errors.As(err, &later) {
+		return err
+	}
+	pod := d.Event.Container.Pod
+	d.Event.Container = sensors.Container{}
+	d.Reasons = append(d.Reasons, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be contained: "+truncateReason(err.Error())+".")
+	return nil
+}
+
+// identityLookupError is what the sender is told: to come again, or that it is refused for good.
+func identityLookupError(c sensors.Container, err error) error {
+	what := fmt.Errorf("look up pod %s/%s: %w", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name), err)
+	switch {
+	case isNotFound(err):
+		return fmt.Errorf("there is no pod %s/%s any more", truncateText(c.Pod.Namespace), truncateText(c.Pod.Name))
+	case kube.IsDefinitiveError(err):
+		return what
+	}
+	return &TemporaryError{what}
+}
+
+// applyVerifiedPod takes over what the API server says.
+func applyVerifiedPod(d *sensors.Detection, found cachedPod) {
+	got, c := found.pod, &d.Event.Container
+	pod := &c.Pod
+	pod.Namespace, pod.Name, pod.UID, pod.HostNetwork, pod.ServiceAccount, pod.Labels = got.Namespace, got.Name, string(got.UID), got.Spec.HostNetwork, got.Spec.ServiceAccountName, sensors.LimitLabels(got.Labels)
+	if got.Status.PodIP != "" {
+		pod.IP = got.Status.PodIP
+	}
+	d.Node, d.Event.Node = got.Spec.NodeName, got.Spec.NodeName
+	if s := kube.FindContainerStatus(got, c.ID, c.Name); s != nil {
+		_, c.ID, _ = strings.Cut(s.ContainerID, "://")
+		c.Name, c.Image = s.Name, s.Image
+		if _, digest, ok := strings.Cut(s.ImageID, "@"); ok {
+			c.ImageDigest = digest
+		}
+	}
+	owner := found.facts.Workload()
+	c.Workload = sensors.Workload{Kind: owner.Kind, Name: owner.Name}
+	d.TargetConfirmed = true
+}
+
+// lookUpPod looks a pod up. What was looked up a moment ago counts only if the report shows that it means the same pod, by its
+// UID or by one of its containers: by its name alone it may mean the next one.
+func (i *Ingester) lookUpPod(ctx context.Context, c sensors.Container) (cachedPod, error) {
+	key := c.Pod.Namespace + "/" + c.Pod.Name
+	i.podCache.mu.Lock()
+	kept, ok := i.podCache.byUID[key]
+	i.podCache.mu.Unlock()
+	same := ok && (c.Pod.UID != "" && kube.HasUID(kept.pod, c.Pod.UID) || c.Pod.UID == "" && c.ID != "" && kube.FindContainerStatus(kept.pod, c.ID, "") != nil)
+	if same && time.Since(kept.cachedAt) < podCacheTTL {
+		return kept, nil
+	}
+	got, err := i.Kube.CoreV1().Pods(c.Pod.Namespace).Get(ctx, c.Pod.Name, metav1.GetOptions{})
+	if err != nil {
+		if same && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
+			return kept, nil
+		}
+		return cachedPod{}, err //nolint:wrapcheck // the caller says what was looked up
+	}
+	return i.cachePod(ctx, got), nil
+}
+
+// cachePod resolves the owners of a pod and keeps both. A chain that could not be read to its end is not kept.
+func (i *Ingester) cachePod(ctx context.Context, got *corev1.Pod) cachedPod {
+	found := cachedPod{pod: trimPod(got), facts: kube.PodTargetFacts(ctx, i.Kube, got), cachedAt: time.Now()}
+	if found.facts.IncompleteReason != "" {
+		i.Log.Debug("the owners of a pod are not all known", "pod", got.Namespace+"/"+got.Name, "reason", found.facts.IncompleteReason)
+		if ctx.Err() != nil {
+			return found
+		}
+	}
+	i.podCache.mu.Lock()
+	defer i.podCache.mu.Unlock()
+	if i.podCache.byUID == nil || len(i.podCache.byUID) >= maxCachedPods {
+		i.podCache.byUID = map[string]cachedPod{}
+	}
+	i.podCache.byUID[got.Namespace+"/"+got.Name] = found
+	return found
+}
+
+// lookUpPodByContainer finds the pod of a container by its node and the beginning of its id; no pod is a container of a machine.
+func (i *Ingester) lookUpPodByContainer(ctx context.Context, node, id string) (cachedPod, error) {
+	key := node + "/" + id
+	i.podCache.mu.Lock()
+	kept, ok := i.podCache.byContainer[key]
+	i.podCache.mu.Unlock()
+	if ok && time.Since(kept.cachedAt) < podCacheTTL {
+		return kept, nil
+	}
+	if node == "" {
+		return cachedPod{}, nil
+	}
+	got, _, err := kube.FindPodByContainerID(ctx, i.Kube, node, id)
+	if err != nil {
+		if ok && kube.IsUnavailable(err) && time.Since(kept.cachedAt) < stalePodMaxAge {
+			return kept, nil
+		}
+		return cachedPod{}, err //nolint:wrapcheck // it says what was looked for
+	}
+	found := cachedPod{cachedAt: time.Now()}
+	if got != nil {
+		found = i.cachePod(ctx, got)
+	}
+	i.podCache.mu.Lock()
+	defer i.podCache.mu.Unlock()
+	if i.podCache.byContainer == nil || len(i.podCache.byContainer) >= maxCachedPods {
+		i.podCache.byContainer = map[string]cachedPod{}
+	}
+	i.podCache.byContainer[key] = found
+	return found, nil
+}
+
+// podOwner is the workload that owns a pod that was listed.
+func (i *Ingester) podOwner(ctx context.Context, pod *corev1.Pod) playbooks.WorkloadIdentity {
+	return kube.PodTargetFacts(ctx, i.Kube, pod).Workload()
+}
+
+// trimPod is what is read of a pod that is kept: thousands of whole pods would be much memory.
+func trimPod(p *corev1.Pod) *corev1.Pod {
+	var annotations map[string]string
+	for _, key := range []string{corev1.MirrorPodAnnotationKey, "kubernetes.io/config.hash"} {
+		if value, ok := p.Annotations[key]; ok {
+			if annotations == nil {
+				annotations = map[string]string{}
+			}
+			annotations[key] = value
+		}
+	}
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels, Annotations: annotations},
+		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, ServiceAccountName: p.Spec.ServiceAccountName},
+		Status: corev1.PodStatus{
+			PodIP: p.Status.PodIP, ContainerStatuses: p.Status.ContainerStatuses, InitContainerStatuses: p.Status.InitContainerStatuses, EphemeralContainerStatuses: p.Status.EphemeralContainerStatuses,
+		},
+	}
+}

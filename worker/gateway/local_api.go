@@ -1,0 +1,150 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"stanch/worker/config"
+)
+
+func isNotFound(err error) bool { return apierrors.IsNotFound(err) }
+
+// LocalAPI is the API on the local socket: the kernel says who speaks (SO_PEERCRED), the configuration says what that
+// person may do.
+type LocalAPI struct {
+	API
+	// DrillRegistry issues the keys of drills; nil issues none.
+	DrillRegistry *DrillRegistry
+}
+
+type peerUIDContextKey struct{}
+
+// HTTPServer is the HTTP server for the local socket.
+func (l *LocalAPI) HTTPServer() *http.Server {
+	l.Identify = l.identifyPeer
+	if l.DrillRegistry != nil {
+		l.IssueDrillKey, l.RegisterDrillTargets = l.issueDrillKey, l.registerDrillTargets
+	}
+	return &http.Server{
+		Handler: l.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			uid, err := peerUID(c)
+			if err != nil {
+				return ctx
+			}
+			return context.WithValue(ctx, peerUIDContextKey{}, uid)
+		},
+	}
+}
+
+func peerUID(c net.Conn) (uint32, error) {
+	if wrapped, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = wrapped.NetConn()
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("not a local socket")
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("peer credentials: %w", err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, fmt.Errorf("peer credentials: %w", err)
+	}
+	if credErr != nil {
+		return 0, fmt.Errorf("peer credentials: %w", credErr)
+	}
+	return cred.Uid, nil
+}
+
+func isOperator(uid uint32) bool { return uid == 0 || int(uid) == os.Getuid() }
+
+func (l *LocalAPI) identifyPeer(r *http.Request) (Principal, error) {
+	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
+	if !ok {
+		return Principal{}, forbidden("the socket does not say who you are")
+	}
+	s := Principal{AuthenticatedBy: fmt.Sprintf("uid %d on the local socket", uid), RateLimitKey: fmt.Sprintf("uid:%d", uid), IsOperator: isOperator(uid)}
+	if key := r.Header.Get("Stanch-Drill"); key != "" {
+		if name, ok := l.DrillRegistry.NameForKey(key); ok {
+			s.DrillName, s.AuthenticatedBy = name, "the key of drill "+name
+			s.Person = config.Person{Name: "drill " + name, Groups: []string{config.DrillScope, "responders"}}
+			return s, nil
+		}
+	}
+	cfg, err := l.Roster.Current()
+	if err != nil {
+		if !s.IsOperator {
+			return Principal{}, forbidden("%v", err)
+		}
+		// Who runs Stanch can stop and release also while the configuration is damaged.
+		s.Person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
+		return s, nil
+	}
+	person, known := cfg.PersonByUID(uid)
+	switch {
+	case known:
+	case s.IsOperator && len(cfg.People) == 0:
+		// Nobody is configured: who runs Stanch on this machine is its operator.
+		name := strconv.Itoa(int(uid))
+		if u, err := user.LookupId(name); err == nil {
+			name = u.Username
+		}
+		person = config.Person{Name: name, Groups: []string{"responders"}}
+	case s.IsOperator:
+		// Who runs Stanch may stop and release, and answers no question unless the configuration says so.
+		person = config.Person{Name: fmt.Sprintf("uid %d", uid)}
+	default:
+		return Principal{}, forbidden("user id %d is nobody in the configuration: add a person with `uid: %d` under `people`", uid, uid)
+	}
+	s.Person = person
+	return s, nil
+}
+
+// issueDrillKey makes an approver key that answers for drills only, for root and the user who runs Stanch.
+func (l *LocalAPI) issueDrillKey(r *http.Request) (any, error) {
+	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
+	if !ok || !isOperator(uid) {
+		return nil, forbidden("only root and the user who runs Stanch may run a drill")
+	}
+	var q struct {
+		Name string `json:"name"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+	}
+	secret, err := l.DrillRegistry.IssueKey(q.Name)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"key": secret}, nil
+}
+
+// registerDrillTargets registers what a drill created, for who may run a drill and holds its key.
+func (l *LocalAPI) registerDrillTargets(r *http.Request) (any, error) {
+	uid, ok := r.Context().Value(peerUIDContextKey{}).(uint32)
+	if !ok || !isOperator(uid) {
+		return nil, forbidden("only root and the user who runs Stanch may run a drill")
+	}
+	var q DrillTargets
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&q); err != nil {
+		return nil, &httpError{http.StatusBadRequest, "the request cannot be read: " + err.Error()}
+	}
+	return l.DrillRegistry.Register(r.Context(), r.Header.Get("Stanch-Drill"), q)
+}

@@ -1,0 +1,118 @@
+package gateway_test
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	testrequire "stanch/testenv/require"
+	"stanch/worker/gateway"
+)
+
+// runAsUser runs f on a thread of its own with the file-system rights of another user and group.
+func runAsUser(t *testing.T, uid, gid int, f func() error) error {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		_ = unix.Setfsgid(gid)
+		_ = unix.Setfsuid(uid)
+		done <- f()
+	}()
+	return <-done
+}
+
+func connectTo(path string) func() error {
+	return func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	}
+}
+
+// newSocketDir is a short path below a folder that everybody may pass through.
+func newSocketDir(t *testing.T) string {
+	t.Helper()
+	testrequire.Root(t)
+	dir, err := os.MkdirTemp("/var/tmp", "sock-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// Members of the socket's group connect, and read nothing else of the data directory; others do not even connect.
+func TestOnlyTheSocketGroupConnectsAndReadsNothing(t *testing.T) {
+	const group, uid = 54321, 54322
+	dir := newSocketDir(t)
+	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "keys")
+	require.NoError(t, os.WriteFile(secret, []byte("x"), 0o644))                     //nolint:gosec // as an old version left it
+	require.NoError(t, os.Mkdir(key, 0o755))                                         //nolint:gosec // as an old version left it
+	require.NoError(t, os.WriteFile(filepath.Join(key, "seed"), []byte("x"), 0o644)) //nolint:gosec // behind its folder
+	socket := filepath.Join(dir, "stanch.sock")
+	l, err := gateway.ListenLocalSocket(socket, group)
+	require.NoError(t, err)
+	read := func(path string) func() error {
+		return func() error { _, err := os.ReadFile(path); return err }
+	}
+	require.NoError(t, runAsUser(t, uid, group, connectTo(socket)))
+	require.ErrorIs(t, runAsUser(t, uid, uid, connectTo(socket)), unix.EACCES, "another group")
+	for _, path := range []string{secret, filepath.Join(key, "seed")} {
+		require.ErrorIs(t, runAsUser(t, uid, group, read(path)), os.ErrPermission, path)
+	}
+	require.ErrorIs(t, runAsUser(t, uid, group, func() error { _, err := os.ReadDir(dir); return err }), os.ErrPermission)
+	require.NoError(t, l.Close())
+
+	// Without a group the next start takes the way through back.
+	l, err = gateway.ListenLocalSocket(socket, gateway.NoSocketGroup)
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	require.ErrorIs(t, runAsUser(t, uid, group, connectTo(socket)), unix.EACCES)
+	require.NoError(t, runAsUser(t, 0, 0, connectTo(socket)))
+}
+
+// A directory through which everybody passes is not Stanch's alone: nothing in it is changed, and the socket is the group's.
+func TestASharedDirectoryIsLeftAsItIs(t *testing.T) {
+	const group, uid = 54321, 54322
+	dir := newSocketDir(t)
+	for _, mode := range []os.FileMode{0o755, 0o777 | os.ModeSticky} {
+		require.NoError(t, os.Chmod(dir, mode))
+		beside := filepath.Join(dir, "notes")
+		require.NoError(t, os.WriteFile(beside, []byte("x"), 0o644)) //nolint:gosec // somebody's
+		socket := filepath.Join(dir, "stanch.sock")
+		l, err := gateway.ListenLocalSocket(socket, group)
+		require.NoError(t, err)
+		for path, want := range map[string]os.FileMode{dir: mode | os.ModeDir, beside: 0o644} {
+			info, err := os.Stat(path)
+			require.NoError(t, err)
+			require.Equal(t, want, info.Mode(), path)
+		}
+		require.NoError(t, runAsUser(t, uid, group, connectTo(socket)))
+		require.ErrorIs(t, runAsUser(t, uid, uid, connectTo(socket)), unix.EACCES, "another group")
+		require.NoError(t, l.Close())
+	}
+}
+
+func TestAGroupThatCannotReachTheSocketIsNamed(t *testing.T) {
+	dir := filepath.Join(newSocketDir(t), "data") // below a folder of mode 0700
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	_, err := gateway.ListenLocalSocket(filepath.Join(dir, "stanch.sock"), 54321)
+	require.ErrorContains(t, err, "the socket group cannot pass through "+filepath.Dir(dir)+" (mode 0700); run `chmod o+x")
+}
+
+func TestAnUnknownSocketGroupSaysHowToCreateIt(t *testing.T) {
+	_, err := gateway.LookUpSocketGroup("no-such-group")
+	require.EqualError(t, err, "unknown socket group \"no-such-group\"; create it with `groupadd --system no-such-group` and add each approver with `usermod -aG no-such-group USER`")
+	gid, err := gateway.LookUpSocketGroup("root")
+	require.NoError(t, err)
+	require.Zero(t, gid)
+	gid, err = gateway.LookUpSocketGroup("")
+	require.NoError(t, err)
+	require.Equal(t, gateway.NoSocketGroup, gid)
+}

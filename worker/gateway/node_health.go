@@ -1,0 +1,185 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"stanch/sensors/duration"
+	"stanch/sensors/gatewayrpc/gatewaypb"
+)
+
+// maxHealthBytes bounds what a node may tell of itself, in bytes.
+const maxHealthBytes = 256 << 10
+
+// handleHealthReport takes in what a node tells of itself, and answers with the time. What it tells too often is not looked at: all of
+// it is judged, and reported, on the way that the words of all nodes go.
+func (h *NodeServer) handleHealthReport(n *nodeConnection, health *gatewaypb.Health) error {
+	now := time.Now()
+	if !n.rateLimit.healthReports.AllowN(now, 1) {
+		return nil
+	}
+	clock := measureClockSkew(health, n.timeSentAt, now)
+	raw := append(json.RawMessage(nil), health.GetStatus()...)
+	if len(raw) > maxHealthBytes || !json.Valid(raw) {
+		h.Log.Warn("what a node tells of itself cannot be read", "node", n.name, "bytes", len(raw))
+		raw = nil
+	}
+	n.mu.Lock()
+	n.lastHealth = raw
+	if clock != nil {
+		n.clockSkew = clock
+	}
+	n.mu.Unlock()
+	h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeReported, Status: raw, ClockSkew: clock})
+	if health.GetTimeNs() == 0 {
+		return nil // an older sensor, which does not know the answer
+	}
+	n.timeSentAt = time.Now()
+	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Heard{Heard: &gatewaypb.Heard{TimeNs: n.timeSentAt.UnixNano()}}})
+}
+
+func (h *NodeServer) rateLimitFor(name string) *nodeRateLimit {
+	h.rateLimits.mu.Lock()
+	h.rateLimits.config = h.NodeLimits
+	h.rateLimits.mu.Unlock()
+	return h.rateLimits.forNode(name)
+}
+
+// throttle tells a node that sends more than its rate to wait, and how long. Who does not obey is not read for that long.
+func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gatewaypb.Detections) (time.Duration, error) {
+	if early := n.rateLimit.remainingWait(time.Now()); early > earlyTolerance {
+		if err := sleep(ctx, early); err != nil {
+			return 0, err
+		}
+	}
+	size := 0
+	for _, raw := range batch.GetDetection() {
+		size += len(raw)
+	}
+	wait := n.rateLimit.reserveBatch(len(batch.GetDetection()), size, time.Now())
+	if wait <= 0 {
+		return 0, nil
+	}
+	h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeRateLimited})
+	if n.supportsThrottle {
+		return wait, n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Ack{Ack: &gatewaypb.Ack{Sequence: batch.GetSequence(), RetryAfterMs: wait.Milliseconds() + 1}}})
+	}
+	// An older sensor would take that for an acknowledgement and forget the batch: it is made to wait for the true one.
+	for wait > 0 {
+		if err := sleep(ctx, wait); err != nil {
+			return 0, err
+		}
+		wait = n.rateLimit.reserveBatch(len(batch.GetDetection()), size, time.Now())
+	}
+	return 0, nil
+}
+
+// NodeStreamState is what the gateway itself knows of a node's stream.
+type NodeStreamState struct {
+	ConnectedSince       time.Time  `json:"since"`
+	CertificateExpiresAt time.Time  `json:"certificate_ends"`
+	ClockSkew            *ClockSkew `json:"clock,omitempty"`
+	// LimitedBatches counts the batches that came too fast.
+	LimitedBatches uint64 `json:"limited,omitempty"`
+}
+
+// ConnectedNodes lists the connected nodes with their last health, and under "gateway" with what the gateway itself knows.
+func (h *NodeServer) ConnectedNodes() map[string]json.RawMessage {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]json.RawMessage{}
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		state := NodeStreamState{ConnectedSince: n.connectedAt, CertificateExpiresAt: n.certificateExpiry, ClockSkew: n.clockSkew}
+		health := n.lastHealth
+		n.mu.Unlock()
+		n.rateLimit.mu.Lock()
+		state.LimitedBatches = n.rateLimit.limitedBatches
+		n.rateLimit.mu.Unlock()
+		all := map[string]json.RawMessage{}
+		if json.Unmarshal(health, &all) != nil || all == nil {
+			all = map[string]json.RawMessage{}
+		}
+		if raw, err := json.Marshal(state); err == nil {
+			all["gateway"] = raw // whatever the node itself put there
+		}
+		if raw, err := json.Marshal(all); err == nil {
+			out[name] = raw
+		}
+	}
+	return out
+}
+
+// DisconnectedNodes lists the nodes that were connected to this replica within the time given and are not now.
+func (h *NodeServer) DisconnectedNodes(within time.Duration) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for name, left := range h.disconnectedAt {
+		if h.nodes[name] == nil && time.Since(left) < within {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// renewalLimiter bounds how often each node may ask for a certificate.
+type renewalLimiter struct {
+	mu     sync.Mutex
+	byNode map[string]*rate.Limiter
+}
+
+const (
+	// renewalInterval and renewalBurst are far more than a node needs, which renews every few weeks.
+	renewalInterval = 10 * time.Minute
+	renewalBurst    = 3
+)
+
+func (r *renewalLimiter) allow(node string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byNode == nil || len(r.byNode) > maxNodeRateLimits {
+		r.byNode = map[string]*rate.Limiter{}
+	}
+	if r.byNode[node] == nil {
+		r.byNode[node] = rate.NewLimiter(rate.Every(renewalInterval), renewalBurst)
+	}
+	return r.byNode[node].Allow()
+}
+
+// renewCertificate gives the node of a stream a certificate for its own name and role, whatever its request says.
+func (h *NodeServer) renewCertificate(ctx context.Context, n *nodeConnection, r *gatewaypb.Renew) error {
+	answer := &gatewaypb.Renewed{}
+	certificate, err := h.signCertificate(ctx, n.name, r.GetCsr())
+	if err != nil {
+		answer.Error = err.Error()
+		h.Log.Warn("a node's certificate was not renewed", "node", n.name, "error", err)
+		h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeRenewalFailed, Reason: err.Error()})
+	} else {
+		answer.Certificate = certificate
+		ends := certificateExpiry(certificate)
+		n.mu.Lock()
+		n.certificateExpiry = ends
+		n.mu.Unlock()
+		h.Log.Info("a node's certificate was renewed", "node", n.name, "ends", ends)
+		h.notifyMonitor(NodeEvent{Node: n.name, Kind: NodeCertificateRenewed, CertificateExpiresAt: ends})
+	}
+	return n.sendMessage(&gatewaypb.ToNode{Body: &gatewaypb.ToNode_Renewed{Renewed: answer}})
+}
+
+func (h *NodeServer) signCertificate(ctx context.Context, name string, csr []byte) ([]byte, error) {
+	if h.SignCSR == nil {
+		return nil, fmt.Errorf("this gateway issues no certificates")
+	}
+	if !h.renewalLimiter.allow(name) {
+		return nil, fmt.Errorf("asked too often: wait %s", duration.Format(renewalInterval))
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return h.SignCSR(ctx, name, csr)
+}

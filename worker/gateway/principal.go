@@ -1,0 +1,112 @@
+package gateway
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"stanch/activities"
+	"stanch/worker/config"
+)
+
+// Principal is somebody whose identity was proved.
+type Principal struct {
+	config.Person
+	// AuthenticatedBy says how: "uid 1000 on the local socket".
+	AuthenticatedBy string
+	// RateLimitKey is what their rate is bounded by: the identity, and not the name.
+	RateLimitKey string
+	// DrillName is the name of the drill whose key speaks.
+	DrillName string
+	// IsOperator is who runs Stanch on this machine: they may release and stop without being in the configuration.
+	IsOperator bool
+}
+
+// GroupMembership finds the groups of a person that are kept elsewhere.
+type GroupMembership interface {
+	// GroupsOfPerson are those of the wanted groups that the person is in. An error means that nobody can tell.
+	GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error)
+}
+
+// principalRateLimiter bounds how often each identity may ask.
+type principalRateLimiter struct {
+	mu    sync.Mutex
+	byKey map[string]*rate.Limiter
+}
+
+const (
+	requestBurst      = 60
+	requestsPerSecond = 2
+	// maxRateLimiters bounds how many identities are told apart; past it all are forgotten and begin anew.
+	maxRateLimiters = 10_000
+)
+
+func (l *principalRateLimiter) allow(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.byKey == nil || len(l.byKey) > maxRateLimiters {
+		l.byKey = map[string]*rate.Limiter{}
+	}
+	if l.byKey[key] == nil {
+		l.byKey[key] = rate.NewLimiter(requestsPerSecond, requestBurst)
+	}
+	return l.byKey[key].Allow()
+}
+
+// refusedVoteCounter bounds how many refused answers of a question are kept for the record, of each person and in all.
+type refusedVoteCounter struct {
+	mu                 sync.Mutex
+	byRequestAndPerson map[string]map[string]int
+}
+
+const (
+	maxRefusedVotes          = 10
+	maxRefusedVotesPerPerson = 2
+)
+
+func (r *refusedVoteCounter) allow(question, person string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byRequestAndPerson == nil || len(r.byRequestAndPerson) > 1000 {
+		r.byRequestAndPerson = map[string]map[string]int{}
+	}
+	if r.byRequestAndPerson[question] == nil {
+		r.byRequestAndPerson[question] = map[string]int{}
+	}
+	all := 0
+	for _, n := range r.byRequestAndPerson[question] {
+		all += n
+	}
+	if all >= maxRefusedVotes || r.byRequestAndPerson[question][person] >= maxRefusedVotesPerPerson {
+		return false
+	}
+	r.byRequestAndPerson[question][person]++
+	return true
+}
+
+// groupsForApprovers are the speaker's groups among those that a question is for.
+func (d *ApprovalService) groupsForApprovers(ctx context.Context, cfg *config.Config, s Principal, a activities.Approvers) ([]string, error) {
+	groups := s.Groups
+	if d.GroupMembership == nil || s.DrillName != "" {
+		return groups, nil
+	}
+	var wanted []config.Group
+	for _, g := range cfg.Groups {
+		if g.SlackUserGroup != "" && (slices.Contains(a.Groups, g.Name) || a.Escalate != nil && slices.Contains(a.Escalate.Groups, g.Name)) && !slices.Contains(groups, g.Name) {
+			wanted = append(wanted, g)
+		}
+	}
+	if len(wanted) == 0 {
+		return groups, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	more, err := d.GroupMembership.GroupsOfPerson(ctx, s.Person, wanted)
+	if err != nil {
+		return nil, forbidden("who is in the group cannot be found out now: %v", err)
+	}
+	return append(append([]string{}, groups...), more...), nil
+}

@@ -1,0 +1,145 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"go.temporal.io/api/serviceerror"
+	workflowpb "go.temporal.io/api/workflow/v1"
+
+	"stanch/workflows"
+	"stanch/workflows/lease"
+)
+
+const (
+	runningLeasesQuery = "WorkflowType = 'Lease' AND ExecutionStatus = 'Running'"
+	allLeasesQuery     = "WorkflowType = 'Lease'"
+	// maxLeasesPerRequest bounds how many leases are read in one request.
+	maxLeasesPerRequest = 10_000
+	// leaseQueryTimeout is how long one lease may take to answer, and concurrentLeaseQueries how many are asked at once: one whose
+	// worker hangs holds up no other. After a crash Temporal asks the worker that has died first, for five seconds, and
+	// the one that lives only then.
+	leaseQueryTimeout      = 20 * time.Second
+	concurrentLeaseQueries = 16
+)
+
+// RunningLeases gives the leases that run, by workflow id. Where one is named, by its id or its workflow's, that one alone is
+// read if it is found without reading others. What could be read is given with an error that names what could not: one
+// damaged lease holds no other.
+func (r *QueryService) RunningLeases(ctx context.Context, named string) (map[string]*lease.Machine, error) {
+	found, problem := r.listLeaseWorkflows(ctx, runningLeasesQuery)
+	for _, w := range found {
+		if id := w.GetExecution().GetWorkflowId(); named != "" && (id == named || lease.IDFromFirstRun(w.GetExecution().GetRunId()) == named) {
+			return r.queryLeases(ctx, []*workflowpb.WorkflowExecutionInfo{w})
+		}
+	}
+	out, err := r.queryLeases(ctx, found)
+	for id, m := range out {
+		if named != "" && m.LeaseID == named { // its run goes on from an earlier one
+			return map[string]*lease.Machine{id: m}, nil
+		}
+	}
+	return out, errors.Join(problem, err)
+}
+
+// listLeaseWorkflows lists leases to the end, or says that there are more.
+func (r *QueryService) listLeaseWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
+	found, more, err := r.listWorkflowsUpTo(ctx, query, maxLeasesPerRequest)
+	if err != nil {
+		return found, fmt.Errorf("list the leases (%d were listed before it failed): %w", len(found), err)
+	}
+	if more {
+		return found, fmt.Errorf("there are more than %d leases: these are the first; try again when they have ended", len(found))
+	}
+	return found, nil
+}
+
+// queryLeases asks each lease for its state.
+func (r *QueryService) queryLeases(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo) (map[string]*lease.Machine, error) {
+	out := map[string]*lease.Machine{}
+	var problems []error
+	r.queryEachLease(ctx, found, func(w *workflowpb.WorkflowExecutionInfo, m *lease.Machine, err error) {
+		if err != nil {
+			problems = append(problems, err)
+			return
+		}
+		key := w.GetExecution().GetWorkflowId()
+		if _, twice := out[key]; twice {
+			key += "/" + w.GetExecution().GetRunId()
+		}
+		out[key] = m
+	})
+	return out, errors.Join(problems...)
+}
+
+// queryEachLease asks leases for their state, several at once, and gives each answer to take, one at a time. A lease that Temporal
+// no longer has gives none.
+func (r *QueryService) queryEachLease(ctx context.Context, found []*workflowpb.WorkflowExecutionInfo, take func(*workflowpb.WorkflowExecutionInfo, *lease.Machine, error)) {
+	var all sync.WaitGroup
+	var taking sync.Mutex
+	free := make(chan struct{}, concurrentLeaseQueries)
+	for _, w := range found {
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			m, err := r.queryLease(ctx, w)
+			if m == nil && err == nil {
+				return
+			}
+			taking.Lock()
+			defer taking.Unlock()
+			take(w, m, err)
+		})
+	}
+	all.Wait()
+}
+
+func (r *QueryService) queryLease(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (*lease.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, leaseQueryTimeout)
+	defer cancel()
+	id, run := w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId()
+	value, err := r.Temporal.QueryWorkflow(ctx, id, run, workflows.QueryLease)
+	if gone := (*serviceerror.NotFound)(nil); errors.As(err, &gone) {
+		return nil, nil
+	}
+	m := &lease.Machine{}
+	if err == nil {
+		err = value.Get(m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the lease of %s (%s) cannot be read: %w", strings.TrimPrefix(id, "lease/"), lease.IDFromFirstRun(run), err)
+	}
+	return m, nil
+}
+
+// Leases lists the leases in force, or all that Temporal still has. One that cannot be read stands in the list as such.
+func (r *QueryService) Leases(ctx context.Context, all bool) ([]*lease.Machine, error) {
+	query := runningLeasesQuery
+	if all {
+		query = allLeasesQuery
+	}
+	found, err := r.listLeaseWorkflows(ctx, query)
+	if err != nil && len(found) == 0 {
+		return nil, err
+	}
+	out := []*lease.Machine{}
+	r.queryEachLease(ctx, found, func(w *workflowpb.WorkflowExecutionInfo, m *lease.Machine, err error) {
+		if err != nil {
+			m = unreadableLease(lease.IDFromFirstRun(w.GetExecution().GetRunId()), err)
+		}
+		out = append(out, m)
+	})
+	if err != nil {
+		out = append(out, unreadableLease("", err))
+	}
+	return out, nil
+}
+
+// unreadableLease stands in a list for what could not be read.
+func unreadableLease(id string, err error) *lease.Machine {
+	return &lease.Machine{LeaseID: id, State: "unreadable", Reason: err.Error()}
+}

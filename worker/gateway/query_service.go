@@ -1,0 +1,211 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"sync"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/workflows"
+	"stanch/workflows/playbook"
+)
+
+// QueryService reads incidents, questions and leases from Temporal, which is where they are.
+type QueryService struct{ Temporal client.Client }
+
+const (
+	// maxListedIncidents bounds a list.
+	maxListedIncidents = 500
+	// concurrentIncidentReads is how many incidents of a list are read at once.
+	concurrentIncidentReads = 8
+)
+
+func (r *QueryService) listWorkflows(ctx context.Context, query string) ([]*workflowpb.WorkflowExecutionInfo, error) {
+	out, _, err := r.listWorkflowsUpTo(ctx, query, maxListedIncidents)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// listWorkflowsUpTo lists up to a bound, and tells whether there is more. What was listed before an error is given with it.
+func (r *QueryService) listWorkflowsUpTo(ctx context.Context, query string, most int) (out []*workflowpb.WorkflowExecutionInfo, more bool, err error) {
+	var token []byte
+	for len(out) < most {
+		page, err := r.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: query, PageSize: 100, NextPageToken: token})
+		if err != nil {
+			return out, true, fmt.Errorf("ask Temporal: %w", err)
+		}
+		out = append(out, page.GetExecutions()...)
+		if token = page.GetNextPageToken(); len(token) == 0 {
+			return out, false, nil
+		}
+	}
+	return out, true, nil
+}
+
+var incidentIDPattern = regexp.MustCompile(`^INC-[0-9A-HJKMNP-TV-Z]{26}$`)
+
+// Incident gives one incident whole, as it is now: with what its running playbooks have done so far.
+func (r *QueryService) Incident(ctx context.Context, id string) (playbooks.Incident, error) {
+	in, err := r.queryIncident(ctx, id)
+	if err == nil {
+		r.addRunningPlaybooks(ctx, &in)
+	}
+	return in, err
+}
+
+// queryIncident gives what the incident itself knows: reports of its playbooks come at their end.
+func (r *QueryService) queryIncident(ctx context.Context, id string) (playbooks.Incident, error) {
+	if !incidentIDPattern.MatchString(id) {
+		return playbooks.Incident{}, notFound("%q is not an incident's id; `stanch incidents` lists them", truncateText(id))
+	}
+	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
+	if err != nil {
+		return playbooks.Incident{}, err
+	}
+	for _, w := range found {
+		if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
+			continue
+		}
+		return r.readIncident(ctx, w)
+	}
+	return playbooks.Incident{}, notFound("there is no incident %s; `stanch incidents` lists them", id)
+}
+
+func (r *QueryService) readIncident(ctx context.Context, w *workflowpb.WorkflowExecutionInfo) (playbooks.Incident, error) {
+	var in playbooks.Incident
+	if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
+		if err := r.Temporal.GetWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId()).Get(ctx, &in); err != nil {
+			return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
+		}
+		return in, nil
+	}
+	value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryIncident)
+	if err == nil {
+		err = value.Get(&in)
+	}
+	if err != nil {
+		return in, fmt.Errorf("read %s: %w", w.GetExecution().GetWorkflowId(), err)
+	}
+	if w.GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		// Somebody terminated it, or it failed: what it says of itself is from before, and nothing changes it any more.
+		in.Status, in.Closed = "closed", w.GetCloseTime().AsTime()
+	}
+	return in, nil
+}
+
+var _ activities.ClosureReader = (*QueryService)(nil)
+
+// Closure tells how an incident ended.
+func (r *QueryService) Closure(ctx context.Context, id string) (activities.Closure, error) {
+	if !incidentIDPattern.MatchString(id) {
+		return activities.Closure{}, notFound("%q is not an incident's id", truncateText(id))
+	}
+	found, err := r.listWorkflows(ctx, fmt.Sprintf("WorkflowType = 'Incident' AND %s = '%s'", workflows.IncidentSearchAttribute, id))
+	if err != nil {
+		return activities.Closure{}, err
+	}
+	for _, w := range found {
+		switch w.GetStatus() {
+		case enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW:
+			continue
+		case enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED, enumspb.WORKFLOW_EXECUTION_STATUS_FAILED, enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED, enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT:
+			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime(), Abnormal: true}, nil
+		case enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED:
+			return activities.Closure{ClosedAt: w.GetCloseTime().AsTime()}, nil
+		default:
+			return activities.Closure{}, nil
+		}
+	}
+	// Between two runs of its chain a list may show only those before.
+	return activities.Closure{NotFound: len(found) == 0}, nil
+}
+
+// Incidents lists incidents, the newest first.
+func (r *QueryService) Incidents(ctx context.Context) ([]playbooks.Incident, error) {
+	found, err := r.listWorkflows(ctx, "WorkflowType = 'Incident'")
+	if err != nil {
+		return nil, err
+	}
+	read := make([]playbooks.Incident, len(found))
+	var all sync.WaitGroup
+	free := make(chan struct{}, concurrentIncidentReads)
+	for i, w := range found {
+		if w.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW {
+			continue
+		}
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			in, err := r.readIncident(ctx, w)
+			if err != nil {
+				// One that cannot be read must not hide the others.
+				in = playbooks.Incident{GroupingKey: w.GetExecution().GetWorkflowId(), Opened: w.GetStartTime().AsTime(), Status: "unreadable", Summary: err.Error()}
+			} else {
+				r.addRunningPlaybooks(ctx, &in)
+			}
+			read[i] = in
+		})
+	}
+	all.Wait()
+	out := []playbooks.Incident{}
+	for _, in := range read {
+		if in.TotalDetections > 0 || in.Status == "unreadable" {
+			out = append(out, in)
+		}
+	}
+	return out, nil
+}
+
+// PendingApprovals gives an incident's open questions; those that could be read come with an error that names what could not.
+func (r *QueryService) PendingApprovals(ctx context.Context, incident string) ([]playbook.ApprovalRequest, error) {
+	if !incidentIDPattern.MatchString(incident) {
+		return nil, notFound("%q is not an incident's id", truncateText(incident))
+	}
+	return r.queryPendingApprovals(ctx, fmt.Sprintf("WorkflowType = 'Playbook' AND ExecutionStatus = 'Running' AND %s = '%s'", workflows.IncidentSearchAttribute, incident))
+}
+
+// AllPendingApprovals gives every open question.
+func (r *QueryService) AllPendingApprovals(ctx context.Context) ([]playbook.ApprovalRequest, error) {
+	return r.queryPendingApprovals(ctx, "WorkflowType = 'Playbook' AND ExecutionStatus = 'Running'")
+}
+
+func (r *QueryService) queryPendingApprovals(ctx context.Context, query string) ([]playbook.ApprovalRequest, error) {
+	found, err := r.listWorkflows(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	out := []playbook.ApprovalRequest{}
+	var problems []error
+	for _, w := range found {
+		value, err := r.Temporal.QueryWorkflow(ctx, w.GetExecution().GetWorkflowId(), w.GetExecution().GetRunId(), workflows.QueryPendingApprovals)
+		var gone *serviceerror.NotFound
+		if errors.As(err, &gone) {
+			continue
+		}
+		var some []playbook.ApprovalRequest
+		if err == nil {
+			err = value.Get(&some)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("ask %s: %w", w.GetExecution().GetWorkflowId(), err))
+			continue
+		}
+		for _, p := range some {
+			if p.WorkflowID == w.GetExecution().GetWorkflowId() && p.Validate() == nil { // another is not shown: nobody can say yes to what they did not see
+				out = append(out, p)
+			}
+		}
+	}
+	return out, errors.Join(problems...)
+}

@@ -1,0 +1,46 @@
+package gateway
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Somebody who clicks fifty thousand times takes nobody else's click away.
+func TestAFullMemoryOfClicksTakesTheNextOne(t *testing.T) {
+	var s replayCache
+	now := time.Now()
+	for i := range maxReplayEntries + 1000 {
+		require.True(t, s.isFirst(strconv.Itoa(i), now), "click %d", i)
+	}
+	require.True(t, s.isFirst("of an approver", now), "a click is taken while the memory is full")
+	require.False(t, s.isFirst("of an approver", now), "and not twice")
+	require.False(t, s.isFirst(strconv.Itoa(maxReplayEntries), now), "what is recent is still known")
+	require.Len(t, s.oldestFirst, maxReplayEntries, "the memory is bounded")
+	require.Len(t, s.sequenceByID, maxReplayEntries)
+}
+
+func TestAClickIsRememberedForAsLongAsItsSignatureIsTaken(t *testing.T) {
+	var s replayCache
+	start := time.Now()
+	require.True(t, s.isFirst("a", start))
+	require.True(t, s.isFirst("b", start.Add(time.Minute)))
+	require.False(t, s.isFirst("a", start.Add(replayWindow)))
+	require.True(t, s.isFirst("c", start.Add(replayWindow+time.Second)))
+	require.NotContains(t, s.sequenceByID, "a", "it has aged")
+	require.Contains(t, s.sequenceByID, "b")
+	require.Len(t, s.oldestFirst, 2)
+}
+
+// A click that failed may come again; that it was there before must not make the second one be forgotten early.
+func TestAClickThatFailedMayComeAgain(t *testing.T) {
+	var s replayCache
+	start := time.Now()
+	require.True(t, s.isFirst("a", start))
+	s.forget("a")
+	later := start.Add(10 * time.Minute)
+	require.True(t, s.isFirst("a", later))
+	require.False(t, s.isFirst("a", later.Add(2*time.Minute)), "its first sight has aged, its second has not")
+}

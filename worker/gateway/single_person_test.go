@@ -1,0 +1,32 @@
+package gateway
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/worker/config"
+)
+
+// allNamespaceApprovers are approvers of every namespace.
+type allNamespaceApprovers activities.Approvers
+
+func (a allNamespaceApprovers) ApproversForNamespace(string, bool) activities.Approvers {
+	return activities.Approvers(a)
+}
+
+// What takes two people to contain for so long, one of them does not get by extending.
+func TestOnePersonDoesNotExtendPastWhatTakesTwo(t *testing.T) {
+	two := allNamespaceApprovers{Groups: []string{"responders"}, Quorum: 2}
+	d := &ApprovalService{Roster: config.NewRoster(config.Default(), ""), ScopeApprovers: two}
+	bob := Principal{Person: config.Person{Name: "bob", Groups: []string{"responders"}}}
+	require.NoError(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 24*time.Hour))
+	require.ErrorContains(t, d.checkSinglePersonLimit(bob, leaseScope{namespace: "shop"}, 7*24*time.Hour),
+		"one person may extend to at most 1d from now here, since longer takes 2 of responders: `stanch contain TARGET --for 7d --reason …` asks them")
+	require.Error(t, d.checkSinglePersonLimit(Principal{IsOperator: true, DrillName: "cryptominer"}, leaseScope{}, 7*24*time.Hour), "a drill's key runs nothing")
+	require.NoError(t, d.checkSinglePersonLimit(Principal{IsOperator: true}, leaseScope{}, 7*24*time.Hour), "who runs Stanch may")
+	d.ScopeApprovers = allNamespaceApprovers{Groups: []string{"responders"}, Quorum: 1}
+	require.NoError(t, d.checkSinglePersonLimit(bob, leaseScope{}, 7*24*time.Hour))
+}

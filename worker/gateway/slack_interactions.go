@@ -1,0 +1,403 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/slack-go/slack"
+	"github.com/slack-go/slack/socketmode"
+
+	view "stanch/activities/slack"
+	"stanch/worker/config"
+	"stanch/workflows/incident"
+)
+
+// SlackInteractions takes clicks, by Socket Mode or by signed requests. What Slack proves is that Slack sent it and which member
+// clicked; who that is and what they may is the configuration's to say.
+//
+// An answer is acknowledged once Temporal has it. If that does not happen in time the person sees that it failed, and
+// clicks again.
+type SlackInteractions struct {
+	*ApprovalService
+	SlackClient *slack.Client
+	Channel     string
+	// SigningSecret is the signing secret; "" takes no requests.
+	SigningSecret string
+
+	replayCache replayCache
+	botTeam     struct {
+		sync.Mutex
+		id string
+	}
+}
+
+const (
+	// clickTimeout is within what Slack waits for an answer, 3 s.
+	clickTimeout = 2500 * time.Millisecond
+	// maxPayloadBytes bounds a request.
+	maxPayloadBytes = 1 << 20
+	// reasonBlockID and reasonInputID name the one field of Stanch's forms.
+	reasonBlockID = "reason"
+	reasonInputID = "text"
+)
+
+var _ GroupMembership = (*SlackInteractions)(nil)
+
+// ServeHTTP takes a signed request.
+func (s *SlackInteractions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		http.Error(w, "POST only", http.StatusMethodNotAllowed)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPayloadBytes))
+	if err != nil {
+		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+		return
+	}
+	verifier, err := slack.NewSecretsVerifier(r.Header, s.SigningSecret)
+	if err == nil {
+		_, err = verifier.Write(body)
+	}
+	if err != nil || verifier.Ensure() != nil {
+		// The library's error holds the right signature: it is neither shown nor logged.
+		if s.rateLimiter.allow("slack: bad signature") {
+			s.Log.Warn("a request is not signed as Slack signs", "from", hostFromAddress(r.RemoteAddr))
+		}
+		http.Error(w, "not signed by Slack, or too old", http.StatusUnauthorized)
+		return
+	}
+	sum := sha256.Sum256([]byte(r.Header.Get("X-Slack-Request-Timestamp") + ":" + string(body)))
+	id := hex.EncodeToString(sum[:])
+	if !s.replayCache.isFirst(id, time.Now()) {
+		http.Error(w, "this request was taken already", http.StatusConflict)
+		return
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		http.Error(w, "not a form", http.StatusBadRequest)
+		return
+	}
+	var callback slack.InteractionCallback
+	if err := json.Unmarshal([]byte(form.Get("payload")), &callback); err != nil {
+		http.Error(w, "not an interaction", http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), clickTimeout)
+	defer cancel()
+	answer, err := s.handleInteraction(ctx, callback)
+	if err != nil {
+		s.replayCache.forget(id)
+		http.Error(w, "not recorded; click again", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if answer != nil {
+		_ = json.NewEncoder(w).Encode(answer)
+	}
+}
+
+// maxRedialDelay is how long at most it takes to dial Slack again once it is back.
+const maxRedialDelay = 15 * time.Second
+
+// Run takes clicks by Socket Mode until ctx ends. It dials again by itself.
+func (s *SlackInteractions) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.runConnection(ctx)
+		select {
+		case <-ctx.Done():
+		case <-time.After(maxRedialDelay / 3):
+		}
+	}
+}
+
+// runConnection takes clicks until it is better to begin anew: the library waits for minutes where an outage lasts.
+func (s *SlackInteractions) runConnection(ctx context.Context) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	client := socketmode.New(s.SlackClient, socketmode.OptionLog(slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug)))
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-client.Events:
+				switch data := e.Data.(type) {
+				case slack.InteractionCallback:
+					go s.handleSocketRequest(ctx, client, e.Request, data)
+				case *slack.ConnectionErrorEvent:
+					s.Log.Warn("Slack cannot be dialled; it is tried again", "error", data.ErrorObj, "attempt", data.Attempt)
+					if data.Backoff > maxRedialDelay {
+						end()
+					}
+				}
+			}
+		}
+	}()
+	if err := client.RunContext(ctx); err != nil && ctx.Err() == nil {
+		s.Log.Warn("the connection to Slack ended; it is dialled again", "error", err)
+	}
+}
+
+func (s *SlackInteractions) handleSocketRequest(ctx context.Context, client *socketmode.Client, request *socketmode.Request, callback slack.InteractionCallback) {
+	if request == nil || !s.replayCache.isFirst(request.EnvelopeID, time.Now()) {
+		return
+	}
+	inTime, cancel := context.WithTimeout(ctx, clickTimeout)
+	defer cancel()
+	answer, err := s.handleInteraction(inTime, callback)
+	if err != nil {
+		s.replayCache.forget(request.EnvelopeID) // not acknowledged: Slack says so to the person
+		return
+	}
+	if err := client.AckCtx(ctx, request.EnvelopeID, answer); err != nil {
+		s.Log.Warn("acknowledge a click", "error", err)
+	}
+}
+
+// slackClick is one thing that a member did.
+type slackClick struct {
+	slack.InteractionCallback
+	reference   view.ButtonReference
+	buttonValue string // of the button
+	reason      string
+	isForm      bool
+	clickedAt   time.Time
+}
+
+// handleInteraction answers one interaction. An error means that it is not known whether it was recorded: it is not acknowledged.
+func (s *SlackInteractions) handleInteraction(ctx context.Context, callback slack.InteractionCallback) (any, error) {
+	c := slackClick{InteractionCallback: callback}
+	switch callback.Type {
+	case slack.InteractionTypeBlockActions:
+		if len(callback.ActionCallback.BlockActions) != 1 {
+			return nil, nil
+		}
+		action := callback.ActionCallback.BlockActions[0]
+		c.buttonValue, c.clickedAt = action.Value, parseSlackTimestamp(action.ActionTs)
+	case slack.InteractionTypeViewSubmission:
+		c.buttonValue, c.isForm = callback.View.PrivateMetadata, true
+		if callback.View.State != nil {
+			c.reason = callback.View.State.Values[reasonBlockID][reasonInputID].Value
+		}
+	default:
+		return nil, nil
+	}
+	what, err := s.performClick(ctx, &c)
+	if err == nil {
+		if what != "" {
+			s.replyPrivately(ctx, c, what)
+		}
+		return nil, nil
+	}
+	var p *httpError
+	if !errors.As(err, &p) {
+		s.Log.Error("a click could not be taken", "member", truncateText(callback.User.ID), "kind", c.reference.Kind, "incident", c.reference.IncidentID, "error", err)
+		s.replyPrivately(ctx, c, "This was not recorded: Stanch is busy or something that it needs is away. Click again in a moment.")
+		return nil, err
+	}
+	if c.isForm {
+		return slack.NewErrorsViewSubmissionResponse(map[string]string{reasonBlockID: truncateTo(p.message, 140)}), nil
+	}
+	if s.rateLimiter.allow("slack: answers to " + c.User.ID) {
+		s.replyPrivately(ctx, c, p.message)
+	}
+	return nil, nil
+}
+
+func parseSlackTimestamp(ts string) time.Time {
+	var sec, micro int64
+	if _, err := fmt.Sscanf(ts, "%d.%d", &sec, &micro); err != nil {
+		return time.Time{}
+	}
+	return time.Unix(sec, micro*1000)
+}
+
+// performClick does what the button says, if the member may.
+func (s *SlackInteractions) performClick(ctx context.Context, c *slackClick) (string, error) {
+	if !s.rateLimiter.allow("slack:" + c.User.ID) {
+		return "", &httpError{http.StatusTooManyRequests, "Too many clicks; wait a moment."}
+	}
+	ref, err := view.Verify(s.Authority, c.buttonValue)
+	if err != nil {
+		return "", forbidden("%v", err)
+	}
+	c.reference = ref
+	if !c.isForm && c.Channel.ID != s.Channel {
+		return "", forbidden("Stanch takes answers in its own channel only.")
+	}
+	if !c.isForm && needsReason(ref.Kind) {
+		return "", s.openReasonForm(ctx, c)
+	}
+	speaker, err := s.principalOf(ctx, c.InteractionCallback)
+	if err != nil {
+		return "", err
+	}
+	switch ref.Kind {
+	case view.ButtonApprove, view.ButtonDeny, view.ButtonBreakGlass:
+		a, err := s.Vote(ctx, speaker, VoteRequest{
+			IncidentID: ref.IncidentID, RequestID: ref.RequestID, PlansHash: ref.PlansHash, Approve: ref.Kind != view.ButtonDeny, Reason: c.reason, BreakGlass: ref.Kind == view.ButtonBreakGlass,
+		})
+		if err != nil {
+			return "", err
+		}
+		return toSentence(a.Message), nil
+	case view.ButtonRelease:
+		_, err = s.Release(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID})
+		return "It is being released; the message shows when it is undone.", err
+	case view.ButtonExtend:
+		_, err = s.Extend(ctx, speaker, LeaseRequest{LeaseID: ref.LeaseID, Duration: time.Hour, CountFrom: c.clickedAt})
+		return "It holds until an hour from now.", err
+	case view.ButtonAssign:
+		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageAssigned})
+		return "It is yours: Stanch starts nothing new in it. What holds goes on to its end.", err
+	case view.ButtonFalsePositive:
+		_, err = s.Triage(ctx, speaker, TriageRequest{IncidentID: ref.IncidentID, Kind: incident.TriageFalsePositive, Reason: c.reason})
+		return "What it holds is released, what it asks is denied.", err
+	}
+	return "", forbidden("this button does nothing")
+}
+
+// toSentence is a clause as a message of its own.
+func toSentence(s string) string {
+	r, size := utf8.DecodeRuneInString(s)
+	return string(unicode.ToUpper(r)) + s[size:] + "."
+}
+
+// reasonForms are the questions that a button opens instead of acting at once.
+var reasonForms = map[view.ButtonKind]struct{ title, submit, label, hint string }{
+	view.ButtonDeny:          {"Deny", "Deny", "Why not?", "for the record and for who asks"},
+	view.ButtonBreakGlass:    {"Break the glass", "Approve alone", "Why can this not wait for the others?", "you answer alone for the whole quorum; everybody sees it"},
+	view.ButtonFalsePositive: {"False positive", "Release everything", "What was it really?", "what this incident holds is released, what it asks is denied"},
+}
+
+func needsReason(k view.ButtonKind) bool { _, ok := reasonForms[k]; return ok }
+
+// openReasonForm asks for a reason. The form carries the button's own value and nothing else.
+func (s *SlackInteractions) openReasonForm(ctx context.Context, c *slackClick) error {
+	f := reasonForms[c.reference.Kind]
+	plain := func(text string) *slack.TextBlockObject {
+		return slack.NewTextBlockObject(slack.PlainTextType, text, false, false)
+	}
+	input := slack.NewPlainTextInputBlockElement(plain(f.hint), reasonInputID)
+	input.Multiline, input.MaxLength = true, maxReasonBytes
+	block := slack.NewInputBlock(reasonBlockID, plain(f.label), nil, input)
+	_, err := s.SlackClient.OpenViewContext(ctx, c.TriggerID, slack.ModalViewRequest{
+		Type: slack.VTModal, Title: plain(f.title), Submit: plain(f.submit), Close: plain("Go back"),
+		PrivateMetadata: c.buttonValue, CallbackID: "stanch", Blocks: slack.Blocks{BlockSet: []slack.Block{block}},
+	})
+	if err != nil {
+		return fmt.Errorf("open the form: %w", err)
+	}
+	return nil
+}
+
+// replyPrivately says something to the one who clicked, and to nobody else.
+func (s *SlackInteractions) replyPrivately(ctx context.Context, c slackClick, what string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	go func() {
+		defer cancel()
+		block := slack.NewRichTextBlock("", slack.NewRichTextSection(slack.NewRichTextSectionTextElement(truncateTo(what, 600), nil)))
+		if _, err := s.SlackClient.PostEphemeralContext(ctx, s.Channel, c.User.ID, slack.MsgOptionText("Stanch answers", true), slack.MsgOptionBlocks(block)); err != nil {
+			s.Log.Warn("answer a member", "member", truncateText(c.User.ID), "error", err)
+		}
+	}()
+}
+
+// principalOf finds who a member is. Members of other workspaces, guests, bots and people who have left are nobody.
+func (s *SlackInteractions) principalOf(ctx context.Context, c slack.InteractionCallback) (Principal, error) {
+	cfg, err := s.Roster.Current()
+	if err != nil {
+		return Principal{}, forbidden("%v", err)
+	}
+	person, known := cfg.PersonBySlack(c.User.ID)
+	if !known {
+		return Principal{}, forbidden("You are nobody in Stanch's configuration: ask for `slack: %s` under `people`.", truncateText(c.User.ID))
+	}
+	team, err := s.botTeamID(ctx)
+	if err != nil {
+		return Principal{}, err
+	}
+	if c.Team.ID != team {
+		return Principal{}, forbidden("Stanch belongs to another workspace.")
+	}
+	user, err := s.SlackClient.GetUserInfoContext(ctx, c.User.ID)
+	if err != nil {
+		return Principal{}, fmt.Errorf("ask Slack who %s is: %w", truncateText(c.User.ID), err)
+	}
+	for why, is := range map[string]bool{
+		"deactivated": user.Deleted, "a bot": user.IsBot, "a guest": user.IsRestricted || user.IsUltraRestricted,
+		"of another organisation": user.IsStranger || user.TeamID != "" && user.TeamID != team,
+	} {
+		if is || user.ID != c.User.ID {
+			return Principal{}, forbidden("Your account is %s: it may not answer.", why)
+		}
+	}
+	return Principal{Person: person, AuthenticatedBy: "Slack member " + c.User.ID, RateLimitKey: "slack:" + c.User.ID}, nil
+}
+
+// botTeamID is the workspace of the bot's token.
+func (s *SlackInteractions) botTeamID(ctx context.Context) (string, error) {
+	s.botTeam.Lock()
+	defer s.botTeam.Unlock()
+	if s.botTeam.id == "" {
+		me, err := s.SlackClient.AuthTestContext(ctx)
+		if err != nil {
+			return "", fmt.Errorf("ask Slack for its own workspace: %w", err)
+		}
+		s.botTeam.id = me.TeamID
+	}
+	return s.botTeam.id, nil
+}
+
+// GroupsOfPerson asks Slack, now, in which of the user groups a person is.
+func (s *SlackInteractions) GroupsOfPerson(ctx context.Context, p config.Person, wanted []config.Group) ([]string, error) {
+	if p.SlackMemberID == "" {
+		return nil, nil
+	}
+	var in []string
+	for _, g := range wanted {
+		members, err := s.SlackClient.GetUserGroupMembersContext(ctx, g.SlackUserGroup)
+		if err != nil {
+			return nil, fmt.Errorf("ask Slack for the user group of %s: %w", g.Name, err)
+		}
+		if slices.Contains(members, p.SlackMemberID) {
+			in = append(in, g.Name)
+		}
+	}
+	return in, nil
+}
+
+// ApproverMentions finds whom a question calls.
+type ApproverMentions struct{ Roster *config.Roster }
+
+// ResolveMentions gives the members and user groups in Slack of groups and people.
+func (c ApproverMentions) ResolveMentions(groups, users []string) (members, userGroups []string) {
+	cfg, err := c.Roster.Current()
+	if err != nil {
+		return nil, nil
+	}
+	for _, g := range cfg.Groups {
+		if g.SlackUserGroup != "" && slices.Contains(groups, g.Name) {
+			userGroups = append(userGroups, g.SlackUserGroup)
+		}
+	}
+	for _, p := range cfg.People {
+		if p.SlackMemberID != "" && (slices.Contains(users, p.Name) || slices.ContainsFunc(p.Groups, func(g string) bool { return slices.Contains(groups, g) })) {
+			members = append(members, p.SlackMemberID)
+		}
+	}
+	return members, userGroups
+}

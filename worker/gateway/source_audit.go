@@ -1,0 +1,186 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/integrations"
+	"stanch/worker/config"
+)
+
+// maxAuditBurst bounds how much of a source's rate one list of events takes: what fits into a request has to be payable.
+const maxAuditBurst = maxSourceRecords
+
+// handleAuditLog takes what an API server's webhook sends. The API server gives up what is answered with anything but 2xx or
+// "later", and knows no 207: so the rest is taken of what cannot all be read, and that some could not is an incident of its
+// own. Who can make requests that nobody can read does so to hide others.
+func (f *SourceServer) handleAuditLog(w http.ResponseWriter, r *http.Request) {
+	s, body := f.authenticateAndRead(w, r, endpoint{kind: config.SourceKindKubernetesAudit, maxBodyBytes: integrations.MaxAuditBytes})
+	if s == nil {
+		return
+	}
+	events, err := integrations.DecodeKubernetesAudit(body)
+	if err != nil {
+		unread := f.countUndecodable(r.Context(), s, err)
+		f.Log.Warn("audit events cannot be read", "source", s.name, "events", unread, "error", truncateReason(err.Error()))
+		if len(events) == 0 {
+			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{Status: truncateReason(err.Error()), Refused: []refusedRecord{{Line: 1, Reason: truncateReason(err.Error())}}})
+			return
+		}
+	}
+	if f.HealthSink != nil {
+		f.HealthSink.OnSourceMessage(s.name) // it lives, whatever comes of what it says, and also where it says nothing
+	}
+	if wait := s.reserveRate(min(len(events), maxAuditBurst)); wait > 0 {
+		s.counts.limited.Add(1)
+		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
+		writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source sends more than its rate: send it again later"})
+		return
+	}
+	var alerts []sensors.Detection
+	a := ingestResponse{Status: "accepted"}
+	for _, e := range events {
+		found, err := f.evaluateAuditEvent(r.Context(), s, e)
+		if err != nil {
+			f.respondRetryLater(w, s, err)
+			return
+		}
+		if len(found) == 0 {
+			a.Telemetry++
+		}
+		alerts = append(alerts, found...)
+	}
+	sizes := make([]int, len(alerts))
+	for i := range sizes {
+		sizes[i] = maxChunkBytes / maxBatchDetections
+	}
+	if err := f.acceptAlerts(r.Context(), alerts, sizes); err != nil {
+		f.respondRetryLater(w, s, err)
+		return
+	}
+	a.Accepted = len(alerts)
+	s.counts.accepted.Add(uint64(len(alerts)))
+	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
+	writeIngestResponse(w, http.StatusAccepted, a)
+}
+
+// countUndecodable counts what of a batch cannot be read, and has it told. A batch of which nothing can be taken apart counts as one.
+func (f *SourceServer) countUndecodable(ctx context.Context, s *sourceState, err error) uint64 {
+	n := uint64(1)
+	if some := (*integrations.BatchDecodeError)(nil); errors.As(err, &some) {
+		n = uint64(max(some.FailedCount, 1)) //nolint:gosec // a count
+	}
+	s.counts.refused.Add(n)
+	if f.HealthSink != nil {
+		f.HealthSink.OnSourceHealth(ctx, integrations.SensorHealth{Source: s.name, Time: time.Now().UTC(), UndecodableEvents: n, Message: truncateReason(err.Error())})
+	}
+	return n
+}
+
+func (f *SourceServer) respondRetryLater(w http.ResponseWriter, s *sourceState, err error) {
+	f.Log.Error("audit events cannot be taken now", "source", s.name, "error", err)
+	s.counts.later.Add(1)
+	w.Header().Set("Retry-After", strconv.Itoa(int(retryAfterDelay.Seconds())))
+	writeIngestResponse(w, http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"})
+}
+
+// evaluateAuditEvent are the detections of one request, each about what it concerns. The error says that all has to be sent again.
+func (f *SourceServer) evaluateAuditEvent(ctx context.Context, s *sourceState, e sensors.Event) ([]sensors.Detection, error) {
+	if e.Audit.Stage == "RequestReceived" {
+		return nil, nil // it comes again with its answer
+	}
+	var out []sensors.Detection
+	for _, d := range f.RuleEvaluator.Evaluate(e) {
+		d.Source, d.Detected = s.name, time.Now().UTC()
+		d.Reasons = append([]string{describeAuditEvent(e.Audit)}, d.Reasons...)
+		redactDetection(&d)
+		about, err := f.attribute(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range about {
+			if err := f.Ingester.Check(ctx, &d, ""); err != nil {
+				s.counts.refused.Add(1)
+				f.Log.Warn("a request's detection cannot be taken", "rule", d.Rule, "error", err)
+				continue
+			}
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// attribute says what a detection is about: the pod that the request was about, and the pod whose token it was made with,
+// so that it joins their incidents; where there is neither, the account. A pod that has gone meanwhile is not one to hold.
+func (f *SourceServer) attribute(ctx context.Context, d sensors.Detection) ([]sensors.Detection, error) {
+	a := d.Event.Audit
+	var out []sensors.Detection
+	var gone []string
+	about := func(pod sensors.Pod, container, id string) error {
+		one := d
+		one.ID, one.Event.Container = id, sensors.Container{Name: container, Pod: pod}
+		err := f.Ingester.completePod(ctx, &one)
+		if later := (*TemporaryError)(nil); errors.As(err, &later) {
+			return err
+		}
+		if err != nil {
+			gone = append(gone, "It was about the pod "+truncateText(pod.Namespace+"/"+pod.Name)+", which cannot be held: "+truncateReason(err.Error())+".")
+			return nil
+		}
+		out = append(out, one)
+		return nil
+	}
+	target := d.Event.Container.Pod
+	if target.Name != "" && a.StatusCode < 400 {
+		if err := about(sensors.Pod{Namespace: target.Namespace, Name: target.Name, UID: target.UID}, a.Exec.Container, d.ID); err != nil {
+			return nil, err
+		}
+	}
+	if from := (sensors.Pod{Namespace: a.ServiceAccount.Namespace, Name: a.FromPod, UID: a.FromPodUID}); from.Name != "" && from.Namespace != "" &&
+		(from.Namespace != target.Namespace || from.Name != target.Name) {
+		if err := about(from, "", d.ID+"-from"); err != nil {
+			return nil, err
+		}
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
+	d.Event.Container = sensors.Container{}
+	d.Reasons = append(d.Reasons, gone...)
+	d.Event.Subject = sensors.Subject{Kind: "User", Name: a.User}
+	if a.ServiceAccount.Name != "" {
+		d.Event.Subject = sensors.Subject{Kind: "ServiceAccount", Namespace: a.ServiceAccount.Namespace, Name: a.ServiceAccount.Name}
+	}
+	return []sensors.Detection{d}, nil
+}
+
+// describeAuditEvent says who did what, from where, in a sentence.
+func describeAuditEvent(a sensors.Audit) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s asked to %s", truncateText(a.User), truncateText(a.Verb))
+	if a.Resource == "" {
+		fmt.Fprintf(&b, " %s", truncateText(a.Path))
+	} else {
+		fmt.Fprintf(&b, " %s", strings.TrimSuffix(a.Resource+"/"+a.Subresource, "/"))
+	}
+	if name := strings.Trim(a.Namespace+"/"+a.Name, "/"); name != "" {
+		fmt.Fprintf(&b, " %s", truncateText(name))
+	}
+	if a.ImpersonatedUser != "" {
+		fmt.Fprintf(&b, " as %s", truncateText(a.ImpersonatedUser))
+	}
+	if len(a.SourceIPs) > 0 {
+		fmt.Fprintf(&b, " from %s", truncateText(a.SourceIPs[len(a.SourceIPs)-1]))
+	}
+	if a.UserAgent != "" {
+		fmt.Fprintf(&b, " with %s", truncateText(a.UserAgent))
+	}
+	fmt.Fprintf(&b, "; the answer was %d.", a.StatusCode)
+	return b.String()
+}

@@ -1,0 +1,227 @@
+package gateway
+
+import (
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/integrations"
+)
+
+// endpoint is one path that sensors post to.
+type endpoint struct {
+	kind         string
+	maxBodyBytes int64 // bytes of a request
+	splitRecords func([]byte) ([]integrations.RawRecord, error)
+	decodeRecord integrations.Decoder
+}
+
+// ingestResponse is what a sender is told. The status says what to do: 202 is all well; 207 is some taken and some refused for
+// good, and 400 and 422 are nothing taken and all refused for good, so sending any of these again is of no use; 429 and
+// 503 mean: all of it again, later. What was taken already has the same id then and is known.
+type ingestResponse struct {
+	Status    string          `json:"status"`
+	Accepted  int             `json:"accepted"`
+	Telemetry int             `json:"telemetry"`
+	Health    int             `json:"health"`
+	Refused   []refusedRecord `json:"refused,omitempty"`
+}
+
+// refusedRecord is one record that will never be taken.
+type refusedRecord struct {
+	Line   int    `json:"line"` // or the place in the list, from 1
+	Reason string `json:"reason"`
+}
+
+const (
+	retryAfterDelay = 5 * time.Second
+	// maxChunkBytes bounds what goes to Temporal at once, in bytes of what was sent.
+	maxChunkBytes = 512 << 10
+)
+
+func writeIngestResponse(w http.ResponseWriter, code int, a ingestResponse) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(a)
+}
+
+// authenticateAndRead lets in who has the token for a door, and reads what they bring; nil has been answered.
+func (f *SourceServer) authenticateAndRead(w http.ResponseWriter, r *http.Request, d endpoint) (*sourceState, []byte) {
+	s := f.authenticateSource(r)
+	if s == nil {
+		w.Header().Set("WWW-Authenticate", `Basic realm="stanch"`)
+		writeIngestResponse(w, http.StatusUnauthorized, ingestResponse{Status: "give the source's token: Authorization: Bearer …, or as the password of HTTP Basic"})
+		return nil, nil
+	}
+	if s.kind != "" && s.kind != d.kind {
+		writeIngestResponse(w, http.StatusForbidden, ingestResponse{Status: fmt.Sprintf("the token is that of a source of the kind %s: post to /v1/%s", s.kind, s.kind)})
+		return nil, nil
+	}
+	body, code, err := d.readBody(w, r)
+	if err != nil {
+		writeIngestResponse(w, code, ingestResponse{Status: err.Error()})
+		return nil, nil
+	}
+	return s, body
+}
+
+func (f *SourceServer) handleRecords(d endpoint) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s, body := f.authenticateAndRead(w, r, d)
+		if s == nil {
+			return
+		}
+		records, err := d.splitRecords(body)
+		if err != nil {
+			s.counts.refused.Add(1)
+			writeIngestResponse(w, http.StatusBadRequest, ingestResponse{Status: err.Error(), Refused: []refusedRecord{{Line: 1, Reason: err.Error()}}})
+			return
+		}
+		if wait := s.reserveRate(len(records)); wait > 0 {
+			s.counts.limited.Add(1)
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+			writeIngestResponse(w, http.StatusTooManyRequests, ingestResponse{Status: "the source sends more than its rate: send it again later"})
+			return
+		}
+		code, a := f.ingestRecords(r.Context(), s, d, records)
+		if f.HealthSink != nil && a.Accepted+a.Telemetry+a.Health > 0 {
+			f.HealthSink.OnSourceMessage(s.name)
+		}
+		if code == http.StatusServiceUnavailable {
+			s.counts.later.Add(1)
+			w.Header().Set("Retry-After", strconv.Itoa(int(retryAfterDelay.Seconds())))
+		}
+		writeIngestResponse(w, code, a)
+	}
+}
+
+// readBody reads a request. Falco may compress what it sends: what comes out is bounded as what comes in.
+func (d endpoint) readBody(w http.ResponseWriter, r *http.Request) (body []byte, code int, err error) {
+	tooLarge := fmt.Errorf("at most %d bytes are accepted", d.maxBodyBytes)
+	var from io.Reader = http.MaxBytesReader(w, r.Body, d.maxBodyBytes)
+	switch encoding := r.Header.Get("Content-Encoding"); encoding {
+	case "", "identity":
+	case "gzip":
+		if from, err = gzip.NewReader(from); err != nil {
+			return nil, http.StatusBadRequest, errors.New("it says gzip and is not")
+		}
+	default:
+		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("the encoding %q is not read: send it plain, or as gzip", truncateText(encoding))
+	}
+	body, err = io.ReadAll(io.LimitReader(from, d.maxBodyBytes+1))
+	if limit := (*http.MaxBytesError)(nil); errors.As(err, &limit) || int64(len(body)) > d.maxBodyBytes {
+		return nil, http.StatusRequestEntityTooLarge, tooLarge
+	}
+	if err != nil {
+		return nil, http.StatusBadRequest, errors.New("the request ended in the middle")
+	}
+	return body, 0, nil
+}
+
+// reserveRate takes from a source's rate, or tells how long to wait.
+func (s *sourceState) reserveRate(n int) time.Duration {
+	r := s.limiter.ReserveN(time.Now(), n)
+	if !r.OK() {
+		return time.Minute
+	}
+	if wait := r.Delay(); wait > 0 {
+		r.Cancel()
+		return wait
+	}
+	return 0
+}
+
+// ingestRecords takes the records of one request in.
+func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endpoint, records []integrations.RawRecord) (int, ingestResponse) {
+	a := ingestResponse{Status: "accepted"}
+	var alerts []sensors.Detection
+	var sizes []int
+	var spoke []integrations.SensorHealth
+	undecoded := 0
+	for _, record := range records {
+		report, err := d.decodeRecord(record.Raw)
+		if err != nil {
+			undecoded++
+		}
+		switch {
+		case err == nil && report.Alert != nil:
+			if err = f.completeAlert(ctx, s, report.Alert); err == nil {
+				alerts, sizes = append(alerts, *report.Alert), append(sizes, len(record.Raw))
+			}
+		case err == nil && report.Health != nil:
+			spoke = append(spoke, *report.Health)
+		case err == nil:
+			a.Telemetry++
+		}
+		if later := (*TemporaryError)(nil); errors.As(err, &later) {
+			f.Log.Warn("foreign detections cannot be judged now", "source", s.name, "error", err)
+			return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
+		}
+		if err != nil {
+			a.Refused = append(a.Refused, refusedRecord{Line: record.Line, Reason: truncateReason(err.Error())})
+		}
+	}
+	if err := f.acceptAlerts(ctx, alerts, sizes); err != nil {
+		f.Log.Error("foreign detections did not reach Temporal", "source", s.name, "error", err)
+		return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
+	}
+	for _, h := range spoke {
+		f.reportSourceHealth(ctx, s, h)
+	}
+	a.Accepted, a.Health = len(alerts), len(spoke)
+	s.counts.accepted.Add(uint64(len(alerts)))
+	s.counts.telemetry.Add(uint64(a.Telemetry)) //nolint:gosec // a count
+	s.counts.refused.Add(uint64(len(a.Refused)))
+	switch {
+	case len(a.Refused) == 0:
+		return http.StatusAccepted, a
+	case len(a.Refused) < len(records):
+		a.Status = fmt.Sprintf("%d of %d were refused", len(a.Refused), len(records))
+		return http.StatusMultiStatus, a
+	case undecoded == len(records):
+		a.Status = a.Refused[0].Reason
+		return http.StatusBadRequest, a
+	}
+	a.Status = a.Refused[0].Reason
+	return http.StatusUnprocessableEntity, a
+}
+
+// completeAlert completes an alert, and tells why it will never be accepted.
+func (f *SourceServer) completeAlert(ctx context.Context, s *sourceState, d *sensors.Detection) error {
+	d.Source = s.name
+	// Where a cgroup is, only the node's own sensor sees.
+	d.Event.Container.CgroupPath, d.Event.Container.CgroupID, d.Event.Container.PodCgroupID = "", 0, 0
+	redactDetection(d)
+	return f.Ingester.Check(ctx, d, "")
+}
+
+// acceptAlerts gives alerts to their incidents, some at a time: what one signal may carry is bounded.
+func (f *SourceServer) acceptAlerts(ctx context.Context, alerts []sensors.Detection, sizes []int) error {
+	for from := 0; from < len(alerts); {
+		to, bytes := from, 0
+		for to < len(alerts) && to-from < maxBatchDetections && (to == from || bytes+sizes[to] <= maxChunkBytes) {
+			bytes += sizes[to]
+			to++
+		}
+		if err := f.Ingester.Accept(ctx, alerts[from:to]); err != nil {
+			return err
+		}
+		from = to
+	}
+	return nil
+}
+
+func truncateReason(s string) string {
+	if r := []rune(s); len(r) > 300 {
+		return string(r[:300]) + "…"
+	}
+	return s
+}

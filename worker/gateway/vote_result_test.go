@@ -1,0 +1,153 @@
+package gateway_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/workflow"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+	"stanch/testenv/temporal"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/workflows"
+)
+
+// testRequest is a question of a playbook as a test writes it.
+type testRequest struct{ ID, Step, Title, Action string }
+
+func (a testRequest) approvalRequest(run string) activities.ApprovalRequest {
+	target := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
+	plan := activities.Plan{Action: a.Action, TargetID: target.ID(), Duration: time.Hour, Changes: []string{"isolate it: " + a.ID}}
+	q := activities.ApprovalRequest{
+		ID: a.ID, WorkflowID: run, IncidentID: testIncidentID, Step: a.Step, Title: a.Title, Plans: []activities.PlanResult{{Plan: plan, PlanHash: plan.Hash()}}, Targets: []playbooks.Target{target},
+		Approvers: activities.Approvers{Groups: []string{"responders"}, Quorum: 2, Timeout: time.Hour}, Deadline: time.Now().Add(time.Hour),
+	}
+	q.PlansHash = activities.ApprovalRequestHash(q.Plans, q.Approvers)
+	return q
+}
+
+// approvalWorkflow is a playbook that asks and counts as the interpreter does: a no denies, two people's yes approve.
+func approvalWorkflow(ctx workflow.Context, asks []testRequest) error {
+	open, closed := []activities.ApprovalRequest{}, []activities.ApprovalOutcome{}
+	for _, a := range asks {
+		open = append(open, a.approvalRequest(workflow.GetInfo(ctx).WorkflowExecution.ID))
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryPendingApprovals, func() ([]activities.ApprovalRequest, error) { return open, nil }); err != nil {
+		return err
+	}
+	if err := workflow.SetQueryHandler(ctx, workflows.QueryAnsweredApprovals, func() ([]activities.ApprovalOutcome, error) { return closed, nil }); err != nil {
+		return err
+	}
+	for {
+		var signed attestation.Envelope
+		workflow.GetSignalChannel(ctx, workflows.SignalVote).Receive(ctx, &signed)
+		var v attestation.Vote
+		if err := json.Unmarshal(signed.Payload, &v); err != nil {
+			return err
+		}
+		i := slices.IndexFunc(open, func(q activities.ApprovalRequest) bool { return q.ID == v.Step })
+		if i < 0 {
+			continue
+		}
+		q := &open[i]
+		if v.BreakGlass { // counting takes its time
+			if err := workflow.Sleep(ctx, 300*time.Millisecond); err != nil {
+				return err
+			}
+		}
+		switch {
+		case v.RejectionReason != "":
+			q.IgnoredVotes = append(q.IgnoredVotes, v.Person+": "+v.RejectionReason)
+			continue
+		case v.Approved:
+			q.ApprovedBy = append(q.ApprovedBy, v.Person)
+		}
+		if !v.Approved || v.BreakGlass || len(q.ApprovedBy) >= 2 {
+			reason := fmt.Sprintf("%s decided", v.Person)
+			closed = append(closed, activities.ApprovalOutcome{ID: q.ID, Title: q.Title, Granted: v.Approved, ApprovedBy: q.ApprovedBy, Reason: reason})
+			open = slices.Delete(open, i, i+1)
+		}
+	}
+}
+
+// newResponderFixture are an installation with three entitled people and one who is not entitled.
+func newResponderFixture(t *testing.T, s *temporal.Server) (*gateway.ApprovalService, func(string) gateway.Principal) {
+	t.Helper()
+	d := newApprovalService(t, s)
+	file := filepath.Join(t.TempDir(), "stanch.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(`
+phase: 2
+people:
+  - { name: alice, groups: [responders], break_glass: true }
+  - { name: bob, groups: [responders] }
+  - { name: eve, groups: [interns] }
+`), 0o600))
+	cfg, _, err := config.Load(file)
+	require.NoError(t, err)
+	d.Roster = config.NewRoster(cfg, file)
+	return d, func(name string) gateway.Principal {
+		for _, p := range cfg.People {
+			if p.Name == name {
+				return gateway.Principal{Person: p, AuthenticatedBy: "a test", RateLimitKey: t.Name() + name}
+			}
+		}
+		t.Fatal(name)
+		return gateway.Principal{}
+	}
+}
+
+// A person names a question as the help and the list do, and each answer says what it came to.
+func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
+	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow, "Playbook": approvalWorkflow})
+	d, who := newResponderFixture(t, s)
+	s.Run("Incident", "incident/a", testIncidentID, true)
+	s.Run("Playbook", "playbook/a/1", testIncidentID, []testRequest{
+		{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}, {"each[0]/cut#2", "each[0]/cut", "cut it off", "pod.isolate"}, {"steps[4]#3", "steps[4]", "stop the workload", "workload.scale"},
+	})
+	s.Listed("Incident", "Running", 1)
+	s.Listed("Playbook", "Running", 1)
+	vote := func(name string, approve bool, step string) (*gateway.VoteResult, error) {
+		return d.Vote(t.Context(), who(name), gateway.VoteRequest{IncidentID: testIncidentID, RequestID: step, Approve: approve, WaitForResult: true})
+	}
+	says := func(want string, result gateway.VoteResultKind, name string, approve bool, step string) {
+		t.Helper()
+		a, err := vote(name, approve, step)
+		require.NoError(t, err)
+		require.Equal(t, want, a.Message)
+		require.Equal(t, result, a.Result)
+	}
+	fails := func(want string, name string, approve bool, step string) {
+		t.Helper()
+		_, err := vote(name, approve, step)
+		require.ErrorContains(t, err, want)
+	}
+	// What is ambiguous lists the candidates, with the command for each.
+	fails("has 3 open questions; name one of them:\n  stanch approve "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", true, "")
+	fails(`"pod.isolate" names 2 open questions`, "alice", true, "pod.isolate")
+	fails("has no open question \"isolate\"; open are:\n  stanch deny "+testIncidentID+" 'steps[2]#1'   isolate the pod for 1h\n", "alice", false, "isolate")
+
+	// By its name, in any case and spacing; by its step, and its action.
+	says(`alice approved "isolate the pod" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, " Isolate  the pod")
+	says(`the yes of alice to "isolate the pod" for 1h was counted already: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultAlreadyCounted, "alice", true, "steps[2]")
+	fails("eve may not answer this: it is for responders", "eve", true, "steps[2]")
+	says(`bob approved "isolate the pod" for 1h: 2 of 2 said yes (alice, bob); it goes ahead`, gateway.ResultApproved, "bob", true, "steps[2]#1")
+	says(`bob denied "stop the workload" for 1h: nothing of it is done`, gateway.ResultDenied, "bob", false, "workload.scale")
+	says(`alice approved "cut it off" for 1h: 1 of 2 said yes (alice); waiting for one more of responders`, gateway.ResultCounted, "alice", true, "cut")
+
+	// Who has said yes may still break the glass.
+	a, err := d.Vote(t.Context(), who("alice"), gateway.VoteRequest{IncidentID: testIncidentID, Approve: true, BreakGlass: true, Reason: "nobody else is awake", WaitForResult: true})
+	require.NoError(t, err)
+	require.Equal(t, `alice broke the glass for "cut it off" for 1h, alone for the whole quorum; it goes ahead`, a.Message)
+	fails("asks nothing", "bob", true, "cut")
+	require.False(t, strings.Contains(a.Message, "\n"))
+}

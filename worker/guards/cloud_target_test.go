@@ -1,0 +1,90 @@
+package guards_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+	"stanch/worker/config"
+)
+
+// useCloudTarget makes the desk's request one about a role that was reached through the desk's pod, in the namespace bank, which
+// is in phase 3; the grant permits it.
+func (d *guardFixture) useCloudTarget() {
+	d.moveToNamespace("bank")
+	d.chain.Config.ProtectedTargets.Roles = []string{"billing-*", "arn:aws:iam::1:role/pay"}
+	d.target = playbooks.Target{Kind: playbooks.TargetRole, Namespace: "bank", Name: "web", UID: "AROA1", ARN: "arn:aws:iam::1:role/web"}
+	d.input.Request.Target, d.input.Spec = d.target, playbooks.ActionSpec{Name: "aws.role.revoke-sessions", Class: playbooks.ClassDisrupt}
+	d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
+}
+
+func TestACloudTargetIsJudgedByThePodThroughWhichItWasReached(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil   func(*guardFixture)
+		verdict activities.Verdict
+		guard   string
+		reason  string
+	}{
+		"all in order, on any evidence of the incident": {func(*guardFixture) {}, activities.VerdictRun, "phase", "granted"},
+		"no evidence was attempted":                     {func(d *guardFixture) { d.input.Authorization.Receipts = nil }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"evidence of another incident":                  {func(d *guardFixture) { d.input.Request.IncidentRef.ID = "INC-2" }, activities.VerdictRefuse, "evidence", "no evidence"},
+		"without a grant the pod's detection is no proof about the role": {func(d *guardFixture) {
+			d.input.Authorization.Grant, d.input.Spec.Class = nil, playbooks.ClassContain
+		}, activities.VerdictRefuse, "phase", "without proof"},
+		"a protected name": {func(d *guardFixture) { d.input.Request.Target.Name = "billing-eu" }, activities.VerdictRefuse, "protected", "billing-*"},
+		"a protected ARN":  {func(d *guardFixture) { d.input.Request.Target.ARN = "arn:aws:iam::1:role/pay" }, activities.VerdictRefuse, "protected", "role/pay"},
+		"a namespace that no detection was in lends its phase to nobody": {func(d *guardFixture) { d.input.Authorization.Attestations = nil }, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"nor does one of another's": {func(d *guardFixture) {
+			d.input.Request.Target.Namespace = "shop"
+			d.renewGrant("shop")
+		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"nor an old one": {func(d *guardFixture) {
+			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-25 * time.Hour)})}
+		}, activities.VerdictPropose, "phase", "phase 1"},
+		"an hour's wait for people changes nothing": {func(d *guardFixture) {
+			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", TargetConfirmed: true, AcceptedAt: now.Add(-time.Hour)})}
+		}, activities.VerdictRun, "phase", "granted"},
+		"nor a namespace that only a node's word names": {func(d *guardFixture) {
+			d.input.Authorization.Attestations = []attestation.Envelope{d.sign(d.signingKey, attestation.PayloadTypeAttestation, attestation.Attestation{Namespace: "bank", AcceptedAt: now.Add(-time.Hour)})}
+		}, activities.VerdictPropose, "phase", "phase 1 of scope default"},
+		"a role that a drill registered is phase 3": {func(d *guardFixture) {
+			d.chain.Config.Phase = 1
+			d.registerDrill("role:AROA1")
+		}, activities.VerdictRun, "phase", "granted"},
+		"a role with the name of a drill's is not a drill's": {func(d *guardFixture) {
+			d.chain.Config.Phase = 1
+			d.input.Request.Target.Name = config.DrillRolePrefix + "x"
+		}, activities.VerdictPropose, "phase", "phase 1"},
+		"a drill's pod does not make a drill of its role": {func(d *guardFixture) {
+			d.chain.Config.Phase = 2
+			d.registerDrill("pod:uid-1")
+		}, activities.VerdictPropose, "phase", "phase 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newGuardFixture(t)
+			d.useCloudTarget()
+			c.spoil(d)
+			got := d.decide()
+			require.Equal(t, c.verdict, got.Verdict, got.Reason)
+			require.Equal(t, c.guard, got.Guard)
+			require.Contains(t, got.Reason, c.reason)
+		})
+	}
+}
+
+// renewGrant gives the grant anew, for a namespace.
+func (d *guardFixture) renewGrant(namespace string) {
+	g := d.validGrant()
+	g.Namespace = namespace
+	d.input.Authorization.Grant = d.grant(d.signingKey, g)
+}
+
+func TestDenyingOnePodMayRunByItself(t *testing.T) {
+	d := newGuardFixture(t)
+	d.input.Spec = playbooks.ActionSpec{Name: "aws.role.deny-pod", Class: playbooks.ClassContain, Targets: []playbooks.TargetKind{playbooks.TargetPod}}
+	require.Equal(t, activities.VerdictRun, d.decide().Verdict)
+}

@@ -1,0 +1,183 @@
+package guards
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/sensors/attestation"
+	"stanch/workflows/budget"
+)
+
+// FileKillSwitch is a kill switch that is a file with a signed state. No file means that nobody ever stopped.
+type FileKillSwitch struct {
+	FilePath  string
+	Authority activities.Authority
+
+	signedState signedState
+}
+
+var _ KillSwitchReader = (*FileKillSwitch)(nil)
+
+// IsPaused reads the file.
+func (s *FileKillSwitch) IsPaused(context.Context) (bool, string, error) {
+	state, err := s.readState()
+	if err != nil {
+		return true, "", err
+	}
+	return state.Paused, describePausedBy(state), nil
+}
+
+func (s *FileKillSwitch) readState() (attestation.KillSwitchState, error) {
+	raw, err := os.ReadFile(s.FilePath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return attestation.KillSwitchState{}, fmt.Errorf("read the kill switch: %w", err)
+	}
+	return s.signedState.readState(string(raw), s.Authority.Keys()), nil
+}
+
+// State reads the switch. One that cannot be read counts as stopped.
+func (s *FileKillSwitch) State(context.Context) (attestation.KillSwitchState, error) {
+	state, err := s.readState()
+	state.Paused = state.Paused || err != nil
+	return state, err
+}
+
+// Pause sets the switch.
+func (s *FileKillSwitch) Pause(_ context.Context, by, reason string) error {
+	return s.writeState("set", true, by, reason)
+}
+
+// Resume lifts it.
+func (s *FileKillSwitch) Resume(_ context.Context, by string) error {
+	return s.writeState("lift", false, by, "")
+}
+
+func (s *FileKillSwitch) writeState(what string, stopped bool, by, reason string) error {
+	_, err := s.readState()
+	var text string
+	if err == nil {
+		text, err = s.signedState.signState(s.Authority, stopped, by, reason, time.Now())
+	}
+	if err == nil {
+		err = os.WriteFile(s.FilePath+".new", []byte(text), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(s.FilePath+".new", s.FilePath)
+	}
+	if err != nil {
+		return fmt.Errorf("%s the kill switch: %w", what, err)
+	}
+	return nil
+}
+
+// BudgetWindow is the budget of the last hour, as one worker knows it.
+type BudgetWindow struct {
+	mu      sync.Mutex
+	usages  []budget.Usage
+	onUsage func(budget.Usage)
+}
+
+var _ ContainmentBudget = (*BudgetWindow)(nil)
+
+// NewBudgetWindow starts with nothing spent. report, which may be nil, hears of each spending, so that it is kept durably.
+func NewBudgetWindow(report func(budget.Usage)) *BudgetWindow { return &BudgetWindow{onUsage: report} }
+
+// Merge takes over what is kept durably: what other workers spent, and this one before a restart.
+func (w *BudgetWindow) Merge(all []budget.Usage) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.usages = budget.AddUsages(w.usages, all, time.Now())
+}
+
+// CheckLeft says why there is no budget, or "".
+func (w *BudgetWindow) CheckLeft(f Input) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.checkLeft(f)
+}
+
+func (w *BudgetWindow) checkLeft(f Input) string {
+	if f.DrillTarget != nil {
+		return "" // a drill's targets are its own
+	}
+	w.usages = budget.AddUsages(w.usages, nil, f.Now)
+	for _, s := range w.usages {
+		if s.LeaseID == f.Request.LeaseID && s.LeaseID != "" {
+			return "" // it was paid for
+		}
+	}
+	hour, held := w.usedCounts(f)
+	return BudgetExceededReason(f, hour, held)
+}
+
+// UsedCounts is how much was spent in the last hour, and how many other pods of the workload are contained.
+func (w *BudgetWindow) UsedCounts(f Input) (hour, held int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.usedCounts(f)
+}
+
+func (w *BudgetWindow) usedCounts(f Input) (hour, held int) {
+	targets := map[string]bool{}
+	workload := f.budgetWorkload()
+	for _, s := range w.usages {
+		if f.Now.Sub(s.AppliedAt) < budget.UsageWindow {
+			hour++
+		}
+		if s.Workload == workload && f.Now.Before(s.ExpiresAt) && s.TargetID != f.Request.Target.ID() {
+			targets[s.TargetID] = true
+		}
+	}
+	return hour, len(targets)
+}
+
+// BudgetExceededReason says which limit of the budget one more containment would exceed, or "": hour is how many there were in the
+// last hour, held how many other pods of the workload are contained.
+func BudgetExceededReason(f Input, hour, held int) string {
+	limit := f.Config.Budget
+	if hour >= limit.MaxPerHour {
+		return fmt.Sprintf("the budget of %d containments an hour is spent", limit.MaxPerHour)
+	}
+	replicas := f.workloadReplicas()
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas <= 0 && held > 0 && (f.ResolvedTarget == nil || !f.ResolvedTarget.IgnoreReplicas) {
+		return fmt.Sprintf("%d pods of %s are contained already and its number of replicas is unknown; the budget allows one until it is known", held, f.budgetWorkload())
+	}
+	if f.Request.Target.Kind == playbooks.TargetPod && replicas > 1 {
+		most := int(math.Max(1, math.Floor(limit.MaxFraction*float64(replicas))))
+		if held+1 > most {
+			return fmt.Sprintf("%d of %d pods of %s are held already; the budget allows %.0f%%", held, replicas, f.budgetWorkload(), limit.MaxFraction*100)
+		}
+	}
+	return ""
+}
+
+// Spend takes one containment out of the budget.
+func (w *BudgetWindow) Spend(f Input) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if reason := w.checkLeft(f); reason != "" && f.Grant == nil {
+		return reason
+	}
+	for _, s := range w.usages {
+		if s.LeaseID == f.Request.LeaseID {
+			return ""
+		}
+	}
+	s := budget.Usage{AppliedAt: f.Now, LeaseID: f.Request.LeaseID, TargetID: f.Request.Target.ID(), Workload: f.budgetWorkload(), ExpiresAt: f.Request.ExpiresAt}
+	if f.DrillTarget != nil {
+		return ""
+	}
+	w.usages = append(w.usages, s)
+	if w.onUsage != nil {
+		w.onUsage(s)
+	}
+	return ""
+}

@@ -1,0 +1,68 @@
+package guards_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"stanch/activities"
+	"stanch/worker/guards"
+)
+
+// usedGrantStores are the places where used grants are kept. Each call opens the place anew, as a restarted worker does.
+func usedGrantStores(t *testing.T) map[string]func() guards.UsedGrants {
+	path := filepath.Join(t.TempDir(), "grants.json")
+	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: guards.UsedGrantsConfigMap}})
+	return map[string]func() guards.UsedGrants{
+		"file": func() guards.UsedGrants { return &guards.FileUsedGrants{FilePath: path} },
+		"ConfigMap": func() guards.UsedGrants {
+			return &guards.SharedUsedGrants{KubeClient: client, Namespace: "stanch-system"}
+		},
+	}
+}
+
+func TestAGrantIsUsedOnce(t *testing.T) {
+	for name, open := range usedGrantStores(t) {
+		t.Run(name, func(t *testing.T) {
+			use := func(nonce, lease string, at time.Time) error {
+				return open().RecordUse(t.Context(), nonce, guards.GrantUse{LeaseID: lease, LeaseExpiresAt: now.Add(time.Hour)}, at)
+			}
+			require.NoError(t, use("n1", "LSE-1", now))
+			require.NoError(t, use("n1", "LSE-1", now.Add(time.Minute)), "an attempt that is tried again")
+			require.ErrorIs(t, use("n1", "LSE-2", now.Add(time.Minute)), guards.ErrGrantUsed)
+			require.ErrorIs(t, use("n1", "LSE-1", now.Add(61*time.Minute)), guards.ErrGrantUsed, "its lease has ended")
+			require.NoError(t, use("n2", "LSE-2", now), "another grant")
+			require.NoError(t, use("n3", "LSE-3", now.Add(4*time.Hour)), "what is too old is forgotten")
+			require.NoError(t, use("n1", "LSE-9", now.Add(4*time.Hour)), "no grant is valid for so long")
+		})
+	}
+}
+
+func TestAGrantPermitsOneContainment(t *testing.T) {
+	d := newGuardFixture(t)
+	path := filepath.Join(t.TempDir(), "grants.json")
+	d.chain.UsedGrants = &guards.FileUsedGrants{FilePath: path}
+	d.input.Authorization.Attestations = nil
+	d.input.Authorization.Grant = d.grant(d.signingKey, d.validGrant())
+	d.input.Enforce = false
+	require.Equal(t, activities.VerdictRun, d.decide().Verdict, "a plan uses nothing")
+	d.input.Enforce = true
+	first := d.decide()
+	require.Equal(t, activities.VerdictRun, first.Verdict)
+	require.Equal(t, now.Add(-time.Minute), first.AuthorizedAt.UTC(), "what people release after they agreed is not contained again")
+	d.input.Request.LeaseID = "LSE-2"
+	got := d.decide()
+	require.Equal(t, activities.VerdictRefuse, got.Verdict)
+	require.Equal(t, "grant", got.Guard)
+	require.Contains(t, got.Reason, "used already for lease LSE-1")
+
+	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+	_, err := d.chain.Decide(t.Context(), d.input)
+	require.ErrorContains(t, err, "is damaged", "what cannot be recorded is not done")
+}

@@ -1,0 +1,57 @@
+package health
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"stanch/sensors"
+)
+
+// reportExpiringCertificates tells of certificates that end soon and should have been renewed long ago.
+func (m *Monitor) reportExpiringCertificates() {
+	now := m.Now()
+	type ending struct {
+		name, because string
+		ends          time.Time
+	}
+	var soon []ending
+	m.mu.Lock()
+	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
+		n := m.nodes[name]
+		if n.connected && !n.certificateExpiresAt.IsZero() && n.certificateExpiresAt.Sub(now) < m.Timing.CertificateWarning {
+			soon = append(soon, ending{name, n.renewalFailure, n.certificateExpiresAt})
+		}
+	}
+	m.mu.Unlock()
+	for _, e := range soon {
+		reasons := []string{fmt.Sprintf("The certificate of node %s ends at %s and was not renewed.", e.name, e.ends.UTC().Format(time.RFC3339))}
+		if e.because != "" {
+			reasons = append(reasons, "It could not be: "+truncate(e.because))
+		} else {
+			reasons = append(reasons, "Its sensor did not ask; one that is older than this gateway cannot. `stanch cert node "+e.name+"` issues one by hand.")
+		}
+		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: newNodeSubject(e.name), node: e.name, severity: expirySeverity(e.ends, now), reasons: reasons})
+	}
+	if m.CertificateAuthority == nil {
+		return
+	}
+	if ends := m.CertificateAuthority.ExpiresAt(); ends.Sub(now) < m.Timing.CertificateWarning {
+		m.reportCondition(telemetryCondition{kind: certificateExpiring, subject: sensors.Subject{Kind: "Authority", Name: "certificates"}, severity: expirySeverity(ends, now), reasons: []string{
+			fmt.Sprintf("The installation's certificate authority ends at %s, and with it every certificate.", ends.UTC().Format(time.RFC3339)),
+			"Make a new one with `stanch cert authority`, and enrol the nodes anew.",
+		}})
+	}
+}
+
+// expirySeverity raises the severity when little time is left.
+func expirySeverity(ends, now time.Time) sensors.Severity {
+	switch left := ends.Sub(now); {
+	case left < 24*time.Hour:
+		return sensors.SeverityHigh
+	case left < 72*time.Hour:
+		return sensors.SeverityMedium
+	}
+	return ""
+}

@@ -1,0 +1,142 @@
+package health
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"stanch/sensors"
+)
+
+// conditionKind is one way in which telemetry fails. They are a literal table and no rule pack: who could edit or disable them
+// could make Stanch blind to being made blind.
+type conditionKind struct {
+	ruleName   string
+	title      string
+	severity   sensors.Severity
+	confidence float64
+	technique  string
+	reason     string
+	// alias is what the kind is called where people may know it from.
+	alias string
+	// repeatInterval is how often it is told again while it lasts; 0 is Timing.RepeatInterval.
+	repeatInterval time.Duration
+}
+
+// The kinds. That telemetry is missing is certain; that an attacker made it so is not, so the confidence stays below
+// what may contain without a person.
+var (
+	telemetryLost = conditionKind{
+		ruleName: "telemetry-lost", title: "A node is no longer watched", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1562.001",
+		reason: "Whoever stops the sensor is not seen from then on, by design.",
+	}
+	sensorBlind = conditionKind{
+		ruleName: "eyes-shut", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1562.001",
+		reason: "A sensor that answers and sees nothing looks healthy from outside: that is how one is blinded with care.",
+	}
+	eventsDropped = conditionKind{
+		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "What was lost was not judged: one event may have been hidden in a flood of others.",
+		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
+	}
+	eventsFlooded = conditionKind{
+		ruleName: "events-flooded", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "Flooding the sensor hides what happens meanwhile. A busy program does it too.",
+		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
+	}
+	spoofedCgroup = conditionKind{
+		ruleName: "decoy-cgroup", title: "A cgroup bears another container's name", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1036.005",
+		reason: "No runtime makes two. Whoever makes the second wants what is meant for the container to be done to something else.",
+	}
+	clockSkew = conditionKind{
+		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.006",
+		reason: "Its timeline cannot be laid beside those of others, and leases and certificates are judged by a wrong clock.",
+	}
+	certificateExpiring = conditionKind{
+		ruleName: "certificate-ending", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.001",
+		reason: "When it has ended, what needs it falls silent.", repeatInterval: 24 * time.Hour,
+	}
+	nodeOverRate = conditionKind{
+		ruleName: "node-over-rate", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		reason: "While it waits its spool fills, and what no longer fits is lost.",
+	}
+	sourceLost = conditionKind{
+		ruleName: "foreign-sensor-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
+		reason: "It spoke regularly until then.",
+	}
+	sourceEventsUndecodable = conditionKind{
+		ruleName: "foreign-events-unread", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		reason: "What could not be read was not judged. A request can be written so that nobody can read it, to hide what it asks for.", repeatInterval: time.Minute,
+	}
+	sourceEventsDropped = conditionKind{
+		ruleName: "foreign-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		reason: "What was lost was not judged.", alias: "Falco internal: syscall event drop", repeatInterval: time.Minute,
+	}
+)
+
+// RuleNames lists the rules' names, for documentation.
+func RuleNames() []string {
+	var out []string
+	for _, k := range []conditionKind{telemetryLost, sensorBlind, eventsDropped, eventsFlooded, spoofedCgroup, clockSkew, certificateExpiring, nodeOverRate, sourceLost, sourceEventsDropped, sourceEventsUndecodable} {
+		out = append(out, k.ruleName)
+	}
+	return out
+}
+
+// telemetryCondition is one kind on one subject.
+type telemetryCondition struct {
+	kind    conditionKind
+	subject sensors.Subject
+	node    string
+	// container is set if a container is to blame; then the detection is about it and joins its incident.
+	container  sensors.Container
+	sourceNode string // whose word it is; "" is the gateway's
+	causedBy   string // the node or source whose words made the gateway say it; "" is nobody's
+	severity   sensors.Severity
+	reasons    []string
+	count      int
+	since      time.Time
+}
+
+func (c telemetryCondition) dedupKey() string {
+	return strings.Join([]string{c.kind.ruleName, c.subject.Kind, c.subject.Name, c.container.ID, c.container.Pod.UID}, "\x00")
+}
+
+// reporter is under what a condition is counted: a node's words about its containers apart from those about itself.
+func (c telemetryCondition) reporter() string {
+	if c.sourceNode != "" {
+		return c.causedBy + " containers"
+	}
+	return c.causedBy
+}
+
+// toDetection writes a condition as a detection. Its id is the same in every replica of the gateway that notices the same
+// within the same time, so that they make one of it.
+func (c telemetryCondition) toDetection(now time.Time, again time.Duration) sensors.Detection {
+	sum := sha256.Sum256([]byte(c.dedupKey()))
+	id := fmt.Sprintf("health-%s-%s-%d", c.kind.ruleName, hex.EncodeToString(sum[:8]), now.Truncate(again).UnixMilli())
+	severity := c.kind.severity
+	if c.severity != "" {
+		severity = c.severity
+	}
+	since := c.since
+	if since.IsZero() || since.After(now) {
+		since = now
+	}
+	reasons := append(c.reasons, c.kind.reason)
+	if c.kind.alias != "" {
+		reasons = append(reasons, "Falco calls this “"+c.kind.alias+"”.")
+	}
+	return sensors.Detection{
+		ID: id, Rule: c.kind.ruleName, Title: c.kind.title, Severity: severity, Confidence: c.kind.confidence, Objective: sensors.ObjectiveDefenseEvasion,
+		Technique: c.kind.technique, Reasons: reasons, Source: "stanch", Time: since, Detected: now, Node: c.node,
+		Event: sensors.Event{
+			ID: id, Kind: sensors.KindSensorHealth, Time: since, Node: c.node, Subject: c.subject, Container: c.container, Count: c.count,
+			Syscall: sensors.Syscall{Name: c.kind.ruleName},
+		},
+	}
+}
+
+func newNodeSubject(name string) sensors.Subject { return sensors.Subject{Kind: "Node", Name: name} }

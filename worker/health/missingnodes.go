@@ -1,0 +1,208 @@
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/duration"
+)
+
+// NodeExpectation is what the cluster says of a node on which a sensor should run.
+type NodeExpectation struct {
+	Ready bool
+	// Cordoned: somebody takes the node out of service.
+	Cordoned bool
+	// ExpectedSince is when a sensor could have been there at the earliest.
+	ExpectedSince time.Time
+	// SensorPodStatus is what the cluster says of the sensor's pod there, in words: "Running", "CrashLoopBackOff".
+	// "" is none.
+	SensorPodStatus string
+}
+
+// nodeRecord is what the file keeps of a node.
+type nodeRecord struct {
+	SeenAt  time.Time `json:"seen"`
+	Stopped bool      `json:"stopped,omitempty"`
+}
+
+// nodeForgetAfter is after how long a node that nobody expects is forgotten.
+const nodeForgetAfter = 7 * 24 * time.Hour
+
+// loadNodeRecords reads which nodes were here before this process.
+func (m *Monitor) loadNodeRecords() error {
+	if m.StateFile == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(m.StateFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", m.StateFile, err)
+	}
+	var known map[string]nodeRecord
+	if err := json.Unmarshal(raw, &known); err != nil {
+		return fmt.Errorf("read %s: %w", m.StateFile, err)
+	}
+	for name, r := range known {
+		// They have had no time to dial since this process began.
+		n := newNodeState()
+		n.stopped, n.lastSeen, n.disconnectedAt = r.Stopped, r.SeenAt, m.startedAt
+		m.nodes[name] = n
+	}
+	return nil
+}
+
+// saveNodeRecords writes which nodes were here.
+func (m *Monitor) saveNodeRecords() {
+	if m.StateFile == "" {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known := map[string]nodeRecord{}
+	for name, n := range m.nodes {
+		known[name] = nodeRecord{SeenAt: n.lastSeen.UTC(), Stopped: n.stopped}
+	}
+	raw, err := json.Marshal(known)
+	if err == nil {
+		next := m.StateFile + ".new"
+		if err = os.MkdirAll(filepath.Dir(m.StateFile), 0o700); err == nil {
+			if err = os.WriteFile(next, raw, 0o600); err == nil {
+				err = os.Rename(next, m.StateFile)
+			}
+		}
+	}
+	if err != nil {
+		m.Log.Warn("which nodes are here is not remembered", "error", err)
+	}
+}
+
+// missingNode is a node that is not here, and since when.
+type missingNode struct {
+	name         string
+	missingSince time.Time
+	seenBefore   bool // it was here before
+	stopped      bool
+}
+
+// reportMissingNodes tells of nodes that should be here and are not.
+func (m *Monitor) reportMissingNodes(ctx context.Context) {
+	now := m.Now()
+	var expected map[string]NodeExpectation
+	if m.ClusterNodes != nil {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		var err error
+		if expected, err = m.ClusterNodes.ExpectedNodes(ctx); err != nil {
+			m.Log.Warn("which nodes should be watched is not known now", "error", err)
+			expected = nil
+		}
+	}
+	if expected != nil {
+		m.syncRegistry(ctx, now, expected)
+	}
+	for _, a := range m.findMissingNodes(now, expected) {
+		e, should := expected[a.name]
+		c, tell := m.assessMissingNode(a, e, should, expected != nil, now)
+		if !tell {
+			continue
+		}
+		if m.ReplicaChecker != nil {
+			served, err := m.ReplicaChecker.ServesNode(ctx, a.name)
+			if err != nil {
+				m.Log.Warn("whether another gateway has a node is not known now", "node", a.name, "error", err)
+				continue // Temporal is away: nothing could be reported either
+			}
+			if served {
+				continue
+			}
+		}
+		m.reportCondition(c)
+	}
+}
+
+// findMissingNodes lists the nodes that are not here, in order, and forgets those that are gone for long.
+func (m *Monitor) findMissingNodes(now time.Time, expected map[string]NodeExpectation) []missingNode {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []missingNode
+	for _, name := range slices.Sorted(maps.Keys(m.nodes)) {
+		n := m.nodes[name]
+		if n.connected {
+			continue
+		}
+		_, should := expected[name]
+		if !should && now.Sub(n.lastSeen) > nodeForgetAfter || expected != nil && !should && now.Sub(n.disconnectedAt) > m.Timing.LostAfter {
+			delete(m.nodes, name) // it was deleted
+			continue
+		}
+		out = append(out, missingNode{name: name, missingSince: n.disconnectedAt, seenBefore: true, stopped: n.stopped})
+	}
+	for _, name := range slices.Sorted(maps.Keys(expected)) {
+		e := expected[name]
+		if m.nodes[name] != nil {
+			continue
+		}
+		if _, was := m.registryNodes[name]; e.SensorPodStatus == "" && !was {
+			continue // no sensor was ever meant to be there
+		}
+		since := m.startedAt
+		if e.ExpectedSince.After(since) {
+			since = e.ExpectedSince
+		}
+		out = append(out, missingNode{name: name, missingSince: since})
+	}
+	return out
+}
+
+// assessMissingNode decides whether a node's absence is a matter, and of what weight.
+func (m *Monitor) assessMissingNode(a missingNode, e NodeExpectation, should, cluster bool, now time.Time) (telemetryCondition, bool) {
+	away := now.Sub(a.missingSince)
+	limit := m.Timing.LostAfter
+	if a.stopped || cluster && e.SensorPodStatus == "" {
+		limit = m.Timing.StoppedAfter
+	}
+	switch {
+	case away < limit:
+		return telemetryCondition{}, false
+	case !cluster && a.stopped:
+		return telemetryCondition{}, false // somebody stopped it, and nobody says that it should run
+	case cluster && !should:
+		return telemetryCondition{}, false // the node was deleted
+	case cluster && e.Cordoned && !e.Ready:
+		return telemetryCondition{}, false // it was drained, and is down
+	}
+	c := telemetryCondition{kind: telemetryLost, subject: newNodeSubject(a.name), node: a.name, since: a.missingSince}
+	switch {
+	case a.seenBefore && a.stopped:
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s was told to stop %s ago, and has not come back.", a.name, duration.FormatApprox(away)))
+	case a.seenBefore:
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s fell silent %s ago, and did not say that it would.", a.name, duration.FormatApprox(away)))
+	default:
+		c.reasons = append(c.reasons, fmt.Sprintf("The sensor of node %s has not dialled in for %s.", a.name, duration.FormatApprox(away)))
+	}
+	switch {
+	case !cluster:
+	case e.Ready && e.SensorPodStatus == "":
+		c.reasons = append(c.reasons, "Kubernetes says that the node is ready, and that no pod of the sensor's is to run there any more: somebody took it away.")
+		if m.NodeRegistry != nil {
+			c.reasons = append(c.reasons, "If that was meant, take the node out of the ConfigMap "+NodeRegistryConfigMap+" and restart the worker.")
+		}
+	case e.Ready:
+		c.reasons = append(c.reasons, fmt.Sprintf("Kubernetes says that the node is ready; its sensor's pod: %s.", truncate(e.SensorPodStatus)))
+	default:
+		c.severity = sensors.SeverityMedium
+		c.reasons = append(c.reasons, "Kubernetes says that the node is not ready: the machine itself may be down.")
+	}
+	return c, true
+}

@@ -1,0 +1,326 @@
+package health_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/integrations"
+	"stanch/sensors/probe"
+	"stanch/testenv/temporal"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/health"
+)
+
+func TestHealth(t *testing.T) {
+	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
+	short := health.Timing{CheckInterval: 20 * time.Millisecond, LostAfter: 300 * time.Millisecond, StoppedAfter: 600 * time.Millisecond, OverRateAfter: 300 * time.Millisecond}
+
+	t.Run("a node that vanishes is an incident", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		s := e.connectSensor(t, fakeSensorOptions{name: "gone-1"})
+		e.waitUntilConnected(t, "gone-1")
+		s.breakConnection()
+		d := waitForDetection(t, server, "Node/gone-1", "telemetry-lost")
+		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
+		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
+		require.Equal(t, "T1562.001", d.Technique)
+		require.Contains(t, d.Reasons[0], "did not say that it would")
+		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
+	})
+
+	t.Run("one that was told to stop is none, where nobody says that it should run", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		s := e.connectSensor(t, fakeSensorOptions{name: "stopped-1"})
+		other := e.connectSensor(t, fakeSensorOptions{name: "gone-2"})
+		e.waitUntilConnected(t, "stopped-1")
+		e.waitUntilConnected(t, "gone-2")
+		s.shutDown()
+		require.Eventually(t, func() bool { return e.nodeServer.ConnectedNodes()["stopped-1"] == nil }, 5*time.Second, 5*time.Millisecond)
+		time.AfterFunc(short.StoppedAfter, other.breakConnection) // so that the wait for it is long enough for both
+		waitForDetection(t, server, "Node/gone-2", "telemetry-lost")
+		require.Empty(t, incidentDetections(t, server, "Node/stopped-1"))
+	})
+
+	t.Run("what lasts is told once in a while, and what is over is not", func(t *testing.T) {
+		timing := short
+		timing.RepeatInterval = 500 * time.Millisecond
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
+		node := e.connectSensor(t, fakeSensorOptions{name: "gone-3"})
+		e.waitUntilConnected(t, "gone-3")
+		node.breakConnection()
+		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/gone-3")) == 3 }, 20*time.Second, 20*time.Millisecond)
+		ids := map[string]bool{}
+		for _, d := range incidentDetections(t, server, "Node/gone-3") {
+			ids[d.ID] = true
+		}
+		require.Len(t, ids, 3)
+	})
+
+	t.Run("a node that the configuration refuses is not heard, whatever its certificate", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{RefusedNodes: []string{"taken-over"}}})
+		said, write := io.Pipe()
+		t.Cleanup(func() { _ = write.Close() })
+		e.connectSensor(t, fakeSensorOptions{name: "taken-over", log: write})
+		e.connectSensor(t, fakeSensorOptions{name: "heard-1"})
+		lines := bufio.NewScanner(said)
+		for lines.Scan() && !strings.Contains(lines.Text(), "refuses the node") {
+			t.Log(lines.Text())
+		}
+		go func() { _, _ = io.Copy(io.Discard, said) }()
+		require.Contains(t, lines.Text(), "taken-over")
+		e.waitUntilConnected(t, "heard-1")
+		require.Nil(t, e.nodeServer.ConnectedNodes()["taken-over"])
+	})
+
+	t.Run("a clock that is off is told, and by how much", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		e.connectSensor(t, fakeSensorOptions{name: "late-1", now: func() time.Time { return time.Now().Add(-90 * time.Second) }})
+		e.connectSensor(t, fakeSensorOptions{name: "right-1"})
+		d := waitForDetection(t, server, "Node/late-1", "clock-skew")
+		require.Regexp(t, `off by 1m30s: its clock is behind`, d.Reasons[0])
+		e.waitUntilConnected(t, "right-1")
+		require.Eventually(t, func() bool {
+			var said struct {
+				Gateway struct {
+					Clock struct {
+						Skew time.Duration `json:"skew_ns"`
+					} `json:"clock"`
+				} `json:"gateway"`
+			}
+			require.NoError(t, json.Unmarshal(e.nodeServer.ConnectedNodes()["right-1"], &said))
+			return said.Gateway.Clock.Skew != 0 && said.Gateway.Clock.Skew.Abs() < 2*time.Second
+		}, 10*time.Second, 10*time.Millisecond)
+		require.Empty(t, incidentDetections(t, server, "Node/right-1"))
+	})
+
+	t.Run("a node that sends too much waits, loses nothing and holds nobody up", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, limits: config.NodeLimits{DetectionsPerSecond: 150, DetectionBurst: 200}})
+		noisy, calm := e.connectSensor(t, fakeSensorOptions{name: "noisy-1"}), e.connectSensor(t, fakeSensorOptions{name: "calm-1"})
+		const n = 900
+		for i := range n {
+			require.NoError(t, noisy.spool.Add(newStormDetection("noisy-1", i)))
+		}
+		began := time.Now()
+		require.NoError(t, calm.spool.Add(newStormDetection("calm-1", 0)))
+		require.Eventually(t, func() bool { return calm.spool.Len() == 0 }, 10*time.Second, time.Millisecond)
+		require.Positive(t, noisy.spool.Len(), "the calm one was served while the noisy one waited")
+		require.Eventually(t, func() bool { return noisy.spool.Len() == 0 }, 60*time.Second, 5*time.Millisecond)
+		require.Greater(t, time.Since(began), 3*time.Second, "900 at 150 a second, 200 of them at once")
+		require.Zero(t, noisy.spool.Dropped())
+		arrived := uniqueDetectionIDs(incidentDetections(t, server, "Container/noisy-1-c@noisy-1"))
+		require.Len(t, arrived, n)
+		require.ElementsMatch(t, stormDetectionIDs("noisy-1", n), arrived)
+		require.Contains(t, waitForDetection(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
+		require.Empty(t, incidentDetections(t, server, "Node/calm-1"))
+	})
+
+	t.Run("a node that tells of itself all the time is looked at once a second", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		heard := &healthEventCounter{NodeMonitor: e.nodeServer.Monitor}
+		e.nodeServer.Monitor = heard
+		var said atomic.Int64
+		began := time.Now()
+		e.connectSensor(t, fakeSensorOptions{name: "talker-1", healthInterval: time.Millisecond, status: func() any {
+			return agent.StatusReport{Health: agent.Health{Node: "talker-1"}, Spooled: int(said.Add(1))}
+		}})
+		require.Eventually(t, func() bool { return said.Load() >= 500 }, 30*time.Second, time.Millisecond)
+		require.LessOrEqual(t, float64(heard.healthEvents.Load()), 12+time.Since(began).Seconds())
+		require.GreaterOrEqual(t, heard.healthEvents.Load(), int64(10))
+	})
+
+	t.Run("detections that are large are taken all the same, and what no message holds is in nobody's way", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		s := e.connectSensor(t, fakeSensorOptions{name: "large-1"})
+		e.waitUntilConnected(t, "large-1")
+		d := newStormDetection("large-1", 0)
+		d.Event.Container.Pod.Annotations = map[string]string{"a": strings.Repeat("<", 250<<10)}
+		require.NoError(t, s.spool.Add(d))
+		require.NoError(t, s.spool.Add(newStormDetection("large-1", 1)))
+		require.Eventually(t, func() bool { return s.spool.Len() == 0 }, 30*time.Second, 5*time.Millisecond)
+		require.ElementsMatch(t, stormDetectionIDs("large-1", 2), uniqueDetectionIDs(incidentDetections(t, server, "Container/large-1-c@large-1")))
+		var many []sensors.Detection
+		for i := range 30 { // of several nodes, more than Temporal takes at once
+			d := newStormDetection("large-2", i)
+			d.Event.Process.Args = append(d.Event.Process.Args, strings.Repeat("x", 200<<10))
+			many = append(many, d)
+		}
+		require.NoError(t, e.ingester.Accept(t.Context(), many))
+	})
+
+	t.Run("a certificate is renewed at half of its life, for the stream's own node", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		s := e.connectSensor(t, fakeSensorOptions{name: "aging-1", certificateHalfExpired: true})
+		first := s.NodeCertificate.Certificate()
+		require.Eventually(t, func() bool { return s.NodeCertificate.Certificate() != first }, 10*time.Second, 5*time.Millisecond)
+		second := s.NodeCertificate.Certificate()
+		require.Equal(t, "aging-1", second.Subject.CommonName)
+		require.Equal(t, []string{authority.RoleNode}, second.Subject.OrganizationalUnit)
+		require.NotEqual(t, first.PublicKey, second.PublicKey)
+	})
+
+	t.Run("a certificate that ends and was not renewed is told", func(t *testing.T) {
+		timing := short
+		timing.CertificateWarning = 100 * 24 * time.Hour
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
+		e.connectSensor(t, fakeSensorOptions{name: "ending-1"})
+		require.Contains(t, waitForDetection(t, server, "Node/ending-1", "certificate-ending").Reasons[0], "was not renewed")
+	})
+
+	t.Run("blind eyes and hooks that went off", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		var off, shut atomic.Bool
+		status := func() any {
+			r := agent.StatusReport{Health: agent.Health{Node: "blind-1", Heartbeat: agent.HeartbeatStatus{Failing: shut.Load(), ConsecutiveMisses: 3}}}
+			r.ProbeStatus.LoadedAt = time.Now().Truncate(time.Hour)
+			r.ProbeStatus.Hooks = []probe.HookStatus{{Hook: "exec", Enabled: !off.Load(), Reason: "it was taken away"}, {Hook: "dns", Reason: "this kernel has none"}}
+			return r
+		}
+		e.connectSensor(t, fakeSensorOptions{name: "blind-1", status: status})
+		e.waitUntilConnected(t, "blind-1")
+		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that never was on is no matter")
+		off.Store(true)
+		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "eyes-shut").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
+		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
+			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
+		}})
+		require.Contains(t, waitForDetection(t, server, "Node/blind-2", "eyes-shut").Reasons[1], "nothing came")
+	})
+
+	t.Run("cgroups that bear another container's name", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		e.connectSensor(t, fakeSensorOptions{name: "decoy-1", status: func() any {
+			return agent.StatusReport{Health: agent.Health{Node: "decoy-1", SpoofedCgroups: []agent.SpoofedCgroup{
+				{TargetID: "container:c0ffee", GenuinePaths: []string{"/docker/c0ffee"}, SpoofedPaths: []string{"/a/docker/c0ffee"}, FirstSeen: time.Now()},
+				{TargetID: "pod:uid-1", SpoofedPaths: []string{"/a/poduid-1", "/b/poduid-1"}, FirstSeen: time.Now()},
+			}}}
+		}})
+		d := waitForDetection(t, server, "Node/decoy-1", "decoy-cgroup")
+		require.Contains(t, d.Reasons[0], "/a/docker/c0ffee")
+		require.Contains(t, d.Reasons[1], "not contained")
+	})
+
+	t.Run("losses are told of the node and of who made them", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		began := time.Now().Add(-time.Hour).UTC()
+		var lost atomic.Uint64
+		status := func() any {
+			r := agent.StatusReport{Health: agent.Health{Node: "lossy-1"}}
+			r.ProbeStatus.LoadedAt, r.ProbeStatus.Drops = began, map[string]uint64{"alerts ring full": lost.Load()}
+			r.Drops = agent.DropStats{CountingSince: began, KernelEvents: lost.Load(), EpisodeStart: began, LastDropAt: time.Now(), TopSources: []agent.DropSource{
+				{Container: sensors.Container{ID: "f100d", CgroupPath: "/f100d"}, Cgroup: "/f100d", Dropped: lost.Load()},
+				{Cgroup: "/host.service", Dropped: 1},
+			}}
+			return r
+		}
+		e.connectSensor(t, fakeSensorOptions{name: "lossy-1", status: status})
+		e.waitUntilConnected(t, "lossy-1")
+		require.Empty(t, incidentDetections(t, server, "Node/lossy-1"))
+		lost.Store(1000)
+		d := waitForDetection(t, server, "Node/lossy-1", "events-dropped")
+		require.Equal(t, 1000, d.Event.Count)
+		require.Contains(t, d.Reasons[0], "alerts ring full")
+		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
+		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
+		d = waitForDetection(t, server, "Container/f100d@lossy-1", "events-flooded")
+		require.Equal(t, "f100d", d.Event.Container.ID)
+		require.Equal(t, "lossy-1", d.Node)
+	})
+
+	t.Run("a node that dialled another gateway is not lost", func(t *testing.T) {
+		pki, err := authority.OpenOrCreatePKI(t.TempDir())
+		require.NoError(t, err)
+		auth, err := authority.OpenOrCreate(t.TempDir())
+		require.NoError(t, err)
+		one := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, pki: pki, authority: auth, pollNodeQueues: true, name: "one"})
+		two := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, pki: pki, authority: auth, pollNodeQueues: true, name: "two"})
+		s, other := one.connectSensor(t, fakeSensorOptions{name: "moved-1"}), one.connectSensor(t, fakeSensorOptions{name: "gone-4"})
+		one.waitUntilConnected(t, "moved-1")
+		one.waitUntilConnected(t, "gone-4")
+		s.breakConnection()
+		two.connectSensor(t, fakeSensorOptions{name: "moved-1"})
+		two.waitUntilConnected(t, "moved-1")
+		time.AfterFunc(2*short.LostAfter, other.breakConnection)
+		waitForDetection(t, server, "Node/gone-4", "telemetry-lost")
+		require.Empty(t, incidentDetections(t, server, "Node/moved-1"))
+	})
+
+	t.Run("two gateways that miss the same node make one detection of it", func(t *testing.T) {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "never-1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "stanch-system", Name: "s", Labels: map[string]string{"app": "sensor"}}, Spec: corev1.PodSpec{NodeName: "never-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+		kube := fake.NewClientset(node, pod)
+		for _, name := range []string{"one", "two"} {
+			newGatewayFixture(t, server, gatewayFixtureOptions{timing: short, name: name, cluster: &health.KubernetesCluster{KubeClient: kube, Namespace: "stanch-system", Selector: "app=sensor"}})
+		}
+		require.Eventually(t, func() bool { return len(incidentDetections(t, server, "Node/never-1")) == 2 }, 20*time.Second, 20*time.Millisecond)
+		all := incidentDetections(t, server, "Node/never-1")
+		require.Equal(t, all[0].ID, all[1].ID)
+		require.Contains(t, all[0].Reasons[0], "has not dialled in")
+		require.Contains(t, all[0].Reasons[1], "ready; its sensor's pod: Running")
+	})
+
+	t.Run("another sensor's losses", func(t *testing.T) {
+		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
+		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
+		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
+		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
+		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "foreign-events-unread").Reasons[:2])
+	})
+}
+
+// healthEventCounter counts what a monitor is told of nodes' words.
+type healthEventCounter struct {
+	gateway.NodeMonitor
+	healthEvents atomic.Int64
+}
+
+func (l *healthEventCounter) OnNodeEvent(n gateway.NodeEvent) {
+	if n.Kind == gateway.NodeReported {
+		l.healthEvents.Add(1)
+	}
+	l.NodeMonitor.OnNodeEvent(n)
+}
+
+func newStormDetection(node string, n int) sensors.Detection {
+	id := fmt.Sprintf("%s-%d", node, n)
+	return sensors.Detection{
+		ID: id, Rule: "storm", Title: "One of many", Severity: sensors.SeverityLow, Confidence: 0.5, Objective: sensors.ObjectiveExecution, Source: "stanch", Time: time.Now(),
+		Event: sensors.Event{ID: id, Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/true", Args: []string{id}}, Container: sensors.Container{ID: node + "-c"}},
+	}
+}
+
+func stormDetectionIDs(node string, n int) []string {
+	var out []string
+	for i := range n {
+		out = append(out, fmt.Sprintf("%s-%d", node, i))
+	}
+	return out
+}
+
+// uniqueDetectionIDs are the ids of detections, each once: an incident knows a detection by its id.
+func uniqueDetectionIDs(all []sensors.Detection) []string {
+	var out []string
+	known := map[string]bool{}
+	for _, d := range all {
+		if !known[d.ID] {
+			out = append(out, d.ID)
+		}
+		known[d.ID] = true
+	}
+	return out
+}

@@ -1,0 +1,345 @@
+package health
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/duration"
+	"stanch/sensors/probe"
+	"stanch/worker/gateway"
+)
+
+// nodeState is what is known of one node.
+type nodeState struct {
+	connected            bool
+	stopped              bool      // it said goodbye
+	lastSeen             time.Time // when it was heard last
+	disconnectedAt       time.Time // when its stream ended
+	certificateExpiresAt time.Time // of its certificate
+	renewalFailure       string    // why that was not renewed
+
+	overRateSince, lastRateLimited time.Time // of the excess that lasts; zero is none
+	lastReport                     *agent.StatusReport
+	reportedDrops                  agent.DropStats // what was told of its losses
+	knownHooks                     map[string]bool // those that were ever on, and are missed until they are on again
+	wasWatching                    bool            // it watched the kernel
+	blameLimiter                   *rate.Limiter   // of the containers that it says lost events
+}
+
+// A node may name this many containers as those that lost events: at once, and one more in this time.
+const (
+	blameBurst    = 30
+	blameInterval = 2 * time.Second
+)
+
+func newNodeState() *nodeState {
+	return &nodeState{blameLimiter: rate.NewLimiter(rate.Every(blameInterval), blameBurst)}
+}
+
+// overRateResetAfter is after how long without an excess another one is a new one.
+const overRateResetAfter = 30 * time.Second
+
+// nodeByName gives a node, made if it is new. The caller holds m.mu.
+func (m *Monitor) nodeByName(name string) *nodeState {
+	n := m.nodes[name]
+	if n == nil {
+		if len(m.nodes) >= maxNodes {
+			clear(m.nodes)
+		}
+		n = newNodeState()
+		m.nodes[name] = n
+	}
+	return n
+}
+
+// OnNodeEvent takes what the hub noticed.
+func (m *Monitor) OnNodeEvent(note gateway.NodeEvent) {
+	now := m.Now()
+	m.mu.Lock()
+	n := m.nodeByName(note.Node)
+	n.lastSeen = now
+	switch note.Kind {
+	case gateway.NodeConnected:
+		n.connected, n.stopped, n.certificateExpiresAt, n.renewalFailure = true, false, note.CertificateExpiresAt, ""
+	case gateway.NodeDisconnected, gateway.NodeShutDown:
+		n.connected, n.disconnectedAt, n.stopped = false, now, note.Kind == gateway.NodeShutDown
+	case gateway.NodeCertificateRenewed:
+		n.certificateExpiresAt, n.renewalFailure = note.CertificateExpiresAt, ""
+	case gateway.NodeRenewalFailed:
+		n.renewalFailure = note.Reason
+	case gateway.NodeRateLimited, gateway.NodeReported:
+	}
+	m.mu.Unlock()
+	switch note.Kind {
+	case gateway.NodeConnected:
+		m.markResolved(telemetryLost, newNodeSubject(note.Node))
+		m.saveNodeRecords()
+	case gateway.NodeShutDown:
+		m.saveNodeRecords()
+	case gateway.NodeRateLimited:
+		m.handleRateLimited(note.Node, now)
+	case gateway.NodeReported:
+		m.handleNodeReport(note, now)
+	case gateway.NodeDisconnected, gateway.NodeCertificateRenewed, gateway.NodeRenewalFailed:
+	}
+}
+
+// handleRateLimited tells of an excess that lasts.
+func (m *Monitor) handleRateLimited(name string, now time.Time) {
+	m.mu.Lock()
+	n := m.nodeByName(name)
+	if n.lastRateLimited.IsZero() || now.Sub(n.lastRateLimited) > overRateResetAfter {
+		n.overRateSince = now
+	}
+	n.lastRateLimited = now
+	first := n.overRateSince
+	m.mu.Unlock()
+	if lasts := now.Sub(first); lasts >= m.Timing.OverRateAfter {
+		m.reportCondition(telemetryCondition{kind: nodeOverRate, subject: newNodeSubject(name), node: name, causedBy: name, since: first, reasons: []string{
+			fmt.Sprintf("Node %s has sent more detections than its rate (`nodes: rate` in stanch.yaml) for %s.", name, duration.FormatApprox(lasts)),
+		}})
+	}
+}
+
+// handleNodeReport judges what a node tells of itself. Its words are the node's: bounded, and believed only against itself.
+func (m *Monitor) handleNodeReport(note gateway.NodeEvent, now time.Time) {
+	if note.ClockSkew != nil {
+		m.checkClock(note.Node, *note.ClockSkew)
+	}
+	if len(note.Status) == 0 {
+		return
+	}
+	var report agent.StatusReport
+	if err := json.Unmarshal(note.Status, &report); err != nil {
+		m.Log.Warn("what a node tells of itself cannot be read", "node", note.Node, "error", err)
+		return
+	}
+	m.mu.Lock()
+	n := m.nodeByName(note.Node)
+	before := n.lastReport
+	n.lastReport = &report
+	off := n.updateKnownHooks(report.ProbeStatus)
+	blind := n.wasWatching && report.ProbeStatus.LoadedAt.IsZero()
+	m.mu.Unlock()
+	m.checkSensorBlind(note.Node, report, off, blind)
+	m.reportDrops(note.Node, before, report, now)
+	m.reportSpoofedCgroups(note.Node, report)
+}
+
+// maxSpoofedCgroups bounds how many cgroups with a borrowed name are told of one node.
+const maxSpoofedCgroups = 5
+
+// reportSpoofedCgroups tells of cgroups that bear the name of a container which was to be contained.
+func (m *Monitor) reportSpoofedCgroups(name string, r agent.StatusReport) {
+	if len(r.SpoofedCgroups) == 0 {
+		m.markResolved(spoofedCgroup, newNodeSubject(name))
+		return
+	}
+	var reasons []string
+	since := r.SpoofedCgroups[0].FirstSeen
+	for _, d := range r.SpoofedCgroups[:min(len(r.SpoofedCgroups), maxSpoofedCgroups)] {
+		others := strings.Join(d.SpoofedPaths[:min(len(d.SpoofedPaths), maxSpoofedCgroups)], ", ")
+		what := fmt.Sprintf("On node %s %s is in %s. These cgroups bear its name too: %s.", name, truncate(d.TargetID), truncate(strings.Join(d.GenuinePaths, ", ")), truncate(others))
+		if len(d.GenuinePaths) == 0 {
+			what = fmt.Sprintf("On node %s several cgroups bear the name of %s, and the node detected nothing in any of them, so it was not contained there: %s.", name, truncate(d.TargetID), truncate(others))
+		}
+		reasons = append(reasons, what)
+		if d.FirstSeen.Before(since) {
+			since = d.FirstSeen
+		}
+	}
+	m.reportCondition(telemetryCondition{kind: spoofedCgroup, subject: newNodeSubject(name), node: name, causedBy: name, since: since, reasons: reasons})
+}
+
+// maxHooks bounds how many hooks of a node are remembered, and judged.
+const maxHooks = 100
+
+// updateKnownHooks remembers which hooks are on, and gives those that were once and are not: a sensor that started anew without one says
+// so from its first word on, and is blind there for as long as it lasts. What is off for good, because the kernel
+// lacks it, is the doctor's to tell. The caller holds m.mu.
+func (n *nodeState) updateKnownHooks(s probe.Status) []probe.HookStatus {
+	if !s.LoadedAt.IsZero() {
+		n.wasWatching = true
+	}
+	var off []probe.HookStatus
+	for _, h := range s.Hooks[:min(len(s.Hooks), maxHooks)] {
+		name := string(h.Hook)
+		switch {
+		case !h.Enabled && n.knownHooks[name]:
+			off = append(off, h)
+		case h.Enabled && len(n.knownHooks) < maxHooks:
+			if n.knownHooks == nil {
+				n.knownHooks = map[string]bool{}
+			}
+			n.knownHooks[name] = true
+		}
+	}
+	return off
+}
+
+// checkClock tells of a wrong one; nothing is corrected.
+func (m *Monitor) checkClock(name string, c gateway.ClockSkew) {
+	off := c.Offset.Abs() - c.MaxError // what is certain
+	if off < m.Timing.MaxClockSkew {
+		m.markResolved(clockSkew, newNodeSubject(name))
+		return
+	}
+	direction := "ahead of"
+	if c.Offset < 0 {
+		direction = "behind"
+	}
+	m.reportCondition(telemetryCondition{kind: clockSkew, subject: newNodeSubject(name), node: name, causedBy: name, reasons: []string{
+		fmt.Sprintf("The timelines of node %s are off by %s: its clock is %s the gateway's (± %s).", name, duration.FormatApprox(c.Offset.Abs()), direction, duration.FormatApprox(c.MaxError)),
+	}})
+}
+
+// checkSensorBlind tells of a sensor that no longer sees.
+func (m *Monitor) checkSensorBlind(name string, r agent.StatusReport, off []probe.HookStatus, blind bool) {
+	var reasons []string
+	if r.Heartbeat.Failing {
+		last := "never since it started"
+		if !r.Heartbeat.LastReceived.IsZero() {
+			last = "last at " + r.Heartbeat.LastReceived.UTC().Format(time.RFC3339)
+		}
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s made %d harmless events and saw none of them come back (%s).", name, r.Heartbeat.ConsecutiveMisses, last))
+		if r.Heartbeat.FailureReason != "" {
+			reasons = append(reasons, "The sensor says: "+truncate(r.Heartbeat.FailureReason))
+		}
+	}
+	for _, h := range off {
+		reasons = append(reasons, fmt.Sprintf("The hook %s of node %s was on and is off: %s.", truncate(string(h.Hook)), name, truncate(h.Reason)))
+	}
+	if blind {
+		reasons = append(reasons, fmt.Sprintf("The sensor of node %s watched the kernel and no longer does.", name))
+	}
+	if len(reasons) == 0 {
+		m.markResolved(sensorBlind, newNodeSubject(name))
+		return
+	}
+	told := m.reportCondition(telemetryCondition{kind: sensorBlind, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Heartbeat.LastReceived, reasons: reasons})
+	if !told {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodeByName(name)
+	for _, h := range off {
+		if h.Reason == probe.ReasonDisabled {
+			delete(n.knownHooks, string(h.Hook)) // somebody wanted it, has been told, and is not told for ever
+		}
+	}
+}
+
+const (
+	// maxInitialDropAge is how old a loss may be that a gateway hears of for the first time.
+	maxInitialDropAge = 15 * time.Minute
+	// maxBlamedContainers bounds how many containers of a node are named for one loss.
+	maxBlamedContainers = 5
+)
+
+// reportDrops tells of events that were lost since the node spoke last, and who made them.
+func (m *Monitor) reportDrops(name string, before *agent.StatusReport, r agent.StatusReport, now time.Time) {
+	m.mu.Lock()
+	n := m.nodeByName(name)
+	if !n.reportedDrops.CountingSince.Equal(r.Drops.CountingSince) {
+		n.reportedDrops = agent.DropStats{CountingSince: r.Drops.CountingSince} // another process counts
+		if before == nil && now.Sub(r.Drops.LastDropAt) > maxInitialDropAge {
+			n.reportedDrops = r.Drops // it was told before this gateway knew the node
+		}
+	}
+	old := n.reportedDrops
+	m.mu.Unlock()
+	events, spool := counterIncrease(r.Drops.KernelEvents, old.KernelEvents), counterIncrease(r.Drops.SpooledDetections, old.SpooledDetections)
+	if events+spool == 0 {
+		return
+	}
+	since := r.Drops.EpisodeStart.UTC().Format(time.RFC3339)
+	var reasons, names []string
+	blamed := 0
+	for _, b := range r.Drops.TopSources[:min(len(r.Drops.TopSources), 20)] {
+		had := uint64(0)
+		if i := slices.IndexFunc(old.TopSources, func(o agent.DropSource) bool { return o.Cgroup == b.Cgroup && o.Container.ID == b.Container.ID }); i >= 0 {
+			had = old.TopSources[i].Dropped
+		}
+		more := counterIncrease(b.Dropped, had)
+		if more == 0 || blamed >= maxBlamedContainers || more*10 < events {
+			continue
+		}
+		blamed++
+		names = append(names, fmt.Sprintf("%s (%d)", describeDropSource(b), more))
+		if b.Container.ID == "" && b.Container.Pod.UID == "" {
+			continue
+		}
+		m.reportCondition(telemetryCondition{
+			kind: eventsFlooded, container: b.Container, node: name, sourceNode: name, causedBy: name, count: clampInt(more), since: r.Drops.EpisodeStart,
+			reasons: []string{fmt.Sprintf("%d events of this container were lost on node %s since %s: it made more than the sensor could keep.", more, name, since)},
+		})
+	}
+	if events > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d events were lost on node %s since %s%s.", events, name, since, dropCauses(r)))
+	}
+	if spool > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d detections were lost on node %s: its spool was full, or they were too large to be sent.", spool, name))
+	}
+	if len(names) > 0 {
+		reasons = append(reasons, "Most of them were made by "+strings.Join(names, ", ")+".")
+	}
+	severity := sensors.Severity("")
+	if spool > 0 {
+		severity = sensors.SeverityHigh // these had been judged, and mattered
+	}
+	told := m.reportCondition(telemetryCondition{kind: eventsDropped, subject: newNodeSubject(name), node: name, causedBy: name, since: r.Drops.EpisodeStart, count: clampInt(events + spool), severity: severity, reasons: reasons})
+	if told { // else it is counted with the next
+		m.mu.Lock()
+		m.nodeByName(name).reportedDrops = r.Drops
+		m.mu.Unlock()
+	}
+}
+
+// dropCauses says why events were lost.
+func dropCauses(r agent.StatusReport) string {
+	var out []string
+	for _, why := range []string{"alerts ring full", "telemetry ring full", "no scratch", "undecodable"} {
+		if r.ProbeStatus.Drops[why] > 0 {
+			out = append(out, why)
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(out, ", ") + ")"
+}
+
+func describeDropSource(b agent.DropSource) string {
+	c := b.Container
+	switch {
+	case c.Pod.Name != "":
+		return fmt.Sprintf("%s/%s container %s", truncate(c.Pod.Namespace), truncate(c.Pod.Name), truncate(c.Name))
+	case c.ID != "":
+		return "container " + truncate(c.ID[:min(12, len(c.ID))])
+	}
+	return "cgroup " + truncate(b.Cgroup)
+}
+
+func counterIncrease(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+func clampInt(n uint64) int { return int(min(n, 1<<31-1)) } //nolint:gosec // bounded
+
+func truncate(s string) string {
+	if r := []rune(s); len(r) > 120 {
+		return string(r[:120]) + "…"
+	}
+	return s
+}

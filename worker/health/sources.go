@@ -1,0 +1,135 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"stanch/sensors"
+	"stanch/sensors/duration"
+	"stanch/sensors/integrations"
+	"stanch/worker/gateway"
+)
+
+var _ gateway.SourceHealthSink = (*Monitor)(nil)
+
+// sourceActivity is what is known of a foreign source: how regularly it speaks.
+type sourceActivity struct {
+	firstMessageAt, lastMessageAt time.Time
+	messageCount                  int
+	longestGap                    time.Duration              // the longest gap between two words, until the silence that is being judged
+	dropsByNode                   map[string]cumulativeDrops // by node
+}
+
+// cumulativeDrops is what a source that counts from its start said last.
+type cumulativeDrops struct {
+	total      uint64
+	reportedAt time.Time
+}
+
+const (
+	// minRegularMessages is after how many words, and minRegularDuration over how long, a source is known to speak regularly.
+	minRegularMessages = 20
+	minRegularDuration = 10 * time.Minute
+	// silenceGapFactor is how many times its longest gap a source must be silent, and minSilence at least.
+	silenceGapFactor = 6
+	minSilence       = 10 * time.Minute
+	maxSources       = 1000
+)
+
+// OnSourceMessage is told that a source posted something, whatever it was.
+func (m *Monitor) OnSourceMessage(name string) {
+	now := m.Now()
+	m.mu.Lock()
+	s := m.sourceByName(name, now)
+	if s.messageCount > 0 {
+		s.longestGap = max(s.longestGap, now.Sub(s.lastMessageAt))
+	}
+	s.messageCount++
+	s.lastMessageAt = now
+	m.mu.Unlock()
+	m.markResolved(sourceLost, newSourceSubject(name))
+}
+
+// sourceByName gives a source, made if it is new. The caller holds m.mu.
+func (m *Monitor) sourceByName(name string, now time.Time) *sourceActivity {
+	s := m.sources[name]
+	if s == nil {
+		if len(m.sources) >= maxSources {
+			clear(m.sources)
+		}
+		s = &sourceActivity{firstMessageAt: now, dropsByNode: map[string]cumulativeDrops{}}
+		m.sources[name] = s
+	}
+	return s
+}
+
+func newSourceSubject(name string) sensors.Subject {
+	return sensors.Subject{Kind: "Source", Name: name}
+}
+
+// reportSilentSources tells of sources that spoke regularly and no longer do.
+func (m *Monitor) reportSilentSources() {
+	now := m.Now()
+	m.mu.Lock()
+	type lost struct {
+		name string
+		sourceActivity
+	}
+	var all []lost
+	for _, name := range slices.Sorted(maps.Keys(m.sources)) {
+		s := *m.sources[name]
+		if s.messageCount < minRegularMessages || s.lastMessageAt.Sub(s.firstMessageAt) < minRegularDuration {
+			continue
+		}
+		if quiet := now.Sub(s.lastMessageAt); quiet > max(silenceGapFactor*s.longestGap, minSilence) {
+			all = append(all, lost{name, s})
+		}
+	}
+	m.mu.Unlock()
+	for _, l := range all {
+		m.reportCondition(telemetryCondition{kind: sourceLost, subject: newSourceSubject(l.name), since: l.lastMessageAt, reasons: []string{
+			fmt.Sprintf("The source %s has been silent for %s. Before, its longest silence in %d words was %s.", l.name, duration.FormatApprox(now.Sub(l.lastMessageAt)), l.messageCount, duration.FormatApprox(l.longestGap)),
+		}})
+	}
+}
+
+// OnSourceHealth takes what another sensor says about itself, and what the gateway could not read of it.
+func (m *Monitor) OnSourceHealth(_ context.Context, h integrations.SensorHealth) {
+	if h.UndecodableEvents > 0 {
+		m.reportCondition(telemetryCondition{kind: sourceEventsUndecodable, subject: newSourceSubject(h.Source), since: h.Time, count: clampInt(h.UndecodableEvents), reasons: []string{
+			fmt.Sprintf("%d events of the source %s could not be read.", h.UndecodableEvents, h.Source), "The error was: " + truncate(h.Message),
+		}})
+	}
+	if h.Dropped == 0 {
+		return
+	}
+	now := m.Now()
+	more := h.Dropped
+	if h.DroppedIsCumulative {
+		m.mu.Lock()
+		s := m.sourceByName(h.Source, now)
+		before, known := s.dropsByNode[h.Node]
+		if len(s.dropsByNode) >= maxSources {
+			clear(s.dropsByNode)
+		}
+		s.dropsByNode[h.Node] = cumulativeDrops{h.Dropped, now}
+		m.mu.Unlock()
+		if known {
+			more = counterIncrease(h.Dropped, before.total)
+		}
+		if more == 0 {
+			return
+		}
+	}
+	reasons := []string{fmt.Sprintf("The source %s lost %d events.", h.Source, more)}
+	if h.Node != "" {
+		reasons[0] = fmt.Sprintf("The source %s lost %d events on node %s.", h.Source, more, truncate(h.Node))
+	}
+	if h.Message != "" {
+		reasons = append(reasons, "It says: "+truncate(h.Message))
+	}
+	m.reportCondition(telemetryCondition{kind: sourceEventsDropped, subject: newSourceSubject(h.Source), causedBy: "source " + h.Source, since: h.Time, count: clampInt(more), reasons: reasons})
+}

@@ -1,0 +1,90 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+
+	"stanch/playbooks"
+	"stanch/sensors"
+	"stanch/sensors/diagnostic"
+	"stanch/workflows/incident"
+)
+
+// MatchManualRequest is the playbook of what a person asked for: the one they named, or a containment by itself. It is a local
+// activity: its result is recorded. Whether anything is contained is for the guards, and not for who calls this.
+func (l *Library) MatchManualRequest(_ context.Context, r sensors.ManualRequest) (incident.SelectedPlaybook, error) {
+	p, err := l.ProgramForRequest(r)
+	if err != nil {
+		return incident.SelectedPlaybook{}, temporal.NewNonRetryableApplicationError(err.Error(), "requested", nil)
+	}
+	signed, err := l.signPlaybookAuthorization(p)
+	if err != nil {
+		return incident.SelectedPlaybook{}, err
+	}
+	return incident.SelectedPlaybook{Name: p.Name, File: p.File, Source: p.SourceText, Callees: p.CalleeSources(), PlaybookAuthorization: signed}, nil
+}
+
+// ProgramForRequest is the playbook of a request. The error of one that there is not, and of an action that cannot be asked for,
+// says what can be.
+func (l *Library) ProgramForRequest(r sensors.ManualRequest) (*playbooks.Program, error) {
+	if r.Playbook != "" {
+		var names []string
+		for _, p := range l.Programs() {
+			if p.Name == r.Playbook {
+				return checkRequestable(p)
+			}
+			names = append(names, p.Name)
+		}
+		hint := diagnostic.DidYouMean(r.Playbook, names)
+		if hint == "" {
+			hint = "`stanch playbooks` lists them"
+		}
+		return nil, fmt.Errorf("unknown playbook %q; %s", r.Playbook, hint)
+	}
+	catalogue := ActionCatalog()
+	spec, ok := catalogue[r.Action]
+	if !ok || spec.Verb != playbooks.VerbContain || !spec.Reversible || spec.Class != playbooks.ClassContain || !worksOnDetectedTargets(spec) {
+		return nil, fmt.Errorf("action %q cannot contain a pod or container by request; use one of %s, or `stanch run` with a playbook", r.Action, strings.Join(requestableActions(catalogue), ", "))
+	}
+	one := playbooks.ManualContainmentPlaybook(r.Action, r.Duration)
+	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{one}, catalogue)
+	if len(programs) != 1 {
+		return nil, fmt.Errorf("%s for %s is not possible: %w", r.Action, r.Duration, problems.Err())
+	}
+	return programs[0], nil
+}
+
+// checkRequestable refuses a playbook that needs what a request does not give.
+func checkRequestable(p *playbooks.Program) (*playbooks.Program, error) {
+	for _, in := range p.Inputs {
+		if in.Default == nil {
+			return nil, fmt.Errorf("playbook %s cannot be run by itself: its input %s has no default; `call` it from another playbook", p.Name, in.Name)
+		}
+	}
+	return p, nil
+}
+
+// worksOnDetectedTargets reports whether an action works on what detections are about: pods and containers.
+func worksOnDetectedTargets(s playbooks.ActionSpec) bool {
+	return len(s.Targets) == 0 || slices.ContainsFunc(s.Targets, playbooks.TargetKind.IsDetectable)
+}
+
+// requestableActions are the actions that a person can ask for by themselves: reversible, and without parameters that must be
+// given.
+func requestableActions(c playbooks.Catalog) []string {
+	var out []string
+	for name, s := range c {
+		if s.Verb == playbooks.VerbContain && s.Reversible && s.Class == playbooks.ClassContain && worksOnDetectedTargets(s) {
+			if programs, _ := playbooks.LoadPlaybooks([]playbooks.SourceFile{playbooks.ManualContainmentPlaybook(name, max(s.MinDuration, time.Hour))}, c); len(programs) == 1 {
+				out = append(out, name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}

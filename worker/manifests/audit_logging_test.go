@@ -1,0 +1,81 @@
+package manifests_test
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+
+	"stanch/sensors/integrations"
+	"stanch/worker/manifests"
+)
+
+// The API server cuts no batch: one that is too large would be refused whole, and who asks for large things often enough
+// would make it so.
+func TestTheLargestBatchThatAnAPIServerSendsIsTaken(t *testing.T) {
+	flag := func(name string) int {
+		flags := manifests.APIServerAuditFlags("p", "w")
+		i := slices.IndexFunc(flags, func(s string) bool { return strings.HasPrefix(s, "--"+name+"=") })
+		require.NotEqual(t, -1, i, name)
+		n, err := strconv.Atoi(strings.TrimPrefix(flags[i], "--"+name+"="))
+		require.NoError(t, err)
+		return n
+	}
+	require.Less(t, flag("audit-webhook-batch-max-size")*(flag("audit-webhook-truncate-max-event-size")+100), integrations.MaxAuditBytes)
+	require.GreaterOrEqual(t, flag("audit-webhook-truncate-max-event-size"), 3*256<<10, "annotations alone, asked for and answered, fit")
+	require.LessOrEqual(t, 400*100<<10, integrations.MaxAuditBytes, "and so does what it sends untold")
+	require.Contains(t, manifests.AuditInstructions("https://gw"), "--audit-webhook-truncate-max-event-size=")
+}
+
+// auditLevelFor is what the policy makes of a request, in the order of its rules.
+func auditLevelFor(t *testing.T, user, group, verb, apiGroup, resource string) string {
+	t.Helper()
+	var policy struct {
+		Rules []struct {
+			Level           string   `yaml:"level"`
+			Verbs           []string `yaml:"verbs"`
+			Users           []string `yaml:"users"`
+			UserGroups      []string `yaml:"userGroups"`
+			NonResourceURLs []string `yaml:"nonResourceURLs"`
+			Resources       []struct {
+				Group     string   `yaml:"group"`
+				Resources []string `yaml:"resources"`
+			} `yaml:"resources"`
+		} `yaml:"rules"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(manifests.AuditPolicy), &policy))
+	has := func(all []string, one string) bool { return len(all) == 0 || slices.Contains(all, one) }
+	for _, r := range policy.Rules {
+		matches := len(r.Resources) == 0
+		for _, g := range r.Resources {
+			matches = matches || g.Group == apiGroup && (slices.Contains(g.Resources, resource) || slices.Contains(g.Resources, "*"))
+		}
+		if matches && len(r.NonResourceURLs) == 0 && has(r.Verbs, verb) && has(r.Users, user) && has(r.UserGroups, group) {
+			return r.Level
+		}
+	}
+	return "None"
+}
+
+func TestNobodyIsLeftOutOfTheAuditLogWithWhatRulesAreAbout(t *testing.T) {
+	const accounts = "system:serviceaccounts:kube-system"
+	for _, user := range []struct{ name, group string }{
+		{"alice", "people"},
+		{"system:serviceaccount:kube-system:cilium", accounts},
+		{"system:serviceaccount:kube-system:job-controller", accounts},
+		{"system:node:n1", "system:nodes"},
+		{"system:kube-controller-manager", ""},
+	} {
+		for _, entered := range []string{"pods/exec", "pods/attach", "pods/portforward", "nodes/proxy", "secrets"} {
+			require.Equal(t, "Metadata", auditLevelFor(t, user.name, user.group, "get", "", entered), "%s %s", user.name, entered)
+		}
+		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "create", "", "pods"))
+		require.Equal(t, "RequestResponse", auditLevelFor(t, user.name, user.group, "patch", "rbac.authorization.k8s.io", "clusterroles"))
+	}
+	require.Equal(t, "Metadata", auditLevelFor(t, "system:serviceaccount:kube-system:cilium", accounts, "list", "", "pods"), "a token that was stolen looks around")
+	require.Equal(t, "None", auditLevelFor(t, "system:serviceaccount:kube-system:job-controller", accounts, "list", "", "pods"))
+	require.Equal(t, "None", auditLevelFor(t, "system:node:n1", "system:nodes", "watch", "", "pods"))
+}

@@ -1,0 +1,101 @@
+package manifests
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"stanch/playbooks"
+)
+
+// iamPolicyDocument is an WriteIAMPolicy policy as AWS takes it.
+type iamPolicyDocument struct {
+	Version   string
+	Statement []iamStatement
+}
+
+type iamStatement struct {
+	Sid      string
+	Effect   string
+	Action   []string
+	Resource []string
+}
+
+// WriteIAMPolicy writes the policy that Stanch's own identity needs in a phase and nothing more, from the actions' specs: what all
+// need to observe and to plan, and what those need to act whose class the phase lets run.
+func WriteIAMPolicy(catalogue playbooks.Catalog, phase int) ([]byte, error) {
+	if phase < 1 || phase > 3 {
+		return nil, fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", phase)
+	}
+	raw, err := json.MarshalIndent(buildIAMPolicy(catalogue, phase), "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write the IAM policy: %w", err)
+	}
+	return append(raw, '\n'), nil
+}
+
+func buildIAMPolicy(catalogue playbooks.Catalog, phase int) iamPolicyDocument {
+	actions := map[string]map[string]bool{} // by resources
+	add := func(rights []playbooks.IAMPermission) {
+		for _, r := range rights {
+			for _, resource := range r.Resources {
+				if actions[resource] == nil {
+					actions[resource] = map[string]bool{}
+				}
+				for _, a := range r.Actions {
+					actions[resource][a] = true
+				}
+			}
+		}
+	}
+	for _, spec := range catalogue {
+		add(spec.PlanIAMPermissions)
+		if isAllowedInPhase(spec.Class, phase) {
+			add(spec.ApplyIAMPermissions)
+		}
+	}
+	if phase > 1 {
+		add(orphanReadPermissions)
+	}
+	out := iamPolicyDocument{Version: "2012-10-17"}
+	for _, resource := range slices.Sorted(maps.Keys(actions)) {
+		var reads, writes []string
+		for _, a := range slices.Sorted(maps.Keys(actions[resource])) {
+			if isReadOnly(a) {
+				reads = append(reads, a)
+			} else {
+				writes = append(writes, a)
+			}
+		}
+		for _, part := range []struct {
+			word    string
+			actions []string
+		}{{"Reads", reads}, {"Writes", writes}} {
+			if len(part.actions) > 0 {
+				out.Statement = append(out.Statement, iamStatement{Sid: "Stanch" + part.word + statementName(resource), Effect: "Allow", Action: part.actions, Resource: []string{resource}})
+			}
+		}
+	}
+	return out
+}
+
+// orphanReadPermissions are what the sweeper reads by itself, to find what outlived its lease.
+var orphanReadPermissions = []playbooks.IAMPermission{{Actions: []string{"iam:GetAccountAuthorizationDetails"}, Resources: []string{"*"}}}
+
+// isReadOnly tells whether an action changes nothing, by the verb of its name.
+func isReadOnly(action string) bool {
+	_, name, _ := strings.Cut(action, ":")
+	return slices.ContainsFunc([]string{"Get", "List", "Describe", "Lookup", "Simulate"}, func(verb string) bool { return strings.HasPrefix(name, verb) })
+}
+
+// statementName names a statement after what it is about.
+func statementName(resource string) string {
+	for part, name := range map[string]string{":role/": "Roles", ":user/": "Users"} {
+		if strings.Contains(resource, part) {
+			return name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,104 @@
+package manifests
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+
+	"stanch/activities/kube"
+	"stanch/playbooks"
+)
+
+// ClusterRules gives the cluster-wide rules that a worker needs in a phase and nothing more: what every action needs to
+// observe and to plan, and what those need to act whose class the phase lets run. Rules are merged and sorted.
+func ClusterRules(catalogue playbooks.Catalog, phase int) []rbacv1.PolicyRule {
+	all := permissionSet{}
+	for _, spec := range catalogue {
+		all.add(spec.PlanPermissions)
+		if isAllowedInPhase(spec.Class, phase) {
+			all.add(spec.ApplyPermissions)
+		}
+	}
+	all.add(baseReadPermissions)
+	all.add(kube.PermissionsFromRBAC(kube.ResolvePermissions()))
+	return all.toPolicyRules()
+}
+
+// isAllowedInPhase is the table of phases: what a class of action may do in one.
+func isAllowedInPhase(class playbooks.Class, phase int) bool {
+	switch class {
+	case playbooks.ClassObserve:
+		return true
+	case playbooks.ClassContain:
+		return phase >= 2
+	case playbooks.ClassDisrupt:
+		return phase >= 3
+	}
+	return false
+}
+
+// baseReadPermissions are what the gateway and the sweeper read by themselves.
+var baseReadPermissions = []playbooks.KubernetesPermission{
+	// The gateway asks where a pod runs before it believes a node; the sweeper looks for pods that lost their lease.
+	{Groups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list"}},
+	// Nodes that should be watched and are not are missed.
+	{Groups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "list"}},
+	// A namespace that enforced something of pods and no longer does is told of: so it is known which do.
+	{Groups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list"}},
+	{Groups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list"}},
+	{Groups: []string{"apps"}, Resources: []string{"deployments", "statefulsets", "replicasets"}, Verbs: []string{"list"}},
+	// The gateway asks whose token a person shows. It is "created" and changes nothing.
+	{Groups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+}
+
+// permissionSet are verbs by "group/resource".
+type permissionSet map[string]map[string]bool
+
+func (r permissionSet) add(more []playbooks.KubernetesPermission) {
+	for _, right := range more {
+		for _, group := range right.Groups {
+			for _, resource := range right.Resources {
+				key := group + "|" + resource
+				if r[key] == nil {
+					r[key] = map[string]bool{}
+				}
+				for _, verb := range right.Verbs {
+					r[key][verb] = true
+				}
+			}
+		}
+	}
+}
+
+// toPolicyRules writes resources of one group with the same verbs as one rule.
+func (r permissionSet) toPolicyRules() []rbacv1.PolicyRule {
+	same := map[string]*rbacv1.PolicyRule{}
+	for _, key := range slices.Sorted(maps.Keys(r)) {
+		group, resource, _ := strings.Cut(key, "|")
+		verbs := slices.SortedFunc(maps.Keys(r[key]), compareVerbs)
+		id := group + "|" + fmt.Sprint(verbs)
+		if same[id] == nil {
+			same[id] = &rbacv1.PolicyRule{APIGroups: []string{group}, Verbs: verbs}
+		}
+		same[id].Resources = append(same[id].Resources, resource)
+	}
+	var out []rbacv1.PolicyRule
+	for _, id := range slices.Sorted(maps.Keys(same)) {
+		out = append(out, *same[id])
+	}
+	return out
+}
+
+// verbs are in the order in which people read them: first what reads.
+var verbOrder = []string{"get", "list", "watch", "create", "update", "patch", "delete"}
+
+func compareVerbs(a, b string) int {
+	x, y := slices.Index(verbOrder, a), slices.Index(verbOrder, b)
+	if x < 0 || y < 0 || x == y {
+		return strings.Compare(a, b)
+	}
+	return x - y
+}

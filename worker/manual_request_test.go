@@ -1,0 +1,594 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/sensors"
+	"stanch/sensors/agent"
+	"stanch/sensors/attestation"
+	"stanch/sensors/gatewayrpc"
+	"stanch/worker"
+	"stanch/worker/archive"
+	"stanch/worker/authority"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+	"stanch/worker/metrics"
+	"stanch/worker/simulate"
+	"stanch/worker/tracing"
+	"stanch/workflows"
+	"stanch/workflows/incident"
+	"stanch/workflows/playbook"
+)
+
+// fakeLockingNode is a node that checks a lock's token as the sensor does, and holds what it permits.
+type fakeLockingNode struct {
+	mu             sync.Mutex
+	containerIDs   []string // containers of this node
+	containments   map[string]gatewayrpc.ContainmentState
+	lockedLeases   []string                   // leases that were locked, in order
+	networkSharers []gatewayrpc.NetworkSharer // other containers in the network namespace of each
+}
+
+func (o *fakeLockingNode) Handle(_ context.Context, kind gatewayrpc.CommandKind, body []byte, keys attestation.Keyring) (any, []gatewayrpc.Attachment, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var c gatewayrpc.ContainmentCommand
+	if err := json.Unmarshal(body, &c); err != nil {
+		return nil, nil, err
+	}
+	id := c.Target.ContainerID
+	if !slices.Contains(o.containerIDs, id) {
+		return gatewayrpc.ContainmentState{TargetGone: true}, nil, nil
+	}
+	switch kind {
+	case gatewayrpc.CommandSnapshot:
+		return map[string]any{"processes": []string{}}, nil, nil
+	case gatewayrpc.CommandLock:
+		if _, err := keys.VerifyLeaseToken(c.Token, c.Action, c.Target.ID(), time.Now()); err != nil {
+			return nil, nil, gatewayrpc.ErrRefused
+		}
+		if o.containments[id].LeaseID != c.LeaseID {
+			o.lockedLeases = append(o.lockedLeases, c.LeaseID)
+		}
+		o.containments[id] = gatewayrpc.ContainmentState{Active: true, VethLocked: true, LeaseID: c.LeaseID, ExpiresAt: c.ExpiresAt, AppliedAt: time.Now()}
+	case gatewayrpc.CommandUnlock:
+		delete(o.containments, id)
+	case gatewayrpc.CommandLockState, gatewayrpc.CommandFreezeState, gatewayrpc.CommandFreeze, gatewayrpc.CommandThaw:
+	}
+	state := o.containments[id]
+	state.NetworkSharers = o.networkSharers
+	return state, nil, nil
+}
+
+func (o *fakeLockingNode) lockedLeaseIDs() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.lockedLeases)
+}
+
+const testContainerID = "b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0"
+
+const manualRequestConfig = `
+phase: 2
+quiet: 2s
+library: {enabled: false}
+budget: {longest: 2h}
+scopes: [{ name: host, namespaces: [""], phase: 2, approvers: { groups: [responders], timeout: 1m } }]
+people:
+  - { name: alice, uid: 1001, groups: [responders] }
+  - { name: bob, uid: 1002, groups: [responders] }
+  - { name: mallory, uid: 1003, groups: [others] }
+`
+
+// startRequestInstallation is an installation with one node that runs one container, and a way to ask it for things as somebody.
+func startRequestInstallation(t *testing.T, text string) (*worker.Worker, *fakeLockingNode, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error)) {
+	t.Helper()
+	cfg, problems := config.Parse("stanch.yaml", []byte(text))
+	require.NoError(t, problems.Err())
+	traces, err := tracing.Open(t.Context(), "test", slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(traces.Close)
+	w := startInstallation(t, cfg, metrics.NewTemporalMetrics(), traces)
+	node := &fakeLockingNode{containerIDs: []string{testContainerID}, containments: map[string]gatewayrpc.ContainmentState{}}
+	connectNodeWithHandler(t, w, agent.Health{Node: "node-1"}, node)
+	require.Eventually(t, func() bool { return len(w.NodeServer.ConnectedNodes()) == 1 }, 10*time.Second, 20*time.Millisecond)
+	return w, node, func(person string, q gateway.ContainRequest) (*gateway.ContainResponse, error) {
+		return w.ApprovalService.Contain(t.Context(), principalByName(cfg, person), q)
+	}
+}
+
+func principalByName(cfg *config.Config, name string) gateway.Principal {
+	p, _ := cfg.FindPerson(func(p config.Person) bool { return p.Name == name })
+	return gateway.Principal{Person: p, AuthenticatedBy: "uid of " + name, RateLimitKey: name}
+}
+
+// waitForPlaybookRun waits until the playbook of a request has ended.
+func waitForPlaybookRun(t *testing.T, w *worker.Worker, a *gateway.ContainResponse) (playbooks.Incident, playbooks.PlaybookRun) {
+	t.Helper()
+	var in playbooks.Incident
+	var run playbooks.PlaybookRun
+	require.Eventually(t, func() bool {
+		var err error
+		if in, err = w.QueryService.Incident(t.Context(), a.IncidentID); err != nil {
+			return false
+		}
+		i := slices.IndexFunc(in.Playbooks, func(p playbooks.PlaybookRun) bool { return p.RequestID == a.Targets[0].RequestID && !p.Ended.IsZero() })
+		if i >= 0 {
+			run = in.Playbooks[i]
+		}
+		return i >= 0
+	}, 30*time.Second, 50*time.Millisecond, "%+v", &in)
+	return in, run
+}
+
+func outcomesByAction(run playbooks.PlaybookRun) map[string]playbooks.Outcome {
+	out := map[string]playbooks.Outcome{}
+	for _, s := range run.Steps {
+		out[s.Action] = s.Outcome
+	}
+	return out
+}
+
+// A responder contains what no rule saw, through the same evidence, guards and lease, and it is in incident, audit and
+// recording; the recording simulates to the same.
+func TestAPersonContainsByRequest(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, manualRequestConfig)
+	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
+
+	_, err := ask("mallory", q)
+	require.ErrorContains(t, err, "mallory may not contain container b0b0b0b0b0b0: that is for responders")
+	nothing := q
+	nothing.Reason = " "
+	_, err = ask("alice", nothing)
+	require.ErrorContains(t, err, "a reason is required")
+	for action, want := range map[string]string{"workload.scale": "pod.isolate", "pod.restart": "pod.isolate", "process.snapshot": "pod.isolate", "nothing": "pod.isolate"} {
+		other := q
+		other.Action = action
+		_, err = ask("alice", other)
+		require.ErrorContains(t, err, `action "`+action+`" cannot contain a pod or container by request; use one of `)
+		require.ErrorContains(t, err, want)
+	}
+	gone := q
+	gone.Target = strings.Repeat("a", 64)
+	_, err = ask("alice", gone)
+	require.ErrorContains(t, err, "no connected node runs the container")
+
+	// A dry run says what the plan and the guards say, and leaves nothing behind.
+	dry := q
+	dry.DryRun = true
+	planned, err := ask("alice", dry)
+	require.NoError(t, err)
+	require.Equal(t, activities.VerdictRun, planned.Targets[0].Plans[0].Decision.Verdict)
+	require.Contains(t, planned.Targets[0].Plans[0].Decision.Reason, "requested by alice (uid of alice): beacons to 203.0.113.9")
+	require.NotEmpty(t, planned.Targets[0].Plans[0].Plan.Changes)
+	open, err := w.QueryService.Incidents(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, open)
+	require.Empty(t, node.lockedLeaseIDs())
+
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	in, run := waitForPlaybookRun(t, w, answer)
+	require.Equal(t, map[string]playbooks.Outcome{"process.snapshot": playbooks.OutcomeChanged, "pod.isolate": playbooks.OutcomeChanged}, outcomesByAction(run), "%+v", run)
+	require.Len(t, node.lockedLeaseIDs(), 1)
+	require.Equal(t, []string{"person:alice"}, in.Actors)
+	require.Contains(t, in.Summary, "beacons to 203.0.113.9")
+	require.True(t, slices.ContainsFunc(in.Timeline, func(l playbooks.TimelineEntry) bool {
+		return strings.Contains(l.Text, "alice (uid of alice) asked for pod.isolate for 1h: beacons")
+	}))
+
+	// The same request again is the same one; another one joins the lease.
+	again, err := ask("alice", q)
+	require.NoError(t, err)
+	require.Equal(t, answer, again)
+	second := q
+	second.ID, second.Duration = "two", 30*time.Minute
+	joined, err := ask("bob", second)
+	require.NoError(t, err)
+	require.Equal(t, answer.IncidentID, joined.IncidentID)
+	in, run = waitForPlaybookRun(t, w, joined)
+	require.Len(t, in.Playbooks, 2, "the repeated request started nothing")
+	require.Equal(t, "contain-pod-isolate-30m", run.Playbook)
+	require.Len(t, node.lockedLeaseIDs(), 1, "two requests, one lock")
+
+	_, err = w.ApprovalService.Release(t.Context(), principalByName(w.Config, "alice"), gateway.LeaseRequest{IncidentID: in.ID})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		in, err = w.QueryService.Incident(t.Context(), in.ID)
+		return err == nil && in.Status == "closed"
+	}, 60*time.Second, 100*time.Millisecond)
+
+	auditor := &worker.Auditor{
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter: w.DataConverter, Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+	}
+	story, err := auditor.Audit(t.Context(), in.ID, true)
+	require.NoError(t, err)
+	require.Empty(t, story.Verification.Differences)
+	require.Equal(t, "alice", story.People[0].Name)
+	require.Contains(t, story.People[0].Actions, "requested pod.isolate for 1h on container b0b0b0b0b0b0: beacons to 203.0.113.9")
+
+	raw, err := auditor.BuildRecording(t.Context(), in.ID, false)
+	require.NoError(t, err)
+	rec, err := recording.Decode(raw)
+	require.NoError(t, err)
+	o := simulate.Options{Catalog: worker.ActionCatalog()}
+	o.NewMatchFunc = func(a activities.Authority) simulate.MatchFunc { return worker.NewFixedLibrary(a).MatchPlaybooks }
+	o.NewRequestMatcher = func(a activities.Authority) simulate.ManualRequestMatcher { return worker.NewFixedLibrary(a) }
+	again2 := simulate.Run(t.Context(), "one", rec, o)
+	require.Empty(t, again2.Error)
+	require.Equal(t, len(rec.Steps), len(again2.Steps))
+	for i, s := range again2.Steps {
+		require.Equal(t, rec.Steps[i].Action+" "+string(rec.Steps[i].Outcome)+" "+rec.Steps[i].Reason, s.Action+" "+string(s.Outcome)+" "+s.Reason)
+	}
+}
+
+// Lists show the beginning of a container's id: it suffices where one container has it, and the complete id is what is
+// signed.
+func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, manualRequestConfig)
+	const twin = "b0b0b0b0b0b0ffffffffffffffffffffffffffffffffffffffffffffffffffff"
+	node.containerIDs = append(node.containerIDs, twin)
+	q := gateway.ContainRequest{ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	_, err := ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container b0b0b0b0b0b0; no incident has a container whose id begins so: give its complete id")
+	q.Target = testContainerID
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	waitForPlaybookRun(t, w, answer)
+	q.ID, q.DryRun = "two", true
+	for _, target := range []string{testContainerID[:12], "container/" + testContainerID[:20]} {
+		q.Target = target
+		planned, err := ask("alice", q)
+		require.NoError(t, err)
+		require.Equal(t, "container:"+testContainerID, planned.Targets[0].Target.ID())
+	}
+	q.Target = testContainerID[:11]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "no connected node runs the container")
+
+	q.Target, q.DryRun = twin, false
+	answer, err = ask("alice", q)
+	require.NoError(t, err)
+	waitForPlaybookRun(t, w, answer)
+	q.Target = testContainerID[:12]
+	_, err = ask("alice", q)
+	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+testContainerID+"\n  container/"+twin)
+}
+
+// Who calls an incident a false positive learns what that released and denied. A freeze that is longer than its action is
+// meant for says so before it runs.
+func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
+	w, _, ask := startRequestInstallation(t, manualRequestConfig)
+	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	waitForPlaybookRun(t, w, answer)
+	q.ID, q.Duration = "long", 3*time.Hour
+	_, err = ask("alice", q)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	done, err := w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: incident.TriageFalsePositive})
+	require.NoError(t, err)
+	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
+	require.Len(t, done.ReleasedLeases, 1)
+	require.Equal(t, "pod.isolate", done.ReleasedLeases[0].Action)
+
+	q.DryRun, q.Action, q.Duration = true, "pod.freeze", 30*time.Minute
+	planned, err := ask("alice", q)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(planned.Targets[0].Plans[0].Plan.Warnings, "; "), "pod.freeze is meant for at most 2m: Stop every process")
+}
+
+// A container that shares the target's network namespace is cut off too: the dry run, the lease and the audit say so, and a
+// dry run beside a lease says that it is held, and until when.
+func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, manualRequestConfig)
+	node.networkSharers = []gatewayrpc.NetworkSharer{{ContainerID: "a3dfa3dfa3df"}}
+	const warning = "container a3dfa3dfa3df came into its network namespace after it started, and is cut off too"
+	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
+	dry := q
+	dry.DryRun = true
+	planned, err := ask("alice", dry)
+	require.NoError(t, err)
+	require.Equal(t, []string{warning}, planned.Targets[0].Plans[0].Plan.Warnings)
+	require.False(t, planned.Targets[0].Plans[0].Plan.AlreadyHeld)
+	answer, err := ask("alice", q)
+	require.NoError(t, err)
+	in, _ := waitForPlaybookRun(t, w, answer)
+	require.Len(t, in.Leases, 1)
+	require.Equal(t, []string{warning}, in.Leases[0].Warnings)
+	planned, err = ask("alice", dry)
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0].Plan
+	require.Equal(t, []string{warning}, plan.Warnings)
+	require.True(t, plan.AlreadyHeld)
+	require.Equal(t, in.Leases[0].ID, plan.HeldByLease)
+	require.WithinDuration(t, in.Leases[0].ExpiresAt, plan.HeldUntil, time.Second)
+
+	auditor := &worker.Auditor{
+		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
+		Converter: w.DataConverter, Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+	}
+	story, err := auditor.Audit(t.Context(), in.ID, true)
+	require.NoError(t, err)
+	raw, err := json.Marshal(story)
+	require.NoError(t, err)
+	require.Contains(t, string(raw), "But: "+warning)
+}
+
+// What the guards do not let run by itself asks others, and never the one who asked for it.
+func TestWhoRequestsDoesNotApprove(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "longest: 2h", "longest: 1m"))
+	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	var asked []playbook.ApprovalRequest
+	require.Eventually(t, func() bool {
+		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
+	require.ErrorContains(t, err, "alice asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	require.Empty(t, node.lockedLeaseIDs())
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	_, run := waitForPlaybookRun(t, w, answer)
+	require.Equal(t, playbooks.OutcomeChanged, outcomesByAction(run)["pod.isolate"])
+	require.Len(t, node.lockedLeaseIDs(), 1)
+}
+
+// Two requests on one target ask two questions: each has a name of its own, and what names both is refused.
+func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, manualRequestConfig)
+	var answer *gateway.ContainResponse
+	for id, long := range map[string]time.Duration{"first": 48 * time.Hour, "second": 144 * time.Hour} {
+		var err error
+		answer, err = ask("alice", gateway.ContainRequest{ID: id, Target: testContainerID, Action: "pod.isolate", Duration: long, Reason: id})
+		require.NoError(t, err)
+	}
+	var asked []playbook.ApprovalRequest
+	require.Eventually(t, func() bool {
+		var err error
+		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		return err == nil && len(asked) == 2
+	}, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, asked[0].ID, asked[1].ID, "the runs do not know of each other")
+	require.NotEqual(t, asked[0].QualifiedID(), asked[1].QualifiedID())
+	vote := func(step string) (*gateway.VoteResult, error) {
+		return w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: step, Approve: true, WaitForResult: true})
+	}
+	for _, step := range []string{"", "pod.isolate", asked[0].ID} {
+		_, err := vote(step)
+		for _, q := range asked {
+			require.ErrorContains(t, err, "stanch approve "+answer.IncidentID+" '"+q.QualifiedID()+"'   pod.isolate of container b0b0b0b0b0b0"+q.DurationText(), step)
+		}
+	}
+	i := slices.IndexFunc(asked, func(q playbook.ApprovalRequest) bool { return q.DurationText() == " for 2d" })
+	require.GreaterOrEqual(t, i, 0)
+	said, err := vote(asked[i].QualifiedID())
+	require.NoError(t, err)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Message)
+	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
+	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+	require.NoError(t, err)
+	require.Len(t, asked, 1)
+	require.Equal(t, " for 6d", asked[0].DurationText(), "the other question is open still")
+}
+
+// Who asks for something may withdraw it, whoever is asked, and does not approve it. Who asked for something else in the
+// incident answers like anybody.
+func TestWhoRequestsMayWithdrawAndAnswersOthers(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, manualRequestConfig)
+	questions := func(incident string) []playbook.ApprovalRequest {
+		var asked []playbook.ApprovalRequest
+		require.Eventually(t, func() bool {
+			var err error
+			asked, err = w.QueryService.PendingApprovals(t.Context(), incident)
+			return err == nil && len(asked) > 0
+		}, 30*time.Second, 50*time.Millisecond)
+		return asked
+	}
+	short, err := ask("bob", gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"})
+	require.NoError(t, err)
+	waitForPlaybookRun(t, w, short)
+	root := gateway.Principal{Person: config.Person{Name: "root"}, AuthenticatedBy: "uid 0 on the local socket", RateLimitKey: "uid:0", IsOperator: true}
+	q := gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: 3 * time.Hour, Reason: "longer"}
+	long, err := w.ApprovalService.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote := gateway.VoteRequest{IncidentID: long.IncidentID, RequestID: questions(long.IncidentID)[0].QualifiedID(), Approve: true, WaitForResult: true}
+	_, err = w.ApprovalService.Vote(t.Context(), root, vote)
+	require.ErrorContains(t, err, "root asked for this: somebody else must approve it; `stanch deny` withdraws it")
+	no := vote
+	no.Approve, no.Reason = false, "a mistake"
+	said, err := w.ApprovalService.Vote(t.Context(), root, no)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultDenied, said.Result, said.Message)
+	_, run := waitForPlaybookRun(t, w, long)
+	require.Equal(t, playbooks.OutcomeDenied, outcomesByAction(run)["pod.isolate"])
+	require.Contains(t, run.Steps[len(run.Steps)-1].Reason, "root withdrew the request. a mistake")
+
+	// Another's request: bob, who asked for something before, approves it.
+	q.ID = "again"
+	long, err = w.ApprovalService.Contain(t.Context(), root, q)
+	require.NoError(t, err)
+	vote.RequestID = questions(long.IncidentID)[0].QualifiedID()
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "mallory"), gateway.VoteRequest{IncidentID: vote.IncidentID, RequestID: vote.RequestID})
+	require.ErrorContains(t, err, "mallory may not answer this")
+	said, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	require.Equal(t, gateway.ResultApproved, said.Result)
+	_, run = waitForPlaybookRun(t, w, long)
+	require.NotEqual(t, playbooks.OutcomeDenied, outcomesByAction(run)["pod.isolate"])
+	require.Len(t, node.lockedLeaseIDs(), 1)
+}
+
+// A dry run names whom the playbook's approval asks, how many of them, and that too few may answer.
+func TestADryRunNamesWhomTheApprovalAsks(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.yaml"), []byte(`playbook: two
+description: Ask two, then hold it.
+match: { objective: escape }
+steps:
+  - evidence: process.snapshot
+  - approval: hold it
+    ask: Hold it?
+    from: { groups: [responders], quorum: 2 }
+    timeout: 1m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 30m
+`), 0o600))
+	_, _, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "approvers: { groups: [responders], timeout: 1m }", "approvers: { groups: [others], timeout: 1m }")+"playbooks: ['"+dir+"']\n")
+	planned, err := ask("mallory", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	plan := planned.Targets[0].Plans[0]
+	require.Equal(t, activities.VerdictAskApproval, plan.Decision.Verdict)
+	require.Equal(t, []string{"responders"}, plan.Decision.Approvers.Groups)
+	require.Equal(t, 2, plan.Decision.Approvers.Quorum)
+	require.Empty(t, plan.Plan.Warnings)
+
+	_, _, ask = startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
+	planned, err = ask("bob", gateway.ContainRequest{Target: testContainerID, Playbook: "two", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, []string{"only 1 of the 2 who must agree may answer, so nobody can approve it"}, planned.Targets[0].Plans[0].Plan.Warnings)
+}
+
+func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "phase: 2", "phase: 1"))
+	answer, err := ask("alice", gateway.ContainRequest{ID: "p1", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	_, run := waitForPlaybookRun(t, w, answer)
+	require.Equal(t, playbooks.OutcomeProposed, outcomesByAction(run)["pod.isolate"])
+	require.Empty(t, node.lockedLeaseIDs())
+}
+
+// Who has all of Temporal and its key, but not the authority's, makes a person's request up, or takes another's proof for
+// it: nothing is contained.
+func TestAForgedRequestContainsNothing(t *testing.T) {
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "longest: 2h", "longest: 1m"))
+	forged := sensors.Detection{
+		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
+		Time: time.Now(), Node: "node-1", Reasons: []string{"alice asked for it"},
+		ManualRequest: &sensors.ManualRequest{Person: "alice", AuthenticatedBy: "uid 1001 on the local socket", Reason: "forged", Action: "pod.freeze", Duration: time.Minute},
+		Event:         sensors.Event{Kind: sensors.KindManualRequest, Node: "node-1", Container: sensors.Container{ID: testContainerID}},
+	}
+	// A true request for something else, which waits for an answer: its proof is in Temporal for everybody there to take.
+	answer, err := ask("alice", gateway.ContainRequest{ID: "true", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	var taken attestation.Envelope
+	events := w.TemporalClient.GetWorkflowHistory(t.Context(), workflows.IncidentWorkflowID(w.Config.Cluster+"/Container/"+testContainerID[:12]+"@node-1"), "", false, 0)
+	for events.HasNext() {
+		e, err := events.Next()
+		require.NoError(t, err)
+		if s := e.GetWorkflowExecutionSignaledEventAttributes(); s.GetSignalName() == workflows.SignalDetections {
+			var batch []incident.AttestedDetection
+			require.NoError(t, w.DataConverter.FromPayloads(s.GetInput(), &batch))
+			taken = batch[0].Attestation
+		}
+	}
+	require.NotEmpty(t, taken.Signature)
+	intruder, err := authority.OpenOrCreate(t.TempDir())
+	require.NoError(t, err)
+	own, err := intruder.Sign(attestation.PayloadTypeAttestation, attestation.Attestation{
+		DetectionID: forged.ID, TargetID: "container:" + testContainerID, Node: "node-1", Confidence: 1, AcceptedAt: time.Now(), ManualRequest: &attestation.ManualRequest{Person: "alice", Actions: []string{"pod.freeze"}, MaxDuration: time.Hour},
+	})
+	require.NoError(t, err)
+	for name, signed := range map[string]attestation.Envelope{"no proof": {}, "its own key": own, "the proof of another request": taken} {
+		id := "INC-01ARZ3NDEKTSV4RRFFQ69G5FA" + map[string]string{"no proof": "A", "its own key": "B", "the proof of another request": "C"}[name]
+		key := "forged/" + strings.ReplaceAll(name, " ", "-")
+		_, err := w.TemporalClient.SignalWithStartWorkflow(t.Context(), workflows.IncidentWorkflowID(key), workflows.SignalDetections, []incident.AttestedDetection{{Detection: forged, Attestation: signed}},
+			client.StartWorkflowOptions{TaskQueue: workflows.TaskQueue}, "Incident", incident.Input{ID: id, GroupingKey: key, Scope: "host", Phase: 3, IdleTimeout: time.Second})
+		require.NoError(t, err)
+		var in playbooks.Incident
+		require.Eventually(t, func() bool {
+			value, err := w.TemporalClient.QueryWorkflow(t.Context(), workflows.IncidentWorkflowID(key), "", workflows.QueryIncident)
+			return err == nil && value.Get(&in) == nil && len(in.Playbooks) == 1 && !in.Playbooks[0].Ended.IsZero()
+		}, 30*time.Second, 50*time.Millisecond, name)
+		require.NotContains(t, []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged}, outcomesByAction(in.Playbooks[0])["pod.freeze"], name)
+		reason := in.Playbooks[0].Steps[len(in.Playbooks[0].Steps)-1].Reason
+		require.Contains(t, reason, "no attested detection about container", name)
+	}
+	require.Empty(t, node.lockedLeaseIDs())
+}
+
+// A request about what was detected joins its incident, and says nothing of what the attacker is after; a playbook that does
+// not match runs by request, and what it asks is asked of others.
+func TestARequestJoinsTheIncidentOfItsTarget(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "mine.yaml"), []byte(`playbook: mine
+description: Ask, then hold it.
+match: { objective: escape }
+steps:
+  - evidence: process.snapshot
+  - approval: hold it
+    ask: Hold it?
+    from: { groups: [responders] }
+    timeout: 1m
+    on_timeout: deny
+    steps:
+      - contain: pod.isolate
+        for: 30m
+`), 0o600))
+	w, node, ask := startRequestInstallation(t, manualRequestConfig+"playbooks: ['"+dir+"']\n")
+	d := sensors.Detection{
+		ID: "d-1", Rule: "miner", Title: "A miner", Severity: sensors.SeverityHigh, Confidence: 0.6, Objective: sensors.ObjectiveCryptoMining, Source: "stanch", Time: time.Now(), Node: "node-1",
+		Event: sensors.Event{ID: "d-1", Kind: sensors.KindExec, Node: "node-1", Process: sensors.Process{Exe: "/tmp/xmrig"}, Container: sensors.Container{ID: testContainerID, Name: "shop-web"}},
+	}
+	require.NoError(t, w.Ingester.Check(t.Context(), &d, "node-1"))
+	require.NoError(t, w.Ingester.Accept(t.Context(), []sensors.Detection{d}))
+	var before []playbooks.Incident
+	require.Eventually(t, func() bool {
+		var err error
+		before, err = w.QueryService.Incidents(t.Context())
+		return err == nil && len(before) == 1
+	}, 20*time.Second, 50*time.Millisecond)
+
+	_, err := ask("alice", gateway.ContainRequest{ID: "x", Target: testContainerID, Playbook: "none", Reason: "spread"})
+	require.ErrorContains(t, err, `unknown playbook "none"; `)
+	planned, err := ask("alice", gateway.ContainRequest{Target: before[0].ID, Playbook: "mine", Reason: "spread", DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, activities.VerdictAskApproval, planned.Targets[0].Plans[0].Decision.Verdict)
+	answer, err := ask("alice", gateway.ContainRequest{ID: "x", Target: testContainerID, Playbook: "mine", Reason: "spread"})
+	require.NoError(t, err)
+	require.Equal(t, before[0].ID, answer.IncidentID)
+	var asked []playbook.ApprovalRequest
+	require.Eventually(t, func() bool {
+		asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+		return err == nil && len(asked) == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	vote := gateway.VoteRequest{IncidentID: answer.IncidentID, RequestID: asked[0].ID, Approve: true}
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "alice"), vote)
+	require.ErrorContains(t, err, "alice asked for this")
+	_, err = w.ApprovalService.Vote(t.Context(), principalByName(w.Config, "bob"), vote)
+	require.NoError(t, err)
+	in, run := waitForPlaybookRun(t, w, answer)
+	require.Equal(t, playbooks.OutcomeChanged, outcomesByAction(run)["pod.isolate"])
+	require.Len(t, node.lockedLeaseIDs(), 1)
+	require.Equal(t, sensors.ObjectiveCryptoMining, in.Objective)
+	require.InDelta(t, 0.6, in.Confidence, 0.001)
+	require.Equal(t, "mine", run.Playbook)
+}

@@ -1,0 +1,98 @@
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"stanch/worker/export"
+	"stanch/worker/gateway"
+)
+
+type detectionCollector struct {
+	source             DetectionCountSource
+	detections, queued metricFamily
+}
+
+func newDetectionCollector(source DetectionCountSource) *detectionCollector {
+	return &detectionCollector{
+		source: source,
+		detections: newCounterFamily("stanch_detections_total", "Detections at the gateway: accepted, refused for good, or told to come again later.",
+			"source", "severity", "outcome"),
+		queued: newGaugeFamily("stanch_detections_queued", "Detections that wait for Temporal."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (i *detectionCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- i.detections.desc
+	out <- i.queued.desc
+}
+
+// Collect implements prometheus.Collector.
+func (i *detectionCollector) Collect(out chan<- prometheus.Metric) {
+	for _, c := range i.source.DetectionCounts() {
+		i.detections.sendMetric(out, float64(c.Count), labelText(c.Source), string(c.Severity), string(c.Outcome))
+	}
+	i.queued.sendMetric(out, float64(i.source.QueuedDetections()))
+}
+
+// sourceCollector is what other sensors sent. Its sources are those of the configuration.
+type sourceCollector struct {
+	source                     func() map[string]gateway.SourceCounts
+	records, requests, dropped metricFamily
+}
+
+func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCollector {
+	return &sourceCollector{
+		source: source,
+		records: newCounterFamily("stanch_foreign_records_total", "Records of another sensor: accepted as detections, telemetry of which nothing is made, words about itself, or refused.",
+			"source", "outcome"),
+		requests: newCounterFamily("stanch_foreign_requests_delayed_total", "Requests that were told to come again: limited by the source's rate, or later because Temporal or the cluster was away.",
+			"source", "reason"),
+		dropped: newCounterFamily("stanch_foreign_events_dropped_total", "Events that another sensor says it lost.", "source"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (f *sourceCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- f.records.desc
+	out <- f.requests.desc
+	out <- f.dropped.desc
+}
+
+// Collect implements prometheus.Collector.
+func (f *sourceCollector) Collect(out chan<- prometheus.Metric) {
+	for name, c := range f.source() {
+		name = labelText(name)
+		f.records.sendMetric(out, float64(c.Accepted), name, "accepted")
+		f.records.sendMetric(out, float64(c.Telemetry), name, "telemetry")
+		f.records.sendMetric(out, float64(c.Health), name, "health")
+		f.records.sendMetric(out, float64(c.Refused), name, "refused")
+		f.requests.sendMetric(out, float64(c.RateLimited), name, "limited")
+		f.requests.sendMetric(out, float64(c.RetryLater), name, "later")
+		f.dropped.sendMetric(out, float64(c.Dropped), name)
+	}
+}
+
+// exportCollector is what was sent on. Its targets are those of the configuration.
+type exportCollector struct {
+	source     func() map[string]export.DeliveryCounts
+	detections metricFamily
+}
+
+func newExportCollector(source func() map[string]export.DeliveryCounts) *exportCollector {
+	return &exportCollector{source, newCounterFamily("stanch_export_detections_total", "Detections that were sent on: sent, failed after all tries, or dropped because the receiver is too slow.",
+		"export", "outcome")}
+}
+
+// Describe implements prometheus.Collector.
+func (e *exportCollector) Describe(out chan<- *prometheus.Desc) { out <- e.detections.desc }
+
+// Collect implements prometheus.Collector.
+func (e *exportCollector) Collect(out chan<- prometheus.Metric) {
+	for name, c := range e.source() {
+		name = labelText(name)
+		e.detections.sendMetric(out, float64(c.Sent), name, "sent")
+		e.detections.sendMetric(out, float64(c.Failed), name, "failed")
+		e.detections.sendMetric(out, float64(c.Dropped), name, "dropped")
+	}
+}

@@ -1,0 +1,182 @@
+package playbooktest
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+	"stanch/playbooks/testspec"
+	"stanch/worker/simulate"
+)
+
+// fakeActions answers for the actions of one test, and remembers what they were asked.
+type fakeActions struct {
+	test                *testspec.TestCase
+	context             testspec.WorkloadContext
+	catalog             playbooks.Catalog
+	fallBackToRecording bool // what is not faked the recording answers
+
+	mu             sync.Mutex
+	targetsByID    map[string]playbooks.Target
+	paramsByCall   map[string][]json.RawMessage // of each call, by action and target
+	callCounts     map[string]int               // observations, or effects that took hold
+	failedAttempts map[string]int               // attempts that were made to fail
+}
+
+func newFakeActions(t *testspec.TestCase, catalogue playbooks.Catalog) *fakeActions {
+	return &fakeActions{
+		test: t, context: contextWithDefaults(t), catalog: catalogue, fallBackToRecording: t.RecordingFile.Name != "",
+		targetsByID: map[string]playbooks.Target{}, paramsByCall: map[string][]json.RawMessage{}, callCounts: map[string]int{}, failedAttempts: map[string]int{},
+	}
+}
+
+func callKey(action, target string) string { return action + "\x00" + target }
+
+// actionResult is simulate's Fakes.
+func (p *fakeActions) actionResult(c simulate.FakeCall) (recording.ActionResult, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := c.Request
+	p.targetsByID[r.Target.ID()] = r.Target
+	k := callKey(r.Action, r.Target.ID())
+	own := len(r.Params) == 0 || string(r.Params) == "null" // the incident's own look at its workload is no step's
+	call := p.callCounts[k] + 1
+	switch c.Operation {
+	case recording.OperationObserve:
+		if own || c.Attempt > 1 {
+			call = max(p.callCounts[k], 1)
+			break
+		}
+		p.callCounts[k]++
+		p.paramsByCall[k] = append(p.paramsByCall[k], r.Params)
+	case recording.OperationPlan:
+		// A plan is made anew before people are asked, and after: it is the same step's.
+		if all := p.paramsByCall[k]; len(all) == 0 || !bytes.Equal(all[len(all)-1], r.Params) {
+			p.paramsByCall[k] = append(all, r.Params)
+		}
+	default: // what was planned already
+	}
+	f := p.matchingFake(r, call)
+	if f == nil {
+		if p.fallBackToRecording && (r.Action != "workload" || p.test.IncidentContext == nil) {
+			return recording.ActionResult{}, false
+		}
+		f = &testspec.FakeResult{Action: r.Action}
+	}
+	a := p.resultFromFake(f, c, own)
+	if c.Operation == recording.OperationApply && a.FailureReason == "" {
+		p.callCounts[k]++
+	}
+	return a, true
+}
+
+// matchingFake is the test's first answer that fits.
+func (p *fakeActions) matchingFake(r activities.Request, call int) *testspec.FakeResult {
+	for _, f := range p.test.FakeResults {
+		if f.Action == r.Action && (f.Target == "" || testspec.TargetMatchesName(f.Target, r.Target)) && (f.CallNumber == 0 || f.CallNumber == call) {
+			return f
+		}
+	}
+	return nil
+}
+
+// resultFromFake makes the answer to one operation of what a test says of an action.
+func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall, own bool) recording.ActionResult {
+	outcome := cmp.Or(f.Outcome, playbooks.OutcomeChanged)
+	a := recording.ActionResult{Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(), AttemptNumber: c.Attempt, Params: c.Request.Params}
+	refused := outcome == playbooks.OutcomeRefused
+	if c.Operation == recording.OperationPlan {
+		if refused {
+			a.RefusalReason = cmp.Or(f.Reason, "the test says so")
+		}
+		a.Changes, a.NothingToDo = f.PlannedChanges, outcome == playbooks.OutcomeUnchanged
+		if a.Changes == nil {
+			a.Changes = []string{fmt.Sprintf("%s of %s", f.Action, c.Request.Target)}
+		}
+		return a
+	}
+	tried := fmt.Sprintf("%p\x00%s", f, c.Request.Target.ID())
+	switch {
+	case refused:
+		a.RefusalReason = cmp.Or(f.Reason, "the test says so")
+		return a
+	case outcome == playbooks.OutcomeFailed:
+		a.FailureReason = cmp.Or(f.Reason, "the test says so")
+		return a
+	case p.failedAttempts[tried] < f.FailureCount && !own:
+		p.failedAttempts[tried]++
+		a.FailureReason = cmp.Or(f.Reason, "the test says so")
+		return a
+	}
+	a.Outcome, a.DurationMS = outcome, f.Delay.Milliseconds()
+	if f.FailureCount == 0 {
+		a.Reason = f.Reason
+	}
+	if c.Operation == recording.OperationObserve {
+		a.Outputs = p.fakeOutputs(f)
+	}
+	return a
+}
+
+// fakeOutputs are those that the test gives, over what is known of the workload, over nothing.
+func (p *fakeActions) fakeOutputs(f *testspec.FakeResult) json.RawMessage {
+	t := p.catalog[f.Action].OutputType()
+	if t == nil {
+		return nil
+	}
+	base := reflect.New(t).Interface()
+	if f.Action == "workload" {
+		base = p.workloadContext()
+	}
+	raw, err := json.Marshal(base)
+	if err != nil || f.Outputs.JSON == nil {
+		return raw
+	}
+	values, given := map[string]json.RawMessage{}, map[string]json.RawMessage{}
+	if json.Unmarshal(raw, &values) != nil || json.Unmarshal(f.Outputs.JSON, &given) != nil {
+		return raw
+	}
+	maps.Copy(values, given)
+	merged, err := json.Marshal(values)
+	if err != nil {
+		return raw
+	}
+	return merged
+}
+
+// workloadContext is what the test knows around the workload, as `enrich: workload` finds it.
+func (p *fakeActions) workloadContext() activities.WorkloadContext {
+	c := p.context
+	_, kind, name, _ := testspec.SplitWorkload(c.Workload)
+	w := activities.WorkloadContext{
+		Owner: activities.Owner{Kind: kind, Name: name, UID: cmp.Or(c.UID, "uid-"+name)}, Replicas: c.BlastRadius.Replicas, SameDigestPodCount: c.BlastRadius.SameDigestPodCount, SameDigestPodNames: c.BlastRadius.SameDigestPodNames,
+		SameNodePodCount: c.BlastRadius.SameNodePodCount, DangerousPermissions: c.BlastRadius.DangerousPermissions, ServiceAccount: c.ServiceAccount, Image: c.Image, ImageDigest: c.ImageDigest, Labels: c.Labels, Missing: c.Missing,
+	}
+	for _, what := range c.Changes {
+		w.Changes = append(w.Changes, playbooks.RecentChange{ChangedAt: incidentOpenedAt(), Description: what})
+	}
+	return w
+}
+
+// paramsByStep is what a step was asked with: the calls of an action on a target are those of its steps, in their order.
+func (p *fakeActions) paramsByStep() func(action, target string) json.RawMessage {
+	next := map[string]int{}
+	return func(action, target string) json.RawMessage {
+		k := callKey(action, target)
+		all := p.paramsByCall[k]
+		if len(all) == 0 {
+			return nil
+		}
+		i := min(next[k], len(all)-1)
+		next[k]++
+		return slices.Clone(all[i])
+	}
+}

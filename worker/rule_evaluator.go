@@ -1,0 +1,94 @@
+package worker
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stanch/sensors/agent"
+	"stanch/sensors/rules"
+	"stanch/worker/config"
+	"stanch/worker/gateway"
+)
+
+// ruleReloadInterval is how often changed rule packs are looked for.
+const ruleReloadInterval = 2 * time.Second
+
+// openRuleEvaluator loads the rules for what no node sees, if anything of it comes here, and takes up changed ones.
+func (w *Worker) openRuleEvaluator(ctx context.Context) error {
+	if !w.needsRuleEvaluator() {
+		return nil
+	}
+	files, set, err := agent.OpenRules(w.Config.Rules, w.Log)
+	if err != nil {
+		return err
+	}
+	var current atomic.Pointer[rules.Set]
+	current.Store(set)
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(ruleReloadInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if set := files.ReloadIfChanged(); set != nil {
+					current.Store(set)
+				}
+			}
+		}
+	}()
+	w.closers = append(w.closers, func() { stop(); <-done })
+	w.ruleEvaluator = gateway.NewRuleEvaluator(current.Load, w.Config.ClusterPrefixes(), w.stanchServiceAccount(ctx), w.Log)
+	w.loadEnforcedNamespaces(ctx)
+	return nil
+}
+
+// loadEnforcedNamespaces tells the judge which namespaces enforce something of pods. Without it only those are known that are written to.
+func (w *Worker) loadEnforcedNamespaces(ctx context.Context) {
+	if w.KubeClient == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	list, err := w.KubeClient.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: "pod-security.kubernetes.io/enforce"})
+	if err != nil {
+		w.Log.Warn("the namespaces cannot be listed: it is not seen if one of them is sent again without its label for pod security", "error", err)
+		return
+	}
+	for _, n := range list.Items {
+		w.ruleEvaluator.AddEnforcedNamespaces(n.Name)
+	}
+}
+
+// needsRuleEvaluator tells whether events come here that only rules make detections of.
+func (w *Worker) needsRuleEvaluator() bool {
+	for _, s := range w.Config.Sources {
+		if w.SourceListen != "" && (s.Kind == "" || s.Kind == config.SourceKindKubernetesAudit) {
+			return true
+		}
+	}
+	return w.Config.AWS != nil && w.Config.AWS.CloudTrail != nil
+}
+
+// stanchServiceAccount is who Stanch is to the cluster; "" where that cannot be told.
+func (w *Worker) stanchServiceAccount(ctx context.Context) string {
+	if w.KubeClient == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	me, err := w.KubeClient.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		w.Log.Warn("the cluster does not say who Stanch is: its own requests are judged like any other's", "error", err)
+		return ""
+	}
+	return me.Status.UserInfo.Username
+}

@@ -1,0 +1,54 @@
+package simulate
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"stanch/activities"
+	"stanch/playbooks"
+	"stanch/playbooks/recording"
+)
+
+const (
+	resultNotRecorded = "assumed: the recording has no answer"
+	effectNotRecorded = "assumed: the recording has its plan and no effect"
+)
+
+// assumeResult answers what the recorded run never asked, as the action's spec lets one expect: an observation with nothing in
+// it, a plan that says its own name, an effect that nobody observed. It is noted, so that every report marks it.
+func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpec, r activities.Request) recording.ActionResult {
+	s := t.simulation
+	what := fmt.Sprintf("%s of %s on %s", op, r.Action, r.Target)
+	s.mu.Lock()
+	first := !slices.Contains(s.result.AssumedResults, what)
+	if first {
+		s.result.AssumedResults = append(s.result.AssumedResults, what)
+	}
+	s.assumedActions[r.Action+"\x00"+r.Target.ID()] = true
+	s.mu.Unlock()
+	if first {
+		s.addEvent("assumed", "%s: the recording has no answer", what)
+	}
+	a := recording.ActionResult{Operation: op, Action: r.Action, Target: r.Target.ID(), Params: r.Params, Reason: resultNotRecorded}
+	if len(spec.Targets) > 0 && !slices.Contains(spec.Targets, r.Target.Kind) {
+		a.RefusalReason = fmt.Sprintf("%s does not work on a %s", r.Action, r.Target.Kind)
+		return a
+	}
+	switch op {
+	case recording.OperationObserve:
+		a.Outcome = playbooks.OutcomeChanged
+		if out := spec.OutputType(); out != nil {
+			if raw, err := json.Marshal(reflect.New(out).Interface()); err == nil {
+				a.Outputs = raw
+			}
+		}
+	case recording.OperationPlan:
+		a.Changes = []string{fmt.Sprintf("%s on %s", r.Action, r.Target)}
+		a.Warnings = []string{resultNotRecorded}
+	case recording.OperationApply, recording.OperationVerify, recording.OperationUndo:
+		a.Outcome = playbooks.OutcomeUnverified
+	}
+	return a
+}

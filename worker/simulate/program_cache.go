@@ -1,0 +1,77 @@
+package simulate
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"stanch/playbooks"
+	"stanch/sensors/diagnostic"
+	"stanch/workflows/playbook"
+)
+
+// programCache remembers playbooks that were checked: a corpus starts the same few thousands of times. A checked program is
+// never changed, so that runs share it.
+type programCache struct {
+	byFileAndSource sync.Map // file and source: checked
+}
+
+type checkedProgram struct {
+	program  *playbooks.Program
+	problems diagnostic.Diagnostics
+}
+
+func (p *programCache) loadCached(in playbook.Input, catalogue playbooks.Catalog) (*playbooks.Program, diagnostic.Diagnostics) {
+	var key strings.Builder
+	key.WriteString(in.File + "\x00" + string(in.Source))
+	for _, called := range in.Callees {
+		key.WriteString("\x00" + string(called.Content))
+	}
+	if was, ok := p.byFileAndSource.Load(key.String()); ok {
+		c := was.(checkedProgram) //nolint:forcetypeassert // nothing else is stored
+		return c.program, c.problems
+	}
+	program, problems := in.LoadPlaybook(catalogue)
+	p.byFileAndSource.Store(key.String(), checkedProgram{program, problems})
+	return program, problems
+}
+
+// textCounter counts texts that are alike, in the order in which they first came.
+type textCounter struct {
+	firstSeenOrder []string
+	count          map[string]int
+}
+
+func (l *textCounter) add(text string, n int) {
+	if l.count == nil {
+		l.count = map[string]int{}
+	}
+	if l.count[text] == 0 {
+		l.firstSeenOrder = append(l.firstSeenOrder, text)
+	}
+	l.count[text] += n
+}
+
+func (l *textCounter) countedTexts() []string {
+	out := make([]string, 0, len(l.firstSeenOrder))
+	for _, text := range l.firstSeenOrder {
+		if n := l.count[text]; n > 1 {
+			text = fmt.Sprintf("%d × %s", n, text)
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
+// recordRequestWaits says how long each question stood open: until its step was decided, or until nobody had answered.
+func (s *simulation) recordRequestWaits() {
+	for i := range s.result.ApprovalRequests {
+		q := &s.result.ApprovalRequests[i]
+		q.WaitedMS = q.TimeoutMS
+		for _, step := range s.result.Steps {
+			if step.RunNumber == q.RunNumber && step.Step == q.Step && step.AtMS >= q.AskedAtMS {
+				q.WaitedMS = min(q.WaitedMS, step.AtMS-q.AskedAtMS)
+			}
+		}
+	}
+}

@@ -1,0 +1,149 @@
+package simulate
+
+import (
+	"fmt"
+	"math"
+	"slices"
+)
+
+// Totals is what a corpus sums up to. It has one size for any number of recordings.
+type Totals struct {
+	Incidents                int            `json:"incidents"`
+	FailedIncidents          int            `json:"failed"` // could not be simulated to the end
+	ContainedIncidents       int            `json:"contained"`
+	Containments             int            `json:"containments"`
+	ApprovalRequests         int            `json:"questions"`
+	IncidentsWithApprovals   int            `json:"asked"`    // incidents in which people would be asked
+	IncidentsWithAssumptions int            `json:"assumed"`  // incidents with answers that are not in the recording
+	AssumedResults           int            `json:"missing"`  // answers that are not in the recordings
+	IncidentsWithoutMatch    int            `json:"no_match"` // no playbook matches
+	ActivityCount            int            `json:"activities"`
+	StepOutcomes             map[string]int `json:"outcomes"` // of steps
+	PlaybookRuns             map[string]int `json:"playbooks"`
+	// TimeToContainment is how long it takes to the first containment.
+	TimeToContainment DurationHistogram `json:"first_containment"`
+	// ChangedIncidents and ByKind are of incidents, with a baseline.
+	ChangedIncidents int                     `json:"changed"`
+	ChangesByKind    map[string]ChangeTotals `json:"by_kind,omitempty"`
+	hasBaseline      bool
+}
+
+// ChangeTotals is the changes of one kind.
+type ChangeTotals struct {
+	Incidents       int      `json:"incidents"`
+	FirstRecordings []string `json:"first"` // the first recordings of it
+}
+
+// maxNamedRecordings is how many recordings are named for each kind of change.
+const maxNamedRecordings = 5
+
+// NewTotals is a tally of nothing; against says that there is a baseline.
+func NewTotals(against bool) *Totals {
+	return &Totals{StepOutcomes: map[string]int{}, PlaybookRuns: map[string]int{}, ChangesByKind: map[string]ChangeTotals{}, hasBaseline: against}
+}
+
+// AddOutcome counts one outcome.
+func (t *Totals) AddOutcome(o RecordingOutcome) {
+	r := o.Result
+	t.Incidents++
+	if r.Error != "" {
+		t.FailedIncidents++
+	}
+	t.Containments += len(r.Effects)
+	t.ApprovalRequests += len(r.ApprovalRequests)
+	t.AssumedResults += len(r.AssumedResults)
+	t.ActivityCount += r.ActivityCount
+	if r.FirstContainmentMS != nil {
+		t.ContainedIncidents++
+		t.TimeToContainment.addDuration(*r.FirstContainmentMS)
+	}
+	if len(r.ApprovalRequests) > 0 {
+		t.IncidentsWithApprovals++
+	}
+	if len(r.AssumedResults) > 0 {
+		t.IncidentsWithAssumptions++
+	}
+	if len(r.Playbooks) == 0 && r.Error == "" {
+		t.IncidentsWithoutMatch++
+	}
+	for _, s := range r.Steps {
+		t.StepOutcomes[string(s.Outcome)]++
+	}
+	for _, p := range r.Playbooks {
+		t.PlaybookRuns[p]++
+	}
+	if o.Change == nil {
+		return
+	}
+	t.ChangedIncidents++
+	for _, name := range o.Change.Kinds {
+		k := t.ChangesByKind[name]
+		k.Incidents++
+		if len(k.FirstRecordings) < maxNamedRecordings {
+			k.FirstRecordings = append(k.FirstRecordings, r.RecordingFile)
+		}
+		t.ChangesByKind[name] = k
+	}
+}
+
+// Summarize is the tally in a sentence.
+func (t *Totals) Summarize() string {
+	text := fmt.Sprintf("this edit changes %d of %s", t.ChangedIncidents, pluralize(t.Incidents, "incident", "incidents"))
+	if !t.hasBaseline {
+		text = fmt.Sprintf("%s: %s, %s", pluralize(t.Incidents, "incident", "incidents"), pluralize(t.Containments, "containment", "containments"), pluralize(t.ApprovalRequests, "question", "questions"))
+		if t.AssumedResults > 0 {
+			text += fmt.Sprintf("; %d answers are not in the recordings and were assumed", t.AssumedResults)
+		}
+	}
+	if t.FailedIncidents > 0 {
+		text += fmt.Sprintf("; %d could not be simulated to the end", t.FailedIncidents)
+	}
+	return text
+}
+
+// DurationHistogram are durations in bins that grow by a tenth, so that percentiles need no list of them.
+type DurationHistogram struct {
+	Bins  map[int]int `json:"-"`
+	P50   int64       `json:"p50_ms"`
+	P90   int64       `json:"p90_ms"`
+	Max   int64       `json:"max_ms"`
+	count int
+}
+
+const binGrowth = 1.1
+
+func (t *DurationHistogram) addDuration(v int64) {
+	if t.Bins == nil {
+		t.Bins = map[int]int{}
+	}
+	t.count++
+	t.Bins[binFor(v)]++
+	t.Max = max(t.Max, v)
+	t.P50, t.P90 = t.percentile(0.5), t.percentile(0.9)
+}
+
+func binFor(v int64) int {
+	if v <= 0 {
+		return 0
+	}
+	return 1 + int(math.Log(float64(v))/math.Log(binGrowth))
+}
+
+// percentile is the upper end of the bin in which the share p of all lies.
+func (t *DurationHistogram) percentile(p float64) int64 {
+	bins := make([]int, 0, len(t.Bins))
+	for b := range t.Bins {
+		bins = append(bins, b)
+	}
+	slices.Sort(bins)
+	left := int(math.Ceil(p * float64(t.count)))
+	for _, b := range bins {
+		if left -= t.Bins[b]; left <= 0 {
+			if b == 0 {
+				return 0
+			}
+			return min(t.Max, int64(math.Pow(binGrowth, float64(b))))
+		}
+	}
+	return t.Max
+}
