@@ -30,7 +30,7 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 		Use: "list", Short: "List the images, or show all of one", Args: cobra.MaximumNArgs(1),
 		Example: "  stanch-sensor baseline list\n  stanch-sensor baseline list sha256:0123… -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			images, err := learnt(setup.StateDir, args)
+			images, err := selectBaselines(setup.StateDir, args)
 			if err != nil {
 				return err
 			}
@@ -40,7 +40,7 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 				encoder.SetIndent("", " ")
 				return encoder.Encode(images)
 			case "text":
-				return show(cmd.OutOrStdout(), images, len(args) == 1)
+				return printBaselines(cmd.OutOrStdout(), images, len(args) == 1)
 			}
 			return usageError{fmt.Errorf("-o is text or json, not %q", output)}
 		},
@@ -50,7 +50,7 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 		Use: "export", Short: "Write all that was learnt, as of a minute ago, to standard output", Args: cobra.NoArgs,
 		Example: "  stanch-sensor baseline export > baselines.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b, err := opened(setup.StateDir)
+			b, err := readBaselines(setup.StateDir)
 			if err != nil {
 				return err
 			}
@@ -82,8 +82,8 @@ day, makes detections surer, and fires the rules unusual-program and unusual-egr
 	return root
 }
 
-// opened reads the file and not more: a damaged one is left where it is, for the sensor that owns it.
-func opened(stateDir string) (*baseline.Baselines, error) {
+// readBaselines reads the file and not more: a damaged one is left where it is, for the sensor that owns it.
+func readBaselines(stateDir string) (*baseline.Baselines, error) {
 	name := agent.BaselinePath(stateDir)
 	f, err := os.Open(name)
 	if err != nil {
@@ -97,8 +97,8 @@ func opened(stateDir string) (*baseline.Baselines, error) {
 	return b, nil
 }
 
-func learnt(stateDir string, digest []string) ([]baseline.Image, error) {
-	b, err := opened(stateDir)
+func selectBaselines(stateDir string, digest []string) ([]baseline.Image, error) {
+	b, err := readBaselines(stateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func learnt(stateDir string, digest []string) ([]baseline.Image, error) {
 	return nil, fmt.Errorf("nothing was learnt of %q; `stanch-sensor baseline list` shows the digests", digest[0])
 }
 
-func show(w io.Writer, images []baseline.Image, all bool) error {
+func printBaselines(w io.Writer, images []baseline.Image, all bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "DIGEST\tIMAGE\tSINCE\tLAST\tCONTAINERS\tPROGRAMS\tDESTINATIONS")
 	for _, image := range images {

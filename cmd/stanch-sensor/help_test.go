@@ -10,13 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// placeholder is what may stand behind a flag in its help: a type of Go's, or one word in capitals.
-var placeholder = regexp.MustCompile(`^(|int|int32|float|uint|string|strings|duration|[A-Z][A-Z0-9]*(:[A-Z]+)?)$`)
+// flagPlaceholderPattern is what may stand behind a flag in its help: a type of Go's, or one word in capitals.
+var flagPlaceholderPattern = regexp.MustCompile(`^(|int|int32|float|uint|string|strings|duration|[A-Z][A-Z0-9]*(:[A-Z]+)?)$`)
 
-func walk(c *cobra.Command, f func(*cobra.Command)) {
+func walkCommands(c *cobra.Command, f func(*cobra.Command)) {
 	f(c)
 	for _, sub := range c.Commands() {
-		walk(sub, f)
+		walkCommands(sub, f)
 	}
 }
 
@@ -24,12 +24,12 @@ func walk(c *cobra.Command, f func(*cobra.Command)) {
 // `--listen-nodes stanch cert`.
 func TestEveryFlagHasAPlaceholderOfOneWord(t *testing.T) {
 	n := 0
-	walk(command(), func(c *cobra.Command) {
+	walkCommands(rootCommand(), func(c *cobra.Command) {
 		for _, flags := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
 			flags.VisitAll(func(f *pflag.Flag) {
 				n++
 				name, usage := pflag.UnquoteUsage(f)
-				assert.Regexp(t, placeholder, name, "%s --%s", c.CommandPath(), f.Name)
+				assert.Regexp(t, flagPlaceholderPattern, name, "%s --%s", c.CommandPath(), f.Name)
 				require.NotContains(t, usage, "`", "%s --%s", c.CommandPath(), f.Name)
 				require.NotEmpty(t, usage, "%s --%s", c.CommandPath(), f.Name)
 			})

@@ -46,7 +46,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "stanch-sensor:", err)
 		os.Exit(exitCode(err))
 	}
@@ -61,7 +61,7 @@ func exitCode(err error) int {
 	return 1
 }
 
-func command() *cobra.Command {
+func rootCommand() *cobra.Command {
 	setup := agent.Config{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	var gatewayAddr, certs, output string
 	var enrol gatewayrpc.Enrollment
@@ -78,7 +78,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 			if gatewayAddr == "" || (certs == "") == (enrol.GatewayURL == "") {
 				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enrol URL, or run `stanch-sensor watch`")}
 			}
-			return serve(cmd.Context(), setup, gatewayAddr, certs, enrol)
+			return serveGateway(cmd.Context(), setup, gatewayAddr, certs, enrol)
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -106,7 +106,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 			if !cmd.Flags().Changed("state") {
 				setup.StateDir = "" // whoever only looks leaves nothing behind
 			}
-			return watchNode(cmd.Context(), cmd.OutOrStdout(), setup, events, output == "json")
+			return printNodeEvents(cmd.Context(), cmd.OutOrStdout(), setup, events, output == "json")
 		},
 	}
 	watch.Flags().BoolVar(&events, "events", false, "print every event, not only detections")
@@ -115,7 +115,7 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 		Use: "disarm", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
 		Example: "  stanch-sensor disarm",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAll(cmd.Context())); err != nil {
+			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAllCgroups(cmd.Context())); err != nil {
 				return fmt.Errorf("disarm: %w", err)
 			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock and no freeze is left on this node")
@@ -126,8 +126,8 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	return root
 }
 
-// identify gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
-func identify(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
+// openNodeCertificate gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
+func openNodeCertificate(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
@@ -147,8 +147,8 @@ func identify(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollm
 	return identity, pins, errors.Join(err, damaged)
 }
 
-// thawAll ends every freeze of Stanch's on this machine.
-func thawAll(ctx context.Context) error {
+// thawAllCgroups ends every freeze of Stanch's on this machine.
+func thawAllCgroups(ctx context.Context) error {
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		return err
@@ -156,9 +156,9 @@ func thawAll(ctx context.Context) error {
 	return snapshot.NewFreezer(root, slog.Default()).ThawAll(ctx)
 }
 
-func serve(ctx context.Context, setup agent.Config, address, certs string, enrol gatewayrpc.Enrollment) error {
+func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enrol gatewayrpc.Enrollment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	node, pins, err := identify(ctx, setup.StateDir, certs, enrol)
+	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enrol)
 	switch {
 	case err != nil && node == nil:
 		return err
@@ -183,7 +183,7 @@ func serve(ctx context.Context, setup agent.Config, address, certs string, enrol
 	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: node, PinnedKeys: pins, Node: a.Node, Version: version, Log: setup.Log}, spool)
 }
 
-func watchNode(ctx context.Context, out io.Writer, setup agent.Config, events, asJSON bool) error {
+func printNodeEvents(ctx context.Context, out io.Writer, setup agent.Config, events, asJSON bool) error {
 	setup.DisableLock = true
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	a, closeAll, err := agent.NewFromConfig(setup)
@@ -210,17 +210,17 @@ func watchNode(ctx context.Context, out io.Writer, setup agent.Config, events, a
 	var onEvent func(sensors.Event)
 	if events {
 		onEvent = func(e sensors.Event) {
-			say(e, fmt.Sprintf("%s %-7s %s pid=%d %q", e.Time.Format("15:04:05.000"), e.Kind, who(e), e.Process.PID, what(e)))
+			say(e, fmt.Sprintf("%s %-7s %s pid=%d %q", e.Time.Format("15:04:05.000"), e.Kind, formatSubject(e), e.Process.PID, formatEvent(e)))
 		}
 	}
 	return a.Watch(ctx, onEvent, func(d sensors.Detection) {
 		if !events {
-			say(d, fmt.Sprintf("%s %-8s %s: %s in %s: %q", d.Time.Format("15:04:05.000"), d.Severity, d.Rule, d.Title, who(d.Event), what(d.Event)))
+			say(d, fmt.Sprintf("%s %-8s %s: %s in %s: %q", d.Time.Format("15:04:05.000"), d.Severity, d.Rule, d.Title, formatSubject(d.Event), formatEvent(d.Event)))
 		}
 	})
 }
 
-func who(e sensors.Event) string {
+func formatSubject(e sensors.Event) string {
 	c := e.Container
 	if c.Pod.Name != "" {
 		return c.Pod.Namespace + "/" + c.Pod.Name
@@ -228,7 +228,7 @@ func who(e sensors.Event) string {
 	return c.ID[:min(12, len(c.ID))]
 }
 
-func what(e sensors.Event) string {
+func formatEvent(e sensors.Event) string {
 	switch e.Kind {
 	case sensors.KindConnect:
 		return fmt.Sprintf("%s -> %s port %d", e.Process.Exe, e.Network.Address, e.Network.Port)

@@ -19,12 +19,12 @@ import (
 	"stanch/worker/audit"
 )
 
-func auditCommand(g *globals) *cobra.Command {
+func auditCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var verify bool
 	var recorded string
 	c := &cobra.Command{
-		Use: "audit ID", Short: "Tell an incident's story from its history, and verify it", Args: args(cobra.ExactArgs(1)),
+		Use: "audit ID", Short: "Tell an incident's story from its history, and verify it", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Tell an incident from the first event to the last lease undone, recomputed from the
 histories that Temporal holds (or, once it no longer does, from the archive in the
 data directory). Every line ends with the event of history that says so.
@@ -37,12 +37,12 @@ difference is named, and the exit code is 1 if there is one.`,
 			if recorded != "" && !verify {
 				return usageError{errors.New("--recording is checked with --verify")}
 			}
-			story, err := g.story(cmd.Context(), ids[0], verify)
+			story, err := g.loadTimeline(cmd.Context(), ids[0], verify)
 			if err != nil {
 				return err
 			}
 			if recorded != "" {
-				if err := verifyRecording(recorded, &story); err != nil {
+				if err := checkRecordingMatches(recorded, &story); err != nil {
 					return err
 				}
 			}
@@ -52,22 +52,22 @@ difference is named, and the exit code is 1 if there is one.`,
 			case "html":
 				err = audit.WriteHTML(cmd.OutOrStdout(), story)
 			default:
-				showStory(cmd.OutOrStdout(), story)
+				printTimeline(cmd.OutOrStdout(), story)
 			}
 			if err == nil && story.Verification != nil && !story.Verification.OK {
-				return errAnswered
+				return errReported
 			}
 			return err
 		},
 	}
 	c.Flags().BoolVar(&verify, "verify", false, "check every proof, the archive and the evidence, and name every difference")
 	c.Flags().StringVar(&recorded, "recording", "", "with --verify: check this recording of the incident too")
-	formatFlag(c, &output, "text", "json", "html")
+	addFormatFlag(c, &output, "text", "json", "html")
 	return c
 }
 
-// verifyRecording compares a recording with its own hash, and with the story of its incident.
-func verifyRecording(file string, s *audit.Timeline) error {
+// checkRecordingMatches compares a recording with its own hash, and with the story of its incident.
+func checkRecordingMatches(file string, s *audit.Timeline) error {
 	raw, err := readBounded(file, recording.MaxBytes)
 	if err != nil {
 		return err
@@ -107,35 +107,35 @@ func verifyRecording(file string, s *audit.Timeline) error {
 	return nil
 }
 
-// story asks the running Stanch; without one the archive of the data directory is read.
-func (g *globals) story(ctx context.Context, id string, verify bool) (audit.Timeline, error) {
+// loadTimeline asks the running Stanch; without one the archive of the data directory is read.
+func (g *globalFlags) loadTimeline(ctx context.Context, id string, verify bool) (audit.Timeline, error) {
 	var story audit.Timeline
 	path := "/v1/audit/" + id
 	if verify {
 		path += "?verify=1"
 	}
-	if _, err := os.Stat(g.socket()); !errors.Is(err, fs.ErrNotExist) {
-		err := g.local().get(ctx, path, &story)
+	if _, err := os.Stat(g.socketPath()); !errors.Is(err, fs.ErrNotExist) {
+		err := g.newAPIClient().get(ctx, path, &story)
 		return story, err
 	}
-	auditor, err := worker.OpenAuditor(g.data)
+	auditor, err := worker.OpenAuditor(g.dataDir)
 	if err != nil {
-		return story, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socket(), err)
+		return story, fmt.Errorf("no Stanch runs here (there is no %s), and the archive cannot be read: %w; start `stanch up`, or name its --data", g.socketPath(), err)
 	}
 	story, err = auditor.Audit(ctx, id, verify)
-	return story, offline(err, g)
+	return story, explainOffline(err, g)
 }
 
-// offline says of an incident that only a running Stanch could know that none runs.
-func offline(err error, g *globals) error {
+// explainOffline says of an incident that only a running Stanch could know that none runs.
+func explainOffline(err error, g *globalFlags) error {
 	if errors.Is(err, worker.ErrUnknownIncident) {
-		return fmt.Errorf("no Stanch runs here (there is no %s), and the archive holds closed incidents only: %w", g.socket(), err)
+		return fmt.Errorf("no Stanch runs here (there is no %s), and the archive holds closed incidents only: %w", g.socketPath(), err)
 	}
 	return err
 }
 
-// formatFlag adds -o with the formats given, the first being the default.
-func formatFlag(c *cobra.Command, out *string, formats ...string) {
+// addFormatFlag adds -o with the formats given, the first being the default.
+func addFormatFlag(c *cobra.Command, out *string, formats ...string) {
 	c.Flags().StringVarP(out, "output", "o", formats[0], strings.Join(formats, ", "))
 	run := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
@@ -146,8 +146,8 @@ func formatFlag(c *cobra.Command, out *string, formats ...string) {
 	}
 }
 
-func showStory(out io.Writer, s audit.Timeline) {
-	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+func printTimeline(out io.Writer, s audit.Timeline) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
 	p("%s  %s  %s, confidence %.2f  [%s]", s.IncidentID, s.Severity, s.Objective, s.Confidence, s.StatusText())
 	p("workload   %s in cluster %s, node %s", s.Workload, s.Cluster, s.Node)
 	drill := ""
@@ -164,25 +164,25 @@ func showStory(out io.Writer, s audit.Timeline) {
 	p("told from  %d histories in %s; times are UTC", len(s.Histories), map[string]string{"temporal": "Temporal", "archive": "the archive"}[s.Source])
 	p("")
 	day := ""
-	chains := runsOf(s)
+	chains := countRuns(s)
 	for _, l := range s.Entries {
 		if d := l.At.UTC().Format(time.DateOnly); d != day {
 			p("%s", d)
 			day = d
 		}
-		p("%s  %-12s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.Text, reference(l.EventRef, chains))
+		p("%s  %-12s %s  [%s]", l.At.UTC().Format("15:04:05.000"), l.Kind, l.Text, formatReference(l.EventRef, chains))
 	}
 	p("")
 	for _, e := range s.Effects {
-		p("effect     %s on %s: %s", e.Action, e.Target, effectLine(e))
+		p("effect     %s on %s: %s", e.Action, e.Target, formatEffect(e))
 	}
 	for _, person := range s.People {
 		p("person     %s (%s): %s", person.Name, strings.Join(person.AuthenticatedBy, "; "), strings.Join(person.Actions, ", "))
 	}
-	showDifferences(p, s, chains)
+	printDifferences(p, s, chains)
 }
 
-func effectLine(e audit.ContainmentEffect) string {
+func formatEffect(e audit.ContainmentEffect) string {
 	switch {
 	case e.UndoneEvent != nil:
 		return fmt.Sprintf("in force from %s to %s (%s), observed %d times between; undone: %s", e.AppliedAt.UTC().Format("15:04:05"), e.UndoneAt.UTC().Format("15:04:05"), duration.FormatApprox(e.UndoneAt.Sub(e.AppliedAt)), e.VerificationCount, e.UndoReason)
@@ -192,10 +192,10 @@ func effectLine(e audit.ContainmentEffect) string {
 	return e.State + ": " + e.Reason
 }
 
-func showDifferences(p func(string, ...any), s audit.Timeline, chains map[string]int) {
+func printDifferences(p func(string, ...any), s audit.Timeline, chains map[string]int) {
 	if s.Verification == nil {
 		for _, d := range s.Problems {
-			p("PROBLEM    %s  [%s]", d.Description, reference(d.EventRef, chains))
+			p("PROBLEM    %s  [%s]", d.Description, formatReference(d.EventRef, chains))
 		}
 		return
 	}
@@ -204,7 +204,7 @@ func showDifferences(p func(string, ...any), s audit.Timeline, chains map[string
 		p("checked    %s", c)
 	}
 	for _, d := range s.Verification.Differences {
-		p("DIFFERENT  %s  [%s]", d.Description, reference(d.EventRef, chains))
+		p("DIFFERENT  %s  [%s]", d.Description, formatReference(d.EventRef, chains))
 	}
 	if s.Verification.OK {
 		p("verified: nothing differs")
@@ -213,8 +213,8 @@ func showDifferences(p func(string, ...any), s audit.Timeline, chains map[string
 	}
 }
 
-// runsOf counts the runs of each workflow: where there are several, a reference names the run.
-func runsOf(s audit.Timeline) map[string]int {
+// countRuns counts the runs of each workflow: where there are several, a reference names the run.
+func countRuns(s audit.Timeline) map[string]int {
 	n := map[string]int{}
 	for _, h := range s.Histories {
 		n[h.WorkflowID]++
@@ -222,7 +222,7 @@ func runsOf(s audit.Timeline) map[string]int {
 	return n
 }
 
-func reference(r audit.EventRef, runs map[string]int) string {
+func formatReference(r audit.EventRef, runs map[string]int) string {
 	switch {
 	case r.WorkflowID == "":
 		return "no history"

@@ -19,16 +19,16 @@ import (
 
 func listenTCP(address string) (net.Listener, error) { return net.Listen("tcp", address) } //nolint:noctx,wrapcheck // at once
 
-func certCommand(g *globals) *cobra.Command {
+func certCommand(g *globalFlags) *cobra.Command {
 	var pki, keys, out string
 	c := &cobra.Command{
 		Use: "cert", Short: "Make an installation's keys, and certificates for its nodes",
 		Example: "  stanch cert authority --out ./secrets\n  stanch cert node worker-7 --pki ./secrets/pki --out ./worker-7",
-		Args:    args(cobra.NoArgs),
+		Args:    validateArgs(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	node := &cobra.Command{
-		Use: "node NAME", Short: "Issue the certificate with which a node's sensor dials in", Args: args(cobra.ExactArgs(1)),
+		Use: "node NAME", Short: "Issue the certificate with which a node's sensor dials in", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Issue node.crt, node.key, ca.crt and authority.json for one node. NAME is the node's
 name in Kubernetes: the gateway accepts detections about a pod only from the node
 that it runs on. authority.json holds the public keys whose commands the node obeys;
@@ -39,13 +39,13 @@ nowhere else.`,
 			if out == "" {
 				return usageError{errors.New("say where to with --out DIR")}
 			}
-			if !nodeName.MatchString(names[0]) {
+			if !nodeNamePattern.MatchString(names[0]) {
 				return usageError{fmt.Errorf("%q is not a node's name; `kubectl get nodes` lists them", names[0])}
 			}
 			if pki == "" {
-				pki = filepath.Join(g.data, "pki")
+				pki = filepath.Join(g.dataDir, "pki")
 			}
-			if !exists(filepath.Join(pki, "ca.key")) {
+			if !fileExists(filepath.Join(pki, "ca.key")) {
 				return fmt.Errorf("there is no certificate authority in %s; name it with --pki, or make one with `stanch cert authority`", pki)
 			}
 			if keys == "" {
@@ -73,7 +73,7 @@ nowhere else.`,
 	node.Flags().StringVar(&keys, "keys", "", "the folder with authority.seed (default: keys beside --pki)")
 	node.Flags().StringVar(&out, "out", "", "the folder to write (required)")
 	all := &cobra.Command{
-		Use: "authority", Short: "Make the keys that all workers of an installation share", Args: args(cobra.NoArgs),
+		Use: "authority", Short: "Make the keys that all workers of an installation share", Args: validateArgs(cobra.NoArgs),
 		Long: `Make DIR/keys (what signs grants and what encrypts payloads) and DIR/pki (the
 certificate authority). What is there is kept.`,
 		Example: "  stanch cert authority --out ./secrets",
@@ -81,7 +81,7 @@ certificate authority). What is there is kept.`,
 			if out == "" {
 				return usageError{errors.New("say where to with --out DIR")}
 			}
-			if err := makeAuthority(out); err != nil {
+			if err := createAuthority(out); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds the keys; `stanch manifests` says how they become secrets. Keep a copy offline:\nwithout codec.key nobody reads the incidents, without authority.seed nobody releases a lease before its end.\n", out)
@@ -89,7 +89,7 @@ certificate authority). What is there is kept.`,
 		},
 	}
 	all.Flags().StringVar(&out, "out", "", "the folder to write (required)")
-	c.AddCommand(all, node, publicCommand(g), rotateCommand(g))
+	c.AddCommand(all, node, publicKeyCommand(g), rotateKeyCommand(g))
 	return c
 }
 
@@ -104,23 +104,23 @@ func writeKeySet(path string, set attestation.KeySet) error {
 	return nil
 }
 
-// keysFlag names the folder with the authority's key.
-func keysFlag(c *cobra.Command, g *globals) func() string {
+// addKeysFlag names the folder with the authority's key.
+func addKeysFlag(c *cobra.Command, g *globalFlags) func() string {
 	dir := c.Flags().String("keys", "", "the folder with authority.seed (default: DATA/keys)")
 	return func() string {
 		if *dir != "" {
 			return *dir
 		}
-		return filepath.Join(g.data, "keys")
+		return filepath.Join(g.dataDir, "keys")
 	}
 }
 
-func publicCommand(g *globals) *cobra.Command {
+func publicKeyCommand(g *globalFlags) *cobra.Command {
 	c := &cobra.Command{
-		Use: "public", Short: "Print the authority's public keys, with which evidence is verified elsewhere", Args: args(cobra.NoArgs),
+		Use: "public", Short: "Print the authority's public keys, with which evidence is verified elsewhere", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch cert public > authority.pub",
 	}
-	dir := keysFlag(c, g)
+	dir := addKeysFlag(c, g)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		a, err := authority.OpenExisting(dir())
 		if err != nil {
@@ -134,10 +134,10 @@ func publicCommand(g *globals) *cobra.Command {
 	return c
 }
 
-func rotateCommand(g *globals) *cobra.Command {
+func rotateKeyCommand(g *globalFlags) *cobra.Command {
 	var distrust, payload bool
 	c := &cobra.Command{
-		Use: "rotate", Short: "Make a new signing key, or payload key; what holds under the old one goes on", Args: args(cobra.NoArgs),
+		Use: "rotate", Short: "Make a new signing key, or payload key; what holds under the old one goes on", Args: validateArgs(cobra.NoArgs),
 		Long: `Make a new key that signs grants, attestations and tokens. What the old one signed is
 still believed: leases go on, evidence still verifies. With --distrust it is not:
 use that for a key that somebody else may have; what holds then ends by itself.
@@ -146,7 +146,7 @@ With --payload make a new key that encrypts what Temporal stores; the old one st
 reads. Restart every worker after either.`,
 		Example: "  stanch cert rotate\n  stanch cert rotate --payload\n  stanch cert rotate --distrust --keys ./secrets/keys",
 	}
-	dir := keysFlag(c, g)
+	dir := addKeysFlag(c, g)
 	c.Flags().BoolVar(&distrust, "distrust", false, "believe nothing any more that the old key signed")
 	c.Flags().BoolVar(&payload, "payload", false, "rotate the key that encrypts payloads instead")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -167,9 +167,9 @@ reads. Restart every worker after either.`,
 	return c
 }
 
-var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+var nodeNamePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
-func makeAuthority(dir string) error {
+func createAuthority(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}

@@ -24,29 +24,29 @@ import (
 type requestOptions struct {
 	gateway.ContainRequest
 	noWait bool
-	limit  time.Duration
+	waitTimeout  time.Duration
 	output string
 }
 
-func (o *requestOptions) flags(c *cobra.Command) {
+func (o *requestOptions) addFlags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.Reason, "reason", "", "why, for the incident, the audit and the chat; required")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print what would change and what the guards say, and change nothing")
 	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for what comes of it")
-	f.Var(duration.NewFlag(&o.limit, 2*time.Minute), "wait", "how long to wait for what comes of it")
+	f.Var(duration.NewFlag(&o.waitTimeout, 2*time.Minute), "wait", "how long to wait for what comes of it")
 	f.StringVar(&o.UID, "uid", "", "the pod's UID: a pod that has the name and another UID is refused")
 	f.StringVar(&o.Node, "node", "", "the node of a container outside of a cluster, where several run it")
-	outputFlag(c, &o.output)
+	addOutputFlag(c, &o.output)
 }
 
 const targetHelp = `TARGET is a pod (pod/NAMESPACE/NAME or NAMESPACE/NAME), the id of a container (container/ID or ID), or the id of
 an incident, which means its pods and containers. Of a container that an incident names, the first 12 digits suffice. The API server says which pod has the name now, and from
 then on its UID counts; the nodes say which of them runs a container.`
 
-func containCommand(g *globals) *cobra.Command {
+func containCommand(g *globalFlags) *cobra.Command {
 	o := requestOptions{}
 	c := &cobra.Command{
-		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container by hand", Args: args(cobra.ExactArgs(1)),
+		Use: "contain TARGET --for 1h --reason TEXT", Short: "Contain a pod or container by hand", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Contain what no rule saw, through the same evidence, guards, approvals, lease and audit as
 what was detected: evidence first, then the containment, which ends by itself.
 
@@ -62,19 +62,19 @@ Exit code 0: contained. 1: refused, proposed, denied, or waiting for an answer.`
 			if o.Duration <= 0 {
 				return usageError{errors.New("say for how long: --for 1h")}
 			}
-			return request(cmd, g, &o, given[0])
+			return submitRequest(cmd, g, &o, given[0])
 		},
 	}
 	c.Flags().StringVar(&o.Action, "action", "pod.isolate", "another reversible containment, such as pod.freeze")
 	c.Flags().Var(duration.NewFlag(&o.Duration, 0), "for", "how long it holds; required")
-	o.flags(c)
+	o.addFlags(c)
 	return c
 }
 
-func runCommand(g *globals) *cobra.Command {
+func runCommand(g *globalFlags) *cobra.Command {
 	o := requestOptions{}
 	c := &cobra.Command{
-		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident", Args: args(cobra.ExactArgs(1)),
+		Use: "run PLAYBOOK --on TARGET --reason TEXT", Short: "Run a playbook on a pod, container or incident", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Run one of the playbooks of the running Stanch by hand, whether or not it matches, through
 the same guards, approvals, leases and audit as one that matched.
 
@@ -90,23 +90,23 @@ Exit code 0: contained, or evidence captured where the playbook contains nothing
 				return usageError{errors.New("say on what: --on pod/NAMESPACE/NAME")}
 			}
 			o.Playbook = given[0]
-			return request(cmd, g, &o, o.Target)
+			return submitRequest(cmd, g, &o, o.Target)
 		},
 	}
 	c.Flags().StringVar(&o.Target, "on", "", "the `TARGET`: a pod, a container's id or an incident's id; required")
-	o.flags(c)
+	o.addFlags(c)
 	return c
 }
 
-// request sends what a person asks for and follows what comes of it.
-func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) error {
+// submitRequest sends what a person asks for and follows what comes of it.
+func submitRequest(cmd *cobra.Command, g *globalFlags, o *requestOptions, target string) error {
 	if strings.TrimSpace(o.Reason) == "" {
 		return usageError{errors.New("say why: --reason TEXT")}
 	}
 	q := o.ContainRequest
 	q.Target, q.ID = target, uuid.NewString()
 	var answer gateway.ContainResponse
-	if err := g.local().post(cmd.Context(), "/v1/contain", q, &answer); err != nil {
+	if err := g.newAPIClient().post(cmd.Context(), "/v1/contain", q, &answer); err != nil {
 		return err
 	}
 	out := cmd.OutOrStdout()
@@ -114,10 +114,10 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 		if o.output == "json" {
 			return printJSON(out, answer)
 		}
-		return showPlans(out, answer)
+		return printPlans(out, answer)
 	}
 	if o.output == "text" {
-		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.IncidentID, plain(answer.Playbook), plain(targetsOf(answer)))
+		fmt.Fprintf(out, "%s: requested %s on %s\n", answer.IncidentID, escapeForTerminal(answer.Playbook), escapeForTerminal(formatTargets(answer)))
 	}
 	if o.noWait {
 		if o.output == "json" {
@@ -125,22 +125,22 @@ func request(cmd *cobra.Command, g *globals, o *requestOptions, target string) e
 		}
 		return nil
 	}
-	results, err := g.follow(cmd.Context(), answer, o.limit)
+	results, err := g.waitForResults(cmd.Context(), answer, o.waitTimeout)
 	if err != nil {
 		return err
 	}
 	if o.output == "json" {
 		err = printJSON(out, results)
 	} else {
-		showResults(out, results)
+		printResults(out, results)
 	}
 	if err == nil && slices.ContainsFunc(results, func(r requestResult) bool { return !r.Contained && !r.Done }) {
-		return errAnswered
+		return errReported
 	}
 	return err
 }
 
-func targetsOf(a gateway.ContainResponse) string {
+func formatTargets(a gateway.ContainResponse) string {
 	var out []string
 	for _, t := range a.Targets {
 		out = append(out, t.Target.String())
@@ -158,14 +158,14 @@ type requestResult struct {
 	State   string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
 	Steps   []playbooks.StepReport     `json:"steps"`
 	Leases  []string                   `json:"leases"`
-	Waiting []playbook.ApprovalRequest `json:"waiting,omitempty"`
+	PendingApprovals []playbook.ApprovalRequest `json:"waiting,omitempty"`
 	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`
 }
 
-// follow waits until each playbook of a request has ended or waits for people.
-func (g *globals) follow(ctx context.Context, answer gateway.ContainResponse, limit time.Duration) ([]requestResult, error) {
+// waitForResults waits until each playbook of a request has ended or waits for people.
+func (g *globalFlags) waitForResults(ctx context.Context, answer gateway.ContainResponse, limit time.Duration) ([]requestResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -173,14 +173,14 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainResponse, li
 	for {
 		var in gateway.IncidentView
 		var pending []playbook.ApprovalRequest
-		err := g.local().get(ctx, "/v1/incidents/"+answer.IncidentID, &in)
+		err := g.newAPIClient().get(ctx, "/v1/incidents/"+answer.IncidentID, &in)
 		if err == nil {
-			err = g.local().get(ctx, "/v1/pending", &pending)
+			err = g.newAPIClient().get(ctx, "/v1/pending", &pending)
 		}
 		if err != nil && ctx.Err() == nil {
 			return nil, err
 		}
-		results, settled := resultsOf(answer, in, pending)
+		results, settled := collectResults(answer, in, pending)
 		if settled {
 			return results, nil
 		}
@@ -192,8 +192,8 @@ func (g *globals) follow(ctx context.Context, answer gateway.ContainResponse, li
 	}
 }
 
-// resultsOf is what is known of each target, and whether nothing more comes by itself.
-func resultsOf(answer gateway.ContainResponse, in gateway.IncidentView, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
+// collectResults is what is known of each target, and whether nothing more comes by itself.
+func collectResults(answer gateway.ContainResponse, in gateway.IncidentView, pending []playbook.ApprovalRequest) (results []requestResult, settled bool) {
 	settled = true
 	for _, t := range answer.Targets {
 		r := requestResult{Incident: answer.IncidentID, Target: t.Target.String(), State: "running", Steps: []playbooks.StepReport{}, Leases: []string{}}
@@ -205,7 +205,7 @@ func resultsOf(answer gateway.ContainResponse, in gateway.IncidentView, pending 
 		run := in.Playbooks[i]
 		for _, p := range pending {
 			if p.WorkflowID == run.WorkflowID {
-				r.Waiting, r.State = append(r.Waiting, p), "waiting"
+				r.PendingApprovals, r.State = append(r.PendingApprovals, p), "waiting"
 				for _, w := range in.OpenApprovals {
 					if w.Name == p.QualifiedID() {
 						r.Warnings = append(r.Warnings, w.Warnings...)
@@ -230,18 +230,18 @@ func resultsOf(answer gateway.ContainResponse, in gateway.IncidentView, pending 
 			if r.State = string(run.Outcome); r.Contained {
 				r.State = "contained"
 			} else if len(answer.Containments) == 0 && r.Error == "" {
-				r.done()
+				r.evaluateCompletion()
 			}
 		}
-		settled = settled && (!run.Ended.IsZero() || len(r.Waiting) > 0)
+		settled = settled && (!run.Ended.IsZero() || len(r.PendingApprovals) > 0)
 		results = append(results, r)
 	}
 	return results, settled
 }
 
-// done judges a run that has nothing to contain: by its evidence where it captures any, else by its outcome. One source
+// evaluateCompletion judges a run that has nothing to contain: by its evidence where it captures any, else by its outcome. One source
 // of several that is not there says nothing against the others.
-func (r *requestResult) done() {
+func (r *requestResult) evaluateCompletion() {
 	captures, captured := false, false
 	for _, s := range r.Steps {
 		if s.Verb == playbooks.VerbEvidence {
@@ -258,8 +258,8 @@ func (r *requestResult) done() {
 	}
 }
 
-func showResults(out io.Writer, results []requestResult) {
-	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+func printResults(out io.Writer, results []requestResult) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
 	for _, r := range results {
 		for _, s := range r.Steps {
 			p("  %s %s", s.Action, display.DescribeStepOutcome(s))
@@ -277,9 +277,9 @@ func showResults(out io.Writer, results []requestResult) {
 			p("%s: %s; the playbook contains nothing", r.Target, r.State)
 		case r.State == "no evidence captured":
 			p("%s: %s", r.Target, r.State)
-		case len(r.Waiting) > 0:
-			for _, q := range r.Waiting {
-				p("%s: not contained yet: %s must agree until %s: %s", r.Target, needed(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
+		case len(r.PendingApprovals) > 0:
+			for _, q := range r.PendingApprovals {
+				p("%s: not contained yet: %s must agree until %s: %s", r.Target, formatQuorum(q.Approvers), q.Deadline.Local().Format(time.TimeOnly), q.Title+q.DurationText())
 				p("  `stanch approve %s '%s'`; whoever asked for it does not approve it, and withdraws it with `stanch deny`", r.Incident, q.QualifiedID())
 			}
 			for _, warning := range r.Warnings {
@@ -295,17 +295,17 @@ func showResults(out io.Writer, results []requestResult) {
 	}
 }
 
-// needed says who must agree: the group, and how many of it where one does not suffice.
-func needed(a activities.Approvers) string {
+// formatQuorum says who must agree: the group, and how many of it where one does not suffice.
+func formatQuorum(a activities.Approvers) string {
 	if a.Quorum > 1 {
 		return fmt.Sprintf("%d of %s", a.Quorum, a.Describe())
 	}
 	return a.Describe()
 }
 
-// showPlans prints what a dry run found, and says no where nothing would be contained.
-func showPlans(out io.Writer, a gateway.ContainResponse) error {
-	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
+// printPlans prints what a dry run found, and says no where nothing would be contained.
+func printPlans(out io.Writer, a gateway.ContainResponse) error {
+	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
 	runs := false
 	p("Dry run: nothing was changed, and no incident was opened.")
 	for _, t := range a.Targets {
@@ -320,7 +320,7 @@ func showPlans(out io.Writer, a gateway.ContainResponse) error {
 				p("  %s: not planned: %s", plan.Action, plan.UnplannableReason)
 				continue
 			}
-			p("  %s: %s", plan.Action, verdictText(plan.Decision))
+			p("  %s: %s", plan.Action, formatDecision(plan.Decision))
 			if by := plan.Plan; by.AlreadyHeld && !by.HeldUntil.IsZero() {
 				p("    held already by lease %s, until %s", by.HeldByLease, by.HeldUntil.Local().Format(time.DateTime))
 			}
@@ -337,20 +337,20 @@ func showPlans(out io.Writer, a gateway.ContainResponse) error {
 		}
 	}
 	if !runs {
-		return errAnswered
+		return errReported
 	}
 	return nil
 }
 
-// verdictText is what the guards say, in words.
-func verdictText(d activities.GuardDecision) string {
+// formatDecision is what the guards say, in words.
+func formatDecision(d activities.GuardDecision) string {
 	switch d.Verdict {
 	case activities.VerdictRun:
 		return "would run: " + d.Reason
 	case activities.VerdictPropose:
 		return "would only be proposed: " + d.Reason
 	case activities.VerdictAskApproval:
-		who := needed(d.Approvers)
+		who := formatQuorum(d.Approvers)
 		if d.Approvers.IsEmpty() {
 			who = "nobody, since the scope names no approvers"
 		}

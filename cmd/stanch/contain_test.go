@@ -45,13 +45,13 @@ func TestWhatBecameOfARequestIsSaid(t *testing.T) {
 		},
 	} {
 		answer.Containments = []string{"pod.isolate"}
-		results, settled := resultsOf(answer, gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{Name: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
+		results, settled := collectResults(answer, gateway.IncidentView{OpenApprovals: []gateway.OpenApproval{{Name: "contain#1", Warnings: []string{"only 1 of the 2"}}}, Incident: playbooks.Incident{
 			Playbooks: []playbooks.PlaybookRun{c.run}, Leases: []playbooks.LeaseReport{{ID: "LSE-1", Warnings: []string{"another is cut off too"}}},
 		}}, c.pending)
 		require.Equal(t, c.settled, settled, name)
 		require.Equal(t, c.contained, results[0].Contained, name)
 		var out bytes.Buffer
-		showResults(&out, results)
+		printResults(&out, results)
 		for _, want := range c.want {
 			require.Contains(t, out.String(), want, name)
 		}
@@ -74,14 +74,14 @@ func TestAPlaybookThatContainsNothingIsJudgedByItsEvidence(t *testing.T) {
 	} {
 		answer := gateway.ContainResponse{IncidentID: "INC-1", Targets: []gateway.ContainTarget{{Target: playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}, RequestID: "request/1"}}}
 		run := playbooks.PlaybookRun{RequestID: "request/1", Ended: time.Now(), Outcome: playbooks.OutcomeRefused, Steps: c.steps}
-		results, settled := resultsOf(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		results, settled := collectResults(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.True(t, settled, name)
 		require.Equal(t, c.done, results[0].Done, name)
 		var out bytes.Buffer
-		showResults(&out, results)
+		printResults(&out, results)
 		require.Contains(t, out.String(), c.want, name)
 		answer.Containments = []string{"pod.isolate"}
-		results, _ = resultsOf(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
+		results, _ = collectResults(answer, gateway.IncidentView{Incident: playbooks.Incident{Playbooks: []playbooks.PlaybookRun{run}}}, nil)
 		require.False(t, results[0].Done, "%s: what was to be contained was not", name)
 	}
 }
@@ -91,7 +91,7 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 		activities.VerdictRun: "would run: why", activities.VerdictPropose: "would only be proposed: why", activities.VerdictAskApproval: "would ask nobody, since the scope names no approvers: why", activities.VerdictRefuse: "would be refused: why",
 	} {
 		var out bytes.Buffer
-		err := showPlans(&out, gateway.ContainResponse{Containments: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
+		err := printPlans(&out, gateway.ContainResponse{Containments: []string{"pod.isolate"}, Targets: []gateway.ContainTarget{{Plans: []gateway.ContainPlan{
 			{Action: "pod.isolate", Plan: activities.Plan{Changes: []string{"hold it"}, Duration: 90 * time.Minute, AlreadyHeld: true, HeldByLease: "LSE-9", HeldUntil: time.Now()}, Decision: activities.GuardDecision{Verdict: verdict, Reason: "why"}},
 			{Action: "workload.scale", UnplannableReason: "its parameters depend"},
 		}}}})
@@ -105,12 +105,12 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
 	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
 	var out bytes.Buffer
-	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
+	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
 	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
 	out.Reset()
-	showMarked(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
+	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
 	require.Contains(t, out.String(), "it held nothing and asked nothing")
 	out.Reset()
-	showMarked(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
+	printTriageResult(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
 	require.Equal(t, "INC-1: taken-over\n", out.String())
 }

@@ -18,26 +18,26 @@ import (
 	"stanch/worker/config"
 )
 
-// finding is one thing that the doctor looked at.
-type finding struct {
+// checkResult is one thing that the doctor looked at.
+type checkResult struct {
 	Name string `json:"name"`
 	// OK is true where nothing is lacking; Needed is false for what Stanch can do without.
 	OK     bool   `json:"ok"`
-	Needed bool   `json:"needed"`
+	Required bool   `json:"needed"`
 	Detail string `json:"detail"`
-	Mend   string `json:"mend,omitempty"`
+	Remedy   string `json:"mend,omitempty"`
 }
 
-func doctorCommand(g *globals) *cobra.Command {
+func doctorCommand(g *globalFlags) *cobra.Command {
 	var output, kubeconfig, cri string
 	c := &cobra.Command{
-		Use: "doctor", Short: "Check everything that Stanch needs, and say how to mend it", Args: args(cobra.NoArgs),
+		Use: "doctor", Short: "Check everything that Stanch needs, and say how to mend it", Args: validateArgs(cobra.NoArgs),
 		Example: "  stanch doctor\n  stanch doctor -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found := examine(cmd.Context(), g, kubeconfig, cri)
+			found := runChecks(cmd.Context(), g, kubeconfig, cri)
 			bad := false
 			for _, f := range found {
-				bad = bad || f.Needed && !f.OK
+				bad = bad || f.Required && !f.OK
 			}
 			if output == "json" {
 				if err := printJSON(cmd.OutOrStdout(), found); err != nil {
@@ -47,33 +47,33 @@ func doctorCommand(g *globals) *cobra.Command {
 				for _, f := range found {
 					mark := "ok     "
 					switch {
-					case !f.OK && f.Needed:
+					case !f.OK && f.Required:
 						mark = "LACKING"
 					case !f.OK:
 						mark = "without"
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s  %-16s %s\n", mark, f.Name, plain(f.Detail))
-					if !f.OK && f.Mend != "" {
-						fmt.Fprintf(cmd.OutOrStdout(), "         %-16s -> %s\n", "", f.Mend)
+					fmt.Fprintf(cmd.OutOrStdout(), "%s  %-16s %s\n", mark, f.Name, escapeForTerminal(f.Detail))
+					if !f.OK && f.Remedy != "" {
+						fmt.Fprintf(cmd.OutOrStdout(), "         %-16s -> %s\n", "", f.Remedy)
 					}
 				}
 			}
 			if bad {
-				return errAnswered
+				return errReported
 			}
 			return nil
 		},
 	}
 	c.Flags().StringVar(&kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
 	c.Flags().StringVar(&cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding {
-	var out []finding
+func runChecks(ctx context.Context, g *globalFlags, kubeconfig, cri string) []checkResult {
+	var out []checkResult
 	add := func(name string, needed, ok bool, detail, mend string) {
-		out = append(out, finding{Name: name, OK: ok, Needed: needed, Detail: detail, Mend: mend})
+		out = append(out, checkResult{Name: name, OK: ok, Required: needed, Detail: detail, Remedy: mend})
 	}
 	var uts unix.Utsname
 	_ = unix.Uname(&uts)
@@ -82,42 +82,42 @@ func examine(ctx context.Context, g *globals, kubeconfig, cri string) []finding 
 	add("BTF", true, err == nil, "/sys/kernel/btf/vmlinux", "run a kernel with CONFIG_DEBUG_INFO_BTF, as current distributions do")
 	add("root", true, os.Geteuid() == 0, fmt.Sprintf("user id %d", os.Geteuid()), "run as root, or give CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN")
 	root, err := containermeta.FindCgroupRoot()
-	add("cgroup v2", true, err == nil, detailOr(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
-	out = append(out, probes()...)
-	out = append(out, lockFinding())
+	add("cgroup v2", true, err == nil, detailOrError(root, err), "mount cgroup v2: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	out = append(out, checkProbeHooks()...)
+	out = append(out, checkEgressLock())
 	if resolver, err := containermeta.Open(containermeta.Options{CRISocket: cri}); err == nil {
 		runtime := resolver.DescribeRuntime()
 		add("runtime", false, strings.Contains(runtime, " at "), runtime, "containers are told apart by their cgroup alone; name the CRI socket with --cri")
 		_ = resolver.Close()
 	}
-	out = append(out, clusterFinding(ctx, kubeconfig))
-	if cfg, err := g.load(); err == nil && cfg.AWS != nil {
-		out = append(out, awsFinding(ctx, cfg))
+	out = append(out, checkCluster(ctx, kubeconfig))
+	if cfg, err := g.loadConfig(); err == nil && cfg.AWS != nil {
+		out = append(out, checkAWS(ctx, cfg))
 	}
-	if cfg, err := g.load(); err == nil && cfg.Slack != nil {
-		out = append(out, slackFinding(ctx, cfg.Slack))
+	if cfg, err := g.loadConfig(); err == nil && cfg.Slack != nil {
+		out = append(out, checkSlack(ctx, cfg.Slack))
 	}
-	out = append(out, diskFinding(g.data))
-	if paused := pausedLine(g.paused(ctx)); paused != "" {
+	out = append(out, checkDisk(g.dataDir))
+	if paused := formatPause(g.pauseState(ctx)); paused != "" {
 		add("kill switch", false, false, paused, "stanch resume")
 	}
 	var nodes map[string]nodeHealth
-	if err := g.local().get(ctx, "/v1/nodes", &nodes); err != nil {
+	if err := g.newAPIClient().get(ctx, "/v1/nodes", &nodes); err != nil {
 		add("stanch", false, false, err.Error(), "")
 	} else {
 		names := make([]string, 0, len(nodes))
 		for n := range nodes {
 			names = append(names, n)
 		}
-		add("stanch", false, true, "up; "+nodesConnected(names), "")
-		out = append(out, nodeFindings(nodes)...)
+		add("stanch", false, true, "up; "+formatConnectedNodes(names), "")
+		out = append(out, checkNodes(nodes)...)
 	}
 	return out
 }
 
-// awsFinding asks AWS who Stanch is there. Without an account its steps are refused and the others go on.
-func awsFinding(ctx context.Context, cfg *config.Config) finding {
-	f := finding{Name: "AWS", Mend: "give Stanch credentials where the AWS SDK looks for them; `stanch manifests --iam` prints the policy that they need"}
+// checkAWS asks AWS who Stanch is there. Without an account its steps are refused and the others go on.
+func checkAWS(ctx context.Context, cfg *config.Config) checkResult {
+	f := checkResult{Name: "AWS", Remedy: "give Stanch credentials where the AWS SDK looks for them; `stanch manifests --iam` prints the policy that they need"}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	account, err := worker.OpenAccount(ctx, cfg)
@@ -130,57 +130,57 @@ func awsFinding(ctx context.Context, cfg *config.Config) finding {
 	return f
 }
 
-// slackFinding asks Slack who Stanch is there, and whether its channel is open to it.
-func slackFinding(ctx context.Context, c *config.Slack) finding {
-	f := finding{Name: "Slack", Mend: "check the files that `slack:` names, invite the app to the channel, and give its bot chat:write, users:read, usergroups:read and channels:history"}
+// checkSlack asks Slack who Stanch is there, and whether its channel is open to it.
+func checkSlack(ctx context.Context, c *config.Slack) checkResult {
+	f := checkResult{Name: "Slack", Remedy: "check the files that `slack:` names, invite the app to the channel, and give its bot chat:write, users:read, usergroups:read and channels:history"}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	detail, err := worker.CheckSlack(ctx, c)
-	f.Detail, f.OK = detailOr(detail, err), err == nil
+	f.Detail, f.OK = detailOrError(detail, err), err == nil
 	return f
 }
 
-func detailOr(detail string, err error) string {
+func detailOrError(detail string, err error) string {
 	if err != nil {
 		return err.Error()
 	}
 	return detail
 }
 
-// probes loads every hook for real: asking the kernel whether it could says less.
-func probes() []finding {
+// checkProbeHooks loads every hook for real: asking the kernel whether it could says less.
+func checkProbeHooks() []checkResult {
 	p, err := probe.Load(probe.Options{})
 	if err != nil {
-		return []finding{{Name: "probes", Needed: true, Detail: err.Error(), Mend: "without them only foreign detections work"}}
+		return []checkResult{{Name: "probes", Required: true, Detail: err.Error(), Remedy: "without them only foreign detections work"}}
 	}
 	defer func() { _ = p.Close() }()
-	var out []finding
+	var out []checkResult
 	for _, h := range p.Status().Hooks {
 		detail := "on"
 		if !h.Enabled {
 			detail = h.Reason
 		}
-		out = append(out, finding{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail, Mend: "the other probes stay on"})
+		out = append(out, checkResult{Name: "probe " + string(h.Hook), OK: h.Enabled, Detail: detail, Remedy: "the other probes stay on"})
 	}
 	return out
 }
 
-func lockFinding() finding {
+func checkEgressLock() checkResult {
 	dir := filepath.Join("/sys/fs/bpf", "stanch-doctor")
 	l, err := probe.OpenEgressLock(dir)
 	if err != nil {
-		return finding{Name: "egress lock", Needed: false, Detail: err.Error(), Mend: "isolation then has only NetworkPolicies, which nobody can observe"}
+		return checkResult{Name: "egress lock", Required: false, Detail: err.Error(), Remedy: "isolation then has only NetworkPolicies, which nobody can observe"}
 	}
 	_ = l.Close()
 	err = probe.Cleanup(dir)
-	return finding{Name: "egress lock", OK: err == nil, Detail: detailOr("loads and attaches", err)}
+	return checkResult{Name: "egress lock", OK: err == nil, Detail: detailOrError("loads and attaches", err)}
 }
 
-func clusterFinding(ctx context.Context, kubeconfig string) finding {
-	f := finding{Name: "cluster", Mend: "start with --kubeconfig none to protect this host's containers, or mend the kubeconfig"}
+func checkCluster(ctx context.Context, kubeconfig string) checkResult {
+	f := checkResult{Name: "cluster", Remedy: "start with --kubeconfig none to protect this host's containers, or mend the kubeconfig"}
 	client, name, err := connectCluster(kubeconfig)
 	if err != nil || client == nil {
-		f.Detail, f.OK = detailOr(name, err), err == nil
+		f.Detail, f.OK = detailOrError(name, err), err == nil
 		return f
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -194,11 +194,11 @@ func clusterFinding(ctx context.Context, kubeconfig string) finding {
 	return f
 }
 
-// leastDisk is what Temporal's file and some evidence want, in bytes.
-const leastDisk = 2 << 30
+// minFreeDiskBytes is what Temporal's file and some evidence want, in bytes.
+const minFreeDiskBytes = 2 << 30
 
-func diskFinding(dir string) finding {
-	f := finding{Name: "disk", Needed: true, Mend: "free some space, or choose another --data"}
+func checkDisk(dir string) checkResult {
+	f := checkResult{Name: "disk", Required: true, Remedy: "free some space, or choose another --data"}
 	at := dir
 	for {
 		if _, err := os.Stat(at); err == nil || at == "/" {
@@ -212,14 +212,14 @@ func diskFinding(dir string) finding {
 		return f
 	}
 	free := fs.Bavail * uint64(fs.Bsize)
-	f.OK, f.Detail = free >= leastDisk, fmt.Sprintf("%s: %.1f GiB free", dir, float64(free)/(1<<30))
+	f.OK, f.Detail = free >= minFreeDiskBytes, fmt.Sprintf("%s: %.1f GiB free", dir, float64(free)/(1<<30))
 	return f
 }
 
-// nodesConnected says which nodes' sensors are connected.
-func nodesConnected(names []string) string {
+// formatConnectedNodes says which nodes' sensors are connected.
+func formatConnectedNodes(names []string) string {
 	if len(names) == 0 {
 		return "no node's sensor is connected"
 	}
-	return counted(len(names), "node is", "nodes are") + " connected: " + strings.Join(names, ", ")
+	return formatCount(len(names), "node is", "nodes are") + " connected: " + strings.Join(names, ", ")
 }

@@ -19,26 +19,26 @@ type nodeHealth struct {
 }
 
 const (
-	// wrongClock and endingSoon are the bounds from which on it is an incident too.
-	wrongClock = 5 * time.Second
-	endingSoon = 14 * 24 * time.Hour
+	// maxClockSkew and certExpiryWarning are the bounds from which on it is an incident too.
+	maxClockSkew = 5 * time.Second
+	certExpiryWarning = 14 * 24 * time.Hour
 )
 
-// nodeFindings tells of each connected node whether it sees, loses nothing, knows the time and goes on being trusted.
-func nodeFindings(nodes map[string]nodeHealth) []finding {
-	var out []finding
+// checkNodes tells of each connected node whether it sees, loses nothing, knows the time and goes on being trusted.
+func checkNodes(nodes map[string]nodeHealth) []checkResult {
+	var out []checkResult
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		n := nodes[name]
 		var words, bad []string
 		if c := n.Gateway.ClockSkew; c != nil {
 			words = append(words, fmt.Sprintf("clock off by %s (± %s)", duration.FormatApprox(c.Offset), duration.FormatApprox(c.MaxError)))
-			if c.Offset.Abs() > wrongClock {
+			if c.Offset.Abs() > maxClockSkew {
 				bad = append(bad, "set its clock")
 			}
 		}
 		if ends := n.Gateway.CertificateExpiresAt; !ends.IsZero() {
 			words = append(words, "certificate until "+ends.UTC().Format(time.DateOnly))
-			if time.Until(ends) < endingSoon {
+			if time.Until(ends) < certExpiryWarning {
 				bad = append(bad, "its certificate was not renewed: look at its sensor's log")
 			}
 		}
@@ -51,7 +51,7 @@ func nodeFindings(nodes map[string]nodeHealth) []finding {
 		if lost := n.Drops.KernelEvents + n.Drops.SpooledDetections; lost > 0 {
 			words = append(words, fmt.Sprintf("lost %d events and %d detections since its start", n.Drops.KernelEvents, n.Drops.SpooledDetections))
 		}
-		out = append(out, finding{Name: "node " + name, OK: len(bad) == 0, Detail: strings.Join(words, "; "), Mend: strings.Join(bad, "; ")})
+		out = append(out, checkResult{Name: "node " + name, OK: len(bad) == 0, Detail: strings.Join(words, "; "), Remedy: strings.Join(bad, "; ")})
 	}
 	return out
 }

@@ -7,9 +7,9 @@ import (
 	"stanch/playbooks"
 )
 
-// cloud tells what became of the steps in the cloud. Without an account, or for a pod without a role, they are refused or
+// checkCloudSteps tells what became of the steps in the cloud. Without an account, or for a pod without a role, they are refused or
 // skipped with the reason, and that is as it should be; a failure is not.
-func (d *drill) cloud(in playbooks.Incident) {
+func (d *drillRun) checkCloudSteps(in playbooks.Incident) {
 	ok, said := true, []string{}
 	for _, run := range in.Playbooks {
 		for _, s := range run.Steps {
@@ -20,5 +20,5 @@ func (d *drill) cloud(in playbooks.Incident) {
 			said = append(said, strings.TrimSuffix(fmt.Sprintf("%s %s: %s", s.Action, s.Outcome, s.Reason), ": "))
 		}
 	}
-	d.check("cloud", ok && len(said) > 0, "%s", strings.Join(said, "; "))
+	d.recordCheck("cloud", ok && len(said) > 0, "%s", strings.Join(said, "; "))
 }

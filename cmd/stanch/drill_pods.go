@@ -15,14 +15,14 @@ import (
 	"stanch/worker/config"
 )
 
-// victims is how many pods the attacked Deployment has: the attacked and its sibling.
-const victims = 2
+// deploymentReplicas is how many pods the attacked Deployment has: the attacked and its sibling.
+const deploymentReplicas = 2
 
 // The peer's ports. Only the attack talks to the ports that rules know.
 const (
-	beatPort  = "8080"
-	poolPort  = "3333"
-	shellPort = "4443"
+	heartbeatPort  = "8080"
+	minerPoolPort  = "3333"
+	reverseShellPort = "4443"
 	probePort = 8081
 )
 
@@ -39,13 +39,13 @@ const victimScript = `
 httpd -p 8081 -h /tmp
 while :; do while echo beat $POD; do sleep 0.1; done | nc $PEER 8080; sleep 0.1; done`
 
-func (s *clusterStage) name(of string) string { return of + "-" + s.suffix }
+func (s *clusterEnvironment) resourceName(of string) string { return of + "-" + s.suffix }
 
-func (s *clusterStage) labels(app string) map[string]string {
-	return map[string]string{"app": s.name(app), drillLabel: s.suffix, kube.ManagedByLabel: kube.ManagedBy}
+func (s *clusterEnvironment) labels(app string) map[string]string {
+	return map[string]string{"app": s.resourceName(app), drillLabel: s.suffix, kube.ManagedByLabel: kube.ManagedBy}
 }
 
-func (s *clusterStage) podSpec(script string, env ...corev1.EnvVar) corev1.PodSpec {
+func (s *clusterEnvironment) podSpec(script string, env ...corev1.EnvVar) corev1.PodSpec {
 	now, no := int64(0), false
 	return corev1.PodSpec{
 		TerminationGracePeriodSeconds: &now, AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
@@ -56,32 +56,32 @@ func (s *clusterStage) podSpec(script string, env ...corev1.EnvVar) corev1.PodSp
 	}
 }
 
-func (s *clusterStage) startPeer(ctx context.Context) error {
+func (s *clusterEnvironment) startPeer(ctx context.Context) error {
 	pods := s.client.CoreV1().Pods(config.DrillNamespace)
-	peer := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: s.name("peer"), Labels: s.labels("peer")}, Spec: s.podSpec(peerScript)}
-	err := poll(ctx, 20*time.Second, func() error { // a new namespace has no service account at first
+	peer := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: s.resourceName("peer"), Labels: s.labels("peer")}, Spec: s.podSpec(peerScript)}
+	err := retryUntil(ctx, 20*time.Second, func() error { // a new namespace has no service account at first
 		_, err := pods.Create(ctx, peer, metav1.CreateOptions{})
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return poll(ctx, time.Minute, func() error {
+	return retryUntil(ctx, time.Minute, func() error {
 		now, err := pods.Get(ctx, peer.Name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		if s.peer = now.Status.PodIP; s.peer == "" || !podReady(now) {
-			return notReady(now)
+		if s.peer = now.Status.PodIP; s.peer == "" || !isPodReady(now) {
+			return podNotReadyError(now)
 		}
 		return nil
 	})
 }
 
-func (s *clusterStage) startPods(ctx context.Context) error {
-	replicas := int32(victims)
+func (s *clusterEnvironment) startDeployment(ctx context.Context) error {
+	replicas := int32(deploymentReplicas)
 	spec := s.podSpec(victimScript, corev1.EnvVar{Name: "PEER", Value: s.peer})
-	spec.AutomountServiceAccountToken = &s.token
+	spec.AutomountServiceAccountToken = &s.mountToken
 	probe := &corev1.Probe{
 		PeriodSeconds: 1, TimeoutSeconds: 1, FailureThreshold: 3,
 		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(probePort)}},
@@ -90,36 +90,36 @@ func (s *clusterStage) startPods(ctx context.Context) error {
 	spec.Containers[0].Command[2] = "echo ok >/tmp/index.html" + spec.Containers[0].Command[2]
 	spec.Containers[0].LivenessProbe, spec.Containers[0].ReadinessProbe = probe, probe
 	_, err := s.client.AppsV1().Deployments(config.DrillNamespace).Create(ctx, &appsv1.Deployment{
-		ObjectMeta: metav1.ObjectMeta{Name: s.name("victim"), Labels: s.labels("victim")},
+		ObjectMeta: metav1.ObjectMeta{Name: s.resourceName("victim"), Labels: s.labels("victim")},
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.name("victim")}},
+			Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": s.resourceName("victim")}},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: s.labels("victim")}, Spec: spec},
 		},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
-	return poll(ctx, time.Minute, func() error {
-		list, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + s.name("victim")})
+	return retryUntil(ctx, time.Minute, func() error {
+		list, err := s.client.CoreV1().Pods(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + s.resourceName("victim")})
 		if err != nil {
 			return err
 		}
-		if len(list.Items) != victims {
-			return fmt.Errorf("%d of %d pods are there", len(list.Items), victims)
+		if len(list.Items) != deploymentReplicas {
+			return fmt.Errorf("%d of %d pods are there", len(list.Items), deploymentReplicas)
 		}
 		for i := range list.Items {
-			if !podReady(&list.Items[i]) {
-				return notReady(&list.Items[i])
+			if !isPodReady(&list.Items[i]) {
+				return podNotReadyError(&list.Items[i])
 			}
 		}
 		s.victim = &list.Items[0]
-		s.sibling.Store(&list.Items[1].Name)
+		s.siblingPod.Store(&list.Items[1].Name)
 		return nil
 	})
 }
 
-// notReady says why a pod is not ready, as far as the kubelet does.
-func notReady(pod *corev1.Pod) error {
+// podNotReadyError says why a pod is not ready, as far as the kubelet does.
+func podNotReadyError(pod *corev1.Pod) error {
 	for _, c := range pod.Status.ContainerStatuses {
 		if w := c.State.Waiting; w != nil {
 			return fmt.Errorf("pod %s: %s: %s; choose another --image?", pod.Name, w.Reason, w.Message)

@@ -22,12 +22,12 @@ import (
 // evidenceOptions say where evidence and the keys that verify it are: by default those of the data directory, or
 // copies of them on a machine that runs no Stanch.
 type evidenceOptions struct {
-	dir    string
-	keys   string
+	storeDir    string
+	keysDir   string
 	output string
 }
 
-func evidenceCommand(g *globals) *cobra.Command {
+func evidenceCommand(g *globalFlags) *cobra.Command {
 	o := &evidenceOptions{}
 	c := &cobra.Command{
 		Use: "evidence", Short: "List, take out and verify evidence, also without a running Stanch",
@@ -40,16 +40,16 @@ signed by the authority's key. All of it can be copied and verified elsewhere.`,
   stanch evidence get INC-01JABC… processes.json > processes.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.PersistentFlags().StringVar(&o.dir, "dir", "", "the evidence directory (default: evidence below --data)")
-	c.PersistentFlags().StringVar(&o.keys, "keys", "", "a `FILE` with the authority's public keys, of stanch cert public (default: those of --data)")
-	c.AddCommand(evidenceList(g, o), evidenceGet(g, o), evidenceVerify(g, o))
+	c.PersistentFlags().StringVar(&o.storeDir, "dir", "", "the evidence directory (default: evidence below --data)")
+	c.PersistentFlags().StringVar(&o.keysDir, "keys", "", "a `FILE` with the authority's public keys, of stanch cert public (default: those of --data)")
+	c.AddCommand(evidenceListCommand(g, o), evidenceGetCommand(g, o), evidenceVerifyCommand(g, o))
 	return c
 }
 
-func (o *evidenceOptions) store(g *globals) (*activities.EvidenceStore, error) {
-	dir := o.dir
+func (o *evidenceOptions) openStore(g *globalFlags) (*activities.EvidenceStore, error) {
+	dir := o.storeDir
 	if dir == "" {
-		dir = filepath.Join(g.data, "evidence")
+		dir = filepath.Join(g.dataDir, "evidence")
 	}
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("there is no evidence at %s; name its --dir or the --data of the Stanch that keeps it", dir)
@@ -57,40 +57,40 @@ func (o *evidenceOptions) store(g *globals) (*activities.EvidenceStore, error) {
 	return &activities.EvidenceStore{Dir: dir}, nil
 }
 
-// keyring reads the keys that verify. It makes none: a key made now would verify nothing.
-func (o *evidenceOptions) keyring(g *globals) (attestation.Keyring, error) {
-	if o.keys != "" {
-		raw, err := os.ReadFile(o.keys)
+// loadKeyring reads the keys that verify. It makes none: a key made now would verify nothing.
+func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, error) {
+	if o.keysDir != "" {
+		raw, err := os.ReadFile(o.keysDir)
 		if err != nil {
 			return nil, fmt.Errorf("read the authority's keys: %w", err)
 		}
 		ring, err := attestation.ParseKeyring(strings.Split(strings.TrimSpace(string(raw)), "\n"))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", o.keys, err)
+			return nil, fmt.Errorf("%s: %w", o.keysDir, err)
 		}
 		return ring, nil
 	}
-	a, err := authority.OpenExisting(filepath.Join(g.data, "keys"))
+	a, err := authority.OpenExisting(filepath.Join(g.dataDir, "keys"))
 	if err != nil {
 		return nil, fmt.Errorf("%w; name the public keys with --keys (`stanch cert public` prints them)", err)
 	}
 	return a.Keys(), nil
 }
 
-func evidenceList(g *globals, o *evidenceOptions) *cobra.Command {
+func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	c := &cobra.Command{
-		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: args(cobra.MaximumNArgs(1)),
+		Use: "list [INCIDENT]", Short: "List incidents with evidence, or one incident's manifest", Args: validateArgs(cobra.MaximumNArgs(1)),
 		Example: "  stanch evidence list\n  stanch evidence list INC-01JABC… -o json",
 	}
 	c.RunE = func(cmd *cobra.Command, ids []string) error {
-		store, err := o.store(g)
+		store, err := o.openStore(g)
 		if err != nil {
 			return err
 		}
 		if len(ids) == 0 {
-			return listIncidents(cmd.OutOrStdout(), store, o.output)
+			return listIncidentsWithEvidence(cmd.OutOrStdout(), store, o.output)
 		}
-		keys, err := o.keyring(g)
+		keys, err := o.loadKeyring(g)
 		if err != nil {
 			return err
 		}
@@ -98,20 +98,20 @@ func evidenceList(g *globals, o *evidenceOptions) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		warn(findings)
+		warnFindings(findings)
 		if len(lines) == 0 {
 			return fmt.Errorf("there is no manifest of %s; `stanch evidence list` lists those there are", ids[0])
 		}
 		if o.output == "json" {
-			return printJSON(cmd.OutOrStdout(), entries(lines))
+			return printJSON(cmd.OutOrStdout(), toListedEntries(lines))
 		}
-		return printLines(cmd.OutOrStdout(), lines)
+		return printManifestEntries(cmd.OutOrStdout(), lines)
 	}
-	outputFlag(c, &o.output)
+	addOutputFlag(c, &o.output)
 	return c
 }
 
-func listIncidents(out io.Writer, store *activities.EvidenceStore, output string) error {
+func listIncidentsWithEvidence(out io.Writer, store *activities.EvidenceStore, output string) error {
 	incidents, err := store.ListIncidents()
 	if err != nil {
 		return err
@@ -126,20 +126,20 @@ func listIncidents(out io.Writer, store *activities.EvidenceStore, output string
 	return nil
 }
 
-// warn says on the standard error what is not as it was: what is printed beside it may be a lie.
-func warn(findings []activities.IntegrityFinding) {
+// warnFindings says on the standard error what is not as it was: what is printed beside it may be a lie.
+func warnFindings(findings []activities.IntegrityFinding) {
 	for _, f := range findings {
-		progress("NOT AS IT WAS  %s", plain(f.String()))
+		logProgress("NOT AS IT WAS  %s", escapeForTerminal(f.String()))
 	}
 }
 
 // listedEntry is a line as `evidence list -o json` prints it.
 type listedEntry struct {
 	activities.ManifestEntry
-	Proved bool `json:"proved"` // false: somebody else than the authority wrote it
+	Verified bool `json:"proved"` // false: somebody else than the authority wrote it
 }
 
-func entries(lines []activities.ManifestLine) []listedEntry {
+func toListedEntries(lines []activities.ManifestLine) []listedEntry {
 	out := []listedEntry{}
 	for _, l := range lines {
 		out = append(out, listedEntry{l.Entry, l.SignatureValid})
@@ -147,7 +147,7 @@ func entries(lines []activities.ManifestLine) []listedEntry {
 	return out
 }
 
-func printLines(out io.Writer, lines []activities.ManifestLine) error {
+func printManifestEntries(out io.Writer, lines []activities.ManifestLine) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "NO\tAT\tKIND\tWHAT\tTARGET\tSHA256")
 	for _, l := range lines {
@@ -161,25 +161,25 @@ func printLines(out io.Writer, lines []activities.ManifestLine) error {
 		if !l.SignatureValid {
 			what = "NOT PROVED: " + what
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime), plain(string(l.Entry.Kind)), plain(what), plain(target), plain(sum))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", l.Entry.Sequence, l.Entry.At.Local().Format(time.DateTime), escapeForTerminal(string(l.Entry.Kind)), escapeForTerminal(what), escapeForTerminal(target), escapeForTerminal(sum))
 	}
 	fmt.Fprintf(t, "\nhead %s\n", activities.LastLineHash(lines))
 	return t.Flush()
 }
 
-func evidenceGet(g *globals, o *evidenceOptions) *cobra.Command {
+func evidenceGetCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "get INCIDENT NAME|SHA256", Short: "Write one piece to the standard output; the manifest notes that you took it", Args: args(cobra.ExactArgs(2)),
+		Use: "get INCIDENT NAME|SHA256", Short: "Write one piece to the standard output; the manifest notes that you took it", Args: validateArgs(cobra.ExactArgs(2)),
 		Long: `Write one piece to the standard output, after checking that it is what was stored.
 It is an attacker's: do not run it, and look at it where that does no harm. Where
 the authority's key is at hand the manifest notes who took the piece out.`,
 		Example: "  stanch evidence get INC-01JABC… processes.json | jq .",
 		RunE: func(cmd *cobra.Command, a []string) error {
-			store, err := o.store(g)
+			store, err := o.openStore(g)
 			if err != nil {
 				return err
 			}
-			keys, err := o.keyring(g)
+			keys, err := o.loadKeyring(g)
 			if err != nil {
 				return err
 			}
@@ -187,8 +187,8 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 			if err != nil {
 				return err
 			}
-			warn(findings)
-			ref, err := pick(a[0], a[1], lines)
+			warnFindings(findings)
+			ref, err := selectArtifact(a[0], a[1], lines)
 			if err != nil {
 				return err
 			}
@@ -196,13 +196,13 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 			if err != nil {
 				return fmt.Errorf("%s of %s: %w", ref.Name, a[0], err)
 			}
-			if o.keys == "" { // a copy elsewhere is not ours to write to
-				if store.Authority, err = authority.OpenExisting(filepath.Join(g.data, "keys")); err != nil {
+			if o.keysDir == "" { // a copy elsewhere is not ours to write to
+				if store.Authority, err = authority.OpenExisting(filepath.Join(g.dataDir, "keys")); err != nil {
 					return err
 				}
 				who := fmt.Sprintf("uid %d on the machine of the store", os.Getuid())
 				if _, err := store.Append(a[0], activities.EntryKindAccess, activities.AuditRecord{Action: "evidence get", SHA256: ref.SHA256, People: []string{who}, Note: ref.Name + " at " + time.Now().UTC().Format(time.RFC3339)}); err != nil {
-					progress("the manifest does not note that you took it: %v", err)
+					logProgress("the manifest does not note that you took it: %v", err)
 				}
 			}
 			_, err = io.Copy(cmd.OutOrStdout(), bytes.NewReader(data))
@@ -211,9 +211,9 @@ the authority's key is at hand the manifest notes who took the piece out.`,
 	}
 }
 
-// pick finds the one piece that is meant, on lines that the authority signed: bytes that somebody put beside the store
+// selectArtifact finds the one piece that is meant, on lines that the authority signed: bytes that somebody put beside the store
 // are given out as nobody's evidence, and of two pieces with one name none is guessed.
-func pick(incident, wanted string, lines []activities.ManifestLine) (playbooks.EvidenceRef, error) {
+func selectArtifact(incident, wanted string, lines []activities.ManifestLine) (playbooks.EvidenceRef, error) {
 	byName, byHash, unproved := []playbooks.EvidenceRef{}, []playbooks.EvidenceRef{}, 0
 	for _, l := range lines {
 		ref := l.Entry.Evidence
@@ -234,7 +234,7 @@ func pick(incident, wanted string, lines []activities.ManifestLine) (playbooks.E
 	case len(found) > 1:
 		var each strings.Builder
 		for _, r := range found {
-			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, plain(r.Action), plain(r.Target), r.CapturedAt.UTC().Format(time.DateTime))
+			fmt.Fprintf(&each, "\n  %s  %s of %s, %s", r.SHA256, escapeForTerminal(r.Action), escapeForTerminal(r.Target), r.CapturedAt.UTC().Format(time.DateTime))
 		}
 		return playbooks.EvidenceRef{}, fmt.Errorf("%s has %d pieces called %q; name one by its SHA-256:%s", incident, len(found), wanted, each.String())
 	case unproved > 0:
@@ -252,10 +252,10 @@ type evidenceResult struct {
 	Findings []activities.IntegrityFinding `json:"findings"`
 }
 
-func evidenceVerify(g *globals, o *evidenceOptions) *cobra.Command {
+func evidenceVerifyCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {
 	head := ""
 	c := &cobra.Command{
-		Use: "verify INCIDENT", Short: "Check the manifest's chain and signatures, and every stored byte", Args: args(cobra.ExactArgs(1)),
+		Use: "verify INCIDENT", Short: "Check the manifest's chain and signatures, and every stored byte", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Check an incident's manifest and what it names: the chain of hashes, the signature
 of every line, and every byte of every piece. Exit 1 if anything is not as it was.
 
@@ -263,11 +263,11 @@ What was cut off at the manifest's end shows only against a head that was kept
 elsewhere (a ticket, a chat message): give it with --head.`,
 		Example: "  stanch evidence verify INC-01JABC…\n  stanch evidence verify INC-01JABC… --dir /mnt/copy --keys authority.pub --head 3f9a…",
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			store, err := o.store(g)
+			store, err := o.openStore(g)
 			if err != nil {
 				return err
 			}
-			keys, err := o.keyring(g)
+			keys, err := o.loadKeyring(g)
 			if err != nil {
 				return err
 			}
@@ -282,19 +282,19 @@ elsewhere (a ticket, a chat message): give it with --head.`,
 				err = printJSON(cmd.OutOrStdout(), evidenceResult{ids[0], len(findings) == 0, len(lines), activities.LastLineHash(lines), append([]activities.IntegrityFinding{}, findings...)})
 			} else {
 				for _, f := range findings {
-					fmt.Fprintln(cmd.OutOrStdout(), "NOT AS IT WAS  "+plain(f.String()))
+					fmt.Fprintln(cmd.OutOrStdout(), "NOT AS IT WAS  "+escapeForTerminal(f.String()))
 				}
 				if len(findings) == 0 {
 					fmt.Fprintf(cmd.OutOrStdout(), "%s: %d entries, chain, signatures and bytes hold; head %s\n", ids[0], len(lines), activities.LastLineHash(lines))
 				}
 			}
 			if err == nil && len(findings) > 0 {
-				return errAnswered
+				return errReported
 			}
 			return err
 		},
 	}
 	c.Flags().StringVar(&head, "head", "", "a head of the manifest that was kept elsewhere")
-	outputFlag(c, &o.output)
+	addOutputFlag(c, &o.output)
 	return c
 }

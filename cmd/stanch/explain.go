@@ -24,7 +24,7 @@ func explainCommand() *cobra.Command {
 	var output string
 	var source bool
 	c := &cobra.Command{
-		Use: "explain FILE|NAME", Short: "Say in plain words what a playbook does, phase by phase", Args: args(cobra.ExactArgs(1)),
+		Use: "explain FILE|NAME", Short: "Say in plain words what a playbook does, phase by phase", Args: validateArgs(cobra.ExactArgs(1)),
 		Long: `Say in plain words what a playbook does, step by step, and what becomes of each step in each phase:
 
   runs       it is done
@@ -46,11 +46,11 @@ func explainCommand() *cobra.Command {
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), e)
 			}
-			return showExplanation(cmd.OutOrStdout(), e)
+			return printExplanation(cmd.OutOrStdout(), e)
 		},
 	}
 	c.Flags().BoolVar(&source, "source", false, "print the playbook itself")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
@@ -60,7 +60,7 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 	source, err := os.ReadFile(file)
 	if err != nil {
 		var known []string
-		shipped, _ := loadBeside(nil, nil)
+		shipped, _ := loadValidated(nil, nil)
 		for _, p := range shipped {
 			if known = append(known, p.Name); p.Name == file || p.File == file {
 				return p, nil
@@ -72,7 +72,7 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 		}
 		return nil, fmt.Errorf("no such playbook: %s; %s", file, hint)
 	}
-	beside, err := yamlFiles([]string{filepath.Dir(file)})
+	beside, err := findYAMLFiles([]string{filepath.Dir(file)})
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +86,10 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 			files, sources[f] = append(files, f), raw
 		}
 	}
-	programs, problems := loadBeside(append(files, file), sources)
+	programs, problems := loadValidated(append(files, file), sources)
 	for _, p := range problems {
 		if p.File == file && p.Severity == "error" {
-			fmt.Fprintln(os.Stderr, plainLines(p.Render(source)))
+			fmt.Fprintln(os.Stderr, escapeLines(p.Render(source)))
 		}
 	}
 	for _, p := range programs {
@@ -100,20 +100,20 @@ func loadPlaybook(file string) (*playbooks.Program, error) {
 	return nil, fmt.Errorf("%s is not valid", file)
 }
 
-func showExplanation(out io.Writer, e playbooks.Explanation) error {
+func printExplanation(out io.Writer, e playbooks.Explanation) error {
 	fmt.Fprintf(out, "%s (%s)\n", e.Playbook, e.File)
 	if e.Description != "" {
-		fmt.Fprintf(out, "%s\n", plain(e.Description))
+		fmt.Fprintf(out, "%s\n", escapeForTerminal(e.Description))
 	}
 	if e.Guide != "" {
-		fmt.Fprintf(out, "\n%s\n", plainLines(e.Guide))
+		fmt.Fprintf(out, "\n%s\n", escapeLines(e.Guide))
 	}
-	fmt.Fprintf(out, "\nHandles %s.\n", plain(e.MatchSummary))
+	fmt.Fprintf(out, "\nHandles %s.\n", escapeForTerminal(e.MatchSummary))
 	for _, in := range e.Inputs {
-		fmt.Fprintf(out, "Takes   %s\n", plain(in))
+		fmt.Fprintf(out, "Takes   %s\n", escapeForTerminal(in))
 	}
 	for _, o := range e.Outputs {
-		fmt.Fprintf(out, "Gives   %s\n", plain(o))
+		fmt.Fprintf(out, "Gives   %s\n", escapeForTerminal(o))
 	}
 	if e.MaxPhase < 3 {
 		fmt.Fprintf(out, "It never goes beyond phase %d.\n", e.MaxPhase)
@@ -126,7 +126,7 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 		if len(l.PhaseBehaviors) > 0 {
 			phases = strings.Join(l.PhaseBehaviors, "\t")
 		}
-		fmt.Fprintf(t, "%s\t%s%s\n", phases, strings.Repeat("  ", l.Depth), plain(l.Text))
+		fmt.Fprintf(t, "%s\t%s%s\n", phases, strings.Repeat("  ", l.Depth), escapeForTerminal(l.Text))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write: %w", err)
@@ -134,11 +134,11 @@ func showExplanation(out io.Writer, e playbooks.Explanation) error {
 	return nil
 }
 
-func playbooksCommand(g *globals) *cobra.Command {
+func playbooksCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var folders []string
 	c := &cobra.Command{
-		Use: "playbooks [INCIDENT|FILE]", Short: "List the playbooks; of an incident, which would start, and why or why not", Args: args(cobra.MaximumNArgs(1)),
+		Use: "playbooks [INCIDENT|FILE]", Short: "List the playbooks; of an incident, which would start, and why or why not", Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List the playbooks that the running Stanch uses; where none runs, or with --config or --playbooks, those that it
 would use: the library's, and those of the configuration's folders.
 
@@ -146,13 +146,13 @@ Given the id of an incident, or a file with one (a recording, or an incident as 
 say of each whether it ran or would start, and why or why not.`,
 		Example: "  stanch playbooks\n  stanch playbooks --data /srv/stanch            # those of the Stanch that runs there\n  stanch playbooks INC-01JABC…\n  stanch playbooks recording.json --playbooks ./mine",
 		RunE: func(cmd *cobra.Command, given []string) error {
-			running := g.config == "" && len(folders) == 0
-			if file := len(given) == 1 && isFile(given[0]); running && !file && (g.server.address != "" || exists(g.socket())) {
-				return g.runningPlaybooks(cmd, given, output)
+			running := g.configFile == "" && len(folders) == 0
+			if file := len(given) == 1 && isFile(given[0]); running && !file && (g.remoteServer.address != "" || fileExists(g.socketPath())) {
+				return g.printRunningPlaybooks(cmd, given, output)
 			} else if running && (file || cmd.Flags().Changed("data")) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "these are the playbooks of the defaults, and not those of a Stanch that runs; name its configuration with --config")
 			}
-			config, err := g.load()
+			config, err := g.loadConfig()
 			if err != nil {
 				return err
 			}
@@ -163,12 +163,12 @@ say of each whether it ran or would start, and why or why not.`,
 			}
 			for _, p := range problems {
 				if p.Severity == "error" {
-					fmt.Fprintln(os.Stderr, plain(p.String()))
+					fmt.Fprintln(os.Stderr, escapeForTerminal(p.String()))
 				}
 			}
 			var in *playbooks.Incident
 			if len(given) == 1 {
-				if in, err = g.incident(cmd, given[0]); err != nil {
+				if in, err = g.loadIncident(cmd, given[0]); err != nil {
 					return err
 				}
 			}
@@ -176,7 +176,7 @@ say of each whether it ran or would start, and why or why not.`,
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), rows)
 			} else {
-				err = showPlaybooks(cmd.OutOrStdout(), rows, in)
+				err = printPlaybooks(cmd.OutOrStdout(), rows, in)
 			}
 			if err == nil && problems.HasErrors() {
 				return fmt.Errorf("some playbooks are not valid and are not listed: `stanch validate` says why")
@@ -185,7 +185,7 @@ say of each whether it ran or would start, and why or why not.`,
 		},
 	}
 	c.Flags().StringSliceVar(&folders, "playbooks", nil, "a folder of playbooks besides those of the configuration")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
@@ -195,8 +195,8 @@ func isFile(s string) bool {
 	return err == nil || strings.ContainsAny(s, "./")
 }
 
-// runningPlaybooks shows the playbooks of the Stanch that runs.
-func (g *globals) runningPlaybooks(cmd *cobra.Command, given []string, output string) error {
+// printRunningPlaybooks shows the playbooks of the Stanch that runs.
+func (g *globalFlags) printRunningPlaybooks(cmd *cobra.Command, given []string, output string) error {
 	var rows []worker.PlaybookListEntry
 	var in *playbooks.Incident
 	path := "/v1/playbooks"
@@ -204,28 +204,28 @@ func (g *globals) runningPlaybooks(cmd *cobra.Command, given []string, output st
 		path += "?incident=" + url.QueryEscape(given[0])
 		in = &playbooks.Incident{ID: given[0]}
 	}
-	if err := g.local().get(cmd.Context(), path, &rows); err != nil {
+	if err := g.newAPIClient().get(cmd.Context(), path, &rows); err != nil {
 		return err
 	}
 	if output == "json" {
 		return printJSON(cmd.OutOrStdout(), rows)
 	}
-	return showPlaybooks(cmd.OutOrStdout(), rows, in)
+	return printPlaybooks(cmd.OutOrStdout(), rows, in)
 }
 
-// incident reads an incident: from a file, or from the Stanch that runs.
-func (g *globals) incident(cmd *cobra.Command, what string) (*playbooks.Incident, error) {
+// loadIncident reads an incident: from a file, or from the Stanch that runs.
+func (g *globalFlags) loadIncident(cmd *cobra.Command, what string) (*playbooks.Incident, error) {
 	var in playbooks.Incident
 	raw, err := readBounded(what, 64<<20)
 	if err != nil {
 		if strings.ContainsAny(what, "./") {
 			return nil, fmt.Errorf("read the incident: %w", err)
 		}
-		err = g.local().get(cmd.Context(), "/v1/incidents/"+what, &in)
+		err = g.newAPIClient().get(cmd.Context(), "/v1/incidents/"+what, &in)
 		return &in, err
 	}
 	if rec, err := recording.Decode(raw); err == nil {
-		recorded := asRecorded(rec)
+		recorded := incidentOfRecording(rec)
 		return &recorded, nil
 	}
 	if err := json.Unmarshal(raw, &in); err != nil || in.ID == "" {
@@ -234,8 +234,8 @@ func (g *globals) incident(cmd *cobra.Command, what string) (*playbooks.Incident
 	return &in, nil
 }
 
-// asRecorded is the incident of a recording, as far as its detections tell: what enrichment found is not in it.
-func asRecorded(rec recording.Recording) playbooks.Incident {
+// incidentOfRecording is the incident of a recording, as far as its detections tell: what enrichment found is not in it.
+func incidentOfRecording(rec recording.Recording) playbooks.Incident {
 	in := playbooks.Incident{
 		ID: rec.Incident.ID, GroupingKey: rec.Incident.GroupingKey, Cluster: rec.Incident.Cluster, Scope: rec.Incident.Scope, Phase: rec.Incident.Phase, Drill: rec.Incident.Drill, Opened: rec.Incident.Opened,
 	}
@@ -258,7 +258,7 @@ func asRecorded(rec recording.Recording) playbooks.Incident {
 	return in
 }
 
-func showPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks.Incident) error {
+func printPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks.Incident) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if in == nil {
 		fmt.Fprintln(t, "PLAYBOOK\tPRIORITY\tFILE\tHANDLES")
@@ -267,11 +267,11 @@ func showPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks
 	}
 	for _, r := range rows {
 		if in == nil {
-			handles := []rune(plain(r.MatchSummary))
+			handles := []rune(escapeForTerminal(r.MatchSummary))
 			if len(handles) > 110 {
 				handles = append(handles[:109], '…') // whole: stanch explain NAME
 			}
-			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", plain(r.Playbook), r.Priority, plain(r.File), string(handles))
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\n", escapeForTerminal(r.Playbook), r.Priority, escapeForTerminal(r.File), string(handles))
 			continue
 		}
 		starts := "no"
@@ -281,7 +281,7 @@ func showPlaybooks(out io.Writer, rows []worker.PlaybookListEntry, in *playbooks
 		case *r.WouldStart:
 			starts = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, plain(r.Reason))
+		fmt.Fprintf(t, "%s\t%s\t%s\n", r.Playbook, starts, escapeForTerminal(r.Reason))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("write: %w", err)

@@ -11,8 +11,8 @@ import (
 	"stanch/sensors/expression"
 )
 
-// expressionsTopic is the help about expressions: `stanch help expressions`.
-func expressionsTopic() *cobra.Command {
+// expressionsHelpTopic is the help about expressions: `stanch help expressions`.
+func expressionsHelpTopic() *cobra.Command {
 	var b strings.Builder
 	b.WriteString(`Expressions stand behind when, if, target, foreach and until, and inside of ${…} in texts and parameters.
 They are those of expr (https://expr-lang.org), compiled and type-checked before anything runs.
@@ -42,11 +42,11 @@ Functions:
 		line += " " + name
 	}
 	b.WriteString(line + "\n\nFields of incident:\n")
-	fields(&b, "  incident.", reflect.TypeFor[playbooks.Incident](), 0)
+	writeFieldHelp(&b, "  incident.", reflect.TypeFor[playbooks.Incident](), 0)
 	return &cobra.Command{Use: "expressions", Short: "What may stand in expressions: names, functions, fields", Long: strings.TrimRight(b.String(), "\n")}
 }
 
-func fields(b *strings.Builder, prefix string, t reflect.Type, deep int) {
+func writeFieldHelp(b *strings.Builder, prefix string, t reflect.Type, deep int) {
 	for f := range t.Fields() {
 		name := f.Tag.Get("expr")
 		if name == "" {
@@ -58,7 +58,7 @@ func fields(b *strings.Builder, prefix string, t reflect.Type, deep int) {
 		}
 		fmt.Fprintf(b, "%s%s%s\n", prefix, name, many)
 		if inner.Kind() == reflect.Struct && inner.NumField() > 0 && inner.Field(0).Tag.Get("expr") != "" && deep == 0 && name != "trigger" && name != "playbooks" {
-			fields(b, prefix+name+many+".", inner, deep+1)
+			writeFieldHelp(b, prefix+name+many+".", inner, deep+1)
 		}
 	}
 }

@@ -34,7 +34,7 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
   stanch forward --from tetragon --to https://stanch:8443 --ca ca.crt --token-file t --state /var/lib/stanch/tetragon.state /var/run/cilium/tetragon/tetragon.log
   stanch forward --from tracee --to http://127.0.0.1:8443 --token-file t --once events.json
   karmor logs --json | stanch forward --from kubearmor --to https://stanch:8443 --token-file t -`,
-		Args: args(cobra.MaximumNArgs(1)),
+		Args: validateArgs(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, given []string) error {
 			if len(given) == 1 && given[0] != "-" {
 				o.File = given[0]
@@ -49,11 +49,11 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 			}
 			if o.File == "" {
 				o.Stdin = c.InOrStdin()
-				if f, ok := o.Stdin.(*os.File); ok && len(given) == 0 && terminalFile(f) {
+				if f, ok := o.Stdin.(*os.File); ok && len(given) == 0 && isTerminalFile(f) {
 					return usageError{errors.New("name a file, or pipe the lines in; see `stanch forward --help`")}
 				}
 			}
-			o.Logf = says(c.ErrOrStderr())
+			o.Logf = linePrinter(c.ErrOrStderr())
 			done, err := forward.Run(c.Context(), o)
 			o.Logf("%s", done)
 			return err //nolint:wrapcheck // it says what and where
@@ -72,15 +72,15 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 	return c
 }
 
-// says prints what people should know, a line each.
-func says(w io.Writer) func(string, ...any) {
+// linePrinter prints what people should know, a line each.
+func linePrinter(w io.Writer) func(string, ...any) {
 	return func(format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "stanch forward: "+format+"\n", args...)
 	}
 }
 
-// terminalFile tells whether somebody would have to type the lines.
-func terminalFile(f *os.File) bool {
+// isTerminalFile tells whether somebody would have to type the lines.
+func isTerminalFile(f *os.File) bool {
 	s, err := f.Stat()
 	return err == nil && s.Mode()&os.ModeCharDevice != 0
 }

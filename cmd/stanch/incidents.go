@@ -23,18 +23,18 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// incidentList says which incidents a person wants to see, and how.
-type incidentList struct {
+// incidentQuery says which incidents a person wants to see, and how.
+type incidentQuery struct {
 	since, until, status, severity, sort string
 	objectives                           []string
-	waiting                              bool
+	onlyWaiting                              bool
 	limit                                int
 	output                               string
 	watch                                bool
 }
 
-// orders are how a list can be sorted.
-func orders() map[string]func(a, b gateway.IncidentView) int {
+// sortOrders are how a list can be sorted.
+func sortOrders() map[string]func(a, b gateway.IncidentView) int {
 	return map[string]func(a, b gateway.IncidentView) int{
 		"opened":     func(a, b gateway.IncidentView) int { return b.Opened.Compare(a.Opened) },
 		"updated":    func(a, b gateway.IncidentView) int { return b.Updated.Compare(a.Updated) },
@@ -43,13 +43,13 @@ func orders() map[string]func(a, b gateway.IncidentView) int {
 	}
 }
 
-// statuses are what --status takes.
-func statuses() []string { return []string{"open", "closed", "resolved", "unreadable"} }
+// statusNames are what --status takes.
+func statusNames() []string { return []string{"open", "closed", "resolved", "unreadable"} }
 
-func incidentsCommand(g *globals) *cobra.Command {
-	var l incidentList
+func incidentsCommand(g *globalFlags) *cobra.Command {
+	var l incidentQuery
 	c := &cobra.Command{
-		Use: "incidents [ID]", Short: "List incidents, or show one", Args: args(cobra.MaximumNArgs(1)),
+		Use: "incidents [ID]", Short: "List incidents, or show one", Args: validateArgs(cobra.MaximumNArgs(1)),
 		Long: `List incidents, the newest first, or show one with its live state: steps and evidence of running playbooks, open
 questions, leases, and what was refused while new containments were paused.
 
@@ -61,20 +61,20 @@ questions, leases, and what was refused while new containments were paused.
   stanch incidents INC-01JABC…
   stanch incidents INC-01JABC… -o ocsf`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			if err := l.check(len(ids) == 1); err != nil {
+			if err := l.validate(len(ids) == 1); err != nil {
 				return usageError{err}
 			}
-			show := func(ctx context.Context, out io.Writer) error { return l.list(ctx, g, out, colored(cmd.OutOrStdout())) }
+			show := func(ctx context.Context, out io.Writer) error { return l.printList(ctx, g, out, useColor(cmd.OutOrStdout())) }
 			if len(ids) == 1 {
 				show = func(ctx context.Context, out io.Writer) error {
-					return l.one(ctx, g, out, ids[0], colored(cmd.OutOrStdout()))
+					return l.printOne(ctx, g, out, ids[0], useColor(cmd.OutOrStdout()))
 				}
 			}
 			if l.watch {
-				return watch(cmd, show)
+				return watchOutput(cmd, show)
 			}
 			if l.output == "text" || l.output == "wide" {
-				g.banner(cmd)
+				g.printPauseBanner(cmd)
 			}
 			return show(cmd.Context(), cmd.OutOrStdout())
 		},
@@ -85,7 +85,7 @@ questions, leases, and what was refused while new containments were paused.
 	f.StringVar(&l.status, "status", "", "with this `STATUS`: open, closed, resolved or unreadable")
 	f.StringVar(&l.severity, "severity", "", "at least this `SEVERITY`: info, low, medium, high or critical")
 	f.StringSliceVar(&l.objectives, "objective", nil, "with one of these `OBJECTIVES`")
-	f.BoolVar(&l.waiting, "waiting", false, "only those with an open question")
+	f.BoolVar(&l.onlyWaiting, "waiting", false, "only those with an open question")
 	f.StringVar(&l.sort, "sort", "opened", "the `ORDER`: opened, updated, severity or confidence")
 	f.IntVar(&l.limit, "limit", 50, "list at most this `NUMBER`; 0 lists all")
 	f.BoolVar(&l.watch, "watch", false, "show it again whenever it changes")
@@ -93,15 +93,15 @@ questions, leases, and what was refused while new containments were paused.
 	return c
 }
 
-func (l *incidentList) check(one bool) error {
-	switch _, known := orders()[l.sort]; {
+func (l *incidentQuery) validate(one bool) error {
+	switch _, known := sortOrders()[l.sort]; {
 	case l.output == "ocsf" && one:
 	case !slices.Contains([]string{"text", "wide", "json"}, l.output):
 		return fmt.Errorf("-o is text, wide or json, not %q", l.output)
 	case !known:
-		return fmt.Errorf("invalid --sort %q: use %s", l.sort, strings.Join(slices.Sorted(maps.Keys(orders())), ", "))
-	case l.status != "" && !slices.Contains(statuses(), l.status):
-		return fmt.Errorf("invalid --status %q: use %s", l.status, strings.Join(statuses(), ", "))
+		return fmt.Errorf("invalid --sort %q: use %s", l.sort, strings.Join(slices.Sorted(maps.Keys(sortOrders())), ", "))
+	case l.status != "" && !slices.Contains(statusNames(), l.status):
+		return fmt.Errorf("invalid --status %q: use %s", l.status, strings.Join(statusNames(), ", "))
 	case l.severity != "" && sensors.Severity(l.severity).Rank() < 0:
 		return fmt.Errorf("invalid --severity %q: use info, low, medium, high or critical", l.severity)
 	case l.limit < 0:
@@ -117,15 +117,15 @@ func (l *incidentList) check(one bool) error {
 		}
 	}
 	for name, text := range map[string]string{"since": l.since, "until": l.until} {
-		if _, err := moment(text, time.Now()); err != nil {
+		if _, err := parseTimeFlag(text, time.Now()); err != nil {
 			return fmt.Errorf("--%s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// moment reads a time as people give it: a duration before now, a date, or a time. "" is the zero time.
-func moment(text string, now time.Time) (time.Time, error) {
+// parseTimeFlag reads a time as people give it: a duration before now, a date, or a time. "" is the zero time.
+func parseTimeFlag(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
@@ -140,10 +140,10 @@ func moment(text string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("invalid time %q; use a duration before now such as 1d, a date such as 2026-11-23, or a time such as 2026-11-23T15:04:05Z", text)
 }
 
-// pick gives what is wanted of a list, in order, and how many more there are.
-func (l *incidentList) pick(all []gateway.IncidentView, now time.Time) (shown []gateway.IncidentView, more int) {
-	since, _ := moment(l.since, now)
-	until, _ := moment(l.until, now)
+// filter gives what is wanted of a list, in order, and how many more there are.
+func (l *incidentQuery) filter(all []gateway.IncidentView, now time.Time) (shown []gateway.IncidentView, more int) {
+	since, _ := parseTimeFlag(l.since, now)
+	until, _ := parseTimeFlag(l.until, now)
 	shown = slices.DeleteFunc(slices.Clone(all), func(in gateway.IncidentView) bool {
 		resolved := in.Disposition != ""
 		switch {
@@ -151,12 +151,12 @@ func (l *incidentList) pick(all []gateway.IncidentView, now time.Time) (shown []
 			return true
 		case l.status == "resolved" && !resolved, l.status == "open" && (resolved || in.Status != "open"), l.status != "" && l.status != "resolved" && in.Status != l.status:
 			return true
-		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.waiting && len(in.OpenApprovals) == 0:
+		case l.severity != "" && in.Severity.Rank() < sensors.Severity(l.severity).Rank(), l.onlyWaiting && len(in.OpenApprovals) == 0:
 			return true
 		}
 		return len(l.objectives) > 0 && !slices.Contains(l.objectives, string(in.Objective))
 	})
-	order := orders()[l.sort]
+	order := sortOrders()[l.sort]
 	slices.SortStableFunc(shown, func(a, b gateway.IncidentView) int {
 		return cmp.Or(order(a, b), b.Opened.Compare(a.Opened), cmp.Compare(a.ID, b.ID))
 	})
@@ -166,16 +166,16 @@ func (l *incidentList) pick(all []gateway.IncidentView, now time.Time) (shown []
 	return shown, 0
 }
 
-func (l *incidentList) list(ctx context.Context, g *globals, out io.Writer, color bool) error {
+func (l *incidentQuery) printList(ctx context.Context, g *globalFlags, out io.Writer, color bool) error {
 	var all []gateway.IncidentView
-	if err := g.local().get(ctx, "/v1/incidents", &all); err != nil {
+	if err := g.newAPIClient().get(ctx, "/v1/incidents", &all); err != nil {
 		return err
 	}
-	shown, more := l.pick(all, time.Now())
+	shown, more := l.filter(all, time.Now())
 	if l.output == "json" {
 		return printJSON(out, append([]gateway.IncidentView{}, shown...))
 	}
-	showIncidents(out, shown, l.output == "wide", color)
+	printIncidentTable(out, shown, l.output == "wide", color)
 	switch {
 	case len(all) == 0:
 		fmt.Fprintln(out, "no incidents")
@@ -187,7 +187,7 @@ func (l *incidentList) list(ctx context.Context, g *globals, out io.Writer, colo
 	return nil
 }
 
-func showIncidents(out io.Writer, list []gateway.IncidentView, wide, color bool) {
+func printIncidentTable(out io.Writer, list []gateway.IncidentView, wide, color bool) {
 	if len(list) == 0 {
 		return
 	}
@@ -196,19 +196,19 @@ func showIncidents(out io.Writer, list []gateway.IncidentView, wide, color bool)
 	if wide {
 		header = append(header, "SCOPE", "HEADLINE", "OUTCOME")
 	}
-	t.row(header...)
+	t.addRow(header...)
 	for _, in := range list {
-		cells := []string{in.ID, in.StatusText, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(held(in.Incident)), waits(in)}
+		cells := []string{in.ID, in.StatusText, in.Opened.Local().Format(time.DateTime), string(in.Severity), string(in.Objective), fmt.Sprintf("%.2f", in.Confidence), in.Workload.String(), fmt.Sprint(countActiveLeases(in.Incident)), formatWaiting(in)}
 		if wide {
 			cells = append(cells, in.Scope, in.Headline, in.OutcomeText)
 		}
-		t.row(cells...)
+		t.addRow(cells...)
 	}
 	t.print(out)
 }
 
-// held counts the leases that have not ended.
-func held(in playbooks.Incident) (n int) {
+// countActiveLeases counts the leases that have not ended.
+func countActiveLeases(in playbooks.Incident) (n int) {
 	for _, l := range in.Leases {
 		if l.State != "ended" {
 			n++
@@ -217,8 +217,8 @@ func held(in playbooks.Incident) (n int) {
 	return n
 }
 
-// waits says in a cell what an incident waits for, yours first.
-func waits(in gateway.IncidentView) string {
+// formatWaiting says in a cell what an incident waits for, yours first.
+func formatWaiting(in gateway.IncidentView) string {
 	if len(in.OpenApprovals) == 0 {
 		if len(in.RefusedWhilePaused) > 0 {
 			return fmt.Sprintf("%d refused while paused", len(in.RefusedWhilePaused))
@@ -239,9 +239,9 @@ func waits(in gateway.IncidentView) string {
 	return text
 }
 
-func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id string, color bool) error {
+func (l *incidentQuery) printOne(ctx context.Context, g *globalFlags, out io.Writer, id string, color bool) error {
 	var in gateway.IncidentView
-	if err := g.local().get(ctx, "/v1/incidents/"+id, &in); err != nil {
+	if err := g.newAPIClient().get(ctx, "/v1/incidents/"+id, &in); err != nil {
 		return err
 	}
 	switch l.output {
@@ -256,16 +256,16 @@ func (l *incidentList) one(ctx context.Context, g *globals, out io.Writer, id st
 		return nil
 	}
 	var pending []playbook.ApprovalRequest
-	if err := g.local().get(ctx, "/v1/pending", &pending); err != nil {
+	if err := g.newAPIClient().get(ctx, "/v1/pending", &pending); err != nil {
 		return err
 	}
-	showIncident(out, in, pending, color)
+	printIncident(out, in, pending, color)
 	return nil
 }
 
-func showIncident(out io.Writer, in gateway.IncidentView, pending []playbook.ApprovalRequest, color bool) {
-	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
-	fmt.Fprintln(out, paint(color, string(in.Severity), plain(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.StatusText))))
+func printIncident(out io.Writer, in gateway.IncidentView, pending []playbook.ApprovalRequest, color bool) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
+	fmt.Fprintln(out, colorize(color, string(in.Severity), escapeForTerminal(fmt.Sprintf("%s  %s  %s, confidence %.2f  [%s]", in.ID, in.Severity, in.Objective, in.Confidence, in.StatusText))))
 	p("%s", in.Summary)
 	if in.OutcomeText != "" {
 		p("outcome     %s", in.OutcomeText)
@@ -284,7 +284,7 @@ func showIncident(out io.Writer, in gateway.IncidentView, pending []playbook.App
 		p("refused     %s of %s, while new containments were paused; contain it now: %s", r.Action, r.Target, r.RetryCommand)
 	}
 	p("")
-	showContext(p, in.Incident)
+	printContext(p, in.Incident)
 	for _, l := range in.Leases {
 		p("lease       %s %s of %s: %s, until %s %s", l.ID, l.Action, display.TargetName(in.Incident, l.Target), display.DescribeLease(l), l.ExpiresAt.Local().Format(time.DateTime), l.Reason)
 		for _, warning := range l.Warnings {
@@ -309,18 +309,18 @@ func showIncident(out io.Writer, in gateway.IncidentView, pending []playbook.App
 	}
 	for _, q := range pending {
 		if q.IncidentID == in.ID {
-			showQuestion(p, q)
+			printApprovalRequest(p, q)
 		}
 	}
 }
 
-func showContext(p func(string, ...any), in playbooks.Incident) {
+func printContext(p func(string, ...any), in playbooks.Incident) {
 	p("workload    %s", in.Workload)
 	p("image       %s %s", in.Workload.Image, in.Workload.ImageDigest)
 	p("account     %s", in.Workload.ServiceAccount)
 	p("node        %s   scope %s, phase %d", in.Workload.Node, in.Scope, in.Phase)
 	for _, t := range in.Targets {
-		p("target      %s%s", display.TargetArgument(in, t.ID()), containerOf(t))
+		p("target      %s%s", display.TargetArgument(in, t.ID()), containerIDOf(t))
 	}
 	p("blast       %d other pods with this image, %d pods on the node", in.BlastRadius.SameDigestPodCount, in.BlastRadius.SameNodePodCount)
 	for _, m := range in.BlastRadius.DangerousPermissions {
@@ -337,15 +337,15 @@ func showContext(p func(string, ...any), in playbooks.Incident) {
 	}
 }
 
-// containerOf names the container of a pod in which something was detected, by its complete id.
-func containerOf(t playbooks.Target) string {
+// containerIDOf names the container of a pod in which something was detected, by its complete id.
+func containerIDOf(t playbooks.Target) string {
 	if t.Kind != playbooks.TargetPod || t.ContainerID == "" {
 		return ""
 	}
 	return "  container/" + t.ContainerID
 }
 
-func showQuestion(p func(string, ...any), q playbook.ApprovalRequest) {
+func printApprovalRequest(p func(string, ...any), q playbook.ApprovalRequest) {
 	p("")
 	p("ASKED: %s%s", q.Title, q.DurationText())
 	if q.Question != "" {
@@ -359,7 +359,7 @@ func showQuestion(p func(string, ...any), q playbook.ApprovalRequest) {
 			p("  would %s", change)
 		}
 		if plan.Plan.Duration > 0 {
-			p("  and undo it after %s%s", duration.Format(plan.Plan.Duration), inBrackets(plan.Plan.EndMechanism.String()))
+			p("  and undo it after %s%s", duration.Format(plan.Plan.Duration), parenthesize(plan.Plan.EndMechanism.String()))
 		}
 		for _, warning := range plan.Plan.Warnings {
 			p("  but: %s", warning)
@@ -369,20 +369,20 @@ func showQuestion(p func(string, ...any), q playbook.ApprovalRequest) {
 	p("  stanch approve %s '%s'   or   stanch deny %s '%s' --reason …", q.IncidentID, q.QualifiedID(), q.IncidentID, q.QualifiedID())
 }
 
-// inBrackets is a remark behind what it is about, or "".
-func inBrackets(s string) string {
+// parenthesize is a remark behind what it is about, or "".
+func parenthesize(s string) string {
 	if s == "" {
 		return ""
 	}
 	return " (" + s + ")"
 }
 
-// watchEvery is how often a watched view is read again.
-const watchEvery = 2 * time.Second
+// watchInterval is how often a watched view is read again.
+const watchInterval = 2 * time.Second
 
-// watch shows something whenever it has changed, until it is interrupted. On a terminal it takes the place of what was
+// watchOutput shows something whenever it has changed, until it is interrupted. On a terminal it takes the place of what was
 // shown before.
-func watch(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) error) error {
+func watchOutput(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) error) error {
 	out, before := cmd.OutOrStdout(), ""
 	for first := true; ; first = false {
 		var b bytes.Buffer
@@ -393,7 +393,7 @@ func watch(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) err
 		case err != nil && first:
 			return err
 		case err != nil:
-			progress("%v; tried again", err)
+			logProgress("%v; tried again", err)
 		case b.String() != before:
 			if before = b.String(); isTerminal(out) {
 				fmt.Fprint(out, "\x1b[H\x1b[2J")
@@ -405,7 +405,7 @@ func watch(cmd *cobra.Command, show func(ctx context.Context, out io.Writer) err
 		select {
 		case <-cmd.Context().Done():
 			return nil
-		case <-time.After(watchEvery):
+		case <-time.After(watchInterval):
 		}
 	}
 }

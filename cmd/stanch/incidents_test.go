@@ -13,12 +13,12 @@ import (
 	"stanch/worker/gateway"
 )
 
-var listed = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+var testNow = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 
-func views() []gateway.IncidentView {
+func testViews() []gateway.IncidentView {
 	view := func(id string, severity sensors.Severity, objective sensors.Objective, age time.Duration, change func(*gateway.IncidentView)) gateway.IncidentView {
 		v := gateway.IncidentView{StatusText: "open", Incident: playbooks.Incident{
-			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: listed.Add(-age), Updated: listed.Add(-age), Confidence: 0.5,
+			ID: id, Status: "open", Severity: severity, Objective: objective, Opened: testNow.Add(-age), Updated: testNow.Add(-age), Confidence: 0.5,
 		}}
 		if change != nil {
 			change(&v)
@@ -39,29 +39,29 @@ func views() []gateway.IncidentView {
 
 func TestFlagsPickIncidents(t *testing.T) {
 	for name, c := range map[string]struct {
-		list incidentList
+		list incidentQuery
 		want []string
 		more int
 	}{
-		"newest first":        {list: incidentList{}, want: []string{"INC-4", "INC-3", "INC-2", "INC-1"}},
-		"since":               {list: incidentList{since: "1d"}, want: []string{"INC-4", "INC-3", "INC-2"}},
-		"until":               {list: incidentList{until: "90m"}, want: []string{"INC-2", "INC-1"}},
-		"open":                {list: incidentList{status: "open"}, want: []string{"INC-4", "INC-2"}},
-		"resolved":            {list: incidentList{status: "resolved"}, want: []string{"INC-3"}},
-		"closed":              {list: incidentList{status: "closed"}, want: []string{"INC-1"}},
-		"at least a severity": {list: incidentList{severity: "medium"}, want: []string{"INC-4", "INC-2"}},
-		"objective":           {list: incidentList{objectives: []string{"discovery"}}, want: []string{"INC-2"}},
-		"waiting":             {list: incidentList{waiting: true}, want: []string{"INC-2"}},
-		"by severity":         {list: incidentList{sort: "severity"}, want: []string{"INC-4", "INC-2", "INC-3", "INC-1"}},
-		"a limit":             {list: incidentList{limit: 1}, want: []string{"INC-4"}, more: 3},
+		"newest first":        {list: incidentQuery{}, want: []string{"INC-4", "INC-3", "INC-2", "INC-1"}},
+		"since":               {list: incidentQuery{since: "1d"}, want: []string{"INC-4", "INC-3", "INC-2"}},
+		"until":               {list: incidentQuery{until: "90m"}, want: []string{"INC-2", "INC-1"}},
+		"open":                {list: incidentQuery{status: "open"}, want: []string{"INC-4", "INC-2"}},
+		"resolved":            {list: incidentQuery{status: "resolved"}, want: []string{"INC-3"}},
+		"closed":              {list: incidentQuery{status: "closed"}, want: []string{"INC-1"}},
+		"at least a severity": {list: incidentQuery{severity: "medium"}, want: []string{"INC-4", "INC-2"}},
+		"objective":           {list: incidentQuery{objectives: []string{"discovery"}}, want: []string{"INC-2"}},
+		"waiting":             {list: incidentQuery{onlyWaiting: true}, want: []string{"INC-2"}},
+		"by severity":         {list: incidentQuery{sort: "severity"}, want: []string{"INC-4", "INC-2", "INC-3", "INC-1"}},
+		"a limit":             {list: incidentQuery{limit: 1}, want: []string{"INC-4"}, more: 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.list.sort == "" {
 				c.list.sort = "opened"
 			}
 			c.list.output = "text"
-			require.NoError(t, c.list.check(false))
-			shown, more := c.list.pick(views(), listed)
+			require.NoError(t, c.list.validate(false))
+			shown, more := c.list.filter(testViews(), testNow)
 			var got []string
 			for _, in := range shown {
 				got = append(got, in.ID)
@@ -75,8 +75,8 @@ func TestFlagsPickIncidents(t *testing.T) {
 // Colors change no width, come only where they are wanted, and what waits for you comes first.
 func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
 	var plain, color bytes.Buffer
-	showIncidents(&plain, views(), false, false)
-	showIncidents(&color, views(), false, true)
+	printIncidentTable(&plain, testViews(), false, false)
+	printIncidentTable(&color, testViews(), false, true)
 	assert.NotContains(t, plain.String(), "\x1b")
 	assert.Contains(t, color.String(), "\x1b[31mhigh\x1b[0m")
 	assert.Contains(t, plain.String(), "for you: isolate the pod (+1)")
@@ -86,30 +86,30 @@ func TestTheListAlignsWithAndWithoutColors(t *testing.T) {
 		stripped = string(bytes.ReplaceAll([]byte(stripped), []byte(code), nil))
 	}
 	assert.Equal(t, plain.String(), stripped)
-	assert.False(t, colored(&plain), "a file is no terminal")
+	assert.False(t, useColor(&plain), "a file is no terminal")
 }
 
 // Whoever looks at one incident sees first what it waits for and what was refused; an attacker's escapes are not obeyed.
 func TestOneIncidentSaysWhatItWaitsFor(t *testing.T) {
-	v := views()[1]
+	v := testViews()[1]
 	v.Summary = "a \x1b[2Jminer"
 	v.OutcomeText = "miner: contained: pod.isolate of pod shop/web-1 applied and verified"
 	var out bytes.Buffer
-	showIncident(&out, v, nil, false)
+	printIncident(&out, v, nil, false)
 	text := out.String()
 	assert.Contains(t, text, "[open]")
 	assert.NotContains(t, text, "\x1b")
 	assert.Contains(t, text, "outcome     miner: contained: pod.isolate of pod shop/web-1")
 	assert.Contains(t, text, "waiting     stop the workload: 1 of 2 said yes (bob); waiting for one more of")
 	assert.Contains(t, text, "it waits for you")
-	v = views()[2]
+	v = testViews()[2]
 	out.Reset()
-	showIncident(&out, v, nil, false)
+	printIncident(&out, v, nil, false)
 	assert.Contains(t, out.String(), "[resolved: false-positive by alice]")
 }
 
 func TestAPauseSaysSinceWhenByWhomAndWhy(t *testing.T) {
-	assert.Empty(t, pausedLine(gateway.KillSwitchStatus{}))
-	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", pausedLine(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
-	assert.Contains(t, pausedLine(gateway.KillSwitchStatus{Paused: true, ChangedBy: "alice (uid 7)", Since: listed, Reason: "migration"}), "by alice (uid 7) (migration): ")
+	assert.Empty(t, formatPause(gateway.KillSwitchStatus{}))
+	assert.Equal(t, "PAUSED by ops in the ConfigMap: new containments are refused; `stanch resume` lets them go on", formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "by ops in the ConfigMap"}))
+	assert.Contains(t, formatPause(gateway.KillSwitchStatus{Paused: true, ChangedBy: "alice (uid 7)", Since: testNow, Reason: "migration"}), "by alice (uid 7) (migration): ")
 }

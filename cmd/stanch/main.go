@@ -24,11 +24,11 @@ var version = "dev"
 
 func main() {
 	// The drill's harmless attacker is this program again, inside of the drill's container.
-	if len(os.Args) > 1 && os.Args[1] == attackCommand {
-		os.Exit(attackMain(os.Args[2:]))
+	if len(os.Args) > 1 && os.Args[1] == drillAttackCommand {
+		os.Exit(runDrillAttack(os.Args[2:]))
 	}
-	if kind, address, ok := strings.Cut(os.Getenv(attackEnv), " "); ok {
-		os.Exit(attackMain([]string{kind, address}))
+	if kind, address, ok := strings.Cut(os.Getenv(drillAttackEnv), " "); ok {
+		os.Exit(runDrillAttack([]string{kind, address}))
 	}
 	if len(os.Args) == 3 && os.Args[1] == agent.ThawCommand {
 		if err := snapshot.RunThawer(os.Args[2]); err != nil {
@@ -38,15 +38,15 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := command().ExecuteContext(ctx)
-	if err != nil && !errors.Is(err, errAnswered) {
+	err := rootCommand().ExecuteContext(ctx)
+	if err != nil && !errors.Is(err, errReported) {
 		fmt.Fprintln(os.Stderr, "stanch:", err)
 	}
 	os.Exit(exitCode(err))
 }
 
-// errAnswered says that the answer is no and was printed already.
-var errAnswered = errors.New("no")
+// errReported says that the answer is no and was printed already.
+var errReported = errors.New("no")
 
 type usageError struct{ error }
 
@@ -60,15 +60,15 @@ func exitCode(err error) int {
 	return 1
 }
 
-// globals are the flags that every command has.
-type globals struct {
-	data   string
-	config string
-	server remote
+// globalFlags are the flags that every command has.
+type globalFlags struct {
+	dataDir   string
+	configFile string
+	remoteServer remoteServer
 }
 
-func command() *cobra.Command {
-	g := &globals{}
+func rootCommand() *cobra.Command {
+	g := &globalFlags{}
 	root := &cobra.Command{
 		Use: "stanch", Short: "Contain what goes wrong in containers: durably, reversibly, with proof",
 		Long: `Stanch takes a detection from the kernel to a contained, documented incident.
@@ -79,15 +79,15 @@ Start with:
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVar(&g.data, "data", defaultData(), "the data directory: keys, Temporal's file, evidence")
-	root.PersistentFlags().StringVar(&g.config, "config", "", "the configuration, stanch.yaml (default: phase 1, nobody may approve but you)")
-	root.PersistentFlags().StringVar(&g.server.address, "server", os.Getenv("STANCH_SERVER"), "answer a Stanch in a cluster at this HOST:PORT, instead of this machine's")
-	root.PersistentFlags().StringVar(&g.server.token, "token-file", os.Getenv("STANCH_TOKEN_FILE"), "with --server: a file with a Kubernetes token for the audience stanch")
-	root.PersistentFlags().StringVar(&g.server.ca, "server-ca", os.Getenv("STANCH_SERVER_CA"), "with --server: the certificate authority, pki/ca.crt")
+	root.PersistentFlags().StringVar(&g.dataDir, "data", defaultDataDir(), "the data directory: keys, Temporal's file, evidence")
+	root.PersistentFlags().StringVar(&g.configFile, "config", "", "the configuration, stanch.yaml (default: phase 1, nobody may approve but you)")
+	root.PersistentFlags().StringVar(&g.remoteServer.address, "server", os.Getenv("STANCH_SERVER"), "answer a Stanch in a cluster at this HOST:PORT, instead of this machine's")
+	root.PersistentFlags().StringVar(&g.remoteServer.tokenFile, "token-file", os.Getenv("STANCH_TOKEN_FILE"), "with --server: a file with a Kubernetes token for the audience stanch")
+	root.PersistentFlags().StringVar(&g.remoteServer.caFile, "server-ca", os.Getenv("STANCH_SERVER_CA"), "with --server: the certificate authority, pki/ca.crt")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
-		"see":   {statusCommand(g), incidentsCommand(g), containCommand(g), runCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), voteCommand(g, true), voteCommand(g, false), markCommand(g), stopCommand(g), resumeCommand(g), evidenceCommand(g)},
+		"see":   {statusCommand(g), incidentsCommand(g), containCommand(g), runCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), approvalCommand(g, true), approvalCommand(g, false), triageCommand(g), pauseCommand(g), resumeCommand(g), evidenceCommand(g)},
 		"write": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {
 		for _, c := range commands {
@@ -95,11 +95,11 @@ Start with:
 			root.AddCommand(c)
 		}
 	}
-	root.AddCommand(expressionsTopic())
+	root.AddCommand(expressionsHelpTopic())
 	return root
 }
 
-func defaultData() string {
+func defaultDataDir() string {
 	if os.Getuid() == 0 {
 		return "/var/lib/stanch"
 	}
@@ -109,25 +109,25 @@ func defaultData() string {
 	return "stanch-data"
 }
 
-// socket is the local API's.
-func (g *globals) socket() string { return filepath.Join(g.data, "stanch.sock") }
+// socketPath is the local API's.
+func (g *globalFlags) socketPath() string { return filepath.Join(g.dataDir, "stanch.sock") }
 
-// load reads the configuration, printing what is wrong with it.
-func (g *globals) load() (*config.Config, error) {
-	if g.config == "" {
+// loadConfig reads the configuration, printing what is wrong with it.
+func (g *globalFlags) loadConfig() (*config.Config, error) {
+	if g.configFile == "" {
 		return config.Default(), nil
 	}
-	c, problems, err := config.Load(g.config)
+	c, problems, err := config.Load(g.configFile)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := os.ReadFile(g.config)
+	raw, err := os.ReadFile(g.configFile)
 	if err != nil {
 		return nil, fmt.Errorf("read the config: %w", err)
 	}
 	printProblems(problems, raw)
 	if problems.HasErrors() {
-		return nil, fmt.Errorf("%s has %d problems", g.config, len(problems))
+		return nil, fmt.Errorf("%s has %d problems", g.configFile, len(problems))
 	}
 	return c, nil
 }
@@ -138,8 +138,8 @@ func printProblems(problems diagnostic.Diagnostics, source []byte) {
 	}
 }
 
-// outputFlag adds -o.
-func outputFlag(c *cobra.Command, out *string) {
+// addOutputFlag adds -o.
+func addOutputFlag(c *cobra.Command, out *string) {
 	c.Flags().StringVarP(out, "output", "o", "text", "text or json")
 	run := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
@@ -150,8 +150,8 @@ func outputFlag(c *cobra.Command, out *string) {
 	}
 }
 
-// args turns cobra's complaints about arguments into wrong use.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+// validateArgs turns cobra's complaints about arguments into wrong use.
+func validateArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, given []string) error {
 		if err := check(c, given); err != nil {
 			return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}

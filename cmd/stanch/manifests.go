@@ -12,13 +12,13 @@ import (
 	"stanch/worker/manifests"
 )
 
-func manifestsCommand(g *globals) *cobra.Command {
+func manifestsCommand(g *globalFlags) *cobra.Command {
 	o := manifests.Options{}
 	var iam bool
 	var alerts bool
 	var audit string
 	c := &cobra.Command{
-		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: args(cobra.NoArgs),
+		Use: "manifests", Short: "Print what installs Stanch in a cluster, with the least rights of a phase", Args: validateArgs(cobra.NoArgs),
 		Long: `Print the YAML that installs worker and sensor in a cluster. Its rights are the sum
 of what the actions declare for the phase: in phase 1 nothing can be written but
 the kill switch. It holds no secret; its head says how to make them. With --iam it
@@ -47,15 +47,15 @@ prints the AWS policy of the phase instead, for the identity that Stanch works a
 				_, err = cmd.OutOrStdout().Write(out)
 				return err
 			}
-			if g.config != "" {
-				cfg, err := g.load()
+			if g.configFile != "" {
+				cfg, err := g.loadConfig()
 				if err != nil {
 					return err
 				}
 				if cfg.Phase > o.Phase {
-					return fmt.Errorf("%s is for phase %d, which the rights of phase %d do not permit; print them with --phase %d", g.config, cfg.Phase, o.Phase, cfg.Phase)
+					return fmt.Errorf("%s is for phase %d, which the rights of phase %d do not permit; print them with --phase %d", g.configFile, cfg.Phase, o.Phase, cfg.Phase)
 				}
-				raw, err := os.ReadFile(g.config)
+				raw, err := os.ReadFile(g.configFile)
 				if err != nil {
 					return fmt.Errorf("read the config: %w", err)
 				}

@@ -14,10 +14,10 @@ import (
 	"stanch/sensors/rules"
 )
 
-func rulesCommand(g *globals) *cobra.Command {
+func rulesCommand(g *globalFlags) *cobra.Command {
 	c := rulesListCommand(g)
 	c.Use, c.Short = "rules", "List the detection rules, check and test one's own"
-	c.Args = args(cobra.NoArgs)
+	c.Args = validateArgs(cobra.NoArgs)
 	c.Long = `List the rules in force: the shipped ones and those of the configuration's folders, with what overrides them.
 
 A pack beside the shipped ones adds rules, and weighs shipped ones otherwise without copying them:
@@ -37,30 +37,30 @@ A pack beside the shipped ones adds rules, and weighs shipped ones otherwise wit
 
 // ruleSources are the packs of paths, and before them those that are there anyway.
 type ruleSources struct {
-	asked     []string // the paths
+	paths     []string // the paths
 	noShipped bool
 }
 
-// sources are the shipped packs, those of the configuration, and those of the paths. Of the former only what is wrong in
+// resolve are the shipped packs, those of the configuration, and those of the paths. Of the former only what is wrong in
 // the latter is told, if there are paths.
-func (s ruleSources) sources(g *globals) ([]rules.PackSource, error) {
+func (s ruleSources) resolve(g *globalFlags) ([]rules.PackSource, error) {
 	var out []rules.PackSource
 	if !s.noShipped {
 		out = append(out, rules.ShippedSource())
 	}
-	cfg, err := g.load()
+	cfg, err := g.loadConfig()
 	if err != nil {
 		return nil, err
 	}
 	for _, dir := range cfg.Rules {
-		if !overlaps(dir, s.asked) {
+		if !pathsOverlap(dir, s.paths) {
 			out = append(out, rules.PackSource{FS: os.DirFS(dir), Name: dir})
 		}
 	}
 	for i := range out {
-		out[i].SuppressProblems = len(s.asked) > 0
+		out[i].SuppressProblems = len(s.paths) > 0
 	}
-	for _, path := range s.asked {
+	for _, path := range s.paths {
 		info, err := os.Stat(path)
 		switch {
 		case err != nil:
@@ -76,25 +76,25 @@ func (s ruleSources) sources(g *globals) ([]rules.PackSource, error) {
 	return out, nil
 }
 
-// overlaps tells whether a folder holds one of the paths or is one.
-func overlaps(dir string, paths []string) bool {
+// pathsOverlap tells whether a folder holds one of the paths or is one.
+func pathsOverlap(dir string, paths []string) bool {
 	for _, path := range paths {
-		if rel, err := filepath.Rel(absolute(dir), absolute(path)); err == nil && !strings.HasPrefix(rel, "..") {
+		if rel, err := filepath.Rel(absolutePath(dir), absolutePath(path)); err == nil && !strings.HasPrefix(rel, "..") {
 			return true
 		}
 	}
 	return false
 }
 
-func absolute(path string) string {
+func absolutePath(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		return abs
 	}
 	return path
 }
 
-// renderRules prints problems with the lines that they are about.
-func renderRules(out io.Writer, problems diagnostic.Diagnostics) {
+// printRuleProblems prints problems with the lines that they are about.
+func printRuleProblems(out io.Writer, problems diagnostic.Diagnostics) {
 	sources := map[string][]byte{} // a file that cannot be read again is told without its lines
 	for _, p := range problems {
 		if _, read := sources[p.File]; !read {
@@ -104,11 +104,11 @@ func renderRules(out io.Writer, problems diagnostic.Diagnostics) {
 				sources[p.File], _ = os.ReadFile(p.File)
 			}
 		}
-		fmt.Fprintln(out, plainLines(p.Render(sources[p.File])))
+		fmt.Fprintln(out, escapeLines(p.Render(sources[p.File])))
 	}
 }
 
-func rulesListCommand(g *globals) *cobra.Command {
+func rulesListCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var s ruleSources
 	c := &cobra.Command{
@@ -116,8 +116,8 @@ func rulesListCommand(g *globals) *cobra.Command {
 		Long:    "List the rules in force: the shipped ones, those of the configuration's folders and those of the paths.\nA rule that is overridden has a `*`, and one that is disabled is `off`.",
 		Example: "  stanch rules list\n  stanch rules list my-rules/ -o json",
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			s.asked = paths
-			sources, err := s.sources(g)
+			s.paths = paths
+			sources, err := s.resolve(g)
 			if err != nil {
 				return err
 			}
@@ -125,24 +125,24 @@ func rulesListCommand(g *globals) *cobra.Command {
 			if output == "json" {
 				err = printJSON(cmd.OutOrStdout(), set.Rules())
 			} else {
-				err = listRules(cmd.OutOrStdout(), set)
+				err = printRules(cmd.OutOrStdout(), set)
 			}
 			if err != nil {
 				return err
 			}
-			renderRules(cmd.ErrOrStderr(), problems)
+			printRuleProblems(cmd.ErrOrStderr(), problems)
 			if problems.HasErrors() {
-				return errAnswered
+				return errReported
 			}
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-func listRules(out io.Writer, set *rules.Set) error {
+func printRules(out io.Writer, set *rules.Set) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "RULE\tON\tSEVERITY\tCONFIDENCE\tOBJECTIVE\tATT&CK\tTITLE\tWHERE")
 	overridden := false
@@ -158,7 +158,7 @@ func listRules(out io.Writer, set *rules.Set) error {
 		if r.Disabled {
 			severity = "off*"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", plain(r.Name), r.Kind, severity, r.Confidence, r.Objective, plain(r.Technique), plain(r.Title), plain(r.Position))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%.2f\t%s\t%s\t%s\t%s\n", escapeForTerminal(r.Name), r.Kind, severity, r.Confidence, r.Objective, escapeForTerminal(r.Technique), escapeForTerminal(r.Title), escapeForTerminal(r.Position))
 	}
 	if overridden {
 		fmt.Fprintln(t, "\nOVERRIDDEN\tAT\tWHAT")
@@ -168,7 +168,7 @@ func listRules(out io.Writer, set *rules.Set) error {
 				if o.Reason != "" {
 					what += ", because: " + o.Reason
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\n", plain(r.Name), plain(o.Position), plain(what))
+				fmt.Fprintf(t, "%s\t%s\t%s\n", escapeForTerminal(r.Name), escapeForTerminal(o.Position), escapeForTerminal(what))
 			}
 		}
 	}
@@ -178,11 +178,11 @@ func listRules(out io.Writer, set *rules.Set) error {
 	return nil
 }
 
-func rulesLintCommand(g *globals) *cobra.Command {
+func rulesLintCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var s ruleSources
 	c := &cobra.Command{
-		Use: "lint PATH…", Short: "Check packs: every mistake at once, and advice", Args: args(cobra.MinimumNArgs(1)),
+		Use: "lint PATH…", Short: "Check packs: every mistake at once, and advice", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Check packs: every mistake at once, each with its place and how to mend it, and advice: fields that the kind of event never
 has, exceptions that an attacker can make hold, rules that another covers, lists and macros that nothing uses.
 Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
@@ -190,8 +190,8 @@ Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
 	}
 	var strict bool
 	c.RunE = func(cmd *cobra.Command, paths []string) error {
-		s.asked = paths
-		sources, err := s.sources(g)
+		s.paths = paths
+		sources, err := s.resolve(g)
 		if err != nil {
 			return err
 		}
@@ -201,17 +201,17 @@ Exit 1 on a mistake; advice alone is no mistake, unless --strict.`,
 				return err
 			}
 		} else {
-			renderRules(cmd.OutOrStdout(), problems)
+			printRuleProblems(cmd.OutOrStdout(), problems)
 			wrong := len(problems.WithoutWarnings())
-			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s\n", plural(wrong, "mistake", "mistakes"), plural(len(problems)-wrong, "piece of advice", "pieces of advice"))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s\n", pluralize(wrong, "mistake", "mistakes"), pluralize(len(problems)-wrong, "piece of advice", "pieces of advice"))
 		}
 		if problems.HasErrors() || strict && len(problems) > 0 {
-			return errAnswered
+			return errReported
 		}
 		return nil
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "exit 1 on advice too")
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to check a copy of them")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }

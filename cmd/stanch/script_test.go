@@ -28,60 +28,60 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"stanch": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-		err := command().ExecuteContext(ctx)
+		err := rootCommand().ExecuteContext(ctx)
 		stop()
-		if err != nil && !errors.Is(err, errAnswered) {
+		if err != nil && !errors.Is(err, errReported) {
 			fmt.Fprintln(os.Stderr, "stanch:", err)
 		}
 		os.Exit(exitCode(err))
-	}, "keep": keep, "plant": plant, "post": post})
+	}, "keep": storeEvidenceCommand, "plant": plantEvidenceCommand, "post": postDetectionCommand})
 }
 
-const keptFor = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
+const evidenceIncidentID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
-// keep is `keep DATA TARGET NAME TEXT`: it stores a piece as an activity does.
-func keep() {
+// storeEvidenceCommand is `keep DATA TARGET NAME TEXT`: it stores a piece as an activity does.
+func storeEvidenceCommand() {
 	auth, err := authority.OpenOrCreate(filepath.Join(os.Args[1], "keys"))
-	must(err)
+	exitOnError(err)
 	store := &activities.EvidenceStore{Dir: filepath.Join(os.Args[1], "evidence"), Authority: auth}
-	_, err = store.StoreArtifact(context.Background(), keptFor, "pod.logs", os.Args[2], activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
-	must(err)
+	_, err = store.StoreArtifact(context.Background(), evidenceIncidentID, "pod.logs", os.Args[2], activities.Artifact{Name: os.Args[3], Data: []byte(os.Args[4])}, time.Now())
+	exitOnError(err)
 }
 
-// plant is `plant DATA NAME TEXT`: somebody who may write to the directory, and has no key, puts bytes of their own
+// plantEvidenceCommand is `plant DATA NAME TEXT`: somebody who may write to the directory, and has no key, puts bytes of their own
 // before everything else.
-func plant() {
+func plantEvidenceCommand() {
 	data, dir := []byte(os.Args[3]), filepath.Join(os.Args[1], "evidence")
 	sum := fmt.Sprintf("%x", sha256.Sum256(data))
-	must(os.MkdirAll(filepath.Join(dir, "blobs", sum[:2]), 0o700))
-	must(os.WriteFile(filepath.Join(dir, "blobs", sum[:2], sum), data, 0o600))
-	body, err := json.Marshal(activities.ManifestEntry{IncidentID: keptFor, Sequence: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
-	must(err)
+	exitOnError(os.MkdirAll(filepath.Join(dir, "blobs", sum[:2]), 0o700))
+	exitOnError(os.WriteFile(filepath.Join(dir, "blobs", sum[:2], sum), data, 0o600))
+	body, err := json.Marshal(activities.ManifestEntry{IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence", Evidence: &playbooks.EvidenceRef{Name: os.Args[2], SHA256: sum, SizeBytes: int64(len(data))}})
+	exitOnError(err)
 	spoofed, err := json.Marshal(activities.ManifestEntry{
-		IncidentID: keptFor, Sequence: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
+		IncidentID: evidenceIncidentID, Sequence: 1, Kind: "evidence\x1b[2KSPOOF", Evidence: &playbooks.EvidenceRef{Name: "spoof", SHA256: "\x1b[2KSPOOF"},
 	})
-	must(err)
-	path := filepath.Join(dir, "incidents", keptFor+".jsonl")
+	exitOnError(err)
+	path := filepath.Join(dir, "incidents", evidenceIncidentID+".jsonl")
 	before, err := os.ReadFile(path)
-	must(err)
+	exitOnError(err)
 	var text []byte
 	for _, b := range [][]byte{body, spoofed} {
 		line, err := json.Marshal(attestation.Envelope{PayloadType: attestation.PayloadTypeManifest, KeyID: "0011223344556677", Payload: b, Signature: []byte("x")})
-		must(err)
+		exitOnError(err)
 		text = append(append(text, line...), '\n')
 	}
-	must(os.WriteFile(path, append(text, before...), 0o600))
+	exitOnError(os.WriteFile(path, append(text, before...), 0o600))
 }
 
-func must(err error) {
+func exitOnError(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// eventually is `eventually REGEXP COMMAND…`: it runs a command of stanch until its output matches.
-func eventually(ts *testscript.TestScript, neg bool, args []string) {
+// waitForOutput is `eventually REGEXP COMMAND…`: it runs a command of stanch until its output matches.
+func waitForOutput(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: eventually REGEXP COMMAND…")
 	}
@@ -102,17 +102,17 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// post is `post URL TOKEN TEXT`: it posts as another sensor does. NOW in the text is the time.
-func post() {
+// postDetectionCommand is `post URL TOKEN TEXT`: it posts as another sensor does. NOW in the text is the time.
+func postDetectionCommand() {
 	text := strings.ReplaceAll(os.Args[3], "NOW", time.Now().UTC().Format(time.RFC3339Nano))
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodPost, os.Args[1], strings.NewReader(text))
-	must(err)
+	exitOnError(err)
 	r.Header.Set("Authorization", "Bearer "+os.Args[2])
 	resp, err := http.DefaultClient.Do(r) //nolint:gosec // the address of the script
-	must(err)
+	exitOnError(err)
 	defer func() { _ = resp.Body.Close() }()
 	if _, err := io.Copy(os.Stdout, resp.Body); err != nil || resp.StatusCode != http.StatusAccepted {
-		must(fmt.Errorf("status %d, %w", resp.StatusCode, err))
+		exitOnError(fmt.Errorf("status %d, %w", resp.StatusCode, err))
 	}
 }
 
@@ -130,5 +130,5 @@ func TestScripts(t *testing.T) {
 		}
 		e.Setenv("ADDRESS", l.Addr().String())
 		return l.Close() //nolint:wrapcheck // a test
-	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": eventually}})
+	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"eventually": waitForOutput}})
 }

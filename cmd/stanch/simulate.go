@@ -18,21 +18,21 @@ import (
 )
 
 type simulateOptions struct {
-	playbooks string
-	incident  string
-	baseline  string
-	approve   string
+	playbooksPath string
+	incidentPath  string
+	baselinePath  string
+	approvalPolicy   string
 	phase     int
-	whole     bool
+	fullTimelines     bool
 	output    string
 	library   bool
-	share     bool // this process is one of several
+	isSubprocess     bool // this process is one of several
 }
 
-func simulateCommand(g *globals) *cobra.Command {
+func simulateCommand(g *globalFlags) *cobra.Command {
 	o := simulateOptions{}
 	c := &cobra.Command{
-		Use: "simulate --playbooks PATH --incident FILE|DIR", Short: "Show what playbooks would have done in recorded incidents", Args: args(cobra.NoArgs),
+		Use: "simulate --playbooks PATH --incident FILE|DIR", Short: "Show what playbooks would have done in recorded incidents", Args: validateArgs(cobra.NoArgs),
 		Long: `Run recorded incidents through the production workflow code with time skipped, and
 show what would have run, been asked, proposed and refused, and when. Nothing is
 touched: every action answers from the recording, and what the recorded run never
@@ -51,24 +51,24 @@ file says:
 With --baseline two versions of the playbooks are compared. Only the playbooks given are selected; with --library those
 that the configuration uses too, so that it shows which of them runs.`,
 		Example: "  stanch simulate --playbooks playbooks/ --incident recordings/ --phase 2\n  stanch simulate --playbooks new/ --baseline old/ --incident recordings/ -o html > diff.html",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return g.simulate(cmd, o) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return g.runSimulation(cmd, o) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.playbooks, "playbooks", "", "the playbooks: a file or a folder")
-	f.StringVar(&o.incident, "incident", "", "a recording made by 'stanch record', a folder of them, or a .jsonl file with one a line")
-	f.StringVar(&o.baseline, "baseline", "", "other playbooks to compare with")
+	f.StringVar(&o.playbooksPath, "playbooks", "", "the playbooks: a file or a folder")
+	f.StringVar(&o.incidentPath, "incident", "", "a recording made by 'stanch record', a folder of them, or a .jsonl file with one a line")
+	f.StringVar(&o.baselinePath, "baseline", "", "other playbooks to compare with")
 	f.BoolVar(&o.library, "library", false, "select beside them what the configuration uses, as a running Stanch does: shipped playbooks and its folders")
-	f.StringVar(&o.approve, "approve", "", "what people answer: all, none, or a file (default: as they did)")
+	f.StringVar(&o.approvalPolicy, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
-	f.BoolVar(&o.whole, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
-	f.BoolVar(&o.share, "share", false, "simulate what comes on standard input, for another of these")
+	f.BoolVar(&o.fullTimelines, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
+	f.BoolVar(&o.isSubprocess, "share", false, "simulate what comes on standard input, for another of these")
 	_ = f.MarkHidden("share")
-	formatFlag(c, &o.output, "text", "json", "html")
+	addFormatFlag(c, &o.output, "text", "json", "html")
 	return c
 }
 
-func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
-	now, base, err := g.simulators(o)
+func (g *globalFlags) runSimulation(cmd *cobra.Command, o simulateOptions) error {
+	now, base, err := g.newSimulators(o)
 	if err != nil {
 		return err
 	}
@@ -76,50 +76,50 @@ func (g *globals) simulate(cmd *cobra.Command, o simulateOptions) error {
 	debug.SetGCPercent(800)
 	debug.SetMemoryLimit(384 << 20)
 	pair := simulate.BaselinePair{Current: now, Baseline: base}
-	if o.share {
+	if o.isSubprocess {
 		return simulate.ServeProcess(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), pair)
 	}
-	all, err := openCorpus(o.incident)
+	all, err := openCorpus(o.incidentPath)
 	if err != nil {
 		return err
 	}
-	out, err := reportWriter(cmd.OutOrStdout(), o, all.one)
+	out, err := newReportWriter(cmd.OutOrStdout(), o, all.single)
 	if err != nil {
 		return err
 	}
-	tally, shown := simulate.NewTotals(base != nil), newMeter(cmd.ErrOrStderr(), all.total)
+	tally, shown := simulate.NewTotals(base != nil), newProgressBar(cmd.ErrOrStderr(), all.total)
 	runner := func() simulate.Runner { return pair }
-	if all.total == 0 || all.total > 2*shareOf {
+	if all.total == 0 || all.total > 2*recordingsPerProcess {
 		runner = func() simulate.Runner {
-			return &simulate.ProcessRunner{RecordingsPerProcess: shareOf, Command: shareCommand}
+			return &simulate.ProcessRunner{RecordingsPerProcess: recordingsPerProcess, Command: newSimulationSubprocess}
 		}
 	}
 	err = simulate.SimulateEach(cmd.Context(), all.entries, runner, func(one simulate.RecordingOutcome) error {
 		tally.AddOutcome(one)
-		shown.add(one.Result, o.output)
+		shown.update(one.Result, o.output)
 		return out.Add(one)
 	})
-	shown.end()
+	shown.finish()
 	if err != nil {
 		return err
 	}
 	if err := out.Close(tally); err != nil {
 		return err
 	}
-	if all.failed != nil && *all.failed != nil {
-		return *all.failed // what was read until then is in the report
+	if all.readError != nil && *all.readError != nil {
+		return *all.readError // what was read until then is in the report
 	}
 	if tally.FailedIncidents > 0 {
-		return errAnswered
+		return errReported
 	}
 	return nil
 }
 
-// shareOf is how many recordings of a corpus one process simulates.
-const shareOf = 500
+// recordingsPerProcess is how many recordings of a corpus one process simulates.
+const recordingsPerProcess = 500
 
-// shareCommand is this program again, with the same playbooks and answers, for a share of a corpus.
-func shareCommand(ctx context.Context) *exec.Cmd {
+// newSimulationSubprocess is this program again, with the same playbooks and answers, for a share of a corpus.
+func newSimulationSubprocess(ctx context.Context) *exec.Cmd {
 	program, err := os.Executable()
 	if err != nil {
 		program = os.Args[0]
@@ -130,27 +130,27 @@ func shareCommand(ctx context.Context) *exec.Cmd {
 	return c
 }
 
-// simulators are that of the playbooks and, with --baseline, that of the others.
-func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, err error) {
-	if o.playbooks == "" || o.incident == "" {
+// newSimulators are that of the playbooks and, with --baseline, that of the others.
+func (g *globalFlags) newSimulators(o simulateOptions) (now, base *simulate.Simulator, err error) {
+	if o.playbooksPath == "" || o.incidentPath == "" {
 		return nil, nil, usageError{errors.New("name the playbooks and the recordings: --playbooks PATH --incident FILE|DIR")}
 	}
 	if o.phase < 0 || o.phase > 3 {
 		return nil, nil, usageError{fmt.Errorf("the phase %d is none: 1 observes, 2 contains, 3 disrupts behind approval", o.phase)}
 	}
 	options := simulate.Options{Catalog: worker.ActionCatalog(), Phase: o.phase}
-	if g.config != "" {
-		if options.Config, err = g.load(); err != nil {
+	if g.configFile != "" {
+		if options.Config, err = g.loadConfig(); err != nil {
 			return nil, nil, err
 		}
 	}
-	if options.ApprovalAnswers, err = answersOf(o.approve); err != nil {
+	if options.ApprovalAnswers, err = parseAnswers(o.approvalPolicy); err != nil {
 		return nil, nil, err
 	}
 	of := func(path string) (*simulate.Simulator, error) {
-		programs, err := loadPrograms(path)
+		programs, err := loadWithLibrary(path)
 		if err == nil && o.library {
-			programs, err = g.besideLibrary(path)
+			programs, err = g.loadWithConfig(path)
 		}
 		if err != nil {
 			return nil, err
@@ -164,14 +164,14 @@ func (g *globals) simulators(o simulateOptions) (now, base *simulate.Simulator, 
 		}
 		return simulate.NewSimulator(with)
 	}
-	if now, err = of(o.playbooks); err != nil || o.baseline == "" {
+	if now, err = of(o.playbooksPath); err != nil || o.baselinePath == "" {
 		return now, nil, err
 	}
-	base, err = of(o.baseline)
+	base, err = of(o.baselinePath)
 	return now, base, err
 }
 
-func answersOf(approve string) (simulate.ApprovalAnswers, error) {
+func parseAnswers(approve string) (simulate.ApprovalAnswers, error) {
 	switch approve {
 	case "":
 		return simulate.ApprovalAnswers{}, nil
@@ -187,13 +187,13 @@ func answersOf(approve string) (simulate.ApprovalAnswers, error) {
 	return simulate.ParseAnswers(approve, raw)
 }
 
-// besideLibrary loads the playbooks of a path with all that the configuration uses beside them, as a worker does.
-func (g *globals) besideLibrary(path string) ([]*playbooks.Program, error) {
-	c, err := g.load()
+// loadWithConfig loads the playbooks of a path with all that the configuration uses beside them, as a worker does.
+func (g *globalFlags) loadWithConfig(path string) ([]*playbooks.Program, error) {
+	c, err := g.loadConfig()
 	if err != nil {
 		return nil, err
 	}
-	files, err := yamlFiles([]string{path})
+	files, err := findYAMLFiles([]string{path})
 	if err != nil {
 		return nil, err
 	}
@@ -203,14 +203,14 @@ func (g *globals) besideLibrary(path string) ([]*playbooks.Program, error) {
 			return nil, fmt.Errorf("read a playbook: %w", err)
 		}
 	}
-	programs, _, err := worker.LoadWithLibrary(c, ownSources(files, sources), worker.ActionCatalog())
+	programs, _, err := worker.LoadWithLibrary(c, toSources(files, sources), worker.ActionCatalog())
 	return programs, err //nolint:wrapcheck // it names the folder
 }
 
-// loadPrograms checks playbooks, which may call each other and the library's; one that is not valid ends it, with what is
+// loadWithLibrary checks playbooks, which may call each other and the library's; one that is not valid ends it, with what is
 // wrong.
-func loadPrograms(path string) ([]*playbooks.Program, error) {
-	files, err := yamlFiles([]string{path})
+func loadWithLibrary(path string) ([]*playbooks.Program, error) {
+	files, err := findYAMLFiles([]string{path})
 	if err != nil {
 		return nil, err
 	}
@@ -220,14 +220,14 @@ func loadPrograms(path string) ([]*playbooks.Program, error) {
 			return nil, fmt.Errorf("read a playbook: %w", err)
 		}
 	}
-	if problems := validate(files, sources); problems.HasErrors() {
+	if problems := validateFiles(files, sources); problems.HasErrors() {
 		for _, p := range problems {
 			if p.Severity == "error" {
-				fmt.Fprintln(os.Stderr, plainLines(p.Render(sources[p.File])))
+				fmt.Fprintln(os.Stderr, escapeLines(p.Render(sources[p.File])))
 			}
 		}
 		return nil, fmt.Errorf("%s is not valid", path)
 	}
-	programs, _ := loadBeside(files, sources)
+	programs, _ := loadValidated(files, sources)
 	return slices.DeleteFunc(programs, func(p *playbooks.Program) bool { return sources[p.File] == nil }), nil
 }

@@ -15,35 +15,35 @@ import (
 	"stanch/worker/simulate"
 )
 
-// recordings are those of a file or a folder, each read when its turn comes.
-type recordings struct {
+// recordingSource are those of a file or a folder, each read when its turn comes.
+type recordingSource struct {
 	entries iter.Seq[simulate.CorpusEntry]
 	// total is how many there are; 0 is not known.
 	total int
-	// one: it is a single recording, shown whole.
-	one bool
-	// failed is why the reading ended before the end.
-	failed *error
+	// single: it is a single recording, shown whole.
+	single bool
+	// readError is why the reading ended before the end.
+	readError *error
 }
 
 // openCorpus finds the recordings of a path. What is wrong with the only one is said at once.
-func openCorpus(path string) (recordings, error) {
+func openCorpus(path string) (recordingSource, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return recordings{}, fmt.Errorf("no such file or folder: %s", path)
+		return recordingSource{}, fmt.Errorf("no such file or folder: %s", path)
 	case !info.IsDir() && !strings.HasSuffix(path, ".jsonl"):
 		raw, err := readBounded(path, recording.MaxBytes)
 		if err != nil {
-			return recordings{}, err
+			return recordingSource{}, err
 		}
 		if _, err := recording.Decode(raw); err != nil {
-			return recordings{}, fmt.Errorf("%s: %w", path, err)
+			return recordingSource{}, fmt.Errorf("%s: %w", path, err)
 		}
 		read := func() ([]byte, error) { return raw, nil }
-		return recordings{one: true, total: 1, entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) }}, nil
+		return recordingSource{single: true, total: 1, entries: func(yield func(simulate.CorpusEntry) bool) { yield(simulate.CorpusEntry{Name: path, Read: read}) }}, nil
 	case !info.IsDir():
-		return many([]string{path}), nil
+		return readFiles([]string{path}), nil
 	}
 	var files []string
 	err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
@@ -53,18 +53,18 @@ func openCorpus(path string) (recordings, error) {
 		return err
 	})
 	if err != nil {
-		return recordings{}, fmt.Errorf("read %s: %w", path, err)
+		return recordingSource{}, fmt.Errorf("read %s: %w", path, err)
 	}
 	if len(files) == 0 {
-		return recordings{}, fmt.Errorf("no recording (*.json, *.jsonl) in %s; `stanch record ID > FILE` makes one", path)
+		return recordingSource{}, fmt.Errorf("no recording (*.json, *.jsonl) in %s; `stanch record ID > FILE` makes one", path)
 	}
-	return many(files), nil
+	return readFiles(files), nil
 }
 
-// many reads files one after the other, in their order.
-func many(files []string) recordings {
+// readFiles reads files one after the other, in their order.
+func readFiles(files []string) recordingSource {
 	var failed error
-	r := recordings{failed: &failed, total: len(files)}
+	r := recordingSource{readError: &failed, total: len(files)}
 	for _, file := range files {
 		if strings.HasSuffix(file, ".jsonl") {
 			r.total = 0
@@ -78,7 +78,7 @@ func many(files []string) recordings {
 				}
 				continue
 			}
-			more, err := readLines(file, yield)
+			more, err := readRecordingLines(file, yield)
 			if err != nil {
 				failed = err
 			}
@@ -90,8 +90,8 @@ func many(files []string) recordings {
 	return r
 }
 
-// readLines gives the recordings of a file with one a line.
-func readLines(file string, yield func(simulate.CorpusEntry) bool) (more bool, err error) {
+// readRecordingLines gives the recordings of a file with one a line.
+func readRecordingLines(file string, yield func(simulate.CorpusEntry) bool) (more bool, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return false, fmt.Errorf("read recordings: %w", err)
@@ -128,18 +128,18 @@ func readBounded(file string, limit int64) ([]byte, error) {
 	return raw, nil
 }
 
-// meter says on a terminal how far a long run is; anywhere else it says nothing but what is broken.
-type meter struct {
+// progressBar says on a terminal how far a long run is; anywhere else it says nothing but what is broken.
+type progressBar struct {
 	out      io.Writer
 	terminal bool
 	total    int
 	done     int
-	began    time.Time
-	said     time.Time
+	startedAt    time.Time
+	lastShown     time.Time
 }
 
-func newMeter(out io.Writer, total int) *meter {
-	p := &meter{out: out, total: total, began: time.Now()}
+func newProgressBar(out io.Writer, total int) *progressBar {
+	p := &progressBar{out: out, total: total, startedAt: time.Now()}
 	if f, ok := out.(*os.File); ok {
 		info, err := f.Stat()
 		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -147,21 +147,21 @@ func newMeter(out io.Writer, total int) *meter {
 	return p
 }
 
-// often is how often progress is said, and how long a run is before any is.
-const often = 250 * time.Millisecond
+// progressInterval is how often progress is said, and how long a run is before any is.
+const progressInterval = 250 * time.Millisecond
 
-func (p *meter) add(r simulate.Result, format string) {
+func (p *progressBar) update(r simulate.Result, format string) {
 	p.done++
 	if r.IncidentID == "" && r.Error != "" && format != "text" {
 		p.clear()
-		fmt.Fprintln(p.out, plain("stanch: "+r.Error)) // in text it stands in the report
+		fmt.Fprintln(p.out, escapeForTerminal("stanch: "+r.Error)) // in text it stands in the report
 	}
 	now := time.Now()
-	if !p.terminal || p.total == 1 || now.Sub(p.began) < often || now.Sub(p.said) < often {
+	if !p.terminal || p.total == 1 || now.Sub(p.startedAt) < progressInterval || now.Sub(p.lastShown) < progressInterval {
 		return
 	}
-	p.said = now
-	rate := float64(p.done) / now.Sub(p.began).Seconds()
+	p.lastShown = now
+	rate := float64(p.done) / now.Sub(p.startedAt).Seconds()
 	text := fmt.Sprintf("%d incidents, %.0f a second", p.done, rate)
 	if p.total > 0 {
 		left := time.Duration(float64(p.total-p.done) / rate * float64(time.Second))
@@ -170,10 +170,10 @@ func (p *meter) add(r simulate.Result, format string) {
 	fmt.Fprint(p.out, "\r\x1b[K"+text)
 }
 
-func (p *meter) clear() {
-	if p.terminal && !p.said.IsZero() {
+func (p *progressBar) clear() {
+	if p.terminal && !p.lastShown.IsZero() {
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }
 
-func (p *meter) end() { p.clear() }
+func (p *progressBar) finish() { p.clear() }

@@ -15,15 +15,15 @@ import (
 	"stanch/worker/gateway"
 )
 
-func statusCommand(g *globals) *cobra.Command {
+func statusCommand(g *globalFlags) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "status", Short: "Show in ten lines how Stanch stands", Args: args(cobra.NoArgs), Example: "  stanch status\n  stanch status -o json",
+		Use: "status", Short: "Show in ten lines how Stanch stands", Args: validateArgs(cobra.NoArgs), Example: "  stanch status\n  stanch status -o json",
 		Long: `Show what runs, whether its sensors are well, whether new containments are paused, what waits for an answer, what is
 held, which playbooks are in use, and what needs somebody. Exit code 1 says that something does.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s gateway.Status
-			if err := g.local().get(cmd.Context(), "/v1/status", &s); err != nil {
+			if err := g.newAPIClient().get(cmd.Context(), "/v1/status", &s); err != nil {
 				return err
 			}
 			problems := slices.Concat(s.Problems, nodeProblems(s.Nodes))
@@ -33,15 +33,15 @@ held, which playbooks are in use, and what needs somebody. Exit code 1 says that
 					return err
 				}
 			} else {
-				showStatus(cmd.OutOrStdout(), s, problems, time.Now())
+				printStatus(cmd.OutOrStdout(), s, problems, time.Now())
 			}
 			if len(problems) > 0 {
-				return errAnswered
+				return errReported
 			}
 			return nil
 		},
 	}
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
@@ -57,25 +57,25 @@ func nodeProblems(nodes map[string]json.RawMessage) []string {
 		}
 		known[name] = n
 	}
-	for _, f := range nodeFindings(known) {
+	for _, f := range checkNodes(known) {
 		if !f.OK {
-			out = append(out, f.Name+": "+f.Mend)
+			out = append(out, f.Name+": "+f.Remedy)
 		}
 	}
 	return out
 }
 
-func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Time) {
+func printStatus(out io.Writer, s gateway.Status, problems []string, now time.Time) {
 	line := func(name, format string, a ...any) {
-		fmt.Fprintf(out, "%-11s %s\n", name, plain(fmt.Sprintf(format, a...)))
+		fmt.Fprintf(out, "%-11s %s\n", name, escapeForTerminal(fmt.Sprintf(format, a...)))
 	}
 	up := ""
 	if !s.StartedAt.IsZero() {
 		up = ", up for " + duration.Format(max(now.Sub(s.StartedAt), 0).Round(time.Second))
 	}
 	line("stanch", "%s, cluster %s, phase %d%s", s.Version, s.Cluster, s.Phase, up)
-	if paused := pausedLine(s.KillSwitch); paused != "" {
-		fmt.Fprintf(out, "%-11s %s\n", "switch", paint(colored(out), "critical", plain(paused)))
+	if paused := formatPause(s.KillSwitch); paused != "" {
+		fmt.Fprintf(out, "%-11s %s\n", "switch", colorize(useColor(out), "critical", escapeForTerminal(paused)))
 	} else {
 		line("switch", "new containments may start")
 	}
@@ -87,7 +87,7 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 	if len(s.Nodes) == 0 {
 		line("sensors", "no node is connected")
 	} else {
-		line("sensors", "%s connected, %s: %s", counted(len(s.Nodes), "node", "nodes"), health, few(slices.Sorted(maps.Keys(s.Nodes))))
+		line("sensors", "%s connected, %s: %s", formatCount(len(s.Nodes), "node", "nodes"), health, formatNames(slices.Sorted(maps.Keys(s.Nodes))))
 	}
 	mine := 0
 	for _, w := range s.OpenApprovals {
@@ -98,7 +98,7 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 	if len(s.OpenApprovals) == 0 {
 		line("incidents", "%d open; nothing waits for an answer", s.OpenIncidents)
 	} else {
-		line("incidents", "%d open; %s for an answer, %d of them for you", s.OpenIncidents, counted(len(s.OpenApprovals), "question waits", "questions wait"), mine)
+		line("incidents", "%d open; %s for an answer, %d of them for you", s.OpenIncidents, formatCount(len(s.OpenApprovals), "question waits", "questions wait"), mine)
 	}
 	for _, w := range s.OpenApprovals[:min(len(s.OpenApprovals), 2)] {
 		you := ""
@@ -115,7 +115,7 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 	default:
 		line("leases", "%d held; the next ends at %s, in %s", s.LeaseCount, s.NextLeaseExpiry.Local().Format(time.DateTime), duration.Format(max(s.NextLeaseExpiry.Sub(now), 0).Round(time.Second)))
 	}
-	line("playbooks", "%d in use: %s", len(s.Playbooks), few(s.Playbooks))
+	line("playbooks", "%d in use: %s", len(s.Playbooks), formatNames(s.Playbooks))
 	if len(problems) == 0 {
 		line("problems", "none")
 	}
@@ -129,8 +129,8 @@ func showStatus(out io.Writer, s gateway.Status, problems []string, now time.Tim
 	}
 }
 
-// few names some of many.
-func few(names []string) string {
+// formatNames names some of many.
+func formatNames(names []string) string {
 	const most = 6
 	if n := len(names) - most; n > 0 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n)

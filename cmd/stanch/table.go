@@ -20,13 +20,13 @@ func isTerminal(out io.Writer) bool {
 	return err == nil
 }
 
-// colored reports whether to write colors: on a terminal alone, and not where NO_COLOR is set (no-color.org).
-func colored(out io.Writer) bool {
+// useColor reports whether to write colors: on a terminal alone, and not where NO_COLOR is set (no-color.org).
+func useColor(out io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(out)
 }
 
-// paint gives a text the color of a word, if there is one for it.
-func paint(color bool, word, text string) string {
+// colorize gives a text the color of a word, if there is one for it.
+func colorize(color bool, word, text string) string {
 	code := ""
 	switch {
 	case !color:
@@ -51,16 +51,16 @@ func paint(color bool, word, text string) string {
 type table struct {
 	color bool
 	rows  [][]string
-	width []int
+	columnWidths []int
 }
 
-func (t *table) row(cells ...string) {
+func (t *table) addRow(cells ...string) {
 	for i, c := range cells {
-		cells[i] = plain(c)
-		if i == len(t.width) {
-			t.width = append(t.width, 0)
+		cells[i] = escapeForTerminal(c)
+		if i == len(t.columnWidths) {
+			t.columnWidths = append(t.columnWidths, 0)
 		}
-		t.width[i] = max(t.width[i], utf8.RuneCountInString(cells[i]))
+		t.columnWidths[i] = max(t.columnWidths[i], utf8.RuneCountInString(cells[i]))
 	}
 	t.rows = append(t.rows, cells)
 }
@@ -69,8 +69,8 @@ func (t *table) print(out io.Writer) {
 	for _, cells := range t.rows {
 		var b strings.Builder
 		for i, c := range cells {
-			pad := strings.Repeat(" ", t.width[i]-utf8.RuneCountInString(c)+2)
-			b.WriteString(paint(t.color, c, c) + pad)
+			pad := strings.Repeat(" ", t.columnWidths[i]-utf8.RuneCountInString(c)+2)
+			b.WriteString(colorize(t.color, c, c) + pad)
 		}
 		fmt.Fprintln(out, strings.TrimRight(b.String(), " "))
 	}

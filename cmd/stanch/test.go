@@ -27,7 +27,7 @@ type testOptions struct {
 func testCommand() *cobra.Command {
 	o := testOptions{}
 	c := &cobra.Command{
-		Use: "test PATH…", Short: "Run the tests of playbooks: *_test.yaml files beside them", Args: args(cobra.MinimumNArgs(1)),
+		Use: "test PATH…", Short: "Run the tests of playbooks: *_test.yaml files beside them", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Run tests of playbooks through the production workflow code, with time skipped and
 nothing touched. A test says what is detected, what each action answers and who
 answers what, and what must become of it. cryptominer_test.yaml, beside cryptominer.yaml:
@@ -59,7 +59,7 @@ all the same: where an expected step did not come, or something else is not met.
 	f.BoolVar(&o.coverage, "coverage", false, "show which ways through the playbooks no test takes")
 	f.IntVar(&o.minCoverage, "min-coverage", 0, "fail if less than this percentage of a playbook is covered")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "tell the story of each test")
-	outputFlag(c, &o.output)
+	addOutputFlag(c, &o.output)
 	return c
 }
 
@@ -107,15 +107,15 @@ func runTests(ctx context.Context, out io.Writer, paths []string, o testOptions)
 			return err
 		}
 	} else {
-		showTests(out, report, updated, o)
+		printTestReport(out, report, updated, o)
 	}
 	if unfit != nil {
 		return unfit
 	}
 	if !report.AllPassed() {
-		return errAnswered
+		return errReported
 	}
-	return enough(out, report, o)
+	return checkMinCoverage(out, report, o)
 }
 
 func writeJUnit(file string, report playbooktest.Report) error {
@@ -126,32 +126,32 @@ func writeJUnit(file string, report playbooktest.Report) error {
 	return errors.Join(playbooktest.WriteJUnit(f, report), f.Close())
 }
 
-// enough holds each playbook to the coverage that was asked for.
-func enough(out io.Writer, r playbooktest.Report, o testOptions) error {
+// checkMinCoverage holds each playbook to the coverage that was asked for.
+func checkMinCoverage(out io.Writer, r playbooktest.Report, o testOptions) error {
 	short := false
 	for _, c := range r.Coverage {
 		if c.Percent() < float64(o.minCoverage) {
 			short = true
 			if o.output == "text" {
-				fmt.Fprintln(out, plain(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.CoveredPoints, c.TotalPoints, o.minCoverage)))
+				fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s: %d of %d ways are covered, less than %d%%; --coverage shows the others", c.File, c.CoveredPoints, c.TotalPoints, o.minCoverage)))
 			}
 		}
 	}
 	if short {
-		return errAnswered
+		return errReported
 	}
 	return nil
 }
 
-func showTests(out io.Writer, r playbooktest.Report, updated []playbooktest.UpdatedFile, o testOptions) {
-	p := func(format string, a ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, a...))) }
+func printTestReport(out io.Writer, r playbooktest.Report, updated []playbooktest.UpdatedFile, o testOptions) {
+	p := func(format string, a ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, a...))) }
 	for _, u := range updated {
 		p("updated %s", u.File)
 	}
 	for _, f := range r.Files {
 		if len(f.Problems) > 0 {
 			for _, problem := range f.Problems {
-				fmt.Fprintln(out, plainLines(problem.Render(f.Suite.SourceOf(problem.File))))
+				fmt.Fprintln(out, escapeLines(problem.Render(f.Suite.SourceOf(problem.File))))
 			}
 			if f.Problems.HasErrors() {
 				p("FAIL  %s: not run", f.File)
@@ -164,29 +164,29 @@ func showTests(out io.Writer, r playbooktest.Report, updated []playbooktest.Upda
 				failed++
 			}
 			if o.verbose || !t.Passed {
-				showTest(p, f.File, t, o.verbose)
+				printTest(p, f.File, t, o.verbose)
 			}
 		}
 		if failed > 0 {
-			p("FAIL  %s: %d of %s failed", f.File, failed, plural(len(f.Tests), "test", "tests"))
+			p("FAIL  %s: %d of %s failed", f.File, failed, pluralize(len(f.Tests), "test", "tests"))
 		} else {
-			p("ok    %s: %s", f.File, plural(len(f.Tests), "test", "tests"))
+			p("ok    %s: %s", f.File, pluralize(len(f.Tests), "test", "tests"))
 		}
 	}
 	if o.coverage {
-		showCoverage(out, r)
+		printCoverage(out, r)
 	}
-	text := plural(r.Passed+r.Failed, "test", "tests") + fmt.Sprintf(", %d passed", r.Passed)
+	text := pluralize(r.Passed+r.Failed, "test", "tests") + fmt.Sprintf(", %d passed", r.Passed)
 	if r.Failed > 0 {
 		text += fmt.Sprintf(", %d failed; --verbose tells what happened", r.Failed)
 	}
 	if r.Invalid > 0 {
-		text += fmt.Sprintf("; %s not run", plural(r.Invalid, "file was", "files were"))
+		text += fmt.Sprintf("; %s not run", pluralize(r.Invalid, "file was", "files were"))
 	}
 	p("%s", text)
 }
 
-func showTest(p func(string, ...any), file string, t playbooktest.TestResult, verbose bool) {
+func printTest(p func(string, ...any), file string, t playbooktest.TestResult, verbose bool) {
 	word := "pass"
 	if !t.Passed {
 		word = "FAIL"
@@ -199,32 +199,32 @@ func showTest(p func(string, ...any), file string, t playbooktest.TestResult, ve
 		return
 	}
 	for _, e := range t.Events {
-		p("  %10s  %-12s %s", "+"+offset(e.AtMS), e.Kind, e.Text)
+		p("  %10s  %-12s %s", "+"+formatOffset(e.AtMS), e.Kind, e.Text)
 	}
 	for _, s := range t.Steps {
 		reason := ""
 		if s.Reason != "" {
 			reason = ": " + s.Reason
 		}
-		p("  %10s  step %s (%s) %s%s", "+"+offset(s.EndedAtMS), s.Step, s.Action, s.Outcome, reason)
+		p("  %10s  step %s (%s) %s%s", "+"+formatOffset(s.EndedAtMS), s.Step, s.Action, s.Outcome, reason)
 	}
 }
 
-func showCoverage(out io.Writer, r playbooktest.Report) {
+func printCoverage(out io.Writer, r playbooktest.Report) {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "COVERED\tOF\tPERCENT\tPLAYBOOK")
 	for _, c := range r.Coverage {
-		fmt.Fprintln(t, plain(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.CoveredPoints, c.TotalPoints, c.Percent(), c.File)))
+		fmt.Fprintln(t, escapeForTerminal(fmt.Sprintf("%d\t%d\t%.0f\t%s", c.CoveredPoints, c.TotalPoints, c.Percent(), c.File)))
 	}
 	_ = t.Flush()
 	for _, c := range r.Coverage {
 		for _, m := range c.Uncovered {
-			fmt.Fprintln(out, plain(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)))
+			fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf("%s:%d:%d: %s: %s", c.File, m.Line, m.Column, m.Step, m.Description)))
 		}
 	}
 }
 
-func plural(n int, one, many string) string {
+func pluralize(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

@@ -40,60 +40,60 @@ import (
 )
 
 type upOptions struct {
-	listen     string
-	nodes      string
+	detectionAddress     string
+	nodeAddress      string
 	kubeconfig string
-	node       string
-	cri        string
+	nodeName       string
+	criSocket        string
 	lockDir    string
-	verify     time.Duration
+	verifyInterval     time.Duration
 	noSensor   bool
-	ui         string
-	crash      string
-	rules      []string
-	metrics    string
-	group      string // of the local socket
+	uiAddress         string
+	crashPoint      string
+	ruleDirs      []string
+	metricsAddress    string
+	socketGroup      string // of the local socket
 }
 
-func upCommand(g *globals) *cobra.Command {
+func upCommand(g *globalFlags) *cobra.Command {
 	o := upOptions{}
 	c := &cobra.Command{
-		Use: "up", Short: "Run everything on this machine, in one process", Args: args(cobra.NoArgs),
+		Use: "up", Short: "Run everything on this machine, in one process", Args: validateArgs(cobra.NoArgs),
 		Long: `Run Temporal, the gateway, the worker and this machine's sensor in one process,
 with the cluster of the kubeconfig if there is one. Without Kubernetes it protects
 the containers of this host.`,
 		Example: "  stanch up\n  stanch up --config stanch.yaml --listen 127.0.0.1:7480\n  stanch up --config stanch.yaml --socket-group stanch   # members of this group may connect and answer",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), g, o, cmd.ErrOrStderr()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runUp(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.nodes, "listen-nodes", "127.0.0.1:0", "the `ADDRESS` where other nodes' sensors dial, with a certificate of stanch cert")
+	f.StringVar(&o.detectionAddress, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
+	f.StringVar(&o.nodeAddress, "listen-nodes", "127.0.0.1:0", "the `ADDRESS` where other nodes' sensors dial, with a certificate of stanch cert")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; \"none\" for no cluster")
-	f.StringVar(&o.node, "node", "", "this machine's node name (default: the host's)")
-	f.StringVar(&o.cri, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
-	f.StringArrayVar(&o.rules, "rules", nil, "a `DIR` with rule packs beside the shipped ones and those of the configuration")
+	f.StringVar(&o.nodeName, "node", "", "this machine's node name (default: the host's)")
+	f.StringVar(&o.criSocket, "cri", "", "the container runtime's CRI socket (default: the usual ones)")
+	f.StringArrayVar(&o.ruleDirs, "rules", nil, "a `DIR` with rule packs beside the shipped ones and those of the configuration")
 	f.StringVar(&o.lockDir, "lock-dir", "", "where the egress lock is pinned")
-	f.Var(duration.NewFlag(&o.verify, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
+	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
 	f.BoolVar(&o.noSensor, "no-sensor", false, "do not watch this machine: for a second Stanch on it, or where stanch-sensor runs")
-	f.StringVar(&o.group, "socket-group", "", "the Unix `GROUP` whose members may connect to the local socket beside root; people are known by their uid all the same (default: socket_group of the configuration)")
-	f.StringVar(&o.ui, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
-	f.StringVar(&o.metrics, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
-	f.StringVar(&o.crash, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
+	f.StringVar(&o.socketGroup, "socket-group", "", "the Unix `GROUP` whose members may connect to the local socket beside root; people are known by their uid all the same (default: socket_group of the configuration)")
+	f.StringVar(&o.uiAddress, "ui", "127.0.0.1:0", "where Temporal's web page is shown, read-only; \"\" for none")
+	f.StringVar(&o.metricsAddress, "metrics", "", "where /metrics answers Prometheus, and /healthz; on loopback only this machine may read it; \"\" for nowhere")
+	f.StringVar(&o.crashPoint, "crash-at", os.Getenv("STANCH_CRASH_AT"), "kill this process at a named point (for tests)")
 	_ = f.MarkHidden("crash-at")
 	return c
 }
 
-func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error) {
+func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	cfg, err := g.load()
+	cfg, err := g.loadConfig()
 	if err != nil {
 		return err
 	}
-	group := cmp.Or(o.group, cfg.SocketGroup)
+	group := cmp.Or(o.socketGroup, cfg.SocketGroup)
 	if _, err := gateway.LookUpSocketGroup(group); err != nil {
 		return err
 	}
-	unlock, err := worker.LockDir(g.data)
+	unlock, err := worker.LockDir(g.dataDir)
 	if err != nil {
 		return err
 	}
@@ -103,21 +103,21 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 			return err
 		}
 	}
-	pki, err := authority.OpenOrCreatePKI(filepath.Join(g.data, "pki"))
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki"))
 	if err != nil {
 		return err
 	}
 	// Temporal trusts an authority of its own: the one that issues nodes' certificates opens nothing there.
-	inner, err := authority.OpenOrCreatePKI(filepath.Join(g.data, "pki", "temporal"))
+	inner, err := authority.OpenOrCreatePKI(filepath.Join(g.dataDir, "pki", "temporal"))
 	if err != nil {
 		return err
 	}
-	auth, err := authority.OpenOrCreate(filepath.Join(g.data, "keys"))
+	auth, err := authority.OpenOrCreate(filepath.Join(g.dataDir, "keys"))
 	if err != nil {
 		return err
 	}
 	server, err := embeddedtemporal.Start(ctx, embeddedtemporal.Options{
-		DataDir: filepath.Join(g.data, "temporal"), PKI: inner, Log: log,
+		DataDir: filepath.Join(g.dataDir, "temporal"), PKI: inner, Log: log,
 		SearchAttributes: map[string]enumspb.IndexedValueType{workflows.IncidentSearchAttribute: enumspb.INDEXED_VALUE_TYPE_KEYWORD},
 	})
 	if err != nil {
@@ -125,13 +125,13 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 	defer func() { err = errors.Join(err, server.Stop()) }()
 	// The address is for this machine's own tools; the certificate beside it is what lets them in.
-	if err := os.WriteFile(filepath.Join(g.data, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(g.dataDir, "temporal", "address"), []byte(server.Address+"\n"), 0o600); err != nil {
 		return fmt.Errorf("note Temporal's address: %w", err)
 	}
 	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, Logger: sdkLog{log},
+		HostPort: server.Address, Namespace: embeddedtemporal.Namespace, Logger: temporalLogger{log},
 		ConnectionOptions: client.ConnectionOptions{TLS: server.TLS},
-	}, filepath.Join(g.data, "keys"))
+	}, filepath.Join(g.dataDir, "keys"))
 	if err != nil {
 		return err
 	}
@@ -151,27 +151,27 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 		return err
 	}
 	w, err := startWorker(ctx, worker.Options{
-		Config: cfg, ConfigFile: g.config, DataDir: g.data, TemporalClient: temporal, DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verify, Route: workflows.ActivityRoute{LocalOnly: true}},
-		NodeListen: o.nodes, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.listen, SocketPath: g.socket(), SocketGroup: group, Log: log, Failpoint: crashAt(o.crash), Version: version, Tracer: traces.Tracer(),
+		Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal, DataConverter: options.DataConverter, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval, Route: workflows.ActivityRoute{LocalOnly: true}},
+		NodeListen: o.nodeAddress, NodeHosts: []string{"localhost", "127.0.0.1"}, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), SocketGroup: group, Log: log, Failpoint: newCrashFailpoint(o.crashPoint), Version: version, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	stopMetrics, err := serveHealth(o.metrics, temporal, w.MetricsHandler(version, counts))
+	stopMetrics, err := serveHealth(o.metricsAddress, temporal, w.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}
 	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
-		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServers(ctx, cluster), log) }()
+		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServerAddresses(ctx, cluster), log) }()
 	}
-	ui, err := startUI(ctx, o.ui, server, inner, filepath.Join(g.data, "temporal", "tls"))
+	ui, err := startTemporalUI(ctx, o.uiAddress, server, inner, filepath.Join(g.dataDir, "temporal", "tls"))
 	if err != nil {
 		log.Warn("Temporal's web page is off", "error", err)
 	}
-	announce(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
+	printStartupInfo(out, g, cfg, w, clusterName, ui, group, !o.noSensor)
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
@@ -188,12 +188,12 @@ func up(ctx context.Context, g *globals, o upOptions, out io.Writer) (err error)
 	}
 }
 
-func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, cluster, ui, group string, sensor bool) {
+func printStartupInfo(out io.Writer, g *globalFlags, cfg *config.Config, w *worker.Worker, cluster, ui, group string, sensor bool) {
 	lines := []string{
 		"Stanch is up.",
 		fmt.Sprintf("  phase      %d (1 observes, 2 contains, 3 disrupts behind approval)", cfg.Phase),
 		"  cluster    " + cluster,
-		"  data       " + g.data,
+		"  data       " + g.dataDir,
 		"  nodes dial " + w.NodeAddr,
 	}
 	if w.SourceAddr != "" {
@@ -202,20 +202,20 @@ func announce(out io.Writer, g *globals, cfg *config.Config, w *worker.Worker, c
 	if ui != "" {
 		lines = append(lines, "  history    http://"+ui+" (read-only)")
 	}
-	if note := socketNote(cfg, group); note != "" {
+	if note := socketAccessNote(cfg, group); note != "" {
 		lines = append(lines, "  socket     "+note)
 	}
 	next := "stanch drill"
 	if !sensor { // a drill needs one
 		next = "stanch status"
 	}
-	lines = append(lines, "Next: "+next+" --data "+g.data, "      stanch incidents --data "+g.data)
+	lines = append(lines, "Next: "+next+" --data "+g.dataDir, "      stanch incidents --data "+g.dataDir)
 	fmt.Fprintln(out, strings.Join(lines, "\n"))
 }
 
-// socketNote says who may connect to the local socket, where that is not obvious: a group, or people with a uid whom the
+// socketAccessNote says who may connect to the local socket, where that is not obvious: a group, or people with a uid whom the
 // socket keeps out.
-func socketNote(cfg *config.Config, group string) string {
+func socketAccessNote(cfg *config.Config, group string) string {
 	if group != "" {
 		return "the group " + group + " may connect"
 	}
@@ -267,8 +267,8 @@ func clusterConfig(kubeconfig string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// apiServers are the addresses at which containers find the cluster's API. A cluster that does not say has none.
-func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
+// apiServerAddresses are the addresses at which containers find the cluster's API. A cluster that does not say has none.
+func apiServerAddresses(ctx context.Context, cluster kubernetes.Interface) []string {
 	if cluster == nil {
 		return nil
 	}
@@ -288,8 +288,8 @@ func apiServers(ctx context.Context, cluster kubernetes.Interface) []string {
 }
 
 // runSensor is this machine's own node agent, over the same link as any other's.
-func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
-	setup := agent.Config{Node: o.node, StateDir: filepath.Join(g.data, "node"), EgressLockDir: o.lockDir, CRISocket: o.cri, RuleDirs: slices.Concat(cfg.Rules, o.rules), APIServers: api, Log: log, Failpoint: crashAt(o.crash), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
+func runSensor(ctx context.Context, g *globalFlags, cfg *config.Config, o upOptions, pki *authority.PKI, auth *authority.Authority, address string, api []string, log *slog.Logger) error {
+	setup := agent.Config{Node: o.nodeName, StateDir: filepath.Join(g.dataDir, "node"), EgressLockDir: o.lockDir, CRISocket: o.criSocket, RuleDirs: slices.Concat(cfg.Rules, o.ruleDirs), APIServers: api, Log: log, Failpoint: newCrashFailpoint(o.crashPoint), ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	a, closeAll, err := agent.NewFromConfig(setup)
 	if err != nil {
 		return err
@@ -315,7 +315,7 @@ func runSensor(ctx context.Context, g *globals, cfg *config.Config, o upOptions,
 	return a.Serve(ctx, &gatewayrpc.Client{Address: address, NodeCertificate: identity, PinnedKeys: pins, Node: a.Node, Version: version, Log: log}, spool)
 }
 
-func splitPort(address string) (string, int, error) {
+func splitHostPort(address string) (string, int, error) {
 	host, portText, err := net.SplitHostPort(address)
 	if err != nil {
 		return "", 0, fmt.Errorf("address %q: %w", address, err)
@@ -327,8 +327,8 @@ func splitPort(address string) (string, int, error) {
 	return host, port, nil
 }
 
-// crashAt gives the hook that kills this process at a named point, as a crash would.
-func crashAt(point string) func(string) {
+// newCrashFailpoint gives the hook that kills this process at a named point, as a crash would.
+func newCrashFailpoint(point string) func(string) {
 	if point == "" {
 		return nil
 	}
@@ -354,10 +354,10 @@ func crashAt(point string) func(string) {
 	}
 }
 
-// sdkLog passes on what Temporal's SDK says: its warnings are for who debugs Stanch.
-type sdkLog struct{ log *slog.Logger }
+// temporalLogger passes on what Temporal's SDK says: its warnings are for who debugs Stanch.
+type temporalLogger struct{ log *slog.Logger }
 
-func (sdkLog) Debug(string, ...any)               {}
-func (sdkLog) Info(string, ...any)                {}
-func (l sdkLog) Warn(msg string, keyvals ...any)  { l.log.Debug("temporal sdk: "+msg, keyvals...) }
-func (l sdkLog) Error(msg string, keyvals ...any) { l.log.Warn("temporal sdk: "+msg, keyvals...) }
+func (temporalLogger) Debug(string, ...any)               {}
+func (temporalLogger) Info(string, ...any)                {}
+func (l temporalLogger) Warn(msg string, keyvals ...any)  { l.log.Debug("temporal sdk: "+msg, keyvals...) }
+func (l temporalLogger) Error(msg string, keyvals ...any) { l.log.Warn("temporal sdk: "+msg, keyvals...) }

@@ -18,16 +18,16 @@ import (
 	"stanch/worker/config"
 )
 
-func validateCommand(g *globals) *cobra.Command {
+func validateCommand(g *globalFlags) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: args(cobra.MinimumNArgs(1)),
+		Use: "validate PATH…", Short: "Check playbooks: names, types, safety; every problem at once", Args: validateArgs(cobra.MinimumNArgs(1)),
 		Long: `Check playbooks: syntax, names, types, flow and safety; every problem at once, with its place. Warnings (what is
 legal and unwise) of a file come once it has no errors. With --config also whether the people and groups that are asked exist,
 and which playbooks may match the same incident: of those that contain only the first runs, and the warning says which.`,
 		Example: "  stanch validate playbooks/\n  stanch validate cryptominer.yaml -o json\n  stanch validate playbooks/ --config stanch.yaml",
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			files, err := yamlFiles(paths)
+			files, err := findYAMLFiles(paths)
 			if err != nil {
 				return err
 			}
@@ -37,9 +37,9 @@ and which playbooks may match the same incident: of those that contain only the 
 					return fmt.Errorf("read a playbook: %w", err)
 				}
 			}
-			all := validate(files, sources)
-			if g.config != "" {
-				more, err := g.againstConfig(files, sources)
+			all := validateFiles(files, sources)
+			if g.configFile != "" {
+				more, err := g.validateWithConfig(files, sources)
 				if err != nil {
 					return err
 				}
@@ -47,7 +47,7 @@ and which playbooks may match the same incident: of those that contain only the 
 			}
 			if output == "text" {
 				for _, p := range all {
-					fmt.Fprintln(cmd.OutOrStdout(), plainLines(p.Render(sources[p.File])))
+					fmt.Fprintln(cmd.OutOrStdout(), escapeLines(p.Render(sources[p.File])))
 				}
 			}
 			if output == "json" {
@@ -56,7 +56,7 @@ and which playbooks may match the same incident: of those that contain only the 
 				}
 			}
 			if all.HasErrors() {
-				return errAnswered
+				return errReported
 			}
 			if output == "text" {
 				text := "1 playbook is valid"
@@ -68,13 +68,13 @@ and which playbooks may match the same incident: of those that contain only the 
 			return nil
 		},
 	}
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-// validate checks files that may call each other and the library's playbooks. A playbook of theirs takes the place of one
+// validateFiles checks files that may call each other and the library's playbooks. A playbook of theirs takes the place of one
 // of the library of its name; two of theirs with one name are a mistake.
-func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics {
+func validateFiles(files []string, sources map[string][]byte) diagnostic.Diagnostics {
 	var given []playbooks.SourceFile
 	names := map[string]string{}
 	all := diagnostic.Diagnostics{}
@@ -102,27 +102,27 @@ func validate(files []string, sources map[string][]byte) diagnostic.Diagnostics 
 	return all
 }
 
-// againstConfig checks playbooks as the configuration would use them: whom they ask, and which of them run together.
-func (g *globals) againstConfig(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
-	c, err := g.load()
+// validateWithConfig checks playbooks as the configuration would use them: whom they ask, and which of them run together.
+func (g *globalFlags) validateWithConfig(files []string, sources map[string][]byte) (diagnostic.Diagnostics, error) {
+	c, err := g.loadConfig()
 	if err != nil {
 		return nil, err
 	}
-	beside, problems, err := worker.LoadWithLibrary(c, ownSources(files, sources), worker.ActionCatalog())
+	beside, problems, err := worker.LoadWithLibrary(c, toSources(files, sources), worker.ActionCatalog())
 	if err != nil {
-		return nil, fmt.Errorf("load the playbooks of %s: %w", g.config, err)
+		return nil, fmt.Errorf("load the playbooks of %s: %w", g.configFile, err)
 	}
-	out := g.unknownPeople(c, files, sources)
+	out := g.findUnknownApprovers(c, files, sources)
 	for _, p := range problems {
 		if p.File == "" { // the configuration's own
-			p.File, p.Line, p.Column = g.config, 1, 1
+			p.File, p.Line, p.Column = g.configFile, 1, 1
 			out = append(out, p)
 		}
 	}
-	return append(out, overlapping(beside, sources)...), nil
+	return append(out, findOverlaps(beside, sources)...), nil
 }
 
-func ownSources(files []string, sources map[string][]byte) []playbooks.SourceFile {
+func toSources(files []string, sources map[string][]byte) []playbooks.SourceFile {
 	var out []playbooks.SourceFile
 	for _, file := range files {
 		out = append(out, playbooks.SourceFile{File: file, Content: sources[file]})
@@ -130,8 +130,8 @@ func ownSources(files []string, sources map[string][]byte) []playbooks.SourceFil
 	return out
 }
 
-// overlapping warns of playbooks that may match the same incident and both contain, one of them among the files.
-func overlapping(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
+// findOverlaps warns of playbooks that may match the same incident and both contain, one of them among the files.
+func findOverlaps(programs []*playbooks.Program, sources map[string][]byte) diagnostic.Diagnostics {
 	var out diagnostic.Diagnostics
 	for _, o := range playbooks.FindOverlaps(programs) {
 		mine, other, hint := o.First, o.Second, "give one of them another `priority` if the order is not what you want"
@@ -147,28 +147,28 @@ func overlapping(programs []*playbooks.Program, sources map[string][]byte) diagn
 		out = append(out, diagnostic.Diagnostic{
 			File: mine.File, Line: max(mine.NamePos.Line, 1), Column: max(mine.NamePos.Column, 1), Severity: "warning", Code: "overlap", Hint: hint,
 			Message: fmt.Sprintf("`%s` and %s `%s` may match the same incident and both contain: `%s` runs (%s), and the other only if it is refused or fails",
-				mine.Name, owned(other), other.Name, o.First.Name, o.Reason),
+				mine.Name, ownerLabel(other), other.Name, o.First.Name, o.Reason),
 		})
 	}
 	return out
 }
 
-func owned(p *playbooks.Program) string {
+func ownerLabel(p *playbooks.Program) string {
 	if p.Shipped {
 		return "the shipped"
 	}
 	return "your"
 }
 
-// unknownPeople names the groups and people that playbooks ask and the configuration does not have.
-func (g *globals) unknownPeople(c *config.Config, files []string, sources map[string][]byte) diagnostic.Diagnostics {
+// findUnknownApprovers names the groups and people that playbooks ask and the configuration does not have.
+func (g *globalFlags) findUnknownApprovers(c *config.Config, files []string, sources map[string][]byte) diagnostic.Diagnostics {
 	groups := c.GroupNames()
 	var people []string
 	for _, p := range c.People {
 		people = append(people, p.Name)
 	}
 	var out diagnostic.Diagnostics
-	programs, _ := loadBeside(files, sources)
+	programs, _ := loadValidated(files, sources)
 	for _, p := range programs {
 		if sources[p.File] == nil {
 			continue
@@ -181,15 +181,15 @@ func (g *globals) unknownPeople(c *config.Config, files []string, sources map[st
 				if !slices.Contains(known, name) {
 					out = append(out, diagnostic.Diagnostic{
 						File: p.File, Line: s.Pos.Line, Column: s.Pos.Column, Severity: "error", Code: "unknown-" + what, Hint: diagnostic.DidYouMean(name, known),
-						Message: fmt.Sprintf("the approval asks the %s `%s`, which %s does not have", what, name, g.config),
+						Message: fmt.Sprintf("the approval asks the %s `%s`, which %s does not have", what, name, g.configFile),
 					})
 				}
 			}
-			asked := append(append([]string{}, s.Approval.Groups...), escalated(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
+			asked := append(append([]string{}, s.Approval.Groups...), escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Groups })...)
 			for _, name := range asked {
 				unknown("group", name, groups)
 			}
-			for _, name := range append(append([]string{}, s.Approval.Users...), escalated(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
+			for _, name := range append(append([]string{}, s.Approval.Users...), escalationNames(s.Approval, func(e *playbooks.Escalation) []string { return e.Users })...) {
 				unknown("person", name, people)
 			}
 		})
@@ -197,15 +197,15 @@ func (g *globals) unknownPeople(c *config.Config, files []string, sources map[st
 	return out
 }
 
-func escalated(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {
+func escalationNames(a *playbooks.Approval, of func(*playbooks.Escalation) []string) []string {
 	if a.Escalate == nil {
 		return nil
 	}
 	return of(a.Escalate)
 }
 
-// loadBeside loads files that may call each other and the library's playbooks.
-func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
+// loadValidated loads files that may call each other and the library's playbooks.
+func loadValidated(files []string, sources map[string][]byte) ([]*playbooks.Program, diagnostic.Diagnostics) {
 	given := library.PlaybookSources()
 	for _, file := range files {
 		given = append(given, playbooks.SourceFile{File: file, Content: sources[file]})
@@ -213,16 +213,16 @@ func loadBeside(files []string, sources map[string][]byte) ([]*playbooks.Program
 	return playbooks.LoadPlaybooks(given, worker.ActionCatalog())
 }
 
-func plainLines(s string) string {
+func escapeLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
-		lines[i] = plain(lines[i])
+		lines[i] = escapeForTerminal(lines[i])
 	}
 	return strings.Join(lines, "\n")
 }
 
-// yamlFiles gives the files named, and those of the folders named but for tests.
-func yamlFiles(paths []string) ([]string, error) {
+// findYAMLFiles gives the files named, and those of the folders named but for tests.
+func findYAMLFiles(paths []string) ([]string, error) {
 	var files []string
 	for _, path := range paths {
 		info, err := os.Stat(path)

@@ -35,20 +35,20 @@ import (
 )
 
 type workerOptions struct {
-	temporal, namespace                       string
+	temporalAddress, namespace                       string
 	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir string
-	keys, pki                                 string
-	nodes, listen, health, api                string
+	keysDir, pkiDir                                 string
+	nodeAddress, detectionAddress, healthAddress, apiAddress                string
 	kubeconfig                                string
 	ownNamespace, ownUID                      string
-	evidence                                  string
-	verify                                    time.Duration
+	evidenceStore                                  string
+	verifyInterval                                    time.Duration
 }
 
-func workerCommand(g *globals) *cobra.Command {
+func workerCommand(g *globalFlags) *cobra.Command {
 	o := workerOptions{}
 	c := &cobra.Command{
-		Use: "worker", Short: "Run the gateway and the worker against your own Temporal", Args: args(cobra.NoArgs),
+		Use: "worker", Short: "Run the gateway and the worker against your own Temporal", Args: validateArgs(cobra.NoArgs),
 		Long: `Run the gateway and the worker against your own Temporal. Several may run: what
 they share is in Temporal, and the kill switch in the cluster. Nodes run
 stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a cluster, and
@@ -57,37 +57,37 @@ stanch-sensor and dial in. ` + "`stanch manifests`" + ` installs all of it in a 
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runWorker(cmd.Context(), g, o, cmd.ErrOrStderr()) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.temporal, "temporal", "", "Temporal's frontend, host:port (required)")
+	f.StringVar(&o.temporalAddress, "temporal", "", "Temporal's frontend, host:port (required)")
 	f.StringVar(&o.namespace, "namespace", "stanch", "the Temporal namespace")
 	f.StringVar(&o.tlsDir, "tls", "", "a folder with tls.crt, tls.key and ca.crt for Temporal, as a Kubernetes secret has them")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "the client certificate for Temporal")
 	f.StringVar(&o.tlsKey, "tls-key", "", "its key")
 	f.StringVar(&o.tlsCA, "tls-ca", "", "who signs Temporal's certificate (default: the system's authorities)")
 	f.StringVar(&o.tlsServer, "tls-server-name", "", "the name in Temporal's certificate (default: the host of --temporal)")
-	f.StringVar(&o.keys, "keys", "", "the folder with authority.seed and codec.key (default: DATA/keys)")
-	f.StringVar(&o.pki, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
-	f.StringVar(&o.nodes, "listen-nodes", ":7443", "the `ADDRESS` where nodes' sensors dial, with a certificate of stanch cert")
-	f.StringVar(&o.listen, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
-	f.StringVar(&o.api, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
-	f.StringVar(&o.health, "health", "", "where /healthz answers as long as Temporal does, and /metrics for Prometheus; \"\" for nowhere")
+	f.StringVar(&o.keysDir, "keys", "", "the folder with authority.seed and codec.key (default: DATA/keys)")
+	f.StringVar(&o.pkiDir, "pki", "", "the folder with ca.crt and ca.key (default: DATA/pki)")
+	f.StringVar(&o.nodeAddress, "listen-nodes", ":7443", "the `ADDRESS` where nodes' sensors dial, with a certificate of stanch cert")
+	f.StringVar(&o.detectionAddress, "listen", "", "where other sensors (Falco) post detections, with a token of the configuration")
+	f.StringVar(&o.apiAddress, "listen-api", "", "where people answer with a Kubernetes token (stanch approve --server)")
+	f.StringVar(&o.healthAddress, "health", "", "where /healthz answers as long as Temporal does, and /metrics for Prometheus; \"\" for nowhere")
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster (default: the one that this runs in); \"none\" for no cluster")
 	f.StringVar(&o.ownNamespace, "own-namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stanch itself runs in: protected, and where the kill switch is")
 	f.StringVar(&o.ownUID, "own-uid", os.Getenv("POD_UID"), "the UID of the pod that this runs in: never contained")
-	f.StringVar(&o.evidence, "evidence", "", "where evidence is kept (default: DATA/evidence)")
-	f.Var(duration.NewFlag(&o.verify, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
+	f.StringVar(&o.evidenceStore, "evidence", "", "where evidence is kept (default: DATA/evidence)")
+	f.Var(duration.NewFlag(&o.verifyInterval, 0), "verify-every", "how often a lease observes that it holds (default 30s)")
 	return c
 }
 
-// paths fills in where the keys lie.
-func (o *workerOptions) paths(data string) error {
-	if o.keys == "" {
-		o.keys = filepath.Join(data, "keys")
+// setDefaultPaths fills in where the keys lie.
+func (o *workerOptions) setDefaultPaths(data string) error {
+	if o.keysDir == "" {
+		o.keysDir = filepath.Join(data, "keys")
 	}
-	if o.pki == "" {
-		o.pki = filepath.Join(data, "pki")
+	if o.pkiDir == "" {
+		o.pkiDir = filepath.Join(data, "pki")
 	}
 	// A replica that made keys of its own would trust nobody and be trusted by nobody.
-	for _, file := range []string{filepath.Join(o.keys, "authority.seed"), filepath.Join(o.keys, "codec.key"), filepath.Join(o.pki, "ca.crt"), filepath.Join(o.pki, "ca.key")} {
+	for _, file := range []string{filepath.Join(o.keysDir, "authority.seed"), filepath.Join(o.keysDir, "codec.key"), filepath.Join(o.pkiDir, "ca.crt"), filepath.Join(o.pkiDir, "ca.key")} {
 		if _, err := os.Stat(file); err != nil {
 			return fmt.Errorf("find the installation's keys: %w; `stanch cert authority --out DIR` makes them once for all replicas", err)
 		}
@@ -95,11 +95,11 @@ func (o *workerOptions) paths(data string) error {
 	return nil
 }
 
-// tls is how Temporal is reached: with nothing given, in the clear.
-func (o *workerOptions) tls() (*tls.Config, error) {
+// temporalTLSConfig is how Temporal is reached: with nothing given, in the clear.
+func (o *workerOptions) temporalTLSConfig() (*tls.Config, error) {
 	if o.tlsDir != "" {
 		o.tlsCert, o.tlsKey = filepath.Join(o.tlsDir, "tls.crt"), filepath.Join(o.tlsDir, "tls.key")
-		if ca := filepath.Join(o.tlsDir, "ca.crt"); o.tlsCA == "" && exists(ca) {
+		if ca := filepath.Join(o.tlsDir, "ca.crt"); o.tlsCA == "" && fileExists(ca) {
 			o.tlsCA = ca
 		}
 	}
@@ -127,33 +127,33 @@ func (o *workerOptions) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-func exists(path string) bool {
+func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
-func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) error {
+func runWorker(ctx context.Context, g *globalFlags, o workerOptions, out io.Writer) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if o.temporal == "" {
+	if o.temporalAddress == "" {
 		return usageError{errors.New("say where Temporal is with --temporal HOST:PORT; `stanch up` brings its own")}
 	}
-	cfg, err := g.load()
+	cfg, err := g.loadConfig()
 	if err != nil {
 		return err
 	}
-	if err := o.paths(g.data); err != nil {
+	if err := o.setDefaultPaths(g.dataDir); err != nil {
 		return err
 	}
-	unlock, err := worker.LockDir(g.data)
+	unlock, err := worker.LockDir(g.dataDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	pki, err := authority.OpenOrCreatePKI(o.pki)
+	pki, err := authority.OpenOrCreatePKI(o.pkiDir)
 	if err != nil {
 		return err
 	}
-	auth, err := authority.OpenOrCreate(o.keys)
+	auth, err := authority.OpenOrCreate(o.keysDir)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	defer traces.Close()
-	temporal, err := o.dial(ctx, log, func(c client.Options) client.Options { return traces.WithTracing(counts.WithMetrics(c)) })
+	temporal, err := o.dialTemporal(ctx, log, func(c client.Options) client.Options { return traces.WithTracing(counts.WithMetrics(c)) })
 	if err != nil {
 		return err
 	}
@@ -172,13 +172,13 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 	if err != nil {
 		return err
 	}
-	codec, err := worker.OpenPayloadCodec(o.keys)
+	codec, err := worker.OpenPayloadCodec(o.keysDir)
 	if err != nil {
 		return err
 	}
 	options := worker.Options{
-		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.config, DataDir: g.data, TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verify},
-		NodeListen: o.nodes, SourceListen: o.listen, SocketPath: g.socket(), Log: log, EvidenceDir: o.evidence, KillSwitch: o.protectSelf(cfg, cluster, auth), APIListen: o.api, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
+		DataConverter: codec.DataConverter(), Config: cfg, ConfigFile: g.configFile, DataDir: g.dataDir, TemporalClient: temporal, KubeClient: cluster, Authority: auth, PKI: pki, LeaseTiming: lease.Timing{VerifyInterval: o.verifyInterval},
+		NodeListen: o.nodeAddress, SourceListen: o.detectionAddress, SocketPath: g.socketPath(), Log: log, EvidenceDir: o.evidenceStore, KillSwitch: o.protectOwnNamespace(cfg, cluster, auth), APIListen: o.apiAddress, Version: version, Namespace: o.ownNamespace, Tracer: traces.Tracer(),
 	}
 	if o.ownUID != "" {
 		options.OwnPodUIDs = []string{o.ownUID}
@@ -188,12 +188,12 @@ func runWorker(ctx context.Context, g *globals, o workerOptions, out io.Writer) 
 		return err
 	}
 	defer w.Close()
-	stopHealth, err := serveHealth(o.health, temporal, w.MetricsHandler(version, counts))
+	stopHealth, err := serveHealth(o.healthAddress, temporal, w.MetricsHandler(version, counts))
 	if err != nil {
 		return err
 	}
 	defer stopHealth()
-	fmt.Fprintf(out, "the worker is up: cluster %s, Temporal %s, nodes dial %s\n", clusterName, o.temporal, w.NodeAddr)
+	fmt.Fprintf(out, "the worker is up: cluster %s, Temporal %s, nodes dial %s\n", clusterName, o.temporalAddress, w.NodeAddr)
 	<-ctx.Done()
 	fmt.Fprintln(out, "stopping; leases stay in force and go on with the next start")
 	return nil
@@ -210,8 +210,8 @@ func startWorker(ctx context.Context, o worker.Options) (*worker.Worker, error) 
 	return worker.Start(ctx, o)
 }
 
-// protectSelf puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
-func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.KillSwitch {
+// protectOwnNamespace puts Stanch's own namespace out of reach, and gives the kill switch there, or nil outside of a cluster.
+func (o *workerOptions) protectOwnNamespace(cfg *config.Config, cluster kubernetes.Interface, auth *authority.Authority) guards.KillSwitch {
 	if o.ownNamespace == "" {
 		return nil
 	}
@@ -224,32 +224,32 @@ func (o *workerOptions) protectSelf(cfg *config.Config, cluster kubernetes.Inter
 	return &guards.SharedKillSwitch{KubeClient: cluster, Namespace: o.ownNamespace, Authority: auth}
 }
 
-// dial connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
-func (o *workerOptions) dial(ctx context.Context, log *slog.Logger, watched func(client.Options) client.Options) (client.Client, error) {
-	tlsConfig, err := o.tls()
+// dialTemporal connects to Temporal, encrypting what is put there, and makes sure that incidents can be found in it.
+func (o *workerOptions) dialTemporal(ctx context.Context, log *slog.Logger, watched func(client.Options) client.Options) (client.Client, error) {
+	tlsConfig, err := o.temporalTLSConfig()
 	if err != nil {
 		return nil, err
 	}
 	options, err := worker.SecureClientOptions(client.Options{
-		HostPort: o.temporal, Namespace: o.namespace, Logger: sdkLog{log},
+		HostPort: o.temporalAddress, Namespace: o.namespace, Logger: temporalLogger{log},
 		ConnectionOptions: client.ConnectionOptions{TLS: tlsConfig},
-	}, o.keys)
+	}, o.keysDir)
 	if err != nil {
 		return nil, err
 	}
 	temporal, err := client.DialContext(ctx, watched(options))
 	if err != nil {
-		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporal, err)
+		return nil, fmt.Errorf("connect to Temporal at %s: %w", o.temporalAddress, err)
 	}
-	if err := registerAttribute(ctx, temporal, o.namespace); err != nil {
+	if err := registerSearchAttribute(ctx, temporal, o.namespace); err != nil {
 		temporal.Close()
 		return nil, err
 	}
 	return temporal, nil
 }
 
-// registerAttribute makes the search attribute by which incidents are found, unless it is there.
-func registerAttribute(ctx context.Context, temporal client.Client, namespace string) error {
+// registerSearchAttribute makes the search attribute by which incidents are found, unless it is there.
+func registerSearchAttribute(ctx context.Context, temporal client.Client, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	hint := fmt.Sprintf("; an administrator of Temporal makes it with `temporal operator search-attribute create --namespace %s --name %s --type Keyword`", namespace, workflows.IncidentSearchAttribute)

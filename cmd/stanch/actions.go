@@ -30,15 +30,15 @@ type actionDoc struct {
 	Reversible bool                             `json:"reversible"`
 	Params     *jsonschema.Schema               `json:"params,omitempty"`
 	Outputs    *jsonschema.Schema               `json:"outputs,omitempty"`
-	Plan       []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
-	Apply      []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
-	PlanIAM    []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
-	ApplyIAM   []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
+	PlanPermissions       []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
+	ApplyPermissions      []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
+	PlanIAMPermissions    []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
+	ApplyIAMPermissions   []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
 	D3FEND     string                           `json:"d3fend,omitempty"`
 }
 
-func docOf(s playbooks.ActionSpec) actionDoc {
-	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, Plan: s.PlanPermissions, Apply: s.ApplyPermissions, PlanIAM: s.PlanIAMPermissions, ApplyIAM: s.ApplyIAMPermissions, D3FEND: s.D3FENDTechnique}
+func newActionDoc(s playbooks.ActionSpec) actionDoc {
+	d := actionDoc{Name: s.Name, Verb: s.Verb, Doc: s.Doc, Class: s.Class, Facet: s.Facet, Reversible: s.Reversible, PlanPermissions: s.PlanPermissions, ApplyPermissions: s.ApplyPermissions, PlanIAMPermissions: s.PlanIAMPermissions, ApplyIAMPermissions: s.ApplyIAMPermissions, D3FEND: s.D3FENDTechnique}
 	for _, t := range s.Targets {
 		d.Targets = append(d.Targets, string(t))
 	}
@@ -55,7 +55,7 @@ func docOf(s playbooks.ActionSpec) actionDoc {
 func actionsCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use: "actions [NAME]", Short: "List what a step can do, or explain one action", Args: args(cobra.MaximumNArgs(1)),
+		Use: "actions [NAME]", Short: "List what a step can do, or explain one action", Args: validateArgs(cobra.MaximumNArgs(1)),
 		Example: "  stanch actions\n  stanch actions pod.isolate\n  stanch actions -o json",
 		RunE: func(cmd *cobra.Command, names []string) error {
 			out := cmd.OutOrStdout()
@@ -69,7 +69,7 @@ func actionsCommand() *cobra.Command {
 			for _, a := range worker.DocumentationActivities().Actions() {
 				known = append(known, a.Spec().Name)
 				if len(names) == 0 || a.Spec().Name == names[0] {
-					docs = append(docs, docOf(a.Spec()))
+					docs = append(docs, newActionDoc(a.Spec()))
 				}
 			}
 			if len(docs) == 0 {
@@ -102,10 +102,10 @@ func actionsCommand() *cobra.Command {
 						}
 					}
 				}
-				for _, r := range d.Apply {
+				for _, r := range d.ApplyPermissions {
 					fmt.Fprintf(out, "  needs        %s %s\n", strings.Join(r.Verbs, ","), strings.Join(r.Resources, ","))
 				}
-				for _, r := range d.ApplyIAM {
+				for _, r := range d.ApplyIAMPermissions {
 					fmt.Fprintf(out, "  needs in AWS %s on %s\n", strings.Join(r.Actions, ","), strings.Join(r.Resources, ","))
 				}
 				return nil
@@ -122,11 +122,11 @@ func actionsCommand() *cobra.Command {
 			return t.Flush()
 		},
 	}
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-func oneSchema(_ *cobra.Command, given []string) error {
+func requireOneSchemaName(_ *cobra.Command, given []string) error {
 	if len(given) != 1 {
 		return errors.New("name one schema: playbook, test, rules, config, incident or recording")
 	}
@@ -135,7 +135,7 @@ func oneSchema(_ *cobra.Command, given []string) error {
 
 func schemaCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: args(oneSchema),
+		Use: "schema playbook|test|rules|config|incident|recording", Short: "Print a JSON Schema, for editors and pipelines", Args: validateArgs(requireOneSchemaName),
 		Long: `Print a JSON Schema. Editors with the YAML language server complete and explain with it if a file begins with:
 
   # yaml-language-server: $schema=playbook.schema.json`,

@@ -21,21 +21,21 @@ import (
 	"stanch/workflows/lease"
 )
 
-// plain makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
-func plain(s string) string { return redact.EscapeControlChars(s) }
+// escapeForTerminal makes an attacker's string safe for a terminal: control characters are shown and not obeyed.
+func escapeForTerminal(s string) string { return redact.EscapeControlChars(s) }
 
-func leasesCommand(g *globals) *cobra.Command {
+func leasesCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var all bool
 	c := &cobra.Command{
-		Use: "leases", Short: "List the containments in force", Args: args(cobra.NoArgs), Example: "  stanch leases\n  stanch leases --all -o json",
+		Use: "leases", Short: "List the containments in force", Args: validateArgs(cobra.NoArgs), Example: "  stanch leases\n  stanch leases --all -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := "/v1/leases"
 			if all {
 				path += "?all=1"
 			}
 			var list []*lease.Machine
-			if err := g.local().get(cmd.Context(), path, &list); err != nil {
+			if err := g.newAPIClient().get(cmd.Context(), path, &list); err != nil {
 				return err
 			}
 			reports := []playbooks.LeaseReport{}
@@ -45,25 +45,25 @@ func leasesCommand(g *globals) *cobra.Command {
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), reports)
 			}
-			g.banner(cmd)
+			g.printPauseBanner(cmd)
 			if len(reports) == 0 {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing is held")
 				return nil
 			}
-			showLeases(cmd.OutOrStdout(), list, time.Now())
+			printLeases(cmd.OutOrStdout(), list, time.Now())
 			return nil
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "those that have ended too")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-// showLeases lists leases, the one that ends next first.
-func showLeases(out io.Writer, list []*lease.Machine, now time.Time) {
+// printLeases lists leases, the one that ends next first.
+func printLeases(out io.Writer, list []*lease.Machine, now time.Time) {
 	slices.SortStableFunc(list, func(a, b *lease.Machine) int { return a.LastExpiry().Compare(b.LastExpiry()) })
 	var t table
-	t.row("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "WHY")
+	t.addRow("LEASE", "STATE", "ACTION", "TARGET", "UNTIL", "WHY")
 	for _, m := range list {
 		r := m.CurrentReport(now)
 		target, until := m.Target.String(), ""
@@ -76,15 +76,15 @@ func showLeases(out io.Writer, list []*lease.Machine, now time.Time) {
 		if left := r.ExpiresAt.Sub(now); left > 0 && m.State != lease.StateEnded {
 			until += " (in " + duration.Format(left.Round(time.Second)) + ")"
 		}
-		t.row(r.ID, display.DescribeLease(r), r.Action, target, until, r.Reason)
+		t.addRow(r.ID, display.DescribeLease(r), r.Action, target, until, r.Reason)
 	}
 	t.print(out)
 }
 
-func releaseCommand(g *globals) *cobra.Command {
+func releaseCommand(g *globalFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
-		Use: "release LEASE", Short: "End a containment now", Args: args(cobra.MaximumNArgs(1)), Example: "  stanch release LSE-0A1B…\n  stanch release --all",
+		Use: "release LEASE", Short: "End a containment now", Args: validateArgs(cobra.MaximumNArgs(1)), Example: "  stanch release LSE-0A1B…\n  stanch release --all",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if all == (len(ids) == 1) {
 				return usageError{fmt.Errorf("name one lease, or --all")}
@@ -94,7 +94,7 @@ func releaseCommand(g *globals) *cobra.Command {
 				q.LeaseID = ids[0]
 			}
 			var done []playbooks.LeaseReport
-			if err := g.local().post(cmd.Context(), "/v1/release", q, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/release", q, &done); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "released %d; `stanch leases --all` shows when each is undone\n", len(done))
@@ -105,10 +105,10 @@ func releaseCommand(g *globals) *cobra.Command {
 	return c
 }
 
-func extendCommand(g *globals) *cobra.Command {
+func extendCommand(g *globalFlags) *cobra.Command {
 	var d time.Duration
 	c := &cobra.Command{
-		Use: "extend LEASE --for 1h", Short: "Let a containment hold longer", Args: args(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h\n  stanch extend LSE-0A1B… --for 1d",
+		Use: "extend LEASE --for 1h", Short: "Let a containment hold longer", Args: validateArgs(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h\n  stanch extend LSE-0A1B… --for 1d",
 		Long: `Let a containment hold until --for from now. It never shortens one: a lease that already holds until then or
 later is left as it is, and the command says when it ends. Where the scope asks for several approvers, one of them
 extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one now.`,
@@ -117,11 +117,11 @@ extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one 
 				return usageError{fmt.Errorf("say until how long from now it shall hold: --for 1h")}
 			}
 			var done []playbooks.LeaseReport
-			if err := g.local().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d}, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/extend", gateway.LeaseRequest{LeaseID: ids[0], Duration: d}, &done); err != nil {
 				return err
 			}
 			for _, l := range done {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, plain(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s of %s holds until %s, %s from now\n", l.ID, l.Action, escapeForTerminal(l.Target), l.ExpiresAt.Local().Format(time.DateTime), duration.Format(d))
 			}
 			return nil
 		},
@@ -130,7 +130,7 @@ extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one 
 	return c
 }
 
-func voteCommand(g *globals, approve bool) *cobra.Command {
+func approvalCommand(g *globalFlags, approve bool) *cobra.Command {
 	word, short := "approve", "Say yes to a question of an incident"
 	if !approve {
 		word, short = "deny", "Say no to a question of an incident"
@@ -138,7 +138,7 @@ func voteCommand(g *globals, approve bool) *cobra.Command {
 	var reason string
 	var breakGlass bool
 	c := &cobra.Command{
-		Use: word + " INCIDENT [STEP]", Short: short, Args: args(cobra.RangeArgs(1, 2)),
+		Use: word + " INCIDENT [STEP]", Short: short, Args: validateArgs(cobra.RangeArgs(1, 2)),
 		Long: short + `. STEP names the question by its approval's name, its step's id or path, or an action that it
 asks about; without it the only open question is meant. Where that names several, each has a name of its own, such as
 2/contain#1: ` + "`stanch incidents INCIDENT`" + ` shows it. The kernel tells Stanch who you are, or with --server the cluster
@@ -153,16 +153,16 @@ does; the configuration says whether you may answer. The output says how the ans
 				v.RequestID = a[1]
 			}
 			var answer gateway.VoteResult
-			err := g.local().post(cmd.Context(), "/v1/vote", v, &answer)
-			if r, ok := errors.AsType[*refusal](err); ok && r.code == http.StatusForbidden {
+			err := g.newAPIClient().post(cmd.Context(), "/v1/vote", v, &answer)
+			if r, ok := errors.AsType[*apiError](err); ok && r.statusCode == http.StatusForbidden {
 				return fmt.Errorf("refused: %w", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], plain(answer.Message))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", a[0], escapeForTerminal(answer.Message))
 			if answer.Result == gateway.ResultNotCounted {
-				return errAnswered
+				return errReported
 			}
 			return nil
 		},
@@ -174,10 +174,10 @@ does; the configuration says whether you may answer. The output says how the ans
 	return c
 }
 
-func markCommand(g *globals) *cobra.Command {
+func triageCommand(g *globalFlags) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
-		Use: "mark INCIDENT taken-over|false-positive", Short: "Take an incident over, or call it a false positive", Args: args(cobra.ExactArgs(2)),
+		Use: "mark INCIDENT taken-over|false-positive", Short: "Take an incident over, or call it a false positive", Args: validateArgs(cobra.ExactArgs(2)),
 		Long: `Say something about an incident. In both cases no further playbook starts in it.
 
   taken-over       it is yours from now on; what holds goes on to its end
@@ -190,10 +190,10 @@ func markCommand(g *globals) *cobra.Command {
 				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
 			}
 			var done gateway.TriageResult
-			if err := g.local().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
 				return err
 			}
-			showMarked(cmd.OutOrStdout(), a[0], q.Kind, done)
+			printTriageResult(cmd.OutOrStdout(), a[0], q.Kind, done)
 			return nil
 		},
 	}
@@ -201,9 +201,9 @@ func markCommand(g *globals) *cobra.Command {
 	return c
 }
 
-// showMarked says what a mark brought about.
-func showMarked(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
-	p := func(format string, args ...any) { fmt.Fprintln(out, plain(fmt.Sprintf(format, args...))) }
+// printTriageResult says what a mark brought about.
+func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
+	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
 	p("%s: %s", id, kind)
 	for _, l := range done.ReleasedLeases {
 		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
@@ -216,5 +216,5 @@ func showMarked(out io.Writer, id string, kind incident.TriageKind, done gateway
 	}
 }
 
-// progress writes a line for people, never into a machine's output.
-func progress(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }
+// logProgress writes a line for people, never into a machine's output.
+func logProgress(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }

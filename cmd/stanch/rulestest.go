@@ -17,8 +17,8 @@ import (
 	"stanch/sensors/rules"
 )
 
-// rulesReport is what `stanch rules test -o json` prints.
-type rulesReport struct {
+// rulesTestReport is what `stanch rules test -o json` prints.
+type rulesTestReport struct {
 	Version  int                    `json:"version"`
 	Passed   int                    `json:"passed"`
 	Failed   int                    `json:"failed"`
@@ -29,8 +29,8 @@ type rulesReport struct {
 
 // eventsReport is what would have fired on recorded events.
 type eventsReport struct {
-	Events int          `json:"events"`
-	Rules  []ruleFiring `json:"rules"`
+	EventCount int          `json:"events"`
+	Firings  []ruleFiring `json:"rules"`
 	Errors []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
 }
 
@@ -40,13 +40,13 @@ type ruleFiring struct {
 	Severity sensors.Severity `json:"severity"`
 	Fired    int              `json:"fired"`
 	Excepted int              `json:"excepted"`
-	At       []string         `json:"at"` // "file:line" of the first events on which it fired
+	Positions       []string         `json:"at"` // "file:line" of the first events on which it fired
 }
 
-// maxFirings bounds how many places of each rule are told.
-const maxFirings = 20
+// maxFiringPositions bounds how many places of each rule are told.
+const maxFiringPositions = 20
 
-func rulesTestCommand(g *globals) *cobra.Command {
+func rulesTestCommand(g *globalFlags) *cobra.Command {
 	var output string
 	var verbose bool
 	var events []string
@@ -67,13 +67,13 @@ With --events FILE it shows which rules would fire on what was recorded with
 		Example: "  stanch rules test my-rules/\n  stanch rules test my-rules/ -v --events recorded_events.jsonl",
 	}
 	c.RunE = func(cmd *cobra.Command, paths []string) error {
-		s.asked = paths
-		sources, err := s.sources(g)
+		s.paths = paths
+		sources, err := s.resolve(g)
 		if err != nil {
 			return err
 		}
 		set, problems := rules.LoadSources(sources...)
-		report := rulesReport{Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...), Tests: []rules.TestResult{}}
+		report := rulesTestReport{Version: 1, Problems: append(diagnostic.Diagnostics{}, problems...), Tests: []rules.TestResult{}}
 		for _, t := range set.TestResults() {
 			if t.Suppressed {
 				continue
@@ -86,29 +86,29 @@ With --events FILE it shows which rules would fire on what was recorded with
 			}
 		}
 		if len(events) > 0 {
-			if report.Events, err = tryEvents(cmd.InOrStdin(), set, events); err != nil {
+			if report.Events, err = replayEvents(cmd.InOrStdin(), set, events); err != nil {
 				return err
 			}
 		}
 		if output == "json" {
 			err = printJSON(cmd.OutOrStdout(), report)
 		} else {
-			err = showRulesTests(cmd.OutOrStdout(), report, verbose)
+			err = printRulesTests(cmd.OutOrStdout(), report, verbose)
 		}
 		if err == nil && (report.Failed > 0 || problems.HasErrors()) {
-			return errAnswered
+			return errReported
 		}
 		return err
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "show each test, and each event on which a rule fired")
 	c.Flags().StringArrayVar(&events, "events", nil, "a `FILE` of recorded events, an object a line; - is standard input")
 	c.Flags().BoolVar(&s.noShipped, "no-shipped", false, "leave out the shipped rules, to test a copy of them")
-	outputFlag(c, &output)
+	addOutputFlag(c, &output)
 	return c
 }
 
-func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
-	renderRules(out, r.Problems)
+func printRulesTests(out io.Writer, r rulesTestReport, verbose bool) error {
+	printRuleProblems(out, r.Problems)
 	for _, t := range r.Tests {
 		if !verbose {
 			break
@@ -120,9 +120,9 @@ func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
 		if !t.ShouldFire {
 			should = "silent"
 		}
-		fmt.Fprintln(out, plain(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
+		fmt.Fprintln(out, escapeForTerminal(strings.TrimRight(fmt.Sprintf("%s  %s:%d %s %s %s", word, t.File, t.Line, t.Rule, should, t.Name), " ")))
 	}
-	fmt.Fprintf(out, "%s, %d passed", plural(len(r.Tests), "test", "tests"), r.Passed)
+	fmt.Fprintf(out, "%s, %d passed", pluralize(len(r.Tests), "test", "tests"), r.Passed)
 	if r.Failed > 0 {
 		fmt.Fprintf(out, ", %d failed", r.Failed)
 	}
@@ -130,24 +130,24 @@ func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
 	if r.Events == nil {
 		return nil
 	}
-	fmt.Fprintf(out, "\n%s, %s would fire\n", plural(r.Events.Events, "event", "events"), plural(len(slices.DeleteFunc(slices.Clone(r.Events.Rules), func(f ruleFiring) bool { return f.Fired == 0 })), "rule", "rules"))
+	fmt.Fprintf(out, "\n%s, %s would fire\n", pluralize(r.Events.EventCount, "event", "events"), pluralize(len(slices.DeleteFunc(slices.Clone(r.Events.Firings), func(f ruleFiring) bool { return f.Fired == 0 })), "rule", "rules"))
 	for _, e := range r.Events.Errors {
-		fmt.Fprintln(out, plain(e))
+		fmt.Fprintln(out, escapeForTerminal(e))
 	}
-	if len(r.Events.Rules) == 0 {
+	if len(r.Events.Firings) == 0 {
 		return nil
 	}
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "RULE\tSEVERITY\tFIRED\tEXCEPTED\tFIRST AT")
-	for _, f := range r.Events.Rules {
+	for _, f := range r.Events.Firings {
 		at := "-"
-		if len(f.At) > 0 {
-			at = f.At[0]
+		if len(f.Positions) > 0 {
+			at = f.Positions[0]
 		}
 		if verbose {
-			at = strings.Join(f.At, " ")
+			at = strings.Join(f.Positions, " ")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", plain(f.Rule), f.Severity, f.Fired, f.Excepted, plain(at))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\n", escapeForTerminal(f.Rule), f.Severity, f.Fired, f.Excepted, escapeForTerminal(at))
 	}
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -155,31 +155,31 @@ func showRulesTests(out io.Writer, r rulesReport, verbose bool) error {
 	return nil
 }
 
-// tryEvents shows recorded events to the rules.
-func tryEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, error) {
-	report := &eventsReport{Rules: []ruleFiring{}}
+// replayEvents shows recorded events to the rules.
+func replayEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, error) {
+	report := &eventsReport{Firings: []ruleFiring{}}
 	firings := map[string]*ruleFiring{}
 	of := func(r *rules.Rule) *ruleFiring {
 		if firings[r.Name] == nil {
-			firings[r.Name] = &ruleFiring{Rule: r.Name, Severity: r.Severity, At: []string{}}
+			firings[r.Name] = &ruleFiring{Rule: r.Name, Severity: r.Severity, Positions: []string{}}
 		}
 		return firings[r.Name]
 	}
 	for _, file := range files {
 		err := readEvents(stdin, file, func(at string, e sensors.Event) {
-			report.Events++
+			report.EventCount++
 			fired, excepted, errs := set.Replay(e)
 			for _, r := range fired {
 				f := of(r)
-				if f.Fired++; len(f.At) < maxFirings {
-					f.At = append(f.At, at)
+				if f.Fired++; len(f.Positions) < maxFiringPositions {
+					f.Positions = append(f.Positions, at)
 				}
 			}
 			for _, r := range excepted {
 				of(r).Excepted++
 			}
 			for _, err := range errs {
-				if len(report.Errors) < maxFirings {
+				if len(report.Errors) < maxFiringPositions {
 					report.Errors = append(report.Errors, at+": "+err.Error())
 				}
 			}
@@ -190,7 +190,7 @@ func tryEvents(stdin io.Reader, set *rules.Set, files []string) (*eventsReport, 
 	}
 	for _, r := range set.Rules() {
 		if f := firings[r.Name]; f != nil {
-			report.Rules = append(report.Rules, *f)
+			report.Firings = append(report.Firings, *f)
 		}
 	}
 	return report, nil

@@ -22,57 +22,57 @@ import (
 	"stanch/sensors/gatewayrpc"
 )
 
-// refusal is an error that Stanch answered, with its HTTP status.
-type refusal struct {
-	code int
-	text string
+// apiError is an error that Stanch answered, with its HTTP status.
+type apiError struct {
+	statusCode int
+	message string
 }
 
-func (r *refusal) Error() string { return r.text }
+func (r *apiError) Error() string { return r.message }
 
-// local is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
-type local struct {
-	path   string
-	drill  string // the key of a drill
-	server remote
+// apiClient is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
+type apiClient struct {
+	socketPath   string
+	drillKey  string // the key of a drill
+	server remoteServer
 }
 
-// remote is how to reach an API in a cluster.
-type remote struct {
+// remoteServer is how to reach an API in a cluster.
+type remoteServer struct {
 	address string // host:port
-	token   string // a file with a Kubernetes token
-	ca      string // a file with the certificate authority of `stanch cert authority`
+	tokenFile   string // a file with a Kubernetes token
+	caFile      string // a file with the certificate authority of `stanch cert authority`
 }
 
-func (g *globals) local() *local { return &local{path: g.socket(), server: g.server} }
+func (g *globalFlags) newAPIClient() *apiClient { return &apiClient{socketPath: g.socketPath(), server: g.remoteServer} }
 
 // transport gives how to reach Stanch, what to put before a path, and the token to show.
-func (l *local) transport() (t *http.Transport, base, token string, err error) {
+func (l *apiClient) transport() (t *http.Transport, base, token string, err error) {
 	if l.server.address == "" {
 		return &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", l.path)
+			return (&net.Dialer{}).DialContext(ctx, "unix", l.socketPath)
 		}}, "http://stanch", "", nil
 	}
-	if l.server.token == "" || l.server.ca == "" {
+	if l.server.tokenFile == "" || l.server.caFile == "" {
 		return nil, "", "", usageError{errors.New("--server needs --token-file (kubectl create token NAME --audience stanch) and --server-ca (pki/ca.crt)")}
 	}
-	raw, err := os.ReadFile(l.server.token)
+	raw, err := os.ReadFile(l.server.tokenFile)
 	if err != nil {
 		return nil, "", "", fmt.Errorf("read the token: %w", err)
 	}
-	pem, err := os.ReadFile(l.server.ca)
+	pem, err := os.ReadFile(l.server.caFile)
 	if err != nil {
 		return nil, "", "", fmt.Errorf("read the certificate authority: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, "", "", fmt.Errorf("%s holds no certificate", l.server.ca)
+		return nil, "", "", fmt.Errorf("%s holds no certificate", l.server.caFile)
 	}
 	t = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: gatewayrpc.ServerName}}
 	return t, "https://" + l.server.address, strings.TrimSpace(string(raw)), nil
 }
 
-func (l *local) call(ctx context.Context, method, path string, in, out any) error {
+func (l *apiClient) doRequest(ctx context.Context, method, path string, in, out any) error {
 	transport, base, token, err := l.transport()
 	if err != nil {
 		return err
@@ -90,8 +90,8 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 	if err != nil {
 		return fmt.Errorf("make the request: %w", err)
 	}
-	if l.drill != "" {
-		r.Header.Set("Stanch-Drill", l.drill)
+	if l.drillKey != "" {
+		r.Header.Set("Stanch-Drill", l.drillKey)
 	}
 	if token != "" {
 		r.Header.Set("Authorization", "Bearer "+token)
@@ -102,15 +102,15 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 	}
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
-			return refusedSocket(l.path)
+			return explainSocketDenied(l.socketPath)
 		}
-		if _, statErr := os.Stat(l.path); errors.Is(statErr, fs.ErrNotExist) {
-			if l.path != systemSocket && socketExists(systemSocket) {
-				return fmt.Errorf("no Stanch runs here: there is no %s; the one of this machine answers with --data %s", l.path, filepath.Dir(systemSocket))
+		if _, statErr := os.Stat(l.socketPath); errors.Is(statErr, fs.ErrNotExist) {
+			if l.socketPath != systemSocket && socketExists(systemSocket) {
+				return fmt.Errorf("no Stanch runs here: there is no %s; the one of this machine answers with --data %s", l.socketPath, filepath.Dir(systemSocket))
 			}
-			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.path)
+			return fmt.Errorf("no Stanch runs here: there is no %s; start `stanch up`, or name its --data", l.socketPath)
 		}
-		return fmt.Errorf("reach Stanch at %s: %w", l.path, err)
+		return fmt.Errorf("reach Stanch at %s: %w", l.socketPath, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
@@ -124,7 +124,7 @@ func (l *local) call(ctx context.Context, method, path string, in, out any) erro
 		if json.Unmarshal(raw, &problem) != nil || problem.Error == "" {
 			problem.Error = resp.Status
 		}
-		return &refusal{code: resp.StatusCode, text: problem.Error}
+		return &apiError{statusCode: resp.StatusCode, message: problem.Error}
 	}
 	if out == nil {
 		return nil
@@ -144,8 +144,8 @@ func socketExists(path string) bool {
 	return err == nil || errors.Is(err, fs.ErrPermission)
 }
 
-// refusedSocket says how to get through to a socket that does not let this user in.
-func refusedSocket(path string) error {
+// explainSocketDenied says how to get through to a socket that does not let this user in.
+func explainSocketDenied(path string) error {
 	name := strconv.Itoa(os.Getuid())
 	if u, err := user.Current(); err == nil {
 		name = u.Username
@@ -153,12 +153,12 @@ func refusedSocket(path string) error {
 	return fmt.Errorf("connect to Stanch at %s: permission denied; run this as root, or start Stanch with `stanch up --socket-group GROUP`, add yourself with `usermod -aG GROUP %s` and log in again", path, name)
 }
 
-func (l *local) get(ctx context.Context, path string, out any) error {
-	return l.call(ctx, http.MethodGet, path, nil, out)
+func (l *apiClient) get(ctx context.Context, path string, out any) error {
+	return l.doRequest(ctx, http.MethodGet, path, nil, out)
 }
 
-func (l *local) post(ctx context.Context, path string, in, out any) error {
-	return l.call(ctx, http.MethodPost, path, in, out)
+func (l *apiClient) post(ctx context.Context, path string, in, out any) error {
+	return l.doRequest(ctx, http.MethodPost, path, in, out)
 }
 
 func printJSON(w io.Writer, v any) error {

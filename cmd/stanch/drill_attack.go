@@ -13,22 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attackCommand and attackEnv make this program the drill's harmless attacker: it connects only to the drill's own
+// drillAttackCommand and drillAttackEnv make this program the drill's harmless attacker: it connects only to the drill's own
 // peer, mines nothing, and ends with the drill.
 const (
-	attackCommand = "__drill-attack"
-	attackEnv     = "STANCH_DRILL_ATTACK"
+	drillAttackCommand = "__drill-attack"
+	drillAttackEnv     = "STANCH_DRILL_ATTACK"
 )
 
-// attackMain is the first process of the drill's container: it waits until its network is there, then becomes the
+// runDrillAttack is the first process of the drill's container: it waits until its network is there, then becomes the
 // attack that was asked for. args: KIND ADDR.
-func attackMain(args []string) int {
+func runDrillAttack(args []string) int {
 	if len(args) != 2 {
 		return 2
 	}
 	kind, address := args[0], args[1]
 	if kind == "miner" {
-		return mine(address)
+		return simulateMining(address)
 	}
 	// The drill closes standard input's other end when the network is set up.
 	_, _ = bufio.NewReader(os.Stdin).ReadByte()
@@ -36,29 +36,29 @@ func attackMain(args []string) int {
 	if err != nil {
 		return 1
 	}
-	env := append(os.Environ(), attackEnv+"=miner "+address)
+	env := append(os.Environ(), drillAttackEnv+"=miner "+address)
 	switch kind {
 	case "wait":
 		// A sibling: it only sends.
-		return mine(address)
+		return simulateMining(address)
 	case "cryptominer":
 		err = syscall.Exec(self, []string{"xmrig", "--url", "stratum+tcp://" + address, "--donate-level", "1"}, env) //nolint:gosec // the drill's own program under a miner's name
 	case "shell":
-		go mine(address)
-		err = terminalShell()
+		go simulateMining(address)
+		err = runTerminalShell()
 	case "reverse-shell":
-		err = reverseShell(address)
+		err = runReverseShell(address)
 	case "credentials":
-		if err = readToken(); err == nil {
-			return mine(address)
+		if err = readFakeToken(); err == nil {
+			return simulateMining(address)
 		}
 	}
 	fmt.Fprintln(os.Stderr, "drill attack:", err)
 	return 1
 }
 
-// mine sends a line every 50 ms, as a miner would its shares.
-func mine(address string) int {
+// simulateMining sends a line every 50 ms, as a miner would its shares.
+func simulateMining(address string) int {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGTERM)
 	go func() { <-ended; os.Exit(0) }()
@@ -78,9 +78,9 @@ func mine(address string) int {
 	}
 }
 
-// readToken lays a token that is worth nothing where pods have theirs, seen by this process's mount namespace alone, and
+// readFakeToken lays a token that is worth nothing where pods have theirs, seen by this process's mount namespace alone, and
 // reads it with a tool.
-func readToken() error {
+func readFakeToken() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keep the mount to itself: %w", err)
 	}
@@ -100,8 +100,8 @@ func readToken() error {
 	return nil
 }
 
-// terminalShell runs a shell on a terminal of its own.
-func terminalShell() error {
+// runTerminalShell runs a shell on a terminal of its own.
+func runTerminalShell() error {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("open a terminal: %w", err)
@@ -129,8 +129,8 @@ func terminalShell() error {
 	return nil
 }
 
-// reverseShell connects and becomes a shell that reads from and writes to the connection.
-func reverseShell(address string) error {
+// runReverseShell connects and becomes a shell that reads from and writes to the connection.
+func runReverseShell(address string) error {
 	c, err := net.DialTimeout("tcp", address, 5*time.Second) //nolint:noctx // at once
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)

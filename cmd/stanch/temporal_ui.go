@@ -15,17 +15,17 @@ import (
 	"stanch/worker/embeddedtemporal"
 )
 
-// uiConfig hands Temporal's web page its configuration.
-type uiConfig struct{ uiconfig.Config }
+// temporalUIConfig hands Temporal's web page its configuration.
+type temporalUIConfig struct{ uiconfig.Config }
 
-func (c uiConfig) GetConfig() (*uiconfig.Config, error) { return &c.Config, nil }
+func (c temporalUIConfig) GetConfig() (*uiconfig.Config, error) { return &c.Config, nil }
 
-// startUI shows Temporal's own web page, read-only, on loopback. Payloads are encrypted: it shows what ran and when.
-func startUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI, dir string) (string, error) {
+// startTemporalUI shows Temporal's own web page, read-only, on loopback. Payloads are encrypted: it shows what ran and when.
+func startTemporalUI(ctx context.Context, address string, temporal *embeddedtemporal.Server, pki *authority.PKI, dir string) (string, error) {
 	if address == "" {
 		return "", nil
 	}
-	host, port, err := splitPort(address)
+	host, port, err := splitHostPort(address)
 	if err != nil {
 		return "", err
 	}
@@ -43,7 +43,7 @@ func startUI(ctx context.Context, address string, temporal *embeddedtemporal.Ser
 	if err != nil {
 		return "", err
 	}
-	s := server.NewServer(server_options.WithConfigProvider(uiConfig{uiconfig.Config{
+	s := server.NewServer(server_options.WithConfigProvider(temporalUIConfig{uiconfig.Config{
 		TemporalGRPCAddress: temporal.Address, Host: host, Port: port, EnableUI: true, DefaultNamespace: embeddedtemporal.Namespace,
 		DisableWriteActions: true, WorkflowTerminateDisabled: true, WorkflowCancelDisabled: true, WorkflowSignalDisabled: true, WorkflowUpdateDisabled: true,
 		WorkflowResetDisabled: true, WorkflowPauseDisabled: true, BatchActionsDisabled: true, StartWorkflowDisabled: true, ActivityCommandsDisabled: true,
