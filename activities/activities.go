@@ -310,7 +310,7 @@ func (s *Activities) Undo(ctx context.Context, in UndoInput) (UndoResult, error)
 		return UndoResult{}, retryableError(fmt.Errorf("there is no containment %q", r.Action))
 	}
 	if in.ReleaseGrant != nil {
-		g, err := s.Authority.Keys().VerifyGrant(*in.ReleaseGrant, attestation.OperationRelease, s.now())
+		g, err := s.Authority.Keyring().VerifyGrant(*in.ReleaseGrant, attestation.OperationRelease, s.now())
 		if err == nil && g.LeaseID != r.LeaseID {
 			err = fmt.Errorf("%w: the grant releases lease %s", attestation.ErrUnverified, g.LeaseID)
 		}
@@ -349,7 +349,7 @@ func (s *Activities) recordUndo(in UndoInput, note string) UndoResult {
 	act := AuditRecord{Action: in.Request.Action, Target: in.Request.Target.ID(), LeaseID: in.Request.LeaseID, Note: note}
 	if in.ReleaseGrant != nil {
 		var g attestation.Grant
-		if s.Authority.Keys().Verify(*in.ReleaseGrant, attestation.PayloadTypeGrant, &g) == nil {
+		if s.Authority.Keyring().Verify(*in.ReleaseGrant, attestation.PayloadTypeGrant, &g) == nil {
 			act.BasisID, act.People = g.Nonce, g.GrantedBy
 		}
 	}

@@ -105,14 +105,14 @@ func (s *Activities) rollbackFailedApply(ctx context.Context, action Containment
 func (s *Activities) authorizeApply(ctx context.Context, action Containment, in ApplyInput) (_ GuardDecision, _ attestation.Envelope, held bool, _ error) {
 	r, now := in.Request, s.now()
 	if r.ReleaseGrant != nil {
-		g, err := s.Authority.Keys().VerifyGrant(*r.ReleaseGrant, attestation.OperationRelease, now)
+		g, err := s.Authority.Keyring().VerifyGrant(*r.ReleaseGrant, attestation.OperationRelease, now)
 		if err != nil || g.LeaseID != r.LeaseID {
 			r.ReleaseGrant = nil // spent, or another lease's
 		}
 	}
 	var heldUntil time.Time
 	if in.LeaseToken != nil {
-		token, err := s.Authority.Keys().VerifyLeaseToken(*in.LeaseToken, r.Action, r.Target.ID(), now)
+		token, err := s.Authority.Keyring().VerifyLeaseToken(*in.LeaseToken, r.Action, r.Target.ID(), now)
 		if err == nil && token.LeaseID == r.LeaseID {
 			heldUntil = token.ExpiresAt
 		}
@@ -151,7 +151,7 @@ func (s *Activities) validExtensionGrant(r Request, now time.Time) (attestation.
 	if r.ExtensionGrant == nil {
 		return attestation.Grant{}, false
 	}
-	g, err := s.Authority.Keys().VerifyGrant(*r.ExtensionGrant, attestation.OperationExtend, now)
+	g, err := s.Authority.Keyring().VerifyGrant(*r.ExtensionGrant, attestation.OperationExtend, now)
 	return g, err == nil && g.LeaseID == r.LeaseID && !r.ExpiresAt.After(g.NewEnd)
 }
 

@@ -112,7 +112,7 @@ func (s *Activities) askForbiddenReason(in CountVotesInput) string {
 	}
 	if in.PlaybookAuthorization != nil {
 		var selection attestation.PlaybookAuthorization
-		if err := s.Authority.Keys().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
+		if err := s.Authority.Keyring().Verify(*in.PlaybookAuthorization, attestation.PayloadTypePlaybookAuthorization, &selection); err != nil {
 			return "the playbook that asks is not one of this installation's: " + err.Error()
 		}
 		if slices.Contains(selection.ApproverHashes, ApproversHash(in.Approvers)) {
@@ -150,7 +150,7 @@ func (s *Activities) verifyVotes(in CountVotesInput) countedVotes {
 	ignore := func(who, why string) { c.ignoredReasons = append(c.ignoredReasons, truncate(who, 80)+": "+why) }
 	for _, signed := range in.Votes {
 		var v attestation.Vote
-		if err := s.Authority.Keys().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
+		if err := s.Authority.Keyring().Verify(signed, attestation.PayloadTypeVote, &v); err != nil {
 			s.Log.Warn("a vote is not proved", "incident", in.IncidentID, "step", in.RequestID, "error", err)
 			ignore("somebody", err.Error())
 			continue

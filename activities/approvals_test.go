@@ -179,7 +179,7 @@ func TestVotesAreCounted(t *testing.T) {
 			require.Equal(t, c.denied, tally.Denied, tally.Reason)
 			require.Contains(t, tally.Reason, c.reason)
 			require.Equal(t, c.granted, len(tally.GrantsByPlanHash) == 1)
-			lines, found, err := b.activities.Evidence.Verify(testIncidentID, b.signer.Keys(), "")
+			lines, found, err := b.activities.Evidence.Verify(testIncidentID, b.signer.Keyring(), "")
 			require.NoError(t, err)
 			require.Empty(t, found)
 			require.Equal(t, c.granted, len(lines) == 1, "what is granted stands in the manifest, and nothing else")
@@ -205,7 +205,7 @@ func TestAGrantSaysForWhatItIs(t *testing.T) {
 	tally := b.countVotes()
 	require.True(t, tally.Granted, tally.Reason)
 	for _, signed := range tally.GrantsByPlanHash {
-		g, err := b.signer.Keys().VerifyGrant(signed, attestation.OperationApply, time.Now())
+		g, err := b.signer.Keyring().VerifyGrant(signed, attestation.OperationApply, time.Now())
 		require.NoError(t, err)
 		require.True(t, g.DrillOnly)
 		require.Equal(t, "shop", g.Namespace)
@@ -223,7 +223,7 @@ func TestVotesThatAreCountedAgainGiveNoSecondGrant(t *testing.T) {
 	for range 2 {
 		for _, signed := range b.countVotes().GrantsByPlanHash {
 			var g attestation.Grant
-			require.NoError(t, b.signer.Keys().Verify(signed, attestation.PayloadTypeGrant, &g))
+			require.NoError(t, b.signer.Keyring().Verify(signed, attestation.PayloadTypeGrant, &g))
 			grants = append(grants, g)
 		}
 	}

@@ -110,7 +110,7 @@ func quotaExceededReason(used, size, most int64) string {
 
 // incidentUsedBytes returns the bytes of an incident's pieces by its manifest. A piece that is entered twice counts once.
 func (s *EvidenceStore) incidentUsedBytes(incident string) (int64, error) {
-	lines, _, err := s.Manifest(incident, s.Authority.Keys())
+	lines, _, err := s.Manifest(incident, s.Authority.Keyring())
 	if err != nil {
 		return 0, err
 	}

@@ -155,6 +155,6 @@ type Guards interface {
 
 // Authority signs what guards let through.
 type Authority interface {
-	Keys() attestation.Keyring
+	Keyring() attestation.Keyring
 	Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error)
 }

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/activities"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 	"stanch/testenv/signer"
 )
 
@@ -41,14 +41,14 @@ func readManifestFile(s *activities.EvidenceStore) string {
 
 func verifyStore(t testing.TB, s *activities.EvidenceStore, a *signer.Signer, head string) []activities.IntegrityFinding {
 	t.Helper()
-	_, found, err := s.Verify(testIncidentID, a.Keys(), head)
+	_, found, err := s.Verify(testIncidentID, a.Keyring(), head)
 	require.NoError(t, err)
 	return found
 }
 
 func TestWhatWasKeptVerifies(t *testing.T) {
 	s, a := newFilledStore(t)
-	lines, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	lines, found, err := s.Verify(testIncidentID, a.Keyring(), "")
 	require.NoError(t, err)
 	require.Empty(t, found)
 	require.Len(t, lines, 5)
@@ -66,7 +66,7 @@ func TestAFlippedByteAnywhereInTheManifestIsFound(t *testing.T) {
 		}
 		changed := bytes.Clone(whole)
 		changed[i] ^= 1
-		_, found := activities.ReadManifest(testIncidentID, changed, a.Keys())
+		_, found := activities.ReadManifest(testIncidentID, changed, a.Keyring())
 		require.NotEmpty(t, found, "byte %d (%q) was flipped", i, whole[i])
 	}
 }
@@ -94,7 +94,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 	s, a := newFilledStore(t)
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
-	all, _, err := s.Manifest(testIncidentID, a.Keys())
+	all, _, err := s.Manifest(testIncidentID, a.Keyring())
 	require.NoError(t, err)
 	lines := strings.SplitAfter(strings.TrimSuffix(string(whole), "\n"), "\n")
 	for name, changed := range map[string][]string{
@@ -103,7 +103,7 @@ func TestLinesThatAreTakenAwaySwappedOrCutOffAreFound(t *testing.T) {
 		"two are swapped":           {lines[0], lines[2], lines[1], lines[3], lines[4]},
 		"one is doubled":            {lines[0], lines[0], lines[1], lines[2], lines[3], lines[4]},
 	} {
-		_, found := activities.ReadManifest(testIncidentID, []byte(strings.Join(changed, "")), a.Keys())
+		_, found := activities.ReadManifest(testIncidentID, []byte(strings.Join(changed, "")), a.Keyring())
 		require.NotEmpty(t, found, name)
 	}
 	// The end that was cut off shows against a head that was kept elsewhere.
@@ -118,7 +118,7 @@ func TestAManifestOfAnotherKeyOrIncidentIsFound(t *testing.T) {
 	require.ErrorContains(t, joinFindings(verifyStore(t, s, other, "")), "unknown key")
 	whole, err := os.ReadFile(readManifestFile(s))
 	require.NoError(t, err)
-	_, found := activities.ReadManifest("INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", whole, a.Keys())
+	_, found := activities.ReadManifest("INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", whole, a.Keyring())
 	require.ErrorContains(t, joinFindings(found), "belongs to the manifest of")
 }
 
@@ -133,7 +133,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 	require.NoError(t, err)
 	forged, err := os.ReadFile(readManifestFile(theirs))
 	require.NoError(t, err)
-	lines, found := activities.ReadManifest(testIncidentID, append(forged, whole...), a.Keys())
+	lines, found := activities.ReadManifest(testIncidentID, append(forged, whole...), a.Keyring())
 	require.NotEmpty(t, found)
 	require.Len(t, lines, 6)
 	for i, l := range lines {
@@ -141,7 +141,7 @@ func TestEachLineIsProvedByItself(t *testing.T) {
 	}
 	// Nor does what is signed for another incident, or is written otherwise.
 	for _, c := range []struct{ of, text string }{{"INC-01ARZ3NDEKTSV4RRFFQ69G5FAW", string(whole)}, {testIncidentID, strings.ReplaceAll(string(whole), `{"purpose"`, `{ "purpose"`)}} {
-		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keys())
+		lines, _ = activities.ReadManifest(c.of, []byte(c.text), a.Keyring())
 		require.Len(t, lines, 5)
 		for _, l := range lines {
 			require.False(t, l.SignatureValid)
@@ -166,7 +166,7 @@ func TestARetryIsNotEnteredTwice(t *testing.T) {
 	piece := activities.Artifact{Name: "first.txt", Data: []byte("first"), CapturedFrom: "API server"}
 	again, err := s.StoreArtifact(t.Context(), testIncidentID, "pod.logs", "pod:1", piece, time.Now())
 	require.NoError(t, err)
-	lines, _, err := s.Manifest(testIncidentID, a.Keys())
+	lines, _, err := s.Manifest(testIncidentID, a.Keyring())
 	require.NoError(t, err)
 	require.Len(t, lines, 5)
 	require.Equal(t, lines[0].Hash, again.ManifestEntryHash)
@@ -187,7 +187,7 @@ func TestReplicasShareAManifest(t *testing.T) {
 		})
 	}
 	all.Wait()
-	lines, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	lines, found, err := s.Verify(testIncidentID, a.Keyring(), "")
 	require.NoError(t, err)
 	require.Empty(t, found)
 	require.Len(t, lines, 85)
@@ -215,11 +215,11 @@ func TestWhatArrivesOtherThanItLeftIsNotKept(t *testing.T) {
 
 // On a full disk a piece is refused with an error, nothing half written stays, and what was there still verifies.
 func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	a := signer.New(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		lacking.Lacking(t, "the right to mount a tmpfs: "+err.Error())
+		lacking.SkipOrFail(t, "the right to mount a tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	s := &activities.EvidenceStore{Dir: dir, Authority: a}
@@ -237,7 +237,7 @@ func TestAFullDiskLeavesNothingHalfDone(t *testing.T) {
 		_, noteErr = s.Append(testIncidentID, activities.EntryKindEffect, activities.AuditRecord{Note: strings.Repeat("y", n%4000)})
 	}
 	require.ErrorIs(t, noteErr, unix.ENOSPC)
-	_, found, err := s.Verify(testIncidentID, a.Keys(), "")
+	_, found, err := s.Verify(testIncidentID, a.Keyring(), "")
 	require.NoError(t, err)
 	require.Empty(t, found)
 }
@@ -266,7 +266,7 @@ func FuzzReadManifest(f *testing.F) {
 	f.Add([]byte("{}\n"))
 	f.Add([]byte("\n\n{"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		lines, found := activities.ReadManifest(testIncidentID, raw, a.Keys())
+		lines, found := activities.ReadManifest(testIncidentID, raw, a.Keyring())
 		if !bytes.HasPrefix(whole, raw) && len(found) == 0 && len(lines) > 0 {
 			t.Fatalf("%q passes", raw)
 		}

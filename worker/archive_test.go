@@ -27,15 +27,15 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	require.NoError(t, err)
 	a := &Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: s, DataConverter: converter.GetDefaultDataConverter()}, Archive: archive.Store{Dir: t.TempDir()},
-		Converter: converter.GetDefaultDataConverter(), Keyring: auth.Keys(), Evidence: &activities.EvidenceStore{Dir: t.TempDir(), Authority: auth},
+		Converter: converter.GetDefaultDataConverter(), Keyring: auth.Keyring(), Evidence: &activities.EvidenceStore{Dir: t.TempDir(), Authority: auth},
 	}
-	s.Run("Incident", "incident/a", joinedIncidentID)
-	thread := s.Run("Thread", "thread/a", joinedIncidentID)
-	s.Run("Incident", "incident/b", auditedIncidentID)
-	lease := s.Run("Lease", "lease/b", auditedIncidentID)
-	s.Listed("Incident", "Completed", 2)
-	s.Listed("Thread", "Running", 1)
-	s.Listed("Lease", "Running", 1)
+	s.StartWorkflow("Incident", "incident/a", joinedIncidentID)
+	thread := s.StartWorkflow("Thread", "thread/a", joinedIncidentID)
+	s.StartWorkflow("Incident", "incident/b", auditedIncidentID)
+	lease := s.StartWorkflow("Lease", "lease/b", auditedIncidentID)
+	s.WaitUntilListed("Incident", "Completed", 2)
+	s.WaitUntilListed("Thread", "Running", 1)
+	s.WaitUntilListed("Lease", "Running", 1)
 
 	n, err := a.ArchiveClosed(t.Context(), auth)
 	require.NoError(t, err)
@@ -52,7 +52,7 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 	require.Empty(t, archive.CompareHistories(live, archived))
 	require.NoError(t, s.SignalWorkflow(t.Context(), thread.GetID(), "", "end", nil))
 	require.NoError(t, s.SignalWorkflow(t.Context(), lease.GetID(), "", "end", nil))
-	s.Listed("Lease", "Completed", 1)
+	s.WaitUntilListed("Lease", "Completed", 1)
 	n, err = a.ArchiveClosed(t.Context(), auth)
 	require.NoError(t, err)
 	require.Equal(t, 1, n)

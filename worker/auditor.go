@@ -47,7 +47,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 		return nil, err //nolint:wrapcheck // it names the file
 	}
 	return &Auditor{
-		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keys(), Catalog: ActionCatalog(),
+		Archive: archive.Store{Dir: filepath.Join(dir, "archive")}, Converter: c.DataConverter(), Keyring: auth.Keyring(), Catalog: ActionCatalog(),
 		Evidence: &activities.EvidenceStore{Dir: filepath.Join(dir, "evidence")},
 	}, nil
 }
@@ -56,7 +56,7 @@ func OpenAuditor(dir string) (*Auditor, error) {
 func (w *Worker) newAuditor() *Auditor {
 	return &Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.dataConverter()}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.dataConverter(), Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		Converter: w.dataConverter(), Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
 }
 

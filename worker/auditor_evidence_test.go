@@ -33,7 +33,7 @@ func newAuditFixture(t *testing.T) *auditFixture {
 	a, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	store := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
-	c := &auditFixture{t: t, Auditor: &Auditor{Archive: archive.Store{Dir: t.TempDir()}, Keyring: a.Keys(), Evidence: store}}
+	c := &auditFixture{t: t, Auditor: &Auditor{Archive: archive.Store{Dir: t.TempDir()}, Keyring: a.Keyring(), Evidence: store}}
 	ref, err := store.StoreArtifact(t.Context(), auditedIncidentID, "pod.logs", "pod:1", activities.Artifact{Name: "log.txt", Data: []byte("log")}, time.Now())
 	require.NoError(t, err)
 	c.timeline.Evidence = []audit.EvidenceRecord{{EvidenceRef: ref}}

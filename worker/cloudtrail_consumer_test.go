@@ -109,7 +109,7 @@ type cloudTrailFixture struct {
 	queueURL     string
 	sqs          *sqs.Client
 	failingCalls sync.Map // what fails while it is set
-	fakeAWS      *standin.StandIn
+	fakeAWS      *standin.FakeAWS
 
 	monitor     *health.Monitor
 	clockOffset atomic.Int64 // how far the monitor's clock is ahead
@@ -117,12 +117,12 @@ type cloudTrailFixture struct {
 
 func newCloudTrailFixture(t *testing.T, lookup bool) *cloudTrailFixture {
 	t.Helper()
-	for _, pair := range standin.Env() {
+	for _, pair := range standin.CredentialEnv() {
 		name, value, _ := strings.Cut(pair, "=")
 		t.Setenv(name, value)
 	}
-	e := &cloudTrailFixture{fakeAWS: standin.Start(t)}
-	e.sqs = sqs.NewFromConfig(awssdk.Config{Region: standin.Region, Credentials: credentials.NewStaticCredentialsProvider(standin.RootKey, standin.RootSecret, ""), BaseEndpoint: &e.fakeAWS.Moto.URL})
+	e := &cloudTrailFixture{fakeAWS: standin.StartFake(t)}
+	e.sqs = sqs.NewFromConfig(awssdk.Config{Region: standin.Region, Credentials: credentials.NewStaticCredentialsProvider(standin.RootAccessKeyID, standin.RootSecretAccessKey, ""), BaseEndpoint: &e.fakeAWS.Moto.URL})
 	made, err := e.sqs.CreateQueue(t.Context(), &sqs.CreateQueueInput{QueueName: awssdk.String("cloudtrail")})
 	require.NoError(t, err)
 	e.queueURL = *made.QueueUrl
@@ -266,14 +266,14 @@ func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {
 
 func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
 	e := newCloudTrailFixture(t, true)
-	e.fakeAWS.Happened(1,
-		standin.Event{Name: "UpdateAssumeRolePolicy", At: time.Now().Add(-time.Minute), Raw: newCloudTrailRecord("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", `,"requestParameters":{"roleName":"web"}`)},
-		standin.Event{Name: "DeleteDetector", At: time.Now().Add(-2 * time.Minute), Raw: newCloudTrailRecord("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", "")},
+	e.fakeAWS.AddEvents(1,
+		standin.CloudTrailEvent{Name: "UpdateAssumeRolePolicy", Time: time.Now().Add(-time.Minute), RawJSON: newCloudTrailRecord("l-1", "UpdateAssumeRolePolicy", "iam", "admin", "alice", "ASIAADM", "10.0.0.7", `,"requestParameters":{"roleName":"web"}`)},
+		standin.CloudTrailEvent{Name: "DeleteDetector", Time: time.Now().Add(-2 * time.Minute), RawJSON: newCloudTrailRecord("l-2", "DeleteDetector", "guardduty", "admin", "alice", "ASIAADM", "10.0.0.7", "")},
 	)
 	one := e.waitForRule(t, "cloud-trust-changed")
 	require.Equal(t, "web", one.Event.Cloud.TargetPrincipal)
 	e.waitForRule(t, "cloud-guards-stopped")
-	calls := e.fakeAWS.Calls("LookupEvents")
+	calls := e.fakeAWS.CallTimes("LookupEvents")
 	for i := range calls[1:] {
 		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail answers two a second")
 	}

@@ -185,7 +185,7 @@ func (l *runningInstallation) principal(name string) gateway.Principal {
 func (l *runningInstallation) recordIncident(id string) recording.Recording {
 	l.t.Helper()
 	a := worker.Auditor{
-		HistoryExporter: &archive.HistoryExporter{Temporal: l.TemporalClient, DataConverter: l.DataConverter}, Archive: archive.Store{Dir: l.t.TempDir()}, Converter: l.DataConverter, Keyring: l.Authority.Keys(), Catalog: worker.ActionCatalog(), Evidence: l.Activities.Evidence,
+		HistoryExporter: &archive.HistoryExporter{Temporal: l.TemporalClient, DataConverter: l.DataConverter}, Archive: archive.Store{Dir: l.t.TempDir()}, Converter: l.DataConverter, Keyring: l.Authority.Keyring(), Catalog: worker.ActionCatalog(), Evidence: l.Activities.Evidence,
 	}
 	raw, err := a.BuildRecording(l.t.Context(), id, false)
 	require.NoError(l.t, err)

@@ -11,7 +11,7 @@ import (
 	"stanch/activities/notify"
 	"stanch/activities/ticket"
 	"stanch/playbooks"
-	"stanch/testenv/step"
+	"stanch/testenv/steprunner"
 	stand "stanch/testenv/ticket"
 	"stanch/testenv/webhook"
 	"stanch/worker"
@@ -28,7 +28,7 @@ func writeSecretFile(t *testing.T, text string) string {
 // From the text of a configuration to a signed request and a ticket.
 func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
 	const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-	pager, tracker := webhook.Start(t, secret), stand.GitHub(t)
+	pager, tracker := webhook.Start(t, secret), stand.StartGitHub(t)
 	c, problems := config.Parse("c", []byte("webhooks: [{name: pager, url: '"+pager.URL+"', secret_file: "+writeSecretFile(t, secret)+"}]\n"+
 		"ticket: {kind: github, url: '"+tracker.URL+"', project: acme/incidents, token_file: "+writeSecretFile(t, stand.Token)+", labels: [security]}\n"))
 	require.NoError(t, problems.Err())
@@ -37,14 +37,14 @@ func TestAConfigurationIsAllThatWordNeeds(t *testing.T) {
 	for _, a := range worker.AllActions(worker.Deps{ExternalServices: outside}) {
 		switch a := a.(type) {
 		case *notify.WebhookAction:
-			require.NoError(t, step.Run(t, a, step.Brief(), notify.WebhookParams{ReceiverName: "pager"}).Err)
+			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: "pager"}).Err)
 		case *ticket.CreateAction:
-			require.NoError(t, step.Run(t, a, step.Brief(), ticket.CreateParams{}).Err)
+			require.NoError(t, steprunner.Run(t, a, steprunner.NewIncidentRef(), ticket.CreateParams{}).Err)
 		}
 	}
 	require.Len(t, pager.Accepted(), 1)
 	require.Len(t, tracker.Issues(), 1)
-	require.Equal(t, []string{"stanch-" + step.Incident, "security"}, tracker.Issues()[0].Labels)
+	require.Equal(t, []string{"stanch-" + steprunner.IncidentID, "security"}, tracker.Issues()[0].Labels)
 }
 
 func TestASecretThatIsNoneStopsTheStartAndIsNotTold(t *testing.T) {

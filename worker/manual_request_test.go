@@ -215,7 +215,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 
 	auditor := &worker.Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.DataConverter, Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
 	story, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)
@@ -326,7 +326,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 
 	auditor := &worker.Auditor{
 		HistoryExporter: &archive.HistoryExporter{Temporal: w.TemporalClient, DataConverter: w.DataConverter}, Archive: archive.Store{Dir: filepath.Join(w.DataDir, "archive")},
-		Converter: w.DataConverter, Keyring: w.Authority.Keys(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
+		Converter: w.DataConverter, Keyring: w.Authority.Keyring(), Catalog: w.Activities.Catalog(), Evidence: w.Activities.Evidence,
 	}
 	story, err := auditor.Audit(t.Context(), in.ID, true)
 	require.NoError(t, err)

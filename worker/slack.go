@@ -93,7 +93,7 @@ func (d lazyNotifier) Post(ctx context.Context, incident activities.IncidentRef,
 
 // manifestHead is the head of an incident's manifest.
 func (w *Worker) manifestHead(incident string) string {
-	lines, _, err := w.Activities.Evidence.Manifest(incident, w.Authority.Keys())
+	lines, _, err := w.Activities.Evidence.Manifest(incident, w.Authority.Keyring())
 	if err != nil {
 		return ""
 	}

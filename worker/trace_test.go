@@ -42,9 +42,9 @@ func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 		by := map[string]otlp.Span{}
 		at := ""
 		for _, s := range receiver.Spans() {
-			by[s.ID()] = s
+			by[s.SpanID()] = s
 			if s.GetName() == name {
-				at = s.ID()
+				at = s.SpanID()
 			}
 		}
 		for at != "" {
@@ -52,7 +52,7 @@ func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 			if root.Span == nil {
 				return append(names, "missing"), root
 			}
-			names, at = append(names, root.GetName()), root.Parent()
+			names, at = append(names, root.GetName()), root.ParentID()
 		}
 		return names, root
 	}

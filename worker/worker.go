@@ -136,7 +136,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (w *Worker) startParts(ctx context.Context) error {
 	o := w.Options
 	w.QueryService = &gateway.QueryService{Temporal: o.TemporalClient}
-	w.NodeServer = &gateway.NodeServer{Keyring: o.Authority.Keys(), KeySets: o.Authority.KeySetChain(), Log: o.Log, ServeNode: w.pollNodeTaskQueue}
+	w.NodeServer = &gateway.NodeServer{Keyring: o.Authority.Keyring(), KeySets: o.Authority.KeySetChain(), Log: o.Log, ServeNode: w.pollNodeTaskQueue}
 	account, err := OpenAccount(ctx, o.Config)
 	if err != nil {
 		return err
@@ -167,7 +167,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 		return err
 	}
 	w.closers = append(w.closers, stop)
-	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keys(), KillSwitch: killSwitch, Budget: purse.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
+	chain := &guards.GuardChain{Config: o.Config, Keyring: o.Authority.Keyring(), KillSwitch: killSwitch, Budget: purse.budgetWindow, UsedGrants: grants, OwnPodUIDs: o.OwnPodUIDs, TargetResolver: &kube.TargetResolver{Client: o.KubeClient}}
 	w.Activities.Guards, w.Activities.ScopeApprovers = chain, chain
 	o.Library.Authority = o.Authority
 	w.ApprovalService = &gateway.ApprovalService{

@@ -33,15 +33,15 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 	role := playbooks.Target{Kind: playbooks.TargetRole, Name: "web", UID: "AROA1", ARN: "arn:aws:iam::123456789012:role/web"}
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const assumed = `{"eventName":"AssumeRoleForPodIdentity","responseElements":{"credentials":{"accessKeyId":"ASIA1","sessionToken":"IQoJb3Jp","expiration":"later"}}}`
-	w.Happened(2,
-		testaws.Event{Name: "TooOld", Key: "ASIA1", At: ago(4 * time.Hour)},
-		testaws.Event{Name: "AssumeRoleForPodIdentity", Resource: role.ARN, At: ago(50 * time.Minute), Raw: assumed},
-		testaws.Event{Name: "ListBuckets", Key: "ASIA1", At: ago(40 * time.Minute)},
-		testaws.Event{Name: "GetCallerIdentity", Key: "ASIA1", At: ago(30 * time.Minute)},
-		testaws.Event{Name: "CreateUser", Key: "ASIA1", At: ago(20 * time.Minute)},
-		testaws.Event{Name: "SomebodyElse", Key: "ASIA2", At: ago(10 * time.Minute)},
+	w.AddEvents(2,
+		testaws.CloudTrailEvent{Name: "TooOld", Key: "ASIA1", Time: ago(4 * time.Hour)},
+		testaws.CloudTrailEvent{Name: "AssumeRoleForPodIdentity", Resource: role.ARN, Time: ago(50 * time.Minute), RawJSON: assumed},
+		testaws.CloudTrailEvent{Name: "ListBuckets", Key: "ASIA1", Time: ago(40 * time.Minute)},
+		testaws.CloudTrailEvent{Name: "GetCallerIdentity", Key: "ASIA1", Time: ago(30 * time.Minute)},
+		testaws.CloudTrailEvent{Name: "CreateUser", Key: "ASIA1", Time: ago(20 * time.Minute)},
+		testaws.CloudTrailEvent{Name: "SomebodyElse", Key: "ASIA2", Time: ago(10 * time.Minute)},
 	)
-	w.Throttle("LookupEvents", 2)
+	w.ThrottleNext("LookupEvents", 2)
 	seen, lines := w.observeCloudTrail(role)
 	var names []string
 	for _, line := range lines[1:] {
@@ -53,7 +53,7 @@ func TestTheTrailFollowsARoleToWhatItsSessionsDid(t *testing.T) {
 	require.Contains(t, seen.MissingNote, "4 events")
 	require.Contains(t, seen.MissingNote, "may still have happened")
 	require.NotContains(t, string(seen.Artifacts[0].Data), "IQoJb3Jp", "a session token is a secret")
-	calls := w.Calls("LookupEvents")[2:] // the first two were the SDK's own tries
+	calls := w.CallTimes("LookupEvents")[2:] // the first two were the SDK's own tries
 	for i := 1; i < len(calls); i++ {
 		require.GreaterOrEqual(t, calls[i].Sub(calls[i-1]), 400*time.Millisecond, "CloudTrail allows two a second")
 	}
@@ -69,11 +69,11 @@ func TestNothingFoundIsEvidenceToo(t *testing.T) {
 
 func TestTheTrailIsBounded(t *testing.T) {
 	w := newFixture(t, nil)
-	var events []testaws.Event
+	var events []testaws.CloudTrailEvent
 	for i := range 40 {
-		events = append(events, testaws.Event{Name: fmt.Sprintf("E%d", i), User: "bob", At: time.Now().Add(-time.Hour + time.Duration(i)*time.Second)})
+		events = append(events, testaws.CloudTrailEvent{Name: fmt.Sprintf("E%d", i), User: "bob", Time: time.Now().Add(-time.Hour + time.Duration(i)*time.Second)})
 	}
-	w.Happened(1, events...)
+	w.AddEvents(1, events...)
 	seen, lines := w.observeCloudTrail(playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"})
 	require.Len(t, lines, 17)
 	require.Equal(t, false, lines[0]["complete"])
@@ -85,7 +85,7 @@ func TestWhatTheTrailRefuses(t *testing.T) {
 	observe := w.actions["aws.cloudtrail"].(activities.Observer)
 	_, err := observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetPod, Name: "p", UID: "u"}, 0, ""))
 	wantRefusal(t, err, "neither a role nor a user nor a key")
-	w.Deny("LookupEvents")
+	w.DenyAction("LookupEvents")
 	_, err = observe.Observe(t.Context(), newLeaseRequest("aws.cloudtrail", playbooks.Target{Kind: playbooks.TargetUser, Name: "bob", UID: "AIDA1"}, 0, ""))
 	wantRefusal(t, err, "cloudtrail:LookupEvents")
 }

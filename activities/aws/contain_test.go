@@ -229,7 +229,7 @@ func TestARoleMadeAgainWhileItIsDeniedGetsItsOwnBack(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	plan := w.planWithoutLease(r)
-	w.Before("PutRolePolicy", func() {
+	w.RunBeforeNext("PutRolePolicy", func() {
 		w.deleteRole(r.Target.Name)
 		w.createRole("r", podIdentityTrustPolicy, time.Hour)
 	})
@@ -243,18 +243,18 @@ func TestThrottlingIsWaitedOutWithinBounds(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	for _, action := range []string{"GetRole", "PutRolePolicy", "SimulatePrincipalPolicy"} {
-		w.Throttle(action, 2)
+		w.ThrottleNext(action, 2)
 	}
 	plan, effect := w.planAndApply(r)
 	require.Equal(t, playbooks.OutcomeChanged, effect.Outcome, effect.Reason)
-	w.Throttle("DeleteRolePolicy", 1000)
-	begin := len(w.Calls("DeleteRolePolicy"))
+	w.ThrottleNext("DeleteRolePolicy", 1000)
+	begin := len(w.CallTimes("DeleteRolePolicy"))
 	_, err := w.findContainment(r.Action).Undo(t.Context(), r, plan.PriorState, releaseGrant)
 	require.ErrorContains(t, err, "ThrottlingException")
 	_, refused := activities.AsRefusal(err)
 	require.False(t, refused, "it may work later")
-	require.Equal(t, 5, len(w.Calls("DeleteRolePolicy"))-begin)
-	w.Throttle("DeleteRolePolicy", 0)
+	require.Equal(t, 5, len(w.CallTimes("DeleteRolePolicy"))-begin)
+	w.ThrottleNext("DeleteRolePolicy", 0)
 	require.Nil(t, w.undo(r, plan, releaseGrant))
 }
 
@@ -269,7 +269,7 @@ func TestADeniedCallNamesThePermission(t *testing.T) {
 			w := newFixture(t, nil)
 			r := newLeaseRequest(c.action, w.createRole("r", irsaTrustPolicy, time.Hour), time.Hour, `{"service_accounts":["shop/web"]}`)
 			before := w.principalState(r.Target)
-			w.Deny(c.call)
+			w.DenyAction(c.call)
 			plan, err := w.findContainment(r.Action).Plan(t.Context(), r)
 			if err == nil {
 				_, err = w.findContainment(r.Action).Apply(t.Context(), r, plan.PriorState, attestation.Envelope{})
@@ -284,7 +284,7 @@ func TestWithoutASimulationItIsUnverified(t *testing.T) {
 	for code, words := range map[string]string{"AccessDenied": "iam:SimulatePrincipalPolicy", "InvalidAction": "did not answer"} {
 		t.Run(code, func(t *testing.T) {
 			w := newFixture(t, nil)
-			w.Fail("SimulatePrincipalPolicy", code)
+			w.FailAction("SimulatePrincipalPolicy", code)
 			r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 			plan, effect := w.planAndApply(r)
 			require.Equal(t, playbooks.OutcomeUnverified, effect.Outcome)
@@ -301,7 +301,7 @@ func TestADenyThatDoesNotDenyIsSeen(t *testing.T) {
 	w := newFixture(t, nil)
 	r := newLeaseRequest("aws.role.revoke-sessions", w.createRole("r", podIdentityTrustPolicy, time.Hour), time.Hour, "")
 	plan, _ := w.planAndApply(r)
-	w.Before("SimulatePrincipalPolicy", func() {
+	w.RunBeforeNext("SimulatePrincipalPolicy", func() {
 		name, _ := w.stanchInlinePolicy(r.Target.Name)
 		_, err := w.iam.DeleteRolePolicy(t.Context(), &iam.DeleteRolePolicyInput{RoleName: &r.Target.Name, PolicyName: &name})
 		require.NoError(t, err)

@@ -22,7 +22,7 @@ import (
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
 	testaws "stanch/testenv/aws"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 )
 
 // sharedMoto is shared: each test keeps to names of its own. It is nil where the machine has none.
@@ -31,7 +31,7 @@ var sharedMoto *testaws.Moto
 func TestMain(m *testing.M) { os.Exit(runWithMoto(m)) }
 
 func runWithMoto(m *testing.M) int {
-	for _, v := range testaws.Env() {
+	for _, v := range testaws.CredentialEnv() {
 		name, value, _ := strings.Cut(v, "=")
 		_ = os.Setenv(name, value)
 	}
@@ -48,7 +48,7 @@ func runWithMoto(m *testing.M) int {
 
 // fixture is an account behind a stand-in of the test's own, and the actions on it.
 type fixture struct {
-	*testaws.StandIn
+	*testaws.FakeAWS
 	t       *testing.T
 	actions map[string]activities.Action
 	iam     *iam.Client // moto itself
@@ -57,12 +57,12 @@ type fixture struct {
 func newFixture(t *testing.T, client kubernetes.Interface, protected ...string) *fixture {
 	t.Helper()
 	if sharedMoto == nil {
-		lacking.Lacking(t, "%v", testaws.ErrNoMoto)
+		lacking.SkipOrFail(t, "%v", testaws.ErrNoMoto)
 	}
-	s := sharedMoto.StandIn(t)
+	s := sharedMoto.NewFake(t)
 	account, err := aws.Open(t.Context(), aws.Options{Region: testaws.Region, Endpoint: s.URL, Cluster: "shop", ProtectedRoles: protected})
 	require.NoError(t, err)
-	w := &fixture{StandIn: s, t: t, iam: sharedMoto.IAM(), actions: map[string]activities.Action{}}
+	w := &fixture{FakeAWS: s, t: t, iam: sharedMoto.IAMClient(), actions: map[string]activities.Action{}}
 	for _, a := range aws.Actions(account, client) {
 		w.actions[a.Spec().Name] = a
 	}
@@ -212,7 +212,7 @@ func (w *fixture) principalState(t playbooks.Target) string {
 func (w *fixture) countWriteCalls() int {
 	n := 0
 	for _, action := range []string{"PutRolePolicy", "PutUserPolicy", "DeleteRolePolicy", "DeleteUserPolicy", "UpdateAssumeRolePolicy", "UpdateAccessKey", "TagUser", "UntagUser"} {
-		n += len(w.Calls(action))
+		n += len(w.CallTimes(action))
 	}
 	return n
 }

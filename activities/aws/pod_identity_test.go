@@ -39,14 +39,14 @@ func (e *clusterFixture) restrictedClient(t *testing.T) kubernetes.Interface {
 			rules = append(rules, rbacv1.PolicyRule{APIGroups: r.Groups, Resources: r.Resources, Verbs: r.Verbs})
 		}
 	}
-	client, err := kube.NewClient(e.cluster.As(t, e.namespace, "stanch", rules...))
+	client, err := kube.NewClient(e.cluster.ConfigWithRules(t, e.namespace, "stanch", rules...))
 	require.NoError(t, err)
 	return client
 }
 
 func (e *clusterFixture) createPod(t *testing.T, name, account string, env ...corev1.EnvVar) playbooks.Target {
 	t.Helper()
-	pod := lab.Pod(name, lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod(name, lab.BusyboxImage, "sleep", "600")
 	pod.Spec.ServiceAccountName, pod.Spec.Containers[0].Env = account, env
 	made, err := e.cluster.Client().CoreV1().Pods(e.namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 	require.NoError(t, err)
@@ -64,7 +64,7 @@ func (e *clusterFixture) createServiceAccount(t *testing.T, name, role string) {
 }
 
 func (e *clusterFixture) createAssociation(account, role string) {
-	e.Associate(testaws.Association{Cluster: "shop", Namespace: e.namespace, ServiceAccount: account, RoleARN: role})
+	e.AddAssociation(testaws.PodIdentityAssociation{Cluster: "shop", Namespace: e.namespace, ServiceAccount: account, RoleARN: role})
 }
 
 func (e *clusterFixture) observeIdentity(t *testing.T, pod playbooks.Target) aws.Identity {
@@ -78,7 +78,7 @@ func (e *clusterFixture) observeIdentity(t *testing.T, pod playbooks.Target) aws
 
 func TestAPodsIdentity(t *testing.T) {
 	cluster := lab.Shared(t)
-	e := &clusterFixture{cluster: cluster, namespace: cluster.Namespace(t)}
+	e := &clusterFixture{cluster: cluster, namespace: cluster.NewNamespace(t)}
 	e.fixture = newFixture(t, e.restrictedClient(t))
 	pods, web := e.createRole("pods", podIdentityTrustPolicy, 6*time.Hour), e.createRole("web", irsaTrustPolicy, 2*time.Hour)
 	_, err := e.iam.PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: &web.Name, PolicyName: awssdk.String("admin"), PolicyDocument: awssdk.String(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`)})
@@ -95,7 +95,7 @@ func TestAPodsIdentity(t *testing.T) {
 	t.Run("EKS Pod Identity", func(t *testing.T) {
 		got := e.observeIdentity(t, e.createPod(t, "eks", "eks"))
 		require.Equal(t, "pod-identity", got.CredentialSource)
-		require.Equal(t, playbooks.Target{Kind: playbooks.TargetRole, Namespace: e.namespace, Name: pods.Name, UID: pods.UID, ARN: pods.ARN, Account: testaws.Number, ServiceAccount: "eks"}, got.Role)
+		require.Equal(t, playbooks.Target{Kind: playbooks.TargetRole, Namespace: e.namespace, Name: pods.Name, UID: pods.UID, ARN: pods.ARN, Account: testaws.AccountID, ServiceAccount: "eks"}, got.Role)
 		require.Equal(t, 6*3600, got.MaxSessionSeconds)
 		require.Equal(t, []string{e.namespace + "/eks2 (pod-identity)"}, got.SharedWith)
 		require.Equal(t, []string{"trusts pods.eks.amazonaws.com"}, got.TrustSummary)
@@ -136,10 +136,10 @@ func TestAPodsIdentity(t *testing.T) {
 		}
 	})
 	t.Run("what it may not see is named", func(t *testing.T) {
-		e.Deny("ListAttachedRolePolicies")
-		e.Deny("ListPodIdentityAssociations")
-		defer e.Fail("ListPodIdentityAssociations", "")
-		defer e.Fail("ListAttachedRolePolicies", "")
+		e.DenyAction("ListAttachedRolePolicies")
+		e.DenyAction("ListPodIdentityAssociations")
+		defer e.FailAction("ListPodIdentityAssociations", "")
+		defer e.FailAction("ListAttachedRolePolicies", "")
 		got := e.observeIdentity(t, e.createPod(t, "blind", "web"))
 		require.Equal(t, web.UID, got.Role.UID)
 		missing := fmt.Sprint(got.Missing)
@@ -218,7 +218,7 @@ func testDenyPod(t *testing.T, e *clusterFixture, role playbooks.Target) {
 	wantRefusal(t, err, "no EKS Pod Identity association", "aws.irsa.untrust")
 
 	e.createServiceAccount(t, "untagged", "")
-	e.Associate(testaws.Association{Cluster: "shop", Namespace: e.namespace, ServiceAccount: "untagged", RoleARN: role.ARN, Untagged: true})
+	e.AddAssociation(testaws.PodIdentityAssociation{Cluster: "shop", Namespace: e.namespace, ServiceAccount: "untagged", RoleARN: role.ARN, Untagged: true})
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", e.createPod(t, "untagged", "untagged"), 6*time.Hour, ""))
 	wantRefusal(t, err, "no tags")
 	_, err = e.findContainment("aws.role.deny-pod").Plan(t.Context(), newLeaseRequest("aws.role.deny-pod", two, 6*time.Hour, ""))

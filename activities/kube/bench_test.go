@@ -18,13 +18,13 @@ import (
 // answer is the moment from which the object is visible. Run it on an idle machine.
 func BenchmarkIsolate(b *testing.B) {
 	c := lab.Shared(b)
-	namespace := c.Namespace(b)
+	namespace := c.NewNamespace(b)
 	var client kubernetes.Interface
 	client, err := kube.NewClient(c.Config())
 	if err != nil {
 		b.Fatal(err)
 	}
-	pod := c.RunPod(b, namespace, lab.Pod("victim", lab.BusyboxImage, "sleep", "3600"))
+	pod := c.RunPod(b, namespace, lab.NewPod("victim", lab.BusyboxImage, "sleep", "3600"))
 	ref := kube.PodRef{Namespace: namespace, Name: pod.Name, UID: string(pod.UID)}
 	var bare, apply, undo []time.Duration
 	for i := 0; b.Loop(); i++ {

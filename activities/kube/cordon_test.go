@@ -56,7 +56,7 @@ func (p fixture) registerNode(t *testing.T, name string) (string, kube.CordonReq
 		_, err = nodes.UpdateStatus(t.Context(), node, metav1.UpdateOptions{})
 		return err
 	})
-	pod := lab.Pod(strings.TrimPrefix(name, p.namespace+"-"), lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod(strings.TrimPrefix(name, p.namespace+"-"), lab.BusyboxImage, "sleep", "600")
 	pod.Spec.NodeName = name
 	if pod, err = p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)

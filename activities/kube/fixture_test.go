@@ -16,7 +16,7 @@ import (
 	lab "stanch/testenv/kube"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(lab.RunTestMain(m)) }
 
 // fixture is a namespace of a real cluster for one test.
 type fixture struct {
@@ -27,13 +27,13 @@ type fixture struct {
 func newFixture(t *testing.T) fixture {
 	t.Helper()
 	c := lab.Shared(t)
-	return fixture{Cluster: c, namespace: c.Namespace(t)}
+	return fixture{Cluster: c, namespace: c.NewNamespace(t)}
 }
 
 // restrictedClient is a client with exactly these rights: a call that needs one more fails the test.
 func (p fixture) restrictedClient(t *testing.T, name string, rules []rbacv1.PolicyRule) kubernetes.Interface {
 	t.Helper()
-	client, err := kube.NewClient(p.As(t, p.namespace, name, rules...))
+	client, err := kube.NewClient(p.ConfigWithRules(t, p.namespace, name, rules...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func (p fixture) restrictedClient(t *testing.T, name string, rules []rbacv1.Poli
 // runSleeperPod runs a pod that does nothing.
 func (p fixture) runSleeperPod(t *testing.T, name string) (*corev1.Pod, kube.PodRef) {
 	t.Helper()
-	pod := p.RunPod(t, p.namespace, lab.Pod(name, lab.BusyboxImage, "sleep", "600"))
+	pod := p.RunPod(t, p.namespace, lab.NewPod(name, lab.BusyboxImage, "sleep", "600"))
 	return pod, kube.PodRef{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}
 }
 

@@ -21,12 +21,12 @@ const reportsDefinition = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"Custo
 
 func TestWhatTheClusterKnowsOfAnImage(t *testing.T) {
 	c := lab.Shared(t)
-	ns, ctx, one := c.Namespace(t), t.Context(), int32(1)
+	ns, ctx, one := c.NewNamespace(t), t.Context(), int32(1)
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.DeploymentSpec{
 		Replicas: &one, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}},
 		Template: corev1.PodTemplateSpec{
 			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "web"}, Annotations: map[string]string{"kyverno.io/verify-images": fmt.Sprintf(`{%q:"pass"}`, lab.BusyboxImage)}},
-			Spec:       lab.Pod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec,
+			Spec:       lab.NewPod("x", lab.BusyboxImage, "/bin/sleep", "3600").Spec,
 		},
 	}}
 	_, err := c.Client().AppsV1().Deployments(ns).Create(ctx, d, metav1.CreateOptions{})
@@ -34,7 +34,7 @@ func TestWhatTheClusterKnowsOfAnImage(t *testing.T) {
 	var pod corev1.Pod
 	lab.Eventually(t, 60*time.Second, "the pod", func() error {
 		list, err := c.Client().CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
-		if err == nil && (len(list.Items) != 1 || !lab.Ready(&list.Items[0])) {
+		if err == nil && (len(list.Items) != 1 || !lab.IsPodReady(&list.Items[0])) {
 			return fmt.Errorf("%d pods", len(list.Items))
 		}
 		if err == nil {
@@ -43,7 +43,7 @@ func TestWhatTheClusterKnowsOfAnImage(t *testing.T) {
 		return err
 	})
 	// With exactly the rights that its spec declares.
-	client, err := kube.NewClient(c.As(t, ns, "image", kube.ImagePermissions().PlanRules...))
+	client, err := kube.NewClient(c.ConfigWithRules(t, ns, "image", kube.ImagePermissions().PlanRules...))
 	require.NoError(t, err)
 	var action activities.Observer
 	for _, a := range kube.Actions(client) {

@@ -122,7 +122,7 @@ func testIsolateUndoKeepsReplacedPolicy(t *testing.T, p fixture, client kubernet
 	plan, refusal, err := kube.ApplyIsolate(ctx, client, r)
 	requireNoRefusal(t, refusal, err)
 	policies := p.Client().NetworkingV1().NetworkPolicies(p.namespace)
-	cfg := p.As(t, p.namespace, "swapper", kube.IsolatePermissions().ApplyRules...)
+	cfg := p.ConfigWithRules(t, p.namespace, "swapper", kube.IsolatePermissions().ApplyRules...)
 	cfg.Wrap(func(inner http.RoundTripper) http.RoundTripper {
 		return &deleteHookTransport{RoundTripper: inner, hook: func() {
 			if err := policies.Delete(ctx, plan.PolicyName, metav1.DeleteOptions{}); err != nil {
@@ -242,7 +242,7 @@ func testIsolatePolicyConflicts(t *testing.T, p fixture, client kubernetes.Inter
 }
 
 func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
-	host := lab.Pod("host", lab.BusyboxImage, "sleep", "600")
+	host := lab.NewPod("host", lab.BusyboxImage, "sleep", "600")
 	host.Spec.HostNetwork = true
 	hostPod := p.RunPod(t, p.namespace, host)
 	_, refusal, err := kube.ApplyIsolate(t.Context(), client, newIsolateRequest(t, podRef(hostPod)))
@@ -281,14 +281,14 @@ func testIsolateRefusals(t *testing.T, p fixture, client kubernetes.Interface) {
 
 // testIsolateRefusesStaticPod: the kubelet would not heed a label on the mirror of a static pod.
 func testIsolateRefusesStaticPod(t *testing.T, p fixture, client kubernetes.Interface) {
-	static := lab.Pod("static-"+p.namespace, lab.BusyboxImage, "sleep", "600")
+	static := lab.NewPod("static-"+p.namespace, lab.BusyboxImage, "sleep", "600")
 	static.Namespace, static.TypeMeta = p.namespace, metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	static.Spec.AutomountServiceAccountToken = new(bool)
 	manifest, err := yaml.Marshal(static)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(p.StaticPods(), static.Name+".yaml")
+	file := filepath.Join(p.StaticPodDir(), static.Name+".yaml")
 	if err := os.WriteFile(file, manifest, 0o600); err != nil {
 		t.Fatal(err)
 	}

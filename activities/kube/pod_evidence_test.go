@@ -15,7 +15,7 @@ import (
 func TestPodLogs(t *testing.T) {
 	p := newFixture(t)
 	client := p.restrictedClient(t, "stanch", kube.LogsPermissions().PlanRules)
-	pod := lab.Pod("talker", lab.BusyboxImage, "sh", "-c", `
+	pod := lab.NewPod("talker", lab.BusyboxImage, "sh", "-c", `
 		if [ -e /state/lived ]; then for i in $(seq 100); do echo "life two, line $i"; done; exec sleep 600; fi
 		touch /state/lived; echo "life one"; exit 3`)
 	pod.Spec.Volumes = []corev1.Volume{{Name: "state"}}
@@ -58,7 +58,7 @@ func TestPodLogs(t *testing.T) {
 func TestPodManifest(t *testing.T) {
 	p := newFixture(t)
 	client := p.restrictedClient(t, "stanch", kube.ManifestPermissions().PlanRules)
-	pod := lab.Pod("keeper", lab.BusyboxImage, "sh", "-c", "exec sleep 600", "--password", "hunter2-a", "--api-key=hunter2-b", "postgres://u:hunter2-c@db/x")
+	pod := lab.NewPod("keeper", lab.BusyboxImage, "sh", "-c", "exec sleep 600", "--password", "hunter2-a", "--api-key=hunter2-b", "postgres://u:hunter2-c@db/x")
 	pod.Annotations = map[string]string{corev1.LastAppliedConfigAnnotation: `{"env":"hunter2-d"}`, "team": "shop"}
 	pod.Spec.Containers[0].Env = []corev1.EnvVar{
 		{Name: "DB_PASSWORD", Value: "hunter2-e"},

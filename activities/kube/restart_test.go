@@ -68,7 +68,7 @@ func testRestartReplacesPod(t *testing.T, p fixture, client kubernetes.Interface
 
 func testRestartKeepsSameNamedPod(t *testing.T, p fixture, client kubernetes.Interface) {
 	one := int32(1)
-	pod := lab.Pod("ordinal", lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod("ordinal", lab.BusyboxImage, "sleep", "600")
 	if _, err := p.Client().AppsV1().StatefulSets(p.namespace).Create(t.Context(), &appsv1.StatefulSet{
 		ObjectMeta: metav1.ObjectMeta{Name: "ordinal"},
 		Spec: appsv1.StatefulSetSpec{

@@ -40,7 +40,7 @@ func TestScale(t *testing.T) {
 // createDeployment makes a deployment and waits until its pods are ready.
 func (p fixture) createDeployment(t *testing.T, name string, replicas int32) *appsv1.Deployment {
 	t.Helper()
-	pod := lab.Pod(name, lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod(name, lab.BusyboxImage, "sleep", "600")
 	api := p.Client().AppsV1().Deployments(p.namespace)
 	if _, err := api.Create(t.Context(), &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: pod.Labels},
@@ -98,7 +98,7 @@ func testScaleToZeroAndUndo(t *testing.T, p fixture, client kubernetes.Interface
 
 func testScaleStatefulSet(t *testing.T, p fixture, client kubernetes.Interface) {
 	one := int32(1)
-	pod := lab.Pod("db", lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod("db", lab.BusyboxImage, "sleep", "600")
 	api := p.Client().AppsV1().StatefulSets(p.namespace)
 	s, err := api.Create(t.Context(), &appsv1.StatefulSet{
 		ObjectMeta: metav1.ObjectMeta{Name: "db"},

@@ -51,7 +51,7 @@ func (p fixture) findRunningPod(t *testing.T, app string) *corev1.Pod {
 			return err
 		}
 		for i := range pods.Items {
-			if lab.Ready(&pods.Items[i]) && pods.Items[i].DeletionTimestamp == nil {
+			if lab.IsPodReady(&pods.Items[i]) && pods.Items[i].DeletionTimestamp == nil {
 				pod = &pods.Items[i]
 				return nil
 			}
@@ -64,8 +64,8 @@ func (p fixture) findRunningPod(t *testing.T, app string) *corev1.Pod {
 func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interface) {
 	p.runSleeperPod(t, "stranger") // runs another image on the same node
 	d := p.createDeployment(t, "shop", 2)
-	if _, err := p.ImportImage(t.Context(), lab.Image{
-		Name: "stanch.lab/shop:2", Busybox: true, Files: map[string]lab.File{"/two": {Data: []byte("two")}},
+	if _, err := p.ImportImage(t.Context(), lab.ImageSpec{
+		Name: "stanch.lab/shop:2", WithBusybox: true, Files: map[string]lab.ImageFile{"/two": {Data: []byte("two")}},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func testWorkloadAfterRollout(t *testing.T, p fixture, client kubernetes.Interfa
 }
 
 func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface) {
-	pod := lab.Pod("nightly", lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod("nightly", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	template := batchv1.JobSpec{Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}}
 	cron, err := p.Client().BatchV1().CronJobs(p.namespace).Create(t.Context(), &batchv1.CronJob{
@@ -136,7 +136,7 @@ func testWorkloadOfCronJob(t *testing.T, p fixture, client kubernetes.Interface)
 }
 
 func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interface) {
-	pod := lab.Pod("agent", lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod("agent", lab.BusyboxImage, "sleep", "600")
 	ds := newDaemonSet(pod)
 	if _, err := p.Client().AppsV1().DaemonSets(p.namespace).Create(t.Context(), ds, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -151,8 +151,8 @@ func testWorkloadOfDaemonSet(t *testing.T, p fixture, client kubernetes.Interfac
 }
 
 func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interface) {
-	p.namespace = p.Namespace(t) // what is granted here is granted to a whole namespace
-	p.As(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
+	p.namespace = p.NewNamespace(t) // what is granted here is granted to a whole namespace
+	p.ConfigWithRules(t, p.namespace, "clerk", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"get"}},
 		rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get", "list"}})
 	role := &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: "handy"},
@@ -170,7 +170,7 @@ func testWorkloadPermissions(t *testing.T, p fixture, client kubernetes.Interfac
 	}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	pod := lab.Pod("clerk", lab.BusyboxImage, "sleep", "600")
+	pod := lab.NewPod("clerk", lab.BusyboxImage, "sleep", "600")
 	pod.Spec.ServiceAccountName = "clerk"
 	info := getWorkloadInfo(t, client, p.RunPod(t, p.namespace, pod), kube.WorkloadOptions{})
 	for _, want := range []string{

@@ -14,7 +14,7 @@ import (
 	"stanch/activities/notify"
 	"stanch/playbooks"
 	server "stanch/testenv/mail"
-	"stanch/testenv/step"
+	"stanch/testenv/steprunner"
 )
 
 func newEmailAction(s *server.Server, with notify.MailTLSMode) *notify.EmailAction {
@@ -44,12 +44,12 @@ func parseMail(t *testing.T, m server.Message) (header mail.Header, subject, bod
 
 func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 	for name, c := range map[string]struct {
-		mode server.Mode
+		mode server.TLSMode
 		with notify.MailTLSMode
-	}{"STARTTLS": {server.StartTLS, notify.MailStartTLS}, "TLS from the start": {server.Implicit, notify.MailImplicitTLS}} {
+	}{"STARTTLS": {server.ModeStartTLS, notify.MailStartTLS}, "TLS from the start": {server.ModeImplicitTLS, notify.MailImplicitTLS}} {
 		t.Run(name, func(t *testing.T) {
 			s := server.Start(t, c.mode)
-			ran := step.Run(t, newEmailAction(s, c.with), step.Brief(), notify.EmailParams{Text: "isolated"})
+			ran := steprunner.Run(t, newEmailAction(s, c.with), steprunner.NewIncidentRef(), notify.EmailParams{Text: "isolated"})
 			require.NoError(t, ran.Err)
 			require.Equal(t, playbooks.OutcomeChanged, ran.Outcome, ran.Reason)
 			require.Len(t, s.Messages(), 1)
@@ -58,7 +58,7 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 			require.Equal(t, server.User, m.Login)
 			require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
 			header, subject, body := parseMail(t, m)
-			require.Equal(t, step.Incident+": shop/Deployment/web in test", subject)
+			require.Equal(t, steprunner.IncidentID+": shop/Deployment/web in test", subject)
 			require.Equal(t, "auto-generated", header.Get("Auto-Submitted"))
 			require.Contains(t, body, "| isolated\n")
 			require.Contains(t, body, "| A miner was started in shop/Deployment/web.\n")
@@ -68,40 +68,40 @@ func TestMailGoesOutEncryptedAndLoggedIn(t *testing.T) {
 }
 
 func TestNothingGoesOutInTheClear(t *testing.T) {
-	s := server.Start(t, server.Plain) // it offers no STARTTLS
-	ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	s := server.Start(t, server.ModePlaintext) // it offers no STARTTLS
+	ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Error(t, ran.Err)
 	require.Empty(t, s.Messages())
 
 	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.Username = "" // no login that would fail anyway
-	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "STARTTLS")
+	require.ErrorContains(t, steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{}).Err, "STARTTLS")
 	require.Empty(t, s.Messages())
 
 	e = newEmailAction(s, notify.MailNoTLS)
-	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
+	ran = steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "a password in the clear")
 	e.Server.Username, e.Server.Host = "", "mail.example.com"
-	ran = step.Run(t, e, step.Brief(), notify.EmailParams{})
+	ran = steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome, "another machine")
 	e.Server.Host = s.Host
-	require.NoError(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err)
+	require.NoError(t, steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{}).Err)
 	require.Len(t, s.Messages(), 1, "a server on this machine")
 }
 
 func TestAForgedServerGetsNoMail(t *testing.T) {
-	s, other := server.Start(t, server.StartTLS), server.Start(t, server.StartTLS)
+	s, other := server.Start(t, server.ModeStartTLS), server.Start(t, server.ModeStartTLS)
 	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.RootCAs = other.Roots
-	require.ErrorContains(t, step.Run(t, e, step.Brief(), notify.EmailParams{}).Err, "certificate")
+	require.ErrorContains(t, steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{}).Err, "certificate")
 	require.Empty(t, s.Messages())
 }
 
 func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
-	s := server.Start(t, server.StartTLS)
-	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
-	s.Fail(451, "try again")
-	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Text: "x"}).Err)
+	s := server.Start(t, server.ModeStartTLS)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Text: "x"}).Err)
+	s.FailNext(451, "try again")
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Text: "x"}).Err)
 	messages := s.Messages()
 	require.Len(t, messages, 2)
 	first, _, _ := parseMail(t, messages[0])
@@ -112,12 +112,12 @@ func TestARetriedMailHasItsFirstMessageID(t *testing.T) {
 }
 
 func TestAnAttackersWordsStayInTheBody(t *testing.T) {
-	s := server.Start(t, server.StartTLS)
-	in := step.Brief()
+	s := server.Start(t, server.ModeStartTLS)
+	in := steprunner.NewIncidentRef()
 	in.Workload.Name = "web\r\nBcc: eve@evil.example\r\n\r\n<b>hi</b>"
 	in.Cluster = "test\nX-Evil: 1"
 	in.Summary = "a process\r\n.\r\nMAIL FROM:<eve@evil.example>\r\nIncident: INC-FORGED\r\n--boundary\r\nContent-Type: text/html\r\n\r\n<script>\u202eevil</script>"
-	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), in, notify.EmailParams{Text: "ls\r\n\r\nConfidence: 0.00"}).Err)
 	require.Len(t, s.Messages(), 1)
 	m := s.Messages()[0]
 	require.Equal(t, []string{"oncall@example.com", "bob@example.com"}, m.To)
@@ -134,23 +134,23 @@ func TestAnAttackersWordsStayInTheBody(t *testing.T) {
 }
 
 func TestOnlyConfiguredRecipientsGetMail(t *testing.T) {
-	s := server.Start(t, server.StartTLS)
+	s := server.Start(t, server.ModeStartTLS)
 	for _, to := range []string{"eve@evil.example", "bob@example.com\r\nBcc: eve@evil.example", "bob@example.com, eve@evil.example"} {
-		ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Recipients: []string{"bob@example.com", to}})
+		ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Recipients: []string{"bob@example.com", to}})
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "is not one of the recipients")
 	}
 	require.Empty(t, s.Messages())
-	require.NoError(t, step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
+	require.NoError(t, steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{Recipients: []string{"bob@example.com"}}).Err)
 	require.Equal(t, []string{"bob@example.com"}, s.Messages()[0].To)
-	ran := step.Run(t, &notify.EmailAction{}, step.Brief(), notify.EmailParams{})
+	ran := steprunner.Run(t, &notify.EmailAction{}, steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.Equal(t, "no email is configured: add `email:` to stanch.yaml", ran.Reason)
 }
 
 func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
-	s := server.Start(t, server.StartTLS)
-	s.Forget("bob@example.com")
-	ran := step.Run(t, newEmailAction(s, notify.MailStartTLS), step.Brief(), notify.EmailParams{})
+	s := server.Start(t, server.ModeStartTLS)
+	s.RejectRecipient("bob@example.com")
+	ran := steprunner.Run(t, newEmailAction(s, notify.MailStartTLS), steprunner.NewIncidentRef(), notify.EmailParams{})
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Contains(t, ran.Reason, "no such mailbox")
@@ -158,10 +158,10 @@ func TestWhatAMailServerWillNeverTakeIsRefused(t *testing.T) {
 
 // The server repeats the password that it did not take.
 func TestNoErrorTellsThePassword(t *testing.T) {
-	s := server.Start(t, server.StartTLS)
+	s := server.Start(t, server.ModeStartTLS)
 	e := newEmailAction(s, notify.MailStartTLS)
 	e.Server.Password = "Tr0ub4dor-and-3"
-	ran := step.Run(t, e, step.Brief(), notify.EmailParams{})
+	ran := steprunner.Run(t, e, steprunner.NewIncidentRef(), notify.EmailParams{})
 	said := ran.Reason
 	if ran.Err != nil {
 		said += ran.Err.Error()

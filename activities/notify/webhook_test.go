@@ -12,7 +12,7 @@ import (
 
 	"stanch/activities/notify"
 	"stanch/playbooks"
-	"stanch/testenv/step"
+	"stanch/testenv/steprunner"
 	"stanch/testenv/webhook"
 )
 
@@ -38,7 +38,7 @@ func TestTheSignatureIsTheStandards(t *testing.T) {
 
 func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("it was \x1b[31misolated; token=hunter2hunter2"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeChanged, ran.Outcome)
 	require.Len(t, r.Accepted(), 1)
@@ -47,7 +47,7 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 	require.Equal(t, "it was ·[31misolated; token=[redacted]", m["text"])
 	require.Equal(t, float64(1), m["version"])
 	require.Equal(t, "stanch.incident.notify", m["type"])
-	require.Equal(t, step.Incident, m["incident"])
+	require.Equal(t, steprunner.IncidentID, m["incident"])
 	require.Equal(t, "abc123", m["manifest_head"])
 	for _, key := range []string{"key", "cluster", "summary", "scope", "workload", "confidence", "at"} {
 		require.NotEmpty(t, m[key], key)
@@ -56,21 +56,21 @@ func TestAReceiverGetsWhatItNeedsToKnow(t *testing.T) {
 
 func TestWithoutATextItSaysTheSummary(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	require.NoError(t, step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("")).Err)
+	require.NoError(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("")).Err)
 	var m notify.WebhookMessage
 	require.NoError(t, json.Unmarshal(r.Accepted()[0].Body, &m))
-	require.Equal(t, step.Brief().Summary, m.Text)
+	require.Equal(t, steprunner.NewIncidentRef().Summary, m.Text)
 }
 
 func TestAWrongSecretIsTurnedAway(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	other := "whsec_" + strings.Repeat("QUFB", 10)
-	ran := step.Run(t, newWebhookAction(t, r, other), step.Brief(), pagerParams("x"))
+	ran := steprunner.Run(t, newWebhookAction(t, r, other), steprunner.NewIncidentRef(), pagerParams("x"))
 	require.NoError(t, ran.Err)
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Equal(t, "webhook pager answered 401", ran.Reason)
 	require.Empty(t, r.Accepted())
-	require.Len(t, r.Came(), 1, "what is refused is not tried again")
+	require.Len(t, r.Deliveries(), 1, "what is refused is not tried again")
 }
 
 // The receiver took it, and the answer was lost: it comes again under the same name and is dropped.
@@ -82,20 +82,20 @@ func TestARepetitionIsTheSameMessage(t *testing.T) {
 			_ = c.Close()
 		}
 	}
-	r.NextAfter(cut)
-	r.NextAfter(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
+	r.RespondNextAfterAccept(cut)
+	r.RespondNextAfterAccept(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
 	require.NoError(t, ran.Err)
-	came := r.Came()
+	came := r.Deliveries()
 	require.Len(t, came, 3)
 	require.Equal(t, came[0].ID, came[1].ID)
 	require.Equal(t, came[0].ID, came[2].ID)
 	require.Equal(t, string(came[0].Body), string(came[2].Body))
 	require.Len(t, r.Accepted(), 1)
 
-	other := step.Brief()
+	other := steprunner.NewIncidentRef()
 	other.ID = "INC-01ARZ3NDEKTSV4RRFFQ69G5FAX"
-	require.NoError(t, step.Run(t, newWebhookAction(t, r, webhookSecret), other, pagerParams("x")).Err)
+	require.NoError(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), other, pagerParams("x")).Err)
 	require.Len(t, r.Accepted(), 2, "another incident's is another message")
 }
 
@@ -112,28 +112,28 @@ func TestAReceiverMayAskForPatience(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := webhook.Start(t, webhookSecret)
-			r.Next(func(w http.ResponseWriter, _ *http.Request) {
+			r.RespondNext(func(w http.ResponseWriter, _ *http.Request) {
 				if c.after != "" {
 					w.Header().Set("Retry-After", c.after)
 				}
 				w.WriteHeader(c.status)
 			})
-			ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
+			ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
 			require.NoError(t, ran.Err)
 			require.Len(t, r.Accepted(), 1)
-			require.GreaterOrEqual(t, ran.Took, c.least)
-			require.Less(t, ran.Took, c.least+10*time.Second)
+			require.GreaterOrEqual(t, ran.RetryWait, c.least)
+			require.Less(t, ran.RetryWait, c.least+10*time.Second)
 		})
 	}
 }
 
 func TestWhatCannotWaitThatLongFailsAndSaysSo(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	r.Next(func(w http.ResponseWriter, _ *http.Request) {
+	r.RespondNext(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "999999999")
 		w.WriteHeader(http.StatusTooManyRequests)
 	})
-	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
 	require.ErrorContains(t, ran.Err, "wants to be asked again in 1h")
 	require.Empty(t, r.Accepted())
 }
@@ -142,23 +142,23 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	elsewhere := webhook.Start(t, webhookSecret)
 	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
-		r.Next(func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL, status) })
-		ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x"))
+		r.RespondNext(func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL, status) })
+		ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x"))
 		require.NoError(t, ran.Err)
 		require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 		require.Contains(t, ran.Reason, "redirects are not followed")
 	}
-	require.Empty(t, elsewhere.Came())
+	require.Empty(t, elsewhere.Deliveries())
 }
 
 func TestOnlyConfiguredReceiversAreCalled(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
-	ran := step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), notify.WebhookParams{ReceiverName: r.URL})
+	ran := steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), notify.WebhookParams{ReceiverName: r.URL})
 	require.Equal(t, playbooks.OutcomeRefused, ran.Outcome)
 	require.Contains(t, ran.Reason, "there is no webhook")
-	ran = step.Run(t, &notify.WebhookAction{}, step.Brief(), pagerParams("x"))
+	ran = steprunner.Run(t, &notify.WebhookAction{}, steprunner.NewIncidentRef(), pagerParams("x"))
 	require.Equal(t, "no webhooks are configured: add `webhooks:` to stanch.yaml", ran.Reason)
-	require.Empty(t, r.Came())
+	require.Empty(t, r.Deliveries())
 }
 
 // Addresses of receivers are often secrets themselves.
@@ -172,7 +172,7 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &notify.WebhookAction{Receivers: map[string]notify.WebhookReceiver{"pager": {URL: address, SigningKey: key}}}
-			ran := step.Run(t, w, step.Brief(), pagerParams("x"))
+			ran := steprunner.Run(t, w, steprunner.NewIncidentRef(), pagerParams("x"))
 			said := ran.Reason
 			if ran.Err != nil {
 				said += ran.Err.Error()
@@ -191,7 +191,7 @@ func TestNoErrorTellsTheAddressOrTheSecret(t *testing.T) {
 func TestAnAnswerIsBounded(t *testing.T) {
 	r := webhook.Start(t, webhookSecret)
 	for range 3 {
-		r.Next(func(w http.ResponseWriter, _ *http.Request) {
+		r.RespondNext(func(w http.ResponseWriter, _ *http.Request) {
 			for range 3 << 8 {
 				if _, err := w.Write(make([]byte, 4096)); err != nil {
 					return
@@ -199,5 +199,5 @@ func TestAnAnswerIsBounded(t *testing.T) {
 			}
 		})
 	}
-	require.ErrorContains(t, step.Run(t, newWebhookAction(t, r, webhookSecret), step.Brief(), pagerParams("x")).Err, "more than 1048576 bytes")
+	require.ErrorContains(t, steprunner.Run(t, newWebhookAction(t, r, webhookSecret), steprunner.NewIncidentRef(), pagerParams("x")).Err, "more than 1048576 bytes")
 }

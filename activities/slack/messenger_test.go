@@ -28,7 +28,7 @@ var askedAt = time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 // messengerFixture is an incident, its questions, and a desk at the stand-in.
 type messengerFixture struct {
 	view.Messenger
-	slack            *stand.Slack
+	slack            *stand.FakeSlack
 	incident         playbooks.Incident
 	approvalRequests []activities.ApprovalRequest
 	state            activities.MessageState
@@ -69,7 +69,7 @@ func newFixture(t *testing.T) *messengerFixture {
 		Workload: playbooks.WorkloadIdentity{Namespace: "shop", Kind: "Deployment", Name: "web"},
 	}
 	d.Messenger = view.Messenger{
-		SlackClient: slack.New(stand.Token, slack.OptionAPIURL(d.slack.API())), Channel: stand.Channel, Reader: d, Signer: testSigner("a key of the test"), MentionResolver: d, BreakGlassEnabled: true,
+		SlackClient: slack.New(stand.BotToken, slack.OptionAPIURL(d.slack.APIURL())), Channel: stand.ChannelID, Reader: d, Signer: testSigner("a key of the test"), MentionResolver: d, BreakGlassEnabled: true,
 		Log: slog.New(slog.NewTextHandler(&d.log, nil)), Now: func() time.Time { return askedAt.Add(time.Minute) },
 	}
 	return d
@@ -295,7 +295,7 @@ func TestWhatIsEmptyIsLeftOut(t *testing.T) {
 	require.Empty(t, d.log.String(), "Slack takes it at once")
 	require.Len(t, m.Buttons(t)["approve"], 1)
 	require.NoError(t, d.Post(t.Context(), activities.IncidentRef{ID: incidentID}, "notify", ""))
-	require.NotContains(t, d.slack.Everything(), `"text":""`+`}`)
+	require.NotContains(t, d.slack.AllReceivedText(), `"text":""`+`}`)
 }
 
 func TestAQuestionIsNotLostAmongMany(t *testing.T) {

@@ -13,7 +13,7 @@ func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
 	d := newFixture(t)
 	fillWithHostileText(d)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}
-	d.slack.Longest(6500)
+	d.slack.SetMaxBlockChars(6500)
 	m := d.currentMessage(t)
 	require.Len(t, m.Buttons(t)["approve"], 1)
 	require.Equal(t, 3, countMatching(literalTexts(t, m), isIsolateChange))
@@ -21,9 +21,9 @@ func TestAMessageThatSlackRefusesBecomesAShortOne(t *testing.T) {
 	require.Contains(t, string(m.Blocks), "Slack did not take the whole message")
 	require.Contains(t, d.log.String(), "msg_blocks_too_long")
 
-	before := d.slack.Calls("chat.update")
+	before := d.slack.CallCount("chat.update")
 	d.currentMessage(t)
-	require.Equal(t, before, d.slack.Calls("chat.update"), "it is not tried again while nothing changes")
+	require.Equal(t, before, d.slack.CallCount("chat.update"), "it is not tried again while nothing changes")
 
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(2, isolateChange, 4)}
 	m = d.currentMessage(t)
@@ -34,9 +34,9 @@ func TestPeopleAreCalledEvenIfTheMessageCannotBeShown(t *testing.T) {
 	d := newFixture(t)
 	first := d.currentMessage(t)
 	d.approvalRequests = []activities.ApprovalRequest{newApprovalRequest(1, isolateChange, 3)}
-	d.slack.Longest(800)
+	d.slack.SetMaxBlockChars(800)
 	require.ErrorContains(t, d.syncOnce(t), "msg_blocks_too_long", "it is tried again")
-	thread := d.slack.Thread(first.TS)
+	thread := d.slack.ThreadMessages(first.TS)
 	require.Len(t, thread, 1)
 	require.Contains(t, string(thread[0].Blocks), "U0ONCALL")
 	require.Contains(t, string(thread[0].Blocks), "stanch approve "+incidentID)

@@ -21,20 +21,20 @@ import (
 
 // actionDoc is an action as `stanch actions -o json` shows it.
 type actionDoc struct {
-	Name       string                           `json:"name"`
-	Verb       playbooks.Verb                   `json:"verb"`
-	Doc        string                           `json:"doc"`
-	Class      playbooks.Class                  `json:"class"`
-	Facet      playbooks.Facet                  `json:"facet,omitempty"`
-	Targets    []string                         `json:"targets"`
-	Reversible bool                             `json:"reversible"`
-	Params     *jsonschema.Schema               `json:"params,omitempty"`
-	Outputs    *jsonschema.Schema               `json:"outputs,omitempty"`
-	PlanPermissions       []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
-	ApplyPermissions      []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
-	PlanIAMPermissions    []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
-	ApplyIAMPermissions   []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
-	D3FEND     string                           `json:"d3fend,omitempty"`
+	Name                string                           `json:"name"`
+	Verb                playbooks.Verb                   `json:"verb"`
+	Doc                 string                           `json:"doc"`
+	Class               playbooks.Class                  `json:"class"`
+	Facet               playbooks.Facet                  `json:"facet,omitempty"`
+	Targets             []string                         `json:"targets"`
+	Reversible          bool                             `json:"reversible"`
+	Params              *jsonschema.Schema               `json:"params,omitempty"`
+	Outputs             *jsonschema.Schema               `json:"outputs,omitempty"`
+	PlanPermissions     []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
+	ApplyPermissions    []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
+	PlanIAMPermissions  []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
+	ApplyIAMPermissions []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
+	D3FEND              string                           `json:"d3fend,omitempty"`
 }
 
 func newActionDoc(s playbooks.ActionSpec) actionDoc {

@@ -126,7 +126,7 @@ func publicKeyCommand(g *globalFlags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, line := range a.Keys().EncodeLines() {
+		for _, line := range a.Keyring().EncodeLines() {
 			fmt.Fprintln(cmd.OutOrStdout(), line)
 		}
 		return nil

@@ -25,26 +25,28 @@ import (
 // apiError is an error that Stanch answered, with its HTTP status.
 type apiError struct {
 	statusCode int
-	message string
+	message    string
 }
 
 func (r *apiError) Error() string { return r.message }
 
 // apiClient is the client of the running Stanch's local socket or, with a server, of its API in a cluster.
 type apiClient struct {
-	socketPath   string
-	drillKey  string // the key of a drill
-	server remoteServer
+	socketPath string
+	drillKey   string // the key of a drill
+	server     remoteServer
 }
 
 // remoteServer is how to reach an API in a cluster.
 type remoteServer struct {
-	address string // host:port
-	tokenFile   string // a file with a Kubernetes token
-	caFile      string // a file with the certificate authority of `stanch cert authority`
+	address   string // host:port
+	tokenFile string // a file with a Kubernetes token
+	caFile    string // a file with the certificate authority of `stanch cert authority`
 }
 
-func (g *globalFlags) newAPIClient() *apiClient { return &apiClient{socketPath: g.socketPath(), server: g.remoteServer} }
+func (g *globalFlags) newAPIClient() *apiClient {
+	return &apiClient{socketPath: g.socketPath(), server: g.remoteServer}
+}
 
 // transport gives how to reach Stanch, what to put before a path, and the token to show.
 func (l *apiClient) transport() (t *http.Transport, base, token string, err error) {

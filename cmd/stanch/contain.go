@@ -23,9 +23,9 @@ import (
 // requestOptions are the flags that contain and run share.
 type requestOptions struct {
 	gateway.ContainRequest
-	noWait bool
-	waitTimeout  time.Duration
-	output string
+	noWait      bool
+	waitTimeout time.Duration
+	output      string
 }
 
 func (o *requestOptions) addFlags(c *cobra.Command) {
@@ -154,10 +154,10 @@ type requestResult struct {
 	Target    string `json:"target"`
 	Contained bool   `json:"contained"`
 	// Done: the playbook has nothing to contain, and did what it is for.
-	Done    bool                       `json:"done,omitempty"`
-	State   string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
-	Steps   []playbooks.StepReport     `json:"steps"`
-	Leases  []string                   `json:"leases"`
+	Done             bool                       `json:"done,omitempty"`
+	State            string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
+	Steps            []playbooks.StepReport     `json:"steps"`
+	Leases           []string                   `json:"leases"`
 	PendingApprovals []playbook.ApprovalRequest `json:"waiting,omitempty"`
 	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`

@@ -22,9 +22,9 @@ import (
 type checkResult struct {
 	Name string `json:"name"`
 	// OK is true where nothing is lacking; Needed is false for what Stanch can do without.
-	OK     bool   `json:"ok"`
+	OK       bool   `json:"ok"`
 	Required bool   `json:"needed"`
-	Detail string `json:"detail"`
+	Detail   string `json:"detail"`
 	Remedy   string `json:"mend,omitempty"`
 }
 

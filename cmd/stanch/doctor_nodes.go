@@ -20,7 +20,7 @@ type nodeHealth struct {
 
 const (
 	// maxClockSkew and certExpiryWarning are the bounds from which on it is an incident too.
-	maxClockSkew = 5 * time.Second
+	maxClockSkew      = 5 * time.Second
 	certExpiryWarning = 14 * 24 * time.Hour
 )
 

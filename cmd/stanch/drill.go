@@ -62,12 +62,12 @@ var drillScenarios = map[string]struct{ rule, doc string }{
 }
 
 type drillOptions struct {
-	output     string
-	kubeconfig string
-	image      string
-	lockDuration       time.Duration
+	output       string
+	kubeconfig   string
+	image        string
+	lockDuration time.Duration
 	timeout      time.Duration
-	roles      []string
+	roles        []string
 }
 
 func drillCommand(g *globalFlags) *cobra.Command {
@@ -112,11 +112,11 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 }
 
 type drillRun struct {
-	name   string
-	client  *apiClient
-	options      drillOptions
-	result drillResult
-	environment  drillEnvironment
+	name        string
+	client      *apiClient
+	options     drillOptions
+	result      drillResult
+	environment drillEnvironment
 }
 
 func (d *drillRun) logf(format string, a ...any) {

@@ -42,25 +42,25 @@ var _ probedEnvironment = (*clusterEnvironment)(nil)
 // clusterEnvironment is a Deployment of two pods made for the drill, one of which is attacked, and a peer that both talk to.
 // The attack is executed into the pod, as an intruder's would be, so that a replacement of the pod is innocent.
 type clusterEnvironment struct {
-	client    kubernetes.Interface
-	config    *rest.Config
-	suffix    string
-	image     string
-	mountToken     bool // the pods get their service account's token
+	client           kubernetes.Interface
+	config           *rest.Config
+	suffix           string
+	image            string
+	mountToken       bool // the pods get their service account's token
 	createdNamespace bool // the namespace is the drill's own
 
-	victim  *corev1.Pod
-	siblingPod atomic.Pointer[string] // the other pod's name
-	peer    string                 // the peer's address
-	victimLines   atomic.Uint64
-	siblingLines   atomic.Uint64
+	victim       *corev1.Pod
+	siblingPod   atomic.Pointer[string] // the other pod's name
+	peer         string                 // the peer's address
+	victimLines  atomic.Uint64
+	siblingLines atomic.Uint64
 
-	stopStreams   context.CancelFunc // of the streams
+	stopStreams  context.CancelFunc // of the streams
 	attackErrors chan error         // why the attack could not be executed
 }
 
-func (s *clusterEnvironment) TargetID() string       { return string(s.victim.UID) }
-func (s *clusterEnvironment) VictimLineCount() uint64        { return s.victimLines.Load() }
+func (s *clusterEnvironment) TargetID() string         { return string(s.victim.UID) }
+func (s *clusterEnvironment) VictimLineCount() uint64  { return s.victimLines.Load() }
 func (s *clusterEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
 // newClusterEnvironment makes the pods, waits until both talk to the peer, and starts the attack in one of them.

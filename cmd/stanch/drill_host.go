@@ -37,10 +37,10 @@ type drillEnvironment interface {
 
 // hostEnvironment is a container of this machine: namespaces and a cgroup of its own, a cable to the drill's peer.
 type hostEnvironment struct {
-	id      string
-	victimLines   atomic.Uint64
+	id           string
+	victimLines  atomic.Uint64
 	siblingLines atomic.Uint64
-	closers []func()
+	closers      []func()
 	// register puts the attacked container into the drill's scope.
 	register registerTargetsFunc
 }
@@ -48,8 +48,8 @@ type hostEnvironment struct {
 // registerTargetsFunc registers what a drill created, before its attack starts.
 type registerTargetsFunc func(ctx context.Context, targets gateway.DrillTargets) error
 
-func (s *hostEnvironment) TargetID() string       { return s.id }
-func (s *hostEnvironment) VictimLineCount() uint64        { return s.victimLines.Load() }
+func (s *hostEnvironment) TargetID() string         { return s.id }
+func (s *hostEnvironment) VictimLineCount() uint64  { return s.victimLines.Load() }
 func (s *hostEnvironment) SiblingLineCount() uint64 { return s.siblingLines.Load() }
 
 func (s *hostEnvironment) Close() {

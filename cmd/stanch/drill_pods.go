@@ -20,10 +20,10 @@ const deploymentReplicas = 2
 
 // The peer's ports. Only the attack talks to the ports that rules know.
 const (
-	heartbeatPort  = "8080"
-	minerPoolPort  = "3333"
+	heartbeatPort    = "8080"
+	minerPoolPort    = "3333"
 	reverseShellPort = "4443"
-	probePort = 8081
+	probePort        = 8081
 )
 
 // peerScript listens with nothing but busybox: its nc takes one connection each, so several listen in turn. What they

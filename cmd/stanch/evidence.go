@@ -22,9 +22,9 @@ import (
 // evidenceOptions say where evidence and the keys that verify it are: by default those of the data directory, or
 // copies of them on a machine that runs no Stanch.
 type evidenceOptions struct {
-	storeDir    string
-	keysDir   string
-	output string
+	storeDir string
+	keysDir  string
+	output   string
 }
 
 func evidenceCommand(g *globalFlags) *cobra.Command {
@@ -74,7 +74,7 @@ func (o *evidenceOptions) loadKeyring(g *globalFlags) (attestation.Keyring, erro
 	if err != nil {
 		return nil, fmt.Errorf("%w; name the public keys with --keys (`stanch cert public` prints them)", err)
 	}
-	return a.Keys(), nil
+	return a.Keyring(), nil
 }
 
 func evidenceListCommand(g *globalFlags, o *evidenceOptions) *cobra.Command {

@@ -27,7 +27,7 @@ import (
 type incidentQuery struct {
 	since, until, status, severity, sort string
 	objectives                           []string
-	onlyWaiting                              bool
+	onlyWaiting                          bool
 	limit                                int
 	output                               string
 	watch                                bool
@@ -64,7 +64,9 @@ questions, leases, and what was refused while new containments were paused.
 			if err := l.validate(len(ids) == 1); err != nil {
 				return usageError{err}
 			}
-			show := func(ctx context.Context, out io.Writer) error { return l.printList(ctx, g, out, useColor(cmd.OutOrStdout())) }
+			show := func(ctx context.Context, out io.Writer) error {
+				return l.printList(ctx, g, out, useColor(cmd.OutOrStdout()))
+			}
 			if len(ids) == 1 {
 				show = func(ctx context.Context, out io.Writer) error {
 					return l.printOne(ctx, g, out, ids[0], useColor(cmd.OutOrStdout()))

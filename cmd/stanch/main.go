@@ -62,8 +62,8 @@ func exitCode(err error) int {
 
 // globalFlags are the flags that every command has.
 type globalFlags struct {
-	dataDir   string
-	configFile string
+	dataDir      string
+	configFile   string
 	remoteServer remoteServer
 }
 

@@ -30,17 +30,17 @@ type rulesTestReport struct {
 // eventsReport is what would have fired on recorded events.
 type eventsReport struct {
 	EventCount int          `json:"events"`
-	Firings  []ruleFiring `json:"rules"`
-	Errors []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
+	Firings    []ruleFiring `json:"rules"`
+	Errors     []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
 }
 
 // ruleFiring is one rule's part of it.
 type ruleFiring struct {
-	Rule     string           `json:"rule"`
-	Severity sensors.Severity `json:"severity"`
-	Fired    int              `json:"fired"`
-	Excepted int              `json:"excepted"`
-	Positions       []string         `json:"at"` // "file:line" of the first events on which it fired
+	Rule      string           `json:"rule"`
+	Severity  sensors.Severity `json:"severity"`
+	Fired     int              `json:"fired"`
+	Excepted  int              `json:"excepted"`
+	Positions []string         `json:"at"` // "file:line" of the first events on which it fired
 }
 
 // maxFiringPositions bounds how many places of each rule are told.

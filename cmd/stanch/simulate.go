@@ -18,15 +18,15 @@ import (
 )
 
 type simulateOptions struct {
-	playbooksPath string
-	incidentPath  string
-	baselinePath  string
-	approvalPolicy   string
-	phase     int
-	fullTimelines     bool
-	output    string
-	library   bool
-	isSubprocess     bool // this process is one of several
+	playbooksPath  string
+	incidentPath   string
+	baselinePath   string
+	approvalPolicy string
+	phase          int
+	fullTimelines  bool
+	output         string
+	library        bool
+	isSubprocess   bool // this process is one of several
 }
 
 func simulateCommand(g *globalFlags) *cobra.Command {

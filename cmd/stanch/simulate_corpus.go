@@ -130,12 +130,12 @@ func readBounded(file string, limit int64) ([]byte, error) {
 
 // progressBar says on a terminal how far a long run is; anywhere else it says nothing but what is broken.
 type progressBar struct {
-	out      io.Writer
-	terminal bool
-	total    int
-	done     int
-	startedAt    time.Time
-	lastShown     time.Time
+	out       io.Writer
+	terminal  bool
+	total     int
+	done      int
+	startedAt time.Time
+	lastShown time.Time
 }
 
 func newProgressBar(out io.Writer, total int) *progressBar {

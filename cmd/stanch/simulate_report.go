@@ -25,7 +25,7 @@ func newReportWriter(out io.Writer, o simulateOptions, one bool) (simulate.Repor
 
 // textReport is a report for a terminal: one incident whole, a corpus a line each; with a baseline what changes.
 type textReport struct {
-	out            io.Writer
+	out                        io.Writer
 	hasBaseline, fullTimelines bool
 }
 
@@ -163,4 +163,6 @@ func (t *textReport) Close(all *simulate.Totals) error {
 }
 
 // formatOffset is a time since the incident was opened.
-func formatOffset(ms int64) string { return duration.FormatApprox(time.Duration(ms) * time.Millisecond) }
+func formatOffset(ms int64) string {
+	return duration.FormatApprox(time.Duration(ms) * time.Millisecond)
+}

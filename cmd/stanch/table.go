@@ -49,8 +49,8 @@ func colorize(color bool, word, text string) string {
 
 // table aligns columns, whose cells are made safe for a terminal, and colors what has a color of its own.
 type table struct {
-	color bool
-	rows  [][]string
+	color        bool
+	rows         [][]string
 	columnWidths []int
 }
 

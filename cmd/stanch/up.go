@@ -40,18 +40,18 @@ import (
 )
 
 type upOptions struct {
-	detectionAddress     string
+	detectionAddress string
 	nodeAddress      string
-	kubeconfig string
-	nodeName       string
+	kubeconfig       string
+	nodeName         string
 	criSocket        string
-	lockDir    string
-	verifyInterval     time.Duration
-	noSensor   bool
-	uiAddress         string
-	crashPoint      string
-	ruleDirs      []string
-	metricsAddress    string
+	lockDir          string
+	verifyInterval   time.Duration
+	noSensor         bool
+	uiAddress        string
+	crashPoint       string
+	ruleDirs         []string
+	metricsAddress   string
 	socketGroup      string // of the local socket
 }
 
@@ -165,7 +165,9 @@ func runUp(ctx context.Context, g *globalFlags, o upOptions, out io.Writer) (err
 	defer stopMetrics()
 	sensorDone := make(chan error, 1)
 	if !o.noSensor {
-		go func() { sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServerAddresses(ctx, cluster), log) }()
+		go func() {
+			sensorDone <- runSensor(ctx, g, cfg, o, pki, auth, w.NodeAddr, apiServerAddresses(ctx, cluster), log)
+		}()
 	}
 	ui, err := startTemporalUI(ctx, o.uiAddress, server, inner, filepath.Join(g.dataDir, "temporal", "tls"))
 	if err != nil {
@@ -357,7 +359,11 @@ func newCrashFailpoint(point string) func(string) {
 // temporalLogger passes on what Temporal's SDK says: its warnings are for who debugs Stanch.
 type temporalLogger struct{ log *slog.Logger }
 
-func (temporalLogger) Debug(string, ...any)               {}
-func (temporalLogger) Info(string, ...any)                {}
-func (l temporalLogger) Warn(msg string, keyvals ...any)  { l.log.Debug("temporal sdk: "+msg, keyvals...) }
-func (l temporalLogger) Error(msg string, keyvals ...any) { l.log.Warn("temporal sdk: "+msg, keyvals...) }
+func (temporalLogger) Debug(string, ...any) {}
+func (temporalLogger) Info(string, ...any)  {}
+func (l temporalLogger) Warn(msg string, keyvals ...any) {
+	l.log.Debug("temporal sdk: "+msg, keyvals...)
+}
+func (l temporalLogger) Error(msg string, keyvals ...any) {
+	l.log.Warn("temporal sdk: "+msg, keyvals...)
+}

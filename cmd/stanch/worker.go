@@ -35,14 +35,14 @@ import (
 )
 
 type workerOptions struct {
-	temporalAddress, namespace                       string
-	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir string
-	keysDir, pkiDir                                 string
-	nodeAddress, detectionAddress, healthAddress, apiAddress                string
-	kubeconfig                                string
-	ownNamespace, ownUID                      string
-	evidenceStore                                  string
-	verifyInterval                                    time.Duration
+	temporalAddress, namespace                               string
+	tlsCert, tlsKey, tlsCA, tlsServer, tlsDir                string
+	keysDir, pkiDir                                          string
+	nodeAddress, detectionAddress, healthAddress, apiAddress string
+	kubeconfig                                               string
+	ownNamespace, ownUID                                     string
+	evidenceStore                                            string
+	verifyInterval                                           time.Duration
 }
 
 func workerCommand(g *globalFlags) *cobra.Command {

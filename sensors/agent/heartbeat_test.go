@@ -17,13 +17,13 @@ import (
 	"stanch/sensors/containermeta"
 	"stanch/sensors/probe"
 	"stanch/sensors/rules"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 )
 
 // startHeartbeatAgent runs an agent with a real probe, without a resolver: so it would show its heartbeats, if it showed any.
 func startHeartbeatAgent(t *testing.T, o probe.Options, wait time.Duration) (*Agent, func() []sensors.Event) {
 	t.Helper()
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	p, err := probe.Load(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = p.Close() })
@@ -109,7 +109,7 @@ func TestOnlyTheHeartbeatItselfIsLeftOut(t *testing.T) {
 // Two sensors on one machine tell each other's heartbeats from an attack by what only root of the host could publish, and
 // not by a name that anybody can take.
 func TestAnotherSensorsHeartbeatIsKnownByItsProof(t *testing.T) {
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
 	dir := filepath.Join(root, heartbeatName)

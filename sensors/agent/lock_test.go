@@ -21,7 +21,7 @@ import (
 	"stanch/sensors/containermeta"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 )
 
 // testNode is an agent with a lock of its own, and an authority's key.
@@ -36,10 +36,10 @@ type testNode struct {
 
 func newTestNode(t *testing.T) *testNode {
 	t.Helper()
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
-		lacking.Lacking(t, "%v", err)
+		lacking.SkipOrFail(t, "%v", err)
 	}
 	n := &testNode{cgroupRoot: root, pinDir: "/sys/fs/bpf/stanch-agent-" + strconv.Itoa(os.Getpid()), stateDir: t.TempDir()}
 	n.cgroupParent, err = os.MkdirTemp(root, "stanch-agent-")
@@ -62,7 +62,7 @@ func (n *testNode) startAgent(t *testing.T) {
 	require.NoError(t, err)
 	l, err := probe.OpenEgressLock(n.pinDir)
 	if errors.Is(err, probe.ErrNotSupported) {
-		lacking.Lacking(t, "%v", err)
+		lacking.SkipOrFail(t, "%v", err)
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close(); _ = r.Close() })

@@ -19,7 +19,7 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/containermeta"
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
 // requireKernel skips loudly where the real kernel cannot be used.
@@ -41,7 +41,7 @@ func skipOrFail(t *testing.T, lacking string) {
 	if lacking == "" {
 		return
 	}
-	require.Lacking(t, "%s", lacking)
+	prereq.SkipOrFail(t, "%s", lacking)
 }
 
 // newCgroup makes a cgroup that ends with the test, whatever is in it.

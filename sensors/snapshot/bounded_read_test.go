@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
 const (
@@ -73,7 +73,7 @@ type hangingFSProcess struct {
 func startHangingFS(t *testing.T, program string) *hangingFSProcess {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		require.Lacking(t, "/dev/fuse: %v", err)
+		prereq.SkipOrFail(t, "/dev/fuse: %v", err)
 	}
 	f := &hangingFSProcess{dir: t.TempDir()}
 	cmd := exec.Command("/proc/self/exe", program)
@@ -97,7 +97,7 @@ func startHangingFS(t *testing.T, program string) *hangingFSProcess {
 		_ = unix.Unmount(f.dir, unix.MNT_DETACH)
 	})
 	if line, err := f.out.ReadString('\n'); err != nil || line != "ready\n" {
-		require.Lacking(t, "a FUSE mount: %v", err)
+		prereq.SkipOrFail(t, "a FUSE mount: %v", err)
 	}
 	return f
 }

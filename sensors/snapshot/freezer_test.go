@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors/containermeta"
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
 const (
@@ -312,7 +312,7 @@ func freezeWithCgroupV1(t *testing.T, dir string) string {
 		}
 	}
 	if root == "" {
-		require.Lacking(t, "the freezer of cgroup v1")
+		prereq.SkipOrFail(t, "the freezer of cgroup v1")
 	}
 	v1, err := os.MkdirTemp(root, "stanch-test-")
 	if err != nil {

@@ -19,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stanch/sensors/containermeta"
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
 func requireKernel(t *testing.T) string {
 	t.Helper()
 	root, err := containermeta.FindCgroupRoot()
-	require.Root(t)
+	prereq.RequireRoot(t)
 	if err != nil {
-		require.Lacking(t, "%v", err)
+		prereq.SkipOrFail(t, "%v", err)
 	}
 	return root
 }

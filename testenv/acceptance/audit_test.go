@@ -14,13 +14,13 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/recording"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 	"stanch/worker/audit"
 	"stanch/worker/simulate"
 )
 
-// asks is a configuration under which alice, who is root here, is asked before anything is contained.
-const asks = `phase: 2
+// approvalConfig is a configuration under which alice, who is root here, is asked before anything is contained.
+const approvalConfig = `phase: 2
 quiet: 3s
 library: {enabled: false}
 playbooks: [DIR/playbooks]
@@ -28,25 +28,25 @@ scopes: [{ name: host, namespaces: [""], phase: 2, confidence: 0.97, approvers: 
 people: [{ name: alice, uid: 0, groups: [responders] }]
 `
 
-func closed(in playbooks.Incident) bool { return in.Status == "closed" }
+func isClosed(in playbooks.Incident) bool { return in.Status == "closed" }
 
 // From the first event to the undone lease, and then each thing that is kept of it is changed by one byte.
 func TestAnIncidentIsToldAndVerified(t *testing.T) {
-	s := stand.Start(t, binary, stand.Options{Config: asks, Playbooks: holdFor(5 * time.Second)})
-	c := s.Container(t)
-	c.Attack(t)
-	in := s.Incident(t, c.ID, 30*time.Second, "started", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 })
+	s := harness.Start(t, stanchBinary, harness.Options{Config: approvalConfig, Playbooks: isolatePlaybook(5 * time.Second)})
+	c := s.NewContainer(t)
+	c.StartAttack(t)
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "started", func(in playbooks.Incident) bool { return len(in.Playbooks) > 0 })
 	require.Eventually(t, func() bool {
 		_, _, code := s.Run(t, "approve", in.ID, "--reason", "a miner \u202e<script>alert(1)</script>")
 		return code == 0
 	}, 20*time.Second, 100*time.Millisecond)
-	s.Incident(t, c.ID, 30*time.Second, "held", held)
+	s.WaitForIncident(t, c.ID, 30*time.Second, "held", isIsolated)
 	require.Eventually(t, func() bool {
 		var now playbooks.Incident
-		return s.Get("/v1/incidents/"+in.ID, &now) == nil && closed(now)
+		return s.Get("/v1/incidents/"+in.ID, &now) == nil && isClosed(now)
 	}, time.Minute, 200*time.Millisecond)
 
-	alike(t, s, in.ID, "asked", filepath.Join(s.Dir, "playbooks"))
+	assertSimulationMatches(t, s, in.ID, "asked", filepath.Join(s.ConfigDir, "playbooks"))
 
 	stdout, stderr, code := s.Run(t, "audit", in.ID, "--verify")
 	require.Zero(t, code, "%s%s", stdout, stderr)
@@ -74,8 +74,8 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 
 	// The archive is written when Stanch starts; the story is then told from it, also while nothing runs.
 	s.Stop()
-	s.Up(t)
-	file := filepath.Join(s.Data, "archive", in.ID+".json.gz")
+	s.StartAndWait(t)
+	file := filepath.Join(s.DataDir, "archive", in.ID+".json.gz")
 	require.Eventually(t, func() bool { _, err := os.Stat(file); return err == nil }, 30*time.Second, 100*time.Millisecond)
 	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
 	require.Zero(t, code, "%s%s", stdout, stderr)
@@ -83,7 +83,7 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	rec, _, code := s.Run(t, "record", in.ID)
 	require.Zero(t, code)
 	s.Stop()
-	_ = os.Remove(s.Socket())
+	_ = os.Remove(s.SocketPath())
 	stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify", "-o", "json")
 	require.Zero(t, code, "%s%s", stdout, stderr)
 	var story audit.Timeline
@@ -91,10 +91,10 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	require.Equal(t, "archive", story.Source)
 	require.NotEmpty(t, story.Evidence)
 
-	blob := filepath.Join(s.Data, "evidence", "blobs", story.Evidence[0].SHA256[:2], story.Evidence[0].SHA256)
-	manifest := filepath.Join(s.Data, "evidence", "incidents", in.ID+".jsonl")
+	blob := filepath.Join(s.DataDir, "evidence", "blobs", story.Evidence[0].SHA256[:2], story.Evidence[0].SHA256)
+	manifest := filepath.Join(s.DataDir, "evidence", "incidents", in.ID+".jsonl")
 	for name, what := range map[string]string{blob: story.Evidence[0].SHA256, manifest: "manifest of " + in.ID, file: "archive"} {
-		undo := flip(t, name)
+		undo := flipByte(t, name)
 		stdout, stderr, code = s.Run(t, "audit", in.ID, "--verify")
 		require.Equal(t, 1, code, name)
 		require.Contains(t, stdout+stderr, what, "the difference is named")
@@ -119,13 +119,13 @@ func TestAnIncidentIsToldAndVerified(t *testing.T) {
 	stdout, _, code = s.Run(t, "audit", in.ID, "--verify", "--recording", changed)
 	require.Equal(t, 1, code)
 	require.Contains(t, stdout, "was changed since it was made")
-	_, stderr, code = s.Run(t, "simulate", "--playbooks", filepath.Join(s.Dir, "playbooks"), "--incident", changed)
+	_, stderr, code = s.Run(t, "simulate", "--playbooks", filepath.Join(s.ConfigDir, "playbooks"), "--incident", changed)
 	require.Equal(t, 1, code)
 	require.Contains(t, stderr, "was changed since it was made")
 }
 
-// flip changes one byte in the middle of a file, and gives what changes it back.
-func flip(t *testing.T, file string) (undo func()) {
+// flipByte changes one byte in the middle of a file, and gives what changes it back.
+func flipByte(t *testing.T, file string) (undo func()) {
 	t.Helper()
 	raw, err := os.ReadFile(file)
 	require.NoError(t, err)
@@ -140,9 +140,9 @@ func flip(t *testing.T, file string) (undo func()) {
 
 // Each drill, recorded, goes in a simulation as it went. With STANCH_RECORDINGS the recordings are written there.
 func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
-	stand.Needs(t)
+	harness.SkipUnlessSupported(t)
 	out := os.Getenv("STANCH_RECORDINGS")
-	s := stand.Start(t, binary, stand.Options{})
+	s := harness.Start(t, stanchBinary, harness.Options{})
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell"} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, code := s.Run(t, "drill", name, "-o", "json")
@@ -154,16 +154,16 @@ func TestADrillIsRecordedAndSimulatedAlike(t *testing.T) {
 			if out != "" {
 				require.Eventually(t, func() bool {
 					var now playbooks.Incident
-					return s.Get("/v1/incidents/"+drill.Incident, &now) == nil && closed(now)
+					return s.Get("/v1/incidents/"+drill.Incident, &now) == nil && isClosed(now)
 				}, 2*time.Minute, 500*time.Millisecond)
 			}
-			alike(t, s, drill.Incident, name, "../../playbooks/library")
+			assertSimulationMatches(t, s, drill.Incident, name, "../../playbooks/library")
 		})
 	}
 }
 
-// alike records an incident and simulates it with the playbooks that ran: it must go as it went.
-func alike(t *testing.T, s *stand.Stand, id, name, plays string) {
+// assertSimulationMatches records an incident and simulates it with the playbooks that ran: it must go as it went.
+func assertSimulationMatches(t *testing.T, s *harness.Harness, id, name, plays string) {
 	t.Helper()
 	raw, stderr, code := s.Run(t, "record", id, "--anonymize")
 	require.Zero(t, code, stderr)

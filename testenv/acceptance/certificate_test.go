@@ -16,17 +16,17 @@ import (
 
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/gatewayrpc/gatewaypb"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 	"stanch/worker/authority"
 	"stanch/worker/embeddedtemporal"
 )
 
 // A node that was taken over has its own certificate and nothing else: it is no other node, and no client of Temporal.
 func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
-	s := stand.Start(t, binary, stand.Options{})
-	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.Data, "pki"))
+	s := harness.Start(t, stanchBinary, harness.Options{})
+	pki, err := authority.OpenOrCreatePKI(filepath.Join(s.DataDir, "pki"))
 	require.NoError(t, err)
-	found := regexp.MustCompile(`nodes dial (\S+)`).FindStringSubmatch(s.Log())
+	found := regexp.MustCompile(`nodes dial (\S+)`).FindStringSubmatch(s.Output())
 	require.NotEmpty(t, found)
 
 	say := func(certificate, hello string, role string) error {
@@ -53,19 +53,19 @@ func TestANodesCertificateIsGoodForThatNodeOnly(t *testing.T) {
 	require.ErrorContains(t, say("node-a", "", authority.RoleNode), "hello says")
 	require.ErrorContains(t, say("somebody", "somebody", authority.RoleTemporal), "not a node's")
 
-	address, err := os.ReadFile(filepath.Join(s.Data, "temporal", "address"))
+	address, err := os.ReadFile(filepath.Join(s.DataDir, "temporal", "address"))
 	require.NoError(t, err)
 	// Not even the installation's authority itself opens Temporal, which trusts one of its own.
 	for _, role := range []string{authority.RoleNode, authority.RoleGateway, authority.RoleTemporal} {
-		require.Error(t, knock(t, pki, role, strings.TrimSpace(string(address))), "Temporal takes a certificate of the role %s", role)
+		require.Error(t, dialTemporalWithRole(t, pki, role, strings.TrimSpace(string(address))), "Temporal takes a certificate of the role %s", role)
 	}
-	inner, err := authority.OpenOrCreatePKI(filepath.Join(s.Data, "pki", "temporal"))
+	inner, err := authority.OpenOrCreatePKI(filepath.Join(s.DataDir, "pki", "temporal"))
 	require.NoError(t, err)
-	require.NoError(t, knock(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))), "its own opens it")
+	require.NoError(t, dialTemporalWithRole(t, inner, authority.RoleTemporal, strings.TrimSpace(string(address))), "its own opens it")
 }
 
-// knock asks Temporal for something with a certificate.
-func knock(t *testing.T, pki *authority.PKI, role, address string) error {
+// dialTemporalWithRole asks Temporal for something with a certificate.
+func dialTemporalWithRole(t *testing.T, pki *authority.PKI, role, address string) error {
 	t.Helper()
 	tlsConfig, err := pki.MutualTLSConfig(role, "node-a")
 	require.NoError(t, err)

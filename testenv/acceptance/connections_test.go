@@ -9,14 +9,14 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 )
 
 // Whoever opens connections to the nodes' port and says nothing keeps none of them, and keeps nobody out.
 func TestSilentConnectionsAreClosed(t *testing.T) {
-	address := stand.FreePort(t)
-	s := stand.New(t, binary, stand.Options{Args: []string{"--no-sensor", "--listen-nodes", address}})
-	s.Launch(t)
+	address := harness.FreePort(t)
+	s := harness.New(t, stanchBinary, harness.Options{Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s.StartProcess(t)
 	require.Eventually(t, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
 	var open []net.Conn
 	for range 500 {

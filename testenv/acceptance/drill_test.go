@@ -11,19 +11,19 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	lacking "stanch/testenv/require"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
+	lacking "stanch/testenv/prereq"
 )
 
-// drillShape is what `stanch drill -o json` promises, key by key.
-var drillShape = map[string][]string{
+// drillOutputKeys is what `stanch drill -o json` promises, key by key.
+var drillOutputKeys = map[string][]string{
 	"":           {"checks", "drill", "evidence", "incident", "latency_ms", "leases", "ok"},
 	"checks":     {"detail", "name", "ok"},
 	"latency_ms": {"event_to_contained", "event_to_detection", "event_to_incident"},
 	"leases":     {"action", "facet", "outcome", "target", "undone", "verified"},
 }
 
-func keys(t *testing.T, raw json.RawMessage) []string {
+func sortedKeys(t *testing.T, raw json.RawMessage) []string {
 	t.Helper()
 	var fields map[string]json.RawMessage
 	require.NoError(t, json.Unmarshal(raw, &fields))
@@ -31,17 +31,17 @@ func keys(t *testing.T, raw json.RawMessage) []string {
 }
 
 func TestEachDrillHolds(t *testing.T) {
-	stand.Needs(t)
-	if pid := anotherStanch(); pid != "" {
-		lacking.Lacking(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer", pid)
+	harness.SkipUnlessSupported(t)
+	if pid := otherStanchPID(); pid != "" {
+		lacking.SkipOrFail(t, "a host of its own: process %s is another Stanch, which contains the drill too and for longer", pid)
 	}
-	s := stand.Start(t, binary, stand.Options{})
+	s := harness.Start(t, stanchBinary, harness.Options{})
 	for _, name := range []string{"cryptominer", "shell", "reverse-shell", "credentials"} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, code := s.Run(t, "drill", name, "-o", "json")
 			require.Zero(t, code, "%s\n%s", stdout, stderr)
 			require.Empty(t, stderr, "no log lines beside the JSON")
-			require.Equal(t, drillShape[""], keys(t, json.RawMessage(stdout)))
+			require.Equal(t, drillOutputKeys[""], sortedKeys(t, json.RawMessage(stdout)))
 			var result struct {
 				Drill    string            `json:"drill"`
 				OK       bool              `json:"ok"`
@@ -61,7 +61,7 @@ func TestEachDrillHolds(t *testing.T) {
 			require.Positive(t, result.Evidence)
 			require.NotEmpty(t, result.Checks)
 			for _, raw := range result.Checks {
-				require.Equal(t, drillShape["checks"], keys(t, raw))
+				require.Equal(t, drillOutputKeys["checks"], sortedKeys(t, raw))
 				var check struct {
 					Name string
 					OK   bool
@@ -69,22 +69,22 @@ func TestEachDrillHolds(t *testing.T) {
 				require.NoError(t, json.Unmarshal(raw, &check))
 				require.True(t, check.OK, "%s", raw)
 			}
-			require.Equal(t, drillShape["latency_ms"], keys(t, result.Latency))
+			require.Equal(t, drillOutputKeys["latency_ms"], sortedKeys(t, result.Latency))
 			require.NotEmpty(t, result.Leases)
 			for _, raw := range result.Leases {
-				require.Equal(t, drillShape["leases"], keys(t, raw))
+				require.Equal(t, drillOutputKeys["leases"], sortedKeys(t, raw))
 				var lease struct{ Verified, Undone bool }
 				require.NoError(t, json.Unmarshal(raw, &lease))
 				require.True(t, lease.Verified && lease.Undone, "%s", raw)
 			}
 			t.Logf("%s", result.Latency)
-			require.Empty(t, s.Locks(t), "nothing is left in the kernel")
+			require.Empty(t, s.ActiveLocks(t), "nothing is left in the kernel")
 		})
 	}
 }
 
-// anotherStanch is the process id of another `stanch up` on this machine, "" if there is none.
-func anotherStanch() string {
+// otherStanchPID is the process id of another `stanch up` on this machine, "" if there is none.
+func otherStanchPID() string {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
 		raw, err := os.ReadFile(file)

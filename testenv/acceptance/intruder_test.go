@@ -20,7 +20,7 @@ import (
 	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 	"stanch/workflows"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"
@@ -29,22 +29,22 @@ import (
 // intruder is somebody with full access to Temporal. key is a signing key of their own, never the authority's.
 type intruder struct {
 	client.Client
-	t    *testing.T
-	own  attestation.SigningKey
-	read converter.DataConverter // what the codec's key lets them read
+	t              *testing.T
+	ownKey         attestation.SigningKey
+	codecConverter converter.DataConverter // what the codec's key lets them read
 }
 
-// order is an activity that the intruder's own workflow asks Stanch's workers for.
-type order struct {
+// activityOrder is an activity that the intruder's own workflow asks Stanch's workers for.
+type activityOrder struct {
 	Queue    string           `json:"queue"`
 	Activity string           `json:"activity"`
 	Input    *json.RawMessage `json:"input"`
 }
 
-const intrudersQueue = "intruder"
+const intruderQueue = "intruder"
 
-// intrude is the intruder's own workflow: it makes Stanch's workers run any activity with any input.
-func intrude(ctx workflow.Context, o order) (json.RawMessage, error) {
+// intruderWorkflow is the intruder's own workflow: it makes Stanch's workers run any activity with any input.
+func intruderWorkflow(ctx workflow.Context, o activityOrder) (json.RawMessage, error) {
 	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
 		TaskQueue: o.Queue, ScheduleToCloseTimeout: 15 * time.Second,
 		RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1},
@@ -54,117 +54,117 @@ func intrude(ctx workflow.Context, o order) (json.RawMessage, error) {
 	return out, err //nolint:wrapcheck // the test shows it
 }
 
-func newIntruder(t *testing.T, s *stand.Stand, withKey bool) *intruder {
+func newIntruder(t *testing.T, s *harness.Harness, withKey bool) *intruder {
 	t.Helper()
 	seed := make([]byte, 32)
 	_, err := rand.Read(seed)
 	require.NoError(t, err)
 	key, err := attestation.NewSigningKey(seed)
 	require.NoError(t, err)
-	i := &intruder{Client: s.Temporal(t, withKey), t: t, own: key, read: s.Converter(t)}
-	w := sdkworker.New(i.Client, intrudersQueue, sdkworker.Options{})
-	w.RegisterWorkflowWithOptions(intrude, workflow.RegisterOptions{Name: "Intrude"})
+	i := &intruder{Client: s.TemporalClient(t, withKey), t: t, ownKey: key, codecConverter: s.DataConverter(t)}
+	w := sdkworker.New(i.Client, intruderQueue, sdkworker.Options{})
+	w.RegisterWorkflowWithOptions(intruderWorkflow, workflow.RegisterOptions{Name: "Intrude"})
 	require.NoError(t, w.Start())
 	t.Cleanup(w.Stop)
 	return i
 }
 
-func (i *intruder) ctx() context.Context {
+func (i *intruder) timeoutContext() context.Context {
 	ctx, cancel := context.WithTimeout(i.t.Context(), 30*time.Second)
 	i.t.Cleanup(cancel)
 	return ctx
 }
 
-// order runs an activity on Stanch's workers and gives what they answered.
-func (i *intruder) order(name string, input any) (json.RawMessage, error) {
+// orderActivity runs an activity on Stanch's workers and gives what they answered.
+func (i *intruder) orderActivity(name string, input any) (json.RawMessage, error) {
 	i.t.Helper()
 	raw, err := json.Marshal(input)
 	require.NoError(i.t, err)
 	message := json.RawMessage(raw)
-	run, err := i.ExecuteWorkflow(i.ctx(), client.StartWorkflowOptions{TaskQueue: intrudersQueue}, "Intrude",
-		order{Queue: workflows.TaskQueue, Activity: name, Input: &message})
+	run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{TaskQueue: intruderQueue}, "Intrude",
+		activityOrder{Queue: workflows.TaskQueue, Activity: name, Input: &message})
 	require.NoError(i.t, err)
 	var out json.RawMessage
-	err = run.Get(i.ctx(), &out)
-	i.t.Logf("%s: %s %v", name, clip(string(out)), err)
+	err = run.Get(i.timeoutContext(), &out)
+	i.t.Logf("%s: %s %v", name, truncate(string(out)), err)
 	return out, err //nolint:wrapcheck // the test shows it
 }
 
-func clip(s string) string { return s[:min(len(s), 400)] }
+func truncate(s string) string { return s[:min(len(s), 400)] }
 
-// start starts one of Stanch's own workflow types and waits a moment for what it does.
-func (i *intruder) start(kind, id string, input any) {
+// startWorkflow starts one of Stanch's own workflow types and waits a moment for what it does.
+func (i *intruder) startWorkflow(kind, id string, input any) {
 	i.t.Helper()
-	run, err := i.ExecuteWorkflow(i.ctx(), client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue, WorkflowExecutionTimeout: 20 * time.Second}, kind, input)
+	run, err := i.ExecuteWorkflow(i.timeoutContext(), client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue, WorkflowExecutionTimeout: 20 * time.Second}, kind, input)
 	if err != nil {
 		i.t.Logf("start %s: %v", kind, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(i.ctx(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(i.timeoutContext(), 3*time.Second)
 	defer cancel()
 	i.t.Logf("%s ended: %v", kind, run.Get(ctx, nil))
 }
 
-// forge signs with the intruder's own key.
-func (i *intruder) forge(purpose attestation.PayloadType, body any) attestation.Envelope {
+// signWithOwnKey signs with the intruder's own key.
+func (i *intruder) signWithOwnKey(purpose attestation.PayloadType, body any) attestation.Envelope {
 	i.t.Helper()
-	s, err := i.own.Sign(purpose, body)
+	s, err := i.ownKey.Sign(purpose, body)
 	require.NoError(i.t, err)
 	return s
 }
 
-// pretend signs with the intruder's key and claims that it was the authority's.
-func (i *intruder) pretend(genuine attestation.Envelope, purpose attestation.PayloadType, body any) attestation.Envelope {
-	s := i.forge(purpose, body)
+// signWithForgedKeyID signs with the intruder's key and claims that it was the authority's.
+func (i *intruder) signWithForgedKeyID(genuine attestation.Envelope, purpose attestation.PayloadType, body any) attestation.Envelope {
+	s := i.signWithOwnKey(purpose, body)
 	s.KeyID = genuine.KeyID
 	return s
 }
 
-// lease reads a lease's whole state, which the codec's key lets them.
-func (i *intruder) lease(target playbooks.Target) *lease.Machine {
+// readLease reads a lease's whole state, which the codec's key lets them.
+func (i *intruder) readLease(target playbooks.Target) *lease.Machine {
 	i.t.Helper()
 	m := &lease.Machine{}
-	value, err := i.QueryWorkflow(i.ctx(), leaseID(target), "", workflows.QueryLease)
+	value, err := i.QueryWorkflow(i.timeoutContext(), leaseWorkflowID(target), "", workflows.QueryLease)
 	require.NoError(i.t, err)
 	require.NoError(i.t, value.Get(m))
 	return m
 }
 
-func leaseID(target playbooks.Target) string {
+func leaseWorkflowID(target playbooks.Target) string {
 	return workflows.NodeLeaseWorkflowID("local", target, playbooks.FacetNetwork)
 }
 
-// attestations are the genuine ones that a playbook was given, read from its history.
-func (i *intruder) attestations(run string, target playbooks.Target) []attestation.Envelope {
+// readAttestations are the genuine ones that a playbook was given, read from its history.
+func (i *intruder) readAttestations(run string, target playbooks.Target) []attestation.Envelope {
 	i.t.Helper()
 	var in playbook.Input
-	require.NoError(i.t, i.read.FromPayloads(&commonpb.Payloads{Payloads: i.input(run)}, &in))
+	require.NoError(i.t, i.codecConverter.FromPayloads(&commonpb.Payloads{Payloads: i.readWorkflowInput(run)}, &in))
 	require.NotEmpty(i.t, in.Attestations[target.ID()])
 	return in.Attestations[target.ID()]
 }
 
-// input is the payloads with which a workflow was started, as they are stored.
-func (i *intruder) input(id string) []*commonpb.Payload {
+// readWorkflowInput is the payloads with which a workflow was started, as they are stored.
+func (i *intruder) readWorkflowInput(id string) []*commonpb.Payload {
 	i.t.Helper()
-	history := i.GetWorkflowHistory(i.ctx(), id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	history := i.GetWorkflowHistory(i.timeoutContext(), id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
 	require.True(i.t, history.HasNext())
 	e, err := history.Next()
 	require.NoError(i.t, err)
 	return e.GetWorkflowExecutionStartedEventAttributes().GetInput().GetPayloads()
 }
 
-// receipt gets a genuine receipt, which any caller of the activity gets.
-func (i *intruder) receipt(r activities.Request) []attestation.Envelope {
+// requestEvidenceReceipt gets a genuine receipt, which any caller of the activity gets.
+func (i *intruder) requestEvidenceReceipt(r activities.Request) []attestation.Envelope {
 	i.t.Helper()
-	raw, err := i.order("Attempted", r)
+	raw, err := i.orderActivity("Attempted", r)
 	require.NoError(i.t, err)
 	var s attestation.Envelope
 	require.NoError(i.t, json.Unmarshal(raw, &s))
 	return []attestation.Envelope{s}
 }
 
-// answerFalsely takes tasks from the queues of the node and of the workers, and says that all was done.
-func (i *intruder) answerFalsely(node string, d time.Duration) {
+// answerTasksFalsely takes tasks from the queues of the node and of the workers, and says that all was done.
+func (i *intruder) answerTasksFalsely(node string, d time.Duration) {
 	i.t.Helper()
 	var workers []sdkworker.Worker
 	for _, queue := range []string{workflows.NodeTaskQueue(node), workflows.TaskQueue} {

@@ -13,18 +13,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/playbooks"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 )
 
-// binary is the program under test; TestMain sets it once.
-var binary string
+// stanchBinary is the program under test; TestMain sets it once.
+var stanchBinary string
 
 func TestMain(m *testing.M) {
-	stand.Beacon()
-	os.Exit(run(m))
+	harness.RunBeaconIfRequested()
+	os.Exit(runTests(m))
 }
 
-func run(m *testing.M) int {
+func runTests(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return m.Run() // every scenario says that it is skipped
 	}
@@ -34,18 +34,18 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if binary, err = stand.Build(dir); err != nil {
+	if stanchBinary, err = harness.BuildBinary(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
 }
 
-// contains is a configuration in which containments of this host run by themselves, for the stand's containers only.
-const contains = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
+// autoContainConfig is a configuration in which containments of this host run by themselves, for the stand's containers only.
+const autoContainConfig = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 1000}\n"
 
-// holdFor is a playbook that isolates the stand's containers for so long.
-func holdFor(d time.Duration) map[string]string {
+// isolatePlaybook is a playbook that isolates the stand's containers for so long.
+func isolatePlaybook(d time.Duration) map[string]string {
 	return map[string]string{"hold.yaml": fmt.Sprintf(`playbook: hold
 match:
   objective: crypto-mining
@@ -57,25 +57,25 @@ steps:
 `, d)}
 }
 
-// held: the containers of these tests share this machine's network, so their locks hold and are never verified.
-func held(in playbooks.Incident) bool {
+// isIsolated: the containers of these tests share this machine's network, so their locks hold and are never verified.
+func isIsolated(in playbooks.Incident) bool {
 	return len(in.Leases) > 0 && in.Leases[0].State == "held" && (in.Leases[0].Verified || in.Leases[0].Outcome == playbooks.OutcomeUnverified)
 }
 
-func undone(in playbooks.Incident) bool {
+func isUndone(in playbooks.Incident) bool {
 	return len(in.Leases) > 0 && in.Leases[0].State == "ended" && in.Leases[0].Undone
 }
 
-func playbookEnded(in playbooks.Incident) bool {
+func hasPlaybookEnded(in playbooks.Incident) bool {
 	return len(in.Playbooks) > 0 && !in.Playbooks[0].Ended.IsZero()
 }
 
-// contained attacks in a new container and waits until it is held.
-func contained(t *testing.T, s *stand.Stand) (*stand.Container, playbooks.Incident) {
+// startIsolatedContainer attacks in a new container and waits until it is held.
+func startIsolatedContainer(t *testing.T, s *harness.Harness) (*harness.Container, playbooks.Incident) {
 	t.Helper()
-	c := s.Container(t)
-	c.Attack(t)
-	in := s.Incident(t, c.ID, 30*time.Second, "held", held)
-	require.True(t, c.Silent(300*time.Millisecond), "nothing arrives at the peer while the lease holds")
+	c := s.NewContainer(t)
+	c.StartAttack(t)
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "held", isIsolated)
+	require.True(t, c.IsSilent(300*time.Millisecond), "nothing arrives at the peer while the lease holds")
 	return c, in
 }

@@ -13,26 +13,26 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/playbooks"
+	"stanch/testenv/harness"
 	"stanch/testenv/slack"
-	"stanch/testenv/stand"
 	"stanch/workflows/playbook"
 )
 
 // The members of the stand-in's workspace.
 const (
-	alice   = "U0ALICE"
-	bob     = "U0BOB"
-	carol   = "U0CAROL"  // in the user group only
-	dora    = "U0DORA"   // of the second group
-	grace   = "U0GRACE"  // may break the glass
-	mallory = "U0MALLO"  // nobody in the configuration
-	guest   = "U0GUEST"  // configured, and a guest in Slack
-	gone    = "U0GONE"   // configured, and deactivated
-	foreign = "U0FOREIG" // configured, and of a connected organisation
-	robot   = "U0ROBOT"  // configured, and a bot
+	alice             = "U0ALICE"
+	bob               = "U0BOB"
+	carol             = "U0CAROL"  // in the user group only
+	dora              = "U0DORA"   // of the second group
+	grace             = "U0GRACE"  // may break the glass
+	mallory           = "U0MALLO"  // nobody in the configuration
+	guestMember       = "U0GUEST"  // configured, and a guest in Slack
+	deactivatedMember = "U0GONE"   // configured, and deactivated
+	externalMember    = "U0FOREIG" // configured, and of a connected organisation
+	botMember         = "U0ROBOT"  // configured, and a bot
 )
 
-const chatConfig = `phase: 3
+const slackConfig = `phase: 3
 library: {enabled: false}
 playbooks: [DIR/playbooks]
 budget: {per_hour: 1000}
@@ -58,8 +58,8 @@ slack:
   signing_secret_file: DIR/secret
 `
 
-// asking is a playbook that isolates only after so many people agreed.
-func asking(quorum int, timeout string) map[string]string {
+// approvalPlaybook is a playbook that isolates only after so many people agreed.
+func approvalPlaybook(quorum int, timeout string) map[string]string {
 	return map[string]string{"ask.yaml": fmt.Sprintf(`playbook: ask
 match:
   objective: crypto-mining
@@ -77,11 +77,11 @@ steps:
 `, quorum, timeout)}
 }
 
-// chat is a Stanch with a Slack.
-type chat struct {
-	*stand.Stand
-	slack  *slack.Slack
-	listen string
+// slackHarness is a Stanch with a Slack.
+type slackHarness struct {
+	*harness.Harness
+	fakeSlack     *slack.FakeSlack
+	listenAddress string
 }
 
 func freePort(t *testing.T) string {
@@ -92,15 +92,15 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func newChat(t *testing.T, playbooks map[string]string) *chat {
+func newSlackHarness(t *testing.T, playbooks map[string]string) *slackHarness {
 	t.Helper()
-	return newChatWith(t, playbooks, "", func(config string) string { return config }, nil)
+	return newSlackHarnessWith(t, playbooks, "", func(config string) string { return config }, nil)
 }
 
-// newChatWith adds to the configuration, changes it, and writes further files.
-func newChatWith(t *testing.T, playbooks map[string]string, more string, change func(string) string, files map[string]string) *chat {
+// newSlackHarnessWith adds to the configuration, changes it, and writes further files.
+func newSlackHarnessWith(t *testing.T, playbooks map[string]string, more string, change func(string) string, files map[string]string) *slackHarness {
 	t.Helper()
-	c := &chat{slack: slack.Start(t), listen: freePort(t)}
+	c := &slackHarness{fakeSlack: slack.Start(t), listenAddress: freePort(t)}
 	for _, m := range []slack.Member{
 		{ID: alice},
 		{ID: bob},
@@ -108,33 +108,35 @@ func newChatWith(t *testing.T, playbooks map[string]string, more string, change 
 		{ID: dora},
 		{ID: grace},
 		{ID: mallory},
-		{ID: guest, Guest: true},
-		{ID: gone, Deleted: true},
-		{ID: foreign, Stranger: true, Team: "T0OTHER"},
-		{ID: robot, Bot: true},
+		{ID: guestMember, Guest: true},
+		{ID: deactivatedMember, Deleted: true},
+		{ID: externalMember, External: true, TeamID: "T0OTHER"},
+		{ID: botMember, Bot: true},
 	} {
-		c.slack.Member(m)
+		c.fakeSlack.AddMember(m)
 	}
-	c.slack.Group("S0ONCALL", carol)
-	c.Stand = stand.New(t, binary, stand.Options{Config: change(strings.ReplaceAll(chatConfig, "API", c.slack.API())) + more, Playbooks: playbooks, Args: []string{"--listen", c.listen}})
-	for name, secret := range map[string]string{"bot": slack.Token, "app": slack.AppToken, "secret": slack.Secret} {
-		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(secret), 0o600))
+	c.fakeSlack.SetGroup("S0ONCALL", carol)
+	c.Harness = harness.New(t, stanchBinary, harness.Options{Config: change(strings.ReplaceAll(slackConfig, "API", c.fakeSlack.APIURL())) + more, Playbooks: playbooks, Args: []string{"--listen", c.listenAddress}})
+	for name, secret := range map[string]string{"bot": slack.BotToken, "app": slack.AppToken, "secret": slack.SigningSecret} {
+		require.NoError(t, os.WriteFile(filepath.Join(c.ConfigDir, name), []byte(secret), 0o600))
 	}
 	for name, text := range files {
-		require.NoError(t, os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(c.ConfigDir, name), []byte(text), 0o600))
 	}
-	c.Up(t)
+	c.StartAndWait(t)
 	return c
 }
 
-func (c *chat) url() string { return "http://" + c.listen + "/slack/interactions" }
+func (c *slackHarness) interactionURL() string {
+	return "http://" + c.listenAddress + "/slack/interactions"
+}
 
-// message waits until the incident's one message is as it should be.
-func (c *chat) message(t *testing.T, incident, what string, ok func(slack.Message) bool) slack.Message {
+// waitForMessage waits until the incident's one message is as it should be.
+func (c *slackHarness) waitForMessage(t *testing.T, incident, what string, ok func(slack.Message) bool) slack.Message {
 	t.Helper()
 	var last slack.Message
 	require.Eventually(t, func() bool {
-		for _, m := range c.slack.Messages() {
+		for _, m := range c.fakeSlack.Messages() {
 			if strings.Contains(m.Text, incident) {
 				if last = m; ok(m) {
 					return true
@@ -146,24 +148,24 @@ func (c *chat) message(t *testing.T, incident, what string, ok func(slack.Messag
 	return last
 }
 
-// asked attacks in a new container and waits until Slack shows the question.
-func (c *chat) asked(t *testing.T) (*stand.Container, playbook.ApprovalRequest, slack.Message) {
+// attackAndWaitForRequest attacks in a new container and waits until Slack shows the question.
+func (c *slackHarness) attackAndWaitForRequest(t *testing.T) (*harness.Container, playbook.ApprovalRequest, slack.Message) {
 	t.Helper()
-	box := c.Container(t)
-	box.Attack(t)
-	in := c.Incident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
-	m := c.message(t, in.ID, "a question with buttons", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
-	return box, c.question(t, in.ID), m
+	box := c.NewContainer(t)
+	box.StartAttack(t)
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "an incident", func(in playbooks.Incident) bool { return in.ID != "" })
+	m := c.waitForMessage(t, in.ID, "a question with buttons", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	return box, c.requireOpenRequest(t, in.ID), m
 }
 
-func (c *chat) question(t *testing.T, incident string) playbook.ApprovalRequest {
+func (c *slackHarness) requireOpenRequest(t *testing.T, incident string) playbook.ApprovalRequest {
 	t.Helper()
-	q, ok := c.open(t, incident)
+	q, ok := c.findOpenRequest(t, incident)
 	require.True(t, ok, "no open question of %s", incident)
 	return q
 }
 
-func (c *chat) open(t *testing.T, incident string) (playbook.ApprovalRequest, bool) {
+func (c *slackHarness) findOpenRequest(t *testing.T, incident string) (playbook.ApprovalRequest, bool) {
 	t.Helper()
 	var all []playbook.ApprovalRequest
 	require.NoError(t, c.Get("/v1/pending", &all))
@@ -175,40 +177,40 @@ func (c *chat) open(t *testing.T, incident string) (playbook.ApprovalRequest, bo
 	return playbook.ApprovalRequest{}, false
 }
 
-// click presses a button as Slack would send it, signed.
-func (c *chat) click(t *testing.T, member string, m slack.Message, kind string) (int, string) {
+// pressButton presses a button as Slack would send it, signed.
+func (c *slackHarness) pressButton(t *testing.T, member string, m slack.Message, kind string) (int, string) {
 	t.Helper()
 	buttons := m.Buttons(t)[kind]
 	require.NotEmpty(t, buttons, "no button %s in %s", kind, m.Blocks)
-	return slack.Sign(slack.Payload(member, m, buttons[0], nil), time.Now(), slack.Secret).Send(t, c.url())
+	return slack.SignRequest(slack.ButtonPayload(member, m, buttons[0], nil), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 }
 
-// toldTo waits for what is said to one member alone.
-func (c *chat) toldTo(t *testing.T, member, what string) {
+// waitForEphemeralMessage waits for what is said to one member alone.
+func (c *slackHarness) waitForEphemeralMessage(t *testing.T, member, what string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		for _, w := range c.slack.Whispers(member) {
+		for _, w := range c.fakeSlack.EphemeralMessages(member) {
 			if strings.Contains(string(w.Blocks), what) {
 				return true
 			}
 		}
 		return false
-	}, 10*time.Second, 50*time.Millisecond, "%s is told %q: %v", member, what, c.slack.Whispers(member))
+	}, 10*time.Second, 50*time.Millisecond, "%s is told %q: %v", member, what, c.fakeSlack.EphemeralMessages(member))
 }
 
-// picture writes what Slack shows into the folder of STANCH_PICTURES, for somebody to look at.
-func (c *chat) picture(t *testing.T, name string, m slack.Message) {
+// renderMessagePage writes what Slack shows into the folder of STANCH_PICTURES, for somebody to look at.
+func (c *slackHarness) renderMessagePage(t *testing.T, name string, m slack.Message) {
 	t.Helper()
 	dir := os.Getenv("STANCH_PICTURES")
 	if dir == "" {
 		return
 	}
-	page, err := slack.Page(append([]slack.Message{m}, c.slack.Thread(m.TS)...)...)
+	page, err := slack.RenderHTML(append([]slack.Message{m}, c.fakeSlack.ThreadMessages(m.TS)...)...)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, name+".html"), []byte(page), 0o600))
 }
 
-func stepped(outcome playbooks.Outcome) func(playbooks.Incident) bool {
+func hasStepOutcome(outcome playbooks.Outcome) func(playbooks.Incident) bool {
 	return func(in playbooks.Incident) bool {
 		for _, run := range in.Playbooks {
 			for _, s := range run.Steps {
@@ -223,93 +225,93 @@ func stepped(outcome playbooks.Outcome) func(playbooks.Incident) bool {
 
 // The way of an incident that people decide in Slack: one message, kept at what is so, from the question to the end.
 func TestPeopleDecideInSlack(t *testing.T) {
-	c := newChat(t, asking(2, "10m"))
-	box, q, m := c.asked(t)
-	require.False(t, box.Silent(200*time.Millisecond), "nothing is contained before people agree")
+	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
+	box, q, m := c.attackAndWaitForRequest(t)
+	require.False(t, box.IsSilent(200*time.Millisecond), "nothing is contained before people agree")
 	require.Contains(t, string(m.Blocks), "0 of 2 said yes")
-	thread := c.slack.Thread(m.TS)
+	thread := c.fakeSlack.ThreadMessages(m.TS)
 	require.NotEmpty(t, thread, "those who are asked are called in the thread")
 	require.Contains(t, string(thread[0].Blocks), alice)
 	require.Contains(t, string(thread[0].Blocks), "S0ONCALL")
 
-	code, body := c.click(t, alice, m, "approve")
+	code, body := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
-	c.toldTo(t, alice, "recorded")
-	m = c.message(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
-	c.picture(t, "slack-asked", m)
+	c.waitForEphemeralMessage(t, alice, "recorded")
+	m = c.waitForMessage(t, q.IncidentID, "one of two", func(m slack.Message) bool { return strings.Contains(string(m.Blocks), "1 of 2 said yes (alice)") })
+	c.renderMessagePage(t, "slack-asked", m)
 	// The same person again, by Socket Mode this time, is still one person.
-	_, acked := c.slack.Push(t, slack.Payload(alice, m, m.Buttons(t)["approve"][0], nil))
+	_, acked := c.fakeSlack.PushPayload(t, slack.ButtonPayload(alice, m, m.Buttons(t)["approve"][0], nil))
 	require.True(t, acked)
-	require.False(t, box.Silent(300*time.Millisecond))
+	require.False(t, box.IsSilent(300*time.Millisecond))
 	// Carol is in the user group in Slack.
-	_, acked = c.slack.Push(t, slack.Payload(carol, m, m.Buttons(t)["approve"][0], nil))
+	_, acked = c.fakeSlack.PushPayload(t, slack.ButtonPayload(carol, m, m.Buttons(t)["approve"][0], nil))
 	require.True(t, acked)
-	in := c.Incident(t, box.ID, 30*time.Second, "held", held)
-	require.True(t, box.Silent(300*time.Millisecond))
-	m = c.message(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
+	require.True(t, box.IsSilent(300*time.Millisecond))
+	m = c.waitForMessage(t, in.ID, "what holds, with its buttons", func(m slack.Message) bool {
 		return len(m.Buttons(t)["release"]) == 1 && len(m.Buttons(t)["approve"]) == 0 && strings.Contains(string(m.Blocks), "held, ")
 	})
 	require.Contains(t, string(m.Blocks), "approved by alice (Slack member U0ALICE), carol (Slack member U0CAROL)")
 
-	c.picture(t, "slack-held", m)
-	code, body = c.click(t, bob, m, "extend")
+	c.renderMessagePage(t, "slack-held", m)
+	code, body = c.pressButton(t, bob, m, "extend")
 	require.Equal(t, http.StatusOK, code, body)
-	c.Incident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
+	c.WaitForIncident(t, box.ID, 20*time.Second, "extended", func(in playbooks.Incident) bool {
 		return time.Until(in.Leases[0].ExpiresAt) > 50*time.Minute
 	})
-	code, body = c.click(t, bob, m, "release")
+	code, body = c.pressButton(t, bob, m, "release")
 	require.Equal(t, http.StatusOK, code, body)
-	c.Incident(t, box.ID, 30*time.Second, "undone", undone)
-	require.True(t, box.Resumed(2*time.Second))
-	m = c.message(t, in.ID, "undone", func(m slack.Message) bool {
+	c.WaitForIncident(t, box.ID, 30*time.Second, "undone", isUndone)
+	require.True(t, box.WaitForTraffic(2*time.Second))
+	m = c.waitForMessage(t, in.ID, "undone", func(m slack.Message) bool {
 		return len(m.Buttons(t)["release"]) == 0 && strings.Contains(string(m.Blocks), "ended, undone and verified")
 	})
-	require.Len(t, c.slack.Messages(), 1, "one message for one incident")
-	c.picture(t, "slack-undone", m)
+	require.Len(t, c.fakeSlack.Messages(), 1, "one message for one incident")
+	c.renderMessagePage(t, "slack-undone", m)
 }
 
 // A no needs a reason, which is asked for in a form, and denies.
 func TestANoIsGivenWithItsReason(t *testing.T) {
-	c := newChat(t, asking(2, "10m"))
-	box, q, m := c.asked(t)
-	code, body := c.click(t, bob, m, "deny")
+	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
+	box, q, m := c.attackAndWaitForRequest(t)
+	code, body := c.pressButton(t, bob, m, "deny")
 	require.Equal(t, http.StatusOK, code, body)
-	var form slack.View
+	var form slack.OpenedView
 	require.Eventually(t, func() bool {
-		views := c.slack.Views()
+		views := c.fakeSlack.OpenedViews()
 		if len(views) > 0 {
 			form = views[0]
 		}
 		return len(views) > 0
 	}, 5*time.Second, 20*time.Millisecond)
 	// Somebody else submits a form of their own with the same content: it is refused in the form.
-	_, answer := slack.Sign(slack.Submit(mallory, form, "because"), time.Now(), slack.Secret).Send(t, c.url())
+	_, answer := slack.SignRequest(slack.ViewSubmission(mallory, form, "because"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "nobody in Stanch's configuration")
-	code, answer = slack.Sign(slack.Submit(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.Secret).Send(t, c.url())
+	code, answer = slack.SignRequest(slack.ViewSubmission(bob, form, "it is the nightly benchmark <!channel> *bold*"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Equal(t, http.StatusOK, code, answer)
-	c.Incident(t, box.ID, 20*time.Second, "denied", stepped(playbooks.OutcomeDenied))
-	c.message(t, q.IncidentID, "the reason is shown as text", func(m slack.Message) bool {
+	c.WaitForIncident(t, box.ID, 20*time.Second, "denied", hasStepOutcome(playbooks.OutcomeDenied))
+	c.waitForMessage(t, q.IncidentID, "the reason is shown as text", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "bob said no. it is the nightly benchmark")
 	})
-	require.NotContains(t, string(c.message(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
-	require.False(t, box.Silent(200*time.Millisecond), "nothing was contained")
+	require.NotContains(t, string(c.waitForMessage(t, q.IncidentID, "", func(slack.Message) bool { return true }).Blocks), `"mrkdwn"`)
+	require.False(t, box.IsSilent(200*time.Millisecond), "nothing was contained")
 }
 
 // One person who may, and says why, answers alone; it stands in a record of its own.
 func TestTheGlassIsBroken(t *testing.T) {
-	c := newChat(t, asking(2, "10m"))
-	box, q, m := c.asked(t)
-	_, _ = c.click(t, grace, m, "break-glass")
-	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 5*time.Second, 20*time.Millisecond)
-	form := c.slack.Views()[0]
-	_, answer := slack.Sign(slack.Submit(alice, form, "no time"), time.Now(), slack.Secret).Send(t, c.url())
+	c := newSlackHarness(t, approvalPlaybook(2, "10m"))
+	box, q, m := c.attackAndWaitForRequest(t)
+	_, _ = c.pressButton(t, grace, m, "break-glass")
+	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 5*time.Second, 20*time.Millisecond)
+	form := c.fakeSlack.OpenedViews()[0]
+	_, answer := slack.SignRequest(slack.ViewSubmission(alice, form, "no time"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "may not break the glass")
-	_, answer = slack.Sign(slack.Submit(grace, form, "  "), time.Now(), slack.Secret).Send(t, c.url())
+	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "  "), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Contains(t, answer, "needs a reason")
-	_, answer = slack.Sign(slack.Submit(grace, form, "exfiltration is under way"), time.Now(), slack.Secret).Send(t, c.url())
+	_, answer = slack.SignRequest(slack.ViewSubmission(grace, form, "exfiltration is under way"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Empty(t, answer)
-	c.Incident(t, box.ID, 30*time.Second, "held", held)
-	c.message(t, q.IncidentID, "said to everybody", func(m slack.Message) bool {
+	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
+	c.waitForMessage(t, q.IncidentID, "said to everybody", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "grace broke the glass: exfiltration is under way")
 	})
 	stdout, stderr, code := c.Run(t, "evidence", "list", q.IncidentID, "-o", "json")
@@ -321,51 +323,51 @@ func TestTheGlassIsBroken(t *testing.T) {
 
 // A person calls it a false positive: what holds is released, and nothing new starts.
 func TestAFalsePositiveLetsGo(t *testing.T) {
-	c := newChat(t, asking(1, "10m"))
-	box, q, m := c.asked(t)
-	_, _ = c.click(t, alice, m, "approve")
-	c.Incident(t, box.ID, 30*time.Second, "held", held)
-	_, _ = c.click(t, bob, m, "false-positive")
-	require.Eventually(t, func() bool { return len(c.slack.Views()) == 1 }, 5*time.Second, 20*time.Millisecond)
-	code, answer := slack.Sign(slack.Submit(bob, c.slack.Views()[0], "our own load test"), time.Now(), slack.Secret).Send(t, c.url())
+	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
+	box, q, m := c.attackAndWaitForRequest(t)
+	_, _ = c.pressButton(t, alice, m, "approve")
+	c.WaitForIncident(t, box.ID, 30*time.Second, "held", isIsolated)
+	_, _ = c.pressButton(t, bob, m, "false-positive")
+	require.Eventually(t, func() bool { return len(c.fakeSlack.OpenedViews()) == 1 }, 5*time.Second, 20*time.Millisecond)
+	code, answer := slack.SignRequest(slack.ViewSubmission(bob, c.fakeSlack.OpenedViews()[0], "our own load test"), time.Now(), slack.SigningSecret).Send(t, c.interactionURL())
 	require.Equal(t, http.StatusOK, code, answer)
-	in := c.Incident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return undone(in) && in.Disposition == "false-positive" })
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "undone", func(in playbooks.Incident) bool { return isUndone(in) && in.Disposition == "false-positive" })
 	require.Equal(t, "bob", in.DispositionBy)
-	require.True(t, box.Resumed(2*time.Second))
-	c.message(t, q.IncidentID, "shown", func(m slack.Message) bool {
+	require.True(t, box.WaitForTraffic(2*time.Second))
+	c.waitForMessage(t, q.IncidentID, "shown", func(m slack.Message) bool {
 		return strings.Contains(string(m.Blocks), "resolved: false-positive by bob")
 	})
 }
 
 // Slack is away, slow and forgetful, and Stanch dies in the middle: the message is there once, and an answer counts.
 func TestSlackIsAwayAndStanchDies(t *testing.T) {
-	c := newChat(t, asking(1, "10m"))
-	c.slack.Away(true)
-	box := c.Container(t)
-	box.Attack(t)
-	in := c.Incident(t, box.ID, 30*time.Second, "asked", func(in playbooks.Incident) bool { return in.ID != "" })
-	require.Eventually(t, func() bool { _, ok := c.open(t, in.ID); return ok }, 20*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool { return c.slack.Calls("chat.postMessage") > 0 }, 20*time.Second, 50*time.Millisecond)
+	c := newSlackHarness(t, approvalPlaybook(1, "10m"))
+	c.fakeSlack.SetUnavailable(true)
+	box := c.NewContainer(t)
+	box.StartAttack(t)
+	in := c.WaitForIncident(t, box.ID, 30*time.Second, "asked", func(in playbooks.Incident) bool { return in.ID != "" })
+	require.Eventually(t, func() bool { _, ok := c.findOpenRequest(t, in.ID); return ok }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return c.fakeSlack.CallCount("chat.postMessage") > 0 }, 20*time.Second, 50*time.Millisecond)
 	c.Kill()
-	c.slack.Away(false)
-	c.slack.Limit(2)
+	c.fakeSlack.SetUnavailable(false)
+	c.fakeSlack.RateLimitNext(2)
 	dying := make(chan bool, 1)
-	c.slack.AfterPost(func() { c.Kill(); dying <- true }) // it was written, and Stanch never hears of it
-	c.Launch(t)
+	c.fakeSlack.AfterPost(func() { c.Kill(); dying <- true }) // it was written, and Stanch never hears of it
+	c.StartProcess(t)
 	select {
 	case <-dying:
 	case <-time.After(90 * time.Second):
 		t.Fatal("the message was not written")
 	}
-	c.Up(t)
-	m := c.message(t, in.ID, "the question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
-	require.Eventually(t, func() bool { return len(c.slack.Thread(m.TS)) > 0 }, 90*time.Second, 100*time.Millisecond, "the thread goes on")
-	require.Len(t, c.slack.Messages(), 1, "it is written once")
-	code, body := c.click(t, alice, m, "approve")
+	c.StartAndWait(t)
+	m := c.waitForMessage(t, in.ID, "the question", func(m slack.Message) bool { return len(m.Buttons(t)["approve"]) > 0 })
+	require.Eventually(t, func() bool { return len(c.fakeSlack.ThreadMessages(m.TS)) > 0 }, 90*time.Second, 100*time.Millisecond, "the thread goes on")
+	require.Len(t, c.fakeSlack.Messages(), 1, "it is written once")
+	code, body := c.pressButton(t, alice, m, "approve")
 	require.Equal(t, http.StatusOK, code, body)
-	c.Incident(t, box.ID, 60*time.Second, "held", held)
+	c.WaitForIncident(t, box.ID, 60*time.Second, "held", isIsolated)
 	calls := 0
-	for _, reply := range c.slack.Thread(m.TS) {
+	for _, reply := range c.fakeSlack.ThreadMessages(m.TS) {
 		if strings.Contains(string(reply.Blocks), "you are asked") {
 			calls++
 		}

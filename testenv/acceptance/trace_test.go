@@ -11,8 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"stanch/testenv/harness"
 	"stanch/testenv/otlp"
-	"stanch/testenv/stand"
 )
 
 // freeAddress is one that nobody listens on.
@@ -26,24 +26,24 @@ func freeAddress(t *testing.T) string {
 
 // A real attack is one trace: who looks at it sees what came of what, and how long each part took.
 func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
-	stand.Needs(t)
+	harness.SkipUnlessSupported(t)
 	receiver, metrics := otlp.Start(t), freeAddress(t)
-	s := stand.Start(t, binary, stand.Options{
-		Config: contains + "quiet: 2s\n", Playbooks: holdFor(6 * time.Second), Args: []string{"--metrics", metrics},
+	s := harness.Start(t, stanchBinary, harness.Options{
+		Config: autoContainConfig + "quiet: 2s\n", Playbooks: isolatePlaybook(6 * time.Second), Args: []string{"--metrics", metrics},
 		Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=100"},
 	})
-	c, in := contained(t, s)
-	s.Incident(t, c.ID, 40*time.Second, "the lease ended as undone", undone)
+	c, in := startIsolatedContainer(t, s)
+	s.WaitForIncident(t, c.ID, 40*time.Second, "the lease ended as undone", isUndone)
 
 	// chain is the names from a span up to its root.
 	chain := func(id string) []string {
 		by := map[string]otlp.Span{}
 		for _, s := range receiver.Spans() {
-			by[s.ID()] = s
+			by[s.SpanID()] = s
 		}
 		var names []string
-		for at, ok := by[id]; ok; at, ok = by[at.Parent()] {
-			if names = append(names, at.GetName()); at.Parent() == "" {
+		for at, ok := by[id]; ok; at, ok = by[at.ParentID()] {
+			if names = append(names, at.GetName()); at.ParentID() == "" {
 				return names
 			}
 		}
@@ -66,21 +66,21 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 		want := strings.Split(strings.ReplaceAll("RunActivity:PART "+strings.Join(lease, " "), "PART", part), " ")
 		require.Eventually(t, func() bool {
 			found := find("RunActivity:"+part, "pod.isolate")
-			return len(found) > 0 && len(chain(found[0].ID())) == len(want)
+			return len(found) > 0 && len(chain(found[0].SpanID())) == len(want)
 		}, 60*time.Second, 100*time.Millisecond, "%s belongs to the acceptance", part)
 		found := find("RunActivity:"+part, "pod.isolate")[0]
-		require.Equal(t, want, chain(found.ID()))
-		traces[found.Trace()] = true
+		require.Equal(t, want, chain(found.SpanID()))
+		traces[found.TraceIDText()] = true
 	}
 	evidence := find("RunActivity:Observe", "process.snapshot")
 	require.NotEmpty(t, evidence)
-	require.Equal(t, []string{"RunActivity:Observe", "StartActivity:Observe", "RunWorkflow:Playbook", "StartChildWorkflow:Playbook"}, chain(evidence[0].ID())[:4])
-	traces[evidence[0].Trace()] = true
+	require.Equal(t, []string{"RunActivity:Observe", "StartActivity:Observe", "RunWorkflow:Playbook", "StartChildWorkflow:Playbook"}, chain(evidence[0].SpanID())[:4])
+	traces[evidence[0].TraceIDText()] = true
 	require.Len(t, traces, 1, "all of it is one trace")
 
 	var accepted otlp.Span
 	for _, s := range find("gateway.accept", "") {
-		if traces[s.Trace()] {
+		if traces[s.TraceIDText()] {
 			accepted = s
 		}
 	}
@@ -97,8 +97,8 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	require.Equal(t, []string{"stanch"}, receiver.Services())
 	ids := map[string]bool{}
 	for _, s := range receiver.Spans() {
-		require.False(t, ids[s.ID()], "%s came twice", s.GetName())
-		ids[s.ID()] = true
+		require.False(t, ids[s.SpanID()], "%s came twice", s.GetName())
+		ids[s.SpanID()] = true
 	}
 
 	scrape := func() string {
@@ -116,5 +116,5 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	require.Regexp(t, `(?m)^stanch_node_events_total\{kind="exec",node="[^"]+"\} [1-9]`, text, "the kernel's own events")
 	require.Regexp(t, `(?m)^stanch_detections_total\{outcome="accepted",severity="[^"]+",source="stanch"\} [1-9]`, text)
 	require.Regexp(t, `(?m)^stanch_temporal_activity_execution_seconds_count\{activity_type="Apply"\} [1-9]`, text)
-	require.NotContains(t, text, s.Mark, "a container's name is nobody's label")
+	require.NotContains(t, text, s.ContainerPrefix, "a container's name is nobody's label")
 }

@@ -24,7 +24,7 @@ type goPackage struct {
 	GoFiles    []string
 }
 
-func list(t *testing.T, args ...string) []goPackage {
+func listPackages(t *testing.T, args ...string) []goPackage {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Doc,Imports,Deps,GoFiles"}, args...)...)
 	cmd.Dir = filepath.Join("..", "..")
@@ -46,13 +46,13 @@ func list(t *testing.T, args ...string) []goPackage {
 // layers in the order in which they may know each other: a package imports its own layer and those before it.
 var layers = []string{"stanch/bpf", "stanch/sensors", "stanch/playbooks", "stanch/activities", "stanch/workflows", "stanch/worker", "stanch/cmd"}
 
-func layer(path string) int {
+func layerIndex(path string) int {
 	return slices.IndexFunc(layers, func(l string) bool { return path == l || strings.HasPrefix(path, l+"/") })
 }
 
 func TestImportsGoOneWay(t *testing.T) {
-	for _, p := range list(t, "./...") {
-		own := layer(p.ImportPath)
+	for _, p := range listPackages(t, "./...") {
+		own := layerIndex(p.ImportPath)
 		if own < 0 {
 			continue
 		}
@@ -60,7 +60,7 @@ func TestImportsGoOneWay(t *testing.T) {
 			if !strings.HasPrefix(i, "stanch/") {
 				continue
 			}
-			require.LessOrEqual(t, layer(i), own, "%s imports %s", p.ImportPath, i)
+			require.LessOrEqual(t, layerIndex(i), own, "%s imports %s", p.ImportPath, i)
 			require.False(t, strings.HasPrefix(i, "stanch/testenv"), "%s imports %s", p.ImportPath, i)
 			if i == "stanch/bpf" {
 				require.Equal(t, "stanch/sensors/probe", p.ImportPath, "only the probe uses bpf")
@@ -70,7 +70,7 @@ func TestImportsGoOneWay(t *testing.T) {
 }
 
 func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
-	for _, p := range list(t, "./...") {
+	for _, p := range listPackages(t, "./...") {
 		for _, i := range p.Imports {
 			if strings.HasPrefix(i, "github.com/cilium/ebpf") {
 				require.True(t, strings.HasPrefix(p.ImportPath, "stanch/sensors/probe") || p.ImportPath == "stanch/bpf", "%s imports %s", p.ImportPath, i)
@@ -83,7 +83,7 @@ func TestOnlyTheProbeUsesEBPFAndOnlyTheEngineTemporalsServer(t *testing.T) {
 }
 
 func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
-	for _, p := range list(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations", "./playbooks") {
+	for _, p := range listPackages(t, "./sensors", "./sensors/rules", "./sensors/attestation", "./sensors/integrations", "./playbooks") {
 		for _, d := range p.Deps {
 			for _, foreign := range []string{"go.temporal.io/", "k8s.io/", "github.com/cilium/ebpf"} {
 				require.False(t, strings.HasPrefix(d, foreign), "%s depends on %s", p.ImportPath, d)
@@ -93,7 +93,7 @@ func TestSensorsAndPlaybooksAreUsedAlone(t *testing.T) {
 }
 
 func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
-	for _, p := range list(t, "./cmd/stanch-sensor") {
+	for _, p := range listPackages(t, "./cmd/stanch-sensor") {
 		for _, d := range p.Deps {
 			require.False(t, strings.HasPrefix(d, "go.temporal.io/") || strings.HasPrefix(d, "k8s.io/client-go"), "the sensor links %s", d)
 		}
@@ -101,7 +101,7 @@ func TestTheSensorLinksNoTemporalAndNoKubernetesClient(t *testing.T) {
 }
 
 func TestEveryPackageSaysWhatItIs(t *testing.T) {
-	for _, p := range list(t, "./...") {
+	for _, p := range listPackages(t, "./...") {
 		if len(p.GoFiles) > 0 && !strings.HasSuffix(p.ImportPath, "/gatewaypb") {
 			require.NotEmpty(t, p.Doc, "%s has no package comment", p.ImportPath)
 		}

@@ -22,33 +22,33 @@ func TestAttacksAreReal(t *testing.T) {
 	if _, err := c.ImportAttack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p := &pods{Cluster: c, namespace: c.Namespace(t)}
-	t.Run("becomes something else", func(t *testing.T) { becomes(t, p) })
+	p := &podFixture{Cluster: c, namespace: c.NewNamespace(t)}
+	t.Run("becomes something else", func(t *testing.T) { testExecVariants(t, p) })
 	t.Run("a reverse shell obeys its peer", func(t *testing.T) { testReverseShell(t, p) })
 	t.Run("a shell on a terminal", func(t *testing.T) { testTerminalShell(t, p) })
-	t.Run("a miner logs in at its pool", func(t *testing.T) { mines(t, p) })
-	t.Run("secrets and metadata", func(t *testing.T) { secrets(t, p) })
-	t.Run("beacons arrive", func(t *testing.T) { beacons(t, p) })
-	t.Run("a silent peer is told as a failure", func(t *testing.T) { beaconFails(t, p) })
+	t.Run("a miner logs in at its pool", func(t *testing.T) { testMiner(t, p) })
+	t.Run("secrets and metadata", func(t *testing.T) { testSecretAccess(t, p) })
+	t.Run("beacons arrive", func(t *testing.T) { testBeacons(t, p) })
+	t.Run("a silent peer is told as a failure", func(t *testing.T) { testBeaconFailure(t, p) })
 }
 
-type pods struct {
+type podFixture struct {
 	*lab.Cluster
 	namespace string
 }
 
-// run starts a pod with /attack and these arguments, and does not wait until it is ready: some end at once.
-func (p *pods) run(t *testing.T, name string, args ...string) {
+// startPod starts a pod with /attack and these arguments, and does not wait until it is ready: some end at once.
+func (p *podFixture) startPod(t *testing.T, name string, args ...string) {
 	t.Helper()
-	pod := lab.Pod(name, lab.AttackImage, append([]string{"/attack"}, args...)...)
+	pod := lab.NewPod(name, lab.AttackImage, append([]string{"/attack"}, args...)...)
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	if _, err := p.Client().CoreV1().Pods(p.namespace).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// says waits until the pod's log has all of these.
-func (p *pods) says(t *testing.T, name string, want ...string) {
+// waitForLog waits until the pod's log has all of these.
+func (p *podFixture) waitForLog(t *testing.T, name string, want ...string) {
 	t.Helper()
 	lab.Eventually(t, 30*time.Second, "the log of "+name, func() error {
 		logs, err := p.Logs(t.Context(), p.namespace, name, "main")
@@ -64,8 +64,8 @@ func (p *pods) says(t *testing.T, name string, want ...string) {
 	})
 }
 
-// inside runs a command in the pod until it succeeds: the pod may still be starting.
-func (p *pods) inside(t *testing.T, name string, want string, command ...string) {
+// execUntilSuccess runs a command in the pod until it succeeds: the pod may still be starting.
+func (p *podFixture) execUntilSuccess(t *testing.T, name string, want string, command ...string) {
 	t.Helper()
 	lab.Eventually(t, 30*time.Second, fmt.Sprintf("%q in %s", command, name), func() error {
 		out, err := p.Exec(t.Context(), p.namespace, name, "main", command...)
@@ -76,8 +76,8 @@ func (p *pods) inside(t *testing.T, name string, want string, command ...string)
 	})
 }
 
-// listen opens a TCP listener that pods reach.
-func (p *pods) listen(t *testing.T) net.Listener {
+// listenTCP opens a TCP listener that pods reach.
+func (p *podFixture) listenTCP(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", p.NodeIP+":0")
 	if err != nil {
@@ -87,7 +87,7 @@ func (p *pods) listen(t *testing.T) net.Listener {
 	return l
 }
 
-func accept(t *testing.T, l net.Listener) net.Conn {
+func acceptConn(t *testing.T, l net.Listener) net.Conn {
 	t.Helper()
 	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -103,20 +103,20 @@ func accept(t *testing.T, l net.Listener) net.Conn {
 	return conn
 }
 
-func becomes(t *testing.T, p *pods) {
-	p.run(t, "memfd", "memfd")
-	p.run(t, "deleted", "deleted")
-	p.run(t, "dropped", "drop", "serve", ":8080")
-	p.inside(t, "memfd", "/memfd:payload (deleted)", "readlink", "/proc/1/exe")
-	p.inside(t, "deleted", "/tmp/.deleted (deleted)", "readlink", "/proc/1/exe")
-	p.inside(t, "dropped", "/tmp/dropped", "readlink", "/proc/1/exe")
-	p.inside(t, "dropped", "ok", "wget", "-qO-", "http://127.0.0.1:8080/")
+func testExecVariants(t *testing.T, p *podFixture) {
+	p.startPod(t, "memfd", "memfd")
+	p.startPod(t, "deleted", "deleted")
+	p.startPod(t, "dropped", "drop", "serve", ":8080")
+	p.execUntilSuccess(t, "memfd", "/memfd:payload (deleted)", "readlink", "/proc/1/exe")
+	p.execUntilSuccess(t, "deleted", "/tmp/.deleted (deleted)", "readlink", "/proc/1/exe")
+	p.execUntilSuccess(t, "dropped", "/tmp/dropped", "readlink", "/proc/1/exe")
+	p.execUntilSuccess(t, "dropped", "ok", "wget", "-qO-", "http://127.0.0.1:8080/")
 }
 
-func testReverseShell(t *testing.T, p *pods) {
-	l := p.listen(t)
-	p.run(t, "revshell", "revshell", l.Addr().String())
-	conn := accept(t, l)
+func testReverseShell(t *testing.T, p *podFixture) {
+	l := p.listenTCP(t)
+	p.startPod(t, "revshell", "revshell", l.Addr().String())
+	conn := acceptConn(t, l)
 	fmt.Fprintln(conn, "for fd in 0 1 2; do readlink /proc/$$/fd/$fd; done; hostname")
 	lines := bufio.NewScanner(conn)
 	for range 3 {
@@ -129,40 +129,40 @@ func testReverseShell(t *testing.T, p *pods) {
 	}
 }
 
-func testTerminalShell(t *testing.T, p *pods) {
-	p.run(t, "shell", "shell", "tty", "echo $((6*7))")
-	p.says(t, "shell", "/dev/pts/0", "42")
+func testTerminalShell(t *testing.T, p *podFixture) {
+	p.startPod(t, "shell", "shell", "tty", "echo $((6*7))")
+	p.waitForLog(t, "shell", "/dev/pts/0", "42")
 }
 
-func mines(t *testing.T, p *pods) {
-	l := p.listen(t)
-	p.run(t, "mine", "mine", l.Addr().String())
-	conn := accept(t, l)
+func testMiner(t *testing.T, p *podFixture) {
+	l := p.listenTCP(t)
+	p.startPod(t, "mine", "mine", l.Addr().String())
+	conn := acceptConn(t, l)
 	line, err := bufio.NewReader(conn).ReadString('\n')
 	if err != nil || !strings.Contains(line, `"method":"login"`) {
 		t.Errorf("the miner said %q, %v", line, err)
 	}
-	p.inside(t, "mine", "xmrig\x00--url\x00stratum+tcp://"+l.Addr().String(), "cat", "/proc/1/cmdline")
+	p.execUntilSuccess(t, "mine", "xmrig\x00--url\x00stratum+tcp://"+l.Addr().String(), "cat", "/proc/1/cmdline")
 }
 
-func secrets(t *testing.T, p *pods) {
-	l := p.listen(t)
+func testSecretAccess(t *testing.T, p *podFixture) {
+	l := p.listenTCP(t)
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, strings.Repeat("x", len(r.URL.Path)))
 	})}
 	go func() { _ = server.Serve(l) }()
-	p.run(t, "token", "token")
-	p.run(t, "shadow", "shadow")
-	p.run(t, "metadata", "metadata", l.Addr().String())
-	p.says(t, "token", "bytes of /var/run/secrets/kubernetes.io/serviceaccount/token")
-	p.says(t, "shadow", "bytes of /etc/shadow")
-	p.says(t, "metadata", "200 OK, 43 bytes")
+	p.startPod(t, "token", "token")
+	p.startPod(t, "shadow", "shadow")
+	p.startPod(t, "metadata", "metadata", l.Addr().String())
+	p.waitForLog(t, "token", "bytes of /var/run/secrets/kubernetes.io/serviceaccount/token")
+	p.waitForLog(t, "shadow", "bytes of /etc/shadow")
+	p.waitForLog(t, "metadata", "200 OK, 43 bytes")
 }
 
-// beacons listens on the wire of the pods' bridge for every kind.
-func beacons(t *testing.T, p *pods) {
-	wire := listenOnTheWire(t, p.Bridge)
-	l := p.listen(t)
+// testBeacons listens on the wire of the pods' bridge for every kind.
+func testBeacons(t *testing.T, p *podFixture) {
+	wire := newFrameCounter(t, p.Bridge)
+	l := p.listenTCP(t)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -177,7 +177,7 @@ func beacons(t *testing.T, p *pods) {
 	}()
 	kinds := []string{"tcp", "tcp-new", "udp", "raw", "packet", "icmp"}
 	for _, kind := range kinds {
-		p.run(t, "beacon-"+kind, "beacon", kind, l.Addr().String())
+		p.startPod(t, "beacon-"+kind, "beacon", kind, l.Addr().String())
 	}
 	for _, kind := range kinds {
 		lab.Eventually(t, 30*time.Second, "beacon "+kind+" on the wire", func() error {
@@ -189,26 +189,26 @@ func beacons(t *testing.T, p *pods) {
 	}
 }
 
-func beaconFails(t *testing.T, p *pods) {
-	l := p.listen(t)
+func testBeaconFailure(t *testing.T, p *podFixture) {
+	l := p.listenTCP(t)
 	closed := l.Addr().String()
 	l.Close()
-	p.run(t, "refused", "beacon", "tcp", closed)
-	p.says(t, "refused", "beacon tcp 1 fails: ", "refused")
+	p.startPod(t, "refused", "beacon", "tcp", closed)
+	p.waitForLog(t, "refused", "beacon tcp 1 fails: ", "refused")
 }
 
 type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// wire counts messages in the frames of an interface.
-type wire struct {
-	mu   sync.Mutex
-	seen map[string]int
+// frameCounter counts messages in the frames of an interface.
+type frameCounter struct {
+	mu            sync.Mutex
+	countByPrefix map[string]int
 }
 
-func (w *wire) count(prefix string) int {
+func (w *frameCounter) count(prefix string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.seen[prefix]
+	return w.countByPrefix[prefix]
 }

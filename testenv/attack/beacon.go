@@ -11,22 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// interval is how often a beacon sends.
-const interval = 50 * time.Millisecond
+// beaconInterval is how often a beacon sends.
+const beaconInterval = 50 * time.Millisecond
 
-// experimental is the IP protocol number that beacon raw uses; it is reserved for experiments.
-const experimental = 253
+// experimentalProtocol is the IP protocol number that beacon raw uses; it is reserved for experiments.
+const experimentalProtocol = 253
 
-// beacon sends "stanch-beacon KIND N" for ever. A message that fails is told once, not each time.
-func beacon(kind, address string) error {
+// sendBeacons sends "stanch-beacon KIND N" for ever. A message that fails is told once, not each time.
+func sendBeacons(kind, address string) error {
 	open, ok := map[string]func(string) (func([]byte) error, error){
-		"tcp": openTCP, "tcp-new": openEachTCP, "udp": openUDP, "raw": openRaw, "packet": openPacket, "icmp": openICMP,
+		"tcp": newTCPSender, "tcp-new": newTCPPerMessageSender, "udp": newUDPSender, "raw": newRawIPSender, "packet": newPacketSender, "icmp": newICMPSender,
 	}[kind]
 	if !ok {
 		return errUsage
 	}
-	stop := ended()
-	beat := time.NewTicker(interval)
+	stop := terminationSignal()
+	beat := time.NewTicker(beaconInterval)
 	defer beat.Stop()
 	var send func([]byte) error
 	failing := ""
@@ -56,9 +56,9 @@ func beacon(kind, address string) error {
 	}
 }
 
-// openTCP sends on one connection. While the connection hangs, a message waits at most a second: the kernel goes
+// newTCPSender sends on one connection. While the connection hangs, a message waits at most a second: the kernel goes
 // on trying to send what it has taken.
-func openTCP(address string) (func([]byte) error, error) {
+func newTCPSender(address string) (func([]byte) error, error) {
 	conn, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func openTCP(address string) (func([]byte) error, error) {
 	return func(message []byte) error { _, err := conn.Write(message); return err }, nil
 }
 
-func openEachTCP(address string) (func([]byte) error, error) {
+func newTCPPerMessageSender(address string) (func([]byte) error, error) {
 	return func(message []byte) error {
 		conn, err := net.DialTimeout("tcp", address, time.Second)
 		if err != nil {
@@ -78,7 +78,7 @@ func openEachTCP(address string) (func([]byte) error, error) {
 	}, nil
 }
 
-func openUDP(address string) (func([]byte) error, error) {
+func newUDPSender(address string) (func([]byte) error, error) {
 	conn, err := net.Dial("udp", address)
 	if err != nil {
 		return nil, err
@@ -86,20 +86,22 @@ func openUDP(address string) (func([]byte) error, error) {
 	return func(message []byte) error { _, err := conn.Write(message); return err }, nil
 }
 
-// openRaw sends packets of an experimental IP protocol; it needs CAP_NET_RAW, as do the ones below.
-func openRaw(address string) (func([]byte) error, error) { return openIP(address, experimental, nil) }
+// newRawIPSender sends packets of an experimental IP protocol; it needs CAP_NET_RAW, as do the ones below.
+func newRawIPSender(address string) (func([]byte) error, error) {
+	return newIPSender(address, experimentalProtocol, nil)
+}
 
-// openICMP sends echo requests with the message as their payload.
-func openICMP(address string) (func([]byte) error, error) {
-	return openIP(address, unix.IPPROTO_ICMP, func(message []byte) []byte {
+// newICMPSender sends echo requests with the message as their payload.
+func newICMPSender(address string) (func([]byte) error, error) {
+	return newIPSender(address, unix.IPPROTO_ICMP, func(message []byte) []byte {
 		packet := append([]byte{8, 0, 0, 0, 0x57, 0x4e, 0, 1}, message...)
 		binary.BigEndian.PutUint16(packet[2:], checksum(packet))
 		return packet
 	})
 }
 
-func openIP(address string, protocol int, wrap func([]byte) []byte) (func([]byte) error, error) {
-	ip, _, err := split(address)
+func newIPSender(address string, protocol int, wrap func([]byte) []byte) (func([]byte) error, error) {
+	ip, _, err := parseIPv4Address(address)
 	if err != nil {
 		return nil, err
 	}
@@ -116,13 +118,13 @@ func openIP(address string, protocol int, wrap func([]byte) []byte) (func([]byte
 	}, nil
 }
 
-// openPacket writes whole Ethernet frames with a UDP datagram to the address, past the kernel's IP.
-func openPacket(address string) (func([]byte) error, error) {
-	ip, port, err := split(address)
+// newPacketSender writes whole Ethernet frames with a UDP datagram to the address, past the kernel's IP.
+func newPacketSender(address string) (func([]byte) error, error) {
+	ip, port, err := parseIPv4Address(address)
 	if err != nil {
 		return nil, err
 	}
-	device, source, err := firstDevice()
+	device, source, err := firstInterface()
 	if err != nil {
 		return nil, err
 	}
@@ -132,12 +134,12 @@ func openPacket(address string) (func([]byte) error, error) {
 	}
 	to := &unix.SockaddrLinklayer{Ifindex: device.Index, Halen: 6}
 	return func(message []byte) error {
-		return unix.Sendto(fd, frame(device, source, ip, port, message), 0, to)
+		return unix.Sendto(fd, buildUDPFrame(device, source, ip, port, message), 0, to)
 	}, nil
 }
 
-func frame(device *net.Interface, source, ip net.IP, port uint16, message []byte) []byte {
-	f := append(neighbour(), device.HardwareAddr...)
+func buildUDPFrame(device *net.Interface, source, ip net.IP, port uint16, message []byte) []byte {
+	f := append(neighborMAC(), device.HardwareAddr...)
 	f = append(f, 0x08, 0x00)
 	header := make([]byte, 20, 28+len(message))
 	header[0], header[8], header[9] = 0x45, 64, unix.IPPROTO_UDP
@@ -152,8 +154,8 @@ func frame(device *net.Interface, source, ip net.IP, port uint16, message []byte
 	return append(f, append(udp, message...)...)
 }
 
-// neighbour is the link address of a neighbour that this host knows, the gateway most likely, or everybody's.
-func neighbour() net.HardwareAddr {
+// neighborMAC is the link address of a neighbour that this host knows, the gateway most likely, or everybody's.
+func neighborMAC() net.HardwareAddr {
 	table, _ := os.ReadFile("/proc/net/arp")
 	for line := range strings.Lines(string(table)) {
 		if f := strings.Fields(line); len(f) > 3 {
@@ -165,8 +167,8 @@ func neighbour() net.HardwareAddr {
 	return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 }
 
-// firstDevice is the first interface that is up and not the loopback, with its IPv4 address.
-func firstDevice() (*net.Interface, net.IP, error) {
+// firstInterface is the first interface that is up and not the loopback, with its IPv4 address.
+func firstInterface() (*net.Interface, net.IP, error) {
 	all, err := net.Interfaces()
 	if err != nil {
 		return nil, nil, err
@@ -188,8 +190,8 @@ func firstDevice() (*net.Interface, net.IP, error) {
 	return nil, nil, fmt.Errorf("no interface with an IPv4 address and a link address")
 }
 
-// split takes an IPv4 address with or without a port.
-func split(address string) (net.IP, uint16, error) {
+// parseIPv4Address takes an IPv4 address with or without a port.
+func parseIPv4Address(address string) (net.IP, uint16, error) {
 	host, port := address, "9"
 	if h, p, err := net.SplitHostPort(address); err == nil {
 		host, port = h, p

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const usage = `usage: attack COMMAND
+const usageText = `usage: attack COMMAND
   mine ADDR               becomes "xmrig --url stratum+tcp://ADDR …", speaks to the pool, burns at most 5 % of a CPU
   revshell ADDR           connects and becomes /bin/sh with descriptors 0 to 2 on the socket
   shell [LINE…]           runs /bin/sh on a terminal of its own, types the lines, and stays until the shell ends
@@ -51,101 +51,101 @@ const usage = `usage: attack COMMAND
 func main() {
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]
 	if name == minerName { // what mine has become
-		end(mineOn(args))
+		exit(mineUntilStopped(args))
 	}
 	if len(args) == 0 && name == "attack" {
-		end(errUsage)
+		exit(errUsage)
 	}
-	if name != "attack" && (len(args) == 0 || !known(args[0])) {
-		end(nil)
+	if name != "attack" && (len(args) == 0 || !isKnownCommand(args[0])) {
+		exit(nil)
 	}
-	end(run(args[0], args[1:]))
+	exit(runCommand(args[0], args[1:]))
 }
 
 // errUsage asks for the usage text.
-var errUsage = fmt.Errorf("%s", usage)
+var errUsage = fmt.Errorf("%s", usageText)
 
-func known(command string) bool {
-	_, ok := commands()[command]
+func isKnownCommand(command string) bool {
+	_, ok := attackCommands()[command]
 	return ok
 }
 
-type command struct {
-	least, most int // arguments
-	do          func(args []string) error
+type attackCommand struct {
+	minArgs, maxArgs int // arguments
+	run              func(args []string) error
 }
 
-func commands() map[string]command {
-	return map[string]command{
-		"mine":       {1, 1, func(a []string) error { return mine(a[0]) }},
-		"revshell":   {1, 1, func(a []string) error { return reverseShell(a[0]) }},
-		"shell":      {0, 99, terminalShell},
-		"memfd":      {0, 99, fromMemory},
-		"deleted":    {0, 99, fromDeleted},
-		"drop":       {0, 99, fromDropped},
-		"token":      {0, 0, func([]string) error { return readSecret(tokenPath) }},
-		"shadow":     {0, 0, func([]string) error { return readSecret("/etc/shadow") }},
-		"metadata":   {0, 1, askMetadata},
-		"connect":    {1, 1, func(a []string) error { return connect(a[0]) }},
-		"beacon":     {2, 2, func(a []string) error { return beacon(a[0], a[1]) }},
-		"spawn":      {1, 99, spawn},
-		"spawn-open": {1, 99, spawnOpen},
-		"as":         {2, 99, as},
-		"regain":     {0, 0, func([]string) error { return regain() }},
-		"listen":     {1, 1, func(a []string) error { return listen(a[0]) }},
-		"ask":        {2, 2, func(a []string) error { return ask(a[0], a[1]) }},
-		"unix":       {1, 1, func(a []string) error { return connectUnix(a[0]) }},
-		"open":       {1, 1, func(a []string) error { return openFile(a[0], unix.O_RDONLY) }},
-		"write":      {1, 1, func(a []string) error { return openFile(a[0], unix.O_WRONLY) }},
-		"attach":     {0, 0, func([]string) error { return attachTo() }},
-		"peek":       {0, 0, func([]string) error { return othersMemory(false) }},
-		"poke":       {0, 0, func([]string) error { return othersMemory(true) }},
-		"packet":     {0, 0, func([]string) error { return socketOf(unix.AF_PACKET, unix.SOCK_RAW, 0) }},
-		"raw-ip":     {0, 0, func([]string) error { return socketOf(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP) }},
-		"handle":     {0, 0, func([]string) error { return handle() }},
-		"bpf":        {0, 0, func([]string) error { return callBPF() }},
-		"uring":      {0, 2, uring},
-		"drop-to":    {1, 99, dropTo},
-		"storm":      {2, 99, storm},
-		"thread":     {1, 99, fromThread},
-		"rewrite":    {1, 99, rewriteArgs},
-		"serve":      {1, 1, func(a []string) error { return serve(a[0]) }},
-		"wait":       {0, 0, func([]string) error { return wait() }},
+func attackCommands() map[string]attackCommand {
+	return map[string]attackCommand{
+		"mine":       {1, 1, func(a []string) error { return execAsMiner(a[0]) }},
+		"revshell":   {1, 1, func(a []string) error { return runReverseShell(a[0]) }},
+		"shell":      {0, 99, runTerminalShell},
+		"memfd":      {0, 99, execFromMemory},
+		"deleted":    {0, 99, execFromDeletedFile},
+		"drop":       {0, 99, execFromDroppedFile},
+		"token":      {0, 0, func([]string) error { return readSecretFile(tokenPath) }},
+		"shadow":     {0, 0, func([]string) error { return readSecretFile("/etc/shadow") }},
+		"metadata":   {0, 1, queryMetadataService},
+		"connect":    {1, 1, func(a []string) error { return connectTCP(a[0]) }},
+		"beacon":     {2, 2, func(a []string) error { return sendBeacons(a[0], a[1]) }},
+		"spawn":      {1, 99, runChild},
+		"spawn-open": {1, 99, runChildWithOpenStdin},
+		"as":         {2, 99, execAsUser},
+		"regain":     {0, 0, func([]string) error { return raiseCapabilityAndExec() }},
+		"listen":     {1, 1, func(a []string) error { return openListeningPort(a[0]) }},
+		"ask":        {2, 2, func(a []string) error { return sendDNSQuery(a[0], a[1]) }},
+		"unix":       {1, 1, func(a []string) error { return connectUnixSocket(a[0]) }},
+		"open":       {1, 1, func(a []string) error { return openAndClose(a[0], unix.O_RDONLY) }},
+		"write":      {1, 1, func(a []string) error { return openAndClose(a[0], unix.O_WRONLY) }},
+		"attach":     {0, 0, func([]string) error { return ptraceAttach() }},
+		"peek":       {0, 0, func([]string) error { return accessProcessMemory(false) }},
+		"poke":       {0, 0, func([]string) error { return accessProcessMemory(true) }},
+		"packet":     {0, 0, func([]string) error { return openSocket(unix.AF_PACKET, unix.SOCK_RAW, 0) }},
+		"raw-ip":     {0, 0, func([]string) error { return openSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP) }},
+		"handle":     {0, 0, func([]string) error { return openByHandle() }},
+		"bpf":        {0, 0, func([]string) error { return createBPFMap() }},
+		"uring":      {0, 2, openWithIOUring},
+		"drop-to":    {1, 99, dropAndRun},
+		"storm":      {2, 99, execRepeatedly},
+		"thread":     {1, 99, runFromThread},
+		"rewrite":    {1, 99, rewriteArgsAndRun},
+		"serve":      {1, 1, func(a []string) error { return serveTCP(a[0]) }},
+		"wait":       {0, 0, func([]string) error { return waitForTermination() }},
 	}
 }
 
-func run(name string, args []string) error {
-	c, ok := commands()[name]
-	if !ok || len(args) < c.least || len(args) > c.most {
+func runCommand(name string, args []string) error {
+	c, ok := attackCommands()[name]
+	if !ok || len(args) < c.minArgs || len(args) > c.maxArgs {
 		return errUsage
 	}
-	return c.do(args)
+	return c.run(args)
 }
 
-func end(err error) {
+func exit(err error) {
 	if err == nil {
 		os.Exit(0)
 	}
 	if err == errUsage { //nolint:errorlint // never wrapped
-		fmt.Fprint(os.Stderr, usage)
+		fmt.Fprint(os.Stderr, usageText)
 		os.Exit(2)
 	}
 	fmt.Fprintln(os.Stderr, "attack:", err)
 	os.Exit(1)
 }
 
-// ended is told when the process shall end: a first process of a container has no default for signals.
-func ended() <-chan os.Signal {
+// terminationSignal is told when the process shall end: a first process of a container has no default for signals.
+func terminationSignal() <-chan os.Signal {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	return signals
 }
 
-// wait waits to be ended, and buries orphans as a first process must.
-func wait() error {
+// waitForTermination waits to be ended, and buries orphans as a first process must.
+func waitForTermination() error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
-	stop := ended()
+	stop := terminationSignal()
 	for {
 		select {
 		case <-stop:

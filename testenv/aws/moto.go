@@ -22,19 +22,19 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
 // Region and Number are those of the account.
 const (
-	Region = "eu-central-1"
-	Number = "123456789012"
+	Region    = "eu-central-1"
+	AccountID = "123456789012"
 )
 
 // The credentials that moto takes for its root.
 const (
-	RootKey    = "AKIAIOSFODNN7ROOT000"
-	RootSecret = "moto-takes-anything" //nolint:gosec // it takes anything
+	RootAccessKeyID     = "AKIAIOSFODNN7ROOT000"
+	RootSecretAccessKey = "moto-takes-anything" //nolint:gosec // it takes anything
 )
 
 // Moto is a running moto_server.
@@ -46,8 +46,8 @@ type Moto struct {
 // ErrNoMoto says that the machine has no moto_server.
 var ErrNoMoto = errors.New("moto_server is missing: `make setup` installs it (pip install 'moto[server]==5.2.1')")
 
-// find looks where `make setup` puts it, and on the path.
-func find() (string, error) {
+// findMotoServer looks where `make setup` puts it, and on the path.
+func findMotoServer() (string, error) {
 	home, _ := os.UserHomeDir()
 	cache := os.Getenv("STANCH_CACHE")
 	if cache == "" {
@@ -63,7 +63,7 @@ func find() (string, error) {
 
 // Open starts moto_server on a free port of loopback.
 func Open(ctx context.Context) (*Moto, error) {
-	path, err := find()
+	path, err := findMotoServer()
 	if err != nil {
 		return nil, err
 	}
@@ -105,28 +105,28 @@ func (m *Moto) Close() error {
 	return nil
 }
 
-// IAM is a client of moto itself, past the stand-in and with all rights: what a test reads there is what is there.
-func (m *Moto) IAM() *iam.Client {
+// IAMClient is a client of moto itself, past the stand-in and with all rights: what a test reads there is what is there.
+func (m *Moto) IAMClient() *iam.Client {
 	return iam.NewFromConfig(awssdk.Config{
-		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootKey, RootSecret, ""), BaseEndpoint: &m.URL,
+		Region: Region, Credentials: credentials.NewStaticCredentialsProvider(RootAccessKeyID, RootSecretAccessKey, ""), BaseEndpoint: &m.URL,
 	})
 }
 
-// Start starts both for one test.
-func Start(t testing.TB) *StandIn {
+// StartFake starts both for one test.
+func StartFake(t testing.TB) *FakeAWS {
 	t.Helper()
 	m, err := Open(context.Background())
 	if errors.Is(err, ErrNoMoto) {
-		require.Lacking(t, "%v", err)
+		prereq.SkipOrFail(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	return m.StandIn(t)
+	return m.NewFake(t)
 }
 
-// Env are the variables by which a program finds its credentials here.
-func Env() []string {
-	return []string{"AWS_ACCESS_KEY_ID=" + RootKey, "AWS_SECRET_ACCESS_KEY=" + RootSecret, "AWS_EC2_METADATA_DISABLED=true"}
+// CredentialEnv are the variables by which a program finds its credentials here.
+func CredentialEnv() []string {
+	return []string{"AWS_ACCESS_KEY_ID=" + RootAccessKeyID, "AWS_SECRET_ACCESS_KEY=" + RootSecretAccessKey, "AWS_EC2_METADATA_DISABLED=true"}
 }

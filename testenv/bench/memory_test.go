@@ -14,36 +14,36 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stanch/sensors/probe"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 )
 
 // The node agent's memory: as a process of its own against a gateway, after a storm of processes in a container.
 func BenchmarkSensorMemory(b *testing.B) {
-	address := stand.FreePort(b)
-	s := stand.New(b, binary, stand.Options{Config: strings.Split(config, "foreign")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
-	s.Launch(b)
+	address := harness.FreePort(b)
+	s := harness.New(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "foreign")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s.StartProcess(b)
 	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
-	certs := filepath.Join(s.Dir, "node")
+	certs := filepath.Join(s.ConfigDir, "node")
 	_, stderr, code := s.Run(b, "cert", "node", "bench", "--out", certs)
 	require.Zero(b, code, stderr)
 	lockDir := s.LockDir + "-sensor"
 	b.Cleanup(func() { _ = probe.Cleanup(lockDir); _ = os.RemoveAll(lockDir) })
-	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state", filepath.Join(s.Dir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
+	sensor := exec.CommandContext(b.Context(), sensorBinary(b), "--gateway", address, "--certs", certs, "--state", filepath.Join(s.ConfigDir, "sensor"), "--node", "bench", "--lock-dir", lockDir)
 	sensor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(b, sensor.Start())
 	defer func() { _ = sensor.Process.Kill(); _ = sensor.Wait() }()
 	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil && len(nodes) == 1 }, time.Minute, 50*time.Millisecond)
-	rest := rss(b, sensor.Process.Pid)
-	container := stand.NewContainer(b)
+	rest := residentBytes(b, sensor.Process.Pid)
+	container := harness.NewContainer(b)
 	for b.Loop() {
 		for range 50 {
-			attack := container.Attack(b, "sh", "-c", "true")
+			attack := container.StartAttack(b, "sh", "-c", "true")
 			_ = attack.Process.Kill()
 		}
 	}
-	stand.Record(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": rss(b, sensor.Process.Pid)})
-	b.ReportMetric(float64(rss(b, sensor.Process.Pid))/(1<<20), "sensor_MiB")
-	stand.Record(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.RSS(b)})
+	harness.AppendBenchRecord(b, map[string]any{"name": "memory_sensor", "bytes_at_rest": rest, "bytes_after_storm": residentBytes(b, sensor.Process.Pid)})
+	b.ReportMetric(float64(residentBytes(b, sensor.Process.Pid))/(1<<20), "sensor_MiB")
+	harness.AppendBenchRecord(b, map[string]any{"name": "memory_worker_with_temporal", "bytes": s.ResidentBytes(b)})
 }
 
 // sensorBinary is the one that make built, or one built now.
@@ -59,7 +59,7 @@ func sensorBinary(b *testing.B) string {
 	return out
 }
 
-func rss(b *testing.B, pid int) int64 {
+func residentBytes(b *testing.B, pid int) int64 {
 	b.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	require.NoError(b, err)

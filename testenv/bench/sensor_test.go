@@ -20,14 +20,14 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/probe"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 )
 
-// stormEnv makes this program connect as often as it says: "ADDR N".
-const stormEnv = "STANCH_BENCH_CONNECT"
+// connectStormEnv makes this program connect as often as it says: "ADDR N".
+const connectStormEnv = "STANCH_BENCH_CONNECT"
 
 func connectStorm() {
-	address, count, ok := strings.Cut(os.Getenv(stormEnv), " ")
+	address, count, ok := strings.Cut(os.Getenv(connectStormEnv), " ")
 	if !ok {
 		return
 	}
@@ -45,19 +45,19 @@ func connectStorm() {
 	os.Exit(0)
 }
 
-// load is something that a container does, the same each time.
-type load struct {
+// containerLoad is something that a container does, the same each time.
+type containerLoad struct {
 	name string
-	run  func(b *testing.B, c *stand.Container)
+	run  func(b *testing.B, c *harness.Container)
 }
 
-func run1(b *testing.B, cmd *exec.Cmd) {
+func runCommand(b *testing.B, cmd *exec.Cmd) {
 	b.Helper()
 	out, err := cmd.CombinedOutput()
 	require.NoError(b, err, string(out))
 }
 
-func loads(b *testing.B) []load {
+func containerLoads(b *testing.B) []containerLoad {
 	b.Helper()
 	sink, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
 	require.NoError(b, err)
@@ -73,34 +73,34 @@ func loads(b *testing.B) []load {
 	}()
 	self, err := os.Executable()
 	require.NoError(b, err)
-	all := []load{
-		{"exec-storm", func(b *testing.B, c *stand.Container) {
-			run1(b, c.Command(b, "/bin/sh", "-c", `i=0; while [ $i -lt 2000 ]; do /bin/true; i=$((i+1)); done`))
+	all := []containerLoad{
+		{"exec-storm", func(b *testing.B, c *harness.Container) {
+			runCommand(b, c.Command(b, "/bin/sh", "-c", `i=0; while [ $i -lt 2000 ]; do /bin/true; i=$((i+1)); done`))
 		}},
-		{"connect-storm", func(b *testing.B, c *stand.Container) {
+		{"connect-storm", func(b *testing.B, c *harness.Container) {
 			cmd := c.Command(b, self)
-			cmd.Env = append(os.Environ(), stormEnv+"="+sink.Addr().String()+" 20000")
-			run1(b, cmd)
+			cmd.Env = append(os.Environ(), connectStormEnv+"="+sink.Addr().String()+" 20000")
+			runCommand(b, cmd)
 		}},
-		{"build", func(b *testing.B, c *stand.Container) {
+		{"build", func(b *testing.B, c *harness.Container) {
 			cache := b.TempDir()
 			cmd := c.Command(b, "go", "build", "-o", filepath.Join(cache, "out"), "stanch/sensors/rules")
 			cmd.Env = append(os.Environ(), "GOCACHE="+cache)
-			run1(b, cmd)
+			runCommand(b, cmd)
 		}},
 	}
 	if _, err := exec.LookPath("redis-benchmark"); err == nil {
-		all = append(all, load{"redis", func(b *testing.B, c *stand.Container) {
+		all = append(all, containerLoad{"redis", func(b *testing.B, c *harness.Container) {
 			port := freePort(b)
 			server := c.Command(b, "redis-server", "--port", port, "--save", "", "--dir", b.TempDir())
 			require.NoError(b, server.Start())
 			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
 			require.Eventually(b, func() bool { return exec.CommandContext(b.Context(), "redis-cli", "-p", port, "ping").Run() == nil }, 10*time.Second, 20*time.Millisecond)
-			run1(b, c.Command(b, "redis-benchmark", "-q", "-p", port, "-n", "200000", "-c", "20", "-t", "set,get"))
+			runCommand(b, c.Command(b, "redis-benchmark", "-q", "-p", port, "-n", "200000", "-c", "20", "-t", "set,get"))
 		}})
 	}
 	if _, err := exec.LookPath("ab"); err == nil {
-		all = append(all, load{"nginx", func(b *testing.B, c *stand.Container) {
+		all = append(all, containerLoad{"nginx", func(b *testing.B, c *harness.Container) {
 			dir, port := b.TempDir(), freePort(b)
 			conf := filepath.Join(dir, "nginx.conf")
 			text := fmt.Sprintf("worker_processes 1; daemon off; pid %[1]s/pid; error_log /dev/null; user root; events {} http { access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e; server { listen 127.0.0.1:%[2]s; location / { return 200 ok; } } }", dir, port)
@@ -116,7 +116,7 @@ func loads(b *testing.B) []load {
 				_ = conn.Close()
 				return true
 			}, 10*time.Second, 20*time.Millisecond)
-			run1(b, c.Command(b, "ab", "-q", "-k", "-n", "300000", "-c", "8", "http://127.0.0.1:"+port+"/"))
+			runCommand(b, c.Command(b, "ab", "-q", "-k", "-n", "300000", "-c", "8", "http://127.0.0.1:"+port+"/"))
 		}})
 	}
 	return all
@@ -124,16 +124,16 @@ func loads(b *testing.B) []load {
 
 func freePort(b *testing.B) string {
 	b.Helper()
-	_, port, err := net.SplitHostPort(stand.FreePort(b))
+	_, port, err := net.SplitHostPort(harness.FreePort(b))
 	require.NoError(b, err)
 	return port
 }
 
-// watcher is a process that watches the kernel, or none.
-type watcher struct {
-	process *exec.Cmd
-	begin   time.Duration
-	mine    func(name string) bool // is a program of the kernel this watcher's?
+// observerProcess is a process that watches the kernel, or none.
+type observerProcess struct {
+	cmd            *exec.Cmd
+	cpuTimeAtStart time.Duration
+	ownsProgram    func(name string) bool // is a program of the kernel this watcher's?
 }
 
 // processTime is the time that a process has used.
@@ -150,17 +150,17 @@ func processTime(b *testing.B, pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// runs are how often a program ran and for how long.
-type runs struct {
-	Count uint64  `json:"count"`
-	Ns    float64 `json:"ns_each"`
-	total time.Duration
+// programRuns are how often a program ran and for how long.
+type programRuns struct {
+	Count       uint64  `json:"count"`
+	NanosPerRun float64 `json:"ns_each"`
+	total       time.Duration
 }
 
-// kernelTime is how long BPF programs ran so far, together and each.
-func kernelTime(b *testing.B, mine func(string) bool) (total time.Duration, each map[string]runs) {
+// bpfRunTime is how long BPF programs ran so far, together and each.
+func bpfRunTime(b *testing.B, mine func(string) bool) (total time.Duration, each map[string]programRuns) {
 	b.Helper()
-	each = map[string]runs{}
+	each = map[string]programRuns{}
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
 		if err != nil {
@@ -175,7 +175,7 @@ func kernelTime(b *testing.B, mine func(string) bool) (total time.Duration, each
 			if stats, err := p.Stats(); err == nil {
 				total += stats.Runtime
 				r := each[info.Name]
-				each[info.Name] = runs{Count: r.Count + stats.RunCount, total: r.total + stats.Runtime}
+				each[info.Name] = programRuns{Count: r.Count + stats.RunCount, total: r.total + stats.Runtime}
 			}
 		}
 		_ = p.Close()
@@ -185,17 +185,17 @@ func kernelTime(b *testing.B, mine func(string) bool) (total time.Duration, each
 const bpftraceProgram = `tracepoint:syscalls:sys_enter_execve { printf("exec %d %s %s\n", pid, comm, str(args->filename)); }
 tracepoint:syscalls:sys_enter_connect { printf("connect %d %s %d\n", pid, comm, args->fd); }`
 
-// start starts one of "off", "stanch" and "bpftrace" and waits until it watches.
-func start(b *testing.B, which string) *watcher {
+// startObserver starts one of "off", "stanch" and "bpftrace" and waits until it watches.
+func startObserver(b *testing.B, which string) *observerProcess {
 	b.Helper()
-	w := &watcher{mine: func(string) bool { return false }}
+	w := &observerProcess{ownsProgram: func(string) bool { return false }}
 	switch which {
 	case "stanch":
-		w.process = exec.CommandContext(b.Context(), sensorBinary(b), "watch")
-		w.mine = func(name string) bool { return strings.HasPrefix(name, "observe_") }
+		w.cmd = exec.CommandContext(b.Context(), sensorBinary(b), "watch")
+		w.ownsProgram = func(name string) bool { return strings.HasPrefix(name, "observe_") }
 	case "bpftrace":
-		w.process = exec.CommandContext(b.Context(), "bpftrace", "-e", bpftraceProgram)
-		w.mine = func(name string) bool {
+		w.cmd = exec.CommandContext(b.Context(), "bpftrace", "-e", bpftraceProgram)
+		w.ownsProgram = func(name string) bool {
 			return strings.HasPrefix(name, "sys_enter_") || strings.HasPrefix(name, "tracepoint")
 		}
 	default:
@@ -203,9 +203,9 @@ func start(b *testing.B, which string) *watcher {
 	}
 	out, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	require.NoError(b, err)
-	w.process.Stdout, w.process.Stderr = out, out
-	w.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	require.NoError(b, w.process.Start())
+	w.cmd.Stdout, w.cmd.Stderr = out, out
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(b, w.cmd.Start())
 	require.Eventually(b, func() bool {
 		for id := ebpf.ProgramID(0); ; {
 			next, err := ebpf.ProgramGetNextID(id)
@@ -216,7 +216,7 @@ func start(b *testing.B, which string) *watcher {
 			if p, err := ebpf.NewProgramFromID(id); err == nil {
 				info, err := p.Info()
 				_ = p.Close()
-				if err == nil && w.mine(info.Name) {
+				if err == nil && w.ownsProgram(info.Name) {
 					return true
 				}
 			}
@@ -227,19 +227,19 @@ func start(b *testing.B, which string) *watcher {
 	return w
 }
 
-func (w *watcher) stop() {
-	if w.process == nil {
+func (w *observerProcess) stop() {
+	if w.cmd == nil {
 		return
 	}
-	_ = w.process.Process.Signal(syscall.SIGINT)
-	_ = w.process.Wait()
+	_ = w.cmd.Process.Signal(syscall.SIGINT)
+	_ = w.cmd.Wait()
 }
 
 // What the sensor costs: each load without it, with it, and with bpftrace printing the same execs and connects, one after the
 // other and as many times as STANCH_BENCH_PAIRS says (3). CPU seconds are those of the load's cgroup, which pay for the
 // kernel's programs too; the watcher's own are beside them.
 func BenchmarkSensorCost(b *testing.B) {
-	stand.Needs(b)
+	harness.SkipUnlessSupported(b)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	require.NoError(b, err)
 	b.Cleanup(func() { _ = stats.Close() })
@@ -251,61 +251,61 @@ func BenchmarkSensorCost(b *testing.B) {
 	if _, err := exec.LookPath("bpftrace"); err == nil {
 		watchers = append(watchers, "bpftrace")
 	}
-	for _, l := range loads(b) {
+	for _, l := range containerLoads(b) {
 		b.Run(l.name, func(b *testing.B) {
 			for range b.N { //nolint:intrange // pairs are what is repeated
-				measure(b, l, watchers, pairs)
+				measureLoad(b, l, watchers, pairs)
 			}
 		})
 	}
 }
 
-func measure(b *testing.B, l load, watchers []string, pairs int) {
+func measureLoad(b *testing.B, l containerLoad, watchers []string, pairs int) {
 	b.Helper()
-	container := stand.NewContainer(b)
-	used, kernel, own := map[string]series{}, map[string]series{}, map[string]series{}
-	programs := map[string]runs{} // of the last run
+	container := harness.NewContainer(b)
+	used, kernel, own := map[string]measurementsMS{}, map[string]measurementsMS{}, map[string]measurementsMS{}
+	programs := map[string]programRuns{} // of the last run
 	for range pairs {
 		for _, which := range watchers {
-			w := start(b, which)
-			before := container.CPU(b)
-			kernelBefore, eachBefore := kernelTime(b, w.mine)
-			if w.process != nil {
-				w.begin = processTime(b, w.process.Process.Pid)
+			w := startObserver(b, which)
+			before := container.CPUTime(b)
+			kernelBefore, eachBefore := bpfRunTime(b, w.ownsProgram)
+			if w.cmd != nil {
+				w.cpuTimeAtStart = processTime(b, w.cmd.Process.Pid)
 			}
 			l.run(b, container)
-			used[which] = append(used[which], (container.CPU(b) - before).Seconds())
-			kernelAfter, eachAfter := kernelTime(b, w.mine)
+			used[which] = append(used[which], (container.CPUTime(b) - before).Seconds())
+			kernelAfter, eachAfter := bpfRunTime(b, w.ownsProgram)
 			kernel[which] = append(kernel[which], (kernelAfter - kernelBefore).Seconds())
 			if which == "stanch" {
 				for name, after := range eachAfter {
 					if n := after.Count - eachBefore[name].Count; n > 0 {
-						programs[name] = runs{Count: n, Ns: float64(after.total-eachBefore[name].total) / float64(n)}
+						programs[name] = programRuns{Count: n, NanosPerRun: float64(after.total-eachBefore[name].total) / float64(n)}
 					}
 				}
 			}
-			if w.process != nil {
-				own[which] = append(own[which], (processTime(b, w.process.Process.Pid) - w.begin).Seconds())
+			if w.cmd != nil {
+				own[which] = append(own[which], (processTime(b, w.cmd.Process.Pid) - w.cpuTimeAtStart).Seconds())
 			}
 			w.stop()
 		}
 	}
-	off := used["off"].at(0.5)
+	off := used["off"].percentile(0.5)
 	line := map[string]any{"name": "sensor_cost", "load": l.name, "pairs": pairs, "cpu_s_off": off, "programs": programs}
 	for _, which := range watchers[1:] {
-		share := (kernel[which].at(0.5) + own[which].at(0.5)) / off
+		share := (kernel[which].percentile(0.5) + own[which].percentile(0.5)) / off
 		line[which] = map[string]float64{
-			"cpu_s": used[which].at(0.5), "bpf_s": kernel[which].at(0.5), "process_s": own[which].at(0.5), "share": share, "cpu_ratio": used[which].at(0.5) / off,
+			"cpu_s": used[which].percentile(0.5), "bpf_s": kernel[which].percentile(0.5), "process_s": own[which].percentile(0.5), "share": share, "cpu_ratio": used[which].percentile(0.5) / off,
 		}
 		b.ReportMetric(100*share, which+"_%")
 	}
-	stand.Record(b, line)
+	harness.AppendBenchRecord(b, line)
 }
 
 // What a storm does to the ring: connections as fast as two processes make them, counted; with the shipped size, and with one
 // so small that events are lost, which must be counted too.
 func BenchmarkRingStorm(b *testing.B) {
-	stand.Needs(b)
+	harness.SkipUnlessSupported(b)
 	for name, size := range map[string]int{"shipped": 0, "tiny": 64 << 10} {
 		b.Run(name, func(b *testing.B) {
 			sink, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
@@ -320,7 +320,7 @@ func BenchmarkRingStorm(b *testing.B) {
 					_ = c.Close()
 				}
 			}()
-			container := stand.NewContainer(b)
+			container := harness.NewContainer(b)
 			self, err := os.Executable()
 			require.NoError(b, err)
 			for range b.N { //nolint:intrange // a storm is what is repeated
@@ -341,7 +341,7 @@ func BenchmarkRingStorm(b *testing.B) {
 				var all []*exec.Cmd
 				for range processes {
 					cmd := container.Command(b, self)
-					cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", stormEnv, sink.Addr(), each))
+					cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", connectStormEnv, sink.Addr(), each))
 					require.NoError(b, cmd.Start())
 					all = append(all, cmd)
 				}
@@ -363,22 +363,22 @@ func BenchmarkRingStorm(b *testing.B) {
 				rate := float64(each*processes) / took.Seconds()
 				b.ReportMetric(rate, "events/s")
 				b.ReportMetric(float64(lost), "lost")
-				stand.Record(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
+				harness.AppendBenchRecord(b, map[string]any{"name": "ring_storm", "ring": name, "events": each * processes, "events_s": rate, "seen": seen.Load(), "lost": lost})
 			}
 		})
 	}
 }
 
 // The sensor when nothing happens.
-func BenchmarkSensorAtRest(b *testing.B) {
-	stand.Needs(b)
+func BenchmarkSensorIdle(b *testing.B) {
+	harness.SkipUnlessSupported(b)
 	for range b.N { //nolint:intrange // a rest is what is repeated
-		w := start(b, "stanch")
-		before := processTime(b, w.process.Process.Pid)
+		w := startObserver(b, "stanch")
+		before := processTime(b, w.cmd.Process.Pid)
 		const rest = 10 * time.Second
 		time.Sleep(rest)
-		used := processTime(b, w.process.Process.Pid) - before
-		stand.Record(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": rss(b, w.process.Process.Pid)})
+		used := processTime(b, w.cmd.Process.Pid) - before
+		harness.AppendBenchRecord(b, map[string]any{"name": "sensor_at_rest", "cpu_percent": 100 * used.Seconds() / rest.Seconds(), "rss_bytes": residentBytes(b, w.cmd.Process.Pid)})
 		b.ReportMetric(100*used.Seconds()/rest.Seconds(), "cpu_%")
 		w.stop()
 	}

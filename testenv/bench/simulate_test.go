@@ -21,32 +21,32 @@ import (
 	"go.temporal.io/sdk/testsuite"
 
 	"stanch/testenv/corpus"
-	"stanch/testenv/stand"
+	"stanch/testenv/harness"
 	"stanch/worker/simulate"
 )
 
-// measured is what one run of the program took.
-type measured struct {
+// runMeasurement is what one run of the program took.
+type runMeasurement struct {
 	wall, cpu time.Duration
-	peak      int64
+	peakBytes int64
 	out       []byte
 }
 
-// timed runs the program to its end; its output goes to a file, as a pipeline's would.
-func timed(b *testing.B, args ...string) measured {
+// runMeasured runs the program to its end; its output goes to a file, as a pipeline's would.
+func runMeasured(b *testing.B, args ...string) runMeasurement {
 	b.Helper()
 	out, err := os.Create(filepath.Join(b.TempDir(), "out"))
 	require.NoError(b, err)
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(b.Context(), binary, args...)
+	cmd := exec.CommandContext(b.Context(), stanchBinary, args...)
 	cmd.Stdout, cmd.Stderr = out, &stderr
 	began := time.Now()
 	require.NoError(b, cmd.Run(), stderr.String())
-	m := measured{wall: time.Since(began)}
+	m := runMeasurement{wall: time.Since(began)}
 	require.NoError(b, out.Close())
 	u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	require.True(b, ok)
-	m.cpu, m.peak = time.Duration(u.Utime.Nano()+u.Stime.Nano()), u.Maxrss<<10
+	m.cpu, m.peakBytes = time.Duration(u.Utime.Nano()+u.Stime.Nano()), u.Maxrss<<10
 	m.out, err = os.ReadFile(out.Name())
 	require.NoError(b, err)
 	return m
@@ -65,15 +65,15 @@ func BenchmarkValidate(b *testing.B) {
 		text := strings.Replace(string(source), "\nplaybook: ", fmt.Sprintf("\nplaybook: n%d-", i), 1)
 		require.NoError(b, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%04d.yaml", i)), []byte(text), 0o600))
 	}
-	var took series
+	var took measurementsMS
 	for b.Loop() {
-		took = append(took, ms(timed(b, "validate", dir).wall))
+		took = append(took, toMilliseconds(runMeasured(b, "validate", dir).wall))
 	}
-	tell(b, "validate_1000_playbooks", took)
+	reportPercentiles(b, "validate_1000_playbooks", took)
 }
 
-// sizeOf the corpus: STANCH_BENCH_CORPUS, or a small one. The record is made with 10000.
-func sizeOf(b *testing.B) int {
+// corpusSize the corpus: STANCH_BENCH_CORPUS, or a small one. The record is made with 10000.
+func corpusSize(b *testing.B) int {
 	b.Helper()
 	text := os.Getenv("STANCH_BENCH_CORPUS")
 	if text == "" {
@@ -87,7 +87,7 @@ func sizeOf(b *testing.B) int {
 // A corpus through `stanch simulate`: how many a second, in how much memory, what each costs as the corpus grows
 // tenfold, and how that compares with the bare test environment of Temporal's SDK with as many activities.
 func BenchmarkSimulate(b *testing.B) {
-	n := sizeOf(b)
+	n := corpusSize(b)
 	small, large := filepath.Join(b.TempDir(), "small"), filepath.Join(b.TempDir(), "large")
 	_, err := corpus.Write(corpus.Options{Seed: 1, Count: n / 10}, small)
 	require.NoError(b, err)
@@ -97,31 +97,31 @@ func BenchmarkSimulate(b *testing.B) {
 		return []string{"simulate", "--playbooks", "../../playbooks/library", "--incident", dir, "-o", "json"}
 	}
 	for b.Loop() {
-		tenth, all := timed(b, args(small)...), timed(b, args(large)...)
-		sum := tallyOf(b, all.out)
+		tenth, all := runMeasured(b, args(small)...), runMeasured(b, args(large)...)
+		sum := parseTally(b, all.out)
 		require.Equal(b, n, sum.Incidents)
 		require.Zero(b, sum.FailedIncidents)
 		activities := sum.ActivityCount / n
 		bareRate, bareCPU := bareIncidents(b, activities, min(n, 2000))
 		rate := float64(n) / all.wall.Seconds()
-		cost := func(m measured, n int) float64 { return ms(m.cpu) / float64(n) }
-		stand.Record(b, map[string]any{
-			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n), "peak_bytes": all.peak, "processors": runtime.GOMAXPROCS(0),
+		cost := func(m runMeasurement, n int) float64 { return toMilliseconds(m.cpu) / float64(n) }
+		harness.AppendBenchRecord(b, map[string]any{
+			"name": "simulate", "incidents": n, "incidents_per_second": rate, "cpu_ms_per_incident": cost(all, n), "peak_bytes": all.peakBytes, "processors": runtime.GOMAXPROCS(0),
 			"activities_per_incident": activities, "baseline": "bare TestWorkflowEnvironment with as many activities", "baseline_per_second": bareRate, "baseline_cpu_ms": bareCPU,
 			"ratio": rate / bareRate, "ratio_cpu": bareCPU / cost(all, n),
-			"tenth_cpu_ms_per_incident": cost(tenth, n/10), "tenth_peak_bytes": tenth.peak, "growth_of_cost": cost(all, n) / cost(tenth, n/10),
+			"tenth_cpu_ms_per_incident": cost(tenth, n/10), "tenth_peak_bytes": tenth.peakBytes, "growth_of_cost": cost(all, n) / cost(tenth, n/10),
 		})
 		b.ReportMetric(rate, "incidents/s")
 		b.ReportMetric(cost(all, n), "cpu-ms/incident")
-		b.ReportMetric(float64(all.peak)/(1<<20), "peak-MiB")
+		b.ReportMetric(float64(all.peakBytes)/(1<<20), "peak-MiB")
 		b.ReportMetric(bareRate, "bare/s")
 		b.ReportMetric(rate/bareRate, "ratio")
 		b.ReportMetric(cost(all, n)/cost(tenth, n/10), "growth")
 	}
 }
 
-// tallyOf is what stands at the end of a report.
-func tallyOf(b *testing.B, raw []byte) simulate.Totals {
+// parseTally is what stands at the end of a report.
+func parseTally(b *testing.B, raw []byte) simulate.Totals {
 	b.Helper()
 	var r struct {
 		Tally simulate.Totals `json:"tally"`
@@ -147,11 +147,11 @@ func bareIncidents(b *testing.B, activities, n int) (perSecond, cpuMS float64) {
 		working.Go(func() {
 			for range each {
 				var suite testsuite.WorkflowTestSuite
-				suite.SetLogger(silent{})
+				suite.SetLogger(discardLogger{})
 				env := suite.NewTestWorkflowEnvironment()
-				env.RegisterActivity(nothing)
-				env.RegisterWorkflow(bare)
-				env.ExecuteWorkflow(bare, activities)
+				env.RegisterActivity(noopActivity)
+				env.RegisterWorkflow(bareWorkflow)
+				env.ExecuteWorkflow(bareWorkflow, activities)
 				if err := env.GetWorkflowError(); err != nil {
 					b.Error(err)
 				}
@@ -160,12 +160,12 @@ func bareIncidents(b *testing.B, activities, n int) (perSecond, cpuMS float64) {
 	}
 	working.Wait()
 	done := float64(each * runtime.GOMAXPROCS(0))
-	return done / time.Since(began).Seconds(), ms(used()-before) / done
+	return done / time.Since(began).Seconds(), toMilliseconds(used()-before) / done
 }
 
-type silent struct{}
+type discardLogger struct{}
 
-func (silent) Debug(string, ...any) {}
-func (silent) Info(string, ...any)  {}
-func (silent) Warn(string, ...any)  {}
-func (silent) Error(string, ...any) {}
+func (discardLogger) Debug(string, ...any) {}
+func (discardLogger) Info(string, ...any)  {}
+func (discardLogger) Warn(string, ...any)  {}
+func (discardLogger) Error(string, ...any) {}

@@ -18,47 +18,47 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stanch/testenv/aws"
+	"stanch/testenv/harness"
 	"stanch/testenv/kube"
-	"stanch/testenv/stand"
 	"stanch/worker/config"
 )
 
 const (
-	oidc      = "arn:aws:iam::123456789012:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/LAB"
-	podsTrust = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"pods.eks.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession"]}]}`
-	irsaTrust = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Federated":"` + oidc + `"},"Action":"sts:AssumeRoleWithWebIdentity",
+	oidcProviderARN        = "arn:aws:iam::123456789012:oidc-provider/oidc.eks.eu-central-1.amazonaws.com/id/LAB"
+	podIdentityTrustPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"pods.eks.amazonaws.com"},"Action":["sts:AssumeRole","sts:TagSession"]}]}`
+	irsaTrustPolicy        = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Federated":"` + oidcProviderARN + `"},"Action":"sts:AssumeRoleWithWebIdentity",
   "Condition":{"StringEquals":{"oidc.eks.eu-central-1.amazonaws.com/id/LAB:sub":"system:serviceaccount:stanch-drill:default"}}}]}`
 )
 
-// account is an AWS account whose state is read from moto itself.
-type account struct {
-	*aws.StandIn
+// awsAccount is an AWS account whose state is read from moto itself.
+type awsAccount struct {
+	*aws.FakeAWS
 	t *testing.T
 }
 
-func (a account) role(name, trust string) string {
+func (a awsAccount) createRole(name, trust string) string {
 	a.t.Helper()
-	out, err := a.IAM().CreateRole(a.t.Context(), &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust})
+	out, err := a.IAMClient().CreateRole(a.t.Context(), &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust})
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return *out.Role.Arn
 }
 
-// state is the role's trust policy and its inline policies, in one text.
-func (a account) state(ctx context.Context, name string) (string, error) {
-	role, err := a.IAM().GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
+// roleState is the role's trust policy and its inline policies, in one text.
+func (a awsAccount) roleState(ctx context.Context, name string) (string, error) {
+	role, err := a.IAMClient().GetRole(ctx, &iam.GetRoleInput{RoleName: &name})
 	if err != nil {
 		return "", err
 	}
-	list, err := a.IAM().ListRolePolicies(ctx, &iam.ListRolePoliciesInput{RoleName: &name})
+	list, err := a.IAMClient().ListRolePolicies(ctx, &iam.ListRolePoliciesInput{RoleName: &name})
 	if err != nil {
 		return "", err
 	}
 	var out strings.Builder
 	out.WriteString(awssdk.ToString(role.Role.AssumeRolePolicyDocument))
 	for _, policy := range list.PolicyNames {
-		one, err := a.IAM().GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &name, PolicyName: &policy})
+		one, err := a.IAMClient().GetRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: &name, PolicyName: &policy})
 		if err != nil {
 			continue // it went between the two
 		}
@@ -67,11 +67,11 @@ func (a account) state(ctx context.Context, name string) (string, error) {
 	return url.QueryUnescape(out.String())
 }
 
-// seen gathers the states that a role goes through until ctx ends.
-func (a account) seen(ctx context.Context, name string) []string {
+// collectRoleStates gathers the states that a role goes through until ctx ends.
+func (a awsAccount) collectRoleStates(ctx context.Context, name string) []string {
 	var out []string
 	for ctx.Err() == nil {
-		if now, err := a.state(ctx, name); err == nil && !slices.Contains(out, now) {
+		if now, err := a.roleState(ctx, name); err == nil && !slices.Contains(out, now) {
 			out = append(out, now)
 		}
 		select {
@@ -84,44 +84,44 @@ func (a account) seen(ctx context.Context, name string) []string {
 
 func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	lab := kube.Shared(t)
-	stand.Needs(t)
+	harness.SkipUnlessSupported(t)
 	if _, err := lab.ImportAttack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	a := account{aws.Start(t), t}
+	a := awsAccount{aws.StartFake(t), t}
 	// What a terminated workflow left is looked for when Stanch starts: one whose end has come, and one whose has not.
-	a.role("orphaned", podsTrust)
+	a.createRole("orphaned", podIdentityTrustPolicy)
 	for name, year := range map[string]string{"stanch-revoke-LSE-OLD": "2026", "stanch-revoke-LSE-NEW": "2100"} {
 		doc := `{"Version":"2012-10-17","Statement":[{"Sid":"StanchUntil` + year + `0101T000000Z","Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":"` +
 			year + `-01-01T00:00:00Z","aws:TokenIssueTime":"2026-01-01T00:00:00Z"}}}]}`
-		if _, err := a.IAM().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
+		if _, err := a.IAMClient().PutRolePolicy(t.Context(), &iam.PutRolePolicyInput{RoleName: awssdk.String("orphaned"), PolicyName: &name, PolicyDocument: &doc}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := stand.Start(t, filepath.Join(programs, "stanch"), stand.Options{
+	s := harness.Start(t, filepath.Join(programDir, "stanch"), harness.Options{
 		Config: fmt.Sprintf("phase: 2\nscopes: [{name: hosts, namespaces: [\"\"], phase: 1}]\naws: {region: %s, endpoint: \"%s\", cluster: lab}\n", aws.Region, a.URL),
-		Env:    aws.Env(), Args: []string{"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node", lab.NodeName},
+		Env:    aws.CredentialEnv(), Args: []string{"--kubeconfig", lab.Kubeconfig, "--cri", lab.CRISocket, "--node", lab.NodeName},
 	})
-	drill := func(t *testing.T, role string) (result, []string) {
+	drill := func(t *testing.T, role string) (drillOutput, []string) {
 		t.Helper()
-		before, err := a.state(t.Context(), role)
+		before, err := a.roleState(t.Context(), role)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		states := make(chan []string, 1)
-		go func() { states <- a.seen(ctx, role) }()
+		go func() { states <- a.collectRoleStates(ctx, role) }()
 		args := []string{"drill", "credentials", "--kubeconfig", lab.Kubeconfig, "--image", kube.AttackImage, "-o", "json"}
 		if strings.HasPrefix(role, config.DrillRolePrefix) {
 			args = append(args, "--role", role)
 		}
 		stdout, stderr, code := s.Run(t, args...)
 		cancel()
-		var got result
+		var got drillOutput
 		if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != 0 || !got.OK {
 			t.Fatalf("the drill did not hold: %v, code %d\n%s\n%s", err, code, stdout, stderr)
 		}
-		after, err := a.state(t.Context(), role)
+		after, err := a.roleState(t.Context(), role)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 		}
 		return got, <-states
 	}
-	held := func(got result, action, outcome string) error {
+	held := func(got drillOutput, action, outcome string) error {
 		for _, l := range got.Leases {
 			if l.Action == action && l.Outcome == outcome && l.Undone {
 				return nil
@@ -143,7 +143,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 	}
 
 	kube.Eventually(t, 20*time.Second, "the sweeper to take away what its end has come for, and nothing else", func() error {
-		now, err := a.state(t.Context(), "orphaned")
+		now, err := a.roleState(t.Context(), "orphaned")
 		if err == nil && (strings.Contains(now, "LSE-OLD") || !strings.Contains(now, "LSE-NEW")) {
 			err = fmt.Errorf("it is %s", now)
 		}
@@ -152,7 +152,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 
 	t.Run("by EKS Pod Identity, from this pod alone", func(t *testing.T) {
 		role := "pods-of-the-drill"
-		a.Associate(aws.Association{Cluster: "lab", Namespace: config.DrillNamespace, ServiceAccount: "default", RoleARN: a.role(role, podsTrust)})
+		a.AddAssociation(aws.PodIdentityAssociation{Cluster: "lab", Namespace: config.DrillNamespace, ServiceAccount: "default", RoleARN: a.createRole(role, podIdentityTrustPolicy)})
 		got, states := drill(t, role)
 		if err := held(got, "aws.role.deny-pod", "changed"); err != nil {
 			t.Error(err)
@@ -173,7 +173,7 @@ func TestTheDrillTakesThePodsRoleAway(t *testing.T) {
 
 	t.Run("by IRSA, the whole role behind approval", func(t *testing.T) {
 		role := config.DrillRolePrefix + "irsa"
-		arn := a.role(role, irsaTrust)
+		arn := a.createRole(role, irsaTrustPolicy)
 		_, err := lab.Client().CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: config.DrillNamespace}}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)

@@ -20,32 +20,32 @@ import (
 	"stanch/worker/manifests"
 )
 
-// onlyPods leaves the containers of this machine alone that are no pods: other tests' are among them.
-const onlyPods = "phase: 3\nbudget: {per_hour: 1000}\nscopes:\n  - {name: hosts, namespaces: [\"\"], phase: 1}\n"
+// podsOnlyConfig leaves the containers of this machine alone that are no pods: other tests' are among them.
+const podsOnlyConfig = "phase: 3\nbudget: {per_hour: 1000}\nscopes:\n  - {name: hosts, namespaces: [\"\"], phase: 1}\n"
 
-// programs is the folder of the programs under test; TestMain builds them once.
-var programs string
+// programDir is the folder of the programs under test; TestMain builds them once.
+var programDir string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 || len(kube.Missing()) > 0 {
+func runTests(m *testing.M) int {
+	if os.Geteuid() != 0 || len(kube.MissingPrograms()) > 0 {
 		return m.Run() // every test says that it is skipped
 	}
 	dir, err := os.MkdirTemp("", "cluster-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
-		programs, err = dir, build(dir)
+		programDir, err = dir, buildPrograms(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return kube.Main(m)
+	return kube.RunTestMain(m)
 }
 
-// result is what `stanch drill -o json` promises.
-type result struct {
+// drillOutput is what `stanch drill -o json` promises.
+type drillOutput struct {
 	OK       bool   `json:"ok"`
 	Incident string `json:"incident"`
 	Checks   []struct {
@@ -64,12 +64,12 @@ type result struct {
 }
 
 func TestInstalled(t *testing.T) {
-	in := install(t, kube.Shared(t), 3, onlyPods)
+	in := install(t, kube.Shared(t), 3, podsOnlyConfig)
 
 	for name, actions := range map[string][]string{
 		"cryptominer": {"pod.isolate", "workload.scale"}, "shell": {"pod.isolate"}, "reverse-shell": {"pod.isolate"}, "credentials": {"pod.isolate"},
 	} {
-		t.Run("drill "+name, func(t *testing.T) { in.drill(t, name, actions) })
+		t.Run("drill "+name, func(t *testing.T) { in.runDrill(t, name, actions) })
 	}
 
 	testScenarios(t, in)
@@ -110,27 +110,27 @@ func TestInstalled(t *testing.T) {
 			return m.Data["state"]
 		}
 		before := state()
-		in.stanch(t, "stop", "--data", in.data)
+		in.runStanch(t, "stop", "--data", in.data)
 		stopped := state()
 		if stopped == before {
 			t.Error("stopped, and the cluster does not know")
 		}
-		in.stanch(t, "resume", "--data", in.data)
+		in.runStanch(t, "resume", "--data", in.data)
 		if state() == stopped {
 			t.Error("resumed, and the cluster does not know")
 		}
 	})
 }
 
-// drill runs one drill from the host against the pods' Stanch, and looks on from the side.
-func (in *installation) drill(t *testing.T, name string, actions []string) {
+// runDrill runs one drill from the host against the pods' Stanch, and looks on from the side.
+func (in *installation) runDrill(t *testing.T, name string, actions []string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
 	defer cancel()
 	seen := make(chan bool, 1)
-	go func() { seen <- in.policyAppears(ctx) }()
-	raw, err := in.try(ctx, "drill", name, "--data", in.data, "--kubeconfig", in.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
+	go func() { seen <- in.waitForPolicy(ctx) }()
+	raw, err := in.tryStanch(ctx, "drill", name, "--data", in.data, "--kubeconfig", in.Kubeconfig, "--image", kube.AttackImage, "-o", "json")
 	cancel()
-	var got result
+	var got drillOutput
 	if jsonErr := json.Unmarshal(raw, &got); jsonErr != nil {
 		t.Fatalf("%v; %v: %s", err, jsonErr, raw)
 	}
@@ -165,8 +165,8 @@ func (in *installation) drill(t *testing.T, name string, actions []string) {
 	})
 }
 
-// policyAppears watches for a policy of Stanch's in the drill's namespace until ctx ends.
-func (in *installation) policyAppears(ctx context.Context) bool {
+// waitForPolicy watches for a policy of Stanch's in the drill's namespace until ctx ends.
+func (in *installation) waitForPolicy(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		found, err := in.Client().NetworkingV1().NetworkPolicies(config.DrillNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=stanch"})
 		if err == nil && len(found.Items) > 0 {

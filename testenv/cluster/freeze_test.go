@@ -24,10 +24,10 @@ import (
 )
 
 func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
-	in := install(t, kube.Shared(t), 3, onlyPods)
-	ns := in.Namespace(t)
+	in := install(t, kube.Shared(t), 3, podsOnlyConfig)
+	ns := in.NewNamespace(t)
 	// A pod on the node's network cannot be isolated: the shipped playbooks freeze it instead, for a minute.
-	victim := kube.Pod("victim", kube.AttackImage, "sleep", "600")
+	victim := kube.NewPod("victim", kube.AttackImage, "sleep", "600")
 	victim.Spec.HostNetwork = true
 	pod := in.RunPod(t, ns, victim)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -35,7 +35,7 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	go func() { // it returns late: what it runs is frozen
 		_, _ = in.Exec(ctx, ns, pod.Name, "main", "sh", "-c", "cp /bin/busybox /tmp/debugfs && /tmp/debugfs; sleep 600")
 	}()
-	lease := in.freezeOf(t, pod)
+	lease := in.waitForFreeze(t, pod)
 	root, err := containermeta.FindCgroupRoot()
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	if err != nil || !ok {
 		t.Fatalf("no cgroup is frozen for lease %s: %v", lease.ID, err)
 	}
-	sensor := sensorOf(t, hold.CgroupDir)
+	sensor := sensorPIDOfCgroup(t, hold.CgroupDir)
 	t.Logf("sensor %d; %s to the end", sensor, time.Until(lease.ExpiresAt).Round(time.Millisecond))
 
 	now := int64(0)
@@ -81,11 +81,11 @@ func TestFreezeEndsOnTimeAfterSensorAndWorkerAreDeleted(t *testing.T) {
 	}
 }
 
-// freezeOf waits until a pod is frozen, whichever incident did it.
-func (in *installation) freezeOf(t *testing.T, pod *corev1.Pod) (lease playbooks.LeaseReport) {
+// waitForFreeze waits until a pod is frozen, whichever incident did it.
+func (in *installation) waitForFreeze(t *testing.T, pod *corev1.Pod) (lease playbooks.LeaseReport) {
 	t.Helper()
 	kube.Eventually(t, 60*time.Second, "the freeze", func() error {
-		raw, err := in.try(t.Context(), "incidents", "--data", in.data, "-o", "json")
+		raw, err := in.tryStanch(t.Context(), "incidents", "--data", in.data, "-o", "json")
 		if err != nil {
 			return err
 		}
@@ -108,8 +108,8 @@ func (in *installation) freezeOf(t *testing.T, pod *corev1.Pod) (lease playbooks
 	return lease
 }
 
-// sensorOf finds the sensor that froze a cgroup: it started the process that thaws.
-func sensorOf(t *testing.T, cgroup string) int {
+// sensorPIDOfCgroup finds the sensor that froze a cgroup: it started the process that thaws.
+func sensorPIDOfCgroup(t *testing.T, cgroup string) int {
 	t.Helper()
 	b := make([]byte, 1024)
 	n, err := unix.Getxattr(cgroup, "trusted.stanch.freeze", b)

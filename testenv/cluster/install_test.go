@@ -24,7 +24,7 @@ import (
 
 	"stanch/sensors/probe"
 	"stanch/testenv/kube"
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 	"stanch/worker/authority"
 	"stanch/worker/embeddedtemporal"
 	"stanch/worker/manifests"
@@ -44,22 +44,22 @@ type installation struct {
 // install does what a user does: keys, secrets, certificates, manifests. Everything is gone when the test ends.
 func install(t *testing.T, lab *kube.Cluster, phase int, config string) *installation {
 	t.Helper()
-	require.Root(t)
+	prereq.RequireRoot(t)
 	in := &installation{Cluster: lab, dir: shortDir(t)}
 	in.namespace = "stanch-" + filepath.Base(in.dir)
 	in.data, in.lockDir = filepath.Join(in.dir, "data"), "/sys/fs/bpf/"+in.namespace
-	shareBPF(t)
-	in.binary = filepath.Join(programs, "stanch")
-	sensor := filepath.Join(programs, "stanch-sensor")
-	in.image(t, "stanch.lab/stanch:1", in.binary, "/stanch")
-	in.image(t, "stanch.lab/stanch-sensor:1", sensor, "/stanch-sensor")
+	mountSharedBPF(t)
+	in.binary = filepath.Join(programDir, "stanch")
+	sensor := filepath.Join(programDir, "stanch-sensor")
+	in.importProgramImage(t, "stanch.lab/stanch:1", in.binary, "/stanch")
+	in.importProgramImage(t, "stanch.lab/stanch-sensor:1", sensor, "/stanch-sensor")
 	if _, err := in.ImportAttack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
 	secrets, node := filepath.Join(in.dir, "secrets"), filepath.Join(in.dir, "node")
-	in.stanch(t, "cert", "authority", "--out", secrets)
-	in.stanch(t, "cert", "node", in.NodeName, "--pki", filepath.Join(secrets, "pki"), "--out", node)
+	in.runStanch(t, "cert", "authority", "--out", secrets)
+	in.runStanch(t, "cert", "node", in.NodeName, "--pki", filepath.Join(secrets, "pki"), "--out", node)
 	temporal := in.startTemporal(t)
 
 	args := []string{
@@ -69,11 +69,11 @@ func install(t *testing.T, lab *kube.Cluster, phase int, config string) *install
 	}
 	if config != "" {
 		file := filepath.Join(in.dir, "stanch.yaml")
-		write(t, file, strings.ReplaceAll(config, "NAMESPACE", in.namespace))
+		writeFile(t, file, strings.ReplaceAll(config, "NAMESPACE", in.namespace))
 		args = append(args, "--config", file)
 	}
 	t.Cleanup(func() { in.uninstall(t) })
-	in.apply(t, in.stanch(t, args...), map[string]string{
+	in.applyManifests(t, in.runStanch(t, args...), map[string]string{
 		manifests.KeysSecret: filepath.Join(secrets, "keys"), manifests.PKISecret: filepath.Join(secrets, "pki"), manifests.TemporalSecret: filepath.Join(in.dir, "tls"),
 	})
 	in.waitReady(t)
@@ -98,17 +98,17 @@ func (in *installation) startTemporal(t *testing.T) string {
 	return server.Address
 }
 
-// stanch runs the command line on the host; it must succeed.
-func (in *installation) stanch(t *testing.T, args ...string) []byte {
+// runStanch runs the command line on the host; it must succeed.
+func (in *installation) runStanch(t *testing.T, args ...string) []byte {
 	t.Helper()
-	out, err := in.try(t.Context(), args...)
+	out, err := in.tryStanch(t.Context(), args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-func (in *installation) try(ctx context.Context, args ...string) ([]byte, error) {
+func (in *installation) tryStanch(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, in.binary, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -119,14 +119,14 @@ func (in *installation) try(ctx context.Context, args ...string) ([]byte, error)
 	return out, nil
 }
 
-// resources are the plurals of what manifests may hold.
-var resources = map[string]string{
+// resourcePlurals are the plurals of what manifests may hold.
+var resourcePlurals = map[string]string{
 	"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
 	"Role": "roles", "RoleBinding": "rolebindings", "ConfigMap": "configmaps", "Service": "services", "Deployment": "deployments", "DaemonSet": "daemonsets",
 }
 
-// apply makes what the manifests say, as kubectl would; the secrets as soon as there is a namespace for them.
-func (in *installation) apply(t *testing.T, stream []byte, secrets map[string]string) {
+// applyManifests makes what the manifests say, as kubectl would; the secrets as soon as there is a namespace for them.
+func (in *installation) applyManifests(t *testing.T, stream []byte, secrets map[string]string) {
 	t.Helper()
 	client, err := dynamic.NewForConfig(in.Config())
 	if err != nil {
@@ -144,12 +144,12 @@ func (in *installation) apply(t *testing.T, stream []byte, secrets map[string]st
 		if len(o.Object) == 0 {
 			continue // the comments at the head
 		}
-		resource, ok := resources[o.GetKind()]
+		resource, ok := resourcePlurals[o.GetKind()]
 		if !ok {
 			t.Fatalf("manifests hold a %s, which this test does not know", o.GetKind())
 		}
 		if o.GetKind() == "Deployment" {
-			observeOften(t, o)
+			shortenObserveInterval(t, o)
 		}
 		gvk := o.GroupVersionKind()
 		where := client.Resource(schema.GroupVersionResource{Group: gvk.Group, Version: gvk.Version, Resource: resource})
@@ -164,14 +164,14 @@ func (in *installation) apply(t *testing.T, stream []byte, secrets map[string]st
 		}
 		if o.GetKind() == "Namespace" {
 			for name, dir := range secrets {
-				in.secret(t, name, dir)
+				in.createSecret(t, name, dir)
 			}
 		}
 	}
 }
 
-// observeOften lets leases observe every second what they do every half minute by default.
-func observeOften(t *testing.T, deployment *unstructured.Unstructured) {
+// shortenObserveInterval lets leases observe every second what they do every half minute by default.
+func shortenObserveInterval(t *testing.T, deployment *unstructured.Unstructured) {
 	t.Helper()
 	containers, _, err := unstructured.NestedSlice(deployment.Object, "spec", "template", "spec", "containers")
 	if err != nil || len(containers) != 1 {
@@ -185,8 +185,8 @@ func observeOften(t *testing.T, deployment *unstructured.Unstructured) {
 	}
 }
 
-// secret is `kubectl create secret generic NAME --from-file=DIR`.
-func (in *installation) secret(t *testing.T, name, dir string) {
+// createSecret is `kubectl create secret generic NAME --from-file=DIR`.
+func (in *installation) createSecret(t *testing.T, name, dir string) {
 	t.Helper()
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -217,7 +217,7 @@ func (in *installation) waitReady(t *testing.T) {
 		}
 		for i := range pods.Items {
 			p := &pods.Items[i]
-			if !kube.Ready(p) {
+			if !kube.IsPodReady(p) {
 				logs, _ := in.Logs(t.Context(), in.namespace, p.Name, p.Spec.Containers[0].Name)
 				return fmt.Errorf("pod %s is not ready: %+v\n%s", p.Name, p.Status.ContainerStatuses, logs)
 			}
@@ -267,24 +267,24 @@ func (in *installation) uninstall(t *testing.T) {
 	_ = os.RemoveAll(in.lockDir)
 }
 
-// image makes an image of one program, with the libraries of this machine that it needs, if it does.
-func (in *installation) image(t *testing.T, name, program, at string) {
+// importProgramImage makes an image of one program, with the libraries of this machine that it needs, if it does.
+func (in *installation) importProgramImage(t *testing.T, name, program, at string) {
 	t.Helper()
-	files := map[string]kube.File{at: {From: program}}
+	files := map[string]kube.ImageFile{at: {HostPath: program}}
 	if out, err := exec.CommandContext(t.Context(), "ldd", program).Output(); err == nil {
 		for word := range strings.FieldsSeq(string(out)) {
 			if strings.HasPrefix(word, "/") {
-				files[word] = kube.File{From: word}
+				files[word] = kube.ImageFile{HostPath: word}
 			}
 		}
 	}
-	if _, err := in.ImportImage(t.Context(), kube.Image{Name: name, Files: files, Entrypoint: []string{at}}); err != nil {
+	if _, err := in.ImportImage(t.Context(), kube.ImageSpec{Name: name, Files: files, Entrypoint: []string{at}}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// build builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes minutes.
-func build(dir string) error {
+// buildPrograms builds as `make` does, so that both share what was compiled; a cold build embeds Temporal and takes minutes.
+func buildPrograms(dir string) error {
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/", "stanch/cmd/stanch", "stanch/cmd/stanch-sensor")
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the programs: %w: %s", err, said)
@@ -303,26 +303,26 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// shareBPF makes /sys/fs/bpf what systemd makes it on every usual machine: mounted and shared, so that what a pod
+// mountSharedBPF makes /sys/fs/bpf what systemd makes it on every usual machine: mounted and shared, so that what a pod
 // pins there stays when the pod is gone.
-func shareBPF(t *testing.T) {
+func mountSharedBPF(t *testing.T) {
 	t.Helper()
 	const path = "/sys/fs/bpf"
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		require.Lacking(t, "%s: %v", path, err)
+		prereq.SkipOrFail(t, "%s: %v", path, err)
 	}
 	if uint32(st.Type) != unix.BPF_FS_MAGIC {
 		if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
-			require.Lacking(t, "a BPF file system at %s: %v", path, err)
+			prereq.SkipOrFail(t, "a BPF file system at %s: %v", path, err)
 		}
 	}
 	if err := unix.Mount("", path, "", unix.MS_SHARED, ""); err != nil {
-		require.Lacking(t, "a shared %s: %v", path, err)
+		prereq.SkipOrFail(t, "a shared %s: %v", path, err)
 	}
 }
 
-func write(t *testing.T, file, text string) {
+func writeFile(t *testing.T, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -17,8 +17,8 @@ import (
 	"stanch/worker/manifests"
 )
 
-// token makes a service account, which is a person to Stanch or nobody, and a token of it for an audience.
-func (in *installation) token(t *testing.T, name, audience string) string {
+// createPersonToken makes a service account, which is a person to Stanch or nobody, and a token of it for an audience.
+func (in *installation) createPersonToken(t *testing.T, name, audience string) string {
 	t.Helper()
 	accounts := in.Client().CoreV1().ServiceAccounts(in.namespace)
 	_, _ = accounts.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -31,7 +31,7 @@ func (in *installation) token(t *testing.T, name, audience string) string {
 		t.Fatal(err)
 	}
 	file := filepath.Join(in.dir, name+"-"+audience+".token")
-	write(t, file, answer.Status.Token)
+	writeFile(t, file, answer.Status.Token)
 	return file
 }
 
@@ -50,46 +50,46 @@ people:
 	as := func(file string) []string {
 		return []string{"--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort), "--token-file", file, "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt")}
 	}
-	ns, p := in.Namespace(t), in.newPeer(t)
-	pod := in.RunPod(t, ns, miner("asked", p))
+	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+	pod := in.RunPod(t, ns, minerPod("asked", p))
 	var asked playbooks.Incident
-	in.about(t, pod, "an open question", func(i playbooks.Incident) error {
+	in.waitForIncident(t, pod, "an open question", func(i playbooks.Incident) error {
 		asked = i
-		raw, err := in.try(t.Context(), "incidents", i.ID, "--data", in.data)
+		raw, err := in.tryStanch(t.Context(), "incidents", i.ID, "--data", in.data)
 		if err == nil && !strings.Contains(string(raw), "ASKED:") {
 			err = fmt.Errorf("nothing is asked: %s", raw)
 		}
 		return err
 	})
-	ann, ben := in.token(t, "ann", gateway.TokenAudience), in.token(t, "ben", gateway.TokenAudience)
+	ann, ben := in.createPersonToken(t, "ann", gateway.TokenAudience), in.createPersonToken(t, "ben", gateway.TokenAudience)
 	notAToken := filepath.Join(in.dir, "invented")
-	write(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
+	writeFile(t, notAToken, "eyJhbGciOiJub25lIn0.e30.")
 	for name, c := range map[string]struct{ token, want string }{
 		"an invented token":                        {notAToken, "not valid"},
-		"a token that was made for the API server": {in.token(t, "ann", ""), "not valid for the audience"},
-		"a token for something else":               {in.token(t, "ann", "vault"), "not valid for the audience"},
-		"an account that is nobody":                {in.token(t, "eve", gateway.TokenAudience), "is nobody in the configuration"},
-		"the worker's own account":                 {in.token(t, manifests.WorkerName, gateway.TokenAudience), "is nobody in the configuration"},
+		"a token that was made for the API server": {in.createPersonToken(t, "ann", ""), "not valid for the audience"},
+		"a token for something else":               {in.createPersonToken(t, "ann", "vault"), "not valid for the audience"},
+		"an account that is nobody":                {in.createPersonToken(t, "eve", gateway.TokenAudience), "is nobody in the configuration"},
+		"the worker's own account":                 {in.createPersonToken(t, manifests.WorkerName, gateway.TokenAudience), "is nobody in the configuration"},
 		"a person without the right":               {ben, "may not answer this"},
 	} {
-		_, err := in.try(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
+		_, err := in.tryStanch(t.Context(), append([]string{"approve", asked.ID}, as(c.token)...)...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if p.silent(time.Second) == nil {
+	if p.requireSilent(time.Second) == nil {
 		t.Fatal("the pod is held without an approval")
 	}
-	in.stanch(t, append([]string{"approve", asked.ID}, as(ann)...)...)
-	in.about(t, pod, "the lease", held)
-	if err := p.silent(time.Second); err != nil {
+	in.runStanch(t, append([]string{"approve", asked.ID}, as(ann)...)...)
+	in.waitForIncident(t, pod, "the lease", requireIsolated)
+	if err := p.requireSilent(time.Second); err != nil {
 		t.Error(err)
 	}
-	if _, err := in.try(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what is contained") {
+	if _, err := in.tryStanch(t.Context(), append([]string{"release", "--all"}, as(ben)...)...); err == nil || !strings.Contains(err.Error(), "may not change what is contained") {
 		t.Errorf("ben releases: %v", err)
 	}
-	in.stanch(t, append([]string{"release", "--all"}, as(ann)...)...)
-	in.about(t, pod, "the undoing", func(i playbooks.Incident) error {
+	in.runStanch(t, append([]string{"release", "--all"}, as(ann)...)...)
+	in.waitForIncident(t, pod, "the undoing", func(i playbooks.Incident) error {
 		for _, l := range i.Leases {
 			if !l.Undone {
 				return fmt.Errorf("%s is %s", l.Action, l.State)

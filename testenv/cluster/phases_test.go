@@ -18,10 +18,10 @@ import (
 
 func TestPhaseOneProposesAndWritesNothing(t *testing.T) {
 	in := install(t, kube.Shared(t), 1, "")
-	ns, p := in.Namespace(t), in.newPeer(t)
-	pod := in.RunPod(t, ns, miner("observed", p))
-	in.about(t, pod, "the proposal", func(i playbooks.Incident) error {
-		s, err := isolation(i)
+	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+	pod := in.RunPod(t, ns, minerPod("observed", p))
+	in.waitForIncident(t, pod, "the proposal", func(i playbooks.Incident) error {
+		s, err := isolationStep(i)
 		if err == nil && s.Outcome != playbooks.OutcomeProposed {
 			err = fmt.Errorf("pod.isolate %s: %s", s.Outcome, s.Reason)
 		}
@@ -30,7 +30,7 @@ func TestPhaseOneProposesAndWritesNothing(t *testing.T) {
 		}
 		return err
 	})
-	if p.silent(time.Second) == nil {
+	if p.requireSilent(time.Second) == nil {
 		t.Error("the pod's network is held")
 	}
 	now, err := in.Client().CoreV1().Pods(ns).Get(t.Context(), pod.Name, metav1.GetOptions{})
@@ -48,14 +48,14 @@ func TestPhaseOneProposesAndWritesNothing(t *testing.T) {
 
 // The attack begins while the API server is away for ten seconds: nothing dies of it, and the pod is held in the end.
 func TestTheAPIServerIsAway(t *testing.T) {
-	lab := kube.Own(t, kube.Options{}) // a shared one is not ours to stop
-	in := install(t, lab, 3, onlyPods)
-	ns, p := in.Namespace(t), in.newPeer(t)
-	pod := miner("meanwhile", p)
+	lab := kube.StartForTest(t, kube.Options{}) // a shared one is not ours to stop
+	in := install(t, lab, 3, podsOnlyConfig)
+	ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+	pod := minerPod("meanwhile", p)
 	pod.Spec.Containers[0].Command[2] = "/attack beacon tcp-new " + p.address + " >/dev/null & sleep 4; exec /attack mine " + p.address
 	pod = in.RunPod(t, ns, pod)
 
-	api := apiServer(t, lab)
+	api := findAPIServer(t, lab)
 	if err := api.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -63,13 +63,13 @@ func TestTheAPIServerIsAway(t *testing.T) {
 	defer back.Stop()
 	defer func() { _ = api.Signal(syscall.SIGCONT) }()
 	stopped := time.Now()
-	in.about(t, pod, "the incident", func(playbooks.Incident) error { return nil })
+	in.waitForIncident(t, pod, "the incident", func(playbooks.Incident) error { return nil })
 	t.Logf("the incident was there %s after the API server went", time.Since(stopped).Round(time.Millisecond))
-	i := in.about(t, pod, "the lease", held)
+	i := in.waitForIncident(t, pod, "the lease", requireIsolated)
 	for _, l := range i.Leases {
 		t.Logf("%s %s, in force %s after the API server went: %s", l.Action, l.Outcome, l.AppliedAt.Sub(stopped).Round(time.Millisecond), l.Reason)
 	}
-	if err := p.silent(time.Second); err != nil {
+	if err := p.requireSilent(time.Second); err != nil {
 		t.Error(err)
 	}
 	pods, err := in.Client().CoreV1().Pods(in.namespace).List(t.Context(), metav1.ListOptions{})
@@ -81,11 +81,11 @@ func TestTheAPIServerIsAway(t *testing.T) {
 			t.Errorf("%s restarted %d times", x.Name, n)
 		}
 	}
-	in.stanch(t, "release", "--all", "--data", in.data)
+	in.runStanch(t, "release", "--all", "--data", in.data)
 }
 
-// apiServer finds the process of the lab's API server.
-func apiServer(t *testing.T, lab *kube.Cluster) *os.Process {
+// findAPIServer finds the process of the lab's API server.
+func findAPIServer(t *testing.T, lab *kube.Cluster) *os.Process {
 	t.Helper()
 	raw, err := os.ReadFile(lab.StateFile())
 	if err != nil {

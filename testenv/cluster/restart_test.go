@@ -29,9 +29,9 @@ scopes:
 people:
   - { name: ann, kubernetes: "system:serviceaccount:NAMESPACE:ann", groups: [responders] }
 `)
-	ns := in.Namespace(t)
+	ns := in.NewNamespace(t)
 	three := int32(3) // one of them is within the budget's share
-	template := kube.Pod("web", kube.AttackImage, "sleep", "600")
+	template := kube.NewPod("web", kube.AttackImage, "sleep", "600")
 	if _, err := in.Client().AppsV1().Deployments(ns).Create(t.Context(), &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec: appsv1.DeploymentSpec{
@@ -49,7 +49,7 @@ people:
 			}
 			names, first = nil, nil
 			for i := range pods.Items {
-				if p := &pods.Items[i]; kube.Ready(p) && p.DeletionTimestamp == nil {
+				if p := &pods.Items[i]; kube.IsPodReady(p) && p.DeletionTimestamp == nil {
 					names, first = append(names, p.Name), p
 				}
 			}
@@ -64,17 +64,17 @@ people:
 	if _, err := in.Exec(t.Context(), ns, pod.Name, "main", "sh", "-c", "cp /bin/busybox /tmp/sleep && /tmp/sleep 1"); err != nil {
 		t.Fatal(err)
 	}
-	in.about(t, pod, "an open question", func(i playbooks.Incident) error {
-		raw, err := in.try(t.Context(), "incidents", i.ID, "--data", in.data)
+	in.waitForIncident(t, pod, "an open question", func(i playbooks.Incident) error {
+		raw, err := in.tryStanch(t.Context(), "incidents", i.ID, "--data", in.data)
 		if err == nil && !strings.Contains(string(raw), "start the pod anew") {
 			err = fmt.Errorf("nothing is asked: %s", raw)
 		}
 		return err
 	})
-	held := in.about(t, pod, "the lease", held)
-	in.stanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort),
-		"--token-file", in.token(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt"))
-	in.about(t, pod, "the restart", func(i playbooks.Incident) error {
+	held := in.waitForIncident(t, pod, "the lease", requireIsolated)
+	in.runStanch(t, "approve", held.ID, "--server", fmt.Sprintf("%s:%d", in.NodeIP, manifests.APIPort),
+		"--token-file", in.createPersonToken(t, "ann", gateway.TokenAudience), "--server-ca", filepath.Join(in.dir, "secrets", "pki", "ca.crt"))
+	in.waitForIncident(t, pod, "the restart", func(i playbooks.Incident) error {
 		for _, run := range i.Playbooks {
 			for _, s := range run.Steps {
 				if s.Action == "pod.restart" && s.Outcome == playbooks.OutcomeChanged {

@@ -22,58 +22,58 @@ import (
 	"stanch/testenv/kube"
 )
 
-// peer counts the connections that arrive from pods.
-type peer struct {
-	address string
-	heard   atomic.Uint64
+// connectionCounter counts the connections that arrive from pods.
+type connectionCounter struct {
+	address     string
+	connections atomic.Uint64
 }
 
-func (in *installation) newPeer(t *testing.T) *peer {
+func (in *installation) newConnectionCounter(t *testing.T) *connectionCounter {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(in.NodeIP, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	p := &peer{address: l.Addr().String()}
+	p := &connectionCounter{address: l.Addr().String()}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			p.heard.Add(1)
+			p.connections.Add(1)
 			_ = c.Close()
 		}
 	}()
 	return p
 }
 
-// silent tells whether nothing arrives for so long; what was on its way gets a moment first.
-func (p *peer) silent(d time.Duration) error {
+// requireSilent tells whether nothing arrives for so long; what was on its way gets a moment first.
+func (p *connectionCounter) requireSilent(d time.Duration) error {
 	time.Sleep(300 * time.Millisecond)
-	before := p.heard.Load()
+	before := p.connections.Load()
 	time.Sleep(d) // silence is only seen by waiting
-	if n := p.heard.Load() - before; n > 0 {
+	if n := p.connections.Load() - before; n > 0 {
 		return fmt.Errorf("%d connections arrived in %s", n, d)
 	}
 	return nil
 }
 
-// miner is a pod that becomes a miner, and opens a new connection to the peer all the time.
-func miner(name string, p *peer) *corev1.Pod {
-	pod := kube.Pod(name, kube.AttackImage, "sh", "-c", "/attack beacon tcp-new "+p.address+" >/dev/null & exec /attack mine "+p.address)
+// minerPod is a pod that becomes a miner, and opens a new connection to the peer all the time.
+func minerPod(name string, p *connectionCounter) *corev1.Pod {
+	pod := kube.NewPod(name, kube.AttackImage, "sh", "-c", "/attack beacon tcp-new "+p.address+" >/dev/null & exec /attack mine "+p.address)
 	no := false
 	pod.Spec.AutomountServiceAccountToken = &no
 	return pod
 }
 
-// about waits until the newest incident about a pod is as wanted.
-func (in *installation) about(t *testing.T, pod *corev1.Pod, what string, ok func(playbooks.Incident) error) playbooks.Incident {
+// waitForIncident waits until the newest incident about a pod is as wanted.
+func (in *installation) waitForIncident(t *testing.T, pod *corev1.Pod, what string, ok func(playbooks.Incident) error) playbooks.Incident {
 	t.Helper()
 	var found playbooks.Incident
 	kube.Eventually(t, 45*time.Second, what, func() error {
-		raw, err := in.try(t.Context(), "incidents", "--data", in.data, "-o", "json")
+		raw, err := in.tryStanch(t.Context(), "incidents", "--data", in.data, "-o", "json")
 		if err != nil {
 			return err
 		}
@@ -92,8 +92,8 @@ func (in *installation) about(t *testing.T, pod *corev1.Pod, what string, ok fun
 	return found
 }
 
-// held wants the pod's network held and observed to be.
-func held(i playbooks.Incident) error {
+// requireIsolated wants the pod's network held and observed to be.
+func requireIsolated(i playbooks.Incident) error {
 	for _, l := range i.Leases {
 		if l.Facet == string(playbooks.FacetNetwork) && l.State == "held" && l.Verified {
 			return nil
@@ -102,7 +102,7 @@ func held(i playbooks.Incident) error {
 	return fmt.Errorf("leases %+v", i.Leases)
 }
 
-func isolation(i playbooks.Incident) (playbooks.StepReport, error) {
+func isolationStep(i playbooks.Incident) (playbooks.StepReport, error) {
 	for _, run := range i.Playbooks {
 		for _, s := range run.Steps {
 			if s.Action == "pod.isolate" {
@@ -113,9 +113,9 @@ func isolation(i playbooks.Incident) (playbooks.StepReport, error) {
 	return playbooks.StepReport{}, errors.New("pod.isolate has not come yet")
 }
 
-func refused(word string) func(playbooks.Incident) error {
+func requireRefused(word string) func(playbooks.Incident) error {
 	return func(i playbooks.Incident) error {
-		s, err := isolation(i)
+		s, err := isolationStep(i)
 		if err == nil && (s.Outcome != playbooks.OutcomeRefused || !strings.Contains(s.Reason, word)) {
 			err = fmt.Errorf("pod.isolate %s: %s", s.Outcome, s.Reason)
 		}
@@ -125,33 +125,33 @@ func refused(word string) func(playbooks.Incident) error {
 
 func testScenarios(t *testing.T, in *installation) {
 	t.Run("a pod on the node's network is refused, and the node stays connected", func(t *testing.T) {
-		ns, p, other := in.Namespace(t), in.newPeer(t), in.newPeer(t)
-		neighbour, pod := kube.Pod("neighbour", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address), miner("host", p)
+		ns, p, other := in.NewNamespace(t), in.newConnectionCounter(t), in.newConnectionCounter(t)
+		neighbour, pod := kube.NewPod("neighbour", kube.AttackImage, "/attack", "beacon", "tcp-new", other.address), minerPod("host", p)
 		neighbour.Spec.HostNetwork, pod.Spec.HostNetwork = true, true
 		in.RunPod(t, ns, neighbour)
 		pod = in.RunPod(t, ns, pod)
-		in.about(t, pod, "the refusal", refused("node's network"))
-		if other.silent(time.Second) == nil {
+		in.waitForIncident(t, pod, "the refusal", requireRefused("node's network"))
+		if other.requireSilent(time.Second) == nil {
 			t.Error("the node's network is cut")
 		}
-		in.stanch(t, "release", "--all", "--data", in.data) // the playbook froze the pod instead
+		in.runStanch(t, "release", "--all", "--data", in.data) // the playbook froze the pod instead
 	})
 
 	t.Run("a pod that is gone before its containment is refused as gone", func(t *testing.T) {
-		ns, p := in.Namespace(t), in.newPeer(t)
-		pod, now := in.RunPod(t, ns, kube.Pod("gone", kube.AttackImage, "/attack", "wait")), int64(0)
-		in.stanch(t, "stop", "--data", in.data) // nothing is contained while the pod goes away
-		defer in.stanch(t, "resume", "--data", in.data)
+		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+		pod, now := in.RunPod(t, ns, kube.NewPod("gone", kube.AttackImage, "/attack", "wait")), int64(0)
+		in.runStanch(t, "stop", "--data", in.data) // nothing is contained while the pod goes away
+		defer in.runStanch(t, "resume", "--data", in.data)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go func() { _, _ = in.Exec(ctx, ns, pod.Name, "main", "/attack", "mine", p.address) }()
-		in.about(t, pod, "the incident", func(playbooks.Incident) error { return nil })
+		in.waitForIncident(t, pod, "the incident", func(playbooks.Incident) error { return nil })
 		if err := in.Client().CoreV1().Pods(ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 			t.Fatal(err)
 		}
-		in.about(t, pod, "an answer, and no lease", func(i playbooks.Incident) error {
-			s, err := isolation(i)
-			if err == nil && (s.Outcome != playbooks.OutcomeRefused || len(i.Leases) > 0 && held(i) == nil) {
+		in.waitForIncident(t, pod, "an answer, and no lease", func(i playbooks.Incident) error {
+			s, err := isolationStep(i)
+			if err == nil && (s.Outcome != playbooks.OutcomeRefused || len(i.Leases) > 0 && requireIsolated(i) == nil) {
 				err = fmt.Errorf("pod.isolate %s: %s", s.Outcome, s.Reason)
 			}
 			return err
@@ -159,10 +159,10 @@ func testScenarios(t *testing.T, in *installation) {
 	})
 
 	t.Run("what restarts in a locked pod and what joins it stays locked", func(t *testing.T) {
-		ns, p := in.Namespace(t), in.newPeer(t)
-		pod := in.RunPod(t, ns, miner("restarts", p))
-		in.about(t, pod, "the lease", held)
-		if err := p.silent(time.Second); err != nil {
+		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+		pod := in.RunPod(t, ns, minerPod("restarts", p))
+		in.waitForIncident(t, pod, "the lease", requireIsolated)
+		if err := p.requireSilent(time.Second); err != nil {
 			t.Fatalf("locked: %v", err)
 		}
 		// The container's end may take the command with it, which is then killed (137): the restart is what counts.
@@ -171,12 +171,12 @@ func testScenarios(t *testing.T, in *installation) {
 		}
 		kube.Eventually(t, 30*time.Second, "the container's restart", func() error {
 			now, err := in.Client().CoreV1().Pods(ns).Get(t.Context(), pod.Name, metav1.GetOptions{})
-			if err == nil && (now.Status.ContainerStatuses[0].RestartCount == 0 || !kube.Ready(now)) {
+			if err == nil && (now.Status.ContainerStatuses[0].RestartCount == 0 || !kube.IsPodReady(now)) {
 				err = fmt.Errorf("%+v", now.Status.ContainerStatuses[0])
 			}
 			return err
 		})
-		if err := p.silent(time.Second); err != nil {
+		if err := p.requireSilent(time.Second); err != nil {
 			t.Errorf("restarted: %v", err)
 		}
 		now, err := in.Client().CoreV1().Pods(ns).Get(t.Context(), pod.Name, metav1.GetOptions{})
@@ -196,12 +196,12 @@ func testScenarios(t *testing.T, in *installation) {
 			}
 			return err
 		})
-		if err := p.silent(time.Second); err != nil {
+		if err := p.requireSilent(time.Second); err != nil {
 			t.Errorf("joined: %v", err)
 		}
-		in.stanch(t, "release", "--all", "--data", in.data)
+		in.runStanch(t, "release", "--all", "--data", in.data)
 		kube.Eventually(t, 60*time.Second, "the network to be back", func() error {
-			if p.silent(200*time.Millisecond) == nil {
+			if p.requireSilent(200*time.Millisecond) == nil {
 				return errors.New("silence")
 			}
 			return nil
@@ -209,7 +209,7 @@ func testScenarios(t *testing.T, in *installation) {
 	})
 
 	t.Run("a user's policy that allows what ours denies is named", func(t *testing.T) {
-		ns, p := in.Namespace(t), in.newPeer(t)
+		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
 		_, err := in.Client().NetworkingV1().NetworkPolicies(ns).Create(t.Context(), &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Name: "let-everything-out"},
 			Spec:       networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}, Egress: []networkingv1.NetworkPolicyEgressRule{{}}},
@@ -217,25 +217,25 @@ func testScenarios(t *testing.T, in *installation) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pod := in.RunPod(t, ns, miner("defeated", p))
-		i := in.about(t, pod, "the lease", held)
+		pod := in.RunPod(t, ns, minerPod("defeated", p))
+		i := in.waitForIncident(t, pod, "the lease", requireIsolated)
 		if raw, _ := json.Marshal(i); !strings.Contains(string(raw), "let-everything-out") {
 			t.Errorf("the policy is not named: leases %+v", i.Leases)
 		}
-		if err := p.silent(time.Second); err != nil {
+		if err := p.requireSilent(time.Second); err != nil {
 			t.Errorf("the node's lock holds all the same: %v", err)
 		}
-		in.stanch(t, "release", "--all", "--data", in.data)
+		in.runStanch(t, "release", "--all", "--data", in.data)
 	})
 
 	t.Run("what somebody else takes away is put back, and told", func(t *testing.T) {
-		ns, p := in.Namespace(t), in.newPeer(t)
-		pod := in.RunPod(t, ns, miner("fought", p))
-		in.about(t, pod, "the lease", held)
+		ns, p := in.NewNamespace(t), in.newConnectionCounter(t)
+		pod := in.RunPod(t, ns, minerPod("fought", p))
+		in.waitForIncident(t, pod, "the lease", requireIsolated)
 		for round := range 3 {
-			in.takeAway(t, ns, pod.Name, round)
+			in.removeAndWaitForRepair(t, ns, pod.Name, round)
 		}
-		in.about(t, pod, "the lease to say that it is fought over", func(i playbooks.Incident) error {
+		in.waitForIncident(t, pod, "the lease to say that it is fought over", func(i playbooks.Incident) error {
 			for _, l := range i.Leases {
 				if strings.Contains(l.Reason, "fought over") {
 					return nil
@@ -243,12 +243,12 @@ func testScenarios(t *testing.T, in *installation) {
 			}
 			return fmt.Errorf("leases %+v", i.Leases)
 		})
-		in.stanch(t, "release", "--all", "--data", in.data)
+		in.runStanch(t, "release", "--all", "--data", in.data)
 	})
 }
 
-// takeAway removes the policy, or the pod's label, and waits until it is back.
-func (in *installation) takeAway(t *testing.T, ns, pod string, round int) {
+// removeAndWaitForRepair removes the policy, or the pod's label, and waits until it is back.
+func (in *installation) removeAndWaitForRepair(t *testing.T, ns, pod string, round int) {
 	t.Helper()
 	policies := in.Client().NetworkingV1().NetworkPolicies(ns)
 	ours := metav1.ListOptions{LabelSelector: kubeactions.ManagedByLabel + "=" + kubeactions.ManagedBy}

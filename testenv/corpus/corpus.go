@@ -24,33 +24,33 @@ type Options struct {
 	Count int
 	// Kinds are those of Kinds that are made, by name; nil is all, in their proportions.
 	Kinds []string
-	// Storm is how many detections a storm has; 0 is 1000.
-	Storm int
+	// StormDetections is how many detections a storm has; 0 is 1000.
+	StormDetections int
 }
 
-// All gives the recordings one by one.
-func All(o Options) (iter.Seq2[int, recording.Recording], error) {
-	table, err := o.table()
+// Generate gives the recordings one by one.
+func Generate(o Options) (iter.Seq2[int, recording.Recording], error) {
+	table, err := o.kindTable()
 	if err != nil {
 		return nil, err
 	}
 	return func(yield func(int, recording.Recording) bool) {
 		for i := range o.Count {
-			if !yield(i, one(o, table, i)) {
+			if !yield(i, generateRecording(o, table, i)) {
 				return
 			}
 		}
 	}, nil
 }
 
-// table has a kind for each of a thousand indices, so that any thousand in a row have the same mixture.
-func (o Options) table() ([]Kind, error) {
-	var out []Kind
+// kindTable has a kind for each of a thousand indices, so that any thousand in a row have the same mixture.
+func (o Options) kindTable() ([]IncidentKind, error) {
+	var out []IncidentKind
 	chosen := Kinds
 	if o.Kinds != nil {
 		chosen = nil
 		for _, name := range o.Kinds {
-			k, ok := kindOf(name)
+			k, ok := findKind(name)
 			if !ok {
 				return nil, fmt.Errorf("there is no kind %q of recording; `corpus --kinds help` lists them", name)
 			}
@@ -68,24 +68,24 @@ func (o Options) table() ([]Kind, error) {
 	return out, nil
 }
 
-// stride spreads the kinds over neighbouring indices: it is prime, and so meets each place of the table once a round.
-const stride = 7919
+// indexStride spreads the kinds over neighbouring indices: it is prime, and so meets each place of the table once a round.
+const indexStride = 7919
 
-func one(o Options, table []Kind, i int) recording.Recording {
+func generateRecording(o Options, table []IncidentKind, i int) recording.Recording {
 	random := rand.New(rand.NewPCG(o.Seed, uint64(i))) //nolint:gosec // a reproducible mixture, no secret
-	kind := table[(i*stride+int(o.Seed%uint64(len(table))))%len(table)]
-	s := newStory(random, o, i, kind.Name)
-	kind.tell(s)
-	return s.finish()
+	kind := table[(i*indexStride+int(o.Seed%uint64(len(table))))%len(table)]
+	s := newScenarioBuilder(random, o, i, kind.Name)
+	kind.build(s)
+	return s.closeIncident()
 }
 
-// opened is when the first incident of a corpus was opened; the others follow over a year.
-var opened = func(seed uint64, i int) time.Time {
+// openedAt is when the first incident of a corpus was opened; the others follow over a year.
+var openedAt = func(seed uint64, i int) time.Time {
 	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(seed%1000) * time.Second).Add(time.Duration(i%8760) * time.Hour)
 }
 
-// hexOf gives n random hex digits.
-func hexOf(r *rand.Rand, n int) string {
+// randomHex gives n random hex digits.
+func randomHex(r *rand.Rand, n int) string {
 	raw := make([]byte, (n+1)/2+8)
 	for i := 0; i < len(raw)-7; i += 8 {
 		binary.BigEndian.PutUint64(raw[i:], r.Uint64())
@@ -93,4 +93,4 @@ func hexOf(r *rand.Rand, n int) string {
 	return hex.EncodeToString(raw)[:n]
 }
 
-func pick[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
+func randomElement[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }

@@ -12,9 +12,9 @@ import (
 	"stanch/testenv/corpus"
 )
 
-func written(t *testing.T, o corpus.Options) [][]byte {
+func writeAndReadBack(t *testing.T, o corpus.Options) [][]byte {
 	t.Helper()
-	all, err := corpus.All(o)
+	all, err := corpus.Generate(o)
 	require.NoError(t, err)
 	var out [][]byte
 	for _, r := range all {
@@ -27,16 +27,16 @@ func written(t *testing.T, o corpus.Options) [][]byte {
 
 // The same seed gives the same bytes, and a recording does not depend on how many follow it.
 func TestTheSameSeedGivesTheSameBytes(t *testing.T) {
-	a := written(t, corpus.Options{Seed: 7, Count: 50})
-	require.Equal(t, a, written(t, corpus.Options{Seed: 7, Count: 50}))
-	require.Equal(t, a[:20], written(t, corpus.Options{Seed: 7, Count: 20}))
-	require.NotEqual(t, a[0], written(t, corpus.Options{Seed: 8, Count: 1})[0])
+	a := writeAndReadBack(t, corpus.Options{Seed: 7, Count: 50})
+	require.Equal(t, a, writeAndReadBack(t, corpus.Options{Seed: 7, Count: 50}))
+	require.Equal(t, a[:20], writeAndReadBack(t, corpus.Options{Seed: 7, Count: 20}))
+	require.NotEqual(t, a[0], writeAndReadBack(t, corpus.Options{Seed: 8, Count: 1})[0])
 }
 
 // What is made is read as what `stanch record` makes, and each has an id of its own.
 func TestEveryRecordingIsWhole(t *testing.T) {
 	ids := map[string]bool{}
-	for i, raw := range written(t, corpus.Options{Seed: 1, Count: 1000, Storm: 50}) {
+	for i, raw := range writeAndReadBack(t, corpus.Options{Seed: 1, Count: 1000, StormDetections: 50}) {
 		r, err := recording.Decode(raw)
 		require.NoError(t, err, "recording %d", i)
 		require.False(t, ids[r.Incident.ID], "%s twice", r.Incident.ID)
@@ -47,7 +47,7 @@ func TestEveryRecordingIsWhole(t *testing.T) {
 
 // Any thousand in a row have every kind in its proportion.
 func TestTheMixtureIsAsItSays(t *testing.T) {
-	all, err := corpus.All(corpus.Options{Seed: 9, Count: 1000, Storm: 5})
+	all, err := corpus.Generate(corpus.Options{Seed: 9, Count: 1000, StormDetections: 5})
 	require.NoError(t, err)
 	got, sum := map[string]int{}, 0
 	for _, r := range all {
@@ -58,20 +58,20 @@ func TestTheMixtureIsAsItSays(t *testing.T) {
 		sum += k.PerMille
 	}
 	require.Equal(t, 1000, sum)
-	_, err = corpus.All(corpus.Options{Kinds: []string{"peace"}})
+	_, err = corpus.Generate(corpus.Options{Kinds: []string{"peace"}})
 	require.ErrorContains(t, err, `no kind "peace"`)
 }
 
 // A file with a recording a line holds what a folder of them does.
 func TestLinesHoldTheSame(t *testing.T) {
-	o := corpus.Options{Seed: 4, Count: 30, Storm: 10}
+	o := corpus.Options{Seed: 4, Count: 30, StormDetections: 10}
 	file := filepath.Join(t.TempDir(), "all.jsonl")
 	_, err := corpus.WriteLines(o, file)
 	require.NoError(t, err)
 	f, err := os.Open(file)
 	require.NoError(t, err)
 	defer func() { _ = f.Close() }()
-	want, n := written(t, o), 0
+	want, n := writeAndReadBack(t, o), 0
 	require.NoError(t, recording.ReadLines(f, func(_ int, line []byte) error {
 		r, err := recording.Decode(line)
 		require.NoError(t, err)

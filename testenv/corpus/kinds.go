@@ -2,43 +2,43 @@ package corpus
 
 import "stanch/sensors"
 
-// Kind is one kind of incident, and how many of a thousand are of it.
-type Kind struct {
+// IncidentKind is one kind of incident, and how many of a thousand are of it.
+type IncidentKind struct {
 	Name     string
 	PerMille int
 	Doc      string
-	tell     func(*story)
+	build    func(*scenarioBuilder)
 }
 
 // Kinds are the kinds that are made. Most incidents of a year are people at work.
-var Kinds = []Kind{
-	{"debug-shell", 200, "a developer has a terminal in a pod; low confidence, somebody is asked or nothing happens", (*story).debugShell},
-	{"install", 120, "a developer installs a package by kubectl exec: drift, and the registry is contacted", (*story).install},
-	{"backup", 60, "a backup job reads its token and a credentials file as it does every night", (*story).backup},
-	{"miner", 130, "a miner is started in one pod", (*story).miner},
-	{"miner-pods", 60, "a miner in several pods of one workload", (*story).minerPods},
-	{"reverse-shell", 90, "a shell whose input and output are a connection", (*story).reverseShell},
-	{"credentials", 80, "the metadata service is contacted and the token read", (*story).credentials},
-	{"chain", 70, "several tactics in one window: shell, download, token, egress", (*story).chain},
-	{"repeated", 60, "one detection again and again, over an hour", (*story).repeated},
-	{"storm", 4, "one rule a thousand times within seconds", (*story).storm},
-	{"refused", 40, "the pod uses its host's network: isolation is refused, freezing is tried", (*story).refused},
-	{"failed", 30, "the node does not answer; some attempts fail, or all", (*story).failed},
-	{"missing", 36, "the recorded run was another playbook's: answers are missing", (*story).missing},
-	{"drifted", 20, "somebody else changes what is held, while it is held", (*story).drifted},
+var Kinds = []IncidentKind{
+	{"debug-shell", 200, "a developer has a terminal in a pod; low confidence, somebody is asked or nothing happens", (*scenarioBuilder).buildDebugShell},
+	{"install", 120, "a developer installs a package by kubectl exec: drift, and the registry is contacted", (*scenarioBuilder).buildPackageInstall},
+	{"backup", 60, "a backup job reads its token and a credentials file as it does every night", (*scenarioBuilder).buildBackup},
+	{"miner", 130, "a miner is started in one pod", (*scenarioBuilder).buildMiner},
+	{"miner-pods", 60, "a miner in several pods of one workload", (*scenarioBuilder).buildMinerInSeveralPods},
+	{"reverse-shell", 90, "a shell whose input and output are a connection", (*scenarioBuilder).buildReverseShell},
+	{"credentials", 80, "the metadata service is contacted and the token read", (*scenarioBuilder).buildCredentialTheft},
+	{"chain", 70, "several tactics in one window: shell, download, token, egress", (*scenarioBuilder).buildAttackChain},
+	{"repeated", 60, "one detection again and again, over an hour", (*scenarioBuilder).buildRepeatedDetections},
+	{"storm", 4, "one rule a thousand times within seconds", (*scenarioBuilder).buildDetectionStorm},
+	{"refused", 40, "the pod uses its host's network: isolation is refused, freezing is tried", (*scenarioBuilder).buildRefusedAction},
+	{"failed", 30, "the node does not answer; some attempts fail, or all", (*scenarioBuilder).buildFailedAction},
+	{"missing", 36, "the recorded run was another playbook's: answers are missing", (*scenarioBuilder).buildMissingEvidence},
+	{"drifted", 20, "somebody else changes what is held, while it is held", (*scenarioBuilder).buildDrift},
 }
 
-func kindOf(name string) (Kind, bool) {
+func findKind(name string) (IncidentKind, bool) {
 	for _, k := range Kinds {
 		if k.Name == name {
 			return k, true
 		}
 	}
-	return Kind{}, false
+	return IncidentKind{}, false
 }
 
-// rule is a detection rule as the shipped pack has it.
-type rule struct {
+// ruleInfo is a detection rule as the shipped pack has it.
+type ruleInfo struct {
 	name, title string
 	severity    sensors.Severity
 	confidence  float64
@@ -47,8 +47,8 @@ type rule struct {
 	kind        sensors.Kind
 }
 
-// rules are the shipped ones.
-var rules = map[string]rule{
+// shippedRules are the shipped ones.
+var shippedRules = map[string]ruleInfo{
 	"terminal-shell":    {"terminal-shell", "Shell with a terminal in a container", sensors.SeverityMedium, 0.6, sensors.ObjectiveExecution, "T1059.004", sensors.KindExec},
 	"reverse-shell":     {"reverse-shell", "Shell whose input and output are a network connection", sensors.SeverityCritical, 0.95, sensors.ObjectiveCommandControl, "T1059.004", sensors.KindExec},
 	"miner-process":     {"miner-process", "Crypto-miner started", sensors.SeverityHigh, 0.9, sensors.ObjectiveCryptoMining, "T1496.001", sensors.KindExec},
@@ -63,129 +63,129 @@ var rules = map[string]rule{
 
 // the behaviour of each kind, from the first detection to what became of it.
 
-func (s *story) debugShell() {
-	s.detect(s.pod(), "terminal-shell", pick(s.random, [][]string{{"bash"}, {"sh", "-il"}, {"ash"}, {"/bin/bash", "--login"}}), 0)
-	s.shell(s.pods[0])
+func (s *scenarioBuilder) buildDebugShell() {
+	s.addDetection(s.addPod(), "terminal-shell", randomElement(s.random, [][]string{{"bash"}, {"sh", "-il"}, {"ash"}, {"/bin/bash", "--login"}}), 0)
+	s.respondToShell(s.pods[0])
 }
 
-func (s *story) install() {
-	p := s.pod()
-	s.detect(p, "terminal-shell", []string{"sh"}, 0)
-	s.detect(p, "drift", pick(s.random, [][]string{{"apk", "add", "curl"}, {"pip", "install", "debugpy"}, {"apt-get", "install", "-y", "strace"}}), 4_000+s.random.Int64N(60_000))
-	s.detect(p, "undeclared-egress", []string{"apk"}, 5_000+s.random.Int64N(60_000))
-	s.shell(p)
+func (s *scenarioBuilder) buildPackageInstall() {
+	p := s.addPod()
+	s.addDetection(p, "terminal-shell", []string{"sh"}, 0)
+	s.addDetection(p, "drift", randomElement(s.random, [][]string{{"apk", "add", "curl"}, {"pip", "install", "debugpy"}, {"apt-get", "install", "-y", "strace"}}), 4_000+s.random.Int64N(60_000))
+	s.addDetection(p, "undeclared-egress", []string{"apk"}, 5_000+s.random.Int64N(60_000))
+	s.respondToShell(p)
 }
 
-func (s *story) backup() {
-	p := s.pod()
-	s.detect(p, "sensitive-file", []string{"restic", "backup", "/var/lib"}, 0)
+func (s *scenarioBuilder) buildBackup() {
+	p := s.addPod()
+	s.addDetection(p, "sensitive-file", []string{"restic", "backup", "/var/lib"}, 0)
 	if s.random.IntN(2) == 0 {
-		s.detect(p, "token-read", []string{"python3", "/app/backup.py"}, 700)
+		s.addDetection(p, "token-read", []string{"python3", "/app/backup.py"}, 700)
 	}
-	s.stolen(p)
+	s.respondToStolenCredentials(p)
 }
 
-var miners = [][]string{
+var minerCommands = [][]string{
 	{"xmrig", "--url", "stratum+tcp://198.51.100.7:3333", "--donate-level", "1"},
 	{"kdevtmpfsi"},
 	{"./x", "-o", "pool.example.net:14444", "-u", "47x"},
 }
 
-func (s *story) miner() {
-	p := s.pod()
-	s.detect(p, "miner-process", pick(s.random, miners), 0)
-	s.detect(p, "miner-pool", []string{"xmrig"}, 60+s.random.Int64N(900))
-	s.mined(p)
+func (s *scenarioBuilder) buildMiner() {
+	p := s.addPod()
+	s.addDetection(p, "miner-process", randomElement(s.random, minerCommands), 0)
+	s.addDetection(p, "miner-pool", []string{"xmrig"}, 60+s.random.Int64N(900))
+	s.respondToMining(p)
 }
 
-func (s *story) minerPods() {
+func (s *scenarioBuilder) buildMinerInSeveralPods() {
 	for i := range 2 + s.random.IntN(5) {
-		p := s.pod()
-		s.detect(p, "miner-process", pick(s.random, miners), int64(i)*(200+s.random.Int64N(20_000)))
+		p := s.addPod()
+		s.addDetection(p, "miner-process", randomElement(s.random, minerCommands), int64(i)*(200+s.random.Int64N(20_000)))
 		if s.random.IntN(3) > 0 {
-			s.detect(p, "miner-pool", []string{"xmrig"}, s.now()+100)
+			s.addDetection(p, "miner-pool", []string{"xmrig"}, s.currentMS()+100)
 		}
 	}
-	s.mined(s.pods...)
+	s.respondToMining(s.pods...)
 }
 
-func (s *story) reverseShell() {
-	p := s.pod()
-	s.detect(p, "reverse-shell", pick(s.random, [][]string{{"bash", "-i"}, {"sh"}, {"python3", "-c", "import pty;pty.spawn('sh')"}}), 0)
+func (s *scenarioBuilder) buildReverseShell() {
+	p := s.addPod()
+	s.addDetection(p, "reverse-shell", randomElement(s.random, [][]string{{"bash", "-i"}, {"sh"}, {"python3", "-c", "import pty;pty.spawn('sh')"}}), 0)
 	if s.random.IntN(3) == 0 {
-		s.detect(p, "undeclared-egress", []string{"bash"}, 30)
+		s.addDetection(p, "undeclared-egress", []string{"bash"}, 30)
 	}
-	s.cut(p)
+	s.respondByIsolating(p)
 }
 
-func (s *story) credentials() {
-	p := s.pod()
-	s.detect(p, "metadata-access", []string{"curl", "-s", "http://169.254.169.254/latest/meta-data/"}, 0)
-	s.detect(p, "token-read", []string{"cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"}, 800+s.random.Int64N(30_000))
-	s.stolen(p)
+func (s *scenarioBuilder) buildCredentialTheft() {
+	p := s.addPod()
+	s.addDetection(p, "metadata-access", []string{"curl", "-s", "http://169.254.169.254/latest/meta-data/"}, 0)
+	s.addDetection(p, "token-read", []string{"cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"}, 800+s.random.Int64N(30_000))
+	s.respondToStolenCredentials(p)
 }
 
-func (s *story) chain() {
-	p := s.pod()
-	s.detect(p, "terminal-shell", []string{"sh"}, 0)
-	s.detect(p, "drift", []string{"/tmp/.x"}, 9_000+s.random.Int64N(20_000))
-	s.detect(p, "fileless", []string{"memfd:", "-d"}, s.now()+2_000)
-	s.detect(p, "token-read", []string{"/tmp/.x", "--token"}, s.now()+3_000+s.random.Int64N(60_000))
-	s.detect(p, "undeclared-egress", []string{"/tmp/.x"}, s.now()+400)
+func (s *scenarioBuilder) buildAttackChain() {
+	p := s.addPod()
+	s.addDetection(p, "terminal-shell", []string{"sh"}, 0)
+	s.addDetection(p, "drift", []string{"/tmp/.x"}, 9_000+s.random.Int64N(20_000))
+	s.addDetection(p, "fileless", []string{"memfd:", "-d"}, s.currentMS()+2_000)
+	s.addDetection(p, "token-read", []string{"/tmp/.x", "--token"}, s.currentMS()+3_000+s.random.Int64N(60_000))
+	s.addDetection(p, "undeclared-egress", []string{"/tmp/.x"}, s.currentMS()+400)
 	if s.random.IntN(2) == 0 {
-		s.detect(p, "miner-process", miners[0], s.now()+20_000)
-		s.mined(p)
+		s.addDetection(p, "miner-process", minerCommands[0], s.currentMS()+20_000)
+		s.respondToMining(p)
 		return
 	}
-	s.shell(p)
+	s.respondToShell(p)
 }
 
-func (s *story) repeated() {
-	p := s.pod()
-	name := pick(s.random, []string{"metadata-access", "terminal-shell", "sensitive-file"})
+func (s *scenarioBuilder) buildRepeatedDetections() {
+	p := s.addPod()
+	name := randomElement(s.random, []string{"metadata-access", "terminal-shell", "sensitive-file"})
 	for i := range 5 + s.random.IntN(20) {
-		s.detect(p, name, []string{"agent"}, int64(i)*(20_000+s.random.Int64N(130_000)))
+		s.addDetection(p, name, []string{"agent"}, int64(i)*(20_000+s.random.Int64N(130_000)))
 	}
 	if name == "terminal-shell" {
-		s.shell(p)
+		s.respondToShell(p)
 	} else {
-		s.stolen(p)
+		s.respondToStolenCredentials(p)
 	}
 }
 
-func (s *story) storm() {
-	p := s.pod()
-	for i := range s.storms {
-		s.detect(p, "miner-pool", []string{"xmrig", "-o", "198.51.100.7:3333"}, int64(i)*8)
+func (s *scenarioBuilder) buildDetectionStorm() {
+	p := s.addPod()
+	for i := range s.stormSize {
+		s.addDetection(p, "miner-pool", []string{"xmrig", "-o", "198.51.100.7:3333"}, int64(i)*8)
 	}
-	s.detect(p, "miner-process", miners[0], s.now())
-	s.mined(p)
+	s.addDetection(p, "miner-process", minerCommands[0], s.currentMS())
+	s.respondToMining(p)
 }
 
-func (s *story) refused() {
-	p := s.pod()
+func (s *scenarioBuilder) buildRefusedAction() {
+	p := s.addPod()
 	p.hostNetwork = true
-	s.detect(p, "miner-process", pick(s.random, miners), 0)
-	s.mined(p)
+	s.addDetection(p, "miner-process", randomElement(s.random, minerCommands), 0)
+	s.respondToMining(p)
 }
 
-func (s *story) failed() {
-	s.trouble = pick(s.random, []trouble{troubleOnce, troubleAlways, troubleEvidence})
-	p := s.pod()
-	s.detect(p, "reverse-shell", []string{"bash", "-i"}, 0)
-	s.cut(p)
+func (s *scenarioBuilder) buildFailedAction() {
+	s.faultMode = randomElement(s.random, []faultMode{faultFirstApply, faultEveryApply, faultEvidence})
+	p := s.addPod()
+	s.addDetection(p, "reverse-shell", []string{"bash", "-i"}, 0)
+	s.respondByIsolating(p)
 }
 
-func (s *story) missing() {
-	p := s.pod()
-	s.detect(p, "reverse-shell", []string{"nc", "-e", "sh"}, 0)
+func (s *scenarioBuilder) buildMissingEvidence() {
+	p := s.addPod()
+	s.addDetection(p, "reverse-shell", []string{"nc", "-e", "sh"}, 0)
 	// It ran before there was such a playbook: nothing but the context was asked.
-	s.workload(p)
+	s.addWorkloadResult(p)
 }
 
-func (s *story) drifted() {
-	s.trouble = troubleDrift
-	p := s.pod()
-	s.detect(p, "miner-process", pick(s.random, miners), 0)
-	s.mined(p)
+func (s *scenarioBuilder) buildDrift() {
+	s.faultMode = faultDrift
+	p := s.addPod()
+	s.addDetection(p, "miner-process", randomElement(s.random, minerCommands), 0)
+	s.respondToMining(p)
 }

@@ -16,14 +16,14 @@ import (
 
 	"stanch/sensors"
 	lab "stanch/testenv/kube"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 )
 
 // toolsImage has no programs of its own: it uses the node's /usr, as a toolbox does, read-only.
 const toolsImage = "stanch.lab/tools:1"
 
-// benign are the honest loads of a small cluster. Each is a shell's line that ends soon and is done again and again.
-var benign = map[string]string{
+// benignWorkloads are the honest loads of a small cluster. Each is a shell's line that ends soon and is done again and again.
+var benignWorkloads = map[string]string{
 	// A package is built: a compiler, an archiver, a program that is run after it was made, a Debian package.
 	"build": `set -e; rm -rf /work/b; mkdir -p /work/b/pkg/DEBIAN /work/b/pkg/usr/bin; cd /work/b
 printf '#include <stdio.h>\nint main(void){puts("made");return 0;}\n' > a.c
@@ -56,7 +56,7 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	goroot := strings.TrimSpace(string(said))
 	for _, program := range []string{"/usr/bin/gcc", "/usr/bin/git", "/usr/sbin/nginx", "/usr/bin/redis-server", "/usr/bin/ab"} {
 		if _, err := os.Stat(program); err != nil {
-			lacking.Lacking(t, "%s (see `make setup`)", program)
+			lacking.SkipOrFail(t, "%s (see `make setup`)", program)
 		}
 	}
 	during := 25 * time.Second
@@ -64,20 +64,20 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 		during, err = time.ParseDuration(said)
 		require.NoError(t, err)
 	}
-	w := newWorld(t)
-	files := map[string]lab.File{
-		"/bin": {Link: "usr/bin"}, "/sbin": {Link: "usr/sbin"}, "/lib": {Link: "usr/lib"}, "/lib64": {Link: "usr/lib64"},
+	w := newNodeFixture(t)
+	files := map[string]lab.ImageFile{
+		"/bin": {SymlinkTarget: "usr/bin"}, "/sbin": {SymlinkTarget: "usr/sbin"}, "/lib": {SymlinkTarget: "usr/lib"}, "/lib64": {SymlinkTarget: "usr/lib64"},
 		"/usr/.keep": {Data: []byte("\n"), Mode: 0o644}, "/work/.keep": {Data: []byte("\n"), Mode: 0o644}, "/go/.keep": {Data: []byte("\n"), Mode: 0o644},
 		"/etc/passwd":          {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
 		"/etc/group":           {Data: []byte("root:x:0:\nnogroup:x:65534:\n"), Mode: 0o644},
 		"/tmp":                 {Mode: os.ModeDir | os.ModeSticky | 0o777},
 		"/var/lib/nginx/.keep": {Data: []byte("\n"), Mode: 0o644}, "/var/log/nginx/.keep": {Data: []byte("\n"), Mode: 0o644},
 	}
-	_, err = w.ImportImage(t.Context(), lab.Image{Name: toolsImage, Files: files, Env: []string{"PATH=/usr/sbin:/usr/bin"}})
+	_, err = w.ImportImage(t.Context(), lab.ImageSpec{Name: toolsImage, Files: files, Env: []string{"PATH=/usr/sbin:/usr/bin"}})
 	require.NoError(t, err)
 	end := time.Now().Add(during)
-	for name, line := range benign {
-		pod := lab.Pod(name, toolsImage, "/usr/bin/bash", "-c", "while true; do ( "+line+"\n) > /tmp/said 2>&1 && echo DONE || { echo FAILED; cat /tmp/said; }; sleep 1; done")
+	for name, line := range benignWorkloads {
+		pod := lab.NewPod(name, toolsImage, "/usr/bin/bash", "-c", "while true; do ( "+line+"\n) > /tmp/said 2>&1 && echo DONE || { echo FAILED; cat /tmp/said; }; sleep 1; done")
 		pod.Spec.Volumes = []corev1.Volume{
 			{Name: "usr", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/usr"}}},
 			{Name: "go", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: goroot}}},
@@ -96,9 +96,9 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 		w.RunPod(t, w.namespace, pod)
 	}
 	done := map[string]bool{}
-	for time.Now().Before(end) || len(done) < len(benign) {
+	for time.Now().Before(end) || len(done) < len(benignWorkloads) {
 		require.Less(t, time.Since(end), 3*time.Minute, "these loads alone were done once: %v", done)
-		for name := range benign {
+		for name := range benignWorkloads {
 			// Somebody looks: what `kubectl exec`, `kubectl logs` and `kubectl get` do.
 			_, err := w.Exec(t.Context(), w.namespace, name, "main", "ls", "/work")
 			require.NoError(t, err)
@@ -117,7 +117,7 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	counts := map[string]int{}
-	for _, d := range w.found {
+	for _, d := range w.detections {
 		counts[fmt.Sprintf("%s %s in %s", d.Severity, d.Rule, d.Event.Container.Pod.Name)] += max(d.Count, 1)
 		if d.Severity.Rank() >= sensors.SeverityHigh.Rank() {
 			t.Errorf("%s (%s) fired on an honest load: %s %q under %v", d.Rule, d.Severity, d.Event.Process.Exe, d.Event.Process.Args, d.Event.Process.Ancestors)
@@ -128,8 +128,8 @@ func TestBenignLoadFiresNothingHigh(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("%5d %s", n, what))
 	}
 	sort.Strings(lines)
-	t.Logf("%d events in %s; detections:\n%s", len(w.seen), during, strings.Join(lines, "\n"))
-	require.Greater(t, len(w.seen), 100, "the loads ran")
+	t.Logf("%d events in %s; detections:\n%s", len(w.events), during, strings.Join(lines, "\n"))
+	require.Greater(t, len(w.events), 100, "the loads ran")
 	for reason, n := range status.Drops {
 		require.Zero(t, n, "%s", reason)
 	}

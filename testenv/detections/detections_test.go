@@ -22,38 +22,38 @@ import (
 	"stanch/sensors/agent"
 	"stanch/sensors/rules"
 	lab "stanch/testenv/kube"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(lab.RunTestMain(m)) }
 
-const image = "stanch.lab/detections:1"
+const attackImage = "stanch.lab/detections:1"
 
-// names are what the attack's program is called in the image: for rules, what a program is called is what it is.
-var names = []string{
+// attackProgramPaths are what the attack's program is called in the image: for rules, what a program is called is what it is.
+var attackProgramPaths = []string{
 	"/usr/sbin/nginx", "/usr/bin/python3.11", "/usr/bin/nmap", "/usr/bin/kubectl", "/usr/bin/scp", "/usr/bin/apt-get", "/usr/bin/make", "/usr/bin/curl",
 	"/usr/bin/ssh", "/usr/sbin/debugfs", "/sbin/mkfs.ext4", "/bin/bash", "/bin/zsh", "/usr/bin/gcc", "/usr/bin/psql",
 }
 
-// world is a node with an agent that watches it, and pods to attack from.
-type world struct {
+// nodeFixture is a node with an agent that watches it, and pods to attack from.
+type nodeFixture struct {
 	*lab.Cluster
-	namespace string
-	agent     *agent.Agent
-	peer      string // an address of the host that pods reach, where somebody accepts
+	namespace   string
+	agent       *agent.Agent
+	peerAddress string // an address of the host that pods reach, where somebody accepts
 
-	mu    sync.Mutex
-	found []sensors.Detection
-	seen  []sensors.Event
+	mu         sync.Mutex
+	detections []sensors.Detection
+	events     []sensors.Event
 }
 
-func newWorld(t *testing.T, change ...func(*agent.Config)) *world {
+func newNodeFixture(t *testing.T, change ...func(*agent.Config)) *nodeFixture {
 	t.Helper()
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	c := lab.Shared(t)
-	w := &world{Cluster: c}
-	buildImage(t, c)
-	w.namespace = c.Namespace(t)
+	w := &nodeFixture{Cluster: c}
+	importAttackImage(t, c)
+	w.namespace = c.NewNamespace(t)
 	api, err := url.Parse(c.APIServer)
 	require.NoError(t, err)
 	setup := agent.Config{
@@ -76,30 +76,30 @@ func newWorld(t *testing.T, change ...func(*agent.Config)) *world {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if e.Container.Pod.Namespace == w.namespace {
-				w.seen = append(w.seen, e)
+				w.events = append(w.events, e)
 			}
 		}, func(d sensors.Detection) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if d.Event.Container.Pod.Namespace == w.namespace {
-				w.found = append(w.found, d)
+				w.detections = append(w.detections, d)
 			}
 		})
 	}()
 	t.Cleanup(func() { cancel(); require.NoError(t, <-done); closeAll() })
-	w.peer = listen(t, c.NodeIP)
+	w.peerAddress = acceptConnections(t, c.NodeIP)
 	return w
 }
 
-func buildImage(t *testing.T, c *lab.Cluster) {
+func importAttackImage(t *testing.T, c *lab.Cluster) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "attack")
 	require.NoError(t, lab.BuildStatic(t.Context(), "stanch/testenv/attack", program))
-	files := map[string]lab.File{
-		"/attack":       {From: program},
-		"/usr/bin/sudo": {From: program, Mode: 0o755 | os.ModeSetuid},
+	files := map[string]lab.ImageFile{
+		"/attack":       {HostPath: program},
+		"/usr/bin/sudo": {HostPath: program, Mode: 0o755 | os.ModeSetuid},
 		// May become any user, once it says so: the right is permitted and not effective.
-		"/usr/bin/permitted": {From: program, Capability: "\x00\x00\x00\x02\x80\x00\x00\x00" + strings.Repeat("\x00", 12)},
+		"/usr/bin/permitted": {HostPath: program, CapabilityXattr: "\x00\x00\x00\x02\x80\x00\x00\x00" + strings.Repeat("\x00", 12)},
 		"/root/.ssh/id_rsa":  {Data: []byte("no key\n"), Mode: 0o600},
 		"/root/.ash_history": {Data: []byte("ls\n"), Mode: 0o600},
 		"/var/log/auth.log":  {Data: []byte("nothing\n"), Mode: 0o600},
@@ -110,17 +110,17 @@ func buildImage(t *testing.T, c *lab.Cluster) {
 		"/etc/motd":          {Data: []byte("attacks\n"), Mode: 0o644},
 		"/var/tmp/.keep":     {Data: []byte("\n"), Mode: 0o644},
 	}
-	for _, name := range names {
-		files[name] = lab.File{Same: "/attack"}
+	for _, name := range attackProgramPaths {
+		files[name] = lab.ImageFile{HardlinkTo: "/attack"}
 	}
-	files["/usr/bin/python3"] = lab.File{Link: "python3.11"} // as distributions have it
-	files["/runc"] = lab.File{Same: "/attack"}
-	_, err := c.ImportImage(t.Context(), lab.Image{Name: image, Busybox: true, Files: files, Entrypoint: []string{"/attack", "wait"}})
+	files["/usr/bin/python3"] = lab.ImageFile{SymlinkTarget: "python3.11"} // as distributions have it
+	files["/runc"] = lab.ImageFile{HardlinkTo: "/attack"}
+	_, err := c.ImportImage(t.Context(), lab.ImageSpec{Name: attackImage, WithBusybox: true, Files: files, Entrypoint: []string{"/attack", "wait"}})
 	require.NoError(t, err)
 }
 
-// listen accepts connections and says nothing.
-func listen(t *testing.T, host string) string {
+// acceptConnections accepts connections and says nothing.
+func acceptConnections(t *testing.T, host string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	require.NoError(t, err)
@@ -137,10 +137,10 @@ func listen(t *testing.T, host string) string {
 	return l.Addr().String()
 }
 
-// pod starts a pod that waits, and returns its name.
-func (w *world) pod(t *testing.T, name string, change func(*corev1.Pod)) string {
+// startPod starts a pod that waits, and returns its name.
+func (w *nodeFixture) startPod(t *testing.T, name string, change func(*corev1.Pod)) string {
 	t.Helper()
-	p := lab.Pod(name, image, "/attack", "wait")
+	p := lab.NewPod(name, attackImage, "/attack", "wait")
 	p.Spec.Volumes = []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "tmp", MountPath: "/var/tmp"}}
 	if change != nil {
@@ -150,34 +150,34 @@ func (w *world) pod(t *testing.T, name string, change func(*corev1.Pod)) string 
 	return name
 }
 
-func privileged(p *corev1.Pod) {
+func makePrivileged(p *corev1.Pod) {
 	yes := true
 	p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
 }
 
-// wait waits until a rule fired in a pod after a moment.
-func (w *world) wait(t *testing.T, rule, pod string, since time.Time) sensors.Detection {
+// waitForRule waits until a rule fired in a pod after a moment.
+func (w *nodeFixture) waitForRule(t *testing.T, rule, pod string, since time.Time) sensors.Detection {
 	t.Helper()
 	deadline := time.Now().Add(25 * time.Second)
 	for {
 		w.mu.Lock()
-		i := slices.IndexFunc(w.found, func(d sensors.Detection) bool {
+		i := slices.IndexFunc(w.detections, func(d sensors.Detection) bool {
 			return d.Rule == rule && d.Event.Container.Pod.Name == pod && !d.Detected.Before(since)
 		})
 		if i >= 0 {
-			d := w.found[i]
+			d := w.detections[i]
 			w.mu.Unlock()
 			return d
 		}
 		if time.Now().After(deadline) {
 			var names []string
-			for _, d := range w.found {
+			for _, d := range w.detections {
 				if d.Event.Container.Pod.Name == pod && !d.Detected.Before(since) {
 					names = append(names, d.Rule)
 				}
 			}
 			var events []sensors.Event
-			for _, e := range w.seen {
+			for _, e := range w.events {
 				if e.Container.Pod.Name == pod && e.Time.After(since) && e.Kind != sensors.KindExit {
 					events = append(events, e)
 				}
@@ -194,48 +194,48 @@ func (w *world) wait(t *testing.T, rule, pod string, since time.Time) sensors.De
 	}
 }
 
-// attack is one rule's: where and what.
-type attack struct {
+// ruleAttack is one rule's: where and what.
+type ruleAttack struct {
 	rule    string
 	pod     string
 	command []string
-	// terminal: the command gets one.
-	terminal bool
+	// needsTerminal: the command gets one.
+	needsTerminal bool
 }
 
-func sh(line string) []string { return []string{"/bin/sh", "-c", line} }
+func shellCommand(line string) []string { return []string{"/bin/sh", "-c", line} }
 
 // TestEveryRuleFiresOnItsAttack is a real attack for each rule that Stanch ships.
 func TestEveryRuleFiresOnItsAttack(t *testing.T) {
-	w := newWorld(t)
+	w := newNodeFixture(t)
 	dir := t.TempDir()
 	socket, err := net.Listen("unix", filepath.Join(dir, "docker.sock"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = socket.Close() })
 	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // a pod mounts it
 
-	plain, strong := w.pod(t, "plain", nil), w.pod(t, "strong", privileged)
-	declared := w.pod(t, "declared", func(p *corev1.Pod) {
+	plain, strong := w.startPod(t, "plain", nil), w.startPod(t, "strong", makePrivileged)
+	declared := w.startPod(t, "declared", func(p *corev1.Pod) {
 		p.Annotations = map[string]string{rules.EgressAnnotation: "10.0.0.0/8:443"}
 	})
-	sock := w.pod(t, "sock", func(p *corev1.Pod) {
+	sock := w.startPod(t, "sock", func(p *corev1.Pod) {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "run", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: dir}}})
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "shm", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}})
 		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "run", MountPath: "/host"}, corev1.VolumeMount{Name: "shm", MountPath: "/dev/shm"})
 	})
-	host, _, err := net.SplitHostPort(w.peer)
+	host, _, err := net.SplitHostPort(w.peerAddress)
 	require.NoError(t, err)
 	pool := net.JoinHostPort(host, "3333")
 	api, err := url.Parse(w.APIServer)
 	require.NoError(t, err)
 
-	attacks := []attack{
+	attacks := []ruleAttack{
 		{"terminal-shell", plain, []string{"/attack", "shell", "exit"}, false},
 		{"exec-into-container", plain, []string{"/bin/true"}, true},
 		{"server-shell", plain, []string{"/usr/sbin/nginx", "spawn", "/bin/sh", "-c", "id"}, false},
 		{"interpreter-shell", plain, []string{"/usr/bin/python3", "spawn-open", "/bin/sh", "-i"}, false},
-		{"reverse-shell", plain, []string{"/attack", "revshell", w.peer}, false},
-		{"shell-connects", plain, sh("timeout 1 /bin/bash connect " + w.peer + "; true"), false},
+		{"reverse-shell", plain, []string{"/attack", "revshell", w.peerAddress}, false},
+		{"shell-connects", plain, shellCommand("timeout 1 /bin/bash connect " + w.peerAddress + "; true"), false},
 		{"drift", plain, []string{"/attack", "drop-to", "/srv/x", "open", "/etc/hosts"}, false},
 		{"drift-in-build", plain, []string{"/usr/bin/make", "drop-to", "/srv/y", "open", "/etc/hosts"}, false},
 		{"drift-in-install", plain, []string{"/usr/bin/apt-get", "drop-to", "/srv/z", "open", "/etc/hosts"}, false},
@@ -246,24 +246,24 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"network-tool", plain, []string{"/usr/bin/nmap", "10.0.0.0/8"}, false},
 		{"cluster-tool", plain, []string{"/usr/bin/kubectl", "get", "pods"}, false},
 		{"copy-tool", plain, []string{"/usr/bin/scp", "a", "b:"}, false},
-		{"listening-tool", plain, sh("timeout 1 nc -l -p 4444 </dev/null; true"), false},
+		{"listening-tool", plain, shellCommand("timeout 1 nc -l -p 4444 </dev/null; true"), false},
 		{"new-listener", plain, []string{"/attack", "drop-to", "/srv/l", "listen", "0.0.0.0:4445"}, false},
 		{"shell-listens", plain, []string{"/bin/zsh", "listen", "0.0.0.0:4446"}, false},
 		{"process-burst", plain, []string{"/attack", "storm", "450", "/bin/true"}, false},
 		{"data-destruction", plain, []string{"/sbin/mkfs.ext4", "/srv/disk"}, false},
-		{"miner-process", plain, sh("timeout 1 /attack mine 127.0.0.1:9; true"), false},
-		{"miner-pool", plain, sh("/attack connect " + pool + " || true"), false},
+		{"miner-process", plain, shellCommand("timeout 1 /attack mine 127.0.0.1:9; true"), false},
+		{"miner-pool", plain, shellCommand("/attack connect " + pool + " || true"), false},
 		{"miner-pool-name", plain, []string{"/attack", "ask", "xmr-eu1.nanopool.org", host + ":53"}, false},
-		{"metadata-access", plain, sh("timeout 1 /attack metadata; true"), false},
+		{"metadata-access", plain, shellCommand("timeout 1 /attack metadata; true"), false},
 		{"token-read", plain, []string{"/bin/cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"}, false},
 		{"sensitive-file", plain, []string{"/bin/cat", "/etc/shadow"}, false},
-		{"undeclared-egress", declared, sh("timeout 1 /attack connect " + w.peer + "; true"), false},
-		{"kubernetes-api", plain, sh("timeout 1 /usr/bin/curl connect " + api.Host + "; true"), false},
-		{"ssh-elsewhere", plain, sh("/usr/bin/ssh connect " + net.JoinHostPort(host, "2222") + " || true"), false},
-		{"key-search", plain, sh("find / -xdev -name id_rsa"), false},
-		{"cloud-key-search", plain, sh("grep -r aws_secret_access_key /root"), false},
+		{"undeclared-egress", declared, shellCommand("timeout 1 /attack connect " + w.peerAddress + "; true"), false},
+		{"kubernetes-api", plain, shellCommand("timeout 1 /usr/bin/curl connect " + api.Host + "; true"), false},
+		{"ssh-elsewhere", plain, shellCommand("/usr/bin/ssh connect " + net.JoinHostPort(host, "2222") + " || true"), false},
+		{"key-search", plain, shellCommand("find / -xdev -name id_rsa"), false},
+		{"cloud-key-search", plain, shellCommand("grep -r aws_secret_access_key /root"), false},
 		{"private-key-read", plain, []string{"/bin/cat", "/root/.ssh/id_rsa"}, false},
-		{"process-environment", plain, sh("cat /proc/1/environ"), false},
+		{"process-environment", plain, shellCommand("cat /proc/1/environ"), false},
 		{"process-memory", plain, []string{"/attack", "open", "/proc/1/mem"}, false},
 		{"debugger-attached", plain, []string{"/attack", "attach"}, false},
 		{"memory-read", plain, []string{"/attack", "peek"}, false},
@@ -272,11 +272,11 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"raw-socket", plain, []string{"/attack", "raw-ip"}, false},
 		{"kernel-escape", strong, []string{"/attack", "write", "/proc/sys/kernel/core_pattern"}, false},
 		{"runtime-socket", sock, []string{"/attack", "unix", "/host/docker.sock"}, false},
-		{"namespace-entered", strong, sh("nsenter -t 1 -n /bin/true"), false},
-		{"namespace-attempt", plain, sh("nsenter -t 1 -n /bin/true || true"), false},
-		{"namespace-made", plain, sh("unshare -U /bin/true"), false},
-		{"mount", strong, sh("mount -t tmpfs none /srv/keep"), false},
-		{"mount-attempt", plain, sh("mount -t tmpfs none /srv/keep || true"), false},
+		{"namespace-entered", strong, shellCommand("nsenter -t 1 -n /bin/true"), false},
+		{"namespace-attempt", plain, shellCommand("nsenter -t 1 -n /bin/true || true"), false},
+		{"namespace-made", plain, shellCommand("unshare -U /bin/true"), false},
+		{"mount", strong, shellCommand("mount -t tmpfs none /srv/keep"), false},
+		{"mount-attempt", plain, shellCommand("mount -t tmpfs none /srv/keep || true"), false},
 		{"handle-escape", plain, []string{"/attack", "handle"}, false},
 		{"debugfs", plain, []string{"/usr/sbin/debugfs", "/dev/sda1"}, false},
 		{"module-tool", plain, []string{"/bin/insmod", "/srv/none.ko"}, false},
@@ -285,25 +285,25 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 		{"io-uring", plain, []string{"/attack", "uring"}, false},
 		{"rights-gained", plain, []string{"/attack", "as", "65534", "/usr/bin/permitted", "regain"}, false},
 		{"setuid-used", plain, []string{"/attack", "as", "65534", "/usr/bin/sudo", "open", "/etc/hosts"}, false},
-		{"setuid-bit", plain, sh("cp /bin/busybox /srv/su && chmod u+s /srv/su"), false},
-		{"log-cleared", plain, sh("> /var/log/auth.log"), false},
-		{"log-cleared", plain, sh("cd /var/log && rm secure"), false},
-		{"history-cleared", plain, sh("rm /root/.ash_history"), false},
-		{"accounts-changed", plain, sh("echo >> /etc/passwd"), false},
-		{"accounts-changed", plain, sh("cp /etc/passwd /tmp/p && mv /tmp/p /etc/passwd"), false},
-		{"startup-changed", plain, sh("echo > /etc/ld.so.preload"), false},
-		{"sensitive-link", plain, sh("ln -s /etc/shadow /srv/harmless"), false},
+		{"setuid-bit", plain, shellCommand("cp /bin/busybox /srv/su && chmod u+s /srv/su"), false},
+		{"log-cleared", plain, shellCommand("> /var/log/auth.log"), false},
+		{"log-cleared", plain, shellCommand("cd /var/log && rm secure"), false},
+		{"history-cleared", plain, shellCommand("rm /root/.ash_history"), false},
+		{"accounts-changed", plain, shellCommand("echo >> /etc/passwd"), false},
+		{"accounts-changed", plain, shellCommand("cp /etc/passwd /tmp/p && mv /tmp/p /etc/passwd"), false},
+		{"startup-changed", plain, shellCommand("echo > /etc/ld.so.preload"), false},
+		{"sensitive-link", plain, shellCommand("ln -s /etc/shadow /srv/harmless"), false},
 	}
 	tried := map[string]bool{}
 	for _, a := range attacks {
 		tried[a.rule] = true
 		t.Run(a.rule, func(t *testing.T) {
 			since := time.Now()
-			_, err := w.run(t, a)
+			_, err := w.runAttack(t, a)
 			if err != nil {
 				t.Log(err) // some attacks fail, as they should: that they were tried is what counts
 			}
-			d := w.wait(t, a.rule, a.pod, since)
+			d := w.waitForRule(t, a.rule, a.pod, since)
 			if !t.Failed() {
 				c := d.Event.Container
 				require.NotEmpty(t, c.ImageDigest, "the image's digest")
@@ -316,14 +316,14 @@ func TestEveryRuleFiresOnItsAttack(t *testing.T) {
 	set, err := rules.LoadShipped()
 	require.NoError(t, err)
 	for _, r := range set.Rules() {
-		if !tried[r.Name] && !slices.Contains(elsewhere, r.Name) && slices.Contains(sensors.NodeKinds, r.Kind) {
+		if !tried[r.Name] && !slices.Contains(rulesTestedElsewhere, r.Name) && slices.Contains(sensors.NodeKinds, r.Kind) {
 			t.Errorf("no attack tries the rule %s", r.Name)
 		}
 	}
 }
 
-// elsewhere are rules that fire in tests of their own, or cannot here.
-var elsewhere = []string{
+// rulesTestedElsewhere are rules that fire in tests of their own, or cannot here.
+var rulesTestedElsewhere = []string{
 	"unusual-egress", "unusual-program", // see TestWhatAnImageNeverDidIsUnusual
 	"module", // this kernel has no modules, and so no such call; the decoder's test has the record
 }
@@ -332,24 +332,24 @@ var elsewhere = []string{
 func TestWhatAnImageNeverDidIsUnusual(t *testing.T) {
 	state := t.TempDir()
 	const learn = 6 * time.Second
-	w := newWorld(t, func(s *agent.Config) { s.StateDir, s.LearningPeriod = state, learn })
+	w := newNodeFixture(t, func(s *agent.Config) { s.StateDir, s.LearningPeriod = state, learn })
 	since := time.Now()
-	w.pod(t, "learnt", func(p *corev1.Pod) {
-		p.Spec.Containers[0].Command = sh("i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peer + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443")
+	w.startPod(t, "learnt", func(p *corev1.Pod) {
+		p.Spec.Containers[0].Command = shellCommand("i=0; while [ $i -lt 12 ]; do /bin/sleep 1; i=$((i+1)); /attack connect " + w.peerAddress + " & done; /usr/bin/psql; /attack connect 192.0.2.1:443")
 	})
-	d := w.wait(t, "unusual-program", "learnt", since)
+	d := w.waitForRule(t, "unusual-program", "learnt", since)
 	require.Equal(t, "/usr/bin/psql", d.Event.Process.Exe)
 	require.Contains(t, d.Reasons[len(d.Reasons)-1], "Never executed in one container of this image that this node watched for ")
-	d = w.wait(t, "unusual-egress", "learnt", since)
+	d = w.waitForRule(t, "unusual-egress", "learnt", since)
 	require.Equal(t, "192.0.2.1", d.Event.Network.Address, "where it went all the time is usual")
 	require.Greater(t, d.Confidence, 0.5)
 	require.GreaterOrEqual(t, d.Event.Time.Sub(since), learn)
 }
 
-func (w *world) run(t *testing.T, a attack) (string, error) {
+func (w *nodeFixture) runAttack(t *testing.T, a ruleAttack) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if a.terminal {
+	if a.needsTerminal {
 		return w.ExecTerminal(ctx, w.namespace, a.pod, "main", a.command...)
 	}
 	return w.Exec(ctx, w.namespace, a.pod, "main", a.command...)

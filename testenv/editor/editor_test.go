@@ -20,15 +20,15 @@ import (
 
 	"stanch/playbooks"
 	"stanch/playbooks/library"
-	needs "stanch/testenv/require"
+	needs "stanch/testenv/prereq"
 	"stanch/worker"
 )
 
-// object is a message's content.
-type object = map[string]any
+// jsonObject is a message's content.
+type jsonObject = map[string]any
 
-// server is a language server with one open document.
-type server struct {
+// languageServer is a language server with one open document.
+type languageServer struct {
 	conn   *jsonrpc2.Conn
 	schema string
 	file   string
@@ -47,7 +47,7 @@ type stdio struct {
 	io.WriteCloser
 }
 
-func start(t *testing.T) *server {
+func startServer(t *testing.T) *languageServer {
 	t.Helper()
 	program := os.Getenv("STANCH_YAML_LANGUAGE_SERVER")
 	if program == "" {
@@ -58,12 +58,12 @@ func start(t *testing.T) *server {
 		program = filepath.Join(cache, "yaml-language-server", "node_modules", ".bin", "yaml-language-server")
 	}
 	if _, err := os.Stat(program); err != nil {
-		needs.Lacking(t, "the YAML language server is not installed (`make setup` does, with npm)")
+		needs.SkipOrFail(t, "the YAML language server is not installed (`make setup` does, with npm)")
 	}
 	dir := t.TempDir()
 	raw, err := json.Marshal(playbooks.PlaybookSchema(worker.ActionCatalog()))
 	require.NoError(t, err)
-	s := &server{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
+	s := &languageServer{schema: filepath.Join(dir, "playbook.schema.json"), file: "file://" + filepath.Join(dir, "playbook.yaml"), diagnostics: map[string][]diagnostic{}}
 	require.NoError(t, os.WriteFile(s.schema, raw, 0o600))
 
 	cmd := exec.CommandContext(t.Context(), program, "--stdio")
@@ -74,26 +74,26 @@ func start(t *testing.T) *server {
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	s.conn = jsonrpc2.NewConn(context.Background(), jsonrpc2.NewBufferedStream(stdio{out, in}, jsonrpc2.VSCodeObjectCodec{}), jsonrpc2.HandlerWithError(s.handle))
+	s.conn = jsonrpc2.NewConn(context.Background(), jsonrpc2.NewBufferedStream(stdio{out, in}, jsonrpc2.VSCodeObjectCodec{}), jsonrpc2.HandlerWithError(s.handleRequest))
 	root := (&url.URL{Scheme: "file", Path: dir}).String()
-	s.call(t, "initialize", object{
-		"processId": os.Getpid(), "rootUri": root, "workspaceFolders": []any{object{"uri": root, "name": "test"}},
-		"capabilities": object{
-			"workspace":    object{"configuration": true, "workspaceFolders": true, "didChangeConfiguration": object{"dynamicRegistration": true}},
-			"textDocument": object{"completion": object{"completionItem": object{"documentationFormat": []string{"markdown"}}}, "hover": object{"contentFormat": []string{"markdown"}}, "publishDiagnostics": object{}},
+	s.callMethod(t, "initialize", jsonObject{
+		"processId": os.Getpid(), "rootUri": root, "workspaceFolders": []any{jsonObject{"uri": root, "name": "test"}},
+		"capabilities": jsonObject{
+			"workspace":    jsonObject{"configuration": true, "workspaceFolders": true, "didChangeConfiguration": jsonObject{"dynamicRegistration": true}},
+			"textDocument": jsonObject{"completion": jsonObject{"completionItem": jsonObject{"documentationFormat": []string{"markdown"}}}, "hover": jsonObject{"contentFormat": []string{"markdown"}}, "publishDiagnostics": jsonObject{}},
 		},
 	}, nil)
-	s.tell(t, "initialized", object{})
-	s.tell(t, "workspace/didChangeConfiguration", object{"settings": s.settings()})
+	s.sendNotification(t, "initialized", jsonObject{})
+	s.sendNotification(t, "workspace/didChangeConfiguration", jsonObject{"settings": s.clientSettings()})
 	return s
 }
 
-func (s *server) settings() object {
-	return object{"yaml": object{"schemas": object{"file://" + s.schema: "*.yaml"}, "validate": true, "hover": true, "completion": true, "schemaStore": object{"enable": false}}}
+func (s *languageServer) clientSettings() jsonObject {
+	return jsonObject{"yaml": jsonObject{"schemas": jsonObject{"file://" + s.schema: "*.yaml"}, "validate": true, "hover": true, "completion": true, "schemaStore": jsonObject{"enable": false}}}
 }
 
-// handle answers what the server asks, and keeps what it finds.
-func (s *server) handle(_ context.Context, _ *jsonrpc2.Conn, r *jsonrpc2.Request) (any, error) {
+// handleRequest answers what the server asks, and keeps what it finds.
+func (s *languageServer) handleRequest(_ context.Context, _ *jsonrpc2.Conn, r *jsonrpc2.Request) (any, error) {
 	switch r.Method {
 	case "workspace/configuration":
 		var q struct{ Items []struct{ Section string } }
@@ -102,7 +102,7 @@ func (s *server) handle(_ context.Context, _ *jsonrpc2.Conn, r *jsonrpc2.Request
 		}
 		var out []any
 		for _, item := range q.Items {
-			out = append(out, s.settings()[item.Section])
+			out = append(out, s.clientSettings()[item.Section])
 		}
 		return out, nil
 	case "textDocument/publishDiagnostics":
@@ -120,23 +120,23 @@ func (s *server) handle(_ context.Context, _ *jsonrpc2.Conn, r *jsonrpc2.Request
 	return nil, nil
 }
 
-func (s *server) call(t *testing.T, method string, in, out any) {
+func (s *languageServer) callMethod(t *testing.T, method string, in, out any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	require.NoError(t, s.conn.Call(ctx, method, in, out), method)
 }
 
-func (s *server) tell(t *testing.T, method string, in any) {
+func (s *languageServer) sendNotification(t *testing.T, method string, in any) {
 	t.Helper()
 	require.NoError(t, s.conn.Notify(t.Context(), method, in), method)
 }
 
-// open opens a document and gives what is wrong with it.
-func (s *server) open(t *testing.T, name, text string) (uri string, found []diagnostic) {
+// openDocument opens a document and gives what is wrong with it.
+func (s *languageServer) openDocument(t *testing.T, name, text string) (uri string, found []diagnostic) {
 	t.Helper()
 	uri = strings.TrimSuffix(s.file, "playbook.yaml") + name
-	s.tell(t, "textDocument/didOpen", object{"textDocument": object{"uri": uri, "languageId": "yaml", "version": 1, "text": text}})
+	s.sendNotification(t, "textDocument/didOpen", jsonObject{"textDocument": jsonObject{"uri": uri, "languageId": "yaml", "version": 1, "text": text}})
 	require.Eventually(t, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -147,25 +147,25 @@ func (s *server) open(t *testing.T, name, text string) (uri string, found []diag
 	return uri, found
 }
 
-// at finds the place of the mark ‸ in a text, and the text without it.
-func at(text string) (clean string, position object) {
+// splitAtCursor finds the place of the mark ‸ in a text, and the text without it.
+func splitAtCursor(text string) (clean string, position jsonObject) {
 	before, after, _ := strings.Cut(text, "‸")
 	line := strings.Count(before, "\n")
-	return before + after, object{"line": line, "character": len(before) - strings.LastIndex(before, "\n") - 1}
+	return before + after, jsonObject{"line": line, "character": len(before) - strings.LastIndex(before, "\n") - 1}
 }
 
-// offers are what the editor proposes at the mark.
-func (s *server) offers(t *testing.T, name, text string) map[string]string {
+// completionsAt are what the editor proposes at the mark.
+func (s *languageServer) completionsAt(t *testing.T, name, text string) map[string]string {
 	t.Helper()
-	clean, position := at(text)
-	uri, _ := s.open(t, name, clean)
+	clean, position := splitAtCursor(text)
+	uri, _ := s.openDocument(t, name, clean)
 	var list struct {
 		Items []struct {
 			Label         string
 			Documentation json.RawMessage
 		}
 	}
-	s.call(t, "textDocument/completion", object{"textDocument": object{"uri": uri}, "position": position}, &list)
+	s.callMethod(t, "textDocument/completion", jsonObject{"textDocument": jsonObject{"uri": uri}, "position": position}, &list)
 	out := map[string]string{}
 	for _, item := range list.Items {
 		out[item.Label] = string(item.Documentation)
@@ -173,70 +173,70 @@ func (s *server) offers(t *testing.T, name, text string) map[string]string {
 	return out
 }
 
-// hover is what the editor shows of the word at the mark.
-func (s *server) hover(t *testing.T, name, text string) string {
+// hoverTextAt is what the editor shows of the word at the mark.
+func (s *languageServer) hoverTextAt(t *testing.T, name, text string) string {
 	t.Helper()
-	clean, position := at(text)
-	uri, _ := s.open(t, name, clean)
+	clean, position := splitAtCursor(text)
+	uri, _ := s.openDocument(t, name, clean)
 	var shown struct{ Contents struct{ Value string } }
-	s.call(t, "textDocument/hover", object{"textDocument": object{"uri": uri}, "position": position}, &shown)
+	s.callMethod(t, "textDocument/hover", jsonObject{"textDocument": jsonObject{"uri": uri}, "position": position}, &shown)
 	return shown.Contents.Value
 }
 
-const head = "playbook: p\ndescription: d\nmatch: { objective: crypto-mining }\nsteps:\n"
+const playbookHeader = "playbook: p\ndescription: d\nmatch: { objective: crypto-mining }\nsteps:\n"
 
 func TestAnEditorHelpsToWriteAPlaybook(t *testing.T) {
-	s := start(t)
+	s := startServer(t)
 	t.Run("valid playbooks have no mistakes", func(t *testing.T) {
 		for _, source := range library.PlaybookSources() {
 			text := strings.Replace(string(source.Content), "https://stanch.dev/schema/playbook.json", "file://"+s.schema, 1)
-			_, found := s.open(t, filepath.Base(source.File), text)
+			_, found := s.openDocument(t, filepath.Base(source.File), text)
 			require.Empty(t, found, source.File)
 		}
 	})
 	t.Run("mistakes are marked where they are", func(t *testing.T) {
 		for name, text := range map[string]string{
-			"a key that is none":            head + "  - evidence: process.snapshot\n    timout: 5s‸\n",
-			"an action that is none":        head + "  - evidence: process.snapshott‸\n",
-			"a lease without an end":        head + "  - contain: pod.isolate‸\n",
-			"an act with one":               head + "  - contain: pod.restart‸\n    for: 5m\n",
-			"a parameter that is none":      head + "  - evidence: pod.logs\n    with: { tial: 5 }‸\n",
-			"a parameter out of its bounds": head + "  - evidence: pod.logs\n    with: { tail: 0 }‸\n",
-			"a key of another kind":         head + "  - wait: 5m\n    with: { tail: 0 }‸\n",
-			"an approval without people":    head + "  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
+			"a key that is none":            playbookHeader + "  - evidence: process.snapshot\n    timout: 5s‸\n",
+			"an action that is none":        playbookHeader + "  - evidence: process.snapshott‸\n",
+			"a lease without an end":        playbookHeader + "  - contain: pod.isolate‸\n",
+			"an act with one":               playbookHeader + "  - contain: pod.restart‸\n    for: 5m\n",
+			"a parameter that is none":      playbookHeader + "  - evidence: pod.logs\n    with: { tial: 5 }‸\n",
+			"a parameter out of its bounds": playbookHeader + "  - evidence: pod.logs\n    with: { tail: 0 }‸\n",
+			"a key of another kind":         playbookHeader + "  - wait: 5m\n    with: { tail: 0 }‸\n",
+			"an approval without people":    playbookHeader + "  - approval: sure‸\n    timeout: 5m\n    on_timeout: deny\n    steps: [{ notify: log }]\n",
 			"an objective that is none":     "playbook: p\nmatch: { objective: crypto-minig }‸\nsteps: [{ notify: log }]\n",
-			"an outcome that is none":       head + "  - stop: succeeded‸\n",
+			"an outcome that is none":       playbookHeader + "  - stop: succeeded‸\n",
 		} {
-			clean, position := at(text)
-			_, found := s.open(t, name+".yaml", clean)
+			clean, position := splitAtCursor(text)
+			_, found := s.openDocument(t, name+".yaml", clean)
 			require.NotEmpty(t, found, name)
 			// Some are of the step, some of the line.
 			require.GreaterOrEqual(t, position["line"].(int), found[0].Range.Start.Line, "%s: %v", name, found)
 		}
 	})
 	t.Run("it offers actions, parameters and keys, with what they are for", func(t *testing.T) {
-		contain := s.offers(t, "contain.yaml", head+"  - contain: ‸\n")
+		contain := s.completionsAt(t, "contain.yaml", playbookHeader+"  - contain: ‸\n")
 		require.Contains(t, contain, "pod.isolate")
 		require.Contains(t, contain, "workload.scale")
 		require.NotContains(t, contain, "pod.logs", "an action of another verb")
-		with := s.offers(t, "with.yaml", head+"  - evidence: pod.logs\n    with:\n      ‸\n")
+		with := s.completionsAt(t, "with.yaml", playbookHeader+"  - evidence: pod.logs\n    with:\n      ‸\n")
 		require.Contains(t, with, "tail")
 		require.Contains(t, with["tail"], "lines from the end")
 		require.NotContains(t, with, "replicas", "a parameter of another action")
-		keys := s.offers(t, "keys.yaml", head+"  - evidence: pod.logs\n    ‸\n")
+		keys := s.completionsAt(t, "keys.yaml", playbookHeader+"  - evidence: pod.logs\n    ‸\n")
 		require.Contains(t, keys, "target")
 		require.Contains(t, keys["on_failure"], "refused")
-		kinds := s.offers(t, "kinds.yaml", head+"  - ‸\n")
+		kinds := s.completionsAt(t, "kinds.yaml", playbookHeader+"  - ‸\n")
 		for _, kind := range playbooks.StepKinds() {
 			require.Contains(t, kinds, kind.Name)
 		}
-		objectives := s.offers(t, "objectives.yaml", "playbook: p\nmatch:\n  objective: ‸\n")
+		objectives := s.completionsAt(t, "objectives.yaml", "playbook: p\nmatch:\n  objective: ‸\n")
 		require.Contains(t, objectives, "crypto-mining")
 	})
 	t.Run("it says what a word means", func(t *testing.T) {
-		require.Contains(t, s.hover(t, "h1.yaml", head+"  - contain: pod.iso‸late\n    for: 1h\n"), "Take the network from one pod")
-		require.Contains(t, s.hover(t, "h2.yaml", head+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"), "lines from the end")
-		require.Contains(t, s.hover(t, "h3.yaml", head+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
-		require.Contains(t, s.hover(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "never goes beyond")
+		require.Contains(t, s.hoverTextAt(t, "h1.yaml", playbookHeader+"  - contain: pod.iso‸late\n    for: 1h\n"), "Take the network from one pod")
+		require.Contains(t, s.hoverTextAt(t, "h2.yaml", playbookHeader+"  - evidence: pod.logs\n    with: { ta‸il: 5 }\n"), "lines from the end")
+		require.Contains(t, s.hoverTextAt(t, "h3.yaml", playbookHeader+"  - forea‸ch: incident.targets\n    steps: [{ notify: log }]\n"), "for each element of a list")
+		require.Contains(t, s.hoverTextAt(t, "h4.yaml", "playbook: p\nmax_ph‸ase: 2\n"), "never goes beyond")
 	})
 }

@@ -26,13 +26,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: histories DATA OUT")
 		os.Exit(2)
 	}
-	if err := write(context.Background(), os.Args[1], os.Args[2]); err != nil {
+	if err := writeHistories(context.Background(), os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "histories:", err)
 		os.Exit(1)
 	}
 }
 
-func write(ctx context.Context, data, out string) error {
+func writeHistories(ctx context.Context, data, out string) error {
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(data, "pki", "temporal"))
 	if err != nil {
 		return err

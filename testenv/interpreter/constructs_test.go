@@ -14,8 +14,8 @@ import (
 	"stanch/workflows"
 )
 
-// counter is a playbook that others call: it holds what it is given, and says how many there were.
-const counter = `
+// counterPlaybook is a playbook that others call: it holds what it is given, and says how many there were.
+const counterPlaybook = `
 playbook: counter
 inputs:
   pods: { type: targets }
@@ -36,13 +36,13 @@ steps:
 // Each line of `want` is a line of the report: the step's name, its action, its outcome and the beginning of its reason.
 func TestEveryConstructRuns(t *testing.T) {
 	for name, s := range map[string]struct {
-		scenario
+		testScenario
 		outcome playbooks.Outcome // of the run
 		inOrder bool
 	}{
 		"a loop runs its steps for each element, and its names stay inside": {
-			scenario: scenario{
-				steps: `
+			testScenario: testScenario{
+				stepsYAML: `
   - evidence: snapshot
   - foreach: incident.targets
     id: each
@@ -59,16 +59,16 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: each.outcome == "changed" && each.targets == 2
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "each[0]/c ctx changed", "each[0]/steps[1].steps[1] isolate changed",
 					"each[1]/c ctx changed", "each[1]/steps[1].steps[1] isolate changed", "steps[2] tell changed",
 				},
 			}, outcome: "changed", inOrder: true,
 		},
 		"a loop's outcome is the worst of its rounds, and the others run": {
-			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
-				steps: `
+			testScenario: testScenario{
+				errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
+				stepsYAML: `
   - evidence: snapshot
   - foreach: incident.targets
     steps:
@@ -79,30 +79,30 @@ func TestEveryConstructRuns(t *testing.T) {
       - notify: tell
         target: incident.targets[0]
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1][0]/steps[1].steps[0] isolate refused (host network)",
 					"steps[1][1]/steps[1].steps[0] isolate changed", "steps[1].on_failure[0] tell changed",
 				},
 			}, outcome: "changed", inOrder: true,
 		},
 		"what failed is known, and only that is mended": {
-			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
-				steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
-				want:    []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
-				check:   func(t *testing.T, w *world) { require.Len(t, w.held, 2) },
+			testScenario: testScenario{
+				errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network"), nil}},
+				stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: hold\n    for: 1h\n    on_failure:\n      - contain: freeze\n        for: 1h\n        target: hold.failed\n",
+				wantLines:      []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "hold isolate refused", "hold isolate changed", "steps[1].on_failure[0] freeze changed"},
+				check:          func(t *testing.T, w *fakeBackend) { require.Len(t, w.heldTargets, 2) },
 			}, outcome: "changed",
 		},
 		"a called playbook keeps its own ceiling": {
-			scenario: scenario{
-				called: []string{"playbook: sub\nmax_phase: 1\ninputs: {}\nsteps:\n  - contain: isolate\n    target: incident.targets[0]\n    for: 1h\n"},
-				steps:  "\n  - evidence: snapshot\n  - call: sub\n",
-				want:   []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
+			testScenario: testScenario{
+				callablePlaybooks: []string{"playbook: sub\nmax_phase: 1\ninputs: {}\nsteps:\n  - contain: isolate\n    target: incident.targets[0]\n    for: 1h\n"},
+				stepsYAML:         "\n  - evidence: snapshot\n  - call: sub\n",
+				wantLines:         []string{"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1]/steps[0] isolate proposed", "steps[1] call proposed"},
 			}, outcome: "proposed",
 		},
 		"a value keeps what the branch gave it that set it": {
-			scenario: scenario{
-				steps: `
+			testScenario: testScenario{
+				stepsYAML: `
   - set: { bad: false }
   - parallel:
       - set: { bad: true }
@@ -112,20 +112,20 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: bad
 `,
-				want: []string{"steps[0] set changed", "steps[1].parallel[0] set changed", "steps[1].parallel[1] set skipped", "steps[2] tell changed"},
+				wantLines: []string{"steps[0] set changed", "steps[1].parallel[0] set changed", "steps[1].parallel[1] set skipped", "steps[2] tell changed"},
 			}, outcome: "changed",
 		},
 		"evidence is taken although what it asks for cannot be known": {
-			scenario: scenario{
-				answers: map[string][]error{"ctx": {activities.Refusef("away")}},
-				steps:   "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-				want:    []string{"c ctx refused", "steps[1] snapshot changed", "steps[1] snapshot changed", "steps[2] isolate changed"},
+			testScenario: testScenario{
+				errorsByAction: map[string][]error{"ctx": {activities.Refusef("away")}},
+				stepsYAML:      "\n  - enrich: ctx\n    id: c\n    target: incident.targets[0]\n  - evidence: snapshot\n    target: filter(incident.targets, c.count > 3)\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+				wantLines:      []string{"c ctx refused", "steps[1] snapshot changed", "steps[1] snapshot changed", "steps[2] isolate changed"},
 			}, outcome: "refused",
 		},
 		"what is planned twice is asked once, and what is set under a false if is not planned": {
-			scenario: scenario{
-				verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
-				steps: `
+			testScenario: testScenario{
+				decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+				stepsYAML: `
   - evidence: snapshot
   - approval: sure
     ask: "Really?"
@@ -144,32 +144,32 @@ func TestEveryConstructRuns(t *testing.T) {
         if: incident.total > 100
         for: 1h
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "steps[1].steps[0] set changed", "steps[1].steps[1] set skipped",
 					"steps[1].steps[2] scale changed", "steps[1].steps[3] scale skipped",
 				},
-				check: func(t *testing.T, w *world) {
-					require.LessOrEqual(t, w.planned["scale a"], 3)
-					require.Zero(t, w.planned["scale b"])
+				check: func(t *testing.T, w *fakeBackend) {
+					require.LessOrEqual(t, w.planCounts["scale a"], 3)
+					require.Zero(t, w.planCounts["scale b"])
 				},
 			}, outcome: "changed",
 		},
 		"a list that is too long is refused before anything runs": {
-			scenario: scenario{
-				steps: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
-				want:  []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell changed"},
+			testScenario: testScenario{
+				stepsYAML: "\n  - foreach: incident.targets\n    max: 1\n    steps:\n      - enrich: ctx\n        target: item\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
+				wantLines: []string{"steps[0] foreach refused (the list has 2 elements, at most 1 are allowed)", "steps[0].on_failure[0] tell changed"},
 			}, outcome: "changed",
 		},
 		"a loop over nothing is skipped": {
-			scenario: scenario{
-				steps: "\n  - foreach: filter(incident.targets, .name == \"nobody\")\n    concurrency: 2\n    steps:\n      - enrich: ctx\n        target: item\n",
-				want:  []string{"steps[0] foreach skipped (the list is empty)"},
+			testScenario: testScenario{
+				stepsYAML: "\n  - foreach: filter(incident.targets, .name == \"nobody\")\n    concurrency: 2\n    steps:\n      - enrich: ctx\n        target: item\n",
+				wantLines: []string{"steps[0] foreach skipped (the list is empty)"},
 			}, outcome: "skipped",
 		},
 		"a call gives inputs and reads outputs": {
-			scenario: scenario{
-				called: []string{counter},
-				steps: `
+			testScenario: testScenario{
+				callablePlaybooks: []string{counterPlaybook},
+				stepsYAML: `
   - evidence: snapshot
   - call: counter
     id: sub
@@ -178,16 +178,16 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: sub.found == 7 && sub.many
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed", "sub/hold isolate changed",
 					"sub call changed", "steps[2] tell changed",
 				},
 			}, outcome: "changed",
 		},
 		"a call that fails runs on_failure, and its outputs cannot be read": {
-			scenario: scenario{
-				called: []string{counter}, answers: map[string][]error{"isolate": {activities.Refusef("no")}},
-				steps: `
+			testScenario: testScenario{
+				callablePlaybooks: []string{counterPlaybook}, errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}},
+				stepsYAML: `
   - evidence: snapshot
   - call: counter
     id: sub
@@ -198,16 +198,16 @@ func TestEveryConstructRuns(t *testing.T) {
   - notify: tell
     if: sub.many
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "sub/seen ctx changed", "sub/hold isolate refused (no)", "sub call refused (no)",
 					"steps[1].on_failure[0] tell changed", "steps[2] tell failed (`if`: the outputs of step sub cannot be read: its outcome is refused)",
 				},
 			}, outcome: "failed", inOrder: true,
 		},
 		"a stop ends the playbook with its outcome, and finally runs": {
-			scenario: scenario{
-				head: "finally:\n  - notify: tell\n    target: incident.targets[0]\n",
-				steps: `
+			testScenario: testScenario{
+				headerYAML: "finally:\n  - notify: tell\n    target: incident.targets[0]\n",
+				stepsYAML: `
   - enrich: ctx
     id: c
     target: incident.targets[0]
@@ -216,19 +216,19 @@ func TestEveryConstructRuns(t *testing.T) {
     reason: "a scan, ${c.count} of it"
   - enrich: ctx
 `,
-				want: []string{"c ctx changed", "steps[1] stop unchanged (a scan, 7 of it)", "finally[0] tell changed"},
+				wantLines: []string{"c ctx changed", "steps[1] stop unchanged (a scan, 7 of it)", "finally[0] tell changed"},
 			}, outcome: "unchanged", inOrder: true,
 		},
 		"a stop in a called playbook ends that one only": {
-			scenario: scenario{
-				called: []string{"playbook: early\ninputs: {}\nsteps:\n  - parallel:\n      - stop: skipped\n      - wait: 1s\n  - enrich: ctx\n"},
-				steps:  "\n  - call: early\n    id: sub\n  - notify: tell\n    target: incident.targets[0]\n    if: sub.outcome == \"skipped\"\n",
-				want:   []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait changed (waited for 1s)", "sub call skipped", "steps[1] tell changed"},
+			testScenario: testScenario{
+				callablePlaybooks: []string{"playbook: early\ninputs: {}\nsteps:\n  - parallel:\n      - stop: skipped\n      - wait: 1s\n  - enrich: ctx\n"},
+				stepsYAML:         "\n  - call: early\n    id: sub\n  - notify: tell\n    target: incident.targets[0]\n    if: sub.outcome == \"skipped\"\n",
+				wantLines:         []string{"sub/steps[0].parallel[0] stop skipped", "sub/steps[0].parallel[1] wait changed (waited for 1s)", "sub call skipped", "steps[1] tell changed"},
 			}, outcome: "changed",
 		},
 		"values keep their names, through branches and not out of loops": {
-			scenario: scenario{
-				steps: `
+			testScenario: testScenario{
+				stepsYAML: `
   - set: { wide: false, why: "nobody knows" }
   - parallel:
       - set: { wide: "${len(incident.targets) == 2}" }
@@ -243,7 +243,7 @@ func TestEveryConstructRuns(t *testing.T) {
     target: incident.targets[0]
     if: wide && why startsWith "nobody"
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] set changed (wide, why)", "steps[1].parallel[0] set changed (wide)", "steps[1].parallel[1] ctx changed", "steps[1].parallel[1] ctx changed",
 					"steps[2][0]/steps[2].steps[0] set changed (name)", "steps[2][0]/steps[2].steps[1] tell skipped", "steps[2][1]/steps[2].steps[0] set changed (name)",
 					"steps[2][1]/steps[2].steps[1] tell changed", "steps[3] tell changed",
@@ -251,32 +251,32 @@ func TestEveryConstructRuns(t *testing.T) {
 			}, outcome: "changed",
 		},
 		"what is not done in time has failed": {
-			scenario: scenario{
-				steps: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
-				want: []string{
+			testScenario: testScenario{
+				stepsYAML: "\n  - parallel:\n      - wait: 1h\n      - enrich: ctx\n        target: incident.targets[0]\n    timeout: 1s\n    on_failure:\n      - notify: tell\n        target: incident.targets[0]\n",
+				wantLines: []string{
 					"steps[0].parallel[1] ctx changed", "steps[0].parallel[0] wait failed (it was cut off)", "steps[0] parallel failed (not done within 1s",
 					"steps[0].on_failure[0] tell changed",
 				},
 			}, outcome: "changed", inOrder: true,
 		},
 		"a branch that fails makes the parallel fail": {
-			scenario: scenario{
-				answers: map[string][]error{"isolate": {activities.Refusef("no")}},
-				steps:   "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
-				want:    []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait changed", "steps[1].on_failure[0] stop refused (no)"},
+			testScenario: testScenario{
+				errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}},
+				stepsYAML:      "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - wait: 10ms\n    on_failure:\n      - stop: refused\n        reason: no\n",
+				wantLines:      []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "steps[1].parallel[1] wait changed", "steps[1].on_failure[0] stop refused (no)"},
 			}, outcome: "refused",
 		},
 		"a run that began with the first version goes on with it": {
-			scenario: scenario{
-				version: 1, answers: map[string][]error{"isolate": {activities.Refusef("no")}, "ctx": {errAway, errAway, errAway}},
-				steps: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
-				want:  []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
+			testScenario: testScenario{
+				languageVersion: 1, errorsByAction: map[string][]error{"isolate": {activities.Refusef("no")}, "ctx": {errUnavailable, errUnavailable, errUnavailable}},
+				stepsYAML: "\n  - evidence: snapshot\n    target: incident.targets[0]\n  - parallel:\n      - contain: isolate\n        for: 1h\n        target: incident.targets[0]\n      - enrich: ctx\n        id: c\n        target: incident.targets[0]\n    on_failure:\n      - stop: refused\n  - notify: tell\n    if: c.count > 0\n",
+				wantLines: []string{"steps[0] snapshot changed", "steps[1].parallel[0] isolate refused (no)", "c ctx failed", "steps[2] tell skipped"},
 			}, outcome: "changed",
 		},
 		"an approval permits what a loop and a call inside of it hold": {
-			scenario: scenario{
-				called: []string{counter}, verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval}, "scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
-				steps: `
+			testScenario: testScenario{
+				callablePlaybooks: []string{counterPlaybook}, decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval}, "scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+				stepsYAML: `
   - evidence: snapshot
   - approval: all of it
     ask: "Hold ${len(incident.targets)} pods?"
@@ -295,23 +295,23 @@ func TestEveryConstructRuns(t *testing.T) {
             target: pod
             for: 1h
 `,
-				want: []string{
+				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "steps[1] approval changed", "sub/seen ctx changed", "sub/seen ctx changed", "sub/hold isolate changed",
 					"sub/hold isolate changed", "sub call changed", "steps[1].steps[1][0]/steps[1].steps[1].steps[0] scale changed", "steps[1].steps[1][1]/steps[1].steps[1].steps[0] scale changed",
 				},
 			}, outcome: "changed",
 		},
 		"a wait for what never holds fails": {
-			scenario: scenario{
-				steps: "\n  - wait: { until: live.total > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
-				want:  []string{"steps[0] wait failed (it did not hold within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
+			testScenario: testScenario{
+				stepsYAML: "\n  - wait: { until: live.total > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
+				wantLines: []string{"steps[0] wait failed (it did not hold within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
 			}, outcome: "failed",
 		},
 		"a wait ends when the incident is as it waits for": {
-			scenario: scenario{
-				steps: "\n  - wait: { until: live.total > incident.total + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
-				want:  []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
-				then: func(t *testing.T, c client.Client, id string, _ func(func())) {
+			testScenario: testScenario{
+				stepsYAML: "\n  - wait: { until: live.total > incident.total + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
+				wantLines: []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
+				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {
 						require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalIncidentState, playbooks.Incident{TotalDetections: total}))
 					}
@@ -321,7 +321,7 @@ func TestEveryConstructRuns(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w, report := play(t, s.scenario)
+			w, report := runScenario(t, s.testScenario)
 			if s.check != nil {
 				s.check(t, w)
 			}
@@ -329,9 +329,9 @@ func TestEveryConstructRuns(t *testing.T) {
 			for _, step := range report.Steps {
 				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Step, step.Action, step.Outcome, step.Reason), " ()"))
 			}
-			compare(t, s.want, got)
+			compareLines(t, s.wantLines, got)
 			for i := range got {
-				require.True(t, !s.inOrder || strings.HasPrefix(got[i], s.want[i]), "line %d is %q, not %q", i, got[i], s.want[i])
+				require.True(t, !s.inOrder || strings.HasPrefix(got[i], s.wantLines[i]), "line %d is %q, not %q", i, got[i], s.wantLines[i])
 			}
 			require.Equal(t, s.outcome, report.Outcome, report.Reason)
 		})
@@ -342,14 +342,14 @@ func TestEveryConstructRuns(t *testing.T) {
 func TestARunOfALaterLanguageWaits(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
-	s := scenario{version: playbooks.LanguageVersion + 1, steps: "\n  - enrich: ctx\n"}
-	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
+	s := testScenario{languageVersion: playbooks.LanguageVersion + 1, stepsYAML: "\n  - enrich: ctx\n"}
+	s.afterStart = func(t *testing.T, c client.Client, id string, _ func(func())) {
 		require.Eventually(t, func() bool {
 			d, err := c.DescribeWorkflowExecution(t.Context(), id, "")
 			return err == nil && d.GetPendingWorkflowTask().GetAttempt() > 1
 		}, 20*time.Second, 50*time.Millisecond, "its task is tried again, after %s", time.Since(began))
 		require.NoError(t, c.TerminateWorkflow(t.Context(), id, "", "the test is over"))
 	}
-	s.ends = func(t *testing.T, err error) { require.ErrorContains(t, err, "terminated") }
-	play(t, s)
+	s.checkError = func(t *testing.T, err error) { require.ErrorContains(t, err, "terminated") }
+	runScenario(t, s)
 }

@@ -34,31 +34,31 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// world is what the actions act on.
-type world struct {
-	planned map[string]int
-	shifts  bool
-	quorum  int
-	mu      sync.Mutex
-	answers map[string][]error // by action: the errors of its calls in turn, nil for success
-	calls   []string
-	held    map[string]bool // by target
-	verdict map[string]activities.GuardDecision
+// fakeBackend is what the actions act on.
+type fakeBackend struct {
+	planCounts        map[string]int
+	changePlans       bool
+	quorum            int
+	mu                sync.Mutex
+	errorsByAction    map[string][]error // by action: the errors of its calls in turn, nil for success
+	calls             []string
+	heldTargets       map[string]bool // by target
+	decisionsByAction map[string]activities.GuardDecision
 }
 
-func (w *world) call(action, what string) error {
+func (w *fakeBackend) recordCall(action, what string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls = append(w.calls, action+" "+what)
-	if len(w.answers[action]) == 0 {
+	if len(w.errorsByAction[action]) == 0 {
 		return nil
 	}
-	err := w.answers[action][0]
-	w.answers[action] = w.answers[action][1:]
+	err := w.errorsByAction[action][0]
+	w.errorsByAction[action] = w.errorsByAction[action][1:]
 	return err
 }
 
-func (w *world) count(call string) int {
+func (w *fakeBackend) countCalls(call string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := 0
@@ -71,104 +71,104 @@ func (w *world) count(call string) int {
 }
 
 // Decide lets everything run that the scenario does not decide otherwise.
-func (w *world) Decide(_ context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
+func (w *fakeBackend) Decide(_ context.Context, q activities.GuardInput) (activities.GuardDecision, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if p := q.Request.IncidentRef.MaxPhase; p == 1 && q.Spec.Class != playbooks.ClassObserve {
 		return activities.GuardDecision{Verdict: activities.VerdictPropose, Reason: "the playbook's ceiling"}, nil
 	}
-	d, ok := w.verdict[q.Spec.Name]
+	d, ok := w.decisionsByAction[q.Spec.Name]
 	if q.Authorization.Grant != nil || !ok {
 		return activities.GuardDecision{Verdict: activities.VerdictRun}, nil
 	}
 	return d, nil
 }
 
-type look struct {
-	*world
+type fakeObserver struct {
+	*fakeBackend
 	name string
 	verb playbooks.Verb
 }
 
-type found struct {
+type fakeObservation struct {
 	Count int `json:"count"`
 }
 
-func (l *look) Spec() playbooks.ActionSpec {
-	return playbooks.ActionSpec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: found{}}
+func (l *fakeObserver) Spec() playbooks.ActionSpec {
+	return playbooks.ActionSpec{Name: l.name, Verb: l.verb, Class: playbooks.ClassObserve, Targets: []playbooks.TargetKind{playbooks.TargetPod}, Outputs: fakeObservation{}}
 }
 
-func (l *look) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
-	return activities.Observation{Outputs: found{Count: 7}}, l.call(l.name, r.Target.Name)
+func (l *fakeObserver) Observe(_ context.Context, r activities.Request) (activities.Observation, error) {
+	return activities.Observation{Outputs: fakeObservation{Count: 7}}, l.recordCall(l.name, r.Target.Name)
 }
 
-type hold struct {
-	*world
+type fakeContainment struct {
+	*fakeBackend
 	name  string
 	class playbooks.Class
 }
 
-func (h *hold) Spec() playbooks.ActionSpec {
+func (h *fakeContainment) Spec() playbooks.ActionSpec {
 	return playbooks.ActionSpec{Name: h.name, Verb: playbooks.VerbContain, Class: h.class, Facet: playbooks.Facet(h.name), Targets: []playbooks.TargetKind{playbooks.TargetPod}, Reversible: true}
 }
 
-func (h *hold) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
+func (h *fakeContainment) Plan(_ context.Context, r activities.Request) (activities.Plan, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	change := h.name + " " + r.Target.Name
-	if h.planned[change]++; h.planned[change] > 1 && h.shifts {
+	if h.planCounts[change]++; h.planCounts[change] > 1 && h.changePlans {
 		return activities.Plan{Changes: []string{change + " and its neighbours"}}, nil
 	}
 	return activities.Plan{Changes: []string{change}}, nil
 }
 
-func (h *hold) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
-	if err := h.call(h.name, r.Target.Name); err != nil {
+func (h *fakeContainment) Apply(_ context.Context, r activities.Request, _ json.RawMessage, _ attestation.Envelope) (activities.Effect, error) {
+	if err := h.recordCall(h.name, r.Target.Name); err != nil {
 		return activities.Effect{}, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.held[r.Target.Name] = true
+	h.heldTargets[r.Target.Name] = true
 	return activities.Effect{Outcome: playbooks.OutcomeChanged}, nil
 }
 
-func (h *hold) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
+func (h *fakeContainment) Verify(_ context.Context, r activities.Request, _ json.RawMessage) (bool, string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held[r.Target.Name], "", nil
+	return h.heldTargets[r.Target.Name], "", nil
 }
 
-func (h *hold) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
+func (h *fakeContainment) Undo(_ context.Context, r activities.Request, _ json.RawMessage, _ *attestation.Envelope) (*activities.Drift, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.held[r.Target.Name] = false
+	h.heldTargets[r.Target.Name] = false
 	return nil, nil
 }
 
-// actions are what the scenarios' playbooks call.
-func (w *world) actions() []activities.Action {
+// fakeActions are what the scenarios' playbooks call.
+func (w *fakeBackend) fakeActions() []activities.Action {
 	return []activities.Action{
-		&look{w, "ctx", playbooks.VerbEnrich}, &look{w, "snapshot", playbooks.VerbEvidence}, &look{w, "tell", playbooks.VerbNotify},
-		&hold{w, "isolate", playbooks.ClassContain}, &hold{w, "freeze", playbooks.ClassContain}, &hold{w, "scale", playbooks.ClassDisrupt},
+		&fakeObserver{w, "ctx", playbooks.VerbEnrich}, &fakeObserver{w, "snapshot", playbooks.VerbEvidence}, &fakeObserver{w, "tell", playbooks.VerbNotify},
+		&fakeContainment{w, "isolate", playbooks.ClassContain}, &fakeContainment{w, "freeze", playbooks.ClassContain}, &fakeContainment{w, "scale", playbooks.ClassDisrupt},
 	}
 }
 
-// lab is one Temporal for all scenarios.
-type lab struct {
+// temporalFixture is one Temporal for all scenarios.
+type temporalFixture struct {
 	dir     string
 	options client.Options
 	key     *authority.Authority
 }
 
-var shared lab
+var sharedTemporal temporalFixture
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
-func run(m *testing.M) int {
+func runTests(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "interpreter-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
-		err = shared.start(dir)
+		err = sharedTemporal.start(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -177,7 +177,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-func (l *lab) start(dir string) error {
+func (l *temporalFixture) start(dir string) error {
 	l.dir = dir
 	pki, err := authority.OpenOrCreatePKI(filepath.Join(dir, "pki"))
 	if err != nil {
@@ -197,27 +197,27 @@ func (l *lab) start(dir string) error {
 	return err
 }
 
-// scenario is one playbook and what the world answers.
-type scenario struct {
-	shifts  bool // plans change after they were shown
-	quorum  int
-	then    func(t *testing.T, c client.Client, id string, away func(func()))
-	steps   string
-	head    string                  // what stands before `steps`
-	called  []string                // playbooks that it may call
-	ends    func(*testing.T, error) // where the run does not end by itself
-	version int                     // of the language that the run began with; 0 is this one's
-	answers map[string][]error
-	verdict map[string]activities.GuardDecision
-	vote    *bool // what the approver says; nil says nothing
-	want    []string
-	check   func(*testing.T, *world)
+// testScenario is one playbook and what the world answers.
+type testScenario struct {
+	changePlans       bool // plans change after they were shown
+	quorum            int
+	afterStart        func(t *testing.T, c client.Client, id string, away func(func()))
+	stepsYAML         string
+	headerYAML        string                  // what stands before `steps`
+	callablePlaybooks []string                // playbooks that it may call
+	checkError        func(*testing.T, error) // where the run does not end by itself
+	languageVersion   int                     // of the language that the run began with; 0 is this one's
+	errorsByAction    map[string][]error
+	decisionsByAction map[string]activities.GuardDecision
+	approverVote      *bool // what the approver says; nil says nothing
+	wantLines         []string
+	check             func(*testing.T, *fakeBackend)
 }
 
-func yes() *bool { v := true; return &v }
-func no() *bool  { v := false; return &v }
+func voteYes() *bool { v := true; return &v }
+func voteNo() *bool  { v := false; return &v }
 
-var errAway = errors.New("it is away")
+var errUnavailable = errors.New("it is away")
 
 func TestTheOutcomeTable(t *testing.T) {
 	const approval = `
@@ -232,83 +232,83 @@ func TestTheOutcomeTable(t *testing.T) {
     on_denied:
       - notify: tell
 `
-	for name, s := range map[string]scenario{
+	for name, s := range map[string]testScenario{
 		"a containment that holds": {
-			steps: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    on_failure:\n      - notify: tell\n",
-			want:  []string{"snapshot a changed", "snapshot b changed", "isolate a changed", "isolate b changed"},
+			stepsYAML: "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    on_failure:\n      - notify: tell\n",
+			wantLines: []string{"snapshot a changed", "snapshot b changed", "isolate a changed", "isolate b changed"},
 		},
 		"a refusal runs on_failure": {
-			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
-			answers: map[string][]error{"isolate": {activities.Refusef("host network")}},
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a refused (host network)", "tell a changed", "tell b changed"},
+			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
+			errorsByAction: map[string][]error{"isolate": {activities.Refusef("host network")}},
+			wantLines:      []string{"snapshot a changed", "snapshot b changed", "isolate a refused (host network)", "tell a changed", "tell b changed"},
 		},
 		"one target that fails makes the step fail, the other is held": {
-			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
-			answers: map[string][]error{"isolate": {activities.Refusef("no"), nil}},
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate ? refused (no)", "isolate ? changed", "tell a changed", "tell b changed"},
+			stepsYAML:      "\n  - evidence: snapshot\n  - contain: isolate\n    id: i\n    for: 1h\n  - notify: tell\n    if: i.outcome == \"refused\" && i.targets == 2\n",
+			errorsByAction: map[string][]error{"isolate": {activities.Refusef("no"), nil}},
+			wantLines:      []string{"snapshot a changed", "snapshot b changed", "isolate ? refused (no)", "isolate ? changed", "tell a changed", "tell b changed"},
 		},
 		"evidence that fails does not stop the containment": {
-			steps:   "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			answers: map[string][]error{"snapshot": {errAway, errAway, errAway, errAway, errAway, errAway, errAway, errAway}},
-			want:    []string{"snapshot a failed", "snapshot b failed", "isolate a changed"},
+			stepsYAML:      "\n  - evidence: snapshot\n    timeout: 2s\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			errorsByAction: map[string][]error{"snapshot": {errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable, errUnavailable}},
+			wantLines:      []string{"snapshot a failed", "snapshot b failed", "isolate a changed"},
 		},
 		"what the phase does not let run is proposed, and on_failure does not run": {
-			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
-			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a proposed (would isolate a (phase 1))"},
+			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n    on_failure:\n      - notify: tell\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictPropose, Reason: "phase 1"}},
+			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a proposed (would isolate a (phase 1))"},
 		},
 		"an if that is false skips": {
-			steps: "\n  - enrich: ctx\n    id: c\n  - notify: tell\n    if: c.count > 100\n  - notify: tell\n    if: c.count == 7\n",
-			want:  []string{"ctx a changed", "ctx b changed", "tell  skipped (`if` is false)", "tell a changed", "tell b changed"},
+			stepsYAML: "\n  - enrich: ctx\n    id: c\n  - notify: tell\n    if: c.count > 100\n  - notify: tell\n    if: c.count == 7\n",
+			wantLines: []string{"ctx a changed", "ctx b changed", "tell  skipped (`if` is false)", "tell a changed", "tell b changed"},
 		},
 		"a retry tries again": {
-			steps:   "\n  - enrich: ctx\n    target: incident.targets[0]\n    retry: { attempts: 2, backoff: 10ms }\n",
-			answers: map[string][]error{"ctx": {errAway, errAway, errAway, nil}},
-			want:    []string{"ctx a failed", "ctx a changed"},
+			stepsYAML:      "\n  - enrich: ctx\n    target: incident.targets[0]\n    retry: { attempts: 2, backoff: 10ms }\n",
+			errorsByAction: map[string][]error{"ctx": {errUnavailable, errUnavailable, errUnavailable, nil}},
+			wantLines:      []string{"ctx a failed", "ctx a changed"},
 		},
 		"parallel branches are joined before what follows": {
-			steps: "\n  - parallel:\n      - enrich: ctx\n        id: c\n      - evidence: snapshot\n  - notify: tell\n    if: c.count == 7\n",
-			want:  []string{"ctx a changed", "ctx b changed", "snapshot a changed", "snapshot b changed", "tell a changed", "tell b changed"},
+			stepsYAML: "\n  - parallel:\n      - enrich: ctx\n        id: c\n      - evidence: snapshot\n  - notify: tell\n    if: c.count == 7\n",
+			wantLines: []string{"ctx a changed", "ctx b changed", "snapshot a changed", "snapshot b changed", "tell a changed", "tell b changed"},
 		},
 		"an approval that is given runs its steps": {
-			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
-			want: []string{"snapshot a changed", "snapshot b changed", "approval  changed", "scale a changed", "scale b changed"},
+			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  changed", "scale a changed", "scale b changed"},
 		},
 		"an approval that is refused runs on_denied and nothing else": {
-			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: no(),
-			want:  []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
-			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
+			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteNo(),
+			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"silence denies": {
-			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
-			want: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
+			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  denied", "tell a changed", "tell b changed"},
 		},
 		"where the phase lets nothing run nobody is asked": {
-			steps: approval, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, vote: yes(),
-			want:  []string{"snapshot a changed", "snapshot b changed", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
-			check: func(t *testing.T, w *world) { require.Zero(t, w.count("scale a")) },
+			stepsYAML: approval, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictPropose, Reason: "phase 2"}}, approverVote: voteYes(),
+			wantLines: []string{"snapshot a changed", "snapshot b changed", "approval  proposed (would ask: phase 2)", "scale a proposed", "scale b proposed"},
+			check:     func(t *testing.T, w *fakeBackend) { require.Zero(t, w.countCalls("scale a")) },
 		},
 		"a scope that wants its approvers asked asks them": {
-			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
-			vote:    yes(),
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a changed (approved by "},
+			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Groups: []string{"people"}, Quorum: 1, Timeout: 5 * time.Second}}},
+			approverVote:      voteYes(),
+			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a changed (approved by "},
 		},
 		"a scope without approvers denies": {
-			steps:   "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
-			verdict: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
-			want:    []string{"snapshot a changed", "snapshot b changed", "isolate a denied (nobody may approve"},
+			stepsYAML:         "\n  - evidence: snapshot\n  - contain: isolate\n    for: 1h\n    target: incident.targets[0]\n",
+			decisionsByAction: map[string]activities.GuardDecision{"isolate": {Verdict: activities.VerdictAskApproval, Approvers: activities.Approvers{Quorum: 1, Timeout: 5 * time.Second}}},
+			wantLines:         []string{"snapshot a changed", "snapshot b changed", "isolate a denied (nobody may approve"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w, report := play(t, s)
+			w, report := runScenario(t, s)
 			got := make([]string, 0, len(report.Steps))
 			names := map[string]string{"pod:" + t.Name() + "/a": "a", "pod:" + t.Name() + "/b": "b"}
 			for _, step := range report.Steps {
 				got = append(got, strings.TrimSuffix(fmt.Sprintf("%s %s %s (%s)", step.Action, names[step.Target], step.Outcome, step.Reason), " ()"))
 			}
-			compare(t, s.want, got)
+			compareLines(t, s.wantLines, got)
 			if s.check != nil {
 				s.check(t, w)
 			}
@@ -319,11 +319,11 @@ func TestTheOutcomeTable(t *testing.T) {
 // What was approved has changed when it is about to be done: it is asked anew, and says what is different.
 func TestAStalePlanIsAskedAgain(t *testing.T) {
 	t.Parallel()
-	_, report := play(t, scenario{
-		shifts: true, verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, vote: yes(),
-		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
+	_, report := runScenario(t, testScenario{
+		changePlans: true, decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}}, approverVote: voteYes(),
+		stepsYAML: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n",
-		then: func(t *testing.T, c client.Client, id string, _ func(func())) {
+		afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 			var again playbook.ApprovalRequest
 			require.Eventually(t, func() bool {
 				var open []playbook.ApprovalRequest
@@ -337,18 +337,18 @@ func TestAStalePlanIsAskedAgain(t *testing.T) {
 			require.Equal(t, []string{"no longer: scale a", "now: scale a and its neighbours"}, again.ChangesSinceReplaced)
 			require.NotEqual(t, again.ReplacesHash, again.PlansHash)
 			// The old yes is worth nothing for the new plan.
-			stale, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
+			stale, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: again.IncidentID, WorkflowID: again.WorkflowID, Step: again.ID, PlanHash: again.ReplacesHash, Person: "bob", Groups: []string{"people"}, Approved: true, DecidedAt: time.Now()})
 			require.NoError(t, err)
 			require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, stale))
-			answer(t, c, id, true)
+			answerWhenAsked(t, c, id, true)
 		},
 	})
 	last := report.Steps[len(report.Steps)-1]
 	require.Equal(t, playbooks.OutcomeChanged, last.Outcome, report.Steps)
 }
 
-// asked waits for the run's open question.
-func asked(t *testing.T, c client.Client, id string) playbook.ApprovalRequest {
+// waitForApprovalRequest waits for the run's open question.
+func waitForApprovalRequest(t *testing.T, c client.Client, id string) playbook.ApprovalRequest {
 	t.Helper()
 	var open []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
@@ -358,18 +358,18 @@ func asked(t *testing.T, c client.Client, id string) playbook.ApprovalRequest {
 	return open[0]
 }
 
-// say signs and sends a vote as the gateway does.
-func say(t *testing.T, c client.Client, p playbook.ApprovalRequest, person string, approve bool) {
+// sendVote signs and sends a vote as the gateway does.
+func sendVote(t *testing.T, c client.Client, p playbook.ApprovalRequest, person string, approve bool) {
 	t.Helper()
-	signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+	signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: person, Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 	require.NoError(t, err)
 	require.NoError(t, c.SignalWorkflow(t.Context(), p.WorkflowID, "", workflows.SignalVote, signed))
 }
 
-func askingFor(steps string) scenario {
-	return scenario{
-		verdict: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
-		steps: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
+func approvalScenario(steps string) testScenario {
+	return testScenario{
+		decisionsByAction: map[string]activities.GuardDecision{"scale": {Verdict: activities.VerdictAskApproval}},
+		stepsYAML: "\n  - evidence: snapshot\n  - approval: sure\n    from: { groups: [people] }\n    timeout: 5s\n    on_timeout: deny\n    steps:\n" +
 			"      - contain: scale\n        for: 1h\n        target: incident.targets[0]\n" + steps,
 	}
 }
@@ -377,32 +377,32 @@ func askingFor(steps string) scenario {
 // What was given in time counts, though no worker was there to count it before the time was over.
 func TestAnAnswerInTimeCountsLate(t *testing.T) {
 	t.Parallel()
-	s := askingFor("")
-	s.then = func(t *testing.T, c client.Client, id string, away func(func())) {
-		q := asked(t, c, id)
+	s := approvalScenario("")
+	s.afterStart = func(t *testing.T, c client.Client, id string, away func(func())) {
+		q := waitForApprovalRequest(t, c, id)
 		away(func() {
-			say(t, c, q, "alice", true)
+			sendVote(t, c, q, "alice", true)
 			require.Less(t, time.Now(), q.Deadline)
 			require.Eventually(t, func() bool { return time.Now().After(q.Deadline.Add(time.Second)) }, 20*time.Second, 50*time.Millisecond)
 		})
 	}
-	_, report := play(t, s)
+	_, report := runScenario(t, s)
 	require.Equal(t, playbooks.OutcomeChanged, report.Steps[len(report.Steps)-1].Outcome, report.Steps)
 }
 
 // One who says the same again and again fills nobody's place.
 func TestNobodyMutesTheOthers(t *testing.T) {
 	t.Parallel()
-	s := askingFor("")
+	s := approvalScenario("")
 	s.quorum = 2
-	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
-		q := asked(t, c, id)
+	s.afterStart = func(t *testing.T, c client.Client, id string, _ func(func())) {
+		q := waitForApprovalRequest(t, c, id)
 		for range 120 {
-			say(t, c, q, "alice", true)
+			sendVote(t, c, q, "alice", true)
 		}
-		say(t, c, q, "bob", false)
+		sendVote(t, c, q, "bob", false)
 	}
-	_, report := play(t, s)
+	_, report := runScenario(t, s)
 	last := report.Steps[len(report.Steps)-1]
 	require.Equal(t, playbooks.OutcomeDenied, last.Outcome, report.Steps)
 	require.Contains(t, last.Reason, "bob said no")
@@ -411,22 +411,22 @@ func TestNobodyMutesTheOthers(t *testing.T) {
 // A person who says that it is a false positive is heard by what runs: it asks on for nothing and contains nothing.
 func TestAHaltIsHeard(t *testing.T) {
 	t.Parallel()
-	s := askingFor("  - contain: isolate\n    for: 1h\n")
-	s.then = func(t *testing.T, c client.Client, id string, _ func(func())) {
-		q := asked(t, c, id)
+	s := approvalScenario("  - contain: isolate\n    for: 1h\n")
+	s.afterStart = func(t *testing.T, c client.Client, id string, _ func(func())) {
+		q := waitForApprovalRequest(t, c, id)
 		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalSuspend, "bob says that it is a false positive"))
-		say(t, c, q, "alice", true)
+		sendVote(t, c, q, "alice", true)
 	}
-	w, report := play(t, s)
-	require.Zero(t, w.count("scale a")+w.count("isolate a")+w.count("isolate b"))
+	w, report := runScenario(t, s)
+	require.Zero(t, w.countCalls("scale a")+w.countCalls("isolate a")+w.countCalls("isolate b"))
 	for _, step := range report.Steps[2:] {
 		require.Equal(t, playbooks.OutcomeDenied, step.Outcome, report.Steps)
 		require.Contains(t, step.Reason, "false positive")
 	}
 }
 
-// compare wants each line to be there, in the order of the steps; targets and branches of one step may change places.
-func compare(t *testing.T, want, got []string) {
+// compareLines wants each line to be there, in the order of the steps; targets and branches of one step may change places.
+func compareLines(t *testing.T, want, got []string) {
 	t.Helper()
 	require.Len(t, got, len(want), strings.Join(got, "\n"))
 	left := slices.Clone(got)
@@ -443,22 +443,22 @@ func compare(t *testing.T, want, got []string) {
 }
 
 // ApproversForNamespace are those whom the scenarios ask.
-func (w *world) ApproversForNamespace(string, bool) activities.Approvers {
+func (w *fakeBackend) ApproversForNamespace(string, bool) activities.Approvers {
 	return activities.Approvers{Groups: []string{"people"}, Quorum: max(w.quorum, 1), Timeout: 5 * time.Second}
 }
 
-// play runs a scenario's playbook on a task queue of its own.
-func play(t *testing.T, s scenario) (*world, playbook.Report) {
+// runScenario runs a scenario's playbook on a task queue of its own.
+func runScenario(t *testing.T, s testScenario) (*fakeBackend, playbook.Report) {
 	t.Helper()
-	w := &world{answers: s.answers, held: map[string]bool{}, verdict: s.verdict, planned: map[string]int{}, shifts: s.shifts, quorum: s.quorum}
-	if w.answers == nil {
-		w.answers = map[string][]error{}
+	w := &fakeBackend{errorsByAction: s.errorsByAction, heldTargets: map[string]bool{}, decisionsByAction: s.decisionsByAction, planCounts: map[string]int{}, changePlans: s.changePlans, quorum: s.quorum}
+	if w.errorsByAction == nil {
+		w.errorsByAction = map[string][]error{}
 	}
-	set := activities.NewActivities(w.actions()...)
-	set.Guards, set.ScopeApprovers, set.Authority, set.Evidence = w, w, shared.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: shared.key}
+	set := activities.NewActivities(w.fakeActions()...)
+	set.Guards, set.ScopeApprovers, set.Authority, set.Evidence = w, w, sharedTemporal.key, &activities.EvidenceStore{Dir: t.TempDir(), Authority: sharedTemporal.key}
 
-	options := shared.options
-	options.Logger = quiet{}
+	options := sharedTemporal.options
+	options.Logger = discardLogger{}
 	c, err := client.Dial(options)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
@@ -482,20 +482,20 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 		return playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: name, UID: t.Name() + "/" + name}
 	}
 	in := playbook.Input{
-		LanguageVersion: cmp.Or(s.version, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.head + "steps:" + strings.ReplaceAll(s.steps, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
+		LanguageVersion: cmp.Or(s.languageVersion, playbooks.LanguageVersion), File: "scenario.yaml", Source: []byte("playbook: scenario\nmatch: { when: \"true\" }\n" + s.headerYAML + "steps:" + strings.ReplaceAll(s.stepsYAML, "{ groups: [people] }", fmt.Sprintf("{ groups: [people], quorum: %d }", max(s.quorum, 1)))),
 		Incident:    playbooks.Incident{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", Targets: []playbooks.Target{target("a"), target("b")}},
 		IncidentRef: activities.IncidentRef{ID: "INC-01JAAAAAAAAAAAAAAAAAAAAAAA", GroupingKey: t.Name(), Cluster: t.Name()}, LeaseTiming: lease.Timing{Route: workflows.ActivityRoute{QueueOverride: queue}},
 	}
-	for _, source := range s.called {
+	for _, source := range s.callablePlaybooks {
 		in.Callees = append(in.Callees, playbooks.SourceFile{File: "called.yaml", Content: []byte(source)})
 	}
 	run, err := c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: "playbook/" + t.Name(), TaskQueue: queue}, plays.Playbook, in)
 	require.NoError(t, err)
-	if s.vote != nil {
-		answer(t, c, run.GetID(), *s.vote)
+	if s.approverVote != nil {
+		answerWhenAsked(t, c, run.GetID(), *s.approverVote)
 	}
-	if s.then != nil {
-		s.then(t, c, run.GetID(), func(meanwhile func()) {
+	if s.afterStart != nil {
+		s.afterStart(t, c, run.GetID(), func(meanwhile func()) {
 			work.Stop()
 			meanwhile()
 			work = serve()
@@ -505,18 +505,18 @@ func play(t *testing.T, s scenario) (*world, playbook.Report) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	err = run.Get(ctx, &report)
-	if s.ends != nil {
-		s.ends(t, err)
+	if s.checkError != nil {
+		s.checkError(t, err)
 		return w, report
 	}
 	require.NoError(t, err)
 	require.Empty(t, report.Error)
-	store(t, c, run.GetID())
+	storeHistory(t, c, run.GetID())
 	return w, report
 }
 
-// answer votes as the gateway would, when a question is open or the run has ended without one.
-func answer(t *testing.T, c client.Client, id string, approve bool) {
+// answerWhenAsked votes as the gateway would, when a question is open or the run has ended without one.
+func answerWhenAsked(t *testing.T, c client.Client, id string, approve bool) {
 	t.Helper()
 	var open []playbook.ApprovalRequest
 	require.Eventually(t, func() bool {
@@ -528,15 +528,15 @@ func answer(t *testing.T, c client.Client, id string, approve bool) {
 		return len(open) > 0 || err == nil && d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING
 	}, 30*time.Second, 20*time.Millisecond)
 	for _, p := range open {
-		signed, err := shared.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
+		signed, err := sharedTemporal.key.Sign(attestation.PayloadTypeVote, attestation.Vote{IncidentID: p.IncidentID, WorkflowID: p.WorkflowID, Step: p.ID, PlanHash: p.PlansHash, Person: "alice", Groups: []string{"people"}, Approved: approve, DecidedAt: time.Now()})
 		require.NoError(t, err)
 		require.NoError(t, c.SignalWorkflow(t.Context(), id, "", workflows.SignalVote, signed))
 	}
 }
 
-type quiet struct{}
+type discardLogger struct{}
 
-func (quiet) Debug(string, ...any) {}
-func (quiet) Info(string, ...any)  {}
-func (quiet) Warn(string, ...any)  {}
-func (quiet) Error(string, ...any) {}
+func (discardLogger) Debug(string, ...any) {}
+func (discardLogger) Info(string, ...any)  {}
+func (discardLogger) Warn(string, ...any)  {}
+func (discardLogger) Error(string, ...any) {}

@@ -27,19 +27,19 @@ import (
 	"stanch/workflows/playbook"
 )
 
-// histories is where the history of each construct's scenario is stored, as the version wrote it that had it first. With
+// historiesDir is where the history of each construct's scenario is stored, as the version wrote it that had it first. With
 // STANCH_HISTORIES=1 the scenarios write theirs anew: only ever for constructs that have none yet.
-const histories = "testdata/histories"
+const historiesDir = "testdata/histories"
 
-var unsafeName = regexp.MustCompile(`[^a-z0-9]+`)
+var unsafeFileChars = regexp.MustCompile(`[^a-z0-9]+`)
 
-// store writes the history of a run that has ended, if it is asked for and there is none.
-func store(t *testing.T, c client.Client, id string) {
+// storeHistory writes the history of a run that has ended, if it is asked for and there is none.
+func storeHistory(t *testing.T, c client.Client, id string) {
 	t.Helper()
 	if os.Getenv("STANCH_HISTORIES") == "" {
 		return
 	}
-	dir := filepath.Join(histories, unsafeName.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "-"))
+	dir := filepath.Join(historiesDir, unsafeFileChars.ReplaceAllString(strings.ToLower(strings.TrimPrefix(t.Name(), "Test")), "-"))
 	if _, err := os.Stat(dir); err == nil {
 		return
 	}
@@ -60,14 +60,14 @@ func store(t *testing.T, c client.Client, id string) {
 	require.NoError(t, err)
 	require.NoError(t, z.Close())
 	require.NoError(t, f.Close())
-	key, err := os.ReadFile(filepath.Join(shared.dir, "codec.key"))
+	key, err := os.ReadFile(filepath.Join(sharedTemporal.dir, "codec.key"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "codec.key"), key, 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "id"), []byte(id), 0o600))
 }
 
-// replays runs this version's interpreter, or another, against a stored history.
-func replays(t *testing.T, dir string, interpreter any) error {
+// replayHistory runs this version's interpreter, or another, against a stored history.
+func replayHistory(t *testing.T, dir string, interpreter any) error {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "codec.key"))
 	require.NoError(t, err)
@@ -89,17 +89,17 @@ func replays(t *testing.T, dir string, interpreter any) error {
 	require.NoError(t, err)
 	id, err := os.ReadFile(filepath.Join(dir, "id"))
 	require.NoError(t, err)
-	return r.ReplayWorkflowHistoryWithOptions(quiet{}, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: string(id)}})
+	return r.ReplayWorkflowHistoryWithOptions(discardLogger{}, history, sdkworker.ReplayWorkflowHistoryOptions{OriginalExecution: workflow.Execution{ID: string(id)}})
 }
 
 // A run outlives an upgrade: this version does with every construct what the version did that began the run. And a
 // version that does anything else is found out, whichever the construct.
 func TestStoredRunsOfEveryConstructReplay(t *testing.T) {
-	dirs, err := filepath.Glob(filepath.Join(histories, "*"))
+	dirs, err := filepath.Glob(filepath.Join(historiesDir, "*"))
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, len(dirs), 25, "histories are missing: STANCH_HISTORIES=1 go test ./testenv/interpreter writes those of new scenarios")
-	w := &world{}
-	set := activities.NewActivities(w.actions()...)
+	w := &fakeBackend{}
+	set := activities.NewActivities(w.fakeActions()...)
 	plays := &playbook.Workflows{Catalog: set.Catalog(), Leases: &lease.Workflows{Catalog: set.Catalog()}}
 	other := func(ctx workflow.Context, in playbook.Input) (playbook.Report, error) {
 		// Something that the stored run did not do, at its very end.
@@ -111,8 +111,8 @@ func TestStoredRunsOfEveryConstructReplay(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			require.NoError(t, replays(t, dir, plays.Playbook))
-			require.ErrorContains(t, replays(t, dir, other), "nondeterministic")
+			require.NoError(t, replayHistory(t, dir, plays.Playbook))
+			require.ErrorContains(t, replayHistory(t, dir, other), "nondeterministic")
 		})
 	}
 }

@@ -112,10 +112,10 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off", "CGO_ENABLED=0")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
-	seen := &packageCounter{out: progress, started: time.Now()}
+	seen := &buildProgress{out: progress, started: time.Now()}
 	cmd.Stdout, cmd.Stderr = seen, seen
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("build the node in %s: %w; the compiler's last words:\n%s", module, err, seen.tail())
+		return "", fmt.Errorf("build the node in %s: %w; the compiler's last words:\n%s", module, err, seen.lastLines())
 	}
 	if err := os.Rename(path+".partial", path); err != nil {
 		return "", fmt.Errorf("put the built node into the cache: %w", err)
@@ -124,18 +124,18 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	return path, nil
 }
 
-// packageCounter turns `go build -v`, a package a line, into a line every few seconds.
-type packageCounter struct {
-	out           io.Writer
-	started, told time.Time
-	packages      int
-	last          []string
+// buildProgress turns `go build -v`, a package a line, into a line every few seconds.
+type buildProgress struct {
+	out                   io.Writer
+	started, lastReported time.Time
+	packages              int
+	last                  []string
 }
 
-// nodePackages is about how many packages the node is made of; progress only.
-const nodePackages = 2600
+// expectedNodePackages is about how many packages the node is made of; progress only.
+const expectedNodePackages = 2600
 
-func (c *packageCounter) Write(p []byte) (int, error) {
+func (c *buildProgress) Write(p []byte) (int, error) {
 	for line := range strings.Lines(string(p)) {
 		line = strings.TrimSpace(line)
 		if line == "" {
@@ -148,16 +148,16 @@ func (c *packageCounter) Write(p []byte) (int, error) {
 		if len(c.last) > 20 {
 			c.last = c.last[1:]
 		}
-		if time.Since(c.told) > 5*time.Second {
-			c.told = time.Now()
-			fmt.Fprintf(c.out, "labnode: %4d of about %d packages, %s  %s\n", c.packages, nodePackages,
+		if time.Since(c.lastReported) > 5*time.Second {
+			c.lastReported = time.Now()
+			fmt.Fprintf(c.out, "labnode: %4d of about %d packages, %s  %s\n", c.packages, expectedNodePackages,
 				time.Since(c.started).Round(time.Second), line)
 		}
 	}
 	return len(p), nil
 }
 
-func (c *packageCounter) tail() string { return strings.Join(c.last, "\n") }
+func (c *buildProgress) lastLines() string { return strings.Join(c.last, "\n") }
 
 // lockFile takes an exclusive lock that the kernel drops when the process ends.
 func lockFile(path string) (unlock func(), err error) {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// hierarchies lists where cgroups are mounted: every v1 controller and v2, whichever this machine has.
-func hierarchies() ([]string, error) {
+// cgroupMounts lists where cgroups are mounted: every v1 controller and v2, whichever this machine has.
+func cgroupMounts() ([]string, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return nil, fmt.Errorf("find the cgroup hierarchies: %w", err)
@@ -29,7 +29,7 @@ func hierarchies() ([]string, error) {
 
 // makeCgroups makes the lab's root in every hierarchy; the kubelet insists that it exists.
 func makeCgroups(root string) error {
-	all, err := hierarchies()
+	all, err := cgroupMounts()
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func makeCgroups(root string) error {
 
 // killCgroups kills every process in the lab's cgroups: these are its containers and nothing else.
 func killCgroups(root string) error {
-	all, err := hierarchies()
+	all, err := cgroupMounts()
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func killCgroups(root string) error {
 				procs, _ := os.ReadFile(path + "/cgroup.procs")
 				for field := range strings.FieldsSeq(string(procs)) {
 					left++
-					killNumber(field)
+					killPID(field)
 				}
 				return nil
 			})
@@ -86,7 +86,7 @@ func killCgroups(root string) error {
 
 // removeCgroups removes the lab's empty cgroups, the deepest first.
 func removeCgroups(root string) error {
-	all, err := hierarchies()
+	all, err := cgroupMounts()
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func dial(network, address string) error {
+func checkReachable(network, address string) error {
 	conn, err := net.DialTimeout(network, address, time.Second)
 	if err != nil {
 		return err
@@ -16,30 +16,30 @@ func dial(network, address string) error {
 	return conn.Close()
 }
 
-// writeContainerd configures a containerd that shares nothing with the host's: own root, state, socket, network.
-func (c *Cluster) writeContainerd() error {
-	if err := os.MkdirAll(c.path("cni"), 0o700); err != nil {
+// writeContainerdConfig configures a containerd that shares nothing with the host's: own root, state, socket, network.
+func (c *Cluster) writeContainerdConfig() error {
+	if err := os.MkdirAll(c.filePath("cni"), 0o700); err != nil {
 		return fmt.Errorf("make the CNI directory: %w", err)
 	}
-	if err := c.write("cni/10-lab.conflist", `{
+	if err := c.writeFile("cni/10-lab.conflist", `{
   "cniVersion": "0.4.0", "name": "`+c.NodeName+`",
   "plugins": [{
     "type": "bridge", "bridge": "`+c.Bridge+`", "isGateway": true, "hairpinMode": true,
-    "ipam": {"type": "host-local", "dataDir": "`+c.path("ipam")+`", "routes": [{"dst": "0.0.0.0/0"}],
+    "ipam": {"type": "host-local", "dataDir": "`+c.filePath("ipam")+`", "routes": [{"dst": "0.0.0.0/0"}],
       "ranges": [[{"subnet": "`+c.PodCIDR+`", "gateway": "`+c.NodeIP+`"}]]}
   }]
 }`); err != nil {
 		return err
 	}
 	// restrict_oom_score_adj: without CAP_SYS_RESOURCE runc dies with "can't get final child's PID from pipe".
-	return c.write("containerd.toml", `version = 2
-root = "`+c.path("r")+`"
-state = "`+c.path("s")+`"
+	return c.writeFile("containerd.toml", `version = 2
+root = "`+c.filePath("r")+`"
+state = "`+c.filePath("s")+`"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
   address = "`+c.CRISocket+`"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "`+c.path("opt")+`"
+  path = "`+c.filePath("opt")+`"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "`+PauseImage+`"
   restrict_oom_score_adj = true
@@ -50,20 +50,20 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-  Root = "`+c.path("runc")+`"
+  Root = "`+c.filePath("runc")+`"
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
-  conf_dir = "`+c.path("cni")+`"
+  conf_dir = "`+c.filePath("cni")+`"
 `)
 }
 
-// StaticPods is the directory from which the kubelet takes static pods; a test writes a manifest there, and removes it.
-func (c *State) StaticPods() string { return c.path("static") }
+// StaticPodDir is the directory from which the kubelet takes static pods; a test writes a manifest there, and removes it.
+func (c *State) StaticPodDir() string { return c.filePath("static") }
 
-// writeKubelet configures a kubelet that works on cgroup v1 and v2, evicts nothing and lets everybody in: the
+// writeKubeletConfig configures a kubelet that works on cgroup v1 and v2, evicts nothing and lets everybody in: the
 // lab is for tests and listens on a bridge of its own.
-func (c *Cluster) writeKubelet() error {
-	if err := os.MkdirAll(c.StaticPods(), 0o700); err != nil {
+func (c *Cluster) writeKubeletConfig() error {
+	if err := os.MkdirAll(c.StaticPodDir(), 0o700); err != nil {
 		return fmt.Errorf("make the directory of static pods: %w", err)
 	}
 	port, err := freePort(c.NodeIP)
@@ -103,5 +103,5 @@ nodeStatusUpdateFrequency: 5s
 serializeImagePulls: false
 shutdownGracePeriod: 0s
 `)
-	return c.write("kubelet.yaml", config)
+	return c.writeFile("kubelet.yaml", config)
 }

@@ -29,31 +29,31 @@ const (
 	AttackImage = "stanch.lab/attack:1"
 )
 
-// Image says what an image is made of.
-type Image struct {
-	Name       string          // with a tag, which is not "latest": "stanch.lab/shop:1"
-	Files      map[string]File // by absolute path in the image; parents are made
-	Busybox    bool            // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
-	Entrypoint []string
-	Env        []string // NAME=value
-	User       string   // "" is root
+// ImageSpec says what an image is made of.
+type ImageSpec struct {
+	Name        string               // with a tag, which is not "latest": "stanch.lab/shop:1"
+	Files       map[string]ImageFile // by absolute path in the image; parents are made
+	WithBusybox bool                 // adds /bin/busybox, its applets, /etc/passwd, /etc/shadow and /tmp
+	Entrypoint  []string
+	Env         []string // NAME=value
+	User        string   // "" is root
 }
 
-// File is one file of an image; one of Data, From, Link and Same says what it holds.
-type File struct {
-	Data []byte
-	From string      // a file of the host, copied
-	Link string      // the target of a symbolic link
-	Same string      // another file of the image, of which this is one more name
-	Mode fs.FileMode // 0 means 0755
-	// Capability, if not "", is the extended attribute security.capability.
-	Capability string
+// ImageFile is one file of an image; one of Data, From, Link and Same says what it holds.
+type ImageFile struct {
+	Data          []byte
+	HostPath      string      // a file of the host, copied
+	SymlinkTarget string      // the target of a symbolic link
+	HardlinkTo    string      // another file of the image, of which this is one more name
+	Mode          fs.FileMode // 0 means 0755
+	// CapabilityXattr, if not "", is the extended attribute security.capability.
+	CapabilityXattr string
 }
 
 // ImportImage makes an image of one layer and gives it to the lab's containerd under its name and by digest, so
 // that pods report the digest as they do for a pulled image. It returns the digest ("sha256:…").
-func (c *Cluster) ImportImage(ctx context.Context, image Image) (digest string, err error) {
-	archive, digest, err := image.archive()
+func (c *Cluster) ImportImage(ctx context.Context, image ImageSpec) (digest string, err error) {
+	archive, digest, err := image.ociArchive()
 	if err != nil {
 		return "", fmt.Errorf("make the image %s: %w", image.Name, err)
 	}
@@ -66,22 +66,22 @@ func (c *Cluster) ImportImage(ctx context.Context, image Image) (digest string, 
 }
 
 func (c *Cluster) importBaseImages(ctx context.Context) error {
-	_, err := c.ImportImage(ctx, Image{
-		Name: PauseImage, Busybox: true, Entrypoint: []string{"/bin/busybox", "sleep", "2147483647"},
+	_, err := c.ImportImage(ctx, ImageSpec{
+		Name: PauseImage, WithBusybox: true, Entrypoint: []string{"/bin/busybox", "sleep", "2147483647"},
 	})
-	_, err2 := c.ImportImage(ctx, Image{Name: BusyboxImage, Busybox: true, Entrypoint: []string{"/bin/sh"}})
+	_, err2 := c.ImportImage(ctx, ImageSpec{Name: BusyboxImage, WithBusybox: true, Entrypoint: []string{"/bin/sh"}})
 	return errors.Join(err, err2)
 }
 
 // ImportAttack builds testenv/attack and imports it as AttackImage, returning the image's digest.
 func (c *Cluster) ImportAttack(ctx context.Context) (digest string, err error) {
-	program := c.path("attack-" + rand.Text()) // several test processes may share the lab
+	program := c.filePath("attack-" + rand.Text()) // several test processes may share the lab
 	defer os.Remove(program)
 	if err := BuildStatic(ctx, "stanch/testenv/attack", program); err != nil {
 		return "", err
 	}
-	return c.ImportImage(ctx, Image{
-		Name: AttackImage, Busybox: true, Files: map[string]File{"/attack": {From: program}}, Entrypoint: []string{"/attack"},
+	return c.ImportImage(ctx, ImageSpec{
+		Name: AttackImage, WithBusybox: true, Files: map[string]ImageFile{"/attack": {HostPath: program}}, Entrypoint: []string{"/attack"},
 	})
 }
 
@@ -98,8 +98,8 @@ func BuildStatic(ctx context.Context, pkg, out string) error {
 	return nil
 }
 
-// busyboxFiles are the files that Image.Busybox adds.
-func busyboxFiles() (map[string]File, error) {
+// busyboxFiles are the files that ImageSpec.WithBusybox adds.
+func busyboxFiles() (map[string]ImageFile, error) {
 	program, err := lookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("find busybox (apt-get install busybox-static): %w", err)
@@ -108,8 +108,8 @@ func busyboxFiles() (map[string]File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list busybox's applets: %w", err)
 	}
-	files := map[string]File{
-		"/bin/busybox": {From: program},
+	files := map[string]ImageFile{
+		"/bin/busybox": {HostPath: program},
 		"/etc/passwd":  {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
 		"/etc/group":   {Data: []byte("root:x:0:\nnobody:x:65534:\n"), Mode: 0o644},
 		"/etc/shadow":  {Data: []byte("root:*:19000:0:99999:7:::\n"), Mode: 0o600},
@@ -118,22 +118,22 @@ func busyboxFiles() (map[string]File, error) {
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet != "busybox" {
-			files["/bin/"+applet] = File{Link: "busybox"}
+			files["/bin/"+applet] = ImageFile{SymlinkTarget: "busybox"}
 		}
 	}
 	return files, nil
 }
 
-// archive makes an OCI layout in a tar with the image named twice: by tag and by digest.
-func (image Image) archive() (content []byte, digest string, err error) {
-	files := map[string]File{}
-	if image.Busybox {
+// ociArchive makes an OCI layout in a tar with the image named twice: by tag and by digest.
+func (image ImageSpec) ociArchive() (content []byte, digest string, err error) {
+	files := map[string]ImageFile{}
+	if image.WithBusybox {
 		if files, err = busyboxFiles(); err != nil {
 			return nil, "", err
 		}
 	}
 	maps.Copy(files, image.Files)
-	layer, err := layerOf(files)
+	layer, err := buildLayer(files)
 	if err != nil {
 		return nil, "", err
 	}
@@ -145,7 +145,7 @@ func (image Image) archive() (content []byte, digest string, err error) {
 		return map[string]any{"mediaType": media, "digest": "sha256:" + name, "size": len(content)}
 	}
 	layerRef := add("application/vnd.oci.image.layer.v1.tar", layer)
-	configRef := add("application/vnd.oci.image.config.v1+json", encode(map[string]any{
+	configRef := add("application/vnd.oci.image.config.v1+json", mustEncodeJSON(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
 		"config": map[string]any{
 			"Entrypoint": image.Entrypoint, "User": image.User,
@@ -153,7 +153,7 @@ func (image Image) archive() (content []byte, digest string, err error) {
 		},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
 	}))
-	manifest := add("application/vnd.oci.image.manifest.v1+json", encode(map[string]any{
+	manifest := add("application/vnd.oci.image.manifest.v1+json", mustEncodeJSON(map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
 		"config": configRef, "layers": []any{layerRef},
 	}))
@@ -165,23 +165,23 @@ func (image Image) archive() (content []byte, digest string, err error) {
 		m["annotations"] = map[string]string{"io.containerd.image.name": name}
 		named = append(named, m)
 	}
-	blobs["index.json"] = encode(map[string]any{"schemaVersion": 2, "manifests": named})
+	blobs["index.json"] = mustEncodeJSON(map[string]any{"schemaVersion": 2, "manifests": named})
 
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, name := range slices.Sorted(maps.Keys(blobs)) {
 		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(blobs[name]))}),
-			second(w.Write(blobs[name]))); err != nil {
+			errOnly(w.Write(blobs[name]))); err != nil {
 			return nil, "", err
 		}
 	}
 	return out.Bytes(), digest, w.Close()
 }
 
-func second(_ int, err error) error { return err }
+func errOnly(_ int, err error) error { return err }
 
-// encode is for values that always encode.
-func encode(v any) []byte {
+// mustEncodeJSON is for values that always encode.
+func mustEncodeJSON(v any) []byte {
 	content, err := json.Marshal(v)
 	if err != nil {
 		panic(err)
@@ -189,12 +189,12 @@ func encode(v any) []byte {
 	return content
 }
 
-// layerOf makes the layer, the same bytes for the same files.
-func layerOf(files map[string]File) ([]byte, error) {
+// buildLayer makes the layer, the same bytes for the same files.
+func buildLayer(files map[string]ImageFile) ([]byte, error) {
 	for name := range maps.Clone(files) {
 		for dir := path.Dir(name); dir != "/"; dir = path.Dir(dir) {
 			if _, ok := files[dir]; !ok {
-				files[dir] = File{Mode: fs.ModeDir | 0o755}
+				files[dir] = ImageFile{Mode: fs.ModeDir | 0o755}
 			}
 		}
 	}
@@ -217,18 +217,18 @@ func layerOf(files map[string]File) ([]byte, error) {
 		switch {
 		case mode.IsDir():
 			h.Name, h.Typeflag = h.Name+"/", tar.TypeDir
-		case f.Link != "":
-			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
-		case f.Same != "":
-			h.Typeflag, h.Linkname = tar.TypeLink, strings.TrimPrefix(f.Same, "/")
-		case f.From != "":
+		case f.SymlinkTarget != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.SymlinkTarget
+		case f.HardlinkTo != "":
+			h.Typeflag, h.Linkname = tar.TypeLink, strings.TrimPrefix(f.HardlinkTo, "/")
+		case f.HostPath != "":
 			var err error
-			if data, err = os.ReadFile(f.From); err != nil {
+			if data, err = os.ReadFile(f.HostPath); err != nil {
 				return nil, err
 			}
 		}
-		if f.Capability != "" {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": f.Capability}
+		if f.CapabilityXattr != "" {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": f.CapabilityXattr}
 		}
 		h.Size = int64(len(data))
 		if err := w.WriteHeader(h); err != nil {

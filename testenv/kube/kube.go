@@ -27,16 +27,16 @@ type Options struct {
 	// Detached leaves the lab running when the process that started it ends. Without it, a lab whose starter was
 	// killed is swept by whoever starts the next one.
 	Detached bool
-	// Progress is told what happens, a line each; nil is silent.
-	Progress func(format string, args ...any)
-	// ReadyWithin bounds the start; 0 means 90 s. On an idle machine 8 s are enough.
-	ReadyWithin time.Duration
-	// Audit switches the API server's audit log on; nil leaves it off.
-	Audit *Audit
+	// Logf is told what happens, a line each; nil is silent.
+	Logf func(format string, args ...any)
+	// StartTimeout bounds the start; 0 means 90 s. On an idle machine 8 s are enough.
+	StartTimeout time.Duration
+	// AuditLog switches the API server's audit log on; nil leaves it off.
+	AuditLog *AuditConfig
 }
 
-// Audit is what the API server records, and the webhook that it posts it to, in the words of its own files.
-type Audit struct {
+// AuditConfig is what the API server records, and the webhook that it posts it to, in the words of its own files.
+type AuditConfig struct {
 	Policy, Webhook string
 	Flags           []string // what else the API server is told about it
 }
@@ -45,9 +45,9 @@ type Audit struct {
 type Cluster struct {
 	State
 
-	config *rest.Config
-	client *kubernetes.Clientset
-	parts  []*part
+	config    *rest.Config
+	client    *kubernetes.Clientset
+	processes []*labProcess
 }
 
 // State is what it takes to attach to a running lab, or to clean up after one; it is kept as a JSON file.
@@ -67,61 +67,61 @@ type State struct {
 	CgroupRoot  string `json:"cgroup_root"`
 	KubeletPort int    `json:"kubelet_port"` // on NodeIP, https, authorises everybody
 
-	Owner    process           `json:"owner"`
-	Detached bool              `json:"detached"`
-	Parts    []process         `json:"parts"`
-	Sysctls  map[string]string `json:"sysctls,omitempty"` // what they were before the kubelet
+	Owner     processID         `json:"owner"`
+	Detached  bool              `json:"detached"`
+	Processes []processID       `json:"parts"`
+	Sysctls   map[string]string `json:"sysctls,omitempty"` // what they were before the kubelet
 }
 
 // Start sweeps what killed labs left, then starts a lab and waits until pods can run. It needs root, the
 // binaries named by Missing, and the node's binary (see Build); ErrNotBuilt says that the last is lacking.
 func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
-	if o.Progress == nil {
-		o.Progress = func(string, ...any) {}
+	if o.Logf == nil {
+		o.Logf = func(string, ...any) {}
 	}
-	if o.ReadyWithin == 0 {
-		o.ReadyWithin = 90 * time.Second
+	if o.StartTimeout == 0 {
+		o.StartTimeout = 90 * time.Second
 	}
-	if lacking := Missing(); len(lacking) > 0 {
+	if lacking := MissingPrograms(); len(lacking) > 0 {
 		return nil, fmt.Errorf("start the lab: lacking %v", lacking)
 	}
 	binary, err := Binary()
 	if err != nil {
 		return nil, err
 	}
-	if err := Sweep(); err != nil {
-		o.Progress("labnode: sweep of earlier labs: %v", err)
+	if err := StopOrphanedLabs(); err != nil {
+		o.Logf("labnode: sweep of earlier labs: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.ReadyWithin)
+	ctx, cancel := context.WithTimeout(ctx, o.StartTimeout)
 	defer cancel()
 
 	c := &Cluster{}
 	c.Detached = o.Detached
 	defer func() {
 		if err != nil && c.ID != "" {
-			err = errors.Join(fmt.Errorf("start the lab: %w", err), c.complaints(), c.Stop())
+			err = errors.Join(fmt.Errorf("start the lab: %w", err), c.collectLogTails(), c.Stop())
 		}
 	}()
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
 	}{
-		{"claim a place", func(context.Context) error { return c.claim() }},
+		{"claim a place", func(context.Context) error { return c.claimNumber() }},
 		{"network", func(context.Context) error { return c.makeNetwork() }},
-		{"keys", func(context.Context) error { return c.makeKeys() }},
+		{"keys", func(context.Context) error { return c.writeCertificates() }},
 		{"cgroups", func(context.Context) error { return makeCgroups(c.CgroupRoot) }},
-		{"containerd and etcd", func(ctx context.Context) error { return c.startGround(ctx, binary) }},
-		{"api server", func(context.Context) error { return c.startAPI(binary, o.Audit) }},
+		{"containerd and etcd", func(ctx context.Context) error { return c.startContainerdAndEtcd(ctx, binary) }},
+		{"api server", func(context.Context) error { return c.startAPIServer(binary, o.AuditLog) }},
 		{"images", c.importBaseImages},
-		{"api server answers", c.waitAPI},
-		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNode(binary) }},
-		{"ready", c.waitReady},
+		{"api server answers", c.waitForAPIServer},
+		{"controllers, scheduler, kubelet", func(context.Context) error { return c.startNodeComponents(binary) }},
+		{"ready", c.waitForNodeReady},
 	} {
 		began := time.Now()
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", step.name, err)
 		}
-		o.Progress("labnode: %-32s %5d ms", step.name, time.Since(began).Milliseconds())
+		o.Logf("labnode: %-32s %5d ms", step.name, time.Since(began).Milliseconds())
 	}
 	return c, nil
 }
@@ -130,7 +130,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 // Stop.
 func Attach(path string) (*Cluster, error) {
 	c := &Cluster{}
-	if err := c.read(path); err != nil {
+	if err := c.load(path); err != nil {
 		return nil, fmt.Errorf("attach to the lab %s: %w", path, err)
 	}
 	if _, err := os.Stat(c.Kubeconfig); err != nil {
@@ -159,11 +159,11 @@ func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
 // Client is an administrator's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// path is a file in the lab's directory.
-func (c *State) path(name string) string { return c.Dir + "/" + name }
+// filePath is a file in the lab's directory.
+func (c *State) filePath(name string) string { return c.Dir + "/" + name }
 
-func (c *Cluster) write(name, content string) error {
-	if err := os.WriteFile(c.path(name), []byte(content), 0o600); err != nil {
+func (c *Cluster) writeFile(name, content string) error {
+	if err := os.WriteFile(c.filePath(name), []byte(content), 0o600); err != nil {
 		return fmt.Errorf("write the lab's %s: %w", name, err)
 	}
 	return nil

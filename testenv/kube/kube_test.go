@@ -42,18 +42,18 @@ func TestMain(m *testing.M) {
 func TestLabRunsWorkloadsAndLeavesNothing(t *testing.T) {
 	var state lab.State
 	t.Run("lab", func(t *testing.T) {
-		c := lab.Own(t, lab.Options{})
+		c := lab.StartForTest(t, lab.Options{})
 		state = c.State
 		if _, err := c.ImportAttack(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		namespace := c.Namespace(t)
-		t.Run("a deployment with probes", func(t *testing.T) { deploymentWithProbes(t, c, namespace) })
-		t.Run("pods reach the API server", func(t *testing.T) { podsReachTheAPI(t, c, namespace) })
-		t.Run("privileged pods see the node", func(t *testing.T) { privilegedPods(t, c, namespace) })
-		t.Run("rights are enforced", func(t *testing.T) { rightsAreEnforced(t, c, namespace) })
+		namespace := c.NewNamespace(t)
+		t.Run("a deployment with probes", func(t *testing.T) { testDeploymentWithProbes(t, c, namespace) })
+		t.Run("pods reach the API server", func(t *testing.T) { testPodsReachAPIServer(t, c, namespace) })
+		t.Run("privileged pods see the node", func(t *testing.T) { testPrivilegedPods(t, c, namespace) })
+		t.Run("rights are enforced", func(t *testing.T) { testRBACIsEnforced(t, c, namespace) })
 		t.Run("a pod reports its image's digest", func(t *testing.T) {
-			pod := c.RunPod(t, namespace, lab.Pod("digest", lab.BusyboxImage, "sleep", "600"))
+			pod := c.RunPod(t, namespace, lab.NewPod("digest", lab.BusyboxImage, "sleep", "600"))
 			if id := pod.Status.ContainerStatuses[0].ImageID; !strings.HasPrefix(id, "stanch.lab/busybox@sha256:") {
 				t.Errorf("image id %q", id)
 			}
@@ -62,9 +62,9 @@ func TestLabRunsWorkloadsAndLeavesNothing(t *testing.T) {
 	if state.ID == "" {
 		return
 	}
-	nothingLeft(t, state)
+	requireNoLeftovers(t, state)
 	// A sweep that was slow must not hit the lab that has the number now.
-	next := lab.Own(t, lab.Options{})
+	next := lab.StartForTest(t, lab.Options{})
 	if next.ID != state.ID {
 		t.Logf("another lab took the number %s meanwhile", state.ID)
 		return
@@ -80,9 +80,9 @@ func TestLabRunsWorkloadsAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func deploymentWithProbes(t *testing.T, c *lab.Cluster, namespace string) {
+func testDeploymentWithProbes(t *testing.T, c *lab.Cluster, namespace string) {
 	ctx, two := t.Context(), int32(2)
-	pod := lab.Pod("shop", lab.AttackImage, "/attack", "serve", ":8080")
+	pod := lab.NewPod("shop", lab.AttackImage, "/attack", "serve", ":8080")
 	probe := &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}},
 		PeriodSeconds: 1, FailureThreshold: 3,
@@ -118,12 +118,12 @@ func deploymentWithProbes(t *testing.T, c *lab.Cluster, namespace string) {
 	if out, err := c.Exec(ctx, namespace, name, "main", "wget", "-qO-", other); err != nil || out != "ok\n" {
 		t.Errorf("the sibling answers %q, %v", out, err)
 	}
-	probesAreReal(t, c, namespace)
+	testFailedProbeRestartsPod(t, c, namespace)
 }
 
-// probesAreReal runs a pod whose probe fails and sees the kubelet restart it.
-func probesAreReal(t *testing.T, c *lab.Cluster, namespace string) {
-	pod := lab.Pod("unwell", lab.AttackImage, "/attack", "wait")
+// testFailedProbeRestartsPod runs a pod whose probe fails and sees the kubelet restart it.
+func testFailedProbeRestartsPod(t *testing.T, c *lab.Cluster, namespace string) {
+	pod := lab.NewPod("unwell", lab.AttackImage, "/attack", "wait")
 	pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}},
 		PeriodSeconds: 1, FailureThreshold: 1,
@@ -138,9 +138,9 @@ func probesAreReal(t *testing.T, c *lab.Cluster, namespace string) {
 	})
 }
 
-func podsReachTheAPI(t *testing.T, c *lab.Cluster, namespace string) {
+func testPodsReachAPIServer(t *testing.T, c *lab.Cluster, namespace string) {
 	for _, host := range []bool{false, true} {
-		pod := lab.Pod(fmt.Sprintf("caller-%v", host), lab.AttackImage, "sh", "-c",
+		pod := lab.NewPod(fmt.Sprintf("caller-%v", host), lab.AttackImage, "sh", "-c",
 			"/attack token && exec /attack connect $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT")
 		pod.Spec.HostNetwork = host
 		c.RunPod(t, namespace, pod)
@@ -151,12 +151,12 @@ func podsReachTheAPI(t *testing.T, c *lab.Cluster, namespace string) {
 			}
 			return err
 		})
-		callAsPod(t, c, namespace, pod.Name)
+		callAPIServerAsPod(t, c, namespace, pod.Name)
 	}
 }
 
-func rightsAreEnforced(t *testing.T, c *lab.Cluster, namespace string) {
-	config := c.As(t, namespace, "reader", rbacv1.PolicyRule{
+func testRBACIsEnforced(t *testing.T, c *lab.Cluster, namespace string) {
+	config := c.ConfigWithRules(t, namespace, "reader", rbacv1.PolicyRule{
 		APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"},
 	})
 	client, err := kubernetes.NewForConfig(config)
@@ -172,7 +172,7 @@ func rightsAreEnforced(t *testing.T, c *lab.Cluster, namespace string) {
 }
 
 func TestLabOfAKilledStarterIsSwept(t *testing.T) {
-	if lacking := lab.Missing(); len(lacking) > 0 {
+	if lacking := lab.MissingPrograms(); len(lacking) > 0 {
 		t.Skip("SKIPPED: told by the other test")
 	}
 	if _, err := lab.Binary(); err != nil {
@@ -200,21 +200,21 @@ func TestLabOfAKilledStarterIsSwept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	namespace := c.Namespace(t)
-	c.RunPod(t, namespace, lab.Pod("orphan", lab.BusyboxImage, "sleep", "600"))
+	namespace := c.NewNamespace(t)
+	c.RunPod(t, namespace, lab.NewPod("orphan", lab.BusyboxImage, "sleep", "600"))
 
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = child.Wait()
-	if err := lab.Sweep(); err != nil {
+	if err := lab.StopOrphanedLabs(); err != nil {
 		t.Fatal(err)
 	}
-	nothingLeft(t, c.State)
+	requireNoLeftovers(t, c.State)
 }
 
-// nothingLeft looks for everything that a lab makes.
-func nothingLeft(t *testing.T, s lab.State) {
+// requireNoLeftovers looks for everything that a lab makes.
+func requireNoLeftovers(t *testing.T, s lab.State) {
 	t.Helper()
 	if _, err := os.Stat(s.Dir); !os.IsNotExist(err) {
 		t.Errorf("the directory %s is left: %v", s.Dir, err)
@@ -257,9 +257,9 @@ func nothingLeft(t *testing.T, s lab.State) {
 	}
 }
 
-// privilegedPods: the node agent runs as such a pod, and sees the node.
-func privilegedPods(t *testing.T, c *lab.Cluster, namespace string) {
-	pod := lab.Pod("agent", lab.BusyboxImage, "sleep", "600")
+// testPrivilegedPods: the node agent runs as such a pod, and sees the node.
+func testPrivilegedPods(t *testing.T, c *lab.Cluster, namespace string) {
+	pod := lab.NewPod("agent", lab.BusyboxImage, "sleep", "600")
 	yes := true
 	pod.Spec.HostPID, pod.Spec.HostNetwork = true, true
 	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
@@ -284,8 +284,8 @@ func privilegedPods(t *testing.T, c *lab.Cluster, namespace string) {
 	}
 }
 
-// callAsPod calls the API server with what lies in the pod, as an in-cluster client does.
-func callAsPod(t *testing.T, c *lab.Cluster, namespace, pod string) {
+// callAPIServerAsPod calls the API server with what lies in the pod, as an in-cluster client does.
+func callAPIServerAsPod(t *testing.T, c *lab.Cluster, namespace, pod string) {
 	read := func(command string) string {
 		out, err := c.Exec(t.Context(), namespace, pod, "main", "sh", "-c", command)
 		if err != nil {

@@ -20,21 +20,21 @@ func (c *Cluster) makeNetwork() error {
 		return fmt.Errorf("open a control socket: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := bridgeCall(fd, unix.SIOCBRADDBR, c.Bridge); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := bridgeIoctl(fd, unix.SIOCBRADDBR, c.Bridge); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("make the bridge %s: %w", c.Bridge, err)
 	}
 	for _, a := range []struct{ alias, ip, mask string }{
 		{c.Bridge, c.NodeIP, "255.255.255.0"},
 		{c.Bridge + ":1", c.apiServerIP(), "255.255.255.255"},
 	} {
-		if err := setAddress(fd, unix.SIOCSIFADDR, a.alias, a.ip); err != nil {
+		if err := setInterfaceAddress(fd, unix.SIOCSIFADDR, a.alias, a.ip); err != nil {
 			return fmt.Errorf("give %s the address %s: %w", a.alias, a.ip, err)
 		}
-		if err := setAddress(fd, unix.SIOCSIFNETMASK, a.alias, a.mask); err != nil {
+		if err := setInterfaceAddress(fd, unix.SIOCSIFNETMASK, a.alias, a.mask); err != nil {
 			return fmt.Errorf("give %s the mask %s: %w", a.alias, a.mask, err)
 		}
 	}
-	return setUp(fd, c.Bridge, true)
+	return setInterfaceUp(fd, c.Bridge, true)
 }
 
 // removeNetwork removes the bridge. Pods' interfaces are gone with their network namespaces.
@@ -47,10 +47,10 @@ func (c *State) removeNetwork() error {
 	if _, err := net.InterfaceByName(c.Bridge); err != nil {
 		return nil
 	}
-	if err := setUp(fd, c.Bridge, false); err != nil {
+	if err := setInterfaceUp(fd, c.Bridge, false); err != nil {
 		return err
 	}
-	if err := bridgeCall(fd, unix.SIOCBRDELBR, c.Bridge); err != nil {
+	if err := bridgeIoctl(fd, unix.SIOCBRDELBR, c.Bridge); err != nil {
 		return fmt.Errorf("remove the bridge %s: %w", c.Bridge, err)
 	}
 	return nil
@@ -64,7 +64,7 @@ func (c *State) apiServerIP() string {
 	return u.Hostname()
 }
 
-func bridgeCall(fd int, request uint, name string) error {
+func bridgeIoctl(fd int, request uint, name string) error {
 	bytes, err := unix.BytePtrFromString(name)
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func bridgeCall(fd int, request uint, name string) error {
 	return nil
 }
 
-func setAddress(fd int, request uint, name, ip string) error {
+func setInterfaceAddress(fd int, request uint, name, ip string) error {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func setAddress(fd int, request uint, name, ip string) error {
 	return unix.IoctlIfreq(fd, request, ifr)
 }
 
-func setUp(fd int, name string, up bool) error {
+func setInterfaceUp(fd int, name string, up bool) error {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -116,14 +116,14 @@ func freePort(ip string) (int, error) {
 }
 
 // The kubelet sets these to its taste, and CNI the last; they are put back when the last lab ends.
-var touchedSysctls = []string{
+var changedSysctls = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward",
 }
 
 func readSysctls() map[string]string {
 	values := map[string]string{}
-	for _, name := range touchedSysctls {
+	for _, name := range changedSysctls {
 		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
 			values[name] = string(value)
 		}

@@ -7,39 +7,39 @@ import (
 	"os"
 	"testing"
 
-	"stanch/testenv/require"
+	"stanch/testenv/prereq"
 )
 
-// StateEnv names the environment variable that holds the state file of a lab to share.
-const StateEnv = "STANCH_LAB"
+// LabStateEnv names the environment variable that holds the state file of a lab to share.
+const LabStateEnv = "STANCH_LAB"
 
 // Shared returns a lab for a test: the one that STANCH_LAB names, which `make test` starts once for all packages,
 // or else one of its own that ends with the test. Tests that share a lab keep to namespaces of their own (see
 // Namespace). Where the machine lacks something the test is skipped loudly, or fails under STANCH_NO_SKIP=1.
 func Shared(t testing.TB) *Cluster {
 	t.Helper()
-	if path := os.Getenv(StateEnv); path != "" {
+	if path := os.Getenv(LabStateEnv); path != "" {
 		c, err := Attach(path)
 		if err != nil {
-			t.Fatalf("%v; unset %s to have a lab of its own", err, StateEnv)
+			t.Fatalf("%v; unset %s to have a lab of its own", err, LabStateEnv)
 		}
 		return c
 	}
-	return Own(t, Options{})
+	return StartForTest(t, Options{})
 }
 
-// Own starts a lab for one test and stops it with the test.
-func Own(t testing.TB, o Options) *Cluster {
+// StartForTest starts a lab for one test and stops it with the test.
+func StartForTest(t testing.TB, o Options) *Cluster {
 	t.Helper()
-	if lacking := Missing(); len(lacking) > 0 {
-		require.Lacking(t, "%v", lacking)
+	if lacking := MissingPrograms(); len(lacking) > 0 {
+		prereq.SkipOrFail(t, "%v", lacking)
 	}
-	if o.Progress == nil {
-		o.Progress = t.Logf
+	if o.Logf == nil {
+		o.Logf = t.Logf
 	}
 	c, err := Start(context.Background(), o)
 	if errors.Is(err, ErrNotBuilt) {
-		require.Lacking(t, "%v", err)
+		prereq.SkipOrFail(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -52,10 +52,10 @@ func Own(t testing.TB, o Options) *Cluster {
 	return c
 }
 
-// Main is for the TestMain of a package whose tests all need a lab: they share one, as under STANCH_LAB, instead of
+// RunTestMain is for the TestMain of a package whose tests all need a lab: they share one, as under STANCH_LAB, instead of
 // starting one each. Where a lab cannot run, each test says so itself.
-func Main(m *testing.M) (code int) {
-	if _, err := Binary(); err != nil || os.Getenv(StateEnv) != "" || len(Missing()) > 0 {
+func RunTestMain(m *testing.M) (code int) {
+	if _, err := Binary(); err != nil || os.Getenv(LabStateEnv) != "" || len(MissingPrograms()) > 0 {
 		return m.Run()
 	}
 	c, err := Start(context.Background(), Options{})
@@ -69,7 +69,7 @@ func Main(m *testing.M) (code int) {
 			code = 1
 		}
 	}()
-	if err := os.Setenv(StateEnv, c.StateFile()); err != nil {
+	if err := os.Setenv(LabStateEnv, c.StateFile()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -13,14 +13,14 @@ import (
 	"syscall"
 )
 
-// registry holds a state file per lab of this machine, and the lock under which they come and go.
-const registry = "/run/stanch-lab"
+// labRegistryDir holds a state file per lab of this machine, and the lock under which they come and go.
+const labRegistryDir = "/run/stanch-lab"
 
 // maxLabs bounds how many labs one machine runs at once; each has a number below this.
 const maxLabs = 64
 
-// needed are the programs that the lab starts, with the Debian package of each.
-var needed = []struct{ file, from string }{
+// requiredPrograms are the programs that the lab starts, with the Debian package of each.
+var requiredPrograms = []struct{ file, from string }{
 	{"containerd", "containerd"},
 	{"ctr", "containerd"},
 	{"runc", "runc"},
@@ -30,13 +30,13 @@ var needed = []struct{ file, from string }{
 	{"busybox", "busybox-static"},
 }
 
-// Missing lists what this machine lacks for a lab, apart from the node's own binary; empty is good.
-func Missing() []string {
+// MissingPrograms lists what this machine lacks for a lab, apart from the node's own binary; empty is good.
+func MissingPrograms() []string {
 	var missing []string
 	if os.Geteuid() != 0 {
 		missing = append(missing, "root")
 	}
-	for _, n := range needed {
+	for _, n := range requiredPrograms {
 		if _, err := lookPath(n.file); err != nil {
 			missing = append(missing, n.file+" (apt-get install "+n.from+")")
 		}
@@ -52,12 +52,12 @@ func lookPath(file string) (string, error) {
 	return exec.LookPath(filepath.Join("/usr/sbin", file))
 }
 
-// claim takes the first free number and with it names and addresses that no other lab has.
-func (c *Cluster) claim() error {
-	if err := os.MkdirAll(registry, 0o755); err != nil {
+// claimNumber takes the first free number and with it names and addresses that no other lab has.
+func (c *Cluster) claimNumber() error {
+	if err := os.MkdirAll(labRegistryDir, 0o755); err != nil {
 		return fmt.Errorf("make the registry of labs: %w", err)
 	}
-	unlock, err := lockFile(registry + "/lock")
+	unlock, err := lockFile(labRegistryDir + "/lock")
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (c *Cluster) claim() error {
 		if err != nil {
 			return fmt.Errorf("make the lab's directory: %w", err)
 		}
-		owner, err := identify(os.Getpid())
+		owner, err := identifyProcess(os.Getpid())
 		if err != nil {
 			return err
 		}
@@ -81,16 +81,16 @@ func (c *Cluster) claim() error {
 			APIServer: "https://" + services + "1:443", Bridge: fmt.Sprintf("stanch-lab%d", n),
 			CgroupRoot: fmt.Sprintf("/stanch-lab%d", n), Kubeconfig: dir + "/admin.kubeconfig", CRISocket: dir + "/c.sock",
 		}
-		if c.Sysctls, err = sysctlsBefore(); err != nil {
+		if c.Sysctls, err = originalSysctls(); err != nil {
 			return err
 		}
 		return c.save()
 	}
-	return fmt.Errorf("all %d labs of this machine are taken; see %s", maxLabs, registry)
+	return fmt.Errorf("all %d labs of this machine are taken; see %s", maxLabs, labRegistryDir)
 }
 
-// sysctlsBefore reads what another lab found when it came, or, if there is none, what is set now.
-func sysctlsBefore() (map[string]string, error) {
+// originalSysctls reads what another lab found when it came, or, if there is none, what is set now.
+func originalSysctls() (map[string]string, error) {
 	labs, err := otherLabs("")
 	if err != nil || len(labs) == 0 {
 		return readSysctls(), err
@@ -100,14 +100,14 @@ func sysctlsBefore() (map[string]string, error) {
 
 // otherLabs reads the state of every lab of this machine except the one with this id.
 func otherLabs(id string) ([]State, error) {
-	paths, err := filepath.Glob(registry + "/*.json")
+	paths, err := filepath.Glob(labRegistryDir + "/*.json")
 	if err != nil {
 		return nil, err
 	}
 	var labs []State
 	for _, path := range paths {
 		var s State
-		if err := s.read(path); err == nil && s.ID != id {
+		if err := s.load(path); err == nil && s.ID != id {
 			labs = append(labs, s)
 		}
 	}
@@ -127,7 +127,7 @@ func addressInUse(prefixes ...string) bool {
 	return false
 }
 
-func statePath(id string) string { return registry + "/" + id + ".json" }
+func statePath(id string) string { return labRegistryDir + "/" + id + ".json" }
 
 // StateFile is where the lab's state is kept: the value for STANCH_LAB.
 func (c *State) StateFile() string { return statePath(c.ID) }
@@ -144,7 +144,7 @@ func (c *State) save() error {
 	return os.Rename(partial, c.StateFile())
 }
 
-func (c *State) read(path string) error {
+func (c *State) load(path string) error {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -152,48 +152,48 @@ func (c *State) read(path string) error {
 	return json.Unmarshal(content, c)
 }
 
-// Sweep stops every lab whose starter is gone, unless it was left running on purpose.
-func Sweep() error {
+// StopOrphanedLabs stops every lab whose starter is gone, unless it was left running on purpose.
+func StopOrphanedLabs() error {
 	labs, err := otherLabs("")
 	all := []error{err}
 	for _, lab := range labs {
-		if !lab.Detached && !lab.Owner.alive() {
+		if !lab.Detached && !lab.Owner.isAlive() {
 			all = append(all, (&Cluster{State: lab}).Stop())
 		}
 	}
 	return errors.Join(all...)
 }
 
-// process names a process by what is never reused: its id and when it started, in ticks since boot.
-type process struct {
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"`
-	Name  string `json:"name,omitempty"`
+// processID names a process by what is never reused: its id and when it started, in ticks since boot.
+type processID struct {
+	PID        int    `json:"pid"`
+	StartTicks uint64 `json:"start"`
+	Name       string `json:"name,omitempty"`
 }
 
-func identify(pid int) (process, error) {
+func identifyProcess(pid int) (processID, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return process{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return processID{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	// The name, in brackets, may hold anything; the start is the 20th field after it.
 	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 20 || fields[0] == "Z" {
-		return process{}, fmt.Errorf("identify process %d: it has ended", pid)
+		return processID{}, fmt.Errorf("identify process %d: it has ended", pid)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
-	return process{PID: pid, Start: start}, err
+	return processID{PID: pid, StartTicks: start}, err
 }
 
-func (p process) alive() bool {
-	now, err := identify(p.PID)
-	return err == nil && now.Start == p.Start
+func (p processID) isAlive() bool {
+	now, err := identifyProcess(p.PID)
+	return err == nil && now.StartTicks == p.StartTicks
 }
 
-// signal is sent only if the process is still the same one.
-func (p process) signal(s syscall.Signal) {
-	if p.alive() {
+// sendSignal is sent only if the process is still the same one.
+func (p processID) sendSignal(s syscall.Signal) {
+	if p.isAlive() {
 		_ = syscall.Kill(p.PID, s)
 	}
 }

@@ -20,30 +20,30 @@ import (
 // directory, and its state file the last, so that a Stop that was interrupted can be made again. It works on a
 // running lab, on half of one, and on what a killed one left.
 func (c *Cluster) Stop() error {
-	unlock, err := lockFile(registry + "/lock")
+	unlock, err := lockFile(labRegistryDir + "/lock")
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	var now State
-	if err := now.read(c.StateFile()); errors.Is(err, fs.ErrNotExist) || err == nil && now.Dir != c.Dir {
+	if err := now.load(c.StateFile()); errors.Is(err, fs.ErrNotExist) || err == nil && now.Dir != c.Dir {
 		return nil // stopped before, and perhaps another lab has its number now: hands off
 	}
 	if now.Dir == c.Dir {
-		c.Parts = now.Parts // the starter may have added some since this was read
+		c.Processes = now.Processes // the starter may have added some since this was read
 	}
 	var failed []error
 	for _, step := range []func() error{
-		func() error { c.killParts("kubelet"); return nil }, // it would start again what is killed
+		func() error { c.killProcesses("kubelet"); return nil }, // it would start again what is killed
 		func() error { return killCgroups(c.CgroupRoot) },
 		c.killShims,
-		func() error { c.killParts(""); return nil },
+		func() error { c.killProcesses(""); return nil },
 		func() error { return killCgroups(c.CgroupRoot) },
 		c.unmountAll,
 		func() error { return removeCgroups(c.CgroupRoot) },
 		c.removeNetwork,
 		c.removeLogLinks,
-		c.removeNetworkResults,
+		c.removeCNIResults,
 		func() error { return os.RemoveAll(c.Dir) },
 	} {
 		failed = append(failed, step())
@@ -58,18 +58,18 @@ func (c *Cluster) Stop() error {
 	return os.Remove(c.StateFile())
 }
 
-// killParts kills the part of this name, or all for "", and waits until they are gone.
-func (c *Cluster) killParts(name string) {
-	for _, p := range c.Parts {
+// killProcesses kills the part of this name, or all for "", and waits until they are gone.
+func (c *Cluster) killProcesses(name string) {
+	for _, p := range c.Processes {
 		if name == "" || p.Name == name {
-			p.signal(syscall.SIGKILL)
-			waitGone(p)
+			p.sendSignal(syscall.SIGKILL)
+			waitForExit(p)
 		}
 	}
 }
 
-func waitGone(p process) {
-	for deadline := time.Now().Add(5 * time.Second); p.alive() && time.Now().Before(deadline); {
+func waitForExit(p processID) {
+	for deadline := time.Now().Add(5 * time.Second); p.isAlive() && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
@@ -89,12 +89,12 @@ func (c *Cluster) killShims() error {
 		if err != nil {
 			continue
 		}
-		if p, err := identify(pid); err == nil {
-			p.signal(syscall.SIGKILL)
-			waitGone(p)
+		if p, err := identifyProcess(pid); err == nil {
+			p.sendSignal(syscall.SIGKILL)
+			waitForExit(p)
 		}
 	}
-	sockets, _ := filepath.Glob(c.path("s") + "/io.containerd.runtime.v2.task/*/*/address")
+	sockets, _ := filepath.Glob(c.filePath("s") + "/io.containerd.runtime.v2.task/*/*/address")
 	for _, file := range sockets {
 		if address, err := os.ReadFile(file); err == nil {
 			_ = os.Remove(strings.TrimPrefix(string(address), "unix://"))
@@ -103,7 +103,7 @@ func (c *Cluster) killShims() error {
 	return nil
 }
 
-func killNumber(pid string) {
+func killPID(pid string) {
 	if n, err := strconv.Atoi(pid); err == nil && n > 1 {
 		_ = syscall.Kill(n, syscall.SIGKILL)
 	}
@@ -149,17 +149,17 @@ func (c *Cluster) removeLogLinks() error {
 	return err
 }
 
-// resultsDir is where CNI keeps what it gave to each pod, a path that containerd lets nobody choose.
-const resultsDir = "/var/lib/cni/results"
+// cniResultsDir is where CNI keeps what it gave to each pod, a path that containerd lets nobody choose.
+const cniResultsDir = "/var/lib/cni/results"
 
-func (c *Cluster) removeNetworkResults() error {
-	ours, err := filepath.Glob(resultsDir + "/" + c.NodeName + "-*-eth0")
+func (c *Cluster) removeCNIResults() error {
+	ours, err := filepath.Glob(cniResultsDir + "/" + c.NodeName + "-*-eth0")
 	if err != nil {
 		return err
 	}
 	for _, path := range ours {
 		sandbox := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), c.NodeName+"-"), "-eth0")
-		_ = os.Remove(resultsDir + "/cni-loopback-" + sandbox + "-lo")
+		_ = os.Remove(cniResultsDir + "/cni-loopback-" + sandbox + "-lo")
 		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("remove what CNI kept: %w", err)
 		}

@@ -46,24 +46,24 @@ type Server struct {
 	Port  int
 	Roots *x509.CertPool
 
-	mu       sync.Mutex
-	messages []Message
-	fail     []error
-	unknown  string
+	mu               sync.Mutex
+	messages         []Message
+	nextErrors       []error
+	unknownRecipient string
 }
 
-// Mode is how the server protects its connections.
-type Mode int
+// TLSMode is how the server protects its connections.
+type TLSMode int
 
 // The modes.
 const (
-	StartTLS Mode = iota
-	Implicit
-	Plain
+	ModeStartTLS TLSMode = iota
+	ModeImplicitTLS
+	ModePlaintext
 )
 
 // Start starts a server on loopback.
-func Start(t testing.TB, mode Mode) *Server {
+func Start(t testing.TB, mode TLSMode) *Server {
 	t.Helper()
 	s := &Server{Host: "127.0.0.1"}
 	server := smtp.NewServer(s)
@@ -74,10 +74,10 @@ func Start(t testing.TB, mode Mode) *Server {
 		t.Fatal(err)
 	}
 	s.Port = l.Addr().(*net.TCPAddr).Port
-	if mode != Plain {
-		certificate := s.certificate(t)
+	if mode != ModePlaintext {
+		certificate := s.newCertificate(t)
 		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
-		if mode == Implicit {
+		if mode == ModeImplicitTLS {
 			l = tls.NewListener(l, server.TLSConfig)
 		}
 	}
@@ -86,7 +86,7 @@ func Start(t testing.TB, mode Mode) *Server {
 	return s
 }
 
-func (s *Server) certificate(t testing.TB) tls.Certificate {
+func (s *Server) newCertificate(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -110,18 +110,18 @@ func (s *Server) certificate(t testing.TB) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{raw}, PrivateKey: key}
 }
 
-// Fail makes the next message fail with an SMTP error.
-func (s *Server) Fail(code int, text string) {
+// FailNext makes the next message fail with an SMTP error.
+func (s *Server) FailNext(code int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fail = append(s.fail, &smtp.SMTPError{Code: code, Message: text})
+	s.nextErrors = append(s.nextErrors, &smtp.SMTPError{Code: code, Message: text})
 }
 
-// Forget makes the server not know a recipient.
-func (s *Server) Forget(address string) {
+// RejectRecipient makes the server not know a recipient.
+func (s *Server) RejectRecipient(address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unknown = address
+	s.unknownRecipient = address
 }
 
 // Messages are those that came.
@@ -137,13 +137,13 @@ func (s *Server) NewSession(c *smtp.Conn) (smtp.Session, error) {
 }
 
 type session struct {
-	server *Server
-	conn   *smtp.Conn
-	login  string
-	now    Message
+	server  *Server
+	conn    *smtp.Conn
+	login   string
+	current Message
 }
 
-func (s *session) encrypted() bool {
+func (s *session) isEncrypted() bool {
 	_, ok := s.conn.TLSConnectionState()
 	return ok
 }
@@ -162,20 +162,20 @@ func (s *session) Auth(string) (sasl.Server, error) {
 }
 
 func (s *session) Mail(from string, _ *smtp.MailOptions) error {
-	if s.server.Roots != nil && !s.encrypted() {
+	if s.server.Roots != nil && !s.isEncrypted() {
 		return &smtp.SMTPError{Code: 530, Message: "must issue a STARTTLS command first"}
 	}
-	s.now = Message{From: from, Encrypted: s.encrypted(), Login: s.login}
+	s.current = Message{From: from, Encrypted: s.isEncrypted(), Login: s.login}
 	return nil
 }
 
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if to == s.server.unknown {
+	if to == s.server.unknownRecipient {
 		return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox"}
 	}
-	s.now.To = append(s.now.To, to)
+	s.current.To = append(s.current.To, to)
 	return nil
 }
 
@@ -186,15 +186,15 @@ func (s *session) Data(r io.Reader) error {
 	}
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
-	if len(s.server.fail) > 0 {
-		err := s.server.fail[0]
-		s.server.fail = s.server.fail[1:]
+	if len(s.server.nextErrors) > 0 {
+		err := s.server.nextErrors[0]
+		s.server.nextErrors = s.server.nextErrors[1:]
 		return err
 	}
-	s.now.Raw = string(raw)
-	s.server.messages = append(s.server.messages, s.now)
+	s.current.Raw = string(raw)
+	s.server.messages = append(s.server.messages, s.current)
 	return nil
 }
 
-func (s *session) Reset()        { s.now = Message{} }
+func (s *session) Reset()        { s.current = Message{} }
 func (s *session) Logout() error { return nil }

@@ -31,26 +31,26 @@ type Span struct {
 	Attributes map[string]string
 }
 
-// ID and Parent are the span's, as text; a root's Parent is "".
-func (s Span) ID() string { return hex.EncodeToString(s.GetSpanId()) }
+// SpanID and Parent are the span's, as text; a root's Parent is "".
+func (s Span) SpanID() string { return hex.EncodeToString(s.GetSpanId()) }
 
-// Parent is its parent's ID.
-func (s Span) Parent() string { return hex.EncodeToString(s.GetParentSpanId()) }
+// ParentID is its parent's ID.
+func (s Span) ParentID() string { return hex.EncodeToString(s.GetParentSpanId()) }
 
-// Trace is the id of its trace.
-func (s Span) Trace() string { return hex.EncodeToString(s.GetTraceId()) }
+// TraceIDText is the id of its trace.
+func (s Span) TraceIDText() string { return hex.EncodeToString(s.GetTraceId()) }
 
 // Start starts one, and stops it when the test ends.
 func Start(t testing.TB) *Receiver {
 	t.Helper()
 	r := &Receiver{services: map[string]bool{}}
-	server := httptest.NewServer(http.HandlerFunc(r.take))
+	server := httptest.NewServer(http.HandlerFunc(r.handleTraces))
 	t.Cleanup(server.Close)
 	r.URL = server.URL
 	return r
 }
 
-func (r *Receiver) take(w http.ResponseWriter, q *http.Request) {
+func (r *Receiver) handleTraces(w http.ResponseWriter, q *http.Request) {
 	raw, err := io.ReadAll(io.LimitReader(q.Body, 16<<20))
 	var in collector.ExportTraceServiceRequest
 	if err != nil || q.URL.Path != "/v1/traces" || q.Header.Get("Content-Type") != "application/x-protobuf" || proto.Unmarshal(raw, &in) != nil {

@@ -29,8 +29,8 @@ func New(t testing.TB) *Signer {
 	return &Signer{key}
 }
 
-// Keys verify what it signed.
-func (s *Signer) Keys() attestation.Keyring { return attestation.NewKeyring(s.key.PublicKey()) }
+// Keyring verify what it signed.
+func (s *Signer) Keyring() attestation.Keyring { return attestation.NewKeyring(s.key.PublicKey()) }
 
 // Sign signs a statement.
 func (s *Signer) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {

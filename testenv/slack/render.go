@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Page draws messages roughly as Slack shows them, so that somebody can look at what was sent.
-func Page(messages ...Message) (string, error) {
+// RenderHTML draws messages roughly as Slack shows them, so that somebody can look at what was sent.
+func RenderHTML(messages ...Message) (string, error) {
 	var b strings.Builder
 	b.WriteString(`<!doctype html><html><head><meta charset="utf-8"><style>` + "\n" + pageStyle + `</style></head><body>`)
 	for _, m := range messages {
@@ -18,12 +18,12 @@ func Page(messages ...Message) (string, error) {
 			return "", fmt.Errorf("blocks of %s: %w", m.TS, err)
 		}
 		class := "message"
-		if m.Thread != "" {
+		if m.ThreadTS != "" {
 			class += " reply"
 		}
 		fmt.Fprintf(&b, `<div class=%q><div class="avatar">S</div><div class="body"><div class="who">Stanch <span>APP</span></div>`, class)
 		for _, block := range blocks {
-			drawBlock(&b, block)
+			renderBlock(&b, block)
 		}
 		b.WriteString("</div></div>")
 	}
@@ -34,48 +34,48 @@ func Page(messages ...Message) (string, error) {
 //go:embed page.css
 var pageStyle string
 
-func drawBlock(b *strings.Builder, block map[string]any) {
+func renderBlock(b *strings.Builder, block map[string]any) {
 	switch block["type"] {
 	case "header":
-		fmt.Fprintf(b, `<div class="header">%s</div>`, plainText(block["text"]))
+		fmt.Fprintf(b, `<div class="header">%s</div>`, plainTextOf(block["text"]))
 	case "divider":
 		b.WriteString("<hr>")
 	case "context":
 		b.WriteString(`<div class="context">`)
-		for _, e := range listOf(block["elements"]) {
-			b.WriteString(plainText(e))
+		for _, e := range toObjectList(block["elements"]) {
+			b.WriteString(plainTextOf(e))
 		}
 		b.WriteString("</div>")
 	case "actions":
 		b.WriteString(`<div class="actions">`)
-		for _, e := range listOf(block["elements"]) {
+		for _, e := range toObjectList(block["elements"]) {
 			style, _ := e["style"].(string)
-			fmt.Fprintf(b, `<b class=%q>%s</b>`, style, plainText(e["text"]))
+			fmt.Fprintf(b, `<b class=%q>%s</b>`, style, plainTextOf(e["text"]))
 		}
 		b.WriteString("</div>")
 	case "rich_text":
-		for _, e := range listOf(block["elements"]) {
-			drawRich(b, e)
+		for _, e := range toObjectList(block["elements"]) {
+			renderRichText(b, e)
 		}
 	default:
 		fmt.Fprintf(b, "<p>[%v]</p>", block["type"])
 	}
 }
 
-func drawRich(b *strings.Builder, e map[string]any) {
+func renderRichText(b *strings.Builder, e map[string]any) {
 	open, end := "<div>", "</div>"
 	if e["type"] == "rich_text_list" {
 		b.WriteString("<ul>")
-		for _, item := range listOf(e["elements"]) {
+		for _, item := range toObjectList(e["elements"]) {
 			b.WriteString("<li>")
-			drawRich(b, item)
+			renderRichText(b, item)
 			b.WriteString("</li>")
 		}
 		b.WriteString("</ul>")
 		return
 	}
 	b.WriteString(open)
-	for _, part := range listOf(e["elements"]) {
+	for _, part := range toObjectList(e["elements"]) {
 		text, _ := part["text"].(string)
 		switch part["type"] {
 		case "user":
@@ -98,13 +98,13 @@ func drawRich(b *strings.Builder, e map[string]any) {
 	b.WriteString(end)
 }
 
-func plainText(v any) string {
+func plainTextOf(v any) string {
 	m, _ := v.(map[string]any)
 	text, _ := m["text"].(string)
 	return template.HTMLEscapeString(text)
 }
 
-func listOf(v any) []map[string]any {
+func toObjectList(v any) []map[string]any {
 	all, _ := v.([]any)
 	var out []map[string]any
 	for _, one := range all {

@@ -55,8 +55,8 @@ func Start(t testing.TB, kinds map[string]any) *Server {
 	return &Server{Client: c, t: t}
 }
 
-// Run starts a workflow of an incident.
-func (s *Server) Run(kind, id, incident string, in ...any) client.WorkflowRun {
+// StartWorkflow starts a workflow of an incident.
+func (s *Server) StartWorkflow(kind, id, incident string, in ...any) client.WorkflowRun {
 	s.t.Helper()
 	o := client.StartWorkflowOptions{ID: id, TaskQueue: workflows.TaskQueue}
 	if incident != "" {
@@ -67,8 +67,8 @@ func (s *Server) Run(kind, id, incident string, in ...any) client.WorkflowRun {
 	return run
 }
 
-// Listed waits until so many workflows of a kind and status are listed: lists lag behind.
-func (s *Server) Listed(kind, status string, n int) {
+// WaitUntilListed waits until so many workflows of a kind and status are listed: lists lag behind.
+func (s *Server) WaitUntilListed(kind, status string, n int) {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
 		page, err := s.ListWorkflow(context.Background(), &workflowservice.ListWorkflowExecutionsRequest{Query: fmt.Sprintf("WorkflowType = '%s' AND ExecutionStatus = '%s'", kind, status)})

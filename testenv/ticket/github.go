@@ -8,20 +8,20 @@ import (
 	"testing"
 )
 
-// GitHub starts a GitHub with the repository acme/incidents.
-func GitHub(t testing.TB) *Server {
+// StartGitHub starts a StartGitHub with the repository acme/incidents.
+func StartGitHub(t testing.TB) *FakeTracker {
 	t.Helper()
-	return start(t, "acme/incidents", func(s *Server) http.Handler {
+	return startServer(t, "acme/incidents", func(s *FakeTracker) http.Handler {
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /repos/acme/incidents/issues", s.githubList)
-		mux.HandleFunc("POST /repos/acme/incidents/issues", s.githubOpen)
+		mux.HandleFunc("POST /repos/acme/incidents/issues", s.githubCreate)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Authorization") != "Bearer "+Token {
-				answer(w, http.StatusUnauthorized, object{"message": "Bad credentials", "documentation_url": "https://docs.github.com/rest", "status": "401"})
+				writeJSON(w, http.StatusUnauthorized, jsonObject{"message": "Bad credentials", "documentation_url": "https://docs.github.com/rest", "status": "401"})
 				return
 			}
 			if r.Header.Get("User-Agent") == "" {
-				answer(w, http.StatusForbidden, object{"message": "Request forbidden by administrative rules. Please make sure your request has a User-Agent header"})
+				writeJSON(w, http.StatusForbidden, jsonObject{"message": "Request forbidden by administrative rules. Please make sure your request has a User-Agent header"})
 				return
 			}
 			mux.ServeHTTP(w, r)
@@ -29,38 +29,38 @@ func GitHub(t testing.TB) *Server {
 	})
 }
 
-func (s *Server) githubIssue(i Issue) object {
-	labels := []object{}
+func (s *FakeTracker) githubIssueJSON(i Issue) jsonObject {
+	labels := []jsonObject{}
 	for _, l := range i.Labels {
-		labels = append(labels, object{"name": l, "color": "ededed"}) //nolint:misspell // GitHub's word
+		labels = append(labels, jsonObject{"name": l, "color": "ededed"}) //nolint:misspell // StartGitHub's word
 	}
-	return object{
+	return jsonObject{
 		"number": i.Number, "html_url": fmt.Sprintf("https://github.com/%s/issues/%d", s.Project, i.Number), "title": i.Title, "body": i.Body, "labels": labels, "state": "open",
 	}
 }
 
-func (s *Server) githubList(w http.ResponseWriter, r *http.Request) {
+func (s *FakeTracker) githubList(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	found := s.with(strings.Split(q.Get("labels"), ",")...)
+	found := s.issuesWithLabels(strings.Split(q.Get("labels"), ",")...)
 	if q.Get("direction") != "asc" {
 		slices.Reverse(found)
 	}
-	out := []object{}
+	out := []jsonObject{}
 	for _, i := range found {
-		out = append(out, s.githubIssue(i))
+		out = append(out, s.githubIssueJSON(i))
 	}
-	answer(w, http.StatusOK, out)
+	writeJSON(w, http.StatusOK, out)
 }
 
-func (s *Server) githubOpen(w http.ResponseWriter, r *http.Request) {
+func (s *FakeTracker) githubCreate(w http.ResponseWriter, r *http.Request) {
 	var q struct {
 		Title  string   `json:"title"`
 		Body   string   `json:"body"`
 		Labels []string `json:"labels"`
 	}
-	if err := decode(r, &q); err != nil || q.Title == "" || len(q.Body) > 65536 {
-		answer(w, http.StatusUnprocessableEntity, object{"message": "Validation Failed", "errors": []object{{"resource": "Issue", "code": "invalid"}}})
+	if err := decodeStrict(r, &q); err != nil || q.Title == "" || len(q.Body) > 65536 {
+		writeJSON(w, http.StatusUnprocessableEntity, jsonObject{"message": "Validation Failed", "errors": []jsonObject{{"resource": "Issue", "code": "invalid"}}})
 		return
 	}
-	answer(w, http.StatusCreated, s.githubIssue(s.add(Issue{Title: q.Title, Body: q.Body, Labels: q.Labels})))
+	writeJSON(w, http.StatusCreated, s.githubIssueJSON(s.addIssue(Issue{Title: q.Title, Body: q.Body, Labels: q.Labels})))
 }

@@ -10,20 +10,20 @@ import (
 	"testing"
 )
 
-// Jira starts a Jira Cloud with the project OPS.
-func Jira(t testing.TB) *Server {
+// StartJira starts a Jira Cloud with the project OPS.
+func StartJira(t testing.TB) *FakeTracker {
 	t.Helper()
-	return start(t, "OPS", func(s *Server) http.Handler {
+	return startServer(t, "OPS", func(s *FakeTracker) http.Handler {
 		mux := http.NewServeMux()
 		mux.HandleFunc("POST /rest/api/3/search/jql", s.jiraSearch)
-		mux.HandleFunc("POST /rest/api/3/issue", s.jiraOpen)
+		mux.HandleFunc("POST /rest/api/3/issue", s.jiraCreate)
 		mux.HandleFunc("/rest/api/3/search", func(w http.ResponseWriter, _ *http.Request) {
-			answer(w, http.StatusGone, object{"errorMessages": []string{"The requested API has been removed. Please migrate to the /rest/api/3/search/jql API."}})
+			writeJSON(w, http.StatusGone, jsonObject{"errorMessages": []string{"The requested API has been removed. Please migrate to the /rest/api/3/search/jql API."}})
 		})
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if user, token, ok := r.BasicAuth(); !ok || user != User || token != Token {
 				w.Header().Set("Www-Authenticate", "OAuth realm=\"jira\"")
-				answer(w, http.StatusUnauthorized, object{"errorMessages": []string{"Client must be authenticated to access this resource."}, "errors": object{}})
+				writeJSON(w, http.StatusUnauthorized, jsonObject{"errorMessages": []string{"Client must be authenticated to access this resource."}, "errors": jsonObject{}})
 				return
 			}
 			mux.ServeHTTP(w, r)
@@ -31,40 +31,40 @@ func Jira(t testing.TB) *Server {
 	})
 }
 
-func jiraRefuses(w http.ResponseWriter, message string, fields object) {
+func writeJiraError(w http.ResponseWriter, message string, fields jsonObject) {
 	messages := []string{}
 	if message != "" {
 		messages = append(messages, message)
 	}
-	answer(w, http.StatusBadRequest, object{"errorMessages": messages, "errors": fields})
+	writeJSON(w, http.StatusBadRequest, jsonObject{"errorMessages": messages, "errors": fields})
 }
 
-// jql is the one form of query that this Jira knows. Its strings hold no quotes.
-var jql = regexp.MustCompile(`^project = "([A-Z][A-Z0-9]+)" AND labels = "([^"\\]+)" ORDER BY created ASC$`)
+// jqlPattern is the one form of query that this Jira knows. Its strings hold no quotes.
+var jqlPattern = regexp.MustCompile(`^project = "([A-Z][A-Z0-9]+)" AND labels = "([^"\\]+)" ORDER BY created ASC$`)
 
-func (s *Server) jiraSearch(w http.ResponseWriter, r *http.Request) {
+func (s *FakeTracker) jiraSearch(w http.ResponseWriter, r *http.Request) {
 	var q struct {
 		JQL    string   `json:"jql"`
 		Fields []string `json:"fields"`
 		Max    int      `json:"maxResults"`
 	}
-	if err := decode(r, &q); err != nil {
-		jiraRefuses(w, "Invalid request payload. Refer to the REST API documentation and try again.", object{})
+	if err := decodeStrict(r, &q); err != nil {
+		writeJiraError(w, "Invalid request payload. Refer to the REST API documentation and try again.", jsonObject{})
 		return
 	}
-	m := jql.FindStringSubmatch(q.JQL)
+	m := jqlPattern.FindStringSubmatch(q.JQL)
 	if m == nil || m[1] != s.Project {
-		jiraRefuses(w, "Error in the JQL Query", object{})
+		writeJiraError(w, "Error in the JQL Query", jsonObject{})
 		return
 	}
-	out := []object{}
-	for _, i := range s.with(m[2]) {
-		out = append(out, object{"id": fmt.Sprint(10000 + i.Number), "key": i.Key, "self": s.URL + "/rest/api/3/issue/" + i.Key, "fields": object{"labels": i.Labels}})
+	out := []jsonObject{}
+	for _, i := range s.issuesWithLabels(m[2]) {
+		out = append(out, jsonObject{"id": fmt.Sprint(10000 + i.Number), "key": i.Key, "self": s.URL + "/rest/api/3/issue/" + i.Key, "fields": jsonObject{"labels": i.Labels}})
 	}
-	answer(w, http.StatusOK, object{"issues": out, "isLast": true})
+	writeJSON(w, http.StatusOK, jsonObject{"issues": out, "isLast": true})
 }
 
-func (s *Server) jiraOpen(w http.ResponseWriter, r *http.Request) {
+func (s *FakeTracker) jiraCreate(w http.ResponseWriter, r *http.Request) {
 	var q struct {
 		Fields struct {
 			Project     struct{ Key string }  `json:"project"`
@@ -75,24 +75,24 @@ func (s *Server) jiraOpen(w http.ResponseWriter, r *http.Request) {
 		} `json:"fields"`
 	}
 	f := &q.Fields
-	if err := decode(r, &q); err != nil {
-		jiraRefuses(w, "Invalid request payload. Refer to the REST API documentation and try again.", object{})
+	if err := decodeStrict(r, &q); err != nil {
+		writeJiraError(w, "Invalid request payload. Refer to the REST API documentation and try again.", jsonObject{})
 		return
 	}
-	var doc Node
+	var doc DocumentNode
 	switch {
 	case f.Project.Key != s.Project:
-		jiraRefuses(w, "", object{"project": "valid project is required"})
+		writeJiraError(w, "", jsonObject{"project": "valid project is required"})
 	case !slices.Contains([]string{"Task", "Bug"}, f.Type.Name):
-		jiraRefuses(w, "", object{"issuetype": "Specify a valid issue type"})
+		writeJiraError(w, "", jsonObject{"issuetype": "Specify a valid issue type"})
 	case f.Summary == "" || len([]rune(f.Summary)) > 255 || strings.Contains(f.Summary, "\n"):
-		jiraRefuses(w, "", object{"summary": "The summary is invalid because it contains newline characters."})
+		writeJiraError(w, "", jsonObject{"summary": "The summary is invalid because it contains newline characters."})
 	case slices.ContainsFunc(f.Labels, func(l string) bool { return strings.ContainsAny(l, " \t") }):
-		jiraRefuses(w, "", object{"labels": "The label contains spaces which is invalid."})
-	case json.Unmarshal(f.Description, &doc) != nil || doc.Version != 1 || doc.problem() != "":
-		jiraRefuses(w, "", object{"description": "Operation value must be an Atlassian Document (see the Atlassian Document Format)"})
+		writeJiraError(w, "", jsonObject{"labels": "The label contains spaces which is invalid."})
+	case json.Unmarshal(f.Description, &doc) != nil || doc.Version != 1 || doc.validationError() != "":
+		writeJiraError(w, "", jsonObject{"description": "Operation value must be an Atlassian Document (see the Atlassian Document Format)"})
 	default:
-		made := s.add(Issue{Key: fmt.Sprintf("%s-%d", s.Project, len(s.issues)+1), Title: f.Summary, Doc: f.Description, Labels: f.Labels})
-		answer(w, http.StatusCreated, object{"id": fmt.Sprint(10000 + made.Number), "key": made.Key, "self": s.URL + "/rest/api/3/issue/" + made.Key})
+		made := s.addIssue(Issue{Key: fmt.Sprintf("%s-%d", s.Project, len(s.issues)+1), Title: f.Summary, Document: f.Description, Labels: f.Labels})
+		writeJSON(w, http.StatusCreated, jsonObject{"id": fmt.Sprint(10000 + made.Number), "key": made.Key, "self": s.URL + "/rest/api/3/issue/" + made.Key})
 	}
 }

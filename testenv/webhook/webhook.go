@@ -21,9 +21,9 @@ import (
 
 // Delivery is one request that came.
 type Delivery struct {
-	ID     string
-	Body   []byte
-	Status int // what was answered
+	ID             string
+	Body           []byte
+	ResponseStatus int // what was answered
 }
 
 // Receiver is a running receiver.
@@ -31,11 +31,11 @@ type Receiver struct {
 	URL    string
 	Secret string
 
-	mu       sync.Mutex
-	answers  []http.HandlerFunc // before a request is looked at
-	afters   []http.HandlerFunc // once it was taken
-	came     []Delivery
-	accepted []Delivery
+	mu                       sync.Mutex
+	nextResponses            []http.HandlerFunc // before a request is looked at
+	nextResponsesAfterAccept []http.HandlerFunc // once it was taken
+	deliveries               []Delivery
+	accepted                 []Delivery
 }
 
 // Start starts a receiver with a secret as Standard Webhooks writes it.
@@ -48,25 +48,25 @@ func Start(t testing.TB, secret string) *Receiver {
 	return r
 }
 
-// Next lets the next request be answered like this, whatever its signature.
-func (r *Receiver) Next(answer http.HandlerFunc) {
+// RespondNext lets the next request be answered like this, whatever its signature.
+func (r *Receiver) RespondNext(answer http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.answers = append(r.answers, answer)
+	r.nextResponses = append(r.nextResponses, answer)
 }
 
-// NextAfter lets the next request be taken, if it is signed, and then answered like this.
-func (r *Receiver) NextAfter(answer http.HandlerFunc) {
+// RespondNextAfterAccept lets the next request be taken, if it is signed, and then answered like this.
+func (r *Receiver) RespondNextAfterAccept(answer http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.afters = append(r.afters, answer)
+	r.nextResponsesAfterAccept = append(r.nextResponsesAfterAccept, answer)
 }
 
-// Came are all the requests.
-func (r *Receiver) Came() []Delivery {
+// Deliveries are all the requests.
+func (r *Receiver) Deliveries() []Delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.came)
+	return slices.Clone(r.deliveries)
 }
 
 // Accepted are the requests that were new and signed.
@@ -76,46 +76,46 @@ func (r *Receiver) Accepted() []Delivery {
 	return slices.Clone(r.accepted)
 }
 
-// window is how old a request may be.
-const window = 5 * time.Minute
+// maxRequestAge is how old a request may be.
+const maxRequestAge = 5 * time.Minute
 
 func (r *Receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	body, _ := io.ReadAll(io.LimitReader(q.Body, 1<<20))
 	d := Delivery{ID: q.Header.Get("webhook-id"), Body: body}
-	if len(r.answers) > 0 {
-		answer := r.answers[0]
-		r.answers = r.answers[1:]
+	if len(r.nextResponses) > 0 {
+		answer := r.nextResponses[0]
+		r.nextResponses = r.nextResponses[1:]
 		recorded := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		answer(recorded, q)
-		d.Status = recorded.status
-		r.came = append(r.came, d)
+		d.ResponseStatus = recorded.status
+		r.deliveries = append(r.deliveries, d)
 		return
 	}
-	d.Status = http.StatusNoContent
+	d.ResponseStatus = http.StatusNoContent
 	switch {
 	case q.Method != http.MethodPost || q.URL.Path != "/hook":
-		d.Status = http.StatusNotFound
-	case !r.signed(q, body):
-		d.Status = http.StatusUnauthorized
+		d.ResponseStatus = http.StatusNotFound
+	case !r.isSigned(q, body):
+		d.ResponseStatus = http.StatusUnauthorized
 	case !slices.ContainsFunc(r.accepted, func(o Delivery) bool { return o.ID == d.ID }):
 		r.accepted = append(r.accepted, d)
 	}
-	r.came = append(r.came, d)
-	if len(r.afters) > 0 {
-		answer := r.afters[0]
-		r.afters = r.afters[1:]
+	r.deliveries = append(r.deliveries, d)
+	if len(r.nextResponsesAfterAccept) > 0 {
+		answer := r.nextResponsesAfterAccept[0]
+		r.nextResponsesAfterAccept = r.nextResponsesAfterAccept[1:]
 		answer(w, q)
 		return
 	}
-	w.WriteHeader(d.Status)
+	w.WriteHeader(d.ResponseStatus)
 }
 
-func (r *Receiver) signed(q *http.Request, body []byte) bool {
+func (r *Receiver) isSigned(q *http.Request, body []byte) bool {
 	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(r.Secret, "whsec_"))
 	seconds, timeErr := strconv.ParseInt(q.Header.Get("webhook-timestamp"), 10, 64)
-	if err != nil || timeErr != nil || time.Since(time.Unix(seconds, 0)).Abs() > window {
+	if err != nil || timeErr != nil || time.Since(time.Unix(seconds, 0)).Abs() > maxRequestAge {
 		return false
 	}
 	mac := hmac.New(sha256.New, key)

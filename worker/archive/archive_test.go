@@ -50,7 +50,7 @@ func writeTestArchive(t testing.TB) (archive.Store, *authority.Authority, []audi
 
 func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
 	s, auth, runs := writeTestArchive(t)
-	got, err := s.Read(testIncidentID, auth.Keys())
+	got, err := s.Read(testIncidentID, auth.Keyring())
 	require.NoError(t, err)
 	require.Empty(t, got.Differences)
 	require.Empty(t, archive.CompareHistories(runs, got.Runs))
@@ -62,7 +62,7 @@ func TestWhatIsArchivedIsReadAsItWas(t *testing.T) {
 	again, err := s.FileSHA256(testIncidentID)
 	require.NoError(t, err)
 	require.Equal(t, sum, again)
-	_, err = s.Read("INC-01JABCDEFGHJKMNPQRSTVWXYZ1", auth.Keys())
+	_, err = s.Read("INC-01JABCDEFGHJKMNPQRSTVWXYZ1", auth.Keyring())
 	require.ErrorIs(t, err, archive.ErrNotFound)
 	_, err = s.FilePath("../../etc/passwd")
 	require.Error(t, err)
@@ -103,7 +103,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		changed := bytes.Clone(packed)
 		changed[i] ^= 0x10
 		require.NoError(t, os.WriteFile(path, changed, 0o600))
-		got, err := s.Read(testIncidentID, auth.Keys())
+		got, err := s.Read(testIncidentID, auth.Keyring())
 		// Some of the header's bytes (its time, its system) carry nothing of the archive.
 		require.True(t, err != nil || len(got.Differences) > 0 || i < 10, "byte %d", i)
 	}
@@ -133,7 +133,7 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 		c.change(v)
 		raw, err := json.Marshal(v)
 		require.NoError(t, err)
-		got, err := archive.Decode(raw, testIncidentID, auth.Keys())
+		got, err := archive.Decode(raw, testIncidentID, auth.Keyring())
 		require.NoError(t, err, name)
 		require.NotEmpty(t, got.Differences, name)
 		var all []string
@@ -144,14 +144,14 @@ func TestEachChangeOfAnArchiveIsNamed(t *testing.T) {
 	}
 	stranger, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
-	got, err := s.Read(testIncidentID, stranger.Keys())
+	got, err := s.Read(testIncidentID, stranger.Keyring())
 	require.NoError(t, err)
 	require.NotEmpty(t, got.Differences, "a statement of another key is none")
 }
 
 func TestLiveHistoryIsComparedEventByEvent(t *testing.T) {
 	s, auth, _ := writeTestArchive(t)
-	kept, err := s.Read(testIncidentID, auth.Keys())
+	kept, err := s.Read(testIncidentID, auth.Keyring())
 	require.NoError(t, err)
 	live := loadTestHistories(t)
 	live[2].Events[3].TaskId++

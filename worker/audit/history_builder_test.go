@@ -60,7 +60,7 @@ func newHistoryBuilder(t testing.TB) *historyBuilder {
 }
 
 func (m *historyBuilder) auditOptions() audit.Options {
-	return audit.Options{IncidentID: testIncidentID, DataConverter: m.dataConverter, Keyring: m.authority.Keys(), Catalog: worker.ActionCatalog(), HistorySource: "temporal"}
+	return audit.Options{IncidentID: testIncidentID, DataConverter: m.dataConverter, Keyring: m.authority.Keyring(), Catalog: worker.ActionCatalog(), HistorySource: "temporal"}
 }
 
 func (m *historyBuilder) encodePayloads(v any) *commonpb.Payloads {

@@ -208,8 +208,8 @@ func (a *Authority) MAC(purpose string, message []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// Keys verify what this authority signed.
-func (a *Authority) Keys() attestation.Keyring { return a.keyring }
+// Keyring verify what this authority signed.
+func (a *Authority) Keyring() attestation.Keyring { return a.keyring }
 
 // Sign signs a statement.
 func (a *Authority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {

@@ -19,7 +19,7 @@ func TestEvidenceOutlivesTheKeyThatSignedIt(t *testing.T) {
 	require.NoError(t, err)
 	s := &activities.EvidenceStore{Dir: t.TempDir(), Authority: a}
 	found := func(a *authority.Authority) string {
-		_, all, err := s.Verify(testIncidentID, a.Keys(), "")
+		_, all, err := s.Verify(testIncidentID, a.Keyring(), "")
 		require.NoError(t, err)
 		var text []string
 		for _, f := range all {
@@ -66,5 +66,5 @@ func TestEachRotationIsSignedByTheKeyBefore(t *testing.T) {
 	require.EqualValues(t, 3, followed.Sequence)
 	ring, err := followed.Keyring()
 	require.NoError(t, err)
-	require.Equal(t, now.Keys(), ring)
+	require.Equal(t, now.Keyring(), ring)
 }

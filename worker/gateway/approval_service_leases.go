@@ -134,7 +134,7 @@ type leaseScope struct {
 // leaseScopeOf reads a lease's token. Without one, nothing was ever permitted: only who runs Stanch may end that.
 func (d *ApprovalService) leaseScopeOf(s Principal, m *lease.Machine) (leaseScope, error) {
 	var token attestation.LeaseToken
-	if m.LeaseToken != nil && d.Authority.Keys().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
+	if m.LeaseToken != nil && d.Authority.Keyring().Verify(*m.LeaseToken, attestation.PayloadTypeLeaseToken, &token) == nil && token.LeaseID == m.LeaseID && token.TargetID == m.Target.ID() {
 		return leaseScope{token.Namespace, token.DrillOnly}, nil
 	}
 	if s.IsOperator && s.DrillName == "" {

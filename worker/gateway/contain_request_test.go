@@ -42,8 +42,8 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	api := newFakeAPIServer(t)
 	api.addPod("shop", "web", "u-1", "node-a")
 	server := temporal.Start(t, map[string]any{"Incident": webPodIncidentWorkflow})
-	server.Run("Incident", "incident/x", testIncidentID, "x")
-	server.Listed("Incident", "Running", 1)
+	server.StartWorkflow("Incident", "incident/x", testIncidentID, "x")
+	server.WaitUntilListed("Incident", "Running", 1)
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	var planned []activities.PlanInput
@@ -106,7 +106,7 @@ func TestARequestIsForAPodAndNotForItsName(t *testing.T) {
 	for _, in := range planned {
 		uids = append(uids, in.Request.Target.UID)
 		require.Equal(t, "pod.isolate", in.Request.Action)
-		attested, err := auth.Keys().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
+		attested, err := auth.Keyring().VerifyAttestation(in.Authorization.Attestations[0], "pod:"+in.Request.Target.UID, time.Now(), time.Minute)
 		require.NoError(t, err)
 		require.Equal(t, &attestation.ManualRequest{Person: "ann", AuthenticatedBy: "a test", Reason: "beacons", Actions: []string{"pod.isolate"}, MaxDuration: time.Hour}, attested.ManualRequest)
 	}
@@ -151,9 +151,9 @@ func TestAnIncidentTakesABoundedNumberOfRequests(t *testing.T) {
 		require.NoError(t, intake.Check(t.Context(), &one, ""))
 		return workflows.IncidentWorkflowID(intake.GroupingKey(one))
 	}
-	server.Run("Incident", keyOf("web", "u-1"), testIncidentID, testIncidentID)
-	server.Run("Incident", keyOf("db", "u-2"), full, full)
-	server.Listed("Incident", "Running", 2)
+	server.StartWorkflow("Incident", keyOf("web", "u-1"), testIncidentID, testIncidentID)
+	server.StartWorkflow("Incident", keyOf("db", "u-2"), full, full)
+	server.WaitUntilListed("Incident", "Running", 2)
 	ann := gateway.Principal{Person: config.Person{Name: "ann", Groups: []string{"sre"}}, AuthenticatedBy: "a test", RateLimitKey: "ann"}
 	ask := gateway.ContainRequest{ID: "one", Target: "pod/shop/db", Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
 	_, err = d.Contain(t.Context(), ann, ask)

@@ -15,14 +15,14 @@ import (
 
 	"stanch/sensors"
 	"stanch/sensors/containermeta"
-	testrequire "stanch/testenv/require"
+	testrequire "stanch/testenv/prereq"
 	"stanch/worker/config"
 )
 
 // newEmptyCgroup creates what a drill creates for its container: a cgroup without a process.
 func newEmptyCgroup(t *testing.T, id string) DrillContainer {
 	t.Helper()
-	testrequire.Root(t)
+	testrequire.RequireRoot(t)
 	root, err := containermeta.FindCgroupRoot()
 	require.NoError(t, err)
 	path := "/stanch-drill-test/" + id

@@ -95,8 +95,8 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	require.NoError(t, err, "what is kept is used")
 	require.Equal(t, c.SerialNumber, again.Certificate().SerialNumber)
 
-	require.Equal(t, auth.Keys(), pins.Keyring())
-	require.Equal(t, auth.Keys(), kept.Keyring(), "an offline sensor that starts anew knows the keys")
+	require.Equal(t, auth.Keyring(), pins.Keyring())
+	require.Equal(t, auth.Keyring(), kept.Keyring(), "an offline sensor that starts anew knows the keys")
 
 	// Who answers as the gateway later, with another authority, changes nothing of what is pinned.
 	other, err := authority.OpenOrCreate(t.TempDir())
@@ -106,7 +106,7 @@ func TestASensorEnrolsWithItsPodsTokenForItsOwnNodeOnly(t *testing.T) {
 	require.NoError(t, os.Remove(e.CertificatePath))
 	_, kept, err = e.OpenOrEnroll(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, auth.Keys(), kept.Keyring())
+	require.Equal(t, auth.Keyring(), kept.Keyring())
 
 	raw, err := os.ReadFile(e.CertificatePath)
 	require.NoError(t, err)

@@ -33,8 +33,8 @@ func extendableLeaseWorkflow(ctx workflow.Context, d time.Duration) error {
 func TestExtendNeverShortensALease(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": extendableLeaseWorkflow})
 	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
-	run := s.Run("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
-	s.Listed("Lease", "Running", 1)
+	run := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", 4*time.Hour)
+	s.WaitUntilListed("Lease", "Running", 1)
 	id := lease.IDFromFirstRun(run.GetRunID())
 	end := func() time.Time {
 		machines, err := d.QueryService.RunningLeases(t.Context(), id)

@@ -88,18 +88,18 @@ func TestLiveStateIsShownWhileAQuestionIsOpen(t *testing.T) {
 	api := newServedAPI(t, s)
 	opened := time.Now().UTC().Truncate(time.Second)
 	pod := playbooks.Target{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web-1", UID: "1"}
-	s.Run("Incident", "incident/a", testIncidentID, playbooks.Incident{
+	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
 		ID: testIncidentID, Status: "open", TotalDetections: 2, Opened: opened, Targets: []playbooks.Target{pod}, Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", WorkflowID: "playbook/a/1", Started: opened}},
 		Detections: []playbooks.DetectionSummary{{Title: "Connection to a mining pool's port", Severity: "medium"}, {Title: "Reverse shell", Severity: "critical"}},
 		Timeline:   []playbooks.TimelineEntry{{At: opened.Add(2 * time.Second), Text: "later"}, {At: opened, Text: "first"}},
 	})
 	evidence := playbooks.EvidenceRef{Name: "processes.json", Action: "pod.processes", SHA256: "ab"}
-	s.Run("Playbook", "playbook/a/1", testIncidentID, playbook.Report{
+	s.StartWorkflow("Playbook", "playbook/a/1", testIncidentID, playbook.Report{
 		WorkflowID: "playbook/a/1", Playbook: "miner", Evidence: []playbooks.EvidenceRef{evidence},
 		Steps: []playbooks.StepReport{{Step: "steps[0]", Action: "pod.processes", Verb: playbooks.VerbEvidence, Outcome: playbooks.OutcomeChanged, At: opened.Add(time.Second)}},
 	}, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
-	s.Listed("Incident", "Running", 1)
-	s.Listed("Playbook", "Running", 1)
+	s.WaitUntilListed("Incident", "Running", 1)
+	s.WaitUntilListed("Playbook", "Running", 1)
 
 	var in gateway.IncidentView
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
@@ -141,13 +141,13 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Playbook": approvalWorkflow})
 	api := newServedAPI(t, s)
 	run := "playbook/" + testIncidentID + "/1/mine"
-	s.Run("Incident", "incident/a", testIncidentID, playbooks.Incident{
+	s.StartWorkflow("Incident", "incident/a", testIncidentID, playbooks.Incident{
 		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Actors: []string{"person:bob", "person:alice"},
 		Playbooks: []playbooks.PlaybookRun{{Playbook: "mine", WorkflowID: run, Started: time.Now(), RequestID: "request/1", RequestedBy: "bob"}},
 	})
-	s.Run("Playbook", run, testIncidentID, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
-	s.Listed("Incident", "Running", 1)
-	s.Listed("Playbook", "Running", 1)
+	s.StartWorkflow("Playbook", run, testIncidentID, []testRequest{{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}})
+	s.WaitUntilListed("Incident", "Running", 1)
+	s.WaitUntilListed("Playbook", "Running", 1)
 	var in gateway.IncidentView
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Equal(t, "1/steps[2]#1", in.OpenApprovals[0].Name)
@@ -197,13 +197,13 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 		ID: testIncidentID, Status: "open", TotalDetections: 1, Opened: time.Now(), Targets: []playbooks.Target{pod("1"), pod("2")},
 		Playbooks: []playbooks.PlaybookRun{{Playbook: "miner", Ended: time.Now(), Steps: []playbooks.StepReport{refused("1"), refused("1"), refused("2"), contained}}},
 	}
-	s.Run("Incident", "incident/a", testIncidentID, in)
+	s.StartWorkflow("Incident", "incident/a", testIncidentID, in)
 	other := in
 	other.ID, other.Disposition, other.DispositionBy = "INC-01BRZ3NDEKTSV4RRFFQ69G5FAV", "false-positive", "alice"
-	s.Run("Incident", "incident/b", other.ID, other)
-	s.Run("Lease", "lease/prod/pod:2/network", "", time.Hour)
-	s.Listed("Incident", "Running", 2)
-	s.Listed("Lease", "Running", 1)
+	s.StartWorkflow("Incident", "incident/b", other.ID, other)
+	s.StartWorkflow("Lease", "lease/prod/pod:2/network", "", time.Hour)
+	s.WaitUntilListed("Incident", "Running", 2)
+	s.WaitUntilListed("Lease", "Running", 1)
 
 	var status gateway.Status
 	api.callAs(t, "alice", http.MethodGet, "/v1/status", "", &status)

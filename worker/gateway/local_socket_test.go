@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	testrequire "stanch/testenv/require"
+	testrequire "stanch/testenv/prereq"
 	"stanch/worker/gateway"
 )
 
@@ -40,7 +40,7 @@ func connectTo(path string) func() error {
 // newSocketDir is a short path below a folder that everybody may pass through.
 func newSocketDir(t *testing.T) string {
 	t.Helper()
-	testrequire.Root(t)
+	testrequire.RequireRoot(t)
 	dir, err := os.MkdirTemp("/var/tmp", "sock-")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })

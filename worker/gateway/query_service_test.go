@@ -65,10 +65,10 @@ func newApprovalService(t *testing.T, s *temporal.Server) *gateway.ApprovalServi
 func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Lease": leaseWorkflow})
 	d, operator := newApprovalService(t, s), gateway.Principal{Person: config.Person{Name: "ann"}, AuthenticatedBy: "uid 7", IsOperator: true}
-	one := s.Run("Lease", "lease/prod/pod:1/network", "", "1", false)
-	s.Run("Lease", "lease/prod/pod:2/network", "", "2", false)
-	damaged := s.Run("Lease", "lease/prod/pod:3/network", "", "3", true)
-	s.Listed("Lease", "Running", 3)
+	one := s.StartWorkflow("Lease", "lease/prod/pod:1/network", "", "1", false)
+	s.StartWorkflow("Lease", "lease/prod/pod:2/network", "", "2", false)
+	damaged := s.StartWorkflow("Lease", "lease/prod/pod:3/network", "", "3", true)
+	s.WaitUntilListed("Lease", "Running", 3)
 
 	list, err := d.QueryService.Leases(t.Context(), false)
 	require.NoError(t, err)
@@ -89,12 +89,12 @@ func TestOneUnreadableLeaseHoldsNoOther(t *testing.T) {
 	require.ErrorContains(t, err, "its state is damaged")
 
 	// All that can be are released, and what could not be is named.
-	s.Listed("Lease", "Running", 2)
+	s.WaitUntilListed("Lease", "Running", 2)
 	done, err = d.Release(t.Context(), operator, gateway.LeaseRequest{All: true})
 	require.ErrorContains(t, err, "1 leases were changed, and these were not: the lease of prod/pod:3/network ("+lease.IDFromFirstRun(damaged.GetRunID())+") cannot be read")
 	require.Len(t, done, 1)
 	require.Equal(t, "pod:2", done[0].Target)
-	s.Listed("Lease", "Running", 1)
+	s.WaitUntilListed("Lease", "Running", 1)
 }
 
 func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
@@ -106,14 +106,14 @@ func TestHowAnIncidentEndedIsKnownWithoutReadingIt(t *testing.T) {
 		return e
 	}
 	require.Equal(t, activities.Closure{NotFound: true}, ending())
-	run := s.Run("Incident", "incident/a", testIncidentID, true)
-	s.Listed("Incident", "Running", 1)
+	run := s.StartWorkflow("Incident", "incident/a", testIncidentID, true)
+	s.WaitUntilListed("Incident", "Running", 1)
 	require.Equal(t, activities.Closure{}, ending())
 	_, err := r.Incident(t.Context(), testIncidentID)
 	require.NoError(t, err, "it has run, so that it can be asked afterwards")
 
 	require.NoError(t, s.TerminateWorkflow(t.Context(), run.GetID(), "", "by hand"))
-	s.Listed("Incident", "Terminated", 1)
+	s.WaitUntilListed("Incident", "Terminated", 1)
 	require.True(t, ending().Abnormal)
 	require.WithinDuration(t, time.Now(), ending().ClosedAt, time.Minute)
 	in, err := r.Incident(t.Context(), testIncidentID)

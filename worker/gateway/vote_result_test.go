@@ -110,12 +110,12 @@ people:
 func TestAnAnswerNamesItsQuestionAndSaysWhatItCameTo(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": openIncidentWorkflow, "Playbook": approvalWorkflow})
 	d, who := newResponderFixture(t, s)
-	s.Run("Incident", "incident/a", testIncidentID, true)
-	s.Run("Playbook", "playbook/a/1", testIncidentID, []testRequest{
+	s.StartWorkflow("Incident", "incident/a", testIncidentID, true)
+	s.StartWorkflow("Playbook", "playbook/a/1", testIncidentID, []testRequest{
 		{"steps[2]#1", "steps[2]", "isolate the pod", "pod.isolate"}, {"each[0]/cut#2", "each[0]/cut", "cut it off", "pod.isolate"}, {"steps[4]#3", "steps[4]", "stop the workload", "workload.scale"},
 	})
-	s.Listed("Incident", "Running", 1)
-	s.Listed("Playbook", "Running", 1)
+	s.WaitUntilListed("Incident", "Running", 1)
+	s.WaitUntilListed("Playbook", "Running", 1)
 	vote := func(name string, approve bool, step string) (*gateway.VoteResult, error) {
 		return d.Vote(t.Context(), who(name), gateway.VoteRequest{IncidentID: testIncidentID, RequestID: step, Approve: approve, WaitForResult: true})
 	}

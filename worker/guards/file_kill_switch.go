@@ -40,7 +40,7 @@ func (s *FileKillSwitch) readState() (attestation.KillSwitchState, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return attestation.KillSwitchState{}, fmt.Errorf("read the kill switch: %w", err)
 	}
-	return s.signedState.readState(string(raw), s.Authority.Keys()), nil
+	return s.signedState.readState(string(raw), s.Authority.Keyring()), nil
 }
 
 // State reads the switch. One that cannot be read counts as stopped.

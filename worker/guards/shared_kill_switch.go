@@ -95,7 +95,7 @@ func (s *SharedKillSwitch) refreshState(ctx context.Context) error {
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was read
 	}
-	s.lastState, s.readAt = s.signedState.readState(m.Data["state"], s.Authority.Keys()), s.now()
+	s.lastState, s.readAt = s.signedState.readState(m.Data["state"], s.Authority.Keyring()), s.now()
 	if by := m.Data["by"]; by != "" {
 		s.lastState = attestation.KillSwitchState{Paused: true, ChangedBy: "by " + by + " in the ConfigMap"}
 	}

@@ -23,7 +23,9 @@ import (
 // testAuthority is the authority's key.
 type testAuthority struct{ key attestation.SigningKey }
 
-func (h testAuthority) Keys() attestation.Keyring { return attestation.NewKeyring(h.key.PublicKey()) }
+func (h testAuthority) Keyring() attestation.Keyring {
+	return attestation.NewKeyring(h.key.PublicKey())
+}
 
 func (h testAuthority) Sign(p attestation.PayloadType, body any) (attestation.Envelope, error) {
 	return h.key.Sign(p, body)

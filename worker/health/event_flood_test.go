@@ -22,7 +22,7 @@ import (
 	"stanch/sensors/containermeta"
 	"stanch/sensors/gatewayrpc"
 	"stanch/sensors/probe"
-	lacking "stanch/testenv/require"
+	lacking "stanch/testenv/prereq"
 	"stanch/testenv/temporal"
 	"stanch/worker/authority"
 	"stanch/worker/health"
@@ -61,7 +61,7 @@ func runInCgroup(t *testing.T, dir string, command ...string) {
 }
 
 func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
-	lacking.Root(t)
+	lacking.RequireRoot(t)
 	server := temporal.Start(t, map[string]any{"Story": incidentWorkflow})
 	e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: health.Timing{CheckInterval: 20 * time.Millisecond, RepeatInterval: 500 * time.Millisecond}})
 	base, err := e.pki.MutualTLSConfig(authority.RoleNode, "flooded-1")

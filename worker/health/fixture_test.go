@@ -108,7 +108,7 @@ func newGatewayFixture(t *testing.T, server *temporal.Server, o gatewayFixtureOp
 		Ingester: e.ingester, ClusterNodes: o.cluster, ReplicaChecker: health.TaskQueuePollers{Temporal: server, OwnIdentity: o.name}, CertificateAuthority: o.pki, Timing: o.timing, Log: quiet, StateFile: o.file,
 	})
 	e.nodeServer = &gateway.NodeServer{
-		Keyring: o.authority.Keys(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor, StartedAt: time.Now(),
+		Keyring: o.authority.Keyring(), Ingester: e.ingester, Log: quiet, NodeLimits: o.limits, Monitor: e.Monitor, StartedAt: time.Now(),
 		ServeNode: func(node string) (func(), error) { return func() {}, nil },
 		SignCSR: func(_ context.Context, node string, csr []byte) ([]byte, error) {
 			return o.pki.SignCSR(authority.RoleNode, node, csr)

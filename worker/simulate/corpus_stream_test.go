@@ -52,7 +52,7 @@ func corpusEntries(all []simulate.LoadedRecording) iter.Seq[simulate.CorpusEntry
 // Every kind of a corpus can be simulated to its end, and together they show every outcome there is.
 func TestACorpusHasEverything(t *testing.T) {
 	outcomes, asked := map[string]int{}, 0
-	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, Storm: 60})
+	all := generateCorpus(t, corpus.Options{Seed: 3, Count: 400, StormDetections: 60})
 	require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 		require.Empty(t, o.Result.Error, o.Result.RecordingFile)
 		for _, s := range o.Result.Steps {
@@ -69,7 +69,7 @@ func TestACorpusHasEverything(t *testing.T) {
 
 // Results come in the order of the recordings, and twice the same, whatever chance does to the processors.
 func TestResultsComeInTheOrderOfTheRecordings(t *testing.T) {
-	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, Storm: 100})
+	all := generateCorpus(t, corpus.Options{Seed: 5, Count: 60, StormDetections: 100})
 	read := func() (names []string, steps [][]simulate.StepResult) {
 		require.NoError(t, simulate.SimulateEach(t.Context(), corpusEntries(all), newPairRunner(newSimulator(t, optionsWith(t)), nil), func(o simulate.RecordingOutcome) error {
 			for i := range o.Result.Steps {
@@ -155,7 +155,7 @@ func TestOnlyAWindowIsHeld(t *testing.T) {
 
 // The streamed document is one, and says the same as the report that is held whole.
 func TestTheStreamIsOneDocument(t *testing.T) {
-	all := generateCorpus(t, corpus.Options{Seed: 2, Count: 40, Storm: 20})
+	all := generateCorpus(t, corpus.Options{Seed: 2, Count: 40, StormDetections: 20})
 	edited := "playbook: cryptominer\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 10m\n"
 	now, base := newSimulator(t, optionsWith(t, edited)), newSimulator(t, optionsWith(t))
 	var out bytes.Buffer
@@ -236,7 +236,7 @@ func TestThePageIsBounded(t *testing.T) {
 // A corpus that is simulated in processes that are replaced on the way comes to what one process comes to, and a process
 // that dies takes one recording with it and not the run.
 func TestProcessesComeToTheSame(t *testing.T) {
-	all := generateCorpus(t, corpus.Options{Seed: 9, Count: 30, Storm: 50})
+	all := generateCorpus(t, corpus.Options{Seed: 9, Count: 30, StormDetections: 50})
 	all = slices.DeleteFunc(all, func(l simulate.LoadedRecording) bool { return l.File == "corpus:miner-pods" }) // chance picks on which pod the budget is spent
 	for i := range all {
 		all[i].File = fmt.Sprintf("%d.json", i)

@@ -13,7 +13,7 @@ import (
 
 func generateCorpus(t testing.TB, o corpus.Options) []simulate.LoadedRecording {
 	t.Helper()
-	all, err := corpus.All(o)
+	all, err := corpus.Generate(o)
 	require.NoError(t, err)
 	var out []simulate.LoadedRecording
 	for _, r := range all {

@@ -201,7 +201,7 @@ type simulatedAuthority struct {
 	keyring    attestation.Keyring
 }
 
-func (a simulatedAuthority) Keys() attestation.Keyring { return a.keyring }
+func (a simulatedAuthority) Keyring() attestation.Keyring { return a.keyring }
 func (a simulatedAuthority) Sign(purpose attestation.PayloadType, body any) (attestation.Envelope, error) {
 	return a.signingKey.Sign(purpose, body) //nolint:wrapcheck // it names the purpose
 }

@@ -15,7 +15,7 @@ func main() {
 	var o corpus.Options
 	flag.Uint64Var(&o.Seed, "seed", 1, "the same seed gives the same bytes")
 	flag.IntVar(&o.Count, "count", 100, "how many recordings")
-	flag.IntVar(&o.Storm, "storm", 0, "how many detections a storm has (1000)")
+	flag.IntVar(&o.StormDetections, "storm", 0, "how many detections a storm has (1000)")
 	kinds := flag.String("kinds", "", "only these kinds, with commas between; `help` lists them")
 	out := flag.String("out", "", "the folder to write to; a name that ends in .jsonl is one file, a recording a line")
 	flag.Parse()
@@ -28,13 +28,13 @@ func main() {
 	if *kinds != "" {
 		o.Kinds = strings.Split(*kinds, ",")
 	}
-	if err := write(o, *out); err != nil {
+	if err := writeCorpus(o, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "corpus:", err)
 		os.Exit(1)
 	}
 }
 
-func write(o corpus.Options, out string) error {
+func writeCorpus(o corpus.Options, out string) error {
 	if out == "" {
 		return fmt.Errorf("name a folder, or a file that ends in .jsonl: --out PATH")
 	}

@@ -19,13 +19,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "labnode:", err)
 		os.Exit(1)
 	}
 }
 
-func command() *cobra.Command {
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use: "labnode", Short: "A real one-node Kubernetes for tests, without a registry",
 		SilenceUsage: true, SilenceErrors: true,
@@ -40,21 +40,21 @@ func command() *cobra.Command {
 	}
 	up := &cobra.Command{
 		Use: "up", Short: "Build if needed, start a lab and leave it running", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return start(cmd.Context(), state) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return startLab(cmd.Context(), state) },
 	}
 	down := &cobra.Command{
 		Use: "down", Short: "Stop the lab of --state; without it, sweep what killed labs left", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return end(state) },
+		RunE: func(*cobra.Command, []string) error { return stopLab(state) },
 	}
 	for _, c := range []*cobra.Command{up, down} {
-		c.Flags().StringVar(&state, "state", "", "a file to keep the lab's state in; tests attach with "+kube.StateEnv+"=FILE")
+		c.Flags().StringVar(&state, "state", "", "a file to keep the lab's state in; tests attach with "+kube.LabStateEnv+"=FILE")
 	}
 	root.AddCommand(build, up, down)
 	return root
 }
 
-func start(ctx context.Context, state string) error {
-	if lacking := kube.Missing(); len(lacking) > 0 {
+func startLab(ctx context.Context, state string) error {
+	if lacking := kube.MissingPrograms(); len(lacking) > 0 {
 		return fmt.Errorf("this machine lacks %v", lacking)
 	}
 	if _, err := kube.Build(ctx, os.Stderr); err != nil {
@@ -62,25 +62,25 @@ func start(ctx context.Context, state string) error {
 	}
 	cluster, err := kube.Start(ctx, kube.Options{
 		Detached: true,
-		Progress: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
+		Logf:     func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
 	})
 	if err != nil {
 		return err
 	}
 	if state == "" {
 		state = cluster.StateFile()
-	} else if err := link(cluster.StateFile(), state); err != nil {
+	} else if err := linkStateFile(cluster.StateFile(), state); err != nil {
 		return errors.Join(err, cluster.Stop())
 	}
 	if _, err := cluster.ImportAttack(ctx); err != nil {
 		return errors.Join(err, cluster.Stop())
 	}
-	fmt.Printf("export %s=%s KUBECONFIG=%s\n", kube.StateEnv, state, cluster.Kubeconfig)
+	fmt.Printf("export %s=%s KUBECONFIG=%s\n", kube.LabStateEnv, state, cluster.Kubeconfig)
 	return nil
 }
 
-// link makes FILE a link to the state, replacing the link of an earlier lab and nothing else.
-func link(target, file string) error {
+// linkStateFile makes FILE a link to the state, replacing the link of an earlier lab and nothing else.
+func linkStateFile(target, file string) error {
 	if _, err := os.Readlink(file); err == nil {
 		if _, err := os.Stat(file); err == nil {
 			return fmt.Errorf("%s belongs to a lab that runs; stop it with `labnode down --state %s`", file, file)
@@ -93,9 +93,9 @@ func link(target, file string) error {
 	return nil
 }
 
-func end(state string) error {
+func stopLab(state string) error {
 	if state == "" {
-		return kube.Sweep()
+		return kube.StopOrphanedLabs()
 	}
 	cluster, err := kube.Attach(state)
 	if errors.Is(err, fs.ErrNotExist) {

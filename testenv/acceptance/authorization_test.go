@@ -1,0 +1,58 @@
+package acceptance
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"stanch/playbooks"
+	"stanch/testenv/harness"
+)
+
+// What a responder meets: while a question is open everything that was done is shown, the question is answered by its
+// name, each answer says what it came to, and the end says first what was contained.
+func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
+	plays := approvalPlaybook(2, "10m")
+	plays["ask.yaml"] = strings.Replace(plays["ask.yaml"], "        for: 20m\n", "        for: 20m\n  - ticket: create\n", 1)
+	s := harness.Start(t, stanchBinary, harness.Options{Playbooks: plays, Config: autoContainConfig + "people: [{ name: alice, uid: 0, groups: [responders], break_glass: true }]\n"})
+	c := s.NewContainer(t)
+	c.StartAttack(t)
+	in := s.WaitForIncident(t, c.ID, 30*time.Second, "evidence is shown while it is asked", func(in playbooks.Incident) bool {
+		return len(in.Evidence) > 0 && len(in.Playbooks) > 0 && in.Playbooks[0].Ended.IsZero() && len(in.Playbooks[0].Steps) > 0
+	})
+	shown := func(args ...string) string {
+		t.Helper()
+		stdout, stderr, code := s.Run(t, args...)
+		require.Zero(t, code, stderr)
+		return stdout
+	}
+	require.Eventually(t, func() bool { return strings.Contains(shown("incidents"), "for you: isolate the miner") }, 20*time.Second, 100*time.Millisecond)
+	text := shown("incidents", in.ID)
+	require.Contains(t, text, "waiting     isolate the miner for 20m: 0 of 2; waiting for 2 of responders; it waits for you")
+	require.Contains(t, text, "process.snapshot succeeded")
+	require.Contains(t, text, "evidence    process.snapshot ")
+	require.Contains(t, shown("status"), "1 question waits for an answer, 1 of them for you")
+
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `alice approved "isolate the miner" for 20m: 1 of 2 said yes (alice); waiting for one more of responders`)
+	require.Contains(t, shown("approve", in.ID, "isolate the miner"), `the yes of alice to "isolate the miner" for 20m was counted already: 1 of 2`)
+	require.Contains(t, shown("incidents"), "1 of 2 yes: isolate the miner")
+	require.Contains(t, shown("approve", in.ID, "pod.isolate", "--break-glass", "--reason", "nobody else is awake"), `alice broke the glass for "isolate the miner" for 20m`)
+
+	in = s.WaitForIncident(t, c.ID, 30*time.Second, "held", isIsolated)
+	s.WaitForIncident(t, c.ID, 30*time.Second, "its playbook ended", hasPlaybookEnded)
+	text = shown("incidents", in.ID)
+	require.Contains(t, text, "outcome     ask: contained: pod.isolate of container ")
+	require.Contains(t, text, "remark: ticket was left out: no tickets are configured")
+	require.NotContains(t, text, "stopped, refused")
+	require.Contains(t, shown("audit", in.ID), "broke the glass for ")
+
+	_, stderr, code := s.Run(t, "extend", in.Leases[0].ID, "--for", "1m")
+	require.Equal(t, 1, code)
+	require.Contains(t, stderr, "extending never shortens")
+	require.Contains(t, shown("extend", in.Leases[0].ID, "--for", "1d"), "1d from now")
+	require.Contains(t, shown("mark", in.ID, "false-positive", "--reason", "a test"), in.ID)
+	require.Eventually(t, func() bool { return strings.Contains(shown("incidents", in.ID), "[resolved: false-positive by alice]") }, 10*time.Second, 100*time.Millisecond)
+	require.Contains(t, shown("incidents"), "resolved: false-positive by alice")
+}
