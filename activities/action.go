@@ -54,15 +54,15 @@ type Request struct {
 	// Duration is how long the step asks it to hold. It is part of the plan: neither a guard nor a person lets more through.
 	Duration time.Duration `json:"for,omitempty"`
 	// ReleaseGrant is a release grant under which the end may come earlier than was stamped.
-	ReleaseGrant *attestation.Envelope `json:"shorten,omitempty"`
+	ReleaseGrant *attestation.Envelope `json:"release_grant,omitempty"`
 	// ExtensionGrant is a grant under which a lease that holds may end later than its token says.
-	ExtensionGrant *attestation.Envelope `json:"extend,omitempty"`
+	ExtensionGrant *attestation.Envelope `json:"extension_grant,omitempty"`
 }
 
 // IncidentRef is what an action needs to know of the incident.
 type IncidentRef struct {
 	ID          string                     `json:"id"`
-	GroupingKey string                     `json:"key"`
+	GroupingKey string                     `json:"grouping_key"`
 	Cluster     string                     `json:"cluster"`
 	Summary     string                     `json:"summary"`
 	Scope       string                     `json:"scope"`
@@ -102,16 +102,16 @@ type Plan struct {
 	PriorState json.RawMessage `json:"prior,omitempty"`
 	Warnings   []string        `json:"warnings,omitempty"`
 	// EndMechanism says what ends the lease by itself; "" for what is no lease.
-	EndMechanism playbooks.EndMechanism `json:"ends,omitempty"`
+	EndMechanism playbooks.EndMechanism `json:"end_mechanism,omitempty"`
 	// ApprovalReason says why people must agree, whatever the scope lets run by itself: it would affect more than its target.
-	ApprovalReason string `json:"ask,omitempty"`
+	ApprovalReason string `json:"approval_reason,omitempty"`
 	// NothingToDo: it is so already.
-	NothingToDo bool `json:"nothing,omitempty"`
+	NothingToDo bool `json:"nothing_to_do,omitempty"`
 	// AlreadyHeld: the target is held already, by whatever lease. An apply that fails on it takes nothing back: what is in
 	// force was not its own doing.
-	AlreadyHeld bool `json:"held,omitempty"`
+	AlreadyHeld bool `json:"already_held,omitempty"`
 	// HeldByLease is the lease that holds it, and HeldUntil its end, where that is known.
-	HeldByLease string    `json:"held_by,omitempty"`
+	HeldByLease string    `json:"held_by_lease,omitempty"`
 	HeldUntil   time.Time `json:"held_until,omitzero"`
 }
 

@@ -104,7 +104,7 @@ func retryableError(err error) error {
 // ObserveInput is the input of Observe.
 type ObserveInput struct {
 	Request      Request                `json:"request"`
-	Attestations []attestation.Envelope `json:"proofs,omitempty"` // attested detections of the target
+	Attestations []attestation.Envelope `json:"attestations,omitempty"` // attested detections of the target
 }
 
 type attestationsContextKey struct{}
@@ -184,7 +184,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 // PlanInput is the input of Plan.
 type PlanInput struct {
 	Request       Request       `json:"request"`
-	Authorization Authorization `json:"basis"`
+	Authorization Authorization `json:"authorization"`
 }
 
 // PlanResult is a plan and what the guards say of it.
@@ -258,9 +258,9 @@ type VerifyInput struct {
 type VerifyResult struct {
 	InForce    bool   `json:"in_force"`
 	Detail     string `json:"detail,omitempty"`
-	TargetGone bool   `json:"gone,omitempty"` // the target no longer exists
+	TargetGone bool   `json:"target_gone,omitempty"` // the target no longer exists
 	// UnverifiedReason says why something that is in force is not wholly observed.
-	UnverifiedReason string `json:"unverified,omitempty"`
+	UnverifiedReason string `json:"unverified_reason,omitempty"`
 }
 
 // Verify observes whether a containment is in force.
@@ -296,10 +296,10 @@ type UndoInput struct {
 type UndoResult struct {
 	Undone        bool   `json:"undone"`
 	Drift         *Drift `json:"drift,omitempty"`
-	RefusalReason string `json:"reason,omitempty"` // why it was refused
+	RefusalReason string `json:"refusal_reason,omitempty"` // why it was refused
 	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash string `json:"entry,omitempty"`
-	UnrecordedReason  string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
+	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
 // Undo takes a containment back, and observes that it is gone.

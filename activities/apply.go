@@ -16,7 +16,7 @@ import (
 // ApplyInput is the input of Apply.
 type ApplyInput struct {
 	Request       Request         `json:"request"`
-	Authorization Authorization   `json:"basis"`
+	Authorization Authorization   `json:"authorization"`
 	PriorState    json.RawMessage `json:"prior,omitempty"`
 	// LeaseToken is the lease's from its first effect: it stands for the guards while the lease holds.
 	LeaseToken *attestation.Envelope `json:"token,omitempty"`
@@ -28,8 +28,8 @@ type ApplyResult struct {
 	Decision   GuardDecision         `json:"decision"`
 	LeaseToken *attestation.Envelope `json:"token,omitempty"`
 	// ManifestEntryHash is the hash of the effect's line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash string `json:"entry,omitempty"`
-	UnrecordedReason  string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
+	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
 // Apply runs every guard, makes the change and observes it. What it did is undone if it fails in the middle.

@@ -19,21 +19,21 @@ type ApprovalRequest struct {
 	IncidentID string       `json:"incident"`
 	Step       string       `json:"step"`
 	Title      string       `json:"title"`
-	Question   string       `json:"ask,omitempty"`
+	Question   string       `json:"question,omitempty"`
 	Plans      []PlanResult `json:"plans"`
 	// Targets are the plans', in their order.
 	Targets   []playbooks.Target `json:"targets,omitempty"`
 	PlansHash string             `json:"hash"` // of all plans: what a vote is bound to
 	Approvers Approvers          `json:"approvers"`
-	AskedAt   time.Time          `json:"asked"`
+	AskedAt   time.Time          `json:"asked_at"`
 	Deadline  time.Time          `json:"deadline"`
 	// ReplacesHash is the hash of the question that this one takes the place of, and Changed what is different since.
-	ReplacesHash         string                 `json:"before,omitempty"`
-	ChangesSinceReplaced []string               `json:"changed,omitempty"`
+	ReplacesHash         string                 `json:"replaces_hash,omitempty"`
+	ChangesSinceReplaced []string               `json:"changes_since_replaced,omitempty"`
 	Votes                []attestation.Envelope `json:"votes,omitempty"`
 	// ApprovedBy are who has agreed so far; Ignored says of each vote that does not count why not.
-	ApprovedBy   []string `json:"yes,omitempty"`
-	IgnoredVotes []string `json:"ignored,omitempty"`
+	ApprovedBy   []string `json:"approved_by,omitempty"`
+	IgnoredVotes []string `json:"ignored_votes,omitempty"`
 }
 
 // QualifiedID names the question within its incident: the number of its run, and its ID there ("2/contain#1"). Two runs may ask
@@ -67,7 +67,7 @@ type ApprovalOutcome struct {
 	Title      string    `json:"title"`
 	Granted    bool      `json:"granted"`
 	Reason     string    `json:"reason"` // who said what, or why nobody's answer counted
-	ApprovedBy []string  `json:"yes,omitempty"`
+	ApprovedBy []string  `json:"approved_by,omitempty"`
 	DecidedAt  time.Time `json:"at"`
 }
 

@@ -13,8 +13,8 @@ import (
 	"stanch/sensors/attestation"
 )
 
-// Attempted gives a receipt for evidence that was attempted and never answered.
-func (s *Activities) Attempted(_ context.Context, r Request) (attestation.Envelope, error) {
+// RecordAttempt gives a receipt for evidence that was attempted and never answered.
+func (s *Activities) RecordAttempt(_ context.Context, r Request) (attestation.Envelope, error) {
 	signed, err := s.Authority.Sign(attestation.PayloadTypeEvidenceReceipt, attestation.EvidenceReceipt{IncidentID: r.IncidentRef.ID, TargetID: r.Target.ID(), Action: r.Action, AttemptedAt: s.now()})
 	if err != nil {
 		return attestation.Envelope{}, retryableError(fmt.Errorf("sign the receipt: %w", err))
@@ -43,12 +43,12 @@ type CountVotesInput struct {
 	Plans      []PlanResult           `json:"plans"`
 	Approvers  Approvers              `json:"approvers"`
 	Votes      []attestation.Envelope `json:"votes"`
-	AskedAt    time.Time              `json:"asked,omitzero"`
+	AskedAt    time.Time              `json:"asked_at,omitzero"`
 	Deadline   time.Time              `json:"deadline"`
 	// Targets are the plans', in their order.
 	Targets []playbooks.Target `json:"targets,omitempty"`
 	// PlaybookAuthorization proves whose playbook asks; nil where the scope's own approvers are asked.
-	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
 }
 
 // VoteCount is what the votes come to.
@@ -56,13 +56,13 @@ type VoteCount struct {
 	Granted    bool     `json:"granted"`
 	Denied     bool     `json:"denied"`
 	Reason     string   `json:"reason,omitempty"`
-	ApprovedBy []string `json:"yes,omitempty"` // who has agreed so far
+	ApprovedBy []string `json:"approved_by,omitempty"` // who has agreed so far
 	// IgnoredVotes says of each vote that does not count why not.
-	IgnoredVotes     []string                        `json:"ignored,omitempty"`
-	GrantsByPlanHash map[string]attestation.Envelope `json:"grants,omitempty"` // by plan hash
+	IgnoredVotes     []string                        `json:"ignored_votes,omitempty"`
+	GrantsByPlanHash map[string]attestation.Envelope `json:"grants_by_plan_hash,omitempty"` // by plan hash
 	// ManifestEntryHash is the hash of its line in the incident's manifest; Unrecorded says why there is none.
-	ManifestEntryHash string `json:"entry,omitempty"`
-	UnrecordedReason  string `json:"unrecorded,omitempty"`
+	ManifestEntryHash string `json:"manifest_entry_hash,omitempty"`
+	UnrecordedReason  string `json:"unrecorded_reason,omitempty"`
 }
 
 // grantLifetime is how long an approved plan may wait for its effect, from the last vote that counts. Votes that are counted

@@ -12,10 +12,10 @@ import (
 // MessageState is what is remembered of an incident's message and its thread.
 type MessageState struct {
 	Channel     string `json:"channel,omitempty"`
-	MessageTS   string `json:"ts,omitempty"`    // names the message in its channel
-	ContentHash string `json:"shown,omitempty"` // hash of what it shows
+	MessageTS   string `json:"ts,omitempty"`           // names the message in its channel
+	ContentHash string `json:"content_hash,omitempty"` // hash of what it shows
 	// PostedReplies are the replies that were written, by what they are about.
-	PostedReplies map[string]bool `json:"said,omitempty"`
+	PostedReplies map[string]bool `json:"posted_replies,omitempty"`
 }
 
 // SyncMessageInput is the input of Look.
@@ -23,7 +23,7 @@ type SyncMessageInput struct {
 	IncidentID string       `json:"incident"`
 	State      MessageState `json:"state"`
 	// MayExistAlready: a message of the incident may be there that the state does not know.
-	MayExistAlready bool `json:"again,omitempty"`
+	MayExistAlready bool `json:"may_exist_already,omitempty"`
 }
 
 // SyncMessageResult is what Look did.
@@ -32,7 +32,7 @@ type SyncMessageResult struct {
 	// Done: the incident is closed and its message shows that, or nothing can be shown of it any more.
 	Done bool `json:"done,omitempty"`
 	// NextSyncIn is when to look again if nothing happens before; zero is for the workflow to choose.
-	NextSyncIn time.Duration `json:"next,omitempty"`
+	NextSyncIn time.Duration `json:"next_sync_in,omitempty"`
 }
 
 // Notifier writes into an incident's thread.
@@ -85,8 +85,8 @@ const (
 	retryWindowWhenClosed = 24 * time.Hour
 )
 
-// Look brings an incident's message to what is so now.
-func (s *Activities) Look(ctx context.Context, in SyncMessageInput) (SyncMessageResult, error) {
+// SyncMessage brings an incident's message to what is so now.
+func (s *Activities) SyncMessage(ctx context.Context, in SyncMessageInput) (SyncMessageResult, error) {
 	defer startHeartbeat(ctx)()
 	out, err := SyncMessageResult{State: in.State, NextSyncIn: 10 * time.Minute}, error(nil)
 	if s.Messenger != nil {

@@ -57,9 +57,9 @@ func TestAThreadEndsWithItsIncident(t *testing.T) {
 			}
 			var suite testsuite.WorkflowTestSuite
 			env := suite.NewTestActivityEnvironment()
-			env.RegisterActivity(set.Look)
+			env.RegisterActivity(set.SyncMessage)
 			state := activities.MessageState{MessageTS: "1.1"}
-			value, err := env.ExecuteActivity(set.Look, activities.SyncMessageInput{IncidentID: testIncidentID, State: state})
+			value, err := env.ExecuteActivity(set.SyncMessage, activities.SyncMessageInput{IncidentID: testIncidentID, State: state})
 			if c.syncError != nil && !c.done {
 				require.ErrorContains(t, err, "archived")
 				return

@@ -19,7 +19,7 @@ type Authorization struct {
 	Receipts     []attestation.Envelope `json:"receipts,omitempty"`
 	Grant        *attestation.Envelope  `json:"grant,omitempty"`
 	// RequiresGrant: the step stands inside of an approval, so only a grant lets it run.
-	RequiresGrant bool `json:"asked,omitempty"`
+	RequiresGrant bool `json:"requires_grant,omitempty"`
 }
 
 // Verdict is what the guards say.
@@ -41,39 +41,39 @@ type GuardDecision struct {
 	Phase     int       `json:"phase"`
 	Approvers Approvers `json:"approvers,omitzero"`
 	// BasisID is the id of the detection or the nonce of the grant that it rests on.
-	BasisID string `json:"on,omitempty"`
+	BasisID string `json:"basis_id,omitempty"`
 	// AuthorizedAt is when the newest detection that it rests on was accepted, or the last of the people agreed who granted it.
-	AuthorizedAt time.Time `json:"since,omitzero"`
+	AuthorizedAt time.Time `json:"authorized_at,omitzero"`
 	// ConfigHash is the short hash of the configuration in force.
-	ConfigHash string `json:"config,omitempty"`
+	ConfigHash string `json:"config_hash,omitempty"`
 	Drill      bool   `json:"drill,omitempty"` // the target is a drill's own
 	// BudgetReplicas is by how many pods of the workload its share of the budget was judged; -1 means that nobody knew.
 	BudgetReplicas int `json:"replicas,omitempty"`
 	// DrillTarget is the registered target of a drill; nil outside of drills.
 	DrillTarget *attestation.DrillTarget `json:"drill_target,omitempty"`
 	// TargetConfirmed: the API server said that the target is what the request says, on the node that it says.
-	TargetConfirmed bool `json:"confirmed,omitempty"`
+	TargetConfirmed bool `json:"target_confirmed,omitempty"`
 	// DecisionInputs is what the guards judged by; nil in decisions of an older version. A simulation judges by the same.
-	DecisionInputs *DecisionInputs `json:"inputs,omitempty"`
+	DecisionInputs *DecisionInputs `json:"decision_inputs,omitempty"`
 }
 
 // DecisionInputs is what the guards judged by beyond the request and the signed statements with it.
 type DecisionInputs struct {
 	// ConfidenceThreshold is the confidence from which the scope lets an action run by itself; MaxDuration for how long.
-	ConfidenceThreshold float64       `json:"threshold"`
+	ConfidenceThreshold float64       `json:"confidence_threshold"`
 	MaxDuration         time.Duration `json:"max_duration"`
 	// Approvers are the scope's.
 	Approvers Approvers `json:"approvers,omitzero"`
 	// PausedBy says who set the kill switch; "" while it is not set.
-	PausedBy string `json:"stopped,omitempty"`
+	PausedBy string `json:"paused_by,omitempty"`
 	// MaxPerHour and Share are the budget; Spent is how much of it was spent in the last hour, and Held how many other pods
 	// of the workload were contained.
 	MaxPerHour        int     `json:"per_hour"`
-	MaxFraction       float64 `json:"share"`
-	UsedLastHour      int     `json:"spent"`
-	ContainedSiblings int     `json:"held"`
+	MaxFraction       float64 `json:"max_fraction"`
+	UsedLastHour      int     `json:"used_last_hour"`
+	ContainedSiblings int     `json:"contained_siblings"`
 	// ProtectedBy is the entry of the configuration that protects the target: a namespace, a workload or a pattern of roles.
-	ProtectedBy ProtectionRule `json:"protected,omitzero"`
+	ProtectedBy ProtectionRule `json:"protected_by,omitzero"`
 	// TargetFacts is what the API server said of it; nil for a target that is no object of a cluster.
 	TargetFacts *TargetFacts `json:"target,omitempty"`
 }
@@ -83,7 +83,7 @@ type ProtectionRule struct {
 	Namespace string `json:"namespace,omitempty"`
 	Workload  string `json:"workload,omitempty"`
 	Role      string `json:"role,omitempty"`
-	IsStanch  bool   `json:"self,omitempty"` // it is Stanch's own pod
+	IsStanch  bool   `json:"is_stanch,omitempty"` // it is Stanch's own pod
 }
 
 // Approvers says who may agree.

@@ -14,13 +14,13 @@ type ImageFacts struct {
 	RolledOutBy     string          `json:"rolled_out_by"`
 	RolledOutAt     time.Time       `json:"rolled_out_at,omitzero"`
 	Vulnerabilities Vulnerabilities `json:"vulnerabilities"`
-	Signature       Signature       `json:"signed"`
+	Signature       Signature       `json:"signature"`
 	Missing         []string        `json:"missing"`
 }
 
 // Vulnerabilities are those of a report in the cluster. Known says that there is one.
 type Vulnerabilities struct {
-	ReportFound bool   `json:"known" expr:"known"`
+	ReportFound bool   `json:"report_found" expr:"report_found"`
 	Critical    int    `json:"critical" expr:"critical"`
 	High        int    `json:"high" expr:"high"`
 	Fixable     int    `json:"fixable" expr:"fixable"` // of these two

@@ -42,12 +42,12 @@ const (
 // ManifestEntry is one line of an incident's manifest. It names the line before it by its hash, and is signed.
 type ManifestEntry struct {
 	IncidentID   string                 `json:"incident"`
-	Sequence     int                    `json:"seq"`            // from 1
-	PreviousHash string                 `json:"prev,omitempty"` // SHA-256 of the line before, "" for the first
+	Sequence     int                    `json:"seq"`                     // from 1
+	PreviousHash string                 `json:"previous_hash,omitempty"` // SHA-256 of the line before, "" for the first
 	At           time.Time              `json:"at"`
 	Kind         ManifestEntryKind      `json:"kind"`
 	Evidence     *playbooks.EvidenceRef `json:"evidence,omitempty"`
-	AuditRecord  *AuditRecord           `json:"act,omitempty"`
+	AuditRecord  *AuditRecord           `json:"audit_record,omitempty"`
 }
 
 // AuditRecord is what an entry says that happened, where it is not evidence.
@@ -56,8 +56,8 @@ type AuditRecord struct {
 	Target  string            `json:"target,omitempty"`
 	LeaseID string            `json:"lease,omitempty"`
 	Outcome playbooks.Outcome `json:"outcome,omitempty"`
-	BasisID string            `json:"on,omitempty"`  // what it rests on: a detection's id or a grant's nonce
-	People  []string          `json:"who,omitempty"` // people, and how it was proved
+	BasisID string            `json:"basis_id,omitempty"` // what it rests on: a detection's id or a grant's nonce
+	People  []string          `json:"people,omitempty"`   // people, and how it was proved
 	SHA256  string            `json:"sha256,omitempty"`
 	Note    string            `json:"note,omitempty"`
 }
@@ -89,8 +89,8 @@ type ManifestLine struct {
 
 // IntegrityFinding is one thing that is not as it was.
 type IntegrityFinding struct {
-	Location string `json:"where"` // the file and line
-	Problem  string `json:"what"`
+	Location string `json:"location"` // the file and line
+	Problem  string `json:"problem"`
 }
 
 func (f IntegrityFinding) String() string { return f.Location + ": " + f.Problem }

@@ -15,7 +15,7 @@ type TargetResolver interface {
 // TargetFacts is what the API server says of a target. Guards judge by it, and never by what an alert or a name says.
 type TargetFacts struct {
 	// UnresolvedReason says why the target is not known; "" means that the other fields are facts.
-	UnresolvedReason string `json:"unresolved,omitempty"`
+	UnresolvedReason string `json:"unresolved_reason,omitempty"`
 	// OutsideCluster: it is a container of a machine that is no node of the cluster. It has no namespace and no owner.
 	OutsideCluster bool   `json:"outside_cluster,omitempty"`
 	Namespace      string `json:"namespace,omitempty"`
@@ -25,11 +25,11 @@ type TargetFacts struct {
 	// Owners are the workloads that the target belongs to, the nearest first. A pod without a controller is its own owner.
 	Owners []playbooks.WorkloadIdentity `json:"owners,omitempty"`
 	// IncompleteReason says why it is not known whether anything owns the last of Owners; "" means that nothing does.
-	IncompleteReason string `json:"incomplete,omitempty"`
+	IncompleteReason string `json:"incomplete_reason,omitempty"`
 	// Replicas is how many pods the workload wants; 0 where no owner says it.
 	Replicas int `json:"replicas,omitempty"`
 	// IgnoreReplicas: the share of the workload is not judged where Replicas is 0. A simulation says so of what no recording tells.
-	IgnoreReplicas bool `json:"any_replicas,omitempty"`
+	IgnoreReplicas bool `json:"ignore_replicas,omitempty"`
 }
 
 // Workload is the topmost owner that is known; the zero value if there is none.

@@ -6,11 +6,11 @@ import "stanch/playbooks"
 type WorkloadContext struct {
 	Owner                Owner                    `json:"owner"`
 	Replicas             int                      `json:"replicas"`
-	SameDigestPodCount   int                      `json:"same_digest_pods"` // other pods with the image
-	SameDigestPodNames   []string                 `json:"same_digest"`
-	SameNodePodCount     int                      `json:"same_node_pods"`
+	SameDigestPodCount   int                      `json:"same_digest_pod_count"` // other pods with the image
+	SameDigestPodNames   []string                 `json:"same_digest_pod_names"`
+	SameNodePodCount     int                      `json:"same_node_pod_count"`
 	ServiceAccount       string                   `json:"service_account"`
-	DangerousPermissions []string                 `json:"may_do"` // what of it is dangerous
+	DangerousPermissions []string                 `json:"dangerous_permissions"` // what of it is dangerous
 	Image                string                   `json:"image"`
 	ImageDigest          string                   `json:"image_digest"`
 	Labels               map[string]string        `json:"labels"`

@@ -96,7 +96,7 @@ func (c *checker) checkStepTypes(s *Step, names typeScope, at flowContext) {
 		inside := maps.Clone(names)
 		inside["live"] = Incident{}
 		if c.compileExpr(s.Wait.Until, inside, at, reflect.TypeFor[bool]()) != nil && !c.namesRead["live"] {
-			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the incident as it is now: `live.total > incident.total`", "nothing that it reads changes while it waits")
+			c.errorf(s.Wait.Until.Pos, "unreachable", "read `live`, the incident as it is now: `live.total_detections > incident.total_detections`", "nothing that it reads changes while it waits")
 		}
 		delete(c.namesRead, "live")
 	case s.Assignments != nil:

@@ -14,11 +14,11 @@ type Explanation struct {
 	File         string            `json:"file"`
 	Description  string            `json:"description,omitempty"`
 	Guide        string            `json:"guide,omitempty"`
-	MatchSummary string            `json:"handles"`
-	Inputs       []string          `json:"takes,omitempty"`
-	Outputs      []string          `json:"gives,omitempty"`
+	MatchSummary string            `json:"match_summary"`
+	Inputs       []string          `json:"inputs,omitempty"`
+	Outputs      []string          `json:"outputs,omitempty"`
 	MaxPhase     int               `json:"max_phase"`
-	Lines        []ExplanationLine `json:"steps"`
+	Lines        []ExplanationLine `json:"lines"`
 }
 
 // ExplanationLine is one line of an explanation: a step, what it was given, or what leads to those below it.
@@ -28,7 +28,7 @@ type ExplanationLine struct {
 	SourceLine int    `json:"line,omitempty"` // in the file
 	Text       string `json:"text"`
 	// PhaseBehaviors say what becomes of it in each of the three phases: "runs", "asks", "proposed"; empty on a line that is no step.
-	PhaseBehaviors []string `json:"phases,omitempty"`
+	PhaseBehaviors []string `json:"phase_behaviors,omitempty"`
 }
 
 // What becomes of a step in a phase.

@@ -27,7 +27,7 @@ steps:
     on_failure:
       - notify: log
         with: { text: "failed on ${incident.id}" }
-  - set: { wide: "${incident.total > 13}" }
+  - set: { wide: "${incident.total_detections > 13}" }
   - parallel:
       - wait: 19s
     timeout: 23m
@@ -50,7 +50,7 @@ steps:
         with: { replicas: 0 }
         for: 41m
     on_denied:
-      - wait: { until: live.owner != "nobody", timeout: 43m }
+      - wait: { until: live.assignee != "nobody", timeout: 43m }
   - stop: unchanged
     if: wide
     reason: because of ${incident.id}
@@ -67,8 +67,8 @@ func TestAnExplanationLeavesNothingOut(t *testing.T) {
 	}
 	for _, want := range []string{
 		"default 31", "at least 30", "at most 32", "one of kind, blunt", "id: seen", "incident.confidence > 0.11", "on incident.targets", "with tail: 1234", "with previous: ${incident.phase > 1}",
-		"timeout: 47s", "up to 6 attempts, 7s apart", "with text: \"failed on ${incident.id}\"", "wide = ${incident.total > 13}", "19s", "23m", "each victim", "3 at once", "max: more than 9", "29m", "37m",
-		"the title", "The question of ${incident.workload.name}?", "first", "second", "2 of", "after 4m also third", "14m", "with replicas: 0", "41m", `live.owner != "nobody"`, "43m", "because of ${incident.id}",
+		"timeout: 47s", "up to 6 attempts, 7s apart", "with text: \"failed on ${incident.id}\"", "wide = ${incident.total_detections > 13}", "19s", "23m", "each victim", "3 at once", "max: more than 9", "29m", "37m",
+		"the title", "The question of ${incident.workload.name}?", "first", "second", "2 of", "after 4m also third", "14m", "with replicas: 0", "41m", `live.assignee != "nobody"`, "43m", "because of ${incident.id}",
 	} {
 		require.Contains(t, text, want)
 	}

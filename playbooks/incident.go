@@ -19,8 +19,8 @@ const IncidentVersion = 1
 // Incident is the minimum incident package: enough to decide without opening another tool.
 type Incident struct {
 	Version     int       `json:"version" expr:"version"`
-	ID          string    `json:"id" expr:"id"`   // INC-…, never used twice
-	GroupingKey string    `json:"key" expr:"key"` // the grouping key: cluster and workload; may recur
+	ID          string    `json:"id" expr:"id"`                     // INC-…, never used twice
+	GroupingKey string    `json:"grouping_key" expr:"grouping_key"` // the grouping key: cluster and workload; may recur
 	Cluster     string    `json:"cluster" expr:"cluster"`
 	Status      string    `json:"status" expr:"status"` // "open" or "closed"
 	Opened      time.Time `json:"opened" expr:"opened"`
@@ -31,13 +31,13 @@ type Incident struct {
 	Phase int    `json:"phase" expr:"phase"`
 	Drill bool   `json:"drill,omitempty" expr:"drill"`
 	// Assignee is the person who took it over; Judged what a person says that it is ("false-positive"), and who.
-	Assignee      string `json:"owner,omitempty" expr:"owner"`
-	Disposition   string `json:"judged,omitempty" expr:"judged"`
-	DispositionBy string `json:"judged_by,omitempty" expr:"judged_by"`
+	Assignee      string `json:"assignee,omitempty" expr:"assignee"`
+	Disposition   string `json:"disposition,omitempty" expr:"disposition"`
+	DispositionBy string `json:"disposition_by,omitempty" expr:"disposition_by"`
 	// Actors are who did it, as sources name them ("kubernetes:alice@example.com"): they answer no question about it.
 	Actors []string `json:"actors,omitempty" expr:"actors"`
 	// ActorsTruncated: there were more than are named.
-	ActorsTruncated bool `json:"more_actors,omitempty" expr:"more_actors"`
+	ActorsTruncated bool `json:"actors_truncated,omitempty" expr:"actors_truncated"`
 
 	Summary    string             `json:"summary" expr:"summary"`
 	Severity   sensors.Severity   `json:"severity" expr:"severity"`
@@ -49,7 +49,7 @@ type Incident struct {
 	Trigger    sensors.Detection  `json:"trigger" expr:"trigger"` // the first detection, whole
 	Detections []DetectionSummary `json:"detections" expr:"detections"`
 	// TotalDetections counts every detection, also those folded together or past the bound of Detections.
-	TotalDetections int      `json:"total" expr:"total"`
+	TotalDetections int      `json:"total_detections" expr:"total_detections"`
 	Targets         []Target `json:"targets" expr:"targets"` // pods or containers with a detection of their own
 
 	Changes     []RecentChange `json:"changes,omitempty" expr:"changes"`
@@ -97,7 +97,7 @@ type DetectionSummary struct {
 	Technique   string            `json:"technique,omitempty" expr:"technique"`
 	Source      string            `json:"source" expr:"source"`
 	Target      string            `json:"target" expr:"target"`
-	Description string            `json:"what" expr:"what"` // one line: the process, file or address
+	Description string            `json:"description" expr:"description"` // one line: the process, file or address
 	Reasons     []string          `json:"reasons,omitempty" expr:"reasons"`
 	FirstSeen   time.Time         `json:"first" expr:"first"`
 	LastSeen    time.Time         `json:"last" expr:"last"`
@@ -158,17 +158,17 @@ func (t Target) String() string {
 
 // RecentChange is something that changed recently around the workload.
 type RecentChange struct {
-	ChangedAt   time.Time `json:"when" expr:"when"`
-	Description string    `json:"what" expr:"what"`
+	ChangedAt   time.Time `json:"changed_at" expr:"changed_at"`
+	Description string    `json:"description" expr:"description"`
 }
 
 // BlastRadius is what else may be hit.
 type BlastRadius struct {
 	Replicas             int      `json:"replicas,omitempty" expr:"replicas"`
-	SameDigestPodCount   int      `json:"same_digest_pods" expr:"same_digest_pods"` // other pods with this image digest
-	SameDigestPodNames   []string `json:"same_digest,omitempty" expr:"same_digest"` // "namespace/pod on node", bounded
-	SameNodePodCount     int      `json:"same_node_pods" expr:"same_node_pods"`
-	DangerousPermissions []string `json:"may_do,omitempty" expr:"may_do"` // what the service account may do that is dangerous
+	SameDigestPodCount   int      `json:"same_digest_pod_count" expr:"same_digest_pod_count"`           // other pods with this image digest
+	SameDigestPodNames   []string `json:"same_digest_pod_names,omitempty" expr:"same_digest_pod_names"` // "namespace/pod on node", bounded
+	SameNodePodCount     int      `json:"same_node_pod_count" expr:"same_node_pod_count"`
+	DangerousPermissions []string `json:"dangerous_permissions,omitempty" expr:"dangerous_permissions"` // what the service account may do that is dangerous
 }
 
 // ContextStatus says how complete the context is.
@@ -187,12 +187,12 @@ type PlaybookRun struct {
 	Steps      []StepReport `json:"steps,omitempty" expr:"steps"`
 	Error      string       `json:"error,omitempty" expr:"error"`
 	// ResponderGuide is the playbook's paragraph for the responder.
-	ResponderGuide string `json:"guide,omitempty"`
+	ResponderGuide string `json:"responder_guide,omitempty"`
 	// Outcome is the run's as a whole: what it stopped with and why, else the worst of its steps.
 	Outcome Outcome `json:"outcome,omitempty" expr:"outcome"`
 	Reason  string  `json:"reason,omitempty" expr:"reason"`
 	// RequestID is the id of a person's request that started it; "" if it matched by itself.
-	RequestID string `json:"request,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
 	// RequestedBy is the person whose request started it: they do not approve what it asks, and may withdraw it.
 	RequestedBy string `json:"requested_by,omitempty"`
 }
@@ -249,12 +249,12 @@ type EvidenceRef struct {
 	SizeBytes  int64     `json:"bytes" expr:"bytes"`
 	CapturedAt time.Time `json:"at" expr:"at"`
 	// CapturedFrom is where it was captured ("node a"), Entry the hash of its line in the incident's manifest.
-	CapturedFrom      string `json:"source,omitempty" expr:"source"`
-	ManifestEntryHash string `json:"entry,omitempty" expr:"entry"`
+	CapturedFrom      string `json:"captured_from,omitempty" expr:"captured_from"`
+	ManifestEntryHash string `json:"manifest_entry_hash,omitempty" expr:"manifest_entry_hash"`
 }
 
 // TimelineEntry is one line of the incident's story.
 type TimelineEntry struct {
 	At   time.Time `json:"at" expr:"at"`
-	Text string    `json:"what" expr:"what"`
+	Text string    `json:"text" expr:"text"`
 }

@@ -26,7 +26,7 @@ func newTestCatalog() playbooks.Catalog {
 		Text string `json:"text,omitempty"`
 	}
 	type ctx struct {
-		SameDigestPods int `json:"same_digest_pods"`
+		SameDigestPods int `json:"same_digest_pod_count"`
 	}
 	pod := []playbooks.TargetKind{playbooks.TargetPod}
 	c := playbooks.Catalog{}
@@ -136,7 +136,7 @@ func TestABrokenFileDoesNotTakeAwayWhatItReplaces(t *testing.T) {
 // A run was judged when it was selected: what later versions forbid does not end it.
 func TestARunKeepsTheRulesOfItsDay(t *testing.T) {
 	for _, steps := range []string{
-		"  - enrich: workload\n    id: ctx\n    if: incident.total > 1\n  - notify: log\n    if: ctx.same_digest_pods > 1\n",
+		"  - enrich: workload\n    id: ctx\n    if: incident.total_detections > 1\n  - notify: log\n    if: ctx.same_digest_pod_count > 1\n",
 		"  - notify: log\n    if: \"false\"\n", "  - enrich: workload\n    id: live\n", "  - notify: log\n    with: { text: \"https://user:pass@host\" }\n",
 	} {
 		source := playbooks.SourceFile{File: "p.yaml", Content: []byte("playbook: p\nmatch: { objective: crypto-mining }\nsteps:\n" + steps)}

@@ -15,7 +15,7 @@ import (
 // SourceFile is a file of a playbook.
 type SourceFile struct {
 	File    string `json:"file"`
-	Content []byte `json:"source"`
+	Content []byte `json:"content"`
 	// Shipped: the playbook is one of Stanch's own library and not of a user. It takes part in selection only.
 	Shipped bool `json:"-"`
 }

@@ -206,7 +206,7 @@ func (p *parser) parseWait(n *yaml.Node) *Wait {
 func (p *parser) parseAssignments(n *yaml.Node) []Argument {
 	args := p.parseArguments(n, "`set`")
 	if n.Kind == yaml.MappingNode && len(args) == 0 {
-		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pods > 1}\"}`", "`set` names nothing")
+		p.errorf(nodePos(n), "required", "write for example `set: {wide: \"${ctx.same_digest_pod_count > 1}\"}`", "`set` names nothing")
 	}
 	for _, a := range args {
 		if !identifierPattern.MatchString(a.Name) {

@@ -126,7 +126,7 @@ func TestAShippedPlaybookWaitsForWhatEnrichmentMayDecide(t *testing.T) {
 	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining"))
 	for when, waits := range map[string]bool{
 		`'incident.workload.labels["tier"] == "prod"'`: true,
-		`incident.blast_radius.same_digest_pods > 3`:   true,
+		`incident.blast_radius.same_digest_pod_count > 3`:   true,
 		`len(incident.changes) > 0`:                    true,
 		`incident.confidence > 0.95`:                   false, // enrichment does not change it
 		`incident.drill`:                               false,
@@ -170,7 +170,7 @@ func TestAReplacementThatDoesLessIsAWarning(t *testing.T) {
 func TestOverlapsNameWhoWins(t *testing.T) {
 	programs, problems := playbooks.LoadPlaybooks([]playbooks.SourceFile{
 		markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining")), markShipped(newPlaybookFile("other", "", "objective: crypto-mining")),
-		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("quiet", "", "objective: escape", "  - notify: log\n"),
+		newPlaybookFile("mine", "", "objective: [escape, crypto-mining]"), newPlaybookFile("yours", "", "objective: escape, priority: 7"), newPlaybookFile("idle_timeout", "", "objective: escape", "  - notify: log\n"),
 	}, newTestCatalog())
 	require.NoError(t, problems.WithoutWarnings().Err())
 	var got []string

@@ -7,7 +7,7 @@ type Audit struct {
 	// User is who asked, and Impersonated as whom they acted, if as somebody else.
 	User               string   `json:"user,omitempty" expr:"user"`
 	Groups             []string `json:"groups,omitempty" expr:"groups"`
-	ImpersonatedUser   string   `json:"impersonated,omitempty" expr:"impersonated"`
+	ImpersonatedUser   string   `json:"impersonated_user,omitempty" expr:"impersonated_user"`
 	ImpersonatedGroups []string `json:"impersonated_groups,omitempty" expr:"impersonated_groups"`
 	// ServiceAccount is set if the user is one.
 	ServiceAccount AuditServiceAccount `json:"service_account,omitzero" expr:"service_account"`
@@ -15,14 +15,14 @@ type Audit struct {
 	FromPod     string `json:"from_pod,omitempty" expr:"from_pod"`
 	FromPodUID  string `json:"from_pod_uid,omitempty" expr:"from_pod_uid"`
 	FromNode    string `json:"from_node,omitempty" expr:"from_node"`
-	APIGroup    string `json:"group,omitempty" expr:"group"` // the API group; "" is the core's
+	APIGroup    string `json:"api_group,omitempty" expr:"api_group"` // the API group; "" is the core's
 	Resource    string `json:"resource,omitempty" expr:"resource"`
 	Subresource string `json:"subresource,omitempty" expr:"subresource"`
 	Namespace   string `json:"namespace,omitempty" expr:"namespace"`
 	Name        string `json:"name,omitempty" expr:"name"` // "" for a list, or where the API server made the name up
 	UID         string `json:"uid,omitempty" expr:"uid"`
-	Path        string `json:"path,omitempty" expr:"path"` // the URL's path, without its query
-	StatusCode  int    `json:"code,omitempty" expr:"code"` // the answer's HTTP status
+	Path        string `json:"path,omitempty" expr:"path"`               // the URL's path, without its query
+	StatusCode  int    `json:"status_code,omitempty" expr:"status_code"` // the answer's HTTP status
 	Decision    string `json:"decision,omitempty" expr:"decision"`
 	// DecisionReason names the binding that allowed it.
 	DecisionReason string   `json:"decision_reason,omitempty" expr:"decision_reason"`
@@ -36,11 +36,11 @@ type Audit struct {
 	// Truncated: what was sent was larger or deeper than what is told or read, so that nothing is known of it.
 	Truncated bool `json:"truncated,omitempty" expr:"truncated"`
 	// FromOutsideCluster: the token of a pod was used from outside of the cluster. Who knows the cluster's addresses sets it.
-	FromOutsideCluster bool `json:"outside,omitempty" expr:"outside"`
+	FromOutsideCluster bool `json:"from_outside_cluster,omitempty" expr:"from_outside_cluster"`
 	// RecentSecretReads and RecentDenied are how many secrets the user read within minutes, and how many different requests
 	// were denied to them. Who remembers sets them.
-	RecentSecretReads    int `json:"recent_secrets,omitempty" expr:"recent_secrets"`
-	RecentDeniedRequests int `json:"recent_denied,omitempty" expr:"recent_denied"`
+	RecentSecretReads    int `json:"recent_secret_reads,omitempty" expr:"recent_secret_reads"`
+	RecentDeniedRequests int `json:"recent_denied_requests,omitempty" expr:"recent_denied_requests"`
 
 	Exec    AuditExec    `json:"exec,omitzero" expr:"exec"`       // pods/exec, pods/attach
 	Pod     AuditPod     `json:"pod,omitzero" expr:"pod"`         // a pod, a pod's template or an ephemeral container in the request
@@ -56,9 +56,9 @@ type Audit struct {
 type AuditAdmission struct {
 	// PodSecurityLevel is what is enforced of the Pod Security Standards: "privileged", "baseline", "restricted", "removed" where the
 	// label was taken away, or "unset" where the namespace has none and the request does not say whether it had one.
-	PodSecurityLevel string `json:"level,omitempty" expr:"level"`
+	PodSecurityLevel string `json:"pod_security_level,omitempty" expr:"pod_security_level"`
 	// ExemptionLabels are the labels by which a policy engine leaves the namespace out.
-	ExemptionLabels []string `json:"exempt,omitempty" expr:"exempt"`
+	ExemptionLabels []string `json:"exemption_labels,omitempty" expr:"exemption_labels"`
 }
 
 // AuditServiceAccount is a service account that made a request.
@@ -88,7 +88,7 @@ type AuditPod struct {
 	ServiceAccount      string   `json:"service_account,omitempty" expr:"service_account"`
 	Node                string   `json:"node,omitempty" expr:"node"` // asked for by name, past the scheduler
 	// EphemeralImages are the images of ephemeral containers.
-	EphemeralImages []string `json:"ephemeral,omitempty" expr:"ephemeral"`
+	EphemeralImages []string `json:"ephemeral_images,omitempty" expr:"ephemeral_images"`
 }
 
 // AuditBinding is who is given what.
@@ -103,27 +103,27 @@ type AuditRole struct {
 	Wildcard bool `json:"wildcard,omitempty" expr:"wildcard"`
 	// EscalatingPermissions are its verbs and resources by which one can gain more: "escalate", "bind", "impersonate", "create
 	// pods", "create pods/exec", "get secrets", "create serviceaccounts/token", …
-	EscalatingPermissions []string `json:"escalating,omitempty" expr:"escalating"`
+	EscalatingPermissions []string `json:"escalating_permissions,omitempty" expr:"escalating_permissions"`
 }
 
 // AuditToken is a token that was asked for.
 type AuditToken struct {
 	Audiences         []string `json:"audiences,omitempty" expr:"audiences"`
-	ExpirationSeconds int64    `json:"seconds,omitempty" expr:"seconds"`
+	ExpirationSeconds int64    `json:"expiration_seconds,omitempty" expr:"expiration_seconds"`
 	BoundTo           string   `json:"bound_to,omitempty" expr:"bound_to"` // "Pod/web-1"
 }
 
 // AuditWebhook is what an admission webhook's configuration in a request says.
 type AuditWebhook struct {
 	ExternalURLs    []string `json:"urls,omitempty" expr:"urls"` // outside of the cluster
-	IgnoresFailures bool     `json:"ignore,omitempty" expr:"ignore"`
+	IgnoresFailures bool     `json:"ignores_failures,omitempty" expr:"ignores_failures"`
 }
 
 // Cloud is a call to a cloud's API. It holds the facts below and nothing else of the request: no key, no password.
 type Cloud struct {
-	Provider  string `json:"provider,omitempty" expr:"provider"` // "aws"
-	Service   string `json:"service,omitempty" expr:"service"`   // "iam.amazonaws.com"
-	EventName string `json:"event,omitempty" expr:"event"`       // "CreateAccessKey"
+	Provider  string `json:"provider,omitempty" expr:"provider"`     // "aws"
+	Service   string `json:"service,omitempty" expr:"service"`       // "iam.amazonaws.com"
+	EventName string `json:"event_name,omitempty" expr:"event_name"` // "CreateAccessKey"
 	Region    string `json:"region,omitempty" expr:"region"`
 	Account   string `json:"account,omitempty" expr:"account"`
 	// Principal is the ARN of who called; PrincipalID is never reused, its ARN may be.
@@ -133,18 +133,18 @@ type Cloud struct {
 	// Role and RoleID are those that the principal assumed, and Session the name of its session.
 	Role        string `json:"role,omitempty" expr:"role"`
 	RoleID      string `json:"role_id,omitempty" expr:"role_id"`
-	SessionName string `json:"session,omitempty" expr:"session"`
+	SessionName string `json:"session_name,omitempty" expr:"session_name"`
 	// AccessKeyID is the id of the key, which is no secret; "ASIA…" is a session's.
-	AccessKeyID string `json:"access_key,omitempty" expr:"access_key"`
+	AccessKeyID string `json:"access_key_id,omitempty" expr:"access_key_id"`
 	SourceIP    string `json:"source_ip,omitempty" expr:"source_ip"` // an address, or the name of an AWS service
 	UserAgent   string `json:"user_agent,omitempty" expr:"user_agent"`
-	ErrorCode   string `json:"error,omitempty" expr:"error"` // the code: "AccessDenied"
+	ErrorCode   string `json:"error_code,omitempty" expr:"error_code"` // the code: "AccessDenied"
 	ReadOnly    bool   `json:"read_only,omitempty" expr:"read_only"`
 	MFA         bool   `json:"mfa,omitempty" expr:"mfa"`
 	// Resources are the ARNs and names that it was about.
 	Resources []string `json:"resources,omitempty" expr:"resources"`
 	// TargetPrincipal is whom a request about people and roles was about: a user, a role, a policy.
-	TargetPrincipal string `json:"subject,omitempty" expr:"subject"`
+	TargetPrincipal string `json:"target_principal,omitempty" expr:"target_principal"`
 	// Cluster, Namespace, ServiceAccount, Pod and PodUID are the workload of an EKS Pod Identity or of a role for service
 	// accounts, where the session says so.
 	Cluster        string `json:"cluster,omitempty" expr:"cluster"`
@@ -153,9 +153,9 @@ type Cloud struct {
 	Pod            string `json:"pod,omitempty" expr:"pod"`
 	PodUID         string `json:"pod_uid,omitempty" expr:"pod_uid"`
 	// FromOutsideCluster: the call came from outside of the cluster. Who knows the cluster's addresses sets it.
-	FromOutsideCluster bool `json:"outside,omitempty" expr:"outside"`
+	FromOutsideCluster bool `json:"from_outside_cluster,omitempty" expr:"from_outside_cluster"`
 	// RecentReads and RecentDenied are how many objects and secrets the principal read within minutes, and how many
 	// different calls were denied to it. Who remembers sets them.
 	RecentReads       int `json:"recent_reads,omitempty" expr:"recent_reads"`
-	RecentDeniedCalls int `json:"recent_denied,omitempty" expr:"recent_denied"`
+	RecentDeniedCalls int `json:"recent_denied_calls,omitempty" expr:"recent_denied_calls"`
 }

@@ -74,7 +74,7 @@ type Detection struct {
 	// Count is how many alike were folded into this one since the last was sent; 0 counts as 1.
 	Count int `json:"count,omitempty" expr:"count"`
 	// ManualRequest is what a person asked for; nil of everything that a sensor saw.
-	ManualRequest *ManualRequest `json:"requested,omitempty" expr:"requested"`
+	ManualRequest *ManualRequest `json:"manual_request,omitempty" expr:"manual_request"`
 	// TargetConfirmed: the gateway found the pod, its node and its owner at the API server. It is never read from a message.
 	TargetConfirmed bool `json:"-" expr:"-"`
 }

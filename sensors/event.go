@@ -76,7 +76,7 @@ type Event struct {
 	Container Container `json:"container,omitzero" expr:"container"`
 	File      File      `json:"file,omitzero" expr:"file"`            // KindFileOpen, KindFileDelete, KindChmod, KindUnixConnect, KindMount
 	Network   Network   `json:"network,omitzero" expr:"network"`      // KindConnect, KindListen, KindDNS
-	Syscall   Syscall   `json:"call,omitzero" expr:"call"`            // what was called, where the kind is about a system call
+	Syscall   Syscall   `json:"syscall,omitzero" expr:"syscall"`      // what was called, where the kind is about a system call
 	Baseline  Baseline  `json:"baseline,omitzero" expr:"baseline"`    // how usual this is for the image
 	Audit     Audit     `json:"audit,omitzero" expr:"audit"`          // KindKubernetesAudit
 	Cloud     Cloud     `json:"cloud,omitzero" expr:"cloud"`          // KindCloudAPICall
@@ -110,16 +110,16 @@ type Process struct {
 	// ExeIsMemfd: the executable is an anonymous memory file.
 	ExeIsMemfd bool `json:"memfd,omitempty" expr:"memfd"`
 	// ExeDeleted: the executable had no name left in any directory when it was executed.
-	ExeDeleted bool `json:"deleted,omitempty" expr:"deleted"`
+	ExeDeleted bool `json:"exe_deleted,omitempty" expr:"exe_deleted"`
 	// StdioSockets is a bit mask of the descriptors 0 to 2 that were sockets at exec (bit 0 is stdin).
 	StdioSockets uint8 `json:"stdio_sockets,omitempty" expr:"stdio_sockets"`
 	// HasSetIDBits: the executable has a set-uid or set-gid bit, or capabilities of its own.
 	HasSetIDBits bool `json:"setid,omitempty" expr:"setid"`
 	// PrivilegesGained: the process runs as root or has capabilities, and what it came from (its parent, or itself before) had not.
-	PrivilegesGained bool `json:"gained,omitempty" expr:"gained"`
+	PrivilegesGained bool `json:"privileges_gained,omitempty" expr:"privileges_gained"`
 	// ExecedInto: the process was put into a running container from outside (`kubectl exec`, an exec probe), and is
 	// not the container's own first process.
-	ExecedInto bool `json:"entered,omitempty" expr:"entered"`
+	ExecedInto bool `json:"execed_into,omitempty" expr:"execed_into"`
 	// NSPID is the process's id in its own pid namespace.
 	NSPID uint32 `json:"ns_pid,omitempty" expr:"ns_pid"`
 	// ExeInode and Device name the executed file.
@@ -143,12 +143,12 @@ type Ancestor struct {
 // File is a file that was opened.
 type File struct {
 	Path           string `json:"path,omitempty" expr:"path"` // resolved by the kernel
-	OpenedForWrite bool   `json:"write,omitempty" expr:"write"`
+	OpenedForWrite bool   `json:"opened_for_write,omitempty" expr:"opened_for_write"`
 	// SensitiveClass names the class of the file: "service-account-token", "shadow", "cloud-credentials", "private-key",
 	// "process-environment", "process-memory", "kernel-escape", "runtime-socket", "log", "history", …
-	SensitiveClass string `json:"sensitive,omitempty" expr:"sensitive"`
+	SensitiveClass string `json:"sensitive_class,omitempty" expr:"sensitive_class"`
 	// PathUnresolved says that Path is what the caller asked for and was not resolved by the kernel.
-	PathUnresolved bool `json:"asked,omitempty" expr:"asked"`
+	PathUnresolved bool `json:"path_unresolved,omitempty" expr:"path_unresolved"`
 }
 
 // Syscall is the system call that an event is about.
@@ -167,7 +167,7 @@ type Syscall struct {
 // Baseline says how usual an event is, measured against what containers of the same image digest did before.
 type Baseline struct {
 	// LearningComplete: the image was watched for long enough that "never seen" means something.
-	LearningComplete bool `json:"learnt,omitempty" expr:"learnt"`
+	LearningComplete bool `json:"learning_complete,omitempty" expr:"learning_complete"`
 	// NewExe: no container of the image executed this file before.
 	NewExe bool `json:"new_exe,omitempty" expr:"new_exe"`
 	// NewDestination: none connected there before.

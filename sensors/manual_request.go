@@ -24,7 +24,7 @@ const ActorPersonPrefix = "person:"
 // makes one: a detection that brings it along is refused.
 type ManualRequest struct {
 	Person          string `json:"person" expr:"person"`
-	AuthenticatedBy string `json:"proved" expr:"proved"` // how: "uid 1000 on the local socket"
+	AuthenticatedBy string `json:"authenticated_by" expr:"authenticated_by"` // how: "uid 1000 on the local socket"
 	Reason          string `json:"reason" expr:"reason"`
 	// Action and For are a containment's; Playbook is the name of a playbook. One of them is set.
 	Action   string        `json:"action,omitempty" expr:"action"`

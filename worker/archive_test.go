@@ -22,7 +22,7 @@ func waitingWorkflow(ctx workflow.Context) error {
 
 // What keeps an incident's message may be open for ever; a lease that holds is waited for, behind all others.
 func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
-	s := temporal.Start(t, map[string]any{"Incident": endingWorkflow, "Thread": waitingWorkflow, "Lease": waitingWorkflow})
+	s := temporal.Start(t, map[string]any{"Incident": endingWorkflow, "ChatMessage": waitingWorkflow, "Lease": waitingWorkflow})
 	auth, err := authority.OpenOrCreate(t.TempDir())
 	require.NoError(t, err)
 	a := &Auditor{
@@ -30,11 +30,11 @@ func TestAnOpenThreadHoldsUpNoArchive(t *testing.T) {
 		Converter: converter.GetDefaultDataConverter(), Keyring: auth.Keyring(), Evidence: &activities.EvidenceStore{Dir: t.TempDir(), Authority: auth},
 	}
 	s.StartWorkflow("Incident", "incident/a", joinedIncidentID)
-	thread := s.StartWorkflow("Thread", "thread/a", joinedIncidentID)
+	thread := s.StartWorkflow("ChatMessage", "chat-message/a", joinedIncidentID)
 	s.StartWorkflow("Incident", "incident/b", auditedIncidentID)
 	lease := s.StartWorkflow("Lease", "lease/b", auditedIncidentID)
 	s.WaitUntilListed("Incident", "Completed", 2)
-	s.WaitUntilListed("Thread", "Running", 1)
+	s.WaitUntilListed("ChatMessage", "Running", 1)
 	s.WaitUntilListed("Lease", "Running", 1)
 
 	n, err := a.ArchiveClosed(t.Context(), auth)

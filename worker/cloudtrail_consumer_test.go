@@ -243,13 +243,13 @@ func TestARecordThatFallsSilentIsTold(t *testing.T) {
 	e.monitor.CheckOnce(t.Context())
 	e.clockOffset.Add(int64(2 * time.Hour))
 	e.monitor.CheckOnce(t.Context())
-	one := e.waitForRule(t, "foreign-sensor-lost")
+	one := e.waitForRule(t, "source-lost")
 	require.Equal(t, sensors.Subject{Kind: "Source", Name: "cloudtrail"}, one.Event.Subject)
 
 	e.sendMessages(t, `{"Records":[`+newCloudTrailRecord("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
 	e.waitForRule(t, "cloud-records-stopped")
 	e.monitor.CheckOnce(t.Context())
-	require.Contains(t, e.waitForRule(t, "foreign-events-unread").Reasons[0], "1 events of the source cloudtrail")
+	require.Contains(t, e.waitForRule(t, "source-events-unreadable").Reasons[0], "1 events of the source cloudtrail")
 }
 
 func TestAMessageIsDeletedWhenTemporalHasIt(t *testing.T) {

@@ -63,7 +63,7 @@ func (h *fakeContainmentNode) Handle(_ context.Context, kind gatewayrpc.CommandK
 
 // decisionsConfig is the configuration of the decisions below: host is the scope of containers without a namespace.
 const decisionsConfig = `phase: 3
-quiet: 1s
+idle_timeout: 1s
 budget: { per_hour: 6 }
 scopes: [{ name: host, namespaces: [""], phase: 3, confidence: 0.85, approvers: { groups: [leads], quorum: 1, timeout: 30s, escalate: { after: 4s, groups: [oncall] } } }]
 people:

@@ -85,9 +85,9 @@ const testContainerID = "b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b
 
 const manualRequestConfig = `
 phase: 2
-quiet: 2s
+idle_timeout: 2s
 library: {enabled: false}
-budget: {longest: 2h}
+budget: {max_duration: 2h}
 scopes: [{ name: host, namespaces: [""], phase: 2, approvers: { groups: [responders], timeout: 1m } }]
 people:
   - { name: alice, uid: 1001, groups: [responders] }
@@ -337,7 +337,7 @@ func TestContainersThatAreCutOffTooAreRecorded(t *testing.T) {
 
 // What the guards do not let run by itself asks others, and never the one who asked for it.
 func TestWhoRequestsDoesNotApprove(t *testing.T) {
-	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "longest: 2h", "longest: 1m"))
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	answer, err := ask("alice", gateway.ContainRequest{ID: "long", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"})
 	require.NoError(t, err)
 	var asked []playbook.ApprovalRequest
@@ -485,7 +485,7 @@ func TestARequestInPhaseOneIsOnlyProposed(t *testing.T) {
 // Who has all of Temporal and its key, but not the authority's, makes a person's request up, or takes another's proof for
 // it: nothing is contained.
 func TestAForgedRequestContainsNothing(t *testing.T) {
-	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "longest: 2h", "longest: 1m"))
+	w, node, ask := startRequestInstallation(t, strings.ReplaceAll(manualRequestConfig, "max_duration: 2h", "max_duration: 1m"))
 	forged := sensors.Detection{
 		ID: "request/forged", Rule: sensors.RuleManualRequest, Title: "Requested by alice", Severity: sensors.SeverityHigh, Confidence: 1, Objective: sensors.ObjectiveManualRequest, Source: sensors.SourceManualRequest,
 		Time: time.Now(), Node: "node-1", Reasons: []string{"alice asked for it"},

@@ -12,13 +12,13 @@ import (
 type PlaybookListEntry struct {
 	Playbook     string `json:"playbook"`
 	File         string `json:"file"`
-	Origin       string `json:"source"` // "library" or "user"
+	Origin       string `json:"origin"` // "library" or "user"
 	Description  string `json:"description,omitempty"`
-	MatchSummary string `json:"handles"`
+	MatchSummary string `json:"match_summary"`
 	Priority     int    `json:"priority"`
-	WouldStart   *bool  `json:"starts,omitempty"` // for the incident that was asked about
-	HasRun       bool   `json:"ran,omitempty"`    // in that incident
-	Reason       string `json:"why,omitempty"`
+	WouldStart   *bool  `json:"would_start,omitempty"` // for the incident that was asked about
+	HasRun       bool   `json:"has_run,omitempty"`     // in that incident
+	Reason       string `json:"reason,omitempty"`
 }
 
 // ListPlaybooks lists playbooks in the order in which they would start. For an incident each says whether it starts and

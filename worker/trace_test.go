@@ -25,7 +25,7 @@ func TestADetectionIsOneTraceToThePlanOfALease(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "hold.yaml"), []byte("playbook: hold\ndescription: Hold it.\nmatch: { objective: crypto-mining }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 5s\n"), 0o600))
-	cfg, problems := config.Parse("c", []byte("phase: 2\nlibrary: {enabled: false}\nquiet: 1s\nplaybooks: ['"+dir+"']\n"))
+	cfg, problems := config.Parse("c", []byte("phase: 2\nlibrary: {enabled: false}\nidle_timeout: 1s\nplaybooks: ['"+dir+"']\n"))
 	require.NoError(t, problems.Err())
 	traces, err := tracing.Open(t.Context(), "v9", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)

@@ -200,7 +200,7 @@ func (w *Worker) startParts(ctx context.Context) error {
 	w.temporalWorker.RegisterWorkflow(leases.Lease)
 	w.temporalWorker.RegisterWorkflow(plays.Playbook)
 	w.temporalWorker.RegisterWorkflow(incidents.Incident)
-	w.temporalWorker.RegisterWorkflow(chatmessage.Thread)
+	w.temporalWorker.RegisterWorkflow(chatmessage.ChatMessage)
 	w.temporalWorker.RegisterActivityWithOptions(w.Activities, activity.RegisterOptions{SkipInvalidStructFunctions: true})
 	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchPlaybooks, activity.RegisterOptions{Name: incident.MatchPlaybooksActivity})
 	w.temporalWorker.RegisterActivityWithOptions(o.Library.MatchManualRequest, activity.RegisterOptions{Name: incident.MatchManualRequestActivity})

@@ -24,12 +24,12 @@ const (
 	SignalPlaybookReport  = "playbook-report" // playbook to incident
 	SignalLeaseReport     = "lease-report"    // lease to playbook and incident
 	SignalVote            = "vote"            // gateway to playbook
-	SignalTriage          = "mark"            // gateway to incident: taken over, false positive
-	SignalSuspend         = "halt"            // incident to playbook: a person decides from now on
+	SignalTriage          = "triage"            // gateway to incident: taken over, false positive
+	SignalSuspend         = "suspend"            // incident to playbook: a person decides from now on
 	SignalWatchIncident   = "watch"           // playbook to incident: say how it is whenever it changes
 	SignalUnwatchIncident = "unwatch"         // playbook to incident: nobody waits any more
-	SignalIncidentState   = "live"            // incident to playbook: how it is
-	SignalSyncMessage     = "look"            // incident and playbook to thread: something happened
+	SignalIncidentState   = "incident-state"            // incident to playbook: how it is
+	SignalSyncMessage     = "sync-message"            // incident and playbook to thread: something happened
 	SignalJoinLease       = "join"            // playbook to lease
 	SignalReleaseLease    = "release"         // gateway to lease
 	SignalExtendLease     = "extend"          // gateway to lease
@@ -38,9 +38,9 @@ const (
 // The queries.
 const (
 	QueryIncident          = "incident"
-	QueryPendingApprovals  = "pending"
+	QueryPendingApprovals  = "pending-approvals"
 	QuerySteps             = "steps"
-	QueryAnsweredApprovals = "answered" // what became of a run's questions
+	QueryAnsweredApprovals = "answered-approvals" // what became of a run's questions
 	QueryLease             = "lease"
 )
 
@@ -48,7 +48,7 @@ const (
 func IncidentWorkflowID(key string) string { return "incident/" + key }
 
 // ChatMessageWorkflowID is the workflow id of what keeps an incident's message.
-func ChatMessageWorkflowID(incident string) string { return "thread/" + incident }
+func ChatMessageWorkflowID(incident string) string { return "chat-message/" + incident }
 
 // LeaseWorkflowID is the workflow id of the lease of one facet of one target.
 func LeaseWorkflowID(cluster string, target playbooks.Target, facet playbooks.Facet) string {

@@ -19,7 +19,7 @@ const nodeQueueTimeout = 5 * time.Second
 type ActivityRoute struct {
 	// LocalOnly: one process alone holds every node's stream (`stanch up`). What concerns a node then runs wherever the
 	// workflow does, and starts with the workflow task that asked for it.
-	LocalOnly bool `json:"here,omitempty"`
+	LocalOnly bool `json:"local_only,omitempty"`
 	// QueueOverride is where everything else runs; "" is TaskQueue.
 	QueueOverride string `json:"queue,omitempty"`
 }

@@ -84,7 +84,7 @@ func unionOfSubjects(a, b json.RawMessage) (json.RawMessage, error) {
 // trustPrior is what was there before, to the letter.
 type trustPrior struct {
 	Role            principal `json:"role"`
-	TrustPolicyText string    `json:"trust"`
+	TrustPolicyText string    `json:"trust_policy_text"`
 }
 
 // readTrustPolicy reads the role and its trust policy.

@@ -19,26 +19,26 @@ import (
 // Policy is one policy of a role.
 type Policy struct {
 	Name             string   `json:"name" expr:"name"`
-	RiskyPermissions []string `json:"dangerous" expr:"dangerous"` // a sentence each; empty is good
+	RiskyPermissions []string `json:"risky_permissions" expr:"risky_permissions"` // a sentence each; empty is good
 }
 
 // Identity is what `enrich: aws.identityAction` finds out; its fields are what a playbook reads of the step.
 type Identity struct {
-	CredentialSource  string             `json:"how"`  // "irsa", "pod-identity" or "none"
-	Role              playbooks.Target   `json:"role"` // its uid is empty where there is none
+	CredentialSource  string             `json:"credential_source"` // "irsa", "pod-identity" or "none"
+	Role              playbooks.Target   `json:"role"`              // its uid is empty where there is none
 	ARN               string             `json:"arn"`
 	Account           string             `json:"account"`
 	ServiceAccount    string             `json:"service_account"` // namespace/name
 	Association       string             `json:"association"`     // of EKS Pod Identity
-	AttachedPolicies  []Policy           `json:"attached"`
-	InlinePolicies    []Policy           `json:"inline"`
-	RiskyPermissions  []string           `json:"dangerous"`   // of all policies
-	MaxSessionSeconds int                `json:"max_session"` // seconds
+	AttachedPolicies  []Policy           `json:"attached_policies"`
+	InlinePolicies    []Policy           `json:"inline_policies"`
+	RiskyPermissions  []string           `json:"risky_permissions"`   // of all policies
+	MaxSessionSeconds int                `json:"max_session_seconds"` // seconds
 	LastUsed          time.Time          `json:"last_used"`
-	LastUsedRegion    string             `json:"last_region"`
+	LastUsedRegion    string             `json:"last_used_region"`
 	SharedWith        []string           `json:"shared_with"` // other service accounts with the role, bounded
-	TrustSummary      []string           `json:"trust"`
-	AccessKeys        []playbooks.Target `json:"keys"` // access keys in the pod's environment
+	TrustSummary      []string           `json:"trust_summary"`
+	AccessKeys        []playbooks.Target `json:"access_keys"` // access keys in the pod's environment
 	AccessKeyUsers    []playbooks.Target `json:"users"`
 	Missing           []string           `json:"missing"` // what could not be found out, and why
 }

@@ -25,7 +25,7 @@ type CordonPrior struct {
 	Node             string `json:"node"`
 	UID              string `json:"uid"`
 	Pod              PodRef `json:"pod"`
-	WasUnschedulable bool   `json:"unschedulable"`
+	WasUnschedulable bool   `json:"was_unschedulable"`
 }
 
 func (p CordonPrior) String() string { return "Node " + p.Node }

@@ -29,13 +29,13 @@ type IsolateRequest struct {
 // IsolatePlan is what an isolation would change. It holds no time, so its hash is stable while the world is.
 type IsolatePlan struct {
 	Pod        PodRef `json:"pod"`
-	PolicyName string `json:"policy"` // the NetworkPolicy's name
-	Label      string `json:"label"`  // what the pod is labelled with, "key=value"
+	PolicyName string `json:"policy_name"` // the NetworkPolicy's name
+	Label      string `json:"label"`       // what the pod is labelled with, "key=value"
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
 	// PolicyConflicts are users' policies that go on allowing traffic: policies add up. Not empty means that the isolation
 	// by policy is incomplete. The labels by which they select the pod are the user's and stay.
-	PolicyConflicts []PolicyConflict `json:"defeats,omitempty"`
+	PolicyConflicts []PolicyConflict `json:"policy_conflicts,omitempty"`
 	Prior           IsolatePrior     `json:"prior"`
 }
 
@@ -45,7 +45,7 @@ func (p *IsolatePlan) IsIncomplete() bool { return len(p.PolicyConflicts) > 0 }
 // IsolatePrior is what was before, and what undo restores. A pod that already has the label for another lease is
 // refused, so that there is nothing to save but its absence.
 type IsolatePrior struct {
-	AlreadyLabeled bool `json:"labelled"` // the pod had our label for this lease already
+	AlreadyLabeled bool `json:"already_labeled"` // the pod had our label for this lease already
 }
 
 // IsolatePermissions are what the isolation needs.

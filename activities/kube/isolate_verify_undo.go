@@ -153,14 +153,14 @@ type Orphan struct {
 	Object     string    `json:"object"` // "NetworkPolicy ns/name", "Pod ns/name", "Deployment ns/name"
 	LeaseID    string    `json:"lease"`
 	IncidentID string    `json:"incident"`
-	ExpiredAt  time.Time `json:"expired"`
+	ExpiredAt  time.Time `json:"expired_at"`
 	// IsolateRequest is what to give UndoIsolate, for an isolation; Scale and Prior what to give UndoScale, for a scaling.
 	// Prior is nil if it cannot be read any more: then a person must say.
-	IsolateRequest *IsolateRequest `json:"isolate,omitempty"`
-	ScaleRequest   *ScaleRequest   `json:"scale,omitempty"`
+	IsolateRequest *IsolateRequest `json:"isolate_request,omitempty"`
+	ScaleRequest   *ScaleRequest   `json:"scale_request,omitempty"`
 	ScalePrior     *ScalePrior     `json:"prior,omitempty"`
 	// CordonRequest and CordonPrior are what to give UndoCordon, for a node; the prior is nil as above.
-	CordonRequest *CordonRequest `json:"cordon,omitempty"`
+	CordonRequest *CordonRequest `json:"cordon_request,omitempty"`
 	CordonPrior   *CordonPrior   `json:"cordon_prior,omitempty"`
 }
 

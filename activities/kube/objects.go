@@ -127,8 +127,8 @@ type Difference struct {
 	Field     string    `json:"field"`
 	Want      string    `json:"want"`
 	Have      string    `json:"have"`
-	ChangedBy string    `json:"by,omitempty"`  // the field manager that wrote it last, as the API server recorded it
-	ChangedAt time.Time `json:"when,omitzero"` // and when
+	ChangedBy string    `json:"changed_by,omitempty"` // the field manager that wrote it last, as the API server recorded it
+	ChangedAt time.Time `json:"changed_at,omitzero"`  // and when
 }
 
 func (d Difference) String() string {
@@ -148,17 +148,17 @@ type Drift struct {
 // Verification is what was observed of an effect.
 type Verification struct {
 	// InForce: every object is as it was left.
-	InForce     bool         `json:"holds"`
+	InForce     bool         `json:"in_force"`
 	Differences []Difference `json:"differences,omitempty"`
 	// Limitations are sentences about what this observation cannot prove.
-	Limitations []string `json:"limits,omitempty"`
+	Limitations []string `json:"limitations,omitempty"`
 }
 
 // Permissions are the exact RBAC rules that a function needs: Plan to see what would change, Apply for the
 // effect, its verification and its undo as well. Apply includes Plan.
 type Permissions struct {
-	PlanRules  []rbacv1.PolicyRule `json:"plan"`
-	ApplyRules []rbacv1.PolicyRule `json:"apply"`
+	PlanRules  []rbacv1.PolicyRule `json:"plan_rules"`
+	ApplyRules []rbacv1.PolicyRule `json:"apply_rules"`
 }
 
 func newPolicyRule(group, resource string, verbs ...string) rbacv1.PolicyRule {

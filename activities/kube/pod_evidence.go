@@ -38,7 +38,7 @@ type Logs struct {
 	// Truncated: there was more than the limit.
 	Truncated bool `json:"truncated,omitempty"`
 	// AbsentReason says why there is nothing: no previous life, or a container that has not started. It is no failure.
-	AbsentReason string `json:"absent,omitempty"`
+	AbsentReason string `json:"absent_reason,omitempty"`
 }
 
 // PodLogs reads a container's log, each line with its time. The content belongs to an attacker.
@@ -87,7 +87,7 @@ func ManifestPermissions() Permissions {
 type Manifest struct {
 	YAML []byte `json:"-"`
 	// RedactedFields names the values that were taken out: "main: DB_PASSWORD".
-	RedactedFields []string `json:"redacted,omitempty"`
+	RedactedFields []string `json:"redacted_fields,omitempty"`
 }
 
 // RedactedPlaceholder stands where a value was.

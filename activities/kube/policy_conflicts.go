@@ -12,11 +12,11 @@ import (
 
 // PolicyConflict is a policy of somebody else that selects the pod and allows traffic, which ours cannot take away.
 type PolicyConflict struct {
-	PolicyName   string `json:"policy"`    // its name, in the pod's namespace
-	Direction    string `json:"direction"` // "egress" or "ingress"
-	AllowedRules string `json:"allows"`    // its rules, for a responder
+	PolicyName   string `json:"policy_name"`   // its name, in the pod's namespace
+	Direction    string `json:"direction"`     // "egress" or "ingress"
+	AllowedRules string `json:"allowed_rules"` // its rules, for a responder
 	// SelectorKeys are the keys by which it selects the pod; empty means that it selects every pod of the namespace.
-	SelectorKeys []string `json:"labels,omitempty"`
+	SelectorKeys []string `json:"selector_keys,omitempty"`
 }
 
 func (d PolicyConflict) String() string {

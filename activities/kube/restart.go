@@ -28,7 +28,7 @@ type RestartRequest struct {
 type RestartPlan struct {
 	Changes []string `json:"changes"`
 	// PodGone: no pod of that UID is there any more.
-	PodGone bool `json:"gone,omitempty"`
+	PodGone bool `json:"pod_gone,omitempty"`
 }
 
 // RestartPermissions are what a restart needs: never the right to delete pods, which would pass disruption budgets by.

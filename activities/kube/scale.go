@@ -35,12 +35,12 @@ type ScaleRequest struct {
 // ScalePlan is what a scaling would change.
 type ScalePlan struct {
 	Target       WorkloadRef `json:"target"`
-	FromReplicas int32       `json:"from"`
-	ToReplicas   int32       `json:"to"`
+	FromReplicas int32       `json:"from_replicas"`
+	ToReplicas   int32       `json:"to_replicas"`
 	// Changes are what apply would do, a sentence each; empty if all is so already.
 	Changes []string `json:"changes,omitempty"`
 	// Conflicts are sentences about what will work against it, such as an autoscaler.
-	Conflicts []string   `json:"fights,omitempty"`
+	Conflicts []string   `json:"conflicts,omitempty"`
 	Prior     ScalePrior `json:"prior"`
 }
 

@@ -26,17 +26,17 @@ type WorkloadInfo struct {
 	// Owner is the top of the pod's owner chain, the pod itself if nobody owns it.
 	Owner OwnerInfo `json:"owner"`
 	// OwnerChain is the owners from the pod's own upwards, without the pod.
-	OwnerChain []ObjectRef `json:"chain,omitempty"`
+	OwnerChain []ObjectRef `json:"owner_chain,omitempty"`
 	// Rollouts are the owner's revisions, newest first.
 	Rollouts BoundedList[Rollout] `json:"rollouts"`
 	// RecentChanges are what changed recently, newest first: rollouts and rights.
-	RecentChanges BoundedList[Change] `json:"changes"`
+	RecentChanges BoundedList[Change] `json:"recent_changes"`
 	// SameDigestPods are other pods of the cluster that run one of this pod's images, by digest.
-	SameDigestPods BoundedList[PodSummary] `json:"same_digest"`
+	SameDigestPods BoundedList[PodSummary] `json:"same_digest_pods"`
 	// SameNodePods are the other pods of this pod's node.
-	SameNodePods BoundedList[PodSummary] `json:"same_node"`
+	SameNodePods BoundedList[PodSummary] `json:"same_node_pods"`
 	// ServiceAccount is the service account, and what it may do.
-	ServiceAccount ServiceAccountInfo `json:"account"`
+	ServiceAccount ServiceAccountInfo `json:"service_account"`
 	Node           NodeInfo           `json:"node"`
 	// Missing are parts that could not be read because the right to is lacking.
 	Missing []MissingPart `json:"missing,omitempty"`
@@ -45,7 +45,7 @@ type WorkloadInfo struct {
 // MissingPart says what is not in a WorkloadInfo, and why.
 type MissingPart struct {
 	Part   string `json:"part"`
-	Reason string `json:"detail"`
+	Reason string `json:"reason"`
 }
 
 // ObjectRef names an object of the pod's namespace.
@@ -111,18 +111,18 @@ type Rollout struct {
 	Revision     int64     `json:"revision"`
 	Name         string    `json:"name"` // the ReplicaSet or ControllerRevision
 	CreatedAt    time.Time `json:"created"`
-	FieldManager string    `json:"by,omitempty"` // field manager that wrote it
+	FieldManager string    `json:"field_manager,omitempty"` // field manager that wrote it
 	IsCurrent    bool      `json:"current"`
-	Images       []string  `json:"images,omitempty"`  // as asked for
-	ImageDigests []string  `json:"digests,omitempty"` // as run by pods of this revision that still exist
+	Images       []string  `json:"images,omitempty"`        // as asked for
+	ImageDigests []string  `json:"image_digests,omitempty"` // as run by pods of this revision that still exist
 }
 
 // Change is something that changed recently.
 type Change struct {
-	ChangedAt   time.Time `json:"when"`
-	Kind        string    `json:"kind"` // "rollout", "rights"
-	Description string    `json:"what"` // a sentence
-	ChangedBy   string    `json:"by,omitempty"`
+	ChangedAt   time.Time `json:"changed_at"`
+	Kind        string    `json:"kind"`        // "rollout", "rights"
+	Description string    `json:"description"` // a sentence
+	ChangedBy   string    `json:"changed_by,omitempty"`
 }
 
 // ServiceAccountInfo is a service account and what it may do.
@@ -132,9 +132,9 @@ type ServiceAccountInfo struct {
 	// TokenMounted: a token of the account lies in the pod.
 	TokenMounted bool `json:"token_mounted"`
 	// RiskyPermissions are sentences about rights that let an attacker go further; empty is good.
-	RiskyPermissions []string                 `json:"dangerous,omitempty"`
-	GrantedRules     BoundedList[GrantedRule] `json:"grants"`
-	CloudRoles       []CloudRoleAnnotation    `json:"cloud,omitempty"`
+	RiskyPermissions []string                 `json:"risky_permissions,omitempty"`
+	GrantedRules     BoundedList[GrantedRule] `json:"granted_rules"`
+	CloudRoles       []CloudRoleAnnotation    `json:"cloud_roles,omitempty"`
 }
 
 // CloudRoleAnnotation is a cloud role that the account's annotations name.

@@ -80,8 +80,8 @@ func intersectParams(a, b json.RawMessage) (json.RawMessage, error) {
 
 // isolatePrior is what was before.
 type isolatePrior struct {
-	UsesNetworkPolicy bool `json:"policy"` // a NetworkPolicy is part of it
-	UsesNodeLock      bool `json:"lock"`   // the node's lock is part of it
+	UsesNetworkPolicy bool `json:"uses_network_policy"` // a NetworkPolicy is part of it
+	UsesNodeLock      bool `json:"uses_node_lock"`      // the node's lock is part of it
 }
 
 // isClusterPod tells whether the pod has an API server's object here.

@@ -54,7 +54,7 @@ type WebhookMessage struct {
 	Version     int                        `json:"version"`
 	Type        string                     `json:"type"`
 	Incident    string                     `json:"incident"`
-	GroupingKey string                     `json:"key"`
+	GroupingKey string                     `json:"grouping_key"`
 	Cluster     string                     `json:"cluster"`
 	Summary     string                     `json:"summary"`
 	Scope       string                     `json:"scope"`

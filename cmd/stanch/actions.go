@@ -30,10 +30,10 @@ type actionDoc struct {
 	Reversible          bool                             `json:"reversible"`
 	Params              *jsonschema.Schema               `json:"params,omitempty"`
 	Outputs             *jsonschema.Schema               `json:"outputs,omitempty"`
-	PlanPermissions     []playbooks.KubernetesPermission `json:"rights_to_plan,omitempty"`
-	ApplyPermissions    []playbooks.KubernetesPermission `json:"rights_to_apply,omitempty"`
-	PlanIAMPermissions  []playbooks.IAMPermission        `json:"iam_to_plan,omitempty"`
-	ApplyIAMPermissions []playbooks.IAMPermission        `json:"iam_to_apply,omitempty"`
+	PlanPermissions     []playbooks.KubernetesPermission `json:"plan_permissions,omitempty"`
+	ApplyPermissions    []playbooks.KubernetesPermission `json:"apply_permissions,omitempty"`
+	PlanIAMPermissions  []playbooks.IAMPermission        `json:"plan_iam_permissions,omitempty"`
+	ApplyIAMPermissions []playbooks.IAMPermission        `json:"apply_iam_permissions,omitempty"`
 	D3FEND              string                           `json:"d3fend,omitempty"`
 }
 

@@ -158,7 +158,7 @@ type requestResult struct {
 	State            string                     `json:"state"` // "contained", "evidence captured", "done", "waiting", "running", or the outcome
 	Steps            []playbooks.StepReport     `json:"steps"`
 	Leases           []string                   `json:"leases"`
-	PendingApprovals []playbook.ApprovalRequest `json:"waiting,omitempty"`
+	PendingApprovals []playbook.ApprovalRequest `json:"pending_approvals,omitempty"`
 	// Warnings say what a containment affects beside its target, and why a yes to what waits may bring nothing about.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    string   `json:"error,omitempty"`

@@ -23,9 +23,9 @@ type checkResult struct {
 	Name string `json:"name"`
 	// OK is true where nothing is lacking; Needed is false for what Stanch can do without.
 	OK       bool   `json:"ok"`
-	Required bool   `json:"needed"`
+	Required bool   `json:"required"`
 	Detail   string `json:"detail"`
-	Remedy   string `json:"mend,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
 }
 
 func doctorCommand(g *globalFlags) *cobra.Command {

@@ -136,7 +136,7 @@ func warnFindings(findings []activities.IntegrityFinding) {
 // listedEntry is a line as `evidence list -o json` prints it.
 type listedEntry struct {
 	activities.ManifestEntry
-	Verified bool `json:"proved"` // false: somebody else than the authority wrote it
+	Verified bool `json:"verified"` // false: somebody else than the authority wrote it
 }
 
 func toListedEntries(lines []activities.ManifestLine) []listedEntry {

@@ -21,7 +21,7 @@ func forwardCommand() *cobra.Command {
 		Long: `Carries the lines of a file or a pipe to a Stanch that listens for other sensors (stanch up --listen, stanch worker
 --listen), whose configuration names the source and its token:
 
-  foreign:
+  sources:
     - { name: tetragon, kind: tetragon, token_file: /etc/stanch/tetragon.token }
 
 A file is followed as it grows and through its rotations; with --state it is read on where reading ended. While the

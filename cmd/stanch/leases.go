@@ -111,7 +111,7 @@ func extendCommand(g *globalFlags) *cobra.Command {
 		Use: "extend LEASE --for 1h", Short: "Let a containment hold longer", Args: validateArgs(cobra.ExactArgs(1)), Example: "  stanch extend LSE-0A1B… --for 2h\n  stanch extend LSE-0A1B… --for 1d",
 		Long: `Let a containment hold until --for from now. It never shortens one: a lease that already holds until then or
 later is left as it is, and the command says when it ends. Where the scope asks for several approvers, one of them
-extends to at most budget.longest from now. ` + "`stanch release`" + ` ends one now.`,
+extends to at most budget.max_duration from now. ` + "`stanch release`" + ` ends one now.`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if d <= 0 {
 				return usageError{fmt.Errorf("say until how long from now it shall hold: --for 1h")}

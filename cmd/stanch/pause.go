@@ -85,7 +85,7 @@ func formatPause(p gateway.KillSwitchStatus) string {
 // pauseState asks whether new containments are paused. A Stanch that cannot say is one that the command itself cannot reach.
 func (g *globalFlags) pauseState(ctx context.Context) gateway.KillSwitchStatus {
 	var p gateway.KillSwitchStatus
-	if g.newAPIClient().get(ctx, "/v1/switch", &p) != nil {
+	if g.newAPIClient().get(ctx, "/v1/kill-switch", &p) != nil {
 		return gateway.KillSwitchStatus{}
 	}
 	return p

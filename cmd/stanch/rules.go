@@ -27,7 +27,7 @@ A pack beside the shipped ones adds rules, and weighs shipped ones otherwise wit
       exceptions:
         - namespace: [ci]
           workload: { kind: Deployment, name: "runner-*" }
-          because: engineers debug builds there
+          reason: engineers debug builds there
 
 ` + "`stanch schema rules`" + ` has every key. A running Stanch takes up a changed pack by itself.`
 	c.Example = "  stanch rules\n  stanch rules lint my-rules/\n  stanch rules test my-rules/ --events recorded_events.jsonl"
@@ -166,7 +166,7 @@ func printRules(out io.Writer, set *rules.Set) error {
 			for _, o := range r.Overrides {
 				what := strings.Join(o.DescribeChanges(), "; ")
 				if o.Reason != "" {
-					what += ", because: " + o.Reason
+					what += ", reason: " + o.Reason
 				}
 				fmt.Fprintf(t, "%s\t%s\t%s\n", escapeForTerminal(r.Name), escapeForTerminal(o.Position), escapeForTerminal(what))
 			}

@@ -30,7 +30,7 @@ type rulesTestReport struct {
 // eventsReport is what would have fired on recorded events.
 type eventsReport struct {
 	EventCount int          `json:"events"`
-	Firings    []ruleFiring `json:"rules"`
+	Firings    []ruleFiring `json:"firings"`
 	Errors     []string     `json:"errors,omitempty"` // rules that could not be evaluated, the first of them
 }
 

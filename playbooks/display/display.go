@@ -313,7 +313,7 @@ type RefusedContainment struct {
 	Target   string `json:"target"` // as people know it
 	Reason   string `json:"reason"`
 	// RetryCommand is the command that contains it now.
-	RetryCommand string    `json:"again"`
+	RetryCommand string    `json:"retry_command"`
 	At           time.Time `json:"at"`
 }
 

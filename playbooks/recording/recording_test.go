@@ -70,9 +70,9 @@ func TestWhatIsWrongWithAFileIsSaid(t *testing.T) {
 	}{
 		{"truncated", "truncated", raw[:len(raw)/2]},
 		{"empty", "truncated", nil},
-		{"another version", "version 7, this program reads version 1", bytes.Replace(raw, []byte(`"version": 1`), []byte(`"version": 7`), 1)},
+		{"another version", "version 7, this program reads version 2", bytes.Replace(raw, []byte(`"version": 2`), []byte(`"version": 7`), 1)},
 		{"no version", "no recording", []byte(`{}`)},
-		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 1`), []byte(`"extra": 1, "version": 1`), 1)},
+		{"unknown key", `unknown field "extra"`, bytes.Replace(raw, []byte(`"version": 2`), []byte(`"extra": 1, "version": 2`), 1)},
 		{"changed", "was changed since it was made", bytes.Replace(raw, []byte(`"confidence": 0.9`), []byte(`"confidence": 0.1`), 1)},
 		{"no hash", "carries no SHA-256", bytes.Replace(raw, []byte(`"sha256": "`), []byte(`"sha256": "x`), 1)},
 		{"more after it", "after top-level value", append(bytes.Clone(raw), "{}"...)},

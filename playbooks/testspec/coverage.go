@@ -8,9 +8,9 @@ import (
 type Coverage struct {
 	Playbook      string          `json:"playbook"`
 	File          string          `json:"file"`
-	TotalPoints   int             `json:"points"`
-	CoveredPoints int             `json:"covered"`
-	Uncovered     []CoveragePoint `json:"missing"`
+	TotalPoints   int             `json:"total_points"`
+	CoveredPoints int             `json:"covered_points"`
+	Uncovered     []CoveragePoint `json:"uncovered"`
 }
 
 // Percent is how much of it is covered.
@@ -26,7 +26,7 @@ type CoveragePoint struct {
 	Line        int    `json:"line"`
 	Column      int    `json:"column"`
 	Step        string `json:"step"`
-	Description string `json:"what"`
+	Description string `json:"description"`
 }
 
 // ifFalseReason is how the interpreter says that a step's condition did not hold.

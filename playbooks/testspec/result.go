@@ -38,12 +38,12 @@ type StepRun struct {
 type ApprovalRequest struct {
 	Title           string        `json:"title"`
 	Text            string        `json:"text,omitempty"`
-	ProposedActions []string      `json:"would"`
-	Approvers       string        `json:"of"` // names, with commas between
+	ProposedActions []string      `json:"proposed_actions"`
+	Approvers       string        `json:"approvers"` // names, with commas between
 	Quorum          int           `json:"quorum"`
-	ApprovalAnswers []string      `json:"answers"`
+	ApprovalAnswers []string      `json:"approval_answers"`
 	AskedAt         time.Duration `json:"-"`
-	AskedAtMS       int64         `json:"at_ms"`
+	AskedAtMS       int64         `json:"asked_at_ms"`
 }
 
 // ContainmentRecord is a containment that took hold.
@@ -51,11 +51,11 @@ type ContainmentRecord struct {
 	Action      string            `json:"action"`
 	Target      string            `json:"target"`
 	Outcome     playbooks.Outcome `json:"outcome"`
-	Params      json.RawMessage   `json:"with,omitempty"`
+	Params      json.RawMessage   `json:"params,omitempty"`
 	AppliedAt   time.Duration     `json:"-"`
 	UndoneAt    time.Duration     `json:"-"` // 0 while it is in force, or for what has no end
-	AppliedAtMS int64             `json:"from_ms"`
-	UndoneAtMS  int64             `json:"to_ms,omitempty"`
+	AppliedAtMS int64             `json:"applied_at_ms"`
+	UndoneAtMS  int64             `json:"undone_at_ms,omitempty"`
 }
 
 // Failure is one expectation that was not met.
@@ -63,7 +63,7 @@ type Failure struct {
 	Line    int    `json:"line"`
 	Column  int    `json:"column"`
 	Step    string `json:"step,omitempty"` // the nearest
-	Message string `json:"what"`
+	Message string `json:"message"`
 	// IsExpectedStep: it is one of `expect`, which can be rewritten with what happened.
 	IsExpectedStep bool `json:"-"`
 	// StepMissing: the step that is expected did not come, or not in its place. To rewrite it would be to expect less.

@@ -22,7 +22,7 @@ func newTestCatalog() playbooks.Catalog {
 		Tail int `json:"tail,omitempty"`
 	}
 	type found struct {
-		SameDigestPods int `json:"same_digest_pods"`
+		SameDigestPods int `json:"same_digest_pod_count"`
 	}
 	pod := []playbooks.TargetKind{playbooks.TargetPod}
 	c := playbooks.Catalog{}
@@ -49,7 +49,7 @@ steps:
       - contain: pod.freeze
         for: 60s
   - approval: stop the workload
-    if: incident.total > 1
+    if: incident.total_detections > 1
     from: { groups: [responders] }
     timeout: 15m
     on_timeout: deny

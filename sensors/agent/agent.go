@@ -233,16 +233,16 @@ func (a *Agent) logThrottled(what string, err error) {
 // Health is what the node tells the gateway about itself.
 type Health struct {
 	Node             string          `json:"node"`
-	ProbeStatus      probe.Status    `json:"probe,omitzero"`
+	ProbeStatus      probe.Status    `json:"probe_status,omitzero"`
 	Runtime          string          `json:"runtime"`
-	EgressLockStatus string          `json:"lock"` // "on", or why not
-	UnresolvedEvents uint64          `json:"nameless_events"`
+	EgressLockStatus string          `json:"egress_lock_status"` // "on", or why not
+	UnresolvedEvents uint64          `json:"unresolved_events"`
 	Rules            RulesHealth     `json:"rules,omitzero"`
-	Heartbeat        HeartbeatStatus `json:"eyes,omitzero"`
+	Heartbeat        HeartbeatStatus `json:"heartbeat,omitzero"`
 	// SpoofedCgroups are cgroups that bear the name of a container or pod that was to be contained, and are not its own.
-	SpoofedCgroups []SpoofedCgroup `json:"decoys,omitempty"`
+	SpoofedCgroups []SpoofedCgroup `json:"spoofed_cgroups,omitempty"`
 	// RuleStats is what rules did since they were loaded: those that did something and those that cost most.
-	RuleStats []rules.RuleStats `json:"rule_counts,omitempty"`
+	RuleStats []rules.RuleStats `json:"rule_stats,omitempty"`
 }
 
 // Report gives the node's state with what was lost; spooled and dropped are the spool's.

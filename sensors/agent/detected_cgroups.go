@@ -52,8 +52,8 @@ const (
 
 // detectedCgroupsFile is the file's content: ids are those of one boot.
 type detectedCgroupsFile struct {
-	BootID   string                                 `json:"boot"`
-	ByTarget map[string][]containermeta.NamedCgroup `json:"seen"`
+	BootID   string                                 `json:"boot_id"`
+	ByTarget map[string][]containermeta.NamedCgroup `json:"by_target"`
 }
 
 func openDetectedCgroups(dir, boot string) (*detectedCgroups, error) {
@@ -170,10 +170,10 @@ func (s *detectedCgroups) cgroupsOf(target string) []containermeta.NamedCgroup {
 // SpoofedCgroup is a cgroup that bears the name of a container or pod and is not where that was detected.
 type SpoofedCgroup struct {
 	TargetID     string   `json:"target"`
-	GenuinePaths []string `json:"own,omitempty"` // paths of the cgroups that count; none: nobody knows which
-	SpoofedPaths []string `json:"others"`
+	GenuinePaths []string `json:"genuine_paths,omitempty"` // paths of the cgroups that count; none: nobody knows which
+	SpoofedPaths []string `json:"spoofed_paths"`
 	// FirstSeen is when it was noticed first, Last when it was seen last.
-	FirstSeen time.Time `json:"since"`
+	FirstSeen time.Time `json:"first_seen"`
 	LastSeen  time.Time `json:"last"`
 }
 

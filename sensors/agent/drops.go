@@ -11,21 +11,21 @@ import (
 // DropStats is what was lost since this sensor started.
 type DropStats struct {
 	// CountingSince is when the counts began: when this process started.
-	CountingSince     time.Time `json:"began,omitzero"`
-	KernelEvents      uint64    `json:"events,omitempty"` // of the kernel's
-	SpooledDetections uint64    `json:"spool,omitempty"`  // detections that the spool refused: it was full, or they were too large
+	CountingSince     time.Time `json:"counting_since,omitzero"`
+	KernelEvents      uint64    `json:"events,omitempty"`             // of the kernel's
+	SpooledDetections uint64    `json:"spooled_detections,omitempty"` // detections that the spool refused: it was full, or they were too large
 	// EpisodeStart is when the present spell of losses began, and Last when it was noticed last that more were lost.
-	EpisodeStart time.Time `json:"since,omitzero"`
+	EpisodeStart time.Time `json:"episode_start,omitzero"`
 	LastDropAt   time.Time `json:"last,omitzero"`
 	// TopSources are those who lost most, the worst first, at most ten.
-	TopSources []DropSource `json:"by,omitempty"`
+	TopSources []DropSource `json:"top_sources,omitempty"`
 }
 
 // DropSource is whose events were lost.
 type DropSource struct {
 	Container sensors.Container `json:"container,omitzero"`
 	Cgroup    string            `json:"cgroup,omitempty"`
-	Dropped   uint64            `json:"lost"`
+	Dropped   uint64            `json:"dropped"`
 }
 
 // StatusReport is what a node tells the gateway about itself.
@@ -33,7 +33,7 @@ type StatusReport struct {
 	Health
 	Spooled      int       `json:"spooled"`
 	SpoolDropped uint64    `json:"spool_dropped"`
-	Drops        DropStats `json:"lost,omitzero"`
+	Drops        DropStats `json:"drops,omitzero"`
 }
 
 const (

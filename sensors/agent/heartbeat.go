@@ -26,9 +26,9 @@ type HeartbeatStatus struct {
 	LastReceived time.Time `json:"last,omitzero"`
 	LatencyMS    float64   `json:"latency_ms,omitempty"`
 	// ConsecutiveMisses counts the heartbeats in a row that did not come back; Shut says that these are too many.
-	ConsecutiveMisses int    `json:"missed,omitempty"`
-	Failing           bool   `json:"shut,omitempty"`
-	FailureReason     string `json:"why,omitempty"` // what went wrong last
+	ConsecutiveMisses int    `json:"consecutive_misses,omitempty"`
+	Failing           bool   `json:"failing,omitempty"`
+	FailureReason     string `json:"failure_reason,omitempty"` // what went wrong last
 }
 
 // heartbeat proves that the sensor sees: a program that only ends is executed in a cgroup that the probe watches, with a word

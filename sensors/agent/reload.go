@@ -52,9 +52,9 @@ type RuleFiles struct {
 
 // RulesHealth says which rules are in force.
 type RulesHealth struct {
-	RuleCount int       `json:"loaded"`
+	RuleCount int       `json:"rule_count"`
 	Problems  []string  `json:"problems,omitempty"`
-	LoadedAt  time.Time `json:"since"` // when they were loaded
+	LoadedAt  time.Time `json:"loaded_at"` // when they were loaded
 }
 
 // packFiles is every file of every folder, by folder and name.

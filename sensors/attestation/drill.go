@@ -10,7 +10,7 @@ import (
 type DrillRegistration struct {
 	Name         string        `json:"name"`
 	Targets      []DrillTarget `json:"targets"`
-	RegisteredAt time.Time     `json:"registered"`
+	RegisteredAt time.Time     `json:"registered_at"`
 	ExpiresAt    time.Time     `json:"expires"`
 }
 
@@ -18,7 +18,7 @@ type DrillRegistration struct {
 type DrillTarget struct {
 	ID string `json:"id"` // as statements name it: "container:<id>", "pod:<uid>", "workload:<uid>", "role:<RoleId>"
 	// CgroupID is the inode of the container's cgroup v2 directory; 0 for what is not a container of this host.
-	CgroupID uint64 `json:"cgroup,omitempty"`
+	CgroupID uint64 `json:"cgroup_id,omitempty"`
 }
 
 // FindTarget returns the registered target with this id, and whether there is one.

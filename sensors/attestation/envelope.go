@@ -39,9 +39,9 @@ const (
 
 // Envelope is a statement with its signature. It is safe to store and to send: it holds no secret.
 type Envelope struct {
-	PayloadType PayloadType `json:"purpose"`
+	PayloadType PayloadType `json:"payload_type"`
 	KeyID       string      `json:"key_id"`
-	Payload     []byte      `json:"body"` // the statement's JSON, exactly the bytes that were signed
+	Payload     []byte      `json:"payload"` // the statement's JSON, exactly the bytes that were signed
 	Signature   []byte      `json:"sig"`
 }
 

@@ -9,9 +9,9 @@ import (
 // KeySet is which keys an authority signs and is verified with, from one rotation on. It is signed by the key that was active
 // before: who pinned that one follows the chain, and follows nobody who merely answers as the gateway.
 type KeySet struct {
-	Sequence    int64     `json:"seq"`    // 1 for the first rotation
-	ActiveKeyID string    `json:"active"` // the id of the key that signs from now on, and alone signs the next set
-	PublicKeys  []string  `json:"keys"`   // public keys that verify, as ParseKeyring reads them; the active one is among them
+	Sequence    int64     `json:"seq"`         // 1 for the first rotation
+	ActiveKeyID string    `json:"active"`      // the id of the key that signs from now on, and alone signs the next set
+	PublicKeys  []string  `json:"public_keys"` // public keys that verify, as ParseKeyring reads them; the active one is among them
 	RotatedAt   time.Time `json:"at"`
 }
 

@@ -11,9 +11,9 @@ import (
 // Attestation is the gateway's word that it accepted a detection: without one for its target, nothing is
 // contained unless a person granted it.
 type Attestation struct {
-	DetectionID   string             `json:"detection"` // DetectionID.ID
-	DetectionHash string             `json:"hash"`      // of the whole detection
-	TargetID      string             `json:"target"`    // "pod:<uid>" or "container:<id>"
+	DetectionID   string             `json:"detection_id"` // DetectionID.ID
+	DetectionHash string             `json:"hash"`         // of the whole detection
+	TargetID      string             `json:"target"`       // "pod:<uid>" or "container:<id>"
 	Rule          string             `json:"rule"`
 	Objective     string             `json:"objective"`
 	Severity      string             `json:"severity"`
@@ -24,16 +24,16 @@ type Attestation struct {
 	Scope         string             `json:"scope,omitempty"`     // "drill" for a drill's own target
 	Drill         *DrillRegistration `json:"drill,omitempty"`     // the registration that covers the target; nil outside of drills
 	// TargetConfirmed: the API server said so of the pod, its node, namespace and workload. Without it they are the sender's words.
-	TargetConfirmed bool      `json:"confirmed,omitempty"`
-	AcceptedAt      time.Time `json:"accepted"`
+	TargetConfirmed bool      `json:"target_confirmed,omitempty"`
+	AcceptedAt      time.Time `json:"accepted_at"`
 	// ManualRequest: nothing was detected, a person asked. It permits what they asked for and nothing else.
-	ManualRequest *ManualRequest `json:"requested,omitempty"`
+	ManualRequest *ManualRequest `json:"manual_request,omitempty"`
 }
 
 // ManualRequest is what a person asked for, and what it takes.
 type ManualRequest struct {
 	Person          string `json:"person"`
-	AuthenticatedBy string `json:"proved"` // how: "uid 1000 on the local socket"
+	AuthenticatedBy string `json:"authenticated_by"` // how: "uid 1000 on the local socket"
 	Reason          string `json:"reason"`
 	// Actions are the containments that the request is for, and For is how long the longest of them holds.
 	Actions     []string      `json:"actions"`
@@ -94,8 +94,8 @@ type Grant struct {
 	DrillOnly bool `json:"drill,omitempty"`
 	// BreakGlass: one person took the right of the quorum, and answers for it.
 	BreakGlass bool      `json:"break_glass,omitempty"`
-	Reason     string    `json:"note,omitempty"` // a reason in a person's words
-	GrantedBy  []string  `json:"people"`         // who, and how it was proved: "uid:0 (local socket)"
+	Reason     string    `json:"reason,omitempty"` // a reason in a person's words
+	GrantedBy  []string  `json:"people"`           // who, and how it was proved: "uid:0 (local socket)"
 	IssuedAt   time.Time `json:"issued"`
 	ExpiresAt  time.Time `json:"expires"`
 }
@@ -133,9 +133,9 @@ type LeaseToken struct {
 	LeaseID         string `json:"lease"`
 	Action          string `json:"action"`
 	TargetID        string `json:"target"`
-	ParamsHash      string `json:"params"` // hash of the parameters
+	ParamsHash      string `json:"params_hash"` // hash of the parameters
 	IncidentID      string `json:"incident"`
-	AuthorizationID string `json:"basis"` // what it rests on: an attestation's detection id or a grant's nonce
+	AuthorizationID string `json:"authorization_id"` // what it rests on: an attestation's detection id or a grant's nonce
 	// Namespace is the target's as it was verified when the effect was permitted: in whose scope a release is given.
 	Namespace string `json:"namespace,omitempty"`
 	DrillOnly bool   `json:"drill,omitempty"`
@@ -143,7 +143,7 @@ type LeaseToken struct {
 	DrillTarget *DrillTarget `json:"drill_target,omitempty"`
 	// DetectedAt is when the newest detection that it rests on was accepted, or when the last of the people whose grant it rests
 	// on agreed. What people released later is not contained on older grounds.
-	DetectedAt time.Time `json:"since,omitzero"`
+	DetectedAt time.Time `json:"detected_at,omitzero"`
 	IssuedAt   time.Time `json:"issued"`
 	ExpiresAt  time.Time `json:"until"`
 }
@@ -168,7 +168,7 @@ type EvidenceReceipt struct {
 	IncidentID  string    `json:"incident"`
 	TargetID    string    `json:"target"`
 	Action      string    `json:"action"`
-	Succeeded   bool      `json:"ok"`
+	Succeeded   bool      `json:"succeeded"`
 	AttemptedAt time.Time `json:"at"`
 }
 
@@ -179,8 +179,8 @@ type Vote struct {
 	Step            string    `json:"step"`
 	PlanHash        string    `json:"plan_hash"`
 	Person          string    `json:"person"`
-	AuthenticatedBy string    `json:"proved"` // how: "uid 0 on the local socket"
-	Approved        bool      `json:"approve"`
+	AuthenticatedBy string    `json:"authenticated_by"` // how: "uid 0 on the local socket"
+	Approved        bool      `json:"approved"`
 	Reason          string    `json:"reason,omitempty"`
 	Groups          []string  `json:"groups"` // of the person, when they voted
 	DecidedAt       time.Time `json:"at"`
@@ -188,25 +188,25 @@ type Vote struct {
 	DrillOnly  bool `json:"drill,omitempty"`
 	BreakGlass bool `json:"break_glass,omitempty"`
 	// WithdrawsRequest: the person asked for what the question is about. Their no counts, whoever is asked.
-	WithdrawsRequest bool `json:"withdraws,omitempty"`
+	WithdrawsRequest bool `json:"withdraws_request,omitempty"`
 	// RejectionReason says why it does not count: it is kept for the record.
-	RejectionReason string `json:"refused,omitempty"`
+	RejectionReason string `json:"rejection_reason,omitempty"`
 }
 
 // PlaybookAuthorization is the worker's word that a playbook is one of this installation's: whom it asks is then not for a workflow
 // to claim.
 type PlaybookAuthorization struct {
 	Playbook       string    `json:"playbook"`
-	SourceHash     string    `json:"hash"`           // of its source
-	ApproverHashes []string  `json:"asks,omitempty"` // hashes of whom its approvals ask
+	SourceHash     string    `json:"hash"`                      // of its source
+	ApproverHashes []string  `json:"approver_hashes,omitempty"` // hashes of whom its approvals ask
 	AuthorizedAt   time.Time `json:"at"`
 }
 
 // KillSwitchState is the state of the kill switch. The highest Seq is the one in force.
 type KillSwitchState struct {
 	Sequence  int64     `json:"seq"`
-	Paused    bool      `json:"stopped"`
-	ChangedBy string    `json:"by"` // who, and how it was proved
+	Paused    bool      `json:"paused"`
+	ChangedBy string    `json:"changed_by"` // who, and how it was proved
 	ChangedAt time.Time `json:"at"`
 	Reason    string    `json:"reason,omitempty"`
 }

@@ -50,13 +50,13 @@ type Image struct {
 	FirstSeen time.Time `json:"first"`
 	LastSeen  time.Time `json:"last"`
 	// ContainerCount is in how many containers it was watched.
-	ContainerCount int                    `json:"containers"`
+	ContainerCount int                    `json:"container_count"`
 	Executables    map[string]Observation `json:"executables,omitempty"`
 	Destinations   map[string]Observation `json:"destinations,omitempty"`
 	// Full: while it was learnt there were always more executables or destinations than are kept, so nothing can be called
 	// new. One flood of them, such as a scan makes, is not enough.
-	ExecutablesOverflowed  bool `json:"full_executables,omitempty"`
-	DestinationsOverflowed bool `json:"full_destinations,omitempty"`
+	ExecutablesOverflowed  bool `json:"executables_overflowed,omitempty"`
+	DestinationsOverflowed bool `json:"destinations_overflowed,omitempty"`
 
 	executableOverflow, destinationOverflow overflow
 

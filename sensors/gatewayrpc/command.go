@@ -69,32 +69,32 @@ type StateQuery struct {
 
 // ContainmentState is what a node observes of a hold.
 type ContainmentState struct {
-	Active    bool      `json:"held"`
+	Active    bool      `json:"active"`
 	LeaseID   string    `json:"lease,omitempty"`
 	ExpiresAt time.Time `json:"until,omitzero"`
 	// VethLocked: the packet path outside of the pod is held too, so raw frames do not pass.
-	VethLocked    bool   `json:"wire,omitempty"`
-	DeniedPackets uint64 `json:"denied,omitempty"` // packets refused so far
+	VethLocked    bool   `json:"veth_locked,omitempty"`
+	DeniedPackets uint64 `json:"denied_packets,omitempty"` // packets refused so far
 	// TargetGone: the pod or container no longer runs on this node.
-	TargetGone bool `json:"gone,omitempty"`
+	TargetGone bool `json:"target_gone,omitempty"`
 	// UnverifiedReason says why the hold is in force and its whole effect is not observed. Empty: it is.
-	UnverifiedReason string `json:"unverified,omitempty"`
+	UnverifiedReason string `json:"unverified_reason,omitempty"`
 	Note             string `json:"note,omitempty"`
 	// NetworkSharers are other containers in the target's network namespace, at most 8: a lock cuts them too.
-	NetworkSharers []NetworkSharer `json:"shared,omitempty"`
+	NetworkSharers []NetworkSharer `json:"network_sharers,omitempty"`
 	// AppliedAt is the node's own time of the moment at which the hold took effect.
 	AppliedAt time.Time `json:"applied_at,omitzero"`
 }
 
 // NetworkSharer is another container in a target's network namespace.
 type NetworkSharer struct {
-	ContainerID string `json:"container"`
+	ContainerID string `json:"container_id"`
 	// StartedBeforeTarget: it was there when the target started.
-	StartedBeforeTarget bool `json:"before,omitempty"`
+	StartedBeforeTarget bool `json:"started_before_target,omitempty"`
 }
 
 // SnapshotCommand captures the processes of a target. Proof is an attested detection about the target.
 type SnapshotCommand struct {
 	Target      NodeTarget           `json:"target"`
-	Attestation attestation.Envelope `json:"proof"`
+	Attestation attestation.Envelope `json:"attestation"`
 }

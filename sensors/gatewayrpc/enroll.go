@@ -101,7 +101,7 @@ func (e Enrollment) requestCertificate(ctx context.Context, pool *x509.CertPool,
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enrol", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(e.GatewayURL, "/")+"/v1/enroll", bytes.NewReader(body))
 	if err != nil {
 		return "", attestation.KeySet{}, fmt.Errorf("make the request: %w", err)
 	}

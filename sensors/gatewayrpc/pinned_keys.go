@@ -37,7 +37,7 @@ var ErrDamagedPinnedKeys = errors.New("the pinned keys are damaged; remove the f
 // pinnedKeysFile is how pinned keys are kept.
 type pinnedKeysFile struct {
 	// InstallationID is the installation: the SHA-256 of its certificate authority, which an administrator put on the node.
-	InstallationID string             `json:"anchor,omitempty"`
+	InstallationID string             `json:"installation_id,omitempty"`
 	Keys           attestation.KeySet `json:"keys"`
 }
 

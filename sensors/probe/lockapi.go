@@ -69,19 +69,19 @@ type Veth struct {
 
 // EgressLockState is what a lock does at this moment.
 type EgressLockState struct {
-	Active    bool      `json:"held"`
+	Active    bool      `json:"active"`
 	LeaseID   string    `json:"lease,omitempty"`
 	TargetID  string    `json:"target,omitempty"`
 	ExpiresAt time.Time `json:"until,omitzero"`
 	Cgroups   []uint64  `json:"cgroups,omitempty"`
 	// VethLocked says that the host-side veths are held as well, so that raw packet sockets do not pass.
-	VethLocked  bool  `json:"wire"`
-	VethIndexes []int `json:"wires,omitempty"` // interface indexes
+	VethLocked  bool  `json:"veth_locked"`
+	VethIndexes []int `json:"veth_indexes,omitempty"` // interface indexes
 	// VethError says why a wire that was asked for is not held (from Apply only).
-	VethError string `json:"wire_problem,omitempty"`
+	VethError string `json:"veth_error,omitempty"`
 	// DeniedPackets counts packets that were dropped, in all and by what they were.
-	DeniedPackets    uint64            `json:"denied"`
-	DeniedByProtocol map[string]uint64 `json:"denied_by,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
+	DeniedPackets    uint64            `json:"denied_packets"`
+	DeniedByProtocol map[string]uint64 `json:"denied_by_protocol,omitempty"` // "tcp", "udp", "icmp", "arp", "other"
 	// AnsweredPackets counts packets let through as replies to the node's own connections.
-	AnsweredPackets uint64 `json:"answered"`
+	AnsweredPackets uint64 `json:"answered_packets"`
 }

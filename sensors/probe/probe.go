@@ -76,12 +76,12 @@ type Status struct {
 	// "undecodable".
 	Drops map[string]uint64 `json:"drops"`
 	// DropsByCgroup counts the events lost by the path of the cgroup whose they were. At most some 1,000 are remembered.
-	DropsByCgroup map[string]uint64 `json:"losers,omitempty"`
+	DropsByCgroup map[string]uint64 `json:"drops_by_cgroup,omitempty"`
 	// RuntimeSetupEvents counts events that were the container runtime's own and were left out.
-	RuntimeSetupEvents uint64 `json:"setup,omitempty"`
+	RuntimeSetupEvents uint64 `json:"runtime_setup_events,omitempty"`
 	// FilteredCgroups counts cgroups that are known to be the host's.
-	FilteredCgroups int       `json:"filtered"`
-	LoadedAt        time.Time `json:"since"`
+	FilteredCgroups int       `json:"filtered_cgroups"`
+	LoadedAt        time.Time `json:"loaded_at"`
 }
 
 // DropSource is a cgroup whose events were lost: "gone" is the path of one that no longer is.

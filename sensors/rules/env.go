@@ -22,17 +22,17 @@ type conditionEnv struct {
 	Container   *sensors.Container `expr:"container"`
 	File        *sensors.File      `expr:"file"`
 	Network     *sensors.Network   `expr:"network"`
-	Syscall     *sensors.Syscall   `expr:"call"`
+	Syscall     *sensors.Syscall   `expr:"syscall"`
 	Baseline    *sensors.Baseline  `expr:"baseline"`
 	Audit       *sensors.Audit     `expr:"audit"`
 	Cloud       *sensors.Cloud     `expr:"cloud"`
 	ExitCode    int                `expr:"exit_code"`
 	Count       int                `expr:"count"`
 	Actor       string             `expr:"actor"`
-	Exe         string             `expr:"exe"`       // the executed file's own name
-	Parent      string             `expr:"parent"`    // the parent's executable's name, or its comm
-	Command     string             `expr:"command"`   // the command line, joined by spaces
-	InContainer bool               `expr:"contained"` // in a container
+	Exe         string             `expr:"exe"`          // the executed file's own name
+	Parent      string             `expr:"parent"`       // the parent's executable's name, or its comm
+	Command     string             `expr:"command"`      // the command line, joined by spaces
+	InContainer bool               `expr:"in_container"` // in a container
 
 	event                         sensors.Event
 	hasExe, hasParent, hasCommand bool
@@ -124,7 +124,7 @@ func Functions() []Function {
 			a := args[0].(sensors.Ancestor)
 			return a.ExeName(), nil
 		}, []any{new(func(sensors.Ancestor) string)}},
-		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(call.flags, 0x10000000)", func(args ...any) (any, error) {
+		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(syscall.flags, 0x10000000)", func(args ...any) (any, error) {
 			mask := args[1].(int)
 			return toInt(args[0])&mask == mask, nil
 		}, []any{new(func(any, int) bool)}},

@@ -23,7 +23,7 @@ type Exception struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Image     []string          `json:"image,omitempty"`
 	When      string            `json:"when,omitempty"`
-	Reason    string            `json:"because,omitempty"`
+	Reason    string            `json:"reason,omitempty"`
 	Position  string            `json:"at"` // "file:line"
 
 	conditionOnly bool // was written as a condition alone
@@ -113,7 +113,7 @@ func (e *Exception) fields(f *packFile) []yamlField {
 		{Name: "when", Doc: "an expression, as in conditions", Schema: func() schemaObject { return schemaObject{"type": "string"} }, Read: func(r *yamlReader, _, v *yaml.Node) {
 			e.When, e.whenNode = r.ReadString(v, "when"), v
 		}},
-		yamlnode.StringField("because", "why this is no threat, for who asks later", &e.Reason),
+		yamlnode.StringField("reason", "why this is no threat, for who asks later", &e.Reason),
 	}
 }
 

@@ -104,7 +104,7 @@ func randomComparison(r *rand.Rand, all map[string]reflect.Kind, names []string)
 			"process.args[0] == "+word(), `container.pod.annotations.sh == `+word(), name+" == file.path", word()+" in process.args",
 		)
 	case reflect.Bool:
-		return pick(name, "!"+name, name+" == true", name+" != false", name+" == contained")
+		return pick(name, "!"+name, name+" == true", name+" != false", name+" == in_container")
 	default:
 		return pick(
 			fmt.Sprintf("%s %s %d", name, pick("==", "!=", "<", "<=", ">", ">="), number()), fmt.Sprintf("%s in [%d, %d]", name, number(), number()), name+" in some_numbers",
@@ -118,7 +118,7 @@ func randomCondition(r *rand.Rand, all map[string]reflect.Kind, names []string, 
 		return randomComparison(r, all, names)
 	}
 	a, b := randomCondition(r, all, names, depth-1), randomCondition(r, all, names, depth-1)
-	return []string{"(" + a + ") && (" + b + ")", "(" + a + ") || (" + b + ")", "!(" + a + ")", "(" + a + ") ? (" + b + ") : contained", "some_macro || " + a}[r.IntN(5)]
+	return []string{"(" + a + ") && (" + b + ")", "(" + a + ") || (" + b + ")", "!(" + a + ")", "(" + a + ") ? (" + b + ") : in_container", "some_macro || " + a}[r.IntN(5)]
 }
 
 func TestTheShortWayAgreesWithExprOnEveryEvent(t *testing.T) {

@@ -31,11 +31,11 @@ func textField(name string) func(*conditionEnv) string {
 		return func(v *conditionEnv) string { return v.event.Process.TTY }
 	case "file.path":
 		return func(v *conditionEnv) string { return v.event.File.Path }
-	case "file.sensitive":
+	case "file.sensitive_class":
 		return func(v *conditionEnv) string { return v.event.File.SensitiveClass }
-	case "call.name":
+	case "syscall.name":
 		return func(v *conditionEnv) string { return v.event.Syscall.Name }
-	case "call.detail":
+	case "syscall.detail":
 		return func(v *conditionEnv) string { return v.event.Syscall.Detail }
 	case "baseline.reason":
 		return func(v *conditionEnv) string { return v.event.Baseline.Reason }
@@ -91,7 +91,7 @@ func mapField(name string) func(*conditionEnv) map[string]string {
 
 func boolField(name string) func(*conditionEnv) bool {
 	switch name {
-	case "contained":
+	case "in_container":
 		return func(v *conditionEnv) bool { return v.InContainer }
 	case "process.args_truncated":
 		return func(v *conditionEnv) bool { return v.event.Process.ArgsTruncated }
@@ -99,25 +99,25 @@ func boolField(name string) func(*conditionEnv) bool {
 		return func(v *conditionEnv) bool { return v.event.Process.ExeInUpperLayer }
 	case "process.memfd":
 		return func(v *conditionEnv) bool { return v.event.Process.ExeIsMemfd }
-	case "process.deleted":
+	case "process.exe_deleted":
 		return func(v *conditionEnv) bool { return v.event.Process.ExeDeleted }
 	case "process.setid":
 		return func(v *conditionEnv) bool { return v.event.Process.HasSetIDBits }
-	case "process.gained":
+	case "process.privileges_gained":
 		return func(v *conditionEnv) bool { return v.event.Process.PrivilegesGained }
-	case "process.entered":
+	case "process.execed_into":
 		return func(v *conditionEnv) bool { return v.event.Process.ExecedInto }
-	case "file.write":
+	case "file.opened_for_write":
 		return func(v *conditionEnv) bool { return v.event.File.OpenedForWrite }
-	case "file.asked":
+	case "file.path_unresolved":
 		return func(v *conditionEnv) bool { return v.event.File.PathUnresolved }
-	case "call.failed":
+	case "syscall.failed":
 		return func(v *conditionEnv) bool { return v.event.Syscall.Failed }
 	case "network.denied":
 		return func(v *conditionEnv) bool { return v.event.Network.Denied }
 	case "network.kubernetes_api":
 		return func(v *conditionEnv) bool { return v.event.Network.KubernetesAPI }
-	case "baseline.learnt":
+	case "baseline.learning_complete":
 		return func(v *conditionEnv) bool { return v.event.Baseline.LearningComplete }
 	case "baseline.new_exe":
 		return func(v *conditionEnv) bool { return v.event.Baseline.NewExe }
@@ -143,9 +143,9 @@ func numberField(name string) func(*conditionEnv) int {
 	}
 	// A 64-bit mask becomes what expr makes of it: the same bits as an int.
 	switch name {
-	case "call.flags":
+	case "syscall.flags":
 		return func(v *conditionEnv) int { return int(v.event.Syscall.Flags) } //nolint:gosec // see above
-	case "call.pid":
+	case "syscall.pid":
 		return func(v *conditionEnv) int { return int(v.event.Syscall.PID) }
 	case "container.cgroup_id":
 		return func(v *conditionEnv) int { return int(v.event.Container.CgroupID) } //nolint:gosec // see above

@@ -8,7 +8,7 @@ func requestTextField(name string) func(*conditionEnv) string {
 		return func(v *conditionEnv) string { return v.event.Audit.Verb }
 	case "audit.user":
 		return func(v *conditionEnv) string { return v.event.Audit.User }
-	case "audit.impersonated":
+	case "audit.impersonated_user":
 		return func(v *conditionEnv) string { return v.event.Audit.ImpersonatedUser }
 	case "audit.service_account.namespace":
 		return func(v *conditionEnv) string { return v.event.Audit.ServiceAccount.Namespace }
@@ -20,7 +20,7 @@ func requestTextField(name string) func(*conditionEnv) string {
 		return func(v *conditionEnv) string { return v.event.Audit.FromPodUID }
 	case "audit.from_node":
 		return func(v *conditionEnv) string { return v.event.Audit.FromNode }
-	case "audit.group":
+	case "audit.api_group":
 		return func(v *conditionEnv) string { return v.event.Audit.APIGroup }
 	case "audit.resource":
 		return func(v *conditionEnv) string { return v.event.Audit.Resource }
@@ -52,13 +52,13 @@ func requestTextField(name string) func(*conditionEnv) string {
 		return func(v *conditionEnv) string { return v.event.Audit.Binding.Role }
 	case "audit.token.bound_to":
 		return func(v *conditionEnv) string { return v.event.Audit.Token.BoundTo }
-	case "audit.admission.level":
+	case "audit.admission.pod_security_level":
 		return func(v *conditionEnv) string { return v.event.Audit.Admission.PodSecurityLevel }
 	case "cloud.provider":
 		return func(v *conditionEnv) string { return v.event.Cloud.Provider }
 	case "cloud.service":
 		return func(v *conditionEnv) string { return v.event.Cloud.Service }
-	case "cloud.event":
+	case "cloud.event_name":
 		return func(v *conditionEnv) string { return v.event.Cloud.EventName }
 	case "cloud.region":
 		return func(v *conditionEnv) string { return v.event.Cloud.Region }
@@ -74,17 +74,17 @@ func requestTextField(name string) func(*conditionEnv) string {
 		return func(v *conditionEnv) string { return v.event.Cloud.Role }
 	case "cloud.role_id":
 		return func(v *conditionEnv) string { return v.event.Cloud.RoleID }
-	case "cloud.session":
+	case "cloud.session_name":
 		return func(v *conditionEnv) string { return v.event.Cloud.SessionName }
-	case "cloud.access_key":
+	case "cloud.access_key_id":
 		return func(v *conditionEnv) string { return v.event.Cloud.AccessKeyID }
 	case "cloud.source_ip":
 		return func(v *conditionEnv) string { return v.event.Cloud.SourceIP }
 	case "cloud.user_agent":
 		return func(v *conditionEnv) string { return v.event.Cloud.UserAgent }
-	case "cloud.error":
+	case "cloud.error_code":
 		return func(v *conditionEnv) string { return v.event.Cloud.ErrorCode }
-	case "cloud.subject":
+	case "cloud.target_principal":
 		return func(v *conditionEnv) string { return v.event.Cloud.TargetPrincipal }
 	case "cloud.cluster":
 		return func(v *conditionEnv) string { return v.event.Cloud.Cluster }
@@ -106,7 +106,7 @@ func requestBoolField(name string) func(*conditionEnv) bool {
 		return func(v *conditionEnv) bool { return v.event.Audit.Truncated }
 	case "audit.dry_run":
 		return func(v *conditionEnv) bool { return v.event.Audit.DryRun }
-	case "audit.outside":
+	case "audit.from_outside_cluster":
 		return func(v *conditionEnv) bool { return v.event.Audit.FromOutsideCluster }
 	case "audit.exec.tty":
 		return func(v *conditionEnv) bool { return v.event.Audit.Exec.TTY }
@@ -124,13 +124,13 @@ func requestBoolField(name string) func(*conditionEnv) bool {
 		return func(v *conditionEnv) bool { return v.event.Audit.Pod.HostIPC }
 	case "audit.role.wildcard":
 		return func(v *conditionEnv) bool { return v.event.Audit.Role.Wildcard }
-	case "audit.webhook.ignore":
+	case "audit.webhook.ignores_failures":
 		return func(v *conditionEnv) bool { return v.event.Audit.Webhook.IgnoresFailures }
 	case "cloud.read_only":
 		return func(v *conditionEnv) bool { return v.event.Cloud.ReadOnly }
 	case "cloud.mfa":
 		return func(v *conditionEnv) bool { return v.event.Cloud.MFA }
-	case "cloud.outside":
+	case "cloud.from_outside_cluster":
 		return func(v *conditionEnv) bool { return v.event.Cloud.FromOutsideCluster }
 	}
 	return nil
@@ -138,17 +138,17 @@ func requestBoolField(name string) func(*conditionEnv) bool {
 
 func requestNumberField(name string) func(*conditionEnv) int {
 	switch name {
-	case "audit.code":
+	case "audit.status_code":
 		return func(v *conditionEnv) int { return v.event.Audit.StatusCode }
-	case "audit.recent_secrets":
+	case "audit.recent_secret_reads":
 		return func(v *conditionEnv) int { return v.event.Audit.RecentSecretReads }
-	case "audit.recent_denied":
+	case "audit.recent_denied_requests":
 		return func(v *conditionEnv) int { return v.event.Audit.RecentDeniedRequests }
-	case "audit.token.seconds":
+	case "audit.token.expiration_seconds":
 		return func(v *conditionEnv) int { return int(v.event.Audit.Token.ExpirationSeconds) }
 	case "cloud.recent_reads":
 		return func(v *conditionEnv) int { return v.event.Cloud.RecentReads }
-	case "cloud.recent_denied":
+	case "cloud.recent_denied_calls":
 		return func(v *conditionEnv) int { return v.event.Cloud.RecentDeniedCalls }
 	}
 	return nil
@@ -173,17 +173,17 @@ func requestListField(name string) func(*conditionEnv) []string {
 		return func(v *conditionEnv) []string { return v.event.Audit.Pod.Capabilities }
 	case "audit.pod.images":
 		return func(v *conditionEnv) []string { return v.event.Audit.Pod.Images }
-	case "audit.pod.ephemeral":
+	case "audit.pod.ephemeral_images":
 		return func(v *conditionEnv) []string { return v.event.Audit.Pod.EphemeralImages }
 	case "audit.binding.subjects":
 		return func(v *conditionEnv) []string { return v.event.Audit.Binding.Subjects }
-	case "audit.role.escalating":
+	case "audit.role.escalating_permissions":
 		return func(v *conditionEnv) []string { return v.event.Audit.Role.EscalatingPermissions }
 	case "audit.token.audiences":
 		return func(v *conditionEnv) []string { return v.event.Audit.Token.Audiences }
 	case "audit.webhook.urls":
 		return func(v *conditionEnv) []string { return v.event.Audit.Webhook.ExternalURLs }
-	case "audit.admission.exempt":
+	case "audit.admission.exemption_labels":
 		return func(v *conditionEnv) []string { return v.event.Audit.Admission.ExemptionLabels }
 	case "cloud.resources":
 		return func(v *conditionEnv) []string { return v.event.Cloud.Resources }

@@ -15,7 +15,7 @@ import (
 
 // vendorPackYAML is a pack that somebody else ships: one rule, one list.
 var vendorPackYAML = "lists: { tools: [nc, curl], ports: [3333] }\nrules:\n" +
-	strings.Replace(ruleYAML("tool", "contained && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
+	strings.Replace(ruleYAML("tool", "in_container && (exe in tools || network.port in ports)", "{ container: { id: c }, process: { exe: /bin/nc } }", "{ container: { id: c }, process: { exe: /bin/cat } }"),
 		"title: t", `aliases: ["Launch Suspicious Network Tool"], title: t`, 1)
 
 // loadWithVendorPack loads their pack and one's own beside it.
@@ -92,7 +92,7 @@ overrides:
         labels: { app: ci }
         image: ["registry.example.com/ci/*"]
         when: exe == "nc"
-        because: the build waits for its database with it
+        reason: the build waits for its database with it
 `)
 	require.Empty(t, problems)
 	all := sensors.Container{
@@ -179,7 +179,7 @@ overrides:
   - rule: tool
     severity: { namespaces: { prod: high } }
     confidence: 0.2
-    because: engineers debug with these
+    reason: engineers debug with these
 `)
 	require.Empty(t, problems)
 	d := requireOneDetection(t, set, execEvent("/bin/nc", sensors.Container{Pod: sensors.Pod{Namespace: "prod"}}))
@@ -196,7 +196,7 @@ overrides:
 }
 
 func TestADisabledRuleIsSilentAndStaysInTheList(t *testing.T) {
-	set, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, disable: true, because: we know }]")
+	set, problems := loadWithVendorPack(t, "overrides: [{ rule: tool, disable: true, reason: we know }]")
 	require.Empty(t, problems)
 	requireNoDetection(t, set, execEvent("/bin/nc", sensors.Container{}))
 	require.True(t, set.Find("tool").Disabled)
@@ -218,7 +218,7 @@ overrides:
       - workload: { nmae: web }
       - when: exe in tolls
   - rule: tool
-    because: x
+    reason: x
   - rule: tool
     severity: high
   - rule: tool
@@ -228,10 +228,10 @@ overrides:
     tests: { silent: { process: { exe: /bin/nc } }, fires: { container: { id: c }, process: { exe: /bin/nc } } }
 `)
 	require.Equal(t, []string{
-		"etc/mine.yaml:3:5: error: who disables a rule has to say why, in `because` [required] (write for example `because: we debug with it every day`)",
+		"etc/mine.yaml:3:5: error: who disables a rule has to say why, in `reason` [required] (write for example `reason: we debug with it every day`)",
 		"etc/mine.yaml:3:11: error: there is no rule `tol` [unknown-rule] (did you mean `tool`?)",
 		"etc/mine.yaml:6:15: error: `severity` cannot be `hihg` [value] (did you mean `high`?)",
-		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (known here: because, confidence, disable, exceptions, rule, severity, tests)",
+		"etc/mine.yaml:8:5: error: an override has no key `condition` [unknown-key] (known here: confidence, disable, exceptions, reason, rule, severity, tests)",
 		"etc/mine.yaml:11:21: error: `workload` has no key `nmae` [unknown-key] (did you mean `name`?)",
 		"etc/mine.yaml:12:22: error: exception 2 of the override of `tool`: there is no field, list, macro or function `tolls` [expression] (did you mean `tools`?)",
 		"etc/mine.yaml:13:5: error: the override changes nothing [required] (disable, severity, confidence or exceptions)",
@@ -245,23 +245,23 @@ func TestAMistakeIsToldWhereItStandsInFoldedAndQuotedTexts(t *testing.T) {
 	pack := `
 macros:
   a: >-
-    contained &&
+    in_container &&
       exe == 7
 rules:
   - rule: folded
     title: t
     on: exec
     condition: >
-      contained &&
+      in_container &&
 
       exe in shels
     exceptions:
       - 'exe == ''x'' || exee == "y"'
       - "exe == \"x\" || exxe == 'y'"
-      - contained &&
+      - in_container &&
           parrent == "x"
       - |
-        contained &&
+        in_container &&
           commandd == "x"
     severity: low
     confidence: 0.5
@@ -313,10 +313,10 @@ func TestRulesAreCounted(t *testing.T) {
 }
 
 func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
-	pack := "lists: { idle: [x] }\nmacros: { spare: contained }\nrules:\n" +
-		strings.Replace(ruleYAML("net", "contained && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
+	pack := "lists: { idle: [x] }\nmacros: { spare: in_container }\nrules:\n" +
+		strings.Replace(ruleYAML("net", "in_container && network.port == 7", "{ container: { id: c }, network: { port: 7 } }", "{}"), "severity: low, confidence: 0.5", "severity: high, confidence: 0.4", 1) +
 		strings.Replace(ruleYAML("loud", `exe == "loud"`, "{ process: { exe: loud } }", "{}"), "severity: low, confidence: 0.5", "severity: critical, confidence: 0.6", 1) +
-		ruleYAML("double", "contained && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
+		ruleYAML("double", "in_container && network.port == 7 && exe == \"x\"", "{ container: { id: c }, network: { port: 7 }, process: { exe: x } }", "{}") +
 		"overrides: [{ rule: tool, exceptions: [{ labels: { app: x } }, 'command == \"x\"'] }]\n"
 	_, problems := rules.Lint(
 		rules.PackSource{FS: fstest.MapFS{"theirs.yaml": {Data: []byte("lists: { unused: [a] }\n" + strings.Replace(vendorPackYAML, "lists: {", "#", 1))}}, SuppressProblems: true},
@@ -329,7 +329,7 @@ func TestAdviceIsAboutOnesOwnPackOnly(t *testing.T) {
 			codes = append(codes, p.Code)
 		}
 	}
-	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "because", "forgeable"}, codes)
+	require.ElementsMatch(t, []string{"unused", "unused", "unsure", "no-exception", "never", "never", "wide", "reason", "forgeable"}, codes)
 }
 
 func TestARuleThatAnotherCoversIsTold(t *testing.T) {
@@ -347,7 +347,7 @@ func TestARuleThatAnotherCoversIsTold(t *testing.T) {
 func TestTheSchemaIsOfWhatIsRead(t *testing.T) {
 	raw, err := json.Marshal(rules.Schema())
 	require.NoError(t, err)
-	for _, key := range []string{"overrides", "macros", "append", "namespaces", "because", "fires", "ancestors"} {
+	for _, key := range []string{"overrides", "macros", "append", "namespaces", "reason", "fires", "ancestors"} {
 		require.Contains(t, string(raw), `"`+key+`"`)
 	}
 }

@@ -104,7 +104,7 @@ func kindsByFieldGroup() map[string][]sensors.Kind {
 		"network":                  append([]sensors.Kind{sensors.KindConnect, sensors.KindListen, sensors.KindDNS, sensors.KindRawSocket}, elsewhere...),
 		"network.domain":           append([]sensors.Kind{sensors.KindDNS}, elsewhere...),
 		"file":                     append([]sensors.Kind{sensors.KindFileOpen, sensors.KindFileDelete, sensors.KindChmod, sensors.KindUnixConnect, sensors.KindMount, sensors.KindKernelModule, sensors.KindProcessTrace}, elsewhere...),
-		"call":                     append(calls, elsewhere...),
+		"syscall":                  append(calls, elsewhere...),
 		"exit_code":                {sensors.KindExit},
 		"count":                    append([]sensors.Kind{sensors.KindProcessBurst}, elsewhere...),
 		"baseline.new_exe":         {sensors.KindExec},
@@ -203,7 +203,7 @@ func lintException(f *packFile, e *Exception) {
 			"whoever may create pods anywhere can have this exception: names, labels and tags are theirs to choose")
 	}
 	if !e.conditionOnly && e.Reason == "" {
-		f.warnAt(e.node, "because", "write for example `because: the build's own compiler`", "the exception does not say why")
+		f.warnAt(e.node, "reason", "write for example `reason: the build's own compiler`", "the exception does not say why")
 	}
 }
 

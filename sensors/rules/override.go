@@ -37,7 +37,7 @@ func literalLength(pattern string) int { return len(pattern) - strings.Count(pat
 type Override struct {
 	Rule       string              `json:"rule"`
 	Position   string              `json:"at"` // "file:line"
-	Reason     string              `json:"because,omitempty"`
+	Reason     string              `json:"reason,omitempty"`
 	Disable    bool                `json:"disable,omitempty"`
 	Severity   sensors.Severity    `json:"severity,omitempty"`
 	Namespaces NamespaceSeverities `json:"namespaces,omitempty"`
@@ -58,7 +58,7 @@ type Override struct {
 func (o *Override) fields(f *packFile) []yamlField {
 	keep := o.nodes.recordNode
 	var disable *bool
-	off := yamlnode.BoolField("disable", "true: the rule never fires; say why in `because`", &disable)
+	off := yamlnode.BoolField("disable", "true: the rule never fires; say why in `reason`", &disable)
 	readOff := off.Read
 	off.Read = func(rd *yamlReader, key, v *yaml.Node) {
 		if readOff(rd, key, v); disable != nil {
@@ -67,7 +67,7 @@ func (o *Override) fields(f *packFile) []yamlField {
 	}
 	return []yamlField{
 		keep(yamlnode.StringField("rule", "the rule's name, or Falco's name of it", &o.Rule).AsRequired()),
-		keep(yamlnode.StringField("because", "why, for who asks later", &o.Reason)),
+		keep(yamlnode.StringField("reason", "why, for who asks later", &o.Reason)),
 		keep(off),
 		keep(severityField("the severity instead of the rule's own", &o.Severity, &o.Namespaces)),
 		keep(yamlnode.FractionField("confidence", "the confidence instead of the rule's own", &o.Confidence)),
@@ -112,7 +112,7 @@ func (l *loader) applyOverride(o *Override) {
 		return
 	}
 	if o.Disable && strings.TrimSpace(o.Reason) == "" {
-		f.errorf(o.node, "required", "write for example `because: we debug with it every day`", "who disables a rule has to say why, in `because`")
+		f.errorf(o.node, "required", "write for example `reason: we debug with it every day`", "who disables a rule has to say why, in `reason`")
 	}
 	if !o.Disable && o.Severity == "" && o.Namespaces == nil && o.Confidence == nil && len(o.Exceptions) == 0 && len(f.reader.Problems) == before {
 		f.errorf(o.node, "required", "disable, severity, confidence or exceptions", "the override changes nothing")

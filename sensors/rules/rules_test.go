@@ -107,7 +107,7 @@ macros:
   root: process.uid == 0
   root_shell: root && exe in shells
 rules:
-`+ruleYAML("a", "root_shell && !contained", "{ process: { uid: 0, exe: /bin/sh } }", "{ process: { uid: 1, exe: /bin/sh } }"))
+`+ruleYAML("a", "root_shell && !in_container", "{ process: { uid: 0, exe: /bin/sh } }", "{ process: { uid: 1, exe: /bin/sh } }"))
 	require.Empty(t, problems)
 	found, errs := set.Evaluate(sensors.Event{Kind: sensors.KindExec, Process: sensors.Process{Exe: "/bin/bash"}})
 	require.Empty(t, errs)
@@ -119,7 +119,7 @@ rules:
 func TestMacrosInACircleAreAnErrorAtTheirPlace(t *testing.T) {
 	set, problems := loadPack(t, `
 macros:
-  a: b || contained
+  a: b || in_container
   b: c
   c: a
   d: exe == 7
@@ -135,7 +135,7 @@ rules:
 }
 
 func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
-	pack := "macros:\n  m0: contained || contained\n"
+	pack := "macros:\n  m0: in_container || in_container\n"
 	for i := range 200 {
 		pack += fmt.Sprintf("  m%d: m%d || m%d\n", i+1, i, i)
 	}
@@ -144,7 +144,7 @@ func TestMacrosOfMacrosDoNotMultiplyWithoutEnd(t *testing.T) {
 }
 
 func TestARuleIsFoundByFalcosNameOfIt(t *testing.T) {
-	pack := strings.Replace(ruleYAML("a", "contained", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
+	pack := strings.Replace(ruleYAML("a", "in_container", "{ container: { id: c } }", "{}"), "title: t", `aliases: ["Terminal shell in container"], title: t`, 1)
 	set, problems := loadPack(t, "rules:\n"+pack)
 	require.Empty(t, problems)
 	require.Equal(t, "a", set.Find("terminal shell in container").Name)

@@ -29,10 +29,10 @@ type TestResult struct {
 	Name          string `json:"name,omitempty"`
 	File          string `json:"file"`
 	Line          int    `json:"line"`
-	ShouldFire    bool   `json:"fires"` // whether the rule should
+	ShouldFire    bool   `json:"should_fire"` // whether the rule should
 	Passed        bool   `json:"passed"`
-	FailureReason string `json:"why,omitempty"` // it did not pass
-	Suppressed    bool   `json:"-"`             // it is of a source about which nobody asked
+	FailureReason string `json:"failure_reason,omitempty"` // it did not pass
+	Suppressed    bool   `json:"-"`                        // it is of a source about which nobody asked
 }
 
 // testsField is a key with tests: `fires` and `silent`, each an event or a list of events that may be named.

@@ -15,8 +15,8 @@ import (
 
 // FreezeState is how a cgroup stands.
 type FreezeState struct {
-	Requested bool `json:"asked"`  // cgroup.freeze is 1
-	Frozen    bool `json:"frozen"` // the kernel says that all stand still
+	Requested bool `json:"requested"` // cgroup.freeze is 1
+	Frozen    bool `json:"frozen"`    // the kernel says that all stand still
 }
 
 // ReadFreezeState reads how a cgroup stands.
@@ -94,9 +94,9 @@ type freezeMarker struct {
 	LeaseID          string    `json:"lease"`
 	TargetID         string    `json:"target"` // whose cgroup it is
 	ExpiresAt        time.Time `json:"until"`
-	ExpiryBootTimeNS int64     `json:"end"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
-	ThawerPID        int       `json:"pid"` // the thawer's
-	ThawerStartTicks string    `json:"start"`
+	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // the same instant, in nanoseconds of CLOCK_BOOTTIME
+	ThawerPID        int       `json:"thawer_pid"`          // the thawer's
+	ThawerStartTicks string    `json:"thawer_start_ticks"`
 }
 
 // errNotFrozenByStanch says that Stanch did not freeze a cgroup.

@@ -30,15 +30,15 @@ type Limits struct {
 // Snapshot is what was there. Its JSON is stable.
 type Snapshot struct {
 	Version   int           `json:"version"` // 1
-	TakenAt   time.Time     `json:"taken"`
-	Duration  time.Duration `json:"took_ns"`
+	TakenAt   time.Time     `json:"taken_at"`
+	Duration  time.Duration `json:"duration_ns"`
 	Cgroups   []string      `json:"cgroups"`
 	Processes []Process     `json:"processes"`
 	Sockets   []Socket      `json:"sockets"`
 	// Missing says, sentence by sentence, what could not be taken and why. Empty: complete.
 	Missing []string `json:"missing,omitempty"`
 	// Executables names the executables that were copied, with their hashes here at the source.
-	Executables []ExecutableCopy `json:"blobs,omitempty"`
+	Executables []ExecutableCopy `json:"executables,omitempty"`
 }
 
 // Process is one process of the target.
@@ -48,7 +48,7 @@ type Process struct {
 	PPID            int    `json:"ppid"`
 	Name            string `json:"name"`
 	Exe             string `json:"exe,omitempty"`
-	ExeDeleted      bool   `json:"deleted,omitempty"`
+	ExeDeleted      bool   `json:"exe_deleted,omitempty"`
 	ExeIsMemfd      bool   `json:"memfd,omitempty"`
 	ExeInUpperLayer bool   `json:"upper_layer,omitempty"`
 	ExeSHA256       string `json:"sha256,omitempty"` // of the executable
@@ -86,10 +86,10 @@ type Socket struct {
 
 // ExecutableCopy is a copy of an executable that is not in the image.
 type ExecutableCopy struct {
-	Name          string `json:"name"`   // "exe-<first 16 of sha256>"
-	ContainerPath string `json:"source"` // the path in the container
-	Reason        string `json:"why"`    // "upper layer", "memfd", "deleted"
-	SHA256        string `json:"sha256"` // of Data
-	FileSize      int64  `json:"size"`   // of the file; Data may be shorter
+	Name          string `json:"name"`           // "exe-<first 16 of sha256>"
+	ContainerPath string `json:"container_path"` // the path in the container
+	Reason        string `json:"reason"`         // "upper layer", "memfd", "deleted"
+	SHA256        string `json:"sha256"`         // of Data
+	FileSize      int64  `json:"size"`           // of the file; Data may be shorter
 	Data          []byte `json:"-"`
 }

@@ -28,9 +28,9 @@ type thawOrder struct {
 	LeaseID          string    `json:"lease"`
 	TargetID         string    `json:"target"`
 	ExpiresAt        time.Time `json:"until"`
-	ExpiryBootTimeNS int64     `json:"end"` // nanoseconds of CLOCK_BOOTTIME
+	ExpiryBootTimeNS int64     `json:"expiry_boot_time_ns"` // nanoseconds of CLOCK_BOOTTIME
 	// AdoptExisting replaces the thawer of a cgroup that Stanch froze already.
-	AdoptExisting bool `json:"adopt,omitempty"`
+	AdoptExisting bool `json:"adopt_existing,omitempty"`
 }
 
 // thawerResponse is what a thawer reports once the cgroup stands still, or will not.

@@ -21,7 +21,7 @@ import (
 
 // approvalConfig is a configuration under which alice, who is root here, is asked before anything is contained.
 const approvalConfig = `phase: 2
-quiet: 3s
+idle_timeout: 3s
 library: {enabled: false}
 playbooks: [DIR/playbooks]
 scopes: [{ name: host, namespaces: [""], phase: 2, confidence: 0.97, approvers: { groups: [responders], quorum: 1, timeout: 1m } }]

@@ -34,7 +34,7 @@ type detectionEndpoint struct {
 func newDetectionEndpoint(t *testing.T) *detectionEndpoint {
 	t.Helper()
 	address := harness.FreePort(t)
-	s := harness.New(t, stanchBinary, harness.Options{Config: autoContainConfig + "foreign: [{ name: elsewhere, token_file: DIR/token }]\n", Playbooks: isolatePlaybook(10 * time.Minute), Args: []string{"--listen", address}})
+	s := harness.New(t, stanchBinary, harness.Options{Config: autoContainConfig + "sources: [{ name: elsewhere, token_file: DIR/token }]\n", Playbooks: isolatePlaybook(10 * time.Minute), Args: []string{"--listen", address}})
 	require.NoError(t, os.WriteFile(filepath.Join(s.ConfigDir, "token"), []byte(testSourceToken), 0o600))
 	s.StartAndWait(t)
 	return &detectionEndpoint{s, "http://" + address}

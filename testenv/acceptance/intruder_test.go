@@ -156,7 +156,7 @@ func (i *intruder) readWorkflowInput(id string) []*commonpb.Payload {
 // requestEvidenceReceipt gets a genuine receipt, which any caller of the activity gets.
 func (i *intruder) requestEvidenceReceipt(r activities.Request) []attestation.Envelope {
 	i.t.Helper()
-	raw, err := i.orderActivity("Attempted", r)
+	raw, err := i.orderActivity(activities.TypeRecordAttempt, r)
 	require.NoError(i.t, err)
 	var s attestation.Envelope
 	require.NoError(i.t, json.Unmarshal(raw, &s))

@@ -89,7 +89,7 @@ func TestAQuestionEscalates(t *testing.T) {
 
 // Nobody approves what they triggered.
 func TestNobodyApprovesWhatTheyTriggered(t *testing.T) {
-	c := newSlackHarnessWith(t, approvalPlaybook(1, "10m"), "foreign: [{ name: elsewhere, token_file: DIR/token }]\n", func(config string) string {
+	c := newSlackHarnessWith(t, approvalPlaybook(1, "10m"), "sources: [{ name: elsewhere, token_file: DIR/token }]\n", func(config string) string {
 		return strings.Replace(config, "name: alice,", "name: alice, kubernetes: alice@example.com,", 1)
 	}, map[string]string{"token": testSourceToken})
 	box := c.NewContainer(t)

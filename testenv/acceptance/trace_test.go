@@ -29,7 +29,7 @@ func TestAnAttackIsOneTraceFromItsAcceptanceToTheLeasesEnd(t *testing.T) {
 	harness.SkipUnlessSupported(t)
 	receiver, metrics := otlp.Start(t), freeAddress(t)
 	s := harness.Start(t, stanchBinary, harness.Options{
-		Config: autoContainConfig + "quiet: 2s\n", Playbooks: isolatePlaybook(6 * time.Second), Args: []string{"--metrics", metrics},
+		Config: autoContainConfig + "idle_timeout: 2s\n", Playbooks: isolatePlaybook(6 * time.Second), Args: []string{"--metrics", metrics},
 		Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + receiver.URL, "OTEL_BSP_SCHEDULE_DELAY=100"},
 	})
 	c, in := startIsolatedContainer(t, s)

@@ -76,7 +76,7 @@ func reportPercentiles(b *testing.B, name string, s measurementsMS, more ...any)
 	harness.AppendBenchRecord(b, line)
 }
 
-const benchConfig = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 10000, share: 1}\nforeign: [{name: falco, token_file: DIR/token}]\n"
+const benchConfig = "phase: 2\nlibrary: {enabled: false}\nplaybooks: [DIR/playbooks]\nbudget: {per_hour: 10000, max_fraction: 1}\nsources: [{name: falco, token_file: DIR/token}]\n"
 
 // minimalContainPlaybook is the shortest playbook that contains: snapshot, then isolate.
 func minimalContainPlaybook(match string) map[string]string {
@@ -126,7 +126,7 @@ func BenchmarkEventToLocked(b *testing.B) {
 func BenchmarkStepVersusBareActivity(b *testing.B) {
 	const steps = 10
 	text := "playbook: ten\nmatch: { when: 'incident.workload.name startsWith \"" + harness.ContainerIDPrefix + "\"' }\nsteps:\n" + strings.Repeat("  - notify: log\n", steps)
-	s := harness.Start(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "foreign")[0], Playbooks: map[string]string{"ten.yaml": text}})
+	s := harness.Start(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "sources")[0], Playbooks: map[string]string{"ten.yaml": text}})
 	c := s.TemporalClient(b, true)
 	w := sdkworker.New(c, "bench", sdkworker.Options{})
 	w.RegisterWorkflow(bareWorkflow)

@@ -20,7 +20,7 @@ import (
 // The node agent's memory: as a process of its own against a gateway, after a storm of processes in a container.
 func BenchmarkSensorMemory(b *testing.B) {
 	address := harness.FreePort(b)
-	s := harness.New(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "foreign")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
+	s := harness.New(b, stanchBinary, harness.Options{Config: strings.Split(benchConfig, "sources")[0], Args: []string{"--no-sensor", "--listen-nodes", address}})
 	s.StartProcess(b)
 	require.Eventually(b, func() bool { var nodes map[string]any; return s.Get("/v1/nodes", &nodes) == nil }, time.Minute, 50*time.Millisecond)
 	certs := filepath.Join(s.ConfigDir, "node")

@@ -40,7 +40,7 @@ func TestPeopleAnswerWithATokenOfTheCluster(t *testing.T) {
 	lab := kube.Shared(t)
 	// The namespace of the installation is only known once it is installed: the name of the person is put in later.
 	in := install(t, lab, 2, `phase: 2
-quiet: 5m
+idle_timeout: 5m
 scopes:
   - { name: all, namespaces: ["*"], phase: 2, confidence: 1, approvers: { groups: [oncall], quorum: 1, timeout: 10m } }
 people:

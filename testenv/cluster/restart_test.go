@@ -22,7 +22,7 @@ import (
 // A program that came after the image runs in a pod: the shipped playbook holds the pod, asks, and starts it anew.
 func TestAForeignProgramIsWipedWhenAPersonSaysSo(t *testing.T) {
 	in := install(t, kube.Shared(t), 3, `phase: 3
-quiet: 5m
+idle_timeout: 5m
 scopes:
   - { name: hosts, namespaces: [""], phase: 1 }
   - { name: all, namespaces: ["*"], phase: 3, confidence: 0.65 }

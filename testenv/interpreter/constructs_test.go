@@ -107,7 +107,7 @@ func TestEveryConstructRuns(t *testing.T) {
   - parallel:
       - set: { bad: true }
       - set: { bad: false }
-        if: incident.total > 100
+        if: incident.total_detections > 100
   - notify: tell
     target: incident.targets[0]
     if: bad
@@ -135,13 +135,13 @@ func TestEveryConstructRuns(t *testing.T) {
     steps:
       - set: { one: "${[incident.targets[0]]}" }
       - set: { one: "${incident.targets}" }
-        if: incident.total > 100
+        if: incident.total_detections > 100
       - contain: scale
         target: one
         for: 1h
       - contain: scale
         target: one
-        if: incident.total > 100
+        if: incident.total_detections > 100
         for: 1h
 `,
 				wantLines: []string{
@@ -303,13 +303,13 @@ func TestEveryConstructRuns(t *testing.T) {
 		},
 		"a wait for what never holds fails": {
 			testScenario: testScenario{
-				stepsYAML: "\n  - wait: { until: live.total > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
+				stepsYAML: "\n  - wait: { until: live.total_detections > 3, timeout: 1s }\n    on_failure:\n      - stop: failed\n        reason: it is over\n",
 				wantLines: []string{"steps[0] wait failed (it did not hold within 1s)", "steps[0].on_failure[0] stop failed (it is over)"},
 			}, outcome: "failed",
 		},
 		"a wait ends when the incident is as it waits for": {
 			testScenario: testScenario{
-				stepsYAML: "\n  - wait: { until: live.total > incident.total + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
+				stepsYAML: "\n  - wait: { until: live.total_detections > incident.total_detections + 1, timeout: 1m }\n  - notify: tell\n    target: incident.targets[0]\n",
 				wantLines: []string{"steps[0] wait changed (it holds after", "steps[1] tell changed"},
 				afterStart: func(t *testing.T, c client.Client, id string, _ func(func())) {
 					for total := range 3 {

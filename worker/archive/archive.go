@@ -47,7 +47,7 @@ var ErrNotFound = errors.New("there is no archive of it")
 // SignedStatement is what the authority signs: which histories an incident had, by their hashes.
 type SignedStatement struct {
 	IncidentID string         `json:"incident"`
-	ExportedAt time.Time      `json:"exported"`
+	ExportedAt time.Time      `json:"exported_at"`
 	Histories  []HistoryEntry `json:"histories"`
 }
 

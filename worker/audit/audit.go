@@ -25,7 +25,7 @@ const (
 	TypeIncident    = "Incident"
 	TypePlaybook    = "Playbook"
 	TypeLease       = "Lease"
-	TypeChatMessage = "Thread" // only shows what the others do
+	TypeChatMessage = "ChatMessage" // only shows what the others do
 )
 
 // WorkflowRun is the history of one run of one workflow.
@@ -80,8 +80,8 @@ type EventRef struct {
 type TimelineEntry struct {
 	At    time.Time `json:"at"`
 	Kind  EntryKind `json:"kind"`
-	Text  string    `json:"what"`
-	Actor string    `json:"who,omitempty"`
+	Text  string    `json:"text"`
+	Actor string    `json:"actor,omitempty"`
 	EventRef
 	Details map[string]any `json:"details,omitempty"`
 }
@@ -90,16 +90,16 @@ type TimelineEntry struct {
 type Timeline struct {
 	Version     int    `json:"version"`
 	IncidentID  string `json:"incident"`
-	GroupingKey string `json:"key"`
+	GroupingKey string `json:"grouping_key"`
 	Cluster     string `json:"cluster"`
 	Scope       string `json:"scope"`
 	Phase       int    `json:"phase"`
 	Drill       bool   `json:"drill,omitempty"`
 	Status      string `json:"status"` // "open" or "closed"
 	// Assignee took it over; Judged is what JudgedBy said that it is.
-	Assignee       string            `json:"owner,omitempty"`
-	Disposition    string            `json:"judged,omitempty"`
-	DispositionBy  string            `json:"judged_by,omitempty"`
+	Assignee       string            `json:"assignee,omitempty"`
+	Disposition    string            `json:"disposition,omitempty"`
+	DispositionBy  string            `json:"disposition_by,omitempty"`
 	Opened         time.Time         `json:"opened"`
 	Closed         time.Time         `json:"closed,omitzero"`
 	Workload       string            `json:"workload"`
@@ -110,19 +110,19 @@ type Timeline struct {
 	Severity       sensors.Severity  `json:"severity"`
 	Confidence     float64           `json:"confidence"`
 	Reasons        []string          `json:"reasons"`
-	DetectionCount int               `json:"detections"` // with those that were counted and not repeated
+	DetectionCount int               `json:"detection_count"` // with those that were counted and not repeated
 	// ConfigHashes are the short hashes of the configurations under which something was decided.
-	ConfigHashes    []string            `json:"configs"`
+	ConfigHashes    []string            `json:"config_hashes"`
 	Playbooks       []PlaybookRecord    `json:"playbooks"`
 	People          []Person            `json:"people"`
 	Effects         []ContainmentEffect `json:"effects"`
 	Evidence        []EvidenceRecord    `json:"evidence"`
-	ManifestRecords []ManifestRecord    `json:"acts"`
+	ManifestRecords []ManifestRecord    `json:"manifest_records"`
 	Entries         []TimelineEntry     `json:"lines"`
 	Histories       []HistoryRecord     `json:"histories"`
 	Source          string              `json:"source"` // "temporal" or "archive"
 	Problems        []Difference        `json:"problems"`
-	Verification    *VerificationReport `json:"verified,omitempty"`
+	Verification    *VerificationReport `json:"verification,omitempty"`
 }
 
 // StatusText is how the incident stands, in the words of all other views.
@@ -144,8 +144,8 @@ type PlaybookRecord struct {
 // Person is somebody who answered, released or extended.
 type Person struct {
 	Name            string   `json:"name"`
-	AuthenticatedBy []string `json:"proved"`
-	Actions         []string `json:"did"`
+	AuthenticatedBy []string `json:"authenticated_by"`
+	Actions         []string `json:"actions"`
 }
 
 // ContainmentEffect is one containment from its application to its undoing.
@@ -157,31 +157,31 @@ type ContainmentEffect struct {
 	Params            string            `json:"params,omitempty"`
 	Outcome           playbooks.Outcome `json:"outcome"`
 	Reason            string            `json:"reason,omitempty"`
-	AuthorizedBy      string            `json:"on_whose_word"`
+	AuthorizedBy      string            `json:"authorized_by"`
 	AppliedAt         time.Time         `json:"applied_at,omitzero"`
 	ExpiresAt         time.Time         `json:"until,omitzero"`
-	AppliedEvent      EventRef          `json:"applied"`
+	AppliedEvent      EventRef          `json:"applied_event"`
 	State             string            `json:"state"` // "in force", "undone", "stuck", "refused", "failed"
 	UndoneAt          time.Time         `json:"undone_at,omitzero"`
-	UndoneEvent       *EventRef         `json:"undone,omitempty"`
-	UndoReason        string            `json:"why_undone,omitempty"`
-	VerificationCount int               `json:"observed"` // how many times it was observed to be in force
+	UndoneEvent       *EventRef         `json:"undone_event,omitempty"`
+	UndoReason        string            `json:"undo_reason,omitempty"`
+	VerificationCount int               `json:"verification_count"` // how many times it was observed to be in force
 }
 
 // EvidenceRecord is one piece of evidence, and the event that names it.
 type EvidenceRecord struct {
 	playbooks.EvidenceRef
-	SourceEvent EventRef `json:"ref"`
+	SourceEvent EventRef `json:"source_event"`
 }
 
 // ManifestRecord is an act that was to be entered into a manifest, and what its activity says of that.
 type ManifestRecord struct {
-	Description string `json:"what"`
+	Description string `json:"description"`
 	IncidentID  string `json:"incident"` // whose manifest: a lease may have been joined
-	EntryHash   string `json:"entry,omitempty"`
+	EntryHash   string `json:"entry_hash,omitempty"`
 	// UnrecordedReason says why it was not entered.
-	UnrecordedReason string   `json:"unrecorded,omitempty"`
-	SourceEvent      EventRef `json:"ref"`
+	UnrecordedReason string   `json:"unrecorded_reason,omitempty"`
+	SourceEvent      EventRef `json:"source_event"`
 }
 
 // HistoryRecord is one history that the story was told from.
@@ -190,12 +190,12 @@ type HistoryRecord struct {
 	RunID        string `json:"run_id"`
 	WorkflowType string `json:"type"`
 	EventCount   int    `json:"events"`
-	IsOpen       bool   `json:"open,omitempty"`
+	IsOpen       bool   `json:"is_open,omitempty"`
 }
 
 // Difference is something that is not as it should be, and where.
 type Difference struct {
-	Description string `json:"what"`
+	Description string `json:"description"`
 	EventRef
 }
 

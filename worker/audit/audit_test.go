@@ -275,7 +275,7 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 	m := newHistoryBuilder(t).buildFullIncident(nil)
 	runs := m.runs
 	m.runs = runs[:1]
-	m.addSignal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
+	m.addSignal(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna", Grant: m.signStatement(attestation.PayloadTypeGrant, attestation.Grant{
 		Operation: attestation.OperationTriage, IncidentID: testIncidentID, GrantedBy: []string{"anna (uid 7 on the local socket)"},
 	})})
 	m.runs = append(m.runs[:1:1], runs[1:]...)
@@ -283,6 +283,6 @@ func TestTheAuditSaysWhoResolvedIt(t *testing.T) {
 
 	m = newHistoryBuilder(t).buildFullIncident(nil)
 	m.runs = m.runs[:1]
-	m.addSignal("mark", incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
+	m.addSignal(workflows.SignalTriage, incident.TriageDecision{Kind: incident.TriageFalsePositive, Person: "anna"})
 	require.Equal(t, "closed", audit.BuildTimeline(m.runs, m.auditOptions()).StatusText(), "a mark without a valid grant resolves nothing")
 }

@@ -232,7 +232,7 @@ func (m *historyBuilder) buildFullIncident(change func(*incidentParts)) *history
 	m.addActivity("CountVotes", m.newCountVotesInput(p.votes...), p.tally)
 	m.addLocalActivity("Plan", newPlanResult()) // again, before its effect
 	m.addTimerStarted(15 * time.Minute)         // which is not that of a question
-	for signal, with := range map[string]any{"halt": "nothing further is contained: bob has taken it over", "live": playbooks.Incident{}} {
+	for signal, with := range map[string]any{workflows.SignalSuspend: "nothing further is contained: bob has taken it over", workflows.SignalIncidentState: playbooks.Incident{}} {
 		m.addSignal(signal, with)
 	}
 	m.addWorkflowCompleted(p.report)

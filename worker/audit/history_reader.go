@@ -9,6 +9,7 @@ import (
 	failurepb "go.temporal.io/api/failure/v1"
 	historypb "go.temporal.io/api/history/v1"
 
+	"stanch/activities"
 	"stanch/playbooks"
 	"stanch/sensors/attestation"
 )
@@ -118,7 +119,7 @@ func (r *historyReader) trackStarted(e *historypb.HistoryEvent) {
 
 // activityLabel is an activity as people say it: its action and target where it has them.
 func (r *historyReader) activityLabel(t *activityTask) string {
-	verb := map[string]string{"Observe": "", "Plan": "planning ", "Apply": "applying ", "Verify": "observing ", "Undo": "undoing "}[t.name]
+	verb := map[string]string{activities.TypeObserve: "", activities.TypePlan: "planning ", activities.TypeApply: "applying ", activities.TypeVerify: "observing ", activities.TypeUndo: "undoing "}[t.name]
 	var in struct {
 		Request struct {
 			Action string `json:"action"`
@@ -130,9 +131,9 @@ func (r *historyReader) activityLabel(t *activityTask) string {
 	}
 	if r.options.DataConverter.FromPayloads(t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput(), &in) != nil || in.Request.Action == "" {
 		switch t.name {
-		case "CountVotes":
+		case activities.TypeCountVotes:
 			return "counting the votes"
-		case "Attempted":
+		case activities.TypeRecordAttempt:
 			return "the receipt for evidence that did not answer"
 		}
 		return t.name

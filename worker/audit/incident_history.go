@@ -273,46 +273,46 @@ func (r *historyReader) addActivityEnd(e *historypb.HistoryEvent) bool {
 	}
 	in := t.scheduled.GetActivityTaskScheduledEventAttributes().GetInput()
 	switch t.name {
-	case "Observe":
+	case activities.TypeObserve:
 		var q activities.ObserveInput
 		var got activities.Result
 		if r.decodePayloads(t.scheduled, "what was to be observed", in, &q) && r.decodePayloads(e, "what was observed", result, &got) {
 			r.addObservation(e, q.Request, got)
 		}
-	case "Plan":
+	case activities.TypePlan:
 		var q activities.PlanInput
 		var got activities.PlanResult
 		if r.decodePayloads(t.scheduled, "what was to be planned", in, &q) && r.decodePayloads(e, "the plan", result, &got) {
 			r.rememberTarget(q.Request.Target)
 			r.addDecision(e, got)
 		}
-	case "CountVotes":
+	case activities.TypeCountVotes:
 		var q activities.CountVotesInput
 		var got activities.VoteCount
 		if r.decodePayloads(t.scheduled, "the question", in, &q) && r.decodePayloads(e, "the count of the votes", result, &got) {
 			r.addVoteCount(e, q, got)
 			r.addManifestRecord(e, "the answer to "+r.approvalRequestName(q.RequestID), q.IncidentID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
-	case "Apply":
+	case activities.TypeApply:
 		var q activities.ApplyInput
 		var got activities.ApplyResult
 		if r.decodePayloads(t.scheduled, "what was to be applied", in, &q) && r.decodePayloads(e, "what was applied", result, &got) {
 			r.addApplied(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
-	case "Verify":
+	case activities.TypeVerify:
 		var got activities.VerifyResult
 		if r.decodePayloads(e, "what was verified", result, &got) {
 			r.addVerification(e, got)
 		}
-	case "Undo":
+	case activities.TypeUndo:
 		var q activities.UndoInput
 		var got activities.UndoResult
 		if r.decodePayloads(t.scheduled, "what was to be undone", in, &q) && r.decodePayloads(e, "what was undone", result, &got) {
 			r.addUndo(e, q, got)
 			r.addManifestRecord(e, r.activityLabel(t), q.Request.IncidentRef.ID, got.ManifestEntryHash, got.UnrecordedReason)
 		}
-	case "Attempted":
+	case activities.TypeRecordAttempt:
 		r.addEntry(e, KindEvidence, "", "Evidence that did not answer in time got its receipt: that it was attempted counts, or an attacker would only have to make it hang", nil)
 	default:
 		r.addEntry(e, KindNotification, "", t.name+" was done", nil)
@@ -394,7 +394,7 @@ func describeWorkload(on string, outputs json.RawMessage, details map[string]any
 	fmt.Fprintf(&what, "; its image runs in %s", pluralize(w.SameDigestPodCount, "other pod", "other pods"))
 	if len(w.DangerousPermissions) > 0 {
 		what.WriteString("; its account may " + strings.Join(w.DangerousPermissions, ", "))
-		details["may_do"] = w.DangerousPermissions
+		details["dangerous_permissions"] = w.DangerousPermissions
 	}
 	for _, c := range w.Changes {
 		what.WriteString("; changed recently: " + c.Description)

@@ -32,7 +32,7 @@ type Config struct {
 	Cluster string `yaml:"cluster" json:"cluster,omitempty" jsonschema:"description=the cluster's name in incidents"`
 	// Phase is the cluster's: 1 observe, 2 contain, 3 disrupt behind approval. No scope goes beyond it.
 	Phase            int              `yaml:"phase" json:"phase,omitempty" jsonschema:"minimum=1,maximum=3,description=1 observes; 2 contains; 3 disrupts behind approval"`
-	IdleTimeout      Duration         `yaml:"quiet" json:"quiet,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
+	IdleTimeout      Duration         `yaml:"idle_timeout" json:"idle_timeout,omitempty" jsonschema:"description=how long nothing must happen before an incident closes"`
 	Scopes           []Scope          `yaml:"scopes" json:"scopes,omitempty"`
 	People           []Person         `yaml:"people" json:"people,omitempty"`
 	Groups           []Group          `yaml:"groups" json:"groups,omitempty"`
@@ -43,7 +43,7 @@ type Config struct {
 	Playbooks        []string         `yaml:"playbooks" json:"playbooks,omitempty" jsonschema:"description=folders with playbooks beside the shipped library"`
 	Library          LibrarySelection `yaml:"library" json:"library,omitzero" jsonschema:"description=which of the shipped playbooks are used; all if not given"`
 	Rules            []string         `yaml:"rules" json:"rules,omitempty" jsonschema:"description=folders with rule packs beside the shipped ones"`
-	Sources          []Source         `yaml:"foreign" json:"foreign,omitempty"`
+	Sources          []Source         `yaml:"sources" json:"sources,omitempty"`
 	Exports          []Export         `yaml:"exports" json:"exports,omitempty"`
 	NodeLimits       NodeLimits       `yaml:"nodes" json:"nodes,omitzero" jsonschema:"description=what each node's sensor may send"`
 	AWS              *AWS             `yaml:"aws" json:"aws,omitempty" jsonschema:"description=the account that aws.* actions work on; without it they refuse"`
@@ -85,9 +85,9 @@ type ProtectedTargets struct {
 // Budget bounds what may be contained without a person.
 type Budget struct {
 	MaxPerHour  int     `yaml:"per_hour" json:"per_hour,omitempty" jsonschema:"minimum=1,description=containments an hour in the whole cluster; 20 if not given"`
-	MaxFraction float64 `yaml:"share" json:"share,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
+	MaxFraction float64 `yaml:"max_fraction" json:"max_fraction,omitempty" jsonschema:"minimum=0,maximum=1,description=share of one workload's pods that may be held at once; 0.5 if not given and at least one pod"`
 	// MaxDuration is for how long a containment may hold that nobody approved.
-	MaxDuration Duration `yaml:"longest" json:"longest,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
+	MaxDuration Duration `yaml:"max_duration" json:"max_duration,omitempty" jsonschema:"description=how long a containment may hold that nobody approved; 24h if not given"`
 }
 
 // LibrarySelection says which of the shipped playbooks are used.
@@ -205,6 +205,8 @@ func Load(file string) (*Config, diagnostic.Diagnostics, error) {
 
 var yamlErrorLinePattern = regexp.MustCompile(`line (\d+): (.*)`)
 
+var wrongTypePattern = regexp.MustCompile("^cannot unmarshal !!(\\S+) (`.*`) into ")
+
 var unknownFieldPattern = regexp.MustCompile(`field (\S+) not found in type config\.(\S+)`)
 
 // Parse reads the text of a file.
@@ -227,11 +229,14 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 				p.errorf(n, "unknown-key", diagnostic.DidYouMean(f[1], yamlKeysOfType(f[2])), "there is no key `%s` here", f[1])
 				continue
 			}
-			hint := ""
-			if strings.HasSuffix(m[2], "into config.Library") {
+			message, hint := m[2], ""
+			if t := wrongTypePattern.FindStringSubmatch(m[2]); t != nil {
+				message = fmt.Sprintf("invalid value %s: a %s is not allowed here", t[2], t[1])
+			}
+			if strings.HasSuffix(m[2], "into config.LibrarySelection") {
 				hint = "write `library: {enabled: false}`, `library: {except: [NAME]}` or `library: {only: [NAME]}`"
 			}
-			p.errorf(n, "yaml", hint, "%s", m[2])
+			p.errorf(n, "yaml", hint, "%s", message)
 		}
 	}
 	p.checkLossyNumbers(raw)

@@ -12,7 +12,7 @@ import (
 
 func TestMistakesAreNamedWithTheirLine(t *testing.T) {
 	_, problems := config.Parse("stanch.yaml", []byte(`phase: 4
-quiet: soon
+idle_timeout: soon
 scopes:
   - name: shop
     namspaces: [shop]

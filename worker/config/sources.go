@@ -35,17 +35,17 @@ func (p *configParser) checkSources(sources []Source) {
 	seen := map[string]bool{}
 	for _, s := range sources {
 		if s.Name == "" || seen[s.Name] {
-			p.errorf(1, "name", "", "the foreign source name `%s` is empty or used twice", s.Name)
+			p.errorf(1, "name", "", "the source name `%s` is empty or used twice", s.Name)
 		}
 		seen[s.Name] = true
 		if s.TokenFile == "" {
-			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` makes a token", "foreign source %s: `token_file` is missing", s.Name)
+			p.errorf(1, "required", "`openssl rand -hex 32 > FILE` makes a token", "source %s: `token_file` is missing", s.Name)
 		}
 		if s.Kind != "" && !slices.Contains(kinds, s.Kind) {
-			p.errorf(1, "kind", "known here: "+strings.Join(kinds, ", "), "foreign source %s: there is no kind `%s`", s.Name, s.Kind)
+			p.errorf(1, "kind", "known here: "+strings.Join(kinds, ", "), "source %s: there is no kind `%s`", s.Name, s.Kind)
 		}
 		if s.RatePerSecond < 0 || s.RatePerSecond > maxSourceRate {
-			p.errorf(1, "range", "records a second, from 1 to 100000", "foreign source %s: `rate` is %d", s.Name, s.RatePerSecond)
+			p.errorf(1, "range", "records a second, from 1 to 100000", "source %s: `rate` is %d", s.Name, s.RatePerSecond)
 		}
 	}
 }

@@ -9,22 +9,22 @@ import (
 )
 
 func TestAForeignSourceIsCheckedStrictly(t *testing.T) {
-	c, problems := config.Parse("c", []byte("foreign: [{ name: falco, kind: falco, token_file: t, rate: 10 }, { name: any, token_file: u }]\n"))
+	c, problems := config.Parse("c", []byte("sources: [{ name: falco, kind: falco, token_file: t, rate: 10 }, { name: any, token_file: u }]\n"))
 	require.Empty(t, problems)
 	require.Equal(t, 10, c.Sources[0].EffectiveRate())
 	require.Equal(t, 2000, c.Sources[1].EffectiveRate())
 
-	_, problems = config.Parse("c", []byte("foreign:\n  - { name: falco, kind: falko, token_file: t }\n  - { name: falco, token_file: t, rate: -1 }\n  - { name: x }\n"))
+	_, problems = config.Parse("c", []byte("sources:\n  - { name: falco, kind: falko, token_file: t }\n  - { name: falco, token_file: t, rate: -1 }\n  - { name: x }\n"))
 	var got []string
 	for _, p := range problems {
 		got = append(got, p.Message)
 	}
 	require.Equal(t, []string{
-		"foreign source falco: there is no kind `falko`", "the foreign source name `falco` is empty or used twice",
-		"foreign source falco: `rate` is -1", "foreign source x: `token_file` is missing",
+		"source falco: there is no kind `falko`", "the source name `falco` is empty or used twice",
+		"source falco: `rate` is -1", "source x: `token_file` is missing",
 	}, got)
 	require.Contains(t, problems[0].Hint, "falco, tetragon, tracee, kubearmor, kubernetes-audit, detections")
 
-	_, problems = config.Parse("c", []byte("foreign:\n  - { name: falco, knd: falco, token_file: t }\n"))
+	_, problems = config.Parse("c", []byte("sources:\n  - { name: falco, knd: falco, token_file: t }\n"))
 	require.Contains(t, problems[0].Hint, "did you mean `kind`?")
 }

@@ -55,7 +55,7 @@ func (a *API) Handler() http.Handler {
 	}
 	read("/v1/incidents", func(r *http.Request) (any, error) { return a.viewIncidents(r) })
 	read("/v1/incidents/{id}", func(r *http.Request) (any, error) { return a.viewIncident(r, r.PathValue("id")) })
-	read("/v1/switch", func(r *http.Request) (any, error) { return a.killSwitchStatus(r.Context()), nil })
+	read("/v1/kill-switch", func(r *http.Request) (any, error) { return a.killSwitchStatus(r.Context()), nil })
 	read("/v1/status", func(r *http.Request) (any, error) { return a.status(r) })
 	read("/v1/pending", func(r *http.Request) (any, error) { return a.QueryService.AllPendingApprovals(r.Context()) })
 	read("/v1/leases", func(r *http.Request) (any, error) {

@@ -56,7 +56,7 @@ type VoteRequest struct {
 	// BreakGlass answers alone for the whole quorum.
 	BreakGlass bool `json:"break_glass,omitempty"`
 	// WaitForResult: wait a moment until it is known how the answer counts.
-	WaitForResult bool `json:"wait,omitempty"`
+	WaitForResult bool `json:"wait_for_result,omitempty"`
 }
 
 // authorizeCaller is what everything that a person asks begins with.
@@ -218,8 +218,8 @@ type TriageRequest struct {
 type TriageResult struct {
 	playbooks.Incident
 	// ReleasedLeases are the leases that end with it, and Denied the questions that are answered with no.
-	ReleasedLeases []playbooks.LeaseReport `json:"released,omitempty"`
-	DeniedRequests []string                `json:"denied,omitempty"`
+	ReleasedLeases []playbooks.LeaseReport `json:"released_leases,omitempty"`
+	DeniedRequests []string                `json:"denied_requests,omitempty"`
 }
 
 // Triage lets a person take an incident over, or call it a false positive: then what it holds is released too, and its

@@ -26,7 +26,7 @@ type LeaseRequest struct {
 	Duration   time.Duration `json:"for,omitempty"` // extend: hold until this long from now, if it does not already hold longer
 	Reason     string        `json:"reason,omitempty"`
 	// CountFrom is what an extension is counted from; zero is now. A repeated request then asks for the same end.
-	CountFrom time.Time `json:"from,omitzero"`
+	CountFrom time.Time `json:"count_from,omitzero"`
 }
 
 // matchingHolders gives the holders of a lease that a request is about; "" is every holder.

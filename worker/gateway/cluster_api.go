@@ -31,7 +31,7 @@ func (m *ClusterAPI) HTTPServer() *http.Server {
 	handler := m.Handler()
 	if m.Enroller != nil {
 		mux := http.NewServeMux()
-		mux.Handle("POST /v1/enrol", m.Enroller)
+		mux.Handle("POST /v1/enroll", m.Enroller)
 		mux.Handle("/", handler)
 		handler = mux
 	}

@@ -54,7 +54,7 @@ type ContainResponse struct {
 	IncidentID string `json:"incident,omitempty"` // "" of a dry run
 	Playbook   string `json:"playbook"`
 	// Containments are the containments that the playbook may ask for; none of one that captures evidence alone.
-	Containments []string        `json:"contains,omitempty"`
+	Containments []string        `json:"containments,omitempty"`
 	Targets      []ContainTarget `json:"targets"`
 }
 
@@ -64,7 +64,7 @@ type ContainTarget struct {
 	Scope  string           `json:"scope"`
 	Phase  int              `json:"phase"`
 	// RequestID is the id under which the incident's playbook run stands; "" of a dry run.
-	RequestID string `json:"request,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
 	// Plans are of a dry run: what each containment would change and what the guards say.
 	Plans []ContainPlan `json:"plans,omitempty"`
 }
@@ -75,7 +75,7 @@ type ContainPlan struct {
 	Plan     activities.Plan          `json:"plan"`
 	Decision activities.GuardDecision `json:"decision"`
 	// UnplannableReason says why it cannot be planned before the playbook runs.
-	UnplannableReason string `json:"unknown,omitempty"`
+	UnplannableReason string `json:"unplannable_reason,omitempty"`
 }
 
 const (

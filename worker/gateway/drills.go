@@ -50,7 +50,7 @@ type DrillContainer struct {
 	ID string `json:"id"`
 	// CgroupPath is below the root of cgroup v2, and Cgroup its inode.
 	CgroupPath string `json:"cgroup_path"`
-	CgroupID   uint64 `json:"cgroup"`
+	CgroupID   uint64 `json:"cgroup_id"`
 }
 
 // DrillRegistry issues keys for drills and registers their targets. The zero value registers nothing in a cluster.

@@ -17,36 +17,36 @@ import (
 type IncidentView struct {
 	playbooks.Incident
 	// StatusText is the status in words: "open", "resolved: false-positive by alice".
-	StatusText string `json:"standing"`
+	StatusText string `json:"status_text"`
 	// Headline is the title of the detection that says most of it.
 	Headline string `json:"headline,omitempty"`
 	// OutcomeText says what became of it so far, what was contained first; "" before anything ran.
-	OutcomeText string `json:"outcome,omitempty"`
+	OutcomeText string `json:"outcome_text,omitempty"`
 	// OpenApprovals are its open questions, the oldest first.
-	OpenApprovals []OpenApproval `json:"waiting,omitempty"`
+	OpenApprovals []OpenApproval `json:"open_approvals,omitempty"`
 	// RefusedWhilePaused are the containments that were refused while new ones were paused, and that nothing has contained since.
 	RefusedWhilePaused []display.RefusedContainment `json:"refused_while_paused,omitempty"`
 }
 
 // OpenApproval is an open question.
 type OpenApproval struct {
-	Name       string    `json:"question"` // its name
+	Name       string    `json:"name"` // its name
 	Title      string    `json:"title"`
-	Approvers  string    `json:"of"` // whom it asks
-	ApprovedBy []string  `json:"yes,omitempty"`
+	Approvers  string    `json:"approvers"` // whom it asks
+	ApprovedBy []string  `json:"approved_by,omitempty"`
 	Quorum     int       `json:"quorum"`
 	Deadline   time.Time `json:"deadline"`
 	// Warnings say what a yes would not bring about: too few may answer, or new containments are paused.
 	Warnings []string `json:"warnings,omitempty"`
 	// ViewerCanApprove is true if the answer of who asks for this view would count.
-	ViewerCanApprove bool `json:"you"`
+	ViewerCanApprove bool `json:"viewer_can_approve"`
 }
 
 // KillSwitchStatus is the kill switch.
 type KillSwitchStatus struct {
 	Paused    bool      `json:"paused"`
 	Since     time.Time `json:"since,omitzero"`
-	ChangedBy string    `json:"by,omitempty"`
+	ChangedBy string    `json:"changed_by,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
 	// Error says why the switch cannot be read, which pauses too.
 	Error string `json:"error,omitempty"`
@@ -55,7 +55,7 @@ type KillSwitchStatus struct {
 // PauseResult is the answer to a pause. Already: somebody had paused before, and that stays as it is.
 type PauseResult struct {
 	KillSwitchStatus
-	AlreadyPaused bool `json:"already,omitempty"`
+	AlreadyPaused bool `json:"already_paused,omitempty"`
 }
 
 // killSwitchStatus reads the kill switch.
@@ -79,11 +79,11 @@ func newKillSwitchStatus(state attestation.KillSwitchState, err error) KillSwitc
 
 // ResumeResult is what lifting the kill switch leaves to do.
 type ResumeResult struct {
-	StillPaused bool `json:"stopped"`
+	StillPaused bool `json:"still_paused"`
 	// RefusedContainments are the containments of open incidents that were refused meanwhile, by incident.
-	RefusedContainments []IncidentRefusal `json:"refused"`
+	RefusedContainments []IncidentRefusal `json:"refused_containments"`
 	// UnreadReason says why it is not known which were refused.
-	UnreadReason string `json:"unread,omitempty"`
+	UnreadReason string `json:"unread_reason,omitempty"`
 }
 
 // IncidentRefusal is a containment that was refused, with its incident.

@@ -176,11 +176,11 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	s := temporal.Start(t, map[string]any{"Incident": knownIncidentWorkflow, "Lease": extendableLeaseWorkflow})
 	api := newServedAPI(t, s)
 	var paused gateway.KillSwitchStatus
-	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.False(t, paused.Paused)
 	var answer map[string]any
 	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
-	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
+	api.callAs(t, "bob", http.MethodGet, "/v1/kill-switch", "", &paused)
 	require.True(t, paused.Paused)
 	require.Equal(t, "bob (a test)", paused.ChangedBy)
 	require.Equal(t, "migration", paused.Reason)

@@ -51,8 +51,8 @@ func (h *NodeServer) notifyMonitor(n NodeEvent) {
 
 // ClockSkew is how far a node's wall clock is ahead of the gateway's (negative: behind), and how far off that may be.
 type ClockSkew struct {
-	Offset     time.Duration `json:"skew_ns"`
-	MaxError   time.Duration `json:"error_ns"`
+	Offset     time.Duration `json:"offset_ns"`
+	MaxError   time.Duration `json:"max_error_ns"`
 	MeasuredAt time.Time     `json:"at"`
 }
 

@@ -81,11 +81,11 @@ func (h *NodeServer) throttle(ctx context.Context, n *nodeConnection, batch *gat
 
 // NodeStreamState is what the gateway itself knows of a node's stream.
 type NodeStreamState struct {
-	ConnectedSince       time.Time  `json:"since"`
-	CertificateExpiresAt time.Time  `json:"certificate_ends"`
-	ClockSkew            *ClockSkew `json:"clock,omitempty"`
+	ConnectedSince       time.Time  `json:"connected_since"`
+	CertificateExpiresAt time.Time  `json:"certificate_expires_at"`
+	ClockSkew            *ClockSkew `json:"clock_skew,omitempty"`
 	// LimitedBatches counts the batches that came too fast.
-	LimitedBatches uint64 `json:"limited,omitempty"`
+	LimitedBatches uint64 `json:"limited_batches,omitempty"`
 }
 
 // ConnectedNodes lists the connected nodes with their last health, and under "gateway" with what the gateway itself knows.

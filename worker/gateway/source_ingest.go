@@ -162,7 +162,7 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 			a.Telemetry++
 		}
 		if later := (*TemporaryError)(nil); errors.As(err, &later) {
-			f.Log.Warn("foreign detections cannot be judged now", "source", s.name, "error", err)
+			f.Log.Warn("detections of a source cannot be judged now", "source", s.name, "error", err)
 			return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 		}
 		if err != nil {
@@ -170,7 +170,7 @@ func (f *SourceServer) ingestRecords(ctx context.Context, s *sourceState, d endp
 		}
 	}
 	if err := f.acceptAlerts(ctx, alerts, sizes); err != nil {
-		f.Log.Error("foreign detections did not reach Temporal", "source", s.name, "error", err)
+		f.Log.Error("detections of a source did not reach Temporal", "source", s.name, "error", err)
 		return http.StatusServiceUnavailable, ingestResponse{Status: "send it again later"}
 	}
 	for _, h := range spoke {

@@ -53,8 +53,8 @@ type SourceCounts struct {
 	Health      uint64 `json:"health"`    // words of the sensor about itself
 	Dropped     uint64 `json:"dropped"`   // events that the sensor says it lost; what counts from its start is not added up
 	Refused     uint64 `json:"refused"`
-	RateLimited uint64 `json:"limited"` // requests that came too fast
-	RetryLater  uint64 `json:"later"`   // requests that were told to come again, because Temporal or the cluster was away
+	RateLimited uint64 `json:"rate_limited"` // requests that came too fast
+	RetryLater  uint64 `json:"retry_later"`  // requests that were told to come again, because Temporal or the cluster was away
 }
 
 // The bounds of one request and of what a source may send.
@@ -74,14 +74,14 @@ func NewSourceServer(intake *Ingester, sources []config.Source, log *slog.Logger
 	for _, s := range sources {
 		raw, err := os.ReadFile(s.TokenFile)
 		if err != nil {
-			return nil, fmt.Errorf("foreign source %s: %w", s.Name, err)
+			return nil, fmt.Errorf("source %s: %w", s.Name, err)
 		}
 		token := strings.TrimSpace(string(raw))
 		if len(token) < minTokenLength {
-			return nil, fmt.Errorf("foreign source %s: the token in %s has fewer than %d characters", s.Name, s.TokenFile, minTokenLength)
+			return nil, fmt.Errorf("source %s: the token in %s has fewer than %d characters", s.Name, s.TokenFile, minTokenLength)
 		}
 		if other, taken := owners[token]; taken {
-			return nil, fmt.Errorf("foreign source %s: it has the token of %s: give each a token of its own, or nobody can tell who sent what", s.Name, other)
+			return nil, fmt.Errorf("source %s: it has the token of %s: give each a token of its own, or nobody can tell who sent what", s.Name, other)
 		}
 		owners[token] = s.Name
 		perSecond := s.EffectiveRate()

@@ -28,13 +28,13 @@ type Status struct {
 	Cluster    string           `json:"cluster"`
 	Phase      int              `json:"phase"`
 	StartedAt  time.Time        `json:"started,omitzero"`
-	KillSwitch KillSwitchStatus `json:"switch"`
+	KillSwitch KillSwitchStatus `json:"kill_switch"`
 	// Nodes are those whose sensor is connected, with their own report and what the gateway knows of them.
 	Nodes           map[string]json.RawMessage `json:"nodes"`
 	OpenIncidents   int                        `json:"open_incidents"`
-	OpenApprovals   []IncidentApproval         `json:"waiting"`
-	LeaseCount      int                        `json:"leases"`
-	NextLeaseExpiry time.Time                  `json:"next_lease_end,omitzero"`
+	OpenApprovals   []IncidentApproval         `json:"open_approvals"`
+	LeaseCount      int                        `json:"lease_count"`
+	NextLeaseExpiry time.Time                  `json:"next_lease_expiry,omitzero"`
 	Playbooks       []string                   `json:"playbooks"`
 	// Problems are what needs somebody, each in a sentence.
 	Problems []string `json:"problems"`

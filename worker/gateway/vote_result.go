@@ -42,7 +42,7 @@ type VoteResult struct {
 	playbook.ApprovalRequest
 	Result VoteResultKind `json:"result"`
 	// Message is the result in one sentence.
-	Message string `json:"says"`
+	Message string `json:"message"`
 }
 
 // voteCountTimeout is how long a person waits to learn how their answer counts: counting is one activity.

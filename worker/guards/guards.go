@@ -367,7 +367,7 @@ func checkPhase(f Input) *activities.GuardDecision {
 	case f.Correlation.Confidence < f.Scope.ConfidenceThreshold:
 		return newApprovalDecision(f, "confidence %.2f is below the %.2f that scope %s lets run by itself", f.Correlation.Confidence, f.Scope.ConfidenceThreshold, f.Scope.Name)
 	case f.Request.Duration > time.Duration(f.Config.Budget.MaxDuration):
-		return newApprovalDecision(f, "%s is longer than the %s that `budget.longest` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
+		return newApprovalDecision(f, "%s is longer than the %s that `budget.max_duration` lets run by itself", duration.Format(f.Request.Duration), f.Config.Budget.MaxDuration)
 	}
 	if f.ManualRequest != nil {
 		return &activities.GuardDecision{

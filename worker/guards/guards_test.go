@@ -65,7 +65,7 @@ scopes:
   - { name: look, namespaces: [look], phase: 1 }
 people: [{ name: alice, uid: 1, groups: [oncall] }]
 protected: { namespaces: [kube-system], workloads: [shop/Deployment/db] }
-budget: { per_hour: 3, share: 0.5 }
+budget: { per_hour: 3, max_fraction: 0.5 }
 `))
 	require.Empty(t, problems)
 	k := newSigningKey(t, 1)
@@ -186,7 +186,7 @@ func TestEveryGuardDecidesForItsReason(t *testing.T) {
 		}, activities.VerdictRun, "phase", "confidence"},
 		"a hold that is too long by itself": {func(d *guardFixture) {
 			d.input.Request.Duration, d.input.Request.ExpiresAt = 25*time.Hour, now.Add(25*time.Hour)
-		}, activities.VerdictAskApproval, "phase", "1d that `budget.longest`"},
+		}, activities.VerdictAskApproval, "phase", "1d that `budget.max_duration`"},
 		"a plan that affects others too": {func(d *guardFixture) { d.input.ApprovalReason = "others share its network" }, activities.VerdictAskApproval, "phase", "others share its network"},
 		"such a plan that people granted": {func(d *guardFixture) {
 			d.input.ApprovalReason = "others share its network"

@@ -33,7 +33,7 @@ var (
 		reason: "Whoever stops the sensor is not seen from then on, by design.",
 	}
 	sensorBlind = conditionKind{
-		ruleName: "eyes-shut", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1562.001",
+		ruleName: "heartbeat-failing", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1562.001",
 		reason: "A sensor that answers and sees nothing looks healthy from outside: that is how one is blinded with care.",
 	}
 	eventsDropped = conditionKind{
@@ -42,12 +42,12 @@ var (
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	eventsFlooded = conditionKind{
-		ruleName: "events-flooded", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		ruleName: "event-flood", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
 		reason: "Flooding the sensor hides what happens meanwhile. A busy program does it too.",
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	spoofedCgroup = conditionKind{
-		ruleName: "decoy-cgroup", title: "A cgroup bears another container's name", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1036.005",
+		ruleName: "spoofed-cgroup", title: "A cgroup bears another container's name", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1036.005",
 		reason: "No runtime makes two. Whoever makes the second wants what is meant for the container to be done to something else.",
 	}
 	clockSkew = conditionKind{
@@ -55,23 +55,23 @@ var (
 		reason: "Its timeline cannot be laid beside those of others, and leases and certificates are judged by a wrong clock.",
 	}
 	certificateExpiring = conditionKind{
-		ruleName: "certificate-ending", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.001",
+		ruleName: "certificate-expiring", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.001",
 		reason: "When it has ended, what needs it falls silent.", repeatInterval: 24 * time.Hour,
 	}
 	nodeOverRate = conditionKind{
-		ruleName: "node-over-rate", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		ruleName: "node-rate-limited", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
 		reason: "While it waits its spool fills, and what no longer fits is lost.",
 	}
 	sourceLost = conditionKind{
-		ruleName: "foreign-sensor-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
+		ruleName: "source-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
 		reason: "It spoke regularly until then.",
 	}
 	sourceEventsUndecodable = conditionKind{
-		ruleName: "foreign-events-unread", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		ruleName: "source-events-unreadable", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
 		reason: "What could not be read was not judged. A request can be written so that nobody can read it, to hide what it asks for.", repeatInterval: time.Minute,
 	}
 	sourceEventsDropped = conditionKind{
-		ruleName: "foreign-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
 		reason: "What was lost was not judged.", alias: "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 )

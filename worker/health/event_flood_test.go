@@ -97,7 +97,7 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 			return d.Rule == "events-dropped" && d.Event.Count > 0 && strings.Contains(fmt.Sprint(d.Reasons), "container "+id[:12])
 		})
 	}, 20*time.Second, 50*time.Millisecond)
-	d := waitForDetection(t, server, "Container/"+id[:12]+"@flooded-1", "events-flooded")
+	d := waitForDetection(t, server, "Container/"+id[:12]+"@flooded-1", "event-flood")
 	require.Equal(t, id, d.Event.Container.ID)
 	require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
 	require.Equal(t, "T1562.006", d.Technique)

@@ -30,7 +30,7 @@ type NodeExpectation struct {
 
 // nodeRecord is what the file keeps of a node.
 type nodeRecord struct {
-	SeenAt  time.Time `json:"seen"`
+	SeenAt  time.Time `json:"seen_at"`
 	Stopped bool      `json:"stopped,omitempty"`
 }
 

@@ -126,7 +126,7 @@ func TestHealth(t *testing.T) {
 		arrived := uniqueDetectionIDs(incidentDetections(t, server, "Container/noisy-1-c@noisy-1"))
 		require.Len(t, arrived, n)
 		require.ElementsMatch(t, stormDetectionIDs("noisy-1", n), arrived)
-		require.Contains(t, waitForDetection(t, server, "Node/noisy-1", "node-over-rate").Reasons[0], "nodes: rate")
+		require.Contains(t, waitForDetection(t, server, "Node/noisy-1", "node-rate-limited").Reasons[0], "nodes: rate")
 		require.Empty(t, incidentDetections(t, server, "Node/calm-1"))
 	})
 
@@ -179,7 +179,7 @@ func TestHealth(t *testing.T) {
 		timing.CertificateWarning = 100 * 24 * time.Hour
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: timing})
 		e.connectSensor(t, fakeSensorOptions{name: "ending-1"})
-		require.Contains(t, waitForDetection(t, server, "Node/ending-1", "certificate-ending").Reasons[0], "was not renewed")
+		require.Contains(t, waitForDetection(t, server, "Node/ending-1", "certificate-expiring").Reasons[0], "was not renewed")
 	})
 
 	t.Run("blind eyes and hooks that went off", func(t *testing.T) {
@@ -195,11 +195,11 @@ func TestHealth(t *testing.T) {
 		e.waitUntilConnected(t, "blind-1")
 		require.Empty(t, incidentDetections(t, server, "Node/blind-1"), "a hook that never was on is no matter")
 		off.Store(true)
-		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "eyes-shut").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
+		require.Contains(t, waitForDetection(t, server, "Node/blind-1", "heartbeat-failing").Reasons[0], "The hook exec of node blind-1 was on and is off: it was taken away.")
 		e.connectSensor(t, fakeSensorOptions{name: "blind-2", status: func() any {
 			return agent.StatusReport{Health: agent.Health{Node: "blind-2", Heartbeat: agent.HeartbeatStatus{Failing: true, ConsecutiveMisses: 3, FailureReason: "nothing came"}}}
 		}})
-		require.Contains(t, waitForDetection(t, server, "Node/blind-2", "eyes-shut").Reasons[1], "nothing came")
+		require.Contains(t, waitForDetection(t, server, "Node/blind-2", "heartbeat-failing").Reasons[1], "nothing came")
 	})
 
 	t.Run("cgroups that bear another container's name", func(t *testing.T) {
@@ -210,7 +210,7 @@ func TestHealth(t *testing.T) {
 				{TargetID: "pod:uid-1", SpoofedPaths: []string{"/a/poduid-1", "/b/poduid-1"}, FirstSeen: time.Now()},
 			}}}
 		}})
-		d := waitForDetection(t, server, "Node/decoy-1", "decoy-cgroup")
+		d := waitForDetection(t, server, "Node/decoy-1", "spoofed-cgroup")
 		require.Contains(t, d.Reasons[0], "/a/docker/c0ffee")
 		require.Contains(t, d.Reasons[1], "not contained")
 	})
@@ -237,7 +237,7 @@ func TestHealth(t *testing.T) {
 		require.Contains(t, d.Reasons[0], "alerts ring full")
 		require.Contains(t, fmt.Sprint(d.Reasons), "container f100d (1000)")
 		require.Contains(t, fmt.Sprint(d.Reasons), "Falco internal: syscall event drop")
-		d = waitForDetection(t, server, "Container/f100d@lossy-1", "events-flooded")
+		d = waitForDetection(t, server, "Container/f100d@lossy-1", "event-flood")
 		require.Equal(t, "f100d", d.Event.Container.ID)
 		require.Equal(t, "lossy-1", d.Node)
 	})
@@ -277,9 +277,9 @@ func TestHealth(t *testing.T) {
 	t.Run("another sensor's losses", func(t *testing.T) {
 		e := newGatewayFixture(t, server, gatewayFixtureOptions{timing: short})
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "falco-1", Node: "n", Dropped: 7, Message: "Syscall event drop"})
-		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "foreign-events-dropped").Reasons[0], "lost 7 events on node n")
+		require.Contains(t, waitForDetection(t, server, "Source/falco-1", "source-events-dropped").Reasons[0], "lost 7 events on node n")
 		e.OnSourceHealth(context.Background(), integrations.SensorHealth{Source: "api-1", UndecodableEvents: 3, Message: "it nests deeper"})
-		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "foreign-events-unread").Reasons[:2])
+		require.Equal(t, []string{"3 events of the source api-1 could not be read.", "The error was: it nests deeper"}, waitForDetection(t, server, "Source/api-1", "source-events-unreadable").Reasons[:2])
 	})
 }
 

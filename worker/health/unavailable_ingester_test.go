@@ -92,11 +92,11 @@ func TestANodeThatInventsGapsHidesNobodyElses(t *testing.T) {
 	first := func(rule string) int {
 		return slices.IndexFunc(d.ingester.accepted, func(d sensors.Detection) bool { return d.Rule == rule })
 	}
-	require.Less(t, first("telemetry-lost"), first("events-flooded"), "what the gateway itself noticed goes first")
-	flooded := d.ingester.findDetections("events-flooded", "liar")
+	require.Less(t, first("telemetry-lost"), first("event-flood"), "what the gateway itself noticed goes first")
+	flooded := d.ingester.findDetections("event-flood", "liar")
 	require.NotEmpty(t, flooded)
 	require.LessOrEqual(t, len(flooded), 40)
-	over := d.ingester.findDetections("node-over-rate", "liar")
+	over := d.ingester.findDetections("node-rate-limited", "liar")
 	require.Len(t, over, 1, "that something was left out is told")
 	require.Contains(t, over[0].Reasons[0], "were left out")
 
@@ -151,7 +151,7 @@ func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
 				says(c.blind)
 				d.now = d.now.Add(10 * time.Second)
 			}
-			told := d.ingester.findDetections("eyes-shut", "n")
+			told := d.ingester.findDetections("heartbeat-failing", "n")
 			require.Equal(t, c.times, len(told)) //nolint:testifylint // Len would print them all
 			if c.times > 0 {
 				require.Contains(t, told[0].Reasons[0], c.says)
@@ -159,7 +159,7 @@ func TestWhatASensorNoLongerSeesIsToldUntilItSeesItAgain(t *testing.T) {
 			says(sees)
 			d.now = d.now.Add(10 * time.Minute)
 			says(sees)
-			require.Equal(t, c.times, len(d.ingester.findDetections("eyes-shut", "n")), "it sees again") //nolint:testifylint // see above
+			require.Equal(t, c.times, len(d.ingester.findDetections("heartbeat-failing", "n")), "it sees again") //nolint:testifylint // see above
 		})
 	}
 }

@@ -14,7 +14,7 @@ groups:
         labels: { severity: critical }
         annotations: { summary: "Nothing is heard of node {{ $labels.node }}: stanch doctor, and the sensor's log there." }
       - alert: StanchNodeBlind
-        expr: stanch_node_eyes_open == 0
+        expr: stanch_node_heartbeat_healthy == 0
         for: 2m
         labels: { severity: critical }
         annotations: { summary: "The sensor of {{ $labels.node }} does not see what it makes happen itself: somebody may have detached it." }

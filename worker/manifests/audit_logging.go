@@ -148,7 +148,7 @@ func AuditInstructions(url string) string {
 	line("%s/webhook.yaml on every node with an API server (mode 0600: it holds a token).", dir)
 	line("Beside them ca.crt, the authority's certificate: that of secrets/pki, or of DATA/pki of `stanch up`.")
 	line("The token: `openssl rand -hex 32`; in stanch.yaml:")
-	line("  foreign: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
+	line("  sources: [{ name: api-server, kind: kubernetes-audit, token_file: FILE, rate: 5000 }]")
 	line("kubeadm: these flags in /etc/kubernetes/manifests/kube-apiserver.yaml, with a hostPath volume for %s:", dir)
 	for _, f := range APIServerAuditFlags(dir+"/policy.yaml", dir+"/webhook.yaml") {
 		line("  - %s", f)

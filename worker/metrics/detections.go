@@ -44,11 +44,11 @@ type sourceCollector struct {
 func newSourceCollector(source func() map[string]gateway.SourceCounts) *sourceCollector {
 	return &sourceCollector{
 		source: source,
-		records: newCounterFamily("stanch_foreign_records_total", "Records of another sensor: accepted as detections, telemetry of which nothing is made, words about itself, or refused.",
+		records: newCounterFamily("stanch_source_records_total", "Records of another sensor: accepted as detections, telemetry of which nothing is made, words about itself, or refused.",
 			"source", "outcome"),
-		requests: newCounterFamily("stanch_foreign_requests_delayed_total", "Requests that were told to come again: limited by the source's rate, or later because Temporal or the cluster was away.",
+		requests: newCounterFamily("stanch_source_requests_delayed_total", "Requests that were told to come again: limited by the source's rate, or later because Temporal or the cluster was away.",
 			"source", "reason"),
-		dropped: newCounterFamily("stanch_foreign_events_dropped_total", "Events that another sensor says it lost.", "source"),
+		dropped: newCounterFamily("stanch_source_events_dropped_total", "Events that another sensor says it lost.", "source"),
 	}
 }
 

@@ -88,7 +88,7 @@ func TestNamesAreAsPrometheusWantsThem(t *testing.T) {
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
 	require.Empty(t, problems)
-	n, err := testutil.GatherAndCount(r, "stanch_gateway_rule_fired_total", "stanch_foreign_records_total", "stanch_incidents_started_total")
+	n, err := testutil.GatherAndCount(r, "stanch_gateway_rule_fired_total", "stanch_source_records_total", "stanch_incidents_started_total")
 	require.NoError(t, err)
 	require.Equal(t, 1+4+1, n)
 }

@@ -88,7 +88,7 @@ steps:
   - enrich: workload
     id: ctx
   - notify: log
-    with: { text: "${incident.workload.image} in ${ctx.same_digest_pods} pods, changed: ${len(ctx.changes)}" }
+    with: { text: "${incident.workload.image} in ${ctx.same_digest_pod_count} pods, changed: ${len(ctx.changes)}" }
   - notify: log
     with: { text: second }
   - approval: stop it
@@ -139,8 +139,8 @@ tests:
     time_to_contain: <= 7s
   - name: parameters are compared as they were rendered
     detections: [{ objective: crypto-mining }]
-    incident: { image: shop/web:1, changes: [a rollout, a new digest], blast_radius: { same_digest_pods: 3 } }
-    actions: { workload: { outputs: { same_digest_pods: 5 } } }
+    incident: { image: shop/web:1, changes: [a rollout, a new digest], blast_radius: { same_digest_pod_count: 3 } }
+    actions: { workload: { outputs: { same_digest_pod_count: 5 } } }
     expect:
       - { action: log, with: { text: "shop/web:1 in 5 pods, changed: 2" } }
       - { action: log, with: { text: second } }
@@ -325,7 +325,7 @@ steps:
         with: { pod: "${pod}" }
   - wait: 10m
   - stop: refused
-    if: incident.total > 5
+    if: incident.total_detections > 5
     reason: too many
   - set: { n: "${len(incident.targets)}" }
 finally:

@@ -46,9 +46,9 @@ type TestResult struct {
 	Failures         []testspec.Failure           `json:"failures"`
 	Playbooks        []string                     `json:"playbooks"`
 	Steps            []testspec.StepRun           `json:"steps"`
-	ApprovalRequests []testspec.ApprovalRequest   `json:"asked"`
-	Containments     []testspec.ContainmentRecord `json:"effects"`
-	ClosesAtMS       int64                        `json:"ends_ms"`
+	ApprovalRequests []testspec.ApprovalRequest   `json:"approval_requests"`
+	Containments     []testspec.ContainmentRecord `json:"containments"`
+	ClosesAtMS       int64                        `json:"closes_at_ms"`
 
 	Test         *testspec.TestCase       `json:"-"`
 	ActualResult testspec.Result          `json:"-"`

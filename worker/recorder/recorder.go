@@ -245,11 +245,11 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 		Request activities.Request `json:"request"`
 	}
 	switch p.name {
-	case "Observe", "Plan", "Apply", "Verify", "Undo":
+	case activities.TypeObserve, activities.TypePlan, activities.TypeApply, activities.TypeVerify, activities.TypeUndo:
 		if !r.decodePayloads(p.event, p.input, &q) {
 			return
 		}
-	case "CountVotes":
+	case activities.TypeCountVotes:
 		r.recordApprovalRequest(p)
 		return
 	default:
@@ -260,7 +260,7 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 		OffsetMS: r.offsetMS(e.GetEventTime().AsTime()), DurationMS: e.GetEventTime().AsTime().Sub(p.event.GetEventTime().AsTime()).Milliseconds(),
 	}
 	switch p.name {
-	case "Observe":
+	case activities.TypeObserve:
 		answer.Operation = recording.OperationObserve
 		var got activities.Result
 		if failure == "" && r.decodePayloads(e, result, &got) {
@@ -277,14 +277,14 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 				r.recording.Evidence = append(r.recording.Evidence, recording.EvidenceArtifact{Artifact: piece, Action: ref.Action, Target: ref.Target})
 			}
 		}
-	case "Plan":
+	case activities.TypePlan:
 		var got activities.PlanResult
 		if failure == "" {
 			r.decodePayloads(e, result, &got)
 		}
 		r.recordPlan(e, q.Request.Action, q.Request.Target.ID(), got, failure)
 		return
-	case "Apply":
+	case activities.TypeApply:
 		answer.Operation = recording.OperationApply
 		var got activities.ApplyResult
 		if failure == "" && r.decodePayloads(e, result, &got) {
@@ -297,13 +297,13 @@ func (r *recorder) recordActivityEnd(p scheduledActivity, e *historypb.HistoryEv
 				answer.AppliedAfterMS = r.offsetMS(got.Effect.AppliedAt)
 			}
 		}
-	case "Verify":
+	case activities.TypeVerify:
 		answer.Operation = recording.OperationVerify
 		var got activities.VerifyResult
 		if failure == "" && r.decodePayloads(e, result, &got) {
 			answer.InForce, answer.TargetGone, answer.VerifyDetail = got.InForce, got.TargetGone, got.Detail
 		}
-	case "Undo":
+	case activities.TypeUndo:
 		answer.Operation = recording.OperationUndo
 		var got activities.UndoResult
 		if failure == "" && r.decodePayloads(e, result, &got) {

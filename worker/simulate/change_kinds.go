@@ -91,6 +91,6 @@ func findFirstDifference(before, after Result) *FirstDifference {
 
 // FirstDifference is the first decision that differs; one that is empty is not taken.
 type FirstDifference struct {
-	Baseline string `json:"was,omitempty"`
-	Current  string `json:"now,omitempty"`
+	Baseline string `json:"baseline,omitempty"`
+	Current  string `json:"current,omitempty"`
 }

@@ -50,12 +50,12 @@ func SimulateAll(ctx context.Context, recordings []LoadedRecording, o Options) [
 
 // IncidentChange is how one incident would go otherwise than with the baseline.
 type IncidentChange struct {
-	RecordingFile string   `json:"recording"`
+	RecordingFile string   `json:"recording_file"`
 	IncidentID    string   `json:"incident"`
 	Kinds         []string `json:"kinds"` // of ChangeKinds
 	// FirstDifference is the first decision that differs.
 	FirstDifference *FirstDifference `json:"first,omitempty"`
-	Descriptions    []string         `json:"what"`
+	Descriptions    []string         `json:"descriptions"`
 }
 
 func pluralize(n int, one, many string) string {

@@ -14,7 +14,7 @@ type SimulationReport struct {
 	Version int              `json:"version"`
 	Results []Result         `json:"results"`
 	Changes []IncidentChange `json:"changes,omitempty"` // with a baseline
-	Totals  Totals           `json:"tally"`
+	Totals  Totals           `json:"totals"`
 	Summary string           `json:"summary"`
 }
 

@@ -7,7 +7,7 @@ import (
 
 // Result is what became of one recording.
 type Result struct {
-	RecordingFile    string              `json:"recording"` // the file
+	RecordingFile    string              `json:"recording_file"` // the file
 	IncidentID       string              `json:"incident"`
 	Workload         string              `json:"workload"`
 	Scope            string              `json:"scope"`
@@ -17,15 +17,15 @@ type Result struct {
 	Steps            []StepResult        `json:"steps"`
 	Effects          []ContainmentEffect `json:"effects"`
 	Events           []TimelineEvent     `json:"events"`
-	ApprovalRequests []ApprovalRequest   `json:"questions"`
+	ApprovalRequests []ApprovalRequest   `json:"approval_requests"`
 	// FirstContainmentMS is when the first containment would have taken hold; nil if none would.
 	FirstContainmentMS *int64 `json:"first_containment_ms,omitempty"`
 	// AssumedResults is what the recording has no answer for: it was assumed.
-	AssumedResults []string `json:"missing"`
-	ClosesAtMS     int64    `json:"ends_ms"` // when the incident would close
+	AssumedResults []string `json:"assumed_results"`
+	ClosesAtMS     int64    `json:"closes_at_ms"` // when the incident would close
 	Error          string   `json:"error,omitempty"`
 	// ActivityCount is how many activities, local ones too, the workflows ran.
-	ActivityCount int `json:"activities"`
+	ActivityCount int `json:"activity_count"`
 	// Decisions are what the guards said of each plan, in order.
 	Decisions []GuardDecision `json:"decisions"`
 	// FinalIncident is the incident as it ended.
@@ -55,7 +55,7 @@ type GuardDecision struct {
 	Phase   int                `json:"phase"`
 	AtMS    int64              `json:"at_ms"`
 	// AtEnforcement: immediately before the effect, and not when it was planned.
-	AtEnforcement bool `json:"before,omitempty"`
+	AtEnforcement bool `json:"at_enforcement,omitempty"`
 }
 
 // ContainmentEffect is a containment that would have been in force.
@@ -64,8 +64,8 @@ type ContainmentEffect struct {
 	Target      string            `json:"target"`
 	Params      string            `json:"params,omitempty"`
 	Outcome     playbooks.Outcome `json:"outcome"`
-	AppliedAtMS int64             `json:"from_ms"`
-	UndoneAtMS  int64             `json:"to_ms,omitempty"`
+	AppliedAtMS int64             `json:"applied_at_ms"`
+	UndoneAtMS  int64             `json:"undone_at_ms,omitempty"`
 	Assumed     bool              `json:"assumed,omitempty"` // the recording has no such effect
 }
 
@@ -73,18 +73,18 @@ type ContainmentEffect struct {
 type TimelineEvent struct {
 	AtMS int64  `json:"at_ms"`
 	Kind string `json:"kind"`
-	Text string `json:"what"`
+	Text string `json:"text"`
 }
 
 // ApprovalRequest is a question that people would have been asked.
 type ApprovalRequest struct {
-	AskedAtMS       int64    `json:"at_ms"`
+	AskedAtMS       int64    `json:"asked_at_ms"`
 	Playbook        string   `json:"playbook"`
 	RunNumber       int      `json:"run"` // of the incident's playbooks, from 1
 	Step            string   `json:"step"`
 	Title           string   `json:"title"`
-	Question        string   `json:"ask,omitempty"`
-	ProposedActions []string `json:"would"`
+	Question        string   `json:"question,omitempty"`
+	ProposedActions []string `json:"proposed_actions"`
 	Approvers       string   `json:"approvers"`
 	Quorum          int      `json:"quorum"`
 	TimeoutMS       int64    `json:"timeout_ms"`

@@ -113,14 +113,14 @@ func TestNoPlaybookGetsAroundAnAnswer(t *testing.T) {
 func delayEnrichment(took time.Duration) simulate.FakeFunc {
 	return func(c simulate.FakeCall) (recording.ActionResult, bool) {
 		if c.Operation == recording.OperationObserve && c.Request.Action == "workload" && c.AtMS < 100 {
-			return recording.ActionResult{DurationMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pods": 7}`)}, true
+			return recording.ActionResult{DurationMS: took.Milliseconds(), Outputs: []byte(`{"replicas": 3, "same_digest_pod_count": 7}`)}, true
 		}
 		return recording.ActionResult{}, false
 	}
 }
 
 func TestAShippedPlaybookWaitsForTheEnrichmentAndNotForLong(t *testing.T) {
-	const wide = "playbook: wide\nmatch: { objective: crypto-mining, when: incident.blast_radius.same_digest_pods > 3 }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n"
+	const wide = "playbook: wide\nmatch: { objective: crypto-mining, when: incident.blast_radius.same_digest_pod_count > 3 }\nsteps:\n  - evidence: process.snapshot\n  - contain: pod.isolate\n    for: 1m\n"
 	for _, c := range []struct {
 		name  string
 		took  time.Duration

@@ -9,22 +9,22 @@ import (
 // Totals is what a corpus sums up to. It has one size for any number of recordings.
 type Totals struct {
 	Incidents                int            `json:"incidents"`
-	FailedIncidents          int            `json:"failed"` // could not be simulated to the end
-	ContainedIncidents       int            `json:"contained"`
+	FailedIncidents          int            `json:"failed_incidents"` // could not be simulated to the end
+	ContainedIncidents       int            `json:"contained_incidents"`
 	Containments             int            `json:"containments"`
-	ApprovalRequests         int            `json:"questions"`
-	IncidentsWithApprovals   int            `json:"asked"`    // incidents in which people would be asked
-	IncidentsWithAssumptions int            `json:"assumed"`  // incidents with answers that are not in the recording
-	AssumedResults           int            `json:"missing"`  // answers that are not in the recordings
-	IncidentsWithoutMatch    int            `json:"no_match"` // no playbook matches
-	ActivityCount            int            `json:"activities"`
-	StepOutcomes             map[string]int `json:"outcomes"` // of steps
-	PlaybookRuns             map[string]int `json:"playbooks"`
+	ApprovalRequests         int            `json:"approval_requests"`
+	IncidentsWithApprovals   int            `json:"incidents_with_approvals"`   // incidents in which people would be asked
+	IncidentsWithAssumptions int            `json:"incidents_with_assumptions"` // incidents with answers that are not in the recording
+	AssumedResults           int            `json:"assumed_results"`            // answers that are not in the recordings
+	IncidentsWithoutMatch    int            `json:"incidents_without_match"`    // no playbook matches
+	ActivityCount            int            `json:"activity_count"`
+	StepOutcomes             map[string]int `json:"step_outcomes"` // of steps
+	PlaybookRuns             map[string]int `json:"playbook_runs"`
 	// TimeToContainment is how long it takes to the first containment.
-	TimeToContainment DurationHistogram `json:"first_containment"`
+	TimeToContainment DurationHistogram `json:"time_to_containment"`
 	// ChangedIncidents and ByKind are of incidents, with a baseline.
-	ChangedIncidents int                     `json:"changed"`
-	ChangesByKind    map[string]ChangeTotals `json:"by_kind,omitempty"`
+	ChangedIncidents int                     `json:"changed_incidents"`
+	ChangesByKind    map[string]ChangeTotals `json:"changes_by_kind,omitempty"`
 	hasBaseline      bool
 }
 

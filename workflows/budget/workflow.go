@@ -14,8 +14,8 @@ func WorkflowID(cluster string) string { return "budget/" + cluster }
 
 // Signal and Query are how it is fed and read.
 const (
-	SignalUsage = "spent"
-	QueryUsage  = "spent"
+	SignalUsage = "usage"
+	QueryUsage  = "usage"
 )
 
 // Usage is one containment that the budget paid for.
@@ -51,7 +51,7 @@ func AddUsages(all, more []Usage, now time.Time) []Usage {
 
 // Input carries what is remembered through continue-as-new.
 type Input struct {
-	Usages []Usage `json:"spent,omitempty"`
+	Usages []Usage `json:"usages,omitempty"`
 }
 
 // Budget runs for ever.

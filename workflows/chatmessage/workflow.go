@@ -20,7 +20,7 @@ type Input struct {
 	IncidentID string                  `json:"incident"` // its id
 	State      activities.MessageState `json:"state"`
 	// MayExistAlready: there was a thread before, whose message is to be found.
-	MayExistAlready bool `json:"again,omitempty"`
+	MayExistAlready bool `json:"may_exist_already,omitempty"`
 }
 
 // Timing of looking.
@@ -30,8 +30,8 @@ const (
 	retryDelay   = time.Minute      // after an error that trying again does not mend
 )
 
-// Thread keeps one incident's message until the incident has ended.
-func Thread(ctx workflow.Context, in Input) error {
+// ChatMessage keeps one incident's message until the incident has ended.
+func ChatMessage(ctx workflow.Context, in Input) error {
 	ctx, _ = workflow.NewDisconnectedContext(ctx)
 	looked := workflow.GetSignalChannel(ctx, workflows.SignalSyncMessage)
 	state := in.State
@@ -44,7 +44,7 @@ func Thread(ctx workflow.Context, in Input) error {
 			return nil
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
-			return workflow.NewContinueAsNewError(ctx, Thread, Input{IncidentID: in.IncidentID, State: state})
+			return workflow.NewContinueAsNewError(ctx, ChatMessage, Input{IncidentID: in.IncidentID, State: state})
 		}
 		timerCtx, cancel := workflow.WithCancel(ctx)
 		workflow.NewSelector(ctx).
@@ -66,7 +66,7 @@ func syncMessage(ctx workflow.Context, in Input, state *activities.MessageState)
 		TaskQueue: workflows.TaskQueue, StartToCloseTimeout: 45 * time.Second, HeartbeatTimeout: activities.HeartbeatTimeout,
 		RetryPolicy: &temporal.RetryPolicy{InitialInterval: time.Second, BackoffCoefficient: 2, MaximumInterval: 30 * time.Second},
 	}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Look, activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx, &out); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.SyncMessage, activities.SyncMessageInput{IncidentID: in.IncidentID, State: *state, MayExistAlready: in.MayExistAlready}).Get(ctx, &out); err != nil {
 		workflow.GetLogger(ctx).Error("an incident's message cannot be kept", "error", err)
 		return retryDelay
 	}

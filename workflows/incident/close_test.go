@@ -52,12 +52,12 @@ func TestWhatComesWhileItClosesIsNotLost(t *testing.T) {
 	env := (&testsuite.WorkflowTestSuite{}).NewTestWorkflowEnvironment()
 	w := &Workflows{Playbooks: &playbook.Workflows{}}
 	env.RegisterWorkflow(w.Incident)
-	env.RegisterWorkflow(chatmessage.Thread)
+	env.RegisterWorkflow(chatmessage.ChatMessage)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) { return nil, nil }, activity.RegisterOptions{Name: MatchPlaybooksActivity})
 	env.OnActivity(set.Observe, mock.Anything, mock.Anything).Return(activities.Result{}, nil)
-	env.OnWorkflow(chatmessage.Thread, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
+	env.OnWorkflow(chatmessage.ChatMessage, mock.Anything, mock.Anything).After(1000 * time.Hour).Return(nil)
 	detected := func(id string) {
 		d := sensors.Detection{ID: id, Rule: "rule", Title: "title"}
 		d.Event.Container.ID = "container"

@@ -20,18 +20,18 @@ type SelectedPlaybook struct {
 	File   string `json:"file,omitempty"`
 	Source []byte `json:"source,omitempty"`
 	// Callees are the playbooks that it calls, complete.
-	Callees []playbooks.SourceFile `json:"called,omitempty"`
+	Callees []playbooks.SourceFile `json:"callees,omitempty"`
 	// PlaybookAuthorization proves that it is one of the installation's.
-	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
 	// CanContain: it may contain something. Of those only the first that comes to something runs on a target.
-	CanContain bool `json:"contains,omitempty"`
+	CanContain bool `json:"can_contain,omitempty"`
 	// Shipped: it is one of Stanch's library.
 	Shipped bool `json:"shipped,omitempty"`
 	// NotSelectedReason says why it is not started now; "" if it is. Next: it is the next where that one comes to nothing.
-	NotSelectedReason string `json:"not_selected,omitempty"`
-	IsFallback        bool   `json:"next,omitempty"`
+	NotSelectedReason string `json:"not_selected_reason,omitempty"`
+	IsFallback        bool   `json:"is_fallback,omitempty"`
 	// WaitsForEnrichment: a user's playbook may still match after enrichment, and would come first.
-	WaitsForEnrichment bool `json:"waits,omitempty"`
+	WaitsForEnrichment bool `json:"waits_for_enrichment,omitempty"`
 }
 
 // containingRun is a run that contains a target.

@@ -34,24 +34,24 @@ const (
 // incidentState is everything that an incident carries through continue-as-new.
 type incidentState struct {
 	Incident         playbooks.Incident                `json:"incident"`
-	SeenDetectionIDs []string                          `json:"seen"` // detection ids, the oldest first
+	SeenDetectionIDs []string                          `json:"seen_detection_ids"` // detection ids, the oldest first
 	Attestations     map[string][]attestation.Envelope `json:"attestations"`
 	LastDetectionAt  time.Time                         `json:"last"` // of the last detection, by the workflow's clock
 	// CoveredTargets are the targets for which a playbook runs or ran, by playbook and target.
-	CoveredTargets map[string]bool `json:"covered"`
-	RunCount       int             `json:"runs"`
+	CoveredTargets map[string]bool `json:"covered_targets"`
+	RunCount       int             `json:"run_count"`
 	// StartedVersions are the playbooks that were started, as they were then: a later edit does not change them.
-	StartedVersions map[string]SelectedPlaybook `json:"versions,omitempty"`
+	StartedVersions map[string]SelectedPlaybook `json:"started_versions,omitempty"`
 	// ContainingRuns is which playbook contains a target for an objective; Refused are those that came to nothing, by
 	// playbook and target.
-	ContainingRuns map[string]containingRun `json:"containing,omitempty"`
-	RefusedTargets map[string]bool          `json:"refused,omitempty"`
+	ContainingRuns map[string]containingRun `json:"containing_runs,omitempty"`
+	RefusedTargets map[string]bool          `json:"refused_targets,omitempty"`
 	// ChatMessageStarted: the thread was started.
-	ChatMessageStarted bool `json:"threaded,omitempty"`
+	ChatMessageStarted bool `json:"chat_message_started,omitempty"`
 	// WatcherWorkflowIDs are the runs of playbooks that wait for a change of the incident.
-	WatcherWorkflowIDs []string `json:"watchers,omitempty"`
+	WatcherWorkflowIDs []string `json:"watcher_workflow_ids,omitempty"`
 	// WatcherNotifications is how often they were told.
-	WatcherNotifications int `json:"told,omitempty"`
+	WatcherNotifications int `json:"watcher_notifications,omitempty"`
 }
 
 // TargetOfDetection is what a detection is about: its pod, or its container outside of Kubernetes.

@@ -98,7 +98,7 @@ func (r *incidentRun) notifyChatMessage(ctx workflow.Context) {
 		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
 		TypedSearchAttributes: temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workflows.IncidentSearchAttribute).ValueSet(r.Incident.ID)),
 	})
-	if err := workflow.ExecuteChildWorkflow(childCtx, chatmessage.Thread, chatmessage.Input{IncidentID: r.Incident.ID, MayExistAlready: before}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
+	if err := workflow.ExecuteChildWorkflow(childCtx, chatmessage.ChatMessage, chatmessage.Input{IncidentID: r.Incident.ID, MayExistAlready: before}).GetChildWorkflowExecution().Get(ctx, nil); err != nil {
 		workflow.GetLogger(ctx).Error("the incident's thread could not be started", "error", err)
 	}
 }

@@ -33,7 +33,7 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 	env.RegisterWorkflow(plays.Playbook)
 	var set *activities.Activities
 	env.RegisterActivity(set.Observe)
-	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total >= %d, timeout: 20m }\n%s", enough, then)
+	source := fmt.Appendf(nil, "playbook: p\ndescription: x\nmatch: { when: \"true\" }\nsteps:\n  - wait: { until: live.total_detections >= %d, timeout: 20m }\n%s", enough, then)
 	env.RegisterActivityWithOptions(func(context.Context, playbooks.Incident) ([]SelectedPlaybook, error) {
 		return []SelectedPlaybook{{Name: "p", File: "p.yaml", Source: source}}, nil
 	}, activity.RegisterOptions{Name: MatchPlaybooksActivity})

@@ -30,19 +30,19 @@ import (
 // Input starts an incident, or goes on with one.
 type Input struct {
 	ID          string `json:"id"` // minted by the gateway: INC- and a ULID
-	GroupingKey string `json:"key"`
+	GroupingKey string `json:"grouping_key"`
 	Cluster     string `json:"cluster"`
 	Scope       string `json:"scope"`
 	Phase       int    `json:"phase"`
 	Drill       bool   `json:"drill,omitempty"`
 	// IdleTimeout is how long nothing must happen before the incident closes. Default 15 min.
-	IdleTimeout time.Duration `json:"quiet,omitempty"`
-	LeaseTiming lease.Timing  `json:"timing"`
+	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`
+	LeaseTiming lease.Timing  `json:"lease_timing"`
 	// ConfigHash is the short hash of the configuration that was in force when it began.
-	ConfigHash string `json:"config,omitempty"`
+	ConfigHash string `json:"config_hash,omitempty"`
 	// ChatEnabled: people are told by chat.
-	ChatEnabled bool           `json:"thread,omitempty"`
-	Resume      *incidentState `json:"carry,omitempty"`
+	ChatEnabled bool           `json:"chat_enabled,omitempty"`
+	Resume      *incidentState `json:"resume,omitempty"`
 }
 
 // MatchPlaybooksActivity is the local activity that picks playbooks; the worker implements it from the library that it loaded.

@@ -32,21 +32,21 @@ const (
 // Holder is one step's hold on the lease.
 type Holder struct {
 	ID               string                   `json:"id"`
-	ReportToWorkflow string                   `json:"report_to"` // workflow id of the playbook's run
+	ReportToWorkflow string                   `json:"report_to_workflow"` // workflow id of the playbook's run
 	IncidentRef      activities.IncidentRef   `json:"incident"`
 	Action           string                   `json:"action"`
 	Params           json.RawMessage          `json:"params"`
 	Duration         time.Duration            `json:"for"`
 	Plan             activities.Plan          `json:"plan"`
-	Authorization    activities.Authorization `json:"basis"`
+	Authorization    activities.Authorization `json:"authorization"`
 	ExpiresAt        time.Time                `json:"until,omitzero"` // set when the lease takes the holder in
 }
 
 // Timing says how a lease watches itself. The zero value means the defaults.
 type Timing struct {
-	VerifyInterval   time.Duration `json:"verify,omitempty"`      // between two verifications; default 30 s
-	UndoRetryInitial time.Duration `json:"retry_first,omitempty"` // after a failed undo; default 2 s, doubling
-	UndoRetryMax     time.Duration `json:"retry_most,omitempty"`  // default 1 min
+	VerifyInterval   time.Duration `json:"verify_interval,omitempty"`    // between two verifications; default 30 s
+	UndoRetryInitial time.Duration `json:"undo_retry_initial,omitempty"` // after a failed undo; default 2 s, doubling
+	UndoRetryMax     time.Duration `json:"undo_retry_max,omitempty"`     // default 1 min
 	// Route is where its activities run.
 	Route workflows.ActivityRoute `json:"route,omitzero"`
 }
@@ -75,26 +75,26 @@ type Machine struct {
 	Params         json.RawMessage          `json:"params"`
 	IncidentRef    activities.IncidentRef   `json:"incident"` // of the first holder
 	PriorState     json.RawMessage          `json:"prior,omitempty"`
-	Authorization  activities.Authorization `json:"basis"`
+	Authorization  activities.Authorization `json:"authorization"`
 	Duration       time.Duration            `json:"for,omitempty"` // what the holder asked whose basis counts
 	LeaseToken     *attestation.Envelope    `json:"token,omitempty"`
-	ReleaseGrant   *attestation.Envelope    `json:"grant,omitempty"`     // a release that people gave
-	ExtensionGrant *attestation.Envelope    `json:"extension,omitempty"` // a longer hold that people gave
+	ReleaseGrant   *attestation.Envelope    `json:"grant,omitempty"`           // a release that people gave
+	ExtensionGrant *attestation.Envelope    `json:"extension_grant,omitempty"` // a longer hold that people gave
 	Outcome        playbooks.Outcome        `json:"outcome,omitempty"`
 	Reason         string                   `json:"reason,omitempty"`
-	Guard          string                   `json:"guard,omitempty"`  // that did not permit it
-	StampedUntil   time.Time                `json:"stamped,omitzero"` // the end on the contained object
-	AppliedAt      time.Time                `json:"applied,omitzero"`
+	Guard          string                   `json:"guard,omitempty"`        // that did not permit it
+	StampedUntil   time.Time                `json:"stamped_until,omitzero"` // the end on the contained object
+	AppliedAt      time.Time                `json:"applied_at,omitzero"`
 	Verified       bool                     `json:"verified"`
 	Undone         bool                     `json:"undone"`
-	NeedsReapply   bool                     `json:"reapply"`
-	ReapplyCount   int                      `json:"reapplied"`
-	Contested      bool                     `json:"fought"`
-	UndoAttempts   int                      `json:"undo_tried"`
-	NextCheckAt    time.Time                `json:"next_check,omitzero"` // of verification or of the next try
+	NeedsReapply   bool                     `json:"needs_reapply"`
+	ReapplyCount   int                      `json:"reapply_count"`
+	Contested      bool                     `json:"contested"`
+	UndoAttempts   int                      `json:"undo_attempts"`
+	NextCheckAt    time.Time                `json:"next_check_at,omitzero"` // of verification or of the next try
 	Timing         Timing                   `json:"timing"`
 	// PendingReports are what is to be told: to holders once each, to incidents at every change.
-	PendingReports []OutgoingReport `json:"reports,omitempty"`
+	PendingReports []OutgoingReport `json:"pending_reports,omitempty"`
 }
 
 // CommandKind is what to do next.

@@ -14,7 +14,7 @@ import (
 
 // OutgoingReport is a message that the lease owes.
 type OutgoingReport struct {
-	WorkflowID string                `json:"to"` // workflow id
+	WorkflowID string                `json:"workflow_id"` // workflow id
 	HolderID   string                `json:"holder,omitempty"`
 	Lease      playbooks.LeaseReport `json:"lease"`
 }

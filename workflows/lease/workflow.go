@@ -20,7 +20,7 @@ type Input struct {
 	Facet       playbooks.Facet  `json:"facet"`
 	FirstHolder Holder           `json:"first"`
 	Timing      Timing           `json:"timing"`
-	Resume      *Machine         `json:"carry,omitempty"`
+	Resume      *Machine         `json:"resume,omitempty"`
 }
 
 // ReleaseSignal and ExtendSignal come from the gateway, with the grant that permits them.

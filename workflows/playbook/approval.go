@@ -120,7 +120,7 @@ func (r *playbookRun) waitForApproval(ctx workflow.Context, q ApprovalRequest) (
 			AddReceive(p.wakeUp, func(c workflow.ReceiveChannel, _ bool) { c.Receive(ctx, nil) }).
 			AddFuture(deadline, func(workflow.Future) { late = true }).
 			Select(ctx)
-		if r.suspendEndsRequests && !late && len(p.Votes) == p.countedVotes {
+		if r.suspendedReason != "" && !late && len(p.Votes) == p.countedVotes {
 			return approvalResult{reason: r.suspendedReason}
 		}
 		nobody := approvalResult{reason: fmt.Sprintf("nobody with the right answered within %s", duration.Format(p.Approvers.Timeout))}

@@ -58,7 +58,7 @@ func (r *playbookRun) recordTimedOutEvidence(ctx workflow.Context, request activ
 	var set *activities.Activities
 	var receipt attestation.Envelope
 	o := workflow.ActivityOptions{TaskQueue: r.input.LeaseTiming.Route.DefaultQueue(), StartToCloseTimeout: 10 * time.Second}
-	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.Attempted, request).Get(ctx, &receipt); err != nil {
+	if err := workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, o), set.RecordAttempt, request).Get(ctx, &receipt); err != nil {
 		return nil
 	}
 	return &receipt

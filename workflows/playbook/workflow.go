@@ -26,21 +26,21 @@ import (
 
 // Input is everything that a run depends on: an edit of the playbook never changes a run that is under way.
 type Input struct {
-	LanguageVersion int    `json:"language"`
+	LanguageVersion int    `json:"language_version"`
 	File            string `json:"file"`
 	Source          []byte `json:"source"`
 	// Callees are the playbooks that it calls, whole.
-	Callees []playbooks.SourceFile `json:"called,omitempty"`
+	Callees []playbooks.SourceFile `json:"callees,omitempty"`
 	// Incident is the snapshot taken when the playbook matched.
 	Incident    playbooks.Incident     `json:"incident"`
-	IncidentRef activities.IncidentRef `json:"brief"`
+	IncidentRef activities.IncidentRef `json:"incident_ref"`
 	// Attestations are the attested detections of each target, by its ID.
 	Attestations map[string][]attestation.Envelope `json:"attestations"`
-	LeaseTiming  lease.Timing                      `json:"timing"`
+	LeaseTiming  lease.Timing                      `json:"lease_timing"`
 	// PlaybookAuthorization proves that the playbook is one of the installation's.
-	PlaybookAuthorization *attestation.Envelope `json:"selection,omitempty"`
+	PlaybookAuthorization *attestation.Envelope `json:"playbook_authorization,omitempty"`
 	// ChatEnabled: people are told in the incident's thread.
-	ChatEnabled bool `json:"thread,omitempty"`
+	ChatEnabled bool `json:"chat_enabled,omitempty"`
 	// LeasePerNode: a lease of what only a node speaks for is that node's. Runs that began before this was so lack it.
 	LeasePerNode bool `json:"lease_per_node,omitempty"`
 }
@@ -57,7 +57,7 @@ type Report struct {
 	// Outcome is the run's as a whole: what it stopped with, else the worst of its steps. Reason is that of its `stop`.
 	Outcome        playbooks.Outcome `json:"outcome,omitempty"`
 	Reason         string            `json:"reason,omitempty"`
-	ResponderGuide string            `json:"guide,omitempty"` // for the responder
+	ResponderGuide string            `json:"responder_guide,omitempty"` // for the responder
 }
 
 // LoadPlaybook loads the playbook of a run, with those that it calls.
@@ -137,7 +137,6 @@ type playbookRun struct {
 	unreportedLines     int // lines
 	activeWaits         int
 	suspendedReason     string // why nothing is contained any more: a person decides
-	suspendEndsRequests bool   // that ends what is asked
 	holderCount         int
 }
 
@@ -175,12 +174,9 @@ func (r *playbookRun) registerHandlers(ctx workflow.Context) error {
 			var why string
 			workflow.GetSignalChannel(ctx, workflows.SignalSuspend).Receive(ctx, &why)
 			r.suspendedReason = why
-			// A person has decided: what is asked is answered. Runs that began before this was so ask on.
-			if workflow.GetVersion(ctx, "halt-ends-questions", workflow.DefaultVersion, 1) == 1 {
-				r.suspendEndsRequests = true
-				for _, id := range slices.Sorted(maps.Keys(r.openRequests)) {
-					r.openRequests[id].wakeUp.SendAsync(true)
-				}
+			// A person has decided: open approval requests end.
+			for _, id := range slices.Sorted(maps.Keys(r.openRequests)) {
+				r.openRequests[id].wakeUp.SendAsync(true)
 			}
 		}
 	})
