@@ -155,7 +155,7 @@ func (s *Activities) runObserver(ctx context.Context, action Observer, r Request
 	if err != nil {
 		return Result{}, fmt.Errorf("%s of %s: %w", r.Action, r.Target, err)
 	}
-	result := Result{Outcome: playbooks.OutcomeChanged, Reason: seen.MissingNote}
+	result := Result{Outcome: playbooks.OutcomeSucceeded, Reason: seen.MissingNote}
 	if seen.Unchanged {
 		result.Outcome = playbooks.OutcomeUnchanged
 	}

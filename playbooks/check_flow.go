@@ -47,7 +47,7 @@ func (c *checker) checkStepHasRun(u exprUse, name string, h readKind) {
 	}
 	for _, condition := range born.conditions {
 		if !slices.Contains(u.flow.conditions, condition) {
-			c.errorf(u.expr.Pos, "may-not-have-run", "look at its outcome first: `"+name+".outcome == \"changed\" && …`, or put this under the same condition",
+			c.errorf(u.expr.Pos, "may-not-have-run", "look at its outcome first: `"+name+".outcome == \"succeeded\" && …`, or put this under the same condition",
 				"the step `%s` may not have run here: it stands %s", name, describeCondition(condition))
 			return
 		}

@@ -115,7 +115,7 @@ func StepKinds() []StepKind {
 }
 
 // StopOutcomes are the outcomes that `stop` may give.
-var StopOutcomes = []Outcome{OutcomeChanged, OutcomeUnchanged, OutcomeSkipped, OutcomeRefused, OutcomeFailed}
+var StopOutcomes = []Outcome{OutcomeSucceeded, OutcomeChanged, OutcomeUnchanged, OutcomeSkipped, OutcomeRefused, OutcomeFailed}
 
 func stepKindNames() []string {
 	var names []string

@@ -5,7 +5,8 @@ type Outcome string
 
 // The outcomes.
 const (
-	OutcomeChanged    Outcome = "changed"    // applied, effect observed
+	OutcomeSucceeded  Outcome = "succeeded"  // done; it changes nothing, so there is no effect to verify
+	OutcomeChanged    Outcome = "changed"    // applied and verified
 	OutcomeUnverified Outcome = "unverified" // applied, effect cannot be observed
 	OutcomeUnchanged  Outcome = "unchanged"  // it was so already
 	OutcomeProposed   Outcome = "proposed"   // phase or budget does not allow it; planned for real
@@ -18,7 +19,7 @@ const (
 // Outcomes lists every outcome, the best first. Where a step has several targets its own outcome is the worst of
 // theirs, which is the later in this list.
 var Outcomes = []Outcome{
-	OutcomeSkipped, OutcomeUnchanged, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
+	OutcomeSkipped, OutcomeUnchanged, OutcomeSucceeded, OutcomeChanged, OutcomeUnverified, OutcomeProposed, OutcomeDenied, OutcomeRefused, OutcomeFailed,
 }
 
 // ReasonPaused begins the reason of every containment that was refused because people paused new containments: by it those
@@ -31,8 +32,10 @@ const GuardKillSwitch = "kill-switch"
 // Description says what the outcome means, for people.
 func (o Outcome) Description() string {
 	switch o {
+	case OutcomeSucceeded:
+		return "done; it changes nothing, so there is no effect to verify"
 	case OutcomeChanged:
-		return "applied, effect observed"
+		return "applied and verified"
 	case OutcomeUnverified:
 		return "applied, effect cannot be observed; says why"
 	case OutcomeUnchanged:
@@ -59,7 +62,7 @@ func (o Outcome) RunsOnDenied() bool { return o == OutcomeDenied }
 
 // HasOutputs tells whether the step's outputs may be read.
 func (o Outcome) HasOutputs() bool {
-	return o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
+	return o == OutcomeSucceeded || o == OutcomeChanged || o == OutcomeUnverified || o == OutcomeUnchanged || o == OutcomeProposed
 }
 
 // WorseOf is the worse of two outcomes; "" is better than any.

@@ -125,11 +125,11 @@ func TestOnlyOneOfThePlaybooksThatContainStarts(t *testing.T) {
 func TestAShippedPlaybookWaitsForWhatEnrichmentMayDecide(t *testing.T) {
 	library := markShipped(newPlaybookFile("cryptominer", "", "objective: crypto-mining"))
 	for when, waits := range map[string]bool{
-		`'incident.workload.labels["tier"] == "prod"'`: true,
-		`incident.blast_radius.same_digest_pod_count > 3`:   true,
-		`len(incident.changes) > 0`:                    true,
-		`incident.confidence > 0.95`:                   false, // enrichment does not change it
-		`incident.drill`:                               false,
+		`'incident.workload.labels["tier"] == "prod"'`:    true,
+		`incident.blast_radius.same_digest_pod_count > 3`: true,
+		`len(incident.changes) > 0`:                       true,
+		`incident.confidence > 0.95`:                      false, // enrichment does not change it
+		`incident.drill`:                                  false,
 	} {
 		got := selectForMining(t, miningIncident, library, newPlaybookFile("mine", "", "objective: crypto-mining, when: "+when))
 		require.True(t, got["cryptominer"].Selected, when)

@@ -24,12 +24,12 @@ const (
 	SignalPlaybookReport  = "playbook-report" // playbook to incident
 	SignalLeaseReport     = "lease-report"    // lease to playbook and incident
 	SignalVote            = "vote"            // gateway to playbook
-	SignalTriage          = "triage"            // gateway to incident: taken over, false positive
-	SignalSuspend         = "suspend"            // incident to playbook: a person decides from now on
+	SignalTriage          = "triage"          // gateway to incident: taken over, false positive
+	SignalSuspend         = "suspend"         // incident to playbook: a person decides from now on
 	SignalWatchIncident   = "watch"           // playbook to incident: say how it is whenever it changes
 	SignalUnwatchIncident = "unwatch"         // playbook to incident: nobody waits any more
-	SignalIncidentState   = "incident-state"            // incident to playbook: how it is
-	SignalSyncMessage     = "sync-message"            // incident and playbook to thread: something happened
+	SignalIncidentState   = "incident-state"  // incident to playbook: how it is
+	SignalSyncMessage     = "sync-message"    // incident and playbook to thread: something happened
 	SignalJoinLease       = "join"            // playbook to lease
 	SignalReleaseLease    = "release"         // gateway to lease
 	SignalExtendLease     = "extend"          // gateway to lease

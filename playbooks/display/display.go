@@ -56,6 +56,8 @@ func ShortTargetID(id string) string {
 // DescribeOutcome says in prose what became of a step; contains is true of steps whose verb is `contain`.
 func DescribeOutcome(o playbooks.Outcome, contains bool) string {
 	switch o {
+	case playbooks.OutcomeSucceeded:
+		return "succeeded"
 	case playbooks.OutcomeChanged:
 		if contains {
 			return "applied and verified"
@@ -89,7 +91,7 @@ func IsContainmentInForce(s playbooks.StepReport) bool {
 	switch s.Outcome {
 	case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged:
 		return isContainment(s)
-	case playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
+	case playbooks.OutcomeSucceeded, playbooks.OutcomeProposed, playbooks.OutcomeDenied, playbooks.OutcomeRefused, playbooks.OutcomeFailed, playbooks.OutcomeSkipped:
 	}
 	return false
 }
@@ -97,7 +99,7 @@ func IsContainmentInForce(s playbooks.StepReport) bool {
 // DescribeStepOutcome says what became of a step, without its name: "applied and verified", "refused: the budget is spent". An
 // approval that was given says who gave it.
 func DescribeStepOutcome(s playbooks.StepReport) string {
-	if s.Action == approvalActionName && s.Outcome == playbooks.OutcomeChanged {
+	if s.Action == approvalActionName && s.Outcome == playbooks.OutcomeSucceeded {
 		return cmp.Or(s.Reason, "approved")
 	}
 	return withReason(DescribeOutcome(s.Outcome, isContainment(s)), s.Reason)

@@ -212,7 +212,7 @@ func (c *comparison) checkForbiddenActions() {
 			}
 		}
 		for _, s := range c.Steps {
-			done := s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
+			done := s.Outcome == playbooks.OutcomeSucceeded || s.Outcome == playbooks.OutcomeChanged || s.Outcome == playbooks.OutcomeUnverified || s.Outcome == playbooks.OutcomeUnchanged
 			took := slices.ContainsFunc(c.actualContainments(), func(e ContainmentRecord) bool { return e.Action == n.Name })
 			if done && !took && (s.Action == n.Name || LastStepName(s.Step) == n.Name) {
 				c.failf(n.Pos, s.Step, "%s is %s at %s, and never should be", n.Name, s.Outcome, formatOffset(s.EndedAt))

@@ -72,7 +72,7 @@ func (c *Coverage) coverStep(s *playbooks.Step, came map[string][]StepRun) {
 			continue
 		}
 		ran = true
-		granted = granted || r.Outcome == playbooks.OutcomeChanged
+		granted = granted || r.Outcome == playbooks.OutcomeSucceeded
 		denied = denied || r.Outcome == playbooks.OutcomeDenied
 	}
 	if s.If == nil {

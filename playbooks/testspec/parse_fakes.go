@@ -11,7 +11,7 @@ import (
 
 // fakeableOutcomes are the outcomes that an action itself can have. The others are for guards, people and conditions to say.
 func fakeableOutcomes() []playbooks.Outcome {
-	return []playbooks.Outcome{playbooks.OutcomeChanged, playbooks.OutcomeUnchanged, playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed}
+	return []playbooks.Outcome{playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnchanged, playbooks.OutcomeUnverified, playbooks.OutcomeRefused, playbooks.OutcomeFailed}
 }
 
 func (f *FakeResult) fakeResultFields() []yamlnode.Field {

@@ -37,11 +37,11 @@ func (s *scenarioBuilder) addWorkloadResult(p *podInfo) {
 	if s.random.IntN(3) == 0 {
 		out.Changes = []playbooks.RecentChange{{ChangedAt: s.rec.Incident.Opened.Add(-time.Duration(s.random.IntN(3000)) * time.Second), Description: "rollout of " + s.image}}
 	}
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "workload", Target: p.targetRef(), Outcome: playbooks.OutcomeChanged, Outputs: mustMarshal(out)})
+	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "workload", Target: p.targetRef(), Outcome: playbooks.OutcomeSucceeded, Outputs: mustMarshal(out)})
 }
 
 func (s *scenarioBuilder) addSnapshotResult(p *podInfo) {
-	a := recording.ActionResult{Operation: recording.OperationObserve, Action: "process.snapshot", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeChanged, Artifacts: []recording.Artifact{newArtifact(s.random, "processes.json")}}
+	a := recording.ActionResult{Operation: recording.OperationObserve, Action: "process.snapshot", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "processes.json")}}
 	if s.faultMode == faultEvidence {
 		a.Outcome, a.Artifacts, a.FailureReason = playbooks.OutcomeFailed, nil, "process.snapshot of "+s.describePod(p)+": the node did not answer within 10s"
 	}
@@ -55,19 +55,19 @@ func (s *scenarioBuilder) currentPlaybook() string {
 
 func (s *scenarioBuilder) addLogsResult(p *podInfo, tail int, previous bool) {
 	s.addWorkloadResult(p)
-	s.addStepOutcome(s.currentPlaybook(), "steps[2].parallel[0]", "workload", p.targetRef(), playbooks.OutcomeChanged, "")
+	s.addStepOutcome(s.currentPlaybook(), "steps[2].parallel[0]", "workload", p.targetRef(), playbooks.OutcomeSucceeded, "")
 	params := map[string]any{"previous": previous, "tail": tail}
 	if s.random.IntN(12) == 0 {
 		const gone = "the pod is gone"
 		s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.logs", Target: p.targetRef(), Params: mustMarshal(params), RefusalReason: gone, Outcome: playbooks.OutcomeRefused, Reason: gone})
 	} else {
-		s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.logs", Target: p.targetRef(), Params: mustMarshal(params), Outcome: playbooks.OutcomeChanged, Artifacts: []recording.Artifact{newArtifact(s.random, "app.log")}})
+		s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.logs", Target: p.targetRef(), Params: mustMarshal(params), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "app.log")}})
 	}
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.manifest", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeChanged, Artifacts: []recording.Artifact{newArtifact(s.random, "pod.yaml")}})
+	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "pod.manifest", Target: p.targetRef(), Params: mustMarshal(struct{}{}), Outcome: playbooks.OutcomeSucceeded, Artifacts: []recording.Artifact{newArtifact(s.random, "pod.yaml")}})
 }
 
 func (s *scenarioBuilder) addNotification() {
-	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "log", Target: "incident:" + s.rec.Incident.ID, Params: mustMarshal(map[string]string{"text": s.rec.Incident.ID}), Outcome: playbooks.OutcomeChanged})
+	s.addActionResult(recording.ActionResult{Operation: recording.OperationObserve, Action: "log", Target: "incident:" + s.rec.Incident.ID, Params: mustMarshal(map[string]string{"text": s.rec.Incident.ID}), Outcome: playbooks.OutcomeSucceeded})
 }
 
 // addIsolation plans, is decided about, and holds or does not.

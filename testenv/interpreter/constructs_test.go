@@ -57,7 +57,7 @@ func TestEveryConstructRuns(t *testing.T) {
         for: 1h
   - notify: tell
     target: incident.targets[0]
-    if: each.outcome == "changed" && each.targets == 2
+    if: each.outcome == "succeeded" && each.targets == 2
 `,
 				wantLines: []string{
 					"steps[0] snapshot changed", "steps[0] snapshot changed", "each[0]/c ctx changed", "each[0]/steps[1].steps[1] isolate changed",

@@ -17,6 +17,7 @@ import (
 	"stanch/sensors/redact"
 	"stanch/worker/audit"
 	"stanch/worker/authority"
+	"stanch/workflows"
 	"stanch/workflows/incident"
 )
 

@@ -21,6 +21,7 @@ import (
 	"stanch/worker/audit"
 	"stanch/worker/authority"
 	"stanch/worker/codec"
+	"stanch/workflows"
 	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 	"stanch/workflows/playbook"

@@ -202,7 +202,7 @@ func (r *historyReader) addPlaybookEnded(e *historypb.HistoryEvent, fact *Playbo
 	steps := make([]string, 0, len(report.Steps))
 	for _, s := range report.Steps {
 		text := s.Action + " " + string(s.Outcome)
-		if s.Outcome != playbooks.OutcomeChanged && s.Reason != "" {
+		if s.Outcome != playbooks.OutcomeChanged && s.Outcome != playbooks.OutcomeSucceeded && s.Reason != "" {
 			text += " (" + s.Reason + ")"
 		}
 		steps = append(steps, s.Step+": "+text)

@@ -248,7 +248,7 @@ func leaseRemediationActivity(in playbooks.Incident, l playbooks.LeaseReport, ve
 	}
 	status, name := 0, "Unknown"
 	switch l.Outcome {
-	case playbooks.OutcomeChanged, playbooks.OutcomeUnchanged:
+	case playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnchanged:
 		status, name = 1, "Success"
 	case playbooks.OutcomeUnverified:
 		status, name = 4, "Partial"

@@ -162,10 +162,10 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true}`, &a)
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
 	require.Contains(t, a.Message, "waiting for one more of responders; new containments are paused (")
-	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true,"break_glass":true,"reason":"nobody else"}`, &a)
+	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait_for_result":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
 	require.Contains(t, a.Message, "alone for the whole quorum; it is refused, since new containments are paused (")

@@ -90,7 +90,13 @@ func (p *fakeActions) matchingFake(r activities.Request, call int) *testspec.Fak
 
 // resultFromFake makes the answer to one operation of what a test says of an action.
 func (p *fakeActions) resultFromFake(f *testspec.FakeResult, c simulate.FakeCall, own bool) recording.ActionResult {
-	outcome := cmp.Or(f.Outcome, playbooks.OutcomeChanged)
+	outcome := f.Outcome
+	if outcome == "" {
+		outcome = playbooks.OutcomeChanged
+		if c.Operation == recording.OperationObserve {
+			outcome = playbooks.OutcomeSucceeded
+		}
+	}
 	a := recording.ActionResult{Operation: c.Operation, Action: f.Action, Target: c.Request.Target.ID(), AttemptNumber: c.Attempt, Params: c.Request.Params}
 	refused := outcome == playbooks.OutcomeRefused
 	if c.Operation == recording.OperationPlan {

@@ -128,13 +128,13 @@ tests:
     detections: [{ objective: crypto-mining }]
     actions: { log: [{ call: 2, outcome: failed, reason: the receiver is away }] }
     expect:
-      - { action: log, outcome: changed, with: { text: " in 0 pods, changed: 0" } }
+      - { action: log, outcome: succeeded, with: { text: " in 0 pods, changed: 0" } }
       - { action: log, outcome: failed, reason: the receiver is away }
   - name: what takes time takes it
     detections: [{ objective: crypto-mining }]
     actions: { process.snapshot: { takes: 4s }, pod.isolate: { takes: 3s } }
     expect:
-      - { action: process.snapshot, outcome: changed, at: 4s }
+      - { action: process.snapshot, outcome: succeeded, at: 4s }
       - { step: isolate, outcome: changed, at: 7s }
     time_to_contain: <= 7s
   - name: parameters are compared as they were rendered
@@ -229,7 +229,7 @@ tests:
     answers:
       - { person: alice, answer: yes }
       - { person: carol, answer: yes, groups: [leads], after: 6m }
-    expect: [{ action: approval, outcome: changed, at: 6m }]
+    expect: [{ action: approval, outcome: succeeded, at: 6m }]
   - name: below the scope's confidence its approvers are asked
     confidence: 0.95
     approvers: { users: [dora], timeout: 2m }
@@ -365,8 +365,8 @@ tests:
       - { step: "each[0]/sub/isolate", target: web-1, outcome: changed }
       - { step: "each[1]/sub/isolate", target: web-2, outcome: refused, reason: host network }
       - { step: "each[1]/sub/steps[1].on_failure[0]", outcome: changed }
-      - { step: "steps[1]", action: wait, outcome: changed, at: 10m }
-      - { step: last, outcome: changed, with: { text: 2 pods } }
+      - { step: "steps[1]", action: wait, outcome: succeeded, at: 10m }
+      - { step: last, outcome: succeeded, with: { text: 2 pods } }
   - name: too many
     detections: [{ objective: crypto-mining, count: 6 }]
     expect:

@@ -38,7 +38,7 @@ func (t *replayer) assumeResult(op recording.Operation, spec playbooks.ActionSpe
 	}
 	switch op {
 	case recording.OperationObserve:
-		a.Outcome = playbooks.OutcomeChanged
+		a.Outcome = playbooks.OutcomeSucceeded
 		if out := spec.OutputType(); out != nil {
 			if raw, err := json.Marshal(reflect.New(out).Interface()); err == nil {
 				a.Outputs = raw

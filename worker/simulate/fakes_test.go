@@ -32,17 +32,17 @@ func TestAFakeAnswersInPlaceOfTheRecording(t *testing.T) {
 		}
 	}
 	plain := step(with(only("", "", recording.ActionResult{})), "process.snapshot")
-	require.Equal(t, playbooks.OutcomeChanged, plain.Outcome, "what is not faked the recording answers")
+	require.Equal(t, playbooks.OutcomeSucceeded, plain.Outcome, "what is not faked the recording answers")
 
 	refused := with(only(recording.OperationPlan, "pod.isolate", recording.ActionResult{RefusalReason: "host network"}))
 	require.Equal(t, playbooks.OutcomeRefused, step(refused, "pod.isolate").Outcome)
 	require.NotEmpty(t, step(refused, "pod.freeze").Outcome, "on_failure runs")
 
-	slow := step(with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeChanged, DurationMS: 4000})), "process.snapshot")
-	require.Equal(t, playbooks.OutcomeChanged, slow.Outcome)
+	slow := step(with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 4000})), "process.snapshot")
+	require.Equal(t, playbooks.OutcomeSucceeded, slow.Outcome)
 	require.InDelta(t, 4000, slow.AtMS, 500, "a busy machine lets the clock run on for a moment")
 
-	hung := with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeChanged, DurationMS: 3_600_000}))
+	hung := with(only(recording.OperationObserve, "process.snapshot", recording.ActionResult{Outcome: playbooks.OutcomeSucceeded, DurationMS: 3_600_000}))
 	require.Equal(t, playbooks.OutcomeFailed, step(hung, "process.snapshot").Outcome)
 	require.Equal(t, playbooks.OutcomeChanged, step(hung, "pod.isolate").Outcome, "evidence that hangs does not stop a containment")
 

@@ -126,7 +126,7 @@ func (j *JSONReport) Close(t *Totals) error {
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	fmt.Fprintf(j.out, ",\n  \"tally\": %s,\n  \"summary\": %s\n}\n", tally, summary)
+	fmt.Fprintf(j.out, ",\n  \"totals\": %s,\n  \"summary\": %s\n}\n", tally, summary)
 	return wrapWriteError(j.out.Flush())
 }
 

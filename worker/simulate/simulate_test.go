@@ -135,11 +135,11 @@ func TestPeopleAnswer(t *testing.T) {
 		asked   int64 // when the effect begins, in seconds, roughly
 	}{
 		{"nobody answers", simulate.ApprovalAnswers{NoAnswers: true}, "denied", 0},
-		{"all say yes", simulate.ApprovalAnswers{ApproveAll: true}, "changed", 60},
+		{"all say yes", simulate.ApprovalAnswers{ApproveAll: true}, "succeeded", 60},
 		{"one of two is not enough", answers("answers: [{person: alice, answer: 'yes'}]"), "denied", 0},
 		{"the same person twice is one", answers("answers: [{person: alice, answer: 'yes'}, {person: alice, answer: 'yes', after: 2m}]"), "denied", 0},
 		{"a stranger counts for nothing", answers("answers: [{person: alice, answer: 'yes'}, {person: eve, answer: 'yes'}]"), "denied", 0},
-		{"two", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "changed", 300},
+		{"two", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 5m}]"), "succeeded", 300},
 		{"too late", answers("answers: [{person: alice, answer: 'yes'}, {person: bob, answer: 'yes', after: 16m}]"), "denied", 0},
 		{"one no denies", answers("answers: [{person: alice, answer: 'no'}, {person: bob, answer: 'yes', after: 5m}]"), "denied", 0},
 	} {
@@ -149,7 +149,7 @@ func TestPeopleAnswer(t *testing.T) {
 			r := runSimulation(t, rec, o)
 			require.Equal(t, c.want, outcomeOfAction(r, "approval"), "%+v", r.Events)
 			require.Len(t, r.ApprovalRequests, 1)
-			if c.want == "changed" {
+			if c.want == "succeeded" {
 				require.InDelta(t, c.asked, r.Effects[0].AppliedAtMS/1000, 5)
 				require.InDelta(t, 3600, (r.Effects[0].UndoneAtMS-r.Effects[0].AppliedAtMS)/1000, 5)
 			} else {

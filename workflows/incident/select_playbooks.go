@@ -169,7 +169,7 @@ func (r *incidentRun) endedWithoutContainment(report playbook.Report) bool {
 		case playbooks.OutcomeDenied:
 			return false
 		case playbooks.OutcomeSkipped:
-		case playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged, playbooks.OutcomeProposed:
+		case playbooks.OutcomeSucceeded, playbooks.OutcomeChanged, playbooks.OutcomeUnverified, playbooks.OutcomeUnchanged, playbooks.OutcomeProposed:
 			if !asked { // the steps inside of an approval are reported too
 				return false
 			}

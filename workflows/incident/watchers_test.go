@@ -61,7 +61,7 @@ func runWatchedIncident(t *testing.T, enough int, then string, detections []time
 // A playbook that waits for more hears of it when it comes.
 func TestAPlaybookThatWaitsHearsOfMore(t *testing.T) {
 	in, wait, _ := runWatchedIncident(t, 5, "", []time.Duration{0, time.Minute, 2 * time.Minute, 3 * time.Minute, 4 * time.Minute})
-	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome, wait.Reason)
+	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome, wait.Reason)
 	require.WithinDuration(t, in.Opened.Add(4*time.Minute), wait.At, 10*time.Second)
 }
 
@@ -79,7 +79,7 @@ func TestAStormIsToldInSteps(t *testing.T) {
 		storm = append(storm, time.Duration(i)*100*time.Millisecond)
 	}
 	_, wait, spoken := runWatchedIncident(t, len(storm), "", storm)
-	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
+	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome)
 	require.LessOrEqual(t, spoken, 15, "a minute of it, told every five seconds at most")
 }
 
@@ -90,6 +90,6 @@ func TestWhoNoLongerWaitsIsToldNothing(t *testing.T) {
 		often = append(often, time.Duration(i)*6*time.Second)
 	}
 	_, wait, spoken := runWatchedIncident(t, 1, "  - wait: 11m\n", often)
-	require.Equal(t, playbooks.OutcomeChanged, wait.Outcome)
+	require.Equal(t, playbooks.OutcomeSucceeded, wait.Outcome)
 	require.LessOrEqual(t, spoken, 4, "ten minutes of detections, after the wait was over")
 }

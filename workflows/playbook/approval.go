@@ -205,9 +205,9 @@ func (r *playbookRun) runApproval(ctx workflow.Context, f executionFrame, s *pla
 		r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeDenied, Reason: got.reason})
 		return stepOutcome{Outcome: playbooks.OutcomeDenied, reason: got.reason}
 	}
-	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeChanged, Reason: got.reason})
+	r.recordStepReport(ctx, f, s, playbooks.StepReport{Outcome: playbooks.OutcomeSucceeded, Reason: got.reason})
 	r.runSteps(ctx, f.withApproval(&approvedGrants{approval: a, grants: got.grants, title: a.Title, approvedPlans: runnable}), a.Steps)
-	return stepOutcome{Outcome: playbooks.OutcomeChanged, reason: got.reason}
+	return stepOutcome{Outcome: playbooks.OutcomeSucceeded, reason: got.reason}
 }
 
 // plannedActions are plans with their targets.

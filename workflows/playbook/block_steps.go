@@ -69,7 +69,7 @@ func (r *playbookRun) runParallel(ctx workflow.Context, f executionFrame, s *pla
 		})
 	}
 	joined.Wait(ctx)
-	all := stepOutcome{Outcome: playbooks.OutcomeChanged, targets: len(branches)}
+	all := stepOutcome{Outcome: playbooks.OutcomeSucceeded, targets: len(branches)}
 	for i := range s.Parallel {
 		f.env.Merge(branches[i].env, &s.Parallel[i])
 		if r.input.LanguageVersion >= 2 {
@@ -106,7 +106,7 @@ func (r *playbookRun) runForEach(ctx workflow.Context, f executionFrame, s *play
 		})
 	}
 	joined.Wait(ctx)
-	all := stepOutcome{Outcome: playbooks.OutcomeChanged, targets: len(items)}
+	all := stepOutcome{Outcome: playbooks.OutcomeSucceeded, targets: len(items)}
 	for _, one := range results {
 		all.mergeWorse(one)
 	}
@@ -156,7 +156,7 @@ func (r *playbookRun) runSet(ctx workflow.Context, f executionFrame, s *playbook
 	for _, a := range s.Assignments {
 		names = append(names, a.Name)
 	}
-	return r.recordStepEnd(ctx, f, s, playbooks.OutcomeChanged, strings.Join(names, ", "))
+	return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, strings.Join(names, ", "))
 }
 
 func (r *playbookRun) runStop(ctx workflow.Context, f executionFrame, s *playbooks.Step) stepOutcome {
@@ -177,7 +177,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 		if err := workflow.Sleep(ctx, w.Duration); err != nil {
 			return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "it was cut off")
 		}
-		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeChanged, "waited for "+duration.Format(w.Duration))
+		return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "waited for "+duration.Format(w.Duration))
 	}
 	r.watchIncident(ctx)
 	defer r.unwatchIncident(ctx)
@@ -193,7 +193,7 @@ func (r *playbookRun) runWait(ctx workflow.Context, f executionFrame, s *playboo
 				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeFailed, "`until`: "+err.Error())
 			}
 			if holds {
-				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeChanged, "it holds after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
+				return r.recordStepEnd(ctx, f, s, playbooks.OutcomeSucceeded, "it holds after "+duration.Format(workflow.Now(ctx).Sub(began).Round(time.Second)))
 			}
 		}
 		over := false

@@ -90,7 +90,7 @@ func (r *playbookRun) runPlaybook(ctx workflow.Context, f executionFrame) stepOu
 	if f.ending.stopped {
 		return stepOutcome{Outcome: f.ending.outcome, reason: f.ending.reason}
 	}
-	return stepOutcome{Outcome: cmp.Or(out.Outcome, playbooks.OutcomeChanged), reason: out.reason}
+	return stepOutcome{Outcome: cmp.Or(out.Outcome, playbooks.OutcomeSucceeded), reason: out.reason}
 }
 
 // runSteps runs a sequence and gives the worst of its outcomes.

@@ -130,14 +130,14 @@ type playbookRun struct {
 	requestCount      int
 	answeredRequests  []activities.ApprovalOutcome // the last ones, for queries alone
 	// currentIncident is the incident as it is now, once a step waits for it; waiters hear of each change.
-	currentIncident     *playbooks.Incident
-	incidentWaiters     []workflow.Channel
-	watchRunning        bool
-	reportedBytes       int // bytes
-	unreportedLines     int // lines
-	activeWaits         int
-	suspendedReason     string // why nothing is contained any more: a person decides
-	holderCount         int
+	currentIncident *playbooks.Incident
+	incidentWaiters []workflow.Channel
+	watchRunning    bool
+	reportedBytes   int // bytes
+	unreportedLines int // lines
+	activeWaits     int
+	suspendedReason string // why nothing is contained any more: a person decides
+	holderCount     int
 }
 
 // registerHandlers serve queries and hand signals to the branch that waits for them.
