@@ -13,9 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -394,21 +392,4 @@ func SecureClientOptions(o client.Options, dir string) (client.Options, error) {
 	o.DataConverter = converter.DataConverter(c.DataConverter())
 	o.FailureConverter = c.FailureConverter()
 	return o, nil
-}
-
-// LockDir makes sure that one process alone uses a data directory.
-func LockDir(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open the data directory: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the data directory: %w", err)
-	}
-	if err := lockFileExclusive(f); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one its own --data", dir)
-	}
-	var once sync.Once
-	return func() { once.Do(func() { _ = f.Close() }) }, nil
 }

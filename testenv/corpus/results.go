@@ -84,7 +84,7 @@ func (s *scenarioBuilder) addIsolation(p *podInfo, held time.Duration, confidenc
 		return
 	}
 	plan.Changes = []string{"hold everything that " + s.describePod(p) + " sends, on node " + p.node, "create networkpolicy stanch-" + p.uid[:8] + " that denies egress and ingress"}
-	plan.PriorState = mustMarshal(map[string]bool{"lock": true, "policy": true})
+	plan.PriorState = mustMarshal(map[string]bool{"uses_node_lock": true, "uses_network_policy": true})
 	plan.GuardDecision = s.newDecision(confidence)
 	s.addActionResult(plan)
 	s.addEffect(plan, "isolate", held)

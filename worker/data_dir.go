@@ -1,0 +1,75 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// DataFormat is the version of what Stanch keeps in its data directory: workflow histories, keys, archive and state
+// files. A change that an older or newer Stanch cannot read raises it.
+const DataFormat = 2
+
+// dataFormatFile holds DataFormat as decimal text. Directories of the first format have no such file.
+const dataFormatFile = "format"
+
+// LockDir returns once this process alone uses the data directory dir, which it creates where it is missing. It
+// refuses a directory in use by another process, and one of another format; it changes nothing in either.
+func LockDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	if err := checkDataFormat(dir); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	if err := lockFileExclusive(f); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another Stanch runs on %s; stop it, or give this one its own --data", dir)
+	}
+	if err := os.WriteFile(filepath.Join(dir, dataFormatFile), []byte(strconv.Itoa(DataFormat)+"\n"), 0o600); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	var once sync.Once
+	return func() { once.Do(func() { _ = f.Close() }) }, nil
+}
+
+// checkDataFormat returns an error where dir was written by a Stanch with another data format. Any data without a
+// format file is of the first format; keys alone are of none, for `stanch cert authority` makes them before the first start.
+func checkDataFormat(dir string) error {
+	raw, err := os.ReadFile(filepath.Join(dir, dataFormatFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, "temporal")); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return dataFormatError(dir, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("open the data directory: %w", err)
+	}
+	format, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return fmt.Errorf("read %s: invalid data format %q; restore the file from a backup, or give this Stanch its own --data", filepath.Join(dir, dataFormatFile), strings.TrimSpace(string(raw)))
+	}
+	if format != DataFormat {
+		return dataFormatError(dir, format)
+	}
+	return nil
+}
+
+func dataFormatError(dir string, format int) error {
+	age := "an older"
+	if format > DataFormat {
+		age = "a newer"
+	}
+	return fmt.Errorf("open %s: data format %d was written by %s Stanch, and this one reads format %d; give this one an empty directory with --data, or run the Stanch that wrote it", dir, format, age, DataFormat)
+}
