@@ -1,18 +1,18 @@
-# `make run` does the main job on a fresh machine, `make test` passes the tests; each installs what it needs.
+# `make run` shows Stanch on a fresh machine, `make test` runs the tests; each installs what it needs.
 SHELL      := /bin/bash
 GO         ?= go
 CACHE      ?= $(or $(STANCH_CACHE),$(HOME)/.cache/stanch)
 DATA       ?= $(CURDIR)/.cache/data
-# One static build serves the machine, the images of the tests, and the tests themselves.
+# Static builds run on this machine, in the test images, and in the tests.
 export CGO_ENABLED := 0
 LAB        := $(CACHE)/lab/state.json
 TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 PACKAGES   := containerd runc containernetworking-plugins iptables iproute2 busybox-static python3-venv
-# The honest loads that no rule may call an attack: a compiler, a web server, a database.
+# Benign loads that no rule may report: a compiler, a web server, a database.
 PACKAGES   += gcc libc6-dev git make nginx-light redis-server redis-tools apache2-utils procps curl python3
-# What the sensor's cost is compared with.
+# The baseline for the cost of the sensor.
 BENCH      := bpftrace
 
 .PHONY: help run stop build setup test test-short bench check lint generate fuzz soak clean
@@ -20,45 +20,45 @@ BENCH      := bpftrace
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: build ## build, start Stanch, run one drill, leave it up
+run: build ## build, start Stanch, run one drill, leave Stanch running
 	@bash scripts/run.sh "$(DATA)"
 
-stop: ## stop the Stanch that `make run` left up
-	@pid=$$(cat "$(DATA)/pid" 2>/dev/null) && kill $$pid && echo stopped || echo "no Stanch of make run is up"
+stop: ## stop the Stanch that `make run` left running
+	@pid=$$(cat "$(DATA)/pid" 2>/dev/null) && kill $$pid && echo stopped || echo "Stanch is not running"
 
-build: bin/stanch bin/stanch-sensor ## build both programs (the first time takes minutes: it embeds Temporal)
+build: bin/stanch bin/stanch-sensor ## build both programs (the first build embeds Temporal and takes minutes)
 
 SOURCES := $(shell find bpf sensors playbooks activities workflows worker cmd -name '*.go' -o -name '*.o' -o -name '*.yaml' 2>/dev/null) go.mod go.sum
 
 bin/stanch: $(SOURCES)
-	@echo "building bin/stanch; the first build compiles the embedded Temporal, some 5 to 10 minutes on two cores"
+	@echo "building bin/stanch; the first build compiles the embedded Temporal and takes about 5 to 10 minutes on two cores"
 	@bash scripts/progress.sh $(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch
 
 bin/stanch-sensor: $(SOURCES)
 	@$(GO) build -ldflags "$(LDFLAGS)" -o $@ ./cmd/stanch-sensor
 
-setup: ## install what the tests need (Debian packages, moto_server, the YAML language server) and build the lab's Kubernetes node
+setup: ## install test prerequisites (Debian packages, moto_server, YAML language server), build the lab's Kubernetes node
 	@bash scripts/setup.sh $(PACKAGES)
 	@bash scripts/moto.sh "$(CACHE)/moto"
 	@bash scripts/languageserver.sh "$(CACHE)/yaml-language-server"
 	@$(GO) run ./testenv/kube/cmd/labnode build
 
-test: setup build ## run every test: kernel, node, Temporal and Kubernetes included
+test: setup build ## run every test, including kernel, node, Temporal, and Kubernetes tests
 	@bash scripts/test.sh "$(LAB)"
 
-test-short: ## the tests that need neither root nor a cluster
+test-short: ## run the tests that need neither root nor a cluster
 	$(GO) test ./sensors ./sensors/rules ./sensors/attestation ./sensors/gatewayrpc ./sensors/redact ./sensors/integrations/... ./playbooks/... ./workflows/... ./worker/config ./worker/codec ./worker/guards
 
-bench: build setup ## measure; results in bench.json (one object a line, with the baseline of the same run)
+bench: build setup ## run benchmarks; results in bench.json (one JSON object per line, with the baseline of the same run)
 	@bash scripts/setup.sh $(BENCH)
 	@bash scripts/bench.sh "$(LAB)"
 
-check: ## format, vet, lint with the import direction, workflows deterministic, generated code up to date
+check: ## check format, vet, lint, import direction, workflow determinism, and generated code
 	@bash scripts/check.sh
 
 lint: check
 
-generate: ## regenerate the kernel objects (clang-16) and the link's protocol
+generate: ## regenerate the kernel objects (clang-16) and the gateway protocol
 	$(GO) generate ./bpf ./sensors/gatewayrpc
 
 FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archive:FuzzDecode worker/simulate:FuzzParseAnswers activities:FuzzReadManifest playbooks:FuzzLoad worker/config:FuzzParse workflows/lease:FuzzMachine sensors/integrations:FuzzFalco sensors/probe:FuzzDecode \
@@ -69,8 +69,8 @@ FUZZ := playbooks/testspec:FuzzParse playbooks/recording:FuzzDecode worker/archi
 fuzz: ## fuzz every parser for a minute each
 	@for p in $(FUZZ); do $(GO) test -run '^$$' -fuzz "$${p##*:}\$$" -fuzztime 60s -fuzzminimizetime 10x ./$${p%%:*} || exit 1; done
 
-soak: build setup ## ten minutes of honest load, five minutes without a gateway: what make test does in seconds
+soak: build setup ## run 10 minutes of benign load and 5 minutes without a gateway; make test does both in seconds
 	@STANCH_BENIGN=10m STANCH_TEST_AWAY=5m bash scripts/soak.sh "$(LAB)"
 
-clean: ## remove what was built here
+clean: ## remove build output
 	rm -rf bin .cache

@@ -35,19 +35,19 @@ func (o Outcome) Description() string {
 	case OutcomeSucceeded:
 		return "done; it changes nothing, so there is no effect to verify"
 	case OutcomeChanged:
-		return "applied and verified"
+		return "applied, and the effect was verified"
 	case OutcomeUnverified:
-		return "applied, effect cannot be observed; says why"
+		return "applied, but the effect could not be verified; the reason says why"
 	case OutcomeUnchanged:
-		return "it was so already (joins the lease if there is one)"
+		return "already in the requested state (joins the lease if there is one)"
 	case OutcomeProposed:
-		return "phase or budget does not allow it; planned for real, recorded as \"would have\""
+		return "not allowed by the phase or the budget; planned, and recorded as \"would have\""
 	case OutcomeDenied:
-		return "asked, and the answer was no or none came"
+		return "the approval was denied or timed out"
 	case OutcomeRefused:
-		return "the action or a guard will not, with the reason"
+		return "rejected by the action or a guard, with the reason"
 	case OutcomeFailed:
-		return "tried, and failed after its retries; what it did is undone"
+		return "failed after all retries; partial effects are undone"
 	case OutcomeSkipped:
 		return "its `if` was false"
 	}

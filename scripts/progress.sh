@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a long build and says every ten seconds that it goes on.
+# Runs a long build and prints the elapsed time every ten seconds.
 set -u
 begin=$SECONDS
 "$@" &

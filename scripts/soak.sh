@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests that get surer with time, for long: see `make soak`. $1: the lab's state file.
+# Runs the tests whose significance grows with their duration: see `make soak`. $1: the state file of the lab.
 set -euo pipefail
 lab=$1
 mkdir -p "$(dirname "$lab")"

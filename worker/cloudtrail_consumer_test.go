@@ -189,7 +189,7 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	e.sendMessages(t, given)
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 	e.sendMessages(t, string(used))
-	one := e.waitForRule(t, "cloud-session-lengthened")
+	one := e.waitForRule(t, "cloud-workload-credentials-created")
 	require.Equal(t, "db-0", one.Event.Container.Pod.Name)
 	require.Equal(t, "uid-of-pod", one.Event.Container.Pod.UID)
 	require.Equal(t, "StatefulSet", one.Event.Container.Workload.Kind, "it joins the incident of the pod's workload")
@@ -199,29 +199,29 @@ func TestTheRecordOfTheAccountComesByAQueue(t *testing.T) {
 	e.sendMessages(t, strings.NewReplacer("c-1", "c-6", "production", "staging", "ASIADB", "ASIAOTHER").Replace(given))
 	require.Eventually(t, func() bool { return e.countMessagesLeft(t) == "0+0" }, 20*time.Second, 50*time.Millisecond)
 	e.sendMessages(t, newCloudTrailRecord("c-7", "GetSessionToken", "sts", "db", "x", "ASIAOTHER", "10.0.0.7", ""), newCloudTrailRecord("c-8", "DeleteTrail", "cloudtrail", "db", "x", "ASIAOTHER", "10.0.0.7", ""))
-	one = e.waitForRule(t, "cloud-records-stopped")
+	one = e.waitForRule(t, "cloud-trail-stopped")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/db"}, one.Event.Subject)
-	require.Nil(t, e.findDetection("cloud-session-lengthened", "cloudtrail/c-7"))
+	require.Nil(t, e.findDetection("cloud-workload-credentials-created", "cloudtrail/c-7"))
 
 	// A role for service accounts: the annotation says whose it is, and there is one pod.
 	e.sendMessages(t, newCloudTrailRecord("c-3", "ListBuckets", "s3", "web", "botocore-session-1", "ASIAWEB", "203.0.113.7", ""))
-	one = e.waitForRule(t, "workload-role-outside")
+	one = e.waitForRule(t, "workload-role-used-outside")
 	require.Equal(t, "web-1", one.Event.Container.Pod.Name)
 	require.Equal(t, sensors.SeverityCritical, one.Severity)
 	require.Equal(t, "aws:arn:aws:sts::123456789012:assumed-role/web/botocore-session-1", one.Event.Actor)
-	e.waitForRule(t, "cloud-looked-around")
+	e.waitForRule(t, "cloud-enumeration")
 
 	// Several pods have the account: the workload's incident, and no pod to hold.
 	e.sendMessages(t, newCloudTrailRecord("c-5", "RunInstances", "ec2", "api", "aws-sdk-1", "ASIAAPI", "10.0.0.7", ""))
-	one = e.waitForRule(t, "cloud-machines-by-workload")
+	one = e.waitForRule(t, "cloud-instances-by-workload")
 	require.False(t, incident.HasContainer(one))
 	require.Equal(t, sensors.Workload{Kind: "Deployment", Name: "api"}, one.Event.Container.Workload)
 	require.Contains(t, strings.Join(one.Reasons, " "), "2 pods have the account shop/api")
 	require.Equal(t, "shop/Deployment/api", incident.WorkloadOfDetection(one).String())
 
 	e.sendMessages(t, newCloudTrailRecord("c-4", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "203.0.113.7", ""))
-	require.Eventually(t, func() bool { return e.findDetection("cloud-records-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
-	one = *e.findDetection("cloud-records-stopped", "cloudtrail/c-4")
+	require.Eventually(t, func() bool { return e.findDetection("cloud-trail-stopped", "cloudtrail/c-4") != nil }, 30*time.Second, 20*time.Millisecond)
+	one = *e.findDetection("cloud-trail-stopped", "cloudtrail/c-4")
 	require.Equal(t, sensors.Subject{Kind: "Role", Name: "123456789012/admin"}, one.Event.Subject, "nobody's pod")
 	require.False(t, incident.HasContainer(one))
 
@@ -247,7 +247,7 @@ func TestARecordThatFallsSilentIsTold(t *testing.T) {
 	require.Equal(t, sensors.Subject{Kind: "Source", Name: "cloudtrail"}, one.Event.Subject)
 
 	e.sendMessages(t, `{"Records":[`+newCloudTrailRecord("s-3", "StopLogging", "cloudtrail", "admin", "alice", "ASIAADM", "10.0.0.7", "")+`,{"eventID":`+strings.Repeat("[", 600)+strings.Repeat("]", 600)+`}]}`)
-	e.waitForRule(t, "cloud-records-stopped")
+	e.waitForRule(t, "cloud-trail-stopped")
 	e.monitor.CheckOnce(t.Context())
 	require.Contains(t, e.waitForRule(t, "source-events-unreadable").Reasons[0], "1 events of the source cloudtrail")
 }
@@ -272,7 +272,7 @@ func TestTheRecordOfTheAccountComesByLookup(t *testing.T) {
 	)
 	one := e.waitForRule(t, "cloud-trust-changed")
 	require.Equal(t, "web", one.Event.Cloud.TargetPrincipal)
-	e.waitForRule(t, "cloud-guards-stopped")
+	e.waitForRule(t, "cloud-monitoring-disabled")
 	calls := e.fakeAWS.CallTimes("LookupEvents")
 	for i := range calls[1:] {
 		require.GreaterOrEqual(t, calls[i+1].Sub(calls[i]), 450*time.Millisecond, "CloudTrail answers two a second")

@@ -121,10 +121,10 @@ func TestTheConfigurationSaysWhichShippedPlaybooksAreUsed(t *testing.T) {
 		has, lacks    []string
 		problem, hint string
 	}{
-		{"all", config.LibrarySelection{}, []string{"cryptominer", "reverse-shell", "hold-pods"}, nil, "", ""},
-		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "hold-pods"}, "", ""},
-		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "hold-pods"}, []string{"cryptominer"}, "", ""},
-		{"only, with those that it calls", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "hold-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
+		{"all", config.LibrarySelection{}, []string{"cryptominer", "reverse-shell", "isolate-pods"}, nil, "", ""},
+		{"none", config.LibrarySelection{Enabled: &off}, nil, []string{"cryptominer", "reverse-shell", "isolate-pods"}, "", ""},
+		{"except", config.LibrarySelection{Except: []string{"cryptominer"}}, []string{"reverse-shell", "isolate-pods"}, []string{"cryptominer"}, "", ""},
+		{"only, with those that it calls", config.LibrarySelection{Only: []string{"lateral-movement"}}, []string{"lateral-movement", "isolate-pods"}, []string{"cryptominer", "reverse-shell"}, "", ""},
 		{"a name that no playbook has", config.LibrarySelection{Except: []string{"cryptominr"}}, []string{"cryptominer"}, nil, "`library.except` of the configuration: no shipped playbook has the name `cryptominr`", "did you mean `cryptominer`?"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

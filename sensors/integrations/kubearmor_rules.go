@@ -23,7 +23,7 @@ var kubeArmorHardeningPolicies = []struct {
 	{"write-under-bin-dir", ruleMapping{sensors.ObjectivePersistence, "T1554", 0}},
 	{"write-under-dev-dir", ruleMapping{sensors.ObjectiveDefenseEvasion, "T1036", 0}},
 	{"shell-history-mod", ruleMapping{sensors.ObjectiveDefenseEvasion, "T1070.003", 0}},
-	{"impair-defense", ruleMapping{sensors.ObjectiveDefenseEvasion, "T1562", 0}},
+	{"impair-defense", ruleMapping{sensors.ObjectiveDefenseEvasion, "T1685", 0}},
 	{"network-service-scanning", ruleMapping{sensors.ObjectiveDiscovery, "T1046", 0}},
 	{"remote-file-copy", ruleMapping{sensors.ObjectiveCommandControl, "T1105", 0}},
 	{"remote-services", ruleMapping{sensors.ObjectiveLateralMovement, "T1021", 0}},

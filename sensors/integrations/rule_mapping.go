@@ -30,6 +30,9 @@ var techniqueObjectives = map[string]sensors.Objective{
 	"T1070": sensors.ObjectiveDefenseEvasion, "T1036": sensors.ObjectiveDefenseEvasion, "T1562": sensors.ObjectiveDefenseEvasion, "T1564": sensors.ObjectiveDefenseEvasion,
 	"T1620": sensors.ObjectiveDefenseEvasion, "T1027": sensors.ObjectiveDefenseEvasion, "T1622": sensors.ObjectiveDefenseEvasion, "T1014": sensors.ObjectiveDefenseEvasion,
 	"T1055": sensors.ObjectiveDefenseEvasion,
+	// The successors of T1562 in ATT&CK v19.
+	"T1685": sensors.ObjectiveDefenseEvasion, "T1686": sensors.ObjectiveDefenseEvasion, "T1687": sensors.ObjectiveDefenseEvasion,
+	"T1688": sensors.ObjectiveDefenseEvasion, "T1689": sensors.ObjectiveDefenseEvasion, "T1690": sensors.ObjectiveDefenseEvasion,
 	"T1059": sensors.ObjectiveExecution, "T1609": sensors.ObjectiveExecution, "T1610": sensors.ObjectiveExecution, "T1204": sensors.ObjectiveExecution,
 	"T1046": sensors.ObjectiveDiscovery, "T1082": sensors.ObjectiveDiscovery, "T1083": sensors.ObjectiveDiscovery, "T1613": sensors.ObjectiveDiscovery,
 	"T1087": sensors.ObjectiveDiscovery, "T1018": sensors.ObjectiveDiscovery, "T1057": sensors.ObjectiveDiscovery, "T1518": sensors.ObjectiveDiscovery,
@@ -56,6 +59,8 @@ var objectiveKeywords = []struct {
 	{"persistence", sensors.ObjectivePersistence},
 	{"defense evasion", sensors.ObjectiveDefenseEvasion},
 	{"defence evasion", sensors.ObjectiveDefenseEvasion},
+	{"defense impairment", sensors.ObjectiveDefenseEvasion},
+	{"stealth", sensors.ObjectiveDefenseEvasion},
 	{"masquerading", sensors.ObjectiveDefenseEvasion},
 	{"discovery", sensors.ObjectiveDiscovery},
 	{"reconnaissance", sensors.ObjectiveDiscovery},

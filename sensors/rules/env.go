@@ -101,15 +101,15 @@ type Function struct {
 // Functions are what conditions may call beside the builtins.
 func Functions() []Function {
 	return []Function{
-		{"cidr", "cidr(address, \"10.0.0.0/8\"): the address is in the network", func(args ...any) (any, error) {
+		{"cidr", "cidr(address, \"10.0.0.0/8\"): whether the address is in the network", func(args ...any) (any, error) {
 			prefix, err := netip.ParsePrefix(args[1].(string))
 			if err != nil {
 				return nil, fmt.Errorf("cidr: %w", err)
 			}
 			return isInNetwork(args[0].(string), prefix), nil
 		}, []any{new(func(string, string) bool)}},
-		{"base", "base(path): its last part", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
-		{"contains_any", "contains_any(text, list): one of the list's texts is in the text", func(args ...any) (any, error) {
+		{"base", "base(path): the last part of the path", func(args ...any) (any, error) { return path.Base(args[0].(string)), nil }, []any{new(func(string) string)}},
+		{"contains_any", "contains_any(text, list): whether the text contains one of the strings in the list", func(args ...any) (any, error) {
 			words, ok := args[1].([]string)
 			if !ok { // a list in brackets
 				for _, word := range args[1].([]any) {
@@ -120,19 +120,19 @@ func Functions() []Function {
 			}
 			return containsAny(args[0].(string), words), nil
 		}, []any{new(func(string, []string) bool), new(func(string, []any) bool)}},
-		{"program", "program(ancestor): the name of its executable, as `exe` is the process's own", func(args ...any) (any, error) {
+		{"program", "program(ancestor): the base name of the ancestor's executable", func(args ...any) (any, error) {
 			a := args[0].(sensors.Ancestor)
 			return a.ExeName(), nil
 		}, []any{new(func(sensors.Ancestor) string)}},
-		{"has_bits", "has_bits(number, mask): all bits of the mask are set, such as in has_bits(syscall.flags, 0x10000000)", func(args ...any) (any, error) {
+		{"has_bits", "has_bits(number, mask): whether all bits of the mask are set, as in has_bits(syscall.flags, 0x10000000)", func(args ...any) (any, error) {
 			mask := args[1].(int)
 			return toInt(args[0])&mask == mask, nil
 		}, []any{new(func(any, int) bool)}},
-		{"egress_declared", "egress_declared(container): its pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
+		{"egress_declared", "egress_declared(container): whether the pod has the annotation " + EgressAnnotation, func(args ...any) (any, error) {
 			_, ok := args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation]
 			return ok, nil
 		}, []any{new(func(*sensors.Container) bool)}},
-		{"egress_allowed", "egress_allowed(container, network): the annotation has the destination", func(args ...any) (any, error) {
+		{"egress_allowed", "egress_allowed(container, network): whether the annotation contains the destination", func(args ...any) (any, error) {
 			return isEgressAllowed(args[0].(*sensors.Container).Pod.Annotations[EgressAnnotation], args[1].(*sensors.Network)), nil
 		}, []any{new(func(*sensors.Container, *sensors.Network) bool)}},
 	}

@@ -91,14 +91,14 @@ func (e *Exception) fields(f *packFile) []yamlField {
 		return one
 	}
 	return []yamlField{
-		yamlnode.StringField("name", "what it is called", &e.Name),
-		yamlnode.MappingField("workload", "what owns the pod", "`workload`", []yamlField{
+		yamlnode.StringField("name", "the name of the exception", &e.Name),
+		yamlnode.MappingField("workload", "the workload that owns the pod", "`workload`", []yamlField{
 			yamlnode.StringField("kind", "Deployment, StatefulSet, DaemonSet, Job, Pod, Container, or a pattern", &e.Workload.Kind),
 			yamlnode.StringField("name", "its name, or a pattern such as `ci-*`", &e.Workload.Name),
 		}, nil),
-		patterns("namespace", "namespaces, or patterns of them", &e.Namespace, patternError),
-		patterns("container", "names of containers in their pods, or patterns of them", &e.Container, patternError),
-		{Name: "labels", Doc: "labels of the pod and their values, or patterns of them; all have to be there", Schema: func() schemaObject {
+		patterns("namespace", "namespaces or patterns", &e.Namespace, patternError),
+		patterns("container", "container names or patterns", &e.Container, patternError),
+		{Name: "labels", Doc: "labels of the pod with values or patterns; all must match", Schema: func() schemaObject {
 			return schemaObject{"type": "object", "minProperties": 1, "additionalProperties": schemaObject{"type": "string"}}
 		}, Read: func(r *yamlReader, _, v *yaml.Node) {
 			e.Labels = map[string]string{}
@@ -109,11 +109,11 @@ func (e *Exception) fields(f *packFile) []yamlField {
 				}
 			})
 		}},
-		patterns("image", "images: `registry/name`, with `:tag` or `@sha256:…` where those matter; `*` is one part of the name, `/**` at the end all below", &e.Image, imagePatternError),
+		patterns("image", "images: `registry/name`, optionally with `:tag` or `@sha256:…`; `*` matches one part of the name, `/**` at the end everything below", &e.Image, imagePatternError),
 		{Name: "when", Doc: "an expression, as in conditions", Schema: func() schemaObject { return schemaObject{"type": "string"} }, Read: func(r *yamlReader, _, v *yaml.Node) {
 			e.When, e.whenNode = r.ReadString(v, "when"), v
 		}},
-		yamlnode.StringField("reason", "why this is no threat, for who asks later", &e.Reason),
+		yamlnode.StringField("reason", "why this is not a threat", &e.Reason),
 	}
 }
 

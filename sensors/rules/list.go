@@ -83,7 +83,7 @@ func (l *loader) readLists(f *packFile, v *yaml.Node) {
 			return
 		}
 		f.reader.ReadMapping(value, "a list", []yamlField{{
-			Name: "append", Doc: "what to add", Required: true,
+			Name: "append", Doc: "the elements to add", Required: true,
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
 				l.listExtensions = append(l.listExtensions, &listExtension{name: key.Value, at: key, namedList: *f.readList(key, v)})
 			},

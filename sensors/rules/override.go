@@ -58,7 +58,7 @@ type Override struct {
 func (o *Override) fields(f *packFile) []yamlField {
 	keep := o.nodes.recordNode
 	var disable *bool
-	off := yamlnode.BoolField("disable", "true: the rule never fires; say why in `reason`", &disable)
+	off := yamlnode.BoolField("disable", "if true, the rule never fires; `reason` must give the reason", &disable)
 	readOff := off.Read
 	off.Read = func(rd *yamlReader, key, v *yaml.Node) {
 		if readOff(rd, key, v); disable != nil {
@@ -66,15 +66,15 @@ func (o *Override) fields(f *packFile) []yamlField {
 		}
 	}
 	return []yamlField{
-		keep(yamlnode.StringField("rule", "the rule's name, or Falco's name of it", &o.Rule).AsRequired()),
-		keep(yamlnode.StringField("reason", "why, for who asks later", &o.Reason)),
+		keep(yamlnode.StringField("rule", "the rule's name or its Falco name", &o.Rule).AsRequired()),
+		keep(yamlnode.StringField("reason", "the reason for the override", &o.Reason)),
 		keep(off),
-		keep(severityField("the severity instead of the rule's own", &o.Severity, &o.Namespaces)),
-		keep(yamlnode.FractionField("confidence", "the confidence instead of the rule's own", &o.Confidence)),
-		keep(yamlField{Name: "exceptions", Doc: "exceptions beside the rule's own", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
+		keep(severityField("replaces the rule's severity", &o.Severity, &o.Namespaces)),
+		keep(yamlnode.FractionField("confidence", "replaces the rule's confidence", &o.Confidence)),
+		keep(yamlField{Name: "exceptions", Doc: "exceptions in addition to the rule's own", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
 			o.Exceptions = readExceptions(f, v)
 		}}),
-		keep(testsField("events that prove the override: some that still fire the rule, some that no longer do", f, nil, &o.tests)),
+		keep(testsField("events that test the override: some that still fire the rule, and some that no longer do", f, nil, &o.tests)),
 	}
 }
 

@@ -31,8 +31,8 @@ type (
 // packFields are the keys of a file. Of nil they are those of the schema.
 func (l *loader) packFields(f *packFile) []yamlField {
 	return []yamlField{
-		{Name: "lists", Doc: "named lists of texts or of numbers; `{append: […]}` adds to one that another pack has", Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) }},
-		{Name: "macros", Doc: "named conditions, for use in conditions", Schema: macrosSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readMacros(f, v) }},
+		{Name: "lists", Doc: "named lists of strings or integers; `{append: […]}` extends a list of another pack", Schema: listsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readLists(f, v) }},
+		{Name: "macros", Doc: "named conditions for use in other conditions", Schema: macrosSchema, Read: func(_ *yamlReader, _, v *yaml.Node) { l.readMacros(f, v) }},
 		{
 			Name: "rules", Doc: "the rules", Schema: func() schemaObject {
 				return schemaObject{"type": []string{"array", "null"}, "maxItems": maxRules, "items": yamlnode.Schema((&Rule{}).fields(nil))}
@@ -42,7 +42,7 @@ func (l *loader) packFields(f *packFile) []yamlField {
 			},
 		},
 		{
-			Name: "overrides", Doc: "how rules of other packs are weighed here: disabled, other severities, further exceptions", Schema: func() schemaObject {
+			Name: "overrides", Doc: "changes to rules of other packs: disabling, severities, additional exceptions", Schema: func() schemaObject {
 				return schemaObject{"type": []string{"array", "null"}, "maxItems": maxRules, "items": yamlnode.Schema((&Override{}).fields(nil))}
 			},
 			Read: func(_ *yamlReader, _, v *yaml.Node) {
@@ -86,7 +86,7 @@ func (n fieldNodes) recordNode(inner yamlField) yamlField {
 func (r *Rule) fields(f *packFile) []yamlField {
 	keep := r.nodes.recordNode
 	var confidence *float64
-	sure := yamlnode.FractionField("confidence", "how sure the rule is, alone, from 0 to 1", &confidence)
+	sure := yamlnode.FractionField("confidence", "the confidence of this rule alone, from 0 to 1", &confidence)
 	readSure := sure.Read
 	sure.Read = func(rd *yamlReader, key, v *yaml.Node) {
 		if readSure(rd, key, v); confidence != nil {
@@ -94,20 +94,20 @@ func (r *Rule) fields(f *packFile) []yamlField {
 		}
 	}
 	return []yamlField{
-		keep(yamlnode.StringField("rule", "the rule's name, unique over all packs", &r.Name).AsRequired()),
-		keep(textList("aliases", "other names by which it is found: Falco's stable rule names", &r.Aliases)),
-		keep(yamlnode.StringField("title", "what it detects, in a few words", &r.Title).AsRequired()),
-		keep(yamlnode.EnumField("on", "the kind of event that it looks at", &r.Kind, SupportedKinds).AsRequired()),
-		keep(yamlnode.StringField("condition", "an expression that is true of the events that matter", &r.Condition).AsRequired()),
-		{Name: "exceptions", Doc: "what is not reported although the condition holds", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
+		keep(yamlnode.StringField("rule", "the rule's name, unique across all packs", &r.Name).AsRequired()),
+		keep(textList("aliases", "other names of the rule: Falco's stable rule names", &r.Aliases)),
+		keep(yamlnode.StringField("title", "what the rule detects, in a few words", &r.Title).AsRequired()),
+		keep(yamlnode.EnumField("on", "the kind of event that the rule evaluates", &r.Kind, SupportedKinds).AsRequired()),
+		keep(yamlnode.StringField("condition", "an expression that is true for the events to report", &r.Condition).AsRequired()),
+		{Name: "exceptions", Doc: "events that are not reported although the condition is true", Schema: exceptionsSchema, Read: func(_ *yamlReader, _, v *yaml.Node) {
 			r.Exceptions = readExceptions(f, v)
 		}},
-		keep(severityField("how much it matters, and how much in which namespaces", &r.Severity, &r.Namespaces).AsRequired()),
+		keep(severityField("the severity, optionally per namespace", &r.Severity, &r.Namespaces).AsRequired()),
 		keep(sure.AsRequired()),
-		keep(yamlnode.EnumField("objective", "what an attacker would be after", &r.Objective, sensors.Objectives).AsRequired()),
+		keep(yamlnode.EnumField("objective", "the suspected objective of the attacker", &r.Objective, sensors.Objectives).AsRequired()),
 		keep(yamlnode.StringField("technique", "the ATT&CK technique, such as T1496", &r.Technique).AsRequired()),
-		keep(yamlnode.StringField("reason", "a sentence for who answers: why this matters", &r.Reason).AsRequired()),
-		keep(testsField("events that prove the rule: some that fire it, some that look alike and do not", f, func() sensors.Kind { return r.Kind }, &r.Tests).AsRequired()),
+		keep(yamlnode.StringField("reason", "one sentence for the responder: why this matters", &r.Reason).AsRequired()),
+		keep(testsField("events that test the rule: some that fire it, and similar ones that do not", f, func() sensors.Kind { return r.Kind }, &r.Tests).AsRequired()),
 	}
 }
 

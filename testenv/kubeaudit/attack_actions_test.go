@@ -109,7 +109,7 @@ func (w *auditFixture) runBenignActivity(t *testing.T) {
 	// What is done last is told last: when it is there, all before it was judged.
 	_, err = c.CoreV1().Secrets(w.namespace).List(ctx, metav1.ListOptions{})
 	require.NoError(t, err)
-	w.waitForRule(t, "secrets-listed-by-hand", began)
+	w.waitForRule(t, "secrets-listed-by-user", began)
 	for _, one := range w.detections.since(time.Time{}) {
 		t.Logf("on an ordinary day: %s (%s): %s", one.Rule, one.Severity, one.Reasons[0])
 		require.Less(t, one.Severity.Rank(), sensors.SeverityHigh.Rank(), "%s: %v", one.Rule, one.Reasons)
@@ -140,15 +140,15 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err := p.privilegedAccount.CoreV1().Secrets("").List(ctx, list)
 			return err
 		}},
-		{expectedRules: []string{"secrets-listed", "token-outside"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"secrets-listed", "token-used-outside"}, run: func(ctx context.Context) error {
 			_, err := p.podAccount.CoreV1().Secrets(ns).List(ctx, list)
 			return err
 		}},
-		{expectedRules: []string{"secrets-listed-by-hand"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"secrets-listed-by-user"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.CoreV1().Secrets(ns).List(ctx, list)
 			return err
 		}},
-		{expectedRules: []string{"secrets-many"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"secrets-bulk-read"}, run: func(ctx context.Context) error {
 			for i := range 10 {
 				name := fmt.Sprint("s", i)
 				_, first := p.clusterAdmin.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
@@ -169,7 +169,7 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			}
 			return err
 		}},
-		{expectedRules: []string{"rights-asked"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"permissions-enumerated"}, run: func(ctx context.Context) error {
 			_, err := p.unprivilegedAccount.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx, &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: ns}}, metav1.CreateOptions{})
 			return err
 		}},
@@ -177,7 +177,7 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err := p.clusterAdmin.CoreV1().ServiceAccounts(ns).CreateToken(ctx, "weak", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"everybody-bound", "anonymous-allowed"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"public-role-binding", "anonymous-allowed"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.RbacV1().RoleBindings(ns).Create(ctx, &rbacv1.RoleBinding{
 				ObjectMeta: metav1.ObjectMeta{Name: "open"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"},
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "system:anonymous"}},
@@ -238,15 +238,15 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			}, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"role-escalating"}, run: role("-escalate", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}})},
+		{expectedRules: []string{"role-escalates-privileges"}, run: role("-escalate", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"users"}, Verbs: []string{"impersonate"}})},
 		{expectedRules: []string{"role-wildcard"}, run: role("-star", allPermissions)},
-		{expectedRules: []string{"role-enters-pods"}, run: role("-exec", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}})},
+		{expectedRules: []string{"role-pod-exec"}, run: role("-exec", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods/exec"}, Verbs: []string{"create"}})},
 		{expectedRules: []string{"system-role-changed"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.RbacV1().ClusterRoles().Patch(ctx, "system:basic-user", types.MergePatchType, []byte(`{"metadata":{"labels":{"changed":"true"}}}`), metav1.PatchOptions{})
 			return err
 		}},
-		{expectedRules: []string{"impersonation-of-power", "impersonation"}, run: impersonate(rest.ImpersonationConfig{UserName: "root", Groups: []string{"system:masters"}})},
-		{expectedRules: []string{"privileged-pod", "host-mount", "host-processes", "host-memory", "host-network", "capabilities-asked"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"admin-impersonation", "impersonation"}, run: impersonate(rest.ImpersonationConfig{UserName: "root", Groups: []string{"system:masters"}})},
+		{expectedRules: []string{"privileged-pod", "host-mount", "host-pid", "host-ipc", "host-network", "capabilities-requested"}, run: func(ctx context.Context) error {
 			pod, yes := lab.NewPod("strong", lab.BusyboxImage, "/bin/true"), true
 			pod.Spec.HostPID, pod.Spec.HostIPC, pod.Spec.HostNetwork = true, true, true
 			pod.Spec.Volumes = []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}}
@@ -255,7 +255,7 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err := p.clusterAdmin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"request-unseen"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"request-truncated"}, run: func(ctx context.Context) error {
 			pod, yes := lab.NewPod("large", lab.BusyboxImage, "/bin/true"), true
 			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes}
 			pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "FILLS", Value: strings.Repeat("x", 700<<10)}}
@@ -271,11 +271,11 @@ func (w *auditFixture) attackActions(t *testing.T, p testClients) []attackAction
 			_, err := p.clusterAdmin.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{})
 			return err
 		}},
-		{expectedRules: []string{"cluster-namespace-changed", "cluster-names-changed"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"cluster-namespace-changed", "cluster-config-changed"}, run: func(ctx context.Context) error {
 			_, err := p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-custom"}}, metav1.CreateOptions{})
 			return errors.Join(err, p.clusterAdmin.CoreV1().ConfigMaps("kube-system").Delete(ctx, "coredns-custom", metav1.DeleteOptions{}))
 		}},
-		{expectedRules: []string{"admission-outside", "admission-weakened", "admission-removed"}, run: func(ctx context.Context) error {
+		{expectedRules: []string{"admission-webhook-external", "admission-weakened", "admission-removed"}, run: func(ctx context.Context) error {
 			url, ignore, none := "https://203.0.113.7/", admissionv1.Ignore, admissionv1.SideEffectClassNone
 			_, err := hooks.Create(ctx, &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: ns}, Webhooks: []admissionv1.ValidatingWebhook{{
 				Name: "x.example.com", ClientConfig: admissionv1.WebhookClientConfig{URL: &url}, FailurePolicy: &ignore, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},

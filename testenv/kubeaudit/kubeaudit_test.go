@@ -175,7 +175,7 @@ func TestEveryRuleFiresOnARealAPIServer(t *testing.T) {
 					require.Equal(t, "plain", one.Event.Container.Pod.Name, "it joins the incident of the pod that was entered")
 					require.Equal(t, "Pod", one.Event.Container.Workload.Kind)
 					require.NotEmpty(t, one.Event.Container.ImageDigest)
-				case "token-outside", "secrets-listed":
+				case "token-used-outside", "secrets-listed":
 					require.Equal(t, "plain", one.Event.Container.Pod.Name, "it joins the incident of the pod whose token it is")
 				}
 			}

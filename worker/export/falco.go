@@ -83,8 +83,8 @@ func FalcoEvent(d sensors.Detection, rule string) any {
 	default:
 	}
 	tags := []string{"stanch"}
-	if t, ok := attackTactics[d.Objective]; ok {
-		tags = append(tags, "mitre_"+strings.ReplaceAll(strings.ToLower(t.name), " ", "_"))
+	if t, ok := sensors.ATTACKTacticOf(d.Objective, d.Technique); ok {
+		tags = append(tags, "mitre_"+strings.ReplaceAll(strings.ToLower(t.Name), " ", "_"))
 	}
 	if d.Technique != "" {
 		tags = append(tags, d.Technique)

@@ -38,15 +38,6 @@ var ocsfSeverities = map[sensors.Severity]int{
 	sensors.SeverityInfo: 1, sensors.SeverityLow: 2, sensors.SeverityMedium: 3, sensors.SeverityHigh: 4, sensors.SeverityCritical: 5,
 }
 
-// attackTactics are ATT&CK's, by objective. Where an objective is none of them, the one that it serves.
-var attackTactics = map[sensors.Objective]struct{ uid, name string }{
-	sensors.ObjectiveCryptoMining: {"TA0040", "Impact"}, sensors.ObjectiveEscape: {"TA0004", "Privilege Escalation"},
-	sensors.ObjectiveCredentialAccess: {"TA0006", "Credential Access"}, sensors.ObjectiveCommandControl: {"TA0011", "Command and Control"},
-	sensors.ObjectiveExfiltration: {"TA0010", "Exfiltration"}, sensors.ObjectiveLateralMovement: {"TA0008", "Lateral Movement"},
-	sensors.ObjectivePersistence: {"TA0003", "Persistence"}, sensors.ObjectiveDefenseEvasion: {"TA0005", "Defense Evasion"},
-	sensors.ObjectiveExecution: {"TA0002", "Execution"}, sensors.ObjectiveDiscovery: {"TA0007", "Discovery"},
-}
-
 func ocsfMetadata(uid, version string) ocsfObject {
 	return ocsfObject{
 		"version": OCSFVersion, "uid": uid, "product": ocsfObject{"name": "Stanch", "vendor_name": "Stanch", "version": cmp.Or(version, "dev")},
@@ -60,8 +51,8 @@ func ocsfAttacks(objective sensors.Objective, techniques ...string) []ocsfObject
 		if technique != "" {
 			a["technique"] = ocsfObject{"uid": technique}
 		}
-		if t, ok := attackTactics[objective]; ok {
-			a["tactic"] = ocsfObject{"uid": t.uid, "name": t.name}
+		if t, ok := sensors.ATTACKTacticOf(objective, technique); ok {
+			a["tactic"] = ocsfObject{"uid": t.ID, "name": t.Name}
 		}
 		if len(a) > 0 {
 			out = append(out, a)

@@ -26,7 +26,7 @@ func TestWhatIsReadAtTheCloudIsCountedOneByOne(t *testing.T) {
 				c.Resources = append(c.Resources, fmt.Sprintf("%d-%d", i, k))
 			}
 			for _, d := range j.Evaluate(sensors.Event{ID: fmt.Sprint(i), Kind: sensors.KindCloudAPICall, Time: time.Now(), Cloud: c}) {
-				if d.Rule == "cloud-storage-read" {
+				if d.Rule == "cloud-bulk-read" {
 					n++
 				}
 			}

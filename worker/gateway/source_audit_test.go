@@ -91,7 +91,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		out := strings.Replace(newAuditEvent("b-2", "get", "system:serviceaccount:shop:web", `{"resource":"pods","namespace":"shop"}`, 200, webPodExtra), `"10.0.0.9"`, `"10.0.0.9","203.0.113.7"`, 1)
 		code, _ := d.post(t, door, "api-server", newAuditEventList(out))
 		require.Equal(t, http.StatusAccepted, code)
-		require.Equal(t, sensors.SeverityCritical, named(d.incidentDetections(t, "local/shop/Deployment/web"), "token-outside").Severity)
+		require.Equal(t, sensors.SeverityCritical, named(d.incidentDetections(t, "local/shop/Deployment/web"), "token-used-outside").Severity)
 	})
 
 	t.Run("what is about no pod is about the account", func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestTheAuditLogOfTheCluster(t *testing.T) {
 		require.Equal(t, ingestResponse{Status: "accepted", Telemetry: 10}, s, "nine, one of them twice")
 		_, s = d.post(t, door, "api-server", newAuditEventList(all[9]))
 		require.Equal(t, 1, s.Accepted)
-		require.Equal(t, 10, named(d.incidentDetections(t, "local/User/bob"), "secrets-many").Event.Audit.RecentSecretReads)
+		require.Equal(t, 10, named(d.incidentDetections(t, "local/User/bob"), "secrets-bulk-read").Event.Audit.RecentSecretReads)
 	})
 
 	t.Run("Stanch's own requests are not judged, but from outside", func(t *testing.T) {

@@ -29,20 +29,20 @@ type conditionKind struct {
 // what may contain without a person.
 var (
 	telemetryLost = conditionKind{
-		ruleName: "telemetry-lost", title: "A node is no longer watched", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1562.001",
+		ruleName: "telemetry-lost", title: "A node is no longer watched", severity: sensors.SeverityHigh, confidence: 0.6, technique: "T1685",
 		reason: "Whoever stops the sensor is not seen from then on, by design.",
 	}
 	sensorBlind = conditionKind{
-		ruleName: "heartbeat-failing", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1562.001",
+		ruleName: "heartbeat-failing", title: "A sensor runs and no longer sees", severity: sensors.SeverityHigh, confidence: 0.7, technique: "T1685",
 		reason: "A sensor that answers and sees nothing looks healthy from outside: that is how one is blinded with care.",
 	}
 	eventsDropped = conditionKind{
-		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		ruleName: "events-dropped", title: "Events were lost on a node", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
 		reason: "What was lost was not judged: one event may have been hidden in a flood of others.",
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 	eventsFlooded = conditionKind{
-		ruleName: "event-flood", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		ruleName: "event-flood", title: "A container made more events than could be kept", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
 		reason: "Flooding the sensor hides what happens meanwhile. A busy program does it too.",
 		alias:  "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
@@ -51,27 +51,27 @@ var (
 		reason: "No runtime makes two. Whoever makes the second wants what is meant for the container to be done to something else.",
 	}
 	clockSkew = conditionKind{
-		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.006",
+		ruleName: "clock-skew", title: "A node's clock is wrong", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
 		reason: "Its timeline cannot be laid beside those of others, and leases and certificates are judged by a wrong clock.",
 	}
 	certificateExpiring = conditionKind{
-		ruleName: "certificate-expiring", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1562.001",
+		ruleName: "certificate-expiring", title: "A certificate ends soon and was not renewed", severity: sensors.SeverityLow, confidence: 0.5, technique: "T1685",
 		reason: "When it has ended, what needs it falls silent.", repeatInterval: 24 * time.Hour,
 	}
 	nodeOverRate = conditionKind{
-		ruleName: "node-rate-limited", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1562.006",
+		ruleName: "node-rate-limited", title: "A node sends more detections than it may", severity: sensors.SeverityMedium, confidence: 0.5, technique: "T1685",
 		reason: "While it waits its spool fills, and what no longer fits is lost.",
 	}
 	sourceLost = conditionKind{
-		ruleName: "source-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.001",
+		ruleName: "source-lost", title: "Another sensor has fallen silent", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
 		reason: "It spoke regularly until then.",
 	}
 	sourceEventsUndecodable = conditionKind{
-		ruleName: "source-events-unreadable", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		ruleName: "source-events-unreadable", title: "Events of another source could not be read", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
 		reason: "What could not be read was not judged. A request can be written so that nobody can read it, to hide what it asks for.", repeatInterval: time.Minute,
 	}
 	sourceEventsDropped = conditionKind{
-		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1562.006",
+		ruleName: "source-events-dropped", title: "Another sensor lost events", severity: sensors.SeverityMedium, confidence: 0.4, technique: "T1685",
 		reason: "What was lost was not judged.", alias: "Falco internal: syscall event drop", repeatInterval: time.Minute,
 	}
 )

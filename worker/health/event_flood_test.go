@@ -100,6 +100,6 @@ func TestAFloodThatHidesAnExecutionIsAnIncidentOfItsContainer(t *testing.T) {
 	d := waitForDetection(t, server, "Container/"+id[:12]+"@flooded-1", "event-flood")
 	require.Equal(t, id, d.Event.Container.ID)
 	require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
-	require.Equal(t, "T1562.006", d.Technique)
+	require.Equal(t, "T1685", d.Technique)
 	t.Log(d.Reasons)
 }

@@ -39,7 +39,7 @@ func TestHealth(t *testing.T) {
 		d := waitForDetection(t, server, "Node/gone-1", "telemetry-lost")
 		require.Equal(t, sensors.Subject{Kind: "Node", Name: "gone-1"}, d.Event.Subject)
 		require.Equal(t, sensors.ObjectiveDefenseEvasion, d.Objective)
-		require.Equal(t, "T1562.001", d.Technique)
+		require.Equal(t, "T1685", d.Technique)
 		require.Contains(t, d.Reasons[0], "did not say that it would")
 		require.Less(t, d.Confidence, 0.8, "it contains nothing without a person")
 	})
