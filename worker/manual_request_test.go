@@ -271,9 +271,9 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+testContainerID+"\n  container/"+twin)
 }
 
-// Who calls an incident a false positive learns what that released and denied. A freeze that is longer than its action is
-// meant for says so before it runs.
-func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
+// A true positive changes nothing that is in force or asked; a false positive names what it released and denied. A dry run
+// warns of a freeze that is longer than its action is meant for.
+func TestDispositionNamesWhatItReleasesAndDenies(t *testing.T) {
 	w, _, ask := startRequestInstallation(t, manualRequestConfig)
 	q := gateway.ContainRequest{ID: "short", Target: testContainerID, Action: "pod.isolate", Duration: 5 * time.Minute, Reason: "beacons"}
 	answer, err := ask("alice", q)
@@ -286,7 +286,23 @@ func TestWhatAFalsePositiveReleasesAndDeniesIsNamed(t *testing.T) {
 		asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 		return err == nil && len(asked) == 1
 	}, 30*time.Second, 50*time.Millisecond)
-	done, err := w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: incident.TriageFalsePositive})
+	resolve := func(kind incident.TriageKind) (*gateway.TriageResult, error) {
+		return w.ApprovalService.Triage(t.Context(), principalByName(w.Config, "bob"), gateway.TriageRequest{IncidentID: answer.IncidentID, Kind: kind})
+	}
+	_, err = resolve("nonsense")
+	require.ErrorContains(t, err, `invalid disposition "nonsense"; use false-positive, true-positive or benign`)
+	done, err := resolve(incident.TriageTruePositive)
+	require.NoError(t, err)
+	require.Empty(t, done.ReleasedLeases)
+	require.Empty(t, done.DeniedRequests)
+	require.Eventually(t, func() bool {
+		in, err := w.QueryService.Incident(t.Context(), answer.IncidentID)
+		return err == nil && in.Disposition == "true-positive" && in.DispositionBy == "bob"
+	}, 30*time.Second, 50*time.Millisecond)
+	asked, err := w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
+	require.NoError(t, err)
+	require.Len(t, asked, 1, "a true positive denies no question")
+	done, err = resolve(incident.TriageFalsePositive)
 	require.NoError(t, err)
 	require.Equal(t, []string{"pod.isolate of container b0b0b0b0b0b0 for 3h"}, done.DeniedRequests)
 	require.Len(t, done.ReleasedLeases, 1)

@@ -17,7 +17,7 @@ func baselineCommand(setup *agent.Config) *cobra.Command {
 	root := &cobra.Command{
 		Use: "baseline", Short: "What this node learnt of each image: programs and destinations", Args: cobra.NoArgs,
 		Long: `What this node learnt of each image: which programs its containers execute, and
-where they connect. After the time of learning (--learn) anything else is new for a
+where they connect. After the time of learning (--learning-period) anything else is new for a
 day, makes detections surer, and fires the rules unusual-program and unusual-egress.
 
 ` + "`stanch up`" + ` keeps its node's state in DATA/node.`,

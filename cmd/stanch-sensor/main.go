@@ -64,7 +64,7 @@ func exitCode(err error) int {
 func rootCommand() *cobra.Command {
 	setup := agent.Config{SnapshotProgram: []string{"/proc/self/exe", agent.SnapshotCommand}, ThawProgram: []string{"/proc/self/exe", agent.ThawCommand}}
 	var gatewayAddr, certs, output string
-	var enrol gatewayrpc.Enrollment
+	var enroll gatewayrpc.Enrollment
 	var events bool
 	root := &cobra.Command{
 		Use: "stanch-sensor", Short: "Watch the containers of this node and hold what Stanch contains",
@@ -72,13 +72,13 @@ func rootCommand() *cobra.Command {
 and obey commands that carry the authority's proof. It dials out and opens no port.`,
 		Example: `  stanch-sensor --gateway stanch.example:7443 --certs /etc/stanch/node
   stanch-sensor watch -o json
-  stanch-sensor disarm`,
+  stanch-sensor cleanup`,
 		SilenceUsage: true, SilenceErrors: true, Version: version, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if gatewayAddr == "" || (certs == "") == (enrol.GatewayURL == "") {
-				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enrol URL, or run `stanch-sensor watch`")}
+			if gatewayAddr == "" || (certs == "") == (enroll.GatewayURL == "") {
+				return usageError{errors.New("give --gateway ADDR and either --certs DIR or --enroll URL, or run `stanch-sensor watch`")}
 			}
-			return serveGateway(cmd.Context(), setup, gatewayAddr, certs, enrol)
+			return serveGateway(cmd.Context(), setup, gatewayAddr, certs, enroll)
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -91,10 +91,10 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	root.Flags().StringVar(&gatewayAddr, "gateway", "", "the gateway's address, host:port")
 	root.Flags().StringVar(&certs, "certs", "", "the `DIR` with node.crt, node.key, ca.crt and authority.json, as stanch cert node writes it")
 	f.StringVar(&setup.StateDir, "state", "/var/lib/stanch-sensor", "the `DIR` where the spool, the baselines and the freezer's list are kept; watch keeps nothing unless it is given")
-	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learn", "how long an image is watched before anything that it does is unusual")
-	root.Flags().StringVar(&enrol.GatewayURL, "enrol", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
-	root.Flags().StringVar(&enrol.TokenFile, "enrol-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
-	root.Flags().StringVar(&enrol.CAFile, "enrol-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
+	f.Var(duration.NewFlag(&setup.LearningPeriod, 24*time.Hour), "learning-period", "how long an image is watched before anything that it does is unusual")
+	root.Flags().StringVar(&enroll.GatewayURL, "enroll", "", "get the first certificate here, with the token of this pod: https://HOST:PORT of the gateway's door for people")
+	root.Flags().StringVar(&enroll.TokenFile, "enroll-token", "/var/run/secrets/stanch/token", "the file with the token, made for the audience stanch-gateway")
+	root.Flags().StringVar(&enroll.CAFile, "enroll-ca", "/etc/stanch/ca/ca.crt", "the file with the installation's certificate authority")
 
 	watch := &cobra.Command{
 		Use: "watch", Short: "Print detections, an object a line; needs nothing else running", Args: cobra.NoArgs,
@@ -111,39 +111,39 @@ and obey commands that carry the authority's proof. It dials out and opens no po
 	}
 	watch.Flags().BoolVar(&events, "events", false, "print every event, not only detections")
 	watch.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	disarm := &cobra.Command{
-		Use: "disarm", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
-		Example: "  stanch-sensor disarm",
+	cleanup := &cobra.Command{
+		Use: "cleanup", Short: "Remove every egress lock, freeze, program and pin from this node", Args: cobra.NoArgs,
+		Example: "  stanch-sensor cleanup",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(probe.Cleanup(setup.EgressLockDir), thawAllCgroups(cmd.Context())); err != nil {
-				return fmt.Errorf("disarm: %w", err)
+				return fmt.Errorf("cleanup: %w", err)
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "disarmed: no egress lock and no freeze is left on this node")
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "cleaned up: no egress lock and no freeze is left on this node")
 			return err
 		},
 	}
-	root.AddCommand(watch, disarm, baselineCommand(&setup))
+	root.AddCommand(watch, cleanup, baselineCommand(&setup))
 	return root
 }
 
 // openNodeCertificate gives the node's certificate: from a folder, or from the gateway. What is renewed is kept beside the spool.
-func openNodeCertificate(ctx context.Context, state, certs string, enrol gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
+func openNodeCertificate(ctx context.Context, state, certs string, enroll gatewayrpc.Enrollment) (*gatewayrpc.NodeCertificate, *gatewayrpc.PinnedKeys, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	enrol.CertificatePath, enrol.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
+	enroll.CertificatePath, enroll.PinnedKeysPath = filepath.Join(state, "node.pem"), filepath.Join(state, gatewayrpc.AuthorityKeysFile)
 	if certs == "" {
-		return enrol.OpenOrEnroll(ctx)
+		return enroll.OpenOrEnroll(ctx)
 	}
 	tlsConfig, err := gatewayrpc.LoadTLS(certs, "node")
 	if err != nil {
 		return nil, nil, err
 	}
-	pins, damaged := gatewayrpc.LoadPinnedKeys(certs, enrol.PinnedKeysPath)
+	pins, damaged := gatewayrpc.LoadPinnedKeys(certs, enroll.PinnedKeysPath)
 	if damaged != nil && !errors.Is(damaged, gatewayrpc.ErrDamagedPinnedKeys) {
 		return nil, nil, damaged
 	}
-	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, enrol.CertificatePath)
+	identity, err := gatewayrpc.NewNodeCertificate(tlsConfig, enroll.CertificatePath)
 	return identity, pins, errors.Join(err, damaged)
 }
 
@@ -156,9 +156,9 @@ func thawAllCgroups(ctx context.Context) error {
 	return snapshot.NewFreezer(root, slog.Default()).ThawAll(ctx)
 }
 
-func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enrol gatewayrpc.Enrollment) error {
+func serveGateway(ctx context.Context, setup agent.Config, address, certs string, enroll gatewayrpc.Enrollment) error {
 	setup.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enrol)
+	node, pins, err := openNodeCertificate(ctx, setup.StateDir, certs, enroll)
 	switch {
 	case err != nil && node == nil:
 		return err

@@ -102,15 +102,18 @@ func TestADryRunSaysNoWhereNothingWouldBeContained(t *testing.T) {
 	}
 }
 
-func TestAMarkSaysWhatItReleasedAndDenied(t *testing.T) {
+func TestTriageResultListsReleasedLeasesAndDeniedQuestions(t *testing.T) {
 	in := playbooks.Incident{Targets: []playbooks.Target{{Kind: playbooks.TargetPod, Namespace: "shop", Name: "web", UID: "u"}}}
 	var out bytes.Buffer
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{Incident: in, ReleasedLeases: []playbooks.LeaseReport{{ID: "LSE-1", Action: "pod.isolate", Target: "pod:u"}}, DeniedRequests: []string{"stop it for 1h"}})
-	require.Equal(t, "INC-1: false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
+	require.Equal(t, "INC-1: resolved as false-positive\n  released: pod.isolate of pod shop/web, lease LSE-1\n  denied: stop it for 1h\n", out.String())
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageFalsePositive, gateway.TriageResult{})
-	require.Contains(t, out.String(), "it held nothing and asked nothing")
+	require.Contains(t, out.String(), "no lease was in force and no question was open")
+	out.Reset()
+	printTriageResult(&out, "INC-1", incident.TriageTruePositive, gateway.TriageResult{})
+	require.Equal(t, "INC-1: resolved as true-positive\n", out.String())
 	out.Reset()
 	printTriageResult(&out, "INC-1", incident.TriageAssigned, gateway.TriageResult{})
-	require.Equal(t, "INC-1: taken-over\n", out.String())
+	require.Equal(t, "INC-1: assigned to you\n", out.String())
 }

@@ -104,8 +104,8 @@ the connection goes on. Exit 0 only if all of it held. Needs a running Stanch.
 	f := c.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "drill in this cluster, in the namespace stanch-drill, instead of on this host")
 	f.StringVar(&o.image, "image", "busybox:1.36", "the image of the drill's pods")
-	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "hold", "how long to watch that nothing leaves")
-	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "limit", "give up after this long")
+	f.Var(duration.NewFlag(&o.lockDuration, time.Second), "observe", "how long to watch that nothing leaves")
+	f.Var(duration.NewFlag(&o.timeout, 2*time.Minute), "timeout", "give up after this long")
 	f.StringSliceVar(&o.roles, "role", nil, "IAM roles made for this drill, which its approver may answer for; each name begins with stanch-drill-")
 	addOutputFlag(c, &o.output)
 	return c
@@ -132,7 +132,7 @@ func (d *drillRun) recordCheck(name string, ok bool, format string, a ...any) bo
 	if !ok {
 		mark = "FAIL"
 	}
-	d.logf("  %s %-12s %s", mark, name, escapeForTerminal(detail))
+	d.logf("  %s %-20s %s", mark, name, escapeForTerminal(detail))
 	return ok
 }
 
@@ -269,8 +269,8 @@ func (d *drillRun) followResponse(ctx context.Context) {
 		d.recordCheck("approved", true, "the scope's approver was asked and said yes with the drill's key")
 	}
 	d.result.Evidence = len(in.Evidence)
-	d.recordCheck("evidence", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
-	if !d.recordCheck("playbook", ok, "%s", formatLeases(in)) {
+	d.recordCheck("evidence-captured", len(in.Evidence) > 0, "%d pieces", len(in.Evidence))
+	if !d.recordCheck("playbook-completed", ok, "%s", formatLeases(in)) {
 		d.explainFailure(in)
 	}
 	if d.name == "credentials" {
@@ -347,11 +347,11 @@ func (d *drillRun) checkTraffic(ctx context.Context) {
 	}
 	before, sibling := d.environment.VictimLineCount(), d.environment.SiblingLineCount()
 	_ = sleep(ctx, hold)
-	d.recordCheck("silent", d.environment.VictimLineCount() == before, "%d lines arrived at the peer in %s", d.environment.VictimLineCount()-before, hold)
-	d.recordCheck("sibling", d.environment.SiblingLineCount() > sibling, "the untouched sibling sent %d lines meanwhile", d.environment.SiblingLineCount()-sibling)
+	d.recordCheck("egress-blocked", d.environment.VictimLineCount() == before, "%d lines arrived at the peer in %s", d.environment.VictimLineCount()-before, hold)
+	d.recordCheck("sibling-unaffected", d.environment.SiblingLineCount() > sibling, "the untouched sibling sent %d lines meanwhile", d.environment.SiblingLineCount()-sibling)
 	if hasProbes {
 		detail, err := probed.CheckProbes(ctx)
-		d.recordCheck("probes", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+		d.recordCheck("probes-passing", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
 	}
 }
 
@@ -364,7 +364,7 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 			continue
 		}
 		if err := d.client.post(ctx, "/v1/release", gateway.LeaseRequest{LeaseID: l.ID}, nil); err != nil {
-			d.recordCheck("released", false, "%s: %v", l.ID, err)
+			d.recordCheck("leases-released", false, "%s: %v", l.ID, err)
 		}
 	}
 	in, ok := d.waitForIncident(ctx, 30*time.Second, func(in playbooks.Incident) bool {
@@ -376,7 +376,7 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 			Verified: l.Outcome == playbooks.OutcomeChanged, Undone: l.Undone,
 		})
 	}
-	d.recordCheck("undone", ok && len(in.Leases) > 0, "%d leases undone and verified", len(in.Leases))
+	d.recordCheck("leases-undone", ok && len(in.Leases) > 0, "%d leases undone and verified", len(in.Leases))
 	what := "the attacker's connection goes on"
 	if scaled := slices.ContainsFunc(in.Leases, func(l playbooks.LeaseReport) bool { return l.Facet == string(playbooks.FacetReplicas) }); scaled {
 		what = "the workload's new pods talk to the peer"
@@ -387,11 +387,11 @@ func (d *drillRun) releaseLeases(ctx context.Context) {
 		}
 		return nil
 	}) == nil
-	d.recordCheck("resumed", resumed, "%s", what)
+	d.recordCheck("connection-restored", resumed, "%s", what)
 	if s, ok := d.environment.(probedEnvironment); ok {
 		var detail string
 		err := retryUntil(ctx, 30*time.Second, func() (err error) { detail, err = s.CheckRestored(ctx); return err })
-		d.recordCheck("restored", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
+		d.recordCheck("workload-restored", err == nil, "%s", cmp.Or(detail, fmt.Sprint(err)))
 	}
 }
 

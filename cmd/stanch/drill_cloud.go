@@ -20,5 +20,5 @@ func (d *drillRun) checkCloudSteps(in playbooks.Incident) {
 			said = append(said, strings.TrimSuffix(fmt.Sprintf("%s %s: %s", s.Action, s.Outcome, s.Reason), ": "))
 		}
 	}
-	d.recordCheck("cloud", ok && len(said) > 0, "%s", strings.Join(said, "; "))
+	d.recordCheck("cloud-steps", ok && len(said) > 0, "%s", strings.Join(said, "; "))
 }

@@ -45,7 +45,7 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 			case integrations.DecoderForKind(o.Kind) == nil:
 				return usageError{fmt.Errorf("--from is one of %s, not %q", strings.Join(integrations.SourceKinds(), ", "), o.Kind)}
 			case o.File == "" && (o.State != "" || o.Beginning || o.Once):
-				return usageError{errors.New("--state, --beginning and --once are for a file; a pipe is read from where it is to its end")}
+				return usageError{errors.New("--state, --from-start and --once are for a file; a pipe is read from where it is to its end")}
 			}
 			if o.File == "" {
 				o.Stdin = c.InOrStdin()
@@ -66,7 +66,7 @@ http://falco:TOKEN@HOST:PORT/v1/falco, with the token as the password.`,
 	f.StringVar(&o.CA, "ca", "", "a file with the certificate authority of the gateway (default: the system's)")
 	f.BoolVar(&o.Plaintext, "plaintext", false, "permit http to another machine: the token can be read on the way")
 	f.StringVar(&o.State, "state", "", "a file that keeps the place up to which FILE was carried")
-	f.BoolVar(&o.Beginning, "beginning", false, "without a place that was kept: read FILE from its beginning, and not from its end")
+	f.BoolVar(&o.Beginning, "from-start", false, "without a place that was kept: read FILE from its beginning, and not from its end")
 	f.BoolVar(&o.Once, "once", false, "read FILE from its beginning to its end, and end")
 	f.Var(duration.NewFlag(&o.Linger, 0), "linger", "how long a batch waits for more lines (default 500ms)")
 	return c

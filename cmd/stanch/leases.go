@@ -17,7 +17,6 @@ import (
 	"stanch/sensors/duration"
 	"stanch/sensors/redact"
 	"stanch/worker/gateway"
-	"stanch/workflows/incident"
 	"stanch/workflows/lease"
 )
 
@@ -172,48 +171,6 @@ does; the configuration says whether you may answer. The output says how the ans
 		c.Flags().BoolVar(&breakGlass, "break-glass", false, "answer alone for the whole quorum, where your configuration lets you; it is recorded")
 	}
 	return c
-}
-
-func triageCommand(g *globalFlags) *cobra.Command {
-	var reason string
-	c := &cobra.Command{
-		Use: "mark INCIDENT taken-over|false-positive", Short: "Take an incident over, or call it a false positive", Args: validateArgs(cobra.ExactArgs(2)),
-		Long: `Say something about an incident. In both cases no further playbook starts in it.
-
-  taken-over       it is yours from now on; what holds goes on to its end
-  false-positive   what it holds is released, what it asks is denied`,
-		ValidArgs: []string{"taken-over", "false-positive"},
-		Example:   "  stanch mark INC-01JABC… false-positive --reason \"the nightly build\"",
-		RunE: func(cmd *cobra.Command, a []string) error {
-			q := gateway.TriageRequest{IncidentID: a[0], Kind: incident.TriageKind(a[1]), Reason: reason}
-			if q.Kind != incident.TriageAssigned && q.Kind != incident.TriageFalsePositive {
-				return usageError{fmt.Errorf("%q is no mark: taken-over or false-positive", a[1])}
-			}
-			var done gateway.TriageResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/mark", q, &done); err != nil {
-				return err
-			}
-			printTriageResult(cmd.OutOrStdout(), a[0], q.Kind, done)
-			return nil
-		},
-	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	return c
-}
-
-// printTriageResult says what a mark brought about.
-func printTriageResult(out io.Writer, id string, kind incident.TriageKind, done gateway.TriageResult) {
-	p := func(format string, args ...any) { fmt.Fprintln(out, escapeForTerminal(fmt.Sprintf(format, args...))) }
-	p("%s: %s", id, kind)
-	for _, l := range done.ReleasedLeases {
-		p("  released: %s of %s, lease %s", l.Action, display.TargetName(done.Incident, l.Target), l.ID)
-	}
-	for _, title := range done.DeniedRequests {
-		p("  denied: %s", title)
-	}
-	if kind == incident.TriageFalsePositive && len(done.ReleasedLeases)+len(done.DeniedRequests) == 0 {
-		p("  it held nothing and asked nothing")
-	}
 }
 
 // logProgress writes a line for people, never into a machine's output.

@@ -87,7 +87,7 @@ Start with:
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "see", Title: "See and answer:"}, &cobra.Group{ID: "write", Title: "Write playbooks:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {upCommand(g), workerCommand(g), forwardCommand(), drillCommand(g), doctorCommand(g), manifestsCommand(g), certCommand(g)},
-		"see":   {statusCommand(g), incidentsCommand(g), containCommand(g), runCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), approvalCommand(g, true), approvalCommand(g, false), triageCommand(g), pauseCommand(g), resumeCommand(g), evidenceCommand(g)},
+		"see":   {statusCommand(g), incidentsCommand(g), containCommand(g), runCommand(g), auditCommand(g), recordCommand(g), leasesCommand(g), releaseCommand(g), extendCommand(g), approvalCommand(g, true), approvalCommand(g, false), assignCommand(g), resolveCommand(g), pauseCommand(g), resumeCommand(g), evidenceCommand(g)},
 		"write": {validateCommand(g), testCommand(), explainCommand(), playbooksCommand(g), simulateCommand(g), actionsCommand(), schemaCommand(), rulesCommand(g)},
 	} {
 		for _, c := range commands {

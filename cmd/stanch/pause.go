@@ -13,12 +13,12 @@ import (
 func pauseCommand(g *globalFlags) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
-		Use: "stop", Short: "Pause: start no new containment; undo nothing", Args: validateArgs(cobra.NoArgs), Example: "  stanch stop --reason \"migration until 18:00\"",
+		Use: "pause", Short: "Pause: start no new containment; undo nothing", Args: validateArgs(cobra.NoArgs), Example: "  stanch pause --reason \"migration until 18:00\"",
 		Long: `Set the kill switch: no new containment starts until ` + "`stanch resume`" + `. Leases in force stay. What is refused meanwhile is
 listed when new containments are resumed, with the command that contains it then.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var done gateway.PauseResult
-			if err := g.newAPIClient().post(cmd.Context(), "/v1/stop", gateway.PauseRequest{Reason: reason}, &done); err != nil {
+			if err := g.newAPIClient().post(cmd.Context(), "/v1/pause", gateway.PauseRequest{Reason: reason}, &done); err != nil {
 				return err
 			}
 			if done.AlreadyPaused {

@@ -60,9 +60,9 @@ that the configuration uses too, so that it shows which of them runs.`,
 	f.BoolVar(&o.library, "library", false, "select beside them what the configuration uses, as a running Stanch does: shipped playbooks and its folders")
 	f.StringVar(&o.approvalPolicy, "approve", "", "what people answer: all, none, or a file (default: as they did)")
 	f.IntVar(&o.phase, "phase", 0, "the phase everywhere: 1, 2 or 3 (default: as configured, or as it was)")
-	f.BoolVar(&o.fullTimelines, "whole", false, "in text, every incident of a corpus with its timeline, and not a line each")
-	f.BoolVar(&o.isSubprocess, "share", false, "simulate what comes on standard input, for another of these")
-	_ = f.MarkHidden("share")
+	f.BoolVar(&o.fullTimelines, "full", false, "in text, every incident of a corpus with its timeline, and not a line each")
+	f.BoolVar(&o.isSubprocess, "subprocess", false, "simulate what comes on standard input, for another of these")
+	_ = f.MarkHidden("subprocess")
 	addFormatFlag(c, &o.output, "text", "json", "html")
 	return c
 }
@@ -124,7 +124,7 @@ func newSimulationSubprocess(ctx context.Context) *exec.Cmd {
 	if err != nil {
 		program = os.Args[0]
 	}
-	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--share")...)
+	c := exec.CommandContext(ctx, program, append(slices.Clone(os.Args[1:]), "--subprocess")...)
 	// One processor each: one incident at a time has nothing to gain from more, and pays for waking them.
 	c.Env, c.Stderr = append(os.Environ(), "GOMAXPROCS=1"), os.Stderr
 	return c

@@ -212,7 +212,7 @@ func outcomePriority(part string) int {
 	return 1
 }
 
-// DescribeStatus says how an incident stands: "open", "open, taken over by alice", "resolved: false-positive by alice" or
+// DescribeStatus says how an incident stands: "open", "open, assigned to alice", "resolved: false-positive by alice" or
 // "closed, resolved: false-positive by alice".
 func DescribeStatus(in playbooks.Incident) string {
 	status := in.Status
@@ -224,7 +224,7 @@ func DescribeStatus(in playbooks.Incident) string {
 		return status + ", " + resolved
 	}
 	if in.Assignee != "" {
-		status += ", taken over by " + in.Assignee
+		status += ", assigned to " + in.Assignee
 	}
 	return status
 }

@@ -82,7 +82,7 @@ func TestAStatusSaysWhoResolvedIt(t *testing.T) {
 	in := newIncident()
 	assert.Equal(t, "open", display.DescribeStatus(in))
 	in.Assignee = "bob"
-	assert.Equal(t, "open, taken over by bob", display.DescribeStatus(in))
+	assert.Equal(t, "open, assigned to bob", display.DescribeStatus(in))
 	in.Disposition, in.DispositionBy = "false-positive", "alice"
 	assert.Equal(t, "resolved: false-positive by alice", display.DescribeStatus(in))
 	in.Status = "closed"

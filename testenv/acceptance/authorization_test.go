@@ -52,7 +52,7 @@ func TestAResponderSeesWhatIsUnderWay(t *testing.T) {
 	require.Equal(t, 1, code)
 	require.Contains(t, stderr, "extending never shortens")
 	require.Contains(t, shown("extend", in.Leases[0].ID, "--for", "1d"), "1d from now")
-	require.Contains(t, shown("mark", in.ID, "false-positive", "--reason", "a test"), in.ID)
+	require.Contains(t, shown("resolve", in.ID, "--as", "false-positive", "--reason", "a test"), in.ID)
 	require.Eventually(t, func() bool { return strings.Contains(shown("incidents", in.ID), "[resolved: false-positive by alice]") }, 10*time.Second, 100*time.Millisecond)
 	require.Contains(t, shown("incidents"), "resolved: false-positive by alice")
 }

@@ -158,7 +158,7 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	require.False(t, other.OpenApprovals[0].ViewerCanApprove)
 
 	var done map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &done)
+	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &done)
 	api.callAs(t, "alice", http.MethodGet, "/v1/incidents/"+testIncidentID, "", &in)
 	require.Regexp(t, "^new containments are paused \\(by bob .*: migration\\): what is approved now is refused; `stanch resume` first$", in.OpenApprovals[0].Warnings[0])
 	var a gateway.VoteResult
@@ -179,7 +179,7 @@ func TestWhatWasRefusedWhilePausedIsOffered(t *testing.T) {
 	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
 	require.False(t, paused.Paused)
 	var answer map[string]any
-	api.callAs(t, "bob", http.MethodPost, "/v1/stop", `{"reason":"migration"}`, &answer)
+	api.callAs(t, "bob", http.MethodPost, "/v1/pause", `{"reason":"migration"}`, &answer)
 	api.callAs(t, "bob", http.MethodGet, "/v1/switch", "", &paused)
 	require.True(t, paused.Paused)
 	require.Equal(t, "bob (a test)", paused.ChangedBy)
