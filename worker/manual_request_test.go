@@ -151,7 +151,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID, Action: "pod.isolate", Duration: time.Hour, Reason: "beacons to 203.0.113.9"}
 
 	_, err := ask("mallory", q)
-	require.ErrorContains(t, err, "mallory may not contain container b0b0b0b0b0b0: that is for responders")
+	require.ErrorContains(t, err, "mallory is not allowed to contain container b0b0b0b0b0b0; allowed: responders")
 	nothing := q
 	nothing.Reason = " "
 	_, err = ask("alice", nothing)
@@ -166,7 +166,7 @@ func TestAPersonContainsByRequest(t *testing.T) {
 	gone := q
 	gone.Target = strings.Repeat("a", 64)
 	_, err = ask("alice", gone)
-	require.ErrorContains(t, err, "no connected node runs the container")
+	require.ErrorContains(t, err, "not running on any connected node")
 
 	// A dry run says what the plan and the guards say, and leaves nothing behind.
 	dry := q
@@ -246,7 +246,7 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	node.containerIDs = append(node.containerIDs, twin)
 	q := gateway.ContainRequest{ID: "one", Target: testContainerID[:12], Action: "pod.isolate", Duration: time.Hour, Reason: "beacons"}
 	_, err := ask("alice", q)
-	require.ErrorContains(t, err, "no connected node runs the container b0b0b0b0b0b0; no incident has a container whose id begins so: give its complete id")
+	require.ErrorContains(t, err, "find container b0b0b0b0b0b0: not running on any connected node; use the complete id")
 	q.Target = testContainerID
 	answer, err := ask("alice", q)
 	require.NoError(t, err)
@@ -260,7 +260,7 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	}
 	q.Target = testContainerID[:11]
 	_, err = ask("alice", q)
-	require.ErrorContains(t, err, "no connected node runs the container")
+	require.ErrorContains(t, err, "not running on any connected node")
 
 	q.Target, q.DryRun = twin, false
 	answer, err = ask("alice", q)
@@ -268,7 +268,8 @@ func TestTheBeginningOfAContainersIDSuffices(t *testing.T) {
 	waitForPlaybookRun(t, w, answer)
 	q.Target = testContainerID[:12]
 	_, err = ask("alice", q)
-	require.ErrorContains(t, err, "b0b0b0b0b0b0 is the beginning of 2 containers' ids; give one of them completely:\n  container/"+testContainerID+"\n  container/"+twin)
+	require.ErrorContains(t, err, "container id b0b0b0b0b0b0 matches 2 containers; use the complete id of one:\n  "+
+		"container/"+testContainerID+"\n  container/"+twin)
 }
 
 // A true positive changes nothing that is in force or asked; a false positive names what it released and denied. A dry run
@@ -402,7 +403,7 @@ func TestQuestionsOfOneIncidentHaveNamesOfTheirOwn(t *testing.T) {
 	require.GreaterOrEqual(t, i, 0)
 	said, err := vote(asked[i].QualifiedID())
 	require.NoError(t, err)
-	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 said yes (bob); it goes ahead`, said.Message)
+	require.Equal(t, `bob approved "pod.isolate of container b0b0b0b0b0b0" for 2d: 1 of 1 approved (bob); it runs now`, said.Message)
 	require.Eventually(t, func() bool { return len(node.lockedLeaseIDs()) == 1 }, 30*time.Second, 50*time.Millisecond)
 	asked, err = w.QueryService.PendingApprovals(t.Context(), answer.IncidentID)
 	require.NoError(t, err)

@@ -228,7 +228,7 @@ func Parse(file string, raw []byte) (*Config, diagnostic.Diagnostics) {
 				continue
 			}
 			hint := ""
-			if strings.HasSuffix(m[2], "into config.Library") {
+			if strings.HasSuffix(m[2], "into config.LibrarySelection") {
 				hint = "write `library: {enabled: false}`, `library: {except: [NAME]}` or `library: {only: [NAME]}`"
 			}
 			p.errorf(n, "yaml", hint, "%s", m[2])

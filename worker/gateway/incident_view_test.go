@@ -164,11 +164,12 @@ func TestAQuestionSaysWhatAYesWouldNotBringAbout(t *testing.T) {
 	var a gateway.VoteResult
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true}`, &a)
 	require.Equal(t, gateway.ResultCounted, a.Result)
-	require.Contains(t, a.Message, "waiting for one more of responders; new containments are paused (")
+	require.Contains(t, a.Message, "waiting for 1 more of responders; new containments are paused (")
 	api.callAs(t, "alice", http.MethodPost, "/v1/vote", `{"incident":"`+testIncidentID+`","approve":true,"wait":true,"break_glass":true,"reason":"nobody else"}`, &a)
 	require.Equal(t, gateway.ResultApproved, a.Result)
 	require.NotContains(t, a.Message, "goes ahead")
-	require.Contains(t, a.Message, "alone for the whole quorum; it is refused, since new containments are paused (")
+	require.Contains(t, a.Message, "alone with break-glass, for the complete quorum; it is refused, since new "+
+		"containments are paused (")
 }
 
 // What was refused while paused is not forgotten by the resume.
