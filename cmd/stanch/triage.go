@@ -16,15 +16,16 @@ func resolveCommand(g *globalFlags) *cobra.Command {
 	var disposition, reason string
 	c := &cobra.Command{
 		Use: "resolve INCIDENT --as DISPOSITION", Short: "Resolve an incident with a disposition", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your name in the incident, the
-audit and the chat, and no further playbook starts in the incident. --as is one of:
+		Long: `Resolve an open incident once you know what it was. The disposition is recorded with your name in
+the incident, the audit and the chat, and no further playbook starts in the incident. --as is one of:
 
   false-positive   it did not happen: leases are released, open questions are denied
-  benign           it happened and is permitted, such as a penetration test: leases are released, open questions are denied
-  true-positive    it was an attack: nothing is released or denied; leases stay in force until they end, and running
-                   playbooks finish`,
-		Example: `  stanch resolve INC-01JABC… --as false-positive --reason "the nightly build"
-  stanch resolve INC-01JABC… --as true-positive --reason "image replaced, credentials rotated"`,
+  benign           it happened and is permitted, such as a penetration test: leases are released,
+                   open questions are denied
+  true-positive    it was an attack: nothing is released or denied; leases stay in force until they
+                   end, and running playbooks finish`,
+		Example: `  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as false-positive --reason "the nightly build"
+  stanch resolve INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --as true-positive --reason "image replaced, credentials rotated"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			kind := incident.TriageKind(disposition)
 			switch {
@@ -51,11 +52,12 @@ func assignCommand(g *globalFlags) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
 		Use: "assign INCIDENT", Short: "Assign an incident to yourself", Args: validateArgs(cobra.ExactArgs(1)),
-		Long: `Assign an open incident to yourself when you want to handle it without further automation. No further playbook starts
-in it, running playbooks contain nothing further, and open questions are denied. Leases in force stay until they end;
-release or extend them yourself. Use resolve once you know what it was.`,
-		Example: `  stanch assign INC-01JABC…
-  stanch assign INC-01JABC… --reason "I know this service"`,
+		Long: `Assign an open incident to yourself when you want to handle it without further automation. No
+further playbook starts in it, running playbooks contain nothing further, and open questions are
+denied. Leases in force stay until they end; release or extend them yourself. Use resolve once you
+know what it was.`,
+		Example: `  stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0
+  stanch assign INC-01JABCDEFGHJKMNPQRSTVWXYZ0 --reason "I know this service"`,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return submitTriage(cmd, g, gateway.TriageRequest{IncidentID: ids[0], Kind: incident.TriageAssigned, Reason: reason})
 		},
